@@ -5,6 +5,7 @@ kernel of this project is imported there. Triton interprets there: what compiles
 needs a new interpreter. So does what signals a whole process group, which the processes of the server are not part of.
 """
 
+import contextlib
 import os
 import runpy
 import subprocess
@@ -34,6 +35,16 @@ def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.e
         out, err = (path.read_text() if path.exists() else "" for path in paths)
     assert process.exitcode is not None
     return subprocess.CompletedProcess(given, process.exitcode, out, err)
+
+
+def with_environment(variable: str) -> list[int]:
+    """The processes of Linux that were started with NAME=VALUE in their environment. Zombies have no environment."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found
 
 
 def _run(arguments: list[str], cwd: Path, env: dict[str, str], paths: tuple[Path, Path]) -> None:

@@ -46,6 +46,13 @@ def test_the_wheel_is_of_this_version():
     assert f"attn_parity-{version}-py3-none-any.whl" in STEPS["Install"]["run"]
 
 
+def test_torch_is_the_build_for_cpus():
+    """The public index has torch for CUDA only. pip ranks 2.13.0+cpu of another index above it, and no other version."""
+    (variable,) = re.findall(r"\$\{\{ vars\.(\w+) \}\}", STEPS["Install"]["env"]["PIP_EXTRA_INDEX_URL"])
+    assert "pip install torch==2.13.0\n" in STEPS["Install"]["run"]
+    assert f"`{variable}`" in (ROOT / "docs" / "guide" / "ci.md").read_text()
+
+
 def test_what_is_uploaded_is_what_the_run_writes(tmp_path, monkeypatch):
     for name in ("my_target.py", "my_unified_attention.py"):
         shutil.copy(ROOT / "examples" / name, tmp_path)

@@ -12,7 +12,7 @@ from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.text import one_line
 from attn_parity import defaults
 from attn_parity.console import notes, results
-from attn_parity.options import ignore_signals, interrupts_end_the_process
+from attn_parity.options import ignore_signals, interrupts_end_the_process, sigterm_interrupts
 from click.shell_completion import CompletionItem
 
 COMMANDS = {
@@ -101,13 +101,14 @@ def _code(arguments: Sequence[str] | None) -> int:
     """Run the command, print its error, and return the exit code."""
     try:
         sys.path.append(os.getcwd())  # a target given as module:attribute is often a file of this folder
-        code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
+        with sigterm_interrupts():
+            code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         notes.print(error.format_message())
     except click.ClickException as error:
         _tell(error.format_message())
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         return 130
     except InputError as error:
         _tell(str(error))

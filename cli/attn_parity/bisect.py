@@ -18,7 +18,6 @@ from attn_parity.options import (
     device_option,
     json_option,
     limit_option,
-    sigterm_interrupts,
     target_of,
     use_device,
     write_json,
@@ -56,7 +55,6 @@ class EndError(InputError):
 @limit_option
 @device_option
 @json_option
-@sigterm_interrupts()
 def command(
     file: Path,
     target_name: str | None,

@@ -30,7 +30,6 @@ from attn_parity.options import (
     json_option,
     plain_table,
     progress_bar,
-    sigterm_interrupts,
     workers_option,
     write_json,
 )
@@ -84,7 +83,6 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 )
 @workers_option
 @json_option
-@sigterm_interrupts()
 def command(
     architectures: str | None,
     only: str,

@@ -8,7 +8,7 @@ from attn_fuzz.errors import InputError
 from attn_parity.binaries.build import in_processes
 from attn_parity.compile import chosen_architectures
 from attn_parity.console import notes, results
-from attn_parity.options import default_workers, plain_table, progress_bar, sigterm_interrupts, workers_option
+from attn_parity.options import default_workers, plain_table, progress_bar, workers_option
 
 if TYPE_CHECKING:
     from attn_parity.binaries.build import Job
@@ -33,7 +33,6 @@ FOLDER = "emulated"
     help="Run nothing: compare the buffers that a GPU left in this folder with those of the emulator.",
 )
 @workers_option
-@sigterm_interrupts()
 def command(file: Path, architectures: str | None, only: str, there: Path | None, workers: int | None) -> int:
     """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 

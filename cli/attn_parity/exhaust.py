@@ -38,7 +38,6 @@ from attn_parity.options import (
     plain_table,
     sanitizes,
     say_what_runs_kernels,
-    sigterm_interrupts,
     use_device,
     workers_option,
     write_json,
@@ -82,7 +81,6 @@ _SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
 @limit_option
 @device_option
 @json_option
-@sigterm_interrupts()
 def command(
     target_name: str,
     scope_name: str,

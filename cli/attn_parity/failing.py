@@ -112,4 +112,7 @@ def tell(found: Found, *, is_first: bool) -> None:
     results.print(f"{size}: {found.case_file}   script: {found.script or 'it could not be written'}", soft_wrap=True)
     if found.first_file is not None and failure.case != failure.first:
         results.print(f"as it was found: {found.first_file}", soft_wrap=True)
+    if (first := failure.first_verdict).kind != failure.verdict.kind:
+        symptom = f"{first.kind}: {first.message}"
+        results.print(f"it was found by another symptom, perhaps of another cause: {symptom}", soft_wrap=True)
     results.print(f"again: {shlex.join(report.again(failure.case, found.case_file, failure.verdict))}", soft_wrap=True)

@@ -4,6 +4,7 @@ import platform
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -38,7 +39,6 @@ from attn_parity.options import (
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    sigterm_interrupts,
     workers_option,
     working_dir_option,
     write_json,
@@ -91,7 +91,6 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @ray_option
 @needs_option
 @working_dir_option
-@sigterm_interrupts()
 def command(
     target_name: str,
     profile: str,
@@ -141,11 +140,13 @@ def _fuzz(
     failures_of = database.connect(where) if where else None
     key = database.key(plan.target, place.device_name)
     past = _past(corpus, failures_of, key, plan.target, place.supports[plan.target])
+    plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
+    place = place.of_shards(len(plans))
     name = re.sub(r"[^\w.+-]+", "-", target.name)[:80] + f"-{plan.seed}"
     work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
     results.print(f"target {target.name} on {place.device_name}, {work}, {place.words}, --seed {plan.seed}")
     started = time.monotonic()
-    outcome, files_of = _run(plan, past, place, name)
+    outcome, files_of = _run(plans, place, plan.folder, name)
     if any(progress.failure for progress in outcome.progress):
         ignore_signals()  # they would lose the failures that are about to be reported
     seconds = time.monotonic() - started
@@ -233,19 +234,18 @@ def _past(
     return admitted.cases
 
 
-def _run(plan: FuzzPlan, past: dict[Case, str], place: Place, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
-    """Run past cases and then the plan's shards. Each failure is shown and written at once; returns the files of each shard."""
-    plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
+def _run(plans: Sequence[FuzzPlan], place: Place, folder: Path, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
+    """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard."""
     done = [shard.Progress() for _ in plans]
     files_of = [failing.EarlyFiles() for _ in plans]
-    with progress_bar(len(past) + plan.examples) as show_bar:
+    with progress_bar(sum(len(plan.past) + plan.examples for plan in plans)) as show_bar:
 
         def show(index: int, progress: shard.Progress) -> None:
             before = done[index].failure
             if progress.failure is not None and before is None:
-                files_of[index].first = failing.show_first(progress.failure, plan.folder, name)
+                files_of[index].first = failing.show_first(progress.failure, folder, name)
             elif progress.failure is not None and progress.failure != before:
-                files_of[index].save_smallest(progress.failure.case, plan.folder, f"{name}-shard-{index}")
+                files_of[index].save_smallest(progress.failure.case, folder, f"{name}-shard-{index}")
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
 

@@ -41,7 +41,6 @@ from attn_parity.options import (
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    sigterm_interrupts,
     workers_option,
     working_dir_option,
     write_json,
@@ -79,7 +78,6 @@ FOLDER = Path("attn-parity-runs")
 @ray_option
 @needs_option
 @working_dir_option
-@sigterm_interrupts()
 def command(
     names: tuple[str, ...],
     minutes: float | None,
@@ -120,6 +118,8 @@ def command(
         plans = [
             replace(plan, target=name, sanitize=sanitizes(sanitize, target, place.device)) for name, target in targets.items()
         ]
+        shards = [[*_replays(corpus, plan, place), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans]
+        place = place.of_shards(sum(map(len, shards)))
         words = [
             f"hunt {', '.join(target.name for target in targets.values())} on {place.device_name}",
             *([f"{minutes:g} minutes"] if minutes else []),
@@ -128,7 +128,6 @@ def command(
         ]
         results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
         files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
-        shards = [[*_replays(corpus, plan, place), *runner.shards(plan, SHARD_EXAMPLES)] for plan in plans]
         return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan.seed, place, json_file)
 
 

@@ -22,7 +22,6 @@ from attn_parity.options import (
     default_workers,
     json_option,
     progress_bar,
-    sigterm_interrupts,
     workers_option,
     write_json,
 )
@@ -53,7 +52,6 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 )
 @workers_option
 @json_option
-@sigterm_interrupts()
 def command(check: bool, only: str | None, page: Path, workers: int | None, json_file: Path | None) -> int:
     """Write the tables of features, sides and drawn pairs, of the contract's regions, and of the backends.
 

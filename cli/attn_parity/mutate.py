@@ -38,7 +38,6 @@ from attn_parity.options import (
     page_option,
     say_what_runs_kernels,
     seeds_option,
-    sigterm_interrupts,
     use_device,
     workers_option,
     write_json,
@@ -94,7 +93,6 @@ PAGE = PAGES / "mutants.md"
 @limit_option
 @device_option
 @json_option
-@sigterm_interrupts()
 def command(
     sample: int,
     sample_seed: int,

@@ -227,18 +227,18 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_end_the_process() -> Iterator[None]:
-    """For imports: Ctrl-C ends the process at once, instead of raising KeyboardInterrupt in a module that is half imported.
+    """For imports: a signal ends the process at once, instead of raising KeyboardInterrupt in a module that is half imported.
 
     Torch goes on without numpy if numpy's import fails, and fails when it imports numpy again.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raising = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is signal.default_int_handler]
+    for number in raising:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        if handler is signal.default_int_handler:
-            signal.signal(signal.SIGINT, handler)
+        for number in raising:
+            signal.signal(number, signal.default_int_handler)
 
 
 def ignore_signals() -> None:

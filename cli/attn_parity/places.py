@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Place:
         device_name: for people.
         supports: of each target, there.
         workers: how many shards run at once.
-        words: the number of workers, for people.
+        nodes: how many nodes of Ray there are; None: the place is this machine.
         run: of the runner: starts workers there.
         fixed: returns the names of a target's findings whose stored cases no longer fail there. It takes the target and the
             seconds that a case may take.
@@ -35,9 +35,26 @@ class Place:
     device_name: str
     supports: Mapping[str, Support]
     workers: int
-    words: str
+    nodes: int | None
     run: Callable[..., contextlib.AbstractContextManager[Any]]
     fixed: Callable[[str, float], list[str]]
+
+    def of_shards(self, count: int) -> "Place":
+        """The place as a run of so many shards uses it: more workers would have nothing to do."""
+        return replace(self, workers=min(self.workers, count))
+
+    @property
+    def words(self) -> str:
+        """The number of workers, for people."""
+        if self.nodes is None:
+            return f"{self.workers} workers"
+        if self.workers < self.nodes:
+            return f"{self.workers} workers on {self.workers} of {_nodes_of_ray(self.nodes)}"
+        return f"{self.workers} workers on {_nodes_of_ray(self.nodes)}"
+
+
+def _nodes_of_ray(number: int) -> str:
+    return f"{number} node{'s' * (number > 1)} of Ray"
 
 
 @contextlib.contextmanager
@@ -75,7 +92,7 @@ def _here(targets: Sequence[str], device: str, number: int | None) -> Place:
     def fixed(target: str, limit: float) -> list[str]:
         return [finding.name for finding in ledger.fixed(target, device, limit)]
 
-    return Place(device, device_name(device), supports, number, f"{number} workers", workers.here, fixed)
+    return Place(device, device_name(device), supports, number, None, workers.here, fixed)
 
 
 @contextlib.contextmanager
@@ -91,11 +108,14 @@ def _on_ray(
         registry.load(target)
     with fleet.connected(address, folder):
         cluster = fleet.cluster(device, needs, number)
-        nodes = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of Ray"
-        waiting = f"waiting until one of {nodes} has loaded the target"
+        waiting = f"waiting until one of {_nodes_of_ray(cluster.nodes)} has loaded the target"
         seen = {target: cluster.look(target, lambda: notes.print(waiting)) for target in targets}
         number = number or cluster.room
         name = next(iter(seen.values())).device_name
         supports = {target: one.support for target, one in seen.items()}
-        run = partial(cluster.place, device_name=name)
-        yield Place(cluster.device, name, supports, number, f"{number} workers on {nodes}", run, cluster.fixed)
+        run = partial(cluster.place, device_name=name, lost=_say_that_it_is_lost)
+        yield Place(cluster.device, name, supports, number, cluster.nodes, run, cluster.fixed)
+
+
+def _say_that_it_is_lost(node: str) -> None:
+    notes.print(f"node {node} of Ray is lost: what it ran runs again on another", soft_wrap=True)

@@ -14,7 +14,6 @@ from attn_parity.options import (
     json_option,
     page_option,
     plain_table,
-    sigterm_interrupts,
     write_json,
 )
 
@@ -46,7 +45,6 @@ SCHEMA, MUTANTS_SCHEMA = "attn-parity.prove/1", "attn-parity.prove-mutants/1"
 @click.option("--check", "checks", is_flag=True, cls=MaintainersOption, help="Exit 1 if the page is not what the proofs make.")
 @page_option(PAGE)
 @json_option
-@sigterm_interrupts()
 def command(
     names: tuple[str, ...], lists: bool, shows: bool, confirms: bool, folder: Path, writes: bool, checks: bool, page: Path,
     json_file: Path | None,

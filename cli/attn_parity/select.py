@@ -23,6 +23,8 @@ _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 FP8 = "fp8"
 """vLLM's name of a cache of the architecture's own float8 type."""
+_OWN_BACKENDS = "this project's backends alone: FLASH_ATTN, FLASHINFER and others of vLLM's are not considered"
+"""What is said where there is no ROCm, and so no AITER: vLLM's first choice there is a backend that this project has not."""
 
 _OPTION_TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": int},
@@ -124,13 +126,14 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
     shared = {"allocations": model.allocations, "kv_sharing": model.kv_sharing}
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
     result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
-    results.print(f"{asked.name} on {architecture}, {aiter}", soft_wrap=True)
+    considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
+    results.print(f"{asked.name} on {architecture}, {considered}", soft_wrap=True)
+    engine = asked.engine(architecture)
     if asked.config is not None:
-        print_config(asked.config)
+        print_config(asked.config, layers, engine.tensor_parallel)
     print_assignments(assignments)
     print_findings(layers, assignments)
     if asked.config is not None:
-        engine = asked.engine(architecture)
         vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
         print_vllm(vllm, assignments)
         result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
@@ -144,7 +147,7 @@ def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: st
 
     for name, config in layers.items():
         names = priorities(architecture, latent=config.has_latent_cache)
-        of_each = [BACKENDS[backend].capabilities(aiter).refusals(config, architecture) for backend in names]
+        of_each = [BACKENDS[backend].capabilities(aiter).refusals(config) for backend in names]
         if shared := [refusal for refusal in of_each[0] if all(refusal in others for others in of_each)]:
             reasons = "; ".join(refusal.reason for refusal in shared)
             features = " and ".join(refusal.property for refusal in shared)

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from attn_optimized.selector import Assignment
 
 
-def print_config(config: ModelConfig) -> None:
-    """The groups of a model's layers, and what its config does not say."""
+def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], devices: int) -> None:
+    """The groups of a model's layers, and what its config does not say.
+
+    Args:
+        layers: those of the groups, by name; the heads are those of one device.
+        devices: how many share the heads.
+    """
     if config.filled:
         values = ", ".join(f"{name}={shown(value)}" for name, value in config.filled.items())
         results.print(f"not in the config, so taken from {config.filled_by}: {values}", soft_wrap=True)
     if config.left_out:
         results.print(f"left out, since it has no KV cache: {', '.join(config.left_out)}", soft_wrap=True)
-    table = plain_table("layer", "numbers", "asks for")
+    table = plain_table("layer", "numbers", "asks for" if devices == 1 else f"asks for, on each of {devices} devices")
     for name, group in config.groups.items():
-        table.add_row(name, spans(group.layers), _asks_for(group))
+        table.add_row(name, spans(group.layers), _asks_for(group, layers[name]))
     results.print(table)
     results.print()
 
@@ -43,8 +48,8 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(texts if len(texts) <= 3 else (*texts[:2], "..", texts[-1]))
 
 
-def _asks_for(group: Group) -> str:
-    heads = f"{group.num_heads} heads, {group.num_kv_heads} KV heads of {group.head_size}"
+def _asks_for(group: Group, layer: AttentionConfig) -> str:
+    heads = f"{layer.num_heads} heads, {layer.num_kv_heads} KV heads of {layer.head_size}"
     rules = (name if value is True else f"{name} {value}" for name, value in group.rules.items())
     return ", ".join((str(group.attn_type), heads, f"scale {group.scale:.4g}", *rules))
 

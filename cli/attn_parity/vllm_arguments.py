@@ -141,6 +141,9 @@ def vllm_arguments(
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
     for name in priorities(architecture, latent=any(config.has_latent_cache for config in layers.values())):
+        if name.startswith("ROCM_") and not architecture.startswith("gfx"):
+            why_not[name] = ("vLLM has it on ROCm alone",)
+            continue
         reasons: dict[str, None] = {}
         for layer, config in layers.items():
             if wanted.get(layer, name) != name:

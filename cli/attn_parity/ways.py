@@ -3,10 +3,11 @@
 import functools
 import itertools
 import multiprocessing
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import metadata
@@ -43,14 +44,12 @@ from attn_parity.options import (
     check_writable,
     default_workers,
     first_seed_option,
-    interrupts_end_the_process,
     json_option,
     limit_option,
     page_option,
     plain_table,
     progress_bar,
     seeds_option,
-    sigterm_interrupts,
     workers_option,
     write_json,
 )
@@ -102,7 +101,6 @@ class _Search:
 @workers_option
 @limit_option
 @json_option
-@sigterm_interrupts()
 def command(
     ways: tuple[Way, ...],
     only: tuple[str, ...],
@@ -144,11 +142,12 @@ def command(
     )
     data = page.with_suffix(".json")
     kept = [results_file.load(data, Results)] if writes and data.is_file() else []
+    interrupted = False
     if take:
         found = ways_page.merged([results_file.load(path, Results) for path in take], names)
     else:
         residents = [mutant for mutant in everybody if not only or mutant.name in only][shard[0] - 1 :: shard[1]]
-        found = _found([way for way in get_args(Way) if not ways or way in ways], residents, search)
+        found, interrupted = _found([way for way in get_args(Way) if not ways or way in ways], residents, search)
     _print(found, everybody)
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
@@ -159,30 +158,32 @@ def command(
         notes.print(f"{page} written")
     if broken := [caught.error for row in found.mutants for caught in row.ways.values() if caught.error]:
         raise MutantError("; ".join(broken))
-    return 0
+    return 130 if interrupted else 0
 
 
-def _found(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search) -> Results:
-    """Look for mutants in some ways."""
+def _found(ways: Sequence[Way], residents: Sequence[KnownBug], search: _Search) -> tuple[Results, bool]:
+    """Look for mutants in some ways. Returns what came of it, and whether an interrupt ended it: no other way is begun then."""
     if "proof" in ways:
         extras.require("proofs")
     fuzzed: list[Drawn] = [way for way in TRIALS if way in ways]
     unusable = _unusable(residents) if {*ways} - {"proof"} else {}
     caught = {(way, name): Caught(note=reason) for way in ways for name, reason in unusable.items() if way != "proof"}
     running = [mutant for mutant in residents if mutant.name not in unusable]
+    interrupted = False
     if fuzzed:
-        caught |= _fuzzed(fuzzed, running, search)
+        of_runs, interrupted = _fuzzed(fuzzed, running, search)
+        caught |= of_runs
     drawn = Looked(seeds=tuple(search.seeds), at_most=search.examples, versions=_versions("hypothesis"))
     looked: dict[Way, Looked] = {}
     looked |= dict.fromkeys(fuzzed, drawn)
-    if "exhaust" in ways:
+    if "exhaust" in ways and not interrupted:
         caught |= _exhausted(running, search)
         looked["exhaust"] = Looked(scope=search.scope, versions=_versions("triton"))
-    if "proof" in ways:
+    if "proof" in ways and not interrupted:
         caught |= _proved(residents, search)
         looked["proof"] = Looked(versions=_versions("z3-solver"))
-    rows = (Row(mutant.name, {way: caught[way, mutant.name] for way in ways}) for mutant in residents)
-    return Results(looked=looked, mutants=tuple(rows))
+    rows = (Row(mutant.name, {way: caught[way, mutant.name] for way in ways if way in looked}) for mutant in residents)
+    return Results(looked=looked, mutants=tuple(rows)), interrupted
 
 
 def _unusable(residents: Sequence[KnownBug]) -> dict[str, str]:
@@ -200,8 +201,10 @@ def _versions(package: str) -> dict[str, str]:
         return {"python": platform.python_version()}
 
 
-def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way, str], Caught]:
-    """Draw the cases of each seed for each way and mutant, until one fails."""
+def _fuzzed(
+    ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Search
+) -> tuple[dict[tuple[Way, str], Caught], bool]:
+    """Draw the cases of each seed for each way and mutant, until one fails. Returns also whether an interrupt ended it."""
     places: list[tuple[Drawn, KnownBug, str, int]] = [
         (way, mutant, target, seed)
         for way, mutant in itertools.product(ways, residents)
@@ -220,7 +223,7 @@ def _fuzzed(ways: Sequence[Drawn], residents: Sequence[KnownBug], search: _Searc
         is_whole = index in outcome.finished and (progress.examples >= search.examples or not _is_late(search))
         runs[way, mutant.name].append(progress if progress.failure or progress.broken or is_whole else None)
     by_name = {mutant.name: mutant for mutant in residents}
-    return {key: _of_runs(key[0], by_name[key[1]], each) for key, each in runs.items()}
+    return {key: _of_runs(key[0], by_name[key[1]], each) for key, each in runs.items()}, outcome.interrupted
 
 
 def _plan(way: Drawn, mutant: KnownBug, target: str, seed: int, search: _Search, folder: Path) -> FuzzPlan:
@@ -321,13 +324,19 @@ def _broken(mutant: KnownBug, until: float | None):
     return broken(mutant, THEOREMS, until)
 
 
-def _each(pool: Executor, look: Callable[[KnownBug], T], residents: Sequence[KnownBug]) -> Iterator[tuple[KnownBug, T]]:
-    """What a function makes of each mutant, in the order in which they end. Ctrl-C ends the process."""
-    with progress_bar(len(residents)) as show, interrupts_end_the_process():
-        futures = {pool.submit(look, mutant): mutant for mutant in residents}
-        for done, future in enumerate(as_completed(futures), 1):
-            show(done, 0)
-            yield futures[future], future.result()
+def _each(pool: Executor, look: Callable[[KnownBug], T], residents: Sequence[KnownBug]) -> list[tuple[KnownBug, T]]:
+    """What a function makes of each mutant. An interrupt ends the process, and so those that it has started.
+
+    A pool that is left by an exception waits for all that it was given.
+    """
+    try:
+        with progress_bar(len(residents)) as show:
+            futures = {pool.submit(look, mutant): mutant for mutant in residents}
+            for done, _ in enumerate(as_completed(futures), 1):
+                show(done, 0)
+    except KeyboardInterrupt:
+        os._exit(130)
+    return [(mutant, future.result()) for future, mutant in futures.items()]
 
 
 def _print(found: Results, everybody: Sequence[KnownBug]) -> None:

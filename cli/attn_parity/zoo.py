@@ -42,7 +42,6 @@ from attn_parity.options import (
     sanitizes,
     say_what_runs_kernels,
     seeds_option,
-    sigterm_interrupts,
     use_device,
     workers_option,
     write_json,
@@ -99,7 +98,6 @@ PAGE = PAGES / "zoo.md"
 @sanitize_option
 @exact_option
 @json_option
-@sigterm_interrupts()
 def command(
     only: tuple[str, ...],
     folder: Path | None,
@@ -215,12 +213,15 @@ def _on_target(everybody: list[KnownBug], target: str) -> list[KnownBug]:
 
 
 def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
-    """Run every plan while a progress bar counts findings and examples."""
+    """Run every plan while a progress bar counts findings and examples. Each finding is told when it is made."""
     done = [Progress() for _ in plans]
     with progress_bar(len(plans)) as show_bar:
 
         def show(index: int, progress: Progress) -> None:
+            mutant, failure, before = plans[index].mutant, progress.failure, done[index].failure
             done[index] = progress
+            if mutant is not None and failure is not None and before is None:
+                notes.print(f"{mutant.name}: {failure.first_verdict.kind} after {failure.found_after} examples")
             show_bar(sum(p.failure is not None for p in done), sum(p.examples + p.shrinking for p in done))
 
         return runner.run(plans, workers, stop_at_failure=False, report=show)

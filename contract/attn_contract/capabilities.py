@@ -2,7 +2,7 @@
 
 The answer about a rule (`attn_contract.rules`) is YES, or No with the reason. A set of values is Only, Multiples or ANY. A rule
 that a declaration does not name is refused. `Capabilities.refusals` gives all reasons at once, so that nobody removes one to
-meet the next.
+meet the next. On an architecture that a backend does not run on, that is the only one.
 """
 
 import dataclasses
@@ -131,7 +131,7 @@ class Capabilities:
 
     Args:
         backend: its name.
-        available: YES, or why it cannot run at all where it is installed.
+        available: YES, or why it serves no layer at all, and what would change that.
         architectures: prefixes of the names of architectures that it runs on, such as "gfx94".
         attn_types: an answer about every attention type.
         dtypes: of q, k and v.
@@ -183,16 +183,19 @@ class Capabilities:
         return self.rules.get(rule_named("name", name).name, NOT_DECLARED)
 
     def refusals(self, config: AttentionConfig, architecture: str | None = None) -> list[Refusal]:
-        """All reasons why this backend does not serve a config, on an architecture if one is given. Empty: it serves it."""
+        """All reasons why this backend does not serve a config, on an architecture if one is given. Empty: it serves it.
+
+        An architecture that the backend does not run on is the only reason: what a layer asks for makes no difference there.
+        """
         check_type("config", config, AttentionConfig, "an AttentionConfig")
         check_type("architecture", architecture, str | None, "None or a name such as gfx942")
+        if architecture is not None and not _has_prefix(self.architectures, architecture):
+            return [Refusal(f"architecture {architecture}", f"{self.architectures.why} ({self.architectures})")]
         return list(self._refusals(config, architecture))
 
     def _refusals(self, config: AttentionConfig, architecture: str | None) -> Iterable[Refusal]:
         if isinstance(self.available, No):
-            yield Refusal("this installation", str(self.available))
-        if architecture is not None and not _has_prefix(self.architectures, architecture):
-            yield Refusal(f"architecture {architecture}", f"{self.architectures.why} ({self.architectures})")
+            yield Refusal("any layer", str(self.available))
         if isinstance(answer := self.attn_types[config.attn_type], No):
             yield Refusal(_ATTN_TYPES[config.attn_type], str(answer))
         for name, value, values in (

@@ -159,6 +159,11 @@ def test_architectures_are_prefixes(architecture, refused):
     assert words(replace(ALL, architectures=Only(("gfx94", "gfx95"), "AMD's")), CONFIG, architecture) == refused
 
 
+def test_nothing_else_is_said_of_a_backend_on_an_architecture_that_it_does_not_run_on():
+    nowhere = replace(ALL, available=No("not here"), architectures=Only(("gfx94",), "AMD's"), dtypes=Only((), "none"))
+    assert words(nowhere, CONFIG, "sm90") == ["architecture sm90 not supported: AMD's (gfx94)"]
+
+
 def test_all_refusals_are_given_and_not_the_first():
     poor = replace(
         ALL,
@@ -170,7 +175,7 @@ def test_all_refusals_are_given_and_not_the_first():
         ),
     )
     assert [refusal.property for refusal in poor.refusals(CONFIG.with_rules(sinks=True, lse=True), "sm90")] == [
-        "this installation",
+        "any layer",
         "dtype float16",
         "sinks",
         "the LSE",

@@ -1,6 +1,7 @@
 """What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
 
-import inspect
+import contextlib
+import json
 import os
 import pty
 import re
@@ -10,17 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
-from attn_parity import COMMANDS, MAINTAINERS, cli, cpus
-from attn_parity.options import MaintainersOption, sigterm_interrupts
+from attn_parity import COMMANDS, MAINTAINERS, cli, cpus, places
+from attn_parity.options import MaintainersOption
 
+from tests import processes
 from tests.pages import PAGES, ROOT
 
-SHORT = {"select", "doctor"}
-"""They take seconds."""
 PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
 
 
@@ -40,14 +41,75 @@ def test_options_for_maintainers_are_apart(name, theirs, attn_parity):
     assert "\n  --only " in users
 
 
-def test_sigterm_ends_each_long_command_as_an_interrupt_does():
-    """One that runs processes, or writes what it found at its end, would lose it otherwise."""
-    for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        if {"workers", "json_file"} & {option.name for option in command.params} and name not in SHORT:
-            around = [cell.cell_contents for cell in getattr(command.callback, "__closure__", None) or ()]
-            assert any(getattr(one, "func", None) is inspect.unwrap(sigterm_interrupts) for one in around), name
+@pytest.fixture
+def interrupted(tmp_path, child_environment):
+    """Starts a program, and sends SIGTERM to it once `when` is true of its processes. Returns its exit code and stderr.
+
+    When it has ended, no process that it started is left.
+    """
+    mark = f"INTERRUPTED_IN={tmp_path}"
+
+    def run(program: list[str], when: Callable[[list[int]], bool]) -> tuple[int, str]:
+        environment = child_environment | dict([mark.split("=", 1)])
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *program],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while process.poll() is None and not when(processes.with_environment(mark)):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=120)
+            until = time.monotonic() + 30
+            while (left := processes.with_environment(mark)) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert left == []
+            return process.returncode, err
+        finally:
+            for pid in processes.with_environment(mark):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    return run
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+
+@needs_proc
+def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(interrupted, tmp_path):
+    """A command without a decorator of its own was killed, and left what it had started."""
+    (tmp_path / "waits.py").write_text(
+        "import subprocess, sys, click\n"
+        "@click.command('waits')\n"
+        "def command():\n"
+        "    child = 'import pathlib, time; pathlib.Path(\"running\").touch(); time.sleep(600)'\n"
+        "    subprocess.run([sys.executable, '-c', child])\n"
+    )
+    program = "import attn_parity; attn_parity.COMMANDS['waits'] = ''; attn_parity.__path__.append('.'); "
+    is_running = (tmp_path / "running").exists
+    ended = interrupted(["-c", program + "attn_parity.main(['waits'])"], lambda processes: is_running())
+    assert ended == (130, "\n")
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    [
+        (4, ["fuzz", "--target", "planted:FLASH", "--examples", "100000", "--workers", "1", "--corpus", "none"]),
+        (3, ["ways", "exhaust", "--workers", "1"]),
+        (3, ["ways", "proof", "--workers", "1"]),
+    ],
+    ids=["fuzz", "ways exhaust", "ways proof"],
+)
+def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(number, arguments, interrupted):
+    code, err = interrupted(["-m", "attn_parity", *arguments], lambda processes: len(processes) >= number)
+    assert code == 130, err
+    assert "Traceback" not in err
 
 
 def test_who_writes_the_projects_pages_is_for_maintainers():
@@ -241,3 +303,29 @@ def test_workers_are_the_cpus_that_the_process_may_use(monkeypatch):
     for quota, workers in ((float("inf"), 6), (1.5, 2), (0.1, 1), (64.0, 6)):
         monkeypatch.setattr(cpus, "quota", lambda quota=quota: quota)
         assert cpus.usable_cpus() == workers
+
+
+def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
+    drawn = ("--examples", 2, "--seed", 1, "--corpus", "none", "--workers", 8)
+    fuzz = attn_parity("fuzz", "--target", "planted:FLASH", *drawn, "--json", "run.json")
+    assert fuzz.out.startswith("target planted-flash on CPU, 2 examples, 1 workers, --seed 1\n"), fuzz.err
+    assert json.loads((tmp_path / "run.json").read_text())["workers"] == 1
+    hunt = attn_parity("hunt", "planted:FLASH", *drawn, "--json", "hunt.json")
+    assert hunt.out.startswith("hunt planted-flash on CPU, 2 examples each, 1 workers, --seed 1\n"), hunt.err
+    assert json.loads((tmp_path / "hunt.json").read_text())["workers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shards", "words"),
+    [
+        (None, 9, "4 workers"),
+        (None, 1, "1 workers"),
+        (2, 9, "4 workers on 2 nodes of Ray"),
+        (2, 2, "2 workers on 2 nodes of Ray"),
+        (2, 1, "1 workers on 1 of 2 nodes of Ray"),
+        (1, 9, "4 workers on 1 node of Ray"),
+    ],
+)
+def test_a_run_names_the_workers_that_its_shards_keep_busy(nodes, shards, words):
+    place = places.Place("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
+    assert place.of_shards(shards).words == words

@@ -14,11 +14,15 @@ import pytest
 import torch
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import build
 from attn_fuzz.emulated import compiler, emulation
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.jobs import Compiled, Job
+from attn_fuzz.run.drawing import draw_cases
 from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import emulated, registry
 from attn_fuzz.targets.emulated import TRITON_GFX942
 from attn_fuzz.targets.triton import interprets
@@ -83,7 +87,8 @@ def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_
     monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
     verdict = tried(step_case)
     assert verdict.kind == "raised"
-    assert verdict.message.startswith("CompilerError: the process that compiles was killed by SIGKILL (")
+    said = r"CompilerError: the process that compiles was killed by SIGKILL \(attn_fuzz/targets/emulated\.py:\d+, in _emulate\)"
+    assert re.fullmatch(said, verdict.message)
     assert tried(step_case).kind == "agree"
 
 
@@ -230,6 +235,14 @@ def test_our_targets_are_planned_for_the_architecture(name, monkeypatch):
         assert not interprets(q)
         assert architecture_of(q.device, q.dtype) == "gfx942"
     assert interprets(q)
+
+
+def test_keys_of_drawn_steps_are_split(tmp_path):
+    """They never were, because the tables split more keys than are drawn: no reduction ran, and mutants of it survived."""
+    splits: list[bool] = []
+    plan = FuzzPlan(target=TRITON_GFX942.name, device="cpu", examples=40, seed=0, folder=tmp_path)
+    draw_cases(plan, TRITON_GFX942, lambda case: splits.append("split" in TRITON_GFX942.events(build(case, "cpu"))), Tally())
+    assert 10 <= sum(splits) < len(splits) == 40
 
 
 @pytest.mark.parametrize(("version", "is_drawn"), [("3.6.0", False), ("3.7.1", True), ("3.9.0", True)])

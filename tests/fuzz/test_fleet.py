@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -113,11 +115,53 @@ def test_a_node_that_is_killed_loses_nothing_and_what_it_ran_runs_again(cluster,
     with fleet.connected(cluster.address, None):
         ours = fleet.cluster("auto", [], None)
         assert (ours.device, ours.nodes, ours.room) == ("cpu", 2, 2)
-        place = partial(ours.place, device_name=ours.look("planted:FLASH", lambda: None).device_name)
+        lost = []
+        place = partial(ours.place, device_name=ours.look("planted:FLASH", lambda: None).device_name, lost=lost.append)
         there = runner.run(plans, ours.room, stop_at_failure=False, report=kill, place=place)
     assert killed
     assert (there.error, there.finished, len(there.restarted)) == (None, {0, 1, 2, 3, 4}, 1)
+    assert len(lost) == 1
+    assert lost[0].startswith(f"{socket.gethostname()} (")
     assert [outline(progress) for progress in there.progress] == [outline(progress) for progress in here]
+
+
+def test_a_node_that_dies_is_named_in_one_line_and_ray_prints_nothing(cluster, second, attn_parity):
+    """Ray has the other processes of the node print the last lines of its log on stdout, 4 kB for each of them."""
+
+    def kill() -> None:
+        wait_until(lambda: len(of_the_fuzzer(second)) == 3, START_SECONDS)
+        os.kill(second, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    options = ("--ray", cluster.address, "--target", "planted:FLASH", "--examples", 600, "--seed", 1, "--corpus", "none")
+    run = attn_parity("fuzz", *options)
+    killing.join()
+    assert run.code == 0, run.err
+    assert "raylet" not in (run.out + run.err).lower()
+    (line,) = [line for line in run.err.splitlines() if "of Ray is lost" in line]
+    assert line.startswith(f"node {socket.gethostname()} (")
+
+
+def nodes_of_ray(**alive: bool) -> list[dict[str, object]]:
+    return [
+        {"NodeID": name * 4, "Alive": is_alive, "NodeManagerHostname": f"host-{name}", "NodeManagerAddress": "10.0.0.1"}
+        for name, is_alive in alive.items()
+    ]
+
+
+def test_a_node_that_is_lost_is_told_once_and_none_that_was_lost_before(monkeypatch):
+    told = []
+    nodes = fleet.Nodes(told.append)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes_of_ray(a=True, b=True, c=False))
+    nodes.look()
+    nodes.hear("Task failed because the node it was running on is dead. Node IP: 10.0.0.1, node ID: aaaa.")
+    nodes.hear("Node IP: 10.0.0.1, node ID: aaaa.")
+    nodes.look()  # the cluster has not noticed yet
+    assert told == ["host-a (10.0.0.1)"]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes_of_ray(a=False, b=False, c=False))
+    nodes.look()
+    assert told == ["host-a (10.0.0.1)", "host-b (10.0.0.1)"]
 
 
 def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(cluster, attn_parity, tmp_path):
@@ -258,7 +302,7 @@ def test_a_head_that_answers_no_more_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet, "CHECK_SECONDS", 0.0)
     monkeypatch.setattr(fleet, "HEAD_SECONDS", 0.0)
     plan = FuzzPlan(target="planted:FLASH", device="cpu", examples=1, seed=1, folder=tmp_path)
-    tasks = fleet.Tasks(lambda plan: None, "127.0.0.1:1")  # pyright: ignore[reportArgumentType]
+    tasks = fleet.Tasks(lambda plan: None, "127.0.0.1:1", fleet.Nodes(pytest.fail))  # pyright: ignore[reportArgumentType]
     outcome = runner.run([plan], 1, stop_at_failure=False, place=lambda plans: contextlib.nullcontext(tasks))
     assert outcome.error == "the head of the Ray cluster, 127.0.0.1:1, answers no more"
 

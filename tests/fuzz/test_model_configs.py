@@ -233,7 +233,9 @@ def test_options_of_the_engine_go_with_a_config(options, said, select):
 
 
 def test_devices_share_the_heads(select):
-    _, result = select(CONFIGS["gemma-2-9b"], "--tensor-parallel", "16", "--dtype", "bfloat16")
+    ended, result = select(CONFIGS["gemma-2-9b"], "--tensor-parallel", "16", "--dtype", "bfloat16")
+    assert "asks for, on each of 16 devices" in ended.out
+    assert ended.out.count("decoder, 1 heads, 1 KV heads of 256") == 2, "the heads of one device"
     assert result["vllm"]["line"].endswith("--tensor-parallel-size 16")
     ended, _ = select(CONFIGS["gemma-2-9b"], "--tensor-parallel", "3")
     assert ended.code == 2

@@ -1,6 +1,5 @@
 """Whatever ends a run or a part of it, what was found is kept, the exit code is right, and nothing is left running."""
 
-import contextlib
 import json
 import multiprocessing
 import multiprocessing.process
@@ -25,12 +24,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes t
 
 def alive(called: Path) -> list[int]:
     """Processes, zombies aside, of the run that was told to say in this file what its kernel was called for."""
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"PLANTED_CALLED={called}".encode() in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found
+    return processes.with_environment(f"PLANTED_CALLED={called}")
 
 
 @pytest.fixture
@@ -165,7 +159,8 @@ def test_a_worker_says_nothing_of_an_interrupt_that_a_callback_swallows(error, i
     assert (ended.returncode, "Traceback" in ended.stderr) == (0, is_told), ended.stderr
 
 
-def test_an_interrupt_while_modules_are_imported_ends_the_command_without_a_traceback(tmp_path, child_environment):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_are_imported_ends_the_command_without_a_traceback(number, tmp_path, child_environment):
     """Torch, too, imports numpy again after it failed. That raised an ImportError, once in some fifty interrupted runs."""
     (tmp_path / "swallows.py").write_text(
         "import pathlib, time\n"
@@ -185,9 +180,9 @@ def test_an_interrupt_while_modules_are_imported_ends_the_command_without_a_trac
     )
     while not (tmp_path / "importing").exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (-signal.SIGINT, "")
+    assert (process.returncode, err) == (-number, "")
 
 
 def test_a_process_that_is_killed_while_it_starts_is_started_again(step_case, tmp_path, monkeypatch):

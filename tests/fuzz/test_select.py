@@ -119,6 +119,39 @@ def test_where_nothing_serves_it_ends_with_1_and_all_reasons(attn_parity, tmp_pa
     assert result["layers"] == {}
 
 
+NOT_VLLMS = "this project's backends alone: FLASH_ATTN, FLASHINFER and others of vLLM's are not considered"
+
+
+def test_where_there_is_no_rocm_the_backends_are_said_to_be_this_projects_and_nothing_of_aiter(attn_parity):
+    run = attn_parity("select", *LAYER, "--arch", "sm90")
+    assert run.out.splitlines()[0] == f"one layer on sm90, {NOT_VLLMS}"
+    assert "AITER" not in run.out
+    assert NOT_VLLMS not in attn_parity("select", *LAYER, *ON_MI300).out
+
+
+def test_where_there_is_no_rocm_vllm_has_no_backend_of_amd(attn_parity):
+    config = Path(__file__).parent / "configs" / "llama-3.1-8b.json"
+    run = attn_parity("select", config, "--arch", "sm90", "--backend", "ROCM_ATTN")
+    assert run.code == 0
+    assert "vllm serve" not in run.out
+    for backend in ("ROCM_ATTN", "ROCM_AITER_UNIFIED_ATTN", "ROCM_AITER_FA"):
+        assert f"  {backend}: vLLM has it on ROCm alone" in run.out.splitlines()
+
+
+def test_where_there_is_no_rocm_and_nothing_serves_no_one_is_told_to_install_aiter(attn_parity):
+    run = attn_parity("select", "--heads", "8", "--head-size", "512", "--arch", "sm90", "--aiter", "none")
+    assert run.code == 1
+    assert run.out.startswith("layer: every backend of this project on sm90: ")
+    assert run.out.count("architecture sm90 not supported: AITER needs ROCm") == 2
+    assert "not installed" not in run.out
+
+
+def test_a_limit_of_all_backends_is_said_once_where_some_do_not_run_at_all(attn_parity):
+    run = attn_parity("select", Path(__file__).parent / "configs" / "falcon-7b.json", "--arch", "sm90")
+    assert run.code == 1
+    assert run.out.count("query heads for each KV head: 71 not supported") == 1
+
+
 def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity, model_file):
     run = attn_parity("select", model_file(), *ON_MI300, "--backend", "cross=ROCM_AITER_FA")
     assert run.code == 1

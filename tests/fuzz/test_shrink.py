@@ -10,6 +10,7 @@ import pytest
 from attn_contract import RULES, AttentionType, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case
+from attn_fuzz.report.run import Found
 from attn_fuzz.run import shard, shrink
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
@@ -18,6 +19,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING, Support
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 from attn_fuzz.zoo import mutants
+from attn_parity import failing
 from hypothesis import HealthCheck, assume, given, settings
 
 SUPPORT = replace(EVERYTHING, max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
@@ -283,7 +285,7 @@ def test_every_kind_of_failure_has_been_thought_of():
     assert set(get_args(Kind)) - named == {"agree", "refused", "rope"}, "a query that is rotated wrongly is of one tensor"
 
 
-def test_a_wrong_number_may_become_nan(step_case, tmp_path):
+def test_a_wrong_number_may_become_nan_which_is_told(step_case, tmp_path, capsys):
     progress = shrunk(
         lambda case: Verdict(kind="value" if tokens(case) > 3 else "nan", about="out", message="wrong"), step_case, tmp_path
     )
@@ -291,6 +293,8 @@ def test_a_wrong_number_may_become_nan(step_case, tmp_path):
     assert (progress.failure.first_verdict.kind, progress.failure.verdict.kind) == ("value", "nan")
     assert progress.failure.minimal
     assert progress.others == ()
+    failing.tell(Found(progress.failure, tmp_path / "case.json", None), is_first=True)
+    assert "it was found by another symptom, perhaps of another cause: value: wrong\n" in capsys.readouterr().out
 
 
 def test_the_story_of_a_stray_write_that_ended_as_another_failure(attn_parity, tmp_path):

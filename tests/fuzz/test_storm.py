@@ -16,6 +16,8 @@ from typing import NamedTuple
 import pytest
 from attn_fuzz.cases import case_file
 
+from tests import processes
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 PARENT, WORKER, KERNEL = "main process", "worker", "kernel's process"
@@ -43,11 +45,10 @@ class Process(NamedTuple):
 def processes_of(called: Path) -> list[Process]:
     """The run's processes, zombies aside. A run is known by the file in which its kernels say that they were called."""
     found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
+    for pid in processes.with_environment(f"PLANTED_CALLED={called}"):
         with contextlib.suppress(OSError):
-            if f"PLANTED_CALLED={called}".encode() in environment.read_bytes().split(b"\0"):
-                state, parent, group, *_ = (environment.parent / "stat").read_text().rpartition(")")[2].split()
-                found.append(Process(int(environment.parent.name), state, int(parent), int(group)))
+            state, parent, group, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found.append(Process(pid, state, int(parent), int(group)))
     return [process for process in found if process.state != "Z"]
 
 

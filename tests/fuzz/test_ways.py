@@ -12,6 +12,9 @@ import torch
 from attn_fuzz.exhaustive.first import first_failure
 from attn_fuzz.report import results_file, ways_page
 from attn_fuzz.report.ways_page import Caught, Looked, Results, Row
+from attn_fuzz.run import runner
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.ways import target_of
 from attn_fuzz.targets import plans
 from attn_fuzz.zoo import mutants
@@ -97,6 +100,18 @@ def test_a_killed_run_leaves_no_proof_behind(tmp_path):
     while is_there(main.pid):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_an_interrupted_run_tells_what_has_ended_and_begins_no_other_way(attn_parity, tmp_path, monkeypatch):
+    """It went on with the next way, and ignored further signals."""
+    ended = Outcome([Progress(examples=2)], interrupted=True)
+    monkeypatch.setattr(runner, "run", lambda plans, workers, **options: ended)
+    monkeypatch.setattr("attn_parity.ways._exhausted", lambda *arguments: pytest.fail("another way was begun"))
+    run = attn_parity("ways", "judge", "exhaust", "--only", "vllm-3385", "--json", "ways.json")
+    assert run.code == 130, run.err
+    found = results_file.load(tmp_path / "ways.json", Results)
+    assert found.looked.keys() == {"judge"}
+    assert [row.ways for row in found.mutants] == [{"judge": Caught()}]
 
 
 def test_a_scope_ends_at_the_first_failing_launch():

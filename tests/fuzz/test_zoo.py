@@ -5,6 +5,7 @@ import importlib
 import importlib.resources
 import inspect
 import json
+import re
 import statistics
 import sys
 from collections import Counter
@@ -153,6 +154,8 @@ def test_what_is_found_is_made_small(attn_parity):
     assert run.code == 0, run.out
     for row in result.mutants:
         assert row.size[0] <= requests[row.name], row.name
+        told = rf"^{row.name}: \w+ after {row.found[0]} examples$"
+        assert re.search(told, run.err, re.MULTILINE), "each finding is told when it is made"
 
 
 def test_seeds_are_medians_and_only_the_first_is_shrunk(attn_parity):

@@ -138,8 +138,6 @@ def test_latent_attention_of_every_head_count(architecture, heads):
         (replace(LATENT, dtype=torch.float32), "gfx942", "dtype float32"),
         (LATENT.with_rules(batch_invariant=True), "gfx942", "batch"),
         (LATENT.with_rules(sinks=True), "gfx942", "sinks"),
-        (LATENT, "gfx90a", "architecture gfx90a"),
-        (LATENT, "gfx1201", "architecture gfx1201"),
     ],
 )
 @pytest.mark.parametrize("backend", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
@@ -148,6 +146,16 @@ def test_what_aiters_backends_of_latent_attention_would_serve(backend, config, a
     first, *others = BACKENDS[backend].capabilities(AITER).refusals(config, architecture)
     assert NO_ADAPTER in first.reason
     assert [reason in refusal.property for refusal in others] == ([] if reason is None else [True])
+
+
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx1201", "sm90"])
+@pytest.mark.parametrize("backend", ["ROCM_AITER_MLA", "ROCM_AITER_FA"])
+def test_an_architecture_that_a_backend_does_not_run_on_is_the_only_reason(backend, architecture):
+    """A user of an NVIDIA GPU was told to install AITER, which needs ROCm."""
+    config = LATENT.with_rules(sinks=True)
+    (refusal,) = BACKENDS[backend].capabilities(Aiter(missing="AITER is not installed")).refusals(config, architecture)
+    assert refusal.property == f"architecture {architecture}"
+    assert "AITER needs ROCm" in refusal.reason
 
 
 def test_a_backend_of_the_other_kind_says_why_it_does_not_serve():

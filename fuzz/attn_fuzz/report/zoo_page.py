@@ -36,7 +36,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         name: the mutant's name. Its file says everything else about the mutant.
         found: after how many examples each seed found it, None where it survived; empty if it was not run to its end.
         seconds: the median over the seeds, None unless all found it.
-        by: the kind of the verdict that found it first.
+        by: the kind of the verdict of the first seed that found it, on its smallest case if it was made small.
         size: requests, query rows and keys of the smallest failing case; None unless it was made as small as it gets.
         error: why the mutant does not run, if it does not.
     """

@@ -22,8 +22,15 @@ from attn_fuzz.run import node, sources
 from attn_fuzz.run.node import Seen
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.workers import END_SECONDS, Message
-from ray._private import services
-from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError
+from ray._private import services, worker
+from ray.exceptions import (
+    AuthenticationError,
+    NodeDiedError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    TaskUnschedulableError,
+)
 
 ANSWER_SECONDS = 5.0
 START_SECONDS = 300.0
@@ -54,6 +61,7 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
         FleetError: the cluster does not answer, or is of another version of Ray or Python.
     """
     _check_answers(address)
+    worker._worker_logs_enabled = False  # of a node that dies, Ray prints logs on stdout; `log_to_driver` is about tasks alone
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     environment = {"working_dir": str(folder)} if folder is not None else None
     try:
@@ -67,6 +75,7 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        worker._worker_logs_enabled = True
 
 
 def _check_answers(address: str) -> None:
@@ -108,6 +117,40 @@ def nodes_with(needs: Sequence[str]) -> list[Mapping[str, float]]:
         words = f"no node of the cluster has {' and '.join(['CPU', *needs])}"
         raise FleetError(f"--ray: {words}; its nodes have {', '.join(known) or 'none'}")
     return fit
+
+
+@dataclass
+class Nodes:
+    """The nodes of the cluster. Each one that is lost is told once.
+
+    Args:
+        lost: called with the name of a node, for people.
+        names: of the nodes that were there since the run began, by Ray's ID.
+        told: IDs of those that were told.
+    """
+
+    lost: Callable[[str], None]
+    names: dict[str, str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+
+    def look(self) -> None:
+        """Ask the cluster, which knows seconds after a death."""
+        for one in ray.nodes():
+            if one["Alive"]:
+                self.names[one["NodeID"]] = f"{one['NodeManagerHostname']} ({one['NodeManagerAddress']})"
+            else:
+                self._tell(one["NodeID"])
+
+    def hear(self, words: str) -> None:
+        """Take note of Ray's words about a lost task, which have the node's ID, and come at once."""
+        for one in self.names:
+            if one in words:
+                self._tell(one)
+
+    def _tell(self, lost: str) -> None:
+        if lost in self.names and lost not in self.told:
+            self.told.add(lost)
+            self.lost(self.names[lost])
 
 
 @dataclass(frozen=True)
@@ -155,9 +198,16 @@ class Cluster:
             return []
 
     @contextlib.contextmanager
-    def place(self, plans: Sequence[FuzzPlan], *, device_name: str) -> Iterator["Tasks"]:
-        """Workers for the runner. When the block ends, their tasks have ended."""
-        tasks = Tasks(lambda plan: self.start(plan.target, node.run, plan, device_name), ray.get_runtime_context().gcs_address)
+    def place(self, plans: Sequence[FuzzPlan], *, device_name: str, lost: Callable[[str], None]) -> Iterator["Tasks"]:
+        """Workers for the runner. When the block ends, their tasks have ended.
+
+        Args:
+            lost: called with the name of a node that is lost, for people.
+        """
+        nodes = Nodes(lost)
+        nodes.look()
+        head = ray.get_runtime_context().gcs_address
+        tasks = Tasks(lambda plan: self.start(plan.target, node.run, plan, device_name), head, nodes)
         try:
             yield tasks
         finally:
@@ -209,11 +259,13 @@ class Task:
 
     Args:
         start: starts a task.
+        nodes: of the cluster.
         said: what the task has said, and will say.
         lost: why no task says anything any more, or None.
     """
 
     start: Callable[[FuzzPlan], ray.ObjectRefGenerator]
+    nodes: Nodes
     said: ray.ObjectRefGenerator | None = None
     lost: str | None = None
 
@@ -228,6 +280,10 @@ class Task:
             return _next(self.said)
         except (InputError, ExecutorError) as error:
             return str(error)
+        except EOFError as error:
+            if isinstance(error.__cause__, NodeDiedError):
+                self.nodes.hear(str(error.__cause__))
+            raise
 
     def thank(self) -> None:
         """The node's own process has thanked the worker already."""
@@ -240,16 +296,18 @@ class Tasks:
     Args:
         start_task: starts one for a plan.
         head: the address of the cluster's head.
+        nodes: of the cluster.
     """
 
     start_task: Callable[[FuzzPlan], ray.ObjectRefGenerator]
     head: str
+    nodes: Nodes
     lives: int = LIVES
     started: list[Task] = field(default_factory=list)
     _answered: float = field(default_factory=time.monotonic)
 
     def start(self) -> Task:
-        self.started.append(Task(self.start_task))
+        self.started.append(Task(self.start_task, self.nodes))
         return self.started[-1]
 
     def ready(self, busy: Sequence[Task], seconds: float) -> list[Task]:
@@ -268,6 +326,7 @@ class Tasks:
             with contextlib.suppress(OSError):
                 _connect(self.head)
                 self._answered = time.monotonic()
+                self.nodes.look()
         return time.monotonic() > self._answered + HEAD_SECONDS
 
     def end(self) -> None:

@@ -20,7 +20,8 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
-from attn_fuzz.targets.triton import COMPUTE_UNITS, TRITON, missing_triton
+from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.triton import planned as planned_for
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def emulated(architecture: str) -> Target:
     def planned(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
         import attn_optimized
 
-        return attn_optimized.plan_of(q, layer, batch, architecture=architecture, compute_units=COMPUTE_UNITS)
+        with planned_for(architecture):
+            return attn_optimized.plan_of(q, layer, batch)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         from attn_optimized.attention import paged_attention_calls, varlen_attention_calls

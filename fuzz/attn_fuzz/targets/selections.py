@@ -19,7 +19,7 @@ USED = {
     "ROCM_AITER_UNIFIED_ATTN": ("unified_attention",),
 }
 """The functions of AITER that a backend calls."""
-UNAVAILABLE = "this installation"
+UNAVAILABLE = "any layer"
 OPTIONAL = {
     "flash_attn_varlen_func": {
         "window_size": "window",
@@ -57,6 +57,11 @@ class Asked(NamedTuple):
     architecture: str
     order: tuple[str, ...]
     aiter: Any
+
+    @property
+    def on_architecture(self) -> str:
+        """What a backend refuses, and nothing else, that does not run on the architecture."""
+        return f"architecture {self.architecture.split(':')[0]}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -199,7 +204,8 @@ def check_why(selection: Any, asked: Asked) -> None:
 def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, function: str | None, argument: str | None) -> None:
     """Check what the backends declare on an AITER that lacks a function, or an argument of the function, or on none.
 
-    Without an AITER the backends of AITER refuse what they refuse with the whole one, and the installation alone.
+    Without an AITER the backends of AITER refuse what they refuse with the whole one, and the installation alone. On an
+    architecture that they do not run on, an AITER makes no difference.
 
     Raises:
         AssertionError: a backend refuses anything else than before and what needs the argument.
@@ -212,9 +218,9 @@ def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, functio
         needing = (OPTIONAL[function][argument],)
     refused = {words for rule in needing if (words := _in_words(rule, config))}
     for backend, used in USED.items():
-        expected = {refusal.property for refusal in whole.refusals(backend, config)} | (
-            refused if function is None or function in used else set()
-        )
+        expected = {refusal.property for refusal in whole.refusals(backend, config)}
+        if expected != {whole.on_architecture} and (function is None or function in used):
+            expected |= refused
         got = {refusal.property for refusal in lacking.refusals(backend, config)}
         assert got == expected, (
             f"{backend} without {argument or function or 'AITER'}: got {sorted(got)}, expected {sorted(expected)}"

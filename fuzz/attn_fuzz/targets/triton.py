@@ -8,7 +8,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -21,8 +21,15 @@ from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction,
 from attn_fuzz.targets.wrong_arguments import Calls
 from attn_fuzz.verdict.rounding import Rounding
 
+if TYPE_CHECKING:
+    from attn_optimized.launch.plan import AttentionPlan
+    from attn_optimized.launch.table import Parameters
+    from attn_optimized.launch.workload import Workload
+
 COMPUTE_UNITS = 8
 """Of a GPU that is emulated: few enough that splitting keys over them does not make more programs than are quickly emulated."""
+KEYS_PER_SPLIT = 64
+"""The fewest keys worth a program on a GPU that is emulated. The tables have 512, so that hardly any drawn request is split."""
 
 
 def _call_of(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -144,12 +151,21 @@ def modules() -> Iterable[ModuleType]:
 
 @contextlib.contextmanager
 def planned(architecture: str) -> Iterator[None]:
-    """While this lasts, launches on the CPU are planned as on a GPU of an architecture, with few compute units."""
+    """While this lasts, launches on the CPU are planned as on a GPU of an architecture.
+
+    The GPU has few compute units. A few keys are worth a program on it, so that the keys of drawn requests are split.
+    """
     from attn_optimized import attention, device
+    from attn_optimized.launch.plan import attention_plan
+
+    def plan(workload: "Workload", *, parameters: "Parameters | None" = None, **gpu: Any) -> "AttentionPlan":
+        parameters = parameters or attention_plan(workload, **gpu).tiles.parameters
+        return attention_plan(workload, **gpu, parameters=dataclasses.replace(parameters, keys_per_split=KEYS_PER_SPLIT))
 
     with (
         mock.patch.object(device, "INTERPRETER", architecture),
         mock.patch.object(attention, "compute_units_of", return_value=COMPUTE_UNITS),
+        mock.patch.object(attention, "attention_plan", plan),
     ):
         yield
 

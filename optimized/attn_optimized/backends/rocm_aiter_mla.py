@@ -16,8 +16,8 @@ from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder
 from attn_optimized.backends.triton_mla.declaration import mla_capabilities
 
 _NO_ADAPTER = No(
-    "this project has no adapter to AITER's assembly kernels of latent attention: it has never run them, and cannot interpret "
-    "them"
+    "this project has no adapter to AITER's assembly kernels of latent attention, which it has never run: nothing to install "
+    "changes that, and vLLM's own backend of this name may serve the layer"
 )
 _PADDED_HEADS, _HEADS = 128, 16
 
@@ -42,7 +42,7 @@ class RocmAiterMlaBackend(AttentionBackend):
         return mla_capabilities(
             cls.name,
             available=_NO_ADAPTER,
-            architectures=Only(("gfx942", "gfx950", "gfx1250"), "vLLM takes AITER on CDNA 3 and later"),
+            architectures=Only(("gfx942", "gfx950", "gfx1250"), "AITER needs ROCm, and vLLM takes it on CDNA 3 and later"),
             head_sizes=ANY,
             block_sizes=ANY,  # vLLM's builder lists the slots of tokens one by one
             rules={"non_causal": YES, "batch_invariant": No("vLLM's backend does not declare it")},

@@ -77,7 +77,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
         return triton_capabilities(
             cls.name,
             available=answer(aiter.missing or features.unified),
-            architectures=Only(("gfx",), "AITER is built for AMD's GPUs"),
+            architectures=Only(("gfx",), "AITER needs ROCm"),
             dtypes=Only((torch.float16, torch.bfloat16), "the dots of AITER's unified_attention round float32 to TF32 or XF32"),
             head_sizes=UNIFIED_HEAD_SIZES,
             block_sizes=UNIFIED_BLOCK_SIZES,

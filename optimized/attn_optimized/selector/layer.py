@@ -121,7 +121,8 @@ def wanted_of(verdicts: list[Verdict], config: AttentionConfig, architecture: st
     if backend is None:
         if all(verdict.refusals for verdict in verdicts):
             reasons = as_lines(map(str, skipped_before(verdicts, None)))
-            raise UnsupportedError(f"every backend on {architecture}", f"{config.attn_type} attention of this kind", reasons)
+            who = f"every backend of this project on {architecture}"
+            raise UnsupportedError(who, f"{config.attn_type} attention of this kind", reasons)
         return verdicts
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ContractError("backend", shown(backend), f"one of {', '.join(sorted(BACKENDS))}")

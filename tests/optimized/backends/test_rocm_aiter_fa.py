@@ -320,7 +320,7 @@ def test_a_missing_aiter_is_the_only_reason(make_step):
     step = make_step([1], [9], sinks=SINKS, window=(9, -1))
     with pytest.raises(UnsupportedError) as error:
         FA.impl(step.layer, aiter=Aiter(missing="AITER is not installed"), **step.constructor)
-    assert error.value.feature == "this installation"
+    assert error.value.feature == "any layer"
     assert error.value.reason == "AITER is not installed"
 
 

@@ -136,7 +136,7 @@ def test_a_missing_aiter_is_the_only_reason(make_step):
     step = make_step([1], [9], sinks=SINKS, window=(9, -1))
     with pytest.raises(UnsupportedError) as error:
         UNIFIED.impl(step.layer, aiter=Aiter(missing="AITER is not installed"), **step.constructor)
-    assert (error.value.feature, error.value.reason) == ("this installation", "AITER is not installed")
+    assert (error.value.feature, error.value.reason) == ("any layer", "AITER is not installed")
     assert error.value.instead == "TRITON_ATTN"
 
 

@@ -301,4 +301,12 @@ def test_backends_without_an_adapter_refuse_to_build(name, aiter):
     """With a whole AITER, too: nothing pretends to be its kernels."""
     with pytest.raises(UnsupportedError, match=r"no adapter to AITER's assembly kernels.*; use TRITON_MLA") as refused:
         BACKENDS[name].impl(layer_of(), dtype=torch.float16, block_size=BLOCK_SIZE, aiter=aiter)
-    assert str(refused.value).startswith(name)
+    assert str(refused.value).startswith(f"{name}: any layer not supported: ")
+
+
+@pytest.mark.parametrize("name", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
+def test_who_meets_a_backend_without_an_adapter_is_sent_to_vllms_and_not_to_install_something(name, aiter):
+    """It was said of "this installation", as if another one would have the adapter."""
+    with pytest.raises(UnsupportedError, match=r"nothing to install changes that, and vLLM's own backend") as refused:
+        BACKENDS[name].impl(layer_of(), dtype=torch.float16, block_size=BLOCK_SIZE, aiter=aiter)
+    assert "installation" not in str(refused.value)

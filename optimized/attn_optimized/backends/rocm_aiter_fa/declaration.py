@@ -29,7 +29,8 @@ class AiterFlashAttentionBackend(AttentionBackend):
             cls.name,
             available=answer(aiter.missing or next((reason for reason in needed if reason), None)),
             architectures=Only(
-                ("gfx942", "gfx950"), "AITER's flash attention and paged attention are built for CDNA 3 and later"
+                ("gfx942", "gfx950"),
+                "AITER needs ROCm, and its flash attention and paged attention are built for CDNA 3 and later",
             ),
             attn_types={
                 AttentionType.DECODER: YES,
