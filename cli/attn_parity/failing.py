@@ -27,12 +27,9 @@ class EarlyFiles:
     smallest: Path | None = None
 
     def save_smallest(self, case: Case, folder: Path, name: str) -> None:
-        """Write the smallest case so far over the one before it."""
-        if self.smallest is None:
-            self.smallest = saved(case, folder, name)
-        else:
-            with contextlib.suppress(OSError):
-                case_file.save(self.smallest, case)
+        """Write the smallest case so far over the one before it. A full disk is no error yet, as in `saved`."""
+        with contextlib.suppress(OSError):
+            self.smallest = report.save_draft(case, folder, name, self.smallest)
 
     def drop_smallest(self) -> None:
         if self.smallest is not None:

@@ -127,7 +127,8 @@ def command(
             place.words,
         ]
         results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
-        files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
+        prefixes = {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()}
+        files_of = _Files(folder, prefixes, earlier=frozenset(folder.iterdir()))
         return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan.seed, place, json_file)
 
 
@@ -158,10 +159,12 @@ class _Files:
     Args:
         folder: of all files.
         prefixes: of the names of a target's files, by target.
+        earlier: what lay in the folder before the hunt.
     """
 
     folder: Path
     prefixes: Mapping[str, str]
+    earlier: frozenset[Path]
     _early: dict[Entry, EarlyFiles] = field(default_factory=dict)
 
     def name(self, entry: Entry) -> str:
@@ -180,7 +183,7 @@ class _Files:
         """Delete the files of a failure whose smallest case has the cause of another one."""
         files = self._early.pop(entry, EarlyFiles())
         files.drop_smallest()
-        if files.first is not None:
+        if files.first is not None and files.first not in self.earlier:
             files.first.unlink(missing_ok=True)
 
     def written(self, entry: Entry, errors: list[str]) -> Distinct:
@@ -199,8 +202,7 @@ class _Files:
             path = self.folder / f"findings_{re.sub(r'[^0-9a-zA-Z]+', '_', prefix)}.py"
             try:
                 if own:
-                    outputs.write(path, declarations(own))
-                    yield path
+                    yield outputs.keep(outputs.numbered(path, "_"), declarations(own))
             except OSError as error:
                 errors.append(f"{error.filename}: {error.strerror}")
 

@@ -1,9 +1,11 @@
 """Files that a command writes: each is written as a whole, or stays as it was. Importing this module needs no extra."""
 
 import contextlib
+import itertools
 import os
+import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from attn_fuzz.errors import InputError
@@ -23,40 +25,51 @@ def write(path: Path, content: bytes | str) -> None:
             path.write_bytes(data)
             return
         whole = path.resolve()
-        partial = _partial(whole)
-        try:
+        with _partial(whole) as partial:
             partial.write_bytes(data)
             partial.replace(whole)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
 
 
-def write_once(path: Path, content: bytes | str) -> bool:
-    """Write a file in one step, unless there is one. Return whether the file has this content now.
+def create(path: Path, content: bytes | str) -> bool:
+    """Write a file in one step, unless its name is taken. Return whether it was written.
 
-    If several processes write the file at once, one of them does, and the others are told False.
+    Of several processes that create a file at once, one does.
 
     Raises:
         OSError: as `write`.
     """
-    data, partial = _bytes(content), _partial(path)
-    with _errors_that_name(path):
+    if os.path.lexists(path):
+        return False
+    with _errors_that_name(path), _partial(path) as partial:
+        partial.write_bytes(_bytes(content))
         try:
-            stream = partial.open("xb")  # while it is there, no other process writes the file
+            _name(partial, path)
         except FileExistsError:
             return False
-        try:
-            with stream:
-                is_free = not os.path.lexists(path)
-                if is_free:
-                    stream.write(data)
-            if is_free:
-                partial.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-        return is_free or (path.is_file() and path.read_bytes() == data)
+        return True
+
+
+def keep(paths: Iterable[Path], content: bytes | str) -> Path:
+    """Write a file under the first name that no other file has, and return its path. A file that has this content stays.
+
+    Raises:
+        OSError: as `write`.
+    """
+    return next(path for path in paths if create(path, content) or holds(path, content))
+
+
+def holds(path: Path, content: bytes | str) -> bool:
+    """Whether a path is a file with this content. One that cannot be read is another's."""
+    try:
+        return path.is_file() and path.read_bytes() == _bytes(content)
+    except OSError:
+        return False
+
+
+def numbered(path: Path, separator: str = "-") -> Iterator[Path]:
+    """A path, and then those whose names end in -2, -3 and so on."""
+    yield path
+    yield from (path.with_name(f"{path.stem}{separator}{number}{path.suffix}") for number in itertools.count(2))
 
 
 def check(path: Path, option: str) -> None:
@@ -89,9 +102,30 @@ def _bytes(content: bytes | str) -> bytes:
     return content.encode() if isinstance(content, str) else content
 
 
-def _partial(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(f"{path.name}.partial")
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """Where a file is written before it gets its name. No other process writes there, nor did one that was killed."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
+
+
+def _name(partial: Path, path: Path) -> None:
+    """Give a file its name, unless the name is taken, which a rename would not see.
+
+    Raises:
+        FileExistsError: it is taken.
+    """
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        path.touch(exist_ok=False)
+        partial.replace(path)
 
 
 def _is_pipe(path: Path) -> bool:

@@ -243,8 +243,8 @@ def test_a_database_takes_no_captured_call(captured, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_a_capture_on_a_full_disk_leaves_no_cut_file(suffix, step_case, tmp_path):
-    (tmp_path / f"call{suffix}.partial").symlink_to("/dev/full")
+def test_a_capture_on_a_full_disk_leaves_no_cut_file(suffix, full_for, step_case, tmp_path):
+    full_for(f"call{suffix}")
     with pytest.raises(OSError, match=f"No space left on device: .*call{suffix}"):
         capture(call_of(step_case), tmp_path / "call.json")
     assert not (tmp_path / f"call{suffix}").exists()

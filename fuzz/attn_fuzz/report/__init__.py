@@ -1,7 +1,6 @@
 """A failure and a run for people: a short table, pictures, a case file with a script beside it, and a page about the run."""
 
-import itertools
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,7 @@ from attn_fuzz.report.overview import summary
 from attn_fuzz.report.standalone import script
 from attn_fuzz.verdict.verdict import Verdict
 
-__all__ = ["again", "save", "save_script", "script", "summary", "write"]
+__all__ = ["again", "save", "save_draft", "save_script", "script", "summary", "write"]
 
 
 def save(case: Case, folder: Path, name: str, verdict: Verdict | None = None) -> Path:
@@ -24,14 +23,21 @@ def save(case: Case, folder: Path, name: str, verdict: Verdict | None = None) ->
     Args:
         verdict: of a case that `save_script` writes a script for.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if case.values.file is not None:
-        case = _with_tensors_in(folder, case)
-    paths = _names(folder, name, ".json")
+    case = _in(folder, case)
+    paths = outputs.numbered(folder / f"{name}.json")
     if verdict is not None:
         text = script(case, verdict)
         paths = (path for path in paths if _is_free(path.with_suffix(".py"), text))
-    return next(path for path in paths if case_file.save_once(path, case))
+    return outputs.keep(paths, case_file.content(case))
+
+
+def save_draft(case: Case, folder: Path, name: str, before: Path | None) -> Path:
+    """As `save`, over the draft that was saved before, or else into a file that was not there. The caller may delete it."""
+    case = _in(folder, case)
+    if before is None:
+        return next(path for path in outputs.numbered(folder / f"{name}.json") if outputs.create(path, case_file.content(case)))
+    case_file.save(before, case)
+    return before
 
 
 def save_script(case: Case, verdict: Verdict, case_path: Path) -> Path:
@@ -47,21 +53,19 @@ def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, 
     return case_path, save_script(case, verdict, case_path)
 
 
-def _with_tensors_in(folder: Path, case: Case) -> Case:
-    tensors = Path(case.values.file or "")
-    data = tensors.read_bytes()
-    file = next(path for path in _names(folder, tensors.stem, ".safetensors") if outputs.write_once(path, data))
-    return msgspec.structs.replace(case, values=msgspec.structs.replace(case.values, file=str(file)))
-
-
-def _names(folder: Path, name: str, suffix: str) -> Iterator[Path]:
-    yield folder / f"{name}{suffix}"
-    yield from (folder / f"{name}-{number}{suffix}" for number in itertools.count(2))
+def _in(folder: Path, case: Case) -> Case:
+    """The case of a file in the folder, which is made: captured tensors lie beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if case.values.file is None:
+        return case
+    tensors = Path(case.values.file)
+    beside = outputs.keep(outputs.numbered(folder / tensors.name), tensors.read_bytes())
+    return msgspec.structs.replace(case, values=msgspec.structs.replace(case.values, file=str(beside)))
 
 
 def _is_free(path: Path, text: str) -> bool:
     """Whether a file can be written without a loss."""
-    return not path.exists() or path.read_text() == text
+    return not os.path.lexists(path) or outputs.holds(path, text)
 
 
 def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:
