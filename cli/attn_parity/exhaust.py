@@ -246,8 +246,8 @@ def _ended(outcome: Outcome, result: Result) -> Ended:
         seconds = dict(verdict.seconds)
         return Ended(launch=result.number, calls=result.calls, ratio=verdict.ratio, seconds=seconds, exact=exact)
     name = re.sub(r"[^\w.+-]+", "-", outcome.target.name)[:80]
-    path = report.save(failed.case, outcome.plan.folder, f"{name}-exhaust-{outcome.plan.scope}-{result.number}")
-    script = report.save_script(failed.case, failed.verdict, path)
+    name = f"{name}-exhaust-{outcome.plan.scope}-{result.number}"
+    path, script = report.write(failed.case, failed.verdict, outcome.plan.folder, name)
     if len(failed.case.requests) > 1 and result.calls > 1:
         results.print(f"no call of a packed launch fails alone: the smallest batch that fails has {len(failed.case.requests)}")
     if finding := explanation(outcome.target.findings_on(outcome.plan.device), failed.case, failed.verdict):

@@ -1,5 +1,6 @@
 """The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and told at the end of the run."""
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from attn_parity.console import results
 
 @dataclass
 class EarlyFiles:
-    """The files that a shard's failure is written to before the run ends. A file that could not be written is None.
+    """The files that a failure is written to before the run ends. A file that could not be written is None.
 
     Args:
         first: of the case as it was found. The file stays.
@@ -24,6 +25,15 @@ class EarlyFiles:
 
     first: Path | None = None
     smallest: Path | None = None
+
+    def save_smallest(self, case: Case, folder: Path, name: str) -> None:
+        """Write the smallest case so far over the one before it. A full disk is no error yet, as in `saved`."""
+        with contextlib.suppress(OSError):
+            self.smallest = report.save_draft(case, folder, name, self.smallest)
+
+    def drop_smallest(self) -> None:
+        if self.smallest is not None:
+            self.smallest.unlink(missing_ok=True)
 
 
 def saved(case: Case, folder: Path, name: str) -> Path | None:
@@ -34,13 +44,20 @@ def saved(case: Case, folder: Path, name: str) -> Path | None:
         return None
 
 
-def show_first(failure: Failure, folder: Path, name: str, number: int) -> Path | None:
-    """Write and show a failure as it was found, before it is shrunk.
+def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[Path | None, Path | None]:
+    """Write a failing case and its script for good. What cannot be written is None, and adds an error."""
+    path = script = None
+    try:
+        path = report.save(failure.case, folder, name, failure.verdict)
+        script = report.save_script(failure.case, failure.verdict, path)
+    except OSError as error:
+        errors.append(f"{error.filename}: {error.strerror}")
+    return path, script
 
-    Args:
-        number: how many shards have failed, this one included.
-    """
-    path = saved(failure.first, folder, f"{name}-first" + (f"-{number}" if number > 1 else ""))
+
+def show_first(failure: Failure, folder: Path, name: str) -> Path | None:
+    """Write and show a failure as it was found, before it is shrunk."""
+    path = saved(failure.first, folder, f"{name}-first")
     verdict = failure.first_verdict
     results.print(f"failing case, as it was found: {path or 'it could not be written'}", soft_wrap=True)
     results.print(f"{verdict.kind}: {verdict.message}", soft_wrap=True, markup=False)
@@ -66,19 +83,12 @@ def written(
         for failure in (first, *others):
             if failure.case in found:
                 continue
-            number = f"-{len(found) + 1}" if found else ""
-            case_file = script = None
-            try:
-                case_file = report.save(failure.case, folder, name + number)
-                script = report.save_script(failure.case, failure.verdict, case_file)
-            except OSError as error:
-                errors.append(f"{error.filename}: {error.strerror}")
+            case_file, script = kept(failure, folder, name, errors)
             first_file = files.first if failure is first else None
             found[failure.case] = Found(failure, case_file, script, first_file, past.get(failure.first), failure is not first)
     if all(each.case_file for each in found.values()):
         for files in files_of:
-            if files.smallest is not None:
-                files.smallest.unlink(missing_ok=True)
+            files.drop_smallest()
     return list(found.values())
 
 

@@ -243,10 +243,9 @@ def _run(plans: Sequence[FuzzPlan], place: Place, folder: Path, name: str) -> tu
         def show(index: int, progress: shard.Progress) -> None:
             before = done[index].failure
             if progress.failure is not None and before is None:
-                number = sum(p.failure is not None for p in done) + 1
-                files_of[index].first = failing.show_first(progress.failure, folder, name, number)
+                files_of[index].first = failing.show_first(progress.failure, folder, name)
             elif progress.failure is not None and progress.failure != before:
-                files_of[index].smallest = failing.saved(progress.failure.case, folder, f"{name}-shard-{index}")
+                files_of[index].save_smallest(progress.failure.case, folder, f"{name}-shard-{index}")
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
 

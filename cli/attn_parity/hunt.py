@@ -24,6 +24,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_parity import failing, places
 from attn_parity.console import notes, results
+from attn_parity.failing import EarlyFiles
 from attn_parity.options import (
     Duration,
     Positive,
@@ -126,7 +127,8 @@ def command(
             place.words,
         ]
         results.print(f"{', '.join(words)}, --seed {plan.seed}", soft_wrap=True)
-        files_of = _Files(folder, {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()})
+        prefixes = {name: f"{_safe(target.name)}-{plan.seed}" for name, target in targets.items()}
+        files_of = _Files(folder, prefixes, earlier=frozenset(folder.iterdir()))
         return _hunt(Hunt(shards, until, files_of.changed, files_of.dropped), files_of, plan.seed, place, json_file)
 
 
@@ -157,12 +159,13 @@ class _Files:
     Args:
         folder: of all files.
         prefixes: of the names of a target's files, by target.
+        earlier: what lay in the folder before the hunt.
     """
 
     folder: Path
     prefixes: Mapping[str, str]
-    _first: dict[Entry, Path | None] = field(default_factory=dict)
-    _smallest: dict[Entry, Path | None] = field(default_factory=dict)
+    earlier: frozenset[Path]
+    _early: dict[Entry, EarlyFiles] = field(default_factory=dict)
 
     def name(self, entry: Entry) -> str:
         return _safe("-".join((self.prefixes[entry.target], *filter(None, entry.way), str(entry.number))))
@@ -170,28 +173,27 @@ class _Files:
     def changed(self, entry: Entry) -> None:
         """Write the smallest case so far, and say so when a failure is new."""
         name, failure = self.name(entry), entry.failure
-        if entry not in self._first:
-            self._first[entry] = failing.saved(failure.first, self.folder, f"{name}-first")
-        self._smallest[entry] = failing.saved(failure.case, self.folder, name)
+        if entry not in self._early:
+            self._early[entry] = EarlyFiles(failing.saved(failure.first, self.folder, f"{name}-first"))
+        self._early[entry].save_smallest(failure.case, self.folder, f"{name}-smallest")
         if not entry.is_open:
             results.print(f"new: {name}: {failure.verdict.kind}: {failure.verdict.message}", soft_wrap=True)
 
     def dropped(self, entry: Entry) -> None:
         """Delete the files of a failure whose smallest case has the cause of another one."""
-        for path in (self._first.pop(entry, None), self._smallest.pop(entry, None)):
-            if path is not None:
-                path.unlink(missing_ok=True)
+        files = self._early.pop(entry, EarlyFiles())
+        files.drop_smallest()
+        if files.first is not None and files.first not in self.earlier:
+            files.first.unlink(missing_ok=True)
 
     def written(self, entry: Entry, errors: list[str]) -> Distinct:
         """Write the smallest case and its script. A file that cannot be written adds an error."""
-        name = self.name(entry)
-        case_file = script = None
-        try:
-            case_file = report.save(entry.failure.case, self.folder, name)
-            script = report.save_script(entry.failure.case, entry.failure.verdict, case_file)
-        except OSError as error:
-            errors.append(f"{error.filename}: {error.strerror}")
-        return Distinct(name=name, entry=entry, case_file=case_file, script=script, first_file=self._first[entry])
+        name, files = self.name(entry), self._early[entry]
+        case_file, script = failing.kept(entry.failure, self.folder, name, errors)
+        if case_file is not None:
+            files.drop_smallest()
+            name = case_file.stem
+        return Distinct(name=name, entry=entry, case_file=case_file, script=script, first_file=files.first)
 
     def declared(self, failures: Sequence[Distinct], errors: list[str]) -> Iterator[Path]:
         """Write declarations of each target's failures as findings, and return where."""
@@ -200,8 +202,7 @@ class _Files:
             path = self.folder / f"findings_{re.sub(r'[^0-9a-zA-Z]+', '_', prefix)}.py"
             try:
                 if own:
-                    outputs.write(path, declarations(own))
-                    yield path
+                    yield outputs.keep(outputs.numbered(path, "_"), declarations(own))
             except OSError as error:
                 errors.append(f"{error.filename}: {error.strerror}")
 

@@ -112,16 +112,14 @@ def _prove(theorems: list[Any], folder: Path, page: Path, *, writes: bool, check
 
 def _written_case(theorem: Any, failed: list[Any], folder: Path) -> str | None:
     """The file of a counterexample's case, if one of the failed claims has a counterexample that becomes one."""
-    from attn_fuzz.cases import case_file
+    from attn_fuzz import report
     from attn_proofs.theorem import small_counterexample
 
     for result in failed:
         model = small_counterexample(result.claim) if result.outcome == "refuted" else None
         if model is None:
             continue
-        path = folder / f"{theorem.name}.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        case_file.save(path, theorem.case(model))
+        path = report.save(theorem.case(model), folder, theorem.name)
         results.print(f"  {path} written: run `attn-parity replay {path}`", soft_wrap=True)
         return str(path)
     return None
@@ -148,7 +146,7 @@ def _show(theorems: list[Any]) -> int:
 
 def _confirm(theorems: list[Any], folder: Path, json_file: Path | None) -> int:
     """Put mutants in, and run the cases of their counterexamples. Into a JSON file, say which theorems each of them refutes."""
-    from attn_fuzz.cases import case_file
+    from attn_fuzz import report
     from attn_proofs.mutants import confirm
     from attn_proofs.theorems import THEOREMS
     from attn_proofs.zoo import broken
@@ -171,8 +169,7 @@ def _confirm(theorems: list[Any], folder: Path, json_file: Path | None) -> int:
             if found.case is None or found.verdict is None:
                 results.print(f"{theorem.name}: the mutant is not refuted by a case", soft_wrap=True)
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
-            case_file.save(folder / f"{theorem.name}.json", found.case)
+            report.save(found.case, folder, theorem.name)
             results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
     finally:  # a mutant takes half a minute, and an error or Ctrl-C at the last one cost all others
         if json_file:

@@ -47,8 +47,7 @@ def command(
         case = case_file.load(path)
         name = target_of(case, path, target_name)
         target = registry.usable(name, device)
-        # a Support's sizes say what is drawn, not what the kernel can do: a captured call runs with the sizes that it has
-        if case.values.kind != "captured" and (reason := target.support(device).limit(case)):
+        if reason := target.limit(case, device):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
         cases.append((path, case, name, target, sanitizes(sanitize, target, device)))
     say_what_runs_kernels(device, [target for _, _, _, target, _ in cases])

@@ -43,7 +43,7 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
         name = target_of(case, file, target_name)
         target = registry.usable(name, device)
         say_what_runs_kernels(device, [target])
-        if reason := target.support(device).limit(case):
+        if reason := target.limit(case, device):
             raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}; --no-run draws it")
         with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "case.json")) as executor:
             verdict = executor.run(case)

@@ -1,10 +1,11 @@
-"""Files that a command writes: each is replaced as a whole, or stays as it was. Importing this module needs no extra."""
+"""Files that a command writes: each is written as a whole, or stays as it was. Importing this module needs no extra."""
 
 import contextlib
+import itertools
 import os
-import shutil
+import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from attn_fuzz.errors import InputError
@@ -16,17 +17,59 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written. The error names it, as the error of a full disk does not.
     """
-    data = content.encode() if isinstance(content, str) else content
-    _replace(path, lambda partial: partial.write_bytes(data))
+    data = _bytes(content)
+    with _errors_that_name(path):
+        if _is_pipe(path):
+            raise OSError(0, "it is a pipe, which may have no reader")
+        if _is_device(path):
+            path.write_bytes(data)
+            return
+        whole = path.resolve()
+        with _partial(whole) as partial:
+            partial.write_bytes(data)
+            partial.replace(whole)
 
 
-def copy(source: Path, path: Path) -> None:
-    """Copy a file in one step.
+def create(path: Path, content: bytes | str) -> bool:
+    """Write a file in one step, unless its name is taken. Return whether it was written.
+
+    Of several processes that create a file at once, one does.
 
     Raises:
         OSError: as `write`.
     """
-    _replace(path, lambda partial: shutil.copyfile(source, partial))
+    if os.path.lexists(path):
+        return False
+    with _errors_that_name(path), _partial(path) as partial:
+        partial.write_bytes(_bytes(content))
+        try:
+            _name(partial, path)
+        except FileExistsError:
+            return False
+        return True
+
+
+def keep(paths: Iterable[Path], content: bytes | str) -> Path:
+    """Write a file under the first name that no other file has, and return its path. A file that has this content stays.
+
+    Raises:
+        OSError: as `write`.
+    """
+    return next(path for path in paths if create(path, content) or holds(path, content))
+
+
+def holds(path: Path, content: bytes | str) -> bool:
+    """Whether a path is a file with this content. One that cannot be read is another's."""
+    try:
+        return path.is_file() and path.read_bytes() == _bytes(content)
+    except OSError:
+        return False
+
+
+def numbered(path: Path, separator: str = "-") -> Iterator[Path]:
+    """A path, and then those whose names end in -2, -3 and so on."""
+    yield path
+    yield from (path.with_name(f"{path.stem}{separator}{number}{path.suffix}") for number in itertools.count(2))
 
 
 def check(path: Path, option: str) -> None:
@@ -47,23 +90,42 @@ def check(path: Path, option: str) -> None:
         raise InputError(f"{option}: {path} cannot be written")
 
 
-def _replace(path: Path, fill: Callable[[Path], object]) -> None:
+@contextlib.contextmanager
+def _errors_that_name(path: Path) -> Iterator[None]:
     try:
-        if _is_pipe(path):
-            raise OSError(0, "it is a pipe, which may have no reader")
-        if _is_device(path):
-            fill(path)
-            return
-        whole = path.resolve()
-        partial = whole.with_name(f"{whole.name}.partial")
-        try:
-            fill(partial)
-            partial.replace(whole)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _bytes(content: bytes | str) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """Where a file is written before it gets its name. No other process writes there, nor did one that was killed."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # the write may have failed, or a signal may have ended it
+
+
+def _name(partial: Path, path: Path) -> None:
+    """Give a file its name, unless the name is taken, which a rename would not see.
+
+    Raises:
+        FileExistsError: it is taken.
+    """
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        path.touch(exist_ok=False)
+        partial.replace(path)
 
 
 def _is_pipe(path: Path) -> bool:

@@ -187,8 +187,7 @@ class _Cases(_Item):
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
             failures = [progress.failure, *progress.others]
-            names = [self._file_name, *(f"{self._file_name}-{i + 2}" for i in range(len(progress.others)))]
-            told = [_told(failure, self.plan.folder, name) for failure, name in zip(failures, names, strict=True)]
+            told = [_told(failure, self.plan.folder, self._file_name) for failure in failures]
             told[0] += f"\nas it was found: {first}"
             raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(told))
 

@@ -108,7 +108,7 @@ def arguments_of(
 
     Raises:
         UnsupportedError: an argument asks for something that the contract cannot say, or is not known here.
-        ContractError: tensors have shapes that contradict each other.
+        ContractError: tensors have shapes that contradict each other, or there is no mask because transformers makes none.
     """
     _refuse(others)
     if dropout:
@@ -121,6 +121,8 @@ def arguments_of(
         raise UnsupportedError(WHO, "a layer's own sinks", "it does not pass them as s_aux, so nobody knows whether they count")
     if (cu_seq_lens_q is None) != (cu_seq_lens_k is None):
         raise ContractError("cu_seq_lens_q, cu_seq_lens_k", "one of them", "both or none")
+    if attention_mask is None and cu_seq_lens_q is None:
+        _check_that_masks_are_made(module)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     seen, bias = _mask_of(attention_mask, shape, causal and none_is_causal)
@@ -173,6 +175,22 @@ def _refuse(others: dict[str, Any]) -> None:
         reason = REFUSED.get(name, "no rule of the contract is known for this argument")
         what = f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
         raise UnsupportedError(WHO, f"{name} ({what})", reason)
+
+
+def _check_that_masks_are_made(module: torch.nn.Module) -> None:
+    """A missing mask says which keys a query sees only where transformers would have made one that is needed.
+
+    transformers makes masks for names that have a mask function. Without one, no padding and no window reaches attention.
+    """
+    from transformers import AttentionMaskInterface
+
+    asked = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if asked is not None and asked not in AttentionMaskInterface():
+        raise ContractError(
+            "attention_mask",
+            f"None, as always while no mask function is registered for attn_implementation={asked!r}",
+            "one, as after transformers.AttentionMaskInterface.register(NAME, transformers.masking_utils.sdpa_mask)",
+        )
 
 
 def _mask_of(

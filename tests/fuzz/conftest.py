@@ -1,10 +1,11 @@
 """The command line in this process, an executor without a process of its own, and a case to start from."""
 
+import contextlib
 import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from attn_contract import Layout
+from attn_fuzz import outputs
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.interpreted import program_order
 from attn_fuzz.run import shard
@@ -50,6 +52,24 @@ def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch:
         return Ended(end.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def full_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets files of these names find no space on the disk, in this process."""
+    unnamed = outputs._partial
+
+    def fill(*names: str) -> None:
+        @contextlib.contextmanager
+        def on_a_full_disk(path: Path) -> Iterator[Path]:
+            with unnamed(path) as written:
+                if path.name in names:
+                    written.symlink_to("/dev/full")
+                yield written
+
+        monkeypatch.setattr(outputs, "_partial", on_a_full_disk)
+
+    return fill
 
 
 @pytest.fixture

@@ -243,8 +243,8 @@ def test_a_database_takes_no_captured_call(captured, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_a_capture_on_a_full_disk_leaves_no_cut_file(suffix, step_case, tmp_path):
-    (tmp_path / f"call{suffix}.partial").symlink_to("/dev/full")
+def test_a_capture_on_a_full_disk_leaves_no_cut_file(suffix, full_for, step_case, tmp_path):
+    full_for(f"call{suffix}")
     with pytest.raises(OSError, match=f"No space left on device: .*call{suffix}"):
         capture(call_of(step_case), tmp_path / "call.json")
     assert not (tmp_path / f"call{suffix}").exists()
@@ -255,6 +255,16 @@ def test_a_captured_call_of_a_corpus_runs_with_the_sizes_that_it_has(captured, a
     run = attn_parity("fuzz", "--target", "reference-fp32", "--corpus", captured.parent, "--examples", 1, "--workers", 1)
     assert run.code == 0, run.err
     assert "1 past cases" in run.out or "1 past case" in run.out
+
+
+def test_a_captured_call_is_replayed_and_shown_with_the_sizes_that_it_has(step_case, tmp_path, attn_parity):
+    case = replace(step_case, head_size=24, values=replace(step_case.values, kind="random"))
+    assert "head_size 24" in REFERENCE_FP32.support("cpu").limit(case)
+    capture(call_of(case), tmp_path / "call.json", target="reference-fp32")
+    for command in ("replay", "show"):
+        run = attn_parity(command, "call.json")
+        assert run.code == 0, run.err
+        assert "agree" in run.out
 
 
 DAMAGES = {

@@ -268,8 +268,8 @@ def test_a_case_that_always_fails_so_is_a_failure(step_case, tmp_path, target, k
 
 
 @needs_full
-def test_a_case_in_flight_that_cannot_be_written_is_an_error_that_names_it(step_case, tmp_path):
-    (tmp_path / "ahead.json.partial").symlink_to("/dev/full")
+def test_a_case_in_flight_that_cannot_be_written_is_an_error_that_names_it(full_for, step_case, tmp_path):
+    full_for("ahead.json")
     with (
         Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor,
         pytest.raises(OSError, match=r"No space left on device: .*ahead\.json"),
@@ -278,10 +278,10 @@ def test_a_case_in_flight_that_cannot_be_written_is_an_error_that_names_it(step_
 
 
 @needs_full
-def test_a_case_file_is_replaced_whole_or_not_at_all(step_case, tmp_path):
+def test_a_case_file_is_replaced_whole_or_not_at_all(full_for, step_case, tmp_path):
     path = tmp_path / "case.json"
     case_file.save(path, step_case)
-    (tmp_path / "case.json.partial").symlink_to("/dev/full")
+    full_for("case.json")
     with pytest.raises(OSError, match="No space left"):
         case_file.save(path, step_case)
     assert case_file.load(path) == step_case
@@ -289,19 +289,17 @@ def test_a_case_file_is_replaced_whole_or_not_at_all(step_case, tmp_path):
 
 
 @needs_full
-@pytest.mark.parametrize(
-    "full", [["runs/planted-raises-1.json.partial", "run.json"], ["runs/planted-raises-1.json.partial", "run.json.partial"]]
-)
-def test_on_a_full_disk_a_failure_is_told_in_full(full, attn_parity, tmp_path):
-    (tmp_path / "runs").mkdir()
-    for name in full:
-        (tmp_path / name).symlink_to("/dev/full")
+@pytest.mark.parametrize("is_device", [False, True])
+def test_on_a_full_disk_a_failure_is_told_in_full(is_device, full_for, attn_parity, tmp_path):
+    full_for("planted-raises-1.json", *["run.json"] * (not is_device))
+    if is_device:
+        (tmp_path / "run.json").symlink_to("/dev/full")
     run = attn_parity(
         *("fuzz", "--target", "planted:RAISES", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none"),
         *("--json", "run.json", "--report", "runs"),
     )
     assert run.code == 1
-    assert run.err.count("No space left on device") == len(full)
+    assert run.err.count("No space left on device") == 2
     printed = run.out[run.out.index("{\n") : run.out.rindex("}\n") + 2]
     assert case_file.loads(printed).target == "planted:RAISES"
     assert not (tmp_path / "runs" / "planted-raises-1.json").exists()
@@ -310,9 +308,8 @@ def test_on_a_full_disk_a_failure_is_told_in_full(full, attn_parity, tmp_path):
 
 
 @needs_full
-def test_a_script_that_cannot_be_written_leaves_its_case(attn_parity, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "planted-raises-1.py.partial").symlink_to("/dev/full")
+def test_a_script_that_cannot_be_written_leaves_its_case(full_for, attn_parity, tmp_path):
+    full_for("planted-raises-1.py")
     run = attn_parity(
         *("fuzz", "--target", "planted:RAISES", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none"),
         *("--report", "runs"),

@@ -1,5 +1,7 @@
 """Other calls of transformers than generation, and what is refused by name."""
 
+import functools
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -125,6 +127,43 @@ def test_without_a_mask_a_causal_layer_is_a_prompt_for_sdpa_and_unmasked_for_eag
         assert torch.equal(arguments_of(layer, q, k, k, None, **options).seen[0], expected)
     one_query = arguments_of(layer, q[:, :, :1], k, k, None)
     assert one_query.seen.all()
+
+
+@pytest.fixture
+def without_masks(monkeypatch):
+    """A name whose mask function is not registered: transformers makes no mask for it, whatever is padded."""
+    named = functools.partial(attention, attn_reference)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "mine", named)
+    return "mine"
+
+
+MISSING = (
+    "attention_mask: got None, as always while no mask function is registered for attn_implementation='mine', "
+    "expected one, as after transformers.AttentionMaskInterface.register("
+)
+
+
+def test_a_call_for_which_transformers_makes_no_mask_is_refused(without_masks):
+    model = tiny("mistral")
+    model.set_attn_implementation(without_masks)
+    with pytest.raises(ContractError, match=re.escape(MISSING)):
+        model(**WITH_A_HOLE)
+
+
+def test_a_recording_does_not_judge_by_a_mask_that_transformers_does_not_make(without_masks, monkeypatch, tmp_path):
+    """It called the padding that the function had not been told of an error of the function."""
+    theirs = transformers.integrations.sdpa_attention.sdpa_attention_forward
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, without_masks, theirs)
+    model = tiny("mistral")
+    model.set_attn_implementation(without_masks)
+    with (
+        pytest.warns(UserWarning, match=f"mine was not judged: {re.escape(MISSING)}"),
+        pytest.warns(UserWarning, match="NO CALL of attn_implementation='mine' WAS JUDGED"),
+        attn_transformers.recording(tmp_path, without_masks) as recording,
+    ):
+        model(**WITH_A_HOLE)
+    assert (recording.judged, recording.wrong) == (0, 0)
+    assert [reason.startswith(MISSING) for reason in recording.not_judged] == [True]
 
 
 class TestRefused:

@@ -1,8 +1,11 @@
 """Continuous batching of transformers on our attention, and recordings of its own attention."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import runpy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +23,7 @@ from attn_transformers.registration import whole_mask
 from transformers import AttentionInterface, AttentionMaskInterface, ContinuousBatchingConfig, GenerationConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tests.pages import ROOT
 from tests.plugins.tiny_models import prompts, tiny
 
 
@@ -194,6 +198,32 @@ def test_a_recording_keeps_the_calls_of_a_wrong_attention_as_cases(tmp_path, mon
     case = json.loads(found.case.read_text())
     assert (case["window"], case["sinks"], len(case["requests"])) == ([3, 3], "near", 3)
     assert found.judgement.message.startswith("out of request 0 at row 0")
+
+
+def test_sdpa_is_refused_for_a_soft_cap_or_found_wrong(tmp_path):
+    """transformers 5.20 had sdpa as Gemma 2's default, and left its cap out."""
+    model = tiny("gemma2")
+    if not model._supports_sdpa:
+        with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+            model.set_attn_implementation("sdpa")
+        model.config._attn_implementation = "sdpa"
+        with pytest.raises(ValueError, match="does not support `softcap`"):
+            model(**prompts((7, 4)))
+        return
+    model.set_attn_implementation("sdpa")
+    with attn_transformers.recording(tmp_path, "sdpa", limit=1) as recording:
+        model(**prompts((7, 4)))
+    assert recording.wrong == recording.judged == 2
+    assert json.loads(recording.found[0].case.read_text())["logits_soft_cap"] == 2.0
+
+
+@pytest.mark.parametrize(("place", "code"), [(contextlib.nullcontext(), 1), (attn_transformers.replacing("paged|eager"), 0)])
+def test_the_script_of_the_soft_cap_that_is_forgotten(place, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the script has one of its own
+    with place, pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "findings" / "transformers" / "paged-eager-soft-cap.py"))
+    assert end.value.code == code
+    assert ("what was got: True" in capsys.readouterr().out) == bool(code)
 
 
 def test_continuous_batching_forgets_the_soft_cap_on_paged_eager(tmp_path):

@@ -64,9 +64,14 @@ def _schema(text: str | bytes) -> bytes:
         return b"null"
 
 
+def content(case: Case) -> str:
+    """What a case file holds."""
+    return dumps(case) + "\n"
+
+
 def save(path: Path, case: Case) -> None:
     """Write a case file in one step (`attn_fuzz.outputs.write`)."""
-    outputs.write(path, dumps(case) + "\n")
+    outputs.write(path, content(case))
 
 
 def load(path: Path) -> Case:

@@ -1,7 +1,9 @@
 """A failure and a run for people: a short table, pictures, a case file with a script beside it, and a page about the run."""
 
+import os
 from pathlib import Path
 
+import msgspec
 from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
@@ -9,19 +11,33 @@ from attn_fuzz.report.overview import summary
 from attn_fuzz.report.standalone import script
 from attn_fuzz.verdict.verdict import Verdict
 
-__all__ = ["again", "save", "save_script", "script", "summary", "write"]
+__all__ = ["again", "save", "save_draft", "save_script", "script", "summary", "write"]
 
 
-def save(case: Case, folder: Path, name: str) -> Path:
-    """Write NAME.json, and captured tensors beside it. Return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    if case.values.file is not None:
-        beside = folder / Path(case.values.file).name
-        if not (beside.exists() and beside.samefile(case.values.file)):
-            outputs.copy(Path(case.values.file), beside)
-    case_file.save(path, case)
-    return path
+def save(case: Case, folder: Path, name: str, verdict: Verdict | None = None) -> Path:
+    """Write NAME.json, and captured tensors beside it. Return its path.
+
+    Nothing is written over. If another case or another script has the name, the next one is NAME-2. A file that holds this very
+    case stays as it is.
+
+    Args:
+        verdict: of a case that `save_script` writes a script for.
+    """
+    case = _in(folder, case)
+    paths = outputs.numbered(folder / f"{name}.json")
+    if verdict is not None:
+        text = script(case, verdict)
+        paths = (path for path in paths if _is_free(path.with_suffix(".py"), text))
+    return outputs.keep(paths, case_file.content(case))
+
+
+def save_draft(case: Case, folder: Path, name: str, before: Path | None) -> Path:
+    """As `save`, over the draft that was saved before, or else into a file that was not there. The caller may delete it."""
+    case = _in(folder, case)
+    if before is None:
+        return next(path for path in outputs.numbered(folder / f"{name}.json") if outputs.create(path, case_file.content(case)))
+    case_file.save(before, case)
+    return before
 
 
 def save_script(case: Case, verdict: Verdict, case_path: Path) -> Path:
@@ -33,8 +49,23 @@ def save_script(case: Case, verdict: Verdict, case_path: Path) -> Path:
 
 def write(case: Case, verdict: Verdict, folder: Path, name: str) -> tuple[Path, Path]:
     """Write NAME.json, captured tensors beside it, and the script NAME.py. Return the paths of the case and of the script."""
-    case_path = save(case, folder, name)
+    case_path = save(case, folder, name, verdict)
     return case_path, save_script(case, verdict, case_path)
+
+
+def _in(folder: Path, case: Case) -> Case:
+    """The case of a file in the folder, which is made: captured tensors lie beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if case.values.file is None:
+        return case
+    tensors = Path(case.values.file)
+    beside = outputs.keep(outputs.numbered(folder / tensors.name), tensors.read_bytes())
+    return msgspec.structs.replace(case, values=msgspec.structs.replace(case.values, file=str(beside)))
+
+
+def _is_free(path: Path, text: str) -> bool:
+    """Whether a file can be written without a loss."""
+    return not os.path.lexists(path) or outputs.holds(path, text)
 
 
 def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:

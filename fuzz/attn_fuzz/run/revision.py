@@ -106,8 +106,7 @@ def _replay(connection: Connection, case: Case, name: str, place: Place, device:
 
 def _replayed(case: Case, name: str, place: Place, device: str, limit: float, sanitize: bool) -> Replay:
     target = registry.usable(name, device)
-    reason = None if case.values.kind == "captured" else target.support(device).limit(case)
-    if reason is not None:
+    if (reason := target.limit(case, device)) is not None:
         return Replay(result="cannot tell", words=f"the target does not admit the case: {reason}", is_of_worktree=_is_of(place))
     checked = sanitize and target.can_be_sanitized(device)
     with (

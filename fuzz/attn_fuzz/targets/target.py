@@ -395,6 +395,12 @@ class Target:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
+    def limit(self, case: Case, device: str) -> str | None:
+        """As `Support.limit` of what it supports on a device type. A captured call has no limit: a Support's sizes say what is
+        drawn, not what the kernel can do.
+        """
+        return None if case.values.kind == "captured" else self.support(device).limit(case)
+
     def findings_on(self, device: str) -> tuple[Finding, ...]:
         """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""
         return tuple(finding for finding in self.findings if device != "cpu" or not finding.needs_gpu)

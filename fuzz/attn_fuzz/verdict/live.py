@@ -1,6 +1,5 @@
 """Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes."""
 
-import itertools
 import os
 import sys
 import warnings
@@ -16,6 +15,7 @@ import msgspec
 import torch
 from attn_contract import FLOAT8_DTYPES, Batch, ContractError, Layer
 from attn_contract.arguments import check_tensor
+from attn_fuzz import outputs
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.captures import CaptureError, capture
 from attn_fuzz.verdict.judge import Judgement, judge_call
@@ -287,8 +287,7 @@ def _watch_varlen(function: Callable[..., torch.Tensor], name: str, recording: R
 
 def _captured(call: Call, judgement: Judgement, folder: Path, index: int) -> Path:
     """Capture a call as a case that is not there yet."""
-    names = (f"call-{index}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
-    path = next(path for name in names if _is_taken_now(path := folder / f"{name}.json"))
+    path = next(path for path in outputs.numbered(folder / f"call-{index}.json") if _is_taken_now(path))
     try:
         return _capture(call, judgement, path)
     except BaseException:
