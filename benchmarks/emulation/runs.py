@@ -24,7 +24,8 @@ compute stands in [binaries.md](binaries.md).
 ## Drawn cases
 
 Each row is a run of `attn-parity fuzz --target TARGET --seed SEED --examples EXAMPLES --json FILE`. Past cases are stored; they
-run first. Failures by known findings are no new ones. The largest error is in units of the judge's bound.
+run first. Failures by known findings are no new ones. The largest error is in units of the judge's bound. "Split" counts the
+cases whose keys were split, so that parts were reduced. It is empty for runs of a version that drew too few keys to split them.
 
 """
 _SPEED = """
@@ -43,6 +44,7 @@ class Run(msgspec.Struct, frozen=True):
         replayed: past cases.
         known, failing: cases that failed, by known findings and by others.
         max_ratio: the largest error / bound; None of a target without an oracle.
+        split: cases whose keys were split; None of a version that did not count them.
     """
 
     target: str
@@ -54,6 +56,7 @@ class Run(msgspec.Struct, frozen=True):
     failing: int
     interrupted: bool
     max_ratio: float | None
+    split: int | None = None
 
     @property
     def architecture(self) -> str:
@@ -108,6 +111,7 @@ def read(path: Path) -> Run:
         failing=len(record["failures"]),
         interrupted=record["interrupted"] or record["error"] is not None,
         max_ratio=record["max_ratio"],
+        split=record["events"].get("split", 0),
     )
     if not run.architecture:
         raise InputError(f"{path}: target {run.target} is not emulated: expected triton-gfx942, NAME@gfx942 or their like")
@@ -122,8 +126,8 @@ def updated(kept: Iterable[Run], found: Iterable[Run]) -> tuple[Run, ...]:
 
 def text(kept: Kept) -> str:
     """The page, whole."""
-    lines = ["| architecture | target | Triton | seed | examples | past cases | verdict | largest error |"]
-    lines += ["|---|---|---|--:|--:|--:|---|--:|", *map(_row, kept.runs)]
+    lines = ["| architecture | target | Triton | seed | examples | split | past cases | verdict | largest error |"]
+    lines += ["|---|---|---|--:|--:|--:|--:|---|--:|", *map(_row, kept.runs)]
     speed = (
         [] if kept.speeds is None else [_SPEED.format(machine=kept.speeds.machine).rstrip("\n"), "", *table(kept.speeds.rows)]
     )
@@ -132,7 +136,8 @@ def text(kept: Kept) -> str:
 
 def _row(run: Run) -> str:
     error = "" if run.max_ratio is None else f"{run.max_ratio:.2f}"
-    cells: Sequence[object] = (run.architecture, f"`{run.target}`", run.triton, run.seed, run.examples, run.replayed)
+    split = "" if run.split is None else run.split
+    cells: Sequence[object] = (run.architecture, f"`{run.target}`", run.triton, run.seed, run.examples, split, run.replayed)
     return f"| {' | '.join(map(str, (*cells, run.verdict, error)))} |"
 
 
