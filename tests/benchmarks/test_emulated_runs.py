@@ -45,7 +45,10 @@ def read(tmp_path):
             {"target": "vllm-unified-attention@gfx942", "known": {"a": 2, "b": 1}},
             "| gfx942 | `vllm-unified-attention@gfx942` | 3.6.0 | 16 | 2000 | 70 | 107 | nothing new, 3 known | 0.91 |",
         ),
-        ({"failures": [{}], "known": {"a": 2}}, "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | 1 failing | 0.91 |"),
+        (
+            {"failures": [{}], "known": {"a": 2}},
+            "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | 1 failing | 0.91 |",
+        ),
         (
             {"error": "died", "max_ratio": None},
             "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | interrupted: all agree |  |",
