@@ -39,13 +39,12 @@ def gemma(soft_cap):
     config = transformers.Gemma2Config(
         vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         head_dim=16, query_pre_attn_scalar=16, attn_logit_softcapping=soft_cap, pad_token_id=0, eos_token_id=None,
-        attn_implementation="eager",
     )  # fmt: skip
-    model = transformers.Gemma2ForCausalLM(config).eval()
-    for layer in model.model.layers:
-        for weights in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for name, weights in model.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
             weights.data *= 30
-        for weights in (layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight):
+        elif "v_proj" in name or "o_proj" in name:
             weights.data *= 10
     return model
 

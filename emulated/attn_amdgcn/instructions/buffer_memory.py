@@ -228,8 +228,8 @@ def _found_range(waves: Waves, words: np.ndarray, further: np.ndarray, architect
     if strange.any():
         wave = int(strange.argmax())
         text = " ".join(f"0x{word:08x}" for word in words[wave])
-        where = {"wave": int(waves.number[wave]), "workgroup": int(waves.workgroup[wave])}
-        raise Fault(f"the resource {text} is no raw buffer without stride and swizzle", **where)
+        what = f"the resource {text} is no raw buffer without stride and swizzle"
+        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
     length = records - further
     return Range((base + further - BASE)[..., None], length[..., None], int(length.min()))
 
