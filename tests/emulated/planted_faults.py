@@ -112,7 +112,7 @@ PLANTED = {
         "address + form.size > waves.shared.scratch_bytes + 4",
         "global_memory",
     ),
-    "a byte beyond a buffer": ("memory.py", "high <= self._ends[which]", "high <= self._ends[which] + 4", "global_memory"),
+    "a byte beyond a buffer": ("memory.py", "end <= self._ends[which]", "end <= self._ends[which] + 4", "global_memory"),
     "a race of a reader unseen": ("lds_races.py", "if (others := (readers != 0)", "if (others := (readers < 0)", "lds_races"),
     "a race of two workgroups unseen": (
         "global_races.py",
