@@ -20,12 +20,10 @@ Exchange = Literal["reduce_scatter", "all_to_all"]
 """How the ranks' outputs meet.
 
 reduce_scatter: LSEs are gathered, each rank weights its output, and the network sums the shares in float32. all_to_all: each
-rank gets all parts of its own heads, with their LSEs in the same message, and merges them.
+rank gets all parts of its own heads, and merges them.
 """
 
 TIMEOUT = timedelta(seconds=60)
-_ROW_UNIT = 16
-"""Bytes of which rows of the all-to-all are multiples: a kernel loads so many at once."""
 # torch 2.13 has renamed both
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -93,7 +91,8 @@ def attend_over_ranks(
     lse = torch.full((num_heads, num_tokens), -torch.inf, device=q.device)
     part = attention(all_q, kv_cache, local_layer(layer, step.dealing), step.batch, lse=lse)
     if exchange == "all_to_all":
-        outs, lses = _swapped(group, part, lse, timeout)
+        outs = _swapped(group, _by_rank(group, part), timeout)
+        lses = _swapped(group, lse.unflatten(0, (group.size(), -1)), timeout)
     else:
         share, merged_lse = weighted_part(part, _gathered(group, lse, timeout), group.rank())
         outs = _summed(group, _by_rank(group, share), timeout)[None]
@@ -177,28 +176,12 @@ def _gathered(group: dist.ProcessGroup, tensor: torch.Tensor, timeout: timedelta
     return gathered.view(tensor.dtype).view(group.size(), *tensor.shape)
 
 
-def _swapped(
-    group: dist.ProcessGroup, part: torch.Tensor, lse: torch.Tensor, timeout: timedelta
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The parts [N, T, H / N, D] of this rank's heads, each from another rank, and their LSEs [N, H / N, T].
-
-    An output and its LSE travel as one row: the time of a small message hardly depends on its size.
-    """
-    by_rank = _by_rank(group, part)
-    width = by_rank.shape[-1] * by_rank.element_size()
-    begin_of_lse = -(-width // _ROW_UNIT) * _ROW_UNIT
-
-    def views(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, T, H / N, D] and [N, H / N, T]."""
-        lses = rows[..., begin_of_lse : begin_of_lse + lse.element_size()].view(lse.dtype)
-        return rows[..., :width].view(part.dtype), lses[..., 0].transpose(1, 2)
-
-    sent = torch.empty((*by_rank.shape[:-1], begin_of_lse + _ROW_UNIT), dtype=torch.uint8, device=part.device)
-    received = torch.empty_like(sent)
-    for to_send, own in zip(views(sent), (by_rank, lse.unflatten(0, (group.size(), -1))), strict=True):
-        to_send.copy_(own)
-    run("the all-to-all", group, timeout, dist.all_to_all_single, received, sent)
-    return views(received)
+def _swapped(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -> torch.Tensor:
+    """[N, ...]: part r of this rank goes to rank r, and part r of the result comes from rank r."""
+    own = _bytes(parts)
+    received = torch.empty_like(own)
+    run("the all-to-all", group, timeout, dist.all_to_all_single, received, own)
+    return received.view(parts.dtype).view(parts.shape)
 
 
 def _summed(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -> torch.Tensor:
