@@ -332,6 +332,7 @@ RAN = Executions("3.9.0", {("gfx942", "a"): Execution("agree", 0.5), ("gfx942", 
         ("num_warps", "-4", "num_warps: got '-4', expected a count"),
         ("vgprs", "1_0", "vgprs: got '1_0', expected a count"),
         ("lds_bytes", "", "lds_bytes: got '', expected a count"),
+        ("code", "many", "code: got 'many', expected 16 hexadecimal digits or nothing"),
         ("waves", "nan", "waves: got 'nan', expected a count"),
         ("matrix_instructions", "9" * 5000, "matrix_instructions: got '999"),
     ],
@@ -343,7 +344,8 @@ def test_a_cell_that_no_compilation_wrote_is_named(column, cell, words):
 
 
 @pytest.mark.parametrize(
-    ("column", "cell"), [("triton", "3"), ("launch", "a"), ("error", "nan"), ("error", "1.2.3"), ("why", "\x1b")]
+    ("column", "cell"),
+    [("triton", "3"), ("launch", "a"), ("error", "nan"), ("error", "1.2.3"), ("why", "\x1b"), ("code", "many")],
 )
 def test_a_cell_that_no_execution_wrote_is_named(column, cell):
     assert executions.loads(RAN.csv(), "file") == RAN

@@ -199,7 +199,8 @@ def test_a_second_run_goes_on(attn_parity, tmp_path):
 
 
 def test_executions_are_kept():
-    found = {JOB: Execution("agree", 0.25, "", "0123"), ("gfx1201", "decode"): Execution("raised", 0, 'a "fault", and why')}
+    wrong = Execution("raised", 0, 'a "fault", and why')
+    found = {JOB: Execution("agree", 0.25, "", "0123456789abcdef"), ("gfx1201", "decode"): wrong}
     kept = Executions("3.9.0", found)
     assert executions.loads(kept.csv(), "").found == found
     assert kept.wrong == ['gfx1201 decode: raised: a "fault", and why']

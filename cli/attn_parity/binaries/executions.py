@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attn_fuzz.text import one_line
 from attn_parity.binaries.assembly import DIGITS, digest
 from attn_parity.binaries.build import Job, in_processes
-from attn_parity.binaries.results import SHOWN, check_once, csv_of, records_of
+from attn_parity.binaries.results import SHOWN, check_once, code_of, csv_of, records_of
 
 if TYPE_CHECKING:
     from attn_parity.binaries.compilation import Binary
@@ -84,7 +84,7 @@ def loads(text: str, name: str) -> Executions:
             raise ValueError(f"{name}: error: got {one_line(repr(record['error']), SHOWN)}, expected a ratio")
     found = {
         (record["architecture"], record["launch"]): Execution(
-            record["verdict"], float(record["error"]), record["why"], record["code"]
+            record["verdict"], float(record["error"]), record["why"], code_of(record, name)
         )
         for record in records
     }

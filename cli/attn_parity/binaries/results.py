@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from attn_fuzz.text import one_line, printable
 from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.assembly import DIGITS
 from attn_parity.binaries.facts import Facts
 
 SCHEMA = "attn-parity.compile/1"
@@ -75,7 +76,7 @@ def loads(text: str, name: str) -> Results:
             record["kernel"],
             count_of(record, "num_warps", name),
             facts_from(record, name),
-            record["code"],
+            code_of(record, name),
         )
         for record in records
     )
@@ -136,6 +137,17 @@ def count_of(record: Mapping[str, str], column: str, name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", record[column]):
         raise ValueError(f"{name}: {column}: got {one_line(repr(record[column]), SHOWN)}, expected a count")
     return int(record[column])
+
+
+def code_of(record: Mapping[str, str], name: str) -> str:
+    """
+    Raises:
+        ValueError: the cell of `code` is neither empty nor the first digits of a digest.
+    """
+    if not re.fullmatch(rf"([0-9a-f]{{{DIGITS}}})?", record["code"]):
+        got = one_line(repr(record["code"]), SHOWN)
+        raise ValueError(f"{name}: code: got {got}, expected {DIGITS} hexadecimal digits or nothing")
+    return record["code"]
 
 
 def fact_cells(facts: Facts) -> list[str]:
