@@ -1,39 +1,20 @@
-"""What launch parameters are chosen for, as data: the classes of calls, and the cases that stand for each."""
+"""What launch parameters are chosen for: the classes of calls, and the drawn cases that fall in each."""
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
+import torch
+from attn_contract import AttentionType
 from attn_optimized.launch.table import Entry, Phase
+from attn_optimized.launch.widths import Widths
+from attn_optimized.launch.workload import Workload, phase_of
 
-from benchmarks.speed.cases import CASES, Attention
+from benchmarks.speed.calls import attention_call
+from benchmarks.speed.cases import Attention, floor_ms
 
-HEADS = {64: (64, 8), 128: (32, 8), 256: (16, 8)}
-"""Query and KV heads that models have with a head size: GPT-OSS, Llama 3, Gemma 2."""
-WIDE_HEADS = (64, 2)
-"""Those of a wide decode: one query has 32 rows."""
-
-TIMED: dict[Phase, dict[str, str]] = {
-    "decode": {
-        "64 x 8k": "decode, 64 x 8k",
-        "1 x 128k": "decode, 1 x 128k",
-        "ragged 64 x 256..16k": "decode, ragged 64 x 256..16k",
-    },
-    "wide_decode": {"64 x 8k": "decode, 64 x 8k", "1 x 128k": "decode, 1 x 128k", "ragged": "decode, ragged 64 x 256..16k"},
-    "mixed": {"one 2k prefill + 63 decodes at 4k": "mixed, one 2k prefill + 63 decodes at 4k"},
-    "window": {"window 128 + sinks, 4 x 4k": "prefill, H64/HK8/D64, window 128 + sinks, 4 x 4k"},
-    "rules": {"chunks of 1k, 2 x 8k": "prefill, chunks of 1k, 2 x 8k"},
-    "short": {},
-    "prefill": {"4 x 4k": "prefill, 4 x 4k", "8 x 512 new on 8k": "extend, 8 x 512 new on 8k"},
-}
-"""Cases of `benchmarks.speed` that are timed, with the heads, dtype and cache of the class."""
-SHORT: tuple[Attention, ...] = (
-    Attention(name="1 x 1k", query_lens=(1024,), seq_lens=(1024,)),
-    Attention(name="8 x 100", query_lens=(100,) * 8, seq_lens=(100,) * 8),
-    Attention(name="2 x 256 new on 4k", query_lens=(256, 256), seq_lens=(4352, 4352)),
-)
-"""What is timed of short batches, which `benchmarks.speed` has none of."""
-
+HEAD_SIZES = (64, 128, 256)
 CHECKED: dict[Phase, tuple[Attention, ...]] = {
     "decode": (
         Attention(name="split keys", query_lens=(1, 1, 1), seq_lens=(1500, 700, 33)),
@@ -50,8 +31,12 @@ CHECKED: dict[Phase, tuple[Attention, ...]] = {
     "prefill": (Attention(name="prefill and extend", query_lens=(200, 30), seq_lens=(200, 450)),),
 }
 """Small cases in which the reference says whether a kernel is right: several tiles of queries and of keys, whole and cut."""
-
-CHECKED_HEADS = (8, 2)
+CHECKED_HEADS, CHECKED_WIDE_HEADS = (8, 2), (64, 2)
+"""Query and KV heads of those, and of those of a wide decode: one query has 32 rows."""
+MOST_CASES = 12
+"""Of a class: more of them cost time and tell little."""
+H100_RATES = {"copy_bandwidth": 3e12, "matmul_rate": 7e14}
+"""By which cases are ordered, whatever GPU they are for."""
 
 
 class CallClass(NamedTuple):
@@ -68,36 +53,83 @@ class CallClass(NamedTuple):
         return f"{self.phase}, {8 * self.itemsize} bits, D {self.most_block_d}{', 8-bit cache' if self.quantized else ''}"
 
     @property
-    def timed(self) -> list[Attention]:
-        heads = WIDE_HEADS if self.phase == "wide_decode" else HEADS[self.most_block_d]
-        by_name = {case.name: case for case in CASES if isinstance(case, Attention)}
-        named = [dataclasses.replace(by_name[case], name=name) for name, case in TIMED[self.phase].items()]
-        return [self._case(case, heads) for case in (named if self.phase != "short" else SHORT)]
-
-    @property
     def checked(self) -> list[Attention]:
-        heads = WIDE_HEADS if self.phase == "wide_decode" else CHECKED_HEADS
-        return [self._case(case, heads) for case in CHECKED[self.phase]]
+        heads = CHECKED_WIDE_HEADS if self.phase == "wide_decode" else CHECKED_HEADS
+        return [
+            self.dressed(dataclasses.replace(each, num_heads=heads[0], num_kv_heads=heads[1])) for each in CHECKED[self.phase]
+        ]
 
     def holds(self, entry: Entry) -> bool:
         """Whether an entry is for calls of this class."""
         same = (entry.phase, entry.itemsize, entry.quantized) == (self.phase, self.itemsize, self.quantized)
         return same and self.most_block_d <= entry.most_block_d
 
-    def _case(self, case: Attention, heads: tuple[int, int]) -> Attention:
-        return dataclasses.replace(
-            case,
-            num_heads=heads[0],
-            num_kv_heads=heads[1],
-            head_size=self.most_block_d,
-            itemsize=self.itemsize,
-            float8_cache=self.quantized,
-            reach=None,
-        )
+    def dressed(self, case: Attention) -> Attention:
+        """A case of the phase with this class's heads, elements and cache."""
+        return dataclasses.replace(case, head_size=self.most_block_d, itemsize=self.itemsize, float8_cache=self.quantized)
 
 
 CLASSES = tuple(
     CallClass(phase, itemsize, most_block_d, quantized)
-    for quantized, itemsize, phase, most_block_d in itertools.product((False, True), (2, 4), get_args(Phase), HEADS)
+    for quantized, itemsize, phase, most_block_d in itertools.product((False, True), (2, 4), get_args(Phase), HEAD_SIZES)
 )
 """All, those first that models need most."""
+
+
+def class_of(case: Attention, compute_units: int) -> CallClass:
+    """The class of a call over a cache."""
+    call = attention_call(case, torch.device("meta"), seed=0)
+    workload = Workload.of(call.q, call.layer, call.batch)
+    phase, widths = phase_of(workload, compute_units), Widths.of(workload)
+    block_d = max(widths.row_block, widths.block_v)
+    most_block_d = next(size for size in HEAD_SIZES if block_d <= size)
+    return next(each for each in CLASSES if each == (phase, case.itemsize, most_block_d, case.float8_cache))
+
+
+def calls_of(case: Attention) -> list[Attention]:
+    """A case, or what cascade attention makes of it: all queries over the common prefix, and each over what is behind it."""
+    prefix = case.common_prefix_len
+    if not prefix:
+        return [case]
+    of_prefix = dataclasses.replace(
+        case,
+        name=f"{case.name}: the prefix",
+        query_lens=(case.num_tokens,),
+        seq_lens=(prefix,),
+        attn_type=AttentionType.ENCODER_DECODER,  # without a causal edge, as every query sees the whole prefix
+        sinks=False,
+        common_prefix_len=0,
+    )
+    own = tuple(seq_len - prefix for seq_len in case.seq_lens)
+    return [of_prefix, dataclasses.replace(case, name=f"{case.name}: behind it", seq_lens=own, common_prefix_len=0)]
+
+
+def cases_by_class(drawn: Sequence[Attention], compute_units: int) -> dict[CallClass, list[Attention]]:
+    """Drawn cases by class, those of most cases first. Of each, the case of most work and the middle one come first."""
+    found: dict[CallClass, list[Attention]] = {}
+    for case in itertools.chain.from_iterable(map(calls_of, drawn)):
+        found.setdefault(class_of(case, compute_units), []).append(case)
+    by_work = {each: _some(sorted(cases, key=_work, reverse=True)) for each, cases in found.items()}
+    ordered = {each: [cases[0], *_from_the_middle(cases[1:])] for each, cases in by_work.items()}
+    return dict(sorted(ordered.items(), key=lambda item: -len(found[item[0]])))
+
+
+def stand_ins(call_class: CallClass, found: dict[CallClass, list[Attention]]) -> list[Attention]:
+    """Cases of a class that no model has: the phase's, as if with its head size, elements and cache."""
+    alike = next((cases for each, cases in found.items() if each.phase == call_class.phase), [])
+    return [call_class.dressed(case) for case in alike]
+
+
+def _some(cases: list[Attention]) -> list[Attention]:
+    """MOST_CASES of them at most, evenly."""
+    step = max(1.0, len(cases) / MOST_CASES)
+    return [cases[int(i * step)] for i in range(min(MOST_CASES, len(cases)))]
+
+
+def _from_the_middle(cases: list[Attention]) -> list[Attention]:
+    middle = len(cases) // 2
+    return cases[middle : middle + 1] + cases[:middle] + cases[middle + 1 :]
+
+
+def _work(case: Attention) -> float:
+    return floor_ms(case.flops, case.bytes, **H100_RATES)

@@ -1,113 +1,140 @@
-"""Candidates compiled in parallel processes, for a GPU that need not be there.
+"""Launches compiled in parallel processes, for a GPU that need not be there.
 
 Where it is, the kernels that are run then find their binaries in Triton's cache.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.calls import FLOAT8, FLOAT8_OF, attention_call
-from benchmarks.tuning.classes import CallClass
+from benchmarks.speed.cases import Attention
 from benchmarks.tuning.facts import Facts, facts_of
 from benchmarks.tuning.launches import SEED, launches
-from benchmarks.tuning.results import Candidate
 
 META = torch.device("meta")
+ASKED_EVERY = 1.0
+"""Seconds after which a wait looks at what is done."""
+
+
+class Job(NamedTuple):
+    """A case to be compiled. `parameters`: None: as it is launched today."""
+
+    case: Attention
+    parameters: Parameters | None
 
 
 def compiled(
-    call_class: CallClass, parameters: Parameters, *, architecture: str, compute_units: int, cache_bytes: int = 0
+    case: Attention, parameters: Parameters | None, *, architecture: str, compute_units: int, cache_bytes: int = 0
 ) -> Facts:
-    """The worst facts of the attention kernel in a class's cases.
+    """The worst facts of the attention kernels of a case, all of whose kernels are compiled.
 
     Args:
         cache_bytes: see `attention_call`. AMD's buffer instructions reach 2 GiB: what holds more is compiled otherwise.
     """
-    found = []
-    for case in call_class.timed:
-        call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8), cache_bytes)
-        gpu = {"architecture": architecture, "compute_units": compute_units}
-        attention = next(launches(call, parameters, out=torch.empty_like(call.q), **gpu))
-        found.append(facts_of(attention, parameters, architecture))
-    return Facts.worst(found)
+    call = attention_call(case, META, SEED, FLOAT8_OF.get(architecture, FLOAT8), cache_bytes)
+    gpu = {"architecture": architecture, "compute_units": compute_units}
+    every = launches(call, parameters, out=torch.empty_like(call.q), **gpu)
+    return Facts.worst([facts for each in every if (facts := facts_of(each, architecture)) is not None])
 
 
 class Compilers:
-    """Processes that compile. A candidate whose compiler crashes costs itself and no other.
+    """Processes that compile. A job whose compiler crashes costs itself and no other.
 
     Args:
-        compiler: gives the facts of a class and parameters; it is called in another process.
+        compiler: gives the facts of a job; it is called in another process.
         workers: processes.
     """
 
-    def __init__(self, compiler: Callable[[CallClass, Parameters], Facts], workers: int) -> None:
+    def __init__(self, compiler: Callable[[Attention, Parameters | None], Facts], workers: int) -> None:
         self._compiler, self._workers = compiler, workers
-        self._pool = self._start(workers)
+        self._pool = _pool(workers)
+        self._futures: dict[Job, Future[Facts]] = {}
+        self._found: dict[Job, Facts | str] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._stop()
-
-    def compile(self, call_class: CallClass, candidates: Sequence[Candidate], *, deadline: float) -> Iterator[Candidate]:
-        """Give candidates their facts or say why they have none, each yielded as it is done; those past the deadline wait."""
-        left = list(candidates)
-        workers = self._workers
-        while left:
-            waiting = {self._submit(call_class, candidate): candidate for candidate in left}
-            try:
-                for future in as_completed(waiting, timeout=max(0.0, deadline - time.monotonic())):
-                    candidate = waiting[future]
-                    self._record(candidate, future)
-                    left.remove(candidate)
-                    yield candidate
-            except TimeoutError:
-                self._stop()
-                self._pool = self._start(self._workers)
-                return
-            except BrokenProcessPool:
-                if workers == 1:  # they were compiled in their order
-                    left[0].verdict, left[0].why = "failed", "the compiler crashed"
-                    yield left.pop(0)
-                workers = 1
-                self._pool = self._start(workers)
-        if workers != self._workers:
-            self._pool.shutdown()
-            self._pool = self._start(self._workers)
-
-    def _submit(self, call_class: CallClass, candidate: Candidate) -> Future[Facts]:
-        return self._pool.submit(self._compiler, call_class, candidate.parameters)
-
-    def _record(self, candidate: Candidate, future: Future[Facts]) -> None:
-        try:
-            candidate.facts = future.result()
-        except BrokenProcessPool:
-            raise
-        except Exception as error:  # compilers raise anything
-            candidate.verdict = "failed"
-            candidate.why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-    def _stop(self) -> None:
         """Nobody waits for what is still compiled."""
-        for process in multiprocessing.active_children():
+        for process in list(self._pool._processes.values()):
             process.terminate()
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
-    @staticmethod
-    def _start(workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
+    def begin(self, jobs: Iterable[Job]) -> None:
+        """Compile these behind what was begun before."""
+        for job in jobs:
+            if job not in self._futures and job not in self._found:
+                try:
+                    self._futures[job] = self._pool.submit(self._compiler, *job)
+                except BrokenProcessPool:
+                    self._one_by_one([], 0.0)
+                    self._futures[job] = self._pool.submit(self._compiler, *job)
+
+    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> dict[Job, Facts | str]:
+        """The facts of these jobs, or why they have none. What is not done by the deadline is given up, and left out.
+
+        Args:
+            step: told how many are done.
+        """
+        self.begin(jobs)
+        while open_jobs := [job for job in jobs if job not in self._found]:
+            step(len(jobs) - len(open_jobs))
+            futures = {self._futures[job]: job for job in open_jobs if job in self._futures}
+            done, _ = wait(futures, timeout=max(0.0, min(ASKED_EVERY, deadline - time.monotonic())))
+            try:
+                for future in done:
+                    self._found[futures[future]] = _outcome(future)
+            except BrokenProcessPool:
+                self._one_by_one([job for job in open_jobs if job not in self._found], deadline)
+                break
+            if time.monotonic() >= deadline:
+                self._give_up([job for job in open_jobs if job not in self._found])
+                break
+        return {job: self._found[job] for job in jobs if job in self._found}
+
+    def _give_up(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._futures.pop(job).cancel()
+
+    def _one_by_one(self, jobs: Collection[Job], deadline: float) -> None:
+        """A compiler has crashed, and nobody knows on which job."""
+        others = [job for job in self._futures if job not in jobs and job not in self._found]
+        alone = _pool(1)
+        for job in jobs:
+            if time.monotonic() >= deadline:
+                break
+            try:
+                self._found[job] = _outcome(alone.submit(self._compiler, *job))
+            except BrokenProcessPool:
+                self._found[job], alone = "the compiler crashed", _pool(1)
+        alone.shutdown()
+        self._pool = _pool(self._workers)
+        self._futures = {}
+        self.begin(others)
+
+
+def _outcome(future: Future[Facts]) -> Facts | str:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise
+    except Exception as error:  # compilers raise anything
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, get_context("spawn"), _begin)
 
 
 def _begin() -> None:

@@ -4,7 +4,6 @@ import re
 from typing import NamedTuple
 
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.launch.table import Parameters
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
@@ -51,20 +50,24 @@ class Facts(NamedTuple):
         return ", ".join(text for value, text in named if value is not None)
 
 
-def facts_of(call: KernelCall, parameters: Parameters, architecture: str) -> Facts:
-    """Compile an attention kernel's launch, and look at its binary."""
+def facts_of(call: KernelCall, architecture: str) -> Facts | None:
+    """Compile a launch, and look at its binary if it is one of the attention kernel."""
     binary, _ = compiled(call, architecture)
-    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), parameters, call.launch.constants["KIND"].block_m)
+    kind = call.launch.constants.get("KIND")
+    if kind is None:
+        return None
+    pairs = kind.block_m * kind.block_n
+    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), call.launch.options["num_warps"], pairs)
     if architecture not in ARCHITECTURES:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
     facts = read_off(binary, architecture)
     return Facts(facts.vgpr_spills, facts.matrix_instructions, facts.lds_bytes, facts.lds_limit, facts.waves, instructions)
 
 
-def instructions_per_pair(assembly: str, parameters: Parameters, block_m: int) -> float | None:
-    """Of all waves of a program."""
+def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | None:
+    """Of all waves of a program, per pair of row and key of a tile."""
     loop = loop_instructions(assembly)
-    return None if loop is None else loop * parameters.num_warps / (block_m * parameters.block_n)
+    return None if loop is None else loop * num_warps / pairs
 
 
 def loop_instructions(assembly: str) -> int | None:

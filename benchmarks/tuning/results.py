@@ -1,4 +1,4 @@
-"""What a search finds, as the JSON file that it writes: schema `attn-parity.tune/1`."""
+"""What a search finds, as the JSON file that it writes: schema `attn-parity.tune/2`."""
 
 from typing import Literal
 
@@ -6,9 +6,10 @@ import msgspec
 from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.clock import Spread
+from benchmarks.speed.machine import Rates
 from benchmarks.tuning.facts import Facts
 
-SCHEMA = "attn-parity.tune/1"
+SCHEMA = "attn-parity.tune/2"
 
 
 class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -16,18 +17,41 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     Attributes:
         verdict: `waiting` for its turn when time was up or an interrupt came; `pruned` by the facts of its binaries; `failed`
-            to compile or to run; `wrong`, beside the reference; `slower` than others, after as many rounds as it has times;
-            `final`, timed in the last one; `ranked` by its facts alone, without a GPU.
-        why: of another verdict than the last two.
+            to compile or to run; `wrong`, beside the reference; `slower` than others in the cases that it has times of;
+            `final`, timed in every case beside today's; `ranked` by its facts alone, without a GPU.
+        why: of `pruned`, `failed` and `wrong`.
         facts: of its binaries, the worst of each.
-        rounds: of each round, milliseconds of a call in each case.
+        times: milliseconds of a call, by case.
     """
 
     parameters: Parameters
     verdict: Literal["waiting", "pruned", "failed", "wrong", "slower", "final", "ranked"] = "waiting"
     why: str | None = None
     facts: Facts | None = None
-    rounds: list[dict[str, Spread]] = msgspec.field(default_factory=list)
+    times: dict[str, Spread] = msgspec.field(default_factory=dict)
+
+
+class Kernel(msgspec.Struct, frozen=True, kw_only=True):
+    """One launch of a step. `grid`: its programs."""
+
+    name: str
+    grid: tuple[int, ...]
+    ms: float
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A drawn step as it is launched today: milliseconds of the whole, and of each of its kernels alone."""
+
+    name: str
+    traffic: str | None
+    floor_ms: float
+    ms: float
+    kernels: tuple[Kernel, ...]
+
+
+class TimedCase(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    floor_ms: float
 
 
 class Search(msgspec.Struct, kw_only=True):
@@ -37,6 +61,7 @@ class Search(msgspec.Struct, kw_only=True):
         chosen: in place of today's parameters; None: they stay.
         why: one line.
         gain: today's time over that of the chosen ones, the geometric mean over the cases.
+        cases: what is timed; those that a search begins with are the first.
         candidates: today's first.
     """
 
@@ -44,6 +69,7 @@ class Search(msgspec.Struct, kw_only=True):
     chosen: Parameters | None = None
     why: str = "not finished"
     gain: float | None = None
+    cases: list[TimedCase] = msgspec.field(default_factory=list)
     candidates: list[Candidate] = msgspec.field(default_factory=list)
 
 
@@ -52,6 +78,7 @@ class Tuning(msgspec.Struct, kw_only=True):
 
     Attributes:
         of_value: whether what was found means anything: all but `--tiny`.
+        rates: of the GPU, which floors are made of; None if nothing was timed.
         unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
     """
 
@@ -63,5 +90,7 @@ class Tuning(msgspec.Struct, kw_only=True):
     command: str
     commit: str
     source: str
+    rates: Rates | None = None
+    steps: list[Step] = msgspec.field(default_factory=list)
     classes: list[Search] = msgspec.field(default_factory=list)
     unfinished: list[str] = msgspec.field(default_factory=list)

@@ -1,127 +1,178 @@
-"""The search for one class of calls on a GPU: right candidates against today's parameters, in rounds that halve their number.
+"""The search for one class of calls on a GPU, in stages from coarse to fine.
 
-A round replays all that are left in turn, so that clocks drift for all alike; each has twice the rounds of the last one, and
-keeps the faster half. Today's parameters stay to the end.
+    tiles     other shapes of the loop over keys, in the two cases that a class begins with
+    options   of the best two: stages of the pipeline and registers, in the same cases
+    splits    of the best: how keys are split, in all cases; for classes whose programs may need a split
+    all       the best of all that beside today's parameters, in all cases, replayed in turn so that clocks drift for all alike
+
+A candidate that is faster than today's in the last stage, beyond the spread, in the geometric mean over the cases, is chosen.
 """
 
-import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from attn_contract import UnsupportedError
-from attn_optimized.launch.table import Parameters
+from attn_optimized.launch.table import Entry
 
-from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.clock import Loop, Spread, loop_of, side_by_side
-from benchmarks.speed.run import TIMING_SECONDS, check_device, free
+from benchmarks.speed.clock import Loop, side_by_side
+from benchmarks.speed.run import check_device, free
+from benchmarks.tuning.bench import LAST_SECONDS, Bench, WrongError
 from benchmarks.tuning.classes import CallClass
-from benchmarks.tuning.launches import SEED, judged, launches
+from benchmarks.tuning.launches import judged
 from benchmarks.tuning.results import Candidate, Search
+from benchmarks.tuning.space import OPTIONS, SPLITS, TILE, variants
 
-FIRST_REPLAYS, LAST_REPLAYS = 5, 200
-FINALISTS = 4
-"""So few that they are timed to the end."""
-
-Clock = Callable[[Sequence[Candidate], int], None]
-"""Times candidates, so many replays of each case, and adds a round to those that run."""
+FIRST_CASES = 2
+BEST_TILES, BEST_OF_FIRST_CASES, BEST_SPLITS = 2, 4, 2
+REPLAYS, LAST_REPLAYS = 7, 25
+STAGES = ("tiles", "options", "splits", "all")
 
 
-def check(candidate: Candidate, call_class: CallClass, device: torch.device) -> None:
-    """Ask the reference about a candidate."""
-    for case in call_class.checked:
+@dataclass(frozen=True, eq=False)
+class ClassSearch:
+    """A class, its cases, and what is found of it. `most`: candidates of a stage at most."""
+
+    call_class: CallClass
+    cases: list[Attention]
+    architecture: str
+    found: Search
+    most: int | None = None
+
+    @property
+    def today(self) -> Candidate:
+        return self.found.candidates[0]
+
+    def cases_of(self, stage: str) -> list[Attention]:
+        return self.cases[:FIRST_CASES] if stage in ("tiles", "options") else self.cases
+
+    def contenders(self, stage: str) -> list[Candidate]:
+        """Who is timed in a stage beside today's; new ones are added to what is found."""
+        if stage == "all":
+            first = {case.name for case in self.cases[:FIRST_CASES]}
+            best = self._best(BEST_OF_FIRST_CASES, first)
+            best += [each for each in self._best(BEST_SPLITS, {case.name for case in self.cases}) if each not in best]
+            return [each for each in best if each is not self.today]
+        bases = {
+            "tiles": [self.today],
+            "options": self._best(BEST_TILES, set()) or [self.today],
+            "splits": self._best(1, set()) or [self.today],
+        }[stage]
+        names = {"tiles": TILE, "options": OPTIONS, "splits": SPLITS}[stage]
+        known = {each.parameters: each for each in self.found.candidates}
+        wanted = [
+            parameters
+            for base in bases
+            for parameters in variants(self.call_class, self.architecture, base.parameters, names)[: self.most]
+        ]
+        if stage == "splits" and wanted:
+            wanted = [bases[0].parameters, *wanted]
+        new = [Candidate(parameters=each) for each in dict.fromkeys(wanted) if each not in known]
+        self.found.candidates += new
+        known |= {each.parameters: each for each in new}
+        return [found for each in dict.fromkeys(wanted) if (found := known[each]) is not self.today]
+
+    def _best(self, count: int, of_cases: set[str]) -> list[Candidate]:
+        """Those with times in some cases, as many as are better than the others; today's may be one of them."""
+        timed = [each for each in self.found.candidates if each.verdict == "slower" and of_cases <= each.times.keys()]
+        return sorted(timed, key=lambda each: -gain(each, self.today))[:count]
+
+
+def gain(candidate: Candidate, today: Candidate) -> float:
+    """Today's time over a candidate's, the geometric mean over the cases that both have times of."""
+    return _mean([today.times[name].ms / spread.ms for name, spread in candidate.times.items() if name in today.times])
+
+
+def time_in_turn(search: ClassSearch, contenders: Sequence[Candidate], bench: Bench, deadline: float) -> None:
+    """Time those that have no time in a case yet, one after the other."""
+    for candidate in _running([search.today, *contenders]):
+        if bench.case.name in candidate.times or time.monotonic() >= deadline:
+            continue
         try:
-            judgement = judged(case, candidate.parameters, device)
-        except Exception as error:  # compilers and drivers raise anything
-            fail(candidate, error)
+            candidate.times[bench.case.name] = bench.time(candidate.parameters, REPLAYS)
+            candidate.verdict = "slower"
+        except Exception as error:  # a launch that asks for too much, or a compiler's error
+            _fail(candidate, bench, error, is_today=candidate is search.today)
+            if candidate is search.today:
+                return
+
+
+def time_side_by_side(search: ClassSearch, contenders: Sequence[Candidate], bench: Bench) -> None:
+    loops: list[tuple[Candidate, Loop]] = []
+    for candidate in _running([search.today, *contenders]):
+        try:
+            loops.append((candidate, bench.loop(candidate.parameters)))
+        except Exception as error:  # the same
+            _fail(candidate, bench, error, is_today=candidate is search.today)
+            if candidate is search.today:
+                return
+    spreads = side_by_side([loop for _, loop in loops], seconds=LAST_SECONDS, rounds=LAST_REPLAYS)
+    for (candidate, _), spread in zip(loops, spreads, strict=True):
+        candidate.times[bench.case.name] = spread
+
+
+def time_stage(
+    search: ClassSearch, stage: str, contenders: Sequence[Candidate], device: torch.device, *, deadline: float, is_tiny: bool
+) -> None:
+    """Time a stage's contenders in its cases, until a deadline."""
+    for case in search.cases_of(stage):
+        if time.monotonic() >= deadline:
             return
-        if not judgement.agrees:
-            candidate.verdict, candidate.why = "wrong", f"{case.name}: {judgement.message}"
-            return
+        bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
+        if stage == "all":
+            time_side_by_side(search, contenders, bench)
+        else:
+            time_in_turn(search, contenders, bench, deadline)
+        del bench
+        free()
+    if stage == "all":
+        for candidate in _running([search.today, *contenders]):
+            candidate.verdict = "final"
 
 
-def halve(candidates: Sequence[Candidate], clock: Clock, *, deadline: float) -> None:
-    """Time candidates until few are left, and those to the end; the first one is today's, and stays.
-
-    Past the deadline no more than these few are left to the next round.
-    """
-    today, left, replays = candidates[0], list(candidates), FIRST_REPLAYS
-    while True:
-        is_last = len(left) <= FINALISTS + 1
-        before = [len(candidate.rounds) for candidate in left]
-        clock(left, LAST_REPLAYS if is_last else replays)
-        left = [candidate for candidate, rounds in zip(left, before, strict=True) if len(candidate.rounds) > rounds]
-        if today not in left:
-            return
-        if is_last:
-            for candidate in left:
-                candidate.verdict, candidate.why = "final", None
-            return
-        others = sorted((candidate for candidate in left if candidate is not today), key=milliseconds)
-        kept = FINALISTS if time.monotonic() >= deadline else max(FINALISTS, len(others) // 2)
-        for candidate in others[kept:]:
-            candidate.verdict, candidate.why = "slower", f"than {kept} others after {replays} replays"
-        left, replays = [today, *others[:kept]], 2 * replays
-
-
-def milliseconds(candidate: Candidate) -> float:
-    """The geometric mean over the cases of its last round."""
-    return _mean([spread.ms for spread in candidate.rounds[-1].values()])
-
-
-def decide(search: Search) -> None:
-    """Choose the fastest of the last round, unless it is no faster than today's parameters beyond the spread."""
-    today, *others = search.candidates
+def decide(found: Search) -> None:
+    """Choose the fastest of the last stage, unless it is no faster than today's parameters beyond the spread."""
+    today, *others = found.candidates
     if today.verdict != "final":
-        search.why = f"today's parameters: {today.why or 'were not timed to the end'}"
+        found.why = f"today's parameters: {today.why or 'were not timed to the end'}"
         return
-    finalists = sorted((candidate for candidate in others if candidate.verdict == "final"), key=milliseconds)
-    chosen = next((candidate for candidate in finalists if improves(candidate, today)), None)
-    if chosen is not None:
-        search.chosen, search.gain = chosen.parameters, milliseconds(today) / milliseconds(chosen)
-        search.why = f"{search.gain:.3f} times as fast as today's"
-    elif finalists:
-        best = milliseconds(today) / milliseconds(finalists[0])
-        search.why = f"no candidate is faster beyond the spread; the best is {best:.3f} times as fast"
+    finalists = sorted((each for each in others if each.verdict == "final"), key=lambda each: -gain(each, today))
+    if not finalists:
+        found.why = "no candidate but today's was timed to the end"
+        return
+    best = finalists[0]
+    found.gain = gain(best, today)
+    ratios = sorted(today.times[name].ms / spread.ms for name, spread in best.times.items() if name in today.times)
+    if improves(best, today):
+        found.chosen = best.parameters
+        found.why = f"{found.gain:.3f} times as fast as today's, {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} cases"
     else:
-        search.why = "no candidate but today's was timed to the end"
+        found.why = f"no candidate is faster beyond the spread; the best is {found.gain:.3f} times as fast"
 
 
 def improves(candidate: Candidate, today: Candidate) -> bool:
-    """Whether its slow replays beat today's fast ones over the cases together, and in no case it is the other way round."""
-    ours, theirs = candidate.rounds[-1], today.rounds[-1]
-    faster = _mean([spread.p90 for spread in ours.values()]) < _mean([spread.p10 for spread in theirs.values()])
-    return faster and all(ours[name].p10 <= theirs[name].p90 for name in theirs)
+    """Whether its slow replays beat today's fast ones, in the geometric mean over the cases."""
+    names = candidate.times.keys() & today.times.keys()
+    return _mean([candidate.times[n].p90 for n in names]) < _mean([today.times[n].p10 for n in names])
 
 
-class GpuClock:
-    """Times candidates in a class's cases on a device, one case's tensors at a time."""
-
-    def __init__(self, cases: Sequence[Attention], device: torch.device, *, most_replays: int = LAST_REPLAYS) -> None:
-        self._cases, self._device, self._most_replays = cases, device, most_replays
-
-    def __call__(self, candidates: Sequence[Candidate], replays: int) -> None:
-        found: dict[Parameters, dict[str, Spread]] = {candidate.parameters: {} for candidate in candidates}
-        running = list(candidates)
-        for case in self._cases:
-            call = attention_call(case, self._device, SEED)
-            out = torch.empty_like(call.q)
-            loops: list[Loop] = []
-            for candidate in list(running):
-                try:
-                    loops.append(loop_of(self._device, [functools.partial(_run, call, candidate.parameters, out)]))
-                except Exception as error:  # a launch that asks for too much, or a compiler's error
-                    running.remove(candidate)
-                    fail(candidate, error)
-            spreads = side_by_side(loops, seconds=TIMING_SECONDS, rounds=min(replays, self._most_replays))
-            for candidate, spread in zip(running, spreads, strict=True):
-                found[candidate.parameters][case.name] = spread
-            del call, out, loops
-            free()
-        for candidate in running:
-            candidate.rounds.append(found[candidate.parameters])
+def judge(search: ClassSearch, device: torch.device) -> None:
+    """Ask the reference about what is chosen."""
+    found = search.found
+    chosen = next(each for each in found.candidates if each.parameters == found.chosen)
+    for case in search.call_class.checked:
+        try:
+            judgement = judged(case, chosen.parameters, device)
+            if not judgement.agrees:
+                chosen.verdict, chosen.why = "wrong", f"{case.name}: {judgement.message}"
+        except Exception as error:  # compilers and drivers raise anything
+            fail(chosen, error)
+        if chosen.verdict != "final":
+            found.chosen, found.why = None, f"the fastest is {chosen.verdict}: {chosen.why}"
+            return
 
 
 def fail(candidate: Candidate, error: Exception) -> None:
@@ -130,16 +181,33 @@ def fail(candidate: Candidate, error: Exception) -> None:
     Raises:
         DeviceError: the GPU no longer runs anything.
     """
-    candidate.verdict = "failed"
+    candidate.verdict = "wrong" if isinstance(error, WrongError) else "failed"
     candidate.why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    if not isinstance(error, UnsupportedError):
+    if not isinstance(error, UnsupportedError | WrongError):
         check_device(error)
 
 
-def _run(call: Call, parameters: Parameters, out: torch.Tensor) -> None:
-    for launch in launches(call, parameters, out=out):
-        launch.run(call.q.device)
+def entry_of_choice(call_class: CallClass, found: Search, source: str) -> Entry | None:
+    """What replaces today's entry of a class; None: nothing does."""
+    if found.chosen is None:
+        return None
+    chosen = next(each for each in found.candidates if each.parameters == found.chosen)
+    reason = source if chosen.verdict == "final" else f"derived: {chosen.facts} ({source})"
+    return Entry(**call_class._asdict(), parameters=found.chosen, source=reason)
 
 
-def _mean(times: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, times)) / len(times))
+def _fail(candidate: Candidate, bench: Bench, error: Exception, *, is_today: bool) -> None:
+    """A case that today's parameters do not run is left out; a candidate that does not run a case is."""
+    verdict = candidate.verdict
+    fail(candidate, error)
+    candidate.why = f"{bench.case.name}: {candidate.why}"
+    if is_today:
+        candidate.verdict = verdict
+
+
+def _running(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return [each for each in candidates if each.verdict in ("waiting", "slower", "final")]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else 1.0

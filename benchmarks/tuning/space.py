@@ -1,8 +1,8 @@
 """Which launch parameters are tried, as data."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attn_contract import ContractError
@@ -17,7 +17,8 @@ Vendor = Literal["nvidia", "amd"]
 class Space:
     """Every combination of these values is a candidate; names as in `Parameters`.
 
-    The last three change no loop over keys: they are tried once the others are chosen, where few programs need a split.
+    Those of TILE are the shape of a loop over keys; those of OPTIONS say how it is compiled; those of SPLITS change no loop,
+    and are none where programs need no split.
     """
 
     block_m: tuple[int, ...]
@@ -31,35 +32,17 @@ class Space:
     uneven_waves: tuple[int, ...] = ()
 
 
-_SPLITS = {"keys_per_split": (256, 512, 1024), "programs_per_unit": (1, 2, 3, 4, 6), "uneven_waves": (0, 4)}
+_LONG = {"num_warps": (4, 8), "num_stages": (2, 3, 4), "maxnreg": (None, 128, 168)}
+_SPLITS = {"keys_per_split": (128, 256, 512), "programs_per_unit": (1, 2, 4), "uneven_waves": (0, 4, 8)}
 SPACES: dict[Vendor, dict[Phase, Space]] = {
     "nvidia": {
-        "decode": Space(
-            block_m=(16,), block_n=(16, 32, 64, 128), num_warps=(2, 4), num_stages=(2, 3, 5), maxnreg=(None, 128), **_SPLITS
-        ),
-        "wide_decode": Space(
-            block_m=(64,), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 168), **_SPLITS
-        ),
-        "mixed": Space(
-            block_m=(32, 64, 128),
-            block_n=(32, 64, 128),
-            num_warps=(4, 8),
-            num_stages=(2, 3),
-            maxnreg=(None, 128, 168),
-            **_SPLITS,
-        ),
-        "short": Space(
-            block_m=(16, 32, 64), block_n=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 168), **_SPLITS
-        ),
-        "window": Space(
-            block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 80, 128, 168)
-        ),
-        "rules": Space(
-            block_m=(32, 64, 128), block_n=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168)
-        ),
-        "prefill": Space(
-            block_m=(32, 64, 128), block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), maxnreg=(None, 128, 168)
-        ),
+        "decode": Space(block_m=(16,), block_n=(16, 32, 64, 128), num_warps=(2, 4, 8), num_stages=(2, 3, 4, 6), **_SPLITS),
+        "wide_decode": Space(block_m=(64,), block_n=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3, 4, 6), **_SPLITS),
+        "mixed": Space(block_m=(64, 128), block_n=(32, 64, 128), **_LONG, **_SPLITS),
+        "short": Space(block_m=(32, 64, 128), block_n=(32, 64, 128), **_LONG, **_SPLITS),
+        "window": Space(block_m=(32, 64, 128), block_n=(16, 32, 64), **_LONG),
+        "rules": Space(block_m=(32, 64, 128), block_n=(16, 32, 64), **_LONG),
+        "prefill": Space(block_m=(64, 128), block_n=(32, 64, 128), **_LONG),
     },
     "amd": {
         "decode": Space(
@@ -95,13 +78,13 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
         ),
     },
 }
+TILE, OPTIONS = ("block_m", "block_n", "num_warps"), ("num_stages", "maxnreg", "waves_per_eu")
+SPLITS = tuple(_SPLITS)
 LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
 REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}
 """Of a thread at most, accumulation registers included."""
 DERIVABLE = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """Whose binaries' facts are known to say which is better."""
-TINY = 2
-"""Candidates of each class beside today's in `--tiny`."""
 
 
 def vendor_of(architecture: str) -> Vendor:
@@ -121,37 +104,30 @@ def check_derivable(architecture: str) -> None:
         raise ContractError("--arch", repr(architecture), f"one of {', '.join(DERIVABLE)}; others are measured on their GPU")
 
 
-def candidates(call_class: CallClass, architecture: str, today: Parameters) -> list[Parameters]:
-    """What is compiled: all that may fit the registers, those first that differ least from today's, which is left out.
+def variants(call_class: CallClass, architecture: str, base: Parameters, names: Sequence[str]) -> list[Parameters]:
+    """Every combination of some parameters, the others as in `base`, which is left out.
 
-    Hints of how many waves to compile for, which often change nothing, are the last to be followed.
+    Those come first that differ least from it. Hints of how many waves to compile for, which often change nothing, are the last
+    to be followed.
     """
     space = SPACES[vendor_of(architecture)][call_class.phase]
-    names = [field.name for field in fields(Space) if field.name not in _SPLITS]
-    product = itertools.product(*(getattr(space, name) for name in names))
-    found = (replace(today, **dict(zip(names, values, strict=True))) for values in product)
+    product = itertools.product(*(getattr(space, name) or (getattr(base, name),) for name in names))
+    found = (replace(base, **dict(zip(names, values, strict=True))) for values in product)
     return sorted(
-        (candidate for candidate in found if candidate != today and may_fit(candidate, call_class, architecture)),
-        key=lambda candidate: (
-            candidate.waves_per_eu != today.waves_per_eu,
-            sum(getattr(candidate, name) != getattr(today, name) for name in names),
-        ),
+        (each for each in found if each != base and may_fit(each, call_class, architecture)),
+        key=lambda each: (each.waves_per_eu != base.waves_per_eu, sum(getattr(each, n) != getattr(base, n) for n in names)),
     )
+
+
+def candidates(call_class: CallClass, architecture: str, today: Parameters) -> list[Parameters]:
+    """All tiles with all options."""
+    return variants(call_class, architecture, today, (*TILE, *OPTIONS))
 
 
 def with_as_many_waves(candidate: Parameters, today: Parameters) -> Parameters:
     """Split so that a compute unit has as many waves as today, which are in programs of more or fewer."""
     waves = today.programs_per_unit * today.num_warps
     return replace(candidate, programs_per_unit=max(1, waves // candidate.num_warps))
-
-
-def splits(call_class: CallClass, architecture: str, chosen: Parameters) -> Iterator[Parameters]:
-    """The same binary with other splits of the keys."""
-    space = SPACES[vendor_of(architecture)][call_class.phase]
-    for keys, programs, waves in itertools.product(space.keys_per_split, space.programs_per_unit, space.uneven_waves):
-        candidate = replace(chosen, keys_per_split=keys, programs_per_unit=programs, uneven_waves=waves)
-        if candidate != chosen:
-            yield candidate
 
 
 def may_fit(parameters: Parameters, call_class: CallClass, architecture: str) -> bool:

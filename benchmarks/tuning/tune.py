@@ -1,163 +1,226 @@
-"""A run: class by class, found on the GPU that is here or derived from binaries for one that is not."""
+"""A run: all classes stage by stage on the GPU that is here, or class by class derived from binaries for one that is not."""
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
-from attn_optimized.launch.table import Entry, Parameters
+from attn_optimized.launch.table import Parameters
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.speed.cases import Attention
+from benchmarks.speed.machine import Rates
+from benchmarks.speed.run import free
+from benchmarks.tuning import report
+from benchmarks.tuning.bench import Bench, step_of, timed_case
 from benchmarks.tuning.classes import CallClass
-from benchmarks.tuning.compilers import Compilers
+from benchmarks.tuning.compilers import Job
+from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
-from benchmarks.tuning.search import GpuClock, check, decide, halve, milliseconds
-from benchmarks.tuning.space import TINY, candidates, splits, with_as_many_waves
+from benchmarks.tuning.search import FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, fail, judge, time_stage
+from benchmarks.tuning.space import candidates, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
-COMPILING = 0.6
-"""Of the time of a class, at most; checks and clocks have the rest."""
+END_OF = {"steps": 0.15, "tiles": 0.4, "options": 0.57, "splits": 0.75, "all": 0.97, "judge": 1.0}
+"""By what share of the budget a stage is over."""
 
-Step = Callable[[str], None]
-"""Told what is being done."""
+Save = Callable[[CallClass | None], None]
 
 
-def tune(
+class Compiling(Protocol):
+    """See `Compilers`."""
+
+    def begin(self, jobs: Collection[Job]) -> None: ...
+
+    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> Mapping[Job, Facts | str]: ...
+
+
+class NothingToCompile:
+    """In place of compilers where kernels are interpreted."""
+
+    def begin(self, jobs: Collection[Job]) -> None:
+        pass
+
+    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> Mapping[Job, Facts | str]:
+        return {job: Facts() for job in jobs}
+
+
+def measure(
     run: Tuning,
-    classes: Sequence[CallClass],
-    search: Callable[[Search, CallClass, float, Step], None],
+    drawn: Sequence[Attention],
+    by_class: Mapping[CallClass, list[Attention]],
+    device: torch.device,
+    compilers: Compiling,
+    rates: Rates,
     *,
     budget: float,
     started: float,
-    save: Callable[[CallClass, Search], None],
+    save: Save,
     console: Console,
+    most: int | None = None,
 ) -> None:
-    """Search class after class into `run`, saved after each; what an interrupt or the budget leaves out is in `run.unfinished`.
+    """Time drawn steps as they are launched today, and search class after class, stage by stage, into `run`.
 
     Args:
-        search: fills one class's, until about a deadline.
+        by_class: the calls of these steps.
+        most: candidates of a stage at most; tiny cases, if given.
     """
-    run.unfinished = [call_class.name for call_class in classes]
-    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(classes))
-        for i, call_class in enumerate(classes):
-            left = budget - (time.monotonic() - started)
-            if left <= 0:
-                break
-            deadline = time.monotonic() + left / (len(classes) - i)
-            today = entry_of(run.architecture, call_class).parameters
-            found = Search(name=call_class.name, candidates=[Candidate(parameters=today)])
-            run.classes.append(found)
+    is_tiny = most is not None
+    deadlines = {stage: started + share * budget for stage, share in END_OF.items()}
+    searches = [_begun(run, call_class, cases, rates, most) for call_class, cases in by_class.items()]
+    steps = [Job(case, None) for case in drawn]
+    compilers.begin(steps)
+    jobs = {search: _begin(compilers, search, "tiles") for search in searches}
+    ready = _finished(compilers, steps, deadlines["steps"], console, "the drawn steps")
+    time_steps(run, [job.case for job in ready], device, rates, deadlines["steps"], is_tiny=is_tiny, console=console)
+    save(None)
+    for stage in STAGES:
+        for search in searches:
+            contenders = _compiled(compilers, search, stage, jobs[search], deadlines[stage], console)
+            time_stage(search, stage, contenders, device, deadline=deadlines[stage], is_tiny=is_tiny)
+            console.print(f"{stage}: {report.best_line(search.found)}")
+            if stage != STAGES[-1]:
+                jobs[search] = _begin(compilers, search, STAGES[STAGES.index(stage) + 1])
+                save(None)
+                continue
+            decide(search.found)
+            save(None)
+    chosen = [search for search in searches if search.found.chosen is not None]
+    for search in chosen:
+        compilers.begin(_judge_jobs(search))
+    for search in searches:
+        if search.found.chosen is not None:
+            _finished(compilers, _judge_jobs(search), deadlines["judge"], console, search.found.name)
+            judge(search, device)
+        run.unfinished.remove(search.found.name)
+        save(search.call_class)
+    report.print_all(run, console)
 
-            def step(what: str, name: str = call_class.name) -> None:
-                progress.update(task, description=f"{name}: {what}")
 
-            search(found, call_class, deadline, step)
-            run.unfinished.remove(call_class.name)
-            save(call_class, found)
-            untried = sum(candidate.verdict == "waiting" for candidate in found.candidates)
-            no_time = f" (no time for {untried} of {len(found.candidates)} candidates)" if untried else ""
-            progress.console.print(f"{found.name}: {found.why}{no_time}")
-            progress.advance(task)
-
-
-def measured(
-    found: Search,
-    call_class: CallClass,
-    deadline: float,
-    step: Step,
-    *,
-    compilers: Compilers,
-    architecture: str,
+def time_steps(
+    run: Tuning,
+    cases: Sequence[Attention],
     device: torch.device,
+    rates: Rates,
+    deadline: float,
+    *,
+    is_tiny: bool,
+    console: Console,
 ) -> None:
-    """Compile and prune, check, time in rounds that halve; then the same for splits of the keys with what is fastest."""
-    today = found.candidates[0]
-    found.candidates += _tried(candidates(call_class, architecture, today.parameters))
-    compiling = time.monotonic() + COMPILING * (deadline - time.monotonic())
-    for i, _ in enumerate(compilers.compile(call_class, found.candidates, deadline=compiling)):
-        step(f"{i + 1} of {len(found.candidates)} candidates compiled")
-    prune(found)
-    ready = [each for each in found.candidates[1:] if each.verdict == "waiting" and each.facts is not None]
-    _timed(found, [today, *ready], call_class, device, GpuClock(call_class.timed, device), deadline, step)
-    finalists = [each for each in found.candidates[1:] if each.verdict == "final"]
-    if today.verdict == "final":
-        fastest = min((today, *finalists), key=milliseconds)
-        other_splits = _tried(splits(call_class, architecture, fastest.parameters), but=found.candidates)
-        if other_splits:
-            found.candidates += other_splits
-            clock = GpuClock(call_class.timed, device)
-            _timed(found, [today, *finalists, *other_splits], call_class, device, clock, deadline, step)
-    decide(found)
+    for case in cases:
+        if time.monotonic() >= deadline:
+            console.print(f"no time for {len(cases) - len(run.steps)} of {len(cases)} drawn steps")
+            return
+        today = Candidate(parameters=Parameters(block_m=16, block_n=16, num_warps=1, num_stages=1))
+        try:
+            bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
+            run.steps.append(step_of(bench, rates, REPLAYS))
+            console.print(report.step_line(run.steps[-1]))
+            del bench
+        except Exception as error:  # compilers and drivers raise anything
+            fail(today, error)
+            console.print(f"{case.name}: {today.verdict}: {today.why}")
+        free()
 
 
-def interpreted(found: Search, call_class: CallClass, deadline: float, step: Step, *, architecture: str) -> None:
-    """The same with few candidates in tiny cases on a CPU, without a compiler: no time has any value."""
-    device = torch.device("cpu")
-    today = found.candidates[0]
-    found.candidates += _tried(candidates(call_class, architecture, today.parameters))[:TINY]
-    clock = GpuClock([case.tiny() for case in call_class.timed], device, most_replays=2)
-    _timed(found, found.candidates, call_class, device, clock, deadline, step)
-    decide(found)
-
-
-def derived(
-    found: Search, call_class: CallClass, deadline: float, step: Step, *, compilers: Compilers, architecture: str
+def derive(
+    run: Tuning,
+    by_class: Mapping[CallClass, list[Attention]],
+    compilers: Compiling,
+    *,
+    budget: float,
+    started: float,
+    save: Save,
+    console: Console,
 ) -> None:
     """Compile, and rank by the facts of the binaries."""
-    today = found.candidates[0].parameters
-    # how deep loads are pipelined, no binary tells
-    alike = (each for each in candidates(call_class, architecture, today) if each.num_stages == today.num_stages)
-    found.candidates += _tried(with_as_many_waves(each, today) for each in alike)
-    for i, _ in enumerate(compilers.compile(call_class, found.candidates, deadline=deadline)):
-        step(f"{i + 1} of {len(found.candidates)} candidates compiled")
-    prune(found)
-    rank(found, architecture)
+    run.unfinished = [call_class.name for call_class in by_class]
+    for i, (call_class, cases) in enumerate(by_class.items()):
+        left = budget - (time.monotonic() - started)
+        if left <= 0:
+            break
+        today = entry_of(run.architecture, call_class).parameters
+        # how deep loads are pipelined, no binary tells
+        alike = (each for each in candidates(call_class, run.architecture, today) if each.num_stages == today.num_stages)
+        tried = dict.fromkeys([today, *(with_as_many_waves(each, today) for each in alike)])
+        found = Search(name=call_class.name, candidates=[Candidate(parameters=each) for each in tried])
+        run.classes.append(found)
+        jobs = {each.parameters: [Job(case, each.parameters) for case in cases[:FIRST_CASES]] for each in found.candidates}
+        deadline = time.monotonic() + left / (len(by_class) - i)
+        facts = _finished(compilers, list(itertools.chain.from_iterable(jobs.values())), deadline, console, call_class.name)
+        for each in found.candidates:
+            _record(each, [facts.get(job) for job in jobs[each.parameters]])
+        prune(found)
+        rank(found, run.architecture)
+        run.unfinished.remove(found.name)
+        save(call_class)
+        untried = sum(candidate.verdict == "waiting" for candidate in found.candidates)
+        no_time = f" (no time for {untried} of {len(found.candidates)} candidates)" if untried else ""
+        console.print(f"{found.name}: {found.why}{no_time}")
 
 
-def chosen_entry(run: Tuning, call_class: CallClass, found: Search) -> Entry | None:
-    """What replaces today's entry of a class; None: nothing does."""
-    if found.chosen is None:
-        return None
-    chosen = next(each for each in found.candidates if each.parameters == found.chosen)
-    reason = run.source if chosen.verdict == "final" else f"derived: {chosen.facts} ({run.source})"
-    return Entry(
-        phase=call_class.phase,
-        itemsize=call_class.itemsize,
-        most_block_d=call_class.most_block_d,
-        quantized=call_class.quantized,
-        parameters=found.chosen,
-        source=reason,
+def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], rates: Rates, most: int | None) -> ClassSearch:
+    today = entry_of(run.architecture, call_class).parameters
+    found = Search(
+        name=call_class.name,
+        cases=[timed_case(case, rates) for case in cases],
+        candidates=[Candidate(parameters=today)],
     )
+    run.classes.append(found)
+    run.unfinished.append(found.name)
+    return ClassSearch(call_class, cases, run.architecture, found, most)
 
 
-def _timed(
-    found: Search,
-    contenders: Sequence[Candidate],
-    call_class: CallClass,
-    device: torch.device,
-    clock: GpuClock,
+def _begin(compilers: Compiling, search: ClassSearch, stage: str) -> dict[Parameters, list[Job]]:
+    """The jobs of a stage's contenders, today's among them."""
+    cases = search.cases_of(stage)
+    contenders = [search.today, *search.contenders(stage)]
+    jobs = {each.parameters: [Job(case, each.parameters) for case in cases] for each in contenders}
+    compilers.begin(list(itertools.chain.from_iterable(jobs.values())))
+    return jobs
+
+
+def _compiled(
+    compilers: Compiling,
+    search: ClassSearch,
+    stage: str,
+    jobs: Mapping[Parameters, list[Job]],
     deadline: float,
-    step: Step,
-) -> None:
-    """Check those that have not been timed before, and time what is right; past the deadline no more are checked."""
-    right = []
-    for i, candidate in enumerate(contenders):
-        step(f"{i + 1} of {len(contenders)} candidates checked")
-        if not candidate.rounds and (not right or time.monotonic() < deadline):
-            check(candidate, call_class, device)
-            if candidate.verdict == "waiting":
-                right.append(candidate)
-        elif candidate.rounds:
-            right.append(candidate)
-        if not right:  # today's is the first
-            return
-    step(f"{len(right)} candidates timed")
-    halve(right, clock, deadline=deadline)
+    console: Console,
+) -> list[Candidate]:
+    """Contenders of a stage whose binaries are there."""
+    every = list(itertools.chain.from_iterable(jobs.values()))
+    facts = _finished(compilers, every, deadline, console, f"{stage}: {search.found.name}")
+    contenders = [each for each in search.found.candidates if each.parameters in jobs]
+    ready = [each for each in contenders if _record(each, [facts.get(job) for job in jobs[each.parameters]])]
+    return [each for each in ready if each is not search.today]
 
 
-def _tried(parameters: Iterable[Parameters], but: Sequence[Candidate] = ()) -> list[Candidate]:
-    known = {candidate.parameters for candidate in but}
-    return [Candidate(parameters=each) for each in parameters if each not in known]
+def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
+    """Whether all binaries of a candidate are there."""
+    why = next((each for each in found if isinstance(each, str)), None)
+    if why is not None:
+        candidate.verdict, candidate.why = "failed", why
+        return False
+    facts = [each for each in found if isinstance(each, Facts)]
+    if facts:
+        candidate.facts = Facts.worst(facts if candidate.facts is None else [candidate.facts, *facts])
+    return len(facts) == len(found)
+
+
+def _judge_jobs(search: ClassSearch) -> list[Job]:
+    return [Job(case, search.found.chosen) for case in search.call_class.checked]
+
+
+def _finished(
+    compilers: Compiling, jobs: Collection[Job], deadline: float, console: Console, of_what: str
+) -> Mapping[Job, Facts | str]:
+    with console.status("") as status:
+        facts = compilers.finish(
+            jobs, deadline=deadline, step=lambda done: status.update(f"{of_what}: {done} of {len(jobs)} compiled")
+        )
+    if len(facts) < len(jobs):
+        console.print(f"{of_what}: {len(facts)} of {len(jobs)} compiled in time")
+    return facts
