@@ -106,10 +106,10 @@ class Attention:
             seq_lens=tuple(n + context for n, context in zip(query_lens, shorter, strict=True)),
             num_heads=2 * self.num_heads // self.num_kv_heads,
             num_kv_heads=2,
-            block_size=min(self.block_size, 48),
+            block_size=min(self.block_size, 16 if self.common_prefix_len else 48),  # a prefix is of whole blocks
             window=self.window and min(self.window, 8),
             chunked_local=self.chunked_local and min(self.chunked_local, 8),
-            common_prefix_len=min(self.common_prefix_len, 32),
+            common_prefix_len=min(self.common_prefix_len, 16),
         )
 
 

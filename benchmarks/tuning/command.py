@@ -39,6 +39,7 @@ console = Console(highlight=False, width=160)
 @click.option(
     "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="All that was tried; written after each class."
 )
+@click.option("--commit", "of_commit", help="Where git does not know it.")
 @click.option("--write", is_flag=True, help="Update the architecture's launch table, after each class.")
 @click.option("--tiny", is_flag=True, help="Few candidates in cases of some tens of keys, on a CPU. No result has any value.")
 def tune(
@@ -49,6 +50,7 @@ def tune(
     budget: float,
     workers: int,
     path: Path | None,
+    of_commit: str | None,
     write: bool,
     tiny: bool,
 ) -> None:
@@ -128,7 +130,7 @@ def tune(
         machine=machine,
         versions=versions,
         command=command,
-        commit=commit(),
+        commit=of_commit or commit(),
         source=f"{of_machine}Triton {versions['triton']}, {date}, python -m benchmarks tune{options}",
     )
     console.print(f"{architecture}, {machine}, {', '.join(f'{name} {version}' for name, version in versions.items())}")

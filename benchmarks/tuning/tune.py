@@ -23,7 +23,7 @@ from benchmarks.tuning.search import FIRST_CASES, REPLAYS, STAGES, ClassSearch, 
 from benchmarks.tuning.space import candidates, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
-END_OF = {"steps": 0.15, "tiles": 0.4, "options": 0.57, "splits": 0.75, "all": 0.97, "judge": 1.0}
+END_OF = {"steps": 0.15, "tiles": 0.4, "options": 0.57, "splits": 0.75, "all": 0.94, "judge": 1.0}
 """By what share of the budget a stage is over."""
 
 Save = Callable[[CallClass | None], None]
@@ -80,16 +80,15 @@ def measure(
         for search in searches:
             contenders = _compiled(compilers, search, stage, jobs[search], deadlines[stage], console)
             time_stage(search, stage, contenders, device, deadline=deadlines[stage], is_tiny=is_tiny)
-            console.print(f"{stage}: {report.best_line(search.found)}")
+            console.print(f"{stage}: {report.best_line(search.found)}", soft_wrap=True)
             if stage != STAGES[-1]:
                 jobs[search] = _begin(compilers, search, STAGES[STAGES.index(stage) + 1])
                 save(None)
                 continue
             decide(search.found)
+            if search.found.chosen is not None:
+                compilers.begin(_judge_jobs(search))
             save(None)
-    chosen = [search for search in searches if search.found.chosen is not None]
-    for search in chosen:
-        compilers.begin(_judge_jobs(search))
     for search in searches:
         if search.found.chosen is not None:
             _finished(compilers, _judge_jobs(search), deadlines["judge"], console, search.found.name)
@@ -117,7 +116,7 @@ def time_steps(
         try:
             bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
             run.steps.append(step_of(bench, rates, REPLAYS))
-            console.print(report.step_line(run.steps[-1]))
+            console.print(report.step_line(run.steps[-1]), soft_wrap=True)
             del bench
         except Exception as error:  # compilers and drivers raise anything
             fail(today, error)
