@@ -23,7 +23,7 @@ from benchmarks.tuning.search import FIRST_CASES, REPLAYS, STAGES, ClassSearch, 
 from benchmarks.tuning.space import candidates, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
-END_OF = {"steps": 0.15, "tiles": 0.4, "options": 0.57, "splits": 0.75, "all": 0.94, "judge": 1.0}
+END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 0.94, "judge": 1.0}
 """By what share of the budget a stage is over."""
 
 Save = Callable[[CallClass | None], None]
@@ -93,7 +93,8 @@ def measure(
         if search.found.chosen is not None:
             _finished(compilers, _judge_jobs(search), deadlines["judge"], console, search.found.name)
             judge(search, device)
-        run.unfinished.remove(search.found.name)
+        if search.today.verdict == "final":
+            run.unfinished.remove(search.found.name)
         save(search.call_class)
     report.print_all(run, console)
 
