@@ -216,13 +216,14 @@ def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
     few, many = (plan(num_tokens=n, num_requests=n) for n in (65535, 65536))
     assert (few.heads_first, few.launch_grid) == (True, (8, 65535, 1))
     assert (many.heads_first, many.launch_grid) == (False, (65536, 8, 1))
+    assert plan(num_tokens=600, num_requests=2, max_query_len=500).heads_first
 
 
 def test_more_heads_than_a_grid_has_programs_are_served_where_they_are_neighbours_alone():
-    many = {"num_heads": 65536, "num_kv_heads": 65536, "num_tokens": 1000, "num_requests": 2}
-    assert plan(**many, max_query_len=1).launch_grid == (65536, 2, 1)
-    with pytest.raises(UnsupportedError, match="65536 groups of query heads beside several tiles of a request"):
-        plan(**many, max_query_len=500)
+    many = {"num_heads": 65536, "num_kv_heads": 65536, "max_query_len": 1}
+    assert plan(**many, num_tokens=2, num_requests=2).launch_grid == (65536, 2, 1)
+    with pytest.raises(UnsupportedError, match="65536 groups of query heads beside 65536 tiles of queries"):
+        plan(**many, num_tokens=65536, num_requests=65536)
 
 
 def test_no_request_no_program():

@@ -128,7 +128,6 @@ def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
         tiles=tiles,
         grid=grid,
         one_tile_per_request=one_tile_per_request,
-        heads_first=one_tile_per_request,
         min_tiles_per_split=1,
         max_tiles=-(-(workload.max_seq_len + plan.tiles.queries - 1) // plan.tiles.block_n),
         scratch_bytes=0,

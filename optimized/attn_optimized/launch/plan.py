@@ -24,7 +24,8 @@ class AttentionPlan:
         batch_invariant: whether a request's output must not depend on the rest of the batch.
         has_short_window: whether a loop for tiles without a mask is not worth its start.
         one_tile_per_request: whether each request has one tile of queries.
-        heads_first: whether neighbouring programs are heads of one tile, or tiles of one head.
+        heads_first: whether neighbouring programs are heads of one tile. If a grid's second dimension cannot hold the tiles,
+            they are tiles of one head.
         splits: the most parts of the keys of a tile of queries, each a program of its own.
         balanced_splits: parts where requests are of much the same length; see kernels/split_keys.py.
         min_tiles_per_split: the fewest tiles of keys that are worth a part.
@@ -50,7 +51,7 @@ class AttentionPlan:
 
     def __post_init__(self) -> None:
         if self.launch_grid[1] > _MAX_GRID_Y:
-            programs = f"{self.launch_grid[1]} groups of query heads beside several tiles of a request"
+            programs = f"{self.launch_grid[1]} groups of query heads beside {self.launch_grid[0]} tiles of queries"
             reason = f"a GPU's grid has at most {_MAX_GRID_Y} programs in its second dimension"
             raise UnsupportedError("attn_optimized", programs, reason, "attn_reference")
 
@@ -100,7 +101,7 @@ def attention_plan(
         batch_invariant=workload.batch_invariant,
         has_short_window=workload.has_short_window,
         one_tile_per_request=one_tile_per_request,
-        heads_first=one_tile_per_request and grid[0] <= _MAX_GRID_Y,
+        heads_first=grid[0] <= _MAX_GRID_Y,
         splits=splits,
         balanced_splits=balanced_splits,
         min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),
