@@ -28,6 +28,7 @@ KIND = {
     "kv_format": "float",
     "out_format": "float",
     "has_token_scales": False,
+    "has_value_pairs": False,
     "scale_sign": 1,
     "has_gaps": False,
     "has_unmasked_loop": True,

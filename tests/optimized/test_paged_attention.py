@@ -14,8 +14,10 @@ from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.oracle import Oracle
 from attn_optimized.attention import paged_attention_calls
+from attn_optimized.kernels.load import FEW_ROWS
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
+from attn_optimized.launch import attention as launch_attention
 from attn_optimized.launch.parts import Parts
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
@@ -171,6 +173,43 @@ def test_reads_every_layout(layout, kv_cache_dtype, paged_call, assert_agrees):
 @pytest.mark.parametrize("scales", [ONE_SCALE, HEAD_SCALES], ids=["one", "of heads"])
 def test_reads_scaled_caches(kv_cache_dtype, scales, dtype, paged_call, assert_agrees):
     assert_agrees(paged_call([20, 1], [110, 33], kv_cache_dtype=kv_cache_dtype, dtype=dtype, **scales))
+
+
+# decodes over rows of V, padded and not, with scales of tokens and without
+PAIRED = [
+    ({"kv_cache_dtype": kv_cache_dtype, "head_size": head_size}, window)
+    for kv_cache_dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8)
+    for head_size, window in ((64, (-1, -1)), (48, (40, -1)))
+]
+
+
+@pytest.mark.parametrize(("cache", "window"), PAIRED, ids=str)
+def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, monkeypatch):
+    call = paged_call([1, 2, 1], [1, 70, 200], window=window, num_heads=4, num_kv_heads=2, **cache)
+    step = (call.q, call.kv_cache, call.layer, call.batch)
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+    outputs = []
+    for has_pairs in (True, False):
+        if not has_pairs:
+            monkeypatch.setattr(launch_attention, "_has_value_pairs", lambda plan, call, kv_unit: False)
+        out = torch.zeros_like(call.q)
+        for kernel in paged_attention_calls(*step, plan, out=out):
+            kernel.run(call.q.device)
+            if "KIND" in kernel.launch.constants:
+                kind = kernel.launch.constants["KIND"]
+                assert (kind.has_value_pairs, kind.block_m) == (has_pairs, FEW_ROWS.value)
+        outputs.append(out)
+    assert torch.equal(*outputs)
+    assert_agrees(call)
+
+
+def test_values_at_an_odd_address_are_loaded_one_by_one(paged_call):
+    call = paged_call([1], [70], kv_cache_dtype=torch.int8, head_size=64)
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
+    shifted = torch.empty(call.kv_cache.numel() + 1, dtype=torch.int8)[1:].view(call.kv_cache.shape)
+    for cache, has_pairs in ((call.kv_cache, True), (shifted, False)):
+        calls = paged_attention_calls(call.q, cache, call.layer, call.batch, plan, out=torch.empty_like(call.q))
+        assert next(calls).launch.constants["KIND"].has_value_pairs == has_pairs
 
 
 @pytest.mark.parametrize("seq_len", [40, 500], ids=["one part", "keys split"])

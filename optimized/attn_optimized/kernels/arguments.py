@@ -36,6 +36,8 @@ class Kind:
     """of elements of K and V, and of the output: see quantization"""
     out_format: str
     has_token_scales: bool
+    has_value_pairs: bool
+    """whether tiles of few rows load V by two dims at once: see `load.load_value_pairs`"""
     scale_sign: int
     """1, -1 or 0"""
     has_gaps: bool

@@ -7,9 +7,9 @@ from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, T
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.key_rest import load_rest_of_keys, load_rest_of_queries
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
-from attn_optimized.kernels.load import load_keys_and_values, load_queries, load_scales, source_of_keys
+from attn_optimized.kernels.load import FEW_ROWS, load_keys_and_values, load_queries, load_scales, source_of_keys
 from attn_optimized.kernels.logits import added_to_logits, scores
-from attn_optimized.kernels.online_softmax import begin_rows, softmax_step
+from attn_optimized.kernels.online_softmax import add_values, begin_rows, softmax_step
 from attn_optimized.kernels.query_tiles import Tile, find_tile, hidden_zero, rows_of_tile
 from attn_optimized.kernels.split_keys import tiles_of_part, tiles_of_split
 from attn_optimized.kernels.store import finish, offset_of_state
@@ -158,7 +158,11 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     q_rest = load_rest_of_queries(rows, args, KIND)
     # the sink joins exactly one part
     has_sinks = tl.where(tile.split == 0, args.flags.has_sinks, 0)
-    row_max, row_sum, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, KIND.block_v)
+    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
+    DIMS: tl.constexpr = KIND.block_v // 2 if PAIRS else KIND.block_v
+    row_max, row_sum, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, DIMS)
+    # of odd dims, if PAIRS
+    acc_odd = acc
     factor, v_scale = load_scales(tile, args)
     source = source_of_keys(tile, args, KIND)
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
@@ -174,8 +178,10 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             # [M, N]
             bias = added_to_logits(rows, seen_by_each.position, key, positions.context_len, args, KIND.has_bias)
             visible, in_tile = visible_keys(tile, rows, seen_by_each, key, in_tile, bias, args, KIND, MASKED)
-            # [N, D], [N, Dv], [N], [N]
-            k, v, block, slot = load_keys_and_values(source, first_key, key, in_tile, q.dtype, args, KIND, BLOCK_M, MASKED)
+            # [N, D], [N, Dv], [N, Dv], [N], [N]
+            k, v, v_odd, block, slot = load_keys_and_values(
+                source, first_key, key, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
+            )
             k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
             # [M, N], a number, [N]
             logits, to_base_2, v_token_scale = scores(
@@ -183,7 +189,10 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             )
             if MASKED:
                 logits = tl.where(visible, logits, float("-inf"))
-            row_max, row_sum, acc = softmax_step(
-                row_max, row_sum, acc, logits, to_base_2, v, v_token_scale, KIND.has_token_scales
-            )
+            row_max, row_sum, weights, decay = softmax_step(row_max, row_sum, logits, to_base_2)
+            acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales)
+            if PAIRS:
+                acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales)
+    if PAIRS:
+        acc = tl.reshape(tl.join(acc, acc_odd), [BLOCK_M, KIND.block_v])
     finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)

@@ -28,20 +28,24 @@ def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.co
 
 
 @triton.jit
-def softmax_step(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: tl.constexpr):
-    """The state after one more tile of keys.
+def softmax_step(row_max, row_sum, logits, to_base_2):
+    """One more tile of keys: row_max [M], row_sum [M], the weights [M, N] of its keys and the decay [M] of those before it.
 
     Args:
         logits: [M, N], -inf where a row does not see a key.
         to_base_2: a positive factor of logits. It is applied with the exponent's difference, in one instruction.
-        v, v_scale: [N, D], and [N] if SCALES.
     """
     new_max = tl.maximum(row_max, tl.max(logits, 1) * to_base_2)
     # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     weights = tl.exp2(logits * to_base_2 - shift[:, None])
     decay = tl.exp2(row_max - shift)
-    row_sum = row_sum * decay + tl.sum(weights, 1)
+    return new_max, row_sum * decay + tl.sum(weights, 1), weights, decay
+
+
+@triton.jit
+def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr):
+    """acc [M, D] after one more tile of values [N, D], and of their scales [N] if SCALES."""
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     if SCALES:
         # relative to the tile's largest: scales are small, and their products with weights would be float16's subnormals
@@ -51,7 +55,7 @@ def softmax_step(row_max, row_sum, acc, logits, to_base_2, v, v_scale, SCALES: t
         acc = acc * decay[:, None] + product * largest
     else:
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
-    return new_max, row_sum, acc
+    return acc
 
 
 @triton.jit

@@ -8,13 +8,13 @@ from attn_contract import Batch, Layer
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.arguments import Kind
 from attn_optimized.kernels.attention import attention_kernel
-from attn_optimized.launch.call import AttentionCall
+from attn_optimized.launch.call import AttentionCall, PagedKeys
 from attn_optimized.launch.parts import Parts, rows_by_head
 from attn_optimized.launch.plan import AttentionPlan
 from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import scale_strides
+from attn_optimized.strides import kv_cache_strides, scale_strides
 
 
 def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> Launch:
@@ -40,6 +40,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         q_unit=q_unit,
         kv_unit=kv_unit,
         out_format=stored_format(out, plan.architecture)[1],
+        has_value_pairs=_has_value_pairs(plan, call, kv_unit),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
         has_unmasked_loop=_has_unmasked_loop(plan, layer),
@@ -109,6 +110,21 @@ def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     If None stood for them, the kernel would be compiled anew for each combination.
     """
     return ints.view(torch.float32), ints.view(torch.bool)
+
+
+def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> bool:
+    """Whether tiles of few rows load V by two dims at once: see kernels/load.py.
+
+    Elements are of one byte, the dims of a slot stand in a row, and each row begins at an even address. AMD's GPUs have no
+    ldmatrix: on gfx942 the loops of a decode have as many instructions either way, on gfx1201 more in pairs, and on both more
+    registers.
+    """
+    if not isinstance(call.keys, PagedKeys) or plan.architecture.startswith("gfx"):
+        return False
+    cache = call.keys.kv_cache
+    has_rows = kv_cache_strides(cache, call.layer).interior == "rows"
+    is_even = kv_unit % 2 == 0 and call.layer.value_size % 2 == 0 and cache.data_ptr() % 2 == 0
+    return cache.element_size() == 1 and has_rows and is_even
 
 
 def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:

@@ -14,7 +14,7 @@ from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.shared_memory import stages_that_fit
 from attn_optimized.launch.table import Parameters, parameters_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
-from attn_optimized.launch.workload import DECODE_TILE_ROWS, Workload, phase_of
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, phase_of
 
 # a tile holds whole groups, and the largest tile of gfx1100's table has 64 rows. The kernel divides a row by its group by a
 # multiplication with 16 bits, which is right for groups of up to 256 heads (theorem programs.inverse). So it is for those of
@@ -91,7 +91,8 @@ def attention_tiles(
         )
     phase = phase_of(workload, compute_units)
     if parameters is None and architecture == INTERPRETER:
-        parameters = _INTERPRETED
+        # few rows have code of their own
+        parameters = replace(_INTERPRETED, block_m=MIN_DOT) if phase == "decode" else _INTERPRETED
     elif parameters is None:
         # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
         block_d = max(widths.row_block, widths.block_v)
