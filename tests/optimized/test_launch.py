@@ -8,7 +8,7 @@ import pytest
 from attn_contract import UnsupportedError
 from attn_optimized.launch.plan import attention_grid, attention_plan
 from attn_optimized.launch.splits import num_splits
-from attn_optimized.launch.table import Phase, parameters_for
+from attn_optimized.launch.table import Parameters, Phase, parameters_for
 from attn_optimized.launch.tiles import attention_tiles, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, SHORT_ROWS_PER_UNIT, SHORT_WINDOW_KEYS, Workload, phase_of
@@ -274,7 +274,7 @@ def test_one_long_request_fills_the_device():
 
 
 def test_what_fills_the_device_or_is_short_is_not_split():
-    assert plan(num_tokens=264, num_requests=264).splits == 1
+    assert plan(num_tokens=528, num_requests=528).splits == 1
     assert plan(max_seq_len=200).splits == 1
     assert plan(num_tokens=8192, max_query_len=8192).splits == 1
     assert plan(num_tokens=16, num_requests=1, max_query_len=16).splits > 1, "a short extend"
@@ -323,7 +323,9 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
 )
 def test_programs_of_one_length_end_together(num_programs, parts):
     """264 run at once. Of one length, in two waves or so; of different lengths, in eight, so that short ones fill gaps."""
-    parameters = parameters_for("sm90", phase="decode", itemsize=2, block_d=128, quantized=False)
+    parameters = Parameters(
+        block_m=16, block_n=64, num_warps=2, num_stages=3, keys_per_split=256, programs_per_unit=2, uneven_waves=8
+    )
     workload = Workload(**(CALL | {"num_requests": 1 if num_programs == 8 else num_programs // 8}))
     gpu = {"architecture": "sm90", "compute_units": 132}
     call = {**gpu, "num_programs": num_programs, "max_keys": 1 << 20}
@@ -343,7 +345,7 @@ def test_scratch_of_a_split_is_small():
         assert chosen.scratch_bytes <= programs * chosen.tiles.block_m * (256 + 2) * 4
         assert (chosen.scratch_bytes > 0) == (chosen.splits > 1)
     assert len(splits) > 3
-    assert plan(num_tokens=264, num_requests=264).scratch_bytes == 0
+    assert plan(num_tokens=528, num_requests=528).scratch_bytes == 0
 
 
 def test_strides_are_counted_in_16_bytes_where_all_are_multiples():
