@@ -217,7 +217,12 @@ def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
     few, many = (plan(num_tokens=n, num_requests=n) for n in (65535, 65536))
     assert (few.heads_first, few.launch_grid) == (True, (8, 65535, 1))
     assert (many.heads_first, many.launch_grid) == (False, (65536, 8, 1))
-    assert plan(num_tokens=600, num_requests=2, max_query_len=500).heads_first
+
+
+def test_programs_begin_in_the_order_of_their_work_unless_there_are_many_waves():
+    few, many = (plan(num_tokens=n, num_requests=1, max_query_len=n, max_seq_len=n) for n in (2048, 65536))
+    assert (few.heads_first, few.launch_grid[0]) == (True, 8)
+    assert (many.heads_first, many.launch_grid[1]) == (False, 8)
 
 
 def test_more_heads_than_a_grid_has_programs_are_served_where_they_are_neighbours_alone():

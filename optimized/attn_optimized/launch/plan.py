@@ -11,6 +11,8 @@ from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
 from attn_optimized.launch.workload import Workload
 
 _MAX_GRID_Y = 65535
+_MANY_WAVES = 8
+"""So many waves of programs that the last one is a small part of the time, and what counts is that neighbours share keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class AttentionPlan:
         batch_invariant: whether a request's output must not depend on the rest of the batch.
         has_short_window: whether a loop for tiles without a mask is not worth its start.
         one_tile_per_request: whether each request has one tile of queries.
-        heads_first: whether neighbouring programs are heads of one tile. If a grid's second dimension cannot hold the tiles,
-            they are tiles of one head.
+        heads_first: whether neighbouring programs are heads of one tile, so that all programs begin in the order of their
+            work, or tiles of one head, which read the same keys.
         splits: the most parts of the keys of a tile of queries, each a program of its own.
         balanced_splits: parts where requests are of much the same length; see kernels/split_keys.py.
         min_tiles_per_split: the fewest tiles of keys that are worth a part.
@@ -86,6 +88,7 @@ def attention_plan(
     if workload.window_keys is not None:
         max_keys = min(max_keys, workload.window_keys)
     max_keys_of_tile = max_keys + tiles.queries - 1
+    at_once = tiles.parameters.programs_per_unit * compute_units
     splits, balanced_splits = num_splits(
         workload,
         architecture=architecture,
@@ -101,7 +104,7 @@ def attention_plan(
         batch_invariant=workload.batch_invariant,
         has_short_window=workload.has_short_window,
         one_tile_per_request=one_tile_per_request,
-        heads_first=grid[0] <= _MAX_GRID_Y,
+        heads_first=grid[0] <= _MAX_GRID_Y and (one_tile_per_request or grid[0] * grid[1] <= _MANY_WAVES * at_once),
         splits=splits,
         balanced_splits=balanced_splits,
         min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),
