@@ -63,6 +63,22 @@ def _functions(kernels: str) -> dict[str, Callable]:
     return {"attention": attn_reference.paged_attention, "merge": attn_reference.merge_attn_parts}
 
 
+def counts_messages(group: dist.ProcessGroup):
+    """How many times an all-to-all of outputs and LSEs calls upon the network."""
+    all_to_all, sent = dist.all_to_all_single, []
+
+    def counted(received, message, **options):
+        sent.append(message)
+        return all_to_all(received, message, **options)
+
+    dist.all_to_all_single = counted
+    try:
+        attends(group, "reference", 1, "all_to_all")
+    finally:
+        dist.all_to_all_single = all_to_all
+    return (torch.tensor(len(sent)),)
+
+
 def disagrees(group: dist.ProcessGroup, **of_rank_1):
     """A call that is another one on rank 1."""
     arguments = {"interleave": 1, "exchange": "all_to_all"} | (of_rank_1 if group.rank() == 1 else {})

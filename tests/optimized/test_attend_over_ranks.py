@@ -93,6 +93,12 @@ def test_the_triton_kernels_attend_and_merge(tmp_path):
         torch.testing.assert_close(torch.cat(lses)[:, :rows], expected_lse[:, :rows], rtol=0, atol=2**-19)
 
 
+def test_outputs_and_their_lses_are_one_message(tmp_path):
+    """Steps of few keys wait for the network's latency, not for its bytes."""
+    for result in over_ranks(2, tmp_path, {"messages": ranks_worker.counts_messages}):
+        assert result["messages"] == (torch.tensor(1),)
+
+
 @needs_two_gpus
 @pytest.mark.parametrize("name", CASES)
 def test_over_nccl_it_is_attention_over_all_keys(name, nccl_results):

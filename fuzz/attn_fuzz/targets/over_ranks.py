@@ -96,11 +96,11 @@ def _attend(group: Any, q: torch.Tensor, own: Shard, step: Any, options: dict[st
     return out, lse
 
 
-def _attention_of_another_library(*arguments: Any, lse: torch.Tensor) -> torch.Tensor:
+def _attention_of_another_library(*arguments: Any, lse: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """What may attend in place of the kernels: where a rank has no key, its LSE is +inf or NaN, and its output NaN."""
     import attn_optimized
 
-    out = attn_optimized.paged_attention(*arguments, lse=lse)
+    out = attn_optimized.paged_attention(*arguments, out=out, lse=lse)
     is_empty = lse == -torch.inf
     lse[::2].masked_fill_(is_empty[::2], torch.inf)
     lse[1::2].masked_fill_(is_empty[1::2], torch.nan)

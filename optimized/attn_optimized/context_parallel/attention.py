@@ -20,13 +20,35 @@ Exchange = Literal["reduce_scatter", "all_to_all"]
 """How the ranks' outputs meet.
 
 reduce_scatter: LSEs are gathered, each rank weights its output, and the network sums the shares in float32. all_to_all: each
-rank gets all parts of its own heads, and merges them.
+rank gets all parts of its own heads with their LSEs, one message from each rank, and merges them.
 """
 
 TIMEOUT = timedelta(seconds=60)
 # torch 2.13 has renamed both
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class _Row(NamedTuple):
+    """A head's row of a message: its outputs, and behind them their LSEs. Attention writes into it, so nothing is packed."""
+
+    num_tokens: int
+    value_size: int
+    dtype: torch.dtype
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the outputs and of the LSEs, in whole units of 16, which kernels read and write at once; at least one."""
+        sizes = self.value_size * self.dtype.itemsize, torch.float32.itemsize
+        outputs, lses = ((self.num_tokens * size // 16 + 1) * 16 for size in sizes)
+        return outputs, lses
+
+    def read(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of a message [..., H, bytes]: outputs [..., T, H, D] and LSEs [..., H, T]."""
+        outs, lses = message.split(self.sizes, dim=-1)
+        outs = outs.view(self.dtype)[..., : self.num_tokens * self.value_size]
+        by_token = outs.unflatten(-1, (self.num_tokens, self.value_size)).transpose(-3, -2)
+        return by_token, lses.view(torch.float32)[..., : self.num_tokens]
 
 
 class RankOutput(NamedTuple):
@@ -67,7 +89,7 @@ def attend_over_ranks(
             it, ranks whose calls differ wait until a timeout, or return wrong numbers.
         timeout: how long a rank waits for the others, where a process waits at all: when calls are compared, and in gloo.
         attention, merge: who attends and who merges: the Triton kernels, or functions of the same signatures, such as the
-            reference's on a CPU.
+            reference's on a CPU. What attends writes into `out` and `lse`, strided views of what is sent.
 
     Raises:
         ContractError: the arguments contradict the contract, or are not the same on all ranks. Every rank raises an error.
@@ -87,13 +109,17 @@ def attend_over_ranks(
         raise own
     num_tokens, num_heads = len(q), layer.num_heads
     all_q = _gathered(group, q, timeout).transpose(0, 1).flatten(1, 2)
-    # a column that no request owns stays -inf, so that its row counts for nothing
-    lse = torch.full((num_heads, num_tokens), -torch.inf, device=q.device)
-    part = attention(all_q, kv_cache, local_layer(layer, step.dealing), step.batch, lse=lse)
+    attend = partial(attention, all_q, kv_cache, local_layer(layer, step.dealing), step.batch)
+    # a column that no request owns keeps an LSE of -inf, so that its row counts for nothing
     if exchange == "all_to_all":
-        outs = _swapped(group, _by_rank(group, part), timeout)
-        lses = _swapped(group, lse.unflatten(0, (group.size(), -1)), timeout)
+        row = _Row(num_tokens, layer.value_size, q.dtype)
+        message = torch.empty(num_heads, sum(row.sizes), dtype=torch.uint8, device=q.device)
+        part, lse = row.read(message)
+        attend(out=part, lse=lse.fill_(-torch.inf))
+        outs, lses = row.read(_swapped(group, message.unflatten(0, (group.size(), -1)), timeout))
     else:
+        lse = torch.full((num_heads, num_tokens), -torch.inf, device=q.device)
+        part = attend(lse=lse)
         share, merged_lse = weighted_part(part, _gathered(group, lse, timeout), group.rank())
         outs = _summed(group, _by_rank(group, share), timeout)[None]
         lses = merged_lse.unflatten(0, (group.size(), -1))[group.rank()][None]
