@@ -68,10 +68,10 @@ def attention_kernel(
     KIND.small_block_m takes a tile of so many rows: one that decodes beside a long prefill reads its keys as fast as it does in
     a batch of decodes.
     """
-    # The last tiles of a causal request have the most keys, and begin first. In heads_first they do so for all heads: else a GPU
-    # that runs few waves of programs ends with the last head's longest tiles. On an H100, 2048 tokens of 16 heads take 1.38
-    # times as long that way. In many waves tiles of one head follow each other, whose keys are still in the cache: one prompt
-    # of 72k tokens and 32 KV heads takes 1.26 times as long in heads_first.
+    # The last tiles of a causal request have the most keys, and begin first. In heads_first they do so for all heads: else a
+    # GPU that runs few waves of programs ends with the last head's longest tiles. On an H100, 2048 tokens of 16 heads take
+    # 1.38 times as long that way. In many waves tiles of one head follow each other, whose keys are still in the cache: one
+    # prompt of 72k tokens and 32 KV heads takes 1.26 times as long in heads_first.
     # int64 from here on: rows, blocks and heads get multiplied by strides
     if heads_first:
         tile_index, kv_head = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
