@@ -324,6 +324,7 @@ def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
     log.add(Trial(Key(MUTANT.name, TESTS, "tests", 1), 1, 1.0, "test"))
     log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
     elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
+    log.add(Trial(Key(elsewhere.name, TESTS, "tests", 0), 0, 0.0))
     rows = [mutants_page.row(each, log, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
     assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
     assert rows[0].ci == (7, None)
@@ -412,6 +413,8 @@ def test_a_mutant_meets_the_tests_that_run_its_statement_and_the_cheap_ones_come
 def test_a_suite_finds_a_mutant_survives_or_has_not_ended(log):
     assert mutants_page.of_tests(MUTANT, log) is None, "no test ran"
     log.add(recorded({"a::1": 0.1, "a::2": 0.1}, {MUTANT.module: {MUTANT.line: [0, 1]}}))
+    assert mutants_page.of_tests(OTHER, log) is None, "perhaps not all tests are recorded"
+    suite.run([OTHER], log, 1, 1.0)
     assert mutants_page.of_tests(OTHER, log) is False, "no test runs its statement"
     for trial, found in (((1,), None), ((2,), False), ((1, 1.0, "hung"), True)):
         log.add(Trial(Key(MUTANT.name, TESTS, "tests", 2), trial[0], 1.0, *trial[2:]))
@@ -481,7 +484,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     assert rows[strides]["tests"] is False, "no test runs it"
     log = Log(Path("log.jsonl"), "cpu", generate.PACKAGE)
     assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
-    (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS]
+    (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
     assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
 

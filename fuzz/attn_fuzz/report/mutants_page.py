@@ -161,11 +161,11 @@ def of_tests(mutant: Generated, log: Log) -> bool | None:
     """Whether the test suite finds a mutant; None if the log does not hold the end of its tests."""
     tests = suite.tests_of(mutant, [*log.tests.values()])
     trial = log.trials.get(suite.key(mutant, tests))
-    if not log.tests or (trial is not None and trial.broken):
+    if trial is None or trial.broken:
         return None
-    if trial is None or not trial.by:
-        return False if len(tests) == (trial.examples if trial else 0) else None
-    return True
+    if trial.by:
+        return True
+    return False if trial.examples == len(tests) else None
 
 
 def suite_of(log: Log) -> Suite | None:

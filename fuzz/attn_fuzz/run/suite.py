@@ -132,10 +132,10 @@ def run(
 
     def meet(mutant: Generated) -> Trial | None:
         tests = tests_of(mutant, recorded)
-        before = log.trials.get(key(mutant, tests), Trial(key(mutant, tests), 0, 0.0))
-        if before.is_last or before.examples == len(tests):
+        before = log.trials.get(key(mutant, tests))
+        if before is not None and (before.is_last or before.examples == len(tests)):
             return None
-        return _trial(mutant, before, tests, seconds, passes, interrupted)
+        return _trial(mutant, before or Trial(key(mutant, tests), 0, 0.0), tests, seconds, passes, interrupted)
 
     with _threads(workers) as (pool, interrupted):
         for future in as_completed(pool.submit(meet, mutant) for mutant in mutants):
