@@ -123,12 +123,15 @@ def command(
     WAY is one or more of judge, property, sanitizer, exact, exhaust, proof; without any, all of them.
     Exit 2 if a mutant does not run.
     """
+    # before the mutants, whose reading takes a second
+    checked = _kept(page) if check else None
+    taken = [results_file.load(path, Results) for path in take]
     everybody = mutants.load_all()
     names = [mutant.name for mutant in everybody]
     if unknown := sorted(set(only) - set(names)):
         raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
-    if check:
-        return _check(page, everybody)
+    if checked is not None:
+        return _check(page, checked, everybody)
     check_writable(json_file)
     if writes:
         check_page_writable(page)
@@ -144,7 +147,7 @@ def command(
     kept = [results_file.load(data, Results)] if writes and data.is_file() else []
     interrupted = False
     if take:
-        found = ways_page.merged([results_file.load(path, Results) for path in take], names)
+        found = ways_page.merged(taken, names)
     else:
         residents = [mutant for mutant in everybody if not only or mutant.name in only][shard[0] - 1 :: shard[1]]
         found, interrupted = _found([way for way in get_args(Way) if not ways or way in ways], residents, search)
@@ -350,16 +353,21 @@ def _print(found: Results, everybody: Sequence[KnownBug]) -> None:
     results.print(ways_page.summary(found), soft_wrap=True)
 
 
-def _check(page: Path, everybody: Sequence[KnownBug]) -> int:
+def _check(page: Path, found: Results, everybody: Sequence[KnownBug]) -> int:
     """The exit code: 0 if the page follows from its JSON and the mutants, whose reasons are needed; else 1."""
-    data = page.with_suffix(".json")
-    if not data.is_file():
-        raise click.ClickException(f"--page: {data} does not exist; `attn-parity ways --write` writes it")
-    found = results_file.load(data, Results)
     wrong = [*ways_page.differences(found, everybody), *ways_page.needless(found, everybody)]
     if not page.is_file() or inputs.read_text(page) != ways_page.text(found, everybody):
+        data = page.with_suffix(".json")
         wrong.append(f"{page} is not what {data} and the mutants make: run `attn-parity ways --take {data} --write`")
     for line in wrong:
         results.print(line, soft_wrap=True)
     results.print(f"{len(wrong)} wrong" if wrong else ways_page.summary(found), soft_wrap=True)
     return 1 if wrong else 0
+
+
+def _kept(page: Path) -> Results:
+    """The results in the JSON file beside a page, from which the page is made."""
+    data = page.with_suffix(".json")
+    if not data.is_file():
+        raise click.ClickException(f"--page: {data} does not exist; `attn-parity ways --write` writes it")
+    return results_file.load(data, Results)

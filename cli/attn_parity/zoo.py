@@ -123,6 +123,7 @@ def command(
     Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted. With --only and --write, what
     came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
     """
+    checked = _kept(page) if check or rewrites else None  # before the mutants, whose reading takes a second
     everybody = mutants.load_all(folder) if folder else mutants.load_all()
     left_out = dict[str, str]()
     if target:
@@ -132,10 +133,10 @@ def command(
     if target and writes and page == PAGE:
         raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
     residents = _chosen(everybody, only)
-    if rewrites:
-        outputs.write(page, zoo_page.text(_kept(page), residents, left_out))
-    if check or rewrites:
-        return _check(page, residents, left_out)
+    if checked is not None:
+        if rewrites:
+            outputs.write(page, zoo_page.text(checked, residents, left_out))
+        return _check(page, checked, residents, left_out)
     check_writable(json_file)
     if writes:
         if not page.suffix:
@@ -271,9 +272,8 @@ def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
-def _check(page: Path, residents: list[KnownBug], left_out: dict[str, str]) -> int:
+def _check(page: Path, found: Results, residents: list[KnownBug], left_out: dict[str, str]) -> int:
     """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
-    found = _kept(page)
     wrong = zoo_page.differences(found, residents)
     if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents, left_out):
         wrong.append(f"{page} is not what {page.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")

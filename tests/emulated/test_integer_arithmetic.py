@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from attn_amdgcn.errors import UnknownInstructionError
 
 from tests.emulated.lines import JUNK, ran
-from tests.emulated.tables import check, number_of
+from tests.emulated.tables import bits_of_kind, check, number_of
 
 LANES = np.arange(64, dtype=np.uint32)
 U32, U64 = 1 << 32, 1 << 64
@@ -106,11 +107,32 @@ OF_HALVES = {
     "v_min_u16": ("u16 = u16 u16", min),
     "v_max_i16": ("i16 = i16 i16", max),
 }
+SATURATING = {
+    "gfx942": ("v_add_u32", "v_sub_u32", "v_subrev_u32", "v_add_u16", "v_sub_u16", "v_subrev_u16", "v_add_i16"),
+    "gfx1250": ("v_add_nc_u32", "v_sub_nc_u32", "v_subrev_nc_u32", "v_add_nc_i32", "v_sub_nc_i32"),
+    "gfx1100": ("v_add_nc_u16", "v_sub_nc_u16", "v_add_nc_i16", "v_sub_nc_i16"),
+}
 
 
 @pytest.mark.parametrize("name", ON_GFX9)
 def test_gfx9(name):
     check(name, *ON_GFX9[name])
+
+
+@pytest.mark.parametrize(("architecture", "name"), [(each, name) for each, names in SATURATING.items() for name in names])
+def test_clamp_of_a_sum_or_difference_ends_at_the_least_and_the_greatest_number(architecture, name):
+    signature, formula = (ON_GFX9 | LATER | OF_HALVES)[name]
+    kind = signature.split()[0]
+    numbers = 1 << bits_of_kind(kind)
+    least = 0 if kind[0] == "u" else -numbers // 2
+    most = least + numbers - 1
+    check(name, signature, lambda a, b: middle(least, formula(a, b), most), architecture, more="clamp")
+
+
+def test_clamp_of_what_is_no_sum_is_refused():
+    for text in ("v_mul_lo_u32 v2, v0, v1 clamp", "v_add_co_u32_e64 v2, vcc, v0, v1 clamp", "v_add3_u32 v2, v0, v1, v1 clamp"):
+        with pytest.raises(UnknownInstructionError, match="clamp"):
+            ran(text)
 
 
 @pytest.mark.parametrize("name", LATER)

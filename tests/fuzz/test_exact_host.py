@@ -103,6 +103,18 @@ def test_a_key_that_torch_loses_shows(attention):
     assert all(one != other for one, other in zip(wrong_lse, right_lse, strict=True))
 
 
+def test_tensors_that_have_a_size_and_no_memory_are_left_alone():
+    """Plans of calls are made of tensors on the meta device."""
+
+    def planned(q, k, v, out, lse, lost):
+        shape = q.float().to("meta") * 2
+        shape.new_empty(3).copy_(lse.sum()).zero_()
+        torch.cat([torch.ones_like(out, device="meta"), shape]).sum()
+        closed(q, k, v, out, lse, lost)
+
+    assert followed(planned) == by_hand(KEYS)
+
+
 def test_a_wrong_base_shows():
     def of_another_base(q, k, v, out, lse, lost):
         closed(q, k, v, out, lse, lost)

@@ -245,6 +245,14 @@ def test_scratch_that_torch_filled_with_nan_is_written(sanitized):
             pass_on_kernel[(1,)](nan, out, SIZE=4)
 
 
+def test_a_tensor_that_has_a_size_and_no_memory_is_not_noted(sanitized):
+    """Plans of calls are made of tensors on the meta device."""
+    with sanitizer.watch(list):
+        torch.empty(0)
+        shape = torch.empty(1 << 50, dtype=torch.uint8, device="meta")
+        torch.empty_like(shape)[1:].zero_()
+
+
 @triton.jit
 def sum_of_two_kernel(source_ptr, target_ptr):
     element = tl.arange(0, 4)

@@ -257,6 +257,18 @@ def test_results_that_no_verdict_gave_are_an_error(by, option, attn_parity, smal
     assert small_page.read_text() == before
 
 
+@pytest.mark.parametrize(
+    "command", ["zoo --check --page {}.md", "zoo --rewrite --page {}.md", "ways --check --page {}.md", "ways --take {}.json"]
+)
+def test_a_file_that_holds_no_results_is_refused_before_the_mutants_are_read(command, attn_parity, tmp_path, monkeypatch):
+    """Reading the mutants takes most of the two seconds that refusing a file may take."""
+    monkeypatch.setattr(mutants, "load_all", lambda *folder: pytest.fail("mutants were read"))
+    (tmp_path / "results.json").write_text("[]")
+    run = attn_parity(*command.format("results").split())
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("attn-parity: results.json: ")
+
+
 @pytest.mark.parametrize("command", ["zoo", "ways", "mutate"])
 def test_a_page_that_is_no_text_is_an_error(command, attn_parity, tmp_path):
     name = {"zoo": "zoo", "ways": "zoo-ways", "mutate": "mutants"}[command]

@@ -403,14 +403,19 @@ def with_signs(operand: Operand, value: Piece, kind: Kind) -> Piece:
 
 
 def finishes(instruction: Instruction, kind: Kind) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What `mul:2`, `mul:4`, `div:2` and `clamp` do to a float result, in this order; None if there is none of them."""
+    """What `mul:2`, `mul:4`, `div:2` and `clamp` do to a float result, in this order; None if there is none of them.
+
+    What `clamp` does to an integer is not known of the result alone, which has wrapped.
+    """
     factor: dict[tuple[str, object], float] = {("mul", 2): 2.0, ("mul", 4): 4.0, ("div", 2): 0.5}
     scale = next((factor[item] for item in instruction.modifiers.items() if item in factor), None)
     clamps = "clamp" in instruction.modifiers
     if scale is None and not clamps:
         return None
     if not np.issubdtype(kind.dtype, np.floating):
-        raise unknown(instruction, "clamp of an integer")
+        if instruction.encoding == "sdwa":
+            raise unknown(instruction, "clamp of an integer")
+        return None  # an instruction that takes `clamp` has a meaning with it
 
     def end(value: np.ndarray) -> np.ndarray:
         if scale is not None:

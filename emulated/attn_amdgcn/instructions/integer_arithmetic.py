@@ -2,33 +2,52 @@
 
 Source: "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. gfx9 adds with a carry in
 v_addc_co_u32, later architectures in v_add_co_ci_u32. On gfx9 a result of 16 bits clears the upper half of its register,
-except the results of v_mad_u16 and v_mad_i16.
+except the results of v_mad_u16 and v_mad_i16. Sums and differences of at most 32 bits saturate under `clamp`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from attn_amdgcn.instructions.forms import vector
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions.forms import made_vector, vector
 
 U32, U64, I32, I64 = np.uint32, np.uint64, np.int32, np.int64
 
 
-vector("v_add_u32 v_add_nc_u32", "u32 = u32 u32")(np.add)
-vector("v_add_nc_i32 v_add_i32", "i32 = i32 i32")(np.add)
-vector("v_add_u16 v_add_nc_u16", "u16 = u16 u16")(np.add)
-vector("v_add_nc_i16 v_add_i16", "i16 = i16 i16")(np.add)
+def _saturating(names: str, signature: str, function: Callable[..., Any]) -> None:
+    """Register a sum or difference of up to 32 bits. It wraps, or with `clamp` ends at the least and the greatest number."""
+
+    def ended(a, b):
+        bounds = np.iinfo(a.dtype)
+        return np.clip(function(a.astype(I64), b.astype(I64)), bounds.min, bounds.max).astype(a.dtype)
+
+    def make(instruction: Instruction, kernel: Kernel) -> Callable[..., Any]:
+        return ended if "clamp" in instruction.modifiers else function
+
+    made_vector(names, signature, takes=("clamp",), least=4 if isinstance(function, np.ufunc) else 2)(make)
+
+
+def subrev(a, b):
+    return b - a
+
+
+_saturating("v_add_u32 v_add_nc_u32", "u32 = u32 u32", np.add)
+_saturating("v_add_nc_i32 v_add_i32", "i32 = i32 i32", np.add)
+_saturating("v_add_u16 v_add_nc_u16", "u16 = u16 u16", np.add)
+_saturating("v_add_nc_i16 v_add_i16", "i16 = i16 i16", np.add)
 vector("v_add_nc_u64", "u64 = u64 u64")(np.add)
 
 
-vector("v_sub_u32 v_sub_nc_u32", "u32 = u32 u32")(np.subtract)
-vector("v_sub_nc_i32 v_sub_i32", "i32 = i32 i32")(np.subtract)
-vector("v_sub_u16 v_sub_nc_u16", "u16 = u16 u16")(np.subtract)
-vector("v_sub_nc_i16 v_sub_i16", "i16 = i16 i16")(np.subtract)
+_saturating("v_sub_u32 v_sub_nc_u32", "u32 = u32 u32", np.subtract)
+_saturating("v_sub_nc_i32 v_sub_i32", "i32 = i32 i32", np.subtract)
+_saturating("v_sub_u16 v_sub_nc_u16", "u16 = u16 u16", np.subtract)
+_saturating("v_sub_nc_i16 v_sub_i16", "i16 = i16 i16", np.subtract)
 vector("v_sub_nc_u64", "u64 = u64 u64")(np.subtract)
 
 
-@vector("v_subrev_u32 v_subrev_nc_u32", "u32 = u32 u32")
-@vector("v_subrev_u16", "u16 = u16 u16")
-def subrev(a, b):
-    return b - a
+_saturating("v_subrev_u32 v_subrev_nc_u32", "u32 = u32 u32", subrev)
+_saturating("v_subrev_u16", "u16 = u16 u16", subrev)
 
 
 @vector("v_add_co_u32", "u32 mask = u32 u32")

@@ -52,7 +52,7 @@ class Host(EagerMode):
             with self:
                 return func.decompose(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::").removesuffix("_")
-        if func.is_view or name in UNKNOWN:
+        if func.is_view or name in UNKNOWN or _is_of_sizes_alone(args, kwargs):
             return self._run(func, args, kwargs)
         if name in FRESH:
             return self._fresh(func, args, kwargs)
@@ -200,6 +200,11 @@ def _written(func: Any, arguments: dict[str, Any]) -> list[Any]:
     """Arguments that an operator without a result writes into."""
     written = [each for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write]
     return [] if func._schema.returns else [arguments[each.name] for each in written]
+
+
+def _is_of_sizes_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator's result is on the meta device, where tensors hold nothing."""
+    return str(kwargs.get("device")) == "meta" or any(each.is_meta for each in _tensors((args, kwargs)))
 
 
 def _is_plain(read: Iterable[Any]) -> bool:

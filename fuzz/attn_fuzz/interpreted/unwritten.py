@@ -28,7 +28,8 @@ class Unwritten(EagerMode):
         result = func(*args, **(kwargs or {}))
         if func._schema.name in _ALLOCATE:
             storage = result.untyped_storage()
-            self._allocated[storage.data_ptr()] = storage, torch.zeros(storage.nbytes(), dtype=torch.bool)
+            if address := storage.data_ptr():  # a tensor on the meta device has a size, and no memory
+                self._allocated[address] = storage, torch.zeros(storage.nbytes(), dtype=torch.bool)
         elif func._schema.is_mutable and func._schema.name not in _MOVE_NO_BYTE:
             for tensor in _written_by(func._schema, args, kwargs or {}):
                 if (written := self.written(tensor)) is not None:
