@@ -191,20 +191,25 @@ def _tests_of_page(
     writes: bool,
     json_file: Path | None,
 ) -> int:
-    """Run the tests on the mutants of the page that are in its rates, or take what the log holds if there are no tests."""
+    """Run the tests on the mutants of the page that are in its rates, or take what the log holds if there are no tests.
+
+    A mutant that makes another change by now, under the name that it has on the page, is not the one that the fuzzer has met.
+    """
     before = results_file.load(page.with_suffix(".json"), Results)
     known = {row.name: row for row in before.mutants}
     if unknown := [name for name in only if name not in known]:
         raise click.BadParameter(f"got {unknown[0]}, which {page} does not have", param_hint="--only")
-    mutants = generate.by_name([name for name in only or known if known[name].counts])
+    named = generate.by_name([name for name in known if known[name].counts])
+    mutants = [mutant for mutant in named if mutant.change == known[mutant.name].change]
     interrupted = False
     try:
         if tests:
-            _run_tests(mutants, tests, log, workers or default_workers("cpu"), limit)
+            chosen = [mutant for mutant in mutants if not only or mutant.name in only]
+            _run_tests(chosen, tests, log, workers or default_workers("cpu"), limit)
     except KeyboardInterrupt:
         interrupted = True
-    found = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}
-    rows = tuple(msgspec.structs.replace(row, tests=found.get(row.name, row.tests)) for row in before.mutants)
+    met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}
+    rows = tuple(msgspec.structs.replace(row, tests=met.get(row.name)) for row in before.mutants)
     after = msgspec.structs.replace(before, suite=mutants_page.suite_of(log), mutants=rows)
     return _tell(after, interrupted, page if writes else None, json_file)
 

@@ -445,7 +445,8 @@ def test_the_page_says_which_tests_count_and_which_files_have_none(log):
     text = mutants_page.text(found)
     assert "own tests under Python 3.12.3. Without a mutant 2 of them\npass, and 1 of these run" in text
     assert "No test of these files passed there, most for want of a package: `b`." in text
-    assert "1 mutants are in no rate of the tests" in text
+    assert "1 of the 1 mutants are in no rate of the tests" in text
+    assert "If none of the 1 were found, the tests' rate would be 0 %." in text
 
 
 SUITE = """\
@@ -491,14 +492,15 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
 
 def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn_parity, log):
     log.add(recorded({"a::1": 0.1}, LINES_OF_TEST))
-    log.add(Trial(Key(MUTANT.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
-    rows = [mutants_page.Row(each.name, each.change, ci=(7,), by="value") for each in (MUTANT, OTHER)]
+    for mutant in (MUTANT, OTHER):
+        log.add(Trial(Key(mutant.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
+    rows = [mutants_page.Row(MUTANT.name, MUTANT.change, ci=(7,)), mutants_page.Row(OTHER.name, "another change then", ci=(7,))]
     before = mutants_page.results("CPU", (2, 0), [0], 300, None, None, rows)
     Path("mutants.json").write_bytes(results_file.dumps(before))
     run = attn_parity("mutate", "--of-page", "--rewrite", "--log", log.path, "--page", "mutants.md")
     assert run.code == 0, run.err
     after = results_file.load(Path("mutants.json"), Results)
-    assert after.mutants == (replace(rows[0], tests=True), rows[1])
+    assert after.mutants == (replace(rows[0], tests=True), rows[1]), "the fuzzer has not met what the other one changes by now"
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
     run = attn_parity("mutate", "--of-page", "--only", "nobody", "--log", log.path, "--page", "mutants.md")
     assert run.code == 2

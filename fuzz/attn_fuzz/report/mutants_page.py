@@ -266,8 +266,12 @@ SUITE = """
 The column `tests` is of the project's own tests under {versions}. Without a mutant {passed} of them
 pass, and {running} of these run a statement of the optimized side in their own process. The others count for nothing: {skipped}
 are skipped, {failed} fail, and {others} did not end in time. A mutant meets the tests that run its statement, the cheap ones
-first, until one fails that passes alone without the mutant. {unfinished} mutants are in no rate of the tests, because the run
-ended before their tests had.
+first, until one fails that passes alone without the mutant.
+"""
+UNMET = """
+{unmet} of the {count} mutants are in no rate of the tests: time was over before they had met a test, or before they had met all
+of theirs, or they make another change by now than the one that the fuzzer met. Those whose tests were cut are mostly survivors,
+because a mutant that is found ends at once. If none of the {unmet} were found, the tests' rate would be {least:.0f} %.
 """
 WITHOUT = """
 No test of these files passed there, most for want of a package: {files}.
@@ -304,8 +308,10 @@ def _of_suite(results: Results) -> list[str]:
         return []
     facts = msgspec.structs.asdict(results.suite)
     versions = " and ".join(", ".join(f"{name} {number}" for name, number in facts["versions"].items()).rsplit(", ", 1))
-    unfinished = sum(row.counts and row.tests is None for row in results.mutants)
-    lines = SUITE.format(**{**facts, "versions": versions}, unfinished=unfinished).splitlines()
+    lines = SUITE.format(**{**facts, "versions": versions}).splitlines()
+    met = [row.tests for row in results.mutants if row.counts]
+    if unmet := met.count(None):
+        lines += UNMET.format(unmet=unmet, count=len(met), least=100 * met.count(True) / len(met)).splitlines()
     if results.suite.without:
         lines += WITHOUT.format(files=", ".join(f"`{file}`" for file in results.suite.without)).splitlines()
     return lines

@@ -8,55 +8,33 @@ fails alone with the mutant, and passes alone with the modules installed in the 
 import contextlib
 import itertools
 import math
-import os
 import platform
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import prepared
+from attn_fuzz.run import suite_process
 from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import RecordedTests
-from attn_fuzz.zoo import mutants, reached
+from attn_fuzz.run.suite_process import Told
+from attn_fuzz.zoo import reached
 from attn_fuzz.zoo.generate import Generated
 from attn_fuzz.zoo.mutants import Mutant, MutantError
-from attn_fuzz.zoo.patches import patched_sources, text_of
 
 TESTS = -1
 """In place of a seed, in the keys of trials: the test suite draws nothing."""
-PART = 25
-"""How many tests of a file are recorded in one process, so that a long file is recorded in several at once."""
 PART_SECONDS = 180.0
 """A test of a part that has not ended by then counts for nothing."""
 TOGETHER = 250
 """How many of a mutant's tests run in one process. Their files are collected before the first of them runs."""
 PATIENCE, LEAST_SECONDS = 10, 20.0
 """A test hangs that takes PATIENCE times as long as without a mutant, and longer than LEAST_SECONDS."""
-WAKE_SECONDS = 0.5
 UNDER = ("torch", "Triton", "numpy")
-
-
-class Told(NamedTuple):
-    """What a process of tests tells when a test has ended.
-
-    Attributes:
-        test: its name.
-        outcome: "passed", "failed" or "skipped". A test that is expected to fail is skipped.
-        seconds: how long it took.
-        lines: the statements that it ran, by module.
-    """
-
-    test: str
-    outcome: str
-    seconds: float = 0.0
-    lines: Mapping[str, set[int]] = {}
 
 
 class Stop(NamedTuple):
@@ -64,10 +42,6 @@ class Stop(NamedTuple):
 
     by: str | None
     test: str
-
-
-class _Interrupted(Exception):  # noqa: N818 - ends a thread, is no error
-    pass
 
 
 def test_files(folder: Path) -> list[str]:
@@ -107,7 +81,7 @@ def record(files: Sequence[str], package: str, log: Log, workers: int, report: C
             log.add(recorded)
             report(recorded)
         if part == 0:
-            parts = range(1, math.ceil(log.tests[file, 0].count / PART))
+            parts = range(1, math.ceil(log.tests[file, 0].count / suite_process.PART))
             waiting.extend(pool.submit(meet, file, other) for other in parts)
 
     with _threads(workers) as (pool, interrupted):
@@ -193,15 +167,15 @@ def _recorded(file: str, part: int, package: str, interrupted: threading.Event) 
         ExecutorError: the tests were not collected.
     """
     until = time.monotonic() + PART_SECONDS
-    with _process(_record, file, part, package) as connection:
+    with suite_process.started(suite_process.record, file, part, package) as connection:
         try:
-            count, before = _received(connection, until, interrupted)
+            count, before = suite_process.received(connection, until, interrupted)
         except (EOFError, TimeoutError) as error:
             raise ExecutorError(f"{file}: its tests were not collected: {error or 'their process ended'}") from None
         told = [before]
         with contextlib.suppress(EOFError, TimeoutError):
             while True:
-                told.append(_received(connection, until, interrupted))
+                told.append(suite_process.received(connection, until, interrupted))
     return _runs(file, part, count, told)
 
 
@@ -240,13 +214,13 @@ def _first_stop(
     Raises:
         MutantError: the mutant cannot be installed or imported.
     """
-    with _process(_test, tuple(tests), mutant, harmless) as connection:
+    with suite_process.started(suite_process.test, tuple(tests), mutant, harmless) as connection:
         for number, (test, seconds) in enumerate(tests.items()):
             patience = time.monotonic() + max(LEAST_SECONDS, PATIENCE * seconds)
             try:
                 if number == 0:  # the files of all tests are collected
-                    _received(connection, until, interrupted)
-                told = _received(connection, min(until, patience), interrupted)
+                    suite_process.received(connection, until, interrupted)
+                told = suite_process.received(connection, min(until, patience), interrupted)
             except TimeoutError:
                 return number, Stop("hung" if patience < until else None, test)
             except EOFError:
@@ -267,129 +241,3 @@ def _threads(workers: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event
             interrupted.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-@contextlib.contextmanager
-def _process(function: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A connection to a process that calls a function. At the end the process is killed, and what it has started."""
-    context = prepared.context("cpu")
-    ours, theirs = context.Pipe()
-    process = prepared.process("cpu", function, theirs, *arguments)
-    process.start()
-    assert process.pid is not None
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def _received(connection: Connection, until: float, interrupted: threading.Event) -> Any:
-    """What a process sends next.
-
-    Raises:
-        TimeoutError: it sends nothing in time.
-        EOFError: it has ended.
-        MutantError: it sends one.
-    """
-    while not connection.poll(max(0.0, min(WAKE_SECONDS, until - time.monotonic()))):
-        if interrupted.is_set():
-            raise _Interrupted
-        if time.monotonic() >= until:
-            raise TimeoutError("no answer in time")
-    sent = connection.recv()
-    if sent is None:
-        raise EOFError
-    if isinstance(sent, MutantError):
-        raise sent
-    return sent
-
-
-def _record(connection: Connection, file: str, part: int, package: str) -> None:
-    os.setsid()
-    reached.install(package)
-    _pytest(connection, [file], _Recorded(connection, part))
-
-
-def _test(connection: Connection, tests: tuple[str, ...], mutant: Mutant, harmless: bool) -> None:
-    os.setsid()
-    try:
-        if harmless:
-            mutants.import_from({module: text_of(module) for module in patched_sources(mutant.patches)}, mutant.name)
-        else:
-            mutants.install(mutant)
-    except MutantError as error:
-        connection.send(error)
-        return
-    files = dict.fromkeys(test.split("::")[0] for test in tests)
-    # a file that the mutant keeps from being collected leaves the tests of others
-    _pytest(connection, [*files, "-x", "--continue-on-collection-errors"], _Chosen(connection, tests, mutant))
-
-
-class _Tells:
-    """A plugin of pytest that tells of each test when it has ended."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._outcomes: list[str] = []
-        self._seconds = 0.0
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self._outcomes.append(report.outcome)
-        self._seconds += report.duration
-        if report.when == "teardown":
-            worst = next((each for each in ("failed", "skipped") if each in self._outcomes), "passed")
-            self._connection.send(Told(report.nodeid, worst, round(self._seconds, 4), reached.take()))
-            self._outcomes, self._seconds = [], 0.0
-
-
-class _Recorded(_Tells):
-    """Runs a part of the tests of a file. First it tells how many the file has, and what ran before the first of them."""
-
-    def __init__(self, connection: Connection, part: int) -> None:
-        super().__init__(connection)
-        self._part = part
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        self._connection.send((len(items), Told("", "", lines=reached.take())))
-        items[:] = items[self._part * PART : (self._part + 1) * PART]
-
-
-class _Chosen(_Tells):
-    """Runs chosen tests in their order. A test that is not there any more has failed, and none runs after it."""
-
-    def __init__(self, connection: Connection, tests: Sequence[str], mutant: Mutant) -> None:
-        super().__init__(connection)
-        self._tests, self._mutant = tests, mutant
-        self._missing: str | None = None
-
-    def pytest_sessionstart(self) -> None:
-        try:
-            mutants.import_patched(self._mutant)  # one that cannot be imported is not to be taken for the bug
-        except MutantError as error:
-            self._connection.send(error)
-            raise
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        there = {item.nodeid: item for item in items}
-        self._missing = next((test for test in self._tests if test not in there), None)
-        items[:] = [there[test] for test in itertools.takewhile(lambda test: test in there, self._tests)]
-        self._connection.send("collected")
-
-    def pytest_sessionfinish(self) -> None:
-        if self._missing is not None:
-            self._connection.send(Told(self._missing, "failed"))
-
-
-def _pytest(connection: Connection, arguments: list[str], plugin: _Tells) -> None:
-    import pytest
-
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-        pytest.main([*arguments, "-q", "-p", "no:cacheprovider", f"--rootdir={os.getcwd()}"], plugins=[plugin])
-    connection.send(None)
