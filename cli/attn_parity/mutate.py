@@ -12,7 +12,7 @@ from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import Results
 from attn_fuzz.run import campaign, reach, suite
 from attn_fuzz.run.campaign import Log
-from attn_fuzz.run.reach import Reach
+from attn_fuzz.run.reach import Reach, RecordedTests
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
@@ -24,6 +24,9 @@ from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
     PAGES,
+    Duration,
+    MaintainedCommand,
+    MaintainersOption,
     Positive,
     Seed,
     check_option,
@@ -48,7 +51,7 @@ RECORDED = 150
 PAGE = PAGES / "mutants.md"
 
 
-@click.command("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
+@click.command("mutate", cls=MaintainedCommand, epilog=f"Operators: {', '.join(OPERATORS)}.")
 @click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw.")
 @click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
@@ -78,6 +81,19 @@ PAGE = PAGES / "mutants.md"
     help="Run the tests of this folder on the mutants, too.",
 )
 @click.option(
+    "--tests-limit",
+    type=Duration,
+    default=300.0,
+    show_default=True,
+    help="Seconds of tests for each mutant. If no test has failed by then, the next call goes on.",
+)
+@click.option(
+    "--of-page",
+    is_flag=True,
+    cls=MaintainersOption,
+    help="With --tests: run the tests alone, on the mutants of the page. What the fuzzer found stays as the page has it.",
+)
+@click.option(
     "--log",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -105,6 +121,8 @@ def command(
     chosen: tuple[str, ...],
     recorded: int,
     tests: Path | None,
+    tests_limit: float,
+    of_page: bool,
     path: Path,
     writes: bool,
     rewrites: bool,
@@ -127,6 +145,8 @@ def command(
         check_page_writable(page)
     device = use_device(device)
     log = None if lists else Log(path, device, PACKAGE)
+    if of_page and log:
+        return _tests_of_page(log, page, only, None if rewrites else tests, tests_limit, workers, writes or rewrites, json_file)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
     if log is None:
         for mutant in mutants:
@@ -150,23 +170,70 @@ def command(
             _record_targets(log, _usable(chosen, device), recorded, plan, workers)
             interrupted = _run(running, numbers, plan, log, workers)
         if tests and not (rewrites or interrupted):
-            _record(log, suite.test_files(tests), lambda file: suite.record(file, PACKAGE), workers)
-            suite.run(running, log, workers, _report)
+            _run_tests(running, tests, log, workers, tests_limit)
     except KeyboardInterrupt:
         interrupted = True
     rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
     rows = [mutants_page.explained(row, causes) for row in rows]
-    found = mutants_page.results(device_name(device), (len(mutants), sample_seed), numbers, ci, nightly, rows)
+    found = mutants_page.results(
+        device_name(device), (len(mutants), sample_seed), numbers, ci, nightly, mutants_page.suite_of(log), rows
+    )
+    return _tell(found, interrupted, page if writes or rewrites else None, json_file)
+
+
+def _tests_of_page(
+    log: Log,
+    page: Path,
+    only: Sequence[str],
+    tests: Path | None,
+    limit: float,
+    workers: int | None,
+    writes: bool,
+    json_file: Path | None,
+) -> int:
+    """Run the tests on the mutants of the page that are in its rates, or take what the log holds if there are no tests.
+
+    A mutant that makes another change by now, under the name that it has on the page, is not the one that the fuzzer has met.
+    """
+    before = results_file.load(page.with_suffix(".json"), Results)
+    known = {row.name: row for row in before.mutants}
+    if unknown := [name for name in only if name not in known]:
+        raise click.BadParameter(f"got {unknown[0]}, which {page} does not have", param_hint="--only")
+    named = generate.by_name([name for name in known if known[name].counts])
+    mutants = [mutant for mutant in named if mutant.change == known[mutant.name].change]
+    interrupted = False
+    try:
+        if tests:
+            chosen = [mutant for mutant in mutants if not only or mutant.name in only]
+            _run_tests(chosen, tests, log, workers or default_workers("cpu"), limit)
+    except KeyboardInterrupt:
+        interrupted = True
+    met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}
+    rows = tuple(msgspec.structs.replace(row, tests=met.get(row.name)) for row in before.mutants)
+    after = msgspec.structs.replace(before, suite=mutants_page.suite_of(log), mutants=rows)
+    return _tell(after, interrupted, page if writes else None, json_file)
+
+
+def _tell(found: Results, interrupted: bool, page: Path | None, json_file: Path | None) -> int:
+    """Print what was found, write it into files, and return the exit code."""
     _print(found)
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if interrupted:
         return 130
-    if writes or rewrites:
+    if page:
         outputs.write(page.with_suffix(".json"), results_file.dumps(found))
         outputs.write(page, mutants_page.text(found))
         notes.print(f"{page} written")
     return 0
+
+
+def _run_tests(mutants: Sequence[Generated], folder: Path, log: Log, workers: int, limit: float) -> None:
+    def say(runs: RecordedTests) -> None:
+        notes.print(f"recorded: {runs.file}, part {runs.part}: {len(runs.tests)} tests pass", soft_wrap=True)
+
+    suite.record(suite.test_files(folder), PACKAGE, log, workers, say)
+    suite.run(mutants, log, workers, limit, _report)
 
 
 def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, workers: int) -> bool:

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
-from attn_fuzz.run import campaign, reach, runner, shard
+from attn_fuzz.run import campaign, reach, runner, shard, suite
 from attn_fuzz.run.campaign import Key, Log, Trial
-from attn_fuzz.run.reach import Reach, targets_of
+from attn_fuzz.run.reach import Reach, RecordedTests, targets_of
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.run.suite import TESTS
@@ -320,10 +320,11 @@ def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
     log.add(Trial(Key(MUTANT.name, 0, "quick", campaign.PROBE), 7, 1.0, "value"))
     for target, number in itertools.product(("quick", "slow"), (campaign.PROBE, 0, 1)):
         log.add(Trial(Key(MUTANT.name, 1, target, number), 7, 1.0))
-    log.add(Reach("tests/test_a.py", 1.0, LINES, tests=True))
-    log.add(Trial(Key(MUTANT.name, TESTS, "tests/test_a.py", 0), 3, 1.0, "test"))
+    log.add(recorded({"test_a.py::test_1": 0.1}, {MUTANT.module: {MUTANT.line: [0]}}))
+    log.add(Trial(Key(MUTANT.name, TESTS, "tests", 1), 1, 1.0, "test"))
     log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
     elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
+    log.add(Trial(Key(elsewhere.name, TESTS, "tests", 0), 0, 0.0))
     rows = [mutants_page.row(each, log, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
     assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
     assert rows[0].ci == (7, None)
@@ -367,7 +368,7 @@ def test_the_page_in_the_repository_is_current(attn_parity):
 
 def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
-    found = mutants_page.results("CPU", (1, 0), [0], 300, None, rows)
+    found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, rows)
     monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
     Path("mutants.json").write_bytes(results_file.dumps(found))
     assert results_file.load(Path("mutants.json"), Results) == found
@@ -391,13 +392,85 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT.name], {}))
 
 
+LINES_OF_TEST = {MUTANT.module: {MUTANT.line: [0], OTHER.line: [0]}}
+
+
+def recorded(tests: dict[str, float], runs: dict[str, dict[int, list[int]]], **changes) -> RecordedTests:
+    file = "".join(tests)[:1]
+    fields = {"file": file, "part": 0, "count": len(tests), "under": {"Python": "3.12.3"}, "imported": {}}
+    return RecordedTests(**{**fields, **changes}, tests=tests, runs=runs)
+
+
+def test_a_mutant_meets_the_tests_that_run_its_statement_and_the_cheap_ones_come_first():
+    of_a = {"a::slow": 3.0, "a::quick": 0.001, "a::another": 0.004}
+    of_b = {"b::quick": 0.002, "b::elsewhere": 0.001}
+    runs = [recorded(of_b, {MUTANT.module: {MUTANT.line: [0]}}), recorded(of_a, {MUTANT.module: {MUTANT.line: [0, 1, 2]}})]
+    assert [*suite.tests_of(MUTANT, runs)] == ["a::quick", "a::another", "b::quick", "a::slow"]
+    at_import = recorded(of_b, {}, imported={MUTANT.module: [MUTANT.line]})
+    assert [*suite.tests_of(MUTANT, [at_import])] == [*of_b], "what runs at import is for all tests of the file"
+
+
+def test_a_suite_finds_a_mutant_survives_or_has_not_ended(log):
+    assert mutants_page.of_tests(MUTANT, log) is None, "no test ran"
+    log.add(recorded({"a::1": 0.1, "a::2": 0.1}, {MUTANT.module: {MUTANT.line: [0, 1]}}))
+    assert mutants_page.of_tests(OTHER, log) is None, "perhaps not all tests are recorded"
+    suite.run([OTHER], log, 1, 1.0)
+    assert mutants_page.of_tests(OTHER, log) is False, "no test runs its statement"
+    for trial, found in (((1,), None), ((2,), False), ((1, 1.0, "hung"), True)):
+        log.add(Trial(Key(MUTANT.name, TESTS, "tests", 2), trial[0], 1.0, *trial[2:]))
+        assert mutants_page.of_tests(MUTANT, log) is found
+    log.add(recorded({"b::1": 0.1}, {MUTANT.module: {MUTANT.line: [0]}}))
+    assert mutants_page.of_tests(MUTANT, log) is None, "there is another test"
+
+
+def test_the_page_says_which_tests_count_and_which_files_have_none(log):
+    log.add(recorded({"a::1": 0.1, "a::2": 0.1}, {"m": {3: [0], 4: [0]}}, count=5, failed=("a::3",), skipped=1))
+    log.add(recorded({}, {}, file="b", count=0))
+    found = mutants_page.results(
+        "CPU",
+        (1, 0),
+        [0],
+        300,
+        None,
+        mutants_page.suite_of(log),
+        [mutants_page.Row("attn_optimized.a:sign:1", "a -> -a", ci=(1,))],
+    )
+    assert (found.suite.passed, found.suite.running, found.suite.failed, found.suite.skipped, found.suite.others) == (
+        2,
+        1,
+        1,
+        1,
+        1,
+    )
+    text = mutants_page.text(found)
+    assert "own tests under Python 3.12.3. Without a mutant 2 of them\npass, and 1 of these run" in text
+    assert "No test of these files passed there, most for want of a package: `b`." in text
+    assert "1 of the 1 mutants are in no rate of the tests" in text
+    assert "If none of the 1 were found, the tests' rate would be 0 %." in text
+
+
+SUITE = """\
+from attn_optimized.launch.units import in_units
+SEEN = []
+
+def test_first():
+    SEEN.append(in_units(2, stride=16)[0])
+
+def test_that_needs_the_first():
+    assert SEEN and in_units(2, stride=16)[0] == 8
+
+def test_that_fails_anyway():
+    assert in_units(2, stride=16)[0] == 1
+
+def test_units():
+    assert in_units(2, stride=16)[0] == 8
+"""
+
+
 @pytest.mark.timeout(300)  # processes that import torch, and a file of tests
 def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     (tmp_path / "suite").mkdir()
-    (tmp_path / "suite" / "test_units.py").write_text(
-        "from attn_optimized.launch.units import in_units\n\n\ndef test_units():\n    assert in_units(2, stride=16)[0] == 8\n"
-        "\n\ndef test_that_fails_anyway():\n    assert in_units(2, stride=16)[0] == 1\n"
-    )
+    (tmp_path / "suite" / "test_units.py").write_text(SUITE)
     strides, units = "attn_optimized.launch.call.DenseKeys.strides:constant:5", "attn_optimized.launch.units.in_units:edge:1"
     run = attn_parity(
         *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
@@ -409,9 +482,29 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_parity, tmp_path):
     assert rows[strides]["ci"][0] <= 25
     assert rows[strides]["by"] == "sanitizer"
     assert rows[units]["tests"] is True, "a test asserts what the mutant changes"
-    assert "test_that_fails_anyway" in Path("log.jsonl").read_text().partition("failing")[2].partition("\n")[0]
     assert rows[strides]["tests"] is False, "no test runs it"
+    log = Log(Path("log.jsonl"), "cpu", generate.PACKAGE)
+    assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
+    (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
+    assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"
     assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
+
+
+def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn_parity, log):
+    log.add(recorded({"a::1": 0.1}, LINES_OF_TEST))
+    for mutant in (MUTANT, OTHER):
+        log.add(Trial(Key(mutant.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
+    rows = [mutants_page.Row(MUTANT.name, MUTANT.change, ci=(7,)), mutants_page.Row(OTHER.name, "another change then", ci=(7,))]
+    before = mutants_page.results("CPU", (2, 0), [0], 300, None, None, rows)
+    Path("mutants.json").write_bytes(results_file.dumps(before))
+    run = attn_parity("mutate", "--of-page", "--rewrite", "--log", log.path, "--page", "mutants.md")
+    assert run.code == 0, run.err
+    after = results_file.load(Path("mutants.json"), Results)
+    assert after.mutants == (replace(rows[0], tests=True), rows[1]), "the fuzzer has not met what the other one changes by now"
+    assert attn_parity("mutate", "--check", "--page", "mutants.md").code == 0
+    run = attn_parity("mutate", "--of-page", "--only", "nobody", "--log", log.path, "--page", "mutants.md")
+    assert run.code == 2
+    assert "got nobody, which mutants.md does not have" in run.err
 
 
 def test_kernels_that_are_compiled_note_nothing(monkeypatch):
@@ -427,7 +520,7 @@ def test_kernels_that_are_compiled_note_nothing(monkeypatch):
 
 def test_the_page_says_how_many_mutants_are_gone():
     found = mutants_page.results(
-        "CPU", (3, 0), [0], 300, None, [mutants_page.Row("attn_optimized.a:sign:1", "a -> -a", ci=(1,))]
+        "CPU", (3, 0), [0], 300, None, None, [mutants_page.Row("attn_optimized.a:sign:1", "a -> -a", ci=(1,))]
     )
     assert "\n2 of these mutants are left out: " in mutants_page.text(found)
     assert "left out" not in mutants_page.text(msgspec.structs.replace(found, sample=1))
@@ -435,8 +528,8 @@ def test_the_page_says_how_many_mutants_are_gone():
 
 def test_a_call_with_targets_uses_no_other_of_the_log(tmp_path):
     log = Log(tmp_path / "log.jsonl", "cpu", generate.PACKAGE)
-    for name, is_file in (("triton", False), ("selected", False), ("tests/test_a.py", True)):
-        log.add(Reach(name, 1.0, LINES, tests=is_file))
+    for name in ("triton", "selected"):
+        log.add(Reach(name, 1.0, LINES))
     log.use_only(["selected"])
-    assert [each.target for each in (*log.of_targets(), *log.of_tests())] == ["selected", "tests/test_a.py"]
-    assert len(Log(log.path, "cpu", generate.PACKAGE).of_targets()) == 2, "the file has all of them"
+    assert [*log.reaches] == ["selected"]
+    assert len(Log(log.path, "cpu", generate.PACKAGE).reaches) == 2, "the file has all of them"

@@ -1,6 +1,7 @@
 """What became of generated mutants: rates, and survivors by class, as the page docs/generated/mutants.md and its JSON."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
@@ -63,11 +64,31 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.state in ("", NOT_RUN_BY_ANY)
 
 
+class Suite(msgspec.Struct, frozen=True):
+    """The test suite that met the mutants.
+
+    Attributes:
+        versions: what it ran under.
+        passed, skipped, failed: how many tests, without a mutant.
+        running: how many of those that pass run a statement of the package in their own process, beyond imports.
+        others: how many did not end in time.
+        without: the files none of whose tests passes.
+    """
+
+    versions: dict[str, str]
+    passed: int
+    running: int
+    skipped: int
+    failed: int
+    others: int
+    without: tuple[str, ...]
+
+
 class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
     """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
 
     When the results were written, `sources` were the digests of packages, and the sample of this size and seed still held
-    `in_sample` of the mutants. Results that are older say neither: {} and None.
+    `in_sample` of the mutants. Results that are older say neither: {} and None. `suite` is None if no tests ran.
     """
 
     device: str
@@ -79,6 +100,7 @@ class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
     nightly: int | None
     sources: dict[str, str]
     in_sample: int | None
+    suite: Suite | None
     mutants: tuple[Row, ...]
 
 
@@ -89,10 +111,10 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int
         ci, nightly: examples for each target; None if only ci was run.
         equivalent: reasons by name.
     """
-    found = Row(mutant.name, mutant.change, tests=_of_tests(mutant, log))
+    found = Row(mutant.name, mutant.change, tests=of_tests(mutant, log))
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
-    targets = reach.targets_of(mutant.module, mutant.line, log.of_targets())
+    targets = reach.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
     by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, log.probed)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
@@ -135,21 +157,49 @@ def _number(found: int | str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _of_tests(mutant: Generated, log: Log) -> bool | None:
-    trials = [log.trials.get(key) for key in suite.order(mutant, log)]
-    if any(trial is not None and trial.by for trial in trials):
+def of_tests(mutant: Generated, log: Log) -> bool | None:
+    """Whether the test suite finds a mutant; None if the log does not hold the end of its tests."""
+    tests = suite.tests_of(mutant, [*log.tests.values()])
+    trial = log.trials.get(suite.key(mutant, tests))
+    if trial is None or trial.broken:
+        return None
+    if trial.by:
         return True
-    return None if None in trials or not log.of_tests() else False
+    return False if trial.examples == len(tests) else None
+
+
+def suite_of(log: Log) -> Suite | None:
+    """The tests that a log holds, and what they ran under; None if it holds none."""
+    if not log.tests:
+        return None
+    recorded = [*log.tests.values()]
+    files = {each.file: each.count for each in recorded}
+    passed = Counter(file for each in recorded for file in [each.file] * len(each.tests))
+    return Suite(
+        versions=recorded[-1].under,
+        passed=passed.total(),
+        running=sum(len({at for lines in each.runs.values() for tests in lines.values() for at in tests}) for each in recorded),
+        skipped=sum(each.skipped for each in recorded),
+        failed=sum(len(each.failed) for each in recorded),
+        others=sum(files.values()) - passed.total() - sum(each.skipped + len(each.failed) for each in recorded),
+        without=tuple(sorted(file for file in files if not passed[file])),
+    )
 
 
 def results(
-    device: str, sample: tuple[int, int], seeds: Sequence[int], ci: int, nightly: int | None, rows: Iterable[Row]
+    device: str,
+    sample: tuple[int, int],
+    seeds: Sequence[int],
+    ci: int,
+    nightly: int | None,
+    tests: Suite | None,
+    rows: Iterable[Row],
 ) -> Results:
     """A campaign that has just ended. `sample` is its size and its seed."""
     rows, sources = tuple(rows), {package: digest(package) for package in (PACKAGE, "attn_fuzz")}
     of_today = {mutant.name for mutant in generate.sample(*sample)}
     in_sample = sum(row.name in of_today for row in rows)
-    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, sources, in_sample, rows)
+    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, sources, in_sample, tests, rows)
 
 
 Judge = Callable[[Row], list[bool] | None]
@@ -212,6 +262,20 @@ OF_TODAY = """
 When this page was written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
 sources were {sources}.
 """
+SUITE = """
+The column `tests` is of the project's own tests under {versions}. Without a mutant {passed} of them
+pass, and {running} of these run a statement of the optimized side in their own process. The others count for nothing: {skipped}
+are skipped, {failed} fail, and {others} did not end in time. A mutant meets the tests that run its statement, the cheap ones
+first, until one fails that passes alone without the mutant.
+"""
+UNMET = """
+{unmet} of the {count} mutants are in no rate of the tests: time was over before they had met a test, or before they had met all
+of theirs, or they make another change by now than the one that the fuzzer met. Those whose tests were cut are mostly survivors,
+because a mutant that is found ends at once. If none of the {unmet} were found, the tests' rate would be {least:.0f} %.
+"""
+WITHOUT = """
+No test of these files passed there, most for want of a package: {files}.
+"""
 GONE = """
 {gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
 changed since they ran.
@@ -230,12 +294,27 @@ def text(results: Results) -> str:
     if results.in_sample is not None:
         sources = " and ".join(f"{hashed} ({package})" for package, hashed in results.sources.items())
         lines += OF_TODAY.format(in_sample=results.in_sample, count=len(rows), sources=sources).splitlines()
+    lines += _of_suite(results)
     lines += ["", summary(rows) + ".", "", "## Rates", ""]
     lines += _table("operator", rows, lambda row: row.operator)
     lines += ["", *_table("room", rows, lambda row: row.room)]
     for state in ("", NOT_RUN_BY_ANY, BROKEN, EQUIVALENT, UNFINISHED):
         lines += _survivors(state, [row for row in rows if row.state == state and (state or None in (row.nightly or row.ci))])
     return "\n".join(lines) + "\n"
+
+
+def _of_suite(results: Results) -> list[str]:
+    if results.suite is None:
+        return []
+    facts = msgspec.structs.asdict(results.suite)
+    versions = " and ".join(", ".join(f"{name} {number}" for name, number in facts["versions"].items()).rsplit(", ", 1))
+    lines = SUITE.format(**{**facts, "versions": versions}).splitlines()
+    met = [row.tests for row in results.mutants if row.counts]
+    if unmet := met.count(None):
+        lines += UNMET.format(unmet=unmet, count=len(met), least=100 * met.count(True) / len(met)).splitlines()
+    if results.suite.without:
+        lines += WITHOUT.format(files=", ".join(f"`{file}`" for file in results.suite.without)).splitlines()
+    return lines
 
 
 def _table(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:

@@ -22,7 +22,7 @@ from attn_fuzz import inputs
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
 from attn_fuzz.run import reach, runner, shard
-from attn_fuzz.run.reach import Reach
+from attn_fuzz.run.reach import Reach, RecordedTests
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.text import one_line
@@ -43,7 +43,7 @@ NOT_COMPILED = ("InterpreterError", "CompilationError")
 
 
 class Log:
-    """The file of a campaign. Its first line says what it is of; each other line is a shard's result, or what a target runs.
+    """The file of a campaign. Its first line says what it is of; each other line is a result, or what a target or tests run.
 
     Args:
         path: of the file. Without one the first entry makes it.
@@ -58,6 +58,7 @@ class Log:
         self.path = path
         self.trials: dict[Key, Trial] = {}
         self.reaches: dict[str, Reach] = {}
+        self.tests: dict[tuple[str, int], RecordedTests] = {}
         self._header = Header(schema=SCHEMA, device=device, sources=digest(package))
         if os.path.lexists(path):
             self._read()
@@ -68,11 +69,7 @@ class Log:
             if msgspec.json.decode(first, type=Header) != self._header:
                 raise InputError(f"{self.path}: it is of other sources or of another device; give another file")
             for line in lines[:-1]:  # what follows the last line break was not written to its end
-                entry = msgspec.json.decode(line, type=Trial | Reach)
-                if isinstance(entry, Trial):
-                    self.trials[entry.key] = entry
-                else:
-                    self.reaches[entry.target] = entry
+                self._keep(msgspec.json.decode(line, type=Trial | Reach | RecordedTests))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
         if lines and lines[-1]:
@@ -85,22 +82,21 @@ class Log:
 
     def use_only(self, targets: Collection[str]) -> None:
         """Leave out what other targets run, which another call has recorded."""
-        self.reaches = {name: each for name, each in self.reaches.items() if each.tests or name in targets}
+        self.reaches = {name: each for name, each in self.reaches.items() if name in targets}
 
-    def of_targets(self) -> list[Reach]:
-        return [entry for entry in self.reaches.values() if not entry.tests]
-
-    def of_tests(self) -> list[Reach]:
-        return [entry for entry in self.reaches.values() if entry.tests]
-
-    def add(self, entry: "Trial | Reach") -> None:
+    def add(self, entry: "Trial | Reach | RecordedTests") -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if not file.tell():
                 file.write(msgspec.json.encode(self._header) + b"\n")
             file.write(msgspec.json.encode(entry) + b"\n")
+        self._keep(entry)
+
+    def _keep(self, entry: "Trial | Reach | RecordedTests") -> None:
         if isinstance(entry, Trial):
             self.trials[entry.key] = entry
+        elif isinstance(entry, RecordedTests):
+            self.tests[entry.file, entry.part] = entry
         else:
             self.reaches[entry.target] = entry
 
@@ -198,7 +194,7 @@ def run(
         workers: processes at once.
         report: called after each shard.
     """
-    reaches = log.of_targets()
+    reaches = [*log.reaches.values()]
     probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):

@@ -18,25 +18,52 @@ from attn_fuzz.zoo import reached
 
 
 class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
-    """What the cases of a target run, or the tests of a file.
+    """What the cases of a target run.
 
     Attributes:
-        target: the name of the target or of the file.
-        seconds: how long a case takes, or a test.
+        target: its name.
+        seconds: how long a case takes.
         cases: by module and line, how many of them run the statement that begins there. What runs at import counts once.
-        tests: whether it is a file of tests.
-        failing: tests that fail without a mutant.
     """
 
     target: str
     seconds: float
     cases: dict[str, dict[int, int]]
-    tests: bool = False
-    failing: tuple[str, ...] = ()
 
     def count(self, module: str, line: int) -> int:
         """How many cases run the statement of a module that begins on a line."""
         return self.cases.get(module, {}).get(line, 0)
+
+
+class RecordedTests(msgspec.Struct, frozen=True, omit_defaults=True, tag="tests"):
+    """What tests of a file run that pass without a mutant.
+
+    Attributes:
+        file: its path.
+        part: which part of its tests this is, from 0.
+        count: how many tests the file has, in all parts.
+        under: versions of what they ran under.
+        tests: how many seconds each takes, by name.
+        runs: by module and line, which of them run the statement that begins there, by number from 0.
+        imported: by module, the lines of statements that run when the file or a module is imported, which is for all of them.
+        failed: the names of those that fail.
+        skipped: how many are skipped.
+    """
+
+    file: str
+    part: int
+    count: int
+    under: dict[str, str]
+    tests: dict[str, float]
+    runs: dict[str, dict[int, list[int]]]
+    imported: dict[str, list[int]]
+    failed: tuple[str, ...] = ()
+    skipped: int = 0
+
+    def that_run(self, module: str, line: int) -> list[str]:
+        """The tests that run the statement of a module that begins on a line."""
+        names = [*self.tests]
+        return names if line in self.imported.get(module, ()) else [names[at] for at in self.runs.get(module, {}).get(line, ())]
 
 
 def record(plan: FuzzPlan, package: str) -> Reach:

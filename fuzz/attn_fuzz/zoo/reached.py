@@ -5,6 +5,7 @@ interpreter.
 """
 
 import ast
+from collections.abc import Iterator
 
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.patches import modules_of, text_of
@@ -35,6 +36,19 @@ def take() -> dict[str, set[int]]:
     for lines in LINES.values():
         lines.clear()
     return taken
+
+
+def outside_functions(module: str) -> set[int]:
+    """The lines of a module's statements that run when it is imported."""
+    return {*_lines_outside_functions(ast.parse(text_of(module)))}
+
+
+def _lines_outside_functions(node: ast.AST) -> Iterator[int]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child.lineno
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _lines_outside_functions(child)
 
 
 def _noting(module: str, *, kernels: bool) -> str:
