@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import torch
-from attn_contract import AttentionType
+from attn_contract import AttentionType, UnsupportedError
+from attn_optimized import plan_of
 from attn_optimized.launch.table import Entry, Phase
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload, phase_of
@@ -14,6 +15,7 @@ from attn_optimized.launch.workload import Workload, phase_of
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention, floor_ms
 
+META = torch.device("meta")
 HEAD_SIZES = (64, 128, 256)
 CHECKED: dict[Phase, tuple[Attention, ...]] = {
     "decode": (
@@ -76,9 +78,22 @@ CLASSES = tuple(
 """All, those first that models need most."""
 
 
+def served(drawn: Sequence[Attention], architecture: str, compute_units: int) -> tuple[list[Attention], dict[str, str]]:
+    """The cases that our kernels serve, and by name why they refuse the others."""
+    refused: dict[str, str] = {}
+    for case in drawn:
+        try:
+            for each in calls_of(case):
+                call = attention_call(each, META, seed=0)
+                plan_of(call.q, call.layer, call.batch, architecture=architecture, compute_units=compute_units)
+        except UnsupportedError as error:
+            refused[case.name] = str(error)
+    return [case for case in drawn if case.name not in refused], refused
+
+
 def class_of(case: Attention, compute_units: int) -> CallClass:
     """The class of a call over a cache."""
-    call = attention_call(case, torch.device("meta"), seed=0)
+    call = attention_call(case, META, seed=0)
     workload = Workload.of(call.q, call.layer, call.batch)
     phase, widths = phase_of(workload, compute_units), Widths.of(workload)
     block_d = max(widths.row_block, widths.block_v)

@@ -98,7 +98,14 @@ def tune(
     device = torch.device("cuda" if not (tiny or arch) else "cpu")
     architecture = arch or architecture_of(device, torch.bfloat16)
     units = COMPUTE_UNITS if tiny or arch else compute_units_of(device)
-    drawn = draw_cases(number, seed)
+    try:
+        if arch:
+            check_derivable(arch)
+        if write:
+            table.check_writable(launch_table.FOLDER)
+    except ContractError as error:
+        raise click.UsageError(str(error)) from error
+    drawn, refused = classes.served(draw_cases(number, seed), architecture, units)
     by_class = classes.cases_by_class(drawn, units)
     if arch:  # entries of all classes, whether a model has such calls or not
         by_class |= {each: classes.stand_ins(each, by_class) for each in classes.CLASSES if each not in by_class}
@@ -110,13 +117,6 @@ def tune(
             f"{classes.CLASSES[0].name!r}",
             param_hint="--only",
         )
-    try:
-        if arch:
-            check_derivable(arch)
-        if write:
-            table.check_writable(launch_table.FOLDER)
-    except ContractError as error:
-        raise click.UsageError(str(error)) from error
 
     versions = {"torch": str(torch.__version__), "triton": importlib.metadata.version("triton")}
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
@@ -132,8 +132,11 @@ def tune(
         command=command,
         commit=of_commit or commit(),
         source=f"{of_machine}Triton {versions['triton']}, {date}, python -m benchmarks tune{options}",
+        refused=refused,
     )
     console.print(f"{architecture}, {machine}, {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    for name, why in refused.items():
+        console.print(f"left out: {name}: {why}", soft_wrap=True)
     entries: dict[CallClass, launch_table.Entry] = {}
 
     def save(call_class: "CallClass | None" = None) -> None:

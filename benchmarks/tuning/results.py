@@ -78,6 +78,7 @@ class Tuning(msgspec.Struct, kw_only=True):
 
     Attributes:
         of_value: whether what was found means anything: all but `--tiny`.
+        refused: drawn steps that our kernels do not serve, and why; they are in no class.
         rates: of the GPU, which floors are made of; None if nothing was timed.
         unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
     """
@@ -90,6 +91,7 @@ class Tuning(msgspec.Struct, kw_only=True):
     command: str
     commit: str
     source: str
+    refused: dict[str, str] = msgspec.field(default_factory=dict)
     rates: Rates | None = None
     steps: list[Step] = msgspec.field(default_factory=list)
     classes: list[Search] = msgspec.field(default_factory=list)

@@ -52,9 +52,9 @@ class ClassSearch:
     def contenders(self, stage: str) -> list[Candidate]:
         """Who is timed in a stage beside today's; new ones are added to what is found."""
         if stage == "all":
-            first = {case.name for case in self.cases[:FIRST_CASES]}
-            best = self._best(BEST_OF_FIRST_CASES, first)
-            best += [each for each in self._best(BEST_SPLITS, {case.name for case in self.cases}) if each not in best]
+            names = [case.name for case in self.cases]
+            best = self._best(BEST_OF_FIRST_CASES, set(names[:FIRST_CASES]) & self.today.times.keys())
+            best += [each for each in self._best(BEST_SPLITS, set(names) & self.today.times.keys()) if each not in best]
             return [each for each in best if each is not self.today]
         bases = {
             "tiles": [self.today],

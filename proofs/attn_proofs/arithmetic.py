@@ -8,6 +8,7 @@ wraps, as it does on the machine.
 
 import ast
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import z3
@@ -50,7 +51,8 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
     """
     if isinstance(left, Pointer):
         assert isinstance(operator, ast.Add)
-        return Pointer(left.name, left.dtype, right if _is_zero(left.offset) else _add_offset(left.offset, right))
+        moved = right if left.step == 1 else mapped(as_tensor(right).shape, "int64", lambda x: x * left.step, as_tensor(right))
+        return replace(left, offset=moved if _is_zero(left.offset) else _add_offset(left.offset, moved))
     if isinstance(right, Pointer):
         return binary(context, operator, right, left)
     a, b = as_tensor(left), as_tensor(right)

@@ -10,7 +10,7 @@ The result is what the program loads and stores, each with the conditions under 
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import z3
@@ -403,8 +403,8 @@ def merged(condition: Term, a: Any, b: Any) -> Any:
         return Record(a.name, {name: merged(condition, a.fields[name], b.fields[name]) for name in a.fields})
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
         return tuple(merged(condition, x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, Pointer) and isinstance(b, Pointer) and a.name == b.name:
-        return Pointer(a.name, a.dtype, merged(condition, a.offset, b.offset))
+    if isinstance(a, Pointer) and isinstance(b, Pointer) and (a.name, a.step) == (b.name, b.step):
+        return replace(a, offset=merged(condition, a.offset, b.offset))
     return arithmetic.where(Tensor((), "bool", lambda _: condition), as_tensor(a), as_tensor(b))
 
 

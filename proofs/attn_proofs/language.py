@@ -9,6 +9,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import z3
@@ -57,7 +58,11 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.IsNot: operator.is_not,
     ast.In: lambda a, b: a in b,
 }
-_DTYPES = {"int32": "int32", "int64": "int64", "uint32": "uint32", "float32": "float", "float16": "float", "bfloat16": "float"}
+_DTYPES = {"int32": "int32", "int64": "int64", "uint32": "uint32"} | dict.fromkeys(
+    ("float32", "float16", "bfloat16", "int8", "int16"), "float"
+)
+"""Of elements of a cache nothing is computed, whether they are floats or bytes, one by one or in pairs."""
+_BYTES = {"int8": 1, "int16": 2}
 
 
 def concrete(op: ast.operator, left: Any, right: Any) -> Any:
@@ -165,6 +170,8 @@ def call(extraction: "Extraction", function: Any, arguments: list[Any], named: d
     """A call of a name of the language, of a method of a tensor, or of a name of Python."""
     if isinstance(function, tuple) and function[1] == "to":
         value, (dtype, *_) = function[0], arguments
+        if isinstance(value, Pointer):  # launches do so where elements are of a byte
+            return replace(value, dtype="float", step=dtype)
         return _to(extraction, value, dtype, bool(named.get("bitcast", False)))
     if not isinstance(function, Opaque):
         raise NotImplementedError
@@ -304,6 +311,10 @@ def _reshape(_: "Extraction", value: Tensor, shape: tuple[int, ...]) -> Tensor:
     return Tensor(tuple(shape), value.dtype, at)
 
 
+def _join(_: "Extraction", a: Tensor, b: Tensor) -> Tensor:
+    return Tensor((*a.shape, 2), a.dtype, lambda index: z3.If(as_lane(index[-1]) == 0, a.at(*index[:-1]), b.at(*index[:-1])))
+
+
 def _permute(_: "Extraction", value: Tensor, order: tuple[int, ...]) -> Tensor:
     shape = tuple(value.shape[axis] for axis in order)
     return Tensor(shape, value.dtype, lambda index: value.at(*(index[order.index(axis)] for axis in range(len(order)))))
@@ -335,9 +346,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "math.gcd": _gcd,
     "full": _full,
     "zeros": lambda extraction, shape, dtype: _full(extraction, shape, 0, dtype),
+    "pointer_type": lambda _, element: _BYTES[element.name.rpartition(".")[2]],
     "zeros_like": lambda _, value: mapped(value.shape, value.dtype, lambda _: z3.RealVal(0), value),
     "reshape": _reshape,
     "permute": _permute,
+    "join": _join,
     "trans": lambda extraction, value: _permute(extraction, value, (1, 0)),
     "broadcast_to": lambda _, value, shape: mapped(tuple(shape), value.dtype, lambda x: x, value),
     "dot": _dot,

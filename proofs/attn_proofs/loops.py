@@ -9,7 +9,7 @@ and behind the loop.
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import z3
@@ -143,7 +143,7 @@ def _stepped(value: Any, amount: Term) -> Any:
     moved = number(amount, "int64")
     if isinstance(value, Pointer):
         offset = as_tensor(value.offset)
-        return Pointer(value.name, value.dtype, number(offset.term + amount, "int64") if not offset.shape else
+        return replace(value, offset=number(offset.term + amount, "int64") if not offset.shape else
                        arithmetic.binary(_SILENT, ast.Add(), offset, moved))  # fmt: skip
     return number(as_tensor(value).term + amount, as_tensor(value).dtype)
 
@@ -170,6 +170,6 @@ _SILENT = _Silent()
 def arbitrary(name: str, like: Any) -> Any:
     """A value of which nothing is known, shaped as another."""
     if isinstance(like, Pointer):
-        return Pointer(like.name, like.dtype, unknown(name, as_tensor(like.offset).shape, "int64"))
+        return replace(like, offset=unknown(name, as_tensor(like.offset).shape, "int64"))
     value = as_tensor(like)
     return unknown(name, value.shape, "int32" if value.dtype == "int" else value.dtype)

@@ -12,7 +12,7 @@ from attn_proofs.errors import UnsupportedConstructError
 from attn_proofs.extract import Extraction
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, decide
-from attn_proofs.values import number, symbol
+from attn_proofs.values import Pointer, number, symbol
 
 PLACE = "attn_optimized.launch.units"
 
@@ -58,6 +58,20 @@ def test_an_early_return_is_merged():
 def test_a_bitcast_wraps():
     found, _ = extracted("return (a - b).to(tl.uint32, bitcast=True)", *numbers())
     assert always(found.term == 2**32 - 1, A == 3, B == 4)
+
+
+def test_a_pointer_to_pairs_moves_by_two_elements():
+    _, extraction = extracted("tl.load(a.to(tl.pointer_type(tl.int16)) + b)", Pointer("cache", "float", number(A)), number(B))
+    (access,) = extraction.loads
+    assert access.pointer.step == 2
+    assert always(access.pointer.offset.term == A + 2 * B)
+
+
+def test_joined_blocks_take_turns():
+    body = "return tl.reshape(tl.join(tl.arange(0, 8) + a, tl.arange(0, 8) + b), [16])"
+    found, _ = extracted(body, *numbers())
+    assert found.shape == (16,)
+    assert always(z3.And(found.at(4) == A + 2, found.at(5) == B + 2))
 
 
 def test_a_sum_leaves_a_note_of_its_width():

@@ -25,7 +25,10 @@ ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", 
 SCALED = "CONTENT_PACKED_SCALED"
 X_PACKED = ("X_PACKED", "SHUFFLED")
 SIZES = {"head_size": 64, "block_size": 48, "x": 8}
-BLOCK_N = 64
+PADDED = SIZES | {"head_size": 48}
+BLOCK_D = BLOCK_N = 64
+FEW_ROWS = 16
+"""Of a tile that loads V by two dims at once (kernels/load.py)."""
 TABLE = memory("block_table_ptr")
 
 
@@ -58,7 +61,7 @@ def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str
 
 
 def executed(
-    sources: Sources, layout: str, unit: int, sizes: dict[str, int], *, block_d: int
+    sources: Sources, layout: str, unit: int, sizes: dict[str, int], *, block_d: int, rows: int = BLOCK_M, **kind: Any
 ) -> tuple[Extraction, dict[str, Term]]:
     """`attend_tile` on a cache of a layout, and the strides of the cache."""
     extraction = Extraction(sources)
@@ -76,14 +79,15 @@ def executed(
         head = sizes["head_size"] * sizes["block_size"]
         names |= {"k_head": head, "v_head": head}
     arguments.fields["strides"].fields.update({name: _in_units(value, unit) for name, value in names.items()})
-    kind = inputs.kind(
+    made = inputs.kind(
         kv_unit=unit,
         interior=layout.lower() if layout in X_PACKED else "rows",
         block_n=BLOCK_N,
         block_d=block_d,
         **sizes,
+        **kind,
     )
-    extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, kind, BLOCK_M)
+    extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, made, rows)
     return extraction, strides
 
 
@@ -115,38 +119,61 @@ def _read(kv: int, layouts: tuple[str, ...]):
             for unit in (1, 4 if layout == SCALED else 8):  # the scale behind a row is four elements wide
                 extraction, strides = _run(sources, layout, unit)
                 for access in loads(extraction, "v_ptr" if kv else "k_ptr"):
-                    yield _at_element(extraction, strides, access, kv, layout, unit)
+                    is_masked = access.mask is not True
+                    yield _at_element(extraction, strides, access, kv, layout, unit, SIZES, is_masked=is_masked)
 
     return claims
 
 
-def _at_element(extraction: Extraction, strides: dict[str, Term], access: Access, kv: int, layout: str, unit: int) -> Claim:
+def _pairs(sources: Sources) -> Iterator[Claim]:
+    """Two dims of a key's V are read at once, both of them in its row, from an even element on."""
+    for layout in (*ROWS, SCALED):
+        unit = 4 if layout == SCALED else 16
+        extraction, strides = executed(sources, layout, unit, PADDED, block_d=BLOCK_D, rows=FEW_ROWS, has_value_pairs=True)
+        # the loop without a mask comes first, and masks the padding of dims
+        for is_masked, access in zip((False, True), loads(extraction, "v_ptr"), strict=True):
+            yield _at_element(extraction, strides, access, 1, layout, unit, PADDED, is_masked=is_masked)
+
+
+def _at_element(
+    extraction: Extraction,
+    strides: dict[str, Term],
+    access: Access,
+    kv: int,
+    layout: str,
+    unit: int,
+    sizes: dict[str, int],
+    *,
+    is_masked: bool,
+) -> Claim:
+    """All elements that are read from dim d on lie where they should, in the row of a head."""
     n, d, key, head = integers("n d key kv_head")
-    masked = access.mask is not True
-    first_key = extraction.local("attend_tile", "first_key", -1 if masked else 0).value.term
+    first_key = extraction.local("attend_tile", "first_key", -1 if is_masked else 0).value.term
     offset = as_tensor(access.pointer.offset)
-    size, lane = SIZES["block_size"], lane_of(access, SIZES["x"])
+    size, lane, step = sizes["block_size"], lane_of(access, sizes["x"]), access.pointer.step
     place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / size
     block, slot = TABLE(place), key % size
-    expected = element(extraction.products, layout, strides, SIZES, kv=kv, block=block, slot=slot, head=head, dim=d)
+    expected = element(extraction.products, layout, strides, sizes, kv=kv, block=block, slot=slot, head=head, dim=d)
     found = offset.at(*lane)
     assumptions = (
-        n >= 0, n < BLOCK_N, d >= 0, d < SIZES["head_size"], key == first_key + n, first_key >= 0, first_key % BLOCK_N == 0,
-        key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()),
+        n >= 0, n < BLOCK_N, d >= 0, d < BLOCK_D, d % step == 0, key == first_key + n, first_key >= 0,
+        first_key % BLOCK_N == 0, key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()),
             *largest(extraction, access, lane),
         *extraction.assumptions,
     )  # fmt: skip
-    small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED", SCALED) and unit == 1 else None
-    name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements, {'masked' if masked else 'without a mask'}"
-    return Claim(name, assumptions, z3.Implies(reads(access, lane), found == expected), small, extraction.lines)
+    in_row = z3.And(found == expected, d + step <= sizes["head_size"], found % step == 0)
+    small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED", SCALED) and (unit == 1 or step > 1) else None
+    name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements, {'masked' if is_masked else 'without a mask'}"
+    return Claim(name, assumptions, z3.Implies(reads(access, lane), in_row), small, extraction.lines)
 
 
 def lane_of(access: Access, x: int) -> tuple[Term, ...]:
     """Where key n and dim d of a tile are in a load's block: [N, D], [D/x, N, x] or [N/S, D, S], for S slots side by side."""
     n, d = integers("n d")
+    step = access.pointer.step
     side = as_tensor(access.pointer.offset).shape[-1]
     return {
-        "load_dims": (n, d),
+        "load_dims": (n, d if step == 1 else d / step),
         "load_packed_keys": (d / x, n, d % x),
         "load_packed_values": (n / side, d, n % side),
     }[access.place]
@@ -220,7 +247,7 @@ def _rows(name: str, is_store: bool):
     return claims
 
 
-def _case(layout: str, **fields: Any):
+def _case(layout: str, *, queries: int = 20, **fields: Any):
     def case(model: Model) -> Case:
         wide: dict[str, Any] = {
             "block_size": 48,
@@ -230,7 +257,7 @@ def _case(layout: str, **fields: Any):
             "padding": 8,
         }
         arguments: dict[str, Any] = wide | {"scale": 0.25} | fields
-        return paged([(20, model.within("key", 120, 300)), (3, 40)], **arguments)
+        return paged([(queries, model.within("key", 120, 300)), (min(queries, 3), 40)], **arguments)
 
     return case
 
@@ -252,6 +279,14 @@ THEOREMS = (
         f"{KERNELS}.load.source_of_keys", "args.strides.kv + tile.kv_head * args.strides.v_head",
             "args.strides.block + tile.kv_head * args.strides.v_head",
         _case("KV_FIRST_NHD"),
+    ),
+    _theorem(
+        "value-pairs",
+            "Where a load takes two dims of V at once, of a byte each, both are read where the contract says, in their key's "
+            "row, from an even element on.",
+            _pairs,
+        f"{KERNELS}.load.load_value_pairs", "(KIND.kv_unit // 2)", "KIND.kv_unit",
+        _case("BLOCKS_FIRST_NHD", queries=1, head_size=48, padding=16, cache={"dtype": "fp8_e4m3fn", "scales": "tensor"}),
     ),
     _theorem(
         "packed-keys", "K is read where the contract says, in pages that are packed in units of x elements.",

@@ -5,14 +5,28 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
+from attn_optimized import plan_of
 from attn_optimized.launch.table import LatentPhase, Parameters, Phase, entries, parameters_for
-from attn_optimized.launch.workload import Workload, phase_of
 
-from benchmarks.tuning.classes import CLASSES
-from benchmarks.tuning.space import DERIVABLE, REGISTERS, SPACES, candidates, may_fit, splits, with_as_many_waves
+from benchmarks.speed.calls import attention_call
+from benchmarks.speed.drawn import draw_cases
+from benchmarks.tuning.classes import CLASSES, META, MOST_CASES, calls_of, cases_by_class, class_of, served, stand_ins
+from benchmarks.tuning.search import FIRST_CASES
+from benchmarks.tuning.space import (
+    DERIVABLE,
+    REGISTERS,
+    SPACES,
+    SPLITS,
+    candidates,
+    may_fit,
+    variants,
+    with_as_many_waves,
+)
 from benchmarks.tuning.table import entry_of
 
 COMPUTE_UNITS = 132
+DRAWN = served(draw_cases(60, seed=3), "sm90", COMPUTE_UNITS)[0]
+BY_CLASS = cases_by_class(DRAWN, COMPUTE_UNITS)
 by_name = pytest.mark.parametrize("call_class", CLASSES, ids=lambda call_class: call_class.name)
 
 
@@ -23,27 +37,59 @@ def test_every_call_has_a_class():
         assert entry.phase in get_args(LatentPhase) or any(call_class.holds(entry) for call_class in CLASSES)
 
 
+@pytest.mark.parametrize("call_class", BY_CLASS, ids=lambda call_class: call_class.name)
+def test_drawn_calls_are_launched_by_the_entry_of_their_class(call_class):
+    entry = entry_of("sm90", call_class).parameters
+    for case in BY_CLASS[call_class]:
+        call = attention_call(case, META, seed=0)
+        plan = plan_of(call.q, call.layer, call.batch, architecture="sm90", compute_units=COMPUTE_UNITS)
+        # a pipeline has no more stages than shared memory holds
+        assert replace(plan.tiles.parameters, num_stages=entry.num_stages) == entry, case.name
+
+
 @by_name
-def test_cases_are_of_their_class(call_class):
-    for case in call_class.timed + call_class.checked:
-        workload = Workload(
-            itemsize=case.itemsize,
-            quantized=case.float8_cache,
-            head_size=case.head_size,
-            num_heads=case.num_heads,
-            num_kv_heads=case.num_kv_heads,
-            num_tokens=case.num_tokens,
-            num_requests=len(case.query_lens),
-            max_query_len=max(case.query_lens),
-            max_seq_len=max(case.seq_lens),
-            window_keys=case.window,
-            has_gaps=case.chunked_local is not None,
-        )
-        phase = phase_of(workload, COMPUTE_UNITS)
-        # with given parameters, a short batch is launched as a long one
-        assert ("prefill" if call_class.phase == "prefill" and phase == "short" else phase) == call_class.phase, case.name
-        assert (case.itemsize, case.head_size) == (call_class.itemsize, call_class.most_block_d)
-        assert case.float8_cache == call_class.quantized
+def test_checked_cases_are_of_their_class(call_class):
+    # with given parameters, a short batch is launched as a long one
+    launched = call_class._replace(phase="short") if call_class.phase == "prefill" else call_class
+    assert {class_of(case, COMPUTE_UNITS) for case in call_class.checked} == {launched}
+
+
+@by_name
+def test_a_class_that_no_model_has_gets_cases_of_its_own(call_class):
+    assert {class_of(case, COMPUTE_UNITS) for case in stand_ins(call_class, BY_CLASS)} <= {call_class}
+    if call_class.phase in {each.phase for each in BY_CLASS}:
+        assert stand_ins(call_class, BY_CLASS)
+
+
+def test_the_calls_of_a_cascade_see_every_pair_once():
+    cascades = [case for case in DRAWN if case.common_prefix_len]
+    assert cascades
+    for case in DRAWN:
+        calls = calls_of(case)
+        assert len(calls) == (2 if case in cascades else 1)
+        assert sum(each.flops for each in calls) == case.flops
+        assert not any(each.common_prefix_len for each in calls)
+
+
+def test_a_search_begins_with_the_most_work_and_the_middle():
+    assert sum(map(len, BY_CLASS.values())) > len(DRAWN) // 2
+    for cases in BY_CLASS.values():
+        assert 1 <= len(cases) <= MOST_CASES
+        floors = [max(case.flops / 7e14, case.bytes / 3e12) for case in cases]
+        assert floors[0] == max(floors)
+        if len(cases) > FIRST_CASES:
+            more, less = (sum(compare(each, floors[1]) for each in floors[2:]) for compare in (float.__gt__, float.__lt__))
+            assert abs(more - less) <= 1
+
+
+def test_a_step_that_no_kernel_serves_is_in_no_class_and_named():
+    """Falcon-7B has 71 query heads for one KV head."""
+    cascade = next(case for case in DRAWN if case.common_prefix_len)
+    wide = [replace(case, name=f"wide {i}", num_heads=71, num_kv_heads=1) for i, case in enumerate((DRAWN[0], cascade))]
+    found, refused = served([wide[0], *DRAWN[:3], wide[1]], "sm90", COMPUTE_UNITS)
+    assert found == DRAWN[:3]
+    assert list(refused) == ["wide 0", "wide 1"]
+    assert all("71 query heads for each KV head not supported" in why for why in refused.values())
 
 
 @by_name
@@ -66,9 +112,10 @@ def test_candidates_are_new_and_may_fit(call_class, architecture):
     for candidate in found:
         assert architecture.startswith("sm") or candidate.maxnreg is None
         assert architecture.startswith("gfx") or candidate.waves_per_eu is None
-    others = list(splits(call_class, architecture, today))
+    others = variants(call_class, architecture, today, SPLITS)
     assert bool(others) == (call_class.phase in ("decode", "wide_decode", "mixed", "short"))
     assert today not in others
+    assert {replace(each, **{name: getattr(today, name) for name in SPLITS}) for each in others} <= {today}
 
 
 def test_the_nearest_candidates_come_first():

@@ -1,6 +1,6 @@
 """Candidates are compiled in other processes, and one whose compiler raises or crashes costs itself alone."""
 
-import dataclasses
+import functools
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -11,25 +11,30 @@ from attn_optimized.launch.table import Parameters
 
 from benchmarks.tuning import compilers
 from benchmarks.tuning.classes import CLASSES
-from benchmarks.tuning.compilers import Compilers
+from benchmarks.tuning.compilers import Compilers, Job
 from benchmarks.tuning.facts import Facts
-from benchmarks.tuning.results import Candidate
 
 NEVER = 1e9
+CASES = CLASSES[0].checked
 
 
-def planted(call_class, parameters):
+def planted(case, parameters):
     """A compiler that takes no 16 keys a tile, and dies of 32."""
     if parameters.block_n == 16:
         raise RuntimeError("no tile\nof 16")
     if parameters.block_n == 32:
         os.abort()
-    return Facts(spills=parameters.block_n, matrix_instructions=1, shared_bytes=0, shared_limit=1, waves=1, instructions=1.0)
+    return Facts(spills=parameters.block_n + CASES.index(case))
 
 
-def sleeping_of_64(call_class, parameters):
+def sleeping_of_64(case, parameters):
     if parameters.block_n >= 64:
         time.sleep(300)
+    return Facts()
+
+
+def counted(folder, case, parameters):
+    (folder / f"{parameters.block_n} {time.monotonic_ns()}").touch()
     return Facts()
 
 
@@ -37,39 +42,44 @@ def sleeping_of_64(call_class, parameters):
 def forks(monkeypatch):
     """Nothing is compiled here, so processes need not import everything anew."""
     begin = compilers._begin
-    monkeypatch.setattr(Compilers, "_start", lambda self, workers: ProcessPoolExecutor(workers, prepared.context("cpu"), begin))
+    monkeypatch.setattr(compilers, "_pool", lambda workers: ProcessPoolExecutor(workers, prepared.context("cpu"), begin))
 
 
-def candidates(*block_ns):
-    parameters = Parameters(block_m=16, block_n=16, num_warps=1, num_stages=1)
-    return [Candidate(parameters=dataclasses.replace(parameters, block_n=block_n)) for block_n in block_ns]
+def jobs(*block_ns, case=CASES[0]):
+    return [Job(case, Parameters(block_m=16, block_n=block_n, num_warps=1, num_stages=1)) for block_n in block_ns]
 
 
-def test_a_compiler_that_raises_or_crashes_costs_its_candidate_alone():
-    tried = candidates(64, 16, 32, 128, 32, 256)
+def finished(pool, some_jobs, deadline=NEVER):
+    return pool.finish(some_jobs, deadline=deadline, step=lambda done: None)
+
+
+def test_a_compiler_that_raises_or_crashes_costs_its_job_alone():
+    first, others = jobs(64, 16, 32, 128, 256), jobs(64, 32, 128, case=CASES[1])
     with Compilers(planted, workers=2) as pool:
-        done = list(pool.compile(CLASSES[0], tried, deadline=NEVER))
-        assert sorted(each.parameters.block_n for each in done) == sorted(each.parameters.block_n for each in tried)
-        again = candidates(64, 128)
-        assert len(list(pool.compile(CLASSES[1], again, deadline=NEVER))) == 2
-    for each in tried + again:
-        block_n = each.parameters.block_n
-        if block_n in (16, 32):
-            assert each.verdict == "failed"
-            assert each.why == {16: "RuntimeError: no tile of 16", 32: "the compiler crashed"}[block_n]
-        else:
-            assert each.facts is not None
-            assert each.facts.spills == block_n
+        pool.begin(others)
+        found = finished(pool, first) | finished(pool, others)
+    assert set(found) == {*first, *others}
+    for job, outcome in found.items():
+        block_n = job.parameters.block_n
+        of_block = {16: "RuntimeError: no tile of 16", 32: "the compiler crashed"}
+        assert outcome == of_block.get(block_n, Facts(spills=block_n + CASES.index(job.case)))
 
 
-def test_what_is_not_compiled_by_the_deadline_waits_and_nobody_waits_for_it(capfd):
-    slow = candidates(64, 128)
-    with Compilers(sleeping_of_64, workers=1) as pool:
-        assert len(list(pool.compile(CLASSES[0], candidates(16), deadline=NEVER))) == 1
+def test_a_job_that_was_begun_is_compiled_once(tmp_path):
+    with Compilers(functools.partial(counted, tmp_path), workers=2) as pool:
+        pool.begin(jobs(64, 128))
+        assert len(finished(pool, jobs(64))) == 1
+        pool.begin(jobs(128, 64))
+        assert len(finished(pool, jobs(128, 64, 256))) == 3
+    assert sorted(path.name.split()[0] for path in tmp_path.iterdir()) == ["128", "256", "64"]
+
+
+def test_what_is_not_compiled_by_the_deadline_is_left_out_and_nobody_waits_for_it(capfd):
+    slow = jobs(64, 128)
+    with Compilers(sleeping_of_64, workers=2) as pool:
+        assert len(finished(pool, jobs(16))) == 1
         started = time.monotonic()
-        assert not list(pool.compile(CLASSES[0], slow, deadline=started + 0.5))
-        assert len(list(pool.compile(CLASSES[0], candidates(16), deadline=NEVER))) == 1
-        assert not list(pool.compile(CLASSES[0], slow, deadline=time.monotonic() + 0.5))
+        assert not finished(pool, jobs(64), deadline=started + 0.5)
+        assert set(finished(pool, [*jobs(32), *slow], deadline=time.monotonic() + 3)) == set(jobs(32))
     assert time.monotonic() - started < 100, "of the 300 that one takes"
-    assert [(each.verdict, each.facts) for each in slow] == [("waiting", None)] * 2
     assert not capfd.readouterr().err

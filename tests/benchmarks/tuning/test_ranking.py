@@ -134,4 +134,4 @@ def test_the_loop_without_a_mask_is_counted():
 
 
 def test_instructions_are_of_all_waves_for_a_pair():
-    assert instructions_per_pair(ASSEMBLY, PARAMETERS, 64) == 3 * 4 / (64 * 32)
+    assert instructions_per_pair(ASSEMBLY, num_warps=4, pairs=64 * 32) == 3 * 4 / (64 * 32)

@@ -1,145 +1,190 @@
 """What is slower, wrong, or faster by no more than the spread is never chosen."""
 
 import dataclasses
-import itertools
+import io
 import time
 
 import pytest
 import torch
 from attn_optimized.launch.table import Parameters
+from rich.console import Console
 
 from benchmarks.speed.clock import Spread
+from benchmarks.speed.machine import Rates
 from benchmarks.tuning import launches, search, tune
+from benchmarks.tuning.bench import Bench
 from benchmarks.tuning.classes import CLASSES
 from benchmarks.tuning.facts import Facts
-from benchmarks.tuning.results import Candidate, Search
-from benchmarks.tuning.space import candidates
+from benchmarks.tuning.results import Candidate, Search, Tuning
+from benchmarks.tuning.search import ClassSearch
+from benchmarks.tuning.space import OPTIONS, SPACES, SPLITS, TILE
 
 CPU = torch.device("cpu")
 NEVER = float("inf")
-TODAY = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=2)
+TODAY = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=2, keys_per_split=512, programs_per_unit=2)
+RATES = Rates(read=3e12, copy=3e12, matmul_burst=7e14, matmul_sustained=6e14)
 DECODE = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("decode", 4, 64))
 PREFILL = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("prefill", 4, 64))
 
 
-def contenders(count):
-    """Today's and others, told apart by their warps."""
-    return [Candidate(parameters=dataclasses.replace(TODAY, uneven_waves=i)) for i in range(count)]
+def spread(ms, width=0.01):
+    return Spread(ms, (1 - width) * ms, (1 + width) * ms, 5)
 
 
-class PlantedClock:
-    """Milliseconds of each candidate in each of two cases, give or take a share; candidates without any fail."""
-
-    def __init__(self, *times, spread=0.01):
-        self.times, self.spread, self.replays = times, spread, []
-
-    def __call__(self, left, replays):
-        self.replays.append((len(left), replays))
-        for candidate in left:
-            times = self.times[candidate.parameters.uneven_waves]
-            if times is None:
-                candidate.verdict, candidate.why = "failed", "out of registers"
-                continue
-            low, high = 1 - self.spread, 1 + self.spread
-            candidate.rounds.append(
-                {name: Spread(ms, low * ms, high * ms, replays) for name, ms in zip("ab", times, strict=True)}
-            )
-
-
-def searched(clock, *, deadline=NEVER):
-    found = Search(name="", candidates=contenders(len(clock.times)))
-    search.halve(found.candidates, clock, deadline=deadline)
+def decided(*times):
+    """Milliseconds of today's and of others in each of two cases; None: it failed."""
+    found = Search(name="")
+    for i, each in enumerate(times):
+        candidate = Candidate(parameters=dataclasses.replace(TODAY, uneven_waves=i), verdict="final")
+        if each is None:
+            candidate.verdict, candidate.why = "failed", "out of registers"
+        else:
+            candidate.times = {name: spread(ms) for name, ms in zip("ab", each, strict=True)}
+        found.candidates.append(candidate)
     search.decide(found)
     return found
 
 
 def test_the_fastest_is_chosen():
-    found = searched(PlantedClock((1.0, 2.0), (0.9, 1.8), (0.8, 1.6), (1.5, 1.0)))
+    found = decided((1.0, 2.0), (0.9, 1.8), (0.8, 1.6), (1.5, 1.0))
     assert found.chosen is not None
     assert found.chosen.uneven_waves == 2
     assert found.gain == pytest.approx(1.25)
-    assert found.why == "1.250 times as fast as today's"
+    assert found.why == "1.250 times as fast as today's, 1.25 to 1.25 in 2 cases"
+
+
+def test_what_is_slower_in_one_case_may_be_faster_in_the_mean():
+    found = decided((1.0, 2.0), (0.5, 2.1))
+    assert found.chosen is not None
+    assert found.why == "1.380 times as fast as today's, 0.95 to 2.00 in 2 cases"
 
 
 @pytest.mark.parametrize(
     ("others", "why"),
     [
-        ([(1.1, 2.1), (1.0, 2.5)], "the best is 0.930 times as fast"),
+        ([(1.1, 2.1), (1.0, 2.5)], "no candidate is faster beyond the spread; the best is 0.930 times as fast"),
         ([(0.985, 1.97)], "no candidate is faster beyond the spread; the best is 1.015 times as fast"),
-        ([(0.5, 2.1)], "no candidate is faster beyond the spread; the best is 1.380 times as fast"),
+        ([(0.5, 4.0)], "no candidate is faster beyond the spread; the best is 1.000 times as fast"),
         ([None, None], "no candidate but today's was timed to the end"),
     ],
-    ids=["slower", "faster within the spread", "slower in one case", "failed"],
+    ids=["slower", "faster within the spread", "as much slower as faster", "failed"],
 )
 def test_todays_parameters_stay(others, why):
-    found = searched(PlantedClock((1.0, 2.0), *others))
-    assert found.chosen is None
-    assert why in found.why
-
-
-def test_one_that_is_faster_in_all_cases_is_chosen_before_a_faster_one_that_is_not():
-    found = searched(PlantedClock((1.0, 2.0), (0.5, 2.1), (0.9, 1.8)))
-    assert found.chosen is not None
-    assert found.chosen.uneven_waves == 2
+    found = decided((1.0, 2.0), *others)
+    assert (found.chosen, found.why) == (None, why)
 
 
 def test_parameters_that_fail_today_are_replaced_by_nothing():
-    found = searched(PlantedClock(None, (0.5, 0.5)))
-    assert found.chosen is None
-    assert found.why == "today's parameters: out of registers"
+    found = decided(None, (0.5, 0.5))
+    assert (found.chosen, found.why) == (None, "today's parameters: out of registers")
 
 
-def test_slow_ones_leave_after_short_rounds():
-    clock = PlantedClock((1.0, 1.0), *((1.0 + i, 1.0 + i) for i in range(32)))
-    found = searched(clock)
-    assert clock.replays == [(33, 5), (17, 10), (9, 20), (5, search.LAST_REPLAYS)]
-    assert [each.verdict for each in found.candidates] == ["final"] * 5 + ["slower"] * 28
-    assert [len(each.rounds) for each in found.candidates] == [4] * 5 + [3] * 4 + [2] * 8 + [1] * 16
+@pytest.mark.parametrize(("stage", "names"), [("tiles", TILE), ("options", OPTIONS), ("splits", SPLITS)])
+def test_a_stage_changes_what_it_is_about_and_leaves_the_rest(stage, names):
+    first = ClassSearch(DECODE, [], "sm90", Search(name="", candidates=[Candidate(parameters=TODAY)]))
+    found = [each.parameters for each in first.contenders(stage)]
+    assert len(found) == len(set(found)) >= 3
+    assert TODAY not in found
+    assert {dataclasses.replace(each, **{name: getattr(TODAY, name) for name in names}) for each in found} == {TODAY}
+    assert first.contenders(stage) == first.found.candidates[1:], "asked again, no others are made"
 
 
-def test_one_that_is_as_slow_as_others_fails_alone():
-    times = [(2.0, 2.0)] * 12
-    found = searched(PlantedClock((1.0, 1.0), None, *times))
-    assert found.candidates[1].verdict == "failed"
+def test_a_class_whose_programs_need_no_split_tries_none():
+    assert not ClassSearch(PREFILL, [], "sm90", Search(name="", candidates=[Candidate(parameters=TODAY)])).contenders("splits")
+
+
+class PlantedBench:
+    """A case whose times a planted function of its name and of parameters says; None: the launch fails."""
+
+    def __init__(self, milliseconds, case, device, *, is_tiny):
+        self.case, self._milliseconds = case, milliseconds
+
+    def loop(self, parameters):
+        ms = self._milliseconds(self.case.name, parameters)
+        if ms is None:
+            raise RuntimeError("out of\nresource: shared memory")
+        return ms
+
+    def time(self, parameters, replays):
+        return spread(self.loop(parameters))
+
+
+def searched(monkeypatch, milliseconds, *, call_class=DECODE, facts=lambda job: Facts(), budget=600.0):
+    """A class of three cases, timed as planted from TODAY on; what is compiled has planted facts, an error or none."""
+    cases = [dataclasses.replace(DECODE.checked[0], name=name) for name in "abc"]
+    compilers = tune.NothingToCompile()
+    monkeypatch.setattr(
+        compilers, "finish", lambda jobs, **_: {job: found for job in jobs if (found := facts(job)) is not None}
+    )
+    monkeypatch.setattr(search, "Bench", lambda *given, **named: PlantedBench(milliseconds, *given, **named))
+    monkeypatch.setattr(search, "side_by_side", lambda loops, **_: list(map(spread, loops)))
+    monkeypatch.setattr(tune, "entry_of", lambda *_: type("Entry", (), {"parameters": TODAY}))
+    monkeypatch.setattr(tune, "judge", lambda search, device: None)
+    run = Tuning(of_value=False, architecture="sm90", machine="", versions={}, command="", commit="", source="")
+    saved, console = [], Console(file=io.StringIO())
+    arguments = {"budget": budget, "started": time.monotonic(), "save": saved.append, "console": console}
+    tune.measure(run, [], {call_class: cases}, CPU, compilers, RATES, **arguments)
+    assert saved[-1] == call_class
+    return run
+
+
+def steps_from_the_best(name, parameters):
+    """Each of these is best, whatever the others are."""
+    best = {"block_n": 32, "num_warps": 8, "num_stages": 4, "keys_per_split": 256, "programs_per_unit": 4}
+    return 1.0 + sum(getattr(parameters, field) != value for field, value in best.items()) + (name == "b")
+
+
+def test_a_search_finds_the_best_of_what_may_be_combined(monkeypatch):
+    run = searched(monkeypatch, steps_from_the_best)
+    (found,) = run.classes
+    best = dataclasses.replace(TODAY, block_n=32, num_warps=8, num_stages=4, keys_per_split=256, programs_per_unit=4)
+    assert found.chosen == dataclasses.replace(best, uneven_waves=found.chosen.uneven_waves)
+    assert not run.unfinished
     assert found.candidates[0].verdict == "final"
+    assert found.candidates[0].times.keys() == set("abc")
+    tried = len(found.candidates)
+    space = SPACES["nvidia"]["decode"]
+    assert tried < len(space.block_n) * len(space.num_warps) * len(space.num_stages) * 3**3, "far fewer than all"
 
 
-def test_todays_parameters_stay_to_the_end_though_they_are_slowest():
-    clock = PlantedClock((50.0, 50.0), *((1.0 + i, 1.0 + i) for i in range(20)))
-    found = searched(clock)
-    assert found.candidates[0].verdict == "final"
-    assert found.chosen == found.candidates[1].parameters
+def test_what_does_not_compile_or_run_is_not_chosen(monkeypatch):
+    """Tiles of 32 keys do not compile, those of 128 do not run; tiles of 16 are not compiled in time."""
+
+    def facts(job):
+        block_n = job.parameters.block_n
+        return "the compiler crashed" if block_n == 32 else None if block_n == 16 else Facts()
+
+    timed = set()
+
+    def milliseconds(name, parameters):
+        timed.add(parameters.block_n)
+        return None if parameters.block_n == 128 else steps_from_the_best(name, parameters)
+
+    (found,) = searched(monkeypatch, milliseconds, facts=facts).classes
+    assert found.chosen is not None
+    assert (found.chosen.block_n, found.chosen.num_warps) == (64, 8)
+    assert timed == {64, 128}
+    verdicts = {
+        each.parameters.block_n: (each.verdict, each.why) for each in found.candidates if each.parameters.num_stages == 2
+    }
+    assert verdicts[32] == ("failed", "the compiler crashed")
+    assert verdicts[128] == ("failed", "a: RuntimeError: out of resource: shared memory")
+    assert verdicts[16] == ("waiting", None)
 
 
-def test_past_the_deadline_the_second_round_is_the_last():
-    clock = PlantedClock((2.0, 2.0), *((1.0 + i, 1.0 + i) for i in range(32)))
-    found = searched(clock, deadline=time.monotonic())
-    assert clock.replays == [(33, 5), (5, search.LAST_REPLAYS)]
-    assert found.chosen == found.candidates[1].parameters
+def test_a_case_that_todays_parameters_do_not_run_is_left_out(monkeypatch):
+    (found,) = searched(
+        monkeypatch,
+        lambda name, parameters: None if name == "b" and parameters == TODAY else steps_from_the_best(name, parameters),
+    ).classes
+    assert found.candidates[0].times.keys() == {"a", "c"}
+    assert found.chosen is not None
 
 
-def interpreted(call_class, monkeypatch, *, wrong, deadline=NEVER):
-    """A search on the CPU in which the first candidate seems fastest, and is launched as `wrong` says."""
-    right = launches.paged_attention_calls
-    today = Parameters(block_m=16, block_n=64, num_warps=2, num_stages=2)
-    first = candidates(call_class, "sm90", today)[0]
-
-    def planted(*arguments, **options):
-        plan = arguments[-1]
-        for call in right(*arguments, **options):
-            yield wrong(call) if plan.tiles.parameters == first else call
-
-    def clock(self, left, replays):
-        for candidate in left:
-            ms = 0.5 if candidate.parameters == first else 1.0
-            candidate.rounds.append({"a": Spread(ms, ms, ms, replays)})
-
-    monkeypatch.setattr(launches, "paged_attention_calls", planted)
-    monkeypatch.setattr(search.GpuClock, "__call__", clock)
-    found = Search(name=call_class.name, candidates=[Candidate(parameters=today)])
-    tune.interpreted(found, call_class, deadline, lambda what: None, architecture="sm90")
-    assert found.candidates[1].parameters == first
-    return found
+def test_a_class_that_is_not_timed_to_the_end_is_unfinished(monkeypatch):
+    run = searched(monkeypatch, steps_from_the_best, budget=0.0)
+    assert run.unfinished == [DECODE.name]
+    assert run.classes[0].chosen is None
 
 
 def with_launch(call, **changed):
@@ -154,92 +199,84 @@ def with_number(**changed):
     return wrong
 
 
-def test_a_right_candidate_is_chosen(monkeypatch):
-    found = interpreted(DECODE, monkeypatch, wrong=lambda call: call)
-    assert found.chosen == found.candidates[1].parameters
+WRONG = [
+    (DECODE, with_number(stride_block_table=0)),
+    (PREFILL, with_number(max_ahead=9)),
+    (PREFILL, lambda call: with_launch(call, grid=(*call.launch.grid[:2], 0))),
+]
+IDS = ["the first request's blocks", "keys ahead", "nothing written"]
 
 
-@pytest.mark.parametrize(
-    ("call_class", "wrong"),
-    [
-        (DECODE, with_number(scale=1.001 * 64**-0.5)),
-        (DECODE, with_number(stride_block_table=0)),
-        (PREFILL, with_number(max_ahead=1)),
-        (PREFILL, lambda call: with_launch(call, grid=(*call.launch.grid[:2], 0))),
-    ],
-    ids=["another scale", "the first request's blocks", "one key ahead", "nothing written"],
-)
-def test_a_wrong_candidate_is_never_timed(call_class, wrong, monkeypatch):
-    found = interpreted(call_class, monkeypatch, wrong=wrong)
-    planted = found.candidates[1]
-    assert (planted.verdict, planted.rounds) == ("wrong", [])
-    assert planted.why is not None
-    assert "out of request" in planted.why
+def planted(monkeypatch, parameters, wrong):
+    """What is launched with these parameters is wrong."""
+    right = launches.paged_attention_calls
+
+    def calls(*arguments, **options):
+        for call in right(*arguments, **options):
+            yield wrong(call) if arguments[-1].tiles.parameters.num_warps == parameters.num_warps else call
+
+    monkeypatch.setattr(launches, "paged_attention_calls", calls)
+
+
+def timed(call_class, others):
+    """Today's and others, interpreted in a case of the class."""
+    candidates = [Candidate(parameters=each) for each in (TODAY, *others)]
+    found = Search(name=call_class.name, candidates=candidates)
+    bench = Bench(dataclasses.replace(call_class.checked[0], itemsize=2), CPU, is_tiny=True)
+    search.time_in_turn(ClassSearch(call_class, [bench.case], "sm90", found), candidates[1:], bench, NEVER)
+    return candidates, bench
+
+
+@pytest.mark.parametrize(("call_class", "wrong"), WRONG, ids=IDS)
+def test_a_wrong_candidate_is_not_timed(call_class, wrong, monkeypatch):
+    others = [dataclasses.replace(TODAY, num_warps=8), dataclasses.replace(TODAY, block_n=32)]
+    planted(monkeypatch, others[0], wrong)
+    candidates, bench = timed(call_class, others)
+    assert [each.verdict for each in candidates] == ["slower", "wrong", "slower"]
+    assert [each.times.keys() for each in candidates] == [{bench.case.name}, set(), {bench.case.name}]
+    assert candidates[1].why is not None
+    assert f"{bench.case.name}: WrongError: " in candidates[1].why
+    assert candidates[2].times[bench.case.name].ms > 0
+
+
+def judged(call_class, monkeypatch, wrong):
+    """The verdict on what is chosen and launched as `wrong` says."""
+    chosen = dataclasses.replace(TODAY, num_warps=8)
+    planted(monkeypatch, chosen, wrong)
+    found = Search(name="", chosen=chosen, why="1.100 times as fast", candidates=[Candidate(parameters=TODAY, verdict="final")])
+    found.candidates.append(Candidate(parameters=chosen, verdict="final"))
+    search.judge(ClassSearch(call_class, [], "sm90", found), CPU)
+    return found
+
+
+def test_what_the_reference_agrees_with_stays_chosen(monkeypatch):
+    found = judged(DECODE, monkeypatch, lambda call: call)
+    assert (found.chosen, found.why) == (found.candidates[1].parameters, "1.100 times as fast")
+
+
+@pytest.mark.parametrize(("call_class", "wrong"), [(DECODE, with_number(scale=1.001 * 64**-0.5)), *WRONG], ids=["scale", *IDS])
+def test_what_the_reference_disagrees_with_is_not_chosen(call_class, wrong, monkeypatch):
+    found = judged(call_class, monkeypatch, wrong)
     assert found.chosen is None
+    assert found.candidates[1].verdict == "wrong"
+    assert found.why.startswith(f"the fastest is wrong: {call_class.checked[0].name}: ")
 
 
-def test_a_candidate_that_raises_costs_no_other(monkeypatch):
+def test_what_raises_before_the_judge_is_not_chosen(monkeypatch):
     def raises(call):
         raise RuntimeError("out of\nresource: shared memory")
 
-    found = interpreted(DECODE, monkeypatch, wrong=raises)
-    assert [each.verdict for each in found.candidates] == ["final", "failed", "final"]
-    assert found.candidates[1].why == "RuntimeError: out of resource: shared memory"
+    found = judged(DECODE, monkeypatch, raises)
+    assert (found.chosen, found.why) == (None, "the fastest is failed: RuntimeError: out of resource: shared memory")
 
 
-def test_what_is_not_checked_in_time_is_not_timed(monkeypatch):
-    found = interpreted(DECODE, monkeypatch, wrong=lambda call: call, deadline=time.monotonic())
-    assert [each.verdict for each in found.candidates] == ["final", "waiting", "waiting"]
-    assert found.chosen is None
-
-
-class PlantedCompilers:
-    """Of tiles of 32 keys they say that they spill; those of 128 raise."""
-
-    def compile(self, call_class, tried, *, deadline):
-        for candidate in tried:
-            block_n = candidate.parameters.block_n
-            if block_n == 128:
-                candidate.verdict, candidate.why = "failed", "the compiler crashed"
-            else:
-                candidate.facts = Facts(spills=300 if block_n == 32 else 0)
-            yield candidate
-
-
-@pytest.mark.parametrize("faster", [16, 64], ids=["another tile", "today's tile"])
-def test_the_fastest_of_what_may_run_is_split_in_other_ways(faster, monkeypatch):
-    """One is fastest with its keys split by 256; what spills would be faster, and is never run."""
-    today = Parameters(block_m=16, block_n=64, num_warps=2, num_stages=2)
-    few = [dataclasses.replace(today, block_n=block_n) for block_n in (16, 32, 128)]
-    checked = []
-
-    def planted_times(self, left, replays):
-        for candidate in left:
-            parameters = candidate.parameters
-            ms = 0.1 if parameters.block_n == 32 else 1.0 if parameters.block_n == faster else 2.0
-            ms -= 0.5 if parameters.keys_per_split == 256 else 0.0
-            candidate.rounds.append({"a": Spread(ms, ms, ms, replays)})
-
-    monkeypatch.setattr(tune, "candidates", lambda *arguments: few)
-    monkeypatch.setattr(tune, "check", lambda candidate, call_class, device: checked.append(candidate.parameters))
-    monkeypatch.setattr(search.GpuClock, "__call__", planted_times)
-    found = Search(name="", candidates=[Candidate(parameters=today)])
-    gpu = {"compilers": PlantedCompilers(), "architecture": "sm90", "device": CPU}
-    tune.measured(found, DECODE, NEVER, lambda what: None, **gpu)
-    assert found.chosen is not None
-    assert (found.chosen.block_n, found.chosen.keys_per_split) == (faster, 256)
-    verdicts = {each.parameters: each.verdict for each in found.candidates}
-    assert [verdicts[each] for each in few[1:]] == ["pruned", "failed"]
-    assert not set(few[1:]) & set(checked)
-    assert {each.block_n for each in checked if each.keys_per_split == 256} == {faster}
-    assert len(checked) == len(set(checked)), "each is checked once"
-
-
-def test_the_clock_times_every_candidate_in_every_case():
-    cases = [case.tiny() for case in DECODE.timed[:2]]
-    both = [Candidate(parameters=dataclasses.replace(TODAY, block_n=block_n)) for block_n in (32, 64)]
-    search.GpuClock(cases, CPU, most_replays=3)(both, 5)
-    for candidate, case in itertools.product(both, cases):
-        (round_,) = candidate.rounds
-        assert round_[case.name].replays == 3
-        assert round_[case.name].ms > 0
+def test_a_table_says_what_chose_an_entry():
+    found = decided((1.0, 2.0), (0.5, 1.0))
+    entry = search.entry_of_choice(DECODE, found, "measured: here")
+    assert entry is not None
+    assert (entry.parameters, entry.source, entry.phase) == (found.chosen, "measured: here", "decode")
+    found.candidates[1].verdict, found.candidates[1].facts = "ranked", Facts(spills=0)
+    entry = search.entry_of_choice(DECODE, found, "Triton")
+    assert entry is not None
+    assert entry.source == "derived: no spills (Triton)"
+    assert search.entry_of_choice(DECODE, decided((1.0, 2.0)), "") is None
