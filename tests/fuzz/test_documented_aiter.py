@@ -12,6 +12,7 @@ from attn_optimized.selector import PRIORITIES
 TARGETS = ("unified", "prefill", "decode", "decode-assembly", "fa", "unified-backend")
 ADAPTER = "attn_optimized.aiter_adapter"
 OFF_BY_ONE = "edges = (max(layer.window[0] - 1, -1), layer.window[1])"
+PREFILL = f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen"
 UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
 DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionBackend.capabilities"
 BARE_WINDOW = "attn_optimized.backends.rocm_aiter_unified_attn._has_bare_window_in_float16"
@@ -30,9 +31,11 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     [
         ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
         ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
-        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "edges = layer.window", OFF_BY_ONE),
+        ("documented-aiter-prefill", PREFILL, "edges = layer.window", OFF_BY_ONE),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen._bound_that_keeps", "right < max_query_len - 1", "False"),
-        ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen.flash_attn_varlen", "layer.sinks.float()[:, None]", "0.0"),
+        ("documented-aiter-prefill", PREFILL, "layer.sinks.float()[:, None]", "0.0"),
+        ("documented-aiter-prefill", PREFILL, "None if lse is None else True", "False"),
+        ("documented-aiter-prefill", f"{ADAPTER}.installation.Aiter.call", "name not in signature", "name == 'sink_ptr'"),
         ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
         ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),
         ("documented-aiter-decode-assembly", f"{ADAPTER}.key_values.shuffled_pages", "kv_cache[1]", "kv_cache[0]"),

@@ -531,6 +531,16 @@ def test_float16_keeps_small_values_of_scaled_tokens(kv_cache_dtype, paged_call)
     assert (out - exact).norm() <= 2.0**-10 * exact.norm()
 
 
+@pytest.mark.parametrize(("scale", "cap"), [(3000.0, 4000.0), (-3000.0, 4000.0), (1e5, 2e5)])
+def test_soft_cap_bends_logits_of_thousands(scale, cap, paged_call, assert_agrees):
+    """The fuzzer hardly ever draws logits that reach such a cap."""
+    call = paged_call([1, 5], [70, 90], scale=scale, logits_soft_cap=cap)
+    assert_agrees(call)
+    uncapped = call._replace(layer=replace(call.layer, logits_soft_cap=None))
+    capped, sharp = (attn_optimized.paged_attention(*each)[:6] for each in (call, uncapped))
+    assert not torch.allclose(capped, sharp, atol=0.1), "below the cap the largest key has not all the weight"
+
+
 @pytest.mark.parametrize("cap", [1e-30, 1e-10, 1e-3, 50.0, 1e4, 1e8, 2.0**59, 2.0**60, 3e38])
 @pytest.mark.parametrize("rules", [{}, {"alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1])}], ids=["", "ALiBi"])
 def test_soft_cap_keeps_small_logits(cap, rules, paged_call, assert_agrees):

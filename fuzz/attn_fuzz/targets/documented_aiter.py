@@ -182,13 +182,33 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         "lse": None if lse is None else lse[:, :rows],
     }
     # the edges of its windows are two or three, by the version
-    aiter = (documented if rows % 2 else documented_with_two_edges)(q.device.type)
-    prefill = functools.partial(aiter_adapter.flash_attn_varlen, aiter, layer=layer, causal=batch.causal)
+    whole = (documented if rows % 2 else documented_with_two_edges)(q.device.type)
+    attend = functools.partial(aiter_adapter.flash_attn_varlen, layer=layer, causal=batch.causal)
+    lacking, is_needed = _lacking(whole, layer, causal=batch.causal, has_lse=lse is not None, sizes=(q.shape, key_lens))
+    if is_needed and batch.num_requests and bounds[0]:
+        must_refuse(functools.partial(attend, lacking, **arguments), "an AITER without an argument of the call")
+    prefill = functools.partial(attend, whole if is_needed else lacking)
     wrong_arguments.must_contradict(prefill, arguments, optional=("lse",))
     with mock.patch.dict(os.environ, ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
     prefill(**arguments)
-    _check_few_keys(prefill, arguments, layer, len(k) // 2 % 2, causal=batch.causal)
+    _check_few_keys(functools.partial(attend, whole), arguments, layer, len(k) // 2 % 2, causal=batch.causal)
+
+
+def _lacking(aiter: Any, layer: Layer, *, causal: bool, has_lse: bool, sizes: object) -> tuple[Any, bool]:
+    """The same AITER without an argument of its prefill, which `sizes` choose, and whether a call needs the argument."""
+    from attn_fuzz.documented_aiter import without
+
+    left, right = layer.window
+    needs = {
+        "window_size": left != UNLIMITED or (right != UNLIMITED and not causal),
+        "logits_soft_cap": layer.logits_soft_cap is not None,
+        "alibi_slopes": layer.alibi_slopes is not None,
+        "sink_ptr": layer.sinks is not None,
+        "return_lse": has_lse,
+    }
+    argument = choices_by(sizes).choice(list(needs))
+    return without(aiter, "flash_attn_varlen_func", argument), needs[argument]
 
 
 def _check_few_keys(

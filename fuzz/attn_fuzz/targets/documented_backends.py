@@ -63,6 +63,7 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             others = dataclasses.replace(_FA)
             too_long = functools.partial(others.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
             wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
+        _without_queries(q, kv_cache, layer, batch, out)
     _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
@@ -78,6 +79,22 @@ def _longer(batch: Batch) -> Batch | None:
     seq_lens = batch.seq_lens.clone()
     seq_lens[with_queries[-1]] += _TOO_MANY
     return dataclasses.replace(batch, seq_lens=seq_lens, max_seq_len=batch.max_seq_len + _TOO_MANY)
+
+
+def _without_queries(q, kv_cache, layer: Layer, batch: Batch, out: torch.Tensor) -> None:
+    """Serve the batch as it would be if no request had a token, and its table no column. Steps are hardly ever drawn so."""
+    assert batch.block_table is not None
+    empty = dataclasses.replace(
+        batch,
+        query_start_loc=torch.zeros_like(batch.query_start_loc),
+        seq_lens=torch.zeros_like(batch.seq_lens),
+        max_query_len=0,
+        max_seq_len=0,
+        num_actual_tokens=0,
+        block_table=batch.block_table[:, :0],
+        slot_mapping=None,
+    )
+    dataclasses.replace(_FA).attention(q[:0], None, None, kv_cache, layer, empty, out=out[:0], lse=None)
 
 
 def _check_phases(batch: Batch) -> None:

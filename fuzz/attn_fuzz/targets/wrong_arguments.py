@@ -139,4 +139,5 @@ _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    # `contiguous` keeps the stride of a last dimension of one element, of which a view makes no bytes
+    return tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8)

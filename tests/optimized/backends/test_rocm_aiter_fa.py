@@ -146,6 +146,13 @@ def test_an_empty_step(make_step, forward, calls):
     assert not calls
 
 
+def test_a_step_without_a_token_needs_no_column_in_its_table(make_step, forward, calls):
+    step = make_step([0, 0], [0, 0])
+    common = replace(step.common, block_table_tensor=step.common.block_table_tensor[:, :0], max_seq_len=0)
+    assert forward(FA, replace(step, common=common)).isnan().all()
+    assert not calls
+
+
 def test_a_quantized_cache_is_read_by_later_steps_alone(make_step, forward, device):
     """Prefills and extends see their own tokens as they are, and the context as the cache holds it; decodes read all of it."""
     scales = torch.tensor([0.05, 0.04])
