@@ -187,12 +187,15 @@ def forget(call: PagedCall, slots: torch.Tensor) -> PagedCall:
 
 
 def write_keys(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slots: torch.Tensor) -> None:
-    """Have the reference write k and v to a cache. In a latent cache V is the first dims of k, and v is not written."""
+    """Have the reference write k and v to a cache. In a latent cache V is the first dims of k, and v is not written.
+
+    If V is of another width, it is the first dims of v and of -v behind it.
+    """
     if layer.layout is not None and layer.layout.has_latent_value:
         kv_c, k_pe = k[:, 0].tensor_split([layer.value_size], dim=1)
         attn_reference.write_latent_cache(kv_c, k_pe, kv_cache, layer, slots)
     else:
-        attn_reference.write_kv_cache(k, v, kv_cache, layer, slots)
+        attn_reference.write_kv_cache(k, torch.cat([v, -v], dim=-1)[..., : layer.value_size], kv_cache, layer, slots)
 
 
 def unseen_slots(call: PagedCall) -> torch.Tensor:

@@ -11,7 +11,7 @@ from attn_contract.arguments import check_int, check_type, named, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size, has_latent_value
 from attn_contract.layouts import DIMS_OF_E8M0, Layout
 from attn_contract.rules import RULES, asked, rule_named
 
@@ -32,7 +32,8 @@ class AttentionConfig:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
         dtype: of q, k and v: float32, float16 or bfloat16.
         block_size: slots of a block; None exactly for the types that have no cache.
-        layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend.
+        layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend. With a head_size_v
+            and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
         output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
@@ -108,6 +109,8 @@ class AttentionConfig:
             raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
         if self.has_latent_cache and self.scales not in (None, "tensor", "inline"):
             raise ContractError("scales", self.scales, "None, tensor or inline: a latent cache has one k_scale, or its own")
+        if self.has_two_widths and self.scales == "inline":
+            raise ContractError("scales", self.scales, "tensor, head or token: rows of K and V of two widths hold no scales")
         if self.scales == "inline" and self.block_size is not None:
             self._check_inline_scales(self.block_size)
         if self.has_latent_cache and self.asks("rope"):
@@ -135,8 +138,16 @@ class AttentionConfig:
 
     @property
     def has_latent_cache(self) -> bool:
-        """Whether the cache is latent, also where the backend chooses the layout: no other holds V of another width than K."""
-        return self.attn_type.reads_cache and self.asks("head_size_v")
+        """Whether the cache is latent, also where the backend chooses the layout.
+
+        Then it is latent if it has a head_size_v and one KV head, and V is no wider than K.
+        """
+        return has_latent_value(self, self.rules.get("head_size_v"))
+
+    @property
+    def has_two_widths(self) -> bool:
+        """Whether the cache's rows hold K, and then V of another width, also where the backend chooses the layout."""
+        return self.attn_type.reads_cache and self.asks("head_size_v") and not self.has_latent_cache
 
     def asks(self, name: str) -> bool:
         """Whether a rule is asked for. An unknown name is a ContractError."""

@@ -215,6 +215,10 @@ class Capabilities:
                 "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES)",
                 f"{self.layouts.why} (it takes {self.layouts})",
             )
+        if config.has_two_widths and not any(layout.takes_two_widths for layout in self.layouts.values):
+            yield Refusal(
+                "K and V of two widths in a cache (layout CONTENT_PACKED)", f"{self.layouts.why} (it takes {self.layouts})"
+            )
         if config.layout is not None and config.block_size is not None:
             try:
                 config.layout.check_sizes(config.head_size, config.block_size, config.itemsize)

@@ -38,13 +38,14 @@ class KVCacheSizes:
         num_kv_heads: HK.
         head_size: D.
         itemsize: bytes of one element.
-        head_size_v: the width of V, which rows of LATENT_SCALED depend on, and LATENT_E8M0 and LATENT_E8M0_PLANES check; no
-            other layout needs it.
+        head_size_v: the width of V, which rows of CONTENT_PACKED and LATENT_SCALED depend on, and LATENT_E8M0 and
+            LATENT_E8M0_PLANES check. None: V is as wide as K, or the layout is LATENT, which does not need it.
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
             multiple of x; the layout holds scales and the elements are not one byte or the widths are no multiples that keep
-            scales on multiples of 4 bytes; or V is a part of K and there are several KV heads.
+            scales on multiples of 4 bytes; V is a part of K and there are several KV heads; or V is of another width than K in
+            a layout that holds both in one width.
     """
 
     layout: Layout
@@ -78,8 +79,13 @@ class KVCacheSizes:
 
     @property
     def row_size(self) -> int:
-        """Elements of one slot's K (or V) of one head, its inline scales included."""
-        return self.layout.row_size(self.head_size, self.head_size_v)
+        """Elements of one slot's K of one head, its inline scales included."""
+        return self.row_sizes[K]
+
+    @property
+    def row_sizes(self) -> tuple[int, int]:
+        """Elements of one slot's K of one head, and of its V, their inline scales included."""
+        return self.layout.row_sizes(self.head_size, self.head_size_v)
 
     @property
     def num_slots(self) -> int:
@@ -97,7 +103,7 @@ class KVCacheSizes:
             "dim": self.head_size,
             "page": self.block_size * self.num_kv_heads * self.row_size,
             "row": self.row_size,
-            "content": 2 * self.row_size,
+            "content": sum(self.row_sizes),
         }
 
 
@@ -220,9 +226,10 @@ class KVCacheView(KVCacheSizes):
         """Index into the raw allocation of one element, or of several.
 
         Dense BLOCKS_FIRST_NHD, page = BS*HK*D: `(block*2 + kv)*page + (slot*HK + head)*D + dim`. Dense KV_FIRST_NHD:
-        `(kv*NB + block)*page + (slot*HK + head)*D + dim`. The HND layouts swap slot and head. In CONTENT_PACKED_SCALED the four
-        bytes of a row's scale are its dims D to D + 3. LATENT: `block*block_stride + slot*slot_stride + dim`, of K and of V
-        alike; V ends before dim `head_size_v`. LATENT_SCALED is the same, in bytes: with Lkv = head_size_v, the latent dim d is
+        `(kv*NB + block)*page + (slot*HK + head)*D + dim`. The HND layouts swap slot and head. Dense CONTENT_PACKED, with
+        Dv dims of V: `((block*HK + head)*BS + slot)*(D + Dv) + kv*D + dim`. In CONTENT_PACKED_SCALED the four bytes of a row's
+        scale are its dims D to D + 3. LATENT: `block*block_stride + slot*slot_stride + dim`, of K and of V alike; V ends before
+        dim `head_size_v`. LATENT_SCALED is the same, in bytes: with Lkv = head_size_v, the latent dim d is
         byte `d`, its scale is bytes `Lkv + d//128*4` to `+ 3`, and the rotated dim r is bytes `Lkv + Lkv//128*4 + 2*r` and the
         next. LATENT_E8M0 is the same, in bytes, too: the dim d is byte `d`, and its scale is byte `D + d//32`.
 
@@ -270,15 +277,15 @@ class KVCacheView(KVCacheSizes):
     @property
     def end(self) -> int:
         """One past the largest element index."""
-        last = (self.num_blocks - 1, self.block_size - 1, self.num_kv_heads - 1, self.row_size - 1)
-        return max(self.element(kv, *last) for kv in (K, V)) + 1
+        last = (self.num_blocks - 1, self.block_size - 1, self.num_kv_heads - 1)
+        return max(self.element(kv, *last, self.row_sizes[kv] - 1) for kv in (K, V)) + 1
 
-    def first_block_elements(self) -> torch.Tensor:
-        """[2, BS, HK, row_size] int64: the element index of everything in block 0. If V is a part of K, both are K's rows."""
+    def first_block_elements(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[BS, HK, row] int64 of K and of V: the element index of everything in block 0. If V is a part of K, both are K's."""
         slot = torch.arange(self.block_size).view(-1, 1, 1)
         head = torch.arange(self.num_kv_heads).view(-1, 1)
-        dim = torch.arange(self.row_size)
-        return torch.stack([self.element(kv, 0, slot, head, dim) for kv in (K, V)])
+        k, v = (self.element(kv, 0, slot, head, torch.arange(self.row_sizes[kv])) for kv in (K, V))
+        return k, v
 
 
 def _check_sizes(layout: Layout, **sizes: int) -> None:
@@ -299,8 +306,9 @@ def _dense_strides(dims: Iterable[str], size_of: Mapping[str, int]) -> dict[str,
 def _sizes_of(kv_cache: torch.Tensor, layout: Layout, num_kv_heads: int, head_size: int, head_size_v: int | None) -> _Sizes:
     """The sizes that a tensor with the layout's dimensions has, checked against the layer's."""
     shape = f"shape {tuple(kv_cache.shape)}"
-    row_size = layout.row_size(head_size, head_size_v)
-    expected = {"kv": 2, "head": num_kv_heads, "dim": head_size, "row": row_size, "content": 2 * row_size}
+    row_size, value_row_size = layout.row_sizes(head_size, head_size_v)
+    content = row_size + value_row_size
+    expected = {"kv": 2, "head": num_kv_heads, "dim": head_size, "row": row_size, "content": content}
     size = dict(zip(layout.dims, kv_cache.shape, strict=True))
     for axis, dim in enumerate(layout.dims):
         if size[dim] != expected.get(dim, size[dim]):

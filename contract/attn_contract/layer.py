@@ -113,8 +113,9 @@ class Layer:
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
-            widths. A KV cache has two only in the layouts LATENT and LATENT_SCALED, where V is the first head_size_v dims of K;
-            there it must be given, even if it is head_size, and in LATENT_E8M0 and LATENT_E8M0_PLANES, where it is head_size.
+            widths, and so may K and V in the rows of CONTENT_PACKED. No other layout stores V of another width. In LATENT and
+            LATENT_SCALED V is the first head_size_v dims of K; there it must be given, even if it is head_size, and in
+            LATENT_E8M0 and LATENT_E8M0_PLANES, where it is head_size.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
@@ -283,21 +284,19 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
     """The width of V, checked against the other sizes and the layout of a Layer or an AttentionConfig.
 
     Returns:
-        None where dense v is as wide as k, which is what None says.
+        None where V is stored apart from K and is as wide: that is what None says.
 
     Raises:
-        ContractError: a cache of two widths is not latent; V is wider than the row that it begins, or its rows cannot have
+        ContractError: the layout holds K and V in one width; V is wider than the row that it begins, or its rows cannot have
             such scales; or a latent cache has several KV heads, or no head_size_v.
     """
     layout = asking.layout
-    if head_size_v is None:
-        if layout is not None and layout.has_latent_value:
-            raise ContractError("head_size_v", None, f"the width of V in layout {layout}, at most head_size")
-        return None
-    if not asking.attn_type.reads_cache:
+    if not has_latent_value(asking, head_size_v):
+        if layout is not None:
+            layout.check_widths(asking.head_size, head_size_v)
         return None if head_size_v == asking.head_size else head_size_v
-    if layout is not None and not layout.has_latent_value:
-        raise ContractError("head_size_v", head_size_v, f"None: layout {layout} holds K and V of one width")
+    if head_size_v is None:
+        raise ContractError("head_size_v", None, f"the width of V in layout {layout}, at most head_size")
     if head_size_v > asking.head_size:
         expected = f"at most head_size ({asking.head_size}): V is the beginning of K's row"
         raise ContractError("head_size_v", head_size_v, expected)
@@ -306,6 +305,18 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
     if layout is not None:
         layout.check_widths(asking.head_size, head_size_v)
     return head_size_v
+
+
+def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
+    """Whether V is the beginning of K in the cache of a Layer or an AttentionConfig.
+
+    A head_size_v without a layout says so wherever it can: with one KV head, and with a V that is no wider than K.
+    """
+    if asking.layout is not None:
+        return asking.layout.has_latent_value
+    if head_size_v is None or not asking.attn_type.reads_cache:
+        return False
+    return asking.num_kv_heads == 1 and head_size_v <= asking.head_size
 
 
 def check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:

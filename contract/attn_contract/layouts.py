@@ -38,8 +38,9 @@ class Layout(StrEnum):
     SHUFFLED = "SHUFFLED"
     """[2, NB, page]: K as in X_PACKED, each page of V a dense [HK, BS/x, D, x]. AITER's assembly paged attention."""
     CONTENT_PACKED = "CONTENT_PACKED"
-    """[NB, HK, BS, 2*D]: K, then V, in each row. One layer of vLLM 0.33's [L, B, H, N, C], whose six physical orders are six
-    sets of strides: see PhysicalOrder."""
+    """[NB, HK, BS, D + Dv]: K, then V, in each row. One layer of vLLM 0.33's [L, B, H, N, C], whose six physical orders are six
+    sets of strides: see PhysicalOrder. No other layout stores V apart that is of another width than K: Dv is a layer's
+    head_size_v, and D without one (MiMo-V2 has 192 and 128)."""
     CONTENT_PACKED_SCALED = "CONTENT_PACKED_SCALED"
     """[NB, HK, BS, 2*(D + 4)] of one-byte elements: K, its float32 scale, V and its scale in each row."""
     LATENT = "LATENT"
@@ -121,6 +122,11 @@ class Layout(StrEnum):
         return head_size_v - DIMS_IN_BFLOAT16 if self is Layout.LATENT_E8M0_PLANES else head_size_v
 
     @property
+    def takes_two_widths(self) -> bool:
+        """Whether V, which is stored behind K, may be narrower or wider than K."""
+        return self is Layout.CONTENT_PACKED
+
+    @property
     def has_latent_value(self) -> bool:
         """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
         return self in (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES)
@@ -134,8 +140,13 @@ class Layout(StrEnum):
             return 16 // itemsize, 16 // itemsize
         return (4, 1) if self is Layout.CONTENT_PACKED_SCALED else (1, 1)
 
+    def row_sizes(self, head_size: int, head_size_v: int | None = None) -> tuple[int, int]:
+        """Elements of one slot's K of one head, and of its V: see `row_size`."""
+        row_size = self.row_size(head_size, head_size_v)
+        return row_size, head_size_v or head_size if self.takes_two_widths else row_size
+
     def row_size(self, head_size: int, head_size_v: int | None = None) -> int:
-        """Elements of one slot's K (or V) of one head. An inline scale is four one-byte elements behind the row.
+        """Elements of one slot's K of one head. An inline scale is four one-byte elements behind the row.
 
         With a latent value it is K's row, which V is the beginning of. That of LATENT_SCALED depends on the width of V. That of
         LATENT_E8M0_PLANES is a slot's data, and then its scales and the byte of padding.
@@ -154,7 +165,9 @@ class Layout(StrEnum):
         return head_size_v + (head_size_v // DIMS_OF_SCALE * BYTES_OF_SCALE if self is Layout.LATENT_SCALED else 0)
 
     def check_widths(self, head_size: int, head_size_v: int | None) -> None:
-        """Raise ContractError for widths that rows of LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES cannot have."""
+        """Raise ContractError for widths of K and V that rows of this layout cannot have."""
+        if head_size_v is not None and not (self.has_latent_value or self.takes_two_widths):
+            raise ContractError("head_size_v", head_size_v, f"None: layout {self} holds K and V of one width")
         if self in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
             if head_size % self.dims_of_scale:
                 raise ContractError("head_size", head_size, f"a multiple of {self.dims_of_scale} in layout {self}")

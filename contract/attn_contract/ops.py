@@ -199,6 +199,9 @@ def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
     k = given["k"]
     check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
     num_kv_heads, head_size = k.shape[1:]
+    if given["layout"] == Layout.CONTENT_PACKED:
+        check_dims("v", given["v"], ("T_kv", "num_kv_heads", "head_size_v"))
+        given = {**given, "head_size_v": given["v"].shape[2]}
     return _layer(
         given,
         num_heads=num_kv_heads if num_heads is None else num_heads,

@@ -24,7 +24,10 @@ OUT_OF_SCOPE = {
     ),
     "relative_key": _RELATIVE,
     "relative_key_query": _RELATIVE,
-    "v_head_dim": ("V of another width than K", "it is given by head_size_v, and no cache but a latent one has it"),
+    "v_head_dim": (
+        "V of another width than K",
+        "it is given by head_size_v, which a cache has in layout CONTENT_PACKED or a latent one",
+    ),
     "index_topk": _SPARSE,
     "linear_attention": ("linear attention", _STATE),
     "state_size": ("state-space layers", _STATE),

@@ -29,12 +29,12 @@ def same_elements(a: KVCacheView, b: KVCacheView) -> bool:
 
     Layers that share the contents of a cache must have the same elements: with KV sharing, one layer reads what another writes.
     """
-    sizes_a = (a.num_blocks, a.block_size, a.num_kv_heads, a.head_size, a.itemsize)
-    if sizes_a != (b.num_blocks, b.block_size, b.num_kv_heads, b.head_size, b.itemsize):
+    sizes_a = (a.num_blocks, a.block_size, a.num_kv_heads, a.head_size, a.itemsize, a.row_sizes)
+    if sizes_a != (b.num_blocks, b.block_size, b.num_kv_heads, b.head_size, b.itemsize, b.row_sizes):
         return False
     if a.num_blocks > 1 and a.block_stride != b.block_stride:
         return False
-    return torch.equal(a.first_block_elements(), b.first_block_elements())
+    return all(map(torch.equal, a.first_block_elements(), b.first_block_elements()))
 
 
 def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: Iterable[tuple[str, str]] = ()) -> None:
@@ -68,7 +68,7 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
 
 def _byte_runs(view: KVCacheView) -> list[tuple[int, int]]:
     """Block 0 as maximal runs of consecutive bytes, [start, end)."""
-    elements = view.first_block_elements().unique()
+    elements = torch.cat([rows.flatten() for rows in view.first_block_elements()]).unique()
     is_start = torch.ones_like(elements, dtype=torch.bool)
     is_start[1:] = elements[1:] != elements[:-1] + 1
     starts = elements[is_start]

@@ -112,15 +112,16 @@ def cascade_attention_calls(
 
 
 # Sink tokens do nothing without a window, and how ranges meet a window is nothing without ranges.
-_RULES = {"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias"}
+_RULES = {"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"}
 _NO_POSITIONS = "the shared prefix is attended to without the positions of each request"
 
 
 def _refuse_positions(layer: Layer, batch: Batch) -> None:
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
-    refused += [words_of(name) for name in asked(layer, batch) if name not in _RULES]
+    is_latent = layer.layout is not None and layer.layout.has_latent_value
+    served = _RULES - {"head_size_v"} if is_latent else _RULES
+    refused += [words_of(name) for name in asked(layer, batch) if name not in served]
     if refused:
-        is_latent = layer.layout is not None and layer.layout.has_latent_value
         reason = "a latent cache is not split into a prefix and a rest" if is_latent else _NO_POSITIONS
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")
 

@@ -34,7 +34,8 @@ def write_kv_cache(
     the type, and at least 2**-100. An int8 row that holds a NaN gets a scale of NaN.
 
     Args:
-        k, v: [T_kv, HK, D] float32, float16 or bfloat16; the last dimension is dense. Rows past S are not read.
+        k, v: [T_kv, HK, D] and [T_kv, HK, Dv] float32, float16 or bfloat16; the last dimension is dense. Rows past S are not
+            read. Dv is D but for a head_size_v, which CONTENT_PACKED alone takes.
         kv_cache: as `layer.layout` says, of `layer.kv_cache_dtype` or k's dtype, with any strides.
         layer: only its layout, kv_cache_dtype and scales are read.
         slot_mapping: [S] int64, `block * block_size + offset`; -1 writes nothing.
@@ -145,7 +146,7 @@ def _call(
     architecture: str | None,
 ) -> KernelCall:
     architecture = architecture or architecture_of(k.device, k.dtype)
-    tiles = row_tiles(architecture, head_size=layer.head_size)
+    tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.value_size))
     num_positions = len(rotation.positions) if rotation else 0
     (num_query_tiles,) = row_grid(tiles, num_positions * layer.num_heads)
     (num_key_tiles,) = row_grid(tiles, len(slot_mapping) * layer.num_kv_heads)
@@ -162,7 +163,8 @@ def _call(
         has_token_scales=per_token is not None,
         rotary_dim=rotation.cos_sin_cache.shape[1] if rotation else 0,
         is_neox=rotation.is_neox if rotation else False,
-        head_size=tiles.head_size,
+        head_size=layer.head_size,
+        value_size=layer.value_size,
         block_rows=tiles.block_rows,
         block_d=tiles.block_d,
     )

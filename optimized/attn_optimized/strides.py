@@ -39,7 +39,9 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             kv, block, slot, head = 0, 1, 2, 3
         case Layout.KV_FIRST_HND:
             kv, block, head, slot = 0, 1, 2, 3
-        case Layout.CONTENT_PACKED | Layout.CONTENT_PACKED_SCALED:
+        case Layout.CONTENT_PACKED:
+            return KVCacheStrides(layer.head_size, stride[0], stride[2], stride[1], shape[0], shape[2], "rows")
+        case Layout.CONTENT_PACKED_SCALED:
             half = shape[3] // 2
             return KVCacheStrides(half, stride[0], stride[2], stride[1], shape[0], shape[2], "rows")
         case Layout.LATENT:

@@ -42,7 +42,8 @@ comes of q, k and the scale, which nothing checks: beyond it the row is undefine
 log2(e), and float32 ends at 2^128.
 
 **Widths.** q and k are head_size wide, v and out value_size: as wide as k, unless the layer says head_size_v. A LATENT cache
-holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`).
+holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`). The rows of a
+CONTENT_PACKED cache are k and then v, each as wide as it is.
 
 **Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
 when it is written (`attn_reference.rounding`). A quantized cache is read as `stored * scale` (`attn_reference.quantization`),

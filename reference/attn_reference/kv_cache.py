@@ -30,7 +30,8 @@ def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, lay
     """Write rows of k and v to the slots of a cache, in place. Scales per token and head are computed, and written too.
 
     Args:
-        k, v: [T_kv, HK, D] float32, float16 or bfloat16; rows from len(slot_mapping) on are not read.
+        k, v: [T_kv, HK, D] and [T_kv, HK, value_size] float32, float16 or bfloat16; rows from len(slot_mapping) on are not
+            read. The widths differ in CONTENT_PACKED alone.
         kv_cache: of k's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides.
         layer: its layout, kv_cache_dtype and scales are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
@@ -134,7 +135,7 @@ def gather_rows(
 def _write_part(
     kv: int, values: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, view: KVCacheView
 ) -> None:
-    """Write rows of K or of V [T_kv, HK, D], quantized if the cache is."""
+    """Write rows of K or of V [T_kv, HK, width], quantized if the cache is."""
     rows = (slot_mapping >= 0).nonzero().flatten()
     slots, values = slot_mapping[rows], values[rows]
     if layer.kv_cache_dtype is not None:
@@ -143,7 +144,7 @@ def _write_part(
             scales = row_scales(values, layer.kv_cache_dtype)
             _write_scales(scales, kv, kv_cache, layer, view, slots)
         values = quantize(values, scales, layer.kv_cache_dtype)
-    _store(kv_cache, view, kv, slots, range(layer.head_size), values)
+    _store(kv_cache, view, kv, slots, range(values.shape[-1]), values)
 
 
 def _write_scaled_latent(

@@ -31,6 +31,8 @@ SCALED = {
     "layout": Layout.LATENT_SCALED,
     "kv_cache_dtype": FP8,
 }
+PACKED = {"layout": Layout.CONTENT_PACKED}
+ONE, SCALES = torch.ones(1), torch.ones(6, 4, 2)
 E8M0 = SCALED | {"layout": Layout.LATENT_E8M0, "head_size": 64, "head_size_v": 64}
 PLANES = E8M0 | {"layout": Layout.LATENT_E8M0_PLANES, "head_size": 128, "head_size_v": 128}
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
@@ -66,6 +68,10 @@ def test_a_width_of_v_is_a_rule_that_layers_ask_for():
         (PLANES | {"kv_cache_dtype": torch.float8_e4m3fnuz, "head_size": 512, "head_size_v": 512}, 512),
         (ENCODER | {"head_size_v": 3}, 3),
         (ENCODER | {"head_size_v": 24}, 24),
+        (PACKED | {"head_size_v": 3}, 3),
+        (PACKED | {"head_size_v": 24}, 24),
+        (PACKED | {"head_size_v": 6, "num_kv_heads": 1, "kv_cache_dtype": FP8, "k_scale": ONE, "v_scale": ONE}, 6),
+        (PACKED | {"head_size_v": 6, "kv_cache_dtype": torch.int8, "k_scale_cache": SCALES, "v_scale_cache": SCALES}, 6),
     ],
 )
 def test_layers_that_name_the_width_of_v(changes, value_size):
@@ -74,8 +80,9 @@ def test_layers_that_name_the_width_of_v(changes, value_size):
     assert {name: getattr(made, name) for name in changes} == changes
 
 
-def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
-    made = layer(**ENCODER, head_size_v=8)
+@pytest.mark.parametrize("apart", [ENCODER, PACKED], ids=["dense", "packed"])
+def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
+    made = layer(**apart, head_size_v=8)
     assert (made.head_size_v, made.value_size, asked(made)) == (None, 8, {})
 
 
@@ -87,6 +94,15 @@ def test_dense_v_that_is_as_wide_as_k_asks_for_nothing():
         ({"head_size_v": True}, "head_size_v: got True, expected an int, at least 1"),
         ({"head_size_v": 4}, "head_size_v: got 4, expected None: layout BLOCKS_FIRST_NHD holds K and V of one width"),
         ({"head_size_v": 8}, "head_size_v: got 8, expected None: layout BLOCKS_FIRST_NHD holds K and V of one width"),
+        (
+            {"head_size_v": 4, "layout": Layout.CONTENT_PACKED_SCALED, "kv_cache_dtype": FP8},
+            "head_size_v: got 4, expected None: layout CONTENT_PACKED_SCALED holds K and V of one width",
+        ),
+        (
+            PACKED | {"head_size_v": 4, "attn_type": AttentionType.ENCODER_DECODER},
+            "head_size_v: got 4, expected None for ENCODER_DECODER: its cache holds K and V of one width",
+        ),
+        (PACKED | {"head_size_v": 0}, "head_size_v: got 0, expected an int, at least 1"),
         (LATENT | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT, at most head_size"),
         (LATENT | {"head_size_v": 9}, "head_size_v: got 9, expected at most head_size (8): V is the beginning of K's row"),
         (LATENT | {"num_kv_heads": 2}, "num_kv_heads: got 2, expected 1: a latent cache has one KV head"),
@@ -178,8 +194,16 @@ def test_a_config_holds_what_its_layer_says():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_kv_heads": 2}, "num_kv_heads: got 2, expected 1: a latent cache has one KV head"),
-        ({"head_size": 500}, "head_size_v: got 512, expected at most head_size (500)"),
+        ({"num_kv_heads": 2, "layout": Layout.LATENT}, "num_kv_heads: got 2, expected 1: a latent cache has one KV head"),
+        ({"head_size": 500, "layout": Layout.LATENT}, "head_size_v: got 512, expected at most head_size (500)"),
+        (
+            {"num_kv_heads": 2} | INLINE,
+            "scales: got inline, expected tensor, head or token: rows of K and V of two widths hold no scales",
+        ),
+        (
+            {"layout": Layout.CONTENT_PACKED_SCALED} | INLINE,
+            "head_size_v: got 512, expected None: layout CONTENT_PACKED_SCALED holds K and V of one width",
+        ),
         (
             {"layout": Layout.KV_FIRST_NHD},
             "head_size_v: got 512, expected None: layout KV_FIRST_NHD holds K and V of one width",
@@ -215,7 +239,36 @@ def test_configs_that_contradict_themselves(changes, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_kv_heads": 2},
+        {"head_size": 500},
+        {"layout": Layout.CONTENT_PACKED},
+        {"num_kv_heads": 2, "rules": {"head_size_v": 600}},
+    ],
+)
+def test_a_config_of_two_widths(changes):
+    """V that is apart from K: by the layout's name, and where no latent cache can hold it."""
+    made = replace(MLA, **changes)
+    assert (made.has_two_widths, made.has_latent_cache, made.asks("head_size_v")) == (True, False, True)
+    assert not MLA.has_two_widths
+    rows = Only((Layout.LATENT, Layout.BLOCKS_FIRST_NHD), "it reads rows")
+    reason = "not supported: it reads rows (it takes LATENT, BLOCKS_FIRST_NHD)"
+    of_layout = [f"layout CONTENT_PACKED {reason}"] if made.layout else []
+    assert refused(replace(ALL, layouts=rows), made) == [
+        *of_layout,
+        f"K and V of two widths in a cache (layout CONTENT_PACKED) {reason}",
+    ]
+    assert refused(ALL, made) == []
+    packed = replace(ALL, layouts=Only((Layout.CONTENT_PACKED,), "it reads rows"))
+    assert refused(packed, made) == []
+    assert len(refused(packed, MLA)) == 1, "a latent cache"
+
+
 def test_a_config_drops_a_width_that_says_nothing():
+    packed = replace(CONFIG, num_kv_heads=2, rules={"head_size_v": 576})
+    assert (packed.rules, packed.has_two_widths) == ({}, False)
     encoder = replace(CONFIG, attn_type=AttentionType.ENCODER, block_size=None)
     assert encoder.with_rules(head_size_v=576).rules == {}
     assert CONFIG.with_rules(head_size_v=576).rules == {"head_size_v": 576}, "a decoder's cache is latent then"
@@ -468,6 +521,19 @@ def test_the_op_writes_what_the_function_writes(monkeypatch):
     rows = {name: tensor for name, tensor in scaled_write().items() if name != "layer"}
     ops.write_latent_cache(**rows, layout="LATENT_SCALED")
     assert (got[3].layout, got[3].head_size_v, got[3].kv_cache_dtype) == (Layout.LATENT_SCALED, 128, FP8)
+
+
+@pytest.mark.parametrize("v_size", [3, 8, 12])
+def test_the_op_of_a_write_takes_the_width_of_v_from_v(v_size):
+    """In CONTENT_PACKED, whose rows can be of two widths. In other layouts v is as wide as k."""
+    k, v, slots = torch.ones(2, 2, 8), torch.full((2, 2, v_size), 2.0), torch.tensor([5, -1])
+    cache = torch.zeros(2, 2, 4, 8 + v_size)
+    ops.write_kv_cache(k, v, cache, "CONTENT_PACKED", slots)
+    assert cache[1, :, 1].tolist() == [[1.0] * 8 + [2.0] * v_size] * 2
+    assert cache.sum() == 2 * (8 + 2 * v_size)
+    if v_size != 8:
+        with pytest.raises(ContractError, match=r"^v: got shape \(2, 2, \d+\), expected shape \(2, 2, 8\), as k has"):
+            ops.write_kv_cache(k, v, torch.zeros(2, 2, 2, 4, 8), "BLOCKS_FIRST_HND", slots)
 
 
 @pytest.mark.parametrize(

@@ -390,6 +390,64 @@ def test_inline_scales_follow_their_row():
     assert view.row_size == 8
 
 
+TWO_WIDTHS = {
+    # rows of 6: K of 4 and V of 2, or K of 2 and V of 4. One layer of [B, H, N, C]: B 36, H 18, N 6
+    (4, 2): ([1, 6, 18, 36, 4, 81, 107], KVCacheView.dense(CONTENT_PACKED, **SMALL | {"head_size": 4, "head_size_v": 2})),
+    (2, 4): ([1, 6, 18, 36, 2, 79, 107], KVCacheView.dense(CONTENT_PACKED, **SMALL | {"head_size": 2, "head_size_v": 4})),
+    # the second of two layers: B 72, L 36, N 12, H 6
+    (4, 2, "BLNHC"): (
+        [37, 48, 42, 108, 40, 195, 215],
+        KVCacheView.content_packed(
+            CONTENT_PACKED, PhysicalOrder.BLNHC, num_layers=2, layer=1, **SMALL | {"head_size": 4, "head_size_v": 2}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("widths", TWO_WIDTHS, ids=str)
+def test_rows_of_two_widths(widths):
+    """One step along each dimension, the last dim of a K, and the last element of all."""
+    addresses, view = TWO_WIDTHS[widths]
+    k_size, v_size = widths[:2]
+    at = [(0, 0, 0, 0, 1), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 1, 0, 0, 0), (1, 0, 0, 0, 0), (0, 2, 1, 0, k_size - 1)]
+    assert [view.element(*index) for index in (*at, (1, 2, 2, 1, v_size - 1))] == addresses
+    assert (view.row_sizes, view.end) == ((k_size, v_size), addresses[-1] + 1)
+    tensor = view.tensor(torch.zeros(view.end, dtype=torch.float16))
+    assert tensor.shape == (3, 2, 3, 6)
+    sizes = {"num_kv_heads": 2, "head_size": k_size, "head_size_v": v_size}
+    assert KVCacheView.of(tensor, CONTENT_PACKED, **sizes) == view
+    k, v = view.first_block_elements()
+    assert (k.shape, v.shape) == ((3, 2, k_size), (3, 2, v_size))
+    assert len({*k.flatten().tolist(), *v.flatten().tolist()}) == 36
+
+
+def test_rows_of_mimo():
+    """192 of K and 128 of V in blocks of 16 slots, 4 KV heads."""
+    view = KVCacheView.dense(
+        CONTENT_PACKED, num_blocks=2, block_size=16, num_kv_heads=4, head_size=192, head_size_v=128, itemsize=2
+    )
+    assert [view.element(1, 0, 0, 0, 0), view.element(0, 0, 1, 0, 0), view.element(0, 0, 0, 1, 0)] == [192, 320, 5120]
+    assert [view.element(0, 1, 0, 0, 191), view.element(1, 1, 15, 3, 127)] == [20671, 40959]
+
+
+def test_rows_of_two_widths_cover_the_bytes_of_others_and_hold_other_elements():
+    narrow, wide = TWO_WIDTHS[4, 2][1], TWO_WIDTHS[2, 4][1]
+    one = KVCacheView.dense(CONTENT_PACKED, **SMALL | {"head_size": 3})
+    for a, b in itertools.combinations((narrow, wide, one), 2):
+        assert same_footprint(a, b)
+        assert not same_elements(a, b)
+    assert same_elements(narrow, replace(narrow))
+    same = KVCacheView.dense(CONTENT_PACKED, **SMALL | {"head_size_v": 4})
+    assert same_elements(same, dense(CONTENT_PACKED)), "a width of V that is K's"
+
+
+@pytest.mark.parametrize("layout", [layout for layout in OF_TWO_PARTS if layout is not CONTENT_PACKED])
+def test_layouts_of_one_width_refuse_another_one(layout):
+    with pytest.raises(ContractError) as caught:
+        dense(layout, head_size_v=2)
+    assert str(caught.value) == f"head_size_v: got 2, expected None: layout {layout} holds K and V of one width"
+
+
 @pytest.mark.parametrize("name", VIEWS | X_VIEWS)
 def test_a_view_is_read_back_from_its_tensor(name):
     view = (VIEWS | X_VIEWS)[name]

@@ -72,7 +72,8 @@ WAYS = {
     "alibi_slopes": [{"alibi_slopes": True, "signed_slopes": False}],
     "alibi_slopes, signed": [{"alibi_slopes": True, "signed_slopes": True}],
     "sinks": [{"sinks": "off"}],
-    "head_size_v": [{"head_size_v": 8, "cache": {"layout": Layout.LATENT}}, {"head_size_v": 8}],
+    "head_size_v": [{"head_size_v": 8, "cache": {"layout": layout}} for layout in (Layout.LATENT, Layout.CONTENT_PACKED)]
+    + [{"head_size_v": 8}],
     "bidirectional_ranges": [{"ranges": ((0, 1),), "ranges_clamped": False}],
     "bidirectional_ranges, clamped": [{"ranges": ((0, 1),), "ranges_clamped": True}],
     "qq_bias, a tree": [{"qq_bias": "tree"}],

@@ -212,7 +212,41 @@ def test_dense_v_is_drawn_wider_and_narrower():
 def test_a_target_of_all_layouts_has_both_kinds_of_caches():
     drawn = [case for case in draw(SMALL) if case.cache is not None]
     assert {case.has_latent_cache for case in drawn} == {True, False}
-    assert all(case.has_latent_cache == (case.head_size_v is not None) for case in drawn)
+    assert all(case.head_size_v is not None for case in drawn if case.has_latent_cache)
+    packed = [case for case in drawn if case.head_size_v is not None and not case.has_latent_cache]
+    assert {case.cache.layout for case in packed} == {Layout.CONTENT_PACKED}
+    assert {case.value_size > case.head_size for case in packed} == {True, False}
+
+
+PACKED = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.CONTENT_PACKED,))
+PACKED_VISITED: dict[str, Callable[[Case], object]] = {
+    "one width": lambda case: case.head_size_v is None,
+    "a narrower V": lambda case: case.value_size < case.head_size,
+    "a wider V": lambda case: case.value_size > case.head_size,
+    "several KV heads": lambda case: case.head_size_v and case.num_kv_heads > 1,
+    "several layers": lambda case: case.head_size_v and case.cache.num_layers > 1,
+    "slots before heads": lambda case: case.head_size_v and case.cache.order == "BLNHC",
+    "a rotation": lambda case: case.head_size_v and case.rope,
+    "rows of one tensor": lambda case: case.head_size_v and case.fused_qkv and case.writes,
+    **{
+        f"a cache of {dtype}": lambda case, dtype=dtype: case.head_size_v and case.cache.dtype == dtype
+        for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz", "int8")
+    },
+    **{
+        name: lambda case, name=name: case.head_size_v and name in case.rules
+        for name in ("window", "sinks", "alibi_slopes", "qq_bias", "chunked_local", "bidirectional_ranges", "lse")
+    },
+}
+
+
+@pytest.mark.parametrize("name", PACKED_VISITED)
+def test_rows_of_two_widths_are_drawn_with(name):
+    assert any(PACKED_VISITED[name](case) for case in draw(PACKED, 600))
+
+
+def test_widths_of_models_are_drawn():
+    support = dataclasses.replace(PACKED, head_sizes=WITH_LATENT.head_sizes)
+    assert sum((case.head_size, case.head_size_v) == (192, 128) for case in draw(support)) > 3
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names() if name != "reference-fp32"])
@@ -240,7 +274,7 @@ def test_the_page_of_pairs_counts_what_everybody_is_drawn():
 
 
 CONTRADICTIONS = [
-    ({"head_size_v": None}, "head_size_v: with a cache, null exactly where its layout is not a latent one"),
+    ({"head_size_v": None}, "head_size_v: in layout LATENT, null exactly where it is not a latent one"),
     ({"head_size_v": 99}, "head_size_v: a latent cache has one KV head"),
     ({"num_kv_heads": 2}, "head_size_v: a latent cache has one KV head"),
     ({"cache": {"planes": True}}, "cache: a latent one has no plane of V"),
@@ -248,7 +282,7 @@ CONTRADICTIONS = [
         {"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}},
         "cache: a latent one has no plane of V, and if it is quantized, one",
     ),
-    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: with a cache, null exactly"),
+    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: in layout BLOCKS_FIRST_NHD, null exactly where"),
     ({"cache": {"writer": Layout.KV_FIRST_NHD}}, "cache.writer: KV_FIRST_NHD cannot address the elements of LATENT"),
     ({"cache": {"neighbour": Layout.KV_FIRST_NHD}}, "cache.neighbour: KV_FIRST_NHD cannot have the footprint of LATENT"),
 ]

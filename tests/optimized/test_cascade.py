@@ -104,6 +104,12 @@ def test_rules_of_positions_are_refused(rule, options, shared_prefix):
     assert (out == 7).all()
 
 
+@pytest.mark.parametrize("head_size_v", [16, 80])
+def test_v_of_another_width(head_size_v, shared_prefix, assert_agrees):
+    call = shared_prefix(2, [1, 3], [40, 60], layout=Layout.CONTENT_PACKED, head_size=48, head_size_v=head_size_v)
+    assert_agrees(call, lambda *call, **options: attn_optimized.cascade_attention(*call, 32, **options))
+
+
 def test_a_latent_cache_is_refused_for_a_reason_of_its_own(shared_prefix):
     latent = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
     call = shared_prefix(2, [1, 1], [40, 60], **latent)

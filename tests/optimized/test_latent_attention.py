@@ -41,6 +41,35 @@ CASES = {
     "scale below zero": {"query_lens": [1, 9], "seq_lens": [70, 9], "scale": -0.1},
     "float8 output": {"query_lens": [1, 9], "seq_lens": [70, 9], "output_scale": torch.tensor([0.125])},
 }
+PACKED = {
+    "MiMo-V2": {"query_lens": [70, 1], "seq_lens": [70, 300], "head_size": 192, "head_size_v": 128},
+    "its layers with a window and sinks": {
+        "query_lens": [1, 1, 3],
+        "seq_lens": [300, 9, 140],
+        "head_size": 192,
+        "head_size_v": 128,
+        "window": (127, 127),
+        "sinks": [3.0, -1.0, 0.0, 9.0],
+    },
+    "a wider V": {"query_lens": [1, 75], "seq_lens": [700, 75], "head_size": 48, "head_size_v": 80},
+    "a V of one dim": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size": 9, "head_size_v": 1},
+    "a float8 cache": {
+        "query_lens": [1, 5],
+        "seq_lens": [70, 5],
+        "head_size": 64,
+        "head_size_v": 48,
+        "kv_cache_dtype": torch.float8_e4m3fn,
+        "k_scale": torch.tensor([0.05, 0.1]),
+        "v_scale": torch.tensor([0.02, 0.2]),
+    },
+    "an int8 cache": {
+        "query_lens": [1, 5],
+        "seq_lens": [70, 5],
+        "head_size": 64,
+        "head_size_v": 48,
+        "kv_cache_dtype": torch.int8,
+    },
+}
 DENSE = {
     "192 and 128": {"query_lens": [70, 3], "head_size": 192, "head_size_v": 128},
     "causal by its window": {"query_lens": [70, 3], "head_size": 24, "head_size_v": 16, "window": (-1, 0)},
@@ -61,6 +90,12 @@ def test_a_float8_cache_has_one_scale(float8, query_lens, paged_call, assert_agr
     """The scale of K is V's too: it multiplies the logits and the output."""
     scale = {"kv_cache_dtype": float8, "k_scale": torch.tensor([0.05])}
     assert_agrees(paged_call(query_lens, [300, 9], **LATENT, **scale, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
+def test_packed_widths(case, dtype, paged_call, assert_agrees):
+    """K, then V of another width, in each row of the cache."""
+    assert_agrees(paged_call(layout=Layout.CONTENT_PACKED, **case, dtype=dtype))
 
 
 @pytest.mark.parametrize("case", DENSE.values(), ids=DENSE)

@@ -1,5 +1,7 @@
 """Strides of KV caches and their scales, against literal tables: NB = 5 blocks, BS = 8 slots, HK = 2 heads, D = 4."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attn_contract import Layer, Layout
@@ -42,6 +44,14 @@ def test_content_packed_in_another_physical_order():
     """Layer 1 of two in order BLNHC: a block holds both layers, each of them slots before heads."""
     kv_cache = torch.empty(5, 2, 8, 2, 8)[:, 1].transpose(1, 2)
     assert kv_cache_strides(kv_cache, layer_of(Layout.CONTENT_PACKED)) == KVCacheStrides(4, 256, 16, 8, 5, 8, "rows")
+
+
+@pytest.mark.parametrize("value_size", [2, 4, 7])
+def test_v_begins_behind_k_however_wide_it_is(value_size):
+    layer = replace(layer_of(Layout.CONTENT_PACKED), head_size_v=value_size)
+    row = 4 + value_size
+    expected = KVCacheStrides(4, 16 * row, row, 8 * row, 5, 8, "rows")
+    assert kv_cache_strides(torch.empty(5, 2, 8, row), layer) == expected
 
 
 def test_equal_shapes_differ_by_layout():

@@ -25,6 +25,8 @@ FLOAT32_TABLE = {
     Layout.SHUFFLED: ([212, 213, 214, 215, 244, 245, 246, 247], [609, 613, 617, 621, 625, 629, 633, 637]),
     Layout.CONTENT_PACKED: (range(464, 472), range(472, 480)),
 }
+# The same of K and of V in CONTENT_PACKED, by their widths
+TWO_WIDTHS_TABLE = {(8, 4): (range(348, 356), range(356, 360)), (4, 8): (range(348, 352), range(352, 360))}
 # The same of slot 53 (block 1, offset 21), head 1, dims 0, 1, 16 and 31, in bytes: NB = 2, BS = 32, HK = 2, D = 32, x = 16
 INT8_TABLE = {
     Layout.X_PACKED: ([3408, 3409, 3920, 3935], [7189, 7221, 7701, 8181]),
@@ -102,6 +104,46 @@ def test_addresses(layout, layer_of, device):
     assert raw[list(k_addresses)].tolist() == list(range(9, 17))
     assert raw[list(v_addresses)].tolist() == list(range(25, 33))
     assert raw.count_nonzero() == 32
+
+
+@pytest.mark.parametrize("widths", TWO_WIDTHS_TABLE, ids=str)
+def test_addresses_of_two_widths(widths, layer_of, device):
+    (head_size, head_size_v), (k_addresses, v_addresses) = widths, TWO_WIDTHS_TABLE[widths]
+    sizes = {"num_blocks": 3, "block_size": 8, "num_kv_heads": 2, "head_size": head_size, "head_size_v": head_size_v}
+    view = dense_view(Layout.CONTENT_PACKED, 4, **sizes)
+    raw = torch.zeros(view.end, device=device)
+    k, v = torch.arange(1.0, 25.0, device=device).split([2 * head_size, 2 * head_size_v])
+    arguments = k.view(1, 2, head_size), v.view(1, 2, head_size_v), view.tensor(raw), layer_of(view, head_size_v=head_size_v)
+    attn_optimized.write_kv_cache(*arguments, torch.tensor([13], device=device))
+    assert raw[list(k_addresses)].tolist() == k[head_size:].tolist()
+    assert raw[list(v_addresses)].tolist() == v[head_size_v:].tolist()
+    assert raw.count_nonzero() == 24
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, *CACHE_DTYPES], ids=str)
+@pytest.mark.parametrize("widths", [(192, 128), (48, 80), (9, 1)], ids=str)
+def test_rows_of_two_widths(widths, cache_dtype, layer_of, device):
+    """The bytes that the reference writes, in the second of two layers, from v with rows longer than its own."""
+    head_size, head_size_v = widths
+    sizes = {"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE, "num_kv_heads": NUM_KV_HEADS, "itemsize": cache_dtype.itemsize}
+    view = KVCacheView.content_packed(
+        Layout.CONTENT_PACKED, PhysicalOrder.BLNHC, num_layers=2, layer=1, head_size=head_size, head_size_v=head_size_v, **sizes
+    )
+    quantized = cache_dtype if cache_dtype in CACHE_DTYPES else None
+    per_token = cache_dtype == torch.int8
+    found = []
+    k, v = torch.randn(len(SLOTS), NUM_KV_HEADS, 512, device=device).bfloat16().split(256, dim=-1)
+    k, v = k[..., :head_size], v[..., :head_size_v]
+    for package in (attn_optimized, attn_reference):
+        layer = layer_of(view, quantized, device=device, per_token=per_token, head_size_v=head_size_v)
+        raw = torch.full((view.end * cache_dtype.itemsize,), 85, dtype=torch.uint8, device=device).view(cache_dtype)
+        package.write_kv_cache(k, v, view.tensor(raw), layer, torch.tensor(SLOTS, device=device))
+        found.append((raw, layer))
+    (raw, layer), (expected, of_reference) = found
+    assert torch.equal(raw.view(torch.uint8), expected.view(torch.uint8))
+    for name in ("k_scale_cache", "v_scale_cache"):
+        if per_token:
+            assert torch.equal(layer.tensors[name], of_reference.tensors[name])
 
 
 @pytest.mark.parametrize("layout", INT8_TABLE)

@@ -49,6 +49,22 @@ def test_addresses(layout):
             assert raw.nonzero().flatten().tolist() == [address]
 
 
+@pytest.mark.parametrize(("head_size", "head_size_v"), [(8, 4), (4, 8)])
+def test_addresses_of_two_widths(head_size, head_size_v):
+    """Rows of 12: those of block 1, slot 5, head 1 begin at 192 + 96 + 60 = 348. V is behind K, however wide it is."""
+    sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "itemsize": 4}
+    view = KVCacheView.dense(Layout.CONTENT_PACKED, head_size=head_size, head_size_v=head_size_v, **sizes)
+    raw, layer = torch.zeros(view.end), replace(layer_of(view, torch.float32), head_size_v=head_size_v)
+    k, v = torch.zeros(1, 2, head_size), torch.zeros(1, 2, head_size_v)
+    k[:, 1], v[:, 1] = torch.arange(1.0, head_size + 1), torch.arange(21.0, head_size_v + 21)
+    write_kv_cache(k, v, view.tensor(raw), layer, torch.tensor([13]))
+    assert raw[348:360].tolist() == [*range(1, head_size + 1), *range(21, head_size_v + 21)]
+    assert raw.count_nonzero() == 12
+    keys, values = gather_kv_cache(view.tensor(raw), layer, torch.tensor([1], dtype=torch.int32), 6, torch.float32)
+    assert torch.equal(keys[5], k[0])
+    assert torch.equal(values[5], v[0])
+
+
 def test_addresses_of_inline_scales():
     """Rows of 24 bytes: K of block 1, slot 5, head 1 begins at 696, its scale is at 704, and V's at 716."""
     sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "head_size": 8, "itemsize": 1}

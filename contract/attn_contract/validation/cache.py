@@ -20,7 +20,7 @@ def check_write_kv_cache(
     """Check a cache write.
 
     Args:
-        k, v: [T_kv, HK, D].
+        k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
         slot_mapping: [S] int64, S at most T_kv.
         values: whether to check the slots and scales, too.
 
@@ -50,7 +50,7 @@ def check_rope_and_write_kv_cache(
 
     Args:
         q: [T, H, D], written.
-        k, v: [T_kv, HK, D].
+        k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
         positions: [P] int64, of the first P rows of q and of k; S <= P <= T.
         cos_sin_cache: [max_position, rotary_dim], float32 or q's dtype; rotary_dim is even and at most D.
         slot_mapping: [S] int64, S at most T_kv.

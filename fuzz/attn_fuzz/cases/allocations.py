@@ -49,11 +49,12 @@ def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
 
 def place_of(view: KVCacheView, element: int) -> str:
     """What of a layer an element of its allocation is, in words."""
-    inside = view.first_block_elements() + torch.arange(view.num_blocks).view(-1, 1, 1, 1, 1) * view.block_stride
-    if not len(found := (inside == element).nonzero()):
-        return f"element {element} of the allocation, which belongs to no block"
-    block, kv, slot, head, dim = found[0].tolist()
-    return f"{'KV'[kv]} of block {block}, slot {slot}, head {head}, dim {dim}"
+    first_of_block = torch.arange(view.num_blocks).view(-1, 1, 1, 1) * view.block_stride
+    for name, inside in zip("KV", view.first_block_elements(), strict=True):
+        if len(found := (inside + first_of_block == element).nonzero()):
+            block, slot, head, dim = found[0].tolist()
+            return f"{name} of block {block}, slot {slot}, head {head}, dim {dim}"
+    return f"element {element} of the allocation, which belongs to no block"
 
 
 def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
@@ -91,7 +92,7 @@ def _poisoned_e8m0_row(case: Case, cache: Cache, device: torch.device | str) -> 
     quantized = cache.layout.quantized_size(case.head_size)
     codes = unused((quantized,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
     kept = unused((case.head_size - quantized,), torch.bfloat16, device).view(torch.uint8)
-    num_scales = _row_size(case, cache) - len(codes) - len(kept)
+    num_scales = _row_sizes(case, cache)[K] - len(codes) - len(kept)
     scales = codes.new_full((num_scales,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
     return torch.cat([codes, kept, scales])
 
@@ -125,14 +126,14 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
         "num_kv_heads": case.num_kv_heads,
         "head_size": case.head_size,
         "itemsize": case.itemsize,
-        "head_size_v": case.head_size_v if cache.layout.has_latent_value else None,
+        "head_size_v": case.head_size_v,
     }
     if cache.holds_content_rows:
         strides = _content_strides(case, cache)
         return KVCacheView(
             layout=Layout.CONTENT_PACKED_SCALED if cache.layout.has_inline_scales else Layout.CONTENT_PACKED,
             **sizes,
-            kv_stride=_row_size(case, cache),
+            kv_stride=_row_sizes(case, cache)[K],
             block_stride=strides["B"],
             slot_stride=strides["N"],
             head_stride=strides["H"],
@@ -160,7 +161,7 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
             "head_stride": 2 * cache.block_size * case.head_size,
         }
     if layout.has_latent_value:
-        return {"slot_stride": _row_size(case, cache) + cache.slot_padding, "head_stride": 0}
+        return {"slot_stride": _row_sizes(case, cache)[K] + cache.slot_padding, "head_stride": 0}
     if layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD):
         return {"slot_stride": case.num_kv_heads * case.head_size, "head_stride": case.head_size}
     return {"slot_stride": case.head_size, "head_stride": cache.block_size * case.head_size}
@@ -168,7 +169,7 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
 
 def _page_size(case: Case, cache: Cache) -> int:
     """Elements from the first row of K or V of a block to the end of its last row."""
-    return cache.block_size * case.num_kv_heads * (_row_size(case, cache) + cache.slot_padding)
+    return cache.block_size * case.num_kv_heads * (_row_sizes(case, cache)[K] + cache.slot_padding)
 
 
 def _block_stride(case: Case, cache: Cache) -> int:
@@ -189,7 +190,7 @@ def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
         "B": cache.num_blocks,
         "H": case.num_kv_heads,
         "N": cache.block_size,
-        "C": 2 * _row_size(case, cache),
+        "C": sum(_row_sizes(case, cache)),
     }
     strides, stride = {}, 1
     for dim in reversed(PhysicalOrder(cache.order)):
@@ -199,8 +200,8 @@ def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
     return {**strides, "": stride}
 
 
-def _row_size(case: Case, cache: Cache) -> int:
-    return cache.layout.row_size(case.head_size, case.head_size_v)
+def _row_sizes(case: Case, cache: Cache) -> tuple[int, int]:
+    return cache.layout.row_sizes(case.head_size, case.head_size_v)
 
 
 def _size(case: Case, cache: Cache) -> int:
@@ -212,7 +213,8 @@ def _size(case: Case, cache: Cache) -> int:
 
 def _guard(case: Case, cache: Cache) -> int:
     """How many elements each guard has, before the first block and after the last: as many as one block."""
-    return 2 * cache.block_size * case.num_kv_heads * (_row_size(case, cache) + cache.slot_padding) + cache.padding
+    row_size = sum(_row_sizes(case, cache)) + 2 * cache.slot_padding
+    return cache.block_size * case.num_kv_heads * row_size + cache.padding
 
 
 def _rows(view: KVCacheView, device: torch.device | str) -> torch.Tensor:

@@ -300,7 +300,8 @@ def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
 def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """[slots, HK, row] int64: the elements of the allocation that hold K or V, and inline scales, of some slots."""
     head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
-    return view.element(kv, block[:, None, None], offset[:, None, None], head, torch.arange(view.row_size, device=block.device))
+    dim = torch.arange(view.row_sizes[kv], device=block.device)
+    return view.element(kv, block[:, None, None], offset[:, None, None], head, dim)
 
 
 def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -313,7 +314,7 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     else:
         num_slots, stored = num_slots_of_keys(case, case.cache), DTYPES[case.cache.dtype or case.dtype]
         view = allocations.cache_view(case, case.cache)
-        expected |= {name: ((num_slots, kv_heads, view.row_size), stored) for _, name in _stored_parts(view)}
+        expected |= {name: ((num_slots, kv_heads, view.row_sizes[kv]), stored) for kv, name in _stored_parts(view)}
         if case.cache.scales == "token":
             expected |= dict.fromkeys(("k_scale_cache", "v_scale_cache"), ((num_slots, kv_heads), f32))
         elif case.cache.scales is not None:

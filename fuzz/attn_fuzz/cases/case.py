@@ -164,7 +164,8 @@ class Case(
         target: name of the target to check; `replay --target` overrides it.
         group_size: query heads per KV head.
         head_size: the width of q and K, and of V unless there is a head_size_v.
-        head_size_v: the width of V and of the output, as in `attn_contract.Layer`. A cache has it exactly in layout LATENT.
+        head_size_v: the width of V and of the output, as in `attn_contract.Layer`. Latent caches have it, and caches of layout
+            CONTENT_PACKED may have it.
         window: (left, right), -1 unlimited.
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
         alibi_slopes: the layer has slopes, drawn from the seed.

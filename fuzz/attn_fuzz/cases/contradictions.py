@@ -56,13 +56,13 @@ def _check_rules(case: Case) -> None:
 
 
 def _check_value_size(case: Case) -> None:
-    """Check head_size_v as Layer does: dense V has any width, and a cache has a V of its own width exactly if it is latent."""
-    if case.cache is None:
+    """Check head_size_v as Layer does: dense V has any width, and so has V in the rows of CONTENT_PACKED."""
+    if case.cache is None or case.cache.layout.takes_two_widths:
         if case.head_size_v == case.head_size:
             raise CaseError(f"head_size_v: got {case.head_size_v}, expected null, or another width than head_size")
         return
     if (case.head_size_v is not None) != case.has_latent_cache:
-        raise CaseError("head_size_v: with a cache, null exactly where its layout is not a latent one")
+        raise CaseError(f"head_size_v: in layout {case.cache.layout}, null exactly where it is not a latent one")
     if case.head_size_v is not None and (case.head_size_v > case.head_size or case.num_kv_heads > 1):
         raise CaseError("head_size_v: a latent cache has one KV head, and head_size_v is at most head_size")
 
@@ -123,14 +123,14 @@ def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts that can address the same elements as the cache's layout (`attn_contract.same_elements`)."""
     if cache.layout in X_PACKED:
         return X_PACKED if cache.block_size == 16 // case.itemsize else (cache.layout,)
-    if cache.layout.has_inline_scales or cache.layout.has_latent_value:
+    if cache.layout.has_inline_scales or case.head_size_v is not None:
         return (cache.layout,)
     return ROWS if cache.planes else (*ROWS, Layout.CONTENT_PACKED)
 
 
 def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts that can have the same footprint as the cache's layout (`attn_contract.same_footprint`)."""
-    if cache.layout.has_inline_scales or cache.layout.has_latent_value:
+    if cache.layout.has_inline_scales or case.head_size_v is not None:
         return (cache.layout,)
     head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)
     fits = case.head_size % head_unit == 0 and cache.block_size % block_unit == 0 and not scatters_heads(case, cache)

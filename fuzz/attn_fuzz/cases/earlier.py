@@ -231,7 +231,7 @@ def _scale(step: Step) -> Step | None:
 
 
 def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
-    """V and the output of another width, with zeros where dense V was narrower. A cache that stores V apart has one width."""
+    """V and the output of another width, with zeros where dense V was narrower. A cache that stores V apart stays as it is."""
 
     def change(step: Step) -> Step | None:
         layer, other = step.layer, size(step.layer)

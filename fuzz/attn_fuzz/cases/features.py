@@ -201,6 +201,8 @@ _STORES_V = {str(layout) for layout in Layout if not layout.has_latent_value} | 
 _STORES_V |= {"K and V planes", "interleaved layers", "writer in another layout", "neighbour in another layout"}
 _STORES_V |= {"cache int8", "scale per head", "scale per token, separate"}
 """Features of caches that store K and V apart, each with scales of its own."""
+_OF_ONE_WIDTH = {str(layout) for layout in Layout if not (layout.has_latent_value or layout.takes_two_widths)}
+_OF_ONE_WIDTH |= {"K and V planes", "writer in another layout", "neighbour in another layout"}
 _UNDEFINED = (
     ({"cross-attention"}, _ROPE | {"slot -1"}, "the keys that it writes are the encoder's, once"),
     (_ENCODERS, _names("layout", "allocation", "cache dtype", "scales", "write"), "there is no KV cache"),
@@ -220,7 +222,8 @@ _UNDEFINED = (
     ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
     ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),
     ({"CONTENT_PACKED_SCALED"}, {"writer in another layout", "neighbour in another layout"}, "no other layout has its scales"),
-    ({"head_size_v", "padded rows"} | _LATENT, _STORES_V, "only a latent cache has two widths, and it does not store V"),
+    ({"padded rows"} | _LATENT, _STORES_V, "a latent cache does not store V"),
+    ({"head_size_v"}, _OF_ONE_WIDTH, "only a latent cache and CONTENT_PACKED have two widths"),
     ({"padded rows"} | _LATENT, {"cross-attention"}, "no encoder's keys are latent"),
     (
         {"nothing written"},

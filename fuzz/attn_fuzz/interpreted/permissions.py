@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from attn_contract import KVCacheView
-from attn_contract.layouts import V
+from attn_contract.layouts import K, V
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.tensors import Step, Write
 
@@ -129,7 +129,8 @@ def of_write(write: Write, step: Step) -> list[Region]:
     slots = write.slot_mapping[write.slot_mapping >= 0]
     rule = {"writes": "slots that slot_mapping names"}
     cache = torch.zeros(len(step.raw), dtype=torch.int32)
-    cache[_elements(write.view, slots)] = WRITE
+    for kv in (K, V):
+        cache[_elements(write.view, kv, slots)] = WRITE
     regions = [
         region("kv_cache", step.raw, cache, place=_place_in(write.view), **rule),
         *_rows_with_slots(write),
@@ -182,9 +183,10 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
         beside_rights[_beside(view, blocks, seq_len)] |= READ | bits[r]
         table[r, : len(blocks)] = READ
     held, beside = slot_rights.nonzero().flatten(), beside_rights.nonzero().flatten()
-    cache[_elements(view, held)] = slot_rights[held]
+    for kv in (K, V):
+        cache[_elements(view, kv, held)] = slot_rights[held]
     if len(beside):
-        cache[_elements(view, beside)[V]] |= beside_rights[beside]
+        cache[_elements(view, V, beside)] |= beside_rights[beside]
     yield region("kv_cache", step.raw, cache, place=_place_in(view), **rule)
     yield region("block_table", step.batch.block_table, table, reads="entries of blocks that hold a key")
     for name in ("k_scale_cache", "v_scale_cache"):
@@ -200,12 +202,11 @@ def _beside(view: KVCacheView, blocks: torch.Tensor, seq_len: int) -> torch.Tens
     return blocks[position // view.block_size] * view.block_size + position % view.block_size
 
 
-def _elements(view: KVCacheView, slots: torch.Tensor) -> torch.Tensor:
-    """[2, HK, row_size, slots] int64: the elements of the cache's storage that the slots hold. Scales in a row are included."""
+def _elements(view: KVCacheView, kv: int, slots: torch.Tensor) -> torch.Tensor:
+    """[HK, row, slots] int64: the elements of the cache's storage that K or V of the slots take, scales in a row included."""
     block, slot = slots // view.block_size, slots % view.block_size
     head = torch.arange(view.num_kv_heads).view(-1, 1, 1)
-    dim = torch.arange(view.row_size).view(-1, 1)
-    return torch.stack([view.element(kv, block, slot, head, dim) for kv in (0, 1)])
+    return view.element(kv, block, slot, head, torch.arange(view.row_sizes[kv]).view(-1, 1))
 
 
 def _place_in(view: KVCacheView) -> Callable[[int], str]:

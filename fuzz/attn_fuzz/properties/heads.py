@@ -19,8 +19,8 @@ def head_permutation() -> Property:
         changes = {"q": step.q[:, heads]}
         if step.raw is not None and step.view is not None:
             changes["raw"] = step.raw.clone()
-            places = elements(step.view, device)
-            bits(changes["raw"])[places] = bits(step.raw)[places[..., kv_heads, :]]
+            for places in elements(step.view, device):
+                bits(changes["raw"])[places] = bits(step.raw)[places[..., kv_heads, :]]
         elif step.k is not None and step.v is not None:
             changes |= {"k": step.k[:, kv_heads], "v": step.v[:, kv_heads]}
         moved = {name: layer.tensors[name][heads] for name in ("sinks", "alibi_slopes") if name in layer.tensors}

@@ -18,8 +18,9 @@ def block_permutation() -> Property:
             return None
         device = step.q.device
         moved = torch.arange(step.view.num_blocks, device=device).flip(0)
-        raw, places = step.raw.clone(), elements(step.view, device)
-        bits(raw)[places[moved]] = bits(step.raw)[places]
+        raw = step.raw.clone()
+        for places in elements(step.view, device):
+            bits(raw)[places[moved]] = bits(step.raw)[places]
         scales = {}
         for name in ("k_scale_cache", "v_scale_cache"):
             if name in step.layer.tensors:

@@ -13,20 +13,28 @@ from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
 
 
-def elements(view: KVCacheView, device: torch.device) -> torch.Tensor:
-    """[NB, 2, BS, HK, row_size] int64: the index in the allocation of each element of K and V, inline scales included."""
-    block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1, 1, 1)
-    return view.first_block_elements().to(device) + block * view.block_stride
+def elements(view: KVCacheView, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """[NB, BS, HK, row] int64 twice: the index in the allocation of each element of K and of V, inline scales included."""
+    block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1, 1)
+    k, v = (inside.to(device) + block * view.block_stride for inside in view.first_block_elements())
+    return k, v
+
+
+def _elements_of_numbers(step: Step, raw: torch.Tensor, view: KVCacheView) -> tuple[torch.Tensor, torch.Tensor]:
+    """[slots, HK, D] and [slots, HK, Dv] int64: the same without scales. V of a latent cache is all of K."""
+    k, v = elements(view, raw.device)
+    sizes = (view.head_size, view.head_size if has_latent_value(step) else step.layer.value_size)
+    return k[..., : sizes[K]].flatten(0, 1), v[..., : sizes[V]].flatten(0, 1)
 
 
 def rows_of_slots(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V as they are stored, [slots, HK, D] each."""
+    """K and V as they are stored, [slots, HK, D] and [slots, HK, Dv]."""
     if step.raw is None or step.view is None:
         assert step.k is not None
         assert step.v is not None
         return step.k, step.v
-    places = elements(step.view, step.raw.device)[..., : step.view.head_size]
-    return step.raw[places[:, K].flatten(0, 1)], step.raw[places[:, V].flatten(0, 1)]
+    k, v = _elements_of_numbers(step, step.raw, step.view)
+    return step.raw[k], step.raw[v]
 
 
 def with_rows(step: Step, k: torch.Tensor | None = None, v: torch.Tensor | None = None) -> dict[str, Any]:
@@ -34,11 +42,10 @@ def with_rows(step: Step, k: torch.Tensor | None = None, v: torch.Tensor | None 
     if step.raw is None or step.view is None:
         return {name: rows for name, rows in (("k", k), ("v", v)) if rows is not None}
     raw = step.raw.clone()
-    places = elements(step.view, raw.device)[..., : step.view.head_size]
-    for kv, rows in ((K, k), (V, v)):
+    for places, rows in zip(_elements_of_numbers(step, raw, step.view), (k, v), strict=True):
         if rows is not None:
             # copied as integers: copying floats may change the bits of a NaN
-            bits(raw)[places[:, kv].flatten(0, 1)] = bits(rows)
+            bits(raw)[places] = bits(rows)
     return {"raw": raw}
 
 

@@ -176,12 +176,14 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
     """For every block, the requests that own it, and the contents of its slots when attention begins."""
     assert step.view is not None
     assert step.raw is not None
-    elements = step.view.first_block_elements()[:, :, 0, : case.head_size]  # all heads of a slot are written together
+    # [BS, D + Dv]: all heads of a slot are written together
+    k, v = (inside[:, 0] for inside in step.view.first_block_elements())
+    elements = torch.cat([k[:, : case.head_size], v[:, : case.value_size]], dim=1)
     chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: limits.rows])
-    every = torch.tensor(chosen).view(-1, 1, 1, 1) * step.view.block_stride + elements
+    every = torch.tensor(chosen).view(-1, 1, 1) * step.view.block_stride + elements
     held = bits(step.raw)[every]
     empty = (leftovers if case.finite_slots else poison)((1,), step.raw.dtype, step.raw.device)
-    unused = (held == bits(empty)).all(-1).all(1)
+    unused = (held == bits(empty)).all(-1)
     written = set(written_slots(case))
     by_neighbour = set(step.writes[-1].slot_mapping.tolist()) if cache.neighbour and step.writes else set[int]()
     keys = {

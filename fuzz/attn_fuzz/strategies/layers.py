@@ -11,6 +11,8 @@ from attn_fuzz.targets.engine import WindowKind
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
+MODEL_WIDTHS = (192, 128)
+"""K's and V's of MiMo-V2, and of MLA's expanded keys."""
 USUAL_GROUP, USUAL_BLOCK = 8, 128
 """The most query heads of a KV head, and slots of a block, that are drawn often."""
 USUAL_HEADS = 3 * USUAL_GROUP
@@ -34,10 +36,10 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     attn_type = _attn_type(draw, support)
     chosen = rules(draw, support, attn_type)
     dtype = pick(draw, support.dtypes)
-    latent = attn_type.reads_cache and _is_latent(support, chosen)
+    latent = attn_type.reads_cache and _is_latent(draw, support, chosen)
     if latent:
         chosen = chosen - {"rope"} | {"head_size_v"}  # a latent cache is written with keys that are rotated
-    cache = _cache(draw, support, dtype, "quantized" in chosen, latent) if attn_type.reads_cache else {}
+    cache = _cache(draw, support, dtype, chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
@@ -103,13 +105,21 @@ def _planes(draw: st.DrawFn, support: Support, layout: Layout) -> bool:
     return "content" not in layout.dims and pick(draw, support.engine.planes)
 
 
-def _is_latent(support: Support, chosen: set[str]) -> bool:
-    """Whether a layer with a cache has a latent one: where V has a width of its own, and where there is no other layout."""
-    return "head_size_v" in chosen or all(layout.has_latent_value for layout in support.layouts)
+def _is_latent(draw: st.DrawFn, support: Support, chosen: set[str]) -> bool:
+    """Whether a layer with a cache has a latent one: where there is no other layout, and if V has a width of its own.
+
+    Then the cache holds K and V of two widths one time in three, if a layout does.
+    """
+    latent = [layout for layout in support.layouts if layout.has_latent_value]
+    if "head_size_v" not in chosen or not latent:
+        return len(latent) == len(support.layouts)
+    return not any(layout.takes_two_widths for layout in support.layouts) or pick(draw, (True, True, False))
 
 
 def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict[str, int]:
-    """The width of q and k and, if dense v has its own, another one of v: wider or narrower."""
+    """The width of q and k and, if v has its own, another one of v: wider or narrower, or that of a model."""
+    if has_own and set(MODEL_WIDTHS) <= set(support.head_sizes) and pick(draw, (False, False, False, True)):
+        return dict(zip(("head_size", "head_size_v"), MODEL_WIDTHS, strict=True))
     head_size = pick(draw, [size for size in support.head_sizes if size % step == 0])
     others = [size for size in support.head_sizes if size != head_size] if has_own else []
     return {"head_size": head_size, **({"head_size_v": pick(draw, others)} if others else {})}
@@ -142,15 +152,17 @@ def _attn_type(draw: st.DrawFn, support: Support) -> AttentionType:
     return pick(draw, decoder + others)
 
 
-def _cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool, latent: bool) -> dict[str, Any]:
+def _cache(draw: st.DrawFn, support: Support, dtype: str, chosen: set[str], latent: bool) -> dict[str, Any]:
     """A layout that fits some of the support's sizes, a block size, a quantized cache's dtype and kind of scales, and the form
     of the allocation."""
-    engine = support.engine
+    engine, quantized = support.engine, "quantized" in chosen
     if latent:
         return _latent_cache(draw, support, dtype, quantized)
     cache_dtype = pick(draw, support.cache_dtypes) if quantized else None
     itemsize = _itemsize(dtype, cache_dtype)
     apart = [layout for layout in support.layouts if not layout.has_latent_value]
+    if "head_size_v" in chosen:
+        apart = [layout for layout in apart if layout.takes_two_widths]
     fitting = [layout for layout in apart if _fits(support, layout, itemsize, quantized)]
     inline = [layout for layout in fitting if layout.has_inline_scales]
     layout = pick(draw, fitting + inline)  # inline scales are drawn as often as each other kind of scales

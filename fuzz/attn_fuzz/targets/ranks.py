@@ -57,6 +57,7 @@ def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch
         block_size=view.block_size,
         num_kv_heads=view.num_kv_heads,
         head_size=view.head_size,
+        head_size_v=view.head_size_v,
         itemsize=view.itemsize,
     )
     device = kv_cache.device
@@ -85,9 +86,9 @@ def _places(block_table: torch.Tensor, tokens: torch.Tensor, block_size: int) ->
 
 
 def _elements(view: KVCacheView, kv: int, block: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """[tokens, HK, row_size]: where the elements of the tokens' rows lie."""
+    """[tokens, HK, row]: where the elements of the tokens' rows lie."""
     head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
-    dim = torch.arange(view.row_size, device=block.device)
+    dim = torch.arange(view.row_sizes[kv], device=block.device)
     return view.element(kv, block[:, None, None], slot[:, None, None], head, dim)  # type: ignore[arg-type, return-value]
 
 

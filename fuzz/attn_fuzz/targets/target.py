@@ -133,7 +133,8 @@ class Support:
     Args:
         attn_types, dtypes: at least one of each.
         layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT,
-            LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES) are drawn with the rule head_size_v alone: name both.
+            LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES) are drawn with the rule head_size_v alone: name both. With this
+            rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
         causal: whether a DECODER may be causal.
@@ -285,7 +286,9 @@ EVERYTHING = Support(
     head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
 )
 """A Support of everything that a case with one head size can have."""
-WITH_LATENT = dataclasses.replace(EVERYTHING, layouts=tuple(Layout), rules=(*EVERYTHING.rules, "head_size_v"))
+WITH_LATENT = dataclasses.replace(
+    EVERYTHING, layouts=tuple(Layout), rules=(*EVERYTHING.rules, "head_size_v"), head_sizes=(*EVERYTHING.head_sizes, 192)
+)
 """A Support of latent caches and of V of another width than K, too.
 
 They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not

@@ -217,7 +217,7 @@ _LATENT_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (8, 32), (40, 17), (256, 3
 def _latent_support(device: str) -> Support:
     return dataclasses.replace(
         WITH_LATENT,
-        layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
+        layouts=(Layout.LATENT, Layout.CONTENT_PACKED, Layout.BLOCKS_FIRST_NHD),
         latent=LatentSizes(widths=_LATENT_WIDTHS if device == "cpu" else _LATENT_WIDTHS[-2:]),
         max_tokens=64 if device == "cpu" else 1024,
         max_seq_len=384 if device == "cpu" else 4096,
@@ -352,7 +352,7 @@ def _cascade_events(step: Step) -> Iterable[str]:
 
 
 _CASCADE_RULES = (
-    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks", "qq_bias"),
+    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks", "qq_bias", "head_size_v"),
     *("non_causal", "per_request_causal", "lse", "rope"),
 )
 

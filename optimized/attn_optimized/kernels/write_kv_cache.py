@@ -36,8 +36,12 @@ class WriteKind:
     cos_sin_unit: int
     """Elements that the stride of the cosines and sines counts in."""
     head_size: int
+    """Dims of q and k."""
+    value_size: int
+    """Dims of v."""
     block_rows: int
     block_d: int
+    """The wider of the two, padded to a power of two."""
 
 
 class Rows(NamedTuple):
@@ -151,8 +155,8 @@ def write_keys_and_values(tile, dim, k_rows, v_rows, slot_mapping_ptr, rotation,
     written = (mapped >= 0) & (mapped < cache.num_slots)
     block, slot = mapped // cache.block_size, mapped % cache.block_size
 
-    # [rows, D]
-    stored = written[:, None] & (dim < KIND.head_size)
+    # [rows, D] of k and of v
+    stored, v_stored = written[:, None] & (dim < KIND.head_size), written[:, None] & (dim < KIND.value_size)
     k_row_ptr, v_row_ptr = row_pointers(k_rows, token, head, KIND), row_pointers(v_rows, token, head, KIND)
     if KIND.rotary_dim > 0:
         position = tl.load(rotation.positions_ptr + token, mask=written, other=0)
@@ -160,14 +164,14 @@ def write_keys_and_values(tile, dim, k_rows, v_rows, slot_mapping_ptr, rotation,
         k = load_rotated(k_row_ptr, cos_sin_ptr, dim, stored, KIND.rotary_dim, KIND.is_neox)
     else:
         k = tl.load(k_row_ptr + dim, mask=stored, other=0)
-    v = tl.load(v_row_ptr + dim, mask=stored, other=0)
+    v = tl.load(v_row_ptr + dim, mask=v_stored, other=0)
     FORMAT: tl.constexpr = KIND.kv_format
     if FORMAT != "float":
         k_scale_ptr = scale_pointers(cache.k_scales, block, slot, head)
         v_scale_ptr = scale_pointers(cache.v_scales, block, slot, head)
         k = quantize(k, k_scale_ptr, written, FORMAT, KIND.has_token_scales)
         v = quantize(v, v_scale_ptr, written, FORMAT, KIND.has_token_scales)
-    store_elements(cache, block, slot[:, None], head, dim, k, v, stored, KIND)
+    store_elements(cache, block, slot[:, None], head, dim, k, v, stored, v_stored, KIND)
 
 
 @triton.jit
@@ -196,15 +200,18 @@ def scale_pointers(scales, block, slot, head):
 
 
 @triton.jit
-def store_elements(cache, block, slot, head, dim, k, v, stored, KIND: tl.constexpr):
-    """Write k and v, [rows, D] each, where `stored`: to blocks [rows], slots [rows, 1], heads [rows] and dims [1, D]."""
+def store_elements(cache, block, slot, head, dim, k, v, stored, v_stored, KIND: tl.constexpr):
+    """Write k and v, [rows, D] each, to blocks [rows], slots [rows, 1], heads [rows] and dims [1, D].
+
+    What is written of k is `stored`, and of v `v_stored`.
+    """
     INTERIOR: tl.constexpr = KIND.interior
     k_page_ptr = cache.ptr + ((block * cache.stride_block + head * cache.stride_head) * KIND.kv_unit)[:, None]
     v_page_ptr = k_page_ptr + cache.stride_kv.to(tl.int64) * KIND.kv_unit
     k_offset = key_offset(slot, dim, cache.block_size, cache.stride_slot, KIND.kv_unit, KIND.x, INTERIOR)
-    v_offset = value_offset(slot, dim, cache.block_size, cache.stride_slot, KIND.kv_unit, KIND.head_size, KIND.x, INTERIOR)
+    v_offset = value_offset(slot, dim, cache.block_size, cache.stride_slot, KIND.kv_unit, KIND.value_size, KIND.x, INTERIOR)
     tl.store(k_page_ptr + k_offset, k, mask=stored)
-    tl.store(v_page_ptr + v_offset, v, mask=stored)
+    tl.store(v_page_ptr + v_offset, v, mask=v_stored)
 
 
 @triton.jit

@@ -30,6 +30,10 @@ def _splits_a_window(case: Case, step: Step) -> bool:
     return attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=INTERPRETER, compute_units=1).splits > 1
 
 
+def _has_two_widths(case: Case) -> bool:
+    return case.cache is not None and case.head_size_v is not None and not case.has_latent_cache
+
+
 def _scale_regions(name: str) -> tuple[Region, ...]:
     return (
         Region("below 1", of_tensor(name, lambda scale: (scale < 1).any())),
@@ -85,9 +89,12 @@ LAYER: dict[str, tuple[Region, ...]] = {
             wider_than_dense_K=lambda case, step: case.cache is None and case.value_size > case.head_size,
             the_beginning_of_K=lambda case, step: case.has_latent_cache and case.value_size < case.head_size,
             all_of_K=lambda case, step: case.has_latent_cache and case.value_size == case.head_size,
+            narrower_than_K_in_a_row=lambda case, step: _has_two_widths(case) and case.value_size < case.head_size,
+            wider_than_K_in_a_row=lambda case, step: _has_two_widths(case) and case.value_size > case.head_size,
+            _128_behind_192_of_K=lambda case, step: _has_two_widths(case) and (case.head_size, case.value_size) == (192, 128),
         ),
         not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),
-        illegal("of a cache of K and V apart", "Layer refuses it: no layout but a latent one has two widths"),
+        illegal("of other caches", "Layer refuses it: no layout but CONTENT_PACKED and latent ones has two widths"),
     ),
     "scale": (
         *legal(

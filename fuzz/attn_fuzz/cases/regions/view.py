@@ -31,7 +31,8 @@ VIEW: dict[str, tuple[Region, ...]] = {
     "head_size": (Region("any of Layer.head_size", of_view(lambda view: True)),),
     "head_size_v": (
         Region("none", of_view(lambda view: view.head_size_v is None)),
-        Region("of a latent row", of_view(lambda view: view.head_size_v is not None)),
+        Region("of a latent row", of_view(lambda view: view.layout.has_latent_value and view.head_size_v is not None)),
+        Region("of a row of two widths", of_view(lambda view: view.layout.takes_two_widths and view.head_size_v is not None)),
         Region("of a row with several scales", of_view(_has_several_scales)),
     ),
     "itemsize": tuple(Region(str(size), of_view(lambda view, size=size: view.itemsize == size)) for size in (1, 2, 4)),
