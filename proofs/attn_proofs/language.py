@@ -188,6 +188,8 @@ def _in_language(name: str) -> str:
 
 def _to(extraction: "Extraction", value: Tensor, dtype: Any, bitcast: bool) -> Tensor:
     name = dtype.name.rpartition(".")[2] if isinstance(dtype, Opaque) else None
+    if name in _BYTES and value.dtype != "float":
+        raise NotImplementedError  # a number of fewer bits is another number
     kind = _DTYPES[name] if name is not None else "float"
     return arithmetic.cast(extraction, value, kind, bitcast=bitcast)
 

@@ -494,8 +494,8 @@ def with_entry(r: int, column: int, block: int) -> Callable[[torch.Tensor], torc
 
 
 FAULTS = {
-    "a slot past the sequence": (PAGED, {"seq_lens": lambda lens: lens + 1}, "load .*kv_cache, K of block 4, slot 3, head 0"),
-    "a garbage entry": (PAGED, {"seq_lens": lambda lens: lens + 4}, r"load .*block_table\[0, 2\].*entries of blocks that hold"),
+    "a slot past the sequence": (PAGED, {"seq_lens": lambda lens: lens + 1}, "load .*kv_cache, K of block 3, slot 1, head 0"),
+    "a garbage entry": (PAGED, {"seq_lens": lambda lens: lens + 4}, r"load .*block_table\[1, 2\].*entries of blocks that hold"),
     "a garbage block": (
         PAGED,
         {"block_table": with_entry(0, 1, -1)},
@@ -514,7 +514,7 @@ FAULTS = {
         "load .*kv_cache, element .*belongs to no block",
     ),
     "another's token scale": (TOKEN_SCALES, {"block_table": with_entry(0, 0, 0)}, "load .*kv_cache, .*another request"),
-    "packed": (X_PACKED, {"seq_lens": lambda lens: lens + 1}, "load .*kv_cache, K of block 4, slot 3, head 0"),
+    "packed": (X_PACKED, {"seq_lens": lambda lens: lens + 1}, "load .*kv_cache, K of block 3, slot 1, head 0"),
     "an unowned query": (
         PAGED,
         {"query_start_loc": lambda starts: starts + (starts == 3)},
@@ -523,15 +523,15 @@ FAULTS = {
     "an unowned key": (
         DENSE,
         {"k": lambda k: k[1:], "v": lambda v: v[1:]},
-        r"load .*k\[3, 0, 0\].*it belongs to another request",
+        r"load .*k\[5, 0, 0\].*only rows that a request owns may be read",
     ),
     "an unowned output": (
         PAGED,
         {"out": shifted(2 * (2 * 16 + 8))},
-        r"store .*out\[3, 0, 0\].*only rows that a request owns may be written",
+        r"store .*out\[4, 0, 0\].*only rows that a request owns may be written",
     ),
-    "around the output": (PAGED, {"out": shifted(32)}, r"store .*past out\[0, 1, 15\]"),
-    "the output of another": (PAGED, {"out": shifted(2 * 16 + 8)}, r"store .*out\[2, 0, 0\].*it belongs to another request"),
+    "around the output": (PAGED, {"out": shifted(32)}, r"store .*past out\[2, 1, 15\]"),
+    "the output of another": (PAGED, {"out": shifted(-(2 * 16 + 8))}, r"store .*out\[1, 0, 0\].*it belongs to another request"),
     "a key without a slot": (PAGED, {"slots": lambda slots: slots.clamp(min=0)}, r"load .*k\[0, 0, 0\].*rows that have a slot"),
     "the slot after": (
         PAGED,
