@@ -326,14 +326,18 @@ def interpreted_on_a_cpu(device: str) -> Any:
 
 
 def unified_sizes(device: str) -> Support:
-    """What ROCM_AITER_UNIFIED_ATTN is drawn: of float8 types the device's own, which a layer cannot know."""
+    """What ROCM_AITER_UNIFIED_ATTN is drawn. AITER's kernel is decoders' alone, and so are its float8 types, the device's own."""
     kernel = AITER_UNIFIED_ATTENTION.support(device)
-    return dataclasses.replace(
-        TRITON.support(device),
-        cache_dtypes=kernel.cache_dtypes,
-        output_dtypes=kernel.output_dtypes,
-        unused_slots=kernel.unused_slots,
-    )
+
+    def exclude(case: Case) -> str | None:
+        if case.attn_type is not AttentionType.DECODER:
+            return None
+        if case.output_dtype not in (None, *kernel.output_dtypes):
+            return f"an output of {case.output_dtype}"
+        cache_dtype = case.cache and case.cache.dtype
+        return f"a cache of {cache_dtype}" if cache_dtype not in (None, *kernel.cache_dtypes) else None
+
+    return dataclasses.replace(TRITON.support(device), unused_slots=kernel.unused_slots, exclude=exclude)
 
 
 def fa_sizes(device: str) -> Support:
