@@ -58,6 +58,16 @@ def _sees_ahead(case: "Case") -> bool:
     return case.window[0] >= 0 and any(request.query_len > 1 and not request.causal for request in case.requests)
 
 
+def _has_a_hidden_tile(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether a tile of 32 keys may be hidden from the wrong query, and not from the first query of its tile of queries.
+
+    A tile of queries has up to 64 of them. Its keys begin where its first query sees its first one, rounded down to a tile.
+    """
+    query, left = worst.row - case.query_start_loc[worst.request], case.window[0]
+    begin = max(0, request.context_len + max(0, query - 63) - left)
+    return left >= 0 and begin // 32 * 32 + 32 <= request.context_len + query - left
+
+
 def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
     """The finding, in a target that has others: nearly all cases of float32 have this one, and some requests another one."""
 
@@ -186,6 +196,35 @@ ROCM_ATTN = (
     _EMPTY_REQUEST,
 )
 ROCM_ALIBI = (_EMPTY_REQUEST,)
+SEGMENTED = (
+    Finding(
+        name="vllm-segmented-hidden-tile",
+        what="In a layer with a window, a query takes 0 for the largest of its logits if the first tile of keys of its tile of "
+        "queries is hidden from it. If all its logits are far below 0, its weights are too small for numbers of 16 bits, and "
+        "its output is rounded, or 0.",
+        cause="vllm/v1/attention/ops/segmented_attention.py:228-230 and 280, _segmented_attention_stage: a maximum of -inf is "
+        "replaced by 0 for the exponents of its tile, and kept as 0 for the tiles that follow.",
+        seen_in="vllm 0.33.0, and 0.32.0",
+        explains=lambda case, verdict: _is_value(verdict) and _all(case, verdict, _has_a_hidden_tile),
+    ),
+    Finding(
+        name="vllm-segmented-window-ahead",
+        what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. unified_attention, to "
+        "which the same backend hands longer queries and soft caps, takes the window to both sides, as the contract does.",
+        cause="vllm/v1/attention/ops/segmented_attention.py:222-225, _segmented_attention_stage: WINDOW bounds a key from "
+        "below alone, also where CAUSAL is false.",
+        seen_in="vllm 0.33.0, and 0.32.0",
+        explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
+    ),
+    Finding(
+        name="vllm-segmented-outside-window",
+        what="NaN in a slot before the window of all queries makes the output NaN.",
+        cause="vllm/v1/attention/ops/segmented_attention.py:233-282, _segmented_attention_stage: the first tile of keys begins "
+        "at a multiple of its size before the window, V is not masked there, its weight is 0, and 0 * NaN is NaN.",
+        seen_in="vllm 0.33.0, and 0.32.0",
+        explains=is_nan_before_windows,
+    ),
+)
 ENCODER = (
     Finding(
         name="vllm-encoder-narrow-sinks",

@@ -62,7 +62,12 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
         "vllm.model_executor.layers.quantization.utils.quant_utils": fp8_types,
         "vllm.v1.kv_cache_interface": {
             "KVQuantMode": KVQuantMode,
+            "get_kv_quant_mode": lambda kv_cache_dtype: KVQuantMode(int(kv_cache_dtype.startswith("fp8"))),
             "is_quantized_kv_cache": lambda kv_cache_dtype: kv_cache_dtype.startswith("fp8"),
+        },
+        "vllm.v1.worker.workspace": {
+            "current_workspace_manager": None,
+            "is_workspace_manager_initialized": lambda: False,
         },
     }
 
