@@ -326,7 +326,7 @@ def interpreted_on_a_cpu(device: str) -> Any:
 
 
 def unified_sizes(device: str) -> Support:
-    """What ROCM_AITER_UNIFIED_ATTN is drawn. The float8 types of AITER's kernel, the device's own, are a matter of decoders alone:
+    """What ROCM_AITER_UNIFIED_ATTN is drawn. AITER's kernel, and so its float8 types, the device's own, are of decoders alone:
     this project's kernels serve the others.
     """
     kernel = AITER_UNIFIED_ATTENTION.support(device)

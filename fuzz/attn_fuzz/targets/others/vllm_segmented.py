@@ -3,7 +3,7 @@
 Lines of that file: 69-79 have the dtypes, 94 the head sizes, 97-112 say that there are windows, sinks and steps that are not
 causal, 185-189 that there are up to 16 query heads to a KV head; 248-251 take K and V from the cache, 284-307 are the call. The
 impl hands soft caps and quantized outputs on to unified_attention, which has a target of its own. On a CPU
-`can_use_segmented_attention` of ops/segmented_attention.py says no: run_segmented_attention is called as its line 1033 calls it,
+`can_use_segmented_attention` of ops/segmented_attention.py says no: run_segmented_attention is called as its line 1033 does,
 with the parameters of `select_segmented_config`, which a server has that does not tune when it starts.
 """
 
