@@ -16,7 +16,6 @@ from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import DIFFKV
-from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import vllm_package, vllm_unified, vllm_write
 from attn_fuzz.targets.others.vllm_unified import MAX_3D_QUERY_LEN, MIN_LAUNCH_GRID_SIZE_2D, NUM_PAR_SOFTMAX_SEGMENTS
 from attn_fuzz.targets.target import Support, Target
