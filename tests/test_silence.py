@@ -147,13 +147,15 @@ def assembly(layer_type: type[Layer], **settings: Any) -> None:
 def kernel_of(backend: str) -> Callable[[type[Layer]], Any]:
     def run(layer_type: type[Layer], **settings: Any) -> None:
         layout = BACKENDS[backend].capabilities(AITER).layouts.values[0]
+        if backend in SERVE_TWO_WIDTHS:
+            settings = {**TWO_WIDTHS, **settings}
         if layout is Layout.LATENT:
             layer = layer_type(**{**SHAPE, **LATENT, **settings})
             weight = {"kv_b_proj": torch.zeros(2 * 32, 48, dtype=torch.float16, device=DEVICE), "v_head_dim": 16}
             of_mla = weight if backend == "TRITON_MLA" else {}
             BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16, aiter=AITER, **of_mla)
             return
-        layer = call_of(layer_type, layout, **settings).layer
+        layer = call_of(layer_type, **{"layout": layout, **settings}).layer
         BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16, aiter=AITER)
 
     return run
@@ -247,6 +249,9 @@ def test_every_target_must_refuse_the_rule(name, unheard):
     assert support.beyond(plain) != "an unheard-of rule"
 
 
+TWO_WIDTHS: dict[str, Any] = {"head_size_v": 48, "layout": Layout.CONTENT_PACKED}
+SERVE_TWO_WIDTHS: frozenset[str] = frozenset({"TRITON_ATTN_DIFFKV"})
+"""The backends that serve K and V of two widths in a cache, and nothing else. Every other one refuses them."""
 LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_size_v": 48, "layout": Layout.LATENT}
 READERS: dict[str, Callable[..., object]] = {
     "the kernels": attn_optimized.paged_attention,
@@ -273,16 +278,28 @@ def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name):
     assert out.isnan().all()
 
 
+WIDTHS: dict[str, tuple[dict[str, Any], frozenset[str], str]] = {
+    "a latent cache": (LATENT, SERVE_LATENT_CACHES, "a latent cache"),
+    "K and V of two widths in a cache": (TWO_WIDTHS, SERVE_TWO_WIDTHS, "K and V of two widths in a cache"),
+    "dense v": ({"head_size_v": 48, "attn_type": AttentionType.ENCODER_ONLY}, frozenset(), "ENCODER_ONLY"),
+}
+"""Layers with V of another width, who serves each, and what a backend refuses that serves another one of them."""
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("latent", [True, False], ids=["a latent cache", "dense v of another width"])
-def test_a_width_of_v_is_refused_by_all_backends_that_do_not_name_it(backend, latent):
-    dense = {"head_size_v": 48, "attn_type": AttentionType.ENCODER_ONLY}
-    layer = Layer(**{**SHAPE, **(LATENT if latent else dense)})
-    if backend in SERVE_LATENT_CACHES:
-        assert BACKENDS[backend].capabilities(AITER).answer("head_size_v")
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_a_width_of_v_is_refused_by_all_backends_that_do_not_name_it(backend, widths):
+    fields, serving, words = WIDTHS[widths]
+    layer = Layer(**{**SHAPE, **fields})
+    options: dict[str, Any] = {"dtype": torch.float16, "block_size": None if layer.layout is None else 16}
+    if backend in SERVE_LATENT_CACHES | SERVE_TWO_WIDTHS:
+        declared = BACKENDS[backend].capabilities(AITER)
+        assert declared.answer("head_size_v")
+        properties = [refusal.property for refusal in declared.refusals(AttentionConfig.of(layer, **options))]
+        assert any(words in each for each in properties) != (backend in serving)
         return
     with pytest.raises(UnsupportedError, match="head_size_v"):
-        BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=16 if latent else None, aiter=AITER)
+        BACKENDS[backend].impl(layer, **options, aiter=AITER)
 
 
 @pytest.mark.parametrize("rotates", [False, True])
@@ -313,14 +330,28 @@ def test_dense_v_of_another_width_is_refused_by_all_who_do_not_name_it():
     assert call.out.isnan().all()
 
 
+_LATENT_CACHE = "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES)"
+
+
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
 def test_only_backends_that_name_it_are_selected_for_a_latent_cache(architecture):
     config = AttentionConfig.of(Layer(**{**SHAPE, **LATENT}), torch.float16, block_size=16)
     for asked_for in (config, dataclasses.replace(config, layout=None)):
         assert select(asked_for, architecture=architecture, aiter=AITER).backend == "TRITON_MLA"
         for backend in set(BACKENDS) - SERVE_LATENT_CACHES:
-            width = "head_size_v (a width of V of its own)"
+            width = _LATENT_CACHE if backend in SERVE_TWO_WIDTHS else "head_size_v (a width of V of its own)"
             assert width in {refusal.property for refusal in BACKENDS[backend].capabilities(AITER).refusals(asked_for)}
             reason = width if runs_on(backend, architecture) else f"architecture {architecture}"
             with pytest.raises(UnsupportedError, match=f"{re.escape(reason)} not supported"):
+                select(asked_for, architecture=architecture, aiter=AITER, backend=backend)
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
+def test_only_the_backend_that_names_them_is_selected_for_two_widths(architecture):
+    config = AttentionConfig.of(Layer(**{**SHAPE, **TWO_WIDTHS}), torch.float16, block_size=16)
+    for asked_for in (config, dataclasses.replace(config, layout=None)):
+        assert select(asked_for, architecture=architecture, aiter=AITER).backend == "TRITON_ATTN_DIFFKV"
+        for backend in set(BACKENDS) - SERVE_TWO_WIDTHS:
+            assert BACKENDS[backend].capabilities(AITER).refusals(asked_for)
+            with pytest.raises(UnsupportedError, match="use TRITON_ATTN_DIFFKV"):
                 select(asked_for, architecture=architecture, aiter=AITER, backend=backend)

@@ -143,10 +143,10 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
 def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: str, aiter: "Aiter") -> None:
     """Refuse what no backend serves for one and the same reason. It is this project's reason, and no backend's of vLLM."""
     from attn_optimized.backends import BACKENDS
-    from attn_optimized.selector import priorities
+    from attn_optimized.selector import cache_kind, priorities
 
     for name, config in layers.items():
-        names = priorities(architecture, latent=config.has_latent_cache)
+        names = priorities(architecture, cache_kind(config))
         of_each = [BACKENDS[backend].capabilities(aiter).refusals(config) for backend in names]
         if shared := [refusal for refusal in of_each[0] if all(refusal in others for others in of_each)]:
             reasons = "; ".join(refusal.reason for refusal in shared)

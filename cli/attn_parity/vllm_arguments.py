@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attn_contract import (
     ANY,
+    FLOAT8_DTYPES,
     FLOAT_DTYPES,
     QUANTIZED_DTYPES,
     YES,
@@ -39,6 +40,7 @@ _BELOW_32 = Combination(
     reason="vLLM declares head sizes from 32 on",
 )
 _ALL_TYPES = dict.fromkeys(AttentionType, YES)
+_DECODERS = {**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")), AttentionType.DECODER: YES}
 
 
 def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilities:
@@ -65,7 +67,7 @@ def _of_mla(name: str, *rules: str, **declared: Any) -> Capabilities:
     return _of_vllm(
         name,
         rules=("head_size_v", "non_causal", "lse", *rules),
-        attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")), AttentionType.DECODER: YES},
+        attn_types=_DECODERS,
         combinations=(),
         **declared,
     )
@@ -84,7 +86,7 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
         rules=("window", "sinks"),
         head_sizes=Only((64, 128, 256), "vLLM declares no other"),
         block_sizes=Only((16, 32), "vLLM declares no other"),
-        attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")), AttentionType.DECODER: YES},
+        attn_types=_DECODERS,
     ),
     "ROCM_AITER_UNIFIED_ATTN": _of_vllm(
         "ROCM_AITER_UNIFIED_ATTN", rules=("window", "sinks", "logits_soft_cap", "alibi_slopes")
@@ -99,6 +101,13 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
         dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
         kv_cache_dtypes=Only(QUANTIZED_DTYPES, "vLLM declares no other"),
         scales=Only(("tensor", "inline"), "vLLM's backend has no other scales"),
+    ),
+    "TRITON_ATTN_DIFFKV": _of_vllm(
+        "TRITON_ATTN_DIFFKV",
+        rules=("head_size_v", "window", "sinks", "logits_soft_cap", "alibi_slopes", "batch_invariant"),
+        attn_types=_DECODERS,
+        dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
+        kv_cache_dtypes=Only(FLOAT8_DTYPES, "vLLM declares no other"),
     ),
     "ROCM_AITER_MLA": _of_mla("ROCM_AITER_MLA", block_sizes=_ANY_BLOCKS),
     "TRITON_MLA": _of_mla("TRITON_MLA", "batch_invariant"),
@@ -135,12 +144,14 @@ def vllm_arguments(
     """
     from attn_optimized.backends import BACKENDS
     from attn_optimized.device import INTERPRETER
-    from attn_optimized.selector import priorities
+    from attn_optimized.selector import cache_kind, priorities
 
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
-    for name in priorities(architecture, latent=any(config.has_latent_cache for config in layers.values())):
+    # layers of two kinds have no backend in common, whose reasons are then told
+    kind = max((cache_kind(config) for config in layers.values()), key=("one width", "two widths", "latent").index)
+    for name in priorities(architecture, kind):
         if name.startswith("ROCM_") and not architecture.startswith("gfx"):
             why_not[name] = ("vLLM has it on ROCm alone",)
             continue

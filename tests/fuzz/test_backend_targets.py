@@ -23,7 +23,7 @@ from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
 
 
-@pytest.mark.parametrize("target", ["backend-triton", "backend-rocm-attn"])
+@pytest.mark.parametrize("target", ["backend-triton", "backend-rocm-attn", "backend-triton-diffkv"])
 def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, fuzz_apart):
     progress = fuzz_apart(target, examples=25)
     assert progress.failure is None, progress.failure.verdict.message
@@ -66,9 +66,8 @@ def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
         "architectures": [Only(("gfx942",), "planted")],
         "output_dtypes": [Only((torch.float8_e4m3fnuz,), "planted")],
     }
-    if (
-        "head_size_v" in declared.rules
-    ):  # any head count is served, and the widths have other bounds: too much cannot be claimed
+    # any head count is served, and the widths have other bounds: too much cannot be claimed
+    if served.SERVED[backend].plain.has_latent_cache:
         wrong |= {"head_sizes": wrong["head_sizes"][:1], "group_sizes": wrong["group_sizes"][:1]}
     assert _finds(declared) == 0
     for field, values in wrong.items():
@@ -92,6 +91,7 @@ def _finds(declared: Capabilities) -> int:
     [
         ("backend-triton", "TRITON_ATTN"),
         ("backend-rocm-attn", "ROCM_ATTN"),
+        ("backend-triton-diffkv", "TRITON_ATTN_DIFFKV"),
         ("documented-aiter-fa", "ROCM_AITER_FA"),
         ("documented-aiter-unified-backend", "ROCM_AITER_UNIFIED_ATTN"),
     ],

@@ -14,7 +14,10 @@ from attn_fuzz.targets import registry
 STRIDES = (0, 1, 3, 12345, 2**31 + 1, 2**40 + 1)
 FUNCTIONS = ("attention", "write_kv_cache", "rope_and_write_kv_cache", "write_latent_cache")
 TARGETS = ("reference-fp32", "triton", "triton-varlen", "triton-write", "triton-latent", "triton-cascade", "torch-ops")
-BACKENDS = ("backend-triton", "backend-rocm-attn", "backend-triton-mla", "documented-aiter-fa", "documented-aiter-unified")
+BACKENDS = (
+    *("backend-triton", "backend-triton-diffkv", "backend-rocm-attn", "backend-triton-mla"),
+    *("documented-aiter-fa", "documented-aiter-unified"),
+)
 
 
 class Restrided:

@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import (
     PRIORITIES,
     Assignment,
+    CacheKind,
     model,
     parse_architecture,
     priorities,
@@ -99,8 +101,16 @@ def test_an_unknown_architecture_is_refused_with_those_known(name):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_knows_every_backend_and_the_one_that_serves_all(architecture):
-    assert sorted((*priorities(architecture), *priorities(architecture, latent=True))) == sorted(BACKENDS)
+    of_all_kinds = [name for kind in get_args(CacheKind) for name in priorities(architecture, kind)]
+    assert sorted(of_all_kinds) == sorted(BACKENDS)
     assert select(CROSS, architecture=architecture, aiter=NO_AITER).backend == "TRITON_ATTN"
+
+
+@pytest.mark.parametrize("kind", ["", "Latent", None, ["latent"]])
+def test_an_unknown_kind_of_cache_is_refused_with_those_known(kind):
+    with pytest.raises(ContractError, match="one of one width, two widths, latent") as refused:
+        priorities("gfx942", kind)
+    assert refused.value.argument == "kind"
 
 
 def test_this_machine_has_an_architecture():
@@ -146,6 +156,37 @@ def test_what_aiters_backends_of_latent_attention_would_serve(backend, config, a
     first, *others = BACKENDS[backend].capabilities(AITER).refusals(config, architecture)
     assert NO_ADAPTER in first.reason
     assert [reason in refusal.property for refusal in others] == ([] if reason is None else [True])
+
+
+# MiMo-V2, on one of two devices
+TWO_WIDTHS = AttentionConfig(
+    num_heads=32, num_kv_heads=2, head_size=192, dtype=torch.bfloat16, block_size=16, rules={"head_size_v": 128}
+)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("aiter", [AITER, NO_AITER], ids=["AITER", "no AITER"])
+def test_k_and_v_of_two_widths(architecture, aiter):
+    selection = select(TWO_WIDTHS.with_rules(window=(127, 0), sinks=True), architecture=architecture, aiter=aiter)
+    assert (selection.backend, selection.layout) == ("TRITON_ATTN_DIFFKV", Layout.CONTENT_PACKED)
+    assert not selection.skipped
+
+
+def test_one_kv_head_and_a_narrower_v_are_a_latent_cache_unless_the_layout_says_otherwise():
+    one = replace(TWO_WIDTHS, num_kv_heads=1)
+    for config, backend in (
+        (one, "TRITON_MLA"),
+        (replace(one, layout=Layout.CONTENT_PACKED), "TRITON_ATTN_DIFFKV"),
+        (replace(one, head_size=128).with_rules(head_size_v=192), "TRITON_ATTN_DIFFKV"),
+    ):
+        assert select(config, architecture="sm90", aiter=NO_AITER).backend == backend
+
+
+def test_a_float8_cache_of_two_widths_wants_a_gpu_that_has_float8():
+    config = replace(TWO_WIDTHS, kv_cache_dtype=torch.float8_e4m3fn, scales="tensor")
+    assert select(config, architecture="sm89", aiter=NO_AITER)
+    with pytest.raises(UnsupportedError, match="before sm89"):
+        select(config, architecture="sm80", aiter=NO_AITER)
 
 
 @pytest.mark.parametrize("architecture", ["gfx90a", "gfx1201", "sm90"])
@@ -646,3 +687,22 @@ def test_a_model_that_contradicts_itself_is_refused(layers, shared, argument):
     with pytest.raises(ContractError) as refused:
         on_mi300(layers, **shared)
     assert refused.value.argument == argument
+
+
+def test_rows_of_two_widths_share_an_allocation_with_rows_of_as_many_bytes():
+    """192 and 128 dims of two heads are as many as 160 and 160, and not as 192 and 192."""
+    as_wide = replace(TWO_WIDTHS, head_size=160, rules={})
+    layers = {"two widths": TWO_WIDTHS, "one width": as_wide}
+    chosen = on_mi300(layers, allocations=[layers])
+    assert chosen["two widths"].backend == "TRITON_ATTN_DIFFKV"
+    wider = replace(as_wide, head_size=192)
+    with pytest.raises(UnsupportedError, match="one allocation for two widths and one width"):
+        on_mi300({**layers, "one width": wider}, allocations=[layers])
+
+
+def test_a_reader_of_two_widths_reads_what_has_both():
+    reader = TWO_WIDTHS.with_rules(kv_sharing=True, sinks=True)
+    chosen = on_mi300({"writer": TWO_WIDTHS, "reader": reader}, kv_sharing={"reader": "writer"})
+    assert {one.backend for one in chosen.values()} == {"TRITON_ATTN_DIFFKV"}
+    with pytest.raises(ContractError, match="head_size_v"):
+        on_mi300({"writer": TWO_WIDTHS.with_rules(head_size_v=96), "reader": reader}, kv_sharing={"reader": "writer"})

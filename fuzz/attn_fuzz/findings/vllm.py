@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SEEN_IN = "vllm 0.33.0, and 0.29.0"
 UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
+OF_TWO_WIDTHS = "vllm/v1/attention/ops/triton_unified_attention_diffkv.py"
 
 
 def _is_value(verdict: "Verdict") -> bool:
@@ -51,6 +52,12 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
         if query <= last and (is_ahead or is_behind):
             return True
     return False
+
+
+def _splits_two_widths(case: "Case") -> bool:
+    """Whether unified_attention_diffkv splits keys. Without a window it splits those of requests of up to 16 queries."""
+    longest = max((request.query_len for request in case.requests), default=0) + case.slack
+    return longest <= 1 or (longest <= 16 and case.window[0] < 0)
 
 
 def _sees_ahead(case: "Case") -> bool:
@@ -153,6 +160,21 @@ _UNIFIED_ATTENTION = (
     ),
 )
 UNIFIED_ATTENTION = (*_UNIFIED_ATTENTION, _float32_as_tf32(_UNIFIED_ATTENTION))
+
+DIFFKV = (
+    Finding(
+        name="vllm-diffkv-writes-unowned-rows",
+        what="Where keys are split (the 3D kernel of layers with K and V of two widths), rows of the output that no request "
+        "owns are written, as padding for a graph has them.",
+        cause=f"{OF_TWO_WIDTHS}:354-360 and :401-406, kernel_reduce_segments_diffkv: one program for each row of q, and none "
+        "asks whether a request owns it. reduce_segments of triton_unified_attention.py:726-728 does.",
+        seen_in="vllm 0.33.0",
+        link="vllm-project/vllm#58141 (a reducer that skips such rows)",
+        explains=lambda case, verdict: (
+            verdict.kind in ("guard", "sanitizer") and case.unowned_rows > 0 and _splits_two_widths(case)
+        ),
+    ),
+)
 
 _EMPTY_REQUEST = Finding(
     name="vllm-rocm-empty-request",

@@ -218,7 +218,8 @@ class BackendLayers:
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
-            view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+            widths = {"head_size": layer.head_size, "head_size_v": layer.head_size_v}
+            view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, **widths)
             block_size = view.block_size
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
@@ -363,6 +364,12 @@ BACKEND_TRITON = backend_target(
     BackendLayers(named("TRITON_ATTN"), installed),
     description="the backend TRITON_ATTN: whole layers, within what it serves",
     support=served.triton_attn,
+)
+BACKEND_TRITON_DIFFKV = backend_target(
+    "backend-triton-diffkv",
+    BackendLayers(named("TRITON_ATTN_DIFFKV"), installed),
+    description="the backend TRITON_ATTN_DIFFKV: whole layers with K and V of two widths, within what it serves",
+    support=served.triton_attn_diffkv,
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",

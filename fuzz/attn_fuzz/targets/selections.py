@@ -44,6 +44,9 @@ ALWAYS = {"unified_attention": ("window", "logits_soft_cap")}
 _LATENT = ("ROCM_AITER_MLA", "TRITON_MLA", "ROCM_AITER_TRITON_MLA")
 """Backends of latent attention, in the order of the GPUs for which AITER has assembly kernels."""
 
+_TWO_WIDTHS = ("TRITON_ATTN_DIFFKV",)
+"""The backend of layers with K and V of two widths in a cache."""
+
 
 class Asked(NamedTuple):
     """What is asked of the selector beside a layer.
@@ -97,11 +100,14 @@ def check(config: AttentionConfig, asked: Asked, draw: random.Random) -> str:
 
     assert priorities(asked.architecture) == asked.order
     check_latent(asked, draw)
+    check_two_widths(asked, draw)
     choose = functools.partial(select, **asked.options)
     must_raise(functools.partial(choose, config, backend="ATTENTION"), "an unknown backend")
     unknown = _unknown(asked.architecture.split(":")[0], draw)
     must_raise(functools.partial(select, config, architecture=unknown, aiter=asked.aiter), f"architecture {unknown!r}")
-    must_raise(functools.partial(priorities, unknown, latent=draw.random() < 0.5), f"priorities of {unknown!r}")
+    kind = draw.choice(("one width", "two widths", "latent"))
+    must_raise(functools.partial(priorities, unknown, kind), f"priorities of {unknown!r}")
+    must_raise(functools.partial(priorities, asked.architecture, "three widths"), "priorities of no kind of a cache")
     must_contradict(functools.partial(select, aiter=asked.aiter), {"config": config, "architecture": asked.architecture})
     for backend in BACKENDS.keys() - {*asked.order}:
         must_refuse(functools.partial(choose, config, backend=backend), f"{backend}, which has another kind of cache")
@@ -119,7 +125,7 @@ def check_latent(asked: Asked, draw: random.Random) -> None:
 
     architecture = asked.architecture.split(":")[0]
     order = _LATENT if architecture in ("gfx942", "gfx950") else (_LATENT[1], _LATENT[0], _LATENT[2])
-    got = priorities(asked.architecture, latent=True)
+    got = priorities(asked.architecture, "latent")
     assert got == order, f"latent layers on {architecture}: got {got}, expected {order}"
     latent_size, heads = draw.randint(1, 512), draw.randint(1, 128)
     config = AttentionConfig(
@@ -132,6 +138,33 @@ def check_latent(asked: Asked, draw: random.Random) -> None:
         rules={"head_size_v": latent_size},
     )
     _check(config, asked._replace(order=order), functools.partial(select, **asked.options))
+
+
+def check_two_widths(asked: Asked, draw: random.Random) -> None:
+    """Check what is selected for a layer with K and V of two widths in its cache: the only backend of such layers.
+
+    The layout is left to the selector, unless the layer could have a latent cache too.
+
+    Raises:
+        AssertionError: another backend or layout.
+    """
+    from attn_optimized.selector import priorities, select
+
+    got = priorities(asked.architecture, "two widths")
+    assert got == _TWO_WIDTHS, f"layers of two widths: got {got}, expected {_TWO_WIDTHS}"
+    heads, head_size = draw.randint(1, 8), draw.randint(32, 256)
+    value_size = draw.choice([size for size in range(1, 257) if size != head_size])
+    may_be_latent = heads == 1 and value_size < head_size
+    config = AttentionConfig(
+        num_heads=heads * draw.randint(1, 16),
+        num_kv_heads=heads,
+        head_size=head_size,
+        dtype=draw.choice((torch.float32, torch.float16, torch.bfloat16)),
+        block_size=16 * draw.randint(1, 8),
+        layout=Layout.CONTENT_PACKED if may_be_latent or draw.random() < 0.5 else None,
+        rules={"head_size_v": value_size},
+    )
+    _check(config, asked._replace(order=_TWO_WIDTHS), functools.partial(select, **asked.options))
 
 
 def _unknown(architecture: str, draw: random.Random) -> Any:

@@ -30,9 +30,11 @@ _BEFORE_SM89 = tuple(f"sm{number}" for number in range(70, 89))
 _OF_CACHES = (*_OF_AMD, "interpreter", *_BEFORE_SM89, *(f"sm{number}" for number in range(89, 130)))
 _OUTPUTS = tuple(itertools.product(_ARCHITECTURES, _FLOAT8))
 _PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
-"""A decoder that every backend serves, but those of latent attention."""
+"""A decoder that every backend serves, but those of latent attention and of two widths."""
 _LATENT = dataclasses.replace(_PLAIN, rules={"head_size_v": 32})
 """A decoder that every backend of latent attention serves."""
+_TWO_WIDTHS = dataclasses.replace(_PLAIN, layout=Layout.CONTENT_PACKED, rules={"head_size_v": 16})
+"""A decoder that the backend of two widths serves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ class Served:
     Args:
         group_sizes: query heads of each KV head.
         outputs: architectures, each with a dtype of outputs that are quantized.
-        widths: of V, and by how many dims K is wider, in latent attention.
-        float8_caches: architectures on which a latent cache may be float8.
+        widths: of V, and by how many dims K is wider. They are stated of backends whose V has a width of its own.
+        float8_caches: architectures on which a cache may be float8. They are stated of the same backends.
         plain: a layer that is served, which has the other fields.
     """
 
@@ -61,6 +63,16 @@ class Served:
 
 SERVED = {
     "TRITON_ATTN": Served(head_sizes=range(1, 257), block_sizes=range(1, _MOST)),
+    # vLLM 0.33: K of 32 dims and more, V of any other width. A tile of ours holds 256 dims
+    "TRITON_ATTN_DIFFKV": Served(
+        head_sizes=range(32, 257),
+        block_sizes=range(16, _MOST, 16),
+        layouts=(Layout.CONTENT_PACKED,),
+        outputs=(),
+        widths=tuple((v, k - v) for v, k in itertools.product(range(1, 257), range(32, 257)) if v != k),
+        float8_caches=tuple(name for name in _OF_CACHES if name not in _BEFORE_SM89),
+        plain=_TWO_WIDTHS,
+    ),
     # vLLM 0.33: the head sizes of its paged decode; a cache of planes, packed for HIP's kernels
     "ROCM_ATTN": Served(
         head_sizes=(32, 64, 80, 96, 128, 160, 192, 224, 256), block_sizes=range(16, _MOST, 16), layouts=(Layout.X_PACKED,)
@@ -114,6 +126,10 @@ def check_declared(declared: Capabilities, choose: random.Random) -> None:
         assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"
 
 
+_LATENT_WIDTHS = tuple(itertools.product((1, 32, 511, 512, 513), (0, 1, 127, 128, 129)))
+_PACKED_WIDTHS = tuple(itertools.product((1, 31, 32, 255, 256, 257), (1, 31, 32, 64, 255, 256, 257)))
+
+
 @functools.cache
 def _layers(field: str, plain: AttentionConfig) -> list[tuple[object, str | None, AttentionConfig]]:
     """Values of a field, and plain layers that have them, on an architecture or on no certain one."""
@@ -122,16 +138,17 @@ def _layers(field: str, plain: AttentionConfig) -> list[tuple[object, str | None
         return [(name, name, plain) for name in _ARCHITECTURES]
     if field == "outputs":
         return [((name, dtype), name, change(output_dtype=dtype)) for name, dtype in _OUTPUTS]
-    if field == "widths" and plain.has_latent_cache:
-        widths = itertools.product((1, 32, 511, 512, 513), (0, 1, 127, 128, 129))
+    if field == "widths" and plain.asks("head_size_v"):
+        widths = [*_LATENT_WIDTHS] if plain.has_latent_cache else [(v, k - v) for v, k in _PACKED_WIDTHS]
         return [((v, more), None, change(head_size=v + more, rules={"head_size_v": v})) for v, more in widths]
-    if field == "float8_caches" and plain.has_latent_cache:
+    if field == "float8_caches" and plain.asks("head_size_v"):
         quantized = change(kv_cache_dtype=torch.float8_e4m3fn, scales="tensor")
         return [(name, name, quantized) for name in _OF_CACHES]
     if field in ("widths", "float8_caches"):
         return []
-    if field == "layouts" and plain.has_latent_cache:
-        return [(Layout.LATENT, None, change(layout=Layout.LATENT))]
+    if field == "layouts" and plain.asks("head_size_v"):
+        layout = Layout.LATENT if plain.has_latent_cache else Layout.CONTENT_PACKED
+        return [(layout, None, change(layout=layout))]
     if field == "layouts":
         scaled = {"kv_cache_dtype": torch.float8_e4m3fn, "scales": "inline"}
         return [(layout, None, change(layout=layout, **(scaled if layout.has_inline_scales else {}))) for layout in _LAYOUTS]
@@ -146,6 +163,23 @@ def _layers(field: str, plain: AttentionConfig) -> list[tuple[object, str | None
 def triton_attn(device: str) -> Support:
     """Everything. The `exclude` excludes nothing: with it the cases are those of a target that refuses something."""
     return dataclasses.replace(TRITON.support(device), exclude=lambda case: None)
+
+
+def triton_attn_diffkv(device: str) -> Support:
+    """What vLLM 0.33's backend of this name serves, too."""
+    drawn, served = TRITON.support(device), SERVED["TRITON_ATTN_DIFFKV"]
+    return dataclasses.replace(
+        drawn,
+        attn_types=(AttentionType.DECODER,),
+        layouts=(Layout.CONTENT_PACKED,),
+        head_sizes=tuple(size for size in (*drawn.head_sizes, 192) if size in served.head_sizes),
+        block_sizes=tuple(size for size in drawn.block_sizes if size in served.block_sizes),
+        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
+        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+        scales=("tensor",),
+        output_dtypes=(),
+        exclude=lambda case: None if case.head_size_v else "K and V of one width",
+    )
 
 
 def rocm_attn(device: str) -> Support:

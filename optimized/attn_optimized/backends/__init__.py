@@ -13,6 +13,7 @@ from attn_optimized.backends.rocm_aiter_mla import RocmAiterMlaBackend, RocmAite
 from attn_optimized.backends.rocm_aiter_unified_attn import RocmAiterUnifiedAttentionBackend
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend
 from attn_optimized.backends.triton_attn import TritonAttentionBackend
+from attn_optimized.backends.triton_attn_diffkv import TritonAttentionDiffKVBackend
 from attn_optimized.backends.triton_mla import TritonMlaBackend
 
 BACKENDS: dict[str, type[AttentionBackend]] = {
@@ -22,6 +23,7 @@ BACKENDS: dict[str, type[AttentionBackend]] = {
         AiterFlashAttentionBackend,
         RocmAiterUnifiedAttentionBackend,
         TritonAttentionBackend,
+        TritonAttentionDiffKVBackend,
         RocmAiterMlaBackend,
         TritonMlaBackend,
         RocmAiterTritonMlaBackend,

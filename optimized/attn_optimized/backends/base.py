@@ -177,7 +177,8 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         if self._reinterprets:
             kv_cache = self._as_planes(kv_cache)
         if kv_cache.shape not in self._cache_shapes:
-            heads = {"num_kv_heads": self.layer.num_kv_heads, "head_size": self.layer.head_size}
+            layer = self.layer
+            heads = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
             view = KVCacheView.of(kv_cache, self.layer.layout, **heads)
             if view.block_size != self.config.block_size:
                 expected = f"{self.config.block_size}, the layer's block_size"
@@ -223,14 +224,15 @@ class AttentionImpl(AttentionImplBase[Metadata]):
         output: torch.Tensor,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend: query [T, H, D] to the cache, which holds this step's tokens already, or to key and value [T, HK, D].
+        """Attend: query to the cache, which holds this step's tokens already, or to key and value.
 
         Args:
             query: [T, H, D].
-            key, value: this step's tokens, or None: layers with a cache read it alone.
+            key, value: this step's tokens [T, HK, D] and [T, HK, Dv], or None: layers with a cache read it alone. Dv is D but
+                for a head_size_v.
             kv_cache: as the layer's layout says; None for types without a cache.
             attn_metadata: of this backend's builder.
-            output: [T, H, D] or [T, H * D], written in the rows that a request owns.
+            output: [T, H, Dv] or [T, H * Dv], written in the rows that a request owns.
             lse: [H, T] float32, written likewise.
 
         Returns:
@@ -244,7 +246,7 @@ class AttentionImpl(AttentionImplBase[Metadata]):
     def do_kv_cache_update(
         self, key: torch.Tensor | None, value: torch.Tensor | None, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
-        """Write this step's key and value [T_kv, HK, D] to the cache, unless another layer does or they are None.
+        """Write this step's key [T_kv, HK, D] and value [T_kv, HK, Dv], unless another layer writes the cache or they are None.
 
         Cross-attention writes the encoder's tokens once: later steps bring none.
 

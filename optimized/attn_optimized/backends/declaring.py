@@ -7,8 +7,10 @@ from attn_contract import (
     ANY,
     YES,
     Answer,
+    AttentionConfig,
     AttentionType,
     Capabilities,
+    Combination,
     Layout,
     Multiples,
     No,
@@ -68,8 +70,8 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         "scales": Only(_SCALES, "its kernels know no other kind"),
         "output_dtypes": Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz), "its kernels encode no other type"),
         "rules": {
-            # latent attention is that of other backends: engines ask for TRITON_MLA
-            **dict.fromkeys(IMPLEMENTED_RULES - {"head_size_v"}, YES),
+            **dict.fromkeys(IMPLEMENTED_RULES, YES),
+            "head_size_v": No("engines ask TRITON_ATTN_DIFFKV for K and V of two widths, and TRITON_MLA for a latent cache"),
             "non_causal": YES,
             "per_request_causal": YES,
             "lse": YES,
@@ -79,6 +81,18 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         },
     }
     return Capabilities(**{**served, **narrower})
+
+
+def _is_before_sm89(config: AttentionConfig, architecture: str | None) -> bool:
+    of_nvidia = architecture is not None and architecture.startswith("sm")
+    return config.kv_cache_dtype is not None and of_nvidia and int(architecture.removeprefix("sm")) < 89
+
+
+FLOAT8_BEFORE_SM89 = Combination(
+    property="a float8 cache on an NVIDIA GPU before sm89",
+    applies=_is_before_sm89,
+    reason="vLLM's backend refuses it: its kernel wants the GPU's own float8",
+)
 
 
 def declared_features(aiter: Aiter) -> Features:

@@ -5,14 +5,26 @@ Data in, data out: nothing here runs a kernel or asks a device, but `this_archit
 
 from attn_optimized.selector.layer import Selection, Skipped, select
 from attn_optimized.selector.model import Assignment, select_model
-from attn_optimized.selector.priorities import LATENT_PRIORITIES, PRIORITIES, parse_architecture, priorities, this_architecture
+from attn_optimized.selector.priorities import (
+    LATENT_PRIORITIES,
+    PRIORITIES,
+    TWO_WIDTHS_PRIORITIES,
+    CacheKind,
+    cache_kind,
+    parse_architecture,
+    priorities,
+    this_architecture,
+)
 
 __all__ = [
     "LATENT_PRIORITIES",
     "PRIORITIES",
+    "TWO_WIDTHS_PRIORITIES",
     "Assignment",
+    "CacheKind",
     "Selection",
     "Skipped",
+    "cache_kind",
     "parse_architecture",
     "priorities",
     "select",

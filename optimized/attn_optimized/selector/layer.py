@@ -12,7 +12,7 @@ from attn_contract.capabilities import unsupported
 
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 from attn_optimized.backends import BACKENDS
-from attn_optimized.selector.priorities import parse_architecture, priorities
+from attn_optimized.selector.priorities import cache_kind, parse_architecture, priorities
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def known_aiter(aiter: Aiter | None) -> Aiter:
 
 def verdicts_of(config: AttentionConfig, architecture: str, aiter: Aiter, backend: str | None = None) -> list[Verdict]:
     """About the backends for layers of this kind, and about the one that is wanted."""
-    names = priorities(architecture, latent=config.has_latent_cache)
+    names = priorities(architecture, cache_kind(config))
     if isinstance(backend, str) and backend in BACKENDS:
         names = dict.fromkeys((*names, backend))
     return [_verdict(name, config, architecture, aiter) for name in names]

@@ -135,11 +135,13 @@ def _places(verdicts: list[Verdict], config: AttentionConfig) -> Iterator[_Place
 def _footprint(layout: Layout | None, config: AttentionConfig) -> tuple[bool, int] | None:
     if layout is None or config.block_size is None:
         return None
-    view = _view(layout, config, config.block_size, config.head_size, config.num_kv_heads)
+    view = _view(layout, config, config.block_size, config.num_kv_heads, config.head_size, config.value_of("head_size_v"))
     return layout.dims[0] == "kv", view.block_stride * view.itemsize
 
 
-def _view(layout: Layout, config: AttentionConfig, block_size: int, head_size: int, num_kv_heads: int) -> KVCacheView:
+def _view(
+    layout: Layout, config: AttentionConfig, block_size: int, num_kv_heads: int, head_size: int, head_size_v: int | None
+) -> KVCacheView:
     # two blocks tell K and V of a block from planes; all views of an allocation have the same number
     return KVCacheView.dense(
         layout,
@@ -147,6 +149,7 @@ def _view(layout: Layout, config: AttentionConfig, block_size: int, head_size: i
         block_size=block_size,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
+        head_size_v=head_size_v,
         itemsize=config.itemsize,
     )
 
@@ -162,7 +165,9 @@ def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) 
     if a is None or b is None or config.block_size is None:
         return a is b
     few = 2 * 16 // config.itemsize
-    sizes = min(config.block_size, few), min(config.head_size, few), min(config.num_kv_heads, 2)
+    value_size = config.value_of("head_size_v")
+    widths = min(config.head_size, few), None if value_size is None else min(value_size, few)
+    sizes = min(config.block_size, few), min(config.num_kv_heads, 2), *widths
     return same_elements(_view(a, config, *sizes), _view(b, config, *sizes))
 
 
@@ -312,6 +317,7 @@ def _contents(config: AttentionConfig) -> dict[str, object]:
         "attn_type": config.attn_type,
         "num_kv_heads": config.num_kv_heads,
         "head_size": config.head_size,
+        "head_size_v": config.value_of("head_size_v"),
         "block_size": config.block_size,
         "kv_cache_dtype": config.kv_cache_dtype or config.dtype,
         "scales": config.scales,

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Literal, get_args
 
 import torch
-from attn_contract import ContractError
+from attn_contract import AttentionConfig, ContractError
 from attn_contract.arguments import shown
 
 from attn_optimized.device import INTERPRETER, architecture_of
@@ -43,6 +44,26 @@ LATENT_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Backends of latent attention (MLA) likewise: no other backend has its cache, and they have no other."""
 
+# vLLM's model of MiMo-V2 chooses, and no order of a platform: FLASH_ATTN_DIFFKV where FlashAttention 3 or 4 runs, which this
+# project does not have, and this one everywhere else
+TWO_WIDTHS_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PRIORITIES, ("TRITON_ATTN_DIFFKV",)))
+"""Backends of layers with K and V of two widths in a cache likewise."""
+
+CacheKind = Literal["one width", "two widths", "latent"]
+"""What decides which backends are tried. `one width`: K and V are as wide, or the layer has no cache."""
+_ROWS: Mapping[CacheKind, Mapping[str, tuple[str, ...]]] = {
+    "one width": PRIORITIES,
+    "two widths": TWO_WIDTHS_PRIORITIES,
+    "latent": LATENT_PRIORITIES,
+}
+
+
+def cache_kind(config: AttentionConfig) -> CacheKind:
+    """The kind of a layer's cache."""
+    if config.has_latent_cache:
+        return "latent"
+    return "two widths" if config.has_two_widths else "one width"
+
 
 def this_architecture() -> str:
     """What runs Triton kernels in this process: a GPU's architecture, or "interpreter" where there is no GPU."""
@@ -61,15 +82,13 @@ def parse_architecture(name: str) -> str:
     return parsed[1]
 
 
-def priorities(architecture: str, *, latent: bool = False) -> tuple[str, ...]:
-    """The backends in the order in which they are tried on an architecture.
-
-    Args:
-        latent: for layers with a latent cache, in place of all other layers.
+def priorities(architecture: str, kind: CacheKind = "one width") -> tuple[str, ...]:
+    """The backends in the order in which they are tried on an architecture, for layers with a kind of cache.
 
     Raises:
-        ContractError: as `parse_architecture` does.
+        ContractError: as `parse_architecture` does, or there is no such kind.
     """
     architecture = parse_architecture(architecture)
-    rows = LATENT_PRIORITIES if latent else PRIORITIES
-    return next(backends for pattern, backends in rows.items() if fnmatchcase(architecture, pattern))
+    if kind not in get_args(CacheKind):
+        raise ContractError("kind", shown(kind), f"one of {', '.join(get_args(CacheKind))}")
+    return next(backends for pattern, backends in _ROWS[kind].items() if fnmatchcase(architecture, pattern))

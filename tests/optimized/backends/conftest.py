@@ -106,6 +106,7 @@ def make_step(device: torch.device) -> Callable[..., BackendStep]:
         else:
             call, kv_cache = varlen_call(tokens, attn_type=attn_type, device=device, **rules), None
         key, value = padded_rows(tokens.key[is_new], tokens.value[is_new], device=device)
+        value = value[..., : call.layer.value_size]
         own_lens = torch.tensor(query_lens if is_cross else seq_lens, dtype=torch.int32)
         common = CommonAttentionMetadata(
             query_start_loc=call.batch.query_start_loc,
@@ -146,7 +147,7 @@ def forward(aiter: Aiter) -> Callable[..., torch.Tensor]:
         if step.kv_cache is not None:
             impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
         metadata = backend.builder(step.layer.attn_type, **(builder or {})).build(step.common)
-        output = torch.full_like(step.query, torch.nan)
+        output = step.query.new_full((*step.query.shape[:2], step.layer.value_size), torch.nan)
         assert impl.forward(step.query, step.key, step.value, step.kv_cache, metadata, output=output) is output
         return output
 
@@ -173,7 +174,7 @@ def refuses(aiter: Aiter, calls: list[Call]) -> Callable[..., None]:
             "value": step.value,
             "kv_cache": step.kv_cache,
             "attn_metadata": backend.builder(step.layer.attn_type).build(step.common),
-            "output": torch.full_like(step.query, torch.nan),
+            "output": step.query.new_full((*step.query.shape[:2], step.layer.value_size), torch.nan),
             **(replaced or {}),
         }
         before = copy.deepcopy(arguments["output"])

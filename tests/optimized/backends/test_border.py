@@ -8,9 +8,14 @@ from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_optimized.backends import BACKENDS, AttentionImpl
 
 TRITON = BACKENDS["TRITON_ATTN"]
-LAYOUTS = {name: Layout.X_PACKED if name == "ROCM_ATTN" else Layout.BLOCKS_FIRST_NHD for name in BACKENDS}
+FORMS = {
+    **{name: {"layout": Layout.BLOCKS_FIRST_NHD} for name in BACKENDS},
+    "ROCM_ATTN": {"layout": Layout.X_PACKED},
+    "TRITON_ATTN_DIFFKV": {"layout": Layout.CONTENT_PACKED, "head_size_v": 48},
+}
+"""The cache of a step, and the width of V."""
 PLAIN = [name for name, backend in BACKENDS.items() if issubclass(backend.impl, AttentionImpl)]
-ROTATING = [name for name in PLAIN if name != "ROCM_AITER_FA"]
+ROTATING = [name for name in PLAIN if name not in ("ROCM_AITER_FA", "TRITON_ATTN_DIFFKV")]
 # prefill, extend and decode: a backend of phases may write in the first what it refuses in the last
 MIXED = {"query_lens": [7, 20, 1], "seq_lens": [7, 90, 40]}
 
@@ -20,7 +25,7 @@ every_backend = pytest.mark.parametrize("name", PLAIN)
 @every_backend
 @pytest.mark.parametrize("wrong", ["another backend's", "the common one", "none"])
 def test_metadata_of_another_kind(name, wrong, make_step, refuses):
-    step = make_step(**MIXED, layout=LAYOUTS[name])
+    step = make_step(**MIXED, **FORMS[name])
     other = BACKENDS["TRITON_ATTN" if name == "ROCM_AITER_FA" else "ROCM_AITER_FA"]
     metadata = {
         "another backend's": other.builder(AttentionType.DECODER).build(step.common),
@@ -33,7 +38,7 @@ def test_metadata_of_another_kind(name, wrong, make_step, refuses):
 
 @every_backend
 def test_a_cache_in_blocks_of_another_size(name, make_step, refuses, aiter, device):
-    step = make_step(**MIXED, layout=LAYOUTS[name], block_size=64)
+    step = make_step(**MIXED, **FORMS[name], block_size=64)
     match = "kv_cache: got blocks of 64 slots, expected 16, the layer's block_size"
     refuses(BACKENDS[name], step, ContractError, match, block_size=16)
 
@@ -51,7 +56,7 @@ def test_a_cache_in_blocks_of_another_size(name, make_step, refuses, aiter, devi
 
 @every_backend
 def test_a_step_of_another_dtype(name, make_step, refuses, aiter):
-    step = make_step(**MIXED, layout=LAYOUTS[name], dtype=torch.bfloat16)
+    step = make_step(**MIXED, **FORMS[name], dtype=torch.bfloat16)
     match = "got torch.bfloat16, expected torch.float16, the layer's dtype"
     refuses(BACKENDS[name], step, ContractError, f"query: {match}", dtype=torch.float16)
     impl = BACKENDS[name].impl(step.layer, aiter=aiter, dtype=torch.float16, block_size=step.block_size)
@@ -62,7 +67,7 @@ def test_a_step_of_another_dtype(name, make_step, refuses, aiter):
 @every_backend
 @pytest.mark.parametrize("argument", ["query", "kv_cache", "output"])
 def test_what_is_no_tensor(name, argument, make_step, refuses):
-    step = make_step(**MIXED, layout=LAYOUTS[name])
+    step = make_step(**MIXED, **FORMS[name])
     refuses(BACKENDS[name], step, ContractError, f"{argument}: got None, expected a tensor", {argument: None})
 
 
@@ -77,7 +82,7 @@ def test_no_cache_to_reinterpret(kv_cache, make_step, refuses, aiter):
 
 @pytest.mark.parametrize("name", ROTATING)
 def test_an_output_that_cannot_hold_scaled_values(name, make_step, refuses):
-    step = make_step(**MIXED, layout=LAYOUTS[name], output_scale=torch.tensor(0.5))
+    step = make_step(**MIXED, **FORMS[name], output_scale=torch.tensor(0.5))
     refuses(BACKENDS[name], step, ContractError, "^output: got torch.float16, expected float8_e4m3fn")
 
 
@@ -87,7 +92,7 @@ class TestValidate:
     @every_backend
     @pytest.mark.parametrize("wrong", ["block_table", "seq_lens", "query_start_loc"])
     def test_a_step(self, name, wrong, make_step, refuses):
-        step = make_step(**MIXED, layout=LAYOUTS[name])
+        step = make_step(**MIXED, **FORMS[name])
         common = {
             "block_table": {"block_table_tensor": torch.full_like(step.common.block_table_tensor, 2**30)},
             "seq_lens": {"seq_lens": step.common.seq_lens + 2**20, "max_seq_len": 2**21},
@@ -104,7 +109,7 @@ class TestValidate:
 
     @every_backend
     def test_a_cache_write(self, name, make_step, aiter):
-        step = make_step(**MIXED, layout=LAYOUTS[name])
+        step = make_step(**MIXED, **FORMS[name])
         before = step.kv_cache.clone()
         impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)
         with pytest.raises(ContractError, match=r"slot_mapping\[0\]"):
@@ -113,7 +118,7 @@ class TestValidate:
 
     @pytest.mark.parametrize("name", ROTATING)
     def test_a_rotation(self, name, make_step, aiter, device):
-        step = make_step(**MIXED, layout=LAYOUTS[name])
+        step = make_step(**MIXED, **FORMS[name])
         before, slots = step.kv_cache.clone(), step.common.slot_mapping
         impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)
         positions, cos_sin_cache = torch.full_like(slots, 2**40), torch.randn(4, 64, device=device)
@@ -124,7 +129,7 @@ class TestValidate:
 
     @every_backend
     def test_right_values_pass(self, name, make_step, assert_agrees):
-        assert_agrees(BACKENDS[name], make_step(**MIXED, layout=LAYOUTS[name]), validate=True)
+        assert_agrees(BACKENDS[name], make_step(**MIXED, **FORMS[name]), validate=True)
 
 
 @every_backend
@@ -140,7 +145,7 @@ class TestValidate:
     ],
 )
 def test_arguments_of_a_layer(name, options, match, make_step, aiter):
-    step = make_step([1], [9], layout=LAYOUTS[name])
+    step = make_step([1], [9], **FORMS[name])
     with pytest.raises(ContractError, match=match):
         BACKENDS[name].impl(step.layer, **{"aiter": aiter, **step.constructor, **options})
 
@@ -149,7 +154,7 @@ def test_arguments_of_a_layer(name, options, match, make_step, aiter):
 def test_a_sink_that_is_no_logit_is_refused_by_the_constructor_without_validate(name, make_step, aiter):
     """A forward without `validate` reads no sink on the host, and the kernels' base 2 has no such number."""
     lowest = torch.finfo(torch.float32).min
-    step = make_step([1], [9], layout=LAYOUTS[name], sinks=[0.0, lowest, 0.0, 0.0])
+    step = make_step([1], [9], **FORMS[name], sinks=[0.0, lowest, 0.0, 0.0])
     if BACKENDS[name].capabilities(aiter).answer("sinks"):
         with pytest.raises(ContractError, match=r"sinks\[1\]: got -3\.4.*, expected a logit of at most 8\.5e\+37 in magnitude"):
             BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
@@ -216,7 +221,7 @@ def test_a_layer_of_an_output_that_no_step_can_have(make_step, aiter):
 
 def test_a_step_is_refused_after_one_that_was_served(make_step, aiter):
     """What a layer was found to serve in one step says nothing of a step that asks for more."""
-    step = make_step([3], [9], layout=LAYOUTS["ROCM_ATTN"])
+    step = make_step([3], [9], **FORMS["ROCM_ATTN"])
     impl = BACKENDS["ROCM_ATTN"].impl(step.layer, aiter=aiter, **step.constructor)
     impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
     metadata, out = impl.backend.builder(AttentionType.DECODER).build(step.common), torch.empty_like(step.query)

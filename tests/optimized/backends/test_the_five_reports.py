@@ -58,7 +58,10 @@ class Test39119:
         backend = BACKENDS[name]
         capabilities = backend.capabilities(aiter)
         for attn_type in AttentionType:
-            step = make_step([4], [4], attn_type=attn_type, layout=capabilities.layouts.values[0])
+            # a width of V of its own where the backend wants one; cross-attention has none
+            has_width = capabilities.answer("head_size_v") and attn_type is not ENCODER_DECODER
+            width = {"head_size_v": 48} if has_width else {}
+            step = make_step([4], [4], attn_type=attn_type, layout=capabilities.layouts.values[0], **width)
             if capabilities.attn_types[attn_type]:
                 backend.impl(step.layer, aiter=aiter, **step.constructor)
             else:

@@ -27,6 +27,7 @@ MODULES = ("triton_unified_attention", "triton_attention_helpers")
 MIN_LAUNCH_GRID_SIZE_2D = 128
 NUM_PAR_SOFTMAX_SEGMENTS = 16
 MAX_3D_QUERY_LEN = 8
+ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -90,7 +91,7 @@ def _support(device: str) -> Support:
         output_dtypes=("fp8_e4m3fn",),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80, 544),
-        engine=dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False),
+        engine=ENGINE,
         tile_sizes=(16, 32),
         max_tokens=64,
         max_seq_len=256,
@@ -103,7 +104,7 @@ def _events(step: Step) -> Iterable[str]:
     return ["3D"] if batch.max_query_len <= 1 or (batch.max_query_len <= MAX_3D_QUERY_LEN and is_causal) else ["2D"]
 
 
-def _rounding(device: str) -> Rounding:
+def rounding(device: str) -> Rounding:
     splits = NUM_PAR_SOFTMAX_SEGMENTS
     return Rounding(keys_per_tile=32, dot_is_chained=device != "cpu", splits=splits, rounds_dequantized=True)
 
@@ -113,7 +114,7 @@ VLLM_UNIFIED_ATTENTION = Target(
     description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
     attention=foreign.with_nan_in_new_memory(_attention),
     support=_support,
-    rounding=_rounding,
+    rounding=rounding,
     refuses=False,
     unavailable=vllm_package.missing(*MODULES),
     events=_events,

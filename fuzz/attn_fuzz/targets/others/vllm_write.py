@@ -14,6 +14,7 @@ judged.
 """
 
 import functools
+from collections.abc import Callable
 
 import attn_reference
 import torch
@@ -36,13 +37,33 @@ def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, la
 
 
 def _write_rows(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
-    """Write by the kernel, and then replace numbers that differ from the contract's as quotients near ties may."""
     [module] = vllm_package.load(*MODULES, is_rocm=k.device.type == "cpu")  # on CUDA it asks the device for its capability
+    caches = foreign.keys_and_values(kv_cache, layer)
+
+    def write(dtype: str, *scales: torch.Tensor) -> None:
+        module.triton_reshape_and_cache_flash(k, v, *caches, slot_mapping, dtype, *scales)
+
+    written(write, k, v, kv_cache, layer, slot_mapping)
+
+
+def written(
+    write: Callable[..., None],
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Write by a kernel, and then replace numbers that differ from the contract's as quotients near ties may.
+
+    Args:
+        write: calls the kernel with vLLM's name of the cache's dtype, and the scales of K and V.
+    """
     caches = foreign.keys_and_values(kv_cache, layer)
     one = k.new_ones(1, dtype=torch.float32)
     dtype = "auto" if layer.kv_cache_dtype is None else "fp8"
     scales = [one if scale is None else scale for scale in (layer.k_scale, layer.v_scale)]
-    module.triton_reshape_and_cache_flash(k, v, *caches, slot_mapping, dtype, *scales)
+    write(dtype, *scales)
     if dtype == "auto" or not (units := division_error(k.device)):
         return
     written = slot_mapping >= 0

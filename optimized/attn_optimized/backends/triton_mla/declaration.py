@@ -19,6 +19,7 @@ from attn_contract import (
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend
+from attn_optimized.backends.declaring import FLOAT8_BEFORE_SM89
 from attn_optimized.backends.triton_mla.impl import TritonMlaImpl
 from attn_optimized.backends.triton_mla.metadata import NAME, MlaMetadataBuilder
 from attn_optimized.launch.widths import MAX_LATENT_SIZE, MAX_REST_SIZE
@@ -84,11 +85,7 @@ class TritonMlaBackend(AttentionBackend):
                     applies=lambda config, _: _is_too_wide(config),
                     reason="a tile holds whole rows, in these two parts",
                 ),
-                Combination(
-                    property="a float8 cache on an NVIDIA GPU before sm89",
-                    applies=lambda config, architecture: config.kv_cache_dtype is not None and _is_before_sm89(architecture),
-                    reason="vLLM's backend refuses it: its kernel wants the GPU's own float8",
-                ),
+                FLOAT8_BEFORE_SM89,
             ),
         )
 
@@ -96,10 +93,6 @@ class TritonMlaBackend(AttentionBackend):
 def _is_too_wide(config: AttentionConfig) -> bool:
     value_size = config.value_size
     return config.has_latent_cache and (value_size > MAX_LATENT_SIZE or config.head_size - value_size > MAX_REST_SIZE)
-
-
-def _is_before_sm89(architecture: str | None) -> bool:
-    return architecture is not None and architecture.startswith("sm") and int(architecture.removeprefix("sm")) < 89
 
 
 TritonMlaImpl.backend = TritonMlaBackend
