@@ -46,8 +46,10 @@ def share(case: CaseResult, name: str = OURS) -> float | None:
 def slower_than_a_peer(case: CaseResult) -> float | None:
     """How many times as fast the best paged peer is, where it is faster by more than the spread of both."""
     ours = time_of(case, OURS)
-    faster = [] if ours is None else [time for peer in (VLLM, AITER) if (time := time_of(case, peer)) and time.p90 < ours.p10]
-    return max((ours.ms / time.ms for time in faster), default=None) if ours else None
+    if ours is None:
+        return None
+    faster = [time for peer in (VLLM, AITER) if (time := time_of(case, peer)) is not None and time.p90 < ours.p10]
+    return max((ours.ms / time.ms for time in faster), default=None)
 
 
 def _page(runs: dict[Path, Run]) -> Iterator[str]:

@@ -3,26 +3,32 @@
 import contextlib
 import functools
 import importlib.metadata
-import math
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from attn_parity.cpus import usable_cpus
 from rich.console import Console
 
+from benchmarks.timed import check_options, command_line, in_words, interpret, interruptible
+
 if TYPE_CHECKING:
+    import torch
+    from attn_optimized.launch.table import Entry
+
+    from benchmarks.speed.cases import Attention
     from benchmarks.tuning.classes import CallClass
+    from benchmarks.tuning.results import Tuning
 
 BUDGET = 3600.0
 COMPUTE_UNITS = 128
 """Of a GPU that is not here: in some cases of each class keys are split, in others not, whatever it has."""
 TINY = 2
 """Candidates of each stage beside today's in `--tiny`."""
+TABLE_OF_TINY = "sm90"
+"""The architecture whose launch table a `--tiny` run begins with: an interpreter has none."""
 
 console = Console(highlight=False, width=160)
 
@@ -60,44 +66,77 @@ def tune(
     stay unless one is faster beyond the spread. With --arch, they are compiled only, and ranked by the facts of their binaries.
     """
     started = time.monotonic()
+    _check_options(arch, budget, path, write=write, tiny=tiny)
+    os.environ.pop("TRITON_INTERPRET", None)
+    if tiny:
+        interpret()
+    from attn_optimized.launch import table as launch_table
+
+    gpu = _gpu(arch, tiny=tiny)
+    _check_table(arch, write=write)
+    drawn, by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
+    run = _head(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", of_commit, tiny=tiny)
+    saved = _Saved(run, path, gpu.architecture if write else None)
+
+    def so_far() -> str:
+        return f"{len(by_class) - len(run.unfinished)} classes searched, {len(run.unfinished)} not"
+
+    with interruptible(saved, so_far, console):
+        _search(run, gpu, drawn, by_class, workers, tiny=tiny, budget=budget, started=started, save=saved)
+    if run.unfinished:
+        console.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more")
+    console.print(f"{len(saved.entries)} of {len(run.classes)} classes have better parameters")
+    if write and saved.entries:
+        console.print(f"written: {launch_table.FOLDER / f'{gpu.architecture}.json'}")
+    elif saved.entries:
+        console.print("nothing is written without --write")
+
+
+class _Gpu(NamedTuple):
+    """What parameters are searched for. `is_here`: whether `device` is this GPU, or what interprets in its place."""
+
+    device: "torch.device"
+    architecture: str
+    compute_units: int
+    is_here: bool
+
+    @property
+    def machine(self) -> str:
+        import torch
+
+        return torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+
+
+def _check_options(arch: str | None, budget: float, path: Path | None, *, write: bool, tiny: bool) -> None:
     import torch
 
     if tiny and (write or arch):
         raise click.UsageError("--tiny: its results have no value, and are neither written nor of an architecture")
-    if math.isnan(budget):
-        raise click.BadParameter("nan is no number of seconds", param_hint="--budget")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
+    check_options(budget, path)
     if not (tiny or arch or torch.cuda.is_available()):
         raise click.UsageError(
             "torch sees no GPU here; --arch NAME derives from binaries, --tiny interprets tiny cases, whose times have no value"
         )
-    os.environ.pop("TRITON_INTERPRET", None)
-    if tiny:
-        os.environ["TRITON_INTERPRET"] = "1"
-        from attn_fuzz.interpreted.interpreter import install
 
-        install()
-    from attn_contract import ContractError
+
+def _gpu(arch: str | None, *, tiny: bool) -> _Gpu:
+    import torch
     from attn_optimized.device import architecture_of, compute_units_of
-    from attn_optimized.launch import table as launch_table
-    from attn_parity.binaries import shipped_calls
-    from attn_parity.options import sigterm_interrupts
 
-    from benchmarks.speed import machine as gpu
-    from benchmarks.speed.drawn import draw_cases
-    from benchmarks.speed.results import commit
-    from benchmarks.speed.results import write as write_json
-    from benchmarks.speed.run import DeviceError
-    from benchmarks.tuning import classes, results, table
-    from benchmarks.tuning import tune as run
-    from benchmarks.tuning.compilers import Compilers, compiled
-    from benchmarks.tuning.search import entry_of_choice
+    if arch:
+        return _Gpu(torch.device("cpu"), arch, COMPUTE_UNITS, is_here=False)
+    device = torch.device("cpu" if tiny else "cuda")
+    units = COMPUTE_UNITS if tiny else compute_units_of(device)
+    return _Gpu(device, architecture_of(device, torch.bfloat16), units, is_here=True)
+
+
+def _check_table(arch: str | None, *, write: bool) -> None:
+    from attn_contract import ContractError
+    from attn_optimized.launch import table as launch_table
+
+    from benchmarks.tuning import table
     from benchmarks.tuning.space import check_derivable
 
-    device = torch.device("cuda" if not (tiny or arch) else "cpu")
-    architecture = arch or architecture_of(device, torch.bfloat16)
-    units = COMPUTE_UNITS if tiny or arch else compute_units_of(device)
     try:
         if arch:
             check_derivable(arch)
@@ -105,77 +144,121 @@ def tune(
             table.check_writable(launch_table.FOLDER)
     except ContractError as error:
         raise click.UsageError(str(error)) from error
-    drawn, refused = classes.served(draw_cases(number, seed), architecture, units)
-    by_class = classes.cases_by_class(drawn, units)
-    if arch:  # entries of all classes, whether a model has such calls or not
-        by_class |= {each: classes.stand_ins(each, by_class) for each in classes.CLASSES if each not in by_class}
-    named = {each for each in by_class if not only or any(text in each.name for text in only)}
-    by_class = {each: cases for each, cases in by_class.items() if cases and each in named}
+
+
+def _cases(
+    number: int, seed: int, only: tuple[str, ...], gpu: _Gpu, *, of_all_classes: bool
+) -> tuple[list["Attention"], dict["CallClass", list["Attention"]], dict[str, str]]:
+    """Drawn steps that our kernels serve, their calls by class, and by name why other steps are refused.
+
+    Args:
+        of_all_classes: whether a class that no model has gets cases, too.
+    """
+    from benchmarks.speed.drawn import draw_cases
+    from benchmarks.tuning import classes
+
+    drawn, refused = classes.served(draw_cases(number, seed), gpu.architecture, gpu.compute_units)
+    found = classes.cases_by_class(drawn, gpu.compute_units)
+    if of_all_classes:
+        found |= {each: classes.stand_ins(each, found) for each in classes.CLASSES if each not in found}
+    by_class = {each: cases for each, cases in found.items() if cases and (not only or any(text in each.name for text in only))}
     if not by_class:
         raise click.BadParameter(
             f"no class of {number} drawn steps has {' or '.join(map(repr, only))} in its name, such as "
             f"{classes.CLASSES[0].name!r}",
             param_hint="--only",
         )
+    return drawn, by_class, refused
+
+
+def _head(gpu: _Gpu, refused: dict[str, str], options: str, of_commit: str | None, *, tiny: bool) -> "Tuning":
+    """The head of a run's results, which is printed, too."""
+    import torch
+
+    from benchmarks.speed.results import commit
+    from benchmarks.tuning.results import Tuning
 
     versions = {"torch": str(torch.__version__), "triton": importlib.metadata.version("triton")}
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    of_machine = f"measured: {gpu.machine}, torch {versions['torch']}, " if gpu.is_here else ""
     date = time.strftime("%Y-%m-%d")
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    options = f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}"
-    of_machine = "" if arch else f"measured: {machine}, torch {versions['torch']}, "
-    found = results.Tuning(
+    console.print(f"{gpu.architecture}, {gpu.machine}, {in_words(versions)}")
+    for name, why in refused.items():
+        console.print(f"left out: {name}: {why}", soft_wrap=True)
+    return Tuning(
         of_value=not tiny,
-        architecture=architecture,
-        machine=machine,
+        architecture=TABLE_OF_TINY if tiny else gpu.architecture,
+        machine=gpu.machine,
         versions=versions,
-        command=command,
+        command=command_line(),
         commit=of_commit or commit(),
         source=f"{of_machine}Triton {versions['triton']}, {date}, python -m benchmarks tune{options}",
         refused=refused,
     )
-    console.print(f"{architecture}, {machine}, {', '.join(f'{name} {version}' for name, version in versions.items())}")
-    for name, why in refused.items():
-        console.print(f"left out: {name}: {why}", soft_wrap=True)
-    entries: dict[CallClass, launch_table.Entry] = {}
 
-    def save(call_class: "CallClass | None" = None) -> None:
-        if path is not None:
-            write_json(found, path)
+
+class _Saved:
+    """Writes what a run has found so far, and what it has chosen for a class into the launch table.
+
+    Args:
+        path: of the JSON file; None: nothing is written.
+        table: the architecture whose launch table is updated; None: none is.
+    """
+
+    def __init__(self, run: "Tuning", path: Path | None, table: str | None) -> None:
+        self._run, self._path, self._table = run, path, table
+        self.entries: dict[CallClass, Entry] = {}
+
+    def __call__(self, call_class: "CallClass | None" = None) -> None:
+        """
+        Args:
+            call_class: what has been searched to its end; None: no class.
+        """
+        from benchmarks.speed.results import write
+        from benchmarks.tuning import table
+        from benchmarks.tuning.search import entry_of_choice
+
+        if self._path is not None:
+            write(self._run, self._path)
         if call_class is None:
             return
-        searched = next(each for each in found.classes if each.name == call_class.name)
-        if (entry := entry_of_choice(call_class, searched, found.source)) is not None:
-            entries[call_class] = entry
-            if write:
-                table.write(architecture, entries)
+        searched = next(each for each in self._run.classes if each.name == call_class.name)
+        if (entry := entry_of_choice(call_class, searched, self._run.source)) is not None:
+            self.entries[call_class] = entry
+            if self._table is not None:
+                table.write(self._table, self.entries)
 
-    here = {"budget": budget, "started": started, "save": save, "console": console}
-    try:
-        if tiny:
-            found.architecture = "sm90"  # whose table is the start; an interpreter has none
-        # engines' caches are large; on a GPU, what is compiled is what is timed
-        cache_bytes = shipped_calls.CACHE_BYTES if arch else 0
-        compiler = functools.partial(compiled, architecture=architecture, compute_units=units, cache_bytes=cache_bytes)
-        processes = contextlib.nullcontext(run.NothingToCompile()) if tiny else Compilers(compiler, workers)
-        with sigterm_interrupts(), processes as compilers:
-            if arch:
-                run.derive(found, by_class, compilers, **here)
-            else:
-                found.rates = gpu.rates(device, tiny=tiny)
-                most = TINY if tiny else None
-                run.measure(found, drawn, by_class, device, compilers, found.rates, most=most, **here)
-    except KeyboardInterrupt:
-        save()
-        console.print(f"interrupted: {len(by_class) - len(found.unfinished)} classes searched, {len(found.unfinished)} not")
-        sys.exit(130)
-    except DeviceError as error:
-        save()
-        raise click.ClickException(str(error)) from error
-    if found.unfinished:
-        console.print(f"no time left for {'; '.join(found.unfinished)}: --budget gives more")
-    console.print(f"{len(entries)} of {len(found.classes)} classes have better parameters")
-    if write and entries:
-        console.print(f"written: {launch_table.FOLDER / f'{architecture}.json'}")
-    elif entries:
-        console.print("nothing is written without --write")
+
+def _search(
+    run: "Tuning",
+    gpu: _Gpu,
+    drawn: list["Attention"],
+    by_class: dict["CallClass", list["Attention"]],
+    workers: int,
+    *,
+    tiny: bool,
+    **common: Any,
+) -> None:
+    """Search on the GPU that is here, or by the binaries for one that is not.
+
+    Args:
+        common: arguments of both ways.
+    """
+    from attn_parity.binaries import shipped_calls
+
+    from benchmarks.speed import machine
+    from benchmarks.tuning.compilers import Compilers, compiled
+    from benchmarks.tuning.tune import NothingToCompile, derive, measure
+
+    # engines' caches are large; on a GPU, what is compiled is what is timed
+    cache_bytes = 0 if gpu.is_here else shipped_calls.CACHE_BYTES
+    compiler = functools.partial(
+        compiled, architecture=gpu.architecture, compute_units=gpu.compute_units, cache_bytes=cache_bytes
+    )
+    processes = contextlib.nullcontext(NothingToCompile()) if tiny else Compilers(compiler, workers)
+    with processes as compilers:
+        if not gpu.is_here:
+            derive(run, by_class, compilers, console=console, **common)
+            return
+        run.rates = machine.rates(gpu.device, tiny=tiny)
+        most = TINY if tiny else None
+        measure(run, drawn, by_class, gpu.device, compilers, run.rates, most=most, console=console, **common)

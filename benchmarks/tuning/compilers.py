@@ -78,7 +78,7 @@ class Compilers:
                 try:
                     self._futures[job] = self._pool.submit(self._compiler, *job)
                 except BrokenProcessPool:
-                    self._one_by_one([], 0.0)
+                    self._begin_anew([job for job in self._futures if job not in self._found])
                     self._futures[job] = self._pool.submit(self._compiler, *job)
 
     def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> dict[Job, Facts | str]:
@@ -108,8 +108,7 @@ class Compilers:
             self._futures.pop(job).cancel()
 
     def _one_by_one(self, jobs: Collection[Job], deadline: float) -> None:
-        """A compiler has crashed, and nobody knows on which job."""
-        others = [job for job in self._futures if job not in jobs and job not in self._found]
+        """Compile jobs alone: a compiler has crashed, and nobody knows on which of them."""
         alone = _pool(1)
         for job in jobs:
             if time.monotonic() >= deadline:
@@ -119,9 +118,13 @@ class Compilers:
             except BrokenProcessPool:
                 self._found[job], alone = "the compiler crashed", _pool(1)
         alone.shutdown()
+        self._begin_anew([job for job in self._futures if job not in jobs and job not in self._found])
+
+    def _begin_anew(self, jobs: Iterable[Job]) -> None:
+        """Compile these in new processes: what a broken pool was given is lost."""
         self._pool = _pool(self._workers)
         self._futures = {}
-        self.begin(others)
+        self.begin(jobs)
 
 
 def _outcome(future: Future[Facts]) -> Facts | str:

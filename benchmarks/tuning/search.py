@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from attn_contract import UnsupportedError
@@ -52,10 +53,7 @@ class ClassSearch:
     def contenders(self, stage: str) -> list[Candidate]:
         """Who is timed in a stage beside today's; new ones are added to what is found."""
         if stage == "all":
-            names = [case.name for case in self.cases]
-            best = self._best(BEST_OF_FIRST_CASES, set(names[:FIRST_CASES]) & self.today.times.keys())
-            best += [each for each in self._best(BEST_SPLITS, set(names) & self.today.times.keys()) if each not in best]
-            return [each for each in best if each is not self.today]
+            return self._finalists()
         bases = {
             "tiles": [self.today],
             "options": self._best(BEST_TILES, set()) or [self.today],
@@ -74,6 +72,14 @@ class ClassSearch:
         self.found.candidates += new
         known |= {each.parameters: each for each in new}
         return [found for each in dict.fromkeys(wanted) if (found := known[each]) is not self.today]
+
+    def _finalists(self) -> list[Candidate]:
+        """The best in the first cases, and the best in all cases; of the cases those count that today's parameters run."""
+        of_first_cases = {case.name for case in self.cases[:FIRST_CASES]} & self.today.times.keys()
+        of_all_cases = {case.name for case in self.cases} & self.today.times.keys()
+        best = self._best(BEST_OF_FIRST_CASES, of_first_cases)
+        best += [each for each in self._best(BEST_SPLITS, of_all_cases) if each not in best]
+        return [each for each in best if each is not self.today]
 
     def _best(self, count: int, of_cases: set[str]) -> list[Candidate]:
         """Those with times in some cases, as many as are better than the others; today's may be one of them."""
@@ -169,22 +175,21 @@ def judge(search: ClassSearch, device: torch.device) -> None:
             if not judgement.agrees:
                 chosen.verdict, chosen.why = "wrong", f"{case.name}: {judgement.message}"
         except Exception as error:  # compilers and drivers raise anything
-            fail(chosen, error)
+            chosen.verdict, chosen.why = failure(error)
         if chosen.verdict != "final":
             found.chosen, found.why = None, f"the fastest is {chosen.verdict}: {chosen.why}"
             return
 
 
-def fail(candidate: Candidate, error: Exception) -> None:
-    """Record an error as the candidate's, unless it has taken the GPU with it.
+def failure(error: Exception) -> tuple[Literal["wrong", "failed"], str]:
+    """The verdict on what raised an error, and the error in a line.
 
     Raises:
-        DeviceError: the GPU no longer runs anything.
+        DeviceError: the error has taken the GPU with it.
     """
-    candidate.verdict = "wrong" if isinstance(error, WrongError) else "failed"
-    candidate.why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     if not isinstance(error, UnsupportedError | WrongError):
         check_device(error)
+    return "wrong" if isinstance(error, WrongError) else "failed", " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def entry_of_choice(call_class: CallClass, found: Search, source: str) -> Entry | None:
@@ -198,10 +203,9 @@ def entry_of_choice(call_class: CallClass, found: Search, source: str) -> Entry 
 
 def _fail(candidate: Candidate, bench: Bench, error: Exception, *, is_today: bool) -> None:
     """A case that today's parameters do not run is left out; a candidate that does not run a case is."""
-    verdict = candidate.verdict
-    fail(candidate, error)
-    candidate.why = f"{bench.case.name}: {candidate.why}"
-    if is_today:
+    verdict, why = failure(error)
+    candidate.why = f"{bench.case.name}: {why}"
+    if not is_today:
         candidate.verdict = verdict
 
 

@@ -19,7 +19,7 @@ from benchmarks.tuning.compilers import Job
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
-from benchmarks.tuning.search import FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, fail, judge, time_stage
+from benchmarks.tuning.search import FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, failure, judge, time_stage
 from benchmarks.tuning.space import candidates, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
@@ -76,18 +76,17 @@ def measure(
     ready = _finished(compilers, steps, deadlines["steps"], console, "the drawn steps")
     time_steps(run, [job.case for job in ready], device, rates, deadlines["steps"], is_tiny=is_tiny, console=console)
     save(None)
-    for stage in STAGES:
+    for stage, next_stage in zip(STAGES, (*STAGES[1:], None), strict=True):
         for search in searches:
             contenders = _compiled(compilers, search, stage, jobs[search], deadlines[stage], console)
             time_stage(search, stage, contenders, device, deadline=deadlines[stage], is_tiny=is_tiny)
             console.print(f"{stage}: {report.best_line(search.found)}", soft_wrap=True)
-            if stage != STAGES[-1]:
-                jobs[search] = _begin(compilers, search, STAGES[STAGES.index(stage) + 1])
-                save(None)
-                continue
-            decide(search.found)
-            if search.found.chosen is not None:
-                compilers.begin(_judge_jobs(search))
+            if next_stage is not None:
+                jobs[search] = _begin(compilers, search, next_stage)
+            else:
+                decide(search.found)
+                if search.found.chosen is not None:
+                    compilers.begin(_judge_jobs(search))
             save(None)
     for search in searches:
         if search.found.chosen is not None:
@@ -109,19 +108,19 @@ def time_steps(
     is_tiny: bool,
     console: Console,
 ) -> None:
+    """Time drawn steps as they are launched today, until a deadline. A step that does not run is printed, and left out."""
     for case in cases:
         if time.monotonic() >= deadline:
             console.print(f"no time for {len(cases) - len(run.steps)} of {len(cases)} drawn steps")
             return
-        today = Candidate(parameters=Parameters(block_m=16, block_n=16, num_warps=1, num_stages=1))
         try:
             bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
             run.steps.append(step_of(bench, rates, REPLAYS))
             console.print(report.step_line(run.steps[-1]), soft_wrap=True)
             del bench
         except Exception as error:  # compilers and drivers raise anything
-            fail(today, error)
-            console.print(f"{case.name}: {today.verdict}: {today.why}")
+            verdict, why = failure(error)
+            console.print(f"{case.name}: {verdict}: {why}")
         free()
 
 

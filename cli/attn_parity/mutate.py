@@ -306,7 +306,7 @@ def _check(page: Path) -> int:
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
     found = results_file.load(data, Results)  # before the mutants are made, which takes seconds
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
-    wrong = mutants_page.differences(found, (mutant.name for mutant in generate.of_package()), equivalent)
+    wrong = mutants_page.differences(found, generate.of_package(), equivalent)
     if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
         wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")
     for line in wrong:

@@ -249,8 +249,9 @@ def _signature(
     batch_invariant: bool,
 ) -> Hashable:
     """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
-    # scales in the rows of a cache must be aligned, and pairs of dims
+    # scales in the rows of a cache must be aligned
     offset = keys[0].storage_offset() if layer.layout is not None and layer.layout.has_inline_scales else 0
+    # dims are loaded in pairs from even addresses alone
     is_even = keys[0].data_ptr() % 2 == 0
     tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
     return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, offset, is_even)

@@ -52,7 +52,7 @@ def cascade_attention(
     if common_prefix_len % view.block_size or common_prefix_len > capacity:
         expected = f"a multiple of the block size ({view.block_size}), at most {capacity}"
         raise ContractError("common_prefix_len", common_prefix_len, expected)
-    _refuse_positions(layer, batch)
+    _refuse_unserved(layer, batch)
     if validate:
         _check_prefix(batch, common_prefix_len, common_prefix_len // view.block_size)
 
@@ -111,18 +111,18 @@ def cascade_attention_calls(
     yield reduce_call(suffix_plan, AttentionCall(q, keys, layer, batch, out, lse), parts)
 
 
-# Sink tokens do nothing without a window, and how ranges meet a window is nothing without ranges.
-_RULES = {"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"}
-_NO_POSITIONS = "the shared prefix is attended to without the positions of each request"
+IMPLEMENTED_RULES = frozenset({"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"})
+"""The rules that need no position of a key. Without a window `sink_tokens` does nothing, without ranges `ranges_clamped`."""
 
 
-def _refuse_positions(layer: Layer, batch: Batch) -> None:
+def _refuse_unserved(layer: Layer, batch: Batch) -> None:
+    if layer.layout is not None and layer.layout.has_latent_value:
+        reason = "a latent cache is not split into a prefix and a rest"
+        raise UnsupportedError("cascade_attention", f"layout {layer.layout}", reason, "paged_attention")
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
-    is_latent = layer.layout is not None and layer.layout.has_latent_value
-    served = _RULES - {"head_size_v"} if is_latent else _RULES
-    refused += [words_of(name) for name in asked(layer, batch) if name not in served]
+    refused += [words_of(name) for name in asked(layer, batch) if name not in IMPLEMENTED_RULES]
     if refused:
-        reason = "a latent cache is not split into a prefix and a rest" if is_latent else _NO_POSITIONS
+        reason = "the shared prefix is attended to without the positions of each request"
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")
 
 

@@ -1,5 +1,7 @@
 """Writing this step's latent vectors and rotated keys into the cache of latent attention (MLA)."""
 
+from typing import Any
+
 import torch
 from attn_contract import Layer, Layout
 from attn_contract.validation import check_write_latent_cache
@@ -12,11 +14,11 @@ from attn_optimized.kernels.write_e8m0_planes import E8m0PlanesWriteKind, write_
 from attn_optimized.kernels.write_latent_cache import LatentWriteKind, write_latent_cache_kernel
 from attn_optimized.kernels.write_scaled_latent_cache import ScaledLatentWriteKind, write_scaled_latent_cache_kernel
 from attn_optimized.kv_cache import INTEGER_OF_SIZE
-from attn_optimized.launch.tiles import row_grid, row_tiles
+from attn_optimized.launch.tiles import RowTiles, row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.launch.widths import power_of_2
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import kv_cache_strides, parts_of_e8m0_planes, parts_of_scaled_rows
+from attn_optimized.strides import KVCacheStrides, kv_cache_strides, parts_of_e8m0_planes, parts_of_scaled_rows
 
 
 def write_latent_cache(
@@ -95,17 +97,7 @@ def write_latent_cache_call(
         block_latent=tiles.block_d,
         block_rope=power_of_2(rope_size) if rope_size else 0,
     )
-    launch = Launch.of(
-        write_latent_cache_kernel,
-        row_grid(tiles, len(slot_mapping)),
-        {"KIND": kind},
-        tiles.options,
-        num_mapped=len(slot_mapping),
-        num_cache_slots=cache.num_blocks * cache.block_size,
-        block_size=cache.block_size,
-        **of_rows,
-        **of_cache,
-    )
+    launch = _launch(write_latent_cache_kernel, kind, tiles, cache, slot_mapping, of_rows | of_cache)
     tensors = {
         "kv_cache_ptr": stored,
         "kv_c_ptr": kv_c,
@@ -143,17 +135,7 @@ def _write_scaled_latent_cache_call(
         block_scales=power_of_2(scales.shape[2]),
         block_rope=power_of_2(rope_size) if rope_size else 0,
     )
-    launch = Launch.of(
-        write_scaled_latent_cache_kernel,
-        row_grid(tiles, len(slot_mapping)),
-        {"KIND": kind},
-        tiles.options,
-        num_mapped=len(slot_mapping),
-        num_cache_slots=cache.num_blocks * cache.block_size,
-        block_size=cache.block_size,
-        **of_rows,
-        **of_cache,
-    )
+    launch = _launch(write_scaled_latent_cache_kernel, kind, tiles, cache, slot_mapping, of_rows | of_cache)
     tensors: dict[str, torch.Tensor | None] = {
         "kv_cache_ptr": stored,
         "scales_ptr": scales,
@@ -186,17 +168,7 @@ def _write_e8m0_latent_cache_call(
         block_rows=tiles.block_rows,
         block_scales=power_of_2(num_scales),
     )
-    launch = Launch.of(
-        write_e8m0_latent_cache_kernel,
-        row_grid(tiles, len(slot_mapping)),
-        {"KIND": kind},
-        tiles.options,
-        num_mapped=len(slot_mapping),
-        num_cache_slots=cache.num_blocks * cache.block_size,
-        block_size=cache.block_size,
-        **of_rows,
-        **of_cache,
-    )
+    launch = _launch(write_e8m0_latent_cache_kernel, kind, tiles, cache, slot_mapping, of_rows | of_cache)
     tensors: dict[str, torch.Tensor | None] = {
         "kv_cache_ptr": stored,
         "bytes_ptr": kv_cache.view(torch.uint8),
@@ -226,17 +198,7 @@ def _write_e8m0_planes_call(
         block_rows=tiles.block_rows,
         block_groups=power_of_2(scales.shape[2]),
     )
-    launch = Launch.of(
-        write_e8m0_planes_kernel,
-        row_grid(tiles, len(slot_mapping)),
-        {"KIND": kind},
-        tiles.options,
-        num_mapped=len(slot_mapping),
-        num_cache_slots=cache.num_blocks * cache.block_size,
-        block_size=cache.block_size,
-        **of_rows,
-        **of_cache,
-    )
+    launch = _launch(write_e8m0_planes_kernel, kind, tiles, cache, slot_mapping, of_rows | of_cache)
     tensors: dict[str, torch.Tensor | None] = {
         "kv_cache_ptr": stored,
         "scales_ptr": scales,
@@ -247,3 +209,19 @@ def _write_e8m0_planes_call(
         "slot_mapping_ptr": slot_mapping,
     }
     return KernelCall(launch, tensors)
+
+
+def _launch(
+    kernel: Any, kind: Any, tiles: RowTiles, cache: KVCacheStrides, slot_mapping: torch.Tensor, strides: dict[str, int]
+) -> Launch:
+    """The launch of a kernel that writes one row for each slot of the mapping."""
+    return Launch.of(
+        kernel,
+        row_grid(tiles, len(slot_mapping)),
+        {"KIND": kind},
+        tiles.options,
+        num_mapped=len(slot_mapping),
+        num_cache_slots=cache.num_blocks * cache.block_size,
+        block_size=cache.block_size,
+        **strides,
+    )

@@ -11,11 +11,13 @@ from attn_optimized.kernels.load import DIMS_PER_PLANE_SCALE, DIMS_PER_SCALE
 class KVCacheStrides(NamedTuple):
     """Elements from K to V, and from one block, slot and KV head to the next; and what lies inside a page.
 
-    `interior` is "rows" where each slot of a head is a dense row of dims, else "x_packed" or "shuffled", where the slot stride
-    is not used: see kernels/kv_layout.py. "latent" is "rows" where V is the first dims of K; in "latent_scaled" a row also
-    holds their scales, and the other dims in another type: see `parts_of_scaled_rows`; in "latent_e8m0" it is the dims of V and
-    then their scales: see `scales_of_e8m0_rows`. In "latent_e8m0_planes" a row is the dims of V, the last of them in another
-    type, and their scales lie behind all rows of a page: see `parts_of_e8m0_planes`.
+    interior           inside a page
+    rows               each slot of a head is a dense row of dims
+    x_packed, shuffled as kernels/kv_layout.py says; the slot stride is not used
+    latent             rows, whose first dims are V, too
+    latent_scaled      rows of V, its scales, and K's other dims in another type: `parts_of_scaled_rows`
+    latent_e8m0        rows of V and its scales: `scales_of_e8m0_rows`
+    latent_e8m0_planes rows of V, whose last dims are of another type, and behind all rows the scales: `parts_of_e8m0_planes`
     """
 
     kv: int

@@ -389,7 +389,16 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     assert run.code == 1
     assert "mutants.md is not what mutants.json makes" in run.out
     gone = replace(found, mutants=(replace(rows[0], name="attn_optimized.gone:edge:1"),))
-    assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT.name], {}))
+    assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT], {}))
+
+
+def test_a_page_that_gives_a_change_the_name_of_another_mutant_is_not_current(log):
+    row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, None, {}), name=OTHER.name)
+    found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, [row])
+    expected = f"{OTHER.name}: it makes another change by now; {MUTANT.name} makes {MUTANT.change}"
+    assert mutants_page.differences(found, [MUTANT, OTHER], {}) == [expected]
+    rewritten = replace(found, mutants=(replace(row, change="a -> b"),))
+    assert mutants_page.differences(rewritten, [MUTANT, OTHER], {}) == [], "its code is written in another way by now"
 
 
 LINES_OF_TEST = {MUTANT.module: {MUTANT.line: [0], OTHER.line: [0]}}

@@ -340,11 +340,23 @@ def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def differences(results: Results, known: Iterable[str], equivalent: dict[str, str]) -> list[str]:
-    """What is not of today: mutants that no operator makes any more, and reasons that are new or gone."""
-    there = {*known}
-    wrong = [f"{row.name}: no operator makes it any more" for row in results.mutants if row.name not in there]
+def differences(results: Results, known: Iterable[Generated], equivalent: dict[str, str]) -> list[str]:
+    """What is not of today: mutants that no operator makes any more, or makes under another name; reasons that are new or gone.
+
+    A change before a mutant's statement gives the mutant another number. Then the old name may be that of another mutant.
+    """
+    changes = {mutant.name: mutant.change for mutant in known}
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, change in changes.items():
+        names.setdefault((_without_number(name), change), []).append(name)
+    wrong = [f"{row.name}: no operator makes it any more" for row in results.mutants if row.name not in changes]
     for row in results.mutants:
+        if (others := names.get((_without_number(row.name), row.change), [])) and row.name not in others:
+            wrong.append(f"{row.name}: it makes another change by now; {' or '.join(others)} makes {row.change}")
         if (row.state == EQUIVALENT) != (row.name in equivalent):
             wrong.append(f"{row.name}: equivalent.toml and the results differ on it")
     return wrong
+
+
+def _without_number(name: str) -> str:
+    return name.rpartition(":")[0]

@@ -65,7 +65,8 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         **_sizes(plan, batch),
         **row_strides,
         **kv_strides,
-        **_scale_strides(keys.k_scale, keys.v_scale),
+        **scale_strides(keys.k_scale).named("stride_k_scale"),
+        **scale_strides(keys.v_scale).named("stride_v_scale"),
         **_state_strides(layer, batch),
         stride_lse_head=0 if call.lse is None else call.lse.stride(0),
         stride_block_table=0 if batch.block_table is None else batch.block_table.stride(0),
@@ -151,18 +152,6 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
         "balanced_splits": plan.balanced_splits,
         "min_tiles_per_split": plan.min_tiles_per_split,
         "max_tiles": plan.max_tiles,
-    }
-
-
-def _scale_strides(k_scale: torch.Tensor | None, v_scale: torch.Tensor | None) -> dict[str, int]:
-    k, v = scale_strides(k_scale), scale_strides(v_scale)
-    return {
-        "stride_k_scale_block": k.block,
-        "stride_k_scale_slot": k.slot,
-        "stride_k_scale_head": k.head,
-        "stride_v_scale_block": v.block,
-        "stride_v_scale_slot": v.slot,
-        "stride_v_scale_head": v.head,
     }
 
 

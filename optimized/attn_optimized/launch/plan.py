@@ -53,7 +53,8 @@ class AttentionPlan:
 
     def __post_init__(self) -> None:
         if self.launch_grid[1] > _MAX_GRID_Y:
-            programs = f"{self.launch_grid[1]} groups of query heads beside {self.launch_grid[0]} tiles of queries"
+            tiles, heads = self.grid
+            programs = f"{heads} groups of query heads beside {tiles} tiles of queries"
             reason = f"a GPU's grid has at most {_MAX_GRID_Y} programs in its second dimension"
             raise UnsupportedError("attn_optimized", programs, reason, "attn_reference")
 
@@ -88,7 +89,6 @@ def attention_plan(
     if workload.window_keys is not None:
         max_keys = min(max_keys, workload.window_keys)
     max_keys_of_tile = max_keys + tiles.queries - 1
-    at_once = tiles.parameters.programs_per_unit * compute_units
     splits, balanced_splits = num_splits(
         workload,
         architecture=architecture,
@@ -97,6 +97,9 @@ def attention_plan(
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )
+    at_once = tiles.parameters.programs_per_unit * compute_units
+    # in heads_first the tiles are the grid's second dimension, which holds fewer programs than the first
+    heads_first = grid[0] <= _MAX_GRID_Y and (one_tile_per_request or grid[0] * grid[1] <= _MANY_WAVES * at_once)
     return AttentionPlan(
         architecture=architecture,
         tiles=tiles,
@@ -104,7 +107,7 @@ def attention_plan(
         batch_invariant=workload.batch_invariant,
         has_short_window=workload.has_short_window,
         one_tile_per_request=one_tile_per_request,
-        heads_first=grid[0] <= _MAX_GRID_Y and (one_tile_per_request or grid[0] * grid[1] <= _MANY_WAVES * at_once),
+        heads_first=heads_first,
         splits=splits,
         balanced_splits=balanced_splits,
         min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),

@@ -13,6 +13,7 @@ MIN_WAVES = 1.5
 PART_COST = 0.08
 """What each part beyond the first adds to the time, relative to that without a split: measured at 64 requests of 8k keys."""
 _INTERPRETED_PROGRAMS = 2
+"""So many programs fill the interpreter, as far as splits go: keys of few requests are split there, too."""
 
 
 def num_splits(

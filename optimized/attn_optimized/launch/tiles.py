@@ -16,11 +16,13 @@ from attn_optimized.launch.table import Parameters, parameters_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, phase_of
 
-# a tile holds whole groups, and the largest tile of gfx1100's table has 64 rows. The kernel divides a row by its group by a
-# multiplication with 16 bits, which is right for groups of up to 256 heads (theorem programs.inverse). So it is for those of
-# latent caches, which may be as large as a tile: 128 rows in the tables
 MAX_GROUP = 64
-# a few hundred keys are split, and most small cases are not slowed down
+"""The most query heads of a KV head: a tile holds whole groups, and the largest tile of gfx1100's table has 64 rows.
+
+A group of a latent cache may be as large as a tile, which has at most 128 rows in the tables. The kernel divides a row by its
+group by a multiplication with 16 bits. That is right for groups of up to 256 heads (theorem programs.inverse).
+"""
+# a request of a few hundred keys is split; most small cases are not, which would make them slow
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
 
 
