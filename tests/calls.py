@@ -178,6 +178,12 @@ def padded_rows(*parts: torch.Tensor, device: torch.device | str = "cpu") -> tup
     return fused.to(device)[:, :-1].split(heads, dim=1)
 
 
+def with_idle_strides(tensor: torch.Tensor, stride: int = 7) -> torch.Tensor:
+    """The same elements. The stride of a dimension of one element reaches none, and is `stride`."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.as_strided(tensor.shape, [stride if size == 1 else step for size, step in steps])
+
+
 def forget(call: PagedCall, slots: torch.Tensor) -> PagedCall:
     """Fill slots of the call's cache with NaN, as of a block that was freed; returns the call."""
     layer = call.layer

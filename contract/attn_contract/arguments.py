@@ -1,7 +1,9 @@
 """Checks of one argument by itself: its Python type, its range, a tensor's shape and dtype. They read no value of a tensor."""
 
 import reprlib
+from collections.abc import Iterable, Mapping
 from types import UnionType
+from typing import Any
 
 import torch
 
@@ -26,6 +28,22 @@ def named(value: object) -> str:
 def check_type(argument: str, value: object, kind: type | UnionType, expected: str) -> None:
     if not isinstance(value, kind):
         raise ContractError(argument, shown(value), expected)
+
+
+def check_names(argument: str, by_name: Mapping[Any, object]) -> None:
+    """Check that each key of a mapping can be a layer's name."""
+    for name in by_name:
+        if not isinstance(name, str):
+            raise ContractError(argument, f"the key {shown(name)}", "a layer's name, which is a string, for each key")
+
+
+def elements_of(argument: str, value: Iterable[Any], expected: str) -> list[Any]:
+    """What an iterable yields. A tensor without dimensions is an Iterable by its type, and yields nothing."""
+    try:
+        elements = iter(value)
+    except TypeError:
+        raise ContractError(argument, shown(value), expected) from None
+    return list(elements)
 
 
 def check_int(argument: str, value: object, *, minimum: int) -> None:

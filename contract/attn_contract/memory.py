@@ -40,8 +40,10 @@ def are_interleaved(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether every index of both tensors is the same memory."""
-    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
+    """Whether every index of both tensors is the same memory. No index moves by the stride of a dimension of one element."""
+    if (a.data_ptr(), a.shape) != (b.data_ptr(), b.shape):
+        return False
+    return all(here == there for size, here, there in zip(a.shape, a.stride(), b.stride(), strict=True) if size > 1)
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from attn_contract.arguments import check_type
+from attn_contract.arguments import check_names, check_type, elements_of, shown
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 
@@ -47,8 +47,10 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
 
     Raises:
         ContractError: two layers have different footprints; two layers that share contents have different elements; or
-            `shared_contents` names a layer that is not in `views`.
+            `shared_contents` names a layer that is not in `views`; or an argument has another type.
     """
+    check_type("views", views, Mapping, "views by the layer's name")
+    check_names("views", views)
     for name, view in views.items():
         check_type(name, view, KVCacheView, "a KVCacheView")
     for (first, reference), (name, view) in itertools.pairwise(views.items()):
@@ -56,10 +58,13 @@ def check_shared_allocation(views: Mapping[str, KVCacheView], shared_contents: I
             raise ContractError(
                 name, _describe(view), f"the footprint of {first} ({_describe(reference)}): each block id covers the same bytes"
             )
-    for writer, reader in shared_contents:
-        for name in (writer, reader):
-            if name not in views:
-                raise ContractError("shared_contents", repr(name), f"one of the layers: {', '.join(views)}")
+    for pair in elements_of("shared_contents", shared_contents, "pairs of names of layers"):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ContractError("shared_contents", shown(pair), "a pair of names of layers for each")
+        for name in pair:
+            if not isinstance(name, str) or name not in views:
+                raise ContractError("shared_contents", shown(name), f"one of the layers: {', '.join(views)}")
+        writer, reader = pair
         if not same_elements(views[writer], views[reader]):
             raise ContractError(
                 reader, _describe(views[reader]), f"the elements of {writer} ({_describe(views[writer])}): they share contents"

@@ -806,6 +806,7 @@ def test_equal_bytes_of_different_dtypes():
 
 
 NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}
+NAMED_PLANES = {"planes": NAMED["planes"]}
 
 
 @pytest.mark.parametrize(
@@ -837,6 +838,25 @@ def test_allocations_that_layers_may_not_share(names, shared_contents, message):
         check_shared_allocation({name: NAMED[name] for name in names}, shared_contents)
     assert str(error.value).startswith(message[0])
     assert message[1] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("views", "shared_contents", "message"),
+    [
+        ([NAMED["planes"]], [], "views: got [KVCacheView"),
+        ({5: NAMED["planes"]}, [], "views: got the key 5, expected a layer's name"),
+        (NAMED_PLANES, 5, "shared_contents: got 5, expected pairs of names"),
+        (NAMED_PLANES, torch.tensor(0.0), "shared_contents: got tensor(0.), expected pairs of names"),
+        (NAMED_PLANES, ["ab"], "shared_contents: got 'ab', expected a pair"),
+        (NAMED_PLANES, [("planes",)], "shared_contents: got ('planes',), expected a pair"),
+        (NAMED_PLANES, [([], "planes")], "shared_contents: got [], expected one of the layers: planes"),
+        (NAMED_PLANES, [("planes", None)], "shared_contents: got None, expected one of the layers: planes"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(views, shared_contents, message):
+    with pytest.raises(ContractError) as error:
+        check_shared_allocation(views, shared_contents)
+    assert str(error.value).startswith(message)
 
 
 def test_a_message_shows_the_strides():

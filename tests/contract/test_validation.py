@@ -12,6 +12,8 @@ import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, validation
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.calls import with_idle_strides
+
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 
 Arguments = dict[str, object]
@@ -220,6 +222,17 @@ def fused_rows(arguments: Arguments) -> Arguments:
     """q, which is rotated in place, between k and v in each row of one tensor."""
     k, q, v = torch.ones(7, 64).split([16, 32, 16], dim=1)
     return {"q": q.unflatten(1, (4, 8)), "k": k.unflatten(1, (2, 8)), "v": v.unflatten(1, (2, 8))}
+
+
+def one_row_in_place(arguments: Arguments) -> Arguments:
+    """A merge of one row into its first state, of which the outputs are views with another row stride."""
+    states = {
+        "out_a": torch.zeros(1, 4, 8),
+        "out_b": torch.zeros(1, 4, 8),
+        "lse_a": torch.zeros(4, 1),
+        "lse_b": torch.zeros(4, 1),
+    }
+    return states | {"out": with_idle_strides(states["out_a"]), "lse": with_idle_strides(states["lse_a"])}
 
 
 def one_dim_early(fused: Arguments) -> Arguments:
@@ -845,6 +858,7 @@ VALID = [
     (merge_parts, {"output_scale": torch.ones(()), **FLOAT8_OUT}),
     (merge, lambda a: {"out": a["out_a"], "lse": a["lse_a"]}),
     (merge, lambda a: {"out": a["out_b"], "lse": a["lse_b"]}),
+    (merge, one_row_in_place),
 ]
 
 

@@ -525,6 +525,16 @@ FAULTS = {
         {"k": lambda k: k[1:], "v": lambda v: v[1:]},
         r"load .*k\[5, 0, 0\].*only rows that a request owns may be read",
     ),
+    "another's key": (
+        DENSE,
+        {"k": lambda k: k[:1].expand_as(k)},
+        r"load .*: k\[0, 0, 0\].*it belongs to another request than the program's queries",
+    ),
+    "another's value": (
+        DENSE,
+        {"v": lambda v: v[:1].expand_as(v)},
+        r"load .*: v\[0, 0, 0\].*it belongs to another request than the program's queries",
+    ),
     "an unowned output": (
         PAGED,
         {"out": shifted(2 * (2 * 16 + 8))},

@@ -234,12 +234,9 @@ def test_an_unknown_mutant_and_a_page_without_results_are_refused(attn_parity):
     assert "zoo-ways.json" in attn_parity("ways", "--check", "--page", "zoo-ways.md").err
 
 
-@pytest.mark.parametrize(
-    ("name", "examples"),
-    [("latent-without-rope", 10), ("vllm-39120", 10)],
-    ids=["values narrower than keys", "rows never written"],
-)
-def test_exact_mode_sees(name, examples, attn_parity, tmp_path):
-    assert attn_parity("ways", "exact", "--only", name, "--examples", examples, "--workers", 1, "--json", "ways.json").code == 0
+@pytest.mark.parametrize("name", ["latent-without-rope", "vllm-39120"], ids=["values narrower than keys", "rows never written"])
+def test_exact_mode_sees(name, attn_parity, tmp_path):
+    # The first case that fails ends the run. About one of four does: a hundred have one, whatever cases a seed means.
+    assert attn_parity("ways", "exact", "--only", name, "--examples", 100, "--workers", 1, "--json", "ways.json").code == 0
     (row,) = results_file.load(tmp_path / "ways.json", Results).mutants
     assert row.ways["exact"].by == "exact"

@@ -17,7 +17,7 @@ from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_ait
 from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages
 
 from tests.agreement import assert_within_bound
-from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall
+from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
 
 ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
 
@@ -204,6 +204,14 @@ class TestUnifiedAttention:
         call = paged_call([3, 4], [20, 6], dtype=torch.float16, qq_bias=wide[:, :11])
         assert_agrees(call, self.attend(aiter, call))
         assert calls[-1].arguments["qq_bias"].stride() == (11, 1)
+
+    @pytest.mark.parametrize("stride", [0, 16])
+    def test_the_stride_of_a_qq_bias_of_one_query_is_not_its_width(self, stride, paged_call, aiter, calls):
+        bias = torch.full((1, 16), 0.5).as_strided((1, 1), (stride, 1))
+        call = paged_call([1], [20], dtype=torch.float16)
+        batch = replace(call.batch, max_query_len=1, num_actual_tokens=1, qq_bias=bias)
+        self.attend(aiter, call._replace(q=call.q[:1], batch=batch))
+        assert calls[-1].arguments["qq_bias"].stride() == (1, 1)
 
     def test_the_rest_of_a_tile_of_the_block_table_can_be_read(self, paged_call, aiter, calls):
         call = paged_call([18, 3], [20, 33], dtype=torch.float16)
@@ -492,6 +500,19 @@ class TestPagedAttentionV1:
         with pytest.raises(UnsupportedError, match=f"^AITER's paged_attention_v1: .*{words}"):
             self.attend(aiter, call)
         assert calls == []
+
+    def test_heads_that_are_not_packed_are_refused(self, paged_call, aiter, calls):
+        call = paged_call([1, 1], [20, 33], head_size=64, dtype=torch.float16)
+        apart = call.q.repeat_interleave(2, dim=1)[:, ::2]
+        with pytest.raises(UnsupportedError, match="heads of q that are not packed"):
+            self.attend(aiter, call._replace(q=apart))
+        assert calls == []
+
+    @pytest.mark.parametrize("stride", [0, 7, 65])
+    def test_one_head_is_packed_whatever_its_stride(self, stride, paged_call, aiter):
+        call = paged_call([1, 1], [20, 33], num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16)
+        call = call._replace(q=with_idle_strides(call.q, stride))
+        assert_agrees(call, self.attend(aiter, call))
 
     def test_a_request_without_a_query_beside_a_row_of_padding_is_refused_by_its_values(self, paged_call, aiter, calls):
         call = paged_call([0, 1], [20, 33], head_size=64, dtype=torch.float16)

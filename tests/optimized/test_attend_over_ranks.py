@@ -9,8 +9,10 @@ import pytest
 import torch
 from attn_fuzz.run import prepared
 from attn_fuzz.targets.ranks import TRITON_RANKS
+from attn_optimized.context_parallel import attention
 
 from tests.agreement import assert_within_bound
+from tests.calls import with_idle_strides
 from tests.optimized import ranks_worker
 
 needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
@@ -97,6 +99,11 @@ def test_outputs_and_their_lses_are_one_message(tmp_path):
     """Steps of few keys wait for the network's latency, not for its bytes."""
     for result in over_ranks(2, tmp_path, {"messages": ranks_worker.counts_messages}):
         assert result["messages"] == (torch.tensor(1),)
+
+
+def test_the_bytes_of_one_element_need_no_stride():
+    one = with_idle_strides(torch.tensor(1.5).view(1, 1, 1))
+    assert attention._bytes(one).view(torch.float32).tolist() == [1.5]
 
 
 @needs_two_gpus

@@ -59,6 +59,7 @@ def unified_attention(
         if alibi_slopes is not None:
             scores = scores + alibi_slopes[:, None, None] * (key - context_len)
         if qq_bias is not None:
+            assert qq_bias.stride(0) == qq_bias.shape[1], "the row stride is taken for the width"
             own = key >= context_len
             bias = qq_bias[:num_queries, (key - context_len)[own]]
             scores[:, :, own] += bias

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from attn_contract import AttentionConfig, AttentionType, KVCacheView, Layout, same_elements, same_footprint
 from attn_fuzz.targets.selections import Asked, check_why
 from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
@@ -131,6 +132,8 @@ def _mistakes(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a name for an allocation", {"allocations": ["first"]}
     yield "a number for an allocation", {"allocations": [5]}
     yield "no allocations", {"allocations": None}
+    yield "a tensor without dimensions for allocations", {"allocations": torch.tensor(0.0)}
+    yield "a number for a layer's name", {"layers": {**layers, 5: layers["first"]}}
     yield "no names of layers that share", {"kv_sharing": None}
     yield "a reader that is unknown", {"kv_sharing": {**model.kv_sharing, "nobody": "first"}}
     yield "a writer that is unknown", {"kv_sharing": {**model.kv_sharing, "first": "nobody"}}

@@ -70,7 +70,7 @@ def paged_attention_v1(
         (layer.output_scale is not None, "a float8 output", "its fp8_out_scale has not been shown to mean the same"),
         dtype(q.dtype),
         cache(layer, (None, "tensor"), "it reads float8 with one k_scale and one v_scale"),
-        (q.stride(1) != layer.head_size, "heads of q that are not packed", "it steps over q by rows alone"),
+        (not has_packed_heads(q), "heads of q that are not packed", "it steps over q by rows alone"),
         (not out.is_contiguous(), "an output that is not contiguous", "it writes dense rows"),
         size("head size", layer.head_size, PAGED_ATTENTION_HEAD_SIZES),
         size("block size", view.block_size, PAGED_ATTENTION_BLOCK_SIZES),
@@ -106,6 +106,11 @@ def paged_attention_v1(
         **({"sliding_window": layer.window[0] + 1} if window else {}),
     )
     return out
+
+
+def has_packed_heads(q: torch.Tensor) -> bool:
+    """Whether the heads of each row of q [T, H, D] lie one behind the other. A stride over one head says nothing."""
+    return q.shape[1] == 1 or q.stride(1) == q.shape[2]
 
 
 def workspace(q: torch.Tensor, num_requests: int, max_seq_len: int) -> torch.Tensor:

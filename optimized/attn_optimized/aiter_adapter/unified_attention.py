@@ -95,7 +95,7 @@ def unified_attention(
         "alibi_slopes": layer.alibi_slopes,
         "sinks": layer.sinks,
         "output_scale": layer.output_scale,
-        "qq_bias": None if batch.qq_bias is None else batch.qq_bias.contiguous(),
+        "qq_bias": None if batch.qq_bias is None else _dense(batch.qq_bias),
     }
     aiter.call(
         _NAME,
@@ -123,6 +123,13 @@ def unified_attention(
 def native_float8(architecture: str) -> torch.dtype:
     """The float8 type whose range the kernel clamps a quantized output to."""
     return torch.float8_e4m3fn if architecture == "gfx950" else torch.float8_e4m3fnuz
+
+
+def _dense(qq_bias: torch.Tensor) -> torch.Tensor:
+    """The bias with its width for its row stride, which `contiguous` does not give to a row that is alone."""
+    if qq_bias.stride() == (qq_bias.shape[1], 1):
+        return qq_bias
+    return qq_bias.clone(memory_format=torch.contiguous_format)
 
 
 def _readable(block_table: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -219,4 +219,6 @@ def _summed(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's memory, of a type that every backend moves."""
-    return tensor.flatten().contiguous().view(torch.uint8)
+    dense = tensor.flatten().contiguous()
+    # the stride of a single element may be anything, and torch asks for 1
+    return dense.as_strided(dense.shape, (1,)).view(torch.uint8)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from attn_contract import AttentionConfig, ContractError, KVCacheView, Layout, Refusal, UnsupportedError, same_elements
-from attn_contract.arguments import check_type, named, shown
+from attn_contract.arguments import check_names, check_type, elements_of, named, shown
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.selector.layer import (
@@ -70,6 +70,7 @@ def select_model(
     check_type("layers", layers, Mapping, "configs by the layer's name")
     check_type("kv_sharing", kv_sharing, Mapping, "names of layers by the reader's name")
     check_type("backends", backends, Mapping | None, "None, or names of backends by the layer's name")
+    check_names("layers", layers)
     for name, config in layers.items():
         check_type(f"layers[{shown(name)}]", config, AttentionConfig, "an AttentionConfig")
     architecture = parse_architecture(architecture)
@@ -265,17 +266,13 @@ def _groups(
     Raises:
         ContractError: allocations that are no collections of names, an unknown layer, one without a cache, or one in two.
     """
-    check_type("allocations", allocations, Iterable, "the names of layers that share one, for each")
     groups: list[list[str]] = []
     allocation_of: dict[str, list[str]] = {}
-    for allocation in allocations:
-        if not isinstance(allocation, Collection) or isinstance(allocation, str):
-            raise ContractError("allocations", shown(allocation), "a collection of names of layers for each")
-        if not allocation:
-            raise ContractError("allocations", "one without a layer", "names of layers in each")
-        _check_known("allocations", allocation, layers)
+    for allocation in elements_of("allocations", allocations, "the names of layers that share one, for each"):
+        names = _names_in(allocation)
+        _check_known("allocations", names, layers)
         groups.append([])
-        for name in allocation:
+        for name in names:
             if not layers[name].attn_type.reads_cache:
                 raise ContractError("allocations", f"layer {name}", f"one with a cache: {layers[name].attn_type} has none")
             if name in allocation_of:
@@ -294,6 +291,17 @@ def _groups(
             raise ContractError("allocations", f"layer {reader}", f"the allocation of {target}, whose cache it reads")
         group.append(reader)
     return groups
+
+
+def _names_in(allocation: object) -> list[str]:
+    """What one of the allocations holds, in a list."""
+    expected = "a collection of names of layers for each"
+    if not isinstance(allocation, Collection) or isinstance(allocation, str):
+        raise ContractError("allocations", shown(allocation), expected)
+    names = elements_of("allocations", allocation, expected)
+    if not names:
+        raise ContractError("allocations", "one without a layer", "names of layers in each")
+    return names
 
 
 def _check_kv_sharing(layers: Mapping[str, AttentionConfig], kv_sharing: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ from attn_optimized.backends.rocm_aiter_unified_attn import LAYOUTS_OF_ROWS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.calls import with_idle_strides
+
 FA = BACKENDS["ROCM_AITER_FA"]
 SINKS = [0.5, 3.0, -3.0, -torch.inf]
 # decode, extend, prefill and padding, in the order that needs no copies, and in another one
@@ -100,6 +102,12 @@ def test_rows_that_the_decode_kernel_cannot_step_over_go_to_the_other_one(make_s
     assert [call.function for call in calls] == ["unified_attention"]
     assert wide[..., 64:].isnan().all()
     assert not wide[:2, :, :64].isnan().any()
+
+
+def test_one_head_has_no_stride_that_the_decode_kernel_could_not_step_over(make_step, assert_agrees, calls):
+    step = make_step([1, 1], [40, 17], num_heads=1, num_kv_heads=1)
+    assert_agrees(FA, replace(step, query=with_idle_strides(step.query)))
+    assert [call.function for call in calls] == ["paged_attention_v1"]
 
 
 def test_the_context_of_an_extend_comes_in_chunks_of_bounded_size_without_sinks(make_step, assert_agrees, calls):

@@ -9,6 +9,7 @@ from attn_contract.validation import check_own_tokens, check_paged_attention
 
 from attn_optimized.aiter_adapter import flash_attn_varlen, paged_attention_v1, unified_attention
 from attn_optimized.aiter_adapter.key_values import key_value_rows
+from attn_optimized.aiter_adapter.paged_attention_v1 import has_packed_heads
 from attn_optimized.backends.base import AttentionImpl
 from attn_optimized.backends.phases import KeySpan, PhaseMetadata, check_host_lengths
 from attn_optimized.backends.rocm_aiter_fa.metadata import (
@@ -96,7 +97,7 @@ class AiterFlashAttentionImpl(AttentionImpl[AiterFlashAttentionMetadata]):
         layer = self.layer
         is_plain = decode.batch.max_query_len == 1 and layer.sinks is None and layer.window[0] == UNLIMITED
         # paged_attention_v1 steps over rows of q and out as if they were dense
-        is_dense = q.stride(1) == layer.head_size and out.is_contiguous()
+        is_dense = has_packed_heads(q) and out.is_contiguous()
         kernel = paged_attention_v1 if is_plain and is_dense else unified_attention
         kernel(self.aiter, q, kv_cache, layer, decode.batch, out=out)
         _put_back(output, decode, out)
