@@ -193,9 +193,10 @@ def _cache(shipped: ShippedCall) -> torch.Tensor:
 
 
 def _num_blocks(shipped: ShippedCall) -> int:
-    row = shipped.layout.row_size(shipped.head_size, shipped.head_size_v) * (shipped.kv_cache_dtype or shipped.dtype).itemsize
-    parts = 1 if shipped.layout.has_latent_value else 2
-    return shipped.cache_bytes // (parts * shipped.block_size * shipped.num_kv_heads * row)
+    key, value = shipped.layout.row_sizes(shipped.head_size, shipped.head_size_v)
+    row = key if shipped.layout.has_latent_value else key + value
+    itemsize = (shipped.kv_cache_dtype or shipped.dtype).itemsize
+    return shipped.cache_bytes // (shipped.block_size * shipped.num_kv_heads * row * itemsize)
 
 
 def _rows(shipped: ShippedCall, num_tokens: int, num_heads: int, dtype: torch.dtype | None = None) -> torch.Tensor:
