@@ -1,12 +1,12 @@
 """`attn-parity mutate`: mutants that operators make, a sample by seed, and how many of them are found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import click
 import msgspec
-from attn_fuzz import inputs, outputs
+from attn_fuzz import inputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report import mutants_page, results_file
 from attn_fuzz.report.mutants_page import Results
@@ -20,6 +20,7 @@ from attn_fuzz.zoo import generate, reasons
 from attn_fuzz.zoo.generate import PACKAGE, Generated
 from attn_fuzz.zoo.mutants import EQUIVALENT, NOT_FOUND
 from attn_fuzz.zoo.operators import OPERATORS
+from attn_parity import mutant_pages
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -222,9 +223,7 @@ def _tell(found: Results, interrupted: bool, page: Path | None, json_file: Path 
     if interrupted:
         return 130
     if page:
-        outputs.write(page.with_suffix(".json"), results_file.dumps(found))
-        outputs.write(page, mutants_page.text(found))
-        notes.print(f"{page} written")
+        mutant_pages.write(page, found, mutants_page.text(found))
     return 0
 
 
@@ -265,19 +264,16 @@ def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
 
 
 def _record_targets(log: Log, targets: Sequence[str], examples: int, plan: FuzzPlan, workers: int) -> None:
+    """Record what targets run, unless the log knows it. Each is recorded in a process of its own."""
+
     def of_target(name: str) -> Reach:
         return reach.record(
             FuzzPlan(target=name, device=plan.device, examples=examples, seed=plan.seed, folder=plan.folder), PACKAGE
         )
 
-    _record(log, targets, of_target, workers)
-
-
-def _record(log: Log, names: Sequence[str], record: Callable[[str], Reach], workers: int) -> None:
-    """Record what targets or files of tests run, unless the log knows it. Each is recorded in a process of its own."""
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for future in as_completed(pool.submit(record, name) for name in names if name not in log.reaches):
+            for future in as_completed(pool.submit(of_target, name) for name in targets if name not in log.reaches):
                 log.add(found := future.result())
                 notes.print(f"recorded: {found.target}, {found.seconds:.2f} s for a case")
         except BaseException:
@@ -301,15 +297,9 @@ def _print(found: Results) -> None:
 
 def _check(page: Path) -> int:
     """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
-    data = page.with_suffix(".json")
-    if not data.is_file():
-        raise click.ClickException(f"--page: {data} does not exist; `attn-parity mutate --write` writes it")
-    found = results_file.load(data, Results)  # before the mutants are made, which takes seconds
+    found = mutant_pages.kept(page, Results, "mutate")  # before the mutants are made, which takes seconds
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     wrong = mutants_page.differences(found, generate.of_package(), equivalent)
     if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
-        wrong.append(f"{page} is not what {data} makes: run `attn-parity mutate --write`")
-    for line in wrong:
-        results.print(line, soft_wrap=True)
-    results.print(mutants_page.summary(found.mutants) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
-    return 1 if wrong else 0
+        wrong.append(f"{page} is not what {page.with_suffix('.json')} makes: run `attn-parity mutate --write`")
+    return mutant_pages.checked(wrong, mutants_page.summary(found.mutants))

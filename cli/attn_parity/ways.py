@@ -17,7 +17,7 @@ from typing import TypeVar, get_args
 
 import click
 import msgspec
-from attn_fuzz import extras, inputs, outputs
+from attn_fuzz import extras, inputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.exhaustive import first
 from attn_fuzz.exhaustive.scope import SCOPES
@@ -30,6 +30,7 @@ from attn_fuzz.run.ways import TRIALS, Drawn, target_of
 from attn_fuzz.targets import registry
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
+from attn_parity import mutant_pages
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
@@ -124,12 +125,11 @@ def command(
     Exit 2 if a mutant does not run.
     """
     # before the mutants, whose reading takes a second
-    checked = _kept(page) if check else None
+    checked = mutant_pages.kept(page, Results, "ways") if check else None
     taken = [results_file.load(path, Results) for path in take]
     everybody = mutants.load_all()
     names = [mutant.name for mutant in everybody]
-    if unknown := sorted(set(only) - set(names)):
-        raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
+    chosen = mutant_pages.chosen(everybody, only)
     if checked is not None:
         return _check(page, checked, everybody)
     check_writable(json_file)
@@ -149,16 +149,14 @@ def command(
     if take:
         found = ways_page.merged(taken, names)
     else:
-        residents = [mutant for mutant in everybody if not only or mutant.name in only][shard[0] - 1 :: shard[1]]
-        found, interrupted = _found([way for way in get_args(Way) if not ways or way in ways], residents, search)
+        of_shard = chosen[shard[0] - 1 :: shard[1]]
+        found, interrupted = _found([way for way in get_args(Way) if not ways or way in ways], of_shard, search)
     _print(found, everybody)
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if writes:
         whole = ways_page.merged([*kept, found], names)
-        outputs.write(data, results_file.dumps(whole))
-        outputs.write(page, ways_page.text(whole, everybody))
-        notes.print(f"{page} written")
+        mutant_pages.write(page, whole, ways_page.text(whole, everybody))
     if broken := [caught.error for row in found.mutants for caught in row.ways.values() if caught.error]:
         raise MutantError("; ".join(broken))
     return 130 if interrupted else 0
@@ -359,15 +357,4 @@ def _check(page: Path, found: Results, everybody: Sequence[KnownBug]) -> int:
     if not page.is_file() or inputs.read_text(page) != ways_page.text(found, everybody):
         data = page.with_suffix(".json")
         wrong.append(f"{page} is not what {data} and the mutants make: run `attn-parity ways --take {data} --write`")
-    for line in wrong:
-        results.print(line, soft_wrap=True)
-    results.print(f"{len(wrong)} wrong" if wrong else ways_page.summary(found), soft_wrap=True)
-    return 1 if wrong else 0
-
-
-def _kept(page: Path) -> Results:
-    """The results in the JSON file beside a page, from which the page is made."""
-    data = page.with_suffix(".json")
-    if not data.is_file():
-        raise click.ClickException(f"--page: {data} does not exist; `attn-parity ways --write` writes it")
-    return results_file.load(data, Results)
+    return mutant_pages.checked(wrong, ways_page.summary(found))

@@ -9,7 +9,7 @@ import msgspec
 from attn_fuzz import inputs, outputs
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.report import results_file, zoo_page
+from attn_fuzz.report import zoo_page
 from attn_fuzz.report.zoo_page import Results, Row
 from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
@@ -18,6 +18,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import KnownBug, MutantError
+from attn_parity import mutant_pages
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
@@ -123,7 +124,8 @@ def command(
     Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted. With --only and --write, what
     came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
     """
-    checked = _kept(page) if check or rewrites else None  # before the mutants, whose reading takes a second
+    # before the mutants, whose reading takes a second
+    checked = mutant_pages.kept(page, Results, "zoo") if check or rewrites else None
     everybody = mutants.load_all(folder) if folder else mutants.load_all()
     left_out = dict[str, str]()
     if target:
@@ -132,17 +134,13 @@ def command(
             notes.print(f"{name} is left out: {why}", soft_wrap=True)
     if target and writes and page == PAGE:
         raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
-    residents = _chosen(everybody, only)
+    residents = mutant_pages.chosen(everybody, only)
     if checked is not None:
         if rewrites:
             outputs.write(page, zoo_page.text(checked, residents, left_out))
         return _check(page, checked, residents, left_out)
-    check_writable(json_file)
-    if writes:
-        if not page.suffix:
-            raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
-        check_page_writable(page)
-    kept = _kept(page) if writes and only and page.with_suffix(".json").is_file() else None
+    _check_files(json_file, page if writes else None)
+    kept = mutant_pages.kept(page, Results, "zoo") if writes and only and page.with_suffix(".json").is_file() else None
     device = use_device(device)
     check_exact(exactly, device)
     missing = _missing_targets(residents, device)
@@ -152,22 +150,10 @@ def command(
     if kept is not None:
         zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, (), target or ""))
     with tempfile.TemporaryDirectory() as scratch:
-        plans = [
-            FuzzPlan(
-                target=mutant.target,
-                device=device,
-                examples=examples,
-                seed=number,
-                folder=Path(scratch),
-                limit=limit,
-                mutant=mutant,
-                sanitize=sanitizes(sanitize, registry.usable(mutant.target, device), device),
-                exact_every=int(exactly),
-                on_failure="shrink" if shrinks and number == seed else "stop",
-            )
-            for mutant in running
-            for number in numbers
-        ]
+        plan = FuzzPlan(
+            target="", device=device, examples=examples, seed=seed, folder=Path(scratch), limit=limit, exact_every=int(exactly)
+        )
+        plans = _plans(plan, running, numbers, sanitize=sanitize, shrinks=shrinks)
         outcome = _run(plans, workers or default_workers(device))
     runs = {mutant.name: _ended(outcome, range(i * seeds, (i + 1) * seeds)) for i, mutant in enumerate(running)}
     runs |= {name: [Progress(broken=why)] for name, why in missing.items()}
@@ -183,12 +169,10 @@ def command(
         raise ExecutorError(outcome.error)
     broken = [row.error for row in rows if row.error]
     if writes and not broken:
-        before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
         ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
+        before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
         whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
-        outputs.write(page.with_suffix(".json"), results_file.dumps(whole))
-        outputs.write(page, zoo_page.text(whole, everybody, left_out))
-        notes.print(f"{page} written")
+        mutant_pages.write(page, whole, zoo_page.text(whole, everybody, left_out))
     if outcome.interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
             notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
@@ -218,6 +202,32 @@ def _on_target(everybody: list[KnownBug], target: str) -> tuple[list[KnownBug], 
             else:
                 chosen.append(bug)
     return chosen, left_out
+
+
+def _check_files(json_file: Path | None, page: Path | None) -> None:
+    """Fail before the work if a file cannot be written."""
+    check_writable(json_file)
+    if page is None:
+        return
+    if not page.suffix:
+        raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
+    check_page_writable(page)
+
+
+def _plans(plan: FuzzPlan, running: list[KnownBug], seeds: range, *, sanitize: bool | None, shrinks: bool) -> list[FuzzPlan]:
+    """A plan for each bug and seed; the failing case of the first seed is shrunk if `shrinks`."""
+    return [
+        msgspec.structs.replace(
+            plan,
+            target=bug.target,
+            mutant=bug,
+            seed=seed,
+            sanitize=sanitizes(sanitize, registry.usable(bug.target, plan.device), plan.device),
+            on_failure="shrink" if shrinks and seed == seeds[0] else "stop",
+        )
+        for bug in running
+        for seed in seeds
+    ]
 
 
 def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
@@ -254,13 +264,6 @@ def _ended(outcome: Outcome, plans: range) -> list[Progress]:
     return runs if all(has_result) else []
 
 
-def _chosen(residents: list[KnownBug], only: tuple[str, ...]) -> list[KnownBug]:
-    names = [mutant.name for mutant in residents]
-    if unknown := sorted(set(only) - set(names)):
-        raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
-    return [mutant for mutant in residents if not only or mutant.name in only]
-
-
 def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     sizes = ("requests", "queries", "keys")
     table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
@@ -277,15 +280,4 @@ def _check(page: Path, found: Results, residents: list[KnownBug], left_out: dict
     wrong = zoo_page.differences(found, residents)
     if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents, left_out):
         wrong.append(f"{page} is not what {page.with_suffix('.json')} and the mutants make: run `attn-parity zoo --rewrite`")
-    for line in wrong:
-        results.print(line, soft_wrap=True)
-    results.print(zoo_page.summary(found.mutants, residents) if not wrong else f"{len(wrong)} wrong", soft_wrap=True)
-    return 1 if wrong else 0
-
-
-def _kept(page: Path) -> Results:
-    """The results in the JSON file beside a page, from which the page is made."""
-    data = page.with_suffix(".json")
-    if not data.is_file():
-        raise click.ClickException(f"--page: {data} does not exist; `attn-parity zoo --write` writes it")
-    return results_file.load(data, Results)
+    return mutant_pages.checked(wrong, zoo_page.summary(found.mutants, residents))

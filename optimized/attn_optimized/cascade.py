@@ -118,7 +118,7 @@ IMPLEMENTED_RULES = frozenset({"logits_soft_cap", "sinks", "sink_tokens", "range
 def _refuse_unserved(layer: Layer, batch: Batch) -> None:
     if layer.layout is not None and layer.layout.has_latent_value:
         reason = "a latent cache is not split into a prefix and a rest"
-        raise UnsupportedError("cascade_attention", f"layout {layer.layout}", reason, "paged_attention")
+        raise UnsupportedError("cascade_attention", words_of("head_size_v"), reason, "paged_attention")
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
     refused += [words_of(name) for name in asked(layer, batch) if name not in IMPLEMENTED_RULES]
     if refused:

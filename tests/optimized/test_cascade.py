@@ -110,11 +110,12 @@ def test_v_of_another_width(head_size_v, shared_prefix, assert_agrees):
     assert_agrees(call, lambda *call, **options: attn_optimized.cascade_attention(*call, 32, **options))
 
 
-def test_a_latent_cache_is_refused_for_a_reason_of_its_own(shared_prefix):
+@pytest.mark.parametrize("rule", [{}, {"window": (8, 0)}], ids=["alone", "with a window"])
+def test_a_latent_cache_is_refused_for_a_reason_of_its_own(rule, shared_prefix):
     latent = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
-    call = shared_prefix(2, [1, 1], [40, 60], **latent)
+    call = shared_prefix(2, [1, 1], [40, 60], **latent, **rule)
     message = "not supported: a latent cache is not split into a prefix and a rest; use paged_attention$"
-    with pytest.raises(UnsupportedError, match=f"^cascade_attention: layout LATENT {message}"):
+    with pytest.raises(UnsupportedError, match=f"^cascade_attention: head_size_v .*{message}"):
         attn_optimized.cascade_attention(*call, 32)
 
 

@@ -497,19 +497,11 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
 
 _ERROR = properties.error_bound(_triton_rounding)
 
-TRITON_PROPERTIES = Target(
+TRITON_PROPERTIES = dataclasses.replace(
+    TRITON,
     name="triton-properties",
     description="the shipping Triton kernels without an oracle, at sizes at which the reference is too slow: their properties",
-    attention=_triton_attention,
-    write_kv_cache=_triton_write,
-    rope_and_write_kv_cache=_triton_rope,
     support=_properties_support,
-    rounding=_triton_rounding,
-    unavailable=missing_triton,
-    events=_triton_events,
-    siblings=_MODES,
-    must_refuse=_illegal,
-    forget=_forget_launches,
     oracle=False,
     # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
     # matrix products do, which sum the last columns in another order
@@ -534,10 +526,6 @@ TRITON_PROPERTIES = Target(
         properties.forgotten_keys(_ERROR),
         properties.split_keys(_ERROR),
     ),
-    modules=modules,
-    planned=planned,
-    sanitizes=True,
-    exact=True,
 )
 
 

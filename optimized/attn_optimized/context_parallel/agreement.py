@@ -90,12 +90,12 @@ def compare_calls(
     if isinstance(call, Exception):
         raise call
     calls = torch.stack(told).tolist()
-    if who := [rank for rank, (has_refused, *_) in enumerate(calls) if has_refused]:
-        raise RanksError(f"attention over ranks: rank {who[0]} refused its call, and says why")
+    if refusing := [rank for rank, (has_refused, *_) in enumerate(calls) if has_refused]:
+        raise RanksError(f"attention over ranks: rank {refusing[0]} refused its call, and says why")
     for place, name in enumerate(names, 1):
-        for rank, numbers in enumerate(calls):
-            if numbers[place] != calls[0][place]:
-                raise ContractError(name, f"{numbers[place]} on rank {rank}", f"{calls[0][place]}, as on rank 0")
+        for rank, of_rank in enumerate(calls):
+            if of_rank[place] != calls[0][place]:
+                raise ContractError(name, f"{of_rank[place]} on rank {rank}", f"{calls[0][place]}, as on rank 0")
 
 
 def _number(value: int | Callable[[], torch.Tensor]) -> int | torch.Tensor:
