@@ -10,6 +10,7 @@ from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, sam
 from attn_fuzz.cases import allocations, contents, tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, written_slots
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED, neighbours, writers
+from attn_fuzz.cases.idle_strides import IDLE_STRIDES
 from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
 from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
@@ -383,3 +384,26 @@ def test_far_sinks_go_up_to_the_largest_logit_whatever_head_there_is(kind, sign,
         seeded = replace(case, values=replace(case.values, seed=seed))
         drawn.add(float(tensors.build(seeded).layer.sinks[0]))
     assert drawn == {sign * 20.0, sign * 300.0, sign * largest}
+
+
+def test_a_dimension_of_one_element_has_a_stride_that_nobody_would_give_it():
+    case = Case(
+        target="anything",
+        requests=(Request(1, 1, (0,), True),),
+        cache=Cache(layout=Layout.KV_FIRST_NHD, block_size=1, num_blocks=1, dtype="int8", scales="token"),
+        rope=Rope(rotary_dim=8),
+        lse=True,
+        unlike_strides=True,
+    )
+    of_one = {"q", "k", "v", "out", "lse", "kv_cache", "block_table", "k_scale_cache", "slot_mapping", "positions"}
+    for seed, stride in enumerate(IDLE_STRIDES):
+        step = tensors.build(replace(case, values=Values(seed=seed)))
+        inputs = {**step.inputs(), **step.layer.tensors, "kv_cache": step.kv_cache, "out": step.out, "lse": step.lse}
+        inputs |= {"positions": step.writes[0].rotation.positions}
+        alone = {
+            name: {step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size == 1}
+            for name, tensor in inputs.items()
+            if 1 in tensor.shape
+        }
+        assert alone.keys() >= of_one
+        assert all(strides == {stride} for strides in alone.values()), alone

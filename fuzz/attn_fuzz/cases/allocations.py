@@ -11,6 +11,7 @@ from attn_contract import KVCacheView, Layout, PhysicalOrder
 from attn_contract.layouts import DIMS_OF_SCALE, E8M0_NAN, K, V
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.cases.contradictions import scatters_heads
+from attn_fuzz.cases.idle_strides import idle_stride
 from attn_fuzz.cases.poison import DTYPES, E8M0_LEFTOVER, leftovers, poison
 
 SCALE_BYTES = 4
@@ -18,7 +19,12 @@ SCALE_BYTES = 4
 
 def cache_view(case: Case, cache: Cache) -> KVCacheView:
     """The view of the layer under test."""
-    return dataclasses.replace(_strides(case, cache, cache.layer), layout=cache.layout)
+    view = dataclasses.replace(_strides(case, cache, cache.layer), layout=cache.layout)
+    if not case.unlike_strides:
+        return view
+    free = {"block", "slot", "head"}.intersection(view.layout.dims)
+    strides = {f"{dim}_stride": idle_stride(case, view.size_of[dim], getattr(view, f"{dim}_stride")) for dim in free}
+    return dataclasses.replace(view, **strides)
 
 
 def layer_views(case: Case, cache: Cache) -> list[KVCacheView]:

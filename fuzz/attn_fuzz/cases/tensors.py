@@ -15,6 +15,7 @@ from attn_contract import Batch, KVCacheView, Layer, Layout, check_shared_alloca
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import allocations, captures, contents
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
+from attn_fuzz.cases.idle_strides import with_idle_strides
 from attn_fuzz.cases.poison import DTYPES, canary, poison
 
 PADDING = 8  # elements after each row, and rows before and after inputs
@@ -135,6 +136,9 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         q_rows, k, v = _fuse(q_rows, k, v)
         if slots and k is not None and v is not None:
             writes = (dataclasses.replace(writes[0], k=k, v=v), *writes[1:])
+    q_rows, k, v = (None if rows is None else with_idle_strides(case, rows) for rows in (q_rows, k, v))
+    assert q_rows is not None
+    writes = tuple(_with_idle_strides(case, write) for write in writes)
     batch = _batch(case, writes[0].slot_mapping if slots else None, held, generator, device)
     if raw is not None and view is not None and case.cache is not None and held:
         captures.place(case, case.cache, held, view, raw, layer)
@@ -186,6 +190,7 @@ def _layer(
     if sinks is not None:
         tensors["sinks"] = sinks.to(DTYPES[case.dtype] if case.narrow_sinks else torch.float32)
     tensors = {name: _embedded(tensor, torch.nan, device) for name, tensor in tensors.items()}
+    tensors |= {name: allocations.inside(buffer) for name, buffer in buffers.items()}
     return Layer(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
@@ -195,8 +200,7 @@ def _layer(
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
         **{name: rules[name] for name, rule in held_rules(Layer).items() if name in rules and not rule.is_tensor},
-        **{name: allocations.inside(buffer) for name, buffer in buffers.items()},
-        **tensors,
+        **{name: with_idle_strides(case, tensor) for name, tensor in tensors.items()},
     )
 
 
@@ -217,12 +221,14 @@ def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch
     padded = width if case.dense_out else width + PADDING
     buffer = canary((case.num_rows + 2 * GUARD, padded), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
-    return buffer, out if case.flat_out else out.unflatten(1, (case.num_heads, case.value_size))
+    out = out if case.flat_out else out.unflatten(1, (case.num_heads, case.value_size))
+    return buffer, with_idle_strides(case, out)
 
 
 def _lse(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor | None]:
     buffer = canary((case.num_heads + 2, case.num_rows + 2 * GUARD), torch.float32, device)
-    return buffer, buffer[1:-1, GUARD : GUARD + case.num_rows] if case.lse else None
+    lse = with_idle_strides(case, buffer[1:-1, GUARD : GUARD + case.num_rows])
+    return buffer, lse if case.lse else None
 
 
 def _batch(
@@ -234,17 +240,27 @@ def _batch(
 ) -> Batch:
     causal = [request.causal for request in case.requests]
     seq_lens = [request.seq_len for request in case.requests]
+    tensors = {
+        "query_start_loc": _embedded(torch.tensor(case.query_start_loc, dtype=torch.int32), 1 << 20, device),
+        "seq_lens": _embedded(torch.tensor(seq_lens, dtype=torch.int32), 1 << 20, device),
+    }
+    if case.per_request_causal:
+        tensors["causal"] = _embedded(torch.tensor(causal, dtype=torch.bool), True, device)
+    if case.cache:
+        tensors["block_table"] = _block_table(case, case.cache, device)
+    if slot_mapping is not None:
+        tensors["slot_mapping"] = slot_mapping
+    if case.bidirectional_ranges:
+        tensors["bidirectional_ranges"] = _ranges(case, device)
+    if case.qq_bias:
+        tensors["qq_bias"] = _qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device)
+    fields: dict[str, Any] = {"causal": any(causal)}
+    fields |= {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
     return Batch(
-        query_start_loc=_embedded(torch.tensor(case.query_start_loc, dtype=torch.int32), 1 << 20, device),
-        seq_lens=_embedded(torch.tensor(seq_lens, dtype=torch.int32), 1 << 20, device),
+        **fields,
         max_query_len=case.max_query_len,
         max_seq_len=max(seq_lens, default=0) + case.slack,
         num_actual_tokens=case.num_actual_tokens,
-        causal=_embedded(torch.tensor(causal, dtype=torch.bool), True, device) if case.per_request_causal else any(causal),
-        block_table=_block_table(case, case.cache, device) if case.cache else None,
-        slot_mapping=slot_mapping,
-        bidirectional_ranges=_ranges(case, device) if case.bidirectional_ranges else None,
-        qq_bias=_qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device) if case.qq_bias else None,
     )
 
 
@@ -328,6 +344,15 @@ def _writes(
             k, v = _written_rows(case, k, v, len(k), device, widened=False)
             writes.append(Write(neighbour, view, k, v, _embedded(rows, 0, device)))
     return tuple(writes)
+
+
+def _with_idle_strides(case: Case, write: Write) -> Write:
+    names, rotation = ("k", "v", "slot_mapping"), write.rotation
+    if rotation is not None:
+        of_rotation = {name: with_idle_strides(case, getattr(rotation, name)) for name in ("positions", "cos_sin_cache")}
+        rotation = dataclasses.replace(rotation, **of_rotation)
+    tensors = {name: with_idle_strides(case, getattr(write, name)) for name in names}
+    return dataclasses.replace(write, rotation=rotation, **tensors)
 
 
 def _written_rows(

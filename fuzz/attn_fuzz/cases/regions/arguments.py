@@ -7,7 +7,7 @@ from attn_contract.layer import FLOAT_DTYPES
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.cases.regions.batch import BATCH
-from attn_fuzz.cases.regions.region import Predicate, Region, illegal, legal, not_drawn, of_rotation, of_tensor
+from attn_fuzz.cases.regions.region import Predicate, Region, idle_stride, illegal, legal, not_drawn, of_rotation, of_tensor
 from attn_fuzz.cases.tensors import Step
 
 CALL: dict[str, tuple[Region, ...]] = {
@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
     "q": (
         *legal(contiguous=of_tensor("q", lambda q: q.is_contiguous()), a_slice_of_one_tensor=lambda case, step: case.fused_qkv),
         Region("not aligned to 16 bytes", of_tensor("q", lambda q: not _aligned(q))),
+        idle_stride("q"),
         *(Region(str(dtype), of_tensor("q", lambda q, dtype=dtype: q.dtype is dtype)) for dtype in FLOAT_DTYPES),
         Region("NaN in rows of no request", lambda case, step: case.unowned_rows or case.rows_past),
         illegal("NaN, infinity in rows of a request", "the contract says nothing of the output: q is finite"),
@@ -46,6 +47,7 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
     "k": (
         Region("none", lambda case, step: step.k is None),
         Region("contiguous", of_tensor("k", lambda k: k.is_contiguous())),
+        idle_stride("k"),
         Region("infinities that a quantized cache saturates", lambda case, step: case.saturated),
         Region(
             "NaN, infinities and zeros that are written", lambda case, step: len(step.writes) > 1 and not case.ordinary_writes
@@ -57,6 +59,7 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
             "strides unlike k's",
             lambda case, step: step.v is not None and step.k is not None and step.v.stride() != step.k.stride(),
         ),
+        idle_stride("v"),
         illegal("NaN, infinity in a value that is seen", _SEEN),
     ),
     "kv_c": (
@@ -72,6 +75,10 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
     "kv_cache": (
         Region("NaN in slots without a key", lambda case, step: case.cache is not None and not case.finite_slots),
         Region("NaN in keys that no query sees", _is_hidden_nan),
+        Region(
+            "one element in a dimension of any stride",
+            lambda case, step: case.unlike_strides and step.kv_cache is not None and 1 in step.kv_cache.shape,
+        ),
         not_drawn(f"{LEFTOVER} in slots without a key", "NaN shows more; targets that ask for finite slots draw it"),
         illegal("NaN, infinity in a key or value that is seen", _SEEN),
     ),
@@ -80,6 +87,7 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
         Region("[T, H * D]", lambda case, step: case.flat_out),
         Region("contiguous", of_tensor("out", lambda out: out.is_contiguous())),
         Region("rows longer than its own", of_tensor("out", lambda out: not out.is_contiguous())),
+        idle_stride("out"),
         Region("float8", of_tensor("out", lambda out: out.element_size() == 1)),
         not_drawn("none", "targets' own: `triton-returned` and `triton-cascade-returned` call without it in every case"),
         not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton-far` lie so far apart"),
@@ -87,6 +95,7 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
     "lse": (
         Region("none", lambda case, step: step.lse is None),
         Region("rows longer than its own", of_tensor("lse", lambda lse: not lse.is_contiguous())),
+        idle_stride("lse"),
         not_drawn(
             "contiguous", "its rows lie between guards; its stride is an argument of the kernels, which no path asks for"
         ),

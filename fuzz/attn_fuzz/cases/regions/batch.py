@@ -8,6 +8,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.regions.region import (
     Predicate,
     Region,
+    idle_stride,
     illegal,
     legal,
     not_drawn,
@@ -72,6 +73,7 @@ BATCH: dict[str, tuple[Region, ...]] = {
         Region("garbage in unused entries", of_tensor("block_table", lambda table: (table < 0).any())),
         Region("no column", of_tensor("block_table", lambda table: table.shape[1] == 0)),
         Region("rows longer than its columns", of_tensor("block_table", lambda table: table.stride(0) > table.shape[1])),
+        idle_stride("block_table"),
         illegal("a used entry outside the cache", "`validation.values` refuses it"),
     ),
     "slot_mapping": (
@@ -100,6 +102,7 @@ BATCH: dict[str, tuple[Region, ...]] = {
             "a query that does not see its own key", of_tensor("qq_bias", lambda bias: (bias.diagonal() == -torch.inf).any())
         ),
         Region("larger than max_query_len", of_tensor("qq_bias", lambda bias: True)),
+        idle_stride("qq_bias"),
         refused_if_not_finite(name="a bias"),
     ),
 }

@@ -5,6 +5,7 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.regions.region import (
     Region,
+    idle_stride,
     illegal,
     legal,
     not_drawn,
@@ -40,14 +41,21 @@ def _scale_regions(name: str) -> tuple[Region, ...]:
         Region("1 or more", of_tensor(name, lambda scale: (scale >= 1).any())),
         Region("shape ()", of_tensor(name, lambda scale: scale.dim() == 0)),
         Region("shape (1,)", of_tensor(name, lambda scale: scale.shape == (1,))),
+        idle_stride(name),
         not_drawn("beyond 2^-6 to 2^4", "a factor of numbers with a few bits: another power of two changes no rounding"),
         illegal("0 and below, NaN, infinity", "`validation.values` refuses them: kernels divide by it"),
     )
 
 
+def _is_by_heads(scales: torch.Tensor) -> bool:
+    """Whether scales [NB, BS, HK] of several heads lie in memory head by head."""
+    return scales.shape[2] > 1 and scales.stride(2) != 1
+
+
 def _scale_cache_regions(name: str) -> tuple[Region, ...]:
     return (
         Region("dense rows of heads", of_tensor(name, lambda scales: scales.stride(2) == 1)),
+        idle_stride(name),
         Region("NaN in slots without a key", of_tensor(name, lambda scales: scales.isnan().any())),
         not_drawn("0 and below", "only `write_kv_cache` writes them, and its least scale is 2^-100"),
     )
@@ -190,7 +198,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
     "k_scale_cache": _scale_cache_regions("k_scale_cache"),
     "v_scale_cache": (
         *_scale_cache_regions("v_scale_cache"),
-        Region("strides unlike k_scale_cache", of_tensor("v_scale_cache", lambda scales: scales.stride(2) != 1)),
+        Region("strides unlike k_scale_cache", of_tensor("v_scale_cache", _is_by_heads)),
     ),
     "output_scale": _scale_regions("output_scale"),
 }

@@ -58,6 +58,12 @@ def of_tensor(name: str, holds: Callable[[torch.Tensor], object]) -> Predicate:
     return of
 
 
+def idle_stride(name: str) -> Region:
+    """A tensor that has a dimension of one element, whose stride is one that nobody would give it."""
+    has_one = of_tensor(name, lambda tensor: 1 in tensor.shape)
+    return Region("one element in a dimension of any stride", lambda case, step: case.unlike_strides and has_one(case, step))
+
+
 def of_view(holds: Callable[[KVCacheView], object]) -> Predicate:
     return lambda case, step: step.view is not None and bool(holds(step.view))
 

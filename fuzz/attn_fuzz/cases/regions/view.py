@@ -9,6 +9,11 @@ def _has_several_scales(view: KVCacheView) -> bool:
     return view.layout.has_latent_scales and view.layout.quantized_size(view.head_size_v or 0) > view.layout.dims_of_scale
 
 
+def _has_both(view: KVCacheView) -> bool:
+    """Whether a block has several slots and several heads, so that one of the two lies inside the other."""
+    return view.block_size > 1 and view.num_kv_heads > 1
+
+
 VIEW: dict[str, tuple[Region, ...]] = {
     "layout": LAYER["layout"][:-1],
     "num_blocks": (
@@ -37,8 +42,8 @@ VIEW: dict[str, tuple[Region, ...]] = {
     ),
     "itemsize": tuple(Region(str(size), of_view(lambda view, size=size: view.itemsize == size)) for size in (1, 2, 4)),
     "kv_stride": (
-        Region("V beside K in a block", of_view(lambda view: view.kv_stride < view.block_stride)),
-        Region("planes", of_view(lambda view: view.kv_stride > view.block_stride)),
+        Region("V beside K in a block", of_view(lambda view: view.num_blocks > 1 and view.kv_stride < view.block_stride)),
+        Region("planes", of_view(lambda view: view.num_blocks > 1 and view.kv_stride > view.block_stride)),
         Region("0: V is the beginning of K's row", of_view(lambda view: view.kv_stride == 0)),
         not_drawn("beyond 31 bits", "a target's own: the rows of `triton-far` lie so far apart"),
     ),
@@ -48,12 +53,12 @@ VIEW: dict[str, tuple[Region, ...]] = {
         Region("other layers between blocks", lambda case, step: case.cache is not None and case.cache.num_layers > 1),
     ),
     "slot_stride": (
-        Region("heads inside a slot", of_view(lambda view: view.slot_stride > view.head_stride)),
+        Region("heads inside a slot", of_view(lambda view: _has_both(view) and view.slot_stride > view.head_stride)),
         Region("rows with a gap", lambda case, step: case.cache is not None and case.cache.slot_padding),
         Region("without a meaning", of_view(lambda view: view.slot_stride == 0)),
     ),
     "head_stride": (
-        Region("slots inside a head", of_view(lambda view: view.head_stride > view.slot_stride)),
+        Region("slots inside a head", of_view(lambda view: _has_both(view) and view.head_stride > view.slot_stride)),
         Region("blocks or layers between heads", of_view(lambda view: view.head_stride > view.block_stride > 0)),
     ),
     "offset": (
