@@ -7,7 +7,7 @@ ours gives every phase a soft cap where vLLM's ROCM_AITER_FA caps its decode alo
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from attn_contract import (
@@ -144,13 +144,14 @@ def vllm_arguments(
     """
     from attn_optimized.backends import BACKENDS
     from attn_optimized.device import INTERPRETER
-    from attn_optimized.selector import cache_kind, priorities
+    from attn_optimized.selector import CacheKind, cache_kind, priorities
 
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
     # layers of two kinds have no backend in common, whose reasons are then told
-    kind = max((cache_kind(config) for config in layers.values()), key=("one width", "two widths", "latent").index)
+    kinds: list[CacheKind] = [cache_kind(config) for config in layers.values()]
+    kind = max(kinds, key=get_args(CacheKind).index)
     for name in priorities(architecture, kind):
         if name.startswith("ROCM_") and not architecture.startswith("gfx"):
             why_not[name] = ("vLLM has it on ROCm alone",)

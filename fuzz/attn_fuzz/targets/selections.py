@@ -107,7 +107,8 @@ def check(config: AttentionConfig, asked: Asked, draw: random.Random) -> str:
     must_raise(functools.partial(select, config, architecture=unknown, aiter=asked.aiter), f"architecture {unknown!r}")
     kind = draw.choice(("one width", "two widths", "latent"))
     must_raise(functools.partial(priorities, unknown, kind), f"priorities of {unknown!r}")
-    must_raise(functools.partial(priorities, asked.architecture, "three widths"), "priorities of no kind of a cache")
+    no_kind: Any = "three widths"
+    must_raise(functools.partial(priorities, asked.architecture, no_kind), "priorities of no kind of a cache")
     must_contradict(functools.partial(select, aiter=asked.aiter), {"config": config, "architecture": asked.architecture})
     for backend in BACKENDS.keys() - {*asked.order}:
         must_refuse(functools.partial(choose, config, backend=backend), f"{backend}, which has another kind of cache")

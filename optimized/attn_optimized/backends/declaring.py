@@ -84,8 +84,9 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
 
 
 def _is_before_sm89(config: AttentionConfig, architecture: str | None) -> bool:
-    of_nvidia = architecture is not None and architecture.startswith("sm")
-    return config.kv_cache_dtype is not None and of_nvidia and int(architecture.removeprefix("sm")) < 89
+    if config.kv_cache_dtype is None or architecture is None or not architecture.startswith("sm"):
+        return False
+    return int(architecture.removeprefix("sm")) < 89
 
 
 FLOAT8_BEFORE_SM89 = Combination(
