@@ -184,6 +184,7 @@ LAYOUT = Choice(
         Setting("planes, written in another layout", cache={"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
         Setting("a neighbour in another layout", cache={"neighbour": Layout.KV_FIRST_NHD}),
         Setting("int8 in CONTENT_PACKED_SCALED", cache={"layout": Layout.CONTENT_PACKED_SCALED, "dtype": "int8"}),
+        Setting("packed rows whose v is narrower", {"head_size": 32, "head_size_v": 16}, {"layout": Layout.CONTENT_PACKED}),
     )
     + tuple(
         Setting(
