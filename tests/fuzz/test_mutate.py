@@ -341,8 +341,9 @@ def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
     assert (row.counts, row.why) == (False, "the same sums")
     path = tmp_path / "equivalent.toml"
     for entry, message in (
-        (f'name = "{MUTANT.name}"\nreason = " "', "has no reason"),
-        ('name = "attn_optimized.nothing:edge:1"\nreason = "gone"', "no operator makes"),
+        (f'name = "{MUTANT.name}"\nchange = "{MUTANT.change}"\nreason = " "', "has no reason"),
+        ('name = "attn_optimized.nothing:edge:1"\nchange = "1 -> 2"\nreason = "gone"', "no operator makes"),
+        (f'name = "{MUTANT.name}"\nchange = "1 -> 2"\nreason = "moved"', "its change is .* now, and not '1 -> 2'"),
     ):
         path.write_text(f"[[mutant]]\n{entry}\n")
         with pytest.raises(MutantError, match=message):

@@ -2,7 +2,11 @@
 
     [[mutant]]
     name = "attn_optimized.launch.tiles.reduce_tiles:constant:29"
+    change = "4 -> 5"
     reason = "a tile of another size: the same sums"
+
+The change is what the operator makes of the code today. A mutant is numbered among those of its function: a line that is added
+gives the name to another change, and the reason would then be of that one.
 
 A mutant that changes no result is not run. One that is not found is run, and survives, and its reason is told beside it.
 Mutants whose bytecode is that of the module need no entry, because no sample holds them.
@@ -19,6 +23,7 @@ from attn_fuzz.zoo.mutants import MutantError
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+    change: str
     reason: str
 
 
@@ -30,7 +35,8 @@ def load(path: Path) -> dict[str, str]:
     """The reasons by the names of the mutants.
 
     Raises:
-        MutantError: the file cannot be read, an entry has no reason, a mutant has two entries, or no operator makes it.
+        MutantError: the file cannot be read, an entry has no reason, a mutant has two entries, no operator makes it, or its
+            change is another one.
     """
     try:
         content = inputs.read_toml(path)
@@ -43,7 +49,9 @@ def load(path: Path) -> dict[str, str]:
             raise MutantError("a mutant has two entries")
         if silent := [name for name, reason in reasons.items() if not reason.strip()]:
             raise MutantError(f"{silent[0]}: it has no reason")
-        generate.by_name([*reasons])
+        for entry, mutant in zip(entries, generate.by_name([*reasons]), strict=True):
+            if mutant.change != entry.change:
+                raise MutantError(f"{entry.name}: its change is {mutant.change!r} now, and not {entry.change!r}")
     except ValueError as error:  # another field, or a MutantError
         raise MutantError(f"{path}: {error}") from None
     return reasons
