@@ -5,7 +5,9 @@ import random
 
 import pytest
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import AttentionType, Batch, Layer
+from attn_fuzz.cases.case import Case, Request
+from attn_fuzz.cases.idle_strides import IDLE_STRIDES
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
@@ -54,3 +56,15 @@ def test_any_stride_of_a_dimension_of_one_element_is_right(name, tmp_path):
         verdict = try_case(case, restrided, "cpu")
         assert not verdict.failed, verdict.message
     assert sum(function.changed for function in functions.values()) > 8, "few tensors have a dimension of one element"
+
+
+def test_a_target_is_given_the_strides_of_the_case():
+    """`Tensor.view` would make up another stride for a dimension of one element."""
+    given = []
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        given.extend(tensor.stride(1) for tensor in (q, k, v, out))
+
+    case = Case(target="anything", attn_type=AttentionType.ENCODER, requests=(Request(3, 3),), unlike_strides=True)
+    try_case(case, dataclasses.replace(registry.load("reference-fp32"), attention=attention), "cpu")
+    assert set(given) == {IDLE_STRIDES[0]}

@@ -204,21 +204,26 @@ def _check_refused(calls: Iterable[tuple[str, Callable[[], object]]], out: torch
 
 def attend(step: Step, attention: AttentionFunction) -> None:
     """Call a target's function with the step's own Batch, and with views of its other tensors."""
-    q, out = step.q.view_as(step.q), step.out.view_as(step.out)
-    k, v, lse = (None if tensor is None else tensor.view_as(tensor) for tensor in (step.k, step.v, step.lse))
+    q, out = _view(step.q), _view(step.out)
+    k, v, lse = (None if tensor is None else _view(tensor) for tensor in (step.k, step.v, step.lse))
     with sanitizer.watch(lambda: permissions.of_attention(step)):
         attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), step.batch, out=out, lse=lse)
 
 
+def _view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory by another object, with all strides. `Tensor.view` makes up those of dimensions of one element."""
+    return tensor[...]
+
+
 def _own(batch: Batch) -> Batch:
     """A copy of the batch with views of its tensors. A target may keep the copy."""
-    return dataclasses.replace(batch, **{name: tensor.view_as(tensor) for name, tensor in batch.tensors.items()})
+    return dataclasses.replace(batch, **{name: _view(tensor) for name, tensor in batch.tensors.items()})
 
 
 def write(cache_write: Write, step: Step, target: Target) -> None:
     """Have the target write the cache, or the reference if the target has no such function."""
     assert step.raw is not None
-    k, v, slot_mapping = (tensor.view_as(tensor) for tensor in (cache_write.k, cache_write.v, cache_write.slot_mapping))
+    k, v, slot_mapping = (_view(tensor) for tensor in (cache_write.k, cache_write.v, cache_write.slot_mapping))
     kv_cache, layer = cache_write.view.tensor(step.raw), dataclasses.replace(cache_write.layer)
     if layer.layout is not None and layer.layout.has_latent_value:
         write_latent = target.write_latent_cache or attn_reference.write_latent_cache
@@ -232,7 +237,7 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
         return
     positions, table = cache_write.rotation.positions, cache_write.rotation.cos_sin_cache
     rotate = target.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
-    q, positions, table = (tensor.view_as(tensor) for tensor in (step.q, positions, table))
+    q, positions, table = (_view(tensor) for tensor in (step.q, positions, table))
     with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
         rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=cache_write.rotation.is_neox)
 
