@@ -373,6 +373,25 @@ def test_scales_of_a_quantized_cache_are_those_of_the_support(scales):
     assert drawn == {None, scales}
 
 
+def test_a_rule_that_a_support_requires_is_in_each_layer_and_a_layer_without_it_is_beyond():
+    packed = replace(
+        EVERYTHING,
+        attn_types=(AttentionType.DECODER,),
+        layouts=(Layout.CONTENT_PACKED,),
+        rules=("head_size_v",),
+        cache_dtypes=(),
+    )
+    requires = replace(packed, required_rules=("head_size_v",))
+    assert {bool(case.head_size_v) for case in draw(packed)} == {True, False}
+    assert all(case.head_size_v for case in draw(requires))
+    plain = next(case for case in draw(packed) if not case.head_size_v)
+    assert packed.beyond(plain) is None
+    assert requires.beyond(plain) == "a layer without a width of V of its own"
+    assert any(one.rules == requires.rules and not one.required_rules for one in requires.widenings())
+    with pytest.raises(ValueError, match=r"required_rules: got 'sinks', expected names of Support\.rules"):
+        replace(packed, required_rules=("sinks",))
+
+
 def test_slots_are_mostly_finite_where_a_support_says_so(drawn):
     assert not any(case.finite_slots for case in drawn)
     cached = [case for case in draw(replace(EVERYTHING, unused_slots="mostly finite")) if case.cache is not None]

@@ -73,8 +73,9 @@ DRAWN_ELSEWHERE = {
 
 
 def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
-    """Names of rules that the attention type has and the target supports."""
-    chosen = _chosen(draw, support, attn_type)
+    """Names of rules that the attention type has and the target supports, with those that it requires."""
+    required = {rule for rule in support.required_rules if attn_type in RULES[rule].attn_types}
+    chosen = _chosen(draw, support, attn_type) | required
     return chosen if support.engine.mixed_alibi or "alibi_slopes" not in chosen else chosen - BESIDE_ALIBI
 
 

@@ -175,10 +175,11 @@ def triton_attn_diffkv(device: str) -> Support:
         head_sizes=tuple(size for size in (*drawn.head_sizes, 192) if size in served.head_sizes),
         block_sizes=tuple(size for size in drawn.block_sizes if size in served.block_sizes),
         rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
+        required_rules=("head_size_v",),
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),
-        exclude=lambda case: None if case.head_size_v else "K and V of one width",
+        exclude=lambda case: None,
     )
 
 

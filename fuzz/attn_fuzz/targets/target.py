@@ -137,6 +137,8 @@ class Support:
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
+        required_rules: those of them that each layer has which the target serves, as "head_size_v" of kernels for K and V of two
+            widths. A layer without one must be refused.
         causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED,
             LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES instead.
@@ -168,6 +170,7 @@ class Support:
     dtypes: tuple[str, ...]
     layouts: tuple[Layout, ...] = ()
     rules: tuple[str, ...] = ()
+    required_rules: tuple[str, ...] = ()
     causal: bool = True
     cache_dtypes: tuple[str, ...] = ()
     scales: tuple[ScaleKind, ...] = ()
@@ -196,6 +199,8 @@ class Support:
                 raise ValueError(f"Support.{name}: got none, expected at least one")
         if unknown := [name for name in self.rules if name not in RULES]:
             raise ValueError(f"Support.rules: got {unknown[0]!r}, expected names among {', '.join(RULES)}")
+        if unserved := [name for name in self.required_rules if name not in self.rules]:
+            raise ValueError(f"Support.required_rules: got {unserved[0]!r}, expected names of Support.rules")
         if AttentionType.DECODER in self.attn_types and not (self.causal or "non_causal" in self.rules):
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
@@ -230,6 +235,9 @@ class Support:
         for name in case.rules:
             if name not in self.rules:
                 return words_of(name)
+        for name in self.required_rules:
+            if name not in case.rules:
+                return f"a layer without {words_of(name)}"
         cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
         if cache_dtype is not None and cache_dtype not in self.cache_dtypes:
             return f"a cache of {cache_dtype}"
@@ -263,6 +271,7 @@ class Support:
         `exclude` alone excludes."""
         types = [{"attn_types": (one,)} for one in self._all_types if one not in self.attn_types]
         rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
+        rules += [{"required_rules": tuple(rule for rule in self.required_rules if rule != one)} for one in self.required_rules]
         cache_dtypes = set(EVERYTHING.cache_dtypes) - set(self.cache_dtypes)
         formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]
         formats += [{"output_dtypes": (one,)} for one in EVERYTHING.output_dtypes if one not in self.output_dtypes]
