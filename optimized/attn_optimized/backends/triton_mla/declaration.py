@@ -69,6 +69,13 @@ class TritonMlaBackend(AttentionBackend):
     builder = MlaMetadataBuilder
 
     @classmethod
+    def over_ranks(cls) -> type[AttentionBackend]:
+        # torch need not be built with torch.distributed
+        from attn_optimized.backends.triton_mla.over_ranks import TritonMlaOverRanksBackend
+
+        return TritonMlaOverRanksBackend
+
+    @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
         widest = MAX_LATENT_SIZE + MAX_REST_SIZE
         return mla_capabilities(

@@ -1,0 +1,165 @@
+"""What each process of `test_triton_mla_over_ranks` runs: a step of latent attention on one rank, through the backend."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from attn_contract import AttentionType, Layout
+from attn_fuzz.targets.backend_mla import Weights, own_rows, weights
+from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
+from attn_optimized.context_parallel import Dealing
+from attn_reference import context_parallel
+
+from tests import calls
+from tests.optimized.ranks_worker import LONG, device_of
+
+HEADS, LATENT, ROPE, BLOCK_SIZE = 6, 32, 8, 16
+"""Two and three ranks have as many heads each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A step, and how ranks attend to it."""
+
+    query_lens: Sequence[int]
+    seq_lens: Sequence[int]
+    interleave: int = 1
+    exchange: str = "reduce_scatter"
+    context_chunk_keys: int = 1024
+    num_speculative_tokens: int = 0
+    causal: bool = True
+    is_quantized: bool = False
+    validate: bool = True
+    batch_invariant: bool = False
+
+
+def whole_call(case: Case, device: str = "cpu") -> calls.PagedCall:
+    """The step as one process has it, absorbed."""
+    sizes = {"num_heads": HEADS, "num_kv_heads": 1, "head_size": LATENT + ROPE}
+    tokens = calls.random_tokens(case.query_lens, case.seq_lens, dtype=torch.float16, **sizes)
+    fields: dict[str, Any] = {"layout": Layout.LATENT, "head_size_v": LATENT, "causal": case.causal, "gap": 0}
+    if case.is_quantized:
+        # a power of two: what is read is rounded to the same number when it is written
+        fields |= {"kv_cache_dtype": torch.float8_e4m3fn, "k_scale": torch.tensor(0.0625, device=device)}
+    return calls.paged_call(tokens, block_size=BLOCK_SIZE, device=device, **fields)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RankStep:
+    """A step as one rank has it.
+
+    `before` and `after` are its cache without and with the tokens of this step; what is not a token of this rank is NaN.
+    """
+
+    q: torch.Tensor
+    new: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+    common: CommonAttentionMetadata
+    weights: Weights
+
+
+def rank_step(case: Case, rank: int, num_ranks: int, device: str = "cpu") -> RankStep:
+    whole = whole_call(case, device)
+    sizes = {"num_heads": HEADS, "num_kv_heads": 1, "head_size": LATENT + ROPE}
+    tokens = calls.random_tokens(case.query_lens, case.seq_lens, dtype=torch.float16, **sizes)
+    dealt = rank, num_ranks, case.interleave
+    own = [context_parallel.tokens_of_rank(length, *dealt) for length in case.seq_lens]
+    key = torch.cat([rows[i] for rows, i in zip(tokens.key.split(list(case.seq_lens)), own, strict=True)])
+    local_lens = [len(i) for i in own]
+    local = replace(tokens, key=key, value=key, seq_lens=local_lens)
+    rules = {"head_size_v": LATENT, "kv_cache_dtype": whole.layer.kv_cache_dtype, "k_scale": whole.layer.k_scale}
+    make = {"layout": Layout.LATENT, "block_size": BLOCK_SIZE, "gap": 0, "device": device, **rules}
+    blocks = calls.shuffled_blocks(local_lens, BLOCK_SIZE)
+    slots = []
+    for r, (query_len, seq_len) in enumerate(zip(case.query_lens, case.seq_lens, strict=True)):
+        positions = torch.arange(seq_len - query_len, seq_len)
+        slots.append(context_parallel.local_slots(positions, blocks.table[r], BLOCK_SIZE, *dealt))
+    slot_mapping = torch.cat(slots)
+    after = calls.paged_call(local, **make)
+    before = calls.forget(calls.paged_call(local, **make), slot_mapping[slot_mapping >= 0])
+    batch = whole.batch
+    common = CommonAttentionMetadata(
+        query_start_loc=batch.query_start_loc,
+        query_start_loc_cpu=batch.query_start_loc.cpu(),
+        seq_lens=batch.seq_lens,
+        seq_lens_cpu=batch.seq_lens.cpu(),
+        num_actual_tokens=batch.num_actual_tokens,
+        max_query_len=batch.max_query_len,
+        max_seq_len=batch.max_seq_len,
+        block_table_tensor=blocks.table.to(device),
+        slot_mapping=slot_mapping.to(device),
+        causal=case.causal,
+    )
+    all_weights, heads = weights(HEADS, LATENT, torch.float16, torch.device(device)), HEADS // num_ranks
+    chosen = slice(rank * heads, (rank + 1) * heads)
+    kv_b_proj = all_weights.kv_b_proj.unflatten(0, (HEADS, -1))[chosen].flatten(0, 1)
+    return RankStep(
+        q=whole.q[:, chosen],
+        new=own_rows(whole.q, whole.kv_cache, whole.layer, batch),
+        before=before.kv_cache,
+        after=after.kv_cache,
+        common=common,
+        weights=Weights(kv_b_proj, *(part[chosen] for part in all_weights[1:])),
+    )
+
+
+def impl_of(group: dist.ProcessGroup, case: Case, step: RankStep, **changed: Any) -> Any:
+    layer = replace(whole_call(case, device_of(group)).layer, num_heads=HEADS // group.size())
+    options = {
+        "dtype": torch.float16,
+        "block_size": BLOCK_SIZE,
+        "kv_b_proj": step.weights.kv_b_proj,
+        "v_head_dim": LATENT,
+        "group": group,
+        "exchange": case.exchange,
+        "timeout": LONG,
+        "validate": case.validate,
+        "batch_invariant": case.batch_invariant,
+    }
+    return BACKENDS["TRITON_MLA"].over_ranks().impl(layer, **{**options, **changed})
+
+
+def metadata_of(group: dist.ProcessGroup, case: Case, common: CommonAttentionMetadata, **changed: Any) -> Any:
+    options = {
+        "dealing": Dealing(num_ranks=group.size(), rank=group.rank(), interleave=case.interleave),
+        "num_speculative_tokens": case.num_speculative_tokens,
+        "context_chunk_keys": case.context_chunk_keys,
+        **changed,
+    }
+    return BACKENDS["TRITON_MLA"].over_ranks().builder(AttentionType.DECODER, **options).build(common)
+
+
+def attends(
+    group: dist.ProcessGroup, case: Case, breaks: Callable[[], None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The output [T, N, Lkv] and the LSE [N, T] of this rank's heads, absorbed; and whether the cache is right.
+
+    Args:
+        breaks: breaks this process for the step. It is the last one of the process.
+    """
+    if breaks is not None:
+        breaks()
+    step = rank_step(case, group.rank(), group.size(), device_of(group))
+    metadata = metadata_of(group, case, step.common)
+    impl = impl_of(group, case, step)
+    kv_cache = step.before
+    kv_c, k_pe = step.new[:, :LATENT], step.new[:, LATENT:]
+    impl.do_kv_cache_update(kv_c, k_pe, kv_cache, step.common.slot_mapping)
+    out = torch.full((*step.q.shape[:2], LATENT), torch.nan, dtype=torch.float16, device=step.q.device)
+    lse = torch.full((step.q.shape[1], len(step.q)), torch.nan, device=step.q.device)
+    if (prefill := metadata.prefill) is not None:
+        rows = prefill.rows
+        own_out, own_lse = out[rows].clone(), lse[:, rows].clone()
+        q = step.weights.unfolded(step.q[rows])
+        impl.forward_mha(q, kv_c[rows], k_pe[rows], kv_cache, metadata, output=own_out.flatten(1), lse=own_lse)
+        out[rows], lse[:, rows] = step.weights.folded(own_out), own_lse
+    if (decode := metadata.decode) is not None:
+        rows = decode.rows
+        own_out, own_lse = out[rows].clone(), lse[:, rows].clone()
+        impl.forward_mqa(step.q[rows], kv_cache, metadata, output=own_out.flatten(1), lse=own_lse)
+        out[rows], lse[:, rows] = own_out, own_lse
+    as_bytes = (cache.contiguous().view(torch.uint8) for cache in (kv_cache, step.after))
+    return out, lse, torch.tensor(torch.equal(*as_bytes))
