@@ -9,7 +9,10 @@ import torch.distributed as dist
 from attn_contract import AttentionType, Layout
 from attn_fuzz.targets.backend_mla import Weights, own_rows, weights
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
+from attn_optimized.backends.triton_mla import MlaMetadata, over_ranks
+from attn_optimized.backends.triton_mla.over_ranks import RankMlaMetadataBuilder
 from attn_optimized.context_parallel import Dealing
+from attn_optimized.context_parallel import dealing as optimized_dealing
 from attn_reference import context_parallel
 
 from tests import calls
@@ -106,14 +109,14 @@ def rank_step(case: Case, rank: int, num_ranks: int, device: str = "cpu") -> Ran
     )
 
 
-def impl_of(group: dist.ProcessGroup, case: Case, step: RankStep, **changed: Any) -> Any:
-    layer = replace(whole_call(case, device_of(group)).layer, num_heads=HEADS // group.size())
+def impl_of(own_group: dist.ProcessGroup, case: Case, step: RankStep, **changed: Any) -> Any:
+    layer = replace(whole_call(case, device_of(own_group)).layer, num_heads=HEADS // own_group.size())
     options = {
         "dtype": torch.float16,
         "block_size": BLOCK_SIZE,
         "kv_b_proj": step.weights.kv_b_proj,
         "v_head_dim": LATENT,
-        "group": group,
+        "group": own_group,
         "exchange": case.exchange,
         "timeout": LONG,
         "validate": case.validate,
@@ -163,3 +166,122 @@ def attends(
         out[rows], lse[:, rows] = own_out, own_lse
     as_bytes = (cache.contiguous().view(torch.uint8) for cache in (kv_cache, step.after))
     return out, lse, torch.tensor(torch.equal(*as_bytes))
+
+
+def gathers_in_the_order_of_ranks() -> None:
+    """Rows of a chunk stay as they came: rank by rank, with the rows of all requests of a rank."""
+    make = RankMlaMetadataBuilder._gathered_from
+
+    def gathered_from(*arguments: Any) -> Any:
+        chunk = make(*arguments)
+        return replace(chunk, order=chunk.order.sort().values)
+
+    RankMlaMetadataBuilder._gathered_from = gathered_from
+
+
+def gathers_its_own_rows_alone() -> None:
+    over_ranks.impl.gathered = lambda what, group, rows, timeout: rows.expand(group.size(), *rows.shape)
+
+
+def divides_lengths_and_rounds_up() -> None:
+    """Every rank has as many keys as the one with the most (lightseekorg/tokenspeed #364)."""
+    optimized_dealing.local_lengths = lambda lengths, dealing: -(-lengths // dealing.num_ranks)
+
+
+def gives_rows_of_a_draft_one_length() -> None:
+    make = optimized_dealing.local_step
+    over_ranks.metadata.local_step = lambda batch, dealing: make(replace(batch, causal=False), dealing)
+
+
+def writes_tokens_of_another_rank() -> None:
+    """An engine's mistake."""
+    slots = context_parallel.local_slots
+
+    def of_the_next_rank(positions: torch.Tensor, table: torch.Tensor, size: int, rank: int, num_ranks: int, *more: int) -> Any:
+        return slots(positions, table, size, (rank + 1) % num_ranks, num_ranks, *more)
+
+    context_parallel.local_slots = of_the_next_rank
+
+
+def keeps_what_it_merged_in_rows_of_no_request() -> None:
+    over_ranks.impl.torch = _Torch()
+
+
+class _Torch:
+    """torch, whose `where` knows no row to keep."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def where(self, condition: torch.Tensor, new: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        return new
+
+
+def calls_of(group: dist.ProcessGroup, case: Case, builder: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The method for a step of one phase, and its arguments."""
+    step = rank_step(case, group.rank(), group.size(), device_of(group))
+    metadata = metadata_of(group, case, step.common, **builder)
+    impl = impl_of(group, case, step)
+    num_tokens, heads = len(step.new) - calls.UNOWNED_ROWS, step.q.shape[1]
+    q = step.q[:num_tokens]
+    given = {"kv_cache": step.after, "attn_metadata": metadata, "output": q.new_empty(num_tokens, heads, LATENT)}
+    if metadata.decode is not None:
+        q = step.q
+        return impl.forward_mqa, {"query": q, **given, "output": q.new_empty(len(q), heads, LATENT)}
+    new = {"kv_c": step.new[:num_tokens, :LATENT], "k_pe": step.new[:num_tokens, LATENT:]}
+    return impl.forward_mha, {"query": step.weights.unfolded(q), **new, **given}
+
+
+def disagrees(
+    group: dist.ProcessGroup,
+    case: Case,
+    builder: dict[str, Any] | None = None,
+    changes: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> tuple[torch.Tensor]:
+    """A call that is another one on rank 1.
+
+    Args:
+        builder: options of its builder.
+        changes: some of its arguments, changed.
+    """
+    is_other = group.rank() == 1
+    method, arguments = calls_of(group, case, builder or {} if is_other else {})
+    if is_other and changes is not None:
+        arguments |= changes(arguments)
+    return (method(**arguments),)
+
+
+def with_output_of_one_head(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"output": arguments["output"][:, :1]}
+
+
+def with_a_row_too_many(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"kv_c": torch.cat([arguments["kv_c"], arguments["kv_c"][:1]])}
+
+
+def with_metadata_of_one_process(arguments: dict[str, Any]) -> dict[str, Any]:
+    metadata = arguments["attn_metadata"]
+    fields = {name: getattr(metadata, name) for name in MlaMetadata.__dataclass_fields__}
+    return {"attn_metadata": MlaMetadata(**fields)}
+
+
+def with_a_block_that_does_not_exist(arguments: dict[str, Any]) -> dict[str, Any]:
+    """In the block table of the decodes."""
+    metadata = arguments["attn_metadata"]
+    local = metadata.decode.local
+    batch = replace(local.batch, block_table=torch.full_like(local.batch.block_table, 999))
+    return {"attn_metadata": replace(metadata, decode=replace(metadata.decode, local=replace(local, batch=batch)))}
+
+
+def makes_a_layer(own_group: dist.ProcessGroup, case: Case, **changed: Any) -> tuple[torch.Tensor]:
+    impl_of(own_group, case, rank_step(case, own_group.rank(), own_group.size()), **changed)
+    return (torch.tensor(1),)
+
+
+def gives_a_layer_of_one_process_its_metadata(group: dist.ProcessGroup, case: Case) -> tuple[torch.Tensor]:
+    step = rank_step(case, group.rank(), group.size())
+    options = {"dtype": torch.float16, "block_size": BLOCK_SIZE, "kv_b_proj": step.weights.kv_b_proj, "v_head_dim": LATENT}
+    layer = replace(whole_call(case).layer, num_heads=HEADS // group.size())
+    impl = BACKENDS["TRITON_MLA"].impl(layer, **options)
+    _, arguments = calls_of(group, case, {})
+    return (impl.forward_mha(**arguments),)

@@ -57,6 +57,7 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
             "per_request_causal": No("vLLM's builder has one causal flag for a step"),
             "rope": No("vLLM rotates before the layer"),
             "kv_sharing": No("vLLM's layer of latent attention refuses it"),
+            "over_ranks": YES,
             **rules,
         },
     }

@@ -61,6 +61,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         **arguments: Any,
     ) -> None:
         super().__init__(layer, **arguments)
+        self._refuse(self.config.with_rules(over_ranks=True))
         check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
         check_type("timeout", timeout, timedelta, "a timedelta")
         if exchange not in get_args(Exchange):
