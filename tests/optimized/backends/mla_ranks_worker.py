@@ -98,14 +98,13 @@ def rank_step(case: Case, rank: int, num_ranks: int, device: str = "cpu") -> Ran
     )
     all_weights, heads = weights(HEADS, LATENT, torch.float16, torch.device(device)), HEADS // num_ranks
     chosen = slice(rank * heads, (rank + 1) * heads)
-    kv_b_proj = all_weights.kv_b_proj.unflatten(0, (HEADS, -1))[chosen].flatten(0, 1)
     return RankStep(
         q=whole.q[:, chosen],
         new=own_rows(whole.q, whole.kv_cache, whole.layer, batch),
         before=before.kv_cache,
         after=after.kv_cache,
         common=common,
-        weights=Weights(kv_b_proj, *(part[chosen] for part in all_weights[1:])),
+        weights=all_weights.of_heads(chosen),
     )
 
 
