@@ -115,7 +115,7 @@ def _attend(
     """One rank's step, in its process: it writes this step's tokens, and attends."""
     from attn_optimized.backends import BACKENDS
 
-    backend = BACKENDS["TRITON_MLA"].over_ranks()
+    backend: Any = BACKENDS["TRITON_MLA"].over_ranks()
     layer = dataclasses.replace(own.layer, num_heads=q.shape[1])
     impl = backend.impl(
         layer,

@@ -69,7 +69,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         if exchange == "reduce_scatter" and self.config.asks("batch_invariant"):
             reason = "the network sums outputs in an order that depends on the size of the step"
             raise UnsupportedError(NAME, "batch invariance over ranks by reduce_scatter", reason, "exchange='all_to_all'")
-        self.group, self.exchange, self.timeout = group, exchange, timeout
+        self.group, self.timeout = group, timeout
+        self.exchange: Exchange = exchange
         self.all_heads = replace(self.layer, num_heads=self.layer.num_heads * group.size())
 
     def forward_mqa(
@@ -154,8 +155,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         own = torch.cat(super()._gathered(kv_cache, prefill, chunk), dim=1)
         sent = torch.nn.functional.pad(own, (0, 0, 0, chunk.rows_sent - len(own)))
         of_all = gathered("gathering a context", self.group, sent, self.timeout)
-        latent_size = self.layer.value_size
-        return of_all.flatten(0, 1)[chunk.order].tensor_split((latent_size,), dim=1)
+        rows, latent_size = of_all.flatten(0, 1)[chunk.order], self.layer.value_size
+        return rows[:, :latent_size], rows[:, latent_size:]
 
     def _check_dealing(self, attn_metadata: RankMlaMetadata) -> None:
         dealing = attn_metadata.dealing
@@ -181,6 +182,6 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         numbers = (
             *(len(query), FLOAT_DTYPES.index(query.dtype), self.layer.value_size, self.layer.head_size),
             *(attn_metadata.dealing.num_ranks, attn_metadata.dealing.interleave, attn_metadata.context_chunk_keys),
-            *(zlib.crc32(lens.numpy()) for lens in (attn_metadata.query_start_loc_cpu, attn_metadata.seq_lens_cpu)),
+            *(zlib.crc32(lens.numpy().tobytes()) for lens in (attn_metadata.query_start_loc_cpu, attn_metadata.seq_lens_cpu)),
         )
         return dict(zip(COMPARED_PREFILL, numbers, strict=True))
