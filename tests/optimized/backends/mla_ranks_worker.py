@@ -272,6 +272,12 @@ def with_a_block_that_does_not_exist(arguments: dict[str, Any]) -> dict[str, Any
     return {"attn_metadata": replace(metadata, decode=replace(metadata.decode, local=replace(local, batch=batch)))}
 
 
+def is_captured(group: dist.ProcessGroup, case: Case) -> tuple[torch.Tensor]:
+    """A call while a CUDA graph is captured, as far as the layer knows. It is the last one of the process."""
+    over_ranks.impl.is_captured = lambda tensor: True
+    return disagrees(group, case)
+
+
 def makes_a_layer(own_group: dist.ProcessGroup, case: Case, **changed: Any) -> tuple[torch.Tensor]:
     impl_of(own_group, case, rank_step(case, own_group.rank(), own_group.size()), **changed)
     return (torch.tensor(1),)

@@ -34,7 +34,7 @@ DEALINGS = {
 }
 
 
-def judge(case: Case, results: list) -> None:
+def judge(case: Case, results: list, device_type: str = "cpu") -> None:
     """Hold the results of all ranks to the bound of the undivided attention, and each rank's cache to what it should hold.
 
     The reference attends to the whole cache, whoever has which key.
@@ -44,7 +44,7 @@ def judge(case: Case, results: list) -> None:
     outs, lses, are_right = zip(*results, strict=True)
     assert all(are_right), "a rank's cache has not the rank's own tokens alone"
     call = mla_ranks_worker.whole_call(case)
-    assert_within_bound(call, torch.cat(outs, dim=1), torch.cat(lses), rounding=BACKEND_TRITON_MLA.rounding("cpu"))
+    assert_within_bound(call, torch.cat(outs, dim=1), torch.cat(lses), rounding=BACKEND_TRITON_MLA.rounding(device_type))
 
 
 @pytest.mark.parametrize("dealing", DEALINGS)
@@ -56,6 +56,16 @@ def test_is_the_undivided_attention(num_ranks, dealing, tmp_path):
     )
     for name, case in cases.items():
         judge(case, [result[name] for result in results])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
+@pytest.mark.parametrize("dealing", DEALINGS)
+def test_over_nccl_it_is_the_undivided_attention(dealing, tmp_path):
+    cases = {name: replace(case, **DEALINGS[dealing]) for name, case in STEPS.items()}
+    scenarios = {name: partial(mla_ranks_worker.attends, case=case) for name, case in cases.items()}
+    results = over_ranks(2, tmp_path, scenarios, "cuda")
+    for name, case in cases.items():
+        judge(case, [result[name] for result in results], "cuda")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +160,16 @@ LAYERS = {
         "ContractError: attn_metadata: got RankMlaMetadata, expected MlaMetadata",
     ),
 }
+
+
+def test_a_graph_holds_decodes_and_no_prefill(tmp_path):
+    """Its chunks are those of one step."""
+    cases = {"decodes": DECODES, "prefills": PREFILLS}
+    scenarios = {name: partial(mla_ranks_worker.is_captured, case=case) for name, case in cases.items()}
+    (result,) = over_ranks(1, tmp_path, scenarios)
+    assert isinstance(result["decodes"][0], torch.Tensor), result["decodes"]
+    refusal = "UnsupportedError: TRITON_MLA: a prefill over ranks in a CUDA graph not supported"
+    assert result["prefills"][0].startswith(refusal), result["prefills"]
 
 
 def test_layers_are_refused_by_name(tmp_path):

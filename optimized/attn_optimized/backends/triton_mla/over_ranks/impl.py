@@ -140,7 +140,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             key, value = query, query[..., : self.v_head_dim]
             own = checked[0].own
             check_varlen_attention(query, key, value, self.expanded, own, output, lse, values=self.validate)
-            if query.is_cuda and torch.cuda.is_current_stream_capturing():
+            if is_captured(query):
                 reason = "the chunks of its context are those of one step"
                 raise UnsupportedError(NAME, "a prefill over ranks in a CUDA graph", reason)
         if self.validate:
@@ -185,3 +185,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             *(zlib.crc32(lens.numpy().tobytes()) for lens in (attn_metadata.query_start_loc_cpu, attn_metadata.seq_lens_cpu)),
         )
         return dict(zip(COMPARED_PREFILL, numbers, strict=True))
+
+
+def is_captured(tensor: torch.Tensor) -> bool:
+    """Whether what is launched now on the tensor's device becomes part of a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
