@@ -150,6 +150,14 @@ def attends(
     kv_cache = step.before
     kv_c, k_pe = step.new[:, :LATENT], step.new[:, LATENT:]
     impl.do_kv_cache_update(kv_c, k_pe, kv_cache, step.common.slot_mapping)
+    out, lse = _attended(impl, metadata, step, kv_cache)
+    as_bytes = (cache.contiguous().view(torch.uint8) for cache in (kv_cache, step.after))
+    return out, lse, torch.tensor(torch.equal(*as_bytes))
+
+
+def _attended(impl: Any, metadata: Any, step: RankStep, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output and the LSE of this rank's heads; NaN in rows of no request."""
+    kv_c, k_pe = step.new[:, :LATENT], step.new[:, LATENT:]
     out = torch.full((*step.q.shape[:2], LATENT), torch.nan, dtype=torch.float16, device=step.q.device)
     lse = torch.full((step.q.shape[1], len(step.q)), torch.nan, device=step.q.device)
     if (prefill := metadata.prefill) is not None:
@@ -163,8 +171,25 @@ def attends(
         own_out, own_lse = out[rows].clone(), lse[:, rows].clone()
         impl.forward_mqa(step.q[rows], kv_cache, metadata, output=own_out.flatten(1), lse=own_lse)
         out[rows], lse[:, rows] = own_out, own_lse
-    as_bytes = (cache.contiguous().view(torch.uint8) for cache in (kv_cache, step.after))
-    return out, lse, torch.tensor(torch.equal(*as_bytes))
+    return out, lse
+
+
+def attends_to_the_first(group: dist.ProcessGroup, case: Case, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of the first requests, in a step of these alone."""
+    step = rank_step(case, group.rank(), group.size(), device_of(group))
+    common, rows = step.common, sum(case.query_lens[:count])
+    first = replace(
+        common,
+        query_start_loc=common.query_start_loc[: count + 1],
+        query_start_loc_cpu=common.query_start_loc_cpu[: count + 1],
+        seq_lens=common.seq_lens[:count],
+        seq_lens_cpu=common.seq_lens_cpu[:count],
+        num_actual_tokens=rows,
+        block_table_tensor=common.block_table_tensor[:count],
+        slot_mapping=common.slot_mapping[:rows],
+    )
+    out, lse = _attended(impl_of(group, case, step), metadata_of(group, case, first), step, step.after)
+    return out[:rows], lse[:, :rows]
 
 
 def gathers_in_the_order_of_ranks() -> None:

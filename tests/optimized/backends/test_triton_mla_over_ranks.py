@@ -58,6 +58,20 @@ def test_is_the_undivided_attention(num_ranks, dealing, tmp_path):
         judge(case, [result[name] for result in results])
 
 
+def test_the_rest_of_the_batch_changes_nothing(tmp_path):
+    """Parts are merged in the order of ranks, and the chunks of a request are its own."""
+    case = replace(STEPS["cut contexts"], exchange="all_to_all", batch_invariant=True)
+    count = len(case.query_lens)
+    counts = (1, 4, count)
+    firsts = {str(one): partial(mla_ranks_worker.attends_to_the_first, case=case, count=one) for one in counts}
+    for result in over_ranks(2, tmp_path, firsts):
+        out, lse = result[str(count)]
+        for one in counts[:-1]:
+            own_out, own_lse = result[str(one)]
+            assert torch.equal(own_out, out[: len(own_out)])
+            assert torch.equal(own_lse, lse[:, : len(own_out)])
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
 @pytest.mark.parametrize("dealing", DEALINGS)
 def test_over_nccl_it_is_the_undivided_attention(dealing, tmp_path):
