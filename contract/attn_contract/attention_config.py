@@ -41,7 +41,8 @@ class AttentionConfig:
             a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
             and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants
             the LSE; for `batch_invariant` if outputs must not depend on the rest of the batch; for `rope` if the cache write
-            also rotates; for `kv_sharing` if it reads what another layer wrote, and writes nothing.
+            also rotates; for `kv_sharing` if it reads what another layer wrote, and writes nothing; for `over_ranks` if several
+            ranks share the keys of each request (decode context parallelism).
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.
@@ -179,8 +180,8 @@ class AttentionConfig:
             block_size: slots of a block; None for the types that have no cache.
             batch: the step; None: what the layer asks for in all steps.
             output_dtype: of a float8 output.
-            rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing; without a batch also non_causal and
-                per_request_causal.
+            rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing, over_ranks; without a batch also
+                non_causal and per_request_causal.
 
         Raises:
             ContractError: `rules` names what the layer or the batch says, or the arguments contradict each other.

@@ -192,6 +192,12 @@ for _rule in (
         attn_types=tuple(attn_type for attn_type in AttentionType if attn_type.reads_cache),
         why_not="it has no KV cache",
     ),
+    _of_a_call(
+        "over_ranks",
+        "a cache that ranks share",
+        attn_types=tuple(attn_type for attn_type in AttentionType if attn_type.reads_cache),
+        why_not="it has no KV cache",
+    ),
 ):
     _register(_rule)
 

@@ -1,4 +1,7 @@
-"""What each process of `test_attend_over_ranks` runs: real ranks, which meet by gloo, or by NCCL with a GPU each."""
+"""Processes that are real ranks, which meet by gloo, or by NCCL with a GPU each.
+
+Here is also what those of `test_attend_over_ranks` run.
+"""
 
 import os
 import time
@@ -6,12 +9,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from attn_contract import Batch, Layer
+from attn_fuzz.run import prepared
 
 from tests import calls
 
@@ -124,7 +127,29 @@ def dies_in_the_middle(group: dist.ProcessGroup):
     return attend_over_ranks(group, q, kv_cache, layer, step, timeout=LONG, **functions)
 
 
-def run(rank: int, num_ranks: int, folder: Path, scenarios: dict[str, partial], device_type: str) -> None:
+def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, Callable], device_type: str = "cpu") -> list[dict]:
+    """What each rank returns or raises in each scenario; {} of a rank that died.
+
+    Ranks meet by gloo on a "cpu", and by NCCL on "cuda".
+    """
+    arguments = (num_ranks, folder, scenarios, device_type)
+    processes = [prepared.process(device_type, run, rank, *arguments) for rank in range(num_ranks)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + 90
+    try:
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            assert not process.is_alive(), "a rank hangs"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    paths = [folder / f"{rank}.pt" for rank in range(num_ranks)]
+    return [torch.load(path) if path.exists() else {} for path in paths]
+
+
+def run(rank: int, num_ranks: int, folder: Path, scenarios: dict[str, Callable], device_type: str) -> None:
     """Run scenarios one after the other, and save what each gives or raises."""
     torch.set_num_threads(1)
     backend = "gloo"

@@ -1,19 +1,17 @@
 """Attention over ranks that are processes, against attention over all keys in one."""
 
-import time
 from functools import partial
-from pathlib import Path
 
 import attn_reference
 import pytest
 import torch
-from attn_fuzz.run import prepared
 from attn_fuzz.targets.ranks import TRITON_RANKS
 from attn_optimized.context_parallel import attention
 
 from tests.agreement import assert_within_bound
 from tests.calls import with_idle_strides
 from tests.optimized import ranks_worker
+from tests.optimized.ranks_worker import over_ranks
 
 needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
 SCALE = torch.tensor(0.05)
@@ -30,28 +28,6 @@ CASES = {
         (2, {"output_scale": SCALE}),
     )
 }
-
-
-def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, partial], device_type: str = "cpu") -> list[dict]:
-    """What each rank returns or raises in each scenario; {} of a rank that died.
-
-    Ranks meet by gloo on a "cpu", and by NCCL on "cuda".
-    """
-    arguments = (num_ranks, folder, scenarios, device_type)
-    processes = [prepared.process(device_type, ranks_worker.run, rank, *arguments) for rank in range(num_ranks)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + 90
-    try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            assert not process.is_alive(), "a rank hangs"
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    paths = [folder / f"{rank}.pt" for rank in range(num_ranks)]
-    return [torch.load(path) if path.exists() else {} for path in paths]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])

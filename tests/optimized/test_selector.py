@@ -148,6 +148,7 @@ def test_latent_attention_of_every_head_count(architecture, heads):
         (replace(LATENT, dtype=torch.float32), "gfx942", "dtype float32"),
         (LATENT.with_rules(batch_invariant=True), "gfx942", "batch"),
         (LATENT.with_rules(sinks=True), "gfx942", "sinks"),
+        (LATENT.with_rules(over_ranks=True), "gfx942", None),
     ],
 )
 @pytest.mark.parametrize("backend", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
@@ -187,6 +188,16 @@ def test_a_float8_cache_of_two_widths_wants_a_gpu_that_has_float8():
     assert select(config, architecture="sm89", aiter=NO_AITER)
     with pytest.raises(UnsupportedError, match="before sm89"):
         select(config, architecture="sm80", aiter=NO_AITER)
+
+
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1201", "sm90"])
+def test_a_cache_that_ranks_share_is_served_in_latent_attention_alone(architecture):
+    """And where it is said to be, there is a builder and a layer for it."""
+    backend = select(LATENT.with_rules(over_ranks=True), architecture=architecture, aiter=AITER).backend
+    assert backend == "TRITON_MLA"
+    assert BACKENDS[backend].over_ranks().name == backend
+    with pytest.raises(UnsupportedError, match="a cache that ranks share not supported: vLLM's backend declares none"):
+        select(DECODER.with_rules(over_ranks=True), architecture=architecture, aiter=AITER)
 
 
 @pytest.mark.parametrize("architecture", ["gfx90a", "gfx1201", "sm90"])

@@ -57,6 +57,16 @@ class Weights(NamedTuple):
     def nope_size(self) -> int:
         return self.kv_b_proj.shape[0] // len(self.key) - self.latent_size
 
+    @property
+    def v_head_dim(self) -> int:
+        """The width of V: Lkv, unless rows are too wide to be expanded."""
+        return 16 if self.latent_size + 8 > _MOST_EXPANDED else self.latent_size
+
+    def of_heads(self, heads: slice) -> "Weights":
+        """The weights of some heads."""
+        of_head = self.kv_b_proj.unflatten(0, (len(self.key), -1))[heads]
+        return Weights(of_head.flatten(0, 1), *(part[heads] for part in self[1:]))
+
     def unfolded(self, q: torch.Tensor) -> torch.Tensor:
         """The queries [T, N, P + R] of which q [T, N, Lkv + R] is the absorbed form."""
         latent, rotated = q[..., : self.latent_size], q[..., self.latent_size :]
@@ -120,28 +130,10 @@ class MlaLayers(BackendLayers):
         self._check_more_queries(layer, batch, choose)
         impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)
-        _check_phases(metadata, batch)
+        check_phases(metadata, batch)
         by_head = out.view(len(out), layer.num_heads, layer.value_size)
-        if metadata.prefill is not None:
-            rows = metadata.prefill.rows
-            latent = own_rows(q, kv_cache, layer, batch)[rows]
-            kv_c, k_pe = latent[:, : layer.value_size], latent[:, layer.value_size :]
-            of_layer = _weights_of(layer, q)
-            expanded = torch.empty_like(by_head[rows])
-            lse_rows = None if lse is None else torch.empty_like(lse[:, rows])
-            impl.forward_mha(of_layer.unfolded(q[rows]), kv_c, k_pe, kv_cache, metadata, output=expanded, lse=lse_rows)
-            by_head[rows] = of_layer.folded(expanded)
-            if lse is not None and lse_rows is not None:
-                lse[:, rows] = lse_rows
-        if metadata.decode is not None:
-            rows = metadata.decode.rows
-            q_rows, out_rows = q[rows], by_head[rows]
-            lse_rows = None if lse is None else lse[:, rows]
-            impl.forward_mqa(q_rows, kv_cache, metadata, output=out_rows, lse=lse_rows)
-            if not isinstance(rows, slice):
-                by_head[rows] = out_rows
-                if lse is not None and lse_rows is not None:
-                    lse[:, rows] = lse_rows
+        latent = None if metadata.prefill is None else own_rows(q, kv_cache, layer, batch)
+        attend_phases(impl, metadata, weights_of(layer, q), q, latent, kv_cache, by_head=by_head, lse=lse)
 
     def write_latent_cache(self, kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
         impl, kv_cache = self._impl(layer, kv_c, kv_cache)
@@ -181,7 +173,7 @@ class MlaLayers(BackendLayers):
             yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
         if prefill is not None:
             latent = own_rows(q, kv_cache, layer, batch)[prefill.rows]
-            unfolded = _weights_of(layer, q).unfolded(q[prefill.rows])
+            unfolded = weights_of(layer, q).unfolded(q[prefill.rows])
             parts = {"kv_c": latent[:, : layer.value_size], "k_pe": latent[:, layer.value_size :]}
             of_rows = {"query": unfolded, **parts, "output": q.new_empty(*unfolded.shape[:2], layer.value_size)}
             of_rows["lse"] = new_lse(unfolded)
@@ -241,9 +233,46 @@ class MlaLayers(BackendLayers):
 
     def _arguments(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, *mode: Any, **options: Any) -> Any:
         arguments, kv_cache = super()._arguments(layer, rows, kv_cache, *mode, **options)
-        of_layer = _weights_of(layer, rows)
-        v_head_dim = 16 if layer.value_size + 8 > _MOST_EXPANDED else layer.value_size
-        return {**arguments, "kv_b_proj": of_layer.kv_b_proj, "v_head_dim": v_head_dim}, kv_cache
+        of_layer = weights_of(layer, rows)
+        return {**arguments, "kv_b_proj": of_layer.kv_b_proj, "v_head_dim": of_layer.v_head_dim}, kv_cache
+
+
+def attend_phases(
+    impl: Any,
+    metadata: Any,
+    of_layer: Weights,
+    q: torch.Tensor,
+    latent: torch.Tensor | None,
+    kv_cache: torch.Tensor,
+    *,
+    by_head: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> None:
+    """The prefills of a step, and its decodes, which are rows of the same output.
+
+    Args:
+        latent: see `own_rows`. A step without a prefill needs none.
+        by_head: [T, N, Lkv], the output.
+    """
+    if metadata.prefill is not None:
+        assert latent is not None
+        rows = metadata.prefill.rows
+        kv_c, k_pe = latent[rows].tensor_split((of_layer.latent_size,), dim=1)
+        expanded = torch.empty_like(by_head[rows])
+        lse_rows = None if lse is None else torch.empty_like(lse[:, rows])
+        impl.forward_mha(of_layer.unfolded(q[rows]), kv_c, k_pe, kv_cache, metadata, output=expanded, lse=lse_rows)
+        by_head[rows] = of_layer.folded(expanded)
+        if lse is not None and lse_rows is not None:
+            lse[:, rows] = lse_rows
+    if metadata.decode is not None:
+        rows = metadata.decode.rows
+        q_rows, out_rows = q[rows], by_head[rows]
+        lse_rows = None if lse is None else lse[:, rows]
+        impl.forward_mqa(q_rows, kv_cache, metadata, output=out_rows, lse=lse_rows)
+        if not isinstance(rows, slice):
+            by_head[rows] = out_rows
+            if lse is not None and lse_rows is not None:
+                lse[:, rows] = lse_rows
 
 
 def _decodes_alone(batch: Batch, options: dict[str, Any]) -> bool:
@@ -251,7 +280,7 @@ def _decodes_alone(batch: Batch, options: dict[str, Any]) -> bool:
     return batch.causal is False or longest <= 1 + options["num_speculative_tokens"]
 
 
-def _check_phases(metadata: Any, batch: Batch) -> None:
+def check_phases(metadata: Any, batch: Batch) -> None:
     """Check that each row that a request owns is in one phase. A row in both would be computed twice, with one result.
 
     Raises:
@@ -263,7 +292,7 @@ def _check_phases(metadata: Any, batch: Batch) -> None:
     assert found[: len(owned)] == owned, f"rows {found} in the phases, expected {owned}"
 
 
-def _weights_of(layer: Layer, rows: torch.Tensor) -> Weights:
+def weights_of(layer: Layer, rows: torch.Tensor) -> Weights:
     return weights(layer.num_heads, layer.value_size, rows.dtype, rows.device)
 
 
@@ -281,7 +310,7 @@ def own_rows(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch
     return rows
 
 
-def _phases(step: Step) -> Iterable[str]:
+def phases(step: Step) -> Iterable[str]:
     """The phases into which the step is split, and whether a context is cut."""
     options = builder_options(step.layer, step.batch)
     query_lens, seq_lens = step.batch.query_start_loc.diff().tolist(), step.batch.seq_lens.tolist()
@@ -297,7 +326,7 @@ def _phases(step: Step) -> Iterable[str]:
     return sorted(phases)
 
 
-def _support(device: str) -> Support:
+def support(device: str) -> Support:
     latent = TRITON_LATENT.support(device)
     return dataclasses.replace(
         latent,
@@ -316,7 +345,7 @@ def _support(device: str) -> Support:
     )
 
 
-def _rounding(device: str) -> Rounding:
+def rounding(device: str) -> Rounding:
     """A prefill merges its own keys with each chunk of the context, which it rounds to q's dtype where it is quantized."""
     triton = TRITON.rounding(device)
     return dataclasses.replace(triton, merged_parts=1 + MOST_CHUNKS, rounds_dequantized=True, exact_division=False)
@@ -327,12 +356,12 @@ BACKEND_TRITON_MLA = backend_target(
     "backend-triton-mla",
     _LAYERS,
     description="the backend TRITON_MLA: whole layers of latent attention, prefills expanded and decodes absorbed",
-    support=_support,
+    support=support,
     write_kv_cache=None,
     rope_and_write_kv_cache=None,
     write_latent_cache=_LAYERS.write_latent_cache,
-    rounding=_rounding,
-    events=_phases,
+    rounding=rounding,
+    events=phases,
     sanitizes=False,
     exact=False,
 )

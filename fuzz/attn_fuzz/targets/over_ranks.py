@@ -42,7 +42,7 @@ def _processes() -> RankProcesses:
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     refuse_without_a_cache(kv_cache, layer)
     choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-    results = _on_all_ranks(_calls(q, kv_cache, layer, batch, out.dtype, choose))
+    results = on_all_ranks(_attend, _calls(q, kv_cache, layer, batch, out.dtype, choose))
     rows = int(batch.query_start_loc[-1])
     rows_of(out, layer, rows).copy_(torch.cat([own for own, _ in results], dim=1)[:rows])
     if lse is not None:
@@ -65,8 +65,10 @@ def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, choo
     return calls
 
 
-def _on_all_ranks(calls: Sequence[RankCall]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What each rank returns.
+def on_all_ranks(
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]], calls: Sequence[tuple[Any, ...]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What `function(group, *call)` returns on each rank, in its process.
 
     Raises:
         ContractError, UnsupportedError: a rank's, which is no other rank's.
@@ -75,7 +77,7 @@ def _on_all_ranks(calls: Sequence[RankCall]) -> list[tuple[torch.Tensor, torch.T
     """
     exact.refuse("what processes of ranks compute")
     try:
-        results = _processes().call(_attend, calls)
+        results = _processes().call(function, calls)
     except BaseException:
         _processes().close()
         _processes.cache_clear()
@@ -133,7 +135,7 @@ def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
     where = f"on rank {place} of {len(calls)}"
 
     def with_call(changed: RankCall) -> object:
-        return _on_all_ranks([*calls[:place], changed, *calls[place + 1 :]])
+        return on_all_ranks(_attend, [*calls[:place], changed, *calls[place + 1 :]])
 
     for what, change in {**_WRONG, **(_UNLIKE if len(calls) > 1 else {})}.items():
         changed = change(calls[place])
@@ -206,7 +208,7 @@ _UNLIKE: dict[str, Callable[[RankCall], RankCall | None]] = {
 """Calls that are legal, but not the call of the other ranks."""
 
 
-def _unavailable(device: str) -> str | None:
+def unavailable(device: str) -> str | None:
     return missing_triton(device) or ("its ranks are processes on a CPU, which meet by gloo" if device != "cpu" else None)
 
 
@@ -215,7 +217,7 @@ TRITON_OVER_RANKS = dataclasses.replace(
     name="triton-over-ranks",
     description="the Triton kernels over ranks that are processes: attend_over_ranks by gloo, both exchanges",
     attention=_attention,
-    unavailable=_unavailable,
+    unavailable=unavailable,
     must_refuse=_illegal,
     forget=_forget,
     modules=None,  # launches are emulated in this process, and its ranks are others

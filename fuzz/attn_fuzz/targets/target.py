@@ -137,8 +137,8 @@ class Support:
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
-        required_rules: those of them that each layer has which the target serves, as "head_size_v" of kernels for K and V of two
-            widths. A layer without one must be refused.
+        required_rules: those of them that every layer has which the target serves, as "head_size_v" of kernels for K and V of
+            two widths. A layer without one must be refused.
         causal: whether a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED,
             LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES instead.

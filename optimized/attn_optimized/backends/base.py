@@ -135,7 +135,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         self._cache_shapes: set[torch.Size] = set()
 
     def _check_metadata(self, attn_metadata: Metadata) -> None:
-        if not isinstance(attn_metadata, self.backend.builder.metadata):
+        if type(attn_metadata) is not self.backend.builder.metadata:
             expected = f"{self.backend.builder.metadata.__name__}, as {self.backend.name}'s builder makes it"
             raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)
 
@@ -394,6 +394,16 @@ class AttentionBackend(ABC):
     @abstractmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
         """The one declaration, given what is known of AITER: for the selector, the check of `impl`, and the docs."""
+
+    @classmethod
+    def over_ranks(cls) -> type["AttentionBackend"]:
+        """The same backend for layers whose cache ranks share (decode context parallelism).
+
+        Raises:
+            UnsupportedError: the backend serves no such layer.
+        """
+        reason = "attn_optimized.context_parallel attends over ranks, and this backend does not call it"
+        raise UnsupportedError(cls.name, "a cache that ranks share", reason, "TRITON_MLA, for latent attention")
 
 
 def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -> bool:

@@ -42,6 +42,7 @@ _LAYOUTS = (
     Layout.CONTENT_PACKED,
     Layout.CONTENT_PACKED_SCALED,
 )
+NOT_OVER_RANKS = No("vLLM's backend declares none: attn_optimized.context_parallel attends over ranks without a backend")
 _SCALES: tuple[Scales, ...] = ("tensor", "head", "token", "inline")
 
 
@@ -78,6 +79,7 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
             "batch_invariant": YES,
             "rope": YES,
             "kv_sharing": YES,
+            "over_ranks": NOT_OVER_RANKS,
         },
     }
     return Capabilities(**{**served, **narrower})

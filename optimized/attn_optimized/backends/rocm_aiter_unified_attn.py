@@ -26,7 +26,7 @@ from attn_optimized.aiter_adapter import (
     unified_attention,
 )
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, answer, declared_features, triton_capabilities
+from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_features, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 _CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
@@ -104,6 +104,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                 "batch_invariant": No("AITER's unified_attention splits keys or does not, by what else is in the batch"),
                 "rope": YES,
                 "kv_sharing": YES,
+                "over_ranks": NOT_OVER_RANKS,
             },
             combinations=(
                 Combination(

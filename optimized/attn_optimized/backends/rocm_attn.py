@@ -21,7 +21,7 @@ from attn_contract import (
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import triton_capabilities
+from attn_optimized.backends.declaring import NOT_OVER_RANKS, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
@@ -61,6 +61,7 @@ class RocmAttentionBackend(AttentionBackend):
                 "non_causal": YES,
                 "rope": YES,
                 "kv_sharing": YES,
+                "over_ranks": NOT_OVER_RANKS,
                 "sink_tokens": never_told,
                 "chunked_local": No(
                     "vLLM cuts chunks into requests of their own, in metadata that this backend does not build"

@@ -9,7 +9,7 @@ from attn_contract import FLOAT8_DTYPES, YES, AttentionType, Capabilities, Combi
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import FLOAT8_BEFORE_SM89, triton_capabilities
+from attn_optimized.backends.declaring import FLOAT8_BEFORE_SM89, NOT_OVER_RANKS, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
@@ -55,6 +55,7 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
                 "qq_bias": never_told,
                 "lse": No("vLLM's kernel keeps none"),
                 "rope": No("vLLM's write that rotates takes K and V of one width"),
+                "over_ranks": NOT_OVER_RANKS,
             },
             combinations=(
                 Combination(

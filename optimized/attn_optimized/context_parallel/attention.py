@@ -24,6 +24,7 @@ rank gets all parts of its own heads with their LSEs, one message from each rank
 """
 
 TIMEOUT = timedelta(seconds=60)
+_HEADS_OR_LSES = "gathering heads or LSEs"
 # torch 2.13 has renamed both
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -108,7 +109,7 @@ def attend_over_ranks(
     elif isinstance(own, Exception):
         raise own
     num_tokens, num_heads = len(q), layer.num_heads
-    all_q = _gathered(group, q, timeout).transpose(0, 1).flatten(1, 2)
+    all_q = gathered(_HEADS_OR_LSES, group, q, timeout).transpose(0, 1).flatten(1, 2)
     attend = partial(attention, all_q, kv_cache, local_layer(layer, step.dealing), step.batch)
     # a column that no request owns keeps an LSE of -inf, so that its row counts for nothing
     if exchange == "all_to_all":
@@ -120,7 +121,7 @@ def attend_over_ranks(
     else:
         lse = torch.full((num_heads, num_tokens), -torch.inf, device=q.device)
         part = attend(lse=lse)
-        share, merged_lse = weighted_part(part, _gathered(group, lse, timeout), group.rank())
+        share, merged_lse = weighted_part(part, gathered(_HEADS_OR_LSES, group, lse, timeout), group.rank())
         outs = _summed(group, _by_rank(group, share), timeout)[None]
         lses = merged_lse.unflatten(0, (group.size(), -1))[group.rank()][None]
     return _merged(outs, lses, part.dtype, layer, out_dtype, merge)
@@ -194,12 +195,20 @@ def _by_rank(group: dist.ProcessGroup, rows: torch.Tensor) -> torch.Tensor:
     return rows.unflatten(1, (group.size(), -1)).transpose(0, 1)
 
 
-def _gathered(group: dist.ProcessGroup, tensor: torch.Tensor, timeout: timedelta) -> torch.Tensor:
-    """[N, ...]: the tensors of all ranks."""
+def gathered(what: str, group: dist.ProcessGroup, tensor: torch.Tensor, timeout: timedelta) -> torch.Tensor:
+    """[N, ...]: the tensors of all ranks, which have one shape and dtype.
+
+    Args:
+        what: the collective's name in an error.
+        timeout: how long a rank waits for the others in gloo.
+
+    Raises:
+        RanksError: a rank did not come.
+    """
     own = _bytes(tensor)
-    gathered = own.new_empty(group.size() * len(own))
-    run("gathering heads or LSEs", group, timeout, _ALL_GATHER, gathered, own)
-    return gathered.view(tensor.dtype).view(group.size(), *tensor.shape)
+    of_all = own.new_empty(group.size() * len(own))
+    run(what, group, timeout, _ALL_GATHER, of_all, own)
+    return of_all.view(tensor.dtype).view(group.size(), *tensor.shape)
 
 
 def _swapped(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -> torch.Tensor:

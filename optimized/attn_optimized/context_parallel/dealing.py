@@ -44,6 +44,14 @@ class Dealing:
         """Tokens in a round, in which each rank gets `interleave` of them."""
         return self.interleave * self.num_ranks
 
+    def rank_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Which rank has each token of a request."""
+        return tokens // self.interleave % self.num_ranks
+
+    def local_index(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Which of its rank's tokens each token of a request is."""
+        return tokens // self.tokens_of_round * self.interleave + tokens % self.interleave
+
 
 @dataclass(frozen=True, eq=False)
 class LocalStep:

@@ -17,6 +17,7 @@ CALL: dict[str, tuple[Region, ...]] = {
     "rope": legal(on=lambda case, step: case.rope, off=lambda case, step: case.writes and not case.rope),
     "kv_sharing": legal(on=lambda case, step: case.cache is not None and not case.writes),
     "batch_invariant": (not_drawn("on", "a target's own: `triton-invariant` asks for it in every case"),),
+    "over_ranks": (not_drawn("on", "a target's own: `triton-over-ranks` and others deal every case to ranks"),),
 }
 
 

@@ -5,7 +5,7 @@ from attn_contract import FLOAT8_DTYPES, YES, AttentionConfig, AttentionType, Ca
 
 from attn_optimized.aiter_adapter import PAGED_ATTENTION_BLOCK_SIZES, PAGED_ATTENTION_HEAD_SIZES, Aiter, may_run_assembly
 from attn_optimized.backends.base import AttentionBackend
-from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, answer, declared_features, triton_capabilities
+from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_features, triton_capabilities
 from attn_optimized.backends.rocm_aiter_fa.impl import AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_aiter_fa.metadata import DECODER_PHASES, NAME, AiterFlashAttentionMetadataBuilder
 
@@ -65,6 +65,7 @@ class AiterFlashAttentionBackend(AttentionBackend):
                 "batch_invariant": No("it takes another kernel for another mix of requests"),
                 "rope": No("its prefill attends to this step's own keys, and a cache write rotates only what it writes"),
                 "kv_sharing": No("its prefill reads this step's own keys and values, which such a layer has not"),
+                "over_ranks": NOT_OVER_RANKS,
             },
             combinations=(
                 Combination(

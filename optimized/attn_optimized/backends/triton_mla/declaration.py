@@ -58,6 +58,7 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
             "per_request_causal": No("vLLM's builder has one causal flag for a step"),
             "rope": No("vLLM rotates before the layer"),
             "kv_sharing": No("vLLM's layer of latent attention refuses it"),
+            "over_ranks": YES,
             **rules,
         },
     }
@@ -68,6 +69,13 @@ class TritonMlaBackend(AttentionBackend):
     name = NAME
     impl = TritonMlaImpl
     builder = MlaMetadataBuilder
+
+    @classmethod
+    def over_ranks(cls) -> type[AttentionBackend]:
+        # torch need not be built with torch.distributed
+        from attn_optimized.backends.triton_mla.over_ranks import TritonMlaOverRanksBackend
+
+        return TritonMlaOverRanksBackend
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:

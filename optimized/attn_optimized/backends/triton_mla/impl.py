@@ -76,14 +76,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         output: torch.Tensor,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        self._check_metadata(attn_metadata)
-        self._check_step(query, attn_metadata.step, output, lse)
-        prefill = attn_metadata.prefill
-        if prefill is None:
-            raise ContractError("attn_metadata.prefill", None, "prefills: this step has none")
-        kv_cache = self._own_view(kv_cache)
-        self._check_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, prefill, output, lse)
-
+        prefill, kv_cache = self._checked_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, output, lse)
         key, value = self._expand(kv_c, k_pe)
         if lse is None and prefill.context_chunks:
             lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
@@ -120,18 +113,26 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         latent_size = self.layer.value_size
         return rows[:, :latent_size], rows[:, latent_size:]
 
-    def _check_prefill(
+    def _checked_prefill(
         self,
         query: torch.Tensor,
         kv_c: torch.Tensor,
         k_pe: torch.Tensor,
         kv_cache: torch.Tensor,
         attn_metadata: MlaMetadata,
-        prefill: MlaPrefillMetadata,
         output: torch.Tensor,
         lse: torch.Tensor | None,
-    ) -> None:
-        """Check what the kernels do not see: the latent vectors, and the cache that is gathered from."""
+    ) -> tuple[MlaPrefillMetadata, torch.Tensor]:
+        """The step's prefills, and the cache as this layer addresses it.
+
+        What the kernels do not see is checked: the latent vectors, and the cache that is gathered from.
+        """
+        self._check_metadata(attn_metadata)
+        self._check_step(query, attn_metadata.step, output, lse)
+        prefill = attn_metadata.prefill
+        if prefill is None:
+            raise ContractError("attn_metadata.prefill", None, "prefills: this step has none")
+        kv_cache = self._own_view(kv_cache)
         check_dims("query", query, ("T", "N", "P + R"))
         num_tokens = prefill.batch.num_actual_tokens
         widths = {"kv_c": (kv_c, self.layer.value_size), "k_pe": (k_pe, self.layer.head_size - self.layer.value_size)}
@@ -148,3 +149,4 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         if self.validate:
             assert prefill.batch.block_table is not None
             check_block_table(prefill.batch.block_table, prefill.batch.seq_lens, view)
+        return prefill, kv_cache

@@ -38,7 +38,7 @@ class ContextChunk:
     """Consecutive keys of the context of each request, gathered from the cache into n dense rows.
 
     Args:
-        request, position: [n] int64, which key of which request a row is.
+        request, position: [n] int64, where in the cache a row is: at which position of which request.
         batch: every query of the first R requests sees all rows of its request; a block is one row.
     """
 
@@ -166,9 +166,14 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
                 causal=False,  # by the window of the layer
                 block_table=None,
             ),
-            context_chunks=tuple(_chunks(prefill, self.context_chunk_keys)),
+            context_chunks=tuple(self._gathered_from(chunk, device) for chunk in _chunks(prefill, self.context_chunk_keys)),
             max_seq_len=int(prefill.seq_lens.max()),
         )
+
+    def _gathered_from(self, chunk: ContextChunk, device: torch.device) -> ContextChunk:
+        """A chunk whose rows are known to the host, as the layers gather it."""
+        rows = {"request": to_device(device, chunk.request), "position": to_device(device, chunk.position)}
+        return dataclasses.replace(chunk, **rows)
 
 
 def _host_lengths(
@@ -197,7 +202,10 @@ def _chunks(prefill: PhaseMetadata, chunk_keys: int) -> Iterator[ContextChunk]:
 
 
 def _chunk(prefill: PhaseMetadata, begins: torch.Tensor, lens: torch.Tensor) -> ContextChunk:
-    """`lens` keys of each request from `begins` on, up to the last request that has any; all lengths are the host's."""
+    """`lens` keys of each request from `begins` on, up to the last request that has any; all lengths are the host's.
+
+    Where the rows are is known to the host, too.
+    """
     device = prefill.batch.seq_lens.device
     num_requests = int(lens.nonzero()[-1]) + 1
     lens, query_lens = lens[:num_requests], prefill.query_lens[:num_requests]
@@ -214,4 +222,4 @@ def _chunk(prefill: PhaseMetadata, begins: torch.Tensor, lens: torch.Tensor) -> 
         causal=False,
         block_table=to_device(device, starts[:-1, None] + torch.arange(max_len, dtype=torch.int32)),
     )
-    return ContextChunk(request=to_device(device, request), position=to_device(device, position), batch=batch)
+    return ContextChunk(request=request, position=position, batch=batch)

@@ -1,0 +1,207 @@
+"""The backend TRITON_MLA over ranks that are processes: whole steps through the builder, and writes of a rank's own tokens.
+
+Each rank has a part of the heads, and of the keys. What all ranks return is judged against the undivided reference.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import torch
+from attn_contract import Batch, Layer, UnsupportedError
+from attn_fuzz.targets.backend_mla import (
+    Weights,
+    attend_phases,
+    builder_options,
+    own_rows,
+    phases,
+    rounding,
+    support,
+    weights_of,
+)
+from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
+from attn_fuzz.targets.rank_processes import TIMEOUT
+from attn_fuzz.targets.ranks import INTERLEAVES, Shard, shard
+from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.wrong_arguments import Calls
+from attn_reference import context_parallel
+
+
+class RankStep(NamedTuple):
+    """A step of one rank.
+
+    Args:
+        q: [T, N, Lkv + R], absorbed, of this rank's heads.
+        latent: [T, Lkv + R], this step's rows.
+        own: this rank's part of the cache, with all of its tokens.
+        weights: of this rank's heads.
+        common: the step as an engine makes it. Its `slot_mapping` has the slots of this rank's tokens.
+        builder, options: of the builder and of the layer.
+    """
+
+    q: torch.Tensor
+    latent: torch.Tensor
+    own: Shard
+    weights: Weights
+    common: Any
+    builder: dict[str, Any]
+    options: dict[str, Any]
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    results = on_all_ranks(_attend, _steps(q, kv_cache, layer, batch))
+    outs, lses = zip(*results, strict=True)
+    by_head, of_heads = torch.cat(outs, dim=1), torch.cat(lses)
+    rows = int(batch.query_start_loc[-1])
+    assert by_head[rows:].isnan().all(), "a row that no request owns was written"
+    assert of_heads[:, rows:].isnan().all(), "the LSE of a row that no request owns was written"
+    out.view(len(out), layer.num_heads, layer.value_size)[:rows] = by_head[:rows]
+    if lse is not None:
+        lse[:, :rows] = of_heads[:, :rows]
+
+
+def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> list[RankStep]:
+    from attn_optimized.context_parallel import Dealing, Exchange
+
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    num_ranks = choose.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    interleave = choose.choice(INTERLEAVES)
+    exchange = choose.choice(get_args(Exchange))
+    options = {
+        "exchange": exchange,
+        "batch_invariant": exchange == "all_to_all" and choose.random() < 0.5,
+        "validate": choose.random() < 0.5,
+    }
+    latent, of_layer = own_rows(q, kv_cache, layer, batch), weights_of(layer, q)
+    steps = []
+    for rank in range(num_ranks):
+        dealt = rank, num_ranks, interleave
+        tokens = [context_parallel.tokens_of_rank(length, *dealt) for length in batch.seq_lens.tolist()]
+        own = shard(kv_cache, layer, batch, tokens, choose)
+        slots = _slots(own, batch, len(q), dealt)
+        local = dataclasses.replace(batch, block_table=own.block_table, slot_mapping=slots)
+        heads = slice(layer.num_heads // num_ranks * rank, layer.num_heads // num_ranks * (rank + 1))
+        dealing = Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
+        builder = {**builder_options(layer, batch), "dealing": dealing}
+        common = common_metadata(local, layer.attn_type)
+        steps.append(RankStep(q[:, heads], latent, own, of_layer.of_heads(heads), common, builder, options))
+    return steps
+
+
+def _slots(own: Shard, batch: Batch, num_rows: int, dealt: tuple[int, int, int]) -> torch.Tensor:
+    """[T] int64: where a rank writes each row's token; -1 if it is another rank's, or none."""
+    slots = torch.full((num_rows,), -1, dtype=torch.int64)
+    ends, query_lens = batch.query_start_loc[1:].tolist(), batch.query_start_loc.diff().tolist()
+    for r, (end, query_len, seq_len) in enumerate(zip(ends, query_lens, batch.seq_lens.tolist(), strict=True)):
+        new = min(query_len, seq_len)
+        positions = torch.arange(seq_len - new, seq_len)
+        slots[end - new : end] = context_parallel.local_slots(positions, own.block_table[r], own.kv_cache.shape[1], *dealt)
+    return slots
+
+
+def _attend(
+    group: Any,
+    q: torch.Tensor,
+    latent: torch.Tensor,
+    own: Shard,
+    weights: Weights,
+    common: Any,
+    builder: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One rank's step, in its process: it writes this step's tokens, and attends."""
+    from attn_optimized.backends import BACKENDS
+
+    backend: Any = BACKENDS["TRITON_MLA"].over_ranks()
+    layer = dataclasses.replace(own.layer, num_heads=q.shape[1])
+    impl = backend.impl(
+        layer,
+        group=group,
+        dtype=q.dtype,
+        block_size=own.kv_cache.shape[1],
+        kv_b_proj=weights.kv_b_proj,
+        v_head_dim=weights.v_head_dim,
+        timeout=TIMEOUT,
+        **options,
+    )
+    kv_c, k_pe = latent.tensor_split((layer.value_size,), dim=1)
+    if layer.kv_cache_dtype is None:  # rounded again, a number may be another one
+        slots = common.slot_mapping
+        own.kv_cache.flatten(0, 1)[slots[slots >= 0]] = torch.nan
+        impl.do_kv_cache_update(kv_c, k_pe, own.kv_cache, slots)
+    out = q.new_full((*q.shape[:2], layer.value_size), torch.nan)
+    lse = torch.full((q.shape[1], len(q)), torch.nan)
+    metadata = backend.builder(layer.attn_type, **builder).build(common)
+    attend_phases(impl, metadata, weights, q, latent, own.kv_cache, by_head=out, lse=lse)
+    return out, lse
+
+
+def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
+    """Steps that are wrong on one rank, or not the same on all ranks, of layers that compare them."""
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    try:
+        steps = _steps(q, kv_cache, layer, batch)
+    except UnsupportedError:
+        return
+    if len(steps) == 1 or not int(batch.query_start_loc[-1]):
+        return
+    compared = [step._replace(options={**step.options, "validate": True}) for step in steps]
+    place = choose.randrange(len(steps))
+    for what, change in _UNLIKE.items():
+        changed = change(compared[place])
+        if changed is None:
+            continue
+        others = [*compared[:place], changed, *compared[place + 1 :]]
+        yield f"{what} on rank {place} of {len(steps)}", functools.partial(on_all_ranks, _attend, others)
+
+
+def _of_another_interleave(step: RankStep) -> RankStep:
+    dealing = step.builder["dealing"]
+    other = dataclasses.replace(dealing, interleave=dealing.interleave + 1)
+    return step._replace(builder={**step.builder, "dealing": other})
+
+
+def _of_more_ranks(step: RankStep) -> RankStep:
+    other = dataclasses.replace(step.builder["dealing"], num_ranks=MOST_RANKS + 1)
+    return step._replace(builder={**step.builder, "dealing": other})
+
+
+def _of_longer_chunks(step: RankStep) -> RankStep | None:
+    """None if the step has no prefill, and so no chunk."""
+    most = 1 + step.builder["num_speculative_tokens"]
+    if step.common.causal is not True or step.common.query_start_loc_cpu.diff().max() <= most:
+        return None
+    longer = step.builder["context_chunk_keys"] + 1
+    return step._replace(builder={**step.builder, "context_chunk_keys": longer})
+
+
+_UNLIKE: dict[str, Callable[[RankStep], RankStep | None]] = {
+    "another interleave": _of_another_interleave,
+    "the dealing of more ranks": _of_more_ranks,
+    "longer chunks": _of_longer_chunks,
+}
+
+
+def _support(device: str) -> Support:
+    latent = support(device).latent
+    sizes = {"max_tokens": 16, "max_seq_len": 128}
+    return dataclasses.replace(
+        support(device), latent=dataclasses.replace(latent, group_sizes=(6, 1, 12, 16)), long_seq_len=None, **sizes
+    )
+
+
+BACKEND_TRITON_MLA_OVER_RANKS = dataclasses.replace(
+    TRITON_OVER_RANKS,
+    name="backend-triton-mla-over-ranks",
+    description="the backend TRITON_MLA over ranks that are processes: whole steps by gloo, with writes of a rank's own tokens",
+    attention=_attention,
+    support=_support,
+    rounding=rounding,
+    must_refuse=_illegal,
+    events=phases,
+    sanitizes=False,
+    exact=False,
+)

@@ -1,0 +1,204 @@
+"""TRITON_MLA over ranks that are processes: whole steps, through the builder, against the undivided attention."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from attn_contract import AttentionType, ContractError, UnsupportedError
+from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
+from attn_optimized.backends import BACKENDS
+from attn_optimized.context_parallel import Dealing
+
+from tests.agreement import assert_within_bound
+from tests.optimized.backends import mla_ranks_worker
+from tests.optimized.backends.mla_ranks_worker import Case
+from tests.optimized.ranks_worker import over_ranks
+
+MIXED = Case(query_lens=[1, 5, 2, 6, 1, 4], seq_lens=[20, 5, 2, 40, 1, 19])
+STEPS = {
+    "decodes, a prefill and extends": MIXED,
+    "cut contexts": replace(MIXED, context_chunk_keys=20),
+    "decodes of a few keys": Case(query_lens=[1, 1, 1], seq_lens=[1, 40, 17]),
+    "drafts": Case(query_lens=[1, 3, 2], seq_lens=[30, 5, 20], num_speculative_tokens=2),
+    "a draft beside prefills": Case(query_lens=[2, 9, 1], seq_lens=[30, 20, 3], num_speculative_tokens=1),
+    "prefills without a context": Case(query_lens=[5, 3], seq_lens=[5, 3]),
+    "contexts of which some ranks have nothing": Case(query_lens=[4, 6, 3], seq_lens=[5, 8, 3]),
+    "requests without a query, or without a key": Case(query_lens=[3, 0, 0, 1], seq_lens=[20, 9, 0, 5]),
+    "a step that is not causal": Case(query_lens=[4, 4], seq_lens=[30, 12], causal=False),
+    "a float8 cache": replace(MIXED, is_quantized=True, context_chunk_keys=40),
+}
+DEALINGS = {
+    "1 token at a time": {"interleave": 1, "exchange": "reduce_scatter"},
+    "16 tokens at a time": {"interleave": 16, "exchange": "all_to_all", "validate": False, "batch_invariant": True},
+}
+
+
+def judge(case: Case, results: list, device_type: str = "cpu") -> None:
+    """Hold the results of all ranks to the bound of the undivided attention, and each rank's cache to what it should hold.
+
+    The reference attends to the whole cache, whoever has which key.
+    """
+    for result in results:
+        assert isinstance(result[0], torch.Tensor), result
+    outs, lses, are_right = zip(*results, strict=True)
+    assert all(are_right), "a rank's cache has not the rank's own tokens alone"
+    call = mla_ranks_worker.whole_call(case)
+    assert_within_bound(call, torch.cat(outs, dim=1), torch.cat(lses), rounding=BACKEND_TRITON_MLA.rounding(device_type))
+
+
+@pytest.mark.parametrize("dealing", DEALINGS)
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_is_the_undivided_attention(num_ranks, dealing, tmp_path):
+    cases = {name: replace(case, **DEALINGS[dealing]) for name, case in STEPS.items()}
+    results = over_ranks(
+        num_ranks, tmp_path, {name: partial(mla_ranks_worker.attends, case=case) for name, case in cases.items()}
+    )
+    for name, case in cases.items():
+        judge(case, [result[name] for result in results])
+
+
+def test_the_rest_of_the_batch_changes_nothing(tmp_path):
+    """Parts are merged in the order of ranks, and the chunks of a request are its own."""
+    case = replace(STEPS["cut contexts"], exchange="all_to_all", batch_invariant=True)
+    count = len(case.query_lens)
+    counts = (1, 4, count)
+    firsts = {str(one): partial(mla_ranks_worker.attends_to_the_first, case=case, count=one) for one in counts}
+    for result in over_ranks(2, tmp_path, firsts):
+        out, lse = result[str(count)]
+        for one in counts[:-1]:
+            own_out, own_lse = result[str(one)]
+            assert torch.equal(own_out, out[: len(own_out)])
+            assert torch.equal(own_lse, lse[:, : len(own_out)])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
+@pytest.mark.parametrize("dealing", DEALINGS)
+def test_over_nccl_it_is_the_undivided_attention(dealing, tmp_path):
+    cases = {name: replace(case, **DEALINGS[dealing]) for name, case in STEPS.items()}
+    scenarios = {name: partial(mla_ranks_worker.attends, case=case) for name, case in cases.items()}
+    results = over_ranks(2, tmp_path, scenarios, "cuda")
+    for name, case in cases.items():
+        judge(case, [result[name] for result in results], "cuda")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "case"),
+    [
+        (mla_ranks_worker.gathers_in_the_order_of_ranks, MIXED),
+        (mla_ranks_worker.gathers_its_own_rows_alone, MIXED),
+        (mla_ranks_worker.divides_lengths_and_rounds_up, STEPS["decodes of a few keys"]),
+        (mla_ranks_worker.gives_rows_of_a_draft_one_length, STEPS["drafts"]),
+        (mla_ranks_worker.writes_tokens_of_another_rank, Case(query_lens=[2, 3], seq_lens=[20, 31])),
+        (mla_ranks_worker.keeps_what_it_merged_in_rows_of_no_request, STEPS["decodes of a few keys"]),
+    ],
+)
+def test_a_broken_rank_is_found(breaks, case, tmp_path):
+    """Each of these breaks all ranks, and returns numbers that are wrong or are where none should be."""
+    case = replace(case, validate=False)
+    results = over_ranks(2, tmp_path, {"step": partial(mla_ranks_worker.attends, case=case, breaks=breaks)})
+    assert all(isinstance(result["step"][0], torch.Tensor) for result in results), results
+    with pytest.raises(AssertionError):
+        judge(case, [result["step"] for result in results])
+
+
+DECODES, PREFILLS = STEPS["decodes of a few keys"], Case(query_lens=[5, 3], seq_lens=[20, 30])
+REFUSED = "RanksError: attention over ranks: rank 1 refused its call"
+UNLIKE = {
+    "an output of a decode": (
+        partial(mla_ranks_worker.disagrees, case=DECODES, changes=mla_ranks_worker.with_output_of_one_head),
+        [REFUSED, "ContractError: out: got shape (5, 1, 32), expected shape (5, 3, 32)"],
+    ),
+    "an output of a prefill": (
+        partial(mla_ranks_worker.disagrees, case=PREFILLS, changes=mla_ranks_worker.with_output_of_one_head),
+        [REFUSED, "ContractError: out: got shape (8, 1, 32), expected shape (8, 3, 32)"],
+    ),
+    "rows of a prefill": (
+        partial(mla_ranks_worker.disagrees, case=PREFILLS, changes=mla_ranks_worker.with_a_row_too_many),
+        [REFUSED, "ContractError: kv_c: got shape (9, 32), expected shape (8, 32)"],
+    ),
+    "metadata of a layer of one process": (
+        partial(mla_ranks_worker.disagrees, case=PREFILLS, changes=mla_ranks_worker.with_metadata_of_one_process),
+        [REFUSED, "ContractError: attn_metadata: got MlaMetadata, expected RankMlaMetadata"],
+    ),
+    "a block that does not exist": (
+        partial(mla_ranks_worker.disagrees, case=DECODES, changes=mla_ranks_worker.with_a_block_that_does_not_exist),
+        [REFUSED, "ContractError: block_table[1, 0]: got 999"],
+    ),
+    "keys of a chunk": (
+        partial(mla_ranks_worker.disagrees, case=PREFILLS, builder={"context_chunk_keys": 7}),
+        ["ContractError: context_chunk_keys: got 7 on rank 1, expected 1024, as on rank 0"] * 2,
+    ),
+    "the dealing of a decode": (
+        partial(mla_ranks_worker.disagrees, case=DECODES, builder={"dealing": Dealing(num_ranks=3, rank=2)}),
+        [REFUSED, "ContractError: attn_metadata.dealing: got rank 2 of 3, expected rank 1 of 2"],
+    ),
+    "the dealing of a prefill": (
+        partial(mla_ranks_worker.disagrees, case=PREFILLS, builder={"dealing": Dealing(num_ranks=2, rank=1, interleave=2)}),
+        ["ContractError: interleave: got 2 on rank 1, expected 1, as on rank 0"] * 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_a_call_that_is_another_one_on_one_rank_is_refused_on_all(what, unlike_results):
+    """Nobody waits for a rank that has refused its call."""
+    for result, error in zip(unlike_results, UNLIKE[what][1], strict=True):
+        assert str(result[what][0]).startswith(error), result[what]
+
+
+@pytest.fixture(scope="module")
+def unlike_results(tmp_path_factory):
+    return over_ranks(2, tmp_path_factory.mktemp("unlike"), {what: scenario for what, (scenario, _) in UNLIKE.items()})
+
+
+LAYERS = {
+    "a sum of the network that is to be invariant": (
+        partial(mla_ranks_worker.makes_a_layer, case=DECODES, batch_invariant=True, exchange="reduce_scatter"),
+        "UnsupportedError: TRITON_MLA: batch invariance over ranks by reduce_scatter not supported",
+    ),
+    "an exchange": (
+        partial(mla_ranks_worker.makes_a_layer, case=DECODES, exchange="by post"),
+        "ContractError: exchange: got 'by post', expected 'reduce_scatter' or 'all_to_all'",
+    ),
+    "no group": (
+        partial(mla_ranks_worker.makes_a_layer, case=DECODES, group=None),
+        "ContractError: group: got None, expected a process group",
+    ),
+    "a timeout in seconds": (
+        partial(mla_ranks_worker.makes_a_layer, case=DECODES, timeout=60),
+        "ContractError: timeout: got 60, expected a timedelta",
+    ),
+    "its metadata for a layer of one process": (
+        partial(mla_ranks_worker.gives_a_layer_of_one_process_its_metadata, case=PREFILLS),
+        "ContractError: attn_metadata: got RankMlaMetadata, expected MlaMetadata",
+    ),
+}
+
+
+def test_a_graph_holds_decodes_and_no_prefill(tmp_path):
+    """Its chunks are those of one step."""
+    cases = {"decodes": DECODES, "prefills": PREFILLS}
+    scenarios = {name: partial(mla_ranks_worker.is_captured, case=case) for name, case in cases.items()}
+    (result,) = over_ranks(1, tmp_path, scenarios)
+    assert isinstance(result["decodes"][0], torch.Tensor), result["decodes"]
+    refusal = "UnsupportedError: TRITON_MLA: a prefill over ranks in a CUDA graph not supported"
+    assert result["prefills"][0].startswith(refusal), result["prefills"]
+
+
+def test_layers_are_refused_by_name(tmp_path):
+    (result,) = over_ranks(1, tmp_path, {what: scenario for what, (scenario, _) in LAYERS.items()})
+    for what, (_, error) in LAYERS.items():
+        assert str(result[what][0]).startswith(error), result[what]
+
+
+@pytest.mark.parametrize("dealing", [None, 2])
+def test_a_builder_without_a_dealing_is_refused(dealing):
+    with pytest.raises(ContractError, match=f"dealing: got {dealing}, expected a Dealing"):
+        BACKENDS["TRITON_MLA"].over_ranks().builder(AttentionType.DECODER, dealing=dealing)
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS.keys() - {"TRITON_MLA"}))
+def test_other_backends_have_none_over_ranks(name):
+    with pytest.raises(UnsupportedError, match=f"^{name}: a cache that ranks share not supported"):
+        BACKENDS[name].over_ranks()
