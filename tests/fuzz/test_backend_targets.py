@@ -30,15 +30,22 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
 
 
 @pytest.mark.parametrize(
-    ("method", "find", "replace"),
+    ("place", "find", "replace"),
     [
-        ("AttentionImpl.do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
-        ("AttentionImplBase.__init__", 'kv_sharing_target_layer_name == ""', "False"),
+        ("base.AttentionImpl.do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
+        ("base.AttentionImplBase.__init__", 'kv_sharing_target_layer_name == ""', "False"),
+        ("base", "(Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND, Layout.X_PACKED, Layout.SHUFFLED)", "(Layout.KV_FIRST_NHD,)"),
+        ("metadata.CommonAttentionMetadata.batch", "qq_bias=self.qq_bias if decoder else None", "qq_bias=self.qq_bias"),
     ],
-    ids=["a reader of another layer's cache writes it", "a reader of nobody's cache is made"],
+    ids=[
+        "a reader of another layer's cache writes it",
+        "a reader of nobody's cache is made",
+        "a layer beside packed planes keeps blocks of K and V",
+        "a layer that is no decoder's is given the decoders' qq_bias",
+    ],
 )
-def test_a_fault_of_a_layer_is_found(method, find, replace, fuzz_apart):
-    patch = Patch(f"attn_optimized.backends.base.{method}", find, replace)
+def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
+    patch = Patch(f"attn_optimized.backends.{place}", find, replace)
     progress = fuzz_apart(
         "backend-triton", examples=100, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
     )

@@ -53,6 +53,7 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
         ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
         ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
+        ("selected", "attn_optimized.selector.model._footprint", "view.block_stride * view.itemsize", "view.block_stride"),
     ],
     ids=lambda value: value if value.startswith(("documented", "selected")) else "",
 )

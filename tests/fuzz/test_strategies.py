@@ -262,6 +262,31 @@ def names_of(case) -> set[str]:
     return rules_of(case) | usual | ({"sinks"} if case.sinks else set())
 
 
+def test_some_queries_see_a_whole_tile_that_another_chunk_hides_from_their_neighbours():
+    """Nothing else shows that a tile of queries over a chunk's end skips the mask where only its last queries may."""
+    support = replace(
+        EVERYTHING,
+        attn_types=(AttentionType.DECODER,),
+        rules=("non_causal", "chunked_local"),
+        causal=False,
+        max_tokens=128,
+        max_seq_len=512,
+    )
+    tile = max(support.tile_sizes)
+
+    def shows(case, request) -> bool:
+        chunk = case.chunked_local or 0
+        ends = range(chunk, request.seq_len, chunk) if chunk > 256 else ()  # a shorter chunk may have no loop without a mask
+        return any(
+            request.context_len < end
+            and (end - request.context_len) % tile
+            and -(-end // tile) * tile + tile <= request.seq_len
+            for end in ends
+        )
+
+    assert any(shows(case, request) for case in draw(support, 200) for request in case.requests)
+
+
 def test_every_case_is_a_valid_call(drawn):
     """By the case's own check and by all checks of the contract, those that read tensors included."""
     for case in drawn[::5]:
@@ -360,7 +385,7 @@ def test_a_support_that_names_nothing_or_something_else_is_refused(fields, said)
 def test_most_cases_are_within_the_support():
     """Also where refusals are drawn: one of four cases is to be refused."""
     support = SUPPORTS["causal only"]
-    found = draw(support)
+    found = draw(support, 600)  # of 200 cases of a seed the share differs by 0.05 and more
     beyond = sum(support.beyond(case) is not None for case in found)
     assert 0.1 < beyond / len(found) < 0.4
 

@@ -59,12 +59,19 @@ def length(draw: st.DrawFn, support: Support, block_size: int) -> int:
 
 @st.composite
 def batches(
-    draw: st.DrawFn, support: Support, attn_type: AttentionType, block_size: int, rules: set[str], window_left: int
+    draw: st.DrawFn,
+    support: Support,
+    attn_type: AttentionType,
+    block_size: int,
+    rules: set[str],
+    window_left: int,
+    chunk: int,
 ) -> tuple[Request, ...]:
     """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
 
     A long one is drawn more often for a window that reaches back beyond a tile: kernels split the keys inside it where there is
-    little else to do.
+    little else to do. For a chunk that is longer than a tile (0: there are no chunks), one request is drawn as often whose
+    queries lie over a chunk's end: some see all keys of a tile that is hidden from their neighbours.
     """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
@@ -75,6 +82,9 @@ def batches(
     is_far = attn_type.reads_cache and support.engine.contexts and window_left > max(support.tile_sizes) + 1
     if is_far and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
         return (Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
+    is_long = is_decoder and support.engine.contexts and chunk > max(support.tile_sizes) + 1
+    if is_long and {*support.engine.query_lens} != {"one"} and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
+        return (_over_an_end(draw, support, chunk, causal),)
     if attn_type is AttentionType.DECODER and support.many_requests is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
         return _many_requests(draw, support.many_requests, causal)
     groups = query_lens(draw, support, rules)
@@ -100,6 +110,14 @@ def batches(
     if not support.engine.empty_batches and not any(request.query_len for request in requests):
         requests[0] = msgspec.structs.replace(requests[0], query_len=1, seq_len=max(1, requests[0].seq_len))
     return tuple(requests)
+
+
+def _over_an_end(draw: st.DrawFn, support: Support, chunk: int, causal: bool) -> Request:
+    """As many queries as a step has, over the end of a chunk: the last end that leaves room for them, if one does."""
+    end = max(1, (support.max_seq_len - support.max_tokens) // chunk) * chunk
+    context_len = max(0, end - pick(draw, (1, 37)))
+    seq_len = min(context_len + support.max_tokens, support.max_seq_len)
+    return Request(query_len=min(support.max_tokens, seq_len), seq_len=seq_len, causal=causal)
 
 
 def _many_requests(draw: st.DrawFn, count: int, causal: bool) -> tuple[Request, ...]:

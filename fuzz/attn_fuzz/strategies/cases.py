@@ -90,8 +90,8 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     attn_type: AttentionType = drawn.case["attn_type"]
     support = _with_fewer_tokens(support, drawn)
     engine, rules = support.engine, drawn.rules
-    window_left = drawn.case.get("window", (-1, -1))[0]
-    requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules, window_left))
+    window_left, chunk = drawn.case.get("window", (-1, -1))[0], drawn.case.get("chunked_local", 0)
+    requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules, window_left, chunk))
     case = Case(
         target=target,
         **drawn.case,

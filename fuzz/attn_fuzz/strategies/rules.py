@@ -42,21 +42,25 @@ def _around(support: Support) -> tuple[int, ...]:
 
 
 def _far(support: Support) -> tuple[int, ...]:
-    """Distances of several tiles, so that the keys inside a window are split, too."""
-    return support.max_seq_len // 4, support.max_seq_len * 3 // 8 + 1
+    """Distances of several tiles, so that the keys inside a window or a chunk are split, too, and some tiles need no mask."""
+    return support.max_seq_len // 4, support.max_seq_len * 3 // 8 + 1, support.max_seq_len * 5 // 8
 
 
 _Number = Callable[[st.DrawFn, Support], Any]
 
 
-def _one_of(*values: Any, tiles: bool = False) -> _Number:
-    return lambda draw, support: pick(draw, (*values, *_around(support)) if tiles else values)
+def _one_of(*values: Any, sizes: Callable[[Support], tuple[int, ...]] | None = None) -> _Number:
+    return lambda draw, support: pick(draw, values if sizes is None else (*values, *sizes(support)))
+
+
+def _chunks(support: Support) -> tuple[int, ...]:
+    return *_around(support), *_far(support)
 
 
 NUMBERS: dict[str, _Number] = {
     "window": partial(window, kind="any"),
-    "sink_tokens": _one_of(1, 2, 4, tiles=True),
-    "chunked_local": _one_of(16, 1, 2, 7, tiles=True),
+    "sink_tokens": _one_of(1, 2, 4, sizes=_around),
+    "chunked_local": _one_of(16, 1, 2, 7, sizes=_chunks),
     "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3),
     "alibi_slopes": _one_of(True),
     "qq_bias": _one_of("tree", "random", "hiding"),

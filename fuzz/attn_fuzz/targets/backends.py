@@ -223,7 +223,10 @@ class BackendLayers:
             block_size = view.block_size
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
-                kv_cache, allocation_layout = planes.view(kv_cache.shape), Layout.KV_FIRST_NHD
+                # whatever lies inside the planes of the other layers, a block covers the same bytes
+                others = [other for other in Layout if other.dims[0] == "kv"]
+                kv_cache = planes.view(kv_cache.shape)
+                allocation_layout = random.Random(repr(tuple(kv_cache.shape))).choice(others)
         arguments = {
             "dtype": rows.dtype,
             "block_size": block_size,
@@ -241,10 +244,14 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
 
     crosses = attn_type is AttentionType.ENCODER_DECODER
     seq_lens = batch.query_start_loc.diff() if crosses else batch.seq_lens
-    block_table = batch.block_table
-    if not attn_type.reads_cache and batch.num_requests % 2:
-        # the metadata is that of the model's decoders, too
-        block_table = torch.zeros((batch.num_requests, 1), dtype=torch.int32, device=batch.seq_lens.device)
+    block_table, ranges, qq_bias = batch.block_table, batch.bidirectional_ranges, batch.qq_bias
+    if attn_type is not AttentionType.DECODER and batch.num_requests % 2:
+        # the metadata is that of the model's decoders, too: what only they have must not reach this layer
+        device = batch.seq_lens.device
+        ranges = torch.zeros((batch.num_requests, 1, 2), dtype=torch.int32, device=device)
+        qq_bias = torch.full((batch.max_query_len, batch.max_query_len), -torch.inf, device=device)
+        if not attn_type.reads_cache:
+            block_table = torch.zeros((batch.num_requests, 1), dtype=torch.int32, device=device)
     common = CommonAttentionMetadata(
         query_start_loc=batch.query_start_loc,
         query_start_loc_cpu=batch.query_start_loc.cpu(),
@@ -258,8 +265,8 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
         causal=batch.causal if attn_type is AttentionType.DECODER else True,
         encoder_seq_lens=batch.seq_lens if crosses else None,
         max_encoder_seq_len=batch.max_seq_len if crosses else None,
-        bidirectional_ranges=batch.bidirectional_ranges,
-        qq_bias=batch.qq_bias,
+        bidirectional_ranges=ranges,
+        qq_bias=qq_bias,
     )
     assert common.num_reqs == batch.num_requests, "engines read it, and this package does not"
     return common

@@ -10,11 +10,12 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 
+_OF_DECODERS = ("causal", "bidirectional_ranges", "qq_bias")
 _NOT_READ = {
     AttentionType.DECODER: (),
-    AttentionType.ENCODER: ("causal", "block_table_tensor"),
-    AttentionType.ENCODER_ONLY: ("causal", "block_table_tensor"),
-    AttentionType.ENCODER_DECODER: ("causal", "seq_lens", "max_seq_len"),
+    AttentionType.ENCODER: (*_OF_DECODERS, "block_table_tensor"),
+    AttentionType.ENCODER_ONLY: (*_OF_DECODERS, "block_table_tensor"),
+    AttentionType.ENCODER_DECODER: (*_OF_DECODERS, "seq_lens", "max_seq_len"),
 }
 """What an engine tells of a step, and what layers of the attention type do not look at."""
 _OF_SOME_BACKENDS = ("query_start_loc_cpu", "seq_lens_cpu")

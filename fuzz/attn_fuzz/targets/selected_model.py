@@ -108,7 +108,7 @@ def _drawn(config: AttentionConfig, asked: Asked, choose: random.Random) -> Mode
 
 
 def _neighbours(first: AttentionConfig) -> Iterator[AttentionConfig]:
-    """The same layer, with rules of its own, with another layout, or with other sizes of a block."""
+    """The same layer, with rules of its own, with another layout, with other elements, or with other sizes of a block."""
     yield first
     plain = dataclasses.replace(first, rules={}, layout=None)
     yield plain
@@ -117,9 +117,15 @@ def _neighbours(first: AttentionConfig) -> Iterator[AttentionConfig]:
         yield dataclasses.replace(plain, layout=Layout.BLOCKS_FIRST_NHD)
         yield dataclasses.replace(plain, layout=Layout.KV_FIRST_HND)
         yield dataclasses.replace(plain, attn_type=AttentionType.ENCODER_DECODER, layout=Layout.BLOCKS_FIRST_NHD)
-        yield dataclasses.replace(plain, num_heads=2 * first.num_heads, num_kv_heads=2 * first.num_kv_heads)
+        doubled = {"num_heads": 2 * first.num_heads, "num_kv_heads": 2 * first.num_kv_heads}
+        yield dataclasses.replace(plain, **doubled)
+        # as many elements of another size, and as many bytes where the sizes are 1 and 2
+        if first.kv_cache_dtype is None:
+            float8 = dataclasses.replace(plain, kv_cache_dtype=torch.float8_e4m3fn, scales="tensor")
+            yield from (float8, dataclasses.replace(float8, **doubled))
+        else:
+            yield dataclasses.replace(plain, kv_cache_dtype=None, scales=None)
         if first.block_size and first.block_size % 2 == 0:
-            doubled = {"num_heads": 2 * first.num_heads, "num_kv_heads": 2 * first.num_kv_heads}
             yield dataclasses.replace(plain, block_size=first.block_size // 2, **doubled)
 
 
