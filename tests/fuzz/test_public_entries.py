@@ -153,6 +153,12 @@ class _WithSchema:
     [
         ("triton-returned", "attention._attend", "return call.out", "return torch.zeros_like(q)"),
         ("triton-cascade-returned", "cascade.cascade_attention", "return out", "return torch.zeros_like(q)"),
+        (
+            "triton-latent-returned",
+            "launch.call.new_output",
+            "q.new_empty((len(q), layer.num_heads, layer.value_size))",
+            "torch.empty_like(q)",
+        ),
         ("triton-merge", "merge.merge_attn_states", "return out", "return out_b"),
     ],
 )

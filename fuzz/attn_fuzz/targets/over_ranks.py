@@ -44,6 +44,9 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
     results = on_all_ranks(_attend, _calls(q, kv_cache, layer, batch, out.dtype, choose))
     rows = int(batch.query_start_loc[-1])
+    for own, own_lse in results:
+        assert not own[rows:].float().any(), "rows that no request owns: expected an output of 0"
+        assert own_lse[:, rows:].isneginf().all(), "rows that no request owns: expected an LSE of -inf"
     rows_of(out, layer, rows).copy_(torch.cat([own for own, _ in results], dim=1)[:rows])
     if lse is not None:
         lse[:, :rows] = torch.cat([own for _, own in results])[:, :rows]

@@ -386,14 +386,15 @@ def _returned(call_of: Callable[..., tuple[Callable[..., object], dict[str, Any]
         returned = function(**arguments)
         assert isinstance(returned, torch.Tensor), f"attention returned {returned!r}, expected a tensor"
         form = (tuple(returned.shape), returned.dtype, returned.device)
-        assert form == (tuple(q.shape), q.dtype, q.device), f"attention returned {form}, expected shape, dtype and device of q"
+        expected = ((*q.shape[:2], layer.value_size), q.dtype, q.device)
+        assert form == expected, f"attention returned {form}, expected {expected}"
         num_rows = int(batch.query_start_loc[-1])
         out[:num_rows] = returned[:num_rows].reshape(out[:num_rows].shape)
 
     return attention
 
 
-TRITON_RETURNED, TRITON_CASCADE_RETURNED = (
+TRITON_RETURNED, TRITON_LATENT_RETURNED, TRITON_CASCADE_RETURNED = (
     dataclasses.replace(
         target,
         name=f"{target.name}-returned",
@@ -403,7 +404,7 @@ TRITON_RETURNED, TRITON_CASCADE_RETURNED = (
         siblings=(),
         must_refuse=no_calls,
     )
-    for target, call_of in ((TRITON, _call_of), (TRITON_CASCADE, _cascade_call))
+    for target, call_of in ((TRITON, _call_of), (TRITON_LATENT, _call_of), (TRITON_CASCADE, _cascade_call))
 )
 
 
