@@ -34,7 +34,7 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         ("documented-aiter-prefill", PREFILL, "edges = layer.window", OFF_BY_ONE),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen._bound_that_keeps", "right < max_query_len - 1", "False"),
         ("documented-aiter-prefill", PREFILL, "layer.sinks.float()[:, None]", "0.0"),
-        ("documented-aiter-prefill", PREFILL, "None if lse is None else True", "False"),
+        ("documented-aiter-prefill", PREFILL, "result[1] == torch.inf", "result[1] == 1.0"),
         ("documented-aiter-prefill", f"{ADAPTER}.installation.Aiter.call", "name not in signature", "name == 'sink_ptr'"),
         ("documented-aiter-fa", EXTEND, "sinks=None", "sinks=self.layer.sinks"),
         ("documented-aiter-unified-backend", UNIFIED, '"sinks": layer.sinks', '"sinks": None'),

@@ -103,7 +103,7 @@ def asked_of(step: Step) -> list[str]:
 
 
 def test_half_of_the_cases_have_an_earlier_call(tmp_path):
-    plan = FuzzPlan(target="triton", device="cpu", examples=200, seed=1, folder=tmp_path)
+    plan = FuzzPlan(target="triton", device="cpu", examples=400, seed=1, folder=tmp_path)
     found = shard.drawn(plan)
     assert 0.4 < sum(bool(case.earlier) for case in found) / len(found) < 0.6
     drawn = {name for case in found for name in case.earlier}

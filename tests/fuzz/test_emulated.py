@@ -327,14 +327,15 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
         return one, another, with_own_numbers(draw, support, one), draw(steps("triton-gfx942", support, one))
 
     @hypothesis.seed(1)
-    @hypothesis.settings(INDEPENDENT, max_examples=100, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(INDEPENDENT, max_examples=200, phases=[hypothesis.Phase.generate])
     @hypothesis.given(layers())
     def compare(drawn) -> None:
         one, another, numbers, case = drawn
         before, others = fields_of(one), fields_of(another)
         if support.beyond(case):
             return
-        code = code_of(case)
+        if not (code := code_of(case)):
+            return  # a step without a token launches nothing
         for name, value in fields_of(numbers).items():
             is_own = value != before[name]
             value = value if is_own else others.get(name, before[name])
@@ -346,7 +347,8 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
                 continue
             if name == "scale" and (value > 0) != (case.scale > 0):
                 assert is_other
-            else:
+            # one head may have any stride, and kernels take single elements where it is odd
+            elif name != "num_kv_heads" or not case.unlike_strides:
                 (own if is_own else kept)[name].append(is_other)
 
     compare()

@@ -134,7 +134,8 @@ def test_a_node_that_dies_is_named_in_one_line_and_ray_prints_nothing(cluster, s
 
     killing = threading.Thread(target=kill)
     killing.start()
-    options = ("--ray", cluster.address, "--target", "planted:FLASH", "--examples", 600, "--seed", 1, "--corpus", "none")
+    # more than two nodes draw before one of them is killed and missed
+    options = ("--ray", cluster.address, "--target", "planted:FLASH", "--examples", 1500, "--seed", 1, "--corpus", "none")
     run = attn_parity("fuzz", *options)
     killing.join()
     assert run.code == 0, run.err

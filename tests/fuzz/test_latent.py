@@ -139,7 +139,8 @@ def test_planes_of_rows_and_of_scales_are_drawn_with(name):
     form = ("bfloat16", Layout.LATENT_E8M0_PLANES, None, 0)
     assert all((case.dtype, case.cache.layout, case.cache.scales, case.cache.slot_padding) == form for case in drawn)
     assert {(case.head_size, case.value_size) for case in drawn} == {(128, 128), (192, 192)}
-    assert all(allocations.cache_view(case, case.cache).block_stride % (case.head_size + 64) == 0 for case in drawn)
+    several = [case for case in drawn if case.cache.num_blocks > 1]  # one block may have any stride
+    assert all(allocations.cache_view(case, case.cache).block_stride % (case.head_size + 64) == 0 for case in several)
     assert any(PLANES_VISITED[name](case) for case in drawn)
 
 
