@@ -231,6 +231,16 @@ def test_an_exception_on_a_variant_of_the_step_is_the_kernels():
     assert re.fullmatch(said, verdict.message)
 
 
+@pytest.mark.parametrize("seed", [0, 1], ids=["stride 0", "stride 7"])
+def test_a_step_of_one_row_whose_strides_are_any_has_variants_whose_rows_lie_apart(seed):
+    """A stride over one row says nothing of several: outputs of variants would share memory, which the contract refuses."""
+    rows = {"requests": requests((1, 5)), "unowned_rows": 0, "rows_past": 0, "unwritten": ()}
+    one = replace(STEP, **rows, num_kv_heads=1, group_size=1, unlike_strides=True, lse=True)
+    for case in (one, replace(one, flat_out=True), replace(one, dense_out=True)):
+        verdict = try_case(replace(case, values=replace(case.values, seed=seed)), planted(nowhere), "cpu")
+        assert verdict.kind == "agree", verdict.message
+
+
 def test_a_wrong_output_is_named_before_a_broken_promise():
     def wrong(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ def again(step: Step, call_target: CallTarget) -> Step:
     out = _strided_as(step.out, canary((rows, *step.out.shape[1:]), step.out.dtype, step.out.device))
     lse = None
     if step.lse is not None:
-        head, row = step.lse.stride()
+        head, row = _strides_as(step.lse, (len(step.lse), rows))
         lse = canary((len(step.lse), rows), step.lse.dtype, step.lse.device)
         # the heads of a batch with more rows lie further apart
         lse = torch.empty_strided(lse.shape, (max(head, rows * row), row), device=lse.device).copy_(lse)
@@ -124,7 +124,18 @@ def variant(step: Step, call_target: CallTarget, **changes: Any) -> Step:
 
 
 def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, original.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    strides = _strides_as(original, tensor.shape)
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _strides_as(original: torch.Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor for another number of rows. One row may have had any: several lie one behind the other."""
+    strides: list[int] = []
+    extent = 1
+    for size, before, stride in reversed([*zip(shape, original.shape, original.stride(), strict=True)]):
+        strides.append(extent if before == 1 < size else stride)
+        extent = max(extent, size * strides[-1]) if size > 1 else extent
+    return tuple(reversed(strides))
 
 
 def same_bits(expected: Outputs, got: Outputs, rows: Rows = ALL) -> str | None:
