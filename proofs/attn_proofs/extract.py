@@ -87,6 +87,8 @@ class Extraction:
         arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about
             an arbitrary
             value holds of the assigned one, too, and is often shorter.
+        given: by a function's dotted name, what is called in its place. A statement about any result holds of the function's
+            own, too.
         grid: the program's index and number in each dimension of the grid.
     """
 
@@ -94,6 +96,7 @@ class Extraction:
     interprets: bool = False
     invariants: dict[str, loops.Invariant] = field(default_factory=dict)
     arbitrary: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    given: dict[str, Callable[..., Any]] = field(default_factory=dict)
     grid: tuple[tuple[Any, Any], ...] = ()
     loads: list[Access] = field(default_factory=list)
     stores: list[Access] = field(default_factory=list)
@@ -350,6 +353,8 @@ class Extraction:
         if any(keyword.arg is None for keyword in node.keywords):
             raise NotImplementedError
         if isinstance(function, Located) and isinstance(function.node, ast.FunctionDef):
+            if (place := f"{function.module}.{function.node.name}") in self.given:
+                return self.given[place](*arguments, **named)
             if (function.module, function.node.name) in FORMATS:
                 return arithmetic.opaque(function.node.name, FORMATS[function.module, function.node.name](arguments[0].shape))
             line = self.line

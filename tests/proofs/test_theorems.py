@@ -6,9 +6,10 @@
 import pytest
 
 pytest.importorskip("z3")
-from attn_fuzz.zoo.patches import patched_sources
+from attn_fuzz.zoo.patches import Patch, patched_sources
 from attn_proofs import counterexamples, lemmas
 from attn_proofs.mutants import refuted
+from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, decide, prove
 from attn_proofs.theorems import THEOREMS
 
@@ -16,8 +17,8 @@ QUICK = ("rules", "splits", "writer")
 """Families whose theorems are proved in seconds."""
 RUN = (
     *("mask.causal", "mask.window-right", "rules.causal", "rules.sinks-off", "tiles.once", "programs.search", "programs.rows"),
-    *("splits.cover", "splits.read", "addresses.key-rows", "addresses.value-pairs", "addresses.units", "inside.read"),
-    *("inside.written", "writer.slots", "writer.keys", "widths.writer"),
+    *("splits.cover", "splits.call", "splits.read", "addresses.key-rows", "addresses.value-pairs", "addresses.units"),
+    *("inside.read", "inside.written", "writer.slots", "writer.keys", "widths.writer"),
 )
 """Theorems whose mutants' cases are run here, in a minute; `attn-parity prove --mutants` runs all."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges"}
@@ -55,6 +56,28 @@ def test_the_mutant_applies(theorem):
 @pytest.mark.parametrize("theorem", [t for t in THEOREMS if t.family in QUICK], ids=lambda theorem: theorem.name)
 def test_proved(theorem):
     assert [(result.claim.name, result.outcome) for result in prove(theorem) if result.outcome != "proved"] == []
+
+
+SIZES, GRID = "launch.attention._sizes", "launch.plan.AttentionPlan.launch_grid"
+SPLIT, KERNEL = "kernels.split_keys.tiles_of_split", "kernels.attention.attention_kernel"
+ENDS = "tl.minimum(begin + tiles_per_split, num_tiles)"
+PARTS_OF_A_CALL = {
+    "a part more than programs": (SIZES, '"num_splits": plan.splits', '"num_splits": plan.splits + 1'),
+    "parts of balanced batches": (SIZES, '"num_splits": plan.splits', '"num_splits": plan.balanced_splits'),
+    "a program less than parts": (GRID, "(tiles, heads, self.splits)", "(tiles, heads, self.splits - 1)"),
+    "parts rounded down": (SPLIT, "tl.cdiv(num_tiles, sizes.num_splits)", "num_tiles // sizes.num_splits"),
+    "parts that overlap": (SPLIT, ENDS, "tl.minimum(begin + tiles_per_split + 1, num_tiles)"),
+    "a part past the last tile": (SPLIT, ENDS, "begin + tiles_per_split"),
+    "another number of parts in the kernel": (KERNEL, "num_splits=num_splits", "num_splits=balanced_splits"),
+}  # fmt: skip
+"""Changes of the host and of the kernel, each of which leaves a tile of keys without a program, or gives one to two."""
+
+
+@pytest.mark.parametrize("name", PARTS_OF_A_CALL)
+def test_parts_that_miss_a_tile_or_have_one_twice_are_refuted(name):
+    place, find, replace = PARTS_OF_A_CALL[name]
+    sources = Sources(patched_sources((Patch(f"attn_optimized.{place}", find, replace),)))
+    assert any(decide(claim).outcome == "refuted" for claim in named("splits.call").claims(sources))
 
 
 @pytest.mark.parametrize("theorem", THEOREMS, ids=lambda theorem: theorem.name)

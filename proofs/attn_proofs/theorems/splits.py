@@ -4,22 +4,23 @@ A program of split s takes [begin, end) of the order of tiles (see theorems/tile
 split has all tiles of its tile of queries; else the state of its part. The reduction reads all parts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import z3
 from attn_fuzz.cases.case import Case
 from attn_fuzz.zoo.patches import Patch
-from attn_proofs import inputs
+from attn_proofs import inputs, language
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Access, Extraction
 from attn_proofs.loops import Turn
-from attn_proofs.scenes import ATTEND_TILE, BLOCK_M, INTERPRETED_BLOCK_N
+from attn_proofs.scenes import ATTEND_TILE, BLOCK_M, BLOCK_N, INTERPRETED_BLOCK_N
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem
 from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, integers, memory, number, symbol
 
 KERNELS = "attn_optimized.kernels"
+LAUNCH = "attn_optimized.launch"
 SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
 GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
 
@@ -60,6 +61,88 @@ def _whole(sources: Sources) -> Iterator[Claim]:
     yield Claim("all tiles are the first split's where no part is written", (*GIVEN, *facts, *extraction.assumptions, z3
         .Not(is_part)),
                 first, small, extraction.lines)  # fmt: skip
+
+
+class Program:
+    """A program of a call whose keys are split, from the host's plan to the tiles of keys that the program takes."""
+
+    def __init__(self, sources: Sources, *, heads_first: bool, block_n: int) -> None:
+        self.grid = z3.Int("num_programs")
+        axes = (z3.Int("program_0"), z3.Int("programs_0")), (z3.Int("program_1"), z3.Int("programs_1")), (SPLIT, self.grid)
+        self.extraction = Extraction(sources, grid=axes)
+        plan = self._plan(heads_first, block_n)
+        self.programs = as_tensor(language.attribute(self.extraction, plan, "launch_grid")[2]).term
+        batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
+        sizes = self.extraction.call(f"{LAUNCH}.attention._sizes", plan, batch)
+        self.extraction.call(f"{KERNELS}.attention.attention_kernel", **self._arguments(sources, sizes, block_n))
+        self.count = self.extraction.local("attend_tile", "tiles").value.count.term
+        self.begin, self.end = (self.extraction.local("attend_tile", name, 1).value.term for name in ("begin", "end"))
+        self.most = self.extraction.local("tiles_of_split", "tiles_per_split").value.term
+
+    def _plan(self, heads_first: bool, block_n: int) -> Record:
+        """The plan of any workload: any tiles, any grid, and as many parts as `num_splits` may give."""
+        parameters = {name: symbol(name, least=1) for name in ("keys_per_split", "programs_per_unit")}
+        tiles = Record(
+            "Tiles",
+            {"parameters": Record("Parameters", parameters), "block_n": block_n, "queries": symbol("queries_per_tile"),
+             "group": 1},
+        )  # fmt: skip
+        names = ("max_seq_len", "window_keys", "num_tokens", "num_heads", "value_size")
+        workload = Record(
+            "Workload",
+            {name: symbol(name) for name in names} | {"batch_invariant": False, "has_short_window": symbol("is_short", "bool")},
+        )
+        self.extraction.given = {
+            f"{LAUNCH}.tiles.attention_tiles": lambda *_: tiles,
+            f"{LAUNCH}.plan.attention_grid": lambda *_: ((symbol("tiles"), symbol("heads")), symbol("is_one_tile", "bool")),
+            f"{LAUNCH}.splits.num_splits": lambda *_, **__: (symbol("num_splits", least=1), symbol("balanced", least=1)),
+        }
+        made = self.extraction.call(
+            f"{LAUNCH}.plan.attention_plan",
+            workload,
+            architecture="gfx942",
+            compute_units=symbol("units", least=1),
+            parameters=None,
+        )
+        flags = {"heads_first": heads_first, "one_tile_per_request": True}  # which the kernel takes apart at once
+        return Record(f"{LAUNCH}.plan.AttentionPlan", made.fields | flags)
+
+    def _arguments(self, sources: Sources, sizes: dict[str, Any], block_n: int) -> dict[str, Any]:
+        """The kernel's: the host's sizes as int32, and anything else."""
+        kernel = sources.function(f"{KERNELS}.attention.attention_kernel").node
+        names = [parameter.arg for parameter in kernel.args.args]  # type: ignore[union-attr]
+        found = {name: inputs.pointer(name) if name.endswith("_ptr") else symbol(name, "int32") for name in names}
+        found |= dict.fromkeys((name for name in names if name.startswith("has_")), 0) | {"writes_output": 1}
+        found |= {"scale": symbol("scale", "float"), "logits_soft_cap": symbol("logits_soft_cap", "float")}
+        for name, size in sizes.items():
+            value = as_tensor(size)
+            found[name] = size if isinstance(size, int) else number(value.term, "int32", value.least)
+        return found | {"KIND": inputs.kind(is_partial=True, block_n=block_n)}
+
+
+def _call(sources: Sources) -> Iterator[Claim]:
+    """Of each launch: the programs' parts have each tile once."""
+    for block_n in BLOCK_N:
+        for heads_first in (False, True):
+            program = Program(sources, heads_first=heads_first, block_n=block_n)
+            extraction, count, most = program.extraction, program.count, program.most
+            owner = extraction.quotient(PLACE, most)
+            ceiling = extraction.quotient(count + SPLITS - 1, SPLITS)
+            products = extraction.products
+            facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most)]
+            facts += [*products.apart(most, owner, SPLIT), *products.apart(SPLITS, z3.IntVal(0), ceiling)]
+            given = (
+                SPLITS >= 1, SPLITS <= 128, z3.Int("keys_per_split") >= 1, SPLIT >= 0, program.programs > SPLIT,
+                program.grid == program.programs, PLACE >= 0, *facts, *extraction.assumptions,
+            )  # fmt: skip
+            small = (count >= 8, count <= 12, SPLITS == 4, z3.Int("num_heads") <= 4, *products.exactly)
+            small = small if block_n == INTERPRETED_BLOCK_N and not heads_first else None
+            name = f"BLOCK_N {block_n}, {'heads first' if heads_first else 'tiles first'}"
+            launched = z3.And(owner >= 0, owner < program.programs)
+            there = count > PLACE
+            yield Claim(f"a program is launched for each tile, {name}", (*given, there), launched, small, extraction.lines)
+            has, wanted = z3.And(program.begin <= PLACE, program.end > PLACE), z3.And(there, owner == SPLIT)
+            yield Claim(f"one program has the tile, {name}", given, has == wanted, small, extraction.lines)
 
 
 def _attend(sources: Sources) -> Extraction:
@@ -206,7 +289,16 @@ def _split(model: Model) -> Case:
     return paged([(1, keys), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
 
 
-def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:
+def _window(model: Model) -> Case:
+    """A window of a decode that begins inside of a tile, and so touches a tile more than the plan counts: with the queries that
+    a tile has room for, its keys are exactly two tiles."""
+    keys = INTERPRETED_BLOCK_N * model.within(PLACE, 6, 9) + 16
+    return paged([(1, keys)], scale=0.25, num_kv_heads=1, group_size=4, window=(124, -1))
+
+
+def _theorem(
+    name: str, says: str, claims: Any, place: str, find: str, replace: str, case: Callable[[Model], Case] = _split
+) -> Theorem:
     assumes = (
         "The host's fewest tiles of a part is at least 1 (launch/plan.py rounds up)." if name in ("cover", "whole") else ""
     )
@@ -216,7 +308,7 @@ def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: 
         assumes=assumes,
         claims=claims,
         mutant=(Patch(f"{KERNELS}.{place}", find, replace),),
-        case=_split,
+        case=case,
     )
 
 
@@ -224,6 +316,13 @@ THEOREMS = (
     _theorem(
         "cover", "Each tile of keys is one split's, for every number of splits.", _cover,
         "split_keys.tiles_of_split", "begin + tiles_per_split", "begin + tiles_per_split - 1",
+    ),
+    _theorem(
+        "call",
+            "The programs of a call whose keys are split have each tile of keys once: none is left out, none is of two.",
+            _call,
+        "split_keys.tiles_of_split", "tl.maximum(sizes.tiles_per_split, tl.cdiv(num_tiles, sizes.num_splits))",
+            "sizes.tiles_per_split", _window,
     ),
     _theorem(
         "whole", "Where a split's tiles are no part, the first split has all tiles and the other splits have none.", _whole,
