@@ -6,7 +6,6 @@ import json
 import msgspec
 import planted
 import pytest
-import torch
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Rope
@@ -15,8 +14,8 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Support
-from attn_fuzz.verdict.verdict import what_failed
+from attn_fuzz.targets.target import RopeFunction, Support
+from attn_fuzz.verdict.verdict import Verdict, what_failed
 
 from tests import processes
 
@@ -247,16 +246,44 @@ def _without(rule: str) -> Support:
     return dataclasses.replace(planted.SMALL, rules=tuple(name for name in planted.SMALL.rules if name != rule))
 
 
-def test_a_rotation_may_make_another_nan_of_poison(step_case):
-    """Rows that belong to nobody are NaN; which NaN a rotation makes of that, each device decides."""
+def _rotates(count: int) -> RopeFunction:
+    """A rotation of the first `count` rows of q, whatever rows have positions. A row without one is rotated to the last one."""
 
     def rotates(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox):
-        REFERENCE_FP32.rope_and_write_kv_cache(
-            q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox
-        )
-        rotated = q[: len(positions), :, : cos_sin_cache.shape[1]]
-        rotated[rotated.isnan()] = torch.nan
+        own = q.clone()
+        every = positions.new_full((len(q),), len(cos_sin_cache) - 1)
+        every[: len(positions)] = positions
+        REFERENCE_FP32.rope_and_write_kv_cache(q, k, v, every, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
+        q[count:] = own[count:]
 
-    case = msgspec.structs.replace(step_case, unowned_rows=2, rope=Rope(rotary_dim=4, all_rows=True))
+    return rotates
+
+
+PADDED = {"unowned_rows": 2, "rows_past": 2}
+
+
+@pytest.mark.parametrize("all_rows", [False, True])
+@pytest.mark.parametrize("fused_qkv", [False, True])
+def test_which_rows_of_no_request_are_rotated_is_seen(step_case, all_rows, fused_qkv):
+    case = msgspec.structs.replace(step_case, **PADDED, fused_qkv=fused_qkv, rope=Rope(rotary_dim=4, all_rows=all_rows))
+    owned, counted, given = case.query_start_loc[-1], case.num_actual_tokens, case.num_rows
+    right = given if all_rows else counted
+
+    def verdict(count: int) -> Verdict:
+        return try_case(case, dataclasses.replace(REFERENCE_FP32, rope_and_write_kv_cache=_rotates(count)), "cpu")
+
+    assert verdict(right).kind == "agree"
+    wrong = [verdict(count) for count in {owned, owned + 1, counted, given} - {right}]
+    assert {(one.kind, one.about) for one in wrong} == {("rope", "q")}
+
+
+def test_a_write_behind_the_rows_of_one_tensor_that_is_rotated_in_place_is_seen(step_case):
+    """q, k and v are slices of one tensor, and q's part of it is written."""
+
+    def rotates(q, *arguments, is_neox):
+        REFERENCE_FP32.rope_and_write_kv_cache(q, *arguments, is_neox=is_neox)
+        q.as_strided((1,), (1,), q.storage_offset() + len(q) * q.stride(0))[0] = 0
+
+    case = msgspec.structs.replace(step_case, fused_qkv=True, rope=Rope(rotary_dim=4))
     target = dataclasses.replace(REFERENCE_FP32, rope_and_write_kv_cache=rotates)
-    assert try_case(case, target, "cpu").kind == "agree"
+    assert try_case(case, target, "cpu").kind == "guard"

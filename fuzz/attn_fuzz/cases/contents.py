@@ -49,6 +49,12 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
     return noise, direction
 
 
+def unowned_queries(case: Case) -> torch.Tensor:
+    """q of the rows that no request owns [rows, H, D], where the step rotates q: numbers of a generator of their own."""
+    generator = torch.Generator().manual_seed(case.values.seed + 1)
+    return torch.randn((case.num_rows - case.query_start_loc[-1], case.num_heads, case.head_size), generator=generator)
+
+
 def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """K [slots, HK, D] and V [slots, HK, Dv] of every slot of the cache, or of every query row where there is no cache."""
     keys, values = _keys_and_values(case, direction, generator)
@@ -163,13 +169,14 @@ def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
-    """A position for each row that counts, or for all; not the request's own, but so many more."""
+    """A position for each row that counts, or for all; not the request's own, but so many more. Rows that no request owns have
+    small ones, and not 0 alone, whose rotation changes nothing."""
     positions: list[int] = []
     for request in case.requests:
         shift = int(torch.randint(0, 4, (), generator=generator))
         positions += [max(request.context_len + i, 0) + shift for i in range(request.query_len)]
     rows = case.num_rows if rope.all_rows else case.num_actual_tokens
-    return positions + [0] * (rows - len(positions))
+    return positions + [(i + 1) % 3 for i in range(rows - len(positions))]
 
 
 def cos_sin_cache(rope: Rope, num_positions: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Unused slots, unowned rows and the memory around the cache and the other inputs hold NaN (the poison), or an index that leads
 astray. `out`, `lse` and the memory around them hold another NaN (the canary). So a stray read gives NaN, and a stray write
-changes a byte.
+changes a byte. If the step rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so
+that NaN would not show which rows were rotated.
 """
 
 import dataclasses
@@ -118,6 +119,8 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
     layer = _layer(case, buffers, held, generator, device)
     q_rows = _rows(q.to(dtype), case.num_rows, device)
+    if case.rope is not None:
+        q_rows[len(q) :] = contents.unowned_queries(case).to(q_rows)
     slots = written_slots(case)
     raw, view, k, v = None, None, None, None
     writes = tuple[Write, ...]()

@@ -10,7 +10,7 @@ import torch
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
-from attn_fuzz.cases.tensors import PADDING, Rotation, Step
+from attn_fuzz.cases.tensors import PADDING, Step
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.run.exceptions import described
@@ -81,8 +81,8 @@ def wrong_cache_write(attempt: Attempt) -> Wrong | None:
 
 def wrong_query(attempt: Attempt) -> Wrong | None:
     """A query that a rotating cache write did not rotate as the reference does."""
-    wrong = (_wrong_rotation(rotation, attempt.expected.q, attempt.step.q) for rotation in _rotations(attempt))
-    return next((Wrong("q", message) for message in wrong if message), None)
+    message = _wrong_rotation(attempt.expected.q, attempt.step.q) if _rotates(attempt) else None
+    return Wrong("q", message) if message else None
 
 
 def changed_input(attempt: Attempt) -> Wrong | None:
@@ -96,8 +96,6 @@ def changed_input(attempt: Attempt) -> Wrong | None:
 
 def write_around_an_input(attempt: Attempt) -> Wrong | None:
     """A change in the allocation that an input is a part of."""
-    if _rotations(attempt) and attempt.case.fused_qkv:
-        return None  # q, k and v lie in one allocation, of which q is rotated in place
     compared, expected = _compared(attempt), attempt.expected.inputs()
     for name, tensor in attempt.step.inputs().items():
         # an input that was compared by a check of its own may hold another NaN
@@ -144,15 +142,14 @@ CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
 """Each check with the kind of verdict that it leads to. The first check that finds something decides."""
 
 
-def _rotations(attempt: Attempt) -> list[Rotation]:
-    """The rotations of the cache writes that the target has made."""
-    made = attempt.step.writes[: attempt.num_written]
-    return [cache_write.rotation for cache_write in made if cache_write.rotation is not None]
+def _rotates(attempt: Attempt) -> bool:
+    """Whether a cache write that the target has made rotates q."""
+    return any(cache_write.rotation is not None for cache_write in attempt.step.writes[: attempt.num_written])
 
 
 def _compared(attempt: Attempt) -> set[str]:
     """The inputs that `written_cache`, `wrong_cache_write` and `wrong_query` have compared: a target may write them."""
-    return {*attempt.step.memory, *(["q"] if _rotations(attempt) else [])}
+    return {*attempt.step.memory, *(["q"] if _rotates(attempt) else [])}
 
 
 def _changes(expected: torch.Tensor, got: torch.Tensor) -> list[int] | None:
@@ -177,11 +174,9 @@ def _locate(name: str, changed: list[int], step: Step, expected: torch.Tensor, g
     return f"{allocations.place_of(view, at)}: {numbers}"
 
 
-def _wrong_rotation(rotation: Rotation, expected: torch.Tensor, got: torch.Tensor) -> str | None:
-    """Name the first element of q that differs from what the rotation makes of q. The rotation of poison may be any NaN."""
-    rotated = torch.zeros_like(got, dtype=torch.bool)
-    rotated[: len(rotation.positions), :, : rotation.cos_sin_cache.shape[1]] = True
-    differs = (bits(expected) != bits(got)) & ~(rotated & expected.isnan() & got.isnan())
+def _wrong_rotation(expected: torch.Tensor, got: torch.Tensor) -> str | None:
+    """Name the first element of q that differs in a bit from what the rotation makes of q, in rows of no request, too."""
+    differs = bits(expected) != bits(got)
     if not differs.any():
         return None
     row, head, dim = differs.nonzero()[0].tolist()

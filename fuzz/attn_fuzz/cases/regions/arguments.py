@@ -42,7 +42,15 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
         Region("not aligned to 16 bytes", of_tensor("q", lambda q: not _aligned(q))),
         idle_stride("q"),
         *(Region(str(dtype), of_tensor("q", lambda q, dtype=dtype: q.dtype is dtype)) for dtype in FLOAT_DTYPES),
-        Region("NaN in rows of no request", lambda case, step: case.unowned_rows or case.rows_past),
+        Region("NaN in rows of no request", lambda case, step: case.rope is None and (case.unowned_rows or case.rows_past)),
+        Region(
+            "numbers in rows of no request that are rotated",
+            of_rotation("positions", lambda positions, case: len(positions) > case.query_start_loc[-1]),
+        ),
+        Region(
+            "numbers in rows behind those that are rotated",
+            of_rotation("positions", lambda positions, case: len(positions) < case.num_rows),
+        ),
         illegal("NaN, infinity in rows of a request", "the contract says nothing of the output: q is finite"),
     ),
     "k": (
