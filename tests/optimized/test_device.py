@@ -7,7 +7,7 @@ import torch
 from attn_contract import ContractError, UnsupportedError
 from attn_fuzz.emulated.compilation import gpu_target
 from attn_optimized import device
-from attn_optimized.launch.splits import num_splits
+from attn_optimized.launch.splits import splits_of
 from attn_optimized.launch.table import parameters_for
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.workload import Workload
@@ -92,7 +92,8 @@ def test_one_long_request_fills_each_gpu(on):
         units = device.compute_units_of(CUDA)
         parameters = parameters_for(architecture, phase="decode", itemsize=2, block_d=128, quantized=False)
         workload = Workload(**LLAMA, num_tokens=1, num_requests=1, max_query_len=1, max_seq_len=131072)
-        gpu = {"architecture": architecture, "compute_units": units}
-        splits, balanced_splits = num_splits(workload, **gpu, num_programs=8, max_keys=131072, parameters=parameters)
-        assert 8 * splits >= min(2 * units, 8 * 64), architecture
-        assert splits == balanced_splits, "a request by itself is as long as all are"
+        at_once = parameters.programs_per_unit * units
+        call = {"num_programs": 8, "at_once": at_once, "one_tile_per_request": True, "max_keys": 131072}
+        splits = splits_of(workload, **call, parameters=parameters)
+        assert 8 * splits.most >= min(2 * units, 8 * 64), architecture
+        assert splits.most == splits.balanced, "a request by itself is as long as all are"

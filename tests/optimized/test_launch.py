@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 from attn_contract import UnsupportedError
 from attn_optimized.launch.plan import attention_grid, attention_plan
-from attn_optimized.launch.splits import num_splits
+from attn_optimized.launch.splits import splits_of
 from attn_optimized.launch.table import Parameters, Phase, parameters_for
-from attn_optimized.launch.tiles import attention_tiles, reduce_tiles, row_grid, row_tiles
+from attn_optimized.launch.tiles import attention_tiles, reduce_grid, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, SHORT_ROWS_PER_UNIT, SHORT_WINDOW_KEYS, Workload, phase_of
 
@@ -251,14 +251,12 @@ def test_row_tiles(architecture, head_size):
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_reduce_tiles(architecture, head_size):
     """Few sizes whatever the number of parts: each is compiled."""
-    tiles = {
-        reduce_tiles(architecture, head_size=head_size, num_parts=n, num_rows=num_rows)
-        for n in range(2, 300)
-        for num_rows in (1, 500, 5000)
-    }
-    assert len(tiles) <= 4
+    tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
+    assert len(tiles) <= 5
     for size in tiles:
-        assert size.block_d >= head_size
+        rows, blocks = reduce_grid(size, 1000)
+        assert rows * size.block_rows >= 1000 > (rows - 1) * size.block_rows
+        assert blocks * size.block_d >= head_size > (blocks - 1) * size.block_d
         for side in (size.block_rows, size.block_parts, size.block_d):
             assert side.bit_count() == 1
 
@@ -319,7 +317,8 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
         )
         seen = max_keys + chosen.tiles.queries - 1
         assert 0 <= chosen.max_tiles * chosen.tiles.block_n - seen < chosen.tiles.block_n
-        assert 1 <= chosen.balanced_splits <= chosen.splits <= max(1, seen // chosen.tiles.parameters.keys_per_split)
+        worth = max(1, seen // chosen.tiles.parameters.keys_per_split)
+        assert 1 <= chosen.balanced_splits <= chosen.splits <= max(worth, min(chosen.filling_splits, chosen.max_tiles))
 
 
 @pytest.mark.parametrize(
@@ -332,11 +331,27 @@ def test_programs_of_one_length_end_together(num_programs, parts):
         block_m=16, block_n=64, num_warps=2, num_stages=3, keys_per_split=256, programs_per_unit=2, uneven_waves=8
     )
     workload = Workload(**(CALL | {"num_requests": 1 if num_programs == 8 else num_programs // 8}))
-    gpu = {"architecture": "sm90", "compute_units": 132}
-    call = {**gpu, "num_programs": num_programs, "max_keys": 1 << 20}
-    assert num_splits(workload, **call, parameters=parameters) == parts
-    assert num_splits(workload, **call, parameters=replace(parameters, uneven_waves=0)) == (parts[1], parts[1])
-    assert num_splits(replace(workload, batch_invariant=True), **call, parameters=parameters) == (1, 1)
+    call = {"num_programs": num_programs, "at_once": 264, "one_tile_per_request": True, "max_keys": 1 << 20}
+    assert splits_of(workload, **call, parameters=parameters)[:2] == parts
+    assert splits_of(workload, **call, parameters=replace(parameters, uneven_waves=0))[:2] == (parts[1], parts[1])
+    assert splits_of(replace(workload, batch_invariant=True), **call, parameters=parameters) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "max_query_len", "max_keys", "parts"),
+    [
+        # 8 programs on a GPU with room for 528: parts of one tile of 64 keys, where it has room, and of two
+        (1, 1, 1024, 17), (1, 1, 8192, 64), (8, 1, 500, 8),
+        # 36 programs more would be a second wave: parts of 4 tiles, which are worth a program
+        (9, 1, 250, 1), (64, 1, 500, 1), (64, 1, 1024, 4),
+        # a prompt whose tiles fill the GPU has no parts
+        (1, 4096, 4096, 1),
+    ],
+)  # fmt: skip
+def test_short_parts_fill_a_gpu_that_has_room(num_requests, max_query_len, max_keys, parts):
+    num_tokens = num_requests * max_query_len
+    shape = {"num_requests": num_requests, "num_tokens": num_tokens, "max_query_len": max_query_len, "max_seq_len": max_keys}
+    assert plan(**shape).splits == parts
 
 
 def test_scratch_of_a_split_is_small():

@@ -169,9 +169,9 @@ def planned(architecture: str) -> Iterator[None]:
         parameters = parameters or attention_plan(workload, **gpu).tiles.parameters
         return attention_plan(workload, **gpu, parameters=dataclasses.replace(parameters, keys_per_split=KEYS_PER_SPLIT))
 
-    def tiles(architecture: str, *, num_rows: int, **sizes: int) -> ReduceTiles:
-        shipped = reduce_tiles(architecture, num_rows=num_rows, **sizes)
-        has_rounds = random.Random(num_rows).random() < 0.5
+    def tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
+        shipped = reduce_tiles(architecture, head_size=head_size, num_parts=num_parts)
+        has_rounds = random.Random(f"{head_size} {num_parts}").random() < 0.5
         return dataclasses.replace(shipped, block_parts=PARTS_PER_ROUND) if has_rounds else shipped
 
     with (
@@ -492,7 +492,11 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
         keys = DenseKeys(step.k, step.v)
     launch = attention_launch(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
     # these cut keys into parts, and do nothing where there is one part
-    parts = (plan.splits, plan.balanced_splits, plan.min_tiles_per_split, plan.max_tiles) if plan.splits > 1 else ()
+    parts = (
+        (plan.splits, plan.balanced_splits, plan.filling_splits, plan.min_tiles_per_split, plan.max_tiles)
+        if plan.splits > 1
+        else ()
+    )
     return plan.tiles, plan.one_tile_per_request, parts, launch.constants["KIND"]
 
 

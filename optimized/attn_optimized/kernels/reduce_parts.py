@@ -36,9 +36,9 @@ def reduce_parts_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Reduce BLOCK_ROWS pairs of (token, query head), in the order of tokens.
+    """Reduce BLOCK_D dims of BLOCK_ROWS pairs of (token, query head), in the order of tokens.
 
-    BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them. Grid: (tiles,).
+    BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them. Grid: (tiles, blocks of dims).
     """
     # [rows]
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -48,8 +48,9 @@ def reduce_parts_kernel(
     # int64: offsets count all elements
     rows, heads = num_rows.to(tl.int64), num_heads.to(tl.int64)
     in_block = tl.arange(0, BLOCK_PARTS)[None, :]
-    # [1, 1, D]
-    dim = tl.arange(0, BLOCK_D)[None, None, :]
+    # [D]
+    dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    dim = dims[None, None, :]
 
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
@@ -82,8 +83,10 @@ def reduce_parts_kernel(
     if has_output_scale:
         out = divide(out, tl.full([BLOCK_ROWS], 1.0, tl.float32) * tl.load(output_scale_ptr))
     out_offset = (token * stride_out_row + head * stride_out_head) * OUT_UNIT
-    dim = tl.arange(0, BLOCK_D)[None, :]
+    dim = dims[None, :]
     out = encode(out, OUT_FORMAT).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_offset[:, None] + dim, out, mask=owned[:, None] & (dim < HEAD_SIZE))
-    if has_lse:
-        tl.store(lse_ptr + head * stride_lse_head + token, lse, mask=owned)
+    # the blocks of a row's dims have one LSE
+    if has_lse:  # noqa: SIM102
+        if tl.program_id(1) == 0:
+            tl.store(lse_ptr + head * stride_lse_head + token, lse, mask=owned)

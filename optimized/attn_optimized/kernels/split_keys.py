@@ -1,7 +1,8 @@
 """How the keys of a tile of queries are cut into parts, by the lengths that the device knows.
 
 The host knows at most an upper bound of the lengths, and a captured graph is replayed with other lengths. If no request is much
-longer than the others, keys are cut into few parts, so many that all programs run in whole waves; else into many.
+longer than the others, keys are cut into few parts, so many that all programs run in whole waves; else into many. Parts of few
+keys are worth a program only as long as the GPU has room for it.
 """
 
 import triton
@@ -14,14 +15,22 @@ LENGTHS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 128)
 
 @triton.jit
 def tiles_of_part(
-    seq_lens_ptr, num_requests, num_splits, balanced_splits, min_tiles_per_split, max_tiles, BLOCK_N: tl.constexpr
+    seq_lens_ptr,
+    num_requests,
+    num_splits,
+    balanced_splits,
+    filling_splits,
+    min_tiles_per_split,
+    max_tiles,
+    BLOCK_N: tl.constexpr,
 ):
     """Tiles of keys of a part.
 
     Args:
         num_splits: parts of the longest request.
         balanced_splits: its parts where it is no longer than 5/4 of the average.
-        min_tiles_per_split: the fewest tiles worth a part.
+        filling_splits: parts that fill the GPU at once.
+        min_tiles_per_split: the fewest tiles worth a part beyond those.
         max_tiles: an upper bound of the tiles that a tile of queries sees, by what the host knows.
     """
     longest = 0
@@ -34,7 +43,9 @@ def tiles_of_part(
         total += tl.sum(seq_len.to(tl.int64), 0)
     is_balanced = longest.to(tl.int64) * num_requests * 4 <= total * 5
     parts = tl.where(is_balanced, balanced_splits, num_splits)
-    return tl.maximum(tl.cdiv(tl.minimum(tl.cdiv(longest, BLOCK_N), max_tiles), parts), min_tiles_per_split)
+    tiles = tl.minimum(tl.cdiv(longest, BLOCK_N), max_tiles)
+    fewest = tl.minimum(tl.maximum(tl.cdiv(tiles, filling_splits), 1), min_tiles_per_split)
+    return tl.maximum(tl.cdiv(tiles, parts), fewest)
 
 
 @triton.jit

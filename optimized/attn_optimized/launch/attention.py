@@ -150,6 +150,7 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
         "group_inverse": -(-(1 << 16) // plan.tiles.group),
         "num_splits": plan.splits,
         "balanced_splits": plan.balanced_splits,
+        "filling_splits": plan.filling_splits,
         "min_tiles_per_split": plan.min_tiles_per_split,
         "max_tiles": plan.max_tiles,
     }

@@ -9,7 +9,7 @@ from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.launch.call import AttentionCall
 from attn_optimized.launch.plan import AttentionPlan
-from attn_optimized.launch.tiles import reduce_tiles, row_grid
+from attn_optimized.launch.tiles import reduce_grid, reduce_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
 
@@ -41,12 +41,11 @@ def reduce_launch(plan: AttentionPlan, call: AttentionCall, num_parts: int) -> L
     layer, batch, lse = call.layer, call.batch, call.lse
     out = rows_by_head(call)
     num_rows = batch.num_actual_tokens
-    pairs = num_rows * layer.num_heads
-    tiles = reduce_tiles(plan.architecture, head_size=layer.value_size, num_parts=num_parts, num_rows=pairs)
+    tiles = reduce_tiles(plan.architecture, head_size=layer.value_size, num_parts=num_parts)
     out_unit, out_strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     return Launch.of(
         reduce_parts_kernel,
-        row_grid(tiles, pairs),
+        reduce_grid(tiles, num_rows * layer.num_heads),
         {**tiles.constants, "OUT_UNIT": out_unit, "OUT_FORMAT": stored_format(out, plan.architecture)[1]},
         tiles.options,
         has_lse=int(lse is not None),

@@ -5,12 +5,15 @@ from functools import lru_cache
 
 from attn_contract import UnsupportedError
 
-from attn_optimized.launch.splits import num_splits, parts_bytes
+from attn_optimized.device import INTERPRETER
+from attn_optimized.launch.splits import parts_bytes, splits_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
 from attn_optimized.launch.workload import Workload
 
 _MAX_GRID_Y = 65535
+_INTERPRETED_PROGRAMS = 2
+"""So many programs fill the interpreter, as far as splits go: keys of few requests are split there, too."""
 _MANY_WAVES = 8
 """So many waves of programs that the last one is a small part of the time, and what counts is that neighbours share keys."""
 
@@ -30,7 +33,8 @@ class AttentionPlan:
             work, or tiles of one head, which read the same keys.
         splits: the most parts of the keys of a tile of queries, each a program of its own.
         balanced_splits: parts where requests are of much the same length; see kernels/split_keys.py.
-        min_tiles_per_split: the fewest tiles of keys that are worth a part.
+        filling_splits: parts that fill the GPU at once.
+        min_tiles_per_split: the fewest tiles of keys that are worth a part beyond those.
         max_tiles: an upper bound of the tiles of keys that a tile of queries sees.
         scratch_bytes: memory that the parts take between two kernels; 0 without a split.
 
@@ -47,6 +51,7 @@ class AttentionPlan:
     heads_first: bool
     splits: int
     balanced_splits: int
+    filling_splits: int
     min_tiles_per_split: int
     max_tiles: int
     scratch_bytes: int
@@ -89,15 +94,15 @@ def attention_plan(
     if workload.window_keys is not None:
         max_keys = min(max_keys, workload.window_keys)
     max_keys_of_tile = max_keys + tiles.queries - 1
-    splits, balanced_splits = num_splits(
+    at_once = _INTERPRETED_PROGRAMS if architecture == INTERPRETER else tiles.parameters.programs_per_unit * compute_units
+    splits = splits_of(
         workload,
-        architecture=architecture,
-        compute_units=compute_units,
         num_programs=grid[0] * grid[1],
+        at_once=at_once,
+        one_tile_per_request=one_tile_per_request,
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )
-    at_once = tiles.parameters.programs_per_unit * compute_units
     # in heads_first the tiles are the grid's second dimension, which holds fewer programs than the first
     heads_first = grid[0] <= _MAX_GRID_Y and (one_tile_per_request or grid[0] * grid[1] <= _MANY_WAVES * at_once)
     return AttentionPlan(
@@ -108,11 +113,12 @@ def attention_plan(
         has_short_window=workload.has_short_window,
         one_tile_per_request=one_tile_per_request,
         heads_first=heads_first,
-        splits=splits,
-        balanced_splits=balanced_splits,
+        splits=splits.most,
+        balanced_splits=splits.balanced,
+        filling_splits=splits.filling,
         min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),
         max_tiles=-(-max_keys_of_tile // tiles.block_n),
-        scratch_bytes=parts_bytes(splits, workload) if splits > 1 else 0,
+        scratch_bytes=parts_bytes(splits.most, workload) if splits.most > 1 else 0,
     )
 
 

@@ -262,7 +262,15 @@ def _contract_of_tile() -> list[Term]:
 def inverse_of(sources: Sources, group: int) -> tuple[Extraction, Any]:
     """The host's inverse of a group, from its source."""
     extraction = Extraction(sources)
-    names = ("one_tile_per_request", "heads_first", "splits", "balanced_splits", "min_tiles_per_split", "max_tiles")
+    names = (
+        "one_tile_per_request",
+        "heads_first",
+        "splits",
+        "balanced_splits",
+        "filling_splits",
+        "min_tiles_per_split",
+        "max_tiles",
+    )
     tiles = Record("Tiles", {"queries": symbol("queries"), "group": group})
     plan = Record("Plan", {"tiles": tiles} | {name: symbol(name) for name in names})
     batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})

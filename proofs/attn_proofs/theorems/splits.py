@@ -24,6 +24,11 @@ LAUNCH = "attn_optimized.launch"
 SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
 GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
 
+SPLITS_OF = {"most": "num_splits", "balanced": "balanced", "filling": "filling"}
+
+BLOCK_D = 16
+"""Dims of a program of the reduction, which reduces one of the two blocks of a row."""
+
 
 def _parts(sources: Sources) -> tuple[Extraction, Term, Term, Term, Term]:
     """A split's tiles, and how many tiles each split has at most."""
@@ -95,7 +100,9 @@ class Program:
         self.extraction.given = {
             f"{LAUNCH}.tiles.attention_tiles": lambda *_: tiles,
             f"{LAUNCH}.plan.attention_grid": lambda *_: ((symbol("tiles"), symbol("heads")), symbol("is_one_tile", "bool")),
-            f"{LAUNCH}.splits.num_splits": lambda *_, **__: (symbol("num_splits", least=1), symbol("balanced", least=1)),
+            f"{LAUNCH}.splits.splits_of": lambda *_, **__: Record(
+                f"{LAUNCH}.splits.Splits", {name: symbol(of, least=1) for name, of in SPLITS_OF.items()}
+            ),
         }
         made = self.extraction.call(
             f"{LAUNCH}.plan.attention_plan",
@@ -192,8 +199,8 @@ def _states(sources: Sources) -> tuple[Extraction, Extraction]:
 
 def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
     token, head, part = (symbol(name, "int64").term for name in ("token", "head", "part"))
-    heads, rows, size = symbol("num_heads", "int32", least=1), symbol("num_rows", "int32", least=1), 16
-    reader = Extraction(sources, grid=((z3.Int("program"), z3.Int("programs")),))
+    heads, rows, size = symbol("num_heads", "int32", least=1), symbol("num_rows", "int32", least=1), 2 * BLOCK_D
+    reader = Extraction(sources, grid=((z3.Int("program"), z3.Int("programs")), (z3.Int("block"), z3.Int("blocks"))))
     reader.invariants = {"reduce_parts_kernel": _still_owned}
     of_pair, of_part = ("reduce_parts_kernel", "token"), ("reduce_parts_kernel", "part")
     reader.arbitrary = {
@@ -203,7 +210,7 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
     }
     pointers = ("out_ptr", "lse_ptr", "acc_ptr", "row_max_ptr", "row_sum_ptr", "output_scale_ptr", "query_start_loc_ptr")
     numbers = ("num_requests", "num_parts", "stride_out_row", "stride_out_head", "stride_lse_head")
-    constants = {"OUT_UNIT": 1, "OUT_FORMAT": "float", "HEAD_SIZE": size, "BLOCK_ROWS": 8, "BLOCK_PARTS": 4, "BLOCK_D": 16}
+    constants = {"OUT_UNIT": 1, "OUT_FORMAT": "float", "HEAD_SIZE": size, "BLOCK_ROWS": 8, "BLOCK_PARTS": 4, "BLOCK_D": BLOCK_D}
     flags = {"has_lse": 0, "has_output_scale": 0, "num_heads": heads, "num_rows": rows}
     given = {name: inputs.pointer(name) for name in pointers} | {name: symbol(name, "int32") for name in numbers}
     reader.call(f"{KERNELS}.reduce_parts.reduce_parts_kernel", **given, **flags, **constants)
@@ -216,7 +223,11 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
     arguments.sizes.fields["first_part"] = 0
     arguments.strides.fields.update({name.removeprefix("stride_"): value for name, value in strides.items()})
     writer.call(
-        ATTEND_TILE, inputs.tile(sources, split=number(part, "int64")), arguments, inputs.kind(is_partial=True), BLOCK_M
+        ATTEND_TILE,
+        inputs.tile(sources, split=number(part, "int64")),
+        arguments,
+        inputs.kind(is_partial=True, value_size=size, block_v=size),
+        BLOCK_M,
     )
     return writer, reader
 
@@ -234,20 +245,21 @@ def block(size: int, term: Term) -> Tensor:
 
 def _same_place(sources: Sources) -> Iterator[Claim]:
     writer, reader = _states(sources)
-    r, b, d = integers("r b d")
-    for name, lane, other in (("row_max_ptr", (r, b), (r,)), ("row_sum_ptr", (r, b), (r,)), ("acc_ptr", (r, b, d), (r, d))):
+    r, b, d, block_of_dims = integers("r b d block")
+    dim = block_of_dims * BLOCK_D + d
+    for name, lane, other in (("row_max_ptr", (r, b), (r,)), ("row_sum_ptr", (r, b), (r,)), ("acc_ptr", (r, b, d), (r, dim))):
         (load,) = (load for load in reader.loads if load.pointer.name == name)
         store = _stores(writer, name, "finish")[0]
         found, at = as_tensor(load.pointer.offset).at(*lane), as_tensor(store.pointer.offset).at(*other)
-        assumptions = (d >= 0, d < 16, *writer.assumptions, *reader.assumptions)
+        assumptions = (d >= 0, d < BLOCK_D, block_of_dims >= 0, block_of_dims < 2, *writer.assumptions, *reader.assumptions)
         yield Claim(f"{name[:-4]} of a part", assumptions, found == at, (), {**writer.lines, **reader.lines})
 
 
 def _what_was_written(sources: Sources) -> Iterator[Claim]:
     """Which parts have which state, and that the reduction reads no other."""
     writer, reader = _states(sources)
-    r, b, d, token, part = integers("r b d token part")
-    inside = (r >= 0, r < 8, b >= 0, b < 4, d >= 0, d < 16)
+    r, b, d, token, part, block_of_dims = integers("r b d token part block")
+    inside = (r >= 0, r < 8, b >= 0, b < 4, d >= 0, d < BLOCK_D, block_of_dims >= 0, block_of_dims < 2)
     lines = {**writer.lines, **reader.lines}
 
     def loaded(name: str) -> tuple[Access, Term]:
@@ -262,13 +274,13 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
     yield Claim("largest logits are read of the batch's rows and parts", given, z3.Implies(max_read, batch), None, lines)
     yield Claim("sums are read where the part saw a key", given, sum_read == z3.And(max_read, saw_keys), (), lines)
     unfinished = reader.local("reduce_parts_kernel", "owned", 1).value.at(r)  # in the loop
-    wanted = z3.And(sum_read, unfinished, d < 16)
+    wanted = z3.And(sum_read, unfinished)
     yield Claim("values are read where a part saw a key and is not all of the keys", given, acc_read == wanted, None, lines)
     for obligation in reader.obligations:
         yield Claim(obligation.name, (*given, *obligation.path), z3.And(*obligation.terms), None, lines)
 
     m = z3.Int("m")
-    lane = (m >= 0, m < BLOCK_M, d >= 0, d < 16, *writer.assumptions)
+    lane = (m >= 0, m < BLOCK_M, d >= 0, d < 2 * BLOCK_D, *writer.assumptions)
     for largest in _stores(writer, "row_max_ptr", "finish"):
         sums = [store for store in _stores(writer, "row_sum_ptr", "finish") if store.path == largest.path]
         masks = [as_tensor(store.mask).at(m) == as_tensor(largest.mask).at(m) for store in sums]
