@@ -117,10 +117,15 @@ def _is_latent(draw: st.DrawFn, support: Support, chosen: set[str]) -> bool:
 
 
 def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict[str, int]:
-    """The width of q and k and, if v has its own, another one of v: wider or narrower, or that of a model."""
+    """The width of q and k and, if v has its own, another one of v: wider or narrower, or that of a model.
+
+    Beside a v of its own width, an odd one of q and k is drawn often: a row's V then begins at an odd element.
+    """
     if has_own and set(MODEL_WIDTHS) <= set(support.head_sizes) and pick(draw, (False, False, False, True)):
         return dict(zip(("head_size", "head_size_v"), MODEL_WIDTHS, strict=True))
-    head_size = pick(draw, [size for size in support.head_sizes if size % step == 0])
+    sizes = [size for size in support.head_sizes if size % step == 0]
+    odd = [size for size in sizes if size % 2] if has_own else []
+    head_size = pick(draw, odd if odd and pick(draw, (False, True)) else sizes)
     others = [size for size in support.head_sizes if size != head_size] if has_own else []
     return {"head_size": head_size, **({"head_size_v": pick(draw, others)} if others else {})}
 
