@@ -43,6 +43,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
+    if ranges_clamped and "chunked_local" in support.rules and pick(draw, (False, False, True)):
+        chosen = chosen | {"chunked_local"}  # which ranges reach beyond, and as far as the window clamps them
     has_no_effect = "sink_tokens" in chosen or ranges_clamped
     if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
         chosen = chosen | {"window"}
