@@ -2,7 +2,7 @@
 
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.case import CONTENTS, Case
 from attn_fuzz.cases.regions.region import (
     Region,
     idle_stride,
@@ -181,6 +181,12 @@ LAYER: dict[str, tuple[Region, ...]] = {
         Region("below all logits", lambda case, step: case.sinks == "below"),
         Region("near the logits", lambda case, step: case.sinks == "near"),
         Region("of q's dtype", of_tensor("sinks", lambda sinks: sinks.dtype != torch.float32)),
+        Region(
+            "of q's dtype, after a call with other numbers in the same tensor",
+            lambda case, step: (
+                step.layer.sinks is not None and step.layer.sinks.element_size() < 4 and CONTENTS in case.earlier
+            ),
+        ),
         illegal("NaN, +infinity", "`validation.values` refuses it: it would take all weight"),
     ),
     "layout": (
