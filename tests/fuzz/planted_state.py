@@ -53,3 +53,9 @@ KEEPS_TABLE = keeping(
     kept=lambda layer, batch: None if batch.block_table is None else batch.block_table.clone(),
     change=lambda layer, batch, kept: (layer, dataclasses.replace(batch, block_table=kept)),
 )
+KEEPS_SINKS = keeping(
+    "keeps-sinks",
+    key=lambda layer, batch: None if layer.sinks is None else (layer.sinks.data_ptr(), layer.sinks.dtype),
+    kept=lambda layer, batch: None if layer.sinks is None else layer.sinks.float(),  # a copy of those of 16 bits alone
+    change=lambda layer, batch, kept: (dataclasses.replace(layer, sinks=kept), batch),
+)

@@ -136,6 +136,12 @@ def test_cases_that_are_refused_for_one_rule_come_after_a_call_without_the_rule(
     assert len(refused) / 3 < len(without) < len(refused)
 
 
+def test_calls_with_other_sinks_come_before_sinks_of_16_bits(tmp_path):
+    plan = FuzzPlan(target="triton", device="cpu", examples=400, seed=1, folder=tmp_path)
+    narrow = [case for case in shard.drawn(plan) if case.sinks and case.narrow_sinks and case.dtype != "float32"]
+    assert sum("contents" in case.earlier for case in narrow) > len(narrow) / 10
+
+
 @settings(few, max_examples=3)
 @given(family=families("triton", TRITON.support("cuda")))
 def test_the_cases_of_a_family_share_their_change(family):
@@ -197,7 +203,7 @@ def test_the_shrinker_first_drops_all_earlier_calls(step_case):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("KEEPS_WINDOW", {"window", "no window"}), ("KEEPS_TABLE", {"contents"})],
+    [("KEEPS_WINDOW", {"window", "no window"}), ("KEEPS_TABLE", {"contents"}), ("KEEPS_SINKS", {"contents"})],
 )
 def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
     progress, _ = fuzz_here(f"planted_state:{name}", examples=500, on_failure="stop")

@@ -250,6 +250,18 @@ def test_widths_of_models_are_drawn():
     assert sum((case.head_size, case.head_size_v) == (192, 128) for case in draw(support)) > 3
 
 
+@pytest.mark.parametrize("name", ["triton-latent", "backend-triton-diffkv"])
+def test_rows_of_bytes_whose_v_begins_at_an_odd_address_are_drawn(name):
+    """A tile of few rows loads V by two dims at once, but where rows begin at odd addresses."""
+
+    def loads_no_pairs(case: Case) -> bool:
+        has_bytes = case.cache is not None and case.cache.dtype is not None and not case.has_latent_cache
+        rows = max((request.query_len for request in case.requests), default=0) * case.group_size
+        return has_bytes and case.head_size % 2 == 1 and case.value_size % 2 == 0 and 0 < rows <= 16
+
+    assert sum(map(loads_no_pairs, draw(registry.load(name).support("cpu"), 300))) > 1
+
+
 @pytest.mark.parametrize("name", [name for name in registry.names() if name != "reference-fp32"])
 def test_nobody_who_does_not_name_them_draws_them(name):
     """Not even to see a refusal: what a seed draws for the target has not changed."""

@@ -287,6 +287,23 @@ def test_some_queries_see_a_whole_tile_that_another_chunk_hides_from_their_neigh
     assert any(shows(case, request) for case in draw(support, 200) for request in case.requests)
 
 
+def over_chunks(case: Case, request: Request) -> list[tuple[int, int]]:
+    """Pairs of a query and of a key of an earlier chunk that one range holds, in which the window hides the key before it from
+    the query."""
+    chunk, left = case.chunked_local or 1 << 31, case.window[0]
+    return [
+        (query, query - left)
+        for first, last in ranges_of(request)
+        for query in range(max(0, first, request.context_len), min(last + 1, request.seq_len))
+        if case.ranges_clamped and left > 0 and max(0, first) < query - left < query // chunk * chunk
+    ]
+
+
+def test_ranges_are_clamped_among_keys_of_another_chunk(drawn):
+    """Only there does it show that a range is clamped to the chunk, or not at all, or that a chunk hides a range's keys."""
+    assert sum(any(over_chunks(case, request) for request in case.requests) for case in drawn) > 7
+
+
 def test_every_case_is_a_valid_call(drawn):
     """By the case's own check and by all checks of the contract, those that read tensors included."""
     for case in drawn[::5]:

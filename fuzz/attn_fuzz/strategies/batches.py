@@ -84,7 +84,8 @@ def batches(
         return (Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
     is_long = is_decoder and support.engine.contexts and chunk > max(support.tile_sizes) + 1
     if is_long and {*support.engine.query_lens} != {"one"} and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
-        return (_over_an_end(draw, support, chunk, causal),)
+        request = _over_an_end(draw, support, chunk, causal)
+        return (_with_ranges(draw, support, block_size, rules, window_left, chunk, request),)
     if attn_type is AttentionType.DECODER and support.many_requests is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
         return _many_requests(draw, support.many_requests, causal)
     groups = query_lens(draw, support, rules)
@@ -102,11 +103,7 @@ def batches(
             break
         flag = pick(draw, flags) if per_request else causal
         request = Request(query_len=query_len, seq_len=seq_len, causal=flag)
-        if "bidirectional_ranges" in rules:
-            own = tuple(ranges(draw, support, block_size, request) for _ in range(pick(draw, range(4))))
-            kept = tuple(one for one in own if one is not None)
-            request = msgspec.structs.replace(request, bidirectional_ranges=kept)
-        requests.append(request)
+        requests.append(_with_ranges(draw, support, block_size, rules, window_left, chunk, request))
     if not support.engine.empty_batches and not any(request.query_len for request in requests):
         requests[0] = msgspec.structs.replace(requests[0], query_len=1, seq_len=max(1, requests[0].seq_len))
     return tuple(requests)
@@ -174,6 +171,37 @@ def _lengths(
         if not engine.prompts:
             seq_len = max(seq_len, query_len + 1)
     return query_len, seq_len if engine.empty_requests else max(1, seq_len)
+
+
+def _with_ranges(
+    draw: st.DrawFn, support: Support, block_size: int, rules: set[str], window_left: int, chunk: int, request: Request
+) -> Request:
+    """The request with up to three ranges, if there are ranges. Beside chunks, half of them lie over a chunk's end."""
+    if "bidirectional_ranges" not in rules:
+        return request
+    own = []
+    for _ in range(pick(draw, range(4))):
+        ends = _ends_of_chunks(request, chunk) if chunk and "any" in support.engine.ranges else []
+        if ends and pick(draw, (False, True)):
+            own.append(_range_over(draw, request, window_left, pick(draw, ends)))
+        else:
+            own.append(ranges(draw, support, block_size, request))
+    return msgspec.structs.replace(request, bidirectional_ranges=tuple(one for one in own if one is not None))
+
+
+def _ends_of_chunks(request: Request, chunk: int) -> list[int]:
+    """The last end of a chunk that all queries have behind them, and the first ends among the queries."""
+    last = max(request.context_len, 0) // chunk
+    return [end for end in (last * chunk, (last + 1) * chunk, (last + 2) * chunk) if 0 < end < request.seq_len]
+
+
+def _range_over(draw: st.DrawFn, request: Request, window_left: int, end: int) -> tuple[int, int]:
+    """A range over the end of a chunk that has a query behind it: some of the range's keys are of an earlier chunk.
+
+    It begins a few keys before the end, or farther back than a query at the end sees through its window.
+    """
+    first = end - pick(draw, (3, 1, 15, *((window_left + 2,) * 3 if window_left >= 0 else ())))
+    return max(0, first), max(end, request.context_len) + pick(draw, (0, 1, 3, 15))
 
 
 def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int] | None:

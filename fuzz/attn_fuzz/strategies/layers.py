@@ -43,6 +43,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
+    if ranges_clamped and "chunked_local" in support.rules and pick(draw, (False, False, True)):
+        chosen = chosen | {"chunked_local"}  # which ranges reach beyond, and as far as the window clamps them
     has_no_effect = "sink_tokens" in chosen or ranges_clamped
     if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
         chosen = chosen | {"window"}
@@ -117,10 +119,15 @@ def _is_latent(draw: st.DrawFn, support: Support, chosen: set[str]) -> bool:
 
 
 def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict[str, int]:
-    """The width of q and k and, if v has its own, another one of v: wider or narrower, or that of a model."""
+    """The width of q and k and, if v has its own, another one of v: wider or narrower, or that of a model.
+
+    Beside a v of its own width, an odd one of q and k is drawn often: a row's V then begins at an odd element.
+    """
     if has_own and set(MODEL_WIDTHS) <= set(support.head_sizes) and pick(draw, (False, False, False, True)):
         return dict(zip(("head_size", "head_size_v"), MODEL_WIDTHS, strict=True))
-    head_size = pick(draw, [size for size in support.head_sizes if size % step == 0])
+    sizes = [size for size in support.head_sizes if size % step == 0]
+    odd = [size for size in sizes if size % 2] if has_own else []
+    head_size = pick(draw, odd if odd and pick(draw, (False, True)) else sizes)
     others = [size for size in support.head_sizes if size != head_size] if has_own else []
     return {"head_size": head_size, **({"head_size_v": pick(draw, others)} if others else {})}
 

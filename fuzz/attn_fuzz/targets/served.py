@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from attn_contract import AttentionConfig, AttentionType, Capabilities, Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import BESIDE_TWO_WIDTHS, Support
 from attn_fuzz.targets.triton import TRITON
 
 _ANY_DTYPE = (torch.float32, torch.float16, torch.bfloat16)
@@ -172,7 +172,7 @@ def triton_attn_diffkv(device: str) -> Support:
         drawn,
         attn_types=(AttentionType.DECODER,),
         layouts=(Layout.CONTENT_PACKED,),
-        head_sizes=tuple(size for size in (*drawn.head_sizes, 192) if size in served.head_sizes),
+        head_sizes=tuple(size for size in (*drawn.head_sizes, *BESIDE_TWO_WIDTHS) if size in served.head_sizes),
         block_sizes=tuple(size for size in drawn.block_sizes if size in served.block_sizes),
         rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
         required_rules=("head_size_v",),

@@ -295,8 +295,13 @@ EVERYTHING = Support(
     head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
 )
 """A Support of everything that a case with one head size can have."""
+BESIDE_TWO_WIDTHS = (192, 33, 47)
+"""Head sizes that are drawn where K and V may have two: one of models, and odd ones, after which V begins at an odd element."""
 WITH_LATENT = dataclasses.replace(
-    EVERYTHING, layouts=tuple(Layout), rules=(*EVERYTHING.rules, "head_size_v"), head_sizes=(*EVERYTHING.head_sizes, 192)
+    EVERYTHING,
+    layouts=tuple(Layout),
+    rules=(*EVERYTHING.rules, "head_size_v"),
+    head_sizes=(*EVERYTHING.head_sizes, *BESIDE_TWO_WIDTHS),
 )
 """A Support of latent caches and of V of another width than K, too.
 

@@ -1,6 +1,6 @@
 """Regions of the fields of Batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from attn_contract import AttentionType
@@ -91,6 +91,8 @@ BATCH: dict[str, tuple[Region, ...]] = {
         Region("empty", of_request(lambda r: any(b < a for a, b in r.bidirectional_ranges))),
         Region("before the sequence", of_request(lambda r: any(a < 0 for a, b in r.bidirectional_ranges))),
         Region("past its end", of_request(lambda r: any(b >= r.seq_len for a, b in r.bidirectional_ranges))),
+        Region("over a chunk's end, with a query behind it", lambda case, step: any(_behind_chunks(case))),
+        Region("over a chunk's end, and clamped to some keys before it", lambda case, step: any(_clamped_before_chunks(case))),
     ),
     "qq_bias": (
         Region("none", lambda case, step: step.batch.qq_bias is None),
@@ -114,6 +116,24 @@ def _blocks(case: Case) -> list[int]:
 
 def _overlap(ranges: tuple[tuple[int, int], ...]) -> bool:
     return any(a < c <= b < d for a, b in ranges for c, d in ranges)
+
+
+def _behind_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
+    """Ranges that hold keys of a chunk before that of one of their queries: first key, end of that chunk, such a query."""
+    chunk = case.chunked_local
+    for request in case.requests if chunk else ():
+        for first, last in request.bidirectional_ranges:
+            first, last = max(0, first), min(last, request.seq_len - 1)
+            for query in range(max(first, request.context_len), last + 1):
+                end = query // chunk * chunk
+                if first < end:
+                    yield first, end, query
+
+
+def _clamped_before_chunks(case: Case) -> Iterator[int]:
+    """Of these ranges: the first key that the window leaves the query, where it lies between first key and end."""
+    left = case.window[0] if case.ranges_clamped else -1
+    return (query - left for first, end, query in _behind_chunks(case) if left >= 0 and first < query - left < end)
 
 
 def _decodes(case: Case) -> bool:

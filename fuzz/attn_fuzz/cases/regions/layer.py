@@ -2,7 +2,7 @@
 
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.case import CONTENTS, Case
 from attn_fuzz.cases.regions.region import (
     Region,
     idle_stride,
@@ -33,6 +33,12 @@ def _splits_a_window(case: Case, step: Step) -> bool:
 
 def _has_two_widths(case: Case) -> bool:
     return case.cache is not None and case.head_size_v is not None and not case.has_latent_cache
+
+
+def _has_odd_values(case: Case, step: Step) -> bool:
+    """Whether the rows of V have pairs of dims, each of a byte, and begin at odd addresses."""
+    is_odd = _has_two_widths(case) and case.head_size % 2 == 1 and case.value_size % 2 == 0
+    return is_odd and case.cache is not None and case.cache.dtype is not None
 
 
 def _scale_regions(name: str) -> tuple[Region, ...]:
@@ -87,6 +93,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
             no_power_of_two=lambda case, step: case.head_size.bit_count() > 1,
             rows_of_no_multiple_of_16_bytes=lambda case, step: case.head_size * step.q.element_size() % 16,
             above_128=lambda case, step: case.head_size > 128,
+            odd=lambda case, step: case.head_size % 2 and not case.has_latent_cache,
         ),
         not_drawn("below 16, or above 256", "Triton's dot needs 16, to which all are padded; models have at most 256"),
     ),
@@ -100,6 +107,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
             narrower_than_K_in_a_row=lambda case, step: _has_two_widths(case) and case.value_size < case.head_size,
             wider_than_K_in_a_row=lambda case, step: _has_two_widths(case) and case.value_size > case.head_size,
             _128_behind_192_of_K=lambda case, step: _has_two_widths(case) and (case.head_size, case.value_size) == (192, 128),
+            even_behind_an_odd_K_in_a_row_of_bytes=_has_odd_values,
         ),
         not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),
         illegal("of other caches", "Layer refuses it: no layout but CONTENT_PACKED and latent ones has two widths"),
@@ -173,6 +181,12 @@ LAYER: dict[str, tuple[Region, ...]] = {
         Region("below all logits", lambda case, step: case.sinks == "below"),
         Region("near the logits", lambda case, step: case.sinks == "near"),
         Region("of q's dtype", of_tensor("sinks", lambda sinks: sinks.dtype != torch.float32)),
+        Region(
+            "of q's dtype, after a call with other numbers in the same tensor",
+            lambda case, step: (
+                step.layer.sinks is not None and step.layer.sinks.element_size() < 4 and CONTENTS in case.earlier
+            ),
+        ),
         illegal("NaN, +infinity", "`validation.values` refuses it: it would take all weight"),
     ),
     "layout": (
