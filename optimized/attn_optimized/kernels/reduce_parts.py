@@ -38,7 +38,8 @@ def reduce_parts_kernel(
 ):
     """Reduce BLOCK_D dims of BLOCK_ROWS pairs of (token, query head), in the order of tokens.
 
-    BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them. Grid: (tiles, blocks of dims).
+    BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them.
+    Grid: (tiles, blocks of dims).
     """
     # [rows]
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

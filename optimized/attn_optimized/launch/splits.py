@@ -9,19 +9,19 @@ from attn_optimized.launch.workload import Workload
 MAX_SPLITS = 128
 """More parts cost the reduction more than they bring."""
 MIN_WAVES = 1.5
-"""The fewest waves of programs that a split of decodes aims at. Those of a single wave begin together, and leave the memory idle
-then. Tiles of prompts, whose work differs, keep it busy: their keys are split for one wave, since each part costs the reduction."""
+"""The fewest waves of programs that a split of decodes aims at. Those of a single wave begin together, and leave the memory
+idle then. Tiles of prompts, whose work differs, keep it busy: they aim at one wave, since each part costs the reduction."""
 PART_COST = 0.08
 """What each part beyond the first adds to the time, relative to that without a split: measured at 64 requests of 8k keys."""
 
 MIN_FILLING, MAX_FILLING = 4, 64
-"""A GPU with room for fewer programs beside each is as good as full, and more parts are not worth being short: the reduction costs
-more than shorter parts bring."""
+"""A GPU with room for fewer programs beside each is as good as full, and more parts than that need not be short: the reduction
+costs more than shorter parts bring."""
 
 
 class Splits(NamedTuple):
-    """Into how many parts the keys of a tile of queries are split. Each part is a program of its own, and costs a float32 output
-    row in scratch memory and in the reduction."""
+    """Into how many parts the keys of a tile of queries are split. Each part is a program of its own, and costs a float32
+    output row in scratch memory and in the reduction."""
 
     most: int
     """parts of the longest request; 1: keys are not split"""

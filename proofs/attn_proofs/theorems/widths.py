@@ -129,7 +129,8 @@ def _offsets_fit(*kernels: Callable[[Sources], Extraction]):
             sizes = [z3.And(z3.Int(name) >= 0, z3.Int(name) <= INT32_MAX) for name in _SIZES]
             given = [
                 *sizes, *(z3.And(lane >= 0, lane < size) for (_, size), lane in lanes.items()), z3.Int("num_heads") >= 1,
-                z3.Int("num_kv_heads") >= 1, z3.Int("num_parts") <= MOST_PARTS, z3.Int("program_1") <= MOST_PARTS,
+                z3.Int("num_kv_heads") >= 1, z3.Int("num_parts") <= MOST_PARTS, z3.Int("program_1") >= 0,
+                z3.Int("program_1") <= MOST_PARTS,
                 *extraction.assumptions,
             ]  # fmt: skip
             known = set()
