@@ -197,7 +197,8 @@ def _latent_cache(draw: st.DrawFn, support: Support, dtype: str, quantized: bool
     layouts = [layout for layout in support.layouts if layout.has_latent_value]
     if dtype != "bfloat16" or not float8 or (not quantized and Layout.LATENT in layouts):
         layouts = [Layout.LATENT]
-    layout = pick(draw, layouts)
+    # those with scales in their rows twice as often: they need a dtype and a quantized cache, which few layers have together
+    layout = pick(draw, layouts + [layout for layout in layouts if layout.has_inline_scales])
     is_quantized = layout.has_inline_scales or (quantized and "tensor" in support.scales)
     cache_dtype = pick(draw, float8) if is_quantized and float8 else None
     return {
