@@ -12,7 +12,7 @@ from attn_optimized.kernels.write_kv_cache import WriteKind, write_kv_cache_kern
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, scale_strides, token_scales
+from attn_optimized.strides import KVCacheStrides, kv_cache_strides, scale_strides, token_scales, without_idle_strides
 
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 
@@ -123,7 +123,7 @@ def rope_and_write_kv_cache_call(
     architecture: str | None = None,
 ) -> KernelCall:
     """The launch of `rope_and_write_kv_cache`: see `write_kv_cache_call`."""
-    rotation = _Rotation(q, positions, cos_sin_cache, is_neox)
+    rotation = _Rotation(without_idle_strides(q), positions, without_idle_strides(cos_sin_cache), is_neox)
     return _call(k, v, kv_cache, layer, slot_mapping, rotation, architecture)
 
 
@@ -145,6 +145,7 @@ def _call(
     rotation: _Rotation | None,
     architecture: str | None,
 ) -> KernelCall:
+    k, v, kv_cache = (without_idle_strides(tensor) for tensor in (k, v, kv_cache))
     architecture = architecture or architecture_of(k.device, k.dtype)
     tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.value_size))
     num_positions = len(rotation.positions) if rotation else 0
