@@ -190,14 +190,20 @@ def _call(
         "kv_cache_ptr": stored,
         "k_scale_ptr": k_scale,
         "v_scale_ptr": v_scale,
-        "q_ptr": rotation.q if rotation else None,
         "k_ptr": k,
         "v_ptr": v,
         "slot_mapping_ptr": slot_mapping,
+    }
+    return KernelCall(launch, tensors | _tensors_of(rotation))
+
+
+def _tensors_of(rotation: _Rotation | None) -> dict[str, torch.Tensor | None]:
+    """By the kernel's names."""
+    return {
+        "q_ptr": rotation.q if rotation else None,
         "positions_ptr": rotation.positions if rotation else None,
         "cos_sin_cache_ptr": rotation.cos_sin_cache if rotation else None,
     }
-    return KernelCall(launch, tensors)
 
 
 def _strides(
