@@ -12,7 +12,7 @@ from attn_optimized.kernels.write_kv_cache import WriteKind, write_kv_cache_kern
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, scale_strides, token_scales
+from attn_optimized.strides import KVCacheStrides, kv_cache_strides, scale_strides, token_scales, without_idle_strides
 
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 
@@ -123,7 +123,7 @@ def rope_and_write_kv_cache_call(
     architecture: str | None = None,
 ) -> KernelCall:
     """The launch of `rope_and_write_kv_cache`: see `write_kv_cache_call`."""
-    rotation = _Rotation(q, positions, cos_sin_cache, is_neox)
+    rotation = _Rotation(without_idle_strides(q), positions, without_idle_strides(cos_sin_cache), is_neox)
     return _call(k, v, kv_cache, layer, slot_mapping, rotation, architecture)
 
 
@@ -145,6 +145,7 @@ def _call(
     rotation: _Rotation | None,
     architecture: str | None,
 ) -> KernelCall:
+    k, v, kv_cache = (without_idle_strides(tensor) for tensor in (k, v, kv_cache))
     architecture = architecture or architecture_of(k.device, k.dtype)
     tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.value_size))
     num_positions = len(rotation.positions) if rotation else 0
@@ -189,14 +190,20 @@ def _call(
         "kv_cache_ptr": stored,
         "k_scale_ptr": k_scale,
         "v_scale_ptr": v_scale,
-        "q_ptr": rotation.q if rotation else None,
         "k_ptr": k,
         "v_ptr": v,
         "slot_mapping_ptr": slot_mapping,
+    }
+    return KernelCall(launch, tensors | _tensors_of(rotation))
+
+
+def _tensors_of(rotation: _Rotation | None) -> dict[str, torch.Tensor | None]:
+    """By the kernel's names."""
+    return {
+        "q_ptr": rotation.q if rotation else None,
         "positions_ptr": rotation.positions if rotation else None,
         "cos_sin_cache_ptr": rotation.cos_sin_cache if rotation else None,
     }
-    return KernelCall(launch, tensors)
 
 
 def _strides(

@@ -18,7 +18,13 @@ from attn_optimized.launch.tiles import RowTiles, row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.launch.widths import power_of_2
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, parts_of_e8m0_planes, parts_of_scaled_rows
+from attn_optimized.strides import (
+    KVCacheStrides,
+    kv_cache_strides,
+    parts_of_e8m0_planes,
+    parts_of_scaled_rows,
+    without_idle_strides,
+)
 
 
 def write_latent_cache(
@@ -71,6 +77,7 @@ def write_latent_cache_call(
     Args:
         architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of kv_c's device.
     """
+    kv_c, k_pe, kv_cache = (without_idle_strides(tensor) for tensor in (kv_c, k_pe, kv_cache))
     if layer.layout is Layout.LATENT_SCALED:
         return _write_scaled_latent_cache_call(kv_c, k_pe, kv_cache, layer, slot_mapping, architecture)
     if layer.layout is Layout.LATENT_E8M0:

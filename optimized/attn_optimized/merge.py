@@ -12,6 +12,7 @@ from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
+from attn_optimized.strides import without_idle_strides
 
 
 def merge_attn_states(
@@ -78,6 +79,7 @@ def merge_attn_states_call(
     Args:
         architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of out_a's device.
     """
+    out, out_a, out_b = (without_idle_strides(tensor) for tensor in (out, out_a, out_b))
     num_tokens, num_heads, head_size = out_a.shape
     architecture = architecture or architecture_of(out_a.device, out_a.dtype)
     tiles = row_tiles(architecture, head_size=head_size)
@@ -159,6 +161,7 @@ def merge_attn_parts_call(
     architecture: str | None = None,
 ) -> KernelCall:
     """The launch of `merge_attn_parts`: see `merge_attn_states_call`."""
+    out, outs = without_idle_strides(out), without_idle_strides(outs)
     num_parts, num_tokens, num_heads, head_size = outs.shape
     architecture = architecture or architecture_of(outs.device, outs.dtype)
     tiles = row_tiles(architecture, head_size=head_size)

@@ -64,6 +64,18 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
     return KVCacheStrides(stride[kv], stride[block], stride[slot], stride[head], shape[block], shape[slot], "rows")
 
 
+def without_idle_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, with strides that count in whole units of up to 16 elements in its dimensions of one element.
+
+    No index moves by such a stride, which may be any number: it becomes 0 if it is no multiple of 16. An odd stride of the only
+    KV head or block would have a kernel load single elements.
+    """
+    if 1 not in tensor.shape:
+        return tensor
+    steps = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+    return tensor if all(size > 1 or step % 16 == 0 for size, step in steps) else _with_aligned_strides(tensor)
+
+
 def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The scales of K and of V, one for each token and head: [NB, BS, HK] float32, any strides; None if there are none."""
     if layer.k_scale_cache is not None and layer.v_scale_cache is not None:
@@ -113,10 +125,10 @@ def parts_of_e8m0_planes(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Te
     return behind.view(torch.uint8).unflatten(1, (block_size, scales)), kept
 
 
-def _with_aligned_strides(kv_cache: torch.Tensor) -> torch.Tensor:
-    """The cache with a stride of 0 in dimensions of size 1: theirs may be no multiple of what a view in a wider type needs."""
-    strides = [step if size > 1 else 0 for size, step in zip(kv_cache.shape[:-1], kv_cache.stride()[:-1], strict=True)]
-    return kv_cache.as_strided(kv_cache.shape, (*strides, 1))
+def _with_aligned_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with a stride of 0 in dimensions of size 1: theirs may be no multiple of what a view in a wider type needs."""
+    strides = [step if size > 1 else 0 for size, step in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)]
+    return tensor.as_strided(tensor.shape, (*strides, 1))
 
 
 class ScaleStrides(NamedTuple):

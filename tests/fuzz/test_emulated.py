@@ -345,8 +345,7 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
                 continue
             if name == "scale" and (value > 0) != (case.scale > 0):
                 assert is_other
-            # one head may have any stride, and kernels take single elements where it is odd
-            elif name != "num_kv_heads" or not case.unlike_strides:
+            else:
                 (own if is_own else kept)[name].append(is_other)
 
     compare()

@@ -9,7 +9,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract import ContractError, Layer, Layout
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from attn_contract.signatures import tensor_signature
 from attn_optimized import attention
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
@@ -17,10 +17,11 @@ from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
+from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.table import parameters_for
-from attn_optimized.merge import merge_attn_states_call
+from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 
-from tests.calls import HEAD_SCALES
+from tests.calls import HEAD_SCALES, with_idle_strides
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
 RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}
@@ -108,6 +109,40 @@ def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], 
     return paged_attention_calls, (*arguments, plan), outputs(arguments.q, arguments.layer)
 
 
+@pytest.fixture(params=["paged", "flat out", "varlen", "write", "rope", "latent", "merge", "merge parts"])
+def make_of_one(request, device) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]:
+    """As `make`, of one row, one head and one block."""
+
+    def of_one(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return torch.randn(*shape, HEAD_SIZE, device=device).to(dtype)
+
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=HEAD_SIZE, scale=0.5, layout=Layout.KV_FIRST_HND)
+    slots, lse = torch.zeros(1, dtype=torch.int64, device=device), torch.randn(1, 1, device=device)
+    ints = {"query_start_loc": [0, 1], "seq_lens": [1], "block_table": [[0]]}
+    step = {name: torch.tensor(values, dtype=torch.int32, device=device) for name, values in ints.items()}
+    batch = Batch(**step, max_query_len=1, max_seq_len=1, num_actual_tokens=1, causal=True)
+    q, k, v, cache, out = of_one(1, 1), of_one(1, 1), of_one(1, 1), of_one(2, 1, 1, 16), of_one(1, 1)
+    match request.param:
+        case "paged" | "flat out":
+            out = out if request.param == "paged" else out.flatten(1)
+            return paged_attention_calls, (q, cache, layer, batch, attn_optimized.plan_of(q, layer, batch)), {"out": out}
+        case "varlen":
+            layer = replace(layer, attn_type=AttentionType.ENCODER, layout=None)
+            batch = replace(batch, block_table=None, causal=False)
+            return varlen_attention_calls, (q, k, v, layer, batch, attn_optimized.plan_of(q, layer, batch)), {"out": out}
+        case "write":
+            return write_kv_cache_call, (k, v, cache, layer, slots), {}
+        case "rope":
+            arguments = (q, k, v, torch.zeros_like(slots), of_one(1), cache, layer, slots)
+            return partial(rope_and_write_kv_cache_call, is_neox=True), arguments, {}
+        case "latent":
+            layer, cache = replace(layer, head_size_v=24, layout=Layout.LATENT), of_one(1, 16)
+            return write_latent_cache_call, (k[0, :, :24], k[0, :, 24:], cache, layer, slots), {}
+        case "merge":
+            return merge_attn_states_call, (k, lse, v, lse), {"out": out}
+    return merge_attn_parts_call, (of_one(1, 1, 1), lse[None]), {"out": out}
+
+
 def calls(made: Any) -> list[KernelCall]:
     return [made] if isinstance(made, KernelCall) else list(made)
 
@@ -135,6 +170,41 @@ def test_meta_tensors_make_the_call_that_real_ones_make(make, device):
     meta = calls(function(*map(on_meta, arguments), **{name: on_meta(tensor) for name, tensor in out.items()}, **gpu))
     assert [described(call) for call in meta] == [described(call) for call in real]
     assert all(tensor.is_meta for call in meta for tensor in call.tensors.values() if tensor is not None)
+
+
+def compiled_for(call: KernelCall) -> tuple[Any, ...]:
+    """All that Triton compiles a launch for: its numbers count by their width."""
+    there = {name: tensor for name, tensor in call.tensors.items() if tensor is not None}
+    tensors = {name: (tensor.dtype, tensor.data_ptr() % 16) for name, tensor in there.items()}
+    widths = {name: isinstance(number, int) and number.bit_length() > 31 for name, number in call.launch.numbers.items()}
+    return call.launch.kernel, call.launch.constants, call.launch.options, widths, tensors
+
+
+def units(call: KernelCall) -> set[int]:
+    """The units that strides of a launch count in: fields of a kind, or constants."""
+    constants = {name: value for name, value in call.launch.constants.items() if name != "KIND"}
+    kind = vars(call.launch.constants["KIND"]) if "KIND" in call.launch.constants else {}
+    return {value for name, value in (kind | constants).items() if name.lower().endswith("unit")}
+
+
+def test_no_stride_of_one_element_gives_another_kernel(make_of_one, device):
+    """A kernel loads single elements of tensors whose strides are no multiples of 16 bytes."""
+    function, arguments, out = make_of_one
+
+    def run(changed: Callable[[torch.Tensor], torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
+        """What launches are compiled for, and all tensors that they got."""
+        values = [changed(value.clone()) if isinstance(value, torch.Tensor) else value for value in arguments]
+        outputs = {name: changed(tensor.clone()) for name, tensor in out.items()}
+        made = calls(function(*values, **outputs))
+        for call in made:
+            call.run(device)
+        assert 1 not in set().union(*map(units, made))
+        tensors = [value for value in (*values, *outputs.values()) if isinstance(value, torch.Tensor)]
+        return list(map(compiled_for, made)), tensors
+
+    dense, idle = run(lambda tensor: tensor), run(lambda tensor: with_idle_strides(tensor))
+    assert idle[0] == dense[0]
+    torch.testing.assert_close(idle[1], dense[1], rtol=0, atol=0)
 
 
 def test_making_calls_writes_nothing_and_launching_them_is_the_function(paged_call, device):

@@ -135,6 +135,8 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         self._cache_shapes: set[torch.Size] = set()
 
     def _check_metadata(self, attn_metadata: Metadata) -> None:
+        # No subclass: RankMlaMetadata is an MlaMetadata with lengths of one rank's keys, which a layer of all keys would read
+        # as those of whole sequences.
         if type(attn_metadata) is not self.backend.builder.metadata:
             expected = f"{self.backend.builder.metadata.__name__}, as {self.backend.name}'s builder makes it"
             raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)

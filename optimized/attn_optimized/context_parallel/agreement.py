@@ -82,6 +82,7 @@ def compare_calls(
         RanksError: another rank refused its call, or did not come.
     """
     is_refused = isinstance(call, Exception)
+    assert isinstance(call, Exception) or call.keys() == set(names)
     device = torch.device("cpu" if dist.get_backend(group) == dist.Backend.GLOO else "cuda")
     told = [torch.zeros(1 + len(names), dtype=torch.int64, device=device) for _ in range(group.size())]
     numbers = [torch.as_tensor(0 if isinstance(call, Exception) else _number(call[name]), device=device) for name in names]

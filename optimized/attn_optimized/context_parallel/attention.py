@@ -160,13 +160,24 @@ def _checked(
     if q.shape[1] * group.size() != layer.num_heads:
         raise ContractError("q", f"{q.shape[1]} heads on {group.size()} ranks", f"num_heads ({layer.num_heads}) in all")
     whole, local = step.whole, step.batch
-    numbers = (
-        *(*q.shape, FLOAT_DTYPES.index(q.dtype), layer.num_heads, layer.num_kv_heads, layer.value_size),
-        *(step.dealing.num_ranks, step.dealing.interleave, get_args(Exchange).index(exchange)),
-        *(int(layer.output_scale is not None), whole.num_requests, whole.num_actual_tokens, local.num_requests),
-        *(partial(_sum_of, whole.query_start_loc), partial(_sum_of, whole.seq_lens)),
-    )
-    return dict(zip(COMPARED, numbers, strict=True))
+    return {
+        "rows of q": q.shape[0],
+        "heads of q": q.shape[1],
+        "head size of q": q.shape[2],
+        "dtype of q": FLOAT_DTYPES.index(q.dtype),
+        "num_heads": layer.num_heads,
+        "num_kv_heads": layer.num_kv_heads,
+        "head size of V": layer.value_size,
+        "number of ranks": step.dealing.num_ranks,
+        "interleave": step.dealing.interleave,
+        "exchange": get_args(Exchange).index(exchange),
+        "output_scale": int(layer.output_scale is not None),
+        "requests": whole.num_requests,
+        "num_actual_tokens": whole.num_actual_tokens,
+        "rows of the local step": local.num_requests,
+        "query_start_loc": partial(_sum_of, whole.query_start_loc),
+        "seq_lens": partial(_sum_of, whole.seq_lens),
+    }
 
 
 def _sum_of(lengths: torch.Tensor) -> torch.Tensor:

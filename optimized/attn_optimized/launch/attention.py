@@ -14,7 +14,7 @@ from attn_optimized.launch.plan import AttentionPlan
 from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import kv_cache_strides, scale_strides
+from attn_optimized.strides import kv_cache_strides, scale_strides, without_idle_strides
 
 
 def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> Launch:
@@ -25,12 +25,13 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
             each tile of queries whose keys are not split, and parts of the others, if the plan has splits.
     """
     layer, batch, out = call.layer, call.batch, rows_by_head(call)
+    q = without_idle_strides(call.q)
     q_unit, row_strides = in_units(
-        call.q.element_size(),
+        q.element_size(),
         stride_out_row=out.stride(0),
         stride_out_head=out.stride(1),
-        stride_q_row=call.q.stride(0),
-        stride_q_head=call.q.stride(1),
+        stride_q_row=q.stride(0),
+        stride_q_head=q.stride(1),
     )
     keys = call.keys.tensors(layer, plan.architecture)
     kv_unit, kv_strides = in_units(keys.k.element_size(), **call.keys.strides(layer))

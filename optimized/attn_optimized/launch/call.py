@@ -13,6 +13,7 @@ from attn_optimized.strides import (
     parts_of_scaled_rows,
     scales_of_e8m0_rows,
     token_scales,
+    without_idle_strides,
 )
 
 
@@ -60,7 +61,7 @@ class PagedKeys(NamedTuple):
 
     def strides(self, layer: Layer) -> dict[str, int]:
         """In elements, by the kernel's names."""
-        cache = kv_cache_strides(self.kv_cache, layer)
+        cache = kv_cache_strides(without_idle_strides(self.kv_cache), layer)
         return {
             "stride_kv": cache.kv,
             "stride_block": cache.block,
@@ -104,13 +105,14 @@ class DenseKeys(NamedTuple):
 
     def strides(self, layer: Layer) -> dict[str, int]:
         """In elements, by the kernel's names."""
+        k, v = without_idle_strides(self.k), without_idle_strides(self.v)
         return {
             "stride_kv": 0,
             "stride_block": 0,
-            "stride_k_slot": self.k.stride(0),
-            "stride_k_head": self.k.stride(1),
-            "stride_v_slot": self.v.stride(0),
-            "stride_v_head": self.v.stride(1),
+            "stride_k_slot": k.stride(0),
+            "stride_k_head": k.stride(1),
+            "stride_v_slot": v.stride(0),
+            "stride_v_head": v.stride(1),
         }
 
     def kind(self, layer: Layer, architecture: str) -> dict[str, Any]:

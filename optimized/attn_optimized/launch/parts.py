@@ -12,6 +12,7 @@ from attn_optimized.launch.plan import AttentionPlan
 from attn_optimized.launch.tiles import reduce_grid, reduce_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
+from attn_optimized.strides import without_idle_strides
 
 
 class Parts(NamedTuple):
@@ -78,4 +79,4 @@ def reduce_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts) -> di
 def rows_by_head(call: AttentionCall) -> torch.Tensor:
     """The output as [T, H, D], whichever of its two shapes it has."""
     out, layer = call.out, call.layer
-    return out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.value_size)
+    return without_idle_strides(out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.value_size))

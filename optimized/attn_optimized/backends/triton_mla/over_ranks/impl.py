@@ -179,12 +179,18 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
     def _numbers(self, query: torch.Tensor, attn_metadata: RankMlaMetadata) -> dict[str, int]:
         """A prefill in numbers, by the names of COMPARED_PREFILL."""
         assert attn_metadata.seq_lens_cpu is not None
-        numbers = (
-            *(len(query), FLOAT_DTYPES.index(query.dtype), self.layer.value_size, self.layer.head_size),
-            *(attn_metadata.dealing.num_ranks, attn_metadata.dealing.interleave, attn_metadata.context_chunk_keys),
-            *(zlib.crc32(lens.numpy().tobytes()) for lens in (attn_metadata.query_start_loc_cpu, attn_metadata.seq_lens_cpu)),
-        )
-        return dict(zip(COMPARED_PREFILL, numbers, strict=True))
+        dealing = attn_metadata.dealing
+        return {
+            "rows of query": len(query),
+            "dtype of query": FLOAT_DTYPES.index(query.dtype),
+            "head size of the latent vector": self.layer.value_size,
+            "head size of the cache": self.layer.head_size,
+            "number of ranks": dealing.num_ranks,
+            "interleave": dealing.interleave,
+            "context_chunk_keys": attn_metadata.context_chunk_keys,
+            "query_start_loc_cpu": zlib.crc32(attn_metadata.query_start_loc_cpu.numpy().tobytes()),
+            "seq_lens_cpu": zlib.crc32(attn_metadata.seq_lens_cpu.numpy().tobytes()),
+        }
 
 
 def is_captured(tensor: torch.Tensor) -> bool:
