@@ -1,1 +1,1 @@
-"""Decode over ranks that share the keys of each request, against one GPU that has all of them."""
+"""Steps over ranks that share the keys of each request, against one GPU that has all keys."""

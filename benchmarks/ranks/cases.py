@@ -1,6 +1,9 @@
 """Steps of decode, and the caches that ranks have of them. Every rank makes the same numbers from the same seed."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from attn_contract import Batch, Layer, Layout
@@ -10,9 +13,32 @@ SEED = 0
 BLOCK_SIZE = 16
 
 
+class Sizes(Protocol):
+    """What the tensors of a step are made of."""
+
+    @property
+    def query_lens(self) -> Sequence[int]: ...
+    @property
+    def seq_lens(self) -> Sequence[int]: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+    @property
+    def head_size_v(self) -> int | None: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def interleave(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Case:
-    """A step.
+    """A step of attention alone.
 
     Args:
         seq_len: keys of each request; `uneven` lowers them, one by one more, so that shards are of unlike lengths.
@@ -31,6 +57,14 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     interleave: int = BLOCK_SIZE
     uneven: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.head_size**-0.5
+
+    @property
+    def query_lens(self) -> list[int]:
+        return [self.query_len] * self.requests
 
     @property
     def seq_lens(self) -> list[int]:
@@ -73,11 +107,11 @@ class Call:
     batch: Batch
 
 
-def whole_call(case: Case, device: torch.device) -> Call:
+def whole_call(case: Sizes, device: torch.device) -> Call:
     """The step on one device. The blocks of a request lie in a row: how blocks are shuffled is no subject here."""
     generator = torch.Generator(device).manual_seed(SEED)
     counts = [-(-length // BLOCK_SIZE) for length in case.seq_lens]
-    table = torch.zeros(case.requests, max(counts), dtype=torch.int32)
+    table = torch.zeros(len(counts), max(counts), dtype=torch.int32)
     first = 0
     for row, count in zip(table, counts, strict=True):
         row[:count] = torch.arange(first, first + count)
@@ -85,20 +119,21 @@ def whole_call(case: Case, device: torch.device) -> Call:
     is_latent = case.head_size_v is not None
     row = (BLOCK_SIZE, case.head_size) if is_latent else (2, BLOCK_SIZE, case.num_kv_heads, case.head_size)
     kv_cache = torch.randn((first, *row), generator=generator, device=device, dtype=case.dtype)
-    num_rows = case.requests * case.query_len
+    starts = [0, *itertools.accumulate(case.query_lens)]
+    num_rows = starts[-1]
     q = torch.randn(num_rows, case.num_heads, case.head_size, generator=generator, device=device, dtype=case.dtype)
     layer = Layer(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
-        scale=case.head_size**-0.5,
+        scale=case.scale,
         head_size_v=case.head_size_v,
         layout=Layout.LATENT if is_latent else Layout.BLOCKS_FIRST_NHD,
     )
     batch = Batch(
-        query_start_loc=torch.arange(0, num_rows + 1, case.query_len, dtype=torch.int32, device=device),
+        query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
         seq_lens=torch.tensor(case.seq_lens, dtype=torch.int32, device=device),
-        max_query_len=case.query_len,
+        max_query_len=max(case.query_lens),
         max_seq_len=max(case.seq_lens),
         num_actual_tokens=num_rows,
         causal=True,
@@ -107,12 +142,12 @@ def whole_call(case: Case, device: torch.device) -> Call:
     return Call(q, kv_cache, layer, batch)
 
 
-def local_call(case: Case, whole: Call, rank: int, num_ranks: int) -> Call:
+def local_call(case: Sizes, whole: Call, rank: int, num_ranks: int) -> Call:
     """What a rank has of a step: the queries of its heads, its keys, and its block table."""
     device, dealing = whole.q.device, (num_ranks, case.interleave)
     lengths = [context_parallel.local_length(length, rank, *dealing) for length in case.seq_lens]
     counts = [-(-length // BLOCK_SIZE) for length in lengths]
-    table = torch.zeros(case.requests, max(1, *counts), dtype=torch.int32)
+    table = torch.zeros(len(counts), max(1, *counts), dtype=torch.int32)
     kv_cache = whole.kv_cache.new_zeros((max(1, sum(counts)), *whole.kv_cache.shape[1:]))
     assert whole.batch.block_table is not None
     first = 0
@@ -129,6 +164,6 @@ def local_call(case: Case, whole: Call, rank: int, num_ranks: int) -> Call:
     return Call(q, kv_cache, whole.layer, replace(whole.batch, block_table=table.to(device)))
 
 
-def _slots_second(kv_cache: torch.Tensor, case: Case) -> torch.Tensor:
+def _slots_second(kv_cache: torch.Tensor, case: Sizes) -> torch.Tensor:
     """The cache with its blocks and their slots as its first dimensions."""
     return kv_cache.transpose(1, 2) if case.head_size_v is None else kv_cache

@@ -25,17 +25,20 @@ SECONDS_AFTER_A_FAILURE = 10
 def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: float, tiny: bool) -> None:
     """Check and time attention over ranks that share the keys of each request (NCCL, or gloo with --tiny).
 
-    The first cases are only checked. Exit 1 if a rank's output is not one GPU's, or a rank fails.
+    Cases named "step: ..." are whole steps of latent attention: through the backend TRITON_MLA, and by attend_over_ranks alone.
+    The first cases of a kind are only checked. Exit 1 if a rank's output is not one GPU's, or a rank fails.
     """
     import torch
 
-    from benchmarks.ranks.cases import CHECKS, TIMED, TINY
+    from benchmarks.ranks import cases as attention
+    from benchmarks.ranks import steps
 
     if not tiny and torch.cuda.device_count() < num_ranks:
         raise click.UsageError(
             f"torch sees {torch.cuda.device_count()} GPUs, and --ranks asks for {num_ranks}; --tiny needs none"
         )
-    checks, timed = ([], TINY) if tiny else (CHECKS, TIMED)
+    checks = [] if tiny else [*attention.CHECKS, *steps.CHECKS]
+    timed = [*attention.TINY, *steps.TINY] if tiny else [*attention.TIMED, *steps.TIMED]
     checks, timed = (
         [case for case in cases if not only or any(text in case.name for text in only)] for cases in (checks, timed)
     )
@@ -90,16 +93,23 @@ def _over_processes(num_ranks: int, device_type: str, checks: list, timed: list,
 def _print(lines: list[dict], num_ranks: int) -> None:
     from attn_parity.console import results
 
-    ways = sorted({way for line in lines for way in line["exchanges"]})
-    table = Table("case", "cache", "error of its bound", "one GPU, ms", *(f"{num_ranks} ranks, {way}, ms" for way in ways))
+    table = Table("case", "cache", f"one GPU, or {num_ranks} ranks by", "error of its bound", *_TIMES)
     for line in lines:
-        alone = line["one_device"]
-        errors = ", ".join(f"{error:.2f}" for error in line["error"].values())
-        times = (_time(line["exchanges"][way], alone) if way in line["exchanges"] else "" for way in ways)
-        table.add_row(line["name"], f"{line['cache_gigabytes']:.2f} GB", errors, f"{alone:.3f}" if alone else "", *times)
+        for number, (way, error) in enumerate(line["error"].items()):
+            head = ("", "") if number else (line["name"], f"{line['cache_gigabytes']:.2f} GB")
+            table.add_row(*head, way, f"{error:.2f}", *(_time(line[times], way) for times in _TIMES.values()))
+        table.add_section()
     results.print(table)
 
 
-def _time(ms: float, alone: float | None) -> str:
+_TIMES = {"eager, ms": "eager", "graph, ms": "graph", "building its metadata, ms": "build"}
+
+
+def _time(of_ways: dict[str, float], way: str) -> str:
     """Milliseconds, and how many times as fast as one GPU that is."""
-    return f"{ms:.3f} ({alone / ms:.2f}x)" if alone else f"{ms:.3f}"
+    from benchmarks.ranks.rank import ONE
+
+    if way not in of_ways:
+        return ""
+    ms, alone = of_ways[way], of_ways.get(ONE)
+    return f"{ms:.3f} ({alone / ms:.2f}x)" if alone is not None and way != ONE else f"{ms:.3f}"

@@ -5,39 +5,47 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.ranks import steps
 from benchmarks.ranks.cases import Case, local_call, whole_call
+from benchmarks.ranks.steps import StepCase
 
 REPLAYS, WARM_UP = 40, 5
 TIMEOUT = timedelta(seconds=120)
+ONE = "one GPU"
+"""The name of the way that uses no other."""
 
 
 @dataclass
 class Found:
-    """What rank 0 reports of a case. Times are milliseconds a step, the median over replays of the slowest rank.
+    """What a rank reports of a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
 
     Args:
-        one_device: `paged_attention` of the whole step on one device, replayed as a CUDA graph.
-        exchanges: by the exchange and how it was run ("graph" or "eager").
-        error: by the exchange, the difference from one device's output, as a share of `allowed`.
+        error: the largest difference of a row from the output of one device, as a share of `allowed`.
+        eager, graph: the median over calls, and over replays of a CUDA graph that holds a call.
+        build: the median of the process's own time to build a step's metadata, which is done once for all layers.
     """
 
     name: str
     cache_gigabytes: float
-    one_device: float | None
-    exchanges: dict[str, float]
-    error: dict[str, float]
+    error: dict[str, float] = field(default_factory=dict)
+    eager: dict[str, float] = field(default_factory=dict)
+    graph: dict[str, float] = field(default_factory=dict)
+    build: dict[str, float] = field(default_factory=dict)
     problem: str | None = None
 
 
-def main(rank: int, num_ranks: int, folder: Path, device_type: str, checks: list[Case], timed: list[Case]) -> None:
+def main(
+    rank: int, num_ranks: int, folder: Path, device_type: str, checks: list[Case | StepCase], timed: list[Case | StepCase]
+) -> None:
     """Run the cases and have rank 0 write a JSON line after each."""
     import json
 
@@ -52,7 +60,7 @@ def main(rank: int, num_ranks: int, folder: Path, device_type: str, checks: list
     assert group is not None
     with (folder / f"{rank}.jsonl").open("w") as lines:
         for case in (*checks, *timed):
-            found = Found(case.name, case.cache_bytes / 1e9, None, {}, {})
+            found = Found(case.name, case.cache_bytes / 1e9)
             try:
                 _run(case, group, device, found, is_timed=case in timed)
             except Exception:
@@ -71,36 +79,115 @@ def _interpret() -> None:
     install()
 
 
-def _run(case: Case, group: dist.ProcessGroup, device: torch.device, found: Found, *, is_timed: bool) -> None:
+class Way(NamedTuple):
+    """One way to make a case's output.
+
+    Args:
+        run: makes [T, H / N, D], the output of this rank's heads. The argument says whether ranks compare their calls first.
+        build: makes the metadata of a step.
+        captures: whether a CUDA graph can hold `run`.
+    """
+
+    run: Callable[[bool], torch.Tensor]
+    build: Callable[[], Any] | None = None
+    captures: bool = True
+
+
+def _run(case: Case | StepCase, group: dist.ProcessGroup, device: torch.device, found: Found, *, is_timed: bool) -> None:
     """Add to `found` as it is found."""
+    ways_of = partial(_ways_of_step, case) if isinstance(case, StepCase) else partial(_ways_of_attention, case)
+    expected, ways = ways_of(group, device)
+    for name, way in ways.items():
+        found.error[name] = difference_of_rows(way.run(True), expected) / allowed(case)
+        if is_timed:
+            run = partial(way.run, False)
+            found.eager[name] = _slowest(_eager_ms(run, device), group, device)
+            if way.captures and device.type == "cuda":
+                found.graph[name] = _slowest(_graph_ms(run), group, device)
+            if way.build is not None:
+                found.build[name] = _slowest(_host_ms(way.build), group, device)
+
+
+def _ways_of_attention(case: Case, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, dict[str, Way]]:
     from attn_optimized import paged_attention
     from attn_optimized.context_parallel import Dealing, Exchange, attend_over_ranks, local_step
 
     whole = whole_call(case, device)
     own = local_call(case, whole, group.rank(), group.size())
     step = local_step(own.batch, Dealing(num_ranks=group.size(), rank=group.rank(), interleave=case.interleave))
-    expected = paged_attention(whole.q, whole.kv_cache, whole.layer, whole.batch)
-    heads = case.num_heads // group.size()
-    expected = expected[:, group.rank() * heads : (group.rank() + 1) * heads]
+    heads = own_heads(case, group)
+
+    def alone(compare: bool) -> torch.Tensor:
+        return paged_attention(whole.q, whole.kv_cache, whole.layer, whole.batch)[:, heads]
+
+    def attend(exchange: Exchange, compare: bool) -> torch.Tensor:
+        return attend_over_ranks(group, own.q, own.kv_cache, own.layer, step, exchange=exchange, compare=compare).out
+
+    over_ranks = {exchange: Way(partial(attend, exchange)) for exchange in get_args(Exchange)}
+    return alone(False), {ONE: Way(alone), **over_ranks}
+
+
+def _ways_of_step(case: StepCase, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, dict[str, Way]]:
+    """Through the backend, and by `attend_over_ranks` alone, to which each query of a prefill is a request of its own.
+
+    What is expected is absorbed attention to the whole cache.
+    """
+    from attn_optimized import paged_attention
+    from attn_optimized.backends import BACKENDS
+    from attn_optimized.context_parallel import Dealing, Exchange, attend_over_ranks, local_step
+
+    dealing = Dealing(num_ranks=group.size(), rank=group.rank(), interleave=case.interleave)
+    undivided, divided = BACKENDS["TRITON_MLA"], BACKENDS["TRITON_MLA"].over_ranks()
+    whole = steps.whole_step(case, device)
+    own = steps.local_step_of(case, whole, group.rank(), group.size())
+    heads, call = own_heads(case, group), whole.absorbed
+    latent = paged_attention(call.q, call.kv_cache, call.layer, call.batch)[:, heads].contiguous()
+    expected = steps.up_projected(case, latent, own.kv_b_proj)
+    for step in (whole, own):
+        steps.forget(step)
+    build_whole = steps.built(case, whole, undivided)
+    build_own = steps.built(case, own, divided, dealing=dealing)
+    build_rows = partial(local_step, own.absorbed.batch, dealing)
+    layer, metadata, own_metadata, by_row = steps.layer_of(case, whole, undivided), build_whole(), build_own(), build_rows()
+
+    def alone(compare: bool) -> torch.Tensor:
+        return steps.through_layer(case, whole, layer, metadata)[:, heads]
+
+    def through_backend(layers: tuple[Any, Any], compare: bool) -> torch.Tensor:
+        return steps.through_layer(case, own, layers[compare], own_metadata)
+
+    def through_function(exchange: Exchange, compare: bool) -> torch.Tensor:
+        def attend(q: torch.Tensor) -> torch.Tensor:
+            cache, layer = own.absorbed.kv_cache, own.absorbed.layer
+            return attend_over_ranks(group, q, cache, layer, by_row, exchange=exchange, compare=compare).out
+
+        return steps.through_function(case, own, attend)
+
+    captures = not case.has_prefill
+    ways = {ONE: Way(alone, build_whole, captures)}
     for exchange in get_args(Exchange):
-
-        def attend(exchange: Any = exchange, compare: bool = False) -> Any:
-            return attend_over_ranks(group, own.q, own.kv_cache, own.layer, step, exchange=exchange, compare=compare)
-
-        out = attend(compare=True).out
-        difference = (out.double() - expected.double()).norm() / expected.double().norm()
-        found.error[exchange] = float(difference) / allowed(case)
-        if is_timed:
-            found.exchanges[f"{exchange}, eager"] = _slowest(_eager_ms(attend, device), group, device)
-            if device.type == "cuda":
-                found.exchanges[f"{exchange}, graph"] = _slowest(_graph_ms(attend), group, device)
-    if is_timed:
-        alone = lambda: paged_attention(whole.q, whole.kv_cache, whole.layer, whole.batch)  # noqa: E731
-        found.one_device = _graph_ms(alone) if device.type == "cuda" else _eager_ms(alone, device)
-        dist.barrier(group=group)
+        options = {"group": group, "exchange": exchange}
+        layers = tuple(steps.layer_of(case, own, divided, validate=compare, **options) for compare in (False, True))
+        ways[f"TRITON_MLA, {exchange}"] = Way(partial(through_backend, layers), build_own, captures)
+        ways[f"attend_over_ranks, {exchange}"] = Way(partial(through_function, exchange), build_rows)
+    return expected, ways
 
 
-def allowed(case: Case) -> float:
+def own_heads(case: Case | StepCase, group: dist.ProcessGroup) -> slice:
+    """The heads of this rank."""
+    heads = case.num_heads // group.size()
+    return slice(group.rank() * heads, (group.rank() + 1) * heads)
+
+
+def difference_of_rows(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of a row, relative to its Euclidean norm."""
+    out, expected = (rows.double().flatten(1) for rows in (out, expected))
+    difference = (out - expected).norm(dim=1)
+    # rows without a key are 0
+    return float(torch.where(difference == 0, 0, difference / expected.norm(dim=1)).max())
+
+
+def allowed(case: Case | StepCase) -> float:
     """How far two right outputs may be apart, relative to their Euclidean norm: see `benchmarks.speed.check`.
 
     Each rounds its weights and its output to 16 bits, and the ranks round their outputs once more. In float32 the logits' own
@@ -128,6 +215,16 @@ def _eager_ms(run: Callable[[], Any], device: torch.device) -> float:
     started = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - started)
+
+
+def _host_ms(run: Callable[[], Any]) -> float:
+    """Of the process, which does not wait for the device."""
+    times = []
+    for _ in range(WARM_UP):
+        started = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
 
 
 def _event_ms(run: Callable[[], Any]) -> float:

@@ -1,10 +1,14 @@
 """`python -m benchmarks ranks`: the small steps that need no GPU, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from attn_optimized import paged_attention
+from attn_optimized.backends import BACKENDS
 
+from benchmarks.ranks import rank, steps
 from benchmarks.ranks.cases import CHECKS, Case, local_call, whole_call
 from tests import processes
 
@@ -13,8 +17,9 @@ def test_the_tiny_cases_run_and_agree(tmp_path):
     run = processes.run(["-m", "benchmarks", "ranks", "--tiny", "--json", tmp_path / "ranks.json"], cwd=processes.ROOT)
     assert run.returncode == 0, run.stderr
     ranks = json.loads((tmp_path / "ranks.json").read_text())["cases"]
-    assert [[case["problem"] for case in cases] for cases in ranks] == [[None], [None]]
-    assert all(error < 1 for cases in ranks for error in cases[0]["error"].values())
+    assert [[case["problem"] for case in cases] for cases in ranks] == [[None, None], [None, None]]
+    assert all(error < 1 for cases in ranks for case in cases for error in case["error"].values())
+    assert all("TRITON_MLA, all_to_all" in cases[1]["error"] for cases in ranks)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,30 @@ def test_ranks_have_each_row_of_a_latent_cache_once():
         assert all(rows.count(row) == 1 for row in whole.kv_cache[whole.batch.block_table[r]].flatten(0, 1)[:length].tolist())
 
 
+def test_one_rank_writes_each_token_of_a_step():
+    case = steps.TINY[0]
+    whole = steps.whole_step(case, torch.device("cpu"))
+    parts = [steps.local_step_of(case, whole, number, 2) for number in range(2)]
+    for row, new in enumerate(whole.new):
+        (part,) = [part for part in parts if part.slots[row] != steps.NEVER]
+        assert torch.equal(part.absorbed.kv_cache.flatten(0, 1)[part.slots[row]], new)
+
+
+def test_a_step_that_is_not_written_is_told_from_one_device():
+    """What is checked would otherwise read tokens that the case had put into the cache."""
+    case = steps.TINY[0]
+    step = steps.whole_step(case, torch.device("cpu"))
+    backend, call = BACKENDS["TRITON_MLA"], step.absorbed
+    expected = steps.up_projected(case, paged_attention(call.q, call.kv_cache, call.layer, call.batch), step.kv_b_proj)
+    steps.forget(step)
+    layer, metadata = steps.layer_of(case, step, backend), steps.built(case, step, backend)()
+    unwritten = replace(step, slots=torch.full_like(step.slots, steps.NEVER))
+    assert not rank.difference_of_rows(steps.through_layer(case, unwritten, layer, metadata), expected) <= rank.allowed(case)
+    assert rank.difference_of_rows(steps.through_layer(case, step, layer, metadata), expected) <= rank.allowed(case)
+
+
 def test_what_is_checked_has_empty_shards_drafts_and_a_prefill():
     assert any(case.seq_len <= case.interleave for case in CHECKS)
     assert {case.query_len for case in CHECKS} >= {1, 3, 130}
+    assert any(min(case.seq_lens) <= case.interleave for case in steps.CHECKS)
+    assert any(case.has_prefill and case.num_speculative_tokens for case in steps.CHECKS)

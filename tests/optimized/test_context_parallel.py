@@ -1,5 +1,7 @@
 """What a rank attends to in a step: literal lengths and rows, the reference's formulas, and what is refused."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -87,6 +89,17 @@ def test_sinks_are_of_rank_0_and_the_output_is_quantized_after_the_merge(device)
     assert second.sinks is None
     assert first.output_scale is second.output_scale is None
     assert second.logits_soft_cap == 3.0
+
+
+def test_a_layer_of_a_rank_is_made_once_and_kept_as_long_as_its_layer():
+    layer = Layer(**SIZES, layout=Layout.KV_FIRST_NHD, sinks=torch.zeros(2))
+    first, second = (local_layer(layer, Dealing(num_ranks=2, rank=rank)) for rank in range(2))
+    assert (first.sinks, second.sinks) == (layer.sinks, None)
+    assert local_layer(layer, Dealing(num_ranks=2, rank=0)) is first
+    kept = weakref.ref(first)
+    del layer, first
+    gc.collect()
+    assert kept() is None
 
 
 def test_shares_add_up_and_an_empty_rank_adds_nothing(device):

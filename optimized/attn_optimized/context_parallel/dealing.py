@@ -10,6 +10,7 @@ it (ALiBi, qq_bias): a rank's neighbouring keys are no neighbours in the sequenc
 """
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from attn_contract import Batch, ContractError, Layer
@@ -119,10 +120,18 @@ def local_layer(layer: Layer, dealing: Dealing) -> Layer:
     """
     check_type("layer", layer, Layer, "a Layer")
     check_type("dealing", dealing, Dealing, "a Dealing")
+    of_layer = _LOCAL_LAYERS.setdefault(layer, {})
+    if dealing in of_layer:
+        return of_layer[dealing]
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache: ranks share its keys")
     refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, layer)
-    return replace(layer, sinks=layer.sinks if dealing.rank == 0 else None, output_scale=None)
+    local = replace(layer, sinks=layer.sinks if dealing.rank == 0 else None, output_scale=None)
+    return of_layer.setdefault(dealing, local)
+
+
+# a layer is the same in every step, and so are its checks; none is kept for longer than its Layer
+_LOCAL_LAYERS: WeakKeyDictionary[Layer, dict[Dealing, Layer]] = WeakKeyDictionary()
 
 
 def local_lengths(lengths: torch.Tensor, dealing: Dealing) -> torch.Tensor:

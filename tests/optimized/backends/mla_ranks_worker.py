@@ -275,6 +275,25 @@ def disagrees(
     return (method(**arguments),)
 
 
+def is_wrong_after_a_right_call(
+    group: dist.ProcessGroup, case: Case, changes: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[torch.Tensor]:
+    """A call whose arguments are changed on all ranks, of a layer that has made the same call before."""
+    method, arguments = calls_of(group, case, {})
+    method(**arguments)
+    return (method(**arguments | changes(arguments)),)
+
+
+def with_output_in_the_query(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of the signature that the output had."""
+    query, output = arguments["query"], arguments["output"]
+    return {"output": query.as_strided(output.shape, output.stride())}
+
+
+def with_query_that_needs_a_gradient(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"query": arguments["query"].detach().requires_grad_()}
+
+
 def with_output_of_one_head(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"output": arguments["output"][:, :1]}
 

@@ -176,6 +176,32 @@ LAYERS = {
 }
 
 
+AFTER_A_RIGHT_CALL = {
+    "an output in the memory of the query": (
+        partial(mla_ranks_worker.is_wrong_after_a_right_call, changes=mla_ranks_worker.with_output_in_the_query),
+        "ContractError: out: got memory that reaches into q's",
+    ),
+    "a query that needs a gradient": (
+        partial(mla_ranks_worker.is_wrong_after_a_right_call, changes=mla_ranks_worker.with_query_that_needs_a_gradient),
+        "ContractError: q: got requires_grad=True",
+    ),
+    "an output of one head": (
+        partial(mla_ranks_worker.is_wrong_after_a_right_call, changes=mla_ranks_worker.with_output_of_one_head),
+        "ContractError: out: got shape (",
+    ),
+}
+
+
+@pytest.mark.parametrize("phase", [DECODES, PREFILLS])
+def test_a_call_is_refused_after_a_right_one_of_its_signature(phase, tmp_path):
+    """What was found right of a signature is not checked again; memory and gradients are, without `validate`, too."""
+    case = replace(phase, validate=False)
+    scenarios = {what: partial(scenario, case=case) for what, (scenario, _) in AFTER_A_RIGHT_CALL.items()}
+    (result,) = over_ranks(1, tmp_path, scenarios)
+    for what, (_, error) in AFTER_A_RIGHT_CALL.items():
+        assert str(result[what][0]).startswith(error), result[what]
+
+
 def test_a_graph_holds_decodes_and_no_prefill(tmp_path):
     """Its chunks are those of one step."""
     cases = {"decodes": DECODES, "prefills": PREFILLS}

@@ -1,11 +1,15 @@
 """Attention of queries to the expanded keys and values of a context, which are not as many as the queries."""
 
 import dataclasses
+from weakref import WeakKeyDictionary
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 
 import attn_optimized
+
+# by the layer that attends to a step's own tokens: every chunk of every step has the same one
+_CROSSING: WeakKeyDictionary[Layer, Layer] = WeakKeyDictionary()
 
 
 def expanded_layer(num_heads: int, head_size: int, head_size_v: int, scale: float) -> Layer:
@@ -48,9 +52,12 @@ def attend_to_context(
     planes[0, :, 0] = key
     planes[1, :, 0, :, : value.shape[2]] = value
     planes[1, :, 0, :, value.shape[2] :] = 0
-    crossing = dataclasses.replace(
-        layer, attn_type=AttentionType.ENCODER_DECODER, window=(-1, -1), head_size_v=None, layout=Layout.KV_FIRST_NHD
-    )
+    crossing = _CROSSING.get(layer)
+    if crossing is None:
+        crossing = dataclasses.replace(
+            layer, attn_type=AttentionType.ENCODER_DECODER, window=(-1, -1), head_size_v=None, layout=Layout.KV_FIRST_NHD
+        )
+        _CROSSING[layer] = crossing
     lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
     out = attn_optimized.paged_attention(
         query, planes, crossing, batch, lse=lse, batch_invariant=batch_invariant, validate=validate

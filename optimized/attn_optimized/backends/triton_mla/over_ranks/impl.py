@@ -1,7 +1,7 @@
 """A layer of latent attention whose cache ranks share (decode context parallelism)."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from attn_contract import FLOAT_DTYPES, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_type, shown
-from attn_contract.validation import check_paged_attention, check_varlen_attention
+from attn_contract.signatures import tensor_signature
+from attn_contract.validation import check_attention_tensors, check_paged_attention, check_varlen_attention
 
 import attn_optimized
 from attn_optimized.backends.triton_mla.impl import TritonMlaImpl
@@ -119,7 +120,14 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             raise ContractError("attn_metadata.decode", None, "decodes: this step has none")
         self._check_dealing(attn_metadata)
         local = attn_metadata.decode.local
-        check_paged_attention(query, self._own_view(kv_cache), self.layer, local.batch, output, lse, values=self.validate)
+        call = query, self._own_view(kv_cache), self.layer, local.batch, output, lse
+        # calls of one signature pass the same checks, but for those of devices and memory
+        signature = (*map(tensor_signature, (query, kv_cache, output, lse)), self.layer.signature, local.batch.signature)
+        if self.validate or signature not in _CHECKED:
+            check_paged_attention(*call, values=self.validate)
+            _remember(signature)
+        else:
+            check_attention_tensors({"q": query, "kv_cache": kv_cache}, *call[2:])
         return local
 
     def _checked_prefill(
@@ -136,10 +144,11 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             checked = super()._checked_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, output, lse)
             assert isinstance(attn_metadata, RankMlaMetadata)
             self._check_dealing(attn_metadata)
-            # of the keys and values, which are not expanded yet, the queries have the shape
-            key, value = query, query[..., : self.v_head_dim]
-            own = checked[0].own
-            check_varlen_attention(query, key, value, self.expanded, own, output, lse, values=self.validate)
+            if self.validate:
+                # without it, attention to the step's own tokens checks the same, before any collective
+                # of the keys and values, which are not expanded yet, the queries have the shape
+                key, value = query, query[..., : self.v_head_dim]
+                check_varlen_attention(query, key, value, self.expanded, checked[0].own, output, lse, values=True)
             if is_captured(query):
                 reason = "the chunks of its context are those of one step"
                 raise UnsupportedError(NAME, "a prefill over ranks in a CUDA graph", reason)
@@ -191,6 +200,17 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             "query_start_loc_cpu": zlib.crc32(attn_metadata.query_start_loc_cpu.numpy().tobytes()),
             "seq_lens_cpu": zlib.crc32(attn_metadata.seq_lens_cpu.numpy().tobytes()),
         }
+
+
+# signatures of decodes that were found right, as `attn_optimized.attention` keeps them; the oldest leave
+_CHECKED: dict[Hashable, None] = {}
+_MOST_CHECKED = 4096
+
+
+def _remember(signature: Hashable) -> None:
+    if len(_CHECKED) == _MOST_CHECKED:
+        _CHECKED.pop(next(iter(_CHECKED)))
+    _CHECKED[signature] = None
 
 
 def is_captured(tensor: torch.Tensor) -> bool:

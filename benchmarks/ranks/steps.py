@@ -1,0 +1,233 @@
+"""Whole steps of latent attention, decodes and prefills, through the backend TRITON_MLA, and what the backend replaces."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from attn_contract import AttentionType, Layer
+from attn_reference import context_parallel
+
+from benchmarks.ranks.cases import BLOCK_SIZE, SEED, Call, local_call, whole_call
+
+NEVER = -1
+"""The slot of a token that is not written."""
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A step of one layer, of DeepSeek-V3's sizes if nothing else is given.
+
+    Args:
+        query_lens, seq_lens: of each request. An engine puts decodes first.
+        latent_size, rope_size, nope_size, v_head_dim: Lkv, R, P and V.
+        num_speculative_tokens, context_chunk_keys: the builder's.
+        interleave: how many tokens a rank is dealt at a time.
+    """
+
+    name: str
+    query_lens: tuple[int, ...]
+    seq_lens: tuple[int, ...]
+    num_heads: int = 128
+    latent_size: int = 512
+    rope_size: int = 64
+    nope_size: int = 128
+    v_head_dim: int = 128
+    dtype: torch.dtype = torch.bfloat16
+    interleave: int = BLOCK_SIZE
+    num_speculative_tokens: int = 0
+    context_chunk_keys: int = 4096
+
+    @property
+    def num_kv_heads(self) -> int:
+        return 1
+
+    @property
+    def head_size(self) -> int:
+        return self.latent_size + self.rope_size
+
+    @property
+    def head_size_v(self) -> int:
+        return self.latent_size
+
+    @property
+    def scale(self) -> float:
+        """That of the expanded heads."""
+        return (self.nope_size + self.rope_size) ** -0.5
+
+    @property
+    def has_prefill(self) -> bool:
+        return max(self.query_lens) > 1 + self.num_speculative_tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(self.seq_lens) * self.head_size * self.dtype.itemsize
+
+
+def _small(name: str, query_lens: tuple[int, ...], seq_lens: tuple[int, ...], **options: Any) -> StepCase:
+    sizes = {"num_heads": 16, "latent_size": 64, "rope_size": 16, "nope_size": 48, "v_head_dim": 32}
+    return StepCase(name, query_lens, seq_lens, **sizes, dtype=torch.float16, **options)
+
+
+def _with_prefill(decodes: int, decode_len: int, query_len: int, seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (*(1,) * decodes, query_len), (*(decode_len,) * decodes, seq_len)
+
+
+CHECKS = (
+    _small("step: decodes and prefills, one token at a time", (1, 1, 7, 130), (300, 5, 207, 130), interleave=1),
+    _small("step: contexts in chunks", (1, 5, 40, 3), (90, 305, 207, 100), context_chunk_keys=64),
+    _small("step: drafts and a prefill", (3, 1, 3, 40), (200, 31, 3, 90), num_speculative_tokens=2, interleave=3),
+    _small("step: empty shards", (1, 1, 1, 4), (5, 3, 64, 9), interleave=64),
+)
+"""Small steps of float16, whose error is told from a wrong key or a wrong weight."""
+TIMED = (
+    StepCase("step: 64 decodes of 8K keys", (1,) * 64, (1 << 13,) * 64),
+    StepCase("step: 64 decodes of 8K keys, 512 new on 8K", *_with_prefill(64, 1 << 13, 512, (1 << 13) + 512)),
+    StepCase("step: 8 decodes of 128K keys, 2048 new on 32K", *_with_prefill(8, 1 << 17, 2048, (1 << 15) + 2048)),
+    StepCase("step: 8 decodes of 128K keys, 2048 new on none", *_with_prefill(8, 1 << 17, 2048, 2048)),
+)
+TINY = (
+    StepCase(
+        "step: 2 decodes, 5 new on 35",
+        (1, 1, 5),
+        (60, 3, 40),
+        num_heads=4,
+        latent_size=32,
+        rope_size=16,
+        nope_size=16,
+        v_head_dim=16,
+        dtype=torch.float16,
+        interleave=4,
+        context_chunk_keys=16,
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A step as one device has it, or one rank.
+
+    Args:
+        absorbed: its call of paged attention: queries [T, N, Lkv + R], and a cache that has this step's tokens already.
+        q: [T, N, P + R].
+        kv_b_proj: [N * (P + V), Lkv].
+        new: [T, Lkv + R], this step's tokens.
+        slots: [T], where they are written.
+    """
+
+    absorbed: Call
+    q: torch.Tensor
+    kv_b_proj: torch.Tensor
+    new: torch.Tensor
+    slots: torch.Tensor
+
+
+def whole_step(case: StepCase, device: torch.device) -> Step:
+    """The step on one device."""
+    call = whole_call(case, device)
+    generator = torch.Generator(device).manual_seed(SEED + 1)
+    normal = functools.partial(torch.randn, generator=generator, device=device, dtype=case.dtype)
+    q = normal(sum(case.query_lens), case.num_heads, case.nope_size + case.rope_size)
+    rows = case.num_heads * (case.nope_size + case.v_head_dim)
+    kv_b_proj = normal(rows, case.latent_size) * case.latent_size**-0.5
+    assert call.batch.block_table is not None
+    slots = []
+    for table, positions in zip(call.batch.block_table.cpu(), _new_positions(case), strict=True):
+        slots.append(table[positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE)
+    of_step = torch.cat(slots).to(device)
+    new = call.kv_cache.flatten(0, 1)[of_step]
+    return Step(replace(call, q=absorbed(case, q, kv_b_proj)), q, kv_b_proj, new, of_step)
+
+
+def local_step_of(case: StepCase, whole: Step, rank: int, num_ranks: int) -> Step:
+    """What a rank has of a step: its heads, and its part of the cache."""
+    call = local_call(case, whole.absorbed, rank, num_ranks)
+    heads = case.num_heads // num_ranks
+    own = slice(rank * heads, (rank + 1) * heads)
+    assert call.batch.block_table is not None
+    slots = [
+        context_parallel.local_slots(positions, table, BLOCK_SIZE, rank, num_ranks, case.interleave)
+        for table, positions in zip(call.batch.block_table.cpu(), _new_positions(case), strict=True)
+    ]
+    kv_b_proj = whole.kv_b_proj.unflatten(0, (case.num_heads, -1))[own].flatten(0, 1)
+    return Step(call, whole.q[:, own].contiguous(), kv_b_proj, whole.new, torch.cat(slots).to(whole.q.device))
+
+
+def forget(step: Step) -> None:
+    """Make this step's tokens NaN in the cache, so that a layer that does not write them is wrong."""
+    step.absorbed.kv_cache.flatten(0, 1)[step.slots[step.slots != NEVER]] = torch.nan
+
+
+def absorbed(case: StepCase, q: torch.Tensor, kv_b_proj: torch.Tensor) -> torch.Tensor:
+    """The queries [T, N, Lkv + R] of the absorbed form."""
+    nope, rotated = q.split([case.nope_size, case.rope_size], dim=-1)
+    w_uk = kv_b_proj.unflatten(0, (q.shape[1], -1))[:, : case.nope_size]
+    return torch.cat([(nope.transpose(0, 1) @ w_uk).transpose(0, 1), rotated], dim=-1)
+
+
+def up_projected(case: StepCase, out: torch.Tensor, kv_b_proj: torch.Tensor) -> torch.Tensor:
+    """[T, N, V] of the absorbed form's output."""
+    w_uv = kv_b_proj.unflatten(0, (out.shape[1], -1))[:, case.nope_size :]
+    return (out.transpose(0, 1) @ w_uv.transpose(1, 2)).transpose(0, 1)
+
+
+def built(case: StepCase, step: Step, backend: Any, **options: Any) -> Callable[[], Any]:
+    """What builds a step's metadata."""
+    from attn_optimized.backends import CommonAttentionMetadata
+
+    batch = step.absorbed.batch
+    common = CommonAttentionMetadata(
+        query_start_loc=batch.query_start_loc,
+        query_start_loc_cpu=batch.query_start_loc.cpu(),
+        seq_lens=batch.seq_lens,
+        seq_lens_cpu=batch.seq_lens.cpu(),
+        num_actual_tokens=batch.num_actual_tokens,
+        max_query_len=batch.max_query_len,
+        max_seq_len=batch.max_seq_len,
+        block_table_tensor=batch.block_table,
+        slot_mapping=step.slots,
+    )
+    chunks = {"num_speculative_tokens": case.num_speculative_tokens, "context_chunk_keys": case.context_chunk_keys}
+    return functools.partial(backend.builder(AttentionType.DECODER, **chunks, **options).build, common)
+
+
+def layer_of(case: StepCase, step: Step, backend: Any, **options: Any) -> Any:
+    """A layer of the backend, of the step's heads."""
+    layer: Layer = replace(step.absorbed.layer, num_heads=step.q.shape[1])
+    sizes = {"dtype": case.dtype, "block_size": BLOCK_SIZE, "v_head_dim": case.v_head_dim}
+    return backend.impl(layer, kv_b_proj=step.kv_b_proj, **sizes, **options)
+
+
+def through_layer(case: StepCase, step: Step, impl: Any, metadata: Any) -> torch.Tensor:
+    """The step as an engine drives a layer: it writes this step's tokens, and attends. [T, N, V]."""
+    kv_c, k_pe = step.new.split([case.latent_size, case.rope_size], dim=1)
+    kv_cache = step.absorbed.kv_cache
+    impl.do_kv_cache_update(kv_c, k_pe, kv_cache, step.slots)
+    out = step.q.new_empty(*step.q.shape[:2], case.v_head_dim)
+    if (prefill := metadata.prefill) is not None:
+        rows = prefill.rows
+        assert isinstance(rows, slice), "an engine keeps the requests of a phase together"
+        impl.forward_mha(step.q[rows], kv_c[rows], k_pe[rows], kv_cache, metadata, output=out[rows])
+    if (decode := metadata.decode) is not None:
+        rows = decode.rows
+        assert isinstance(rows, slice), "an engine keeps the requests of a phase together"
+        query = absorbed(case, step.q[rows], step.kv_b_proj)
+        latent = query.new_empty(*query.shape[:2], case.latent_size)
+        impl.forward_mqa(query, kv_cache, metadata, output=latent)
+        out[rows] = up_projected(case, latent, step.kv_b_proj)
+    return out
+
+
+def through_function(case: StepCase, step: Step, attend: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The same step without the backend: every row is absorbed, and `attend` makes its output. [T, N, V]."""
+    from attn_optimized import write_latent_cache
+
+    kv_c, k_pe = step.new.split([case.latent_size, case.rope_size], dim=1)
+    write_latent_cache(kv_c, k_pe, step.absorbed.kv_cache, step.absorbed.layer, step.slots)
+    return up_projected(case, attend(absorbed(case, step.q, step.kv_b_proj)), step.kv_b_proj)
+
+
+def _new_positions(case: StepCase) -> list[torch.Tensor]:
+    """The positions of each request's new tokens."""
+    return [torch.arange(k - n, k) for n, k in zip(case.query_lens, case.seq_lens, strict=True)]
