@@ -52,6 +52,7 @@ def window(width: int) -> list[int]:
 
 TRITON = "TRITON_ATTN"
 MLA = "TRITON_MLA"
+DIFFKV = "TRITON_ATTN_DIFFKV"
 FLASH = "ROCM_AITER_FA"
 
 ANSWERS: dict[str, dict[str, Answer]] = {
@@ -110,6 +111,13 @@ ANSWERS: dict[str, dict[str, Answer]] = {
     "internvl3-8b": full("0-27", 28, 4, 128),
     "glm-4-9b-0414": full("0-39", 32, 2, 128),
     "glm-4.5": full("0-91", 96, 8, 128),
+    # 128 keys before a token, and the token
+    "mimo-v2-flash": {
+        "full_attention": group("0, 5, .., 47", 64, 4, 192, DIFFKV, head_size_v=128),
+        "sliding_attention": group(
+            *("1-4, 6-10, .., 42-46", 64, 8, 192, DIFFKV), head_size_v=128, window=window(129), sinks=True
+        ),
+    },
     "gpt2": full("0-11", 12, 12, 64),
     # latent: one KV head of Lkv + R, and the scale of P + R
     "deepseek-v2": latent("0-59", 128, 512, 64, nope=128),
@@ -120,20 +128,20 @@ ANSWERS: dict[str, dict[str, Answer]] = {
     "glm-4.7-flash": latent("0-46", 20, 512, 64, nope=192),
 }
 
-VLLM: dict[str, str] = {
+VLLM: dict[str, str | None] = {
     **dict.fromkeys(ANSWERS, "ROCM_ATTN"),
     **dict.fromkeys(("llama-4-scout", "gemma-2-9b", "gemma-3-4b", "bart-large-cnn"), TRITON),
     "gpt-oss-120b": FLASH,
     "whisper-large-v3": "ROCM_AITER_UNIFIED_ATTN",
     **dict.fromkeys(("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2", "minicpm3-4b", "glm-4.7-flash"), MLA),
+    "mimo-v2-flash": None,
 }
-"""The one backend of the command line for vLLM."""
+"""The one backend of the command line for vLLM; None: vLLM's model chooses it."""
 
 REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
     "deepseek-v3.2": "attn_contract: sparse attention (index_topk) not supported: an indexer picks the keys",
-    "mimo-v2-flash": "attn_contract: V of another width than K (v_head_dim) not supported: it is given by head_size_v",
     "jamba-v0.1": "attn_contract: state-space layers (mamba_d_state) not supported: ",
     "mamba-2.8b": "attn_contract: state-space layers (state_size) not supported: ",
     "qwen3-next-80b-a3b": "attn_contract: linear attention (linear_attention) not supported: ",

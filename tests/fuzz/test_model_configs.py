@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from attn_contract import ContractError
 from attn_parity.model_config import MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, model_config
+from attn_parity.model_config.deployed import Engine, deployed
 from attn_parity.model_config.meaning import Meaning
 from attn_parity.selected import print_vllm, spans
 from attn_parity.vllm_arguments import VllmArguments
@@ -57,6 +58,9 @@ def test_a_config_is_answered(name, select):
         assert (got["rules"], result["layers"][group]["backend"]) == (expected.rules, expected.backend)
         assert got["scale"] == pytest.approx(expected.scale)
         assert spans(got["layers"]) in " ".join(ended.out.split())
+    if VLLM[name] is None:
+        assert result["vllm"]["line"] is None
+        return
     words = shlex.split(ended.out.splitlines()[-1])
     assert words[:4] == ["vllm", "serve", "MODEL", "--attention-backend"]
     assert words[4] == VLLM[name]
@@ -174,6 +178,14 @@ def test_llama_4_counts_its_rotated_layers_itself(monkeypatch):
         "chunked_attention": "0, 2, .., 46",
         "full_attention": "1, 3, .., 47",
     }
+
+
+@pytest.mark.parametrize(("devices", "sizes"), [(1, {4: 32, 8: 16}), (4, {1: 32, 2: 16}), (8, {1: 16})])
+def test_blocks_of_layers_that_share_memory_have_as_many_bytes(devices, sizes):
+    """By the KV heads of a device."""
+    layers = deployed(model_config(CONFIGS["mimo-v2-flash"]), Engine(float8="fp8_e4m3fn", tensor_parallel=devices)).layers
+    assert {fields["num_kv_heads"]: fields["block_size"] for fields in layers.values()} == sizes
+    assert {fields["layout"] for fields in layers.values()} == {"CONTENT_PACKED"}
 
 
 def test_a_narrow_window_holds_inside_an_image():

@@ -24,6 +24,7 @@ SIZES: dict[Meaning, Any] = {
     Meaning.DECODER_HEADS: 2,
     Meaning.KV_HEADS: 2,
     Meaning.HEAD_SIZE: 16,
+    Meaning.VALUE_SIZE: 12,
     Meaning.WINDOW: 5,
     Meaning.USE_WINDOW: True,
     Meaning.FIRST_WINDOWED: 3,
@@ -118,13 +119,15 @@ def check(group: Group, call: dict[str, Any], *, scales_q: bool) -> None:
     """Hold a group to what a layer asked for. Where the model scales q, the call has a scale of 1."""
     _, heads, queries, head_size = call["q"].shape
     keys = call["k"].shape[2]
-    if "head_size_v" in group.rules:  # the group is absorbed, with one head of keys: of the expanded heads it keeps the scale
+    if (
+        "head_size_v" in group.rules and group.layout is None
+    ):  # the group is absorbed, with one head of keys: of the expanded heads it keeps the scale
         sizes = SIZES[Meaning.LATENT_SIZE], SIZES[Meaning.ROPE_SIZE]
         assert (group.num_kv_heads, group.head_size, group.rules["head_size_v"]) == (1, sum(sizes), sizes[0])
         assert (heads, head_size) == (group.num_heads, SIZES[Meaning.NOPE_SIZE] + SIZES[Meaning.ROPE_SIZE])
     else:
         assert (heads, call["k"].shape[1], head_size) == (group.num_heads, group.num_kv_heads, group.head_size)
-        assert call["v"].shape == call["k"].shape
+        assert call["v"].shape == (*call["k"].shape[:3], group.rules.get("head_size_v", head_size))
     assert math.isclose(1.0 if scales_q else group.scale, call["scale"] or head_size**-0.5)
     sees = torch.ones(queries, keys, dtype=torch.bool) if call["mask"] is None else call["mask"][0, 0, :, :keys] == 0
     assert torch.equal(sees, visible(group, queries, keys))
@@ -160,6 +163,8 @@ def test_each_layer_asks_for_what_its_group_says(model_type, calls, monkeypatch)
         ("llama4_text", {"rules": {"chunked_local": 8}}),
         ("llama", {"num_kv_heads": 4}),
         ("bert", {"attn_type": AttentionType.DECODER}),
+        ("mimo_v2_flash", {"rules": {"head_size_v": 16}}),
+        ("mimo_v2_flash", {"num_kv_heads": 4}),
     ],
 )
 def test_a_wrong_group_is_noticed(model_type, wrong, calls):
@@ -169,6 +174,15 @@ def test_a_wrong_group_is_noticed(model_type, wrong, calls):
     check(first, calls[0], scales_q=False)
     with pytest.raises(AssertionError):
         check(dataclasses.replace(first, **wrong), calls[0], scales_q=False)
+
+
+def test_mimo_counts_the_keys_before_a_token(calls):
+    """A public file has both fields of 128, and transformers' window 129 keys."""
+    config = {**tiny("mimo_v2_flash"), "sliding_window": 7, "sliding_window_size": 7}
+    run(config)
+    groups = model_config(config).groups
+    assert groups["sliding_attention"].rules["window"] == (7, 7)
+    check(groups["sliding_attention"], calls[1], scales_q=False)
 
 
 @pytest.mark.parametrize(

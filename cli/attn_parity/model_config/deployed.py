@@ -37,6 +37,7 @@ def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
         raise ContractError("dtype", "nothing", "float32, float16 or bfloat16: the config does not say it, so give --dtype")
     cache = kv_cache(config.quantization, engine.float8)
     layers = {name: _fields(group, {**cache, **engine.fields, "dtype": dtype}, engine) for name, group in config.groups.items()}
+    _widen_blocks(layers)
     cached = tuple(name for name, group in config.groups.items() if group.attn_type.reads_cache)
     return ModelFile(
         schema=model_file.SCHEMA,
@@ -57,10 +58,21 @@ def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str,
         "head_size": group.head_size,
         **group.rules,
     }
+    if group.layout is not None:
+        fields["layout"] = str(group.layout)
     fields |= {name: value for name, value in asked.items() if _can_have(group.attn_type, name)}
     if group.attn_type.reads_cache:
         fields.setdefault("block_size", 16)
     return fields
+
+
+def _widen_blocks(layers: Mapping[str, dict[str, Any]]) -> None:
+    """Give layers of fewer KV heads so many more slots a block, that all blocks have as many bytes, as vLLM does."""
+    cached = [fields for fields in layers.values() if "block_size" in fields]
+    most = max((fields["num_kv_heads"] for fields in cached), default=1)
+    for fields in cached:
+        if not most % fields["num_kv_heads"]:
+            fields["block_size"] *= most // fields["num_kv_heads"]
 
 
 def _can_have(attn_type: AttentionType, name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attn_contract import AttentionType, ContractError
+from attn_contract import AttentionType, ContractError, Layout
 from attn_contract.arguments import shown
 from attn_contract.scope import refuse_out_of_scope
 from attn_parity.model_config.meaning import Meaning, Said
@@ -22,6 +22,7 @@ class Group:
         num_heads, num_kv_heads, head_size, attn_type: as in AttentionConfig.
         scale: the factor of q.k.
         rules: by the rule's name, as in AttentionConfig.
+        layout: the one that holds its rows; None leaves the choice to the backend.
     """
 
     layers: tuple[int, ...]
@@ -31,6 +32,7 @@ class Group:
     scale: float
     attn_type: AttentionType = AttentionType.DECODER
     rules: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout | None = None
 
     def with_ranges(self, longest: int) -> "Group":
         """The same layers in a model whose images see themselves both ways, inside the window if there is one.
@@ -71,7 +73,12 @@ def groups(said: Said, record: ModelType) -> dict[str, Group]:
         kinds.setdefault(_OTHER_NAMES.get(kind, kind), []).append(layer)
     refuse_out_of_scope(kinds)
     return {
-        kind: Group(layers=tuple(of_it), rules={**_rules(said, record), **_rules_of(kind, said)}, **sizes)
+        kind: Group(
+            layers=tuple(of_it),
+            rules={**_rules(said, record), **_rules_of(kind, said), **(record.windowed_rules if kind == SLIDING else {})},
+            layout=None if said(Meaning.VALUE_SIZE) in (None, sizes["head_size"]) else Layout.CONTENT_PACKED,
+            **(_windowed_sizes(said, record, sizes) if kind == SLIDING else sizes),
+        )
         for kind, of_it in kinds.items()
     }
 
@@ -84,6 +91,9 @@ def _layer_types(said: Said, record: ModelType, layers: int) -> list[str]:
         name = next(said.names[meaning] for meaning in given if said(meaning) is not None)
         expected = f"{layers}, one for each of {said.names[Meaning.NUM_LAYERS]}"
         raise ContractError(name, f"a list of {len(kinds)}", expected)
+    windowed, expected = said(Meaning.WINDOWED_LAYERS), [int(kind == SLIDING) for kind in kinds]
+    if windowed not in (None, expected):
+        raise ContractError(said.names[Meaning.WINDOWED_LAYERS], shown(windowed), f"{shown(expected)}, as the kinds of layers")
     return kinds
 
 
@@ -95,8 +105,9 @@ def _rules_of(kind: str, said: Said) -> dict[str, Any]:
     if kind == SLIDING:
         if said(Meaning.USE_WINDOW) is False:
             raise ContractError(said.names[Meaning.USE_WINDOW], False, f"true: {because}")
-        width = said.needed(Meaning.WINDOW, because)
-        return {"window": (width - 1, width - 1)}
+        before = said(Meaning.KEYS_BEFORE)
+        before = said.needed(Meaning.WINDOW, because) - 1 if before is None else before
+        return {"window": (before, before)}
     if kind == CHUNKED:
         return {"chunked_local": said.needed(Meaning.CHUNK, because)}
     known = ", ".join((FULL, SLIDING, CHUNKED))
@@ -108,6 +119,8 @@ def _rules(said: Said, record: ModelType) -> dict[str, Any]:
     rules = dict(record.rules)
     if (latent_size := said(Meaning.LATENT_SIZE)) is not None:
         rules["head_size_v"] = latent_size
+    if (value_size := said(Meaning.VALUE_SIZE)) is not None:
+        rules["head_size_v"] = value_size
     if (cap := said(Meaning.SOFT_CAP)) is not None:
         rules["logits_soft_cap"] = cap
     if said(Meaning.ALIBI):
@@ -129,6 +142,18 @@ def _sizes(said: Said) -> dict[str, Any]:
         "head_size": head_size,
         "scale": _scale(said, head_size),
     }
+
+
+def _windowed_sizes(said: Said, record: ModelType, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a layer with a window."""
+    kv_heads = sizes["num_kv_heads"] * record.windowed_kv_heads
+    if said(Meaning.WINDOWED_KV_HEADS) not in (None, kv_heads):
+        times = f"{record.windowed_kv_heads} times {said.names[Meaning.KV_HEADS]}"
+        raise ContractError(said.names[Meaning.WINDOWED_KV_HEADS], said(Meaning.WINDOWED_KV_HEADS), f"{kv_heads}, {times}")
+    if sizes["num_heads"] % kv_heads:
+        expected = f"a multiple of the {kv_heads} KV heads of a layer with a window"
+        raise ContractError(said.names[Meaning.HEADS], sizes["num_heads"], expected)
+    return {**sizes, "num_kv_heads": kv_heads}
 
 
 def _latent_sizes(said: Said, heads: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Meaning(StrEnum):
     """None: the hidden size by the query heads."""
     V_HEAD_SIZE = auto()
     """None: the head size."""
+    VALUE_SIZE = auto()
+    """V of a model whose code gives values a width of their own, in rows of K and V side by side."""
     LATENT_SIZE = auto()
     """MLA: the elements of a latent vector. Where a field has this meaning, the cache is latent, with one KV head."""
     NOPE_SIZE = auto()
@@ -48,6 +50,12 @@ class Meaning(StrEnum):
     """MiniMax: for each layer, 1 for softmax attention and 0 for linear attention."""
     WINDOW = auto()
     """Keys that a token sees in a layer with a window, itself included. None: there is no window."""
+    KEYS_BEFORE = auto()
+    """Keys before a token that it sees in a layer with a window, whatever WINDOW says. None: as WINDOW says."""
+    WINDOWED_LAYERS = auto()
+    """For each layer, 1 for one with a window. It must say the same as LAYER_TYPES."""
+    WINDOWED_KV_HEADS = auto()
+    """KV heads of a layer with a window. It must be what the model type's code makes of KV_HEADS."""
     USE_WINDOW = auto()
     """Whether WINDOW counts."""
     FIRST_WINDOWED = auto()
@@ -113,7 +121,7 @@ def _zeros_and_ones(name: str, value: Any) -> None:
 
 _OPTIONAL = {
     *(Meaning.KV_HEADS, Meaning.HEAD_SIZE, Meaning.V_HEAD_SIZE, Meaning.LAYER_TYPES, Meaning.WINDOW, Meaning.CHUNK),
-    *(Meaning.YARN_FACTOR, Meaning.YARN_MSCALE),
+    *(Meaning.YARN_FACTOR, Meaning.YARN_MSCALE, Meaning.KEYS_BEFORE, Meaning.WINDOWED_LAYERS, Meaning.WINDOWED_KV_HEADS),
     *(Meaning.ROTATED_LAYERS, Meaning.SOFT_CAP, Meaning.SCALE, Meaning.DTYPE, Meaning.USE_WINDOW, Meaning.FIRST_WINDOWED),
 }
 _CHECKS: Mapping[Meaning, Callable[[str, Any], None]] = {
@@ -121,11 +129,12 @@ _CHECKS: Mapping[Meaning, Callable[[str, Any], None]] = {
     **dict.fromkeys((Meaning.NUM_LAYERS, Meaning.DECODER_LAYERS), _layers),
     **dict.fromkeys((Meaning.MULTI_QUERY, Meaning.GROUPED, Meaning.USE_WINDOW, Meaning.ALIBI, Meaning.IS_DECODER), _flag),
     **dict.fromkeys((Meaning.SOFT_CAP, Meaning.SCALE, Meaning.SCALE_DIVISOR), _positive),
-    **dict.fromkeys((Meaning.LAYER_KINDS, Meaning.ROTATED_LAYERS), _zeros_and_ones),
+    **dict.fromkeys((Meaning.LAYER_KINDS, Meaning.ROTATED_LAYERS, Meaning.WINDOWED_LAYERS), _zeros_and_ones),
     Meaning.YARN_FACTOR: _positive,
     Meaning.YARN_MSCALE: _not_below_0,
     Meaning.LAYER_TYPES: _names,
     Meaning.FIRST_WINDOWED: _not_negative,
+    Meaning.KEYS_BEFORE: _not_negative,
     Meaning.DTYPE: _dtype,
 }
 

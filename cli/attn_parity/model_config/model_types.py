@@ -26,6 +26,8 @@ class ModelType:
         layer_types: for decoders whose layers differ.
         kind: `encoder` has no cache; `encoder_decoder` has two self-attentions and one cross-attention.
         rules: what every layer asks for without a field.
+        windowed_rules: what every layer with a window asks for without a field.
+        windowed_kv_heads: how many times as many KV heads a layer with a window has as the others.
         fixed: by a field's name, the only values whose meaning is known here.
         inert: fields that sound like attention and change nothing about it, besides those that do so in no model.
         class_of: the model type whose class its models have; None: its own.
@@ -36,6 +38,8 @@ class ModelType:
     layer_types: LayerTypes = lambda said, layers: [FULL] * layers
     kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     rules: Mapping[str, Any] = field(default_factory=dict)
+    windowed_rules: Mapping[str, Any] = field(default_factory=dict)
+    windowed_kv_heads: int = 1
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     inert: tuple[str, ...] = ()
     class_of: str | None = None
@@ -58,6 +62,10 @@ def _one_full_in(period: int) -> LayerTypes:
         return [SLIDING if (layer + 1) % every else FULL for layer in range(layers)]
 
     return layer_types
+
+
+def _first_and_one_full_in(period: int) -> LayerTypes:
+    return lambda said, layers: [FULL if layer == 0 or not (layer + 1) % period else SLIDING for layer in range(layers)]
 
 
 def _chunked(said: Said, layers: int) -> list[str]:
@@ -277,6 +285,26 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         layer_types=_listed,
         inert=("use_routing_bias",),
     ),
+    "mimo_v2_flash": ModelType(
+        fields={
+            **_MIXED,
+            "v_head_dim": Meaning.VALUE_SIZE,
+            # public files say both kinds of layers; transformers reads only some of these fields
+            "sliding_window_size": Meaning.KEYS_BEFORE,
+            "hybrid_layer_pattern": Meaning.WINDOWED_LAYERS,
+            "swa_num_attention_heads": Meaning.HEADS,
+            "swa_num_key_value_heads": Meaning.WINDOWED_KV_HEADS,
+            "swa_head_dim": Meaning.HEAD_SIZE,
+            "swa_v_head_dim": Meaning.VALUE_SIZE,
+        },
+        defaults={"num_key_value_heads": 4, "head_dim": 192, "v_head_dim": 128, "sliding_window": 129},
+        layer_types=_first_and_one_full_in(6),
+        windowed_rules={"sinks": True},
+        windowed_kv_heads=2,
+        fixed={"add_swa_attention_sink_bias": (True,), "add_full_attention_sink_bias": (False,)},
+        # values are scaled before attention
+        inert=("attention_value_scale", "attention_chunk_size", "swa_rope_theta", "mlp_layer_types"),
+    ),
     "gpt2": ModelType(
         fields={**_DTYPE, "n_embd": Meaning.HIDDEN_SIZE, "n_layer": Meaning.NUM_LAYERS, "n_head": Meaning.HEADS},
         fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
@@ -299,7 +327,6 @@ OUT_OF_SCOPE_TYPES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("jamba", "bamba", "falcon_h1"), ("mamba_d_state",)),
     **dict.fromkeys(("qwen3_next", "minimax", "minimax_m1", "minimax_text_01"), ("linear_attention",)),
     "kimi_linear": ("linear_attention",),
-    "mimo_v2_flash": ("v_head_dim",),
 }
 """By model type, names in `attn_contract.scope` of what its layers always ask for, whether a field says so or not."""
 
