@@ -1,6 +1,7 @@
 """What commands share that put each participant's launches of each case side by side, for GPUs that need not be here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,30 @@ Peers = dict[str, tuple[Path | None, SimpleNamespace]]
 
 WIDTH = 180
 """Of a table that nobody's terminal bounds."""
+
+vllm_option = click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
+aiter_option = click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """Of Triton, and of each peer that has rows, by what `Row.whose` calls it."""
+
+    triton: str
+    peers: Mapping[str, str]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of Triton and of the peers, as people call them."""
+        return {"Triton": self.triton} | {whose.removesuffix(" Triton"): version for whose, version in self.peers.items()}
+
+
+def versions_of(records: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The fields of Versions, read from the lines of a CSV file, of which there is one."""
+    return {
+        "triton": records[0]["triton"],
+        "peers": {record["whose"]: record["version"] for record in records if record["version"]},
+    }
 
 
 def chosen_cases(names: Sequence[str], only: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,16 @@ import click
 from attn_parity.cpus import usable_cpus
 
 from benchmarks import PAGES
-from benchmarks.side_by_side import check_page, chosen_cases, collected, found_peers, print_tables, write_page
+from benchmarks.side_by_side import (
+    aiter_option,
+    check_page,
+    chosen_cases,
+    collected,
+    found_peers,
+    print_tables,
+    vllm_option,
+    write_page,
+)
 
 PAGE = PAGES / "binaries-peers.md"
 
@@ -15,8 +24,8 @@ PAGE = PAGES / "binaries-peers.md"
 @click.command()
 @click.option("--arch", "architectures", metavar="A,B,...", help="All, if not given.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Cases of attention whose name holds this; all if not given.")
-@click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
-@click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
+@vllm_option
+@aiter_option
 @click.option(
     "--page",
     "path",

@@ -10,6 +10,8 @@ from attn_parity.binaries.facts import Facts
 from attn_parity.binaries.results import FACTS, count_of, csv_of, fact_cells, facts_from, records_of
 from attn_parity.binaries.results import Row as Binary
 
+from benchmarks.side_by_side import Versions, versions_of
+
 SCHEMA = "attn-parity.binaries/1"
 FEW_WORDS = 100
 """Characters of a reason."""
@@ -61,21 +63,14 @@ NUMBERS = page.COLUMNS[2:]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """All rows, and the versions: of Triton, and of each peer whose rows there are, by what `Row.whose` calls it."""
+class Results(Versions):
+    """All rows, and the versions of what they are about."""
 
-    triton: str
-    peers: dict[str, str]
     rows: tuple[Row, ...]
 
     def json(self) -> dict[str, Any]:
         """As `--json` writes them."""
         return {"schema": SCHEMA, "versions": self.versions, "rows": [dataclasses.asdict(row) for row in self.rows]}
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Of Triton and of the peers, as people call them."""
-        return {"Triton": self.triton} | {whose.removesuffix(" Triton"): version for whose, version in self.peers.items()}
 
     def csv(self) -> str:
         """As a file keeps them."""
@@ -101,5 +96,4 @@ def read(path: Path) -> Results:
         named = {name: record[name] for name in ("architecture", "case", "whose", "kernel", "why")}
         facts = facts_from(record, str(path)) if record["lds_bytes"] else None
         rows.append(Row(**named, num_warps=count_of(record, "num_warps", str(path)), facts=facts))
-    peers = {record["whose"]: record["version"] for record in records if record["version"]}
-    return Results(triton=records[0]["triton"], peers=peers, rows=tuple(rows))
+    return Results(**versions_of(records), rows=tuple(rows))

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from attn_amdgcn.counts import COUNTED
 from attn_parity.binaries.results import csv_of, records_of
 
+from benchmarks.side_by_side import Versions, versions_of
+
 SCHEMA = "attn-parity.counts/1"
 FEW_WORDS = 100
 """Characters of a reason."""
@@ -41,21 +43,14 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """All rows, and the versions: of Triton, and of each peer whose rows there are, by what `Row.whose` calls it."""
+class Results(Versions):
+    """All rows, and the versions of what they are about."""
 
-    triton: str
-    peers: Mapping[str, str]
     rows: tuple[Row, ...]
 
     def json(self) -> dict[str, Any]:
         """As `--json` writes them."""
         return {"schema": SCHEMA, "versions": self.versions, "rows": [row._asdict() for row in self.rows]}
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Of Triton and of the peers, as people call them."""
-        return {"Triton": self.triton} | {whose.removesuffix(" Triton"): version for whose, version in self.peers.items()}
 
     def csv(self) -> str:
         """As a file keeps them."""
@@ -77,8 +72,7 @@ def read(path: Path) -> Results:
         rows = [_row(record) for record in records]
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    peers = {record["whose"]: record["version"] for record in records if record["version"]}
-    return Results(triton=records[0]["triton"], peers=peers, rows=tuple(rows))
+    return Results(**versions_of(records), rows=tuple(rows))
 
 
 def _row(record: Mapping[str, str]) -> Row:
