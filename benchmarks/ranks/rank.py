@@ -55,6 +55,7 @@ def main(
     else:
         _interpret()
     backend = "nccl" if device_type == "cuda" else "gloo"
+    torch.set_num_threads(1)  # as engines start their workers: all threads of all ranks would fight for the CPUs
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks, timeout=TIMEOUT)
     group = dist.group.WORLD
     assert group is not None

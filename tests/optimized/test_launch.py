@@ -331,7 +331,7 @@ def test_programs_of_one_length_end_together(num_programs, parts):
         block_m=16, block_n=64, num_warps=2, num_stages=3, keys_per_split=256, programs_per_unit=2, uneven_waves=8
     )
     workload = Workload(**(CALL | {"num_requests": 1 if num_programs == 8 else num_programs // 8}))
-    call = {"num_programs": num_programs, "at_once": 264, "one_tile_per_request": True, "max_keys": 1 << 20}
+    call = {"num_programs": num_programs, "at_once": 264, "has_long_queries": False, "max_keys": 1 << 20}
     assert splits_of(workload, **call, parameters=parameters)[:2] == parts
     assert splits_of(workload, **call, parameters=replace(parameters, uneven_waves=0))[:2] == (parts[1], parts[1])
     assert splits_of(replace(workload, batch_invariant=True), **call, parameters=parameters) == (1, 1, 1)

@@ -99,7 +99,7 @@ def attention_plan(
         workload,
         num_programs=grid[0] * grid[1],
         at_once=at_once,
-        one_tile_per_request=one_tile_per_request,
+        has_long_queries=workload.num_tokens > 2 * tiles.queries * workload.num_requests,
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )

@@ -9,8 +9,8 @@ from attn_optimized.launch.workload import Workload
 MAX_SPLITS = 128
 """More parts cost the reduction more than they bring."""
 MIN_WAVES = 1.5
-"""The fewest waves of programs that a split of decodes aims at. Those of a single wave begin together, and leave the memory
-idle then. Tiles of prompts, whose work differs, keep it busy: they aim at one wave, since each part costs the reduction."""
+"""The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then.
+Tiles of prompts, whose work differs, keep it busy: they aim at one wave, since each part costs the reduction."""
 PART_COST = 0.08
 """What each part beyond the first adds to the time, relative to that without a split: measured at 64 requests of 8k keys."""
 
@@ -36,7 +36,7 @@ def splits_of(
     *,
     num_programs: int,
     at_once: int,
-    one_tile_per_request: bool,
+    has_long_queries: bool,
     max_keys: int,
     parameters: Parameters,
 ) -> Splits:
@@ -45,7 +45,7 @@ def splits_of(
     Args:
         num_programs: programs without a split.
         at_once: programs that the GPU runs at once.
-        one_tile_per_request: whether each request has one tile of queries.
+        has_long_queries: whether most requests have several tiles of queries.
         max_keys: an upper bound, possibly loose, of the keys that a tile of queries sees.
     """
     if workload.batch_invariant or max_keys <= parameters.keys_per_split or not num_programs:
@@ -54,7 +54,7 @@ def splits_of(
     filling = min(room, MAX_FILLING) if room >= MIN_FILLING else 1
     shortest = min(filling, -(-max_keys // parameters.block_n))
     most = min(max(max_keys // parameters.keys_per_split, shortest), MAX_SPLITS)
-    balanced = min(most, _balanced_splits(num_programs, at_once, MIN_WAVES if one_tile_per_request else 1.0))
+    balanced = min(most, _balanced_splits(num_programs, at_once, 1.0 if has_long_queries else MIN_WAVES))
     if workload.num_requests == 1:
         return Splits(balanced, balanced, filling)
     # parts of few keys fill what the longest request leaves idle
