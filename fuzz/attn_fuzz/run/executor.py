@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from attn_fuzz.cases import case_file
@@ -176,8 +177,8 @@ class Executor:
     def _started(self) -> bool | str | MutantError:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
-        plan = (self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
-        self._process = prepared.process(self.device, _serve, theirs, *plan, daemon=True)
+        load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
+        self._process = prepared.process(self.device, _serve, theirs, load, daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -208,58 +209,53 @@ def use_interpreter(device: str) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _serve(
-    connection: multiprocessing.connection.Connection,
-    name: str,
-    device: str,
-    mutant: Mutant | None,
-    sanitize: bool,
-    trial: str,
-    exactly: bool,
-) -> None:
+class _Load(NamedTuple):
+    """What a child process loads: the fields of its Executor."""
+
+    target: str
+    device: str
+    mutant: Mutant | None
+    sanitize: bool
+    trial: str
+    exactly: bool
+
+
+def _serve(connection: multiprocessing.connection.Connection, load: _Load) -> None:
     """The child process: it receives a case and sends the verdict, until the parent is gone."""
     os.setsid()  # a kernel that signals its process group must not reach the fuzzer
     prepared.end_with_parent(group=True)
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        judge = _loaded(connection, name, device, mutant, sanitize, trial, exactly)
+        judge = _loaded(connection, load)
         if judge is not None:
-            _answer(connection, judge, device)
+            _answer(connection, judge, load.device)
 
 
-def _loaded(
-    connection: multiprocessing.connection.Connection,
-    name: str,
-    device: str,
-    mutant: Mutant | None,
-    sanitize: bool,
-    trial: str,
-    exactly: bool,
-) -> Callable[[Case, bool], Verdict] | None:
+def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> Callable[[Case, bool], Verdict] | None:
     """Load the target, send True, and return what runs and judges a case, exactly if asked. Or send why it does not load."""
     warnings.simplefilter("ignore")
-    use_interpreter(device)
+    use_interpreter(load.device)
     try:
-        if mutant is not None:
-            mutants.install(mutant)
+        if load.mutant is not None:
+            mutants.install(load.mutant)
         import torch
         from attn_fuzz.exact import interpreter as exact_interpreter
         from attn_fuzz.interpreted import accesses
 
-        module, function = trial.split(":")
+        module, function = load.trial.split(":")
         try_case = getattr(importlib.import_module(module), function)
         torch.set_num_threads(1)
-        if device == "cpu" and importlib.util.find_spec("triton"):
+        if load.device == "cpu" and importlib.util.find_spec("triton"):
             interpreter.install()
-        if exactly:
+        if load.exactly:
             exact_interpreter.install()
-        if sanitize:
+        if load.sanitize:
             accesses.install()
-        if mutant is not None:
-            mutants.import_patched(mutant)
-        target = registry.load(name)
-        if not sanitize and target.can_be_fenced(device):
+        if load.mutant is not None:
+            mutants.import_patched(load.mutant)
+        target = registry.load(load.target)
+        if not load.sanitize and target.can_be_fenced(load.device):
             accesses.install("bounds")
     except MutantError as error:
         connection.send(error)
@@ -267,7 +263,7 @@ def _loaded(
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
-        return lambda case, exactly: try_case(case, target, device, **({"exactly": True} if exactly else {}))
+        return lambda case, exactly: try_case(case, target, load.device, **({"exactly": True} if exactly else {}))
     return None
 
 

@@ -22,7 +22,7 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import CHUNKED_PREFILL, PAGED_DECODE, PAGED_PREFILL
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import aiter_package
+from attn_fuzz.targets.others import aiter_package, chunked_prefill
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -61,50 +61,26 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
-    one = torch.ones((), device=q.device)
     [module] = aiter_package.load(*PREFILL)
     module.context_attention_fwd(
         q=q,
         k=k,
         v=v,
         o=out.view(q.shape),
-        kv_cache_dtype="auto" if layer.kv_cache_dtype is None else "fp8",
         k_cache=k_cache,
         v_cache=v_cache,
         b_loc=batch.block_table,
         b_start_loc=batch.query_start_loc,
         b_seq_len=batch.seq_lens,
         max_input_len=batch.max_query_len,
-        k_scale=one if layer.k_scale is None else layer.k_scale,
-        v_scale=one if layer.v_scale is None else layer.v_scale,
-        alibi_slopes=layer.alibi_slopes,
-        sliding_window=layer.window[0] + 1,
-        sm_scale=layer.scale,
+        **chunked_prefill.of_layer(layer, q.device),
     )
 
 
 def _chunked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = aiter_package.load(*CHUNKED)
-    k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
-    rows, one = int(batch.query_start_loc[-1]), torch.ones((), device=q.device)
-    module.chunked_prefill_paged_decode(
-        query=q[:rows],
-        key=k[:rows],
-        value=v[:rows],
-        output=out.view(q.shape)[:rows],
-        kv_cache_dtype="auto" if layer.kv_cache_dtype is None else "fp8",
-        key_cache=k_cache,
-        value_cache=v_cache,
-        block_table=batch.block_table,
-        query_start_loc=batch.query_start_loc,
-        seq_lens=batch.seq_lens,
-        max_query_len=batch.max_query_len,
-        k_scale=one if layer.k_scale is None else layer.k_scale,
-        v_scale=one if layer.v_scale is None else layer.v_scale,
-        alibi_slopes=layer.alibi_slopes,
-        sliding_window=layer.window[0] + 1,
-        sm_scale=layer.scale,
-    )
+    rows = int(batch.query_start_loc[-1])
+    module.chunked_prefill_paged_decode(**chunked_prefill.arguments(rows, q, k, v, kv_cache, layer, batch, out))
 
 
 def _support(device: str, **fields: Any) -> Support:

@@ -99,6 +99,23 @@ def slots(batch: Batch, first: torch.Tensor, end: torch.Tensor, block_size: int)
     return indptr, torch.cat(found)
 
 
+def extend_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: Batch,
+    indptr: torch.Tensor,
+    indices: torch.Tensor,
+) -> tuple[object, ...]:
+    """The first arguments of extend_attention_fwd and of verify_splitkv_fwd (1888-1909): up to the mask, which is causal."""
+    rows = int(batch.query_start_loc[-1])
+    own = (q[:rows], k[:rows].contiguous(), v[:rows].contiguous(), out[:rows])
+    return *own, k_cache.flatten(0, 1), v_cache.flatten(0, 1), batch.query_start_loc.long(), indptr, indices, None, True, None
+
+
 def support(**fields: Any) -> Support:
     """Sizes and dtypes of the pool that are drawn, with more fields."""
     drawn: dict[str, Any] = {

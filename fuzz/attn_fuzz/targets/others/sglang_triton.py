@@ -22,7 +22,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.sglang import TRITON
 from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.sglang_package import COMPUTE_UNITS, is_decode, window_slots
+from attn_fuzz.targets.others.sglang_package import COMPUTE_UNITS, extend_arguments, is_decode, window_slots
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -73,22 +73,10 @@ def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
 
 def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
     _, module, _ = sglang_package.load(*MODULES)
-    rows = int(batch.query_start_loc[-1])
     prefixes = batch.seq_lens - batch.query_start_loc.diff()
     indptr, indices = window_slots(batch, prefixes, layer.window[0], k_cache.shape[1])
     module.extend_attention_fwd(
-        q[:rows],
-        k[:rows].contiguous(),
-        v[:rows].contiguous(),
-        out[:rows],
-        k_cache.flatten(0, 1),
-        v_cache.flatten(0, 1),
-        batch.query_start_loc.long(),
-        indptr,
-        indices,
-        None,
-        True,
-        None,
+        *extend_arguments(q, k, v, out, k_cache, v_cache, batch, indptr, indices),
         batch.max_query_len,
         1.0,
         1.0,

@@ -13,7 +13,7 @@ from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.findings.sglang import VERIFY
 from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.sglang_package import slots
+from attn_fuzz.targets.others.sglang_package import extend_arguments, slots
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -29,18 +29,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     prefixes = batch.seq_lens - drafts
     indptr, indices = slots(batch, torch.zeros_like(prefixes), prefixes, k_cache.shape[1])
     ran = module.verify_splitkv_fwd(
-        q[:rows],
-        k[:rows].contiguous(),
-        v[:rows].contiguous(),
-        out.view(q.shape)[:rows],
-        k_cache.flatten(0, 1),
-        v_cache.flatten(0, 1),
-        batch.query_start_loc.long(),
-        indptr,
-        indices,
-        None,
-        True,
-        None,
+        *extend_arguments(q, k, v, out.view(q.shape), k_cache, v_cache, batch, indptr, indices),
         drafts,
         1.0,
         1.0,

@@ -17,7 +17,6 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import DIFFKV
 from attn_fuzz.targets.others import vllm_package, vllm_unified, vllm_write
-from attn_fuzz.targets.others.vllm_unified import MAX_3D_QUERY_LEN, MIN_LAUNCH_GRID_SIZE_2D, NUM_PAR_SOFTMAX_SEGMENTS
 from attn_fuzz.targets.target import Support, Target
 
 MODULES = ("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash")
@@ -28,33 +27,13 @@ SPEC_3D_MAX_Q = 16
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module, *_] = _modules()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
-    rows = batch.num_actual_tokens
-    threshold = MIN_LAUNCH_GRID_SIZE_2D // layer.num_kv_heads
-    scratch = (threshold * MAX_3D_QUERY_LEN, layer.num_heads, NUM_PAR_SOFTMAX_SEGMENTS)
-    padded = 1 << (layer.value_size - 1).bit_length()
     module.unified_attention_diffkv(
-        q=q[:rows],
         k=k_cache,
         v=v_cache,
-        out=out.view(*q.shape[:2], layer.value_size)[:rows],
-        cu_seqlens_q=batch.query_start_loc,
-        max_seqlen_q=batch.max_query_len,
-        seqused_k=batch.seq_lens,
-        softmax_scale=layer.scale,
         causal=True,
-        window_size=(layer.window[0], min(layer.window[0], 0)),
-        block_table=batch.block_table,
-        softcap=layer.logits_soft_cap or 0,
-        alibi_slopes=layer.alibi_slopes,
-        sinks=layer.sinks,
-        seq_threshold_3D=threshold,
-        num_par_softmax_segments=NUM_PAR_SOFTMAX_SEGMENTS,
-        softmax_segm_output=q.new_full((*scratch, padded), torch.nan, dtype=torch.float32),
-        softmax_segm_max=q.new_full(scratch, torch.nan, dtype=torch.float32),
-        softmax_segm_expsum=q.new_full(scratch, torch.nan, dtype=torch.float32),
-        q_descale=None,
         k_descale=layer.k_scale,
         v_descale=layer.v_scale,
+        **vllm_unified.arguments(q, layer, batch, out),
     )
 
 

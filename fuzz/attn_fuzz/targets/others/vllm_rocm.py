@@ -17,7 +17,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.others import chunked_prefill, vllm_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -27,27 +27,9 @@ _ENGINE = dataclasses.replace(VLLM, writes=(True,), unwritten=False)
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module, _ = vllm_package.load(*MODULES, is_rocm=True)
-    rows = batch.num_actual_tokens
-    key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
-    one = q.new_ones((), dtype=q.dtype).float()
     module.chunked_prefill_paged_decode(
-        query=q[:rows],
-        key=k[:rows],
-        value=v[:rows],
-        output=out.view(q.shape)[:rows],
-        kv_cache_dtype="auto" if layer.kv_cache_dtype is None else "fp8",
-        key_cache=key_cache,
-        value_cache=value_cache,
-        block_table=batch.block_table,
-        query_start_loc=batch.query_start_loc,
-        seq_lens=batch.seq_lens,
+        **chunked_prefill.arguments(batch.num_actual_tokens, q, k, v, kv_cache, layer, batch, out),
         max_seq_len=batch.max_seq_len,
-        max_query_len=batch.max_query_len,
-        k_scale=one if layer.k_scale is None else layer.k_scale,
-        v_scale=one if layer.v_scale is None else layer.v_scale,
-        alibi_slopes=layer.alibi_slopes,
-        sliding_window=1 + layer.window[0],
-        sm_scale=layer.scale,
         output_scale=layer.output_scale,
         sinks=layer.sinks,
         causal=batch.causal,

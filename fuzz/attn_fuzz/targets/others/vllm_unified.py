@@ -13,7 +13,7 @@ import functools
 from collections.abc import Iterable
 
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import UNIFIED_ATTENTION
@@ -32,35 +32,42 @@ ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module, _ = vllm_package.load(*MODULES)
-    rows = batch.num_actual_tokens
-    threshold = MIN_LAUNCH_GRID_SIZE_2D // layer.num_kv_heads
-    scratch = (threshold * MAX_3D_QUERY_LEN, layer.num_heads, NUM_PAR_SOFTMAX_SEGMENTS)
-    padded = 1 << (layer.head_size - 1).bit_length()
     module.unified_attention(
-        q=q[:rows],
-        out=out.view(q.shape)[:rows],
-        cu_seqlens_q=batch.query_start_loc,
-        max_seqlen_q=batch.max_query_len,
-        seqused_k=batch.seq_lens,
         max_seqlen_k=batch.max_seq_len,
-        softmax_scale=layer.scale,
         causal=batch.causal,
-        window_size=(layer.window[0], min(layer.window[0], 0)),
-        block_table=batch.block_table,
-        softcap=layer.logits_soft_cap or 0,
-        alibi_slopes=layer.alibi_slopes,
-        sinks=layer.sinks,
         output_scale=layer.output_scale,
         mm_prefix_range=batch.bidirectional_ranges,
         mm_prefix_clamp_sliding_window=layer.ranges_clamped,
-        seq_threshold_3D=threshold,
-        num_par_softmax_segments=NUM_PAR_SOFTMAX_SEGMENTS,
-        softmax_segm_output=q.new_full((*scratch, padded), torch.nan, dtype=torch.float32),
-        softmax_segm_max=q.new_full(scratch, torch.nan, dtype=torch.float32),
-        softmax_segm_expsum=q.new_full(scratch, torch.nan, dtype=torch.float32),
-        q_descale=None,
+        **arguments(q, layer, batch, out),
         **_cache(kv_cache, layer, batch.num_requests),
     )
+
+
+def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) -> dict[str, object]:
+    """What unified_attention and unified_attention_diffkv both take, beside K and V. The segments' memory is full of NaN."""
+    rows = batch.num_actual_tokens
+    threshold = MIN_LAUNCH_GRID_SIZE_2D // layer.num_kv_heads
+    scratch = (threshold * MAX_3D_QUERY_LEN, layer.num_heads, NUM_PAR_SOFTMAX_SEGMENTS)
+    padded = 1 << (layer.value_size - 1).bit_length()
+    return {
+        "q": q[:rows],
+        "out": out.view(*q.shape[:2], layer.value_size)[:rows],
+        "cu_seqlens_q": batch.query_start_loc,
+        "max_seqlen_q": batch.max_query_len,
+        "seqused_k": batch.seq_lens,
+        "softmax_scale": layer.scale,
+        "window_size": (layer.window[0], min(layer.window[0], 0)),
+        "block_table": batch.block_table,
+        "softcap": layer.logits_soft_cap or 0,
+        "alibi_slopes": layer.alibi_slopes,
+        "sinks": layer.sinks,
+        "seq_threshold_3D": threshold,
+        "num_par_softmax_segments": NUM_PAR_SOFTMAX_SEGMENTS,
+        "softmax_segm_output": q.new_full((*scratch, padded), torch.nan, dtype=torch.float32),
+        "softmax_segm_max": q.new_full(scratch, torch.nan, dtype=torch.float32),
+        "softmax_segm_expsum": q.new_full(scratch, torch.nan, dtype=torch.float32),
+        "q_descale": None,
+    }
 
 
 def _cache(kv_cache: torch.Tensor, layer: Layer, num_requests: int) -> dict[str, object]:
