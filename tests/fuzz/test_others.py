@@ -44,8 +44,8 @@ def needs(target: Target) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkeypatch, tmp_path, attn_parity):
-    monkeypatch.setattr("importlib.util.find_spec", _finds_no(("vllm", "sglang", "aiter")))
-    for package in ("VLLM", "SGLANG", "AITER"):
+    monkeypatch.setattr("importlib.util.find_spec", _finds_no(("vllm", "sglang", "aiter", "lmdeploy")))
+    for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
         monkeypatch.delenv(f"ATTN_PARITY_{package}", raising=False)
     run = attn_parity("fuzz", "--target", name, "--examples", 1, "--device", "cpu")
     assert run.code == 2
@@ -155,7 +155,8 @@ def test_a_soft_cap_is_carried_in_exact_mode(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory) -> Path:
-    for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode"):  # of each package
+    # of each package
+    for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode", "lmdeploy-decode"):
         needs(TARGETS[name])
     folder = tmp_path_factory.mktemp("mended")
     finding_scripts.all_mended(folder)
@@ -166,7 +167,7 @@ def mended(tmp_path_factory) -> Path:
 def test_what_is_known_hides_nothing_else(name, mended, attn_parity, monkeypatch):
     """On sources in which findings are mended, the cases that they explained agree: each failed because of them alone."""
     needs(TARGETS[name])
-    for package in ("VLLM", "SGLANG", "AITER"):
+    for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
         monkeypatch.setenv(f"ATTN_PARITY_{package}", str(mended))
     run = attn_parity("fuzz", "--target", name, *TWENTY)
     assert run.code == 0, run.out
