@@ -119,6 +119,30 @@ def test_a_stray_write_of_an_earlier_call_is_of_its_finding(tmp_path):
     assert target.findings[0].explains(case, verdict)
 
 
+def test_of_heads_without_a_sink_among_others_a_hidden_tile_is_of_its_finding(tmp_path):
+    """Found by a seed: every other head has a sink of minus infinity. The last query sees nothing of the first tile of keys."""
+    target = registry.load("aiter-unified-attention")
+    needs(target)
+    case = Case(
+        target=target.name,
+        dtype="float16",
+        num_kv_heads=2,
+        head_size=64,
+        scale=1.0,
+        window=(0, -1),
+        sinks="some",
+        requests=(Request(query_len=3, seq_len=130, blocks=(0, 1, 2, 3, 4), causal=True),),
+        cache=Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=32, num_blocks=5),
+        program_order="in order",
+        values=Values("one_hot"),
+    )
+    with Executor(case.target, "cpu", 120.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(case)
+    assert verdict.kind == "value", verdict
+    assert {difference.head for difference in verdict.differences} == {1}
+    assert [finding.name for finding in target.findings if finding.explains(case, verdict)] == ["aiter-hidden-tile"]
+
+
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 TWENTY = ("--examples", 20, "--seed", 5, "--workers", 1, "--corpus", "none")
 COMPILED = [name for name, target in TARGETS.items() if target.modules]
