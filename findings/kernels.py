@@ -30,6 +30,8 @@ PLATFORM = SimpleNamespace(
 )
 LOGGER = SimpleNamespace(debug_once=no, warning_once=no)
 MI300 = SimpleNamespace(name="gfx942", is_rdna=False)
+POLICIES = SimpleNamespace(NONE=0, INT4=4, FP8=16, FP8_E5M2=17, TURBO_QUANT=42)
+UNITS = {"multi_processor_count": 16, "compute_capability": (9, 4), "warps_per_sm": 32}
 MODES = SimpleNamespace(NONE=0, INT8_PER_TOKEN_HEAD=2, FP8_PER_TOKEN_HEAD=3, INT4_PER_TOKEN_HEAD=4)
 
 
@@ -65,6 +67,9 @@ STAND_INS |= {
     "vllm.utils.math_utils": {"RCP_LN2": 1.4426950408889634},
     "vllm.v1.kv_cache_interface": {"KVQuantMode": MODES, "get_kv_quant_mode": no},
     "vllm.v1.worker.workspace": {"current_workspace_manager": no, "is_workspace_manager_initialized": no},
+    "lmdeploy.messages": {"QuantPolicy": POLICIES},
+    "lmdeploy.utils": {"get_logger": lambda name: LOGGER},
+    "lmdeploy.pytorch.kernels.cuda.utils": {"get_device_props": lambda index: UNITS, "is_cuda": no},
     "sglang.srt.environ": {"envs": None},
     "sglang.srt.utils": {"get_device_core_count": no, "is_hip": no, "is_gfx95_supported": no, "is_gfx1250_supported": no},
     "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16, "get_num_xcds": lambda: 8},

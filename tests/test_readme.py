@@ -60,8 +60,10 @@ def test_how_many_findings_there_are():
         "nineteen",
         "twenty",
     )
-    aiter, vllm, sglang = (words[findings.count(f"- Seen in: {package}")] for package in ("amd-aiter", "vllm", "sglang"))
-    assert f"[{aiter} in AITER](docs/generated/findings.md), {vllm} in vLLM and {sglang} in SGLang" in README
+    packages = ("amd-aiter", "vllm", "sglang", "lmdeploy")
+    aiter, vllm, sglang, lmdeploy = (words[findings.count(f"- Seen in: {package}")] for package in packages)
+    assert f"[{aiter} in AITER](docs/generated/findings.md), {vllm} in vLLM, " in README
+    assert f" {sglang} in SGLang and {lmdeploy} in LMDeploy.\n" in README
 
 
 def test_every_file_names_the_same_version():

@@ -44,8 +44,8 @@ def needs(target: Target) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkeypatch, tmp_path, attn_parity):
-    monkeypatch.setattr("importlib.util.find_spec", _finds_no(("vllm", "sglang", "aiter")))
-    for package in ("VLLM", "SGLANG", "AITER"):
+    monkeypatch.setattr("importlib.util.find_spec", _finds_no(("vllm", "sglang", "aiter", "lmdeploy")))
+    for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
         monkeypatch.delenv(f"ATTN_PARITY_{package}", raising=False)
     run = attn_parity("fuzz", "--target", name, "--examples", 1, "--device", "cpu")
     assert run.code == 2
@@ -119,6 +119,30 @@ def test_a_stray_write_of_an_earlier_call_is_of_its_finding(tmp_path):
     assert target.findings[0].explains(case, verdict)
 
 
+def test_of_heads_without_a_sink_among_others_a_hidden_tile_is_of_its_finding(tmp_path):
+    """Found by a seed: every other head has a sink of minus infinity. The last query sees nothing of the first tile of keys."""
+    target = registry.load("aiter-unified-attention")
+    needs(target)
+    case = Case(
+        target=target.name,
+        dtype="float16",
+        num_kv_heads=2,
+        head_size=64,
+        scale=1.0,
+        window=(0, -1),
+        sinks="some",
+        requests=(Request(query_len=3, seq_len=130, blocks=(0, 1, 2, 3, 4), causal=True),),
+        cache=Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=32, num_blocks=5),
+        program_order="in order",
+        values=Values("one_hot"),
+    )
+    with Executor(case.target, "cpu", 120.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(case)
+    assert verdict.kind == "value", verdict
+    assert {difference.head for difference in verdict.differences} == {1}
+    assert [finding.name for finding in target.findings if finding.explains(case, verdict)] == ["aiter-hidden-tile"]
+
+
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 TWENTY = ("--examples", 20, "--seed", 5, "--workers", 1, "--corpus", "none")
 COMPILED = [name for name, target in TARGETS.items() if target.modules]
@@ -155,7 +179,8 @@ def test_a_soft_cap_is_carried_in_exact_mode(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory) -> Path:
-    for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode"):  # of each package
+    # of each package
+    for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode", "lmdeploy-decode"):
         needs(TARGETS[name])
     folder = tmp_path_factory.mktemp("mended")
     finding_scripts.all_mended(folder)
@@ -166,7 +191,7 @@ def mended(tmp_path_factory) -> Path:
 def test_what_is_known_hides_nothing_else(name, mended, attn_parity, monkeypatch):
     """On sources in which findings are mended, the cases that they explained agree: each failed because of them alone."""
     needs(TARGETS[name])
-    for package in ("VLLM", "SGLANG", "AITER"):
+    for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
         monkeypatch.setenv(f"ATTN_PARITY_{package}", str(mended))
     run = attn_parity("fuzz", "--target", name, *TWENTY)
     assert run.code == 0, run.out

@@ -205,3 +205,26 @@ def test_programs_that_have_returned_take_no_place(monkeypatch):
     assert sum(counts[:3]) == PROGRAMS
     assert max(counts) == 4
     assert sum(counts) < 2 * PROGRAMS
+
+
+@triton.jit
+def block_pointers_kernel(numbers_ptr, out_ptr, rows, SIZE: tl.constexpr):
+    """A tile of the transposed numbers, whose last columns are behind the numbers, doubled and moved by a column."""
+    program = tl.program_id(0)
+    shape, strides = (SIZE, rows), (1, SIZE)
+    source = tl.make_block_ptr(numbers_ptr, shape, strides, (0, program), (SIZE, SIZE), (0, 1))
+    tile = tl.load(tl.advance(source, (0, 1)), boundary_check=(1,), padding_option="zero")
+    target = tl.make_block_ptr(out_ptr + program * SIZE * SIZE, (SIZE, SIZE), (SIZE, 1), (0, 0), (SIZE, SIZE), (1, 0))
+    tl.store(target, 2 * tile, boundary_check=(0,))
+
+
+@pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9), reason="this Triton has no block pointers")
+@pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")
+def test_block_pointers_run_one_by_one():
+    size, rows = 4, 6
+    numbers, out = torch.randn(rows, size), torch.full((rows, size, size), torch.nan)
+    block_pointers_kernel[(rows,)](numbers, out, rows, size)
+    padded = torch.nn.functional.pad(numbers, (0, 0, 0, size + 1))
+    expected = torch.stack([2 * padded[program + 1 : program + 1 + size].T for program in range(rows)])
+    assert torch.equal(out, expected)
+    assert list(launches.apart.values()) == ["tl.make_block_ptr"]

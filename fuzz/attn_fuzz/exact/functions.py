@@ -4,6 +4,7 @@ While a call is followed, the named function is computed in their place. So exac
 judge does, and so do their own tests.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from attn_fuzz.exact import algebra, call
 from attn_fuzz.exact.builder import elements_of
 from attn_fuzz.exact.elements import Elements
+from attn_fuzz.exact.refusal import NotCarriedError
 
 Original = Callable[..., Any]
 
@@ -30,6 +32,13 @@ def _soft_cap_in_base_2(interpreter: Any, original: Original, scores: Any, cap: 
     """The same by powers of 2: cap * tanh(ln(2) * scores / cap)."""
     scaled = algebra.multiply(elements_of(scores.handle), algebra.LN2)
     return _like(interpreter, scores, _capped(scaled, _number(cap)))
+
+
+def _log2_of_e(interpreter: Any, original: Original, x: Any) -> float:
+    """A function that returns log2(x), of the number e alone: the number of the host that exact mode knows."""
+    if x != math.e:
+        raise NotCarriedError(f"log2 of {x}")
+    return math.log2(x)
 
 
 def _capped(scores: Elements, cap: Elements) -> Elements:
@@ -65,6 +74,8 @@ NAMED: dict[tuple[str, str], Callable[..., Any]] = {
     ("aiter.ops.triton._triton_kernels.unified_attention", "apply_softcap"): _soft_cap_in_base_2,
     ("sglang.kernels.ops.attention.decode_attention", "tanh"): _tanh,
     ("sglang.kernels.ops.attention.extend_attention", "tanh"): _tanh,
+    ("attn_fuzz.targets.others.lmdeploy_functions", "tanh"): _tanh,
+    ("attn_fuzz.targets.others.lmdeploy_functions", "log2"): _log2_of_e,
 }
 """By module and name of a kernel's function: what is computed in its place."""
 

@@ -25,7 +25,7 @@ def _may_split(case: "Case") -> bool:
 
 def _hides_tiles(case: "Case") -> bool:
     """Whether a row may see no key of a tile that other rows of its tile of queries see, and still see keys of another tile."""
-    is_windowed = case.window[0] >= 0 and case.sinks in (None, "off")
+    is_windowed = case.window[0] >= 0 and case.sinks in (None, "off", "some")
     return (is_windowed or _may_split(case)) and any(request.query_len > 1 for request in case.requests)
 
 
@@ -98,7 +98,8 @@ UNIFIED_ATTENTION = (
     Finding(
         name="aiter-hidden-tile",
         what="Where a row sees nothing of a tile, as a window or a split makes them, and its logits are negative, its weights "
-        "underflow: in float16 below about -9, and to a row of NaN below about -103. Without a split, a sink prevents it.",
+        "underflow: in float16 below about -9, and to a row of NaN below about -103. Without a split, a finite sink prevents "
+        "it.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
         seen_in=SEEN_IN,

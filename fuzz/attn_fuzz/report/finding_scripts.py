@@ -26,7 +26,7 @@ FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.jso
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
 CONFIRMED = ("closed form", "second implementation", "the package's own reference")
-_LOADED = {"aiter": "ops/triton", "sglang": "kernels/ops/attention", "vllm": "v1/attention"}
+_LOADED = {"aiter": "ops/triton", "lmdeploy": "pytorch", "sglang": "kernels/ops/attention", "vllm": "v1/attention"}
 """The part of a package that its targets load; all of any other package."""
 _READ = {"sglang": ("sglang/srt/models/gemma2.py", "sglang/srt/layers/attention/triton_backend.py")}
 """Other files of a package that scripts read."""

@@ -21,8 +21,7 @@ inner: dict[str, Method] = {}
 # axis taken away, and given back to what they return
 _OF_ONE = (
     *("create_histogram", "create_descriptor_load", "create_descriptor_store", "create_descriptor_gather"),
-    *("create_descriptor_scatter", "create_tensor_pointer_load", "create_tensor_pointer_store", "create_atomic_poll"),
-    *("create_print", "create_extern_elementwise", "create_inline_asm"),
+    *("create_descriptor_scatter", "create_atomic_poll", "create_print", "create_extern_elementwise", "create_inline_asm"),
 )
 
 
@@ -31,6 +30,8 @@ def install(interpreter: Any) -> None:
     handle, tl, builder = interpreter.TensorHandle, interpreter.tl, interpreter.InterpreterBuilder
     found = _of_shapes(handle) | _of_programs(handle, tl) | _of_memory(handle, tl, builder)
     found |= {name: _of_one(name, handle) for name in _OF_ONE if hasattr(builder, name)}
+    if hasattr(interpreter, "BlockPointerHandle"):  # Triton 3.9 has none
+        interpreter.BlockPointerHandle.materialize_pointers = _addresses(handle, tl)
     for name, method in found.items():
         if hasattr(builder, name):
             inner[name] = getattr(builder, name)
@@ -170,6 +171,24 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
             inner["create_masked_store"](self, pointers, held, mask, *store_options)
 
     return {name: method for name, method in locals().items() if name.startswith("create_") or name == "undo"}
+
+
+def _addresses(handle: Any, tl: Any) -> Method:
+    """What replaces `materialize_pointers` of a block pointer: the mask is a block, too, and both have the first axis."""
+
+    def materialize_pointers(self: Any, boundary_check: Any) -> tuple[Handle, Handle]:
+        if not _runs_alone(running.current):
+            raise apart("tl.make_block_ptr")
+        shape, element = tuple(self.block_shape), self.base.get_element_ty()
+        address, mask = np.broadcast_to(self.base.data, shape), np.ones(shape, bool)
+        for axis, size in enumerate(shape):
+            index = self.offsets[axis].data + np.arange(size).reshape(-1, *[1] * (len(shape) - 1 - axis))
+            address = address + (element.primitive_bitwidth // 8 * index * self.strides[axis].data).astype(np.uint64)
+            if axis in boundary_check:
+                mask = mask & (index >= 0) & (index < self.shape[axis].data)
+        return handle(address[None], self.base.dtype.scalar), handle(mask[None], tl.int1)
+
+    return materialize_pointers
 
 
 def _runs_alone(programs: Running) -> bool:

@@ -1,0 +1,55 @@
+"""Bugs that the fuzzer has found in LMDeploy's Triton attention."""
+
+from typing import TYPE_CHECKING
+
+from attn_fuzz.findings.finding import Finding
+
+if TYPE_CHECKING:
+    from attn_fuzz.cases.case import Case
+    from attn_fuzz.verdict.verdict import Verdict
+
+SEEN_IN = "lmdeploy 0.18.0"
+BACKEND, KERNELS = "lmdeploy/pytorch/backends/cuda/attention", "lmdeploy/pytorch/kernels/cuda"
+
+
+def _sees_a_key_more(case: "Case", verdict: "Verdict") -> bool:
+    is_number = verdict.kind in ("value", "bitwise", "exact")
+    return is_number and any(0 <= case.window[0] < request.seq_len - 1 for request in case.requests)
+
+
+def _decodes_a_quantized_block(case: "Case", verdict: "Verdict") -> bool:
+    is_quantized = case.cache is not None and case.cache.dtype is not None
+    return is_quantized and verdict.kind in ("value", "nan") and any(request.query_len > 1 for request in case.requests)
+
+
+WINDOW = Finding(
+    name="lmdeploy-window-one-key-more",
+    what="A layer with a window of W tokens sees W + 1 keys, in prefills and in decodes.",
+    cause=f"{BACKEND}/__init__.py:83, _normalize_sliding_window: the kernels take the number of keys before the query's own, "
+    "which is W - 1, and get the model's W (models/gpt_oss.py:56, models/mistral.py:58). fa3.py:69 sends it to FlashAttention.",
+    seen_in=SEEN_IN,
+    explains=_sees_a_key_more,
+)
+ALIBI = Finding(
+    name="lmdeploy-alibi-behind-maximum",
+    what="A prefill with ALiBi subtracts the largest logit before it adds the biases. Where a far key has this logit, weights "
+    "of near keys are too small for float16: the row is imprecise, or 0. A decode is right.",
+    cause=f"{KERNELS}/flashattention.py:90-118, _prefill_fwd_inner: the maximum is taken and subtracted before the bias is "
+    "added. pagedattention.py:188-195 does it after.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: case.alibi_slopes and case.dtype == "float16" and verdict.kind in ("value", "bitwise"),
+)
+DECODE = (WINDOW,)
+PREFILL = (WINDOW, ALIBI)
+BLOCK_DECODE = (
+    Finding(
+        name="lmdeploy-block-decode-quantized",
+        what="A decode of several tokens of each request, as block diffusion models make it, is wrong if the cache is "
+        "quantized. Of R requests, row r of the step attends to the keys of request r, and the rows from R on are what the "
+        "memory held.",
+        cause=f"{KERNELS}/pagedattention.py:325-364, _fwd_grouped_split_quant_kernel: it has no seq_len, and takes the index "
+        "of the request for that of the row. Its sibling for other caches has it (82-92).",
+        seen_in=SEEN_IN,
+        explains=_decodes_a_quantized_block,
+    ),
+)
