@@ -53,7 +53,7 @@ runs all cases, states all theorems about each mutant, and writes which of them 
 * The writers of latent caches, the rotation, and where the merges of parts and of two states read and write: of the merges,
   only that no number of 32 bits overflows.
 * Rows of latent caches, and the scales in them: their loads have no theorem on addresses.
-* The values of `qq_bias` and ALiBi. A key that a bias hides is left out of the theorems on masks.
+* The values of `qq_bias` and ALiBi. A key that a bias hides is left out of the theorems on masks, but not of `tiles.biased`.
 * Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales behind its rows: the theorem on scales
   per token takes any three strides.
 * That `math.gcd` is the greatest common divisor: the theorem on units uses that a number divides it exactly if it divides all.

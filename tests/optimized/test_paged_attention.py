@@ -212,6 +212,15 @@ def test_values_at_an_odd_address_are_loaded_one_by_one(paged_call):
         assert next(calls).launch.constants["KIND"].has_value_pairs == has_pairs
 
 
+def test_an_odd_dim_behind_the_pairs_is_read(paged_call, assert_agrees):
+    """Rows of 33 dims lie 48 bytes apart, so that strides count in 16 bytes, of which pairs are cut. No drawn width is odd."""
+    call = paged_call([1, 3], [70, 20], kv_cache_dtype=torch.float8_e4m3fn, head_size=33, **ONE_SCALE)
+    *outer, head_size = call.kv_cache.shape
+    padded = torch.zeros((*outer, 48), dtype=torch.float8_e4m3fn, device=call.q.device)[..., :head_size]
+    padded.view(torch.uint8).copy_(call.kv_cache.view(torch.uint8))
+    assert_agrees(call._replace(kv_cache=padded))
+
+
 @pytest.mark.parametrize("seq_len", [40, 500], ids=["one part", "keys split"])
 def test_writes_float8(seq_len, paged_call, assert_agrees):
     assert_agrees(paged_call([3], [seq_len], output_scale=torch.tensor([0.125]), dtype=torch.float16))

@@ -18,7 +18,7 @@ QUICK = ("rules", "splits", "writer")
 RUN = (
     *("mask.causal", "mask.window-right", "rules.causal", "rules.sinks-off", "tiles.once", "programs.search", "programs.rows"),
     *("splits.cover", "splits.call", "splits.read", "addresses.key-rows", "addresses.value-pairs", "addresses.units"),
-    *("inside.read", "inside.written", "writer.slots", "writer.keys", "widths.writer"),
+    *("inside.read", "inside.written", "tiles.biased", "writer.slots", "writer.keys", "widths.writer"),
 )
 """Theorems whose mutants' cases are run here, in a minute; `attn-parity prove --mutants` runs all."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges"}

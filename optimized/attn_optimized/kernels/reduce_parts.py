@@ -50,7 +50,7 @@ def reduce_parts_kernel(
     rows, heads = num_rows.to(tl.int64), num_heads.to(tl.int64)
     in_block = tl.arange(0, BLOCK_PARTS)[None, :]
     # [D]
-    dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    dims = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     dim = dims[None, None, :]
 
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)

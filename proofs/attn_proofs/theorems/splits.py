@@ -92,7 +92,7 @@ class Program:
             {"parameters": Record("Parameters", parameters), "block_n": block_n, "queries": symbol("queries_per_tile"),
              "group": 1},
         )  # fmt: skip
-        names = ("max_seq_len", "window_keys", "num_tokens", "num_heads", "value_size")
+        names = ("max_seq_len", "window_keys", "num_tokens", "num_requests", "num_heads", "value_size")
         workload = Record(
             "Workload",
             {name: symbol(name) for name in names} | {"batch_invariant": False, "has_short_window": symbol("is_short", "bool")},

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import z3
+from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.zoo.patches import Patch
-from attn_proofs.counterexamples import of_scene
-from attn_proofs.scenes import BLOCK_N, Scene, scene
+from attn_proofs.counterexamples import of_scene, paged
+from attn_proofs.scenes import BLOCK_N, INTERPRETED_BLOCK_N, Scene, scene
 from attn_proofs.sources import Sources
 from attn_proofs.specification import Rules
-from attn_proofs.theorem import Claim, Term, Theorem
+from attn_proofs.theorem import Claim, Model, Term, Theorem
 from attn_proofs.values import Tensor
 
 KEY_TILES = "attn_optimized.kernels.key_tiles"
 UNMASKED, MASKED = 0, 1
+HIDES_ALL = 5
+"""A seed of values whose bias of one query and one key is -inf."""
 
 
 class Order:
@@ -123,6 +126,20 @@ def _all_see(sources: Sources) -> Iterator[Claim]:
         yield _with_both_loops(made, made.claim("a tile without a mask", here, rules.visible))
 
 
+def _none_hidden(sources: Sources) -> Iterator[Claim]:
+    for block_n in BLOCK_N:
+        made = scene(sources, block_n=block_n, has_gaps=True, has_bias=True)
+        rules = made.rules
+        _, path, first_key, _ = Order(made).turn(UNMASKED)
+        here = [*path, first_key <= rules.j, rules.j < first_key + made.block_n, z3.Int("qq_bias_len") > 0]
+        yield made.claim("a tile without a mask", here, rules.j < rules.seq_len - z3.Int("query_len"))
+
+
+def _hidden_from_all(_: Model) -> Case:
+    """A step of one query, whose bias hides its own key, the last one of a tile: nobody sees the key, and it may be NaN."""
+    return paged([(1, INTERPRETED_BLOCK_N)], qq_bias="hiding", values=Values("random", HIDES_ALL), recycled=True, writes=False)
+
+
 def _with_both_loops(made: Scene, claim: Claim) -> Claim:
     """The claim, whose small counterexample has a long window: only then the host compiles the loop without a mask in."""
     rules = made.rules
@@ -165,8 +182,8 @@ def _keys_only(sources: Sources) -> Iterator[Claim]:
             yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
 
 
-def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str) -> Theorem:
-    return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=of_scene)
+def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str, case=of_scene) -> Theorem:
+    return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=case)
 
 
 VISIBILITY = "attn_optimized.kernels.visibility"
@@ -197,6 +214,11 @@ THEOREMS = (
         "unmasked", "A tile without a mask holds only keys that every query of the tile sees.",
         _all_see,
         f"{KEY_TILES}.loops_over", "end_key // KIND.block_n", "tl.cdiv(end_key, KIND.block_n)",
+    ),
+    _theorem(
+        "biased", "With a qq_bias, a tile without a mask holds no token of the step: a bias may hide it from all queries.",
+        _none_hidden,
+        f"{VISIBILITY}.keys_seen_by_all", "tl.minimum(end, positions.context_len)", "end", _hidden_from_all,
     ),
     _theorem(
         "once", "Sink tiles and the other tiles do not overlap.",

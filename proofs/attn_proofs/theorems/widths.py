@@ -129,9 +129,7 @@ def _offsets_fit(*kernels: Callable[[Sources], Extraction]):
             sizes = [z3.And(z3.Int(name) >= 0, z3.Int(name) <= INT32_MAX) for name in _SIZES]
             given = [
                 *sizes, *(z3.And(lane >= 0, lane < size) for (_, size), lane in lanes.items()), z3.Int("num_heads") >= 1,
-                z3.Int("num_kv_heads") >= 1, z3.Int("num_parts") <= MOST_PARTS, z3.Int("program_1") >= 0,
-                z3.Int("program_1") <= MOST_PARTS,
-                *extraction.assumptions,
+                z3.Int("num_kv_heads") >= 1, z3.Int("num_parts") <= MOST_PARTS, *extraction.assumptions,
             ]  # fmt: skip
             known = set()
             for note in extraction.notes:
@@ -180,7 +178,7 @@ THEOREMS = (
     Theorem(
         name="widths.reduction",
         says="The reduction computes no number in 32 bits that may not fit: its tokens, heads, rows and parts are of 64 bits.",
-        assumes="At most 2^20 parts, and as many blocks of dims.",
+        assumes="At most 2^20 parts.",
         claims=_offsets_fit(_reduced), case=_far("triton-far", [(20, 150), (3, 40)]),
         mutant=(Patch(f"{KERNELS}.reduce_parts.reduce_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
     ),
