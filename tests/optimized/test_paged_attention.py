@@ -9,7 +9,7 @@ import attn_reference
 import pytest
 import torch
 import triton
-from attn_contract import AttentionType, Layout
+from attn_contract import AttentionType, ContractError, Layout
 from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.oracle import Oracle
@@ -219,6 +219,17 @@ def test_an_odd_dim_behind_the_pairs_is_read(paged_call, assert_agrees):
     padded = torch.zeros((*outer, 48), dtype=torch.float8_e4m3fn, device=call.q.device)[..., :head_size]
     padded.view(torch.uint8).copy_(call.kv_cache.view(torch.uint8))
     assert_agrees(call._replace(kv_cache=padded))
+
+
+def test_inline_scales_at_an_odd_place_are_refused_after_a_call_that_was_served(paged_call):
+    """Both caches begin at an even address, and have one signature but for the place where they begin."""
+    call = paged_call([1], [70], layout=Layout.CONTENT_PACKED_SCALED, kv_cache_dtype=torch.int8)
+    size = call.kv_cache.numel()
+    memory = torch.zeros(size + 2, dtype=torch.int8, device=call.q.device)
+    served, shifted = (memory[first : first + size].view(call.kv_cache.shape) for first in (0, 2))
+    attn_optimized.paged_attention(*call._replace(kv_cache=served))
+    with pytest.raises(ContractError, match="multiples of 4"):
+        attn_optimized.paged_attention(*call._replace(kv_cache=shifted))
 
 
 @pytest.mark.parametrize("seq_len", [40, 500], ids=["one part", "keys split"])

@@ -50,6 +50,13 @@ def test_what_it_does_not_do_is_refused_when_it_is_made(options, reason, make_st
     assert "TRITON_ATTN" in error.value.instead
 
 
+@pytest.mark.parametrize("attn_type", [AttentionType.ENCODER, AttentionType.ENCODER_ONLY])
+def test_encoders_with_alibi_are_refused_when_they_are_made(attn_type, make_step, aiter):
+    step = make_step([9], [9], attn_type=attn_type, alibi_slopes=torch.ones(4))
+    with pytest.raises(UnsupportedError, match="ALiBi is causal"):
+        ROCM.impl(step.layer, aiter=aiter, **step.constructor)
+
+
 def test_a_refusal_has_all_its_reasons(make_step, aiter):
     step = make_step([1], [9], **X_PACKED, sinks=[0.0] * 4, logits_soft_cap=2.0, chunked_local=3)
     with pytest.raises(UnsupportedError) as error:
