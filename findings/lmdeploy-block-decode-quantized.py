@@ -15,8 +15,7 @@ q = torch.zeros(REQUESTS * QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DE
 k = torch.zeros(REQUESTS, BLOCK_SIZE, 1, HEAD_SIZE, dtype=torch.float32, device=DEVICE)
 v = k + torch.tensor([1.0, 2.0], device=DEVICE)[:, None, None, None]
 one = torch.ones((), device=DEVICE)
-torch.use_deterministic_algorithms(True)
-torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
+torch.use_deterministic_algorithms(True)  # new memory is NaN
 attend = interpretable(load("lmdeploy.pytorch.kernels.cuda.pagedattention")).flash_attn_with_kvcache
 out = attend(
     q,

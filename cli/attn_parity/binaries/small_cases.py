@@ -12,7 +12,7 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
-from attn_optimized.launch.tiles import FEW_REDUCED_ROWS
+from attn_optimized.launch.workload import DECODE_TILE_ROWS
 from attn_parity.binaries.shipped_calls import ShippedCall
 
 KV_HEADS = 2
@@ -63,9 +63,9 @@ def _second_lengths(shipped: ShippedCall, queries: int, keys: int) -> list[tuple
 
 
 def _for_cascade(shipped: ShippedCall, keys: int) -> list[tuple[int, int]]:
-    """So many more queries that those of all requests together are no decode, and that their parts are not few rows."""
+    """So many more queries that those of all requests together are no decode."""
     heads = KV_HEADS * (shipped.num_heads // shipped.num_kv_heads)
-    return [(1, keys + 2)] * (FEW_REDUCED_ROWS // heads + 1) if shipped.op == "cascade" else []
+    return [(1, keys + 2)] * (DECODE_TILE_ROWS // heads + 1) if shipped.op == "cascade" else []
 
 
 def _case(shipped: ShippedCall, lengths: list[tuple[int, int]], keys: int) -> Case:

@@ -121,7 +121,9 @@ def _overlap(ranges: tuple[tuple[int, int], ...]) -> bool:
 def _behind_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
     """Ranges that hold keys of a chunk before that of one of their queries: first key, end of that chunk, such a query."""
     chunk = case.chunked_local
-    for request in case.requests if chunk else ():
+    if chunk is None:
+        return
+    for request in case.requests:
         for first, last in request.bidirectional_ranges:
             first, last = max(0, first), min(last, request.seq_len - 1)
             for query in range(max(first, request.context_len), last + 1):
