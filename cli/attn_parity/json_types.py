@@ -315,6 +315,7 @@ class Group(TypedDict):
     scale: float
     attn_type: AttentionType
     rules: dict[str, Any]
+    layout: str | None
 
 
 class Filled(TypedDict):

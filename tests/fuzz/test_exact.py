@@ -239,7 +239,7 @@ def test_a_run_that_compares_nothing_says_so(attn_parity, child_environment):
 
 
 def test_a_failure_of_exact_mode_is_shrunk_and_replayed(attn_parity, tmp_path, child_environment):
-    options = ("--exact", "--examples", 60, "--seed", 1, "--workers", 1, "--corpus", "none")
+    options = ("--exact", "--examples", 200, "--seed", 1, "--workers", 1, "--corpus", "none")
     run = attn_parity("fuzz", "--target", "planted_exact:NUDGES", *options)
     assert run.code == 1, run.out
     command, *_ = (line for line in run.out.splitlines() if line.startswith("again: "))  # what is met while shrinking follows

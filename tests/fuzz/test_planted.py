@@ -46,7 +46,7 @@ KINDS = {
     "ALIBI_FROM_THE_START": {"value", "lse"},
     "ALIBI_SIGNED": {"value", "lse"},
     "SINK_TOKENS_ONE_MORE": {"value", "nan", "lse"},
-    "SINK_TOKENS_WITHOUT_CHUNK": {"value", "nan", "lse"},
+    "SINK_TOKENS_WITHOUT_CHUNK": {"value", "nan", "lse", "unwritten"},
     "CHUNK_TRUNCATES": {"value", "nan", "lse"},
     "CHUNK_ONE_MORE": {"value", "nan", "lse"},
     "RANGES_UNCLAMPED": {"value", "nan", "lse"},
