@@ -22,8 +22,8 @@ RUN = (
 )
 """Theorems whose mutants' cases are run here, in a minute; `attn-parity prove --mutants` runs all."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges", "tiles.biased"}
-"""Theorems about numbers beyond 2^31, whose target, and not the counterexample, says how far rows lie apart; and one about -inf in a
-bias, which one case has for all queries of a tile."""
+"""Theorems about numbers beyond 2^31, whose target, and not the counterexample, says how far rows lie apart; and one about
+-inf in a bias, which one case has for all queries of a tile."""
 
 
 class Numbers(Model):
