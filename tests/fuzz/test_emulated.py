@@ -348,9 +348,11 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
                 changed_code = code_of(changed(case, name, value))
             except (ContractError, IndexError):  # it does not fit the layer's other fields
                 continue
-            if name in ("num_kv_heads", "window") and len(changed_code) != len(code):
-                continue  # many heads fill the GPU, and a window leaves few keys: they are not split
-            is_other = without_reduction(changed_code) != without_reduction(code)
+            is_other = changed_code != code
+            if name in ("num_kv_heads", "window"):
+                if len(changed_code) != len(code):
+                    continue  # many heads fill the GPU, and a window leaves few keys: they are not split
+                is_other = without_reduction(changed_code) != without_reduction(code)
             if name == "scale" and (value > 0) != (case.scale > 0):
                 assert is_other
             else:
@@ -360,7 +362,8 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
     assert own.keys() >= {"scale", "num_kv_heads", "window", "sinks", "cache.planes", "cache.scales"}
     for name, found in own.items():
         assert sum(found) <= 0.2 * len(found), name
-    for name in kept.keys() - own.keys():
+    # all steps of a layer have its type, though no kernel is compiled for it
+    for name in kept.keys() - own.keys() - {"attn_type"}:
         assert any(kept[name]) or len(kept[name]) < 5, name
 
 
