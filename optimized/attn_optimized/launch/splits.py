@@ -15,8 +15,8 @@ PART_COST = 0.08
 """What each part beyond the first adds to the time, relative to that without a split: measured at 64 requests of 8k keys."""
 
 MIN_FILLING, MAX_FILLING = 4, 64
-"""A GPU with room for fewer programs beside each is as good as full, and more parts than that need not be short: the reduction
-costs more than shorter parts bring."""
+"""Parts are short where the GPU has room for at least MIN_FILLING programs in place of each. With less room the reduction costs
+more than short parts bring. At most MAX_FILLING parts are made by being short."""
 
 
 class Splits(NamedTuple):
