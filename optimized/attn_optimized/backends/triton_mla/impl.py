@@ -96,9 +96,16 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
 
     def _expand(self, kv_c: torch.Tensor, k_pe: torch.Tensor) -> torch.Tensor:
         """[n, N, P + R + V]: the keys of all heads, and behind each its value."""
-        of_heads = (kv_c @ self.kv_b_proj.T).unflatten(1, (self.layer.num_heads, -1))
-        k_nope, value = of_heads.split([self.nope_size, self.v_head_dim], dim=-1)
-        return torch.cat([k_nope, k_pe[:, None].expand(-1, self.layer.num_heads, -1), value], dim=-1)
+        num_heads, head_size = self.layer.num_heads, self.expanded.head_size
+        rows = kv_c.new_empty(len(kv_c), num_heads, head_size + self.v_head_dim)
+        by_head, latent = rows.transpose(0, 1), kv_c.expand(num_heads, -1, -1)
+        weights = self.kv_b_proj.unflatten(0, (num_heads, -1)).transpose(1, 2)
+        w_uk, w_uv = weights.split([self.nope_size, self.v_head_dim], dim=-1)
+        # each product is written where it belongs: to copy it there takes longer than to make it
+        torch.bmm(latent, w_uk, out=by_head[..., : self.nope_size])
+        torch.bmm(latent, w_uv, out=by_head[..., head_size:])
+        rows[..., self.nope_size : head_size] = k_pe[:, None]
+        return rows
 
     def _gathered(
         self, kv_cache: torch.Tensor, prefill: MlaPrefillMetadata, chunk: ContextChunk
