@@ -148,8 +148,8 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         if self.layer.output_scale is not None and output.dtype not in FLOAT8_DTYPES:
             raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
         output_dtype = None if self.layer.output_scale is None else output.dtype
-        per_request = isinstance(batch.causal, torch.Tensor)
-        key = (per_request or batch.causal, *asked(batch), output_dtype, lse is not None)
+        causal = None if isinstance(batch.causal, torch.Tensor) else batch.causal  # whatever the flags of requests are
+        key = (causal, *asked(batch), output_dtype, lse is not None)
         if key in self._served:
             return
         step = AttentionConfig.of(

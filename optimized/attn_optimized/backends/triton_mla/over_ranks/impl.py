@@ -120,6 +120,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             raise ContractError("attn_metadata.decode", None, "decodes: this step has none")
         self._check_dealing(attn_metadata)
         local = attn_metadata.decode.local
+        check_type("lse", lse, torch.Tensor | None, "None or a tensor")
         call = query, self._own_view(kv_cache), self.layer, local.batch, output, lse
         # calls of one signature pass the same checks, but for those of devices and memory
         signature = (*map(tensor_signature, (query, kv_cache, output, lse)), self.layer.signature, local.batch.signature)
