@@ -176,8 +176,10 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _run(call: "KernelCall", device: torch.device) -> None:
-    """Run a call, and before it launch the call on GPUs that are pretended."""
-    pretended_launches.check(call, choices_by((call.launch.grid, call.launch.numbers)))
+    """Run a call. One in three is launched on GPUs that are pretended before: for all it would take 7 % of the time."""
+    choose = choices_by((call.launch.grid, call.launch.numbers))
+    if choose.random() < 1 / 3:
+        pretended_launches.check(call, choose)
     call.run(device)
 
 
