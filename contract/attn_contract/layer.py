@@ -128,7 +128,7 @@ class Layer:
         output_scale: [] or [1] float32: `out` is of a float8 type and holds output / scale.
 
     Cross-attention (ENCODER_DECODER) has no window, sink_tokens, chunked_local or alibi_slopes: its query and key positions
-    belong to different sequences. It has no head_size_v: its cache holds K and V of one width.
+    belong to different sequences. No encoder's keys are latent.
 
     Raises:
         ContractError: a field has another type, is out of range or contradicts another one.
@@ -162,8 +162,6 @@ class Layer:
         words="head_size_v (a width of V of its own)",
         acts_on=VALUES,
         check=_check_head_size_v,
-        attn_types=SELF_ATTENTION,
-        why_not="its cache holds K and V of one width",
     )
     layout: Layout | None = None
     kv_cache_dtype: torch.dtype | None = None
@@ -288,13 +286,15 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
 
     Raises:
         ContractError: the layout holds K and V in one width; V is wider than the row that it begins, or its rows cannot have
-            such scales; or a latent cache has several KV heads, or no head_size_v.
+            such scales; or a latent cache is an encoder's, has several KV heads, or no head_size_v.
     """
     layout = asking.layout
     if not has_latent_value(asking, head_size_v):
         if layout is not None:
             layout.check_widths(asking.head_size, head_size_v)
         return None if head_size_v == asking.head_size else head_size_v
+    if asking.attn_type is not AttentionType.DECODER:
+        raise ContractError("layout", layout, f"another one for {asking.attn_type.name}: no encoder's keys are latent")
     if head_size_v is None:
         raise ContractError("head_size_v", None, f"the width of V in layout {layout}, at most head_size")
     if head_size_v > asking.head_size:
@@ -314,7 +314,7 @@ def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
     """
     if asking.layout is not None:
         return asking.layout.has_latent_value
-    if head_size_v is None or not asking.attn_type.reads_cache:
+    if head_size_v is None or asking.attn_type is not AttentionType.DECODER:
         return False
     return asking.num_kv_heads == 1 and head_size_v <= asking.head_size
 

@@ -311,8 +311,7 @@ class ParityTritonMlaPrefill(MLAPrefillBackend):
             causal=False,
             block_table=first_rows + torch.arange(chunk.max_seq_len, dtype=first_rows.dtype, device=first_rows.device),
         )
-        context, lse = attend_to_context(q, k, v, self._layer(), batch, **_options())
-        return context if out is None else out.copy_(context), lse
+        return attend_to_context(q, torch.cat([k, v], dim=-1), self._layer(), batch, out=out, **_options())
 
     def _layer(self) -> Layer:
         head_size = self.qk_nope_head_dim + self.qk_rope_head_dim

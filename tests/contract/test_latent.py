@@ -98,17 +98,13 @@ def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
             {"head_size_v": 4, "layout": Layout.CONTENT_PACKED_SCALED, "kv_cache_dtype": FP8},
             "head_size_v: got 4, expected None: layout CONTENT_PACKED_SCALED holds K and V of one width",
         ),
-        (
-            PACKED | {"head_size_v": 4, "attn_type": AttentionType.ENCODER_DECODER},
-            "head_size_v: got 4, expected None for ENCODER_DECODER: its cache holds K and V of one width",
-        ),
         (PACKED | {"head_size_v": 0}, "head_size_v: got 0, expected an int, at least 1"),
         (LATENT | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT, at most head_size"),
         (LATENT | {"head_size_v": 9}, "head_size_v: got 9, expected at most head_size (8): V is the beginning of K's row"),
         (LATENT | {"num_kv_heads": 2}, "num_kv_heads: got 2, expected 1: a latent cache has one KV head"),
         (
             LATENT | {"attn_type": AttentionType.ENCODER_DECODER},
-            "head_size_v: got 6, expected None for ENCODER_DECODER: its cache holds K and V of one width",
+            "layout: got LATENT, expected another one for ENCODER_DECODER: no encoder's keys are latent",
         ),
         (LATENT | {"kv_cache_dtype": FP8}, "k_scale: got None, expected a tensor: the scale of a cache of torch.float8_e4m3fn"),
         (LATENT | {"k_scale": torch.ones(1)}, "kv_cache_dtype: got None, expected a quantized dtype, since there are scales"),
@@ -230,7 +226,10 @@ def test_a_config_holds_what_its_layer_says():
             "layout: got LATENT_SCALED, expected one for scales None: only CONTENT_PACKED_SCALED",
         ),
         ({"rules": MLA.rules | {"rope": True}}, "rope: got True, expected False with a latent cache: write_latent_cache takes"),
-        ({"attn_type": AttentionType.ENCODER_DECODER}, "head_size_v: got 512, expected None for ENCODER_DECODER"),
+        (
+            {"attn_type": AttentionType.ENCODER_DECODER, "layout": Layout.LATENT},
+            "layout: got LATENT, expected another one for ENCODER_DECODER: no encoder's keys are latent",
+        ),
     ],
 )
 def test_configs_that_contradict_themselves(changes, message):

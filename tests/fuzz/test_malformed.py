@@ -68,9 +68,9 @@ JSON_READERS = (
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("select {}", ROOT / "tests/fuzz/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
-    Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json", takes_unknown_fields=True),
-    Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json", takes_unknown_fields=True),
-    Reader("ways --take {}", PAGES / "zoo-ways.json", "ways.json", takes_unknown_fields=True),
+    Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json"),
+    Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json"),
+    Reader("ways --take {}", PAGES / "zoo-ways.json", "ways.json"),
 )
 TOML_READERS = (
     Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),

@@ -63,6 +63,8 @@ def _check_value_size(case: Case) -> None:
         return
     if (case.head_size_v is not None) != case.has_latent_cache:
         raise CaseError(f"head_size_v: in layout {case.cache.layout}, null exactly where it is not a latent one")
+    if case.has_latent_cache and case.attn_type is not AttentionType.DECODER:
+        raise CaseError(f"layout: no encoder's keys are latent, and {case.attn_type} reads an encoder's")
     if case.head_size_v is not None and (case.head_size_v > case.head_size or case.num_kv_heads > 1):
         raise CaseError("head_size_v: a latent cache has one KV head, and head_size_v is at most head_size")
 

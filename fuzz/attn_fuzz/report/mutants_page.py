@@ -17,7 +17,7 @@ SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinis
 BROKEN, EQUIVALENT = "does not run", "equivalent"
 
 
-class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What became of one mutant.
 
     Attributes:
@@ -64,7 +64,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.state in ("", NOT_RUN_BY_ANY)
 
 
-class Suite(msgspec.Struct, frozen=True):
+class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The test suite that met the mutants.
 
     Attributes:
@@ -84,7 +84,7 @@ class Suite(msgspec.Struct, frozen=True):
     without: tuple[str, ...]
 
 
-class Results(msgspec.Struct, frozen=True, tag_field="schema", tag=SCHEMA):
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
     """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
 
     When the results were written, `sources` were the digests of packages, and the sample of this size and seed still held

@@ -25,7 +25,7 @@ EXPLAINED: Final[tuple[Way, ...]] = ("exact", "exhaust")
 DOES_NOT_RUN = "does not run"
 
 
-class Caught(msgspec.Struct, frozen=True, omit_defaults=True):
+class Caught(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one way made of a mutant.
 
     Attributes:
@@ -62,7 +62,7 @@ _AND = " and "
 _DRAW_NOTHING: Final[tuple[Way, ...]] = ("exhaust", "proof")
 
 
-class Looked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Looked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """How a way looked.
 
     Attributes:
@@ -77,14 +77,14 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: dict[str, str] = {}
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A mutant by its name, and what each way made of it."""
 
     name: str
     ways: dict[Way, Caught]
 
 
-class Results(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SCHEMA):
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="schema", tag=SCHEMA):
     """The ways that have looked, and each mutant."""
 
     looked: dict[Way, Looked]

@@ -29,7 +29,7 @@ JUDGES = {
 _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
-class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What became of one mutant.
 
     Attributes:
@@ -68,7 +68,9 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         return median(counts) if counts and len(counts) == len(self.found) else None
 
 
-class Results(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag=SCHEMA):
+class Results(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="schema", tag=SCHEMA
+):
     """A run of the zoo: where, with which Hypothesis and seeds, of how many examples at most, and each mutant by name.
 
     Attributes:

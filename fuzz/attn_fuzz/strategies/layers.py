@@ -36,7 +36,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     attn_type = _attn_type(draw, support)
     chosen = rules(draw, support, attn_type)
     dtype = pick(draw, support.dtypes)
-    latent = attn_type.reads_cache and _is_latent(draw, support, chosen)
+    latent = attn_type is AttentionType.DECODER and _is_latent(draw, support, chosen)
     if latent:
         chosen = chosen - {"rope"} | {"head_size_v"}  # a latent cache is written with keys that are rotated
     cache = _cache(draw, support, dtype, chosen, latent) if attn_type.reads_cache else {}

@@ -101,6 +101,8 @@ def _possible(support: Support, attn_type: AttentionType) -> list[str]:
     named = [*NUMBERS, "bidirectional_ranges", "rope", "head_size_v"]
     if attn_type is not AttentionType.DECODER and not support.engine.mixed_alibi:
         named.remove("alibi_slopes")
+    if attn_type is AttentionType.ENCODER_DECODER and not any(layout.takes_two_widths for layout in support.layouts):
+        named.remove("head_size_v")
     possible = [rule for rule in named if rule in support.rules and attn_type in RULES[rule].attn_types]
     quantized = ["quantized"] if support.cache_dtypes and attn_type.reads_cache else []
     return [*possible, *quantized, *(["output_dtype"] if support.output_dtypes else [])]

@@ -167,9 +167,7 @@ class MlaLayers(BackendLayers):
         if decode is not None and isinstance(decode.rows, slice):
             rows = decode.rows
             lse_rows = None if lse is None else lse[:, rows]
-            # by heads: of one row and one head, rows of all heads with one more dimension would be legal
-            by_head = out.view(len(out), layer.num_heads, layer.value_size)[rows]
-            of_rows = {"query": q[rows], "output": by_head, "lse": lse_rows}
+            of_rows = {"query": q[rows], "output": out[rows], "lse": lse_rows}
             yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
         if prefill is not None:
             latent = own_rows(q, kv_cache, layer, batch)[prefill.rows]

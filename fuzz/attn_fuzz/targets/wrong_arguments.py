@@ -132,7 +132,8 @@ def _other_numbers(right: torch.Tensor) -> torch.Tensor:
 _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "of another dtype": _other_dtype,
     "of other numbers": _other_numbers,
-    "with one more dimension": lambda tensor: tensor[None],
+    # one more is legal for a flat output of one row and one head
+    "with two more dimensions": lambda tensor: tensor[None, None],
     "on no device": lambda tensor: tensor.to("meta"),
     "negated": torch._neg_view,  # pyright: ignore[reportPrivateImportUsage]
 }

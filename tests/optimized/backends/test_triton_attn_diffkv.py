@@ -68,8 +68,8 @@ def test_what_it_does_not_do_is_refused_when_it_is_made(options, reason, make_st
 
 @pytest.mark.parametrize("attn_type", [AttentionType.ENCODER, AttentionType.ENCODER_ONLY, AttentionType.ENCODER_DECODER])
 def test_other_types_are_refused(attn_type, make_step, aiter):
-    """Cross-attention has one width, whatever the backend."""
-    options = {"layout": Layout.CONTENT_PACKED} if attn_type.reads_cache else {"head_size": 64, "head_size_v": 48}
+    layout = {"layout": Layout.CONTENT_PACKED} if attn_type.reads_cache else {}
+    options = {"head_size": 64, "head_size_v": 48, **layout}
     step = make_step([7, 20], [7, 20], attn_type=attn_type, **options)
     with pytest.raises(UnsupportedError, match="decoders alone"):
         DIFFKV.impl(step.layer, aiter=aiter, **step.constructor)

@@ -27,39 +27,35 @@ def expanded_layer(num_heads: int, head_size: int, head_size_v: int, scale: floa
 
 def attend_to_context(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    rows: torch.Tensor,
     layer: Layer,
     batch: Batch,
     *,
+    out: torch.Tensor | None = None,
     batch_invariant: bool = False,
     validate: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to the keys of a context, all of which every query of their request sees.
 
-    The kernels address such keys as a cache of blocks of one slot, which holds K and V of one width: V is padded.
+    The kernels address such keys as a cache of blocks of one slot.
 
     Args:
         query: [T, N, D].
-        key, value: [n, N, D] and [n, N, V], V at most D.
+        rows: [n, N, D + V], keys, and behind each its value; dense.
         layer: see `expanded_layer`.
         batch: `block_table` has the rows of each request.
+        out: [T, N, V], written; new if not given.
 
     Returns:
-        The output [T, N, V], a view, and its LSE [N, T] float32. A query without a key has 0 and -inf.
+        The output [T, N, V] and its LSE [N, T] float32. A query without a key has 0 and -inf.
     """
-    planes = key.new_empty(2, len(key), 1, *key.shape[1:])
-    planes[0, :, 0] = key
-    planes[1, :, 0, :, : value.shape[2]] = value
-    planes[1, :, 0, :, value.shape[2] :] = 0
     crossing = _CROSSING.get(layer)
     if crossing is None:
         crossing = dataclasses.replace(
-            layer, attn_type=AttentionType.ENCODER_DECODER, window=(-1, -1), head_size_v=None, layout=Layout.KV_FIRST_NHD
+            layer, attn_type=AttentionType.ENCODER_DECODER, window=(-1, -1), layout=Layout.CONTENT_PACKED
         )
         _CROSSING[layer] = crossing
     lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
-    out = attn_optimized.paged_attention(
-        query, planes, crossing, batch, lse=lse, batch_invariant=batch_invariant, validate=validate
-    )
-    return out[..., : value.shape[2]], lse
+    options = {"batch_invariant": batch_invariant, "validate": validate}
+    out = attn_optimized.paged_attention(query, rows[:, :, None], crossing, batch, out=out, lse=lse, **options)
+    return out, lse

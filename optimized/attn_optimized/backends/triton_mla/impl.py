@@ -77,28 +77,35 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         prefill, kv_cache = self._checked_prefill(query, kv_c, k_pe, kv_cache, attn_metadata, output, lse)
-        key, value = self._expand(kv_c, k_pe)
+        key, value = self._expand(kv_c, k_pe).split([self.expanded.head_size, self.v_head_dim], dim=-1)
         if lse is None and prefill.context_chunks:
             lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
         attn_optimized.varlen_attention(query, key, value, self.expanded, prefill.own, out=output, lse=lse, **self._options)
         out = output.view(len(output), self.layer.num_heads, self.v_head_dim)
         for chunk in prefill.context_chunks:
-            rows = slice(0, chunk.batch.num_actual_tokens)
-            key, value = self._expand(*self._gathered(kv_cache, prefill, chunk))
-            context, context_lse = attend_to_context(query[rows], key, value, self.expanded, chunk.batch, **self._options)
+            own = slice(0, chunk.batch.num_actual_tokens)
+            rows = self._expand(*self._gathered(kv_cache, prefill, chunk))
+            context, context_lse = attend_to_context(query[own], rows, self.expanded, chunk.batch, **self._options)
             assert lse is not None
-            merge_attn_states(context, context_lse, out[rows], lse[:, rows], out=out[rows], lse=lse[:, rows])
+            merge_attn_states(context, context_lse, out[own], lse[:, own], out=out[own], lse=lse[:, own])
         return output
 
     @property
     def _options(self) -> dict[str, bool]:
         return {"batch_invariant": self.config.asks("batch_invariant"), "validate": self.validate}
 
-    def _expand(self, kv_c: torch.Tensor, k_pe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys [n, N, P + R] and values [n, N, V] of all heads."""
-        of_heads = (kv_c @ self.kv_b_proj.T).unflatten(1, (self.layer.num_heads, -1))
-        k_nope, value = of_heads.split([self.nope_size, self.v_head_dim], dim=-1)
-        return torch.cat([k_nope, k_pe[:, None].expand(-1, self.layer.num_heads, -1)], dim=-1), value
+    def _expand(self, kv_c: torch.Tensor, k_pe: torch.Tensor) -> torch.Tensor:
+        """[n, N, P + R + V]: the keys of all heads, and behind each its value."""
+        num_heads, head_size = self.layer.num_heads, self.expanded.head_size
+        rows = kv_c.new_empty(len(kv_c), num_heads, head_size + self.v_head_dim)
+        by_head, latent = rows.transpose(0, 1), kv_c.expand(num_heads, -1, -1)
+        weights = self.kv_b_proj.unflatten(0, (num_heads, -1)).transpose(1, 2)
+        w_uk, w_uv = weights.split([self.nope_size, self.v_head_dim], dim=-1)
+        # each product is written where it belongs: to copy it there takes longer than to make it
+        torch.bmm(latent, w_uk, out=by_head[..., : self.nope_size])
+        torch.bmm(latent, w_uv, out=by_head[..., head_size:])
+        rows[..., self.nope_size : head_size] = k_pe[:, None]
+        return rows
 
     def _gathered(
         self, kv_cache: torch.Tensor, prefill: MlaPrefillMetadata, chunk: ContextChunk
