@@ -26,6 +26,7 @@ ALL = (
     properties.repetition(),
     properties.request_order(),
     properties.batch_composition(ERROR),
+    properties.neighbours_rules(ERROR),
     properties.chunked_prefill(lambda step: TILE, ERROR),
     properties.padded_batch(ERROR),
     properties.block_permutation(),
@@ -310,6 +311,7 @@ FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
     "its second call": (SEEN, lambda c: c.next_up(c.number == 1 and c.batch.slot_mapping is not None), {"repetition"}),
     "unsorted batches": (SEEN, lambda c: c.next_up(not is_sorted(c.batch.seq_lens)), {"request order"}),
     "company": (SEEN, lambda c: c.scale_out(1.5, c.batch.num_requests == 1), {"batch composition", "chunked prefill"}),
+    "ranges of others": (SEEN, lambda c: c.scale_out(1.5, c.batch.bidirectional_ranges is not None), {"neighbour's rules"}),
     "few queries": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_query_len == TILE), {"chunked prefill"}),
     "loose bounds": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_seq_len > 11), {"padded batch"}),
     "blocks that do not ascend": (SEEN, lambda c: c.next_up(not ascends(c.batch.block_table)), {"block permutation"}),
@@ -322,7 +324,7 @@ FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
     "a base of 2": (SEEN, lambda c: c.lse.mul_(1.4427), {"shifted keys", "split keys"}),
     "a small scale": (SEEN, lambda c: c.next_up(c.layer.scale < 0.1), {"scale in q"}),
     "windows": (SEEN, lambda c: c.next_up(c.layer.window != (-1, -1)), {"wide window"}),
-    "causality": (SEEN, lambda c: c.next_up(not c.batch.causal), {"last row"}),
+    "causality": (SEEN, lambda c: c.next_up(c.batch.causal is False), {"last row"}),
     "an anchor": (WINDOWED, lambda c: c.anchor_alibi_at_the_first_key(), {"forgotten keys"}),
     "the number of keys": (SEEN, lambda c: c.count_keys(), {"split keys", "chunked prefill"}),
 }
@@ -470,7 +472,8 @@ def test_the_page_lists_all_properties_and_what_our_kernels_promise():
     page = Path(__file__, "../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
     promised = {each.name: each for each in triton.TRITON_PROPERTIES.properties}
     assert set(promised) == {each.name for each in ALL}
-    assert {each.name for each in triton.TRITON_INVARIANT.properties} == {"batch composition", "chunked prefill"}
+    invariant = {"batch composition", "neighbour's rules", "chunked prefill"}
+    assert {each.name for each in triton.TRITON_INVARIANT.properties} == invariant
     for each in promised.values():
         assert f"| {each.name} | {each.says} | {each.compared} | {each.applies} |" in page, each.name
     assert page.count("\n| ") == len(promised) + 1
@@ -515,7 +518,9 @@ LAUNCHED = {
         cache=replace(STEP.cache, block_size=16, num_blocks=70),
     ),
 }
-CAN_BE_LAUNCHED_OTHERWISE = {"batch composition", "chunked prefill", "padded batch", "wide window", "last row"}
+CAN_BE_LAUNCHED_OTHERWISE = {
+    *("batch composition", "neighbour's rules", "chunked prefill", "padded batch", "wide window", "last row")
+}
 """The variants of all other properties have the launch of their step, and in `forgotten keys` and `split keys` other keys."""
 
 

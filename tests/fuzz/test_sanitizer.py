@@ -160,6 +160,28 @@ def test_a_load_from_elsewhere_is_named(sanitized, shift, message):
     assert got == f"load at test_sanitizer.py:{line} in copy_kernel, program (0, 0, 0): {message}"
 
 
+@triton.jit
+def pairs_kernel(source_ptr, target_ptr):
+    pairs_ptr = source_ptr.to(tl.pointer_type(tl.int16)) + tl.arange(0, 2)
+    tl.store(target_ptr + tl.arange(0, 2), tl.load(pairs_ptr))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_address_is_a_multiple_of_what_is_loaded_there(sanitized, first):
+    """An interpreted kernel loads from any address. A GPU does not."""
+    source, out = torch.zeros(8, dtype=torch.int8)[first:], torch.zeros(2, dtype=torch.int16)
+    permissions = lambda: [  # noqa: E731
+        region("source", source, READ, reads="its elements"),
+        region("out", out, WRITE, writes="its elements"),
+    ]
+    if first == 0:
+        with sanitizer.watch(permissions):
+            pairs_kernel[(1,)](source, out)
+        return
+    message = violation(permissions, lambda: pairs_kernel[(1,)](source, out))
+    assert "of source: it is no multiple of 2 bytes, which are accessed at once" in message
+
+
 def test_an_address_is_held_to_the_argument_that_it_comes_from(sanitized):
     """It lies in another argument, which may be read there, as it was written before."""
     source, out, permissions = call()

@@ -220,7 +220,14 @@ def _size(case: Case, cache: Cache) -> int:
 def _guard(case: Case, cache: Cache) -> int:
     """How many elements each guard has, before the first block and after the last: as many as one block."""
     row_size = sum(_row_sizes(case, cache)) + 2 * cache.slot_padding
-    return cache.block_size * case.num_kv_heads * row_size + cache.padding
+    size = cache.block_size * case.num_kv_heads * row_size + cache.padding
+    return size + _is_at_an_odd_byte(case, cache)
+
+
+def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
+    """Whether a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
+    has_bytes = cache.dtype is not None and not (cache.layout.has_inline_scales or cache.layout.is_x_packed)
+    return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 
 
 def _rows(view: KVCacheView, device: torch.device | str) -> torch.Tensor:

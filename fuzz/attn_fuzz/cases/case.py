@@ -190,7 +190,8 @@ class Case(
         fused_qkv: q, k and v are slices of one tensor.
         unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
             in another order in memory than k_scale_cache. For a latent cache, kv_c has larger strides than k_pe. In all tensors
-            a dimension of one element has a stride that nobody would give it (`attn_fuzz.cases.idle_strides`).
+            a dimension of one element has a stride that nobody would give it (`attn_fuzz.cases.idle_strides`). A cache of
+            bytes that no other layer sees begins one byte later.
         rope: the step's write rotates q and k.
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
         flat_out: out is [T, H*D].

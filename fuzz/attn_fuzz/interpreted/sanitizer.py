@@ -2,8 +2,9 @@
 
 Under Triton's interpreter a kernel is Python, and a pointer is a number. `attn_fuzz.interpreted.accesses` reports each access
 of a kernel. `watch` holds the accesses to what one call may touch (`attn_fuzz.interpreted.permissions`). A forbidden access
-raises a Violation. There are five kinds:
+raises a Violation. There are six kinds:
 
+    unaligned   the address is no multiple of the size of what is loaded or stored there: a GPU traps, or takes other bytes
     outside     the address was computed from an argument, and lies outside of that argument's memory. The address may lie in
                 the memory of another argument.
     no right    the call gives the element no such right: a slot without a key is read, or a row that no request owns, or a
@@ -275,6 +276,8 @@ class Watch(_Launches):
         self.lanes += addresses.size
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         region = self.argument_of(pointers)
+        if int(np.bitwise_or.reduce(addresses)) & (width - 1):
+            self._violate_alignment(access, region, addresses, places, width)
         if region is not None:
             self._check_in(region, access, addresses, places, width)
             return
@@ -287,6 +290,14 @@ class Watch(_Launches):
         if addresses.size:
             what = f"address {int(addresses[0]):#x}"
             self._violate(access, "an address", what, _OUTSIDE, int(places[0]))
+
+    def _violate_alignment(
+        self, access: Access, region: Region | None, addresses: np.ndarray, places: np.ndarray, width: int
+    ) -> None:
+        lane = int(np.argmax(addresses & np.uint64(width - 1) != 0))
+        name = "an address" if region is None else region.name
+        what = f"address {int(addresses[lane]):#x} of {name}"
+        self._violate(access, name, what, f"it is no multiple of {width} bytes, which are accessed at once", int(places[lane]))
 
     def _check_in(self, region: Region, access: Access, addresses: np.ndarray, places: np.ndarray, width: int) -> None:
         itemsize = region.tensor.element_size()

@@ -18,7 +18,14 @@ Sources: Chen, Cheung and Yiu, "Metamorphic testing: a new approach for generati
 "Defeating nondeterminism in LLM inference" (2025), on batch invariance.
 """
 
-from attn_fuzz.properties.batches import batch_composition, chunked_prefill, padded_batch, repetition, request_order
+from attn_fuzz.properties.batches import (
+    batch_composition,
+    chunked_prefill,
+    neighbours_rules,
+    padded_batch,
+    repetition,
+    request_order,
+)
 from attn_fuzz.properties.bound import error_bound
 from attn_fuzz.properties.heads import channel_permutation, head_permutation
 from attn_fuzz.properties.logits import scale_in_query, shifted_keys
@@ -45,6 +52,7 @@ __all__ = [
     "garbage",
     "head_permutation",
     "last_row",
+    "neighbours_rules",
     "padded_batch",
     "repetition",
     "request_order",

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from attn_contract import AttentionType, Batch
+from attn_contract.arguments import INT32_MAX
 from attn_fuzz.cases.tensors import GARBAGE_BLOCKS, Step
 from attn_fuzz.properties.relation import (
     CallTarget,
@@ -65,6 +67,42 @@ def batch_composition(error: ErrorBound | None = None) -> Property:
         compared=compared(error),
         holds=holds,
     )
+
+
+def neighbours_rules(error: ErrorBound | None = None) -> Property:
+    """For targets that take ranges and a causal flag of each request."""
+
+    def holds(step: Step, call_target: CallTarget) -> str | None:
+        lengths = [end - start for start, end in request_rows(step.batch)]
+        if step.layer.attn_type is not AttentionType.DECODER or not any(lengths):
+            return None
+        neighbour = min((r for r, length in enumerate(lengths) if length), key=lengths.__getitem__)
+        num_rows = int(step.batch.query_start_loc[-1])
+        order = [*range(step.batch.num_requests), neighbour]
+        changes, _ = _rearranged(step, order, (), num_rows + lengths[neighbour])
+        own = _ranges(step.batch)
+        changes["batch"] = dataclasses.replace(
+            changes["batch"],
+            causal=torch.tensor([*(flags := causal_flags(step.batch)), not flags[neighbour]], device=step.q.device),
+            # one range over all of its keys
+            bidirectional_ranges=torch.cat([own, own.new_tensor([0, INT32_MAX]).expand(1, *own.shape[1:])]),
+        )
+        return Comparison(step, error).differs(variant(step, call_target, **changes), part_rows=slice(num_rows))
+
+    return Property(
+        name="neighbour's rules",
+        says="A request gives beside one that has a range and the other causal flag what it gives in its batch.",
+        applies="decoders",
+        compared=compared(error),
+        holds=holds,
+    )
+
+
+def _ranges(batch: Batch) -> torch.Tensor:
+    """[R, ranges, 2]: the ranges of the requests, at least one of each, which may be empty."""
+    if batch.bidirectional_ranges is not None and batch.bidirectional_ranges.shape[1]:
+        return batch.bidirectional_ranges
+    return batch.seq_lens.new_tensor([0, -1]).repeat(batch.num_requests, 1, 1)
 
 
 def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None) -> Property:

@@ -97,7 +97,7 @@ def _attend(group: Any, q: torch.Tensor, own: Shard, step: Any, options: dict[st
     """One rank's call, in its process."""
     from attn_optimized.context_parallel import attend_over_ranks
 
-    out, lse = attend_over_ranks(group, q, own.kv_cache, own.layer, step, timeout=TIMEOUT, **options)
+    out, lse = attend_over_ranks(group, q, own.kv_cache, own.layer, step, **{"timeout": TIMEOUT, **options})
     return out, lse
 
 
@@ -149,11 +149,26 @@ def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
     def attend(q: Any, layer: Any, step: Any) -> object:
         return with_call(own._replace(q=q, own=own.own._replace(layer=layer), step=step))
 
+    yield from _wrong_meetings(calls)
     # a number of rows or of dims of its own is not wrong on one rank
     free = {"q": (0, 2)} if len(calls) == 1 else {}
     for what, call in wrong_calls(attend, {"q": own.q, "layer": own.own.layer, "step": own.step}, free=free):
         if "gaps" not in what:  # q is gathered, whatever its strides are
             yield f"{what} {where}", call
+
+
+def _wrong_meetings(calls: list[RankCall]) -> Calls:
+    """Calls in which no rank can meet another: each of them has no group, or no time to wait."""
+    from attn_optimized.context_parallel import attend_over_ranks
+
+    q, own, step, options = calls[0]
+    plain = {"q": q, "kv_cache": own.kv_cache, "layer": own.layer, "step": step, **options}
+    yield from wrong_calls(functools.partial(attend_over_ranks, **plain), {"group": object()})
+
+    def with_timeout(timeout: Any) -> object:
+        return on_all_ranks(_attend, [call._replace(options={**call.options, "timeout": timeout}) for call in calls])
+
+    yield from wrong_calls(with_timeout, {"timeout": TIMEOUT})
 
 
 def _with_exchange(call: RankCall) -> RankCall:

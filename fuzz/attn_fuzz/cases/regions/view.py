@@ -14,6 +14,12 @@ def _has_both(view: KVCacheView) -> bool:
     return view.block_size > 1 and view.num_kv_heads > 1
 
 
+def _is_odd(view: KVCacheView) -> bool:
+    """Whether all rows begin at odd addresses, so that no two dims may be loaded at once."""
+    strides = (view.kv_stride, view.block_stride, view.slot_stride, view.head_stride)
+    return view.itemsize == 1 and view.offset % 2 == 1 and not any(stride % 2 for stride in strides)
+
+
 VIEW: dict[str, tuple[Region, ...]] = {
     "layout": LAYER["layout"][:-1],
     "num_blocks": (
@@ -63,6 +69,7 @@ VIEW: dict[str, tuple[Region, ...]] = {
     ),
     "offset": (
         Region("not 0", of_view(lambda view: view.offset > 0)),
+        Region("an odd byte, beside even strides", of_view(_is_odd)),
         not_drawn("0", "guards surround every allocation; the tests of backends have caches of their own"),
     ),
 }
