@@ -4,7 +4,6 @@ A wrong tile may give the same output under the interpreter, which has no regist
 at, those of calls and those of drawn sizes. For drawn sizes nothing is launched: no case need have heads as many and as wide.
 """
 
-import dataclasses
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_HEADS_OF_A_GROUP, LARGEST_HEAD_SIZE = 64, 256
 LARGEST_LATENT_V, MOST_DIMS_BEHIND_IT = 512, 128
+_MOST_LATENT_HEADS = 256
 _LEAST_SIDE = 16
 """tl.dot takes no shorter side of a tile."""
 _MOST_DECODE_ROWS = 64
@@ -76,7 +76,7 @@ def check(plan: "AttentionPlan", q: torch.Tensor, layer: Layer, batch: Batch, gi
         one
         for one in _asked_for(plan, q, layer, given)
         # of its stages a plan takes those that fit the GPU's memory
-        if planned == dataclasses.replace(one, num_stages=planned.num_stages) and 1 <= planned.num_stages <= one.num_stages
+        if vars(one) == vars(planned) | {"num_stages": one.num_stages} and 1 <= planned.num_stages <= one.num_stages
     ]
     assert asked, f"a plan for {plan.architecture} has {planned}, expected {given or 'those of a table'}"
     assert plan.splits == 1 or not plan.batch_invariant, f"a batch-invariant plan in {plan.splits} parts"
@@ -158,7 +158,7 @@ def _layer(choose: random.Random) -> tuple[Layer, torch.dtype]:
     if kind == "latent":
         value_size = _size(choose, LARGEST_LATENT_V)
         more = choose.choice((0, 64, _size(choose, MOST_DIMS_BEHIND_IT)))
-        kv_heads, group = 1, choose.randint(1, 4 * MOST_HEADS_OF_A_GROUP)
+        kv_heads, group = 1, choose.choice((choose.randint(1, _MOST_LATENT_HEADS), _beside_a_power(choose, _MOST_LATENT_HEADS)))
         fields |= {"layout": Layout.LATENT, "head_size": value_size + more, "head_size_v": value_size}
     else:
         fields["head_size"] = _size(choose, LARGEST_HEAD_SIZE)
@@ -177,8 +177,15 @@ def _layer(choose: random.Random) -> tuple[Layer, torch.dtype]:
 
 
 def _size(choose: random.Random, most: int) -> int:
-    """Any size up to the largest one, the largest one itself, or one that is larger."""
-    return choose.choice((choose.randint(1, most), choose.randint(1, most), most, most + choose.choice((1, 36, most))))
+    """Any size up to the largest one, one beside a power of two, the largest one itself, or one that is larger."""
+    larger = most + choose.choice((1, 1, 36, most))
+    return choose.choice((choose.randint(1, most), choose.randint(1, most), _beside_a_power(choose, most), most, larger))
+
+
+def _beside_a_power(choose: random.Random, most: int) -> int:
+    """A power of two from 16 on, one more or one less, and at most the largest size: sides of tiles are powers of two."""
+    sides = [1 << bit for bit in range(4, most.bit_length())]
+    return min(most, choose.choice(sides) + choose.choice((-1, 0, 1)))
 
 
 def _batch(choose: random.Random, layer: Layer) -> Batch:

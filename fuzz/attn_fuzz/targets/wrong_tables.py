@@ -40,7 +40,7 @@ def check(choose: random.Random) -> None:
     shipped = choose.sample(table.entries(_ARCHITECTURE), k=choose.randint(1, 3))
     document = {"schema": table.SCHEMA, "entries": [_written(entry) for entry in shipped]}
     right = json.dumps(document).encode()
-    mistake, wrong = choose.choice((_wrong_text, _wrong_document, _wrong_entry, _wrong_entry))(document, choose)
+    mistake, wrong = choose.choice((_wrong_text, _wrong_document, _wrong_entry, _wrong_value))(document, choose)
     # as at its first reading in a process
     read = functools.partial(table.entries.__wrapped__, _ARCHITECTURE)
     with mock.patch.object(table, "FOLDER", _folder(right)):
@@ -105,23 +105,35 @@ def _wrong_document(document: Any, choose: random.Random) -> tuple[str, Any]:
 
 
 def _wrong_entry(document: Any, choose: random.Random) -> tuple[str, Any]:
-    """What is wrong with one of the entries of a table, and the document."""
-    entries = list(document["entries"])
-    place = choose.randrange(len(entries))
-    entry, parameters = entries[place], entries[place]["parameters"]
+    """What is wrong with one of the entries of a table: a field or a phase is missing or unknown. And the document."""
+    entry = choose.choice(document["entries"])
+    parameters = entry["parameters"]
     field, needed = choose.choice(list(entry)), choose.choice(("block_m", "block_n", "num_warps", "num_stages"))
-    other = choose.choice(_OTHERS[type(entry[field])])
-    name, value = choose.choice(list(wrong_parameters(choose)))
     wrong = {
         "an entry that is none": choose.choice((None, 1, "decode", [], {})),
         "a field of no entry": entry | {"block_k": 16},
         "an unknown phase": entry | {"phase": choose.choice(("", "Decode", "decoding"))},
         f"no {field}": {key: value for key, value in entry.items() if key != field},
-        f"{field} {other!r}": entry | {field: other},
         "a parameter that there is not": entry | {"parameters": parameters | {"block_k": 16}},
         f"no {needed}": entry | {"parameters": {key: value for key, value in parameters.items() if key != needed}},
-        f"{name} {value!r}": entry | {"parameters": parameters | {name: value}},
     }
     mistake = choose.choice(list(wrong))
-    entries[place] = wrong[mistake]
-    return mistake, document | {"entries": entries}
+    return mistake, _with(document, entry, wrong[mistake])
+
+
+def _wrong_value(document: Any, choose: random.Random) -> tuple[str, Any]:
+    """What is wrong with a value in one of the entries of a table, and the document."""
+    entry = choose.choice(document["entries"])
+    if choose.random() < 0.5:
+        name, value = choose.choice(list(wrong_parameters(choose)))
+        other = entry | {"parameters": entry["parameters"] | {name: value}}
+    else:
+        name = choose.choice(list(entry))
+        value = choose.choice(_OTHERS[type(entry[name])])
+        other = entry | {name: value}
+    return f"{name} {value!r}", _with(document, entry, other)
+
+
+def _with(document: Any, entry: Any, other: Any) -> Any:
+    """A document with another entry in place of one."""
+    return document | {"entries": [other if one is entry else one for one in document["entries"]]}
