@@ -185,7 +185,8 @@ def _check_tiles(call: "KernelCall", architecture: str) -> None:
     asked_for = [(one.block_n, one.num_warps, one.num_stages) for one in given]
     options = call.launch.options
     got = (call.launch.constants["KIND"].block_n, options["num_warps"], options["num_stages"])
-    if got not in asked_for:
+    # of its stages a plan takes those that fit the GPU's memory
+    if not any(got[:2] == one[:2] and 1 <= got[2] <= one[2] for one in asked_for):
         raise RuntimeError(f"a launch for {architecture} has {got}, expected one of {asked_for}")
 
 
