@@ -10,6 +10,7 @@ from attn_contract import ANY, AttentionConfig, AttentionType, Capabilities, Lay
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import ILLEGAL, written_slots
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.documented_aiter import without
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry, served
@@ -18,6 +19,7 @@ from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
+from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends import BACKENDS
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
@@ -82,12 +84,19 @@ def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
             assert _finds(dataclasses.replace(declared, **{field: value})), f"{field} {value}"
 
 
-def _finds(declared: Capabilities) -> int:
-    """How many of 40 cases find that a declaration is wrong."""
+def test_an_aiter_without_an_output_scale_leaves_no_quantized_outputs():
+    lacking = without(documented("cpu"), "unified_attention", "output_scale")
+    backend = BACKENDS["ROCM_AITER_UNIFIED_ATTN"]
+    assert _finds(backend.capabilities(lacking), lacking) == 0
+    assert _finds(backend.capabilities(documented("cpu")), lacking), "outputs that this AITER cannot quantize"
+
+
+def _finds(declared: Capabilities, aiter: Aiter | None = None) -> int:
+    """How many of 40 cases find that a declaration is wrong, on the whole double of AITER or on another one."""
     found = 0
     for seed in range(40):
         try:
-            served.check_declared(declared, random.Random(seed))
+            served.check_declared(declared, aiter or documented("cpu"), random.Random(seed))
         except AssertionError:
             found += 1
     return found

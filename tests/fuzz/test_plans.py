@@ -9,11 +9,13 @@ from typing import Any
 import attn_optimized
 import pytest
 import torch
-from attn_contract import UnsupportedError
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_fuzz.cases import tensors
-from attn_fuzz.targets import no_interpreter, plans, pretended_launches, wrong_gpus
+from attn_fuzz.targets import no_interpreter, planned, plans, pretended_launches, wrong_gpus, wrong_tables
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
+from attn_optimized.launch import shared_memory, table, widths
+from attn_optimized.launch.table import Parameters
 from attn_optimized.merge import merge_attn_states_call
 
 
@@ -154,8 +156,114 @@ def test_a_plan_has_the_parameters_that_were_given_and_stages_that_fit(change, i
         return plan_of(*arguments, parameters=given, **options)
 
     monkeypatch.setattr(attn_optimized, "plan_of", other_plan)
-    with contextlib.nullcontext() if is_right else pytest.raises(RuntimeError, match="a plan for Choice"):
+    with contextlib.nullcontext() if is_right else pytest.raises(AssertionError, match="a plan for gfx942 has"):
         plans._plan(step.q, step.layer, step.batch)
+
+
+SIZES = {"num_heads": 24, "num_kv_heads": 3, "head_size": 80, "scale": 1.0}
+PAGED = Layer(**SIZES, attn_type=AttentionType.DECODER, layout=Layout.BLOCKS_FIRST_NHD)
+LATENT = Layer(num_heads=24, num_kv_heads=1, head_size=576, head_size_v=512, scale=1.0, layout=Layout.LATENT)
+DRAWN = 300
+"""Draws that are to notice a fault: what `ci` draws, and each draws one plan and one mistake in a table."""
+
+
+@pytest.mark.parametrize("layer", [PAGED, LATENT])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: replaced(plan, "tiles.widths", block_d=plan.tiles.widths.block_d * 2), "stand in"),
+        (lambda plan: replaced(plan, "tiles.widths", value_size=64), "has Widths"),
+        (lambda plan: replaced(plan, "tiles", block_m=256), "a tile of 256 rows"),
+        (lambda plan: replaced(plan, "tiles", queries=plan.tiles.queries + 1), "heads, groups and queries"),
+        (lambda plan: replaced(plan, "tiles", small_block_m=plan.tiles.block_m), "a small tile of"),
+        (lambda plan: replaced(plan, "", splits=2, batch_invariant=True), "a batch-invariant plan in 2 parts"),
+        (lambda plan: replaced(plan, "tiles.parameters", num_stages=9), "a plan for sm80 has"),
+    ],
+)
+def test_a_wrong_plan_is_noticed(layer, change, message):
+    q, batch = torch.empty((4096, 24, layer.head_size), dtype=torch.float16, device="meta"), prefill(4096)
+    plan = attn_optimized.plan_of(q, layer, batch, architecture="sm80", compute_units=8)
+    planned.check(plan, q, layer, batch, None)
+    with pytest.raises(AssertionError, match=message):
+        planned.check(change(plan), q, layer, batch, None)
+
+
+def replaced(instance, place, **changed):
+    """A dataclass with other fields in it, or in what its fields hold."""
+    if place:
+        name, _, rest = place.partition(".")
+        changed = {name: replaced(getattr(instance, name), rest, **changed)}
+    return dataclasses.replace(instance, **changed)
+
+
+def prefill(tokens):
+    integers = torch.empty((2,), dtype=torch.int32, device="meta")
+    lengths = {"max_query_len": tokens, "max_seq_len": tokens, "num_actual_tokens": tokens}
+    return Batch(query_start_loc=integers, seq_lens=integers[1:], causal=True, **lengths)
+
+
+def test_stages_that_no_gpu_holds_are_noticed():
+    """A tile of 64 keys of 256 dims in 16 bits has 64 KiB with its values, and 128 rows of q as much."""
+    layer = Layer(**(SIZES | {"head_size": 256}), attn_type=AttentionType.ENCODER_ONLY)
+    q, batch = torch.empty((4096, 24, 256), dtype=torch.float16, device="meta"), prefill(4096)
+    given = Parameters(block_m=128, block_n=64, num_warps=8, num_stages=3)
+    for architecture, stages in (("sm80", 1), ("sm90", 2)):
+        gpu = {"architecture": architecture, "compute_units": 8, "parameters": given}
+        plan = attn_optimized.plan_of(q, layer, batch, **gpu)
+        assert plan.tiles.parameters.num_stages == stages
+        planned.check(plan, q, layer, batch, given)
+        with pytest.raises(AssertionError, match=rf"{stages + 1} stages take .* bytes of the .* of {architecture}"):
+            planned.check(replaced(plan, "tiles.parameters", num_stages=stages + 1), q, layer, batch, given)
+
+
+def test_the_memory_that_is_stated_is_the_memory_of_the_launches():
+    assert shared_memory._MOST_BYTES == planned.SHARED_MEMORY
+
+
+def noticed(check):
+    """How many of DRAWN draws notice a fault."""
+    attn_optimized.attention.forget_launches()  # and the plans of a fault that is no more
+    found = 0
+    for seed in range(DRAWN):
+        try:
+            check(random.Random(seed))
+        except Exception:  # whatever ends a case is a finding
+            found += 1
+    return found
+
+
+def check_drawn(choose):
+    plans._check_drawn(plans.Choice(plans._architecture(choose), 3, None, False), choose)
+
+
+@pytest.mark.parametrize(("name", "value"), [("MAX_HEAD_SIZE", 257), ("MAX_LATENT_SIZE", 513), ("MAX_REST_SIZE", 127)])
+def test_a_limit_of_heads_that_is_another_one_is_noticed_in_drawn_sizes(name, value, monkeypatch):
+    assert noticed(check_drawn) == 0
+    monkeypatch.setattr(widths, name, value)
+    assert noticed(check_drawn) > 3
+
+
+def test_a_table_that_is_not_read_with_care_is_noticed(monkeypatch):
+    assert noticed(wrong_tables.check) == 0
+    for name, careless in (
+        ("_without_duplicates", dict),
+        ("check_type", lambda *arguments: None),
+        ("check_int", lambda *arguments, minimum: None),
+        ("MAX_BYTES", 1 << 21),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(table, name, careless)
+            assert noticed(wrong_tables.check) > 2, name
+
+
+@pytest.mark.parametrize(("architecture", "is_known"), [("sm80", False), ("sm89", True), ("gfx942", True)])
+def test_a_type_that_a_gpus_compiler_refuses_is_noticed(architecture, is_known):
+    out, lse = torch.zeros(3, 2, 16), torch.zeros(2, 3)
+    call = merge_attn_states_call(out, lse, out, lse, out=torch.zeros_like(out), architecture=architecture)
+    quantized = call._replace(tensors=call.tensors | {"out_b_ptr": out.to(torch.float8_e4m3fn)})
+    plans._run(call, architecture, out.device)
+    with contextlib.nullcontext() if is_known else pytest.raises(RuntimeError, match="a launch for sm80 has out_b_ptr of"):
+        plans._run(quantized, architecture, out.device)
 
 
 def _refuse(*arguments):

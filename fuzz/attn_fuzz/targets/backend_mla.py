@@ -125,7 +125,7 @@ class MlaLayers(BackendLayers):
 
     def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
-        served.check_declared(self.capabilities(q.device.type), choose)
+        served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         host_lengths.check("TRITON_MLA", batch, optional=("seq_lens_cpu",))
         self._check_more_queries(layer, batch, choose)
         impl, kv_cache = self._impl(layer, q, kv_cache, **mode)

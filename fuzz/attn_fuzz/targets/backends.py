@@ -111,7 +111,7 @@ class BackendLayers:
         **mode: bool,
     ) -> None:
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
-        served.check_declared(self.capabilities(q.device.type), choose)
+        served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
         impl, kv_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, kv_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)

@@ -8,12 +8,13 @@ the lengths of a call. Attention has launch parameters that no table holds in ha
 import dataclasses
 import functools
 import random
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import no_interpreter, pretended_gpus, pretended_launches, wrong_gpus
+from attn_fuzz.targets import no_interpreter, planned, pretended_gpus, pretended_launches, wrong_gpus, wrong_tables
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target, no_calls
@@ -30,7 +31,6 @@ from attn_fuzz.verdict.rounding import Rounding
 if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
     from attn_optimized.launch.plan import AttentionPlan
-    from attn_optimized.launch.table import Entry
 
 COMPUTE_UNITS = (1, 3, 8)
 """Few enough that splitting keys over them does not make more programs than are quickly interpreted."""
@@ -67,10 +67,14 @@ def chosen(batch: Batch) -> Choice:
 
 
 def _architecture(choose: random.Random) -> str:
-    """One with a table of its own or of a chip like it; now and then one that no table names."""
+    """One with a table of its own or of a chip like it; now and then one of NVIDIA's, or one that no table names."""
     from attn_optimized.launch.table import architectures
 
-    strangers = (f"sm{choose.randint(70, 129)}", f"gfx{choose.randint(0x900, 0x9FF):x}")
+    strangers = (
+        f"sm{choose.randint(70, 129)}",
+        choose.choice((*planned.SHARED_MEMORY,)),
+        f"gfx{choose.randint(0x900, 0x9FF):x}",
+    )
     return choose.choice((*architectures(), *strangers))
 
 
@@ -92,7 +96,7 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
     """The plan of a call. What changes no output is looked at here: launch parameters, and the memory that it says it takes."""
     import attn_optimized
     from attn_optimized.launch.parts import Parts
-    from attn_optimized.launch.table import Parameters, entries
+    from attn_optimized.launch.table import Parameters
 
     choice = chosen(batch)
     given = None if choice.parameters is None else Parameters(**choice.parameters)
@@ -105,16 +109,9 @@ def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
         compute_units=choice.compute_units,
         parameters=given,
     )
-    asked_for = [entry.parameters for entry in entries(choice.architecture) if _is_of(entry, q, layer)]
-    asked_for = asked_for if given is None else [given]
-    planned = plan.tiles.parameters
-    # of its stages a plan takes those that fit the GPU's memory
-    is_asked_for = any(
-        planned == dataclasses.replace(one, num_stages=planned.num_stages) and 1 <= planned.num_stages <= one.num_stages
-        for one in asked_for
-    )
-    if plan.architecture != choice.architecture or not is_asked_for:
-        raise RuntimeError(f"a plan for {choice} has {plan.architecture} and {plan.tiles.parameters}")
+    if plan.architecture != choice.architecture:
+        raise RuntimeError(f"a plan for {choice} has {plan.architecture}")
+    planned.check(plan, q, layer, batch, given)
     _check_is_invariant(q, layer, batch, choice)
     parts = Parts.empty(plan.splits, q.to("meta"), layer, batch) if plan.splits > 1 else ()
     if plan.scratch_bytes != sum(part.nbytes for part in parts):
@@ -136,15 +133,17 @@ def _check_is_invariant(q: torch.Tensor, layer: Layer, batch: Batch, choice: Cho
         raise RuntimeError(f"batch-invariant plans for {choice.architecture} under bounds of {bounds} queries: {tiles}")
 
 
-def _is_of(entry: "Entry", q: torch.Tensor, layer: Layer) -> bool:
-    """Whether the parameters of a table's entry are for tensors such as these. What they are for beside that is the plan's."""
-    has_latent_value = layer.layout is not None and layer.layout.has_latent_value
-    quantized = layer.kv_cache_dtype is not None
-    return (entry.itemsize, entry.quantized, entry.phase.startswith("latent")) == (
-        q.element_size(),
-        quantized,
-        has_latent_value,
-    )
+def _check_drawn(choice: Choice, choose: random.Random) -> None:
+    """Hold a plan of drawn sizes to what a plan is: for the GPU of a call, or for one whose shared memory is known.
+
+    The interpreter has no table. Under launch parameters that are given it plans as a GPU does.
+    """
+    from attn_optimized.launch.table import Parameters
+
+    given = Parameters(**(choice.parameters or _parameters(choose)))
+    architecture = choose.choice((choice.architecture, "interpreter", *planned.SHARED_MEMORY))
+    has_table = architecture != "interpreter" and choose.random() < 0.5
+    planned.check_drawn(architecture, choice.compute_units, None if has_table else given, choose)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -153,14 +152,17 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
     plan = _plan(q, layer, batch)
     wrong_gpus.check(q, layer, batch)
-    pretended_gpus.check(choices_by((batch.query_start_loc, batch.seq_lens, q.shape)))
+    choose = choices_by((batch.query_start_loc, batch.seq_lens, q.shape))
+    pretended_gpus.check(choose)
+    _check_drawn(chosen(batch), choose)
+    wrong_tables.check(choose)
     no_interpreter.check(lambda: attn_optimized.plan_of(q, layer, batch), q.dtype)
     if layer.attn_type.reads_cache:
         calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
     else:
         calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
     for call in calls:
-        _run(call, q.device)
+        _run(call, plan.architecture, q.device)
 
 
 def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -172,15 +174,7 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     for part in calls[:-1]:  # the last one is the reduction
         _check_tiles(part, choice.architecture)
     for call in calls:
-        _run(call, q.device)
-
-
-def _run(call: "KernelCall", device: torch.device) -> None:
-    """Run a call. One in three is launched on GPUs that are pretended before: for all it would take 7 % of the time."""
-    choose = choices_by((call.launch.grid, call.launch.numbers))
-    if choose.random() < 1 / 3:
-        pretended_launches.check(call, choose)
-    call.run(device)
+        _run(call, choice.architecture, q.device)
 
 
 def _check_tiles(call: "KernelCall", architecture: str) -> None:
@@ -190,10 +184,10 @@ def _check_tiles(call: "KernelCall", architecture: str) -> None:
     given = (entry.parameters for entry in entries(architecture))
     asked_for = [(one.block_n, one.num_warps, one.num_stages) for one in given]
     options = call.launch.options
-    tiles, stages = (call.launch.constants["KIND"].block_n, options["num_warps"]), options["num_stages"]
-    # of its stages a launch takes those that fit the GPU's memory
-    if not any(tiles == tuple(given_tiles) and 1 <= stages <= most for *given_tiles, most in asked_for):
-        raise RuntimeError(f"a launch for {architecture} has {(*tiles, stages)}, expected one of {asked_for}")
+    got = (call.launch.constants["KIND"].block_n, options["num_warps"], options["num_stages"])
+    # of its stages a plan takes those that fit the GPU's memory
+    if not any(got[:2] == one[:2] and 1 <= got[2] <= one[2] for one in asked_for):
+        raise RuntimeError(f"a launch for {architecture} has {got}, expected one of {asked_for}")
 
 
 def _write(k, v, kv_cache, layer, slot_mapping) -> None:
@@ -256,7 +250,42 @@ def run_rows(call: "KernelCall", architecture: str, rows: torch.Tensor) -> None:
     tiles = row_tiles(architecture, head_size=rows.shape[2])
     if not tiles.options.items() <= call.launch.options.items():
         raise RuntimeError(f"a launch for {architecture} has {call.launch.options}, expected {tiles.options}")
-    _run(call, rows.device)
+    _run(call, architecture, rows.device)
+
+
+def _run(call: "KernelCall", architecture: str, device: torch.device) -> None:
+    """Run a launch of a GPU, whose compiler must know the types of its tensors: the interpreter knows them all.
+
+    One in three is launched on GPUs that are pretended before: for all it would take 7 % of the time.
+
+    Raises:
+        AssertionError: see `pretended_launches.check`.
+        RuntimeError: the compiler would refuse a tensor.
+    """
+    known = _known_float8(architecture)
+    for name, tensor in call.tensors.items():
+        if tensor is not None and _FLOAT8.get(tensor.dtype, "") not in known:
+            raise RuntimeError(f"a launch for {architecture} has {name} of {tensor.dtype}, expected {known} or bits")
+    choose = choices_by((call.launch.grid, call.launch.numbers))
+    if choose.random() < 1 / 3:
+        pretended_launches.check(call, choose)
+    call.run(device)
+
+
+_FLOAT8 = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e4m3fnuz: "fp8e4b8"}
+"""Triton's names of types."""
+
+
+@functools.cache
+def _known_float8(architecture: str) -> tuple[str, ...]:
+    """The float8 types that Triton's compiler for a GPU says that it knows; and none, which any compiler knows."""
+    from attn_fuzz.emulated.compilation import gpu_target
+    from triton.compiler import make_backend
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of options that nothing here compiles with
+        options: Any = make_backend(gpu_target(architecture)).parse_options({})
+    return ("", *options.supported_fp8_dtypes)
 
 
 def _missing(device: str) -> str | None:

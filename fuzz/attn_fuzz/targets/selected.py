@@ -1,10 +1,11 @@
 """The selector as a target: each call runs on the backend that the selector chooses for it.
 
 The sizes of a call choose an architecture, among all that the selector knows, and an AITER: none, or the double
-`attn_fuzz.documented_aiter`, whole or without one of its functions or arguments. The selected backend must serve what it was
-selected for, so a refusal of it is a failure. What the selector says is checked by `attn_fuzz.targets.selections`, and by
-`attn_fuzz.targets.selected_model` for a model with this layer, and by `attn_fuzz.targets.cache_readers` for models whose layers
-read each other's caches.
+`attn_fuzz.documented_aiter`, whole or without one of its functions or arguments. The selector is given that AITER, or nothing
+where it is the installed one. The selected backend must serve what it was selected for, so a refusal of it is a failure.
+
+`attn_fuzz.targets.selections` checks what the selector says. `attn_fuzz.targets.selected_model` does so for a model with this
+layer, and `attn_fuzz.targets.cache_readers` for models whose layers read each other's caches.
 """
 
 import dataclasses
@@ -38,14 +39,15 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choose_by(q, layer, batch)
     pattern = choose.choice(_patterns(layer))
     lacking = choose.choice(_lackings()) if choose.random() < 0.5 else None
-    whole = Asked(_architecture(pattern, choose), _priorities()[pattern], documented("cpu"))
+    whole = Asked(_architecture(pattern, choose), _priorities()[pattern], documented("cpu"), choose.random() < 0.5)
     asked = whole if lacking is None else whole._replace(aiter=_aiter(lacking))
     if lacking is not None:
         selections.check_lacking(config, whole, asked, *lacking)
-    backend = selections.check(config, asked, choose)
-    selections.check_constructors(layer, q.dtype, config.block_size, asked.aiter)
-    selected_model.check(config, asked, choose)
-    cache_readers.check(config, asked, choose)
+    with selections.installed(asked.aiter):
+        backend = selections.check(config, asked, choose)
+        selections.check_constructors(layer, q.dtype, config.block_size, asked)
+        selected_model.check(config, asked, choose)
+        cache_readers.check(config, asked, choose)
     if backend == "ROCM_AITER_FA" and kv_cache is not None:
         # a step that writes nothing brings none, and a quantized cache rounds them
         k, v = tokens_as_cached(q, kv_cache, layer, batch)

@@ -1,11 +1,13 @@
 """What the selector must say about one layer: stated once more, of what each backend declares."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from attn_contract import AttentionConfig, Layer, Layout
@@ -55,11 +57,13 @@ class Asked(NamedTuple):
         architecture: as the GPU names itself.
         order: the names of all backends, the most preferred one first.
         aiter: AMD's AITER.
+        is_installed: whether it is the installed one, which need not be given.
     """
 
     architecture: str
     order: tuple[str, ...]
     aiter: Any
+    is_installed: bool = False
 
     @property
     def on_architecture(self) -> str:
@@ -68,7 +72,12 @@ class Asked(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"architecture": self.architecture, "aiter": self.aiter}
+        return {"architecture": self.architecture, **self.given_aiter}
+
+    @property
+    def given_aiter(self) -> dict[str, Any]:
+        """The argument that names the AITER, unless it is the installed one."""
+        return {} if self.is_installed else {"aiter": self.aiter}
 
     def refusals(self, backend: str, config: AttentionConfig) -> list[Any]:
         return capabilities(backend, self.aiter).refusals(config, self.architecture.split(":")[0])
@@ -208,7 +217,18 @@ def _check(config: AttentionConfig, asked: Asked, choose: Callable[..., Any]) ->
     return first
 
 
-def check_constructors(layer: Layer, dtype: torch.dtype, block_size: int | None, aiter: Any) -> None:
+@contextlib.contextmanager
+def installed(aiter: Any) -> Iterator[None]:
+    """Inside, this AITER is the installed one: whoever is given none asks for it."""
+    from attn_optimized.backends import base
+    from attn_optimized.selector import layer
+
+    found = {"find_aiter": mock.Mock(return_value=aiter)}
+    with mock.patch.multiple(base, **found), mock.patch.multiple(layer, **found):
+        yield
+
+
+def check_constructors(layer: Layer, dtype: torch.dtype, block_size: int | None, asked: Asked) -> None:
     """Check that each backend that does not serve a layer refuses to make it, with all of its reasons.
 
     Raises:
@@ -218,11 +238,11 @@ def check_constructors(layer: Layer, dtype: torch.dtype, block_size: int | None,
 
     config = AttentionConfig.of(layer, dtype, block_size=block_size)
     for name, backend in BACKENDS.items():
-        if reasons := capabilities(name, aiter).refusals(config):
+        if reasons := capabilities(name, asked.aiter).refusals(config):
             # what a backend needs beside the layer is looked at once the layer is served
             signature = inspect.signature(backend.impl.__init__).parameters.values()
             needed = {one.name: None for one in signature if one.kind is one.KEYWORD_ONLY and one.default is one.empty}
-            arguments = {**needed, "dtype": dtype, "block_size": block_size, "aiter": aiter}
+            arguments = {**needed, "dtype": dtype, "block_size": block_size, **asked.given_aiter}
             told = must_refuse(functools.partial(backend.impl, layer, **arguments), f"a layer of {name}")
             assert all(part in told for part in (name, *(reason.property for reason in reasons))), told
 

@@ -12,6 +12,7 @@ import itertools
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Capabilities, Layout
@@ -112,18 +113,29 @@ SERVED = {
 """By the name of a backend."""
 
 
-def check_declared(declared: Capabilities, choose: random.Random) -> None:
+def check_declared(declared: Capabilities, aiter: Any, choose: random.Random) -> None:
     """Hold all values of one field of a layer to what a backend serves.
+
+    Args:
+        aiter: the AITER on which it is declared.
 
     Raises:
         AssertionError: the backend declares that it serves a layer that it does not serve, or the other way round.
     """
     field = choose.choice([field.name for field in dataclasses.fields(Served) if field.name != "plain"])
-    of_backend = SERVED[declared.backend]
+    of_backend = _served_on(aiter, declared.backend)
     served = getattr(of_backend, field)
     for value, architecture, config in _layers(field, of_backend.plain):
         refusals = declared.refusals(config, architecture)
         assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"
+
+
+def _served_on(aiter: Any, backend: str) -> Served:
+    """What a backend serves on an AITER that may lack an argument."""
+    served = SERVED[backend]
+    if backend == "ROCM_AITER_UNIFIED_ATTN" and not aiter.has("unified_attention", "output_scale"):
+        return dataclasses.replace(served, outputs=())
+    return served
 
 
 _LATENT_WIDTHS = tuple(itertools.product((1, 32, 511, 512, 513), (0, 1, 127, 128, 129)))

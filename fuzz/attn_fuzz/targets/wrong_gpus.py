@@ -1,4 +1,4 @@
-"""GPUs, launch parameters and sizes that no plan can have: `plan_of` must refuse them, and nothing beside them.
+"""GPUs, launch parameters and grids that no plan can have: `plan_of` must refuse them, and nothing beside them.
 
 A wrong architecture is the name of one with a character more, less or other, where that is of another form than all names are.
 The form is stated here once more.
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from attn_contract import AttentionType, Batch, Layer, UnsupportedError
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.wrong_arguments import must_raise, must_refuse
+from attn_fuzz.targets.planned import MOST_HEADS_OF_A_GROUP
+from attn_fuzz.targets.wrong_arguments import must_raise
 
 DIGITS, HEX_DIGITS = set("0123456789"), set("0123456789abcdef")
 CHARACTERS = "0123456789abcdefgmsx ABF.:+-_\n"
@@ -32,11 +33,10 @@ LEAST = {
 }
 MOST_PROGRAMS = ((1 << 31) - 1, 65_535, 65_535)
 """CUDA C++ Programming Guide, technical specifications per compute capability: a grid's dimensions at most."""
-MOST_HEADS_OF_A_GROUP, LARGEST_HEAD_SIZE = 64, 256
 
 
 def check(q: torch.Tensor, layer: Layer, batch: Batch) -> None:
-    """Check that a plan of a call is refused for a GPU that is none, parameters that no launch can have, and heads too large.
+    """Check that a plan of a call is refused for a GPU that is none, and parameters that no launch can have.
 
     Raises:
         AssertionError: what is wrong was not refused.
@@ -47,30 +47,11 @@ def check(q: torch.Tensor, layer: Layer, batch: Batch) -> None:
     choose = choices_by((q.shape, batch.seq_lens))
     wrong = choose.choice(list(_wrong(choose)))
     must_raise(lambda: attn_optimized.plan_of(q, layer, batch, **{**GPU, **wrong}), f"a plan with {wrong}")
-    name, value = choose.choice(list(_wrong_parameters(choose)))
+    name, value = choose.choice(list(wrong_parameters(choose)))
     must_raise(lambda: _with_parameter(name, value), f"launch parameters with {name} {value!r}")
     least = choose.choice(list(LEAST))
     _with_parameter(least, LEAST[least])
-    _check_sizes(choose, batch)
     _check_grid(choose)
-
-
-def _check_sizes(choose: random.Random, batch: Batch) -> None:
-    """Check that a plan is refused for a group or a head that no tile holds, and is made for the largest ones."""
-    import attn_optimized
-
-    group = MOST_HEADS_OF_A_GROUP + choose.choice((0, 0, 1, 36))
-    head_size = LARGEST_HEAD_SIZE + choose.choice((0, 0, 1, 256))
-    layer = Layer(num_heads=group, num_kv_heads=1, head_size=head_size, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
-    q = torch.empty((batch.num_actual_tokens, group, head_size), device="meta")
-
-    def plan() -> object:
-        return attn_optimized.plan_of(q, layer, batch, **GPU)
-
-    if group > MOST_HEADS_OF_A_GROUP or head_size > LARGEST_HEAD_SIZE:
-        must_refuse(plan, f"a group of {group} heads of size {head_size}")
-    else:
-        plan()
 
 
 def _check_grid(choose: random.Random) -> None:
@@ -134,7 +115,7 @@ def is_name(text: str) -> bool:
     return len(text) == 6 or (len(text) == 7 and text[3] == "1")
 
 
-def _wrong_parameters(choose: random.Random) -> Iterator[tuple[str, Any]]:
+def wrong_parameters(choose: random.Random) -> Iterator[tuple[str, Any]]:
     """A field of launch parameters and a value that it cannot have."""
     for name in ("block_m", "block_n"):
         yield name, choose.choice((0, 8, 15, 17, 24, 48, 65, -16, 64.0, "64", None, True))
