@@ -64,8 +64,8 @@ class BackendLayers:
         load: returns the backend's class.
         aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
         builder_options: returns the options of the builder for a step, beside the attention type.
-        is_checked: whether what the backend declares is held to `attn_fuzz.targets.served`, and whether a layer refuses the rest
-            after a step. An AITER that lacks something serves less than is stated there.
+        is_checked: whether what the backend declares is held to `attn_fuzz.targets.served`, and what a layer refuses after a
+            step to what the backend declares. An AITER that lacks something serves less than is stated.
     """
 
     load: Callable[[], Any]

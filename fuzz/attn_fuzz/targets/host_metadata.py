@@ -14,6 +14,8 @@ from attn_fuzz.targets.backends import common_metadata, named
 from attn_reference import context_parallel
 
 _MOST_REQUESTS = 26
+_MOST_WITHOUT_CONTEXT = 9
+_ABOUT_A_GROUP = (1, 7, 8, 9, 16, 17)
 _MOST_RANKS = 3
 _BLOCK_SIZE = 16
 _FULL_REQUESTS = 9
@@ -35,22 +37,26 @@ def drawn_step(choose: random.Random, chunk: int) -> Batch:
     """A causal step of decodes and prefills.
 
     Args:
-        chunk: of so many keys contexts are cut. Half of the steps have contexts that are whole chunks, or none.
+        chunk: of so many keys contexts are cut. In half of the steps the first requests have contexts of whole chunks, about as
+            many requests as are gathered at a time, and the others have none.
     """
-    contexts = (0, 3 * chunk) if choose.random() < 0.5 else (0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk + 3)
-    query_lens = choose.choice(((0, 1, 2, 5), (3, 4), (0, 3)))
-    requests = range(choose.randint(1, _MOST_REQUESTS))
-    lens = torch.tensor([choose.choice(query_lens) for _ in requests], dtype=torch.int32)
-    seq_lens = lens + torch.tensor([choose.choice(contexts) for _ in requests], dtype=torch.int32)
+    if choose.random() < 0.5:
+        context_lens = [3 * chunk] * choose.choice(_ABOUT_A_GROUP) + [0] * choose.randint(1, _MOST_WITHOUT_CONTEXT)
+    else:
+        lens = (0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk + 3)
+        context_lens = [choose.choice(lens) for _ in range(choose.randint(1, _MOST_REQUESTS))]
+    lens = choose.choice(((0, 1, 2, 5), (3, 4), (0, 3)))
+    query_lens = torch.tensor([choose.choice(lens) for _ in context_lens], dtype=torch.int32)
+    seq_lens = query_lens + torch.tensor(context_lens, dtype=torch.int32)
     num_blocks = -(-int(seq_lens.max()) // _BLOCK_SIZE) + 1
     return Batch(
-        query_start_loc=torch.nn.functional.pad(lens.cumsum(0), (1, 0)).int(),
+        query_start_loc=torch.nn.functional.pad(query_lens.cumsum(0), (1, 0)).int(),
         seq_lens=seq_lens,
-        max_query_len=int(lens.max()),
+        max_query_len=int(query_lens.max()),
         max_seq_len=int(seq_lens.max()),
-        num_actual_tokens=int(lens.sum()),
+        num_actual_tokens=int(query_lens.sum()),
         causal=True,
-        block_table=torch.arange(len(requests) * num_blocks, dtype=torch.int32).view(-1, num_blocks),
+        block_table=torch.arange(len(context_lens) * num_blocks, dtype=torch.int32).view(-1, num_blocks),
     )
 
 
