@@ -135,8 +135,11 @@ def _changes(config: AttentionConfig, support: Support) -> list[dict[str, Any]]:
 
 
 def _like(config: AttentionConfig, changes: list[dict[str, Any]]) -> Iterator[AttentionConfig]:
-    """The config, and those that differ from it by one change. What contradicts itself is left out."""
+    """The config, and those that differ from it by one change. What contradicts itself, or its layout, is left out."""
     yield config
     for change in changes:
         with contextlib.suppress(ContractError):
-            yield dataclasses.replace(config, **change)
+            other = dataclasses.replace(config, **change)
+            if other.layout is not None and other.block_size is not None:
+                other.layout.check_sizes(other.head_size, other.block_size, other.itemsize)
+            yield other
