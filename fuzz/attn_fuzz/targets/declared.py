@@ -27,7 +27,7 @@ _NUMBERS: dict[str, tuple[Any, ...]] = {
     "logits_soft_cap": (5.0,),
 }
 """By the name of a rule that a config holds as a number: values that are unlike each other. Other rules are on or off."""
-_FEW = 8
+_FEW = 4
 """Changes of a layer that are chosen, where not all are made."""
 
 
