@@ -14,7 +14,8 @@ from attn_fuzz.documented_aiter import without
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry, served
-from attn_fuzz.targets.backends import BackendLayers, config_of, installed, named
+from attn_fuzz.targets.backends import BackendLayers, installed, named
+from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.zoo.mutants import Mutant
@@ -51,6 +52,30 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
     progress = fuzz_apart(
         "backend-triton", examples=100, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
     )
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "find", "replace"),
+    [
+        ("backend-rocm-attn", "rocm_attn._is_causal", "not config.asks('non_causal')", "True"),
+        ("backend-rocm-attn", "base.AttentionImplBase._check_step", "key in self._served", "bool(self._served)"),
+        (
+            "backend-triton-mla-over-ranks",
+            "triton_mla.over_ranks.impl.TritonMlaOverRanksImpl._checked_decode",
+            "self.validate or signature not in _CHECKED",
+            "False",
+        ),
+    ],
+    ids=[
+        "a declaration serves two rules together that it should not",
+        "a step is not looked at after the first one",
+        "a call over ranks is not looked at",
+    ],
+)
+def test_what_is_not_refused_is_found(target, place, find, replace, fuzz_apart):
+    patch = Patch(f"attn_optimized.backends.{place}", find, replace)
+    progress = fuzz_apart(target, examples=200, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 

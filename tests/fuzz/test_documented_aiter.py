@@ -17,6 +17,9 @@ UNIFIED = f"{ADAPTER}.unified_attention.unified_attention"
 DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionBackend.capabilities"
 BARE_WINDOW = "attn_optimized.backends.rocm_aiter_unified_attn._has_bare_window_in_float16"
 CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
+FORWARD = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionImpl.forward"
+DECLARES_FA = "attn_optimized.backends.rocm_aiter_fa.declaration.AiterFlashAttentionBackend.capabilities"
+CHECK_STEP = "attn_optimized.backends.base.AttentionImplBase._check_step"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
 
@@ -30,6 +33,7 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     ("target", "place", "find", "replace"),
     [
         ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
+        ("documented-aiter-unified", UNIFIED, "batch.num_requests == 0 or batch.num_actual_tokens == 0", "False"),
         ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
         ("documented-aiter-prefill", PREFILL, "edges = layer.window", OFF_BY_ONE),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen._bound_that_keeps", "right < max_query_len - 1", "False"),
@@ -46,10 +50,13 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
             '"qq_bias": _CAUSAL_ONLY',
         ),
         ("documented-aiter-unified-backend", BARE_WINDOW, "config.value_of('window')[0]", "config.value_of('window')[1]"),
+        ("documented-aiter-unified-backend", FORWARD, "self._check_step(query, attn_metadata, output, lse)", "pass"),
+        ("documented-aiter-fa", CHECK_STEP, "key in self._served", "bool(self._served)"),
         ("documented-aiter-unified-backend", BARE_WINDOW, "config.dtype == torch.float16", "False"),
         ("documented-aiter-fa", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
         ("documented-aiter-fa", CHUNKS, "max(1, self.context_chunk_keys // len(context_lens))", "self.context_chunk_keys"),
         ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
+        ("selected", DECLARES_FA, "features.prefill_sinks or features.unified_sinks", "features.prefill_sinks"),
         ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
         ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
         ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),

@@ -33,8 +33,10 @@ def unified_attention(
 ) -> None:
     """Causal attention; `1 + window_size[0]` keys are seen, or all for 0; ALiBi counts from the context's end.
 
-    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before.
+    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before. Each program looks
+    its request up among the lengths, so there is one at least.
     """
+    assert len(seqused_k), "a program finds its request before the first length"
     assert causal, "Only causal attention is supported"
     assert q_descale is None
     assert not any(not_modelled[name] for name in ("q_scales", "shuffled_kv_cache", "skip_reduce"))

@@ -15,11 +15,12 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import host_lengths, served
+from attn_fuzz.targets import host_lengths, host_metadata, refused_steps, served
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.illegal_layers import wrong_layers
+from attn_fuzz.targets.refused_steps import AskedStep
 from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.targets.wrong_arguments import Calls, must_refuse, wrong_calls
@@ -127,13 +128,24 @@ class MlaLayers(BackendLayers):
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
         served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         host_lengths.check("TRITON_MLA", batch, optional=("seq_lens_cpu",))
+        if choose.random() < 0.5:
+            host_metadata.check_latent(choose)
         self._check_more_queries(layer, batch, choose)
-        impl, kv_cache = self._impl(layer, q, kv_cache, **mode)
+        impl, own_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)
         check_phases(metadata, batch)
         by_head = out.view(len(out), layer.num_heads, layer.value_size)
-        latent = None if metadata.prefill is None else own_rows(q, kv_cache, layer, batch)
-        attend_phases(impl, metadata, weights_of(layer, q), q, latent, kv_cache, by_head=by_head, lse=lse)
+        latent = None if metadata.prefill is None else own_rows(q, own_cache, layer, batch)
+        attend_phases(impl, metadata, weights_of(layer, q), q, latent, own_cache, by_head=by_head, lse=lse)
+
+        def serve(step: AskedStep) -> None:
+            options = builder_options(layer, step.batch)
+            asked = self.load().builder(layer.attn_type, **options).build(common_metadata(step.batch, layer.attn_type))
+            by_head = step.out.view(len(step.out), layer.num_heads, layer.value_size)
+            attend_phases(impl, asked, weights_of(layer, step.q), step.q, latent, own_cache, by_head=by_head, lse=step.lse)
+
+        served_step = AskedStep(q, batch, out, lse)
+        refused_steps.check(serve, self.capabilities(q.device.type), kv_cache, layer, served_step, choose)
 
     def write_latent_cache(self, kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
         impl, kv_cache = self._impl(layer, kv_c, kv_cache)
@@ -161,27 +173,12 @@ class MlaLayers(BackendLayers):
             weight = q.new_zeros(layer.num_heads * (p_size + v_size), layer.value_size)
             too_wide = {**arguments, "kv_b_proj": weight, "v_head_dim": v_size}
             yield f"{p_size} and {v_size} expanded dims", functools.partial(self.load().impl, layer, **too_wide, aiter=aiter)
-        free = {"kv_cache": dims_of(layer.layout, "block")}
-        given = {"kv_cache": kv_cache, "attn_metadata": metadata}
-        decode, prefill = metadata.decode, metadata.prefill
-        if decode is not None and isinstance(decode.rows, slice):
-            rows = decode.rows
-            lse_rows = None if lse is None else lse[:, rows]
-            of_rows = {"query": q[rows], "output": out[rows], "lse": lse_rows}
-            yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
-        if prefill is not None:
-            latent = own_rows(q, kv_cache, layer, batch)[prefill.rows]
-            unfolded = weights_of(layer, q).unfolded(q[prefill.rows])
-            parts = {"kv_c": latent[:, : layer.value_size], "k_pe": latent[:, layer.value_size :]}
-            of_rows = {"query": unfolded, **parts, "output": q.new_empty(*unfolded.shape[:2], layer.value_size)}
-            of_rows["lse"] = new_lse(unfolded)
-            wrong = wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
-            yield from ((what, call) for what, call in wrong if what not in _SERVED)
-            if (other := self._of_other_lengths(layer, batch)) is not None:
-                yield (
-                    "lengths of the host alone",
-                    functools.partial(impl.forward_mha, **{**given, **of_rows, "attn_metadata": other}),
-                )
+        of_layer, by_head = weights_of(layer, q), out.view(len(out), layer.num_heads, layer.value_size)
+        latent = None if metadata.prefill is None else own_rows(q, kv_cache, layer, batch)
+        yield from wrong_phases(impl, metadata, of_layer, q, latent, kv_cache, by_head=by_head, lse=lse)
+        if metadata.prefill is not None and (other := self._of_other_lengths(layer, batch)) is not None:
+            attend = functools.partial(attend_phases, impl, other, of_layer, q, latent, kv_cache, by_head=by_head, lse=lse)
+            yield "lengths of the host alone", attend
         yield from wrong_calls(self.load().builder(layer.attn_type).build, {"common_attn_metadata": None})
 
     def _of_other_lengths(self, layer: Layer, batch: Batch) -> Any:
@@ -271,6 +268,37 @@ def attend_phases(
             by_head[rows] = out_rows
             if lse is not None and lse_rows is not None:
                 lse[:, rows] = lse_rows
+
+
+def wrong_phases(
+    impl: Any,
+    metadata: Any,
+    of_layer: Weights,
+    q: torch.Tensor,
+    latent: torch.Tensor | None,
+    kv_cache: torch.Tensor,
+    *,
+    by_head: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> Calls:
+    """Calls with one argument wrong, of a step's prefills and of its decodes. The arguments are those of `attend_phases`."""
+    free = {"kv_cache": dims_of(impl.layer.layout, "block")}
+    given = {"kv_cache": kv_cache, "attn_metadata": metadata}
+    decode, prefill = metadata.decode, metadata.prefill
+    if decode is not None and isinstance(decode.rows, slice):
+        rows = decode.rows
+        lse_rows = None if lse is None else lse[:, rows]
+        # by heads: of one row and one head, rows of all heads with one more dimension would be legal
+        of_rows = {"query": q[rows], "output": by_head[rows], "lse": lse_rows}
+        yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
+    if prefill is not None:
+        assert latent is not None
+        unfolded = of_layer.unfolded(q[prefill.rows])
+        kv_c, k_pe = latent[prefill.rows].tensor_split((of_layer.latent_size,), dim=1)
+        of_rows = {"query": unfolded, "kv_c": kv_c, "k_pe": k_pe}
+        of_rows |= {"output": q.new_empty(*unfolded.shape[:2], of_layer.latent_size), "lse": new_lse(unfolded)}
+        wrong = wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
+        yield from ((what, call) for what, call in wrong if what not in _SERVED)
 
 
 def _decodes_alone(batch: Batch, options: dict[str, Any]) -> bool:

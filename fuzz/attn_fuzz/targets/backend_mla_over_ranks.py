@@ -19,6 +19,7 @@ from attn_fuzz.targets.backend_mla import (
     rounding,
     support,
     weights_of,
+    wrong_phases,
 )
 from attn_fuzz.targets.backends import common_metadata
 from attn_fuzz.targets.choices import choices_by
@@ -26,7 +27,7 @@ from attn_fuzz.targets.over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_r
 from attn_fuzz.targets.rank_processes import TIMEOUT
 from attn_fuzz.targets.ranks import INTERLEAVES, Shard, shard
 from attn_fuzz.targets.target import Support
-from attn_fuzz.targets.wrong_arguments import Calls
+from attn_fuzz.targets.wrong_arguments import Calls, must_raise
 from attn_reference import context_parallel
 
 
@@ -40,6 +41,7 @@ class RankStep(NamedTuple):
         weights: of this rank's heads.
         common: the step as an engine makes it. Its `slot_mapping` has the slots of this rank's tokens.
         builder, options: of the builder and of the layer.
+        wrong: chooses a call with a wrong argument, which is made after the step.
     """
 
     q: torch.Tensor
@@ -49,6 +51,7 @@ class RankStep(NamedTuple):
     common: Any
     builder: dict[str, Any]
     options: dict[str, Any]
+    wrong: int
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -75,7 +78,7 @@ def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) 
         "batch_invariant": exchange == "all_to_all" and choose.random() < 0.5,
         "validate": choose.random() < 0.5,
     }
-    latent, of_layer = own_rows(q, kv_cache, layer, batch), weights_of(layer, q)
+    latent, of_layer, wrong = own_rows(q, kv_cache, layer, batch), weights_of(layer, q), choose.randrange(1 << 16)
     steps = []
     for rank in range(num_ranks):
         dealt = rank, num_ranks, interleave
@@ -87,7 +90,7 @@ def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) 
         dealing = Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
         builder = {**builder_options(layer, batch), "dealing": dealing}
         common = common_metadata(local, layer.attn_type)
-        steps.append(RankStep(q[:, heads], latent, own, of_layer.of_heads(heads), common, builder, options))
+        steps.append(RankStep(q[:, heads], latent, own, of_layer.of_heads(heads), common, builder, options, wrong))
     return steps
 
 
@@ -111,8 +114,9 @@ def _attend(
     common: Any,
     builder: dict[str, Any],
     options: dict[str, Any],
+    wrong: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One rank's step, in its process: it writes this step's tokens, and attends."""
+    """One rank's step, in its process: it writes this step's tokens, and attends. Then it refuses a wrong call, as all do."""
     from attn_optimized.backends import BACKENDS
 
     backend: Any = BACKENDS["TRITON_MLA"].over_ranks()
@@ -136,6 +140,10 @@ def _attend(
     lse = torch.full((q.shape[1], len(q)), torch.nan)
     metadata = backend.builder(layer.attn_type, **builder).build(common)
     attend_phases(impl, metadata, weights, q, latent, own.kv_cache, by_head=out, lse=lse)
+    calls = [*wrong_phases(impl, metadata, weights, q, latent, own.kv_cache, by_head=out, lse=lse)]
+    if calls:
+        what, call = calls[wrong % len(calls)]
+        must_raise(call, what)
     return out, lse
 
 

@@ -8,49 +8,24 @@ installed AITER depends on that AITER, so there what the backend declares is dra
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout, UnsupportedError
-from attn_contract.attention_config import Scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
-from attn_fuzz.targets import served
+from attn_fuzz.targets import declared, refused_steps, served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal_layers import calls_of_layer, writes_of_reader, wrong_layers
+from attn_fuzz.targets.refused_steps import AskedStep
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.targets.wrong_arguments import Calls
-
-
-def config_of(case: Case) -> AttentionConfig:
-    """The AttentionConfig of a case: what the case asks of its layer and of a step."""
-    return AttentionConfig(
-        num_heads=case.num_heads,
-        num_kv_heads=case.num_kv_heads,
-        head_size=case.head_size,
-        dtype=DTYPES[case.dtype],
-        attn_type=case.attn_type,
-        block_size=case.cache.block_size if case.cache else None,
-        layout=case.cache.layout if case.cache else None,
-        kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
-        scales=_scales_of(case),
-        output_dtype=DTYPES[case.output_dtype] if case.output_dtype else None,
-        rules={name: value if isinstance(value, int | float | tuple) else True for name, value in case.rules.items()},
-    )
-
-
-def _scales_of(case: Case) -> Scales | None:
-    if case.cache is None or case.cache.dtype is None:
-        return None
-    if case.cache.layout.has_inline_scales:
-        return "inline"
-    # with a single KV head, a scale per head is a scale for all heads
-    return "tensor" if case.cache.scales == "head" and case.num_kv_heads == 1 else case.cache.scales
 
 
 def support_of(capabilities: Capabilities, sizes: Support) -> Support:
@@ -58,7 +33,7 @@ def support_of(capabilities: Capabilities, sizes: Support) -> Support:
     can = capabilities
 
     def exclude(case: Case) -> str | None:
-        refusals = can.refusals(config_of(case))
+        refusals = can.refusals(declared.config_of(case))
         return str(refusals[0]) if refusals else sizes.exclude(case)
 
     return dataclasses.replace(
@@ -89,11 +64,14 @@ class BackendLayers:
         load: returns the backend's class.
         aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
         builder_options: returns the options of the builder for a step, beside the attention type.
+        is_checked: whether what the backend declares is held to `attn_fuzz.targets.served`, and what a layer refuses after a
+            step to what the backend declares. An AITER that lacks something serves less than is stated.
     """
 
     load: Callable[[], Any]
     aiter: Callable[[str], Any]
     builder_options: Callable[[Batch], dict[str, Any]] = _no_options
+    is_checked: bool = True
     _impls: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
     _steps: dict[AttentionType, tuple[Batch, Any]] = field(init=False, repr=False, default_factory=dict)
 
@@ -111,10 +89,21 @@ class BackendLayers:
         **mode: bool,
     ) -> None:
         choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
-        served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
+        if self.is_checked:
+            served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
-        impl, kv_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
-        impl.forward(q, k, v, kv_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
+        impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
+        impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
+        if not self.is_checked or choose.random() < 0.5:
+            return
+
+        def serve(step: AskedStep) -> None:
+            builder = self.load().builder(layer.attn_type, **self.builder_options(step.batch))
+            metadata = builder.build(common_metadata(step.batch, layer.attn_type))
+            impl.forward(step.q, k, v, own_cache, metadata, output=step.out, lse=step.lse)
+
+        served_step = AskedStep(q, batch, out, lse)
+        refused_steps.check(serve, self.capabilities(q.device.type), kv_cache, layer, served_step, choose)
 
     def write_kv_cache(
         self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
@@ -294,6 +283,24 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 
 
+def held_to(
+    layers: BackendLayers,
+    support: Callable[[str], Support],
+    exclude: Callable[[AttentionConfig, str], str | None] = lambda config, architecture: None,
+    more_rules: Collection[str] = (),
+) -> Callable[..., None]:
+    """The attention of a backend, which declares what is stated here of layers like each drawn one: see `declared.check`."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        config = declared.config_of_call(q, kv_cache, layer, batch, out, lse)
+        capabilities, stated = layers.capabilities(q.device.type), support(q.device.type)
+        declared.check(capabilities, stated, exclude, config, more_rules=more_rules, choose=choose)
+        layers.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+    return attention
+
+
 def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:
     """The Support on a device type: what a backend declares of the sizes that are drawn there."""
     return lambda device: support_of(layers.capabilities(device), sizes(device))
@@ -363,25 +370,31 @@ def _needs_an_amd_gpu(device: str) -> str | None:
     return _FA.unavailable(device)
 
 
+_TRITON = BackendLayers(named("TRITON_ATTN"), installed)
+_TRITON_DIFFKV = BackendLayers(named("TRITON_ATTN_DIFFKV"), installed)
+_ROCM_ATTN = BackendLayers(named("ROCM_ATTN"), installed)
 _FA = BackendLayers(named("ROCM_AITER_FA"), installed)
 _UNIFIED = BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), interpreted_on_a_cpu)
 
 BACKEND_TRITON = backend_target(
     "backend-triton",
-    BackendLayers(named("TRITON_ATTN"), installed),
+    _TRITON,
     description="the backend TRITON_ATTN: whole layers, within what it serves",
+    attention=held_to(_TRITON, served.triton_attn, more_rules=("batch_invariant", "kv_sharing")),
     support=served.triton_attn,
 )
 BACKEND_TRITON_DIFFKV = backend_target(
     "backend-triton-diffkv",
-    BackendLayers(named("TRITON_ATTN_DIFFKV"), installed),
+    _TRITON_DIFFKV,
     description="the backend TRITON_ATTN_DIFFKV: whole layers with K and V of two widths, within what it serves",
+    attention=held_to(_TRITON_DIFFKV, served.triton_attn_diffkv, more_rules=("batch_invariant", "kv_sharing")),
     support=served.triton_attn_diffkv,
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",
-    BackendLayers(named("ROCM_ATTN"), installed),
+    _ROCM_ATTN,
     description="the backend ROCM_ATTN: whole layers, within what it serves",
+    attention=held_to(_ROCM_ATTN, served.rocm_attn, served.beyond_rocm_attn, ("kv_sharing",)),
     support=served.rocm_attn,
 )
 BACKEND_AITER_UNIFIED = backend_target(

@@ -7,11 +7,14 @@ target excludes passes if it computes the layer rightly, and a layer that is har
 import contextlib
 import dataclasses
 import itertools
+import random
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from attn_contract import RULES, AttentionConfig, Batch, Capabilities, ContractError, KVCacheView, Layer
+from attn_contract.attention_config import Scales
+from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.targets.target import EVERYTHING, Support
 
@@ -24,6 +27,34 @@ _NUMBERS: dict[str, tuple[Any, ...]] = {
     "logits_soft_cap": (5.0,),
 }
 """By the name of a rule that a config holds as a number: values that are unlike each other. Other rules are on or off."""
+_FEW = 4
+"""Changes of a layer that are chosen, where not all are made."""
+
+
+def config_of(case: Case) -> AttentionConfig:
+    """The AttentionConfig of a case: what the case asks of its layer and of a step."""
+    return AttentionConfig(
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        dtype=DTYPES[case.dtype],
+        attn_type=case.attn_type,
+        block_size=case.cache.block_size if case.cache else None,
+        layout=case.cache.layout if case.cache else None,
+        kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
+        scales=_scales_of(case),
+        output_dtype=DTYPES[case.output_dtype] if case.output_dtype else None,
+        rules={name: value if isinstance(value, int | float | tuple) else True for name, value in case.rules.items()},
+    )
+
+
+def _scales_of(case: Case) -> Scales | None:
+    if case.cache is None or case.cache.dtype is None:
+        return None
+    if case.cache.layout.has_inline_scales:
+        return "inline"
+    # with a single KV head, a scale per head is a scale for all heads
+    return "tensor" if case.cache.scales == "head" and case.num_kv_heads == 1 else case.cache.scales
 
 
 def config_of_call(
@@ -52,17 +83,22 @@ def check(
     config: AttentionConfig,
     *,
     more_rules: Collection[str] = (),
+    choose: random.Random | None = None,
 ) -> None:
     """Check a layer, and each layer that differs from it in one rule, dtype or format.
 
     Args:
         exclude: as Support.exclude, of a config on an architecture.
         more_rules: rules beside those of `support`, which no case has.
+        choose: of the layers that differ, choose a few; None: check all of them.
 
     Raises:
         AssertionError: the backend declares that it serves a layer that it must refuse, or the other way round.
     """
-    for other, architecture in itertools.product(_like(config, support), ARCHITECTURES):
+    changes = _changes(config, support)
+    if choose is not None:
+        changes = choose.sample(changes, _FEW)
+    for other, architecture in itertools.product(_like(config, changes), ARCHITECTURES):
         refusals = declared.refusals(other, architecture)
         beyond = _beyond(support, other, more_rules) or exclude(other, architecture)
         assert bool(refusals) == bool(beyond), f"{declared.backend} on {architecture}, {other}: got {refusals}, not {beyond}"
@@ -72,28 +108,38 @@ def _beyond(support: Support, config: AttentionConfig, more_rules: Collection[st
     """As Support.beyond, of a config."""
     if lacking := config.rules.keys() - {*support.rules, *more_rules}:
         return ", ".join(lacking)
+    if needed := [name for name in support.required_rules if not config.asks(name)]:
+        return f"no {needed[0]}"
     allowed = {
         "attn_type": support.attn_types,
         "kv_cache_dtype": [DTYPES[name] for name in support.cache_dtypes],
-        "scales": support.scales,
+        "scales": (*support.scales, *(("inline",) if any(layout.has_inline_scales for layout in support.layouts) else ())),
         "output_dtype": [DTYPES[name] for name in support.output_dtypes],
     }
     wrong = [name for name, values in allowed.items() if getattr(config, name) not in (None, *values)]
     return wrong[0] if wrong else None
 
 
-def _like(config: AttentionConfig, support: Support) -> Iterator[AttentionConfig]:
-    """The config, and those that differ from it in one place. What contradicts itself is left out."""
-    yield config
+def _changes(config: AttentionConfig, support: Support) -> list[dict[str, Any]]:
+    """Changes of a config in one place, as fields of AttentionConfig. Some contradict the config."""
+    changes: list[dict[str, Any]] = []
     for name, rule in RULES.items():
         for value in (False if rule.is_tensor else rule.off, *_NUMBERS.get(name, (True,))):
-            with contextlib.suppress(ContractError):
-                yield config.with_rules(**{name: value})
-    formats = [{"dtype": DTYPES[name]} for name in support.dtypes]
-    formats += [{"output_dtype": dtype} for dtype in (None, *(DTYPES[name] for name in EVERYTHING.output_dtypes))]
+            changes.append({"rules": {**config.rules, name: value}})
+    changes += [{"dtype": DTYPES[name]} for name in support.dtypes]
+    changes += [{"output_dtype": dtype} for dtype in (None, *(DTYPES[name] for name in EVERYTHING.output_dtypes))]
     if config.scales != "inline":
         scaled = itertools.product(EVERYTHING.cache_dtypes, EVERYTHING.scales)
-        formats += [{"kv_cache_dtype": DTYPES[name], "scales": scales} for name, scales in scaled]
-    for change in formats:
+        changes += [{"kv_cache_dtype": DTYPES[name], "scales": scales} for name, scales in scaled]
+    return changes
+
+
+def _like(config: AttentionConfig, changes: list[dict[str, Any]]) -> Iterator[AttentionConfig]:
+    """The config, and those that differ from it by one change. What contradicts itself, or its layout, is left out."""
+    yield config
+    for change in changes:
         with contextlib.suppress(ContractError):
-            yield dataclasses.replace(config, **change)
+            other = dataclasses.replace(config, **change)
+            if other.layout is not None and other.block_size is not None:
+                other.layout.check_sizes(other.head_size, other.block_size, other.itemsize)
+            yield other

@@ -18,7 +18,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
 from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets import no_interpreter, wrong_arguments
+from attn_fuzz.targets import no_interpreter, no_requests, waits, wrong_arguments
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
@@ -55,8 +55,18 @@ def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
     _refuse_without_a_cache(kv_cache, layer)
     attend = functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, batch, out=out, lse=lse)
     attend(validate=True)
+    choose = choices_by((q.shape, batch.seq_lens))
+    if choose.random() < 0.25:
+        nobodys = no_requests.without_requests(batch, choose)
+        no_requests.check(functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, nobodys), out)
+        waits.check(lambda: aiter_adapter.unified_attention(_idle(aiter), q, kv_cache, layer, batch, out=out, lse=lse))
     if q.device.type == "cpu" and layer.output_scale is not None:  # which type the GPU's own float8 is, is asked of the GPU
         no_interpreter.check(attend, q.dtype)
+
+
+def _idle(aiter: Any) -> Any:
+    """The same AITER, whose functions do nothing."""
+    return dataclasses.replace(aiter, functions=dict.fromkeys(aiter.signatures, lambda **_: None))
 
 
 def _illegal(name: str, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
@@ -128,6 +138,12 @@ def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, 
     wider = out.new_empty(*out.shape[:-1], out.shape[-1] + 1)[..., :-1]
     if not wider.is_contiguous():
         must_refuse(lambda: decode(one_each, out=wider), "an output with gaps")
+    choose = choices_by((q.shape, batch.seq_lens))
+    if choose.random() < 0.25:
+        nobodys = no_requests.without_requests(one_each, choose, max_query_len=1, num_actual_tokens=0)
+        no_requests.check(functools.partial(decode, nobodys), out)
+        aiter = _idle(documented(q.device.type))
+        waits.check(lambda: function(aiter, q, *arguments, one_each, out=out, lse=lse))
     decode(one_each, validate=True)
 
 
@@ -192,6 +208,9 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     with mock.patch.dict(os.environ, ENABLE_CK="0"):
         must_refuse(functools.partial(prefill, **arguments), "AITER's fallback without CK")
     prefill(**arguments)
+    if rows % 4 == 0:
+        nobodys = {name: arguments[name][:1] for name in ("query_start_loc", "key_start_loc")}
+        no_requests.check(functools.partial(prefill, **{**arguments, **nobodys}), arguments["out"])
     _check_few_keys(functools.partial(attend, whole), arguments, layer, len(k) // 2 % 2, causal=batch.causal)
 
 

@@ -14,9 +14,11 @@ import attn_reference
 import torch
 from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import declared, documented_aiter, host_lengths, wrong_arguments
+from attn_fuzz.targets import declared, documented_aiter, host_lengths, host_metadata, wrong_arguments
 from attn_fuzz.targets.aiter import ROWS
-from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, config_of, named
+from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, named
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support
@@ -58,9 +60,12 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
         host_lengths.check("ROCM_AITER_FA", batch)
         _check_phases(batch)
+        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        if choose.random() < 0.25:
+            _check_phases(host_metadata.drawn_step(choose, choose.choice((1, 2, 5))))
         if longer := _longer(batch):
             # by layers of its own: the layers of a step share the step's metadata
-            others = dataclasses.replace(_FA)
+            others = dataclasses.replace(_FA, is_checked=False)
             too_long = functools.partial(others.attention, q, k, v, kv_cache, layer, longer, out=out, lse=lse)
             wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
         _without_queries(q, kv_cache, layer, batch, out)
@@ -94,7 +99,7 @@ def _without_queries(q, kv_cache, layer: Layer, batch: Batch, out: torch.Tensor)
         block_table=batch.block_table[:, :0],
         slot_mapping=None,
     )
-    dataclasses.replace(_FA).attention(q[:0], None, None, kv_cache, layer, empty, out=out[:0], lse=None)
+    dataclasses.replace(_FA, is_checked=False).attention(q[:0], None, None, kv_cache, layer, empty, out=out[:0], lse=None)
 
 
 def _check_phases(batch: Batch) -> None:

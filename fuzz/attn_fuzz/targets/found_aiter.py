@@ -19,12 +19,15 @@ from typing import Any
 from attn_fuzz.targets.documented_aiter import DOCUMENTED_AITER_UNIFIED, documented, unified
 from attn_fuzz.targets.selected import choose_by
 from attn_fuzz.targets.wrong_arguments import must_refuse
+from attn_fuzz.targets.wrong_gpus import edited
 
 VERSION = "9.8.7"
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choose_by(q, layer, batch)
+    if choose.random() < 0.2:
+        _check_recorded(choose)
     with _installation() as folder:
         if choose.random() < 0.2:
             _check_none(folder, choose)
@@ -57,6 +60,25 @@ def _forget_imports() -> None:
 
 def _is_aiter(module: str) -> bool:
     return module.split(".")[0] == "aiter"
+
+
+def _check_recorded(choose: random.Random) -> None:
+    """Check that there is a record of each version that is said to have one, and of no other version.
+
+    Raises:
+        AssertionError: another version has a record, or its error is no ValueError.
+    """
+    from attn_optimized.aiter_adapter import RECORDED, recorded
+
+    version = edited(choose.choice(RECORDED), choose)
+    try:
+        recorded(version)
+    except ValueError:
+        assert version not in RECORDED, f"no record of {version}"
+    except Exception as error:
+        raise AssertionError(f"a record of {version!r}: expected a ValueError, got {error!r}") from error
+    else:
+        assert version in RECORDED, f"a record of {version!r}"
 
 
 def _check_none(folder: Path, choose: random.Random) -> None:

@@ -97,7 +97,7 @@ def _aiter(lacking: Lacking) -> Any:
 @functools.cache
 def _layers_of(backend: str, lacking: Lacking | None) -> BackendLayers:
     aiter = documented if lacking is None else lambda device: _aiter(lacking)
-    return BackendLayers(named(backend), aiter)
+    return BackendLayers(named(backend), aiter, is_checked=lacking is None)
 
 
 def _forget() -> None:

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from attn_contract import AttentionConfig, Layer, Layout
+from attn_contract import AttentionConfig, ContractError, Layer, Layout
 from attn_contract.arguments import named
 from attn_contract.rules import words_of
 from attn_fuzz.targets.wrong_arguments import must_contradict, must_raise, must_refuse
@@ -259,7 +260,8 @@ def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, functio
     """Check what the backends declare on an AITER that lacks a function, or an argument of the function, or on none.
 
     Without an AITER the backends of AITER refuse what they refuse with the whole one, and the installation alone. On an
-    architecture that they do not run on, an AITER makes no difference.
+    architecture that they do not run on, an AITER makes no difference. Few configs ask for what an AITER lacks, and few
+    architectures have all backends. So the config is asked for with each of these rules, too, and on an architecture that has.
 
     Raises:
         AssertionError: a backend refuses anything else than before and what needs the argument.
@@ -270,15 +272,32 @@ def check_lacking(config: AttentionConfig, whole: Asked, lacking: Asked, functio
         needing = (UNAVAILABLE, *OPTIONAL[function].values(), *ALWAYS.get(function, ()))
     else:
         needing = (OPTIONAL[function][argument],)
-    refused = {words for rule in needing if (words := _in_words(rule, config))}
-    for backend, used in USED.items():
-        expected = {refusal.property for refusal in whole.refusals(backend, config)}
-        if expected != {whole.on_architecture} and (function is None or function in used):
-            expected |= refused
-        got = {refusal.property for refusal in lacking.refusals(backend, config)}
-        assert got == expected, (
-            f"{backend} without {argument or function or 'AITER'}: got {sorted(got)}, expected {sorted(expected)}"
-        )
+    for architecture, asking in itertools.product((whole.architecture, _OF_ALL_BACKENDS), (config, *_asking(config, needing))):
+        there, without = (one._replace(architecture=architecture) for one in (whole, lacking))
+        refused = {words for rule in needing if (words := _in_words(rule, asking))}
+        for backend, used in USED.items():
+            expected = {refusal.property for refusal in there.refusals(backend, asking)}
+            if expected != {there.on_architecture} and (function is None or function in used):
+                expected |= refused
+            got = {refusal.property for refusal in without.refusals(backend, asking)}
+            assert got == expected, (
+                f"{backend} without {argument or function or 'AITER'}: got {sorted(got)}, expected {sorted(expected)}"
+            )
+
+
+_OF_ALL_BACKENDS = "gfx942"
+_ASKED: dict[str, Any] = {"window": (16, -1), "logits_soft_cap": 30.0}
+"""Values of rules that are neither on nor off."""
+
+
+def _asking(config: AttentionConfig, rules: Collection[str]) -> Iterator[AttentionConfig]:
+    """The config with each of these rules that it can have."""
+    for rule in rules:
+        with contextlib.suppress(ContractError):
+            if rule == "output_scale":
+                yield dataclasses.replace(config, output_dtype=torch.float8_e4m3fnuz)
+            elif rule != UNAVAILABLE:
+                yield config.with_rules(**{rule: _ASKED.get(rule, True)})
 
 
 def _in_words(rule: str, config: AttentionConfig) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Capabilities, Layout
-from attn_fuzz.cases.case import Case
+from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.target import BESIDE_TWO_WIDTHS, Support
 from attn_fuzz.targets.triton import TRITON
 
@@ -44,6 +44,7 @@ class Served:
 
     Args:
         group_sizes: query heads of each KV head.
+        layouts: the first is the one that a layer has whose layout is left to the backend, unless it cannot have it.
         outputs: architectures, each with a dtype of outputs that are quantized.
         widths: of V, and by how many dims K is wider. They are stated of backends whose V has a width of its own.
         float8_caches: architectures on which a cache may be float8. They are stated of the same backends.
@@ -54,7 +55,7 @@ class Served:
     block_sizes: Collection[int]
     group_sizes: Collection[int] = range(1, 65)
     dtypes: Collection[torch.dtype] = _ANY_DTYPE
-    layouts: Collection[Layout] = _LAYOUTS
+    layouts: tuple[Layout, ...] = _LAYOUTS
     architectures: Collection[str] = _ARCHITECTURES
     outputs: Collection[tuple[str, torch.dtype]] = _OUTPUTS
     widths: Collection[tuple[int, int]] = ()
@@ -125,6 +126,8 @@ def check_declared(declared: Capabilities, aiter: Any, choose: random.Random) ->
     field = choose.choice([field.name for field in dataclasses.fields(Served) if field.name != "plain"])
     of_backend = _served_on(aiter, declared.backend)
     served = getattr(of_backend, field)
+    preferred = declared.layouts.values[0]
+    assert preferred is of_backend.layouts[0], f"{declared.backend} prefers {preferred}, expected {of_backend.layouts[0]}"
     for value, architecture, config in _layers(field, of_backend.plain):
         refusals = declared.refusals(config, architecture)
         assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"
@@ -207,14 +210,15 @@ def rocm_attn(device: str) -> Support:
         rules=("window", "alibi_slopes", "non_causal", "rope"),
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor", "head"),
-        exclude=_beyond_rocm_attn,
+        exclude=lambda case: beyond_rocm_attn(config_of(case)),
     )
 
 
-def _beyond_rocm_attn(case: Case) -> str | None:
-    if not case.alibi_slopes:
+def beyond_rocm_attn(config: AttentionConfig, architecture: str | None = None) -> str | None:
+    """Two rules that ROCM_ATTN does not serve together, on any architecture."""
+    if not config.asks("alibi_slopes"):
         return None
-    if "window" in case.rules:
+    if config.asks("window"):
         return "ALiBi with a window"
-    is_causal = case.attn_type is AttentionType.DECODER and "non_causal" not in case.rules
+    is_causal = config.attn_type is AttentionType.DECODER and not config.asks("non_causal")
     return None if is_causal else "ALiBi without causality"

@@ -16,10 +16,11 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.illegal import illegal_attention, illegal_latent_writes, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target, no_calls
-from attn_fuzz.targets.wrong_arguments import Calls
+from attn_fuzz.targets.wrong_arguments import Calls, must_raise
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -298,6 +299,9 @@ def _cascade_call(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callabl
 def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
     function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
     function(**arguments, validate=validate)
+    if kv_cache is not None and batch.query_start_loc[-1]:
+        beyond = _beyond_a_context(batch, _block_size(layer, kv_cache))
+        must_raise(lambda: function(**{**arguments, **beyond}, validate=True), "a prefix beyond a context")
 
 
 def _illegal_cascade(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
@@ -311,6 +315,18 @@ def _illegal_cascade(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
         for validate in (True,) if "shared" in what else (True, False):
             call = functools.partial(function, **{**arguments, "common_prefix_len": prefix}, validate=validate)
             yield f"a prefix {what}", call
+
+
+def _beyond_a_context(batch: Batch, block_size: int) -> dict[str, Any]:
+    """A step whose requests have all the same blocks, and a prefix of one block more than each context holds."""
+    choose, query_lens = choices_by((batch.query_start_loc, batch.seq_lens)), batch.query_start_loc.diff()
+    context_lens = [choose.choice((0, 1, block_size - 1, block_size)) for _ in range(batch.num_requests)]
+    seq_lens = query_lens + torch.tensor(context_lens, dtype=torch.int32, device=query_lens.device)
+    longest = int(seq_lens.max())
+    table = torch.zeros((batch.num_requests, longest // block_size + 2), dtype=torch.int32, device=query_lens.device)
+    step = dataclasses.replace(batch, seq_lens=seq_lens, max_seq_len=longest, block_table=table)
+    shortest = min(context_lens[r] for r in query_lens.nonzero().flatten().tolist())
+    return {"batch": step, "common_prefix_len": (shortest // block_size + 1) * block_size}
 
 
 def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
