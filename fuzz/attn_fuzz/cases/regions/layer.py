@@ -107,6 +107,9 @@ LAYER: dict[str, tuple[Region, ...]] = {
             narrower_than_K_in_a_row=lambda case, step: _has_two_widths(case) and case.value_size < case.head_size,
             wider_than_K_in_a_row=lambda case, step: _has_two_widths(case) and case.value_size > case.head_size,
             _128_behind_192_of_K=lambda case, step: _has_two_widths(case) and (case.head_size, case.value_size) == (192, 128),
+            in_a_row_of_encoder_keys=lambda case, step: (
+                _has_two_widths(case) and case.attn_type is AttentionType.ENCODER_DECODER
+            ),
             even_behind_an_odd_K_in_a_row_of_bytes=_has_odd_values,
         ),
         not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),
