@@ -1,6 +1,6 @@
 """A layer of latent attention: decodes absorbed, prefills expanded."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from attn_contract import ContractError, Layer, UnsupportedError
@@ -16,6 +16,11 @@ from attn_optimized.backends.triton_mla.context import attend_to_context, expand
 from attn_optimized.backends.triton_mla.metadata import NAME, ContextChunk, MlaMetadata, MlaPrefillMetadata
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 from attn_optimized.merge import merge_attn_states
+
+
+class _Options(TypedDict):
+    batch_invariant: bool
+    validate: bool
 
 
 class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
@@ -91,7 +96,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         return output
 
     @property
-    def _options(self) -> dict[str, bool]:
+    def _options(self) -> _Options:
         return {"batch_invariant": self.config.asks("batch_invariant"), "validate": self.validate}
 
     def _expand(self, kv_c: torch.Tensor, k_pe: torch.Tensor) -> torch.Tensor:
