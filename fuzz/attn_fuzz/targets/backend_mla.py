@@ -17,6 +17,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets import host_lengths, host_metadata, refused_steps, served
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.illegal_layers import wrong_layers
@@ -109,7 +110,7 @@ def is_wide(layer: Layer) -> bool:
 
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
     """What counts as a decode, and how many keys are gathered at once: chosen by the step. Wide rows are decodes alone."""
-    choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+    choose = choices_by((batch.query_start_loc, batch.seq_lens))
     longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {
         "num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)),
@@ -125,7 +126,7 @@ class MlaLayers(BackendLayers):
     """A backend of latent attention, and the layers that were made of it."""
 
     def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
-        choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
         served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         host_lengths.check("TRITON_MLA", batch, optional=("seq_lens_cpu",))
         if choose.random() < 0.5:
@@ -134,15 +135,19 @@ class MlaLayers(BackendLayers):
         impl, own_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)
         check_phases(metadata, batch)
-        by_head = out.view(len(out), layer.num_heads, layer.value_size)
-        latent = None if metadata.prefill is None else own_rows(q, own_cache, layer, batch)
-        attend_phases(impl, metadata, weights_of(layer, q), q, latent, own_cache, by_head=by_head, lse=lse)
+        step = _step(metadata, q, own_cache, layer, batch, out, lse)
+        attend_phases(impl, step)
 
-        def serve(step: AskedStep) -> None:
-            options = builder_options(layer, step.batch)
-            asked = self.load().builder(layer.attn_type, **options).build(common_metadata(step.batch, layer.attn_type))
-            by_head = step.out.view(len(step.out), layer.num_heads, layer.value_size)
-            attend_phases(impl, asked, weights_of(layer, step.q), step.q, latent, own_cache, by_head=by_head, lse=step.lse)
+        def serve(asked: AskedStep) -> None:
+            options = builder_options(layer, asked.batch)
+            metadata = self.load().builder(layer.attn_type, **options).build(common_metadata(asked.batch, layer.attn_type))
+            by_head = asked.out.view(step.by_head.shape)
+            attend_phases(
+                impl,
+                step._replace(
+                    metadata=metadata, of_layer=weights_of(layer, asked.q), q=asked.q, by_head=by_head, lse=asked.lse
+                ),
+            )
 
         served_step = AskedStep(q, batch, out, lse)
         refused_steps.check(serve, self.capabilities(q.device.type), kv_cache, layer, served_step, choose)
@@ -173,12 +178,10 @@ class MlaLayers(BackendLayers):
             weight = q.new_zeros(layer.num_heads * (p_size + v_size), layer.value_size)
             too_wide = {**arguments, "kv_b_proj": weight, "v_head_dim": v_size}
             yield f"{p_size} and {v_size} expanded dims", functools.partial(self.load().impl, layer, **too_wide, aiter=aiter)
-        of_layer, by_head = weights_of(layer, q), out.view(len(out), layer.num_heads, layer.value_size)
-        latent = None if metadata.prefill is None else own_rows(q, kv_cache, layer, batch)
-        yield from wrong_phases(impl, metadata, of_layer, q, latent, kv_cache, by_head=by_head, lse=lse)
+        step = _step(metadata, q, kv_cache, layer, batch, out, lse)
+        yield from wrong_phases(impl, step)
         if metadata.prefill is not None and (other := self._of_other_lengths(layer, batch)) is not None:
-            attend = functools.partial(attend_phases, impl, other, of_layer, q, latent, kv_cache, by_head=by_head, lse=lse)
-            yield "lengths of the host alone", attend
+            yield "lengths of the host alone", functools.partial(attend_phases, impl, step._replace(metadata=other))
         yield from wrong_calls(self.load().builder(layer.attn_type).build, {"common_attn_metadata": None})
 
     def _of_other_lengths(self, layer: Layer, batch: Batch) -> Any:
@@ -232,23 +235,37 @@ class MlaLayers(BackendLayers):
         return {**arguments, "kv_b_proj": of_layer.kv_b_proj, "v_head_dim": of_layer.v_head_dim}, kv_cache
 
 
-def attend_phases(
-    impl: Any,
-    metadata: Any,
-    of_layer: Weights,
-    q: torch.Tensor,
-    latent: torch.Tensor | None,
-    kv_cache: torch.Tensor,
-    *,
-    by_head: torch.Tensor,
-    lse: torch.Tensor | None,
-) -> None:
-    """The prefills of a step, and its decodes, which are rows of the same output.
+class MlaStep(NamedTuple):
+    """A step as a layer of latent attention meets it. Its prefills and its decodes are rows of the same queries and output.
 
     Args:
+        metadata: as the builder makes it.
+        of_layer: the layer's weights.
+        q: [T, N, Lkv + R].
         latent: see `own_rows`. A step without a prefill needs none.
+        kv_cache: as the layer addresses it.
         by_head: [T, N, Lkv], the output.
+        lse: [N, T].
     """
+
+    metadata: Any
+    of_layer: Weights
+    q: torch.Tensor
+    latent: torch.Tensor | None
+    kv_cache: torch.Tensor
+    by_head: torch.Tensor
+    lse: torch.Tensor | None
+
+
+def _step(metadata: Any, q, kv_cache, layer: Layer, batch: Batch, out, lse) -> MlaStep:
+    latent = None if metadata.prefill is None else own_rows(q, kv_cache, layer, batch)
+    by_head = out.view(len(out), layer.num_heads, layer.value_size)
+    return MlaStep(metadata, weights_of(layer, q), q, latent, kv_cache, by_head, lse)
+
+
+def attend_phases(impl: Any, step: MlaStep) -> None:
+    """The prefills of a step, and its decodes."""
+    metadata, of_layer, q, latent, kv_cache, by_head, lse = step
     if metadata.prefill is not None:
         assert latent is not None
         rows = metadata.prefill.rows
@@ -270,25 +287,15 @@ def attend_phases(
                 lse[:, rows] = lse_rows
 
 
-def wrong_phases(
-    impl: Any,
-    metadata: Any,
-    of_layer: Weights,
-    q: torch.Tensor,
-    latent: torch.Tensor | None,
-    kv_cache: torch.Tensor,
-    *,
-    by_head: torch.Tensor,
-    lse: torch.Tensor | None,
-) -> Calls:
-    """Calls with one argument wrong, of a step's prefills and of its decodes. The arguments are those of `attend_phases`."""
+def wrong_phases(impl: Any, step: MlaStep) -> Calls:
+    """Calls with one argument wrong, of a step's prefills and of its decodes."""
+    metadata, of_layer, q, latent, kv_cache, by_head, lse = step
     free = {"kv_cache": dims_of(impl.layer.layout, "block")}
     given = {"kv_cache": kv_cache, "attn_metadata": metadata}
     decode, prefill = metadata.decode, metadata.prefill
     if decode is not None and isinstance(decode.rows, slice):
         rows = decode.rows
         lse_rows = None if lse is None else lse[:, rows]
-        # by heads: of one row and one head, rows of all heads with one more dimension would be legal
         of_rows = {"query": q[rows], "output": by_head[rows], "lse": lse_rows}
         yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
     if prefill is not None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.targets.backend_mla import (
+    MlaStep,
     Weights,
     attend_phases,
     builder_options,
@@ -139,8 +140,9 @@ def _attend(
     out = q.new_full((*q.shape[:2], layer.value_size), torch.nan)
     lse = torch.full((q.shape[1], len(q)), torch.nan)
     metadata = backend.builder(layer.attn_type, **builder).build(common)
-    attend_phases(impl, metadata, weights, q, latent, own.kv_cache, by_head=out, lse=lse)
-    calls = [*wrong_phases(impl, metadata, weights, q, latent, own.kv_cache, by_head=out, lse=lse)]
+    step = MlaStep(metadata, weights, q, latent, own.kv_cache, out, lse)
+    attend_phases(impl, step)
+    calls = [*wrong_phases(impl, step)]
     if calls:
         what, call = calls[wrong % len(calls)]
         must_raise(call, what)

@@ -88,7 +88,7 @@ class BackendLayers:
         lse: torch.Tensor | None,
         **mode: bool,
     ) -> None:
-        choose = random.Random(repr((tuple(q.shape), batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
         if self.is_checked:
             served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
