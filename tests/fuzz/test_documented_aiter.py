@@ -1,9 +1,14 @@
 """The adapter of AITER, its backends and the selector agree on the documented AITER, and faults in them are found."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from attn_fuzz.cases import tensors
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets.documented_aiter import DOCUMENTED_AITER_UNIFIED
+from attn_fuzz.targets.found_aiter import FOUND_AITER
 from attn_fuzz.targets.selected import _patterns, choose_by
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
@@ -27,6 +32,13 @@ EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._ex
 def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     progress = fuzz_apart(target, examples=20)
     assert progress.failure is None, progress.failure.verdict.message
+
+
+@pytest.mark.parametrize("architecture", ["", "gfx942", "gfx950"])
+def test_the_double_reads_both_types_of_float8_on_every_gpu(architecture, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(gcnArchName=architecture))
+    for target in (DOCUMENTED_AITER_UNIFIED, FOUND_AITER):
+        assert set(target.support("cuda").cache_dtypes) == {"fp8_e4m3fn", "fp8_e4m3fnuz"}
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,22 @@ def test_what_must_be_refused_is_not_served_rightly_either(step_case):
     assert try_case(asked, dataclasses.replace(right, refuses=False), "cpu").kind == "agree"
 
 
+def test_a_step_without_requests_may_be_served_whatever_its_flag(step_case):
+    """A shrink came to such a step, and was shown as a failure of a target that serves causal steps alone."""
+    only_causal = dataclasses.replace(REFERENCE_FP32, support=lambda device: _without("non_causal"))
+    asked = {
+        "none": msgspec.structs.replace(step_case, requests=()),
+        "one": msgspec.structs.replace(step_case, requests=(msgspec.structs.replace(step_case.requests[0], causal=False),)),
+    }
+    assert {name: try_case(case, only_causal, "cpu").kind for name, case in asked.items()} == {"none": "agree", "one": "served"}
+    # a cache that the target does not read is refused without requests, too
+    quantized = msgspec.structs.replace(asked["none"].cache, dtype="fp8_e4m3fn", scales="tensor")
+    without_float8 = dataclasses.replace(
+        only_causal, support=lambda device: dataclasses.replace(planted.SMALL, cache_dtypes=(), scales=())
+    )
+    assert try_case(msgspec.structs.replace(asked["none"], cache=quantized), without_float8, "cpu").kind == "served"
+
+
 def test_a_rotation_by_the_reference_is_not_beyond_a_target_that_only_attends(step_case):
     asked = msgspec.structs.replace(step_case, rope=Rope(rotary_dim=4))
     rotates = dataclasses.replace(REFERENCE_FP32, support=lambda device: _without("rope"))

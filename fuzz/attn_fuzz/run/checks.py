@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from attn_contract.rules import words_of
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
@@ -46,10 +47,15 @@ def wrong_error(attempt: Attempt) -> Wrong | None:
 
 
 def missing_refusal(attempt: Attempt) -> Wrong | None:
-    """An illegal call, or one beyond the support of a target that refuses, without a refusal."""
+    """An illegal call, or one beyond the support of a target that refuses, without a refusal.
+
+    A step without requests may be served by a target that serves causal steps alone: no query sees a key.
+    """
     if isinstance(attempt.error, NotRefusedError):
         return Wrong("an illegal call", str(attempt.error))
     if attempt.error is not None or not (attempt.beyond and attempt.target.refuses):
+        return None
+    if not attempt.case.requests and attempt.beyond == words_of("non_causal"):
         return None
     return Wrong(str(attempt.beyond), f"{_must_refuse(attempt)}it was served")
 

@@ -295,7 +295,9 @@ _RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
 
 def _unified_support(device: str) -> Support:
     support = AITER_UNIFIED_ATTENTION.support(device)
-    return dataclasses.replace(support, rules=(*_RULES, "qq_bias"), unused_slots="NaN", max_seq_len=512)
+    # the double has no instructions of a GPU, and reads both types of float8 on all
+    both = ("fp8_e4m3fn", "fp8_e4m3fnuz")
+    return dataclasses.replace(support, rules=(*_RULES, "qq_bias"), cache_dtypes=both, unused_slots="NaN", max_seq_len=512)
 
 
 def _decode_support(device: str) -> Support:
