@@ -26,12 +26,26 @@ def run(
     Raises:
         RanksError: it failed, or in gloo took longer than the timeout.
     """
+    start(what, group, timeout, collective, *tensors)()
+
+
+def start(
+    what: str, group: dist.ProcessGroup, timeout: timedelta, collective: Callable[..., dist.Work | None], *tensors: Any
+) -> Callable[[], None]:
+    """Start a collective, and return what waits for it as `run` does. A GPU runs what is launched in between beside it.
+
+    Raises:
+        RanksError: it failed, or in gloo took longer than the timeout. What is returned raises it, too.
+    """
     with _naming(what, timeout):
         work = _started(group, collective, tensors)
-        if dist.get_backend(group) == dist.Backend.GLOO:
-            work.wait(timeout)
-        else:
-            work.wait()
+    is_gloo = dist.get_backend(group) == dist.Backend.GLOO
+
+    def wait() -> None:
+        with _naming(what, timeout):
+            work.wait(*([timeout] if is_gloo else []))
+
+    return wait
 
 
 def run_to_the_end(

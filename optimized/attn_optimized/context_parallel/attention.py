@@ -11,7 +11,7 @@ from attn_contract import FLOAT_DTYPES, AttentionType, ContractError, Layer, Uns
 from attn_contract.arguments import check_dims, check_tensor, check_type, shown
 
 from attn_optimized.attention import paged_attention
-from attn_optimized.context_parallel.agreement import compare_calls, run
+from attn_optimized.context_parallel.agreement import compare_calls, run, start
 from attn_optimized.context_parallel.dealing import LocalStep, local_layer
 from attn_optimized.context_parallel.weights import weighted_part
 from attn_optimized.merge import merge_attn_parts
@@ -109,18 +109,19 @@ def attend_over_ranks(
     elif isinstance(own, Exception):
         raise own
     num_tokens, num_heads = len(q), layer.num_heads
-    all_q = gathered(_HEADS_OR_LSES, group, q, timeout).transpose(0, 1).flatten(1, 2)
-    attend = partial(attention, all_q, kv_cache, local_layer(layer, step.dealing), step.batch)
+    heads = _gathering(_HEADS_OR_LSES, group, q, timeout)  # while memory for the output is made ready
+    of_rank = kv_cache, local_layer(layer, step.dealing), step.batch
     # a column that no request owns keeps an LSE of -inf, so that its row counts for nothing
     if exchange == "all_to_all":
         row = _Row(num_tokens, layer.value_size, q.dtype)
         message = torch.empty(num_heads, sum(row.sizes), dtype=torch.uint8, device=q.device)
         part, lse = row.read(message)
-        attend(out=part, lse=lse.fill_(-torch.inf))
+        lse.fill_(-torch.inf)
+        attention(_of_all_heads(heads()), *of_rank, out=part, lse=lse)
         outs, lses = row.read(_swapped(group, message.unflatten(0, (group.size(), -1)), timeout))
     else:
         lse = torch.full((num_heads, num_tokens), -torch.inf, device=q.device)
-        part = attend(lse=lse)
+        part = attention(_of_all_heads(heads()), *of_rank, lse=lse)
         share, merged_lse = weighted_part(part, gathered(_HEADS_OR_LSES, group, lse, timeout), group.rank())
         outs = _summed(group, _by_rank(group, share), timeout)[None]
         lses = merged_lse.unflatten(0, (group.size(), -1))[group.rank()][None]
@@ -206,6 +207,11 @@ def _by_rank(group: dist.ProcessGroup, rows: torch.Tensor) -> torch.Tensor:
     return rows.unflatten(1, (group.size(), -1)).transpose(0, 1)
 
 
+def _of_all_heads(gathered_q: torch.Tensor) -> torch.Tensor:
+    """[N, T, H / N, D] -> [T, H, D]"""
+    return gathered_q.transpose(0, 1).flatten(1, 2)
+
+
 def gathered(what: str, group: dist.ProcessGroup, tensor: torch.Tensor, timeout: timedelta) -> torch.Tensor:
     """[N, ...]: the tensors of all ranks, which have one shape and dtype.
 
@@ -216,10 +222,20 @@ def gathered(what: str, group: dist.ProcessGroup, tensor: torch.Tensor, timeout:
     Raises:
         RanksError: a rank did not come.
     """
+    return _gathering(what, group, tensor, timeout)()
+
+
+def _gathering(what: str, group: dist.ProcessGroup, tensor: torch.Tensor, timeout: timedelta) -> Callable[[], torch.Tensor]:
+    """Start what `gathered` does, and return what waits for its result."""
     own = _bytes(tensor)
     of_all = own.new_empty(group.size() * len(own))
-    run(what, group, timeout, _ALL_GATHER, of_all, own)
-    return of_all.view(tensor.dtype).view(group.size(), *tensor.shape)
+    wait = start(what, group, timeout, _ALL_GATHER, of_all, own)
+
+    def result() -> torch.Tensor:
+        wait()
+        return of_all.view(tensor.dtype).view(group.size(), *tensor.shape)
+
+    return result
 
 
 def _swapped(group: dist.ProcessGroup, parts: torch.Tensor, timeout: timedelta) -> torch.Tensor:
