@@ -7,7 +7,6 @@ installed AITER depends on that AITER, so there what the backend declares is dra
 
 import dataclasses
 import functools
-import random
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,14 +214,14 @@ class BackendLayers:
                 # whatever lies inside the planes of the other layers, a block covers the same bytes
                 others = [other for other in Layout if other.dims[0] == "kv"]
                 kv_cache = planes.view(kv_cache.shape)
-                allocation_layout = random.Random(repr(tuple(kv_cache.shape))).choice(others)
+                allocation_layout = choices_by(kv_cache.shape).choice(others)
         arguments = {
             "dtype": rows.dtype,
             "block_size": block_size,
             "allocation_layout": allocation_layout,
             "kv_sharing_target_layer_name": "writer" if reads else None,
             "batch_invariant": batch_invariant,
-            "validate": random.Random(repr((layer.num_heads, layer.scale))).random() < 0.5 if validate is None else validate,
+            "validate": choices_by((layer.num_heads, layer.scale)).random() < 0.5 if validate is None else validate,
         }
         return arguments, kv_cache
 

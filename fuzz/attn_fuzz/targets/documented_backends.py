@@ -6,7 +6,6 @@ refuse, and a backend that declares too little refuses what it must serve.
 
 import dataclasses
 import functools
-import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -111,7 +110,7 @@ def _check_phases(batch: Batch) -> None:
     common = common_metadata(batch, AttentionType.DECODER)
     query_lens = batch.query_start_loc.diff()
     context_lens = (batch.seq_lens - query_lens)[(query_lens > 1) & (query_lens < batch.seq_lens)]
-    choose = random.Random(repr((query_lens.tolist(), context_lens.tolist())))
+    choose = choices_by((query_lens, context_lens))
     most = choose.choice((1, 2, 7, 16 * len(query_lens) + 1))
     metadata = named("ROCM_AITER_FA")().builder(AttentionType.DECODER, context_chunk_keys=most).build(common)
     rows = torch.arange(int(batch.query_start_loc[-1]), device=query_lens.device)
@@ -132,9 +131,8 @@ def _check_phases(batch: Batch) -> None:
 
 def _builder_options(batch: Batch) -> dict[str, Any]:
     """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how many keys are gathered at once."""
-    seq_lens = batch.seq_lens.tolist()
-    choose = random.Random(repr((batch.query_start_loc.tolist(), seq_lens)))
-    keys = batch.num_requests * max(seq_lens, default=0)
+    choose = choices_by((batch.query_start_loc, batch.seq_lens))
+    keys = batch.num_requests * max(batch.seq_lens.tolist(), default=0)
     chunk_keys = max(1, -(-keys // choose.randint(1, MOST_CHUNKS)))
     return {"num_speculative_tokens": choose.choice((0, 0, 1, 3)), "context_chunk_keys": chunk_keys}
 

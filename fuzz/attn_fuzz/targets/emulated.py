@@ -18,6 +18,7 @@ from attn_contract import Batch, Layer
 from attn_fuzz import extras
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.targets.triton import planned as planned_for
@@ -97,7 +98,7 @@ def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random
 def _is_large(layer: Layer) -> bool:
     group = layer.num_heads // layer.num_kv_heads
     fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
-    return random.Random(repr(fields)).random() < LARGE_SHARE
+    return choices_by(fields).random() < LARGE_SHARE
 
 
 def emulated(architecture: str) -> Target:
@@ -112,7 +113,7 @@ def emulated(architecture: str) -> Target:
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 
-        choose = random.Random(repr((batch.query_start_loc.tolist(), batch.seq_lens.tolist())))
+        choose = choices_by((batch.query_start_loc, batch.seq_lens))
         plan = planned(q, layer, batch)
         with planned_for(architecture):
             if layer.attn_type.reads_cache:
@@ -126,14 +127,14 @@ def emulated(architecture: str) -> Target:
         from attn_optimized.kv_cache import write_kv_cache_call
 
         call = write_kv_cache_call(k, v, kv_cache, layer, slot_mapping, architecture=architecture)
-        _emulate(call, architecture, layer, random.Random(repr(slot_mapping.tolist())))
+        _emulate(call, architecture, layer, choices_by(slot_mapping))
 
     def rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
         from attn_optimized.kv_cache import rope_and_write_kv_cache_call
 
         tensors = (q, k, v, positions, cos_sin_cache, kv_cache)
         call = rope_and_write_kv_cache_call(*tensors, layer, slot_mapping, is_neox=is_neox, architecture=architecture)
-        _emulate(call, architecture, layer, random.Random(repr(slot_mapping.tolist())))
+        _emulate(call, architecture, layer, choices_by(slot_mapping))
 
     def events(step: Step) -> list[str]:
         return ["split"] if planned(step.q, step.layer, step.batch).splits > 1 else []
@@ -225,13 +226,13 @@ def _schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]"
 
 def _choices(arguments: Iterable[object]) -> random.Random:
     """What draws the schedules of a call's launches: by the call's metadata, so that a case depends on itself alone."""
-    metadata: list[object] = []
+    metadata: list[torch.Tensor] = []
     for argument in arguments:
         if isinstance(argument, Batch):
-            metadata += [argument.query_start_loc.tolist(), argument.seq_lens.tolist()]
+            metadata += [argument.query_start_loc, argument.seq_lens]
         elif isinstance(argument, torch.Tensor) and argument.dtype in (torch.int32, torch.int64):
-            metadata.append(argument.tolist())
-    return random.Random(repr(metadata))
+            metadata.append(argument)
+    return choices_by(metadata)
 
 
 TRITON_GFX90A = emulated("gfx90a")

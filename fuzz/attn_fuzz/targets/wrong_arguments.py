@@ -5,12 +5,12 @@ not values in tensors are checked, and whether or not a legal call of the same f
 """
 
 import functools
-import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from attn_contract import ContractError, UnsupportedError
+from attn_fuzz.targets.choices import choices_by
 
 Calls = Iterator[tuple[str, Callable[[], object]]]
 """What is wrong with a call, in words, and the call."""
@@ -52,7 +52,7 @@ def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any
         AssertionError: the function raised no ContractError, or it wrote a tensor before.
     """
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-    choose = random.Random(repr([tuple(tensor.shape) for tensor in tensors.values()]))
+    choose = choices_by([tensor.shape for tensor in tensors.values()])
     what, call = choose.choice([*wrong_calls(function, arguments, optional=optional)])
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     must_raise(call, what)
