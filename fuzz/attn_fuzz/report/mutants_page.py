@@ -1,4 +1,4 @@
-"""What became of generated mutants: rates, and survivors by class, as the page docs/generated/mutants.md and its JSON."""
+"""What became of generated mutants: rates, and survivors by class, as pages such as docs/generated/mutants.md, each with its JSON."""
 
 import re
 from collections import Counter
@@ -251,8 +251,8 @@ these mutants, which nobody chose, is run: {sample} mutants of seed {sample_seed
 share. [mutants.md](../reference/mutants.md) says how.
 
 `attn-parity mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the changed
-statement drew at most {ci} cases at `ci`{nightly}. `attn-parity mutate --check` fails if this page is not made of mutants.json,
-or if an operator does not make one of its mutants any more.
+statement drew at most {ci} cases at `ci`{nightly}. `attn-parity mutate --check` fails if this page is not made of the JSON file
+beside it, or if an operator does not make one of its mutants any more.
 
 A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
@@ -283,7 +283,7 @@ changed since they ran.
 
 
 def text(results: Results) -> str:
-    """docs/generated/mutants.md, whole: what docs/generated/mutants.json says, and nothing else."""
+    """A page, whole: what the JSON file beside it says, and nothing else."""
     seeds = ", ".join(map(str, results.seeds))
     nightly = f" and {results.nightly} at `nightly`" if results.nightly else ""
     fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "ci")}
