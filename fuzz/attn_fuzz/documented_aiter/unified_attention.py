@@ -33,8 +33,8 @@ def unified_attention(
 ) -> None:
     """Causal attention; `1 + window_size[0]` keys are seen, or all for 0; ALiBi counts from the context's end.
 
-    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before. A Gluon kernel looks
-    the first block up before it knows whether there is a key. Each program looks its request up among the lengths, so there is
+    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before. A Gluon kernel
+    looks the first block up of a request without keys, too. Each program looks its request up among the lengths, so there is
     one at least.
     """
     assert len(seqused_k), "a program finds its request before the first length"

@@ -96,8 +96,9 @@ def built(builder: Any, common: Any) -> Any:
     except ContractError as error:
         name = error.argument.split("[")[0]
         told = [field.name for field in dataclasses.fields(common)]
-        assert name in told, f"an error of a step names {name!r}, expected one of {', '.join(told)}: {error}"
-        raise
+        if name in told:
+            raise
+        raise AssertionError(f"an error of a step names {name!r}, expected one of {', '.join(told)}: {error}") from error
 
 
 def _metadata(forward: functools.partial[object], builder: Any, common: Any) -> Calls:
