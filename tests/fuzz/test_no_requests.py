@@ -37,6 +37,7 @@ def test_a_wrong_row_of_a_step_without_a_key_is_noticed(row, number, message):
     )
 
     def attend(batch: Batch, out: torch.Tensor) -> None:
+        assert batch.block_table is not None
         assert (batch.seq_lens.tolist(), tuple(batch.block_table.shape)) == ([0], (1, 0))
         out[:3] = 0.0
         if row is not None:
