@@ -39,12 +39,14 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
         ("base.AttentionImplBase.__init__", 'kv_sharing_target_layer_name == ""', "False"),
         ("base", "(Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND, Layout.X_PACKED, Layout.SHUFFLED)", "(Layout.KV_FIRST_NHD,)"),
         ("metadata.CommonAttentionMetadata.batch", "qq_bias=self.qq_bias if decoder else None", "qq_bias=self.qq_bias"),
+        ("metadata.CommonAttentionMetadata._field", '{"block_table": "block_table_tensor"}', "{}"),
     ],
     ids=[
         "a reader of another layer's cache writes it",
         "a reader of nobody's cache is made",
         "a layer beside packed planes keeps blocks of K and V",
         "a layer that is no decoder's is given the decoders' qq_bias",
+        "an error of the builder names what the engine has not told",
     ],
 )
 def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):

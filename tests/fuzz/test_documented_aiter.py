@@ -46,6 +46,7 @@ def test_the_double_reads_both_types_of_float8_on_every_gpu(architecture, monkey
     [
         ("documented-aiter-unified", UNIFIED, "layer.k_scale", "layer.v_scale"),
         ("documented-aiter-unified", UNIFIED, "batch.num_requests == 0 or batch.num_actual_tokens == 0", "False"),
+        ("documented-aiter-unified", f"{ADAPTER}.unified_attention._readable", "more + 1", "more"),
         ("documented-aiter-decode", f"{ADAPTER}.paged_attention_v1.paged_attention_v1", "layer.logits_soft_cap or 0.0", "0.0"),
         ("documented-aiter-prefill", PREFILL, "edges = layer.window", OFF_BY_ONE),
         ("documented-aiter-prefill", f"{ADAPTER}.flash_attn_varlen._bound_that_keeps", "right < max_query_len - 1", "False"),
@@ -71,6 +72,7 @@ def test_the_double_reads_both_types_of_float8_on_every_gpu(architecture, monkey
         ("selected", DECLARES_FA, "features.prefill_sinks or features.unified_sinks", "features.prefill_sinks"),
         ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
         ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
+        ("selected", "attn_optimized.backends.base._others", "' or '.join(serving)", "' or '.join(serving[:2])"),
         ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
         ("selected", "attn_optimized.selector.model._footprint", "view.block_stride * view.itemsize", "view.block_stride"),
     ],

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -241,6 +242,13 @@ def test_a_limit_of_heads_that_is_another_one_is_noticed_in_drawn_sizes(name, va
     assert noticed(check_drawn) == 0
     monkeypatch.setattr(widths, name, value)
     assert noticed(check_drawn) > 3
+
+
+def test_a_plan_that_is_batch_invariant_unasked_is_noticed_in_drawn_sizes(monkeypatch):
+    plan_of = attn_optimized.plan_of
+    invariant_by_default = functools.partial(plan_of, batch_invariant=True)
+    monkeypatch.setattr(attn_optimized, "plan_of", invariant_by_default)
+    assert noticed(check_drawn) > DRAWN // 3
 
 
 def test_a_table_that_is_not_read_with_care_is_noticed(monkeypatch):

@@ -31,4 +31,4 @@ def per_query_head(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
 def paged_rows(cache: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
     """[length, HK, D] of the blocks of one request; cache [NB, BS, HK, D]."""
     blocks = table[: -(-length // cache.shape[1])].long()
-    return cache.float()[blocks].flatten(0, 1)[:length]
+    return cache[blocks].float().flatten(0, 1)[:length]

@@ -33,8 +33,9 @@ def unified_attention(
 ) -> None:
     """Causal attention; `1 + window_size[0]` keys are seen, or all for 0; ALiBi counts from the context's end.
 
-    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before. Each program looks
-    its request up among the lengths, so there is one at least.
+    A prefill looks up the blocks of whole tiles of 64 keys, so the memory of the table must not end before. A Gluon kernel
+    looks the first block up of a request without keys, too. Each program looks its request up among the lengths, so there is
+    one at least.
     """
     assert len(seqused_k), "a program finds its request before the first length"
     assert causal, "Only causal attention is supported"
@@ -46,7 +47,7 @@ def unified_attention(
         rows = slice(int(cu_seqlens_q[r]), int(cu_seqlens_q[r + 1]))
         num_queries, num_keys = rows.stop - rows.start, int(seqused_k[r])
         assert num_queries <= max_seqlen_q
-        looked_up = -(-num_keys // _TILE_KEYS) * _TILE_KEYS // k.shape[1]
+        looked_up = max(1, -(-num_keys // _TILE_KEYS) * _TILE_KEYS // k.shape[1])
         assert looked_up <= _elements_behind(block_table[r]), "a tile's last keys are looked up past the block table's memory"
         keys = paged_rows(k, block_table[r], num_keys) * (1.0 if k_descale is None else k_descale)
         values = paged_rows(v, block_table[r], num_keys) * (1.0 if v_descale is None else v_descale)

@@ -18,7 +18,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
 from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets import no_interpreter, no_requests, waits, wrong_arguments
+from attn_fuzz.targets import no_interpreter, no_keys, no_requests, waits, wrong_arguments
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
@@ -59,6 +59,7 @@ def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
     if choose.random() < 0.25:
         nobodys = no_requests.without_requests(batch, choose)
         no_requests.check(functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, nobodys), out)
+        no_keys.check(functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer), batch, out)
         waits.check(lambda: aiter_adapter.unified_attention(_idle(aiter), q, kv_cache, layer, batch, out=out, lse=lse))
     if q.device.type == "cpu" and layer.output_scale is not None:  # which type the GPU's own float8 is, is asked of the GPU
         no_interpreter.check(attend, q.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Layout
+from attn_contract import AttentionType, ContractError, Layout
 from attn_fuzz.targets.illegal import dims_of, new_lse
 from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 
@@ -85,9 +85,25 @@ def writes_of_reader(impl: Any, written: dict[str, Any], q: torch.Tensor) -> Cal
         yield "a rotation by a layer that writes nothing", functools.partial(impl.do_rope_and_kv_cache_update, **rotated)
 
 
+def built(builder: Any, common: Any) -> Any:
+    """The metadata of a step.
+
+    Raises:
+        AssertionError: the builder's ContractError names no field of what the engine told of the step.
+    """
+    try:
+        return builder.build(common)
+    except ContractError as error:
+        name = error.argument.split("[")[0]
+        told = [field.name for field in dataclasses.fields(common)]
+        if name in told:
+            raise
+        raise AssertionError(f"an error of a step names {name!r}, expected one of {', '.join(told)}: {error}") from error
+
+
 def _metadata(forward: functools.partial[object], builder: Any, common: Any) -> Calls:
     def attend(**fields: Any) -> object:
-        return forward(attn_metadata=builder.build(dataclasses.replace(common, **fields)))
+        return forward(attn_metadata=built(builder, dataclasses.replace(common, **fields)))
 
     told = {field.name: getattr(common, field.name) for field in dataclasses.fields(common)}
     not_read = (*_NOT_READ[builder.attn_type], *_OF_SOME_BACKENDS)

@@ -42,7 +42,8 @@ def check_drawn(architecture: str, compute_units: int, given: "Parameters | None
         given: launch parameters in place of those of the GPU's table.
 
     Raises:
-        AssertionError: a plan is made of heads that no tile holds, or it is not the plan of the layer.
+        AssertionError: a plan is made of heads that no tile holds, or it is not the plan of the layer, or of another mode than
+            was asked for.
         UnsupportedError, ContractError: there is no plan of a layer that tiles hold.
     """
     import attn_optimized
@@ -50,15 +51,22 @@ def check_drawn(architecture: str, compute_units: int, given: "Parameters | None
     layer, dtype = _layer(choose)
     batch = _batch(choose, layer)
     q = torch.empty((batch.num_actual_tokens, layer.num_heads, layer.head_size), dtype=dtype, device="meta")
-    gpu = {"architecture": architecture, "compute_units": compute_units, "parameters": given}
     is_invariant = choose.random() < 0.2
+    # as most callers have it, who say nothing of what they do not ask for
+    asked = {
+        "architecture": architecture,
+        "compute_units": compute_units,
+        **({} if given is None else {"parameters": given}),
+        **({"batch_invariant": True} if is_invariant else {}),
+    }
     if too_large := _too_large(layer):
-        must_refuse(lambda: attn_optimized.plan_of(q, layer, batch, batch_invariant=is_invariant, **gpu), too_large)
+        must_refuse(lambda: attn_optimized.plan_of(q, layer, batch, **asked), too_large)
         return
     try:
-        plan = attn_optimized.plan_of(q, layer, batch, batch_invariant=is_invariant, **gpu)
+        plan = attn_optimized.plan_of(q, layer, batch, **asked)
     except UnsupportedError as error:
         raise AssertionError(f"{layer}: refused: {error}") from error
+    assert plan.batch_invariant is is_invariant, f"a plan with batch_invariant={plan.batch_invariant}, asked for {asked}"
     check(plan, q, layer, batch, given)
 
 

@@ -16,6 +16,7 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, Unsu
 from attn_contract.arguments import INT32_MAX
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
+from attn_fuzz.targets import no_requests
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
@@ -122,6 +123,23 @@ def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choo
     return own, ranks.local_step(dataclasses.replace(batch, block_table=own.block_table), dealing)
 
 
+def _check_nobodys(q: torch.Tensor, own: Shard, batch: Batch, dealing: Any, out: torch.Tensor) -> None:
+    """Check that some steps without a request are a rank's steps, too, and that nothing is written in one.
+
+    Raises:
+        AssertionError: something was written.
+    """
+    import attn_optimized
+    from attn_optimized import context_parallel as ranks
+
+    choose = choices_by((batch.seq_lens, q.shape))
+    if choose.random() < 0.25:
+        nobodys = no_requests.without_requests(dataclasses.replace(batch, block_table=own.block_table), choose)
+        step = ranks.local_step(nobodys, dealing)
+        attend = functools.partial(attn_optimized.paged_attention, q, own.kv_cache, ranks.local_layer(own.layer, dealing))
+        no_requests.check(functools.partial(attend, step.batch), q.new_empty(out.shape))
+
+
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     import attn_optimized
     from attn_optimized import context_parallel as ranks
@@ -136,6 +154,8 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         # the largest bound that a step may have, which a rank's step has a bound for, too
         ranks.local_step(dataclasses.replace(batch, max_seq_len=INT32_MAX), dealing)
         own, step = dealt(kv_cache, layer, batch, dealing, choose)
+        if rank == 0:
+            _check_nobodys(q, own, batch, dealing, out)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
         attn_optimized.paged_attention(
