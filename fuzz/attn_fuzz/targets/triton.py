@@ -456,7 +456,7 @@ def _invariant_attention_far_away(q, k, v, kv_cache, layer, batch, *, out, lse) 
     _invariant_attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
     choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
     if layer.attn_type is AttentionType.DECODER and choose.random() < far_keys.OFTEN:
-        attend = functools.partial(_invariant_attention, q, k, v, kv_cache)
+        attend = functools.partial(_invariant_attention, q, k, v)
         far_keys.check(attend, q, kv_cache, layer, batch, lse, choose)
 
 
