@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from attn_contract import KVCacheView, Layer
 
-OFTEN = 1 / 8
+OFTEN = 1 / 4
 """How many writes are looked at: one takes as long as the write of a small step."""
 MOST_ROWS = 2
 _BLOCKS, _ROOM = 2, 4
