@@ -68,11 +68,18 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
             "self.validate or signature not in _CHECKED",
             "False",
         ),
+        (
+            "backend-triton-mla",
+            "triton_mla.metadata.MlaMetadataBuilder._build",
+            "~is_decode & (query_lens > seq_lens)",
+            "(query_lens > seq_lens) & ~is_decode & (seq_lens > 0)",
+        ),
     ],
     ids=[
         "a declaration serves two rules together that it should not",
         "a step is not looked at after the first one",
         "a call over ranks is not looked at",
+        "a prefill without keys is not looked at",
     ],
 )
 def test_what_is_not_refused_is_found(target, place, find, replace, fuzz_apart):
@@ -93,12 +100,13 @@ def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
 @pytest.mark.parametrize("backend", served.SERVED)
 def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
     declared: Capabilities = BACKENDS[backend].capabilities(documented("cpu"))
+    *first, last = declared.layouts.values
     wrong = {
         "head_sizes": [Only((64, 128), "planted"), Multiples(1, "planted", at_most=320)],
         "group_sizes": [Only((1,), "planted"), ANY],
         "block_sizes": [Only((16,), "planted"), Multiples(1, "planted", at_most=32)],
         "dtypes": [Only((torch.float16,), "planted")],
-        "layouts": [Only(tuple(Layout)[:3], "planted")],
+        "layouts": [Only(tuple(Layout)[:3], "planted"), *([Only((*first[:-1], last, first[-1]), "planted")] if first else [])],
         "architectures": [Only(("gfx942",), "planted")],
         "output_dtypes": [Only((torch.float8_e4m3fnuz,), "planted")],
     }

@@ -10,7 +10,7 @@ from typing import Any
 import attn_optimized
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, UnsupportedError
 from attn_fuzz.cases import tensors
 from attn_fuzz.targets import no_interpreter, planned, plans, pretended_launches, wrong_gpus, wrong_tables
 from attn_optimized.cascade import cascade_attention_calls
@@ -47,6 +47,20 @@ def test_a_plan_for_a_wrong_gpu_is_noticed(step_case, monkeypatch):
     wrong_gpus.check(step.q, step.layer, step.batch)
     monkeypatch.setattr(attn_optimized, "plan_of", lambda *arguments, **options: None)
     with pytest.raises(AssertionError, match=r"a plan with .*: expected a ContractError"):
+        wrong_gpus.check(step.q, step.layer, step.batch)
+
+
+def test_an_error_of_a_plan_that_names_another_argument_is_noticed(step_case, monkeypatch):
+    step, plan_of = tensors.build(step_case), attn_optimized.plan_of
+
+    def naming_q(*arguments, **options):
+        try:
+            return plan_of(*arguments, **options)
+        except ContractError as error:
+            raise ContractError("q", error.got, error.expected) from error
+
+    monkeypatch.setattr(attn_optimized, "plan_of", naming_q)
+    with pytest.raises(AssertionError, match="expected an error that names"):
         wrong_gpus.check(step.q, step.layer, step.batch)
 
 

@@ -18,7 +18,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
 from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets import no_interpreter, no_keys, no_requests, waits, wrong_arguments
+from attn_fuzz.targets import aiter_sizes, no_interpreter, no_keys, no_requests, waits, wrong_arguments
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
@@ -56,6 +56,7 @@ def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
     attend = functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, batch, out=out, lse=lse)
     attend(validate=True)
     choose = choices_by((q.shape, batch.seq_lens))
+    aiter_sizes.check("unified_attention", _idle(aiter), choose)
     if choose.random() < 0.25:
         nobodys = no_requests.without_requests(batch, choose)
         no_requests.check(functools.partial(aiter_adapter.unified_attention, aiter, q, kv_cache, layer, nobodys), out)
@@ -85,6 +86,7 @@ def _illegal(name: str, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     from attn_optimized import aiter_adapter
 
+    _check_sizes("paged_attention_v1", q, batch)
     _decode_each(aiter_adapter.paged_attention_v1, q, kv_cache, layer, batch, out=out, lse=lse)
 
 
@@ -92,6 +94,7 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     """A window's right edge says nothing about a query at the last key, so layers without a window get one."""
     from attn_optimized import aiter_adapter
 
+    _check_sizes("pa_fwd_asm", q, batch)
     decode = functools.partial(_decode_each, aiter_adapter.pa_fwd_asm, q, kv_cache, batch=batch, out=out, lse=lse)
     must_refuse(functools.partial(decode, dataclasses.replace(layer, scale=1.001 * layer.scale)), "another scale")
     must_refuse(functools.partial(decode, dataclasses.replace(layer, window=(0, 0))), "a window of one key")
@@ -111,6 +114,12 @@ def _decode_by_assembly(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
     # an engine may have the scale in float32
     decode(dataclasses.replace(layer, scale=torch.tensor(layer.scale).item()))
+
+
+def _check_sizes(function: str, q: torch.Tensor, batch: Batch) -> None:
+    """See `aiter_sizes.check`."""
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    aiter_sizes.check(function, _idle(documented(q.device.type)), choose)
 
 
 def _decode_each(function: Callable[..., object], q, kv_cache, layer, batch, *, out, lse) -> None:
@@ -175,6 +184,7 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     """
     from attn_optimized import aiter_adapter
 
+    _check_sizes("flash_attn_varlen", q, batch)
     function = "AITER's flash_attn_varlen_func"
     if isinstance(batch.causal, torch.Tensor):
         raise UnsupportedError(function, words_of("per_request_causal"), "it has one flag")

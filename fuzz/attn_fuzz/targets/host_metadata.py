@@ -4,6 +4,7 @@ Builders of metadata group requests and cut their contexts, by lengths that the 
 because attention to them is interpreted. A step that nobody attends to may have many.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import AttentionType, Batch
 from attn_fuzz.targets.backends import common_metadata, named
+from attn_fuzz.targets.wrong_arguments import must_refuse
 from attn_reference import context_parallel
 
 _MOST_REQUESTS = 26
@@ -67,11 +69,16 @@ def check_latent(choose: random.Random) -> None:
         AssertionError: it is not what was expected.
     """
     chunk = choose.choice((1, 2, 5))
-    batch, speculated = drawn_step(choose, chunk), choose.choice((0, 0, 1))
+    step, speculated = drawn_step(choose, chunk), choose.choice((0, 0, 1))
+    batch = _with_short_decodes(step, 1 + speculated, choose) if choose.random() < 0.5 else step
     options = {"num_speculative_tokens": speculated, "context_chunk_keys": chunk}
     common = common_metadata(batch, AttentionType.DECODER)
     backend: Any = named("TRITON_MLA")()
-    metadata = backend.builder(AttentionType.DECODER, **options).build(common)
+    builder = backend.builder(AttentionType.DECODER, **options)
+    if (short := _with_a_short_prefill(batch, 1 + speculated, choose)) is not None:
+        refused = common_metadata(short, AttentionType.DECODER)
+        must_refuse(lambda: builder.build(refused), "a prefill with more queries than keys")
+    metadata = builder.build(common)
     lengths = _Lengths(batch.query_start_loc.diff().tolist(), batch.seq_lens.tolist())
     prefills = [r for r, query_len in enumerate(lengths.query_lens) if query_len > 1 + speculated]
     decodes = [r for r, query_len in enumerate(lengths.query_lens) if 0 < query_len <= 1 + speculated]
@@ -86,6 +93,28 @@ def check_latent(choose: random.Random) -> None:
     chunks = _check_prefill(metadata.prefill, lengths.of(prefills), chunk)
     if choose.random() < 0.5:
         _check_ranks(common, options, metadata.prefill, lengths.of(prefills), chunks, choose)
+
+
+def _with_short_decodes(batch: Batch, longest: int, choose: random.Random) -> Batch:
+    """The step, some of whose decodes have fewer keys than queries: they read the cache alone, and see what there is.
+
+    Args:
+        longest: queries of a decode at most.
+    """
+    lens = zip(batch.query_start_loc.diff().tolist(), batch.seq_lens.tolist(), strict=True)
+    short = [choose.randint(0, query) if query <= longest and choose.random() < 0.5 else seq for query, seq in lens]
+    return dataclasses.replace(batch, seq_lens=torch.tensor(short, dtype=torch.int32))
+
+
+def _with_a_short_prefill(batch: Batch, longest: int, choose: random.Random) -> Batch | None:
+    """The step, one of whose prefills has fewer keys than queries; None if the step has no prefill."""
+    query_lens = batch.query_start_loc.diff().tolist()
+    prefills = [r for r, query_len in enumerate(query_lens) if query_len > longest]
+    if not prefills:
+        return None
+    seq_lens, short = batch.seq_lens.clone(), choose.choice(prefills)
+    seq_lens[short] = choose.randrange(query_lens[short])
+    return dataclasses.replace(batch, seq_lens=seq_lens)
 
 
 def _check_phase(phase: Any, batch: Batch, lengths: _Lengths, chosen: list[int]) -> None:

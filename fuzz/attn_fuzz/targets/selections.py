@@ -230,25 +230,27 @@ def installed(aiter: Any) -> Iterator[None]:
 
 
 def check_constructors(layer: Layer, dtype: torch.dtype, block_size: int | None, asked: Asked) -> None:
-    """Check that each backend that does not serve a layer refuses to make it, with all of its reasons, and with those who do.
+    """Check that each backend that does not serve a layer refuses to make it, with all of its reasons, and tells who serves it.
 
     Raises:
-        AssertionError: a backend makes a layer that it declares not to serve, or does not tell why or who serves it.
+        AssertionError: a backend makes a layer that it declares not to serve, does not tell why, or names others than those
+            that serve the layer.
     """
     from attn_optimized.backends import BACKENDS
 
     config = AttentionConfig.of(layer, dtype, block_size=block_size)
-    refused = {name: capabilities(name, asked.aiter).refusals(config) for name in BACKENDS}
-    instead = " or ".join(name for name, reasons in refused.items() if not reasons)
+    refusals = {name: capabilities(name, asked.aiter).refusals(config) for name in BACKENDS}
+    serving = " or ".join(name for name, reasons in refusals.items() if not reasons)
     for name, backend in BACKENDS.items():
-        if reasons := refused[name]:
+        if reasons := refusals[name]:
             # what a backend needs beside the layer is looked at once the layer is served
             signature = inspect.signature(backend.impl.__init__).parameters.values()
             needed = {one.name: None for one in signature if one.kind is one.KEYWORD_ONLY and one.default is one.empty}
             arguments = {**needed, "dtype": dtype, "block_size": block_size, **asked.given_aiter}
             told = must_refuse(functools.partial(backend.impl, layer, **arguments), f"a layer of {name}")
             assert all(part in told for part in (name, *(reason.property for reason in reasons))), told
-            assert told.endswith(f"; use {instead}" if instead else ""), f"{told}: expected all of {instead}"
+            is_told = told.endswith(f"; use {serving}") if serving else "; use " not in told
+            assert is_told, f"{told}: expected those who serve it, {serving or 'nobody'}"
 
 
 def check_why(selection: Any, asked: Asked) -> None:

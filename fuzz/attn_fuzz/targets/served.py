@@ -22,7 +22,14 @@ from attn_fuzz.targets.triton import TRITON
 
 _ANY_DTYPE = (torch.float32, torch.float16, torch.bfloat16)
 _LAYOUTS = tuple(layout for layout in Layout if not layout.has_latent_value)
-_ROWS = tuple(layout for layout in _LAYOUTS if not (layout.is_x_packed or layout.has_inline_scales))
+# in the order in which AITER's backends prefer them: it is their declaration
+_ROWS = (
+    Layout.BLOCKS_FIRST_NHD,
+    Layout.CONTENT_PACKED,
+    Layout.BLOCKS_FIRST_HND,
+    Layout.KV_FIRST_NHD,
+    Layout.KV_FIRST_HND,
+)
 _MOST = 1 << 20
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
@@ -44,7 +51,7 @@ class Served:
 
     Args:
         group_sizes: query heads of each KV head.
-        layouts: the first is the one that a layer has whose layout is left to the backend, unless it cannot have it.
+        layouts: in order of preference. A layer whose layout is left to the backend has the first one that it can have.
         outputs: architectures, each with a dtype of outputs that are quantized.
         widths: of V, and by how many dims K is wider. They are stated of backends whose V has a width of its own.
         float8_caches: architectures on which a cache may be float8. They are stated of the same backends.
@@ -126,8 +133,8 @@ def check_declared(declared: Capabilities, aiter: Any, choose: random.Random) ->
     field = choose.choice([field.name for field in dataclasses.fields(Served) if field.name != "plain"])
     of_backend = _served_on(aiter, declared.backend)
     served = getattr(of_backend, field)
-    preferred = declared.layouts.values[0]
-    assert preferred is of_backend.layouts[0], f"{declared.backend} prefers {preferred}, expected {of_backend.layouts[0]}"
+    preferred = declared.layouts.values
+    assert preferred == of_backend.layouts, f"{declared.backend} prefers {preferred}, expected {of_backend.layouts}"
     for value, architecture, config in _layers(field, of_backend.plain):
         refusals = declared.refusals(config, architecture)
         assert bool(refusals) != (value in served), f"{declared.backend}, {field} {value}: got {refusals}, expected {served}"

@@ -16,6 +16,7 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets import far_keys, wrong_slots
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.illegal import illegal_attention, illegal_latent_writes, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -67,12 +68,32 @@ def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+    choose = choices_by((k.shape, slot_mapping))
+    if choose.random() < wrong_slots.OFTEN:
+        rows = k[: wrong_slots.MOST_ROWS], v[: wrong_slots.MOST_ROWS]
+        write = functools.partial(_unchecked_write, attn_optimized.write_kv_cache, rows, layer)
+        wrong_slots.check(write, len(rows[0]), kv_cache, layer, choose)
 
 
 def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
+    choose = choices_by((kv_c.shape, slot_mapping))
+    if choose.random() < wrong_slots.OFTEN:
+        rows = kv_c[: wrong_slots.MOST_ROWS], k_pe[: wrong_slots.MOST_ROWS]
+        write = functools.partial(_unchecked_write, attn_optimized.write_latent_cache, rows, layer)
+        wrong_slots.check(write, len(rows[0]), kv_cache, layer, choose)
+
+
+def _unchecked_write(
+    write: Callable[..., object],
+    rows: tuple[torch.Tensor, torch.Tensor],
+    layer: Layer,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    write(*rows, kv_cache, layer, slot_mapping, validate=False)
 
 
 def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
@@ -430,10 +451,19 @@ def _queries_per_tile(step: Step) -> int:
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
 
 
+def _invariant_attention_far_away(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """Batch-invariant attention, now and then also to keys that stand far behind the beginning of their sequences."""
+    _invariant_attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    if layer.attn_type is AttentionType.DECODER and choose.random() < far_keys.OFTEN:
+        attend = functools.partial(_invariant_attention, q, k, v)
+        far_keys.check(attend, q, kv_cache, layer, batch, lse, choose)
+
+
 TRITON_INVARIANT = Target(
     name="triton-invariant",
     description="the Triton kernels in batch-invariant mode: each request also alone, and in steps of whole tiles, bit by bit",
-    attention=_invariant_attention,
+    attention=_invariant_attention_far_away,
     support=_triton_support,
     rounding=_triton_rounding,
     unavailable=missing_triton,

@@ -87,7 +87,7 @@ def call_naming(function: Callable[..., object], arguments: Mapping[str, Any], n
     try:
         return _call_with(function, arguments, name, make)
     except ContractError as error:
-        if name in str(error):
+        if name in error.argument:
             raise
         raise AssertionError(f"expected an error that names {name}, got {error}") from error
 

@@ -5,6 +5,7 @@ The form is stated here once more.
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, UnsupportedError
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.planned import MOST_HEADS_OF_A_GROUP
-from attn_fuzz.targets.wrong_arguments import must_raise
+from attn_fuzz.targets.wrong_arguments import call_naming, must_raise
 
 DIGITS, HEX_DIGITS = set("0123456789"), set("0123456789abcdef")
 CHARACTERS = "0123456789abcdefgmsx ABF.:+-_\n"
@@ -39,18 +40,20 @@ def check(q: torch.Tensor, layer: Layer, batch: Batch) -> None:
     """Check that a plan of a call is refused for a GPU that is none, and parameters that no launch can have.
 
     Raises:
-        AssertionError: what is wrong was not refused.
+        AssertionError: what is wrong was not refused, or the error names something else.
         ContractError: the least value that a parameter can have is refused.
     """
     import attn_optimized
 
     choose = choices_by((q.shape, batch.seq_lens))
-    wrong = choose.choice(list(_wrong(choose)))
-    must_raise(lambda: attn_optimized.plan_of(q, layer, batch, **{**GPU, **wrong}), f"a plan with {wrong}")
-    name, value = choose.choice(list(wrong_parameters(choose)))
-    must_raise(lambda: _with_parameter(name, value), f"launch parameters with {name} {value!r}")
+    plan = functools.partial(attn_optimized.plan_of, q, layer, batch)
+    name, value = choose.choice(list(_wrong(choose)))
+    must_raise(functools.partial(call_naming, plan, GPU, name, lambda: value), f"a plan with {name} {value!r}")
+    parameter, number = choose.choice(list(wrong_parameters(choose)))
+    naming = functools.partial(call_naming, _with_parameters, {}, parameter, lambda: number)
+    must_raise(naming, f"launch parameters with {parameter} {number!r}")
     least = choose.choice(list(LEAST))
-    _with_parameter(least, LEAST[least])
+    _with_parameters(**{least: LEAST[least]})
     _check_grid(choose)
 
 
@@ -84,13 +87,15 @@ def _check_grid(choose: random.Random) -> None:
     assert is_taken, f"{requests} requests of {kv_heads} KV heads: a grid of {grid}"
 
 
-def _wrong(choose: random.Random) -> Iterator[dict[str, Any]]:
-    yield {"architecture": choose.choice(NO_NAMES)}
+def _wrong(choose: random.Random) -> Iterator[tuple[str, Any]]:
+    """An argument of a plan, and a value that it cannot have."""
+    yield "architecture", choose.choice(NO_NAMES)
     for name in [_misspelled(choose) for _ in range(8)]:
         if not is_name(name):
-            yield {"architecture": name}
-    yield {"compute_units": choose.choice(NO_COUNTS)}
-    yield {"parameters": {"block_m": 64}}
+            yield "architecture", name
+    yield "compute_units", choose.choice(NO_COUNTS)
+    yield "compute_units", None  # an architecture alone says nothing of waves
+    yield "parameters", {"block_m": 64}
 
 
 def _misspelled(choose: random.Random) -> str:
@@ -127,7 +132,7 @@ def wrong_parameters(choose: random.Random) -> Iterator[tuple[str, Any]]:
     yield "uneven_waves", choose.choice((-1, 1.0, None, True))
 
 
-def _with_parameter(name: str, value: Any) -> object:
+def _with_parameters(**changed: Any) -> object:
     from attn_optimized.launch.table import entries
 
-    return dataclasses.replace(entries(GPU["architecture"])[0].parameters, **{name: value})
+    return dataclasses.replace(entries(GPU["architecture"])[0].parameters, **changed)
