@@ -393,6 +393,18 @@ def test_a_page_is_made_of_its_json(attn_parity, log, monkeypatch):
     assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT], {}))
 
 
+def test_a_page_says_what_mutants_without_an_end_can_come_to(log):
+    rows = [
+        mutants_page.Row(name="attn_optimized.one:edge:1", change="", ci=(3, None)),
+        mutants_page.Row(name="attn_optimized.other:edge:1", change="", ci=(3, 4)),
+        mutants_page.Row(name="attn_optimized.third:edge:1", change="", state=UNFINISHED),
+    ]
+    found = mutants_page.results("CPU", (3, 0), [0, 1], 300, None, None, rows)
+    assert "ended before 1 of the mutants" in mutants_page.text(found)
+    assert "the rate would be\n50 % at `ci`." in mutants_page.text(found)
+    assert "The run ended" not in mutants_page.text(replace(found, mutants=tuple(rows[:2])))
+
+
 def test_a_page_that_gives_a_change_the_name_of_another_mutant_is_not_current(log):
     row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, None, {}), name=OTHER.name)
     found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, [row])

@@ -1,4 +1,4 @@
-"""What became of generated mutants: rates, and survivors by class, as pages such as docs/generated/mutants.md, each with its JSON."""
+"""What became of generated mutants: rates, and survivors by class, as pages such as docs/generated/mutants.md."""
 
 import re
 from collections import Counter
@@ -221,11 +221,13 @@ def _or_tests(row: Row, found: Sequence[int | None]) -> list[bool] | None:
 
 def rate(rows: Iterable[Row], judge: str) -> str:
     """Of how many mutants a judge found how many, as a mean over the seeds; empty if it judged none."""
-    judged = [found for row in rows if row.counts and (found := JUDGES[judge](row)) is not None]
-    if not judged:
-        return ""
-    share = sum(sum(found) / len(found) for found in judged) / len(judged)
-    return f"{100 * share:.0f} % of {len(judged)}"
+    judged = _judged(rows, judge)
+    return f"{100 * sum(judged) / len(judged):.0f} % of {len(judged)}" if judged else ""
+
+
+def _judged(rows: Iterable[Row], judge: str) -> list[float]:
+    """Of each mutant that a judge judged and that counts, the share of the seeds that found it."""
+    return [sum(found) / len(found) for row in rows if row.counts and (found := JUDGES[judge](row)) is not None]
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -262,6 +264,10 @@ OF_TODAY = """
 When this page was written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
 sources were {sources}.
 """
+UNENDED = """
+The run ended before {unended} of the mutants had met all of their targets. If no seed found any of them, the rate would be
+{least}.
+"""
 SUITE = """
 The column `tests` is of the project's own tests under {versions}. Without a mutant {passed} of them
 pass, and {running} of these run a statement of the optimized side in their own process. The others count for nothing: {skipped}
@@ -294,6 +300,7 @@ def text(results: Results) -> str:
     if results.in_sample is not None:
         sources = " and ".join(f"{hashed} ({package})" for package, hashed in results.sources.items())
         lines += OF_TODAY.format(in_sample=results.in_sample, count=len(rows), sources=sources).splitlines()
+    lines += _of_unfinished(rows)
     lines += _of_suite(results)
     lines += ["", summary(rows) + ".", "", "## Rates", ""]
     lines += _table("operator", rows, lambda row: row.operator)
@@ -301,6 +308,15 @@ def text(results: Results) -> str:
     for state in ("", NOT_RUN_BY_ANY, BROKEN, EQUIVALENT, UNFINISHED):
         lines += _survivors(state, [row for row in rows if row.state == state and (state or None in (row.nightly or row.ci))])
     return "\n".join(lines) + "\n"
+
+
+def _of_unfinished(rows: Sequence[Row]) -> list[str]:
+    unended = sum(row.state == UNFINISHED for row in rows)
+    rates = {judge: judged for judge in ("ci", "nightly") if (judged := _judged(rows, judge))}
+    if not unended or not rates:
+        return []
+    least = [f"{100 * sum(judged) / (len(judged) + unended):.0f} % at `{judge}`" for judge, judged in rates.items()]
+    return UNENDED.format(unended=unended, least=" and ".join(least)).splitlines()
 
 
 def _of_suite(results: Results) -> list[str]:
