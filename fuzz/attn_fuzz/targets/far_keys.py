@@ -43,14 +43,15 @@ def check(
     """
     query_lens = batch.query_start_loc.diff()
     contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
-    assert layer.layout is not None
+    layout = layer.layout
+    assert layout is not None
     # a query before its sequence would come to see keys
-    if not contexts or min(contexts) < 0 or layer.layout.has_inline_scales:
+    if not contexts or min(contexts) < 0 or layout.has_inline_scales:
         return
     window = choose.choice((min(contexts), choose.randint(0, min(contexts)))), layer.window[1]
     layer = dataclasses.replace(layer, window=window, sink_tokens=0)
     sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-    view = KVCacheView.of(kv_cache, layer.layout, **sizes)
+    view = KVCacheView.of(kv_cache, layout, **sizes)
     unit = math.lcm(view.block_size, _WHOLE_TILES, layer.chunked_local or 1)
     before = -(-choose.choice((_BEYOND_INT16, _TILES_BEYOND_INT16)) // unit) * unit
     if before // view.block_size * batch.num_requests > _MOST_BLOCKS:
