@@ -168,10 +168,11 @@ def command(
     interrupted = False
     try:
         if not rewrites:
-            _record_targets(log, _usable(chosen, device), recorded, plan, workers)
-            interrupted = _run(running, numbers, plan, log, workers)
-        if tests and not (rewrites or interrupted):
-            _run_tests(running, tests, log, workers, tests_limit)
+            with log.alone():
+                _record_targets(log, _usable(chosen, device), recorded, plan, workers)
+                interrupted = _run(running, numbers, plan, log, workers)
+                if tests and not interrupted:
+                    _run_tests(running, tests, log, workers, tests_limit)
     except KeyboardInterrupt:
         interrupted = True
     rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
@@ -206,7 +207,8 @@ def _tests_of_page(
     try:
         if tests:
             chosen = [mutant for mutant in mutants if not only or mutant.name in only]
-            _run_tests(chosen, tests, log, workers or default_workers("cpu"), limit)
+            with log.alone():
+                _run_tests(chosen, tests, log, workers or default_workers("cpu"), limit)
     except KeyboardInterrupt:
         interrupted = True
     met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}

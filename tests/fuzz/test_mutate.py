@@ -312,8 +312,31 @@ def test_a_line_that_was_cut_off_is_run_again(log):
     log.path.write_bytes(log.path.read_bytes()[:-5])
     again = Log(log.path, "cpu", generate.PACKAGE)
     assert key not in again.trials
-    again.add(Trial(key, 150, 1.0))
+    with again.alone():
+        again.add(Trial(key, 150, 1.0))
     assert key in Log(log.path, "cpu", generate.PACKAGE).trials
+
+
+def test_two_runs_do_not_write_one_log(attn_parity, log):
+    before = log.path.read_bytes()
+    with log.alone():
+        run = attn_parity("mutate", "--log", log.path, "--only", MUTANT.name)
+        assert (run.code, run.err.splitlines()[-1]) == (
+            2,
+            f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file",
+        )
+        # its results can be read meanwhile
+        assert attn_parity("mutate", "--rewrite", "--only", MUTANT.name, "--log", log.path, "--page", "page.md").code == 0
+    assert log.path.read_bytes() == before
+    with log.alone():
+        log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
+
+
+def test_a_run_that_ends_at_once_leaves_a_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with Log(path, "cpu", generate.PACKAGE).alone():
+        pass
+    assert Log(path, "cpu", generate.PACKAGE).trials == {}
 
 
 def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):

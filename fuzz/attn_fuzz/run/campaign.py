@@ -10,10 +10,12 @@ many groups run at once as there are workers, and none waits for another.
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
 
+import fcntl
 import hashlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +74,27 @@ class Log:
                 self._keep(msgspec.json.decode(line, type=Trial | Reach | RecordedTests))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
-        if lines and lines[-1]:
-            self.path.write_bytes(b"\n".join([first, *lines[:-1], b""]))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other run writes the file. A line that a killed run has not written to its end goes.
+
+        Raises:
+            InputError: another run writes it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another run writes it; wait for its end, or give another file") from None
+            file.seek(0)
+            written_to_its_end = file.read().rfind(b"\n") + 1
+            file.truncate(written_to_its_end)
+            if not written_to_its_end:
+                file.write(msgspec.json.encode(self._header) + b"\n")
+                file.flush()
+            yield
 
     @property
     def probed(self) -> int:
