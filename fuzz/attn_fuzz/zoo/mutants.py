@@ -245,7 +245,7 @@ class _PatchedFinder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         assert spec is not None
-        filename = f"<{self.name}>/{fullname}.py"
+        filename = f"<{self.name}>/{fullname.replace('.', '/')}.py"
         assert spec.origin is not None
         loader = _PatchedLoader(fullname, spec.origin, filename, self.sources[fullname])
         patched = importlib.machinery.ModuleSpec(fullname, loader, origin=filename)
