@@ -68,32 +68,32 @@ def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
-    choose = choices_by((k.shape, slot_mapping))
-    if choose.random() < wrong_slots.OFTEN:
-        rows = k[: wrong_slots.MOST_ROWS], v[: wrong_slots.MOST_ROWS]
-        write = functools.partial(_unchecked_write, attn_optimized.write_kv_cache, rows, layer)
-        wrong_slots.check(write, len(rows[0]), kv_cache, layer, choose)
+    _check_slots(attn_optimized.write_kv_cache, (k, v), kv_cache, layer, slot_mapping)
 
 
 def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
-    choose = choices_by((kv_c.shape, slot_mapping))
-    if choose.random() < wrong_slots.OFTEN:
-        rows = kv_c[: wrong_slots.MOST_ROWS], k_pe[: wrong_slots.MOST_ROWS]
-        write = functools.partial(_unchecked_write, attn_optimized.write_latent_cache, rows, layer)
-        wrong_slots.check(write, len(rows[0]), kv_cache, layer, choose)
+    _check_slots(attn_optimized.write_latent_cache, (kv_c, k_pe), kv_cache, layer, slot_mapping)
 
 
-def _unchecked_write(
+def _check_slots(
     write: Callable[..., object],
     rows: tuple[torch.Tensor, torch.Tensor],
-    layer: Layer,
     kv_cache: torch.Tensor,
+    layer: Layer,
     slot_mapping: torch.Tensor,
 ) -> None:
-    write(*rows, kv_cache, layer, slot_mapping, validate=False)
+    """Now and then, hold the write of a step's first rows to `wrong_slots.check`."""
+    choose = choices_by((rows[0].shape, slot_mapping))
+    if choose.random() < wrong_slots.OFTEN:
+        few = [tensor[: wrong_slots.MOST_ROWS] for tensor in rows]
+
+        def unchecked(kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+            write(*few, kv_cache, layer, slot_mapping, validate=False)
+
+        wrong_slots.check(unchecked, len(few[0]), kv_cache, layer, choose)
 
 
 def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
