@@ -37,9 +37,9 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     own call or a sibling's.
 
     A case alone has several changes, the rarest one last. A family has one, because a GPU compiles a layer anew for many of
-    them. Half of the cases that are to be refused for one rule come after a call of the same layer without the rule. Half of
-    the others whose sinks are of 16 bits come after a call with other sinks in the same tensor: kernels convert such sinks, and
-    may keep what they have converted.
+    them. Half of the cases that are to be refused for one rule come after a call of the same layer without the rule. Of the
+    others, a sixth has no change but other numbers in the same tensors: engines write each step into the tensors of the step
+    before, and a kernel may keep what it has converted of the first one.
     """
     names = [name for name in CHANGES if _may_change(name, family[0], support, refuses)]
     first = pick(draw, range(len(names)))
@@ -48,8 +48,8 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     serving = [name for name in names if _turns_off(name, family[0], support)]
     if serving and pick(draw, (False, True)):
         changes = (*changes[1:], pick(draw, serving))
-    elif not serving and _converts_sinks(family[0]) and pick(draw, (False, True)):
-        changes = (*changes[1:], CONTENTS)
+    elif not serving and pick(draw, (False,) * 5 + (True,)):
+        changes = (CONTENTS,)
     before = [name for name in ("same", MODE) if name in names]
     sequences = ((),) * 6 + (changes,) * 4 + tuple((name, changes[-1]) for name in before)
     return tuple(
@@ -58,10 +58,6 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
         else case
         for case in family
     )
-
-
-def _converts_sinks(case: Case) -> bool:
-    return case.sinks is not None and case.narrow_sinks and case.dtype != "float32"
 
 
 def _turns_off(name: str, case: Case, support: Support) -> bool:
