@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from attn_contract import UnsupportedError
 from attn_optimized.launch.plan import attention_grid, attention_plan
-from attn_optimized.launch.splits import splits_of
+from attn_optimized.launch.splits import MOST_PARTS_BYTES, MOST_PROGRAMS_PER_UNIT, Splits, splits_of
 from attn_optimized.launch.table import Parameters, Phase, parameters_for
 from attn_optimized.launch.tiles import attention_tiles, reduce_grid, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
@@ -321,6 +321,9 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
         assert 1 <= chosen.balanced_splits <= chosen.splits <= max(worth, min(chosen.filling_splits, chosen.max_tiles))
 
 
+OF_ONE_TILE = {"groups": 8, "queries": 4, "one_tile_per_request": True, "compute_units": 132}
+
+
 @pytest.mark.parametrize(
     ("num_programs", "parts"),
     [(8, (66, 66)), (64, (33, 8)), (264, (8, 2)), (300, (8, 3)), (512, (5, 1)), (1024, (3, 1)), (2048, (2, 1)), (2112, (1, 1))],
@@ -331,10 +334,46 @@ def test_programs_of_one_length_end_together(num_programs, parts):
         block_m=16, block_n=64, num_warps=2, num_stages=3, keys_per_split=256, programs_per_unit=2, uneven_waves=8
     )
     workload = Workload(**(CALL | {"num_requests": 1 if num_programs == 8 else num_programs // 8}))
-    call = {"num_programs": num_programs, "at_once": 264, "has_long_queries": False, "max_keys": 1 << 20}
+    call = {**OF_ONE_TILE, "num_programs": num_programs, "at_once": 264, "max_keys": 1 << 20}
     assert splits_of(workload, **call, parameters=parameters)[:2] == parts
     assert splits_of(workload, **call, parameters=replace(parameters, uneven_waves=0))[:2] == (parts[1], parts[1])
-    assert splits_of(replace(workload, batch_invariant=True), **call, parameters=parameters) == (1, 1, 1)
+    assert splits_of(replace(workload, batch_invariant=True), **call, parameters=parameters) == Splits()
+
+
+@pytest.mark.parametrize("num_requests", [1, 3, 16, 64])
+def test_decodes_over_a_latent_cache_are_one_wave(num_requests):
+    latent = {"num_heads": 128, "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "is_latent": True}
+    chosen = plan(**latent, num_requests=num_requests, num_tokens=num_requests, max_seq_len=1 << 17)
+    at_once = COMPUTE_UNITS * chosen.tiles.parameters.programs_per_unit
+    assert 0.9 * at_once <= chosen.grid[0] * chosen.grid[1] * chosen.balanced_splits <= at_once
+
+
+CHUNKS = {"num_requests": 48, "num_tokens": 2000, "max_query_len": 512, "max_seq_len": 100_000}
+"""Decodes beside chunks of prompts: requests have one or several tiles of queries."""
+
+
+def test_a_step_of_decodes_and_chunks_is_split_by_its_work():
+    chosen = plan(**CHUNKS)
+    assert not chosen.one_tile_per_request
+    assert chosen.work_shares
+    assert 1 < chosen.splits <= MOST_PROGRAMS_PER_UNIT * COMPUTE_UNITS // (chosen.grid[0] * chosen.grid[1])
+    assert chosen.scratch_bytes <= MOST_PARTS_BYTES
+    assert not plan(**CHUNKS | {"num_requests": 1, "num_tokens": 512}).work_shares, "one request: its length tells its work"
+    assert plan(**CHUNKS, batch_invariant=True).splits == 1
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"max_seq_len": 2000},
+        {"num_tokens": 60_000},
+        {"num_requests": 4, "num_tokens": 16_384, "max_query_len": 4096, "max_seq_len": 5000},
+        {"num_requests": 7000, "num_tokens": 7500},
+    ],
+    ids=["few keys", "memory", "chunks of much the same work", "programs"],
+)
+def test_a_step_whose_parts_would_cost_more_than_they_bring_is_not_split(others):
+    assert plan(**CHUNKS | others).splits == 1
 
 
 @pytest.mark.parametrize(

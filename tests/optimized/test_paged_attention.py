@@ -17,8 +17,10 @@ from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernels.load import FEW_ROWS
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
+from attn_optimized.kernels.split_keys import MOST_LENGTHS, SHARES_OF_LONGEST
 from attn_optimized.launch import attention as launch_attention
 from attn_optimized.launch.parts import Parts
+from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
 from tests.calls import HEAD_SCALES, ONE_SCALE, joined
@@ -408,6 +410,35 @@ def test_requests_of_one_length_are_cut_into_few_parts_and_others_by_their_lengt
     assert parts_of([640], paged_call, splits=5, balanced_splits=3) == [3]
     # as where a captured graph is replayed with shorter lengths
     assert parts_of([640, 128, 300], paged_call, max_seq_len=100_000, splits=5, balanced_splits=2) == [5, 1, 3]
+
+
+def parts_by_work(query_lens, seq_lens, paged_call, work_shares):
+    """In how many parts the keys of each request's last query are, of 8 at most. Tiles have 16 queries and 64 keys."""
+    call = paged_call(query_lens, seq_lens, num_heads=4, num_kv_heads=1)
+    parameters = Parameters(block_m=64, block_n=64, num_warps=4, num_stages=2)
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch, parameters=parameters)
+    plan = replace(plan, splits=8, work_shares=work_shares, min_tiles_per_split=1)
+    kernel, _ = paged_attention_calls(*call, plan, out=torch.empty_like(call.q))
+    row_max = kernel.arguments["row_max_ptr"].fill_(torch.nan)
+    kernel.run(call.q.device)
+    last = call.batch.query_start_loc[1:].long() - 1
+    return (row_max[:, 0, last] > -torch.inf).sum(0).tolist()
+
+
+def test_a_part_takes_a_share_of_the_work_of_all_tiles(paged_call):
+    """The work is 10 tiles of keys for one query, and one for each of the 8 tiles of 120 queries."""
+    shares = {1: [1, 1], 8: [4, 1], 9: [5, 1], 1000: [5, 1]}
+    for work_shares, parts in shares.items():
+        if SHARES_OF_LONGEST.value > 1 and work_shares < 9:
+            parts = [1, 1]  # compiled kernels leave a tile whole that has up to 4 shares
+        assert parts_by_work([1, 120], [640, 120], paged_call, work_shares) == parts, work_shares
+
+
+def test_requests_behind_those_whose_lengths_are_looked_at(paged_call, assert_agrees):
+    few = MOST_LENGTHS.value
+    for query_lens in ([1] * (few + 2), [70, *[1] * few, 70]):
+        call = paged_call(query_lens, [*[70] * (few + 1), 700], num_heads=1, num_kv_heads=1)
+        assert_agrees(call, attend_in(3)[0])
 
 
 @pytest.mark.parametrize("max_seq_len", [1100, 1101, 1152, 9000], ids=["tight", "loose by one", "by a tile", "by far"])

@@ -543,7 +543,10 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
     launch = attention_launch(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
     # these cut keys into parts, and do nothing where there is one part
     parts = (
-        (plan.splits, plan.balanced_splits, plan.filling_splits, plan.min_tiles_per_split, plan.max_tiles)
+        (
+            *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
+            *(plan.min_tiles_per_split, plan.max_tiles),
+        )
         if plan.splits > 1
         else ()
     )

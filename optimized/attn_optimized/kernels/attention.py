@@ -49,7 +49,7 @@ def attention_kernel(
     # of a tile times this, shifted by 16, is its query
     group, group_inverse,
     # see split_keys
-    num_splits, balanced_splits, filling_splits, min_tiles_per_split, max_tiles, first_part,
+    num_splits, balanced_splits, filling_splits, work_shares, min_tiles_per_split, max_tiles, first_part,
     # in rows of KIND.value_size elements: the compiler knows by how many bytes they are divisible, and stores 16 at once
     stride_acc_part, stride_acc_row,
     # in KIND.q_unit elements
@@ -91,8 +91,8 @@ def attention_kernel(
     tiles_per_split = 0
     if KIND.is_partial:
         tiles_per_split = tiles_of_part(
-            seq_lens_ptr, num_requests, num_splits, balanced_splits, filling_splits, min_tiles_per_split, max_tiles,
-            KIND.block_n,
+            query_start_loc_ptr, seq_lens_ptr, num_requests, queries_per_tile, num_splits, balanced_splits,
+            filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.block_n,
         )  # fmt: skip
     tile = Tile(
         request=request, kv_head=kv_head, split=split, seq_len=seq_len, first_row=first_row, query_len=query_len,

@@ -1,25 +1,34 @@
 """How the keys of a tile of queries are cut into parts, by the lengths that the device knows.
 
-The host knows at most an upper bound of the lengths, and a captured graph is replayed with other lengths. If no request is much
-longer than the others, keys are cut into few parts, so many that all programs run in whole waves; else into many. Parts of few
-keys are worth a program only as long as the GPU has room for it.
+The host knows at most an upper bound of the lengths, and a captured graph is replayed with other lengths.
+
+By length, where most requests have one tile: if no request is much longer than the others, keys are cut into few parts, so many
+that all programs run in whole waves; else into many. Parts of few keys are worth a program only as long as the GPU has room for
+it. By work, where requests have several tiles: a part takes a share of the work of all tiles, and nothing is cut if no tile has
+much more than a share.
 """
 
 import triton
 import triton.language as tl
 from triton import knobs
 
-# few under the interpreter, where batches are small: the loop over them is to turn more than once
-LENGTHS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 128)
+# Of more requests, these stand for all: a loop over them, before the loops over keys, would cost registers there. Under the
+# interpreter, where batches are small, there are few, so that some batch has more.
+MOST_LENGTHS = tl.constexpr(4 if knobs.runtime.interpret else 512)
+# keys are cut if some tile has more than so many shares of the work; few under the interpreter, whose sequences are short
+SHARES_OF_LONGEST = tl.constexpr(1 if knobs.runtime.interpret else 4)
 
 
 @triton.jit
 def tiles_of_part(
+    query_start_loc_ptr,
     seq_lens_ptr,
     num_requests,
+    queries_per_tile,
     num_splits,
     balanced_splits,
     filling_splits,
+    work_shares,
     min_tiles_per_split,
     max_tiles,
     BLOCK_N: tl.constexpr,
@@ -30,21 +39,29 @@ def tiles_of_part(
         num_splits: parts of the longest request.
         balanced_splits: its parts where it is no longer than 5/4 of the average.
         filling_splits: parts that fill the GPU at once.
-        min_tiles_per_split: the fewest tiles worth a part beyond those.
+        work_shares: shares of the work of all tiles of queries, for the heads that one program has; 0: keys are cut by length.
+        min_tiles_per_split: the fewest tiles worth a part beyond those, and the fewest of a share.
         max_tiles: an upper bound of the tiles that a tile of queries sees, by what the host knows.
     """
-    longest = 0
-    total = tl.full((), 0, tl.int64)
-    # at least once: no keys are split without requests
-    for first in range(0, num_requests, LENGTHS_AT_ONCE):
-        request = first + tl.arange(0, LENGTHS_AT_ONCE)
-        seq_len = tl.load(seq_lens_ptr + request, mask=request < num_requests, other=0)
-        longest = tl.maximum(longest, tl.max(seq_len, 0))
-        total += tl.sum(seq_len.to(tl.int64), 0)
-    is_balanced = longest.to(tl.int64) * num_requests * 4 <= total * 5
-    parts = tl.where(is_balanced, balanced_splits, num_splits)
+    request = tl.arange(0, MOST_LENGTHS)
+    is_request = request < num_requests
+    seq_len = tl.load(seq_lens_ptr + request, mask=is_request, other=0)
+    longest = tl.max(seq_len, 0)
     tiles = tl.minimum(tl.cdiv(longest, BLOCK_N), max_tiles)
-    fewest = tl.minimum(tl.maximum(tl.cdiv(tiles, filling_splits), 1), min_tiles_per_split)
+    parts = num_splits
+    if work_shares > 0:
+        first_row = tl.load(query_start_loc_ptr + request, mask=is_request, other=0)
+        query_len = tl.load(query_start_loc_ptr + request + 1, mask=is_request, other=0) - first_row
+        # of causal queries, the one in the middle sees as many keys as they do on average
+        tiles_seen = tl.minimum(tl.cdiv(seq_len - query_len // 2, BLOCK_N), max_tiles)
+        work = tl.sum(tl.cdiv(query_len, queries_per_tile).to(tl.int64) * tiles_seen, 0)
+        share = tl.maximum(tl.cdiv(work, work_shares), min_tiles_per_split)
+        fewest = tl.where(tiles > share * SHARES_OF_LONGEST, share, tl.maximum(tiles, 1)).to(tl.int32)
+    else:
+        num_lengths = tl.minimum(num_requests, MOST_LENGTHS)
+        if longest.to(tl.int64) * num_lengths * 4 <= tl.sum(seq_len.to(tl.int64), 0) * 5:
+            parts = balanced_splits
+        fewest = tl.minimum(tl.maximum(tl.cdiv(tiles, filling_splits), 1), min_tiles_per_split)
     return tl.maximum(tl.cdiv(tiles, parts), fewest)
 
 

@@ -152,6 +152,7 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
         "num_splits": plan.splits,
         "balanced_splits": plan.balanced_splits,
         "filling_splits": plan.filling_splits,
+        "work_shares": plan.work_shares,
         "min_tiles_per_split": plan.min_tiles_per_split,
         "max_tiles": plan.max_tiles,
     }

@@ -14,6 +14,8 @@ from attn_optimized.launch.workload import Workload
 _MAX_GRID_Y = 65535
 _INTERPRETED_PROGRAMS = 2
 """So many programs fill the interpreter, as far as splits go: keys of few requests are split there, too."""
+_INTERPRETED_UNITS = 8
+"""The compute units of the interpreter, as far as shares of the work go: small steps have tiles of several shares."""
 _MANY_WAVES = 8
 """So many waves of programs that the last one is a small part of the time, and what counts is that neighbours share keys."""
 
@@ -34,7 +36,8 @@ class AttentionPlan:
         splits: the most parts of the keys of a tile of queries, each a program of its own.
         balanced_splits: parts where requests are of much the same length; see kernels/split_keys.py.
         filling_splits: parts that fill the GPU at once.
-        min_tiles_per_split: the fewest tiles of keys that are worth a part beyond those.
+        work_shares: shares of the work, of which a part takes one; 0: parts are made by the lengths of requests.
+        min_tiles_per_split: the fewest tiles of keys that are worth a part beyond those that fill the GPU.
         max_tiles: an upper bound of the tiles of keys that a tile of queries sees.
         scratch_bytes: memory that the parts take between two kernels; 0 without a split.
 
@@ -52,6 +55,7 @@ class AttentionPlan:
     splits: int
     balanced_splits: int
     filling_splits: int
+    work_shares: int
     min_tiles_per_split: int
     max_tiles: int
     scratch_bytes: int
@@ -95,16 +99,20 @@ def attention_plan(
         max_keys = min(max_keys, workload.window_keys)
     max_keys_of_tile = max_keys + tiles.queries - 1
     at_once = _INTERPRETED_PROGRAMS if architecture == INTERPRETER else tiles.parameters.programs_per_unit * compute_units
+    num_programs = grid[0] * grid[1]
     splits = splits_of(
         workload,
-        num_programs=grid[0] * grid[1],
+        num_programs=num_programs,
+        groups=grid[1],
+        queries=tiles.queries,
+        one_tile_per_request=one_tile_per_request,
         at_once=at_once,
-        has_long_queries=workload.num_tokens > 2 * tiles.queries * workload.num_requests,
+        compute_units=_INTERPRETED_UNITS if architecture == INTERPRETER else compute_units,
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )
     # in heads_first the tiles are the grid's second dimension, which holds fewer programs than the first
-    heads_first = grid[0] <= _MAX_GRID_Y and (one_tile_per_request or grid[0] * grid[1] <= _MANY_WAVES * at_once)
+    heads_first = grid[0] <= _MAX_GRID_Y and (one_tile_per_request or num_programs <= _MANY_WAVES * at_once)
     return AttentionPlan(
         architecture=architecture,
         tiles=tiles,
@@ -116,7 +124,8 @@ def attention_plan(
         splits=splits.most,
         balanced_splits=splits.balanced,
         filling_splits=splits.filling,
-        min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),
+        work_shares=splits.shares,
+        min_tiles_per_split=-(-splits.fewest_keys // tiles.block_n),
         max_tiles=-(-max_keys_of_tile // tiles.block_n),
         scratch_bytes=parts_bytes(splits.most, workload) if splits.most > 1 else 0,
     )

@@ -3,14 +3,16 @@
 import math
 from typing import NamedTuple
 
+from attn_optimized.kernels.split_keys import SHARES_OF_LONGEST
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload
 
 MAX_SPLITS = 128
 """More parts cost the reduction more than they bring."""
-MIN_WAVES = 1.5
-"""The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then.
-Tiles of prompts, whose work differs, keep it busy: they aim at one wave, since each part costs the reduction."""
+MIN_WAVES, MIN_WAVES_OF_TILES, MIN_WAVES_OF_LATENT = 1.5, 1.0, 0.9
+"""The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then. The
+tiles of one request, whose work differs, keep it busy. Programs of a latent cache compute more for each byte, and each part has
+sums of 512 dims for many heads: a single wave is best."""
 PART_COST = 0.08
 """What each part beyond the first adds to the time, relative to that without a split: measured at 64 requests of 8k keys."""
 
@@ -18,25 +20,43 @@ MIN_FILLING, MAX_FILLING = 4, 64
 """Parts are short where the GPU has room for at least MIN_FILLING programs in place of each. With less room the reduction costs
 more than short parts bring. At most MAX_FILLING parts are made by being short."""
 
+SHARES_PER_UNIT = 8
+"""Where several requests have several tiles of queries, a part takes this share of what a compute unit has to do."""
+LEAST_SHARES, MOST_SHARES = 3, 64
+"""There, the fewest and the most parts."""
+MOST_PROGRAMS_PER_UNIT = 48
+"""There, parts are at most so many that there are so many programs. One that has nothing to do takes 3 us of a place (H200)."""
+PARTS_BYTES_PER_KEY, MOST_PARTS_BYTES = 10_000, 256 << 20
+"""There, the most bytes of all parts, for each key of the longest request and in all: what is written and read takes at most
+about a quarter of the time of the longest tile (H200)."""
+
 
 class Splits(NamedTuple):
     """Into how many parts the keys of a tile of queries are split. Each part is a program of its own, and costs a float32
-    output row in scratch memory and in the reduction."""
+    output row in scratch memory and in the reduction. What the parts of a step are, the kernel decides by the lengths that the
+    device knows: see kernels/split_keys.py."""
 
-    most: int
+    most: int = 1
     """parts of the longest request; 1: keys are not split"""
-    balanced: int
+    balanced: int = 1
     """parts of a batch whose requests are all about as long"""
-    filling: int
+    filling: int = 1
     """parts that fill the GPU at once, as short as a tile if need be; 1 if it is about full without"""
+    shares: int = 0
+    """of the work on the heads that one program has; 0: parts are made by the lengths of requests"""
+    fewest_keys: int = 1
+    """the fewest keys that are worth a part beyond `filling`, and the fewest of a share"""
 
 
 def splits_of(
     workload: Workload,
     *,
     num_programs: int,
+    groups: int,
+    queries: int,
+    one_tile_per_request: bool,
     at_once: int,
-    has_long_queries: bool,
+    compute_units: int,
     max_keys: int,
     parameters: Parameters,
 ) -> Splits:
@@ -44,27 +64,42 @@ def splits_of(
 
     Args:
         num_programs: programs without a split.
+        groups: groups of query heads. A tile of queries has a program for each.
+        queries: of a tile.
         at_once: programs that the GPU runs at once.
-        has_long_queries: whether most requests have several tiles of queries.
         max_keys: an upper bound, possibly loose, of the keys that a tile of queries sees.
     """
     if workload.batch_invariant or max_keys <= parameters.keys_per_split or not num_programs:
-        return Splits(1, 1, 1)
+        return Splits()
+    if workload.is_latent:
+        return _by_length(workload, num_programs, at_once, MIN_WAVES_OF_LATENT, max_keys, parameters)
+    if one_tile_per_request:
+        return _by_length(workload, num_programs, at_once, MIN_WAVES, max_keys, parameters)
+    if workload.num_requests == 1:
+        return _by_length(workload, num_programs, at_once, MIN_WAVES_OF_TILES, max_keys, parameters)
+    return _by_work(workload, num_programs, groups, queries, compute_units, max_keys, parameters)
+
+
+def _by_length(
+    workload: Workload, num_programs: int, at_once: int, min_waves: float, max_keys: int, parameters: Parameters
+) -> Splits:
+    """The splits where the lengths tell what a program has to do."""
+    fewest = parameters.keys_per_split
     room = at_once // num_programs
     filling = min(room, MAX_FILLING) if room >= MIN_FILLING else 1
     shortest = min(filling, -(-max_keys // parameters.block_n))
-    most = min(max(max_keys // parameters.keys_per_split, shortest), MAX_SPLITS)
-    balanced = min(most, _balanced_splits(num_programs, at_once, 1.0 if has_long_queries else MIN_WAVES))
+    most = min(max(max_keys // fewest, shortest), MAX_SPLITS)
+    balanced = min(most, _balanced_splits(num_programs, at_once, min_waves))
     if workload.num_requests == 1:
-        return Splits(balanced, balanced, filling)
+        return Splits(balanced, balanced, filling, fewest_keys=fewest)
     # parts of few keys fill what the longest request leaves idle
     uneven = min(most, -(-parameters.uneven_waves * at_once // num_programs))
-    return Splits(max(balanced, uneven), balanced, filling)
+    return Splits(max(balanced, uneven), balanced, filling, fewest_keys=fewest)
 
 
 def _balanced_splits(num_programs: int, at_once: int, min_waves: float) -> int:
     """The split count with the least time in which programs are idle, among those of at least min_waves waves."""
-    if num_programs >= (2 if min_waves > 1 else 1) * at_once:
+    if num_programs >= math.ceil(min_waves) * at_once:
         return 1
 
     def idle(splits: int) -> float:
@@ -72,6 +107,40 @@ def _balanced_splits(num_programs: int, at_once: int, min_waves: float) -> int:
         return math.ceil(waves) / waves * (1 + PART_COST * (splits - 1)) if waves >= min_waves else math.inf
 
     return min(range(1, max(4, 2 * at_once // num_programs) + 1), key=idle)
+
+
+def _by_work(
+    workload: Workload,
+    num_programs: int,
+    groups: int,
+    queries: int,
+    compute_units: int,
+    max_keys: int,
+    parameters: Parameters,
+) -> Splits:
+    """The splits where several requests may have several tiles of queries."""
+    if not workload.num_tokens:
+        return Splits()
+    shares, fewest = -(-SHARES_PER_UNIT * compute_units // groups), parameters.keys_per_split
+    most = min(
+        max_keys // fewest,
+        MOST_PROGRAMS_PER_UNIT * compute_units // num_programs,
+        min(PARTS_BYTES_PER_KEY * max_keys, MOST_PARTS_BYTES) // parts_bytes(1, workload),
+        MOST_SHARES,
+    )
+    least_share = max(_least_work(workload, max_keys) // queries // shares, fewest)
+    if most < LEAST_SHARES or max_keys <= SHARES_OF_LONGEST.value * least_share:
+        return Splits()
+    return Splits(most, most, shares=shares, fewest_keys=fewest)
+
+
+def _least_work(workload: Workload, max_keys: int) -> int:
+    """The fewest pairs of a query and a key that a batch of these sizes can have.
+
+    Each request may have no keys but its own. One of them has max_query_len queries.
+    """
+    average, longest = workload.num_tokens // workload.num_requests, workload.max_query_len
+    return max(workload.num_tokens * min(average // 2, max_keys), longest * min(longest // 2, max_keys))
 
 
 def parts_bytes(num_parts: int, workload: Workload) -> int:

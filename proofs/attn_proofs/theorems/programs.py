@@ -268,6 +268,7 @@ def inverse_of(sources: Sources, group: int) -> tuple[Extraction, Any]:
         "splits",
         "balanced_splits",
         "filling_splits",
+        "work_shares",
         "min_tiles_per_split",
         "max_tiles",
     )

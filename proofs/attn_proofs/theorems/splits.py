@@ -24,7 +24,7 @@ LAUNCH = "attn_optimized.launch"
 SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
 GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
 
-SPLITS_OF = {"most": "num_splits", "balanced": "balanced", "filling": "filling"}
+SPLITS_OF = {"most": "num_splits", "balanced": "balanced", "filling": "filling", "fewest_keys": "fewest_keys"}
 
 BLOCK_D = 16
 """Dims of a program of the reduction, which reduces one of the two blocks of a row."""
@@ -97,12 +97,11 @@ class Program:
             "Workload",
             {name: symbol(name) for name in names} | {"batch_invariant": False, "has_short_window": symbol("is_short", "bool")},
         )
+        chosen = {name: symbol(of, least=1) for name, of in SPLITS_OF.items()} | {"shares": symbol("shares", least=0)}
         self.extraction.given = {
             f"{LAUNCH}.tiles.attention_tiles": lambda *_: tiles,
             f"{LAUNCH}.plan.attention_grid": lambda *_: ((symbol("tiles"), symbol("heads")), symbol("is_one_tile", "bool")),
-            f"{LAUNCH}.splits.splits_of": lambda *_, **__: Record(
-                f"{LAUNCH}.splits.Splits", {name: symbol(of, least=1) for name, of in SPLITS_OF.items()}
-            ),
+            f"{LAUNCH}.splits.splits_of": lambda *_, **__: Record(f"{LAUNCH}.splits.Splits", chosen),
         }
         made = self.extraction.call(
             f"{LAUNCH}.plan.attention_plan",
