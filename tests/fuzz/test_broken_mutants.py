@@ -176,6 +176,14 @@ def test_an_exception_is_a_finding_only_if_it_is_announced():
         SOUND.check_announced("ValueError: no")
 
 
+def test_a_mutant_that_raises_in_two_ways_announces_both():
+    two = msgspec.structs.replace(RAISES, raises=("power of 2", "outside"))
+    two.check_announced("InterpreterError: must be a power of 2")
+    two.check_announced("ValueError: outside of every argument")
+    with pytest.raises(MutantError, match=r"raises: it has raises = \('power of 2', 'outside'\), and raised ValueError: no"):
+        two.check_announced("ValueError: no")
+
+
 def test_shipped_mutants_that_raise_announce_what():
     """Whose exception is the bug: a tile that no kernel takes, a grid that no GPU takes, what a checking layer refuses, or what
     a target finds wrong beside outputs."""

@@ -109,7 +109,7 @@ def test_half_of_the_cases_have_an_earlier_call(tmp_path):
     drawn = {name for case in found for name in case.earlier}
     assert len(drawn) > len(CHANGES) * 3 / 4
     # what always applies is drawn equally often
-    times = [sum(name in case.earlier for case in found) for name in ("scale", "window", "contents", ILLEGAL)]
+    times = [sum(name in case.earlier for case in found) for name in ("scale", "window", ILLEGAL)]
     assert max(times) <= 2 * min(times), times
 
 
@@ -128,7 +128,7 @@ def test_illegal_calls_are_drawn_for_every_target_that_has_some(name, tmp_path):
 
 
 def test_cases_that_are_refused_for_one_rule_come_after_a_call_without_the_rule(tmp_path):
-    plan = FuzzPlan(target="backend-rocm-attn", device="cpu", examples=600, seed=1, folder=tmp_path)
+    plan = FuzzPlan(target="backend-rocm-attn", device="cpu", examples=600, seed=2, folder=tmp_path)
     support = registry.load(plan.target).support("cpu")
     beyond = [(case, case.rules.keys() - {*support.rules}) for case in shard.drawn(plan) if case.earlier]
     refused = [(case, rules) for case, rules in beyond if len(rules) == 1]
@@ -136,10 +136,11 @@ def test_cases_that_are_refused_for_one_rule_come_after_a_call_without_the_rule(
     assert len(refused) / 3 < len(without) < len(refused)
 
 
-def test_calls_with_other_sinks_come_before_sinks_of_16_bits(tmp_path):
+def test_a_sixth_of_the_cases_with_an_earlier_call_come_after_other_numbers_alone(tmp_path):
     plan = FuzzPlan(target="triton", device="cpu", examples=400, seed=1, folder=tmp_path)
-    narrow = [case for case in shard.drawn(plan) if case.sinks and case.narrow_sinks and case.dtype != "float32"]
-    assert sum("contents" in case.earlier for case in narrow) > len(narrow) / 10
+    found = [case.earlier for case in shard.drawn(plan) if case.earlier]
+    alone = [calls for calls in found if calls[-1] == "contents" and {*calls[:-1]} <= {"same", MODE}]
+    assert len(found) / 10 < len(alone) < len(found) / 4
 
 
 @settings(few, max_examples=3)

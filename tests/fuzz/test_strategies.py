@@ -96,7 +96,7 @@ def ranges_of(request) -> tuple[tuple[int, int], ...]:
 
 def test_an_edge_that_was_drawn_least_is_drawn_next():
     """Of two steps that differ in an edge alone, the one whose edge the run lacks adds more."""
-    plain = next(case for case in draw(EVERYTHING, 20) if case.attn_type is AttentionType.ENCODER)
+    plain = next(case for case in draw(EVERYTHING) if case.attn_type is AttentionType.ENCODER)
     sizes = {length: Request(query_len=length, seq_len=length, causal=False) for length in (33, 34, 35)}
     of = {length: msgspec.structs.replace(plain, requests=(request,), earlier=()) for length, request in sizes.items()}
     tally = Tally()

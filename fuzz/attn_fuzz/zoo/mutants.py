@@ -9,7 +9,7 @@ A known bug is a mutant in a TOML file:
     trigger = "what a batch must have for it to matter"
     target = "triton"
     # needs_gpu = true where no interpreter can show it
-    # raises = "a part of the message" where the bug shows itself as an exception
+    # raises = "a part of the message" where the bug shows itself as an exception; a list where it does so as several
     # unseen.exact = "why exact mode does not find it"; unseen.exhaust likewise
     # not_emulated = "why no run on an emulated GPU shows it"
 
@@ -79,12 +79,13 @@ class Mutant(
     """Patches that are installed together.
 
     Attributes:
-        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if none does.
+        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if none does. Several
+            texts: a message that has any of them counts.
     """
 
     name: str
     patches: tuple[Patch, ...]
-    raises: str | None = None
+    raises: str | tuple[str, ...] | None = None
 
     def check_announced(self, exception: str) -> None:
         """Tell an exception that is the bug from one that only shows that the mutant is broken.
@@ -93,11 +94,12 @@ class Mutant(
             exception: what the mutated target raised, as text.
 
         Raises:
-            MutantError: `raises` is not a part of it.
+            MutantError: no text of `raises` is a part of it.
         """
         if self.raises is None:
             raise MutantError(f"{self.name}: it has no `raises`, and raised {exception}")
-        if self.raises not in exception:
+        texts = (self.raises,) if isinstance(self.raises, str) else self.raises
+        if not any(text in exception for text in texts):
             raise MutantError(f"{self.name}: it has raises = {self.raises!r}, and raised {exception}")
 
 
