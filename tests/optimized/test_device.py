@@ -94,6 +94,6 @@ def test_one_long_request_fills_each_gpu(on):
         workload = Workload(**LLAMA, num_tokens=1, num_requests=1, max_query_len=1, max_seq_len=131072)
         at_once = parameters.programs_per_unit * units
         call = {"num_programs": 8, "groups": 8, "queries": 4, "one_tile_per_request": True, "max_keys": 131072}
-        splits = splits_of(workload, **call, at_once=at_once, compute_units=units, parameters=parameters)
+        splits = splits_of(workload, **call, at_once=at_once, compute_units=units, most_programs=8, parameters=parameters)
         assert 8 * splits.most >= min(2 * units, 8 * 64), architecture
         assert splits.most == splits.balanced, "a request by itself is as long as all are"

@@ -321,7 +321,7 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
         assert 1 <= chosen.balanced_splits <= chosen.splits <= max(worth, min(chosen.filling_splits, chosen.max_tiles))
 
 
-OF_ONE_TILE = {"groups": 8, "queries": 4, "one_tile_per_request": True, "compute_units": 132}
+OF_ONE_TILE = {"groups": 8, "queries": 4, "one_tile_per_request": True, "compute_units": 132, "most_programs": 6336}
 
 
 @pytest.mark.parametrize(

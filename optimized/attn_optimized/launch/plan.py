@@ -6,7 +6,7 @@ from functools import lru_cache
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
-from attn_optimized.launch.splits import parts_bytes, splits_of
+from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, parts_bytes, splits_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
 from attn_optimized.launch.workload import Workload
@@ -14,8 +14,9 @@ from attn_optimized.launch.workload import Workload
 _MAX_GRID_Y = 65535
 _INTERPRETED_PROGRAMS = 2
 """So many programs fill the interpreter, as far as splits go: keys of few requests are split there, too."""
-_INTERPRETED_UNITS = 8
-"""The compute units of the interpreter, as far as shares of the work go: small steps have tiles of several shares."""
+_INTERPRETED_UNITS, _MOST_INTERPRETED_PROGRAMS = 1, 24
+"""The compute units of the interpreter, as far as shares of the work go, and the most programs of such a call: each takes a
+millisecond or more there."""
 _MANY_WAVES = 8
 """So many waves of programs that the last one is a small part of the time, and what counts is that neighbours share keys."""
 
@@ -98,7 +99,8 @@ def attention_plan(
     if workload.window_keys is not None:
         max_keys = min(max_keys, workload.window_keys)
     max_keys_of_tile = max_keys + tiles.queries - 1
-    at_once = _INTERPRETED_PROGRAMS if architecture == INTERPRETER else tiles.parameters.programs_per_unit * compute_units
+    is_interpreted = architecture == INTERPRETER
+    at_once = _INTERPRETED_PROGRAMS if is_interpreted else tiles.parameters.programs_per_unit * compute_units
     num_programs = grid[0] * grid[1]
     splits = splits_of(
         workload,
@@ -107,7 +109,8 @@ def attention_plan(
         queries=tiles.queries,
         one_tile_per_request=one_tile_per_request,
         at_once=at_once,
-        compute_units=_INTERPRETED_UNITS if architecture == INTERPRETER else compute_units,
+        compute_units=_INTERPRETED_UNITS if is_interpreted else compute_units,
+        most_programs=_MOST_INTERPRETED_PROGRAMS if is_interpreted else MOST_PROGRAMS_PER_UNIT * compute_units,
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )

@@ -57,6 +57,7 @@ def splits_of(
     one_tile_per_request: bool,
     at_once: int,
     compute_units: int,
+    most_programs: int,
     max_keys: int,
     parameters: Parameters,
 ) -> Splits:
@@ -67,6 +68,7 @@ def splits_of(
         groups: groups of query heads. A tile of queries has a program for each.
         queries: of a tile.
         at_once: programs that the GPU runs at once.
+        most_programs: with splits, where several requests have several tiles.
         max_keys: an upper bound, possibly loose, of the keys that a tile of queries sees.
     """
     if workload.batch_invariant or max_keys <= parameters.keys_per_split or not num_programs:
@@ -77,7 +79,8 @@ def splits_of(
         return _by_length(workload, num_programs, at_once, MIN_WAVES, max_keys, parameters)
     if workload.num_requests == 1:
         return _by_length(workload, num_programs, at_once, MIN_WAVES_OF_TILES, max_keys, parameters)
-    return _by_work(workload, num_programs, groups, queries, compute_units, max_keys, parameters)
+    shares = -(-SHARES_PER_UNIT * compute_units // groups)
+    return _by_work(workload, most_programs // num_programs, shares, queries, max_keys, parameters)
 
 
 def _by_length(
@@ -109,25 +112,13 @@ def _balanced_splits(num_programs: int, at_once: int, min_waves: float) -> int:
     return min(range(1, max(4, 2 * at_once // num_programs) + 1), key=idle)
 
 
-def _by_work(
-    workload: Workload,
-    num_programs: int,
-    groups: int,
-    queries: int,
-    compute_units: int,
-    max_keys: int,
-    parameters: Parameters,
-) -> Splits:
+def _by_work(workload: Workload, most_splits: int, shares: int, queries: int, max_keys: int, parameters: Parameters) -> Splits:
     """The splits where several requests may have several tiles of queries."""
     if not workload.num_tokens:
         return Splits()
-    shares, fewest = -(-SHARES_PER_UNIT * compute_units // groups), parameters.keys_per_split
-    most = min(
-        max_keys // fewest,
-        MOST_PROGRAMS_PER_UNIT * compute_units // num_programs,
-        min(PARTS_BYTES_PER_KEY * max_keys, MOST_PARTS_BYTES) // parts_bytes(1, workload),
-        MOST_SHARES,
-    )
+    fewest = parameters.keys_per_split
+    most_parts = min(PARTS_BYTES_PER_KEY * max_keys, MOST_PARTS_BYTES) // parts_bytes(1, workload)
+    most = min(max_keys // fewest, most_splits, most_parts, MOST_SHARES)
     least_share = max(_least_work(workload, max_keys) // queries // shares, fewest)
     if most < LEAST_SHARES or max_keys <= SHARES_OF_LONGEST.value * least_share:
         return Splits()
