@@ -175,7 +175,8 @@ def _locate(name: str, changed: list[int], step: Step, expected: torch.Tensor, g
     assert view is not None
     numbers = f"got {float(got.flatten()[at])}, expected {float(expected.flatten()[at])}; {len(changed)} elements differ"
     if name != "kv_cache":
-        block, slot, head = (int(index) for index in torch.unravel_index(torch.tensor(at), got.shape))
+        row, head = divmod(at, got.shape[2])
+        block, slot = divmod(row, got.shape[1])
         return f"{name} of block {block - 1}, slot {slot}, head {head}: {numbers}"
     return f"{allocations.place_of(view, at)}: {numbers}"
 
