@@ -135,7 +135,7 @@ def fuzz_apart(tmp_path: Path) -> Callable[..., shard.Progress]:
     """Fuzzes one shard in a process of its own, in which the interpreter computes every dtype."""
 
     def run(target: str, examples: int, **fields) -> shard.Progress:
-        plan = FuzzPlan(target=target, device="cpu", examples=examples, seed=1, folder=tmp_path, **fields)
+        plan = FuzzPlan(**{"target": target, "device": "cpu", "examples": examples, "seed": 1, "folder": tmp_path, **fields})
         with shard.start_executor(plan) as executor:
             return shard.fuzz(plan, executor)
 
