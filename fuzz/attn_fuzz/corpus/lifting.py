@@ -1,6 +1,7 @@
 """Past cases of other targets as cases of this one: sizes, dtype and forms become those that the target draws."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -145,7 +146,7 @@ def _with_block_size(case: Case, cache: Cache, block_size: int) -> Case:
     for request in case.requests:
         shared = _shared(case.requests[: len(tables)], request, cache.block_size) // block_size
         table = list(tables[0][:shared]) if shared else []
-        for block in (*request.blocks, *range(1 << 20)):
+        for block in itertools.chain(request.blocks, range(1 << 20)):
             if len(table) == -(-request.seq_len // block_size):
                 break
             if block not in taken:
