@@ -52,7 +52,7 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
 def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
     patch = Patch(f"attn_optimized.backends.{place}", find, replace)
     progress = fuzz_apart(
-        "backend-triton", examples=100, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
+        "backend-triton", examples=100, seed=2, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
     )
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
