@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from attn_contract import Batch, Layer
+from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared
 
 from tests import calls
@@ -160,6 +161,7 @@ def run(rank: int, num_ranks: int, folder: Path, scenarios: dict[str, Callable],
         os.environ["TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"] = "500"
     else:
         os.environ["TRITON_INTERPRET"] = "1"  # also beside a GPU
+        interpreter.install()  # as in the fuzzer's processes, and in those of other tests
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks, timeout=LONG)
     dist.barrier()  # NCCL connects in a group's first collective, which has no timeout
     group = dist.group.WORLD
