@@ -128,7 +128,7 @@ def attention_plan(
         balanced_splits=splits.balanced,
         filling_splits=splits.filling,
         work_shares=splits.shares,
-        min_tiles_per_split=-(-splits.fewest_keys // tiles.block_n),
+        min_tiles_per_split=-(-tiles.parameters.keys_per_split // tiles.block_n),
         max_tiles=-(-max_keys_of_tile // tiles.block_n),
         scratch_bytes=parts_bytes(splits.most, workload) if splits.most > 1 else 0,
     )

@@ -44,8 +44,6 @@ class Splits(NamedTuple):
     """parts that fill the GPU at once, as short as a tile if need be; 1 if it is about full without"""
     shares: int = 0
     """of the work on the heads that one program has; 0: parts are made by the lengths of requests"""
-    fewest_keys: int = 1
-    """the fewest keys that are worth a part beyond `filling`, and the fewest of a share"""
 
 
 def splits_of(
@@ -94,10 +92,10 @@ def _by_length(
     most = min(max(max_keys // fewest, shortest), MAX_SPLITS)
     balanced = min(most, _balanced_splits(num_programs, at_once, min_waves))
     if workload.num_requests == 1:
-        return Splits(balanced, balanced, filling, fewest_keys=fewest)
+        return Splits(balanced, balanced, filling)
     # parts of few keys fill what the longest request leaves idle
     uneven = min(most, -(-parameters.uneven_waves * at_once // num_programs))
-    return Splits(max(balanced, uneven), balanced, filling, fewest_keys=fewest)
+    return Splits(max(balanced, uneven), balanced, filling)
 
 
 def _balanced_splits(num_programs: int, at_once: int, min_waves: float) -> int:
@@ -122,7 +120,7 @@ def _by_work(workload: Workload, most_splits: int, shares: int, queries: int, ma
     least_share = max(_least_work(workload, max_keys) // queries // shares, fewest)
     if most < LEAST_SHARES or max_keys <= SHARES_OF_LONGEST.value * least_share:
         return Splits()
-    return Splits(most, most, shares=shares, fewest_keys=fewest)
+    return Splits(most, most, shares=shares)
 
 
 def _least_work(workload: Workload, max_keys: int) -> int:
