@@ -1,10 +1,11 @@
 """Loops: the body is executed once, for an arbitrary turn.
 
-A variable that the body only adds a number to has a closed form. Any other variable that the body changes is arbitrary
-before the turn, but for the invariant that a theorem names for the function. The invariant is a function of the turn's
-number (from 0), the variables before that turn, and the variables before the loop, and gives what holds. It is proved of
-the first turn (`begins`) and of the turn behind an arbitrary one (`continues`), and then assumed before an arbitrary turn
-and behind the loop.
+A variable that the body only adds a number to has a closed form. So has one that the body gives what an expression says of
+the next index, if the expression said it of the first index before the loop, which is to be proved. Any other variable that
+the body changes is arbitrary before the turn, but for the invariant that a theorem names for the function. The invariant is a
+function of the turn's number (from 0), the variables before that turn, and the variables before the loop, and gives what
+holds. It is proved of the first turn (`begins`) and of the turn behind an arbitrary one (`continues`), and then assumed before
+an arbitrary turn and behind the loop.
 """
 
 import ast
@@ -71,13 +72,21 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     outside = dict(environment)
     count = z3.Int(fresh_name(f"turn of {extraction.frame.name}"))
     first, end = as_tensor(start).term, as_tensor(stop).term
-    _oblige(extraction, "begins", invariant(Turn(z3.IntVal(0), before, before, outside)))
+    index_type = as_tensor(stop).dtype
+    ahead = {name: found for name in before if name not in steps and (found := _of_the_next_index(node, name)) is not None}
+    told = [
+        z3.Implies(first < end, term)
+        for name, value in _told_before(extraction, node, ahead, number(first, index_type)).items()
+        for term in _equal_lanes(extraction, value, before[name])
+    ]
+    _oblige(extraction, "begins", [*told, *invariant(Turn(z3.IntVal(0), before, before, outside))])
     now = _at_turn(before, steps, count)
-    index = number(first + count * step, as_tensor(stop).dtype)
+    index = number(first + count * step, index_type)
     assumed = invariant(Turn(count, now, before, outside))
     depth = len(extraction.path)
     environment.update(now)
     extraction.path += [count >= 0, index.term < end, *assumed]
+    environment.update(_told_before(extraction, node, ahead, index))
     extraction.assign(node.target, index)
     returns = len(extraction.frame.returned)
     if not extraction.block(node.body) or len(extraction.frame.returned) > returns:  # a return out of a loop
@@ -129,6 +138,40 @@ def _increment(node: ast.For, name: str) -> int | None:
                 if target == name and len(stores) == 1:
                     return amount
     return None
+
+
+def _of_the_next_index(node: ast.For, name: str) -> ast.expr | None:
+    """What the body gives a name, if it does so once, by the next index and by what the loop does not change."""
+    assert isinstance(node.target, ast.Name)
+    given = [
+        statement.value for statement in node.body
+        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]
+    ]  # fmt: skip
+    if len(given) != 1 or f"{node.target.id} + 1" not in (ast.unparse(part) for part in ast.walk(given[0])):
+        return None
+    read = {part.id for part in ast.walk(given[0]) if isinstance(part, ast.Name)}
+    return None if read & {*_assigned(node)} else given[0]
+
+
+def _told_before(extraction: "Extraction", node: ast.For, ahead: dict[str, ast.expr], index: Tensor) -> dict[str, Any]:
+    """What expressions of the next index say in the turn before that of an index: the program loads nothing for it."""
+    assert isinstance(node.target, ast.Name)
+    extraction.frame.environment[node.target.id] = number(index.term - 1, index.dtype)
+    loaded = len(extraction.loads)
+    told = {name: extraction.value(expression) for name, expression in ahead.items()}
+    del extraction.loads[loaded:]
+    return told
+
+
+def _equal_lanes(extraction: "Extraction", value: Any, other: Any) -> list[Term]:
+    """That two tensors of one shape are one, in any lane; what these lanes compute is nothing that the program computes."""
+    one, two = as_tensor(value), as_tensor(other)
+    lane = [z3.Int(fresh_name("lane")) for _ in one.shape]
+    inside = [z3.And(index >= 0, index < size) for index, size in zip(lane, one.shape, strict=True)]
+    noted = len(extraction.notes)
+    equal = one.at(*lane) == two.at(*lane)
+    del extraction.notes[noted:]
+    return [z3.BoolVal(one.shape == two.shape), z3.Implies(z3.And(*inside), equal)]
 
 
 def _at_turn(before: dict[str, Any], steps: dict[str, int], count: Term) -> dict[str, Any]:

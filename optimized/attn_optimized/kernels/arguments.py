@@ -37,7 +37,7 @@ class Kind:
     out_format: str
     has_token_scales: bool
     has_value_pairs: bool
-    """whether tiles of few rows load V by two dims at once: see `load.load_value_pairs`"""
+    """whether tiles of few rows load V, and K of a latent cache, by two dims at once: see `load.load_value_pairs`"""
     scale_sign: int
     """1, -1 or 0"""
     has_gaps: bool

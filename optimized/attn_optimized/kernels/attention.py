@@ -7,7 +7,14 @@ from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, T
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.key_rest import load_rest_of_keys, load_rest_of_queries
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
-from attn_optimized.kernels.load import FEW_ROWS, load_keys_and_values, load_queries, load_scales, source_of_keys
+from attn_optimized.kernels.load import (
+    FEW_ROWS,
+    load_blocks,
+    load_keys_and_values,
+    load_queries,
+    load_scales,
+    source_of_keys,
+)
 from attn_optimized.kernels.logits import added_to_logits, scores
 from attn_optimized.kernels.online_softmax import add_values, begin_rows, softmax_step
 from attn_optimized.kernels.query_tiles import Tile, find_tile, hidden_zero, rows_of_tile
@@ -155,12 +162,16 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             no_key = tl.full([BLOCK_M], float("-inf"), tl.float32)
             tl.store(args.tensors.row_max_ptr + state_offset, no_key, mask=rows.owned)
             return
-    # [M, D]
-    q = load_queries(rows, args, KIND)
+    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
+    INTERIOR: tl.constexpr = KIND.interior
+    # K of a latent cache is V
+    KEY_PAIRS: tl.constexpr = PAIRS and INTERIOR == "latent"
+    # [M, D], or if KEY_PAIRS even and odd dims, [M, D / 2]
+    q = load_queries(rows, args, KIND, 0, 2 if KEY_PAIRS else 1)
+    q_odd = load_queries(rows, args, KIND, 1, 2) if KEY_PAIRS else q
     q_rest = load_rest_of_queries(rows, args, KIND)
     # the sink joins exactly one part
     has_sinks = tl.where(tile.split == 0, args.flags.has_sinks, 0)
-    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
     DIMS: tl.constexpr = KIND.block_v // 2 if PAIRS else KIND.block_v
     row_max, row_sum, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, DIMS)
     # of odd dims, if PAIRS
@@ -174,20 +185,28 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             begin, end = loops.begin, loops.end - (loops.unmasked_end - loops.unmasked_begin)
         else:
             begin, end = loops.unmasked_begin, loops.unmasked_end
+        # a loop without a turn has no tile to look up, and keys of what would be its first may have no numbers of 32 bits
+        first, end_key = tl.minimum(begin, end - 1), tl.where(begin < end, loops.end_key, 0)
+        next_block = load_blocks(source, first, end_key, loops, args.rules.sink_tokens, KIND, MASKED, False)
         for i in range(begin, end):
             # [N]
             first_key, key, in_tile = keys_of_tile(i, loops, KIND, MASKED)
+            block = next_block
+            # in the last turn, the same ones once more
+            next_block = load_blocks(
+                source, tl.minimum(i + 1, end - 1), end_key, loops, args.rules.sink_tokens, KIND, MASKED, not MASKED
+            )
             # [M, N]
             bias = added_to_logits(rows, seen_by_each.position, key, positions.context_len, args, KIND.has_bias)
             visible, in_tile = visible_keys(tile, rows, seen_by_each, key, in_tile, bias, args, KIND, MASKED)
             # [N, D], [N, Dv], [N, Dv], [N], [N]
             k, v, v_odd, block, slot = load_keys_and_values(
-                source, first_key, key, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
+                source, first_key, key, block, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
             )
             k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
             # [M, N], a number, [N]
             logits, to_base_2, v_token_scale = scores(
-                q, k, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args, KIND
+                q, k, q_odd, v_odd, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args, KIND, KEY_PAIRS
             )
             if MASKED:
                 logits = tl.where(visible, logits, float("-inf"))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from attn_optimized.kernels.key_tiles import keys_of_tile
 from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
 from attn_optimized.kernels.quantization import decode, e8m0_number
 
@@ -28,9 +29,10 @@ class Source(NamedTuple):
 
 
 @triton.jit
-def load_queries(rows, args, KIND: tl.constexpr):
-    """[M, D], with the sign of the layer's scale: the largest logit of a row is then that of its largest product."""
-    dim = tl.arange(0, KIND.block_d)[None, :]
+def load_queries(rows, args, KIND: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr):
+    """[M, D / STEP], dims FIRST, FIRST + STEP, ... of q, with the sign of the layer's scale: the largest logit of a row is then
+    that of its largest product."""
+    dim = FIRST + tl.arange(0, KIND.block_d // STEP)[None, :] * STEP
     in_head = dim < KIND.first_size
     loaded = rows.owned[:, None] & in_head
     offset = (rows.row.to(tl.int64) * args.strides.q_row + rows.head.to(tl.int64) * args.strides.q_head) * KIND.q_unit
@@ -68,30 +70,48 @@ def source_of_keys(tile, args, KIND: tl.constexpr):
 
 
 @triton.jit
+def load_blocks(source, i, end_key, loops, sink_tokens, KIND: tl.constexpr, MASKED: tl.constexpr, ALL: tl.constexpr):
+    """[N]: the block of each key of tile `i` of a loop, 0 from `end_key` on; a plain 0 if K and V are no blocks.
+
+    A loop looks blocks up one tile before it loads their keys. So the keys wait for no load of the same turn, and a compiler
+    that loads tiles ahead keeps as many of them in flight as it is told to: else it takes a stage for the table.
+
+    Args:
+        ALL: whether all keys of the tile are below `end_key`, and may be seen.
+    """
+    block = 0
+    if KIND.is_paged:
+        _, key, in_tile = keys_of_tile(i, loops, KIND, MASKED)
+        # a division by a power of two is one shift if the number has no sign
+        unsigned_key = key.to(tl.uint32, bitcast=True)
+        block_ptr = source.request_table_ptr + unsigned_key // KIND.block_size
+        if KIND.has_gaps:
+            in_tile = in_tile | ((key >= 0) & (key < sink_tokens))
+        block = tl.load(block_ptr) if ALL else tl.load(block_ptr, mask=in_tile & (key < end_key), other=0)
+    return block
+
+
+@triton.jit
 def load_keys_and_values(
-    source, first_key, key, in_tile, dtype, args,
+    source, first_key, key, block, in_tile, dtype, args,
     KIND: tl.constexpr, BLOCK_M: tl.constexpr, PAIRS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys [N, D] and one of values [N, Dv] in a dtype, and the block and slot [N] of each key.
 
     Args:
         key: [N], keys of the request from `first_key` on.
+        block: [N], of each key.
         in_tile: [N], whether a key is loaded, if MASKED; else all are.
 
     Returns:
         k, v, v_odd, block, slot. If PAIRS, v and v_odd are the even and the odd dims of values, [N, Dv / 2]; else both are all
-        dims.
+        dims. Of a latent cache, k is v.
     """
     KV_FORMAT: tl.constexpr = KIND.kv_format
     INTERIOR: tl.constexpr = KIND.interior
-    # a division by a power of two is one shift if the number has no sign
-    unsigned_key = key.to(tl.uint32, bitcast=True)
-    block = 0
     if KIND.is_paged:
-        if MASKED:
-            block = tl.load(source.request_table_ptr + unsigned_key // KIND.block_size, mask=in_tile, other=0).to(tl.int64)
-        else:
-            block = tl.load(source.request_table_ptr + unsigned_key // KIND.block_size).to(tl.int64)
+        block = block.to(tl.int64)
+        unsigned_key = key.to(tl.uint32, bitcast=True)
         # Unsigned arithmetic lets the compiler hoist the slot out of the loop. Small tiles have no registers to spare for it.
         slot = ((unsigned_key if BLOCK_M > FEW_ROWS else key) % KIND.block_size).to(tl.int64)
     else:
@@ -122,13 +142,17 @@ def load_keys_and_values(
         stored = source.v_head_ptr.dtype.element_ty
         v, v_odd = v.to(tl.int8).to(stored, bitcast=True), (v >> 8).to(tl.int8).to(stored, bitcast=True)
     if INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0" and INTERIOR != "latent_e8m0_planes":
-        k, v, v_odd = decode(k, KV_FORMAT, dtype), decode(v, KV_FORMAT, dtype), decode(v_odd, KV_FORMAT, dtype)
+        v, v_odd = decode(v, KV_FORMAT, dtype), decode(v_odd, KV_FORMAT, dtype)
+        k = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype)
     return k, v, v_odd, block, slot
 
 
 @triton.jit
 def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, PAIRS: tl.constexpr, MASKED: tl.constexpr):
-    """Keys [N, D] and values [N, Dv], or if PAIRS those of `load_value_pairs`; each slot of a head is a dense row of dims."""
+    """Keys [N, D] and values [N, Dv], or if PAIRS those of `load_value_pairs`, for K of a latent cache, too.
+
+    Each slot of a head is a dense row of dims.
+    """
     INTERIOR: tl.constexpr = KIND.interior
     # [1, D], [1, Dv], [N, D], [N, Dv]
     in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.first_size
@@ -138,7 +162,10 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, PAIRS: 
     k_row = offset_of_keys(block, slot, strides, KIND)
     k_pointer = source.k_dim_ptr + k_row[:, None]
     v_pointer = source.v_dim_ptr + (k_row if KIND.is_paged else slot * strides.v_slot * KIND.kv_unit)[:, None]
-    k = load_dims(k_pointer, loaded, in_head, KIND.first_size < KIND.block_d, MASKED)
+    if INTERIOR == "latent" and PAIRS:
+        k = load_value_pairs(source, block, slot, in_tile, strides, KIND, MASKED)
+    else:
+        k = load_dims(k_pointer, loaded, in_head, KIND.first_size < KIND.block_d, MASKED)
     # loaded once: the dims of K that the first dot takes are V
     if INTERIOR == "latent":
         v = k
@@ -156,7 +183,8 @@ def load_value_pairs(source, block, slot, in_tile, strides, KIND: tl.constexpr, 
     In a dot of few rows each thread takes values of several keys, one dim after the other: V is transposed on its way from
     shared memory. NVIDIA's ldmatrix transposes elements of 16 bits. Elements of 8 bits are loaded one by one. So V stays in
     pairs until it is in registers, and its even and its odd dims have a dot each. On an H100, decodes over a float8 cache are
-    1.18 times as fast.
+    1.18 times as fast. K of a latent cache is V, and so it has two dots, too. On an H200, 64 decodes of 8k keys of 16 heads are
+    1.4 times as fast.
     """
     # [1, Dv / 2]
     pair = tl.arange(0, KIND.block_v // 2)[None, :]

@@ -17,10 +17,14 @@ def added_to_logits(rows, position, key, context_len, args, HAS_BIAS: tl.constex
 
 
 @triton.jit
-def scores(q, k, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args, KIND: tl.constexpr):
+def scores(
+    q, k, q_odd, k_odd, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args,
+    KIND: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
     """Logits [M, N] of a tile of keys, the positive number that takes them to base 2, and the scales of its values.
 
     Args:
+        q_odd, k_odd: the odd dims, if PAIRS: then q and k are the even ones.
         q_rest, k_rest: see key_rest.
         factor: the layer's scale times that of K, without a sign.
         bias: see `added_to_logits`.
@@ -29,6 +33,8 @@ def scores(q, k, q_rest, k_rest, factor, bias, source, block, slot, in_tile, arg
     """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if PAIRS:
+        logits = tl.dot(q_odd, tl.trans(k_odd), logits, input_precision="ieee")
     if KIND.block_rest > 0:
         logits = tl.dot(q_rest, tl.trans(k_rest), logits, input_precision="ieee")
     to_base_2 = factor * LOG2E

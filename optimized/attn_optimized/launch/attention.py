@@ -13,6 +13,7 @@ from attn_optimized.launch.parts import Parts, rows_by_head
 from attn_optimized.launch.plan import AttentionPlan
 from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
 from attn_optimized.launch.units import in_units
+from attn_optimized.launch.workload import MIN_DOT
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import kv_cache_strides, scale_strides, without_idle_strides
 
@@ -115,7 +116,7 @@ def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> bool:
-    """Whether tiles of few rows load V by two dims at once: see kernels/load.py.
+    """Whether tiles of few rows load V, and K of a latent cache, by two dims at once: see kernels/load.py.
 
     Elements are of one byte, the dims of a slot stand in a row, and each row begins at an even address. AMD's GPUs have no
     ldmatrix: on gfx942 the loops of a decode have as many instructions either way, on gfx1201 more in pairs, and on both more
@@ -124,7 +125,9 @@ def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> 
     if not isinstance(call.keys, PagedKeys) or plan.architecture.startswith("gfx"):
         return False
     cache = call.keys.kv_cache
-    has_rows = kv_cache_strides(cache, call.layer).interior == "rows"
+    interior = kv_cache_strides(cache, call.layer).interior
+    # a dot over half of the dims of a latent key has at least MIN_DOT of them
+    has_rows = interior == "rows" or (interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
     is_even = kv_unit % 2 == 0 and call.layer.value_size % 2 == 0 and cache.data_ptr() % 2 == 0
     return cache.element_size() == 1 and has_rows and is_even
 

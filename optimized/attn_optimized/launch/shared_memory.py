@@ -4,6 +4,8 @@ from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload
 
+ROWS_OF_ASYNC_DOT = 64
+"""Dots of so many rows of 16 bits run beside what follows them (wgmma)."""
 _KIB = 1024
 # CUDA C++ Programming Guide, technical specifications per compute capability: shared memory of a thread block at most
 _MOST_BYTES = {
@@ -26,7 +28,7 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     """The most of the parameters' stages whose tiles fit shared memory; at least one, and all on other GPUs.
 
     Triton keeps a tile of q, one of logits if something is added to them, and tiles of K and V: as many as there are stages, or
-    one less where the block table is looked up a stage before them, for which there are at least three.
+    one less for dots of few rows, which read no operand while the next is loaded.
     """
     stages = parameters.num_stages
     if architecture not in _MOST_BYTES:
@@ -36,4 +38,5 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     )
     own_bytes = block_m * (widths.row_block * workload.itemsize + (4 * parameters.block_n if workload.has_bias else 0))
     buffers = (_MOST_BYTES[architecture] - own_bytes) // (parameters.block_n * row_bytes)
-    return max(1, min(stages, buffers + 1 if workload.is_paged and buffers > 1 else buffers))
+    reads_while_loading = block_m >= ROWS_OF_ASYNC_DOT and workload.itemsize == 2
+    return max(1, min(stages, buffers if reads_while_loading else buffers + 1))

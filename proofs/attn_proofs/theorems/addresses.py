@@ -309,9 +309,7 @@ THEOREMS = (
         "block-table",
             "The block table is read in the request's row, and at no entry behind the request's keys: those are garbage.",
             _table,
-        f"{KERNELS}.load.load_keys_and_values",
-            "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size, mask=in_tile, other=0).to(tl.int64)",
-        "tl.load(source.request_table_ptr + unsigned_key // KIND.block_size).to(tl.int64)", _case("KV_FIRST_NHD"),
+        f"{KERNELS}.load.load_blocks", "mask=in_tile & (key < end_key)", "mask=key >= 0", _case("KV_FIRST_NHD"),
     ),
     _theorem(
         "queries", "q is read at the row, head and dims of each row that the tile has.", _rows("q", is_store=False),

@@ -15,8 +15,8 @@ from attn_proofs.counterexamples import of_scene, paged
 from attn_proofs.scenes import BLOCK_N, INTERPRETED_BLOCK_N, Scene, scene
 from attn_proofs.sources import Sources
 from attn_proofs.specification import Rules
-from attn_proofs.theorem import Claim, Model, Term, Theorem
-from attn_proofs.values import Tensor
+from attn_proofs.theorem import Claim, Model, Term, Theorem, obligations
+from attn_proofs.values import Tensor, memory
 
 KEY_TILES = "attn_optimized.kernels.key_tiles"
 UNMASKED, MASKED = 0, 1
@@ -182,6 +182,24 @@ def _keys_only(sources: Sources) -> Iterator[Claim]:
             yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
 
 
+def _looked_up(sources: Sources) -> Iterator[Claim]:
+    """The first tile's blocks are looked up before the loop, and the others' in the turn before."""
+    for made in _scenes(sources):
+        for claim in obligations(made.extraction, made.given()):
+            if "loop of attend_tile" in claim.name:
+                small = made.small if made.block_n == INTERPRETED_BLOCK_N else None
+                yield _with_both_loops(made, replace(claim, name=f"{claim.name}, {made.name}", small=small))
+        order, times = Order(made), made.extraction.times
+        for masked in (UNMASKED, MASKED):
+            _, path, first_key, _ = order.turn(masked)
+            n = made.rules.j - first_key
+            shown = made.extraction.local("attend_tile", "visible").value.at(z3.Int("m"), n) if masked else z3.BoolVal(True)
+            block = made.extraction.local("attend_tile", "block", -2 if masked else 0).value.at(n)
+            entry = times(z3.Int("request"), z3.Int("block_table")) + made.rules.j / made.kind.block_size
+            goal = z3.Implies(shown, block == memory("block_table_ptr")(entry))
+            yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
+
+
 def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str, case=of_scene) -> Theorem:
     return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=case)
 
@@ -235,5 +253,10 @@ THEOREMS = (
         "keys", "A tile loads only keys of the request: what lies behind them in the block table is garbage.",
         _keys_only,
         f"{KEY_TILES}.keys_of_tile", "key < loops.end_key", "key <= loops.end_key",
+    ),
+    _theorem(
+        "looked-up", "The block of a key that is loaded was looked up for this key, one tile ahead.",
+        _looked_up,
+        "attn_optimized.kernels.attention.attend_tile", "tl.minimum(begin, end - 1)", "tl.minimum(begin + 1, end - 1)",
     ),
 )  # fmt: skip

@@ -38,6 +38,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
             as_tensor(access.pointer.offset).at(*lane)
         first_row, tokens = integers("first_row num_tokens")
         sizes = [n >= 0, n < made.block_n, first_row >= 0, first_row + z3.Int("query_len") <= tokens, tokens <= INT32_MAX]
+        sizes += [d >= 0, d < 16]
         # the loop over ranges is looked at from key j of its tile
         in_tile = made.rules.j - extraction.local("attend_tile", "key").value.at(0)
         sizes += [in_tile >= 0, in_tile < made.block_n]
