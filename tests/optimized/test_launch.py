@@ -69,10 +69,17 @@ def test_tiles_of_keys_that_shared_memory_does_not_hold_have_fewer_stages():
         return tiles_of(architecture, "prefill", head_size=256, **changed).parameters.num_stages
 
     assert parameters_for("sm90", phase="prefill", itemsize=2, block_d=256, quantized=False).num_stages == 3
-    assert (stages(), stages(is_paged=False), stages("sm80"), stages("sm80", is_paged=False)) == (3, 2, 1, 1)
+    assert (stages(), stages(is_paged=False), stages("sm80")) == (2, 2, 1)
 
 
-def test_a_lookup_of_blocks_takes_a_stage_only_beside_two_tiles_of_keys():
+def test_dots_of_few_rows_have_a_stage_more_than_tiles_of_keys():
+    """They read no operand while the next is loaded: 3 tiles of 64 keys of 256 dims, and q, are 196,608 bytes and 8,192."""
+    most = replace(parameters_for("sm90", phase="decode", itemsize=2, block_d=256, quantized=False), block_n=64, num_stages=9)
+    decode = Workload(**(CALL | {"head_size": 256}))
+    assert attention_tiles(decode, "sm90", COMPUTE_UNITS, most).parameters.num_stages == 4
+
+
+def test_two_tiles_of_a_latent_cache_fit_without_a_bias():
     """Two stages keep two tiles of a latent cache: 237,568 bytes of 232,448, with 64 rows of q and a tile of logits."""
     latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_kv_heads": 1, "max_query_len": 5, "num_tokens": 5}
     without_bias = tiles_of(**latent).parameters
@@ -379,8 +386,8 @@ def test_a_step_whose_parts_would_cost_more_than_they_bring_is_not_split(others)
 @pytest.mark.parametrize(
     ("num_requests", "max_query_len", "max_keys", "parts"),
     [
-        # 8 programs on a GPU with room for 528: parts of one tile of 64 keys, where it has room, and of two
-        (1, 1, 1024, 17), (1, 1, 8192, 64), (8, 1, 500, 8),
+        # 8 programs on a GPU with room for 528: parts of one tile of 32 keys, where it has room, and of several
+        (1, 1, 1024, 33), (1, 1, 8192, 64), (8, 1, 500, 8),
         # 36 programs more would be a second wave: parts of 4 tiles, which are worth a program
         (9, 1, 250, 1), (64, 1, 500, 1), (64, 1, 1024, 4),
         # a prompt whose tiles fill the GPU has no parts

@@ -91,6 +91,30 @@ def test_an_increment_has_a_closed_form():
     assert always(found.term == A + 2 * B, B >= 0)
 
 
+AHEAD = """
+c = tl.maximum({before}, b)
+last = 0
+for i in range(0, a):
+    last = c - tl.maximum(i, b)
+    c = tl.maximum(i + 1, b)
+return last
+"""
+
+
+def test_what_a_turn_is_told_by_the_one_before_has_a_closed_form():
+    _, extraction = extracted(AHEAD.format(before="0"), *numbers())
+    told = extraction.local("function", "last", 1)
+    assert always(told.value.term == 0, *told.path)
+    (obligation,) = extraction.obligations
+    assert always(z3.And(*obligation.terms))
+
+
+def test_the_first_turn_must_be_told_what_the_others_are():
+    _, extraction = extracted(AHEAD.format(before="1"), *numbers())
+    (obligation,) = extraction.obligations
+    assert not always(z3.And(*obligation.terms))
+
+
 @pytest.mark.parametrize(
     ("body", "construct"),
     [
