@@ -32,7 +32,8 @@ class Source(NamedTuple):
 def load_queries(rows, args, KIND: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr):
     """[M, D / STEP], dims FIRST, FIRST + STEP, ... of q, with the sign of the layer's scale: the largest logit of a row is then
     that of its largest product."""
-    dim = FIRST + tl.arange(0, KIND.block_d // STEP)[None, :] * STEP
+    number = tl.arange(0, KIND.block_d // STEP)[None, :]
+    dim = FIRST + (number if STEP == 1 else number + number)
     in_head = dim < KIND.first_size
     loaded = rows.owned[:, None] & in_head
     offset = (rows.row.to(tl.int64) * args.strides.q_row + rows.head.to(tl.int64) * args.strides.q_head) * KIND.q_unit

@@ -110,7 +110,7 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
     if workload.is_latent:
         has_few_rows = workload.max_query_len * workload.group <= FEW_LATENT_ROWS
         if has_few_rows and not workload.batch_invariant:
-            return "latent_decode"
+            return "latent_scaled_decode" if workload.has_scaled_rows else "latent_decode"
         return "latent_scaled" if workload.has_scaled_rows else "latent"
     if workload.batch_invariant:
         return "rules" if workload.has_slopes else "prefill"

@@ -32,7 +32,7 @@ _LEAST = {
     "uneven_waves": 0,
 }
 Phase = Literal["decode", "wide_decode", "mixed", "short", "prefill", "window", "rules"]
-LatentPhase = Literal["latent_decode", "latent", "latent_scaled"]
+LatentPhase = Literal["latent_decode", "latent_scaled_decode", "latent", "latent_scaled"]
 AnyPhase = Phase | LatentPhase
 _PHASES = (*get_args(Phase), *get_args(LatentPhase))
 
@@ -86,8 +86,8 @@ class Entry:
             not, and are few; mixed: requests that decode are most, beside longer ones; rules: longer ones whose keys have a
             bias, or holes among them; window: queries see few keys; short: large tiles would leave compute units idle; prefill:
             the others. All that is batch-invariant is rules if the layer has ALiBi slopes, else prefill. Of a latent cache,
-            latent_decode: requests of few rows (queries times heads); latent_scaled: others whose rows hold scales; latent: the
-            others. See `workload.phase_of`.
+            latent_decode: requests of few rows (queries times heads); latent_scaled_decode: of these, those whose cache's rows
+            hold scales; latent_scaled: other requests over such rows; latent: the others. See `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, K's or V's, padded to a power of two; of a latent cache, to two of them: 512 + 64.
         quantized: whether the cache's elements are of one byte.
