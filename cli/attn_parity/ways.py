@@ -332,7 +332,8 @@ def _each(pool: Executor, look: Callable[[KnownBug], T], residents: Sequence[Kno
     """
     try:
         with progress_bar(len(residents)) as show:
-            futures = {pool.submit(look, mutant): mutant for mutant in residents}
+            with prepared.interrupts_later():  # the first submissions start the processes
+                futures = {pool.submit(look, mutant): mutant for mutant in residents}
             for done, _ in enumerate(as_completed(futures), 1):
                 show(done, 0)
     except KeyboardInterrupt:

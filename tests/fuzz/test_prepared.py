@@ -77,3 +77,22 @@ def test_a_server_that_still_imports_ends_when_its_run_is_killed(tmp_path):
     while server.exists() and "Z" not in (server / "stat").read_text().rpartition(")")[2]:
         assert time.monotonic() < until, "it goes on importing"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_a_block(number):
+    before = signal.signal(number, signal.default_int_handler)
+    done = []
+
+    def block():
+        with prepared.interrupts_later():
+            signal.raise_signal(number)
+            done.append("the rest of the block")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            block()
+        assert done
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)

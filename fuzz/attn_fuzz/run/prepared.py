@@ -59,6 +59,25 @@ def _call(environment: dict[str, str], function: Callable[..., None], arguments:
     function(*arguments)
 
 
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[None]:
+    """An interrupt that comes meanwhile is raised behind the block; the first one of several.
+
+    A process that is started by `spawn` reads what it is to do from its parent. If the parent ends before it has written all of
+    it, the process prints a traceback.
+    """
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
 def end_with_parent(*, group: bool = False) -> None:
     """Have this process end as soon as its parent has ended: the process that started it, not the server that forked it.
 

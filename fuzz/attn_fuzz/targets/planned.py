@@ -23,7 +23,8 @@ _LEAST_SIDE = 16
 """tl.dot takes no shorter side of a tile."""
 _MOST_DECODE_ROWS = 64
 """A request of no more rows (pairs of query and head of a group) has a tile of its own size."""
-_FEWEST_STAGES_WITH_LOOKUP = 3
+_ROWS_OF_ASYNC_DOT, _BYTES_OF_ASYNC_DOT = 64, 2
+"""Rows of such dots at least, and bytes of an element: wgmma."""
 _KIB_OF_CAPABILITIES = {
     64: (75,),
     96: (70,),
@@ -125,8 +126,8 @@ def _check_memory(plan: "AttentionPlan", q: torch.Tensor, layer: Layer, batch: B
     if most is None or stages == 1:
         return
     widths, has_bias = plan.tiles.widths, layer.alibi_slopes is not None or batch.qq_bias is not None
-    # where the block table is looked up a stage before, one stage has no tile of keys
-    buffers = stages - (layer.layout is not None and stages >= _FEWEST_STAGES_WITH_LOOKUP)
+    # dots of many rows of 16 bits run on while the next tile of keys is loaded, and others end before
+    buffers = stages - (plan.tiles.block_m < _ROWS_OF_ASYNC_DOT or q.element_size() != _BYTES_OF_ASYNC_DOT)
     is_latent = layer.layout is not None and layer.layout.has_latent_value
     dims = widths.block_d + widths.block_rest + (0 if is_latent else widths.block_v)
     of_keys = plan.tiles.block_n * dims * (q.element_size() if layer.kv_cache_dtype is None else 1)
