@@ -73,7 +73,7 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     count = z3.Int(fresh_name(f"turn of {extraction.frame.name}"))
     first, end = as_tensor(start).term, as_tensor(stop).term
     index_type = as_tensor(stop).dtype
-    ahead = {name: found for name in before if name not in steps and (found := _of_the_next_index(node, name)) is not None}
+    ahead = {name: given for name in before if step == 1 and (given := _of_the_next_index(node, name)) is not None}
     told = [
         z3.Implies(first < end, term)
         for name, value in _told_before(extraction, node, ahead, number(first, index_type)).items()
@@ -118,24 +118,23 @@ def _equal(value: Any, other: Any) -> list[Term]:
 
 def _assigned(node: ast.For) -> list[str]:
     """Names that the body assigns, in order."""
-    return list(
-        dict.fromkeys(
-            part.id for statement in node.body for part in ast.walk(statement)
-            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
-        )
-    )  # fmt: skip
+    return list(dict.fromkeys(_stores(node)))
+
+
+def _stores(node: ast.For, name: str | None = None) -> list[str]:
+    """Each place in the body that assigns a name, by that name; those of one name, if it is given."""
+    return [
+        part.id for statement in node.body for part in ast.walk(statement)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and name in (None, part.id)
+    ]  # fmt: skip
 
 
 def _increment(node: ast.For, name: str) -> int | None:
     """What the body adds to a name in each turn, if that is a number and all that the body does to the name."""
-    stores = [
-        part for statement in node.body for part in ast.walk(statement)
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id == name
-    ]  # fmt: skip
     for statement in node.body:
         match statement:
             case ast.AugAssign(target=ast.Name(id=target), op=ast.Add(), value=ast.Constant(value=int(amount))):
-                if target == name and len(stores) == 1:
+                if target == name and len(_stores(node, name)) == 1:
                     return amount
     return None
 
@@ -147,7 +146,11 @@ def _of_the_next_index(node: ast.For, name: str) -> ast.expr | None:
         statement.value for statement in node.body
         if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]
     ]  # fmt: skip
-    if len(given) != 1 or f"{node.target.id} + 1" not in (ast.unparse(part) for part in ast.walk(given[0])):
+    if (
+        len(given) != 1
+        or len(_stores(node, name)) != 1
+        or f"{node.target.id} + 1" not in (ast.unparse(part) for part in ast.walk(given[0]))
+    ):
         return None
     read = {part.id for part in ast.walk(given[0]) if isinstance(part, ast.Name)}
     return None if read & {*_assigned(node)} else given[0]

@@ -109,6 +109,23 @@ def test_what_a_turn_is_told_by_the_one_before_has_a_closed_form():
     assert always(z3.And(*obligation.terms))
 
 
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [
+        ("range(0, a)", "range(0, a, 2)"),
+        ("    c = tl.maximum(i + 1, b)\n", "    c = tl.maximum(i + 1, b)\n    if b > 0:\n        c = 0\n"),
+        ("    c = tl.maximum(i + 1, b)\n", "    c = tl.maximum(i + 1, b)\n    b = b + i\n"),
+    ],
+    ids=["turns that step over indices", "another assignment", "of what the loop changes"],
+)
+def test_what_the_turn_before_need_not_have_told_is_unknown(find, replace):
+    body = AHEAD.format(before="0")
+    assert find in body
+    _, extraction = extracted(body.replace(find, replace), *numbers())
+    told = extraction.local("function", "last", 1)
+    assert not always(told.value.term == 0, *told.path)
+
+
 def test_the_first_turn_must_be_told_what_the_others_are():
     _, extraction = extracted(AHEAD.format(before="1"), *numbers())
     (obligation,) = extraction.obligations

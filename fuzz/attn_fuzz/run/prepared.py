@@ -74,8 +74,8 @@ def interrupts_later() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+        if came:
+            signal.raise_signal(came[0])
 
 
 def end_with_parent(*, group: bool = False) -> None:

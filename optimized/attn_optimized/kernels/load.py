@@ -33,7 +33,7 @@ def load_queries(rows, args, KIND: tl.constexpr, FIRST: tl.constexpr, STEP: tl.c
     """[M, D / STEP], dims FIRST, FIRST + STEP, ... of q, with the sign of the layer's scale: the largest logit of a row is then
     that of its largest product."""
     number = tl.arange(0, KIND.block_d // STEP)[None, :]
-    dim = FIRST + (number if STEP == 1 else number + number)
+    dim = FIRST + (number if STEP == 1 else number + number)  # a sum: products in addresses have 64 bits
     in_head = dim < KIND.first_size
     loaded = rows.owned[:, None] & in_head
     offset = (rows.row.to(tl.int64) * args.strides.q_row + rows.head.to(tl.int64) * args.strides.q_head) * KIND.q_unit
