@@ -57,7 +57,7 @@ def paged_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: a head size above 256, more than 64 query heads per KV head, or tensors on a CPU without Triton's
+        UnsupportedError: a head size above 256, or tensors on a CPU without Triton's
             interpreter. Nothing was written.
     """
     return _attend(q, PagedKeys(kv_cache), layer, batch, out, lse, batch_invariant=batch_invariant, validate=validate)
@@ -94,7 +94,7 @@ def varlen_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: a head size above 256, more than 64 query heads per KV head, or tensors on a CPU without Triton's
+        UnsupportedError: a head size above 256, or tensors on a CPU without Triton's
             interpreter. Nothing was written.
     """
     return _attend(q, DenseKeys(k, v), layer, batch, out, lse, batch_invariant=batch_invariant, validate=validate)

@@ -36,6 +36,8 @@ KIND = {
     "has_bias": False,
     "is_partial": False,
     "head_size": 16,
+    "groups_per_kv_head": 1,
+    "heads_per_kv_head": 0,
     "small_block_m": 0,
     "block_m": 64,
     "block_n": 64,

@@ -94,6 +94,7 @@ class Scene:
             z3.Int("request") == 0,
             z3.Int("num_tokens") == z3.Int("query_len"),
             z3.Int("group") == 1,
+            z3.Int("heads") == 0,
             z3.Int("kv_head") == 0,
             *(z3.Int(name) <= most for name, most in numbers.items()),
             *(z3.And(ranges(i) >= -300, ranges(i) <= 600) for i in range(4)),

@@ -98,6 +98,7 @@ ANSWERS: dict[str, dict[str, Answer]] = {
         "full_attention": group("3, 7, .., 63", 96, 8, 128),
     },
     "falcon-40b": full("0-59", 128, 8, 64),
+    "falcon-7b": full("0-31", 71, 1, 64),
     "falcon-rw-1b": full("0-23", 32, 32, 64, alibi_slopes=True),
     "bloom-7b1": full("0-29", 32, 32, 128, alibi_slopes=True),
     "mpt-7b": full("0-31", 32, 32, 128, alibi_slopes=True),
@@ -146,6 +147,4 @@ REFUSED: dict[str, str] = {
     "mamba-2.8b": "attn_contract: state-space layers (state_size) not supported: ",
     "qwen3-next-80b-a3b": "attn_contract: linear attention (linear_attention) not supported: ",
     "minimax-text-01": "attn_contract: linear attention (linear_attention) not supported: ",
-    # 71 query heads of one KV head: no backend takes so many
-    "falcon-7b": "full_attention: query heads for each KV head: 71 not supported: a tile holds whole groups of heads",
 }

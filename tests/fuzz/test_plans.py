@@ -189,7 +189,7 @@ DRAWN = 300
         (lambda plan: replaced(plan, "tiles.widths", block_d=plan.tiles.widths.block_d * 2), "stand in"),
         (lambda plan: replaced(plan, "tiles.widths", value_size=64), "has Widths"),
         (lambda plan: replaced(plan, "tiles", block_m=256), "a tile of 256 rows"),
-        (lambda plan: replaced(plan, "tiles", queries=plan.tiles.queries + 1), "heads, groups and queries"),
+        (lambda plan: replaced(plan, "tiles", queries=plan.tiles.queries + 1), "heads, groups, heads of a KV head and queries"),
         (lambda plan: replaced(plan, "tiles", small_block_m=plan.tiles.block_m), "a small tile of"),
         (lambda plan: replaced(plan, "", splits=2, batch_invariant=True), "a batch-invariant plan in 2 parts"),
         (lambda plan: replaced(plan, "tiles.parameters", num_stages=9), "a plan for sm80 has"),

@@ -172,15 +172,17 @@ def workload(**changed) -> Workload:
         ({"num_heads": 12}, 16, 1),
         ({"num_heads": 128}, 64, 2),
         ({"num_heads": 96}, 64, 2),
-        ({"num_heads": 127}, 64, 127),
+        ({"num_heads": 127}, 64, 2),
+        ({"num_heads": 71}, 64, 2),
         ({"max_query_len": 4, "num_tokens": 256}, 64, 1),
         ({"batch_invariant": True}, 64, 1),
     ],
 )
 def test_heads_and_queries_share_a_tile(changed, rows, groups):
     tiles = attention_tiles(workload(**changed), "sm90", 132)
-    assert (tiles.block_m, tiles.groups) == (rows, groups)
-    assert tiles.groups * tiles.group == changed.get("num_heads", 16)
+    heads = changed.get("num_heads", 16)
+    assert (tiles.block_m, tiles.groups_per_kv_head, tiles.heads_per_kv_head) == (rows, groups, heads)
+    assert tiles.group == -(-heads // groups)
     assert tiles.queries == rows // tiles.group
 
 

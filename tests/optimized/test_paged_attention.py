@@ -59,6 +59,20 @@ CASES = {
         "attn_type": AttentionType.ENCODER_DECODER,
     },
     "sinks": {"query_lens": [9, 1, 2], "seq_lens": [75, 10, 0], "sinks": [0.5, 30.0, -30.0, -torch.inf]},
+    "71 heads of a KV head, one in no tile of its KV head": {
+        "query_lens": [1, 3],
+        "seq_lens": [75, 130],
+        "num_heads": 142,
+        "sinks": [head / 71 for head in range(142)],
+    },
+    "71 heads of a KV head, split": {
+        "query_lens": [1, 1],
+        "seq_lens": [300, 250],
+        "num_heads": 71,
+        "num_kv_heads": 1,
+        "alibi_slopes": torch.linspace(0.1, 1, 71),
+    },
+    "200 heads of a KV head": {"query_lens": [2], "seq_lens": [9], "num_heads": 200, "num_kv_heads": 1},
     "sinks and window": {
         "query_lens": [70, 3],
         "seq_lens": [75, 2],

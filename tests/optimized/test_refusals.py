@@ -15,7 +15,6 @@ from attn_contract import ContractError, UnsupportedError
     ("changes", "words"),
     [
         ({"head_size": 272}, "head size 272 not supported"),
-        ({"num_heads": 130}, "65 query heads for each KV head not supported"),
     ],
 )
 def test_too_large(changes, words, paged_call):

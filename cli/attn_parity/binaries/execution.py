@@ -121,11 +121,9 @@ def error_of(of_call: Shipped, verdict: Verdict) -> float:
 
 def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
     """A plan with all that is compiled in, and with the programs of a smaller workload, each tile of whose keys is a part."""
-    tiles = replace(plan.tiles, groups=workload.num_heads // plan.tiles.group)
-    grid, one_tile_per_request = attention_grid(workload, tiles)
+    grid, one_tile_per_request = attention_grid(workload, plan.tiles)
     return replace(
         plan,
-        tiles=tiles,
         grid=grid,
         one_tile_per_request=one_tile_per_request,
         min_tiles_per_split=1,

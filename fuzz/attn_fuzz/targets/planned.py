@@ -105,18 +105,22 @@ def _check_widths(tiles: "AttentionTiles", layer: Layer) -> None:
 
 
 def _check_rows(plan: "AttentionPlan", layer: Layer, batch: Batch) -> None:
-    """Check that a tile has the rows that are asked for, or as many as the heads that it has to hold."""
+    """Check that a tile has the rows that are asked for, or as many as the heads that it has to hold.
+
+    The heads of a KV head are dealt to groups, so many that none is larger than a tile may have.
+    """
     tiles, asked = plan.tiles, plan.tiles.parameters.block_m
-    group = layer.num_heads // layer.num_kv_heads
+    heads = layer.num_heads // layer.num_kv_heads
     is_latent = layer.layout is not None and layer.layout.has_latent_value
+    most = asked if is_latent else MOST_HEADS_OF_A_GROUP
+    groups = next(n for n in range(1, heads + 1) if n * most >= heads)
+    group = len(range(0, heads, groups))
     is_decode = not (is_latent or plan.batch_invariant) and batch.max_query_len * group <= _MOST_DECODE_ROWS
-    if is_latent:
-        group = max(size for size in range(1, asked + 1) if group % size == 0)
     rows = {max(asked, 1 << (group - 1).bit_length()), *([max(asked, _MOST_DECODE_ROWS)] if is_decode else [])}
-    got = (tiles.group, tiles.groups, tiles.queries)
+    got = (tiles.group, tiles.groups_per_kv_head, tiles.heads_per_kv_head, tiles.queries)
     assert tiles.block_m in rows, f"a tile of {tiles.block_m} rows for {group} heads, expected one of {rows}"
-    expected = (group, layer.num_heads // group, tiles.block_m // group)
-    assert got == expected, f"a tile has heads, groups and queries {got}, expected {expected}"
+    expected = (group, groups, heads, tiles.block_m // group)
+    assert got == expected, f"a tile has heads, groups, heads of a KV head and queries {got}, expected {expected}"
     assert 0 <= tiles.small_block_m < tiles.block_m, f"a small tile of {tiles.small_block_m} rows beside {tiles.block_m}"
 
 
@@ -213,10 +217,10 @@ def _batch(choose: random.Random, layer: Layer) -> Batch:
 
 def _too_large(layer: Layer) -> str:
     """What no tile of a layer holds, in words; empty if tiles hold it."""
-    group, value_size = layer.num_heads // layer.num_kv_heads, layer.value_size
+    value_size = layer.value_size
     if layer.layout is not None and layer.layout.has_latent_value:
         more = layer.head_size - value_size
         is_too_large = value_size > LARGEST_LATENT_V or more > MOST_DIMS_BEHIND_IT
         return f"a latent V of {value_size} dims with {more} behind it" if is_too_large else ""
-    is_too_large = group > MOST_HEADS_OF_A_GROUP or max(layer.head_size, value_size) > LARGEST_HEAD_SIZE
-    return f"a group of {group} heads of sizes {layer.head_size} and {value_size}" if is_too_large else ""
+    is_too_large = max(layer.head_size, value_size) > LARGEST_HEAD_SIZE
+    return f"heads of sizes {layer.head_size} and {value_size}" if is_too_large else ""

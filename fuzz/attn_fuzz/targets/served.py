@@ -31,6 +31,7 @@ _ROWS = (
     Layout.KV_FIRST_HND,
 )
 _MOST = 1 << 20
+_COMPARED_WITH_AITER = range(1, 65)
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 _ARCHITECTURES = (*_OF_AMD, "sm90", "interpreter")
@@ -60,7 +61,7 @@ class Served:
 
     head_sizes: Collection[int]
     block_sizes: Collection[int]
-    group_sizes: Collection[int] = range(1, 65)
+    group_sizes: Collection[int] = range(1, _MOST)
     dtypes: Collection[torch.dtype] = _ANY_DTYPE
     layouts: tuple[Layout, ...] = _LAYOUTS
     architectures: Collection[str] = _ARCHITECTURES
@@ -90,6 +91,7 @@ SERVED = {
     "ROCM_AITER_UNIFIED_ATTN": Served(
         head_sizes=(16, 32, 64, 128, 256),
         block_sizes=(16, 32, 64, 128, 256),
+        group_sizes=_COMPARED_WITH_AITER,
         dtypes=(torch.float16, torch.bfloat16),
         layouts=_ROWS,
         architectures=_OF_AMD,
@@ -100,6 +102,7 @@ SERVED = {
     "ROCM_AITER_FA": Served(
         head_sizes=range(64, 257, 64),
         block_sizes=(16, 32),
+        group_sizes=_COMPARED_WITH_AITER,
         dtypes=(torch.float16, torch.bfloat16),
         layouts=_ROWS,
         architectures=("gfx942", "gfx950"),
@@ -109,7 +112,6 @@ SERVED = {
     "TRITON_MLA": Served(
         head_sizes=range(32, 161),
         block_sizes=range(16, _MOST, 16),
-        group_sizes=range(1, _MOST),
         dtypes=(torch.float16, torch.bfloat16),
         layouts=(Layout.LATENT,),
         outputs=(),

@@ -5,6 +5,7 @@ here imports it before one of its functions is called.
 """
 
 from attn_optimized.aiter_adapter.features import (
+    GROUP_SIZES,
     PAGED_ATTENTION_BLOCK_SIZES,
     PAGED_ATTENTION_HEAD_SIZES,
     PREFILL_HEAD_SIZES,
@@ -22,6 +23,7 @@ from attn_optimized.aiter_adapter.signatures import Signature
 from attn_optimized.aiter_adapter.unified_attention import native_float8, unified_attention
 
 __all__ = [
+    "GROUP_SIZES",
     "PAGED_ATTENTION_BLOCK_SIZES",
     "PAGED_ATTENTION_HEAD_SIZES",
     "PREFILL_HEAD_SIZES",

@@ -10,6 +10,7 @@ from attn_contract import Multiples, Only
 
 from attn_optimized.aiter_adapter.installation import Aiter
 
+GROUP_SIZES = Multiples(1, "AITER's kernels were compared with the reference in no larger group", at_most=64)
 PREFILL_HEAD_SIZES = Multiples(8, "flash_attn_varlen_func pads q, k and v, and not `out`, to multiples of 8", at_most=256)
 UNIFIED_HEAD_SIZES = Only(
     (16, 32, 64, 128, 256),

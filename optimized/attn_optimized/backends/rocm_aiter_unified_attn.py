@@ -19,6 +19,7 @@ from attn_contract import (
 from attn_contract.layer import UNLIMITED
 
 from attn_optimized.aiter_adapter import (
+    GROUP_SIZES,
     UNIFIED_BLOCK_SIZES,
     UNIFIED_HEAD_SIZES,
     Aiter,
@@ -81,6 +82,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
             dtypes=Only((torch.float16, torch.bfloat16), "the dots of AITER's unified_attention round float32 to TF32 or XF32"),
             head_sizes=UNIFIED_HEAD_SIZES,
             block_sizes=UNIFIED_BLOCK_SIZES,
+            group_sizes=GROUP_SIZES,
             layouts=Only(LAYOUTS_OF_ROWS, "AITER's unified_attention reads rows of one head's dims, by their strides"),
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "AITER's unified_attention reads no int8"),
             scales=Only(("tensor",), "AITER's unified_attention takes one k_scale and one v_scale"),

@@ -55,6 +55,10 @@ class Kind:
     """those of them that the first of two dots takes; all of them if there is one dot: see key_rest"""
     value_size: int
     """dims of V and of the output"""
+    groups_per_kv_head: int
+    """into how many groups, each with tiles of its own, the query heads of a KV head are cut"""
+    heads_per_kv_head: int
+    """those query heads, if there are several groups; else 0: all layers with one group share compiled code"""
     small_block_m: int
     """rows of the tile of a request that needs no more, 0 if all tiles are alike"""
     block_m: int

@@ -52,8 +52,7 @@ def attention_kernel(
     one_tile_per_request,
     # whether the grid's second dimension holds the tiles, and its first the heads
     heads_first,
-    # query heads of a tile: those of a KV head, or if it has too many a divisor of them; and 2^16 / group, rounded up: a row
-    # of a tile times this, shifted by 16, is its query
+    # query heads of a tile, and 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
     group, group_inverse,
     # see split_keys
     num_splits, balanced_splits, filling_splits, work_shares, min_tiles_per_split, max_tiles, first_part,
@@ -69,7 +68,7 @@ def attention_kernel(
     stride_state_part, stride_state_head, stride_lse_head, stride_block_table, stride_qq_bias,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one request, `group` query heads of one KV head, one split of the keys.
+    """One tile of queries of one request, at most `group` query heads of one KV head, one split of the keys.
 
     Grid: (tiles, groups, num_splits), or (groups, tiles, num_splits) if heads_first. A request whose rows fit
     KIND.small_block_m takes a tile of so many rows: one that decodes beside a long prefill reads its keys as fast as it does in
@@ -81,9 +80,9 @@ def attention_kernel(
     # prompt of 72k tokens and 32 KV heads takes 1.26 times as long in heads_first.
     # int64 from here on: rows, blocks and heads get multiplied by strides
     if heads_first:
-        tile_index, kv_head = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
+        tile_index, heads = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
     else:
-        tile_index, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+        tile_index, heads = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     split = tl.program_id(2).to(tl.int64)
     request, first_row, query_len, first_query, end_query = find_tile(
         query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request, tile_index
@@ -102,8 +101,8 @@ def attention_kernel(
             filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.block_n,
         )  # fmt: skip
     tile = Tile(
-        request=request, kv_head=kv_head, split=split, seq_len=seq_len, first_row=first_row, query_len=query_len,
-        first_query=first_query, end_query=end_query, hidden_zero=zero,
+        request=request, heads=heads, kv_head=heads // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
+        first_row=first_row, query_len=query_len, first_query=first_query, end_query=end_query, hidden_zero=zero,
     )  # fmt: skip
     tensors = Tensors(
         out_ptr=out_ptr, lse_ptr=lse_ptr, acc_ptr=acc_ptr, row_max_ptr=row_max_ptr, row_sum_ptr=row_sum_ptr, q_ptr=q_ptr,
@@ -149,7 +148,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     multiples of KIND.block_n, so that a row's sums do not depend on the tile that the row is in.
     """
     # [M]
-    rows = rows_of_tile(tile, args.sizes, 0, BLOCK_M)
+    rows = rows_of_tile(tile, args.sizes, 0, KIND, BLOCK_M)
     positions = positions_of(tile, rows)
     seen_by_some, seen_by_each = seen_keys(tile, rows, positions, args, KIND)
     tiles = key_tiles(seen_by_some, KIND.block_n)

@@ -16,9 +16,13 @@ REQUESTS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 256)
 
 
 class Tile(NamedTuple):
-    """What one program computes: queries [first_query, end_query) of a request, for the query heads of one KV head."""
+    """What one program computes: queries [first_query, end_query) of a request, for query heads of one KV head.
+
+    Those are all of its heads, or if a tile has too few rows for all of them, the heads of group `heads` of the grid.
+    """
 
     request: tl.tensor
+    heads: tl.tensor
     kv_head: tl.tensor
     split: tl.tensor
     seq_len: tl.tensor
@@ -71,15 +75,20 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
 
 
 @triton.jit
-def rows_of_tile(tile, sizes, first, BLOCK_M: tl.constexpr):
+def rows_of_tile(tile, sizes, first, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """The tile's rows, from row `first` on."""
     tile_row = first + tl.arange(0, BLOCK_M)
     tile_query = (tile_row * sizes.group_inverse) >> 16  # int32: a row of a tile, times 2^16 at most
     query = tile.first_query.to(tl.int32) + tile_query
-    head = tile.kv_head.to(tl.int32) * sizes.group + (tile_row - tile_query * sizes.group)  # int32: a head
+    head = tile.heads.to(tl.int32) * sizes.group + (tile_row - tile_query * sizes.group)  # int32: a head
     row = tile.first_row.to(tl.int32) + query
     # rows are where outputs are written: unchecked lengths must not reach beyond them
     owned = (query < tile.end_query.to(tl.int32)) & (row >= 0) & (row < sizes.num_tokens)
+    if KIND.groups_per_kv_head > 1:
+        # the last group of a KV head may have fewer heads than the others
+        missing = KIND.groups_per_kv_head * sizes.group - KIND.heads_per_kv_head  # int32: heads
+        head -= tile.kv_head.to(tl.int32) * missing  # int32: a head
+        owned &= head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head  # int32: heads
     return Rows(query, head, row, owned)
 
 
@@ -90,11 +99,11 @@ def hidden_zero(query_start_loc_ptr, request, first_row):
 
 
 @triton.jit
-def recomputed_rows(tile, sizes, BLOCK_M: tl.constexpr):
+def recomputed_rows(tile, sizes, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """`rows_of_tile` once more, behind the loops over keys.
 
     A compiler that sees the same computation twice keeps the first result, here through the loops, in registers of every
     thread. So these rows begin at a zero that it cannot see through. On sm90 a split decode needs 226 registers this way and
     238 otherwise (Triton 3.9); on gfx942 the loops need about as many either way.
     """
-    return rows_of_tile(tile, sizes, tile.hidden_zero, BLOCK_M)
+    return rows_of_tile(tile, sizes, tile.hidden_zero, KIND, BLOCK_M)

@@ -13,7 +13,7 @@ def finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND: tl.constex
     """Store the state of the rows if it is that of a part of their keys, else the output."""
     tensors = args.tensors
     if KIND.is_partial:
-        rows = recomputed_rows(tile, args.sizes, BLOCK_M)
+        rows = recomputed_rows(tile, args.sizes, KIND, BLOCK_M)
         state_offset = offset_of_state(tile, rows, args)
         if is_part:
             part = args.sizes.first_part + tile.split
@@ -42,7 +42,7 @@ def store_output(tile, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr,
         out *= v_scale
     if args.flags.has_output_scale:
         out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(tensors.output_scale_ptr))
-    rows = recomputed_rows(tile, args.sizes, BLOCK_M)
+    rows = recomputed_rows(tile, args.sizes, KIND, BLOCK_M)
     dim = tl.arange(0, KIND.block_v)[None, :]
     stored = rows.owned[:, None] & (dim < KIND.value_size)
     head, row = rows.head.to(tl.int64), rows.row.to(tl.int64)

@@ -91,7 +91,7 @@ def attention_plan(
         parameters: in place of those of the architecture's table.
 
     Raises:
-        UnsupportedError: the head size or the group is too large for a tile, or no GPU has a grid of so many programs.
+        UnsupportedError: the head size is too large for a tile, or no GPU has a grid of so many programs.
     """
     tiles = attention_tiles(workload, architecture, compute_units, parameters)
     grid, one_tile_per_request = attention_grid(workload, tiles)
@@ -139,7 +139,7 @@ def attention_grid(workload: Workload, tiles: AttentionTiles) -> tuple[tuple[int
 
     If a request may need more than one, there are as many tiles as any division of the tokens into requests can need.
     """
-    num_requests = workload.num_requests
+    num_requests, groups = workload.num_requests, workload.num_kv_heads * tiles.groups_per_kv_head
     if workload.max_query_len <= tiles.queries or num_requests == 0:
-        return (num_requests, tiles.groups), True
-    return (-(-workload.num_tokens // tiles.queries) + num_requests - 1, tiles.groups), False
+        return (num_requests, groups), True
+    return (-(-workload.num_tokens // tiles.queries) + num_requests - 1, groups), False

@@ -8,20 +8,12 @@ several rounds of the reduction: a loop that turns once hides what its second tu
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 
-from attn_contract import UnsupportedError
-
 from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.shared_memory import stages_that_fit
 from attn_optimized.launch.table import Parameters, parameters_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
-from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, phase_of
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, MAX_GROUP, MIN_DOT, Workload, group_of, phase_of
 
-MAX_GROUP = 64
-"""The most query heads of a KV head: a tile holds whole groups, and the largest tile of gfx1100's table has 64 rows.
-
-A group of a latent cache may be as large as a tile, which has at most 128 rows in the tables. The kernel divides a row by its
-group by a multiplication with 16 bits. That is right for groups of up to 256 heads (theorem programs.inverse).
-"""
 # a request of a few hundred keys is split; most small cases are not, which would make them slow
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
 
@@ -32,9 +24,9 @@ class AttentionTiles:
 
     Args:
         widths: of rows of q, K and V.
-        groups: of query heads. Each has tiles of its own: all query heads of a KV head, or those of a latent cache that a tile
-            holds.
-        group: query heads of each.
+        groups_per_kv_head: into which its query heads are cut. Each has tiles of its own.
+        heads_per_kv_head: query heads of a KV head.
+        group: query heads of a group; the last group of a KV head may have fewer.
         queries: queries of a tile; each brings the heads of its group, so `queries * group <= block_m`.
         small_block_m: rows of the tile of a request that needs no more; 0: all tiles are alike.
         block_m: rows of a tile, pairs of query and head.
@@ -42,7 +34,8 @@ class AttentionTiles:
     """
 
     widths: Widths
-    groups: int
+    groups_per_kv_head: int
+    heads_per_kv_head: int
     group: int
     queries: int
     small_block_m: int
@@ -59,6 +52,8 @@ class AttentionTiles:
         """Fields of the kernel's Kind."""
         return {
             **asdict(self.widths),
+            "groups_per_kv_head": self.groups_per_kv_head,
+            "heads_per_kv_head": self.heads_per_kv_head if self.groups_per_kv_head > 1 else 0,
             "small_block_m": self.small_block_m,
             "block_m": self.block_m,
             "block_n": self.block_n,
@@ -81,16 +76,9 @@ def attention_tiles(
         parameters: in place of those of the architecture's table.
 
     Raises:
-        UnsupportedError: the head size or the group is too large for a tile.
+        UnsupportedError: the head size is too large for a tile.
     """
-    widths, group = Widths.of(workload), workload.group
-    if group > MAX_GROUP and not workload.is_latent:
-        raise UnsupportedError(
-            "attn_optimized",
-            f"{group} query heads for each KV head",
-            f"a tile holds whole groups of at most {MAX_GROUP}",
-            "attn_reference",
-        )
+    widths, heads = Widths.of(workload), workload.heads_per_kv_head
     phase = phase_of(workload, compute_units)
     if parameters is None and architecture == INTERPRETER:
         # few rows have code of their own
@@ -101,8 +89,7 @@ def attention_tiles(
         parameters = parameters_for(
             architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
         )
-    if workload.is_latent:
-        group = max(heads for heads in range(1, parameters.block_m + 1) if workload.num_heads % heads == 0)
+    group = group_of(heads, parameters.block_m if workload.is_latent else MAX_GROUP)
     # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
     rows = DECODE_TILE_ROWS if phase == "wide_decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))
@@ -110,7 +97,8 @@ def attention_tiles(
     num_stages = stages_that_fit(architecture, workload, widths, block_m, parameters)
     return AttentionTiles(
         widths=widths,
-        groups=workload.num_heads // group,
+        groups_per_kv_head=-(-heads // group),
+        heads_per_kv_head=heads,
         group=group,
         queries=block_m // group,
         small_block_m=small_block_m if small_block_m < block_m else 0,

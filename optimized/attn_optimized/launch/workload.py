@@ -13,6 +13,13 @@ MIN_DOT = 16
 """tl.dot takes no shorter side."""
 DECODE_TILE_ROWS = 64
 """The most rows (pairs of query and head of a group) of a request that decodes or speculates."""
+MAX_GROUP = 64
+"""The most query heads of a group: the largest tile of gfx1100's table has 64 rows. A group of a latent cache is as large as a
+tile, which has at most 128 rows in the tables.
+
+The kernel divides a row by its group by a multiplication with 16 bits. That is right for groups of up to 256 heads (theorem
+programs.inverse).
+"""
 SHORT_ROWS_PER_UNIT = 800
 """A batch of fewer rows for each compute unit is short. On an H200, small tiles are 1.25 times as fast as large ones with 560
 rows, and no faster with 1000."""
@@ -94,7 +101,7 @@ class Workload:
         return self.head_size_v or self.head_size
 
     @property
-    def group(self) -> int:
+    def heads_per_kv_head(self) -> int:
         """Query heads of a KV head."""
         return self.num_heads // self.num_kv_heads
 
@@ -108,13 +115,13 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
     """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all calls of a layer if
     batch_invariant."""
     if workload.is_latent:
-        has_few_rows = workload.max_query_len * workload.group <= FEW_LATENT_ROWS
+        has_few_rows = workload.max_query_len * workload.num_heads <= FEW_LATENT_ROWS
         if has_few_rows and not workload.batch_invariant:
             return "latent_scaled_decode" if workload.has_scaled_rows else "latent_decode"
         return "latent_scaled" if workload.has_scaled_rows else "latent"
     if workload.batch_invariant:
         return "rules" if workload.has_slopes else "prefill"
-    rows = workload.max_query_len * workload.group
+    rows = workload.max_query_len * group_of(workload.heads_per_kv_head, MAX_GROUP)
     if rows <= DECODE_TILE_ROWS:
         return "decode" if rows <= MIN_DOT else "wide_decode"
     has_many_requests = workload.num_requests >= MIN_REQUESTS_OF_MIXED_BATCH
@@ -126,6 +133,11 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
         return "window"
     is_short = workload.num_tokens * workload.num_heads < SHORT_ROWS_PER_UNIT * compute_units
     return "short" if is_short else "prefill"
+
+
+def group_of(heads: int, most: int) -> int:
+    """The size of groups of at most so many heads: as few as hold all heads, as even as can be. The last may have fewer."""
+    return -(-heads // -(-heads // most))
 
 
 def rounded(max_seq_len: int) -> int:

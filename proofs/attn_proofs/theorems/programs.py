@@ -17,7 +17,7 @@ from attn_fuzz.zoo.patches import Patch
 from attn_proofs import lemmas
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
-from attn_proofs.inputs import pointer, tile
+from attn_proofs.inputs import kind, pointer, tile
 from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources, path_of
 from attn_proofs.specification import INT32_MAX
@@ -27,14 +27,14 @@ from attn_proofs.values import Record, integers, memory, number, symbol
 QUERY_TILES = "attn_optimized.kernels.query_tiles"
 PLAN = "attn_optimized.launch.plan"
 LAUNCH = "attn_optimized.launch.attention"
-TILES = "attn_optimized.launch.tiles"
+WORKLOAD = "attn_optimized.launch.workload"
 FIRST_WRONG_GROUP = 257
 """The first group whose inverse of 16 bits gives a wrong query, in a tile of as many rows as its power of two."""
 
 
 def max_group(sources: Sources) -> int:
-    """The largest group of a KV head that the host takes."""
-    found = sources.find(TILES, "MAX_GROUP")
+    """The most query heads of a group: the host cuts a KV head's into groups of at most so many."""
+    found = sources.find(WORKLOAD, "MAX_GROUP")
     assert found is not None
     return ast.literal_eval(found.node)
 
@@ -52,6 +52,7 @@ def max_rows(sources: Sources) -> int:
 
 
 INTERPRETED_QUERIES = 64
+MOST_HEADS, FALCON_HEADS = 256, 71
 QSL = memory("query_start_loc_ptr")
 R, Q, TILE, T, REQUEST = integers("num_requests queries_per_tile tile t r")
 TOKENS = z3.Int("num_tokens")
@@ -191,12 +192,15 @@ def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
 def _grid(sources: Sources) -> Iterator[Claim]:
     """The grid has the tile of every query, in both of its forms."""
     extraction = Extraction(sources)
-    names = ("num_requests", "num_tokens", "max_query_len")
+    names = ("num_requests", "num_tokens", "max_query_len", "num_kv_heads")
     workload = Record("Workload", {name: symbol(name) for name in names})
     (tiles, _), single = extraction.call(
         f"{PLAN}.attention_grid",
         workload,
-        Record("AttentionTiles", {"queries": symbol("queries_per_tile", least=1), "groups": symbol("groups")}),
+        Record(
+            "AttentionTiles",
+            {"queries": symbol("queries_per_tile", least=1), "groups_per_kv_head": symbol("groups_per_kv_head")},
+        ),
     )
     length = QSL(REQUEST + 1) - QSL(REQUEST)
     before, place = extraction.quotient(QSL(REQUEST), Q), extraction.quotient(T, Q)
@@ -224,8 +228,8 @@ def _rows(sources: Sources) -> Iterator[Claim]:
         extraction = Extraction(sources)
         inverse = -(-(1 << 16) // group)
         sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, most)
-        first, head = integers("first_query kv_head")
+        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, kind(), most)
+        first, head = integers("first_query heads")
         lanes = (m >= 0, m < most, t >= 0, h >= 0, h < group, t * group + h < most)
         lane = t * group + h
         goal = z3.And(
@@ -237,10 +241,37 @@ def _rows(sources: Sources) -> Iterator[Claim]:
         yield Claim(f"group {group}", (*lanes, *extraction.assumptions), goal, small, extraction.lines)
 
 
+def _groups(sources: Sources) -> Iterator[Claim]:
+    """The groups that the query heads of a KV head are cut into, for each number of heads that one group does not hold."""
+    m, h, kv_head, heads = integers("m h kv_head heads")
+    most = max_rows(sources)
+    for heads_per_kv_head in range(max_group(sources) + 1, MOST_HEADS + 1):
+        extraction = Extraction(sources)
+        group = extraction.call(f"{WORKLOAD}.group_of", heads_per_kv_head, max_group(sources))
+        groups = -(-heads_per_kv_head // group)
+        inverse = -(-(1 << 16) // group)
+        sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
+        cut = kind(groups_per_kv_head=groups, heads_per_kv_head=heads_per_kv_head)
+        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, cut, most)
+        number = heads - kv_head * groups
+        lanes = (m >= 0, m < most, h >= 0, h < heads_per_kv_head, number >= 0, number < groups, kv_head >= 0)
+        in_group = number * group + m % group
+        there = z3.And(rows.query.at(m) < z3.Int("end_query"), rows.row.at(m) >= 0, rows.row.at(m) < z3.Int("num_tokens"))
+        goal = z3.And(
+            group <= max_group(sources),
+            rows.owned.at(m) == z3.And(there, in_group < heads_per_kv_head),
+            rows.head.at(m) == kv_head * heads_per_kv_head + in_group,
+            # head h is head h % group of group h // group, which there is
+            h / group < groups, (h / group) * group + h % group == h,
+        )  # fmt: skip
+        small = (kv_head == 1, z3.Int("first_query") == 0) if heads_per_kv_head == FALCON_HEADS else None
+        yield Claim(f"{heads_per_kv_head} heads", (*lanes, *extraction.assumptions), goal, small, extraction.lines)
+
+
 def _owned(sources: Sources) -> Iterator[Claim]:
     extraction = Extraction(sources)
     sizes = Record("Sizes", {name: symbol(name, "int32") for name in ("group", "group_inverse", "num_tokens")})
-    rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, max_rows(sources))
+    rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, kind(), max_rows(sources))
     m = z3.Int("m")
     first, end, row = z3.Int("first_query"), z3.Int("end_query"), rows.row.at(m)
     given = (m >= 0, m < max_rows(sources), *_contract_of_tile(), rows.query.at(m) >= first)
@@ -310,13 +341,18 @@ def _grouped(model: Model) -> Case:
     return paged([(queries, 60), (5, 70)], group_size=3, num_kv_heads=model.within("kv_head", 1, 3) + 1, scale=0.25)
 
 
+def _cut(model: Model) -> Case:
+    """Few queries of two KV heads whose query heads are two groups."""
+    return paged([(model.within("t", 1, 3), 60), (2, 70)], group_size=FALCON_HEADS, num_kv_heads=2, scale=0.25)
+
+
 def one_tile(model: Model) -> Case:
     return paged([(model.within("query_len", 2, 30), 30), (7, 50)], scale=0.25)
 
 
 LIMIT = (
-    "A precondition: groups of at most `MAX_GROUP` of launch/tiles.py heads, and of a latent cache of at most a tile's rows, "
-    "`block_m` of the launch tables. Both are read from the source."
+    "A precondition: groups of at most `MAX_GROUP` of launch/workload.py heads, and of a latent cache of at most a tile's "
+    "rows, `block_m` of the launch tables. Both are read from the source."
 )
 THEOREMS = (
     Theorem(
@@ -344,7 +380,16 @@ THEOREMS = (
             says="Each query of a tile and each head of its group is one row of the tile, for each group that a tile holds.",
         assumes=LIMIT,
         claims=_rows, case=_grouped,
-        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "tile.kv_head.to(tl.int32) * sizes.group", "tile.kv_head.to(tl.int32)"),),
+        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "tile.heads.to(tl.int32) * sizes.group", "tile.heads.to(tl.int32)"),),
+    ),
+    Theorem(
+        name="programs.groups",
+            says="Where the query heads of a KV head are cut into groups, each of them is a row of one group for each query, "
+            "and no row is written for a head that is another KV head's.",
+        assumes=f"A precondition: at most {MOST_HEADS} query heads for each KV head.",
+        claims=_groups, case=_cut,
+        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head",
+            "head <= (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head"),),
     ),
     Theorem(
         name="programs.owned",

@@ -48,7 +48,7 @@ def _causal(sources: Sources) -> Iterator[Claim]:
     """With a flag for each request, the kernel reads the flag of the tile's own request."""
     extraction = Extraction(
         sources,
-        grid=((z3.Int("tile"), z3.Int("tiles")), (z3.Int("kv_head"), z3.Int("heads")), (z3.Int("split"), z3.Int("splits"))),
+        grid=((z3.Int("tile"), z3.Int("tiles")), (z3.Int("heads"), z3.Int("groups")), (z3.Int("split"), z3.Int("splits"))),
     )
     kernel = sources.function(KERNEL).node
     arguments = {}

@@ -62,12 +62,12 @@ def _fits(sources: Sources) -> Iterator[Claim]:
 def _rows_fit(sources: Sources) -> Iterator[Claim]:
     """Rows, queries and heads of a tile, for each group that a tile holds, with the host's inverse of the group."""
     m, most = z3.Int("m"), max_rows(sources)
-    first, end, length, row, head, tokens = integers("first_query end_query query_len first_row kv_head num_tokens")
+    first, end, length, row, head, tokens = integers("first_query end_query query_len first_row heads num_tokens")
     for group in range(1, most + 1):
         extraction = Extraction(sources)
         lines, inverse = extraction.lines, inverse_of(sources, group)[1]
         sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-        rows = extraction.call(f"{KERNELS}.query_tiles.rows_of_tile", inputs.tile(sources), sizes, 0, most)
+        rows = extraction.call(f"{KERNELS}.query_tiles.rows_of_tile", inputs.tile(sources), sizes, 0, inputs.kind(), most)
         for part in (rows.query, rows.head, rows.row):
             part.at(m)
         given = (

@@ -74,9 +74,8 @@ LAYER: dict[str, tuple[Region, ...]] = {
             several_of_each_KV_head=lambda case, step: case.group_size > 1,
             groups_of_no_power_of_two=lambda case, step: case.group_size.bit_count() > 1,
             groups_above_16=lambda case, step: case.group_size > 16,
-            the_largest_group_of_the_kernels=lambda case, step: case.group_size == 64,
+            more_than_a_tile_of_the_kernels_holds=lambda case, step: case.group_size > 64,
         ),
-        not_drawn("groups above 64", "the kernels refuse them but for latent caches, whose targets draw up to 128 heads"),
     ),
     "num_kv_heads": (
         *legal(

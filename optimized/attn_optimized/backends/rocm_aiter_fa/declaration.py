@@ -3,7 +3,13 @@
 import torch
 from attn_contract import FLOAT8_DTYPES, YES, AttentionConfig, AttentionType, Capabilities, Combination, No, Only
 
-from attn_optimized.aiter_adapter import PAGED_ATTENTION_BLOCK_SIZES, PAGED_ATTENTION_HEAD_SIZES, Aiter, may_run_assembly
+from attn_optimized.aiter_adapter import (
+    GROUP_SIZES,
+    PAGED_ATTENTION_BLOCK_SIZES,
+    PAGED_ATTENTION_HEAD_SIZES,
+    Aiter,
+    may_run_assembly,
+)
 from attn_optimized.backends.base import AttentionBackend
 from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_features, triton_capabilities
 from attn_optimized.backends.rocm_aiter_fa.impl import AiterFlashAttentionImpl
@@ -43,6 +49,7 @@ class AiterFlashAttentionBackend(AttentionBackend):
             dtypes=Only((torch.float16, torch.bfloat16), "AITER's flash attention knows no other type"),
             head_sizes=PAGED_ATTENTION_HEAD_SIZES,
             block_sizes=PAGED_ATTENTION_BLOCK_SIZES,
+            group_sizes=GROUP_SIZES,
             layouts=Only(LAYOUTS_OF_ROWS, "AITER's kernels read rows of one head's dims, by their strides"),
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "AITER's decode reads no int8"),
             scales=Only(("tensor",), "AITER's decode takes one k_scale and one v_scale"),
