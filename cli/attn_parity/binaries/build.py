@@ -106,7 +106,8 @@ def _pass(
     pool = ProcessPoolExecutor(workers, mp_context=_context(interpreter), initializer=_begin)
     futures: dict[Future[Result | str], Work] = {}
     try:
-        with _compiling(), contextlib.suppress(BrokenProcessPool):
+        # submissions start the processes
+        with _compiling(), prepared.interrupts_later(), contextlib.suppress(BrokenProcessPool):
             for job in jobs:
                 futures[pool.submit(_tried, work, job)] = job
         for future in as_completed(futures):
@@ -126,11 +127,7 @@ def _tried(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | str:
 
 def _context(interpreter: bool) -> BaseContext:
     """New interpreters of Python, or forks of a process that has imported Triton with its interpreter."""
-    if not interpreter:
-        return get_context("spawn")
-    from attn_fuzz.run import prepared
-
-    return prepared.context("cpu")
+    return prepared.context("cpu") if interpreter else get_context("spawn")
 
 
 @contextlib.contextmanager
