@@ -7,21 +7,21 @@ import contextlib
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.speed import peers
+from benchmarks.speed.before import load_before
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention, Case
 from benchmarks.speed.participants import participants
 from benchmarks.speed.run import free
 
-_kernels: list[SimpleNamespace | None] = []
-"""vLLM's and AITER's, in a process of the pool."""
+_kernels: list[Any] = []
+"""vLLM's, AITER's, and those of another folder, in a process of the pool; None for those that are not there."""
 
 
 class Fatal(NamedTuple):
@@ -33,7 +33,7 @@ class Fatal(NamedTuple):
 
 
 def compile_ahead(
-    cases: Sequence[Case], processes: int, *, vllm: Path | None, aiter: Path | None, console: Console
+    cases: Sequence[Case], processes: int, *, vllm: Path | None, aiter: Path | None, before: Path | None, console: Console
 ) -> dict[tuple[str, str], str]:
     """Make each participant's call of each case once. Other errors are left to the run, which makes the same calls.
 
@@ -43,7 +43,7 @@ def compile_ahead(
         Why calls took the GPU from their process, by the names of the case and of the participant.
     """
     context, fatal = multiprocessing.get_context("spawn"), {}
-    with context.Pool(processes, _load, (vllm, aiter)) as pool, Progress(console=console, transient=True) as progress:
+    with context.Pool(processes, _load, (vllm, aiter, before)) as pool, Progress(console=console, transient=True) as progress:
         task = progress.add_task("compiling ahead", total=len(cases))
         for found in pool.imap_unordered(_call_once, cases):
             progress.advance(task)
@@ -53,9 +53,10 @@ def compile_ahead(
     return fatal
 
 
-def _load(vllm: Path | None, aiter: Path | None) -> None:
+def _load(vllm: Path | None, aiter: Path | None, before: Path | None) -> None:
     for load, folder in ((peers.load_vllm, vllm), (peers.load_aiter, aiter)):
         _kernels.append(peers.load_if_there(load, folder, lambda _: None))
+    _kernels.append(before and load_before(before))
 
 
 def _call_once(case: Case) -> Fatal | None:

@@ -20,6 +20,9 @@ console = Console(highlight=False, width=160)
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=360.0, show_default=True, help="Seconds.")
 @click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
 @click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
+@click.option(
+    "--before", type=click.Path(path_type=Path), help="A folder with this project as it was: `git worktree add` makes one."
+)
 @click.option("--commit", help="Where git does not know it.")
 @click.option("--tiny", is_flag=True, help="A few requests of some tens of keys, on a CPU too. No result has any value.")
 def speed(
@@ -31,16 +34,21 @@ def speed(
     budget: float,
     vllm: Path | None,
     aiter: Path | None,
+    before: Path | None,
     commit: str | None,
     tiny: bool,
 ) -> None:
-    """Measure our kernels, PyTorch's, and vLLM's and AITER's Triton kernels where they are, in one run."""
+    """Measure our kernels, PyTorch's, and vLLM's and AITER's Triton kernels where they are, in one run.
+
+    With --before, our kernels as they were are one more, and a line for each kind of traffic says how much faster they are now.
+    """
     started = time.monotonic()
     if (number is None) != (seed is None):
         raise click.UsageError("--drawn and --seed go together: whoever tunes needs another seed than whoever measures")
     check_options(budget, path)
     device = use_device(tiny=tiny)
     from benchmarks.speed import ahead, participants, peers, run
+    from benchmarks.speed.before import gains, load_before
     from benchmarks.speed.cases import CASES
     from benchmarks.speed.drawn import draw_cases
 
@@ -51,18 +59,19 @@ def speed(
             "vllm": peers.load_if_there(peers.load_vllm, vllm, console.print),
             "aiter": peers.load_if_there(peers.load_aiter, aiter, console.print),
         }
+        earlier = before and load_before(before)
     except peers.MissingPeerError as error:
         raise click.ClickException(str(error)) from error
     fatal = {}
     if compilers and device.type == "cuda":
-        fatal = ahead.compile_ahead(chosen, compilers, vllm=vllm, aiter=aiter, console=console)
+        fatal = ahead.compile_ahead(chosen, compilers, vllm=vllm, aiter=aiter, before=before, console=console)
     versions = {name: kernel.version for name, kernel in kernels.items() if kernel is not None}
     found = begun(device, versions, commit, console, tiny=tiny)
     with saving(found, path, console) as save:
         run.measure(
             found,
             [case.tiny() for case in chosen] if tiny else chosen,
-            participants.participants(kernels["vllm"], kernels["aiter"]),
+            participants.participants(kernels["vllm"], kernels["aiter"], earlier),
             device,
             sizes=run.TINY if tiny else run.WHOLE,
             budget=budget,
@@ -71,6 +80,8 @@ def speed(
             console=console,
             fatal=fatal,
         )
+    for line in gains(found.cases):
+        console.print(line)
     if found.host_us:
         console.print("host, us per call: " + ", ".join(f"{name} {us:.0f}" for name, us in found.host_us.items()))
     if found.unmeasured:

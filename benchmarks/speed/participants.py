@@ -6,7 +6,7 @@ is done there and not timed. What it cannot express it refuses with an Unsupport
 
 import functools
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import attn_optimized
@@ -44,14 +44,24 @@ class Participant(NamedTuple):
     joins: Callable[[Attention], bool] = lambda case: True
 
 
-OURS, WITHOUT_CASCADE, VLLM, AITER = "ours", "ours without cascade", "vLLM Triton", "AITER Triton"
+OURS, BEFORE, WITHOUT_CASCADE, VLLM, AITER = "ours", "ours before", "ours without cascade", "vLLM Triton", "AITER Triton"
 SDPA = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
 PEERS = (VLLM, AITER, *SDPA)
 
 
-def participants(vllm: SimpleNamespace | None, aiter: SimpleNamespace | None) -> list[Participant]:
-    """All that are here, in the order of the page; vLLM and AITER as `benchmarks.speed.peers` loads them."""
-    found = [Participant(OURS, ours), Participant(WITHOUT_CASCADE, without_cascade, lambda case: case.common_prefix_len > 0)]
+def participants(
+    vllm: SimpleNamespace | None, aiter: SimpleNamespace | None, before: SimpleNamespace | None = None
+) -> list[Participant]:
+    """All that are here, in the order of the page; vLLM and AITER as `benchmarks.speed.peers` loads them.
+
+    Args:
+        before: see `benchmarks.speed.before`.
+    """
+    found = [Participant(OURS, functools.partial(ours, attn_optimized))]
+    if before is not None:
+        found.append(Participant(BEFORE, functools.partial(ours, before)))
+    alone = functools.partial(without_cascade, attn_optimized)
+    found.append(Participant(WITHOUT_CASCADE, alone, lambda case: case.common_prefix_len > 0))
     if vllm is not None:
         found.append(Participant(VLLM, functools.partial(vllm_triton, vllm)))
     if aiter is not None:
@@ -63,21 +73,21 @@ def participants(vllm: SimpleNamespace | None, aiter: SimpleNamespace | None) ->
     ]
 
 
-def ours(call: Call) -> Prepared:
+def ours(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
     prefix, out = call.case.common_prefix_len, _poisoned(call)
     if call.k is not None and call.v is not None:
-        run = functools.partial(attn_optimized.varlen_attention, call.q, call.k, call.v, call.layer, call.batch, out=out)
+        run = functools.partial(kernels.varlen_attention, call.q, call.k, call.v, call.layer, call.batch, out=out)
     elif prefix and call.kv_cache is not None:
         arguments = (call.q, call.kv_cache, call.layer, call.batch, prefix)
-        run = functools.partial(attn_optimized.cascade_attention, *arguments, out=out)
+        run = functools.partial(kernels.cascade_attention, *arguments, out=out)
     else:
-        return without_cascade(call)
+        return without_cascade(kernels, call)
     return Prepared(run, _itself)
 
 
-def without_cascade(call: Call) -> Prepared:
+def without_cascade(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
     arguments = (call.q, call.kv_cache, call.layer, call.batch)
-    return Prepared(functools.partial(attn_optimized.paged_attention, *arguments, out=_poisoned(call)), _itself)
+    return Prepared(functools.partial(kernels.paged_attention, *arguments, out=_poisoned(call)), _itself)
 
 
 def sdpa(name: str, call: Call) -> Prepared:

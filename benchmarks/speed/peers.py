@@ -79,9 +79,9 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
         "triton_utils": {"tl": tl, "triton": triton},
         "v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
     }
-    with _packages("vllm", root, ("utils", "v1", "v1.attention", "v1.attention.ops"), answers):
-        unified = _imported("vllm.v1.attention.ops.triton_unified_attention")
-        prefill = _imported("vllm.v1.attention.ops.triton_prefill_attention")
+    with as_package("vllm", root, ("utils", "v1", "v1.attention", "v1.attention.ops"), answers):
+        unified = imported("vllm.v1.attention.ops.triton_unified_attention")
+        prefill = imported("vllm.v1.attention.ops.triton_prefill_attention")
     # on ROCm it imports vllm.platforms.rocm when it is called, which is not there any more
     vars(prefill)["_prefer_narrow_kv_tile"] = lambda: gpu.startswith(("gfx11", "gfx120"))
     return SimpleNamespace(
@@ -102,8 +102,8 @@ def load_vllm_latent(folder: Path | None) -> SimpleNamespace:
     root = _package("vllm", folder)
     platform = SimpleNamespace(is_rocm=lambda: _gpu().startswith("gfx"))
     answers = {"platforms": {"current_platform": platform}, "triton_utils": {"tl": tl, "triton": triton}}
-    with _packages("vllm", root, ("v1", "v1.attention", "v1.attention.ops"), answers):
-        module = _imported("vllm.v1.attention.ops.triton_decode_attention")
+    with as_package("vllm", root, ("v1", "v1.attention", "v1.attention.ops"), answers):
+        module = imported("vllm.v1.attention.ops.triton_decode_attention")
     return SimpleNamespace(version=_version("vllm", root), decode_attention_fwd=module.decode_attention_fwd)
 
 
@@ -132,8 +132,8 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
         units = ARCHITECTURES[gpu].compute_units if gpu else INTERPRETED_COMPUTE_UNITS
         answers["ops.triton.utils.device_info"] = {"get_num_sms": lambda: units}
     packages = ("ops", "ops.triton", "ops.triton.attention", "ops.triton.utils", "ops.triton.utils._triton")
-    with _packages("aiter", root, packages, answers):
-        module = _imported(names[0])
+    with as_package("aiter", root, packages, answers):
+        module = imported(names[0])
     if not on_rocm:
         for name in ("select_2d_config", "select_3d_config"):
             setattr(module, name, _without_waves(getattr(module, name)))
@@ -180,13 +180,15 @@ def _package(name: str, folder: Path | None) -> Path:
 
 
 @contextmanager
-def _packages(name: str, root: Path, packages: tuple[str, ...], answers: Mapping[str, dict[str, Any]]) -> Iterator[None]:
-    """The names of a package's parts, while it lasts: folders, and modules that are stood in for."""
+def as_package(
+    name: str, root: Path, packages: tuple[str, ...] = (), answers: Mapping[str, dict[str, Any]] | None = None
+) -> Iterator[None]:
+    """The names of a package's parts, while it lasts: folders, and modules that are stood in for. No `__init__.py` runs."""
     before = _drop(name)
     _add(name, __path__=[str(root)])
     for package in packages:
         _add(f"{name}.{package}", __path__=[str(root.joinpath(*package.split(".")))])
-    for module, contents in answers.items():
+    for module, contents in (answers or {}).items():
         _add(f"{name}.{module}", **contents)
     try:
         yield
@@ -212,7 +214,12 @@ def _add(name: str, **contents: Any) -> None:
         setattr(sys.modules[package], attribute, module)
 
 
-def _imported(name: str) -> ModuleType:
+def imported(name: str) -> ModuleType:
+    """A module.
+
+    Raises:
+        MissingPeerError: it does not import.
+    """
     try:
         return importlib.import_module(name)
     except Exception as error:  # a file that is missing, or another version that asks for more than is answered
