@@ -110,9 +110,11 @@ def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
         "architectures": [Only(("gfx942",), "planted")],
         "output_dtypes": [Only((torch.float8_e4m3fnuz,), "planted")],
     }
-    # any head count is served, and the widths have other bounds: too much cannot be claimed
+    # where any head count is served, or the widths have other bounds, too much cannot be claimed
+    if 1000 in served.SERVED[backend].group_sizes:
+        wrong["group_sizes"] = wrong["group_sizes"][:1]
     if served.SERVED[backend].plain.has_latent_cache:
-        wrong |= {"head_sizes": wrong["head_sizes"][:1], "group_sizes": wrong["group_sizes"][:1]}
+        wrong["head_sizes"] = wrong["head_sizes"][:1]
     assert _finds(declared) == 0
     for field, values in wrong.items():
         for value in values:
