@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from attn_contract import ContractError, No, UnsupportedError
+from attn_contract import ContractError, No, Only, UnsupportedError
 
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 
@@ -163,10 +163,13 @@ def test_a_layer_that_is_refused(backend, arguments, error, words):
         backend.get_impl_cls()(**layer)
 
 
-def test_what_vllm_does_not_ask_is_refused_with_all_reasons():
+def test_what_vllm_does_not_ask_is_refused_with_all_reasons(monkeypatch):
     """vLLM's selector knows no number of heads; the constructor does."""
-    with pytest.raises(NotImplementedError, match=r"PARITY_TRITON: head size 512 .*; query heads for each KV head: 128"):
-        ParityTritonBackend.get_impl_cls()(num_heads=256, head_size=512, scale=1.0, num_kv_heads=2)
+    impl = ParityTritonBackend.get_impl_cls()
+    impl(num_heads=142, head_size=64, scale=1.0, num_kv_heads=2)
+    monkeypatch.setattr(impl, "capabilities", dataclasses.replace(impl.capabilities, group_sizes=Only((1, 2), "planted")))
+    with pytest.raises(NotImplementedError, match=r"PARITY_TRITON: head size 512 .*; query heads for each KV head: 128 .*planted"):
+        impl(num_heads=256, head_size=512, scale=1.0, num_kv_heads=2)
 
 
 def test_a_declaration_that_says_no_is_heeded(monkeypatch):
