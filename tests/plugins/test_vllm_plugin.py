@@ -168,7 +168,9 @@ def test_what_vllm_does_not_ask_is_refused_with_all_reasons(monkeypatch):
     impl = ParityTritonBackend.get_impl_cls()
     impl(num_heads=142, head_size=64, scale=1.0, num_kv_heads=2)
     monkeypatch.setattr(impl, "capabilities", dataclasses.replace(impl.capabilities, group_sizes=Only((1, 2), "planted")))
-    with pytest.raises(NotImplementedError, match=r"PARITY_TRITON: head size 512 .*; query heads for each KV head: 128 .*planted"):
+    with pytest.raises(
+        NotImplementedError, match=r"PARITY_TRITON: head size 512 .*; query heads for each KV head: 128 .*planted"
+    ):
         impl(num_heads=256, head_size=512, scale=1.0, num_kv_heads=2)
 
 
