@@ -1,16 +1,17 @@
 """Checks that the pages of docs/generated are what the code, or the results beside them, make of them: python docs/pages.py.
 
-Checks run side by side, one for each CPU. Each prints a line when it ends, and all that it has printed if it fails. Exit 1 if
-one fails.
+Checks run side by side, one for each usable CPU. Each prints a line when it ends, and all that it has printed if it fails.
+Exit 1 if one fails.
 """
 
-import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from attn_parity.cpus import usable_cpus
 
 # those that take longest come first
 CHECKS = (
@@ -57,4 +58,4 @@ def _run(check: str) -> tuple[str, int, str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CHECKS, os.cpu_count() or 1))
+    sys.exit(main(CHECKS, usable_cpus()))

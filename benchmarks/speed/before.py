@@ -1,6 +1,6 @@
 """This project's kernels as another folder has them, such as an earlier commit, beside today's in one run."""
 
-import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +40,6 @@ def gains(cases: Sequence[CaseResult]) -> Iterator[str]:
             found[case.traffic or "all cases"].append((before.ms / now.ms, case.name))
     for traffic, ratios in found.items():
         (least, slower), (most, faster) = min(ratios), max(ratios)
-        mean = math.exp(sum(math.log(ratio) for ratio, _ in ratios) / len(ratios))
+        mean = statistics.geometric_mean(ratio for ratio, _ in ratios)
         ends = f"{least:.2f} in {slower}, {most:.2f} in {faster}"
         yield f"{traffic}: time before / now {mean:.2f} in {len(ratios)} cases; {ends}"

@@ -146,6 +146,12 @@ def test_where_there_is_no_rocm_and_nothing_serves_no_one_is_told_to_install_ait
     assert "not installed" not in run.out
 
 
+def test_a_limit_of_all_backends_is_said_once_where_some_do_not_run_at_all(attn_parity):
+    run = attn_parity("select", *LAYER, "--over-ranks", "--arch", "sm90", "--aiter", "none")
+    assert run.code == 1
+    assert run.out.count("a cache that ranks share not supported") == 1
+
+
 def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity, model_file):
     run = attn_parity("select", model_file(), *ON_MI300, "--backend", "cross=ROCM_AITER_FA")
     assert run.code == 1

@@ -13,6 +13,7 @@ import torch
 from attn_optimized.launch.table import parameters_for
 from click.testing import CliRunner
 
+from benchmarks.speed.drawn import draw_cases
 from benchmarks.tuning import command
 from benchmarks.tuning.results import SCHEMA, Tuning
 from tests import processes
@@ -27,6 +28,18 @@ import runpy
 from benchmarks.tuning import tune
 every = tune.candidates
 tune.candidates = lambda *arguments: every(*arguments)[:6]
+runpy.run_module("benchmarks", run_name="__main__")
+"""
+# the first step has heads that are wider than our kernels serve
+WIDE = """
+import dataclasses
+import runpy
+from benchmarks.speed import drawn
+every = drawn.draw_cases
+def with_wide_heads(number, seed):
+    first, *others = every(number, seed)
+    return [dataclasses.replace(first, head_size=288), *others]
+drawn.draw_cases = with_wide_heads
 runpy.run_module("benchmarks", run_name="__main__")
 """
 # a shell has what it starts in the background ignore interrupts
@@ -48,14 +61,16 @@ def read(path: Path) -> Tuning:
 
 def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
     path = tmp_path / "tune.json"
-    arguments = ("tune", "--tiny", "--json", path, "--drawn", "3", "--seed", "9")
-    ended = processes.run(["-m", "benchmarks", *arguments], cwd=tmp_path, env={**os.environ, **ON_CPU})
+    refused = draw_cases(4, 9)[0].name
+    arguments = ("tune", "--tiny", "--json", path, "--drawn", "4", "--seed", "9")
+    ended = processes.run(["-c", WIDE, *arguments], cwd=tmp_path, env={**os.environ, **ON_CPU})
     assert ended.returncode == 0, ended.stderr
     found = read(path)
     assert (found.schema, found.of_value, found.machine, found.unfinished) == (SCHEMA, False, "CPU", [])
     assert len(found.steps) == 3
     assert all(step.kernels and step.ms for step in found.steps)
-    assert found.refused == {}
+    assert list(found.refused) == [refused]
+    assert f"left out: {refused}: attn_optimized: head size 288" in ended.stdout
     assert found.classes
     for searched in found.classes:
         assert f"{searched.name}: {searched.why}" in ended.stdout
