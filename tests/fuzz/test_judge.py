@@ -23,6 +23,8 @@ from attn_fuzz.verdict import judge, oracle
 from attn_fuzz.verdict.rounding import UNIT_ROUNDOFF, CallRounding, Rounding
 from hypothesis import given, settings
 
+from tests.calls import joined, paged_call
+
 replace = msgspec.structs.replace
 ROUNDING = Rounding(keys_per_tile=4, exact_division=True)
 NAMES = EVERYTHING.dtypes
@@ -385,3 +387,37 @@ def test_each_rounding_of_a_narrow_sum_of_weights_is_one_more_of_each_weight(dty
         rounding = Rounding(keys_per_tile=64, narrow_sums=sums)
         call = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype)
         assert call.of_weights == roundings * UNIT_ROUNDOFF[dtype]
+
+
+def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
+    """q of 1 and 2^-44: the small element alone meets a key, and float16 has lost it."""
+    query, key = torch.zeros(1, 1, 16), torch.zeros(2, 1, 16)
+    query[..., 0], query[..., 1], key[0, 0, 1], value = 1.0, 2.0**-44, 1.0, torch.zeros(2, 1, 16)
+    value[0] = 1.0
+    tokens = joined([tuple(each.to(torch.bfloat16) for each in (query, key, value))])
+    one = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}
+    call = Call(**paged_call(tokens, kv_cache_dtype=torch.float8_e4m3fn, scale=2.0**46, **one)._asdict())
+    rows = call.q.shape[:2]
+    lost, lse = torch.zeros_like(call.q), torch.zeros(rows[::-1])
+    lost[0], lse[:, 0] = 0.5, math.log(2.0)
+    assert not judge.judge_call(call, lost, lse, Rounding(keys_per_tile=64)).agrees
+    assert judge.judge_call(call, lost, lse, Rounding(keys_per_tile=64, float16_dots=True)).agrees
+
+
+@pytest.mark.parametrize(
+    ("cache", "dtype", "expected"),
+    [
+        (torch.float8_e4m3fn, torch.bfloat16, 2.0**-39),
+        (torch.float8_e4m3fn, torch.float16, 2.0**-25),
+        (torch.int8, torch.bfloat16, 2.0**-126),
+        (None, torch.bfloat16, 2.0**-126),
+    ],
+)
+def test_weights_lose_more_in_float16_only_where_they_are_float16(cache, dtype, expected):
+    scales = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}
+    if cache is torch.int8:
+        scales = {f"{name}_cache": scale.expand(1, 16, 1) for name, scale in scales.items()}
+    rules = {} if cache is None else {"kv_cache_dtype": cache, **scales}
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, layout=Layout.BLOCKS_FIRST_NHD, **rules)
+    rounding = Rounding(keys_per_tile=64, float16_dots=True)
+    assert CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype).of_lost_weights == expected

@@ -219,6 +219,32 @@ def test_every_latent_call_has_parameters(architecture):
     assert any(entry.phase == "latent_decode" for entry in entries(architecture))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "num_heads", "cache", "q_dtype", "expected"),
+    [
+        ("sm90", 128, None, torch.bfloat16, (True, True)),
+        ("sm90", 128, torch.float8_e4m3fn, torch.bfloat16, (True, False)),
+        ("sm90", 4, None, torch.bfloat16, (False, True)),
+        ("sm90", 4, torch.float8_e4m3fn, torch.float16, (False, True)),
+        ("sm90", 4, None, torch.float32, (False, False)),
+        ("gfx942", 128, None, torch.bfloat16, (False, False)),
+        ("gfx942", 4, None, torch.bfloat16, (False, False)),
+    ],
+    ids=str,
+)
+def test_branches_and_sums_in_columns_are_for_the_gpu_that_they_were_measured_on(
+    architecture, num_heads, cache, q_dtype, expected, paged_call
+):
+    cache_of = {} if cache is None else {"kv_cache_dtype": cache, "k_scale": torch.tensor(0.1)}
+    sizes = {"head_size": 576, "head_size_v": 512, "layout": Layout.LATENT, "num_kv_heads": 1}
+    call = paged_call([1], [70], num_heads=num_heads, dtype=q_dtype, **sizes, **cache_of)
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch, architecture=architecture, compute_units=132)
+    out = call.q.new_empty(*call.q.shape[:2], 512)
+    launches = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
+    kind = next(iter(launches)).launch.constants["KIND"]
+    assert (kind.has_hidden_dots, kind.has_sums_in_columns) == expected
+
+
 def test_a_latent_layer_needs_one_kv_head():
     """The contract's border; the kernels rely on it."""
     with pytest.raises(ValueError, match="num_kv_heads"):

@@ -38,7 +38,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
 from attn_fuzz.verdict.rounding import (
     U32,
-    UNDERFLOW,
     UNIT_ROUNDOFF,
     CallRounding,
     Rounding,
@@ -89,6 +88,8 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     )
     # [q, H]
     product = abs(layer.scale) * torch.einsum("qhd,hd->qh", step.q[rows].double().abs(), largest_key)
+    # 2^-39 |scale| max_c |q_c| sum_c k_c, or 0
+    lost = rounds.of_lost_queries * abs(layer.scale) * step.q[rows].double().abs().amax(-1) * largest_key.sum(-1)
     score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
     bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
     sink = torch.zeros_like(bias) if layer.sinks is None else layer.sinks.double().abs().nan_to_num(posinf=0.0)
@@ -99,14 +100,15 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
         """e, where no logit that counts is larger than `most`."""
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer)
-        return U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further) + rounds.of_dequantized * product
+        rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
+        return rounded + rounds.of_dequantized * product + lost
 
     is_far = sink * (1 - 2.0**-10) > score + bias + FAR
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
     constant = rounds.of_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
-    underflowed = UNDERFLOW[rounds.dtype] * n * _largest_stored(step, largest_value)
+    underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
     # u_out (v_c + rest) + eta_out + rest
     out = UNIT_ROUNDOFF[rounds.out_dtype] * (largest_value + rest) + rounds.of_underflow + rest

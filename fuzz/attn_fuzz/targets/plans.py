@@ -319,7 +319,7 @@ def _missing(device: str) -> str | None:
 
 def _rounding(device: str) -> Rounding:
     # a bound of every plan: the smallest tile that a plan can have, and no tile sums more keys at once than there are
-    return Rounding(keys_per_tile=16, dot_is_chained=True, splits=MOST_PARTS, exact_division=True)
+    return Rounding(keys_per_tile=16, dot_is_chained=True, splits=MOST_PARTS, float16_dots=True, exact_division=True)
 
 
 def _events(step: Step) -> list[str]:

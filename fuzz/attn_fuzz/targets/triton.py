@@ -159,7 +159,13 @@ def _triton_events(step: Step) -> Iterable[str]:
 
 def _triton_rounding(device: str) -> Rounding:
     interpreted = device == "cpu"
-    return Rounding(keys_per_tile=64, dot_is_chained=not interpreted, splits=8 if interpreted else 64, exact_division=True)
+    return Rounding(
+        keys_per_tile=64,
+        dot_is_chained=not interpreted,
+        splits=8 if interpreted else 64,
+        float16_dots=True,
+        exact_division=True,
+    )
 
 
 def _forget_launches() -> None:

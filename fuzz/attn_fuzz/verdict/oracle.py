@@ -47,6 +47,10 @@ the output instead, in two more roundings and without that loss: 2 u32 |o_c|. Th
 A kernel may instead round the dequantized K and V to q's dtype first (`Rounding.rounds_dequantized`). This adds u_P once more
 for V, and a further term lam A2_j to eps_j, with u_P instead of u32.
 
+A kernel may multiply bfloat16 numbers as float16 ones, scaled so that the largest of a row is 2^14 or more
+(`Rounding.float16_dots`). Then eta_P is 2^-39, and eps_j has one more term, 2^-39 |scale| max_d |q_d| sum_d |k_jd|: each
+element of q may lose 2^-39 of the largest.
+
 Where the outputs of M parts of the keys are rounded to q's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
 the merges but the last give, costs (M - 1) u_P sum_j w_j |v_jc|, and eta_P for each part but one.
@@ -86,7 +90,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.verdict.rounding import (
     LARGEST,
     U32,
-    UNDERFLOW,
     UNIT_ROUNDOFF,
     CallRounding,
     Rounding,
@@ -199,7 +202,8 @@ class Oracle:
         magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
         return self._bound(
             eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes,
+            + self.rounding.of_dequantized * scale * magnitudes
+            + self._lost_of_queries,
             norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
             accumulation=2.0 * self._terms,
@@ -211,7 +215,8 @@ class Oracle:
         magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
         bound = self._bound(
             eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes,
+            + self.rounding.of_dequantized * scale * magnitudes
+            + self._lost_of_queries,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
             accumulation=LAMBDA * self._terms**0.5,
@@ -229,6 +234,14 @@ class Oracle:
         logits = torch.where(self.request.visible, self.state.logits, 0.0)
         further = further_roundings(self.state.scores.abs(), _bias_magnitudes(self.request, self.state, self.layer), self.layer)
         return 2 * logits.abs() + 2 * (logits - self.maximum[..., None]).abs() + 4 + further
+
+    @cached_property
+    def _lost_of_queries(self) -> torch.Tensor | float:
+        """[H, q, k]: 2^-39 |scale| max_d |q_d| sum_d |k_jd|, or 0.0"""
+        if self.rounding.of_lost_queries == 0 or self.key.shape[1] == 0:
+            return 0.0
+        largest, sums = self.query.abs().amax(-1), self.key.abs().sum(-1)
+        return self.rounding.of_lost_queries * abs(self.layer.scale) * largest[..., None] * sums[:, None, :]
 
     @cached_property
     def _divided_later(self) -> torch.Tensor | float:
@@ -265,7 +278,7 @@ class Oracle:
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest, magnitudes)
             # lam (eta_P / l) norm2(t_c), or without l
-            + UNDERFLOW[rounding.dtype] / self._divided_later * stored_norm
+            + rounding.of_lost_weights / self._divided_later * stored_norm
             # sum_j w_j |v_jc - o_c| e_j
             + self._sensitivity(weights)
             # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|

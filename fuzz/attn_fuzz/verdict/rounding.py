@@ -27,6 +27,8 @@ UNDERFLOW = {
 }
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0}
 CAP_ROUNDINGS = 8
+LOST_IN_FLOAT16 = 2.0**-39
+"""Half of float16's smallest subnormal, relative to a largest number of 2^14."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Rounding:
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
+        float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
+            the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -56,6 +60,7 @@ class Rounding:
     merged_parts: int = 1
     normalizes_first: bool = False
     narrow_sums: int = 0
+    float16_dots: bool = False
     exact_division: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +102,17 @@ class CallRounding:
         """
         roundings = 1 + self.rounding.narrow_sums
         return roundings * UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
+
+    @property
+    def of_lost_queries(self) -> float:
+        """What may be lost of an element of q, relative to the largest of its row."""
+        is_float16 = self.dtype is torch.bfloat16 and self.layer.kv_cache_dtype is torch.float8_e4m3fn
+        return LOST_IN_FLOAT16 if self.rounding.float16_dots and is_float16 else 0.0
+
+    @property
+    def of_lost_weights(self) -> float:
+        """eta_P"""
+        return max(UNDERFLOW[self.dtype], self.of_lost_queries)
 
     @property
     def of_parts(self) -> float:

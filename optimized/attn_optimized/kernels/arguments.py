@@ -38,6 +38,14 @@ class Kind:
     has_token_scales: bool
     has_value_pairs: bool
     """whether tiles of few rows load V, and K of a latent cache, by two dims at once: see `load.load_value_pairs`"""
+    has_float16_dots: bool
+    """whether the dots of such tiles are in float16, and q is not: see float16_dots"""
+    has_hidden_dots: bool
+    """Whether larger tiles compute logits in a branch that is always taken. Triton gives all warps of a program to rows where a
+    dot depends on a dot, and it does not look into branches. Of 64 rows, two groups of 4 warps would both compute all logits;
+    so each group has half of the keys."""
+    has_sums_in_columns: bool
+    """whether sums of weights are added up behind the loops: see `online_softmax.in_columns`"""
     scale_sign: int
     """1, -1 or 0"""
     has_gaps: bool

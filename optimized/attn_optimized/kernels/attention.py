@@ -5,6 +5,7 @@ import triton.language as tl
 
 from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, Tensors
 from attn_optimized.kernels.compiled_once import compiled_once
+from attn_optimized.kernels.float16_dots import LOG2_UNIT, float16_queries
 from attn_optimized.kernels.key_rest import load_rest_of_keys, load_rest_of_queries
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
 from attn_optimized.kernels.load import (
@@ -15,8 +16,8 @@ from attn_optimized.kernels.load import (
     load_scales,
     source_of_keys,
 )
-from attn_optimized.kernels.logits import added_to_logits, scores
-from attn_optimized.kernels.online_softmax import add_values, begin_rows, softmax_step
+from attn_optimized.kernels.logits import Operands, added_to_logits, scores
+from attn_optimized.kernels.online_softmax import add_values, begin_rows, in_columns, softmax_step
 from attn_optimized.kernels.query_tiles import Tile, find_tile, hidden_zero, rows_of_tile
 from attn_optimized.kernels.split_keys import tiles_of_part, tiles_of_split
 from attn_optimized.kernels.store import finish, offset_of_state
@@ -169,13 +170,24 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     q = load_queries(rows, args, KIND, 0, 2 if KEY_PAIRS else 1)
     q_odd = load_queries(rows, args, KIND, 1, 2) if KEY_PAIRS else q
     q_rest = load_rest_of_queries(rows, args, KIND)
+    FLOAT16: tl.constexpr = PAIRS and KIND.has_float16_dots
+    HIDDEN: tl.constexpr = KIND.has_hidden_dots and BLOCK_M > FEW_ROWS
+    BLOCK_N: tl.constexpr = KIND.block_n
+    if HIDDEN:
+        q_rest = -q_rest
     # the sink joins exactly one part
     has_sinks = tl.where(tile.split == 0, args.flags.has_sinks, 0)
     DIMS: tl.constexpr = KIND.block_v // 2 if PAIRS else KIND.block_v
-    row_max, row_sum, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, DIMS)
+    row_max, sums, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, DIMS)
+    if FLOAT16:
+        sums *= 2.0**LOG2_UNIT
+    if KIND.has_sums_in_columns:
+        sums = in_columns(sums, KIND.block_n)
     # of odd dims, if PAIRS
     acc_odd = acc
     factor, v_scale = load_scales(tile, args)
+    if FLOAT16:
+        q, q_odd, q_rest, factor = float16_queries(q, q_odd, q_rest, factor, KIND)
     source = source_of_keys(tile, args, KIND)
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
@@ -203,16 +215,52 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
                 source, first_key, key, block, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
             )
             k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
-            # [M, N], a number, [N]
-            logits, to_base_2, v_token_scale = scores(
-                q, k, q_odd, v_odd, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args, KIND, KEY_PAIRS
-            )
-            if MASKED:
-                logits = tl.where(visible, logits, float("-inf"))
-            row_max, row_sum, weights, decay = softmax_step(row_max, row_sum, logits, to_base_2)
+            operands = Operands(q=q, k=k, q_odd=q_odd, k_odd=v_odd, q_rest=q_rest, k_rest=k_rest)
+            # [M, N], [M], [N]
+            if HIDDEN:
+                # any numbers of these types: this branch is always taken
+                weights, decay, v_token_scale = tl.broadcast_to(row_max[:, None], [BLOCK_M, BLOCK_N]).to(v.dtype), row_max, 1.0
+                if tile.hidden_zero == 0:
+                    row_max, sums, exact_weights, decay, _ = weigh_keys(
+                        row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
+                        KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
+                    )  # fmt: skip
+                    weights = exact_weights.to(v.dtype)
+            else:
+                row_max, sums, weights, decay, v_token_scale = weigh_keys(
+                    row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
+                    KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
+                )  # fmt: skip
             acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales)
             if PAIRS:
                 acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales)
     if PAIRS:
         acc = tl.reshape(tl.join(acc, acc_odd), [BLOCK_M, KIND.block_v])
+    row_sum = tl.sum(sums, 1) if KIND.has_sums_in_columns else sums
+    if FLOAT16:
+        acc, row_sum = acc * 2.0**-LOG2_UNIT, row_sum * 2.0**-LOG2_UNIT
     finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)
+
+
+@triton.jit
+def weigh_keys(
+    row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
+    KIND: tl.constexpr, PAIRS: tl.constexpr, FLOAT16: tl.constexpr, HIDDEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A tile's logits, and the softmax's step over them.
+
+    Args:
+        visible: [M, N], whether a row sees a key, if MASKED; else all do.
+
+    Returns:
+        row_max, sums, weights [M, N], decay [M], and the scales of values: see `scores` and `softmax_step`.
+    """
+    logits, to_base_2, v_token_scale = scores(
+        operands, factor, bias, source, block, slot, in_tile, args, KIND, PAIRS, FLOAT16, HIDDEN
+    )
+    if MASKED:
+        logits = tl.where(visible, logits, float("-inf"))
+    row_max, sums, weights, decay = softmax_step(
+        row_max, sums, logits, to_base_2, KIND.has_sums_in_columns, LOG2_UNIT if FLOAT16 else 0
+    )
+    return row_max, sums, weights, decay, v_token_scale

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from attn_optimized.kernels.key_tiles import keys_of_tile
 from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
-from attn_optimized.kernels.quantization import decode, e8m0_number
+from attn_optimized.kernels.quantization import decode, decode_pairs, e8m0_number
 
 # as few as a dot takes
 FEW_ROWS = tl.constexpr(16)
@@ -139,12 +139,11 @@ def load_keys_and_values(
         )  # fmt: skip
     v_odd = v
     if PAIRS:
-        # the low byte of a pair is its first
-        stored = source.v_head_ptr.dtype.element_ty
-        v, v_odd = v.to(tl.int8).to(stored, bitcast=True), (v >> 8).to(tl.int8).to(stored, bitcast=True)
-    if INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0" and INTERIOR != "latent_e8m0_planes":
-        v, v_odd = decode(v, KV_FORMAT, dtype), decode(v_odd, KV_FORMAT, dtype)
+        v, v_odd = decode_pairs(v, source.v_head_ptr.dtype.element_ty, KV_FORMAT, dtype)
         k = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype)
+    elif INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0" and INTERIOR != "latent_e8m0_planes":
+        v = decode(v, KV_FORMAT, dtype)
+        k, v_odd = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype), v
     return k, v, v_odd, block, slot
 
 

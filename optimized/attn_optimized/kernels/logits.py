@@ -1,9 +1,26 @@
 """Logits, from the dot product to the softmax, in float32."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from attn_optimized.kernels.online_softmax import LOG2E
+
+
+class Operands(NamedTuple):
+    """What the dots of a tile of queries with a tile of keys take, [M, ...] and [N, ...].
+
+    q and k are all dims of the first dot, or the even ones beside `q_odd` and `k_odd`. For `q_rest` and `k_rest` see key_rest;
+    if the dots are hidden, `q_rest` has the other sign.
+    """
+
+    q: tl.tensor
+    k: tl.tensor
+    q_odd: tl.tensor
+    k_odd: tl.tensor
+    q_rest: tl.tensor
+    k_rest: tl.tensor
 
 
 @triton.jit
@@ -18,26 +35,32 @@ def added_to_logits(rows, position, key, context_len, args, HAS_BIAS: tl.constex
 
 @triton.jit
 def scores(
-    q, k, q_odd, k_odd, q_rest, k_rest, factor, bias, source, block, slot, in_tile, args,
-    KIND: tl.constexpr, PAIRS: tl.constexpr,
+    operands, factor, bias, source, block, slot, in_tile, args,
+    KIND: tl.constexpr, PAIRS: tl.constexpr, FLOAT16: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
     """Logits [M, N] of a tile of keys, the positive number that takes them to base 2, and the scales of its values.
 
+    If FLOAT16, each row has a number that takes it to base 2, [M].
+
     Args:
-        q_odd, k_odd: the odd dims, if PAIRS: then q and k are the even ones.
-        q_rest, k_rest: see key_rest.
-        factor: the layer's scale times that of K, without a sign.
+        factor: the layer's scale times that of K, without a sign; if FLOAT16, [M], and times that of the row of q.
         bias: see `added_to_logits`.
         source, block, slot, in_tile: where the keys are. If their scales are per token, those of values, [N], lie beside those
             of keys; else the scale of values here is 1.0.
     """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
-    logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+    logits = tl.dot(operands.q, tl.trans(operands.k), input_precision="ieee")
     if PAIRS:
-        logits = tl.dot(q_odd, tl.trans(k_odd), logits, input_precision="ieee")
+        logits = tl.dot(operands.q_odd, tl.trans(operands.k_odd), logits, input_precision="ieee")
     if KIND.block_rest > 0:
-        logits = tl.dot(q_rest, tl.trans(k_rest), logits, input_precision="ieee")
+        if HIDDEN:
+            # no dot may depend on another, and a sum would become one with an accumulator
+            logits -= tl.dot(operands.q_rest, tl.trans(operands.k_rest), input_precision="ieee")
+        else:
+            logits = tl.dot(operands.q_rest, tl.trans(operands.k_rest), logits, input_precision="ieee")
     to_base_2 = factor * LOG2E
+    if FLOAT16:
+        factor = factor[:, None]
     v_token_scale = 1.0
     if KIND.has_token_scales:
         tensors, strides = args.tensors, args.strides
@@ -48,10 +71,10 @@ def scores(
     if KIND.has_soft_cap:
         logits_soft_cap = args.rules.logits_soft_cap
         logits = tanh(logits * tl.minimum(factor / logits_soft_cap, 2.0**100))
-        to_base_2 = logits_soft_cap * LOG2E
+        to_base_2 = to_base_2 * 0.0 + logits_soft_cap * LOG2E if FLOAT16 else logits_soft_cap * LOG2E
     if KIND.has_bias:
         logits = logits * (args.rules.logits_soft_cap if KIND.has_soft_cap else factor) + bias
-        to_base_2 = LOG2E
+        to_base_2 = to_base_2 * 0.0 + LOG2E if FLOAT16 else LOG2E
     return logits, to_base_2, v_token_scale
 
 

@@ -28,19 +28,34 @@ def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.co
 
 
 @triton.jit
-def softmax_step(row_max, row_sum, logits, to_base_2):
-    """One more tile of keys: row_max [M], row_sum [M], the weights [M, N] of its keys and the decay [M] of those before it.
+def in_columns(row_sum, BLOCK_N: tl.constexpr):
+    """Sums of weights [M, N], of each row and column of the tiles of keys, which add up to row_sum [M].
+
+    Threads that hold different columns of a row then add up once, behind the loop, and not for each tile.
+    """
+    return tl.where(tl.arange(0, BLOCK_N)[None, :] == 0, row_sum[:, None], 0.0)
+
+
+@triton.jit
+def softmax_step(row_max, sums, logits, to_base_2, IN_COLUMNS: tl.constexpr, LOG2_UNIT: tl.constexpr):
+    """One more tile of keys: row_max [M], sums, the weights [M, N] of its keys and the decay [M] of those before it.
 
     Args:
+        sums: of weights, [M]; see `in_columns` if IN_COLUMNS.
         logits: [M, N], -inf where a row does not see a key.
         to_base_2: a positive factor of logits. It is applied with the exponent's difference, in one instruction.
+        LOG2_UNIT: weights and their sums are multiplied by 2 to the power of this. If it is not 0, to_base_2 is [M].
     """
     new_max = tl.maximum(row_max, tl.max(logits, 1) * to_base_2)
     # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.exp2(logits * to_base_2 - shift[:, None])
+    if LOG2_UNIT == 0:
+        weights = tl.exp2(logits * to_base_2 - shift[:, None])
+    else:
+        weights = tl.exp2(logits * to_base_2[:, None] - (shift - LOG2_UNIT)[:, None])
     decay = tl.exp2(row_max - shift)
-    return new_max, row_sum * decay + tl.sum(weights, 1), weights, decay
+    sums = sums * decay[:, None] + weights if IN_COLUMNS else sums * decay + tl.sum(weights, 1)
+    return new_max, sums, weights, decay
 
 
 @triton.jit

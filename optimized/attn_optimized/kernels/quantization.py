@@ -8,7 +8,9 @@ et al., arXiv:2206.02915) has exponents biased by 8, its only NaN at 0x80, and n
 
 import triton
 import triton.language as tl
+from triton import knobs
 
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 # Far above the subnormal numbers of float32, and far below the scale of any key or value that matters.
 _LEAST_SCALE = tl.constexpr(2.0**-100)
 _LEAST_E8M0 = tl.constexpr(27)  # 2**(27 - 127), the same
@@ -48,6 +50,38 @@ def decode(stored, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
         # by way of float32: NVIDIA converts float8 to float16, and float16 to bfloat16 at a quarter of the usual rate
         decoded = stored.to(tl.float32).to(DTYPE)
     return decoded
+
+
+@triton.jit
+def decode_pairs(pairs, STORED: tl.constexpr, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
+    """Two elements of type STORED in each int16 -> the first of each pair and the second, as `decode` gives them.
+
+    It is for NVIDIA, whose PTX converts two neighbouring bytes at once. In a dot's register, which holds two pairs, a
+    permutation brings the two first elements together and the two second ones. Triton 3.6 makes six to eight instructions of
+    the shifts below, which the interpreter runs, since it has no PTX.
+    """
+    if FORMAT == "e4m3fn" and not _INTERPRETED:
+        first, second = tl.inline_asm_elementwise(
+            """{
+            .reg .b16 firsts, seconds;
+            .reg .b32 ordered;
+            prmt.b32 ordered, $2, 0, 0x3120;
+            mov.b32 {firsts, seconds}, ordered;
+            cvt.rn.f16x2.e4m3x2 $0, firsts;
+            cvt.rn.f16x2.e4m3x2 $1, seconds;
+            }""",
+            constraints="=r,=r,r",
+            args=[pairs],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+        # by way of float32: see `decode`
+        first, second = first.to(tl.float32).to(DTYPE), second.to(tl.float32).to(DTYPE)
+    else:
+        first, second = pairs.to(tl.int8).to(STORED, bitcast=True), (pairs >> 8).to(tl.int8).to(STORED, bitcast=True)
+        first, second = decode(first, FORMAT, DTYPE), decode(second, FORMAT, DTYPE)
+    return first, second
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from attn_contract import Batch, Layer
 
+from attn_optimized.device import INTERPRETER
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.arguments import Kind
 from attn_optimized.kernels.attention import attention_kernel
@@ -42,7 +43,8 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         q_unit=q_unit,
         kv_unit=kv_unit,
         out_format=stored_format(out, plan.architecture)[1],
-        has_value_pairs=_has_value_pairs(plan, call, kv_unit),
+        **_latent_steps(plan, call),
+        **_value_pairs(plan, call, kv_unit),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
         has_unmasked_loop=_has_unmasked_loop(plan, layer),
@@ -115,8 +117,18 @@ def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ints.view(torch.float32), ints.view(torch.bool)
 
 
+def _value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> dict[str, bool]:
+    """Whether tiles of few rows load V, and K of a latent cache, by two dims at once, and what they do with them."""
+    has_pairs = _has_value_pairs(plan, call, kv_unit)
+    is_e4m3fn = call.layer.kv_cache_dtype is torch.float8_e4m3fn
+    return {
+        "has_value_pairs": has_pairs,
+        "has_float16_dots": has_pairs and is_e4m3fn and call.q.dtype is torch.bfloat16,
+    }
+
+
 def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> bool:
-    """Whether tiles of few rows load V, and K of a latent cache, by two dims at once: see kernels/load.py.
+    """Whether pairs of dims can be loaded, and whether they are worth it: see kernels/load.py.
 
     Elements are of one byte, the dims of a slot stand in a row, and each row begins at an even address. AMD's GPUs have no
     ldmatrix: on gfx942 the loops of a decode have as many instructions either way, on gfx1201 more in pairs, and on both more
@@ -130,6 +142,23 @@ def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> 
     has_rows = interior == "rows" or (interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
     is_even = kv_unit % 2 == 0 and call.layer.value_size % 2 == 0 and cache.data_ptr() % 2 == 0
     return cache.element_size() == 1 and has_rows and is_even
+
+
+def _latent_steps(plan: AttentionPlan, call: AttentionCall) -> dict[str, bool]:
+    """How the loops over a latent cache compute weights, where it was measured: on an H200.
+
+    Sums of weights in columns take a register for each key of a thread. Tiles of few rows have them, and larger ones that do
+    not hold decoded keys in registers, too.
+    """
+    tiles, architecture = plan.tiles, plan.architecture
+    is_measured = architecture in ("sm90", INTERPRETER) and call.q.element_size() == 2
+    is_latent = isinstance(call.keys, PagedKeys) and kv_cache_strides(call.keys.kv_cache, call.layer).interior == "latent"
+    has_few_rows = tiles.block_m == MIN_DOT
+    has_hidden_dots = is_measured and is_latent and not has_few_rows
+    return {
+        "has_hidden_dots": has_hidden_dots,
+        "has_sums_in_columns": is_measured and is_latent and (has_few_rows or call.layer.kv_cache_dtype is None),
+    }
 
 
 def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
