@@ -11,6 +11,11 @@ INTERPRETER = "interpreter"
 _INTERPRETED = knobs.runtime.interpret
 
 
+def has_dependent_launches(architecture: str) -> bool:
+    """Whether a kernel can begin on an architecture while the kernel before it ends: see kernels/dependent_launch.py."""
+    return architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 90
+
+
 def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
     """Name of what runs a kernel on tensors of a device: "interpreter", or a GPU's architecture, such as "sm90" or "gfx942".
 

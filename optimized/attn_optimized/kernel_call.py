@@ -66,7 +66,8 @@ class Launch:
         if 0 in self.grid:
             return
         if device.type != "cuda":
-            self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
+            # the interpreter has no compiler's options
+            self.kernel[self.grid](*tensors, *self._behind_tensors)
         elif device.index == torch.cuda.current_device():
             self._run_on_gpu(tensors, device.index)
         else:

@@ -38,6 +38,7 @@ KIND = {
     "has_soft_cap": False,
     "has_bias": False,
     "is_partial": False,
+    "has_dependent": False,
     "head_size": 16,
     "groups_per_kv_head": 1,
     "heads_per_kv_head": 0,

@@ -86,6 +86,14 @@ def test_weights_far_below_float16s_range_count(assert_agrees, device):
     assert_agrees(call)
 
 
+def test_a_sink_weighs_as_much_as_keys_do(assert_agrees, device):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(n, 2, 32, generator=generator).to(torch.bfloat16) for n in (1, 70, 70))
+    call = call_of_tokens(joined([(query, key, value)]), kv_cache_dtype=FN, sinks=[2.0, 5.0], device=device, **ONE)
+    assert kind_of(call).has_float16_dots
+    assert_agrees(call)
+
+
 @pytest.mark.parametrize(
     ("cache", "q_dtype"), [(FN, torch.float16), (torch.int8, torch.bfloat16), (None, torch.bfloat16)], ids=str
 )

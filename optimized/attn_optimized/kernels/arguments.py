@@ -57,6 +57,8 @@ class Kind:
     """whether something is added to logits: ALiBi, qq_bias"""
     is_partial: bool
     """whether the softmax's state for parts of the keys is written"""
+    has_dependent: bool
+    """whether the kernel that reduces parts is launched before this one ends: see dependent_launch"""
     head_size: int
     """dims of q and K"""
     first_size: int

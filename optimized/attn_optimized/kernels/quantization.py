@@ -8,9 +8,9 @@ et al., arXiv:2206.02915) has exponents biased by 8, its only NaN at 0x80, and n
 
 import triton
 import triton.language as tl
-from triton import knobs
 
-_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+from attn_optimized.kernels.compiled_once import INTERPRETED
+
 # Far above the subnormal numbers of float32, and far below the scale of any key or value that matters.
 _LEAST_SCALE = tl.constexpr(2.0**-100)
 _LEAST_E8M0 = tl.constexpr(27)  # 2**(27 - 127), the same
@@ -60,7 +60,7 @@ def decode_pairs(pairs, STORED: tl.constexpr, FORMAT: tl.constexpr, DTYPE: tl.co
     permutation brings the two first elements together and the two second ones. Triton 3.6 makes six to eight instructions of
     the shifts below, which the interpreter runs, since it has no PTX.
     """
-    if FORMAT == "e4m3fn" and not _INTERPRETED:
+    if FORMAT == "e4m3fn" and not INTERPRETED:
         first, second = tl.inline_asm_elementwise(
             """{
             .reg .b16 firsts, seconds;

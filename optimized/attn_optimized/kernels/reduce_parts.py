@@ -3,6 +3,7 @@
 import triton.language as tl
 
 from attn_optimized.kernels.compiled_once import compiled_once
+from attn_optimized.kernels.dependent_launch import wait_for_previous
 from attn_optimized.kernels.online_softmax import FINISHED, divide, normalize
 from attn_optimized.kernels.quantization import encode
 
@@ -35,12 +36,15 @@ def reduce_parts_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """Reduce BLOCK_D dims of BLOCK_ROWS pairs of (token, query head), in the order of tokens.
 
     BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them.
     Grid: (tiles, blocks of dims).
     """
+    if IS_DEPENDENT:
+        wait_for_previous()
     # [rows]
     pair = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = pair // num_heads

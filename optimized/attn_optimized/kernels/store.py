@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from attn_optimized.kernels.dependent_launch import let_next_begin
 from attn_optimized.kernels.online_softmax import FINISHED, divide, normalize
 from attn_optimized.kernels.quantization import encode
 from attn_optimized.kernels.query_tiles import recomputed_rows
@@ -12,6 +13,8 @@ from attn_optimized.kernels.query_tiles import recomputed_rows
 def finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """Store the state of the rows if it is that of a part of their keys, else the output."""
     tensors = args.tensors
+    if KIND.has_dependent:
+        let_next_begin()
     if KIND.is_partial:
         rows = recomputed_rows(tile, args.sizes, KIND, BLOCK_M)
         state_offset = offset_of_state(tile, rows, args)

@@ -1,11 +1,12 @@
 """The launch of the attention kernel: its Kind, its numbers and its tensors."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from attn_contract import Batch, Layer
 
-from attn_optimized.device import INTERPRETER
+from attn_optimized.device import INTERPRETER, has_dependent_launches
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.arguments import Kind
 from attn_optimized.kernels.attention import attention_kernel
@@ -37,6 +38,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
     )
     keys = call.keys.tensors(layer, plan.architecture)
     kv_unit, kv_strides = in_units(keys.k.element_size(), **call.keys.strides(layer))
+    is_partial = plan.splits > 1 or first_part is not None
     kind = Kind(
         **plan.tiles.kind,
         **call.keys.kind(layer, plan.architecture),
@@ -50,7 +52,8 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         has_unmasked_loop=_has_unmasked_loop(plan, layer),
         has_soft_cap=has_soft_cap(layer),
         has_bias=has_bias(layer, batch),
-        is_partial=plan.splits > 1 or first_part is not None,
+        is_partial=is_partial,
+        has_dependent=is_partial and has_dependent_launches(plan.architecture),
     )
     return Launch.of(
         attention_kernel,
@@ -117,7 +120,7 @@ def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ints.view(torch.float32), ints.view(torch.bool)
 
 
-def _value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> dict[str, bool]:
+def _value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> dict[str, Any]:
     """Whether tiles of few rows load V, and K of a latent cache, by two dims at once, and what they do with them."""
     has_pairs = _has_value_pairs(plan, call, kv_unit)
     is_e4m3fn = call.layer.kv_cache_dtype is torch.float8_e4m3fn
@@ -144,7 +147,7 @@ def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> 
     return cache.element_size() == 1 and has_rows and is_even
 
 
-def _latent_steps(plan: AttentionPlan, call: AttentionCall) -> dict[str, bool]:
+def _latent_steps(plan: AttentionPlan, call: AttentionCall) -> dict[str, Any]:
     """How the loops over a latent cache compute weights, where it was measured: on an H200.
 
     Sums of weights in columns take a register for each key of a thread. Tiles of few rows have them, and larger ones that do

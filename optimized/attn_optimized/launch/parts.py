@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from attn_contract import Batch, Layer
 
+from attn_optimized.device import has_dependent_launches
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.launch.call import AttentionCall
@@ -43,12 +44,18 @@ def reduce_launch(plan: AttentionPlan, call: AttentionCall, num_parts: int) -> L
     out = rows_by_head(call)
     num_rows = batch.num_actual_tokens
     tiles = reduce_tiles(plan.architecture, head_size=layer.value_size, num_parts=num_parts)
+    is_dependent = has_dependent_launches(plan.architecture)
     out_unit, out_strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     return Launch.of(
         reduce_parts_kernel,
         reduce_grid(tiles, num_rows * layer.num_heads),
-        {**tiles.constants, "OUT_UNIT": out_unit, "OUT_FORMAT": stored_format(out, plan.architecture)[1]},
-        tiles.options,
+        {
+            **tiles.constants,
+            "OUT_UNIT": out_unit,
+            "OUT_FORMAT": stored_format(out, plan.architecture)[1],
+            "IS_DEPENDENT": is_dependent,
+        },
+        tiles.options | ({"launch_pdl": True} if is_dependent else {}),
         has_lse=int(lse is not None),
         has_output_scale=int(layer.output_scale is not None),
         num_requests=batch.num_requests,

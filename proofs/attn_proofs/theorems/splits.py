@@ -209,7 +209,8 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
     }
     pointers = ("out_ptr", "lse_ptr", "acc_ptr", "row_max_ptr", "row_sum_ptr", "output_scale_ptr", "query_start_loc_ptr")
     numbers = ("num_requests", "num_parts", "stride_out_row", "stride_out_head", "stride_lse_head")
-    constants = {"OUT_UNIT": 1, "OUT_FORMAT": "float", "HEAD_SIZE": size, "BLOCK_ROWS": 8, "BLOCK_PARTS": 4, "BLOCK_D": BLOCK_D}
+    tiles = {"HEAD_SIZE": size, "BLOCK_ROWS": 8, "BLOCK_PARTS": 4, "BLOCK_D": BLOCK_D}
+    constants = tiles | {"OUT_UNIT": 1, "OUT_FORMAT": "float", "IS_DEPENDENT": False}
     flags = {"has_lse": 0, "has_output_scale": 0, "num_heads": heads, "num_rows": rows}
     given = {name: inputs.pointer(name) for name in pointers} | {name: symbol(name, "int32") for name in numbers}
     reader.call(f"{KERNELS}.reduce_parts.reduce_parts_kernel", **given, **flags, **constants)

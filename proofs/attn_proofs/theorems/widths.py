@@ -92,7 +92,14 @@ def _written(sources: Sources) -> Extraction:
 
 def _reduced(sources: Sources) -> Extraction:
     tensors = dict.fromkeys(("out_ptr", "lse_ptr", "acc_ptr", "row_max_ptr", "row_sum_ptr", "output_scale_ptr"), "float")
-    constants = TILED | {"OUT_UNIT": 1, "BLOCK_PARTS": 4, "has_lse": 1, "has_output_scale": 0, "num_heads": _HEADS}
+    constants = TILED | {
+        "OUT_UNIT": 1,
+        "BLOCK_PARTS": 4,
+        "IS_DEPENDENT": False,
+        "has_lse": 1,
+        "has_output_scale": 0,
+        "num_heads": _HEADS,
+    }
     return run_kernel(
         f"{KERNELS}.reduce_parts.reduce_parts_kernel", constants, tensors | {"query_start_loc_ptr": "int32"}, sources=sources
     )
