@@ -24,9 +24,10 @@ from attn_fuzz.verdict.rounding import Rounding
 MOST_REASONS = 32
 """How many different reasons a recording counts. Reasons may name numbers of a call, and a server makes calls for weeks."""
 
-UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True)
+UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True, float16_dots=True)
 """The roundings allowed to an unknown kernel: it has tiles of at least 16 keys, adds the keys of a row one after the other,
-splits the keys into at most 64 parts, and rounds K and V of a quantized cache to q's dtype before the dot products."""
+splits the keys into at most 64 parts, rounds K and V of a quantized cache to q's dtype before the dot products, or multiplies
+those of a float8 cache as float16."""
 
 
 def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rounding: Rounding = UNKNOWN_KERNEL) -> Judgement:
