@@ -23,8 +23,8 @@ def earlier(tmp_path):
     shutil.copytree(ROOT / "optimized", tmp_path / "earlier" / "optimized", ignore=shutil.ignore_patterns("__pycache__"))
     source = tmp_path / "earlier" / "optimized" / "attn_optimized" / "kernels" / "online_softmax.py"
     text = source.read_text(encoding="utf-8")
-    assert "row_sum * decay" in text
-    source.write_text(text.replace("row_sum * decay", "row_sum"), encoding="utf-8")
+    assert "sums * decay + tl.sum" in text
+    source.write_text(text.replace("sums * decay + tl.sum", "sums + tl.sum"), encoding="utf-8")
     return tmp_path / "earlier"
 
 

@@ -1,5 +1,7 @@
 """Programs that run together compute what they compute one by one: they part at branches, loops and returns, and meet again."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -122,7 +124,30 @@ def shapes_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
     tl.store(out_ptr + program * SIZE + lane, ends + tl.sum(tl.cat(lane, lane)))
 
 
-KERNELS = [branches_kernel, loops_kernel, returns_kernel, atomics_kernel, shapes_kernel]
+class Pair(NamedTuple):
+    first: tl.tensor
+    second: tl.tensor
+
+
+@triton.jit
+def sum_of(pair):
+    return pair.first + pair.second
+
+
+@triton.jit
+def records_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
+    program, lane = tl.program_id(0), tl.arange(0, SIZE)
+    number = tl.load(numbers_ptr + program)
+    found = lane
+    for i in range(number):
+        pair = Pair(first=found, second=i)
+        if i > 2:
+            pair = Pair(first=lane, second=number)
+        found = sum_of(pair)
+    tl.store(out_ptr + program * SIZE + lane, found)
+
+
+KERNELS = [records_kernel, branches_kernel, loops_kernel, returns_kernel, atomics_kernel, shapes_kernel]
 
 
 def launched(kernel, at_once, size=4):

@@ -82,8 +82,11 @@ def test_dots_of_few_rows_have_a_stage_more_than_tiles_of_keys():
 def test_two_tiles_of_a_latent_cache_fit_without_a_bias():
     """Two stages keep two tiles of a latent cache: 237,568 bytes of 232,448, with 64 rows of q and a tile of logits."""
     latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_kv_heads": 1, "max_query_len": 5, "num_tokens": 5}
-    without_bias = tiles_of(**latent).parameters
-    with_bias = tiles_of(**latent, has_bias=True).parameters
+    most = replace(parameters_for("sm90", phase="latent", itemsize=2, block_d=576, quantized=False), block_n=64, num_stages=2)
+    without_bias, with_bias = (
+        attention_tiles(Workload(**(CALL | latent | {"has_bias": has_bias})), "sm90", COMPUTE_UNITS, most).parameters
+        for has_bias in (False, True)
+    )
     assert (without_bias.num_stages, with_bias.num_stages) == (2, 1)
 
 

@@ -362,7 +362,8 @@ def _merged(lanes: Lanes, old: Any, new: Any, what: str) -> Any:
     if _is_tensor(new) and _is_tensor(old):
         return _selected(lanes, old, new) if new.type == old.type else UNDEFINED
     if isinstance(new, tuple) and isinstance(old, tuple) and len(new) == len(old):
-        return type(new)(_merged(lanes, *pair, what) for pair in zip(old, new, strict=True))
+        merged = [_merged(lanes, *pair, what) for pair in zip(old, new, strict=True)]
+        return type(new)(*merged) if hasattr(new, "_fields") else type(new)(merged)  # a NamedTuple takes its fields apart
     if type(new) is not type(old) or new != old:
         raise apart(f"{what}: {old} for some programs, {new} for others")
     return new
