@@ -130,20 +130,22 @@ class Pair(NamedTuple):
 
 
 @triton.jit
-def sum_of(pair):
-    return pair.first + pair.second
+def pair_of(number, lane):
+    if number > 3:
+        return Pair(first=lane, second=number)
+    return Pair(first=lane + 1, second=2 * number)
 
 
 @triton.jit
 def records_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
     program, lane = tl.program_id(0), tl.arange(0, SIZE)
     number = tl.load(numbers_ptr + program)
-    found = lane
+    pair = pair_of(number, lane)
+    found = lane + 0
     for i in range(number):
-        pair = Pair(first=found, second=i)
-        if i > 2:
-            pair = Pair(first=lane, second=number)
-        found = sum_of(pair)
+        if pair.second > 4:
+            pair = Pair(first=pair.second + lane, second=pair.second - i)
+        found += pair.first
     tl.store(out_ptr + program * SIZE + lane, found)
 
 
