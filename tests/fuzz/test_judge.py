@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import attn_reference
 import msgspec
@@ -14,6 +15,7 @@ from attn_fuzz.cases import tensors
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.properties import error_bound
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
@@ -402,6 +404,13 @@ def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
     lost[0], lse[:, 0] = 0.5, math.log(2.0)
     assert not judge.judge_call(call, lost, lse, Rounding(keys_per_tile=64)).agrees
     assert judge.judge_call(call, lost, lse, Rounding(keys_per_tile=64, float16_dots=True)).agrees
+
+    right = attn_reference.paged_attention(call.q, call.kv_cache, call.layer, call.batch)
+    error = (lost - right)[0].double().abs()
+    step = SimpleNamespace(**{name: getattr(call, name) for name in ("q", "layer", "batch", "kv_cache")}, out=lost)
+    for float16_dots in (False, True):
+        bound = error_bound(lambda device, dots=float16_dots: Rounding(keys_per_tile=64, float16_dots=dots))(step)
+        assert bool((error <= bound.out[0]).all()) == float16_dots, "without an oracle, too"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.oracle import Oracle
 from attn_optimized.attention import paged_attention_calls
+from attn_optimized.device import has_dependent_launches
 from attn_optimized.kernels.load import FEW_ROWS
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
@@ -217,6 +218,29 @@ def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, m
         outputs.append(out)
     assert torch.equal(*outputs)
     assert_agrees(call)
+
+
+@pytest.mark.parametrize(("architecture", "is_dependent"), [("sm90", True), ("gfx942", False), ("gfx1201", False)])
+def test_a_reduction_is_launched_before_the_attention_kernel_ends_where_the_gpu_can(architecture, is_dependent, paged_call):
+    call = paged_call([1], [700])
+    for parameters in (Parameters(block_m=16, block_n=32, num_warps=4, num_stages=1, keys_per_split=64), None):
+        plan = attn_optimized.plan_of(
+            call.q, call.layer, call.batch, parameters=parameters, architecture=architecture, compute_units=132
+        )
+        step = (call.q, call.kv_cache, call.layer, call.batch)
+        attention, *reduction = (each.launch for each in paged_attention_calls(*step, plan, out=torch.empty_like(call.q)))
+        assert attention.constants["KIND"].has_dependent == (is_dependent and bool(reduction))
+        assert "launch_pdl" not in attention.options
+        for launch in reduction:
+            assert launch.constants["IS_DEPENDENT"] == launch.options.get("launch_pdl", False) == is_dependent
+        assert reduction or parameters is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("sm89", False), ("sm90", True), ("sm100", True), ("interpreter", False), ("gfx950", False)]
+)
+def test_which_gpus_launch_a_kernel_before_another_ends(architecture, expected):
+    assert has_dependent_launches(architecture) == expected
 
 
 def test_values_at_an_odd_address_are_loaded_one_by_one(paged_call):

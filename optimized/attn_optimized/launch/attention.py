@@ -150,8 +150,8 @@ def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> 
 def _latent_steps(plan: AttentionPlan, call: AttentionCall) -> dict[str, Any]:
     """How the loops over a latent cache compute weights, where it was measured: on an H200.
 
-    Sums of weights in columns take a register for each key of a thread. Tiles of few rows have them, and larger ones that do
-    not hold decoded keys in registers, too.
+    The interpreter runs what sm90 does. Sums of weights in columns take a register for each key of a thread. Tiles of few rows
+    have them, and larger ones that do not hold decoded keys in registers, too.
     """
     tiles, architecture = plan.tiles, plan.architecture
     is_measured = architecture in ("sm90", INTERPRETER) and call.q.element_size() == 2
