@@ -111,14 +111,18 @@ def test_exceptions_are_of_the_releases_that_tox_installs():
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
-    """No launch is named twice: the last figure would count, and the first would allow nothing."""
+    """No launch is named twice: the last figure would count, and the first would allow nothing.
+
+    The compiler gives one launch other code from run to run, by a fiftieth of its spills.
+    """
     allowed = budgets.load()
     for exception in allowed.exceptions:
         if release in exception.triton and exception.fact == "vgpr_spills":
             for name, figure in exception.calls.items():
-                facts = {"vgpr_spills": int(figure) + 1, "waves": None}
-                assert over(name, exception.architecture, allowed, release, **facts) == [
-                    f"vgpr_spills is {figure + 1}, at most {figure} allowed"
+                most = int(figure) + int(figure) // 50
+                assert not over(name, exception.architecture, allowed, release, vgpr_spills=most, waves=None)
+                assert over(name, exception.architecture, allowed, release, vgpr_spills=most + 1, waves=None) == [
+                    f"vgpr_spills is {most + 1}, at most {most} allowed"
                 ]
 
 

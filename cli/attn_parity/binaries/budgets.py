@@ -20,6 +20,11 @@ Fact = Literal["vgpr_spills", "waves"]
 """Facts with a budget of their own: the most spilled registers, and the fewest waves of a SIMD."""
 
 
+ONE_SPILL_IN = 50
+"""Spills may be above a budget by one in so many. LLVM orders the terms of some sums by their addresses in the compiler's own
+memory, so one launch has other code in another run of the compiler: of 36 runs, 20 spilled 515 registers, 15 spilled 516 and one
+517; another launch spilled 275 or 279. A budget below 50 allows none more."""
+
 SHIPPED = Path(__file__).with_name("budgets.toml")
 _RELEASE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _IN_WORDS = {int: "an integer", str: "a string", dict: "a table", list: "a list"}
@@ -130,8 +135,9 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
         return budgets.allowed(fact, architecture, name, triton)
 
     wrong = []
-    if (facts.vgpr_spills or 0) > (most := allowed("vgpr_spills")):
-        wrong.append(f"vgpr_spills is {facts.vgpr_spills}, at most {most:g} allowed")
+    spills, most = facts.vgpr_spills or 0, allowed("vgpr_spills")
+    if spills > most and _is_off("vgpr_spills", spills, most):
+        wrong.append(f"vgpr_spills is {spills}, at most {most + most // ONE_SPILL_IN:g} allowed")
     if facts.waves is not None and facts.waves < (least := allowed("waves")):
         wrong.append(f"waves is {facts.waves:g}, at least {least:g} wanted")
     if facts.lds_bytes > facts.lds_limit:
@@ -164,9 +170,14 @@ def unneeded(
             key = exception.architecture, name
             if exception.architecture in names and name not in names[exception.architecture]:
                 found.append(f"{exception.architecture} {name}: there is no such launch")
-            elif key in facts and (actual := getattr(facts[key], exception.fact)) != figure:
+            elif key in facts and _is_off(exception.fact, actual := getattr(facts[key], exception.fact), figure):
                 found.append(f"{exception.architecture} {name}: {exception.fact} is {actual:g}, and {figure:g} is allowed")
     return found
+
+
+def _is_off(fact: Fact, actual: float, budget: float) -> bool:
+    """Whether a fact is not its budget, and two runs of the compiler do not differ so."""
+    return abs(actual - budget) * ONE_SPILL_IN > budget if fact == "vgpr_spills" else actual != budget
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
