@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
-from attn_fuzz.strategies.cases import VALUES
+from attn_fuzz.strategies.cases import VALUES, plain
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
 from attn_fuzz.strategies.tally import Tally
@@ -430,6 +430,23 @@ def test_a_rule_that_a_support_requires_is_in_each_layer_and_a_layer_without_it_
     assert any(one.rules == requires.rules and not one.required_rules for one in requires.widenings())
     with pytest.raises(ValueError, match=r"required_rules: got 'sinks', expected names of Support\.rules"):
         replace(packed, required_rules=("sinks",))
+
+
+def test_many_cases_are_plain_in_every_way(drawn):
+    """Where each choice is drawn by itself, none of these cases is so."""
+    usual = plain(EVERYTHING)
+    held = [case for case in drawn if usual.engine.limit(case) is None and case.dtype in usual.dtypes]
+    assert len(held) > len(drawn) / 5
+    assert {bool(case.cache) for case in held} == {False, True}
+    assert {rule for case in held for rule in case.rules} == {rule for case in drawn for rule in case.rules}
+
+
+def test_a_plain_support_keeps_to_what_it_is_of():
+    narrow = replace(EVERYTHING, dtypes=("float16",), head_sizes=(20, 33))
+    assert plain(narrow).dtypes == ("float16",)
+    assert plain(narrow).head_sizes == (20, 33)
+    assert plain(EVERYTHING).engine.padding == (0,)
+    assert all(size % 16 == 0 for size in plain(EVERYTHING).head_sizes)
 
 
 def test_slots_are_mostly_finite_where_a_support_says_so(drawn):

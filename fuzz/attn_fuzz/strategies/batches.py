@@ -24,14 +24,14 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     Decode has 1 query (or 0, as graph padding), speculative decode a few, and prefill and extend lengths around a tile's end.
     Some batches mix them.
 
-    - With drafts (qq_bias), a few queries are drawn most often.
+    - With drafts (qq_bias), a few queries are drawn most often, or one: a bias of one draft has strides that say nothing.
     - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins.
     - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins.
     """
     tiles = tile_lengths(support)
     kinds = {"decode": (DECODE,), "few": (FEW,), "tiles": (tiles,), "mixed": (DECODE, FEW, tiles)}
     if "qq_bias" in rules:
-        return kinds[pick(draw, ("few", "few", "decode", "mixed", "tiles"))]
+        return kinds[pick(draw, ("few", "few", "decode", "decode", "mixed", "tiles"))]
     if "bidirectional_ranges" in rules:
         several = [n for n in tiles if n > max(support.tile_sizes)] or [support.max_tokens]
         return {**kinds, "several": (several,)}[pick(draw, ("few", "mixed", "tiles", "several", "several"))]

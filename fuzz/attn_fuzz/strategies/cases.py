@@ -55,6 +55,8 @@ def _families(
     can_refuse = refuses and support.widened() != support
     refused = can_refuse and pick(draw, (False, False, False, True))
     within = pick(draw, support.widenings()) if refused else support
+    if pick(draw, (False, False, True)):
+        within = plain(within)
     num_layers, least_steps = (1, 1) if tally is None else (CANDIDATES, STEPS)
     tally = Tally() if tally is None else tally
     chosen = _rarest([layer(draw, within) for _ in range(num_layers)], target, support, refused, tally)
@@ -67,6 +69,27 @@ def _families(
         reject()
     family = fitting if num_steps > 1 else [max(fitting, key=tally.novelty)]
     return with_earlier(draw, family, support, refuses, tally)
+
+
+def plain(support: Support) -> Support:
+    """The support where everything is as it mostly is: no padding, one order of dimensions, strides that any tensor has, rows of
+    whole pieces of 16 bytes, and bfloat16.
+
+    A kernel has a fast way for such steps, which is the way that it mostly goes. Where each choice is drawn by itself, not one of
+    600 cases is so. To leave many things out of a case at once is known as swarm testing (Groce et al., ISSTA 2012).
+    """
+    engine = support.engine
+    usual = {
+        field.name: getattr(engine, field.name)[:1]
+        for field in dataclasses.fields(engine)
+        if isinstance(getattr(engine, field.name), tuple)
+    }
+    return dataclasses.replace(
+        support,
+        engine=dataclasses.replace(engine, **usual),
+        dtypes=("bfloat16",) if "bfloat16" in support.dtypes else support.dtypes,
+        head_sizes=tuple(size for size in support.head_sizes if size % 16 == 0) or support.head_sizes,
+    )
 
 
 def _rarest(candidates: list[DrawnLayer], target: str, support: Support, refused: bool, tally: Tally) -> DrawnLayer:
