@@ -22,8 +22,8 @@ Fact = Literal["vgpr_spills", "waves"]
 
 ONE_SPILL_IN = 50
 """Spills may be above a budget by one in so many. LLVM orders the terms of some sums by their addresses in the compiler's own
-memory, so one launch has other code in another run of the compiler: of 36 runs, 20 spilled 515 registers, 15 spilled 516 and one
-517; another launch spilled 275 or 279. A budget below 50 allows none more."""
+memory, so one launch has other code in another run of the compiler: of 36 runs, 20 spilled 515 registers, 15 spilled 516 and
+one 517; another launch spilled 275 or 279. A budget below 50 allows none more."""
 
 SHIPPED = Path(__file__).with_name("budgets.toml")
 _RELEASE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")

@@ -72,11 +72,11 @@ def _families(
 
 
 def plain(support: Support) -> Support:
-    """The support where everything is as it mostly is: no padding, one order of dimensions, strides that any tensor has, rows of
-    whole pieces of 16 bytes, and bfloat16.
+    """The support where everything is as it mostly is: no padding, one order of dimensions, strides that any tensor has, rows
+    of whole pieces of 16 bytes, and bfloat16.
 
-    A kernel has a fast way for such steps, which is the way that it mostly goes. Where each choice is drawn by itself, not one of
-    600 cases is so. To leave many things out of a case at once is known as swarm testing (Groce et al., ISSTA 2012).
+    A kernel has a fast way for such steps, which is the way that it mostly goes. Where each choice is drawn by itself, not one
+    of 600 cases is so. To leave many things out of a case at once is known as swarm testing (Groce et al., ISSTA 2012).
     """
     engine = support.engine
     usual = {
