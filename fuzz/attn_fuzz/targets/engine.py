@@ -24,8 +24,9 @@ class Engine:
     """What an engine sends. The defaults are all that the contract allows.
 
     A bool says whether the engine ever sends what the field names. Every other field holds the values that are drawn, the
-    simplest first; a number stands for all numbers up to the largest one. Most fields have the name of the field of Case or
-    Cache that they restrict. A case beyond an Engine is not run on the target, and the target does not have to refuse it.
+    simplest first, which a third of the drawn layers have alone; a number stands for all numbers up to the largest one. Most
+    fields have the name of the field of Case or Cache that they restrict. A case beyond an Engine is not run on the target, and
+    the target does not have to refuse it.
 
     Args:
         windows: kinds of windows. "any": each edge by itself. "left": (W - 1, -1). "symmetric": (W - 1, W - 1). "by causality":
