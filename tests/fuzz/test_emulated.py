@@ -65,7 +65,7 @@ def tried(case: Case) -> Verdict:
 
 @pytest.mark.parametrize("architecture", ["GFX942", "GFX1201"])
 def test_drawn_examples_agree(architecture, fuzz_here):
-    ended, cases = fuzz_here(f"planted_emulated:SMALL_{architecture}", examples=5, seed=2)
+    ended, cases = fuzz_here(f"planted_emulated:SMALL_{architecture}", examples=5, seed=4)
     assert ended.failure is None, ended.failure
     assert ended.examples == len(cases) == 5
     assert ended.ratio > 0

@@ -139,7 +139,7 @@ def test_a_node_that_dies_is_named_in_one_line_and_ray_prints_nothing(cluster, s
     killing.start()
     # a shard for each node: the workers of the one that is killed go on, and it is missed long before they have drawn theirs
     monkeypatch.setattr(fleet, "CHECK_SECONDS", 0.25)
-    options = ("--ray", cluster.address, "--target", "planted:FLASH", "--examples", 120, "--seed", 1, "--corpus", "none")
+    options = ("--ray", cluster.address, "--target", "planted:FLASH", "--examples", 300, "--seed", 1, "--corpus", "none")
     run = attn_parity("fuzz", *options)
     killing.join()
     assert run.code == 0, run.err

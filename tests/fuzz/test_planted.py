@@ -42,7 +42,7 @@ KINDS = {
     "WRITE_ANY_NAN": {"cache"},
     "CAP_BEFORE_SCALE": {"value", "lse"},
     "CAP_AFTER_BIAS": {"value", "lse"},
-    "CAP_OVERFLOWS": {"nan", "lse"},
+    "CAP_OVERFLOWS": {"nan", "lse", "unwritten"},
     "ALIBI_FROM_THE_START": {"value", "lse"},
     "ALIBI_SIGNED": {"value", "lse"},
     "SINK_TOKENS_ONE_MORE": {"value", "nan", "lse"},

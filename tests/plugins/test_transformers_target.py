@@ -49,12 +49,12 @@ def test_sdpa_agrees(ended):
 
 
 WRONG = {
-    "a decode has lost its mask": ("if query.shape[2] == 1: mask = None", "window"),
-    "a query reads the head of another": ("key, value = (x.flip(1) for x in (key, value))", "num_kv_heads"),
-    "the scale is lost": ("scaling = 1.0", "scale"),
-    "a prompt without a mask sees ahead": ("module.is_causal = False", "requests"),
+    "a decode has lost its mask": ("if query.shape[2] == 1: mask = None", {"window", "chunked_local"}),
+    "a query reads the head of another": ("key, value = (x.flip(1) for x in (key, value))", {"num_kv_heads"}),
+    "the scale is lost": ("scaling = 1.0", {"scale"}),
+    "a prompt without a mask sees ahead": ("module.is_causal = False", {"requests"}),
 }
-"""A change of the arguments, and what a case needs in order to show it."""
+"""A change of the arguments, and fields of a case: it needs one of them in order to show the change."""
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -64,4 +64,4 @@ def test_a_wrong_function_is_found(name, ended, tmp_path):
     assert run.returncode == 1, run.stdout + run.stderr
     case = case_file.load(tmp_path / "attn-parity-runs" / "my-transformers-attention-1.json")
     simplest = Case(target=case.target, head_size=case.head_size, requests=SIMPLEST, cache=case.cache)
-    assert getattr(case, needed) != getattr(simplest, needed), case_file.dumps(case)
+    assert any(getattr(case, name) != getattr(simplest, name) for name in needed), case_file.dumps(case)
