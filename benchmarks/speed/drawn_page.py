@@ -20,6 +20,8 @@ PAGE = PAGES / "performance-drawn.md"
 WORST = 10
 LAUNCH_MS = 0.01
 """Of a call whose floor is below this, a launch is a large part: such calls are counted apart."""
+PACKED = ("X_PACKED", "SHUFFLED")
+"""Layouts whose keys are no rows of dims. Only kernels for AMD's GPUs ask for them."""
 WIDTH, HEIGHT, LEFT, TOP = 620, 300, 60, 40
 _CURVES = """.curve { fill: none; stroke-width: 2 } .ours.curve { stroke: #2563a8 } .vllm.curve { stroke: #d08a1d }
 .aiter.curve { stroke: #b5404a } .flash.curve { stroke: #8a949c } .cudnn.curve { stroke: #5e8f5a }
@@ -61,6 +63,8 @@ def _page(runs: dict[Path, Run]) -> Iterator[str]:
         "shape: the command of a run has its seed. [performance.md](performance.md) says how times and floors are measured.",
         "",
         f"A call whose floor is below {1e3 * LAUNCH_MS:g} us is counted as *small*: its launch takes as long as its work.",
+        f"{' and '.join(PACKED)} are layouts of kernels for AMD's GPUs. The calls of the other classes that have one of them are",
+        "counted once more as *packed*, and the rest of these calls as *in rows*.",
     )
     for path, run in runs.items():
         yield from _section(path, run)
@@ -95,6 +99,7 @@ def _classes(run: Run) -> Iterator[str]:
     )
     large = [case for case in run.cases if case.floor_ms >= LAUNCH_MS]
     classes = {traffic: [case for case in large if case.traffic == traffic] for traffic in TRAFFIC}
+    classes |= {"in rows": [case for case in large if not _is_packed(case)], "packed": list(filter(_is_packed, large))}
     classes |= {"small": [case for case in run.cases if case.floor_ms < LAUNCH_MS], "all": run.cases}
     for name, cases in classes.items():
         shares = sorted(found for case in cases if (found := share(case)) is not None)
@@ -105,6 +110,10 @@ def _classes(run: Run) -> Iterator[str]:
         figures = (statistics.median(shares), shares[len(shares) // 10], shares[0])
         cells = [f"{figure:.0%}" for figure in figures] + [str(len(slower)), least] + [_ratio(cases, peer) for peer in PEERS]
         yield f"| {name} | {len(shares)} | {' | '.join(cells)} |"
+
+
+def _is_packed(case: CaseResult) -> bool:
+    return any(f", {layout} " in case.name for layout in PACKED)
 
 
 def _ratio(cases: Sequence[CaseResult], peer: str) -> str:

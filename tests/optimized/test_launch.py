@@ -371,6 +371,19 @@ def test_decodes_over_a_latent_cache_are_one_wave(num_requests):
     assert 0.9 * at_once <= chosen.grid[0] * chosen.grid[1] * chosen.balanced_splits <= at_once
 
 
+@pytest.mark.parametrize("num_tokens", [63, 119, 127])
+def test_the_tiles_of_a_shared_prefix_are_one_wave(num_tokens):
+    chosen = plan(num_heads=16, num_kv_heads=2, num_tokens=num_tokens, max_query_len=num_tokens, max_seq_len=11264)
+    at_once = COMPUTE_UNITS * chosen.tiles.parameters.programs_per_unit
+    assert 0.9 * at_once <= chosen.num_programs <= at_once
+
+
+def test_tiles_that_differ_begin_a_second_wave():
+    alike, differing = (plan(num_tokens=500, max_query_len=500, max_seq_len=max_keys) for max_keys in (2500, 1500))
+    assert alike.grid == differing.grid
+    assert (alike.splits, differing.splits) == (1, 2)
+
+
 CHUNKS = {"num_requests": 48, "num_tokens": 2000, "max_query_len": 512, "max_seq_len": 100_000}
 """Decodes beside chunks of prompts: requests have one or several tiles of queries."""
 
