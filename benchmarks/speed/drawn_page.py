@@ -63,8 +63,8 @@ def _page(runs: dict[Path, Run]) -> Iterator[str]:
         "shape: the command of a run has its seed. [performance.md](performance.md) says how times and floors are measured.",
         "",
         f"A call whose floor is below {1e3 * LAUNCH_MS:g} us is counted as *small*: its launch takes as long as its work.",
-        f"{' and '.join(PACKED)} are layouts of kernels for AMD's GPUs. The calls of the other classes that have one of them are",
-        "counted once more as *packed*, and the rest of these calls as *in rows*.",
+        f"{' and '.join(PACKED)} are layouts of kernels for AMD's GPUs. Larger calls over one of them are counted once more",
+        "as *packed*, and all other larger calls as *in rows*.",
     )
     for path, run in runs.items():
         yield from _section(path, run)

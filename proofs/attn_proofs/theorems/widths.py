@@ -17,7 +17,7 @@ from attn_proofs.scenes import BLOCK_M, scene
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Theorem
 from attn_proofs.theorems import writer
-from attn_proofs.theorems.programs import inverse_of, max_rows, one_tile
+from attn_proofs.theorems.programs import MOST_HEADS, WORKLOAD, inverse_of, max_group, max_rows, one_tile
 from attn_proofs.values import RANGES, Record, as_tensor, integers, symbol
 
 INT32_MAX = 2**31 - 1
@@ -60,22 +60,40 @@ def _fits(sources: Sources) -> Iterator[Claim]:
 
 
 def _rows_fit(sources: Sources) -> Iterator[Claim]:
-    """Rows, queries and heads of a tile, for each group that a tile holds, with the host's inverse of the group."""
-    m, most = z3.Int("m"), max_rows(sources)
-    first, end, length, row, head, tokens = integers("first_query end_query query_len first_row heads num_tokens")
+    """Rows, queries and heads of a tile, for each group that a tile holds, with the host's inverse of the group, and for each
+    number of heads that one group does not hold."""
+    head, kv_head, most = z3.Int("heads"), z3.Int("kv_head"), max_rows(sources)
     for group in range(1, most + 1):
-        extraction = Extraction(sources)
-        lines, inverse = extraction.lines, inverse_of(sources, group)[1]
-        sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-        rows = extraction.call(f"{KERNELS}.query_tiles.rows_of_tile", inputs.tile(sources), sizes, 0, inputs.kind(), most)
-        for part in (rows.query, rows.head, rows.row):
-            part.at(m)
-        given = (
-            m >= 0, m < most, first >= 0, first < end, end <= length, row >= 0, row + length <= tokens,
-            tokens <= INT32_MAX - most, head >= 0, (head + 1) * group <= INT32_MAX - most, *extraction.assumptions,
-        )  # fmt: skip
-        fits = [z3.And(term >= low, term <= high) for term, low, high in _narrow(extraction)]
-        yield Claim(f"group {group}", given, z3.And(*fits), (first == 0,) if group == 1 else None, lines)
+        given = (head >= 0, (head + 1) * group <= INT32_MAX - most)
+        small = (z3.Int("first_query") == 0, z3.Int("query_len") >= 20) if group == 1 else None
+        yield _rows_of_group_fit(sources, f"group {group}", group, given, small)
+    for heads in range(max_group(sources) + 1, MOST_HEADS + 1):
+        group = Extraction(sources).call(f"{WORKLOAD}.group_of", heads, max_group(sources))
+        groups = -(-heads // group)
+        number = head - kv_head * groups
+        given = (kv_head >= 0, number >= 0, number < groups, (kv_head + 1) * groups * group <= INT32_MAX - most)
+        yield _rows_of_group_fit(
+            sources, f"{heads} heads", group, given, None, groups_per_kv_head=groups, heads_per_kv_head=heads
+        )
+
+
+def _rows_of_group_fit(
+    sources: Sources, name: str, group: int, of_heads: tuple[Any, ...], small: tuple[Any, ...] | None, **cut: int
+) -> Claim:
+    m, most = z3.Int("m"), max_rows(sources)
+    first, end, length, row, tokens = integers("first_query end_query query_len first_row num_tokens")
+    extraction = Extraction(sources)
+    lines, inverse = extraction.lines, inverse_of(sources, group)[1]
+    sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
+    rows = extraction.call(f"{KERNELS}.query_tiles.rows_of_tile", inputs.tile(sources), sizes, 0, inputs.kind(**cut), most)
+    for part in (rows.query, rows.head, rows.row, rows.owned):
+        part.at(m)
+    given = (
+        m >= 0, m < most, first >= 0, first < end, end <= length, row >= 0, row + length <= tokens, tokens <= INT32_MAX - most,
+        *of_heads, *extraction.assumptions,
+    )  # fmt: skip
+    fits = [z3.And(term >= low, term <= high) for term, low, high in _narrow(extraction)]
+    return Claim(name, given, z3.And(*fits), small, lines)
 
 
 def _narrow(extraction: Extraction) -> Iterator[tuple[Any, int, int]]:
@@ -170,7 +188,8 @@ def _far(target: str, requests: list[tuple[int, int]]):
 THEOREMS = (
     Theorem(
         name="widths.rows",
-        says="Queries, heads and rows of a tile fit the 32 bits that `rows_of_tile` holds them in, for each group.",
+        says="Queries, heads and rows of a tile fit the 32 bits that `rows_of_tile` holds them in, for each group, and where "
+            "the query heads of a KV head are cut into groups.",
         claims=_rows_fit, case=one_tile,
         mutant=(
             Patch(f"{KERNELS}.query_tiles.rows_of_tile", "(tile_row * sizes.group_inverse) >> 16",
