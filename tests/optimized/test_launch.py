@@ -378,10 +378,9 @@ def test_the_tiles_of_a_shared_prefix_are_one_wave(num_tokens):
     assert 0.9 * at_once <= chosen.num_programs <= at_once
 
 
-def test_tiles_that_differ_begin_a_second_wave():
-    alike, differing = (plan(num_tokens=500, max_query_len=500, max_seq_len=max_keys) for max_keys in (2500, 1500))
-    assert alike.grid == differing.grid
-    assert (alike.splits, differing.splits) == (1, 2)
+def test_a_prompt_that_fills_one_wave_is_not_split():
+    prompt = plan(num_tokens=500, max_query_len=500, max_seq_len=500)
+    assert (prompt.num_programs, prompt.splits) == (256, 1)
 
 
 CHUNKS = {"num_requests": 48, "num_tokens": 2000, "max_query_len": 512, "max_seq_len": 100_000}

@@ -9,14 +9,11 @@ from attn_optimized.launch.workload import Workload
 
 MAX_SPLITS = 128
 """More parts cost the reduction more than they bring."""
-MIN_WAVES, MIN_WAVES_OF_TILES, MIN_WAVES_OF_ALIKE, MIN_WAVES_OF_LATENT = 1.5, 1.0, 0.9, 0.9
-"""The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then. The
-tiles of one request, whose work differs, keep it busy. Tiles whose work is alike end together: a few of a second wave take as
-long as a whole one. On an H200, prefixes that many requests share, and whose parts this changes, are attended to 1.14 times as
-fast. Programs of a latent cache compute more for each byte, and each part has sums of 512 dims for many heads: a single wave is
-best."""
-ALIKE_KEYS = 4
-"""The tiles of one request are alike if it has at least so many times as many keys as queries, however causal it is."""
+MIN_WAVES, MIN_WAVES_OF_TILES = 1.5, 0.9
+"""The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then.
+Tiles of many rows compute more for each byte, and a few programs of a second wave take as long as a whole one. So a single wave
+is best for the tiles of one request, and for those of a latent cache, whose parts have sums of 512 dims for many heads. On an
+H200, prefixes that many requests share are attended to 1.14 times as fast in 0.9 waves as in the two that at least 1.0 made."""
 PART_COST = 0.08
 """What each part beyond the first adds to the time, relative to that without a split: measured at 64 requests of 8k keys."""
 
@@ -76,13 +73,11 @@ def splits_of(
     if workload.batch_invariant or max_keys <= parameters.keys_per_split or not num_programs:
         return Splits()
     if workload.is_latent:
-        return _by_length(workload, num_programs, at_once, MIN_WAVES_OF_LATENT, max_keys, parameters)
+        return _by_length(workload, num_programs, at_once, MIN_WAVES_OF_TILES, max_keys, parameters)
     if one_tile_per_request:
         return _by_length(workload, num_programs, at_once, MIN_WAVES, max_keys, parameters)
     if workload.num_requests == 1:
-        are_alike = max_keys >= ALIKE_KEYS * workload.num_tokens
-        min_waves = MIN_WAVES_OF_ALIKE if are_alike else MIN_WAVES_OF_TILES
-        return _by_length(workload, num_programs, at_once, min_waves, max_keys, parameters)
+        return _by_length(workload, num_programs, at_once, MIN_WAVES_OF_TILES, max_keys, parameters)
     shares = -(-SHARES_PER_UNIT * compute_units // groups)
     return _by_work(workload, most_programs // num_programs, shares, queries, max_keys, parameters)
 
