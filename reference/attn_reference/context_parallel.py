@@ -33,7 +33,7 @@ from typing import TypeVar
 
 import torch
 from attn_contract import ContractError, Layer
-from attn_contract.arguments import check_int, check_type
+from attn_contract.arguments import check_int, check_type, check_vector
 
 from attn_reference.attention import Request
 
@@ -86,12 +86,19 @@ def local_slots(
         [S] int64, `block * BS + slot`, or -1 for the tokens of other ranks.
 
     Raises:
-        ContractError: an argument is out of range.
+        ContractError: an argument is of another shape or dtype, or out of range.
     """
     _check_dealing(num_ranks, interleave, rank)
     check_int("block_size", block_size, minimum=1)
+    check_vector("positions", positions, torch.int64)
+    check_vector("block_table", block_table, torch.int32)
+    if (positions < 0).any():
+        raise ContractError("positions", int(positions.min()), "positions in a request, from 0")
     is_own = rank_of(positions, num_ranks, interleave) == rank
     local = torch.where(is_own, local_index(positions, num_ranks, interleave), 0)
+    if (local // block_size >= len(block_table)).any():
+        got = f"{len(block_table)} blocks of {block_size} slots"
+        raise ContractError("block_table", got, f"room for the rank's token {int(local.max())}")
     slots = block_table[local // block_size].long() * block_size + local % block_size
     return torch.where(is_own, slots, -1)
 

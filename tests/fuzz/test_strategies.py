@@ -392,6 +392,7 @@ def test_every_rule_is_drawn_or_says_where(name):
         ({"cache_dtypes": ("int8",), "scales": ()}, "scales: got none"),
         ({"rules": ("windows",)}, "got 'windows', expected names among window, "),
         ({"causal": False, "rules": ("window",)}, "neither causal nor the rule non_causal"),
+        ({"layouts": (Layout.LATENT,)}, "got no head_size_v, expected it beside LATENT"),
     ],
 )
 def test_a_support_that_names_nothing_or_something_else_is_refused(fields, said):

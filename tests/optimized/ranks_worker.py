@@ -108,6 +108,42 @@ def is_on_another_device(group: dist.ProcessGroup):
     return attend_over_ranks(group, q, kv_cache, layer, step, timeout=LONG, **_functions("reference"))
 
 
+def disagrees_about_lengths(group: dist.ProcessGroup):
+    """Rank 1 has other lengths, of the same sum, also where each is multiplied by its place."""
+    return _with_of_rank_1(group, seq_lens=torch.tensor([3, 8, 0, 2, 33], dtype=torch.int32))
+
+
+def disagrees_about_its_cache(group: dist.ProcessGroup):
+    """Rank 1's cache is of a dtype that its layer does not name."""
+    return _with_of_rank_1(group, kv_cache=lambda cache: cache.to(torch.float16))
+
+
+def asks_for_a_gradient(group: dist.ProcessGroup):
+    return _with_of_rank_1(group, q=lambda q: q.clone().requires_grad_())
+
+
+def _with_of_rank_1(group: dist.ProcessGroup, *, q=None, kv_cache=None, **of_batch):
+    """A call in which rank 1 has something else."""
+    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
+
+    own_q, own_cache, layer, batch = local_call(group, 1)
+    if group.rank() == 1:
+        own_q, own_cache = (q or (lambda x: x))(own_q), (kv_cache or (lambda x: x))(own_cache)
+        batch = replace(batch, **{name: value.to(batch.device) for name, value in of_batch.items()})
+    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
+    return attend_over_ranks(group, own_q, own_cache, layer, step, timeout=LONG, **_functions("reference"))
+
+
+def makes_another_kind_of_call(group: dist.ProcessGroup):
+    """Rank 1 compares a prefill, while rank 0 attends."""
+    from attn_optimized.backends.triton_mla.over_ranks.impl import COMPARED_PREFILL
+    from attn_optimized.context_parallel.agreement import compare_calls
+
+    if group.rank() == 1:
+        compare_calls(group, dict.fromkeys(COMPARED_PREFILL, 7), COMPARED_PREFILL, LONG)
+    return attends(group, "reference", 1, "all_to_all")
+
+
 def does_not_come(group: dist.ProcessGroup):
     """Rank 1 makes no call, and lives until the others have given up."""
     if group.rank() == 1:

@@ -119,6 +119,24 @@ def nccl_results(tmp_path_factory):
         ),
         (ranks_worker.disagrees_about_rows, ["ContractError: rows of q: got 18 on rank 1, expected 9, as on rank 0"] * 2),
         (
+            partial(ranks_worker.disagrees, scale=0.5),
+            ["ContractError: scale: got 0.5 on rank 1, expected 0.25, as on rank 0"] * 2,
+        ),
+        (
+            partial(ranks_worker.disagrees, logits_soft_cap=0.5),
+            ["ContractError: logits_soft_cap: got 0.5 on rank 1, expected 0, as on rank 0"] * 2,
+        ),
+        (ranks_worker.disagrees_about_lengths, ["ContractError: seq_lens: got values of checksum "] * 2),
+        (
+            ranks_worker.disagrees_about_its_cache,
+            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: kv_cache: got torch.float16"],
+        ),
+        (
+            ranks_worker.asks_for_a_gradient,
+            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: q: got requires_grad=True"],
+        ),
+        (ranks_worker.makes_another_kind_of_call, ["ContractError: call: got another function's on rank "] * 2),
+        (
             partial(ranks_worker.disagrees, window=(3, 0)),
             ["RanksError: attention over ranks: rank 1 refused its call", "UnsupportedError: attention over ranks: a sliding"],
         ),

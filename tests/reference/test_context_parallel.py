@@ -62,6 +62,20 @@ def test_slots_of_a_rank():
     assert slots.tolist() == [14, 15, -1, -1, 6, 7, -1, -1, 10]
 
 
+@pytest.mark.parametrize(
+    ("positions", "block_table", "wrong"),
+    [
+        ([3, -1], [7, 3], "positions: got -1, expected positions in a request, from 0"),
+        ([3, 8], [7, 3], "block_table: got 2 blocks of 2 slots, expected room for the rank's token 4"),
+        ([3.0], [7, 3], "positions: got torch.float32"),
+        ([3], [[7, 3]], r"block_table: got shape \(1, 2\)"),
+    ],
+)
+def test_a_token_without_a_slot_is_refused(positions, block_table, wrong):
+    with pytest.raises(ContractError, match=wrong):
+        context_parallel.local_slots(torch.tensor(positions), torch.tensor(block_table, dtype=torch.int32), 2, 0, 2, 2)
+
+
 @settings(deadline=None, max_examples=200)
 @given(length=st.integers(0, 60), **sizes)
 def test_formulas_deal_as_a_dealer_does(length, num_ranks, interleave):

@@ -201,6 +201,8 @@ class Support:
             raise ValueError(f"Support.rules: got {unknown[0]!r}, expected names among {', '.join(RULES)}")
         if unserved := [name for name in self.required_rules if name not in self.rules]:
             raise ValueError(f"Support.required_rules: got {unserved[0]!r}, expected names of Support.rules")
+        if "head_size_v" not in self.rules and (latent := [one.name for one in self.layouts if one.has_latent_value]):
+            raise ValueError(f"Support.rules: got no head_size_v, expected it beside {latent[0]}, whose V is narrower than K")
         if AttentionType.DECODER in self.attn_types and not (self.causal or "non_causal" in self.rules):
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 

@@ -4,6 +4,8 @@ Every rank tells all others what its call is, in one collective of fixed size. S
 call, and of a rank whose call is another one, and each of them raises an error.
 """
 
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attn_contract import ContractError, UnsupportedError
+
+Told = int | float | Callable[[], int]
+"""What ranks tell each other of an argument: a number, or a function that makes a checksum of it."""
+MOST_NUMBERS = 24
+"""A call is told in so many numbers, however many it has. A rank that makes another kind of call sends as many."""
 
 
 class RanksError(RuntimeError):
@@ -78,40 +85,62 @@ def _naming(what: str, timeout: timedelta) -> Iterator[None]:
 
 def compare_calls(
     group: dist.ProcessGroup,
-    call: Mapping[str, int | Callable[[], torch.Tensor]] | ContractError | UnsupportedError,
+    call: Mapping[str, Told] | ContractError | UnsupportedError,
     names: tuple[str, ...],
     timeout: timedelta,
 ) -> None:
     """Compare this rank's call with the others', and wait until all ranks have come.
 
     Args:
-        call: numbers that must be the same on all ranks, by name, or functions that compute them on the device; or why this
-            rank refuses its call.
-        names: of the numbers, in one order on all ranks.
+        call: what must be the same on all ranks, by name; or why this rank refuses its call.
+        names: of the numbers, in one order on all ranks. They tell one kind of call from another.
         timeout: how long a rank waits for the others.
 
     Raises:
         ContractError, UnsupportedError: `call`, if it is an error.
-        ContractError: a number is not the same on all ranks.
+        ContractError: a number is not the same on all ranks, or another rank's call is of another kind.
         RanksError: another rank refused its call, or did not come.
     """
-    is_refused = isinstance(call, Exception)
-    assert isinstance(call, Exception) or call.keys() == set(names)
     device = torch.device("cpu" if dist.get_backend(group) == dist.Backend.GLOO else "cuda")
-    told = [torch.zeros(1 + len(names), dtype=torch.int64, device=device) for _ in range(group.size())]
-    numbers = [torch.as_tensor(0 if isinstance(call, Exception) else _number(call[name]), device=device) for name in names]
-    own = torch.stack([torch.as_tensor(int(is_refused), device=device), *numbers]).long()
+    own = torch.tensor(_message(call, names), dtype=torch.int64, device=device)
+    told = [torch.zeros_like(own) for _ in range(group.size())]
     run_to_the_end("comparing the ranks' calls", group, timeout, dist.all_gather, told, own)
     if isinstance(call, Exception):
         raise call
     calls = torch.stack(told).tolist()
     if refusing := [rank for rank, (has_refused, *_) in enumerate(calls) if has_refused]:
         raise RanksError(f"attention over ranks: rank {refusing[0]} refused its call, and says why")
-    for place, name in enumerate(names, 1):
+    if others := [rank for rank, (_, kind, *_) in enumerate(calls) if kind != own[1]]:
+        expected = "the same function on all ranks, in the same order"
+        raise ContractError("call", f"another function's on rank {others[0]}", expected)
+    for place, name in enumerate(names, 2):
         for rank, of_rank in enumerate(calls):
             if of_rank[place] != calls[0][place]:
-                raise ContractError(name, f"{of_rank[place]} on rank {rank}", f"{calls[0][place]}, as on rank 0")
+                got, expected = (_in_words(call[name], numbers[place]) for numbers in (of_rank, calls[0]))
+                raise ContractError(name, f"{got} on rank {rank}", f"{expected}, as on rank 0")
 
 
-def _number(value: int | Callable[[], torch.Tensor]) -> int | torch.Tensor:
+def checksum(tensor: torch.Tensor) -> int:
+    """Of a tensor's values, for which the process waits."""
+    return zlib.crc32(tensor.cpu().numpy().tobytes())
+
+
+def _message(call: Mapping[str, Told] | Exception, names: tuple[str, ...]) -> list[int]:
+    """Whether the call is refused, its kind, and its numbers."""
+    assert isinstance(call, Exception) or call.keys() == set(names)
+    numbers = [0] * len(names) if isinstance(call, Exception) else [_number(call[name]) for name in names]
+    kind = zlib.crc32("\n".join(names).encode())
+    return [int(isinstance(call, Exception)), kind, *numbers, *[0] * (MOST_NUMBERS - len(names))]
+
+
+def _number(value: Told) -> int:
+    if isinstance(value, float):
+        return struct.unpack("<q", struct.pack("<d", value))[0]
     return value if isinstance(value, int) else value()
+
+
+def _in_words(value: Told, number: int) -> str:
+    """A rank's number, which is of the kind of this rank's value."""
+    if isinstance(value, float):
+        return f"{struct.unpack('<d', struct.pack('<q', number))[0]:g}"
+    return str(number) if isinstance(value, int) else f"values of checksum {number:08x}"

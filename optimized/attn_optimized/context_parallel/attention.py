@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from attn_contract import FLOAT_DTYPES, AttentionType, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_dims, check_tensor, check_type, shown
+from attn_contract.validation import check_attention_tensors, check_paged_attention
 
 from attn_optimized.attention import paged_attention
-from attn_optimized.context_parallel.agreement import compare_calls, run, start
+from attn_optimized.context_parallel.agreement import Told, checksum, compare_calls, run, start
 from attn_optimized.context_parallel.dealing import LocalStep, local_layer
 from attn_optimized.context_parallel.weights import weighted_part
 from attn_optimized.merge import merge_attn_parts
@@ -99,9 +100,11 @@ def attend_over_ranks(
     """
     check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
     check_type("timeout", timeout, timedelta, "a timedelta")
-    own: ContractError | UnsupportedError | dict[str, int | Callable[[], torch.Tensor]]
+    own: ContractError | UnsupportedError | dict[str, Told]
     try:
-        own = _checked(group, q, layer, step, exchange)
+        own = _checked(group, q, kv_cache, layer, step, exchange)
+        if compare:
+            _check_before_others(q, kv_cache, layer, step)
     except (ContractError, UnsupportedError) as error:
         own = error
     if compare:
@@ -130,23 +133,20 @@ def attend_over_ranks(
 
 COMPARED = (
     *("rows of q", "heads of q", "head size of q", "dtype of q", "num_heads", "num_kv_heads", "head size of V"),
-    *("number of ranks", "interleave", "exchange", "output_scale", "requests", "num_actual_tokens"),
-    *("rows of the local step", "query_start_loc", "seq_lens"),
+    *("attn_type", "scale", "logits_soft_cap", "sinks", "output_scale", "number of ranks", "interleave", "exchange"),
+    *("requests", "num_actual_tokens", "rows of the local step", "query_start_loc", "seq_lens", "causal"),
 )
-"""What must be the same on all ranks; the last two by a sum over their values."""
+"""What must be the same on all ranks; the last three by a checksum of their values."""
 
 
 def _checked(
-    group: dist.ProcessGroup, q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str
-) -> dict[str, int | Callable[[], torch.Tensor]]:
-    """Check a call before it meets the others', and return its numbers, by the names of COMPARED.
-
-    Sums are functions: a call that is not compared launches no kernel for them.
-    """
+    group: dist.ProcessGroup, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, step: LocalStep, exchange: str
+) -> dict[str, Told]:
+    """Check a call before it meets the others', and return what is told of it, by the names of COMPARED."""
     check_tensor("q", q)
     check_dims("q", q, ("T", "num_heads / ranks", "head_size"))
     check_type("step", step, LocalStep, "a LocalStep of local_step")
-    local_layer(layer, step.dealing)
+    own_layer = local_layer(layer, step.dealing)
     if layer.attn_type is not AttentionType.DECODER and step.whole.causal is not False:
         raise ContractError("causal", step.whole.causal, f"False for {layer.attn_type}")
     if q.dtype not in FLOAT_DTYPES:
@@ -160,7 +160,19 @@ def _checked(
         raise ContractError("step", f"rank {dealt_to[1]} of {dealt_to[0]}", f"rank {group.rank()} of {group.size()}")
     if q.shape[1] * group.size() != layer.num_heads:
         raise ContractError("q", f"{q.shape[1]} heads on {group.size()} ranks", f"num_heads ({layer.num_heads}) in all")
-    whole, local = step.whole, step.batch
+    # the gathered queries, which attend, are a copy: what is wrong with q itself shows here alone
+    check_attention_tensors({"q": q, "kv_cache": kv_cache}, own_layer, step.batch, None, None)
+    return _told(q, layer, step, exchange)
+
+
+def _check_before_others(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, step: LocalStep) -> None:
+    """What attention to all heads will check, at a time when the other ranks can still be told."""
+    of_all_heads = q[:, :1].expand(-1, layer.num_heads, -1)
+    check_paged_attention(of_all_heads, kv_cache, local_layer(layer, step.dealing), step.batch, None, None, values=False)
+
+
+def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict[str, Told]:
+    whole = step.whole
     return {
         "rows of q": q.shape[0],
         "heads of q": q.shape[1],
@@ -169,21 +181,21 @@ def _checked(
         "num_heads": layer.num_heads,
         "num_kv_heads": layer.num_kv_heads,
         "head size of V": layer.value_size,
+        "attn_type": list(AttentionType).index(layer.attn_type),
+        "scale": float(layer.scale),
+        "logits_soft_cap": float(layer.logits_soft_cap or 0.0),
+        "sinks": int(layer.sinks is not None),
+        "output_scale": int(layer.output_scale is not None),
         "number of ranks": step.dealing.num_ranks,
         "interleave": step.dealing.interleave,
         "exchange": get_args(Exchange).index(exchange),
-        "output_scale": int(layer.output_scale is not None),
         "requests": whole.num_requests,
         "num_actual_tokens": whole.num_actual_tokens,
-        "rows of the local step": local.num_requests,
-        "query_start_loc": partial(_sum_of, whole.query_start_loc),
-        "seq_lens": partial(_sum_of, whole.seq_lens),
+        "rows of the local step": step.batch.num_requests,
+        "query_start_loc": partial(checksum, whole.query_start_loc),
+        "seq_lens": partial(checksum, whole.seq_lens),
+        "causal": lambda: checksum(torch.as_tensor(whole.causal).expand(whole.num_requests)),
     }
-
-
-def _sum_of(lengths: torch.Tensor) -> torch.Tensor:
-    """A sum in which lengths that swap places count, too."""
-    return (lengths.long() * torch.arange(1, len(lengths) + 1, device=lengths.device)).sum()
 
 
 def _merged(

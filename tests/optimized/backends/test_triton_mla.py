@@ -237,6 +237,7 @@ def test_layers_that_vllms_backend_does_not_serve_are_refused(changed, words, de
         ({"v_head_dim": 0}, ContractError, "v_head_dim"),
         ({"kv_b_proj": torch.zeros(HEADS * 40, LATENT + 1).half()}, ContractError, "kv_b_proj: got shape"),
         ({"kv_b_proj": torch.zeros(HEADS * 40, LATENT)}, ContractError, "kv_b_proj: got torch.float32"),
+        ({"kv_b_proj": torch.zeros(()).half()}, ContractError, r"kv_b_proj: got shape \(\), expected 2 dimensions"),
         ({"kv_b_proj": torch.zeros(HEADS * 280, LATENT).half()}, UnsupportedError, "expanded heads of 272 dims"),
         ({"kv_b_proj": torch.zeros(HEADS * 50, LATENT).half(), "v_head_dim": 40}, UnsupportedError, "and 40 of V"),
     ],

@@ -39,10 +39,11 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
     def __init__(self, layer: Layer, *, dtype: torch.dtype, kv_b_proj: torch.Tensor, v_head_dim: int, **arguments: Any) -> None:
         super().__init__(layer, dtype=dtype, **arguments)
         self._check_dtype("kv_b_proj", kv_b_proj)
+        check_dims("kv_b_proj", kv_b_proj, ("N * (P + V)", "Lkv"))
         check_int("v_head_dim", v_head_dim, minimum=1)
         num_heads, latent_size = layer.num_heads, layer.value_size
         nope_size, rest = divmod(kv_b_proj.shape[0] - num_heads * v_head_dim, num_heads)
-        if tuple(kv_b_proj.shape[1:]) != (latent_size,) or rest or nope_size < 1:
+        if kv_b_proj.shape[1] != latent_size or rest or nope_size < 1:
             expected = f"({num_heads} * (P + {v_head_dim}), {latent_size}): W_UK and W_UV of each head"
             raise ContractError("kv_b_proj", f"shape {tuple(kv_b_proj.shape)}", expected)
         head_size = nope_size + layer.head_size - latent_size

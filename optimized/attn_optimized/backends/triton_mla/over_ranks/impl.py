@@ -1,6 +1,5 @@
 """A layer of latent attention whose cache ranks share (decode context parallelism)."""
 
-import zlib
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +19,12 @@ from attn_optimized.backends.triton_mla.impl import TritonMlaImpl
 from attn_optimized.backends.triton_mla.metadata import NAME, ContextChunk, MlaMetadata, MlaPrefillMetadata
 from attn_optimized.backends.triton_mla.over_ranks.metadata import RankContextChunk, RankMlaMetadata
 from attn_optimized.context_parallel import Exchange, LocalStep, attend_over_ranks
-from attn_optimized.context_parallel.agreement import compare_calls
+from attn_optimized.context_parallel.agreement import Told, checksum, compare_calls
 from attn_optimized.context_parallel.attention import COMPARED, TIMEOUT, gathered
 
 COMPARED_PREFILL = (
-    *("rows of query", "dtype of query", "head size of the latent vector", "head size of the cache"),
-    *("number of ranks", "interleave", "context_chunk_keys", "query_start_loc_cpu", "seq_lens_cpu"),
+    *("rows of query", "dtype of query", "head size of the latent vector", "head size of the cache", "scale"),
+    *("logits_soft_cap", "number of ranks", "interleave", "context_chunk_keys", "query_start_loc_cpu", "seq_lens_cpu"),
 )
 """What must be the same on all ranks in a prefill; the last two by a checksum."""
 
@@ -154,7 +153,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
                 reason = "the chunks of its context are those of one step"
                 raise UnsupportedError(NAME, "a prefill over ranks in a CUDA graph", reason)
         if self.validate:
-            compare_calls(self.group, self._numbers(query, attn_metadata), COMPARED_PREFILL, self.timeout)
+            compare_calls(self.group, self._told(query, attn_metadata), COMPARED_PREFILL, self.timeout)
         return checked
 
     def _gathered(
@@ -186,8 +185,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
                 compare_calls(self.group, error, names, self.timeout)
             raise
 
-    def _numbers(self, query: torch.Tensor, attn_metadata: RankMlaMetadata) -> dict[str, int]:
-        """A prefill in numbers, by the names of COMPARED_PREFILL."""
+    def _told(self, query: torch.Tensor, attn_metadata: RankMlaMetadata) -> dict[str, Told]:
+        """What is told of a prefill, by the names of COMPARED_PREFILL."""
         assert attn_metadata.seq_lens_cpu is not None
         dealing = attn_metadata.dealing
         return {
@@ -195,11 +194,13 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             "dtype of query": FLOAT_DTYPES.index(query.dtype),
             "head size of the latent vector": self.layer.value_size,
             "head size of the cache": self.layer.head_size,
+            "scale": float(self.layer.scale),
+            "logits_soft_cap": float(self.layer.logits_soft_cap or 0.0),
             "number of ranks": dealing.num_ranks,
             "interleave": dealing.interleave,
             "context_chunk_keys": attn_metadata.context_chunk_keys,
-            "query_start_loc_cpu": zlib.crc32(attn_metadata.query_start_loc_cpu.numpy().tobytes()),
-            "seq_lens_cpu": zlib.crc32(attn_metadata.seq_lens_cpu.numpy().tobytes()),
+            "query_start_loc_cpu": partial(checksum, attn_metadata.query_start_loc_cpu),
+            "seq_lens_cpu": partial(checksum, attn_metadata.seq_lens_cpu),
         }
 
 
