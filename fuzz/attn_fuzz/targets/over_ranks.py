@@ -7,13 +7,15 @@ undivided reference. If a rank raises an error, each of the others must raise on
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
+from attn_contract.rules import held_rules
 from attn_fuzz.exact import call as exact
 from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.illegal import dims_of
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
 from attn_fuzz.targets.ranks import INTERLEAVES, TRITON_RANKS, Shard, dealt, refuse_without_a_cache
@@ -145,16 +147,30 @@ def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
         if changed is not None:
             yield f"{what} {where}", functools.partial(with_call, changed)
     own = calls[place]
+    for name, unlike in _unlike_layers(own.own.layer) if len(calls) > 1 else ():
+        yield f"another {name} {where}", functools.partial(with_call, own._replace(own=own.own._replace(layer=unlike)))
 
-    def attend(q: Any, layer: Any, step: Any) -> object:
-        return with_call(own._replace(q=q, own=own.own._replace(layer=layer), step=step))
+    def attend(q: Any, kv_cache: Any, layer: Any, step: Any) -> object:
+        return with_call(own._replace(q=q, own=own.own._replace(kv_cache=kv_cache, layer=layer), step=step))
 
     yield from _wrong_meetings(calls)
     # a number of rows or of dims of its own is not wrong on one rank
-    free = {"q": (0, 2)} if len(calls) == 1 else {}
-    for what, call in wrong_calls(attend, {"q": own.q, "layer": own.own.layer, "step": own.step}, free=free):
+    free = {"kv_cache": dims_of(own.own.layer.layout, "block", "slot"), "q": (0, 2) if len(calls) == 1 else ()}
+    own_cache, own_layer = own.own.kv_cache, own.own.layer
+    tensors = {"q": own.q, "kv_cache": own_cache, "layer": own_layer, "step": own.step}
+    for what, call in wrong_calls(attend, tensors, free=free):
         if "gaps" not in what:  # q is gathered, whatever its strides are
             yield f"{what} {where}", call
+
+
+def _unlike_layers(layer: Layer) -> Iterator[tuple[str, Layer]]:
+    """Layers with another number or without a tensor of a rule: they are legal, and belong to other calls."""
+    for field in dataclasses.fields(Layer):
+        value = getattr(layer, field.name)
+        if float in (field.type, *get_args(field.type)):
+            yield field.name, dataclasses.replace(layer, **{field.name: 0.5 if value is None else 2 * value + 0.5})
+        elif field.name in held_rules(Layer) and isinstance(value, torch.Tensor):
+            yield field.name, dataclasses.replace(layer, **{field.name: None})
 
 
 def _wrong_meetings(calls: list[RankCall]) -> Calls:
