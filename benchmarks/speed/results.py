@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from attn_fuzz import inputs
+from attn_fuzz import inputs, outputs
 
 from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
@@ -71,9 +71,7 @@ def commit() -> str:
 
 def write(run: msgspec.Struct, path: Path) -> None:
     """Whole or not at all: an interrupt leaves the last one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
-    partial.replace(path)
+    outputs.write(path, msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
 
 
 def read(path: Path) -> Run:
