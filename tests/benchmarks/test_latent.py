@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
 from benchmarks.latent.cases import CASES, LatentCase
+from benchmarks.latent.command import values_to_try
 from benchmarks.speed import results
 from benchmarks.speed.participants import OURS
 from tests import processes
@@ -29,6 +30,11 @@ def test_a_tiny_run_measures_other_parameters_too(tmp_path):
     }
 
 
+def test_values_of_a_name_that_is_given_twice_are_all_tried():
+    tries = values_to_try(("block_n=32", "num_warps=4", "block_n=64,128"))
+    assert tries == {"block_n": [32, 64, 128], "num_warps": [4]}
+
+
 def test_the_floor_counts_each_key_once():
     case = LatentCase(name="", query_lens=(1, 2), seq_lens=(10, 20), num_heads=3, latent_size=8, rope_size=4)
     assert case.bytes == 2 * ((10 + 20) * 12 + 3 * 3 * (12 + 8))
@@ -41,9 +47,12 @@ def test_the_floor_counts_each_key_once():
     [
         ((), "torch sees no GPU here; --tiny"),
         (("--tiny", "--only", "nothing like it"), "no case has 'nothing like it' in its name"),
-        (("--tiny", "--json", "none/run.json"), "none is no folder"),
+        (("--tiny", "--json", "none/run.json"), "--json: the folder none does not exist"),
         (("--tiny", "--try", "block_q=16"), "got 'block_q=16', expected NAME=V,V"),
         (("--tiny", "--try", "block_n=a"), "got 'block_n=a', expected NAME=V,V"),
+        (("--tiny", "--try", "block_n=32,33"), "'block_n=32,33': parameters.block_n: got 33, expected a power of two"),
+        (("--tiny", "--try", "block_n=0"), "'block_n=0': parameters.block_n: got 0"),
+        (("--tiny", "--try", "num_warps=3"), "'num_warps=3': parameters.num_warps: got 3, expected a power of two"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
