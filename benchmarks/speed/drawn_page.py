@@ -36,7 +36,7 @@ def contents(runs: dict[Path, Run]) -> dict[Path, str]:
 
 
 def read() -> dict[Path, Run]:
-    return {path: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+    return results.read_folder(FOLDER, drawn=True)
 
 
 def share(case: CaseResult, name: str = OURS) -> float | None:

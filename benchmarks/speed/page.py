@@ -33,7 +33,7 @@ def contents(runs: dict[Path, Run]) -> dict[Path, str]:
 
 
 def read() -> dict[Path, Run]:
-    return {path: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+    return results.read_folder(FOLDER)
 
 
 def _page(runs: dict[Path, Run]) -> Iterator[str]:
