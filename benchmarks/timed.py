@@ -103,18 +103,28 @@ def in_words(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def begun(device: "torch.device", peers: Mapping[str, str], commit: str | None, console: Console, *, tiny: bool) -> "Run":
+def begun(
+    device: "torch.device",
+    peers: Mapping[str, str],
+    commit: str | None,
+    console: Console,
+    *,
+    tiny: bool,
+    schema: str | None = None,
+) -> "Run":
     """The head of a run's results, which is printed, too.
 
     Args:
         peers: versions of the other participants, by name.
         commit: None: as git says.
+        schema: of the results' file; None: that of `speed`.
     """
     import torch
 
     from benchmarks.speed import machine, results
 
     run = results.Run(
+        schema=schema or results.SCHEMA,
         of_value=device.type == "cuda" and not tiny,
         machine=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         versions={

@@ -52,7 +52,8 @@ def latent(
         raise click.ClickException(str(error)) from error
     if compilers and device.type == "cuda":
         run.compile_ahead(chosen, tries, compilers, console)
-    found = begun(device, {} if kernel is None else {"vllm": kernel.version}, commit, console, tiny=tiny)
+    versions = {} if kernel is None else {"vllm": kernel.version}
+    found = begun(device, versions, commit, console, tiny=tiny, schema=run.SCHEMA)
     sizes, cases = (TINY, [case.tiny() for case in chosen]) if tiny else (WHOLE, chosen)
     with saving(found, path, console) as save:
         run.measure(found, cases, tries, kernel, device, sizes=sizes, budget=budget, save=save, console=console)
