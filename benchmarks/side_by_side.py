@@ -12,6 +12,8 @@ from rich.console import Console
 Peers = dict[str, tuple[Path | None, SimpleNamespace]]
 """By name: the folder that was given, and what was loaded."""
 
+DATA = ".csv"
+"""The suffix of the file beside a page that the page is made of."""
 WIDTH = 180
 """Of a table that nobody's terminal bounds."""
 
@@ -139,7 +141,7 @@ def write_page(path: Path, results: Any, text: Callable[[Any], str]) -> None:
     from attn_fuzz import outputs
     from attn_parity.console import notes
 
-    outputs.write(path.with_suffix(".csv"), results.csv())
+    outputs.write(path.with_suffix(DATA), results.csv())
     outputs.write(path, text(results))
     notes.print(f"{path} written")
 
@@ -149,7 +151,7 @@ def check_page(path: Path, read: Callable[[Path], Any], text: Callable[[Any], st
     Raises:
         click.ClickException: the page is not what the CSV file beside it says.
     """
-    data = path.with_suffix(".csv")
+    data = path.with_suffix(DATA)
     try:
         results = read(data)
     except ValueError as error:

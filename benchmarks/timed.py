@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -35,12 +36,26 @@ T = TypeVar("T", bound=Named)
 def check_options(budget: float, path: Path | None) -> None:
     """
     Raises:
-        click.BadParameter: the budget is no number, or the file's folder does not exist.
+        click.UsageError: the budget is no number, or is infinite, or the file cannot be written.
     """
-    if math.isnan(budget):
-        raise click.BadParameter("nan is no number of seconds", param_hint="--budget")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"{path.parent} is no folder", param_hint="--json")
+    if not math.isfinite(budget):
+        raise click.BadParameter(f"got {budget}, expected a finite number of seconds", param_hint="--budget")
+    if path is not None:
+        _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    """Try to write, too: /proc takes no file although root may write there, and a name may be too long."""
+    from attn_parity.options import check_writable
+
+    try:
+        check_writable(path)
+        if path.is_file() or not path.exists():  # a device is written as it is
+            whole = path.resolve()
+            # a name as long as that of the file that `attn_fuzz.outputs` writes first
+            tempfile.NamedTemporaryFile(dir=whole.parent, prefix=f"{whole.name}.", suffix=".partial").close()
+    except OSError as error:
+        raise click.UsageError(f"--json: {path} cannot be written: {error.strerror}") from error
 
 
 def use_device(*, tiny: bool) -> "torch.device":
@@ -88,18 +103,28 @@ def in_words(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def begun(device: "torch.device", peers: Mapping[str, str], commit: str | None, console: Console, *, tiny: bool) -> "Run":
+def begun(
+    device: "torch.device",
+    peers: Mapping[str, str],
+    commit: str | None,
+    console: Console,
+    *,
+    tiny: bool,
+    schema: str | None = None,
+) -> "Run":
     """The head of a run's results, which is printed, too.
 
     Args:
         peers: versions of the other participants, by name.
         commit: None: as git says.
+        schema: of the results' file; None: that of `speed`.
     """
     import torch
 
     from benchmarks.speed import machine, results
 
     run = results.Run(
+        schema=schema or results.SCHEMA,
         of_value=device.type == "cuda" and not tiny,
         machine=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         versions={

@@ -8,6 +8,7 @@ from attn_parity.cpus import usable_cpus
 
 from benchmarks import PAGES
 from benchmarks.side_by_side import (
+    DATA,
     aiter_option,
     check_page,
     chosen_cases,
@@ -66,7 +67,7 @@ def binaries(
     chosen, names = _asked_for(architectures, only, of_the_page=path is not None and not (architectures or only))
     check_writable(json_file)
     if path is not None:
-        check_page_writable(path)
+        check_page_writable(path, DATA)
     peers, missing = found_peers(vllm, aiter)
     if not peers:
         raise click.UsageError(f"{'; '.join(missing)}. `attn-parity compile` is about our kernels alone")

@@ -8,6 +8,7 @@ from attn_parity.cpus import usable_cpus
 
 from benchmarks import PAGES
 from benchmarks.side_by_side import (
+    DATA,
     aiter_option,
     check_page,
     chosen_cases,
@@ -71,7 +72,7 @@ def counts(
     names = chosen_cases([case.name for case in CASES], only)
     check_writable(json_file)
     if path is not None:
-        check_page_writable(path)
+        check_page_writable(path, DATA)
     peers, missing = found_peers(vllm, aiter)
     for line in missing:
         notes.print(line, soft_wrap=True)

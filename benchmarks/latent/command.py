@@ -52,7 +52,8 @@ def latent(
         raise click.ClickException(str(error)) from error
     if compilers and device.type == "cuda":
         run.compile_ahead(chosen, tries, compilers, console)
-    found = begun(device, {} if kernel is None else {"vllm": kernel.version}, commit, console, tiny=tiny)
+    versions = {} if kernel is None else {"vllm": kernel.version}
+    found = begun(device, versions, commit, console, tiny=tiny, schema=run.SCHEMA)
     sizes, cases = (TINY, [case.tiny() for case in chosen]) if tiny else (WHOLE, chosen)
     with saving(found, path, console) as save:
         run.measure(found, cases, tries, kernel, device, sizes=sizes, budget=budget, save=save, console=console)
@@ -61,14 +62,25 @@ def latent(
 
 
 def values_to_try(tried: tuple[str, ...]) -> dict[str, list[int]]:
-    """`block_n=32,64` as the field of Parameters and its values."""
+    """`block_n=32,64` as the field of Parameters and its values. A name that is given twice has the values of both.
+
+    Raises:
+        click.BadParameter: there is no such field, or no launch can have such a value.
+    """
     from attn_optimized.launch.table import Parameters
 
     known = [field.name for field in dataclasses.fields(Parameters)]
-    found = {}
+    valid = Parameters(block_m=16, block_n=16, num_warps=1, num_stages=1)
+    found: dict[str, list[int]] = {}
     for text in tried:
         name, _, values = text.partition("=")
         if name not in known or not all(value.isdecimal() for value in values.split(",")):
             raise click.BadParameter(f"got {text!r}, expected NAME=V,V with a name of {', '.join(known)}", param_hint="--try")
-        found[name] = [int(value) for value in values.split(",")]
+        try:
+            given = [int(value) for value in values.split(",")]
+            for value in given:
+                dataclasses.replace(valid, **{name: value})
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r}: {error}", param_hint="--try") from error
+        found[name] = [*found.get(name, []), *given]
     return found

@@ -23,6 +23,8 @@ from benchmarks.speed.participants import OURS, VLLM, Prepared
 from benchmarks.speed.results import CaseResult, Run
 from benchmarks.speed.run import Problem, Sizes, free, measured_problem
 
+SCHEMA = "attn-parity.latent-speed/1"
+"""Of a run's file, which has the fields of one of `speed`."""
 Tries = Mapping[str, Sequence[int]]
 """Values to try, by the names of the fields of Parameters."""
 

@@ -1,6 +1,7 @@
 """What each rank runs: it makes its part of each case, checks the ranks' output against one device's, and times both."""
 
 import os
+import signal
 import statistics
 import time
 import traceback
@@ -49,6 +50,7 @@ def main(
     """Run the cases and have rank 0 write a JSON line after each."""
     import json
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all ranks; the process that started this one ends it
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
     if device_type == "cuda":
         torch.cuda.set_device(device)

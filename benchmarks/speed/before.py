@@ -17,18 +17,21 @@ def load_before(folder: Path) -> SimpleNamespace:
     They get layers and batches of today's `attn_contract`. Today's `attn_optimized` stays imported, and torch's ops call it.
 
     Raises:
-        MissingPeerError: the folder has no such package, or it does not import beside today's `attn_contract`.
+        MissingPeerError: the folder has no such package or functions, or they do not import beside today's `attn_contract`.
     """
     root = folder / "optimized" / "attn_optimized"
     if not root.is_dir():
         raise MissingPeerError(f"--before: got {folder}, expected a folder that holds optimized/attn_optimized")
     with as_package("attn_optimized", root):
         attention, cascade = imported("attn_optimized.attention"), imported("attn_optimized.cascade")
-    return SimpleNamespace(
-        paged_attention=attention.paged_attention,
-        varlen_attention=attention.varlen_attention,
-        cascade_attention=cascade.cascade_attention,
-    )
+    try:
+        return SimpleNamespace(
+            paged_attention=attention.paged_attention,
+            varlen_attention=attention.varlen_attention,
+            cascade_attention=cascade.cascade_attention,
+        )
+    except AttributeError as error:
+        raise MissingPeerError(f"--before: got {folder}, expected one with today's functions of attention: {error}") from error
 
 
 def gains(cases: Sequence[CaseResult]) -> Iterator[str]:

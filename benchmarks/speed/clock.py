@@ -5,8 +5,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
+import msgspec
 import torch
 
 REPLAY_MS = 0.2
@@ -15,12 +16,16 @@ WARMUP_REPLAYS = 3
 ROUNDS_PER_SYNC, MOST_ROUNDS = 5, 200
 
 
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+"""A file that has another number there is refused when it is read."""
+
+
 class Spread(NamedTuple):
     """Milliseconds per call: the median, the 10th and the 90th percentile, and of how many replays."""
 
-    ms: float
-    p10: float
-    p90: float
+    ms: Positive
+    p10: Positive
+    p90: Positive
     replays: int
 
 

@@ -91,18 +91,22 @@ def speed(
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write docs/generated/performance.md, the page of drawn shapes, and their pictures, from the JSON files beside them."""
+    """Write docs/generated/performance.md, the pages of drawn shapes and of latent attention, and their pictures.
+
+    They are made of the JSON files in the folders performance, performance-drawn and performance-latent beside them.
+    """
+    from benchmarks.latent import page as latent_page
     from benchmarks.speed import drawn_page, page
 
     try:
-        fixed, drawn = page.read(), drawn_page.read()
+        pages = [(each.contents, each.read()) for each in (page, drawn_page, latent_page)]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if not fixed and not drawn:
+    written = {path: text for contents, runs in pages if runs for path, text in contents(runs).items()}
+    if not written:
         raise click.UsageError(
             f"{page.FOLDER} holds no JSON file: on a GPU `python -m benchmarks speed --json FILE` writes one"
         )
-    written = (page.contents(fixed) if fixed else {}) | (drawn_page.contents(drawn) if drawn else {})
     stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks page writes them")

@@ -9,7 +9,7 @@ from attn_fuzz.report.markup import element
 
 from benchmarks import PAGES
 from benchmarks.speed import results
-from benchmarks.speed.page import COLOURS, STYLE
+from benchmarks.speed.page import COLOURS, STYLE, heading
 from benchmarks.speed.participants import AITER, OURS, PEERS, VLLM
 from benchmarks.speed.reach import time_of
 from benchmarks.speed.results import CaseResult, Run
@@ -36,7 +36,7 @@ def contents(runs: dict[Path, Run]) -> dict[Path, str]:
 
 
 def read() -> dict[Path, Run]:
-    return {path: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+    return results.read_folder(FOLDER, drawn=True)
 
 
 def share(case: CaseResult, name: str = OURS) -> float | None:
@@ -71,10 +71,7 @@ def _page(runs: dict[Path, Run]) -> Iterator[str]:
 
 
 def _section(path: Path, run: Run) -> Iterator[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    yield from ("", f"## {run.machine}", "", f"{versions}. Commit {run.commit}, `{run.command}`.", "")
-    if not run.of_value:
-        yield from ("**Sizes are tiny or there was no GPU: no number here has any value.**", "")
+    yield from heading(run)
     yield from _classes(run)
     yield from ("", f"![cumulative share of the floor's speed](performance-drawn/{path.stem}.svg)", "")
     yield from _worst(run)

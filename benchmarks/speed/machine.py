@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from benchmarks.speed.clock import Positive
+
 READ: dict[str, Any] = {"BLOCK": 8192, "num_warps": 8}
 REPEATS = 20
 BURST_CALLS = 10
@@ -19,10 +21,10 @@ BURST_CALLS = 10
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes and FLOPs per second; a copy's bytes are those read and those written."""
 
-    read: float
-    copy: float
-    matmul_burst: float
-    matmul_sustained: float
+    read: Positive
+    copy: Positive
+    matmul_burst: Positive
+    matmul_sustained: Positive
 
 
 @triton.jit

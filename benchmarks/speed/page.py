@@ -9,9 +9,11 @@ from attn_fuzz.report.markup import element
 from benchmarks import PAGES
 from benchmarks.speed import results
 from benchmarks.speed.cases import CASES
+from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, PEERS
 from benchmarks.speed.reach import standing, time_of
 from benchmarks.speed.results import CaseResult, Run
+from benchmarks.timed import in_words
 
 FOLDER = PAGES / "performance"
 PAGE = PAGES / "performance.md"
@@ -33,7 +35,7 @@ def contents(runs: dict[Path, Run]) -> dict[Path, str]:
 
 
 def read() -> dict[Path, Run]:
-    return {path: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+    return results.read_folder(FOLDER)
 
 
 def _page(runs: dict[Path, Run]) -> Iterator[str]:
@@ -82,18 +84,27 @@ def _summary(run: Run) -> Iterator[str]:
             yield f"  - Our kernels are faster than {peer} in {faster} of {len(times)} cases."
 
 
-def _section(path: Path, run: Run) -> Iterator[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    rates = run.rates
-    yield from ("", f"## {run.machine}", "", f"{versions}. Commit {run.commit}, `{run.command}`.", "")
+def heading(run: Run) -> Iterator[str]:
+    """What was measured, and by which command."""
+    yield from ("", f"## {run.machine}", "", f"{in_words(run.versions)}. Commit {run.commit}, `{run.command}`.", "")
     if not run.of_value:
         yield from ("**Sizes are tiny or there was no GPU: no number here has any value.**", "")
+
+
+def table_of_rates(rates: Rates) -> Iterator[str]:
     yield from (
         "| read | copy, read and written | matmul, burst | matmul, sustained |",
         "|--:|--:|--:|--:|",
         f"| {rates.read / 1e12:.3g} TB/s | {rates.copy / 1e12:.3g} TB/s "
         f"| {rates.matmul_burst / 1e12:.4g} TFLOP/s | {rates.matmul_sustained / 1e12:.4g} TFLOP/s |",
         "",
+    )
+
+
+def _section(path: Path, run: Run) -> Iterator[str]:
+    yield from heading(run)
+    yield from table_of_rates(run.rates)
+    yield from (
         f"![share of the floor's speed, by case and participant](performance/{path.stem}.svg)",
         "",
         "In brackets: for our time, the share of the floor's speed; for a peer's time, how many times as long as ours it is.",
@@ -103,8 +114,7 @@ def _section(path: Path, run: Run) -> Iterator[str]:
     )
     for case in run.cases:
         yield _row(case, run)
-    if notes := list(_notes(run)):
-        yield from ("", *notes)
+    yield from notes(run)
     if run.host_us:
         yield from (
             "",
@@ -119,18 +129,24 @@ def _section(path: Path, run: Run) -> Iterator[str]:
 
 
 def _row(case: CaseResult, run: Run) -> str:
-    ours = time_of(case, OURS)
-    cells = [case.name, f"{case.floor_ms:.3g}"]
-    if ours is None:
-        cells += [_cell(case, OURS), ""]
-    else:
-        cells += [f"{ours.ms:.3g} ({case.floor_ms / ours.ms:.0%})", f"{ours.p10:.3g}-{ours.p90:.3g}"]
-    for peer in PEERS:
-        theirs = time_of(case, peer)
-        cells.append(_cell(case, peer) if theirs is None or ours is None else f"{theirs.ms:.3g} ({theirs.ms / ours.ms:.2f})")
+    cells = [case.name, f"{case.floor_ms:.3g}", *cells_of_ours(case), *(cell_of_peer(case, peer) for peer in PEERS)]
     reached, text = standing(REACH.get(case.name), case, run.rates)
     word = {True: "reached", False: "short", None: ""}[reached]
     return f"| {' | '.join(cells)} | {': '.join(part for part in (word, text) if part)} |"
+
+
+def cells_of_ours(case: CaseResult) -> tuple[str, str]:
+    """Our time, with its share of the floor's speed, and its spread."""
+    ours = time_of(case, OURS)
+    if ours is None:
+        return _cell(case, OURS), ""
+    return f"{ours.ms:.3g} ({case.floor_ms / ours.ms:.0%})", f"{ours.p10:.3g}-{ours.p90:.3g}"
+
+
+def cell_of_peer(case: CaseResult, peer: str) -> str:
+    """A peer's time, and how many times as long as ours it is."""
+    ours, theirs = time_of(case, OURS), time_of(case, peer)
+    return _cell(case, peer) if theirs is None or ours is None else f"{theirs.ms:.3g} ({theirs.ms / ours.ms:.2f})"
 
 
 def _cell(case: CaseResult, name: str) -> str:
@@ -139,6 +155,12 @@ def _cell(case: CaseResult, name: str) -> str:
         return f"{time.ms:.3g}"
     result = case.results.get(name)
     return "" if result is None or result.verdict == "refused" else result.verdict
+
+
+def notes(run: Run) -> Iterator[str]:
+    """What a table has no column for, below it."""
+    if found := list(_notes(run)):
+        yield from ("", *found)
 
 
 def _notes(run: Run) -> Iterator[str]:

@@ -1,16 +1,18 @@
-"""What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`."""
+"""What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`, or that of another command's runs."""
 
 import subprocess
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-from attn_fuzz import inputs
+from attn_fuzz import inputs, outputs
 
-from benchmarks.speed.clock import Spread
+from benchmarks.speed.clock import Positive, Spread
 from benchmarks.speed.machine import Rates
 
 SCHEMA = "attn-parity.speed/1"
+MAX_BYTES = 16 << 20
+"""Of a file that is read: a run of 1000 drawn cases has 1.2 MB."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,7 +39,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     flops: float
     bytes: float
-    floor_ms: float
+    floor_ms: Positive
     results: dict[str, Result]
     traffic: str | None = None
 
@@ -71,17 +73,33 @@ def commit() -> str:
 
 def write(run: msgspec.Struct, path: Path) -> None:
     """Whole or not at all: an interrupt leaves the last one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
-    partial.replace(path)
+    outputs.write(path, msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
 
 
-def read(path: Path) -> Run:
+def read(path: Path, schema: str = SCHEMA) -> Run:
     """
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is no such file, or a time or a rate is not positive.
     """
     try:
-        return msgspec.convert(inputs.read_record(path, SCHEMA), Run)
+        return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), Run)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_folder(folder: Path, schema: str = SCHEMA, *, drawn: bool = False) -> dict[Path, Run]:
+    """The runs in a folder.
+
+    Args:
+        drawn: whether their cases are drawn ones.
+
+    Raises:
+        ValueError: as `read`, or a case is of the other kind.
+    """
+    runs = {path: read(path, schema) for path in sorted(folder.glob("*.json"))}
+    for path, run in runs.items():
+        for case in run.cases:
+            if (case.traffic is not None) != drawn:
+                wanted = "only drawn cases, which have a `traffic`" if drawn else "no drawn cases, which have a `traffic`"
+                raise ValueError(f"{path}: {case.name}: traffic: got {case.traffic!r}, expected {wanted}")
+    return runs

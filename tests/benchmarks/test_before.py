@@ -53,6 +53,17 @@ def test_a_folder_without_the_package_is_refused(tmp_path):
     assert "Error: --before: got " in ended.output
 
 
+def test_a_package_without_the_functions_is_refused(tmp_path):
+    package = tmp_path / "optimized" / "attn_optimized"
+    package.mkdir(parents=True)
+    (package / "attention.py").write_text("paged_attention = None")
+    (package / "cascade.py").write_text("")
+    with pytest.raises(
+        MissingPeerError, match=r"--before: got .*: module 'attn_optimized.attention' has no .*varlen_attention"
+    ):
+        load_before(tmp_path)
+
+
 def test_gains_are_means_by_traffic_of_the_cases_that_both_ran():
     def case(name: str, traffic: str, **ms: float) -> CaseResult:
         times = {BEFORE: ms.get("before"), OURS: ms.get("now")}

@@ -142,12 +142,16 @@ def test_a_signal_ends_it_with_what_was_found(folder):
         (("--arch", "gfx9"), 2, "--arch: got gfx9, expected some of gfx90a"),
         (("--only", "cache write"), 2, "no case of attention has 'cache write' in its name"),
         (("--json", "none/found.json"), 2, "--json: the folder none does not exist"),
+        (("--page", "found.csv"), 2, "--page: found.csv is where the facts go, beside a page such as found.md"),
+        (("--page", "taken.md"), 2, "--page: taken.csv is a folder"),
         (("--aiter", "none"), 2, "--aiter: got none, expected a folder that holds the package `aiter`"),
         ((), 2, "vllm is left out: it is not installed, and no --vllm FOLDER was given; aiter is left out"),
         (("--check", "--page", "none.md"), 2, "none.csv"),
     ],
 )
-def test_bad_input_is_named(monkeypatch, arguments, code, words):
+def test_bad_input_is_named(tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    Path("taken.csv").mkdir()
     found = peers.importlib.util.find_spec
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in ("vllm", "aiter") else found(name))
     ended, output = invoked(*arguments)

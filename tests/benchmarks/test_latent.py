@@ -9,8 +9,14 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
 from benchmarks.latent.cases import CASES, LatentCase
+from benchmarks.latent.command import values_to_try
+from benchmarks.latent.page import FOLDER, PAGE
+from benchmarks.latent.run import SCHEMA
 from benchmarks.speed import results
-from benchmarks.speed.participants import OURS
+from benchmarks.speed.clock import Spread
+from benchmarks.speed.machine import Rates
+from benchmarks.speed.participants import OURS, VLLM
+from benchmarks.speed.results import CaseResult, Result, Run
 from tests import processes
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,11 +28,16 @@ def test_a_tiny_run_measures_other_parameters_too(tmp_path):
     arguments = ["latent", "--tiny", "--only", "N=12,", "--try", "block_n=32,64", "--json", str(path), "--commit", "abc"]
     ended = processes.run(["-m", "benchmarks", *arguments], cwd=tmp_path, env={**os.environ, **ON_CPU})
     assert ended.returncode == 0, ended.stderr
-    (case,) = results.read(path).cases
+    (case,) = results.read(path, SCHEMA).cases
     assert {name: result.verdict for name, result in case.results.items() if "vLLM" not in name} == {
         OURS: "measured",
         "block_n=32": "measured",
     }
+
+
+def test_values_of_a_name_that_is_given_twice_are_all_tried():
+    tries = values_to_try(("block_n=32", "num_warps=4", "block_n=64,128"))
+    assert tries == {"block_n": [32, 64, 128], "num_warps": [4]}
 
 
 def test_the_floor_counts_each_key_once():
@@ -36,14 +47,62 @@ def test_the_floor_counts_each_key_once():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+def time(ms: float) -> Result:
+    return Result(verdict="measured", error=1e-3, time=Spread(ms, 0.98 * ms, 1.02 * ms, 100), calls=1)
+
+
+def test_the_page_says_what_was_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    FOLDER.mkdir(parents=True)
+    found = {
+        "both": {OURS: time(0.5), VLLM: time(1.0), "block_n=32": time(0.75)},
+        "vLLM's alone": {OURS: Result(verdict="failed", why="OutOfResources"), VLLM: time(2.0)},
+    }
+    run = Run(
+        schema=SCHEMA,
+        of_value=True,
+        machine="a GPU",
+        versions={"vllm": "0.33"},
+        command="python -m benchmarks latent",
+        commit="abc",
+        rates=Rates(read=4e12, copy=4e12, matmul_burst=8e14, matmul_sustained=5e14),
+        cases=[CaseResult(name=name, flops=1e11, bytes=1e9, floor_ms=0.25, results=each) for name, each in found.items()],
+    )
+    results.write(run, FOLDER / "gpu.json")
+    assert CliRunner().invoke(cli, ["page"]).exit_code == 0
+    text = PAGE.read_text(encoding="utf-8")
+    assert "vllm 0.33. Commit abc, `python -m benchmarks latent`." in text
+    assert "| 4 TB/s | 4 TB/s | 800 TFLOP/s | 500 TFLOP/s |" in text
+    assert "| both | 0.25 | 0.5 (50%) | 40% | 0.49-0.51 | 1 (2.00) |" in text
+    assert "* both, block_n=32: 0.75 ms, 1.50 times as long as ours" in text
+    assert "| vLLM's alone | 0.25 | failed |  |  | 2 |" in text
+    assert CliRunner().invoke(cli, ["page", "--check"]).exit_code == 0
+    PAGE.write_text(text.replace("40%", "80%"), encoding="utf-8")
+    ended = CliRunner().invoke(cli, ["page", "--check"])
+    assert ended.exit_code == 1
+    assert "not current: docs/generated/performance-latent.md;" in ended.output
+
+
+def test_a_run_of_other_cases_is_not_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "other.json").write_text(f'{{"schema": "{results.SCHEMA}"}}')
+    ended = CliRunner().invoke(cli, ["page"])
+    assert ended.exit_code == 2
+    assert f"other.json: schema: got '{results.SCHEMA}', expected '{SCHEMA}'" in " ".join(ended.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "torch sees no GPU here; --tiny"),
         (("--tiny", "--only", "nothing like it"), "no case has 'nothing like it' in its name"),
-        (("--tiny", "--json", "none/run.json"), "none is no folder"),
+        (("--tiny", "--json", "none/run.json"), "--json: the folder none does not exist"),
         (("--tiny", "--try", "block_q=16"), "got 'block_q=16', expected NAME=V,V"),
         (("--tiny", "--try", "block_n=a"), "got 'block_n=a', expected NAME=V,V"),
+        (("--tiny", "--try", "block_n=32,33"), "'block_n=32,33': parameters.block_n: got 33, expected a power of two"),
+        (("--tiny", "--try", "block_n=0"), "'block_n=0': parameters.block_n: got 0"),
+        (("--tiny", "--try", "num_warps=3"), "'num_warps=3': parameters.num_warps: got 3, expected a power of two"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):

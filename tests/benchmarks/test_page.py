@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
-from benchmarks.speed import results
+from benchmarks.speed import drawn_page, results
 from benchmarks.speed.cases import Reach
 from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
@@ -96,12 +96,42 @@ def test_without_a_file_there_is_no_page(tmp_path, monkeypatch):
     assert "holds no JSON file" in ended.output
 
 
-@pytest.mark.parametrize("content", ["{", '{"schema": "attn-parity.fuzz/1"}'])
+@pytest.mark.parametrize("content", ["{", '{"schema": "attn-parity.fuzz/1"}', '{"schema": "attn-parity.latent-speed/1"}'])
 def test_another_file_is_refused_by_name(docs, content):
     (FOLDER / "other.json").write_text(content)
     ended = page()
     assert ended.exit_code == 2
     assert "other.json" in ended.output
+
+
+def test_drawn_cases_and_others_have_folders_of_their_own(docs):
+    (run,) = results.read_folder(FOLDER).values()
+    drawn = msgspec.structs.replace(run, cases=[msgspec.structs.replace(case(), traffic="decode")])
+    results.write(drawn, FOLDER / "drawn.json")
+    ended = page("--check")
+    assert ended.exit_code == 2
+    assert "drawn.json: decode, 64 x 8k: traffic: got 'decode', expected no drawn cases" in " ".join(ended.output.split())
+    (FOLDER / "drawn.json").unlink()
+    drawn_page.FOLDER.mkdir()
+    results.write(run, drawn_page.FOLDER / "fixed.json")
+    ended = page("--check")
+    assert ended.exit_code == 2
+    assert "fixed.json: decode, 64 x 8k: traffic: got None, expected only drawn cases" in " ".join(ended.output.split())
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0])
+def test_a_time_that_is_not_positive_is_refused_by_name(docs, ms):
+    run = results.read(FOLDER / "gpu.json")
+    results.write(msgspec.structs.replace(run, cases=[case(**{OURS: time(ms)})]), FOLDER / "other.json")
+    ended = page("--check")
+    assert ended.exit_code == 2
+    assert "other.json: Expected `float` > 0.0" in " ".join(ended.output.split())
+
+
+def test_a_run_of_many_cases_is_read(docs):
+    run = results.read(FOLDER / "gpu.json")
+    results.write(msgspec.structs.replace(run, cases=[case("a" * 2000)] * 1000), FOLDER / "gpu.json")
+    assert len(results.read(FOLDER / "gpu.json").cases) == 1000
 
 
 @pytest.mark.parametrize(

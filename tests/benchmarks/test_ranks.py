@@ -1,6 +1,11 @@
 """`python -m benchmarks ranks`: the small steps that need no GPU, and what is refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,8 +14,73 @@ from attn_optimized import paged_attention
 from attn_optimized.backends import BACKENDS
 
 from benchmarks.ranks import rank, steps
-from benchmarks.ranks.cases import CHECKS, Case, local_call, whole_call
+from benchmarks.ranks.cases import CHECKS, TINY, Case, local_call, whole_call
 from tests import processes
+
+# the command over ranks that compute nothing; they are forked, because to import torch takes longer. What ends: rank 1 with
+# code 3 after all cases, or with 0 after the first one, or no rank.
+STAND_IN = """
+import dataclasses, json, multiprocessing, os, runpy, signal, time
+import torch.multiprocessing
+from benchmarks.ranks import rank
+
+def main(number, num_ranks, folder, device_type, checks, timed):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    is_first = ENDS == "never" or (ENDS == "early" and number == 1)
+    with open(folder / f"{number}.jsonl", "w") as lines:
+        for case in timed[:1] if is_first else timed:
+            lines.write(json.dumps(dataclasses.asdict(rank.Found(case.name, 0.0, {rank.ONE: ERROR}))) + chr(10))
+        lines.write("half a li")
+    if ENDS == "never":
+        time.sleep(600)
+    os._exit(3 if ENDS == "code" and number == 1 else 0)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore interrupts
+torch.multiprocessing.get_context = lambda how: multiprocessing.get_context("fork")
+rank.main = main
+runpy.run_module("benchmarks", run_name="__main__")
+"""
+
+
+OVER_BUDGET = [f"rank {number}: ended after 1 seconds; --budget gives more" for number in range(2)]
+
+
+def program(ends: str, error: str = "0.5") -> str:
+    return f"ENDS, ERROR = {ends!r}, float({error!r})\n{STAND_IN}"
+
+
+@pytest.mark.parametrize(
+    ("ends", "error", "options", "problems"),
+    [
+        ("code", "0.5", (), ["rank 1: exit code 3"]),
+        ("early", "0.5", (), [f"not run by all ranks: {steps.TINY[0].name}"]),
+        ("never", "nan", ("--only", "60 keys", "--budget", "1"), [f"wrong: {TINY[0].name}", *OVER_BUDGET]),
+    ],
+)
+def test_a_rank_that_does_not_end_well_is_named(tmp_path, ends, error, options, problems):
+    arguments = ["-c", program(ends, error), "ranks", "--tiny", "--json", tmp_path / "ranks.json", *options]
+    run = processes.run(arguments, cwd=processes.ROOT)
+    assert (run.returncode, run.stderr.splitlines()) == (1, problems), run.stdout
+    (first, *_), _ = json.loads((tmp_path / "ranks.json").read_text())["cases"]
+    assert first["error"] == {rank.ONE: None if error == "nan" else 0.5}
+
+
+def test_an_interrupt_keeps_the_cases_that_ran(tmp_path):
+    path = tmp_path / "ranks.json"
+    command = [sys.executable, "-W", "ignore", "-c", program("never"), "ranks", "--tiny", "--json", str(path)]
+    process = subprocess.Popen(
+        command, cwd=processes.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.is_file() and all(json.loads(path.read_text())["cases"]):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+        time.sleep(0.05)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert "interrupted: 1 cases run, 1 not" in output
+    assert [len(of_rank) for of_rank in json.loads(path.read_text())["cases"]] == [1, 1]
 
 
 def test_the_tiny_cases_run_and_agree(tmp_path):
@@ -27,6 +97,9 @@ def test_the_tiny_cases_run_and_agree(tmp_path):
     [
         (["--tiny", "--ranks", "3"], "3 ranks cannot share 8 heads"),
         (["--tiny", "--only", "no such case"], "no case has 'no such case' in its name"),
+        (["--tiny", "--json", "none/ranks.json"], "--json: the folder none does not exist"),
+        (["--tiny", "--budget", "nan"], "got nan, expected a finite number of seconds"),
+        (["--tiny", "--budget", "inf"], "got inf, expected a finite number of seconds"),
         *([(["--ranks", "2"], "torch sees 0 GPUs, and --ranks asks for 2")] * (not torch.cuda.is_available())),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
     [
         ((), "torch sees no GPU here; --tiny"),
         (("--tiny", "--only", "nothing like it"), "no case has 'nothing like it' in its name"),
-        (("--tiny", "--json", "none/run.json"), "none is no folder"),
+        (("--tiny", "--json", "none/run.json"), "--json: the folder none does not exist"),
         (("--tiny", "--vllm", "none"), "--vllm: got none, expected a folder that holds the package `vllm`"),
         (("--tiny", "--budget", "0"), "--budget"),
     ],

@@ -129,7 +129,7 @@ def test_an_interrupt_keeps_what_was_found(tmp_path):
         (("--arch", "gfx000"), "--arch: got 'gfx000', expected one of gfx90a, gfx942"),
         (("--arch", "sm90"), "--arch: got 'sm90', expected one of gfx90a, gfx942"),
         (("--arch", "gfx942", "--drawn", "3", "--only", "none"), "no class of 3 drawn steps has 'none' in its name, such as"),
-        (("--arch", "gfx942", "--json", "none/tune.json"), "none is no folder"),
+        (("--arch", "gfx942", "--json", "none/tune.json"), "--json: the folder none does not exist"),
         (("--tiny", "--budget", "0"), "--budget"),
         (("--tiny", "--workers", "0"), "--workers"),
     ],
