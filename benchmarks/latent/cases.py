@@ -65,6 +65,42 @@ class LatentCase:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpandedCase:
+    """Expanded attention of prompts of one length to their own keys: the sizes of DeepSeek-V3's heads.
+
+    Attributes:
+        num_heads: on one GPU, each with keys and values of its own.
+        head_size, head_size_v: of K and of V.
+    """
+
+    name: str
+    query_lens: tuple[int, ...]
+    num_heads: int = 16
+    head_size: int = 192
+    head_size_v: int = 128
+    traffic: None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.query_lens)
+
+    @property
+    def flops(self) -> float:
+        """Two dots, of head_size and of head_size_v, for each pair of a query and a key that it sees, in every head."""
+        pairs = sum(n * (n + 1) // 2 for n in self.query_lens)
+        return 2.0 * (self.head_size + self.head_size_v) * self.num_heads * pairs
+
+    @property
+    def bytes(self) -> float:
+        """q, k, v and the output once."""
+        return 2.0 * (self.head_size + self.head_size_v) * self.num_heads * self.num_tokens * ITEMSIZE
+
+    def tiny(self) -> Self:
+        """The same features at a size that can be interpreted."""
+        return dataclasses.replace(self, query_lens=(9,) * 2, num_heads=2)
+
+
 def _decode(name: str, requests: int, seq_len: int, *, query_len: int = 1, **options) -> LatentCase:
     return LatentCase(name=name, query_lens=(query_len,) * requests, seq_lens=(seq_len,) * requests, **options)
 
@@ -76,7 +112,7 @@ def _ragged() -> tuple[int, ...]:
     return tuple(lengths)
 
 
-CASES = (
+CASES: tuple[LatentCase | ExpandedCase, ...] = (
     _decode("MLA decode N=16, 64 x 8k", 64, 8 * KI),
     _decode("MLA decode N=128, 64 x 4k", 64, 4 * KI, num_heads=128),
     _decode("MLA decode N=16, 64 x 8k, float8 cache", 64, 8 * KI, float8_cache=True),
@@ -90,4 +126,5 @@ CASES = (
     LatentCase(name="MLA decode N=16, ragged 64 x 256..16k", query_lens=(1,) * 64, seq_lens=_ragged()),
     _decode("MLA decode N=40, MiniCPM3 (256 + 32), 64 x 8k", 64, 8 * KI, num_heads=40, latent_size=256, rope_size=32),
     _decode("MLA extend N=16, 8 x 512 new on 8k", 8, 8 * KI + 512, query_len=512),
+    ExpandedCase(name="MLA prefill 192/128, N=16, 4 x 4k", query_lens=(4 * KI,) * 4),
 )

@@ -16,8 +16,8 @@ from attn_optimized.launch.table import Parameters
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.latent import calls
-from benchmarks.latent.cases import LatentCase
+from benchmarks.latent import calls, expanded
+from benchmarks.latent.cases import ExpandedCase, LatentCase
 from benchmarks.speed.cases import copies
 from benchmarks.speed.participants import OURS, VLLM, Prepared
 from benchmarks.speed.results import CaseResult, Run
@@ -31,7 +31,7 @@ Tries = Mapping[str, Sequence[int]]
 
 def measure(
     run: Run,
-    cases: Sequence[LatentCase],
+    cases: Sequence[LatentCase | ExpandedCase],
     tries: Tries,
     vllm: SimpleNamespace | None,
     device: torch.device,
@@ -56,7 +56,16 @@ def measure(
         tell(run.cases[-1], console)
 
 
-def problem_of(case: LatentCase, tries: Tries, vllm: SimpleNamespace | None, device: torch.device, count: int) -> Problem:
+def problem_of(
+    case: LatentCase | ExpandedCase, tries: Tries, vllm: SimpleNamespace | None, device: torch.device, count: int
+) -> Problem:
+    """Who is measured in a case. Other parameters and vLLM's kernel are for those over a latent cache."""
+    if isinstance(case, ExpandedCase):
+        return expanded.problem_of(case, device, count)
+    return _over_a_cache(case, tries, vllm, device, count)
+
+
+def _over_a_cache(case: LatentCase, tries: Tries, vllm: SimpleNamespace | None, device: torch.device, count: int) -> Problem:
     """Ours first, then every candidate, then vLLM's kernel where the case is one of decodes of one length."""
     made = [calls.latent_call(case, device, seed) for seed in range(count)]
     rows = calls.sampled_rows(case)
@@ -80,7 +89,7 @@ def candidates(today: Parameters, tries: Tries) -> dict[str, Parameters]:
     return found
 
 
-def compile_ahead(cases: Sequence[LatentCase], tries: Tries, processes: int, console: Console) -> None:
+def compile_ahead(cases: Sequence[LatentCase | ExpandedCase], tries: Tries, processes: int, console: Console) -> None:
     """Make every call once in parallel processes, so that Triton's cache holds its kernels. Errors are left to the run."""
     jobs = [(case, tries, number, processes) for case in cases for number in range(processes)]
     context = multiprocessing.get_context("spawn")
@@ -107,12 +116,15 @@ def _each(prepare: Callable[[calls.LatentCall], Prepared], made: Sequence[calls.
     return [prepare(call) for call in made]
 
 
-def _call_some(job: tuple[LatentCase, Tries, int, int]) -> None:
+def _call_some(job: tuple[LatentCase | ExpandedCase, Tries, int, int]) -> None:
     """Every so manieth candidate of a case, once."""
     case, tries, number, processes = job
     os.environ["OMP_NUM_THREADS"] = "1"
     device = torch.device("cuda")
     with contextlib.suppress(Exception):
+        if isinstance(case, ExpandedCase):
+            expanded.ours(expanded.expanded_call(case, device, seed=0)).run()
+            return
         call = calls.latent_call(case, device, seed=0)
         today = calls.table_parameters(call, architecture_of(device, call.q.dtype), compute_units_of(device))
         for parameters in [today, *candidates(today, tries).values()][number::processes]:

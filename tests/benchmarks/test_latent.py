@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
-from benchmarks.latent.cases import CASES, LatentCase
+from benchmarks.latent.cases import CASES, ExpandedCase, LatentCase
 from benchmarks.latent.command import values_to_try
 from benchmarks.latent.page import FOLDER, PAGE
 from benchmarks.latent.run import SCHEMA
@@ -33,6 +33,22 @@ def test_a_tiny_run_measures_other_parameters_too(tmp_path):
         OURS: "measured",
         "block_n=32": "measured",
     }
+
+
+def test_a_tiny_prefill_is_measured_beside_dense_attention(tmp_path):
+    """V of flash attention is padded, and its padding is no part of what is checked."""
+    path = tmp_path / "latent.json"
+    arguments = ["latent", "--tiny", "--only", "192/128", "--json", str(path), "--commit", "abc"]
+    ended = processes.run(["-m", "benchmarks", *arguments], cwd=tmp_path, env={**os.environ, **ON_CPU})
+    assert ended.returncode == 0, ended.stderr
+    (case,) = results.read(path, SCHEMA).cases
+    assert {name: result.verdict for name, result in case.results.items()} == {OURS: "measured", "SDPA flash": "measured"}
+
+
+def test_the_work_of_a_prefill_is_that_of_the_pairs_that_are_seen():
+    case = ExpandedCase(name="", query_lens=(2, 3), num_heads=5, head_size=8, head_size_v=4)
+    assert case.flops == 2 * (8 + 4) * 5 * (3 + 6)
+    assert case.bytes == 2 * 5 * 5 * (8 + 8 + 4 + 4)
 
 
 def test_values_of_a_name_that_is_given_twice_are_all_tried():

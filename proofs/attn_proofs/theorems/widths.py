@@ -62,10 +62,11 @@ def _fits(sources: Sources) -> Iterator[Claim]:
 def _rows_fit(sources: Sources) -> Iterator[Claim]:
     """Rows, queries and heads of a tile, for each group that a tile holds, with the host's inverse of the group, and for each
     number of heads that one group does not hold."""
-    head, kv_head, most = z3.Int("heads"), z3.Int("kv_head"), max_rows(sources)
+    head, kv_head, first, length = integers("heads kv_head first_query query_len")
+    most = max_rows(sources)
     for group in range(1, most + 1):
         given = (head >= 0, (head + 1) * group <= INT32_MAX - most)
-        small = (z3.Int("first_query") == 0, z3.Int("query_len") >= 20) if group == 1 else None
+        small = (first == 0, length >= 20) if group == 1 else None
         yield _rows_of_group_fit(sources, f"group {group}", group, given, small)
     for heads in range(max_group(sources) + 1, MOST_HEADS + 1):
         group = Extraction(sources).call(f"{WORKLOAD}.group_of", heads, max_group(sources))
