@@ -115,6 +115,8 @@ def _attend(
 
     Checks and launches of a call are those of every call with the same signature, and are not repeated.
     """
+    check_type("batch_invariant", batch_invariant, bool, "a bool")
+    check_type("validate", validate, bool, "a bool")
     check_attention_tensors(keys.inputs(q), layer, batch, out, lse)
     signature = _signature(q, keys, layer, batch, out, lse, batch_invariant)
     launches = _LAUNCHES.get(signature)

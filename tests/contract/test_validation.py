@@ -883,6 +883,13 @@ def test_values_are_read_only_when_asked(valid, changes):
         call(valid, arguments, "attn_contract.validation", values=False)
 
 
+@pytest.mark.parametrize("valid", [paged, varlen, write, rope])
+@pytest.mark.parametrize("values", ["no", None, 1])
+def test_whether_values_are_checked_is_true_or_false(valid, values):
+    with pytest.raises(ContractError, match=r"validate: got .*, expected a bool"):
+        call(valid, changed(valid, {}), "attn_contract.validation", values=values)
+
+
 @pytest.mark.parametrize(("valid", "changes", "message"), HOST, ids=[message for _, _, message in HOST])
 def test_everything_else_is_checked_always(valid, changes, message):
     with pytest.raises(ContractError) as caught:

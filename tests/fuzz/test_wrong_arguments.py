@@ -35,3 +35,13 @@ def test_a_tensor_without_elements_has_no_gaps():
     for tensor, has_gaps in ((torch.ones(2, 4), True), (torch.ones(0, 4), False)):
         forms = [what for what, _ in wrong_calls(lambda **given: None, {"q": tensor})]
         assert any("gaps" in what for what in forms) == has_gaps
+
+
+def test_a_text_for_each_flag_is_among_the_calls():
+    """Also for one that the caller did not name."""
+
+    def flagged(*, size: int, fast: bool = False, checks: bool = True) -> None:
+        pass
+
+    forms = [what for what, _ in wrong_calls(flagged, {"size": 3, "fast": True})]
+    assert {what.split("=")[0] for what in forms if "no such thing" in what} == {"size", "fast", "checks"}

@@ -64,7 +64,7 @@ def check_paged_attention(
         out: [T, H, value_size] or [T, H * value_size] of q's dtype, or of a float8 type with an output_scale; None: the caller
             allocates it.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
-        values: whether to check lengths, blocks, slots, biases and scales, too.
+        values: whether to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
 
     Returns:
         The cache's view, read back from its shape and strides.
@@ -72,6 +72,7 @@ def check_paged_attention(
     Raises:
         ContractError: naming the first argument that is wrong.
     """
+    check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
@@ -115,11 +116,12 @@ def check_varlen_attention(
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
         k, v: [T_kv, HK, D] and [T_kv, HK, value_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
-        values: whether to check lengths, biases and scales, too.
+        values: whether to check lengths, biases and scales, too: the `validate` of whoever is called.
 
     Raises:
         ContractError: naming the first argument that is wrong.
     """
+    check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
     if layer.layout is not None:
         raise ContractError("layer.attn_type", layer.attn_type, "ENCODER or ENCODER_ONLY; use paged_attention")

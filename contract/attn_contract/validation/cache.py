@@ -103,6 +103,7 @@ def check_write_latent_cache(
     Raises:
         ContractError: naming the first argument that is wrong.
     """
+    check_type("validate", values, bool, "a bool")
     check_type("layer", layer, Layer, "a Layer")
     check_vector("slot_mapping", slot_mapping, torch.int64)
     scale = _tensors(layer, ("k_scale",))
@@ -176,6 +177,7 @@ def _check_write(
         read: k and v, and whatever else the write reads.
         written: what it writes besides the cache and its scales.
     """
+    check_type("validate", values, bool, "a bool")
     check_type("layer", layer, Layer, "a Layer")
     check_vector("slot_mapping", slot_mapping, torch.int64)
     scales = _tensors(layer, _FIXED_SCALES)

@@ -5,6 +5,7 @@ not values in tensors are checked, and whether or not a legal call of the same f
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,9 @@ def wrong_calls(
         yield f"{name}={_TEXT!r}", functools.partial(function, **{**arguments, name: _TEXT})
         if right is not None and name not in optional:
             yield f"{name}=None", functools.partial(call_naming, function, arguments, name, lambda: None)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if isinstance(parameter.default, bool) and name not in arguments:
+            yield f"{name}={_TEXT!r}", functools.partial(function, **arguments, **{name: _TEXT})
 
 
 def must_contradict(function: Callable[..., object], arguments: Mapping[str, Any], optional: Collection[str] = ()) -> None:

@@ -100,6 +100,7 @@ def attend_over_ranks(
     """
     check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
     check_type("timeout", timeout, timedelta, "a timedelta")
+    check_type("compare", compare, bool, "a bool")
     own: ContractError | UnsupportedError | dict[str, Told]
     try:
         own = _checked(group, q, kv_cache, layer, step, exchange)
