@@ -11,7 +11,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -38,24 +37,11 @@ def check_options(budget: float, path: Path | None) -> None:
     Raises:
         click.UsageError: the budget is no number, or is infinite, or the file cannot be written.
     """
-    if not math.isfinite(budget):
-        raise click.BadParameter(f"got {budget}, expected a finite number of seconds", param_hint="--budget")
-    if path is not None:
-        _check_file(path)
-
-
-def _check_file(path: Path) -> None:
-    """Try to write, too: /proc takes no file although root may write there, and a name may be too long."""
     from attn_parity.options import check_writable
 
-    try:
-        check_writable(path)
-        if path.is_file() or not path.exists():  # a device is written as it is
-            whole = path.resolve()
-            # a name as long as that of the file that `attn_fuzz.outputs` writes first
-            tempfile.NamedTemporaryFile(dir=whole.parent, prefix=f"{whole.name}.", suffix=".partial").close()
-    except OSError as error:
-        raise click.UsageError(f"--json: {path} cannot be written: {error.strerror}") from error
+    if not math.isfinite(budget):
+        raise click.BadParameter(f"got {budget}, expected a finite number of seconds", param_hint="--budget")
+    check_writable(path)
 
 
 def use_device(*, tiny: bool) -> "torch.device":

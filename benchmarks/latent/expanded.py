@@ -15,9 +15,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from benchmarks.latent.cases import ExpandedCase
 from benchmarks.speed.calls import DTYPE, LOGIT_STD
 from benchmarks.speed.participants import OURS, SDPA, Prepared
-from benchmarks.speed.run import Problem
 
-SAMPLED_HEADS_AND_ROWS = 16
+SAMPLED_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +71,18 @@ def sdpa(backend: SDPBackend, call: ExpandedCall) -> Prepared:
     return Prepared(run, lambda out: out.transpose(1, 2).flatten(0, 1)[..., : case.head_size_v])
 
 
-def problem_of(case: ExpandedCase, device: torch.device, count: int) -> Problem:
+def participants(device: torch.device) -> dict[str, Callable[[ExpandedCall], Prepared]]:
     """Ours first, then PyTorch's: cuDNN's on a GPU alone."""
-    made = [expanded_call(case, device, seed) for seed in range(count)]
-    prepare: dict[str, Callable[[ExpandedCall], Prepared]] = {OURS: ours}
+    found: dict[str, Callable[[ExpandedCall], Prepared]] = {OURS: ours}
     for name, backend in SDPA.items():
         if device.type == "cuda" or backend is not SDPBackend.CUDNN_ATTENTION:
-            prepare[name] = functools.partial(sdpa, backend)
-    rows = sorted({*range(0, case.num_tokens, max(1, case.num_tokens // SAMPLED_HEADS_AND_ROWS)), case.num_tokens - 1})
-    makers = {name: functools.partial(_each, one, made) for name, one in prepare.items()}
-    return Problem(makers, rows, expected_rows(made[0], rows))
+            found[name] = functools.partial(sdpa, backend)
+    return found
+
+
+def sampled_rows(case: ExpandedCase) -> list[int]:
+    """Rows at equal distances, and the last one, which sees the most keys."""
+    return sorted({*range(0, case.num_tokens, max(1, case.num_tokens // SAMPLED_ROWS)), case.num_tokens - 1})
 
 
 def expected_rows(call: ExpandedCall, rows: list[int]) -> torch.Tensor:
@@ -93,7 +94,3 @@ def expected_rows(call: ExpandedCall, rows: list[int]) -> torch.Tensor:
         weights = torch.einsum("hd,nhd->hn", call.layer.scale * call.q[row].double(), keys).softmax(-1)
         found.append(torch.einsum("hn,nhd->hd", weights, values))
     return torch.stack(found)
-
-
-def _each(prepare: Callable[[ExpandedCall], Prepared], made: list[ExpandedCall]) -> list[Prepared]:
-    return [prepare(call) for call in made]

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
+from typing import TypeVar
 
 import torch
 from attn_optimized.device import architecture_of, compute_units_of
@@ -25,6 +26,7 @@ from benchmarks.speed.run import Problem, Sizes, free, measured_problem
 
 SCHEMA = "attn-parity.latent-speed/1"
 """Of a run's file, which has the fields of one of `speed`."""
+AnyCall = TypeVar("AnyCall", calls.LatentCall, expanded.ExpandedCall)
 Tries = Mapping[str, Sequence[int]]
 """Values to try, by the names of the fields of Parameters."""
 
@@ -61,7 +63,8 @@ def problem_of(
 ) -> Problem:
     """Who is measured in a case. Other parameters and vLLM's kernel are for those over a latent cache."""
     if isinstance(case, ExpandedCase):
-        return expanded.problem_of(case, device, count)
+        prompts, rows = [expanded.expanded_call(case, device, seed) for seed in range(count)], expanded.sampled_rows(case)
+        return Problem(_makers(expanded.participants(device), prompts), rows, expanded.expected_rows(prompts[0], rows))
     return _over_a_cache(case, tries, vllm, device, count)
 
 
@@ -75,8 +78,7 @@ def _over_a_cache(case: LatentCase, tries: Tries, vllm: SimpleNamespace | None, 
         prepare[name] = functools.partial(calls.ours_with, parameters)
     if vllm is not None and len(set(case.query_lens)) == 1:
         prepare[VLLM] = functools.partial(calls.vllm_triton, vllm, compute_units_of(device))
-    makers = {name: functools.partial(_each, one, made) for name, one in prepare.items()}
-    return Problem(makers, rows, calls.expected_rows(made[0], rows))
+    return Problem(_makers(prepare, made), rows, calls.expected_rows(made[0], rows))
 
 
 def candidates(today: Parameters, tries: Tries) -> dict[str, Parameters]:
@@ -112,7 +114,14 @@ def tell(case: CaseResult, console: Console) -> None:
             console.print(f"    {result.verdict}: {name}: {result.why}")
 
 
-def _each(prepare: Callable[[calls.LatentCall], Prepared], made: Sequence[calls.LatentCall]) -> list[Prepared]:
+def _makers(
+    prepare: Mapping[str, Callable[[AnyCall], Prepared]], made: Sequence[AnyCall]
+) -> dict[str, Callable[[], list[Prepared]]]:
+    """By participant: what puts all calls to it."""
+    return {name: functools.partial(_each, one, made) for name, one in prepare.items()}
+
+
+def _each(prepare: Callable[[AnyCall], Prepared], made: Sequence[AnyCall]) -> list[Prepared]:
     return [prepare(call) for call in made]
 
 
@@ -123,7 +132,8 @@ def _call_some(job: tuple[LatentCase | ExpandedCase, Tries, int, int]) -> None:
     device = torch.device("cuda")
     with contextlib.suppress(Exception):
         if isinstance(case, ExpandedCase):
-            expanded.ours(expanded.expanded_call(case, device, seed=0)).run()
+            if number == 0:
+                expanded.ours(expanded.expanded_call(case, device, seed=0)).run()
             return
         call = calls.latent_call(case, device, seed=0)
         today = calls.table_parameters(call, architecture_of(device, call.q.dtype), compute_units_of(device))

@@ -47,7 +47,7 @@ class Found:
 def main(
     rank: int, num_ranks: int, folder: Path, device_type: str, checks: list[Case | StepCase], timed: list[Case | StepCase]
 ) -> None:
-    """Run the cases and have rank 0 write a JSON line after each."""
+    """Run the cases, and write a JSON line after each."""
     import json
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all ranks; the process that started this one ends it

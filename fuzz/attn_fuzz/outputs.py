@@ -78,16 +78,23 @@ def check(path: Path, option: str) -> None:
     Raises:
         InputError: it cannot. The message begins with `option`.
     """
-    if path.is_dir():
-        raise InputError(f"{option}: {path} is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{option}: the folder {path.parent} does not exist")
-    if _is_pipe(path):
-        raise InputError(f"{option}: {path} is a pipe, which may have no reader; expected a file")
-    if not os.access(path if _is_device(path) else path.resolve().parent, os.W_OK):
-        raise InputError(f"{option}: {path} cannot be written")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"{option}: {path} cannot be written")
+    try:
+        if path.is_dir():
+            raise InputError(f"{option}: {path} is a folder")
+        if not path.parent.is_dir():
+            raise InputError(f"{option}: the folder {path.parent} does not exist")
+        if _is_pipe(path):
+            raise InputError(f"{option}: {path} is a pipe, which may have no reader; expected a file")
+        if not os.access(path if _is_device(path) else path.resolve().parent, os.W_OK):
+            raise InputError(f"{option}: {path} cannot be written")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise InputError(f"{option}: {path} cannot be written")
+        if not _is_device(path):
+            # /proc takes no file although root may write there, and a name may be too long
+            with _partial(path.resolve()) as partial:
+                partial.touch()
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager
