@@ -428,6 +428,18 @@ def test_short_parts_fill_a_gpu_that_has_room(num_requests, max_query_len, max_k
     assert plan(**shape).splits == parts
 
 
+@pytest.mark.parametrize(
+    ("num_heads", "max_keys", "others", "parts"),
+    [
+        (8, 1 << 19, {}, 256), (8, 1 << 17, {}, 256), (8, 80_000, {}, 156), (8, 1 << 15, {}, 128), (16, 1 << 17, {}, 132),
+        (24, 1 << 19, {}, 128), (8, 1 << 17, {"quantized": True}, 128), (8, 1 << 19, {"quantized": True}, 256),
+    ],
+)  # fmt: skip
+def test_a_long_request_of_few_heads_has_many_parts(num_heads, max_keys, others, parts):
+    """Of 8 query heads for each KV head, on 132 compute units."""
+    assert plan(num_heads=num_heads, num_kv_heads=num_heads // 8, max_seq_len=max_keys, **others).splits == parts
+
+
 def test_scratch_of_a_split_is_small():
     """At most what the programs that a device is given leave behind, the last split of which may double them."""
     splits = set()

@@ -7,8 +7,11 @@ from attn_optimized.kernels.split_keys import SHARES_OF_LONGEST
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload
 
-MAX_SPLITS = 128
-"""More parts cost the reduction more than they bring."""
+MAX_SPLITS, MAX_LONG_SPLITS = 128, 256
+"""More parts cost the reduction more than they bring. The second is for parts of so many bytes of K as LONG_PART_BYTES, of which
+there are no more than LONG_PARTS_PER_UNIT for each compute unit: on an H200, one request of 512k keys and one KV head takes 0.7
+times as long in 256 parts as in 128."""
+LONG_PART_BYTES, LONG_PARTS_PER_UNIT = 128 << 10, 2
 MIN_WAVES, MIN_WAVES_OF_TILES = 1.5, 0.9
 """The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then.
 Tiles of many rows compute more for each byte, and a few programs of a second wave take as long as a whole one. So a single wave
@@ -76,28 +79,40 @@ def splits_of(
     if workload.batch_invariant or max_keys <= parameters.keys_per_split or not num_programs:
         return Splits()
     if one_tile_per_request and not workload.is_latent:
-        return _by_length(workload, num_programs, at_once, (MIN_WAVES, MOST_WAVES), max_keys, parameters)
+        return _by_length(workload, num_programs, at_once, (MIN_WAVES, MOST_WAVES), compute_units, max_keys, parameters)
     if workload.is_latent or workload.num_requests == 1:
-        return _by_length(workload, num_programs, at_once, (MIN_WAVES_OF_TILES, MOST_WAVES_OF_TILES), max_keys, parameters)
+        waves = MIN_WAVES_OF_TILES, MOST_WAVES_OF_TILES
+        return _by_length(workload, num_programs, at_once, waves, compute_units, max_keys, parameters)
     shares = -(-SHARES_PER_UNIT * compute_units // groups)
     return _by_work(workload, most_programs // num_programs, shares, queries, max_keys, parameters)
 
 
 def _by_length(
-    workload: Workload, num_programs: int, at_once: int, waves: tuple[float, int], max_keys: int, parameters: Parameters
+    workload: Workload,
+    num_programs: int,
+    at_once: int,
+    waves: tuple[float, int],
+    compute_units: int,
+    max_keys: int,
+    parameters: Parameters,
 ) -> Splits:
     """The splits where the lengths tell what a program has to do."""
     fewest = parameters.keys_per_split
     room = at_once // num_programs
     filling = min(room, MAX_FILLING) if room >= MIN_FILLING else 1
     shortest = min(filling, -(-max_keys // parameters.block_n))
-    most = min(max(max_keys // fewest, shortest), MAX_SPLITS)
+    long_parts = min(_key_bytes(workload) * max_keys // LONG_PART_BYTES, LONG_PARTS_PER_UNIT * compute_units // num_programs)
+    most = min(max(max_keys // fewest, shortest), max(MAX_SPLITS, min(long_parts, MAX_LONG_SPLITS)))
     balanced = min(most, _balanced_splits(num_programs, at_once, *waves))
     if workload.num_requests == 1:
         return Splits(balanced, balanced, filling)
     # parts of few keys fill what the longest request leaves idle
     uneven = min(most, -(-parameters.uneven_waves * at_once // num_programs))
     return Splits(max(balanced, uneven), balanced, filling)
+
+
+def _key_bytes(workload: Workload) -> int:
+    return workload.head_size * (1 if workload.quantized else workload.itemsize)
 
 
 def _balanced_splits(num_programs: int, at_once: int, min_waves: float, most_waves: int) -> int:

@@ -22,7 +22,7 @@ from attn_proofs.values import NEGATIVE_INFINITY, Record, Tensor, as_tensor, int
 KERNELS = "attn_optimized.kernels"
 LAUNCH = "attn_optimized.launch"
 SPLITS, COUNT, SPLIT, PLACE = integers("num_splits num_tiles split place")
-GIVEN = (SPLITS >= 1, SPLITS <= 128, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
+GIVEN = (SPLITS >= 1, SPLITS <= 256, COUNT >= 0, COUNT < 2**31, SPLIT >= 0, SPLIT < SPLITS, z3.Int("tiles_per_split") >= 1)
 
 SPLITS_OF = {"most": "num_splits", "balanced": "balanced", "filling": "filling", "fewest_keys": "fewest_keys"}
 
@@ -138,7 +138,7 @@ def _call(sources: Sources) -> Iterator[Claim]:
             facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most)]
             facts += [*products.apart(most, owner, SPLIT), *products.apart(SPLITS, z3.IntVal(0), ceiling)]
             given = (
-                SPLITS >= 1, SPLITS <= 128, z3.Int("keys_per_split") >= 1, SPLIT >= 0, program.programs > SPLIT,
+                SPLITS >= 1, SPLITS <= 256, z3.Int("keys_per_split") >= 1, SPLIT >= 0, program.programs > SPLIT,
                 program.grid == program.programs, PLACE >= 0, *facts, *extraction.assumptions,
             )  # fmt: skip
             small = (count >= 8, count <= 12, SPLITS == 4, z3.Int("num_heads") <= 4, *products.exactly)
