@@ -1,5 +1,7 @@
 """Attention of a ragged batch over a paged KV cache or over its own dense tokens: prefill, extend and decode in one launch."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -141,6 +143,22 @@ def attention_kernel(
     attend_tile(tile, args, KIND, KIND.block_m)
 
 
+class Queries(NamedTuple):
+    """A tile of queries as the loops over keys read it: its rows, where they stand, what each sees, and their dims.
+
+    `q` has all dims of the first dot, or the even ones beside `q_odd`, which else is `q`. `factor` is the scale of logits.
+    """
+
+    tile: Tile
+    rows: tl.tensor
+    positions: tl.tensor
+    seen_by_each: tl.tensor
+    q: tl.tensor
+    q_odd: tl.tensor
+    q_rest: tl.tensor
+    factor: tl.tensor
+
+
 @triton.jit
 def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """Attend to a part of the keys, and write the rows of the output or the state of that part.
@@ -162,21 +180,11 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             no_key = tl.full([BLOCK_M], float("-inf"), tl.float32)
             tl.store(args.tensors.row_max_ptr + state_offset, no_key, mask=rows.owned)
             return
-    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
-    INTERIOR: tl.constexpr = KIND.interior
-    # K of a latent cache is V
-    KEY_PAIRS: tl.constexpr = PAIRS and INTERIOR == "latent"
-    # [M, D], or if KEY_PAIRS even and odd dims, [M, D / 2]
-    q = load_queries(rows, args, KIND, 0, 2 if KEY_PAIRS else 1)
-    q_odd = load_queries(rows, args, KIND, 1, 2) if KEY_PAIRS else q
-    q_rest = load_rest_of_queries(rows, args, KIND)
-    FLOAT16: tl.constexpr = PAIRS and KIND.has_float16_dots
-    HIDDEN: tl.constexpr = KIND.has_hidden_dots and BLOCK_M > FEW_ROWS
-    BLOCK_N: tl.constexpr = KIND.block_n
-    if HIDDEN:
-        q_rest = -q_rest
+    queries, v_scale = load_tile(tile, rows, positions, seen_by_each, args, KIND, BLOCK_M)
     # the sink joins exactly one part
     has_sinks = tl.where(tile.split == 0, args.flags.has_sinks, 0)
+    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
+    FLOAT16: tl.constexpr = PAIRS and KIND.has_float16_dots
     DIMS: tl.constexpr = KIND.block_v // 2 if PAIRS else KIND.block_v
     row_max, sums, acc = begin_rows(args.tensors.sinks_ptr, has_sinks, rows, BLOCK_M, DIMS)
     if FLOAT16:
@@ -185,10 +193,8 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums = in_columns(sums, KIND.block_n)
     # of odd dims, if PAIRS
     acc_odd = acc
-    factor, v_scale = load_scales(tile, args)
-    if FLOAT16:
-        q, q_odd, q_rest, factor = float16_queries(q, q_odd, q_rest, factor, KIND)
     source = source_of_keys(tile, args, KIND)
+    MOSTLY_UNMASKED: tl.constexpr = KIND.has_unmasked_loop and (KIND.is_partial or BLOCK_M <= FEW_ROWS)
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
         if MASKED:
@@ -196,50 +202,102 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             begin, end = loops.begin, loops.end - (loops.unmasked_end - loops.unmasked_begin)
         else:
             begin, end = loops.unmasked_begin, loops.unmasked_end
-        # a loop without a turn has no tile to look up, and keys of what would be its first may have no numbers of 32 bits
-        first, end_key = tl.minimum(begin, end - 1), tl.where(begin < end, loops.end_key, 0)
-        next_block = load_blocks(source, first, end_key, loops, args.rules.sink_tokens, KIND, MASKED, False)
-        for i in range(begin, end):
-            # [N]
-            first_key, key, in_tile = keys_of_tile(i, loops, KIND, MASKED)
-            block = next_block
-            # in the last turn, the same ones once more
-            next_block = load_blocks(
-                source, tl.minimum(i + 1, end - 1), end_key, loops, args.rules.sink_tokens, KIND, MASKED, not MASKED
+        if MASKED and MOSTLY_UNMASKED:
+            # what begins a loop costs as much as a tile, and most parts have no masked tile
+            if begin < end:
+                row_max, sums, acc, acc_odd = attend_keys(
+                    row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
+                )
+        else:
+            row_max, sums, acc, acc_odd = attend_keys(
+                row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
             )
-            # [M, N]
-            bias = added_to_logits(rows, seen_by_each.position, key, positions.context_len, args, KIND.has_bias)
-            visible, in_tile = visible_keys(tile, rows, seen_by_each, key, in_tile, bias, args, KIND, MASKED)
-            # [N, D], [N, Dv], [N, Dv], [N], [N]
-            k, v, v_odd, block, slot = load_keys_and_values(
-                source, first_key, key, block, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
-            )
-            k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
-            operands = Operands(q=q, k=k, q_odd=q_odd, k_odd=v_odd, q_rest=q_rest, k_rest=k_rest)
-            # [M, N], [M], [N]
-            if HIDDEN:
-                # any numbers of these types: this branch is always taken
-                weights, decay, v_token_scale = tl.broadcast_to(row_max[:, None], [BLOCK_M, BLOCK_N]).to(v.dtype), row_max, 1.0
-                if tile.hidden_zero == 0:
-                    row_max, sums, exact_weights, decay, _ = weigh_keys(
-                        row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
-                        KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
-                    )  # fmt: skip
-                    weights = exact_weights.to(v.dtype)
-            else:
-                row_max, sums, weights, decay, v_token_scale = weigh_keys(
-                    row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
-                    KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
-                )  # fmt: skip
-            acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales)
-            if PAIRS:
-                acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales)
     if PAIRS:
         acc = tl.reshape(tl.join(acc, acc_odd), [BLOCK_M, KIND.block_v])
     row_sum = tl.sum(sums, 1) if KIND.has_sums_in_columns else sums
     if FLOAT16:
         acc, row_sum = acc * 2.0**-LOG2_UNIT, row_sum * 2.0**-LOG2_UNIT
     finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)
+
+
+@triton.jit
+def load_tile(tile, rows, positions, seen_by_each, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The tile's queries, and the scale of values."""
+    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
+    INTERIOR: tl.constexpr = KIND.interior
+    # K of a latent cache is V
+    KEY_PAIRS: tl.constexpr = PAIRS and INTERIOR == "latent"
+    # [M, D], or if KEY_PAIRS even and odd dims, [M, D / 2]
+    q = load_queries(rows, args, KIND, 0, 2 if KEY_PAIRS else 1)
+    q_odd = load_queries(rows, args, KIND, 1, 2) if KEY_PAIRS else q
+    q_rest = load_rest_of_queries(rows, args, KIND)
+    if KIND.has_hidden_dots and BLOCK_M > FEW_ROWS:
+        q_rest = -q_rest
+    factor, v_scale = load_scales(tile, args)
+    if PAIRS and KIND.has_float16_dots:
+        q, q_odd, q_rest, factor = float16_queries(q, q_odd, q_rest, factor, KIND)
+    queries = Queries(
+        tile=tile, rows=rows, positions=positions, seen_by_each=seen_by_each, q=q, q_odd=q_odd, q_rest=q_rest, factor=factor
+    )
+    return queries, v_scale
+
+
+@triton.jit
+def attend_keys(
+    row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args,
+    KIND: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One loop over tiles of keys: [begin, end) of those with a mask if MASKED, else of those without.
+
+    Returns:
+        row_max, sums, acc, acc_odd: with these keys.
+    """
+    tile, rows, positions, seen_by_each, q, q_odd, q_rest, factor = queries
+    PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
+    INTERIOR: tl.constexpr = KIND.interior
+    KEY_PAIRS: tl.constexpr = PAIRS and INTERIOR == "latent"
+    FLOAT16: tl.constexpr = PAIRS and KIND.has_float16_dots
+    HIDDEN: tl.constexpr = KIND.has_hidden_dots and BLOCK_M > FEW_ROWS
+    BLOCK_N: tl.constexpr = KIND.block_n
+    # a loop without a turn has no tile to look up, and keys of what would be its first may have no numbers of 32 bits
+    first, end_key = tl.minimum(begin, end - 1), tl.where(begin < end, loops.end_key, 0)
+    next_block = load_blocks(source, first, end_key, loops, args.rules.sink_tokens, KIND, MASKED, False)
+    for i in range(begin, end):
+        # [N]
+        first_key, key, in_tile = keys_of_tile(i, loops, KIND, MASKED)
+        block = next_block
+        # in the last turn, the same ones once more
+        next_block = load_blocks(
+            source, tl.minimum(i + 1, end - 1), end_key, loops, args.rules.sink_tokens, KIND, MASKED, not MASKED
+        )
+        # [M, N]
+        bias = added_to_logits(rows, seen_by_each.position, key, positions.context_len, args, KIND.has_bias)
+        visible, in_tile = visible_keys(tile, rows, seen_by_each, key, in_tile, bias, args, KIND, MASKED)
+        # [N, D], [N, Dv], [N, Dv], [N], [N]
+        k, v, v_odd, block, slot = load_keys_and_values(
+            source, first_key, key, block, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
+        )
+        k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
+        operands = Operands(q=q, k=k, q_odd=q_odd, k_odd=v_odd, q_rest=q_rest, k_rest=k_rest)
+        # [M, N], [M], [N]
+        if HIDDEN:
+            # any numbers of these types: this branch is always taken
+            weights, decay, v_token_scale = tl.broadcast_to(row_max[:, None], [BLOCK_M, BLOCK_N]).to(v.dtype), row_max, 1.0
+            if tile.hidden_zero == 0:
+                row_max, sums, exact_weights, decay, _ = weigh_keys(
+                    row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
+                    KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
+                )  # fmt: skip
+                weights = exact_weights.to(v.dtype)
+        else:
+            row_max, sums, weights, decay, v_token_scale = weigh_keys(
+                row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
+                KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
+            )  # fmt: skip
+        acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales)
+        if PAIRS:
+            acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales)
+    return row_max, sums, acc, acc_odd
 
 
 @triton.jit

@@ -148,7 +148,7 @@ def _at_element(
 ) -> Claim:
     """All elements that are read from dim d on lie where they should, in the row of a head."""
     n, d, key, head = integers("n d key kv_head")
-    first_key = extraction.local("attend_tile", "first_key", -1 if is_masked else 0).value.term
+    first_key = extraction.local("attend_keys", "first_key", -1 if is_masked else 0).value.term
     offset = as_tensor(access.pointer.offset)
     size, lane, step = sizes["block_size"], lane_of(access, sizes["x"]), access.pointer.step
     place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / size

@@ -87,7 +87,7 @@ def _token_scales(sources: Sources) -> Iterator[Claim]:
         for access in (a for a in _accesses(extraction, f"{name}_ptr") if a.place == "scores"):
             found, mask = _at(access, n)
             is_masked = access.mask is not True
-            there = extraction.local("attend_tile", "key", 0 if access is _first(extraction, name) else -1).value.at(n)
+            there = extraction.local("attend_keys", "key", 0 if access is _first(extraction, name) else -1).value.at(n)
             entry = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / BLOCK_SIZE
             parts = ((TABLE(entry), "block"), (key % BLOCK_SIZE, "slot"), (head, "head"))
             at = sum((extraction.times(value, z3.Int(f"{name}_{part}")) for value, part in parts), z3.IntVal(0))
@@ -110,7 +110,7 @@ def _dense(sources: Sources) -> Iterator[Claim]:
             loads = [access for access in _accesses(extraction, f"{name}_ptr") if access.place == "load_dims"]
             for turn, access in enumerate(loads):
                 found, mask = _at(access, n, d)
-                key = extraction.local("attend_tile", "key", turn).value.at(n)
+                key = extraction.local("attend_keys", "key", turn).value.at(n)
                 row = extraction.times(first_row + key, z3.Int(f"{name}_slot"))
                 behind = extraction.times(head, z3.Int(f"{name}_head")) + (z3.Int("kv") if name == "v" else 0)
                 given = (d >= 0, d < 16, z3.Int("kv") == 0, *access.path)
@@ -131,7 +131,7 @@ def _biases(sources: Sources) -> Iterator[Claim]:
         yield Claim(f"slopes, line {access.line}", _given(extraction, *access.path), goal, (), extraction.lines)
     for turn, access in enumerate(_accesses(extraction, "qq_bias_ptr")):
         found, mask = _at(access, m, n)
-        new = extraction.local("attend_tile", "key", turn).value.at(n) - (z3.Int("seq_len") - z3.Int("query_len"))
+        new = extraction.local("attend_keys", "key", turn).value.at(n) - (z3.Int("seq_len") - z3.Int("query_len"))
         at = extraction.times(query, z3.Int("qq_bias")) + new
         known = z3.And(query < length, new >= 0, new < length)
         goal = z3.And(mask == known, z3.Implies(mask, found == at))

@@ -63,7 +63,7 @@ def _read(sources: Sources) -> Iterator[Claim]:
             facts += _below(extraction, strides[name], value, size) if name in strides else []
         for kv, tensor in enumerate(("k_ptr", "v_ptr")):
             for masked, access in enumerate(addresses.loads(extraction, tensor)):  # tiles without a mask come first
-                first_key = extraction.local("attend_tile", "first_key", -1 if masked else 0).value.term
+                first_key = extraction.local("attend_keys", "first_key", -1 if masked else 0).value.term
                 lane = addresses.lane_of(access, SIZES["x"])
                 found, reads = as_tensor(access.pointer.offset).at(*lane), addresses.reads(access, lane)
                 given = (

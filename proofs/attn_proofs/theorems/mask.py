@@ -33,8 +33,8 @@ def _claims(goal: Callable[[Term, Rules], Term], *, gaps_only: bool = False, has
         for made in _scenes(sources, has_chunks=has_chunks):
             if gaps_only and not made.kind.has_gaps:
                 continue
-            mask = made.extraction.local("attend_tile", "visible")
-            key = made.extraction.local("attend_tile", "key").value
+            mask = made.extraction.local("attend_keys", "visible")
+            key = made.extraction.local("attend_keys", "key").value
             n = made.rules.j - key.at(0)
             shown = mask.value.at(z3.Int("m"), n)
             yield made.claim("the mask", [*mask.path, n >= 0, n < made.block_n], goal(shown, made.rules))

@@ -50,9 +50,9 @@ class Order:
     def turn(self, masked: int) -> tuple[Term, list[Term], Term, Tensor]:
         """A loop's index, the conditions of a turn, and the turn's first key, and which of its keys some query may see."""
         at = -1 if masked else 0
-        index = self.extraction.local("attend_tile", "i", at)
-        first_key = self.extraction.local("attend_tile", "first_key", at)
-        in_tile = self.extraction.local("attend_tile", "in_tile", -2 if masked else 0)
+        index = self.extraction.local("attend_keys", "i", at)
+        first_key = self.extraction.local("attend_keys", "first_key", at)
+        in_tile = self.extraction.local("attend_keys", "in_tile", -2 if masked else 0)
         return index.value.term, list(first_key.path), first_key.value.term, in_tile.value
 
 
@@ -113,7 +113,7 @@ def _constants(term: Term) -> Iterator[Term]:
         if part.get_id() in seen:
             continue
         seen.add(part.get_id())
-        if z3.is_const(part) and part.decl().kind() == z3.Z3_OP_UNINTERPRETED and str(part).startswith("turn of attend_tile"):
+        if z3.is_const(part) and part.decl().kind() == z3.Z3_OP_UNINTERPRETED and str(part).startswith("turn of attend_keys"):
             yield part
         stack += part.children()
 
@@ -161,7 +161,7 @@ def _loaded(sources: Sources) -> Iterator[Claim]:
         order = Order(made)
         _, path, first_key, in_tile = order.turn(MASKED)
         n = made.rules.j - first_key
-        shown = made.extraction.local("attend_tile", "visible").value.at(z3.Int("m"), n)
+        shown = made.extraction.local("attend_keys", "visible").value.at(z3.Int("m"), n)
         if made.kind.has_gaps:  # which keys are loaded is then the largest of a column of the mask
             (column,) = (r for r in made.extraction.reductions if r.place == "visible_keys")
             loaded = column.result.at(n) > 0
@@ -186,15 +186,15 @@ def _looked_up(sources: Sources) -> Iterator[Claim]:
     """The first tile's blocks are looked up before the loop, and the others' in the turn before."""
     for made in _scenes(sources):
         for claim in obligations(made.extraction, made.given()):
-            if "loop of attend_tile" in claim.name:
+            if "loop of attend_keys" in claim.name:
                 small = made.small if made.block_n == INTERPRETED_BLOCK_N else None
                 yield _with_both_loops(made, replace(claim, name=f"{claim.name}, {made.name}", small=small))
         order, times = Order(made), made.extraction.times
         for masked in (UNMASKED, MASKED):
             _, path, first_key, _ = order.turn(masked)
             n = made.rules.j - first_key
-            shown = made.extraction.local("attend_tile", "visible").value.at(z3.Int("m"), n) if masked else z3.BoolVal(True)
-            block = made.extraction.local("attend_tile", "block", -2 if masked else 0).value.at(n)
+            shown = made.extraction.local("attend_keys", "visible").value.at(z3.Int("m"), n) if masked else z3.BoolVal(True)
+            block = made.extraction.local("attend_keys", "block", -2 if masked else 0).value.at(n)
             entry = times(z3.Int("request"), z3.Int("block_table")) + made.rules.j / made.kind.block_size
             goal = z3.Implies(shown, block == memory("block_table_ptr")(entry))
             yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
@@ -257,6 +257,6 @@ THEOREMS = (
     _theorem(
         "looked-up", "The block of a key that is loaded was looked up for this key, one tile ahead.",
         _looked_up,
-        "attn_optimized.kernels.attention.attend_tile", "tl.minimum(begin, end - 1)", "tl.minimum(begin + 1, end - 1)",
+        "attn_optimized.kernels.attention.attend_keys", "tl.minimum(begin, end - 1)", "tl.minimum(begin + 1, end - 1)",
     ),
 )  # fmt: skip

@@ -31,7 +31,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
     for has_gaps in (False, True):
         made = scene(Sources(sources.patched), block_n=64, has_gaps=has_gaps)  # no other theorem's lanes
         extraction, m, n, d = made.extraction, z3.Int("m"), z3.Int("n"), z3.Int("d")
-        extraction.local("attend_tile", "visible").value.at(m, n)
+        extraction.local("attend_keys", "visible").value.at(m, n)
         for access in extraction.loads:
             shape = as_tensor(access.pointer.offset).shape
             lane = {(): (), (BLOCK_M,): (m,), (made.block_n,): (n,), (BLOCK_M, 16): (m, d), (made.block_n, 16): (n, d)}[shape]
@@ -40,7 +40,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
         sizes = [n >= 0, n < made.block_n, first_row >= 0, first_row + z3.Int("query_len") <= tokens, tokens <= INT32_MAX]
         sizes += [d >= 0, d < 16]
         # the loop over ranges is looked at from key j of its tile
-        in_tile = made.rules.j - extraction.local("attend_tile", "key").value.at(0)
+        in_tile = made.rules.j - extraction.local("attend_keys", "key").value.at(0)
         sizes += [in_tile >= 0, in_tile < made.block_n]
         known = set()
         for note in extraction.notes:
