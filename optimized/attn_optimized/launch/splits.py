@@ -8,9 +8,9 @@ from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload
 
 MAX_SPLITS, MAX_LONG_SPLITS = 128, 256
-"""More parts cost the reduction more than they bring. The second is for parts of LONG_PART_BYTES of K or more, if there are at most
-LONG_PARTS_PER_UNIT for each compute unit: on an H200, one request of 512k keys and one KV head takes 0.7 times as long in 256
-parts as in 128."""
+"""More parts cost the reduction more than they bring. The second is for parts of LONG_PART_BYTES of K or more, if there are at
+most LONG_PARTS_PER_UNIT for each compute unit: on an H200, one request of 512k keys and one KV head takes 0.7 times as long in
+256 parts as in 128."""
 LONG_PART_BYTES, LONG_PARTS_PER_UNIT = 128 << 10, 2
 MIN_WAVES, MIN_WAVES_OF_TILES = 1.5, 0.9
 """The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then.
