@@ -363,6 +363,12 @@ def test_programs_of_one_length_end_together(num_programs, parts):
     assert splits_of(replace(workload, batch_invariant=True), **call, parameters=parameters) == Splits()
 
 
+def test_many_short_requests_are_whole():
+    assert plan(num_requests=256, num_tokens=256, max_seq_len=2000).splits == 1
+    assert plan(num_requests=256, num_tokens=256, max_seq_len=2100).splits > 1, "some may be long"
+    assert plan(num_requests=128, num_tokens=128, max_seq_len=2000).splits > 1, "2.6 waves of programs"
+
+
 @pytest.mark.parametrize("num_requests", [1, 3, 16, 64])
 def test_decodes_over_a_latent_cache_are_one_wave(num_requests):
     latent = {"num_heads": 128, "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "is_latent": True}
