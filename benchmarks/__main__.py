@@ -1,7 +1,8 @@
 """`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters. Beside vLLM's and AITER's kernels, `python -m benchmarks binaries`
 is what the compilers make of ours, and `python -m benchmarks counts` what ours execute on the emulator. `python -m benchmarks
-latent` measures latent attention (MLA), and `python -m benchmarks ranks` attention over several GPUs."""
+latent` measures latent attention (MLA), `python -m benchmarks ranks` attention over several GPUs, and `python -m benchmarks
+host` what a step costs the host."""
 
 import click
 
@@ -10,6 +11,7 @@ from benchmarks.counts.command import counts
 from benchmarks.emulation.command import emulation
 from benchmarks.emulation.options import options
 from benchmarks.emulation.runs import emulated
+from benchmarks.host.command import host
 from benchmarks.latent.command import latent
 from benchmarks.ranks.command import ranks
 from benchmarks.speed.command import page, speed
@@ -21,7 +23,7 @@ def cli() -> None:
     """Speed, side by side."""
 
 
-for command in (speed, page, tune, latent, binaries, counts, emulated, emulation, options, ranks):
+for command in (speed, page, tune, latent, host, binaries, counts, emulated, emulation, options, ranks):
     cli.add_command(command)
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 from rich.console import Console
@@ -105,30 +105,39 @@ def begun(
         commit: None: as git says.
         schema: of the results' file; None: that of `speed`.
     """
-    import torch
-
     from benchmarks.speed import machine, results
 
-    run = results.Run(
-        schema=schema or results.SCHEMA,
-        of_value=device.type == "cuda" and not tiny,
-        machine=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        versions={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "triton": importlib.metadata.version("triton"),
-            **peers,
-        },
-        command=command_line(),
-        commit=commit or results.commit(),
-        rates=machine.rates(device, tiny=tiny),
-    )
-    console.print(f"{run.machine}, {in_words(run.versions)}")
+    head = head_of_run(device, peers, commit, console, tiny=tiny)
+    run = results.Run(schema=schema or results.SCHEMA, **head, rates=machine.rates(device, tiny=tiny))
     console.print(
         f"read {run.rates.read / 1e12:.3g} TB/s, copy {run.rates.copy / 1e12:.3g} TB/s, matmul burst "
         f"{run.rates.matmul_burst / 1e12:.4g} TFLOP/s, sustained {run.rates.matmul_sustained / 1e12:.4g} TFLOP/s"
     )
     return run
+
+
+def head_of_run(
+    device: "torch.device", peers: Mapping[str, str], commit: str | None, console: Console, *, tiny: bool
+) -> dict[str, Any]:
+    """What the results of all commands begin with, of which the machine and the versions are printed; see `begun`."""
+    import torch
+
+    from benchmarks.speed import results
+
+    head = {
+        "of_value": device.type == "cuda" and not tiny,
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "triton": importlib.metadata.version("triton"),
+            **peers,
+        },
+        "command": command_line(),
+        "commit": commit or results.commit(),
+    }
+    console.print(f"{head['machine']}, {in_words(head['versions'])}")
+    return head
 
 
 @contextlib.contextmanager

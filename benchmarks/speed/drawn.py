@@ -1,6 +1,7 @@
 """Cases that nobody chose: layers of released models under drawn traffic."""
 
 import random
+from typing import NamedTuple
 
 from attn_contract import Layout
 
@@ -31,25 +32,46 @@ def _case(draw: random.Random, number: int, traffic: str) -> Attention:
     model = draw.choice(models())
     kind = draw.choices(model.layers, [layer.share for layer in model.layers])[0]
     ranks = draw.choice(model.ranks)
-    num_heads, num_kv_heads = model.heads_of_a_rank(ranks)
     float8_cache, layout, block_size = draw.random() < FLOAT8_SHARE, draw.choice(LAYOUTS), draw.choice(BLOCK_SIZES)
-    bytes_per_key = 2 * num_kv_heads * model.head_size * (1 if float8_cache else 2)
-    step = _fitting(TRAFFIC[traffic](draw), MOST_CACHE_BYTES // bytes_per_key)
+    cache = Cache(layout, block_size, float8_cache)
+    step = draw_step(draw, traffic, model, ranks, cache)
+    name = f"{number} {traffic}: {_words(model, kind, ranks, step)}{', fp8' * float8_cache}, {layout.name} {block_size}"
+    return case_of(name, traffic, step, model, kind, ranks, cache)
+
+
+class Cache(NamedTuple):
+    """What an engine chooses once, for all layers and steps."""
+
+    layout: Layout
+    block_size: int
+    is_float8: bool
+
+
+def draw_step(draw: random.Random, traffic: str, model: Model, ranks: int, cache: Cache) -> Step:
+    """A step whose keys and values fit into a cache."""
+    _, num_kv_heads = model.heads_of_a_rank(ranks)
+    bytes_per_key = 2 * num_kv_heads * model.head_size * (1 if cache.is_float8 else 2)
+    return _fitting(TRAFFIC[traffic](draw), MOST_CACHE_BYTES // bytes_per_key)
+
+
+def case_of(name: str, traffic: str, step: Step, model: Model, kind: LayerKind, ranks: int, cache: Cache) -> Attention:
+    """A layer of one rank in a step."""
+    num_heads, num_kv_heads = model.heads_of_a_rank(ranks)
     return Attention(
-        name=f"{number} {traffic}: {_words(model, kind, ranks, step)}{', fp8' * float8_cache}, {layout.name} {block_size}",
+        name=name,
         traffic=traffic,
         query_lens=step.query_lens,
         seq_lens=step.seq_lens,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=model.head_size,
-        block_size=block_size,
-        layout=layout,
+        block_size=cache.block_size,
+        layout=cache.layout,
         window=kind.window,
         chunked_local=kind.chunked_local,
         sinks=kind.sinks,
         logits_soft_cap=kind.logits_soft_cap,
-        float8_cache=float8_cache,
+        float8_cache=cache.is_float8,
         common_prefix_len=step.common_prefix_len if _sees_all(kind) else 0,
     )
 

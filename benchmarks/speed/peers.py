@@ -93,6 +93,28 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     )
 
 
+def load_vllm_with_writes(folder: Path | None) -> SimpleNamespace:
+    """`load_vllm`, and vLLM's kernel that writes a cache, `triton_reshape_and_cache_flash`.
+
+    Raises:
+        MissingPeerError: there is none, or its modules import what is not there.
+    """
+    kernels, root = load_vllm(folder), _package("vllm", folder)
+    least, most = torch.finfo(torch.float8_e4m3fn).min, torch.finfo(torch.float8_e4m3fn).max
+    answers = {
+        "model_executor.layers.quantization.utils.quant_utils": {
+            "FP8_DTYPE": torch.float8_e4m3fn,
+            "get_fp8_min_max": lambda: (least, most),
+        },
+        "platforms": {"current_platform": SimpleNamespace(is_rocm=lambda: _gpu().startswith("gfx"), is_xpu=lambda: not _gpu())},
+        "triton_utils": {"tl": tl, "triton": triton},
+        "v1.kv_cache_interface": {"KVQuantMode": KVQuantMode, "is_quantized_kv_cache": lambda name: name != "auto"},
+    }
+    with as_package("vllm", root, ("v1", "v1.attention", "v1.attention.ops"), answers):
+        module = imported("vllm.v1.attention.ops.triton_reshape_and_cache_flash")
+    return SimpleNamespace(**vars(kernels), triton_reshape_and_cache_flash=module.triton_reshape_and_cache_flash)
+
+
 def load_vllm_latent(folder: Path | None) -> SimpleNamespace:
     """vLLM's kernel of absorbed latent attention, `decode_attention_fwd`; see `load_vllm`.
 

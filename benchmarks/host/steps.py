@@ -1,0 +1,195 @@
+"""Steps of a model of LAYERS layers, and who runs them: metadata once, then in each layer a cache write and attention.
+
+Sequences are short and every layer has a cache of its own, so that the device waits for the host and never the other way round.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from attn_contract import AttentionType, Batch, Layout, UnsupportedError
+from attn_contract.layouts import K, V
+from attn_optimized.backends import BACKENDS, AttentionBackend, CommonAttentionMetadata
+from attn_optimized.device import compute_units_of
+
+from benchmarks.latent.calls import latent_call
+from benchmarks.latent.calls import vllm_triton as vllm_latent
+from benchmarks.latent.cases import LatentCase
+from benchmarks.ranks import steps as latent
+from benchmarks.speed.calls import DTYPE, Call, attention_call
+from benchmarks.speed.cases import Attention
+from benchmarks.speed.participants import AITER, VLLM, Prepared, aiter_triton, vllm_triton
+
+LAYERS = 32
+LAYOUTS = (Layout.BLOCKS_FIRST_NHD, Layout.X_PACKED, Layout.SHUFFLED, Layout.KV_FIRST_NHD)
+DECODES = Attention(name="64 decodes", query_lens=(1,) * 64, seq_lens=(100,) * 64)
+MIXED = Attention(name="31 decodes, 128 new tokens", query_lens=(*(1,) * 31, 128), seq_lens=(*(100,) * 31, 300))
+LATENT = latent.StepCase("64 decodes, MLA", (1,) * 64, (100,) * 64, num_heads=16)
+CASES = (DECODES, MIXED, LATENT)
+TINY = (
+    Attention(name="2 decodes", query_lens=(1, 1), seq_lens=(20, 7), num_heads=4, num_kv_heads=2, head_size=32),
+    latent.StepCase("2 decodes, MLA", (1, 1), (20, 7), num_heads=2, latent_size=32, rope_size=16, nope_size=16, v_head_dim=16),
+)
+
+
+class Parts(NamedTuple):
+    """What somebody does in a step: `build` once, then `write` and `attend` in each layer. None: no function for it."""
+
+    build: Callable[[], Any] | None
+    write: Callable[[int], Any] | None
+    attend: Callable[[int, Any], Any]
+
+    def step(self, num_layers: int) -> None:
+        metadata = None if self.build is None else self.build()
+        for layer in range(num_layers):
+            if self.write is not None:
+                self.write(layer)
+            self.attend(layer, metadata)
+
+
+class Peers(NamedTuple):
+    """As `benchmarks.speed.peers` loads them; None: not there."""
+
+    vllm: SimpleNamespace | None
+    vllm_latent: SimpleNamespace | None
+    aiter: SimpleNamespace | None
+
+
+def participants(
+    case: Attention | latent.StepCase, num_layers: int, device: torch.device, peers: Peers
+) -> Iterator[tuple[str, Parts | str]]:
+    """Our backends, by their names, then vLLM's and AITER's functions. In place of parts, why somebody does not join."""
+    if isinstance(case, latent.StepCase):
+        yield from _of_latent(case, num_layers, device, peers)
+        return
+    for name, backend in BACKENDS.items():
+        if not name.endswith("MLA"):
+            yield name, _or_why(functools.partial(_backend, backend, case, num_layers, device))
+    calls = [attention_call(case, device, seed=0) for _ in range(num_layers)]
+    if peers.vllm is not None:
+        yield VLLM, _or_why(functools.partial(_vllm, peers.vllm, calls))
+    if peers.aiter is not None:
+        yield AITER, _or_why(functools.partial(_functions, functools.partial(aiter_triton, peers.aiter), calls, None))
+
+
+def _of_latent(case: latent.StepCase, num_layers: int, device: torch.device, peers: Peers) -> Iterator[tuple[str, Parts | str]]:
+    made = [latent.whole_step(case, device) for _ in range(num_layers)]
+    yield "TRITON_MLA", _or_why(functools.partial(_latent_backend, BACKENDS["TRITON_MLA"], case, made))
+    if peers.vllm_latent is not None:
+        sizes = {"num_heads": case.num_heads, "latent_size": case.latent_size, "rope_size": case.rope_size}
+        same = LatentCase(name=case.name, query_lens=case.query_lens, seq_lens=case.seq_lens, **sizes)
+        calls = [latent_call(same, device, seed=0) for _ in range(num_layers)]
+        prepare = functools.partial(vllm_latent, peers.vllm_latent, compute_units_of(device))
+        yield VLLM, _or_why(functools.partial(_functions, prepare, calls, None))
+
+
+def _or_why(make: Callable[[], Parts]) -> Parts | str:
+    try:
+        return make()
+    except UnsupportedError as error:
+        return str(error)
+
+
+@dataclass(frozen=True, eq=False)
+class _New:
+    """This step's tokens, and where they are written."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    slots: torch.Tensor
+
+    @classmethod
+    def of(cls, call: Call) -> "_New":
+        case, layer = call.case, call.layer
+        shape = (case.num_tokens, layer.num_kv_heads, layer.head_size)
+        key, value = (torch.randn(shape, device=call.q.device).to(DTYPE) for _ in range(2))
+        return cls(key, value, _slots(case, call.batch))
+
+
+def _slots(case: Attention, batch: Batch) -> torch.Tensor:
+    """[T] int64: of the last positions of each request."""
+    assert batch.block_table is not None
+    slots = []
+    for table, query_len, seq_len in zip(batch.block_table.cpu(), case.query_lens, case.seq_lens, strict=True):
+        positions = torch.arange(seq_len - query_len, seq_len)
+        slots.append(table[positions // case.block_size].long() * case.block_size + positions % case.block_size)
+    return torch.cat(slots).to(batch.block_table.device)
+
+
+def _backend(backend: type[AttentionBackend], case: Attention, num_layers: int, device: torch.device) -> Parts:
+    """With the first of LAYOUTS that it takes.
+
+    Raises:
+        UnsupportedError: it takes none; why not the first.
+    """
+    refused: list[UnsupportedError] = []
+    for layout in LAYOUTS:
+        calls = [attention_call(replace(case, layout=layout), device, seed=0) for _ in range(num_layers)]
+        try:
+            impls: list[Any] = [backend.impl(call.layer, dtype=DTYPE, block_size=case.block_size) for call in calls]
+        except UnsupportedError as error:
+            refused.append(error)
+        else:
+            return _parts(backend, calls, impls)
+    raise refused[0]
+
+
+def _parts(backend: type[AttentionBackend], calls: Sequence[Call], impls: Sequence[Any]) -> Parts:
+    batch, new = calls[0].batch, _New.of(calls[0])
+    builder, out = backend.builder(AttentionType.DECODER), torch.empty_like(calls[0].q)
+    common = CommonAttentionMetadata(
+        query_start_loc=batch.query_start_loc,
+        query_start_loc_cpu=batch.query_start_loc.cpu(),
+        seq_lens=batch.seq_lens,
+        seq_lens_cpu=batch.seq_lens.cpu(),
+        num_actual_tokens=batch.num_actual_tokens,
+        max_query_len=batch.max_query_len,
+        max_seq_len=batch.max_seq_len,
+        block_table_tensor=batch.block_table,
+        slot_mapping=new.slots,
+    )
+
+    def write(layer: int) -> None:
+        impls[layer].do_kv_cache_update(new.key, new.value, calls[layer].kv_cache, new.slots)
+
+    def attend(layer: int, metadata: Any) -> torch.Tensor:
+        call = calls[layer]
+        return impls[layer].forward(call.q, new.key, new.value, call.kv_cache, metadata, output=out)
+
+    return Parts(functools.partial(builder.build, common), write, attend)
+
+
+def _latent_backend(backend: type[AttentionBackend], case: latent.StepCase, made: Sequence[latent.Step]) -> Parts:
+    """Decodes in the absorbed form. The products with W_UK and W_UV are the engine's, and no part of this."""
+    impls = [latent.layer_of(case, step, backend) for step in made]
+    kv_c, k_pe = made[0].new.split([case.latent_size, case.rope_size], dim=1)
+    q = made[0].absorbed.q
+    out = q.new_empty(*q.shape[:2], case.latent_size)
+
+    def write(layer: int) -> None:
+        impls[layer].do_kv_cache_update(kv_c, k_pe, made[layer].absorbed.kv_cache, made[layer].slots)
+
+    def attend(layer: int, metadata: Any) -> torch.Tensor:
+        return impls[layer].forward_mqa(q, made[layer].absorbed.kv_cache, metadata, output=out)
+
+    return Parts(latent.built(case, made[0], backend), write, attend)
+
+
+def _vllm(module: SimpleNamespace, calls: Sequence[Call]) -> Parts:
+    """The functions that vLLM's TRITON_ATTN calls in each layer, without its checks."""
+    new, one = _New.of(calls[0]), torch.ones((), device=calls[0].q.device)
+    caches = [call.kv_cache for call in calls if call.kv_cache is not None]
+    planes = [(kv_cache[:, K], kv_cache[:, V]) for kv_cache in caches]
+
+    def write(layer: int) -> None:
+        module.triton_reshape_and_cache_flash(new.key, new.value, *planes[layer], new.slots, "auto", one, one)
+
+    return _functions(functools.partial(vllm_triton, module), calls, write)
+
+
+def _functions(prepare: Callable[[Any], Prepared], calls: Sequence[Any], write: Callable[[int], Any] | None) -> Parts:
+    runs = [prepare(call).run for call in calls]
+    return Parts(None, write, lambda layer, _: runs[layer]())

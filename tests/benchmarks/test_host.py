@@ -1,0 +1,96 @@
+"""The host's time of a step."""
+
+import json
+
+import pytest
+import torch
+from attn_contract import UnsupportedError
+from click.testing import CliRunner
+
+from benchmarks.host import command, steps
+from benchmarks.host.command import times_of
+from benchmarks.host.steps import TINY, Parts, Peers, participants
+from benchmarks.speed.participants import VLLM
+
+NOBODY = Peers(None, None, None)
+CPU = torch.device("cpu")
+DECODES, LATENT = TINY
+
+
+def test_a_step_builds_once_and_writes_before_it_attends():
+    calls = []
+    parts = Parts(
+        lambda: calls.append("build") or "made", lambda i: calls.append(f"write {i}"), lambda i, m: calls.append((i, m))
+    )
+    parts.step(2)
+    assert calls == ["build", "write 0", (0, "made"), "write 1", (1, "made")]
+
+
+def test_times_are_of_one_layer(monkeypatch):
+    monkeypatch.setattr("benchmarks.speed.clock.host_us", lambda run, **_: run() or 100.0)
+    counts = {"build": 0, "write": 0, "attend": 0}
+
+    def count(name):
+        counts[name] += 1
+
+    parts = Parts(lambda: count("build"), lambda _: count("write"), lambda *_: count("attend"))
+    assert times_of(parts, 4) == {"build": 100.0, "write": 25.0, "attention": 25.0, "layer": 25.0}
+    assert counts == {"build": 3, "write": 8, "attend": 8}
+    assert times_of(Parts(None, None, lambda *_: None), 4).keys() == {"attention", "layer"}
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+def test_backends_write_and_attend(case, monkeypatch):
+    """This step's tokens are in every layer's cache, and the output is finite."""
+    caches = []
+    monkeypatch.setattr(steps, "attention_call", _keeping(steps.attention_call, lambda call: caches.append(call.kv_cache)))
+    monkeypatch.setattr(
+        steps.latent, "whole_step", _keeping(steps.latent.whole_step, lambda step: caches.append(step.absorbed.kv_cache))
+    )
+    name = "TRITON_ATTN" if case is DECODES else "TRITON_MLA"
+    parts = dict(participants(case, 2, CPU, NOBODY))[name]
+    assert isinstance(parts, Parts)
+    for cache in caches:
+        cache.fill_(0)
+    parts.step(2)
+    written = [cache for cache in caches if cache.any()]
+    assert len(written) == 2, "one of each layer"
+    assert all(cache.isfinite().all() for cache in written)
+    assert parts.attend(1, parts.build()).isfinite().all()
+
+
+def _keeping(make, keep):
+    def made(*arguments, **options):
+        found = make(*arguments, **options)
+        keep(found)
+        return found
+
+    return made
+
+
+def test_who_does_not_join_says_why(monkeypatch):
+    def refuse(*_):
+        raise UnsupportedError(VLLM, "blocks", "it takes none", None)
+
+    monkeypatch.setattr(steps, "vllm_triton", refuse)
+    joined = dict(participants(DECODES, 2, CPU, Peers(object(), None, None)))
+    assert "it takes none" in joined[VLLM]
+    assert "AITER is not installed" in joined["ROCM_AITER_FA"]
+    assert isinstance(joined["ROCM_ATTN"], Parts), "with a layout of its own"
+
+
+def test_the_command_writes_what_it_shows(tmp_path):
+    path = tmp_path / "host.json"
+    done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(path.read_text())
+    assert (found["schema"], found["of_value"]) == (command.SCHEMA, False)
+    assert found["steps"][DECODES.name]["TRITON_ATTN"].keys() == {"build", "write", "attention", "layer"}
+    assert "refused" in found["steps"][DECODES.name]["ROCM_AITER_FA"]
+    assert "pip install 'attn-parity[aiter]'" in done.output, "and not what rich takes for markup"
+
+
+def test_a_name_that_no_case_has_is_refused():
+    done = CliRunner().invoke(command.host, ["--tiny", "--only", "nothing"])
+    assert done.exit_code == 2
+    assert "'nothing'" in done.output
