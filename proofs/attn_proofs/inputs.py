@@ -35,6 +35,7 @@ KIND = {
     "scale_sign": 1,
     "has_gaps": False,
     "has_unmasked_loop": True,
+    "skips_masked_loop": False,
     "has_soft_cap": False,
     "has_bias": False,
     "is_partial": False,

@@ -52,6 +52,9 @@ class Kind:
     """whether the keys that a query sees may be other than one interval: sink tokens, chunks, ranges, qq_bias"""
     has_unmasked_loop: bool
     """whether tiles of keys that every query sees have a loop of their own, without a mask"""
+    skips_masked_loop: bool
+    """whether it is looked first whether the other loop has a tile: most parts of the keys have none, and the beginning of a
+    loop takes as long as a tile"""
     has_soft_cap: bool
     has_bias: bool
     """whether something is added to logits: ALiBi, qq_bias"""

@@ -180,7 +180,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             no_key = tl.full([BLOCK_M], float("-inf"), tl.float32)
             tl.store(args.tensors.row_max_ptr + state_offset, no_key, mask=rows.owned)
             return
-    queries, v_scale = load_tile(tile, rows, positions, seen_by_each, args, KIND, BLOCK_M)
+    q, q_odd, q_rest = load_queries_of_tile(rows, args, KIND, BLOCK_M)
     # the sink joins exactly one part
     has_sinks = tl.where(tile.split == 0, args.flags.has_sinks, 0)
     PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
@@ -193,8 +193,13 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums = in_columns(sums, KIND.block_n)
     # of odd dims, if PAIRS
     acc_odd = acc
+    factor, v_scale = load_scales(tile, args)
+    if FLOAT16:
+        q, q_odd, q_rest, factor = float16_queries(q, q_odd, q_rest, factor, KIND)
+    queries = Queries(
+        tile=tile, rows=rows, positions=positions, seen_by_each=seen_by_each, q=q, q_odd=q_odd, q_rest=q_rest, factor=factor
+    )
     source = source_of_keys(tile, args, KIND)
-    MOSTLY_UNMASKED: tl.constexpr = KIND.has_unmasked_loop and (KIND.is_partial or BLOCK_M <= FEW_ROWS)
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
         if MASKED:
@@ -202,8 +207,8 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
             begin, end = loops.begin, loops.end - (loops.unmasked_end - loops.unmasked_begin)
         else:
             begin, end = loops.unmasked_begin, loops.unmasked_end
-        if MASKED and MOSTLY_UNMASKED:
-            # what begins a loop costs as much as a tile, and most parts have no masked tile
+        # two ifs: the compiler decides the first
+        if MASKED and KIND.skips_masked_loop:
             if begin < end:
                 row_max, sums, acc, acc_odd = attend_keys(
                     row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
@@ -221,8 +226,8 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def load_tile(tile, rows, positions, seen_by_each, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The tile's queries, and the scale of values."""
+def load_queries_of_tile(rows, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The tile's queries: the dims of the first dot, its odd ones if they are apart, and those of the second dot."""
     PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
     INTERIOR: tl.constexpr = KIND.interior
     # K of a latent cache is V
@@ -233,13 +238,7 @@ def load_tile(tile, rows, positions, seen_by_each, args, KIND: tl.constexpr, BLO
     q_rest = load_rest_of_queries(rows, args, KIND)
     if KIND.has_hidden_dots and BLOCK_M > FEW_ROWS:
         q_rest = -q_rest
-    factor, v_scale = load_scales(tile, args)
-    if PAIRS and KIND.has_float16_dots:
-        q, q_odd, q_rest, factor = float16_queries(q, q_odd, q_rest, factor, KIND)
-    queries = Queries(
-        tile=tile, rows=rows, positions=positions, seen_by_each=seen_by_each, q=q, q_odd=q_odd, q_rest=q_rest, factor=factor
-    )
-    return queries, v_scale
+    return q, q_odd, q_rest
 
 
 @triton.jit

@@ -38,7 +38,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
     )
     keys = call.keys.tensors(layer, plan.architecture)
     kv_unit, kv_strides = in_units(keys.k.element_size(), **call.keys.strides(layer))
-    is_partial = plan.splits > 1 or first_part is not None
+    is_partial, has_unmasked_loop = plan.splits > 1 or first_part is not None, _has_unmasked_loop(plan, layer)
     kind = Kind(
         **plan.tiles.kind,
         **call.keys.kind(layer, plan.architecture),
@@ -49,7 +49,9 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         **_value_pairs(plan, call, kv_unit),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
-        has_unmasked_loop=_has_unmasked_loop(plan, layer),
+        has_unmasked_loop=has_unmasked_loop,
+        # measured on an H200; on RDNA it takes registers that spill
+        skips_masked_loop=is_partial and has_unmasked_loop and plan.architecture in ("sm90", INTERPRETER),
         has_soft_cap=has_soft_cap(layer),
         has_bias=has_bias(layer, batch),
         is_partial=is_partial,

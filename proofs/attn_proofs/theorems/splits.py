@@ -123,7 +123,7 @@ class Program:
         for name, size in sizes.items():
             value = as_tensor(size)
             found[name] = size if isinstance(size, int) else number(value.term, "int32", value.least)
-        return found | {"KIND": inputs.kind(is_partial=True, block_n=block_n)}
+        return found | {"KIND": inputs.kind(is_partial=True, skips_masked_loop=True, block_n=block_n)}
 
 
 def _call(sources: Sources) -> Iterator[Claim]:
@@ -156,7 +156,9 @@ def _attend(sources: Sources) -> Extraction:
     if key not in sources.scenes:
         extraction = Extraction(sources)
         arguments = inputs.arguments(sources, flags={"writes_output": 1}, num_splits=symbol("num_splits", "int32", least=1))
-        extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, inputs.kind(is_partial=True), BLOCK_M)
+        extraction.call(
+            ATTEND_TILE, inputs.tile(sources), arguments, inputs.kind(is_partial=True, skips_masked_loop=True), BLOCK_M
+        )
         sources.scenes[key] = extraction
     return sources.scenes[key]
 
@@ -226,7 +228,7 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
         ATTEND_TILE,
         inputs.tile(sources, split=number(part, "int64")),
         arguments,
-        inputs.kind(is_partial=True, value_size=size, block_v=size),
+        inputs.kind(is_partial=True, skips_masked_loop=True, value_size=size, block_v=size),
         BLOCK_M,
     )
     return writer, reader
