@@ -236,6 +236,38 @@ def test_a_reduction_is_launched_before_the_attention_kernel_ends_where_the_gpu_
         assert reduction or parameters is None
 
 
+@pytest.mark.parametrize(("architecture", "looks"), [("sm90", True), ("gfx942", False), ("gfx1201", False)])
+def test_parts_look_whether_there_are_masked_tiles_where_that_is_faster(architecture, looks, paged_call):
+    for rules, is_split in (({}, True), ({}, False), ({"window": (99, -1)}, True)):
+        call = paged_call([1], [900], **rules)
+        parameters = Parameters(block_m=16, block_n=32, num_warps=4, num_stages=1, keys_per_split=32 if is_split else 4096)
+        plan = attn_optimized.plan_of(
+            call.q, call.layer, call.batch, parameters=parameters, architecture=architecture, compute_units=132
+        )
+        assert (plan.splits > 1) == is_split
+        step = (call.q, call.kv_cache, call.layer, call.batch)
+        kind = next(paged_attention_calls(*step, plan, out=torch.empty_like(call.q))).launch.constants["KIND"]
+        assert kind.skips_masked_loop == (looks and is_split and not rules)
+
+
+@pytest.mark.parametrize("seq_lens", [[640, 512, 65], [64, 1, 300]], ids=["whole tiles", "few keys"])
+def test_a_look_before_the_masked_loop_changes_no_bit(seq_lens, paged_call, monkeypatch):
+    call = paged_call([1, 2, 1], seq_lens)
+    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), splits=5, min_tiles_per_split=1)
+    outputs = []
+    for looks in (True, False):
+        out = torch.zeros_like(call.q)
+        kernels = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
+        for kernel in kernels:
+            if "KIND" in kernel.launch.constants:
+                kind = kernel.launch.constants["KIND"]
+                assert kind.skips_masked_loop
+                kernel.launch.constants["KIND"] = replace(kind, skips_masked_loop=looks)
+            kernel.run(call.q.device)
+        outputs.append(out)
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize(
     ("architecture", "expected"), [("sm89", False), ("sm90", True), ("sm100", True), ("interpreter", False), ("gfx950", False)]
 )
