@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from attn_contract import AttentionType, Batch, Layout, UnsupportedError
+from attn_contract import AttentionType, Layout, UnsupportedError
 from attn_contract.layouts import K, V
-from attn_optimized.backends import BACKENDS, AttentionBackend, CommonAttentionMetadata
+from attn_optimized.backends import BACKENDS, AttentionBackend
 from attn_optimized.device import compute_units_of
 
 from benchmarks.latent.calls import latent_call
@@ -106,17 +106,7 @@ class _New:
         case, layer = call.case, call.layer
         shape = (case.num_tokens, layer.num_kv_heads, layer.head_size)
         key, value = (torch.randn(shape, device=call.q.device).to(DTYPE) for _ in range(2))
-        return cls(key, value, _slots(case, call.batch))
-
-
-def _slots(case: Attention, batch: Batch) -> torch.Tensor:
-    """[T] int64: of the last positions of each request."""
-    assert batch.block_table is not None
-    slots = []
-    for table, query_len, seq_len in zip(batch.block_table.cpu(), case.query_lens, case.seq_lens, strict=True):
-        positions = torch.arange(seq_len - query_len, seq_len)
-        slots.append(table[positions // case.block_size].long() * case.block_size + positions % case.block_size)
-    return torch.cat(slots).to(batch.block_table.device)
+        return cls(key, value, latent.slots_of(case, call.batch, case.block_size))
 
 
 def _backend(backend: type[AttentionBackend], case: Attention, num_layers: int, device: torch.device) -> Parts:
@@ -127,37 +117,29 @@ def _backend(backend: type[AttentionBackend], case: Attention, num_layers: int, 
     """
     refused: list[UnsupportedError] = []
     for layout in LAYOUTS:
-        calls = [attention_call(replace(case, layout=layout), device, seed=0) for _ in range(num_layers)]
+        calls = (attention_call(replace(case, layout=layout), device, seed=0) for _ in range(num_layers))
         try:
-            impls: list[Any] = [backend.impl(call.layer, dtype=DTYPE, block_size=case.block_size) for call in calls]
+            return _parts(
+                backend, [(call, backend.impl(call.layer, dtype=DTYPE, block_size=case.block_size)) for call in calls]
+            )
         except UnsupportedError as error:
             refused.append(error)
-        else:
-            return _parts(backend, calls, impls)
     raise refused[0]
 
 
-def _parts(backend: type[AttentionBackend], calls: Sequence[Call], impls: Sequence[Any]) -> Parts:
-    batch, new = calls[0].batch, _New.of(calls[0])
-    builder, out = backend.builder(AttentionType.DECODER), torch.empty_like(calls[0].q)
-    common = CommonAttentionMetadata(
-        query_start_loc=batch.query_start_loc,
-        query_start_loc_cpu=batch.query_start_loc.cpu(),
-        seq_lens=batch.seq_lens,
-        seq_lens_cpu=batch.seq_lens.cpu(),
-        num_actual_tokens=batch.num_actual_tokens,
-        max_query_len=batch.max_query_len,
-        max_seq_len=batch.max_seq_len,
-        block_table_tensor=batch.block_table,
-        slot_mapping=new.slots,
-    )
+def _parts(backend: type[AttentionBackend], layers: Sequence[tuple[Call, Any]]) -> Parts:
+    first, _ = layers[0]
+    batch, new, out = first.batch, _New.of(first), torch.empty_like(first.q)
+    builder = backend.builder(AttentionType.DECODER)
+    common = latent.common_metadata(batch, new.slots)
 
     def write(layer: int) -> None:
-        impls[layer].do_kv_cache_update(new.key, new.value, calls[layer].kv_cache, new.slots)
+        call, impl = layers[layer]
+        impl.do_kv_cache_update(new.key, new.value, call.kv_cache, new.slots)
 
     def attend(layer: int, metadata: Any) -> torch.Tensor:
-        call = calls[layer]
-        return impls[layer].forward(call.q, new.key, new.value, call.kv_cache, metadata, output=out)
+        call, impl = layers[layer]
+        return impl.forward(call.q, new.key, new.value, call.kv_cache, metadata, output=out)
 
     return Parts(functools.partial(builder.build, common), write, attend)
 

@@ -1,18 +1,27 @@
 """Whole steps of latent attention, decodes and prefills, through the backend TRITON_MLA, and what the backend replaces."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from attn_contract import AttentionType, Layer
+from attn_contract import AttentionType, Batch, Layer
 from attn_reference import context_parallel
 
 from benchmarks.ranks.cases import BLOCK_SIZE, SEED, Call, local_call, whole_call
 
 NEVER = -1
 """The slot of a token that is not written."""
+
+
+class Lengths(Protocol):
+    """Those of a step's requests: of their new tokens, and with their context."""
+
+    @property
+    def query_lens(self) -> Sequence[int]: ...
+    @property
+    def seq_lens(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -131,11 +140,7 @@ def whole_step(case: StepCase, device: torch.device) -> Step:
     q = normal(sum(case.query_lens), case.num_heads, case.nope_size + case.rope_size)
     rows = case.num_heads * (case.nope_size + case.v_head_dim)
     kv_b_proj = normal(rows, case.latent_size) * case.latent_size**-0.5
-    assert call.batch.block_table is not None
-    slots = []
-    for table, positions in zip(call.batch.block_table.cpu(), _new_positions(case), strict=True):
-        slots.append(table[positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE)
-    of_step = torch.cat(slots).to(device)
+    of_step = slots_of(case, call.batch, BLOCK_SIZE)
     new = call.kv_cache.flatten(0, 1)[of_step]
     return Step(replace(call, q=absorbed(case, q, kv_b_proj)), q, kv_b_proj, new, of_step)
 
@@ -174,10 +179,16 @@ def up_projected(case: StepCase, out: torch.Tensor, kv_b_proj: torch.Tensor) -> 
 
 def built(case: StepCase, step: Step, backend: Any, **options: Any) -> Callable[[], Any]:
     """What builds a step's metadata."""
+    chunks = {"num_speculative_tokens": case.num_speculative_tokens, "context_chunk_keys": case.context_chunk_keys}
+    builder = backend.builder(AttentionType.DECODER, **chunks, **options)
+    return functools.partial(builder.build, common_metadata(step.absorbed.batch, step.slots))
+
+
+def common_metadata(batch: Batch, slots: torch.Tensor) -> Any:
+    """What an engine hands every backend, of whose lengths the host knows all."""
     from attn_optimized.backends import CommonAttentionMetadata
 
-    batch = step.absorbed.batch
-    common = CommonAttentionMetadata(
+    return CommonAttentionMetadata(
         query_start_loc=batch.query_start_loc,
         query_start_loc_cpu=batch.query_start_loc.cpu(),
         seq_lens=batch.seq_lens,
@@ -186,10 +197,8 @@ def built(case: StepCase, step: Step, backend: Any, **options: Any) -> Callable[
         max_query_len=batch.max_query_len,
         max_seq_len=batch.max_seq_len,
         block_table_tensor=batch.block_table,
-        slot_mapping=step.slots,
+        slot_mapping=slots,
     )
-    chunks = {"num_speculative_tokens": case.num_speculative_tokens, "context_chunk_keys": case.context_chunk_keys}
-    return functools.partial(backend.builder(AttentionType.DECODER, **chunks, **options).build, common)
 
 
 def layer_of(case: StepCase, step: Step, backend: Any, **options: Any) -> Any:
@@ -228,6 +237,16 @@ def through_function(case: StepCase, step: Step, attend: Callable[[torch.Tensor]
     return up_projected(case, attend(absorbed(case, step.q, step.kv_b_proj)), step.kv_b_proj)
 
 
-def _new_positions(case: StepCase) -> list[torch.Tensor]:
+def slots_of(case: Lengths, batch: Batch, block_size: int) -> torch.Tensor:
+    """[T] int64: where the step's tokens are written, the last ones of each request."""
+    assert batch.block_table is not None
+    slots = [
+        table[positions // block_size].long() * block_size + positions % block_size
+        for table, positions in zip(batch.block_table.cpu(), _new_positions(case), strict=True)
+    ]
+    return torch.cat(slots).to(batch.block_table.device)
+
+
+def _new_positions(case: Lengths) -> list[torch.Tensor]:
     """The positions of each request's new tokens."""
     return [torch.arange(k - n, k) for n, k in zip(case.query_lens, case.seq_lens, strict=True)]
