@@ -119,11 +119,11 @@ def _backend(backend: type[AttentionBackend], case: Attention, num_layers: int, 
     for layout in LAYOUTS:
         calls = (attention_call(replace(case, layout=layout), device, seed=0) for _ in range(num_layers))
         try:
-            return _parts(
-                backend, [(call, backend.impl(call.layer, dtype=DTYPE, block_size=case.block_size)) for call in calls]
-            )
+            layers = [(call, backend.impl(call.layer, dtype=DTYPE, block_size=case.block_size)) for call in calls]
         except UnsupportedError as error:
             refused.append(error)
+        else:
+            return _parts(backend, layers)
     raise refused[0]
 
 
