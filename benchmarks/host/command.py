@@ -8,20 +8,19 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timed import cases_named, head_of_run, use_device
+from benchmarks.timed import cases_named, head_of_run, interruptible, use_device
 
 if TYPE_CHECKING:
+    from benchmarks.host.results import Step, Times
     from benchmarks.host.steps import Parts
 
-SCHEMA = "attn-parity.host-time/1"
 BATCHES, CALLS = 9, 3
 """A batch is a few steps, since a device takes only so many launches before the host waits."""
-PARTS = ("build", "write", "attention", "layer")
 console = Console(highlight=False, width=140)
 
 
 @click.command()
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written at the end.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written after each case.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Cases whose name holds this; all if not given.")
 @click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
 @click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
@@ -35,12 +34,13 @@ def host(
     Our backends run whole, with their checks. Of vLLM and AITER only the functions run that launch the kernels, with arguments
     that are made once.
     """
-    from attn_parity.options import check_writable, write_json
+    from attn_parity.options import check_writable
 
     check_writable(path)
     device = use_device(tiny=tiny)
+    from benchmarks.host.results import SCHEMA, HostRun, Step
     from benchmarks.host.steps import CASES, LAYERS, TINY, Peers, participants
-    from benchmarks.speed import peers
+    from benchmarks.speed import peers, results
 
     chosen = cases_named(TINY if tiny else CASES, only)
     loaders = ((peers.load_vllm_with_writes, vllm), (peers.load_vllm_latent, vllm), (peers.load_aiter, aiter))
@@ -50,21 +50,25 @@ def host(
         raise click.ClickException(str(error)) from error
     there = {"vllm": kernels.vllm, "aiter": kernels.aiter}
     versions = {name: module.version for name, module in there.items() if module is not None}
-    found: dict[str, Any] = {"schema": SCHEMA, **head_of_run(device, versions, commit, console, tiny=tiny), "steps": {}}
-    num_layers = 2 if tiny else LAYERS
-    for case in chosen:
-        joined = dict(participants(case, num_layers, device, kernels))
-        found["steps"][case.name] = {
-            name: {"refused": parts} if isinstance(parts, str) else times_of(parts, num_layers)
-            for name, parts in joined.items()
-        }
-        _tell(case.name, found["steps"][case.name], num_layers)
-    if path is not None:
-        write_json(path, found)
+    head = head_of_run(device, versions, commit, console, tiny=tiny)
+    run = HostRun(schema=SCHEMA, **head, layers=2 if tiny else LAYERS)
+
+    def save() -> None:
+        if path is not None:
+            results.write(run, path)
+
+    with interruptible(save, lambda: f"{len(run.steps)} of {len(chosen)} cases measured", console):
+        for case in chosen:
+            joined = dict(participants(case, run.layers, device, kernels))
+            refused = {name: parts for name, parts in joined.items() if isinstance(parts, str)}
+            times = {name: times_of(parts, run.layers) for name, parts in joined.items() if not isinstance(parts, str)}
+            run.steps.append(Step(name=case.name, times=times, refused=refused))
+            _tell(run.steps[-1], run.layers)
+            save()
 
 
-def times_of(parts: "Parts", num_layers: int) -> dict[str, float]:
-    """Microseconds: `build` of a step; `write` and `attention` of a layer; `layer`: the whole step's, by its layers."""
+def times_of(parts: "Parts", num_layers: int) -> "Times":
+    from benchmarks.host.results import Times
     from benchmarks.speed.clock import host_us
 
     def each(run: Callable[[int], Any]) -> float:
@@ -74,23 +78,21 @@ def times_of(parts: "Parts", num_layers: int) -> dict[str, float]:
 
         return host_us(layers, batches=BATCHES, calls=CALLS) / num_layers
 
-    found, metadata = {}, None
-    if parts.build is not None:
-        metadata = parts.build()
-        found["build"] = host_us(parts.build, batches=BATCHES, calls=CALLS)
-    if parts.write is not None:
-        found["write"] = each(parts.write)
-    found["attention"] = each(lambda layer: parts.attend(layer, metadata))
-    found["layer"] = host_us(lambda: parts.step(num_layers), batches=BATCHES, calls=CALLS) / num_layers
-    return found
+    metadata = None if parts.build is None else parts.build()
+    return Times(
+        build=None if parts.build is None else host_us(parts.build, batches=BATCHES, calls=CALLS),
+        write=None if parts.write is None else each(parts.write),
+        attention=each(lambda layer: parts.attend(layer, metadata)),
+        layer=host_us(lambda: parts.step(num_layers), batches=BATCHES, calls=CALLS) / num_layers,
+    )
 
 
-def _tell(name: str, step: dict[str, dict[str, Any]], num_layers: int) -> None:
+def _tell(step: "Step", num_layers: int) -> None:
+    for participant, why in step.refused.items():
+        console.print(f"{step.name}: {participant}: {why}", markup=False)
     columns = ("metadata, a step", "write, a layer", "attention, a layer", "all, a layer")
-    table = Table(f"{name}, {num_layers} layers: us", *columns, box=None)
-    for participant, times in step.items():
-        if "refused" in times:
-            console.print(f"{name}: {times['refused']}", markup=False)
-        else:
-            table.add_row(participant, *(f"{times[part]:.1f}" if part in times else "" for part in PARTS))
+    table = Table(f"{step.name}, {num_layers} layers: us", *columns, box=None)
+    for participant, times in step.times.items():
+        cells = (times.build, times.write, times.attention, times.layer)
+        table.add_row(participant, *("" if us is None else f"{us:.1f}" for us in cells))
     console.print(table)

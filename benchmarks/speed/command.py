@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import ModuleType
 
 import click
 from rich.console import Console
@@ -91,18 +92,19 @@ def speed(
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write docs/generated/performance.md, the pages of drawn shapes and of latent attention, and their pictures.
+    """Write docs/generated/performance.md, the pages of drawn shapes, latent attention and the host, and their pictures.
 
-    They are made of the JSON files in the folders performance, performance-drawn and performance-latent beside them.
+    They are made of the JSON files in the folders beside them: performance, performance-drawn, performance-latent and
+    performance-host.
     """
+    from benchmarks.host import page as host_page
     from benchmarks.latent import page as latent_page
     from benchmarks.speed import drawn_page, page
 
     try:
-        pages = [(each.contents, each.read()) for each in (page, drawn_page, latent_page)]
+        written = _pages_of(page) | _pages_of(drawn_page) | _pages_of(latent_page) | _pages_of(host_page)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    written = {path: text for contents, runs in pages if runs for path, text in contents(runs).items()}
     if not written:
         raise click.UsageError(
             f"{page.FOLDER} holds no JSON file: on a GPU `python -m benchmarks speed --json FILE` writes one"
@@ -112,3 +114,9 @@ def page(check: bool) -> None:
         raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks page writes them")
     for path in stale:
         path.write_text(written[path], encoding="utf-8")
+
+
+def _pages_of(module: ModuleType) -> dict[Path, str]:
+    """What the page of a module holds and its pictures, by path; nothing where no run was kept."""
+    runs = module.read()
+    return module.contents(runs) if runs else {}

@@ -12,7 +12,7 @@ from benchmarks.speed.cases import CASES
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, PEERS
 from benchmarks.speed.reach import standing, time_of
-from benchmarks.speed.results import CaseResult, Run
+from benchmarks.speed.results import CaseResult, Head, Run
 from benchmarks.timed import in_words
 
 FOLDER = PAGES / "performance"
@@ -84,7 +84,7 @@ def _summary(run: Run) -> Iterator[str]:
             yield f"  - Our kernels are faster than {peer} in {faster} of {len(times)} cases."
 
 
-def heading(run: Run) -> Iterator[str]:
+def heading(run: Head) -> Iterator[str]:
     """What was measured, and by which command."""
     yield from ("", f"## {run.machine}", "", f"{in_words(run.versions)}. Commit {run.commit}, `{run.command}`.", "")
     if not run.of_value:

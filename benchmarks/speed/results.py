@@ -2,13 +2,15 @@
 
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from attn_fuzz import inputs, outputs
 
 from benchmarks.speed.clock import Positive, Spread
 from benchmarks.speed.machine import Rates
+
+T = TypeVar("T")
 
 SCHEMA = "attn-parity.speed/1"
 MAX_BYTES = 16 << 20
@@ -44,21 +46,31 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traffic: str | None = None
 
 
-class Run(msgspec.Struct, kw_only=True):
-    """One run on one machine.
+class Head(msgspec.Struct, kw_only=True):
+    """Where the results of a run come from, whatever it measured.
 
     Attributes:
         of_value: whether the times mean anything: full sizes, on a GPU.
-        host_us: microseconds of Python of one call, by participant; a sentence where there is none.
-        unmeasured: cases for which the budget had no time, or before which the run was interrupted.
+        commit: of the code that was measured.
     """
 
-    schema: str = SCHEMA
+    schema: str
     of_value: bool
     machine: str
     versions: dict[str, str]
     command: str
     commit: str
+
+
+class Run(Head, kw_only=True):
+    """One run on one machine.
+
+    Attributes:
+        host_us: microseconds of Python of one call, by participant; a sentence where there is none.
+        unmeasured: cases for which the budget had no time, or before which the run was interrupted.
+    """
+
+    schema: str = SCHEMA
     rates: Rates
     cases: list[CaseResult] = msgspec.field(default_factory=list)
     host_us: dict[str, float] = msgspec.field(default_factory=dict)
@@ -79,10 +91,18 @@ def write(run: msgspec.Struct, path: Path) -> None:
 def read(path: Path, schema: str = SCHEMA) -> Run:
     """
     Raises:
+        ValueError: as `read_as`.
+    """
+    return read_as(path, schema, Run)
+
+
+def read_as(path: Path, schema: str, kind: type[T]) -> T:
+    """
+    Raises:
         ValueError: it is no such file, or a time or a rate is not positive.
     """
     try:
-        return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), Run)
+        return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -10,7 +10,9 @@ from attn_contract.rules import refuse_unnamed
 from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_attention_tensors
 
+from attn_optimized import kept
 from attn_optimized.device import architecture_of, compute_units_of
+from attn_optimized.kept import Kept
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.launch.attention import attention_launch, attention_tensors
 from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys, new_output
@@ -19,6 +21,7 @@ from attn_optimized.launch.plan import AttentionPlan, attention_plan
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload, rounded
+from attn_optimized.strides import offset_of_scales
 
 
 def paged_attention(
@@ -126,7 +129,7 @@ def _attend(
     call = AttentionCall(q, keys, layer, batch, new_output(q, layer) if out is None else out, lse)
     if launches is None:
         launches = attention_launches(plan_of(q, layer, batch, batch_invariant=batch_invariant), call)
-        _remember(signature, launches)
+        _LAUNCHES[signature] = launches
     for kernel_call in attention_calls(launches, call):
         kernel_call.run(q.device)
     return call.out
@@ -207,9 +210,8 @@ class AttentionLaunches(NamedTuple):
     reduction: Launch | None
 
 
-# what the layers of a model and the steps of a decode share; the oldest leave
-_LAUNCHES: dict[Hashable, AttentionLaunches] = {}
-_MOST_LAUNCHES = 4096
+# what the layers of a model and the steps of a decode share
+_LAUNCHES: Kept[AttentionLaunches] = Kept()
 
 
 def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLaunches:
@@ -251,21 +253,13 @@ def _signature(
     batch_invariant: bool,
 ) -> Hashable:
     """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
-    # scales in the rows of a cache must be aligned
-    offset = keys[0].storage_offset() if layer.layout is not None and layer.layout.has_inline_scales else 0
     # dims are loaded in pairs from even addresses alone
-    is_even = keys[0].data_ptr() % 2 == 0
+    alignment = (offset_of_scales(keys[0], layer), keys[0].data_ptr() % 2 == 0)
     tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
-    return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, offset, is_even)
+    return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, alignment)
 
 
 def forget_launches() -> None:
-    """Forget the launches and plans that are kept for calls of one signature. Kernels stay compiled."""
-    _LAUNCHES.clear()
+    """Forget the launches of all operations and the plans that are kept for calls of one signature. Kernels stay compiled."""
+    kept.forget()
     attention_plan.cache_clear()
-
-
-def _remember(signature: Hashable, launches: AttentionLaunches) -> None:
-    if len(_LAUNCHES) == _MOST_LAUNCHES:
-        _LAUNCHES.pop(next(iter(_LAUNCHES)))
-    _LAUNCHES[signature] = launches

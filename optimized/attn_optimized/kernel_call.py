@@ -1,5 +1,6 @@
 """Launches as data: what a kernel is compiled for and run with, made from shapes, strides and host values alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -29,7 +30,7 @@ class Launch:
     constants: dict[str, Any]
     options: dict[str, Any]
     numbers: dict[str, int | float]
-    _compiled: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
+    _compiled: dict[int, Callable[..., None]] = field(init=False, repr=False, default_factory=dict)
 
     @classmethod
     def of(
@@ -79,12 +80,12 @@ class Launch:
         # but for the alignment of tensors.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         is_aligned = not any((pointers[place] or 0) % _ALIGNMENT for place in self._aligned)
-        if is_aligned and (compiled := self._compiled.get(index)) is not None:
-            compiled[(*self.grid, 1, 1)](*pointers, *self._behind_tensors)
+        if is_aligned and (launch := self._compiled.get(index)) is not None:
+            launch(*pointers, *self._behind_tensors)
             return
         compiled = self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
         if is_aligned and isinstance(self.kernel, JITFunction):
-            self._compiled[index] = compiled
+            self._compiled[index] = compiled[(*self.grid, 1, 1)]
 
 
 class KernelCall(NamedTuple):

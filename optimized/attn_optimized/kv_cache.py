@@ -1,18 +1,29 @@
 """Writing this step's keys and values into the KV cache, as they are or after a rotation (RoPE)."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
 from attn_contract import Layer
-from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache
+from attn_contract.arguments import check_type
+from attn_contract.signatures import tensor_signature
+from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache, check_write_tensors
 
 from attn_optimized.device import architecture_of
+from attn_optimized.kept import Kept
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.kernels.write_kv_cache import WriteKind, write_kv_cache_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, scale_strides, token_scales, without_idle_strides
+from attn_optimized.strides import (
+    KVCacheStrides,
+    kv_cache_strides,
+    offset_of_scales,
+    scale_strides,
+    token_scales,
+    without_idle_strides,
+)
 
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 
@@ -46,8 +57,13 @@ def write_kv_cache(
         UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 that it would have to convert. Nothing was
             written.
     """
-    check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)
-    write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).run(k.device)
+    check_type("validate", validate, bool, "a bool")
+    check_write_tensors({"k": k, "v": v}, kv_cache, layer, slot_mapping)
+    write = _Write(k, v, kv_cache, layer, slot_mapping, None)
+    signature = _signature(write)
+    if validate or signature not in _LAUNCHES:
+        check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)
+    _run(write, signature)
 
 
 def rope_and_write_kv_cache(
@@ -84,9 +100,17 @@ def rope_and_write_kv_cache(
         UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 in an interpreter that computes it wrongly.
             Nothing was written.
     """
-    check_rope_and_write_kv_cache(q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate)
-    call = rope_and_write_kv_cache_call(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
-    call.run(k.device)
+    check_type("is_neox", is_neox, bool, "a bool")
+    check_type("validate", validate, bool, "a bool")
+    read = {"k": k, "v": v, "positions": positions, "cos_sin_cache": cos_sin_cache}
+    check_write_tensors(read, kv_cache, layer, slot_mapping, {"q": q})
+    write = _Write(k, v, kv_cache, layer, slot_mapping, _Rotation(q, positions, cos_sin_cache, is_neox))
+    signature = _signature(write)
+    if validate or signature not in _LAUNCHES:
+        check_rope_and_write_kv_cache(
+            q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate
+        )
+    _run(write, signature)
 
 
 def write_kv_cache_call(
@@ -103,10 +127,7 @@ def write_kv_cache_call(
     Args:
         architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of k's device.
     """
-    if layer.kv_cache_dtype is None:
-        # as integers: a copy of a float may change the bits of a NaN
-        k, v, kv_cache = (tensor.view(INTEGER_OF_SIZE[k.element_size()]) for tensor in (k, v, kv_cache))
-    return _call(k, v, kv_cache, layer, slot_mapping, None, architecture)
+    return _call(_Write(k, v, kv_cache, layer, slot_mapping, None), architecture)
 
 
 def rope_and_write_kv_cache_call(
@@ -123,8 +144,7 @@ def rope_and_write_kv_cache_call(
     architecture: str | None = None,
 ) -> KernelCall:
     """The launch of `rope_and_write_kv_cache`: see `write_kv_cache_call`."""
-    rotation = _Rotation(without_idle_strides(q), positions, without_idle_strides(cos_sin_cache), is_neox)
-    return _call(k, v, kv_cache, layer, slot_mapping, rotation, architecture)
+    return _call(_Write(k, v, kv_cache, layer, slot_mapping, _Rotation(q, positions, cos_sin_cache, is_neox)), architecture)
 
 
 class _Rotation(NamedTuple):
@@ -136,23 +156,66 @@ class _Rotation(NamedTuple):
     is_neox: bool
 
 
-def _call(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kv_cache: torch.Tensor,
-    layer: Layer,
-    slot_mapping: torch.Tensor,
-    rotation: _Rotation | None,
-    architecture: str | None,
-) -> KernelCall:
-    k, v, kv_cache = (without_idle_strides(tensor) for tensor in (k, v, kv_cache))
-    architecture = architecture or architecture_of(k.device, k.dtype)
+class _Write(NamedTuple):
+    """The arguments of a write, after a rotation or without one."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    kv_cache: torch.Tensor
+    layer: Layer
+    slot_mapping: torch.Tensor
+    rotation: _Rotation | None
+
+
+# what the layers of a model and the steps of a decode share: an architecture, and the launch on it
+_LAUNCHES: Kept[tuple[str, Launch]] = Kept()
+
+
+def _signature(write: _Write) -> Hashable:
+    """All that checks and launches depend on, but for what `check_write_tensors` looks at in every call."""
+    k, v, kv_cache, layer, slot_mapping, rotation = write
+    tensors = (tensor_signature(k), tensor_signature(v), tensor_signature(kv_cache), tensor_signature(slot_mapping))
+    rotated = None if rotation is None else (*map(tensor_signature, rotation[:3]), rotation.is_neox)
+    return (*tensors, rotated, layer.signature, k.device, offset_of_scales(kv_cache, layer))
+
+
+def _run(write: _Write, signature: Hashable) -> None:
+    """Run a write that has been checked."""
+    made, stored = _LAUNCHES.get(signature), _as_stored(write)
+    if made is None:
+        architecture = architecture_of(stored.k.device, stored.k.dtype)
+        made = _LAUNCHES[signature] = architecture, _launch(stored, architecture)
+    architecture, launch = made
+    KernelCall(launch, _tensors(stored, architecture)).run(write.k.device)
+
+
+def _call(write: _Write, architecture: str | None) -> KernelCall:
+    stored = _as_stored(write)
+    architecture = architecture or architecture_of(stored.k.device, stored.k.dtype)
+    return KernelCall(_launch(stored, architecture), _tensors(stored, architecture))
+
+
+def _as_stored(write: _Write) -> _Write:
+    """The write with its tensors as the kernel takes them."""
+    k, v, kv_cache, layer, slot_mapping, rotation = write
+    if rotation is not None:
+        q, cos_sin_cache = without_idle_strides(rotation.q), without_idle_strides(rotation.cos_sin_cache)
+        rotation = rotation._replace(q=q, cos_sin_cache=cos_sin_cache)
+    elif layer.kv_cache_dtype is None:
+        # as integers: a copy of a float may change the bits of a NaN
+        integer = INTEGER_OF_SIZE[k.element_size()]
+        k, v, kv_cache = k.view(integer), v.view(integer), kv_cache.view(integer)
+    k, v, kv_cache = without_idle_strides(k), without_idle_strides(v), without_idle_strides(kv_cache)
+    return _Write(k, v, kv_cache, layer, slot_mapping, rotation)
+
+
+def _launch(write: _Write, architecture: str) -> Launch:
+    k, v, kv_cache, layer, slot_mapping, rotation = write
     tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.value_size))
     num_positions = len(rotation.positions) if rotation else 0
     (num_query_tiles,) = row_grid(tiles, num_positions * layer.num_heads)
     (num_key_tiles,) = row_grid(tiles, len(slot_mapping) * layer.num_kv_heads)
     cache = kv_cache_strides(kv_cache, layer)
-    stored, kv_format = stored_format(kv_cache, architecture)
     per_token = token_scales(kv_cache, layer)
     k_scale, v_scale = per_token or (layer.k_scale, layer.v_scale)
     units, strides = _strides(k, v, kv_cache, cache, rotation)
@@ -160,7 +223,7 @@ def _call(
         **units,
         interior=cache.interior,
         x=16 // kv_cache.element_size(),
-        kv_format=kv_format,
+        kv_format=stored_format(kv_cache, architecture)[1],
         has_token_scales=per_token is not None,
         rotary_dim=rotation.cos_sin_cache.shape[1] if rotation else 0,
         is_neox=rotation.is_neox if rotation else False,
@@ -169,7 +232,7 @@ def _call(
         block_rows=tiles.block_rows,
         block_d=tiles.block_d,
     )
-    launch = Launch.of(
+    return Launch.of(
         write_kv_cache_kernel,
         (num_query_tiles + num_key_tiles,),
         {"KIND": kind},
@@ -186,20 +249,19 @@ def _call(
         **scale_strides(k_scale).named("stride_k_scale"),
         **scale_strides(v_scale).named("stride_v_scale"),
     )
-    tensors = {
-        "kv_cache_ptr": stored,
+
+
+def _tensors(write: _Write, architecture: str) -> dict[str, torch.Tensor | None]:
+    """The tensors of that launch, by the kernel's names."""
+    k, v, kv_cache, layer, slot_mapping, rotation = write
+    k_scale, v_scale = token_scales(kv_cache, layer) or (layer.k_scale, layer.v_scale)
+    return {
+        "kv_cache_ptr": stored_format(kv_cache, architecture)[0],
         "k_scale_ptr": k_scale,
         "v_scale_ptr": v_scale,
         "k_ptr": k,
         "v_ptr": v,
         "slot_mapping_ptr": slot_mapping,
-    }
-    return KernelCall(launch, tensors | _tensors_of(rotation))
-
-
-def _tensors_of(rotation: _Rotation | None) -> dict[str, torch.Tensor | None]:
-    """By the kernel's names."""
-    return {
         "q_ptr": rotation.q if rotation else None,
         "positions_ptr": rotation.positions if rotation else None,
         "cos_sin_cache_ptr": rotation.cos_sin_cache if rotation else None,

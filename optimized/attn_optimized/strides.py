@@ -92,6 +92,11 @@ def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, to
     return k_scale, v_scale
 
 
+def offset_of_scales(kv_cache: torch.Tensor, layer: Layer) -> int:
+    """Elements before the view of a cache whose rows hold scales, which must be aligned; 0 of any other cache."""
+    return int(kv_cache.storage_offset()) if layer.layout is not None and layer.layout.has_inline_scales else 0
+
+
 def parts_of_scaled_rows(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
     """The scales [NB, BS, Lkv / 128], float32, and the rotated dims [NB, BS, R], bfloat16, of a LATENT_SCALED cache."""
     num_scales = layer.value_size // DIMS_PER_SCALE.value

@@ -1,15 +1,17 @@
 """The host's time of a step."""
 
-import json
-
+import msgspec
 import pytest
 import torch
 from attn_contract import UnsupportedError
 from click.testing import CliRunner
 
-from benchmarks.host import command, steps
+from benchmarks.__main__ import cli
+from benchmarks.host import command, page, steps
 from benchmarks.host.command import times_of
+from benchmarks.host.results import HostRun, Step, Times, read_folder
 from benchmarks.host.steps import TINY, Parts, Peers, participants
+from benchmarks.speed import results
 from benchmarks.speed.participants import VLLM
 
 NOBODY = Peers(None, None, None)
@@ -34,9 +36,9 @@ def test_times_are_of_one_layer(monkeypatch):
         counts[name] += 1
 
     parts = Parts(lambda: count("build"), lambda _: count("write"), lambda *_: count("attend"))
-    assert times_of(parts, 4) == {"build": 100.0, "write": 25.0, "attention": 25.0, "layer": 25.0}
+    assert times_of(parts, 4) == Times(build=100.0, write=25.0, attention=25.0, layer=25.0)
     assert counts == {"build": 3, "write": 8, "attend": 8}
-    assert times_of(Parts(None, None, lambda *_: None), 4).keys() == {"attention", "layer"}
+    assert times_of(Parts(None, None, lambda *_: None), 4) == Times(attention=25.0, layer=25.0)
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
@@ -83,11 +85,49 @@ def test_the_command_writes_what_it_shows(tmp_path):
     path = tmp_path / "host.json"
     done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
     assert done.exit_code == 0, done.output
-    found = json.loads(path.read_text())
-    assert (found["schema"], found["of_value"]) == (command.SCHEMA, False)
-    assert found["steps"][DECODES.name]["TRITON_ATTN"].keys() == {"build", "write", "attention", "layer"}
-    assert "refused" in found["steps"][DECODES.name]["ROCM_AITER_FA"]
+    (run,) = read_folder(tmp_path).values()
+    assert not run.of_value
+    decodes, latent = run.steps
+    assert decodes.name == DECODES.name
+    assert None not in msgspec.structs.astuple(decodes.times["TRITON_ATTN"])
+    assert "AITER is not installed" in decodes.refused["ROCM_AITER_FA"]
+    assert latent.times.keys() >= {"TRITON_MLA"}
     assert "pip install 'attn-parity[aiter]'" in done.output, "and not what rich takes for markup"
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "host.json"
+
+    def interrupted(case, *arguments):
+        if case is LATENT:
+            raise KeyboardInterrupt
+        return participants(case, *arguments)
+
+    monkeypatch.setattr(steps, "participants", interrupted)
+    done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
+    assert done.exit_code == 130
+    assert "1 of 2 cases measured" in done.output
+    (run,) = read_folder(tmp_path).values()
+    assert [step.name for step in run.steps] == [DECODES.name]
+
+
+def test_the_page_is_what_the_files_make(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page.FOLDER.mkdir(parents=True)
+    times = {"OURS": Times(build=10.0, write=20.0, attention=30.0, layer=51.0), VLLM: Times(attention=40.0, layer=41.0)}
+    step = Step(name="decodes", times=times, refused={"THEIRS": "not here"})
+    head = {"of_value": True, "machine": "a GPU", "versions": {"vllm": "1"}, "command": "python -m benchmarks host"}
+    run = HostRun(**head, commit="abc", layers=32, steps=[step])
+    results.write(run, page.FOLDER / "gpu.json")
+    assert CliRunner().invoke(cli, ["page"]).exit_code == 0
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert "vllm 1. Commit abc, `python -m benchmarks host`." in text
+    assert "| OURS | 10 | 20 | 30 | 51 |" in text
+    assert f"| {VLLM} |  |  | 40 | 41 |" in text
+    assert "* THEIRS does not take part: not here" in text
+    (page.FOLDER / "gpu.json").write_text((page.FOLDER / "gpu.json").read_text().replace("51", "-51"))
+    ended = CliRunner().invoke(cli, ["page"])
+    assert (ended.exit_code, "gpu.json" in ended.output) == (2, True)
 
 
 def test_a_name_that_no_case_has_is_refused():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from attn_contract.signatures import tensor_signature
-from attn_optimized import attention
+from attn_optimized import attention, kept
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
@@ -275,8 +275,8 @@ def test_a_call_like_one_before_is_checked_like_that_one(change, message, paged_
 
 
 def test_signatures_that_are_long_unused_are_forgotten(paged_call, monkeypatch):
-    monkeypatch.setattr(attention, "_LAUNCHES", {})
-    monkeypatch.setattr(attention, "_MOST_LAUNCHES", 2)
+    attention.forget_launches()
+    monkeypatch.setattr(kept, "MOST", 2)
     made = [paged_call([1], [length]) for length in (10, 100, 200)]
     for call in made:
         attn_optimized.paged_attention(*call)

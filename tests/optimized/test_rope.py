@@ -179,17 +179,25 @@ def test_nothing_to_write(num_positions, qkv, device):
         ({"is_neox": 1}, "is_neox"),
     ],
 )
-def test_bad_input_writes_nothing(change, words, device):
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "after a right call"])
+def test_bad_input_writes_nothing(is_first, change, words, device):
     qkv = torch.ones(NUM_ROWS, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_SIZE, device=device)
     q, k, v = split(qkv)
     kv_cache = cache_of(qkv.dtype, device)
-    call = {
+    right = {
         "positions": torch.tensor(POSITIONS),
         "cos_sin_cache": torch.full((50, 8), 0.5),
         "slot_mapping": torch.tensor(SLOTS),
         "is_neox": True,
-    } | change
-    call = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in call.items()}
+    }
+    right, call = (
+        {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in each.items()}
+        for each in (right, right | change)
+    )
+    if not is_first:
+        attn_optimized.rope_and_write_kv_cache(q, k, v, kv_cache=kv_cache, layer=layer_of(), **right)
+        qkv.fill_(1)
+        kv_cache.fill_(7)
     with pytest.raises(ContractError, match=words):
         attn_optimized.rope_and_write_kv_cache(q, k, v, kv_cache=kv_cache, layer=layer_of(), validate=True, **call)
     assert (qkv == 1).all()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from attn_contract import ContractError, KVCacheView, Layer, Layout, PhysicalOrder, UnsupportedError
+from attn_optimized import kv_cache
+from attn_optimized.kept import Kept
 
 LAYOUTS = [layout for layout in Layout if not layout.has_latent_value]
 NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_SIZE = 5, 16, 3, 32
@@ -360,6 +362,65 @@ def test_slots_and_scales_are_checked_on_demand(layer_of, device):
     with pytest.raises(ContractError, match="v_scale"):
         attn_optimized.write_kv_cache(k, v, kv_cache, negative, torch.tensor([0, 1, 2], device=device), validate=True)
     assert not kv_cache.view(torch.uint8).any()
+
+
+def write_of(layer_of, device, layout=Layout.BLOCKS_FIRST_NHD, dtype=None, *, seed=0):
+    """Arguments of a write of four rows; those of two seeds have one signature."""
+    generator = torch.Generator().manual_seed(seed)
+    view = dense_view(layout, (dtype or torch.float16).itemsize)
+    k, v = (torch.randn(4, NUM_KV_HEADS, HEAD_SIZE, generator=generator).half().to(device) for _ in range(2))
+    cache = view.tensor(torch.zeros(view.end + 16, dtype=dtype or torch.float16, device=device))
+    slots = torch.randperm(view.num_slots, generator=generator)[:4].to(device)
+    return {"k": k, "v": v, "kv_cache": cache, "layer": layer_of(view, dtype, device=device), "slot_mapping": slots}
+
+
+def test_writes_of_one_signature_share_a_launch_but_no_tensors(layer_of, device, monkeypatch):
+    launches = Kept()
+    monkeypatch.setattr(kv_cache, "_LAUNCHES", launches)
+    first, second = (write_of(layer_of, device, dtype=torch.float8_e4m3fn, seed=seed) for seed in (0, 1))
+    second["layer"] = replace(second["layer"], k_scale=torch.full((), 0.5, device=device))
+    for write in (first, second, first):
+        attn_optimized.write_kv_cache(**write)
+        expected = {**write, "kv_cache": torch.zeros_like(write["kv_cache"])}
+        attn_reference.write_kv_cache(**expected)
+        assert torch.equal(write["kv_cache"].view(torch.uint8), expected["kv_cache"].view(torch.uint8))
+        write["kv_cache"].view(torch.uint8).fill_(0)
+    assert len(launches) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda write: {"k": write["kv_cache"][0, 0, :4]}, "kv_cache: got memory that reaches into k's"),
+        (lambda write: {"k": write["k"].clone().requires_grad_()}, "k: got requires_grad=True"),
+        (lambda write: {"k": "k"}, "k: got 'k'"),
+        (lambda write: {"k": write["k"].bfloat16()}, "v: got torch.float16"),
+        (lambda write: {"k": write["k"].bfloat16(), "v": write["v"].bfloat16()}, "kv_cache: got torch.float16"),
+        (lambda write: {"slot_mapping": write["slot_mapping"].int()}, "slot_mapping: got torch.int32"),
+        (lambda write: {"slot_mapping": write["slot_mapping"].repeat(2)}, "slot_mapping: got 8 slots"),
+        (lambda write: {"layer": replace(write["layer"], head_size=16)}, "kv_cache: got shape"),
+        (lambda write: {"layer": "layer"}, "layer: got 'layer'"),
+        (lambda write: {"validate": 1}, "validate: got 1"),
+        (lambda write: {"slot_mapping": write["slot_mapping"] + 80, "validate": True}, r"slot_mapping\[0\]: got"),
+    ],
+)
+def test_a_write_like_one_before_is_checked_like_that_one(change, message, layer_of, device):
+    """What was found right of a signature is not checked again; devices, gradients and memory are."""
+    write = write_of(layer_of, device)
+    attn_optimized.write_kv_cache(**write)
+    changed = {**write, **change(write)}
+    before = write["kv_cache"].clone()
+    with pytest.raises(ContractError, match=message):
+        attn_optimized.write_kv_cache(**changed)
+    assert torch.equal(write["kv_cache"], before)
+
+
+def test_inline_scales_are_aligned_in_each_cache_of_a_signature(layer_of, device):
+    write = write_of(layer_of, device, Layout.CONTENT_PACKED_SCALED, torch.int8)
+    attn_optimized.write_kv_cache(**write)
+    shifted = torch.as_strided(write["kv_cache"], write["kv_cache"].shape, write["kv_cache"].stride(), 2)
+    with pytest.raises(ContractError, match="multiples of 4: scales are float32"):
+        attn_optimized.write_kv_cache(**{**write, "kv_cache": shifted})
 
 
 def test_a_cache_of_another_dtype_than_the_layers(layer_of, device):

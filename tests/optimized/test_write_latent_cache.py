@@ -74,6 +74,27 @@ def test_several_tiles_of_rows(device):
     check((8, 8), torch.float16, device, block_size=64, count=300)
 
 
+def test_a_write_like_one_before_is_checked_like_that_one(device):
+    """What was found right of a signature is not checked again; devices, gradients and memory are."""
+    widths = (40, 17)
+    (kv_c, k_pe), cache = rows_of(widths, 5, torch.float16, device), poisoned_cache(widths, torch.float16, 16, device)
+    slots = torch.arange(5, device=device)
+    right = {"kv_c": kv_c, "k_pe": k_pe, "kv_cache": cache, "layer": layer_of(widths, device=device), "slot_mapping": slots}
+    attn_optimized.write_latent_cache(**right)
+    before = cache.clone()
+    for change, message in (
+        ({"kv_c": cache[0, :5, :40]}, "kv_cache: got memory that reaches into kv_c's"),
+        ({"k_pe": k_pe.clone().requires_grad_()}, "k_pe: got requires_grad=True"),
+        ({"kv_c": kv_c.bfloat16()}, "k_pe: got torch.float16"),
+        ({"kv_c": kv_c.bfloat16(), "k_pe": k_pe.bfloat16()}, "kv_cache: got torch.float16"),
+        ({"slot_mapping": slots - 2, "validate": True}, r"slot_mapping\[0\]: got -2"),
+        ({"validate": 1}, "validate: got 1"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            attn_optimized.write_latent_cache(**{**right, **change})
+    assert torch.equal(cache.view(torch.int16), before.view(torch.int16))
+
+
 def test_no_slot(device):
     layer, cache = layer_of((16, 8)), poisoned_cache((16, 8), torch.float16, 16, device)
     kv_c, k_pe = rows_of((16, 8), 3, torch.float16, device)

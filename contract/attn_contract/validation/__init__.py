@@ -16,6 +16,7 @@ from attn_contract.validation.cache import (
     check_rope_and_write_kv_cache,
     check_write_kv_cache,
     check_write_latent_cache,
+    check_write_tensors,
 )
 from attn_contract.validation.merge import LseBase, check_merge_attn_parts, check_merge_attn_states
 from attn_contract.validation.values import check_layer_logits, check_lengths, check_scale_values
@@ -35,4 +36,5 @@ __all__ = [
     "check_varlen_attention",
     "check_write_kv_cache",
     "check_write_latent_cache",
+    "check_write_tensors",
 ]

@@ -14,6 +14,30 @@ _FIXED_SCALES = ("k_scale", "v_scale")
 _SCALE_CACHES = ("k_scale_cache", "v_scale_cache")
 
 
+def check_write_tensors(
+    read: dict[str, torch.Tensor],
+    kv_cache: torch.Tensor,
+    layer: Layer,
+    slot_mapping: torch.Tensor,
+    written: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Check the devices, gradients and memory of a cache write's tensors. Writes of one signature may differ in all of these.
+
+    Args:
+        read: what the write reads besides slot_mapping and the layer's scales, by name.
+        written: what it writes besides the cache and its scales, by name.
+
+    Raises:
+        ContractError: naming the first tensor that is wrong.
+    """
+    check_type("layer", layer, Layer, "a Layer")
+    scales, scale_caches = _tensors(layer, _FIXED_SCALES), _tensors(layer, _SCALE_CACHES)
+    check_tensors(
+        {**read, "slot_mapping": slot_mapping, **scales},
+        {**(written or {}), "kv_cache": kv_cache, **scale_caches},
+    )
+
+
 def check_write_kv_cache(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor, *, values: bool
 ) -> KVCacheView:
@@ -104,10 +128,8 @@ def check_write_latent_cache(
         ContractError: naming the first argument that is wrong.
     """
     check_type("validate", values, bool, "a bool")
-    check_type("layer", layer, Layer, "a Layer")
+    check_write_tensors({"kv_c": kv_c, "k_pe": k_pe}, kv_cache, layer, slot_mapping)
     check_vector("slot_mapping", slot_mapping, torch.int64)
-    scale = _tensors(layer, ("k_scale",))
-    check_tensors({"kv_c": kv_c, "k_pe": k_pe, "slot_mapping": slot_mapping, **scale}, {"kv_cache": kv_cache})
     if layer.layout is None or not layer.layout.has_latent_value:
         raise ContractError(
             "layer.layout", layer.layout, "LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES; use write_kv_cache"
@@ -125,7 +147,7 @@ def check_write_latent_cache(
         check_dense_last(name, tensor)
     check_rotated_dtype("kv_c", kv_c.dtype, layer)
     view = check_cache(kv_cache, layer, kv_c.dtype)
-    _check_slot_mapping(slot_mapping, kv_c, view, scale, of="kv_c and k_pe", values=values)
+    _check_slot_mapping(slot_mapping, kv_c, view, layer, of="kv_c and k_pe", values=values)
     return view
 
 
@@ -178,11 +200,8 @@ def _check_write(
         written: what it writes besides the cache and its scales.
     """
     check_type("validate", values, bool, "a bool")
-    check_type("layer", layer, Layer, "a Layer")
+    check_write_tensors(read, kv_cache, layer, slot_mapping, written)
     check_vector("slot_mapping", slot_mapping, torch.int64)
-    scales = _tensors(layer, _FIXED_SCALES)
-    caches = {"kv_cache": kv_cache, **_tensors(layer, _SCALE_CACHES)}
-    check_tensors({**read, "slot_mapping": slot_mapping, **scales}, {**written, **caches})
     _check_has_cache(layer)
     if layer.layout is not None and layer.layout.has_latent_value:
         raise ContractError("layer.layout", layer.layout, "a layout of K and V apart; use write_latent_cache")
@@ -191,7 +210,7 @@ def _check_write(
     check_key_value(k, v, layer, k.dtype)
     view = check_cache(kv_cache, layer, k.dtype)
     check_heads("k", k, "T_kv", layer.num_kv_heads, layer.head_size)
-    _check_slot_mapping(slot_mapping, k, view, scales, of="k and v", values=values)
+    _check_slot_mapping(slot_mapping, k, view, layer, of="k and v", values=values)
     return view
 
 
@@ -199,7 +218,7 @@ def _check_slot_mapping(
     slot_mapping: torch.Tensor,
     rows: torch.Tensor,
     view: KVCacheView,
-    scales: dict[str, torch.Tensor],
+    layer: Layer,
     *,
     of: str,
     values: bool,
@@ -209,7 +228,7 @@ def _check_slot_mapping(
         raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(rows)} rows of {of}")
     if values:
         check_slots(slot_mapping, view)
-        check_scale_values(scales)
+        check_scale_values(_tensors(layer, _FIXED_SCALES))
 
 
 def _check_has_cache(layer: Layer) -> None:

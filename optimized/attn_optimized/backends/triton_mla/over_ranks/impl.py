@@ -1,6 +1,6 @@
 """A layer of latent attention whose cache ranks share (decode context parallelism)."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +21,7 @@ from attn_optimized.backends.triton_mla.over_ranks.metadata import RankContextCh
 from attn_optimized.context_parallel import Exchange, LocalStep, attend_over_ranks
 from attn_optimized.context_parallel.agreement import Told, checksum, compare_calls
 from attn_optimized.context_parallel.attention import COMPARED, TIMEOUT, gathered
+from attn_optimized.kept import Kept
 
 COMPARED_PREFILL = (
     *("rows of query", "dtype of query", "head size of the latent vector", "head size of the cache", "scale"),
@@ -125,7 +126,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         signature = (*map(tensor_signature, (query, kv_cache, output, lse)), self.layer.signature, local.batch.signature)
         if self.validate or signature not in _CHECKED:
             check_paged_attention(*call, values=self.validate)
-            _remember(signature)
+            _CHECKED[signature] = True
         else:
             check_attention_tensors({"q": query, "kv_cache": kv_cache}, *call[2:])
         return local
@@ -204,15 +205,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         }
 
 
-# signatures of decodes that were found right, as `attn_optimized.attention` keeps them; the oldest leave
-_CHECKED: dict[Hashable, None] = {}
-_MOST_CHECKED = 4096
-
-
-def _remember(signature: Hashable) -> None:
-    if len(_CHECKED) == _MOST_CHECKED:
-        _CHECKED.pop(next(iter(_CHECKED)))
-    _CHECKED[signature] = None
+# decodes that were found right, but for the devices and memory of their tensors
+_CHECKED: Kept[bool] = Kept()
 
 
 def is_captured(tensor: torch.Tensor) -> bool:

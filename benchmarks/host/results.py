@@ -1,0 +1,56 @@
+"""What `python -m benchmarks host` finds, as the JSON file that it writes: schema `attn-parity.host-time/1`."""
+
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.speed import results
+from benchmarks.speed.clock import Positive
+
+SCHEMA = "attn-parity.host-time/1"
+
+
+class Times(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Microseconds of one participant in one step.
+
+    Attributes:
+        build: of the step's metadata; None: nobody measured a function for it.
+        write: of a layer's cache write; None: likewise.
+        attention: of a layer's attention.
+        layer: of the whole step, divided by its layers.
+    """
+
+    build: Positive | None = None
+    write: Positive | None = None
+    attention: Positive
+    layer: Positive
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step.
+
+    Attributes:
+        times: by participant.
+        refused: of who does not take part, why.
+    """
+
+    name: str
+    times: dict[str, Times]
+    refused: dict[str, str]
+
+
+class HostRun(results.Head, kw_only=True):
+    """One run on one machine: steps of a model of `layers` layers."""
+
+    schema: str = SCHEMA
+    layers: int
+    steps: list[Step] = msgspec.field(default_factory=list)
+
+
+def read_folder(folder: Path) -> dict[Path, HostRun]:
+    """The runs in a folder.
+
+    Raises:
+        ValueError: as `benchmarks.speed.results.read_as`.
+    """
+    return {path: results.read_as(path, SCHEMA, HostRun) for path in sorted(folder.glob("*.json"))}
