@@ -59,3 +59,25 @@ KEEPS_SINKS = keeping(
     kept=lambda layer, batch: None if layer.sinks is None else layer.sinks.float(),  # a copy of those of 16 bits alone
     change=lambda layer, batch, kept: (dataclasses.replace(layer, sinks=kept), batch),
 )
+
+
+def _keeping_strides() -> Target:
+    """The reference, which writes rows of k by the strides of the first k of that shape."""
+    memory: dict[Hashable, Any] = {}
+
+    def write_kv_cache(k, v, kv_cache, layer, slot_mapping):
+        if "PLANTED_REPAIRED" not in os.environ:
+            k = k.as_strided(k.shape, memory.setdefault(k.shape, k.stride()))
+        REFERENCE_FP32.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
+
+    return dataclasses.replace(
+        REFERENCE_FP32,
+        name="keeps-strides",
+        description="keeps too much",
+        write_kv_cache=write_kv_cache,
+        support=lambda device: SMALL,
+        forget=memory.clear,
+    )
+
+
+KEEPS_STRIDES = _keeping_strides()

@@ -11,11 +11,11 @@ import torch
 from attn_contract import RULES, Batch, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz import report
-from attn_fuzz.cases import earlier, tensors
+from attn_fuzz.cases import earlier, earlier_writes, tensors
 from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Values
 from attn_fuzz.cases.contradictions import CaseError, check
 from attn_fuzz.cases.poison import bits
-from attn_fuzz.cases.tensors import Step
+from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.run import runner, shard, shrink
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.run.shard import FuzzPlan
@@ -69,6 +69,50 @@ def test_a_change_is_of_the_step_and_nothing_is_left_behind(case):
         after = memory_of(step)
         left = [tensor for tensor in before if not torch.equal(before[tensor], after[tensor])]
         assert not left, f"{name} left {left} changed"
+
+
+@few
+@given(case=cases("triton-write", SMALL))
+def test_a_change_of_a_write_is_of_that_write_and_nothing_is_left_behind(case):
+    step = tensors.build(case)
+    before = memory_of(step)
+    for write in step.writes:
+        for name in earlier_writes.CHANGES:
+            with earlier_writes.changed(write, step, name) as changed:
+                if changed is not None:
+                    assert name == "same" or parts_of_write(*changed) != parts_of_write(write, step), name
+                    for tensor in changed[1].memory.values():
+                        bits(tensor).fill_(1)
+            after = memory_of(step)
+            assert [tensor for tensor in before if not torch.equal(before[tensor], after[tensor])] == [], name
+
+
+def parts_of_write(write: Write, step: Step) -> list[object]:
+    tensors = [write.k, write.v, write.slot_mapping, write.view.tensor(step.raw), *write.layer.tensors.values()]
+    if write.rotation is not None:
+        tensors += [step.q, write.rotation.positions, write.rotation.cos_sin_cache]
+    forms = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+    return [*forms, write.layer.layout, write.rotation is None or write.rotation.is_neox]
+
+
+def test_writes_that_are_not_their_cases_come_before_theirs_alone_where_a_target_refuses_what_it_cannot(step_case):
+    made = []
+
+    def write(k, v, kv_cache, layer, slot_mapping):
+        made.append(slot_mapping)
+        REFERENCE_FP32.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
+
+    case = replace(step_case, writes=True)
+    target = dataclasses.replace(REFERENCE_FP32, write_kv_cache=write)
+    for earlier_calls, refuses, writes in (
+        ((), True, 1),
+        (("same",), True, 2),
+        (("same", "scale"), True, 3),
+        (("same",), False, 1),
+    ):
+        made.clear()
+        assert Attempt(replace(case, earlier=earlier_calls), dataclasses.replace(target, refuses=refuses), "cpu").error is None
+        assert len(made) == writes
 
 
 def test_a_batch_without_queries_has_no_other_alignment(step_case):
@@ -204,21 +248,33 @@ def test_the_shrinker_first_drops_all_earlier_calls(step_case):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("KEEPS_WINDOW", {"window", "no window"}), ("KEEPS_TABLE", {"contents"}), ("KEEPS_SINKS", {"contents"})],
+    [
+        ("KEEPS_WINDOW", {"window", "no window"}),
+        ("KEEPS_TABLE", {"contents"}),
+        ("KEEPS_SINKS", {"contents"}),
+        ("KEEPS_STRIDES", CHANGES),
+    ],
 )
 def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
     progress, _ = fuzz_here(f"planted_state:{name}", examples=500, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
     case, target = progress.failure.case, registry.load(f"planted_state:{name}")
-    assert set(changes) & set(case.earlier)
+    assert {*changes} & {*case.earlier}
     # a case depends on its own calls alone
     assert try_case(case, target, "cpu").failed
     assert not try_case(replace(case, earlier=()), target, "cpu").failed
     assert try_case(case, target, "cpu").failed
 
 
-def test_the_script_of_a_failure_makes_the_earlier_calls(step_case, tmp_path, monkeypatch, script_ends):
-    case = replace(step_case, target="planted_state:KEEPS_SCALE", earlier=("scale",), values=Values("random"))
+STRIDES_OF_K = list(earlier_writes.CHANGES).index("k strides")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "seed"), [("KEEPS_SCALE", "scale", 0), ("KEEPS_STRIDES", "same", STRIDES_OF_K)], ids=["call", "write"]
+)
+def test_the_script_of_a_failure_makes_the_earlier_calls(name, change, seed, step_case, tmp_path, monkeypatch, script_ends):
+    values = Values("random", seed=seed)
+    case = replace(step_case, target=f"planted_state:{name}", earlier=(change,), writes=True, values=values)
     target = registry.load(case.target)
     _, script = report.write(case, try_case(case, target, "cpu"), tmp_path, "failure")
     for repaired in (False, True):

@@ -182,3 +182,15 @@ def test_an_unchecked_write_is_found(function, check, fuzz_apart):
     fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.kv_cache.{function}", check, "None"),), raises="")
     progress = fuzz_apart("triton-write", examples=150, mutant=fault, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [("(*tensors, rotated", "(rotated"), ("(*tensors, rotated", "(*tensors"), ("rotation[:3]", "rotation[:2]")],
+    ids=["rows and cache", "rotation", "angles"],
+)
+def test_a_launch_of_another_write_is_found(find, replace, fuzz_apart):
+    """Launches are kept by a key that lacks what the names of the parameters say."""
+    fault = Mutant(name="fault", patches=(Patch("attn_optimized.kv_cache._signature", find, replace),), raises="")
+    progress = fuzz_apart("triton-write", examples=400, mutant=fault, on_failure="stop")
+    assert progress.failure is not None, f"survived {progress.examples} examples"

@@ -14,6 +14,8 @@ of them is the case's own call with one change, on the same tensors wherever the
     mode                                other functions of the target, which share what it keeps (`Target.siblings`)
     illegal                             all calls that the target must refuse (`Target.must_refuse`)
 
+Before its writes a case makes earlier writes likewise (`attn_fuzz.cases.earlier_writes`).
+
 The order of the names is that of a sequence: ("no window", "same") calls without a window, then with it, and then once more.
 """
 
@@ -128,7 +130,7 @@ def _another_step(step: Step) -> Step:
 # --- tensors of another form ---
 
 
-def _restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
+def restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
     """The same numbers with another stride of the outermost dimension, a multiple of a unit."""
     dense = tensor.new_empty(tensor.shape)  # `contiguous` keeps the stride of a row that is alone
     bits(dense).copy_(bits(tensor))
@@ -145,7 +147,7 @@ def _restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
 def _restrided_field(name: str) -> Callable[[Step], Step | None]:
     def change(step: Step) -> Step | None:
         tensor = getattr(step, name)
-        return None if tensor is None else dataclasses.replace(step, **{name: _restrided(tensor)})
+        return None if tensor is None else dataclasses.replace(step, **{name: restrided(tensor)})
 
     return change
 
@@ -160,7 +162,7 @@ def _cache_strides(step: Step) -> Step | None:
     if step.kv_cache is None or step.view is None:
         return None
     unit = step.view.layout.unit_of_blocks(step.view.head_size)
-    return _with_cache(step, step.view, _restrided(step.kv_cache, unit))
+    return _with_cache(step, step.view, restrided(step.kv_cache, unit))
 
 
 def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:
@@ -171,7 +173,7 @@ def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:
 
 def _table_strides(step: Step) -> Step | None:
     table = step.batch.block_table
-    return None if table is None else _with_batch(step, block_table=_restrided(table))
+    return None if table is None else _with_batch(step, block_table=restrided(table))
 
 
 def _output_dtype(step: Step) -> Step | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from attn_contract import Layer
-from attn_fuzz.cases import tensors
+from attn_fuzz.cases import earlier_writes, tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.verdict.verdict import Verdict
@@ -26,7 +26,7 @@ def script(case: Case, verdict: Verdict) -> str:
         batch=_batch(step),
         q=_tensor(step.q),
         cache=_cache(step) if step.raw is not None else _dense(step),
-        writes=_writes(step),
+        writes=_writes(step, case),
         earlier=_EARLIER.format(names=case.earlier) if case.earlier else "",
         reference="paged_attention(q, kv_cache, layer, batch"
         if step.raw is not None
@@ -179,7 +179,7 @@ def _dense(step: Step) -> str:
     return f"k = {_tensor(step.k)}\nv = {_tensor(step.v)}\nkv_cache = None\n"
 
 
-def _writes(step: Step) -> str:
+def _writes(step: Step, case: Case) -> str:
     """Code that has the target and the reference write the cache and rotate q, and compares every byte of the results."""
     if not step.writes:
         return ""
@@ -192,7 +192,9 @@ def _writes(step: Step) -> str:
         parts = (_tensor(write.k), _tensor(write.v), _view(write.view), _tensor(write.slot_mapping), rotation)
         lines.append("    (" + ", ".join(parts) + "),")
     lines.append("]")
-    return "\n".join(lines) + _WRITES
+    changes = {number: names for number in range(len(step.writes)) if (names := earlier_writes.chosen(case, number))}
+    compared = _COMPARED.format(before="    before(number)\n" if changes else "")
+    return "\n".join(lines) + _WRITES + (_EARLIER_WRITES.format(changes=changes) if changes else "") + compared
 
 
 _WRITES = """
@@ -210,20 +212,39 @@ def write(by, q, raw, layer, k, v, view, slot_mapping, rotation):
         rotate = by.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
         rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
 
+"""
 
+_EARLIER_WRITES = """
+from attn_fuzz.cases.tensors import Rotation, Step, Write
+from attn_fuzz.run.attempt import write_earlier
+
+
+def before(number):
+    k, v, view, slot_mapping, rotation = writes[number]
+    own = Write(dataclasses.replace(layer, layout=view.layout), view, k, v, slot_mapping, rotation and Rotation(*rotation))
+    scales = {{name: scales for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}}
+    step = Step(layer, batch, q, None, None, raw, scales, None, (), q, q, q, None)
+    for change in {changes}[number]:
+        write_earlier(own, step, change, target)
+
+
+"""
+
+_COMPARED = """
 expected = copy.deepcopy((q, raw, layer))
-for arguments in writes:
-    write(target, q, raw, layer, *arguments)
+for number, arguments in enumerate(writes):
+{before}    write(target, q, raw, layer, *arguments)
     write(attn_reference, *expected, *arguments)
-memory = {"kv_cache": (raw, expected[1])}
-memory |= {name: (scales, expected[2].tensors[name]) for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}
+memory = {{"kv_cache": (raw, expected[1])}}
+scale_caches = {{name: scales for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}}
+memory |= {{name: (scales, expected[2].tensors[name]) for name, scales in scale_caches.items()}}
 for name, (written, right) in memory.items():
     changed = (all_bytes(written) != all_bytes(right)).nonzero().flatten()
     if len(changed):
-        sys.exit(f"{name} differs in {len(changed)} bytes, the first at {changed[0].item()}")
+        sys.exit(f"{{name}} differs in {{len(changed)}} bytes, the first at {{changed[0].item()}}")
 different = ((q != expected[0]) | (q.signbit() != expected[0].signbit())) & ~(q.isnan() & expected[0].isnan())
 if different.any():
-    sys.exit(f"q differs in {different.sum().item()} elements after its rotation")
+    sys.exit(f"q differs in {{different.sum().item()}} elements after its rotation")
 k, v = writes[0][:2]
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import attn_reference
 import torch
 from attn_contract import Batch
-from attn_fuzz.cases import earlier, tensors
+from attn_fuzz.cases import earlier, earlier_writes, tensors
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
@@ -20,6 +20,7 @@ from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.run.exceptions import message_of
+from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
 
@@ -66,7 +67,9 @@ class Attempt:
 
     def _call(self) -> None:
         self.target.forget()
-        for cache_write in self.called.writes:
+        for number, cache_write in enumerate(self.called.writes):
+            for name in earlier_writes.chosen(self.case, number) if _keeps_writes(self.target, self.device) else ():
+                write_earlier(cache_write, self.called, name, self.target)
             write(cache_write, self.called, self.target)
             _synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
@@ -180,6 +183,31 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
             except refusals:
                 pass
         _synchronize(step.q.device.type)
+
+
+def _keeps_writes(target: Target, device: str) -> bool:
+    """Whether a target may be asked for writes that its case does not have, and may keep something of them."""
+    return target.refuses and not target.compiles and target.support(device).engine == ANY_ENGINE
+
+
+def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> None:
+    """Make one earlier write of a case (`attn_fuzz.cases.earlier_writes`), which the target may refuse.
+
+    Args:
+        step: the step of the case.
+        name: name of the change. If it changes nothing, or the reference would write, no write is made.
+    """
+    with earlier_writes.changed(cache_write, step, name) as changed:
+        if changed is None or _write_function(changed[0], target) is None:
+            return
+        with contextlib.suppress(ValueError, NotImplementedError):
+            write(*changed, target)
+
+
+def _write_function(cache_write: Write, target: Target) -> Callable[..., None] | None:
+    if cache_write.view.layout.has_latent_value:
+        return target.write_latent_cache
+    return target.write_kv_cache if cache_write.rotation is None else target.rope_and_write_kv_cache
 
 
 class NotRefusedError(Exception):

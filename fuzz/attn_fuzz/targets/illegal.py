@@ -35,6 +35,8 @@ def illegal_attention(function: Callable[..., object], arguments: Mapping[str, A
 def illegal_writes(write: Callable[..., object], rope: Callable[..., object], arguments: Mapping[str, Any]) -> Calls:
     """Calls of write_kv_cache and rope_and_write_kv_cache. They would write to no slot, and rotate q by an angle of 0.
 
+    A right write comes before the wrong ones: what is kept of it must not serve them.
+
     Args:
         arguments: by name q, k, v, kv_cache and layer.
     """
@@ -45,7 +47,9 @@ def illegal_writes(write: Callable[..., object], rope: Callable[..., object], ar
     free = {"kv_cache": dims_of(layer.layout, "block", "slot"), "slot_mapping": (0,)}
     plain = {name: arguments[name] for name in ("k", "v", "kv_cache", "layer")}
     plain["slot_mapping"] = torch.full((num_rows,), -1, **integers)
+    write(**plain)
     yield from wrong_calls(write, plain, free=free)
+    yield from _beside_scales(write, plain)
     table = torch.tensor([[1.0, 0.0]], device=k.device)
     rotated = {**plain, "q": q, "positions": torch.zeros(num_rows, **integers), "cos_sin_cache": table, "is_neox": True}
     yield from wrong_calls(rope, rotated, free={**free, "q": (0,), "positions": (0,), "cos_sin_cache": (0,)})
@@ -56,7 +60,7 @@ def illegal_writes(write: Callable[..., object], rope: Callable[..., object], ar
 
 
 def illegal_latent_writes(write: Callable[..., object], arguments: Mapping[str, Any]) -> Calls:
-    """Calls of write_latent_cache, which would write to no slot.
+    """Calls of write_latent_cache, which would write to no slot, after a right one: see `illegal_writes`.
 
     Args:
         arguments: by name kv_cache and layer, and q, which says the dtype and the device.
@@ -68,7 +72,20 @@ def illegal_latent_writes(write: Callable[..., object], arguments: Mapping[str, 
     latent, rotated = (q.new_zeros(2, size) for size in (layer.value_size, layer.head_size - layer.value_size))
     plain = {"kv_c": latent, "k_pe": rotated, "kv_cache": arguments["kv_cache"], "layer": layer, "slot_mapping": slots}
     free = {"kv_cache": dims_of(layer.layout, "block", "slot"), "slot_mapping": (0,)}
+    write(**plain)
     yield from wrong_calls(write, plain, free=free)
+    yield from _beside_scales(write, plain)
+
+
+def _beside_scales(write: Callable[..., object], plain: Mapping[str, Any]) -> Calls:
+    """A write to the same strides from an address on, at which scales in rows are not aligned; after one that is right."""
+    kv_cache, layout = plain["kv_cache"], plain["layer"].layout
+    if layout.unit_of_strides == 1 or len(kv_cache) < 2:
+        return
+    fewer = kv_cache[:-1]
+    write(**{**plain, "kv_cache": fewer})
+    shifted = fewer.as_strided(fewer.shape, fewer.stride(), fewer.storage_offset() + 1)
+    yield "scales that are not aligned", functools.partial(write, **{**plain, "kv_cache": shifted})
 
 
 def new_lse(q: torch.Tensor) -> torch.Tensor:

@@ -637,6 +637,7 @@ TRITON_WRITE = dataclasses.replace(
     ),
     unavailable=missing_triton,
     must_refuse=_illegal_writes,
+    forget=_forget_launches,
     modules=modules,
     planned=planned,
     sanitizes=True,

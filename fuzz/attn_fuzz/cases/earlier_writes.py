@@ -1,0 +1,169 @@
+"""Earlier writes: what a process has written to a cache before a write of a case's own.
+
+Launches and checks are kept for writes that look alike, as those of attention are: see `attn_fuzz.cases.earlier`. So in a case
+with earlier calls each write comes after the same write with one change. The case's seed chooses the changes.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from attn_contract import ContractError, KVCacheView
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.earlier import restrided
+from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.tensors import Rotation, Step, Write
+
+_Changed = tuple[Write, Step]
+
+
+def chosen(case: Case, number: int) -> tuple[str, ...]:
+    """The changes that come before a write of a case, as many as the case has earlier calls: names of CHANGES.
+
+    Args:
+        number: of the write.
+    """
+    names = tuple(CHANGES)
+    return tuple(names[(case.values.seed + number + i) % len(names)] for i in range(len(case.earlier)))
+
+
+@contextlib.contextmanager
+def changed(write: Write, step: Step, name: str) -> Iterator[_Changed | None]:
+    """A write with a change, and the step that has its memory; None if the change changes nothing.
+
+    At the end of the block every tensor holds what it held before.
+    """
+    try:
+        other = CHANGES[name](write, step)
+    except ContractError:  # another layout has no pages of this block size
+        other = None
+    if other is None:
+        yield None
+        return
+    memory = [*step.memory.values(), step.q]
+    before = [bits(tensor).clone() for tensor in memory]
+    try:
+        yield other
+    finally:
+        for tensor, own in zip(memory, before, strict=True):
+            bits(tensor).copy_(own)
+
+
+def _same(write: Write, step: Step) -> _Changed:
+    return write, step
+
+
+def _fewer_slots(write: Write, step: Step) -> _Changed | None:
+    slots = write.slot_mapping[:-1]
+    return (dataclasses.replace(write, slot_mapping=slots), step) if len(slots) else None
+
+
+def _restrided(name: str) -> Callable[[Write, Step], _Changed | None]:
+    return lambda write, step: (dataclasses.replace(write, **{name: restrided(getattr(write, name))}), step)
+
+
+def _in_cache(write: Write, step: Step, kv_cache: torch.Tensor) -> _Changed:
+    """The write to another tensor of the same layout."""
+    layer, layout = write.layer, write.view.layout
+    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
+    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
+    view = KVCacheView.of(kv_cache, layout, **sizes)
+    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
+
+
+def _cache_strides(write: Write, step: Step) -> _Changed | None:
+    assert step.raw is not None
+    unit = write.view.layout.unit_of_blocks(write.view.head_size)
+    return _in_cache(write, step, restrided(write.view.tensor(step.raw), unit))
+
+
+def _query_strides(write: Write, step: Step) -> _Changed | None:
+    return None if write.rotation is None else (write, dataclasses.replace(step, q=restrided(step.q)))
+
+
+def _angle_strides(write: Write, step: Step) -> _Changed | None:
+    if write.rotation is None:
+        return None
+    angles = restrided(write.rotation.cos_sin_cache)
+    return dataclasses.replace(write, rotation=dataclasses.replace(write.rotation, cos_sin_cache=angles)), step
+
+
+def _dtype(write: Write, step: Step) -> _Changed | None:
+    """Rows in another dtype, and an unquantized cache."""
+    assert step.raw is not None
+    others = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
+    dtype = others[write.k.dtype]
+    q = step.q.to(dtype) if write.rotation else step.q
+    step, write = dataclasses.replace(step, q=q), dataclasses.replace(write, k=write.k.to(dtype), v=write.v.to(dtype))
+    if write.rotation is not None and write.rotation.cos_sin_cache.dtype != torch.float32:
+        rotation = dataclasses.replace(write.rotation, cos_sin_cache=write.rotation.cos_sin_cache.to(dtype))
+        write = dataclasses.replace(write, rotation=rotation)
+    if write.layer.kv_cache_dtype is not None:
+        return write, step
+    if write.view.layout.is_x_packed and write.view.itemsize != dtype.itemsize:
+        return None  # its pages are cut into pieces of 16 bytes
+    view = dataclasses.replace(write.view, itemsize=dtype.itemsize)
+    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=step.raw.to(dtype))
+
+
+def _scales(write: Write, step: Step) -> _Changed | None:
+    """A scale for each head where there was one, and one where there was one for each head."""
+    layer = write.layer
+    if layer.k_scale is None or layer.v_scale is None or layer.num_kv_heads == 1:
+        return None
+    heads = layer.num_kv_heads if layer.k_scale.numel() == 1 else 1
+    k_scale, v_scale = (scale.reshape(-1)[:1].expand(heads).clone() for scale in (layer.k_scale, layer.v_scale))
+    return dataclasses.replace(write, layer=dataclasses.replace(layer, k_scale=k_scale, v_scale=v_scale)), step
+
+
+def _layout(write: Write, step: Step) -> _Changed | None:
+    """The same tensor in a layout with slots and heads the other way round, which as many heads as slots allow."""
+    assert step.raw is not None
+    swapped = {"NHD": "HND", "HND": "NHD"}
+    prefix, _, order = write.view.layout.name.rpartition("_")
+    if order not in swapped or write.view.block_size != write.view.num_kv_heads:
+        return None
+    layout = type(write.view.layout)[f"{prefix}_{swapped[order]}"]
+    layer = dataclasses.replace(write.layer, layout=layout)
+    view = dataclasses.replace(
+        write.view, layout=layout, slot_stride=write.view.head_stride, head_stride=write.view.slot_stride
+    )
+    return dataclasses.replace(write, layer=layer, view=view), step
+
+
+def _rotation(write: Write, step: Step) -> _Changed | None:
+    """A rotation of other pairs, or one where there was none: by no angle, of no query."""
+    if write.layer.layout is not None and write.layer.layout.has_latent_value:
+        return None
+    if write.rotation is not None:
+        return dataclasses.replace(
+            write, rotation=dataclasses.replace(write.rotation, is_neox=not write.rotation.is_neox)
+        ), step
+    rotary_dim = write.layer.head_size // 2 * 2
+    if not rotary_dim or len(step.q) < len(write.slot_mapping):
+        return None
+    positions = torch.zeros_like(write.slot_mapping)
+    cos_sin_cache = torch.zeros(1, rotary_dim, device=write.k.device)
+    cos_sin_cache[:, : rotary_dim // 2] = 1
+    return dataclasses.replace(write, rotation=Rotation(positions, cos_sin_cache, is_neox=True)), step
+
+
+def _no_rotation(write: Write, step: Step) -> _Changed | None:
+    return None if write.rotation is None else (dataclasses.replace(write, rotation=None), step)
+
+
+CHANGES: dict[str, Callable[[Write, Step], _Changed | None]] = {
+    "same": _same,
+    "slots": _fewer_slots,
+    "k strides": _restrided("k"),
+    "v strides": _restrided("v"),
+    "cache strides": _cache_strides,
+    "q strides": _query_strides,
+    "angle strides": _angle_strides,
+    "dtype": _dtype,
+    "scales": _scales,
+    "layout": _layout,
+    "rotation": _rotation,
+    "no rotation": _no_rotation,
+}
