@@ -300,7 +300,7 @@ def test_a_mutant_of_ones_own_is_found(attn_parity, tmp_path):
 
         [[patch]]
         in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "write_kv_cache_call(k, v, kv_cache, layer, slot_mapping).run(k.device)"
+        find = "_run(write, signature)"
         replace = ""
         """
     )
@@ -325,8 +325,8 @@ def test_a_mutant_that_changes_nothing_survives(attn_parity, tmp_path):
 
         [[patch]]
         in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "k.device"
-        replace = "k.device or None"
+        find = "validate or signature not in _LAUNCHES"
+        replace = "signature not in _LAUNCHES or validate"
         """
     )
     run, result = zoo(attn_parity, "--dir", tmp_path, "--examples", 10)

@@ -210,7 +210,28 @@ def test_a_decode_of_many_heads_has_the_tile_of_its_groups():
     assert tiles_of(phase="decode", num_heads=71, num_kv_heads=1).block_m == 64
 
 
-@pytest.mark.parametrize("query_lens", [[1] * 9, [0, 0, 0], [13], [12, 12], [11, 25, 0, 1], [13, 13, 13]])
+def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
+    def of(heads: int, max_query_len: int, **call: object):
+        return plan(
+            num_heads=2 * heads,
+            num_kv_heads=2,
+            num_tokens=3 * max_query_len,
+            num_requests=3,
+            max_query_len=max_query_len,
+            **call,
+        )
+
+    for heads, max_query_len, groups, group in ((12, 8, 2, 6), (16, 8, 2, 8), (71, 4, 5, 15), (48, 10, 8, 6), (8, 8, 1, 8)):
+        cut = of(heads, max_query_len)
+        assert (cut.tiles.groups_per_kv_head, cut.tiles.group) == (groups, group)
+        assert cut.tiles.block_m == DECODE_TILE_ROWS
+        assert cut.one_tile_per_request
+    for whole in (of(71, 8), of(12, 17), of(12, 8, head_size=192), of(12, 8, batch_invariant=True)):
+        assert whole.tiles.group == -(-whole.tiles.heads_per_kv_head // whole.tiles.groups_per_kv_head)
+        assert whole.tiles.groups_per_kv_head == (2 if whole.tiles.heads_per_kv_head == 71 else 1)
+
+
+@pytest.mark.parametrize("query_lens", [[1] * 9, [0, 0, 0], [17], [12, 12], [11, 25, 0, 1], [17, 17, 17]])
 def test_grid_has_a_tile_for_every_query(query_lens):
     """The rule of kernels/query_tiles.py: request r starts at tile query_start_loc[r] // queries + r, or at r with one each."""
     batch = {"num_tokens": sum(query_lens), "num_requests": len(query_lens), "max_query_len": max(query_lens)}

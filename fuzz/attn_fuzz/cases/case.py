@@ -198,7 +198,8 @@ class Case(
         dense_out: out is contiguous, instead of lying in rows that are longer than its own.
         lse: the call asks for the LSE too.
         earlier: calls of the target that come before the case's own call, in their order. Each is the case's own call with one
-            change, a name of CHANGES. The outputs of earlier calls are not judged.
+            change, a name of CHANGES. The outputs of earlier calls are not judged. If there are any, changed writes come before
+            the case's writes, too (`attn_fuzz.cases.earlier_writes`).
         program_order: the order in which Triton's interpreter runs the programs of each launch. It has no effect on a GPU.
             "in order": by their index. "shuffled": each launch in an order of its own, drawn from the values' seed.
     """

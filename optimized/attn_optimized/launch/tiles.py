@@ -12,7 +12,7 @@ from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.shared_memory import stages_that_fit
 from attn_optimized.launch.table import Parameters, parameters_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
-from attn_optimized.launch.workload import DECODE_TILE_ROWS, MAX_GROUP, MIN_DOT, Workload, group_of, phase_of
+from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, group_of, phase_of
 
 # a request of a few hundred keys is split; most small cases are not, which would make them slow
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
@@ -89,7 +89,7 @@ def attention_tiles(
         parameters = parameters_for(
             architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
         )
-    group = group_of(heads, parameters.block_m if workload.is_latent else MAX_GROUP)
+    group = group_of(heads, parameters.block_m if workload.is_latent else workload.most_heads)
     # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
     rows = DECODE_TILE_ROWS if phase == "wide_decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))

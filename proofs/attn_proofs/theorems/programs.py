@@ -34,9 +34,27 @@ FIRST_WRONG_GROUP = 257
 
 def max_group(sources: Sources) -> int:
     """The most query heads of a group: the host cuts a KV head's into groups of at most so many."""
-    found = sources.find(WORKLOAD, "MAX_GROUP")
+    return _literal(sources, "MAX_GROUP")
+
+
+def _literal(sources: Sources, name: str) -> int:
+    found = sources.find(WORKLOAD, name)
     assert found is not None
     return ast.literal_eval(found.node)
+
+
+def cut_groups(sources: Sources) -> Iterator[tuple[int, int]]:
+    """Heads of a KV head and the size of their groups, wherever `Workload.most_heads` cuts them into more than one."""
+    for heads in range(2, MOST_HEADS + 1):
+        sizes = {Extraction(sources).call(f"{WORKLOAD}.group_of", heads, most) for most in _most_heads(sources, heads)}
+        yield from ((heads, size) for size in sorted(sizes, reverse=True) if size < heads)
+
+
+def _most_heads(sources: Sources, heads: int) -> Iterator[int]:
+    """The values of `Workload.most_heads` for layers with so many heads of a KV head."""
+    yield max_group(sources)
+    rows, queries, groups = (_literal(sources, name) for name in ("DECODE_TILE_ROWS", "MOST_SPECULATED", "MOST_GROUPS"))
+    yield from (rows // n for n in range(1, queries + 1) if rows // n * groups >= heads)
 
 
 @cache
@@ -245,9 +263,8 @@ def _groups(sources: Sources) -> Iterator[Claim]:
     """The groups that the query heads of a KV head are cut into, for each number of heads that one group does not hold."""
     m, h, kv_head, heads = integers("m h kv_head heads")
     most = max_rows(sources)
-    for heads_per_kv_head in range(max_group(sources) + 1, MOST_HEADS + 1):
+    for heads_per_kv_head, group in cut_groups(sources):
         extraction = Extraction(sources)
-        group = extraction.call(f"{WORKLOAD}.group_of", heads_per_kv_head, max_group(sources))
         groups = -(-heads_per_kv_head // group)
         inverse = -(-(1 << 16) // group)
         sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
@@ -264,8 +281,11 @@ def _groups(sources: Sources) -> Iterator[Claim]:
             # head h is head h % group of group h // group, which there is
             h / group < groups, (h / group) * group + h % group == h,
         )  # fmt: skip
-        small = (kv_head == 1, z3.Int("first_query") == 0) if heads_per_kv_head == FALCON_HEADS else None
-        yield Claim(f"{heads_per_kv_head} heads", (*lanes, *extraction.assumptions), goal, small, extraction.lines)
+        is_shown = (heads_per_kv_head, groups) == (FALCON_HEADS, 2)
+        small = (kv_head == 1, z3.Int("first_query") == 0) if is_shown else None
+        yield Claim(
+            f"{heads_per_kv_head} heads, {group} in a group", (*lanes, *extraction.assumptions), goal, small, extraction.lines
+        )
 
 
 def _owned(sources: Sources) -> Iterator[Claim]:
@@ -384,8 +404,8 @@ THEOREMS = (
     ),
     Theorem(
         name="programs.groups",
-            says="Where the query heads of a KV head are cut into groups, each of them is a row of one group for each query, "
-            "and no row is written for a head that is another KV head's.",
+            says="Where the query heads of a KV head are cut into groups, however the host cuts them, each of them is a "
+            "row of one group for each query, and no row is written for a head that is another KV head's.",
         assumes=f"A precondition: at most {MOST_HEADS} query heads for each KV head.",
         claims=_groups, case=_cut,
         mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head",

@@ -17,7 +17,7 @@ from attn_proofs.scenes import BLOCK_M, scene
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Theorem
 from attn_proofs.theorems import writer
-from attn_proofs.theorems.programs import MOST_HEADS, WORKLOAD, inverse_of, max_group, max_rows, one_tile
+from attn_proofs.theorems.programs import cut_groups, inverse_of, max_rows, one_tile
 from attn_proofs.values import RANGES, Record, as_tensor, integers, symbol
 
 INT32_MAX = 2**31 - 1
@@ -68,13 +68,18 @@ def _rows_fit(sources: Sources) -> Iterator[Claim]:
         given = (head >= 0, (head + 1) * group <= INT32_MAX - most)
         small = (first == 0, length >= 20) if group == 1 else None
         yield _rows_of_group_fit(sources, f"group {group}", group, given, small)
-    for heads in range(max_group(sources) + 1, MOST_HEADS + 1):
-        group = Extraction(sources).call(f"{WORKLOAD}.group_of", heads, max_group(sources))
+    for heads, group in cut_groups(sources):
         groups = -(-heads // group)
         number = head - kv_head * groups
         given = (kv_head >= 0, number >= 0, number < groups, (kv_head + 1) * groups * group <= INT32_MAX - most)
         yield _rows_of_group_fit(
-            sources, f"{heads} heads", group, given, None, groups_per_kv_head=groups, heads_per_kv_head=heads
+            sources,
+            f"{heads} heads, {group} in a group",
+            group,
+            given,
+            None,
+            groups_per_kv_head=groups,
+            heads_per_kv_head=heads,
         )
 
 
