@@ -1,8 +1,8 @@
 """`python -m benchmarks host`: what a step costs the host, by backend, beside vLLM's and AITER's functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from benchmarks.host.results import Step, Times
     from benchmarks.host.steps import Parts
 
-BATCHES, CALLS = 9, 3
-"""A batch is a few steps, since a device takes only so many launches before the host waits."""
+ROUNDS, CALLS = 25, 3
+"""A time is of a few steps, since a device takes only so many launches before the host waits."""
 console = Console(highlight=False, width=140)
 
 
@@ -61,35 +61,46 @@ def host(
         for case in chosen:
             joined = dict(participants(case, run.layers, device, kernels))
             refused = {name: parts for name, parts in joined.items() if isinstance(parts, str)}
-            times = {name: times_of(parts, run.layers) for name, parts in joined.items() if not isinstance(parts, str)}
+            times = measured({name: parts for name, parts in joined.items() if not isinstance(parts, str)}, run.layers)
             run.steps.append(Step(name=case.name, times=times, refused=refused))
             _tell(run.steps[-1], run.layers)
             save()
 
 
-def times_of(parts: "Parts", num_layers: int) -> "Times":
+def measured(joined: Mapping[str, "Parts"], num_layers: int) -> dict[str, "Times"]:
+    """The least times of ROUNDS in which all participants take turns: a machine that others use is slow at times."""
     from benchmarks.host.results import Times
     from benchmarks.speed.clock import host_us
 
-    def each(run: Callable[[int], Any]) -> float:
-        def layers() -> None:
-            for layer in range(num_layers):
-                run(layer)
+    least: dict[str, dict[str, float]] = {name: {} for name in joined}
+    runs = {name: _runs(parts, num_layers) for name, parts in joined.items()}
+    for _ in range(ROUNDS):
+        for name, of_parts in runs.items():
+            for part, (run, units) in of_parts.items():
+                us = host_us(run, batches=1, calls=CALLS) / units
+                least[name][part] = min(us, least[name].get(part, us))
+    return {name: Times(**times) for name, times in least.items()}
 
-        return host_us(layers, batches=BATCHES, calls=CALLS) / num_layers
 
-    metadata = None if parts.build is None else parts.build()
-    return Times(
-        build=None if parts.build is None else host_us(parts.build, batches=BATCHES, calls=CALLS),
-        write=None if parts.write is None else each(parts.write),
-        attention=each(lambda layer: parts.attend(layer, metadata)),
-        layer=host_us(lambda: parts.step(num_layers), batches=BATCHES, calls=CALLS) / num_layers,
-    )
+def _runs(parts: "Parts", num_layers: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """What is timed for each field of Times, and of how many steps or layers its time is."""
+    build, write, attend = parts
+    metadata = None if build is None else build()
+    layers = range(num_layers)
+    runs: dict[str, tuple[Callable[[], object], int]] = {
+        "attention": (lambda: [attend(layer, metadata) for layer in layers], num_layers),
+        "layer": (lambda: parts.step(num_layers), num_layers),
+    }
+    if build is not None:
+        runs["build"] = build, 1
+    if write is not None:
+        runs["write"] = lambda: [write(layer) for layer in layers], num_layers
+    return runs
 
 
 def _tell(step: "Step", num_layers: int) -> None:
-    for participant, why in step.refused.items():
-        console.print(f"{step.name}: {participant}: {why}", markup=False)
+    for why in step.refused.values():
+        console.print(f"{step.name}: {why}", markup=False)
     columns = ("metadata, a step", "write, a layer", "attention, a layer", "all, a layer")
     table = Table(f"{step.name}, {num_layers} layers: us", *columns, box=None)
     for participant, times in step.times.items():

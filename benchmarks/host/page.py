@@ -27,7 +27,7 @@ def _page(runs: dict[Path, HostRun]) -> Iterator[str]:
         "`python -m benchmarks page` writes this page from the files in [performance-host](performance-host), which",
         "`python -m benchmarks host --json FILE` makes. An eager step, without CUDA graphs, builds its metadata once. Then",
         "each layer writes this step's keys and values into its cache and attends. Sequences are so short that the GPU waits",
-        "for the host. Times are microseconds of one Python thread, medians of 9 batches of 3 steps.",
+        "for the host. Times are microseconds of one Python thread, the least of 25 rounds of 3 steps in which all take turns.",
         "",
         "Our backends run whole, with all their checks. Of vLLM and AITER only the functions run that launch the Triton",
         "kernels, with arguments that are made once: an engine's own work in a layer comes on top of their times, and so does",
@@ -50,7 +50,7 @@ def _table(step: Step, layers: int) -> Iterator[str]:
         cells = (times.build, times.write, times.attention, times.layer)
         yield f"| {participant} | {' | '.join('' if us is None else f'{us:.0f}' for us in cells)} |"
     yield ""
-    for participant, why in step.refused.items():
-        yield f"* {participant} does not take part: {why}"
+    for why in step.refused.values():
+        yield f"* Not measured: {why}"
     if step.refused:
         yield ""

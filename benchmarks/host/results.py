@@ -31,7 +31,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         times: by participant.
-        refused: of who does not take part, why.
+        refused: of who does not take part, why; the name comes first.
     """
 
     name: str

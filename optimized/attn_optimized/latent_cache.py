@@ -170,31 +170,29 @@ def _strides(write: _Write, cache: KVCacheStrides) -> tuple[dict[str, int], dict
 def _kernel(write: _Write, tiles: RowTiles, cache: KVCacheStrides, shared: dict[str, Any]) -> tuple[Any, Any]:
     """The layout's kernel, and its kind, of which the kinds of all layouts have the fields `shared`."""
     latent_size, rope_size, layer = write.kv_c.shape[1], write.k_pe.shape[1], write.layer
-    block_rope = power_of_2(rope_size) if rope_size else 0
+    rotated: dict[str, Any] = {"rope_size": rope_size, "block_rope": power_of_2(rope_size) if rope_size else 0}
     match layer.layout:
         case Layout.LATENT_SCALED:
             num_scales = latent_size // DIMS_PER_SCALE.value
-            sizes = {"num_scales": num_scales, "block_scales": power_of_2(num_scales)}
-            return write_scaled_latent_cache_kernel, ScaledLatentWriteKind(
-                **shared, **sizes, rope_size=rope_size, block_rope=block_rope
-            )
+            scales: dict[str, Any] = {"num_scales": num_scales, "block_scales": power_of_2(num_scales)}
+            return write_scaled_latent_cache_kernel, ScaledLatentWriteKind(**shared, **scales, **rotated)
         case Layout.LATENT_E8M0:
             num_scales = latent_size // DIMS_PER_E8M0.value
-            sizes = {"num_scales": num_scales, "block_scales": power_of_2(num_scales)}
-            return write_e8m0_latent_cache_kernel, E8m0LatentWriteKind(**shared, **sizes)
+            scales = {"num_scales": num_scales, "block_scales": power_of_2(num_scales)}
+            return write_e8m0_latent_cache_kernel, E8m0LatentWriteKind(**shared, **scales)
         case Layout.LATENT_E8M0_PLANES:
             _, num_groups = sizes_of_e8m0_planes(layer)
-            sizes = {"num_scales": num_groups - 1, "block_groups": power_of_2(num_groups)}
-            return write_e8m0_planes_kernel, E8m0PlanesWriteKind(**shared, **sizes, row_bytes=cache.slot)
+            scales = {"num_scales": num_groups - 1, "block_groups": power_of_2(num_groups)}
+            return write_e8m0_planes_kernel, E8m0PlanesWriteKind(**shared, **scales, row_bytes=cache.slot)
         case _:
-            sizes = {"latent_size": latent_size, "block_latent": tiles.block_d}
-            return write_latent_cache_kernel, LatentWriteKind(**shared, **sizes, rope_size=rope_size, block_rope=block_rope)
+            latent: dict[str, Any] = {"latent_size": latent_size, "block_latent": tiles.block_d}
+            return write_latent_cache_kernel, LatentWriteKind(**shared, **latent, **rotated)
 
 
 def _tensors(write: _Write, architecture: str) -> dict[str, torch.Tensor | None]:
     """The tensors of that launch, by the kernel's names. What is copied counts as integers, as in `_as_stored`."""
     kv_c, k_pe, kv_cache, layer, slot_mapping = write
-    shared = {
+    shared: dict[str, torch.Tensor | None] = {
         "kv_cache_ptr": stored_format(kv_cache, architecture)[0],
         "kv_c_ptr": kv_c,
         "slot_mapping_ptr": slot_mapping,

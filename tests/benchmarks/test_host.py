@@ -1,5 +1,7 @@
 """The host's time of a step."""
 
+import itertools
+
 import msgspec
 import pytest
 import torch
@@ -8,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
 from benchmarks.host import command, page, steps
-from benchmarks.host.command import times_of
+from benchmarks.host.command import measured
 from benchmarks.host.results import HostRun, Step, Times, read_folder
 from benchmarks.host.steps import TINY, Parts, Peers, participants
 from benchmarks.speed import results
@@ -28,17 +30,20 @@ def test_a_step_builds_once_and_writes_before_it_attends():
     assert calls == ["build", "write 0", (0, "made"), "write 1", (1, "made")]
 
 
-def test_times_are_of_one_layer(monkeypatch):
-    monkeypatch.setattr("benchmarks.speed.clock.host_us", lambda run, **_: run() or 100.0)
+def test_times_are_of_one_layer_and_the_least_of_all_rounds(monkeypatch):
+    monkeypatch.setattr(command, "ROUNDS", 2)
+    times = itertools.chain(itertools.repeat(100.0, 4), itertools.repeat(80.0))
+    monkeypatch.setattr("benchmarks.speed.clock.host_us", lambda run, **_: (run(), next(times))[1])
     counts = {"build": 0, "write": 0, "attend": 0}
 
     def count(name):
         counts[name] += 1
 
     parts = Parts(lambda: count("build"), lambda _: count("write"), lambda *_: count("attend"))
-    assert times_of(parts, 4) == Times(build=100.0, write=25.0, attention=25.0, layer=25.0)
-    assert counts == {"build": 3, "write": 8, "attend": 8}
-    assert times_of(Parts(None, None, lambda *_: None), 4) == Times(attention=25.0, layer=25.0)
+    found = measured({"ours": parts, "theirs": Parts(None, None, lambda *_: None)}, 4)
+    assert found["ours"] == Times(build=80.0, write=20.0, attention=20.0, layer=20.0)
+    assert found["theirs"] == Times(attention=20.0, layer=20.0)
+    assert counts == {"build": 5, "write": 16, "attend": 16}, "the metadata of the layers are built once more"
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
@@ -115,7 +120,7 @@ def test_the_page_is_what_the_files_make(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page.FOLDER.mkdir(parents=True)
     times = {"OURS": Times(build=10.0, write=20.0, attention=30.0, layer=51.0), VLLM: Times(attention=40.0, layer=41.0)}
-    step = Step(name="decodes", times=times, refused={"THEIRS": "not here"})
+    step = Step(name="decodes", times=times, refused={"THEIRS": "THEIRS: not here"})
     head = {"of_value": True, "machine": "a GPU", "versions": {"vllm": "1"}, "command": "python -m benchmarks host"}
     run = HostRun(**head, commit="abc", layers=32, steps=[step])
     results.write(run, page.FOLDER / "gpu.json")
@@ -124,7 +129,7 @@ def test_the_page_is_what_the_files_make(tmp_path, monkeypatch):
     assert "vllm 1. Commit abc, `python -m benchmarks host`." in text
     assert "| OURS | 10 | 20 | 30 | 51 |" in text
     assert f"| {VLLM} |  |  | 40 | 41 |" in text
-    assert "* THEIRS does not take part: not here" in text
+    assert "* Not measured: THEIRS: not here" in text
     (page.FOLDER / "gpu.json").write_text((page.FOLDER / "gpu.json").read_text().replace("51", "-51"))
     ended = CliRunner().invoke(cli, ["page"])
     assert (ended.exit_code, "gpu.json" in ended.output) == (2, True)

@@ -91,20 +91,23 @@ def _angle_strides(write: Write, step: Step) -> _Changed | None:
 
 def _dtype(write: Write, step: Step) -> _Changed | None:
     """Rows in another dtype, and an unquantized cache."""
-    assert step.raw is not None
+    raw = step.raw
+    assert raw is not None
     others = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
     dtype = others[write.k.dtype]
-    q = step.q.to(dtype) if write.rotation else step.q
-    step, write = dataclasses.replace(step, q=q), dataclasses.replace(write, k=write.k.to(dtype), v=write.v.to(dtype))
-    if write.rotation is not None and write.rotation.cos_sin_cache.dtype != torch.float32:
-        rotation = dataclasses.replace(write.rotation, cos_sin_cache=write.rotation.cos_sin_cache.to(dtype))
+    write = dataclasses.replace(write, k=write.k.to(dtype), v=write.v.to(dtype))
+    rotation = write.rotation
+    if rotation is not None:
+        step = dataclasses.replace(step, q=step.q.to(dtype))
+        angles = rotation.cos_sin_cache
+        rotation = dataclasses.replace(rotation, cos_sin_cache=angles if angles.dtype == torch.float32 else angles.to(dtype))
         write = dataclasses.replace(write, rotation=rotation)
     if write.layer.kv_cache_dtype is not None:
         return write, step
     if write.view.layout.is_x_packed and write.view.itemsize != dtype.itemsize:
         return None  # its pages are cut into pieces of 16 bytes
     view = dataclasses.replace(write.view, itemsize=dtype.itemsize)
-    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=step.raw.to(dtype))
+    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw.to(dtype))
 
 
 def _scales(write: Write, step: Step) -> _Changed | None:

@@ -198,16 +198,17 @@ def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> 
         name: name of the change. If it changes nothing, or the reference would write, no write is made.
     """
     with earlier_writes.changed(cache_write, step, name) as changed:
-        if changed is None or _write_function(changed[0], target) is None:
+        if changed is None or not _writes_itself(changed[0], target):
             return
         with contextlib.suppress(ValueError, NotImplementedError):
             write(*changed, target)
 
 
-def _write_function(cache_write: Write, target: Target) -> Callable[..., None] | None:
+def _writes_itself(cache_write: Write, target: Target) -> bool:
+    """Whether the target has a function for a write, so that the reference does not make it."""
     if cache_write.view.layout.has_latent_value:
-        return target.write_latent_cache
-    return target.write_kv_cache if cache_write.rotation is None else target.rope_and_write_kv_cache
+        return target.write_latent_cache is not None
+    return (target.write_kv_cache if cache_write.rotation is None else target.rope_and_write_kv_cache) is not None
 
 
 class NotRefusedError(Exception):
