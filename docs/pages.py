@@ -26,6 +26,7 @@ CHECKS = (
     "python -m benchmarks.judge page --check",
     "python -m benchmarks page --check",
     "python -m benchmarks binaries --check",
+    "python -m benchmarks bounds --check",
     "python -m benchmarks counts --check",
     "python -m benchmarks emulation --check",
     "python -m benchmarks emulated --check",
