@@ -129,10 +129,10 @@ def cases_by_class(drawn: Sequence[Attention], compute_units: int) -> dict[CallC
     return dict(sorted(ordered.items(), key=lambda item: -len(found[item[0]])))
 
 
-def stand_ins(call_class: CallClass, found: dict[CallClass, list[Attention]]) -> list[Attention]:
-    """Cases of a class that no model has: the phase's, as if with its head size, elements and cache."""
+def stand_ins(call_class: CallClass, found: dict[CallClass, list[Attention]], compute_units: int) -> list[Attention]:
+    """Cases of a class that no model has: the phase's, as if with its head size, elements and cache, if the phase stays."""
     alike = next((cases for each, cases in found.items() if each.phase == call_class.phase), [])
-    return [call_class.dressed(case) for case in alike]
+    return [case for case in map(call_class.dressed, alike) if class_of(case, compute_units) == call_class]
 
 
 def _some(cases: list[Attention]) -> list[Attention]:

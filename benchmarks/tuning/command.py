@@ -160,7 +160,7 @@ def _cases(
     drawn, refused = classes.served(draw_cases(number, seed), gpu.architecture, gpu.compute_units)
     found = classes.cases_by_class(drawn, gpu.compute_units)
     if of_all_classes:
-        found |= {each: classes.stand_ins(each, found) for each in classes.CLASSES if each not in found}
+        found |= {each: classes.stand_ins(each, found, gpu.compute_units) for each in classes.CLASSES if each not in found}
     by_class = {each: cases for each, cases in found.items() if cases and (not only or any(text in each.name for text in only))}
     if not by_class:
         raise click.BadParameter(

@@ -23,6 +23,8 @@ _LEAST_SIDE = 16
 """tl.dot takes no shorter side of a tile."""
 _MOST_DECODE_ROWS = 64
 """A request of no more rows (pairs of query and head of a group) has a tile of its own size."""
+_MOST_SPECULATED, _MOST_GROUPS, _MOST_GROUPED_DIMS = 16, 8, 128
+"""A request of no more tokens has a tile of its own size for each group, if no more groups and no wider heads want them."""
 _ROWS_OF_ASYNC_DOT, _BYTES_OF_ASYNC_DOT = 64, 2
 """Rows of such dots at least, and bytes of an element: wgmma."""
 _KIB_OF_CAPABILITIES = {
@@ -107,12 +109,13 @@ def _check_widths(tiles: "AttentionTiles", layer: Layer) -> None:
 def _check_rows(plan: "AttentionPlan", layer: Layer, batch: Batch) -> None:
     """Check that a tile has the rows that are asked for, or as many as the heads that it has to hold.
 
-    The heads of a KV head are dealt to groups, so many that none is larger than a tile may have.
+    The heads of a KV head are dealt to groups, so many that none is larger than a tile may have. A request that speculates has
+    one tile for each of a few groups.
     """
     tiles, asked = plan.tiles, plan.tiles.parameters.block_m
     heads = layer.num_heads // layer.num_kv_heads
     is_latent = layer.layout is not None and layer.layout.has_latent_value
-    most = asked if is_latent else MOST_HEADS_OF_A_GROUP
+    most = asked if is_latent else _most_heads(plan, layer, batch, heads)
     groups = next(n for n in range(1, heads + 1) if n * most >= heads)
     group = len(range(0, heads, groups))
     is_decode = not (is_latent or plan.batch_invariant) and batch.max_query_len * group <= _MOST_DECODE_ROWS
@@ -122,6 +125,16 @@ def _check_rows(plan: "AttentionPlan", layer: Layer, batch: Batch) -> None:
     expected = (group, groups, heads, tiles.block_m // group)
     assert got == expected, f"a tile has heads, groups, heads of a KV head and queries {got}, expected {expected}"
     assert 0 <= tiles.small_block_m < tiles.block_m, f"a small tile of {tiles.small_block_m} rows beside {tiles.block_m}"
+
+
+def _most_heads(plan: "AttentionPlan", layer: Layer, batch: Batch, heads: int) -> int:
+    """The most query heads of a group, of a cache that is not latent."""
+    speculates = 0 < batch.max_query_len <= _MOST_SPECULATED and max(layer.head_size, layer.value_size) <= _MOST_GROUPED_DIMS
+    if speculates and not plan.batch_invariant:
+        fitting = _MOST_DECODE_ROWS // batch.max_query_len
+        if len(range(0, heads, fitting)) <= _MOST_GROUPS:
+            return fitting
+    return MOST_HEADS_OF_A_GROUP
 
 
 def _check_memory(plan: "AttentionPlan", q: torch.Tensor, layer: Layer, batch: Batch) -> None:

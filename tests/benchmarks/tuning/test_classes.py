@@ -56,9 +56,9 @@ def test_checked_cases_are_of_their_class(call_class):
 
 @by_name
 def test_a_class_that_no_model_has_gets_cases_of_its_own(call_class):
-    assert {class_of(case, COMPUTE_UNITS) for case in stand_ins(call_class, BY_CLASS)} <= {call_class}
+    assert {class_of(case, COMPUTE_UNITS) for case in stand_ins(call_class, BY_CLASS, COMPUTE_UNITS)} <= {call_class}
     if call_class.phase in {each.phase for each in BY_CLASS}:
-        assert stand_ins(call_class, BY_CLASS)
+        assert stand_ins(call_class, BY_CLASS, COMPUTE_UNITS)
 
 
 def test_the_calls_of_a_cascade_see_every_pair_once():
