@@ -51,6 +51,16 @@ class Bounds(NamedTuple):
     by: str
 
 
+def cycles_of(turn: Cost) -> dict[str, float]:
+    """How many cycles of a SIMD a turn of one wave keeps each unit busy. Four SIMDs share the LDS and the L1 cache."""
+    return {
+        "matrix": turn.matrix_cycles,
+        "vector": turn.vector_cycles,
+        "LDS": turn.lds_bytes * SIMDS / LDS_BYTES,
+        "L1": turn.l1_bytes * SIMDS / L1_BYTES,
+    }
+
+
 def bounds_of(turn: Cost, waves: float) -> Bounds:
     """What a turn of the loop takes at least, and what follows.
 
@@ -60,12 +70,6 @@ def bounds_of(turn: Cost, waves: float) -> Bounds:
     Args:
         waves: of a SIMD.
     """
-    cycles = {
-        "matrix": turn.matrix_cycles,
-        "vector": turn.vector_cycles,
-        "LDS": turn.lds_bytes * SIMDS / LDS_BYTES,
-        "L1": turn.l1_bytes * SIMDS / L1_BYTES,
-        "one after the other": (turn.matrix_cycles + turn.vector_cycles) / waves,
-    }
+    cycles = cycles_of(turn) | {"one after the other": (turn.matrix_cycles + turn.vector_cycles) / waves}
     by = max(cycles, key=lambda name: cycles[name])
     return Bounds(turn.matrix_cycles / cycles[by], turn.loaded_bytes * SIMDS / cycles[by] / HBM_BYTES, by)

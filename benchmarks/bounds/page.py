@@ -6,7 +6,7 @@ from itertools import groupby
 from statistics import median
 
 from benchmarks.bounds.command import NUMBER, SEED
-from benchmarks.bounds.loops import Bounds, bounds_of
+from benchmarks.bounds.loops import Bounds, bounds_of, cycles_of
 from benchmarks.bounds.results import Results, Row
 from benchmarks.side_by_side import page_text
 
@@ -49,10 +49,7 @@ def cells(row: Row) -> tuple[str, ...]:
         str(row.num_warps),
         f"{row.waves:g}",
         f"{turn.instructions / turn.matrix:.1f}",
-        f"{turn.matrix_cycles:.0f}",
-        f"{turn.vector_cycles:.0f}",
-        f"{turn.lds_bytes / 32:.0f}",
-        f"{turn.l1_bytes / 32:.0f}",
+        *(f"{cycles:.0f}" for cycles in cycles_of(turn).values()),
         f"{bounds.matrix:.0%}",
         f"{bounds.bandwidth:.0%}",
         bounds.by,
