@@ -8,6 +8,7 @@ import click
 from attn_parity.cpus import usable_cpus
 
 from benchmarks import PAGES
+from benchmarks.bounds.rates import RATED
 from benchmarks.side_by_side import (
     DATA,
     aiter_option,
@@ -23,8 +24,6 @@ from benchmarks.side_by_side import (
 PAGE = PAGES / "bounds.md"
 NUMBER, SEED = 40, 20261210
 """Of the cases of the page."""
-ARCHITECTURES = ("gfx942",)
-"""Those whose rates `benchmarks.bounds.rates` has."""
 
 
 @click.command()
@@ -80,7 +79,7 @@ def bounds(
     for line in missing:
         notes.print(line, soft_wrap=True)
     of_case = functools.partial(bounded_case, number, seed)
-    found, interrupted = collected(of_case, results, ARCHITECTURES, names, peers, workers)
+    found, interrupted = collected(of_case, results, RATED, names, peers, workers)
     print_tables(found.rows, page.cells, page.COLUMNS, page.NUMBERS)
     without = sum(row.turn is None for row in found.rows)
     made = ", ".join(f"{name} {known}" for name, known in found.versions.items())

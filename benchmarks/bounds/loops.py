@@ -61,6 +61,11 @@ def cycles_of(turn: Cost) -> dict[str, float]:
     }
 
 
+def cycles_of_turn(turn: Cost, waves: float) -> float:
+    """How many cycles of a SIMD a turn of one wave takes at least: see `bounds_of`."""
+    return turn.matrix_cycles / bounds_of(turn, waves).matrix
+
+
 def bounds_of(turn: Cost, waves: float) -> Bounds:
     """What a turn of the loop takes at least, and what follows.
 

@@ -11,6 +11,8 @@ integers of 32 bits take four times as long as an addition.
 import re
 from typing import NamedTuple
 
+RATED = ("gfx942",)
+"""Architectures whose rates these are."""
 LANES = 64
 SIMDS = 4
 HBM_BYTES = 5.3e12 / (304 * 2.1e9)

@@ -8,6 +8,9 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
 
+from benchmarks.bounds.loops import cycles_of_turn, hot_loop
+from benchmarks.bounds.rates import RATED, UnknownRateError
+
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
 _LABEL, _BRANCH = re.compile(r"^(\.?[A-Za-z_$][\w$.]*):"), re.compile(r"^\s+s_c?branch\w*\s+(\S+)")
 _INSTRUCTION = re.compile(r"^\s+[a-z]+_\w+")
@@ -25,10 +28,12 @@ class Facts(NamedTuple):
     """Per SIMD, as registers and shared memory allow."""
     instructions: float | None = None
     """Per pair of row and key; of AMD's alone."""
+    cycles: float | None = None
+    """Of a SIMD per pair of row and key, at least, by AMD's published rates: see `benchmarks.bounds`. Of RATED alone."""
 
     @classmethod
     def worst(cls, found: list["Facts"]) -> "Facts":
-        spills, matrix_instructions, shared_bytes, shared_limits, waves, instructions = (
+        spills, matrix_instructions, shared_bytes, shared_limits, waves, instructions, cycles = (
             [value for value in values if value is not None] for values in zip(*found, strict=True)
         )
         return cls(
@@ -38,6 +43,7 @@ class Facts(NamedTuple):
             shared_limit=min(shared_limits, default=None),
             waves=min(waves, default=None),
             instructions=max(instructions, default=None),
+            cycles=max(cycles, default=None),
         )
 
     def __str__(self) -> str:
@@ -46,6 +52,7 @@ class Facts(NamedTuple):
             (self.matrix_instructions, f"{self.matrix_instructions or 'no'} matrix instructions"),
             (self.waves, f"{self.waves or 0:g} waves per SIMD"),
             (self.instructions, f"{self.instructions or 0:.3f} instructions per row and key"),
+            (self.cycles, f"{self.cycles or 0:.3f} cycles"),
         )
         return ", ".join(text for value, text in named if value is not None)
 
@@ -57,11 +64,30 @@ def facts_of(call: KernelCall, architecture: str) -> Facts | None:
     if kind is None:
         return None
     pairs = kind.block_m * kind.block_n
-    instructions = instructions_per_pair(binary.asm.get("amdgcn", ""), call.launch.options["num_warps"], pairs)
+    assembly, num_warps = binary.asm.get("amdgcn", ""), call.launch.options["num_warps"]
+    instructions = instructions_per_pair(assembly, num_warps, pairs)
     if architecture not in ARCHITECTURES:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
     facts = read_off(binary, architecture)
-    return Facts(facts.vgpr_spills, facts.matrix_instructions, facts.lds_bytes, facts.lds_limit, facts.waves, instructions)
+    turn = cycles_per_turn(assembly, facts.waves) if architecture in RATED else None
+    return Facts(
+        spills=facts.vgpr_spills,
+        matrix_instructions=facts.matrix_instructions,
+        shared_bytes=facts.lds_bytes,
+        shared_limit=facts.lds_limit,
+        waves=facts.waves,
+        instructions=instructions,
+        cycles=None if turn is None else turn * num_warps / pairs,
+    )
+
+
+def cycles_per_turn(assembly: str, waves: float | None) -> float | None:
+    """What a turn of the hot loop takes a SIMD for each wave; None without such a loop, or where it has no published rate."""
+    try:
+        turn = hot_loop(assembly)
+    except UnknownRateError:
+        return None
+    return None if turn is None or not waves else cycles_of_turn(turn, waves)
 
 
 def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | None:

@@ -5,7 +5,10 @@ In this order, each deciding only between those that are alike in all before it:
 1. fewest vector registers spilled to memory;
 2. matrix instructions, where any candidate has them;
 3. most waves per SIMD, up to ENOUGH_WAVES: these hide a load's latency, and more are not worth smaller tiles;
-4. fewest instructions per pair of row and key, in the loop over tiles of keys that need no mask.
+4. fewest cycles per pair of row and key in the hot loop, by AMD's published rates; where there are none, fewest instructions;
+   of those with nearly as few, the one with the fewest rows, as more and smaller programs fill a GPU better.
+
+Today's parameters stay where the first takes more cycles or instructions: those that load what is spilled are among them.
 
 How deep loads are pipelined and how keys are split, no binary tells: candidates have today's `num_stages`, and are split for as
 many waves as today.
@@ -13,6 +16,7 @@ many waves as today.
 
 from collections.abc import Sequence
 
+from benchmarks.bounds.rates import RATED
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.results import Candidate, Search
 from benchmarks.tuning.space import family_of
@@ -21,8 +25,8 @@ ENOUGH_WAVES = {"cdna": 2, "rdna": 4}
 """RDNA's waves are half as wide."""
 FEW_SPILLS = 64
 """Which may lie outside the loop and cost little: the fastest on an H200 are not without."""
-MARGIN = 0.95
-"""Of today's instructions: nearly as many are no reason to change."""
+NEARLY = 0.9
+"""Cycles and instructions leave out much: what has this share of them or more is as good."""
 
 
 def prune(search: Search) -> None:
@@ -50,21 +54,35 @@ def rank(search: Search, architecture: str) -> None:
     if not ranked:
         search.why = "no candidate but today's was compiled"
         return
-    enough = ENOUGH_WAVES[family_of(architecture)]
-    best, facts = min(ranked, key=lambda pair: _order(pair[1], enough))
-    ours, theirs = _order(facts, enough), _order(today.facts, enough)
-    if ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < MARGIN * theirs[-1]):
-        search.chosen = best.parameters
+    first, facts = _first(ranked, architecture)
+    ours, theirs = _order(facts, architecture), _order(today.facts, architecture)
+    is_better = ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < NEARLY * theirs[-1])
+    if is_better and ours[-1] <= theirs[-1]:
+        search.chosen = first.parameters
         search.why = f"{facts}; today's: {today.facts}"
     else:
         search.why = f"today's are as good: {today.facts}; the best other: {facts}"
 
 
-def _order(facts: Facts, enough_waves: int) -> tuple[int, bool, float, float]:
+def best(search: Search, architecture: str, count: int) -> list[Candidate]:
+    """The first by that order, today's parameters among them, of those that were compiled and not pruned."""
+    compiled = sorted(_waiting(search.candidates), key=lambda pair: _order(pair[1], architecture))
+    return [candidate for candidate, _ in compiled[:count]]
+
+
+def _first(ranked: Sequence[tuple[Candidate, Facts]], architecture: str) -> tuple[Candidate, Facts]:
+    """Of several: the first by the order, or one that is as good and has fewer rows."""
+    *same, fewest = min(_order(facts, architecture) for _, facts in ranked)
+    orders = [(pair, _order(pair[1], architecture)) for pair in ranked]
+    as_good = [(pair, work) for pair, (*known, work) in orders if known == same and NEARLY * work <= fewest]
+    return min(as_good, key=lambda each: (each[0][0].parameters.block_m, each[1]))[0]
+
+
+def _order(facts: Facts, architecture: str) -> tuple[int, bool, float, float]:
     """Smaller is better."""
-    waves = min(facts.waves or 0, enough_waves)
-    instructions = float("inf") if facts.instructions is None else facts.instructions
-    return facts.spills or 0, facts.matrix_instructions == 0, -waves, instructions
+    waves = min(facts.waves or 0, ENOUGH_WAVES[family_of(architecture)])
+    work = facts.cycles if architecture in RATED else facts.instructions
+    return facts.spills or 0, facts.matrix_instructions == 0, -waves, float("inf") if work is None else work
 
 
 def _waiting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Facts]]:

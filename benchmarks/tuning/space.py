@@ -79,6 +79,8 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
     },
 }
 TILE, OPTIONS = ("block_m", "block_n", "num_warps"), ("num_stages", "maxnreg", "waves_per_eu")
+HINTS = ("waves_per_eu",)
+"""The options of which a binary tells something."""
 SPLITS = tuple(_SPLITS)
 LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
 REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}
@@ -117,11 +119,6 @@ def variants(call_class: CallClass, architecture: str, base: Parameters, names: 
         (each for each in found if each != base and may_fit(each, call_class, architecture)),
         key=lambda each: (each.waves_per_eu != base.waves_per_eu, sum(getattr(each, n) != getattr(base, n) for n in names)),
     )
-
-
-def candidates(call_class: CallClass, architecture: str, today: Parameters) -> list[Parameters]:
-    """All tiles with all options."""
-    return variants(call_class, architecture, today, (*TILE, *OPTIONS))
 
 
 def with_as_many_waves(candidate: Parameters, today: Parameters) -> Parameters:

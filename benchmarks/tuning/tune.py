@@ -17,10 +17,10 @@ from benchmarks.tuning.bench import Bench, step_of, timed_case
 from benchmarks.tuning.classes import CallClass
 from benchmarks.tuning.compilers import Job
 from benchmarks.tuning.facts import Facts
-from benchmarks.tuning.ranking import prune, rank
+from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
-from benchmarks.tuning.search import FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, failure, judge, time_stage
-from benchmarks.tuning.space import candidates, with_as_many_waves
+from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, failure, judge, time_stage
+from benchmarks.tuning.space import HINTS, TILE, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
 END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 0.94, "judge": 1.0}
@@ -134,24 +134,33 @@ def derive(
     save: Save,
     console: Console,
 ) -> None:
-    """Compile, and rank by the facts of the binaries."""
+    """Compile, and rank by the facts of the binaries: other tiles, and then of the best ones how many waves to compile for."""
     run.unfinished = [call_class.name for call_class in by_class]
     for i, (call_class, cases) in enumerate(by_class.items()):
         left = budget - (time.monotonic() - started)
         if left <= 0:
             break
         today = entry_of(run.architecture, call_class).parameters
-        # how deep loads are pipelined, no binary tells
-        alike = (each for each in candidates(call_class, run.architecture, today) if each.num_stages == today.num_stages)
-        tried = dict.fromkeys([today, *(with_as_many_waves(each, today) for each in alike)])
-        found = Search(name=call_class.name, candidates=[Candidate(parameters=each) for each in tried])
+        found = Search(name=call_class.name, candidates=[Candidate(parameters=today)])
         run.classes.append(found)
-        jobs = {each.parameters: [Job(case, each.parameters) for case in cases[:FIRST_CASES]] for each in found.candidates}
         deadline = time.monotonic() + left / (len(by_class) - i)
-        facts = _finished(compilers, list(itertools.chain.from_iterable(jobs.values())), deadline, console, call_class.name)
-        for each in found.candidates:
-            _record(each, [facts.get(job) for job in jobs[each.parameters]])
-        prune(found)
+        for names in (TILE, HINTS):
+            bases = [each.parameters for each in best(found, run.architecture, BEST_TILES)] or [today]
+            wanted = (each for base in bases for each in variants(call_class, run.architecture, base, names))
+            known = {each.parameters for each in found.candidates}
+            new = dict.fromkeys(with_as_many_waves(each, today) for each in wanted)
+            found.candidates += [Candidate(parameters=each) for each in new if each not in known]
+            jobs = {
+                each.parameters: [Job(case, each.parameters) for case in cases[:FIRST_CASES]]
+                for each in found.candidates
+                if each.facts is None and each.verdict == "waiting"
+            }
+            every = list(itertools.chain.from_iterable(jobs.values()))
+            facts = _finished(compilers, every, deadline, console, call_class.name)
+            for each in found.candidates:
+                if each.parameters in jobs:
+                    _record(each, [facts.get(job) for job in jobs[each.parameters]])
+            prune(found)
         rank(found, run.architecture)
         run.unfinished.remove(found.name)
         save(call_class)

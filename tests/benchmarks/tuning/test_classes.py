@@ -14,10 +14,11 @@ from benchmarks.tuning.classes import CLASSES, META, MOST_CASES, calls_of, cases
 from benchmarks.tuning.search import FIRST_CASES
 from benchmarks.tuning.space import (
     DERIVABLE,
+    OPTIONS,
     REGISTERS,
     SPACES,
     SPLITS,
-    candidates,
+    TILE,
     may_fit,
     variants,
     with_as_many_waves,
@@ -101,7 +102,7 @@ def test_checked_cases_have_several_tiles_of_every_candidate(call_class):
 @by_name
 def test_candidates_are_new_and_may_fit(call_class, architecture):
     today = entry_of(architecture, call_class).parameters
-    found = candidates(call_class, architecture, today)
+    found = variants(call_class, architecture, today, (*TILE, *OPTIONS))
     assert today not in found
     assert len(set(found)) == len(found) > 10
     assert all(may_fit(candidate, call_class, architecture) for candidate in found)
@@ -125,7 +126,7 @@ def test_the_nearest_candidates_come_first():
         names = ("block_m", "block_n", "num_warps", "num_stages", "maxnreg")
         return sum(getattr(candidate, name) != getattr(today, name) for name in names)
 
-    found = list(map(differences, candidates(call_class, "sm90", today)))
+    found = list(map(differences, variants(call_class, "sm90", today, (*TILE, *OPTIONS))))
     assert found == sorted(found)
     assert found[0] == 1 < found[-1]
 
@@ -134,9 +135,10 @@ def test_what_cannot_fit_the_registers_is_not_compiled():
     """An accumulator of 128 x 256 float32 and logits of 128 x 64 in 4 warps of 32 lanes are 320 registers each."""
     prefill = next(each for each in CLASSES if each.phase == "prefill" and each.most_block_d == 256)
     today = entry_of("sm90", prefill).parameters
-    by_warps = {each.num_warps: each for each in candidates(prefill, "gfx942", today) if each.block_m == 128}
+    options = (*TILE, *OPTIONS)
+    by_warps = {each.num_warps: each for each in variants(prefill, "gfx942", today, options) if each.block_m == 128}
     assert not any(
-        each.num_warps == 4 and each.block_m == 128 and each.block_n == 64 for each in candidates(prefill, "sm90", today)
+        each.num_warps == 4 and each.block_m == 128 and each.block_n == 64 for each in variants(prefill, "sm90", today, options)
     )
     assert 4 in by_warps, "CDNA's waves are twice as wide, and have twice the registers"
     assert REGISTERS["cdna"] == 2 * REGISTERS["rdna"]

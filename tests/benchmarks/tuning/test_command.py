@@ -26,8 +26,8 @@ MODULE = ("-m", "benchmarks")
 FEW = """
 import runpy
 from benchmarks.tuning import tune
-every = tune.candidates
-tune.candidates = lambda *arguments: every(*arguments)[:6]
+every = tune.variants
+tune.variants = lambda *arguments: every(*arguments)[:3]
 runpy.run_module("benchmarks", run_name="__main__")
 """
 # the first step has heads that are wider than our kernels serve

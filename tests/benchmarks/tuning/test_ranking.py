@@ -7,19 +7,19 @@ import pytest
 from attn_optimized.launch.table import Parameters
 
 from benchmarks.tuning import ranking
-from benchmarks.tuning.facts import Facts, instructions_per_pair, loop_instructions
+from benchmarks.tuning.facts import Facts, cycles_per_turn, instructions_per_pair, loop_instructions
 from benchmarks.tuning.results import Candidate, Search
 
-FACTS = Facts(spills=0, matrix_instructions=8, shared_bytes=8192, shared_limit=65536, waves=2, instructions=1.0)
+FACTS = Facts(spills=0, matrix_instructions=8, shared_bytes=8192, shared_limit=65536, waves=2, instructions=1.0, cycles=1.0)
 PARAMETERS = Parameters(block_m=64, block_n=32, num_warps=4, num_stages=1)
 BEST_FIRST = [
-    FACTS._replace(waves=5, instructions=0.5),  # no more waves than are enough
-    FACTS._replace(instructions=0.6),
-    FACTS._replace(waves=9, instructions=0.7),
-    FACTS._replace(waves=1, instructions=0.1),
-    FACTS._replace(matrix_instructions=0, waves=9, instructions=0.01),
-    FACTS._replace(spills=1, waves=9, instructions=0.01),
-    FACTS._replace(spills=2, waves=9, instructions=0.01),
+    FACTS._replace(waves=5, cycles=0.5),  # no more waves than are enough
+    FACTS._replace(cycles=0.6),
+    FACTS._replace(waves=9, cycles=0.7, instructions=0.01),
+    FACTS._replace(waves=1, cycles=0.1),
+    FACTS._replace(matrix_instructions=0, waves=9, cycles=0.01),
+    FACTS._replace(spills=1, waves=9, cycles=0.01),
+    FACTS._replace(spills=2, waves=9, cycles=0.01),
 ]
 
 
@@ -45,20 +45,49 @@ def index(found):
 def test_each_fact_decides_among_what_is_alike_before_it(worse):
     others = BEST_FIRST[worse - 1 :]
     random.Random(worse).shuffle(others)
-    found = ranked(BEST_FIRST[-1]._replace(spills=3), *others)
+    found = ranked(BEST_FIRST[-1]._replace(spills=3, cycles=9.0), *others)
     assert index(found) == 1 + others.index(BEST_FIRST[worse - 1])
 
 
 def test_waves_count_up_to_what_is_enough():
-    many, few = FACTS._replace(waves=4, instructions=1.0), FACTS._replace(waves=2, instructions=0.5)
+    many, few = FACTS._replace(waves=4, instructions=0.5), FACTS._replace(waves=2, instructions=0.5, cycles=0.5)
     assert index(ranked(many, few, architecture="gfx942")) == 1
     assert index(ranked(few, many, architecture="gfx942")) is None
     assert index(ranked(many, few, architecture="gfx1201")) is None
     assert index(ranked(few, many, architecture="gfx1201")) == 1
 
 
+def test_instructions_count_where_no_rates_are_published():
+    fewer, faster = FACTS._replace(instructions=0.5), FACTS._replace(cycles=0.5)
+    assert index(ranked(FACTS, fewer, faster, architecture="gfx942")) == 2
+    assert index(ranked(FACTS, fewer, faster, architecture="gfx950")) == 1
+
+
+def test_fewer_spills_at_the_cost_of_more_cycles_are_no_gain():
+    spilled = FACTS._replace(spills=21)
+    assert index(ranked(spilled, FACTS)) == 1
+    assert index(ranked(spilled, FACTS._replace(cycles=1.1))) is None
+
+
+def test_of_what_is_as_good_the_fewest_rows_are_chosen():
+    found = search_of(FACTS, *(FACTS._replace(cycles=cycles) for cycles in (0.5, 0.52, 0.55, 0.6)))
+    for candidate, block_m in zip(found.candidates[1:], (256, 128, 128, 16), strict=True):
+        candidate.parameters = dataclasses.replace(candidate.parameters, block_m=block_m)
+    ranking.rank(found, "gfx942")
+    assert index(found) == 2, "128 rows take nearly as few cycles as 256, and 16 do not"
+
+
+def test_the_best_are_the_first_of_those_that_were_compiled():
+    found = search_of(FACTS, FACTS._replace(cycles=0.5), None, FACTS._replace(cycles=0.1, spills=65))
+    ranking.prune(found)
+    assert ranking.best(found, "gfx942", 2) == [found.candidates[1], found.candidates[0]]
+    assert ranking.best(found, "gfx942", 9) == [found.candidates[1], found.candidates[0]]
+
+
 def test_todays_stay_where_nothing_is_better():
-    found = ranked(FACTS, FACTS, FACTS._replace(instructions=0.97), FACTS._replace(spills=1, instructions=0.1))
+    found = ranked(
+        FACTS, FACTS, FACTS._replace(cycles=0.91), FACTS._replace(instructions=0.1), FACTS._replace(spills=1, cycles=0.1)
+    )
     assert found.chosen is None
     assert found.why.startswith("today's are as good: no spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions")
     assert {each.verdict for each in found.candidates} == {"ranked"}
@@ -67,8 +96,8 @@ def test_todays_stay_where_nothing_is_better():
 def test_a_reason_names_the_facts_of_both():
     found = ranked(FACTS._replace(spills=7), FACTS)
     assert found.why == (
-        "no spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key; "
-        "today's: 7 spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key"
+        "no spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key, 1.000 cycles; "
+        "today's: 7 spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key, 1.000 cycles"
     )
 
 
@@ -92,8 +121,8 @@ def test_todays_are_never_pruned_and_others_may_spill_as_much():
 
 
 def test_of_several_binaries_the_worst_facts_count():
-    other = Facts(spills=3, matrix_instructions=4, shared_bytes=99, shared_limit=100, waves=1, instructions=None)
-    assert Facts.worst([FACTS, other]) == Facts(3, 4, 8192, 100, 1, 1.0)
+    other = Facts(spills=3, matrix_instructions=4, shared_bytes=99, shared_limit=100, waves=1, instructions=None, cycles=2.0)
+    assert Facts.worst([FACTS, other]) == Facts(3, 4, 8192, 100, 1, 1.0, 2.0)
 
 
 def test_what_is_not_known_is_not_said_and_prunes_nothing():
@@ -131,6 +160,15 @@ def test_the_loop_without_a_mask_is_counted():
     assert loop_instructions(ASSEMBLY.replace("v_mfma_f32_32x32x8_bf16_1k a", "v_fmac_f32_e32 v")) == 3
     assert loop_instructions(ASSEMBLY.replace("v_mfma_f32_32x32x8_bf16_1k", "v_nothing")) is None
     assert loop_instructions(ASSEMBLY.replace(".LBB0_2\n", ".LBB0_9\n").replace(".LBB0_3\n", ".LBB0_9\n")) is None
+
+
+def test_cycles_are_of_the_unit_that_takes_longest():
+    # 16384 operations at 512 in a cycle, beside 16 cycles of an exponential; one wave hides nothing
+    assert cycles_per_turn(ASSEMBLY, waves=2) == 32
+    assert cycles_per_turn(ASSEMBLY, waves=1) == 32 + 16
+    assert cycles_per_turn(ASSEMBLY.replace("bf16_1k", "f2"), waves=2) is None, "no published rate"
+    assert cycles_per_turn(ASSEMBLY.replace("v_mfma_f32_32x32x8_bf16_1k a", "v_fmac_f32_e32 v"), waves=2) is None
+    assert cycles_per_turn(ASSEMBLY, waves=None) is None
 
 
 def test_instructions_are_of_all_waves_for_a_pair():
