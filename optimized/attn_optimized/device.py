@@ -16,6 +16,14 @@ def has_dependent_launches(architecture: str) -> bool:
     return architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 90
 
 
+def has_bfloat16_conversion(architecture: str) -> bool:
+    """Whether an architecture converts float32 to bfloat16 in one instruction: see kernels/bfloat16.py.
+
+    The interpreter, which is in no hurry, runs what the others do.
+    """
+    return architecture.startswith("sm") or architecture in ("gfx950", "gfx1250")
+
+
 def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
     """Name of what runs a kernel on tensors of a device: "interpreter", or a GPU's architecture, such as "sm90" or "gfx942".
 

@@ -17,7 +17,8 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
     """
     name = _FORMATS.get(tensor.dtype, "float")
     if tensor.dtype in FLOAT8_DTYPES and not _is_converted(tensor.dtype, architecture):
-        return tensor.view(torch.uint8), f"{name}_bits"
+        has_instruction = name == "e4m3fn" and architecture in ("gfx1200", "gfx1201")
+        return tensor.view(torch.uint8), f"{name}_byte" if has_instruction else f"{name}_bits"
     return tensor, name
 
 
@@ -31,4 +32,4 @@ def _is_converted(float8: torch.dtype, architecture: str) -> bool:
     if architecture == INTERPRETER:
         # as it comes, it rounds float8 its own way
         return interpreter_is_exact()
-    return architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 89
+    return architecture == "gfx950" or (architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 89)

@@ -30,6 +30,7 @@ KIND = {
     "has_token_scales": False,
     "has_value_pairs": False,
     "has_float16_dots": False,
+    "has_integer_bfloat16": False,
     "has_hidden_dots": False,
     "has_sums_in_columns": False,
     "scale_sign": 1,

@@ -59,6 +59,20 @@ def test_bytes_and_halves_of_gfx12():
         ran("v_cvt_f32_fp8_sdwa v9, v0 src0_sel:WORD_1", v=v)
 
 
+@pytest.mark.parametrize("word", ["fp8", "bf8"])
+def test_pairs_with_a_factor(word):
+    expected = torch.from_numpy(CODES.astype(np.uint8)).view(TYPES["gfx950", word]).float()
+    second = torch.tensor([0x38], dtype=torch.uint8).view(TYPES["gfx950", word]).float()
+    for shift, modifier in ((0, ""), (16, " op_sel:[1,0,0]")):
+        v = {0: (CODES | np.uint32(0x3800)) << np.uint32(shift)}
+        after = ran(f"v_cvt_scalef32_pk_f32_{word} v[8:9], v0, 1.0{modifier}", "gfx950", v=v, num_waves=4).vector
+        assert same(floats(after[8]), expected)
+        assert (floats(after[9]) == second).all()
+    for factor in ("2.0", "v1", "-1.0"):
+        with pytest.raises(UnknownInstructionError, match="other than 1"):
+            ran(f"v_cvt_scalef32_pk_f32_{word} v[8:9], v0, {factor}", "gfx950", v={0: CODES}, num_waves=4)
+
+
 @pytest.mark.parametrize(("architecture", "word"), TYPES)
 def test_codes_of_numbers(architecture, word):
     dtype = TYPES[architecture, word]

@@ -71,8 +71,8 @@ def test_a_launch_of_the_interpreter_for_a_gpu_is_noticed(step_case):
     with pytest.raises(RuntimeError, match="a launch for sm90 has"):
         plans.run_rows(call, "sm90", out)
     part, *_ = cascade_attention_calls(step.q, step.kv_cache, step.layer, step.batch, 0, out=step.out)
-    with pytest.raises(RuntimeError, match="a launch for gfx942 has"):
-        plans._check_tiles(part, "gfx942")
+    with pytest.raises(RuntimeError, match="a launch for gfx1201 has"):
+        plans._check_tiles(part, "gfx1201")
 
 
 def _twice(call: KernelCall, run: Callable[..., None]) -> None:

@@ -22,7 +22,7 @@ POINTERS = {torch.uint8: "*u8", torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e4
 @triton.jit
 def decode_kernel(out_ptr, x_ptr, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.store(out_ptr + i, decode(tl.load(x_ptr + i), FORMAT, out_ptr.dtype.element_ty))
+    tl.store(out_ptr + i, decode(tl.load(x_ptr + i), FORMAT, out_ptr.dtype.element_ty, False))
 
 
 def main(architectures: list[str]) -> None:

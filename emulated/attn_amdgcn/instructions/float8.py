@@ -5,8 +5,8 @@ fp8 has 3 bits of mantissa and bf8 has 2. gfx940 to gfx942 have the formats e4m3
 largest one becomes an infinity, or the NaN of a format without infinities. Rounding is to nearest even, and denormals are
 kept.
 
-Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, and V_CVT_F32_FP8 in AMD's RDNA4 ISA; "OCP 8-bit
-Floating Point Specification", tables 1 and 2.
+Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, V_CVT_F32_FP8 in AMD's RDNA4 ISA, and
+V_CVT_SCALEF32_PK_F32_FP8 in AMD's Instinct MI355 ISA; "OCP 8-bit Floating Point Specification", tables 1 and 2.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel, Register
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
 from attn_amdgcn.instructions.fused import F32, F64
 from attn_amdgcn.operands import KINDS, put, reads_bits, unknown, vector_row, writes_vector
@@ -108,7 +108,6 @@ def part(instruction: Instruction, bits: int) -> int:
 
 
 def _reads_codes(instruction: Instruction, kernel: Kernel, bits: int) -> Callable[[Waves], np.ndarray]:
-    check_count(instruction, 2)
     if instruction.encoding.endswith("dpp"):
         raise unknown(instruction, "DPP")
     word = instruction.operands[1]
@@ -129,6 +128,7 @@ def _row(instruction: Instruction, kernel: Kernel) -> int:
 @own_step("v_cvt_f32_fp8 v_cvt_f32_bf8")
 def to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """The float32 of one byte."""
+    check_count(instruction, 2)
     check_modifiers(instruction, "src0_sel", "byte_sel", *_whole_result(instruction))
     codes, row, table = _reads_codes(instruction, kernel, 8), _row(instruction, kernel), numbers(format_of(instruction, kernel))
     return lambda waves: put(waves, row, table.take(codes(waves) & np.uint32(0xFF)))
@@ -137,6 +137,20 @@ def to_f32(instruction: Instruction, kernel: Kernel) -> Step:
 @own_step("v_cvt_pk_f32_fp8 v_cvt_pk_f32_bf8")
 def pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """Two float32 of the two bytes of one half of a register."""
+    check_count(instruction, 2)
+    return _pk_to_f32(instruction, kernel)
+
+
+@own_step("v_cvt_scalef32_pk_f32_fp8 v_cvt_scalef32_pk_f32_bf8")
+def scaled_pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
+    """The same, times a power of two, which is the last operand's exponent. A factor of other than 1 is refused."""
+    check_count(instruction, 3)
+    if instruction.operands[2] != Operand(Literal(1.0)):
+        raise unknown(instruction, "a factor of other than 1.0")
+    return _pk_to_f32(instruction, kernel)
+
+
+def _pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "src0_sel", "op_sel", *_whole_result(instruction))
     codes, row, table = (
         _reads_codes(instruction, kernel, 16),

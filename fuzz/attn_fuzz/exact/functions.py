@@ -53,6 +53,11 @@ def _number(number: Any) -> Elements:
     return call.current.quantities.element(float(getattr(number, "value", number)))
 
 
+def _in_bfloat16(interpreter: Any, original: Original, numbers: Any) -> Any:
+    """A function that converts to bfloat16 in integers: a conversion, which exact mode follows."""
+    return numbers.to(interpreter.tl.bfloat16)
+
+
 def _stored(interpreter: Any, original: Original, values: Any, *arguments: Any) -> Any:
     """A function that rounds numbers to the bits of an output: the element stays, and the bits are those of its order."""
     held = elements_of(values.handle)
@@ -67,6 +72,8 @@ def _stored(interpreter: Any, original: Original, values: Any, *arguments: Any) 
 
 
 NAMED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("attn_optimized.kernels.bfloat16", "exact_bfloat16"): _in_bfloat16,
+    ("attn_optimized.kernels.bfloat16", "nearest_bfloat16"): _in_bfloat16,
     ("attn_optimized.kernels.logits", "tanh"): _tanh,
     ("attn_optimized.kernels.quantization", "encode"): _stored,
     ("vllm.v1.attention.ops.triton_attention_helpers", "apply_softcap"): _soft_cap,

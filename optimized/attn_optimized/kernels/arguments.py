@@ -40,6 +40,8 @@ class Kind:
     """whether tiles of few rows load V, and K of a latent cache, by two dims at once: see `load.load_value_pairs`"""
     has_float16_dots: bool
     """whether the dots of such tiles are in float16, and q is not: see float16_dots"""
+    has_integer_bfloat16: bool
+    """whether float32 becomes bfloat16 by integers: see bfloat16"""
     has_hidden_dots: bool
     """Whether larger tiles compute logits in a branch that is always taken. Triton gives all warps of a program to rows where a
     dot depends on a dot, and it does not look into branches. Of 64 rows, two groups of 4 warps would both compute all logits;

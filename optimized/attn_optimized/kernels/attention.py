@@ -257,6 +257,8 @@ def attend_keys(
     KEY_PAIRS: tl.constexpr = PAIRS and INTERIOR == "latent"
     FLOAT16: tl.constexpr = PAIRS and KIND.has_float16_dots
     HIDDEN: tl.constexpr = KIND.has_hidden_dots and BLOCK_M > FEW_ROWS
+    # hidden dots give weights that are rounded already
+    IN_INTEGERS: tl.constexpr = KIND.has_integer_bfloat16 and not HIDDEN
     BLOCK_N: tl.constexpr = KIND.block_n
     # a loop without a turn has no tile to look up, and keys of what would be its first may have no numbers of 32 bits
     first, end_key = tl.minimum(begin, end - 1), tl.where(begin < end, loops.end_key, 0)
@@ -293,9 +295,9 @@ def attend_keys(
                 row_max, sums, operands, factor, bias, visible, source, block, slot, in_tile, args,
                 KIND, KEY_PAIRS, FLOAT16, HIDDEN, MASKED,
             )  # fmt: skip
-        acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales)
+        acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales, IN_INTEGERS)
         if PAIRS:
-            acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales)
+            acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales, IN_INTEGERS)
     return row_max, sums, acc, acc_odd
 
 

@@ -43,5 +43,8 @@ def load_rest_of_keys(source, block, slot, in_tile, dtype, args, KIND: tl.conste
         else:
             pointer = source.k_head_ptr + KIND.first_size + dim + offset
         stored = load_dims(pointer, in_tile[:, None] & in_rest, in_rest, KIND.block_rest > REST_SIZE, MASKED)
-        k_rest = stored.to(dtype) if INTERIOR == "latent_scaled" else decode(stored, KV_FORMAT, dtype)
+        if INTERIOR == "latent_scaled":
+            k_rest = stored.to(dtype)
+        else:
+            k_rest = decode(stored, KV_FORMAT, dtype, KIND.has_integer_bfloat16)
     return k_rest

@@ -140,10 +140,10 @@ def load_keys_and_values(
     v_odd = v
     if PAIRS:
         v, v_odd = decode_pairs(v, source.v_head_ptr.dtype.element_ty, KV_FORMAT, dtype)
-        k = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype)
+        k = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype, KIND.has_integer_bfloat16)
     elif INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0" and INTERIOR != "latent_e8m0_planes":
-        v = decode(v, KV_FORMAT, dtype)
-        k, v_odd = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype), v
+        v = decode(v, KV_FORMAT, dtype, KIND.has_integer_bfloat16)
+        k, v_odd = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype, KIND.has_integer_bfloat16), v
     return k, v, v_odd, block, slot
 
 
@@ -209,7 +209,7 @@ def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constex
     scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
     scale = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
     stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
-    numbers = decode(stored, KV_FORMAT, tl.float32) * scale
+    numbers = decode(stored, KV_FORMAT, tl.float32, False) * scale
     return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
 
 
@@ -228,7 +228,7 @@ def load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr
     scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
     scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
     stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
-    numbers = decode(stored, KV_FORMAT, tl.float32) * e8m0_number(scale_code)
+    numbers = decode(stored, KV_FORMAT, tl.float32, False) * e8m0_number(scale_code)
     return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
 
 
@@ -250,7 +250,7 @@ def load_e8m0_planes(source, block, slot, in_tile, dtype, args, KIND: tl.constex
     scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
     scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, has_scale, True, MASKED)
     stored = load_dims(source.k_head_ptr + row + dim, loaded, has_scale, True, MASKED)
-    numbers = decode(stored, KV_FORMAT, tl.float32) * e8m0_number(scale_code)
+    numbers = decode(stored, KV_FORMAT, tl.float32, False) * e8m0_number(scale_code)
     # [N, 1, dims of a group]; the row is counted in bytes, and these are bfloat16
     kept = load_dims(source.v_head_ptr + row // 2 + in_group, in_tile[:, None, None], in_group >= 0, False, MASKED)
     numbers = tl.where(index == NUM_SCALES, kept.to(dtype), numbers.to(dtype))

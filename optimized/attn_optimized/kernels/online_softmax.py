@@ -7,6 +7,8 @@ Logits are in base 2, which is what GPUs compute exponentials in: logit * log2(e
 import triton
 import triton.language as tl
 
+from attn_optimized.kernels.bfloat16 import nearest_bfloat16
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # in place of a sum of weights: this row's output is written, and nothing is left to reduce
@@ -59,8 +61,12 @@ def softmax_step(row_max, sums, logits, to_base_2, IN_COLUMNS: tl.constexpr, LOG
 
 
 @triton.jit
-def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr):
-    """acc [M, D] after one more tile of values [N, D], and of their scales [N] if SCALES."""
+def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr, IN_INTEGERS: tl.constexpr):
+    """acc [M, D] after one more tile of values [N, D], and of their scales [N] if SCALES.
+
+    Args:
+        IN_INTEGERS: whether float32 weights become bfloat16 by `nearest_bfloat16`.
+    """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     if SCALES:
         # relative to the tile's largest: scales are small, and their products with weights would be float16's subnormals
@@ -69,7 +75,8 @@ def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr):
         product = tl.dot((weights * relative[None, :]).to(v.dtype), v, input_precision="ieee")
         acc = acc * decay[:, None] + product * largest
     else:
-        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+        factors = nearest_bfloat16(weights) if IN_INTEGERS and v.dtype == tl.bfloat16 else weights.to(v.dtype)
+        acc = tl.dot(factors, v, acc * decay[:, None], input_precision="ieee")
     return acc
 
 

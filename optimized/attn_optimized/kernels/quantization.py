@@ -2,13 +2,15 @@
 
 FORMAT is the type of the elements: "float" (numbers are stored as they are), "int8", "e4m3fn" or "e4m3fnuz" (the pointer has
 this float8 type), "e4m3fn_bits" or "e4m3fnuz_bits" (the pointer is uint8, because the compiler does not convert the float8
-type). e4m3fn (OCP 8-bit Floating Point, 2023) has exponents biased by 7, NaN at 0x7F and 0xFF, and no infinity. e4m3fnuz (Noune
-et al., arXiv:2206.02915) has exponents biased by 8, its only NaN at 0x80, and neither infinity nor -0.
+type), "e4m3fn_byte" (the pointer is uint8, because the compiler does not use the instruction that gfx12 has for the type).
+e4m3fn (OCP 8-bit Floating Point, 2023) has exponents biased by 7, NaN at 0x7F and 0xFF, and no infinity. e4m3fnuz (Noune et
+al., arXiv:2206.02915) has exponents biased by 8, its only NaN at 0x80, and neither infinity nor -0.
 """
 
 import triton
 import triton.language as tl
 
+from attn_optimized.kernels.bfloat16 import exact_bfloat16
 from attn_optimized.kernels.compiled_once import INTERPRETED
 
 # Far above the subnormal numbers of float32, and far below the scale of any key or value that matters.
@@ -28,28 +30,49 @@ def _is_fnuz(FORMAT):
 
 @triton.constexpr_function
 def _largest(FORMAT):
-    return {"int8": 127.0, "e4m3fn": 448.0, "e4m3fnuz": 240.0}[FORMAT.removesuffix("_bits")]
+    return {"int8": 127.0, "e4m3fn": 448.0, "e4m3fnuz": 240.0}[FORMAT.partition("_")[0]]
 
 
 @triton.jit
-def decode(stored, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
-    """Elements as they were loaded -> numbers of the floating type DTYPE, which holds each of them exactly."""
-    if _is_bits(FORMAT):
-        bits = stored.to(tl.int8, bitcast=True).to(tl.int32)
-        # exponent and mantissa move to the lowest bits of float32's exponent and the highest bits of its mantissa: subnormal
-        # elements become subnormal numbers; the sign was extended into all the bits above, and the mask keeps one of them
-        number = ((bits << 20) & -0x78100000).to(tl.float32, bitcast=True)
-        if _is_fnuz(FORMAT):
-            number = tl.where(bits == -0x80, float("nan"), number * 2.0**119)
-        else:
-            number = tl.where((bits & 0x7F) == 0x7F, float("nan"), number * 2.0**120)
-        decoded = number.to(DTYPE)
-    elif FORMAT == "float":
+def decode(stored, FORMAT: tl.constexpr, DTYPE: tl.constexpr, IN_INTEGERS: tl.constexpr):
+    """Elements as they were loaded -> numbers of the floating type DTYPE, which holds each of them exactly.
+
+    Args:
+        IN_INTEGERS: whether bfloat16 is made by `exact_bfloat16`.
+    """
+    if FORMAT == "float":
         decoded = stored.to(DTYPE)
     else:
         # by way of float32: NVIDIA converts float8 to float16, and float16 to bfloat16 at a quarter of the usual rate
-        decoded = stored.to(tl.float32).to(DTYPE)
+        if _is_bits(FORMAT):
+            number = _number_of_bits(stored, FORMAT)
+        elif FORMAT == "e4m3fn_byte":
+            number = tl.inline_asm_elementwise(
+                "v_cvt_f32_fp8_e32 $0, $1", "=v,v", args=[stored.to(tl.int32)], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            number = stored.to(tl.float32)
+        decoded = exact_bfloat16(number) if IN_INTEGERS and tl.bfloat16 == DTYPE else number.to(DTYPE)
     return decoded
+
+
+@triton.jit
+def _number_of_bits(stored, FORMAT: tl.constexpr):
+    """Float32 numbers of elements of float8 that are uint8.
+
+    Exponent and mantissa move to the lowest bits of float32's exponent and the highest bits of its mantissa, so that subnormal
+    elements become subnormal numbers. A power of two corrects the exponent's bias.
+    """
+    bits = stored.to(tl.int8, bitcast=True).to(tl.int32)
+    # the sign was extended into all the bits above, and the mask keeps one of them
+    number = ((bits << 20) & -0x78100000).to(tl.float32, bitcast=True)
+    if _is_fnuz(FORMAT):
+        number = tl.where(bits == -0x80, float("nan"), number * 2.0**119)
+    else:
+        number *= 2.0**120
+        # NaN has the magnitude that would be 480; the number before it is 448
+        number = tl.where(tl.abs(number) > 464.0, float("nan"), number)
+    return number
 
 
 @triton.jit
@@ -80,7 +103,7 @@ def decode_pairs(pairs, STORED: tl.constexpr, FORMAT: tl.constexpr, DTYPE: tl.co
         first, second = first.to(tl.float32).to(DTYPE), second.to(tl.float32).to(DTYPE)
     else:
         first, second = pairs.to(tl.int8).to(STORED, bitcast=True), (pairs >> 8).to(tl.int8).to(STORED, bitcast=True)
-        first, second = decode(first, FORMAT, DTYPE), decode(second, FORMAT, DTYPE)
+        first, second = decode(first, FORMAT, DTYPE, False), decode(second, FORMAT, DTYPE, False)
     return first, second
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from attn_contract import Batch, Layer
 
-from attn_optimized.device import INTERPRETER, has_dependent_launches
+from attn_optimized.device import INTERPRETER, has_bfloat16_conversion, has_dependent_launches
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.arguments import Kind
 from attn_optimized.kernels.attention import attention_kernel
@@ -47,6 +47,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         out_format=stored_format(out, plan.architecture)[1],
         **_latent_steps(plan, call),
         **_value_pairs(plan, call, kv_unit),
+        has_integer_bfloat16=not has_bfloat16_conversion(plan.architecture),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
         has_unmasked_loop=has_unmasked_loop,

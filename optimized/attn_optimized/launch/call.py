@@ -74,12 +74,16 @@ class PagedKeys(NamedTuple):
     def kind(self, layer: Layer, architecture: str) -> dict[str, Any]:
         """Fields of the kernel's Kind."""
         cache = kv_cache_strides(self.kv_cache, layer)
+        kv_format = stored_format(self.kv_cache, architecture)[1]
+        if cache.interior.startswith("latent"):
+            # the instruction takes a register for each byte, and tiles of latent keys have none to spare
+            kv_format = kv_format.replace("_byte", "_bits")
         return {
             "is_paged": True,
             "block_size": cache.block_size,
             "interior": cache.interior,
             "x": 16 // self.kv_cache.element_size(),
-            "kv_format": stored_format(self.kv_cache, architecture)[1],
+            "kv_format": kv_format,
             "has_token_scales": token_scales(self.kv_cache, layer) is not None,
         }
 
