@@ -11,16 +11,18 @@ _INSTRUCTION = re.compile(r"^\s+([a-z]\w+)(?:\s|$)")
 
 
 def hot_loop(assembly: str) -> Cost | None:
-    """What one turn of the hot loop takes: of the loops with matrix instructions, the one with the fewest others for each.
+    """What one turn of the hot loop takes: of the loops that multiply most, the one with the fewest other instructions.
 
     A kernel has loops over tiles of keys that need no mask and over those that do. In the first one long requests spend their
-    time. None: there is no such loop.
+    time. One with tiles of two sizes has these loops for each, and those of the larger tile multiply more. None: there is no
+    such loop.
 
     Raises:
         UnknownRateError: it has an instruction without a published rate.
     """
     found = [sum(map(cost_of, loop), Cost()) for loop in innermost_loops(assembly) if any("mfma" in name for name in loop)]
-    return min(found, key=lambda cost: cost.instructions / cost.matrix, default=None)
+    most = max((cost.matrix_cycles for cost in found), default=0)
+    return min((cost for cost in found if cost.matrix_cycles == most), key=lambda cost: cost.instructions, default=None)
 
 
 def innermost_loops(assembly: str) -> list[list[str]]:

@@ -16,7 +16,7 @@ PREFACE = f"""\
 Written by `python -m benchmarks bounds --page FILE` on a machine without a GPU, with {{versions}}.
 The CSV file beside this page keeps what was read off the binaries, and `--check` says whether the page is what it says. The
 {NUMBER} cases are drawn with seed {SEED} as those of [performance-drawn.md](performance-drawn.md) are: nobody chose them. Steps
-of another seed chose the launch table of gfx942, by the same arithmetic.
+of another seed chose 21 of the 97 entries in the launch table of gfx942, by the same arithmetic.
 
 **This is arithmetic: no AMD GPU has run any of it.** The instructions in a turn of the hot loop are counted, and each keeps a
 unit of the GPU busy for as long as AMD publishes (`benchmarks/bounds/rates.py`). What follows is the most that the loop can

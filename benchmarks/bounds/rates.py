@@ -23,10 +23,10 @@ VECTOR_CYCLES, SLOW_CYCLES = 4, 16
 LDS_BYTES = L1_BYTES = 128
 """In a cycle, for the four SIMDs of a compute unit."""
 
-_MATRIX = re.compile(r"v_s?mfmac?_\w+?_(\d+)x(\d+)x(\d+)(?:_(\d+)b)?_?(\w+)")
+_MATRIX = re.compile(r"v_mfma_\w+?_(\d+)x(\d+)x(\d+)(?:_(\d+)b)?_?(\w+)")
 _SLOW = re.compile(r"v_(?:exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi|mad_u64|mad_i64)_")
 _LDS_WIDTH = re.compile(r"ds_(?:read|write|load|store)(2?)(?:st64)?_b(\d+)")
-_GLOBAL = re.compile(r"(?:global|buffer|flat)_(?:load|store)_(\w+)")
+_MEMORY = re.compile(r"(global|buffer|flat|scratch)_(load|store)_(\w+)")
 _WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1, "byte": 1}
 
 
@@ -62,7 +62,7 @@ def cost_of(mnemonic: str) -> Cost:
     Raises:
         UnknownRateError: of a matrix instruction, or an access to memory of another kind than those that kernels here have.
     """
-    if "mfma" in mnemonic:
+    if "mfma" in mnemonic:  # of sparse products, smfmac, no rate is here
         return Cost(instructions=1, matrix=1, matrix_cycles=_matrix_cycles(mnemonic))
     if mnemonic.startswith("v_"):
         cycles = SLOW_CYCLES if _SLOW.match(mnemonic) else VECTOR_CYCLES
@@ -99,13 +99,10 @@ def _lds_width(mnemonic: str) -> int:
 
 
 def _of_memory(mnemonic: str) -> Cost:
-    if mnemonic.startswith("scratch_"):
-        # what is spilled is in the same cache
-        width = _WIDTHS.get(mnemonic.split("_")[2], 4)
-        return Cost(instructions=1, l1_bytes=LANES * width)
-    found = _GLOBAL.match(mnemonic)
-    width = None if found is None else next((n for name, n in _WIDTHS.items() if found[1].startswith(name)), None)
-    if width is None:
+    found = _MEMORY.match(mnemonic)
+    width = None if found is None else next((n for name, n in _WIDTHS.items() if found[3].startswith(name)), None)
+    if found is None or width is None:
         raise UnknownRateError(mnemonic)
-    loaded = LANES * width if "_load_" in mnemonic else 0
-    return Cost(instructions=1, l1_bytes=LANES * width, loaded_bytes=loaded)
+    # what is spilled is in the L1 cache, too, and is nothing that HBM gives
+    is_loaded = found[2] == "load" and found[1] != "scratch"
+    return Cost(instructions=1, l1_bytes=LANES * width, loaded_bytes=LANES * width if is_loaded else 0)

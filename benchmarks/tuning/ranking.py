@@ -54,18 +54,24 @@ def rank(search: Search, architecture: str) -> None:
     if not ranked:
         search.why = "no candidate but today's was compiled"
         return
-    first, facts = _first(ranked, architecture)
-    ours, theirs = _order(facts, architecture), _order(today.facts, architecture)
-    is_better = ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < NEARLY * theirs[-1])
-    if is_better and ours[-1] <= theirs[-1]:
+    better = [pair for pair in ranked if _is_better(pair[1], today.facts, architecture)]
+    if better:
+        first, facts = _first(better, architecture)
         search.chosen = first.parameters
         search.why = f"{facts}; today's: {today.facts}"
     else:
+        _, facts = min(ranked, key=lambda pair: _order(pair[1], architecture))
         search.why = f"today's are as good: {today.facts}; the best other: {facts}"
 
 
+def _is_better(facts: Facts, today: Facts, architecture: str) -> bool:
+    ours, theirs = _order(facts, architecture), _order(today, architecture)
+    comes_first = ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < NEARLY * theirs[-1])
+    return comes_first and ours[-1] <= theirs[-1] < float("inf")
+
+
 def best(search: Search, architecture: str, count: int) -> list[Candidate]:
-    """The first by that order, today's parameters among them, of those that were compiled and not pruned."""
+    """The first by that order of all that were compiled and not pruned, today's parameters or others."""
     compiled = sorted(_waiting(search.candidates), key=lambda pair: _order(pair[1], architecture))
     return [candidate for candidate, _ in compiled[:count]]
 

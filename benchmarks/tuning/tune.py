@@ -145,6 +145,8 @@ def derive(
         run.classes.append(found)
         deadline = time.monotonic() + left / (len(by_class) - i)
         for names in (TILE, HINTS):
+            if time.monotonic() >= deadline:
+                break
             bases = [each.parameters for each in best(found, run.architecture, BEST_TILES)] or [today]
             wanted = (each for base in bases for each in variants(call_class, run.architecture, base, names))
             known = {each.parameters for each in found.candidates}

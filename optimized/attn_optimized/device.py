@@ -19,7 +19,7 @@ def has_dependent_launches(architecture: str) -> bool:
 def has_bfloat16_conversion(architecture: str) -> bool:
     """Whether an architecture converts float32 to bfloat16 in one instruction: see kernels/bfloat16.py.
 
-    The interpreter, which is in no hurry, runs what the others do.
+    The interpreter runs what GPUs without the instruction do, so that tests on a CPU see it.
     """
     return architecture.startswith("sm") or architecture in ("gfx950", "gfx1250")
 

@@ -273,7 +273,7 @@ class Extraction:
             case ast.UnaryOp(op=op, operand=operand):
                 return language.unary(self, op, self.value(operand))
             case ast.BoolOp(op=op, values=parts):
-                return language.connective(isinstance(op, ast.And), [self.value(part) for part in parts])
+                return language.connective(isinstance(op, ast.And), self._up_to_the_decision(isinstance(op, ast.And), parts))
             case ast.Compare(left=left, ops=ops, comparators=rest):
                 return self._comparison([self.value(left), *map(self.value, rest)], ops)
             case ast.IfExp(test=test, body=body, orelse=orelse):
@@ -315,6 +315,15 @@ class Extraction:
             return arithmetic.binary(self, op, left, right)
         except NotImplementedError:
             raise self.unsupported(node) from None
+
+    def _up_to_the_decision(self, is_and: bool, parts: list[ast.expr]) -> list[Any]:
+        """The values of `and` or `or` that Python evaluates: what follows a value that decides has none."""
+        values: list[Any] = []
+        for part in parts:
+            values.append(self.value(part))
+            if not isinstance(values[-1], Tensor) and bool(values[-1]) != is_and:
+                break
+        return values
 
     def _comparison(self, values: list[Any], ops: list[ast.cmpop]) -> Any:
         parts = [

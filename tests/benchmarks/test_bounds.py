@@ -47,8 +47,12 @@ def test_loops_without_a_loop_in_them():
     assert third == ["v_add_f32_e32", "s_branch"]
 
 
-def test_the_hot_loop_has_the_fewest_instructions_for_each_matrix_instruction():
-    assert hot_loop(ASSEMBLY) == Cost(instructions=3, matrix=1, matrix_cycles=16.0, lds_bytes=64 * 16)
+def test_the_hot_loop_is_the_shortest_of_those_that_multiply_most():
+    alike = ASSEMBLY.replace("v_mfma_f32_16x16x16_f16", "v_mfma_f32_32x32x8_f16")
+    assert hot_loop(alike) == Cost(instructions=3, matrix=1, matrix_cycles=32.0, lds_bytes=64 * 16)
+    of_larger_tile = hot_loop(ASSEMBLY)
+    assert of_larger_tile is not None
+    assert (of_larger_tile.matrix_cycles, of_larger_tile.instructions) == (32.0, 6)
     assert hot_loop(ASSEMBLY.replace("v_mfma_f32", "v_add_f32")) is None
 
 
@@ -77,7 +81,17 @@ def test_what_an_instruction_takes(mnemonic, cost):
     assert cost_of(mnemonic) == Cost(instructions=1, **cost)
 
 
-@pytest.mark.parametrize("mnemonic", ["v_mfma_f64_16x16x4_f64", "global_atomic_add", "ds_add_u32", "image_load"])
+@pytest.mark.parametrize(
+    "mnemonic",
+    [
+        "v_mfma_f64_16x16x4_f64",
+        "v_smfmac_f32_16x16x32_bf16",
+        "global_atomic_add",
+        "scratch_load_b96",
+        "ds_add_u32",
+        "image_load",
+    ],
+)
 def test_an_instruction_without_a_published_rate_is_refused(mnemonic):
     with pytest.raises(UnknownRateError, match=mnemonic):
         cost_of(mnemonic)

@@ -68,9 +68,11 @@ def test_pairs_with_a_factor(word):
         after = ran(f"v_cvt_scalef32_pk_f32_{word} v[8:9], v0, 1.0{modifier}", "gfx950", v=v, num_waves=4).vector
         assert same(floats(after[8]), expected)
         assert (floats(after[9]) == second).all()
-    for factor in ("2.0", "v1", "-1.0"):
+    for factor in ("2.0", "v1", "-1.0", "1"):
         with pytest.raises(UnknownInstructionError, match="other than 1"):
             ran(f"v_cvt_scalef32_pk_f32_{word} v[8:9], v0, {factor}", "gfx950", v={0: CODES}, num_waves=4)
+    with pytest.raises(UnknownInstructionError, match="op_sel"):
+        ran(f"v_cvt_scalef32_pk_f32_{word} v[8:9], v0, 1.0 op_sel:[0,1,0]", "gfx950", v={0: CODES}, num_waves=4)
 
 
 @pytest.mark.parametrize(("architecture", "word"), TYPES)

@@ -65,7 +65,7 @@ def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr, IN_INTEGER
     """acc [M, D] after one more tile of values [N, D], and of their scales [N] if SCALES.
 
     Args:
-        IN_INTEGERS: whether float32 weights become bfloat16 by `nearest_bfloat16`.
+        IN_INTEGERS: whether float32 weights become bfloat16 by `nearest_bfloat16`, if not SCALES.
     """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     if SCALES:

@@ -20,7 +20,7 @@ _LEAST_E8M0 = tl.constexpr(27)  # 2**(27 - 127), the same
 
 @triton.constexpr_function
 def _is_bits(FORMAT):
-    return FORMAT.endswith("_bits")
+    return FORMAT.endswith(("_bits", "_byte"))
 
 
 @triton.constexpr_function
@@ -44,12 +44,12 @@ def decode(stored, FORMAT: tl.constexpr, DTYPE: tl.constexpr, IN_INTEGERS: tl.co
         decoded = stored.to(DTYPE)
     else:
         # by way of float32: NVIDIA converts float8 to float16, and float16 to bfloat16 at a quarter of the usual rate
-        if _is_bits(FORMAT):
-            number = _number_of_bits(stored, FORMAT)
-        elif FORMAT == "e4m3fn_byte":
+        if FORMAT == "e4m3fn_byte" and not INTERPRETED:
             number = tl.inline_asm_elementwise(
                 "v_cvt_f32_fp8_e32 $0, $1", "=v,v", args=[stored.to(tl.int32)], dtype=tl.float32, is_pure=True, pack=1
             )
+        elif _is_bits(FORMAT):
+            number = _number_of_bits(stored, FORMAT)
         else:
             number = stored.to(tl.float32)
         decoded = exact_bfloat16(number) if IN_INTEGERS and tl.bfloat16 == DTYPE else number.to(DTYPE)

@@ -63,6 +63,21 @@ def test_instructions_count_where_no_rates_are_published():
     assert index(ranked(FACTS, fewer, faster, architecture="gfx950")) == 1
 
 
+def test_a_worse_one_does_not_hide_a_better_one():
+    found = search_of(FACTS, FACTS._replace(cycles=0.82), FACTS._replace(cycles=0.905))
+    found.candidates[2].parameters = dataclasses.replace(found.candidates[2].parameters, block_m=16)
+    ranking.rank(found, "gfx942")
+    assert index(found) == 1, "fewer rows, but today's are as good"
+    spilled = FACTS._replace(spills=21)
+    assert index(ranked(spilled, FACTS._replace(cycles=1.1), FACTS._replace(spills=1, cycles=0.5))) == 2
+
+
+def test_work_that_is_not_known_is_no_reason_to_change():
+    unknown = FACTS._replace(cycles=None)
+    assert index(ranked(unknown, FACTS)) is None
+    assert index(ranked(FACTS, unknown)) is None
+
+
 def test_fewer_spills_at_the_cost_of_more_cycles_are_no_gain():
     spilled = FACTS._replace(spills=21)
     assert index(ranked(spilled, FACTS)) == 1
