@@ -46,11 +46,13 @@ class Bounds(NamedTuple):
         bandwidth: of HBM's bandwidth that loads can ask for; above 1, more than it gives.
         by: the unit that takes longest, or `one after the other`: the waves of a SIMD are too few to hide one unit's behind
             another's.
+        cycles: of a SIMD, that a turn of one wave takes at least.
     """
 
     matrix: float
     bandwidth: float
     by: str
+    cycles: float
 
 
 def cycles_of(turn: Cost) -> dict[str, float]:
@@ -61,11 +63,6 @@ def cycles_of(turn: Cost) -> dict[str, float]:
         "LDS": turn.lds_bytes * SIMDS / LDS_BYTES,
         "L1": turn.l1_bytes * SIMDS / L1_BYTES,
     }
-
-
-def cycles_of_turn(turn: Cost, waves: float) -> float:
-    """How many cycles of a SIMD a turn of one wave takes at least: see `bounds_of`."""
-    return turn.matrix_cycles / bounds_of(turn, waves).matrix
 
 
 def bounds_of(turn: Cost, waves: float) -> Bounds:
@@ -79,4 +76,4 @@ def bounds_of(turn: Cost, waves: float) -> Bounds:
     """
     cycles = cycles_of(turn) | {"one after the other": (turn.matrix_cycles + turn.vector_cycles) / waves}
     by = max(cycles, key=lambda name: cycles[name])
-    return Bounds(turn.matrix_cycles / cycles[by], turn.loaded_bytes * SIMDS / cycles[by] / HBM_BYTES, by)
+    return Bounds(turn.matrix_cycles / cycles[by], turn.loaded_bytes * SIMDS / cycles[by] / HBM_BYTES, by, cycles[by])

@@ -8,7 +8,7 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
 
-from benchmarks.bounds.loops import cycles_of_turn, hot_loop
+from benchmarks.bounds.loops import bounds_of, hot_loop
 from benchmarks.bounds.rates import RATED, UnknownRateError
 
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
@@ -87,7 +87,7 @@ def cycles_per_turn(assembly: str, waves: float | None) -> float | None:
         turn = hot_loop(assembly)
     except UnknownRateError:
         return None
-    return None if turn is None or not waves else cycles_of_turn(turn, waves)
+    return None if turn is None or not waves else bounds_of(turn, waves).cycles
 
 
 def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | None:

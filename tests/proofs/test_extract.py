@@ -55,6 +55,15 @@ def test_an_early_return_is_merged():
     assert always(found.term == z3.If(A < 0, B, A))
 
 
+def test_what_follows_a_part_that_decides_has_no_value():
+    """It may be a construct that the extractor does not understand."""
+    unknown = "tl.unknown_function(b)"
+    assert extracted(f"return a and {unknown}", False, number(B))[0] is False
+    assert extracted(f"return a or {unknown}", True, number(B))[0] is True
+    with pytest.raises(UnsupportedConstructError):
+        extracted(f"return a and {unknown}", True, number(B))
+
+
 def test_a_bitcast_wraps():
     found, _ = extracted("return (a - b).to(tl.uint32, bitcast=True)", *numbers())
     assert always(found.term == 2**32 - 1, A == 3, B == 4)

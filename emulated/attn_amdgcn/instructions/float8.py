@@ -145,8 +145,10 @@ def pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
 def scaled_pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """The same, times a power of two, which is the last operand's exponent. A factor of other than 1 is refused."""
     check_count(instruction, 3)
+    factor = instruction.operands[2]
     # an integer in the text stands for the factor's bits
-    if repr(instruction.operands[2]) != repr(Operand(Literal(1.0))):
+    is_float = isinstance(factor.of, Literal) and isinstance(factor.of.number, float)
+    if not is_float or factor != Operand(Literal(1.0)):
         raise unknown(instruction, "a factor of other than 1.0")
     halves = instruction.modifiers.get("op_sel", (0,))
     if not isinstance(halves, tuple) or any(halves[1:]):
