@@ -28,6 +28,9 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 QUANTIZED_DTYPES = (*FLOAT8_DTYPES, torch.int8)
 UNLIMITED = -1
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+"""2^-126. GPUs may take a smaller number for 0, and kernels multiply and divide by these."""
+LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
 
 
 def _check_window(name: str, value: Any, _: object) -> tuple[int, int]:
@@ -52,8 +55,8 @@ def _check_chunk(name: str, value: Any, _: object) -> int | None:
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
     if value is None:
         return None
-    if not _fits_float32(value) or not (value == 0 or value >= torch.finfo(torch.float32).tiny):
-        raise ContractError(name, shown(value), "None or 0 (off), or a positive number that float32 holds normally")
+    if not _is_factor(value, LARGEST_SOFT_CAP) or value < 0:
+        raise ContractError(name, shown(value), "None or 0 (off), or a number from 2^-126 to 2^32")
     return float(value) or None
 
 
@@ -98,8 +101,8 @@ class Layer:
         num_heads: query heads H.
         num_kv_heads: KV heads HK; H is a multiple of HK, and query head h reads KV head `h // (H // HK)`.
         head_size: D, the width of q and k.
-        scale: factor of q.k, usually `head_size ** -0.5`; any number that float32 holds. That of latent attention is not
-            `head_size ** -0.5`: see `attn_reference.latent`.
+        scale: factor of q.k, usually `head_size ** -0.5`: 0, or of a magnitude from 2^-126 to 2^64. That of latent attention is
+            not `head_size ** -0.5`: see `attn_reference.latent`.
         attn_type: where the keys come from.
         window: (left, right), inclusive: a query at position p sees keys in [p - left, p + right]; -1 is unlimited, 0 is
             a real window (only itself). A model's `sliding_window=W` counts the token itself and is (W - 1, W - 1).
@@ -108,7 +111,7 @@ class Layer:
         chunked_local: C: positions are cut into chunks of C, and a query sees only keys of its chunk (Llama 4). None is off.
         ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
-        logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2). None or 0 is off.
+        logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
@@ -121,11 +124,11 @@ class Layer:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
             and head. A LATENT cache is float8 with one k_scale, one of LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES float8
             with scales in its pages. None: the cache is of q's dtype.
-        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale. In LATENT there is no
-            v_scale: V is part of K, and k_scale is the scale of both.
+        k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale. They are positive, and at
+            least 2^-126. In LATENT there is no v_scale: V is part of K, and k_scale is the scale of both.
         k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`
-            computes and writes.
-        output_scale: [] or [1] float32: `out` is of a float8 type and holds output / scale.
+            computes and writes. Scales of another writer may also be 0 or negative.
+        output_scale: [] or [1] float32, at least 2^-126: `out` is of a float8 type and holds output / scale.
 
     Cross-attention (ENCODER_DECODER) has no window, sink_tokens, chunked_local or alibi_slopes: its query and key positions
     belong to different sequences. No encoder's keys are latent.
@@ -182,8 +185,9 @@ class Layer:
             raise ContractError(
                 "num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads}), so that heads form groups"
             )
-        if not _fits_float32(self.scale):
-            raise ContractError("scale", shown(self.scale), "a finite number of float32, in which every kernel scales")
+        if not _is_factor(self.scale, LARGEST_SCALE):
+            expected = "0 or a number from 2^-126 (GPUs may take a smaller one for 0) to 2^64 in magnitude"
+            raise ContractError("scale", shown(self.scale), expected)
         object.__setattr__(self, "scale", float(self.scale))
         check_type("attn_type", self.attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
         for name, record in held_rules(self).items():
@@ -336,7 +340,8 @@ def _check_scale_cache(name: str, scales: torch.Tensor, num_kv_heads: int) -> No
         raise ContractError(name, f"{scales.dtype} {tuple(scales.shape)}", expected)
 
 
-def _fits_float32(number: object) -> bool:
+def _is_factor(number: object, largest: float) -> bool:
+    """Whether a value is 0, or a number whose magnitude float32 holds normally and which is at most the largest."""
     if not isinstance(number, float | int) or isinstance(number, bool):
         return False
-    return abs(number) <= torch.finfo(torch.float32).max
+    return number == 0 or SMALLEST_NORMAL <= abs(number) <= largest

@@ -37,9 +37,11 @@ harmless, since 0 * NaN is NaN: keys that no query sees are selected away. The K
 sees are finite, and so is q in the rows of requests: what a NaN or an infinity gives there is undefined. A cache write stores
 NaN and infinities bit by bit. A quantized cache saturates infinities, and its keys may then be seen.
 
-**The largest logits.** A finite sink or bias is at most 2^126 in magnitude, which `validate` checks. So is each logit that
-comes of q, k and the scale, which nothing checks: beyond it the row is undefined. A softmax in base 2 multiplies logits by
-log2(e), and float32 ends at 2^128.
+**The largest numbers.** A finite sink or bias is at most 2^126 in magnitude, which `validate` checks. Nothing checks the other
+limits, and beyond them the row is undefined. The magnitudes of the products that make up a q.k, of the numbers that the cache
+stores, add up to at most 2^62. The scale times the scale of K is at most 2^64, and a slope times a distance at most 2^126: a
+softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128. The number of a request's keys times the largest
+magnitude of their V is at most 2^100: weighted values are added up before they are divided by l.
 
 **Widths.** q and k are head_size wide, v and out value_size: as wide as k, unless the layer says head_size_v. A LATENT cache
 holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`). The rows of a

@@ -11,6 +11,9 @@ chunked context and context parallelism all rest on this identity. A sink logit 
 over no keys has no such values, so both mean the same. An empty part does not count, whatever its output holds, NaN included
 (vLLM #39148). Where all parts are empty, the output is 0 and the LSE -inf.
 
+**The largest numbers.** A finite LSE is at most 2^126 in magnitude. The number of parts times the largest magnitude of their
+outputs is at most 2^100. Beyond that, the result is undefined.
+
 The arithmetic is float64 and its result is rounded once; merging is associative up to that rounding.
 """
 

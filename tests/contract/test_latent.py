@@ -458,7 +458,7 @@ REFUSED = [
     (
         "write_latent_cache",
         {"layer": layer(**LATENT, kv_cache_dtype=FP8, k_scale=torch.zeros(1)), "kv_cache": torch.zeros(3, 4, 8).to(FP8)},
-        "k_scale[0]: got 0.0, expected a positive finite number",
+        "k_scale[0]: got 0.0, expected a finite number of at least 2^-126",
     ),
 ]
 

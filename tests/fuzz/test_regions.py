@@ -52,4 +52,4 @@ def test_the_page_has_a_row_for_each_region(counts):
     for field, found in REGIONS.items():
         for region in found:
             assert f"| `{field}` | {region.name} | " in page
-    assert "| `Layer.k_scale` | 0 and below, NaN, infinity | illegal | " in page
+    assert "| `Layer.k_scale` | below 2^-126, NaN, infinity | illegal | " in page

@@ -7,11 +7,14 @@ import torch
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
-from attn_contract.layer import Layer
+from attn_contract.layer import SMALLEST_NORMAL, Layer
 
 LARGEST_LOGIT = 2.0**126
 """Of a finite sink or bias, in magnitude. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
 it, an infinity would stand for a finite logit. -inf, and not a very negative number, is what hides a key."""
+LARGEST_VALUES = 2.0**100
+"""Of a request's number of keys times its largest magnitude of V. A softmax whose weights are divided by their sum at the end
+adds up so much before, and more where its weights are not at most 1: float32 ends at 2^128."""
 
 
 def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
@@ -128,13 +131,13 @@ def check_layer_logits(layer: Layer) -> None:
 
 
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check k_scale, v_scale and output_scale where `tensors` has them: positive and finite, because kernels divide by them."""
+    """Check k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, as kernels divide by them."""
     for name in ("k_scale", "v_scale", "output_scale"):
         if name in tensors:
             scale = tensors[name].flatten().cpu()
-            if len(wrong := (~scale.isfinite() | (scale <= 0)).nonzero()):
+            if len(wrong := (~scale.isfinite() | (scale < SMALLEST_NORMAL)).nonzero()):
                 i = int(wrong[0])
-                raise ContractError(f"{name}[{i}]", float(scale[i]), "a positive finite number")
+                raise ContractError(f"{name}[{i}]", float(scale[i]), "a finite number of at least 2^-126")
 
 
 def _no_logit(values: torch.Tensor) -> torch.Tensor:

@@ -8,17 +8,20 @@ Value kinds (Case.values.kind), simplest first:
     one_hot     v is 256 in one channel of keys where sequences, blocks, tiles and rules end, else 0: outputs are the weights
     signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
     random      everything normal
-    extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties
+    extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties; odd seeds have values up
+                to LARGEST_VALUES, unless a dtype or a scale for all tokens is too narrow for them
 """
 
 import math
 
 import torch
-from attn_contract.validation.values import LARGEST_LOGIT
+from attn_contract.validation.values import LARGEST_LOGIT, LARGEST_VALUES
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.cases.poison import poison
 
 TILES = 32
+SMALLEST_SCALE = 2.0**-20
+"""The scale of logits below which finite keys no longer bring one key above the others."""
 EXTREME_QUERY, EXTREME_LOGIT = 16, 100
 # one row or element in this many, of those that a neighbour writes, is special
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
@@ -81,6 +84,10 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
         size = EXTREME_LOGIT / EXTREME_QUERY / max(abs(case.scale), 1e-3) / math.sqrt(case.head_size)
         keys = (keys.sign() * size).clamp(-1000, 1000)
         keys[::3] = keys[:1].clone()
+        if case.values.seed % 2 and case.dtype != "float16" and (cache is None or cache.dtype is None or cache.scales_tokens):
+            longest = max((request.seq_len for request in case.requests), default=0)
+            # a number of the normal distribution is below 8, and bfloat16 may round up
+            values *= LARGEST_VALUES / 16 / max(longest, 1)
     elif kind == "one_hot":
         values = torch.zeros(shape_of_v)
         for r, request in enumerate(case.requests):
@@ -91,7 +98,7 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
         keys = keys / 8
         dims = int(direction.abs().sum())  # all of them, or those of a latent key that are no value
         for r, request in enumerate(case.requests):
-            if request.seq_len and case.scale and dims:
+            if request.seq_len and abs(case.scale) > SMALLEST_SCALE and dims:
                 position = int(torch.randint(0, request.seq_len, (), generator=generator))
                 logit = math.log(request.seq_len) + 3
                 keys[_slot(case, r, position)] = direction * (logit / (case.scale * dims))

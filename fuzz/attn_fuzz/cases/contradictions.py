@@ -3,6 +3,7 @@
 import bisect
 
 from attn_contract import RULES, AttentionType, ContractError, Layout, PhysicalOrder
+from attn_contract.layer import SMALLEST_NORMAL
 from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, slot_bits
 
 ROWS = (Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND)
@@ -21,8 +22,8 @@ def check(case: Case) -> None:
         raise CaseError(f"case: its tensors would hold more than {MAX_ELEMENTS} elements")
     if (case.cache is not None) != case.attn_type.reads_cache:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
-    if case.scale and not 1e-6 <= abs(case.scale) <= 1e6:
-        raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 1e-6 and 1e6")
+    if case.scale and not SMALLEST_NORMAL <= abs(case.scale) <= 1e6:
+        raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 2^-126 and 1e6")
     if case.logits_soft_cap is not None and not 1e-3 <= case.logits_soft_cap <= 1e6:
         raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 1e-3 and 1e6")
     if unknown := [name for name in case.earlier if name not in CHANGES]:

@@ -155,7 +155,11 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         if case.has_latent_cache:
             attn_reference.write_latent_cache(*latent_parts(k_before, v_before), kv_cache, layer, before.to(device))
         else:
-            attn_reference.write_kv_cache(k_before, v_before, kv_cache, layer, before.to(device))
+            # scales of another writer may be negative: those of the same numbers with the other sign
+            sign = -1 if case.values.seed % 4 == 1 and buffers else 1
+            attn_reference.write_kv_cache(sign * k_before, sign * v_before, kv_cache, layer, before.to(device))
+            for buffer in buffers.values():
+                allocations.inside(buffer)[before // view.block_size, before % view.block_size] *= sign
     out_buffer, out = _output(case, device)
     lse_buffer, lse = _lse(case, device)
     return Step(

@@ -145,11 +145,12 @@ def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[st
 
 
 def _scale(draw: st.DrawFn, support: Support, head_size: int) -> float:
-    """A softmax scale. It is positive but for one in ten, if the engine sends others."""
+    """A softmax scale. It is positive but for one in ten, if the engine sends others; if it sends 0, one in twenty is tiny."""
     if not support.engine.other_scales:
         return head_size**-0.5
     signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
-    return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs)
+    unit = pick(draw, (1.0,) * 19 + (2.0**-120,)) if 0 in signs else 1.0
+    return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs) * unit
 
 
 def _attn_type(draw: st.DrawFn, support: Support) -> AttentionType:

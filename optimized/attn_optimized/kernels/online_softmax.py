@@ -70,7 +70,7 @@ def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr, IN_INTEGER
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     if SCALES:
         # relative to the tile's largest: scales are small, and their products with weights would be float16's subnormals
-        largest = tl.max(v_scale, 0)
+        largest = tl.max(tl.abs(v_scale), 0)
         relative = tl.div_rn(v_scale, tl.where(largest == 0.0, 1.0, largest))
         product = tl.dot((weights * relative[None, :]).to(v.dtype), v, input_precision="ieee")
         acc = acc * decay[:, None] + product * largest

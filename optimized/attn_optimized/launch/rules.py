@@ -19,8 +19,6 @@ IMPLEMENTED_RULES = frozenset(
     }
 )
 """The rules of a layer and of a step that the kernels implement. Any other is refused before a launch."""
-_NO_CAP = 2.0**60
-"""A soft cap so far above all logits that it changes none of them."""
 
 
 def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
@@ -58,7 +56,7 @@ def has_left_edge(layer: Layer) -> bool:
 
 def has_soft_cap(layer: Layer) -> bool:
     """Whether logits are capped."""
-    return bool(layer.logits_soft_cap) and layer.logits_soft_cap < _NO_CAP
+    return layer.logits_soft_cap is not None
 
 
 def has_bias(layer: Layer, batch: Batch) -> bool:

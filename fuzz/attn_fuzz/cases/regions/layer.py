@@ -49,7 +49,7 @@ def _scale_regions(name: str) -> tuple[Region, ...]:
         Region("shape (1,)", of_tensor(name, lambda scale: scale.shape == (1,))),
         idle_stride(name),
         not_drawn("beyond 2^-6 to 2^4", "a factor of numbers with a few bits: another power of two changes no rounding"),
-        illegal("0 and below, NaN, infinity", "`validation.values` refuses them: kernels divide by it"),
+        illegal("below 2^-126, NaN, infinity", "`validation.values` refuses them: kernels divide by it"),
     )
 
 
@@ -63,7 +63,8 @@ def _scale_cache_regions(name: str) -> tuple[Region, ...]:
         Region("dense rows of heads", of_tensor(name, lambda scales: scales.stride(2) == 1)),
         idle_stride(name),
         Region("NaN in slots without a key", of_tensor(name, lambda scales: scales.isnan().any())),
-        not_drawn("0 and below", "only `write_kv_cache` writes them, and its least scale is 2^-100"),
+        Region("negative", of_tensor(name, lambda scales: (scales < 0).any())),
+        not_drawn("0", "the product with a key is 0, as that of a key of zeros"),
     )
 
 
@@ -119,8 +120,10 @@ LAYER: dict[str, tuple[Region, ...]] = {
             positive=lambda case, step: case.scale > 0,
             _0=lambda case, step: case.scale == 0,
             negative=lambda case, step: case.scale < 0,
+            near_the_least_magnitude=lambda case, step: 0 < abs(case.scale) < 2.0**-100,
         ),
-        not_drawn("a magnitude below 1e-6 or above 1e6", _OF_ANY_SIZE),
+        not_drawn("other magnitudes below 1e-3 or above 10", _OF_ANY_SIZE),
+        illegal("subnormal, above 2^64, NaN, infinity", "Layer refuses it: kernels multiply by it"),
     ),
     "attn_type": of_values(*AttentionType)("attn_type"),
     "window": (
@@ -165,7 +168,7 @@ LAYER: dict[str, tuple[Region, ...]] = {
             with_small_logits=lambda case, step: case.logits_soft_cap and case.values.kind != "extreme",
         ),
         not_drawn("below 0.01 or above 10^5", _OF_ANY_SIZE),
-        illegal("subnormal, negative, NaN, infinity", "Layer refuses it: kernels divide by it"),
+        illegal("subnormal, negative, above 2^32, NaN, infinity", "Layer refuses it: kernels divide by it"),
     ),
     "alibi_slopes": (
         Region("none", lambda case, step: step.layer.alibi_slopes is None),
