@@ -54,8 +54,8 @@ def write_kv_cache(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 that it would have to convert. Nothing was
-            written.
+        UnsupportedError: rows of more than MAX_ROW_SIZE dims, tensors on a CPU without Triton's interpreter, or bfloat16 that
+            it would have to convert. Nothing was written.
     """
     check_type("validate", validate, bool, "a bool")
     check_write_tensors({"k": k, "v": v}, kv_cache, layer, slot_mapping)
@@ -97,8 +97,8 @@ def rope_and_write_kv_cache(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 in an interpreter that computes it wrongly.
-            Nothing was written.
+        UnsupportedError: rows of more than MAX_ROW_SIZE dims, tensors on a CPU without Triton's interpreter, or bfloat16 in an
+            interpreter that computes it wrongly. Nothing was written.
     """
     check_type("is_neox", is_neox, bool, "a bool")
     check_type("validate", validate, bool, "a bool")

@@ -18,7 +18,7 @@ from attn_optimized.kernels.write_e8m0_planes import E8m0PlanesWriteKind, write_
 from attn_optimized.kernels.write_latent_cache import LatentWriteKind, write_latent_cache_kernel
 from attn_optimized.kernels.write_scaled_latent_cache import ScaledLatentWriteKind, write_scaled_latent_cache_kernel
 from attn_optimized.kv_cache import INTEGER_OF_SIZE
-from attn_optimized.launch.tiles import RowTiles, row_grid, row_tiles
+from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.launch.widths import power_of_2
 from attn_optimized.quantization import stored_format
@@ -62,8 +62,8 @@ def write_latent_cache(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: tensors on a CPU without Triton's interpreter, or bfloat16 that it would have to convert. Nothing was
-            written.
+        UnsupportedError: rows of more than MAX_ROW_SIZE dims, tensors on a CPU without Triton's interpreter, or bfloat16 that
+            it would have to convert. Nothing was written.
     """
     check_type("validate", validate, bool, "a bool")
     check_write_tensors({"kv_c": kv_c, "k_pe": k_pe}, kv_cache, layer, slot_mapping)
@@ -137,11 +137,12 @@ def _as_stored(write: _Write) -> _Write:
 
 def _launch(write: _Write, architecture: str) -> Launch:
     """The launch of the layout's kernel, which writes one row for each slot of the mapping."""
-    kv_c, _, kv_cache, layer, slot_mapping = write
-    tiles, cache = row_tiles(architecture, head_size=kv_c.shape[1]), kv_cache_strides(kv_cache, layer)
+    kv_c, k_pe, kv_cache, layer, slot_mapping = write
+    tiles = row_tiles(architecture, head_size=max(kv_c.shape[1], k_pe.shape[1]))
+    cache = kv_cache_strides(kv_cache, layer)
     units, strides = _strides(write, cache)
     shared = {**units, "kv_format": stored_format(kv_cache, architecture)[1], "block_rows": tiles.block_rows}
-    kernel, kind = _kernel(write, tiles, cache, shared)
+    kernel, kind = _kernel(write, cache, shared)
     return Launch.of(
         kernel,
         row_grid(tiles, len(slot_mapping)),
@@ -167,7 +168,7 @@ def _strides(write: _Write, cache: KVCacheStrides) -> tuple[dict[str, int], dict
     return {"row_unit": row_unit, "kv_unit": kv_unit}, of_rows | of_cache
 
 
-def _kernel(write: _Write, tiles: RowTiles, cache: KVCacheStrides, shared: dict[str, Any]) -> tuple[Any, Any]:
+def _kernel(write: _Write, cache: KVCacheStrides, shared: dict[str, Any]) -> tuple[Any, Any]:
     """The layout's kernel, and its kind, of which the kinds of all layouts have the fields `shared`."""
     latent_size, rope_size, layer = write.kv_c.shape[1], write.k_pe.shape[1], write.layer
     rotated: dict[str, Any] = {"rope_size": rope_size, "block_rope": power_of_2(rope_size) if rope_size else 0}
@@ -185,7 +186,7 @@ def _kernel(write: _Write, tiles: RowTiles, cache: KVCacheStrides, shared: dict[
             scales = {"num_scales": num_groups - 1, "block_groups": power_of_2(num_groups)}
             return write_e8m0_planes_kernel, E8m0PlanesWriteKind(**shared, **scales, row_bytes=cache.slot)
         case _:
-            latent: dict[str, Any] = {"latent_size": latent_size, "block_latent": tiles.block_d}
+            latent: dict[str, Any] = {"latent_size": latent_size, "block_latent": power_of_2(latent_size)}
             return write_latent_cache_kernel, LatentWriteKind(**shared, **latent, **rotated)
 
 

@@ -45,7 +45,8 @@ def merge_attn_states(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
+        UnsupportedError: rows of more than MAX_ROW_SIZE dims, or tensors on a CPU without Triton's interpreter. Nothing was
+            written.
     """
     check_merge_attn_states(out_a, lse_a, out_b, lse_b, out, lse, prefill_tokens_with_context, output_scale)
     out = out_a.new_empty(out_a.shape) if out is None else out
@@ -142,7 +143,8 @@ def merge_attn_parts(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: tensors on a CPU without Triton's interpreter. Nothing was written.
+        UnsupportedError: rows of more than MAX_ROW_SIZE dims, or tensors on a CPU without Triton's interpreter. Nothing was
+            written.
     """
     check_merge_attn_parts(outs, lses, out, lse, lse_base, output_scale)
     out = outs.new_empty(outs.shape[1:]) if out is None else out

@@ -8,6 +8,8 @@ several rounds of the reduction: a loop that turns once hides what its second tu
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 
+from attn_contract import UnsupportedError
+
 from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.shared_memory import stages_that_fit
 from attn_optimized.launch.table import Parameters, parameters_for
@@ -127,13 +129,27 @@ class RowTiles:
         return {"num_warps": self.num_warps}
 
 
+MAX_ROW_SIZE = 4096
+"""A compiler takes minutes for a tile of much more: a thread holds all its dims in registers."""
+
+
 @lru_cache(maxsize=1024)
 def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
-    """Tiles of write_kv_cache and merge_attn_states."""
+    """Tiles of the cache writes and of the merges.
+
+    Args:
+        head_size: dims of a row. Where a program has tiles of several widths for the same rows: of the widest.
+
+    Raises:
+        UnsupportedError: a row is wider than a tile.
+    """
+    if head_size > MAX_ROW_SIZE:
+        reason = f"a tile holds whole rows of at most {MAX_ROW_SIZE}"
+        raise UnsupportedError("attn_optimized", f"a row of {head_size} dims", reason, "attn_reference")
     block_d = power_of_2(head_size)
     if architecture == INTERPRETER:
         # so few that the tokens of a small step take several programs
-        return RowTiles(head_size=head_size, block_rows=max(1, min(16, (1 << 19) // block_d)), block_d=block_d, num_warps=1)
+        return RowTiles(head_size=head_size, block_rows=16, block_d=block_d, num_warps=1)
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
 
 
