@@ -89,6 +89,16 @@ def disagrees(group: dist.ProcessGroup, **of_rank_1):
     return attends(group, "reference", **arguments)
 
 
+def has_a_wrong_option(group: dist.ProcessGroup, **of_rank_1):
+    """An option of the call that is wrong on rank 1."""
+    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
+
+    q, kv_cache, layer, batch = local_call(group, 1, output_scale=torch.tensor(0.5))
+    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
+    options = {"timeout": LONG, **_functions("reference")} | (of_rank_1 if group.rank() == 1 else {})
+    return attend_over_ranks(group, q, kv_cache, layer, step, **options)
+
+
 def disagrees_about_rows(group: dist.ProcessGroup):
     from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
 
@@ -116,6 +126,11 @@ def disagrees_about_lengths(group: dist.ProcessGroup):
 def disagrees_about_its_cache(group: dist.ProcessGroup):
     """Rank 1's cache is of a dtype that its layer does not name."""
     return _with_of_rank_1(group, kv_cache=lambda cache: cache.to(torch.float16))
+
+
+def disagrees_about_dtypes(group: dist.ProcessGroup):
+    half = {"q": lambda q: q.half(), "kv_cache": lambda cache: cache.half()}
+    return _with_of_rank_1(group, **half)
 
 
 def asks_for_a_gradient(group: dist.ProcessGroup):

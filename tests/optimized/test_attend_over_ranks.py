@@ -1,5 +1,6 @@
 """Attention over ranks that are processes, against attention over all keys in one."""
 
+from datetime import timedelta
 from functools import partial
 
 import attn_reference
@@ -106,6 +107,19 @@ def nccl_results(tmp_path_factory):
     return over_ranks(2, tmp_path_factory.mktemp("nccl"), cases, "cuda")
 
 
+REFUSED = "RanksError: attention over ranks: rank 1 refused its call"
+WRONG_OPTIONS = [
+    ({"timeout": 3}, "timeout: got 3, expected a timedelta"),
+    ({"timeout": timedelta(0)}, "timeout: got 0:00:00, expected a timedelta from 1 ms to 365 days"),
+    ({"timeout": timedelta.max}, "timeout: got 999999999 days, 23:59:59.999999, expected"),
+    ({"compare": None}, "compare: got None, expected a bool"),
+    ({"out_dtype": torch.float32}, "out_dtype: got torch.float32, expected float8_e4m3fn or float8_e4m3fnuz"),
+    ({"attention": None}, "attention: got None, expected a function"),
+    ({"merge": 1}, "merge: got 1, expected a function"),
+]
+"""What is checked before the ranks compare their calls, and behind."""
+
+
 @pytest.mark.parametrize(
     ("scenario", "errors"),
     [
@@ -115,7 +129,7 @@ def nccl_results(tmp_path_factory):
         ),
         (
             partial(ranks_worker.disagrees, exchange="reduce_scatter"),
-            ["ContractError: exchange: got 0 on rank 1, expected 1, as on rank 0"] * 2,
+            ["ContractError: exchange: got reduce_scatter on rank 1, expected all_to_all, as on rank 0"] * 2,
         ),
         (ranks_worker.disagrees_about_rows, ["ContractError: rows of q: got 18 on rank 1, expected 9, as on rank 0"] * 2),
         (
@@ -124,29 +138,41 @@ def nccl_results(tmp_path_factory):
         ),
         (
             partial(ranks_worker.disagrees, logits_soft_cap=0.5),
-            ["ContractError: logits_soft_cap: got 0.5 on rank 1, expected 0, as on rank 0"] * 2,
+            ["ContractError: logits_soft_cap: got 0.5 on rank 1, expected 0.0, as on rank 0"] * 2,
+        ),
+        (
+            partial(ranks_worker.disagrees, sinks=torch.zeros(12)),
+            ["ContractError: sinks: got a tensor on rank 1, expected None, as on rank 0"] * 2,
+        ),
+        (
+            ranks_worker.disagrees_about_dtypes,
+            ["ContractError: dtype of q: got float16 on rank 1, expected float32, as on rank 0"] * 2,
+        ),
+        *(
+            (partial(ranks_worker.has_a_wrong_option, **option), [REFUSED, f"ContractError: {message}"])
+            for option, message in WRONG_OPTIONS
         ),
         (ranks_worker.disagrees_about_lengths, ["ContractError: seq_lens: got values of checksum "] * 2),
         (
             ranks_worker.disagrees_about_its_cache,
-            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: kv_cache: got torch.float16"],
+            [REFUSED, "ContractError: kv_cache: got torch.float16"],
         ),
         (
             ranks_worker.asks_for_a_gradient,
-            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: q: got requires_grad=True"],
+            [REFUSED, "ContractError: q: got requires_grad=True"],
         ),
         (ranks_worker.makes_another_kind_of_call, ["ContractError: call: got another function's on rank "] * 2),
         (
             partial(ranks_worker.disagrees, window=(3, 0)),
-            ["RanksError: attention over ranks: rank 1 refused its call", "UnsupportedError: attention over ranks: a sliding"],
+            [REFUSED, "UnsupportedError: attention over ranks: a sliding"],
         ),
         (
             partial(ranks_worker.disagrees, exchange="telepathy"),
-            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: exchange: got 'telepathy', expected"],
+            [REFUSED, "ContractError: exchange: got 'telepathy', expected"],
         ),
         (
             ranks_worker.is_on_another_device,
-            ["RanksError: attention over ranks: rank 1 refused its call", "ContractError: q: got meta, expected the device of"],
+            [REFUSED, "ContractError: q: got meta, expected the device of"],
         ),
         (
             ranks_worker.does_not_come,

@@ -230,6 +230,8 @@ def _of_another_length(call: RankCall) -> RankCall | None:
 
 _WRONG: dict[str, Callable[[RankCall], RankCall | None]] = {
     "an unknown exchange": lambda call: call._replace(options={**call.options, "exchange": "by post"}),
+    "no timeout": lambda call: call._replace(options={**call.options, "timeout": None}),
+    "no function that merges": lambda call: call._replace(options={**call.options, "merge": None}),
     "the dealing of more ranks": _on_another_rank,
     "a causal step of cross-attention": _made_causal,
 }

@@ -9,20 +9,37 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from attn_contract import ContractError, UnsupportedError
+from attn_contract import ContractError
+from attn_contract.arguments import check_type, named
 
-Told = int | float | Callable[[], int]
-"""What ranks tell each other of an argument: a number, or a function that makes a checksum of it."""
+
+class OneOf(NamedTuple):
+    """An argument that is one of a few values, which are the same on all ranks."""
+
+    value: object
+    values: tuple[object, ...]
+
+
+Told = int | float | OneOf | Callable[[], int]
+"""What ranks tell each other of an argument: a number, which of its values it is, or a function that makes a checksum of it."""
+TIMEOUT, LEAST_TIMEOUT, LONGEST_TIMEOUT = timedelta(seconds=60), timedelta(milliseconds=1), timedelta(days=365)
 MOST_NUMBERS = 24
 """A call is told in so many numbers, however many it has. A rank that makes another kind of call sends as many."""
 
 
 class RanksError(RuntimeError):
     """Another rank refused its call, came too late or has died."""
+
+
+def check_timeout(timeout: timedelta) -> None:
+    """Check how long a rank waits for the others. torch counts milliseconds, and takes 0 of them for no limit."""
+    check_type("timeout", timeout, timedelta, "a timedelta")
+    if not LEAST_TIMEOUT <= timeout <= LONGEST_TIMEOUT:
+        raise ContractError("timeout", timeout, "a timedelta from 1 ms to 365 days")
 
 
 def run(
@@ -85,7 +102,7 @@ def _naming(what: str, timeout: timedelta) -> Iterator[None]:
 
 def compare_calls(
     group: dist.ProcessGroup,
-    call: Mapping[str, Told] | ContractError | UnsupportedError,
+    call: Mapping[str, Told] | Exception,
     names: tuple[str, ...],
     timeout: timedelta,
 ) -> None:
@@ -97,8 +114,8 @@ def compare_calls(
         timeout: how long a rank waits for the others.
 
     Raises:
-        ContractError, UnsupportedError: `call`, if it is an error.
-        ContractError: a number is not the same on all ranks, or another rank's call is of another kind.
+        Exception: `call`, if it is an error.
+        ContractError: an argument is not the same on all ranks, or another rank's call is of another kind.
         RanksError: another rank refused its call, or did not come.
     """
     device = torch.device("cpu" if dist.get_backend(group) == dist.Backend.GLOO else "cuda")
@@ -134,6 +151,8 @@ def _message(call: Mapping[str, Told] | Exception, names: tuple[str, ...]) -> li
 
 
 def _number(value: Told) -> int:
+    if isinstance(value, OneOf):
+        return value.values.index(value.value)
     if isinstance(value, float):
         return struct.unpack("<q", struct.pack("<d", value))[0]
     return value if isinstance(value, int) else value()
@@ -141,6 +160,8 @@ def _number(value: Told) -> int:
 
 def _in_words(value: Told, number: int) -> str:
     """A rank's number, which is of the kind of this rank's value."""
+    if isinstance(value, OneOf):
+        return named(value.values[number])
     if isinstance(value, float):
-        return f"{struct.unpack('<d', struct.pack('<q', number))[0]:g}"
+        return repr(struct.unpack("<d", struct.pack("<q", number))[0])
     return str(number) if isinstance(value, int) else f"values of checksum {number:08x}"

@@ -7,12 +7,21 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
-from attn_contract import FLOAT_DTYPES, AttentionType, ContractError, Layer, UnsupportedError
+from attn_contract import FLOAT8_DTYPES, FLOAT_DTYPES, AttentionType, ContractError, Layer
 from attn_contract.arguments import check_dims, check_tensor, check_type, shown
 from attn_contract.validation import check_attention_tensors, check_paged_attention
 
 from attn_optimized.attention import paged_attention
-from attn_optimized.context_parallel.agreement import Told, checksum, compare_calls, run, start
+from attn_optimized.context_parallel.agreement import (
+    TIMEOUT,
+    OneOf,
+    Told,
+    check_timeout,
+    checksum,
+    compare_calls,
+    run,
+    start,
+)
 from attn_optimized.context_parallel.dealing import LocalStep, local_layer
 from attn_optimized.context_parallel.weights import weighted_part
 from attn_optimized.merge import merge_attn_parts
@@ -24,7 +33,6 @@ reduce_scatter: LSEs are gathered, each rank weights its output, and the network
 rank gets all parts of its own heads with their LSEs, one message from each rank, and merges them.
 """
 
-TIMEOUT = timedelta(seconds=60)
 _HEADS_OR_LSES = "gathering heads or LSEs"
 # torch 2.13 has renamed both
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -89,7 +97,8 @@ def attend_over_ranks(
         out_dtype: of the output if the layer has an output_scale.
         compare: first compare the call with those of the other ranks, which waits for all of them, and for the device. Without
             it, ranks whose calls differ wait until a timeout, or return wrong numbers.
-        timeout: how long a rank waits for the others, where a process waits at all: when calls are compared, and in gloo.
+        timeout: how long a rank waits for the others, where a process waits at all: when calls are compared, and in gloo. From
+            1 ms to 365 days.
         attention, merge: who attends and who merges: the Triton kernels, or functions of the same signatures, such as the
             reference's on a CPU. What attends writes into `out` and `lse`, strided views of what is sent.
 
@@ -99,19 +108,22 @@ def attend_over_ranks(
         RanksError: another rank refused its call, came too late or has died.
     """
     check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
-    check_type("timeout", timeout, timedelta, "a timedelta")
-    check_type("compare", compare, bool, "a bool")
-    own: ContractError | UnsupportedError | dict[str, Told]
+    told: Exception | dict[str, Told]
+    wait = TIMEOUT  # if this rank's own is wrong
     try:
-        own = _checked(group, q, kv_cache, layer, step, exchange)
+        check_timeout(timeout)
+        wait = timeout
+        check_type("compare", compare, bool, "a bool")
+        _check_output(layer, out_dtype, attention, merge)
+        told = _checked(group, q, kv_cache, layer, step, exchange)
         if compare:
             _check_before_others(q, kv_cache, layer, step)
-    except (ContractError, UnsupportedError) as error:
-        own = error
-    if compare:
-        compare_calls(group, own, COMPARED, timeout)
-    elif isinstance(own, Exception):
-        raise own
+    except Exception as error:  # whatever it is, the others wait for this rank
+        if compare is False:
+            raise
+        told = error
+    if compare is not False:
+        compare_calls(group, told, COMPARED, wait)
     num_tokens, num_heads = len(q), layer.num_heads
     heads = _gathering(_HEADS_OR_LSES, group, q, timeout)  # while memory for the output is made ready
     of_rank = kv_cache, local_layer(layer, step.dealing), step.batch
@@ -138,6 +150,16 @@ COMPARED = (
     *("requests", "num_actual_tokens", "rows of the local step", "query_start_loc", "seq_lens", "causal"),
 )
 """What must be the same on all ranks; the last three by a checksum of their values."""
+
+
+def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
+    """Check what a rank does behind the collectives, in which the others wait for it."""
+    check_type("layer", layer, Layer, "a Layer")
+    if layer.output_scale is not None and out_dtype not in FLOAT8_DTYPES:
+        raise ContractError("out_dtype", shown(out_dtype), "float8_e4m3fn or float8_e4m3fnuz: there is an output_scale")
+    for name, function in zip(("attention", "merge"), functions, strict=True):
+        if not callable(function):
+            raise ContractError(name, shown(function), "a function")
 
 
 def _checked(
@@ -178,18 +200,18 @@ def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict
         "rows of q": q.shape[0],
         "heads of q": q.shape[1],
         "head size of q": q.shape[2],
-        "dtype of q": FLOAT_DTYPES.index(q.dtype),
+        "dtype of q": OneOf(q.dtype, FLOAT_DTYPES),
         "num_heads": layer.num_heads,
         "num_kv_heads": layer.num_kv_heads,
         "head size of V": layer.value_size,
-        "attn_type": list(AttentionType).index(layer.attn_type),
+        "attn_type": OneOf(layer.attn_type, tuple(AttentionType)),
         "scale": float(layer.scale),
         "logits_soft_cap": float(layer.logits_soft_cap or 0.0),
-        "sinks": int(layer.sinks is not None),
-        "output_scale": int(layer.output_scale is not None),
+        "sinks": _presence(layer.sinks),
+        "output_scale": _presence(layer.output_scale),
         "number of ranks": step.dealing.num_ranks,
         "interleave": step.dealing.interleave,
-        "exchange": get_args(Exchange).index(exchange),
+        "exchange": OneOf(exchange, get_args(Exchange)),
         "requests": whole.num_requests,
         "num_actual_tokens": whole.num_actual_tokens,
         "rows of the local step": step.batch.num_requests,
@@ -197,6 +219,10 @@ def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict
         "seq_lens": partial(checksum, whole.seq_lens),
         "causal": lambda: checksum(torch.as_tensor(whole.causal).expand(whole.num_requests)),
     }
+
+
+def _presence(tensor: torch.Tensor | None) -> OneOf:
+    return OneOf("None" if tensor is None else "a tensor", ("None", "a tensor"))
 
 
 def _merged(

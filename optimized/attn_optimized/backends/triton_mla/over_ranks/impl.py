@@ -19,8 +19,8 @@ from attn_optimized.backends.triton_mla.impl import TritonMlaImpl
 from attn_optimized.backends.triton_mla.metadata import NAME, ContextChunk, MlaMetadata, MlaPrefillMetadata
 from attn_optimized.backends.triton_mla.over_ranks.metadata import RankContextChunk, RankMlaMetadata
 from attn_optimized.context_parallel import Exchange, LocalStep, attend_over_ranks
-from attn_optimized.context_parallel.agreement import Told, checksum, compare_calls
-from attn_optimized.context_parallel.attention import COMPARED, TIMEOUT, gathered
+from attn_optimized.context_parallel.agreement import TIMEOUT, OneOf, Told, check_timeout, checksum, compare_calls
+from attn_optimized.context_parallel.attention import COMPARED, gathered
 from attn_optimized.kept import Kept
 
 COMPARED_PREFILL = (
@@ -64,7 +64,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         super().__init__(layer, **arguments)
         self._refuse(self.config.with_rules(over_ranks=True))
         check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
-        check_type("timeout", timeout, timedelta, "a timedelta")
+        check_timeout(timeout)
         if exchange not in get_args(Exchange):
             raise ContractError("exchange", shown(exchange), " or ".join(map(repr, get_args(Exchange))))
         if exchange == "reduce_scatter" and self.config.asks("batch_invariant"):
@@ -181,7 +181,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         """With `validate`, tell the other ranks of a refusal, in the collective in which they compare the call."""
         try:
             yield
-        except (ContractError, UnsupportedError) as error:
+        except Exception as error:  # whatever it is, the others wait for this rank
             if self.validate:
                 compare_calls(self.group, error, names, self.timeout)
             raise
@@ -192,7 +192,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         dealing = attn_metadata.dealing
         return {
             "rows of query": len(query),
-            "dtype of query": FLOAT_DTYPES.index(query.dtype),
+            "dtype of query": OneOf(query.dtype, FLOAT_DTYPES),
             "head size of the latent vector": self.layer.value_size,
             "head size of the cache": self.layer.head_size,
             "scale": float(self.layer.scale),
