@@ -10,13 +10,13 @@ written by the rules' records, and a call comes back as values by the schema's n
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 
-from attn_contract.arguments import check_dims, check_tensor
+from attn_contract.arguments import check_dims
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
@@ -93,13 +93,28 @@ Given = dict[str, Any]
 
 
 def _named_arguments(op: str, call: Callable[[Given], None]) -> Callable[..., None]:
-    """The function that torch calls, with positions as the op's schema has them."""
+    """The function that torch calls, with positions as the op's schema has them.
+
+    Raises:
+        ContractError: None in place of a tensor, for which torch has an undefined tensor and lets the call pass.
+    """
 
     def function(*values: Any, **options: Any) -> None:
-        names = [argument.name for argument in getattr(torch.ops.attn_parity, op).default._schema.arguments]
-        call(dict(zip(names, values, strict=False)) | options)
+        must_be_tensor = _tensors_of(op)
+        given = dict(zip(must_be_tensor, values, strict=False)) | options
+        for name, value in given.items():
+            if value is None and must_be_tensor[name]:
+                raise ContractError(name, None, "a tensor")
+        call(given)
 
     return function
+
+
+@cache
+def _tensors_of(op: str) -> dict[str, bool]:
+    """The arguments of an op's schema, in their order, and whether each must be a tensor."""
+    schema = getattr(torch.ops.attn_parity, op).default._schema
+    return {argument.name: isinstance(argument.type, torch.TensorType) for argument in schema.arguments}
 
 
 def _write_nothing(given: Given) -> None:
@@ -172,12 +187,10 @@ def _write_latent_cache(implementation: ModuleType, given: Given) -> None:
 
 
 def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
-    check_tensor("out", given["out"])
     implementation.merge_attn_states(**given)
 
 
 def _merge_attn_parts(implementation: ModuleType, given: Given) -> None:
-    check_tensor("out", given["out"])
     implementation.merge_attn_parts(**given)
 
 
@@ -226,7 +239,6 @@ def _causal(given: Given) -> bool | torch.Tensor:
 
 
 def _outputs(given: Given) -> Given:
-    check_tensor("out", given["out"])
     return {"out": given["out"], "lse": given["lse"], "batch_invariant": given.get("batch_invariant", False)}
 
 

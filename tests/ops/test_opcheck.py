@@ -1,6 +1,11 @@
 """What `torch.library.opcheck` and the schemas' own words promise to torch.compile, on each device."""
 
+from contextlib import nullcontext
+
+import pytest
 import torch
+from attn_contract import ContractError
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.ops.small_calls import CALLS
 
@@ -27,6 +32,21 @@ def test_what_the_schema_calls_written_is_and_nothing_else(call):
     before = {name: bits(tensor) for name, tensor in tensors.items()}
     call.op(**call.arguments)
     assert [name for name, tensor in tensors.items() if not torch.equal(bits(tensor), before[name])] == call.written
+
+
+@pytest.mark.parametrize("call_name", sorted({name.split()[0] for name in CALLS}))
+@pytest.mark.parametrize("is_fake", [False, True], ids=["run", "traced"])
+def test_none_in_place_of_a_tensor_is_refused(call_name, is_fake):
+    """Of every argument that the schema calls a tensor, whether the op runs or torch.compile traces it."""
+    op = getattr(torch.ops.attn_parity, call_name).default
+    arguments = CALLS[call_name](torch.device("cpu"))
+    names = [argument.name for argument in op._schema.arguments if str(argument.type) == "Tensor"]
+    assert len(names) > 2
+    for name in names:
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else nullcontext()
+        with mode, pytest.raises(ContractError) as refused:
+            op(**arguments | {name: None})
+        assert str(refused.value) == f"{name}: got None, expected a tensor"
 
 
 def test_every_argument_of_every_op_is_given_by_some_call():
