@@ -106,6 +106,12 @@ OF_HALVES = {
     "v_mad_i16": ("i16 = i16 i16 i16", lambda a, b, c: a * b + c),
     "v_min_u16": ("u16 = u16 u16", min),
     "v_max_i16": ("i16 = i16 i16", max),
+    "v_min3_i16": ("i16 = i16 i16 i16", min),
+    "v_min3_u16": ("u16 = u16 u16 u16", min),
+    "v_max3_i16": ("i16 = i16 i16 i16", max),
+    "v_max3_u16": ("u16 = u16 u16 u16", max),
+    "v_med3_i16": ("i16 = i16 i16 i16", middle),
+    "v_med3_u16": ("u16 = u16 u16 u16", middle),
 }
 SATURATING = {
     "gfx942": ("v_add_u32", "v_sub_u32", "v_subrev_u32", "v_add_u16", "v_sub_u16", "v_subrev_u16", "v_add_i16"),
@@ -146,10 +152,10 @@ def test_halves(name, half):
     check(name, *OF_HALVES[name], "gfx1100", half=half)
 
 
-@pytest.mark.parametrize("name", ["v_mad_u16", "v_mad_i16"])
-def test_v_mad_of_16_bits_leaves_the_upper_half_on_gfx9(name):
-    after = ran(f"{name} v3, v0, v1, v2", v={0: 300, 1: 300, 2: 0x70007, 3: 0xABCD0000})
-    assert after.vector[3, 0, 0] == 0xABCD0000 | (300 * 300 + 7) % 65536
+@pytest.mark.parametrize("name", [name for name, (signature, _) in OF_HALVES.items() if len(signature.split()) == 5])
+def test_three_sources_of_16_bits_leave_the_upper_half_on_gfx9(name):
+    after = ran(f"{name} v3, v0, v1, v2", v={0: 300, 1: 301, 2: 0x70007, 3: 0xABCD0000})
+    assert after.vector[3, 0, 0] == 0xABCD0000 | OF_HALVES[name][1](300, 301, 7) % 65536
 
 
 def test_literals_have_the_width_of_their_operand():

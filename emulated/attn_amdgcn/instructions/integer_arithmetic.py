@@ -1,8 +1,8 @@
 """Integer arithmetic of vector registers: sums, products, the least and the greatest.
 
 Source: "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. gfx9 adds with a carry in
-v_addc_co_u32, later architectures in v_add_co_ci_u32. On gfx9 a result of 16 bits clears the upper half of its register,
-except the results of v_mad_u16 and v_mad_i16. Sums and differences of at most 32 bits saturate under `clamp`.
+v_addc_co_u32, later architectures in v_add_co_ci_u32. On gfx9 a result of 16 bits clears the upper half of its register, except
+that of an instruction with three sources (v_mad_u16). Sums and differences of at most 32 bits saturate under `clamp`.
 """
 
 from collections.abc import Callable
@@ -222,18 +222,24 @@ vector("v_max_i64", "i64 = i64 i64")(np.maximum)
 vector("v_max_u64", "u64 = u64 u64")(np.maximum)
 
 
+@vector("v_min3_i16", "i16 = i16 i16 i16", takes=("op_sel",), keeps_half=True)
+@vector("v_min3_u16", "u16 = u16 u16 u16", takes=("op_sel",), keeps_half=True)
 @vector("v_min3_i32", "i32 = i32 i32 i32")
 @vector("v_min3_u32", "u32 = u32 u32 u32")
 def min3(a, b, c):
     return np.minimum(np.minimum(a, b), c)
 
 
+@vector("v_max3_i16", "i16 = i16 i16 i16", takes=("op_sel",), keeps_half=True)
+@vector("v_max3_u16", "u16 = u16 u16 u16", takes=("op_sel",), keeps_half=True)
 @vector("v_max3_i32", "i32 = i32 i32 i32")
 @vector("v_max3_u32", "u32 = u32 u32 u32")
 def max3(a, b, c):
     return np.maximum(np.maximum(a, b), c)
 
 
+@vector("v_med3_i16", "i16 = i16 i16 i16", takes=("op_sel",), keeps_half=True)
+@vector("v_med3_u16", "u16 = u16 u16 u16", takes=("op_sel",), keeps_half=True)
 @vector("v_med3_i32", "i32 = i32 i32 i32")
 @vector("v_med3_u32", "u32 = u32 u32 u32")
 def med3(a, b, c):
