@@ -2,7 +2,7 @@
 
 `load` reads `asm["amdgcn"]`, `prepare` makes it ready, `launch` runs a grid, and `checked` runs it under several schedules.
 `counts` and `multiply_adds` say what ran, `Accesses` how its accesses fit the memory, and `inexact` what of it hardware may
-round in another way.
+round in another way. `lost_addresses` finds accesses whose address the compiler lost, without running anything.
 
 What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
 tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
@@ -26,6 +26,7 @@ from attn_amdgcn.counts import counts, multiply_adds
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, Touch, UnknownInstructionError
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory, Parts
+from attn_amdgcn.origins import lane_moves_in_loops, lost_addresses
 from attn_amdgcn.program import Program, prepare
 from attn_amdgcn.rounding import inexact
 from attn_amdgcn.watch import Access, Watch
@@ -50,8 +51,10 @@ __all__ = [
     "checked",
     "counts",
     "inexact",
+    "lane_moves_in_loops",
     "launch",
     "load",
+    "lost_addresses",
     "multiply_adds",
     "prepare",
 ]

@@ -67,3 +67,16 @@ def _bits(operands: Sequence[Operand], kernel: Kernel) -> int:
         if isinstance(operand.of, Register):
             found |= waits.bits_of_register(operand.of, kernel)
     return found
+
+
+def results_of(instruction: Instruction, kernel: Kernel) -> int:
+    """How many operands, the first ones, are results."""
+    name = instruction.name
+    if waits.counters_of(instruction, kernel):
+        return 1 if waits.loaded(instruction, kernel) else 0
+    if name in SCALAR:
+        return len({*SCALAR[name].results} - {"scc"})
+    if name in VECTOR:
+        return len(VECTOR[name].results)
+    first = instruction.operands[0].of if instruction.operands else None
+    return 1 if isinstance(first, Register) else 0
