@@ -179,8 +179,9 @@ class ReduceTiles:
         return {"num_warps": self.num_warps}
 
 
-REDUCED_AT_ONCE = 32
-"""Parts of rows that a warp loads at once."""
+REDUCED_AT_ONCE = {"gfx": 8, "sm": 32}
+"""Parts of rows that a warp loads at once, by how the architecture's name begins. Each part has masks, which on AMD are scalar
+registers: of 32 parts Triton 3.9 spills 204 for gfx942, in the loop over parts, and of 8 none."""
 MAX_REDUCED_DIMS = 128
 """Wider rows are reduced by several programs, so that few rows keep a GPU busy, too."""
 
@@ -198,14 +199,15 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> Reduce
         block_d = min(block_d, 64)
         block_rows = max(1, min(64, (1 << 17) // block_d))
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=2, block_d=block_d, num_warps=1)
-    # five sizes, and not one for every number of parts: each is compiled
-    block_parts, num_warps = min(max(power_of_2(num_parts), 4), REDUCED_AT_ONCE), 1
-    if num_parts > 2 * REDUCED_AT_ONCE:
+    at_once = REDUCED_AT_ONCE["gfx" if architecture.startswith("gfx") else "sm"]
+    # a few sizes, and not one for every number of parts: each is compiled
+    block_parts, num_warps = min(max(power_of_2(num_parts), 4), at_once), 1
+    if num_parts > 2 * at_once:
         # which only few rows have: a program waits for all of them at once
-        block_parts, num_warps = 4 * REDUCED_AT_ONCE, 4
+        block_parts, num_warps = 4 * at_once, 4
     return ReduceTiles(
         head_size=head_size,
-        block_rows=max(1, REDUCED_AT_ONCE // block_parts),
+        block_rows=max(1, at_once // block_parts),
         block_parts=block_parts,
         block_d=min(block_d, MAX_REDUCED_DIMS),
         num_warps=num_warps,
