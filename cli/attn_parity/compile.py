@@ -165,7 +165,9 @@ def _of_drawn(
 
     calls = {name: drawn_calls.all_of(name, *drawn) for name in architectures}
     outcome = _built(calls, workers, drawn)
-    found = _judged(outcome, calls, dataclasses.replace(allowed, vgpr_spills=math.inf, waves={}, exceptions=()))
+    found = _judged(
+        outcome, calls, dataclasses.replace(allowed, **dict.fromkeys(budgets.MOST, math.inf), waves={}, exceptions=())
+    )
     spilling = sorted((row for row in found.binaries if row.facts.vgpr_spills), key=lambda row: -(row.facts.vgpr_spills or 0))
     for row in spilling:
         results.print(f"{row.architecture} {row.call}: {row.facts.vgpr_spills} registers are spilled", soft_wrap=True)

@@ -31,7 +31,7 @@ from tests.pages import ROOT
 
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 DECODE = ("gfx942", "decode")
-BUDGETS = Budgets(vgpr_spills=0, waves={"gfx942": 2})
+BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2})
 SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton=("3.9.0",), reason="planted", calls={"decode": 7})
 
 RELEASES = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
@@ -53,6 +53,8 @@ def test_what_is_within_budget_is_fine():
     ("facts", "words"),
     [
         ({"vgpr_spills": 1}, "vgpr_spills is 1, at most 0"),
+        ({"sgpr_spills_in_loops": 1}, "sgpr_spills_in_loops is 1, at most 0"),
+        ({"lost_addresses": 2}, "lost_addresses is 2, none allowed"),
         ({"waves": 1}, "waves is 1, at least 2"),
         ({"lds_bytes": 65537}, "lds_bytes is 65537, at most 65536"),
         ({"tf32_instructions": 4}, "tf32_instructions is 4"),
@@ -72,7 +74,7 @@ def test_float32_has_a_matrix_unit_on_cdna_alone():
 
 
 def test_an_exception_is_of_one_launch_architecture_and_version():
-    allowed = Budgets(vgpr_spills=0, waves={"gfx942": 2}, exceptions=(SPILLS,))
+    allowed = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2}, exceptions=(SPILLS,))
     assert not over(allowed=allowed, vgpr_spills=7)
     assert "vgpr_spills is 8, at most 7" in over(allowed=allowed, vgpr_spills=8)[0]
     assert over("prefill", allowed=allowed, vgpr_spills=7)
@@ -83,7 +85,10 @@ def test_an_exception_is_of_one_launch_architecture_and_version():
 
 def test_exceptions_that_nobody_needs_are_told():
     allowed = Budgets(
-        vgpr_spills=0, waves={"gfx942": 2}, exceptions=(SPILLS, Exceptions("gfx942", "waves", ("3.9.0",), "", {"gone": 1}))
+        vgpr_spills=0,
+        sgpr_spills_in_loops=0,
+        waves={"gfx942": 2},
+        exceptions=(SPILLS, Exceptions("gfx942", "waves", ("3.9.0",), "", {"gone": 1})),
     )
     names = {"gfx942": ["decode"]}
     told = budgets.unneeded(allowed, {("gfx942", "decode"): replace(GOOD, vgpr_spills=3)}, names, "3.9.0")
@@ -129,14 +134,14 @@ def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
 @pytest.mark.parametrize(
     "text",
     [
-        "vgpr_spills = 'many'\nwaves = {}",
+        "vgpr_spills = 'many'\nsgpr_spills_in_loops = 0\nwaves = {}",
         "waves = {}",
-        "vgpr_spills = 0\nwaves = {}\nlds = 2",
+        "vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {}\nlds = 2",
         "=",
-        "vgpr_spills = 0\nwaves = {gfx906 = 1}",
-        "vgpr_spills = 0\nwaves = {gfx942 = nan}",
+        "vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {gfx906 = 1}",
+        "vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {gfx942 = nan}",
         *(
-            "vgpr_spills = 0\nwaves = {}\n[[exceptions]]\nfact = 'waves'\nreason = 'planted'\n" + rest
+            "vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {}\n[[exceptions]]\nfact = 'waves'\nreason = 'planted'\n" + rest
             for rest in (
                 "triton = ['3.9.0']\narchitecture = 'gfx906'\ncalls = {}",
                 "triton = ['3.9.0']\narchitecture = 'gfx942'\ncalls = {merge = nan}",
@@ -154,7 +159,7 @@ def test_a_file_without_budgets_is_named(tmp_path, text):
 
 
 def test_a_budget_below_a_fact_is_1_and_names_call_and_fact(attn_parity, tmp_path):
-    (tmp_path / "strict.toml").write_text("vgpr_spills = 0\nwaves = {gfx942 = 99}\n")
+    (tmp_path / "strict.toml").write_text("vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {gfx942 = 99}\n")
     run = attn_parity(*MERGE, "--budgets", "strict.toml", "--json", "here.json")
     assert run.code == 1
     written = json.loads((tmp_path / "here.json").read_text())

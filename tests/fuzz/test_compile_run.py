@@ -24,7 +24,7 @@ from tests.pages import ROOT
 
 MERGE = ("compile", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
-BUDGETS = Budgets(vgpr_spills=0, waves={})
+BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={})
 
 
 def call_named(name: str) -> ShippedCall:

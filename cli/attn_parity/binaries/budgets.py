@@ -16,8 +16,10 @@ from attn_parity.binaries.facts import Facts
 if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
 
-Fact = Literal["vgpr_spills", "waves"]
-"""Facts with a budget of their own: the most spilled registers, and the fewest waves of a SIMD."""
+Fact = Literal["vgpr_spills", "sgpr_spills_in_loops", "waves"]
+"""Facts with a budget: the most spilled registers and moves of spilled scalars in loops, and the fewest waves of a SIMD."""
+MOST: tuple[Fact, ...] = ("vgpr_spills", "sgpr_spills_in_loops")
+"""Those that a budget bounds from above."""
 
 
 ONE_SPILL_IN = 50
@@ -57,12 +59,13 @@ class Budgets:
     """The default limits, and the exceptions.
 
     Args:
-        vgpr_spills: the largest number of spilled registers of a launch without an exception.
+        vgpr_spills, sgpr_spills_in_loops: the largest figures of a launch without an exception.
         waves: the smallest number of waves per SIMD of a launch without an exception, by architecture.
         exceptions: if several exceptions name a launch, the last one counts.
     """
 
     vgpr_spills: float
+    sgpr_spills_in_loops: float
     waves: dict[str, float]
     exceptions: tuple[Exceptions, ...] = ()
 
@@ -72,7 +75,7 @@ class Budgets:
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
         """The limits of a launch with a version of Triton."""
-        figure = self.vgpr_spills if fact == "vgpr_spills" else self.waves.get(architecture, 0)
+        figure = getattr(self, fact) if fact in MOST else self.waves.get(architecture, 0)
         for exception in self.exceptions:
             if (exception.architecture, exception.fact) == (architecture, fact) and triton in exception.triton:
                 figure = exception.calls.get(name, figure)
@@ -91,10 +94,10 @@ def load(path: Path | None = None) -> Budgets:
     except InputError as error:
         raise BudgetError(str(error)) from None
     try:
-        _check_table(table, {"vgpr_spills": int, "waves": dict, "exceptions": list}, optional="exceptions")
+        _check_table(table, {**dict.fromkeys(MOST, int), "waves": dict, "exceptions": list}, optional="exceptions")
         exceptions = tuple(_exceptions(entry) for entry in table.pop("exceptions", []))
         _check_figures("waves", table["waves"])
-        _check_figures("budgets", {"vgpr_spills": table["vgpr_spills"]})
+        _check_figures("budgets", {fact: table[fact] for fact in MOST})
     except BudgetError as error:
         raise BudgetError(f"{source}: {error}") from None
     for name in (*table["waves"], *(exception.architecture for exception in exceptions)):
@@ -135,9 +138,12 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
         return budgets.allowed(fact, architecture, name, triton)
 
     wrong = []
-    spills, most = facts.vgpr_spills or 0, allowed("vgpr_spills")
-    if spills > most and _is_off("vgpr_spills", spills, most):
-        wrong.append(f"vgpr_spills is {spills}, at most {most + most // ONE_SPILL_IN:g} allowed")
+    for fact in MOST:
+        spills, most = getattr(facts, fact) or 0, allowed(fact)
+        if spills > most and _is_off(fact, spills, most):
+            wrong.append(f"{fact} is {spills}, at most {most + most // ONE_SPILL_IN:g} allowed")
+    if facts.lost_addresses:
+        wrong.append(f"lost_addresses is {facts.lost_addresses}, none allowed: the compiler made wrong code")
     if facts.waves is not None and facts.waves < (least := allowed("waves")):
         wrong.append(f"waves is {facts.waves:g}, at least {least:g} wanted")
     if facts.lds_bytes > facts.lds_limit:
@@ -177,7 +183,7 @@ def unneeded(
 
 def _is_off(fact: Fact, actual: float, budget: float) -> bool:
     """Whether a fact is not its budget, and two runs of the compiler do not differ so."""
-    return abs(actual - budget) * ONE_SPILL_IN > budget if fact == "vgpr_spills" else actual != budget
+    return abs(actual - budget) * ONE_SPILL_IN > budget if fact in MOST else actual != budget
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:

@@ -32,6 +32,8 @@ class Facts:
         sgprs: scalar registers of a wave.
         vgpr_spills: registers of a lane that are kept in memory; on NVIDIA the words of a thread's stack.
         sgpr_spills: scalar registers that are kept in vector registers or in memory.
+        sgpr_spills_in_loops: instructions of loops that move such registers.
+        lost_addresses: accesses whose address the compiler lost (`attn_amdgcn.origins`).
         lds_bytes, lds_limit: bytes of shared memory of a program, and the most that a program may have.
         waves: how many waves a SIMD can hold, by their registers and LDS.
         matrix_instructions: the number of mfma, wmma, mma or wgmma instructions.
@@ -46,6 +48,8 @@ class Facts:
     sgprs: int | None
     vgpr_spills: int | None
     sgpr_spills: int | None
+    sgpr_spills_in_loops: int | None
+    lost_addresses: int
     lds_bytes: int
     lds_limit: int
     waves: float | None
@@ -62,12 +66,13 @@ def facts_of(binary: Any, architecture: str) -> Facts:
     if "hsaco" in binary.asm:
         text = binary.asm["amdgcn"]
         by_registers, registers = _number(r"; Occupancy: (\d+)", text), _amd_registers(text)
+        in_loops, lost = _amd_spills(text) if registers["sgpr_spills"] or registers["vgpr_spills"] else (0, 0)
         instructions = re.findall(r"\bv_s?w?mf?mac?_\w+", text)
         rounding = [name for name in instructions if "xf32" in name]
         widest = max((_amd_width(suffix) for suffix in _AMD_LOAD.findall(text)), default=0)
         fused = len(re.findall(r"\bv_(?:pk_|dual_)?fmac?_f32", text))
     else:
-        text, registers = binary.asm["ptx"], _nvidia_registers(binary.asm["cubin"])
+        text, registers, in_loops, lost = binary.asm["ptx"], _nvidia_registers(binary.asm["cubin"]), None, 0
         # the 64 Ki registers of a multiprocessor are 512 per lane of its four schedulers, and are given out by eights
         vgprs = registers["vgprs"]
         by_registers = min(16, 512 // (-(-vgprs // 8) * 8)) if vgprs else None
@@ -78,6 +83,8 @@ def facts_of(binary: Any, architecture: str) -> Facts:
         fused = len(re.findall(r"\bfma\.\w+\.f32", text))
     return Facts(
         **registers,
+        sgpr_spills_in_loops=in_loops,
+        lost_addresses=lost,
         lds_bytes=metadata.shared,
         lds_limit=unit.lds_limit,
         waves=_waves(by_registers, metadata.shared, metadata.num_warps, unit),
@@ -123,6 +130,14 @@ def _waves(by_registers: int | None, lds_bytes: int, num_warps: int, unit: Archi
 def _amd_registers(text: str) -> dict[str, int | None]:
     names = {name: f"{name[:-1]}_count" for name in ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills")}
     return {name: _number(rf"\.{field}:\s*(\d+)", text) for name, field in names.items()}
+
+
+def _amd_spills(text: str) -> tuple[int, int]:
+    """The moves of spilled scalar registers in loops, and the accesses whose address is lost."""
+    from attn_amdgcn import lane_moves_in_loops, load, lost_addresses  # needs the extra `emulated`
+
+    kernel = load(text)
+    return lane_moves_in_loops(kernel), len(lost_addresses(kernel, text))
 
 
 def _nvidia_registers(cubin: bytes) -> dict[str, int | None]:

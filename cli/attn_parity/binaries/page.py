@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from attn_parity.binaries.budgets import Budgets, Exceptions
+from attn_parity.binaries.budgets import MOST, Budgets, Exceptions
 from attn_parity.binaries.executions import Execution, Executions
 from attn_parity.binaries.results import Results, Row
 
@@ -27,7 +27,7 @@ _EXCEPTIONS = """
 
 Launches that may cost more than the defaults of `cli/attn_parity/binaries/budgets.toml`: why, and how much each costs.
 """
-_WORDS = {"vgpr_spills": "spilled VGPRs", "waves": "waves of a SIMD"}
+_WORDS = {"vgpr_spills": "spilled VGPRs", "sgpr_spills_in_loops": "moves of spilled SGPRs in loops", "waves": "waves of a SIMD"}
 _MAIN = """
 ## The launches that are compiled on every change
 
@@ -89,7 +89,7 @@ def _summary(results: Results) -> list[str]:
 
 
 def _told(exception: Exceptions) -> str:
-    worst_first = sorted(exception.calls.items(), key=lambda item: -item[1] if exception.fact == "vgpr_spills" else item[1])
+    worst_first = sorted(exception.calls.items(), key=lambda item: -item[1] if exception.fact in MOST else item[1])
     launches = ", ".join(f"`{name}` {figure:g}" for name, figure in worst_first)
     return f"- {exception.architecture}, {_WORDS[exception.fact]}. {exception.reason} {launches}."
 
