@@ -18,7 +18,7 @@ from attn_contract.capabilities import (
     Only,
     Refusal,
 )
-from attn_contract.errors import ContractError, UnsupportedError
+from attn_contract.errors import ContractError, MiscompiledError, UnsupportedError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
 from attn_contract.layouts import Layout, PhysicalOrder
@@ -42,6 +42,7 @@ __all__ = [
     "KVCacheView",
     "Layer",
     "Layout",
+    "MiscompiledError",
     "Multiples",
     "No",
     "Only",

@@ -1,4 +1,4 @@
-"""The two refusals: of a call that contradicts the contract, and of a valid call that an implementation does not serve."""
+"""Refusals: of a call that contradicts the contract, and of a valid call that an implementation does not serve."""
 
 
 class ContractError(ValueError):
@@ -40,3 +40,7 @@ class UnsupportedError(NotImplementedError):
     def __str__(self) -> str:
         end = f"; use {self.instead}" if self.instead else ""
         return f"{self.implementation}: {self.feature} not supported: {self.reason}{end}"
+
+
+class MiscompiledError(UnsupportedError):
+    """A valid call that an implementation serves, and that the compiler at hand makes wrong code of."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from triton import JITFunction
 
+from attn_optimized.miscompiled import refuse_lost_addresses
+
 _ALIGNMENT = 16
 """The alignment of pointers that a kernel may be compiled for: the widest loads are of 16 bytes."""
 
@@ -83,6 +85,9 @@ class Launch:
         if is_aligned and (launch := self._compiled.get(index)) is not None:
             launch(*pointers, *self._behind_tensors)
             return
+        if torch.version.hip:
+            code = self.kernel.warmup(*tensors, *self._behind_tensors, grid=self.grid, **self.options)
+            refuse_lost_addresses(code.asm["amdgcn"], code.metadata.target.arch)
         compiled = self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
         if is_aligned and isinstance(self.kernel, JITFunction):
             self._compiled[index] = compiled[(*self.grid, 1, 1)]

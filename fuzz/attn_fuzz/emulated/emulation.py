@@ -12,6 +12,7 @@ from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_fuzz.interpreted.permissions import Region
 from attn_optimized.kernel_call import KernelCall
+from attn_optimized.miscompiled import refuse_lost_addresses
 
 LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
@@ -55,11 +56,13 @@ def emulate(
 
     Raises:
         CompilerError: the compiler refused the kernel.
+        MiscompiledError: the launch is refused on a GPU, too.
         attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
     """
     if 0 in call.launch.grid:
         return None
     compiled = ready(job_of(call, architecture, sizes))
+    refuse_lost_addresses(compiled.compiled.text, architecture)
     return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches, regions=regions)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attn_reference
 import torch
-from attn_contract import Batch
+from attn_contract import Batch, MiscompiledError
 from attn_fuzz.cases import earlier, earlier_writes, tensors
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
@@ -101,8 +101,10 @@ class Attempt:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the target refused, with a ValueError or NotImplementedError, a case that it does not support."""
-        return bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
+        """Whether the target refused a case that it does not support, or code that the compiler made wrong."""
+        return isinstance(self.error, MiscompiledError) or (
+            bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
+        )
 
     @property
     def not_refused(self) -> str:
