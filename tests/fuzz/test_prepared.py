@@ -36,17 +36,15 @@ def test_a_process_starts_with_torch_and_triton_and_without_kernels(monkeypatch)
 def _tell_servers(connection, deeper: bool) -> None:
     connection.send((os.getppid(), os.environ.get("TOLD")))
     if deeper:
-        process = prepared.process("cpu", _tell_servers, connection, False)
-        process.start()
+        process = prepared.start("cpu", _tell_servers, connection, False)
         process.join()
 
 
 def test_a_process_has_the_environment_of_its_parent_and_starts_others_from_the_same_server(monkeypatch):
-    prepared.context("cpu")
+    told()
     monkeypatch.setenv("TOLD", "since the server was started")
     ours, theirs = multiprocessing.Pipe()
-    process = prepared.process("cpu", _tell_servers, theirs, True)
-    process.start()
+    process = prepared.start("cpu", _tell_servers, theirs, True)
     of_fork, of_its_fork = ours.recv(), ours.recv()
     process.join()
     assert of_fork == of_its_fork
@@ -59,7 +57,7 @@ def test_a_gpu_is_never_met_by_a_fork():
 
 
 SLOW = "import os, pathlib, time; pathlib.Path('server').write_text(str(os.getpid())); time.sleep(60)"
-STARTS = "from attn_fuzz.run import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.context('cpu'); input()"
+STARTS = "from attn_fuzz.run import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.start('cpu', print)"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process in /proc")
