@@ -126,11 +126,14 @@ class Storm:
         while self.main.poll() is None and not there():
             time.sleep(0.02)
 
-    def kill(self, kind: str, what: signal.Signals) -> None:
-        # half of the moments come before the first kernel runs, and half while failures are found and made small
+    def wait_for_moment(self, kind: str) -> None:
+        """Half of the moments come before the first kernel runs, and half while failures are found and made small."""
         early = self.rng.random() < 0.5 and kind in (PARENT, SERVER)
         planted = "planted:" in COMMANDS[self.command]
         self.wait_for((self.called if planted and not early else self.started).exists)
+
+    def kill(self, kind: str, what: signal.Signals) -> None:
+        self.wait_for_moment(kind)
         self.wait_for(lambda: victims(self.main.pid, self.called, kind))
         time.sleep(self.rng.uniform(0, 4))
         chosen = victims(self.main.pid, self.called, kind) if self.main.poll() is None else []
@@ -140,8 +143,8 @@ class Storm:
 
     def interrupt(self) -> None:
         """Send Ctrl-C as a terminal does: to the group of the main process."""
-        self.wait_for(self.started.exists)
-        time.sleep(self.rng.uniform(0, 12))
+        self.wait_for_moment(PARENT)
+        time.sleep(self.rng.uniform(0, 8))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.main.pid, signal.SIGINT)
 
