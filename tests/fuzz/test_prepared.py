@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import prepared
 
 
@@ -54,6 +55,25 @@ def test_a_process_has_the_environment_of_its_parent_and_starts_others_from_the_
 
 def test_a_gpu_is_never_met_by_a_fork():
     assert prepared.context("cuda").get_start_method() == "spawn"
+
+
+def _kills_once(connection, killed: Path, of_server: bool) -> None:
+    if not killed.exists():
+        killed.touch()
+        os.kill(os.getppid() if of_server else os.getpid(), signal.SIGKILL)
+        time.sleep(60 * of_server)
+    connection.send("answer")
+
+
+@pytest.mark.parametrize("of_server", [False, True])
+def test_what_is_killed_from_outside_runs_again(tmp_path, of_server):
+    assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
+
+
+def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared._deaths)
+    with pytest.raises(ExecutorError, match="the server that starts the processes of a run has died"):
+        prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", True)
 
 
 SLOW = "import os, pathlib, time; pathlib.Path('server').write_text(str(os.getpid())); time.sleep(60)"
