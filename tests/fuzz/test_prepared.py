@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ def _kills_once(connection, killed: Path, of_server: bool) -> None:
 @pytest.mark.parametrize("of_server", [False, True])
 def test_what_is_killed_from_outside_runs_again(tmp_path, of_server):
     assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
+
+
+def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypatch):
+    """Python itself would start the other one, in the environment of this process."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    right = prepared._have_server
+
+    def have_dead_server():
+        right()
+        monkeypatch.setattr(prepared, "_have_server", right)
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        os.waitid(os.P_PID, forkserver._forkserver._forkserver_pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(prepared, "_have_server", have_dead_server)
+    assert told()[1:] == ("1", "1")
 
 
 def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):

@@ -75,14 +75,16 @@ class _Process(ForkServerProcess):
         Raises:
             ExecutorError: too many servers have died.
         """
+        server: Any = forkserver._forkserver
+        server.ensure_running = lambda: None  # Python's own would start a server in the environment of this process
         while True:
-            if not _reuses_server():
+            if not _is_fork():
                 with _STARTS:
                     _have_server()
             try:
                 return super().start()
             except (EOFError, ConnectionError):
-                if _reuses_server():
+                if _is_fork():
                     os._exit(2)
 
 
@@ -247,17 +249,11 @@ def _exit_after(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _reuses_server() -> bool:
-    """Have a fork of a server use that server for its own processes, and return whether this process is such a fork.
-
-    Python has told the fork where the server is, but `ensure_running` starts another server unless this process started one.
-    """
+def _is_fork() -> bool:
+    """Whether this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
     server: Any = forkserver._forkserver
     has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
-    if server._forkserver_address is None or server._forkserver_pid is not None or not has_key:
-        return False
-    server.ensure_running = lambda: None
-    return True
+    return server._forkserver_address is not None and server._forkserver_pid is None and has_key
 
 
 @contextlib.contextmanager
