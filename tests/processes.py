@@ -8,6 +8,7 @@ needs a new interpreter. So does what signals a whole process group, which the p
 import contextlib
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,7 @@ def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.e
     given = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         paths = Path(folder, "out"), Path(folder, "err")
-        process = prepared.process("cuda" if torch.cuda.is_available() else "cpu", _run, given, cwd, dict(env), paths)
-        process.start()
+        process = prepared.start("cuda" if torch.cuda.is_available() else "cpu", _run, given, cwd, dict(env), paths)
         process.join()
         out, err = (path.read_text() if path.exists() else "" for path in paths)
     assert process.exitcode is not None
@@ -50,6 +50,7 @@ def with_environment(variable: str) -> list[int]:
 def _run(arguments: list[str], cwd: Path, env: dict[str, str], paths: tuple[Path, Path]) -> None:
     for number, path in enumerate(paths, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

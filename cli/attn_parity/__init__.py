@@ -1,17 +1,21 @@
-"""The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 130 interrupted with nothing found."""
+"""The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 130 interrupted with nothing found, 141
+nobody reads what is printed."""
 
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from typing import Any
 
 import click
 from attn_fuzz import extras
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.text import one_line
 from attn_parity import defaults
-from attn_parity.console import notes, results
+from attn_parity.console import BROKEN_PIPE, is_read, notes, results
 from attn_parity.options import ignore_signals, interrupts_end_the_process, sigterm_interrupts
 from click.shell_completion import CompletionItem
 
@@ -39,6 +43,7 @@ COMMANDS = {
 MAINTAINERS = ("mutate", "matrix")
 """Commands whose results are this project's own pages."""
 
+ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
 MESSAGE = 1500
 """The most characters of an error: it may quote a file."""
 
@@ -54,6 +59,15 @@ class _Commands(click.Group):
             return None
         with interrupts_end_the_process():
             return importlib.import_module(f"attn_parity.{cmd_name}").command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """click would make an interruption of an EOFError, and a mismatch, exit code 1, of a broken pipe."""
+        try:
+            return super().invoke(ctx)
+        except (EOFError, BrokenExecutor, BrokenPipeError) as error:
+            if isinstance(error, BrokenPipeError) and not is_read(sys.__stdout__):
+                raise
+            raise ExecutorError(ENDED) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -90,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     code = _code(arguments)
-    if results.lost is not None and code == 0:
+    if results.lost == BROKEN_PIPE and code == 0:
+        code = 128 + signal.SIGPIPE
+    elif results.lost is not None and code == 0:
         notes.print(f"attn-parity: stdout: {results.lost}")
         code = 2
     ignore_signals()  # a signal that comes while Python ends would change the exit code
@@ -110,6 +126,11 @@ def _code(arguments: Sequence[str] | None) -> int:
         _tell(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except SystemExit:  # click's, when nobody reads its help
+        if is_read(sys.__stdout__):
+            raise
+        results.on_broken_pipe()
+        return 0
     except InputError as error:
         _tell(str(error))
     except ExecutorError as error:

@@ -5,14 +5,18 @@ cannot be written, because a pipe was closed or a disk is full, ends no run: the
 """
 
 import contextlib
+import errno
 import os
+import select
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 import rich.console
 from attn_fuzz.text import printable
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
+
+BROKEN_PIPE = os.strerror(errno.EPIPE)
 
 
 class Console(rich.console.Console):
@@ -35,12 +39,20 @@ class Console(rich.console.Console):
             self._lose(error.strerror)
 
     def on_broken_pipe(self) -> None:
-        self._lose("Broken pipe")
+        self._lose(BROKEN_PIPE)
 
     def _lose(self, why: str | None) -> None:
         self.lost, self.quiet = why or "cannot be written", True
         with contextlib.suppress(OSError, ValueError):  # else Python would fail to write at its end what is still in a buffer
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def is_read(stream: TextIO | None) -> bool:
+    """Whether what is written there may be read. Nobody reads a pipe whose other end is closed."""
+    poll = select.poll()
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a descriptor
+        poll.register(stream.fileno(), 0)  # pyright: ignore[reportOptionalMemberAccess]
+    return not poll.poll(0)
 
 
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -14,7 +14,7 @@ import click
 from attn_fuzz import report
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.exhaustive import ledger, run
-from attn_fuzz.exhaustive.ledger import Ended, RunOf
+from attn_fuzz.exhaustive.ledger import Ended, Ledger, RunOf
 from attn_fuzz.exhaustive.run import Counted, Plan, Result
 from attn_fuzz.exhaustive.scope import SCOPES
 from attn_fuzz.findings.finding import explanation
@@ -37,6 +37,7 @@ from attn_parity.options import (
     limit_option,
     plain_table,
     sanitizes,
+    say_half,
     say_what_runs_kernels,
     use_device,
     workers_option,
@@ -124,13 +125,24 @@ def command(
         raise InputError(f"--target: {target_name} serves no call of the scope {scope_name}: {reason}")
     if counts_only:
         _print_counts(outcome)
-    else:
-        say_what_runs_kernels(device, [target])
-        folder.mkdir(parents=True, exist_ok=True)
-        _exhaust(outcome)
-        _tell(outcome)
-    if json_file:
-        write_json(json_file, _json(outcome))
+        if json_file:
+            write_json(json_file, _json(outcome))
+        return 0
+    say_what_runs_kernels(device, [target])
+    folder.mkdir(parents=True, exist_ok=True)
+    scope = f"{scope_name}{'-exact' * exactly}"
+    path = ledger.path_of(folder, target.name, scope, outcome.shard)
+    with ledger.opened(path, _run_of(outcome)) as book:
+        error = _exhaust(outcome, book)
+        _tell(outcome, path)
+        if json_file:
+            write_json(json_file, _json(outcome))
+        if outcome.is_whole and not outcome.failed_launches:
+            path.unlink()  # the same command begins anew
+    if error is not None and not outcome.failed_launches:
+        raise error
+    if error is not None:
+        notes.print(f"attn-parity: {error}", soft_wrap=True)
     if outcome.failed_launches:
         return 1
     return 130 if outcome.interrupted else 0
@@ -144,7 +156,6 @@ class Outcome:
         parts: the parts of the scope, whole, with what is left out of them.
         ended: the launches that have their verdict, by number, those of earlier runs too.
         calls, seconds: of this run alone.
-        path: the ledger.
     """
 
     plan: Plan
@@ -154,7 +165,6 @@ class Outcome:
     calls: int = 0
     seconds: float = 0.0
     interrupted: bool = False
-    path: Path | None = None
 
     @property
     def shard(self) -> str:
@@ -192,10 +202,9 @@ def _counted(plan: Plan, target: Target) -> list[Counted]:
     return counts
 
 
-def _exhaust(outcome: Outcome) -> None:
-    """Run the launches of the shard that have not ended yet. The outcome is kept up to date, also if the run is interrupted."""
-    plan, target = outcome.plan, outcome.target
-    run_of = RunOf(
+def _run_of(outcome: Outcome) -> RunOf:
+    plan = outcome.plan
+    return RunOf(
         target=plan.target,
         device=plan.device,
         scope=plan.scope,
@@ -204,38 +213,49 @@ def _exhaust(outcome: Outcome) -> None:
         exactly=plan.exactly,
         identity=sources.identity(plan.target),
     )
-    scope = f"{plan.scope}{'-exact' * plan.exactly}"
-    outcome.path = ledger.path_of(plan.folder, target.name, scope, outcome.shard)
+
+
+def _exhaust(outcome: Outcome, book: Ledger) -> Exception | None:
+    """Run the launches of the shard that have not ended yet. The outcome is kept up to date, also if the run ends early.
+
+    Returns:
+        The error that ended the run, or None.
+    """
+    plan, target = outcome.plan, outcome.target
     started = time.monotonic()
-    with ledger.opened(outcome.path, run_of) as book:
-        outcome.ended, before = book.ended, set(book.ended)
-        _say_what_runs(outcome, len(before))
-        launches = run.numbered(SCOPES[plan.scope], plan.target, target, plan.device, [])
-        waiting = ((i, launch) for i, launch in launches if run.in_shard(i, plan.shard) and i not in before)
-        with _bar(outcome.launches, len(before)) as advance:
+    say_half(book.lines)
+    outcome.ended, before = book.ended, set(book.ended)
+    _say_what_runs(outcome, len(before), book.lines.path)
+    launches = run.numbered(SCOPES[plan.scope], plan.target, target, plan.device, [])
+    waiting = ((i, launch) for i, launch in launches if run.in_shard(i, plan.shard) and i not in before)
+    error = None
+    with _bar(outcome.launches, len(before)) as advance:
 
-            def tell(result: Result) -> None:
-                book.add(_ended(outcome, result))
-                outcome.calls += result.calls
-                advance()
+        def tell(result: Result) -> None:
+            book.add(_ended(outcome, result))
+            outcome.calls += result.calls
+            advance()
 
-            try:
-                run.run(plan, waiting, tell)
-            except KeyboardInterrupt:
-                outcome.interrupted = True
-            if outcome.interrupted or outcome.failed_launches:
-                ignore_signals()  # they would lose what is about to be reported
+        try:
+            run.run(plan, waiting, tell)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+        except (ExecutorError, OSError) as ended:
+            error = ended
+        if outcome.interrupted or outcome.failed_launches:
+            ignore_signals()  # they would lose what is about to be reported
     outcome.seconds = time.monotonic() - started
+    return error
 
 
-def _say_what_runs(outcome: Outcome, before: int) -> None:
+def _say_what_runs(outcome: Outcome, before: int, path: Path) -> None:
     plan = outcome.plan
     shard = "" if plan.shard == (1, 1) else f", shard {outcome.shard}"
     where = f"{device_name(plan.device)}, {plan.workers} workers"
     work = f"{outcome.total_calls:,} calls in {sum(part.launches for part in outcome.parts):,} launches{shard}"
     results.print(f"target {outcome.target.name} on {where}: scope {plan.scope}, {work}", soft_wrap=True)
     if before:
-        results.print(f"{before:,} launches have ended before, in {outcome.path}", soft_wrap=True)
+        results.print(f"{before:,} launches have ended before, in {path}", soft_wrap=True)
 
 
 def _ended(outcome: Outcome, result: Result) -> Ended:
@@ -267,7 +287,7 @@ def _bar(total: int, done: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: Outcome, path: Path) -> None:
     """Print what ended, and the claim if all of it agrees."""
     plan, ended = outcome.plan, outcome.ended.values()
     calls, failed = sum(launch.calls for launch in ended), outcome.failed_launches
@@ -283,11 +303,9 @@ def _tell(outcome: Outcome) -> None:
         results.print(f"{claim} (largest error {ratio:.2f} of it); this run: {rate}", soft_wrap=True)
         if plan.exactly:
             _tell_exact(list(ended), of)
-        if outcome.path is not None:
-            outcome.path.unlink(missing_ok=True)  # the same command begins anew
     if not outcome.is_whole:
         left = outcome.launches - len(ended)
-        results.print(f"{left:,} launches are left: the same command goes on, by {outcome.path}", soft_wrap=True)
+        results.print(f"{left:,} launches are left: the same command goes on, by {path}", soft_wrap=True)
 
 
 def _tell_exact(ended: Sequence[Ended], of: str) -> None:

@@ -40,6 +40,7 @@ from attn_parity.options import (
     json_option,
     limit_option,
     page_option,
+    say_half,
     say_what_runs_kernels,
     seeds_option,
     use_device,
@@ -168,7 +169,8 @@ def command(
     interrupted = False
     try:
         if not rewrites:
-            with log.alone():
+            with log.alone() as lines:
+                say_half(lines)
                 _record_targets(log, _usable(chosen, device), recorded, plan, workers)
                 interrupted = _run(running, numbers, plan, log, workers)
                 if tests and not interrupted:
@@ -207,7 +209,8 @@ def _tests_of_page(
     try:
         if tests:
             chosen = [mutant for mutant in mutants if not only or mutant.name in only]
-            with log.alone():
+            with log.alone() as lines:
+                say_half(lines)
                 _run_tests(chosen, tests, log, workers or default_workers("cpu"), limit)
     except KeyboardInterrupt:
         interrupted = True

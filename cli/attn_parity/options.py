@@ -267,6 +267,12 @@ def check_writable(path: Path | None, option: str = "--json", made: Path | None 
         raise click.UsageError(str(error)) from None
 
 
+def say_half(lines: outputs.Lines) -> None:
+    """Say so if a killed run had left half a line in a file."""
+    if lines.half:
+        notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again", soft_wrap=True)
+
+
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON. NaN and infinities become null: JSON has no such numbers."""
     try:

@@ -10,3 +10,7 @@ class ExecutorError(RuntimeError):
 
     Its message may have several lines, such as a traceback.
     """
+
+
+class HelperKilledError(RuntimeError):
+    """SIGKILL ended a process that a target's process has started. No kernel sends SIGKILL, so this is no fault of a kernel."""

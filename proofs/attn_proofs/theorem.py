@@ -111,11 +111,11 @@ def decide(claim: Claim, *, effort: int = EFFORT) -> Result:
     """Whether a claim holds."""
     started = time.monotonic()
     solver = _solver(effort, claim.assumptions)
-    possible = solver.check()
+    possible = _answer(solver)
     if possible != z3.sat:
         return Result("vacuous" if possible == z3.unsat else "undecided", claim, time.monotonic() - started)
     solver.add(z3.Not(claim.goal))
-    answer = solver.check()
+    answer = _answer(solver)
     outcome: Outcome = "proved" if answer == z3.unsat else "refuted" if answer == z3.sat else "undecided"
     model = Model(solver.model()) if answer == z3.sat else None
     return Result(outcome, claim, time.monotonic() - started, model)
@@ -126,13 +126,24 @@ def small_counterexample(claim: Claim, *, effort: int = EFFORT) -> Model | None:
     if claim.small is None:
         return None
     solver = _solver(effort, (*claim.assumptions, *claim.small, z3.Not(claim.goal)))
-    return Model(solver.model()) if solver.check() == z3.sat else None
+    return Model(solver.model()) if _answer(solver) == z3.sat else None
 
 
 def prove(theorem: Theorem, sources: Sources | None = None) -> Iterator[Result]:
     """Decide the claims of a theorem, in order."""
     for claim in theorem.claims(sources or Sources()):
         yield decide(claim)
+
+
+def _answer(solver: z3.Solver) -> z3.CheckSatResult:
+    """
+    Raises:
+        KeyboardInterrupt: Ctrl-C came. The solver itself takes it, and then answers as if it had used up its effort.
+    """
+    answer = solver.check()
+    if answer == z3.unknown and solver.reason_unknown() == "interrupted from keyboard":
+        raise KeyboardInterrupt
+    return answer
 
 
 def _solver(effort: int, terms: Iterable[Term]) -> z3.Solver:

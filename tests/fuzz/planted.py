@@ -15,6 +15,7 @@ import attn_fuzz.run.trial
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
+from attn_fuzz.errors import HelperKilledError
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, RopeFunction, Target, WriteFunction
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
@@ -303,6 +304,23 @@ def _without_memory_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
+def _helper_killed_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    """As by a system that is out of memory, which kills the process that compiles."""
+    called = Path(os.environ["PLANTED_CALLED"])
+    if not called.exists():
+        called.write_text(".")
+        _helper_killed()
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+def _helper_killed(*args, **kwargs) -> None:
+    raise HelperKilledError("the process that compiles was killed by SIGKILL")
+
+
+def _exits_with_255(*args, **kwargs) -> None:
+    os._exit(255)
+
+
 def _without_memory(*args, **kwargs) -> None:
     raise RuntimeError("Triton Error [CUDA]: out of memory")
 
@@ -476,6 +494,9 @@ SEGFAULTS = _target("planted-segfaults", _afterwards(_segfaults))
 WRITES_INTO_A_NEIGHBOURS_ROW = _target("planted-writes-into-a-neighbours-row", _afterwards(_writes_into_a_neighbours_row))
 KILLED_ONCE = _target("planted-killed-once", _killed_once)
 KILLED_ALWAYS = _target("planted-killed-always", _killed_always)
+HELPER_KILLED_ONCE = _target("planted-helper-killed-once", _helper_killed_once)
+HELPER_KILLED = _target("planted-helper-killed", _helper_killed)
+EXITS_WITH_255 = _target("planted-exits-with-255", _exits_with_255)
 WITHOUT_MEMORY_ONCE = _target("planted-without-memory-once", _without_memory_once)
 WITHOUT_MEMORY = _target("planted-without-memory", _without_memory)
 EXITS = _target("planted-exits", _afterwards(_exits))

@@ -3,6 +3,7 @@
 import importlib.util
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -92,12 +93,15 @@ def test_a_kernel_that_the_compiler_refuses_is_one_error(step_case, monkeypatch)
     assert compiler._process() is process
 
 
-def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_case, monkeypatch):
-    compiler._process().kill()
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGKILL, "HelperKilledError"), (signal.SIGSEGV, "CompilerError")])
+def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_case, monkeypatch, number, error):
+    compiler._process().send_signal(number)
     monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
     verdict = tried(step_case)
     assert verdict.kind == "raised"
-    said = r"CompilerError: the process that compiles was killed by SIGKILL \(attn_fuzz/targets/emulated\.py:\d+, in _emulate\)"
+    said = (
+        rf"{error}: the process that compiles was killed by {number.name} \(attn_fuzz/targets/emulated\.py:\d+, in _emulate\)"
+    )
     assert re.fullmatch(said, verdict.message)
     assert tried(step_case).kind == "agree"
 

@@ -1,15 +1,19 @@
 """`attn-parity exhaust`: what it finds, how it goes on, and what it refuses."""
 
 import dataclasses
+import errno
 import json
 import os
+import resource
 import signal
 from collections import Counter
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
-from attn_fuzz.exhaustive import run, scope
+from attn_fuzz.exhaustive import ledger, run, scope
 from attn_fuzz.exhaustive.scope import Choice, Part, Scope, Setting
 
 WINDOW = Choice("window", tuple(Setting(f"window {edge}", {"window": (edge, -1)}) for edge in (0, 2)))
@@ -188,14 +192,54 @@ def test_a_ledger_of_another_run_is_begun_again(attn_parity, tmp_path, called):
     assert "have ended before" not in again.out
 
 
-def test_half_a_line_of_a_killed_run_is_dropped(attn_parity, tmp_path):
+def test_half_a_line_of_a_killed_run_is_dropped_and_said(attn_parity, tmp_path):
     exhaust(attn_parity, "WINDOW_ONE_SHORT")
     (book,) = (tmp_path / "attn-parity-runs").glob("*.jsonl")
     complete = len(book.read_text().splitlines()) - 1
     book.write_text(book.read_text() + '{"launch":7,"ca')
     again = exhaust(attn_parity, "WINDOW_ONE_SHORT", "--failures", 100)
     assert f"{complete} launches have ended before" in again.out
+    assert "half a line of a killed run is dropped" in again.err
     assert "of 16 launches fail;" in again.out
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema":"attn-parity.exh', b'{"schema":"attn-parity.exhaust-ledger/1","ta'])
+def test_a_ledger_that_a_killed_run_has_hardly_begun_is_begun_again(attn_parity, tmp_path, content):
+    folder = tmp_path / "attn-parity-runs"
+    folder.mkdir()
+    (folder / "exhaust-small-right-ci.jsonl").write_bytes(content)
+    assert exhaust(attn_parity, "RIGHT").code == 0
+
+
+@pytest.fixture
+def long_ledger(attn_parity, tmp_path) -> Path:
+    """The ledger of a run that goes on, of more than 8 KiB."""
+    exhaust(attn_parity, "WINDOW_ONE_SHORT")
+    (book,) = (tmp_path / "attn-parity-runs").glob("*.jsonl")
+    book.write_text(book.read_text() + "".join(f'{{"launch":{n},"calls":1}}\n' for n in range(1000, 1400)))
+    return book
+
+
+def test_a_ledger_that_may_not_grow_keeps_what_it_has(attn_parity, long_ledger):
+    before = long_ledger.read_bytes()
+    of_process = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, of_process[1]))
+    try:
+        ended = exhaust(attn_parity, "WINDOW_ONE_SHORT", "--failures", 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, of_process)
+    assert long_ledger.read_bytes() == before
+    assert ended.err.splitlines()[-1].endswith(f"{os.strerror(errno.EFBIG)}: '{long_ledger.relative_to(Path.cwd())}'")
+    assert ended.code == 1, "the first run has found a failure"
+
+
+def test_of_two_runs_in_one_folder_one_writes_the_ledger(attn_parity, long_ledger):
+    before = long_ledger.read_bytes()
+    with ledger.opened(long_ledger, msgspec.json.decode(before.splitlines()[0], type=ledger.RunOf)):
+        ended = exhaust(attn_parity, "WINDOW_ONE_SHORT")
+    assert ended.code == 2
+    assert f"{long_ledger.relative_to(Path.cwd())}: another run writes it" in ended.err
+    assert long_ledger.read_bytes() == before
 
 
 def test_a_file_that_is_no_ledger_is_not_overwritten(attn_parity, tmp_path):
@@ -205,7 +249,7 @@ def test_a_file_that_is_no_ledger_is_not_overwritten(attn_parity, tmp_path):
     book.write_text("notes of mine\n")
     ended = exhaust(attn_parity, "RIGHT")
     assert ended.code == 2
-    assert "it is no ledger" in ended.err
+    assert "got b'notes of mine' as its first line" in ended.err
     assert book.read_text() == "notes of mine\n"
 
 

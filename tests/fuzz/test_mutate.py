@@ -285,7 +285,7 @@ def test_a_log_of_other_sources_is_an_error(tmp_path, log):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\xff", "[" * 100_000, '{"schema": 3}', "9" * 5000, '{"x": ' + "[" * 9000 + "]" * 9000 + "}"]
+    "content", ["\n", "{}", "\xff", "[" * 100_000, '{"schema": 3}', "9" * 5000, '{"x": ' + "[" * 9000 + "]" * 9000 + "}"]
 )
 def test_a_file_that_is_no_log_is_refused_before_mutants_are_made(content, attn_parity, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "sample", lambda *arguments: pytest.fail("mutants were made"))
@@ -323,7 +323,7 @@ def test_two_runs_do_not_write_one_log(attn_parity, log):
         run = attn_parity("mutate", "--log", log.path, "--only", MUTANT.name)
         assert (run.code, run.err.splitlines()[-1]) == (
             2,
-            f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file",
+            f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file or folder",
         )
         # its results can be read meanwhile
         assert attn_parity("mutate", "--rewrite", "--only", MUTANT.name, "--log", log.path, "--page", "page.md").code == 0
@@ -332,8 +332,11 @@ def test_two_runs_do_not_write_one_log(attn_parity, log):
         log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
 
 
-def test_a_run_that_ends_at_once_leaves_a_log(tmp_path):
+@pytest.mark.parametrize("content", [None, b"", b'{"schema":"attn-par', b'{"schema":"attn-parity.mutants-log/1","device":"c'])
+def test_a_run_that_ends_at_once_leaves_a_log(tmp_path, content):
     path = tmp_path / "log.jsonl"
+    if content is not None:
+        path.write_bytes(content)
     with Log(path, "cpu", generate.PACKAGE).alone():
         pass
     assert Log(path, "cpu", generate.PACKAGE).trials == {}

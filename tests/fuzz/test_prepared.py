@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import prepared
 
 
@@ -36,17 +38,15 @@ def test_a_process_starts_with_torch_and_triton_and_without_kernels(monkeypatch)
 def _tell_servers(connection, deeper: bool) -> None:
     connection.send((os.getppid(), os.environ.get("TOLD")))
     if deeper:
-        process = prepared.process("cpu", _tell_servers, connection, False)
-        process.start()
+        process = prepared.start("cpu", _tell_servers, connection, False)
         process.join()
 
 
 def test_a_process_has_the_environment_of_its_parent_and_starts_others_from_the_same_server(monkeypatch):
-    prepared.context("cpu")
+    told()
     monkeypatch.setenv("TOLD", "since the server was started")
     ours, theirs = multiprocessing.Pipe()
-    process = prepared.process("cpu", _tell_servers, theirs, True)
-    process.start()
+    process = prepared.start("cpu", _tell_servers, theirs, True)
     of_fork, of_its_fork = ours.recv(), ours.recv()
     process.join()
     assert of_fork == of_its_fork
@@ -58,8 +58,42 @@ def test_a_gpu_is_never_met_by_a_fork():
     assert prepared.context("cuda").get_start_method() == "spawn"
 
 
+def _kills_once(connection, killed: Path, of_server: bool) -> None:
+    if not killed.exists():
+        killed.touch()
+        os.kill(os.getppid() if of_server else os.getpid(), signal.SIGKILL)
+        time.sleep(60 * of_server)
+    connection.send("answer")
+
+
+@pytest.mark.parametrize("of_server", [False, True])
+def test_what_is_killed_from_outside_runs_again(tmp_path, of_server):
+    assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
+
+
+def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypatch):
+    """Python itself would start the other one, in the environment of this process."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    right = prepared._have_server
+
+    def have_dead_server():
+        right()
+        monkeypatch.setattr(prepared, "_have_server", right)
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        os.waitid(os.P_PID, forkserver._forkserver._forkserver_pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(prepared, "_have_server", have_dead_server)
+    assert told()[1:] == ("1", "1")
+
+
+def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared._deaths)
+    with pytest.raises(ExecutorError, match="the server that starts the processes of a run has died"):
+        prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", True)
+
+
 SLOW = "import os, pathlib, time; pathlib.Path('server').write_text(str(os.getpid())); time.sleep(60)"
-STARTS = "from attn_fuzz.run import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.context('cpu'); input()"
+STARTS = "from attn_fuzz.run import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.start('cpu', print)"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process in /proc")

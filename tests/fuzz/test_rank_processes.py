@@ -2,12 +2,14 @@
 
 import errno
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from attn_fuzz.errors import HelperKilledError
 from attn_fuzz.run import prepared
 from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
 
@@ -30,6 +32,12 @@ def dies(group):
         os._exit(3)
 
 
+def is_killed(group):
+    if group.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier(group)
+
+
 def fails_on_one(group, which):
     """One rank fails before the others have met it."""
     if group.rank() == which:
@@ -49,8 +57,7 @@ def a_rank_that_fails():
 
 def in_a_process(call, *arguments):
     """Forked ranks need a process without other threads."""
-    process = prepared.process("cpu", call, *arguments)
-    process.start()
+    process = prepared.start("cpu", call, *arguments)
     process.join(60)
     assert process.exitcode == 0
 
@@ -72,6 +79,13 @@ def a_dead_rank():
         processes.call(own_id, [(), ()])
     processes.close()
     assert len(set(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
+
+
+def a_killed_rank():
+    processes = RankProcesses(3, (ValueError,))
+    with pytest.raises(HelperKilledError, match="SIGKILL has ended the process of a rank"):
+        processes.call(is_killed, [()] * 3)
+    processes.close()
 
 
 class Reset:
@@ -103,6 +117,10 @@ def test_each_rank_gives_its_result_or_its_error():
 
 def test_a_rank_that_dies_is_an_error():
     in_a_process(a_dead_rank)
+
+
+def test_a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel():
+    in_a_process(a_killed_rank)
 
 
 def test_a_rank_whose_connection_is_reset_is_an_error():

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 from attn_fuzz.cases import case_file
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
@@ -246,7 +249,11 @@ def test_a_failure_is_in_flight_until_the_main_process_has_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "event"),
-    [("KILLED_ONCE", "killed from outside and run again"), ("WITHOUT_MEMORY_ONCE", "out of memory and run again")],
+    [
+        ("KILLED_ONCE", "killed from outside and run again"),
+        ("WITHOUT_MEMORY_ONCE", "out of memory and run again"),
+        ("HELPER_KILLED_ONCE", "a process that compiles or is a rank was killed from outside: run again"),
+    ],
 )
 def test_a_case_that_fails_from_outside_is_run_again_in_a_new_process(step_case, tmp_path, monkeypatch, target, event):
     monkeypatch.setenv("PLANTED_CALLED", str(tmp_path / "called"))
@@ -265,6 +272,41 @@ def test_a_case_that_always_fails_so_is_a_failure(step_case, tmp_path, target, k
     assert verdict.kind == kind
     assert words in verdict.message
     assert "may need more memory" in verdict.message
+
+
+def test_a_helper_that_is_always_killed_is_no_verdict(step_case, tmp_path):
+    with (
+        Executor("planted:HELPER_KILLED", "cpu", 60.0, tmp_path / "ahead.json") as executor,
+        pytest.raises(ExecutorError, match=r"SIGKILL .*, twice: it may need more memory"),
+    ):
+        executor.run(step_case)
+
+
+@pytest.mark.parametrize("moment", ["before the case", "while the case runs"])
+def test_a_case_whose_server_is_killed_runs_again(step_case, tmp_path, monkeypatch, moment):
+    """Python gives exit code 255 to each process whose server has died, though it may run on."""
+    monkeypatch.setenv("PLANTED_CALLED", str(tmp_path / "called"))
+
+    def kill_server():
+        while moment == "while the case runs" and not (tmp_path / "called").exists():
+            time.sleep(0.01)
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+
+    with Executor("planted:SLOW", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        executor.start()
+        killing = threading.Thread(target=kill_server)
+        killing.start()
+        if moment == "before the case":
+            killing.join()
+        verdict = executor.run(step_case)
+        killing.join()
+    assert verdict.kind == "agree", verdict
+
+
+def test_a_kernel_that_exits_as_a_lost_process_would_is_a_failure(step_case, tmp_path):
+    with Executor("planted:EXITS_WITH_255", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(step_case)
+    assert (verdict.kind, verdict.message) == ("crashed", "the process exited with code 255")
 
 
 @needs_full
@@ -334,8 +376,9 @@ def test_a_run_ends_as_it_should_where_nothing_can_be_printed(stream, tmp_path, 
     assert (tmp_path / "runs" / "planted-raises-1.json").exists()
 
 
-def test_results_that_nobody_reads_are_an_error_and_no_traceback(tmp_path, child_environment):
-    command = f"{sys.executable} -c 'from attn_parity import main; main()' select --heads 8 --head-size 64 --arch gfx942"
+@pytest.mark.parametrize("words", ["select --heads 8 --head-size 64 --arch gfx942", "--help", "fuzz --help", "--version"])
+def test_a_command_whose_results_nobody_reads_ends_without_a_line(words, tmp_path, child_environment):
+    command = f"{sys.executable} -c 'from attn_parity import main; main()' {words}"
     ended = subprocess.run(
         ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"],
         cwd=tmp_path,
@@ -344,4 +387,4 @@ def test_results_that_nobody_reads_are_an_error_and_no_traceback(tmp_path, child
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (2, "attn-parity: stdout: Broken pipe\n")
+    assert (ended.returncode, ended.stderr) == (141, "")

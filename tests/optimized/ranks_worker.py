@@ -185,9 +185,7 @@ def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, Callable], dev
     Ranks meet by gloo on a "cpu", and by NCCL on "cuda".
     """
     arguments = (num_ranks, folder, scenarios, device_type)
-    processes = [prepared.process(device_type, run, rank, *arguments) for rank in range(num_ranks)]
-    for process in processes:
-        process.start()
+    processes = [prepared.start(device_type, run, rank, *arguments) for rank in range(num_ranks)]
     deadline = time.monotonic() + 90
     try:
         for process in processes:

@@ -3,9 +3,14 @@
 `tox run -e proofs` proves all theorems of the shipped source; here are those that take the solver least.
 """
 
+import os
+import signal
+import threading
+
 import pytest
 
 pytest.importorskip("z3")
+import z3
 from attn_fuzz.zoo.patches import Patch, patched_sources
 from attn_proofs import counterexamples, lemmas
 from attn_proofs.mutants import refuted
@@ -122,3 +127,14 @@ def test_little_effort_is_no_proof():
 
     a, b, c = z3.Ints("a b c")
     assert decide(Claim("", (a > 1, b > 1, c > 1), a**3 + b**3 != c**3), effort=1000).outcome == "undecided"
+
+
+def test_ctrl_c_ends_a_run_and_leaves_no_claim_undecided():
+    """The solver itself takes Ctrl-C."""
+    a, b, c = z3.Ints("a b c")
+    claim = Claim("cubes", (a * a * a + b * b * b + c * c * c == 33, a > 1, b > 1), a > b)
+    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        decide(claim, effort=1 << 31)
+    interrupt.join()

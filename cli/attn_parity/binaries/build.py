@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -67,7 +66,7 @@ def in_processes(
 ) -> tuple[dict[Work, Result | str], bool]:
     """Call work(*job) for each job: the results or the errors in words, and whether an interrupt left jobs out.
 
-    A process that dies, because a compiler crashes, costs its own job alone.
+    A process that dies, because a compiler crashes, costs its own job alone: if it is the only one, and dies twice of the job.
 
     Args:
         work: called in other processes. It must not return a str, because a str is an error.
@@ -76,15 +75,17 @@ def in_processes(
         interpreter: whether these processes have Triton's interpreter. Without it they can compile.
     """
     found: dict[Work, Result | str] = {}
-    others, at_once, interrupted = set(active_children()), workers, False
+    others, at_once, interrupted, suspect = set(active_children()), workers, False, None
     try:
         while left := [job for job in jobs if job not in found]:
             _pass(work, left, at_once, found, report, interpreter)
             left = [job for job in left if job not in found]
-            if left and at_once == 1:  # a single process begins jobs in their order, so the first of the rest killed it
+            if left and at_once == 1 and left[0] == suspect:
                 found[left[0]] = "the process died"
                 report(found)
-            at_once = 1 if left and at_once > 1 else workers
+            # a single process begins jobs in their order, so it died at the first of the rest: of the job, or from outside
+            suspect = left[0] if left and at_once == 1 and left[0] not in found else None
+            at_once = 1 if left and (at_once > 1 or suspect) else workers
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -146,7 +147,6 @@ def _compiling() -> Iterator[None]:
 
 def _begin() -> None:
     prepared.end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     warnings.simplefilter("ignore")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from attn_amdgcn import Program, load, prepare
 from attn_fuzz.emulated.jobs import Compiled, Job
+from attn_fuzz.errors import HelperKilledError
 from attn_fuzz.zoo import mutants
 
 KEPT = 64
@@ -18,7 +19,7 @@ END_SECONDS = 10.0
 
 
 class CompilerError(Exception):
-    """The compiler refused a kernel, or its process died."""
+    """The compiler refused a kernel, or crashed."""
 
 
 class Ready(NamedTuple):
@@ -33,6 +34,7 @@ def ready(job: Job) -> Ready:
 
     Raises:
         CompilerError: the compiler failed.
+        HelperKilledError: its process was killed from outside.
         attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
     """
     compiled = _compiled(pickle.dumps(job))
@@ -56,7 +58,8 @@ def _compiled(request: bytes) -> Compiled:
         answer = pickle.load(process.stdout)
     except (EOFError, OSError, pickle.UnpicklingError):
         _process.cache_clear()
-        raise CompilerError(f"the process that compiles {_end(process)}") from None
+        how = f"the process that compiles {_end(process)}"
+        raise (HelperKilledError if process.returncode == -signal.SIGKILL else CompilerError)(how) from None
     if isinstance(answer, str):
         raise CompilerError(answer)
     return answer

@@ -4,19 +4,20 @@ The file has a line of JSON for its run, and then one for each launch that has e
 verdict, so a launch is either in the file, or runs again as a whole.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import msgspec
-from attn_fuzz import inputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import InputError
+from attn_fuzz.outputs import Lines
+from attn_fuzz.text import one_line
 
 SCHEMA = "attn-parity.exhaust-ledger/1"
+STARTS = f'{{"schema":"{SCHEMA}"'.encode()
 MAX_BYTES = 1 << 30
 
 
@@ -62,24 +63,21 @@ class Ledger:
     """A ledger that is open for a run.
 
     Args:
-        path: the file.
         ended: the launches of earlier runs and of this one, by number.
+        lines: the file.
     """
 
-    path: Path
-    ended: dict[int, Ended] = field(default_factory=dict)
-    _file: IO[bytes] | None = None
+    ended: dict[int, Ended]
+    lines: Lines
 
     def add(self, launch: Ended) -> None:
         """Write a line.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written. The launch has ended all the same.
         """
-        assert self._file is not None
-        self._file.write(msgspec.json.encode(launch) + b"\n")
-        self._file.flush()
         self.ended[launch.launch] = launch
+        self.lines.add(msgspec.json.encode(launch))
 
 
 def path_of(folder: Path, target: str, scope: str, shard: str) -> Path:
@@ -93,32 +91,16 @@ def opened(path: Path, run: RunOf) -> Iterator[Ledger]:
 
     Raises:
         LedgerError: the file is there and is no ledger.
+        InputError: another run writes it.
         OSError: the file cannot be read or written.
     """
-    ledger = Ledger(path)
-    lines = inputs.read_bytes(path, MAX_BYTES).split(b"\n") if os.path.lexists(path) else []
-    goes_on = bool(lines) and _is_of(path, lines[0], run)
-    if goes_on:
-        ledger.ended = {launch.launch: launch for launch in _launches(lines[1:])}
-    with path.open("wb") as file:  # anew: the last line of a killed run may be half a line
-        file.write(msgspec.json.encode(run) + b"\n")
-        for launch in ledger.ended.values():
-            file.write(msgspec.json.encode(launch) + b"\n")
-        file.flush()
-        ledger._file = file
-        yield ledger
-
-
-def _is_of(path: Path, line: bytes, run: RunOf) -> bool:
-    try:
-        return msgspec.json.decode(line, type=RunOf) == run
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise LedgerError(f"{path}: it is no ledger of `attn-parity exhaust`, and would be overwritten") from None
-
-
-def _launches(lines: list[bytes]) -> Iterator[Ended]:
-    for line in lines:
+    with outputs.held(path, MAX_BYTES, STARTS) as lines:
         try:
-            yield msgspec.json.decode(line, type=Ended)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return  # the run was killed while it wrote this line
+            if lines.lines and msgspec.json.decode(lines.lines[0], type=RunOf) == run:
+                launches = [msgspec.json.decode(line, type=Ended) for line in lines.lines[1:]]
+            else:
+                launches = []
+                lines.begin(msgspec.json.encode(run))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise LedgerError(f"{path}: no ledger of `attn-parity exhaust`: {one_line(str(error), inputs.MESSAGE)}") from None
+        yield Ledger({launch.launch: launch for launch in launches}, lines)

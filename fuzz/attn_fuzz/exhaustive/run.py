@@ -1,5 +1,6 @@
 """Runs the launches of a scope on a target, in several processes: each launch once, until all have run or enough fail."""
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -189,7 +190,7 @@ def _tell_rest(shared: _Shared, tell: Callable[[Result], None]) -> None:
 
 
 def _executor(plan: Plan, worker: int) -> Executor:
-    ahead = plan.folder / f"exhaust-in-flight-{worker}.json"
+    ahead = plan.folder / f"exhaust-in-flight-{os.getpid()}-{worker}.json"
     return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, plan.sanitize, plan.trial, plan.exactly)
 
 

@@ -3,11 +3,9 @@
 Nothing is run. A pair that no case can have says why (`attn_fuzz.cases.features.undefined`); every other pair must be drawn.
 """
 
-import contextlib
 import multiprocessing
-import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations, repeat
 
@@ -55,7 +53,7 @@ def cover(
     examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
     refusals = {side: _Refusals() for side in sides}
     with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn"), prepared.end_with_parent) as pool:
-        with _ignored_interrupts():
+        with prepared.interrupts_later():
             shards = pool.map(_draw, plans, repeat(sides))
         for of_plan in shards:
             for found, reasons in of_plan:
@@ -110,13 +108,3 @@ def _draw(plan: FuzzPlan, sides: Sequence[str]) -> list[tuple[list[str], dict[st
         (features(case), {side: reason for side, support in supports.items() if (reason := support.beyond(case))})
         for case in shard.drawn(plan)
     ]
-
-
-@contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    """Processes that start inside the block ignore Ctrl-C. It ends the process that waits for them, which then ends them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

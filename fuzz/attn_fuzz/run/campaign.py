@@ -10,19 +10,19 @@ many groups run at once as there are workers, and none waits for another.
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
 
-import fcntl
 import hashlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from attn_fuzz import inputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
+from attn_fuzz.outputs import Lines
 from attn_fuzz.run import reach, runner, shard
 from attn_fuzz.run.reach import Reach, RecordedTests
 from attn_fuzz.run.runner import Outcome
@@ -33,6 +33,7 @@ from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import PatchError, modules_of, patched_sources, text_of
 
 SCHEMA = "attn-parity.mutants-log/1"
+STARTS = f'{{"schema":"{SCHEMA}"'.encode()
 PROBE = -1
 """In place of a shard's number: the first PROBED cases of the first shard, which a mutant runs alone."""
 PROBED, PROBED_TARGETS = 20, 3
@@ -62,39 +63,38 @@ class Log:
         self.reaches: dict[str, Reach] = {}
         self.tests: dict[tuple[str, int], RecordedTests] = {}
         self._header = Header(schema=SCHEMA, device=device, sources=digest(package))
+        self._lines: Lines | None = None
         if os.path.lexists(path):
-            self._read()
+            *lines, half = inputs.read_bytes(path, MAX_LOG_BYTES).split(b"\n")
+            self._take(lines or [line for line in [half] if not STARTS.startswith(line[: len(STARTS)])])
 
-    def _read(self) -> None:
-        first, *lines = inputs.read_bytes(self.path, MAX_LOG_BYTES).split(b"\n")
+    def _take(self, lines: Sequence[bytes]) -> None:
+        """Take in the lines of the file. Without any it is to be begun."""
         try:
-            if msgspec.json.decode(first, type=Header) != self._header:
+            if lines and msgspec.json.decode(lines[0], type=Header) != self._header:
                 raise InputError(f"{self.path}: it is of other sources or of another device; give another file")
-            for line in lines[:-1]:  # what follows the last line break was not written to its end
+            for line in lines[1:]:
                 self._keep(msgspec.json.decode(line, type=Trial | Reach | RecordedTests))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, no other run writes the file. A line that a killed run has not written to its end goes.
+    def alone(self) -> Iterator[Lines]:
+        """Inside, entries can be added, and no other run writes the file. Half a line of a killed run goes.
 
         Raises:
             InputError: another run writes it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
+        with outputs.held(self.path, MAX_LOG_BYTES, STARTS) as lines:
+            self._take(lines.lines)  # another run may have added some
+            if not lines.lines:
+                lines.begin(msgspec.json.encode(self._header))
+            self._lines = lines
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.path}: another run writes it; wait for its end, or give another file") from None
-            file.seek(0)
-            written_to_its_end = file.read().rfind(b"\n") + 1
-            file.truncate(written_to_its_end)
-            if not written_to_its_end:
-                file.write(msgspec.json.encode(self._header) + b"\n")
-                file.flush()
-            yield
+                yield lines
+            finally:
+                self._lines = None
 
     @property
     def probed(self) -> int:
@@ -106,11 +106,8 @@ class Log:
         self.reaches = {name: each for name, each in self.reaches.items() if name in targets}
 
     def add(self, entry: "Trial | Reach | RecordedTests") -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            if not file.tell():
-                file.write(msgspec.json.encode(self._header) + b"\n")
-            file.write(msgspec.json.encode(entry) + b"\n")
+        with nullcontext(self._lines) if self._lines else self.alone() as lines:
+            lines.add(msgspec.json.encode(entry))
         self._keep(entry)
 
     def _keep(self, entry: "Trial | Reach | RecordedTests") -> None:

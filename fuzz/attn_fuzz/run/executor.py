@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.errors import ExecutorError, HelperKilledError, InputError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
@@ -39,6 +39,7 @@ KILLED_FROM_OUTSIDE = "killed from outside and run again"
 NO_MEMORY = "out of memory"
 """What messages of CUDA, HIP, torch and Triton hold if a GPU has no memory left."""
 OUT_OF_MEMORY = "out of memory and run again"
+HELPER_KILLED = "a process that compiles or is a rank was killed from outside: run again"
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Executor:
 
         A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process. An
         operator may send it, and so may a system that is short of memory. A target that finds no memory is run once more, too,
-        in a new process: other processes use the GPU, and this one keeps memory of earlier cases.
+        in a new process: other processes use the GPU, and this one keeps memory of earlier cases. So is a target of which
+        SIGKILL ended a process that compiles kernels or is a rank. A case whose process is lost (`prepared`) is run again.
 
         Args:
             exactly: whether to follow the case's call in exact mode; None: wherever calls can be followed.
@@ -97,6 +99,8 @@ class Executor:
             return verdict
         self.end()
         verdict = self._run_once(case, followed)
+        if _cause_from_outside(verdict) == HELPER_KILLED:
+            raise ExecutorError(f"target {self.target}: {verdict.message}, twice: it may need more memory than there is")
         if _cause_from_outside(verdict) == cause:
             return msgspec.structs.replace(verdict, message=f"{verdict.message}, twice: it may need more memory than there is")
         return msgspec.structs.replace(verdict, events=(*verdict.events, cause))
@@ -116,7 +120,10 @@ class Executor:
                 raise EOFError
             answer, sound = connection.recv()
         except (EOFError, ConnectionError):
-            return Verdict(kind="crashed", message=self._cause_of_death(), seconds={"target": time.monotonic() - started})
+            cause = self._cause_of_death()
+            if cause is None:
+                return self._run_once(case, exactly)
+            return Verdict(kind="crashed", message=cause, seconds={"target": time.monotonic() - started})
         except Exception as error:
             self.end()
             return Verdict(kind="crashed", message=f"the target wrote into the fuzzer's own connection: {type(error).__name__}")
@@ -178,21 +185,23 @@ class Executor:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
         load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
-        self._process = prepared.process(self.device, _serve, theirs, load, daemon=True)
-        self._process.start()
+        self._process = prepared.start(self.device, _serve, theirs, load, daemon=True)
         theirs.close()
         try:
             return self._connection.poll(START_SECONDS) and self._connection.recv()
         except (EOFError, ConnectionError):
-            return self._cause_of_death()
+            return self._cause_of_death() or self._started()
 
-    def _cause_of_death(self) -> str:
+    def _cause_of_death(self) -> str | None:
+        """How the process has ended, in words; None if it is lost."""
         assert self._process is not None
         assert self._process.pid is not None
         self._process.join(KILL_SECONDS)
-        code = self._process.exitcode or 0
-        _kill_group(self._process.pid)
-        self._process = None
+        process, self._process = self._process, None
+        code = process.exitcode or 0
+        _kill_group(process.pid)
+        if prepared.is_lost(process):
+            return None
         return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
 
 
@@ -200,6 +209,8 @@ def _cause_from_outside(verdict: Verdict) -> str | None:
     """The event of a verdict that may not be the target's fault; None if the verdict is."""
     if verdict.message == KILLED:
         return KILLED_FROM_OUTSIDE
+    if verdict.kind == "raised" and verdict.message.startswith(HelperKilledError.__name__):
+        return HELPER_KILLED
     return OUT_OF_MEMORY if verdict.kind == "raised" and NO_MEMORY in verdict.message else None
 
 
@@ -225,7 +236,7 @@ def _serve(connection: multiprocessing.connection.Connection, load: _Load) -> No
     os.setsid()  # a kernel that signals its process group must not reach the fuzzer
     prepared.end_with_parent(group=True)
     os.dup2(2, 1)  # stdout is for results: a kernel's prints go to stderr
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all processes: the main process ends the run
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         judge = _loaded(connection, load)
         if judge is not None:

@@ -1,10 +1,13 @@
 """Imported first by the server of `attn_fuzz.run.prepared`: while the server imports, it ends when the run has been killed.
 
 A server notices the end of its run when it waits for work. Importing torch takes seconds before that, many on a busy machine.
+Neither the server nor a fork of it, from its first moment on, gets Ctrl-C.
 """
 
 import os
 import threading
+
+from attn_fuzz.run import prepared
 
 WAKE_SECONDS = 0.2
 _PARENT = os.getppid()
@@ -27,5 +30,6 @@ def _stop() -> None:
         _thread.join()
 
 
+prepared.ignore_interrupts()
 os.register_at_fork(before=_stop)
 _thread.start()

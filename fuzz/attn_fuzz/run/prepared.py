@@ -3,6 +3,10 @@
 On a CPU a process is a fork of a server that has imported them. Its first case has run after half a second instead of five.
 Runs of many mutants need that, and so does shrinking a case that kills its process. No target is imported in the server, so a
 process can still install a mutant. A run has one server: a worker is a fork of it, and so is the process that a worker starts.
+
+A server may be killed, for example by a system that is short of memory. Nobody learns any more how its forks end, so the forks
+say nothing about what they ran: each is `is_lost`, and is killed. The main process starts another server, and whatever ran in
+a lost fork runs again.
 """
 
 import contextlib
@@ -12,10 +16,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing import connection, forkserver, popen_forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from attn_fuzz.errors import ExecutorError
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -30,6 +36,64 @@ _IMPORTED = [
 
 _STARTS = threading.Lock()
 """Held while the environment of this process is that of the server."""
+MOST_DEATHS = 10
+"""So many servers of a run may die."""
+_LOST = 256
+"""The exit code of a process whose server died before it. No process ends with it."""
+KILLS = 2
+_PATIENCE_SECONDS = 10.0
+_INTERRUPTS = {signal.SIGINT}
+
+
+class _Popen(popen_forkserver.Popen):
+    _reading = threading.Lock()
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Python gives the exit code 255 to a process whose server died, although the process may run or may end with 255."""
+        if self.returncode is None and connection.wait([self.sentinel], 0 if flag == os.WNOHANG else None):
+            with self._reading:
+                if self.returncode is None:
+                    self.returncode = self._read()
+        return self.returncode
+
+    def _read(self) -> int:
+        try:
+            return forkserver.read_signed(self.sentinel)
+        except (EOFError, OSError):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            return _LOST
+
+
+class _Process(ForkServerProcess):
+    _Popen = _Popen
+
+    def start(self) -> None:
+        """If the server has died, another one is started, unless this process is a fork of it: then this process ends, because
+        it is lost itself.
+
+        Raises:
+            ExecutorError: too many servers have died.
+        """
+        server: Any = forkserver._forkserver
+        server.ensure_running = lambda: None  # Python's own would start a server in the environment of this process
+        while True:
+            if not _is_fork():
+                with _STARTS:
+                    _have_server()
+            try:
+                return super().start()
+            except (EOFError, ConnectionError):
+                if _is_fork():
+                    os._exit(2)
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+class LostError(EOFError):
+    """The server died that had forked a process: see `is_lost`."""
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
@@ -40,16 +104,77 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     if device != "cpu":
         os.environ.update(ONE_THREAD)
         return multiprocessing.get_context("spawn")
-    if not _reuses_server():
-        forkserver.set_forkserver_preload(_IMPORTED)
-        with _STARTS, _environment(ONE_THREAD | INTERPRETS):
-            forkserver.ensure_running()
-    return multiprocessing.get_context("forkserver")
+    return _Context()
 
 
-def process(device: str, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
-    """A process, not started yet, that calls a function in the environment that this process has now."""
-    return context(device).Process(target=_call, args=(dict(os.environ), function, arguments), daemon=daemon)
+def _have_server() -> None:
+    """Start a server, unless this process has one that runs."""
+    global _deaths
+    server: Any = forkserver._forkserver
+    before = server._forkserver_pid
+    forkserver.set_forkserver_preload(_IMPORTED)
+    resource_tracker.ensure_running()  # before the interrupts wait: it lets them come again
+    with _environment(ONE_THREAD | INTERPRETS), _interrupts_blocked():
+        forkserver.ensure_running()
+    _deaths += before not in (None, server._forkserver_pid)
+    if _deaths > MOST_DEATHS:
+        raise ExecutorError(f"the server that starts the processes of a run has died {_deaths} times: is memory short?")
+
+
+_deaths = 0
+"""How many servers of this process have died."""
+
+
+def start(device: str, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """Start a process that calls a function in the environment that this process has now.
+
+    Raises:
+        ExecutorError: too many servers have died.
+    """
+    process = context(device).Process(target=_call, args=(dict(os.environ), function, arguments), daemon=daemon)
+    with interrupts_later() if device != "cpu" else contextlib.nullcontext():
+        process.start()
+    return process
+
+
+def is_lost(process: BaseProcess) -> bool:
+    """Whether nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
+    return process.exitcode == _LOST
+
+
+def is_killed(process: BaseProcess) -> bool:
+    """Whether a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
+    process.join(_PATIENCE_SECONDS)
+    return is_lost(process) or process.exitcode == -signal.SIGKILL
+
+
+def answer(device: str, seconds: float | None, function: Callable[..., None], *arguments: object) -> Any:
+    """What a function sends through the connection that is its first argument, in a process of its own.
+
+    A process that is killed from outside runs again, KILLS times.
+
+    Raises:
+        EOFError: the process ended before it had sent anything.
+        TimeoutError: it has sent nothing in so many seconds.
+    """
+    kills = 0
+    while True:
+        ours, theirs = multiprocessing.Pipe()
+        process = start(device, function, theirs, *arguments)
+        theirs.close()
+        try:
+            if not connection.wait([ours, process.sentinel], seconds):
+                raise TimeoutError(f"no answer in {seconds:g} s")
+            if not ours.poll():
+                raise EOFError
+            return ours.recv()
+        except (EOFError, ConnectionError):
+            kills += 1
+            if not is_killed(process) or kills > KILLS:
+                raise EOFError("its process ended") from None
+        finally:
+            process.kill()
+            process.join()
 
 
 def _call(environment: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
@@ -64,13 +189,14 @@ def interrupts_later() -> Iterator[None]:
     """An interrupt that comes meanwhile is raised behind the block; the first one of several.
 
     A process that is started by `spawn` reads what it is to do from its parent. If the parent ends before it has written all of
-    it, the process prints a traceback.
+    it, the process prints a traceback. A process that is started meanwhile gets no Ctrl-C until it calls `end_with_parent`.
     """
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
-        yield
+        with _interrupts_blocked():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -78,8 +204,25 @@ def interrupts_later() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal. One that starts meanwhile, which would print a traceback, gets none."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the process that has started this one with its interrupts blocked."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+
+
 def end_with_parent(*, group: bool = False) -> None:
     """Have this process end as soon as its parent has ended: the process that started it, not the server that forked it.
+    Ctrl-C is left to the parent.
 
     On Linux the system itself sends SIGKILL when the parent's end of a pipe closes. This reaches a process that is stopped, or
     that a kernel keeps in C code. On other systems a thread watches the pipe.
@@ -87,6 +230,7 @@ def end_with_parent(*, group: bool = False) -> None:
     Args:
         group: whether all processes of this process's group end, too.
     """
+    ignore_interrupts()
     parent = multiprocessing.parent_process()
     assert parent is not None
     if not hasattr(fcntl, "F_SETSIG"):
@@ -105,17 +249,11 @@ def _exit_after(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _reuses_server() -> bool:
-    """Have a fork of a server use that server for its own processes, and return whether this process is such a fork.
-
-    Python has told the fork where the server is, but `ensure_running` starts another server unless this process started one.
-    """
+def _is_fork() -> bool:
+    """Whether this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
     server: Any = forkserver._forkserver
     has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
-    if server._forkserver_address is None or server._forkserver_pid is not None or not has_key:
-        return False
-    server.ensure_running = lambda: None
-    return True
+    return server._forkserver_address is not None and server._forkserver_pid is None and has_key
 
 
 @contextlib.contextmanager

@@ -89,18 +89,10 @@ def record(plan: FuzzPlan, package: str) -> Reach:
 
 def _recorded(plan: FuzzPlan, package: str) -> Reach:
     registry.usable(plan.target, plan.device)
-    context = prepared.context(plan.device)
-    ours, theirs = context.Pipe()
-    process = prepared.process(plan.device, _record, theirs, plan, package, daemon=True)
-    process.start()
-    theirs.close()
     try:
-        return ours.recv()
+        return prepared.answer(plan.device, None, _record, plan, package)
     except EOFError:
         raise ExecutorError(f"target {plan.target}: its process ended while its lines were recorded") from None
-    finally:
-        process.terminate()
-        process.join()
 
 
 def targets_of(module: str, line: int, reaches: list[Reach]) -> list[str]:

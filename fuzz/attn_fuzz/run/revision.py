@@ -1,6 +1,5 @@
 """A case at one revision of a kernel's repository: it runs in a fresh process, which imports the target from a worktree."""
 
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -78,19 +77,13 @@ def replay(case: Case, target: str, place: Place, device: str, limit: float, san
         limit: seconds that the case may take.
         sanitize: whether accesses of interpreted kernels are checked, where the target declares such kernels.
     """
-    ours, theirs = multiprocessing.Pipe()
-    process = prepared.process(device, _replay, theirs, case, target, place, device, limit, sanitize)
-    process.start()
-    theirs.close()
+    seconds = START_SECONDS + RUNS * limit
     try:
-        if ours.poll(START_SECONDS + RUNS * limit):
-            return ours.recv()
+        return prepared.answer(device, seconds, _replay, case, target, place, device, limit, sanitize)
+    except TimeoutError:
         return Replay(result="cannot tell", words="the target did not load in time")
     except (EOFError, OSError):
         return Replay(result="cannot tell", words="the process died while the target was loaded")
-    finally:
-        process.kill()
-        process.join()
 
 
 def _replay(connection: Connection, case: Case, name: str, place: Place, device: str, limit: float, sanitize: bool) -> None:

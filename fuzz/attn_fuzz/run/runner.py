@@ -16,6 +16,8 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.run.prepared import LostError
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.workers import WAKE_SECONDS, Message, here
 
@@ -222,8 +224,8 @@ class _Pool(Generic[W]):
             index = self.busy[worker]
             try:
                 message = worker.receive()
-            except (EOFError, OSError):
-                self._replace(worker)
+            except (EOFError, OSError) as error:
+                self._replace(worker, is_lost=isinstance(error, LostError))
             else:
                 if isinstance(message, Progress):
                     self.outcome.progress[index] = message
@@ -239,13 +241,20 @@ class _Pool(Generic[W]):
                     del self.busy[worker]
         return bool(ready)
 
-    def _replace(self, worker: W) -> None:
-        """Start another worker in place of a dead one, whose plan is run again unless it has already found a failure."""
+    def _replace(self, worker: W, *, is_lost: bool) -> None:
+        """Start another worker in place of a dead one, whose plan is run again unless it has already found a failure.
+
+        Args:
+            is_lost: whether the server has died: that is no death of the plan, and there may be only so many of them.
+        """
         index = self.busy.pop(worker)
         if self.outcome.interrupted or self.outcome.error is not None:
             return
-        self.idle.append(self.workers.start())
-        self.deaths[index] += 1
+        try:
+            self.idle.append(self.workers.start())
+        except ExecutorError as error:
+            self.outcome.error = str(error)
+        self.deaths[index] += not is_lost
         if self.outcome.progress[index].failure is not None:
             self._end(index)
         elif self.deaths[index] < self.workers.lives:

@@ -1,12 +1,16 @@
 """Imported last by the server of `attn_fuzz.run.prepared`: the server ends at once when nobody needs it any more.
 
 Otherwise Python would take seconds to take torch apart, after the run has ended. Its forks look for garbage every few hundred
-cases, and not among all that the server has imported.
+cases, and not among all that the server has imported. A fork says nothing if its parent ends before the fork has read what it
+is to do.
 """
 
 import atexit
 import gc
 import os
+import pickle
+import sys
+from types import TracebackType
 
 _SERVER = os.getpid()
 
@@ -16,5 +20,11 @@ def _end() -> None:
         os._exit(0)
 
 
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, EOFError | pickle.UnpicklingError):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _tell
 atexit.register(_end)
 gc.freeze()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import suite_process
+from attn_fuzz.run import prepared, suite_process
 from attn_fuzz.run.campaign import Key, Log, Trial
 from attn_fuzz.run.reach import RecordedTests
 from attn_fuzz.run.suite_process import Told
@@ -164,18 +164,23 @@ def _trial(
 def _recorded(file: str, part: int, package: str, interrupted: threading.Event) -> RecordedTests:
     """
     Raises:
-        ExecutorError: the tests were not collected.
+        ExecutorError: the tests were not collected, or their process was killed from outside.
     """
     until = time.monotonic() + PART_SECONDS
-    with suite_process.started(suite_process.record, file, part, package) as connection:
+    with suite_process.started(suite_process.record, file, part, package) as (process, connection):
         try:
             count, before = suite_process.received(connection, until, interrupted)
         except (EOFError, TimeoutError) as error:
             raise ExecutorError(f"{file}: its tests were not collected: {error or 'their process ended'}") from None
         told = [before]
-        with contextlib.suppress(EOFError, TimeoutError):
+        try:
             while True:
                 told.append(suite_process.received(connection, until, interrupted))
+        except (suite_process.Ended, TimeoutError):
+            pass
+        except EOFError:
+            if prepared.is_killed(process):
+                raise ExecutorError(f"{file}: the process of its tests was killed from outside") from None
     return _runs(file, part, count, told)
 
 
@@ -214,7 +219,7 @@ def _first_stop(
     Raises:
         MutantError: the mutant cannot be installed or imported.
     """
-    with suite_process.started(suite_process.test, tuple(tests), mutant, harmless) as connection:
+    with suite_process.started(suite_process.test, tuple(tests), mutant, harmless) as (_, connection):
         for number, (test, seconds) in enumerate(tests.items()):
             patience = time.monotonic() + max(LEAST_SECONDS, PATIENCE * seconds)
             try:

@@ -2,11 +2,13 @@
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -40,17 +42,19 @@ class Interrupted(Exception):  # noqa: N818 - ends a thread, is no error
     pass
 
 
+class Ended(EOFError):  # noqa: N818 - is no error
+    """All tests of a process have run."""
+
+
 @contextlib.contextmanager
-def started(function: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A connection to a process that calls a function. At the end the process is killed, and what it has started."""
-    context = prepared.context("cpu")
-    ours, theirs = context.Pipe()
-    process = prepared.process("cpu", function, theirs, *arguments)
-    process.start()
+def started(function: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseProcess, Connection]]:
+    """A process that calls a function, and a connection to it. At the end the process is killed, and what it has started."""
+    ours, theirs = multiprocessing.Pipe()
+    process = prepared.start("cpu", function, theirs, *arguments)
     assert process.pid is not None
     theirs.close()
     try:
-        yield ours
+        yield process, ours
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -64,7 +68,8 @@ def received(connection: Connection, until: float, interrupted: Event) -> Any:
 
     Raises:
         TimeoutError: it sends nothing in time.
-        EOFError: it has ended.
+        Ended: all its tests have run.
+        EOFError: it has ended before.
         MutantError: it sends one.
     """
     while not connection.poll(max(0.0, min(WAKE_SECONDS, until - time.monotonic()))):
@@ -74,7 +79,7 @@ def received(connection: Connection, until: float, interrupted: Event) -> Any:
             raise TimeoutError("no answer in time")
     sent = connection.recv()
     if sent is None:
-        raise EOFError
+        raise Ended
     if isinstance(sent, MutantError):
         raise sent
     return sent
@@ -159,6 +164,7 @@ class _Chosen(_Tells):
 def _pytest(connection: Connection, arguments: list[str], plugin: _Tells) -> None:
     import pytest
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may send it; that of a terminal reaches no other session
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)

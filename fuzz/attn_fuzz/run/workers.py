@@ -41,12 +41,21 @@ class Worker:
             self.connection.send(plan)
 
     def receive(self) -> Message:
-        """Wait for a message.
+        """The message that `Workers.ready` has told of.
 
         Raises:
+            prepared.LostError: the server died that has forked the worker, and the worker with it.
             EOFError, OSError: the worker has died.
         """
-        return self.connection.recv()
+        try:
+            if not self.connection.poll():
+                raise EOFError
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(END_SECONDS)
+            if prepared.is_lost(self.process):
+                raise prepared.LostError from None
+            raise
 
     def thank(self) -> None:
         """Tell the worker that its failing case is on the disk. Until then, the file of its case in flight holds that case."""
@@ -76,8 +85,7 @@ class Workers:
 
     def start(self) -> Worker:
         ours, theirs = multiprocessing.Pipe()
-        process = prepared.process(self.device, _work, theirs)
-        process.start()
+        process = prepared.start(self.device, _work, theirs)
         theirs.close()
         self.started.append(Worker(process, ours))
         return self.started[-1]
@@ -85,8 +93,9 @@ class Workers:
     def ready(self, busy: Sequence[Worker], seconds: float) -> list[Worker]:
         """Wait until some of the workers have sent a message or have died, and return these."""
         self._wake()
-        sent = multiprocessing.connection.wait([worker.connection for worker in busy], seconds)
-        return [worker for worker in busy if worker.connection in sent]
+        ends = [end for worker in busy for end in (worker.connection, worker.process.sentinel)]
+        told = multiprocessing.connection.wait(ends, seconds)
+        return [worker for worker in busy if worker.connection in told or worker.process.sentinel in told]
 
     def _wake(self) -> None:
         """Now and then have workers go on that SIGSTOP has stopped: the run would wait for them for ever."""
@@ -129,7 +138,6 @@ def _continue(process: BaseProcess) -> None:
 def _work(connection: Connection) -> None:
     """A worker process: it runs one plan after another. For each it sends Progress, and at the end None or an error's text."""
     sys.unraisablehook = _tell_swallowed
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # an idle worker ends when its connection closes
     executor: Executor | None = None
     try:

@@ -6,7 +6,9 @@ ends when the process of rank 0 ends, because the pipe between them closes.
 
 import io
 import os
+import signal
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -17,9 +19,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from attn_fuzz.errors import HelperKilledError
 
 TIMEOUT = timedelta(seconds=20)
 """How long a rank waits for another one that does not come."""
+ENDED_SECONDS = 0.1
 
 
 class RankProcesses:
@@ -36,14 +40,17 @@ class RankProcesses:
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name, "store")
         self._ends: list[Connection] = []
+        self._forks: list[int] = []
         for rank in range(1, count):
             ours, theirs = Pipe()
-            if os.fork() == 0:
+            fork = os.fork()
+            if fork == 0:
                 for end in (ours, *self._ends):
                     end.close()  # or the process of an earlier rank would not see its pipe close
                 _serve(theirs, rank, count, store, expected)
             theirs.close()
             self._ends.append(ours)
+            self._forks.append(fork)
         self._groups = _groups(0, count, store)
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -55,6 +62,7 @@ class RankProcesses:
 
         Raises:
             ChildProcessError: a process ended. No rank is to be used again.
+            HelperKilledError: SIGKILL ended a process. No rank is to be used again.
             BaseException: what a rank has raised, if it is not expected. No rank is to be used again.
         """
         ends = self._ends[: len(arguments) - 1]
@@ -63,14 +71,31 @@ class RankProcesses:
                 end.send_bytes(_packed((function, len(arguments), theirs)))
             results = [_result(function, self._groups[len(arguments)], arguments[0])]
             if _is_unexpected(results[0], self._expected):
+                self._check_killed()
                 raise results[0]
             results += [_unpacked(end.recv_bytes()) for end in ends]
         except (EOFError, ConnectionError):
+            self._check_killed()
             raise ChildProcessError("the process of a rank ended while it attended") from None
         for result in results:
             if _is_unexpected(result, self._expected):
                 raise result
         return results
+
+    def _check_killed(self) -> None:
+        """
+        Raises:
+            HelperKilledError: SIGKILL has ended a rank. Its connections close before the system tells how it ended.
+        """
+        until = time.monotonic() + ENDED_SECONDS
+        ended: list[int] = []
+        while not ended and time.monotonic() < until:
+            looked = [(fork, *os.waitpid(fork, os.WNOHANG)) for fork in self._forks]
+            self._forks = [fork for fork, pid, _ in looked if not pid]
+            ended = [os.waitstatus_to_exitcode(status) for _, pid, status in looked if pid]
+            if -signal.SIGKILL in ended:
+                raise HelperKilledError("SIGKILL has ended the process of a rank")
+            time.sleep(0.01)
 
     def close(self) -> None:
         for end in self._ends:
