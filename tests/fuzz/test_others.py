@@ -20,7 +20,8 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.others import aiter_package, vllm_write
+from attn_fuzz.targets.others import aiter_package, vllm_flex, vllm_write
+from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.pages import PAGES, blocks
@@ -141,6 +142,16 @@ def test_of_heads_without_a_sink_among_others_a_hidden_tile_is_of_its_finding(tm
     assert verdict.kind == "value", verdict
     assert {difference.head for difference in verdict.differences} == {1}
     assert [finding.name for finding in target.findings if finding.explains(case, verdict)] == ["aiter-hidden-tile"]
+
+
+def test_the_number_of_a_block_may_exceed_the_columns_of_a_list_of_blocks():
+    """A list has columns for 16 blocks of each page of the longest request, and a cache has any number of blocks."""
+    last = torch.full((1, 1, 1, 1), 17, dtype=torch.int32)
+    options = {"BLOCK_SIZE": (16, 16), "mask_mod": lambda b, h, q, kv: kv >= 280, "compute_q_blocks": False}
+    mask = BlockMask.from_kv_blocks(torch.ones_like(last[0]), last, **options)
+    q, k, v = torch.zeros(1, 2, 1, 4), torch.zeros(1, 1, 288, 4), torch.arange(288.0)[:, None].expand(1, 1, 288, 4)
+    out = vllm_flex._attend(q, k, v, None, mask, 1.0, enable_gqa=True, kernel_options={}, return_aux=None)
+    assert torch.equal(out, torch.full((1, 2, 1, 4), 283.5))
 
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
