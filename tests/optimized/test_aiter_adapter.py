@@ -1,6 +1,7 @@
 """Which AITER is there and what it declares; every call is by keyword, converted to AITER's conventions or refused."""
 
 import dataclasses
+import shutil
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -44,7 +45,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "aiter"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9" if name == "amd-aiter" else "1")
+    release = tmp_path / "amd_aiter-9.9.dist-info"
+    release.mkdir()
+    (release / "METADATA").write_text("Metadata-Version: 2.1\nName: amd-aiter\nVersion: 9.9\n")
 
     def files(**sources: str) -> Path:
         for name, source in {"__init__": "", **sources}.items():
@@ -92,6 +95,13 @@ class TestFinding:
         assert signature.defaults["window_size"] == (-1, -1)
         assert str(signature) == "aiter.ops.mha.flash_attn_varlen_func(q, k, window_size=(-1, -1), out=None, how=...)"
         assert not [name for name in sys.modules if name.split(".")[0] == "aiter"]
+
+    def test_a_checkout_has_not_the_version_of_a_release_behind_it(self, install, tmp_path, monkeypatch):
+        release = install(ops__in__mha="def flash_attn_varlen_func(q): ...")
+        checkout = shutil.copytree(release, tmp_path / "checkout" / "aiter")
+        monkeypatch.syspath_prepend(checkout.parent)
+        assert (find_aiter().location, find_aiter().version) == (checkout, None)
+        assert str(find_aiter()) == f"AITER at {checkout}"
 
     @pytest.mark.parametrize("folder", ["ops__in__triton", "ops__in__triton__in__attention"])
     def test_module_paths_old_and_new(self, folder, install):

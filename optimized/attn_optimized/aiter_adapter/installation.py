@@ -109,7 +109,7 @@ def find_aiter() -> Aiter:
             signatures[function] = found[0]
     if not signatures:
         return Aiter(missing=f"the AITER at {folder} has none of {', '.join(FUNCTIONS)}: it is built without attention")
-    return Aiter(version=_version(), location=folder, signatures=signatures)
+    return Aiter(version=_version(folder), location=folder, signatures=signatures)
 
 
 def import_aiter() -> Aiter:
@@ -148,11 +148,13 @@ def _signature(folder: Path, module: str, function: str) -> Signature | None:
     return read_source(folder.joinpath(*module.split(".")[1:]).with_suffix(".py"), module, function)
 
 
-def _version() -> str | None:
+def _version(folder: Path) -> str | None:
+    """Of the release that the folder is of: another one may be installed behind a checkout."""
     try:
-        return importlib.metadata.version("amd-aiter")
+        release = importlib.metadata.distribution("amd-aiter")
     except importlib.metadata.PackageNotFoundError:
         return None
+    return release.version if Path(str(release.locate_file("aiter"))).resolve() == folder.resolve() else None
 
 
 def _does_not_import(error: Exception) -> str:

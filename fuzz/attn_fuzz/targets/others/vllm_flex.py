@@ -76,7 +76,7 @@ def _attend(query, key, value, score_mod, block_mask, scale, *, enable_gqa, kern
     """Softmax over the keys that are visible: those of listed blocks that mask_mod lets through. All are [1, H, rows, D]."""
     rows, keys = query.shape[2], key.shape[2]
     q_size, kv_size = block_mask.BLOCK_SIZE
-    listed = block_mask.to_dense()[0, 0].bool().repeat_interleave(q_size, 0).repeat_interleave(kv_size, 1)
+    listed = _listed(block_mask, -(-keys // kv_size)).repeat_interleave(q_size, 0).repeat_interleave(kv_size, 1)
     q_index, kv_index = torch.arange(rows)[:, None].expand(rows, keys), torch.arange(keys).expand(rows, keys)
     zero = torch.zeros((), dtype=torch.int32)
     visible = block_mask.mask_mod(zero, zero, q_index, kv_index) & listed[:rows, :keys]
@@ -85,6 +85,18 @@ def _attend(query, key, value, score_mod, block_mask, scale, *, enable_gqa, kern
     key, value = (x[:, :, seen].repeat_interleave(group, 1).float() for x in (key, value))
     logits = (query.float() @ key.mT * scale).masked_fill(~visible[:, seen], -torch.inf)
     return (torch.softmax(logits, dim=-1).nan_to_num(nan=0.0) @ value).to(query.dtype)
+
+
+def _listed(block_mask, num_blocks: int) -> torch.Tensor:
+    """[groups of queries, num_blocks]: whether a group's list has a block.
+
+    `BlockMask.to_dense` has as many columns as the longest list, and the number of a block may be larger.
+    """
+    counts, lists = block_mask.kv_num_blocks[0, 0], block_mask.kv_indices[0, 0]
+    listed = torch.zeros(len(counts), num_blocks, dtype=torch.bool)
+    for row, blocks, count in zip(listed, lists, counts.tolist(), strict=True):
+        row[blocks[:count].long()] = True
+    return listed
 
 
 def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
