@@ -346,6 +346,7 @@ class Select(TypedDict):
     groups: NotRequired[dict[str, Group]]
     filled: NotRequired[Filled]
     left_out: NotRequired[list[str]]
+    unknown: NotRequired[list[str]]
     vllm: NotRequired[Vllm]
 
 

@@ -16,6 +16,8 @@ from attn_parity.vllm_arguments import VllmArguments
 if TYPE_CHECKING:
     from attn_optimized.selector import Assignment
 
+_MOST_NAMES = 20
+
 
 def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], devices: int) -> None:
     """The groups of a model's layers, and what its config does not say.
@@ -29,6 +31,10 @@ def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], dev
         results.print(f"not in the config, so taken from {config.filled_by}: {values}", soft_wrap=True)
     if config.left_out:
         results.print(f"left out, since it has no KV cache: {', '.join(config.left_out)}", soft_wrap=True)
+    if config.unknown:
+        first, more = config.unknown[:_MOST_NAMES], len(config.unknown) - _MOST_NAMES
+        others = f" and {more} more" if more > 0 else ""
+        results.print(f"not known, so not looked at: {', '.join(first)}{others}", soft_wrap=True)
     table = plain_table("layer", "numbers", "asks for" if devices == 1 else f"asks for, on each of {devices} devices")
     for name, group in config.groups.items():
         table.add_row(name, spans(group.layers), _asks_for(group, layers[name]))

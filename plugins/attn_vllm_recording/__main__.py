@@ -12,7 +12,8 @@ from attn_vllm_recording.summary import FolderError, Summary
 def main(folder: Path) -> None:
     """Sum up what the processes of a vLLM engine have recorded in FOLDER, which ATTN_PARITY_RECORDING named.
 
-    Exit code 0: all judged calls are right. 1: a call is wrong. 2: no call was judged, or a file was left out.
+    Exit code 0: all judged calls are right. 1: a call is wrong. 2: no call was judged, or a file was left out. The cache, block
+    tables and lengths that a call was given are taken for true.
     """
     try:
         summary = Summary.of(folder)

@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: all judged calls are right. 1: a call is wrong. 2: no call is, and none was judged or a file was left out."""
+        """0: all judged calls are right. 1: one is wrong. 2: none is, and none was judged or a file was left out."""
         if self.total("wrong"):
             return 1
         return 0 if self.total("judged") and not self.left_out else 2

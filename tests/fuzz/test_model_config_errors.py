@@ -188,14 +188,98 @@ def test_a_field_out_of_scope_is_refused_in_any_model():
         model_config({**LLAMA, "v_head_dim": 64})
 
 
-@pytest.mark.parametrize("value", [None, False, {}, []])
-def test_a_field_that_says_nothing_is_no_question(value):
-    assert model_config({**LLAMA, "attention_sinks": value}).groups
+def test_what_is_elsewhere_is_ignored_and_what_is_not_known_is_told():
+    elsewhere = {"vocab_size": -1, "num_experts": "many", "rms_norm_eps": [], "hidden_act": 5}
+    assert model_config({**LLAMA, **elsewhere}).unknown == ()
+    assert model_config({**LLAMA, **dict.fromkeys(sorted(INERT), 1)}).unknown == ()
+    others = {"rocket": 5, "attention_sinks": None, "rocket\x1b": 5, "steps": 1}
+    assert model_config({**LLAMA, **others}).unknown == ("rocket", "attention_sinks", "'rocket\\x1b'", "steps")
+    gemma = CONFIGS["gemma-3-4b"]
+    told = model_config({**gemma, "text_config": {**gemma["text_config"], "inner": 1}, "outer": 1}).unknown
+    assert told == ("outer", "inner")
 
 
-def test_what_does_not_sound_like_attention_is_ignored():
-    assert model_config({**LLAMA, "vocab_size": -1, "num_experts": "many", "rms_norm_eps": [], "hidden_act": 5}).groups
-    assert model_config({**LLAMA, **dict.fromkeys(sorted(INERT), 1)}).groups
+def test_the_command_prints_what_is_not_known(attn_parity, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **{f"rocket{i}": i for i in range(30)}}))
+    run = attn_parity("select", "config.json", *ON_MI300, "--json", "selected.json")
+    assert "not known, so not looked at: rocket0, rocket1, " in run.out
+    assert "rocket19 and 10 more\n" in run.out
+    assert len(json.loads((tmp_path / "selected.json").read_text())["unknown"]) == 30
+
+
+SIZES = {
+    **dict.fromkeys((Meaning.NUM_LAYERS, Meaning.DECODER_LAYERS, Meaning.KV_HEADS), 2),
+    **dict.fromkeys((Meaning.HEADS, Meaning.DECODER_HEADS), 4),
+    **dict.fromkeys((Meaning.HIDDEN_SIZE, Meaning.LATENT_SIZE, Meaning.NOPE_SIZE, Meaning.ROPE_SIZE), 64),
+}
+SOUNDING = {
+    *("use_bidirectional_attention", "attn_logit_softcapping", "logits_soft_cap", "softcap", "softmax_scale", "softmax_plus"),
+    *("sparse_attention", "use_sparse", "use_mla", "mla_scale", "decoder_only", "encoder_only", "index_topk_pattern"),
+    *("compression_config", "quantization", "per_layer_config", "is_heterogeneous", "block_configs", "hidden_size_per_head"),
+    *("dual_chunk_attention_config", "llama_4_scaling", "is_mm_prefix_lm", "text_config", "pruned_heads", "is_causal"),
+    *(field.rpartition(".")[2] for record in MODEL_TYPES.values() for field in (*record.fields, *record.fixed, *record.inert)),
+} - {"attention_probs_dropout_prob", "attn_pdrop"}  # of training alone
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_no_field_of_another_type_is_passed_over_in_silence(model_type, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("difflib.get_close_matches", lambda *_, **__: [])  # takes most of the time
+    record = MODEL_TYPES[model_type]
+    without = {  # what code takes where there is no such field
+        "is_causal": True,
+        "is_decoder": record.kind == "decoder",
+        "is_encoder_decoder": record.kind == "encoder_decoder",
+        "add_cross_attention": False,
+    }
+    sizes = {meaning: name for name, meaning in reversed(record.fields.items()) if meaning in SIZES}
+    config = {"model_type": model_type, **{name: SIZES[meaning] for meaning, name in sizes.items()}}
+    silent = []
+    for name in SOUNDING - {*record.fields, *record.inert, *INERT}:
+        for value in (True, False, 3):
+            try:
+                told = model_config({**config, name: value}).unknown
+            except (ContractError, UnsupportedError) as error:
+                told = (str(error),)
+            if not any(name in text for text in told) and value not in (*record.fixed.get(name, ()), without.get(name)):
+                silent.append((name, value))
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("llama-3.1-8b", {"is_causal": False}),
+        ("qwen2.5-7b", {"is_causal": False}),
+        ("gemma-3-1b", {"is_causal": None}),
+        ("bart-large-cnn", {"is_causal": None}),
+        ("gemma-3-4b", {"is_causal": False}),
+        ("gpt2", {"scale_attn_weights": None}),
+        ("gpt2", {"hidden_size": 1600}),
+        ("bart-large-cnn", {"num_hidden_layers": 6}),
+        ("glm-4.7-flash", {"head_dim": 192}),
+        ("llama-3.1-8b", {"quantization_config": {"export": {"kv_cache_group": ["*k_proj", "*v_proj"]}}}),
+        ("llama-3.1-8b", {"quantization_config": {"quantization": {"kv_cache_quant_algo": "FP8"}}}),
+        ("llama-3.1-8b", {"quantization_config": {"use_kv_cache": False}}),
+        (
+            "gemma-3-4b",
+            {"torch_dtype": "bfloat16", "text_config": {**CONFIGS["gemma-3-4b"]["text_config"], "dtype": "float16"}},
+        ),
+    ],
+)
+def test_a_value_that_changes_attention_is_not_passed_over(name, fields):
+    with pytest.raises(ContractError) as error:
+        deployed(model_config({**CONFIGS[name], **fields}), Engine(float8="fp8_e4m3fn", fields={"dtype": "float16"}))
+    assert any(field in str(error.value) for field in fields)
+
+
+def test_a_quantized_model_without_a_quantized_cache_is_answered():
+    export = {"kv_cache_group": [], "min_kv_scale": 0.0, "pack_method": "reorder"}
+    of_layers = {"*.self_attn.kv_proj": {"weight": {"dtype": "fp8_e4m3"}, "output_tensors": None}}
+    quark = {"quant_method": "quark", "export": export, "kv_cache_quant_config": {}, "kv_cache_post_rope": False}
+    config = {**LLAMA, "quantization_config": {**quark, "layer_quant_config": of_layers, "softmax_quant_spec": None}}
+    (layer,) = deployed(model_config(config), Engine(float8="fp8_e4m3fn")).layers.values()
+    assert "kv_cache_dtype" not in layer
 
 
 @pytest.mark.parametrize(

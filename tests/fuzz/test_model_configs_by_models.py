@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attn_contract import AttentionType
+from attn_contract import AttentionType, ContractError, UnsupportedError
 from attn_parity.model_config import MODEL_TYPES, Group, model_config
 from attn_parity.model_config.meaning import Meaning
 
@@ -135,6 +135,12 @@ def check(group: Group, call: dict[str, Any], *, scales_q: bool) -> None:
     assert (call.get("s_aux") is not None) == ("sinks" in group.rules)
 
 
+def asked(call: dict[str, Any]) -> tuple[Any, ...]:
+    """What a layer asks of attention besides its numbers."""
+    mask = None if call["mask"] is None else call["mask"].tolist()
+    return call["q"].shape, call["k"].shape, call["v"].shape, call["scale"], call.get("softcap"), mask
+
+
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in OWN_CODE])
 def test_each_layer_asks_for_what_its_group_says(model_type, calls, monkeypatch):
     config = tiny(model_type)
@@ -150,6 +156,34 @@ def test_each_layer_asks_for_what_its_group_says(model_type, calls, monkeypatch)
         check(groups[name], call, scales_q=model_type in SCALE_Q)
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert model_config(config).groups == groups
+
+
+FLAGS = {
+    *("is_causal", "is_decoder", "is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"),
+    *(name for record in MODEL_TYPES.values() for name in (*record.fixed, *record.inert) if "." not in name),
+}
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "bert", "bart", "gpt2"])
+def test_a_flag_that_is_passed_over_changes_no_layer(model_type, value, calls):
+    config, has = tiny(model_type), class_of(model_type)().to_dict()
+    groups = model_config(config).groups
+
+    def is_passed_over(name: str) -> bool:
+        try:
+            read = model_config({**config, name: value})
+        except (ContractError, UnsupportedError):
+            return False
+        return read.groups == groups and name not in read.unknown
+
+    flags = [name for name in FLAGS - {*config} if isinstance(has.get(name), bool | None) and is_passed_over(name)]
+    run(config)
+    expected = [asked(call) for call in calls]
+    calls.clear()
+    run({**config, **dict.fromkeys(flags, value)})
+    assert [asked(call) for call in calls] == expected
+    assert ("is_causal" in flags) == value
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,7 @@ from attn_parity.model_config.unknown import INERT
 transformers = pytest.importorskip("transformers")
 MODELS = Path(transformers.__file__).parent / "models"
 OF_NORMS_AND_DROPOUT = re.compile(r"(eps|epsilon|dropout|pdrop|norm)$")
-OF_OTHER_PARTS = {
-    *("attn_config", "hidden_size", "num_attention_heads", "num_hidden_layers"),  # the table has parts or other names of them
-    *("max_seq_len", "pretraining_tp", "slow_but_exact"),
-}
+OF_OTHER_PARTS = {"attn_config"}  # the table has its fields
 
 
 def attributes_of_config(source: str) -> set[str]:
@@ -78,7 +75,17 @@ def test_a_file_that_transformers_writes_is_read(model_type):
     # the default heads of GLM-4.5 do not divide its default hidden size
     changes = {"head_dim": 128} if model_type == "glm4_moe" else {}
     written = class_of(model_type)(**changes).to_json_string(use_diff=False)
-    assert model_config(json.loads(written)).groups
+    read = model_config(json.loads(written))
+    assert read.groups
+    assert read.unknown == ()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_two_names_of_a_field_mean_the_same(model_type):
+    """A class takes the value of an alias for the field's."""
+    fields = MODEL_TYPES[model_type].fields
+    aliases = {alias: name for alias, name in class_of(model_type).attribute_map.items() if name in fields}
+    assert {alias: fields.get(alias) for alias in aliases} == {alias: fields[name] for alias, name in aliases.items()}
 
 
 def test_wrappers_hold_the_text_part_that_is_said():

@@ -1,7 +1,7 @@
 """A model config of Hugging Face, such as config.json, as the layers that `attn-parity select` asks about.
 
-`model_types` is the table of what is known, `meaning` says which values a field may have, and `unknown` refuses the rest.
-`completed` fills in what a file leaves out, and `groups` sorts the layers.
+`model_types` is the table of what is known, and `meaning` says which values a field may have. `unknown` refuses or tells the
+rest, `completed` fills in what a file leaves out, and `groups` sorts the layers.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ from attn_contract.arguments import check_int, check_type, shown
 from attn_contract.scope import OUT_OF_SCOPE, refuse_out_of_scope
 from attn_parity.model_config.completed import filled
 from attn_parity.model_config.groups import Group, groups
-from attn_parity.model_config.meaning import Meaning, read
+from attn_parity.model_config.meaning import Meaning, Said, read
 from attn_parity.model_config.model_types import LATENT, MODEL_TYPES, OUT_OF_SCOPE_TYPES, WRAPPERS, ModelType
-from attn_parity.model_config.unknown import refuse_unknown, says_nothing
+from attn_parity.model_config.unknown import printable, unknown
 
 _FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
 _SHOWN = (Meaning.DTYPE, Meaning.LAYER_TYPES)
 """What is filled in without a word: the engine's dtype counts, and `groups` shows the kinds of layers."""
+_DTYPE = {"dtype": Meaning.DTYPE, "torch_dtype": Meaning.DTYPE}
 _HEADS_OF_DECODERS = (
     *("Model", "LMHeadModel", "DoubleHeadsModel", "ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification"),
     *("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForMultipleChoice"),
@@ -43,7 +44,8 @@ class ModelConfig:
         quantization: the config's `quantization_config`.
         filled: values of fields that the config leaves out, and matter; by name.
         filled_by: who says so.
-        left_out: names of parts of the config that were not looked at.
+        left_out: names of parts of the config that have no KV cache, and were not looked at.
+        unknown: names of fields that are not known, and do not sound like attention.
     """
 
     model_type: str
@@ -54,6 +56,7 @@ class ModelConfig:
     filled: Mapping[str, Any]
     filled_by: str
     left_out: tuple[str, ...]
+    unknown: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ class ModelConfig:
             "groups": {name: dataclasses.asdict(group) for name, group in self.groups.items()},
             "filled": {"by": self.filled_by, "fields": dict(self.filled)},
             "left_out": self.left_out,
+            "unknown": self.unknown,
         }
 
 
@@ -89,16 +93,19 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         inner = text.get("model_type", wrapper.text)
         model_type = _model_type("text_config.model_type", inner, (*MODEL_TYPES, *OUT_OF_SCOPE_TYPES))
     _refuse_out_of_scope({**content, **text}, model_type)
-    if wrapper:
-        refuse_unknown(content, outer, ModelType(fields={}))
     record = MODEL_TYPES[model_type]
     architecture = _architecture(content.get("architectures"), record.class_of or outer, record)
-    fields = _flat(text, record)
-    refuse_unknown(fields, model_type, record)
+    left_out = tuple(name for name in content if name.endswith("config") and ("vision" in name or "audio" in name))
+    own = {name: value for name, value in content.items() if name not in left_out}
+    told: tuple[str, ...] = ()
+    if wrapper:
+        around = ModelType(fields=_DTYPE, inert=("text_config", *(wrapper.image_tokens or ())[:1]))
+        told = unknown(own, outer, around)
+    fields = _flat(text if wrapper else own, record)
+    told += unknown(fields, model_type, record)
     read(record.fields, fields)  # so that transformers is given no value that cannot be
     completed = filled(fields, model_type, record)
     said = read(record.fields, {**completed.fields, **fields})
-    outer_said = read({"dtype": Meaning.DTYPE, "torch_dtype": Meaning.DTYPE}, content)
     by_name = groups(said, record)
     completed.check()
     if wrapper and wrapper.image_tokens:
@@ -110,12 +117,22 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         model_type=model_type,
         architecture=architecture,
         groups=by_name,
-        dtype=said(Meaning.DTYPE) or outer_said(Meaning.DTYPE),
+        dtype=_dtype(said, read(_DTYPE, content)),
         quantization=content.get("quantization_config", text.get("quantization_config")),
         filled={name: value for name, value in completed.fields.items() if record.fields[name] not in _SHOWN},
         filled_by=completed.by,
-        left_out=tuple(name for name in content if name.isprintable() and re.search("(vision|audio).*config$", name)),
+        left_out=tuple(map(printable, left_out)),
+        unknown=tuple(map(printable, dict.fromkeys(told))),
     )
+
+
+def _dtype(said: Said, around: Said) -> str | None:
+    """The dtype that a config says, or the part of it with the text."""
+    of_text, of_all = said(Meaning.DTYPE), around(Meaning.DTYPE)
+    if of_text and of_all and of_text != of_all:
+        name = f"text_config.{said.names[Meaning.DTYPE]}"
+        raise ContractError(name, shown(of_text), f"{shown(of_all)}, as the config around it says")
+    return of_text or of_all
 
 
 def _model_type(argument: str, name: object, known: Collection[str]) -> str:
@@ -132,7 +149,7 @@ def _refuse_out_of_scope(fields: Mapping[str, Any], model_type: str) -> None:
     # a model type that is not served is out of scope by its own reasons, and its latent cache is none
     served = MODEL_TYPES.get(model_type, LATENT)
     known = {*served.fields, *served.inert}
-    asked = [name for name in OUT_OF_SCOPE if name not in known and not says_nothing(fields.get(name))]
+    asked = [name for name in OUT_OF_SCOPE if name not in known and not any(fields.get(name) is no for no in (None, False))]
     refuse_out_of_scope(dict.fromkeys((*OUT_OF_SCOPE_TYPES.get(model_type, ()), *asked)))
 
 

@@ -103,6 +103,10 @@ _YARN = {
     for name in ("rope_scaling", "rope_parameters")
     for inner, meaning in {"factor": Meaning.YARN_FACTOR, "mscale_all_dim": Meaning.YARN_MSCALE}.items()
 }
+_INERT_OF_YARN = tuple(
+    f"{name}.{inner}" for name in ("rope_scaling", "rope_parameters") for inner in ("mscale", "beta_fast", "beta_slow")
+)
+"""How far q and k are rotated, and what they are multiplied by, before attention."""
 _ROPE_TYPES = {
     f"{name}.{inner}": ("yarn", "deepseek_yarn", "default")
     for name in ("rope_scaling", "rope_parameters")
@@ -111,7 +115,7 @@ _ROPE_TYPES = {
 _INERT_OF_LATENT = ("q_lora_rank", "num_key_value_heads", "head_dim", "qk_head_dim", "v_head_dim", "rope_interleave")
 """Sizes of the expanded form, which reads no cache. Its heads have keys and values of their own; in the cache all have one."""
 LATENT = ModelType(fields=_LATENT, inert=_INERT_OF_LATENT)
-_DEEPSEEK = ModelType(fields={**_LATENT, **_YARN}, fixed=_ROPE_TYPES, inert=_INERT_OF_LATENT)
+_DEEPSEEK = ModelType(fields={**_LATENT, **_YARN}, fixed=_ROPE_TYPES, inert=(*_INERT_OF_LATENT, *_INERT_OF_YARN))
 _WINDOWED = {**_GROUPED, "sliding_window": Meaning.WINDOW}
 _MIXED = {**_WINDOWED, "layer_types": Meaning.LAYER_TYPES}
 _PERIODIC = {**_MIXED, "sliding_window_pattern": Meaning.PERIOD}
@@ -119,18 +123,18 @@ _QWEN = {**_MIXED, "use_sliding_window": Meaning.USE_WINDOW, "max_window_layers"
 _QWEN_DEFAULTS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _CAUSAL_GEMMA = {"use_bidirectional_attention": (False, None)}
 _ENCODER_DECODER = {
-    **_DTYPE,
     "d_model": Meaning.HIDDEN_SIZE,
     "encoder_layers": Meaning.NUM_LAYERS,
     "encoder_attention_heads": Meaning.HEADS,
     "decoder_layers": Meaning.DECODER_LAYERS,
     "decoder_attention_heads": Meaning.DECODER_HEADS,
+    **_SIZES,  # other names of the encoder's sizes
 }
 _BERT = ModelType(
     fields={**_SIZES, "is_decoder": Meaning.IS_DECODER},
     defaults={"is_decoder": False},
     kind="encoder",
-    fixed={"add_cross_attention": (False,), "position_embedding_type": ("absolute",)},
+    fixed={"position_embedding_type": ("absolute",)},
     inert=("attention_probs_dropout_prob",),
 )
 _GRANITE = ModelType(
@@ -241,10 +245,10 @@ MODEL_TYPES: Mapping[str, ModelType] = {
     ),
     "mpt": ModelType(
         fields={
-            **_DTYPE,
             "d_model": Meaning.HIDDEN_SIZE,
             "n_layers": Meaning.NUM_LAYERS,
             "n_heads": Meaning.HEADS,
+            **_SIZES,
             "attn_config.softmax_scale": Meaning.SCALE,
         },
         defaults={"attn_config.softmax_scale": None},
@@ -257,14 +261,17 @@ MODEL_TYPES: Mapping[str, ModelType] = {
             "attn_config.attn_uses_sequence_id": (False,),
         },
         # a layer's slopes are a tensor: any slopes
-        inert=("no_bias", *(f"attn_config.{name}" for name in ("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv"))),
+        inert=(
+            "no_bias",
+            *(f"attn_config.{name}" for name in ("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv", "dtype", "qk_ln")),
+        ),
     ),
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "bart": ModelType(fields=_ENCODER_DECODER, kind="encoder_decoder", inert=("static_position_embeddings", "add_bias_logits")),
     "whisper": ModelType(
-        fields=_ENCODER_DECODER,
+        fields={**_ENCODER_DECODER, "num_key_value_heads": Meaning.HEADS},
         kind="encoder_decoder",
         inert=(
             *("mask_time_prob", "mask_time_length", "mask_time_min_masks"),
@@ -306,17 +313,21 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         inert=("attention_value_scale", "attention_chunk_size", "swa_rope_theta", "mlp_layer_types"),
     ),
     "gpt2": ModelType(
-        fields={**_DTYPE, "n_embd": Meaning.HIDDEN_SIZE, "n_layer": Meaning.NUM_LAYERS, "n_head": Meaning.HEADS},
-        fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+        fields={"n_embd": Meaning.HIDDEN_SIZE, "n_layer": Meaning.NUM_LAYERS, "n_head": Meaning.HEADS, **_SIZES},
+        fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
         inert=("attn_pdrop", "reorder_and_upcast_attn"),
     ),
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": dataclasses.replace(_DEEPSEEK, class_of="deepseek_v3"),
-    "glm4_moe_lite": dataclasses.replace(_DEEPSEEK, inert=(*_INERT_OF_LATENT, "mlp_layer_types")),
+    "glm4_moe_lite": dataclasses.replace(
+        _DEEPSEEK,
+        fields={**_DEEPSEEK.fields, "head_dim": Meaning.ROPE_SIZE},
+        inert=tuple({*_DEEPSEEK.inert, "mlp_layer_types"} - {"head_dim"}),
+    ),
     # its long rotations do not scale logits
     "minicpm3": LATENT,
-    "gpt_neox": ModelType(fields=_SIZES),
+    "gpt_neox": ModelType(fields=_SIZES, inert=("is_decoder",)),  # false in a file that transformers writes, and not read
     "opt": ModelType(fields=_SIZES),
 }
 

@@ -1,4 +1,7 @@
-"""Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes."""
+"""Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes.
+
+Both take the arguments of a call for true: the cache, the block table and the lengths, whoever made them.
+"""
 
 import os
 import sys
