@@ -34,11 +34,11 @@ _UNKNOWN: Origins = frozenset()
 _KEEPS, _BRINGS_BACK = "v_writelane_b32", "v_readlane_b32"
 _MOST = 8
 """Values of one place that are told apart."""
-_COPY = re.compile(r"s_mov_b\d+|v_mov_b\d+|v_accvgpr_(read|write|mov)_b32|v_readfirstlane_b32")
+_COPY = re.compile(r"s_mov_b\d+|v_mov_b\d+|v_accvgpr_(read|write|mov)_b32")
 _CHOICE = re.compile(r"s_cselect_b\d+|v_cndmask_b32")
 _ACCESS = re.compile(r"(buffer|global|flat)_(load|store|atomic)|s_load|s_buffer_load")
 _BRINGS_DATA = re.compile(r"buffer_|global_|flat_|ds_|s_buffer_load")
-_UNDEFINED = re.compile(r"^\s*; implicit-def: \$(sgpr\S+)", re.MULTILINE)
+_UNDEFINED = re.compile(r"^\s*; implicit-def: \$(\S+)", re.MULTILINE)
 """LLVM's comment before the code of a path on which a register has no value."""
 _PRIVATE: Origin = frozenset({-1})
 """That of the resource of scratch, which gfx90a has among its first registers."""
@@ -109,7 +109,8 @@ class _Walk:
 
     def _step(self, instruction: Instruction, state: State) -> None:
         """Change a state as an instruction does. The halves of one that issues two read before either writes."""
-        state.update((place, _UNKNOWN) for place in self.undefined.get(instruction.line, ()))
+        for register in self.undefined.get(instruction.line, ()):
+            state.update(dict.fromkeys(self._places(Operand(register)), _UNKNOWN))
         halves = (instruction, instruction.second) if instruction.second else (instruction,)
         for written in [self._written(half, state) for half in halves]:
             state.update(written)
@@ -131,6 +132,10 @@ class _Walk:
             return {}
         if name.startswith("s_load"):
             return self._loaded(instruction, targets, state)
+        if name == "v_readfirstlane_b32":
+            # in a loop over lanes with unlike addresses, lanes that are off may hold what was loaded
+            found = _combined(self._places(operands[1]), state)
+            return dict.fromkeys(targets, found - _NO_POINTER or found)
         if _COPY.fullmatch(name) and not instruction.encoding.endswith(("dpp", "sdwa")):
             return _copied(self._places(operands[1]), targets, state)
         sources = [self._places(operand) for operand in operands[count:]]
@@ -252,14 +257,15 @@ def _joined(entry: dict[int, State], block: int, state: State) -> bool:
     return True
 
 
-def _undefined(kernel: Kernel, text: str) -> dict[int, list[Place]]:
-    """Scalar registers without a value before an instruction, by the instruction's line."""
+def _undefined(kernel: Kernel, text: str) -> dict[int, list[Register]]:
+    """Registers without a value before an instruction, by the instruction's line."""
     lines = [each.line for each in kernel.instructions]
-    found: dict[int, list[Place]] = {}
+    found: dict[int, list[Register]] = {}
     for comment in _UNDEFINED.finditer(text):
         behind = bisect.bisect(lines, text.count("\n", 0, comment.start()) + 1)
         if behind < len(lines):
-            found.setdefault(lines[behind], []).extend(("s", int(n), 0) for n in re.findall(r"sgpr(\d+)", comment[1]))
+            named = re.findall(r"([sva])gpr(\d+)", comment[1])
+            found.setdefault(lines[behind], []).extend(Register(bank, int(number), 1) for bank, number in named)
     return found
 
 

@@ -64,6 +64,10 @@ SOUND = {
         *("s_cmp_eq_u32 s12, 0", "s_cbranch_scc1 .LBB0_2", *FIRST, "s_branch .LBB0_3", ".LBB0_2:"),
         *("s_mov_b64 s[4:5], s[12:13]", "; implicit-def: $sgpr4_sgpr5", "s_nop 0", ".LBB0_3:", *LOAD),
     ),
+    "a loop over lanes loads into the register of their addresses": (
+        *("v_mov_b32_e32 v2, s8", "v_mov_b32_e32 v3, s9"),
+        *loop("v_readfirstlane_b32 s4, v2", "v_readfirstlane_b32 s5, v3", "buffer_load_dword v2, v1, s[4:7], 0 offen"),
+    ),
     "arguments are read behind an offset": ("s_add_u32 s2, s0, 0x10", "s_addc_u32 s3, s1, 0", "s_load_dword s3, s[2:3], 0x0"),
 }  # fmt: skip
 
