@@ -19,6 +19,8 @@ from typing import Any
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# or Python would put the current folder before all others, until the process has the path of its parent
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 _IMPORTED = [
@@ -32,6 +34,20 @@ _STARTS = threading.Lock()
 """Held while the environment of this process is that of the server."""
 
 
+class _SpawnProcess(multiprocessing.context.SpawnProcess):
+    def start(self) -> None:
+        with _STARTS, _environment(SAFE_PATH):
+            super().start()
+
+
+class _SpawnContext(SpawnContext):
+    Process = _SpawnProcess
+
+
+spawn = _SpawnContext()
+"""Starts processes from nothing. They import nothing from the current folder."""
+
+
 def context(device: str) -> SpawnContext | ForkServerContext:
     """How to start a process that runs a target on "cpu" or "cuda".
 
@@ -39,10 +55,10 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     """
     if device != "cpu":
         os.environ.update(ONE_THREAD)
-        return multiprocessing.get_context("spawn")
+        return spawn
     if not _reuses_server():
         forkserver.set_forkserver_preload(_IMPORTED)
-        with _STARTS, _environment(ONE_THREAD | INTERPRETS):
+        with _STARTS, _environment(ONE_THREAD | INTERPRETS | SAFE_PATH):
             forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 
