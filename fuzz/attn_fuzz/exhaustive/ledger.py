@@ -96,10 +96,10 @@ def opened(path: Path, run: RunOf) -> Iterator[Ledger]:
         OSError: the file cannot be read or written.
     """
     ledger = Ledger(path)
-    lines = inputs.read_bytes(path, MAX_BYTES).split(b"\n") if os.path.lexists(path) else []
-    goes_on = bool(lines) and _is_of(path, lines[0], run)
-    if goes_on:
-        ledger.ended = {launch.launch: launch for launch in _launches(lines[1:])}
+    lines = inputs.read_lines(path, MAX_BYTES) if os.path.lexists(path) else iter([])
+    first = next(lines, None)
+    if first is not None and _is_of(path, first, run):
+        ledger.ended = {launch.launch: launch for launch in _launches(lines)}
     with path.open("wb") as file:  # anew: the last line of a killed run may be half a line
         file.write(msgspec.json.encode(run) + b"\n")
         for launch in ledger.ended.values():
@@ -116,7 +116,7 @@ def _is_of(path: Path, line: bytes, run: RunOf) -> bool:
         raise LedgerError(f"{path}: it is no ledger of `attn-parity exhaust`, and would be overwritten") from None
 
 
-def _launches(lines: list[bytes]) -> Iterator[Ended]:
+def _launches(lines: Iterator[bytes]) -> Iterator[Ended]:
     for line in lines:
         try:
             yield msgspec.json.decode(line, type=Ended)
