@@ -44,10 +44,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         InputError: the file cannot be read, is no regular file, or has more than `most` bytes.
     """
     with _opened(path, most) as file:
+        # a file may say that it is smaller than it is, as those of /proc do; what is asked for is allocated
+        most = min(most, max(os.fstat(file.fileno()).st_size, MAX_BYTES))
         text = file.read(most + 1)
         if text is None:  # a file of /proc that would wait
             raise InputError(f"{path}: not a file")
-        if len(text) > most:  # a file may say that it is smaller than it is, as those of /proc do
+        if len(text) > most:
             raise InputError(f"{path}: larger than {most} bytes")
         return text
 
