@@ -7,7 +7,7 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,60 @@ def csv_cells(rng: random.Random, text: str) -> bytes:
     return "\n".join([head.replace("launch", "lunch"), *lines] if rng.random() < 0.2 else [head, *lines]).encode()
 
 
+NUMBERS = ("-1", "0", "1", "255", "256", str(10**12), "x", LONG, "0x" + "f" * 5000)
+
+
+def numbers_changed(text: str) -> Iterator[str]:
+    """The text with each of its numbers replaced by each of NUMBERS, and with the ends of each range in the other order."""
+    for found in re.finditer(r"(?<![\w.])-?(?:0x)?\d+(?!\.)|(?<=[vas])\d+", text):
+        for number in NUMBERS:
+            yield text[: found.start()] + number + text[found.end() :]
+    for found in re.finditer(r"(\d+):(\d+)", text):
+        yield f"{text[: found.start()]}{found[2]}:{found[1]}{text[found.end() :]}"
+
+
+def assembly_number(rng: random.Random, text: str) -> bytes:
+    lines = text.splitlines()
+    while not (changed := [*numbers_changed(lines[at := rng.randrange(len(lines))])]):
+        pass
+    lines[at] = rng.choice(changed)
+    return "\n".join(lines).encode()
+
+
+def assembly_words(rng: random.Random, text: str) -> bytes:
+    """A line loses an operand, gets one of another line, or is there twice."""
+    lines = text.splitlines()
+    at, other = rng.randrange(len(lines)), rng.choice(lines)
+    head, comma, _ = lines[at].rpartition(",")
+    lines[at] = rng.choice((head, head + comma + other.rpartition(",")[2], lines[at] + "\n" + lines[at], other))
+    return "\n".join(lines).encode()
+
+
+LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(9))
+
+
+def assembly_yaml(rng: random.Random, text: str) -> bytes:
+    """The description of the kernel has what LLVM does not write."""
+    begin, end = text.index("---\n") + 4, text.index("\n...")
+    lines = text[begin:end].splitlines()
+    at = rng.choice([i for i, line in enumerate(lines) if re.match(r"    \.\w+: +\S", line)])
+    name, _, value = lines[at].partition(":")
+    lines[at] = rng.choice(
+        (
+            f"{name}: &a {value}",
+            f"{name}: [*a8]",
+            f"{lines[at]}\n{lines[at]}",
+            f"    <<: {{.other: 1}}\n{lines[at]}",
+            f"{name}: {DEEP}",
+            f"{name}: {{? [1] : 2}}",
+            f"{name}: 2001-99-99",
+            f"{name}: {rng.choice(('[]', 'null', '1.5', 'true', '{}', repr('x' * 5000)))}",
+        )
+    )
+    return (text[:begin] + LAUGHS * ("*a8" in lines[at]) + "\n".join(lines) + text[end:]).encode()
+
+
+ASSEMBLY_DRAWS = (assembly_number, assembly_number, assembly_words, assembly_yaml)
 TEXT_DRAWS = (cut, with_bytes, garbage)
 JSON_DRAWS = (*TEXT_DRAWS, json_value, json_value, json_value, json_duplicate, json_unknown, json_without)
 CONFIG_DRAWS = (*TEXT_DRAWS, json_no_number, json_duplicate)

@@ -1,9 +1,12 @@
 """The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 130 interrupted with nothing found, 141
 nobody reads what is printed."""
 
+from attn_fuzz import current_folder
+
+current_folder.leave()  # before anything is imported that looks for optional modules
+
 import importlib
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -116,7 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _code(arguments: Sequence[str] | None) -> int:
     """Run the command, print its error, and return the exit code."""
     try:
-        sys.path.append(os.getcwd())  # a target given as module:attribute is often a file of this folder
         with sigterm_interrupts():
             code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
         return code if isinstance(code, int) else 0

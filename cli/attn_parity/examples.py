@@ -1,5 +1,6 @@
 """`attn-parity examples`: the files that the guides use, for who has a wheel and no checkout."""
 
+import os
 from pathlib import Path
 
 import click
@@ -16,11 +17,12 @@ def command(folder: Path) -> int:
     """Write the files that the guides use into FOLDER: two targets, model files, configs; default: examples."""
     source = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     files = sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    if there := [path for path in files if (folder / path.relative_to(source)).exists()]:
-        raise click.ClickException(f"{folder / there[0].relative_to(source)} exists already, and is not written over")
-    for path in files:
-        copied = folder / path.relative_to(source)
-        copied.parent.mkdir(parents=True, exist_ok=True)
+    copies = {folder / path.relative_to(source): path for path in files}
+    if there := [path for path in copies if os.path.lexists(path)]:  # a link that leads nowhere is there, too
+        raise click.ClickException(f"{there[0]} exists already, and is not written over")
+    for parent in {path.parent: None for path in copies}:
+        parent.mkdir(parents=True, exist_ok=True)
+    for copied, path in copies.items():
         outputs.write(copied, path.read_bytes())
     results.print(f"{len(files)} files in {folder}", soft_wrap=True)
     return 0

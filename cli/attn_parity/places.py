@@ -1,7 +1,6 @@
 """Where `attn-parity fuzz` and `hunt` run their shards: on this machine, or on a Ray cluster."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from attn_fuzz import current_folder
 from attn_fuzz.run import ledger, workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
@@ -102,10 +102,9 @@ def _on_ray(
     """A Ray cluster, to which this process is connected until the block ends."""
     from attn_fuzz.run import fleet  # of the extra `ray`
 
-    if folder is not None:
-        sys.path.append(str(folder.resolve()))
-    for target in targets:
-        registry.load(target)
+    with current_folder.replaced_by(str((folder or Path()).resolve())):
+        for target in targets:
+            registry.load(target)
     with fleet.connected(address, folder):
         cluster = fleet.cluster(device, needs, number)
         waiting = f"waiting until one of {_nodes_of_ray(cluster.nodes)} has loaded the target"

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import multiprocessing
 import os
 import platform
 import tempfile
@@ -305,7 +304,7 @@ def _exhausted(residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way
 def _proved(residents: Sequence[KnownBug], search: _Search) -> dict[tuple[Way, str], Caught]:
     """State all theorems about each mutant's source."""
     found: dict[tuple[Way, str], Caught] = {}
-    with ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn"), prepared.end_with_parent) as pool:
+    with ProcessPoolExecutor(search.workers, prepared.spawn, prepared.end_with_parent) as pool:
         for mutant, came in _each(pool, functools.partial(_broken, until=search.until), residents):
             refused = came.refused or {}
             why = next(iter(refused.values()), "").rpartition("not understood: ")[2]

@@ -1,10 +1,11 @@
 """Triton's `asm["amdgcn"]`: the text of one kernel, read into instructions, labels and the description of a launch.
 
 The syntax is LLVM's (AMDGPU Operand Syntax, AMDGPU Modifier Syntax, User Guide for AMDGPU Backend: Code Object V5 metadata).
+A stranger may have written the text: each number is held to what architectures have before anything has its size.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,11 +16,11 @@ except ModuleNotFoundError as error:
     reason = "attn_amdgcn needs yaml, which is missing: pip install 'attn-parity[emulated]'"
     raise ModuleNotFoundError(reason, name=error.name) from None
 from attn_amdgcn.collector import collector_paused
-from attn_amdgcn.errors import AssemblyError
+from attn_amdgcn.errors import AssemblyError, shown
 
 _ENCODING = re.compile(r"(_e64_dpp|_e32|_e64|_dpp|_sdwa)$")
 _REGISTER = re.compile(r"(v|a|s|ttmp)(?:(\d+)|\[(\d+):(\d+)\])(\.[lh])?")
-_WRITTEN_OUT = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*(.*?)\*/")
+_WRITTEN_OUT = re.compile(r"v(?:\d+|\[\d+:\d+\])(?:\.[lh])? /\*([^*]*+)\*/")
 """gfx1250: an instruction names the register without the upper bits that s_set_vgpr_msb sets, and a comment names it whole."""
 _LONG_BRANCH = re.compile(
     r"s_getpc_b64 s\[(\d+):(\d+)\]\n(\S+):\n"
@@ -34,8 +35,22 @@ _NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 _FLOAT = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 _CALL = re.compile(r"(\w+)\((.*)\)")
 _SPECIAL = {"vcc": 2, "vcc_lo": 1, "vcc_hi": 1, "exec": 2, "exec_lo": 1, "exec_hi": 1, "m0": 1, "scc": 1, "null": 1}
+_SETTING = re.compile(r"\.amdhsa_(\w+)[ \t]+(-?[0-9]\w*)")
 _NEEDED = ("next_free_vgpr", "user_sgpr_count")
 """Directives without which a launch does not know its registers."""
+MOST_TEXT, MOST_METADATA, MOST_LINE = 1 << 23, 1 << 16, 1000
+"""Characters; Triton's largest texts have a tenth of them."""
+MOST_DEPTH = 32
+_REGISTERS = {"v": 1024, "a": 256, "s": 106, "ttmp": 16}
+"""How many of a bank an instruction can name on some architecture."""
+_MOST_IN_A_ROW = 32
+VECTORS = {"gfx90a": 512, "gfx942": 512, "gfx950": 512, "gfx1100": 256, "gfx1201": 256}
+"""Vector registers of a lane, accumulation registers included; 1024 on gfx1250."""
+LDS_BYTES = {"gfx950": 160 << 10, "gfx1250": 320 << 10}
+"""LDS of a workgroup where it is not 64 KiB (LLVM: AddressableLocalMemorySize in AMDGPU's features)."""
+MOST_THREADS = 1024
+MOST_SCRATCH = 1 << 17
+"""Bytes of a lane: 8 MiB of a wave (COMPUTE_TMPRING_SIZE.WAVESIZE)."""
 
 
 @dataclass(frozen=True)
@@ -160,46 +175,99 @@ def load(text: str) -> Kernel:
     """
     if not isinstance(text, str):
         raise AssemblyError(f"the text is of type {type(text).__name__}, and str is expected")
-    architecture, described = _metadata(text)
+    if len(text) > MOST_TEXT:
+        raise AssemblyError(f"the text has {len(text)} characters, and at most {MOST_TEXT} are expected")
+    lines = text.split("\n")
+    architecture, described = _metadata(lines)
     instructions, labels = code_of(text)
-    settings = {name: int(value, 0) for name, value in re.findall(r"^\s*\.amdhsa_(\w+) (-?\d\w*)$", text, re.MULTILINE)}
+    settings = _settings(lines, architecture)
+    wave_size = _number(described, ".wavefront_size", 32, 64)
+    if wave_size not in (32, 64):
+        raise AssemblyError(f".amdgpu_metadata: .wavefront_size: got {wave_size}, expected 32 or 64")
+    argument_bytes = _number(described, ".kernarg_segment_size", 0, 1 << 16)
+    return Kernel(
+        name=_field(described, ".name", str),
+        architecture=architecture,
+        instructions=tuple(instructions),
+        labels=labels,
+        arguments=tuple(_argument(each, argument_bytes) for each in _field(described, ".args", list)),
+        argument_bytes=argument_bytes,
+        wave_size=wave_size,
+        threads=_number(described, ".max_flat_workgroup_size", 1, MOST_THREADS),
+        lds_bytes=_number(described, ".group_segment_fixed_size", 0, LDS_BYTES.get(architecture, 64 << 10)),
+        scratch_bytes=_number(described, ".private_segment_fixed_size", 0, MOST_SCRATCH),
+        settings=settings,
+    )
+
+
+def _argument(described: Any, argument_bytes: int) -> Argument:
+    size = _number(described, ".size", 1, argument_bytes)
+    return Argument(_number(described, ".offset", 0, argument_bytes - size), size, _field(described, ".value_kind", str))
+
+
+def _settings(lines: Sequence[str], architecture: str) -> dict[str, int]:
+    """The `.amdhsa_` directives that are numbers."""
+    vectors = VECTORS.get(architecture, 1024)
+    bounds = {"next_free_vgpr": (1, vectors), "accum_offset": (4, 256), "user_sgpr_count": (0, 32)}
+    settings: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not (found := _SETTING.fullmatch(line.strip())):
+            continue
+        name, value = found[1], _int(found[2])
+        least, most = bounds.get(name, (0, (1 << 32) - 1))
+        if value is None or not least <= value <= most or name in settings:
+            got = f"{shown(found[2])}{' after another one' * (name in settings)}"
+            raise AssemblyError(f"line {number}: .amdhsa_{shown(name)}: got {got}, expected one from {least} to {most}")
+        settings[name] = value
     if missing := [name for name in _NEEDED if name not in settings]:
         raise AssemblyError(f"the text has no .amdhsa_{missing[0]}")
-    try:
-        return Kernel(
-            name=described[".name"],
-            architecture=architecture,
-            instructions=tuple(instructions),
-            labels=labels,
-            arguments=tuple(Argument(each[".offset"], each[".size"], each[".value_kind"]) for each in described[".args"]),
-            argument_bytes=described[".kernarg_segment_size"],
-            wave_size=described[".wavefront_size"],
-            threads=described[".max_flat_workgroup_size"],
-            lds_bytes=described[".group_segment_fixed_size"],
-            scratch_bytes=described[".private_segment_fixed_size"],
-            settings=settings,
-        )
-    except (KeyError, TypeError) as error:
-        raise AssemblyError(f".amdgpu_metadata describes the kernel incompletely: {type(error).__name__}: {error}") from None
+    return settings
 
 
-def _metadata(text: str) -> tuple[str, dict]:
+def _metadata(lines: Sequence[str]) -> tuple[str, dict]:
     """The architecture and the description of the one kernel."""
-    found = re.findall(r"^\s*\.amdgpu_metadata\n(.*?)^\s*\.end_amdgpu_metadata", text, re.MULTILINE | re.DOTALL)
-    if not found:
+    begins, ends = ([i for i, line in enumerate(lines) if line.strip() == f".{name}amdgpu_metadata"] for name in ("", "end_"))
+    if not begins or not ends:
         raise AssemblyError("the text has no .amdgpu_metadata: it is no assembly of a kernel for AMD, or not all of it")
-    if len(found) > 1:
-        raise AssemblyError(f"the text has .amdgpu_metadata {len(found)} times: one kernel is expected")
+    if len(begins) > 1:
+        raise AssemblyError(f"the text has .amdgpu_metadata {len(begins)} times: one kernel is expected")
+    text = "\n".join(lines[begins[0] + 1 : ends[0]])
+    if len(text) > MOST_METADATA:
+        raise AssemblyError(f".amdgpu_metadata has {len(text)} characters, and at most {MOST_METADATA} are expected")
     try:
-        metadata = yaml.load(found[0], _Metadata)
-        target, kernels = metadata["amdhsa.target"], metadata["amdhsa.kernels"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise AssemblyError(
-            f".amdgpu_metadata cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
+        _check_events(text)
+        metadata = yaml.load(text, _Metadata)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise AssemblyError(f".amdgpu_metadata cannot be read: {type(error).__name__}: {shown(str(error))}") from None
+    kernels, target = _field(metadata, "amdhsa.kernels", list), _field(metadata, "amdhsa.target", str)
     if len(kernels) != 1:
         raise AssemblyError(f"the text holds {len(kernels)} kernels, and 1 is expected")
     return target.rpartition("-")[2].partition(":")[0], kernels[0]
+
+
+def _field(described: Any, name: str, kind: type) -> Any:
+    found = described.get(name) if isinstance(described, dict) else None
+    if type(found) is not kind or (kind is str and len(found) > MOST_LINE):
+        got = "nothing" if found is None else shown(repr(found) if isinstance(found, str) else found)
+        raise AssemblyError(f".amdgpu_metadata: {name}: got {got}, expected {_KINDS[kind]}")
+    return found
+
+
+_KINDS = {str: f"a text of at most {MOST_LINE} characters", list: "a list", int: "an integer"}
+
+
+def _number(described: Any, name: str, least: int, most: int) -> int:
+    if not least <= (found := _field(described, name, int)) <= most:
+        raise AssemblyError(f".amdgpu_metadata: {name}: got {shown(found)}, expected an integer from {least} to {most}")
+    return found
+
+
+def _int(text: str) -> int | None:
+    """The number that a text is; None if it is none, or has more digits than Python reads."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -208,8 +276,29 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class _Metadata(_Loader):
     """YAML as LLVM writes it: an argument's name that YAML reads as something else, such as `n`, has the tag `!str`."""
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [key.value if isinstance(key, yaml.ScalarNode) else "<<" for key, _ in node.value]
+        if "<<" in names or len(set(names)) < len(names):
+            raise yaml.constructor.ConstructorError(None, None, "a key is no plain text, or is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 _Metadata.add_constructor("!str", _Metadata.construct_scalar)
+
+
+def _check_events(text: str) -> None:
+    """Refuse what LLVM does not write, and what would make much of a short text.
+
+    Raises:
+        ValueError: an anchor, an alias, or more than MOST_DEPTH levels.
+    """
+    depth = 0
+    for event in yaml.parse(text, _Metadata):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if getattr(event, "anchor", None) is not None:
+            raise ValueError(f"line {event.start_mark.line + 1} of it has an anchor or an alias")
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested more than {MOST_DEPTH} deep")
 
 
 def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
@@ -220,7 +309,9 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
     source = ""
     text = _LONG_BRANCH.sub(lambda found: f"s_branch {found[4]}" + "\n" * found[0].count("\n"), text)  # as many lines
     for number, line in enumerate(text.splitlines(), 1):
-        code = _WRITTEN_OUT.sub(r"\1", line.partition(";")[0].strip())
+        if len(code := line.partition(";")[0].strip()) > MOST_LINE:
+            raise AssemblyError(f"line {number}: it has {len(code)} characters, and at most {MOST_LINE} are expected")
+        code = _WRITTEN_OUT.sub(r"\1", code)
         if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):
             files[found[1]] = found[2]
         elif code.startswith(".loc") and (found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code)):
@@ -249,6 +340,8 @@ def _instruction(code: str, line: int, source: str) -> Instruction:
 def _read(code: str) -> tuple[str, str, tuple[Operand, ...], Modifiers, str]:
     """The name, encoding, operands and modifiers of an instruction, and the other half's text. Kernels share most texts."""
     first, _, other = code.partition(" :: ")
+    if " :: " in other:
+        raise ValueError("two instructions at once are expected at most")
     name, _, rest = first.partition(" ")
     found = _ENCODING.search(name)
     encoding = found[1][1:] if found else ""
@@ -290,8 +383,16 @@ def _modifier(word: str) -> tuple[str, bool | int | str | tuple[int, ...]]:
     if not given:
         return name, True
     if value.startswith("["):
-        return name, tuple(int(number) for number in value[1:-1].split(","))
-    return name, int(value, 0) if _NUMBER.fullmatch(value) else value
+        return name, tuple(_bits(number.strip()) for number in value[1:-1].split(","))
+    return name, _bits(value) if _NUMBER.fullmatch(value) else value
+
+
+def _bits(text: str) -> int:
+    """A number of at most 64 bits."""
+    number = _int(text)
+    if number is None or not -(1 << 63) <= number < 1 << 64:
+        raise ValueError(f"{shown(text)}: a number of at most 64 bits is expected")
+    return number
 
 
 def _operand(text: str) -> Operand:
@@ -312,12 +413,15 @@ def _operand(text: str) -> Operand:
 def _plain(text: str) -> Register | Literal | Named:
     if found := _REGISTER.fullmatch(text):
         bank, single, first, last, half = found.groups()
-        index = int(single or first)
-        return Register(bank, index, 1 if single else int(last) - index + 1, (half or "")[1:])
+        begin, end = _bits(single or first), _bits(single or last)
+        if not begin <= end < min(_REGISTERS[bank], begin + _MOST_IN_A_ROW):
+            numbers = f"0 to {_REGISTERS[bank] - 1}, at most {_MOST_IN_A_ROW} in a row"
+            raise ValueError(f"{text}: registers {bank} have the numbers {numbers}, the first one before the last")
+        return Register(bank, begin, end - begin + 1, (half or "")[1:])
     if text in _SPECIAL:
         return Register(text, 0, _SPECIAL[text])
     if _NUMBER.fullmatch(text):
-        return Literal(int(text, 0))
+        return Literal(_bits(text))
     if _FLOAT.fullmatch(text):
         return Literal(float(text))
     if re.fullmatch(r"[.\w$]+", text) or _CALL.fullmatch(text):

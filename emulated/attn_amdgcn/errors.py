@@ -1,9 +1,22 @@
 """Why a kernel cannot be run, or must not do what it does."""
 
+import reprlib
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from attn_amdgcn.assembly import Instruction
+
+
+MOST_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message, on one line of at most MOST_SHOWN characters and three dots."""
+    try:
+        text = " ".join(value.split()) if isinstance(value, str) else reprlib.repr(value)
+    except ValueError:  # Python writes no int of thousands of digits
+        text = f"{type(value).__name__} that is too long to show"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 class AmdgcnError(Exception):
@@ -69,6 +82,15 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         if not self.instruction:
             return text
         return f"{text}: {_place(self.instruction, self.line, self.source)}"
+
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What the meaning of an instruction raises if the instruction has other operands or modifiers than its name says."""
+
+
+def malformed(instruction: "Instruction", error: BaseException) -> AssemblyError:
+    where = f"line {instruction.line}: `{instruction.text}`"
+    return AssemblyError(f"{where}: its operands or modifiers are not of its form: {type(error).__name__}: {shown(str(error))}")
 
 
 def described(instruction: "Instruction") -> str:

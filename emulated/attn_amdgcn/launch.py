@@ -1,11 +1,12 @@
 """Runs a kernel's grid: arguments, registers at the start, workgroups by batches."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from attn_amdgcn.assembly import Kernel
+from attn_amdgcn.assembly import LDS_BYTES, MOST_THREADS, Kernel
 from attn_amdgcn.errors import LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
@@ -20,9 +21,8 @@ from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 WAVES_AT_ONCE = 128
 """Workgroups run together up to about this many waves: more of them no longer make numpy faster."""
 MOST_WORKGROUPS = 1 << 24
-MOST_THREADS = 1024
-LDS_BYTES = {"gfx950": 160 << 10, "gfx1250": 320 << 10}
-"""LDS of a workgroup where it is not 64 KiB (LLVM: AddressableLocalMemorySize in AMDGPU's features)."""
+SCRATCH_AT_ONCE = 1 << 26
+"""Bytes of the lanes of workgroups that run together."""
 Argument = int | float | tuple[str, int] | None
 """A number, a place in a buffer, or a null pointer."""
 _FLOATS = {4: np.float32, 8: np.float64}
@@ -130,7 +130,8 @@ def launch(
     elif schedule.workgroups == "drawn":
         rng.shuffle(numbers)
     num_waves = -(-kernel.threads // kernel.wave_size)
-    at_once = max(1, WAVES_AT_ONCE // num_waves)
+    scratch = num_waves * kernel.wave_size * max(1, kernel.scratch_bytes)
+    at_once = max(1, min(WAVES_AT_ONCE // num_waves, SCRATCH_AT_ONCE // scratch))
     with np.errstate(all="ignore"):
         for first in range(0, len(numbers), at_once):
             batch = numbers[first : first + at_once]
@@ -209,10 +210,11 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
     registers = [name for name in wanted if name not in preloads]
     if not USER_REGISTERS.keys() >= {*registers}:
         raise UnknownInstructionError(f"registers at the start: {', '.join(wanted)}")
-    before = sum(count for name, count in USER_REGISTERS.items() if name in registers[: registers.index(POINTER)])
+    before = sum(USER_REGISTERS[name] for name in itertools.takewhile(lambda name: name != POINTER, registers))
     if "user_sgpr_private_segment_buffer" in registers:
         waves.scalar[:, :4] = PRIVATE_WORDS
-    waves.scalar64[:, before // 2] = memory.buffers[ARGUMENTS].address
+    if POINTER in registers:
+        waves.scalar64[:, before // 2] = memory.buffers[ARGUMENTS].address
     x, y, z = waves.workgroup % grid[0], waves.workgroup // grid[0] % grid[1], waves.workgroup // (grid[0] * grid[1])
     if kernel.architecture.startswith("gfx12"):
         waves.scalar[:, TTMP + 9] = x
@@ -221,7 +223,7 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
         return
     place = settings["user_sgpr_count"]
     for name, value in (("x", x), ("y", y), ("z", z)):
-        if settings[f"system_sgpr_workgroup_id_{name}"]:
+        if settings.get(f"system_sgpr_workgroup_id_{name}", name == "x"):
             waves.scalar[:, place] = value
             place += 1
     if settings.get("system_sgpr_private_segment_wavefront_offset"):

@@ -301,7 +301,6 @@ def unknown(instruction: Instruction, why: str = "") -> UnknownInstructionError:
 
 def label_of(instruction: Instruction) -> str:
     """The label that a branch names."""
-    (operand,) = instruction.operands
-    if not isinstance(operand.of, Named):
+    if len(instruction.operands) != 1 or not isinstance(label := instruction.operands[0].of, Named):
         raise unknown(instruction, "a branch to something else than a label")
-    return operand.of.text
+    return label.text

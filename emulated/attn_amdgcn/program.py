@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from attn_amdgcn import groups, instructions, lds_loads, waits
-from attn_amdgcn.assembly import Instruction, Kernel, Literal
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Register
 from attn_amdgcn.collector import collector_paused
-from attn_amdgcn.errors import AssemblyError, UnknownInstructionError
+from attn_amdgcn.errors import MALFORMED, AssemblyError, UnknownInstructionError, malformed, shown
 from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
-from attn_amdgcn.operands import label_of, unknown
+from attn_amdgcn.operands import label_of, unknown, vector_row
 from attn_amdgcn.waves import Waves
 
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
@@ -73,8 +73,11 @@ def prepare(kernel: Kernel) -> Program:
         AssemblyError: a branch leads to no label, or the code does not end.
     """
     if kernel.architecture not in ARCHITECTURES:
-        raise UnknownInstructionError(f"architecture {kernel.architecture!r}: {', '.join(ARCHITECTURES)} are known")
+        raise UnknownInstructionError(f"architecture {shown(repr(kernel.architecture))}: {', '.join(ARCHITECTURES)} are known")
     modes.check(kernel)
+    for instruction in kernel.instructions:
+        _check_registers(instruction, kernel)
+        _check_form(waits.awaited, instruction)
     final = kernel.instructions[-1]
     if final.name not in (*ENDS, "s_branch"):
         raise AssemblyError(f"line {final.line}: `{final.text}`: the code ends without s_endpgm")
@@ -93,7 +96,13 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
     code = kernel.instructions[begin:end]
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
-    steps = (_steps_seen if loads_into_lds else groups.steps_of)(code[:-1] if ending else code, kernel)
+    plain = code[:-1] if ending else code
+    try:
+        steps = (_steps_seen if loads_into_lds else groups.steps_of)(plain, kernel)
+    except MALFORMED:
+        for instruction in plain:
+            _check_form(instructions.step, instruction, kernel)
+        raise
     if final.name == "s_barrier_wait" and [operand.of for operand in final.operands] != [Literal(-1)]:
         raise unknown(final, "a barrier of another number than -1")
     if final.name in BRANCHES:
@@ -102,6 +111,30 @@ def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], 
             raise AssemblyError(f"line {final.line}: `{final.text}`: there is no such label")
         return Block(code, steps, CONDITIONS.get(final.name), number[kernel.labels[label]])
     return Block(code, steps, ends=final.name in ENDS, is_barrier=final.name in BARRIERS)
+
+
+def _check_registers(instruction: Instruction, kernel: Kernel) -> None:
+    """Refuse a vector register that the kernel does not have.
+
+    Raises:
+        AssemblyError: it has fewer.
+    """
+    has = kernel.settings["next_free_vgpr"]
+    for register in (operand.of for operand in instruction.operands if isinstance(operand.of, Register)):
+        row = vector_row(register, kernel)
+        if row is not None and row + register.count > has:
+            what = f"{register.bank}{register.index + register.count - 1}"
+            raise AssemblyError(f"line {instruction.line}: `{instruction.text}`: {what}: the kernel has {has} vector registers")
+    if instruction.second:
+        _check_registers(instruction.second, kernel)
+
+
+def _check_form(read: Callable[..., object], instruction: Instruction, *kernel: Kernel) -> None:
+    """Raises AssemblyError, with the line, if the instruction has other operands or modifiers than its name says."""
+    try:
+        read(instruction, *kernel)
+    except MALFORMED as error:
+        raise malformed(instruction, error) from error
 
 
 def _steps_seen(code: Sequence[Instruction], kernel: Kernel) -> tuple[groups.Placed, ...]:

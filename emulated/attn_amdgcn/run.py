@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from attn_amdgcn import waits
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import MALFORMED, Fault, malformed
 from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
@@ -88,6 +88,8 @@ class Runner:
             waves.pending = self.program.after(waves.block, waves.pending)
             for place, step in block.steps:  # noqa: B007 - the handler needs the place
                 step(waves)
+        except MALFORMED as error:
+            raise malformed(block.code[place], error) from error
         except Fault as fault:
             if not fault.instruction:
                 fault.at(block.code[place])

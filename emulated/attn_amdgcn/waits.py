@@ -147,10 +147,12 @@ def _shortened(state: State) -> State:
     """A state that means the same: without entries that can no longer matter, so that loops come back to a state."""
     kept: list[Pending] = []
     number: dict[str, int] = {}
+    met: set[Pending] = set()
     for each in reversed(state):
         number[each.counter] = number.get(each.counter, 0) + 1
-        if number[each.counter] <= _MOST or not each.ordered:
+        if number[each.counter] <= _MOST if each.ordered else each not in met:  # a wait for 0 covers all of an instruction
             kept.append(each)
+            met.add(each)
     counts: set[str] = set()
     short: list[Pending] = []
     for each in reversed(kept):

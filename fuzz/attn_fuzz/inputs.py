@@ -2,7 +2,7 @@
 
 A file is read if it is a regular file of at most so many bytes; a pipe or a device has no end. JSON is refused if it is nested
 deeper than MAX_DEPTH, if an object has a name twice, or if a number is no finite number or has more than MAX_DIGITS digits.
-TOML is held to the same bounds. Importing this module needs no extra.
+TOML is held to the same bounds. Reading takes time in proportion to the text. Importing this module needs no extra.
 """
 
 import json
@@ -10,6 +10,8 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,8 +24,17 @@ MAX_DEPTH = 32
 MAX_DIGITS = 400
 """As many as the digits of the largest float64, and more."""
 MESSAGE = 200
-_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}:]', re.DOTALL)
-_LONG_NUMBER = re.compile(rf"[0-9_]{{{MAX_DIGITS + 1},}}")
+# a string without an end goes to the end of the text, or of the line: no character is looked at from two begins
+_NUMBER = rf"\b[0-9][0-9A-Fa-f_x]{{{MAX_DIGITS},}}+"
+_TOKEN = re.compile(rf'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{{}}:]|{_NUMBER}', re.DOTALL)
+_TOML_TOKEN = re.compile(
+    r'"{3}(?:[^"\\]++|\\.|"{1,2}+(?!"))*+(?:"{3,5}|\\?\Z)'
+    r"|'{3}(?:[^']++|'{1,2}+(?!'))*+(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]++|\\[^\n])*+(?:"|\\?(?=\n|\Z))'
+    r"|'[^'\n]*+'?|#[^\n]*+"
+    rf"|[.=\[\],{{}}\n]|{_NUMBER}",
+    re.DOTALL,
+)
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -32,17 +43,42 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     Raises:
         InputError: the file cannot be read, is no regular file, or has more than `most` bytes.
     """
+    with _opened(path, most) as file:
+        # a file may say that it is smaller than it is, as those of /proc do; what is asked for is allocated
+        most = min(most, max(os.fstat(file.fileno()).st_size, MAX_BYTES))
+        text = file.read(most + 1)
+        if text is None:  # a file of /proc that would wait
+            raise InputError(f"{path}: not a file")
+        if len(text) > most:
+            raise InputError(f"{path}: larger than {most} bytes")
+        return text
+
+
+def read_lines(path: Path, most: int, longest: int = MAX_BYTES) -> Iterator[bytes]:
+    """The lines of a file with their ends, of which one is in memory at once. The last one may lack its end.
+
+    Raises:
+        InputError: as `read_bytes`, or a line has more than `longest` bytes.
+    """
+    with _opened(path, most) as file:
+        while line := file.readline(longest + 1):
+            if len(line) > longest:
+                raise InputError(f"{path}: a line of more than {longest} bytes")
+            yield line
+
+
+@contextmanager
+def _opened(path: Path, most: int) -> Iterator[Any]:
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise InputError(f"{path}: not a file")
-            # a file may say that it is smaller than it is, as those of /proc do
-            if found.st_size > most or len(text := file.read(most + 1)) > most:
+            if found.st_size > most:
                 raise InputError(f"{path}: larger than {most} bytes")
+            yield file
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    return text
 
 
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
@@ -93,8 +129,7 @@ def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """
     text = read_text(path, most)
     try:
-        if _LONG_NUMBER.search(text):
-            raise InputError(f"a number of more than {MAX_DIGITS} digits")
+        _check_toml(text)
         found = tomllib.loads(text)
         _check_depth(found)
     except (ValueError, RecursionError) as error:
@@ -123,10 +158,25 @@ def check_json(text: str) -> None:
             if last in names[-1]:
                 raise InputError(f"{one_line(repr(last), MESSAGE)} is there twice")
             names[-1].add(last)
-        elif token != ":":
+        elif token[0] == '"':
             last = json.loads(token, strict=False) if "\\" in token else token[1:-1]
-    if _LONG_NUMBER.search(text) and any(map(_LONG_NUMBER.search, _TOKEN.split(text))):
-        raise InputError(f"a number of more than {MAX_DIGITS} digits")
+        elif token != ":":
+            raise InputError(f"a number of more than {MAX_DIGITS} digits")
+
+
+def _check_toml(text: str) -> None:
+    """Hold a TOML text to the bounds for which Python's parser would take time by their squares."""
+    dots = 0
+    for match in _TOML_TOKEN.finditer(text):
+        token = match.group()
+        if token == ".":
+            dots += 1
+            if dots > MAX_DEPTH:
+                raise InputError(f"a name of more than {MAX_DEPTH} parts")
+        elif token in "=[],{}\n":
+            dots = 0
+        elif token[0].isdigit():
+            raise InputError(f"a number of more than {MAX_DIGITS} digits")
 
 
 def _check_depth(value: Any) -> None:

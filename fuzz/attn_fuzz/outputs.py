@@ -88,11 +88,14 @@ def held(path: Path, most: int, starts: bytes) -> Iterator[Lines]:
     with _errors_that_name(path):
         descriptor = _locked(path)
     try:
-        *lines, half = inputs.read_bytes(path, most).split(b"\n")
-        first = lines[0] if lines else half
-        if not (first.startswith(starts) or (not lines and starts.startswith(half))):
-            got = one_line(repr(first[:60]), inputs.MESSAGE)
-            raise InputError(f"{path}: got {got} as its first line, expected {starts.decode()} and more")
+        lines: list[bytes] = []
+        for line in inputs.read_lines(path, most):
+            if not (lines or line.startswith(starts) or starts.startswith(line)):
+                got = one_line(repr(line[:60]), inputs.MESSAGE)
+                raise InputError(f"{path}: got {got} as its first line, expected {starts.decode()} and more")
+            lines.append(line)
+        half = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        lines = [line.removesuffix(b"\n") for line in lines]
         if half:
             with _errors_that_name(path):
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size - len(half))

@@ -12,9 +12,7 @@ written before it is shrunk: a run that is ended meanwhile has it.
 """
 
 import itertools
-import os
 import re
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
         extras.require("fuzz")
     except ModuleNotFoundError as error:
         raise pytest.UsageError(f"--attn-target: {error}") from None
-    sys.path.append(os.getcwd())  # as `attn-parity` does: a target is often a file of this folder
 
 
 @pytest.hookimpl(wrapper=True)

@@ -38,7 +38,6 @@ class Ended(NamedTuple):
 def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """Runs the command in an empty folder, `tmp_path`; only its workers are processes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds its folder
 
     def run(*arguments: object) -> Ended:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,18 +1,26 @@
 """Whatever a command is given that it cannot use: one line that says what was wrong, exit 2, and nothing left behind."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import msgspec
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
+from attn_fuzz import inputs
 from attn_fuzz.cases import case_file, contradictions
 from attn_fuzz.cases.case import Cache, CaseError, Request
 from attn_fuzz.cases.case_file import MAX_BYTES
+from attn_fuzz.corpus import database
+from attn_fuzz.errors import InputError
+from attn_fuzz.exhaustive import ledger
+from attn_fuzz.exhaustive.ledger import RunOf
 from attn_fuzz.run.executor import Executor
+from hypothesis.database import InMemoryExampleDatabase
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 
@@ -121,7 +129,7 @@ def test_fuzz_refuses_a_corpus(corpus, names, refused, step_case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("database", "names"),
+    ("where", "names"),
     [
         ("a_file", "a_file is not a folder"),
         ("a_file/inside", "a_file"),
@@ -131,9 +139,10 @@ def test_fuzz_refuses_a_corpus(corpus, names, refused, step_case, tmp_path):
         ("redis://127.0.0.1:1", "Redis does not answer"),
         ("redis://[", "Redis does not answer"),
         ("redis://host:port", "Redis does not answer"),
+        ("http://x", "got http://x, expected a folder, or an address of redis:// or rediss://"),
     ],
 )
-def test_fuzz_refuses_a_database(database, names, refused, tmp_path):
+def test_fuzz_refuses_a_database(where, names, refused, tmp_path):
     (tmp_path / "a_file").write_text("")
     for folder in ("pipe", "endless", "huge"):
         (tmp_path / folder / "key").mkdir(parents=True)
@@ -141,7 +150,45 @@ def test_fuzz_refuses_a_database(database, names, refused, tmp_path):
     (tmp_path / "endless" / "key" / "entry").symlink_to("/dev/zero")
     with (tmp_path / "huge" / "key" / "entry").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    refused("fuzz", "--target", "reference-fp32", "--examples", 1, "--database", database, names=names)
+    refused("fuzz", "--target", "reference-fp32", "--examples", 1, "--database", where, names=names)
+    assert not (tmp_path / "http:").exists()
+
+
+def test_a_database_of_more_than_fits_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(database, "MOST_BYTES", 100)
+    entries = InMemoryExampleDatabase()
+    for number in range(3):
+        entries.save(b"key", bytes([number]) * 40)
+    with pytest.raises(database.DatabaseError, match="of 100 bytes in all"):
+        database.fetch(entries, b"key")
+
+
+def test_a_file_that_would_wait_is_refused(tmp_path, monkeypatch):
+    """A file of /proc may be a regular one, and have nothing to read yet."""
+
+    class Waiting(io.FileIO):
+        def read(self, size=-1):
+            return None
+
+    monkeypatch.setattr(inputs, "open", lambda path, mode, opener: Waiting(path), raising=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: not a file"):
+        inputs.read_json(tmp_path / "file")
+
+
+def test_a_sparse_ledger_is_refused_by_its_first_line(tmp_path):
+    book = tmp_path / "attn-parity-runs" / "exhaust-reference-fp32-ci.jsonl"
+    book.parent.mkdir()
+    with book.open("wb") as file:
+        file.truncate(956 << 20)
+    run = RunOf(target="reference-fp32", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
+    tracemalloc.start()
+    with pytest.raises(InputError, match="a line of more than 1048576 bytes"), ledger.opened(book, run):
+        pass
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 16 << 20
+    assert book.stat().st_size == 956 << 20
 
 
 def test_a_redis_without_its_client_is_refused(refused, monkeypatch):

@@ -189,6 +189,11 @@ def test_another_file_is_refused(captured):
     refused("holds q, expected k, q, v")
     other_file(captured, b"PK\x03\x04" * 10)
     refused("is no safetensors file")
+    whole = safetensors.torch.save(held)
+    size = int.from_bytes(whole[:8], "little")
+    twice = whole[8 : 8 + size].rstrip().replace(b'{"', b'{"q":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"', 1)
+    other_file(captured, len(twice).to_bytes(8, "little") + twice + whole[8 + size :])
+    refused("'q' is there twice")
     with file.open("wb") as sparse:
         sparse.truncate(1 << 40)
     refused(r"larger than \d+ bytes, expected the tensors of the case")

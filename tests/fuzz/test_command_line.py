@@ -275,6 +275,14 @@ def test_the_examples_are_written_once(attn_parity, tmp_path, monkeypatch):
     )
 
 
+def test_an_example_is_not_written_through_a_link(attn_parity, tmp_path):
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "my_target.py").symlink_to(tmp_path / "elsewhere")
+    run = attn_parity("examples")
+    assert (run.code, run.err) == (2, "attn-parity: examples/my_target.py exists already, and is not written over\n")
+    assert [path.name for path in tmp_path.rglob("*")] == ["examples", "my_target.py"]
+
+
 def group(folder: Path, cpu_max: dict[str, str], own: str) -> float:
     for name, text in cpu_max.items():
         (folder / name).mkdir(parents=True, exist_ok=True)

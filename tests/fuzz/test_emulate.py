@@ -1,9 +1,12 @@
 """`attn-parity emulate`: saved code runs, what it reads and writes is saved, and whatever another machine changes is named."""
 
+import contextlib
 import json
 import random
+import re
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +16,15 @@ import pytest
 import torch
 import triton
 from attn_amdgcn.instructions import forms
+from attn_fuzz.errors import InputError
 from attn_parity import main
 from attn_parity.binaries import run_folder
 from attn_parity.binaries.build import build
 from attn_parity.binaries.comparison import compared
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
-from attn_parity.binaries.saved_checks import check_plan, checked_kernel
-from attn_parity.binaries.saved_execution import Emulated, emulate_saved
+from attn_parity.binaries.saved_checks import check_plan, checked_program
+from attn_parity.binaries.saved_execution import Emulated, LimitError, emulate_saved
 from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
@@ -264,7 +268,7 @@ def test_bad_options_are_named(saved, attn_parity, options, words):
 def test_what_contradicts_the_assembly_is_named(saved, change, words):
     edit(saved / "launches.json", change)
     with pytest.raises(SavedFileError, match=words):
-        checked_kernel(saved, launch_of(saved))
+        checked_program(saved, launch_of(saved))
 
 
 @pytest.mark.parametrize(
@@ -288,13 +292,14 @@ def test_code_that_is_not_planned_here_is_named(saved, change, words):
         check_plan(launch_of(saved), like)
 
 
-def emulated_with(saved: Path, folder: Path, instruction: str) -> list[Emulated]:
-    """Run the saved launch with another instruction in the place of v_exp_f32."""
+def emulated_with(saved: Path, folder: Path, new: str, old: str = "v_exp_f32", limit: float = 60) -> list[Emulated]:
+    """Run the saved launch with another instruction in the place of an old one."""
     path = saved / "gfx942-merge-fp32.s"
-    path.write_text(path.read_text().replace("v_exp_f32", instruction))
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
     digest = run_folder.digest(np.frombuffer(path.read_bytes(), np.uint8))
     edit(saved / "launches.json", lambda launch: launch["sha256"].update(assembly=digest))
-    return emulate_saved(saved / "launches.json", folder, "gfx942", NAME, (NAME,))
+    return emulate_saved(saved / "launches.json", folder, "gfx942", NAME, (NAME,), limit)
 
 
 def test_the_saved_code_is_what_runs(saved, tmp_path):
@@ -306,10 +311,23 @@ def test_the_saved_code_is_what_runs(saved, tmp_path):
 
 
 def test_a_launch_that_does_not_come_to_its_end_has_no_folder(saved):
-    found = emulated_with(saved, saved / "emulated", "v_unknown_f32")
+    found = emulated_with(saved, saved / "emulated", "s_nop 0", "s_waitcnt vmcnt(0)")
     assert [(one.execution.verdict, one.launch) for one in found] == [("raised", None)] * 2
-    assert "UnknownInstructionError" in found[0].execution.why
+    assert "no wait stands before its use" in found[0].execution.why
     assert [*(saved / "emulated").iterdir()] == []
+
+
+def test_what_the_emulator_does_not_know_is_no_fault_of_the_launch(saved):
+    with pytest.raises(SavedFileError, match=r"merge-fp32\.s: line \d+: `v_unknown_f32"):
+        emulated_with(saved, saved / "emulated", "v_unknown_f32")
+
+
+def test_an_endless_loop_ends_at_the_limit_of_the_tool(saved, attn_parity):
+    with pytest.raises(LimitError, match=r"gfx942 merge, fp32, random: no end in 0\.5 s \(--limit\)"):
+        emulated_with(saved, saved / "emulated", ".Lloop:\n\ts_branch .Lloop\n\ts_endpgm\n", "s_endpgm\n", 0.5)
+    run = attn_parity("emulate", "code/launches.json", "--limit", 0.5, "--workers", 1)
+    assert (run.code, run.out) == (2, "")
+    assert run.err == "attn-parity: gfx942 merge, fp32, random: no end in 0.5 s (--limit)\n"
 
 
 def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -326,11 +344,11 @@ def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_rounding_of_reciprocals_does_not_reach_a_cache(saved, tmp_path, monkeypatch):
     """What docs/guide/amd-hardware.md says: divisions correct v_rcp_f32, and nothing corrects v_exp_f32."""
     for folder, name in ((saved, NAME), (tmp_path / "write", WRITE)):
-        right = emulate_saved(folder / "launches.json", tmp_path / "right", "gfx942", name, (name,))
+        right = emulate_saved(folder / "launches.json", tmp_path / "right", "gfx942", name, (name,), 60)
         with monkeypatch.context() as patch:
             for instruction in ("v_rcp_f32", "v_rcp_iflag_f32", "v_exp_f32"):
                 an_ulp_off(patch, instruction)
-            emulate_saved(folder / "launches.json", tmp_path / "off", "gfx942", name, (name,))
+            emulate_saved(folder / "launches.json", tmp_path / "off", "gfx942", name, (name,), 60)
         for one in right:
             assert one.launch is not None
             assert "v_rcp_f32" in one.launch.inexact
@@ -341,7 +359,7 @@ def test_a_rounding_of_reciprocals_does_not_reach_a_cache(saved, tmp_path, monke
 def test_a_launch_that_needs_another_one_says_which(saved, tmp_path):
     edit(saved / "launches.json", lambda launch: launch.update(call="decode, split, reduction"))
     with pytest.raises(SavedFileError, match="gfx942 decode, split is missing, and decode, split launches it, too"):
-        emulate_saved(saved / "launches.json", tmp_path, "gfx942", "decode, split", ("decode, split, reduction",))
+        emulate_saved(saved / "launches.json", tmp_path, "gfx942", "decode, split", ("decode, split, reduction",), 60)
 
 
 def written(folder: Path, data: np.ndarray, *tensors: Tensor) -> Path:
@@ -370,6 +388,57 @@ def written(folder: Path, data: np.ndarray, *tensors: Tensor) -> Path:
     run_folder.write(folder, launch, buffers, buffers)
     assert run_folder.read(folder) == launch
     return folder
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1 << 31, 10**12, 10**30, 1.5, "x", "x" * 5000, [], None])
+def test_a_number_of_a_launch_has_its_bounds(tmp_path, number):
+    """Each number of launch.json in turn: the launch is refused or compared, and nothing has its size."""
+    tensor = Tensor("data_ptr", "data", GUARD_BYTES, "int8", (2, 2), (2, 1))
+    folders = [written(tmp_path / name, np.full(4, i, np.uint8), tensor) for i, name in enumerate(("here", "there"))]
+    path = folders[0] / "launch.json"
+    text = path.read_text()
+    tracemalloc.start()
+    for found in re.finditer(r"(?<=[ \[])\d+(?=[,\n\]])", text):
+        path.write_text(text[: found.start()] + json.dumps(number) + text[found.end() :])
+        with contextlib.suppress(InputError):
+            compared(*folders)
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+def check_all(saved: Path) -> None:
+    checked_program(saved, launch_of(saved))
+    check_plan(launch_of(saved), chosen("gfx942")[NAME])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda launch: launch.update(threads_per_block=10**30), r"Expected `int` <= 2147483647 - at `\$.launches\[0\]"),
+        (lambda launch: launch.update(dynamic_lds_bytes=-1), "Expected `int` >= 0"),
+        (lambda launch: launch["kernarg"].update(bytes="x"), "Expected `int`, got `str`"),
+        (lambda launch: launch["arguments"][0]["attributes"].update({"tt.divisibility": 0}), "Expected `int` >= 1"),
+        (lambda launch: launch.update(call="x" * 5000), "Expected `str` of length <= 1000"),
+        (
+            lambda launch: launch["kernarg"]["arguments"].extend([{"name": "x", "offset": 0, "size": 0, "kind": "x"}] * 9999),
+            "x",
+        ),
+        (lambda launch: launch["constants"].update(HEAD_SIZE=["x"] * 99_999), "HEAD_SIZE was saved as"),
+    ],
+)
+def test_what_launches_json_cannot_say_is_named_in_short(saved, change, words):
+    edit(saved / "launches.json", change)
+    with pytest.raises(SavedFileError, match=words) as error:
+        check_all(saved)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_launch_is_there_once(saved):
+    path = saved / "launches.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "launches": content["launches"] * 2}))
+    with pytest.raises(SavedFileError, match="gfx942 merge, fp32 is there twice"):
+        read(path)
 
 
 def test_a_launch_in_lines_of_words(tmp_path):
@@ -447,7 +516,9 @@ def test_a_byte_of_two_tensors_is_told_once_and_one_of_none_is_told(tmp_path):
     ("tensor", "words"),
     [
         (Tensor("data", "data", GUARD_BYTES, "complex32", (2,), (1,)), "dtype of data: got complex32"),
-        (Tensor("data", "data", GUARD_BYTES, "int8", (2,), (1 << 20,)), "data reaches beyond the 8196 bytes of data"),
+        (Tensor("data", "data", GUARD_BYTES, "int8", (2,), (1 << 20,)), "reaches beyond the 8196 bytes of data"),
+        (Tensor("data", "data", GUARD_BYTES, "int8", (2,), (-4097,)), "reaches beyond the 8196 bytes of data"),
+        (Tensor("data", "data", GUARD_BYTES, "int8", ((1 << 31) - 1, 1, 1), (0, 0, 0)), "reaches beyond the 8196 bytes"),
         (Tensor("data", "data", GUARD_BYTES, "int8", (2,), (1, 1)), "data has 1 sizes and 2 strides"),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_node_that_is_lost_is_told_once_and_none_that_was_lost_before(monkeypa
     assert told == ["host-a (10.0.0.1)", "host-b (10.0.0.1)"]
 
 
-def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(cluster, attn_parity, tmp_path):
+def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(cluster, attn_parity, tmp_path, monkeypatch):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "my_kernel.py").write_text("from planted import ONE_KEY_SHORT as TARGET\n")
     arguments = ("fuzz", "--target", "my_kernel:TARGET", "--examples", 50, "--seed", 3, "--corpus", "none", "--json")
@@ -177,6 +177,7 @@ def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(clu
     there = attn_parity(*arguments, "there.json", *fleet)
     assert there.code == 1, there.err
     assert "1 workers on 1 node of Ray" in there.out
+    monkeypatch.syspath_prepend(tmp_path / "kernels")
     here = attn_parity(*arguments, "here.json", "--workers", 1, "--report", "here")
     assert here.code == 1, here.err
     assert {path.name for path in (tmp_path / "there").iterdir()} == {path.name for path in (tmp_path / "here").iterdir()}

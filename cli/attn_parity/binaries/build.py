@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -128,7 +128,7 @@ def _tried(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | str:
 
 def _context(interpreter: bool) -> BaseContext:
     """New interpreters of Python, or forks of a process that has imported Triton with its interpreter."""
-    return prepared.context("cpu") if interpreter else get_context("spawn")
+    return prepared.context("cpu") if interpreter else prepared.spawn
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from attn_contract.arguments import shown
 from attn_parity.binaries import run_folder
 from attn_parity.binaries.run_folder import EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, content
@@ -115,13 +116,16 @@ def _places(tensor: Tensor, size: int, folder: Path) -> np.ndarray:
         what = f"{tensor.name} has {len(tensor.shape)} sizes and {len(tensor.strides)} strides"
         raise SavedFileError(f"{folder / 'launch.json'}: {what}")
     itemsize = DTYPES[tensor.dtype].itemsize
+    steps = [(length - 1) * stride * itemsize for length, stride in zip(tensor.shape, tensor.strides, strict=True)]
+    first, last = (tensor.byte + sum(bound(0, step) for step in steps) for bound in (min, max))
+    elements = math.prod(tensor.shape)
+    if elements and not (0 <= first <= last <= size - itemsize and elements <= size):
+        what = f"{tensor.name}, of shape {shown(tensor.shape)} and strides {shown(tensor.strides)} from byte {tensor.byte} on,"
+        raise SavedFileError(f"{folder / 'launch.json'}: {what} reaches beyond the {size} bytes of {tensor.buffer}")
     index = np.zeros(tensor.shape, np.int64)
     for axis, (length, stride) in enumerate(zip(tensor.shape, tensor.strides, strict=True)):
         index += (np.arange(length) * stride).reshape([-1 if i == axis else 1 for i in range(len(tensor.shape))])
-    places = tensor.byte + itemsize * index.reshape(-1, 1) + np.arange(itemsize)
-    if places.size and not 0 <= places.min() <= places.max() < size:
-        raise SavedFileError(f"{folder / 'launch.json'}: {tensor.name} reaches beyond the {size} bytes of {tensor.buffer}")
-    return places
+    return tensor.byte + itemsize * index.reshape(-1, 1) + np.arange(itemsize)
 
 
 def _of_tensor(tensor: Tensor, one: np.ndarray, other: np.ndarray, wrong: np.ndarray) -> Difference:

@@ -11,10 +11,12 @@ Each buffer has GUARD_BYTES of junk before and behind it, which no launch may ch
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
-from attn_parity.binaries.saved import SavedFileError, content, decoded, is_plain_name
+from attn_contract.arguments import INT32_MAX, shown
+from attn_parity.binaries.saved import Count, SavedFileError, Text, content, decoded, is_plain_name
 
 SCHEMA = "attn-parity.emulated-launch/1"
 GUARD_BYTES = 4096
@@ -22,25 +24,28 @@ GUARD_BYTES = 4096
 HEAD = "attn-parity-launch 1"
 """The first line of launch.txt."""
 REMEDY = "`attn-parity emulate` writes it"
+MOST_BYTES = 1 << 25
+"""Of all buffers of a launch."""
+Stride = Annotated[int, msgspec.Meta(ge=-INT32_MAX, le=INT32_MAX)]
 
 
 class Buffer(msgspec.Struct, frozen=True):
     """A buffer: the size of its files, and SHA-256 of what is in it before the launch."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: Text
+    bytes: Count
+    sha256: Text
 
 
 class Tensor(msgspec.Struct, frozen=True):
     """A tensor in a buffer: its first byte in the file, torch's name of its dtype, and strides in elements."""
 
-    name: str
-    buffer: str
-    byte: int
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    name: Text
+    buffer: Text
+    byte: Count
+    dtype: Text
+    shape: tuple[Count, ...]
+    strides: tuple[Stride, ...]
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -53,13 +58,13 @@ class Argument(msgspec.Struct, frozen=True):
         buffer, byte: where a pointer leads to: a byte of a buffer's file. `buffer` is None for a null pointer.
     """
 
-    name: str
-    offset: int
-    size: int
-    kind: str
-    bytes: str
-    buffer: str | None = None
-    byte: int = 0
+    name: Text
+    offset: Count
+    size: Count
+    kind: Text
+    bytes: Text
+    buffer: Text | None = None
+    byte: Count = 0
 
 
 class EmulatedLaunch(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,21 +77,21 @@ class EmulatedLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema: str = SCHEMA
-    architecture: str
-    call: str
-    case: str
-    code: str
-    sha256: str
-    kernel: str
-    grid: tuple[int, int, int]
-    threads_per_block: int
-    dynamic_lds_bytes: int
-    kernarg_bytes: int
-    guard_bytes: int = GUARD_BYTES
+    architecture: Text
+    call: Text
+    case: Text
+    code: Text
+    sha256: Text
+    kernel: Text
+    grid: tuple[Count, Count, Count]
+    threads_per_block: Count
+    dynamic_lds_bytes: Count
+    kernarg_bytes: Count
+    guard_bytes: Count = GUARD_BYTES
     arguments: tuple[Argument, ...]
     buffers: tuple[Buffer, ...]
     tensors: tuple[Tensor, ...]
-    inexact: tuple[str, ...]
+    inexact: tuple[Text, ...]
 
     @property
     def folder(self) -> str:
@@ -149,13 +154,15 @@ def read(folder: Path) -> EmulatedLaunch:
     """Read launch.json.
 
     Raises:
-        SavedFileError: it is missing, is no such file, or names buffers by paths.
+        SavedFileError: it is missing, is no such file, names buffers by paths, or has more than MOST_BYTES in them.
     """
     path = folder / "launch.json"
     launch = decoded(path, EmulatedLaunch, SCHEMA, REMEDY)
     for buffer in launch.buffers:
         if not is_plain_name(buffer.name):
-            raise SavedFileError(f"{path}: buffer {buffer.name!r}: expected a plain name")
+            raise SavedFileError(f"{path}: buffer {shown(buffer.name)}: expected a plain name")
+    if (size := sum(buffer.bytes for buffer in launch.buffers)) > MOST_BYTES:
+        raise SavedFileError(f"{path}: the buffers have {size} bytes, expected at most {MOST_BYTES}")
     return launch
 
 
@@ -168,7 +175,7 @@ def after(folder: Path, launch: EmulatedLaunch) -> dict[str, np.ndarray]:
     found = {}
     for buffer in launch.buffers:
         path = folder / "after" / f"{buffer.name}.bin"
-        data = content(path, "each buffer is dumped after the launch")
+        data = content(path, "each buffer is dumped after the launch", MOST_BYTES)
         if len(data) != buffer.bytes:
             raise SavedFileError(f"{path}: got {len(data)} bytes, expected {buffer.bytes}")
         found[buffer.name] = np.frombuffer(data, np.uint8)

@@ -2,9 +2,10 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from attn_contract.arguments import INT32_MAX
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_parity.binaries.architectures import ARCHITECTURES
@@ -13,7 +14,12 @@ from attn_parity.binaries.saving import SCHEMA
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
-MAX_BYTES = 1 << 28
+MAX_JSON, MAX_CODE = 1 << 23, 1 << 24
+"""Bytes of a file that describes launches, of a code object, and of its assembly."""
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)]
+"""Whatever has such a size fits into an address space of 32 bits: a small launch, and the grid of any."""
+Factor = Annotated[int, msgspec.Meta(ge=1, le=INT32_MAX)]
 
 
 class SavedFileError(InputError):
@@ -27,33 +33,33 @@ class Argument(msgspec.Struct, frozen=True):
         may_be_null: whether it is a pointer to nothing. Scratch memory of no bytes is.
     """
 
-    name: str
-    type: str
-    attributes: dict[str, int]
+    name: Text
+    type: Text
+    attributes: dict[str, Factor]
     may_be_null: bool = False
 
 
 class Place(msgspec.Struct, frozen=True):
     """Where an argument lies in the memory of arguments; `kind` as in LLVM's metadata."""
 
-    name: str
-    offset: int
-    size: int
-    kind: str
+    name: Text
+    offset: Count
+    size: Count
+    kind: Text
 
 
 class Kernarg(msgspec.Struct, frozen=True):
     """The memory of arguments."""
 
-    bytes: int
+    bytes: Count
     arguments: tuple[Place, ...]
 
 
 class Digests(msgspec.Struct, frozen=True):
     """SHA-256 of the code object and of its assembly."""
 
-    file: str
-    assembly: str
+    file: Text
+    assembly: Text
 
 
 class SavedLaunch(msgspec.Struct, frozen=True):
@@ -63,16 +69,16 @@ class SavedLaunch(msgspec.Struct, frozen=True):
         kernarg: None for NVIDIA's GPUs.
     """
 
-    call: str
-    architecture: str
-    name: str
-    file: str
-    assembly: str
+    call: Text
+    architecture: Text
+    name: Text
+    file: Text
+    assembly: Text
     sha256: Digests
     arguments: tuple[Argument, ...]
     constants: dict[str, Any]
-    threads_per_block: int
-    dynamic_lds_bytes: int
+    threads_per_block: Count
+    dynamic_lds_bytes: Count
     kernarg: Kernarg | None
 
     @property
@@ -88,17 +94,22 @@ def read(path: Path) -> dict[Job, SavedLaunch]:
     """The launches of a launches.json, by architecture and name.
 
     Raises:
-        SavedFileError: it has another schema, a field is missing or of another type, or an architecture is unknown.
+        SavedFileError: it has another schema, a field is missing, of another type or out of range, an architecture is unknown,
+            or a launch is there twice.
     """
     found = decoded(path, _File, SCHEMA, "`attn-parity compile --save` writes it")
+    launches: dict[Job, SavedLaunch] = {}
     for launch in found.launches:
+        if launch.job in launches:
+            raise SavedFileError(f"{path}: {' '.join(launch.job)} is there twice")
+        launches[launch.job] = launch
         if launch.architecture not in ARCHITECTURES:
             wanted = f"expected one of {', '.join(ARCHITECTURES)}"
             raise SavedFileError(f"{path}: architecture of {launch.call}: got {launch.architecture}, {wanted}")
         for name in (launch.file, launch.assembly):
             if not is_plain_name(name):
                 raise SavedFileError(f"{path}: {launch.call}: got {name}, expected the name of a file beside {path.name}")
-    return {launch.job: launch for launch in found.launches}
+    return launches
 
 
 def decoded(path: Path, kind: type[Kind], schema: str, remedy: str) -> Kind:
@@ -108,26 +119,26 @@ def decoded(path: Path, kind: type[Kind], schema: str, remedy: str) -> Kind:
         remedy: who writes such a file, in words.
 
     Raises:
-        SavedFileError: it is missing, is no such file, or a field is missing or of another type.
+        SavedFileError: it is missing, is no such file, or a field is missing, of another type or out of range.
     """
     _check_is_file(path, remedy)
     try:
-        return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), kind)
+        return msgspec.convert(inputs.read_record(path, schema, MAX_JSON), kind)
     except InputError as error:
         raise SavedFileError(f"{error}: {remedy}") from None
     except msgspec.ValidationError as error:
         raise SavedFileError(f"{path}: {error}") from None
 
 
-def content(path: Path, remedy: str) -> bytes:
+def content(path: Path, remedy: str, most: int = MAX_CODE) -> bytes:
     """The bytes of a file.
 
     Raises:
         SavedFileError: it is missing; the message ends with the remedy.
-        InputError: it is no file, or larger than MAX_BYTES.
+        InputError: it is no file, or has more than `most` bytes.
     """
     _check_is_file(path, remedy)
-    return inputs.read_bytes(path, MAX_BYTES)
+    return inputs.read_bytes(path, most)
 
 
 def _check_is_file(path: Path, remedy: str) -> None:
@@ -144,10 +155,14 @@ def check_files(folder: Path, launch: SavedLaunch) -> str:
     """Hold the code object and the assembly of a launch to their digests, and return the assembly.
 
     Raises:
-        SavedFileError: one is missing, or is another file than was saved.
+        SavedFileError: one is missing, or is another file than was saved, or the assembly is no text.
     """
     _checked(folder / launch.file, launch.sha256.file)
-    return _checked(folder / launch.assembly, launch.sha256.assembly).decode()
+    path = folder / launch.assembly
+    try:
+        return _checked(path, launch.sha256.assembly).decode()
+    except UnicodeDecodeError as error:
+        raise SavedFileError(f"{path}: {error}") from None
 
 
 def _checked(path: Path, digest: str) -> bytes:

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from attn_amdgcn import AssemblyError, Kernel, load
+from attn_amdgcn import AmdgcnError, Program, load, prepare
 from attn_fuzz.emulated.emulation import Inputs
+from attn_fuzz.inputs import MESSAGE
+from attn_fuzz.text import one_line
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.execution import OtherCodeError
 from attn_parity.binaries.saved import Argument, SavedFileError, SavedLaunch, check_files
@@ -16,11 +18,12 @@ NARROW_BYTES = 1 << 31
 """A buffer below this size has a "tt.pointer_range" of 32 bits."""
 
 
-def checked_kernel(folder: Path, launch: SavedLaunch) -> Kernel:
-    """The kernel of a saved launch, which is held to what launches.json says of it."""
+def checked_program(folder: Path, launch: SavedLaunch) -> Program:
+    """The program of a saved launch, which is held to what launches.json says of it."""
     try:
         kernel = load(check_files(folder, launch))
-    except AssemblyError as error:
+        program = prepare(kernel)
+    except AmdgcnError as error:
         raise SavedFileError(f"{folder / launch.assembly}: {error}") from None
     if launch.kernarg is None:
         raise SavedFileError(f"{launch.call}: kernarg: got null, expected the layout of the arguments of {launch.architecture}")
@@ -35,8 +38,9 @@ def checked_kernel(folder: Path, launch: SavedLaunch) -> Kernel:
         ("arguments", [argument.name for argument in launch.arguments], own),
     ):
         if told != found:
+            told, found = (one_line(str(value), MESSAGE) for value in (told, found))
             raise SavedFileError(f"{launch.call}: {what}: launches.json has {told}, and {launch.assembly} has {found}")
-    return kernel
+    return program
 
 
 def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
@@ -55,7 +59,8 @@ def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
     for name in sorted({*constants, *launch.constants}):
         told, here = (values.get(name, "no constant") for values in (launch.constants, constants))
         if told != here:
-            raise SavedFileError(f"{where}: {name} was saved as {told}, and is {here} here")
+            words = [one_line(str(value), MESSAGE) for value in (name, told, here)]
+            raise SavedFileError("{}: {} was saved as {}, and is {} here".format(where, *words))
 
 
 def _type_here(argument: Argument, like: KernelCall) -> str:

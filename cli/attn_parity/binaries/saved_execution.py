@@ -4,13 +4,16 @@ The code is that of the saved files. This process makes the cases, plans their l
 must be interpreted.
 """
 
+import contextlib
 import shutil
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from attn_amdgcn import Kernel, Memory, Program, inexact, prepare
+from attn_amdgcn import AssemblyError, LaunchError, Memory, Program, UnknownInstructionError, inexact
 from attn_amdgcn.launch import ARGUMENTS
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, run
 from attn_fuzz.run.trial import try_case
@@ -20,7 +23,7 @@ from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launch
 from attn_parity.binaries.executions import Execution
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
-from attn_parity.binaries.saved_checks import check_attributes, check_plan, checked_kernel
+from attn_parity.binaries.saved_checks import check_attributes, check_plan, checked_program
 from attn_parity.binaries.shipped_calls import CALLS
 
 
@@ -38,32 +41,48 @@ class Emulated(NamedTuple):
     launch: EmulatedLaunch | None
 
 
-def emulate_saved(file: Path, folder: Path, architecture: str, call: str, names: tuple[str, ...]) -> list[Emulated]:
+class LimitError(Exception):
+    """A case has run for longer than it may: a limit of this tool, which says nothing about the launch."""
+
+
+def emulate_saved(
+    file: Path, folder: Path, architecture: str, call: str, names: tuple[str, ...], limit: float
+) -> list[Emulated]:
     """Run the launches of a call, and write a folder for each launch that is asked for and each case.
 
     Args:
         file: launches.json. It must have all launches of the call, because a launch may read what an earlier one wrote.
         folder: in which folders are written.
         names: of the launches that are asked for. Where a call runs one launch several times, the first time is written.
+        limit: seconds that a case may take.
 
     Raises:
-        SavedFileError: a file is missing or damaged, or the launch is planned here for other code than was saved.
+        SavedFileError: a file is missing or damaged, the emulator does not know its code, or the launch is planned here for
+            other code than was saved.
+        LimitError: a case took longer.
     """
-    kernels: dict[str, tuple[SavedLaunch, Kernel]] = {}
-    programs: dict[str, Program] = {}
+    programs: dict[str, tuple[SavedLaunch, Program]] = {}
     written: dict[str, EmulatedLaunch] = {}
     kind = ""
+    not_the_launch: list[Exception] = []
+    """What ended a launch and is no fault of it. The judge would take it for one that the kernel raised."""
+
+    def end(*_: object) -> None:
+        not_the_launch.append(LimitError(f"{architecture} {call}, {kind}: no end in {limit:g} s (--limit)"))
+        raise not_the_launch[-1]
 
     def run_saved(name: str, small: KernelCall, like: KernelCall) -> None:
         if 0 in small.launch.grid:
             return
-        launch, kernel = kernels[name]
-        if name not in programs:
-            programs[name] = prepare(kernel)
-        if name in names and name not in written:
-            written[name] = _run_and_write(launch, programs[name], small, kind, folder)
-        else:
-            _run(launch, programs[name], small)
+        launch, program = programs[name]
+        try:
+            if name in names and name not in written:
+                written[name] = _run_and_write(launch, program, small, kind, folder)
+            else:
+                _run(launch, program, small)
+        except (AssemblyError, LaunchError, UnknownInstructionError) as error:
+            not_the_launch.append(SavedFileError(f"{file.parent / launch.assembly}: {error}"))
+            raise
 
     (shipped,) = (one for one in CALLS if one.name == call)
     of_call = launches_of(shipped, architecture, run_saved)
@@ -72,18 +91,33 @@ def emulate_saved(file: Path, folder: Path, architecture: str, call: str, names:
         if (architecture, name) not in saved:
             raise SavedFileError(f"{file}: {architecture} {name} is missing, and {call} launches it, too")
         launch = saved[architecture, name]
-        kernels[name] = launch, checked_kernel(file.parent, launch)
+        programs[name] = launch, checked_program(file.parent, launch)
         check_plan(launch, like)
     found = []
     for case in cases_of(of_call):
         kind = case.values.kind
         written.clear()
         for name in names:
-            shutil.rmtree(folder / run_folder.folder_name(kernels[name][0].file, kind), ignore_errors=True)
-        verdict = try_case(case, target_of(of_call), "cpu")
+            shutil.rmtree(folder / run_folder.folder_name(programs[name][0].file, kind), ignore_errors=True)
+        with _alarm(limit, end):
+            verdict = try_case(case, target_of(of_call), "cpu")
+        if not_the_launch:
+            raise not_the_launch[0]
         execution = Execution(verdict.kind, error_of(of_call, verdict), verdict.message)
         found.extend(Emulated(name, kind, execution, written.get(name)) for name in names)
     return found
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float, end: Callable[..., None]) -> Iterator[None]:
+    """Call a function after so many seconds, and each second from then on, until the block ends."""
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _run(launch: SavedLaunch, program: Program, small: KernelCall) -> tuple[Inputs, Memory, tuple[str, ...]]:

@@ -100,8 +100,10 @@ def load(case: Case) -> dict[str, torch.Tensor]:
     if hashlib.sha256(data).hexdigest() != case.values.sha256:
         raise CaseError(f"values.sha256: {path} is not the file that was captured")
     try:
+        header = min(int.from_bytes(data[:8], "little"), HEADER_BYTES)
+        inputs.check_json(data[8 : 8 + header].decode())  # safetensors would take the last of two tensors of a name
         held = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, InputError) as error:
         raise CaseError(f"values.file: {path} is no safetensors file: {error}") from None
     if held.keys() != expected.keys():
         raise CaseError(f"values.file: {path} holds {', '.join(sorted(held))}, expected {', '.join(sorted(expected))}")

@@ -8,6 +8,7 @@ strategy.
 import hashlib
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from attn_fuzz import extras
@@ -16,10 +17,13 @@ from attn_fuzz.cases.case import SCHEMA, Case, CaseError
 from attn_fuzz.cases.case_file import MAX_BYTES
 from attn_fuzz.corpus.files import MAX_CASES
 from attn_fuzz.errors import InputError
+from attn_fuzz.text import one_line
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 REDIS = ("redis://", "rediss://")
 ANSWER_SECONDS = 10
+MOST_BYTES = 1 << 26
+"""Of all cases of a target: they are in memory at once."""
 
 
 class DatabaseError(InputError):
@@ -30,10 +34,14 @@ def connect(where: str) -> ExampleDatabase:
     """The database in a folder, or at a redis:// address.
 
     Raises:
-        DatabaseError: the folder cannot be written or holds files that are no entries, redis is not installed, or the server
-            does not answer.
+        DatabaseError: it is another address, the folder cannot be written or holds files that are no entries, redis is not
+            installed, or the server does not answer.
     """
-    return _redis(where) if where.startswith(REDIS) else _folder(Path(where))
+    if where.startswith(REDIS):
+        return _redis(where)
+    if "://" in where:
+        raise DatabaseError(f"--database: got {one_line(where, 200)}, expected a folder, or an address of {' or '.join(REDIS)}")
+    return _folder(Path(where))
 
 
 def key(target: str, device_name: str) -> bytes:
@@ -45,15 +53,15 @@ def fetch(database: ExampleDatabase, key: bytes) -> tuple[dict[str, Case], list[
     """The cases under a key, by a digest of their contents, and the reasons why other entries are no cases.
 
     Raises:
-        DatabaseError: the database does not answer, or the key holds more than MAX_CASES.
+        DatabaseError: the database does not answer, or the key holds more than MAX_CASES, or than MOST_BYTES.
     """
     cases, skipped = {}, []
     try:
-        entries = sorted(database.fetch(key))
+        entries = sorted(_bounded(database.fetch(key)))
+    except DatabaseError:
+        raise
     except Exception as error:  # clients of databases have no common base class of errors
         raise DatabaseError(f"database: {error}") from error
-    if len(entries) > MAX_CASES:
-        raise DatabaseError(f"database: got {len(entries)} cases of this target, expected at most {MAX_CASES}")
     for entry in entries:
         name = hashlib.sha256(entry).hexdigest()[:12]
         try:
@@ -66,6 +74,15 @@ def fetch(database: ExampleDatabase, key: bytes) -> tuple[dict[str, Case], list[
         except CaseError as error:
             skipped.append(f"database entry {name}: {error}")
     return cases, skipped
+
+
+def _bounded(entries: Iterable[bytes]) -> Iterator[bytes]:
+    size = 0
+    for number, entry in enumerate(entries):
+        size += len(entry)
+        if number >= MAX_CASES or size > MOST_BYTES:
+            raise DatabaseError(f"database: expected at most {MAX_CASES} cases of this target, of {MOST_BYTES} bytes in all")
+        yield entry
 
 
 def save(database: ExampleDatabase, key: bytes, case: Case) -> None:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import triton
 from attn_contract import ContractError
+from attn_fuzz import current_folder
 from attn_fuzz.emulated.jobs import Compiled, Job
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -123,6 +124,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         mutants.install(mutant)
     while True:
         try:
+            current_folder.folders.update(pickle.load(requests))
             job = pickle.load(requests)
         except EOFError:
             return

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from attn_amdgcn import Program, load, prepare
+from attn_fuzz import current_folder
 from attn_fuzz.emulated.jobs import Compiled, Job
 from attn_fuzz.errors import HelperKilledError
 from attn_fuzz.zoo import mutants
@@ -53,7 +54,7 @@ def _compiled(request: bytes) -> Compiled:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(request)
+        process.stdin.write(pickle.dumps(current_folder.folders) + request)
         process.stdin.flush()
         answer = pickle.load(process.stdout)
     except (EOFError, OSError, pickle.UnpicklingError):
@@ -79,9 +80,9 @@ def _end(process: "subprocess.Popen[bytes]") -> str:
 def _process() -> "subprocess.Popen[bytes]":
     """It ends when this process does, because its requests end. It compiles the sources that this process runs."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # an empty entry would be the current folder
     # Triton's advice about defaults is for those who launch: a job has the options of the launch
-    command = [sys.executable, "-W", "ignore", "-m", "attn_fuzz.emulated.compilation"]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "attn_fuzz.emulated.compilation"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None
     pickle.dump(mutants.installed(), process.stdin)

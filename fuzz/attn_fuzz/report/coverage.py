@@ -3,7 +3,6 @@
 Nothing is run. A pair that no case can have says why (`attn_fuzz.cases.features.undefined`); every other pair must be drawn.
 """
 
-import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -52,7 +51,7 @@ def cover(
     """
     examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
     refusals = {side: _Refusals() for side in sides}
-    with ProcessPoolExecutor(min(workers, len(plans)), multiprocessing.get_context("spawn"), prepared.end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(plans)), prepared.spawn, prepared.end_with_parent) as pool:
         with prepared.interrupts_later():
             shards = pool.map(_draw, plans, repeat(sides))
         for of_plan in shards:

@@ -171,7 +171,7 @@ def run(name: str, *, sources: Path | None = None, architecture: str | None = No
         file = Path(scratch, f"{name}.py")
         file.write_text(script(name), encoding="utf-8")
         others = [] if sources is None else [str(sources)]
-        how = ["-I", "-c", _ALONE] if architecture is None else ["-m", "attn_fuzz.emulated.script", architecture]
+        how = ["-I", "-c", _ALONE] if architecture is None else ["-P", "-m", "attn_fuzz.emulated.script", architecture]
         done = subprocess.run([sys.executable, "-W", "ignore", *how, str(file), *others], capture_output=True, text=True)
     return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
 

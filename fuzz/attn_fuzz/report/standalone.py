@@ -64,8 +64,6 @@ import zlib
 import torch
 from attn_fuzz.interpreted import interpreter, program_order
 
-sys.path.append(os.getcwd())  # where a target given as module:attribute is
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported

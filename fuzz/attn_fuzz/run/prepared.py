@@ -25,6 +25,8 @@ from attn_fuzz.errors import ExecutorError
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# or Python would put the current folder before all others, until the process has the path of its parent
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 _IMPORTED = [
@@ -96,6 +98,20 @@ class LostError(EOFError):
     """The server died that had forked a process: see `is_lost`."""
 
 
+class _SpawnProcess(multiprocessing.context.SpawnProcess):
+    def start(self) -> None:
+        with _STARTS, _environment(SAFE_PATH):
+            super().start()
+
+
+class _SpawnContext(SpawnContext):
+    Process = _SpawnProcess
+
+
+spawn = _SpawnContext()
+"""Starts processes from nothing. They import nothing from the current folder."""
+
+
 def context(device: str) -> SpawnContext | ForkServerContext:
     """How to start a process that runs a target on "cpu" or "cuda".
 
@@ -103,7 +119,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     """
     if device != "cpu":
         os.environ.update(ONE_THREAD)
-        return multiprocessing.get_context("spawn")
+        return spawn
     return _Context()
 
 
@@ -114,7 +130,7 @@ def _have_server() -> None:
     before = server._forkserver_pid
     forkserver.set_forkserver_preload(_IMPORTED)
     resource_tracker.ensure_running()  # before the interrupts wait: it lets them come again
-    with _environment(ONE_THREAD | INTERPRETS), _interrupts_blocked():
+    with _environment(ONE_THREAD | INTERPRETS | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
     _deaths += before not in (None, server._forkserver_pid)
     if _deaths > MOST_DEATHS:

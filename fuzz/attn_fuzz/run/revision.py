@@ -65,7 +65,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     def environment(self) -> dict[str, str]:
         """Variables that name folders of packages (`attn_fuzz.foreign`), with their new values."""
-        return {name: self.moved(value) for name, value in os.environ.items() if name.startswith("ATTN_PARITY_")}
+        named = {name: value for name, value in os.environ.items() if name.startswith("ATTN_PARITY_")}
+        return {name: self.moved(os.path.abspath(value)) for name, value in named.items()}
 
 
 def replay(case: Case, target: str, place: Place, device: str, limit: float, sanitize: bool) -> Replay:
@@ -90,6 +91,8 @@ def _replay(connection: Connection, case: Case, name: str, place: Place, device:
     """The fresh process: it sends one Replay."""
     os.environ.update(place.environment())
     sys.path[:] = place.import_path(sys.path)
+    folder = place.moved(os.getcwd())  # where a target is that was named as module:attribute
+    os.chdir(folder if os.path.isdir(folder) else place.worktree)
     os.dup2(2, 1)  # stdout is for results
     try:
         connection.send(_replayed(case, name, place, device, limit, sanitize))

@@ -6,6 +6,7 @@ A package adds one with
     my-kernel = "my_package.fuzzing:TARGET"
 
 and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
+The module of `--target MODULE:ATTRIBUTE` may lie in the current folder (`attn_fuzz.current_folder`).
 `my-kernel@gfx942` is the target with its kernels compiled for gfx942, and emulated. A target on sources in which findings are
 mended does not have these findings (`attn_fuzz.foreign.mended`).
 """
@@ -13,7 +14,7 @@ mended does not have these findings (`attn_fuzz.foreign.mended`).
 import dataclasses
 from importlib.metadata import EntryPoint, entry_points
 
-from attn_fuzz import foreign
+from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -51,6 +52,7 @@ def entry(name: str) -> EntryPoint:
     if ":" in name:
         if EntryPoint.pattern.match(name) is None:
             raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
+        current_folder.admit(name)
         return EntryPoint(name, name, GROUP)
     found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if not found:

@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Literal
 
 import msgspec
-from attn_fuzz import inputs
+from attn_fuzz import current_folder, inputs
 from attn_fuzz.errors import InputError
 from attn_fuzz.zoo.patches import Patch, PatchError, patched_sources
 
@@ -245,7 +245,7 @@ class _PatchedFinder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self.sources:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        spec = current_folder.find_spec(fullname, path)
         assert spec is not None
         filename = f"<{self.name}>/{fullname.replace('.', '/')}.py"
         assert spec.origin is not None

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import msgspec
+from attn_fuzz import current_folder
 
 SHOWN, SHOWN_PLACES = 200, 3
 _Node = ast.expr | ast.stmt | ast.keyword
@@ -310,6 +311,7 @@ def _module_and_path(place: str) -> tuple[str, str]:
 def file_of(module: str) -> Path | None:
     """The file of a module's source, or None if there is no such module. Nothing of the module's package is imported."""
     top, *rest = module.split(".")
+    current_folder.admit(top)
     spec = importlib.util.find_spec(top)
     if spec is None:
         return None
