@@ -17,7 +17,7 @@ import triton.language as tl
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
-from attn_fuzz.interpreted import accesses, program_order, sanitizer
+from attn_fuzz.interpreted import accesses, program_order, sanitizer, unwritten
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
 from attn_fuzz.interpreted.together.running import programs_at_once
 from attn_fuzz.run.executor import Executor
@@ -298,6 +298,38 @@ def test_two_programs_that_write_one_element_are_named(sanitized):
     with sanitizer.watch(list):
         overlapping_kernel[(1,)](buffer, SIZE=2)
         overlapping_kernel[(1,)](buffer, SIZE=2)  # one launch after the other
+
+
+def test_what_only_an_earlier_call_wrote_is_stale(sanitized):
+    """A workspace that a target keeps holds the numbers of its last call, which may even be right."""
+    source, out, permissions = call()
+    kept: list[torch.Tensor] = []
+    with sanitizer.watch(permissions):
+        kept += [torch.empty(4), torch.empty(4).fill_(2.0), torch.zeros(4)]
+        copy(source, kept[0])
+        copy(kept[0], out)
+        copy(source, kept[1], num_elements=2)
+    with sanitizer.watch(permissions):
+        copy(source, kept[0])
+        for workspace in kept:  # torch has written the others: a constant may be made once
+            copy(workspace, out)
+
+    def read_a_part_that_the_last_call_wrote() -> None:
+        copy(source, kept[0], num_elements=3)
+        copy(kept[0], out)
+
+    for _ in range(2):
+        text = violation(permissions, read_a_part_that_the_last_call_wrote)
+        assert re.search(r"^load .*: source_ptr\[3\]: only what was written may be read$", text)
+
+
+def test_what_nobody_holds_after_a_call_is_forgotten(sanitized):
+    with sanitizer.watch(list):
+        kept = torch.empty(1 << 20)
+        torch.empty(1 << 21)
+    sizes = [torch.UntypedStorage._new_with_weak_ptr(reference.cdata).nbytes() for reference, _ in unwritten._kept]
+    assert kept.nbytes in sizes
+    assert 2 * kept.nbytes not in sizes
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ Kernels that declare no such rights are held to a fence alone: an access outside
 is a Violation. What they write there is memory of this process, and a later case would pay for it.
 
 Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows
-each byte. Memory that was allocated before the call counts as written. Atomic updates of one element by several programs are
+each byte, also of memory that the target keeps for its next call: there, what kernels alone have written is stale. Any other
+memory counts as written. Atomic updates of one element by several programs are
 no race. An atomic update by one program and a load or store by another one are.
 """
 
