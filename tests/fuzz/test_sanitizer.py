@@ -300,6 +300,55 @@ def test_two_programs_that_write_one_element_are_named(sanitized):
         overlapping_kernel[(1,)](buffer, SIZE=2)  # one launch after the other
 
 
+@triton.jit
+def lanes_kernel(target_ptr, HOW: tl.constexpr, TIMES: tl.constexpr):
+    lane, row = tl.arange(0, 8), tl.arange(0, 4)
+    first = target_ptr + 8 * tl.program_id(0)
+    if HOW == "all on one":
+        tl.store(first + 0 * lane, lane * TIMES)
+    elif HOW == "pairs":
+        tl.store(first + lane // 2, lane * TIMES)
+    elif HOW == "the last two":
+        tl.store(first + tl.minimum(lane, 6), lane * TIMES)
+    elif HOW == "backwards":
+        tl.store(first + (7 - lane) // 2, lane * TIMES)
+    elif HOW == "rows":
+        tl.store(first + 0 * row[:, None] + lane[None, :], row[:, None] * TIMES + lane[None, :])
+    elif HOW == "around":
+        tl.store(first + (lane + 5) % 7, lane * TIMES)
+    elif HOW == "masked":
+        tl.store(first + lane // 4, lane * TIMES, mask=lane % 4 < 2)
+    elif HOW == "in bytes":
+        tl.store(first.to(tl.pointer_type(tl.int8)) + lane // 2, (lane * TIMES).to(tl.int8))
+    elif HOW == "signs":
+        tl.store(first.to(tl.pointer_type(tl.float32)) + lane // 2, tl.where(lane % 2 == 0, 0.0, -0.0 * TIMES))
+    elif HOW == "some programs" and tl.program_id(0) == 1:
+        tl.store(first + lane // 2, lane * TIMES)
+
+
+LANES = ["all on one", "pairs", "the last two", "backwards", "rows", "around", "masked", "in bytes", "signs", "some programs"]
+
+
+@pytest.mark.parametrize("how", LANES)
+def test_two_lanes_of_one_store_may_write_one_element_only_alike(sanitized, how):
+    message = violation(list, lambda: lanes_kernel[(2,)](torch.zeros(16, dtype=torch.int32), how, 1))
+    assert re.search(r"^store .*: target_ptr\[\d+\]: two lanes of one store write different values$", message)
+    if how not in ("rows", "signs"):
+        with sanitizer.watch(list):
+            lanes_kernel[(2,)](torch.zeros(16, dtype=torch.int32), how, 0)
+
+
+def test_a_lane_that_is_masked_out_writes_nothing(sanitized):
+    with sanitizer.watch(list):
+        masked_lanes_kernel[(2,)](torch.zeros(16, dtype=torch.int32))
+
+
+@triton.jit
+def masked_lanes_kernel(target_ptr):
+    lane = tl.arange(0, 8)
+    tl.store(target_ptr + 8 * tl.program_id(0) + (7 - lane) // 2, lane, mask=lane % 2 == 0)
+
+
 def test_what_only_an_earlier_call_wrote_is_stale(sanitized):
     """A workspace that a target keeps holds the numbers of its last call, which may even be right."""
     source, out, permissions = call()
