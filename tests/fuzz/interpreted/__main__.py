@@ -33,7 +33,7 @@ from interpreted.functions import CHECKED  # noqa: E402
 
 if "--forms" in sys.argv:
     if as_it_comes:
-        forms.patch_once()
+        forms.prepare_judge()
     with contextlib.redirect_stdout(sys.stderr):  # tl.device_print
         found = forms.outcomes(names, follow=exact, judge=as_it_comes)
     print(json.dumps(found))

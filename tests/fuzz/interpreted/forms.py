@@ -445,11 +445,15 @@ def outcomes(wanted: Collection[str], *, follow: bool = False, judge: bool = Fal
     return known
 
 
-def patch_once() -> None:
-    """Have Triton's interpreter as it comes replace the language in the first launch alone, which takes most of a launch."""
+def prepare_judge() -> None:
+    """Have Triton's interpreter as it comes replace the language once, and update atomically what a block says.
+
+    To replace the language takes most of a launch. Atomic updates take a block that was broadcast for another (Triton 3.8).
+    """
     from triton.runtime import interpreter
 
     patch, patched = interpreter._patch_lang, set[int]()
+    update = interpreter.InterpreterBuilder.create_atomic_rmw
 
     def patch_lang(function: Any) -> Any:
         if id(function.__globals__) not in patched:
@@ -457,4 +461,9 @@ def patch_once() -> None:
             patch(function)
         return interpreter._LangPatchScope()
 
-    interpreter._patch_lang = patch_lang
+    def create_atomic_rmw(builder: Any, op: Any, *operands: Any) -> Any:
+        for block in operands[:3]:
+            block.data = np.ascontiguousarray(block.data)
+        return update(builder, op, *operands)
+
+    interpreter._patch_lang, interpreter.InterpreterBuilder.create_atomic_rmw = patch_lang, create_atomic_rmw
