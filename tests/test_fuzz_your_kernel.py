@@ -40,6 +40,16 @@ def test_the_planted_bug_is_found(planted):
     assert "window=" in ended.stdout
 
 
+def test_the_last_axis_may_be_named_from_the_end(tmp_path):
+    folder = Path(shutil.copytree(ROOT / "examples", tmp_path / "mine", ignore=shutil.ignore_patterns("__pycache__")))
+    kernel = folder / "my_unified_attention.py"
+    assert kernel.read_text().count("axis=1") == 2
+    kernel.write_text(kernel.read_text().replace("axis=1", "axis=-1"))
+    ended = run_command("attn-parity fuzz --target my_target:TARGET --examples 20 --seed 1 --corpus none", folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "all agree" in ended.stdout
+
+
 def test_pytest_finds_it_too(planted):
     ended = run_command(PYTEST, planted)
     assert ended.returncode == 1, ended.stdout + ended.stderr

@@ -17,7 +17,7 @@ import triton.language as tl
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
-from attn_fuzz.interpreted import accesses, program_order, sanitizer
+from attn_fuzz.interpreted import accesses, program_order, sanitizer, unwritten
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
 from attn_fuzz.interpreted.together.running import programs_at_once
 from attn_fuzz.run.executor import Executor
@@ -298,6 +298,87 @@ def test_two_programs_that_write_one_element_are_named(sanitized):
     with sanitizer.watch(list):
         overlapping_kernel[(1,)](buffer, SIZE=2)
         overlapping_kernel[(1,)](buffer, SIZE=2)  # one launch after the other
+
+
+@triton.jit
+def lanes_kernel(target_ptr, HOW: tl.constexpr, TIMES: tl.constexpr):
+    lane, row = tl.arange(0, 8), tl.arange(0, 4)
+    first = target_ptr + 8 * tl.program_id(0)
+    if HOW == "all on one":
+        tl.store(first + 0 * lane, lane * TIMES)
+    elif HOW == "pairs":
+        tl.store(first + lane // 2, lane * TIMES)
+    elif HOW == "the last two":
+        tl.store(first + tl.minimum(lane, 6), lane * TIMES)
+    elif HOW == "backwards":
+        tl.store(first + (7 - lane) // 2, lane * TIMES)
+    elif HOW == "rows":
+        tl.store(first + 0 * row[:, None] + lane[None, :], row[:, None] * TIMES + lane[None, :])
+    elif HOW == "around":
+        tl.store(first + (lane + 5) % 7, lane * TIMES)
+    elif HOW == "masked":
+        tl.store(first + lane // 4, lane * TIMES, mask=lane % 4 < 2)
+    elif HOW == "in bytes":
+        tl.store(first.to(tl.pointer_type(tl.int8)) + lane // 2, (lane * TIMES).to(tl.int8))
+    elif HOW == "signs":
+        tl.store(first.to(tl.pointer_type(tl.float32)) + lane // 2, tl.where(lane % 2 == 0, 0.0, -0.0 * TIMES))
+    elif HOW == "some programs" and tl.program_id(0) == 1:
+        tl.store(first + lane // 2, lane * TIMES)
+
+
+LANES = ["all on one", "pairs", "the last two", "backwards", "rows", "around", "masked", "in bytes", "signs", "some programs"]
+
+
+@pytest.mark.parametrize("how", LANES)
+def test_two_lanes_of_one_store_may_write_one_element_only_alike(sanitized, how):
+    message = violation(list, lambda: lanes_kernel[(2,)](torch.zeros(16, dtype=torch.int32), how, 1))
+    assert re.search(r"^store .*: target_ptr\[\d+\]: two lanes of one store write different values$", message)
+    if how not in ("rows", "signs"):
+        with sanitizer.watch(list):
+            lanes_kernel[(2,)](torch.zeros(16, dtype=torch.int32), how, 0)
+
+
+def test_a_lane_that_is_masked_out_writes_nothing(sanitized):
+    with sanitizer.watch(list):
+        masked_lanes_kernel[(2,)](torch.zeros(16, dtype=torch.int32))
+
+
+@triton.jit
+def masked_lanes_kernel(target_ptr):
+    lane = tl.arange(0, 8)
+    tl.store(target_ptr + 8 * tl.program_id(0) + (7 - lane) // 2, lane, mask=lane % 2 == 0)
+
+
+def test_what_only_an_earlier_call_wrote_is_stale(sanitized):
+    """A workspace that a target keeps holds the numbers of its last call, which may even be right."""
+    source, out, permissions = call()
+    kept: list[torch.Tensor] = []
+    with sanitizer.watch(permissions):
+        kept += [torch.empty(4), torch.empty(4).fill_(2.0), torch.zeros(4)]
+        copy(source, kept[0])
+        copy(kept[0], out)
+        copy(source, kept[1], num_elements=2)
+    with sanitizer.watch(permissions):
+        copy(source, kept[0])
+        for workspace in kept:  # torch has written the others: a constant may be made once
+            copy(workspace, out)
+
+    def read_a_part_that_the_last_call_wrote() -> None:
+        copy(source, kept[0], num_elements=3)
+        copy(kept[0], out)
+
+    for _ in range(2):
+        text = violation(permissions, read_a_part_that_the_last_call_wrote)
+        assert re.search(r"^load .*: source_ptr\[3\]: only what was written may be read$", text)
+
+
+def test_what_nobody_holds_after_a_call_is_forgotten(sanitized):
+    with sanitizer.watch(list):
+        kept = torch.empty(1 << 20)
+        torch.empty(1 << 21)
+    sizes = [torch.UntypedStorage._new_with_weak_ptr(reference.cdata).nbytes() for reference, _ in unwritten._kept]
+    assert kept.nbytes in sizes
+    assert 2 * kept.nbytes not in sizes
 
 
 @pytest.mark.parametrize(

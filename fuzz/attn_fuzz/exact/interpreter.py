@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from attn_fuzz.exact import algebra, builder, call, functions
 from attn_fuzz.exact.elements import Elements
-from attn_fuzz.interpreted import accesses, interpreter
+from attn_fuzz.interpreted import accesses, interpreter, reductions
 from attn_fuzz.interpreted.together import blocks
 
 _INSTALLED = "follows_elements"
@@ -51,13 +51,10 @@ def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
         block, function = inputs[0].handle.data, at_once.get(id(self.combine_fn))
         if function is None or not isinstance(block, Elements):
             return method(self, inputs)
-        rank, axis = block.ndim, 1 if self.axis is None else self.axis + 1
-        if self.axis is None:
-            block = block.reshape(len(block), -1)
+        [block], axis, reduced_axes = reductions.along(self.axis, [block])
         result = function(block, axis)
         if self.keep_dims:
-            axes = tuple(range(1, rank)) if self.axis is None else axis
-            result = result.moved(lambda part: np.expand_dims(part, axes))
+            result = np.expand_dims(result, reduced_axes)
         return (self.to_tensor(result, inputs[0].dtype),)
 
     return apply

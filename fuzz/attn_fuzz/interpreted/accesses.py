@@ -112,7 +112,7 @@ def _garbage(pointers: Any) -> Any:
 def _checking_store(create_masked_store: Any) -> Any:
     def store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
-            sanitizer.current.check("store", pointers, mask.data, running.current.active)
+            sanitizer.current.check("store", pointers, mask.data, running.current.active, value)
         return create_masked_store(builder, pointers, value, mask, *rest, **named)
 
     return store

@@ -172,6 +172,8 @@ def _atomic_rmw(handle: Any, create_atomic_rmw: Any, interpreter: Any) -> Callab
 
     def rmw(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         dtype = value.dtype.scalar
+        # Triton before 3.9 reads memory as if nothing were broadcast
+        pointers, value, mask = (handle(np.ascontiguousarray(each.data), each.dtype) for each in (pointers, value, mask))
         if op == operations.XCHG and dtype.is_floating():  # Triton's own exchanges integers alone
             bits = handle(value.data.view(f"uint{dtype.primitive_bitwidth}"), value.dtype)
             old = create_atomic_rmw(self, op, pointers, bits, mask, *rest)

@@ -3,7 +3,7 @@
 As it comes, the interpreter adds bit patterns of bfloat16, compares them in `argmax`, sums float16 in float32, raises where
 `argmax` is of NaN alone, and calls other functions element by element.
 
-The first axis of a block is that of the programs that run together; Triton's axis 0 is the second.
+The first axis of a block is that of the programs that run together; Triton's axis 0 is the second, and its axis -1 the last.
 
 The order in which elements meet is one that compiled code may take: neighbours first. Each result is rounded to its dtype.
 NumPy reduces float32, float64 and integers where it has the function.
@@ -28,22 +28,46 @@ def reduced(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
     }
 
     def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        arrays = [each.handle.data for each in inputs]
-        rank = arrays[0].ndim
-        axis = 1 if self.axis is None else self.axis + 1
-        if self.axis is None:
-            arrays = [array.reshape(len(array), -1) for array in arrays]
+        arrays, axis, reduced_axes = along(self.axis, [each.handle.data for each in inputs])
         function = by_numpy.get(id(self.combine_fn))
         if function is not None and inputs[0].dtype.name in _OF_NUMPY:
             results = [function(arrays[0], axis=axis)]
         else:
             results = _tree(interpreter, self.combine_fn, arrays, inputs, axis)
         if self.keep_dims:
-            places = tuple(range(1, rank)) if self.axis is None else axis
-            results = [np.expand_dims(result, places) for result in results]
+            results = [np.expand_dims(result, reduced_axes) for result in results]
         return tuple(self.to_tensor(result, each.dtype) for result, each in zip(results, inputs, strict=True))
 
     return apply
+
+
+def along(axis: Any, blocks: list[Any]) -> tuple[list[Any], int, tuple[int, ...]]:
+    """Blocks with one axis to reduce, its number among all of theirs, and the numbers that the reduced axes had before.
+
+    Args:
+        axis: as the kernel names it; None: all but that of the programs.
+    """
+    if (axis := unwrapped(axis)) is not None:
+        found = numbered(axis, blocks[0].ndim - 1)
+        return blocks, found, (found,)
+    return [block.reshape(len(block), -1) for block in blocks], 1, tuple(range(1, blocks[0].ndim))
+
+
+def numbered(axis: Any, rank: int) -> int:
+    """The number of an axis of a kernel's block among all axes of the interpreter's.
+
+    Raises:
+        ValueError: the kernel's block has no such axis.
+    """
+    axis = unwrapped(axis)
+    if axis is None or not -rank <= axis < rank:
+        raise ValueError(f"axis {axis} of a block with {rank} axes")
+    return axis % rank + 1
+
+
+def unwrapped(number: Any) -> Any:
+    """The number of a tl.constexpr, or any other number."""
+    return getattr(number, "value", number)
 
 
 def _tree(interpreter: Any, combine: Any, arrays: list[Any], inputs: tuple[Any, ...], axis: int) -> list[np.ndarray]:
@@ -61,7 +85,8 @@ def scanned(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
     by_numpy = {id(standard._sum_combine): np.cumsum, id(standard._prod_combine): np.cumprod}
 
     def apply(self: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        arrays = [np.moveaxis(each.handle.data, self.axis + 1, -1) for each in inputs]
+        axis = numbered(self.axis, inputs[0].handle.data.ndim - 1)
+        arrays = [np.moveaxis(each.handle.data, axis, -1) for each in inputs]
         if self.reverse:
             arrays = [array[..., ::-1] for array in arrays]
         function = by_numpy.get(id(self.combine_fn))
@@ -71,7 +96,7 @@ def scanned(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
             arrays = _prefixes(interpreter, self.combine_fn, arrays, inputs)
         if self.reverse:
             arrays = [array[..., ::-1] for array in arrays]
-        results = [np.ascontiguousarray(np.moveaxis(array, -1, self.axis + 1)) for array in arrays]
+        results = [np.ascontiguousarray(np.moveaxis(array, -1, axis)) for array in arrays]
         return tuple(self.to_tensor(result, each.dtype) for result, each in zip(results, inputs, strict=True))
 
     return apply

@@ -2,7 +2,7 @@
 
 Under Triton's interpreter a kernel is Python, and a pointer is a number. `attn_fuzz.interpreted.accesses` reports each access
 of a kernel. `watch` holds the accesses to what one call may touch (`attn_fuzz.interpreted.permissions`). A forbidden access
-raises a Violation. There are six kinds:
+raises a Violation. There are seven kinds:
 
     unaligned   the address is no multiple of the size of what is loaded or stored there: a GPU traps, or takes other bytes
     outside     the address was computed from an argument, and lies outside of that argument's memory. The address may lie in
@@ -12,12 +12,14 @@ raises a Violation. There are six kinds:
     foreign     the program has read queries of one request, and reads keys or writes rows of another request
     unwritten   the target allocated the memory, and nobody has written the element before it is read
     race        two programs of one launch write the element, or one program reads it and another program writes it
+    lanes       two lanes of one store write different bits to the element: a GPU promises no order among them
 
 Kernels that declare no such rights are held to a fence alone: an access outside of the memory of every argument of the launch
 is a Violation. What they write there is memory of this process, and a later case would pay for it.
 
 Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows
-each byte. Memory that was allocated before the call counts as written. Atomic updates of one element by several programs are
+each byte, also of memory that the target keeps for its next call: there, what kernels alone have written is stale. Any other
+memory counts as written. Atomic updates of one element by several programs are
 no race. An atomic update by one program and a load or store by another one are.
 """
 
@@ -31,6 +33,7 @@ import numpy as np
 import torch
 from attn_fuzz.interpreted.permissions import READ, REQUEST_BITS, WRITE, Region
 from attn_fuzz.interpreted.permissions import region as region_with
+from attn_fuzz.interpreted.together.running import Lanes as Active
 from attn_fuzz.interpreted.unwritten import Unwritten
 
 Access = Literal["load", "store", "atomic"]
@@ -159,7 +162,7 @@ class Fence(_Launches):
     def argument_of(self, pointers: Any) -> None:
         """No argument: an address may lie in the memory of any."""
 
-    def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: np.ndarray | None = None) -> None:
+    def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: Active = None, value: Any = None) -> None:
         """As of `Watch`.
 
         Raises:
@@ -216,6 +219,7 @@ class Watch(_Launches):
         self._writer: dict[int, np.ndarray] = {}
         self._reader: dict[int, np.ndarray] = {}
         self._updater: dict[int, np.ndarray] = {}
+        self._lane: dict[int, np.ndarray] = {}
 
     def regions(self, arguments: dict[str, torch.Tensor]) -> dict[int, Region]:
         """The regions of the tensors among a kernel's arguments, by the addresses of the tensors' first elements."""
@@ -259,13 +263,14 @@ class Watch(_Launches):
         # `tl.where` may have chosen between arguments: the first lane tells the argument of all lanes only if all are equal
         return self._by_pointer.get(int(first)) if (pointers.data == first).all() else None
 
-    def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: np.ndarray | None = None) -> None:
+    def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: Active = None, value: Any = None) -> None:
         """Check one access by all lanes that the mask leaves.
 
         Args:
             pointers: a block of the interpreter, whose first axis is of the programs that run together.
             mask: of the block's shape, or None.
             active: which of the programs access memory, [programs] bool; None: all of them.
+            value: the block that is stored; None if nothing is.
 
         Raises:
             Violation: about the first lane whose access is forbidden.
@@ -279,17 +284,29 @@ class Watch(_Launches):
         if int(np.bitwise_or.reduce(addresses)) & (width - 1):
             self._violate_alignment(access, region, addresses, places, width)
         if region is not None:
-            self._check_in(region, access, addresses, places, width)
-            return
-        # the argument is not known: the pointers were loaded from memory, or chosen from two arguments
+            repeats_in = region if self._check_in(region, access, addresses, places, width) else None
+        else:
+            repeats_in = self._check_anywhere(access, addresses, places, width)
+        if repeats_in is not None:
+            self._check_lanes(repeats_in, addresses, places, self._enabled(_at(pointers, value), mask, active)[0])
+
+    def _check_anywhere(self, access: Access, addresses: np.ndarray, places: np.ndarray, width: int) -> Region | None:
+        """Check addresses of no known argument: they were loaded, or chosen from two arguments.
+
+        Returns:
+            a region in which lanes of a store may repeat an element, or None.
+        """
+        repeats_in = None
         for region in {id(region): region for region in self._by_pointer.values()}.values():
             inside = region.spans(addresses)
             if inside.any():
-                self._check_in(region, access, addresses[inside], places[inside], width)
+                if self._check_in(region, access, addresses[inside], places[inside], width):
+                    repeats_in = region
                 addresses, places = addresses[~inside], places[~inside]
         if addresses.size:
             what = f"address {int(addresses[0]):#x}"
             self._violate(access, "an address", what, _OUTSIDE, int(places[0]))
+        return repeats_in
 
     def _violate_alignment(
         self, access: Access, region: Region | None, addresses: np.ndarray, places: np.ndarray, width: int
@@ -299,7 +316,8 @@ class Watch(_Launches):
         what = f"address {int(addresses[lane]):#x} of {name}"
         self._violate(access, name, what, f"it is no multiple of {width} bytes, which are accessed at once", int(places[lane]))
 
-    def _check_in(self, region: Region, access: Access, addresses: np.ndarray, places: np.ndarray, width: int) -> None:
+    def _check_in(self, region: Region, access: Access, addresses: np.ndarray, places: np.ndarray, width: int) -> bool:
+        """Check addresses in a region. Returns whether lanes of a store may repeat one."""
         itemsize = region.tensor.element_size()
         element = (addresses - np.uint64(region.address)).view(np.int64) // itemsize
         if width > itemsize:
@@ -321,6 +339,26 @@ class Watch(_Launches):
             region.rights[element] |= READ
             if region.written is not None:
                 region.written[torch.from_numpy(element)] = True
+        return access == "store" and self._repeats(region, element)
+
+    def _repeats(self, region: Region, element: np.ndarray) -> bool:
+        """Whether an element occurs twice."""
+        if (element[1:] > element[:-1]).all():
+            return False
+        last, lane = self._log(self._lane, region), np.arange(len(element), dtype=np.int32)
+        last[element] = lane
+        return bool((last[element] != lane).any())
+
+    def _check_lanes(self, region: Region, addresses: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
+        """Check that lanes of one store that have one address store the same bits."""
+        order = np.argsort(addresses, kind="stable")
+        first, second = order[:-1], order[1:]
+        bits = np.ascontiguousarray(values).view(f"u{values.itemsize}")
+        wrong = (addresses[first] == addresses[second]) & (bits[first] != bits[second])
+        if wrong.any():
+            lane = int(first[np.argmax(wrong)])
+            what = region.describe(int(addresses[lane] - np.uint64(region.address)) // region.tensor.element_size())
+            self._violate("store", region.name, what, "two lanes of one store write different values", int(places[lane]))
 
     def _check_owner(self, region: Region, lanes: _Lanes, access: Access, rights: np.ndarray) -> None:
         if region.name == "q":
@@ -351,7 +389,10 @@ class Watch(_Launches):
         self._require(alone, region, lanes, access, lambda lane: f"{self._name(others[lane])} of this launch {does}")
 
     def _log(self, logs: dict[int, np.ndarray], region: Region) -> np.ndarray:
-        """The log of a region, [elements] int32: by element, 1 + the index of the program that accessed it; 0 if none did."""
+        """The log of a region, [elements] int32: by element, 1 + the index of the program that accessed it; 0 if none did.
+
+        `_lane` has a lane of the last store to the element.
+        """
         if id(region) not in logs:
             logs[id(region)] = np.zeros(len(region.rights), np.int32)
         return logs[id(region)]
@@ -381,6 +422,12 @@ current: Watch | Fence | None = None
 """What checks the call that is running in this process."""
 checks: Checks = "nothing"
 """What `attn_fuzz.interpreted.accesses` was told to have checked."""
+
+
+def _at(pointers: Any, value: Any) -> np.ndarray:
+    """What is stored at each of the pointers; of exact mode's elements, the numbers that they are about."""
+    numbers = getattr(value.data, "order", value.data)
+    return np.broadcast_to(numbers, (len(numbers), *pointers.data.shape[1:]))
 
 
 def _only(rule: str) -> str:

@@ -1,11 +1,17 @@
-"""Memory that a call allocates uninitialized, and which of its bytes have been written."""
+"""Memory that a target allocates uninitialized, and which of its bytes have been written.
+
+A target may keep such memory for its next call. There, what torch has written still counts as written: a constant may be made
+once. What kernels alone have written does not: it is of another call.
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from attn_fuzz.interpreted.eager import EagerMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 _ALLOCATE = {
     *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::empty_permuted"),
@@ -14,39 +20,75 @@ _ALLOCATE = {
 _MOVE_NO_BYTE = {"aten::set_", "aten::resize_", "aten::as_strided_", "aten::transpose_", "aten::t_", "aten::squeeze_"}
 
 
-class Unwritten(EagerMode):
-    """While this mode is on, it notes what torch allocates uninitialized, and what torch writes of it.
+@dataclass
+class _Allocation:
+    """Uninitialized memory.
 
-    The mode keeps these allocations, so that no other allocation gets the address of one.
+    Attributes:
+        storage: keeps the memory, so that no other allocation gets its address.
+        written: [bytes] bool, by whomever.
+        by_torch: [bytes] bool, or None if torch has written nothing of it.
     """
+
+    storage: torch.UntypedStorage
+    written: torch.Tensor
+    by_torch: torch.Tensor | None = None
+
+
+class Unwritten(EagerMode):
+    """While this mode is on, it notes what torch allocates uninitialized, and what torch writes of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._allocated: dict[int, tuple[torch.UntypedStorage, torch.Tensor]] = {}
+        self._allocated: dict[int, _Allocation] = {}
+
+    def __enter__(self) -> "Unwritten":
+        for reference, by_torch in _kept:
+            if not reference.expired():
+                storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                written = torch.zeros(storage.nbytes(), dtype=torch.bool) if by_torch is None else by_torch.clone()
+                self._allocated[storage.data_ptr()] = _Allocation(storage, written, by_torch)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        kept = [(StorageWeakRef(each.storage), each.by_torch) for each in self._allocated.values()]
+        self._allocated.clear()
+        _kept[:] = [(reference, by_torch) for reference, by_torch in kept if not reference.expired()]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func._schema.name in _ALLOCATE:
             storage = result.untyped_storage()
             if address := storage.data_ptr():  # a tensor on the meta device has a size, and no memory
-                self._allocated[address] = storage, torch.zeros(storage.nbytes(), dtype=torch.bool)
+                self._allocated[address] = _Allocation(storage, torch.zeros(storage.nbytes(), dtype=torch.bool))
         elif func._schema.is_mutable and func._schema.name not in _MOVE_NO_BYTE:
             for tensor in _written_by(func._schema, args, kwargs or {}):
-                if (written := self.written(tensor)) is not None:
-                    written.fill_(True)
+                if (found := self._allocated.get(tensor.untyped_storage().data_ptr())) is not None:
+                    if found.by_torch is None:
+                        found.by_torch = torch.zeros_like(found.written)
+                    for of_bytes in (found.written, found.by_torch):
+                        _of_elements(of_bytes, tensor).fill_(True)
         return result
 
     def written(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """[*shape, bytes of an element] bool, a view: whether each byte of a tensor was written.
 
-        None: the tensor's memory was not allocated uninitialized while the mode was on.
+        None: the tensor's memory was not allocated uninitialized while such a mode was on.
         """
-        storage, size = tensor.untyped_storage(), tensor.element_size()
-        if storage.data_ptr() not in self._allocated:
-            return None
-        of_bytes = self._allocated[storage.data_ptr()][1]
-        strides = [step * size for step in tensor.stride()]
-        return of_bytes.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)
+        found = self._allocated.get(tensor.untyped_storage().data_ptr())
+        return None if found is None else _of_elements(found.written, tensor)
+
+
+_kept: list[tuple[StorageWeakRef, torch.Tensor | None]] = []
+"""What the last call left that somebody may still hold, and which of its bytes torch has written."""
+
+
+def _of_elements(of_bytes: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """What is noted of a storage's bytes, by the elements of a tensor: [*shape, bytes of an element]."""
+    size = tensor.element_size()
+    strides = [step * size for step in tensor.stride()]
+    return of_bytes.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)
 
 
 def _written_by(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[torch.Tensor]:

@@ -1,5 +1,9 @@
-"""Runs checks of the interpreter in this process, which interprets and nothing else, and prints what failed as JSON."""
+"""Runs checks of the interpreter in this process, which interprets and nothing else, and prints what failed as JSON.
 
+With --forms it prints what every form of every argument gives: see `interpreted.forms`.
+"""
+
+import contextlib
 import json
 import os
 import sys
@@ -11,19 +15,33 @@ import warnings
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+from attn_fuzz.exact import interpreter as exact_interpreter
 from attn_fuzz.interpreted import interpreter
 
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
-if "--as-it-comes" not in sys.argv:
-    interpreter.install()
-    interpreter.install()  # twice is once
+as_it_comes, exact = "--as-it-comes" in sys.argv, "--exact" in sys.argv
+if not as_it_comes:
+    install = exact_interpreter.install if exact else interpreter.install
+    install()
+    install()  # twice is once
 
+names = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+
+from interpreted import forms  # noqa: E402
 from interpreted.functions import CHECKED  # noqa: E402
+
+if "--forms" in sys.argv:
+    if as_it_comes:
+        forms.prepare_judge()
+    with contextlib.redirect_stdout(sys.stderr):  # tl.device_print
+        found = forms.outcomes(names, follow=exact, judge=as_it_comes)
+    print(json.dumps(found))
+    sys.exit()
 
 failed: dict[str, str] = {}
 seconds: dict[str, float] = {}
-for name in [argument for argument in sys.argv[1:] if not argument.startswith("--")] or CHECKED:
+for name in names or CHECKED:
     started = time.perf_counter()
     try:
         CHECKED[name]()

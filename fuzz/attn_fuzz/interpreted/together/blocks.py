@@ -32,6 +32,8 @@ def install(interpreter: Any) -> None:
     found |= {name: _of_one(name, handle) for name in _OF_ONE if hasattr(builder, name)}
     if hasattr(interpreter, "BlockPointerHandle"):  # Triton 3.9 has none
         interpreter.BlockPointerHandle.materialize_pointers = _addresses(handle, tl)
+    descriptor = interpreter.TensorDescHandle
+    descriptor.materialize_pointers = _with_block_of_mask(handle, tl, descriptor.materialize_pointers)
     for name, method in found.items():
         if hasattr(builder, name):
             inner[name] = getattr(builder, name)
@@ -76,12 +78,12 @@ def _of_shapes(handle: Any) -> dict[str, Method]:
 
     def create_cat(self: Any, *blocks: Handle) -> Handle:
         # the method joins along the first axis
-        turned = [handle(np.swapaxes(block.data, 0, 1), block.dtype) for block in _alike(self, *blocks)]
+        turned = [handle(np.swapaxes(block.data, 0, 1), block.dtype) for block in _alike(self, *_of_one_dtype("cat", blocks))]
         joined = inner["create_cat"](self, *turned)
         return handle(np.swapaxes(joined.data, 0, 1), joined.dtype)
 
     def create_join(self: Any, *blocks: Handle) -> Handle:
-        return inner["create_join"](self, *_alike(self, *blocks))
+        return inner["create_join"](self, *_alike(self, *_of_one_dtype("join", blocks)))
 
     def create_gather(self: Any, source: Handle, indices: Handle, axis: int) -> Handle:
         return inner["create_gather"](self, *_alike(self, source, indices), axis + 1)
@@ -90,6 +92,12 @@ def _of_shapes(handle: Any) -> dict[str, Method]:
         """The blocks with a first axis of one length."""
         longest = max(len(block.data) for block in blocks)
         return [inner["create_broadcast"](self, block, (longest, *block.data.shape[1:])) for block in blocks]
+
+    def _of_one_dtype(name: str, blocks: tuple[Handle, ...]) -> tuple[Handle, ...]:
+        dtypes = [block.dtype.scalar for block in blocks]
+        if dtypes[0] != dtypes[1]:
+            raise TypeError(f"tl.{name} of {dtypes[0]} and {dtypes[1]}: compiled code joins blocks of one dtype")
+        return blocks
 
     return {name: method for name, method in locals().items() if name.startswith("create_")}
 
@@ -117,6 +125,8 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
     store_options = [None] * (len(inspect.signature(builder.create_masked_store).parameters) - 4)
 
     def create_masked_load(self: Any, pointers: Handle, mask: Handle, other: Handle | None, *rest: Any, **named: Any) -> Handle:
+        if mask.data.shape[1:] != pointers.data.shape[1:]:  # the mask is fitted first, and compiled code refuses it
+            raise ValueError("tl.load: `other` is larger than the block of pointers and its mask")
         if _runs_alone(running.current):
             return inner["create_masked_load"](self, pointers, mask, other, *rest, **named)
         blocks = [pointers, mask, *([] if other is None else [other])]
@@ -143,6 +153,11 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
         return inner["create_atomic_rmw"](self, op, pointers, value, enabled, *rest)
 
     def create_atomic_cas(self: Any, pointers: Handle, *operands: Any) -> Handle:
+        shapes = [each.data.shape[1:] for each in (pointers, *operands[:2])]
+        if shapes.count(shapes[0]) != 3:  # nobody fits them to each other, and compiled code refuses them
+            raise ValueError(
+                "tl.atomic_cas of pointers {}, compared with {}, for values {}: they have one shape".format(*shapes)
+            )
         if not _runs_alone(running.current):
             raise apart("an atomic comparison and exchange")
         return inner["create_atomic_cas"](self, pointers, *operands)
@@ -189,6 +204,16 @@ def _addresses(handle: Any, tl: Any) -> Method:
         return handle(address[None], self.base.dtype.scalar), handle(mask[None], tl.int1)
 
     return materialize_pointers
+
+
+def _with_block_of_mask(handle: Any, tl: Any, materialize_pointers: Method) -> Method:
+    """`materialize_pointers` of a descriptor, whose mask is an array in Triton 3.6."""
+
+    def materialize(self: Any, offsets: Any) -> tuple[Handle, Handle]:
+        pointers, mask = materialize_pointers(self, offsets)
+        return pointers, mask if isinstance(mask, handle) else handle(mask, tl.int1)
+
+    return materialize
 
 
 def _runs_alone(programs: Running) -> bool:
