@@ -13,12 +13,13 @@ from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.assembly import DIGITS, digest
 from attn_parity.binaries.budgets import Budgets
-from attn_parity.binaries.build import Outcome, build
+from attn_parity.binaries.build import LIMIT, Outcome, OverLimit, build
 from attn_parity.binaries.executions import Executions
 from attn_parity.binaries.results import Results, Row, differences, loads, updated
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
+    Duration,
     MaintainedCommand,
     MaintainersOption,
     Positive,
@@ -52,6 +53,7 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 @click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
 @click.option("--drawn", type=Positive, metavar="N", help="Compile the launches of N drawn steps instead of those that ship.")
 @click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
+@click.option("--limit", type=Duration, default=LIMIT, show_default=True, help="Seconds that a launch may take to compile.")
 @click.option(
     "--save",
     type=click.Path(file_okay=False, path_type=Path),
@@ -89,6 +91,7 @@ def command(
     main: bool,
     drawn: int | None,
     seed: int,
+    limit: float,
     save: Path | None,
     runs: bool,
     writes: bool,
@@ -100,8 +103,10 @@ def command(
 ) -> int:
     """Compile every kernel that ships: registers, spills, LDS, matrix instructions.
 
-    Exit 1 when one is over its budget, or computes something else. With --write, what came of other launches is kept; and with
-    --run, too, a launch is left out that agreed before, in the code that it has now. So an interrupted run goes on.
+    Exit 1 when one is over its budget, or computes something else; else 2 when one has no code after --limit.
+
+    With --write, what came of other launches is kept; and with --run, too, a launch is left out that agreed before, in the code
+    that it has now. So an interrupted run goes on.
     """
     partly = bool(architectures or only or main)
     if partly and check:
@@ -114,7 +119,7 @@ def command(
     allowed = budgets.load(budget_file)
     check_writable(json_file)
     if drawn:
-        return _of_drawn(chosen_architectures(architectures), (seed, drawn), allowed, workers, json_file)
+        return _of_drawn(chosen_architectures(architectures), (seed, drawn), allowed, workers, limit, json_file)
     kept = _read_before(path, check=check, writes=writes, partly=partly)
     if runs:
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
@@ -134,7 +139,7 @@ def command(
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
         check_writable(save / "launches.json", "--save")
-    outcome = _built(calls, workers)
+    outcome = _built(calls, workers, limit)
     found = _judged(outcome, calls, allowed)
     _tell(found, outcome, calls, allowed, partly)
     if save is not None:
@@ -153,18 +158,23 @@ def command(
         _write_page(path, allowed, ran)
     if ran is not None and ran.interrupted:
         return 130
-    return int(bool(found.over or found.errors or (ran and ran.wrong)))
+    return 1 if ran and ran.wrong else _code(found, outcome)
 
 
 def _of_drawn(
-    architectures: Sequence[str], drawn: tuple[int, int], allowed: Budgets, workers: int | None, json_file: Path | None
+    architectures: Sequence[str],
+    drawn: tuple[int, int],
+    allowed: Budgets,
+    workers: int | None,
+    limit: float,
+    json_file: Path | None,
 ) -> int:
     """Compile the launches of drawn steps, and tell which spill, and what no launch may do. The exit code."""
     import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
     from attn_parity.binaries import drawn_calls  # imports Triton
 
     calls = {name: drawn_calls.all_of(name, *drawn) for name in architectures}
-    outcome = _built(calls, workers, drawn)
+    outcome = _built(calls, workers, limit, drawn)
     found = _judged(
         outcome, calls, dataclasses.replace(allowed, **dict.fromkeys(budgets.MOST, math.inf), waves={}, exceptions=())
     )
@@ -175,11 +185,11 @@ def _of_drawn(
         results.print(line, soft_wrap=True)
     begun = "interrupted; so far: " if outcome.interrupted else ""
     of_steps = f"{len(found.binaries)} launches of {drawn[1]} drawn steps, --seed {drawn[0]}"
-    wrong = f"{len(found.over)} do what no launch may, {len(found.errors)} do not compile"
+    wrong = f"{len(found.over)} do what no launch may, {_uncompiled(outcome)}"
     results.print(f"{begun}{of_steps}, compiled with Triton {found.triton}: {len(spilling)} spill registers, {wrong}")
     if json_file:
         write_json(json_file, found.json())
-    return 130 if outcome.interrupted else int(bool(found.over or found.errors))
+    return 130 if outcome.interrupted else _code(found, outcome)
 
 
 def chosen_architectures(given: str | None) -> tuple[str, ...]:
@@ -190,10 +200,22 @@ def chosen_architectures(given: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def _built(calls: "Calls", workers: int | None, drawn: tuple[int, int] | None = None) -> Outcome:
+def _built(calls: "Calls", workers: int | None, limit: float, drawn: tuple[int, int] | None = None) -> Outcome:
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
-        return build(jobs, min(workers or default_workers("cpu"), len(jobs)), lambda done: show_bar(done, 0), drawn)
+        return build(jobs, min(workers or default_workers("cpu"), len(jobs)), lambda done: show_bar(done, 0), drawn, limit)
+
+
+def _uncompiled(outcome: Outcome) -> str:
+    """How many launches have no code, in words. The limit is the tool's, and no fault of a launch."""
+    limits = outcome.limits
+    words = f"{len(outcome.errors) - limits} do not compile"
+    return f"{words}, {limits} have no code after --limit" if limits else words
+
+
+def _code(found: Results, outcome: Outcome) -> int:
+    """The exit code: 1 if a launch is wrong, 2 if no more is known than that one has no code after --limit."""
+    return 1 if found.over or len(outcome.errors) > outcome.limits else 2 * bool(outcome.limits)
 
 
 def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:
@@ -201,7 +223,10 @@ def _judged(outcome: Outcome, calls: "Calls", allowed: Budgets) -> Results:
         Row(architecture, name, binary.name, binary.num_warps, binary.facts, digest(binary.assembly, binary.name)[:DIGITS])
         for (architecture, name), binary in outcome.binaries.items()
     ]
-    errors = [f"{architecture} {name}: does not compile: {error}" for (architecture, name), error in outcome.errors.items()]
+    errors = [
+        f"{architecture} {name}: {error if isinstance(error, OverLimit) else f'does not compile: {error}'}"
+        for (architecture, name), error in outcome.errors.items()
+    ]
     found = Results(version("triton") or "", tuple(rows), errors=tuple(errors))
     return dataclasses.replace(found, over=tuple(_over(found, calls, allowed)))
 
@@ -328,7 +353,7 @@ def _tell(found: Results, outcome: Outcome, calls: "Calls", allowed: Budgets, pa
         results.print(line, soft_wrap=True)
     begun = "interrupted; so far: " if outcome.interrupted else ""
     compiled = f"{len(found.binaries)} compiled with Triton {found.triton}"
-    results.print(f"{begun}{compiled}, {len(found.over)} over budget, {len(found.errors)} do not compile")
+    results.print(f"{begun}{compiled}, {len(found.over)} over budget, {_uncompiled(outcome)}")
 
 
 def _check(path: Path, calls: "Calls", allowed: Budgets) -> int:

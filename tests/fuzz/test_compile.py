@@ -20,7 +20,7 @@ from attn_parity import compile as compile_command
 from attn_parity.binaries import budgets, executions, page
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.budgets import BudgetError, Budgets, Exceptions
-from attn_parity.binaries.build import Outcome, build, in_processes
+from attn_parity.binaries.build import Beside, Outcome, OverLimit, build, in_processes
 from attn_parity.binaries.executions import Execution, Executions
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.results import Results, Row, loads, updated
@@ -238,6 +238,44 @@ def test_a_compiler_that_dies_costs_its_job_alone():
     assert done == list(range(1, 9))
 
 
+def hung(folder: Path) -> int:
+    """A compiler that starts another, as ptxas is started, and waits for it for ever."""
+    process = subprocess.Popen(["sleep", "600"])
+    folder.joinpath("pid").write_text(str(process.pid))
+    return process.wait()
+
+
+def test_a_compiler_that_hangs_is_ended_at_the_limit_with_what_it_started(tmp_path):
+    found = Beside(hung).within(2, tmp_path)
+    assert isinstance(found, OverLimit)
+    assert found == "has no code after 2 s, the limit: see --limit"
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{tmp_path.joinpath('pid').read_text()}/stat").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_compiler_returns_raises_or_dies_of_is_known():
+    beside = Beside(planted)
+    assert [beside.within(60, number) for number in (1, 2, 3, 4)] == [1, "RuntimeError: no 2", 3, "the process died"]
+    assert beside.ended
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 2), ("no such thing", 1)])
+def test_the_limit_is_told_as_the_tools(error, code, attn_parity, monkeypatch):
+    def planted(jobs, workers, report, drawn, limit):
+        assert limit == 7
+        errors = {jobs[0]: OverLimit("has no code after 7 s, the limit: see --limit")}
+        return Outcome({}, errors | ({jobs[1]: error} if error else {}))
+
+    monkeypatch.setattr("attn_parity.compile.build", planted)
+    run = attn_parity("compile", "--drawn", "3", "--arch", "gfx942", "--limit", "7")
+    assert run.code == code
+    assert re.search(r"^gfx942 0\.0 .*: has no code after 7 s, the limit: see --limit$", run.out, re.MULTILINE)
+    summary = f"0 do what no launch may, {int(bool(error))} do not compile, 1 have no code after --limit"
+    assert " ".join(run.out.split()).endswith(summary)
+
+
 def is_there(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -312,7 +350,7 @@ def test_launches_of_drawn_steps_compile(attn_parity):
 def test_a_drawn_launch_may_spill_and_must_fit(attn_parity, monkeypatch):
     """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
 
-    def planted(jobs, workers, report, drawn):
+    def planted(jobs, workers, report, drawn, limit):
         facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
         made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="") for each in facts]
         return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})

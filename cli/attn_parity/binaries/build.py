@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attn_fuzz.run import prepared
 
-if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.kernel_call import KernelCall
     from attn_parity.binaries.compilation import Binary
 
@@ -22,6 +25,14 @@ Job = tuple[str, str]
 """An architecture, and the name of a launch: see `attn_parity.binaries.shipped_calls`, or `drawn_calls`."""
 Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
+
+
+LIMIT = 300.0
+"""Seconds that a launch may take to compile."""
+
+
+class OverLimit(str):
+    """Why a launch has no code: its compiler took longer than it may. The launch itself may be right."""
 
 
 @dataclass
@@ -32,21 +43,28 @@ class Outcome:
     errors: dict[Job, str] = field(default_factory=dict)
     interrupted: bool = False
 
+    @property
+    def limits(self) -> int:
+        """How many of the errors are those of a limit."""
+        return sum(isinstance(error, OverLimit) for error in self.errors.values())
+
 
 def build(
     jobs: Sequence[Job],
     workers: int,
     report: Callable[[int], None] = lambda done: None,
     drawn: tuple[int, int] | None = None,
+    limit: float = LIMIT,
 ) -> Outcome:
     """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs.
 
     Args:
         report: called with the number of finished jobs.
         drawn: the jobs are of `drawn_calls`: the seed and the number of steps. None: they are of `shipped_calls`.
+        limit: seconds that each job may take.
     """
     outcome = Outcome()
-    work = functools.partial(_compile, drawn=drawn)
+    work = functools.partial(_compile, drawn=drawn, limit=limit)
     found, outcome.interrupted = in_processes(work, jobs, workers, lambda found: report(len(found)))
     for job in jobs:
         if isinstance(result := found.get(job), str):
@@ -150,10 +168,70 @@ def _begin() -> None:
     warnings.simplefilter("ignore")
 
 
-def _compile(architecture: str, name: str, drawn: tuple[int, int] | None) -> "Binary":
+class Beside:
+    """A fork of this process that works job by job, until a job takes too long: then it ends, with what it has started.
+
+    A compiler in this process would return to no signal handler of Python, and one beside it would outlive this process.
+
+    Args:
+        work: called with each job.
+    """
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        fork = get_context("fork")
+        self._connection, others = fork.Pipe()
+        self._process = fork.Process(target=_serve, args=(others, self._connection, work), daemon=True)
+        self._process.start()
+        others.close()
+
+    def within(self, seconds: float, *job: Any) -> Any:
+        """work(*job), or an error in words. After OverLimit, or if the fork died, there is no next job."""
+        self._connection.send(job)
+        try:
+            if self._connection.poll(seconds):
+                return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            return "the process died"
+        assert self._process.pid is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.join()
+        return OverLimit(f"has no code after {seconds:g} s, the limit: see --limit")
+
+    @property
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+
+def _serve(connection: "Connection", others: "Connection", work: Callable[..., Any]) -> None:
+    others.close()  # else this process would keep its own pipe open
+    os.setpgrp()
+    prepared.end_with_parent(group=True)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(_tried(work, connection.recv()))
+
+
+@functools.lru_cache(maxsize=1)
+def _compiler(architecture: str, drawn: tuple[int, int] | None) -> Beside:
+    """What compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
     from attn_parity.binaries.compilation import compile_call
 
-    return compile_call(_calls(architecture, drawn)[name], architecture)
+    calls = _calls(architecture, drawn)
+    return Beside(lambda name: compile_call(calls[name], architecture))
+
+
+def _compile(architecture: str, name: str, drawn: tuple[int, int] | None, limit: float) -> "Binary | str":
+    found: Binary | str = ""
+    for _ in range(2):  # a compiler that dies may have been killed from outside: it is tried once more
+        compiler = _compiler(architecture, drawn)
+        found = compiler.within(limit, name)
+        if not compiler.ended:
+            return found
+        _compiler.cache_clear()
+        if isinstance(found, OverLimit):
+            return found
+    return found
 
 
 def _calls(architecture: str, drawn: tuple[int, int] | None) -> "dict[str, KernelCall]":
