@@ -247,7 +247,7 @@ def _metadata(lines: Sequence[str]) -> tuple[str, dict]:
 
 def _field(described: Any, name: str, kind: type) -> Any:
     found = described.get(name) if isinstance(described, dict) else None
-    if type(found) is not kind or (kind is str and len(found) > MOST_LINE):
+    if type(found) is not kind or (isinstance(found, str) and len(found) > MOST_LINE):
         got = "nothing" if found is None else shown(repr(found) if isinstance(found, str) else found)
         raise AssemblyError(f".amdgpu_metadata: {name}: got {got}, expected {_KINDS[kind]}")
     return found

@@ -120,10 +120,12 @@ class _Walk:
         if name == _BRINGS_BACK:
             (target,), vector = self._places(operands[0]), self._places(operands[1])[0]
             lane = _lane(instruction)
-            return {target: _NO_POINTER if lane is None else state.get((*vector[:2], lane), state.get(vector, _UNKNOWN))}
+            return {
+                target: _NO_POINTER if lane is None else state.get((vector[0], vector[1], lane), state.get(vector, _UNKNOWN))
+            }
         if name == _KEEPS:
             vector, lane = self._places(operands[0])[0], _lane(instruction)
-            return {} if lane is None else {(*vector[:2], lane): _combined(self._places(operands[1]), state)}
+            return {} if lane is None else {(vector[0], vector[1], lane): _combined(self._places(operands[1]), state)}
         if name.startswith("scratch_") or self._is_private(instruction, state):
             return self._spilled(instruction, state)
         count = results_of(instruction, self.kernel)
@@ -224,7 +226,8 @@ def _copied(sources: Sequence[Place], targets: Sequence[Place], state: State) ->
         if target[2] == -1:
             written |= {place: _UNKNOWN for place in state if place[:2] == target[:2] and place[2] >= 0}
             if source is not None and source[2] == -1:
-                written |= {(*target[:2], of[2]): state[of] for of in state if of[:2] == source[:2] and of[2] >= 0}
+                lanes = [place for place in state if place[:2] == source[:2] and place[2] >= 0]
+                written |= {(target[0], target[1], lane): state[bank, row, lane] for bank, row, lane in lanes}
     return written
 
 

@@ -9,7 +9,7 @@ a module that was named, and one that a module of the folder makes, at any time,
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
 folders: dict[str, str] = {}
@@ -53,7 +53,7 @@ def admit(module: str) -> None:
     folders[module.partition(":")[0].partition(".")[0]] = _finder.folder or os.getcwd()
 
 
-def find_spec(module: str, path: "list[str] | None") -> ModuleSpec | None:
+def find_spec(module: str, path: Sequence[str] | None) -> ModuleSpec | None:
     """As `PathFinder.find_spec`, for admitted modules of the current folder, too."""
     return PathFinder.find_spec(module, path) or _finder.find_spec(module, path)
 

@@ -194,10 +194,10 @@ class Executor:
 
     def _cause_of_death(self) -> str | None:
         """How the process has ended, in words; None if it is lost."""
-        assert self._process is not None
-        assert self._process.pid is not None
-        self._process.join(KILL_SECONDS)
         process, self._process = self._process, None
+        assert process is not None
+        assert process.pid is not None
+        process.join(KILL_SECONDS)
         code = process.exitcode or 0
         _kill_group(process.pid)
         if prepared.is_lost(process):

@@ -17,7 +17,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver, popen_forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -98,7 +98,7 @@ class LostError(EOFError):
     """The server died that had forked a process: see `is_lost`."""
 
 
-class _SpawnProcess(multiprocessing.context.SpawnProcess):
+class _SpawnProcess(SpawnProcess):
     def start(self) -> None:
         with _STARTS, _environment(SAFE_PATH):
             super().start()
