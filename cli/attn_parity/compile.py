@@ -118,11 +118,12 @@ def command(
         raise click.UsageError(f"--drawn: leave out {others}, which are about shipped launches")
     allowed = budgets.load(budget_file)
     check_writable(json_file)
+    if any(name.startswith("gfx") for name in chosen_architectures(architectures)) and not check:
+        import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
     if drawn:
         return _of_drawn(chosen_architectures(architectures), (seed, drawn), allowed, workers, limit, json_file)
     kept = _read_before(path, check=check, writes=writes, partly=partly)
     if runs:
-        import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
         import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
     from attn_parity.binaries.shipped_calls import chosen  # imports Triton
 

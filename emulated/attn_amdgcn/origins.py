@@ -7,7 +7,7 @@ which two are undefined, to the lanes of a whole one (LLVM's issue 225054; findi
 
 A walk over the basic blocks finds, for each register, lane and word of scratch, from which pointers the values that may be
 there were computed. Where two paths meet, both values may be there. Which lanes are off is not looked at: a vector instruction
-writes a whole register. A kernel that loads pointers from memory has accesses that look lost.
+writes a whole register. An address that has no pointer on any path was loaded from memory, and is not lost.
 """
 
 import bisect
@@ -47,7 +47,7 @@ _ARGUMENTS = -2
 
 
 class LostAddress(NamedTuple):
-    """An access whose address is computed from no pointer on some path, or from another one than on another path.
+    """An access whose address is computed from a pointer on one path, and from none or another one on another path.
 
     Attributes:
         instruction: the load, store or atomic.
@@ -59,13 +59,14 @@ class LostAddress(NamedTuple):
 
 
 def lost_addresses(kernel: Kernel, text: str) -> list[LostAddress]:
-    """The accesses of global memory for which no pointer is an origin of each word of the address on all paths.
+    """The accesses of global memory whose address has an origin, but none that all of its words have on all paths.
 
     Args:
         text: that of the kernel.
     """
     walk = _Walk(kernel, text)
-    return [LostAddress(*each) for each in walk.accesses() if each[1] and not frozenset.intersection(*each[1])]
+    found = [(instruction, origins) for instruction, origins in walk.accesses() if frozenset().union(*origins)]
+    return [LostAddress(*each) for each in found if not frozenset.intersection(*each[1])]
 
 
 class _Walk:

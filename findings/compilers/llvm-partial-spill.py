@@ -25,7 +25,8 @@ spilled, although two are undefined: whatever is in their registers replaces the
 September 2026, describes the fault in AITER's attention on gfx950. LLVM's pull request 225220 would spill only the words that
 are defined.
 
-The fuzzer met the fault in SGLang's attention, and the case beside this file replays it:
+The fuzzer met the fault in SGLang's attention, by the case beside this file. A replay refuses the code by name today, because
+it has lost an address (`attn_amdgcn.lost_addresses`):
 
     ATTN_PARITY_SGLANG=sglang-0.5.23 attn-parity replay findings/compilers/llvm-partial-spill.json
 

@@ -35,7 +35,7 @@ def refuse_lost_addresses(assembly: str, architecture: str) -> None:
     kernel = load(assembly)
     if lost := lost_addresses(kernel, assembly):
         raise MiscompiledError(
-            "attn_optimized",
+            "attn_optimized.miscompiled",
             f"what Triton {triton.__version__} makes of {kernel.name} for {architecture}",
             f"LLVM loses the address of {len(lost)} accesses, the first of {lost[0].instruction.source or 'an unknown line'}",
             "Triton 3.8",

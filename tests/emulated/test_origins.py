@@ -35,7 +35,6 @@ LOST = {
     "the next tensor's address goes to the same lanes": (*FIRST, *kept(), *OVERWRITTEN),
     "a mask goes to the address": (*FIRST, *kept(), *loop(*restored(), *LOAD, "v_cmp_gt_i32_e64 s[4:5], s12, v1", *kept())),
     "a constant goes to the upper word": (*FIRST, *kept(), *loop(*restored(), *LOAD, "s_mov_b32 s5, 0", *kept())),
-    "no pointer reaches the access": ("s_mov_b64 s[4:5], s[2:3]", *LOAD),
     "the lanes lie in an accumulation register meanwhile": (
         *(*FIRST, *kept(), "v_accvgpr_write_b32 a0, v9"),
         *loop("v_accvgpr_read_b32 v9, a0", *restored(), *LOAD, *SECOND, *kept(), "v_accvgpr_write_b32 a0, v9"),
@@ -55,6 +54,7 @@ SOUND = {
     "the address moves on in each turn": (
         *FIRST, *kept(), *loop(*restored(), *LOAD, "s_add_u32 s4, s4, s12", "s_addc_u32 s5, s5, 0", *kept()),
     ),
+    "the address is loaded from memory": ("s_load_dwordx2 s[4:5], s[8:9], 0x0", *LOAD),
     "the upper bits are cut": (*FIRST, "s_and_b32 s5, s5, 0xffff", *kept(), *loop(*restored(), *LOAD)),
     "an address is the difference of two tensors behind one": (
         *(*FIRST, "s_sub_u32 s2, s10, s8", "s_subb_u32 s3, s11, s9"),

@@ -16,7 +16,8 @@ import hypothesis
 import msgspec
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError
+from attn_contract import AttentionType, ContractError, MiscompiledError
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import build
 from attn_fuzz.emulated import compiler, emulation
@@ -111,6 +112,28 @@ def test_an_unknown_instruction_is_named(step_case, other_text):
     verdict = tried(step_case)
     assert verdict.kind == "raised"
     assert re.match(r"UnknownInstructionError: line \d+: `v_unheard_of v0`", verdict.message)
+
+
+def test_code_that_lost_an_address_is_refused_and_does_not_run(step_case, monkeypatch):
+    def refuse(assembly: str, architecture: str) -> None:
+        raise MiscompiledError("attn_optimized", "planted", f"for {architecture}")
+
+    monkeypatch.setattr("attn_fuzz.emulated.emulation.refuse_lost_addresses", refuse)
+    monkeypatch.setattr("attn_fuzz.emulated.emulation.run", None)
+    verdict = tried(step_case)
+    assert verdict.kind == "refused"
+    assert "planted not supported: for gfx942" in verdict.message
+
+
+SPILLED = """{"schema":"attn-parity.case/2","target":"triton-gfx942","dtype":"bfloat16","head_size":80,"scale":1.0,
+"window":[1,0],"requests":[{"query_len":1,"seq_len":33,"blocks":[0]},{"query_len":29,"seq_len":0}],"cache":{"layout":"BLOCKS_FIRST_NHD",
+"block_size":48,"num_blocks":1,"padding":1,"dtype":"fp8_e4m3fn","scales":"token"},"slack":100,"program_order":"in order",
+"values":{"kind":"exact"}}"""
+"""Triton 3.9.0 spills a part of K's resource over the whole one, in the tile that this case has."""
+
+
+def test_a_spilled_resource_is_no_failure_of_the_kernel():
+    assert not tried(case_file.loads(SPILLED)).failed
 
 
 def test_a_fault_counts_as_the_sanitizers_finding(step_case, other_text):

@@ -1,27 +1,30 @@
 """A launch as data is the launch that happens, and making one needs no device: its tensors may be on meta."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, MiscompiledError
 from attn_contract.signatures import tensor_signature
-from attn_optimized import attention, kept
+from attn_optimized import attention, kept, miscompiled
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
-from attn_optimized.kernel_call import KernelCall
+from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.table import parameters_for
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 
 from tests.calls import HEAD_SCALES, with_idle_strides
+from tests.emulated.kernels import POINTER, kernel_text
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
 RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}
@@ -361,3 +364,45 @@ def test_a_plan_is_for_what_can_be(name, value, paged_call):
     given = {"architecture": "gfx942", "compute_units": 304} | {name: value}
     with pytest.raises(ContractError, match=f"{name}: got "):
         attn_optimized.plan_of(call.q, call.layer, call.batch, **given)
+
+
+class Compiled:
+    """A kernel of a GPU of AMD, as Triton's launcher shows it."""
+
+    arg_names = ("q_ptr",)
+
+    def __init__(self, assembly: str) -> None:
+        self.asm, self.launches = {"amdgcn": assembly}, 0
+        self.metadata = SimpleNamespace(target=SimpleNamespace(arch="gfx942"))
+
+    def warmup(self, *arguments: Any, **options: Any) -> "Compiled":
+        return self
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            self.launches += 1
+
+        return launch
+
+
+LOST = (
+    *("s_load_dwordx4 s[8:11], s[0:1], 0x0", "s_mov_b64 s[4:5], s[8:9]", ".LBB0_1:", "s_load_dword s3, s[4:5], 0x0"),
+    *("s_mov_b64 s[4:5], s[10:11]", "s_cbranch_scc1 .LBB0_1"),
+)
+
+
+@pytest.mark.parametrize(("spills", "release", "is_refused"), [(4, "3.9.0", True), (0, "3.9.0", False), (4, "3.8.0", False)])
+def test_on_amd_code_that_lost_an_address_is_refused_before_its_launch(spills, release, is_refused, monkeypatch):
+    assembly = f"; .sgpr_spill_count: {spills}\n" + kernel_text(*LOST, arguments=(POINTER, POINTER))
+    kernel = Compiled(assembly)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(miscompiled.triton, "__version__", release)
+    miscompiled.refuse_lost_addresses.cache_clear()
+    launch = Launch.of(kernel, (1,), {}, {})
+    with (
+        pytest.raises(MiscompiledError, match="gfx942 not supported: LLVM loses the address of 1 access")
+        if is_refused
+        else nullcontext()
+    ):
+        launch._run_on_gpu([torch.zeros(4)], 0)
+    assert kernel.launches == (not is_refused)
