@@ -12,21 +12,29 @@ def pair(waves, first: int) -> int:
     return int(waves.scalar[0, first]) | int(waves.scalar[0, first + 1]) << 32
 
 
-@pytest.mark.parametrize(
-    ("name", "combine"),
-    [
-        ("s_and_saveexec_b64", lambda mask, lanes: mask & lanes),
-        ("s_or_saveexec_b64", lambda mask, lanes: mask | lanes),
-        ("s_xor_saveexec_b64", lambda mask, lanes: mask ^ lanes),
-        ("s_andn2_saveexec_b64", lambda mask, lanes: mask & ~lanes),
-    ],
-)
+LOGIC = {
+    "and": "0001", "or": "0111", "xor": "0110", "nand": "1110", "nor": "1000", "xnor": "1001", "andn2": "0010", "orn2": "1011",
+}  # fmt: skip
+"""By the name of gfx9: the bit of a lane where (first, second) are (0, 0), (0, 1), (1, 0) and (1, 1)."""
+
+
+def combined(name: str, first: int, second: int, bits: int) -> int:
+    pairs = ((first >> lane & 1, second >> lane & 1) for lane in range(bits))
+    return sum(int(LOGIC[name][2 * one + other]) << lane for lane, (one, other) in enumerate(pairs))
+
+
+@pytest.mark.parametrize("name", LOGIC)
 @pytest.mark.parametrize(("mask", "lanes"), [(0b1100, 0b1010), (ALL, ALL), (0, ALL), (1 << 63, 1)])
-def test_exec_is_saved_before_it_is_combined(name, combine, mask, lanes):
-    after = ran(f"{name} s[2:3], s[0:1]", s={0: mask & 0xFFFFFFFF, 1: mask >> 32}, exec=lanes)
-    assert pair(after, 2) == lanes
-    assert pair(after, 126) == combine(mask, lanes) & ALL
-    assert bool(after.scc[0]) == bool(combine(mask, lanes) & ALL)
+def test_masks_are_combined_and_exec_is_saved_before(name, mask, lanes):
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    after = ran(f"s_{name}_saveexec_b64 s[2:3], s[0:1]", s={0: low, 1: high}, exec=lanes)
+    assert (pair(after, 2), pair(after, 126)) == (lanes, combined(name, mask, lanes, 64))
+    assert bool(after.scc[0]) == bool(pair(after, 126))
+    after = ran(f"s_{name}_b64 s[4:5], s[0:1], s[2:3]", s={0: low, 1: high, 2: lanes & 0xFFFFFFFF, 3: lanes >> 32})
+    assert pair(after, 4) == combined(name, mask, lanes, 64)
+    assert bool(after.scc[0]) == bool(pair(after, 4))
+    after = ran(f"s_{name}_b32 s4, s0, s2", s={0: low, 2: lanes & 0xFFFFFFFF})
+    assert int(after.scalar[0, 4]) == combined(name, low, lanes & 0xFFFFFFFF, 32)
 
 
 def test_wrexec_writes_the_lanes_that_are_left():

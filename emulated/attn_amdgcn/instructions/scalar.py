@@ -138,34 +138,22 @@ def absolute(a):
     return np.abs(a)
 
 
-@scalar("s_and_b32", "b32 scc = b32 b32")
-@scalar("s_and_b64", "b64 scc = b64 b64")
-def and_(a, b):
-    return a & b
-
-
-@scalar("s_or_b32", "b32 scc = b32 b32")
-@scalar("s_or_b64", "b64 scc = b64 b64")
-def or_(a, b):
-    return a | b
-
-
-@scalar("s_xor_b32", "b32 scc = b32 b32")
-@scalar("s_xor_b64", "b64 scc = b64 b64")
-def xor(a, b):
-    return a ^ b
-
-
-@scalar("s_andn2_b32 s_and_not1_b32", "b32 scc = b32 b32")
-@scalar("s_andn2_b64 s_and_not1_b64", "b64 scc = b64 b64")
-def and_not(a, b):
-    return a & ~b
-
-
-@scalar("s_orn2_b32 s_or_not1_b32", "b32 scc = b32 b32")
-@scalar("s_orn2_b64 s_or_not1_b64", "b64 scc = b64 b64")
-def or_not(a, b):
-    return a | ~b
+_LOGIC = {
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "nand": lambda a, b: ~(a & b),
+    "nor": lambda a, b: ~(a | b),
+    "xnor": lambda a, b: ~(a ^ b),
+    "andn2": lambda a, b: a & ~b,
+    "and_not1": lambda a, b: a & ~b,
+    "orn2": lambda a, b: a | ~b,
+    "or_not1": lambda a, b: a | ~b,
+}
+"""Of two masks. gfx9 writes n2 where later architectures write not1."""
+for _name, _combine in _LOGIC.items():
+    for _bits in ("b32", "b64"):
+        scalar(f"s_{_name}_{_bits}", f"{_bits} scc = {_bits} {_bits}")(_combine)
 
 
 @scalar("s_not_b32", "b32 scc = b32")
@@ -296,15 +284,6 @@ def _compare_short(instruction: Instruction, kernel: Kernel) -> Step:
 
 own_step(" ".join(f"s_cmpk_{name}_{kind}" for name in _COMPARISONS for kind in ("i32", "u32")))(_compare_short)
 
-_SAVES = {
-    "s_and_saveexec": lambda mask, lanes: mask & lanes,
-    "s_or_saveexec": lambda mask, lanes: mask | lanes,
-    "s_xor_saveexec": lambda mask, lanes: mask ^ lanes,
-    "s_andn2_saveexec": lambda mask, lanes: mask & ~lanes,
-    "s_and_not1_saveexec": lambda mask, lanes: mask & ~lanes,
-}
-
-
 _EXEC = {32: Operand(Register("exec_lo", 0, 1)), 64: Operand(Register("exec", 0, 2))}
 """By the number of lanes."""
 
@@ -319,7 +298,7 @@ def _save(instruction: Instruction, kernel: Kernel) -> Step:
     )
     lanes_of = _EXEC[KINDS[kind].bits]
     read_lanes, write_lanes = reads_scalar(lanes_of, KINDS[kind], kernel), writes_scalar(lanes_of, KINDS[kind])
-    combine = _SAVES[name]
+    combine = _LOGIC[name.removeprefix("s_").removesuffix("_saveexec")]
 
     def step(waves: Waves) -> None:
         lanes = read_lanes(waves).copy()
@@ -331,7 +310,7 @@ def _save(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-own_step(" ".join(f"{name}_{kind}" for name in _SAVES for kind in ("b32", "b64")))(_save)
+own_step(" ".join(f"s_{name}_saveexec_{kind}" for name in _LOGIC for kind in ("b32", "b64")))(_save)
 
 
 @own_step("s_andn1_wrexec_b64 s_andn2_wrexec_b64 s_and_not0_wrexec_b32 s_and_not1_wrexec_b32")
