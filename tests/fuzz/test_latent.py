@@ -259,7 +259,7 @@ def test_rows_of_bytes_whose_v_begins_at_an_odd_address_are_drawn(name):
         rows = max((request.query_len for request in case.requests), default=0) * case.group_size
         return has_bytes and case.head_size % 2 == 1 and case.value_size % 2 == 0 and 0 < rows <= 16
 
-    assert sum(map(loads_no_pairs, draw(registry.load(name).support("cpu"), 400))) > 2
+    assert sum(map(loads_no_pairs, draw(registry.load(name).support("cpu"), 800))) > 4
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names() if name != "reference-fp32"])

@@ -61,7 +61,7 @@ def test_a_row_keeps_an_infinity_and_a_nan(number, device):
     torch.testing.assert_close(back[1, 3].item(), number, equal_nan=True)
 
 
-@pytest.mark.parametrize("power", [-110, -30, 30, 110])
+@pytest.mark.parametrize("power", [-60, -30, 30, 110])
 def test_queries_far_from_float16s_range(power, assert_agrees, device):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(n, 2, 32, generator=generator).to(torch.bfloat16) for n in (1, 70, 70))

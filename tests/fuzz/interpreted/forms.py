@@ -256,9 +256,17 @@ def found(name: str) -> Any:
 
 def parameters(name: str) -> list[inspect.Parameter]:
     """Those of a function, without what the compiler adds."""
+    return _PARAMETERS[name]
+
+
+def _parameters_of(name: str) -> list[inspect.Parameter]:
     function = found(name)
     given = inspect.signature(getattr(function, "fn", function)).parameters.values()
     return [each for each in given if each.name not in _HIDDEN]
+
+
+_PARAMETERS = {name: _parameters_of(name) for name in names()}
+"""By name, as they are before Triton's interpreter wraps functions in this process."""
 
 
 def forms(name: str, parameter: inspect.Parameter) -> list[Any]:
