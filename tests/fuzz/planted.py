@@ -591,7 +591,8 @@ ROTATES_A_COPY = _target("planted-rotates-a-copy", rope_and_write_kv_cache=_rota
 ROTATES_ONLY_WHAT_IS_WRITTEN = _target(
     "planted-rotates-only-what-is-written", rope_and_write_kv_cache=_rotate_only_what_is_written
 )
-ROTATES_K_TOO = _target("planted-rotates-k-too", rope_and_write_kv_cache=_rotate_k_too)
+# one that refuses gets further writes of the same k, whose second one is of the changed k: then the cache is wrong first
+ROTATES_K_TOO = _target("planted-rotates-k-too", rope_and_write_kv_cache=_rotate_k_too, refuses=False)
 SLOW = _target("planted-slow", _afterwards(_is_slow))
 SLOW_NAN = _target("planted-slow-nan", _afterwards(_is_slow_and_nan))
 FLASH = _target(
