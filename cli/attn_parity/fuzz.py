@@ -27,9 +27,11 @@ from attn_parity.options import (
     Positive,
     Seed,
     check_exact,
+    check_fence,
     check_writable,
     corpus_option,
     device_option,
+    fence_option,
     ignore_signals,
     json_option,
     limit_option,
@@ -74,6 +76,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     help="Compare each example, or none, in exact arithmetic, too, without a tolerance; default: every "
     f"{shard.EXACT_EVERY}th of this project's kernels on a CPU.",
 )
+@fence_option
 @json_option
 @click.option(
     "--report",
@@ -102,6 +105,7 @@ def command(
     device: str,
     sanitize: bool | None,
     exactly: bool | None,
+    fenced: bool,
     json_file: Path | None,
     report_folder: Path | None,
     corpus: str | None,
@@ -116,6 +120,8 @@ def command(
     with places.chosen(address, needs, working_dir, [target_name], device, workers) as place:
         check_exact(bool(exactly), place.device)
         target = registry.load(target_name)
+        if address is None:  # a node of Ray says for itself what it cannot do
+            check_fence(fenced, [target], place.device)
         say_what_runs_kernels(place.device, [target])
         folder.mkdir(parents=True, exist_ok=True)
         plan = FuzzPlan(
@@ -128,6 +134,7 @@ def command(
             until=time.time() + 60 * minutes if minutes else None,
             sanitize=sanitizes(sanitize, target, place.device),
             exact_every=shard.exact_every(target, place.device) if exactly is None else int(exactly),
+            fenced=fenced,
         )
         return _fuzz(plan, place, corpus, where, json_file, report_folder)
 
@@ -257,7 +264,7 @@ def _again(plan: FuzzPlan) -> list[str]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
         words.append("--exact" if plan.exact_every else "--no-exact")
-    return ["attn-parity", "fuzz", *words]
+    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced]
 
 
 def _tell(run: Run) -> None:

@@ -80,6 +80,13 @@ exact_option = click.option(
     is_flag=True,
     help="Follow interpreted kernels and torch in exact arithmetic, and compare outputs with the formula without a tolerance.",
 )
+fence_option = click.option(
+    "--fence",
+    "fenced",
+    is_flag=True,
+    help="Make the calls of each case twice more, with each tensor against an unmapped page: behind its end, and before its "
+    "beginning. A read there is a failure.",
+)
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."
 )
@@ -166,6 +173,20 @@ def check_exact(exactly: bool, device: str) -> None:
     """Fail before the work if exact mode is asked for where no kernel is interpreted."""
     if exactly and device != "cpu":
         raise click.ClickException("--exact: kernels are followed under Triton's interpreter, so only with --device cpu")
+
+
+def check_fence(fenced: bool, targets: "Iterable[Target]", device: str) -> None:
+    """Fail before the work if unmapped pages are asked for where there are none, or where no tensor would lie beside one."""
+    if not fenced:
+        return
+    if emulated := [target.name for target in targets if target.compiles]:
+        raise click.ClickException(f"--fence: the kernels of {emulated[0]} are emulated, where every address is checked")
+    from attn_fuzz.run import pages
+
+    try:
+        pages.pool(device)
+    except pages.NoPagesError as error:
+        raise click.ClickException(f"--fence: {error}") from None
 
 
 def target_of(case: "Case", path: Path, given: str | None) -> str:

@@ -13,9 +13,11 @@ from attn_fuzz.targets import registry
 from attn_parity.console import results
 from attn_parity.options import (
     check_exact,
+    check_fence,
     device_name,
     device_option,
     exact_option,
+    fence_option,
     limit_option,
     sanitize_option,
     sanitizes,
@@ -36,8 +38,15 @@ from attn_parity.options import (
 @device_option
 @sanitize_option
 @exact_option
+@fence_option
 def command(
-    files: tuple[Path, ...], target_name: str | None, limit: float, device: str, sanitize: bool | None, exactly: bool
+    files: tuple[Path, ...],
+    target_name: str | None,
+    limit: float,
+    device: str,
+    sanitize: bool | None,
+    exactly: bool,
+    fenced: bool,
 ) -> int:
     """Run case files again, each on the target that it names; exit 1 if one fails."""
     device = use_device(device)
@@ -50,12 +59,14 @@ def command(
         if reason := target.limit(case, device):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
         cases.append((path, case, name, target, sanitizes(sanitize, target, device)))
-    say_what_runs_kernels(device, [target for _, _, _, target, _ in cases])
+    targets = [target for _, _, _, target, _ in cases]
+    check_fence(fenced, targets, device)
+    say_what_runs_kernels(device, targets)
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         for path, case, name, target, checked in cases:
             ahead = Path(scratch, "in-flight.json")
-            with Executor(name, device, limit, ahead, sanitize=checked, exactly=exactly) as executor:
+            with Executor(name, device, limit, ahead, sanitize=checked, exactly=exactly, fenced=fenced) as executor:
                 verdict = executor.run(case)
             ran = f"target {target.name} on {device_name(device)}"
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""

@@ -217,6 +217,11 @@ def _size(case: Case, cache: Cache) -> int:
     return cache.num_blocks * (2 if cache.planes else 1) * _block_stride(case, cache)
 
 
+def inside_guards(case: Case, cache: Cache) -> slice:
+    """The elements of the allocation that its layers have."""
+    return slice(_guard(case, cache), _guard(case, cache) + _size(case, cache))
+
+
 def _guard(case: Case, cache: Cache) -> int:
     """How many elements each guard has, before the first block and after the last: as many as one block."""
     row_size = sum(_row_sizes(case, cache)) + 2 * cache.slot_padding

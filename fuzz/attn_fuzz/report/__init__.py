@@ -71,4 +71,5 @@ def _is_free(path: Path, text: str) -> bool:
 def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:
     """The command that runs a case file again. It names the target if that is a module: replay imports only named modules."""
     named = ["--target", case.target] if ":" in case.target else []
-    return ["attn-parity", "replay", str(path), *named, *["--exact"] * (verdict is not None and verdict.kind == "exact")]
+    kind = None if verdict is None else verdict.kind
+    return ["attn-parity", "replay", str(path), *named, *["--exact"] * (kind == "exact"), *["--fence"] * (kind == "fence")]

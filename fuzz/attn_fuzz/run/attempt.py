@@ -18,8 +18,9 @@ from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
-from attn_fuzz.run import devices
+from attn_fuzz.run import devices, fence
 from attn_fuzz.run.exceptions import message_of
+from attn_fuzz.run.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
@@ -43,16 +44,21 @@ class Attempt:
         seconds: how long building the step and the target took.
     """
 
-    def __init__(self, case: Case, target: Target, device: str, *, follows: bool = False) -> None:
+    def __init__(self, case: Case, target: Target, device: str, *, follows: bool = False, fenced: Fence | None = None) -> None:
         """Args:
         follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
+        fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
+            is not to be asked for.
         """
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device
         dense_keys = tuple(target.dense_keys(case)) if target.dense_keys and case.cache else ()
         self._built = dataclasses.replace(tensors.build(case, _judged_on(case, device)), dense_keys=dense_keys)
         self._untouched = copy.deepcopy(self._built)
-        self.called = self._built if self._built.q.device.type == device else devices.sent(self._built, device)
+        if fenced is not None:
+            self.called = fence.sent(self._built, case, device, fenced)
+        else:
+            self.called = self._built if self._built.q.device.type == device else devices.sent(self._built, device)
         self.written, self.num_written = self._untouched.memory, 0
         self.followed = _followed(self._built) if follows else None
         self.error: BaseException | None = None

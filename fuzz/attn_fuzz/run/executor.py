@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from attn_fuzz.cases import case_file
@@ -30,15 +30,21 @@ from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
+if TYPE_CHECKING:
+    from attn_fuzz.run.fence import Fence
+
 START_SECONDS = 120.0
 KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
 TRIAL = "attn_fuzz.run.trial:try_case"
-KILLED = "the process was killed by SIGKILL"
+_DEATH = "the process was killed by "
+KILLED = f"{_DEATH}SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 NO_MEMORY = "out of memory"
 """What messages of CUDA, HIP, torch and Triton hold if a GPU has no memory left."""
 OUT_OF_MEMORY = "out of memory and run again"
+FENCED = "fenced"
+"""The event of a case whose calls were made with unmapped pages beside its tensors, too."""
 HELPER_KILLED = "a process that compiles or is a rank was killed from outside: run again"
 
 
@@ -56,6 +62,8 @@ class Executor:
         trial: what runs and judges a case in the child, as module:function. It takes the case, the Target and the device, and
             returns a Verdict. Its module is imported after the mutant is installed.
         exactly: whether calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
+        fenced: whether the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
+            (`attn_fuzz.run.fence`).
     """
 
     target: str
@@ -66,6 +74,8 @@ class Executor:
     sanitize: bool = False
     trial: str = TRIAL
     exactly: bool = False
+    fenced: bool = False
+    _fault: "Fence | None" = field(default=None, init=False)
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
 
@@ -93,25 +103,69 @@ class Executor:
             OSError: the case in flight cannot be written.
         """
         followed = self.exactly if exactly is None else exactly
-        verdict = self._run_once(case, followed)
+        verdict = self._run_again_if_killed(case, {"exactly": True} if followed else {})
+        if not self.fenced or verdict.kind != "agree":
+            return verdict
+        return self._run_fenced(case, verdict)
+
+    def _run_fenced(self, case: Case, verdict: Verdict) -> Verdict:
+        """The verdict on a case with which nothing was wrong, after its calls were made with unmapped pages beside its tensors.
+
+        A fault tells no tensor. So the calls are made again with one side of one tensor fenced alone, until they fault again.
+        The last tensor and side that was found so is tried first: smaller cases fault there, too, and each fault costs a
+        process.
+        """
+        from attn_fuzz.run import fence  # imports what a mutant may patch
+
+        seconds = dict(verdict.seconds)
+
+        def tried(*fences: "Fence") -> Verdict:
+            again = self._run_again_if_killed(case, {"fences": fences})
+            seconds["target"] = seconds.get("target", 0.0) + again.seconds.get("target", 0.0)
+            died = again.kind == "crashed" and again.message.startswith(_DEATH) and not again.message.startswith(KILLED)
+            again = msgspec.structs.replace(again, seconds=dict(seconds), events=verdict.events)
+            return msgspec.structs.replace(again, kind="fence") if died else again
+
+        def found(alone: "Fence", fault: Verdict) -> Verdict:
+            self._fault = alone
+            message = f"it touches memory {alone.words}: {fault.message} if that is unmapped, and not if it is mapped"
+            return msgspec.structs.replace(fault, message=message, about=alone.words)
+
+        if self._fault is not None and (fault := tried(self._fault)).kind == "fence":
+            return found(self._fault, fault)
+        first = tried(*fence.EVERYTHING)
+        if first.kind == "agree":
+            return msgspec.structs.replace(verdict, seconds=seconds, events=(*verdict.events, FENCED))
+        if first.kind == "fence":
+            for alone in fence.each_alone(case):
+                if (fault := tried(alone)).kind == "fence":
+                    return found(alone, fault)
+            about = "outside of its tensors"
+            message = f"it touches memory {about}: {first.message} if all pages beside them are unmapped, not beside one alone"
+            return msgspec.structs.replace(first, message=message, about=about)
+        return first
+
+    def _run_again_if_killed(self, case: Case, options: dict[str, Any]) -> Verdict:
+        """The verdict on a case that is run with options of its trial, and once more after what may not be its fault."""
+        verdict = self._run_once(case, options)
         cause = _cause_from_outside(verdict)
         if cause is None:
             return verdict
         self.end()
-        verdict = self._run_once(case, followed)
+        verdict = self._run_once(case, options)
         if _cause_from_outside(verdict) == HELPER_KILLED:
             raise ExecutorError(f"target {self.target}: {verdict.message}, twice: it may need more memory than there is")
         if _cause_from_outside(verdict) == cause:
             return msgspec.structs.replace(verdict, message=f"{verdict.message}, twice: it may need more memory than there is")
         return msgspec.structs.replace(verdict, events=(*verdict.events, cause))
 
-    def _run_once(self, case: Case, exactly: bool) -> Verdict:
+    def _run_once(self, case: Case, options: dict[str, Any]) -> Verdict:
         case_file.save(self.ahead, case)
         connection = self.start()
         assert self._process is not None
         started = time.monotonic()
         try:
-            connection.send((case, exactly))
+            connection.send((case, options))
             # wait for the process, too: if the kernel forked it, the copy may hold the connection open
             if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
                 self.end()
@@ -122,7 +176,7 @@ class Executor:
         except (EOFError, ConnectionError):
             cause = self._cause_of_death()
             if cause is None:
-                return self._run_once(case, exactly)
+                return self._run_once(case, options)
             return Verdict(kind="crashed", message=cause, seconds={"target": time.monotonic() - started})
         except Exception as error:
             self.end()
@@ -202,7 +256,7 @@ class Executor:
         _kill_group(process.pid)
         if prepared.is_lost(process):
             return None
-        return f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
+        return f"{_DEATH}{signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}"
 
 
 def _cause_from_outside(verdict: Verdict) -> str | None:
@@ -212,6 +266,10 @@ def _cause_from_outside(verdict: Verdict) -> str | None:
     if verdict.kind == "raised" and verdict.message.startswith(HelperKilledError.__name__):
         return HELPER_KILLED
     return OUT_OF_MEMORY if verdict.kind == "raised" and NO_MEMORY in verdict.message else None
+
+
+_Judge = Callable[[Case, dict[str, Any]], Verdict]
+"""Runs and judges a case with options of the Executor's trial."""
 
 
 def use_interpreter(device: str) -> None:
@@ -243,8 +301,8 @@ def _serve(connection: multiprocessing.connection.Connection, load: _Load) -> No
             _answer(connection, judge, load.device)
 
 
-def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> Callable[[Case, bool], Verdict] | None:
-    """Load the target, send True, and return what runs and judges a case, exactly if asked. Or send why it does not load."""
+def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "_Judge | None":
+    """Load the target, send True, and return what runs and judges a case with options. Or send why the target does not load."""
     warnings.simplefilter("ignore")
     use_interpreter(load.device)
     try:
@@ -274,34 +332,31 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> C
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
-        return lambda case, exactly: try_case(case, target, load.device, **({"exactly": True} if exactly else {}))
+        from attn_fuzz.run.trial import try_fenced
+
+        def run(case: Case, options: dict[str, Any]) -> Verdict:
+            return (try_fenced if "fences" in options else try_case)(case, target, load.device, **options)
+
+        return run
     return None
 
 
-def _answer(connection: multiprocessing.connection.Connection, judge: Callable[[Case, bool], Verdict], device: str) -> None:
+def _answer(connection: multiprocessing.connection.Connection, judge: "_Judge", device: str) -> None:
     """Receive cases, and send a verdict on each, until the parent is gone."""
+    from attn_fuzz.run import devices
+
     me = os.getpid()
     while True:
-        case, exactly = connection.recv()
+        case, options = connection.recv()
         try:
-            answer = judge(case, exactly)
+            answer = judge(case, options)
         except InputError as error:
             answer = error
         except Exception:
             answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
         if os.getpid() != me:
             os._exit(1)  # this is a copy that the kernel forked: only the original answers
-        connection.send((answer, _is_sound(device)))
-
-
-def _is_sound(device: str) -> bool:
-    """Whether the device still answers: after an illegal access, a process's CUDA calls fail for good."""
-    import torch
-
-    try:
-        return device == "cpu" or torch.zeros(1, device=device).item() == 0
-    except Exception:
-        return False
+        connection.send((answer, devices.is_sound(device)))
 
 
 def _kill_group(leader: int) -> None:

@@ -61,6 +61,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
         exact_every: every so many examples, the case gets dense random numbers and is compared in exact mode, too
             (`attn_fuzz.exact`). 1: each case is, past ones included. 0: none is.
+        fenced: whether cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
         trial: what runs and judges a case; see `Executor.trial`.
         on_failure: what follows a failure.
     """
@@ -75,6 +76,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     mutant: Mutant | None = None
     sanitize: bool = True
     exact_every: int = 0
+    fenced: bool = False
     trial: str = TRIAL
     on_failure: OnFailure = "shrink"
     first: int | None = None
@@ -212,7 +214,8 @@ def start_executor(plan: FuzzPlan) -> Executor:
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, plan.trial, plan.exact_every > 0)
+    exactly = plan.exact_every > 0
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, plan.trial, exactly, plan.fenced)
 
 
 def exact_every(target: Target, device: str) -> int:

@@ -2,18 +2,22 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
+import torch
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
+from attn_fuzz.run import devices
 from attn_fuzz.run.attempt import Attempt, call_attention, own_state
-from attn_fuzz.run.checks import CHECKS, stray_write
+from attn_fuzz.run.checks import CHECKS, forbidden_access, stray_write, wrong_error
 from attn_fuzz.run.exceptions import described, message_of
+from attn_fuzz.run.fence import Fence
 from attn_fuzz.targets.target import Target
+from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import Judgement, check_scores, judge, judge_finite
 from attn_fuzz.verdict.rounding import Rounding
@@ -56,6 +60,32 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
         if again.failed:
             return verdict
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
+
+
+def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence]) -> Verdict:
+    """Make the calls of a case behind one fence after another. Outputs are not judged.
+
+    The verdict is "fence" if a GPU tells of an illegal access. On a CPU, and under some drivers of GPUs, such an access ends
+    the process.
+
+    Raises:
+        NoPagesError: the device has no memory between unmapped pages.
+    """
+    seconds = 0.0
+    for each in fences:
+        try:
+            attempt = Attempt(case, target, device, fenced=each)
+        except torch.OutOfMemoryError as error:
+            return Verdict(kind="raised", message=described(error), about=type(error).__name__)
+        seconds += attempt.seconds["build"] + attempt.seconds["target"]
+        if attempt.error is not None and not devices.is_sound(device):
+            first_line = one_line(str(attempt.error).partition("\n")[0], 200)
+            return Verdict(kind="fence", message=first_line, about=each.words, seconds={"target": seconds})
+        for kind, check in (("sanitizer", forbidden_access), ("raised", wrong_error)):
+            if wrong := check(attempt):
+                message = f"with unmapped pages {each.words}: {wrong.message}"
+                return Verdict(kind=kind, message=message, about=wrong.about, seconds={"target": seconds})
+    return Verdict(kind="agree", seconds={"target": seconds})
 
 
 def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
