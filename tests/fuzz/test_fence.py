@@ -1,6 +1,7 @@
 """Reads beside a tensor whose numbers reach no output: they fault where the page beside the tensor is unmapped."""
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from test_devices import all_tensors
 
 SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 BUFFERS = ("out_buffer", "lse_buffer", "kv_cache", "k_scale_cache", "v_scale_cache")
 
 
@@ -92,22 +94,42 @@ def test_memory_lies_flush_against_an_unmapped_page(size, side):
 )
 def test_a_read_of_one_element_beside_a_tensor_is_told_with_tensor_and_side(target, num_requests, where, tmp_path):
     case = decode(num_requests)
-    for fenced in (False, True):
-        with Executor(f"planted_fence:{target}", DEVICE, 120.0, tmp_path / "ahead.json", fenced=fenced) as executor:
-            verdict = executor.run(case)
-        assert (verdict.kind, verdict.about) == (("fence", where) if fenced else ("agree", "")), verdict
+    with Executor(f"planted_fence:{target}", DEVICE, 120.0, tmp_path / "ahead.json", fenced=True) as executor:
+        verdict = executor.run(case)
+    assert (verdict.kind, verdict.about) == ("fence", where), verdict
 
 
-def test_right_calls_agree_after_a_fault_has_ended_a_process(tmp_path):
+def test_a_case_without_the_read_agrees_after_a_fault_and_so_does_every_case_without_a_fence(tmp_path):
+    without_lse = msgspec.structs.replace(decode(4), lse=False)
     with Executor("planted_fence:END_OF_LSE", DEVICE, 120.0, tmp_path / "ahead.json", fenced=True) as executor:
         assert executor.run(decode(4)).kind == "fence"
-        without = executor.run(msgspec.structs.replace(decode(4), lse=False))
-        assert (without.kind, without.events) == ("agree", (FENCED,))
+        after = executor.run(without_lse)
+        assert (after.kind, after.events) == ("agree", (FENCED,))
+        executor.fenced = False
+        plain = executor.run(decode(4))
+        assert (plain.kind, plain.events) == ("agree", ())
 
 
 def test_tensors_of_one_allocation_have_one_fence():
     case = msgspec.structs.replace(decode(4), fused_qkv=True)
     assert Fence("end", "q, k, v") in set(fence.each_alone(case))
+
+
+def test_a_load_without_a_mask_is_found(attn_parity, tmp_path):
+    """Of ids of blocks behind the last key. The masks of the keys hide what comes of it."""
+    source = (EXAMPLES / "my_unified_attention.py").read_text()
+    planted = source.replace("mask=in_range, other=0).to(tl.int64)", "mask=key >= 0, other=0).to(tl.int64)")
+    assert planted != source
+    (tmp_path / "my_unified_attention.py").write_text(planted)
+    (tmp_path / "my_target.py").write_text((EXAMPLES / "my_target.py").read_text())
+    command = ("fuzz", "--target", "my_target:TARGET", "--device", DEVICE, "--workers", 1, "--corpus", "none", "--seed", 1)
+    assert attn_parity(*command, "--examples", 20).code == 0
+    run = attn_parity(*command, "--examples", 20, "--fence")
+    assert run.code == 1, run
+    if DEVICE == "cuda":
+        assert "fence: it touches memory past the end of block_table" in run.out
+    else:
+        assert "sanitizer: with unmapped pages past the end of a tensor: load at my_unified_attention.py:" in run.out
 
 
 def test_a_run_shrinks_a_read_and_its_replay_needs_the_fence(attn_parity, tmp_path):
