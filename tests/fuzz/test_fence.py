@@ -11,10 +11,11 @@ from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.run import fence, pages
-from attn_fuzz.run.executor import FENCED, Executor
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.fence import Fence
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.verdict.verdict import FENCED
 from hypothesis import given, settings
 from test_devices import all_tensors
 
@@ -130,6 +131,7 @@ def test_a_load_without_a_mask_is_found(attn_parity, tmp_path):
         assert "fence: it touches memory past the end of block_table" in run.out
     else:
         assert "sanitizer: with unmapped pages past the end of a tensor: load at my_unified_attention.py:" in run.out
+    assert "--fence" in run.out.partition("again: ")[2], "what agreed without the fence agrees again"
 
 
 def test_a_run_shrinks_a_read_and_its_replay_needs_the_fence(attn_parity, tmp_path):
@@ -175,7 +177,7 @@ def driver(monkeypatch):
         monkeypatch.setattr(torch.version, "hip", "7.0" if prefix == "hip" else None)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(pages.ctypes, "CDLL", lambda name: made)
+        monkeypatch.setattr("ctypes.CDLL", lambda name: made)
         return made
 
     return use

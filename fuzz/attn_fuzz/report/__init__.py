@@ -9,7 +9,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.report.overview import summary
 from attn_fuzz.report.standalone import script
-from attn_fuzz.verdict.verdict import Verdict
+from attn_fuzz.verdict.verdict import FENCED, Verdict
 
 __all__ = ["again", "save", "save_draft", "save_script", "script", "summary", "write"]
 
@@ -71,5 +71,6 @@ def _is_free(path: Path, text: str) -> bool:
 def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:
     """The command that runs a case file again. It names the target if that is a module: replay imports only named modules."""
     named = ["--target", case.target] if ":" in case.target else []
-    kind = None if verdict is None else verdict.kind
-    return ["attn-parity", "replay", str(path), *named, *["--exact"] * (kind == "exact"), *["--fence"] * (kind == "fence")]
+    exact = verdict is not None and verdict.kind == "exact"
+    fenced = verdict is not None and FENCED in verdict.events
+    return ["attn-parity", "replay", str(path), *named, *["--exact"] * exact, *["--fence"] * fenced]

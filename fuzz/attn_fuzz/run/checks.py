@@ -134,9 +134,13 @@ def stray_write(attempt: Attempt) -> Wrong | None:
     return None
 
 
-CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
+CHECKS_OF_ERRORS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
+)
+"""Those that look at no tensor."""
+CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
+    *CHECKS_OF_ERRORS,
     ("served", missing_refusal),
     ("cache", written_cache),
     ("cache", wrong_cache_write),

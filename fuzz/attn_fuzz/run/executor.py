@@ -26,7 +26,7 @@ from attn_fuzz.errors import ExecutorError, HelperKilledError, InputError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
-from attn_fuzz.verdict.verdict import Verdict
+from attn_fuzz.verdict.verdict import FENCED, Verdict
 from attn_fuzz.zoo import mutants
 from attn_fuzz.zoo.mutants import Mutant, MutantError
 
@@ -43,8 +43,6 @@ KILLED_FROM_OUTSIDE = "killed from outside and run again"
 NO_MEMORY = "out of memory"
 """What messages of CUDA, HIP, torch and Triton hold if a GPU has no memory left."""
 OUT_OF_MEMORY = "out of memory and run again"
-FENCED = "fenced"
-"""The event of a case whose calls were made with unmapped pages beside its tensors, too."""
 HELPER_KILLED = "a process that compiles or is a rank was killed from outside: run again"
 
 
@@ -123,7 +121,7 @@ class Executor:
             again = self._run_again_if_killed(case, {"fences": fences})
             seconds["target"] = seconds.get("target", 0.0) + again.seconds.get("target", 0.0)
             died = again.kind == "crashed" and again.message.startswith(_DEATH) and not again.message.startswith(KILLED)
-            again = msgspec.structs.replace(again, seconds=dict(seconds), events=verdict.events)
+            again = msgspec.structs.replace(again, seconds=dict(seconds), events=(*verdict.events, FENCED))
             return msgspec.structs.replace(again, kind="fence") if died else again
 
         def found(alone: "Fence", fault: Verdict) -> Verdict:
@@ -135,7 +133,7 @@ class Executor:
             return found(self._fault, fault)
         first = tried(*fence.EVERYTHING)
         if first.kind == "agree":
-            return msgspec.structs.replace(verdict, seconds=seconds, events=(*verdict.events, FENCED))
+            return msgspec.structs.replace(verdict, seconds=seconds, events=first.events)
         if first.kind == "fence":
             for alone in fence.each_alone(case):
                 if (fault := tried(alone)).kind == "fence":

@@ -94,7 +94,7 @@ def sent(step: Step, case: Case, device: str, fence: Fence) -> Step:
         empty = torch.empty(0, dtype=tensor.dtype, device=storage.device)
         begin, end = _bytes(tensor)
         if tensor.numel() and (begin < cut or end > cut + storage.nbytes()):
-            return empty.set_(storage, 0, (storage.nbytes() // tensor.itemsize,))
+            return empty.set_(storage, 0, (storage.nbytes() // tensor.itemsize,), (1,))
         return empty.set_(storage, max(0, begin - cut) // tensor.itemsize, tensor.shape, tensor.stride())
 
     fenced = devices.mapped(step, place)

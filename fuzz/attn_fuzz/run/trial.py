@@ -13,7 +13,7 @@ from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.run import devices
 from attn_fuzz.run.attempt import Attempt, call_attention, own_state
-from attn_fuzz.run.checks import CHECKS, forbidden_access, stray_write, wrong_error
+from attn_fuzz.run.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
 from attn_fuzz.run.exceptions import described, message_of
 from attn_fuzz.run.fence import Fence
 from attn_fuzz.targets.target import Target
@@ -81,10 +81,11 @@ def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence])
         if attempt.error is not None and not devices.is_sound(device):
             first_line = one_line(str(attempt.error).partition("\n")[0], 200)
             return Verdict(kind="fence", message=first_line, about=each.words, seconds={"target": seconds})
-        for kind, check in (("sanitizer", forbidden_access), ("raised", wrong_error)):
+        for kind, check in CHECKS_OF_ERRORS:
             if wrong := check(attempt):
-                message = f"with unmapped pages {each.words}: {wrong.message}"
-                return Verdict(kind=kind, message=message, about=wrong.about, seconds={"target": seconds})
+                where = f"with unmapped pages {each.words}"
+                about, message = f"{wrong.about} {where}", f"{where}: {wrong.message}"
+                return Verdict(kind=kind, message=message, about=about, seconds={"target": seconds})
     return Verdict(kind="agree", seconds={"target": seconds})
 
 

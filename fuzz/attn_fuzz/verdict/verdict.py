@@ -28,6 +28,10 @@ Kind = Literal[
 ]
 
 
+FENCED = "fenced"
+"""The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict on one case, and what a report shows of it.
 
