@@ -1,6 +1,6 @@
 """Sums, products and roundings of floats in vector registers.
 
-Denormals are kept, and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed
+Denormals are kept unless the kernel's mode flushes them (`modes.flushing`), and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed
 in float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as
 the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is
 exact.
@@ -26,18 +26,10 @@ from attn_amdgcn.instructions.forms import (
     with_signs,
 )
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
-from attn_amdgcn.instructions.modes import overflowing
+from attn_amdgcn.instructions.modes import flushed, overflowing
 from attn_amdgcn.operands import KINDS, Read, bits_value, unknown, vector_value, writes_vector
 from attn_amdgcn.pieces import piece, value_of
 from attn_amdgcn.waves import Waves
-
-TINY = np.finfo(F32).tiny
-
-
-def flushed(value: np.ndarray) -> np.ndarray:
-    """float32 with zeros of the same sign for denormals."""
-    return np.where(np.abs(value) < TINY, np.copysign(F32(0), value), value)
-
 
 def in_float32(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """A function of float16 that is computed in float32 and rounded."""

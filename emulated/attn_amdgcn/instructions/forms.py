@@ -339,6 +339,7 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
     if lanes is not None and "mask" in results:
         raise unknown(instruction, "DPP that switches lanes off before a mask is written")
     function = modes.overflowing(instruction, kernel, meaning.make(instruction, kernel))
+    function = modes.flushing(instruction, kernel, function, (results, sources))
     return Parts(function, values, finish, writes, lanes)
 
 
