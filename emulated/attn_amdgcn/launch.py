@@ -193,7 +193,8 @@ def _start(
     )
     _set_scalars(waves, kernel, shared.memory, grid)
     waves.vector[0] = number[:, None] * lanes + np.arange(lanes)  # with bits 19:10 and 29:20 for y and z, which are 0
-    waves.scalar64[:, EXEC // 2] = np.uint64((1 << lanes) - 1)
+    lanes_of = [min(lanes, kernel.threads - wave * lanes) for wave in number.tolist()]
+    waves.scalar64[:, EXEC // 2] = np.array([(1 << count) - 1 for count in lanes_of], np.uint64)
     waves.switch()
     return waves
 

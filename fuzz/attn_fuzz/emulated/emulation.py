@@ -189,3 +189,31 @@ def _span(tensor: torch.Tensor) -> int:
 def _contents(storage: torch.UntypedStorage) -> np.ndarray:
     """The bytes of a storage, which this shares."""
     return torch.tensor([], dtype=torch.uint8).set_(storage).numpy()
+
+
+def inputs_at(
+    tensors: Mapping[str, torch.Tensor], grid: tuple[int, int, int], numbers: Sequence[int], points: Sequence[bool]
+) -> Inputs:
+    """What a launch gives to its code, where pointers are addresses on this machine.
+
+    Args:
+        tensors: by their names. The code may touch all of their storages.
+        numbers: the kernel's arguments.
+        points: which of them are addresses. One in no tensor, such as that of a variable of the host, may not be touched.
+    """
+    storages = _storages(tensors)
+    given = [_place(storages, number) if is_pointer else number for number, is_pointer in zip(numbers, points, strict=True)]
+    buffers = {name: _contents(storage) for name, storage in storages.values()}
+    return Inputs(grid, given, {**buffers, ELSEWHERE: np.zeros(0, np.uint8)}, Parts({}, {}))
+
+
+ELSEWHERE = "memory of the host"
+
+
+def _place(storages: Mapping[int, tuple[str, torch.UntypedStorage]], address: int) -> tuple[str, int] | None:
+    if address == 0:
+        return None
+    for begin, (name, storage) in storages.items():
+        if begin <= address < begin + max(storage.nbytes(), 1):
+            return name, address - begin
+    return ELSEWHERE, 0

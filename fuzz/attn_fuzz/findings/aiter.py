@@ -218,6 +218,32 @@ CHUNKED_PREFILL = (
         ),
     ),
 )
+_PA = "aiter_meta/csrc/cpp_itfs/pa"
+HIP_PA = (
+    Finding(
+        name="aiter-hip-unused-slots",
+        what="NaN in a slot of V past the end of a sequence or before its window makes the output NaN.",
+        cause=f"{_PA}/pa_kernels.cuh:313 and pa.cuh:331-360: V of the last block is loaded whole, and nowhere masked; its weight "
+        "is 0, and 0 * NaN is NaN.",
+        seen_in=SEEN_IN,
+        explains=_reads_unused_slots,
+    ),
+)
+HIP_PA_V1 = (
+    *HIP_PA,
+    Finding(
+        name="aiter-hip-window-under-soft-cap",
+        what="With a soft cap c, keys before a window are not hidden: each has the logit -c.",
+        cause=f"{_PA}/pa_kernels.cuh:443-482: a key before the window gets the logit -FLT_MAX, and the cap is applied behind "
+        "that. vLLM 0.33 trims the block table to the window's blocks, so that the keys are those of the first block alone.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise")
+            and case.logits_soft_cap is not None
+            and any(0 <= case.window[0] < request.seq_len - 1 for request in case.requests)
+        ),
+    ),
+)
 MHA_VARLEN = (
     Finding(
         name="aiter-mha-lse-of-empty-requests",

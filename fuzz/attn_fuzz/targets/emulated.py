@@ -78,7 +78,7 @@ def _compiler() -> str:
         return ""
 
 
-def _missing(device: str) -> str | None:
+def missing(device: str) -> str | None:
     if device != "cpu":
         return "it emulates a GPU that is not here: --device cpu"
     if importlib.util.find_spec("yaml") is None:
@@ -92,7 +92,7 @@ def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random
 
     sizes = dict.fromkeys(call.tensors, LARGE) if _is_large(layer) else None
     with permitted.launch(call.launch.kernel.fn.__name__, architecture, call.tensors) as regions:
-        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes, regions=regions)
+        emulate(call, architecture, schedules=schedules(choose), sizes=sizes, regions=regions)
 
 
 def _is_large(layer: Layer) -> bool:
@@ -150,7 +150,7 @@ def emulated(architecture: str) -> Target:
         rounding=lambda device: Rounding(
             keys_per_tile=KEYS_PER_TILE, dot_is_chained=True, splits=MOST_PARTS, exact_division=True
         ),
-        unavailable=_missing,
+        unavailable=missing,
         events=events,
         forget=TRITON.forget,
         compiles=True,
@@ -173,7 +173,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
             launches = Launches(
                 f"{value}.modules",
                 architecture,
-                functools.partial(_schedules, _choices(arguments), races=target.races is None),
+                functools.partial(schedules, _choices(arguments), races=target.races is None),
                 whole_storages=not is_planned,
             )
             planned = target.planned(architecture) if target.planned else contextlib.nullcontext()
@@ -200,7 +200,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
         description=f"{target.description}: compiled for {architecture}, the code emulated",
         support=support,
         rounding=rounding,
-        unavailable=lambda device: _missing(device) or target.unavailable(device),
+        unavailable=lambda device: missing(device) or target.unavailable(device),
         siblings=tuple(emulating(sibling) for sibling in target.siblings),
         compiles=True,
         sanitizes=False,
@@ -209,7 +209,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
     )
 
 
-def _schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
+def schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
     """Orders of what a launch may run in any order: one, or for a share of the launches two, with other junk.
 
     Args:

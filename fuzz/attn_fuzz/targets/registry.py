@@ -86,6 +86,8 @@ def _compiled_for(target: Target, name: str, architecture: str) -> Target:
 
     if architecture not in ARCHITECTURES:
         raise UnknownTargetError(f"target {name}@{architecture}: expected one of {', '.join(ARCHITECTURES)} behind the @")
+    if target.compiled_for is not None:
+        return target.compiled_for(architecture)
     if target.modules is None:
         raise UnknownTargetError(
             f"target {name}@{architecture}: {name} does not name the modules of its kernels (Target.modules)"
