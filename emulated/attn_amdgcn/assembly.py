@@ -125,11 +125,15 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Argument:
-    """One entry of the kernel's arguments in memory: "global_buffer", "by_value", or a kind that begins with "hidden_"."""
+    """One entry of the kernel's arguments in memory: "global_buffer", "by_value", or a kind that begins with "hidden_".
+
+    Its name may be empty.
+    """
 
     offset: int
     size: int
     kind: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,8 @@ def load(text: str, name: str | None = None) -> Kernel:
 
 def _argument(described: Any, argument_bytes: int) -> Argument:
     size = _number(described, ".size", 1, argument_bytes)
-    return Argument(_number(described, ".offset", 0, argument_bytes - size), size, _field(described, ".value_kind", str))
+    offset, name = _number(described, ".offset", 0, argument_bytes - size), described.get(".name")
+    return Argument(offset, size, _field(described, ".value_kind", str), name if isinstance(name, str) else "")
 
 
 def _settings(lines: Sequence[str], architecture: str) -> dict[str, int]:

@@ -66,6 +66,15 @@ def _text_of(file: str, digest: str, kernel: str | None) -> str:  # noqa: ARG001
     return f"{text}\t.amdgpu_metadata\n---\n{metadata}...\n\t.end_amdgpu_metadata\n"
 
 
+def missing() -> str | None:
+    """Why no code object can be read here; None if one can."""
+    try:
+        _tool("llvm-objdump"), _tool("llvm-readelf")
+    except ToolError as error:
+        return str(error)
+    return None
+
+
 @cache
 def _tool(name: str) -> tuple[str, int]:
     """The path of a tool and LLVM's version: ROCm's own, or the newest on PATH."""
@@ -85,7 +94,9 @@ def _said(name: str, *arguments: str) -> str:
     """What a tool prints."""
     path, _ = _tool(name)
     try:
-        done = subprocess.run([path, *arguments], capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
+        done = subprocess.run(
+            [path, *arguments], capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         raise ToolError(f"{path} {shown(' '.join(arguments))}: no end in {SECONDS} s") from None
     if done.returncode or len(done.stdout) > 2 * MOST_TEXT:

@@ -31,6 +31,7 @@ from attn_amdgcn.operands import KINDS, Read, bits_value, unknown, vector_value,
 from attn_amdgcn.pieces import piece, value_of
 from attn_amdgcn.waves import Waves
 
+
 def in_float32(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """A function of float16 that is computed in float32 and rounded."""
     return lambda *values: function(*(value.astype(F32) for value in values)).astype(F16)

@@ -14,6 +14,8 @@ from attn_fuzz.interpreted.permissions import Region
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.miscompiled import refuse_lost_addresses
 
+EVERYTHING = Parts({}, {})
+"""The code may touch all bytes of its buffers."""
 LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
 
@@ -204,7 +206,7 @@ def inputs_at(
     storages = _storages(tensors)
     given = [_place(storages, number) if is_pointer else number for number, is_pointer in zip(numbers, points, strict=True)]
     buffers = {name: _contents(storage) for name, storage in storages.values()}
-    return Inputs(grid, given, {**buffers, ELSEWHERE: np.zeros(0, np.uint8)}, Parts({}, {}))
+    return Inputs(grid, given, {**buffers, ELSEWHERE: np.zeros(0, np.uint8)}, EVERYTHING)
 
 
 ELSEWHERE = "memory of the host"
