@@ -55,7 +55,7 @@ def text_of(file: Path | str, kernel: str | None = None) -> str:
 
 
 @lru_cache(maxsize=256)
-def _text_of(file: str, digest: str, kernel: str | None) -> str:  # noqa: ARG001 - a file that was replaced is read again
+def _text_of(file: str, digest: str, kernel: str | None) -> str:
     architecture = _architecture(file)
     note = _note(file)
     name = _kernel(file, note, kernel)

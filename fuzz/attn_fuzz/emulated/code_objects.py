@@ -26,7 +26,7 @@ def ready(file: Path, kernel: str) -> CodeObject:
 
 
 @lru_cache(maxsize=64)
-def _ready(file: Path, kernel: str, changed: int) -> CodeObject:  # noqa: ARG001 - a file that changes is read again
+def _ready(file: Path, kernel: str, changed: int) -> CodeObject:
     return CodeObject(file.name, prepare(load(text_of(file, kernel))))
 
 

@@ -22,7 +22,6 @@ from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
-    from attn_fuzz.emulated.code_objects import CodeObject
 
 ARCHITECTURES = ("gfx942", "gfx950")
 """Those for which AITER has assembly and the emulator knows the instructions."""
