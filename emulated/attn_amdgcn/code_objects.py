@@ -56,6 +56,7 @@ def text_of(file: Path | str, kernel: str | None = None) -> str:
 
 @lru_cache(maxsize=256)
 def _text_of(file: str, digest: str, kernel: str | None) -> str:
+    """The same; a file with another digest is read again."""
     architecture = _architecture(file)
     note = _note(file)
     name = _kernel(file, note, kernel)
@@ -94,15 +95,15 @@ def _said(name: str, *arguments: str) -> str:
     """What a tool prints."""
     path, _ = _tool(name)
     try:
-        done = subprocess.run(
-            [path, *arguments], capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
-        )
+        done = subprocess.run([path, *arguments], capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ToolError(f"{path} {shown(' '.join(arguments))}: no end in {SECONDS} s") from None
     if done.returncode or len(done.stdout) > 2 * MOST_TEXT:
-        what = done.stderr.strip() or f"it ended with {done.returncode} and {len(done.stdout)} characters"
+        what = (
+            done.stderr.decode(errors="replace").strip() or f"it ended with {done.returncode} and {len(done.stdout)} characters"
+        )
         raise AssemblyError(f"{arguments[-1]} is no code object that {name} reads: {shown(what)}")
-    return done.stdout
+    return done.stdout.decode(errors="replace")
 
 
 def _architecture(file: str) -> str:

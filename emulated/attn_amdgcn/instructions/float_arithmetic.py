@@ -1,7 +1,7 @@
 """Sums, products and roundings of floats in vector registers.
 
-Denormals are kept unless the kernel's mode flushes them (`modes.flushing`), and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed
-in float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as
+Denormals are kept unless the kernel's mode flushes them (`modes.flushing`), and a result is rounded once, to nearest even,
+except in v_mac and v_mad of float32. float16 is computed in float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as
 the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is
 exact.
 

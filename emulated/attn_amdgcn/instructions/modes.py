@@ -1,4 +1,4 @@
-"""The modes that a kernel sets for its floats. Two sets are known: that of Triton, and that of AITER's assembly; others are refused.
+"""The modes that a kernel sets for its floats. Triton's and those of AITER's assembly are known; others are refused.
 
 Both: rounding to nearest even; denormals of float16 and float64 kept. Triton's: denormals of float32 kept; `ieee_mode` (a
 signaling NaN is made quiet; gfx12 has no such mode and works so); `dx10_clamp` (clamp makes 0 of a NaN). The assembly's:

@@ -11,7 +11,6 @@ import dataclasses
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
-from attn_fuzz.cases.case import Case
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others.aiter_assembly import LOG2_E, Launch, NoKernelError, table, target
@@ -66,13 +65,6 @@ _ENGINE = dataclasses.replace(
 )
 
 
-def _excluded(case: Case) -> str | None:
-    group = case.num_heads // case.num_kv_heads
-    if case.cache and case.cache.dtype is None and case.dtype == "float16" and group > 8:
-        return None
-    return None
-
-
 def _support(architecture: str) -> Support:
     return Support(
         attn_types=(AttentionType.DECODER,),
@@ -84,7 +76,6 @@ def _support(architecture: str) -> Support:
         group_sizes=(1, 2, 4, 5, 7, 8, 10, 12, 16),
         block_sizes=(BLOCK,),
         engine=_ENGINE,
-        exclude=_excluded,
         unused_slots="mostly finite",
         tile_sizes=(16, 64, 256),
         max_tokens=4,
