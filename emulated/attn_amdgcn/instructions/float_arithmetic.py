@@ -1,9 +1,9 @@
 """Sums, products and roundings of floats in vector registers.
 
 Denormals are kept unless the kernel's mode flushes them (`modes.flushing`), and a result is rounded once, to nearest even,
-except in v_mac and v_mad of float32. float16 is computed in float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as
-the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is
-exact.
+except in v_mac and v_mad of float32. float16 is computed in float32: a product of two has 22 bits and is exact; a sum, which
+float32 rounds to 24 bits, rounds to the same 11 bits as the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is
+Double Rounding Innocuous?", 1995), and a denormal sum is exact.
 
 Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; v_mac_f32 and v_madmk_f32:
 AMD's MI200 ISA.
