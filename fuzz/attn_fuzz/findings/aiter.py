@@ -255,6 +255,16 @@ HIP_PA_V1 = (
     _LARGE_GROUPS,
     _UNUSED_SLOTS,
     Finding(
+        name="aiter-hip-alibi-under-soft-cap",
+        what="With a soft cap, the cap is applied to the sum of score and ALiBi, and not to the score alone.",
+        cause=f"{_PA}/pa_kernels.cuh:419-482: ALiBi is added first. AITER's Triton unified_attention, which vLLM calls for the "
+        "same layer's steps of several queries, adds it behind the cap.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise") and case.logits_soft_cap is not None and case.alibi_slopes
+        ),
+    ),
+    Finding(
         name="aiter-hip-window-under-soft-cap",
         what="With a soft cap c, keys before a window are not hidden: each has the logit -c.",
         cause=f"{_PA}/pa_kernels.cuh:443-482: a key before the window gets the logit -FLT_MAX, and the cap is applied behind "

@@ -80,15 +80,15 @@ def _missing(name: str, architecture: str | None, device: str) -> str | None:
     """Why a target cannot run here: what is not here of AITER or of what compiles it."""
     from attn_fuzz.emulated import hip
 
-    if architecture is None:
-        return f"its kernels are HIP: name an architecture, as in --target NAME@{ARCHITECTURES[1]}"
-    if architecture not in ARCHITECTURES:
-        return f"its kernels are empty for {architecture}, and not for {', '.join(ARCHITECTURES)}"
     files = ("__init__.py",)
     if reason := emulated.missing(device) or foreign.missing("aiter", files, REQUIREMENT):
         return reason
     if not (file := _root() / "csrc/cpp_itfs/pa" / f"{name}.py").is_file():
         return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
+    if architecture is None:
+        return f"its kernels are HIP: name an architecture, as in --target NAME@{ARCHITECTURES[1]}"
+    if architecture not in ARCHITECTURES:
+        return f"its kernels are empty for {architecture}, and not for {', '.join(ARCHITECTURES)}"
     return hip.missing(architecture, HEADERS)
 
 
@@ -140,7 +140,10 @@ def _target(
     support: Callable[[str], Support],
     findings: tuple[Finding, ...] = (),
 ) -> Target:
-    """A target of a function of AITER, whose arguments `call` makes, without an architecture: it cannot run."""
+    """A target of a function of AITER, whose arguments `call` makes, without an architecture: it cannot run.
+
+    The findings are those of the targets with an architecture: the pages of findings have scripts for Triton's kernels alone.
+    """
 
     def on(architecture: str) -> Target:
         def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -157,6 +160,7 @@ def _target(
             attention=attention,
             support=lambda device: support(architecture),
             unavailable=functools.partial(_missing, module, architecture),
+            findings=findings,
         )
 
     base = Target(
@@ -168,7 +172,6 @@ def _target(
         rounding=lambda device: ROUNDING,
         unavailable=functools.partial(_missing, module, None),
         compiled_for=on,
-        findings=findings,
         compiles=True,
     )
     return base
