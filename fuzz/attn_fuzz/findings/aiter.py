@@ -240,6 +240,15 @@ _LARGE_GROUPS = Finding(
         and (case.num_kv_heads > 1 or case.group_size % -(-case.group_size // 16) > 0)
     ),
 )
+_MAXIMUM_FROM_ZERO = Finding(
+    name="aiter-hip-maximum-from-zero",
+    what="With more than 16 query heads for each KV head, heads behind the first part of a group take 0 as a logit of each "
+    "partition's maximum. Where all logits are negative, their weights lose to the 1e-6 in the divisors, and vanish.",
+    cause=f"{_PA}/pa_kernels.cuh:487 and 556, pa.cuh:509 and 589: the initializers of qk_max and partition_qk_max set the "
+    "first element to -FLT_MAX, and C++ sets the others to 0.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and case.group_size > 16,
+)
 _HEAD_SIZES = Finding(
     name="aiter-hip-head-sizes",
     what="Heads whose size is no multiple of 64: dims behind the last multiple are never computed, and the scores lack those "
@@ -249,10 +258,11 @@ _HEAD_SIZES = Finding(
     seen_in=SEEN_IN,
     explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.head_size % 64 > 0,
 )
-HIP_PA_RAGGED = (_LARGE_GROUPS, _HEAD_SIZES)
-HIP_PA = (_LARGE_GROUPS, _HEAD_SIZES, _UNUSED_SLOTS)
+HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES)
+HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
 HIP_PA_V1 = (
     _LARGE_GROUPS,
+    _MAXIMUM_FROM_ZERO,
     _UNUSED_SLOTS,
     Finding(
         name="aiter-hip-alibi-under-soft-cap",
