@@ -36,7 +36,7 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
-from attn_fuzz.findings.aiter import HIP_PA, HIP_PA_V1
+from attn_fuzz.findings.aiter import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
@@ -80,15 +80,15 @@ def _missing(name: str, architecture: str | None, device: str) -> str | None:
     """Why a target cannot run here: what is not here of AITER or of what compiles it."""
     from attn_fuzz.emulated import hip
 
-    if architecture is None:
-        return f"its kernels are HIP: name an architecture, as in --target NAME@{ARCHITECTURES[1]}"
-    if architecture not in ARCHITECTURES:
-        return f"its kernels are empty for {architecture}, and not for {', '.join(ARCHITECTURES)}"
     files = ("__init__.py",)
     if reason := emulated.missing(device) or foreign.missing("aiter", files, REQUIREMENT):
         return reason
     if not (file := _root() / "csrc/cpp_itfs/pa" / f"{name}.py").is_file():
         return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
+    if architecture is None:
+        return f"its kernels are HIP: name an architecture, as in --target NAME@{ARCHITECTURES[1]}"
+    if architecture not in ARCHITECTURES:
+        return f"its kernels are empty for {architecture}, and not for {', '.join(ARCHITECTURES)}"
     return hip.missing(architecture, HEADERS)
 
 
@@ -140,7 +140,10 @@ def _target(
     support: Callable[[str], Support],
     findings: tuple[Finding, ...] = (),
 ) -> Target:
-    """A target of a function of AITER, whose arguments `call` makes, without an architecture: it cannot run."""
+    """A target of a function of AITER, whose arguments `call` makes, without an architecture: it cannot run.
+
+    The findings are those of the targets with an architecture: the pages of findings have scripts for Triton's kernels alone.
+    """
 
     def on(architecture: str) -> Target:
         def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -157,6 +160,7 @@ def _target(
             attention=attention,
             support=lambda device: support(architecture),
             unavailable=functools.partial(_missing, module, architecture),
+            findings=findings,
         )
 
     base = Target(
@@ -168,7 +172,6 @@ def _target(
         rounding=lambda device: ROUNDING,
         unavailable=functools.partial(_missing, module, None),
         compiled_for=on,
-        findings=findings,
         compiles=True,
     )
     return base
@@ -286,8 +289,11 @@ ROUNDING = Rounding(
     splits=-(-LONG // PARTITION),
     merged_parts=2,
     normalizes_first=True,
+    float8_dots=True,
 )
 _ENGINE = dataclasses.replace(VLLM, query_lens=("one",), empty_requests=False, signed_slopes=False, mixed_alibi=False)
+_FLOAT8 = {"gfx942": ("fp8_e4m3fnuz",), "gfx950": ("fp8_e4m3fn",)}
+"""What v_cvt_pk_fp8_f32 and the products of matrices read and write there; gfx90a has neither."""
 
 
 def _support(architecture: str, **fields: Any) -> Support:
@@ -295,7 +301,9 @@ def _support(architecture: str, **fields: Any) -> Support:
         "attn_types": (AttentionType.DECODER,),
         "dtypes": ("float16", "bfloat16"),
         "head_sizes": (64, 128, 256),
-        "group_sizes": (1, 2, 3, 4, 5, 7, 8, 12, 16),
+        "cache_dtypes": _FLOAT8.get(architecture, ()),
+        "scales": ("tensor",),
+        "group_sizes": (1, 2, 3, 4, 5, 7, 8, 12, 16, 32, 24, 71),
         "engine": _ENGINE,
         "unused_slots": "mostly finite",
         "tile_sizes": (16, 64, PARTITION),
@@ -328,6 +336,7 @@ def _ragged_support(architecture: str) -> Support:
         architecture,
         layouts=(sglang_package.LAYOUT,),
         rules=("logits_soft_cap",),
+        head_sizes=(64, 128, 256, 80, 96),
         block_sizes=(1, 16, 64),
         engine=engine,
     )
@@ -338,7 +347,7 @@ def _rocm_support(architecture: str) -> Support:
         architecture,
         layouts=(Layout.X_PACKED, Layout.SHUFFLED),
         rules=("alibi_slopes",),
-        head_sizes=(64, 128, 192, 256),
+        head_sizes=(64, 128, 192, 256, 80, 96),
         block_sizes=(16, 32, 64),
     )
 
@@ -359,6 +368,7 @@ AITER_HIP_PA_RAGGED = _target(
     "AITER's HIP paged_attention_ragged, as SGLang's aiter backend calls it for decodes",
     _ragged,
     _ragged_support,
+    HIP_PA_RAGGED,
 )
 AITER_HIP_PA_ROCM = _target(
     "aiter-hip-pa-rocm",
