@@ -37,7 +37,6 @@ def checked(
     watches: Sequence[Watch] = (),
     parts: Parts | None = None,
     most: int = MOST_INSTRUCTIONS,
-    lists_waits: bool = False,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
 
@@ -51,7 +50,7 @@ def checked(
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
-    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, parts=parts, lists_waits=lists_waits)
+    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, parts=parts)
     memory, report = launched(schedule=first, watches=watches, most=most)
     for schedule in others:
         again, _ = launched(schedule=schedule, most=most)

@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from attn_amdgcn.assembly import LDS_BYTES, MOST_THREADS, Kernel
-from attn_amdgcn.errors import Fault, LaunchError, UnknownInstructionError
+from attn_amdgcn.errors import LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.lds_loads import LdsLoads
@@ -73,11 +72,9 @@ class Report:
 
     Attributes:
         executed: how many waves ran each instruction, in the order of the text.
-        missing_waits: where a wave used what a load had not brought for certain. Empty unless they were to be listed.
     """
 
     executed: np.ndarray
-    missing_waits: tuple[Fault, ...] = ()
 
     @property
     def wave_instructions(self) -> int:
@@ -95,7 +92,6 @@ def launch(
     watches: Sequence[Watch] = (),
     parts: Parts | None = None,
     most: int = MOST_INSTRUCTIONS,
-    lists_waits: bool = False,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
 
@@ -110,8 +106,6 @@ def launch(
         watches: what looks on.
         parts: the bytes of buffers that may be touched; None: all.
         most: how many instructions all waves together may run.
-        lists_waits: whether the report lists missing waits, and the launch goes on as if the waits stood there. Else the first
-            one is a fault.
 
     Returns:
         Memory after the launch, and what the launch did.
@@ -126,10 +120,9 @@ def launch(
         raise LaunchError(f"a buffer is named {ARGUMENTS!r}: the name is taken")
     memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed, parts)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
-    runner = Runner(program, most=most, lists_waits=lists_waits)
+    runner = Runner(program, most=most)
     everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)
-    of_lds: list[Callable[[int, int, int], Watch]] = [LdsLoads] * program.loads_into_lds
-    of_lds += [partial(LdsRaces, missing_waits=runner.missing_waits)] * schedule.races
+    of_lds = [LdsLoads] * program.loads_into_lds + [LdsRaces] * schedule.races
     numbers = np.arange(int(np.prod(grid)))
     rng = np.random.default_rng(schedule.seed)
     if schedule.workgroups == "descending":
@@ -147,8 +140,7 @@ def launch(
             shared = Shared(memory, lds, lds_bytes + kernel.lds_bytes, kernel.scratch_bytes, (*in_lds, *everywhere))
             waves = _start(kernel, shared, grid, batch, num_waves, rng)
             runner.run(_turns(waves, schedule, rng))
-    executed = np.repeat(runner.executed, [len(block.code) for block in program.blocks])
-    return memory, Report(executed, tuple((runner.missing_waits or {}).values()))
+    return memory, Report(np.repeat(runner.executed, [len(block.code) for block in program.blocks]))
 
 
 def _check(kernel: Kernel, grid: tuple[int, int, int], lds_bytes: int) -> None:

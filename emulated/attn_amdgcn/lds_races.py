@@ -21,11 +21,10 @@ class LdsRaces(Watch):
         workgroups: how many share the LDS array.
         num_waves: of a workgroup, at most 32.
         row_bytes: of each workgroup's row in the LDS array.
-        missing_waits: as of `attn_amdgcn.run.Runner`.
     """
 
-    def __init__(self, workgroups: int, num_waves: int, row_bytes: int, missing_waits: dict[str, Fault] | None = None) -> None:
-        self._row_bytes, self._missing_waits = row_bytes, missing_waits
+    def __init__(self, workgroups: int, num_waves: int, row_bytes: int) -> None:
+        self._row_bytes = row_bytes
         self._readers, self._writers = np.zeros((2, workgroups * row_bytes), np.uint32)  # a bit for each wave
         self._read_by, self._written_by = np.zeros(
             (2, num_waves, workgroups * row_bytes), np.int32
@@ -38,12 +37,7 @@ class LdsRaces(Watch):
         Raises:
             Fault: the waves still access LDS.
         """
-        fault = waits.missing_before_barrier(barrier, waves.pending)
-        if fault is None:
-            return
-        if self._missing_waits is None:
-            raise fault
-        self._missing_waits.setdefault(f"{fault.what} {fault.line}", fault)
+        waits.check_barrier(barrier, waves.pending)
 
     def barrier(self) -> None:
         self._readers[:], self._writers[:] = 0, 0

@@ -7,7 +7,7 @@ import numpy as np
 from attn_amdgcn import groups, instructions, lds_loads, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Register
 from attn_amdgcn.collector import collector_paused
-from attn_amdgcn.errors import MALFORMED, AssemblyError, Fault, UnknownInstructionError, malformed, shown
+from attn_amdgcn.errors import MALFORMED, AssemblyError, UnknownInstructionError, malformed, shown
 from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
 from attn_amdgcn.operands import label_of, unknown, vector_row
@@ -50,12 +50,14 @@ class Program:
     kernel: Kernel
     blocks: tuple[Block, ...]
     loads_into_lds: bool = False
-    _after: dict[tuple[int, waits.State], tuple[waits.State, tuple[Fault, ...]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _after: dict[tuple[int, waits.State], waits.State] = field(default_factory=dict, repr=False, compare=False)
 
-    def after(self, block: int, state: waits.State) -> tuple[waits.State, tuple[Fault, ...]]:
-        """`waits.after` of a block that was entered with a state: found once for all launches."""
+    def after(self, block: int, state: waits.State) -> waits.State:
+        """What is under way after a block that was entered with a state: found once for all launches.
+
+        Raises:
+            Fault: an instruction touches a pending register.
+        """
         key = block, state
         if key not in self._after:
             self._after[key] = waits.after(self.blocks[block].code, state, self.kernel)

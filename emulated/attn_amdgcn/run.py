@@ -25,19 +25,12 @@ class Runner:
         ended: called with each group of waves that has ended.
         executed: how many waves have run each block.
         most: how many instructions all waves together may run.
-        missing_waits: those that were met, by their words and line; None if the first one is raised.
     """
 
     def __init__(
-        self,
-        program: Program,
-        ended: Callable[[Waves], None] = lambda waves: None,
-        most: int = MOST_INSTRUCTIONS,
-        *,
-        lists_waits: bool = False,
+        self, program: Program, ended: Callable[[Waves], None] = lambda waves: None, most: int = MOST_INSTRUCTIONS
     ) -> None:
         self.program, self.ended, self.most = program, ended, most
-        self.missing_waits: dict[str, Fault] | None = {} if lists_waits else None
         self._left = most
         self.executed = [0] * len(program.blocks)
 
@@ -78,12 +71,6 @@ class Runner:
                     self._add(ready, group)
         return waiting
 
-    def _lack(self, missing: Sequence[Fault]) -> None:
-        if self.missing_waits is None:
-            raise missing[0]
-        for fault in missing:
-            self.missing_waits.setdefault(f"{fault.what} {fault.line}", fault)
-
     def _add(self, ready: dict[int, Waves], waves: Waves) -> None:
         if waves.block in ready:
             other = ready.pop(waves.block)
@@ -98,9 +85,7 @@ class Runner:
         try:
             if self._left < 0:
                 raise Fault(f"the launch has run {self.most} instructions without an end")
-            waves.pending, missing = self.program.after(waves.block, waves.pending)
-            if missing:
-                self._lack(missing)
+            waves.pending = self.program.after(waves.block, waves.pending)
             for place, step in block.steps:  # noqa: B007 - the handler needs the place
                 step(waves)
         except MALFORMED as error:

@@ -70,35 +70,37 @@ _MOST = 64
 """No counter counts further: an instruction waits until its counter has fallen."""
 
 
-def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> tuple[State, tuple[Fault, ...]]:
-    """What is under way after a block, and the waits that it lacks: an instruction touches a pending register.
+def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
+    """What is under way after a block.
 
-    Behind a missing wait it goes on as if the wait stood there. Each fault has its instruction.
+    Raises:
+        Fault: an instruction touches a pending register. Its instruction is filled in.
     """
-    missing: list[Fault] = []
     for instruction in block:
         if found := awaited(instruction):
             for counters, most in found:
                 state = waited(state, counters, most)
             continue
         begun = begins(instruction, kernel)
-        while state and (early := _early(instruction, begun, state, kernel)):
+        if state and (early := _early(instruction, begun, state, kernel)):
             load, bits = early
             register = _named_register(bits, kernel)
             what = f"line {load.line} (`{load.text}`) loads {register}, and no wait stands before its use"
-            missing.append(Fault(what).at(instruction))
-            state = tuple(each for each in state if each is not load)
+            raise Fault(what).at(instruction)
         if begun:
             state = (*state, *begun)
-    return _shortened(state), tuple(missing)
+    return _shortened(state)
 
 
-def missing_before_barrier(barrier: Instruction, state: State) -> Fault | None:
-    """The fault of a barrier where an access to LDS is under way: it orders what waves do in LDS if they have waited for it."""
+def check_barrier(barrier: Instruction, state: State) -> None:
+    """A barrier orders what waves do in LDS if they have waited for it before.
+
+    Raises:
+        Fault: an access to LDS is under way. Its instruction is filled in.
+    """
     for each in state:
         if each.lds:
-            return Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
-    return None
+            raise Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
 
 
 def begins(instruction: Instruction, kernel: Kernel) -> State:

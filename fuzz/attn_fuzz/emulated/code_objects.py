@@ -50,5 +50,5 @@ def run(code: CodeObject, arguments: Mapping[int, Value], grid: Sequence[int], s
     names = [own[offset].name + f" at {offset}" for offset in own]
     given = {f"{own[offset].name} at {offset}": arguments.get(offset, 0) for offset in own}
     inputs = emulation.inputs_of(given, grid, names)._replace(parts=emulation.EVERYTHING)
-    _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, lists_waits=True)
+    _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules)
     return report

@@ -118,13 +118,7 @@ def inputs_of(
 
 
 def run(
-    program: Program,
-    inputs: Inputs,
-    *,
-    lds_bytes: int,
-    schedules: Sequence[Schedule],
-    watches: Sequence[Watch] = (),
-    lists_waits: bool = False,
+    program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule], watches: Sequence[Watch] = ()
 ) -> tuple[Memory, Report]:
     """Run a program as `attn_amdgcn.checked` does, and write what it wrote into the buffers of the inputs."""
     memory, report = checked(
@@ -136,7 +130,6 @@ def run(
         schedules=schedules,
         watches=watches,
         parts=inputs.parts,
-        lists_waits=lists_waits,
     )
     for name, contents in inputs.buffers.items():
         contents[:] = memory.contents(name)
