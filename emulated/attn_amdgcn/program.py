@@ -8,7 +8,7 @@ from attn_amdgcn import groups, instructions, lds_loads, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Register
 from attn_amdgcn.collector import collector_paused
 from attn_amdgcn.errors import MALFORMED, AssemblyError, UnknownInstructionError, malformed, shown
-from attn_amdgcn.instructions import modes
+from attn_amdgcn.instructions import indexing, modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
 from attn_amdgcn.operands import label_of, unknown, vector_row
 from attn_amdgcn.waves import Waves
@@ -93,7 +93,7 @@ def prepare(kernel: Kernel) -> Program:
 
 
 def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], loads_into_lds: bool) -> Block:
-    code = kernel.instructions[begin:end]
+    code = indexing.marked(kernel.instructions[begin:end])
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
     plain = code[:-1] if ending else code
