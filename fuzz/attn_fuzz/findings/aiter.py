@@ -219,18 +219,41 @@ CHUNKED_PREFILL = (
     ),
 )
 _PA = "aiter_meta/csrc/cpp_itfs/pa"
-HIP_PA = (
-    Finding(
-        name="aiter-hip-unused-slots",
-        what="NaN in a slot of V past the end of a sequence or before its window makes the output NaN.",
-        cause=f"{_PA}/pa_kernels.cuh:313 and pa.cuh:331-360: V of the last block is loaded whole, and nowhere masked; its weight "
-        "is 0, and 0 * NaN is NaN.",
-        seen_in=SEEN_IN,
-        explains=_reads_unused_slots,
+_UNUSED_SLOTS = Finding(
+    name="aiter-hip-unused-slots",
+    what="NaN in a slot of V past the end of a sequence or before its window makes the output NaN.",
+    cause=f"{_PA}/pa_kernels.cuh:313 and pa.cuh:331-360: V of the last block is loaded whole, and nowhere masked; its weight "
+    "is 0, and 0 * NaN is NaN.",
+    seen_in=SEEN_IN,
+    explains=_reads_unused_slots,
+)
+_LARGE_GROUPS = Finding(
+    name="aiter-hip-large-groups",
+    what="With more than 16 query heads for each KV head, heads of the second KV head and of later ones are computed at the "
+    "place of other heads, and where the group is no multiple of its parts of at most 16 heads, its last heads are nowhere.",
+    cause=f"{_PA}/pa_kernels.cuh:62 and 94, pa.cuh:115 and 149: a group has DIVIDE_ROUND_UP(GQA_RATIO, 16) parts of "
+    "GQA_RATIO / parts heads each, and the first head of a KV head is its number times the size of a part, not of the group.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: (
+        verdict.kind in ("nan", "value", "bitwise", "unwritten", "sanitizer")
+        and case.group_size > 16
+        and (case.num_kv_heads > 1 or case.group_size % -(-case.group_size // 16) > 0)
     ),
 )
+_HEAD_SIZES = Finding(
+    name="aiter-hip-head-sizes",
+    what="Heads whose size is no multiple of 64: dims behind the last multiple are never computed, and the scores lack those "
+    "behind the last multiple of 32.",
+    cause=f"{_PA}/pa_kernels.cuh:79 and 269, pa.cuh:132 and 303: QKHELOOP and VHELOOP are quotients that are rounded down. "
+    "aiter/paged_attn.py:171-172 names 80, 96, 112 and 120 as supported.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.head_size % 64 > 0,
+)
+HIP_PA_RAGGED = (_LARGE_GROUPS, _HEAD_SIZES)
+HIP_PA = (_LARGE_GROUPS, _HEAD_SIZES, _UNUSED_SLOTS)
 HIP_PA_V1 = (
-    *HIP_PA,
+    _LARGE_GROUPS,
+    _UNUSED_SLOTS,
     Finding(
         name="aiter-hip-window-under-soft-cap",
         what="With a soft cap c, keys before a window are not hidden: each has the logit -c.",

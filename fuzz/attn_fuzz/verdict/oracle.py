@@ -51,6 +51,9 @@ A kernel may multiply bfloat16 numbers as float16 ones, scaled so that the large
 (`Rounding.float16_dots`). Then eta_P is 2^-39, and eps_j has one more term, 2^-39 |scale| max_d |q_d| sum_d |k_jd|: each
 element of q may lose 2^-39 of the largest.
 
+A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
+dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
+
 Where the outputs of M parts of the keys are rounded to q's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
 the merges but the last give, costs (M - 1) u_P sum_j w_j |v_jc|, and eta_P for each part but one.
@@ -202,7 +205,7 @@ class Oracle:
         magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
         return self._bound(
             eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes
+            + self.rounding.of_operands * scale * magnitudes
             + self._lost_of_queries,
             norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
@@ -215,7 +218,7 @@ class Oracle:
         magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
         bound = self._bound(
             eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes
+            + self.rounding.of_operands * scale * magnitudes
             + self._lost_of_queries,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
@@ -237,11 +240,12 @@ class Oracle:
 
     @cached_property
     def _lost_of_queries(self) -> torch.Tensor | float:
-        """[H, q, k]: 2^-39 |scale| max_d |q_d| sum_d |k_jd|, or 0.0"""
-        if self.rounding.of_lost_queries == 0 or self.key.shape[1] == 0:
+        """[H, q, k]: |scale| (2^-39 max_d |q_d| + eta) sum_d |k_jd|, or 0.0"""
+        relative, absolute = self.rounding.of_lost_queries, self.rounding.of_underflown_queries
+        if relative == absolute == 0 or self.key.shape[1] == 0:
             return 0.0
-        largest, sums = self.query.abs().amax(-1), self.key.abs().sum(-1)
-        return self.rounding.of_lost_queries * abs(self.layer.scale) * largest[..., None] * sums[:, None, :]
+        lost, sums = relative * self.query.abs().amax(-1) + absolute, self.key.abs().sum(-1)
+        return abs(self.layer.scale) * lost[..., None] * sums[:, None, :]
 
     @cached_property
     def _divided_later(self) -> torch.Tensor | float:

@@ -36,7 +36,7 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
-from attn_fuzz.findings.aiter import HIP_PA, HIP_PA_V1
+from attn_fuzz.findings.aiter import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
@@ -286,8 +286,11 @@ ROUNDING = Rounding(
     splits=-(-LONG // PARTITION),
     merged_parts=2,
     normalizes_first=True,
+    float8_dots=True,
 )
 _ENGINE = dataclasses.replace(VLLM, query_lens=("one",), empty_requests=False, signed_slopes=False, mixed_alibi=False)
+_FLOAT8 = {"gfx942": ("fp8_e4m3fnuz",), "gfx950": ("fp8_e4m3fn",)}
+"""What v_cvt_pk_fp8_f32 and the products of matrices read and write there; gfx90a has neither."""
 
 
 def _support(architecture: str, **fields: Any) -> Support:
@@ -295,7 +298,9 @@ def _support(architecture: str, **fields: Any) -> Support:
         "attn_types": (AttentionType.DECODER,),
         "dtypes": ("float16", "bfloat16"),
         "head_sizes": (64, 128, 256),
-        "group_sizes": (1, 2, 3, 4, 5, 7, 8, 12, 16),
+        "cache_dtypes": _FLOAT8.get(architecture, ()),
+        "scales": ("tensor",),
+        "group_sizes": (1, 2, 3, 4, 5, 7, 8, 12, 16, 32, 24, 71),
         "engine": _ENGINE,
         "unused_slots": "mostly finite",
         "tile_sizes": (16, 64, PARTITION),
@@ -328,6 +333,7 @@ def _ragged_support(architecture: str) -> Support:
         architecture,
         layouts=(sglang_package.LAYOUT,),
         rules=("logits_soft_cap",),
+        head_sizes=(64, 128, 256, 80, 96),
         block_sizes=(1, 16, 64),
         engine=engine,
     )
@@ -338,7 +344,7 @@ def _rocm_support(architecture: str) -> Support:
         architecture,
         layouts=(Layout.X_PACKED, Layout.SHUFFLED),
         rules=("alibi_slopes",),
-        head_sizes=(64, 128, 192, 256),
+        head_sizes=(64, 128, 192, 256, 80, 96),
         block_sizes=(16, 32, 64),
     )
 
@@ -359,6 +365,7 @@ AITER_HIP_PA_RAGGED = _target(
     "AITER's HIP paged_attention_ragged, as SGLang's aiter backend calls it for decodes",
     _ragged,
     _ragged_support,
+    HIP_PA_RAGGED,
 )
 AITER_HIP_PA_ROCM = _target(
     "aiter-hip-pa-rocm",
