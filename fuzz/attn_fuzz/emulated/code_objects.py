@@ -34,7 +34,8 @@ def run(code: CodeObject, arguments: Mapping[int, Value], grid: Sequence[int], s
     """Run a kernel on tensors, which lie on the CPU. The code may touch all of their storages.
 
     Args:
-        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0.
+        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those behind
+            the kernel's own arguments are left out: host code fills one struct for several kernels.
 
     Raises:
         LaunchError: the kernel has no argument at an offset, or has a pointer that is not given.
@@ -43,6 +44,7 @@ def run(code: CodeObject, arguments: Mapping[int, Value], grid: Sequence[int], s
     kernel = code.program.kernel
     own = {each.offset: each for each in kernel.arguments if not each.kind.startswith("hidden_")}
     pointers = {offset for offset, each in own.items() if each.kind == "global_buffer"}
+    arguments = {offset: value for offset, value in arguments.items() if offset <= max(own)}
     if wrong := sorted((arguments.keys() - own.keys()) | (pointers - arguments.keys())):
         raise LaunchError(f"{code.name}: arguments at {sorted(arguments)}: its own differ at byte {wrong[0]}")
     names = [own[offset].name + f" at {offset}" for offset in own]

@@ -109,7 +109,7 @@ def target(
     def on(architecture: str) -> Target:
         def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             choose = choices_by((batch.query_start_loc, batch.seq_lens))
-            for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(q.shape), lse):
+            for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
                 run(launch, architecture, emulated.schedules(choose))
 
         return dataclasses.replace(
