@@ -92,17 +92,6 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
     return _shortened(state)
 
 
-def check_barrier(barrier: Instruction, state: State) -> None:
-    """A barrier orders what waves do in LDS if they have waited for it before.
-
-    Raises:
-        Fault: an access to LDS is under way. Its instruction is filled in.
-    """
-    for each in state:
-        if each.lds:
-            raise Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
-
-
 def begins(instruction: Instruction, kernel: Kernel) -> State:
     """What an instruction leaves under way: one entry for each counter that it raises."""
     counters = counters_of(instruction, kernel)
