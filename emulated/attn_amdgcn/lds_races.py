@@ -74,7 +74,7 @@ class LdsRaces(Watch):
             bit = np.uint32(1 << number)
             writers = self._writers.take(index)
             if (others := (writers != 0) & (writers & bit == 0)).any():
-                self._fault(waves, where, index, others, writers, "reads", "wrote", self._written_by)
+                self._fault(access, where, index, others, writers, "reads", "wrote", self._written_by)
             self._readers[index] |= bit
             self._read_by[number, index] = instruction.line
 
@@ -95,16 +95,16 @@ class LdsRaces(Watch):
             readers, writers = self._readers.take(index) & ~bit, self._writers.take(index)
             same = (writers != 0) & (self._bytes.take(index) == wave_data)
             if (others := (readers != 0) & ~same).any():
-                self._fault(waves, where, index, others, readers, "writes", "read", self._read_by)
+                self._fault(access, where, index, others, readers, "writes", "read", self._read_by)
             if (others := (writers & ~bit != 0) & ~same).any():
-                self._fault(waves, where, index, others, writers & ~bit, "writes", "wrote", self._written_by)
+                self._fault(access, where, index, others, writers & ~bit, "writes", "wrote", self._written_by)
             self._bytes[index] = wave_data
             self._writers[index] |= bit
             self._written_by[number, index] = instruction.line
 
     def _fault(
         self,
-        waves: Waves,
+        access: Access,
         where: np.ndarray,
         index: np.ndarray,
         others: np.ndarray,
@@ -113,15 +113,19 @@ class LdsRaces(Watch):
         did: str,
         lines: np.ndarray,
     ) -> None:
-        first = int(others.argmax())
-        byte, mask = int(index[first]), int(masks[first])
-        other = (mask & -mask).bit_length() - 1
-        before = self._instructions[int(lines[other, byte])]
-        wave = int(where[np.flatnonzero(waves.slot[where] == byte // self._row_bytes)[0]])
-        lacks = "with no wait before the barrier between" if before.line in self._late else "with no barrier between"
-        of_other = f"which wave {other} {did} by {described(before)}"
-        what = f"a race: it {does} byte {byte % self._row_bytes} of LDS, {of_other}, {lacks}"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+        for other in range(len(lines)):
+            with_other = others & (masks >> np.uint32(other) & np.uint32(1) != 0)
+            for line in np.unique(lines[other, index[with_other]]).tolist():
+                byte = int(index[(with_other & (lines[other, index] == line)).argmax()])
+                before, waves = self._instructions[line], access.waves
+                wave = int(where[np.flatnonzero(waves.slot[where] == byte // self._row_bytes)[0]])
+                lacks = "with no wait before the barrier between" if line in self._late else "with no barrier between"
+                of_other = f"which wave {other} {did} by {described(before)}"
+                what = f"a race: it {does} byte {byte % self._row_bytes} of LDS, {of_other}, {lacks}"
+                fault = Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+                if waves.shared.hazards is None:
+                    raise fault
+                waves.shared.hazards.setdefault((line, access.instruction.line), fault.at(access.instruction))
 
 
 def _by_wave(waves: Waves) -> list[tuple[int, np.ndarray]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from attn_amdgcn import LaunchError, Program, Report, Schedule, load, prepare
 from attn_amdgcn.code_objects import text_of
+from attn_amdgcn.errors import Hazards
 from attn_fuzz.emulated import emulation
 
 Value = torch.Tensor | float | int | None
@@ -30,12 +31,19 @@ def _ready(file: Path, kernel: str, changed: int) -> CodeObject:  # noqa: ARG001
     return CodeObject(file.name, prepare(load(text_of(file, kernel))))
 
 
-def run(code: CodeObject, arguments: Mapping[int, Value], grid: Sequence[int], schedules: Sequence[Schedule]) -> Report:
+def run(
+    code: CodeObject,
+    arguments: Mapping[int, Value],
+    grid: Sequence[int],
+    schedules: Sequence[Schedule],
+    hazards: Hazards | None = None,
+) -> Report:
     """Run a kernel on tensors, which lie on the CPU. The code may touch all of their storages.
 
     Args:
         arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those behind
             the kernel's own arguments are left out: host code fills one struct for several kernels.
+        hazards: where faults of that kind are recorded; None: each of them ends the launch.
 
     Raises:
         LaunchError: the kernel has no argument at an offset, or has a pointer that is not given.
@@ -50,5 +58,5 @@ def run(code: CodeObject, arguments: Mapping[int, Value], grid: Sequence[int], s
     names = [own[offset].name + f" at {offset}" for offset in own]
     given = {f"{own[offset].name} at {offset}": arguments.get(offset, 0) for offset in own}
     inputs = emulation.inputs_of(given, grid, names)._replace(parts=emulation.EVERYTHING)
-    _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules)
+    _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)
     return report

@@ -7,7 +7,7 @@ Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of 
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,16 +78,24 @@ def missing(folder: str, architecture: str | None, device: str) -> str | None:
     return missing_tools()
 
 
-def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> None:
+def run(
+    launch: Launch, architecture: str, schedules: "Sequence[Schedule]", known: Collection[tuple[int, int]] = frozenset()
+) -> None:
     """Run a launch on the emulator. Its tensors lie on the CPU.
+
+    Args:
+        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them. They do not end the launch: what such an
+            instruction does not wait for counts as done.
 
     Raises:
         attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
     """
     from attn_fuzz.emulated import code_objects
 
-    file = files() / architecture / launch.file
-    code_objects.run(code_objects.ready(file, launch.kernel), launch.arguments, launch.grid, schedules)
+    code, hazards = code_objects.ready(files() / architecture / launch.file, launch.kernel), {}
+    code_objects.run(code, launch.arguments, launch.grid, schedules, hazards if known else None)
+    if unknown := [fault for lines, fault in hazards.items() if lines not in known]:
+        raise unknown[0]
 
 
 def target(
