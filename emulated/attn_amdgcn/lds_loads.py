@@ -106,11 +106,19 @@ class LdsLoads(Watch):
         early = turn > np.where(is_own, self._come[slot, loader], self._known[slot, loader])
         if not early.any():
             return
+        hazards = access.waves.shared.hazards
+        for line in np.unique(self._line.take(places)[early]).tolist():
+            fault = self._early(access, places, early & (self._line.take(places) == line), is_own, does)
+            if hazards is None:
+                raise fault
+            hazards.setdefault((line, access.instruction.line), fault.at(access.instruction))
+
+    def _early(self, access: Access, places: np.ndarray, early: np.ndarray, is_own: np.ndarray, does: str) -> Fault:
         lane, byte = (int(each) for each in np.argwhere(early)[0])
         place = int(places[lane, byte])
         wave, lane_of_wave = access.position(lane)
         load = described(self._loads[int(self._line[place])])
         lacks = "no wait stands before its use" if is_own[lane, byte] else "no wait and barrier stand before its use"
-        waves, by = access.waves, int(loader[lane, byte])
+        waves, by = access.waves, int(self._loader[place])
         what = f"it {does} byte {place % self._row_bytes} of LDS, which wave {by} loads by {load}, and {lacks}"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane_of_wave)
+        return Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane_of_wave)

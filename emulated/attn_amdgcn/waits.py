@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Register
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import Fault, Hazards
 from attn_amdgcn.operands import scalar_index, unknown, vector_row
 from attn_amdgcn.waves import SCALARS, VCC
 
@@ -70,11 +70,14 @@ _MOST = 64
 """No counter counts further: an instruction waits until its counter has fallen."""
 
 
-def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
+def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: Hazards | None = None) -> State:
     """What is under way after a block.
 
+    Args:
+        hazards: where faults are recorded. Then the load counts as if it had come.
+
     Raises:
-        Fault: an instruction touches a pending register. Its instruction is filled in.
+        Fault: an instruction touches a pending register, and there is no record. Its instruction is filled in.
     """
     for instruction in block:
         if found := awaited(instruction):
@@ -82,25 +85,18 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
                 state = waited(state, counters, most)
             continue
         begun = begins(instruction, kernel)
-        if state and (early := _early(instruction, begun, state, kernel)):
+        while state and (early := _early(instruction, begun, state, kernel)):
             load, bits = early
             register = _named_register(bits, kernel)
             what = f"line {load.line} (`{load.text}`) loads {register}, and no wait stands before its use"
-            raise Fault(what).at(instruction)
+            fault = Fault(what).at(instruction)
+            if hazards is None:
+                raise fault
+            hazards.setdefault((load.line, instruction.line), fault)
+            state = tuple(each._replace(registers=0) if each is load else each for each in state)
         if begun:
             state = (*state, *begun)
     return _shortened(state)
-
-
-def check_barrier(barrier: Instruction, state: State) -> None:
-    """A barrier orders what waves do in LDS if they have waited for it before.
-
-    Raises:
-        Fault: an access to LDS is under way. Its instruction is filled in.
-    """
-    for each in state:
-        if each.lds:
-            raise Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
 
 
 def begins(instruction: Instruction, kernel: Kernel) -> State:

@@ -32,6 +32,7 @@ def ran(
     num_waves: int = 1,
     races: bool = False,
     watches: Sequence[Watch] = (),
+    modes: Mapping[str, int] = {},
 ) -> Waves:
     """The waves of one workgroup after some lines.
 
@@ -46,10 +47,12 @@ def ran(
             first one is in s[100:101].
         races: whether to look for races.
         watches: what looks on beside.
+        modes: settings of the kernel, such as float_denorm_mode_32.
     """
     lanes = 64 if architecture.startswith("gfx9") else 32
     instructions, labels = code_of(text + "\ns_endpgm\n")
     settings = {"next_free_vgpr": 256, "accum_offset": 192} if lanes == 64 else {"next_free_vgpr": 256}
+    settings |= modes
     kernel = Kernel(
         "lines", architecture, tuple(instructions), labels, (), 0, lanes, lanes * num_waves, 0, scratch_bytes, settings
     )

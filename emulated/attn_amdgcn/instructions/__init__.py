@@ -16,6 +16,7 @@ from attn_amdgcn.instructions import (
     float8,
     float_arithmetic,
     global_memory,
+    indexing,
     integer_arithmetic,
     lds,
     matrix,
@@ -54,6 +55,7 @@ FAMILIES = (
     lds,
     to_lds,
     matrix,
+    indexing,
     control,
 )
 """The modules that register instructions when they are imported."""

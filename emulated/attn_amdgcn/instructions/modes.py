@@ -64,7 +64,7 @@ def flushing(instruction: Instruction, kernel: Kernel, function: Callable, kinds
     Args:
         kinds: of the results and of the sources.
     """
-    passes_bits = "class" in instruction.name or "frexp" in instruction.name
+    passes_bits = re.search("class|frexp|cndmask", instruction.name)
     if kernel.settings.get("float_denorm_mode_32", 3) or passes_bits or all("f32" not in "".join(side) for side in kinds):
         return function
     return _flushing(function, *kinds)

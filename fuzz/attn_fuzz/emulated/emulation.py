@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from attn_amdgcn import Memory, Parts, Program, Report, Schedule, Watch, checked
+from attn_amdgcn.errors import Hazards
 from attn_amdgcn.launch import Argument
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import Ready, ready
@@ -118,7 +119,13 @@ def inputs_of(
 
 
 def run(
-    program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule], watches: Sequence[Watch] = ()
+    program: Program,
+    inputs: Inputs,
+    *,
+    lds_bytes: int,
+    schedules: Sequence[Schedule],
+    watches: Sequence[Watch] = (),
+    hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
     """Run a program as `attn_amdgcn.checked` does, and write what it wrote into the buffers of the inputs."""
     memory, report = checked(
@@ -130,6 +137,7 @@ def run(
         schedules=schedules,
         watches=watches,
         parts=inputs.parts,
+        hazards=hazards,
     )
     for name, contents in inputs.buffers.items():
         contents[:] = memory.contents(name)

@@ -7,13 +7,14 @@ Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of 
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attn_fuzz import foreign
+from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT
@@ -77,16 +78,30 @@ def missing(folder: str, architecture: str | None, device: str) -> str | None:
     return missing_tools()
 
 
-def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> None:
+def run(
+    launch: Launch, architecture: str, schedules: "Sequence[Schedule]", known: Collection[tuple[int, int]] = frozenset()
+) -> None:
     """Run a launch on the emulator. Its tensors lie on the CPU.
 
+    Args:
+        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them: findings that the target's tests hold.
+
     Raises:
-        attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
+        Violation: the code did what it must not do, or met a hazard that is not known. What an instruction does not wait for
+            counts as done until the end of the launch.
+        attn_amdgcn.AmdgcnError: the code has what the emulator does not know.
     """
+    from attn_amdgcn import Fault
     from attn_fuzz.emulated import code_objects
 
-    file = files() / architecture / launch.file
-    code_objects.run(code_objects.ready(file, launch.kernel), launch.arguments, launch.grid, schedules)
+    code, hazards = code_objects.ready(files() / architecture / launch.file, launch.kernel), {}
+    try:
+        code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)
+    except Fault as fault:
+        raise Violation(f"{launch.file} for {architecture}: {fault}", "access") from fault
+    for lines, fault in hazards.items():
+        if lines not in known:
+            raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
 
 
 def target(
@@ -108,7 +123,7 @@ def target(
     def on(architecture: str) -> Target:
         def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             choose = choices_by((batch.query_start_loc, batch.seq_lens))
-            for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(q.shape), lse):
+            for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
                 run(launch, architecture, emulated.schedules(choose))
 
         return dataclasses.replace(
