@@ -7,35 +7,61 @@ vLLM 0.33 calls it for decodes of one query each with a shuffled cache (v1/atten
 """
 
 import dataclasses
+import functools
 
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import DTYPES
 from attn_fuzz.targets import emulated
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others.aiter_assembly import LOG2_E, Launch, NoKernelError, table, target
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-HEAD_SIZE, BLOCK = 128, 16
+HEAD_SIZE, BLOCK, LARGE_BLOCK = 128, 16, 1024
+MOST_ROWS = 16
+"""Query heads of a KV head, times queries (asm_pa.cu of AITER's main, before get_heuristic_kernel)."""
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
-def _file(architecture: str, q: torch.Tensor, key_cache: torch.Tensor, group: int, high_precision: int) -> tuple[str, str]:
-    """The file and the kernel that `get_heuristic_kernel` finds (asm_pa.cu:46-89) for one query each."""
-    kv_type = _TYPES.get(key_cache.dtype, "fp8")
-    for gqa in (group, -(-group // 8) * 8):
-        for row in table(architecture, "pa/pa_asm.csv"):
-            has = row["qType"], row["kvType"], int(row["Gqa"]), int(row["Mtp"]), int(row["Msk"]), int(row["blkSz"])
-            if has == (_TYPES[q.dtype], kv_type, gqa, 0, 0, BLOCK) and high_precision in (int(row["Hp"]), 1):
-                return f"pa/{row['knl_file']}", row["knl_name"]
-    raise NoKernelError(f"pa_fwd_asm has no kernel for q {q.dtype}, cache {key_cache.dtype}, {group} heads for each KV head")
+def choices(
+    architecture: str, q_type: torch.dtype, kv_type: torch.dtype, group: int, query_len: int, block_size: int
+) -> list[tuple[str, str]]:
+    """The files, and their kernels, of which `get_heuristic_kernel` finds one (asm_pa.cu:46-89).
+
+    With high_precision 1, its default, files of every precision match. Which of them comes first is the order of a hash map.
+
+    Args:
+        query_len: the longest. From 2 on the code asks for the causal files of that length, then for those of every length
+            (:186-196): it never asks for those named mtp_msk0.
+
+    Raises:
+        NoKernelError: it finds none.
+    """
+    types = _TYPES[q_type], _TYPES.get(kv_type, "fp8")
+    lengths = ((query_len + 10, 1), (1, 1)) if query_len > 1 else ((0, 0),)
+    for mtp, msk in lengths:
+        for gqa in (group, -(-group // 8) * 8):
+            wanted = (*types, gqa, mtp, msk, block_size)
+            found = [
+                (f"pa/{row['knl_file']}", row["knl_name"])
+                for row in table(architecture, "pa/pa_asm.csv")
+                if (row["qType"], row["kvType"], *(int(row[name]) for name in ("Gqa", "Mtp", "Msk", "blkSz"))) == wanted
+            ]
+            if found:
+                return found
+    raise NoKernelError(f"pa_fwd_asm has no file for q {q_type}, cache {kv_type}, {group} heads, {query_len} queries")
 
 
-def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, high_precision: int = 1) -> list[Launch]:
+def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[Launch]:
     rows, group = batch.num_requests, layer.num_heads // layer.num_kv_heads
     key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
-    file, kernel = _file(architecture, q, key_cache, group, high_precision)
+    longest, block_size = batch.max_query_len, key_cache.shape[3]
+    found = choices(architecture, q.dtype, key_cache.dtype, group, longest, block_size)
+    file, kernel = choices_by((batch.query_start_loc, batch.seq_lens)).choice(found)
     scales = [
         None if each is None else each.permute(2, 0, 1).contiguous() for each in (layer.k_scale_cache, layer.v_scale_cache)
     ]
@@ -49,20 +75,38 @@ def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, high_p
         key_cache.stride(1) * key_cache.element_size(),
         group,
     )
-    pointers = (out[:rows], q[:rows], key_cache, value_cache, block_table, batch.seq_lens, *scales)
+    queries = int(batch.query_start_loc[-1])
+    pointers = (out[:queries], q[:queries], key_cache, value_cache, block_table, batch.seq_lens, *scales)
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers))}
-    return [Launch(file, kernel, (layer.num_kv_heads, rows, 1), arguments | {240: None})]
+    arguments |= {240: batch.query_start_loc if longest > 1 else None}
+    return [Launch(file, kernel, (layer.num_kv_heads, rows, 1), arguments)]
 
 
 _ENGINE = dataclasses.replace(
     VLLM,
-    query_lens=("one",),
+    query_lens=("one", "equal"),
+    more_queries_than_keys=False,
     empty_requests=False,
     other_scales=False,
     scale_signs=(1,),
     fused_qkv=(False,),
     padding=(0,),
 )
+
+
+def _excluded(architecture: str, case: Case) -> str | None:
+    query_len = max(request.query_len for request in case.requests)
+    if case.group_size * query_len > MOST_ROWS:
+        return f"more than {MOST_ROWS} heads of a KV head times queries"
+    cache = case.cache
+    assert cache is not None
+    try:
+        choices(
+            architecture, DTYPES[case.dtype], DTYPES[cache.dtype or case.dtype], case.group_size, query_len, cache.block_size
+        )
+    except NoKernelError as error:
+        return str(error)
+    return None
 
 
 def _support(architecture: str) -> Support:
@@ -74,11 +118,12 @@ def _support(architecture: str) -> Support:
         scales=("token",),
         head_sizes=(HEAD_SIZE,),
         group_sizes=(1, 2, 4, 5, 7, 8, 10, 12, 16),
-        block_sizes=(BLOCK,),
+        block_sizes=(BLOCK, LARGE_BLOCK),
         engine=_ENGINE,
+        exclude=functools.partial(_excluded, architecture),
         unused_slots="mostly finite",
         tile_sizes=(16, 64, 256),
-        max_tokens=4,
+        max_tokens=8,
         max_seq_len=600,
         long_seq_len=2000,
         steps_per_layer=emulated.STEPS_PER_LAYER,
