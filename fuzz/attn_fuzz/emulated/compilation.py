@@ -24,6 +24,7 @@ from attn_fuzz.emulated.jobs import Compiled, Job
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
@@ -59,8 +60,8 @@ def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named:
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
     bound, specialization, options = bind(*arguments, **named)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, named, bound, specialization, options)
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, signature, constants, attributes)
     with alone(source, parsed):
         return triton.compile(source, target=target, options=parsed.__dict__), source
 
