@@ -25,6 +25,7 @@ from attn_amdgcn.instructions import (
     scalar_float,
     scalar_memory,
     scratch,
+    tensor_dma,
     to_lds,
     transcendental,
 )
@@ -53,6 +54,7 @@ FAMILIES = (
     scratch,
     lds,
     to_lds,
+    tensor_dma,
     matrix,
     control,
 )

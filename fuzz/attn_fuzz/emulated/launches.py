@@ -1,4 +1,7 @@
-"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated."""
+"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated.
+
+Gluon kernels have no interpreter, and are launched in the same way.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +37,7 @@ class Launches:
 
     @contextmanager
     def emulated(self) -> Iterator[None]:
-        """While this lasts, each launch of an interpreted kernel compiles it, and emulates the code.
+        """While this lasts, each launch of an interpreted kernel or of a Gluon kernel compiles it, and emulates the code.
 
         Raises (as the launches do):
             Violation: the code did what it must not do.
@@ -42,12 +45,13 @@ class Launches:
             MiscompiledError: the compiler made wrong code of it.
             attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
         """
+        from triton.experimental.gluon._runtime import GluonJITFunction
         from triton.runtime.interpreter import InterpretedFunction
 
-        def run(kernel: InterpretedFunction, *arguments: Any, **options: Any) -> None:
+        def run(kernel: Any, *arguments: Any, **options: Any) -> None:
             self._launch(kernel, *arguments, **options)
 
-        with mock.patch.object(InterpretedFunction, "run", run):
+        with mock.patch.object(InterpretedFunction, "run", run), mock.patch.object(GluonJITFunction, "run", run):
             yield
 
     def _launch(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
