@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import triton
 from attn_contract import ContractError
 from attn_fuzz import current_folder
-from attn_fuzz.emulated.jobs import Compiled, Job
+from attn_fuzz.emulated.jobs import Compiled, Job, architecture
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError, make_backend
@@ -83,6 +83,7 @@ def alone(source: ASTSource, options: Any) -> Iterator[None]:
 
 def compiled(job: Job) -> Compiled:
     """Compile a job."""
+    architecture.set(job.architecture)
     return launchable(*compiled_kernel(_kernel(job), job.architecture, **job.arguments))
 
 

@@ -15,7 +15,7 @@ from attn_amdgcn import Parts, Schedule
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
-from attn_fuzz.emulated.jobs import Job
+from attn_fuzz.emulated.jobs import Job, architecture
 from attn_optimized.miscompiled import refuse_lost_addresses
 
 
@@ -51,8 +51,12 @@ class Launches:
         def run(kernel: Any, *arguments: Any, **options: Any) -> None:
             self._launch(kernel, *arguments, **options)
 
-        with mock.patch.object(InterpretedFunction, "run", run), mock.patch.object(GluonJITFunction, "run", run):
-            yield
+        before = architecture.set(self.architecture)
+        try:
+            with mock.patch.object(InterpretedFunction, "run", run), mock.patch.object(GluonJITFunction, "run", run):
+                yield
+        finally:
+            architecture.reset(before)
 
     def _launch(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         if warmup:

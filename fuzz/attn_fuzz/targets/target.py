@@ -371,6 +371,8 @@ class Target:
             where kernels are interpreted.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
             for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
+        architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
+            `NAME@gfx950` alone.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `attn-parity mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
@@ -400,6 +402,7 @@ class Target:
     planned: Callable[[str], AbstractContextManager[object]] | None = None
     races: str | None = None
     compiles: bool = False
+    architectures: tuple[str, ...] = ()
     sanitizes: bool = False
     exact: bool = False
 
