@@ -101,13 +101,13 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer)
         rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
-        return rounded + rounds.of_dequantized * product + lost
+        return rounded + rounds.of_factors * product + lost
 
     is_far = sink * (1 - 2.0**-10) > score + bias + FAR
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
-    constant = rounds.of_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
+    constant = rounds.of_weights + rounds.of_truncation + U32 * 2 * rounds.terms(n) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
     # u_out (v_c + rest) + eta_out + rest

@@ -202,7 +202,7 @@ class Oracle:
         magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
         return self._bound(
             eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes
+            + self.rounding.of_factors * scale * magnitudes
             + self._lost_of_queries,
             norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
@@ -215,7 +215,7 @@ class Oracle:
         magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
         bound = self._bound(
             eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes
+            + self.rounding.of_factors * scale * magnitudes
             + self._lost_of_queries,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
@@ -285,6 +285,8 @@ class Oracle:
             + U32 * accumulation * magnitudes
             # (M - 1) u_out sum_j w_j |v_jc|
             + rounding.of_parts * magnitudes
+            # u_P |o_c| if weights are rounded toward zero
+            + rounding.of_truncation * out.abs()
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
         )

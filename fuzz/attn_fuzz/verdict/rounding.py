@@ -47,6 +47,9 @@ class Rounding:
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
+        truncates_weights: whether weights are rounded toward zero to the dtype of q. Each loses up to 2 u_P: u_P of the output
+            on average, and as much as another rounding beside it.
+        rounds_scaled_query: whether q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
@@ -60,6 +63,8 @@ class Rounding:
     merged_parts: int = 1
     normalizes_first: bool = False
     narrow_sums: int = 0
+    truncates_weights: bool = False
+    rounds_scaled_query: bool = False
     float16_dots: bool = False
     exact_division: bool = False
 
@@ -102,6 +107,16 @@ class CallRounding:
         """
         roundings = 1 + self.rounding.narrow_sums
         return roundings * UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
+
+    @property
+    def of_factors(self) -> float:
+        """u_P for each factor of a logit's products that is rounded once more: dequantized K, and q times the scale."""
+        return self.of_dequantized + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
+
+    @property
+    def of_truncation(self) -> float:
+        """u_P, of the output, if weights are rounded toward zero."""
+        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights else 0.0
 
     @property
     def of_lost_queries(self) -> float:

@@ -9,7 +9,9 @@ kernel for other decodes of a SHUFFLED cache, and Triton's 3D kernel for those o
 :314-315, :550). Parts are merged in Gluon if they are at most 8 (:626-636). A tile of a prefill is a block, or 64 keys.
 
 pa_decode_sparse (attention/pa_decode_sparse.py) attends to slots that are given one by one, -1 for none; the whole row is K
-and V.
+and V. On gfx1250 q times the scale is rounded to q's dtype (_gluon_kernels/gfx1250/attention/pa_decode_sparse.py:188-191), and
+sinks are needed: -1e30 stands for none. There a tile of -1 in front of a part's first key loses the part (:372-381): -1 is
+drawn behind the keys alone.
 
 pa_decode_gluon (gluon/pa_decode_gluon.py) has 1 to 4 queries for each request, of which here each has 1. With `ps` and more
 than one part it merges them by FlyDSL, which is not Gluon and is not here (:5049-5150): the calls with several parts have no
@@ -17,10 +19,12 @@ than one part it merges them by FlyDSL, which is not Gluon and is not here (:504
 
 The 2D kernel ignores the stride of blocks (_gluon_kernels/gfx1250/attention/unified_attention_2d.py:328-349): only planes of K
 and V are drawn for it, without padding. For blocks of fewer than 64 keys of a SHUFFLED cache it calls async_gather as Triton
-3.7 had it (:594): Triton 3.8 and 3.9 refuse the kernel.
+3.7 had it (:594): Triton 3.8 and 3.9 refuse the kernel. Nor is a group of heads that is no power of two compiled by any, and
+the host falls back to no other kernel. A sink above 3.4e38 times the scale becomes infinite (:2080).
 
-mla_gluon (gluon/mla_gluon.py) on gfx950, and mla_prefill_fwd and mla_decode_fwd (attention/mla.py) on gfx1250, attend to latent
-rows. Parts of the first are rounded to the dtype of the output before they are merged (gluon/mla_gluon.py:1006-1012).
+mla_gluon (gluon/mla_gluon.py) on gfx950, and mla_prefill_fwd and mla_decode_fwd (attention/mla.py) on gfx1250, attend to
+latent rows. Weights on gfx1250 are rounded toward zero (`rtz`: unified_attention_2d.py:931, unified_attention_3d.py:1508,
+mla.py:2834). Parts of the first are rounded to the dtype of the output before they are merged (gluon/mla_gluon.py:1006-1012).
 """
 
 import dataclasses
@@ -139,8 +143,10 @@ def _slots(batch: Batch, block_size: int, *, in_order: bool) -> list[list[int]]:
         table = batch.block_table[of].tolist()
         slots = [table[key // block_size] * block_size + key % block_size for key in range(keys)]
         if not in_order:
-            slots += [-1] * choose.choice((0, 0, 1, 70))
             choose.shuffle(slots)
+            slots += [-1] * choose.choice((0, 0, 1, 70))
+            if jobs.architecture.get() != "gfx1250":
+                choose.shuffle(slots)
         found.append(slots)
     return found
 
@@ -149,9 +155,9 @@ def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     slots = _slots(batch, kv_cache.shape[1], in_order=False)
     if not slots:
         return
-    sinks = layer.sinks
+    sinks = None if layer.sinks is None else layer.sinks.float()
     if sinks is None and jobs.architecture.get() != "gfx950":
-        sinks = torch.full((layer.num_heads,), -torch.inf)
+        sinks = torch.full((layer.num_heads,), -1e30)
     ends = torch.tensor([0, *map(len, slots)]).cumsum(0).int()
     with _as_on_a_gpu():
         found = _modules(SPARSE)[0].pa_decode_sparse(
@@ -245,6 +251,15 @@ _DECODER = functools.partial(
 _LATENT = functools.partial(_DECODER, layouts=(Layout.LATENT,), exclude=has_row_without_keys)
 
 
+def _beyond_unified(case: Case) -> str | None:
+    heads = case.num_kv_heads * case.group_size
+    if heads & (heads - 1) and all(request.query_len == 1 for request in case.requests):
+        return "a decode whose heads are no power of two (_gluon_kernels/gfx1250/attention/unified_attention_reduce.py:57)"
+    if case.sinks == "above" and abs(case.scale or 1.0) < 1:
+        return "a sink that is infinite once it is divided by the scale (unified_attention_2d.py:2080)"
+    return has_row_without_keys(case)
+
+
 def _beyond_mla(case: Case) -> str | None:
     one_part = case.cache is not None and all(request.seq_len <= case.cache.block_size for request in case.requests)
     if one_part and all(request.query_len == 1 for request in case.requests):
@@ -262,9 +277,11 @@ AITER_GLUON_UNIFIED = Target(
         rules=("window", "sinks"),
         head_sizes=(64, 128),
         block_sizes=(64, 128),
+        group_sizes=(8, 1, 2, 4, 16),
+        exclude=_beyond_unified,
     ),
     refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=64, splits=8, dot_is_chained=True),
+    rounding=lambda device: Rounding(keys_per_tile=64, splits=8, dot_is_chained=True, truncates_weights=True),
     unavailable=_missing(UNIFIED),
     modules=functools.partial(_modules, UNIFIED),
     architectures=("gfx1250",),
@@ -282,7 +299,13 @@ AITER_GLUON_SPARSE = Target(
     rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True),
     unavailable=_missing(SPARSE),
     modules=functools.partial(_modules, SPARSE),
-    architectures=("gfx950", "gfx1250"),
+    architectures=("gfx950",),
+)
+AITER_GLUON_SPARSE_GFX1250 = dataclasses.replace(
+    AITER_GLUON_SPARSE,
+    name="aiter-gluon-sparse-gfx1250",
+    rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True, rounds_scaled_query=True),
+    architectures=("gfx1250",),
 )
 AITER_GLUON_DECODE = Target(
     name="aiter-gluon-decode",
@@ -328,7 +351,7 @@ AITER_GLUON_MLA = Target(
         exclude=_beyond_mla,
     ),
     refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True),
+    rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True, truncates_weights=True),
     unavailable=_missing(MLA),
     modules=functools.partial(_modules, MLA),
     architectures=("gfx1250",),
