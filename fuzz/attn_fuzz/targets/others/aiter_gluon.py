@@ -331,6 +331,7 @@ AITER_GLUON_MLA_DECODE = Target(
     attention=foreign.with_nan_in_new_memory(_mla_decode),
     support=lambda device: _LATENT(
         rules=("head_size_v",),
+        engine=dataclasses.replace(_ENGINE, padding=(0,)),  # Triton compiles no loads into LDS of rows that are not aligned
         latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32, 24), block_sizes=(16, 1, 64)),
         max_tokens=6,
     ),
