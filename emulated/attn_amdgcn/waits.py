@@ -15,8 +15,9 @@ A basic block changes the pending registers in the same way each time it runs, s
 state that it was entered with.
 
 Which counters there are: on gfx9 vmcnt counts loads and stores of vector memory, and lgkmcnt LDS and scalar memory. On gfx11
-vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt. gfx1250's xcnt counts translations of addresses, whose
-end brings no register. A load from global memory into LDS brings none, either: `attn_amdgcn.lds_loads` looks at what it brings.
+vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt, and gfx1250 asynccnt and tensorcnt, too, for loads into
+LDS and for tiles. gfx1250's xcnt counts translations of addresses, whose end brings no register. A load from global memory
+into LDS brings none, either: `attn_amdgcn.lds_loads` looks at what it brings.
 
 Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, in RDNA3 ISA and in RDNA4 ISA; "Memory Model" in LLVM's User
 Guide for AMDGPU Backend; counterOutOfOrder and determineVGPR16Dependency in LLVM's SIInsertWaitcnts.
@@ -36,7 +37,8 @@ class Pending(NamedTuple):
     """A memory instruction under way.
 
     Attributes:
-        counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS) or "km" (scalar memory).
+        counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS), "km" (scalar memory),
+            "async" (gfx1250's loads into LDS by lanes) or "tensor" (those by tiles, and stores).
         ordered: whether the counter's instructions end in their order.
         registers: a bit for each register that it will write.
         lds: whether it reads or writes LDS.
@@ -65,6 +67,8 @@ _GFX12 = {
     "samplecnt": (),
     "bvhcnt": (),
     "xcnt": (),
+    "asynccnt": ("async",),
+    "tensorcnt": ("tensor",),
 }
 _MOST = 64
 """No counter counts further: an instruction waits until its counter has fallen."""
@@ -192,6 +196,10 @@ def counters_of(instruction: Instruction, kernel: Kernel) -> tuple[str, ...]:
         return ("km",)
     if name.startswith("ds_"):
         return ("ds",)
+    if name.startswith("tensor_"):
+        return ("tensor",)
+    if "_async_" in name:
+        return ("async",)
     stores = "vm" if kernel.architecture.startswith("gfx9") else "vs"
     if found := re.match(r"(buffer|global|scratch|flat)_(load|store|atomic)", name):
         returns = found[2] == "load" or (found[2] == "atomic" and _returns(instruction))
@@ -218,9 +226,10 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
 
 def loads_into_lds(instruction: Instruction) -> bool:
     """Whether a load of global memory brings its data into LDS: it writes no register."""
-    return instruction.name.startswith("global_load_lds_") or "lds" in instruction.modifiers
+    return instruction.name.startswith(_INTO_LDS) or "lds" in instruction.modifiers
 
 
+_INTO_LDS = ("global_load_lds_", "global_load_async_to_lds_", "tensor_load_to_lds")
 _IMPLICIT = {"s_cbranch_vccz": "vcc", "s_cbranch_vccnz": "vcc", "s_cbranch_execz": "exec", "s_cbranch_execnz": "exec"}
 
 
@@ -271,7 +280,7 @@ def awaited(instruction: Instruction) -> list[tuple[tuple[str, ...], int]]:
     if name.startswith("s_waitcnt_") and name != "s_waitcnt_depctr":
         return [(_BEFORE_GFX12[name.removeprefix("s_waitcnt_")], _number(instruction))]
     if name == "s_wait_idle":
-        return [(("vm", "vs", "ds", "km"), 0)]
+        return [(("vm", "vs", "ds", "km", "async", "tensor"), 0)]
     if name.startswith("s_wait_") and name not in ("s_wait_alu", "s_wait_event"):
         parts = name.removeprefix("s_wait_").split("_")
         if len(parts) == 1:

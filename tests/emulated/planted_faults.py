@@ -159,6 +159,12 @@ PLANTED = {
         "distance = form.size",
         "lds_loads",
     ),
+    "a tensor's last row that is beyond it": (
+        "instructions/tensor_dma.py",
+        "coordinate < shape[i]",
+        "coordinate < shape[i] - 1",
+        "tensor_dma",
+    ),
     "a load into LDS that a wait for others covers": (
         "lds_loads.py",
         "self._begun[where] - most",

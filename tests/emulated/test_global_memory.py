@@ -124,6 +124,20 @@ def test_scalar_loads_of_parts_of_words(name, size, signed, byte):
     assert int(after.scalar[0, 4]) == int.from_bytes(DATA[begin : begin + size].tobytes(), "little", signed=signed) % (1 << 32)
 
 
+@pytest.mark.parametrize(("name", "words"), [("b32", 1), ("b64", 2)])
+def test_gfx1250_scales_the_offset_of_a_scalar_load(name, words):
+    targets = "s4" if words == 1 else "s[4:5]"
+    data = np.arange(64, dtype=np.uint8)
+    after = ran(f"s_load_{name} {targets}, s[100:101], s6 offset:0x4 scale_offset", "gfx1250", s={6: 3}, buffers={"data": data})
+    assert after.scalar[0, 4 : 4 + words].tobytes() == data[4 + 12 * words :][: 4 * words].tobytes()
+    for line, architecture in (
+        (f"s_load_{name} {targets}, s[100:101], s6 scale_offset", "gfx1201"),
+        (f"s_load_{name} {targets}, s[100:101], 0x4 scale_offset", "gfx1250"),
+    ):
+        with pytest.raises(UnknownInstructionError, match="scale_offset"):
+            ran(line, architecture, buffers={"data": data})
+
+
 def test_a_scalar_load_of_a_byte_ends_where_its_buffer_does():
     data = DATA[:8]
     ran("s_load_u8 s4, s[100:101], 0x7", "gfx1201", buffers={"data": data})

@@ -405,3 +405,11 @@ def test_what_a_compiler_breaks_is_not_drawn_with_it(version, is_drawn, step_cas
         }
         assert {name for name, reason in excluded.items() if reason} == (set() if is_drawn else {architecture})
     assert registry.load("triton-gfx950").support("cpu").exclude(msgspec.structs.replace(encoder, dtype="float16")) is None
+
+
+def test_a_target_of_gluon_kernels_runs_on_their_architectures_alone():
+    name = "attn_fuzz.targets.others.aiter_gluon:AITER_GLUON_SPARSE"
+    with pytest.raises(registry.UnknownTargetError, match=f"Triton does not interpret Gluon: {name}@gfx950"):
+        registry.usable(name, "cpu")
+    with pytest.raises(registry.UnknownTargetError, match="its kernels are those of gfx950"):
+        registry.load(f"{name}@gfx942")

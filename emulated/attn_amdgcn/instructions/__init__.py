@@ -26,6 +26,7 @@ from attn_amdgcn.instructions import (
     scalar_float,
     scalar_memory,
     scratch,
+    tensor_dma,
     to_lds,
     transcendental,
 )
@@ -54,6 +55,7 @@ FAMILIES = (
     scratch,
     lds,
     to_lds,
+    tensor_dma,
     matrix,
     indexing,
     control,

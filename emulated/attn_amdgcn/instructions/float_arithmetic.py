@@ -129,7 +129,10 @@ def frexp_exp16(a):
 
 
 def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
-    """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32."""
+    """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32.
+
+    Of gfx1250's v_fma_mix_f32_bf16 a half is a bf16, which is the upper half of its float32.
+    """
     operand = instruction.operands[1 + i]
     halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
     assert isinstance(halves, tuple)
@@ -138,6 +141,10 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
         return value_of(signed_value(operand, KINDS["f32"], kernel))
     if isinstance(operand.of, Literal):
         raise unknown(instruction, "a literal as a source of 16 bits")
+    if instruction.name.endswith("bf16"):
+        bits = bits_value(operand, kernel)
+        half = piece("({} & {})", bits, np.uint32(0xFFFF0000)) if halves[i] else piece("({} << {})", bits, np.uint32(16))
+        return value_of(with_signs(operand, piece("{}.view({})", half, F32), KINDS["f32"]))
     kind = KINDS["f16"]
     half = upper_half(bits_value(operand, kernel), kind) if halves[i] else vector_value(operand, kind, kernel)
     return value_of(piece("{}.astype({})", with_signs(operand, half, kind), F32))
@@ -147,13 +154,13 @@ def _narrow_sum(a, b, c):
     return fma32(a, b, c).astype(F16)
 
 
-@own_step("v_fma_mix_f32 v_fma_mixlo_f16 v_fma_mixhi_f16")
+@own_step("v_fma_mix_f32 v_fma_mix_f32_bf16 v_fma_mixlo_f16 v_fma_mixhi_f16")
 def fma_mix(instruction: Instruction, kernel: Kernel) -> Step:
     """A sum rounded to float32. mixlo and mixhi round it again, to float16, and write one half of the result's register."""
     check_count(instruction, 4)
     check_modifiers(instruction, "op_sel", "op_sel_hi", "clamp")
     reads = [mix_source(instruction, kernel, i) for i in range(3)]
-    target, short = instruction.operands[0], instruction.name != "v_fma_mix_f32"
+    target, short = instruction.operands[0], not instruction.name.startswith("v_fma_mix_f32")
     if instruction.name == "v_fma_mixhi_f16":
         target = replace(target, of=replace(target.of, half="h"))
     kind = KINDS["f16" if short else "f32"]

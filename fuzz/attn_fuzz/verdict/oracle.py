@@ -289,6 +289,8 @@ class Oracle:
             + U32 * accumulation * magnitudes
             # (M - 1) u_out sum_j w_j |v_jc|
             + rounding.of_parts * magnitudes
+            # u_P |o_c| if weights are rounded toward zero
+            + rounding.of_truncation * out.abs()
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
         )

@@ -47,6 +47,9 @@ class Rounding:
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
+        truncates_weights: whether weights are rounded toward zero to the dtype of q. Each loses up to 2 u_P: u_P of the output
+            on average, and as much as another rounding beside it.
+        rounds_scaled_query: whether q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
@@ -61,6 +64,8 @@ class Rounding:
     merged_parts: int = 1
     normalizes_first: bool = False
     narrow_sums: int = 0
+    truncates_weights: bool = False
+    rounds_scaled_query: bool = False
     float16_dots: bool = False
     float8_dots: bool = False
     exact_division: bool = False
@@ -104,8 +109,9 @@ class CallRounding:
 
     @property
     def of_operands(self) -> float:
-        """By how much the factors of a score are rounded before their dot: u_P of dequantized K, or u of a float8 q."""
-        return self.of_dequantized + (UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0)
+        """By how much the factors of a score are rounded before their dot: dequantized K, q in float8, and q times the scale."""
+        of_query = UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
+        return self.of_dequantized + of_query + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
 
     @property
     def of_weights(self) -> float:
@@ -119,6 +125,11 @@ class CallRounding:
             + self.of_dequantized
             + 3 * U32 * (self.layer.kv_cache_dtype is not None)
         )
+
+    @property
+    def of_truncation(self) -> float:
+        """u_P, of the output, if weights are rounded toward zero."""
+        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights else 0.0
 
     @property
     def of_lost_queries(self) -> float:
