@@ -404,7 +404,7 @@ def test_a_scaled_query_that_is_rounded_again_counts_once_in_each_logit():
     for rounds in (False, True):
         rounding = Rounding(keys_per_tile=64, rounds_scaled_query=rounds)
         call = CallRounding(rounding=rounding, layer=layer, dtype=torch.bfloat16, out_dtype=torch.bfloat16)
-        assert call.of_factors == rounds * UNIT_ROUNDOFF[torch.bfloat16]
+        assert call.of_operands == rounds * UNIT_ROUNDOFF[torch.bfloat16]
 
 
 def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
