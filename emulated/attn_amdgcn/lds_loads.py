@@ -66,6 +66,7 @@ class LdsLoads(Watch):
 
     def began(self, waves: Waves) -> None:
         self._begun[waves.slot, waves.number] += 1
+        self.waited(waves, waits.FULL_VM_GFX9)  # only gfx9 loads into LDS so
 
     def waited(self, waves: Waves, most: int) -> None:
         where = waves.slot, waves.number
