@@ -17,7 +17,7 @@ _OF_LANES = ("v_readlane_b32", "v_readfirstlane_b32", "v_writelane_b32")
 
 
 class Effects(NamedTuple):
-    """What instructions touch and write: a bit for each register, and one for memory.
+    """What instructions touch and write: the bits of `waits.bits_of_register`, and one for memory.
 
     SCC has none: scalar instructions alone touch it, and they stay behind each other. Memory stands for whatever has an order:
     what is loaded and stored, what watches see, and which fault is the first one.

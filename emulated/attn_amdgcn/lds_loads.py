@@ -71,6 +71,8 @@ class LdsLoads(Watch):
 
     def began(self, waves: Waves, counter: str) -> None:
         self._begun[COUNTERS.index(counter), waves.slot, waves.number] += 1
+        if counter == "vm":  # only gfx9 loads into LDS so
+            self.waited(waves, counter, waits.FULL_VM_GFX9)
 
     def waited(self, waves: Waves, counter: str, most: int) -> None:
         where = COUNTERS.index(counter), waves.slot, waves.number

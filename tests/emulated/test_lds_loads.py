@@ -105,6 +105,7 @@ def run(*lines, **more):
         ((LOAD, "s_waitcnt lgkmcnt(0)", READ), "reads byte 0 .* no wait stands before its use"),
         ((LOAD, "s_waitcnt vmcnt(1)", READ), "reads byte 0 .* no wait stands before its use"),
         ((LOAD, NEXT, "s_waitcnt vmcnt(1)", "ds_read_b32 v2, v3"), "reads byte 512 .* no wait stands before its use"),
+        ((LOAD, *[NEXT] * 62, READ), "reads byte 0 .* no wait stands before its use"),
         ((LOAD, "ds_write_b32 v0, v2"), "writes byte 0 .* no wait stands before its use"),
         ((LOAD, WAIT, OTHERS), "reads byte 256 .* no wait and barrier stand before its use"),
         ((LOAD, BARRIER, WAIT, OTHERS), "reads byte 256 .* no wait and barrier stand before its use"),
@@ -124,6 +125,7 @@ def test_a_byte_that_has_not_come_is_not_touched(lines, lacks):
         (LOAD, WAIT, READ),
         (LOAD, NEXT, "s_waitcnt vmcnt(1)", READ),
         (LOAD, STORE, "s_waitcnt vmcnt(1)", READ),
+        (LOAD, *[NEXT] * 63, READ),  # vmcnt counts no further
         (LOAD, "ds_read_b32 v2, v3"),
         (LOAD, WAIT, BARRIER, OTHERS),
         (LOAD, BARRIER, WAIT, BARRIER, OTHERS),

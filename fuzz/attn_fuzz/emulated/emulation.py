@@ -13,7 +13,7 @@ from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_fuzz.interpreted.permissions import Region
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.miscompiled import refuse_lost_addresses
+from attn_optimized.miscompiled import refuse_miscompiled
 
 EVERYTHING = Parts({}, {})
 """The code may touch all bytes of its buffers."""
@@ -65,7 +65,7 @@ def emulate(
     if 0 in call.launch.grid:
         return None
     compiled = ready(job_of(call, architecture, sizes))
-    refuse_lost_addresses(compiled.compiled.text, architecture)
+    refuse_miscompiled(compiled.compiled.text, architecture)
     return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches, regions=regions)
 
 

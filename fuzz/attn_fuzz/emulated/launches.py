@@ -16,7 +16,7 @@ from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
 from attn_fuzz.emulated.jobs import Job, architecture
-from attn_optimized.miscompiled import refuse_lost_addresses
+from attn_optimized.miscompiled import refuse_miscompiled
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Launches:
         given = {name: _compiled_for(value) for name, value in values.items()}
         job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
         program, compiled = ready(job)
-        refuse_lost_addresses(compiled.text, self.architecture)
+        refuse_miscompiled(compiled.text, self.architecture)
         held = {} if self.whole_storages else values
         with permitted.launch(function.__name__, self.architecture, held) as regions:
             inputs = inputs_of(values, programs, compiled.names, regions)

@@ -23,7 +23,6 @@ from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_assembly
 from attn_fuzz.targets.others.aiter_assembly import Launch, NoKernelError
-from attn_fuzz.targets.others.latent_rows import decoded_rows
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
