@@ -227,12 +227,20 @@ def test_a_buffer_drops_stores_beyond_its_records():
     assert after.shared.memory.contents("data").tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("word", "value"), [(1, 0x00040000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
+@pytest.mark.parametrize(("word", "value"), [(1, 0x40000000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
 def test_a_resource_of_another_kind_is_a_fault(word, value):
     described = resource(ADDRESS, 64, "gfx942")
     described[4 + word] = (described[5] & 0xFFFF if word == 1 else 0) | value
     with pytest.raises(Fault, match="no raw buffer"):
         ran("buffer_load_dword v4, v0, s[4:7], 0 offen", v={0: 0}, s=described, buffers={"data": DATA})
+
+
+def test_a_stride_without_swizzle_changes_nothing_on_gfx9():
+    described = resource(ADDRESS, 20, "gfx942")
+    described[5] = described[5] & 0xFFFF | 0x00040000
+    after = ran("buffer_load_dword v4, v0, s[4:7], 0 offen", v={0: LANES * 4}, s=described, buffers={"data": DATA})
+    assert (after.vector[4, 0, :5] == DATA[:20].view(np.uint32)).all()
+    assert (after.vector[4, 0, 5:] == 0).all(), "num_records counts bytes"
 
 
 def test_an_access_outside_the_buffers_is_a_fault():

@@ -109,7 +109,7 @@ class CallRounding:
 
     @property
     def of_operands(self) -> float:
-        """By how much the factors of a score are rounded before their dot: dequantized K, q in float8, and q times the scale."""
+        """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
         of_query = UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
         return self.of_dequantized + of_query + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
 
