@@ -49,6 +49,7 @@ class Rounding:
             weight to the total. 0: weights are summed in float32.
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
+        truncates: whether weights and the output are cut to their dtype toward 0, instead of rounded to the nearest number.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -61,6 +62,7 @@ class Rounding:
     normalizes_first: bool = False
     narrow_sums: int = 0
     float16_dots: bool = False
+    truncates: bool = False
     exact_division: bool = False
 
     def __post_init__(self) -> None:
@@ -102,6 +104,16 @@ class CallRounding:
         """
         roundings = 1 + self.rounding.narrow_sums
         return roundings * UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
+
+    @property
+    def of_cut_weights(self) -> float:
+        """u_P if weights are truncated: what cutting takes off all of them alike."""
+        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates else 0.0
+
+    @property
+    def of_output(self) -> float:
+        """u_out, twice if the output is truncated."""
+        return UNIT_ROUNDOFF[self.out_dtype] * (1 + self.rounding.truncates)
 
     @property
     def of_lost_queries(self) -> float:
