@@ -7,7 +7,7 @@ Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of 
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
-    from attn_fuzz.emulated.code_objects import CodeObject
 
 ARCHITECTURES = ("gfx942", "gfx950")
 """Those for which AITER has assembly and the emulator knows the instructions."""
@@ -63,12 +62,12 @@ def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def missing(folder: str, architecture: str | None, device: str) -> str | None:
+def missing(folder: str, architectures: Sequence[str], architecture: str | None, device: str) -> str | None:
     """Why a target of the files in a folder of hsa/ARCHITECTURE/ cannot run here."""
     if architecture is None:
         return f"its kernels are assembly: name an architecture, as in --target NAME@{ARCHITECTURES[0]}"
-    if architecture not in ARCHITECTURES:
-        return f"AITER's assembly for {architecture} is not known here, but that for {', '.join(ARCHITECTURES)}"
+    if architecture not in architectures:
+        return f"AITER's assembly {folder} for {architecture} is not known here, but that for {', '.join(architectures)}"
     if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
         return reason
     if not (place := files() / architecture / folder).is_dir():
@@ -94,16 +93,19 @@ def target(
     name: str,
     description: str,
     folder: str,
-    launches: Callable[..., Sequence[Launch]],
+    launches: Callable[..., Iterable[Launch]],
     support: Callable[[str], Support],
     rounding: Callable[[str], Rounding],
+    architectures: Sequence[str] = ARCHITECTURES,
     **fields: Any,
 ) -> Target:
     """A target of assembly. Without an architecture in its name it cannot run.
 
     Args:
-        launches: of a call on an architecture: `launches(architecture, q, kv_cache, layer, batch, out, lse)`.
+        launches: of a call on an architecture: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`. A
+            generator copies results behind its launches.
         support, rounding: of an architecture.
+        architectures: those whose files can be read and whose host code is known.
     """
 
     def on(architecture: str) -> Target:
@@ -119,7 +121,7 @@ def target(
             attention=attention,
             support=lambda device: support(architecture),
             rounding=lambda device: rounding(architecture),
-            unavailable=functools.partial(missing, folder, architecture),
+            unavailable=functools.partial(missing, folder, architectures, architecture),
         )
 
     base = Target(
@@ -129,7 +131,7 @@ def target(
         support=lambda device: support(ARCHITECTURES[0]),
         refuses=False,
         rounding=lambda device: rounding(ARCHITECTURES[0]),
-        unavailable=functools.partial(missing, folder, None),
+        unavailable=functools.partial(missing, folder, architectures, None),
         compiled_for=on,
         compiles=True,
         **fields,
