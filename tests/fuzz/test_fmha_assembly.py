@@ -1,8 +1,10 @@
 """AITER's fmha_v3_fwd: which file a call gets and its launch, and the files themselves where AITER's wheel is installed."""
 
+import contextlib
 import itertools
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
@@ -84,6 +86,16 @@ def test_a_call_without_keys_launches_nothing():
     assert launches(fmha._group, batch_of([2, 3], [0, 0], causal=False)) == []
 
 
+@pytest.mark.parametrize("tensor", ["q", "k"])
+def test_rows_beyond_32_bits_are_refused(tensor):
+    short, far = (torch.empty(rows, 1, 128, dtype=torch.bfloat16, device="meta") for rows in (40, (1 << 24) + 1))
+    rows = {name: far if name == tensor else short for name in ("q", "k", "v", "out")}
+    starts = torch.zeros(2, dtype=torch.int32)
+    file = "MI300/fwd_hd128_bf16_rtna_group.co"
+    with pytest.raises(NotImplementedError, match="aiter#1957"):
+        fmha._launch(file, *rows.values(), None, 1.0, max_query_len=40, starts=(starts, starts))
+
+
 def needs_files() -> None:
     if reason := fmha.AITER_FMHA_V3.compiled_for("gfx942").unavailable("cpu"):  # pyright: ignore[reportOptionalCall]
         pytest.skip(reason)
@@ -102,8 +114,9 @@ def test_each_file_that_is_chosen_agrees(folder, mask, conversion, group, monkey
     requests = tuple(Request(query_len=n, seq_len=n, blocks=at, causal=bool(mask)) for n, at in lengths)
     cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=16, num_blocks=4) if mask else None
     case = Case(
-        attn_type=AttentionType.DECODER if mask else AttentionType.ENCODER, dtype="bfloat16", head_size=128,
-        target="aiter-fmha-v3", values=Values(kind="normal", seed=1), num_kv_heads=2, group_size=2, scale=128**-0.5, requests=requests, cache=cache, lse=True,
+        target="aiter-fmha-v3", values=Values(kind="normal", seed=1), dtype="bfloat16", head_size=128, num_kv_heads=2,
+        attn_type=AttentionType.DECODER if mask else AttentionType.ENCODER, cache=cache, group_size=2, scale=128**-0.5,
+        requests=requests, lse=True,
     )  # fmt: skip
     target = TARGETS[bool(group)][conversion in fmha.TO_ZERO].compiled_for("gfx942")  # pyright: ignore[reportOptionalCall]
     verdict = try_case(case, target, "cpu")
@@ -135,3 +148,27 @@ def test_a_request_without_keys_is_right_where_the_files_count_at_least_a_tile_o
     case = msgspec.structs.replace(case_file.load(FMHA_ASSEMBLY[0].path), lse=True)
     assert try_case(case, fmha.AITER_FMHA_V3.compiled_for("gfx942"), "cpu").kind == "agree"  # pyright: ignore[reportArgumentType, reportOptionalCall]
     running._ready.cache_clear()
+
+
+@pytest.mark.parametrize("tensor", ["q", "k"])
+@pytest.mark.parametrize(("first_byte", "is_found"), [((1 << 32) - (1 << 20), True), (1 << 32, False)])
+def test_the_first_row_of_a_request_is_found_below_2_to_the_32_bytes_alone(tensor, first_byte, is_found):
+    """The pointer lies `first_byte` before a small buffer, so that the rows of the only request are the buffer's."""
+    needs_files()
+    from attn_amdgcn import Fault, code_objects, launch, load, prepare
+
+    file = aiter_assembly.files() / "gfx942/fmha_v3_fwd/MI300/fwd_hd128_bf16_rtna_group.co"
+    rows = torch.zeros(40, 1, 128, dtype=torch.bfloat16)
+    starts = {name: torch.tensor([0, 40]) + (first_byte // 256 if name == tensor else 0) for name in ("q", "k")}
+    one = fmha._launch(
+        file.name, rows, rows, rows, rows, None, 1.0, max_query_len=40, starts=(starts["q"].int(), starts["k"].int())
+    )
+    before = {"q": ("out", "q"), "k": ("k", "v")}[tensor]
+    places = {0: "out", 16: "q", 32: "k", 48: "v", 432: "q starts", 448: "k starts", 480: "q starts", 496: "k starts"}
+    pointers = {offset: (name, -first_byte if name in before else 0) for offset, name in places.items()}
+    program = prepare(load(code_objects.text_of(file)))
+    arguments = [(one.arguments | pointers).get(each.offset, 0) for each in program.kernel.arguments]
+    buffers = {name: np.zeros(40 * 256, np.uint8) for name in ("out", "q", "k", "v")}
+    buffers |= {f"{name} starts": each.int().numpy().view(np.uint8) for name, each in starts.items()}
+    with contextlib.nullcontext() if is_found else pytest.raises(Fault, match="at byte -429"):
+        launch(program, (1, 1, 1), arguments, buffers)

@@ -65,12 +65,18 @@ def _launch(
         k, v: [requests, keys, HK, D], or all rows [T_kv, HK, D] with starts.
         lse: [requests, H, queries] or [H, T] float32.
         starts: of the requests among the rows of q and of k, [requests + 1] int32 each.
+
+    Raises:
+        NotImplementedError: the file multiplies a request's first row by the bytes of a row in 32 bits (s_mul_i32), which
+            AITER #1957 mends in later files.
     """
     heads, is_causal = q.shape[-2], "causal" in file
     tiles = -(-max_query_len // QUERIES)
     if is_causal:  # a workgroup takes a tile of the first half and one of the second (:139-142)
         tiles = -(-tiles // 2)
     of_q, of_k, of_v, of_out = map(_strides, (q, k, v, out))
+    if starts and max(len(rows) * of[0] for rows, of in ((q, of_q), (k, of_k), (v, of_v), (out, of_out))) > 1 << 32:
+        raise NotImplementedError("fmha_v3_fwd on rows of more than 2^32 bytes: its offsets wrap (ROCm/aiter#1957)")
     option = 3 if is_causal and (heads % 8 or max_query_len > 16384) else 5  # :262-266
     q_starts, k_starts = starts or (None, None)
     pointers = (out, q, k, v, lse)
