@@ -364,7 +364,7 @@ FMHA_ASSEMBLY = (
     ),
     Finding(
         name="aiter-fmha-lse-before-keys",
-        what="On MI300X, where a causal request has 512 or more queries more than keys, the LSE of some rows that see no key may "
+        what="On MI300X, where a causal request has 512 or more queries more than keys, the LSE of some rows without keys may "
         "be the logarithm of a number from 1 to 32. It should be minus infinity.",
         cause="hsa/gfx942/fmha_v3_fwd/MI300/fwd_hd128_bf16_causal_*.co: a tile of 32 keys is visited before the first key, and "
         "the mask leaves some of them, which read as 0.",
