@@ -165,7 +165,14 @@ def _events(step: Step, *, is_group: bool, conversions: Sequence[str]) -> Iterab
     return [file_of(step.batch, is_group=is_group, conversions=conversions)]
 
 
-_ENGINE = Engine(scale_signs=(1,), empty_batches=False, writes=(True,), unwritten=False, saturated=False)
+_ENGINE = Engine(
+    scale_signs=(1,),
+    empty_batches=False,
+    writes=(True,),
+    unwritten=False,
+    saturated=False,
+    unlike_strides=(False,),  # it bounds what it reads by the stride of rows, also of a single row, whose stride says nothing
+)
 
 
 def _support(architecture: str) -> Support:
