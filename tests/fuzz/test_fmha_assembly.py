@@ -101,24 +101,33 @@ def needs_files() -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize(
-    ("folder", "mask", "conversion", "group"),
-    list(itertools.product(fmha.FOLDERS, ("", "_causal"), (*fmha.TO_NEAREST, *fmha.TO_ZERO), ("", "_group"))),
-)
-def test_each_file_that_is_chosen_agrees(folder, mask, conversion, group, monkeypatch):
+FILES = [
+    *(
+        ("gfx942", f"{folder}/fwd_hd128_bf16{mask}_{conversion}{group}.co")
+        for folder in fmha.FOLDERS
+        for mask in ("", "_causal")
+        for conversion in (*fmha.TO_NEAREST, *fmha.TO_ZERO)
+        for group in ("", "_group")
+    ),
+    *(("gfx950", f"fwd_hd128_bf16{mask}{group}.co") for mask in ("", "_causal") for group in ("", "_group")),
+]
+
+
+@pytest.mark.parametrize(("architecture", "file"), FILES)
+def test_each_file_that_is_chosen_agrees(architecture, file, monkeypatch):
     needs_files()
-    file = f"{folder}/fwd_hd128_bf16{mask}_{conversion}{group}.co"
-    monkeypatch.setattr(fmha, "file_of", lambda batch, **how: file)
+    mask, is_group = "causal" in file, "group" in file
+    monkeypatch.setattr(fmha, "file_of", lambda *call, **how: file)
     blocks = ((2, 0, 1), (3,)) if mask else ((), ())
     lengths = zip((33, 2), blocks, strict=True)
-    requests = tuple(Request(query_len=n, seq_len=n, blocks=at, causal=bool(mask)) for n, at in lengths)
+    requests = tuple(Request(query_len=n, seq_len=n, blocks=at, causal=mask) for n, at in lengths)
     cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=16, num_blocks=4) if mask else None
     case = Case(
         target="aiter-fmha-v3", values=Values(kind="normal", seed=1), dtype="bfloat16", head_size=128, num_kv_heads=2,
         attn_type=AttentionType.DECODER if mask else AttentionType.ENCODER, cache=cache, group_size=2, scale=128**-0.5,
         requests=requests, lse=True,
     )  # fmt: skip
-    target = TARGETS[bool(group)][conversion in fmha.TO_ZERO].compiled_for("gfx942")  # pyright: ignore[reportOptionalCall]
+    target = TARGETS[is_group]["rtz" in file].compiled_for(architecture)  # pyright: ignore[reportOptionalCall]
     verdict = try_case(case, target, "cpu")
     assert verdict.kind == "agree", verdict.message
     assert file in verdict.events

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attn_fuzz import foreign
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT
@@ -97,6 +98,7 @@ def target(
     support: Callable[[str], Support],
     rounding: Callable[[str], Rounding],
     architectures: Sequence[str] = ARCHITECTURES,
+    events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
     **fields: Any,
 ) -> Target:
     """A target of assembly. Without an architecture in its name it cannot run.
@@ -106,6 +108,7 @@ def target(
             generator copies results behind its launches.
         support, rounding: of an architecture.
         architectures: those whose files can be read and whose host code is known.
+        events: of an architecture and a step, as `Target.events`.
     """
 
     def on(architecture: str) -> Target:
@@ -122,6 +125,7 @@ def target(
             support=lambda device: support(architecture),
             rounding=lambda device: rounding(architecture),
             unavailable=functools.partial(missing, folder, architectures, architecture),
+            events=functools.partial(events, architecture),
         )
 
     base = Target(

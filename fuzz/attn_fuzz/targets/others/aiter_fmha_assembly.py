@@ -10,6 +10,8 @@ hsa/gfx942/fmha_v3_fwd/codegen.py, CODEGEN below, chooses the file:
     rounding    how_v3_bf16_cvt: 0 rtne, 1 rtna, 2 rtz (:24-77). Engines leave it at 1
     group       requests of unlike lengths (:325)
 
+gfx950 has one file for all compute units and roundings. Its files for K of 192 and V of 128 are not called here.
+
 The files without rtne, rtna or rtz in their names are never chosen: no line of :24-77 has them, and AITER's main has them no
 more.
 
@@ -40,17 +42,19 @@ from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 HEAD_SIZE, QUERIES, KEYS = 128, 256, 32
-"""The head size that has files on gfx942, and the sizes of a tile (CODEGEN:80-105)."""
+"""The head size that has files everywhere, and the sizes of a tile (CODEGEN:80-105). On gfx950 a tile has 64 keys."""
 FOLDERS = ("MI300", "MI308")
 TO_NEAREST, TO_ZERO = ("rtna", "rtne"), ("rtz",)
 """How float32 is made bfloat16: ties away from zero or to even, and truncation."""
 
 
-def file_of(batch: Batch, *, is_group: bool, conversions: Sequence[str]) -> str:
-    """The file below fmha_v3_fwd/ for a call on gfx942. Its lengths choose what AITER's callers and the GPU's size choose."""
+def file_of(architecture: str, batch: Batch, *, is_group: bool, conversions: Sequence[str]) -> str:
+    """The file below fmha_v3_fwd/ for a call. On gfx942 its lengths choose what AITER's callers and the GPU's size choose."""
     choose = choices_by((batch.query_start_loc, batch.seq_lens, "file"))
     folder, conversion = choose.choice(FOLDERS), choose.choice(conversions)
     is_causal = bool(batch.causal) and batch.max_query_len > 1  # for one query each: asm_mha_varlen_fwd.cu:230
+    if architecture == "gfx950":  # hsa/gfx950/fmha_v3_fwd/codegen.py has a file for all compute units and conversions
+        return f"fwd_hd128_bf16{'_causal' * is_causal}{'_group' * is_group}.co"
     return f"{folder}/fwd_hd128_bf16{'_causal' * is_causal}_{conversion}{'_group' * is_group}.co"
 
 
@@ -116,7 +120,7 @@ def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversio
         return
     k, v, starts = _rows(k, v, kv_cache, layer, batch)
     of_rows = None if lse is None else torch.full((layer.num_heads, rows), math.nan)
-    file = file_of(batch, is_group=True, conversions=conversions)
+    file = file_of(architecture, batch, is_group=True, conversions=conversions)
     yield _launch(
         file, q[:rows], k, v, out[:rows], of_rows, layer.scale,
         max_query_len=batch.max_query_len, starts=(batch.query_start_loc, starts),
@@ -128,7 +132,7 @@ def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversio
 def _batches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[Launch]:
     """As `fmha_v3_fwd` (asm_mha_fwd.cu:142-338), once for each run of requests that have equal lengths."""
     k, v, starts = _rows(k, v, kv_cache, layer, batch)
-    file = file_of(batch, is_group=False, conversions=conversions)
+    file = file_of(architecture, batch, is_group=False, conversions=conversions)
     for number, queries, keys, first, first_key in _runs(batch, starts):
         rows = slice(first, first + number * queries)
         if keys == 0:  # :284 and :324-328
@@ -161,8 +165,8 @@ def _runs(batch: Batch, starts: torch.Tensor) -> Iterator[tuple[int, int, int, i
             yield 1 + len(others), queries, keys, first, first_key
 
 
-def _events(step: Step, *, is_group: bool, conversions: Sequence[str]) -> Iterable[str]:
-    return [file_of(step.batch, is_group=is_group, conversions=conversions)]
+def _events(architecture: str, step: Step, *, is_group: bool, conversions: Sequence[str]) -> Iterable[str]:
+    return [file_of(architecture, step.batch, is_group=is_group, conversions=conversions)]
 
 
 _ENGINE = Engine(
@@ -202,7 +206,7 @@ def _target(name: str, description: str, *, is_group: bool, conversions: Sequenc
         launches,
         _support,
         lambda architecture: Rounding(keys_per_tile=KEYS, dot_is_chained=True, truncates=conversions == TO_ZERO),
-        architectures=("gfx942",),
+        architectures=("gfx942",) if conversions == TO_ZERO else ("gfx942", "gfx950"),
         events=functools.partial(_events, is_group=is_group, conversions=conversions),
         findings=FMHA_ASSEMBLY if is_group else FMHA_ASSEMBLY[1:],  # without keys fmha_v3_fwd launches nothing
     )
