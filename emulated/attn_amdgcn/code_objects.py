@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from attn_amdgcn.assembly import MOST_TEXT
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, shown
+from attn_amdgcn.gfx950_words import NOP, instruction_of
 
 OLDEST, NEWEST = 19, 40
 """Versions of LLVM by which its tools are looked for. LLVM 18 names fewer of a descriptor's directives."""
@@ -159,19 +161,66 @@ def _code(file: str, name: str, architecture: str) -> Iterator[str]:
 def _lines(file: str, name: str, architecture: str) -> Iterator[tuple[str, int, str]]:
     """The instructions of a function, with their addresses and words."""
     _, version = _tool("llvm-objdump")
-    # LLVM 19 knows no gfx950. Its words that gfx942 has, too, mean the same, and others are refused below.
+    # LLVM 19 knows no gfx950. Its words that gfx942 has, too, mean the same; some others are in gfx950_words.
     reads = "gfx942" if architecture == "gfx950" and version < _FIRST_WITH_GFX950 else architecture
     said = _said("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", file)
-    inside = False
+    further: dict[int, tuple[str, str]] = {}
+    if reads != architecture:
+        said, further = _read_further(file, said, reads)
+    inside, behind = False, 0
     for line in said.splitlines():
         if found := _SYMBOL.fullmatch(line):
             inside = found[2] == name or (inside and _is_label(found[2]))
         elif inside and (found := _LINE.match(line)):
             code, address, words = found[1], int(found[2], 16), found[3].strip()
+            if address < behind:
+                continue
+            if address in further:
+                code, words = further[address]
+                behind = address + 4 * len(words.split())
             if code.startswith(".long"):
                 known = f", which LLVM {version} reads as {reads}" if reads != architecture else ""
                 raise ToolError(f"{file}: address {address:#x}: LLVM {version} does not know {words} of {architecture}{known}")
             yield code, address, words
+
+
+def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tuple[str, str]]]:
+    """What LLVM says of a copy of the file in which s_nop stands for words of `gfx950_words`, and these by their addresses.
+
+    LLVM takes the second word of an instruction that it does not know for another one's first. So a copy may show new ones.
+    """
+    further: dict[int, tuple[str, str]] = {}
+    content = bytearray(Path(file).read_bytes())
+    begin, offset = _section(file, ".text")
+    while True:
+        behind, before = 0, len(further)
+        for line in said.splitlines():
+            if not (found := _LINE.match(line)) or not found[1].startswith(".long") or int(found[2], 16) < behind:
+                continue
+            address = int(found[2], 16)
+            place = address - begin + offset
+            first, second = (int.from_bytes(content[place + i : place + i + 4], "little") for i in (0, 4))
+            if (one := instruction_of(first, second)) is None:
+                continue
+            text, size = one
+            further[address] = text, " ".join(f"{word:08X}" for word in (first, second)[:size])
+            content[place : place + 4 * size] = NOP.to_bytes(4, "little") * size
+            behind = address + 4 * size + 8  # LLVM may have lost its place
+        if len(further) == before:
+            return said, further
+        with tempfile.NamedTemporaryFile(suffix=".co") as copy:
+            copy.write(content)
+            copy.flush()
+            said = _said("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", copy.name)
+
+
+def _section(file: str, name: str) -> tuple[int, int]:
+    """The address of a section, and its place in the file."""
+    said = _said("llvm-readelf", "--section-headers", "--wide", file)
+    found = re.search(rf"\] {re.escape(name)} +\w+ +([0-9a-f]+) ([0-9a-f]+) ", said)
+    if found is None:
+        raise AssemblyError(f"{file}: it has no section {name}")
+    return int(found[1], 16), int(found[2], 16)
 
 
 def _is_label(symbol: str) -> bool:

@@ -38,7 +38,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
 from attn_fuzz.verdict.rounding import (
     U32,
-    UNIT_ROUNDOFF,
     CallRounding,
     Rounding,
     further_roundings,
@@ -108,11 +107,11 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
-    constant = rounds.of_weights + rounds.of_truncation + U32 * 2 * rounds.terms(n) + rounds.of_scales
+    constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
     # u_out (v_c + rest) + eta_out + rest
-    out = UNIT_ROUNDOFF[rounds.out_dtype] * (largest_value + rest) + rounds.of_underflow + rest
+    out = rounds.of_output * (largest_value + rest) + rounds.of_underflow + rest
     return out, logit + U32 * (2 * rounds.terms(n) + largest + spread)
 
 

@@ -54,6 +54,10 @@ element of q may lose 2^-39 of the largest.
 A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
 dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
 
+A kernel may truncate the weights (`Rounding.truncates_weights`) and the output (`Rounding.truncates_output`). A weight then
+loses between 0 and 2 u_P of itself: a share that is expected, of at most u_P, and what is at most u_P off this share. What is expected of all weights does not cancel,
+and is at most u_P sum_j w_j |v_jc|. The output loses up to 2 u_out.
+
 Where the outputs of M parts of the keys are rounded to q's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
 the merges but the last give, costs (M - 1) u_P sum_j w_j |v_jc|, and eta_P for each part but one.
@@ -93,7 +97,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.verdict.rounding import (
     LARGEST,
     U32,
-    UNIT_ROUNDOFF,
     CallRounding,
     Rounding,
     further_roundings,
@@ -281,6 +284,8 @@ class Oracle:
         rest = (
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest, magnitudes)
+            # u_P sum_j w_j |v_jc| of weights that are truncated
+            + rounding.of_cut_weights * magnitudes
             # lam (eta_P / l) norm2(t_c), or without l
             + rounding.of_lost_weights / self._divided_later * stored_norm
             # sum_j w_j |v_jc - o_c| e_j
@@ -289,13 +294,11 @@ class Oracle:
             + U32 * accumulation * magnitudes
             # (M - 1) u_out sum_j w_j |v_jc|
             + rounding.of_parts * magnitudes
-            # u_P |o_c| if weights are rounded toward zero
-            + rounding.of_truncation * out.abs()
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
         )
         # u_out (|o_c| + the rest) + eta_out: the output is rounded at the end, with all these errors in it
-        error = rest + UNIT_ROUNDOFF[rounding.out_dtype] * (self.stored_out.abs() + rest) + rounding.of_underflow
+        error = rest + rounding.of_output * (self.stored_out.abs() + rest) + rounding.of_underflow
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
         # and, of a sink that counts for all logits, its own error and the roundings from and to base 2

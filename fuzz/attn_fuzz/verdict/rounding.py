@@ -47,8 +47,8 @@ class Rounding:
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
-        truncates_weights: whether weights are rounded toward zero to the dtype of q. Each loses up to 2 u_P: u_P of the output
-            on average, and as much as another rounding beside it.
+        truncates_weights: whether weights are cut to the dtype of q toward 0, instead of rounded to the nearest number.
+        truncates_output: whether the output is cut to its dtype so.
         rounds_scaled_query: whether q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
@@ -65,6 +65,7 @@ class Rounding:
     normalizes_first: bool = False
     narrow_sums: int = 0
     truncates_weights: bool = False
+    truncates_output: bool = False
     rounds_scaled_query: bool = False
     float16_dots: bool = False
     float8_dots: bool = False
@@ -127,9 +128,14 @@ class CallRounding:
         )
 
     @property
-    def of_truncation(self) -> float:
-        """u_P, of the output, if weights are rounded toward zero."""
+    def of_cut_weights(self) -> float:
+        """u_P if weights are truncated: what cutting takes off all of them alike."""
         return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights else 0.0
+
+    @property
+    def of_output(self) -> float:
+        """u_out, twice if the output is truncated."""
+        return UNIT_ROUNDOFF[self.out_dtype] * (1 + self.rounding.truncates_output)
 
     @property
     def of_lost_queries(self) -> float:

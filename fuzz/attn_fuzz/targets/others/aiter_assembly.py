@@ -7,13 +7,14 @@ Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of 
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attn_fuzz import foreign
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
@@ -63,12 +64,12 @@ def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def missing(folder: str, architecture: str | None, device: str) -> str | None:
+def missing(folder: str, architectures: Sequence[str], architecture: str | None, device: str) -> str | None:
     """Why a target of the files in a folder of hsa/ARCHITECTURE/ cannot run here."""
     if architecture is None:
         return f"its kernels are assembly: name an architecture, as in --target NAME@{ARCHITECTURES[0]}"
-    if architecture not in ARCHITECTURES:
-        return f"AITER's assembly for {architecture} is not known here, but that for {', '.join(ARCHITECTURES)}"
+    if architecture not in architectures:
+        return f"AITER's assembly {folder} for {architecture} is not known here, but that for {', '.join(architectures)}"
     if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
         return reason
     if not (place := files() / architecture / folder).is_dir():
@@ -108,16 +109,21 @@ def target(
     name: str,
     description: str,
     folder: str,
-    launches: Callable[..., Sequence[Launch]],
+    launches: Callable[..., Iterable[Launch]],
     support: Callable[[str], Support],
     rounding: Callable[[str], Rounding],
+    architectures: Sequence[str] = ARCHITECTURES,
+    events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
     **fields: Any,
 ) -> Target:
     """A target of assembly. Without an architecture in its name it cannot run.
 
     Args:
-        launches: of a call on an architecture: `launches(architecture, q, kv_cache, layer, batch, out, lse)`.
+        launches: of a call on an architecture: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`. A
+            generator copies results behind its launches.
         support, rounding: of an architecture.
+        architectures: those whose files can be read and whose host code is known.
+        events: of an architecture and a step, as `Target.events`.
     """
 
     def on(architecture: str) -> Target:
@@ -133,7 +139,8 @@ def target(
             attention=attention,
             support=lambda device: support(architecture),
             rounding=lambda device: rounding(architecture),
-            unavailable=functools.partial(missing, folder, architecture),
+            unavailable=functools.partial(missing, folder, architectures, architecture),
+            events=functools.partial(events, architecture),
         )
 
     base = Target(
@@ -143,7 +150,7 @@ def target(
         support=lambda device: support(ARCHITECTURES[0]),
         refuses=False,
         rounding=lambda device: rounding(ARCHITECTURES[0]),
-        unavailable=functools.partial(missing, folder, None),
+        unavailable=functools.partial(missing, folder, architectures, None),
         compiled_for=on,
         compiles=True,
         **fields,
