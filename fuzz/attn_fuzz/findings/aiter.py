@@ -351,3 +351,35 @@ SPARSE_MLA = (
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_leading_tiles(case),
     ),
 )
+
+
+def _has_empty_split(case: "Case") -> bool:
+    """Whether a request has fewer tiles of 32 keys than another one, which the number of splits fits."""
+    tiles = {-(-request.seq_len // 32) for request in case.requests}
+    return case.cache is not None and case.cache.dtype is not None and case.group_size == 128 and len(tiles) > 1
+
+
+MLA_ASSEMBLY = (
+    Finding(
+        name="aiter-mla-128-heads-not-causal",
+        what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
+        cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
+        "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value", "bitwise")
+            and case.group_size == 128
+            and (case.cache is None or case.cache.dtype is None)
+            and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-empty-splits",
+        what="float8, 128 heads and requests of different lengths: the output of shorter requests is made of memory that "
+        "nobody has written.",
+        cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
+        "kernel writes one for each 32. AITER's main says 32 there (e4048607, aiter/mla.py:604-607).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
+    ),
+)

@@ -7,7 +7,7 @@ Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of 
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
-    from attn_fuzz.emulated.code_objects import CodeObject
+    from attn_amdgcn.errors import Hazards
 
 ARCHITECTURES = ("gfx942", "gfx950")
 """Those for which AITER has assembly and the emulator knows the instructions."""
@@ -78,24 +78,22 @@ def missing(folder: str, architecture: str | None, device: str) -> str | None:
     return missing_tools()
 
 
-def run(
-    launch: Launch, architecture: str, schedules: "Sequence[Schedule]", known: Collection[tuple[int, int]] = frozenset()
-) -> None:
+def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]", *, hazards: "Hazards | None" = None) -> None:
     """Run a launch on the emulator. Its tensors lie on the CPU.
 
     Args:
-        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them. They do not end the launch: what such an
-            instruction does not wait for counts as done.
+        hazards: where faults of that kind are recorded, of a file that is known to have them. Its waves then keep in step.
 
     Raises:
         attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
     """
     from attn_fuzz.emulated import code_objects
 
-    code, hazards = code_objects.ready(files() / architecture / launch.file, launch.kernel), {}
-    code_objects.run(code, launch.arguments, launch.grid, schedules, hazards if known else None)
-    if unknown := [fault for lines, fault in hazards.items() if lines not in known]:
-        raise unknown[0]
+    file, in_step = files() / architecture / launch.file, hazards is not None
+    if in_step:
+        schedules = [dataclasses.replace(each, waves="together") for each in schedules]
+    code = code_objects.ready(file, launch.kernel, evenly=in_step)
+    code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)
 
 
 def target(
