@@ -354,9 +354,17 @@ SPARSE_MLA = (
 
 
 def _has_empty_split(case: "Case") -> bool:
-    """Whether a request has fewer tiles of 32 keys than another one, which the number of splits fits."""
-    tiles = {-(-request.seq_len // 32) for request in case.requests}
-    return case.cache is not None and case.cache.dtype is not None and case.group_size == 128 and len(tiles) > 1
+    """Whether a request has fewer splits than the reduction reads, in AITER's decode of float8 latent rows.
+
+    The splits are those of the average length, by the tile of keys that get_meta_param has for the rows of q.
+    """
+    rows = case.group_size * max((request.query_len for request in case.requests), default=0)
+    if case.cache is None or case.cache.dtype is None or rows <= 16:
+        return False
+    tile = 128 if rows <= 32 else 64 if rows <= 64 else 32
+    lengths = [request.seq_len for request in case.requests]
+    average = -(-(sum(lengths) // len(lengths)) // tile)
+    return any(-(-length // tile) < min(-(-length // 16), average) for length in lengths)
 
 
 MLA_ASSEMBLY = (
@@ -375,10 +383,11 @@ MLA_ASSEMBLY = (
     ),
     Finding(
         name="aiter-mla-empty-splits",
-        what="float8, 128 heads and requests of different lengths: the output of shorter requests is made of memory that "
-        "nobody has written.",
+        what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
+        "requests is made of memory that nobody has written.",
         cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
-        "kernel writes one for each 32. AITER's main says 32 there (e4048607, aiter/mla.py:604-607).",
+        "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and 16 still "
+        "for 16 heads and several queries.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
     ),
