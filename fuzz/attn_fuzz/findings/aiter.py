@@ -367,7 +367,25 @@ def _has_empty_split(case: "Case") -> bool:
     return any(-(-length // tile) < min(-(-length // 16), average) for length in lengths)
 
 
+def _has_junk_in_slot_0(case: "Case") -> bool:
+    """Whether slot 0 may hold NaN: no request has a key there."""
+    if case.cache is None or case.finite_slots:
+        return False
+    size = case.cache.block_size
+    return not any(0 in request.blocks[: -(-request.seq_len // size)] for request in case.requests)
+
+
+_SLOT_0 = Finding(
+    name="aiter-mla-slot-0",
+    what="NaN in slot 0 of the cache makes the output NaN, also of requests that have no key there.",
+    cause="All files below hsa/gfx942/mla: indices of keys behind the end of a sequence are loaded as 0, so a tile that is not "
+    "full reads slot 0, and nothing masks V: its weight is 0, and 0 * NaN is NaN.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
+)
+MLA_PREFILL_ASSEMBLY = (_SLOT_0,)
 MLA_ASSEMBLY = (
+    _SLOT_0,
     Finding(
         name="aiter-mla-128-heads-not-causal",
         what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
@@ -386,8 +404,8 @@ MLA_ASSEMBLY = (
         what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
         "requests is made of memory that nobody has written.",
         cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
-        "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and 16 still "
-        "for 16 heads and several queries.",
+        "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and still "
+        "16 for 16 heads and several queries.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
     ),

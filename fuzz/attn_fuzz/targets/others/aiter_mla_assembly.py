@@ -18,7 +18,7 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
-from attn_fuzz.findings.aiter import MLA_ASSEMBLY
+from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
@@ -253,4 +253,5 @@ AITER_MLA_PREFILL_ASSEMBLY: Target = aiter_assembly.target(
     functools.partial(_launches, prefills=True),
     _prefill_support,
     lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
+    findings=MLA_PREFILL_ASSEMBLY,
 )
