@@ -400,6 +400,16 @@ MLA_ASSEMBLY = (
         ),
     ),
     Finding(
+        name="aiter-mla-large-scales",
+        what="A scale above 1 / log2(e) = 0.69, and several queries of a request: a query that sees no key of a split is NaN.",
+        cause="hsa/gfx942/mla/mla_a16w16_qh16_m16x4_n16x1_coex0_mask1.co and others hide a key by the logit -3.4e38, which the "
+        "scale makes -inf, and the maximum of such logits is subtracted from them. Scales of models are smaller.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            is_nan(case, verdict) and case.scale > 0.69 and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
         name="aiter-mla-empty-splits",
         what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
         "requests is made of memory that nobody has written.",
