@@ -23,6 +23,12 @@ PLANTED = {
         "float_arithmetic",
     ),
     "another lane in DPP": ("instructions/dpp.py", "(place + value) % ROW", "(place + value + 1) % ROW", "dpp"),
+    "another operand by index": (
+        "instructions/indexing.py",
+        "instruction.operands[len(meaning.results)].of",
+        "instruction.operands[-1].of",
+        "indexing",
+    ),
     "a row mask forgotten": ("instructions/dpp.py", "(rows >> number // ROW & 1)", "(15 >> number // ROW & 1)", "dpp"),
     "a buffer's bound off by one": (
         "instructions/buffer_memory.py",

@@ -21,14 +21,14 @@ class CodeObject(NamedTuple):
     program: Program
 
 
-def ready(file: Path, kernel: str) -> CodeObject:
-    """A kernel of a code object, ready to run. It is kept as long as the file is the same."""
-    return _ready(file, kernel, file.stat().st_mtime_ns)
+def ready(file: Path, kernel: str, *, evenly: bool = False) -> CodeObject:
+    """A kernel of a code object, ready to run, as `attn_amdgcn.prepare` makes it. It is kept as long as the file is the same."""
+    return _ready(file, kernel, evenly, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _ready(file: Path, kernel: str, changed: int) -> CodeObject:
-    return CodeObject(file.name, prepare(load(text_of(file, kernel))))
+def _ready(file: Path, kernel: str, evenly: bool, changed: int) -> CodeObject:
+    return CodeObject(file.name, prepare(load(text_of(file, kernel)), evenly=evenly))
 
 
 def run(

@@ -417,3 +417,72 @@ FMHA_ASSEMBLY = (
         explains=_is_far_before_keys,
     ),
 )
+
+
+def _has_empty_split(case: "Case") -> bool:
+    """Whether a request has fewer splits than the reduction reads, in AITER's decode of float8 latent rows.
+
+    The splits are those of the average length, by the tile of keys that get_meta_param has for the rows of q.
+    """
+    rows = case.group_size * max((request.query_len for request in case.requests), default=0)
+    if case.cache is None or case.cache.dtype is None or rows <= 16:
+        return False
+    tile = 128 if rows <= 32 else 64 if rows <= 64 else 32
+    lengths = [request.seq_len for request in case.requests]
+    average = -(-(sum(lengths) // len(lengths)) // tile)
+    return any(-(-length // tile) < min(-(-length // 16), average) for length in lengths)
+
+
+def _has_junk_in_slot_0(case: "Case") -> bool:
+    """Whether slot 0 may hold NaN: no request has a key there."""
+    if case.cache is None or case.finite_slots:
+        return False
+    size = case.cache.block_size
+    return not any(0 in request.blocks[: -(-request.seq_len // size)] for request in case.requests)
+
+
+_SLOT_0 = Finding(
+    name="aiter-mla-slot-0",
+    what="NaN in slot 0 of the cache makes the output NaN, also of requests that have no key there.",
+    cause="All files below hsa/gfx942/mla: indices of keys behind the end of a sequence are loaded as 0, so a tile that is not "
+    "full reads slot 0, and nothing masks V: its weight is 0, and 0 * NaN is NaN.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
+)
+MLA_PREFILL_ASSEMBLY = (_SLOT_0,)
+MLA_ASSEMBLY = (
+    _SLOT_0,
+    Finding(
+        name="aiter-mla-128-heads-not-causal",
+        what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
+        cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
+        "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value", "bitwise")
+            and case.group_size == 128
+            and (case.cache is None or case.cache.dtype is None)
+            and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-large-scales",
+        what="A scale above 1 / log2(e) = 0.69, and several queries of a request: a query that sees no key of a split is NaN.",
+        cause="hsa/gfx942/mla/mla_a16w16_qh16_m16x4_n16x1_coex0_mask1.co and others hide a key by the logit -3.4e38, which the "
+        "scale makes -inf, and the maximum of such logits is subtracted from them. Scales of models are smaller.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            is_nan(case, verdict) and case.scale > 0.69 and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-empty-splits",
+        what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
+        "requests is made of memory that nobody has written.",
+        cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
+        "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and still "
+        "16 for 16 heads and several queries.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
+    ),
+)

@@ -43,12 +43,14 @@ class Launch:
         kernel: the symbol of its function.
         grid: numbers of workgroups in x, y and z.
         arguments: of the kernel, by their offsets in the struct that the host code fills. Tensors and numbers.
+        known: as of `run`.
     """
 
     file: str
     kernel: str
     grid: tuple[int, int, int]
     arguments: Mapping[int, "torch.Tensor | float | int | None"]
+    known: Collection[tuple[int, int]] | None = frozenset()
 
 
 def files() -> Path:
@@ -80,12 +82,17 @@ def missing(folder: str, architectures: Sequence[str], architecture: str | None,
 
 
 def run(
-    launch: Launch, architecture: str, schedules: "Sequence[Schedule]", known: Collection[tuple[int, int]] = frozenset()
+    launch: Launch,
+    architecture: str,
+    schedules: "Sequence[Schedule]",
+    *,
+    known: Collection[tuple[int, int]] | None = frozenset(),
 ) -> None:
     """Run a launch on the emulator. Its tensors lie on the CPU.
 
     Args:
-        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them: findings that the target's tests hold.
+        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them. None: the file has too many to name, so none of
+            them is a failure, and its waves keep in step.
 
     Raises:
         Violation: the code did what it must not do, or met a hazard that is not known. What an instruction does not wait for
@@ -95,13 +102,17 @@ def run(
     from attn_amdgcn import Fault
     from attn_fuzz.emulated import code_objects
 
-    code, hazards = code_objects.ready(files() / architecture / launch.file, launch.kernel), {}
+    everything = known is None
+    if everything:
+        schedules = [dataclasses.replace(each, waves="together") for each in schedules]
+    code = code_objects.ready(files() / architecture / launch.file, launch.kernel, evenly=everything)
+    hazards: dict[tuple[int, int], Fault] = {}
     try:
         code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)
     except Fault as fault:
         raise Violation(f"{launch.file} for {architecture}: {fault}", "access") from fault
     for lines, fault in hazards.items():
-        if lines not in known:
+        if known is not None and lines not in known:
             raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
 
 
@@ -130,7 +141,7 @@ def target(
         def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             choose = choices_by((batch.query_start_loc, batch.seq_lens))
             for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
-                run(launch, architecture, emulated.schedules(choose))
+                run(launch, architecture, emulated.schedules(choose), known=launch.known)
 
         return dataclasses.replace(
             base,

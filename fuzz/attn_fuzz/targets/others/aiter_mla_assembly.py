@@ -4,8 +4,8 @@ Host code in Python is AITER's own: it splits the keys, makes the workspace, and
 Triton's interpreter runs. The C++ below it is read in csrc/py_itfs_cu/asm_mla.cu of the wheel: struct (:10-54), numbers
 (:76-108), choice of a file (:161-335), grid (:340-350), and the same of prefills (:366-447).
 
-vLLM's ROCM_AITER_MLA hands a cache on as pages of one slot (_aiter_ops.py:775-784 of 0.33), and calls it for steps in which all
-requests have the same number of queries (v1/attention/backends/mla/rocm_aiter_mla.py). SGLang calls mla_prefill_fwd for prefills
+vLLM's ROCM_AITER_MLA hands a cache on as pages of one slot (_aiter_ops.py:775-784 of 0.33), in steps in which all requests have
+the same number of queries (v1/attention/backends/mla/rocm_aiter_mla.py). SGLang calls mla_prefill_fwd for prefills
 (layers/attention/aiter_backend.py:3970 of 0.5.23).
 """
 
@@ -18,6 +18,7 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
+from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
@@ -31,6 +32,8 @@ COMPUTE_UNITS = {"gfx942": 304, "gfx950": 256}
 """Of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
 SPLITS = (None, None, 1, 3, 16)
 """None: mla_decode_fwd chooses, as engines have it."""
+MOST_QUERIES_OF_FLOAT8 = 4
+"""aiter/mla.py:119-133 and asm_mla.cu:279-282."""
 _BF16 = torch.bfloat16
 _FILES = {
     (_BF16, _BF16, 128, None): ("mla_dec_stage1_bf16_a16w16_subQ128_mqa128", 128),
@@ -44,6 +47,15 @@ _FILES = {
 }
 """Without metadata: by the dtypes of q and of the cache, the heads, and the most queries of a request (None: any number): the
 file, and the rows of q that a workgroup has (asm_mla.cu:161-335). The first one that fits counts."""
+HAZARDS = frozenset(
+    (
+        *(file for file, _ in _FILES.values()),
+        "mla_pfl_bf16_a16w16_causal_subQ16_mqa16",
+        "mla_pfl_bf16_a16w16_causal_subQ128_mqa128",
+    )
+)
+"""Files that are right only if hardware is quick enough. docs/reference/emulator.md says of each what does not wait for what.
+Their waves keep in step, and the numbers are judged."""
 _PREFILL_FILES = {16: "mla_pfl_bf16_a16w16_causal_subQ16_mqa16", 128: "mla_pfl_bf16_a16w16_causal_subQ128_mqa128"}
 _PREFILL_ROWS = 128
 
@@ -136,7 +148,7 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, prefills: bool
 
     def run(file: str, grid: tuple[int, int, int], arguments: dict[int, Any]) -> None:
         launch = Launch(f"mla/{file}.co", f"_ZN5aiter{len(file)}{file}E", grid, arguments)
-        aiter_assembly.run(launch, architecture, schedules)
+        aiter_assembly.run(launch, architecture, schedules, known=None if file in HAZARDS else ())
 
     indices, indptr, last_page_lens = _indices(kv_cache, batch)
     kv, query = kv_cache.reshape(-1, 1, 1, layer.head_size), q[:rows].contiguous()
@@ -181,24 +193,19 @@ _ENGINE = dataclasses.replace(
 
 
 def _excluded(case: Case) -> str | None:
-    queries = max((request.query_len for request in case.requests), default=0)
     is_quantized = case.cache is not None and case.cache.dtype is not None
-    if case.group_size == 128 and queries > 1 and not is_quantized:
-        return None
-    if is_quantized and queries > 4 and case.group_size == 16:
-        return "more than 4 queries of a request with float8, which AITER refuses (asm_mla.cu:279-282)"
+    if is_quantized and any(request.query_len > MOST_QUERIES_OF_FLOAT8 for request in case.requests):
+        return "float8 and more than 4 queries of a request, for which get_meta_param and asm_mla.cu have no entry"
     return None
 
 
-def _support(architecture: str, *, cache_dtypes: tuple[str, ...], scales: tuple[str, ...], **fields: Any) -> Support:
+def _support(architecture: str, **fields: Any) -> Support:
     return Support(
         attn_types=(AttentionType.DECODER,),
         dtypes=("bfloat16",),
         layouts=(Layout.LATENT,),
         rules=("head_size_v",),
         required_rules=("head_size_v",),
-        cache_dtypes=cache_dtypes,
-        scales=scales,  # pyright: ignore[reportArgumentType]
         latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 128), block_sizes=(1, 16)),
         unused_slots="mostly finite",
         steps_per_layer=emulated.STEPS_PER_LAYER,
@@ -220,6 +227,16 @@ def _decode_support(architecture: str) -> Support:
     )
 
 
+def _prefill_support(architecture: str) -> Support:
+    return _support(
+        architecture,
+        engine=dataclasses.replace(_ENGINE, query_lens=("any",)),
+        tile_sizes=(16, 32, 128),
+        max_tokens=24,
+        max_seq_len=160,
+    )
+
+
 AITER_MLA_ASSEMBLY: Target = aiter_assembly.target(
     "aiter-mla-assembly",
     "AITER's latent decode in assembly, mla_decode_fwd, as vLLM calls it",
@@ -227,4 +244,14 @@ AITER_MLA_ASSEMBLY: Target = aiter_assembly.target(
     _launches,
     _decode_support,
     lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
+    findings=MLA_ASSEMBLY,
+)
+AITER_MLA_PREFILL_ASSEMBLY: Target = aiter_assembly.target(
+    "aiter-mla-prefill-assembly",
+    "AITER's latent prefill in assembly, mla_prefill_fwd, as SGLang calls it",
+    "mla",
+    functools.partial(_launches, prefills=True),
+    _prefill_support,
+    lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
+    findings=MLA_PREFILL_ASSEMBLY,
 )
