@@ -22,7 +22,7 @@ class CodeObject(NamedTuple):
 
 
 def ready(file: Path, kernel: str, *, evenly: bool = False) -> CodeObject:
-    """A kernel of a code object, ready to run, as `attn_amdgcn.prepare` makes it. It is kept as long as the file is the same."""
+    """A kernel of a code object, as `attn_amdgcn.prepare` makes it ready. It is kept as long as the file is the same."""
     return _ready(file, kernel, evenly, file.stat().st_mtime_ns)
 
 

@@ -260,6 +260,36 @@ _HEAD_SIZES = Finding(
 )
 HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES)
 HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
+
+
+def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
+    """Whether all requests that are wrong have 241 to 255 keys: 16 blocks of 16 slots, of which the last is not full."""
+    wrong = [case.requests[each.request] for each in verdict.differences]
+    return verdict.kind in ("nan", "value", "bitwise") and bool(wrong) and all(240 < each.seq_len < 256 for each in wrong)
+
+
+PA_ASSEMBLY = (
+    Finding(
+        name="aiter-pa-assembly-short-tail",
+        what="A request of 241 to 255 keys attends all 256 slots of its 16 blocks: the output has shares of what lies behind "
+        "its last key, and is NaN if that is NaN.",
+        cause="hsa/gfx942/pa and hsa/gfx950/pa, all files of blocks of 16 without mtp: `s_cmp_lt_u32 s73, 16` enters the loop "
+        "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
+        "lengths.",
+        seen_in=SEEN_IN,
+        link="ROCm/aiter#5654, which mends one file",
+        meets=_is_decoder,
+        explains=_has_short_tail,
+    ),
+    Finding(
+        name="aiter-pa-assembly-unused-slots",
+        what="NaN in a slot of V past the end of a sequence makes the output NaN.",
+        cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN.",
+        seen_in=SEEN_IN,
+        meets=_is_decoder,
+        explains=_reads_unused_slots,
+    ),
+)
 HIP_PA_V1 = (
     _LARGE_GROUPS,
     _MAXIMUM_FROM_ZERO,

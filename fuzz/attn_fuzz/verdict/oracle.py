@@ -55,8 +55,8 @@ A kernel may round q and the weights to the float8 of the cache (`Rounding.float
 dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
 
 A kernel may truncate the weights (`Rounding.truncates_weights`) and the output (`Rounding.truncates_output`). A weight then
-loses between 0 and 2 u_P of itself: a share that is expected, of at most u_P, and what is at most u_P off this share. What is expected of all weights does not cancel,
-and is at most u_P sum_j w_j |v_jc|. The output loses up to 2 u_out.
+loses between 0 and 2 u_P of itself: a share that is expected, of at most u_P, and what is at most u_P off this share. What is
+expected of all weights does not cancel, and is at most u_P sum_j w_j |v_jc|. The output loses up to 2 u_out.
 
 Where the outputs of M parts of the keys are rounded to q's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
