@@ -356,7 +356,8 @@ FMHA_ASSEMBLY = (
         what="In a call without a causal mask, a request without a key gets NaN or what lay in registers, and so does its LSE. "
         "They should be 0 and minus infinity. vLLM's extends make such calls, where a context ends before the last chunk.",
         cause="hsa/gfx942/fmha_v3_fwd/*/fwd_hd128_bf16_*_group.co: the number of keys is taken as it is (s_mov_b32 s38, s7), "
-        "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys.",
+        "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys. "
+        "gfx950's file for heads of 128 does it, too.",
         seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which mends the files",
         meets=_is_decoder,
