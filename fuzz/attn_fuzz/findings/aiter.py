@@ -367,7 +367,7 @@ FMHA_ASSEMBLY = (
         name="aiter-fmha-lse-before-keys",
         what="On MI300X and gfx950, where a causal request has 512 or more queries more than keys, the LSE of some rows "
         "without keys may be the logarithm of a number from 1 to 32. It should be minus infinity.",
-        cause="fwd_hd128_bf16_causal_*.co of gfx942/fmha_v3_fwd/MI300 and of gfx950: a tile of keys is visited before the first key, "
+        cause="fwd_hd128_bf16_causal_*.co of gfx942, MI300, and of gfx950: a tile of keys is visited before the first key, "
         "and the mask leaves some of them, which read as 0.",
         seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which mends the files",
