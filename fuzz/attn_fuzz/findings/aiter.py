@@ -429,7 +429,8 @@ FMHA_ASSEMBLY = (
         what="In a call without a causal mask, a request without a key gets NaN or what lay in registers, and so does its LSE. "
         "They should be 0 and minus infinity. vLLM's extends make such calls, where a context ends before the last chunk.",
         cause="hsa/gfx942/fmha_v3_fwd/*/fwd_hd128_bf16_*_group.co: the number of keys is taken as it is (s_mov_b32 s38, s7), "
-        "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys.",
+        "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys. "
+        "gfx950's file for heads of 128 does it, too.",
         seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which mends the files",
         meets=_is_decoder,
@@ -437,10 +438,10 @@ FMHA_ASSEMBLY = (
     ),
     Finding(
         name="aiter-fmha-lse-before-keys",
-        what="On MI300X, where a causal request has 512 or more queries more than keys, the LSE of some rows without keys may "
-        "be the logarithm of a number from 1 to 32. It should be minus infinity.",
-        cause="hsa/gfx942/fmha_v3_fwd/MI300/fwd_hd128_bf16_causal_*.co: a tile of 32 keys is visited before the first key, and "
-        "the mask leaves some of them, which read as 0.",
+        what="On MI300X and gfx950, where a causal request has 512 or more queries more than keys, the LSE of some rows "
+        "without keys may be the logarithm of a number from 1 to 32. It should be minus infinity.",
+        cause="fwd_hd128_bf16_causal_*.co of gfx942, MI300, and of gfx950: a tile of keys is visited before the first key, "
+        "and the mask leaves some of them, which read as 0.",
         seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which mends the files",
         meets=_is_decoder,
