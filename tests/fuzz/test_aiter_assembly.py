@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
+from attn_fuzz.emulated import code_objects
 from attn_fuzz.targets.others import aiter_assembly, aiter_mla_assembly
-from attn_fuzz.targets.others.aiter_assembly import Launch, NoKernelError
+from attn_fuzz.targets.others.aiter_assembly import NoKernelError
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fnuz
 MLA = "attn_fuzz.targets.others.aiter_mla_assembly"
@@ -53,13 +54,13 @@ def test_latent_attention_agrees_but_for_what_is_known(target, examples, attn_pa
 def test_a_register_is_used_before_the_wait_for_its_load(monkeypatch):
     """The wait for 19 loads stands behind 19 loads: it leaves the first one of them under way."""
     recorded = []
-    run = aiter_assembly.run
+    run = code_objects.run
 
-    def keep(launch: Launch, architecture, schedules, *, hazards):
-        run(launch, architecture, [dataclasses.replace(schedules[0], races=True)], hazards=hazards)
+    def keep(code, arguments, grid, schedules, hazards):
+        run(code, arguments, grid, [dataclasses.replace(schedules[0], races=True)], hazards)
         recorded.append(hazards)
 
-    monkeypatch.setattr(aiter_assembly, "run", keep)
+    monkeypatch.setattr(code_objects, "run", keep)
     q, cache = torch.zeros(2, 16, 576, dtype=BF16), torch.zeros(40, 1, 576, dtype=BF16)
     layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "value_size", "scale", "kv_cache_dtype"])
     batch = dataclasses.make_dataclass("Batch", ["query_start_loc", "seq_lens", "num_requests", "block_table"])

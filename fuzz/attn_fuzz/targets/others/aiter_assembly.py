@@ -68,12 +68,12 @@ def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
 
 def missing(folder: str, architectures: Sequence[str], architecture: str | None, device: str) -> str | None:
     """Why a target of the files in a folder of hsa/ARCHITECTURE/ cannot run here."""
+    if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
+        return reason
     if architecture is None:
         return f"its kernels are assembly: name an architecture, as in --target NAME@{ARCHITECTURES[0]}"
     if architecture not in architectures:
         return f"AITER's assembly {folder} for {architecture} is not known here, but that for {', '.join(architectures)}"
-    if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
-        return reason
     if not (place := files() / architecture / folder).is_dir():
         return f"{place} is no folder: pip install --no-deps {REQUIREMENT}"
     from attn_amdgcn.code_objects import missing as missing_tools

@@ -5,8 +5,8 @@ those of K alone, in 32 bits (:112-114), and the grid is (KV heads, requests, 1)
 
 vLLM 0.33 calls it for decodes of one query each with a shuffled cache (v1/attention/backends/rocm_aiter_fa.py).
 
-Weights of float16 are truncated (v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are
-float8, too. int8 files are left out: the judge has no bound for weights of int8. They ran in a sweep over lengths.
+Scales of tokens are [NB, HK, BS] (op_tests/test_pa.py of AITER's main, k_scale_asm). Weights of float16 are truncated (v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are
+float8, too. int8 files are left out: the judge has no bound for weights of int8. So are steps of several queries, which vLLM does not send.
 
 In files with gqa16 or noquant some instructions use what a load brings without a wait for it: aiter_pa_waits.json names them.
 What they do not wait for counts as done here.
@@ -72,7 +72,7 @@ def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[L
     found = choices(architecture, q.dtype, key_cache.dtype, group, longest, block_size)
     file, kernel = choices_by((batch.query_start_loc, batch.seq_lens)).choice(found)
     scales = [
-        None if each is None else each.permute(2, 0, 1).contiguous() for each in (layer.k_scale_cache, layer.v_scale_cache)
+        None if each is None else each.transpose(1, 2).contiguous() for each in (layer.k_scale_cache, layer.v_scale_cache)
     ]
     block_table = batch.block_table
     numbers = (
@@ -106,8 +106,7 @@ def _known_waits() -> dict[str, frozenset[tuple[int, int]]]:
 
 _ENGINE = dataclasses.replace(
     VLLM,
-    query_lens=("one", "equal"),
-    more_queries_than_keys=False,
+    query_lens=("one",),
     empty_requests=False,
     other_scales=False,
     scale_signs=(1,),
@@ -144,7 +143,7 @@ def _support(architecture: str) -> Support:
         exclude=functools.partial(_excluded, architecture),
         unused_slots="mostly finite",
         tile_sizes=(16, 64, 256),
-        max_tokens=8,
+        max_tokens=4,
         max_seq_len=600,
         long_seq_len=2000,
         steps_per_layer=emulated.STEPS_PER_LAYER,
