@@ -271,8 +271,8 @@ def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
 PA_ASSEMBLY = (
     Finding(
         name="aiter-pa-assembly-short-tail",
-        what="A request of 241 to 255 keys attends the slots behind its last key, too, with about half the weight of a key whose "
-        "logit is the same. The output is NaN if V is NaN there.",
+        what="A request of 241 to 255 keys attends the slots behind its last key, too, with about half the weight of a key "
+        "whose logit is the same. The output is NaN if V is NaN there.",
         cause="hsa/gfx942/pa and hsa/gfx950/pa, all files of blocks of 16 without mtp: `s_cmp_lt_u32 s73, 16` enters the loop "
         "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
         "lengths.",

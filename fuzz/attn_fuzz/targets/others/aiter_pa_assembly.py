@@ -5,8 +5,9 @@ those of K alone, in 32 bits (:112-114), and the grid is (KV heads, requests, 1)
 
 vLLM 0.33 calls it for decodes of one query each with a shuffled cache (v1/attention/backends/rocm_aiter_fa.py).
 
-Scales of tokens are [NB, HK, BS] (op_tests/test_pa.py of AITER's main, k_scale_asm). Weights of float16 are truncated (v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are
-float8, too. int8 files are left out: the judge has no bound for weights of int8. So are steps of several queries, which vLLM does not send.
+Scales of tokens are [NB, HK, BS] (op_tests/test_pa.py of AITER's main, k_scale_asm). Weights of float16 are truncated
+(v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are float8, too. int8 files are left
+out: the judge has no bound for weights of int8. So are steps of several queries, which vLLM does not send.
 
 In files with gqa16 or noquant some instructions use what a load brings without a wait for it: aiter_pa_waits.json names them.
 What they do not wait for counts as done here.
