@@ -46,22 +46,23 @@ def noquant(*, mtp: str = "0"):
 
 
 @pytest.mark.parametrize(
-    ("q", "kv", "group", "queries", "files"),
+    ("q", "kv", "group", "size", "files"),
     [
-        (BF16, BF16, 5, 1, {"pa_bf16_noquant_gqa8_1tg_4w"}),
-        (BF16, BF16, 9, 1, {"pa_bf16_noquant_gqa16_1tg_4w"}),
-        (FP16, torch.int8, 8, 3, {"pa_fp16_pertokenInt8_gqa8_1tg_4w_mtp_msk1"}),
-        (BF16, FP8, 8, 1, {f"pa_bf16_pertokenFp8_gqa8_2tg_4w{each}" for each in ("", "_hp", "_uhp")}),
-        (BF16, BF16, 17, 1, None),
-        (FP16, FP8, 24, 2, None),
+        (BF16, BF16, 5, 16, {"pa_bf16_noquant_gqa8_1tg_4w"}),
+        (BF16, BF16, 9, 16, {"pa_bf16_noquant_gqa16_1tg_4w"}),
+        (FP16, torch.int8, 8, 16, {"pa_fp16_pertokenInt8_gqa8_2tg_4w"}),
+        (BF16, FP8, 8, 16, {f"pa_bf16_pertokenFp8_gqa8_2tg_4w{each}" for each in ("", "_hp", "_uhp")}),
+        (BF16, FP8, 10, 1024, {"pa_bf16_pertokenFp8_gqa10_1tg_4w_qlen1_msk1"}),
+        (BF16, BF16, 17, 16, None),
+        (FP16, FP8, 10, 1024, None),
     ],
 )
-def test_a_call_takes_a_file_that_host_code_finds(q, kv, group, queries, files):
+def test_a_call_takes_a_file_that_host_code_finds(q, kv, group, size, files):
     if files is None:
-        with pytest.raises(NoKernelError, match=f"{group} heads, {queries} queries"):
-            aiter_pa_assembly.choices("gfx942", q, kv, group, queries, BLOCK)
+        with pytest.raises(NoKernelError, match=f"{group} heads, blocks of {size}"):
+            aiter_pa_assembly.choices("gfx942", q, kv, group, size)
         return
-    found = aiter_pa_assembly.choices("gfx942", q, kv, group, queries, BLOCK)
+    found = aiter_pa_assembly.choices("gfx942", q, kv, group, size)
     assert {file for file, _ in found} == {f"pa/{file}.co" for file in files}
 
 

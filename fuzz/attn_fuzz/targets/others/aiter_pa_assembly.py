@@ -31,46 +31,35 @@ from attn_fuzz.targets.others.aiter_assembly import LOG2_E, Launch, NoKernelErro
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-HEAD_SIZE, BLOCK, LARGE_BLOCK = 128, 16, 1024
-MOST_ROWS = 16
-"""Query heads of a KV head, times queries (asm_pa.cu of AITER's main, before get_heuristic_kernel)."""
+HEAD_SIZE = 128
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
-def choices(
-    architecture: str, q_type: torch.dtype, kv_type: torch.dtype, group: int, query_len: int, block_size: int
-) -> list[tuple[str, str]]:
-    """The files, and their kernels, of which `get_heuristic_kernel` finds one (asm_pa.cu:46-89).
+def choices(architecture: str, q_type: torch.dtype, kv_type: torch.dtype, group: int, block_size: int) -> list[tuple[str, str]]:
+    """The files, and their kernels, of which `get_heuristic_kernel` finds one (asm_pa.cu:46-89) for one query of each request.
 
     With high_precision 1, its default, files of every precision match. Which of them comes first is the order of a hash map.
-
-    Args:
-        query_len: the longest. From 2 on the code asks for the causal files of that length, then for those of every length
-            (:186-196): it never asks for those named mtp_msk0.
 
     Raises:
         NoKernelError: it finds none.
     """
     types = _TYPES[q_type], _TYPES.get(kv_type, "fp8")
-    lengths = ((query_len + 10, 1), (1, 1)) if query_len > 1 else ((0, 0),)
-    for mtp, msk in lengths:
-        for gqa in (group, -(-group // 8) * 8):
-            wanted = (*types, gqa, mtp, msk, block_size)
-            found = [
-                (f"pa/{row['knl_file']}", row["knl_name"])
-                for row in table(architecture, "pa/pa_asm.csv")
-                if (row["qType"], row["kvType"], *(int(row[name]) for name in ("Gqa", "Mtp", "Msk", "blkSz"))) == wanted
-            ]
-            if found:
-                return found
-    raise NoKernelError(f"pa_fwd_asm has no file for q {q_type}, cache {kv_type}, {group} heads, {query_len} queries")
+    for gqa in (group, -(-group // 8) * 8):
+        wanted = (*types, gqa, 0, 0, block_size)
+        found = [
+            (f"pa/{row['knl_file']}", row["knl_name"])
+            for row in table(architecture, "pa/pa_asm.csv")
+            if (row["qType"], row["kvType"], *(int(row[name]) for name in ("Gqa", "Mtp", "Msk", "blkSz"))) == wanted
+        ]
+        if found:
+            return found
+    raise NoKernelError(f"pa_fwd_asm has no file for q {q_type}, cache {kv_type}, {group} heads, blocks of {block_size}")
 
 
 def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[Launch]:
     rows, group = batch.num_requests, layer.num_heads // layer.num_kv_heads
     key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
-    longest, block_size = batch.max_query_len, key_cache.shape[3]
-    found = choices(architecture, q.dtype, key_cache.dtype, group, longest, block_size)
+    found = choices(architecture, q.dtype, key_cache.dtype, group, key_cache.shape[3])
     file, kernel = choices_by((batch.query_start_loc, batch.seq_lens)).choice(found)
     scales = [
         None if each is None else each.transpose(1, 2).contiguous() for each in (layer.k_scale_cache, layer.v_scale_cache)
@@ -85,10 +74,9 @@ def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[L
         key_cache.stride(1) * key_cache.element_size(),
         group,
     )
-    queries = int(batch.query_start_loc[-1])
-    pointers = (out[:queries], q[:queries], key_cache, value_cache, block_table, batch.seq_lens, *scales)
+    pointers = (out[:rows], q[:rows], key_cache, value_cache, block_table, batch.seq_lens, *scales)
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers))}
-    arguments |= {240: batch.query_start_loc if longest > 1 else None}
+    arguments |= {240: None}
     return [Launch(file, kernel, (layer.num_kv_heads, rows, 1), arguments, _known_waits().get(f"{architecture}/{file}", ()))]
 
 
@@ -117,10 +105,8 @@ _ENGINE = dataclasses.replace(
 
 
 def _excluded(architecture: str, case: Case) -> str | None:
-    query_len, cache = max(request.query_len for request in case.requests), case.cache
+    cache = case.cache
     assert cache is not None
-    if case.group_size * query_len > MOST_ROWS and cache.block_size != LARGE_BLOCK:
-        return f"more than {MOST_ROWS} heads of a KV head times queries"
     try:
         choices(
             architecture, DTYPES[case.dtype], DTYPES[cache.dtype or case.dtype], case.group_size, query_len, cache.block_size
@@ -139,7 +125,7 @@ def _support(architecture: str) -> Support:
         scales=("token",),
         head_sizes=(HEAD_SIZE,),
         group_sizes=(1, 2, 4, 5, 7, 8, 10, 12, 16),
-        block_sizes=(BLOCK, LARGE_BLOCK),
+        block_sizes=(16, 1024),
         engine=_ENGINE,
         exclude=functools.partial(_excluded, architecture),
         unused_slots="mostly finite",
