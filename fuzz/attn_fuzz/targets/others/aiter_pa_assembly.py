@@ -108,9 +108,7 @@ def _excluded(architecture: str, case: Case) -> str | None:
     cache = case.cache
     assert cache is not None
     try:
-        choices(
-            architecture, DTYPES[case.dtype], DTYPES[cache.dtype or case.dtype], case.group_size, query_len, cache.block_size
-        )
+        choices(architecture, DTYPES[case.dtype], DTYPES[cache.dtype or case.dtype], case.group_size, cache.block_size)
     except NoKernelError as error:
         return str(error)
     return None
