@@ -102,7 +102,7 @@ def toml_unknown(rng: random.Random, text: str) -> bytes:
 def csv_cells(rng: random.Random, text: str) -> bytes:
     head, *lines = text.splitlines()
     at = rng.randrange(len(lines))
-    cells = lines[at].split(",")
+    cells = re.findall(r'"[^"]*"|[^,]+|(?<=,)(?=,)', lines[at])  # a launch's name may hold commas
     cells[rng.randrange(4, len(cells))] = rng.choice(("many", "\x1b[2J", "9" * 5000, '"' + "x" * 200_000 + '"'))
     lines[at] = rng.choice((",".join(cells), lines[at] + ",1"))
     return "\n".join([head.replace("launch", "lunch"), *lines] if rng.random() < 0.2 else [head, *lines]).encode()

@@ -194,10 +194,15 @@ def _of_drawn(
 
 
 def chosen_architectures(given: str | None) -> tuple[str, ...]:
-    """The architectures of A,B,...; all whose facts are known if none is given."""
-    chosen = tuple(dict.fromkeys(given.split(","))) if given else tuple(ARCHITECTURES)
+    """The architectures of A,B,...; if none is given, all whose facts are known and that this Triton serves."""
+    from attn_optimized.device import missing_compiler
+
+    served = tuple(name for name in ARCHITECTURES if not missing_compiler(name))
+    chosen = tuple(dict.fromkeys(given.split(","))) if given else served
     if unknown := [name for name in chosen if name not in ARCHITECTURES]:
         raise click.UsageError(f"--arch: got {', '.join(unknown)}, expected some of {', '.join(ARCHITECTURES)}")
+    if missing := next(filter(None, map(missing_compiler, chosen)), None):
+        raise click.UsageError(f"--arch: {missing}")
     return chosen
 
 

@@ -125,11 +125,15 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Argument:
-    """One entry of the kernel's arguments in memory: "global_buffer", "by_value", or a kind that begins with "hidden_"."""
+    """One entry of the kernel's arguments in memory: "global_buffer", "by_value", or a kind that begins with "hidden_".
+
+    Its name may be empty.
+    """
 
     offset: int
     size: int
     kind: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,12 @@ class Kernel:
 
 
 @collector_paused()
-def load(text: str) -> Kernel:
+def load(text: str, name: str | None = None) -> Kernel:
     """Read a kernel.
 
     Args:
-        text: `asm["amdgcn"]` of a binary that Triton compiled, with one kernel.
+        text: `asm["amdgcn"]` of a binary that Triton compiled, or the assembly that clang wrote for a GPU.
+        name: of the kernel, where the text has several, as clang's may.
 
     Raises:
         AssemblyError: the text is something else.
@@ -178,8 +183,10 @@ def load(text: str) -> Kernel:
     if len(text) > MOST_TEXT:
         raise AssemblyError(f"the text has {len(text)} characters, and at most {MOST_TEXT} are expected")
     lines = text.split("\n")
-    architecture, described = _metadata(lines)
-    instructions, labels = code_of(text)
+    architecture, described = _metadata(lines, name)
+    if name is not None:
+        lines = _lines_of(lines, name)
+    instructions, labels = code_of("\n".join(lines))
     settings = _settings(lines, architecture)
     wave_size = _number(described, ".wavefront_size", 32, 64)
     if wave_size not in (32, 64):
@@ -202,7 +209,8 @@ def load(text: str) -> Kernel:
 
 def _argument(described: Any, argument_bytes: int) -> Argument:
     size = _number(described, ".size", 1, argument_bytes)
-    return Argument(_number(described, ".offset", 0, argument_bytes - size), size, _field(described, ".value_kind", str))
+    offset, name = _number(described, ".offset", 0, argument_bytes - size), described.get(".name")
+    return Argument(offset, size, _field(described, ".value_kind", str), name if isinstance(name, str) else "")
 
 
 def _settings(lines: Sequence[str], architecture: str) -> dict[str, int]:
@@ -224,8 +232,18 @@ def _settings(lines: Sequence[str], architecture: str) -> dict[str, int]:
     return settings
 
 
-def _metadata(lines: Sequence[str]) -> tuple[str, dict]:
-    """The architecture and the description of the one kernel."""
+def _lines_of(lines: Sequence[str], name: str) -> list[str]:
+    """The lines of a kernel at their places, from its label to the end of its description. Other lines are empty."""
+    begins = [number for number, line in enumerate(lines) if line.partition(";")[0].strip() == f"{name}:"]
+    ends = [number for number, line in enumerate(lines) if line.strip() == ".end_amdhsa_kernel"]
+    end = next((end for end in ends if begins and end > begins[0]), None)
+    if end is None:
+        raise AssemblyError(f"the text has no label {shown(name)} before an .end_amdhsa_kernel")
+    return ["" if number < begins[0] or number > end else line for number, line in enumerate(lines)]
+
+
+def _metadata(lines: Sequence[str], name: str | None) -> tuple[str, dict]:
+    """The architecture, and the description of the kernel of this name, or of the one kernel."""
     begins, ends = ([i for i, line in enumerate(lines) if line.strip() == f".{name}amdgpu_metadata"] for name in ("", "end_"))
     if not begins or not ends:
         raise AssemblyError("the text has no .amdgpu_metadata: it is no assembly of a kernel for AMD, or not all of it")
@@ -240,8 +258,11 @@ def _metadata(lines: Sequence[str]) -> tuple[str, dict]:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise AssemblyError(f".amdgpu_metadata cannot be read: {type(error).__name__}: {shown(str(error))}") from None
     kernels, target = _field(metadata, "amdhsa.kernels", list), _field(metadata, "amdhsa.target", str)
+    if name is not None:
+        kernels = [each for each in kernels if isinstance(each, dict) and each.get(".name") == name]
     if len(kernels) != 1:
-        raise AssemblyError(f"the text holds {len(kernels)} kernels, and 1 is expected")
+        which = "" if name is None else f" of the name {shown(name)}"
+        raise AssemblyError(f"the text holds {len(kernels)} kernels{which}, and 1 is expected")
     return target.rpartition("-")[2].partition(":")[0], kernels[0]
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from attn_amdgcn.errors import Fault, LaunchError
+from attn_amdgcn.errors import Fault, Hazards, LaunchError
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.program import Program
@@ -37,6 +37,7 @@ def checked(
     watches: Sequence[Watch] = (),
     parts: Parts | None = None,
     most: int = MOST_INSTRUCTIONS,
+    hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.
 
@@ -50,7 +51,7 @@ def checked(
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
-    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, parts=parts)
+    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, parts=parts, hazards=hazards)
     memory, report = launched(schedule=first, watches=watches, most=most)
     for schedule in others:
         again, _ = launched(schedule=schedule, most=most)

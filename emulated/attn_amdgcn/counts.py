@@ -15,7 +15,7 @@ from attn_amdgcn.program import Program
 CLASSES = {
     "matrix": r"v_(mfma|smfmac|wmma|swmmac)_.*",
     "vector": r"v_.*",
-    "global memory": r"(global|buffer|flat)_.*",
+    "global memory": r"(global|buffer|flat)_.*|tensor_.*",
     "scratch memory": r"scratch_.*",
     "LDS": r"ds_.*",
     "scalar memory": r"s_(buffer_)?load_.*",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from attn_amdgcn import waits
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
-from attn_amdgcn.instructions.forms import GROUPED, SCALAR, VECTOR
+from attn_amdgcn.instructions.forms import GROUPED, INDEXED, SCALAR, VECTOR
 
 _MEMORY = 1 << 4096
 """No register has this bit in `waits.bits_of_register`."""
@@ -17,7 +17,7 @@ _OF_LANES = ("v_readlane_b32", "v_readfirstlane_b32", "v_writelane_b32")
 
 
 class Effects(NamedTuple):
-    """What instructions touch and write: a bit for each register, and one for memory.
+    """What instructions touch and write: the bits of `waits.bits_of_register`, and one for memory.
 
     SCC has none: scalar instructions alone touch it, and they stay behind each other. Memory stands for whatever has an order:
     what is loaded and stored, what watches see, and which fault is the first one.
@@ -44,6 +44,8 @@ _ANY = Effects(-1, -1)
 def effects(instruction: Instruction, kernel: Kernel) -> Effects:
     """What an instruction touches and writes: anything, if its meaning does not say."""
     name, implicit = instruction.name, ["exec"]
+    if INDEXED in instruction.modifiers:
+        return _ANY
     if waits.counters_of(instruction, kernel):
         written, implicit = waits.loaded(instruction, kernel) | _MEMORY, ["exec", "m0"]
     elif name in SCALAR:

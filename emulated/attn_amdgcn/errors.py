@@ -84,6 +84,11 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         return f"{text}: {_place(self.instruction, self.line, self.source)}"
 
 
+Hazards = dict[tuple[int, int], Fault]
+"""What is right only if hardware is quick enough: touching what a load has not brought yet, and races in LDS. By the lines of
+the two instructions: the earlier one, and the one that does not wait for it."""
+
+
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What the meaning of an instruction raises if the instruction has other operands or modifiers than its name says."""
 

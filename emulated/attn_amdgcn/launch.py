@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from attn_amdgcn.assembly import LDS_BYTES, MOST_THREADS, Kernel
-from attn_amdgcn.errors import LaunchError, UnknownInstructionError
+from attn_amdgcn.errors import Hazards, LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.lds_loads import LdsLoads
@@ -92,6 +92,7 @@ def launch(
     watches: Sequence[Watch] = (),
     parts: Parts | None = None,
     most: int = MOST_INSTRUCTIONS,
+    hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
 
@@ -106,6 +107,7 @@ def launch(
         watches: what looks on.
         parts: the bytes of buffers that may be touched; None: all.
         most: how many instructions all waves together may run.
+        hazards: where faults of that kind are recorded, and the launch goes on. None: they end it.
 
     Returns:
         Memory after the launch, and what the launch did.
@@ -137,7 +139,7 @@ def launch(
             batch = numbers[first : first + at_once]
             lds = _lds(len(batch), lds_bytes + kernel.lds_bytes, rng)
             in_lds = tuple(kind(len(batch), num_waves, 4 * lds.shape[1]) for kind in of_lds)
-            shared = Shared(memory, lds, lds_bytes + kernel.lds_bytes, kernel.scratch_bytes, (*in_lds, *everywhere))
+            shared = Shared(memory, lds, lds_bytes + kernel.lds_bytes, kernel.scratch_bytes, (*in_lds, *everywhere), hazards)
             waves = _start(kernel, shared, grid, batch, num_waves, rng)
             runner.run(_turns(waves, schedule, rng))
     return memory, Report(np.repeat(runner.executed, [len(block.code) for block in program.blocks]))
@@ -193,7 +195,8 @@ def _start(
     )
     _set_scalars(waves, kernel, shared.memory, grid)
     waves.vector[0] = number[:, None] * lanes + np.arange(lanes)  # with bits 19:10 and 29:20 for y and z, which are 0
-    waves.scalar64[:, EXEC // 2] = np.uint64((1 << lanes) - 1)
+    lanes_of = [min(lanes, kernel.threads - wave * lanes) for wave in number.tolist()]
+    waves.scalar64[:, EXEC // 2] = np.array([(1 << count) - 1 for count in lanes_of], np.uint64)
     waves.switch()
     return waves
 

@@ -3,11 +3,13 @@
 The order in which the waves happened to run does not matter. Waves that write the same value into a byte race with its readers
 among the other waves, but not with each other: so do waves that hold copies of one value.
 
-LDS that a wave still accesses at a barrier is not ordered by the barrier: that is a fault, too.
+A barrier orders only what a wave has waited for. An access that is under way at a barrier is ordered by the first barrier
+behind its wait: until then it races as if the barriers between were not there.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
-from attn_amdgcn import waits
 from attn_amdgcn.assembly import Instruction
 from attn_amdgcn.errors import Fault, described
 from attn_amdgcn.watch import Access, Watch
@@ -31,16 +33,34 @@ class LdsRaces(Watch):
         )  # the line of the instruction
         self._bytes = np.zeros(workgroups * row_bytes, np.uint8)  # what `_writers` wrote
         self._instructions: dict[int, Instruction] = {}
+        self._under_way: list[tuple[np.ndarray, np.ndarray, list[int]]] = []  # slots and numbers of waves, and their lines
+        self._late: set[int] = set()  # lines of accesses that were under way at the last barrier
 
     def reached(self, barrier: Instruction, waves: Waves) -> None:
-        """
-        Raises:
-            Fault: the waves still access LDS.
-        """
-        waits.check_barrier(barrier, waves.pending)
+        if lines := [each.line for each in waves.pending if each.lds]:
+            self._under_way.append((waves.slot, waves.number, lines))
 
     def barrier(self) -> None:
-        self._readers[:], self._writers[:] = 0, 0
+        for done, by in ((self._readers, self._read_by), (self._writers, self._written_by)):
+            kept = [self._kept(done, by[number], slot, number, lines) for slot, number, lines in self._waves_under_way()]
+            done[:] = 0
+            for places, bit in kept:
+                done[places] |= bit
+        self._late = {line for _, _, lines in self._under_way for line in lines}
+        self._under_way.clear()
+
+    def _waves_under_way(self) -> Iterator[tuple[int, int, list[int]]]:
+        for slots, numbers, lines in self._under_way:
+            for slot, number in zip(slots.tolist(), numbers.tolist(), strict=True):
+                yield slot, number, lines
+
+    def _kept(
+        self, done: np.ndarray, lines_of: np.ndarray, slot: int, number: int, lines: list[int]
+    ) -> tuple[np.ndarray, np.uint32]:
+        """The bytes that a wave has accessed by some lines, and the wave's bit."""
+        bit, first = np.uint32(1 << number), slot * self._row_bytes
+        places = first + np.flatnonzero(done[first : first + self._row_bytes] & bit)
+        return places[np.isin(lines_of[places], lines)], bit
 
     def lds_read(self, access: Access) -> None:
         """
@@ -54,7 +74,7 @@ class LdsRaces(Watch):
             bit = np.uint32(1 << number)
             writers = self._writers.take(index)
             if (others := (writers != 0) & (writers & bit == 0)).any():
-                self._fault(waves, where, index, others, writers, "reads", "wrote", self._written_by)
+                self._fault(access, where, index, others, writers, "reads", "wrote", self._written_by)
             self._readers[index] |= bit
             self._read_by[number, index] = instruction.line
 
@@ -75,16 +95,16 @@ class LdsRaces(Watch):
             readers, writers = self._readers.take(index) & ~bit, self._writers.take(index)
             same = (writers != 0) & (self._bytes.take(index) == wave_data)
             if (others := (readers != 0) & ~same).any():
-                self._fault(waves, where, index, others, readers, "writes", "read", self._read_by)
+                self._fault(access, where, index, others, readers, "writes", "read", self._read_by)
             if (others := (writers & ~bit != 0) & ~same).any():
-                self._fault(waves, where, index, others, writers & ~bit, "writes", "wrote", self._written_by)
+                self._fault(access, where, index, others, writers & ~bit, "writes", "wrote", self._written_by)
             self._bytes[index] = wave_data
             self._writers[index] |= bit
             self._written_by[number, index] = instruction.line
 
     def _fault(
         self,
-        waves: Waves,
+        access: Access,
         where: np.ndarray,
         index: np.ndarray,
         others: np.ndarray,
@@ -93,16 +113,19 @@ class LdsRaces(Watch):
         did: str,
         lines: np.ndarray,
     ) -> None:
-        first = int(others.argmax())
-        byte, mask = int(index[first]), int(masks[first])
-        other = (mask & -mask).bit_length() - 1
-        before = self._instructions[int(lines[other, byte])]
-        wave = int(where[np.flatnonzero(waves.slot[where] == byte // self._row_bytes)[0]])
-        what = (
-            f"a race: it {does} byte {byte % self._row_bytes} of LDS, which wave {other} {did} by {described(before)}, "
-            "with no barrier between"
-        )
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+        for other in range(len(lines)):
+            with_other = others & (masks >> np.uint32(other) & np.uint32(1) != 0)
+            for line in np.unique(lines[other, index[with_other]]).tolist():
+                byte = int(index[(with_other & (lines[other, index] == line)).argmax()])
+                before, waves = self._instructions[line], access.waves
+                wave = int(where[np.flatnonzero(waves.slot[where] == byte // self._row_bytes)[0]])
+                lacks = "with no wait before the barrier between" if line in self._late else "with no barrier between"
+                of_other = f"which wave {other} {did} by {described(before)}"
+                what = f"a race: it {does} byte {byte % self._row_bytes} of LDS, {of_other}, {lacks}"
+                fault = Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+                if waves.shared.hazards is None:
+                    raise fault
+                waves.shared.hazards.setdefault((line, access.instruction.line), fault.at(access.instruction))
 
 
 def _by_wave(waves: Waves) -> list[tuple[int, np.ndarray]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
-from attn_amdgcn.errors import UnknownInstructionError
+from attn_amdgcn.errors import Fault, UnknownInstructionError
 from attn_amdgcn.pieces import Piece, Row, SourceRow, function_of, piece, value_of
 from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves, masks_at
 
@@ -176,6 +176,27 @@ def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int 
 def reads_bits(operand: Operand, kernel: Kernel, offset: int = 0) -> Read:
     """Reads 32 bits for each lane; `offset` counts registers behind the operand's first one."""
     return value_of(bits_value(operand, kernel, offset))
+
+
+def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
+    """Reads 32 bits for each lane, of the register that lies as far behind an operand's as M0 says.
+
+    Raises (the function):
+        Fault: there is no such register.
+    """
+    assert isinstance(operand.of, Register)
+    first, has = vector_row(operand.of, kernel), kernel.settings["next_free_vgpr"]
+    end = min(has, kernel.settings.get("accum_offset", has)) if operand.of.bank == "v" else has
+
+    def read(waves: Waves) -> np.ndarray:
+        rows = first + (waves.scalars[M0] & np.uint32(0xFF)).astype(np.int64)
+        if (rows >= end).any():
+            at = int(np.argmax(rows >= end))
+            what = f"{operand.of.bank}{operand.of.index} + {rows[at] - first} is beyond the kernel's registers"
+            raise Fault(what, workgroup=int(waves.workgroup[at]), wave=int(waves.number[at]))
+        return waves.vector[rows, np.arange(len(waves))]
+
+    return read
 
 
 def vector_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:

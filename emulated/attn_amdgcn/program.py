@@ -7,8 +7,8 @@ import numpy as np
 from attn_amdgcn import groups, instructions, lds_loads, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Register
 from attn_amdgcn.collector import collector_paused
-from attn_amdgcn.errors import MALFORMED, AssemblyError, UnknownInstructionError, malformed, shown
-from attn_amdgcn.instructions import modes
+from attn_amdgcn.errors import MALFORMED, AssemblyError, Hazards, UnknownInstructionError, malformed, shown
+from attn_amdgcn.instructions import indexing, modes
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, CONDITIONS, ENDS
 from attn_amdgcn.operands import label_of, unknown, vector_row
 from attn_amdgcn.waves import Waves
@@ -45,28 +45,44 @@ class Program:
 
     Attributes:
         loads_into_lds: whether it has loads from memory into LDS (`attn_amdgcn.lds_loads`).
+        evenly: as of `prepare`.
     """
 
     kernel: Kernel
     blocks: tuple[Block, ...]
     loads_into_lds: bool = False
-    _after: dict[tuple[int, waits.State], waits.State] = field(default_factory=dict, repr=False, compare=False)
+    evenly: bool = False
+    _after: dict[tuple[int, waits.State], tuple[waits.State, Hazards]] = field(default_factory=dict, repr=False, compare=False)
 
-    def after(self, block: int, state: waits.State) -> waits.State:
+    def after(self, block: int, state: waits.State, hazards: Hazards | None = None) -> waits.State:
         """What is under way after a block that was entered with a state: found once for all launches.
 
+        Args:
+            hazards: where faults are recorded.
+
         Raises:
-            Fault: an instruction touches a pending register.
+            Fault: an instruction touches a pending register, and there is no record.
         """
         key = block, state
         if key not in self._after:
-            self._after[key] = waits.after(self.blocks[block].code, state, self.kernel)
-        return self._after[key]
+            found: Hazards = {}
+            self._after[key] = waits.after(self.blocks[block].code, state, self.kernel, found), found
+        behind, found = self._after[key]
+        if hazards is None and found:
+            raise next(iter(found.values()))
+        if hazards is not None:
+            hazards.update(found)
+        return behind
 
 
 @collector_paused()
-def prepare(kernel: Kernel) -> Program:
+def prepare(kernel: Kernel, *, evenly: bool = False) -> Program:
     """Make a kernel ready to run.
+
+    Args:
+        evenly: whether blocks end before each s_waitcnt, too, and of groups of waves that stand at several blocks the one runs
+            next that has run the fewest instructions since the last barrier. So waves in copies of one loop keep in step, as on
+            hardware, and a race between them does not decide what is read.
 
     Raises:
         UnknownInstructionError: the architecture, an instruction or a mode has no meaning here. Nothing was run.
@@ -85,15 +101,17 @@ def prepare(kernel: Kernel) -> Program:
     branches = [label_of(instruction) for instruction in kernel.instructions if instruction.name in BRANCHES]
     begins = {0, *(kernel.labels[label] for label in branches if label in kernel.labels)}  # other labels are a debugger's
     begins |= {i + 1 for i, instruction in enumerate(kernel.instructions) if instruction.name in last}
+    if evenly:
+        begins |= {i for i, instruction in enumerate(kernel.instructions) if instruction.name == "s_waitcnt"}
     places = sorted(place for place in begins if place < len(kernel.instructions))
     number = {place: i for i, place in enumerate(places)}
     into_lds = lds_loads.are_in(kernel)
     blocks = (_block(kernel, begin, end, number, into_lds) for begin, end in zip(places, [*places[1:], None], strict=True))
-    return Program(kernel, tuple(blocks), into_lds)
+    return Program(kernel, tuple(blocks), into_lds, evenly)
 
 
 def _block(kernel: Kernel, begin: int, end: int | None, number: dict[int, int], loads_into_lds: bool) -> Block:
-    code = kernel.instructions[begin:end]
+    code = indexing.marked(kernel.instructions[begin:end])
     final = code[-1]
     ending = final.name in (*BRANCHES, *ENDS, *BARRIERS)
     plain = code[:-1] if ending else code

@@ -53,12 +53,15 @@ class Runner:
     def _to_barrier(self, groups: list[Waves]) -> list[Waves]:
         """Run groups until each wave has ended or waits at a barrier, and return those that wait."""
         ready: dict[int, Waves] = {}
+        done: dict[int, int] = {}  # instructions since the last barrier, of the groups that are ready
         for waves in groups:
             self._add(ready, waves)
         waiting: list[Waves] = []
         while ready:
-            waves = ready.pop(min(ready))
+            number = min(ready, key=lambda each: (done.get(each, 0), each)) if self.program.evenly else min(ready)
+            waves = ready.pop(number)
             block = self.program.blocks[waves.block]
+            count = done.pop(number, 0) + len(block.code)
             self._run(block, waves)
             for group in _cut(block, waves):
                 if block.is_barrier:
@@ -68,6 +71,7 @@ class Runner:
                 elif block.ends:
                     self.ended(group)
                 else:
+                    done[group.block] = max(count, done.get(group.block, 0))
                     self._add(ready, group)
         return waiting
 
@@ -85,7 +89,7 @@ class Runner:
         try:
             if self._left < 0:
                 raise Fault(f"the launch has run {self.most} instructions without an end")
-            waves.pending = self.program.after(waves.block, waves.pending)
+            waves.pending = self.program.after(waves.block, waves.pending, waves.shared.hazards)
             for place, step in block.steps:  # noqa: B007 - the handler needs the place
                 step(waves)
         except MALFORMED as error:

@@ -8,18 +8,27 @@ pending register is a fault.
 A counter falls in the order in which its instructions began, except for the loads of scalar memory and for flat instructions,
 which end in any order: only a wait for 0 covers them, and, while one of them is under way, for the others of their counter. A
 flat instruction raises two counters, that of vector memory and that of LDS, and needs both waits. A load may write a register
-(or one half of it) that an older load of the same counter writes, because both come in order. From gfx11 on, a load of 16 bits
-writes its half alone, so a load of the other half may be under way.
+(or one half of it) that an older load of the same counter writes, because both come in order.
+
+From gfx11 on, a load of 16 bits writes its half of a register alone. While it is under way, the other half may be loaded, and a
+store of 8 or 16 bits may read it. On gfx12 other instructions that name the other half alone may read or write it, too; gfx11
+needs a wait there (LLVM: "d16 writes 32-bit VGPR").
+
+On gfx9 vmcnt counts to 63 and lgkmcnt to 15, and an instruction that would count further does not begin before another has
+ended. So of those that end in order, no more are under way. Whether gfx11 waits so is not known: LLVM's issue 172932 tells of
+values that came too late there. Counters of gfx11 and gfx12 have no limit here.
 
 A basic block changes the pending registers in the same way each time it runs, so the result is kept for each block and each
 state that it was entered with.
 
 Which counters there are: on gfx9 vmcnt counts loads and stores of vector memory, and lgkmcnt LDS and scalar memory. On gfx11
-vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt. gfx1250's xcnt counts translations of addresses, whose
-end brings no register. A load from global memory into LDS brings none, either: `attn_amdgcn.lds_loads` looks at what it brings.
+vscnt counts the stores. gfx12 has loadcnt, storecnt, dscnt and kmcnt, and gfx1250 asynccnt and tensorcnt, too, for loads into
+LDS and for tiles. gfx1250's xcnt counts translations of addresses, whose end brings no register. A load from global memory
+into LDS brings none, either: `attn_amdgcn.lds_loads` looks at what it brings.
 
 Source: "Data Dependency Resolution" in AMD's Instinct MI300 ISA, in RDNA3 ISA and in RDNA4 ISA; "Memory Model" in LLVM's User
-Guide for AMDGPU Backend; counterOutOfOrder and determineVGPR16Dependency in LLVM's SIInsertWaitcnts.
+Guide for AMDGPU Backend; counterOutOfOrder and determineVGPR16Dependency in LLVM's SIInsertWaitcnts; ROCm/rocm-systems pull
+request 10926 (AMD, 2026-08), on counters that are full.
 """
 
 import re
@@ -27,7 +36,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Register
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import Fault, Hazards
+from attn_amdgcn.instructions.formats import LOADS, STORES
 from attn_amdgcn.operands import scalar_index, unknown, vector_row
 from attn_amdgcn.waves import SCALARS, VCC
 
@@ -36,9 +46,10 @@ class Pending(NamedTuple):
     """A memory instruction under way.
 
     Attributes:
-        counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS) or "km" (scalar memory).
+        counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS), "km" (scalar memory),
+            "async" (gfx1250's loads into LDS by lanes) or "tensor" (those by tiles, and stores).
         ordered: whether the counter's instructions end in their order.
-        registers: a bit for each register that it will write.
+        registers: two bits for each register that it will write: of its lower half and, `_UPPER` bits further, of the other.
         lds: whether it reads or writes LDS.
         line: of the instruction.
         text: of the instruction.
@@ -65,16 +76,27 @@ _GFX12 = {
     "samplecnt": (),
     "bvhcnt": (),
     "xcnt": (),
+    "asynccnt": ("async",),
+    "tensorcnt": ("tensor",),
 }
 _MOST = 64
-"""No counter counts further: an instruction waits until its counter has fallen."""
+"""No counter of any architecture counts further."""
+FULL_VM_GFX9 = 63
+_FULL_GFX9 = ((("vm",), FULL_VM_GFX9), (("ds", "km"), 15))
+"""The most that may be under way on gfx9, by its counters."""
+_UPPER = 2048
+"""More than there are registers."""
+_LOWER = (1 << _UPPER) - 1
 
 
-def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
+def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: Hazards | None = None) -> State:
     """What is under way after a block.
 
+    Args:
+        hazards: where faults are recorded. Then the load counts as if it had come.
+
     Raises:
-        Fault: an instruction touches a pending register. Its instruction is filled in.
+        Fault: an instruction touches a pending register, and there is no record. Its instruction is filled in.
     """
     for instruction in block:
         if found := awaited(instruction):
@@ -82,25 +104,20 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel) -> State:
                 state = waited(state, counters, most)
             continue
         begun = begins(instruction, kernel)
-        if state and (early := _early(instruction, begun, state, kernel)):
+        while state and (early := _early(instruction, begun, state, kernel)):
             load, bits = early
             register = _named_register(bits, kernel)
             what = f"line {load.line} (`{load.text}`) loads {register}, and no wait stands before its use"
-            raise Fault(what).at(instruction)
+            fault = Fault(what).at(instruction)
+            if hazards is None:
+                raise fault
+            hazards.setdefault((load.line, instruction.line), fault)
+            state = tuple(each._replace(registers=0) if each is load else each for each in state)
         if begun:
             state = (*state, *begun)
+            for counters, most in _FULL_GFX9 if kernel.architecture.startswith("gfx9") else ():
+                state = waited(state, counters, most)
     return _shortened(state)
-
-
-def check_barrier(barrier: Instruction, state: State) -> None:
-    """A barrier orders what waves do in LDS if they have waited for it before.
-
-    Raises:
-        Fault: an access to LDS is under way. Its instruction is filled in.
-    """
-    for each in state:
-        if each.lds:
-            raise Fault(f"line {each.line} (`{each.text}`) accesses LDS, and no wait stands before the barrier").at(barrier)
 
 
 def begins(instruction: Instruction, kernel: Kernel) -> State:
@@ -109,6 +126,8 @@ def begins(instruction: Instruction, kernel: Kernel) -> State:
     if not counters:
         return ()
     name, registers = instruction.name, loaded(instruction, kernel)
+    if registers:
+        registers &= _halves(instruction, 0, kernel)
     lds = name.startswith(("ds_", "flat_")) and not re.search("permute|swizzle", name)
     return tuple(
         Pending(counter, counter != "km" and not name.startswith("flat_"), registers, lds, instruction.line, instruction.text)
@@ -118,24 +137,42 @@ def begins(instruction: Instruction, kernel: Kernel) -> State:
 
 def _early(instruction: Instruction, begun: State, state: State, kernel: Kernel) -> tuple[Pending, int] | None:
     """A load whose register the instruction touches, and the bits of such registers; None if there is none."""
-    uses = touched(instruction, kernel)
+    uses = _touched_halves(instruction, kernel)
     again = begun[0].registers & ~_sources(instruction, kernel) if begun else 0
     for each in state:
         in_order = begun and each.ordered and begun[0].ordered and len(begun) == 1 and each.counter == begun[0].counter
-        may_write = in_order or _write_different_halves(instruction.name, each.text)
-        if bits := each.registers & (uses & ~again if may_write else uses):
+        if bits := each.registers & (uses & ~again if in_order else uses):
             return each, bits
     return None
 
 
-def _write_different_halves(load: str, other: str) -> bool:
-    """Whether two loads, by their names or texts, write the two halves of a register, and each its own alone."""
-    halves = [found[1] for found in (re.search(r"_d16(_hi)?", each) for each in (load, other)) if found]
-    return len(set(halves)) == 2  # gfx9's loads of 16 bits are unknown instructions
+def _touched_halves(instruction: Instruction, kernel: Kernel) -> int:
+    """As `touched`, without the halves of registers that a memory instruction or an operand leaves alone."""
+    bits = _implicit(instruction, kernel)
+    for place, operand in enumerate(instruction.operands):
+        if isinstance(operand.of, Register):
+            bits |= bits_of_register(operand.of, kernel) & _halves(instruction, place, kernel)
+    return bits | (_touched_halves(instruction.second, kernel) if instruction.second else 0)
+
+
+def _halves(instruction: Instruction, place: int, kernel: Kernel) -> int:
+    """The halves of registers that the operand at a place can mean: all, or the lower or upper ones."""
+    found = re.match(r"(ds|global|flat|scratch|buffer)_(?:(load|read)|store|write)_(.*)", instruction.name)
+    of = instruction.operands[place].of
+    if found and found[2] and place == 0 and found[3] in LOADS:
+        half = LOADS[found[3]].half
+    elif found and not found[2] and found[3] in STORES and place == (0 if found[1] == "buffer" else 1):
+        form = STORES[found[3]]
+        half = form.half or ("low" if form.size < 4 else "")
+    elif isinstance(of, Register) and of.half and kernel.architecture.startswith("gfx12"):
+        half = {"l": "low", "h": "high"}[of.half]
+    else:
+        half = ""
+    return {"": -1, "low": _LOWER, "high": _LOWER << _UPPER}[half]
 
 
 def _sources(instruction: Instruction, kernel: Kernel) -> int:
-    """The registers that a load reads. A d16 load writes one half of its result, and does not read the other half."""
+    """The registers that a load reads."""
     bits = 0
     for operand in instruction.operands[1:]:
         if isinstance(operand.of, Register):
@@ -196,6 +233,10 @@ def counters_of(instruction: Instruction, kernel: Kernel) -> tuple[str, ...]:
         return ("km",)
     if name.startswith("ds_"):
         return ("ds",)
+    if name.startswith("tensor_"):
+        return ("tensor",)
+    if "_async_" in name:
+        return ("async",)
     stores = "vm" if kernel.architecture.startswith("gfx9") else "vs"
     if found := re.match(r"(buffer|global|scratch|flat)_(load|store|atomic)", name):
         returns = found[2] == "load" or (found[2] == "atomic" and _returns(instruction))
@@ -222,16 +263,21 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
 
 def loads_into_lds(instruction: Instruction) -> bool:
     """Whether a load of global memory brings its data into LDS: it writes no register."""
-    return instruction.name.startswith("global_load_lds_") or "lds" in instruction.modifiers
+    return instruction.name.startswith(_INTO_LDS) or "lds" in instruction.modifiers
 
 
-_IMPLICIT = {"s_cbranch_vccz": "vcc", "s_cbranch_vccnz": "vcc", "s_cbranch_execz": "exec", "s_cbranch_execnz": "exec"}
+_INTO_LDS = ("global_load_lds_", "global_load_async_to_lds_", "tensor_load_to_lds")
+_READ_BY_BRANCHES = {"s_cbranch_vccz": "vcc", "s_cbranch_vccnz": "vcc", "s_cbranch_execz": "exec", "s_cbranch_execnz": "exec"}
+
+
+def _implicit(instruction: Instruction, kernel: Kernel) -> int:
+    bank = _READ_BY_BRANCHES.get(instruction.name)
+    return bits_of_register(Register(bank, 0, kernel.wave_size // 32), kernel) if bank else 0
 
 
 def touched(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that an instruction names, or reads without a name."""
-    implicit = _IMPLICIT.get(instruction.name)
-    bits = bits_of_register(Register(implicit, 0, kernel.wave_size // 32), kernel) if implicit else 0
+    bits = _implicit(instruction, kernel)
     for operand in instruction.operands:
         if isinstance(operand.of, Register):
             bits |= bits_of_register(operand.of, kernel)
@@ -248,17 +294,20 @@ def result(instruction: Instruction, kernel: Kernel) -> int:
 
 
 def bits_of_register(register: Register, kernel: Kernel) -> int:
+    """Both halves of a register, as in `Pending`."""
     row = vector_row(register, kernel)
     if row is None:
         if register.bank == "scc" or (row := scalar_index(register)) is None:
             return 0
     else:
         row += SCALARS
-    return (1 << register.count) - 1 << row
+    lower = (1 << register.count) - 1 << row
+    return lower | lower << _UPPER
 
 
 def _named_register(bits: int, kernel: Kernel) -> str:
     """The first register of some bits."""
+    bits = (bits | bits >> _UPPER) & _LOWER
     index = (bits & -bits).bit_length() - 1
     if index < SCALARS:
         return "vcc" if index in (VCC, VCC + 1) else f"s{index}"
@@ -275,7 +324,7 @@ def awaited(instruction: Instruction) -> list[tuple[tuple[str, ...], int]]:
     if name.startswith("s_waitcnt_") and name != "s_waitcnt_depctr":
         return [(_BEFORE_GFX12[name.removeprefix("s_waitcnt_")], _number(instruction))]
     if name == "s_wait_idle":
-        return [(("vm", "vs", "ds", "km"), 0)]
+        return [(("vm", "vs", "ds", "km", "async", "tensor"), 0)]
     if name.startswith("s_wait_") and name not in ("s_wait_alu", "s_wait_event"):
         parts = name.removeprefix("s_wait_").split("_")
         if len(parts) == 1:

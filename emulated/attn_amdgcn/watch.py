@@ -63,10 +63,10 @@ class Watch:
     def lds_written(self, access: Access, values: np.ndarray) -> None:
         """Waves store [words, waves, lanes], or the lowest 1 or 2 bytes of them, to LDS."""
 
-    def began(self, waves: Waves) -> None:
-        """Some waves begin an instruction of vector memory. Seen only in code that loads into LDS."""
+    def began(self, waves: Waves, counter: str) -> None:
+        """Some waves begin an instruction that a counter of loads into LDS counts. Seen only in code that loads into LDS."""
 
-    def waited(self, waves: Waves, most: int) -> None:
+    def waited(self, waves: Waves, counter: str, most: int) -> None:
         """Some waves have waited until at most so many of these are under way. Seen only in code that loads into LDS."""
 
     def reached(self, barrier: Instruction, waves: Waves) -> None:

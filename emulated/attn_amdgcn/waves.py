@@ -7,6 +7,7 @@ import numpy as np
 from attn_amdgcn.storage import Storage
 
 if TYPE_CHECKING:
+    from attn_amdgcn.errors import Hazards
     from attn_amdgcn.instructions.buffer_memory import Range
     from attn_amdgcn.memory import Memory
     from attn_amdgcn.watch import Watch
@@ -32,6 +33,7 @@ class Shared:
         lds_bytes: of each workgroup's LDS; `lds` may have a few more.
         scratch_bytes: of each lane's private memory.
         watches: what looks on.
+        hazards: where faults of that kind are recorded; None: each of them ends the launch.
         lds_storage: `lds`, row behind row.
         ranges: of buffers, by their resources (`instructions.buffer_memory`).
     """
@@ -41,6 +43,7 @@ class Shared:
     lds_bytes: int
     scratch_bytes: int
     watches: "tuple[Watch, ...]" = ()
+    hazards: "Hazards | None" = None
     lds_storage: Storage = field(init=False, repr=False)
     ranges: "dict[tuple[bytes, bytes, int], Range]" = field(init=False, repr=False, default_factory=dict)
 

@@ -1,6 +1,10 @@
 """What the kernels of this process run on."""
 
+import functools
+import re
+
 import torch
+import triton
 from attn_contract import UnsupportedError
 from triton import knobs
 from triton.runtime.interpreter import InterpreterBuilder
@@ -9,6 +13,22 @@ INTERPRETER = "interpreter"
 
 # Triton decides when a kernel is decorated, which is when this package is imported.
 _INTERPRETED = knobs.runtime.interpret
+
+_FIRST_TRITON = {"gfx1250": (3, 7)}
+"""The first release that assembles these kernels for an architecture, where the oldest that this package supports does not.
+
+Triton 3.6 does so for kernels of few arguments alone: LLVM says "amdgpu_user_sgpr_count smaller than implied" of others.
+"""
+
+
+@functools.cache
+def missing_compiler(architecture: str) -> str | None:
+    """Why this Triton does not serve an architecture; None if it does."""
+    release = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
+    if release >= (first := _FIRST_TRITON.get(architecture, release)):
+        return None
+    can = ".".join(map(str, first))
+    return f"Triton {triton.__version__} cannot assemble kernels of many arguments for {architecture}; {can} and newer can"
 
 
 def has_dependent_launches(architecture: str) -> bool:
@@ -28,7 +48,8 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
     """Name of what runs a kernel on tensors of a device: "interpreter", or a GPU's architecture, such as "sm90" or "gfx942".
 
     Raises:
-        UnsupportedError: the tensors are not where these kernels can run, or are bfloat16 in Triton's own interpreter.
+        UnsupportedError: the tensors are not where these kernels can run, or are bfloat16 in Triton's own interpreter, or this
+            Triton does not serve their GPU.
     """
     if _INTERPRETED:
         if dtype == torch.bfloat16 and not interpreter_is_exact():
@@ -48,7 +69,10 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
         )
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return properties.gcnArchName.split(":")[0]
+        architecture = properties.gcnArchName.split(":")[0]
+        if missing := missing_compiler(architecture):
+            raise UnsupportedError("attn_optimized", architecture, missing)
+        return architecture
     return f"sm{properties.major}{properties.minor}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from triton import JITFunction
 
-from attn_optimized.miscompiled import refuse_lost_addresses
+from attn_optimized.miscompiled import refuse_miscompiled
 
 _ALIGNMENT = 16
 """The alignment of pointers that a kernel may be compiled for: the widest loads are of 16 bytes."""
@@ -33,6 +33,7 @@ class Launch:
     options: dict[str, Any]
     numbers: dict[str, int | float]
     _compiled: dict[int, Callable[..., None]] = field(init=False, repr=False, default_factory=dict)
+    _checked: set[tuple[int, tuple[bool, ...]]] = field(init=False, repr=False, default_factory=set)
 
     @classmethod
     def of(
@@ -81,13 +82,15 @@ class Launch:
         # In every launch Triton looks at every argument, to find what is compiled for such arguments. Here they are all alike
         # but for the alignment of tensors.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        is_aligned = not any((pointers[place] or 0) % _ALIGNMENT for place in self._aligned)
+        alignment = tuple(not (pointers[place] or 0) % _ALIGNMENT for place in self._aligned)
+        is_aligned = all(alignment)
         if is_aligned and (launch := self._compiled.get(index)) is not None:
             launch(*pointers, *self._behind_tensors)
             return
-        if torch.version.hip:
+        if torch.version.hip and (index, alignment) not in self._checked:
             code = self.kernel.warmup(*tensors, *self._behind_tensors, grid=self.grid, **self.options)
-            refuse_lost_addresses(code.asm["amdgcn"], code.metadata.target.arch)
+            refuse_miscompiled(code.asm["amdgcn"], code.metadata.target.arch)
+            self._checked.add((index, alignment))
         compiled = self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
         if is_aligned and isinstance(self.kernel, JITFunction):
             self._compiled[index] = compiled[(*self.grid, 1, 1)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from attn_amdgcn import lds_loads
 from attn_amdgcn.assembly import Kernel, code_of
+from attn_amdgcn.errors import Hazards
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.lds_loads import LdsLoads
 from attn_amdgcn.lds_races import LdsRaces
@@ -32,6 +33,9 @@ def ran(
     num_waves: int = 1,
     races: bool = False,
     watches: Sequence[Watch] = (),
+    modes: Mapping[str, int] = {},
+    hazards: Hazards | None = None,
+    evenly: bool = False,
 ) -> Waves:
     """The waves of one workgroup after some lines.
 
@@ -46,10 +50,14 @@ def ran(
             first one is in s[100:101].
         races: whether to look for races.
         watches: what looks on beside.
+        hazards: where faults of that kind are recorded.
+        evenly: as of `prepare`.
+        modes: settings of the kernel, such as float_denorm_mode_32.
     """
     lanes = 64 if architecture.startswith("gfx9") else 32
     instructions, labels = code_of(text + "\ns_endpgm\n")
     settings = {"next_free_vgpr": 256, "accum_offset": 192} if lanes == 64 else {"next_free_vgpr": 256}
+    settings |= modes
     kernel = Kernel(
         "lines", architecture, tuple(instructions), labels, (), 0, lanes, lanes * num_waves, 0, scratch_bytes, settings
     )
@@ -64,7 +72,12 @@ def ran(
         slot=np.zeros(num_waves, np.int64),
         scratch=np.full((scratch_bytes // 4, num_waves, lanes), JUNK, np.uint32),
         shared=Shared(
-            memory, np.full((1, lds_bytes // 4), JUNK, np.uint32), lds_bytes, scratch_bytes, (*loads, *search, *watches)
+            memory,
+            np.full((1, lds_bytes // 4), JUNK, np.uint32),
+            lds_bytes,
+            scratch_bytes,
+            (*loads, *search, *watches),
+            hazards,
         ),
     )
     for number, values in v.items():
@@ -79,7 +92,7 @@ def ran(
     waves.scc[:] = scc
     waves.switch()
     ended = []
-    program = prepare(kernel)
+    program = prepare(kernel, evenly=evenly)
     with np.errstate(all="ignore"):
         Runner(program, ended.append).run([waves])
     (waves,) = ended

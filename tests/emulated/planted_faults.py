@@ -23,6 +23,12 @@ PLANTED = {
         "float_arithmetic",
     ),
     "another lane in DPP": ("instructions/dpp.py", "(place + value) % ROW", "(place + value + 1) % ROW", "dpp"),
+    "another operand by index": (
+        "instructions/indexing.py",
+        "instruction.operands[len(meaning.results)].of",
+        "instruction.operands[-1].of",
+        "indexing",
+    ),
     "a row mask forgotten": ("instructions/dpp.py", "(rows >> number // ROW & 1)", "(15 >> number // ROW & 1)", "dpp"),
     "a buffer's bound off by one": (
         "instructions/buffer_memory.py",
@@ -158,6 +164,12 @@ PLANTED = {
         "distance = 4 if form.size == 4 else 16",
         "distance = form.size",
         "lds_loads",
+    ),
+    "a tensor's last row that is beyond it": (
+        "instructions/tensor_dma.py",
+        "coordinate < shape[i]",
+        "coordinate < shape[i] - 1",
+        "tensor_dma",
     ),
     "a load into LDS that a wait for others covers": (
         "lds_loads.py",

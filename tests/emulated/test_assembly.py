@@ -117,3 +117,29 @@ def test_the_name_of_an_argument_that_yaml_reads_as_no_text_has_a_tag():
     assert load(named).name == "n"
     with pytest.raises(AssemblyError, match="cannot be read: ConstructorError"):
         load(text.replace("- .name: kernel", "- .name: !other n"))
+
+
+def named(name: str, instruction: str) -> tuple[str, str]:
+    """The code of a kernel with a name, and the entry of its metadata."""
+    text = kernel_text(instruction).replace("kernel:", f"{name}:").replace("_kernel kernel", f"_kernel {name}")
+    code, _, metadata = text.replace(".name: kernel", f".name: {name}").partition("    .amdgpu_metadata")
+    return code, metadata.partition("amdhsa.kernels:\n")[2].partition("amdhsa.target")[0]
+
+
+@pytest.mark.parametrize(("name", "instruction"), [("one", "s_nop 0"), ("two", "s_nop 1")])
+def test_a_name_picks_one_of_several_kernels(name: str, instruction: str):
+    codes, entries = zip(named("one", "s_nop 0"), named("two", "s_nop 1"), strict=True)
+    metadata = (
+        "---",
+        "amdhsa.kernels:",
+        *(entry.rstrip() for entry in entries),
+        "amdhsa.target: amdgcn-amd-amdhsa--gfx942",
+        "...",
+    )
+    text = "\n".join((*codes, ".amdgpu_metadata", *metadata, ".end_amdgpu_metadata"))
+    kernel = load(text, name)
+    assert (kernel.name, kernel.instructions[0].text) == (name, instruction)
+    with pytest.raises(AssemblyError, match="2 kernels, and 1 is expected"):
+        load(text)
+    with pytest.raises(AssemblyError, match="0 kernels of the name three"):
+        load(text, "three")

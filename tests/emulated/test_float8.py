@@ -75,6 +75,25 @@ def test_pairs_with_a_factor(word):
         ran(f"v_cvt_scalef32_pk_f32_{word} v[8:9], v0, 1.0 op_sel:[0,1,0]", "gfx950", v={0: CODES}, num_waves=4)
 
 
+@pytest.mark.parametrize("word", ["fp8", "bf8"])
+def test_bfloat16_of_codes(word):
+    codes = CODES.astype(np.uint8)
+    numbers = torch.from_numpy(codes).view(TYPES["gfx950", word]).bfloat16()
+    pairs = CODES | np.uint32(0x3800)
+    for shift, modifier in ((0, ""), (16, " op_sel:[1,0,0]")):
+        text = f"v_cvt_scalef32_pk_bf16_{word} v9, v0, 1.0{modifier}"
+        after = ran(text, "gfx950", v={0: pairs << np.uint32(shift)}, num_waves=4).vector[9]
+        halves = torch.from_numpy(after.view(np.int16)).view(torch.bfloat16).view(4, 64, 2)
+        assert same(halves[..., 0].float(), numbers.float())
+    rows = codes.reshape(32, 8)  # eight codes of each lane
+    v = dict(enumerate(np.ascontiguousarray(rows).view(np.uint32).T))
+    after = ran(f"v_cvt_scale_pk8_bf16_{word} v[8:11], v[0:1], 0x7f", "gfx1250", v=v).vector[8:12, 0]
+    halves = torch.from_numpy(np.ascontiguousarray(after.T).view(np.int16)).view(torch.bfloat16)
+    assert same(halves.float(), numbers.view(32, 8).float())
+    with pytest.raises(UnknownInstructionError, match="an exponent"):
+        ran(f"v_cvt_scale_pk8_bf16_{word} v[8:11], v[0:1], 0x80", "gfx1250")
+
+
 @pytest.mark.parametrize(("architecture", "word"), TYPES)
 def test_codes_of_numbers(architecture, word):
     dtype = TYPES[architecture, word]

@@ -224,6 +224,15 @@ def test_mixed_sums(architecture):
     assert high == JUNK & 0xFFFF | expected << 16
 
 
+def test_a_mix_of_bfloat16():
+    v = {0: bits32(1.5) >> 16 | bits32(-2.0), 1: np.float32(3.1), 9: JUNK}
+    for text, expected in (
+        ("v_fma_mix_f32_bf16 v9, v0, v1, neg(0) op_sel_hi:[1,0,0]", Fraction(1.5) * Fraction(float(np.float32(3.1)))),
+        ("v_fma_mix_f32_bf16 v9, -v0, v1, |v0| op_sel:[1,0,1] op_sel_hi:[1,0,1]", 2 * Fraction(float(np.float32(3.1))) + 2),
+    ):
+        assert ran(text, "gfx1250", v=v).vector[9, 0, 0] == bits32(rounded(expected, "f32")), text
+
+
 @pytest.mark.parametrize("setting", ["float_round_mode_32", "ieee_mode", "float_denorm_mode_32"])
 def test_other_modes_are_refused(setting):
     instructions, labels = code_of("s_endpgm")

@@ -124,6 +124,20 @@ def test_scalar_loads_of_parts_of_words(name, size, signed, byte):
     assert int(after.scalar[0, 4]) == int.from_bytes(DATA[begin : begin + size].tobytes(), "little", signed=signed) % (1 << 32)
 
 
+@pytest.mark.parametrize(("name", "words"), [("b32", 1), ("b64", 2)])
+def test_gfx1250_scales_the_offset_of_a_scalar_load(name, words):
+    targets = "s4" if words == 1 else "s[4:5]"
+    data = np.arange(64, dtype=np.uint8)
+    after = ran(f"s_load_{name} {targets}, s[100:101], s6 offset:0x4 scale_offset", "gfx1250", s={6: 3}, buffers={"data": data})
+    assert after.scalar[0, 4 : 4 + words].tobytes() == data[4 + 12 * words :][: 4 * words].tobytes()
+    for line, architecture in (
+        (f"s_load_{name} {targets}, s[100:101], s6 scale_offset", "gfx1201"),
+        (f"s_load_{name} {targets}, s[100:101], 0x4 scale_offset", "gfx1250"),
+    ):
+        with pytest.raises(UnknownInstructionError, match="scale_offset"):
+            ran(line, architecture, buffers={"data": data})
+
+
 def test_a_scalar_load_of_a_byte_ends_where_its_buffer_does():
     data = DATA[:8]
     ran("s_load_u8 s4, s[100:101], 0x7", "gfx1201", buffers={"data": data})
@@ -213,12 +227,20 @@ def test_a_buffer_drops_stores_beyond_its_records():
     assert after.shared.memory.contents("data").tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("word", "value"), [(1, 0x00040000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
+@pytest.mark.parametrize(("word", "value"), [(1, 0x40000000), (1, 0x80000000), (3, 0x00827000), (3, 0x31027000)])
 def test_a_resource_of_another_kind_is_a_fault(word, value):
     described = resource(ADDRESS, 64, "gfx942")
     described[4 + word] = (described[5] & 0xFFFF if word == 1 else 0) | value
     with pytest.raises(Fault, match="no raw buffer"):
         ran("buffer_load_dword v4, v0, s[4:7], 0 offen", v={0: 0}, s=described, buffers={"data": DATA})
+
+
+def test_a_stride_without_swizzle_changes_nothing_on_gfx9():
+    described = resource(ADDRESS, 20, "gfx942")
+    described[5] = described[5] & 0xFFFF | 0x00040000
+    after = ran("buffer_load_dword v4, v0, s[4:7], 0 offen", v={0: LANES * 4}, s=described, buffers={"data": DATA})
+    assert (after.vector[4, 0, :5] == DATA[:20].view(np.uint32)).all()
+    assert (after.vector[4, 0, 5:] == 0).all(), "num_records counts bytes"
 
 
 def test_an_access_outside_the_buffers_is_a_fault():

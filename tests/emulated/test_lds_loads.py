@@ -68,6 +68,13 @@ def test_what_each_architecture_loads():
             ran(line, architecture, buffers=BUFFERS)
 
 
+@pytest.mark.parametrize("load", ["global_load_lds_dword v0, s[100:101]", "buffer_load_dword v0, s[4:7], 0 offen lds"])
+def test_a_wave_that_is_to_load_nothing(load):
+    text = f"{RESOURCE.format(records=4096)}s_brev_b32 m0, -2\n{load}\ns_waitcnt vmcnt(0)"  # 0x7fffffff
+    after = ran(text, "gfx950", v={0: LANES * 4}, buffers=BUFFERS, lds_bytes=2048)
+    assert words_in_lds(after) == [JUNK] * 512
+
+
 @pytest.mark.parametrize(("m0", "offset", "byte"), [(1792, 8, 2048), (0, -16, -16)])
 def test_a_lane_beyond_lds_is_a_fault(m0, offset, byte):
     text = f"s_mov_b32 m0, {m0}\nglobal_load_lds_dword v0, s[100:101] offset:{offset}"
@@ -98,6 +105,7 @@ def run(*lines, **more):
         ((LOAD, "s_waitcnt lgkmcnt(0)", READ), "reads byte 0 .* no wait stands before its use"),
         ((LOAD, "s_waitcnt vmcnt(1)", READ), "reads byte 0 .* no wait stands before its use"),
         ((LOAD, NEXT, "s_waitcnt vmcnt(1)", "ds_read_b32 v2, v3"), "reads byte 512 .* no wait stands before its use"),
+        ((LOAD, *[NEXT] * 62, READ), "reads byte 0 .* no wait stands before its use"),
         ((LOAD, "ds_write_b32 v0, v2"), "writes byte 0 .* no wait stands before its use"),
         ((LOAD, WAIT, OTHERS), "reads byte 256 .* no wait and barrier stand before its use"),
         ((LOAD, BARRIER, WAIT, OTHERS), "reads byte 256 .* no wait and barrier stand before its use"),
@@ -117,6 +125,7 @@ def test_a_byte_that_has_not_come_is_not_touched(lines, lacks):
         (LOAD, WAIT, READ),
         (LOAD, NEXT, "s_waitcnt vmcnt(1)", READ),
         (LOAD, STORE, "s_waitcnt vmcnt(1)", READ),
+        (LOAD, *[NEXT] * 63, READ),  # vmcnt counts no further
         (LOAD, "ds_read_b32 v2, v3"),
         (LOAD, WAIT, BARRIER, OTHERS),
         (LOAD, BARRIER, WAIT, BARRIER, OTHERS),

@@ -63,6 +63,22 @@ def test_lanes_that_are_off_do_not_race():
     ran(text, v={0: OWN, 1: OTHER, 2: VALUES}, num_waves=2, races=True)
 
 
-def test_a_barrier_orders_nothing_that_is_under_way():
-    with pytest.raises(Fault, match=r"line 1 \(`ds_write_b32 v0, v2`\) accesses LDS, and no wait stands before the barrier"):
-        run("ds_write_b32 v0, v2", "s_barrier", "ds_read_b32 v3, v1")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("ds_write_b32 v0, v2", "s_barrier", "ds_read_b32 v3, v1"),
+        ("ds_read_b32 v3, v1", "s_barrier", "ds_write_b32 v0, v2"),
+        ("ds_read_b32 v3, v1", "s_barrier", "s_nop 0", "s_barrier", "ds_write_b32 v0, v2"),
+    ],
+)
+def test_a_barrier_orders_nothing_that_is_under_way(lines):
+    with pytest.raises(Fault, match=r"by `.*`, line 1 of the assembly.*, with no wait before the barrier between"):
+        run(*lines)
+
+
+def test_a_barrier_behind_the_wait_orders_what_was_under_way_at_an_earlier_one():
+    wait = "s_waitcnt lgkmcnt(0)"
+    run("ds_read_b32 v3, v1", "s_barrier", wait, "s_barrier", "ds_write_b32 v0, v2")
+    run("ds_read_b32 v3, v1", "ds_read_b32 v4, v0", "s_barrier", wait, "ds_write_b32 v0, v2 offset:512")
+    with pytest.raises(Fault, match=r"line 1 of the assembly.*, with no wait before the barrier between"):
+        run("ds_read_b32 v3, v1", "s_barrier", wait, "ds_write_b32 v0, v2")

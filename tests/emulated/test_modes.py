@@ -44,3 +44,12 @@ def test_the_mode_is_refused_where_it_may_not_be_that_of_all_results(first):
         ran(f"{first}\n{OVERFLOW}\nv_cvt_f16_f32_e32 v0, v1\n.LBB0_1:", "gfx942")
     with pytest.raises(UnknownInstructionError, match="HW_REG_MODE, 23, 1"):
         ran("s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 0", "gfx942")
+
+
+def test_a_mode_flushes_denormals_of_floats_and_not_of_bits_that_are_chosen():
+    """v_cndmask_b32 chooses integers, too: small ones are no denormals of float32."""
+    text = "v_mul_f32 v0, 1.0, v1\nv_cndmask_b32_e32 v2, v3, v1, vcc\nv_cndmask_b32_e64 v4, v1, v3, vcc"
+    modes = {"float_denorm_mode_32": 0}
+    after = ran(text, v={1: 5, 3: 7}, vcc=1, modes=modes)
+    assert [after.vector[row, 0, 0] for row in (0, 2, 4)] == [0, 5, 7]
+    assert [after.vector[row, 0, 1] for row in (2, 4)] == [7, 5]

@@ -65,6 +65,18 @@ def test_an_unknown_instruction_is_named_before_anything_runs():
         ran("s_mov_b32 s0, s1 surprise")
 
 
+def test_lanes_beyond_the_workgroup_are_off_in_its_last_wave():
+    text = kernel_text(
+        "s_load_dwordx2 s[4:5], s[0:1], 0x0",
+        "v_lshlrev_b32 v1, 2, v0",
+        "s_waitcnt lgkmcnt(0)",
+        "global_store_dword v1, v0, s[4:5]",
+    )
+    program = prepare(load(text.replace(".max_flat_workgroup_size: 128", ".max_flat_workgroup_size: 80")))
+    memory, _ = launch(program, (1, 1, 1), [("data", 0)], {"data": np.full(4 * 128, 0xFF, np.uint8)})
+    assert memory.contents("data").view(np.int32).tolist() == [*range(80), *[-1] * 48]
+
+
 @pytest.mark.parametrize("order", ["together", "ascending", "descending", "drawn"])
 def test_every_order_runs_all_waves(order: str):
     program = prepare(load(KERNEL))

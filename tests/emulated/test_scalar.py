@@ -78,6 +78,8 @@ def test_bits_are_reversed(value):
         ("s_bfe_i32 s2, 0xabcd, 0x80004", 0xFFFFFFBC, True),
         ("s_bfe_i32 s2, 0xabcd, 0x4", 0, False),
         ("s_bfe_i32 s2, s0, 0x8001c", 0xFFFFFFFF, True),  # the sign goes on above bit 31
+        ("s_bfm_b32 s2, 4, 0x25", 0x1E0, True),
+        ("s_bfm_b32 s2, 31, 4", 0xFFFFFFF0, True),
         ("s_bfe_u32 s2, s0, 0x200000", 0xFFFFFFFF, True),
         ("s_sext_i32_i16 s2, 0x128000", 0xFFFF8000, True),  # the condition code stays
         ("s_sext_i32_i16 s2, 0x1207fff", 0x7FFF, True),

@@ -9,6 +9,8 @@ from attn_amdgcn import Fault
 from tests.emulated.lines import ran
 
 DATA = np.arange(256).astype(np.uint8)
+NO_RECORDS = {96: 0, 97: 0, 98: 0, 99: 3 << 28}
+"""A resource that nothing lies in."""
 
 # architecture, a load, an instruction that uses what it brings, and the wait
 COMPLETE = [
@@ -34,7 +36,7 @@ COMPLETE = [
 
 def run(architecture, *lines):
     with np.errstate(all="ignore"):
-        return ran("\n".join([*lines, ".L:"]), architecture, v={0: 0, 4: 0}, buffers={"data": DATA})
+        return ran("\n".join([*lines, ".L:"]), architecture, v={0: 0, 4: 0}, s=NO_RECORDS, buffers={"data": DATA})
 
 
 @pytest.mark.parametrize(("architecture", "load", "use", "wait"), COMPLETE)
@@ -193,6 +195,54 @@ def test_loads_of_two_halves_do_not_wait_for_each_other():
     for wait, missing in (("s_waitcnt vmcnt(0)", loads[0]), ("s_waitcnt lgkmcnt(0)", loads[1])):
         with pytest.raises(Fault, match=re.escape(missing)):
             run("gfx1100", *loads, wait, use)
+
+
+# architecture, a load of one half, an instruction that leaves that half alone, and one that touches it
+HALVES = [
+    ("gfx1201", "global_load_d16_hi_u8 v4, v0, s[100:101]", "ds_store_b8 v0, v4", "ds_store_b8_d16_hi v0, v4"),
+    ("gfx1201", "ds_load_u16_d16 v4, v0", "global_store_d16_hi_b16 v0, v4, s[100:101]", "global_store_b16 v0, v4, s[100:101]"),
+    ("gfx1201", "ds_load_u16_d16 v4, v0", "buffer_store_d16_hi_b16 v4, v0, s[96:99], 0 offen", "scratch_store_b8 off, v4, off"),
+    ("gfx1201", "ds_load_u16_d16 v4, v0", "v_mov_b16_e32 v5.l, v4.h", "v_mov_b16_e32 v5.h, v4.l"),
+    ("gfx1201", "ds_load_u16_d16_hi v4, v0", "v_mov_b16_e32 v4.l, v5.h", "v_mov_b16_e32 v4.h, v5.h"),
+    ("gfx1201", "ds_load_u16_d16_hi v4, v0", "v_mov_b16_e32 v4.l, v5.h", "ds_store_b8 v4, v5"),  # v4 as an address
+    ("gfx1100", "ds_load_u16_d16_hi v4, v0", "ds_store_b16 v0, v4", "v_mov_b16_e32 v5.l, v4.l"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "load", "other", "same"), HALVES)
+def test_a_half_that_no_load_writes_needs_no_wait(architecture, load, other, same):
+    lines = ["v_mov_b32_e32 v5, 0", load]
+    run(architecture, *lines, other)
+    with pytest.raises(Fault, match="no wait stands before its use"):
+        run(architecture, *lines, same)
+
+
+# a load, instructions that begin behind it, how many of them the counter does not count further than, and a use
+FULL = [
+    ("global_load_dword v4, v0, s[100:101]", "global_load_dword v5, v0, s[100:101]", 63, "v_add_u32_e32 v6, v4, v4"),
+    ("global_load_dword v4, v0, s[100:101]", "global_store_dword v0, v0, s[100:101]", 63, "v_add_u32_e32 v6, v4, v4"),
+    ("ds_read_b32 v4, v0", "ds_read_b32 v5, v0", 15, "v_add_u32_e32 v6, v4, v4"),
+]
+
+
+@pytest.mark.parametrize(("load", "other", "most", "use"), FULL)
+def test_a_full_counter_waits_by_itself(load, other, most, use):
+    """gfx9 only: what begins when the counter is full begins when the oldest one has ended."""
+    run("gfx942", load, *[other] * most, use)
+    with pytest.raises(Fault, match="loads v4"):
+        run("gfx942", load, *[other] * (most - 1), use)
+
+
+def test_a_full_counter_says_nothing_of_scalar_loads():
+    """They end in any order."""
+    with pytest.raises(Fault, match="loads s4"):
+        run("gfx942", "s_load_dword s4, s[100:101], 0x0", *["ds_read_b32 v5, v0"] * 20, "s_add_u32 s6, s4, s4")
+
+
+def test_no_full_counter_of_gfx11_is_relied_upon():
+    others = ["global_load_b32 v5, v0, s[100:101]"] * 70
+    with pytest.raises(Fault, match="loads v4"):
+        run("gfx1100", "global_load_b32 v4, v0, s[100:101]", *others, "v_add_nc_u32_e32 v6, v4, v4")
 
 
 def test_a_wait_of_one_branch_is_not_enough():

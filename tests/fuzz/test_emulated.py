@@ -8,15 +8,18 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import attn_fuzz.zoo
 import attn_optimized
+import click
 import hypothesis
 import msgspec
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, MiscompiledError
+import triton
+from attn_contract import ContractError, MiscompiledError
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import build
@@ -37,10 +40,11 @@ from attn_fuzz.targets.triton import PARTS_PER_ROUND, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
 from attn_fuzz.zoo import mutants
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
-from attn_optimized.device import architecture_of
+from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
 from attn_optimized.launch import parts
 from attn_parity import options
+from attn_parity.compile import chosen_architectures
 from hypothesis import strategies as st
 
 ZOO = Path(attn_fuzz.zoo.__file__).parent
@@ -118,7 +122,7 @@ def test_code_that_lost_an_address_is_refused_and_does_not_run(step_case, monkey
     def refuse(assembly: str, architecture: str) -> None:
         raise MiscompiledError("attn_optimized", "planted", f"for {architecture}")
 
-    monkeypatch.setattr("attn_fuzz.emulated.emulation.refuse_lost_addresses", refuse)
+    monkeypatch.setattr("attn_fuzz.emulated.emulation.refuse_miscompiled", refuse)
     monkeypatch.setattr("attn_fuzz.emulated.emulation.run", None)
     verdict = tried(step_case)
     assert verdict.kind == "refused"
@@ -166,6 +170,21 @@ def test_it_says_why_it_is_unavailable(device, missing, words, monkeypatch):
     for name in registry.names():
         if re.fullmatch(r"triton-gfx\w+", name):
             assert words in (registry.load(name).unavailable(device) or ""), name
+
+
+@pytest.mark.parametrize(("release", "served"), [("3.6.0", False), ("3.7.0", True)])
+def test_gfx1250_is_refused_by_name_under_a_triton_that_cannot_assemble_for_it(release, served, monkeypatch):
+    monkeypatch.setattr(triton, "__version__", release)
+    missing_compiler.cache_clear()
+    said = f"Triton {release} cannot assemble kernels of many arguments for gfx1250; 3.7 and newer can"
+    for name in ("triton-gfx1250", "triton-merge@gfx1250"):
+        assert registry.load(name).unavailable("cpu") == (None if served else said)
+    assert registry.load("triton-gfx1201").unavailable("cpu") is None
+    assert ("gfx1250" in chosen_architectures(None)) is served
+    with nullcontext() if served else pytest.raises(click.UsageError, match=f"--arch: {said}"):
+        chosen_architectures("gfx942,gfx1250")
+    monkeypatch.undo()
+    missing_compiler.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -394,14 +413,9 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
         assert any(kept[name]) or len(kept[name]) < 5, name
 
 
-@pytest.mark.parametrize(("version", "is_drawn"), [("3.6.0", False), ("3.7.1", True), ("3.9.0", True)])
-def test_what_a_compiler_breaks_is_not_drawn_with_it(version, is_drawn, step_case, monkeypatch):
-    monkeypatch.setattr(emulated, "_compiler", lambda: version)
-    encoder = msgspec.structs.replace(step_case, attn_type=AttentionType.ENCODER_ONLY, cache=None, dtype="float32")
-    biased = msgspec.structs.replace(step_case, dtype="float16", qq_bias="tree")
-    for case, architecture in ((encoder, "gfx950"), (biased, "gfx1201")):
-        excluded = {
-            name: registry.load(f"triton-{name}").support("cpu").exclude(case) for name in ("gfx942", "gfx950", "gfx1201")
-        }
-        assert {name for name, reason in excluded.items() if reason} == (set() if is_drawn else {architecture})
-    assert registry.load("triton-gfx950").support("cpu").exclude(msgspec.structs.replace(encoder, dtype="float16")) is None
+def test_a_target_of_gluon_kernels_runs_on_their_architectures_alone():
+    name = "attn_fuzz.targets.others.aiter_gluon:AITER_GLUON_SPARSE"
+    with pytest.raises(registry.UnknownTargetError, match=f"Triton does not interpret Gluon: {name}@gfx950"):
+        registry.usable(name, "cpu")
+    with pytest.raises(registry.UnknownTargetError, match="its kernels are those of gfx950"):
+        registry.load(f"{name}@gfx942")

@@ -391,6 +391,22 @@ def test_each_rounding_of_a_narrow_sum_of_weights_is_one_more_of_each_weight(dty
         assert call.of_weights == roundings * UNIT_ROUNDOFF[dtype]
 
 
+def test_a_scaled_query_that_is_rounded_again_counts_once_in_each_logit():
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    for rounds in (False, True):
+        rounding = Rounding(keys_per_tile=64, rounds_scaled_query=rounds)
+        call = CallRounding(rounding=rounding, layer=layer, dtype=torch.bfloat16, out_dtype=torch.bfloat16)
+        assert call.of_operands == rounds * UNIT_ROUNDOFF[torch.bfloat16]
+
+
+@pytest.mark.parametrize(("truncates", "cut", "out"), [(False, 0, 1), (True, 1, 2)])
+def test_truncation_costs_twice_a_rounding(truncates, cut, out):
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    rounding = Rounding(keys_per_tile=64, truncates_weights=truncates, truncates_output=truncates)
+    call = CallRounding(rounding=rounding, layer=layer, dtype=torch.bfloat16, out_dtype=torch.bfloat16)
+    assert (call.of_weights, call.of_cut_weights, call.of_output) == (2.0**-8, cut * 2.0**-8, out * 2.0**-8)
+
+
 def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
     """q of 1 and 2^-44: the small element alone meets a key, and float16 has lost it."""
     query, key = torch.zeros(1, 1, 16), torch.zeros(2, 1, 16)

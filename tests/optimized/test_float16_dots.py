@@ -1,6 +1,6 @@
 """Dots in float16 of bfloat16 queries: nothing of their range is lost, nor of weights far below float16's."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import attn_optimized
 import pytest
@@ -18,6 +18,13 @@ FN = torch.float8_e4m3fn
 ONE = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Of `kernels.arguments.Kind`, what the function reads."""
+
+    block_rest: int
+
+
 @triton.jit
 def float16_queries_kernel(out_ptr, factor_ptr, q_ptr, KIND: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr):
     row = tl.arange(0, ROWS)
@@ -31,8 +38,7 @@ def float16_queries_kernel(out_ptr, factor_ptr, q_ptr, KIND: tl.constexpr, ROWS:
 def scaled_back(q: torch.Tensor) -> torch.Tensor:
     """float64: what the kernel makes of queries [rows, dims], with their factors."""
     out, factor = torch.empty(q.shape, dtype=torch.float16, device=q.device), torch.empty(len(q), device=q.device)
-    kind = SimpleNamespace(block_rest=0)
-    float16_queries_kernel[1,](out, factor, q, KIND=kind, ROWS=q.shape[0], DIMS=q.shape[1])
+    float16_queries_kernel[1,](out, factor, q, KIND=Kind(block_rest=0), ROWS=q.shape[0], DIMS=q.shape[1])
     assert bool((out[q.isfinite()].abs() < 2**16).all())
     return out.double() * factor.double()[:, None]
 

@@ -11,7 +11,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, MiscompiledError
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, MiscompiledError, UnsupportedError
 from attn_contract.signatures import tensor_signature
 from attn_optimized import attention, kept, miscompiled
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
@@ -397,7 +397,7 @@ def test_on_amd_code_that_lost_an_address_is_refused_before_its_launch(spills, r
     kernel = Compiled(assembly)
     monkeypatch.setattr(torch.version, "hip", "7.0")
     monkeypatch.setattr(miscompiled.triton, "__version__", release)
-    miscompiled.refuse_lost_addresses.cache_clear()
+    miscompiled.refuse_miscompiled.cache_clear()
     launch = Launch.of(kernel, (1,), {}, {})
     with (
         pytest.raises(MiscompiledError, match="gfx942 not supported: LLVM loses the address of 1 access")
@@ -406,3 +406,33 @@ def test_on_amd_code_that_lost_an_address_is_refused_before_its_launch(spills, r
     ):
         launch._run_on_gpu([torch.zeros(4)], 0)
     assert kernel.launches == (not is_refused)
+
+
+MEETING = (
+    *("s_and_saveexec_b64 s[6:7], vcc", "s_cbranch_execz .LBB0_1", "global_load_dword v55, v0, s[2:3]", ".LBB0_1:"),
+    *("{}", "s_mov_b32 s5, s33", "s_or_b64 exec, exec, s[6:7]", "v_accvgpr_write_b32 a46, v56"),
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ("v_accvgpr_write_b32 a45, v55", True),
+        ("v_mov_b32_e32 v55, v208", True),
+        ("scratch_store_dword off, v55, off", True),
+        ("v_writelane_b32 v254, s74, 38", False),  # a spilled scalar: whether lanes are on does not matter
+        ("s_mov_b32 s90, s30", False),
+    ],
+)
+def test_on_amd_code_that_writes_lanes_while_they_are_off_is_refused(line, is_refused):
+    """As in two drawn cases with qq_bias for gfx942 under Triton 3.6, whose outputs were wrong."""
+    text = kernel_text(*(each.format(line) for each in MEETING))
+    with pytest.raises(MiscompiledError, match=f"the first by `{line}`") if is_refused else nullcontext():
+        miscompiled.refuse_miscompiled(text, "gfx942")
+
+
+def test_code_that_cannot_be_read_is_no_error_of_the_emulator(monkeypatch):
+    monkeypatch.setattr(miscompiled.triton, "__version__", "3.9.0")
+    miscompiled.refuse_miscompiled.cache_clear()
+    with pytest.raises(UnsupportedError, match="cannot be checked"):
+        miscompiled.refuse_miscompiled("; .sgpr_spill_count: 4\n.text", "gfx942")

@@ -433,13 +433,18 @@ def test_batch_invariant_beside_a_request_with_other_rules(window, others, paged
     assert torch.equal(alone, together[:70])
 
 
-def attend_in(splits, min_tiles_per_split=1, balanced_splits=None):
-    """The kernels with keys in so many parts of so many tiles at least, whatever a plan would choose; parts begin as NaN."""
+def attend_in(splits, min_tiles_per_split=1, balanced_splits=None, block_n=None):
+    """The kernels with keys in so many parts of so many tiles at least, whatever a plan would choose; parts begin as NaN.
+
+    `block_n`: keys of a tile, without which an architecture's table chooses.
+    """
     made = []
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
         chosen = {"splits": splits, "balanced_splits": balanced_splits or splits, "min_tiles_per_split": min_tiles_per_split}
         plan = replace(attn_optimized.plan_of(q, layer, batch), **chosen)
+        if block_n:
+            plan = replace(plan, tiles=replace(plan.tiles, parameters=replace(plan.tiles.parameters, block_n=block_n)))
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
             if not made:
                 made.append(Parts(*(kernel.arguments[f"{name}_ptr"].fill_(torch.nan) for name in Parts._fields)))
@@ -456,8 +461,7 @@ SINKS = [0.5, 3.0, -3.0, -torch.inf]
 def test_a_tile_of_a_single_part_finishes_itself(rules, paged_call, assert_agrees):
     """Its rows are written by the attention kernel, whose parts hold nothing that the reduction could write there."""
     call = paged_call([1, 1, 1, 1], [5, 600, 0, 90], dtype=torch.float16, **rules)
-    block_n = attn_optimized.plan_of(call.q, call.layer, call.batch).tiles.block_n
-    attend, made = attend_in(4, -(-100 // block_n))
+    attend, made = attend_in(4, min_tiles_per_split=2, block_n=64)  # 600 keys are 10 tiles, 90 keys are 2
     assert_agrees(call, attend)
     (parts,) = made
     finished = [0, 2, 3] if "sinks" in rules else [0, 3]  # a row that sees nothing is reduced from nothing, or from its sink
@@ -499,10 +503,10 @@ def test_parts_cover_all_keys(splits, min_tiles_per_split, seq_lens, rules, page
 
 
 def parts_of(seq_lens, paged_call, max_seq_len=640, **parts):
-    """In how many parts of the keys each request has a state after the kernel."""
+    """In how many parts of the keys, in tiles of 64, each request has a state after the kernel."""
     call = paged_call([1] * len(seq_lens), seq_lens)
     call = call._replace(batch=replace(call.batch, max_seq_len=max_seq_len))
-    attend, made = attend_in(**parts)
+    attend, made = attend_in(**parts, block_n=64)
     attend(*call, out=torch.empty_like(call.q), lse=None, validate=False)
     return (made[0].row_max[:, 0] > -torch.inf).sum(0)[: len(seq_lens)].tolist()
 

@@ -16,6 +16,7 @@ from attn_amdgcn.instructions import (
     float8,
     float_arithmetic,
     global_memory,
+    indexing,
     integer_arithmetic,
     lds,
     matrix,
@@ -25,6 +26,7 @@ from attn_amdgcn.instructions import (
     scalar_float,
     scalar_memory,
     scratch,
+    tensor_dma,
     to_lds,
     transcendental,
 )
@@ -53,7 +55,9 @@ FAMILIES = (
     scratch,
     lds,
     to_lds,
+    tensor_dma,
     matrix,
+    indexing,
     control,
 )
 """The modules that register instructions when they are imported."""

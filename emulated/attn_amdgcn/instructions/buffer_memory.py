@@ -228,15 +228,19 @@ def _found_range(waves: Waves, words: np.ndarray, further: np.ndarray, architect
     if strange.any():
         wave = int(strange.argmax())
         text = " ".join(f"0x{word:08x}" for word in words[wave])
-        what = f"the resource {text} is no raw buffer without stride and swizzle"
+        what = f"the resource {text} is no raw buffer without swizzle"
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
     length = records - further
     return Range((base + further - BASE)[..., None], length[..., None], int(length.min()))
 
 
 def _described(words: np.ndarray, checks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Base, num_records, and whether the resource [waves, 4] is another than is known here."""
-    strange = (words[:, 1] >> 16 != 0) | (words[:, 3] >> 23 & 1 != 0) | (words[:, 3] >> 28 != checks)
+    """Base, num_records, and whether the resource [waves, 4] is another than is known here.
+
+    gfx9 counts num_records in bytes where it does not swizzle: there a stride changes nothing but for an index, which no
+    instruction here has.
+    """
+    strange = (words[:, 1] >> (30 if checks == 0 else 16) != 0) | (words[:, 3] >> 23 & 1 != 0) | (words[:, 3] >> 28 != checks)
     return words[:, 0] | (words[:, 1] & 0xFFFF) << 32, words[:, 2], strange
 
 

@@ -40,7 +40,8 @@ buffer_inv buffer_wbl2 buffer_wbinvl1
 """They change time, or caches, which do not exist here. Whether the waits for arithmetic results suffice is not checked."""
 WAITS = (
     "s_waitcnt s_wait_loadcnt s_wait_storecnt s_wait_dscnt s_wait_kmcnt s_wait_samplecnt s_wait_bvhcnt s_wait_expcnt "
-    "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_wait_xcnt s_wait_idle s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt"
+    "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_wait_xcnt s_wait_idle s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt "
+    "s_wait_asynccnt s_wait_tensorcnt"
 )
 """`attn_amdgcn.waits` says what they wait for."""
 

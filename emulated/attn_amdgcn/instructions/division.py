@@ -12,9 +12,9 @@ LLVM expands would be wrong. What stands here instead is this project's reading:
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.extremes import quiet
-from attn_amdgcn.instructions.float_arithmetic import TINY
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value, vector
 from attn_amdgcn.instructions.fused import F32, fma32, fma32_scaled
+from attn_amdgcn.instructions.modes import TINY
 from attn_amdgcn.operands import KINDS, writes_vector
 from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import VCC, Waves

@@ -6,7 +6,8 @@ largest one becomes an infinity, or the NaN of a format without infinities. Roun
 kept.
 
 Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, V_CVT_F32_FP8 in AMD's RDNA4 ISA, and
-V_CVT_SCALEF32_PK_F32_FP8 in AMD's Instinct MI355 ISA; "OCP 8-bit Floating Point Specification", tables 1 and 2.
+V_CVT_SCALEF32_PK_F32_FP8 in AMD's Instinct MI355 ISA; llvm.amdgcn.cvt.scale.pk8 in LLVM's intrinsics for gfx1250; "OCP 8-bit
+Floating Point Specification", tables 1 and 2.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from functools import cache
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.instructions.formats import LOADS, data_row, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
 from attn_amdgcn.instructions.fused import F32, F64
 from attn_amdgcn.operands import KINDS, put, reads_bits, unknown, vector_row, writes_vector
@@ -52,9 +54,12 @@ FORMATS = {
 """By the word in the mnemonic, and whether it is the format of gfx940 to gfx942."""
 
 
+_WITHOUT_NEGATIVE_ZERO = ("gfx940", "gfx941", "gfx942")
+
+
 def format_of(instruction: Instruction, kernel: Kernel) -> Format:
     word = "bf8" if "bf8" in instruction.name else "fp8"
-    return FORMATS[word, kernel.architecture in ("gfx940", "gfx941", "gfx942")]
+    return FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]
 
 
 def encoded(a: np.ndarray, to: Format) -> np.ndarray:
@@ -145,6 +150,12 @@ def pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
 def scaled_pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """The same, times a power of two, which is the last operand's exponent. A factor of other than 1 is refused."""
     check_count(instruction, 3)
+    _check_factor(instruction)
+    return _pk_to_f32(instruction, kernel)
+
+
+def _check_factor(instruction: Instruction) -> None:
+    """Refuse a factor of other than 1.0, and op_sel of another operand than the first one."""
     factor = instruction.operands[2]
     # an integer in the text stands for the factor's bits
     is_float = isinstance(factor.of, Literal) and isinstance(factor.of.number, float)
@@ -153,7 +164,45 @@ def scaled_pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     halves = instruction.modifiers.get("op_sel", (0,))
     if not isinstance(halves, tuple) or any(halves[1:]):
         raise unknown(instruction, f"op_sel:{halves}")
-    return _pk_to_f32(instruction, kernel)
+
+
+@own_step("v_cvt_scalef32_pk_bf16_fp8 v_cvt_scalef32_pk_bf16_bf8")
+def scaled_pk_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
+    """Two bf16 of the two bytes of one half of a register, times a factor, of which 1.0 is known."""
+    check_count(instruction, 3)
+    check_modifiers(instruction, "op_sel")
+    _check_factor(instruction)
+    codes, row, table = _reads_codes(instruction, kernel, 16), _row(instruction, kernel), _bf16(instruction, kernel)
+    return lambda waves: put(waves, row, _pair_of_bf16(codes(waves), table))
+
+
+@own_step("v_cvt_scale_pk8_bf16_fp8 v_cvt_scale_pk8_bf16_bf8")
+def scaled_pk8_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
+    """Eight bf16 of eight bytes, times a power of two, whose exponent is a byte. Of these 0x7f is known, which is 1."""
+    check_count(instruction, 3)
+    check_modifiers(instruction)
+    target, source, exponent = instruction.operands
+    if exponent != Operand(Literal(0x7F)):
+        raise unknown(instruction, "an exponent of other than 0x7f")
+    write = writes_data(instruction, target, LOADS["b128"], kernel)
+    row, table = data_row(instruction, source, 2, kernel), _bf16(instruction, kernel)
+
+    def step(waves: Waves) -> None:
+        words = waves.vector[row], waves.vector[row + 1]
+        write(waves, np.stack([_pair_of_bf16(word >> np.uint32(first), table) for word in words for first in (0, 16)]))
+
+    return step
+
+
+def _bf16(instruction: Instruction, kernel: Kernel) -> np.ndarray:
+    """[256] uint32: the bits of each code's number as a bf16, which has the bits that it needs."""
+    word = "bf8" if instruction.name.endswith("bf8") else "fp8"
+    return numbers(FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]).view(np.uint32) >> np.uint32(16)
+
+
+def _pair_of_bf16(pair: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The bf16 of the two lowest bytes, the first one in the lower half."""
+    return table.take(pair & np.uint32(0xFF)) | table.take(pair >> np.uint32(8) & np.uint32(0xFF)) << np.uint32(16)
 
 
 def _pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:

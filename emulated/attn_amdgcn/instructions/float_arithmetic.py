@@ -1,9 +1,9 @@
 """Sums, products and roundings of floats in vector registers.
 
-Denormals are kept, and a result is rounded once, to nearest even, except in v_mac and v_mad of float32. float16 is computed
-in float32: a product of two has 22 bits and is exact; a sum, which float32 rounds to 24 bits, rounds to the same 11 bits as
-the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is Double Rounding Innocuous?", 1995), and a denormal sum is
-exact.
+Denormals are kept unless the kernel's mode flushes them (`modes.flushing`), and a result is rounded once, to nearest even,
+except in v_mac and v_mad of float32. float16 is computed in float32: a product of two has 22 bits and is exact; a sum, which
+float32 rounds to 24 bits, rounds to the same 11 bits as the exact sum does, because 24 >= 2 * 11 + 2 (Figueroa, "When is
+Double Rounding Innocuous?", 1995), and a denormal sum is exact.
 
 Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; v_mac_f32 and v_madmk_f32:
 AMD's MI200 ISA.
@@ -26,17 +26,10 @@ from attn_amdgcn.instructions.forms import (
     with_signs,
 )
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
-from attn_amdgcn.instructions.modes import overflowing
+from attn_amdgcn.instructions.modes import flushed, overflowing
 from attn_amdgcn.operands import KINDS, Read, bits_value, unknown, vector_value, writes_vector
 from attn_amdgcn.pieces import piece, value_of
 from attn_amdgcn.waves import Waves
-
-TINY = np.finfo(F32).tiny
-
-
-def flushed(value: np.ndarray) -> np.ndarray:
-    """float32 with zeros of the same sign for denormals."""
-    return np.where(np.abs(value) < TINY, np.copysign(F32(0), value), value)
 
 
 def in_float32(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -136,7 +129,10 @@ def frexp_exp16(a):
 
 
 def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
-    """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32."""
+    """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32.
+
+    Of gfx1250's v_fma_mix_f32_bf16 a half is a bf16, which is the upper half of its float32.
+    """
     operand = instruction.operands[1 + i]
     halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
     assert isinstance(halves, tuple)
@@ -145,6 +141,10 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
         return value_of(signed_value(operand, KINDS["f32"], kernel))
     if isinstance(operand.of, Literal):
         raise unknown(instruction, "a literal as a source of 16 bits")
+    if instruction.name.endswith("bf16"):
+        bits = bits_value(operand, kernel)
+        half = piece("({} & {})", bits, np.uint32(0xFFFF0000)) if halves[i] else piece("({} << {})", bits, np.uint32(16))
+        return value_of(with_signs(operand, piece("{}.view({})", half, F32), KINDS["f32"]))
     kind = KINDS["f16"]
     half = upper_half(bits_value(operand, kernel), kind) if halves[i] else vector_value(operand, kind, kernel)
     return value_of(piece("{}.astype({})", with_signs(operand, half, kind), F32))
@@ -154,13 +154,13 @@ def _narrow_sum(a, b, c):
     return fma32(a, b, c).astype(F16)
 
 
-@own_step("v_fma_mix_f32 v_fma_mixlo_f16 v_fma_mixhi_f16")
+@own_step("v_fma_mix_f32 v_fma_mix_f32_bf16 v_fma_mixlo_f16 v_fma_mixhi_f16")
 def fma_mix(instruction: Instruction, kernel: Kernel) -> Step:
     """A sum rounded to float32. mixlo and mixhi round it again, to float16, and write one half of the result's register."""
     check_count(instruction, 4)
     check_modifiers(instruction, "op_sel", "op_sel_hi", "clamp")
     reads = [mix_source(instruction, kernel, i) for i in range(3)]
-    target, short = instruction.operands[0], instruction.name != "v_fma_mix_f32"
+    target, short = instruction.operands[0], not instruction.name.startswith("v_fma_mix_f32")
     if instruction.name == "v_fma_mixhi_f16":
         target = replace(target, of=replace(target.of, half="h"))
     kind = KINDS["f16" if short else "f32"]

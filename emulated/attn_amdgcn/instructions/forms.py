@@ -20,6 +20,7 @@ from attn_amdgcn.operands import (
     mask_value,
     put_statement,
     reads_bits,
+    reads_indexed,
     row_value,
     scalar_result,
     scalar_value,
@@ -55,6 +56,8 @@ class ScalarMeaning:
     scc: Callable[..., np.ndarray]
 
 
+INDEXED = "gpr_idx"
+"""The modifier of a vector instruction whose first source is the register that M0 points at (`instructions.indexing`)."""
 VECTOR: dict[str, Meaning] = {}
 """By mnemonic: the vector instructions that `vector` registers. The halves of dual instructions are among them."""
 SCALAR: dict[str, ScalarMeaning] = {}
@@ -312,7 +315,8 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
     read_again = [kind for kind in sources if kind.startswith("*")]
     check_count(instruction, len(results) + len(sources) - len(read_again))
     uses_dpp, uses_sdwa = instruction.encoding.endswith("dpp"), instruction.encoding == "sdwa"
-    check_modifiers(instruction, *meaning.takes, *(dpp.MODIFIERS if uses_dpp else ()), *(sdwa.MODIFIERS if uses_sdwa else ()))
+    known = (*meaning.takes, INDEXED, *(dpp.MODIFIERS if uses_dpp else ()), *(sdwa.MODIFIERS if uses_sdwa else ()))
+    check_modifiers(instruction, *known)
     destinations = instruction.operands[: len(results)]
     operands = [*instruction.operands[len(results) :], *(destinations[0] for _ in read_again)]
     op_sel: Any = instruction.modifiers.get("op_sel", ())
@@ -325,6 +329,9 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
             values.append(with_signs(operand, sdwa.value(instruction, operand, i, KINDS[name], kernel), KINDS[name]))
         elif uses_dpp and i == 0:
             bits = piece("{}(waves)", dpp.reads(instruction, reads_bits(operand, kernel), kernel))
+            values.append(with_signs(operand, as_kind(bits, operand, KINDS[name], instruction), KINDS[name]))
+        elif INDEXED in instruction.modifiers and i == 0:
+            bits = piece("{}(waves)", reads_indexed(operand, kernel))
             values.append(with_signs(operand, as_kind(bits, operand, KINDS[name], instruction), KINDS[name]))
         elif i < len(op_sel) and op_sel[i] and KINDS[name].bits == 16:
             values.append(with_signs(operand, upper_half(bits_value(operand, kernel), KINDS[name]), KINDS[name]))
@@ -339,6 +346,7 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
     if lanes is not None and "mask" in results:
         raise unknown(instruction, "DPP that switches lanes off before a mask is written")
     function = modes.overflowing(instruction, kernel, meaning.make(instruction, kernel))
+    function = modes.flushing(instruction, kernel, function, (results, sources))
     return Parts(function, values, finish, writes, lanes)
 
 
@@ -368,7 +376,7 @@ def masked(value: Piece, kind: Kind) -> Piece:
 def as_kind(bits: Piece, operand: Operand, kind: Kind, instruction: Instruction) -> Piece:
     """Values of a kind from the 32 bits that DPP brings."""
     if kind.bits == 64:
-        raise unknown(instruction, "DPP of 64 bits")
+        raise unknown(instruction, "DPP or an index, of 64 bits")
     if isinstance(operand.of, Register) and operand.of.half == "h":
         return upper_half(bits, kind)
     if kind.bits == 16:

@@ -48,12 +48,24 @@ def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instructio
 def writes(waves: Waves, place: np.ndarray, values: np.ndarray, form: Format, instruction: Instruction) -> None:
     """Write values to places in LDS."""
     if place.ndim == 2 or (waves.lanes is None and not waves.shared.watches):
-        for watch in waves.shared.watches:
-            watch.lds_written(Access(waves, place, form.size, waves.lanes, instruction), values)
-        stored(waves.shared.lds_storage, place, values, form, waves.lanes)
+        writes_lanes(waves, place, values, form, instruction, waves.lanes)
     else:
         for each, data in zip(place, values, strict=True):
             writes(waves, each, data, form, instruction)
+
+
+def writes_lanes(
+    waves: Waves,
+    place: np.ndarray,
+    values: np.ndarray,
+    form: Format,
+    instruction: Instruction,
+    lanes: np.ndarray | None,
+) -> None:
+    """Write values [registers, waves, lanes] of some lanes, or of all, to places [waves, lanes] in LDS."""
+    for watch in waves.shared.watches:
+        watch.lds_written(Access(waves, place, form.size, lanes, instruction), values)
+    stored(waves.shared.lds_storage, place, values, form, lanes)
 
 
 _PLAIN = [name for name in LOADS if "word" not in name and "byte" not in name]
@@ -197,20 +209,23 @@ def _place_at(waves: Waves, address: np.ndarray, offset: np.ndarray, size: int) 
         address = np.where(waves.lanes, address, address.reshape(-1)[some] if waves.lanes.any() else np.uint32(0))
     place = address + offset
     if int(np.maximum.reduce(place, axis=None)) + size > waves.shared.lds_bytes:
-        return place_of(waves, place & 0xFFFFFFFF, size)
+        return place_of(waves, place & 0xFFFFFFFF, size, waves.lanes)
     return place + waves.lds_begin
 
 
-def place_of(waves: Waves, address: np.ndarray, size: int) -> np.ndarray:
+def place_of(waves: Waves, address: np.ndarray, size: int, lanes: np.ndarray | None) -> np.ndarray:
     """Where bytes lie in the LDS of all workgroups, by their addresses [waves, lanes] int64 in the workgroup's.
 
+    Args:
+        lanes: those that access LDS; None if all do.
+
     Raises:
-        Fault: a lane that is on accesses a byte beyond it.
+        Fault: one of them accesses a byte beyond it.
     """
     has = waves.shared.lds_bytes
     outside = (address < 0) | (address + size > has)
-    if waves.lanes is not None:
-        outside &= waves.lanes
+    if lanes is not None:
+        outside &= lanes
     if outside.any():
         first = np.argwhere(outside)[0].tolist()
         *_, wave, lane = first

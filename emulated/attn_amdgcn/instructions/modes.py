@@ -1,7 +1,10 @@
-"""The modes that a kernel sets for its floats. One set is known, which Triton sets in every kernel; others are refused.
+"""The modes that a kernel sets for its floats. Triton's and those of AITER's assembly are known; others are refused.
 
-Known: rounding to nearest even; denormals kept in sources and results; `ieee_mode` (a signaling NaN is made quiet; gfx12 has
-no such mode and works so); `dx10_clamp` (clamp makes 0 of a NaN); float16 and float8 that overflow become infinities or NaN,
+Both: rounding to nearest even; denormals of float16 and float64 kept. Triton's: denormals of float32 kept; `ieee_mode` (a
+signaling NaN is made quiet; gfx12 has no such mode and works so); `dx10_clamp` (clamp makes 0 of a NaN). The assembly's:
+denormals of float32 are zeros of their sign, in sources and results, but not in matrix instructions, whose sums no mode
+changes; of a signaling NaN and a number the larger and the smaller one are the number; no clamp.
+float16 and float8 that overflow become infinities or NaN,
 unless the kernel sets FP16_OVFL: then a float16 that overflows becomes the largest number, and an infinity that is made of an
 infinity stays one. Triton sets it in each kernel that makes float8 of float32, also where it does so by arithmetic of integers.
 
@@ -13,28 +16,82 @@ Source: ".amdhsa_ directives" in LLVM's User Guide for AMDGPU Backend; "MODE Reg
 
 import re
 from collections.abc import Callable
-from functools import reduce
+from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named
 from attn_amdgcn.errors import UnknownInstructionError
 
 KNOWN = {
-    "float_round_mode_32": 0,
-    "float_round_mode_16_64": 0,
-    "float_denorm_mode_32": 3,
-    "float_denorm_mode_16_64": 3,
-    "ieee_mode": 1,
-    "dx10_clamp": 1,
-    "fp16_overflow": 0,
+    "float_round_mode_32": (0,),
+    "float_round_mode_16_64": (0,),
+    "float_denorm_mode_32": (3, 0),
+    "float_denorm_mode_16_64": (3,),
+    "ieee_mode": (1, 0),
+    "dx10_clamp": (1, 0),
+    "fp16_overflow": (0,),
 }
+"""The values of each mode that the instructions here know; the first is that of a text that does not name the mode."""
+TINY = np.finfo(np.float32).tiny
 
 
 def check(kernel: Kernel) -> None:
     """Refuse a kernel whose floats work in another way than the instructions here."""
     for name, known in KNOWN.items():
-        if (value := kernel.settings.get(name, known)) != known:
-            raise UnknownInstructionError(f".amdhsa_{name} {value}: the instructions here are those of {known}")
+        if (value := kernel.settings.get(name, known[0])) not in known:
+            ways = " or ".join(map(str, known))
+            raise UnknownInstructionError(f".amdhsa_{name} {value}: the instructions here are those of {ways}")
+    if kernel.settings.get("dx10_clamp") == 0:
+        for instruction in kernel.instructions:
+            if "clamp" in instruction.modifiers and _is_float(instruction):
+                what = f"line {instruction.line}: `{instruction.text}`"
+                raise UnknownInstructionError(f"{what}: clamp where .amdhsa_dx10_clamp is 0 has no meaning here")
+
+
+def _is_float(instruction: Instruction) -> bool:
+    return bool(re.search(r"_b?f\d+", instruction.name))
+
+
+def flushed(value: np.ndarray) -> np.ndarray:
+    """float32 with zeros of the same sign for denormals."""
+    return np.where(np.abs(value) < TINY, np.copysign(np.float32(0), value), value)
+
+
+def flushing(instruction: Instruction, kernel: Kernel, function: Callable, kinds: tuple[tuple[str, ...], ...]) -> Callable:
+    """The meaning of an instruction in the mode that the kernel sets for denormals of float32.
+
+    Args:
+        kinds: of the results and of the sources.
+    """
+    passes_bits = re.search("class|frexp|cndmask", instruction.name)
+    if kernel.settings.get("float_denorm_mode_32", 3) or passes_bits or all("f32" not in "".join(side) for side in kinds):
+        return function
+    return _flushing(function, *kinds)
+
+
+@lru_cache(maxsize=256)  # instructions of one form run together if they have one function
+def _flushing(function: Callable, results: tuple[str, ...], sources: tuple[str, ...]) -> Callable:
+    read = [kind.lstrip("*") == "f32" for kind in sources]
+    write = [kind == "f32" for kind in results]
+
+    def computed(*values: np.ndarray) -> Any:
+        found = function(*[_normal(value) if flushes else value for value, flushes in zip(values, read, strict=True)])
+        if len(write) == 1:
+            return _normal(found) if write[0] else found
+        return tuple(_normal(value) if flushes else value for value, flushes in zip(found, write, strict=True))
+
+    return computed
+
+
+_ONE, _TWO, _DENORMALS = np.uint32(1), np.uint32(2), np.uint32((1 << 24) - 2)
+
+
+def _normal(value: np.ndarray) -> np.ndarray:
+    """`flushed`, quickly where there is no denormal."""
+    magnitude = np.left_shift(value.view(np.uint32), _ONE)
+    magnitude -= _TWO
+    return flushed(value) if np.minimum.reduce(magnitude, axis=None) < _DENORMALS else value
 
 
 FP16_OVFL = "hwreg(HW_REG_MODE, 23, 1)"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
 from attn_amdgcn.instructions.extremes import max_ieee, max_num, maximum, min_ieee, min_num, minimum, three
 from attn_amdgcn.instructions.float_arithmetic import in_float32
@@ -98,6 +99,7 @@ def _pair_statements(
     check_modifiers(instruction, "op_sel", "op_sel_hi", "neg_lo", "neg_hi", "clamp")
     values = [pair_value(instruction, operand, i, kernel) for i, operand in enumerate(instruction.operands[1:])]
     row, end = _pair_row(instruction, kernel), finishes(instruction, KINDS["f32"])
+    function = modes.flushing(instruction, kernel, function, (("f32",), ("f32",) * sources))
     result, target = call(function, values), piece("waves.vector_f32[{}]", Row((row, row + 1)))
     return piece("on = waves.lanes"), put_statement(target, piece("{}({})", end, result) if end else result)
 

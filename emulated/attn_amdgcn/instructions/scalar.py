@@ -212,6 +212,13 @@ def bit_field(a, place):
     return np.where(count > 0, field, 0).astype(a.dtype)
 
 
+@scalar("s_bfm_b32", "b32 = u32 u32")
+def bit_field_mask(count, first):
+    """Ones from a bit on. SCC stays."""
+    ones = (np.uint32(1) << (count & np.uint32(31))) - np.uint32(1)
+    return ones << (first & np.uint32(31))
+
+
 scalar("s_sext_i32_i8", "i32 = i32")(lambda a: a.astype(np.int8).astype(np.int32))
 scalar("s_sext_i32_i16", "i32 = i32")(lambda a: a.astype(np.int16).astype(np.int32))
 

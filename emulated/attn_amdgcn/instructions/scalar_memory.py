@@ -22,10 +22,11 @@ _PARTS = {"u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16}
 def load(instruction: Instruction, kernel: Kernel) -> Step:
     """Words, or a part of one, at a base plus an offset in bytes, a literal or a register, plus `offset:`.
 
-    The lowest bits of the address are dropped: 2 of words, and 1 of half a word.
+    The lowest bits of the address are dropped: 2 of words, and 1 of half a word. With `scale_offset`, which gfx1250 has, the
+    register counts elements of the instruction's size (LLVM: hasScaleOffset, and SelectSMRDOffset).
     """
     check_count(instruction, 3)
-    check_modifiers(instruction, "offset", "glc", "dlc", "sc0", "nt", "nv", "scope", "th")
+    check_modifiers(instruction, "offset", "glc", "dlc", "sc0", "nt", "nv", "scope", "th", "scale_offset")
     target, base, offset = instruction.operands
     suffix = instruction.name.removeprefix("s_load_")
     part, words = _PARTS.get(suffix), _WORDS.get(suffix, 1)
@@ -38,9 +39,13 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
     signed = KINDS["i32"] if isinstance(offset.of, Literal) else KINDS["u32"]
     read_offset = reads_scalar(offset, signed, kernel)
     further = number(instruction, "offset")
+    scales = "scale_offset" in instruction.modifiers
+    if scales and (kernel.architecture != "gfx1250" or not isinstance(offset.of, Register) or size & (size - 1)):
+        raise unknown(instruction, "scale_offset")
+    scale = size if scales else 1
 
     def step(waves: Waves) -> None:
-        place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) + (further - BASE) & -aligned
+        place = read_base(waves).view(np.int64) + read_offset(waves).astype(np.int64) * scale + (further - BASE) & -aligned
         place = place if len(place) == len(waves) else place.repeat(len(waves))  # of a base that is a literal
         place = waves.shared.memory.readable(place[:, None], size, None, waves)
         for watch in waves.shared.watches:

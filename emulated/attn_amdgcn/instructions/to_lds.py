@@ -3,10 +3,15 @@
 Lane i of a wave loads to M0 + the instruction's `offset` + i times the distance of lanes. It is 4 bytes for one word, and 16
 bytes for three or four words, so a load of three skips the fourth. `offset` is added to the address in global memory, too. Of
 M0, global instructions read bits 17:2, and buffer instructions bits 17:0, on gfx942 bits 15:0. A lane that is off loads
-nothing. A lane beyond the workgroup's LDS writes nothing on hardware; here it is a fault.
+nothing. A lane beyond the workgroup's LDS writes nothing on hardware; here it is a fault, unless M0 is 0x7fffffff. This number
+Triton gives to waves that are to load nothing.
+
+gfx1250's load takes the byte of LDS from a register of the lane. `offset` is added to both addresses.
 
 Source: "Memory Buffer Load to LDS" and, among "Flat Memory Instructions", "Addressing" in AMD's CDNA4 ISA. For global loads it
 has the distances of one and of four words; that of three is taken from buffer loads.
+0x7fffffff is seen in code that Triton 3.9 makes of `buffer_load_to_shared`, where a tile has fewer elements than the waves have
+lanes. llvm.amdgcn.global.load.async.to.lds in LLVM's "AMDGPU DMA Operations".
 """
 
 from collections.abc import Callable
@@ -14,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import lds
-from attn_amdgcn.instructions.formats import LOADS, Format, loaded, number
+from attn_amdgcn.instructions.formats import LOADS, Format, data_row, loaded, number
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE, places_of
 from attn_amdgcn.operands import unknown
@@ -25,6 +30,8 @@ SIZES = {"gfx942": ("dword",), "gfx950": ("dword", "dwordx3", "dwordx4")}
 """What each architecture loads into LDS, beside bytes and halves of words."""
 BITS_OF_M0 = {"gfx942": 0xFFFF, "gfx950": 0x3FFFF}
 """Those that a buffer instruction reads."""
+NOWHERE = 0x7FFFFFFF
+"""M0 of a wave that is to load nothing."""
 
 
 @own_step(" ".join(f"global_load_lds_{size}" for size in SIZES["gfx950"]))
@@ -56,6 +63,36 @@ def writes(instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kern
 
     def write(waves: Waves, values: np.ndarray) -> None:
         address = (waves.scalar[:, M0] & np.uint32(bits_of_m0)).astype(np.int64)[:, None] + of_lane
-        lds.writes(waves, lds.place_of(waves, address, form.size), values, form, instruction)
+        nowhere = waves.scalar[:, M0] == NOWHERE
+        lanes = _but(nowhere, waves) if nowhere.any() else waves.lanes
+        lds.writes_lanes(waves, lds.place_of(waves, address, form.size, lanes), values, form, instruction, lanes)
 
     return write
+
+
+def _but(nowhere: np.ndarray, waves: Waves) -> np.ndarray:
+    """[waves, lanes]: the lanes that are on, without those of some waves."""
+    on = np.ones(waves.shape, bool) if waves.lanes is None else waves.lanes
+    return on & ~nowhere[:, None]
+
+
+@own_step(" ".join(f"global_load_async_to_lds_{size}" for size in ("b8", "b32", "b64", "b128")))
+def global_load_async(instruction: Instruction, kernel: Kernel) -> Step:
+    check_count(instruction, 3)
+    check_modifiers(instruction, "offset", "scale_offset", *CACHE)
+    if kernel.architecture != "gfx1250":
+        raise unknown(instruction, f"a load into LDS on {kernel.architecture}")
+    form = LOADS[instruction.name.rpartition("_")[2].replace("b8", "u8")]
+    into, address, base = instruction.operands
+    places, row = places_of(instruction, address, base, form, kernel), data_row(instruction, into, 1, kernel)
+    offset = np.int64(number(instruction, "offset"))
+
+    def step(waves: Waves) -> None:
+        memory, lanes = waves.shared.memory, waves.lanes
+        place = memory.readable(places(waves), form.size, lanes, waves)
+        for watch in waves.shared.watches:
+            watch.global_read(Access(waves, place, form.size, lanes, instruction))
+        lds_place = lds.place_of(waves, waves.vector[row] + offset, form.size, lanes)
+        lds.writes_lanes(waves, lds_place, loaded(memory, place, form), form, instruction, lanes)
+
+    return step

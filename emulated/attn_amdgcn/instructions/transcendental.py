@@ -9,9 +9,10 @@ Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
 import numpy as np
-from attn_amdgcn.instructions.float_arithmetic import TINY, flushed, in_float32
+from attn_amdgcn.instructions.float_arithmetic import in_float32
 from attn_amdgcn.instructions.forms import vector
 from attn_amdgcn.instructions.fused import F32, F64
+from attn_amdgcn.instructions.modes import TINY, flushed
 
 _LARGEST_WITH_NORMAL_RECIPROCAL = F32(2.0**126)
 

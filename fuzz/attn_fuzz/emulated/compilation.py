@@ -20,10 +20,11 @@ from typing import Any, BinaryIO
 import triton
 from attn_contract import ContractError
 from attn_fuzz import current_folder
-from attn_fuzz.emulated.jobs import Compiled, Job
+from attn_fuzz.emulated.jobs import Compiled, Job, architecture
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
@@ -59,8 +60,8 @@ def compiled_kernel(kernel: Any, architecture: str, /, *arguments: Any, **named:
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     named["debug"] = named.get("debug", kernel.debug) or knobs.runtime.debug
     bound, specialization, options = bind(*arguments, **named)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, named, bound, specialization, options)
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, signature, constants, attributes)
     with alone(source, parsed):
         return triton.compile(source, target=target, options=parsed.__dict__), source
 
@@ -82,6 +83,7 @@ def alone(source: ASTSource, options: Any) -> Iterator[None]:
 
 def compiled(job: Job) -> Compiled:
     """Compile a job."""
+    architecture.set(job.architecture)
     return launchable(*compiled_kernel(_kernel(job), job.architecture, **job.arguments))
 
 

@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from attn_amdgcn import Memory, Parts, Program, Report, Schedule, Watch, checked
+from attn_amdgcn.errors import Hazards
 from attn_amdgcn.launch import Argument
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_fuzz.interpreted.permissions import Region
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.miscompiled import refuse_lost_addresses
+from attn_optimized.miscompiled import refuse_miscompiled
 
+EVERYTHING = Parts({}, {})
+"""The code may touch all bytes of its buffers."""
 LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
 
@@ -62,7 +65,7 @@ def emulate(
     if 0 in call.launch.grid:
         return None
     compiled = ready(job_of(call, architecture, sizes))
-    refuse_lost_addresses(compiled.compiled.text, architecture)
+    refuse_miscompiled(compiled.compiled.text, architecture)
     return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches, regions=regions)
 
 
@@ -116,7 +119,13 @@ def inputs_of(
 
 
 def run(
-    program: Program, inputs: Inputs, *, lds_bytes: int, schedules: Sequence[Schedule], watches: Sequence[Watch] = ()
+    program: Program,
+    inputs: Inputs,
+    *,
+    lds_bytes: int,
+    schedules: Sequence[Schedule],
+    watches: Sequence[Watch] = (),
+    hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
     """Run a program as `attn_amdgcn.checked` does, and write what it wrote into the buffers of the inputs."""
     memory, report = checked(
@@ -128,6 +137,7 @@ def run(
         schedules=schedules,
         watches=watches,
         parts=inputs.parts,
+        hazards=hazards,
     )
     for name, contents in inputs.buffers.items():
         contents[:] = memory.contents(name)
@@ -189,3 +199,31 @@ def _span(tensor: torch.Tensor) -> int:
 def _contents(storage: torch.UntypedStorage) -> np.ndarray:
     """The bytes of a storage, which this shares."""
     return torch.tensor([], dtype=torch.uint8).set_(storage).numpy()
+
+
+def inputs_at(
+    tensors: Mapping[str, torch.Tensor], grid: tuple[int, int, int], numbers: Sequence[int], points: Sequence[bool]
+) -> Inputs:
+    """What a launch gives to its code, where pointers are addresses on this machine.
+
+    Args:
+        tensors: by their names. The code may touch all of their storages.
+        numbers: the kernel's arguments.
+        points: which of them are addresses. One in no tensor, such as that of a variable of the host, may not be touched.
+    """
+    storages = _storages(tensors)
+    given = [_place(storages, number) if is_pointer else number for number, is_pointer in zip(numbers, points, strict=True)]
+    buffers = {name: _contents(storage) for name, storage in storages.values()}
+    return Inputs(grid, given, {**buffers, ELSEWHERE: np.zeros(0, np.uint8)}, EVERYTHING)
+
+
+ELSEWHERE = "memory of the host"
+
+
+def _place(storages: Mapping[int, tuple[str, torch.UntypedStorage]], address: int) -> tuple[str, int] | None:
+    if address == 0:
+        return None
+    for begin, (name, storage) in storages.items():
+        if begin <= address < begin + max(storage.nbytes(), 1):
+            return name, address - begin
+    return ELSEWHERE, 0

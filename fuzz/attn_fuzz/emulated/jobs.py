@@ -1,7 +1,11 @@
 """What a process asks of the one that compiles for it, and what it gets."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+architecture: ContextVar[str | None] = ContextVar("architecture", default=None)
+"""For which launches are compiled now; None where none are. Host code that asks for its GPU may be told so."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated."""
+"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated.
+
+Gluon kernels have no interpreter, and are launched in the same way.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +15,8 @@ from attn_amdgcn import Parts, Schedule
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
-from attn_fuzz.emulated.jobs import Job
-from attn_optimized.miscompiled import refuse_lost_addresses
+from attn_fuzz.emulated.jobs import Job, architecture
+from attn_optimized.miscompiled import refuse_miscompiled
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Launches:
 
     @contextmanager
     def emulated(self) -> Iterator[None]:
-        """While this lasts, each launch of an interpreted kernel compiles it, and emulates the code.
+        """While this lasts, each launch of an interpreted kernel or of a Gluon kernel compiles it, and emulates the code.
 
         Raises (as the launches do):
             Violation: the code did what it must not do.
@@ -42,13 +45,18 @@ class Launches:
             MiscompiledError: the compiler made wrong code of it.
             attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
         """
+        from triton.experimental.gluon._runtime import GluonJITFunction
         from triton.runtime.interpreter import InterpretedFunction
 
-        def run(kernel: InterpretedFunction, *arguments: Any, **options: Any) -> None:
+        def run(kernel: Any, *arguments: Any, **options: Any) -> None:
             self._launch(kernel, *arguments, **options)
 
-        with mock.patch.object(InterpretedFunction, "run", run):
-            yield
+        before = architecture.set(self.architecture)
+        try:
+            with mock.patch.object(InterpretedFunction, "run", run), mock.patch.object(GluonJITFunction, "run", run):
+                yield
+        finally:
+            architecture.reset(before)
 
     def _launch(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         if warmup:
@@ -62,7 +70,7 @@ class Launches:
         given = {name: _compiled_for(value) for name, value in values.items()}
         job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
         program, compiled = ready(job)
-        refuse_lost_addresses(compiled.text, self.architecture)
+        refuse_miscompiled(compiled.text, self.architecture)
         held = {} if self.whole_storages else values
         with permitted.launch(function.__name__, self.architecture, held) as regions:
             inputs = inputs_of(values, programs, compiled.names, regions)

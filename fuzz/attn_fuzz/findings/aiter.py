@@ -218,6 +218,105 @@ CHUNKED_PREFILL = (
         ),
     ),
 )
+_PA = "aiter_meta/csrc/cpp_itfs/pa"
+_UNUSED_SLOTS = Finding(
+    name="aiter-hip-unused-slots",
+    what="NaN in a slot of V past the end of a sequence or before its window makes the output NaN.",
+    cause=f"{_PA}/pa_kernels.cuh:313 and pa.cuh:331-360: V of the last block is loaded whole, and nowhere masked; its weight "
+    "is 0, and 0 * NaN is NaN.",
+    seen_in=SEEN_IN,
+    explains=_reads_unused_slots,
+)
+_LARGE_GROUPS = Finding(
+    name="aiter-hip-large-groups",
+    what="With more than 16 query heads for each KV head, heads of the second KV head and of later ones are computed at the "
+    "place of other heads, and where the group is no multiple of its parts of at most 16 heads, its last heads are nowhere.",
+    cause=f"{_PA}/pa_kernels.cuh:62 and 94, pa.cuh:115 and 149: a group has DIVIDE_ROUND_UP(GQA_RATIO, 16) parts of "
+    "GQA_RATIO / parts heads each, and the first head of a KV head is its number times the size of a part, not of the group.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: (
+        verdict.kind in ("nan", "value", "bitwise", "unwritten", "sanitizer")
+        and case.group_size > 16
+        and (case.num_kv_heads > 1 or case.group_size % -(-case.group_size // 16) > 0)
+    ),
+)
+_MAXIMUM_FROM_ZERO = Finding(
+    name="aiter-hip-maximum-from-zero",
+    what="With more than 16 query heads for each KV head, heads behind the first part of a group take 0 as a logit of each "
+    "partition's maximum. Where all logits are negative, their weights lose to the 1e-6 in the divisors, and vanish.",
+    cause=f"{_PA}/pa_kernels.cuh:487 and 556, pa.cuh:509 and 589: the initializers of qk_max and partition_qk_max set the "
+    "first element to -FLT_MAX, and C++ sets the others to 0.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and case.group_size > 16,
+)
+_HEAD_SIZES = Finding(
+    name="aiter-hip-head-sizes",
+    what="Heads whose size is no multiple of 64: dims behind the last multiple are never computed, and the scores lack those "
+    "behind the last multiple of 32.",
+    cause=f"{_PA}/pa_kernels.cuh:79 and 269, pa.cuh:132 and 303: QKHELOOP and VHELOOP are quotients that are rounded down. "
+    "aiter/paged_attn.py:171-172 names 80, 96, 112 and 120 as supported.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.head_size % 64 > 0,
+)
+HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES)
+HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
+
+
+def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
+    """Whether all requests that are wrong have 241 to 255 keys: 16 blocks of 16 slots, of which the last is not full."""
+    wrong = [case.requests[each.request] for each in verdict.differences]
+    return verdict.kind in ("nan", "value", "bitwise") and bool(wrong) and all(240 < each.seq_len < 256 for each in wrong)
+
+
+PA_ASSEMBLY = (
+    Finding(
+        name="aiter-pa-assembly-short-tail",
+        what="A request of 241 to 255 keys attends the slots behind its last key, too, with about half the weight of a key "
+        "whose logit is the same. The output is NaN if V is NaN there.",
+        cause="hsa/gfx942/pa and hsa/gfx950/pa, all files of blocks of 16 without mtp: `s_cmp_lt_u32 s73, 16` enters the loop "
+        "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
+        "lengths.",
+        seen_in=SEEN_IN,
+        link="ROCm/aiter#5654, which mends one file",
+        meets=_is_decoder,
+        explains=_has_short_tail,
+    ),
+    Finding(
+        name="aiter-pa-assembly-unused-slots",
+        what="NaN in a slot of V past the end of a sequence makes the output NaN.",
+        cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN.",
+        seen_in=SEEN_IN,
+        meets=_is_decoder,
+        explains=_reads_unused_slots,
+    ),
+)
+HIP_PA_V1 = (
+    _LARGE_GROUPS,
+    _MAXIMUM_FROM_ZERO,
+    _UNUSED_SLOTS,
+    Finding(
+        name="aiter-hip-alibi-under-soft-cap",
+        what="With a soft cap, the cap is applied to the sum of score and ALiBi, and not to the score alone.",
+        cause=f"{_PA}/pa_kernels.cuh:419-482: ALiBi is added first. AITER's Triton unified_attention, which vLLM calls for the "
+        "same layer's steps of several queries, adds it behind the cap.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise") and case.logits_soft_cap is not None and case.alibi_slopes
+        ),
+    ),
+    Finding(
+        name="aiter-hip-window-under-soft-cap",
+        what="With a soft cap c, keys before a window are not hidden: each has the logit -c.",
+        cause=f"{_PA}/pa_kernels.cuh:443-482: a key before the window gets the logit -FLT_MAX, and the cap is applied behind "
+        "that. vLLM 0.33 trims the block table to the window's blocks, so that the keys are those of the first block alone.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise")
+            and case.logits_soft_cap is not None
+            and any(0 <= case.window[0] < request.seq_len - 1 for request in case.requests)
+        ),
+    ),
+)
 MHA_VARLEN = (
     Finding(
         name="aiter-mha-lse-of-empty-requests",
@@ -300,5 +399,121 @@ SPARSE_MLA = (
         link=None,
         meets=_is_latent,
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_leading_tiles(case),
+    ),
+)
+
+
+def _is_of_no_keys(case: "Case", verdict: "Verdict") -> bool:
+    """Whether all requests that are wrong have no key, in a call without a causal mask, as is one of one query each.
+
+    Outputs that are what lay in registers differ with the schedule, which is an exception and names no request.
+    """
+    has_mask = any(request.causal for request in case.requests) and max(r.query_len for r in case.requests) + case.slack > 1
+    if has_mask:
+        return False
+    if verdict.kind == "raised":
+        return "under Schedule(" in verdict.message and any(r.query_len > 0 == r.seq_len for r in case.requests)
+    wrong = [case.requests[each.request] for each in verdict.differences]
+    return bool(wrong) and all(request.seq_len == 0 for request in wrong)
+
+
+def _is_far_before_keys(case: "Case", verdict: "Verdict") -> bool:
+    """Whether the LSE is wrong, and a causal request has two tiles of queries of fmha_v3_fwd before its first key."""
+    requests = [case.requests[each.request] for each in verdict.differences]
+    return verdict.kind == "lse" and all(r.causal and r.query_len - r.seq_len >= 512 for r in requests)
+
+
+FMHA_ASSEMBLY = (
+    Finding(
+        name="aiter-fmha-no-keys",
+        what="In a call without a causal mask, a request without a key gets NaN or what lay in registers, and so does its LSE. "
+        "They should be 0 and minus infinity. vLLM's extends make such calls, where a context ends before the last chunk.",
+        cause="hsa/gfx942/fmha_v3_fwd/*/fwd_hd128_bf16_*_group.co: the number of keys is taken as it is (s_mov_b32 s38, s7), "
+        "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys. "
+        "gfx950's file for heads of 128 does it, too.",
+        seen_in=SEEN_IN,
+        link="ROCm/aiter#1442, which mends the files",
+        meets=_is_decoder,
+        explains=_is_of_no_keys,
+    ),
+    Finding(
+        name="aiter-fmha-lse-before-keys",
+        what="On MI300X and gfx950, where a causal request has 512 or more queries more than keys, the LSE of some rows "
+        "without keys may be the logarithm of a number from 1 to 32. It should be minus infinity.",
+        cause="fwd_hd128_bf16_causal_*.co of gfx942, MI300, and of gfx950: a tile of keys is visited before the first key, "
+        "and the mask leaves some of them, which read as 0.",
+        seen_in=SEEN_IN,
+        link="ROCm/aiter#1442, which mends the files",
+        meets=_is_decoder,
+        explains=_is_far_before_keys,
+    ),
+)
+
+
+def _has_empty_split(case: "Case") -> bool:
+    """Whether a request has fewer splits than the reduction reads, in AITER's decode of float8 latent rows.
+
+    The splits are those of the average length, by the tile of keys that get_meta_param has for the rows of q.
+    """
+    rows = case.group_size * max((request.query_len for request in case.requests), default=0)
+    if case.cache is None or case.cache.dtype is None or rows <= 16:
+        return False
+    tile = 128 if rows <= 32 else 64 if rows <= 64 else 32
+    lengths = [request.seq_len for request in case.requests]
+    average = -(-(sum(lengths) // len(lengths)) // tile)
+    return any(-(-length // tile) < min(-(-length // 16), average) for length in lengths)
+
+
+def _has_junk_in_slot_0(case: "Case") -> bool:
+    """Whether slot 0 may hold NaN: no request has a key there."""
+    if case.cache is None or case.finite_slots:
+        return False
+    size = case.cache.block_size
+    return not any(0 in request.blocks[: -(-request.seq_len // size)] for request in case.requests)
+
+
+_SLOT_0 = Finding(
+    name="aiter-mla-slot-0",
+    what="NaN in slot 0 of the cache makes the output NaN, also of requests that have no key there.",
+    cause="All files below hsa/gfx942/mla: indices of keys behind the end of a sequence are loaded as 0, so a tile that is not "
+    "full reads slot 0, and nothing masks V: its weight is 0, and 0 * NaN is NaN.",
+    seen_in=SEEN_IN,
+    explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
+)
+MLA_PREFILL_ASSEMBLY = (_SLOT_0,)
+MLA_ASSEMBLY = (
+    _SLOT_0,
+    Finding(
+        name="aiter-mla-128-heads-not-causal",
+        what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
+        cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
+        "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value", "bitwise")
+            and case.group_size == 128
+            and (case.cache is None or case.cache.dtype is None)
+            and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-large-scales",
+        what="A scale above 1 / log2(e) = 0.69, and several queries of a request: a query that sees no key of a split is NaN.",
+        cause="hsa/gfx942/mla/mla_a16w16_qh16_m16x4_n16x1_coex0_mask1.co and others hide a key by the logit -3.4e38, which the "
+        "scale makes -inf, and the maximum of such logits is subtracted from them. Scales of models are smaller.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            is_nan(case, verdict) and case.scale > 0.69 and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-empty-splits",
+        what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
+        "requests is made of memory that nobody has written.",
+        cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
+        "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and still "
+        "16 for 16 heads and several queries.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
     ),
 )

@@ -38,7 +38,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import ErrorBound, Outputs, request_rows
 from attn_fuzz.verdict.rounding import (
     U32,
-    UNIT_ROUNDOFF,
     CallRounding,
     Rounding,
     further_roundings,
@@ -89,7 +88,8 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     # [q, H]
     product = abs(layer.scale) * torch.einsum("qhd,hd->qh", step.q[rows].double().abs(), largest_key)
     # 2^-39 |scale| max_c |q_c| sum_c k_c, or 0
-    lost = rounds.of_lost_queries * abs(layer.scale) * step.q[rows].double().abs().amax(-1) * largest_key.sum(-1)
+    lost_of_query = rounds.of_lost_queries * step.q[rows].double().abs().amax(-1) + rounds.of_underflown_queries
+    lost = abs(layer.scale) * lost_of_query * largest_key.sum(-1)
     score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
     bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
     sink = torch.zeros_like(bias) if layer.sinks is None else layer.sinks.double().abs().nan_to_num(posinf=0.0)
@@ -101,17 +101,17 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer)
         rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
-        return rounded + rounds.of_dequantized * product + lost
+        return rounded + rounds.of_operands * product + lost
 
     is_far = sink * (1 - 2.0**-10) > score + bias + FAR
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
-    constant = rounds.of_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
+    constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
     # u_out (v_c + rest) + eta_out + rest
-    out = UNIT_ROUNDOFF[rounds.out_dtype] * (largest_value + rest) + rounds.of_underflow + rest
+    out = rounds.of_output * (largest_value + rest) + rounds.of_underflow + rest
     return out, logit + U32 * (2 * rounds.terms(n) + largest + spread)
 
 

@@ -7,7 +7,6 @@ share it.
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 import random
 from collections.abc import Callable, Iterable
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz import extras
-from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
@@ -49,7 +47,6 @@ _FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_wri
 def _support(architecture: str) -> Support:
     return dataclasses.replace(
         EVERYTHING,
-        exclude=functools.partial(_miscompiled, architecture=architecture),
         max_tokens=128,
         max_seq_len=256,
         head_sizes=(64, 80, 128),
@@ -58,32 +55,21 @@ def _support(architecture: str) -> Support:
     )
 
 
-def _miscompiled(case: Case, architecture: str) -> str | None:
-    """What a known fault of a compiler breaks: findings/compilers/llvm-copies-before-exec.py."""
-    if not _compiler().startswith("3.6."):
-        return None
-    if architecture == "gfx950" and case.dtype == "float32" and not case.attn_type.reads_cache:
-        return "float32 attention without a cache, which Triton 3.6 compiles wrongly for gfx950"
-    if architecture == "gfx1201" and case.qq_bias is not None:
-        return "qq_bias, which Triton 3.6 compiles wrongly for gfx1201"
-    return None
-
-
-@functools.cache
-def _compiler() -> str:
-    """Triton's version; empty if it is not installed."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _missing(device: str) -> str | None:
+def missing(device: str) -> str | None:
+    """Why nothing can be emulated here; None if it can."""
     if device != "cpu":
         return "it emulates a GPU that is not here: --device cpu"
     if importlib.util.find_spec("yaml") is None:
         return extras.missing("yaml")
-    return missing_triton(device)
+    return None
+
+
+def _missing(device: str, architecture: str) -> str | None:
+    if reason := missing(device) or missing_triton(device):
+        return reason
+    from attn_optimized.device import missing_compiler
+
+    return missing_compiler(architecture)
 
 
 def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random.Random) -> None:
@@ -92,7 +78,7 @@ def _emulate(call: "KernelCall", architecture: str, layer: Layer, choose: random
 
     sizes = dict.fromkeys(call.tensors, LARGE) if _is_large(layer) else None
     with permitted.launch(call.launch.kernel.fn.__name__, architecture, call.tensors) as regions:
-        emulate(call, architecture, schedules=_schedules(choose), sizes=sizes, regions=regions)
+        emulate(call, architecture, schedules=schedules(choose), sizes=sizes, regions=regions)
 
 
 def _is_large(layer: Layer) -> bool:
@@ -150,7 +136,7 @@ def emulated(architecture: str) -> Target:
         rounding=lambda device: Rounding(
             keys_per_tile=KEYS_PER_TILE, dot_is_chained=True, splits=MOST_PARTS, exact_division=True
         ),
-        unavailable=_missing,
+        unavailable=lambda device: _missing(device, architecture),
         events=events,
         forget=TRITON.forget,
         compiles=True,
@@ -173,7 +159,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
             launches = Launches(
                 f"{value}.modules",
                 architecture,
-                functools.partial(_schedules, _choices(arguments), races=target.races is None),
+                functools.partial(schedules, _choices(arguments), races=target.races is None),
                 whole_storages=not is_planned,
             )
             planned = target.planned(architecture) if target.planned else contextlib.nullcontext()
@@ -200,7 +186,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
         description=f"{target.description}: compiled for {architecture}, the code emulated",
         support=support,
         rounding=rounding,
-        unavailable=lambda device: _missing(device) or target.unavailable(device),
+        unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
         siblings=tuple(emulating(sibling) for sibling in target.siblings),
         compiles=True,
         sanitizes=False,
@@ -209,7 +195,7 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
     )
 
 
-def _schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
+def schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
     """Orders of what a launch may run in any order: one, or for a share of the launches two, with other junk.
 
     Args:

@@ -86,10 +86,14 @@ def _compiled_for(target: Target, name: str, architecture: str) -> Target:
 
     if architecture not in ARCHITECTURES:
         raise UnknownTargetError(f"target {name}@{architecture}: expected one of {', '.join(ARCHITECTURES)} behind the @")
+    if target.compiled_for is not None:
+        return target.compiled_for(architecture)
     if target.modules is None:
         raise UnknownTargetError(
             f"target {name}@{architecture}: {name} does not name the modules of its kernels (Target.modules)"
         )
+    if target.architectures and architecture not in target.architectures:
+        raise UnknownTargetError(f"target {name}@{architecture}: its kernels are those of {', '.join(target.architectures)}")
     return compiled_for(target, entry(name).value, architecture)
 
 
@@ -106,6 +110,8 @@ def usable(name: str, device: str) -> Target:
         support, rounding = target.support(device), target.rounding(device)
     except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
+    if target.architectures and not target.compiles:
+        reason = f"Triton does not interpret Gluon: {' or '.join(f'{name}@{each}' for each in target.architectures)}"
     if reason:
         raise UnknownTargetError(f"target {name}: {reason}")
     if not isinstance(support, Support) or not isinstance(rounding, Rounding):

@@ -371,6 +371,10 @@ class Target:
             where kernels are interpreted.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
             for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
+        compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's
+            `modules` say what is compiled.
+        architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
+            `NAME@gfx950` alone.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `attn-parity mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
@@ -399,7 +403,9 @@ class Target:
     modules: Callable[[], Iterable[ModuleType]] | None = None
     planned: Callable[[str], AbstractContextManager[object]] | None = None
     races: str | None = None
+    compiled_for: "Callable[[str], Target] | None" = None
     compiles: bool = False
+    architectures: tuple[str, ...] = ()
     sanitizes: bool = False
     exact: bool = False
 

@@ -51,6 +51,13 @@ A kernel may multiply bfloat16 numbers as float16 ones, scaled so that the large
 (`Rounding.float16_dots`). Then eta_P is 2^-39, and eps_j has one more term, 2^-39 |scale| max_d |q_d| sum_d |k_jd|: each
 element of q may lose 2^-39 of the largest.
 
+A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
+dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
+
+A kernel may truncate the weights (`Rounding.truncates_weights`) and the output (`Rounding.truncates_output`). A weight then
+loses between 0 and 2 u_P of itself: a share that is expected, of at most u_P, and what is at most u_P off this share. What is
+expected of all weights does not cancel, and is at most u_P sum_j w_j |v_jc|. The output loses up to 2 u_out.
+
 Where the outputs of M parts of the keys are rounded to q's dtype and then merged, one after the other
 (`Rounding.merged_parts`), each of them is at most sum_j w_j |v_jc| over its share of the weights. Rounding the parts, and what
 the merges but the last give, costs (M - 1) u_P sum_j w_j |v_jc|, and eta_P for each part but one.
@@ -90,7 +97,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.verdict.rounding import (
     LARGEST,
     U32,
-    UNIT_ROUNDOFF,
     CallRounding,
     Rounding,
     further_roundings,
@@ -202,7 +208,7 @@ class Oracle:
         magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
         return self._bound(
             eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes
+            + self.rounding.of_operands * scale * magnitudes
             + self._lost_of_queries,
             norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
@@ -215,7 +221,7 @@ class Oracle:
         magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
         bound = self._bound(
             eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_dequantized * scale * magnitudes
+            + self.rounding.of_operands * scale * magnitudes
             + self._lost_of_queries,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
@@ -237,11 +243,12 @@ class Oracle:
 
     @cached_property
     def _lost_of_queries(self) -> torch.Tensor | float:
-        """[H, q, k]: 2^-39 |scale| max_d |q_d| sum_d |k_jd|, or 0.0"""
-        if self.rounding.of_lost_queries == 0 or self.key.shape[1] == 0:
+        """[H, q, k]: |scale| (2^-39 max_d |q_d| + eta) sum_d |k_jd|, or 0.0"""
+        relative, absolute = self.rounding.of_lost_queries, self.rounding.of_underflown_queries
+        if relative == absolute == 0 or self.key.shape[1] == 0:
             return 0.0
-        largest, sums = self.query.abs().amax(-1), self.key.abs().sum(-1)
-        return self.rounding.of_lost_queries * abs(self.layer.scale) * largest[..., None] * sums[:, None, :]
+        lost, sums = relative * self.query.abs().amax(-1) + absolute, self.key.abs().sum(-1)
+        return abs(self.layer.scale) * lost[..., None] * sums[:, None, :]
 
     @cached_property
     def _divided_later(self) -> torch.Tensor | float:
@@ -277,6 +284,8 @@ class Oracle:
         rest = (
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest, magnitudes)
+            # u_P sum_j w_j |v_jc| of weights that are truncated
+            + rounding.of_cut_weights * magnitudes
             # lam (eta_P / l) norm2(t_c), or without l
             + rounding.of_lost_weights / self._divided_later * stored_norm
             # sum_j w_j |v_jc - o_c| e_j
@@ -289,7 +298,7 @@ class Oracle:
             + rounding.of_scales * out.abs()
         )
         # u_out (|o_c| + the rest) + eta_out: the output is rounded at the end, with all these errors in it
-        error = rest + UNIT_ROUNDOFF[rounding.out_dtype] * (self.stored_out.abs() + rest) + rounding.of_underflow
+        error = rest + rounding.of_output * (self.stored_out.abs() + rest) + rounding.of_underflow
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
         # and, of a sink that counts for all logits, its own error and the roundings from and to base 2

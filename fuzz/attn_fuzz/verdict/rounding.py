@@ -47,8 +47,12 @@ class Rounding:
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
+        truncates_weights: whether weights are cut to the dtype of q toward 0, instead of rounded to the nearest number.
+        truncates_output: whether the output is cut to its dtype so.
+        rounds_scaled_query: whether q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
+        float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -60,7 +64,11 @@ class Rounding:
     merged_parts: int = 1
     normalizes_first: bool = False
     narrow_sums: int = 0
+    truncates_weights: bool = False
+    truncates_output: bool = False
+    rounds_scaled_query: bool = False
     float16_dots: bool = False
+    float8_dots: bool = False
     exact_division: bool = False
 
     def __post_init__(self) -> None:
@@ -95,13 +103,39 @@ class CallRounding:
         return UNIT_ROUNDOFF[self.dtype] if rounds else 0.0
 
     @property
+    def _narrow(self) -> torch.dtype | None:
+        """The float8 to which q and the weights are rounded; None if they are not."""
+        cache_dtype = self.layer.kv_cache_dtype
+        return cache_dtype if self.rounding.float8_dots and cache_dtype in UNIT_ROUNDOFF else None
+
+    @property
+    def of_operands(self) -> float:
+        """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
+        of_query = UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
+        return self.of_dequantized + of_query + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
+
+    @property
     def of_weights(self) -> float:
         """u_P. With a quantized cache, 3 u32 more for the quotient of two scales and for two products.
 
         Each rounding of a sum of weights is one u_P more: the sum divides all weights alike.
         """
         roundings = 1 + self.rounding.narrow_sums
-        return roundings * UNIT_ROUNDOFF[self.dtype] + self.of_dequantized + 3 * U32 * (self.layer.kv_cache_dtype is not None)
+        return (
+            roundings * UNIT_ROUNDOFF[self._narrow or self.dtype]
+            + self.of_dequantized
+            + 3 * U32 * (self.layer.kv_cache_dtype is not None)
+        )
+
+    @property
+    def of_cut_weights(self) -> float:
+        """u_P if weights are truncated: what cutting takes off all of them alike."""
+        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights else 0.0
+
+    @property
+    def of_output(self) -> float:
+        """u_out, twice if the output is truncated."""
+        return UNIT_ROUNDOFF[self.out_dtype] * (1 + self.rounding.truncates_output)
 
     @property
     def of_lost_queries(self) -> float:
@@ -112,7 +146,12 @@ class CallRounding:
     @property
     def of_lost_weights(self) -> float:
         """eta_P"""
-        return max(UNDERFLOW[self.dtype], self.of_lost_queries)
+        return max(UNDERFLOW[self._narrow or self.dtype], self.of_lost_queries)
+
+    @property
+    def of_underflown_queries(self) -> float:
+        """What may be lost of an element of q that is rounded to float8, whatever the others are."""
+        return UNDERFLOW[self._narrow] if self._narrow else 0.0
 
     @property
     def of_parts(self) -> float:

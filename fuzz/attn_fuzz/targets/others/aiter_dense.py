@@ -47,7 +47,7 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = aiter_package.load(*EXTEND)
     rows = int(batch.query_start_loc[-1])
     prefixes = batch.seq_lens - batch.query_start_loc.diff()
-    k_rows, v_rows, indptr = _gathered(kv_cache, layer, batch, prefixes)
+    k_rows, v_rows, indptr = gathered(kv_cache, layer, batch, prefixes)
     module.extend_attention_fwd(
         q[:rows],
         k[:rows],
@@ -71,7 +71,7 @@ def _mha(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = aiter_package.load(*MHA)
     rows, starts = int(batch.query_start_loc[-1]), batch.query_start_loc
     if kv_cache is not None:
-        k, v, starts = _gathered(kv_cache, layer, batch, batch.seq_lens)
+        k, v, starts = gathered(kv_cache, layer, batch, batch.seq_lens)
     computed, of_rows = module.flash_attn_varlen_func(
         q[:rows],
         k[: int(starts[-1])],
@@ -90,7 +90,7 @@ def _mha(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         lse[:, :rows] = of_rows.T
 
 
-def _gathered(kv_cache, layer, batch, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def gathered(kv_cache, layer, batch, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first keys and values of each request as rows [sum(lengths), HK, D], and where each request begins."""
     caches = foreign.keys_and_values(kv_cache, layer)
     positions = [torch.arange(length, device=lengths.device) for length in lengths.tolist()]

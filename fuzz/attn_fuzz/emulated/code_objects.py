@@ -1,0 +1,62 @@
+"""Launches of code objects that somebody else has compiled: tensors become buffers, and buffers become tensors again."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from attn_amdgcn import LaunchError, Program, Report, Schedule, load, prepare
+from attn_amdgcn.code_objects import text_of
+from attn_amdgcn.errors import Hazards
+from attn_fuzz.emulated import emulation
+
+Value = torch.Tensor | float | int | None
+
+
+class CodeObject(NamedTuple):
+    """A kernel of a code object, and the file's name."""
+
+    name: str
+    program: Program
+
+
+def ready(file: Path, kernel: str, *, evenly: bool = False) -> CodeObject:
+    """A kernel of a code object, as `attn_amdgcn.prepare` makes it ready. It is kept as long as the file is the same."""
+    return _ready(file, kernel, evenly, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _ready(file: Path, kernel: str, evenly: bool, changed: int) -> CodeObject:
+    return CodeObject(file.name, prepare(load(text_of(file, kernel)), evenly=evenly))
+
+
+def run(
+    code: CodeObject,
+    arguments: Mapping[int, Value],
+    grid: Sequence[int],
+    schedules: Sequence[Schedule],
+    hazards: Hazards | None = None,
+) -> Report:
+    """Run a kernel on tensors, which lie on the CPU. The code may touch all of their storages.
+
+    Args:
+        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those behind
+            the kernel's own arguments are left out: host code fills one struct for several kernels.
+        hazards: where faults of that kind are recorded; None: each of them ends the launch.
+
+    Raises:
+        LaunchError: the kernel has no argument at an offset, or has a pointer that is not given.
+        attn_amdgcn.AmdgcnError: the code did what it must not do, or what the emulator does not know.
+    """
+    kernel = code.program.kernel
+    own = {each.offset: each for each in kernel.arguments if not each.kind.startswith("hidden_")}
+    pointers = {offset for offset, each in own.items() if each.kind == "global_buffer"}
+    arguments = {offset: value for offset, value in arguments.items() if offset <= max(own, default=-1)}
+    if wrong := sorted((arguments.keys() - own.keys()) | (pointers - arguments.keys())):
+        raise LaunchError(f"{code.name}: arguments at {sorted(arguments)}: its own differ at byte {wrong[0]}")
+    names = [own[offset].name + f" at {offset}" for offset in own]
+    given = {f"{own[offset].name} at {offset}": arguments.get(offset, 0) for offset in own}
+    inputs = emulation.inputs_of(given, grid, names)._replace(parts=emulation.EVERYTHING)
+    _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)
+    return report

@@ -1,0 +1,173 @@
+"""AITER's assembly: code objects of the wheel, run on the emulator behind host code of ours, which does what AITER's C++ does.
+
+Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of the wheel of amd-aiter 0.1.7.post2.dev18.
+`ATTN_PARITY_AITER=FOLDER` takes the sources and files of another release, also of a checkout.
+"""
+
+import csv
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attn_fuzz import foreign
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.interpreted.sanitizer import Violation
+from attn_fuzz.targets import emulated
+from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.others.aiter_package import REQUIREMENT
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+if TYPE_CHECKING:
+    from attn_amdgcn import Schedule
+
+ARCHITECTURES = ("gfx942", "gfx950")
+"""Those for which AITER has assembly and the emulator knows the instructions."""
+LOG2_E = 1.4426950408889634
+
+
+class NoKernelError(NotImplementedError):
+    """AITER's host code finds no file for a call, and raises."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What AITER's host code launches.
+
+    Attributes:
+        file: the code object, below hsa/ARCHITECTURE/.
+        kernel: the symbol of its function.
+        grid: numbers of workgroups in x, y and z.
+        arguments: of the kernel, by their offsets in the struct that the host code fills. Tensors and numbers.
+        known: as of `run`.
+    """
+
+    file: str
+    kernel: str
+    grid: tuple[int, int, int]
+    arguments: Mapping[int, "torch.Tensor | float | int | None"]
+    known: Collection[tuple[int, int]] | None = frozenset()
+
+
+def files() -> Path:
+    """The folder hsa/: in the wheel in aiter_meta/, in a checkout beside aiter/."""
+    beside = foreign.sources("aiter").parent
+    return (beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside) / "hsa"
+
+
+@functools.cache
+def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
+    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++."""
+    with (files() / architecture / name).open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def missing(folder: str, architectures: Sequence[str], architecture: str | None, device: str) -> str | None:
+    """Why a target of the files in a folder of hsa/ARCHITECTURE/ cannot run here."""
+    if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
+        return reason
+    if architecture is None:
+        return f"its kernels are assembly: name an architecture, as in --target NAME@{ARCHITECTURES[0]}"
+    if architecture not in architectures:
+        return f"AITER's assembly {folder} for {architecture} is not known here, but that for {', '.join(architectures)}"
+    if not (place := files() / architecture / folder).is_dir():
+        return f"{place} is no folder: pip install --no-deps {REQUIREMENT}"
+    from attn_amdgcn.code_objects import missing as missing_tools
+
+    return missing_tools()
+
+
+def run(
+    launch: Launch,
+    architecture: str,
+    schedules: "Sequence[Schedule]",
+    *,
+    known: Collection[tuple[int, int]] | None = frozenset(),
+) -> None:
+    """Run a launch on the emulator. Its tensors lie on the CPU.
+
+    Args:
+        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them. None: the file has too many to name, so none of
+            them is a failure, and its waves keep in step.
+
+    Raises:
+        Violation: the code did what it must not do, or met a hazard that is not known. What an instruction does not wait for
+            counts as done until the end of the launch.
+        attn_amdgcn.AmdgcnError: the code has what the emulator does not know.
+    """
+    from attn_amdgcn import Fault
+    from attn_fuzz.emulated import code_objects
+
+    everything = known is None
+    if everything:
+        schedules = [dataclasses.replace(each, waves="together") for each in schedules]
+    code = code_objects.ready(files() / architecture / launch.file, launch.kernel, evenly=everything)
+    hazards: dict[tuple[int, int], Fault] = {}
+    try:
+        code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)
+    except Fault as fault:
+        raise Violation(f"{launch.file} for {architecture}: {fault}", "access") from fault
+    for lines, fault in hazards.items():
+        if known is not None and lines not in known:
+            raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
+
+
+def target(
+    name: str,
+    description: str,
+    folder: str,
+    launches: Callable[..., Iterable[Launch]],
+    support: Callable[[str], Support],
+    rounding: Callable[[str], Rounding],
+    architectures: Sequence[str] = ARCHITECTURES,
+    events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
+    **fields: Any,
+) -> Target:
+    """A target of assembly. Without an architecture in its name it cannot run.
+
+    Args:
+        launches: of a call on an architecture: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`. A
+            generator copies results behind its launches.
+        support, rounding: of an architecture.
+        architectures: those whose files can be read and whose host code is known.
+        events: of an architecture and a step, as `Target.events`.
+    """
+
+    def on(architecture: str) -> Target:
+        def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+            choose = choices_by((batch.query_start_loc, batch.seq_lens))
+            for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
+                run(launch, architecture, emulated.schedules(choose), known=launch.known)
+
+        return dataclasses.replace(
+            base,
+            name=f"{name}@{architecture}",
+            description=f"{description}: files for {architecture}, emulated",
+            attention=attention,
+            support=lambda device: support(architecture),
+            rounding=lambda device: rounding(architecture),
+            unavailable=functools.partial(missing, folder, architectures, architecture),
+            events=functools.partial(events, architecture),
+        )
+
+    base = Target(
+        name=name,
+        description=description,
+        attention=_needs_architecture,
+        support=lambda device: support(ARCHITECTURES[0]),
+        refuses=False,
+        rounding=lambda device: rounding(ARCHITECTURES[0]),
+        unavailable=functools.partial(missing, folder, architectures, None),
+        compiled_for=on,
+        compiles=True,
+        **fields,
+    )
+    return base
+
+
+def _needs_architecture(*arguments: object, **outputs: object) -> None:
+    raise NotImplementedError(f"assembly runs for an architecture: NAME@{ARCHITECTURES[0]}")

@@ -1,0 +1,75 @@
+"""AITER's assembly behind this project's host code: which file a call takes, and what the files compute."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from attn_fuzz.emulated import code_objects
+from attn_fuzz.targets.others import aiter_assembly, aiter_mla_assembly
+from attn_fuzz.targets.others.aiter_assembly import NoKernelError
+
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fnuz
+MLA = "attn_fuzz.targets.others.aiter_mla_assembly"
+pytestmark = pytest.mark.skipif(
+    (reason := aiter_mla_assembly.AITER_MLA_ASSEMBLY.compiled_for("gfx942").unavailable("cpu")) is not None, reason=str(reason)
+)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "queries", "file"),
+    [
+        (BF16, 128, 3, "mla_dec_stage1_bf16_a16w16_subQ128_mqa128"),
+        (BF16, 16, 1, "mla_dec_stage1_bf16_a16w16_subQ16_mqa16"),
+        (BF16, 16, 4, "mla_a16w16_qh16_m16x4_n16x1_coex0_mask1"),
+        (BF16, 16, 5, "mla_a16w16_qh16_m32x4_n16x1_coex0_mask1"),
+        (FP8, 16, 2, "mla_a8w8_qh16_qseqlen2_gqaratio16"),
+        (FP8, 16, 3, "mla_a8w8_qh16_qseqlen4_gqaratio16"),
+        (FP8, 128, 4, "mla_a8w8_qh128_m32x4_n16x2_msk1"),
+        (FP8, 16, 5, None),
+        (BF16, 32, 1, None),
+    ],
+)
+def test_a_decode_takes_the_file_that_host_code_names(dtype, heads, queries, file):
+    q, kv = torch.zeros(queries, heads, 576, dtype=dtype), torch.zeros(1, 1, 1, 576, dtype=dtype)
+    if file is None:
+        with pytest.raises(NoKernelError, match=f"{heads} heads, {queries} queries"):
+            aiter_mla_assembly.file_of(q, kv, queries)
+        return
+    assert aiter_mla_assembly.file_of(q, kv, queries)[0] == file
+    assert (aiter_assembly.files() / "gfx942" / "mla" / f"{file}.co").is_file()
+    host_code = (aiter_assembly.files().parent / "csrc" / "py_itfs_cu" / "asm_mla.cu").read_text()
+    assert re.search(rf'"_ZN5aiter{len(file)}{file}E",\s*"/mla/{file}.co"', host_code)
+
+
+@pytest.mark.parametrize(("target", "examples"), [("AITER_MLA_ASSEMBLY", 8), ("AITER_MLA_PREFILL_ASSEMBLY", 4)])
+def test_latent_attention_agrees_but_for_what_is_known(target, examples, attn_parity):
+    run = attn_parity(
+        "fuzz", "--target", f"{MLA}:{target}@gfx942", "--examples", examples, "--seed", 3,
+        "--workers", 1, "--device", "cpu", "--corpus", "none",
+    )  # fmt: skip
+    assert run.code == 0, run.out + run.err
+
+
+def test_a_register_is_used_before_the_wait_for_its_load(monkeypatch):
+    """The wait for 19 loads stands behind 19 loads: it leaves the first one of them under way."""
+    recorded = []
+    run = code_objects.run
+
+    def keep(code, arguments, grid, schedules, hazards):
+        run(code, arguments, grid, [dataclasses.replace(schedules[0], races=True)], hazards)
+        recorded.append(hazards)
+
+    monkeypatch.setattr(code_objects, "run", keep)
+    q, cache = torch.zeros(2, 16, 576, dtype=BF16), torch.zeros(40, 1, 576, dtype=BF16)
+    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "value_size", "scale", "kv_cache_dtype"])
+    batch = dataclasses.make_dataclass("Batch", ["query_start_loc", "seq_lens", "num_requests", "block_table"])
+    numbers = [torch.tensor(each, dtype=torch.int32) for each in ([0, 2], [40])]
+    table = torch.arange(40, dtype=torch.int32)[None]
+    out = torch.zeros(2, 16, 512, dtype=BF16)
+    aiter_mla_assembly._attend(
+        "gfx942", q, cache, layer(576, 16, 512, 0.1, None), batch(*numbers, 1, table), out, prefills=False
+    )
+    [hazards] = recorded
+    assert {fault.instruction.split()[0] for fault in hazards.values()} == {"v_mul_u32_u24_dpp"}
+    assert all("loads v11, and no wait stands before its use" in fault.what for fault in hazards.values())

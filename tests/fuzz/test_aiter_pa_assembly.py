@@ -1,0 +1,102 @@
+"""AITER's paged attention in assembly: which file a call takes, what the files compute, and what is wrong with them."""
+
+import json
+
+import pytest
+import torch
+from attn_amdgcn import Schedule
+from attn_fuzz.emulated import code_objects
+from attn_fuzz.targets.others import aiter_assembly, aiter_pa_assembly
+from attn_fuzz.targets.others.aiter_assembly import LOG2_E, NoKernelError
+
+DIMS, BLOCK = 128, 16
+BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fnuz
+pytestmark = pytest.mark.skipif(
+    (reason := aiter_pa_assembly.AITER_PA_ASSEMBLY.compiled_for("gfx942").unavailable("cpu")) is not None, reason=str(reason)
+)
+
+
+def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, behind: float = 1.0):
+    """What a file makes of one request of one query, what is right, and the hazards that it met.
+
+    K and V of a block lie side by side. V is multiplied by `behind` in the slots behind the last key.
+    """
+    dtype, group, blocks = {"bf16": BF16, "fp16": FP16}[row["qType"]], int(row["Gqa"]), -(-keys // BLOCK)
+    torch.manual_seed(keys)
+    q, k, v = (torch.randn(count, DIMS).to(dtype) for count in (group, blocks * BLOCK, blocks * BLOCK))
+    v[keys:] *= behind
+    raw = torch.zeros((first_block + blocks) * block_bytes // 2, dtype=dtype)
+    cache = raw.view(-1, block_bytes // 2)[first_block:, : 2 * BLOCK * DIMS].unflatten(1, (2, BLOCK * DIMS))
+    cache[:, 0] = k.view(blocks, BLOCK, DIMS // 8, 8).transpose(1, 2).flatten(1)
+    cache[:, 1] = v.view(blocks, BLOCK // 8, 8, DIMS).transpose(2, 3).flatten(1)
+    table, out = torch.arange(first_block, first_block + blocks, dtype=torch.int32), torch.full_like(q, torch.nan)
+    pointers = (out, q, raw, raw[BLOCK * DIMS :], table, torch.tensor([keys], dtype=torch.int32), None, None)
+    numbers = (LOG2_E / DIMS**0.5, blocks, 1, q.numel() * 2, block_bytes, BLOCK * DIMS * 2, group)
+    arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers))} | {240: None}
+    code, hazards = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"], row["knl_name"]), {}
+    code_objects.run(code, arguments, (1, 1, 1), [Schedule(races=True)], hazards)
+
+    right = torch.softmax(q.double() @ k[:keys].double().T / DIMS**0.5, -1) @ v[:keys].double()
+    return out.double(), right, set(hazards)
+
+
+def noquant(*, mtp: str = "0"):
+    rows = aiter_assembly.table("gfx942", "pa/pa_asm.csv")
+    return [row for row in rows if row["qType"] == row["kvType"] and row["Mtp"] == mtp and row["Msk"] == mtp]
+
+
+@pytest.mark.parametrize(
+    ("q", "kv", "group", "size", "files"),
+    [
+        (BF16, BF16, 5, 16, {"pa_bf16_noquant_gqa8_1tg_4w"}),
+        (BF16, BF16, 9, 16, {"pa_bf16_noquant_gqa16_1tg_4w"}),
+        (FP16, torch.int8, 8, 16, {"pa_fp16_pertokenInt8_gqa8_2tg_4w"}),
+        (BF16, FP8, 8, 16, {f"pa_bf16_pertokenFp8_gqa8_2tg_4w{each}" for each in ("", "_hp", "_uhp")}),
+        (BF16, FP8, 10, 1024, {"pa_bf16_pertokenFp8_gqa10_1tg_4w_qlen1_msk1"}),
+        (BF16, BF16, 17, 16, None),
+        (FP16, FP8, 10, 1024, None),
+    ],
+)
+def test_a_call_takes_a_file_that_host_code_finds(q, kv, group, size, files):
+    if files is None:
+        with pytest.raises(NoKernelError, match=f"{group} heads, blocks of {size}"):
+            aiter_pa_assembly.choices("gfx942", q, kv, group, size)
+        return
+    found = aiter_pa_assembly.choices("gfx942", q, kv, group, size)
+    assert {file for file, _ in found} == {f"pa/{file}.co" for file in files}
+
+
+@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize("keys", [1, 33, 256, 270])
+def test_a_file_computes_attention(row, keys):
+    out, right, _ = attended(row, keys)
+    assert (out - right).abs().max() < 0.02 * right.abs().max()
+
+
+@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize(("keys", "sees_more"), [(239, False), (241, True), (255, True), (495, False)])
+def test_lengths_that_are_wrong_on_hardware_see_slots_behind_the_last_key(row, keys, sees_more):
+    """ROCm/aiter#5654 tells of NaN for contexts of 241 to 255, of one file on gfx950."""
+    (once, *_), (again, *_) = (attended(row, keys, behind=behind) for behind in (1.0, 64.0))
+    assert bool((once != again).any()) == sees_more
+
+
+@pytest.mark.parametrize(("first", "is_right"), [(65534, True), (65536, False)])
+def test_blocks_beyond_2_to_the_16_are_rows_of_zeros(first, is_right):
+    """ROCm/aiter#3062: 8 KV heads, whose blocks have 32 KiB."""
+    [row] = [row for row in noquant() if row["knl_file"] == "pa_bf16_noquant_gqa8_1tg_4w.co"]
+    out, right, _ = attended(row, 32, first_block=first, block_bytes=32768)
+    expected = right if is_right else torch.zeros_like(out)
+    assert (out - expected).abs().max() < 0.02 * right.abs().max()
+
+
+@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
+def test_known_waits_are_those_that_the_file_lacks(row):
+    known = aiter_pa_assembly._known_waits()[f"gfx942/pa/{row['knl_file']}"]
+    found = set().union(*(attended(row, keys)[2] for keys in (270, 520, 800)))
+    assert found == known
+
+
+def test_known_waits_name_files_of_the_wheel():
+    names = json.loads((aiter_assembly.Path(aiter_pa_assembly.__file__).with_name("aiter_pa_waits.json")).read_text())
+    assert [name for name in names if not (aiter_assembly.files() / name).is_file()] == []
