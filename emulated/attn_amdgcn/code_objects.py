@@ -72,7 +72,8 @@ def _text_of(file: str, digest: str, kernel: str | None) -> str:
 def missing() -> str | None:
     """Why no code object can be read here; None if one can."""
     try:
-        _tool("llvm-objdump"), _tool("llvm-readelf")
+        _tool("llvm-objdump")
+        _tool("llvm-readelf")
     except ToolError as error:
         return str(error)
     return None
@@ -130,7 +131,7 @@ def _kernel(file: str, note: str, kernel: str | None) -> str:
     names = re.findall(r"^ +\.symbol: +'?([^\s']+)\.kd'?$", note, re.MULTILINE)
     if kernel is None and len(names) == 1:
         return names[0]
-    if kernel not in names:
+    if kernel is None or kernel not in names:
         raise AssemblyError(f"{file}: kernel {shown(repr(kernel))}: the file has {shown(', '.join(names)) or 'none'}")
     return kernel
 

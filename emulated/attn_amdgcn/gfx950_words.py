@@ -42,8 +42,8 @@ def _read_transposed(first: int, second: int) -> str:
 def _mfma(shape: str, results: int) -> Callable[[int, int], str]:
     def text(first: int, second: int) -> str:
         banks = ["a" if second >> bit & 1 else "v" for bit in (27, 28)]
-        sources = (second & 511, 4, banks[0]), (second >> 9 & 511, 4, banks[1]), (second >> 18 & 511, results)
-        operands = [_registers("v", first & 255, results), *(_vector(*each) for each in sources)]
+        sources = [_vector(second & 511, 4, banks[0]), _vector(second >> 9 & 511, 4, banks[1])]
+        operands = [_registers("v", first & 255, results), *sources, _vector(second >> 18 & 511, results)]
         return f"v_mfma_f32_{shape}_bf16 {', '.join(operands)}"
 
     return text

@@ -185,14 +185,16 @@ def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
         Fault: there is no such register.
     """
     assert isinstance(operand.of, Register)
-    first, has = vector_row(operand.of, kernel), kernel.settings["next_free_vgpr"]
-    end = min(has, kernel.settings.get("accum_offset", has)) if operand.of.bank == "v" else has
+    assert isinstance(operand.of, Register)
+    register = operand.of
+    first, has = vector_row(register, kernel), kernel.settings["next_free_vgpr"]
+    end = min(has, kernel.settings.get("accum_offset", has)) if register.bank == "v" else has
 
     def read(waves: Waves) -> np.ndarray:
         rows = first + (waves.scalars[M0] & np.uint32(0xFF)).astype(np.int64)
         if (rows >= end).any():
             at = int(np.argmax(rows >= end))
-            what = f"{operand.of.bank}{operand.of.index} + {rows[at] - first} is beyond the kernel's registers"
+            what = f"{register.bank}{register.index} + {rows[at] - first} is beyond the kernel's registers"
             raise Fault(what, workgroup=int(waves.workgroup[at]), wave=int(waves.number[at]))
         return waves.vector[rows, np.arange(len(waves))]
 

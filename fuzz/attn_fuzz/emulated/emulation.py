@@ -212,7 +212,9 @@ def inputs_at(
         points: which of them are addresses. One in no tensor, such as that of a variable of the host, may not be touched.
     """
     storages = _storages(tensors)
-    given = [_place(storages, number) if is_pointer else number for number, is_pointer in zip(numbers, points, strict=True)]
+    given: list[Argument] = [
+        _place(storages, number) if is_pointer else number for number, is_pointer in zip(numbers, points, strict=True)
+    ]
     buffers = {name: _contents(storage) for name, storage in storages.values()}
     return Inputs(grid, given, {**buffers, ELSEWHERE: np.zeros(0, np.uint8)}, EVERYTHING)
 

@@ -152,6 +152,7 @@ def _batches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, convers
             computed = computed.transpose(1, 2)
         out[rows] = computed.reshape(-1, *out.shape[1:])
         if of_rows is not None:
+            assert lse is not None
             lse[:, rows] = of_rows.reshape(number, layer.num_heads, queries).transpose(0, 1).flatten(1)
 
 

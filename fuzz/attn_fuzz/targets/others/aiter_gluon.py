@@ -137,6 +137,7 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _slots(batch: Batch, block_size: int, *, in_order: bool) -> list[list[int]]:
     """The slots of the keys that each row sees."""
+    assert batch.block_table is not None
     request, seq_lens = decoded_rows(batch)
     choose, found = choices_by((batch.query_start_loc, batch.seq_lens)), []
     for of, keys in zip(request.tolist(), seq_lens.tolist(), strict=True):

@@ -207,6 +207,7 @@ def _shared(
 
 def _v1(q, kv_cache, layer: Layer, batch: Batch, out) -> dict[str, Any]:
     rows = batch.num_requests
+    assert batch.block_table is not None
     shared, (k_scale, v_scale) = _shared(q, layer, out, rows)
     key_cache, value_cache = foreign.keys_and_values(kv_cache, layer)
     table, seq_lens, longest = batch.block_table.contiguous(), batch.seq_lens, batch.max_seq_len
@@ -231,6 +232,7 @@ def _v1(q, kv_cache, layer: Layer, batch: Batch, out) -> dict[str, Any]:
 
 def _trimmed(batch: Batch, window: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The table's blocks that a window reaches, the keys in them and the longest of these (rocm_aiter_fa.py:519, 548-581)."""
+    assert batch.block_table is not None
     first = torch.clamp(batch.seq_lens - window, min=0) // block_size
     columns = first.long()[:, None] + torch.arange(-(-window // block_size) + 1)
     table = torch.gather(batch.block_table, 1, columns.clamp(max=batch.block_table.shape[1] - 1))
@@ -264,6 +266,7 @@ def _rocm(q, kv_cache, layer: Layer, batch: Batch, out) -> dict[str, Any]:
     rows = batch.num_requests
     shared, (k_scale, v_scale) = _shared(q, layer, out, rows)
     key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
+    assert batch.block_table is not None
     parts = (rows, layer.num_heads, -(-batch.max_seq_len // PARTITION))
     return shared | {
         "exp_sums": _new(parts, torch.float32),

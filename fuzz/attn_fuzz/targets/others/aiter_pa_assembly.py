@@ -22,7 +22,7 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
-from attn_fuzz.cases.tensors import DTYPES
+from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings.aiter import PA_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
