@@ -185,7 +185,6 @@ def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
         Fault: there is no such register.
     """
     assert isinstance(operand.of, Register)
-    assert isinstance(operand.of, Register)
     register = operand.of
     first, has = vector_row(register, kernel), kernel.settings["next_free_vgpr"]
     end = min(has, kernel.settings.get("accum_offset", has)) if register.bank == "v" else has

@@ -10,11 +10,12 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
@@ -125,7 +126,7 @@ def target(
     rounding: Callable[[str], Rounding],
     architectures: Sequence[str] = ARCHITECTURES,
     events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
-    **fields: Any,
+    findings: tuple[Finding, ...] = (),
 ) -> Target:
     """A target of assembly. Without an architecture in its name it cannot run.
 
@@ -135,6 +136,7 @@ def target(
         support, rounding: of an architecture.
         architectures: those whose files can be read and whose host code is known.
         events: of an architecture and a step, as `Target.events`.
+        findings: of the target with an architecture, which alone can run.
     """
 
     def on(architecture: str) -> Target:
@@ -152,6 +154,7 @@ def target(
             rounding=lambda device: rounding(architecture),
             unavailable=functools.partial(missing, folder, architectures, architecture),
             events=functools.partial(events, architecture),
+            findings=findings,
         )
 
     base = Target(
@@ -164,7 +167,6 @@ def target(
         unavailable=functools.partial(missing, folder, architectures, None),
         compiled_for=on,
         compiles=True,
-        **fields,
     )
     return base
 
