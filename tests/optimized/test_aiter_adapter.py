@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -550,6 +551,31 @@ class TestPaFwdAsm:
         q = call.q.contiguous()
         aiter_adapter.pa_fwd_asm(aiter, q, *call[1:3], with_tight_bounds(call.batch), out=out, validate=True)
         assert_agrees(call, out)
+
+    @pytest.mark.parametrize(
+        ("keys", "validate", "is_right"),
+        [(240, False, True), (241, False, False), (600, False, False), (600, True, True), (255, True, False)],
+    )
+    def test_lengths_that_the_files_attend_wrongly(self, keys, validate, is_right, paged_call):
+        """ROCm/aiter#5654: without a look at the lengths, none above 240 is certain."""
+        call = paged_call([1, 1], [20, keys], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
+        aiter = replace(recorded("2026-08"), functions={"pa_fwd_asm": lambda **arguments: None})
+        q, batch = call.q.contiguous(), replace(with_tight_bounds(call.batch), max_seq_len=keys)
+        attend = partial(aiter_adapter.pa_fwd_asm, aiter, q, call.kv_cache, call.layer, batch, out=torch.empty_like(q))
+        if is_right:
+            attend(validate=validate)
+        else:
+            with pytest.raises(UnsupportedError, match="with 241 to 255 keys it attends slots behind the last key"):
+                attend(validate=validate)
+
+    def test_planes_that_offsets_of_32_bits_do_not_reach(self, paged_call):
+        """ROCm/aiter#3062. Blocks lie far apart, and nobody touches the memory between them."""
+        call = paged_call([1, 1], [20, 33], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
+        _, blocks, page = call.kv_cache.shape
+        apart = (1 << 30) // (blocks - 1)
+        far = torch.empty(2 * apart * blocks, dtype=torch.float16).as_strided((2, blocks, page), (apart * blocks, apart, 1))
+        with pytest.raises(UnsupportedError, match=r"a cache of 2147\d{6} bytes for K not supported: its offsets have 32 bits"):
+            self.attend(replace(call, kv_cache=far) if dataclasses.is_dataclass(call) else call._replace(kv_cache=far))
 
     def test_pages(self, paged_call):
         """Key j of a request, dim d, is where the layout's formula says."""

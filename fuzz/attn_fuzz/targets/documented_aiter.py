@@ -301,6 +301,8 @@ def _refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None
 
 
 _MOST_OF_A_TILE = 16
+_WHOLE_BLOCKS = 240
+"""Of more keys the adapter of pa_fwd_asm may have to refuse some."""
 _RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
 
 
@@ -342,13 +344,17 @@ def _assembly_support(device: str) -> Support:
         block_sizes=(16,),
         engine=Engine(scale_signs=(1,), other_scales=False, fused_qkv=(False,), dense_out=(True,)),
         max_tokens=64,
-        max_seq_len=512,
-        exclude=_does_not_fit_a_tile,
+        max_seq_len=128,
+        exclude=_beyond_assembly,
     )
 
 
-def _does_not_fit_a_tile(case: Case) -> str | None:
-    return f"more than {_MOST_OF_A_TILE} query heads for each KV head" if case.group_size > _MOST_OF_A_TILE else None
+def _beyond_assembly(case: Case) -> str | None:
+    if case.group_size > _MOST_OF_A_TILE:
+        return f"more than {_MOST_OF_A_TILE} query heads for each KV head"
+    if max((request.seq_len for request in case.requests), default=0) + case.slack > _WHOLE_BLOCKS:
+        return f"a bound of more than {_WHOLE_BLOCKS} keys"
+    return None
 
 
 def _prefill_support(device: str) -> Support:

@@ -10,7 +10,7 @@ from attn_contract.validation import check_paged_attention
 from attn_optimized.aiter_adapter.features import ASSEMBLY_BLOCK_SIZES, ASSEMBLY_HEAD_SIZES
 from attn_optimized.aiter_adapter.installation import Aiter
 from attn_optimized.aiter_adapter.key_values import shuffled_pages
-from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, cache, dtype, one_token, refuse, rules, size
+from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, Limit, cache, dtype, one_token, refuse, rules, size
 
 _NAME = "pa_fwd_asm"
 _RULES = {
@@ -25,6 +25,10 @@ _RULES = {
     "qq_bias": No(NO_ARGUMENT),
 }
 _MAX_ROWS = 16
+_WHOLE_BLOCKS, _TILE = 240, 256
+"""Of a request with more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
+_REACH = 1 << 31
+"""Bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
 
 
 def pa_fwd_asm(
@@ -40,7 +44,8 @@ def pa_fwd_asm(
 ) -> torch.Tensor:
     """Decode by AITER's assembly kernels, one query token per request; arguments as those of `paged_attention`.
 
-    They have no argument for the scale of q.k: it is 1 / sqrt(D) inside, and any other is refused.
+    They have no argument for the scale of q.k: it is 1 / sqrt(D) inside, and any other is refused. They are wrong for 241 to
+    255 keys. Without `validate` nothing tells lengths, so a step whose `max_seq_len` is above 240 is refused.
 
     Args:
         aiter: what is called; see find_aiter.
@@ -73,6 +78,8 @@ def pa_fwd_asm(
         cache(layer, (None,), "its scales are per token, in an order of its own"),
         (layer.layout is not Layout.SHUFFLED, f"layout {layer.layout}", "it reads SHUFFLED pages"),
         (group > _MAX_ROWS, f"{group} query heads per KV head", f"at most {_MAX_ROWS} share a tile"),
+        _short_tail(batch, values=validate),
+        (_plane_bytes(kv_cache) > _REACH, f"a cache of {_plane_bytes(kv_cache)} bytes for K", "its offsets have 32 bits"),
         size("head size", layer.head_size, ASSEMBLY_HEAD_SIZES),
         size("block size", view.block_size, ASSEMBLY_BLOCK_SIZES),
         (not (q.is_contiguous() and out.is_contiguous()), "strides", "it steps over dense rows of q and out"),
@@ -93,3 +100,19 @@ def pa_fwd_asm(
             out_=out.view(q.shape)[: batch.num_requests],
         )
     return out
+
+
+def _short_tail(batch: Batch, *, values: bool) -> Limit:
+    """That a request may have 241 to 255 keys."""
+    is_there = batch.max_seq_len > _WHOLE_BLOCKS
+    if is_there and values:
+        is_there = bool(((batch.seq_lens > _WHOLE_BLOCKS) & (batch.seq_lens < _TILE)).any())
+    what = "241 to 255 keys" if values else f"max_seq_len {batch.max_seq_len} without validate"
+    return is_there, what, "with 241 to 255 keys it attends slots behind the last key"
+
+
+def _plane_bytes(kv_cache: torch.Tensor) -> int:
+    """From the first byte of K's plane to the last one."""
+    plane = kv_cache[0]
+    last = sum((size - 1) * stride for size, stride in zip(plane.shape, plane.stride(), strict=True))
+    return (last + 1) * plane.element_size() if plane.numel() else 0
