@@ -62,7 +62,7 @@ def of_kind(subject: Subject, kind: str, text: str, number: int = 0) -> trials.M
     [
         ("deleted", "s_add_i32", "endless", "nothing"),
         ("deleted", "v_sub_u32", "order", "nothing"),
-        ("without-wait", "s_waitcnt", "wait", "nothing"),
+        ("without-wait", "s_waitcnt", "race", "nothing"),
         ("without-barrier", "s_barrier", "race", "nothing"),
         ("swapped-operands", "v_sub_u32", "value", "v0 for 511"),
         ("number", "v_sub_u32", "value", "510 for 511"),

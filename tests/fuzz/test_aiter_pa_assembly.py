@@ -40,9 +40,10 @@ def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, b
     return out.double(), right, set(hazards)
 
 
-def noquant(*, mtp: str = "0"):
-    rows = aiter_assembly.table("gfx942", "pa/pa_asm.csv")
-    return [row for row in rows if row["qType"] == row["kvType"] and row["Mtp"] == mtp and row["Msk"] == mtp]
+def noquant() -> list:
+    """Rows of files for one query and a cache of its dtype; none where AITER is not installed."""
+    rows = () if reason else aiter_assembly.table("gfx942", "pa/pa_asm.csv")
+    return [row for row in rows if row["qType"] == row["kvType"] and row["Mtp"] == "0"]
 
 
 @pytest.mark.parametrize(

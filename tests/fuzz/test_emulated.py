@@ -289,7 +289,7 @@ def test_a_race_of_a_kernel_of_others_is_found_unless_its_target_declares_it(nam
 
 
 def test_a_share_of_launches_runs_in_a_second_order_with_other_junk():
-    drawn = [emulated._schedules(random.Random(seed)) for seed in range(200)]
+    drawn = [emulated.schedules(random.Random(seed)) for seed in range(200)]
     twice = [schedules for schedules in drawn if len(schedules) == 2]
     assert 0.2 < len(twice) / len(drawn) < 0.4
     assert all(first.races and not second.races and first.seed != second.seed for first, second in twice)

@@ -253,6 +253,7 @@ SAME = [
     (("crashed", ""), ("crashed", "")),
     (("raised", "TypeError"), ("raised", "TypeError")),
     (("sanitizer", "load of kv_cache"), ("sanitizer", "load of kv_cache")),
+    (("fence", "past the end of kv_cache"), ("fence", "past the end of kv_cache")),
 ]
 DIFFERENT = [
     (("value", "out"), ("lse", "lse")),
@@ -266,6 +267,7 @@ DIFFERENT = [
     (("served", "sinks"), ("served", "a sliding window")),
     (("sanitizer", "load of kv_cache"), ("sanitizer", "store of kv_cache")),
     (("sanitizer", "load of kv_cache"), ("sanitizer", "load of block_table")),
+    (("fence", "past the end of kv_cache"), ("fence", "before the beginning of kv_cache")),
     (("property", "weights"), ("property", "wide window")),
     (("exact", "out"), ("exact", "lse")),
     (("exact", "out"), ("value", "out")),

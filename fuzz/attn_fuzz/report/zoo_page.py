@@ -20,7 +20,7 @@ JUDGES = {
     "stray writes": ("cache", "guard", "input"),
     "exact": ("exact",),
     "property": ("property",),
-    "sanitizer": ("sanitizer",),
+    "sanitizer": ("sanitizer", "fence"),
     "exception": ("raised",),
     "no refusal": ("served",),
     "dead process": ("crashed", "hung"),

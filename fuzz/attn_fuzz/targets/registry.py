@@ -110,7 +110,7 @@ def usable(name: str, device: str) -> Target:
         support, rounding = target.support(device), target.rounding(device)
     except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
-    if target.architectures and not target.compiles:
+    if not reason and target.architectures and not target.compiles:
         reason = f"Triton does not interpret Gluon: {' or '.join(f'{name}@{each}' for each in target.architectures)}"
     if reason:
         raise UnknownTargetError(f"target {name}: {reason}")
