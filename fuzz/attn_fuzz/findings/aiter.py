@@ -283,11 +283,12 @@ PA_ASSEMBLY = (
     ),
     Finding(
         name="aiter-pa-assembly-unused-slots",
-        what="NaN in a slot of V past the end of a sequence makes the output NaN.",
-        cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN.",
+        what="NaN in a slot of V past the end of a sequence, or in block 0 of the cache, makes the output NaN.",
+        cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN. Blocks "
+        "behind the end of a block table's row have the number 0.",
         seen_in=SEEN_IN,
         meets=_is_decoder,
-        explains=_reads_unused_slots,
+        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
 )
 HIP_PA_V1 = (
@@ -406,12 +407,12 @@ SPARSE_MLA = (
 def _is_of_no_keys(case: "Case", verdict: "Verdict") -> bool:
     """Whether all requests that are wrong have no key, in a call without a causal mask, as is one of one query each.
 
-    Outputs that are what lay in registers differ with the schedule, which is an exception and names no request.
+    Outputs that are what lay in registers differ with the schedule, which names no request.
     """
     has_mask = any(request.causal for request in case.requests) and max(r.query_len for r in case.requests) + case.slack > 1
     if has_mask:
         return False
-    if verdict.kind == "raised":
+    if verdict.kind == "sanitizer":
         return "under Schedule(" in verdict.message and any(r.query_len > 0 == r.seq_len for r in case.requests)
     wrong = [case.requests[each.request] for each in verdict.differences]
     return bool(wrong) and all(request.seq_len == 0 for request in wrong)

@@ -27,6 +27,7 @@ from attn_fuzz.targets.others.aiter_assembly import Launch, NoKernelError
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
+HEAD_SIZE, VALUE_SIZE = 576, 512
 FLOAT8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
 COMPUTE_UNITS = {"gfx942": 304, "gfx950": 256}
 """Of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
@@ -142,6 +143,8 @@ def _indices(kv_cache: torch.Tensor, batch) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def _attend(architecture: str, q, kv_cache, layer, batch, out, *, prefills: bool) -> None:
+    if (layer.head_size, layer.value_size) != (HEAD_SIZE, VALUE_SIZE):
+        raise NotImplementedError(f"heads of {layer.head_size} and {layer.value_size}: it writes {VALUE_SIZE} whatever out has")
     module, choose = _module(architecture), choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
     rows, requests = int(batch.query_start_loc[-1]), batch.num_requests
     schedules = emulated.schedules(choose)
@@ -206,7 +209,7 @@ def _support(architecture: str, **fields: Any) -> Support:
         layouts=(Layout.LATENT,),
         rules=("head_size_v",),
         required_rules=("head_size_v",),
-        latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 128), block_sizes=(1, 16)),
+        latent=LatentSizes(widths=((VALUE_SIZE, HEAD_SIZE - VALUE_SIZE),), group_sizes=(16, 128), block_sizes=(1, 16)),
         unused_slots="mostly finite",
         steps_per_layer=emulated.STEPS_PER_LAYER,
         own_numbers=True,
