@@ -53,3 +53,23 @@ def test_a_mode_flushes_denormals_of_floats_and_not_of_bits_that_are_chosen():
     after = ran(text, v={1: 5, 3: 7}, vcc=1, modes=modes)
     assert [after.vector[row, 0, 0] for row in (0, 2, 4)] == [0, 5, 7]
     assert [after.vector[row, 0, 1] for row in (2, 4)] == [7, 5]
+
+
+@pytest.mark.parametrize("text", ["v_mul_f32_e32 v0, 1.0, v1", "v_add_f32_e32 v0, 0, v1", "v_max_f32_e32 v0, v1, v1"])
+@pytest.mark.parametrize(("mode", "kept"), [(0, False), (3, True)])
+def test_denormals_of_float32_are_zeros_if_the_mode_says_so(text, mode, kept):
+    numbers = np.full(64, np.float32(1e-40))
+    found = ran(text, "gfx942", v={1: numbers}, modes={"float_denorm_mode_32": mode}).vector_f32[0, 0]
+    assert (found == (numbers if kept else 0)).all()
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0, 2.0), (1, np.nan)])
+def test_a_signaling_nan_is_as_a_quiet_one_without_ieee_mode(mode, expected):
+    signaling = np.full(64, 0x7F800001, np.uint32)
+    found = ran("v_max_f32_e32 v0, 2.0, v1", "gfx942", v={1: signaling}, modes={"ieee_mode": mode}).vector_f32[0, 0]
+    np.testing.assert_array_equal(found, np.full(64, expected, np.float32))
+
+
+def test_a_clamp_without_dx10_clamp_is_refused():
+    with pytest.raises(UnknownInstructionError, match=r"clamp where \.amdhsa_dx10_clamp is 0"):
+        ran("v_mul_f32_e64 v0, v1, v1 clamp", "gfx942", modes={"dx10_clamp": 0})
