@@ -162,8 +162,7 @@ def _code(file: str, name: str, architecture: str) -> Iterator[str]:
 def _lines(file: str, name: str, architecture: str) -> Iterator[tuple[str, int, str]]:
     """The instructions of a function, with their addresses and words."""
     _, version = _tool("llvm-objdump")
-    # LLVM 19 knows no gfx950. Its words that gfx942 has, too, mean the same; some others are in gfx950_words.
-    reads = "gfx942" if architecture == "gfx950" and version < _FIRST_WITH_GFX950 else architecture
+    reads = _read_as(architecture)
     said = _said("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", file)
     further: dict[int, tuple[str, str]] = {}
     if reads != architecture:
@@ -183,6 +182,14 @@ def _lines(file: str, name: str, architecture: str) -> Iterator[tuple[str, int, 
                 known = f", which LLVM {version} reads as {reads}" if reads != architecture else ""
                 raise ToolError(f"{file}: address {address:#x}: LLVM {version} does not know {words} of {architecture}{known}")
             yield code, address, words
+
+
+def _read_as(architecture: str) -> str:
+    """The architecture as which LLVM reads a file.
+
+    LLVM 19 knows no gfx950. Its words that gfx942 has, too, mean the same; some others are in `gfx950_words`.
+    """
+    return "gfx942" if architecture == "gfx950" and _tool("llvm-objdump")[1] < _FIRST_WITH_GFX950 else architecture
 
 
 def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tuple[str, str]]]:
@@ -239,8 +246,7 @@ def _target(code: str, address: int, words: str) -> int | None:
 
 def _directives(file: str, name: str, architecture: str) -> Iterator[str]:
     """The descriptor as directives, and how many scalar registers are set at the start, which LLVM's tool leaves out."""
-    reads = "gfx942" if architecture == "gfx950" and _tool("llvm-objdump")[1] < _FIRST_WITH_GFX950 else architecture
-    said = _said("llvm-objdump", "-D", "-j", ".rodata", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", file)
+    said = _said("llvm-objdump", "-D", "-j", ".rodata", "--triple=amdgcn-amd-amdhsa", f"--mcpu={_read_as(architecture)}", file)
     found = re.search(rf"([0-9a-f]{{16}}) <{re.escape(name)}\.kd>:\n\.amdhsa_kernel .*\n((?:\t\.amdhsa_.*\n)+)", said)
     if found is None:
         raise AssemblyError(f"{file}: LLVM cannot read the descriptor of {name}")
