@@ -187,7 +187,9 @@ def _fuzz(
 
 
 def _exit_code(run: Run, errors: list[str]) -> int:
-    """The exit code: 1 if a case fails, 130 after an interruption. Errors are printed, or raised if no case fails.
+    """The exit code: 1 if a case fails, 130 after an interruption, NOT_RUN if a limit was met.
+
+    Errors are printed, or raised if no case fails.
 
     Raises:
         ExecutorError: there are errors, and no failing case.
@@ -198,7 +200,7 @@ def _exit_code(run: Run, errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     if run.failures:
         return 1
-    return 130 if run.interrupted else 0
+    return 130 if run.interrupted else failing.NOT_RUN if run.limits else 0
 
 
 def _write_reports(run: Run, json_file: Path | None, page_file: Path | None, errors: list[str]) -> None:

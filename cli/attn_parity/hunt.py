@@ -249,7 +249,9 @@ def _hunt(hunt: Hunt, files_of: _Files, seed: int, place: Place, json_file: Path
 
 
 def _exit_code(hunted: Hunted, errors: list[str]) -> int:
-    """The exit code: 1 if something new was found, 130 after an interruption. Errors are printed, or raised if nothing was.
+    """The exit code: 1 if something new was found, 130 after an interruption, NOT_RUN if a limit was met.
+
+    Errors are printed, or raised if nothing was found.
 
     Raises:
         ExecutorError: there are errors, and no failure.
@@ -260,7 +262,7 @@ def _exit_code(hunted: Hunted, errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     if hunted.failures:
         return 1
-    return 130 if hunted.interrupted else 0
+    return 130 if hunted.interrupted else failing.NOT_RUN if hunted.limits else 0
 
 
 def _tell(hunted: Hunted) -> None:

@@ -89,9 +89,10 @@ class Fuzz(TypedDict):
     """A run of `attn-parity fuzz`.
 
     `planned` and `examples` count drawn cases, `replayed` past cases, `restarted` shards that ran again, and `refused` cases
-    that the target refuses. `events` counts examples that took a path of the kernels, and `known` failures by known findings.
-    `seconds` is the time of the run, `spent` that of all workers by kind of work. `max_ratio` is the largest error over its
-    bound. `ratios` has, by tensor, dtype and phase, how many elements lie in each bin of `attn_fuzz.verdict.ratios`.
+    that the target refuses. `limits` counts by limit the cases that this tool could not run. `events` counts examples that
+    took a path of the kernels, and `known` failures by known findings. `seconds` is the time of the run, `spent` that of all
+    workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor, dtype and phase, how many
+    elements lie in each bin of `attn_fuzz.verdict.ratios`.
     """
 
     schema: Literal["attn-parity.fuzz/1"]
@@ -105,6 +106,7 @@ class Fuzz(TypedDict):
     replayed: int
     restarted: int
     refused: int
+    limits: dict[str, int]
     drawn: Drawn
     events: dict[str, int]
     known: dict[str, int]
@@ -121,13 +123,15 @@ class Fuzz(TypedDict):
 class HuntCounts(TypedDict):
     """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings.
 
-    `rejected` counts by reason cases that were drawn and thrown away, which are not `examples`. `known_after` says for each
-    of these findings how many cases had been drawn when the first of its failures was.
+    `rejected` counts by reason cases that were drawn and thrown away, which are not `examples`. `limits` counts by limit the
+    cases that this tool could not run. `known_after` says for each of these findings how many cases had been drawn when the
+    first of its failures was.
     """
 
     replayed: int
     examples: int
     refused: int
+    limits: dict[str, int]
     failing: int
     rejected: dict[str, int]
     known: dict[str, int]

@@ -10,6 +10,7 @@ from attn_fuzz.cases.case import CaseError
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
+from attn_parity import failing
 from attn_parity.console import results
 from attn_parity.options import (
     check_exact,
@@ -62,7 +63,7 @@ def command(
     targets = [target for _, _, _, target, _ in cases]
     check_fence(fenced, targets, device)
     say_what_runs_kernels(device, targets)
-    failed = False
+    code = 0
     with tempfile.TemporaryDirectory() as scratch:
         for path, case, name, target, checked in cases:
             ahead = Path(scratch, "in-flight.json")
@@ -74,6 +75,9 @@ def command(
             known = f", as the known finding {finding.name} says" if finding else ""
             results.print(f"{path}: {verdict.kind}, {ran}{error}{known}", soft_wrap=True)
             if verdict.failed:
-                failed = True
+                code = 1
                 results.print(report.summary(case, verdict))
-    return int(failed)
+            elif verdict.kind == "limit":
+                code = code or failing.NOT_RUN
+                results.print(report.summary(case, verdict))
+    return code

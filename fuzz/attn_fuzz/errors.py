@@ -12,5 +12,9 @@ class ExecutorError(RuntimeError):
     """
 
 
+class LimitError(RuntimeError):
+    """This tool cannot run a kernel, and its message names the limit. That is no verdict on the kernel."""
+
+
 class HelperKilledError(RuntimeError):
     """SIGKILL ended a process that a target's process has started. No kernel sends SIGKILL, so this is no fault of a kernel."""

@@ -15,7 +15,7 @@ import attn_fuzz.run.trial
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
-from attn_fuzz.errors import HelperKilledError
+from attn_fuzz.errors import HelperKilledError, LimitError
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, RopeFunction, Target, WriteFunction
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
@@ -269,6 +269,12 @@ def _raises(*args, **kwargs) -> None:
     raise RuntimeError("a planted\nexception")
 
 
+def _limited(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    if batch.max_query_len > 1:
+        raise RuntimeError("as Triton's interpreter tells it") from LimitError("a function that this tool does not know")
+    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
 def _hangs(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if len(batch.seq_lens) > 1:
         time.sleep(600)
@@ -490,6 +496,8 @@ CHANGES_Q = _target("planted-changes-q", _afterwards(_changes_q))
 CHANGES_SEQ_LENS = _target("planted-changes-seq-lens", _afterwards(_changes_seq_lens))
 RAISES = _target("planted-raises", _raises)
 HANGS = _target("planted-hangs", _hangs)
+HANGS_EMULATED = dataclasses.replace(HANGS, name="planted-hangs-emulated", compiles=True)
+LIMITED = _target("planted-limited", _limited)
 SEGFAULTS = _target("planted-segfaults", _afterwards(_segfaults))
 WRITES_INTO_A_NEIGHBOURS_ROW = _target("planted-writes-into-a-neighbours-row", _afterwards(_writes_into_a_neighbours_row))
 KILLED_ONCE = _target("planted-killed-once", _killed_once)

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
+from attn_fuzz.cases import case_file
 from attn_parity import COMMANDS, MAINTAINERS, cli, cpus, places
 from attn_parity.options import MaintainersOption
 
@@ -321,6 +323,31 @@ def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
     hunt = attn_parity("hunt", "planted:FLASH", *drawn, "--json", "hunt.json")
     assert hunt.out.startswith("hunt planted-flash on CPU, 2 examples each, 1 workers, --seed 1\n"), hunt.err
     assert json.loads((tmp_path / "hunt.json").read_text())["workers"] == 1
+
+
+LIMIT = "a function that this tool does not know"
+
+
+def test_cases_that_this_tool_cannot_run_are_counted_and_fail_nothing(attn_parity, tmp_path):
+    drawn = ("--examples", 40, "--seed", 1, "--corpus", "none", "--workers", 1, "--json", "run.json")
+    for command in (["fuzz", "--target"], ["hunt"]):
+        run = attn_parity(*command, "planted:LIMITED", *drawn)
+        assert run.code == 3, run.out
+        told = json.loads((tmp_path / "run.json").read_text())
+        counts = told if command[0] == "fuzz" else told["targets"]["planted:LIMITED"]
+        assert counts["limits"].keys() == {LIMIT}
+        assert f"{counts['limits'][LIMIT]} of 40 not run, by limits of this tool ({LIMIT}: " in run.out
+        assert 0 < counts["limits"][LIMIT] < 40
+        assert not told["failures"]
+        assert not list(tmp_path.glob("attn-parity-runs/*.json"))
+        assert "all agree" not in run.out
+
+
+def test_a_replay_of_a_case_that_this_tool_cannot_run(attn_parity, step_case, tmp_path):
+    case_file.save(tmp_path / "case.json", msgspec.structs.replace(step_case, head_size=16))
+    for command in ("replay", "show"):
+        run = attn_parity(command, "case.json", "--target", "planted:LIMITED")
+        assert (run.code, "not run, by a limit of this tool: RuntimeError" in run.out) == (3, True), run.err
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_
     assert tried(step_case).kind == "agree"
 
 
-def test_an_unknown_instruction_is_named(step_case, other_text):
+def test_an_unknown_instruction_is_a_limit_of_the_tool(step_case, other_text):
     other_text(lambda text: text.replace("\ts_endpgm", "\tv_unheard_of v0\n\ts_endpgm", 1))
     verdict = tried(step_case)
-    assert verdict.kind == "raised"
+    assert (verdict.kind, verdict.about, verdict.failed) == ("limit", "v_unheard_of", False)
     assert re.match(r"UnknownInstructionError: line \d+: `v_unheard_of v0`", verdict.message)
 
 

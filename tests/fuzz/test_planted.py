@@ -148,7 +148,12 @@ def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
-    [("HANGS", "hung", "no answer in 0.5 s"), ("SEGFAULTS", "crashed", "SIGSEGV"), ("EXITS", "crashed", "code 3")],
+    [
+        ("HANGS", "hung", "no answer in 0.5 s"),
+        ("HANGS_EMULATED", "limit", "no answer in 0.5 s"),
+        ("SEGFAULTS", "crashed", "SIGSEGV"),
+        ("EXITS", "crashed", "code 3"),
+    ],
 )
 def test_a_process_that_dies_or_hangs_is_a_verdict_and_the_next_case_gets_a_new_one(name, kind, message, step_case, tmp_path):
     ahead = tmp_path / "ahead.json"

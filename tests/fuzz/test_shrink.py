@@ -284,7 +284,9 @@ def test_which_failures_may_stand_for_each_other(one, other):
 
 def test_every_kind_of_failure_has_been_thought_of():
     named = {kind for pair in (*SAME, *DIFFERENT) for kind, _ in pair}
-    assert set(get_args(Kind)) - named == {"agree", "refused", "rope"}, "a query that is rotated wrongly is of one tensor"
+    assert set(get_args(Kind)) - named == {"agree", "refused", "limit", "rope"}, (
+        "a query that is rotated wrongly is of one tensor"
+    )
 
 
 def test_a_wrong_number_may_become_nan_which_is_told(step_case, tmp_path, capsys):

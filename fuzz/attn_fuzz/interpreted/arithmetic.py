@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from attn_fuzz.errors import LimitError
 from attn_fuzz.interpreted.numbers import STORED, cast, decoded, larger, rounded_to_odd, smaller
 
 _BITS_OF_32 = np.uint64(0xFFFFFFFF)
@@ -123,7 +124,7 @@ def _fma(handle: Any, of_float64: Any) -> Callable[..., Any]:
             raise _of_float8("fma", dtype.name) if dtype.is_fp8() else TypeError(f"fma of {dtype.name}, expected floats")
         if dtype.name == "fp64":
             if of_float64 is None:
-                raise NotImplementedError("fma of fp64: the interpreter of this Triton rounds it twice")
+                raise LimitError("fma of fp64: the interpreter of this Triton rounds it twice")
             return of_float64(self, x, y, z)
         a, b, c = (decoded(each.data, dtype.name).astype(np.float64) for each in (x, y, z))
         product = a * b  # exact
@@ -215,7 +216,7 @@ def _block_pointer_load(load: Any, pad_nan: Any) -> Callable[..., Any]:
 def _refuse_nan_padding(base: Any) -> None:
     name = base.get_element_ty().name
     if STORED[name].kind != "f":
-        raise NotImplementedError(f"a load of {name} that pads with NaN: Triton's interpreter pads with bits of an integer")
+        raise LimitError(f"a load of {name} that pads with NaN: Triton's interpreter pads with bits of an integer")
 
 
 def scaled_operand(interpreter: Any) -> Callable[[Any], np.ndarray]:

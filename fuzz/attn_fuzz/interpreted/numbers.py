@@ -15,6 +15,7 @@ Between float8 and float64, and between two formats of float8, no backend casts.
 
 import numpy as np
 import torch
+from attn_fuzz.errors import LimitError
 
 STORED = {
     "int1": np.dtype(np.bool_),
@@ -44,7 +45,8 @@ def cast(data: np.ndarray, source: str, target: str, *, toward_zero: bool = Fals
     """Numbers of one dtype, as they are stored, as numbers of another.
 
     Raises:
-        NotImplementedError: a cast to fp8e4b15 that Triton does not compile, or a dtype that is not known here.
+        NotImplementedError: a cast that Triton does not compile.
+        LimitError: the dtype is not known here.
     """
     to = STORED.get(target)
     if to is None:
@@ -179,5 +181,5 @@ def _to_e4b15(data: np.ndarray, source: str) -> np.ndarray:
     return ((bits & np.uint16(0x8000)) >> 8 | (magnitude * np.uint16(2) + np.uint16(0x80)) >> 8).astype(np.uint8)
 
 
-def _unknown(name: str) -> NotImplementedError:
-    return NotImplementedError(f"Triton's dtype {name} is not known to attn_fuzz.interpreted.numbers")
+def _unknown(name: str) -> LimitError:
+    return LimitError(f"Triton's dtype {name} is not known to attn_fuzz.interpreted.numbers")

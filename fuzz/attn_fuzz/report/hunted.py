@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_fuzz.findings.aspects import in_order
-from attn_fuzz.report.run import failure_json
+from attn_fuzz.report.run import counted, failure_json, not_run
 from attn_fuzz.run.hunt import Entry
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.text import one_line
@@ -85,6 +85,10 @@ class Hunted:
         return sum(p.replayed + p.examples for shards in self.targets.values() for p in shards)
 
     @property
+    def limits(self) -> dict[str, int]:
+        return counted([p.limits for shards in self.targets.values() for p in shards])
+
+    @property
     def sentence(self) -> str:
         """The line that a hunt ends with."""
         rate = self.cases / max(self.seconds, 1e-9)
@@ -95,6 +99,8 @@ class Hunted:
         parts.append(f"interrupted: {found} so far" if self.interrupted else found)
         parts += [f"{later} later cases fail likewise"] if later else []
         parts += [f"{known} fail by known findings"] if known else []
+        if limits := self.limits:
+            parts.append(not_run(limits, self.cases))
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +126,7 @@ def _counts(shards: Sequence[Progress]) -> dict[str, Any]:
         "replayed": sum(p.replayed for p in shards),
         "examples": sum(p.examples for p in shards),
         "refused": sum(p.refused for p in shards),
+        "limits": counted([p.limits for p in shards]),
         "failing": sum(len(p.passed) for p in shards),
         "rejected": dict(rejected.most_common()),
         "known": dict(known),

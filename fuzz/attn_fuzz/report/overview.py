@@ -33,6 +33,8 @@ def headline(verdict: Verdict | None) -> list[Text]:
         return []
     if verdict.failed:
         return [Text(f"{verdict.kind}: {verdict.message}", style="bold red")]
+    if verdict.kind == "limit":
+        return [Text(f"not run, by a limit of this tool: {verdict.message}", style="bold")]
     error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
     return [Text(f"{verdict.kind}{error}", style="bold")]
 

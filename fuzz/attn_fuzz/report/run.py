@@ -88,16 +88,20 @@ class Run:
         return sum(p.refused for p in self.progress)
 
     @property
+    def limits(self) -> dict[str, int]:
+        return counted([p.limits for p in self.progress])
+
+    @property
     def max_ratio(self) -> float:
         return max((p.ratio for p in self.progress), default=0.0)
 
     @property
     def events(self) -> dict[str, int]:
-        return _sum([p.events for p in self.progress])
+        return counted([p.events for p in self.progress])
 
     @property
     def known(self) -> dict[str, int]:
-        return _sum([p.known for p in self.progress])
+        return counted([p.known for p in self.progress])
 
     @property
     def drawn(self) -> Drawn:
@@ -117,8 +121,10 @@ class Run:
             words = "nothing was checked"
         elif self.interrupted or self.error:
             words = "no failure so far"
+        elif sum(self.limits.values()) == self.examples + self.replayed:
+            words = "nothing could be run"
         else:
-            words = "nothing new" if self.known else "all agree"
+            words = "nothing new" if self.known else "all that ran agree" if self.limits else "all agree"
         return f"interrupted: {words}" if self.interrupted else words
 
     @property
@@ -132,6 +138,8 @@ class Run:
             parts += (
                 [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []
             )  # a target without an oracle has no ratio
+        if limits := self.limits:
+            parts.append(not_run(limits, self.replayed + self.examples))
         if known := self.known:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
             parts.append(f"{sum(known.values())} fail by known findings ({listed})")
@@ -152,6 +160,7 @@ class Run:
             "replayed": self.replayed,
             "restarted": self.restarted,
             "refused": self.refused,
+            "limits": self.limits,
             "drawn": self.drawn.to_json(),
             "events": self.events,
             "known": self.known,
@@ -192,5 +201,11 @@ def failure_json(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _sum(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+def not_run(limits: dict[str, int], cases: int) -> str:
+    """How many of the cases could not be run, for which limits of this tool."""
+    listed = ", ".join(f"{limit}: {count}" for limit, count in sorted(limits.items(), key=lambda each: -each[1]))
+    return f"{sum(limits.values())} of {cases} not run, by limits of this tool ({listed})"
+
+
+def counted(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))

@@ -33,7 +33,7 @@ def _place(error: BaseException) -> str:
     An exception that a library has made of another one, as Triton's interpreter does, was raised where its cause was.
     """
     innermost = ""
-    for each in _causes(error):
+    for each in causes(error):
         frames = list(traceback.walk_tb(each.__traceback__))
         own = [(frame, line) for frame, line in frames if _is_of_target(frame)]
         if own:
@@ -44,7 +44,7 @@ def _place(error: BaseException) -> str:
     return innermost
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The exception, its cause, the cause of that one, and so on. Causes may form a ring."""
     met: list[BaseException] = []
     cause: BaseException | None = error

@@ -167,7 +167,7 @@ class Executor:
             # wait for the process, too: if the kernel forked it, the copy may hold the connection open
             if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
                 self.end()
-                return Verdict(kind="hung", message=f"no answer in {self.limit:g} s")
+                return self._too_long()
             if not connection.poll():
                 raise EOFError
             answer, sound = connection.recv()
@@ -190,6 +190,13 @@ class Executor:
         if self.mutant is not None and answer.kind == "raised" and sound:
             self.mutant.check_announced(answer.message)
         return answer
+
+    def _too_long(self) -> Verdict:
+        """No answer in time. The emulator is slow: it may be at fault, unless a mutant is."""
+        message = f"no answer in {self.limit:g} s"
+        if self.mutant is None and registry.load(self.target).compiles:
+            return Verdict(kind="limit", message=message, about=message)
+        return Verdict(kind="hung", message=message)
 
     def _fuzzer_can(self, case: Case) -> bool:
         """Whether the fuzzer can run a case with the reference as target, in a process that this target has not touched."""

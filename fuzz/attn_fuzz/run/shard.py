@@ -118,6 +118,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         replayed: past cases that ran.
         examples, refused: cases that ran, and how many of them the target refused rightly.
+        limits: by limit of this tool, how many examples and past cases could not be run because of it.
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
@@ -139,6 +140,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int = 0
     examples: int = 0
     refused: int = 0
+    limits: dict[str, int] = {}
     seconds: float = 0.0
     ratio: float = 0.0
     spent: dict[str, float] = {}
@@ -283,7 +285,7 @@ class _Shard:
         verdict, finding = self._run(case, exactly)
         self._count(case, verdict, finding)
         if case.has_work:
-            self.has_run |= verdict.kind not in ("raised", "refused")
+            self.has_run |= verdict.kind not in ("raised", "refused", "limit")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
             self.raised = verdict.message
             return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
@@ -297,7 +299,7 @@ class _Shard:
             verdict, finding = self._run(case, self.plan.exact_every == 1)
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
-        self.tell(replayed=self.progress.replayed + 1)
+        self.tell(replayed=self.progress.replayed + 1, limits=self._limits(verdict))
         self._follow_failure(case, verdict, finding)
 
     def shrink(self) -> None:
@@ -398,15 +400,20 @@ class _Shard:
         self.tell(
             examples=examples,
             refused=self.progress.refused + (verdict.kind == "refused"),
+            limits=self._limits(verdict),
             known={**self.progress.known, **known},
             known_after={**dict.fromkeys(known, examples), **self.progress.known_after},
             ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
-            together=features.count(case, self.progress.together),
+            together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
             rejected=dict(self.tally.rejected),
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
         )
+
+    def _limits(self, verdict: Verdict) -> dict[str, int]:
+        limits = self.progress.limits
+        return {**limits, verdict.about: limits.get(verdict.about, 0) + 1} if verdict.kind == "limit" else limits
 
     def _failure(self, case: Case, verdict: Verdict, found_after: int | None = None) -> Failure:
         """A failure as it was found."""

@@ -16,6 +16,7 @@ from attn_fuzz.run.attempt import Attempt, call_attention, own_state
 from attn_fuzz.run.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
 from attn_fuzz.run.exceptions import described, message_of
 from attn_fuzz.run.fence import Fence
+from attn_fuzz.run.limits import limit_of
 from attn_fuzz.targets.target import Target
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios
@@ -106,6 +107,8 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
         plain = Verdict(kind=kind, message=message, about=about, seconds=seconds, events=attempt.events)
         return (plain if judgement is None else _with_judgement(plain, attempt, judgement)), judgement
 
+    if attempt.error is not None and (limit := limit_of(attempt.error)):
+        return verdict("limit", described(attempt.error), about=limit)
     for kind, check in CHECKS:
         if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle
@@ -166,6 +169,8 @@ def wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     except sanitizer.Violation as violation:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"
     except Exception as error:
+        if limit := limit_of(error):
+            return "limit", limit, f"on a variant of the step: {described(error)}"
         return "raised", type(error).__name__, f"on a variant of the step: {described(error)}"
     return ("property", *broken) if broken else None
 

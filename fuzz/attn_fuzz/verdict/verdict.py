@@ -8,6 +8,7 @@ from attn_fuzz.verdict.judge import Difference
 Kind = Literal[
     "agree",
     "refused",
+    "limit",
     "value",
     "nan",
     "bitwise",
@@ -36,12 +37,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict on one case, and what a report shows of it.
 
     Attributes:
-        kind: "agree"; "refused", rightly; or what went wrong first: a value past its bound, NaN, an inexact sum, a number
-            that is not what the formula gives (`attn_fuzz.exact`), a row never written, the LSE, outputs that contradict
-            each other, a wrong or stray byte in the cache, a wrongly rotated q, a changed input, a byte outside the owned
-            outputs, an access that `attn_fuzz.interpreted.sanitizer` or the emulator forbids, one of an unmapped page beside a
-            tensor (`attn_fuzz.run.fence`), an exception, a call served that is to be refused, a dead process, no answer in
-            time.
+        kind: "agree"; "refused", rightly; "limit", if this tool cannot run the case; or what went wrong first: a value past its
+            bound, NaN, an inexact sum, a number that is not what the formula gives (`attn_fuzz.exact`), a row never written,
+            the LSE, outputs that contradict each other, a wrong or stray byte in the cache, a wrongly rotated q, a changed
+            input, a byte outside the owned outputs, an access that `attn_fuzz.interpreted.sanitizer` or the emulator forbids,
+            one of an unmapped page beside a tensor (`attn_fuzz.run.fence`), an exception, a call served that is to be refused,
+            a dead process, no answer in time.
         message: one line for a person; empty if they agree.
         about: what the failure is about, such as the tensor that is wrong, the type of the exception, or the property that does
             not hold. A failure of a call that the target should have refused also names what it should have refused.
@@ -65,7 +66,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> bool:
-        return self.kind not in ("agree", "refused")
+        return self.kind not in ("agree", "refused", "limit")
 
 
 def what_failed(verdict: Verdict) -> tuple[str, str]:
