@@ -148,7 +148,7 @@ def tried(architecture: str, name: str, option: str) -> Trial:
     (shipped,) = (call for call in CALLS if call.name == name)
     of_call = launches_of(shipped, architecture, run)
     verdicts = [try_case(case, target_of(of_call), "cpu") for case in cases_of(of_call)]
-    failed = next((verdict for verdict in verdicts if verdict.failed), None)
+    failed = next((verdict for verdict in verdicts if not verdict.passed), None)
     trial = Trial(version("triton") or "", architecture, name, option, AGREES if differs else SAME, 0)
     if failed and "was specified but unrecognised" in failed.message:  # Triton's words
         return msgspec.structs.replace(trial, verdict=UNKNOWN)

@@ -91,7 +91,7 @@ def subjects(architecture: str, cases: Sequence[Case]) -> list[Subject]:
 
         with launches_run_by(run):
             verdict = try_case(case, target, "cpu")
-        if verdict.failed:
+        if not verdict.passed:
             raise AlarmError(f"{name}: {verdict.kind}: {verdict.message}: {case}")
     return [subject for subject in found.values() if subject.launches]
 

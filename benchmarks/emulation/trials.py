@@ -177,4 +177,4 @@ def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, 
 
     with launches_run_by(run):
         verdict = try_case(launch.case, registry.load(f"triton-{subject.architecture}"), "cpu")
-    return (verdict.kind, verdict.message, True) if verdict.failed else ("", "", True)
+    return (verdict.kind, verdict.message, True) if not verdict.passed else ("", "", True)

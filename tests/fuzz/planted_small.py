@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from attn_contract import Batch, Layer
+from attn_fuzz.errors import LimitError
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
@@ -70,6 +71,10 @@ def _dies_of_four_keys(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> N
     attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
+def _limited(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
+    raise LimitError("planted")
+
+
 def _nudged(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     """All numbers are a little too large, by less than a bound of float32."""
     attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
@@ -92,6 +97,7 @@ def _only_beside_an_empty_request(q, k, v, kv_cache, layer, batch: Batch, *, out
 
 
 RIGHT = _target("right", attend)
+LIMITED = _target("limited", _limited)
 NUDGED = _target("nudged", _nudged)
 THROUGH_NUMPY = _target("through-numpy", _through_numpy)
 DIES_OF_FOUR_KEYS = _target("dies-of-four-keys", _dies_of_four_keys)

@@ -49,6 +49,13 @@ def exhaust(attn_parity, target: str, *options: object):
     return attn_parity("exhaust", "--target", f"planted_small:{target}", "--workers", 1, "--device", "cpu", *options)
 
 
+def test_nothing_is_claimed_where_a_launch_cannot_be_run(attn_parity):
+    ended = exhaust(attn_parity, "LIMITED")
+    assert ended.code == 2
+    assert "cannot be run, by a limit of this tool: LimitError: planted" in ended.err
+    assert "agree" not in ended.out
+
+
 def test_the_claim(attn_parity, tmp_path):
     ended = exhaust(attn_parity, "RIGHT", "--json", "run.json")
     assert ended.code == 0, ended.out + ended.err

@@ -82,7 +82,7 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
     of_call = launches_of(shipped, architecture, run)
     target = target_of(of_call)
     verdicts = [try_case(case, target, "cpu") for case in cases_of(of_call)]
-    failed = next((verdict for verdict in verdicts if verdict.failed), None)
+    failed = next((verdict for verdict in verdicts if not verdict.passed), None)
     if failed is not None:
         return dict.fromkeys(instructions, Execution(failed.kind, failed.ratio, failed.message))
     error = max(error_of(of_call, verdict) for verdict in verdicts)

@@ -55,7 +55,7 @@ def first_failure(mutant: KnownBug, scope: str, device: str, limit: float, until
             with Executor(mutant.target, device, limit, Path(folder, "launch.json"), mutant, trial=run.TRIAL) as executor:
                 for count, launch in enumerate(every, 1):
                     verdict = executor.run(launch.case)
-                    if verdict.failed:
+                    if not verdict.passed:
                         return First(count, time.monotonic() - started, verdict.kind)
                     if until is not None and time.time() > until:
                         return First(count, time.monotonic() - started, is_whole=count == len(every))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.exhaustive import calls, packing
 from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.packing import Launch
@@ -211,6 +212,8 @@ def _result(number: int, launch: Launch, executor: Executor, serves: Callable[[C
         return executor.run(case) if serves(case) else Verdict(kind="refused")
 
     verdict = executor.run(launch.case)
+    if verdict.kind == "limit":
+        raise ExecutorError(f"{executor.target}: launch {number} cannot be run, by a limit of this tool: {verdict.message}")
     failed = None
     if verdict.failed:
         case, smallest = packing.smallest(launch.case, verdict, run_if_served)

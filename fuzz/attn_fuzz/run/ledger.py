@@ -26,8 +26,7 @@ def fixed(name: str, device: str, limit: float) -> list[Finding]:
 def no_longer_failing(findings: Iterable[Finding], executor: Executor) -> list[Finding]:
     """The findings whose stored case no longer fails on the executor's target as the finding says."""
     stored = [(finding, case_file.load(finding.path)) for finding in findings]
+    own = [(finding, case, executor.run(case)) for finding, case in stored if case.target == executor.target]
     return [
-        finding
-        for finding, case in stored
-        if case.target == executor.target and explanation([finding], case, executor.run(case)) is None
+        finding for finding, case, verdict in own if verdict.kind != "limit" and explanation([finding], case, verdict) is None
     ]

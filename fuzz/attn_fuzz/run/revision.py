@@ -111,7 +111,7 @@ def _replayed(case: Case, name: str, place: Place, device: str, limit: float, sa
     ):
         verdict = executor.run(case)
     words = f"{verdict.kind}: {verdict.message}" if verdict.message else verdict.kind
-    result: Result = "fails" if verdict.failed else "cannot tell" if verdict.kind == "refused" else "passes"
+    result: Result = "fails" if verdict.failed else "passes" if verdict.kind == "agree" else "cannot tell"
     return Replay(result=result, words=one_line(words, 300), verdict=verdict, is_of_worktree=_is_of(place))
 
 

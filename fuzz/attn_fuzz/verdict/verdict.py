@@ -65,8 +65,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[str, ...] = ()
 
     @property
+    def passed(self) -> bool:
+        return self.kind in ("agree", "refused")
+
+    @property
     def failed(self) -> bool:
-        return self.kind not in ("agree", "refused", "limit")
+        """Whether the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
+        return not self.passed and self.kind != "limit"
 
 
 def what_failed(verdict: Verdict) -> tuple[str, str]:
