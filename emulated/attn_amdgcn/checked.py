@@ -56,10 +56,9 @@ def checked(
     for schedule in others:
         again, _ = launched(schedule=schedule, most=most)
         for name in buffers:
-            if not np.array_equal(memory.contents(name), again.contents(name)):
-                one, other = memory.contents(name), again.contents(name)
-                byte = int((one != other).argmax())
-                what = f"byte {byte} of {name} is {one[byte]} under {first}, and {other[byte]} under {schedule}"
+            if (difference := memory.first_difference(again, name)) is not None:
+                byte, one, other = difference
+                what = f"byte {byte} of {name} is {one} under {first}, and {other} under {schedule}"
                 raise _diagnosed(what, launched, (first, schedule))
     return memory, report
 

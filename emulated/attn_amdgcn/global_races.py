@@ -67,8 +67,8 @@ class Last:
     workgroup have touched it since the last barrier, the two events are of different waves.
     """
 
-    def __init__(self, size: int, events: Events) -> None:
-        self._one, self._another = np.zeros(size, np.int32), np.zeros(size, np.int32)  # no memory until a page is written
+    def __init__(self, memory: Memory, events: Events) -> None:
+        self._one, self._another = (memory.zeros_of(len(memory.bytes), np.int32) for _ in range(2))
         self._events = events
 
     def unordered(self, index: np.ndarray, waves: np.ndarray) -> np.ndarray:
@@ -107,9 +107,8 @@ class GlobalRaces(Watch):
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self._events = memory, Events()
-        size = len(memory.bytes)
-        self._readers, self._writers = Last(size, self._events), Last(size, self._events)
-        self._storing = np.zeros(size, np.int32)  # the event that a store left last at each byte
+        self._readers, self._writers = Last(memory, self._events), Last(memory, self._events)
+        self._storing = memory.zeros_of(len(memory.bytes), np.int32)  # the event that a store left last at each byte
 
     def barrier(self) -> None:
         self._events.since = self._events.count

@@ -1,7 +1,8 @@
 """Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that nobody may touch."""
 
+import mmap
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ BASE = 0x7F3E_FFFF_C000
 
 Spans = Mapping[str, Sequence[tuple[int, int]] | np.ndarray]
 """By a buffer's name, bytes [begin, end) of it: pairs, or an array [spans, 2]."""
+MOST_COPIED = 256 << 20
+"""Bytes of buffers that are copied when a launch starts. Of more, each page is copied when it is first touched."""
+PAGE_BITS = 16
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
 MOST_TOLD = 4
 """Of a buffer that has more spans, a fault names the nearest one alone."""
 
@@ -46,7 +51,7 @@ class Memory(Storage):
     """Buffers and what they hold. A place is an address less BASE.
 
     Args:
-        contents: bytes of each buffer, by name. They are copied.
+        contents: bytes of each buffer, by name. They are copied: nobody may change them while the memory is used.
         seed: of what lies between the buffers.
         parts: what may be touched; None: all.
     """
@@ -60,9 +65,13 @@ class Memory(Storage):
                 raise LaunchError(f"buffer {name}: {what}, and an array of uint8 of one dimension is expected")
             self.buffers[name] = Buffer(name, BASE + end, len(data))
             end += -(-len(data) // 256) * 256 + GUARD
-        super().__init__(np.resize(np.random.default_rng(seed).integers(0, 256, GUARD, np.uint8), end))
-        for name, data in contents.items():
-            self.bytes[self._place(name)] = data
+        self._given, self._missing = contents, np.ones((end >> PAGE_BITS) + 1, bool)
+        self._is_paged = end > MOST_COPIED
+        if self._is_paged:
+            super().__init__(self.zeros_of(end, np.uint8))
+        else:
+            super().__init__(np.resize(np.random.default_rng(seed).integers(0, 256, GUARD, np.uint8), end))
+            self._bring(slice(0, end))
         reads, writes = parts or Parts({}, {})
         self._reads, self._writes = self._allowed("read", reads), self._allowed("written", writes)
 
@@ -70,15 +79,65 @@ class Memory(Storage):
         found = [np.zeros((0, 2), np.int64)]
         for name, buffer in self.buffers.items():
             found.append(_joined(spans.get(name, [(0, buffer.size)]), buffer.size) + self._place(name).start)
-        return _Allowed(does, np.concatenate(found), len(self.bytes))
+        return _Allowed(does, np.concatenate(found))
 
     def _place(self, name: str) -> slice:
         buffer = self.buffers[name]
         return slice(buffer.address - BASE, buffer.address - BASE + buffer.size)
 
+    def zeros_of(self, count: int, dtype: type[np.generic]) -> np.ndarray:
+        """[count] zeros, which take no memory until they are written if this memory is so large that it is copied by pages."""
+        if not self._is_paged:
+            return np.zeros(count, dtype)
+        size = count * np.dtype(dtype).itemsize
+        return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE), dtype)
+
+    def _bring(self, places: slice) -> None:
+        """Copy what buffers hold at some places."""
+        for name, data in self._given.items():
+            own = self._place(name)
+            begin, end = max(own.start, places.start), min(own.stop, places.stop)
+            if begin < end:
+                self.bytes[begin:end] = data[begin - own.start : end - own.start]
+
+    def _bring_pages(self, pages: np.ndarray) -> None:
+        for page in np.unique(pages[self._missing.take(pages)]).tolist():
+            self._bring(slice(page << PAGE_BITS, page + 1 << PAGE_BITS))
+            self._missing[page] = False
+
     def contents(self, name: str) -> np.ndarray:
         """The bytes of a buffer."""
-        return self.bytes[self._place(name)]
+        place = self._place(name)
+        if self._is_paged:
+            self._bring_pages(np.arange(place.start >> PAGE_BITS, (place.stop >> PAGE_BITS) + 1))
+        return self.bytes[place]
+
+    def touched(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The parts of a buffer that may have changed: the byte of the buffer where each begins, and what it holds."""
+        place = self._place(name)
+        if not self._is_paged:
+            yield 0, self.bytes[place]
+            return
+        first, last = place.start >> PAGE_BITS, (place.stop >> PAGE_BITS) + 1
+        for page in (first + np.flatnonzero(~self._missing[first:last])).tolist():
+            begin, end = max(place.start, page << PAGE_BITS), min(place.stop, page + 1 << PAGE_BITS)
+            yield begin - place.start, self.bytes[begin:end]
+
+    def first_difference(self, other: "Memory", name: str) -> tuple[int, int, int] | None:
+        """A byte of a buffer that another memory of the same buffers holds otherwise, and what it is here and there."""
+        for begin, held in (*self.touched(name), *other.touched(name)):
+            end = begin + len(held)
+            one, another = (memory._held(name, begin, end) for memory in (self, other))
+            if not np.array_equal(one, another):
+                at = int((one != another).argmax())
+                return begin + at, int(one[at]), int(another[at])
+        return None
+
+    def _held(self, name: str, begin: int, end: int) -> np.ndarray:
+        start = self._place(name).start
+        if self._is_paged:
+            self._bring_pages(np.array([start + begin >> PAGE_BITS]))
+        return self.bytes[start + begin : start + end]
 
     def named(self, place: int) -> tuple[Buffer, int]:
         """The buffer at a place, or the nearest one, and which byte of it the place is."""
@@ -111,12 +170,12 @@ class Memory(Storage):
                 return np.zeros_like(place)
             place = np.where(lanes, place, some[0])
         low, high = int(np.minimum.reduce(place, axis=None)), int(np.maximum.reduce(place, axis=None)) + size
-        if allowed.cover(low, high):
-            return place
-        clipped = place.clip(0, len(self.bytes) - size)
-        inside = (clipped == place) & allowed.starts(size).take(clipped)
-        if not inside.all():
+        if not allowed.cover(low, high) and not (inside := allowed.cover_each(place, size)).all():
             self._fault(allowed, place, ~inside if lanes is None else ~inside & lanes, size, waves)
+        if self._is_paged:
+            pages = np.stack([place, place + (size - 1)]) >> PAGE_BITS
+            if self._missing.take(pages).any():
+                self._bring_pages(pages)
         return place
 
     def _fault(self, allowed: "_Allowed", place: np.ndarray, outside: np.ndarray, size: int, waves: Waves) -> None:
@@ -130,45 +189,32 @@ class Memory(Storage):
         raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane, touch=touch)
 
 
+_NOTHING = np.full((1, 2), np.iinfo(np.int64).min)
+"""A span that has no byte, below all places."""
+
+
 class _Allowed:
     """The bytes of a memory that may be touched in one way.
 
     Args:
         does: "read" or "written".
         spans: [spans, 2] int64, places [begin, end), ascending and apart.
-        size: of the memory, in bytes.
     """
 
-    def __init__(self, does: str, spans: np.ndarray, size: int) -> None:
-        self.does, self._spans, self._size = does, spans, size
+    def __init__(self, does: str, spans: np.ndarray) -> None:
+        self.does, self._spans = does, np.concatenate([_NOTHING, spans])
         self._begins: list[int] = spans[:, 0].tolist()
         self._ends: list[int] = spans[:, 1].tolist()
-        self._starts: dict[int, np.ndarray] = {}
 
     def cover(self, begin: int, end: int) -> bool:
         """Whether one span has all bytes [begin, end)."""
         which = bisect_right(self._begins, begin) - 1
         return which >= 0 and end <= self._ends[which]
 
-    def starts(self, size: int) -> np.ndarray:
-        """[bytes] bool: where an access of so many bytes may start."""
-        if size not in self._starts:
-            self._starts[size] = self._of_one_byte() if size == 1 else self._of_two_halves(size)
-        return self._starts[size]
-
-    def _of_one_byte(self) -> np.ndarray:
-        edges = np.zeros(self._size + 1, np.int8)
-        edges[self._spans[:, 0]] = 1
-        edges[self._spans[:, 1]] = -1
-        return edges.cumsum(dtype=np.int8)[:-1].view(bool)
-
-    def _of_two_halves(self, size: int) -> np.ndarray:
-        half = self.starts(-(-size // 2))
-        second = size - -(-size // 2)
-        both = half.copy()
-        both[-second:] = False
-        both[:-second] &= half[second:]
-        return both
+    def cover_each(self, place: np.ndarray, size: int) -> np.ndarray:
+        """Whether a span has all of the `size` bytes from each place on."""
+        which = self._spans[:, 0].searchsorted(place, "right") - 1
+        return place + size <= self._spans[:, 1].take(which)
 
     def told(self, buffer: slice, byte: int) -> str:
         """What of a buffer may be touched, in words; empty if all may be. If it has many spans, the one nearest to a byte."""

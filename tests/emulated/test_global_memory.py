@@ -5,8 +5,21 @@ from typing import cast
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, LaunchError, Memory, Parts, Touch, UnknownInstructionError, launch, load, prepare
-from attn_amdgcn.memory import BASE
+from attn_amdgcn import (
+    Fault,
+    LaunchError,
+    Memory,
+    Parts,
+    Schedule,
+    Touch,
+    UnknownInstructionError,
+    checked,
+    launch,
+    load,
+    prepare,
+)
+from attn_amdgcn.checked import SCHEDULES
+from attn_amdgcn.memory import BASE, PAGE_BITS
 from attn_amdgcn.waves import Waves
 
 from tests.emulated.kernels import POINTER, kernel_text
@@ -428,3 +441,48 @@ def test_of_many_parts_a_fault_names_the_nearest(waves):
 def test_a_part_beyond_its_buffer_is_refused():
     with pytest.raises(LaunchError, match=r"bytes \[0, 17\) of a buffer that has 16"):
         Memory({"x": np.zeros(16, np.uint8)}, parts=only([(0, 17)]))
+
+
+FAR = (1 << 32) + (1 << 16) - 6
+"""A byte that no number of 32 bits holds. The words from here on lie in two pages."""
+
+
+def far_program(*body: str):
+    text = kernel_text("s_load_dwordx2 s[4:5], s[0:1], 0x0", "v_lshlrev_b32_e32 v1, 2, v0", *body, arguments=[POINTER])
+    return prepare(load(text))
+
+
+def test_of_buffers_beyond_4_gib_the_pages_are_copied_that_are_touched():
+    program = far_program(
+        "s_waitcnt lgkmcnt(0)",
+        "global_load_dword v2, v1, s[4:5]",
+        "s_waitcnt vmcnt(0)",
+        "v_add_u32_e32 v2, 1, v2",
+        "global_store_dword v1, v2, s[4:5] offset:1024",
+    )
+    large, near = np.zeros(FAR + (1 << 20), np.uint8), np.arange(512, dtype=np.uint8)
+    large[FAR : FAR + 512] = near
+    memory, _ = checked(program, (1, 1, 1), [("x", FAR)], {"other": near, "x": large})
+    touched = list(memory.touched("x"))
+    assert sum(len(held) for _, held in touched) <= 2 << PAGE_BITS
+    for begin, held in touched:
+        large[begin : begin + len(held)] = held
+    assert (large[FAR + 1024 : FAR + 1536].view(np.uint32) - near.view(np.uint32) == 1).all()
+    assert (large[FAR : FAR + 512] == near).all()
+    with pytest.raises(Fault, match=rf"4 bytes at byte {len(large)} of x, which has {len(large)} bytes"):
+        launch(program, (1, 1, 1), [("x", len(large) - 4)], {"x": large})
+
+
+@pytest.mark.parametrize(
+    ("schedules", "words"),
+    [
+        (SCHEDULES, f"a race: it writes byte {FAR} of x, which wave . of workgroup 0 wrote"),
+        ((Schedule(), Schedule(workgroups="descending")), f"byte {FAR} of x is 1 under .*, and 0 under"),
+    ],
+)
+def test_races_beyond_4_gib(schedules, words):
+    program = far_program(
+        "v_mov_b32_e32 v2, s2", "s_waitcnt lgkmcnt(0)", "v_mov_b32_e32 v1, 0", "global_store_dword v1, v2, s[4:5]"
+    )
+    with pytest.raises(Fault, match=words):
+        checked(program, (2, 1, 1), [("x", FAR)], {"x": np.zeros(FAR + 64, np.uint8)}, schedules=schedules)

@@ -140,7 +140,8 @@ def run(
         hazards=hazards,
     )
     for name, contents in inputs.buffers.items():
-        contents[:] = memory.contents(name)
+        for begin, held in memory.touched(name):
+            contents[begin : begin + len(held)] = held
     return memory, report
 
 
