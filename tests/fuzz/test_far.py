@@ -97,6 +97,11 @@ def test_an_offset_of_32_bits_is_found(target, place, find, replace, fuzz_apart)
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
+def test_compiled_kernels_run_on_such_tensors_on_the_emulator(fuzz_apart):
+    progress = fuzz_apart("triton-far@gfx942", examples=2, seed=3, on_failure="stop")
+    assert (progress.failure, progress.limits, progress.examples) == (None, {}, 2)
+
+
 def test_a_system_without_such_memory_says_so(monkeypatch):
     def none(size):
         raise OSError("Cannot allocate memory")

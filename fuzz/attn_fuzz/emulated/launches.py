@@ -18,6 +18,9 @@ from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
 from attn_fuzz.emulated.jobs import Job, architecture
 from attn_optimized.miscompiled import refuse_miscompiled
 
+MOST_WATCHED = 1 << 30
+"""Bytes of the largest storage whose elements have rights of their own: each right takes four bytes."""
+
 
 @dataclass(frozen=True)
 class Launches:
@@ -27,7 +30,8 @@ class Launches:
         modules: what returns the modules that have the kernels, as of `Job`.
         architecture: to compile for.
         schedules: draws the orders of waves and workgroups in which a launch runs.
-        whole_storages: whether the code may touch all of its tensors' storages. Else it may touch what the running call may.
+        whole_storages: whether the code may touch all of its tensors' storages. Else it may touch what the running call may,
+            unless a storage has more than MOST_WATCHED bytes.
     """
 
     modules: str
@@ -71,10 +75,11 @@ class Launches:
         job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
         program, compiled = ready(job)
         refuse_miscompiled(compiled.text, self.architecture)
-        held = {} if self.whole_storages else values
+        is_whole = self.whole_storages or any(_storage_bytes(value) > MOST_WATCHED for value in values.values())
+        held = {} if is_whole else values
         with permitted.launch(function.__name__, self.architecture, held) as regions:
             inputs = inputs_of(values, programs, compiled.names, regions)
-            if self.whole_storages:
+            if is_whole:
                 inputs = _with_whole_storages(inputs)
             inputs.arguments.extend([None] * compiled.scratch)
             run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=self.schedules())
@@ -86,6 +91,10 @@ def _values(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -
     defaults = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
     by_name = {name: value for name, value in named.items() if name in kernel.arg_names}
     return defaults | dict(zip(kernel.arg_names, arguments, strict=False)) | by_name
+
+
+def _storage_bytes(value: Any) -> int:
+    return value.untyped_storage().nbytes() if isinstance(value, torch.Tensor) else 0
 
 
 def _with_whole_storages(inputs: Inputs) -> Inputs:

@@ -207,7 +207,6 @@ def _far_away(target: Target, description: str) -> Target:
         unavailable=_missing,
         siblings=(),
         must_refuse=no_calls,
-        modules=None,  # a launch on the emulator copies all memory
         sanitizes=False,
         exact=False,
     )
