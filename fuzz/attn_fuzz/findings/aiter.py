@@ -518,3 +518,23 @@ MLA_ASSEMBLY = (
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
     ),
 )
+
+
+def _has_empty_work(case: "Case") -> bool:
+    """Whether the last block of 16 keys of a request has fewer keys than the request has queries behind its first one."""
+    return case.group_size == 128 and any((each.seq_len - 1) % 16 + 1 < each.query_len for each in case.requests)
+
+
+MLA_PERSISTENT = (
+    *MLA_PREFILL_ASSEMBLY,
+    Finding(
+        name="aiter-mla-empty-works",
+        what="float8, 128 heads, several queries of a request, and fewer keys in its last block of 16 than queries: rows of the "
+        "output are made of memory that nobody has written. 17 keys and 2 queries are enough.",
+        cause="csrc/kernels/mla/metadata/v1_2_device.cuh:138-140 subtracts the queries behind a tile from the end of its keys, "
+        "so a part can have none. hsa/gfx942/mla/mla_a8w8_qh128_m32x4_n16x2_msk0_ps.co ends the workgroup at such a work "
+        "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_work(case),
+    ),
+)
