@@ -543,6 +543,20 @@ MLA_PERSISTENT = (
         ),
     ),
     Finding(
+        name="aiter-mla-unscaled-values",
+        what="float8, 16 heads and 3 or 4 queries of a request: with a scale of the cache that is not 1 the output lacks it.",
+        cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
+        "The file for 2 queries multiplies the output by it, too (0x85ec).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise")
+            and case.group_size == 16
+            and any(request.query_len > 2 for request in case.requests)
+            and case.cache is not None
+            and case.cache.dtype is not None
+        ),
+    ),
+    Finding(
         name="aiter-mla-unmasked-parts",
         what=f"16 heads, {_SHORT_END} A query that sees no key of the last part gets the weights of all of them.",
         cause="The _ps files of hsa/gfx942/mla for 16 heads mask nothing of a part of which a query sees nothing: its LSE "
