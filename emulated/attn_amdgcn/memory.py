@@ -1,5 +1,6 @@
 """Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that nobody may touch."""
 
+import itertools
 import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,20 @@ class Buffer:
     size: int
 
 
+def addresses(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Where the buffers of a launch lie, by their names: for host code that writes a pointer into a buffer.
+
+    Args:
+        sizes: of the launch's buffers in bytes, in their order.
+    """
+    ends = itertools.accumulate(map(_taken, sizes.values()), initial=BASE + GUARD)
+    return dict(zip(sizes, ends, strict=False))
+
+
+def _taken(size: int) -> int:
+    return -(-size // 256) * 256 + GUARD
+
+
 class Memory(Storage):
     """Buffers and what they hold. A place is an address less BASE.
 
@@ -57,14 +72,13 @@ class Memory(Storage):
     """
 
     def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:
-        self.buffers: dict[str, Buffer] = {}
-        end = GUARD
         for name, data in contents.items():
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
                 what = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
                 raise LaunchError(f"buffer {name}: {what}, and an array of uint8 of one dimension is expected")
-            self.buffers[name] = Buffer(name, BASE + end, len(data))
-            end += -(-len(data) // 256) * 256 + GUARD
+        sizes = {name: len(data) for name, data in contents.items()}
+        self.buffers = {name: Buffer(name, address, sizes[name]) for name, address in addresses(sizes).items()}
+        end = sum(map(_taken, sizes.values()), GUARD)
         self._given, self._missing = contents, np.ones((end >> PAGE_BITS) + 1, bool)
         self._is_paged = end > MOST_COPIED
         if self._is_paged:

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from attn_fuzz.emulated import code_objects
+from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.others import aiter_assembly, aiter_mla_assembly
 from attn_fuzz.targets.others.aiter_assembly import NoKernelError
 
@@ -42,13 +43,35 @@ def test_a_decode_takes_the_file_that_host_code_names(dtype, heads, queries, fil
     assert re.search(rf'"_ZN5aiter{len(file)}{file}E",\s*"/mla/{file}.co"', host_code)
 
 
-@pytest.mark.parametrize(("target", "examples"), [("AITER_MLA_ASSEMBLY", 8), ("AITER_MLA_PREFILL_ASSEMBLY", 4)])
+@pytest.mark.parametrize(
+    ("target", "examples"), [("AITER_MLA_ASSEMBLY", 8), ("AITER_MLA_PREFILL_ASSEMBLY", 4), ("AITER_MLA_PERSISTENT", 4)]
+)
 def test_latent_attention_agrees_but_for_what_is_known(target, examples, attn_parity):
     run = attn_parity(
         "fuzz", "--target", f"{MLA}:{target}@gfx942", "--examples", examples, "--seed", 3,
         "--workers", 1, "--device", "cpu", "--corpus", "none",
     )  # fmt: skip
     assert run.code == 0, run.out + run.err
+
+
+def attend_to_40_keys() -> None:
+    q, cache = torch.zeros(2, 16, 576, dtype=BF16), torch.zeros(40, 1, 576, dtype=BF16)
+    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "value_size", "scale", "kv_cache_dtype"])
+    batch = dataclasses.make_dataclass("Batch", ["query_start_loc", "seq_lens", "num_requests", "block_table"])
+    numbers = [torch.tensor(each, dtype=torch.int32) for each in ([0, 2], [40])]
+    table = torch.arange(40, dtype=torch.int32)[None]
+    out = torch.zeros(2, 16, 512, dtype=BF16)
+    aiter_mla_assembly._attend("gfx942", q, cache, layer(576, 16, 512, 0.1, None), batch(*numbers, 1, table), out)
+
+
+def test_known_hazards_are_those_of_files_of_the_wheel():
+    assert [name for name in aiter_assembly.known_hazards() if not (aiter_assembly.files() / name).is_file()] == []
+
+
+def test_a_hazard_that_is_not_known_is_a_failure(monkeypatch):
+    monkeypatch.setattr(aiter_assembly, "known_hazards", dict)
+    with pytest.raises(Violation, match=r"m16x4.* line \d+ .* loads v11, and no wait stands before"):
+        attend_to_40_keys()
 
 
 def test_a_register_is_used_before_the_wait_for_its_load(monkeypatch):
@@ -61,15 +84,7 @@ def test_a_register_is_used_before_the_wait_for_its_load(monkeypatch):
         recorded.append(hazards)
 
     monkeypatch.setattr(code_objects, "run", keep)
-    q, cache = torch.zeros(2, 16, 576, dtype=BF16), torch.zeros(40, 1, 576, dtype=BF16)
-    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "value_size", "scale", "kv_cache_dtype"])
-    batch = dataclasses.make_dataclass("Batch", ["query_start_loc", "seq_lens", "num_requests", "block_table"])
-    numbers = [torch.tensor(each, dtype=torch.int32) for each in ([0, 2], [40])]
-    table = torch.arange(40, dtype=torch.int32)[None]
-    out = torch.zeros(2, 16, 512, dtype=BF16)
-    aiter_mla_assembly._attend(
-        "gfx942", q, cache, layer(576, 16, 512, 0.1, None), batch(*numbers, 1, table), out, prefills=False
-    )
+    attend_to_40_keys()
     [hazards] = recorded
     assert {fault.instruction.split()[0] for fault in hazards.values()} == {"v_mul_u32_u24_dpp"}
     assert all("loads v11, and no wait stands before its use" in fault.what for fault in hazards.values())

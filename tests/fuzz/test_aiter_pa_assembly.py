@@ -1,7 +1,5 @@
 """AITER's paged attention in assembly: which file a call takes, what the files compute, and what is wrong with them."""
 
-import json
-
 import pytest
 import torch
 from attn_amdgcn import Schedule
@@ -93,11 +91,6 @@ def test_blocks_beyond_2_to_the_16_are_rows_of_zeros(first, is_right):
 
 @pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
 def test_known_waits_are_those_that_the_file_lacks(row):
-    known = aiter_pa_assembly._known_waits()[f"gfx942/pa/{row['knl_file']}"]
+    known = aiter_assembly.known_hazards()[f"gfx942/pa/{row['knl_file']}"]
     found = set().union(*(attended(row, keys)[2] for keys in (270, 520, 800)))
     assert found == known
-
-
-def test_known_waits_name_files_of_the_wheel():
-    names = json.loads((aiter_assembly.Path(aiter_pa_assembly.__file__).with_name("aiter_pa_waits.json")).read_text())
-    assert [name for name in names if not (aiter_assembly.files() / name).is_file()] == []

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from attn_amdgcn import LaunchError, Program, Report, Schedule, load, prepare
 from attn_amdgcn.code_objects import text_of
 from attn_amdgcn.errors import Hazards
+from attn_amdgcn.memory import addresses
 from attn_fuzz.emulated import emulation
 
-Value = torch.Tensor | float | int | None
+Value = torch.Tensor | tuple[torch.Tensor, ...] | float | int | None
+"""A tensor is a pointer to it. Several are a pointer to memory that holds a pointer to each of them."""
 
 
 class CodeObject(NamedTuple):
@@ -55,8 +57,17 @@ def run(
     arguments = {offset: value for offset, value in arguments.items() if offset <= max(own, default=-1)}
     if wrong := sorted((arguments.keys() - own.keys()) | (pointers - arguments.keys())):
         raise LaunchError(f"{code.name}: arguments at {sorted(arguments)}: its own differ at byte {wrong[0]}")
-    names = [own[offset].name + f" at {offset}" for offset in own]
-    given = {f"{own[offset].name} at {offset}": arguments.get(offset, 0) for offset in own}
-    inputs = emulation.inputs_of(given, grid, names)._replace(parts=emulation.EVERYTHING)
+    given: dict[str, Any] = {f"{own[offset].name} at {offset}": arguments.get(offset, 0) for offset in own}
+    names, tables = list(given), {name: value for name, value in given.items() if isinstance(value, tuple)}
+    for name, tensors in tables.items():
+        given[name] = torch.zeros(len(tensors), dtype=torch.int64)
+        given |= {f"{name}, pointer {i}": tensor for i, tensor in enumerate(tensors)}
+    inputs = emulation.inputs_of(given, grid, given)
+    places = dict(zip(given, inputs.arguments, strict=True))
+    at = addresses({name: len(contents) for name, contents in inputs.buffers.items()})
+    for name, tensors in tables.items():
+        pointed = [places[f"{name}, pointer {i}"] for i in range(len(tensors))]
+        given[name][:] = torch.tensor([at[buffer] + byte for buffer, byte in pointed])
+    inputs = inputs._replace(arguments=[places[name] for name in names], parts=emulation.EVERYTHING)
     _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)
     return report

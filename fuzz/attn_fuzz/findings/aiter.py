@@ -518,3 +518,53 @@ MLA_ASSEMBLY = (
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
     ),
 )
+
+
+def _has_short_end(case: "Case") -> bool:
+    """Whether the last block of 16 keys of a request has fewer keys than the request has queries."""
+    return any((each.seq_len - 1) % 16 + 1 < each.query_len <= each.seq_len for each in case.requests)
+
+
+_SHORT_END = (
+    "several queries of a request, and fewer keys in its last block of 16 than queries. 17 keys and 2 queries are enough, if "
+    "keys are split there."
+)
+MLA_PERSISTENT = (
+    *MLA_PREFILL_ASSEMBLY,
+    Finding(
+        name="aiter-mla-empty-works",
+        what=f"float8, 128 heads, {_SHORT_END} Rows of the output are made of memory that nobody has written.",
+        cause="csrc/kernels/mla/metadata/v1_2_device.cuh:138-140 subtracts the queries behind a tile from the end of its keys, "
+        "so a part can have none. hsa/gfx942/mla/mla_a8w8_qh128_m32x4_n16x2_msk0_ps.co ends the workgroup at such a work "
+        "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value", "bitwise") and case.group_size == 128 and _has_short_end(case)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-unscaled-values",
+        what="float8, 16 heads and 3 or 4 queries of a request: with a scale of the cache that is not 1 the output lacks it.",
+        cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
+        "The file for 2 queries multiplies the output by it, too (0x85ec).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise")
+            and case.group_size == 16
+            and any(request.query_len > 2 for request in case.requests)
+            and case.cache is not None
+            and case.cache.dtype is not None
+        ),
+    ),
+    Finding(
+        name="aiter-mla-unmasked-parts",
+        what=f"16 heads, {_SHORT_END} A query that sees no key of the last part gets the weights of all of them.",
+        cause="The _ps files of hsa/gfx942/mla for 16 heads mask nothing of a part of which a query sees nothing: its LSE "
+        "should be minus infinity, and is that of the whole part. AITER's main has a tail_done_threshold for them (e4048607, "
+        "v1_2_device.cuh:485-490) and was not run. Issue 3013 tells of errors for 2 queries of float8.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value", "bitwise") and case.group_size == 16 and _has_short_end(case)
+        ),
+    ),
+)

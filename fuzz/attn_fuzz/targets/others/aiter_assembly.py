@@ -7,6 +7,7 @@ Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of 
 import csv
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,14 @@ class Launch:
         kernel: the symbol of its function.
         grid: numbers of workgroups in x, y and z.
         arguments: of the kernel, by their offsets in the struct that the host code fills. Tensors and numbers.
-        known: as of `run`.
+        in_step: whether its waves run evenly (`attn_amdgcn.prepare`), since the file is wrong in other orders.
     """
 
     file: str
     kernel: str
     grid: tuple[int, int, int]
     arguments: Mapping[int, "torch.Tensor | float | int | None"]
-    known: Collection[tuple[int, int]] | None = frozenset()
+    in_step: bool = False
 
 
 def files() -> Path:
@@ -82,18 +83,22 @@ def missing(folder: str, architectures: Sequence[str], architecture: str | None,
     return missing_tools()
 
 
-def run(
-    launch: Launch,
-    architecture: str,
-    schedules: "Sequence[Schedule]",
-    *,
-    known: Collection[tuple[int, int]] | None = frozenset(),
-) -> None:
-    """Run a launch on the emulator. Its tensors lie on the CPU.
+@functools.cache
+def known_hazards() -> Mapping[str, Collection[tuple[int, int]]]:
+    """By ARCHITECTURE/FOLDER/FILE: hazards that the files of the wheel have, as `attn_amdgcn.errors.Hazards` names them.
 
-    Args:
-        known: hazards of the file, as `attn_amdgcn.errors.Hazards` names them. None: the file has too many to name, so none of
-            them is a failure, and its waves keep in step.
+    aiter_hazards.json has runs of them: the first instruction's line, how many lines further the other one is, and how many
+    pairs follow one another.
+    """
+    runs: dict[str, list[list[int]]] = json.loads(Path(__file__).with_name("aiter_hazards.json").read_text())
+    return {
+        name: frozenset((first + i, first + i + further) for first, further, count in each for i in range(count))
+        for name, each in runs.items()
+    }
+
+
+def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> None:
+    """Run a launch on the emulator. Its tensors lie on the CPU.
 
     Raises:
         Violation: the code did what it must not do, or met a hazard that is not known. What an instruction does not wait for
@@ -103,17 +108,17 @@ def run(
     from attn_amdgcn import Fault
     from attn_fuzz.emulated import code_objects
 
-    everything = known is None
-    if everything:
+    if launch.in_step:
         schedules = [dataclasses.replace(each, waves="together") for each in schedules]
-    code = code_objects.ready(files() / architecture / launch.file, launch.kernel, evenly=everything)
+    code = code_objects.ready(files() / architecture / launch.file, launch.kernel, evenly=launch.in_step)
+    known = known_hazards().get(f"{architecture}/{launch.file}", ())
     hazards: dict[tuple[int, int], Fault] = {}
     try:
         code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)
     except Fault as fault:
         raise Violation(f"{launch.file} for {architecture}: {fault}", "access") from fault
     for lines, fault in hazards.items():
-        if known is not None and lines not in known:
+        if lines not in known:
             raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
 
 
@@ -143,7 +148,7 @@ def target(
         def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             choose = choices_by((batch.query_start_loc, batch.seq_lens))
             for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
-                run(launch, architecture, emulated.schedules(choose), known=launch.known)
+                run(launch, architecture, emulated.schedules(choose))
 
         return dataclasses.replace(
             base,

@@ -11,6 +11,8 @@ the same number of queries (v1/attention/backends/mla/rocm_aiter_mla.py). SGLang
 
 import dataclasses
 import functools
+import random
+import re
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,11 +20,11 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
-from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PREFILL_ASSEMBLY
+from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import aiter_assembly
+from attn_fuzz.targets.others import aiter_assembly, aiter_mla_metadata
 from attn_fuzz.targets.others.aiter_assembly import Launch, NoKernelError
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
@@ -33,6 +35,8 @@ COMPUTE_UNITS = {"gfx942": 304, "gfx950": 256}
 """Of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
 SPLITS = (None, None, 1, 3, 16)
 """None: mla_decode_fwd chooses, as engines have it."""
+PARTS = (-1, -1, 1, 2, 4)
+"""max_split_per_batch of metadata. -1: as vLLM 0.33 has it (v1/attention/backends/mla/rocm_aiter_mla.py:1752-1773)."""
 MOST_QUERIES_OF_FLOAT8 = 4
 """aiter/mla.py:119-133 and asm_mla.cu:279-282."""
 _BF16 = torch.bfloat16
@@ -48,31 +52,37 @@ _FILES = {
 }
 """Without metadata: by the dtypes of q and of the cache, the heads, and the most queries of a request (None: any number): the
 file, and the rows of q that a workgroup has (asm_mla.cu:161-335). The first one that fits counts."""
-HAZARDS = frozenset(
-    (
-        *(file for file, _ in _FILES.values()),
-        "mla_pfl_bf16_a16w16_causal_subQ16_mqa16",
-        "mla_pfl_bf16_a16w16_causal_subQ128_mqa128",
-    )
-)
-"""Files that are right only if hardware is quick enough. docs/reference/emulator.md says of each what does not wait for what.
-Their waves keep in step, and the numbers are judged."""
+_PERSISTENT_FILES = {
+    (_BF16, _BF16, 16, 4): ("mla_a16w16_qh16_m16x4_n16x1_coex0_mask1_ps", 128),
+    (_BF16, "fp8", 16, 4): ("mla_a16w8_qh16_m16x4_n16x1_coex0_mask1_ps", 128),
+    ("fp8", "fp8", 16, 1): ("mla_a8w8_qh16_qseqlen1_gqaratio16_ps", 128),
+    ("fp8", "fp8", 16, 2): ("mla_a8w8_qh16_qseqlen2_gqaratio16_ps", 128),
+    ("fp8", "fp8", 16, 4): ("mla_a8w8_qh16_qseqlen4_gqaratio16_ps", 128),
+    ("fp8", "fp8", 128, None): ("mla_a8w8_qh128_m32x4_n16x2_msk0_ps", 128),
+}
+"""The same with metadata."""
+IN_STEP = re.compile("a8w8_qh16")
+"""Files that are right only if waves keep in step: docs/reference/emulator.md says what is not ordered in them."""
 _PREFILL_FILES = {16: "mla_pfl_bf16_a16w16_causal_subQ16_mqa16", 128: "mla_pfl_bf16_a16w16_causal_subQ128_mqa128"}
 _PREFILL_ROWS = 128
 
 
-def file_of(q: torch.Tensor, kv: torch.Tensor, max_seqlen_q: int) -> tuple[str, int]:
+def file_of(q: torch.Tensor, kv: torch.Tensor, max_seqlen_q: int, *, persistent: bool = False) -> tuple[str, int]:
     """The file that a decode takes, and the rows of q of a workgroup.
 
     Raises:
         NoKernelError: host code raises.
     """
     dtypes = ("fp8" if each.dtype in FLOAT8.values() else each.dtype for each in (q, kv))
-    wanted = (*dtypes, q.shape[1] // kv.shape[2])
-    for (*has, most), found in _FILES.items():
-        if tuple(has) == wanted and max_seqlen_q <= (most or max_seqlen_q):
-            return found
+    files = _PERSISTENT_FILES if persistent else _FILES
+    if found := _file(files, (*dtypes, q.shape[1] // kv.shape[2]), max_seqlen_q):
+        return found
     raise NoKernelError(f"no file for q {q.dtype}, cache {kv.dtype}, {q.shape[1]} heads, {max_seqlen_q} queries")
+
+
+def _file(files: dict[tuple, tuple[str, int]], wanted: tuple, max_seqlen_q: int) -> tuple[str, int] | None:
+    fits = (found for (*has, most), found in files.items() if tuple(has) == wanted and max_seqlen_q <= (most or max_seqlen_q))
+    return next(fits, None)
 
 
 class _Torch:
@@ -114,12 +124,15 @@ def _decode_stage(
     max_seqlen_q, scale, logits, lse, out, q_scale=None, kv_scale=None,
 ) -> None:  # fmt: skip
     """mla_decode_stage1_asm_fwd."""
-    file, sub_q = file_of(q, kv, max_seqlen_q)
+    persistent = splits_indptr is None
+    file, sub_q = file_of(q, kv, max_seqlen_q, persistent=persistent)
     splits, rows = logits.shape[1], q.shape[1] // kv.shape[2] * max_seqlen_q
     pointers = (logits, lse, q, kv, kv_indptr, kv_indices, last_page_lens)
     numbers = _numbers(q, kv, scale, rows, splits, max_seqlen_q)
-    arguments = _arguments((*pointers, *numbers, qo_indptr, splits_indptr, out, q_scale, kv_scale, splits))
-    run(file, (-(-rows // sub_q), len(qo_indptr) - 1, splits), arguments)
+    meta = (work_indptr, work_info) if persistent else splits_indptr
+    arguments = _arguments((*pointers, *numbers, qo_indptr, meta, out, q_scale, kv_scale, splits))
+    grid = (len(work_indptr) - 1, 1, 1) if persistent else (-(-rows // sub_q), len(qo_indptr) - 1, splits)
+    run(file, grid, arguments)
 
 
 def _prefill_stage(
@@ -142,7 +155,7 @@ def _indices(kv_cache: torch.Tensor, batch) -> tuple[torch.Tensor, torch.Tensor,
     return torch.tensor(slots, dtype=torch.int32), indptr, torch.ones_like(batch.seq_lens)
 
 
-def _attend(architecture: str, q, kv_cache, layer, batch, out, *, prefills: bool) -> None:
+def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "decode") -> None:
     if (layer.head_size, layer.value_size) != (HEAD_SIZE, VALUE_SIZE):
         raise NotImplementedError(f"heads of {layer.head_size} and {layer.value_size}: it writes {VALUE_SIZE} whatever out has")
     module, choose = _module(architecture), choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
@@ -150,27 +163,38 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, prefills: bool
     schedules = emulated.schedules(choose)
 
     def run(file: str, grid: tuple[int, int, int], arguments: dict[int, Any]) -> None:
-        launch = Launch(f"mla/{file}.co", f"_ZN5aiter{len(file)}{file}E", grid, arguments)
-        aiter_assembly.run(launch, architecture, schedules, known=None if file in HAZARDS else ())
+        launch = Launch(f"mla/{file}.co", f"_ZN5aiter{len(file)}{file}E", grid, arguments, in_step=bool(IN_STEP.search(file)))
+        aiter_assembly.run(launch, architecture, schedules)
 
     indices, indptr, last_page_lens = _indices(kv_cache, batch)
     kv, query = kv_cache.reshape(-1, 1, 1, layer.head_size), q[:rows].contiguous()
     new_out = torch.empty(rows, layer.num_heads, layer.value_size, dtype=out.dtype)
     most = int(batch.query_start_loc.diff().max())
     common = (batch.query_start_loc[: requests + 1], indptr, indices, last_page_lens, most)
-    if prefills:
+    if kind == "prefill":
         module.aiter.mla_prefill_asm_fwd = functools.partial(_prefill_stage, run)
         module.mla_prefill_fwd(query, kv, new_out, *common, sm_scale=layer.scale)
     else:
-        scales = {}
+        options = _splits(architecture, common, layer.num_heads, choose, persistent=kind != "decode")
         if layer.kv_cache_dtype is not None:
-            q_scale = torch.tensor([2.0 ** -_spare_bits(query, layer.kv_cache_dtype)])
-            query = (query.float() / q_scale).to(layer.kv_cache_dtype)
-            scales = {"q_scale": q_scale, "kv_scale": layer.k_scale.reshape(1)}
+            options["kv_scale"] = layer.k_scale.reshape(1)
+            if kind != "persistent-a16w8":
+                q_scale = torch.tensor([2.0 ** -_spare_bits(query, layer.kv_cache_dtype)])
+                query = (query.float() / q_scale).to(layer.kv_cache_dtype)
+                options["q_scale"] = q_scale
         module.aiter.mla_decode_stage1_asm_fwd = functools.partial(_decode_stage, run)
-        splits = choose.choice(SPLITS)
-        module.mla_decode_fwd(query, kv, new_out, *common, sm_scale=layer.scale, num_kv_splits=splits, **scales)
+        module.aiter.mla_reduce_v1 = aiter_mla_metadata.reduce
+        module.mla_decode_fwd(query, kv, new_out, *common, sm_scale=layer.scale, **options)
     out[:rows] = new_out
+
+
+def _splits(architecture: str, common: tuple, heads: int, choose: random.Random, *, persistent: bool) -> dict[str, Any]:
+    """How the keys are split: by mla_decode_fwd or a number, or by metadata, whose pointers `_decode_stage` makes itself."""
+    if not persistent:
+        return {"num_kv_splits": choose.choice(SPLITS)}
+    units = COMPUTE_UNITS[architecture]
+    made = aiter_mla_metadata.metadata(*common[:2], heads, units, choose.choice(PARTS))
+    return {"work_meta_data": torch.empty(2, dtype=torch.int64), **made._asdict()}
 
 
 def _spare_bits(q: torch.Tensor, dtype: torch.dtype) -> int:
@@ -179,10 +203,10 @@ def _spare_bits(q: torch.Tensor, dtype: torch.dtype) -> int:
     return int(torch.tensor(LARGEST[dtype] / max(largest, 2.0**-100)).log2().floor())
 
 
-def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, prefills: bool = False) -> tuple[Launch, ...]:
+def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, kind: str = "decode") -> tuple[Launch, ...]:
     """Runs them by itself: AITER's Python launches them, and goes on behind them."""
     call = foreign.with_nan_in_new_memory(_attend)
-    call(architecture, q, kv_cache, layer, batch, out, prefills=prefills)
+    call(architecture, q, kv_cache, layer, batch, out, kind=kind)
     return ()
 
 
@@ -217,6 +241,17 @@ def _support(architecture: str, **fields: Any) -> Support:
     )
 
 
+def _persistent_excluded(kind: str, case: Case) -> str | None:
+    if reason := _excluded(case):
+        return reason
+    q_type = _BF16 if kind == "persistent-a16w8" or case.cache is None or case.cache.dtype is None else "fp8"
+    cache_type = _BF16 if case.cache is None or case.cache.dtype is None else "fp8"
+    most = max((request.query_len for request in case.requests), default=1)
+    if _file(_PERSISTENT_FILES, (q_type, cache_type, case.group_size), most) is None:
+        return f"no file with metadata for q {q_type}, cache {cache_type}, {case.group_size} heads, {most} queries"
+    return None
+
+
 def _decode_support(architecture: str) -> Support:
     return _support(
         architecture,
@@ -228,6 +263,10 @@ def _decode_support(architecture: str) -> Support:
         max_tokens=8,
         max_seq_len=300,
     )
+
+
+def _persistent_support(architecture: str, *, kind: str) -> Support:
+    return dataclasses.replace(_decode_support(architecture), exclude=functools.partial(_persistent_excluded, kind))
 
 
 def _prefill_support(architecture: str) -> Support:
@@ -253,8 +292,28 @@ AITER_MLA_PREFILL_ASSEMBLY: Target = aiter_assembly.target(
     "aiter-mla-prefill-assembly",
     "AITER's latent prefill in assembly, mla_prefill_fwd, as SGLang calls it",
     "mla",
-    functools.partial(_launches, prefills=True),
+    functools.partial(_launches, kind="prefill"),
     _prefill_support,
     lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
     findings=MLA_PREFILL_ASSEMBLY,
 )
+
+
+_OF_FLOAT8_QUERIES = ("aiter-mla-empty-works", "aiter-mla-unscaled-values")
+
+
+def _persistent(name: str, kind: str, q: str) -> Target:
+    return aiter_assembly.target(
+        name,
+        f"AITER's persistent latent decode in assembly, mla_decode_fwd with metadata, {q}",
+        "mla",
+        functools.partial(_launches, kind=kind),
+        functools.partial(_persistent_support, kind=kind),
+        lambda architecture: Rounding(keys_per_tile=128, dot_is_chained=True, splits=16, float8_dots=kind == "persistent"),
+        architectures=("gfx942",),
+        findings=tuple(each for each in MLA_PERSISTENT if kind == "persistent" or each.name not in _OF_FLOAT8_QUERIES),
+    )
+
+
+AITER_MLA_PERSISTENT = _persistent("aiter-mla-persistent", "persistent", "q of the cache's dtype")
+AITER_MLA_PERSISTENT_A16W8 = _persistent("aiter-mla-persistent-a16w8", "persistent-a16w8", "q of bfloat16")

@@ -9,14 +9,12 @@ Scales of tokens are [NB, HK, BS] (op_tests/test_pa.py of AITER's main, k_scale_
 (v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are float8, too. int8 files are left
 out: the judge has no bound for weights of int8. So are steps of several queries, which vLLM does not send.
 
-In files with gqa16 or noquant some instructions use what a load brings without a wait for it: aiter_pa_waits.json names them.
+In files with gqa16 or noquant some instructions use what a load brings without a wait for it: aiter_hazards.json names them.
 What they do not wait for counts as done here.
 """
 
 import dataclasses
 import functools
-import json
-from pathlib import Path
 
 import torch
 from attn_contract import AttentionType, Layout
@@ -77,20 +75,7 @@ def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[L
     pointers = (out[:rows], q[:rows], key_cache, value_cache, block_table, batch.seq_lens, *scales)
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers))}
     arguments |= {240: None}
-    return [Launch(file, kernel, (layer.num_kv_heads, rows, 1), arguments, _known_waits().get(f"{architecture}/{file}", ()))]
-
-
-@functools.cache
-def _known_waits() -> dict[str, frozenset[tuple[int, int]]]:
-    """By ARCHITECTURE/FILE: lines of loads, and of instructions that use what they bring without a wait for it.
-
-    The file has runs of them: the first load's line, how many lines further the use is, and how many loads follow one another.
-    """
-    runs: dict[str, list[list[int]]] = json.loads(Path(__file__).with_name("aiter_pa_waits.json").read_text())
-    return {
-        name: frozenset((first + i, first + i + further) for first, further, count in each for i in range(count))
-        for name, each in runs.items()
-    }
+    return [Launch(file, kernel, (layer.num_kv_heads, rows, 1), arguments)]
 
 
 _ENGINE = dataclasses.replace(

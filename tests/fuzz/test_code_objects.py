@@ -1,0 +1,23 @@
+"""Launches of code objects: what their arguments point to."""
+
+import torch
+from attn_amdgcn import Schedule, load, prepare
+from attn_fuzz.emulated import code_objects
+
+from tests.emulated.kernels import kernel_text
+
+COPY = (
+    *("s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)"),
+    *("s_load_dwordx2 s[6:7], s[4:5], 0x0", "s_load_dwordx2 s[8:9], s[4:5], 0x8", "s_waitcnt lgkmcnt(0)"),
+    *("v_lshlrev_b32_e32 v0, 2, v0", "global_load_dword v1, v0, s[6:7]", "s_waitcnt vmcnt(0)"),
+    "global_store_dword v0, v1, s[8:9]",
+)
+
+
+def test_a_pointer_lies_in_memory():
+    """The kernel gets one pointer, to the addresses of two tensors, and copies one to the other."""
+    everything = torch.arange(256, dtype=torch.int32)
+    source, result = everything[64:192], torch.zeros(128, dtype=torch.int32)
+    code = code_objects.CodeObject("copy", prepare(load(kernel_text(*COPY))))
+    code_objects.run(code, {0: (source, result)}, (1, 1, 1), [Schedule()])
+    assert torch.equal(result, source)
