@@ -13,8 +13,8 @@ NOP = 0xBF800000
 
 def instruction_of(first: int, second: int) -> tuple[str, int] | None:
     """An instruction's text and the number of its words; None if the table has none that begins with these words."""
-    for mask, value, size, text in _TABLE:
-        if first & mask == value:
+    for mask, value, zeros, size, text in _TABLE:
+        if first & mask == value and not second & zeros:
             return text(first, second), size
     return None
 
@@ -33,18 +33,21 @@ def _scalar(source: int) -> str:
     return f"s{source}" if source < 102 else "m0" if source == 124 else str(source - 128)
 
 
-def _read_transposed(first: int, second: int) -> str:
-    offset = f" offset:{first & 0xFFFF}" if first & 0xFFFF else ""
-    bank = "a" if first >> 25 & 1 else "v"
-    return f"ds_read_b64_tr_b16 {_registers(bank, second >> 24, 2)}, v{second & 255}{offset}"
+def _read_transposed(bits: int) -> Callable[[int, int], str]:
+    def text(first: int, second: int) -> str:
+        offset = f" offset:{first & 0xFFFF}" if first & 0xFFFF else ""
+        bank = "a" if first >> 25 & 1 else "v"
+        return f"ds_read_b64_tr_b{bits} {_registers(bank, second >> 24, 2)}, v{second & 255}{offset}"
+
+    return text
 
 
-def _mfma(shape: str, results: int) -> Callable[[int, int], str]:
+def _mfma(shape: str, results: int, registers: int) -> Callable[[int, int], str]:
     def text(first: int, second: int) -> str:
         banks = ["a" if second >> bit & 1 else "v" for bit in (27, 28)]
-        sources = [_vector(second & 511, 4, banks[0]), _vector(second >> 9 & 511, 4, banks[1])]
+        sources = [_vector(second & 511, registers, banks[0]), _vector(second >> 9 & 511, registers, banks[1])]
         operands = [_registers("v", first & 255, results), *sources, _vector(second >> 18 & 511, results)]
-        return f"v_mfma_f32_{shape}_bf16 {', '.join(operands)}"
+        return f"v_mfma_f32_{shape} {', '.join(operands)}"
 
     return text
 
@@ -65,13 +68,16 @@ def _swap(lanes: int) -> Callable[[int, int], str]:
 
 
 _TABLE = (
-    (0xFDFF0000, 0xD9C60000, 2, _read_transposed),
-    (0xFFFFFF00, 0xD3B50000, 2, _mfma("16x16x32", 4)),
-    (0xFFFFFF00, 0xD3B70000, 2, _mfma("32x32x16", 16)),
-    (0xFFFFFF00, 0xD2680000, 2, _convert_pair),
-    (0xFFFFC000, 0xE05D0000, 2, _load_into_lds),
-    (0xFE01FE00, 0x7E00B200, 1, _swap(16)),
-    (0xFE01FE00, 0x7E00B400, 1, _swap(32)),
+    (0xFDFF0000, 0xD9C40000, 0x00FFFF00, 2, _read_transposed(8)),
+    (0xFDFF0000, 0xD9C60000, 0x00FFFF00, 2, _read_transposed(16)),
+    (0xFFFFFF00, 0xD3AD0000, 0xE0000000, 2, _mfma("16x16x128_f8f6f4", 4, 8)),
+    (0xFFFFFF00, 0xD3AE0000, 0xE0000000, 2, _mfma("32x32x64_f8f6f4", 16, 8)),
+    (0xFFFFFF00, 0xD3B50000, 0xE0000000, 2, _mfma("16x16x32_bf16", 4, 4)),
+    (0xFFFFFF00, 0xD3B70000, 0xE0000000, 2, _mfma("32x32x16_bf16", 16, 4)),
+    (0xFFFFFF00, 0xD2680000, 0xFFFC0000, 2, _convert_pair),
+    (0xFFFFC000, 0xE05D0000, 0x00E0FF00, 2, _load_into_lds),
+    (0xFE01FE00, 0x7E00B200, 0x00000000, 1, _swap(16)),
+    (0xFE01FE00, 0x7E00B400, 0x00000000, 1, _swap(32)),
 )
-"""Bits of the first word, their values, how many words an instruction has, and its text. Modifiers that no table entry has are
-other words."""
+"""Bits of the first word and their values, bits of the second word that are 0, how many words an instruction has, and its text.
+Modifiers that no table entry has are other words. f8f6f4 has e4m3 in both sources where its modifiers are 0."""

@@ -8,7 +8,7 @@ from attn_amdgcn import AmdgcnError, code_objects
 from attn_amdgcn.gfx950_words import instruction_of
 from triton.backends.amd.compiler import assemble_amdgcn
 
-FILES = "gfx950/fmha_v3_fwd/*.co"
+FILES = ("gfx950/fmha_v3_fwd/*.co", "gfx950/mla/mla_a8w8_qh16_qseqlen4_gqaratio16.co")
 
 
 def words_of(code: str) -> list[int]:
@@ -26,6 +26,10 @@ def words_of(code: str) -> list[int]:
     [
         "ds_read_b64_tr_b16 v[4:5], v7",
         "ds_read_b64_tr_b16 a[250:251], v255 offset:65528",
+        "ds_read_b64_tr_b8 a[168:169], v10 offset:3072",
+        "v_mfma_f32_16x16x128_f8f6f4 v[0:3], v[8:15], v[16:23], v[4:7]",
+        "v_mfma_f32_16x16x128_f8f6f4 v[36:39], a[0:7], v[248:255], 0",
+        "v_mfma_f32_32x32x64_f8f6f4 v[16:31], v[4:11], a[40:47], v[16:31]",
         "v_mfma_f32_16x16x32_bf16 v[0:3], v[8:11], v[252:255], 0",
         "v_mfma_f32_32x32x16_bf16 v[16:31], a[4:7], v[40:43], v[16:31]",
         "v_mfma_f32_32x32x16_bf16 v[16:31], v[4:7], a[40:43], 0",
@@ -47,7 +51,10 @@ def test_words_become_the_text_that_they_were_made_of(text):
     [
         "v_mfma_f32_32x32x16_bf16 v[16:31], v[4:7], v[40:43], v[16:31] cbsz:1",
         "v_mfma_f32_32x32x16_bf16 a[16:31], v[4:7], v[40:43], a[16:31]",
+        "v_mfma_f32_16x16x128_f8f6f4 v[0:3], v[8:15], v[16:23], v[4:7] cbsz:1",
+        "v_mfma_f32_16x16x128_f8f6f4 v[0:3], v[8:15], v[16:23], v[4:7] blgp:1",
         "buffer_load_dwordx4 v9, s[8:11], 0 offen sc0 lds",
+        "v_cvt_pk_bf16_f32 v3, -v200, v17",
         "v_cvt_pk_bf16_f32 v3, |v200|, v17",
     ],
 )
@@ -61,7 +68,7 @@ def test_files_of_aiter_assemble_to_the_words_that_they_have():
     from attn_fuzz.targets.others import aiter_assembly
 
     try:
-        files = sorted(aiter_assembly.files().glob(FILES))
+        files = [file for pattern in FILES for file in sorted(aiter_assembly.files().glob(pattern))]
         code_objects.text_of(files[0])
     except (foreign.MissingSourcesError, IndexError, AmdgcnError) as error:
         pytest.skip(f"AITER's files and LLVM's tools are needed: {error}")

@@ -181,3 +181,16 @@ def test_the_first_row_of_a_request_is_found_below_2_to_the_32_bytes_alone(tenso
     buffers |= {f"{name} starts": each.int().numpy().view(np.uint8) for name, each in starts.items()}
     with contextlib.nullcontext() if is_found else pytest.raises(Fault, match="at byte -429"):
         launch(program, (1, 1, 1), arguments, buffers)
+
+
+def test_keys_of_192_have_files_and_tiles_of_their_own():
+    rows = {"q": torch.zeros(300, 6, 192), "k": torch.zeros(300, 2, 192), "v": torch.zeros(300, 2, 128)}
+    batch = batch_of([300], [300])
+    file = fmha.file_of("gfx950", batch, 192, is_group=True, conversions=("rtna",))
+    launch = fmha._launch(
+        file, *(each.bfloat16() for each in rows.values()), torch.zeros(300, 6, 128).bfloat16(), None, 1.0,
+        max_query_len=300, starts=(batch.query_start_loc, batch.query_start_loc),
+    )  # fmt: skip
+    assert launch.kernel == "_ZN5aiter38fmha_fwd_hd192_hd128_bf16_causal_groupE"
+    assert launch.grid == (6, 1, 2)  # 3 tiles of 128 queries, two for a workgroup
+    assert [launch.arguments[16 * place] for place in (8, 18, 19)] == [128 * 6 * 192 * 2, 192, 128]

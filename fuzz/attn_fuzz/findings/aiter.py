@@ -508,6 +508,21 @@ MLA_ASSEMBLY = (
         ),
     ),
     Finding(
+        name="aiter-mla-splits-at-one-place",
+        what="gfx950, float8, 16 heads, 3 or 4 queries of a request, and more than one split of the keys: all splits store "
+        "their parts at one place, and the output is made of memory that nobody has written.",
+        cause="hsa/gfx950/mla/mla_a8w8_qh16_qseqlen4_gqaratio16.co: v_lshlrev_b32 at 0x91f8 overwrites the register that has "
+        "the split's offset (0x8ec8 to 0x8ecc) before the stores from 0x9218 on. gfx942's file of this name is right.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: (
+            (verdict.kind in ("nan", "value", "bitwise") or (verdict.kind, verdict.about) == ("sanitizer", "access"))
+            and case.group_size == 16
+            and case.cache is not None
+            and case.cache.dtype == "fp8_e4m3fn"
+            and max((request.query_len for request in case.requests), default=0) in (3, 4)
+        ),
+    ),
+    Finding(
         name="aiter-mla-empty-splits",
         what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
         "requests is made of memory that nobody has written.",

@@ -73,7 +73,7 @@ def missing(folder: str, architectures: Sequence[str], architecture: str | None,
     if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
         return reason
     if architecture is None:
-        return f"its kernels are assembly: name an architecture, as in --target NAME@{ARCHITECTURES[0]}"
+        return f"its kernels are assembly: name an architecture, as in --target NAME@{architectures[0]}"
     if architecture not in architectures:
         return f"AITER's assembly {folder} for {architecture} is not known here, but that for {', '.join(architectures)}"
     if not (place := files() / architecture / folder).is_dir():
