@@ -29,7 +29,7 @@ LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8:
 LEAST_OF_INT8 = 1e-6
 """What kernels that make int8 take for the largest magnitude where that is smaller."""
 SCALED_TO_INT8 = 8 * U32
-"""The way to int8 and back: 127 over the largest and its reciprocal (2 u32 each), and the products with both and with a scale."""
+"""To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
 CAP_ROUNDINGS = 8
 LOST_IN_FLOAT16 = 2.0**-39
 """Half of float16's smallest subnormal, relative to a largest number of 2^14."""

@@ -6,8 +6,17 @@ those of K alone, in 32 bits (:112-114), and the grid is (KV heads, requests, 1)
 vLLM 0.33 calls it for decodes of one query each with a shuffled cache (v1/attention/backends/rocm_aiter_fa.py).
 
 Scales of tokens are [NB, HK, BS] (op_tests/test_pa.py of AITER's main, k_scale_asm). Weights of float16 are truncated
-(v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are float8, too. int8 files are left
-out: the judge has no bound for weights of int8. So are steps of several queries, which vLLM does not send.
+(v_cvt_pkrtz_f16_f32), those of bfloat16 rounded. With a float8 cache q and the weights are float8, too, and with an int8
+cache int8: q times 127 over its row's largest magnitude, weights times the scales of their values and 127 over the largest
+such product of a tile of 256 keys, both cut toward 0 (v_cvt_i32_f32). v_mfma_i32_16x16x32_i8 sums them exactly, and sums of
+weights are float32.
+
+Steps of several queries, which vLLM does not send, have a target of their own. Query i of n sees the keys up to the n - i-th
+last one. Files `mtp` read the request's rows at qo_indptr; `gqa10_qlenN` have N queries of 10 heads in their addresses
+(`v_mul_u32_u24 v186, 10, v152`; 0xa00 bytes a KV head) and do not read it. Host code chooses them for 10 heads, bfloat16, a
+float8 cache and blocks of 1024 alone. It takes any number of queries: from 5 on the `mtp` files compute the first one, without
+a mask, and leave the others unwritten, so that steps with more than 4 are not drawn. Where each request has 3 queries, the
+float8 and int8 files for 8 heads take the code for 4, and read a row behind the request's last one.
 
 In files with gqa16 or noquant some instructions use what a load brings without a wait for it: aiter_pa_waits.json names them.
 What they do not wait for counts as done here.
@@ -26,7 +35,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.findings.aiter import PA_ASSEMBLY
+from attn_fuzz.findings.aiter import PA_ASSEMBLY, PA_MTP_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
@@ -64,7 +73,9 @@ def choices(
         if found:
             return found
     several = f", {queries} queries" if queries > 1 else ""
-    raise NoKernelError(f"pa_fwd_asm has no file for q {q_type}, cache {kv_type}, {group} heads, blocks of {block_size}{several}")
+    raise NoKernelError(
+        f"pa_fwd_asm has no file for q {q_type}, cache {kv_type}, {group} heads, blocks of {block_size}{several}"
+    )
 
 
 def _choice(architecture: str, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> tuple[str, str]:
@@ -126,7 +137,7 @@ _ENGINE = dataclasses.replace(
     padding=(0,),
 )
 _MOST_QUERIES = 4
-"""A file for several queries has code for 2, 3 and 4, and takes any other number for 1: `s_cmp_eq_i32 s60, s86` at its start."""
+"""Files for several queries have code for 2, 3 and 4, and take any other number for 1: `s_cmp_eq_i32 s60, s86`."""
 
 
 def _excluded(architecture: str, case: Case) -> str | None:
@@ -199,5 +210,5 @@ AITER_PA_MTP_ASSEMBLY = target(
     _support_of_several,
     _rounding,
     events=_events,
-    findings=PA_ASSEMBLY,
+    findings=PA_MTP_ASSEMBLY,
 )
