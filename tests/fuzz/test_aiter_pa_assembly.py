@@ -53,6 +53,7 @@ def noquant() -> list:
         (BF16, FP8, 8, 16, {f"pa_bf16_pertokenFp8_gqa8_2tg_4w{each}" for each in ("", "_hp", "_uhp")}),
         (BF16, FP8, 10, 1024, {"pa_bf16_pertokenFp8_gqa10_1tg_4w_qlen1_msk1"}),
         (BF16, BF16, 17, 16, None),
+        (BF16, torch.int8, 10, 16, {"pa_bf16_pertokenInt8_gqa16_2tg_4w"}),
         (FP16, FP8, 10, 1024, None),
     ],
 )
@@ -63,6 +64,24 @@ def test_a_call_takes_a_file_that_host_code_finds(q, kv, group, size, files):
         return
     found = aiter_pa_assembly.choices("gfx942", q, kv, group, size)
     assert {file for file, _ in found} == {f"pa/{file}.co" for file in files}
+
+
+@pytest.mark.parametrize(
+    ("kv", "group", "size", "queries", "file"),
+    [
+        (FP8, 10, 1024, 3, "pa_bf16_pertokenFp8_gqa10_1tg_4w_qlen3_msk1"),
+        (FP8, 10, 16, 3, "pa_bf16_pertokenFp8_gqa16_1tg_4w_mtp_msk1"),
+        (BF16, 3, 16, 2, "pa_bf16_noquant_gqa8_1tg_4w_mtp_msk1"),
+        (BF16, 16, 16, 2, None),
+        (FP8, 8, 1024, 2, None),
+    ],
+)
+def test_several_queries_take_a_file_of_their_own(kv, group, size, queries, file):
+    if file is None:
+        with pytest.raises(NoKernelError, match=f"{group} heads, blocks of {size}, {queries} queries"):
+            aiter_pa_assembly.choices("gfx942", BF16, kv, group, size, queries)
+        return
+    assert [each for each, _ in aiter_pa_assembly.choices("gfx942", BF16, kv, group, size, queries)] == [f"pa/{file}.co"]
 
 
 @pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
@@ -94,3 +113,26 @@ def test_known_waits_are_those_that_the_file_lacks(row):
     known = aiter_assembly.known_hazards()[f"gfx942/pa/{row['knl_file']}"]
     found = set().union(*(attended(row, keys)[2] for keys in (270, 520, 800)))
     assert found == known
+
+
+def several() -> list:
+    """Rows of files for 16 heads and several queries that host code chooses."""
+    rows = () if reason else aiter_assembly.table("gfx942", "pa/pa_asm.csv")
+    return [row for row in rows if (row["Gqa"], row["Mtp"], row["Msk"]) == ("16", "1", "1")]
+
+
+@pytest.mark.parametrize("row", several(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize("queries", [2, 3])
+def test_the_third_query_begins_with_a_maximum_that_nobody_wrote(row, queries):
+    """All keys are 1 and all queries -16, so each logit is -181, and each output the 1 of all values."""
+    dtype, cached = {"bf16": BF16, "fp16": FP16}[row["qType"]], {"fp8": FP8, "int8": torch.int8}[row["kvType"]]
+    q, pages = torch.full((queries, 16, DIMS), -16.0, dtype=dtype), torch.ones(BLOCK * DIMS).to(cached)
+    out, scales, first = torch.full_like(q, torch.nan), torch.ones(BLOCK), torch.tensor([0, queries], dtype=torch.int32)
+    lengths = torch.tensor([BLOCK], dtype=torch.int32)
+    pointers = (out, q, pages, pages, torch.zeros(1, dtype=torch.int32), lengths, scales, scales)
+    numbers = (LOG2_E / DIMS**0.5, 1, 1, 16 * DIMS * 2, BLOCK * DIMS, BLOCK * DIMS, 16)
+    arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, first))}
+    code = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"], row["knl_name"])
+    code_objects.run(code, arguments, (1, 1, 1), [Schedule()], {})
+    assert out[:2].sub(1).abs().max() < 0.02
+    assert queries == 2 or not bool((out[2].sub(1).abs() < 0.02).all())

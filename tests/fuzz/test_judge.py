@@ -139,6 +139,43 @@ def test_a_cache_that_is_rounded_when_it_is_dequantized_agrees_with_who_declares
     assert kinds == {False: {"agree", "value"}, True: {"agree"}}
 
 
+def _in_int8(numbers: torch.Tensor) -> torch.Tensor:
+    """Each row cut to multiples of 1/127 of its largest magnitude."""
+    step = numbers.abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127
+    return (numbers / step).trunc() * step
+
+
+@pytest.mark.parametrize("kind", ["random", "extreme"])
+def test_a_query_and_weights_cut_to_int8_agree_with_who_declares_that(kind, step_case):
+    def cutting_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        group = layer.num_heads // layer.num_kv_heads
+        for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64):
+            key, value = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (request.key, request.value))
+            logits = (_in_int8(request.query.transpose(0, 1)) @ key.transpose(1, 2) * layer.scale).masked_fill(
+                ~request.visible, -torch.inf
+            )
+            weights = (logits - logits.amax(-1, keepdim=True)).exp()
+            scales = value.abs().amax(-1) / 127
+            sums = _in_int8(weights * scales[:, None]) @ (value / scales.clamp(min=1e-30)[..., None])
+            out[request.rows] = (sums / weights.sum(-1, keepdim=True)).transpose(0, 1).to(q.dtype).view(out[request.rows].shape)
+
+    kinds = {False: set(), True: set()}
+    cache = replace(step_case.cache, dtype="int8", scales="token")
+    for seed in range(8):
+        case = replace(valued(step_case, kind, "bfloat16", cache=cache, scale=0.2), values=Values(kind, seed))
+        for declared in kinds:
+            target = Target(
+                name="cutting",
+                description="",
+                attention=cutting_attention,
+                support=lambda device: EVERYTHING,
+                rounding=lambda device, declared=declared: dataclasses.replace(ROUNDING, int8_dots=declared),
+            )
+            kinds[declared].add(try_case(case, target, "cpu").kind)
+    assert kinds[True] == {"agree"}
+    assert "value" in kinds[False]
+
+
 def test_weights_that_are_divided_before_they_are_rounded_agree_with_who_declares_that():
     """Small weights of 20 keys become subnormal when they are divided by the denominator, and lose more."""
 

@@ -291,6 +291,32 @@ PA_ASSEMBLY = (
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
 )
+
+
+def _has_third_query(case: "Case", verdict: "Verdict") -> bool:
+    """Whether all requests that are wrong have 3 or 4 queries of 9 to 16 heads, and a quantized cache."""
+    wrong = [case.requests[each.request] for each in verdict.differences]
+    is_of_files = 8 < case.group_size <= 16 and case.cache is not None and case.cache.dtype is not None
+    if verdict.kind == "sanitizer":  # outputs that change with what registers hold at the start
+        wrong = [each for each in case.requests if each.query_len > 2]
+    is_output = verdict.kind in ("nan", "value", "bitwise", "sanitizer")
+    return is_of_files and is_output and bool(wrong) and all(each.query_len > 2 for each in wrong)
+
+
+PA_MTP_ASSEMBLY = (
+    *PA_ASSEMBLY,
+    Finding(
+        name="aiter-pa-assembly-third-query",
+        what="Requests of 3 or 4 queries with 9 to 16 heads per KV head and a quantized cache of blocks of 16: outputs of the "
+        "third and the fourth query depend on what registers held before the kernel.",
+        cause="hsa/gfx942/pa and hsa/gfx950/pa, pa_*_gqa16_1tg_4w_mtp_msk1.co, and the same files of main (e4048607): the code "
+        "for 3 queries, and that for 4, sets the running maxima v11 and v12 to -inf, and not v13 and v14, which "
+        "`v_max_f32 v15, v48, v13` reads.",
+        seen_in=SEEN_IN,
+        meets=_is_decoder,
+        explains=_has_third_query,
+    ),
+)
 HIP_PA_V1 = (
     _LARGE_GROUPS,
     _MAXIMUM_FROM_ZERO,

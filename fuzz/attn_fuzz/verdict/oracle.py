@@ -54,6 +54,14 @@ element of q may lose 2^-39 of the largest.
 A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
 dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
 
+A kernel may cut q and the weights to int8 where the cache is int8 (`Rounding.int8_dots`). An element of q loses no more than
+itself, and no more than c = max(max_d |q_d|, 1e-6) / 127: eps_j has one more term |scale| sum_d min(|q_d|, c) |k_jd|. A weight
+times its value's scale, w_j a_j / 127 with a_j = max_c |v_jc|, loses no more than itself, and no more than 1/127 of the largest
+of its tile. Relative to what the row sums up at the end that is at most max(max_i w_i a_i, 127e-6 / l) / 127, whatever the
+tile. So the output may lose sum_j min(w_j a_j, max(max_i w_i a_i, 127e-6 / l) / 127) |v_jc| / a_j, in place of u_P and eta_P.
+Sums of products of int8 are exact, and 8 u32 bound the way there and back. Losses all point toward 0, and those of one tile
+share a step: they are no independent errors, so the statistical bound has the same two terms.
+
 A kernel may truncate the weights (`Rounding.truncates_weights`) and the output (`Rounding.truncates_output`). A weight then
 loses between 0 and 2 u_P of itself: a share that is expected, of at most u_P, and what is at most u_P off this share. What is
 expected of all weights does not cancel, and is at most u_P sum_j w_j |v_jc|. The output loses up to 2 u_out.
@@ -96,6 +104,7 @@ from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.verdict.rounding import (
     LARGEST,
+    LEAST_OF_INT8,
     U32,
     CallRounding,
     Rounding,
@@ -243,7 +252,11 @@ class Oracle:
 
     @cached_property
     def _lost_of_queries(self) -> torch.Tensor | float:
-        """[H, q, k]: |scale| (2^-39 max_d |q_d| + eta) sum_d |k_jd|, or 0.0"""
+        """[H, q, k]: |scale| (2^-39 max_d |q_d| + eta) sum_d |k_jd|, or |scale| sum_d min(|q_d|, c) |k_jd| of int8, or 0.0"""
+        if self.rounding.makes_int8 and self.key.shape[1]:
+            magnitudes = self.query.abs()
+            step = magnitudes.amax(-1, keepdim=True).clamp(min=LEAST_OF_INT8) / LARGEST[torch.int8]
+            return abs(self.layer.scale) * torch.minimum(magnitudes, step) @ self.key.abs().transpose(1, 2)
         relative, absolute = self.rounding.of_lost_queries, self.rounding.of_underflown_queries
         if relative == absolute == 0 or self.key.shape[1] == 0:
             return 0.0
@@ -288,6 +301,8 @@ class Oracle:
             + rounding.of_cut_weights * magnitudes
             # lam (eta_P / l) norm2(t_c), or without l
             + rounding.of_lost_weights / self._divided_later * stored_norm
+            # sum_j min(w_j a_j, max(max_i w_i a_i, 127e-6 / l) / 127) |v_jc| / a_j of weights in int8
+            + self._cut_to_int8(weights.largest)
             # sum_j w_j |v_jc - o_c| e_j
             + self._sensitivity(weights)
             # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|
@@ -328,6 +343,16 @@ class Oracle:
             total_error=errors.sum(-1, keepdim=True),
             shared=shared,
         )
+
+    def _cut_to_int8(self, weights: torch.Tensor) -> torch.Tensor | float:
+        """[H, q, D]: what weights [H, q, k] lose that become int8 times the scales of their values."""
+        if not self.rounding.makes_int8 or not self.value.numel():
+            return 0.0
+        codes, largest = LARGEST[torch.int8], self.value.abs().amax(-1)  # a [H, k]
+        scaled = weights * largest[:, None]
+        step = torch.maximum(scaled.amax(-1, keepdim=True), codes * LEAST_OF_INT8 / self._divided_later) / codes
+        shares = torch.where(largest > 0, 1 / largest, 0.0)[..., None] * self.value.abs()
+        return torch.minimum(scaled, step) @ shares
 
     def _sensitivity(self, weights: _Weights) -> torch.Tensor:
         """[H, q, D]: sqrt(sum w e) sqrt(sum w e (v - o)^2), and |o| times the sink's w e: a sink is a key whose value is 0."""

@@ -26,6 +26,10 @@ UNDERFLOW = {
     torch.float8_e4m3fnuz: 2.0**-11,
 }
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0}
+LEAST_OF_INT8 = 1e-6
+"""What kernels that make int8 take for the largest magnitude where that is smaller."""
+SCALED_TO_INT8 = 8 * U32
+"""To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
 CAP_ROUNDINGS = 8
 LOST_IN_FLOAT16 = 2.0**-39
 """Half of float16's smallest subnormal, relative to a largest number of 2^14."""
@@ -53,6 +57,9 @@ class Rounding:
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
+        int8_dots: whether q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
+            row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
+            least such largest number.
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -69,6 +76,7 @@ class Rounding:
     rounds_scaled_query: bool = False
     float16_dots: bool = False
     float8_dots: bool = False
+    int8_dots: bool = False
     exact_division: bool = False
 
     def __post_init__(self) -> None:
@@ -109,9 +117,14 @@ class CallRounding:
         return cache_dtype if self.rounding.float8_dots and cache_dtype in UNIT_ROUNDOFF else None
 
     @property
+    def makes_int8(self) -> bool:
+        """Whether q and the weights are cut to int8."""
+        return self.rounding.int8_dots and self.layer.kv_cache_dtype is torch.int8
+
+    @property
     def of_operands(self) -> float:
         """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
-        of_query = UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
+        of_query = SCALED_TO_INT8 if self.makes_int8 else UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
         return self.of_dequantized + of_query + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
 
     @property
@@ -122,7 +135,7 @@ class CallRounding:
         """
         roundings = 1 + self.rounding.narrow_sums
         return (
-            roundings * UNIT_ROUNDOFF[self._narrow or self.dtype]
+            (SCALED_TO_INT8 if self.makes_int8 else roundings * UNIT_ROUNDOFF[self._narrow or self.dtype])
             + self.of_dequantized
             + 3 * U32 * (self.layer.kv_cache_dtype is not None)
         )
@@ -130,7 +143,7 @@ class CallRounding:
     @property
     def of_cut_weights(self) -> float:
         """u_P if weights are truncated: what cutting takes off all of them alike."""
-        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights else 0.0
+        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights and not self.makes_int8 else 0.0
 
     @property
     def of_output(self) -> float:
@@ -146,6 +159,8 @@ class CallRounding:
     @property
     def of_lost_weights(self) -> float:
         """eta_P"""
+        if self.makes_int8:
+            return UNDERFLOW[torch.float32]
         return max(UNDERFLOW[self._narrow or self.dtype], self.of_lost_queries)
 
     @property
