@@ -23,8 +23,8 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_assembly
-from attn_fuzz.targets.others.aiter_assembly import Launch, NoKernelError
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
+from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
 HEAD_SIZE, VALUE_SIZE = 576, 512
@@ -240,21 +240,23 @@ def _prefill_support(architecture: str) -> Support:
     )
 
 
-AITER_MLA_ASSEMBLY: Target = aiter_assembly.target(
+AITER_MLA_ASSEMBLY = emulated.with_architecture(
     "aiter-mla-assembly",
     "AITER's latent decode in assembly, mla_decode_fwd, as vLLM calls it",
-    "mla",
-    _launches,
-    _decode_support,
-    lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
+    architectures=ARCHITECTURES,
+    attention=attention(_launches),
+    support=_decode_support,
+    rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
+    missing=functools.partial(missing, "mla"),
     findings=MLA_ASSEMBLY,
 )
-AITER_MLA_PREFILL_ASSEMBLY: Target = aiter_assembly.target(
+AITER_MLA_PREFILL_ASSEMBLY = emulated.with_architecture(
     "aiter-mla-prefill-assembly",
     "AITER's latent prefill in assembly, mla_prefill_fwd, as SGLang calls it",
-    "mla",
-    functools.partial(_launches, prefills=True),
-    _prefill_support,
-    lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
+    architectures=ARCHITECTURES,
+    attention=attention(functools.partial(_launches, prefills=True)),
+    support=_prefill_support,
+    rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
+    missing=functools.partial(missing, "mla"),
     findings=MLA_PREFILL_ASSEMBLY,
 )

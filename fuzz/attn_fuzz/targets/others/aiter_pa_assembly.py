@@ -27,7 +27,7 @@ from attn_fuzz.findings.aiter import PA_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others.aiter_assembly import LOG2_E, Launch, NoKernelError, table, target
+from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, LOG2_E, Launch, NoKernelError, attention, missing, table
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -136,12 +136,13 @@ def _support(architecture: str) -> Support:
     )
 
 
-AITER_PA_ASSEMBLY = target(
+AITER_PA_ASSEMBLY = emulated.with_architecture(
     "aiter-pa-assembly",
     "AITER's paged attention in assembly, pa_fwd_asm, as vLLM calls it for decodes",
-    "pa",
-    _launches,
-    _support,
-    lambda architecture: Rounding(keys_per_tile=256, dot_is_chained=True, float8_dots=True, truncates_weights=True),
+    architectures=ARCHITECTURES,
+    attention=attention(_launches),
+    support=_support,
+    rounding=lambda architecture: Rounding(keys_per_tile=256, dot_is_chained=True, float8_dots=True, truncates_weights=True),
+    missing=functools.partial(missing, "pa"),
     findings=PA_ASSEMBLY,
 )
