@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from attn_amdgcn import gfx950_words
 from attn_amdgcn.assembly import MOST_TEXT
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, shown
 from attn_amdgcn.gfx950_words import NOP, instruction_of
@@ -53,12 +54,8 @@ def text_of(file: Path | str, kernel: str | None = None) -> str:
         ToolError: LLVM's tools are not here, or are too old for the file's architecture.
         OSError: the file cannot be read.
     """
-    return _text_of(str(file), sha256(Path(file).read_bytes()).hexdigest(), kernel)
-
-
-@lru_cache(maxsize=256)
-def _text_of(file: str, digest: str, kernel: str | None) -> str:
-    """The same; a file with another digest is read again."""
+    os.stat(file)  # LLVM's tools name a file that is not here as one that is no code object
+    file = str(file)
     architecture = _architecture(file)
     note = _note(file)
     name = _kernel(file, note, kernel)
@@ -67,6 +64,16 @@ def _text_of(file: str, digest: str, kernel: str | None) -> str:
     metadata = f"amdhsa.target: amdgcn-amd-amdhsa--{architecture}\n{_only(note, name)}"
     text = f"{code}\n.amdhsa_kernel {name}\n{directives}\n.end_amdhsa_kernel\n"
     return f"{text}\t.amdgpu_metadata\n---\n{metadata}...\n\t.end_amdgpu_metadata\n"
+
+
+def reader() -> str:
+    """By what texts are made: the releases of LLVM's tools, and this package's own code.
+
+    Raises:
+        ToolError: LLVM's tools are not here.
+    """
+    own = b"".join(Path(module).read_bytes() for module in (__file__, gfx950_words.__file__))
+    return f"{_tool('llvm-objdump')} {_tool('llvm-readelf')} {sha256(own).hexdigest()}"
 
 
 def missing() -> str | None:
@@ -80,8 +87,8 @@ def missing() -> str | None:
 
 
 @cache
-def _tool(name: str) -> tuple[str, int]:
-    """The path of a tool and LLVM's version: ROCm's own, or the newest on PATH."""
+def _tool(name: str) -> tuple[str, int, str]:
+    """The path of a tool, LLVM's version, and what the tool says of it: ROCm's own, or the newest on PATH."""
     rocm = Path(os.environ.get("ROCM_PATH", "/opt/rocm")) / "llvm" / "bin" / name
     numbered = (f"{name}-{version}" for version in range(NEWEST, OLDEST - 1, -1))
     for each in (str(rocm), *numbered, name):
@@ -89,14 +96,14 @@ def _tool(name: str) -> tuple[str, int]:
             continue
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=SECONDS, check=False).stdout
         if (found := re.search(r"LLVM version (\d+)", said)) and int(found[1]) >= OLDEST:
-            return path, int(found[1])
+            return path, int(found[1]), said
     reason = f"{name} of LLVM {OLDEST} or later is needed to read a code object, and is not here"
     raise ToolError(f"{reason}: ROCm has it, or `apt install llvm-{OLDEST}`")
 
 
 def _said(name: str, *arguments: str) -> str:
     """What a tool prints."""
-    path, _ = _tool(name)
+    path = _tool(name)[0]
     try:
         done = subprocess.run([path, *arguments], capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -161,7 +168,7 @@ def _code(file: str, name: str, architecture: str) -> Iterator[str]:
 
 def _lines(file: str, name: str, architecture: str) -> Iterator[tuple[str, int, str]]:
     """The instructions of a function, with their addresses and words."""
-    _, version = _tool("llvm-objdump")
+    version = _tool("llvm-objdump")[1]
     reads = _read_as(architecture)
     said = _said("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", file)
     further: dict[int, tuple[str, str]] = {}

@@ -53,12 +53,12 @@ class Runner:
     def _to_barrier(self, groups: list[Waves]) -> list[Waves]:
         """Run groups until each wave has ended or waits at a barrier, and return those that wait."""
         ready: dict[int, Waves] = {}
-        done: dict[int, int] = {}  # instructions since the last barrier, of the groups that are ready
+        done: dict[int, int] = {}  # instructions since the last barrier, of groups that are ready and keep in step
         for waves in groups:
             self._add(ready, waves)
         waiting: list[Waves] = []
         while ready:
-            number = min(ready, key=lambda each: (done.get(each, 0), each)) if self.program.evenly else min(ready)
+            number = min(ready, key=lambda each: (done.get(each, 0), each)) if done else min(ready)
             waves = ready.pop(number)
             block = self.program.blocks[waves.block]
             count = done.pop(number, 0) + len(block.code)
@@ -71,7 +71,8 @@ class Runner:
                 elif block.ends:
                     self.ended(group)
                 else:
-                    done[group.block] = max(count, done.get(group.block, 0))
+                    if self.program.evenly:
+                        done[group.block] = max(count, done.get(group.block, 0))
                     self._add(ready, group)
         return waiting
 

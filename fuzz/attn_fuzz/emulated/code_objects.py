@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from attn_amdgcn import LaunchError, Program, Report, Schedule, load, prepare
-from attn_amdgcn.code_objects import text_of
+from attn_amdgcn.code_objects import reader, text_of
 from attn_amdgcn.errors import Hazards
 from attn_amdgcn.memory import addresses
 from attn_fuzz.emulated import emulation
+from attn_fuzz.emulated.kept import kept
 
 Value = torch.Tensor | tuple[torch.Tensor, ...] | float | int | None
 """A tensor is a pointer to it. Several are a pointer to memory that holds a pointer to each of them."""
@@ -30,7 +32,14 @@ def ready(file: Path, kernel: str, *, evenly: bool = False) -> CodeObject:
 
 @lru_cache(maxsize=64)
 def _ready(file: Path, kernel: str, evenly: bool, changed: int) -> CodeObject:
-    return CodeObject(file.name, prepare(load(text_of(file, kernel)), evenly=evenly))
+    return CodeObject(file.name, prepare(load(_text(file, kernel)), evenly=evenly))
+
+
+def _text(file: Path, kernel: str) -> str:
+    """As `text_of`, and kept."""
+    parts = (sha256(file.read_bytes()).hexdigest(), kernel, reader())
+    folder = kept("code-objects", parts, lambda made: (made / "kernel.s").write_text(text_of(file, kernel)))
+    return (folder / "kernel.s").read_text()
 
 
 def run(

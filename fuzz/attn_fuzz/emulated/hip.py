@@ -2,18 +2,16 @@
 
 clang compiles a source twice: its host code for this machine, and its kernels to assembly for a GPU. The host code gets a
 runtime of ours, `hip_runtime.c`, which hands each launch to Python. So grids and arguments are those of the host code itself.
-What both passes make is kept in a folder, by a digest of the source, the headers, the options and the compiler.
+What both passes make is kept (`attn_fuzz.emulated.kept`), by the source, the headers, the options and the compiler.
 
     ROCM_PATH             the folder of ROCm, 6.3 or newer; default: /opt/rocm. Only its include/, share/hip/version and
                           amdgcn/bitcode/ are needed
     HIP_DEVICE_LIB_PATH   the folder of ROCm's device libraries, where they lie elsewhere
     ATTN_PARITY_CLANG     clang; default: that of ROCm, else clang-20, clang-19 or clang
-    XDG_CACHE_HOME        the folder that holds the folder of what was compiled; default: ~/.cache
 """
 
 import ctypes
 import functools
-import hashlib
 import os
 import re
 import shutil
@@ -29,6 +27,7 @@ from attn_amdgcn import Kernel, Program, Schedule, load, prepare
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.emulation import inputs_at, run
+from attn_fuzz.emulated.kept import digest_of, kept
 
 RUNTIME = Path(__file__).with_name("hip_runtime.c")
 _DEBIAN_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/amdgcn/bitcode")
@@ -177,10 +176,6 @@ def _libraries() -> Path | None:
     return next((folder for folder in folders if (folder / "ocml.bc").is_file()), None)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attn-parity" / "hip"
-
-
 @functools.lru_cache(maxsize=64)
 def compiled(source: Source, architecture: str) -> Binary:
     """Compile a source for this machine and for a GPU, or take what was compiled before.
@@ -193,32 +188,22 @@ def compiled(source: Source, architecture: str) -> Binary:
     assert clang is not None
     command = [clang, "-x", "hip", f"--offload-arch={architecture}", f"--rocm-path={rocm()}", *source.options]
     command += [f"-I{folder}" for folder in source.folders]
-    folder = _cache() / _digest(source, command)
-    if not folder.is_dir():
-        _compile(source, command, architecture, folder)
+    folder = kept("hip", _parts(source, command), functools.partial(_compile, source, command, architecture))
     text = (folder / "kernels.s").read_text()
     programs = {name: prepare(load(text, name)) for name in re.findall(r"^\s*\.amdhsa_kernel (\S+)$", text, re.MULTILINE)}
     return Binary(ctypes.CDLL(str(folder / "host.so"), os.RTLD_NOW), programs, architecture)
 
 
-def _compile(source: Source, command: Sequence[str], architecture: str, folder: Path) -> None:
-    """Make the folder of a binary: `kernels.s` and `host.so`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        made = Path(name, "made")
-        made.mkdir()
-        (made / "source.hip").write_text(source.text)
-        libraries = f"--rocm-device-lib-path={_libraries_for(architecture, Path(name))}"
+def _compile(source: Source, command: Sequence[str], architecture: str, made: Path) -> None:
+    """Write `kernels.s` and `host.so` into an empty folder."""
+    (made / "source.hip").write_text(source.text)
+    with tempfile.TemporaryDirectory() as beside:
+        libraries = f"--rocm-device-lib-path={_libraries_for(architecture, Path(beside))}"
         host, kernels = made / "host.o", ["-O3", "-mcode-object-version=5", "-S", "-o", made / "kernels.s"]
         _run_clang([*command, libraries, "--cuda-device-only", *kernels, made / "source.hip"])
         # without a CUID the host code names its binary __hip_fatbin_
         _run_clang([*command, "--cuda-host-only", "-fuse-cuid=none", "-O1", "-fPIC", "-c", "-o", host, made / "source.hip"])
         _run_clang([command[0], "-shared", "-fPIC", "-O1", "-w", host, "-x", "c", RUNTIME, "-lstdc++", "-o", made / "host.so"])
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster
-            if not folder.is_dir():
-                raise
 
 
 def _run_clang(command: Sequence[object]) -> None:
@@ -245,12 +230,9 @@ def _libraries_for(architecture: str, beside: Path) -> Path:
     return folder
 
 
-def _digest(source: Source, command: Sequence[str]) -> str:
-    libraries = _libraries()
-    assert libraries is not None
-    parts = [source.text, *command, _version(command[0]), RUNTIME.read_text(), str(libraries)]
-    parts += [_digest_of(folder) for folder in (*source.folders, rocm() / "include" / "hip")]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+def _parts(source: Source, command: Sequence[str]) -> list[str]:
+    parts = [source.text, *command, _version(command[0]), RUNTIME.read_text(), str(_libraries())]
+    return parts + [_digest_of(folder) for folder in (*source.folders, rocm() / "include" / "hip")]
 
 
 @functools.cache
@@ -258,11 +240,4 @@ def _version(clang: str) -> str:
     return subprocess.run([clang, "--version"], capture_output=True, text=True, check=True).stdout
 
 
-@functools.cache
-def _digest_of(folder: Path) -> str:
-    """A digest of all files of a folder, with their places in it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
+_digest_of = functools.cache(digest_of)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from attn_contract import AttentionConfig, AttentionType
+from attn_contract import AttentionConfig, AttentionType, Layout
 from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows, is_of_tf32
 
 if TYPE_CHECKING:
@@ -606,6 +606,113 @@ MLA_PERSISTENT = (
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "value", "bitwise") and case.group_size == 16 and _has_short_end(case)
+        ),
+    ),
+)
+
+
+_MAIN = "ROCm/aiter e4048607a5 (main)"
+_GLUON = "aiter/ops/triton/_gluon_kernels/gfx1250/attention"
+_WRONG = ("nan", "value", "bitwise", "sanitizer")
+
+
+def _has_decodes_alone(case: "Case") -> bool:
+    return max((request.query_len for request in case.requests), default=0) + case.slack <= 1
+
+
+def takes_gluon_2d(case: "Case") -> bool:
+    """Whether unified_attention launches its 2D kernel, which is Gluon where the cache has q's dtype."""
+    is_narrow = case.cache is not None and case.cache.dtype is not None
+    return not is_narrow and (case.window[0] >= 0 or not _has_decodes_alone(case))
+
+
+def _has_gaps_between_blocks(case: "Case") -> bool:
+    return case.cache is not None and (not case.cache.planes or case.cache.padding > 0)
+
+
+def _is_no_power_of_two(case: "Case") -> bool:
+    return case.group_size.bit_count() > 1 or (case.num_kv_heads * case.group_size).bit_count() > 1
+
+
+def _hides_tiles_of_slots(case: "Case") -> bool:
+    """Whether 16 slots in a row, a tile, may be -1 in front of a slot that is none."""
+    has_edge = case.chunked_local is not None or case.window[0] >= 0
+    return has_edge and any(request.seq_len > 16 for request in case.requests)
+
+
+_GLUON_UNUSED_SLOTS = Finding(
+    name="aiter-gluon-unused-slots",
+    what="NaN in a slot of V past the end of a sequence makes the output NaN.",
+    cause=f"{_GLUON}/unified_attention_2d.py, unified_attention_3d.py and mla.py, and gluon/pa_decode_gluon.py: V of the last "
+    "tile is loaded whole, and nowhere masked; its weight is 0, and 0 * NaN is NaN.",
+    seen_in=_MAIN,
+    explains=_reads_unused_slots,
+)
+GLUON_DECODE = (_GLUON_UNUSED_SLOTS,)
+GLUON_UNIFIED = (
+    _GLUON_UNUSED_SLOTS,
+    Finding(
+        name="aiter-gluon-stride-of-blocks",
+        what="Blocks of the cache that do not follow one another, as with K and V side by side in each block or with padding "
+        "behind it, are looked for where they would be if they did.",
+        cause=f"{_GLUON}/unified_attention_2d.py:328-349 and unified_attention_3d.py: descriptors of the cache have the stride "
+        "of a row, and a block's first row is its number times the rows of a block. The stride of blocks is not used.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in _WRONG
+            and _has_gaps_between_blocks(case)
+            and (takes_gluon_2d(case) or (case.cache is not None and case.cache.layout is Layout.SHUFFLED))
+        ),
+    ),
+    Finding(
+        name="aiter-gluon-power-of-two-heads",
+        what="A prefill, or a window, with a number of query heads for each KV head that is no power of two does not compile, "
+        "and the host code has no other kernel for it.",
+        cause=f"{_GLUON}/unified_attention_2d.py and unified_attention_reduce.py:57: layouts of Gluon have powers of two.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: verdict.kind == "raised" and _is_no_power_of_two(case),
+    ),
+    Finding(
+        name="aiter-gluon-infinite-sink",
+        what="A sink above 3.4e38 times the scale makes the output NaN in a prefill or with a window. It should be 0.",
+        cause=f"{_GLUON}/unified_attention_2d.py:2080: the sink is divided by the scale, and becomes infinite.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value") and case.sinks == "above" and abs(case.scale) < 1 and takes_gluon_2d(case)
+        ),
+    ),
+)
+GLUON_SPARSE_GFX1250 = (
+    Finding(
+        name="aiter-gluon-hidden-tile",
+        what="A row that has a tile of 16 indices of -1 in front of a part's first key is NaN.",
+        cause=f"{_GLUON}/pa_decode_sparse.py:372-381: after a tile without a key the running maximum is -inf, and -inf minus "
+        "-inf is NaN.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_tiles_of_slots(case),
+    ),
+    Finding(
+        name="aiter-gluon-slot-0",
+        what="NaN in slot 0 of the cache makes the output of rows with an index of -1 NaN.",
+        cause=f"{_GLUON}/pa_decode_sparse.py:348-352: slot 0 is read in the place of -1, and V is nowhere masked: its weight "
+        "is 0, and 0 * NaN is NaN.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
+    ),
+)
+GLUON_MLA = (
+    _GLUON_UNUSED_SLOTS,
+    Finding(
+        name="aiter-gluon-mla-one-part",
+        what="mla_decode_fwd of requests that all have at most one block of keys: outputs are overwritten by the sum of "
+        "weights and the maximum.",
+        cause=f"{_GLUON}/mla.py:2886-2892: segm_output is the output where there is one part, and segm_expsum and segm_max are "
+        "stored as if they were not (aiter/ops/triton/attention/mla.py).",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in _WRONG
+            and case.cache is not None
+            and all(request.query_len <= 1 and request.seq_len <= case.cache.block_size for request in case.requests)
         ),
     ),
 )

@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import importlib.util
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
@@ -193,6 +194,63 @@ def compiled_for(target: Target, value: str, architecture: str) -> Target:
         exact=False,
         **{field: emulating(function) for field, function in functions.items()},
     )
+
+
+def with_architecture(
+    name: str,
+    description: str,
+    *,
+    architectures: Sequence[str],
+    attention: Callable[..., None],
+    support: Callable[[str], Support],
+    rounding: Callable[[str], Rounding],
+    missing: Callable[[str, str], str | None],
+    events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
+    findings: tuple[Finding, ...] = (),
+) -> Target:
+    """A target of code that is not Triton's, such as assembly, which runs as NAME@ARCHITECTURE alone.
+
+    Args:
+        architectures: those that its code is written for. What it supports on the first is what NAME says of itself.
+        attention, support, rounding, events: as of Target, with the architecture before the other arguments.
+        missing: of an architecture among these and a device, why it cannot run there.
+        findings: of NAME@ARCHITECTURE: the pages of findings have scripts for Triton's kernels alone.
+    """
+    needed = f"name an architecture, as in --target {name}@{architectures[0]}"
+
+    def on(architecture: str) -> Target:
+        def unavailable(device: str) -> str | None:
+            if architecture not in architectures:
+                return f"{name} has nothing for {architecture}, but for {', '.join(architectures)}"
+            return missing(architecture, device)
+
+        return dataclasses.replace(
+            base,
+            name=f"{name}@{architecture}",
+            description=f"{description}: for {architecture}, emulated",
+            attention=functools.partial(attention, architecture),
+            support=lambda device: support(architecture),
+            rounding=lambda device: rounding(architecture),
+            unavailable=unavailable,
+            events=functools.partial(events, architecture),
+            findings=findings,
+        )
+
+    def needs_architecture(*arguments: object, **outputs: object) -> None:
+        raise NotImplementedError(needed)
+
+    base = Target(
+        name=name,
+        description=description,
+        attention=needs_architecture,
+        support=lambda device: support(architectures[0]),
+        refuses=False,
+        rounding=lambda device: rounding(architectures[0]),
+        unavailable=lambda device: "; ".join(filter(None, (missing(architectures[0], device), needed))),
+        compiled_for=on,
+        compiles=True,
+    )
+    return base
 
 
 def schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":

@@ -77,7 +77,9 @@ def load(name: str) -> Target:
     if gone := foreign.mended():
         target = dataclasses.replace(target, findings=tuple(each for each in target.findings if each.name not in gone))
     base, at, architecture = name.partition("@")
-    return _compiled_for(target, base, architecture) if at else target
+    if at:
+        return _compiled_for(target, base, architecture)
+    return dataclasses.replace(target, findings=()) if target.architectures else target
 
 
 def _compiled_for(target: Target, name: str, architecture: str) -> Target:

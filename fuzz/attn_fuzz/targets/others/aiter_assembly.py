@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from attn_fuzz import foreign
-from attn_fuzz.cases.tensors import Step
-from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
@@ -68,14 +64,10 @@ def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def missing(folder: str, architectures: Sequence[str], architecture: str | None, device: str) -> str | None:
-    """Why a target of the files in a folder of hsa/ARCHITECTURE/ cannot run here."""
+def missing(folder: str, architecture: str, device: str) -> str | None:
+    """Why the files of a folder of hsa/ARCHITECTURE/ cannot run here."""
     if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
         return reason
-    if architecture is None:
-        return f"its kernels are assembly: name an architecture, as in --target NAME@{architectures[0]}"
-    if architecture not in architectures:
-        return f"AITER's assembly {folder} for {architecture} is not known here, but that for {', '.join(architectures)}"
     if not (place := files() / architecture / folder).is_dir():
         return f"{place} is no folder: pip install --no-deps {REQUIREMENT}"
     from attn_amdgcn.code_objects import missing as missing_tools
@@ -122,59 +114,15 @@ def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> N
             raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
 
 
-def target(
-    name: str,
-    description: str,
-    folder: str,
-    launches: Callable[..., Iterable[Launch]],
-    support: Callable[[str], Support],
-    rounding: Callable[[str], Rounding],
-    architectures: Sequence[str] = ARCHITECTURES,
-    events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
-    findings: tuple[Finding, ...] = (),
-) -> Target:
-    """A target of assembly. Without an architecture in its name it cannot run.
+def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
+    """Attention on an architecture, by its launches: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`.
 
-    Args:
-        launches: of a call on an architecture: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`. A
-            generator copies results behind its launches.
-        support, rounding: of an architecture.
-        architectures: those whose files can be read and whose host code is known.
-        events: of an architecture and a step, as `Target.events`.
-        findings: of the target with an architecture, which alone can run.
+    A generator copies results behind its launches.
     """
 
-    def on(architecture: str) -> Target:
-        def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-            choose = choices_by((batch.query_start_loc, batch.seq_lens))
-            for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
-                run(launch, architecture, emulated.schedules(choose))
+    def attend(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        choose = choices_by((batch.query_start_loc, batch.seq_lens))
+        for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
+            run(launch, architecture, emulated.schedules(choose))
 
-        return dataclasses.replace(
-            base,
-            name=f"{name}@{architecture}",
-            description=f"{description}: files for {architecture}, emulated",
-            attention=attention,
-            support=lambda device: support(architecture),
-            rounding=lambda device: rounding(architecture),
-            unavailable=functools.partial(missing, folder, architectures, architecture),
-            events=functools.partial(events, architecture),
-            findings=findings,
-        )
-
-    base = Target(
-        name=name,
-        description=description,
-        attention=_needs_architecture,
-        support=lambda device: support(ARCHITECTURES[0]),
-        refuses=False,
-        rounding=lambda device: rounding(ARCHITECTURES[0]),
-        unavailable=functools.partial(missing, folder, architectures, None),
-        compiled_for=on,
-        compiles=True,
-    )
-    return base
-
-
-def _needs_architecture(*arguments: object, **outputs: object) -> None:
-    raise NotImplementedError(f"assembly runs for an architecture: NAME@{ARCHITECTURES[0]}")
+    return attend

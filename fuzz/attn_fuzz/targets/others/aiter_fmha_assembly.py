@@ -38,7 +38,7 @@ from attn_fuzz.findings.aiter import FMHA_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.others.aiter_assembly import Launch, target
+from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, attention, missing
 from attn_fuzz.targets.others.aiter_dense import gathered
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -218,15 +218,14 @@ def _target(name: str, description: str, *, is_group: bool, conversions: Sequenc
     launches = functools.partial(_group if is_group else _batches, conversions=conversions)
     cuts = conversions == TO_ZERO
     rounding = Rounding(keys_per_tile=KEYS[head_size], dot_is_chained=True, truncates_weights=cuts, truncates_output=cuts)
-    only = ("gfx942",) if cuts else ("gfx950",) if head_size != VALUE_SIZE else ("gfx942", "gfx950")
-    return target(
+    return emulated.with_architecture(
         name,
         f"AITER's forward attention in assembly, {description}",
-        "fmha_v3_fwd",
-        launches,
-        functools.partial(_support, head_size=head_size),
-        lambda architecture: rounding,
-        architectures=only,
+        architectures=("gfx942",) if cuts else ("gfx950",) if head_size != VALUE_SIZE else ARCHITECTURES,
+        attention=attention(launches),
+        support=functools.partial(_support, head_size=head_size),
+        rounding=lambda architecture: rounding,
+        missing=functools.partial(missing, "fmha_v3_fwd"),
         events=functools.partial(_events, is_group=is_group, conversions=conversions),
         findings=FMHA_ASSEMBLY if is_group else FMHA_ASSEMBLY[1:],  # without keys fmha_v3_fwd launches nothing
     )

@@ -10,17 +10,19 @@ kernel for other decodes of a SHUFFLED cache, and Triton's 3D kernel for those o
 
 pa_decode_sparse (attention/pa_decode_sparse.py) attends to slots that are given one by one, -1 for none; the whole row is K
 and V. On gfx1250 q times the scale is rounded to q's dtype (_gluon_kernels/gfx1250/attention/pa_decode_sparse.py:188-191), and
-sinks are needed: -1e30 stands for none. There a tile of -1 in front of a part's first key loses the part (:372-381): -1 is
-drawn behind the keys alone.
+sinks are needed: -1e30 stands for none.
 
 pa_decode_gluon (gluon/pa_decode_gluon.py) has 1 to 4 queries for each request, of which here each has 1. With `ps` and more
 than one part it merges them by FlyDSL, which is not Gluon and is not here (:5049-5150): the calls with several parts have no
-`ps`.
+`ps`. A float8 cache has one scale; q stays bfloat16, and so do the dots (`compute_type`). Scales of tokens are not drawn: with
+them a request of one key in an X_PACKED cache got 0, and nobody knows yet whether kernel, emulator or call is wrong.
 
-The 2D kernel ignores the stride of blocks (_gluon_kernels/gfx1250/attention/unified_attention_2d.py:328-349): only planes of K
-and V are drawn for it, without padding. For blocks of fewer than 64 keys of a SHUFFLED cache it calls async_gather as Triton
-3.7 had it (:594): Triton 3.8 and 3.9 refuse the kernel. Nor is a group of heads that is no power of two compiled by any, and
-the host falls back to no other kernel. A sink above 3.4e38 times the scale becomes infinite (:2080).
+With a float8 cache and q in bfloat16 unified_attention takes Triton's 2D kernel instead of Gluon's (attention/
+unified_attention.py:49-62), and Gluon's 3D kernel for SHUFFLED decodes. The contract cannot say what else these functions take:
+nvfp4, q in float8, and rows of 512 float8 with a scale for each 64 (attention/pa_decode_sparse.py:168-190).
+
+For SHUFFLED blocks of fewer than 64 keys the 2D kernel calls async_gather as Triton 3.7 had it
+(_gluon_kernels/gfx1250/attention/unified_attention_2d.py:594): Triton 3.8 and 3.9 refuse it.
 
 mla_gluon (gluon/mla_gluon.py) on gfx950, and mla_prefill_fwd and mla_decode_fwd (attention/mla.py) on gfx1250, attend to
 latent rows. Weights on gfx1250 are rounded toward zero (`rtz`: unified_attention_2d.py:931, unified_attention_3d.py:1508,
@@ -33,19 +35,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
-from attn_contract import AttentionType, Batch, Layout
+from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import jobs
+from attn_fuzz.findings import aiter
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.others.latent_rows import decoded_rows, has_row_without_keys
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
+from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -135,25 +140,8 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _slots(batch: Batch, block_size: int, *, in_order: bool) -> list[list[int]]:
-    """The slots of the keys that each row sees."""
-    assert batch.block_table is not None
-    request, seq_lens = decoded_rows(batch)
-    choose, found = choices_by((batch.query_start_loc, batch.seq_lens)), []
-    for of, keys in zip(request.tolist(), seq_lens.tolist(), strict=True):
-        table = batch.block_table[of].tolist()
-        slots = [table[key // block_size] * block_size + key % block_size for key in range(keys)]
-        if not in_order:
-            choose.shuffle(slots)
-            slots += [-1] * choose.choice((0, 0, 1, 70))
-            if jobs.architecture.get() != "gfx1250":
-                choose.shuffle(slots)
-        found.append(slots)
-    return found
-
-
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = _slots(batch, kv_cache.shape[1], in_order=False)
+    slots = chosen_slots(q, kv_cache, layer, batch, choices_by((batch.query_start_loc, batch.seq_lens)))
     if not slots:
         return
     sinks = None if layer.sinks is None else layer.sinks.float()
@@ -201,18 +189,17 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _mla_decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = _slots(batch, kv_cache.shape[1], in_order=True)
-    if not slots:
+    request, lens = decoded_rows(batch)
+    if not len(request):
         return
-    table = torch.zeros(len(slots), max(map(len, slots)), dtype=torch.int32)
-    for row, each in zip(table, slots, strict=True):
-        row[: len(each)] = torch.tensor(each)
-    found = torch.empty(len(slots), layer.num_heads, layer.value_size, dtype=q.dtype)
-    latent, rotated = q[: len(slots)].split([layer.value_size, layer.head_size - layer.value_size], dim=2)
-    lens = torch.tensor(list(map(len, slots)), dtype=torch.int32)
+    keys, block_size = torch.arange(int(lens.max())), kv_cache.shape[1]
+    slots = batch.block_table[request][:, keys // block_size] * block_size + keys % block_size
+    table = torch.where(keys < lens[:, None], slots, 0).int()
+    found = torch.empty(len(request), layer.num_heads, layer.value_size, dtype=q.dtype)
+    latent, rotated = q[: len(request)].split([layer.value_size, layer.head_size - layer.value_size], dim=2)
     rows = kv_cache.flatten(0, 1)
     _modules(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.value_size)
-    rows_of(out, layer, len(slots))[:] = found
+    rows_of(out, layer, len(request))[:] = found
 
 
 def _mla(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -239,122 +226,128 @@ def _mla(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 _ENGINE = dataclasses.replace(VLLM, windows=("left",), empty_requests=False, unowned_rows=(0,))
-_PLANES = dataclasses.replace(_ENGINE, planes=(True,), padding=(0,))
-_DECODER = functools.partial(
-    Support,
-    attn_types=(AttentionType.DECODER,),
-    dtypes=("bfloat16",),
-    engine=_ENGINE,
-    max_tokens=24,
-    max_seq_len=300,
-    unused_slots="finite",
-)
-_LATENT = functools.partial(_DECODER, layouts=(Layout.LATENT,), exclude=has_row_without_keys)
 
 
-def _beyond_unified(case: Case) -> str | None:
-    heads = case.num_kv_heads * case.group_size
-    if heads & (heads - 1) and all(request.query_len == 1 for request in case.requests):
-        return "a decode whose heads are no power of two (_gluon_kernels/gfx1250/attention/unified_attention_reduce.py:57)"
-    if case.sinks == "above" and abs(case.scale or 1.0) < 1:
-        return "a sink that is infinite once it is divided by the scale (unified_attention_2d.py:2080)"
+def _excluded(case: Case) -> str | None:
+    cache = case.cache
+    if cache is not None and cache.layout is Layout.SHUFFLED and cache.block_size < 64 and aiter.takes_gluon_2d(case):
+        return "SHUFFLED blocks of fewer than 64 keys: async_gather as Triton 3.7 has it, unified_attention_2d.py:594"
     return has_row_without_keys(case)
 
 
-def _beyond_mla(case: Case) -> str | None:
-    one_part = case.cache is not None and all(request.seq_len <= case.cache.block_size for request in case.requests)
-    if one_part and all(request.query_len == 1 for request in case.requests):
-        return "a decode of one part, whose sums overwrite its outputs (_gluon_kernels/gfx1250/attention/mla.py:2886)"
-    return has_row_without_keys(case)
+def _target(
+    name: str,
+    description: str,
+    architectures: tuple[str, ...],
+    attention: AttentionFunction,
+    files: tuple[str, ...],
+    rounding: Rounding,
+    findings: tuple[Finding, ...] = (),
+    **supported: Any,
+) -> Target:
+    """A target of bfloat16 decoders; `supported` are further fields of its Support."""
+    fields = {"engine": _ENGINE, "max_tokens": 24, "max_seq_len": 300, "exclude": has_row_without_keys} | supported
+    support = Support(attn_types=(AttentionType.DECODER,), dtypes=("bfloat16",), unused_slots="mostly finite", **fields)
+    return Target(
+        name=name,
+        description=description,
+        attention=foreign.with_nan_in_new_memory(attention),
+        support=lambda device: support,
+        refuses=False,
+        rounding=lambda device: rounding,
+        unavailable=_missing(files),
+        modules=functools.partial(_modules, files),
+        architectures=architectures,
+        findings=findings,
+    )
 
 
-AITER_GLUON_UNIFIED = Target(
-    name="aiter-gluon-unified",
-    description="AITER's unified_attention on gfx1250, whose kernels are Gluon",
-    attention=foreign.with_nan_in_new_memory(_unified),
-    support=lambda device: _DECODER(
-        layouts=(Layout.KV_FIRST_NHD, Layout.SHUFFLED),
-        engine=_PLANES,
-        rules=("window", "sinks"),
-        head_sizes=(64, 128),
-        block_sizes=(64, 128),
-        group_sizes=(8, 1, 2, 4, 16),
-        exclude=_beyond_unified,
-    ),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=64, splits=8, dot_is_chained=True, truncates_weights=True),
-    unavailable=_missing(UNIFIED),
-    modules=functools.partial(_modules, UNIFIED),
-    architectures=("gfx1250",),
+_latent_target = functools.partial(_target, layouts=(Layout.LATENT,))
+_ROUNDING = Rounding(keys_per_tile=16, splits=16, dot_is_chained=True)
+_sparse_target = functools.partial(
+    _latent_target,
+    attention=_sparse,
+    files=SPARSE,
+    rules=("head_size_v", "sinks", "non_causal", "per_request_causal", "window", "sink_tokens", "chunked_local"),
+    latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 64, 128), block_sizes=(16, 1, 64)),
+    max_tokens=6,
 )
-AITER_GLUON_SPARSE = Target(
-    name="aiter-gluon-sparse",
-    description="AITER's pa_decode_sparse in Gluon, over the keys that each row sees",
-    attention=foreign.with_nan_in_new_memory(_sparse),
-    support=lambda device: _LATENT(
-        rules=("head_size_v", "sinks", "non_causal", "per_request_causal"),
-        latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 64, 128), block_sizes=(16, 1, 64)),
-        max_tokens=6,
-    ),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True),
-    unavailable=_missing(SPARSE),
-    modules=functools.partial(_modules, SPARSE),
-    architectures=("gfx950",),
+AITER_GLUON_UNIFIED = _target(
+    "aiter-gluon-unified",
+    "AITER's unified_attention on gfx1250, whose kernels are Gluon",
+    ("gfx1250",),
+    _unified,
+    UNIFIED,
+    Rounding(keys_per_tile=64, splits=8, dot_is_chained=True, truncates_weights=True),
+    aiter.GLUON_UNIFIED,
+    layouts=(Layout.KV_FIRST_NHD, Layout.SHUFFLED),
+    rules=("window", "sinks"),
+    head_sizes=(64, 128),
+    block_sizes=(64, 128, 16, 32),
+    group_sizes=(8, 1, 2, 4, 16, 3),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    exclude=_excluded,
 )
-AITER_GLUON_SPARSE_GFX1250 = dataclasses.replace(
-    AITER_GLUON_SPARSE,
-    name="aiter-gluon-sparse-gfx1250",
-    rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True, rounds_scaled_query=True),
-    architectures=("gfx1250",),
+AITER_GLUON_SPARSE = _sparse_target(
+    "aiter-gluon-sparse",
+    "AITER's pa_decode_sparse in Gluon, over the keys that each row sees",
+    ("gfx950",),
+    rounding=_ROUNDING,
 )
-AITER_GLUON_DECODE = Target(
-    name="aiter-gluon-decode",
-    description="AITER's pa_decode_gluon: each query as a request of its own",
-    attention=foreign.with_nan_in_new_memory(_decode),
-    support=lambda device: _DECODER(
-        layouts=(Layout.X_PACKED, Layout.SHUFFLED),
-        rules=("sinks",),
-        head_sizes=(128, 64),
-        block_sizes=(16, 64),
-        max_seq_len=600,
-        exclude=has_row_without_keys,
-    ),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=PARTITION, splits=3, dot_is_chained=True, merged_parts=3),
-    unavailable=_missing(DECODE),
-    modules=functools.partial(_modules, DECODE),
-    architectures=("gfx950", "gfx942"),
+AITER_GLUON_SPARSE_GFX1250 = _sparse_target(
+    "aiter-gluon-sparse-gfx1250",
+    "AITER's pa_decode_sparse in Gluon for gfx1250, over the keys that each row sees",
+    ("gfx1250",),
+    rounding=dataclasses.replace(_ROUNDING, rounds_scaled_query=True),
+    findings=aiter.GLUON_SPARSE_GFX1250,
 )
-AITER_GLUON_MLA_DECODE = Target(
-    name="aiter-gluon-mla-decode",
-    description="AITER's mla_gluon, the decode of latent attention on gfx950",
-    attention=foreign.with_nan_in_new_memory(_mla_decode),
-    support=lambda device: _LATENT(
-        rules=("head_size_v",),
-        engine=dataclasses.replace(_ENGINE, padding=(0,)),  # Triton compiles no loads into LDS of rows that are not aligned
-        latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32, 24), block_sizes=(16, 1, 64)),
-        max_tokens=6,
-    ),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=64, splits=256, dot_is_chained=True, merged_parts=5),
-    unavailable=_missing(MLA_DECODE),
-    modules=functools.partial(_modules, MLA_DECODE),
-    architectures=("gfx950",),
+_decode_target = functools.partial(
+    _target,
+    attention=_decode,
+    files=DECODE,
+    rounding=Rounding(keys_per_tile=PARTITION, splits=3, dot_is_chained=True, merged_parts=3),
+    findings=aiter.GLUON_DECODE,
+    layouts=(Layout.X_PACKED, Layout.SHUFFLED),
+    rules=("sinks",),
+    scales=("tensor",),
+    head_sizes=(128, 64),
+    block_sizes=(16, 64),
+    max_seq_len=600,
 )
-AITER_GLUON_MLA = Target(
-    name="aiter-gluon-mla",
-    description="AITER's mla_prefill_fwd and mla_decode_fwd on gfx1250, whose kernels are Gluon",
-    attention=foreign.with_nan_in_new_memory(_mla),
-    support=lambda device: _LATENT(
-        rules=("head_size_v",),
-        latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32), block_sizes=(64, 32, 16)),
-        max_tokens=12,
-        exclude=_beyond_mla,
-    ),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=16, splits=16, dot_is_chained=True, truncates_weights=True),
-    unavailable=_missing(MLA),
-    modules=functools.partial(_modules, MLA),
-    architectures=("gfx1250",),
+AITER_GLUON_DECODE = _decode_target(
+    "aiter-gluon-decode",
+    "AITER's pa_decode_gluon: each query as a request of its own",
+    ("gfx950",),
+    cache_dtypes=("fp8_e4m3fn",),
+)
+AITER_GLUON_DECODE_GFX942 = _decode_target(
+    "aiter-gluon-decode-gfx942",
+    "AITER's pa_decode_gluon on gfx942: each query as a request of its own",
+    ("gfx942",),
+    cache_dtypes=("fp8_e4m3fnuz",),
+)
+AITER_GLUON_MLA_DECODE = _latent_target(
+    "aiter-gluon-mla-decode",
+    "AITER's mla_gluon, the decode of latent attention on gfx950",
+    ("gfx950",),
+    _mla_decode,
+    MLA_DECODE,
+    Rounding(keys_per_tile=64, splits=256, dot_is_chained=True, merged_parts=5),
+    rules=("head_size_v",),
+    engine=dataclasses.replace(_ENGINE, padding=(0,)),  # Triton compiles no loads into LDS of rows that are not aligned
+    latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32, 24), block_sizes=(16, 1, 64)),
+    max_tokens=6,
+)
+AITER_GLUON_MLA = _latent_target(
+    "aiter-gluon-mla",
+    "AITER's mla_prefill_fwd and mla_decode_fwd on gfx1250, whose kernels are Gluon",
+    ("gfx1250",),
+    _mla,
+    MLA,
+    dataclasses.replace(_ROUNDING, truncates_weights=True),
+    aiter.GLUON_MLA,
+    rules=("head_size_v",),
+    latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32), block_sizes=(64, 32, 16)),
+    max_tokens=12,
 )

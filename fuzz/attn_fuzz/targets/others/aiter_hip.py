@@ -49,7 +49,7 @@ from attn_fuzz.verdict.rounding import Rounding
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
 
-ARCHITECTURES = ("gfx90a", "gfx942", "gfx950")
+ARCHITECTURES = ("gfx942", "gfx90a", "gfx950")
 """pa_v1.cuh:21-24: for others the kernels are empty."""
 HEADERS = ("hip/hip_version.h", "hip/hip_runtime.h", "hip/hip_fp8.h", "hip/hip_bf16.h")
 PARTITION = 256
@@ -76,7 +76,7 @@ def _root() -> Path:
     return beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside
 
 
-def _missing(name: str, architecture: str | None, device: str) -> str | None:
+def _missing(name: str, architecture: str, device: str) -> str | None:
     """Why a target cannot run here: what is not here of AITER or of what compiles it."""
     from attn_fuzz.emulated import hip
 
@@ -85,10 +85,6 @@ def _missing(name: str, architecture: str | None, device: str) -> str | None:
         return reason
     if not (file := _root() / "csrc/cpp_itfs/pa" / f"{name}.py").is_file():
         return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
-    if architecture is None:
-        return f"its kernels are HIP: name an architecture, as in --target NAME@{ARCHITECTURES[1]}"
-    if architecture not in ARCHITECTURES:
-        return f"its kernels are empty for {architecture}, and not for {', '.join(ARCHITECTURES)}"
     return hip.missing(architecture, HEADERS)
 
 
@@ -140,45 +136,25 @@ def _target(
     support: Callable[[str], Support],
     findings: tuple[Finding, ...] = (),
 ) -> Target:
-    """A target of a function of AITER, whose arguments `call` makes, without an architecture: it cannot run.
+    """A target of a function of AITER, whose arguments `call` makes."""
 
-    The findings are those of the targets with an architecture: the pages of findings have scripts for Triton's kernels alone.
-    """
+    def attention(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        choose = choices_by((batch.query_start_loc, batch.seq_lens))
+        arguments = call(q, kv_cache, layer, batch, out.view(q.shape))
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+        with _loaded(module, architecture, tensors, lambda: emulated.schedules(choose)) as loaded:
+            getattr(loaded, function)(**arguments)
 
-    def on(architecture: str) -> Target:
-        def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-            choose = choices_by((batch.query_start_loc, batch.seq_lens))
-            arguments = call(q, kv_cache, layer, batch, out.view(q.shape))
-            tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-            with _loaded(module, architecture, tensors, lambda: emulated.schedules(choose)) as loaded:
-                getattr(loaded, function)(**arguments)
-
-        return dataclasses.replace(
-            base,
-            name=f"{name}@{architecture}",
-            description=f"{description}: compiled for {architecture}, the code emulated",
-            attention=attention,
-            support=lambda device: support(architecture),
-            unavailable=functools.partial(_missing, module, architecture),
-            findings=findings,
-        )
-
-    base = Target(
-        name=name,
-        description=description,
-        attention=_needs_architecture,
-        support=lambda device: support(ARCHITECTURES[1]),
-        refuses=False,
-        rounding=lambda device: ROUNDING,
-        unavailable=functools.partial(_missing, module, None),
-        compiled_for=on,
-        compiles=True,
+    return emulated.with_architecture(
+        name,
+        description,
+        architectures=ARCHITECTURES,
+        attention=attention,
+        support=support,
+        rounding=lambda architecture: ROUNDING,
+        missing=functools.partial(_missing, module),
+        findings=findings,
     )
-    return base
-
-
-def _needs_architecture(*arguments: object, **outputs: object) -> None:
-    raise NotImplementedError(f"HIP kernels run for an architecture: NAME@{ARCHITECTURES[1]}")
 
 
 def _new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import random
 
-import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
@@ -25,7 +24,7 @@ from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.others import aiter_package
-from attn_fuzz.targets.others.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -109,21 +108,9 @@ class _Rotation:
 
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = aiter_package.load(*SPARSE)
-    rows, block_size = int(batch.query_start_loc[-1]), kv_cache.shape[1]
-    choose = choices_by((q.shape, batch.seq_lens))
-    in_place = choose.choice((False, True))
-    chosen: list[list[int]] = [[] for _ in range(rows)]
-    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
-        table = batch.block_table[request.index].tolist()
-        for row, seen in zip(range(request.rows.start, request.rows.stop), request.visible, strict=True):
-            slots = [table[key // block_size] * block_size + key % block_size for key in range(len(seen))]
-            visible = [slot for slot, is_seen in zip(slots, seen, strict=True) if is_seen]
-            hidden = [slot if is_seen else -1 for slot, is_seen in zip(slots, seen, strict=True)]
-            chosen[row] = hidden if in_place else choose.sample(visible, len(visible))
-    most = max(map(len, chosen), default=0) + choose.choice((0, 1, block_size))
-    for slots in chosen:
-        slots += [-1] * (most - len(slots))
-    if rows and most:
+    rows = int(batch.query_start_loc[-1])
+    chosen = chosen_slots(q, kv_cache, layer, batch, choices_by((q.shape, batch.seq_lens)))
+    if any(chosen):
         module.unified_attention_sparse_mla(
             q=q[:rows],
             kv=kv_cache.unsqueeze(2),

@@ -25,7 +25,7 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_assembly, aiter_mla_metadata
-from attn_fuzz.targets.others.aiter_assembly import Launch, NoKernelError
+from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
@@ -279,22 +279,24 @@ def _prefill_support(architecture: str) -> Support:
     )
 
 
-AITER_MLA_ASSEMBLY: Target = aiter_assembly.target(
+AITER_MLA_ASSEMBLY = emulated.with_architecture(
     "aiter-mla-assembly",
     "AITER's latent decode in assembly, mla_decode_fwd, as vLLM calls it",
-    "mla",
-    _launches,
-    _decode_support,
-    lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
+    architectures=ARCHITECTURES,
+    attention=attention(_launches),
+    support=_decode_support,
+    rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
+    missing=functools.partial(missing, "mla"),
     findings=MLA_ASSEMBLY,
 )
-AITER_MLA_PREFILL_ASSEMBLY: Target = aiter_assembly.target(
+AITER_MLA_PREFILL_ASSEMBLY = emulated.with_architecture(
     "aiter-mla-prefill-assembly",
     "AITER's latent prefill in assembly, mla_prefill_fwd, as SGLang calls it",
-    "mla",
-    functools.partial(_launches, kind="prefill"),
-    _prefill_support,
-    lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
+    architectures=ARCHITECTURES,
+    attention=attention(functools.partial(_launches, kind="prefill")),
+    support=_prefill_support,
+    rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
+    missing=functools.partial(missing, "mla"),
     findings=MLA_PREFILL_ASSEMBLY,
 )
 
@@ -303,14 +305,15 @@ _OF_FLOAT8_QUERIES = ("aiter-mla-empty-works", "aiter-mla-unscaled-values")
 
 
 def _persistent(name: str, kind: str, q: str) -> Target:
-    return aiter_assembly.target(
+    rounding = Rounding(keys_per_tile=128, dot_is_chained=True, splits=16, float8_dots=kind == "persistent")
+    return emulated.with_architecture(
         name,
         f"AITER's persistent latent decode in assembly, mla_decode_fwd with metadata, {q}",
-        "mla",
-        functools.partial(_launches, kind=kind),
-        functools.partial(_persistent_support, kind=kind),
-        lambda architecture: Rounding(keys_per_tile=128, dot_is_chained=True, splits=16, float8_dots=kind == "persistent"),
         architectures=("gfx942",),
+        attention=attention(functools.partial(_launches, kind=kind)),
+        support=functools.partial(_persistent_support, kind=kind),
+        rounding=lambda architecture: rounding,
+        missing=functools.partial(missing, "mla"),
         findings=tuple(each for each in MLA_PERSISTENT if kind == "persistent" or each.name not in _OF_FLOAT8_QUERIES),
     )
 

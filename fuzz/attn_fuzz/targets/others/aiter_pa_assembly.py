@@ -37,7 +37,7 @@ from attn_fuzz.findings.aiter import PA_ASSEMBLY, PA_MTP_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others.aiter_assembly import LOG2_E, Launch, NoKernelError, table, target
+from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, LOG2_E, Launch, NoKernelError, attention, missing, table
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -176,23 +176,25 @@ def _rounding(architecture: str) -> Rounding:
     return Rounding(keys_per_tile=256, dot_is_chained=True, float8_dots=True, int8_dots=True, truncates_weights=True)
 
 
-AITER_PA_ASSEMBLY = target(
+AITER_PA_ASSEMBLY = emulated.with_architecture(
     "aiter-pa-assembly",
     "AITER's paged attention in assembly, pa_fwd_asm, as vLLM calls it for decodes",
-    "pa",
-    _launches,
-    _support,
-    _rounding,
+    architectures=ARCHITECTURES,
+    attention=attention(_launches),
+    support=_support,
+    rounding=_rounding,
+    missing=functools.partial(missing, "pa"),
     events=_events,
     findings=PA_ASSEMBLY,
 )
-AITER_PA_MTP_ASSEMBLY = target(
+AITER_PA_MTP_ASSEMBLY = emulated.with_architecture(
     "aiter-pa-mtp-assembly",
     "the same for requests of up to four queries, as AITER's tests call it (op_tests/test_pa_mtp.py)",
-    "pa",
-    _launches,
-    _support_of_several,
-    _rounding,
+    architectures=ARCHITECTURES,
+    attention=attention(_launches),
+    support=_support_of_several,
+    rounding=_rounding,
+    missing=functools.partial(missing, "pa"),
     events=_events,
     findings=PA_MTP_ASSEMBLY,
 )
