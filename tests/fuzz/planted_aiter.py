@@ -145,7 +145,7 @@ def _support(**fields) -> Support:
 
 
 def _unified_support(device: str) -> Support:
-    support = AITER_UNIFIED_ATTENTION.support(device)
+    support = AITER_UNIFIED_ATTENTION.support("cpu")
     # the double has no instructions of a GPU, and reads both types of float8 on all
     own = {"rules": (*RULES, "qq_bias"), "cache_dtypes": FLOAT8, "unused_slots": "NaN", "max_seq_len": 512}
     return dataclasses.replace(support, **own)
