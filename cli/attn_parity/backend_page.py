@@ -8,6 +8,7 @@ from attn_contract.capabilities import Values
 from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES
+from attn_parity.backend_runs import RUNS
 
 NEWEST = RECORDED[-1]
 Cell = tuple[str, str]
@@ -37,6 +38,16 @@ def backend_page() -> str:
         _row("---", "---"),
         *(_row(f"`{pattern}`", ", ".join(names)) for pattern, names in PRIORITIES.items()),
         "",
+        "## Which kernels were run",
+        "",
+        "By this project; `attn-parity select` says the same of the backends that it selects. Emulated kernels were run",
+        "without a GPU ([emulator.md](../reference/emulator.md)), and their targets take an architecture, as in",
+        "`--target aiter-pa-assembly@gfx942`.",
+        "",
+        _row("backend", "kernels", "were", "target", "known findings"),
+        _row(*["---"] * 5),
+        *_runs(),
+        "",
         f"## With AITER {NEWEST}",
         "",
         "A number in brackets is that of a reason below the table.",
@@ -46,6 +57,18 @@ def backend_page() -> str:
     for name, aiter in others.items():
         lines += ["", f"## With {name} instead", "", *_differences(newest, _tables(aiter))]
     return "\n".join(lines) + "\n"
+
+
+def _runs() -> Iterator[str]:
+    for backend, runs in RUNS.items():
+        for run in runs:
+            yield _row(
+                backend,
+                run.kernels,
+                run.how,
+                f"`{run.target}`" if run.target else "none",
+                run.known,
+            )
 
 
 def _tables(aiter: Aiter) -> dict[str, dict[str, Cell]]:

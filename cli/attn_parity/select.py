@@ -12,7 +12,7 @@ from attn_parity import model_file
 from attn_parity.asked import Asked, asked_of, of_options, own_float8
 from attn_parity.console import results
 from attn_parity.options import check_writable, json_option, write_json
-from attn_parity.selected import print_assignments, print_config, print_findings, print_vllm
+from attn_parity.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
 from attn_parity.vllm_arguments import vllm_arguments
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
         print_config(asked.config, layers, engine.tensor_parallel)
     print_assignments(assignments)
     print_findings(layers, assignments)
+    print_runs(assignments)
     if asked.config is not None:
         vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
         print_vllm(vllm, assignments)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attn_contract import AttentionConfig
 from attn_contract.arguments import shown
 from attn_fuzz.findings.aiter import BACKENDS
+from attn_parity.backend_runs import RUNS
 from attn_parity.console import results
 from attn_parity.model_config import Group, ModelConfig
 from attn_parity.options import plain_table
@@ -84,6 +85,16 @@ def print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "
             if finding.meets(configs[name]):
                 layers[chosen.backend, finding.name, finding.seen_in].append(name)
     _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)
+
+
+def print_runs(assignments: Mapping[str, "Assignment"]) -> None:
+    """How the kernels of the selected backends were run, and what is known of them."""
+    table = plain_table("backend", "its kernels", "were", "known findings")
+    for backend in dict.fromkeys(chosen.backend for chosen in assignments.values()):
+        for run in RUNS[backend]:
+            table.add_row(backend, run.kernels, run.how, run.known)
+    results.print()
+    results.print(table)
 
 
 def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, str], list[str]]) -> None:

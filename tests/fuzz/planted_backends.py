@@ -5,12 +5,12 @@ import dataclasses
 import torch
 from attn_contract import YES, Capabilities, ContractError
 from attn_fuzz.targets.backends import BackendLayers, backend_target, declared_by, fa_sizes, installed
-from attn_fuzz.targets.documented_aiter import documented, rounding
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends.base import BatchBuilder
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
 from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
+from planted_aiter import documented, rounding
 
 
 def claiming(declared: Capabilities, rule: str) -> Capabilities:

@@ -1,5 +1,7 @@
 """AITER's paged attention in assembly: which file a call takes, what the files compute, and what is wrong with them."""
 
+import hashlib
+
 import pytest
 import torch
 from attn_amdgcn import Schedule
@@ -12,6 +14,9 @@ BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fnuz
 pytestmark = pytest.mark.skipif(
     (reason := aiter_pa_assembly.AITER_PA_ASSEMBLY.compiled_for("gfx942").unavailable("cpu")) is not None, reason=str(reason)
 )
+
+IS_WHEEL = not reason and aiter_assembly.files().parent.name == "aiter_meta"
+of_the_wheel = pytest.mark.skipif(not IS_WHEEL, reason="the tables of AITER's main have other columns")
 
 
 def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, behind: float = 1.0):
@@ -29,8 +34,9 @@ def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, b
     cache[:, 1] = v.view(blocks, BLOCK // 8, 8, DIMS).transpose(2, 3).flatten(1)
     table, out = torch.arange(first_block, first_block + blocks, dtype=torch.int32), torch.full_like(q, torch.nan)
     pointers = (out, q, raw, raw[BLOCK * DIMS :], table, torch.tensor([keys], dtype=torch.int32), None, None)
-    numbers = (LOG2_E / DIMS**0.5, blocks, 1, q.numel() * 2, block_bytes, BLOCK * DIMS * 2, group)
-    arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers))} | {240: None}
+    numbers = (LOG2_E / DIMS**0.5, blocks, 1, q.numel() * 2, block_bytes, BLOCK * DIMS * 2)
+    behind_them = (group, None) if IS_WHEEL else (0, group, None)  # main has mtp, too: csrc/py_itfs_cu/asm_pa.cu, KernelArgs
+    arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, *behind_them))}
     code, hazards = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"], row["knl_name"]), {}
     code_objects.run(code, arguments, (1, 1, 1), [Schedule(races=True)], hazards)
 
@@ -39,11 +45,12 @@ def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, b
 
 
 def noquant() -> list:
-    """Rows of files for one query and a cache of its dtype; none where AITER is not installed."""
-    rows = () if reason else aiter_assembly.table("gfx942", "pa/pa_asm.csv")
+    """Rows of files for one query and a cache of its dtype; none where the wheel is not installed."""
+    rows = () if reason or not IS_WHEEL else aiter_assembly.table("gfx942", "pa/pa_asm.csv")
     return [row for row in rows if row["qType"] == row["kvType"] and row["Mtp"] == "0"]
 
 
+@of_the_wheel
 @pytest.mark.parametrize(
     ("q", "kv", "group", "size", "files"),
     [
@@ -99,12 +106,26 @@ def test_lengths_that_are_wrong_on_hardware_see_slots_behind_the_last_key(row, k
     assert bool((once != again).any()) == sees_more
 
 
-@pytest.mark.parametrize(("first", "is_right"), [(65534, True), (65536, False)])
-def test_blocks_beyond_2_to_the_16_are_rows_of_zeros(first, is_right):
-    """ROCm/aiter#3062: 8 KV heads, whose blocks have 32 KiB."""
-    [row] = [row for row in noquant() if row["knl_file"] == "pa_bf16_noquant_gqa8_1tg_4w.co"]
+GQA8 = {
+    "34ddd3820d95d3f1ad2bb3c04d2acdc0e7025c7cec9d4102f8fe6c6b5e531079": False,  # amd-aiter 0.1.7.post2.dev18
+    "7533107346eee4ebdaea4d3320dc8bd3fff5d01036857c66b6aadb81f7a383af": True,  # AITER's main, e4048607a5
+}
+"""Whether a pa_bf16_noquant_gqa8_1tg_4w.co of gfx942 reads block ids of more than 16 bits, by its SHA-256."""
+
+
+@pytest.mark.parametrize("first", [65534, 65536])
+def test_blocks_beyond_2_to_the_16_are_rows_of_zeros_until_it_was_mended(first):
+    """ROCm/aiter#3062, which the mutant aiter-3062 of the zoo transcribes: 8 KV heads, whose blocks have 32 KiB.
+
+    Another file is judged by neither answer: ATTN_PARITY_AITER=FOLDER chooses the wheel's or main's.
+    """
+    name = "pa_bf16_noquant_gqa8_1tg_4w"
+    row = {"qType": "bf16", "Gqa": "8", "knl_file": f"{name}.co", "knl_name": f"_ZN5aiter{len(name)}{name}E"}
+    digest = hashlib.sha256((aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"]).read_bytes()).hexdigest()
+    if digest not in GQA8:
+        pytest.skip(f"{row['knl_file']} of SHA-256 {digest} is not known")
     out, right, _ = attended(row, 32, first_block=first, block_bytes=32768)
-    expected = right if is_right else torch.zeros_like(out)
+    expected = right if GQA8[digest] or first < 1 << 16 else torch.zeros_like(out)
     assert (out - expected).abs().max() < 0.02 * right.abs().max()
 
 
@@ -117,10 +138,11 @@ def test_known_waits_are_those_that_the_file_lacks(row):
 
 def several() -> list:
     """Rows of files for 16 heads and several queries that host code chooses."""
-    rows = () if reason else aiter_assembly.table("gfx942", "pa/pa_asm.csv")
+    rows = () if reason or not IS_WHEEL else aiter_assembly.table("gfx942", "pa/pa_asm.csv")
     return [row for row in rows if (row["Gqa"], row["Mtp"], row["Msk"]) == ("16", "1", "1")]
 
 
+@of_the_wheel
 @pytest.mark.parametrize("row", several(), ids=lambda row: row["knl_file"])
 @pytest.mark.parametrize("queries", [2, 3])
 def test_the_third_query_begins_with_a_maximum_that_nobody_wrote(row, queries):

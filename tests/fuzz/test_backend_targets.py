@@ -10,17 +10,16 @@ from attn_contract import ANY, AttentionConfig, AttentionType, Capabilities, Lay
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import ILLEGAL, written_slots
 from attn_fuzz.cases.poison import DTYPES
-from attn_fuzz.documented_aiter import without
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry, served
 from attn_fuzz.targets.backends import BackendLayers, installed, named
 from attn_fuzz.targets.declared import config_of
-from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.selected import without
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
-from attn_optimized.aiter_adapter import Aiter
+from attn_optimized.aiter_adapter import Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
@@ -99,7 +98,7 @@ def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
 
 @pytest.mark.parametrize("backend", served.SERVED)
 def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
-    declared: Capabilities = BACKENDS[backend].capabilities(documented("cpu"))
+    declared: Capabilities = BACKENDS[backend].capabilities(recorded("2026-08"))
     *first, last = declared.layouts.values
     wrong = {
         "head_sizes": [Only((64, 128), "planted"), Multiples(1, "planted", at_most=320)],
@@ -122,10 +121,10 @@ def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
 
 
 def test_an_aiter_without_an_output_scale_leaves_no_quantized_outputs():
-    lacking = without(documented("cpu"), "unified_attention", "output_scale")
+    lacking = without(recorded("2026-08"), "unified_attention", "output_scale")
     backend = BACKENDS["ROCM_AITER_UNIFIED_ATTN"]
     assert _finds(backend.capabilities(lacking), lacking) == 0
-    assert _finds(backend.capabilities(documented("cpu")), lacking), "outputs that this AITER cannot quantize"
+    assert _finds(backend.capabilities(recorded("2026-08")), lacking), "outputs that this AITER cannot quantize"
 
 
 def _finds(declared: Capabilities, aiter: Aiter | None = None) -> int:
@@ -133,7 +132,7 @@ def _finds(declared: Capabilities, aiter: Aiter | None = None) -> int:
     found = 0
     for seed in range(40):
         try:
-            served.check_declared(declared, aiter or documented("cpu"), random.Random(seed))
+            served.check_declared(declared, aiter or recorded("2026-08"), random.Random(seed))
         except AssertionError:
             found += 1
     return found
@@ -145,8 +144,8 @@ def _finds(declared: Capabilities, aiter: Aiter | None = None) -> int:
         ("backend-triton", "TRITON_ATTN"),
         ("backend-rocm-attn", "ROCM_ATTN"),
         ("backend-triton-diffkv", "TRITON_ATTN_DIFFKV"),
-        ("documented-aiter-fa", "ROCM_AITER_FA"),
-        ("documented-aiter-unified-backend", "ROCM_AITER_UNIFIED_ATTN"),
+        ("planted_aiter:FA", "ROCM_AITER_FA"),
+        ("planted_aiter:UNIFIED_BACKEND", "ROCM_AITER_UNIFIED_ATTN"),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

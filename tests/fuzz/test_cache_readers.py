@@ -8,8 +8,8 @@ import torch
 from attn_contract import AttentionConfig
 from attn_fuzz.targets import cache_readers
 from attn_fuzz.targets.cache_readers import Kind, is_right
-from attn_fuzz.targets.documented_aiter import documented
 from attn_fuzz.targets.selections import Asked
+from attn_optimized.aiter_adapter import recorded
 
 CONFIG = AttentionConfig(num_heads=4, num_kv_heads=2, head_size=64, dtype=torch.float16, block_size=16)
 WRITER, READER = Kind(CONFIG, "heads", False), Kind(CONFIG, "heads", True)
@@ -36,7 +36,7 @@ def test_who_may_read_whose_cache(model, kv_sharing, expected):
 
 
 def test_both_right_and_wrong_models_are_drawn_and_told_apart(monkeypatch):
-    asked = Asked("gfx942", (), documented("cpu"))
+    asked = Asked("gfx942", (), recorded("2026-08"))
     drawn = [cache_readers._drawn(CONFIG, random.Random(seed)) for seed in range(60)]
     wrong = [seed for seed, model in enumerate(drawn) if not is_right(*model)]
     assert 10 < len(wrong) < 50

@@ -18,7 +18,7 @@ FUNCTIONS = ("attention", "write_kv_cache", "rope_and_write_kv_cache", "write_la
 TARGETS = ("reference-fp32", "triton", "triton-varlen", "triton-write", "triton-latent", "triton-cascade", "torch-ops")
 BACKENDS = (
     *("backend-triton", "backend-triton-diffkv", "backend-rocm-attn", "backend-triton-mla"),
-    *("documented-aiter-fa", "documented-aiter-unified"),
+    *("planted_aiter:FA", "planted_aiter:UNIFIED"),
 )
 
 

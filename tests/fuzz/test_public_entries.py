@@ -47,13 +47,6 @@ TARGETS = {
     "attn_parity::write_latent_cache": "torch-ops-latent",
     "attn_parity::merge_attn_states": "torch-ops-merge",
     "attn_parity::merge_attn_parts": "torch-ops-merge-parts",
-    "attn_optimized.aiter_adapter.unified_attention": "documented-aiter-unified",
-    "attn_optimized.aiter_adapter.flash_attn_varlen": "documented-aiter-prefill",
-    "attn_optimized.aiter_adapter.paged_attention_v1": "documented-aiter-decode",
-    "attn_optimized.aiter_adapter.pa_fwd_asm": "documented-aiter-decode-assembly",
-    "attn_optimized.aiter_adapter.find_aiter": "found-aiter",
-    "attn_optimized.aiter_adapter.import_aiter": "found-aiter",
-    "attn_optimized.aiter_adapter.features_of": "found-aiter",
     "attn_optimized.context_parallel.local_layer": "triton-ranks",
     "attn_optimized.context_parallel.local_step": "triton-ranks",
     "attn_optimized.context_parallel.weighted_part": "triton-ranks",
@@ -63,11 +56,18 @@ TARGETS = {
     "TRITON_ATTN": "backend-triton",
     "TRITON_ATTN_DIFFKV": "backend-triton-diffkv",
     "ROCM_ATTN": "backend-rocm-attn",
-    "ROCM_AITER_UNIFIED_ATTN": "documented-aiter-unified-backend",
-    "ROCM_AITER_FA": "documented-aiter-fa",
     "TRITON_MLA": "backend-triton-mla",
 }
+_ON_THE_DOUBLE = "AITER needs AMD's GPUs: tests/fuzz/test_aiter_calls.py calls it on a double"
+_ON_DISK = "packages on disk: tests/optimized/test_aiter_adapter.py"
 REASONS = {
+    "ROCM_AITER_UNIFIED_ATTN": _ON_THE_DOUBLE,
+    "ROCM_AITER_FA": _ON_THE_DOUBLE,
+    **{
+        f"attn_optimized.aiter_adapter.{name}": _ON_THE_DOUBLE
+        for name in ("unified_attention", "flash_attn_varlen", "paged_attention_v1", "pa_fwd_asm")
+    },
+    **{f"attn_optimized.aiter_adapter.{name}": _ON_DISK for name in ("find_aiter", "import_aiter", "features_of")},
     "ROCM_AITER_MLA": "it refuses every layer",
     "ROCM_AITER_TRITON_MLA": "it refuses every layer",
     "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",

@@ -11,7 +11,6 @@ from typing import ClassVar
 import pytest
 import torch
 from attn_contract import AttentionType
-from attn_fuzz.documented_aiter import stand_in
 from attn_fuzz.serving import scheduler
 from attn_fuzz.serving.engine import Scheduled, ServingEngine
 from attn_fuzz.serving.models import ServedModel, rocm, served, triton
@@ -19,6 +18,8 @@ from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, base
 from hypothesis import Phase, settings
+
+from tests.optimized.documented_aiter import stand_in
 
 SEQUENCES, ACTIONS = 4, 30
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

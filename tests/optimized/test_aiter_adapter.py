@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
-from attn_fuzz.documented_aiter import Call, stand_in
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
@@ -20,6 +19,7 @@ from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pag
 
 from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
+from tests.optimized.documented_aiter import Call, stand_in
 
 ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
 
@@ -232,6 +232,9 @@ class TestUnifiedAttention:
         behind_last_row = given.untyped_storage().nbytes() // 4 - (len(given) - 1) * given.stride(0)
         assert behind_last_row >= table.shape[1] + 64 // 16 - 1
         assert torch.equal(given[:, : table.shape[1]], table)
+        keyless = replace(call.batch, block_table=table[:, :0], seq_lens=torch.zeros_like(call.batch.seq_lens), max_seq_len=0)
+        aiter_adapter.unified_attention(aiter, *call._replace(batch=keyless), out=torch.empty_like(call.q))
+        assert calls[-1].arguments["block_table"].untyped_storage().nbytes() // 4 >= 2 * (64 // 16)
         roomy = torch.nn.functional.pad(table, (0, 8))[:, : table.shape[1]]
         self.attend(aiter, call._replace(batch=replace(call.batch, block_table=roomy)))
         assert calls[-1].arguments["block_table"].data_ptr() == roomy.data_ptr()
@@ -608,6 +611,12 @@ class TestPaFwdAsm:
         call = paged_call([1, 1], [20, 33], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
         with pytest.raises(UnsupportedError, match=f"^AITER's pa_fwd_asm: {words}"):
             self.attend(call, **changes)
+
+    @pytest.mark.parametrize("block_size", [8, 32])
+    def test_other_blocks_are_refused(self, block_size, paged_call):
+        sizes = {"layout": Layout.SHUFFLED, "head_size": 128, "block_size": block_size}
+        with pytest.raises(UnsupportedError, match=r"^AITER's pa_fwd_asm: "):
+            self.attend(paged_call([1, 1], [20, 33], dtype=torch.float16, **sizes))
 
 
 @pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")

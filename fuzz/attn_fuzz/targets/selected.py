@@ -1,8 +1,9 @@
 """The selector as a target: each call runs on the backend that the selector chooses for it.
 
-The sizes of a call choose an architecture, among all that the selector knows, and an AITER: none, or the double
-`attn_fuzz.documented_aiter`, whole or without one of its functions or arguments. The selector is given that AITER, or nothing
-where it is the installed one. The selected backend must serve what it was selected for, so a refusal of it is a failure.
+The sizes of a call choose an architecture, among all that the selector knows, and an AITER: none, or the newest recorded one,
+whole or without one of its functions or arguments. The selector is given that AITER, or nothing where it is the installed one.
+The selected backend must serve what it was selected for, so a refusal of it is a failure. A record has signatures alone: where
+a backend on AITER is selected, the call runs on the one that is selected without AITER.
 
 `attn_fuzz.targets.selections` checks what the selector says. `attn_fuzz.targets.selected_model` does so for a model with this
 layer, and `attn_fuzz.targets.cache_readers` for models whose layers read each other's caches.
@@ -19,10 +20,7 @@ from attn_fuzz.targets import cache_readers, selected_model, selections
 from attn_fuzz.targets.backends import BackendLayers, named
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.declared import config_of_call
-from attn_fuzz.targets.documented_aiter import documented
-from attn_fuzz.targets.documented_backends import rounding, tokens_as_cached
-from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.selections import OPTIONAL, Asked
+from attn_fuzz.targets.selections import OPTIONAL, USED, Asked
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
 
@@ -39,18 +37,17 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     choose = choose_by(q, layer, batch)
     pattern = choose.choice(_patterns(layer))
     lacking = choose.choice(_lackings()) if choose.random() < 0.5 else None
-    whole = Asked(_architecture(pattern, choose), _priorities()[pattern], documented("cpu"), choose.random() < 0.5)
-    asked = whole if lacking is None else whole._replace(aiter=_aiter(lacking))
+    whole = Asked(_architecture(pattern, choose), _priorities()[pattern], _aiter(), choose.random() < 0.5)
+    asked = whole if lacking is None else whole._replace(aiter=_aiter(*lacking))
     if lacking is not None:
         selections.check_lacking(config, whole, asked, *lacking)
     with selections.installed(asked.aiter):
         backend = selections.check(config, asked, choose)
+        if backend in USED:
+            backend = selections.check(config, asked._replace(aiter=_aiter(None), is_installed=False), choose)
         selections.check_constructors(layer, q.dtype, config.block_size, asked)
         selected_model.check(config, asked, choose)
         cache_readers.check(config, asked, choose)
-    if backend == "ROCM_AITER_FA" and kv_cache is not None:
-        # a step that writes nothing brings none, and a quantized cache rounds them
-        k, v = tokens_as_cached(q, kv_cache, layer, batch)
     _layers_of(backend, lacking).attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
@@ -86,18 +83,29 @@ def _lackings() -> list[Lacking]:
 
 
 @functools.cache
-def _aiter(lacking: Lacking) -> Any:
-    from attn_fuzz.documented_aiter import without
-    from attn_optimized.aiter_adapter import Aiter
+def _aiter(function: str | None = "", argument: str | None = None) -> Any:
+    """The newest recorded AITER, whole, or without a function, or without an argument of it; for None there is no AITER."""
+    from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 
-    function, argument = lacking
-    return Aiter(missing="it is not here") if function is None else without(documented("cpu"), function, argument)
+    if function is None:
+        return Aiter(missing="it is not here")
+    aiter = recorded(RECORDED[-1])
+    return without(aiter, function, argument) if function else aiter
+
+
+def without(aiter: Any, function: str, argument: str | None = None) -> Any:
+    """The same AITER without a function, or without an argument of the function."""
+    signatures = dict(aiter.signatures)
+    signature = signatures.pop(function)
+    if argument is not None:
+        arguments = tuple(name for name in signature.arguments if name != argument)
+        signatures[function] = dataclasses.replace(signature, arguments=arguments)
+    return dataclasses.replace(aiter, signatures=signatures)
 
 
 @functools.cache
 def _layers_of(backend: str, lacking: Lacking | None) -> BackendLayers:
-    aiter = documented if lacking is None else lambda device: _aiter(lacking)
-    return BackendLayers(named(backend), aiter, is_checked=lacking is None)
+    return BackendLayers(named(backend), lambda device: _aiter(*(lacking or ())), is_checked=lacking is None)
 
 
 def _forget() -> None:
@@ -106,9 +114,8 @@ def _forget() -> None:
 
 
 def _support(device: str) -> Support:
-    """All that TRITON_ATTN serves, which every architecture has. ROCM_AITER_FA needs a key for each query."""
-    engine = Engine(more_queries_than_keys=False)
-    return dataclasses.replace(TRITON.support(device), engine=engine, max_tokens=32, max_seq_len=128)
+    """All that TRITON_ATTN serves, which every architecture has."""
+    return dataclasses.replace(TRITON.support(device), max_tokens=32, max_seq_len=128)
 
 
 SELECTED = Target(
@@ -116,7 +123,7 @@ SELECTED = Target(
     description="the selector: each call on the backend that is selected for it, on an architecture of its choice",
     attention=_attention,
     support=_support,
-    rounding=rounding,
+    rounding=TRITON.rounding,
     unavailable=TRITON.unavailable,
     forget=_forget,
 )

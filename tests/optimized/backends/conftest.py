@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_fuzz.documented_aiter import Call, stand_in
 from attn_fuzz.interpreted.aiter import interpreted
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
@@ -26,6 +25,7 @@ from tests.calls import (
     shuffled_blocks,
     varlen_call,
 )
+from tests.optimized.documented_aiter import Call, stand_in
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

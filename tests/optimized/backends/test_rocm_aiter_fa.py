@@ -126,6 +126,11 @@ def test_an_extend_with_a_window_gathers_what_the_window_reaches(make_step, asse
     assert len(call.arguments["k"]) == (5 + 9) + 25
 
 
+def test_layers_of_one_step_reach_as_far_as_their_own_windows(make_step):
+    extend = AiterFlashAttentionMetadataBuilder(AttentionType.DECODER).build(make_step([5], [60]).common).extend
+    assert [extend.reach(left).num_keys for left in (9, 20, 9)] == [5 + 9, 5 + 20, 5 + 9]
+
+
 def test_phases_keep_the_order_of_the_step(make_step):
     metadata = AiterFlashAttentionMetadataBuilder(AttentionType.DECODER).build(make_step(**MIXED).common)
     assert metadata.decode.rows.tolist() == [7, 30]

@@ -1,0 +1,84 @@
+"""Which kernels each backend calls, whether this project has run them, how, and what is known to be wrong with them.
+
+No AMD GPU has run any of them. A target that emulates is fuzzed as NAME@ARCHITECTURE.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from attn_fuzz.findings import aiter
+from attn_fuzz.findings.finding import Finding
+
+NOT_RUN = "not run"
+
+
+class Run(NamedTuple):
+    """One kind of a backend's kernels.
+
+    Attributes:
+        kernels: what they are.
+        how: how they were run; NOT_RUN if they were not.
+        target: the target that runs them, if there is one.
+        findings: what is known of the kernels as this target runs them.
+    """
+
+    kernels: str
+    how: str
+    target: str = ""
+    findings: Sequence[Finding] = ()
+
+    @property
+    def known(self) -> str:
+        """The names of the findings; nothing is known of what was not run."""
+        return ", ".join(finding.name for finding in self.findings) or ("unknown" if self.how == NOT_RUN else "none")
+
+
+_EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
+_OWN = f"run on an H200, {_EMULATED}, interpreted"
+_UNIFIED = Run(
+    "AITER's Triton unified_attention", "run on an H200, interpreted", "aiter-unified-attention", aiter.UNIFIED_ATTENTION
+)
+RUNS = {
+    "ROCM_ATTN": (Run("this project's Triton kernels", _OWN, "backend-rocm-attn"),),
+    "TRITON_ATTN": (Run("this project's Triton kernels", _OWN, "backend-triton"),),
+    "TRITON_ATTN_DIFFKV": (Run("this project's Triton kernels", _OWN, "backend-triton-diffkv"),),
+    "TRITON_MLA": (Run("this project's Triton kernels", _OWN, "backend-triton-mla"),),
+    "ROCM_AITER_UNIFIED_ATTN": (
+        _UNIFIED,
+        Run("this project's Triton kernels, for all but decoders", _OWN, "backend-triton"),
+    ),
+    "ROCM_AITER_FA": (
+        Run(
+            "AITER's flash_attn_varlen_func, assembly (bfloat16, heads of 128)",
+            "emulated as gfx942, gfx950",
+            "aiter-fmha-v3",
+            aiter.FMHA_ASSEMBLY,
+        ),
+        Run("AITER's flash_attn_varlen_func, CK (all else)", NOT_RUN),
+        Run("AITER's HIP paged_attention_v1", "emulated as gfx942", "aiter-hip-pa-v1", aiter.HIP_PA_V1),
+        _UNIFIED,
+        Run(
+            "AITER's pa_fwd_asm, assembly (vLLM's choice for a shuffled cache, which this backend has not)",
+            "emulated as gfx942, gfx950",
+            "aiter-pa-assembly",
+            aiter.PA_ASSEMBLY,
+        ),
+    ),
+    "ROCM_AITER_MLA": (
+        Run(
+            "AITER's mla_decode_fwd, assembly (here the backend refuses every layer)",
+            "emulated as gfx942, gfx950",
+            "aiter-mla-assembly",
+            aiter.MLA_ASSEMBLY,
+        ),
+    ),
+    "ROCM_AITER_TRITON_MLA": (
+        Run(
+            "AITER's Triton flash_attn_varlen_func of mha (here the backend refuses every layer)",
+            "interpreted",
+            "aiter-mha-varlen",
+            aiter.MHA_VARLEN,
+        ),
+    ),
+}
+"""By the name of a backend."""
