@@ -1,18 +1,13 @@
-"""The adapter of AITER, its backends and the selector agree on the documented AITER, and faults in them are found."""
+"""The adapter of AITER, and its backends agree on the documented AITER, and faults in them are found."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from attn_fuzz.cases import tensors
-from attn_fuzz.run import shard
-from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets.documented_aiter import DOCUMENTED_AITER_UNIFIED
 from attn_fuzz.targets.found_aiter import FOUND_AITER
-from attn_fuzz.targets.selected import _patterns, choose_by
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
-from attn_optimized.selector import PRIORITIES
 
 TARGETS = ("unified", "prefill", "decode", "decode-assembly", "fa", "unified-backend")
 ADAPTER = "attn_optimized.aiter_adapter"
@@ -23,12 +18,11 @@ DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUni
 BARE_WINDOW = "attn_optimized.backends.rocm_aiter_unified_attn._has_bare_window_in_float16"
 CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
 FORWARD = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUnifiedAttentionImpl.forward"
-DECLARES_FA = "attn_optimized.backends.rocm_aiter_fa.declaration.AiterFlashAttentionBackend.capabilities"
 CHECK_STEP = "attn_optimized.backends.base.AttentionImplBase._check_step"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
 
-@pytest.mark.parametrize("target", [*(f"documented-aiter-{name}" for name in TARGETS), "selected"])
+@pytest.mark.parametrize("target", [f"documented-aiter-{name}" for name in TARGETS])
 def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     progress = fuzz_apart(target, examples=20)
     assert progress.failure is None, progress.failure.verdict.message
@@ -70,25 +64,10 @@ def test_the_double_reads_both_types_of_float8_on_every_gpu(architecture, monkey
         ("documented-aiter-decode-assembly", f"{ADAPTER}.features", "(16,)", "(16, 32)"),
         ("documented-aiter-fa", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
         ("documented-aiter-fa", CHUNKS, "max(1, self.context_chunk_keys // len(context_lens))", "self.context_chunk_keys"),
-        ("selected", "attn_optimized.backends.base._others", "' or '.join(serving)", "' or '.join(serving[-1:])"),
-        ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
-        ("selected", DECLARES_FA, "features.prefill_sinks or features.unified_sinks", "features.prefill_sinks"),
-        ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
-        ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
-        ("selected", "attn_optimized.backends.base._others", "' or '.join(serving)", "' or '.join(serving[:2])"),
-        ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
-        ("selected", "attn_optimized.selector.model._footprint", "view.block_stride * view.itemsize", "view.block_stride"),
     ],
-    ids=lambda value: value if value.startswith(("documented", "selected")) else "",
+    ids=lambda value: value if value.startswith("documented") else "",
 )
 def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
     fault = Mutant(name="fault", patches=(Patch(place, find, replace),), raises="")
     progress = fuzz_apart(target, examples=300, mutant=fault, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
-
-
-def test_every_architecture_is_selected_for(tmp_path):
-    cases = shard.drawn(FuzzPlan(target="selected", device="cpu", examples=60, seed=1, folder=tmp_path))
-    steps = [tensors.build(case) for case in cases]
-    chosen = {choose_by(step.q, step.layer, step.batch).choice(_patterns(step.layer)) for step in steps}
-    assert chosen == {*PRIORITIES}

@@ -1,7 +1,6 @@
 """The backends named after AITER as targets on the double `attn_fuzz.documented_aiter`.
 
-What they serve is stated here and in `attn_fuzz.targets.served` once more. A backend that declares too much serves what it must
-refuse, and a backend that declares too little refuses what it must serve.
+What they serve is stated here once more. A backend that declares too little refuses what it must serve.
 """
 
 import dataclasses
@@ -11,9 +10,9 @@ from typing import Any
 
 import attn_reference
 import torch
-from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, Layer
+from attn_contract import AttentionConfig, AttentionType, Batch, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import declared, documented_aiter, host_lengths, host_metadata, wrong_arguments
+from attn_fuzz.targets import documented_aiter, wrong_arguments
 from attn_fuzz.targets.aiter import ROWS
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, named
 from attn_fuzz.targets.choices import choices_by
@@ -46,22 +45,14 @@ def tokens_as_cached(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batc
 
 
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    config = declared.config_of_call(q, kv_cache, layer, batch, out, lse)
-    declared.check(_declared(_UNIFIED), _unified_support("cpu"), _beyond_unified, config, more_rules=("kv_sharing",))
     _UNIFIED.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
 def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    config = declared.config_of_call(q, kv_cache, layer, batch, out, lse)
-    declared.check(_declared(_FA), _fa_support("cpu"), _beyond_fa, config)
     if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
         k, v = tokens_as_cached(q, kv_cache, layer, batch)
     if kv_cache is not None and layer.attn_type is AttentionType.DECODER:
-        host_lengths.check("ROCM_AITER_FA", batch)
         _check_phases(batch)
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        if choose.random() < 0.25:
-            _check_phases(host_metadata.drawn_step(choose, choose.choice((1, 2, 5))))
         if longer := _longer(batch):
             # by layers of its own: the layers of a step share the step's metadata
             others = dataclasses.replace(_FA, is_checked=False)
@@ -69,10 +60,6 @@ def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             wrong_arguments.must_raise(too_long, "a request with more keys than its blocks hold")
         _without_queries(q, kv_cache, layer, batch, out)
     _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-
-def _declared(layers: BackendLayers) -> Capabilities:
-    return layers.load().capabilities(layers.aiter("cpu"))
 
 
 def _longer(batch: Batch) -> Batch | None:

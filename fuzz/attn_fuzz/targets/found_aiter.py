@@ -16,16 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.documented_aiter import DOCUMENTED_AITER_UNIFIED, documented, unified
-from attn_fuzz.targets.selected import choose_by
 from attn_fuzz.targets.wrong_arguments import must_refuse
-from attn_fuzz.targets.wrong_gpus import edited
 
 VERSION = "9.8.7"
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    choose = choose_by(q, layer, batch)
+    choose = choices_by((q.shape, layer.num_kv_heads, batch.query_start_loc, batch.seq_lens))
     if choose.random() < 0.2:
         _check_recorded(choose)
     with _installation() as folder:
@@ -70,7 +69,7 @@ def _check_recorded(choose: random.Random) -> None:
     """
     from attn_optimized.aiter_adapter import RECORDED, recorded
 
-    version = edited(choose.choice(RECORDED), choose)
+    version = choose.choice((*RECORDED, f"{RECORDED[0]}1", RECORDED[0][:-1]))
     try:
         recorded(version)
     except ValueError:
