@@ -90,7 +90,7 @@ def write_arguments(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, t
     return rows(device), rows(device), cache, layer, torch.arange(NUM_ROWS, device=device)
 
 
-@pytest.fixture(params=[*PAGED, "varlen", "cascade", "write", "rope", "merge"])
+@pytest.fixture(params=[*PAGED, "varlen", "cascade", "write", "latent", "rope", "merge"])
 def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]:
     """A function that makes calls, its arguments, and the outputs by name."""
     if request.param == "varlen":
@@ -102,6 +102,11 @@ def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], 
         return cascade_attention_calls, (*arguments, 16), outputs(arguments.q, arguments.layer)
     if request.param == "write":
         return write_kv_cache_call, write_arguments(device), {}
+    if request.param == "latent":
+        sizes = {"num_heads": NUM_HEADS, "num_kv_heads": 1, "head_size": HEAD_SIZE, "head_size_v": 24}
+        row, cache = torch.randn(NUM_ROWS, HEAD_SIZE, device=device), torch.zeros(2, 16, HEAD_SIZE, device=device)
+        layer, slots = Layer(**sizes, scale=1.0, layout=Layout.LATENT), torch.arange(NUM_ROWS, device=device)
+        return write_latent_cache_call, (row[:, :24], row[:, 24:], cache, layer, slots), {}
     if request.param == "rope":
         k, v, cache, layer, slots = write_arguments(device)
         q, cos_sin_cache = rows(device, NUM_HEADS), torch.randn(50, HEAD_SIZE, device=device)

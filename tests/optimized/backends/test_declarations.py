@@ -173,7 +173,7 @@ SERVED = {
     ),
 }
 """By the name of a backend."""
-NUMBERS = {"window": ((-1, 3), (3, -1), (3, 3)), "sink_tokens": (2,), "chunked_local": (16,), "logits_soft_cap": (5.0,)}
+NUMBERS = {"window": ((-1, 3), (0, -1), (3, 3)), "sink_tokens": (2,), "chunked_local": (16,), "logits_soft_cap": (5.0,)}
 """By the name of a rule that a config holds as a number: values that are unlike each other. Other rules are on or off."""
 
 SIZES = st.integers(1, 321) | st.sampled_from((16, 32, 64, 128, 192, 256))

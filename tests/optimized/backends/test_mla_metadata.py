@@ -71,6 +71,7 @@ def steps(draw: st.DrawFn) -> tuple[int, int, list[Request]]:
 def test_a_step_is_split_into_decodes_and_prefills(step):
     chunk, speculated, all_requests = step
     common = common_of(all_requests)
+    assert common.num_reqs == len(all_requests)
     metadata = builder(chunk, speculated).build(common)
     prefills = [r for r, request in enumerate(all_requests) if request.query_len > 1 + speculated]
     decodes = [r for r, request in enumerate(all_requests) if 0 < request.query_len <= 1 + speculated]
