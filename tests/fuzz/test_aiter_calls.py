@@ -1,13 +1,8 @@
-"""The adapter of AITER, its backends and the selector agree on a double of AITER, and faults in them are found."""
+"""The adapter of AITER, and its backends agree on a double of AITER, and faults in them are found."""
 
 import pytest
-from attn_fuzz.cases import tensors
-from attn_fuzz.run import shard
-from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.targets.selected import _patterns, choose_by
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
-from attn_optimized.selector import PRIORITIES
 
 from tests import processes
 
@@ -26,7 +21,7 @@ CHECK_STEP = "attn_optimized.backends.base.AttentionImplBase._check_step"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 
 
-@pytest.mark.parametrize("target", [*(f"planted_aiter:{name}" for name in TARGETS), "selected"])
+@pytest.mark.parametrize("target", [f"planted_aiter:{name}" for name in TARGETS])
 def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     progress = fuzz_apart(target, examples=20)
     assert progress.failure is None, progress.failure.verdict.message
@@ -54,16 +49,8 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         ("planted_aiter:UNIFIED_BACKEND", BARE_WINDOW, "config.dtype == torch.float16", "False"),
         ("planted_aiter:DECODE_ASSEMBLY", f"{ADAPTER}.pa_fwd_asm.pa_fwd_asm", "group > _MAX_ROWS", "group >= _MAX_ROWS"),
         ("planted_aiter:FA", CHUNKS, "context_lens.clamp(max=begin + chunk)", "context_lens"),
-        ("selected", "attn_optimized.backends.base._others", "' or '.join(serving)", "' or '.join(serving[-1:])"),
-        ("selected", "attn_optimized.selector.layer.select", "not verdict.refusals", "True"),
-        ("selected", DECLARES_FA, "features.prefill_sinks or features.unified_sinks", "features.prefill_sinks"),
-        ("selected", DECLARES_UNIFIED, "features.unified_alibi", "features.unified_sinks"),
-        ("selected", "attn_optimized.backends.declaring.declared_features", "aiter.missing is None", "True"),
-        ("selected", "attn_optimized.backends.base._others", "' or '.join(serving)", "' or '.join(serving[:2])"),
-        ("selected", "attn_optimized.selector.model._of_one_cache", "_cost(found) < _cost(best)", "True"),
-        ("selected", "attn_optimized.selector.model._footprint", "view.block_stride * view.itemsize", "view.block_stride"),
     ],
-    ids=lambda value: value if value.startswith(("planted", "selected")) else "",
+    ids=lambda value: value if value.startswith("planted") else "",
 )
 def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
     fault = Mutant(name="fault", patches=(Patch(place, find, replace),), raises="")
@@ -115,10 +102,3 @@ def test_a_fault_that_is_seldom_drawn_fails_a_plain_test(tests, place, find, rep
     arguments = [f"tests/optimized/{tests}", "-q", "-x", "--tb=no", "-p", "no:cacheprovider"]
     ended = processes.run(["-c", RUN_MUTATED, place, find, replace, *arguments], cwd=processes.ROOT)
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout + ended.stderr
-
-
-def test_every_architecture_is_selected_for(tmp_path):
-    cases = shard.drawn(FuzzPlan(target="selected", device="cpu", examples=60, seed=1, folder=tmp_path))
-    steps = [tensors.build(case) for case in cases]
-    chosen = {choose_by(step.q, step.layer, step.batch).choice(_patterns(step.layer)) for step in steps}
-    assert chosen == {*PRIORITIES}

@@ -1,26 +1,20 @@
 """Backends are fuzzed within what they serve, and a declaration that promises too much or too little is found."""
 
-import dataclasses
-import random
-
 import msgspec
 import pytest
 import torch
-from attn_contract import ANY, AttentionConfig, AttentionType, Capabilities, Layer, Layout, Multiples, Only
+from attn_contract import AttentionConfig, AttentionType, Layer
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import ILLEGAL, written_slots
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets import registry, served
+from attn_fuzz.targets import registry
 from attn_fuzz.targets.backends import BackendLayers, installed, named
 from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.selected import without
 from attn_fuzz.zoo.mutants import Mutant
 from attn_fuzz.zoo.patches import Patch
-from attn_optimized.aiter_adapter import Aiter, recorded
-from attn_optimized.backends import BACKENDS
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
 
@@ -59,7 +53,6 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),
     [
-        ("backend-rocm-attn", "rocm_attn._is_causal", "not config.asks('non_causal')", "True"),
         ("backend-rocm-attn", "base.AttentionImplBase._check_step", "key in self._served", "bool(self._served)"),
         (
             "backend-triton-mla-over-ranks",
@@ -75,7 +68,6 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
         ),
     ],
     ids=[
-        "a declaration serves two rules together that it should not",
         "a step is not looked at after the first one",
         "a call over ranks is not looked at",
         "a prefill without keys is not looked at",
@@ -94,66 +86,6 @@ def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
     progress = fuzz_apart(f"planted_backends:{name}", examples=500)
     assert progress.failure is not None, f"survived {progress.examples} examples"
     assert getattr(progress.failure.case, asks) is not None
-
-
-@pytest.mark.parametrize("backend", served.SERVED)
-def test_a_declaration_that_is_not_what_is_stated_is_found(backend):
-    declared: Capabilities = BACKENDS[backend].capabilities(recorded("2026-08"))
-    *first, last = declared.layouts.values
-    wrong = {
-        "head_sizes": [Only((64, 128), "planted"), Multiples(1, "planted", at_most=320)],
-        "group_sizes": [Only((1,), "planted"), ANY],
-        "block_sizes": [Only((16,), "planted"), Multiples(1, "planted", at_most=32)],
-        "dtypes": [Only((torch.float16,), "planted")],
-        "layouts": [Only(tuple(Layout)[:3], "planted"), *([Only((*first[:-1], last, first[-1]), "planted")] if first else [])],
-        "architectures": [Only(("gfx942",), "planted")],
-        "output_dtypes": [Only((torch.float8_e4m3fnuz,), "planted")],
-    }
-    # where any head count is served, or the widths have other bounds, too much cannot be claimed
-    if 1000 in served.SERVED[backend].group_sizes:
-        wrong["group_sizes"] = wrong["group_sizes"][:1]
-    if served.SERVED[backend].plain.has_latent_cache:
-        wrong["head_sizes"] = wrong["head_sizes"][:1]
-    assert _finds(declared) == 0
-    for field, values in wrong.items():
-        for value in values:
-            assert _finds(dataclasses.replace(declared, **{field: value})), f"{field} {value}"
-
-
-def test_an_aiter_without_an_output_scale_leaves_no_quantized_outputs():
-    lacking = without(recorded("2026-08"), "unified_attention", "output_scale")
-    backend = BACKENDS["ROCM_AITER_UNIFIED_ATTN"]
-    assert _finds(backend.capabilities(lacking), lacking) == 0
-    assert _finds(backend.capabilities(recorded("2026-08")), lacking), "outputs that this AITER cannot quantize"
-
-
-def _finds(declared: Capabilities, aiter: Aiter | None = None) -> int:
-    """How many of 40 cases find that a declaration is wrong, on the whole double of AITER or on another one."""
-    found = 0
-    for seed in range(40):
-        try:
-            served.check_declared(declared, aiter or recorded("2026-08"), random.Random(seed))
-        except AssertionError:
-            found += 1
-    return found
-
-
-@pytest.mark.parametrize(
-    ("target", "backend"),
-    [
-        ("backend-triton", "TRITON_ATTN"),
-        ("backend-rocm-attn", "ROCM_ATTN"),
-        ("backend-triton-diffkv", "TRITON_ATTN_DIFFKV"),
-        ("planted_aiter:FA", "ROCM_AITER_FA"),
-        ("planted_aiter:UNIFIED_BACKEND", "ROCM_AITER_UNIFIED_ATTN"),
-    ],
-)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_is_drawn_is_served(target, backend, device):
-    drawn, stated = registry.load(target).support(device), served.SERVED[backend]
-    for field in ("head_sizes", "group_sizes", "block_sizes", "layouts"):
-        assert all(value in getattr(stated, field) for value in getattr(drawn, field)), field
-    assert all(DTYPES[name] in stated.dtypes for name in drawn.dtypes)
 
 
 def test_a_layer_that_checks_no_values_is_judged_as_well_as_one_that_does(monkeypatch):

@@ -576,8 +576,8 @@ def test_the_page_says_how_many_mutants_are_gone():
 
 def test_a_call_with_targets_uses_no_other_of_the_log(tmp_path):
     log = Log(tmp_path / "log.jsonl", "cpu", generate.PACKAGE)
-    for name in ("triton", "selected"):
+    for name in ("triton", "backend-triton"):
         log.add(Reach(name, 1.0, LINES))
-    log.use_only(["selected"])
-    assert [*log.reaches] == ["selected"]
+    log.use_only(["backend-triton"])
+    assert [*log.reaches] == ["backend-triton"]
     assert len(Log(log.path, "cpu", generate.PACKAGE).reaches) == 2, "the file has all of them"

@@ -66,12 +66,14 @@ def test_a_way_without_a_target_says_so(attn_parity, tmp_path):
 def test_mutants_of_a_target_that_cannot_run_here_stay_without_a_result(way, attn_parity, tmp_path, monkeypatch):
     """`ways exhaust` under Triton 3.6 ended with an error after seven minutes, and kept nothing."""
     monkeypatch.setattr(plans, "missing_e4m3fnuz", lambda: "too old")
-    names = ("--only", "vllm-3385", "--only", "grid-of-many-requests")
+    of_plans = msgspec.structs.replace(ZOO["vllm-3385"], name="of-plans", target="triton-plans")
+    monkeypatch.setattr(mutants, "load_all", lambda: [ZOO["vllm-3385"], of_plans])
+    names = ("--only", "vllm-3385", "--only", "of-plans")
     ran = attn_parity("ways", way, *names, "--examples", 60, "--workers", 1, "--json", "ways.json")
     assert ran.code == 0, ran.err
     assert "target triton-plans: too old: its mutants do not run" in ran.err
     rows = {row.name: row.ways[way] for row in results_file.load(tmp_path / "ways.json", Results).mutants}
-    assert rows["grid-of-many-requests"] == Caught(note="too old")
+    assert rows["of-plans"] == Caught(note="too old")
     assert rows["vllm-3385"].is_caught
 
 

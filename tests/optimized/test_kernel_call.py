@@ -1,11 +1,12 @@
 """A launch as data is the launch that happens, and making one needs no device: its tensors may be on meta."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import attn_optimized
 import attn_reference
@@ -22,6 +23,9 @@ from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache
 from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.table import parameters_for
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from triton import JITFunction
 
 from tests.calls import HEAD_SCALES, with_idle_strides
 from tests.emulated.kernels import POINTER, kernel_text
@@ -86,7 +90,7 @@ def write_arguments(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, t
     return rows(device), rows(device), cache, layer, torch.arange(NUM_ROWS, device=device)
 
 
-@pytest.fixture(params=[*PAGED, "varlen", "cascade", "write", "rope", "merge"])
+@pytest.fixture(params=[*PAGED, "varlen", "cascade", "write", "latent", "rope", "merge"])
 def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]:
     """A function that makes calls, its arguments, and the outputs by name."""
     if request.param == "varlen":
@@ -98,6 +102,11 @@ def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], 
         return cascade_attention_calls, (*arguments, 16), outputs(arguments.q, arguments.layer)
     if request.param == "write":
         return write_kv_cache_call, write_arguments(device), {}
+    if request.param == "latent":
+        sizes = {"num_heads": NUM_HEADS, "num_kv_heads": 1, "head_size": HEAD_SIZE, "head_size_v": 24}
+        row, cache = torch.randn(NUM_ROWS, HEAD_SIZE, device=device), torch.zeros(2, 16, HEAD_SIZE, device=device)
+        layer, slots = Layer(**sizes, scale=1.0, layout=Layout.LATENT), torch.arange(NUM_ROWS, device=device)
+        return write_latent_cache_call, (row[:, :24], row[:, 24:], cache, layer, slots), {}
     if request.param == "rope":
         k, v, cache, layer, slots = write_arguments(device)
         q, cos_sin_cache = rows(device, NUM_HEADS), torch.randn(50, HEAD_SIZE, device=device)
@@ -301,6 +310,94 @@ def test_a_compiled_kernel_is_launched_again_only_on_tensors_that_it_fits(device
         call._replace(tensors={**call.tensors, "out_a_ptr": first}).run(device)
         torch.testing.assert_close(call.tensors["out_ptr"], expected, rtol=0, atol=0)
     assert list(call.launch._compiled) == [device.index]
+
+
+class Gpus:
+    """GPUs that are not here: one of them is the current one, and each launch is noted."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.launched: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def device(self, gpu: torch.device) -> Iterator[None]:
+        before, self.current = self.current, int(gpu.index)
+        yield
+        self.current = before
+
+    def kernel(self, of: Any) -> Any:
+        """A kernel that is compiled as Triton does: for one GPU, and for what is None and what is aligned to 16 bytes.
+
+        `kernel[grid](*arguments, **options)` launches, and gives what was compiled. `compiled[grid](*pointers)` launches that.
+        """
+        unspecialized = getattr(of, "do_not_specialize_on_alignment", ())
+
+        def form(pointers: Sequence[Any]) -> Any:
+            named = dict(zip(of.arg_names, pointers, strict=True))
+            there = [name for name in named if name.endswith("_ptr") and name not in unspecialized]
+            missing = [name for name, pointer in named.items() if pointer is None]
+            return self.current, missing, [name for name in there if not (named[name] or 0) % 16]
+
+        def launch(grid: tuple[int, ...], pointers: Sequence[Any], options: dict[str, Any] | None) -> None:
+            self.launched.append((self.current, (*grid, 1, 1)[:3], [*pointers], options))
+
+        class Compiled:
+            def __init__(self, made_for: Any) -> None:
+                self.made_for = made_for
+
+            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                def run(*pointers: Any) -> None:
+                    assert form(pointers) == self.made_for, "it was compiled for other arguments"
+                    launch(grid, pointers, None)
+
+                return run
+
+        class Kernel(JITFunction):
+            arg_names = of.arg_names
+            do_not_specialize_on_alignment = unspecialized
+
+            def __init__(self) -> None:
+                pass
+
+            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
+                def run(*arguments: Any, **options: Any) -> Compiled:
+                    pointers = [one.data_ptr() if isinstance(one, torch.Tensor) else one for one in arguments]
+                    launch(grid, pointers, options)
+                    return Compiled(form(pointers))
+
+                return run
+
+        return Kernel()
+
+
+LAUNCHES = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from(("aligned", "shifted", "empty"))), max_size=5
+)
+"""On which GPU, which one is current, and where the first tensor lies. One without an element has the address 0."""
+
+
+@settings(max_examples=100)
+@given(launches=LAUNCHES, quantized=st.booleans())
+def test_each_launch_on_a_gpu_is_the_call(launches, quantized):
+    a, lse = torch.zeros(3, 2, 16), torch.zeros(2, 3)
+    scale = {"output_scale": torch.ones(1)} if quantized else {}
+    out = torch.empty_like(a, dtype=torch.float8_e4m3fn) if quantized else torch.empty_like(a)
+    gpus, call = Gpus(), merge_attn_states_call(a, lse, a, lse, out=out, architecture="sm90", **scale)
+    call = call._replace(launch=replace(call.launch, kernel=gpus.kernel(call.launch.kernel)))
+    placed = {"aligned": a, "shifted": torch.zeros(a.numel() + 1)[1:], "empty": a[:0]}
+    with patch.multiple(torch.cuda, current_device=lambda: gpus.current, device=gpus.device):
+        for gpu, gpus.current, place in launches:
+            moved = call._replace(tensors=call.tensors | {"out_a_ptr": placed[place]})
+            gpus.launched.clear()
+            moved.run(torch.device("cuda", gpu))
+            values = moved.tensors | call.launch.numbers
+            assert moved.arguments == values
+            values |= call.launch.constants
+            values = [values[name] for name in call.launch.kernel.arg_names]
+            pointers = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in values]
+            ((on, grid, given_pointers, options),) = gpus.launched
+            assert (on, grid, given_pointers) == (gpu, (*call.launch.grid, 1, 1)[:3], pointers)
+            assert options in (None, call.launch.options)
 
 
 def test_a_call_is_made_for_the_gpu_that_is_named(paged_call):

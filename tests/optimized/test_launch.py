@@ -287,6 +287,7 @@ def test_no_request_no_program():
 def test_row_tiles(architecture, head_size):
     tiles = row_tiles(architecture, head_size=head_size)
     assert tiles.block_d >= head_size
+    assert tiles.block_rows.bit_count() == tiles.block_d.bit_count() == 1
     (programs,) = row_grid(tiles, 1000)
     assert programs * tiles.block_rows >= 1000 > (programs - 1) * tiles.block_rows
 

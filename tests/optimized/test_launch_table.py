@@ -3,12 +3,15 @@
 import itertools
 import json
 import os
-from typing import get_args
+from typing import Any, get_args
+from unittest import mock
 
 import pytest
 from attn_contract import ContractError
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry, Parameters, Phase, architectures, entries, parameters_for, table_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250", "gfx1301")
 PHASES = get_args(Phase)
@@ -137,6 +140,61 @@ def test_a_table_is_read(written):
 def test_another_document_is_refused_with_the_place(written, text, words):
     with pytest.raises(ContractError, match=f"^{words}"):
         written(text)
+
+
+OTHERS = {
+    int: (0, -1, 2.0, "2", None, True, [2]),
+    bool: (0, 1, "true", None, []),
+    str: (None, 1, True, ["decode"]),
+    dict: (None, 1, "block_m", []),
+}
+"""By the type of a value of an entry: values that it cannot have."""
+
+
+def written_entry(entry: Entry) -> dict[str, Any]:
+    """An entry as its file has it: what is not said has its default."""
+    parameters = {name: value for name, value in vars(entry.parameters).items() if value is not None}
+    return {**vars(entry), "parameters": parameters}
+
+
+shipped = st.lists(st.sampled_from(entries("sm90")), min_size=1, max_size=3, unique_by=id)
+
+
+@st.composite
+def mistakes(draw: st.DrawFn, document: dict[str, Any]) -> str:
+    """The text of a document with one mistake in it: in its text, in a key, or in a value."""
+    entry = draw(st.sampled_from(document["entries"]))
+    owner = draw(st.sampled_from((document, entry, entry["parameters"])))
+    key = draw(st.sampled_from(sorted(owner)))
+    kind = draw(st.sampled_from(("cut off", "twice", "unknown", "missing", "other")))
+    right = json.dumps(document)
+    if kind == "cut off":
+        return right[: draw(st.integers(0, len(right) - 1))]
+    if kind == "twice":  # the last of the two is the right one
+        return right.replace(f'"{key}": ', f'"{key}": null, "{key}": ', 1)
+    if kind == "unknown" and owner is not document:
+        owner["block_k"] = 16
+    elif kind == "missing" and (owner is not entry["parameters"] or key in ("block_m", "block_n", "num_warps", "num_stages")):
+        del owner[key]
+    elif owner is document:
+        owner[key] = draw(st.sampled_from((None, 1, {}, "attn-parity.launch-table/11")))
+    else:
+        optional = key in ("maxnreg", "waves_per_eu")
+        owner[key] = draw(st.sampled_from([value for value in OTHERS[type(owner[key])] if value is not None or not optional]))
+        if key == "uneven_waves" and owner[key] == 0:  # 0 is one
+            owner[key] = -1
+    return json.dumps(document)
+
+
+@settings(max_examples=200)
+@given(table_entries=shipped, data=st.data())
+def test_a_table_with_a_mistake_is_refused(table_entries, data):
+    document = {"schema": table.SCHEMA, "entries": [written_entry(entry) for entry in table_entries]}
+    with mock.patch.object(table, "_bytes", return_value=json.dumps(document).encode()):
+        assert entries.__wrapped__("sm90") == tuple(table_entries)
+    text = data.draw(mistakes(document), "text")
+    with mock.patch.object(table, "_bytes", return_value=text.encode()), pytest.raises(ContractError):
+        entries.__wrapped__("sm90")
 
 
 def test_a_table_without_an_entry_that_fits_is_refused_with_the_call(written):

@@ -4,8 +4,10 @@ import functools
 import itertools
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,17 +18,20 @@ from attn_contract import (
     KVCacheView,
     Layer,
     Layout,
+    Refusal,
     UnsupportedError,
     check_shared_allocation,
     same_elements,
     same_footprint,
 )
+from attn_optimized import device
 from attn_optimized.aiter_adapter import Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import (
     PRIORITIES,
     Assignment,
     CacheKind,
+    cache_kind,
     model,
     parse_architecture,
     priorities,
@@ -35,6 +40,8 @@ from attn_optimized.selector import (
     this_architecture,
 )
 from attn_optimized.selector import layer as one_layer
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 
 AITER = recorded("2026-08")
 NO_AITER = Aiter(missing="AITER is not installed")
@@ -124,6 +131,16 @@ LATENT = AttentionConfig(
     num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=16, rules={"head_size_v": 512}
 )
 NO_ADAPTER = "has no adapter to AITER's assembly kernels"
+
+
+def test_a_machine_with_a_gpu_has_its_architecture(monkeypatch):
+    properties = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", major=9, minor=0)
+    monkeypatch.setattr(device, "_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: properties)
+    for hip, architecture in ((None, "sm90"), ("7.1", "gfx942")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert this_architecture() == architecture
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx950", "gfx1201", "sm90"])
@@ -310,23 +327,79 @@ def test_a_skip_has_all_its_reasons():
     ]
 
 
-FLAGS = ("alibi_slopes", "sinks", "non_causal", "lse", "batch_invariant", "rope")
+FLAGS = ("alibi_slopes", "sinks", "non_causal", "lse", "batch_invariant", "rope", "qq_bias")
+ROWS_OF_CDNA = [f"{name}:sramecc+:xnack-" for name in ("gfx90a", "gfx942", "gfx950")]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_is_selected_serves_and_what_is_skipped_does_not(architecture):
-    configs = [DECODER.with_rules(**dict.fromkeys(flags, True)) for n in range(3) for flags in itertools.combinations(FLAGS, n)]
-    configs += [replace(DECODER, head_size=head_size).with_rules(window=(7, 0)) for head_size in (24, 64, 80, 128)]
-    configs += [ENCODER, CROSS, replace(DECODER, block_size=48), replace(DECODER, dtype=torch.float32)]
-    for config in configs:
-        selection = select(config, architecture=architecture, aiter=AITER)
-        chosen = replace(config, layout=selection.layout)
-        assert not BACKENDS[selection.backend].capabilities(AITER).refusals(chosen, architecture)
-        before = priorities(architecture)[: priorities(architecture).index(selection.backend)]
-        assert tuple(one.backend for one in selection.skipped) == before
-        for one in selection.skipped:
-            assert one.refusals == tuple(BACKENDS[one.backend].capabilities(AITER).refusals(config, architecture))
-            assert one.refusals
+@st.composite
+def configs(draw: st.DrawFn) -> AttentionConfig:
+    """Layers of each kind of cache, with rules and formats that few backends serve."""
+    kind = draw(st.sampled_from(("one width", "one width", "two widths", "latent")))
+    head_size = draw(st.sampled_from((24, 32, 64, 80, 128, 256)))
+    fields: dict[str, Any] = {"head_size": head_size, "block_size": draw(st.sampled_from((16, 32, 48)))}
+    fields |= {"dtype": draw(st.sampled_from((torch.float32, torch.float16, torch.bfloat16)))}
+    fields |= {"layout": draw(st.none() | st.sampled_from((Layout.X_PACKED, Layout.CONTENT_PACKED)))}
+    rules = dict.fromkeys(draw(st.lists(st.sampled_from(FLAGS), max_size=2)), True)
+    rules |= {"window": (7, 0)} if draw(st.booleans()) else {}
+    if kind != "one width":
+        heads = {"num_heads": 8, "num_kv_heads": 1 if kind == "latent" else 2}
+        layout = Layout.LATENT if kind == "latent" else Layout.CONTENT_PACKED
+        value_size = head_size // 2 if kind == "latent" else draw(st.sampled_from((16, 96)))
+        fields |= {**heads, "layout": draw(st.sampled_from((None, layout))), "rules": {"head_size_v": value_size}}
+        fields["dtype"] = draw(st.sampled_from((torch.float16, torch.bfloat16)))
+        return replace(DECODER, **fields)
+    if draw(st.booleans()):
+        fields |= {"kv_cache_dtype": torch.float8_e4m3fn, "scales": draw(st.sampled_from(("tensor", "head", "token")))}
+    fields |= {"output_dtype": draw(st.none() | st.just(torch.float8_e4m3fn))}
+    attn_type = draw(st.sampled_from(AttentionType))
+    no_cache = {} if attn_type.reads_cache else dict.fromkeys(("block_size", "layout", "kv_cache_dtype", "scales"))
+    with suppress(ContractError):
+        return replace(DECODER, **{**fields, **no_cache}, attn_type=attn_type, rules=rules)
+    return reject()
+
+
+@settings(max_examples=200)
+@given(
+    config=configs(), architecture=st.sampled_from((*ARCHITECTURES, *ROWS_OF_CDNA)), aiter=st.sampled_from((AITER, NO_AITER))
+)
+def test_the_first_that_serves_is_selected_and_what_is_skipped_does_not_serve(config, architecture, aiter):
+    def refusals(backend: str, layout: Layout | None) -> tuple[Refusal, ...]:
+        asked = replace(config, layout=layout) if layout else config
+        return tuple(BACKENDS[backend].capabilities(aiter).refusals(asked, architecture.split(":")[0]))
+
+    def layouts(backend: str) -> list[Layout | None]:
+        """Those with which it serves, in its order."""
+        is_left = config.layout is None and config.attn_type.reads_cache
+        choices = BACKENDS[backend].capabilities(aiter).layouts.values if is_left else (config.layout,)
+        fitting = [one for one in choices if one is None or one.has_inline_scales == (config.scales == "inline")]
+        return [one for one in fitting if not refusals(backend, one)]
+
+    options = {"architecture": architecture, "aiter": aiter}
+    order = priorities(architecture, cache_kind(config))
+    serving = [backend for backend in order if layouts(backend)]
+    for backend in order:
+        if backend not in serving:
+            with pytest.raises(UnsupportedError) as refused:
+                select(config, **options, backend=backend)
+            assert refused.value.instead == (" or ".join(serving) or None)
+            continue
+        named = select(config, **options, backend=backend)
+        assert (named.backend, named.layout, named.skipped) == (backend, layouts(backend)[0], ())
+    if not serving:
+        with pytest.raises(UnsupportedError, match="every backend of this project"):
+            select(config, **options)
+        return
+    selection = select(config, **options)
+    assert (selection.backend, selection.layout) == (serving[0], layouts(serving[0])[0])
+    before = order[: order.index(serving[0])]
+    assert tuple(one.backend for one in selection.skipped) == before
+    for one in selection.skipped:
+        assert one.refusals
+        assert one.refusals == refusals(one.backend, None) or not refusals(one.backend, None)
+    name = architecture.split(":")[0]
+    listed = f"{', '.join(before[:-1])} and {before[-1]}" if before[1:] else "".join(before)
+    first = f"the first on {name} that serves it, after {listed}" if before else f"the first choice on {name}"
+    assert selection.why == first
 
 
 def test_seed_39119_asking_for_a_backend_that_does_not_serve_is_an_error_with_the_alternatives():
@@ -663,6 +736,34 @@ def test_footprints_of_other_sizes_are_compared_as_the_contract_compares_them():
 
 def assigned(layout: Layout) -> Assignment:
     return Assignment(backend="", layout=layout, why="", skipped=())
+
+
+HOLDS = {"heads": DECODER, "more heads": replace(DECODER, num_heads=32, num_kv_heads=32), "nothing": ENCODER}
+LAYERS = st.lists(st.tuples(st.sampled_from(tuple(HOLDS)), st.booleans()), min_size=1, max_size=5)
+"""What the cache of each layer holds, or would hold, and whether it reads the cache of another layer."""
+
+
+@settings(max_examples=200)
+@given(kinds=LAYERS, told=st.dictionaries(st.integers(0, 4), st.integers(0, 4)), is_told=st.booleans())
+def test_a_model_is_refused_unless_each_reader_is_told_of_a_cache_that_it_can_read(kinds, told, is_told):
+    """And nobody else is: not who has a cache of its own, nor whose writer is a reader itself."""
+    kinds = [(holds, reads and holds != "nothing") for holds, reads in kinds]
+    layers = {
+        str(n): HOLDS[holds].with_rules(kv_sharing=True) if reads else HOLDS[holds] for n, (holds, reads) in enumerate(kinds)
+    }
+    written = {str(n): holds for n, (holds, reads) in enumerate(kinds) if not reads and holds != "nothing"}
+    readers = {str(n): holds for n, (holds, reads) in enumerate(kinds) if reads}
+    kv_sharing = {str(reader): str(writer) for reader, writer in told.items() if str(reader) in layers}
+    if is_told:  # of the first that fits
+        fitting = {name: [other for other in written if written[other] == holds] for name, holds in readers.items()}
+        kv_sharing = {name: others[0] for name, others in fitting.items() if others} | (kv_sharing if len(told) == 1 else {})
+    is_right = kv_sharing.keys() == readers.keys()
+    is_right = is_right and all(written.get(kv_sharing[name]) == holds for name, holds in readers.items())
+    if is_right:
+        assert list(on_mi300(layers, kv_sharing=kv_sharing)) == list(layers)
+        return
+    with pytest.raises(ContractError):
+        on_mi300(layers, kv_sharing=kv_sharing)
 
 
 @pytest.mark.parametrize(

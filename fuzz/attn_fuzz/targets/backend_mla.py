@@ -15,7 +15,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import host_lengths, host_metadata, refused_steps, served
+from attn_fuzz.targets import refused_steps
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
@@ -127,10 +127,6 @@ class MlaLayers(BackendLayers):
 
     def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
         choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
-        host_lengths.check("TRITON_MLA", batch, optional=("seq_lens_cpu",))
-        if choose.random() < 0.5:
-            host_metadata.check_latent(choose)
         self._check_more_queries(layer, batch, choose)
         impl, own_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)

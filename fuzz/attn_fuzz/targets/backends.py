@@ -7,12 +7,12 @@ installed AITER depends on that AITER, so there what the backend declares is dra
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from attn_contract import AttentionConfig, AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout, UnsupportedError
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
@@ -63,8 +63,7 @@ class BackendLayers:
         load: returns the backend's class.
         aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
         builder_options: returns the options of the builder for a step, beside the attention type.
-        is_checked: whether what the backend declares is held to `attn_fuzz.targets.served`, and what a layer refuses after a
-            step to what the backend declares. An AITER that lacks something serves less than is stated.
+        is_checked: whether what a layer refuses after a step is held to what the backend declares.
     """
 
     load: Callable[[], Any]
@@ -88,8 +87,6 @@ class BackendLayers:
         **mode: bool,
     ) -> None:
         choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        if self.is_checked:
-            served.check_declared(self.capabilities(q.device.type), self.aiter(q.device.type), choose)
         reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
         impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
@@ -282,24 +279,6 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 
 
-def held_to(
-    layers: BackendLayers,
-    support: Callable[[str], Support],
-    exclude: Callable[[AttentionConfig, str], str | None] = lambda config, architecture: None,
-    more_rules: Collection[str] = (),
-) -> Callable[..., None]:
-    """The attention of a backend, which declares what is stated here of layers like each drawn one: see `declared.check`."""
-
-    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        config = declared.config_of_call(q, kv_cache, layer, batch, out, lse)
-        capabilities, stated = layers.capabilities(q.device.type), support(q.device.type)
-        declared.check(capabilities, stated, exclude, config, more_rules=more_rules, choose=choose)
-        layers.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-    return attention
-
-
 def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:
     """The Support on a device type: what a backend declares of the sizes that are drawn there."""
     return lambda device: support_of(layers.capabilities(device), sizes(device))
@@ -379,21 +358,18 @@ BACKEND_TRITON = backend_target(
     "backend-triton",
     _TRITON,
     description="the backend TRITON_ATTN: whole layers, within what it serves",
-    attention=held_to(_TRITON, served.triton_attn, more_rules=("batch_invariant", "kv_sharing")),
     support=served.triton_attn,
 )
 BACKEND_TRITON_DIFFKV = backend_target(
     "backend-triton-diffkv",
     _TRITON_DIFFKV,
     description="the backend TRITON_ATTN_DIFFKV: whole layers with K and V of two widths, within what it serves",
-    attention=held_to(_TRITON_DIFFKV, served.triton_attn_diffkv, more_rules=("batch_invariant", "kv_sharing")),
     support=served.triton_attn_diffkv,
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",
     _ROCM_ATTN,
     description="the backend ROCM_ATTN: whole layers, within what it serves",
-    attention=held_to(_ROCM_ATTN, served.rocm_attn, served.beyond_rocm_attn, ("kv_sharing",)),
     support=served.rocm_attn,
 )
 BACKEND_AITER_UNIFIED = backend_target(

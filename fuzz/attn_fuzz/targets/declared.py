@@ -1,34 +1,10 @@
-"""What a backend declares, held to what its target states, for layers like the drawn one.
-
-A backend that refuses a drawn layer is found by the draw alone. Two faults are not: a backend that declares a layer that its
-target excludes passes if it computes the layer rightly, and a layer that is hardly ever drawn is hardly ever refused.
-"""
-
-import contextlib
-import dataclasses
-import itertools
-import random
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+"""What a case, or a call, asks of a backend."""
 
 import torch
-from attn_contract import RULES, AttentionConfig, Batch, Capabilities, ContractError, KVCacheView, Layer
+from attn_contract import AttentionConfig, Batch, KVCacheView, Layer
 from attn_contract.attention_config import Scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
-from attn_fuzz.targets.target import EVERYTHING, Support
-
-ARCHITECTURES = ("gfx942", "gfx950")
-"""Those of AITER's attention. They have unlike float8 types."""
-_NUMBERS: dict[str, tuple[Any, ...]] = {
-    "window": ((-1, 3), (3, -1), (3, 3)),
-    "sink_tokens": (2,),
-    "chunked_local": (16,),
-    "logits_soft_cap": (5.0,),
-}
-"""By the name of a rule that a config holds as a number: values that are unlike each other. Other rules are on or off."""
-_FEW = 4
-"""Changes of a layer that are chosen, where not all are made."""
 
 
 def config_of(case: Case) -> AttentionConfig:
@@ -74,72 +50,3 @@ def config_of_call(
     return AttentionConfig.of(
         layer, q.dtype, block_size=block_size, batch=batch, output_dtype=output_dtype, lse=lse is not None, rope=False
     )
-
-
-def check(
-    declared: Capabilities,
-    support: Support,
-    exclude: Callable[[AttentionConfig, str], str | None],
-    config: AttentionConfig,
-    *,
-    more_rules: Collection[str] = (),
-    choose: random.Random | None = None,
-) -> None:
-    """Check a layer, and each layer that differs from it in one rule, dtype or format.
-
-    Args:
-        exclude: as Support.exclude, of a config on an architecture.
-        more_rules: rules beside those of `support`, which no case has.
-        choose: of the layers that differ, choose a few; None: check all of them.
-
-    Raises:
-        AssertionError: the backend declares that it serves a layer that it must refuse, or the other way round.
-    """
-    changes = _changes(config, support)
-    if choose is not None:
-        changes = choose.sample(changes, _FEW)
-    for other, architecture in itertools.product(_like(config, changes), ARCHITECTURES):
-        refusals = declared.refusals(other, architecture)
-        beyond = _beyond(support, other, more_rules) or exclude(other, architecture)
-        assert bool(refusals) == bool(beyond), f"{declared.backend} on {architecture}, {other}: got {refusals}, not {beyond}"
-
-
-def _beyond(support: Support, config: AttentionConfig, more_rules: Collection[str]) -> str | None:
-    """As Support.beyond, of a config."""
-    if lacking := config.rules.keys() - {*support.rules, *more_rules}:
-        return ", ".join(lacking)
-    if needed := [name for name in support.required_rules if not config.asks(name)]:
-        return f"no {needed[0]}"
-    allowed = {
-        "attn_type": support.attn_types,
-        "kv_cache_dtype": [DTYPES[name] for name in support.cache_dtypes],
-        "scales": (*support.scales, *(("inline",) if any(layout.has_inline_scales for layout in support.layouts) else ())),
-        "output_dtype": [DTYPES[name] for name in support.output_dtypes],
-    }
-    wrong = [name for name, values in allowed.items() if getattr(config, name) not in (None, *values)]
-    return wrong[0] if wrong else None
-
-
-def _changes(config: AttentionConfig, support: Support) -> list[dict[str, Any]]:
-    """Changes of a config in one place, as fields of AttentionConfig. Some contradict the config."""
-    changes: list[dict[str, Any]] = []
-    for name, rule in RULES.items():
-        for value in (False if rule.is_tensor else rule.off, *_NUMBERS.get(name, (True,))):
-            changes.append({"rules": {**config.rules, name: value}})
-    changes += [{"dtype": DTYPES[name]} for name in support.dtypes]
-    changes += [{"output_dtype": dtype} for dtype in (None, *(DTYPES[name] for name in EVERYTHING.output_dtypes))]
-    if config.scales != "inline":
-        scaled = itertools.product(EVERYTHING.cache_dtypes, EVERYTHING.scales)
-        changes += [{"kv_cache_dtype": DTYPES[name], "scales": scales} for name, scales in scaled]
-    return changes
-
-
-def _like(config: AttentionConfig, changes: list[dict[str, Any]]) -> Iterator[AttentionConfig]:
-    """The config, and those that differ from it by one change. What contradicts itself, or its layout, is left out."""
-    yield config
-    for change in changes:
-        with contextlib.suppress(ContractError):
-            other = dataclasses.replace(config, **change)
-            if other.layout is not None and other.block_size is not None:
-                other.layout.check_sizes(other.head_size, other.block_size, other.itemsize)
-            yield other

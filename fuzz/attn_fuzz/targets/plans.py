@@ -6,23 +6,12 @@ the lengths of a call. Attention has launch parameters that no table holds in ha
 """
 
 import dataclasses
-import functools
 import random
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import (
-    no_interpreter,
-    planned,
-    pretended_gpus,
-    pretended_launches,
-    waits,
-    wrong_gpus,
-    wrong_tables,
-)
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target, no_calls
@@ -37,15 +26,14 @@ from attn_fuzz.targets.triton import (
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
-    from attn_optimized.kernel_call import KernelCall
     from attn_optimized.launch.plan import AttentionPlan
 
 COMPUTE_UNITS = (1, 3, 8)
 """Few enough that splitting keys over them does not make more programs than are quickly interpreted."""
 SIDES = (32, 64, 128)
 MOST_PARTS = 128
-_LONG = 4096
-"""Queries of a prefill that comes to a step."""
+_NVIDIA = ("sm70", "sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121")
+"""GPUs that keep several tiles of keys in shared memory, whose size limits how many."""
 
 
 class Choice(NamedTuple):
@@ -80,7 +68,7 @@ def _architecture(choose: random.Random) -> str:
 
     strangers = (
         f"sm{choose.randint(70, 129)}",
-        choose.choice((*planned.SHARED_MEMORY,)),
+        choose.choice(_NVIDIA),
         f"gfx{choose.randint(0x900, 0x9FF):x}",
     )
     return choose.choice((*architectures(), *strangers))
@@ -101,85 +89,32 @@ def _parameters(choose: random.Random) -> dict[str, Any]:
 
 
 def _plan(q: torch.Tensor, layer: Layer, batch: Batch) -> "AttentionPlan":
-    """The plan of a call. What changes no output is looked at here: launch parameters, and the memory that it says it takes."""
+    """The plan of a call."""
     import attn_optimized
-    from attn_optimized.launch.parts import Parts
     from attn_optimized.launch.table import Parameters
 
     choice = chosen(batch)
-    given = None if choice.parameters is None else Parameters(**choice.parameters)
-    plan = attn_optimized.plan_of(
+    return attn_optimized.plan_of(
         q,
         layer,
         batch,
         batch_invariant=choice.batch_invariant,
         architecture=choice.architecture,
         compute_units=choice.compute_units,
-        parameters=given,
+        parameters=None if choice.parameters is None else Parameters(**choice.parameters),
     )
-    if plan.architecture != choice.architecture:
-        raise RuntimeError(f"a plan for {choice} has {plan.architecture}")
-    planned.check(plan, q, layer, batch, given)
-    _check_is_invariant(q, layer, batch, choice)
-    parts = Parts.empty(plan.splits, q.to("meta"), layer, batch) if plan.splits > 1 else ()
-    if plan.scratch_bytes != sum(part.nbytes for part in parts):
-        raise RuntimeError(f"a plan in {plan.splits} parts says that they have {plan.scratch_bytes} bytes")
-    return plan
-
-
-def _check_is_invariant(q: torch.Tensor, layer: Layer, batch: Batch, choice: Choice) -> None:
-    """Raise a RuntimeError if a batch-invariant call has other tiles beside a long prefill than without: its sums do then."""
-    import attn_optimized
-
-    gpu = {"architecture": choice.architecture, "compute_units": choice.compute_units}
-    bounds = (batch.max_query_len, 1, _LONG)
-    # a bound of queries is all that a plan knows of the longest request; a bias is of no more queries than it has rows
-    steps = [dataclasses.replace(batch, max_query_len=bound, qq_bias=None) for bound in bounds]
-    plans = [attn_optimized.plan_of(q, layer, step, batch_invariant=True, **gpu) for step in steps]
-    tiles = {(plan.tiles, plan.splits) for plan in plans}
-    if len(tiles) > 1:
-        raise RuntimeError(f"batch-invariant plans for {choice.architecture} under bounds of {bounds} queries: {tiles}")
-
-
-def _check_drawn(choice: Choice, choose: random.Random) -> None:
-    """Hold a plan of drawn sizes to what a plan is: for the GPU of a call, or for one whose shared memory is known.
-
-    The interpreter has no table. Under launch parameters that are given it plans as a GPU does.
-    """
-    from attn_optimized.launch.table import Parameters
-
-    given = Parameters(**(choice.parameters or _parameters(choose)))
-    architecture = choose.choice((choice.architecture, "interpreter", *planned.SHARED_MEMORY))
-    has_table = architecture != "interpreter" and choose.random() < 0.5
-    planned.check_drawn(architecture, choice.compute_units, None if has_table else given, choose)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    import attn_optimized
     from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 
     plan = _plan(q, layer, batch)
-    wrong_gpus.check(q, layer, batch)
-    choose = choices_by((batch.query_start_loc, batch.seq_lens, q.shape))
-    pretended_gpus.check(choose)
-    _check_drawn(chosen(batch), choose)
-    wrong_tables.check(choose)
-    no_interpreter.check(lambda: attn_optimized.plan_of(q, layer, batch), q.dtype)
     if layer.attn_type.reads_cache:
         calls = paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse)
     else:
         calls = varlen_attention_calls(q, k, v, layer, batch, plan, out=out, lse=lse)
     for call in calls:
-        _run(call, plan.architecture, q.device)
-    if _is_watched(q):
-        keys = (kv_cache,) if layer.attn_type.reads_cache else (k, v)
-        attend: Any = attn_optimized.paged_attention if layer.attn_type.reads_cache else attn_optimized.varlen_attention
-        waits.check(lambda: attend(q, *keys, layer, batch, out=torch.empty_like(out), lse=lse))
-
-
-def _is_watched(rows: torch.Tensor) -> bool:
-    """Whether the call of one of this project's functions is watched that would have made the launches. Few cases suffice."""
-    return len(rows) % 4 == 0
+        call.run(q.device)
 
 
 def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -187,128 +122,46 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
     choice, prefix = chosen(batch), common_prefix(batch, layer, kv_cache)
     gpu = {"architecture": choice.architecture, "compute_units": choice.compute_units}
-    calls = list(cascade_attention_calls(q, kv_cache, layer, batch, prefix, out=out, lse=lse, **gpu))
-    for part in calls[:-1]:  # the last one is the reduction
-        _check_tiles(part, choice.architecture)
-    for call in calls:
-        _run(call, choice.architecture, q.device)
-
-
-def _check_tiles(call: "KernelCall", architecture: str) -> None:
-    """Raise a RuntimeError if a part is not launched as the table of an architecture says. Its outputs would be the same."""
-    from attn_optimized.launch.table import entries
-
-    given = (entry.parameters for entry in entries(architecture))
-    asked_for = [(one.block_n, one.num_warps, one.num_stages) for one in given]
-    options = call.launch.options
-    got = (call.launch.constants["KIND"].block_n, options["num_warps"], options["num_stages"])
-    # of its stages a plan takes those that fit the GPU's memory
-    if not any(got[:2] == one[:2] and 1 <= got[2] <= one[2] for one in asked_for):
-        raise RuntimeError(f"a launch for {architecture} has {got}, expected one of {asked_for}")
+    for call in cascade_attention_calls(q, kv_cache, layer, batch, prefix, out=out, lse=lse, **gpu):
+        call.run(q.device)
 
 
 def _write(k, v, kv_cache, layer, slot_mapping) -> None:
-    from attn_optimized.kv_cache import write_kv_cache, write_kv_cache_call
+    from attn_optimized.kv_cache import write_kv_cache_call
 
-    call = functools.partial(write_kv_cache_call, k, v, kv_cache, layer, slot_mapping)
-    # what is not quantized is copied as integers
-    no_interpreter.check(call, k.dtype if layer.kv_cache_dtype else torch.int16)
     architecture = _architecture(choices_by(slot_mapping))
-    run_rows(call(architecture=architecture), architecture, k)
-    if _is_watched(k):
-        waits.check(lambda: write_kv_cache(k, v, kv_cache, layer, slot_mapping))
+    write_kv_cache_call(k, v, kv_cache, layer, slot_mapping, architecture=architecture).run(k.device)
 
 
 def _write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
-    from attn_optimized.latent_cache import write_latent_cache, write_latent_cache_call
+    from attn_optimized.latent_cache import write_latent_cache_call
 
     architecture = _architecture(choices_by(slot_mapping))
-    call = write_latent_cache_call(kv_c, k_pe, kv_cache, layer, slot_mapping, architecture=architecture)
-    run_rows(call, architecture, kv_c[:, None])
-    if _is_watched(kv_c):
-        waits.check(lambda: write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping))
+    write_latent_cache_call(kv_c, k_pe, kv_cache, layer, slot_mapping, architecture=architecture).run(kv_c.device)
 
 
 def _rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
-    from attn_optimized.kv_cache import rope_and_write_kv_cache, rope_and_write_kv_cache_call
+    from attn_optimized.kv_cache import rope_and_write_kv_cache_call
 
+    options = {"is_neox": is_neox, "architecture": _architecture(choices_by(slot_mapping))}
     tensors = (q, k, v, positions, cos_sin_cache, kv_cache)
-    call = functools.partial(rope_and_write_kv_cache_call, *tensors, layer, slot_mapping, is_neox=is_neox)
-    no_interpreter.check(call, k.dtype)
-    architecture = _architecture(choices_by(slot_mapping))
-    run_rows(call(architecture=architecture), architecture, k)
-    if _is_watched(k):
-        waits.check(lambda: rope_and_write_kv_cache(*tensors, layer, slot_mapping, is_neox=is_neox))
+    rope_and_write_kv_cache_call(*tensors, layer, slot_mapping, **options).run(k.device)
 
 
 def merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
     """`attn_optimized.merge_attn_states` as it is launched on a GPU that the sizes and strides of the call choose."""
     from attn_optimized.merge import merge_attn_states_call
 
-    architecture = _architecture(choices_by((out_a.shape, out_a.stride(), lse_a.stride())))
-    call = merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse, architecture=architecture, **options)
-    run_rows(call, architecture, out_a)
+    options["architecture"] = _architecture(choices_by((out_a.shape, out_a.stride(), lse_a.stride())))
+    merge_attn_states_call(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options).run(out_a.device)
 
 
 def merge_attn_parts(outs, lses, *, out, lse, **options) -> None:
     """`attn_optimized.merge_attn_parts` likewise."""
     from attn_optimized.merge import merge_attn_parts_call
 
-    architecture = _architecture(choices_by((outs.shape, outs.stride(), lses.stride())))
-    call = merge_attn_parts_call(outs, lses, out=out, lse=lse, architecture=architecture, **options)
-    run_rows(call, architecture, outs[0])
-
-
-def run_rows(call: "KernelCall", architecture: str, rows: torch.Tensor) -> None:
-    """Run a launch of a kernel that treats each row by itself. Other tiles give the same outputs, so they are looked at here.
-
-    Args:
-        rows: [rows, heads, D].
-
-    Raises:
-        RuntimeError: the launch is not that of the architecture.
-    """
-    from attn_optimized.launch.tiles import row_tiles
-
-    tiles = row_tiles(architecture, head_size=rows.shape[2])
-    if not tiles.options.items() <= call.launch.options.items():
-        raise RuntimeError(f"a launch for {architecture} has {call.launch.options}, expected {tiles.options}")
-    _run(call, architecture, rows.device)
-
-
-def _run(call: "KernelCall", architecture: str, device: torch.device) -> None:
-    """Run a launch of a GPU, whose compiler must know the types of its tensors: the interpreter knows them all.
-
-    One in three is launched on GPUs that are pretended before: for all it would take 7 % of the time.
-
-    Raises:
-        AssertionError: see `pretended_launches.check`.
-        RuntimeError: the compiler would refuse a tensor.
-    """
-    known = _known_float8(architecture)
-    for name, tensor in call.tensors.items():
-        if tensor is not None and _FLOAT8.get(tensor.dtype, "") not in known:
-            raise RuntimeError(f"a launch for {architecture} has {name} of {tensor.dtype}, expected {known} or bits")
-    choose = choices_by((call.launch.grid, call.launch.numbers))
-    if choose.random() < 1 / 3:
-        pretended_launches.check(call, choose)
-    call.run(device)
-
-
-_FLOAT8 = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e4m3fnuz: "fp8e4b8"}
-"""Triton's names of types."""
-
-
-@functools.cache
-def _known_float8(architecture: str) -> tuple[str, ...]:
-    """The float8 types that Triton's compiler for a GPU says that it knows; and none, which any compiler knows."""
-    from attn_fuzz.emulated.compilation import gpu_target
-    from triton.compiler import make_backend
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of options that nothing here compiles with
-        options: Any = make_backend(gpu_target(architecture)).parse_options({})
-    return ("", *options.supported_fp8_dtypes)
+    options["architecture"] = _architecture(choices_by((outs.shape, outs.stride(), lses.stride())))
+    merge_attn_parts_call(outs, lses, out=out, lse=lse, **options).run(outs.device)
 
 
 def _missing(device: str) -> str | None:

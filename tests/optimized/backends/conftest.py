@@ -57,7 +57,7 @@ def calls() -> list[Call]:
 
 @pytest.fixture
 def aiter(calls: list[Call]) -> Aiter:
-    """AITER of 2026-08, on a CPU: see attn_fuzz.documented_aiter."""
+    """AITER of 2026-08, on a CPU: see tests.optimized.documented_aiter."""
     return stand_in(calls)
 
 

@@ -191,10 +191,19 @@ def test_a_builder_of_no_step(name, make_step):
         builder.build(replace(make_step(**MIXED).common, block_table_tensor=None))
 
 
-@pytest.mark.parametrize("field", ["max_encoder_seq_len", "encoder_seq_lens", "block_table_tensor"])
-def test_a_refusal_names_the_field_of_the_step(field, make_step):
-    step = make_step([3], [9], attn_type=AttentionType.ENCODER_DECODER)
-    builder = TRITON.builder(AttentionType.ENCODER_DECODER)
+@pytest.mark.parametrize(
+    ("attn_type", "field"),
+    [
+        (AttentionType.ENCODER_DECODER, "max_encoder_seq_len"),
+        (AttentionType.ENCODER_DECODER, "encoder_seq_lens"),
+        (AttentionType.ENCODER_DECODER, "block_table_tensor"),
+        (AttentionType.DECODER, "max_seq_len"),
+        (AttentionType.DECODER, "seq_lens"),
+    ],
+)
+def test_a_refusal_names_the_field_of_the_step(attn_type, field, make_step):
+    step = make_step([3], [9], attn_type=attn_type)
+    builder = TRITON.builder(attn_type)
     wrong = -1 if field.startswith("max") else getattr(step.common, field).double()
     with pytest.raises(ContractError, match=f"^{field}"):
         builder.build(replace(step.common, **{field: wrong}))

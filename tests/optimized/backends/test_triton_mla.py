@@ -247,6 +247,11 @@ def test_wrong_sizes_are_refused_by_name(options, error, words, device):
         impl_of(step_of([1], [3], device), **options)
 
 
+def test_expanded_heads_are_as_wide_as_a_tile(device):
+    weight = torch.zeros(HEADS * (256 - ROPE + VALUE), LATENT).half().to(device)
+    assert impl_of(step_of([1], [3], device), kv_b_proj=weight).expanded.head_size == 256
+
+
 def test_what_a_step_lacks_or_contradicts_is_refused(device):
     step = step_of([5], [9], device)
     impl, builder = impl_of(step), MlaMetadataBuilder(AttentionType.DECODER)
@@ -260,6 +265,8 @@ def test_what_a_step_lacks_or_contradicts_is_refused(device):
     for name, wrong in (
         ("kv_c", new[:4, :LATENT]),
         ("k_pe", new[:, LATENT:-1]),
+        ("kv_c", new[:, :LATENT].float()),
+        ("k_pe", new[:, LATENT:].float()),
         ("query", step.q[:4]),
         ("query", step.q[0, 0, :5]),
         ("output", out[:4]),
