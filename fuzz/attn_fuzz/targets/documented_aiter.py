@@ -22,10 +22,9 @@ from attn_fuzz.targets import aiter_sizes, no_interpreter, no_keys, no_requests,
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.illegal import illegal_attention
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
-from attn_fuzz.targets.wrong_arguments import Calls, must_refuse
+from attn_fuzz.targets.wrong_arguments import must_refuse
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -69,18 +68,6 @@ def unified(aiter: Any, q, kv_cache, layer, batch, *, out, lse) -> None:
 def _idle(aiter: Any) -> Any:
     """The same AITER, whose functions do nothing."""
     return dataclasses.replace(aiter, functions=dict.fromkeys(aiter.signatures, lambda **_: None))
-
-
-def _illegal(name: str, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    """Calls of one of the adapter's functions that read a cache."""
-    from attn_optimized import aiter_adapter
-
-    if kv_cache is None:
-        return
-    arguments = {"q": q, "kv_cache": kv_cache, "layer": layer, "batch": batch, "out": out, "lse": lse}
-    function = functools.partial(getattr(aiter_adapter, name), documented(q.device.type))
-    for validate in (True, False):
-        yield from illegal_attention(functools.partial(function, validate=validate), arguments)
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -390,14 +377,12 @@ DOCUMENTED_AITER_UNIFIED = _target(
     description="the adapter of AITER's unified_attention, on a double that computes what AITER documents",
     attention=_unified,
     support=_unified_support,
-    must_refuse=functools.partial(_illegal, "unified_attention"),
 )
 DOCUMENTED_AITER_DECODE_ASSEMBLY = _target(
     "documented-aiter-decode-assembly",
     description="the adapter of AITER's pa_fwd_asm, on a double that computes what AITER documents",
     attention=_decode_by_assembly,
     support=_assembly_support,
-    must_refuse=functools.partial(_illegal, "pa_fwd_asm"),
 )
 DOCUMENTED_AITER_PREFILL = _target(
     "documented-aiter-prefill",
@@ -410,5 +395,4 @@ DOCUMENTED_AITER_DECODE = _target(
     description="the adapter of AITER's paged_attention_v1, on a double that computes what AITER documents",
     attention=_decode,
     support=_decode_support,
-    must_refuse=functools.partial(_illegal, "paged_attention_v1"),
 )

@@ -8,7 +8,6 @@ import torch
 from attn_contract import AttentionType, Batch
 from attn_fuzz.targets.backends import common_metadata, named
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.illegal_layers import built
 from attn_fuzz.targets.wrong_arguments import must_contradict, must_raise, must_refuse
 
 _WRONG_OPTIONS: tuple[dict[str, Any], ...] = ({"context_chunk_keys": 0}, {"num_speculative_tokens": -1})
@@ -29,7 +28,7 @@ def check(backend: str, batch: Batch, *, optional: Collection[str] = ()) -> None
     must_refuse(lambda: builder(AttentionType.ENCODER), "metadata of an encoder")
 
     def build(**lengths: torch.Tensor) -> object:
-        return built(builder(AttentionType.DECODER), dataclasses.replace(common, **lengths))
+        return builder(AttentionType.DECODER).build(dataclasses.replace(common, **lengths))
 
     lengths = {"query_start_loc_cpu": common.query_start_loc_cpu, "seq_lens_cpu": common.seq_lens_cpu}
     must_contradict(build, lengths, optional)
