@@ -54,9 +54,12 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     outs, lses = zip(*results, strict=True)
     by_head, of_heads = torch.cat(outs, dim=1), torch.cat(lses)
     rows = int(batch.query_start_loc[-1])
-    out.view(len(out), layer.num_heads, layer.value_size)[:rows] = by_head[:rows]
+    # what was written to a row that no request owns is not NaN any more, and is not to be hidden
+    rows_written = by_head.isfinite().any(2).any(1)
+    rows_written[:rows] = True
+    out.view(len(out), layer.num_heads, layer.value_size)[rows_written] = by_head[rows_written]
     if lse is not None:
-        lse[:, :rows] = of_heads[:, :rows]
+        lse[:, rows_written] = of_heads[:, rows_written]
 
 
 def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> list[RankStep]:

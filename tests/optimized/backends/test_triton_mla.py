@@ -325,6 +325,8 @@ def test_one_wrong_argument_of_a_layer_is_refused(device, aiter):
         weight = torch.zeros(HEADS * (nope + value), LATENT, dtype=torch.float16, device=device)
         make = partial(TritonMlaImpl, **{**right, "kv_b_proj": weight, "v_head_dim": value})
         assert not_refused(iter([(what, make)])) == []
+    widest = torch.zeros(HEADS * (256 - ROPE + VALUE), LATENT, dtype=torch.float16, device=device)
+    assert TritonMlaImpl(**{**right, "kv_b_proj": widest}).nope_size == 256 - ROPE
 
 
 def test_lengths_that_the_host_alone_has_are_refused(device):
@@ -367,6 +369,7 @@ def test_each_row_of_a_request_is_in_one_phase(causal, num_speculative_tokens, d
         ({"seq_lens_cpu": torch.tensor([3], dtype=torch.int32)}, UnsupportedError, "more queries than keys"),
         ({"causal": torch.tensor([True])}, UnsupportedError, "one flag for a step"),
         ({"seq_lens_cpu": torch.tensor([9, 9], dtype=torch.int32)}, ContractError, "seq_lens_cpu: got 2 entries"),
+        ({"seq_lens_cpu": torch.tensor([99], dtype=torch.int32)}, ContractError, "max_seq_len: got 14, expected at least 99"),
     ],
     ids=str,
 )
