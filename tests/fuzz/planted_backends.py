@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import torch
-from attn_contract import YES, Capabilities, ContractError
+from attn_contract import YES, Capabilities
 from attn_fuzz.targets.backends import BackendLayers, backend_target, declared_by, fa_sizes, installed
 from attn_fuzz.targets.triton import TRITON
-from attn_optimized.backends.base import BatchBuilder
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend, RocmAttentionImpl
 from attn_optimized.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
@@ -71,35 +69,6 @@ class RotatesOnlyTheCache(AiterFlashAttentionImpl):
 ClaimsRope.impl = RotatesOnlyTheCache
 
 
-class TakesAnyKey(TritonAttentionImpl):
-    """A cache write that does not look at a key's dtype."""
-
-    def do_kv_cache_update(self, key, value, kv_cache, slot_mapping):
-        if isinstance(key, torch.Tensor) and key.dtype == torch.float64:
-            key = key.to(value.dtype)
-        super().do_kv_cache_update(key, value, kv_cache, slot_mapping)
-
-
-class AnyKeyBackend(TritonAttentionBackend):
-    impl = TakesAnyKey
-
-
-TakesAnyKey.backend = AnyKeyBackend
-
-
-class NamelessBuilder(BatchBuilder):
-    """A builder that refuses a step without a block table, and does not name it."""
-
-    def build(self, common_attn_metadata):
-        if getattr(common_attn_metadata, "block_table_tensor", ()) is None:
-            raise ContractError("metadata", None, "a table")
-        return super().build(common_attn_metadata)
-
-
-class NamelessBackend(TritonAttentionBackend):
-    builder = NamelessBuilder
-
-
 _CHUNKS, _SINKS = (BackendLayers(load, installed) for load in (lambda: ClaimsChunks, lambda: ClaimsSinks))
 _ROPE = BackendLayers(lambda: ClaimsRope, documented)
 
@@ -113,5 +82,3 @@ CLAIMS_ROPE = backend_target(
     refuses=False,
     sanitizes=False,
 )
-TAKES_ANY_KEY = backend_target("takes-any-key", BackendLayers(lambda: AnyKeyBackend, installed), support=TRITON.support)
-TAKES_NO_NAME = backend_target("takes-no-name", BackendLayers(lambda: NamelessBackend, installed), support=TRITON.support)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import re
 
 import msgspec
@@ -23,7 +22,7 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.targets import backends, registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, no_calls
+from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.targets.triton import TRITON
 from hypothesis import HealthCheck, given, settings
 from planted import SMALL
@@ -160,7 +159,7 @@ def test_half_of_the_cases_have_an_earlier_call(tmp_path):
 WITH_ILLEGAL_CALLS = [
     name
     for name in registry.names()
-    if (target := registry.load(name)).refuses and target.must_refuse is not no_calls and not target.unavailable("cpu")
+    if (target := registry.load(name)).refuses and target.checks_arguments and not target.unavailable("cpu")
 ]
 
 
@@ -207,25 +206,21 @@ def _crashes(q, k, v, kv_cache, layer, batch, *, out, lse):
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        (REFERENCE_FP32.attention, "planted: not refused$"),
-        (_refuses_too_late, "planted: it was refused after something was written"),
-        (_crashes, "planted: not refused, but TypeError: no such thing"),
+        (lambda *arguments, out, lse: None, "an earlier call with q of another dtype was not refused$"),
+        (_refuses_too_late, "an earlier call with q of another dtype was refused after something was written"),
+        (_crashes, "an earlier call with q of another dtype: TypeError: no such thing"),
     ],
 )
 def test_an_illegal_call_that_is_not_refused_is_found(attention, message, step_case):
-    def illegal(*arguments, **outputs):
-        yield "planted", functools.partial(attention, *arguments, **outputs)
-
-    target = dataclasses.replace(REFERENCE_FP32, must_refuse=illegal)
+    target = dataclasses.replace(REFERENCE_FP32, attention=attention, checks_arguments=True)
     error = Attempt(replace(step_case, earlier=(ILLEGAL,)), target, "cpu").error
     assert isinstance(error, NotRefusedError)
     assert re.search(message, str(error))
-    assert Attempt(replace(step_case, earlier=("same",)), target, "cpu").error is None
+    unchecked = dataclasses.replace(REFERENCE_FP32, attention=attention)
+    assert not isinstance(Attempt(replace(step_case, earlier=(ILLEGAL,)), unchecked, "cpu").error, NotRefusedError)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in registry.names() if registry.load(name).must_refuse is not REFERENCE_FP32.must_refuse]
-)
+@pytest.mark.parametrize("name", [name for name in registry.names() if registry.load(name).checks_arguments])
 def test_illegal_calls_are_refused_before_and_after_a_legal_one(name, step_case):
     target = registry.load(name)
     for earlier_calls in ((ILLEGAL,), ("same", ILLEGAL)):

@@ -1,6 +1,7 @@
 """A kernel whose outputs contradict each other is found without an oracle, and one that keeps its promises agrees."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -341,11 +342,17 @@ def seen_by(case: Case, fault: Callable[[Call], object]) -> set[str]:
         fault(Call(number, step.q, values, step.layer, step.batch, step.out, step.lse))
         number += 1
 
+    step = written(case)
+    call_target(step)
+    return {each.name for each in ALL if each(step, call_target)}
+
+
+def written(case: Case) -> Step:
+    """A step whose cache holds its keys."""
     step = tensors.build(case)
     for write in step.writes:
         attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
-    call_target(step)
-    return {each.name for each in ALL if each(step, call_target)}
+    return step
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -468,12 +475,42 @@ def test_the_bound_holds_for_what_is_right_and_not_for_much_more(rules, kind, dt
     assert bound.out.max() <= largest * (4 * unit + 2.0**-24 * 1e5), "it is a matter of rounding"
 
 
+def shipped(step: Step, of_one_key_less: bool = False) -> None:
+    """The batch-invariant kernels. Of a far window they may leave one key out."""
+    layer = step.layer
+    if of_one_key_less and step.batch.max_seq_len > 1 << 15:
+        layer = dataclasses.replace(layer, window=(layer.window[0] - 1, layer.window[1]))
+    attention = triton.TRITON_INVARIANT.attention
+    attention(step.q, step.k, step.v, step.kv_cache, layer, step.batch, out=step.out, lse=step.lse)
+
+
+FAR = properties.far_keys(one_in=1)
+OF_POSITIONS = {
+    "a window": {"window": (4, -1)},
+    "a chunk": {"chunked_local": 4},
+    "slopes": {"alibi_slopes": True},
+    "ranges": {"requests": tuple(replace(each, bidirectional_ranges=((2, 4), (5, 4))) for each in SEEN.requests)},
+}
+
+
+@pytest.mark.parametrize("name", OF_POSITIONS)
+def test_what_a_window_shows_far_away_has_the_same_bits(name):
+    assert FAR(written(replace(SEEN, **OF_POSITIONS[name])), shipped) is None
+
+
+def test_a_key_that_is_left_out_far_away_is_found():
+    message = FAR(written(SEEN), functools.partial(shipped, of_one_key_less=True))
+    assert message is not None
+    assert re.match("through a window of .* keys behind 32768 keys: .* elements of ", message)
+
+
 def test_the_page_lists_all_properties_and_what_our_kernels_promise():
     page = Path(__file__, "../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
     promised = {each.name: each for each in triton.TRITON_PROPERTIES.properties}
+    invariant = {each.name: each for each in triton.TRITON_INVARIANT.properties}
+    assert set(invariant) == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}
     assert set(promised) == {each.name for each in ALL}
-    invariant = {"batch composition", "neighbour's rules", "chunked prefill"}
-    assert {each.name for each in triton.TRITON_INVARIANT.properties} == invariant
+    promised = invariant | promised
     for each in promised.values():
         assert f"| {each.name} | {each.says} | {each.compared} | {each.applies} |" in page, each.name
     assert page.count("\n| ") == len(promised) + 1

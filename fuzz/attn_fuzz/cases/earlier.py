@@ -12,7 +12,7 @@ of them is the case's own call with one change, on the same tensors wherever the
     max_query_len, requests, ...        another step of the same layer
     contents                            the same tensors with other numbers, which are restored after the call
     mode                                other functions of the target, which share what it keeps (`Target.siblings`)
-    illegal                             all calls that the target must refuse (`Target.must_refuse`)
+    illegal                             calls with one wrong tensor, of a target that checks them (`Target.checks_arguments`)
 
 Before its writes a case makes earlier writes likewise (`attn_fuzz.cases.earlier_writes`).
 

@@ -7,6 +7,7 @@ reference is too slow.
     values      linear in V; weights sum to 1 less the sink's share
     logits      what leaves the softmax unchanged
     masks       masks that hide nothing, and keys that are hidden from everyone
+    far         the same keys, far behind the beginning of their sequence
     parts       attention to parts of the keys, merged
 
 A property takes a step whose outputs are written, calls the target again on variants of the step, and compares outputs bit by
@@ -27,6 +28,7 @@ from attn_fuzz.properties.batches import (
     request_order,
 )
 from attn_fuzz.properties.bound import error_bound
+from attn_fuzz.properties.far import far_keys
 from attn_fuzz.properties.heads import channel_permutation, head_permutation
 from attn_fuzz.properties.logits import scale_in_query, shifted_keys
 from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
@@ -48,6 +50,7 @@ __all__ = [
     "compared",
     "doubled_values",
     "error_bound",
+    "far_keys",
     "forgotten_keys",
     "garbage",
     "head_permutation",

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import attn_reference
 import torch
@@ -15,6 +16,7 @@ from attn_fuzz.cases import earlier, earlier_writes, tensors
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
+from attn_fuzz.cases.wrong_arguments import wrong_attention
 from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import permissions, program_order, sanitizer
@@ -39,6 +41,7 @@ class Attempt:
         written: the memory of the cache after the last write and before attention, by name, where the case is judged.
         num_written: how many of the step's cache writes the target has made.
         error: the exception that the target raised, or None.
+        during: the earlier call or write that raised it, in words; empty if the case's own did.
         followed: what exact mode knows of the case's own call; None if it is not followed.
         events: the paths that the target took, by its own account.
         seconds: how long building the step and the target took.
@@ -62,6 +65,7 @@ class Attempt:
         self.written, self.num_written = self._untouched.memory, 0
         self.followed = _followed(self._built) if follows else None
         self.error: BaseException | None = None
+        self.during = ""
         self.events: tuple[str, ...] = ()
         built = time.perf_counter()
         try:
@@ -75,14 +79,18 @@ class Attempt:
         self.target.forget()
         for number, cache_write in enumerate(self.called.writes):
             for name in earlier_writes.chosen(self.case, number) if _keeps_writes(self.target, self.device) else ():
+                self.during = f", in the earlier write {name!r}"
                 write_earlier(cache_write, self.called, name, self.target)
+            self.during = ""
             write(cache_write, self.called, self.target)
             _synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
         for name in self.case.earlier:
+            self.during = f", in the earlier call {name!r}"
             call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
+        self.during = ""
         with exact.following(self.followed):
             attend(own, self.target.attention)
         _synchronize(self.device)
@@ -177,11 +185,8 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         if other is None:
             return
         if name == ILLEGAL:
-
-            def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-                _check_refused(target.must_refuse(q, k, v, kv_cache, layer, batch, out=out, lse=lse), out)
-
-            attend(other, all_refused)
+            for attention in (target.attention, *target.siblings) if target.checks_arguments else ():
+                attend(other, functools.partial(_refused, attention))
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -223,20 +228,21 @@ class NotRefusedError(Exception):
     """A call that contradicts the contract was not refused."""
 
 
-def _check_refused(calls: Iterable[tuple[str, Callable[[], object]]], out: torch.Tensor) -> None:
+def _refused(attention: AttentionFunction, *arguments: Any, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+    """Call attention with one wrong tensor after the other. It must refuse each before it writes `out`."""
     before = bits(out).clone()
-    for what, call in calls:
+    for what, call in wrong_attention(attention, *arguments, out=out, lse=lse):
         try:
             call()
         except sanitizer.Violation:
             raise
         except (ValueError, NotImplementedError):
             if not torch.equal(bits(out), before):
-                raise NotRefusedError(f"{what}: it was refused after something was written") from None
+                raise NotRefusedError(f"an earlier call with {what} was refused after something was written") from None
         except Exception as error:
-            raise NotRefusedError(f"{what}: not refused, but {type(error).__name__}: {message_of(error)}") from error
+            raise NotRefusedError(f"an earlier call with {what}: {type(error).__name__}: {message_of(error)}") from error
         else:
-            raise NotRefusedError(f"{what}: not refused")
+            raise NotRefusedError(f"an earlier call with {what} was not refused")
 
 
 def attend(step: Step, attention: AttentionFunction) -> None:

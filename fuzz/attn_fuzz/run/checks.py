@@ -34,7 +34,7 @@ def forbidden_access(attempt: Attempt) -> Wrong | None:
     error = attempt.error
     if not isinstance(error, sanitizer.Violation):
         return None
-    return Wrong(f"{attempt.not_refused}{error.about}", f"{attempt.not_refused}{error}")
+    return Wrong(f"{attempt.not_refused}{error.about}", f"{attempt.not_refused}{error}{attempt.during}")
 
 
 def wrong_error(attempt: Attempt) -> Wrong | None:
@@ -43,7 +43,7 @@ def wrong_error(attempt: Attempt) -> Wrong | None:
     if error is None or attempt.is_refused or isinstance(error, NotRefusedError):
         return None
     must = _must_refuse(attempt) if attempt.beyond else ""
-    return Wrong(f"{must}{type(error).__name__}", f"{must}{described(error)}")
+    return Wrong(f"{must}{type(error).__name__}", f"{must}{described(error)}{attempt.during}")
 
 
 def missing_refusal(attempt: Attempt) -> Wrong | None:

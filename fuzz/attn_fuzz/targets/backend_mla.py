@@ -7,28 +7,20 @@ a prefill, and folds its outputs. Rows that are too wide to be expanded are deco
 
 import dataclasses
 import functools
-import random
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import refused_steps
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.illegal import dims_of, new_lse
-from attn_fuzz.targets.illegal_layers import wrong_layers
-from attn_fuzz.targets.refused_steps import AskedStep
 from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
-from attn_fuzz.targets.wrong_arguments import Calls, must_refuse, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 
-# torch multiplies matrices of any strides; and the constructor gets no other tensor whose device it could differ from
-_SERVED = (*(f"{name} with gaps in its last dimension" for name in ("kv_b_proj", "kv_c", "k_pe")), "kv_b_proj on no device")
 MOST_CHUNKS = 3
 """Chunks into which the longest context of a step is cut."""
 _MOST_EXPANDED = 256
@@ -126,91 +118,13 @@ class MlaLayers(BackendLayers):
     """A backend of latent attention, and the layers that were made of it."""
 
     def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-        self._check_more_queries(layer, batch, choose)
         impl, own_cache = self._impl(layer, q, kv_cache, **mode)
         metadata = self._metadata_of(layer, batch)
-        check_phases(metadata, batch)
-        step = _step(metadata, q, own_cache, layer, batch, out, lse)
-        attend_phases(impl, step)
-
-        def serve(asked: AskedStep) -> None:
-            options = builder_options(layer, asked.batch)
-            metadata = self.load().builder(layer.attn_type, **options).build(common_metadata(asked.batch, layer.attn_type))
-            by_head = asked.out.view(step.by_head.shape)
-            attend_phases(
-                impl,
-                step._replace(
-                    metadata=metadata, of_layer=weights_of(layer, asked.q), q=asked.q, by_head=by_head, lse=asked.lse
-                ),
-            )
-
-        served_step = AskedStep(q, batch, out, lse)
-        refused_steps.check(serve, self.capabilities(q.device.type), kv_cache, layer, served_step, choose)
+        attend_phases(impl, _step(metadata, q, own_cache, layer, batch, out, lse))
 
     def write_latent_cache(self, kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
         impl, kv_cache = self._impl(layer, kv_c, kv_cache)
         impl.do_kv_cache_update(kv_c, k_pe, kv_cache, slot_mapping)
-
-    def illegal(self, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-        """Layers, and calls of a layer, that contradict the contract; none if the layer or the step is refused."""
-        arguments, kv_cache = self._arguments(layer, q, kv_cache, validate=True)
-        aiter = self.aiter(q.device.type)
-        try:
-            impl, kv_cache = self._impl(layer, q, kv_cache, validate=True)
-            metadata = self._metadata_of(layer, batch)
-        except UnsupportedError:
-            return
-        for what, call in wrong_layers(self.load().impl, {"layer": layer, **arguments, "aiter": aiter}):
-            # the weights of one head have any number of rows
-            if what not in _SERVED and not (layer.num_heads == 1 and what.endswith("in dimension 0")):
-                yield what, call
-        for p_size in (0, -1):
-            v_size = max(1, min(layer.value_size, layer.head_size - layer.value_size))
-            rows = layer.num_heads * (v_size + p_size)
-            too_narrow = {**arguments, "kv_b_proj": q.new_zeros(rows, layer.value_size), "v_head_dim": v_size}
-            yield f"{rows} rows of weights", functools.partial(self.load().impl, layer, **too_narrow, aiter=aiter)
-        for p_size, v_size in ((_MOST_EXPANDED + 1, 1), (1, layer.head_size - layer.value_size + 2)):
-            weight = q.new_zeros(layer.num_heads * (p_size + v_size), layer.value_size)
-            too_wide = {**arguments, "kv_b_proj": weight, "v_head_dim": v_size}
-            yield f"{p_size} and {v_size} expanded dims", functools.partial(self.load().impl, layer, **too_wide, aiter=aiter)
-        step = _step(metadata, q, kv_cache, layer, batch, out, lse)
-        yield from wrong_phases(impl, step)
-        if metadata.prefill is not None and (other := self._of_other_lengths(layer, batch)) is not None:
-            yield "lengths of the host alone", functools.partial(attend_phases, impl, step._replace(metadata=other))
-        yield from wrong_calls(self.load().builder(layer.attn_type).build, {"common_attn_metadata": None})
-
-    def _of_other_lengths(self, layer: Layer, batch: Batch) -> Any:
-        """The metadata of the step if the host thinks a request one key shorter; None if none can be."""
-        common = common_metadata(batch, layer.attn_type)
-        longer = (common.seq_lens_cpu > common.query_start_loc_cpu.diff()).nonzero()
-        if not len(longer):
-            return None
-        seq_lens = common.seq_lens_cpu.clone()
-        seq_lens[longer[0]] -= 1
-        builder = self.load().builder(layer.attn_type, **builder_options(layer, batch))
-        return builder.build(dataclasses.replace(common, seq_lens_cpu=seq_lens))
-
-    def _check_more_queries(self, layer: Layer, batch: Batch, choose: random.Random) -> None:
-        """Check that the step is refused if a prefill has fewer keys than queries, and is not if a decode has.
-
-        Raises:
-            AssertionError: the prefill was not refused.
-            UnsupportedError: the decode was refused.
-        """
-        query_lens = batch.query_start_loc.diff()
-        with_queries = query_lens.nonzero().flatten().tolist()
-        if batch.causal is not True or not with_queries:
-            return
-        r, options = choose.choice(with_queries), builder_options(layer, batch)
-        seq_lens = batch.seq_lens.clone()
-        seq_lens[r] = choose.randrange(int(query_lens[r]))
-        shorter = common_metadata(dataclasses.replace(batch, seq_lens=seq_lens), layer.attn_type)
-        build = functools.partial(self.load().builder(layer.attn_type, **options).build, shorter)
-        if query_lens[r] > 1 + options["num_speculative_tokens"]:
-            must_refuse(build, "a prefill of more queries than keys")
-        else:
-            build()
 
     def _metadata_of(self, layer: Layer, batch: Batch) -> Any:
         """The metadata of a step, built once for all layers that are called with this Batch and split it alike."""
@@ -283,42 +197,9 @@ def attend_phases(impl: Any, step: MlaStep) -> None:
                 lse[:, rows] = lse_rows
 
 
-def wrong_phases(impl: Any, step: MlaStep) -> Calls:
-    """Calls with one argument wrong, of a step's prefills and of its decodes."""
-    metadata, of_layer, q, latent, kv_cache, by_head, lse = step
-    free = {"kv_cache": dims_of(impl.layer.layout, "block")}
-    given = {"kv_cache": kv_cache, "attn_metadata": metadata}
-    decode, prefill = metadata.decode, metadata.prefill
-    if decode is not None and isinstance(decode.rows, slice):
-        rows = decode.rows
-        lse_rows = None if lse is None else lse[:, rows]
-        of_rows = {"query": q[rows], "output": by_head[rows], "lse": lse_rows}
-        yield from wrong_calls(impl.forward_mqa, {**given, **of_rows}, optional=("lse",), free={**free, "query": (0,)})
-    if prefill is not None:
-        assert latent is not None
-        unfolded = of_layer.unfolded(q[prefill.rows])
-        kv_c, k_pe = latent[prefill.rows].tensor_split((of_layer.latent_size,), dim=1)
-        of_rows = {"query": unfolded, "kv_c": kv_c, "k_pe": k_pe}
-        of_rows |= {"output": q.new_empty(*unfolded.shape[:2], of_layer.latent_size), "lse": new_lse(unfolded)}
-        wrong = wrong_calls(impl.forward_mha, {**given, **of_rows}, optional=("lse",), free=free)
-        yield from ((what, call) for what, call in wrong if what not in _SERVED)
-
-
 def _decodes_alone(batch: Batch, options: dict[str, Any]) -> bool:
     longest = int(batch.query_start_loc.diff().max()) if batch.num_requests else 0
     return batch.causal is False or longest <= 1 + options["num_speculative_tokens"]
-
-
-def check_phases(metadata: Any, batch: Batch) -> None:
-    """Check that each row that a request owns is in one phase. A row in both would be computed twice, with one result.
-
-    Raises:
-        AssertionError: a row is in no phase, or in both.
-    """
-    rows = torch.arange(batch.num_actual_tokens, device=batch.query_start_loc.device)
-    phases = [rows[each.rows] for each in (metadata.decode, metadata.prefill) if each is not None]
-    found, owned = sorted(torch.cat(phases).tolist()), rows[: int(batch.query_start_loc[-1])].tolist()
-    assert found[: len(owned)] == owned, f"rows {found} in the phases, expected {owned}"
 
 
 def weights_of(layer: Layer, rows: torch.Tensor) -> Weights:

@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
-from attn_fuzz.targets import declared, refused_steps, served
+from attn_fuzz.targets import declared, served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.illegal_layers import calls_of_layer, writes_of_reader, wrong_layers
-from attn_fuzz.targets.refused_steps import AskedStep
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON
-from attn_fuzz.targets.wrong_arguments import Calls
 
 
 def support_of(capabilities: Capabilities, sizes: Support) -> Support:
@@ -63,13 +60,11 @@ class BackendLayers:
         load: returns the backend's class.
         aiter: returns AMD's AITER on a device type. Both functions import what they need when a case runs.
         builder_options: returns the options of the builder for a step, beside the attention type.
-        is_checked: whether what a layer refuses after a step is held to what the backend declares.
     """
 
     load: Callable[[], Any]
     aiter: Callable[[str], Any]
     builder_options: Callable[[Batch], dict[str, Any]] = _no_options
-    is_checked: bool = True
     _impls: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
     _steps: dict[AttentionType, tuple[Batch, Any]] = field(init=False, repr=False, default_factory=dict)
 
@@ -90,16 +85,6 @@ class BackendLayers:
         reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
         impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
-        if not self.is_checked or choose.random() < 0.5:
-            return
-
-        def serve(step: AskedStep) -> None:
-            builder = self.load().builder(layer.attn_type, **self.builder_options(step.batch))
-            metadata = builder.build(common_metadata(step.batch, layer.attn_type))
-            impl.forward(step.q, k, v, own_cache, metadata, output=step.out, lse=step.lse)
-
-        served_step = AskedStep(q, batch, out, lse)
-        refused_steps.check(serve, self.capabilities(q.device.type), kv_cache, layer, served_step, choose)
 
     def write_kv_cache(
         self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
@@ -135,23 +120,6 @@ class BackendLayers:
 
     def capabilities(self, device: str) -> Capabilities:
         return self.load().capabilities(self.aiter(device))
-
-    def illegal(self, q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-        """Layers, and calls of a layer and of the builder, that contradict the contract; none if the layer is refused."""
-        arguments, _ = self._arguments(layer, q, kv_cache)
-        aiter = self.aiter(q.device.type)
-        for validate in (True, False):
-            try:
-                impl, own_cache = self._impl(layer, q, kv_cache, validate=validate)
-            except UnsupportedError:
-                return
-            yield from wrong_layers(self.load().impl, {"layer": layer, **arguments, "validate": validate, "aiter": aiter})
-            if k is not None and batch.slot_mapping is not None and self._may_read(q.device.type):
-                reader, own_cache = self._impl(layer, q, kv_cache, validate=validate, reads=True)
-                written = {"key": k, "value": v, "kv_cache": own_cache, "slot_mapping": batch.slot_mapping}
-                yield from writes_of_reader(reader, written, q)
-            builder = self.load().builder(layer.attn_type, **self.builder_options(batch))
-            yield from calls_of_layer(impl, builder, common_metadata(batch, layer.attn_type), q, k, v, own_cache, out, lse)
 
     def forget(self) -> None:
         """Drop all layers and metadata, and the launches behind them."""
@@ -271,7 +239,7 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
         "write_kv_cache": layers.write_kv_cache,
         "rope_and_write_kv_cache": layers.rope_and_write_kv_cache,
         "siblings": tuple(functools.partial(layers.attention, **mode) for mode in modes),
-        "must_refuse": layers.illegal,
+        "checks_arguments": False,  # those of layers are: tests/optimized/backends
         "forget": layers.forget,
         "unavailable": layers.unavailable,
         "modules": None,  # some call kernels that are not Triton's

@@ -17,7 +17,7 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.target import Target, no_calls
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import (
     TRITON,
     TRITON_LATENT,
@@ -206,7 +206,7 @@ def _far_away(target: Target, description: str) -> Target:
         support=lambda device: dataclasses.replace(target.support(device), max_tokens=48, max_seq_len=192, long_seq_len=None),
         unavailable=_missing,
         siblings=(),
-        must_refuse=no_calls,
+        checks_arguments=False,
         sanitizes=False,
         exact=False,
     )

@@ -15,11 +15,10 @@ import attn_reference
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.cases.poison import LEFTOVER, poison
-from attn_fuzz.targets import far, no_interpreter, plans
+from attn_fuzz.targets import far, plans
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
-from attn_fuzz.targets.wrong_arguments import Calls, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_PARTS = 3
@@ -249,7 +248,6 @@ def _triton_merge() -> MergeFunction:
         function = attn_optimized.merge_attn_states
         forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
         if interprets(out_a):
-            no_interpreter.check(lambda: function(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options), out_a.dtype)
             forms += [plans.merge_attn_states, functools.partial(far.merge_attn_states, function)]
         choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
         choose.choice(forms)(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options)
@@ -265,52 +263,11 @@ def _triton_merge_parts() -> MergeFunction:
         function = attn_optimized.merge_attn_parts
         forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
         if interprets(outs):
-            no_interpreter.check(lambda: function(outs, lses, out=out, lse=lse, **options), outs.dtype)
             forms += [plans.merge_attn_parts, functools.partial(far.merge_attn_parts, function)]
         choose = choices_by((outs.shape, outs.stride(), lses.stride()))
         choose.choice(forms)(outs, lses, out=out, lse=lse, **options)
 
     return merge
-
-
-def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    """Calls of merge_attn_states that contradict the contract."""
-    import attn_optimized
-
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-    first, second, merged = (state(q, layer, choose) for _ in range(3))
-    arguments = {"out_a": first.out, "lse_a": first.lse, "out_b": second.out, "lse_b": second.lse}
-    arguments |= {**_written(merged, layer, out), "prefill_tokens_with_context": choose.randint(0, len(q))}
-    yield from _wrong_merges(attn_optimized.merge_attn_states, arguments)
-    beyond = {**arguments, "prefill_tokens_with_context": len(q) + 1}
-    yield "a prefix of more rows than there are", functools.partial(attn_optimized.merge_attn_states, **beyond)
-
-
-def _illegal_parts(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    """Calls of merge_attn_parts that contradict the contract."""
-    import attn_optimized
-
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-    outs, lses = stacked(q, layer, choose.randint(1, MOST_PARTS), choose)
-    arguments = {"outs": outs, "lses": lses, **_written(state(q, layer, choose), layer, out), "lse_base": "e"}
-    yield from _wrong_merges(attn_optimized.merge_attn_parts, arguments)
-    no_parts = {**arguments, "outs": outs[:0], "lses": lses[:0]}
-    yield "no parts", functools.partial(attn_optimized.merge_attn_parts, **no_parts)
-
-
-def _written(merged: State, layer: Layer, out: torch.Tensor) -> dict[str, Any]:
-    """What a merge writes, in the type of a call's output."""
-    options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
-    return {"out": merged.out.to(out.dtype), "lse": merged.lse, **options}
-
-
-def _wrong_merges(merge: MergeFunction, arguments: dict[str, Any]) -> Calls:
-    # LSEs of parts have any strides, and an output_scale has one dimension or none
-    legal = ("lses with gaps", "output_scale with one more", "output_scale with too few")
-    optional = ("out", "lse", "prefill_tokens_with_context", "output_scale")
-    for what, call in wrong_calls(merge, arguments, optional=optional):
-        if not what.startswith(legal):
-            yield what, call
 
 
 def _returned(
@@ -328,7 +285,6 @@ TRITON_MERGE = merge_target(
     unavailable=missing_triton,
     modules=modules,
     planned=planned,
-    must_refuse=_illegal,
 )
 TRITON_MERGE_PARTS = parts_target(
     "triton-merge-parts",
@@ -337,5 +293,4 @@ TRITON_MERGE_PARTS = parts_target(
     unavailable=missing_triton,
     modules=modules,
     planned=planned,
-    must_refuse=_illegal_parts,
 )

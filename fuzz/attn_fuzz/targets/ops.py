@@ -5,7 +5,6 @@ how a call's arguments become a Layer and a Batch again.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ def _call(op: str, *holders: Layer | Batch, **given: Any) -> None:
         ContractError: a field has another value than its default, and the op has no argument for the field. The tensors of a
             call say its sizes and its dtypes.
     """
-    _check_registered(op)
     function = getattr(torch.ops.attn_parity, op).default
     names = {argument.name for argument in function._schema.arguments}
     for holder in holders:
@@ -35,15 +33,6 @@ def _call(op: str, *holders: Layer | Batch, **given: Any) -> None:
             elif field.name not in _SAID_BY_TENSORS and value is not field.default and value != field.default:
                 raise ContractError(field.name, value, f"{field.default}: the op {op} has no such argument")
     function(**given)
-
-
-@functools.cache
-def _check_registered(op: str) -> None:
-    """Check that an op is there for CPUs and for GPUs, of which this machine may have none."""
-    import attn_optimized  # noqa: F401 - registers the ops of a GPU
-
-    for key in ("CPU", "CUDA"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attn_parity::{op}", key), f"op {op} is not there for {key}"
 
 
 _SAID_BY_TENSORS = {"num_heads", "num_kv_heads", "head_size", "kv_cache_dtype", "layout", "causal"}

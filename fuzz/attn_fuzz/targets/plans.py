@@ -14,7 +14,7 @@ from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.aiter import missing_e4m3fnuz
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.target import Target, no_calls
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import (
     TRITON,
     TRITON_CASCADE,
@@ -225,6 +225,6 @@ TRITON_PLANS_CASCADE = dataclasses.replace(
     rounding=_rounding,
     unavailable=_missing,
     siblings=(),
-    must_refuse=no_calls,
+    checks_arguments=False,
     refuses=False,  # a launch is made without checks
 )

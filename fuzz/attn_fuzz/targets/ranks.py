@@ -6,7 +6,6 @@ rank's cache holds its keys alone. All other slots are NaN, and its block table 
 """
 
 import dataclasses
-import functools
 import random
 from typing import Any, NamedTuple
 
@@ -16,12 +15,10 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, Unsu
 from attn_contract.arguments import INT32_MAX
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
-from attn_fuzz.targets import no_requests
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
-from attn_fuzz.targets.wrong_arguments import Calls, call_naming, wrong_calls
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
@@ -123,23 +120,6 @@ def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choo
     return own, ranks.local_step(dataclasses.replace(batch, block_table=own.block_table), dealing)
 
 
-def _check_nobodys(q: torch.Tensor, own: Shard, batch: Batch, dealing: Any, out: torch.Tensor) -> None:
-    """Check that some steps without a request are a rank's steps, too, and that nothing is written in one.
-
-    Raises:
-        AssertionError: something was written.
-    """
-    import attn_optimized
-    from attn_optimized import context_parallel as ranks
-
-    choose = choices_by((batch.seq_lens, q.shape))
-    if choose.random() < 0.25:
-        nobodys = no_requests.without_requests(dataclasses.replace(batch, block_table=own.block_table), choose)
-        step = ranks.local_step(nobodys, dealing)
-        attend = functools.partial(attn_optimized.paged_attention, q, own.kv_cache, ranks.local_layer(own.layer, dealing))
-        no_requests.check(functools.partial(attend, step.batch), q.new_empty(out.shape))
-
-
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     import attn_optimized
     from attn_optimized import context_parallel as ranks
@@ -154,8 +134,6 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         # the largest bound that a step may have, which a rank's step has a bound for, too
         ranks.local_step(dataclasses.replace(batch, max_seq_len=INT32_MAX), dealing)
         own, step = dealt(kv_cache, layer, batch, dealing, choose)
-        if rank == 0:
-            _check_nobodys(q, own, batch, dealing, out)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
         attn_optimized.paged_attention(
@@ -175,30 +153,6 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
                 lse.copy_(lses[0])
             return
     attn_optimized.merge_attn_parts(outs, lses, out=out, lse=lse, **options)
-
-
-def illegal_dealings(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    """Dealings, steps and layers that contradict the contract."""
-    from attn_optimized import context_parallel as ranks
-
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-    num_ranks, interleave, _ = _choice(choose)
-    numbers = {"num_ranks": num_ranks, "rank": choose.randrange(num_ranks), "interleave": interleave}
-    yield from wrong_calls(ranks.Dealing, numbers)
-    yield "a rank beyond the last", functools.partial(ranks.Dealing, **{**numbers, "rank": num_ranks})
-    for name in ("num_ranks", "interleave"):
-        yield f"a dealing of {name}=0", functools.partial(call_naming, ranks.Dealing, {**numbers, "rank": 0}, name, lambda: 0)
-    dealing = ranks.Dealing(**numbers)
-    yield from wrong_calls(ranks.local_step, {"batch": batch, "dealing": dealing})
-    yield from wrong_calls(ranks.local_layer, {"layer": layer, "dealing": dealing})
-    without = dataclasses.replace(batch, block_table=None)
-    yield "a step without a block table", functools.partial(ranks.local_step, without, dealing)
-    lses = torch.zeros(num_ranks, layer.num_heads, 1, device=q.device)
-    part = {"out": q.new_zeros(1, layer.num_heads, layer.value_size), "lses": lses, "rank": numbers["rank"]}
-    for what, call in wrong_calls(ranks.weighted_part, part, free={"out": (2,), "lses": (0,)}):
-        if "gaps" not in what:  # torch takes any strides
-            yield f"a part whose {what}", call
-    yield "a part of a rank beyond the last", functools.partial(ranks.weighted_part, **{**part, "rank": num_ranks})
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -243,7 +197,6 @@ TRITON_RANKS = Target(
     support=ranks_support,
     rounding=ranks_rounding,
     unavailable=missing_triton,
-    must_refuse=illegal_dealings,
     forget=TRITON.forget,
     modules=TRITON.modules,
     planned=TRITON.planned,

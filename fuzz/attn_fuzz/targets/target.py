@@ -47,27 +47,6 @@ class AttentionFunction(Protocol):
         ...
 
 
-class IllegalCalls(Protocol):
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        kv_cache: torch.Tensor | None,
-        layer: Layer,
-        batch: Batch,
-        *,
-        out: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> Iterable[tuple[str, Callable[[], object]]]:
-        """Calls that contradict the contract, made of the arguments of an AttentionFunction: what is wrong, and the call."""
-        ...
-
-
-def no_calls(*arguments: object, **outputs: object) -> Iterable[tuple[str, Callable[[], object]]]:
-    return ()
-
-
 class WriteFunction(Protocol):
     def __call__(
         self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
@@ -354,9 +333,9 @@ class Target:
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
-        must_refuse: makes calls that contradict the contract of the arguments of a call of `attention`. Each of them must
-            raise a ValueError or a NotImplementedError before it writes anything. Earlier calls of a case are made of them
-            (`attn_fuzz.targets.wrong_arguments`).
+        checks_arguments: whether `attention` and its siblings refuse a tensor of another dtype, shape or device with a
+            ValueError or a NotImplementedError, before they write anything. Earlier calls of a case are then such calls, too
+            (`attn_fuzz.cases.wrong_arguments`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
@@ -395,7 +374,7 @@ class Target:
     dense_keys: Callable[[Case], Iterable[bool]] | None = None
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
-    must_refuse: IllegalCalls = no_calls
+    checks_arguments: bool = False
     forget: Callable[[], None] = lambda: None
     properties: tuple[Property, ...] = ()
     oracle: bool = True
@@ -410,7 +389,7 @@ class Target:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("attention", "support", "rounding", "unavailable", "events", "must_refuse", "forget"):
+        for name in ("attention", "support", "rounding", "unavailable", "events", "forget"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 

@@ -16,12 +16,8 @@ import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets import far_keys, wrong_slots
-from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.illegal import illegal_attention, illegal_latent_writes, illegal_writes
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target, no_calls
-from attn_fuzz.targets.wrong_arguments import Calls, must_raise
+from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -58,42 +54,16 @@ _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=T
 _MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
 
 
-def _illegal(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    function, arguments = _call_of(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-    for mode in ({"validate": True}, {"validate": False}, {"validate": False, "batch_invariant": True}):
-        yield from illegal_attention(functools.partial(function, **mode), arguments)
-
-
 def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
-    _check_slots(attn_optimized.write_kv_cache, (k, v), kv_cache, layer, slot_mapping)
 
 
 def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
     import attn_optimized
 
     attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
-    _check_slots(attn_optimized.write_latent_cache, (kv_c, k_pe), kv_cache, layer, slot_mapping)
-
-
-def _check_slots(
-    write: Callable[..., object],
-    rows: tuple[torch.Tensor, torch.Tensor],
-    kv_cache: torch.Tensor,
-    layer: Layer,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """Now and then, hold the write of a step's first rows to `wrong_slots.check`."""
-    choose = choices_by((rows[0].shape, slot_mapping))
-    if choose.random() < wrong_slots.OFTEN:
-        few = [tensor[: wrong_slots.MOST_ROWS] for tensor in rows]
-
-        def unchecked(kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-            write(*few, kv_cache, layer, slot_mapping, validate=False)
-
-        wrong_slots.check(unchecked, len(few[0]), kv_cache, layer, choose)
 
 
 def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
@@ -102,26 +72,6 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
     attn_optimized.rope_and_write_kv_cache(
         q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
     )
-
-
-def _illegal_latent(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    """Calls of attention, and of the write to a latent cache."""
-    import attn_optimized
-
-    yield from _illegal(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-    for validate in (True, False):
-        write = functools.partial(attn_optimized.write_latent_cache, validate=validate)
-        yield from illegal_latent_writes(write, {"q": q, "kv_cache": kv_cache, "layer": layer})
-
-
-def _illegal_writes(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    import attn_optimized
-
-    arguments = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer}
-    for validate in (True, False):
-        write = functools.partial(attn_optimized.write_kv_cache, validate=validate)
-        rope = functools.partial(attn_optimized.rope_and_write_kv_cache, validate=validate)
-        yield from illegal_writes(write, rope, arguments)
 
 
 _LARGE_GROUP = 71
@@ -229,7 +179,7 @@ TRITON = Target(
     unavailable=missing_triton,
     events=_triton_events,
     siblings=_MODES,
-    must_refuse=_illegal,
+    checks_arguments=True,
     forget=_forget_launches,
     modules=modules,
     planned=planned,
@@ -284,7 +234,6 @@ TRITON_LATENT = dataclasses.replace(
     description="the shipping Triton kernels: latent caches (MLA) and V of another width than K, cache write",
     write_latent_cache=_triton_write_latent,
     support=_latent_support,
-    must_refuse=_illegal_latent,
 )
 
 
@@ -326,34 +275,6 @@ def _cascade_call(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callabl
 def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
     function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
     function(**arguments, validate=validate)
-    if kv_cache is not None and batch.query_start_loc[-1]:
-        beyond = _beyond_a_context(batch, _block_size(layer, kv_cache))
-        must_raise(lambda: function(**{**arguments, **beyond}, validate=True), "a prefix beyond a context")
-
-
-def _illegal_cascade(q, k, v, kv_cache, layer, batch, *, out, lse) -> Calls:
-    if kv_cache is None:
-        return  # there is no legal call
-    function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-    for validate in (True, False):
-        yield from illegal_attention(functools.partial(function, validate=validate), arguments)
-    for what, prefix in _wrong_prefixes(arguments["batch"], arguments["layer"], arguments["kv_cache"]):
-        # who shares which blocks is checked with all values in tensors alone
-        for validate in (True,) if "shared" in what else (True, False):
-            call = functools.partial(function, **{**arguments, "common_prefix_len": prefix}, validate=validate)
-            yield f"a prefix {what}", call
-
-
-def _beyond_a_context(batch: Batch, block_size: int) -> dict[str, Any]:
-    """A step whose requests have all the same blocks, and a prefix of one block more than each context holds."""
-    choose, query_lens = choices_by((batch.query_start_loc, batch.seq_lens)), batch.query_start_loc.diff()
-    context_lens = [choose.choice((0, 1, block_size - 1, block_size)) for _ in range(batch.num_requests)]
-    seq_lens = query_lens + torch.tensor(context_lens, dtype=torch.int32, device=query_lens.device)
-    longest = int(seq_lens.max())
-    table = torch.zeros((batch.num_requests, longest // block_size + 2), dtype=torch.int32, device=query_lens.device)
-    step = dataclasses.replace(batch, seq_lens=seq_lens, max_seq_len=longest, block_table=table)
-    shortest = min(context_lens[r] for r in query_lens.nonzero().flatten().tolist())
-    return {"batch": step, "common_prefix_len": (shortest // block_size + 1) * block_size}
 
 
 def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
@@ -378,18 +299,6 @@ def _block_size(layer: Layer, kv_cache: torch.Tensor) -> int:
     ).block_size
 
 
-def _wrong_prefixes(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> Iterator[tuple[str, int]]:
-    """What is wrong with a common_prefix_len, and the number."""
-    if layer.layout is None or kv_cache is None or batch.block_table is None:
-        return
-    prefix, block_size = common_prefix(batch, layer, kv_cache), _block_size(layer, kv_cache)
-    yield "beyond the table", (batch.block_table.shape[1] + 1) * block_size
-    if block_size > 1:
-        yield "that ends inside a block", prefix + 1
-    if batch.query_start_loc[-1]:  # a batch without a query shares any prefix
-        yield "of one block more than is shared", prefix + block_size
-
-
 def _cascade_events(step: Step) -> Iterable[str]:
     return ["cascade"] if common_prefix(step.batch, step.layer, step.kv_cache) else []
 
@@ -412,7 +321,7 @@ TRITON_CASCADE = Target(
     unavailable=missing_triton,
     events=_cascade_events,
     siblings=_MODES,
-    must_refuse=_illegal_cascade,
+    checks_arguments=True,
     forget=_forget_launches,
     modules=modules,
     planned=planned,
@@ -427,10 +336,6 @@ def _returned(call_of: Callable[..., tuple[Callable[..., object], dict[str, Any]
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         function, arguments = call_of(q, k, v, kv_cache, layer, batch, out=None, lse=lse)
         returned = function(**arguments)
-        assert isinstance(returned, torch.Tensor), f"attention returned {returned!r}, expected a tensor"
-        form = (tuple(returned.shape), returned.dtype, returned.device)
-        expected = ((*q.shape[:2], layer.value_size), q.dtype, q.device)
-        assert form == expected, f"attention returned {form}, expected {expected}"
         num_rows = int(batch.query_start_loc[-1])
         out[:num_rows] = returned[:num_rows].reshape(out[:num_rows].shape)
 
@@ -445,7 +350,7 @@ TRITON_RETURNED, TRITON_LATENT_RETURNED, TRITON_CASCADE_RETURNED = (
         attention=_returned(call_of),
         support=lambda device, support=target.support: dataclasses.replace(support(device), output_dtypes=()),
         siblings=(),
-        must_refuse=no_calls,
+        checks_arguments=False,
     )
     for target, call_of in ((TRITON, _call_of), (TRITON_LATENT, _call_of), (TRITON_CASCADE, _cascade_call))
 )
@@ -457,29 +362,21 @@ def _queries_per_tile(step: Step) -> int:
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
 
 
-def _invariant_attention_far_away(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    """Batch-invariant attention, now and then also to keys that stand far behind the beginning of their sequences."""
-    _invariant_attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
-    if layer.attn_type is AttentionType.DECODER and choose.random() < far_keys.OFTEN:
-        attend = functools.partial(_invariant_attention, q, k, v)
-        far_keys.check(attend, q, kv_cache, layer, batch, lse, choose)
-
-
 TRITON_INVARIANT = Target(
     name="triton-invariant",
     description="the Triton kernels in batch-invariant mode: each request also alone, and in steps of whole tiles, bit by bit",
-    attention=_invariant_attention_far_away,
+    attention=_invariant_attention,
     support=_triton_support,
     rounding=_triton_rounding,
     unavailable=missing_triton,
     siblings=_MODES,
-    must_refuse=_illegal,
+    checks_arguments=True,
     forget=_forget_launches,
     properties=(
         properties.batch_composition(),
         properties.chunked_prefill(_queries_per_tile),
         properties.neighbours_rules(),
+        properties.far_keys(),
     ),
     modules=modules,
     planned=planned,
@@ -610,7 +507,7 @@ TRITON_VARLEN = Target(
     rounding=_triton_rounding,
     unavailable=missing_triton,
     siblings=_MODES,
-    must_refuse=_illegal,
+    checks_arguments=True,
     forget=_forget_launches,
     modules=modules,
     planned=planned,
@@ -636,7 +533,6 @@ TRITON_WRITE = dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
     ),
     unavailable=missing_triton,
-    must_refuse=_illegal_writes,
     forget=_forget_launches,
     modules=modules,
     planned=planned,

@@ -1,10 +1,11 @@
 """What no backend takes: it says so by the argument's name, before it writes anything."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
+from attn_contract import AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_optimized.backends import BACKENDS, AttentionImpl
 
 TRITON = BACKENDS["TRITON_ATTN"]
@@ -228,15 +229,48 @@ def test_a_layer_of_an_output_that_no_step_can_have(make_step, aiter):
         BACKENDS["ROCM_AITER_FA"].impl(step.layer, aiter=aiter, **step.constructor)
 
 
-def test_a_step_is_refused_after_one_that_was_served(make_step, aiter):
+ASKED = {
+    "the LSE": {},
+    "non-causal attention": {"causal": False},
+    "a causal flag for each request": {"causal": torch.tensor([True, False])},
+    "ranges": {"bidirectional_ranges": torch.zeros((2, 1, 2), dtype=torch.int32)},
+    "a bias": {"qq_bias": torch.zeros(8, 8)},
+}
+
+
+@every_backend
+@pytest.mark.parametrize("what", ASKED)
+def test_a_step_is_refused_after_one_that_was_served(name, what, make_step, aiter, device):
     """What a layer was found to serve in one step says nothing of a step that asks for more."""
-    step = make_step([3], [9], **FORMS["ROCM_ATTN"])
-    impl = BACKENDS["ROCM_ATTN"].impl(step.layer, aiter=aiter, **step.constructor)
+    step = make_step([3, 1], [9, 5], **FORMS[name])
+    impl, builder = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor), BACKENDS[name].builder
     impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
-    metadata, out = impl.backend.builder(AttentionType.DECODER).build(step.common), torch.empty_like(step.query)
-    arguments = (step.query, step.key, step.value, step.kv_cache, metadata)
-    lse = torch.empty(step.layer.num_heads, len(step.query), device=step.query.device)
+    out = step.query.new_zeros(*step.query.shape[:2], step.layer.value_size)
+    lse = torch.zeros(step.layer.num_heads, len(out), device=device) if what == "the LSE" else None
+    changed = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in ASKED[what].items()}
+    batch, common = replace(step.batch, **changed), replace(step.common, **changed)
+    config = AttentionConfig.of(step.layer, out.dtype, block_size=step.block_size, batch=batch, lse=lse is not None)
+    asks_too_much = BACKENDS[name].capabilities(aiter).refusals(config)
+
+    def serve(common, lse=None):
+        metadata = builder(AttentionType.DECODER).build(common)
+        impl.forward(step.query, step.key, step.value, step.kv_cache, metadata, output=out, lse=lse)
+
     for _ in range(2):
-        impl.forward(*arguments, output=out)
-        with pytest.raises(UnsupportedError, match="ROCM_ATTN: the LSE not supported"):
-            impl.forward(*arguments, output=out, lse=lse)
+        serve(step.common)
+        with pytest.raises(UnsupportedError) if asks_too_much else contextlib.nullcontext():
+            serve(common, lse)
+
+
+@every_backend
+def test_queries_of_another_dtype_are_refused_after_a_step_that_was_served(name, make_step, aiter):
+    step = make_step(**MIXED, **FORMS[name])
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+    impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
+    metadata = BACKENDS[name].builder(AttentionType.DECODER).build(step.common)
+    out = step.query.new_zeros(*step.query.shape[:2], step.layer.value_size)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        is_own = dtype == out.dtype
+        with contextlib.nullcontext() if is_own else pytest.raises(ContractError, match=f"query: got {dtype}"):
+            tensors = step.query.to(dtype), step.key, step.value, step.kv_cache
+            impl.forward(*tensors, metadata, output=out.to(dtype))

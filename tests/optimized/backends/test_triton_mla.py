@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from attn_contract import AttentionType, ContractError, Layer, Layout, Unsupport
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder, TritonMlaImpl
 from attn_reference.latent import absorbed, expanded, up_projected
+
+from tests.wrong_arguments import not_refused, wrong_calls
 
 MLA = BACKENDS["TRITON_MLA"]
 HEADS, NOPE, ROPE, VALUE, LATENT, BLOCK_SIZE = 4, 24, 8, 16, 32, 16
@@ -284,6 +287,88 @@ def test_what_a_step_lacks_or_contradicts_is_refused(device):
         impl.forward_mha(attn_metadata=decodes, **arguments)
 
 
+# torch multiplies matrices of any strides; and the constructor gets no other tensor whose device it could differ from
+SERVED = (*(f"{name} with gaps in its last dimension" for name in ("kv_b_proj", "kv_c", "k_pe")), "kv_b_proj on no device")
+
+
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize("num_speculative_tokens", [0, 4], ids=["prefill", "decode"])
+def test_one_wrong_argument_is_refused_before_anything_is_written(num_speculative_tokens, validate, device):
+    step = step_of([5], [9], device)
+    impl = impl_of(step, validate=validate)
+    builder = MlaMetadataBuilder(AttentionType.DECODER, num_speculative_tokens=num_speculative_tokens)
+    metadata, new = builder.build(step.common), step.new
+    if metadata.prefill is not None:
+        method, rows = impl.forward_mha, {"query": step.q, "kv_c": new[:, :LATENT], "k_pe": new[:, LATENT:]}
+        width, free = VALUE, {}
+    else:
+        method, rows = impl.forward_mqa, {"query": torch.zeros(5, HEADS, LATENT + ROPE, dtype=torch.float16, device=device)}
+        width, free = LATENT, {"query": (0,)}
+    out, lse = (torch.zeros(5, HEADS, width, dtype=torch.float16, device=device), torch.zeros(HEADS, 5, device=device))
+    given = {**rows, "kv_cache": step.kv_cache, "attn_metadata": metadata, "output": out, "lse": lse}
+    written = {"kv_c": new[:, :LATENT], "k_pe": new[:, LATENT:], "kv_cache": step.kv_cache}
+    written["slot_mapping"] = step.common.slot_mapping
+    for call, arguments, own in (
+        (method, given, free),
+        (impl.do_kv_cache_update, written, {"slot_mapping": (0,)}),
+    ):
+        wrong = partial(wrong_calls, call, arguments, optional=("lse",), free={"kv_cache": (0,), **own})
+        for _ in range(2):  # before and after a right call
+            served = (each for each in wrong() if call != method or each[0] not in SERVED)
+            assert not_refused(served, [out, lse, step.kv_cache]) == []
+            call(**arguments)
+    assert not_refused(wrong_calls(builder.build, {"common_attn_metadata": step.common})) == []
+
+
+def test_one_wrong_argument_of_a_layer_is_refused(device, aiter):
+    step = step_of([5], [9], device)
+    right = {"layer": layer_of(), "dtype": torch.float16, "block_size": BLOCK_SIZE, "kv_b_proj": step.weight}
+    right |= {"v_head_dim": VALUE, "validate": True, "batch_invariant": False, "allocation_layout": None, "aiter": aiter}
+    optional = ("block_size", "allocation_layout", "aiter")
+    wrong = (each for each in wrong_calls(TritonMlaImpl, right, optional=optional) if each[0] not in SERVED)
+    assert not_refused(wrong) == []
+    sizes = {"no width of K": (0, 8), "fewer rows than of V": (-1, 8), "wide K": (257, 1), "wide V": (1, ROPE + 2)}
+    for what, (nope, value) in sizes.items():
+        weight = torch.zeros(HEADS * (nope + value), LATENT, dtype=torch.float16, device=device)
+        make = partial(TritonMlaImpl, **{**right, "kv_b_proj": weight, "v_head_dim": value})
+        assert not_refused(iter([(what, make)])) == []
+    widest = torch.zeros(HEADS * (256 - ROPE + VALUE), LATENT, dtype=torch.float16, device=device)
+    assert TritonMlaImpl(**{**right, "kv_b_proj": widest}).nope_size == 256 - ROPE
+
+
+def test_lengths_that_the_host_alone_has_are_refused(device):
+    """A request that the host takes for one key shorter."""
+    step = step_of([5], [9], device)
+    impl = impl_of(step)
+    metadata = MlaMetadataBuilder(AttentionType.DECODER).build(replace(step.common, seq_lens_cpu=step.common.seq_lens_cpu - 1))
+    out = torch.empty(5, HEADS, VALUE, dtype=torch.float16, device=device)
+    with pytest.raises(ContractError):
+        impl.forward_mha(step.q, step.new[:, :LATENT], step.new[:, LATENT:], step.kv_cache, metadata, output=out)
+
+
+@pytest.mark.parametrize("q_len", range(1, 5))
+@pytest.mark.parametrize("num_speculative_tokens", [0, 1, 3])
+def test_a_prefill_has_a_key_for_each_query_and_a_decode_need_not(num_speculative_tokens, q_len, device):
+    fewer = torch.tensor([q_len - 1], dtype=torch.int32)
+    common = replace(step_of([q_len], [q_len], device).common, seq_lens=fewer.to(device), seq_lens_cpu=fewer)
+    builder = MlaMetadataBuilder(AttentionType.DECODER, num_speculative_tokens=num_speculative_tokens)
+    if q_len > 1 + num_speculative_tokens:
+        with pytest.raises(UnsupportedError, match="more queries than keys"):
+            builder.build(common)
+    else:
+        assert builder.build(common).prefill is None
+
+
+@pytest.mark.parametrize("num_speculative_tokens", [0, 1, 3])
+@pytest.mark.parametrize("causal", [True, False])
+def test_each_row_of_a_request_is_in_one_phase(causal, num_speculative_tokens, device):
+    common = replace(step_of(**MIXED, device=device).common, causal=causal)
+    metadata = MlaMetadataBuilder(AttentionType.DECODER, num_speculative_tokens=num_speculative_tokens).build(common)
+    rows = torch.arange(sum(MIXED["query_lens"]), device=device)
+    phases = [rows[phase.rows] for phase in (metadata.decode, metadata.prefill) if phase is not None]
+    assert sorted(torch.cat(phases).tolist()) == rows.tolist()
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [
@@ -291,6 +376,7 @@ def test_what_a_step_lacks_or_contradicts_is_refused(device):
         ({"seq_lens_cpu": torch.tensor([3], dtype=torch.int32)}, UnsupportedError, "more queries than keys"),
         ({"causal": torch.tensor([True])}, UnsupportedError, "one flag for a step"),
         ({"seq_lens_cpu": torch.tensor([9, 9], dtype=torch.int32)}, ContractError, "seq_lens_cpu: got 2 entries"),
+        ({"seq_lens_cpu": torch.tensor([99], dtype=torch.int32)}, ContractError, "max_seq_len: got 14, expected at least 99"),
     ],
     ids=str,
 )
