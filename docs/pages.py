@@ -20,7 +20,6 @@ CHECKS = (
     "attn-parity compile --check",
     "attn-parity zoo --check",
     "attn-parity zoo --target @gfx942 --check --page docs/generated/zoo-gfx942.md",
-    "attn-parity ways --check",
     "attn-parity mutate --check",
     "attn-parity mutate --check --page docs/generated/mutants-28.md",
     "python -m benchmarks.judge page --check",

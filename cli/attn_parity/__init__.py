@@ -30,7 +30,6 @@ COMMANDS = {
     "bisect": "Find the commit of a kernel's repository since which a case fails.",
     "show": "Draw a case: masks, block table, allocation, error against bound.",
     "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
-    "ways": "Put real bugs back, and say which way of looking finds which of them.",
     "mutate": "Make mutants by operators, and count those that the fuzzer finds.",
     "prove": "Prove theorems about the source of the kernels, for all lengths.",
     "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",

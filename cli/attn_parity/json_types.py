@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case
-from attn_fuzz.report import mutants_page, ways_page, zoo_page
+from attn_fuzz.report import mutants_page, zoo_page
 from attn_fuzz.verdict.verdict import Kind
 from attn_optimized.selector import Assignment
 from attn_parity.binaries.facts import Facts
@@ -385,7 +385,6 @@ OUTPUTS: dict[str, Any] = {
     "bisect": Bisect,
     "exhaust": Exhaust,
     "zoo": zoo_page.Results,
-    "ways": ways_page.Results,
     "mutate": mutants_page.Results,
     "matrix": Matrix,
     "compile": Compile,

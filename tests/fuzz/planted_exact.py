@@ -2,6 +2,8 @@
 
 NUDGES: a fault below every bound, the sinks are off by one unit in the last place. ADDS: 2^-40 is added to each output, which
 changes no bit of it. THROUGH_NUMPY: NumPy copies what is computed into the output, so nothing is known of its numbers.
+
+`compared_alone` is a trial of an Executor.
 """
 
 import dataclasses
@@ -9,8 +11,17 @@ import dataclasses
 import numpy as np
 import torch
 from attn_contract import AttentionType, Layout
+from attn_fuzz.cases.case import Case
+from attn_fuzz.run.trial import followed
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.verdict import Verdict
+
+
+def compared_alone(case: Case, target: Target, device: str, *, exactly: bool) -> Verdict:
+    """The call is compared in exact mode, whatever the judge would say of it."""
+    assert exactly
+    return followed(case, target, device, Verdict(kind="agree", seconds={"judge": 0.0}))
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

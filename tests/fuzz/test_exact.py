@@ -13,9 +13,12 @@ from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.exact import algebra, call, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
-from attn_fuzz.run.shard import EXACT_EVERY, exact_every
+from attn_fuzz.run import shard
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import EXACT_EVERY, FuzzPlan, exact_every
 from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
 from attn_fuzz.targets import registry
+from attn_fuzz.zoo import mutants
 from exact_by_hand import SCALE, by_hand, tensors
 from exact_kernels import attend
 
@@ -229,6 +232,24 @@ def test_what_is_not_carried_is_judged_and_named():
 def test_processes_of_ranks_are_refused():
     verdict = try_case(a_case(target="triton-over-ranks"), registry.load("triton-over-ranks"), "cpu", exactly=True)
     assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: what processes of ranks compute")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["latent-without-rope", "vllm-39120", "seed-43945-write"],
+    ids=["values narrower than keys", "rows never written", "the cache write alone"],
+)
+def test_exact_mode_sees_what_the_judge_would_see_first(name, tmp_path):
+    (bug,) = (bug for bug in mutants.load_all() if bug.name == name)
+    plan = FuzzPlan(
+        target=bug.target, device="cpu", examples=100, seed=0, folder=tmp_path, exact_every=1, mutant=bug, on_failure="stop"
+    )
+    ahead = shard.in_flight(plan, 0)
+    trial = "planted_exact:compared_alone"
+    with Executor(plan.target, "cpu", plan.limit, ahead, plan.mutant, trial=trial, exactly=True) as executor:
+        failure = shard.fuzz(plan, executor).failure
+    assert failure is not None
+    assert failure.verdict.kind == "exact"
 
 
 def test_a_run_that_compares_nothing_says_so(attn_parity, child_environment):

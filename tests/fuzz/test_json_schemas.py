@@ -59,13 +59,7 @@ def test_the_zoo(attn_parity, tmp_path):
     check("zoo", (tmp_path / "zoo.json").read_text())
 
 
-def test_ways(attn_parity, tmp_path):
-    arguments = ("--only", "cap-after-mask", "--examples", 3, "--workers", 1)
-    assert attn_parity("ways", "judge", *arguments, "--json", "ways.json").code == 0
-    check("ways", (tmp_path / "ways.json").read_text())
-
-
-@pytest.mark.parametrize(("name", "page"), [("zoo", "zoo"), ("ways", "zoo-ways"), ("mutate", "mutants")])
+@pytest.mark.parametrize(("name", "page"), [("zoo", "zoo"), ("mutate", "mutants")])
 def test_the_results_beside_the_pages(name, page):
     assert check(name, (ROOT / "docs" / "generated" / f"{page}.json").read_text())["mutants"]
 

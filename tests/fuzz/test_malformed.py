@@ -17,7 +17,6 @@ import attn_parity.mutate
 import attn_parity.replay
 import attn_parity.select
 import attn_parity.show
-import attn_parity.ways
 import attn_parity.zoo  # noqa: F401
 import pytest
 from attn_fuzz.targets import registry
@@ -70,7 +69,6 @@ JSON_READERS = (
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
     Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json"),
     Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json"),
-    Reader("ways --take {}", PAGES / "zoo-ways.json", "ways.json"),
 )
 TOML_READERS = (
     Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),

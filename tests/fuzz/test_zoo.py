@@ -266,9 +266,7 @@ def test_results_that_no_verdict_gave_are_an_error(by, option, attn_parity, smal
     assert small_page.read_text() == before
 
 
-@pytest.mark.parametrize(
-    "command", ["zoo --check --page {}.md", "zoo --rewrite --page {}.md", "ways --check --page {}.md", "ways --take {}.json"]
-)
+@pytest.mark.parametrize("command", ["zoo --check --page {}.md", "zoo --rewrite --page {}.md"])
 def test_a_file_that_holds_no_results_is_refused_before_the_mutants_are_read(command, attn_parity, tmp_path, monkeypatch):
     """Reading the mutants takes most of the two seconds that refusing a file may take."""
     monkeypatch.setattr(mutants, "load_all", lambda *folder: pytest.fail("mutants were read"))
@@ -278,9 +276,9 @@ def test_a_file_that_holds_no_results_is_refused_before_the_mutants_are_read(com
     assert run.err.startswith("attn-parity: results.json: ")
 
 
-@pytest.mark.parametrize("command", ["zoo", "ways", "mutate"])
+@pytest.mark.parametrize("command", ["zoo", "mutate"])
 def test_a_page_that_is_no_text_is_an_error(command, attn_parity, tmp_path):
-    name = {"zoo": "zoo", "ways": "zoo-ways", "mutate": "mutants"}[command]
+    name = {"zoo": "zoo", "mutate": "mutants"}[command]
     (tmp_path / f"{name}.json").write_bytes((PAGE.parent / f"{name}.json").read_bytes())
     (tmp_path / f"{name}.md").write_bytes(b"\xff")
     run = attn_parity(command, "--check", "--page", f"{name}.md")

@@ -19,7 +19,6 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo.mutants import Mutant
 
 TRIAL = "attn_fuzz.exhaustive.judging:try_launch"
 """Runs and judges one case in an executor's process; see `Executor.trial`."""
@@ -39,8 +38,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         failures: stop after so many failing launches.
         limit: seconds that one launch may take.
         sanitize: whether to check every memory access (`attn_fuzz.interpreted.sanitizer`).
-        mutant: a bug that is put back before the target is imported.
-        trial: what runs and judges a case, as module:function.
         exactly: whether each launch is followed in exact mode, too (`attn_fuzz.exact`).
     """
 
@@ -53,8 +50,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 1
     limit: float = 60.0
     sanitize: bool = False
-    mutant: Mutant | None = None
-    trial: str = TRIAL
     exactly: bool = False
 
 
@@ -150,7 +145,7 @@ def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Resu
 
     Raises:
         KeyboardInterrupt: the run was interrupted.
-        InputError, ExecutorError: the target, the mutant or a case cannot be run.
+        InputError, ExecutorError: the target or a case cannot be run.
     """
     target = registry.usable(plan.target, plan.device)
     shared = _Shared(iter(launches), plan.failures, lambda case: calls.not_served(case, target, plan.device) is None)
@@ -192,7 +187,7 @@ def _tell_rest(shared: _Shared, tell: Callable[[Result], None]) -> None:
 
 def _executor(plan: Plan, worker: int) -> Executor:
     ahead = plan.folder / f"exhaust-in-flight-{os.getpid()}-{worker}.json"
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, plan.sanitize, plan.trial, plan.exactly)
+    return Executor(plan.target, plan.device, plan.limit, ahead, sanitize=plan.sanitize, trial=TRIAL, exactly=plan.exactly)
 
 
 def _work(shared: _Shared, executor: Executor) -> None:

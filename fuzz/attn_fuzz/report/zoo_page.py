@@ -194,7 +194,9 @@ zoo.json, which holds its numbers. `attn-parity zoo --rewrite` writes the page a
 
 - Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
   {at_most} examples each. The seconds include the start of a process.
-- By: the kind of the verdict, as [verdicts.md](../reference/verdicts.md) lists them.
+- Found by: the kind of the verdict ([verdicts.md](../reference/verdicts.md)). The first check that finds something gives it:
+  addresses are checked first, numbers after all other memory, and properties last. So other checks may find the same bug
+  ([mutants.md](../reference/mutants.md#what-each-check-finds)).
 - Smallest case: the requests, query rows and keys of the case that the first seed's failure was shrunk to.
 
 A mutant must compile, import and run. An exception counts as a finding only if the mutant's file announces it
@@ -245,7 +247,7 @@ def text(results: Results, mutants: Sequence[KnownBug], left_out: Mapping[str, s
     for kind in sorted({mutant.kind for mutant in residents}):
         lines += ["", f"## {kind.capitalize() if kind != 'int32' else kind}", ""]
         lines += [
-            "| mutant | origin | what went wrong | trigger | examples | seconds | by | smallest case |",
+            "| mutant | origin | what went wrong | trigger | examples | seconds | found by | smallest case |",
             "| --- | --- | --- | --- | --: | --: | --- | --- |",
         ]
         lines += [_line(mutant, rows[mutant.name]) for mutant in residents if mutant.kind == kind]

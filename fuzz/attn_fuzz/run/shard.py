@@ -18,7 +18,7 @@ from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.run import drawing, needs, shrink
-from attn_fuzz.run.executor import TRIAL, Executor
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.size import Size
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
@@ -62,7 +62,6 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         exact_every: every so many examples, the case gets dense random numbers and is compared in exact mode, too
             (`attn_fuzz.exact`). 1: each case is, past ones included. 0: none is.
         fenced: whether cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
-        trial: what runs and judges a case; see `Executor.trial`.
         on_failure: what follows a failure.
     """
 
@@ -77,7 +76,6 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     sanitize: bool = True
     exact_every: int = 0
     fenced: bool = False
-    trial: str = TRIAL
     on_failure: OnFailure = "shrink"
     first: int | None = None
     past: tuple[Case, ...] = ()
@@ -217,7 +215,7 @@ def start_executor(plan: FuzzPlan) -> Executor:
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
     exactly = plan.exact_every > 0
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, plan.trial, exactly, plan.fenced)
+    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced)
 
 
 def exact_every(target: Target, device: str) -> int:

@@ -122,7 +122,7 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
     if not judgement.agrees:
         about = f"{attempt.not_refused}{judgement.differences[0].tensor}"
         return verdict(judgement.kind, f"{attempt.not_refused}{judgement.message}", judgement, about)
-    if not attempt.beyond and (wrong := wrong_by_properties(attempt)):
+    if not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
     return verdict("agree", "", judgement)
@@ -161,7 +161,7 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
     return msgspec.structs.replace(verdict, kind="exact", message=wrong.message, about=wrong.tensor)
 
 
-def wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
+def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     """The failure that properties find in variants of the step, as kind, about and message of a verdict; None if they hold."""
     try:
         with own_state(), program_order.programs(attempt.case.program_order, attempt.case.values.seed):

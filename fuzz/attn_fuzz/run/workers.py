@@ -143,8 +143,7 @@ def _work(connection: Connection) -> None:
     try:
         while True:
             plan: FuzzPlan = connection.recv()
-            of_plan = (plan.target, plan.mutant, plan.trial)
-            if executor is None or (executor.target, executor.mutant, executor.trial) != of_plan:
+            if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
                 if executor is not None:
                     executor.stop()
                 executor = shard.start_executor(plan)

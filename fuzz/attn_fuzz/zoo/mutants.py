@@ -10,7 +10,6 @@ A known bug is a mutant in a TOML file:
     target = "triton"
     # needs_gpu = true where no interpreter can show it
     # raises = "a part of the message" where the bug shows itself as an exception; a list where it does so as several
-    # unseen.exact = "why exact mode does not find it"; unseen.exhaust likewise
     # not_emulated = "why no run on an emulated GPU shows it"
 
     [[patch]]  # see attn_fuzz.zoo.patches
@@ -107,7 +106,6 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold.
 
     Attributes:
-        unseen: by way of looking (`attn-parity ways`), why this way does not find it.
         not_emulated: why no run on an emulated GPU shows it; empty if one does, or if its target cannot be compiled for one.
     """
 
@@ -117,7 +115,6 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     trigger: str
     target: str
     needs_gpu: bool = False
-    unseen: dict[Literal["exact", "exhaust"], str] = {}
     not_emulated: str = ""
 
     @property
