@@ -75,7 +75,7 @@ def run(
     places = dict(zip(given, inputs.arguments, strict=True))
     at = addresses({name: len(contents) for name, contents in inputs.buffers.items()})
     for name, tensors in tables.items():
-        pointed = [places[f"{name}, pointer {i}"] for i in range(len(tensors))]
+        pointed: list[Any] = [places[f"{name}, pointer {i}"] for i in range(len(tensors))]
         given[name][:] = torch.tensor([at[buffer] + byte for buffer, byte in pointed])
     inputs = inputs._replace(arguments=[places[name] for name in names], parts=emulation.EVERYTHING)
     _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)

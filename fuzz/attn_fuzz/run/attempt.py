@@ -186,7 +186,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
             return
         if name == ILLEGAL:
             for attention in (target.attention, *target.siblings) if target.checks_arguments else ():
-                attend(other, functools.partial(_refused, attention))
+                attend(other, _refusing(attention))
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -228,21 +228,25 @@ class NotRefusedError(Exception):
     """A call that contradicts the contract was not refused."""
 
 
-def _refused(attention: AttentionFunction, *arguments: Any, out: torch.Tensor, lse: torch.Tensor | None) -> None:
-    """Call attention with one wrong tensor after the other. It must refuse each before it writes `out`."""
-    before = bits(out).clone()
-    for what, call in wrong_attention(attention, *arguments, out=out, lse=lse):
-        try:
-            call()
-        except sanitizer.Violation:
-            raise
-        except (ValueError, NotImplementedError):
-            if not torch.equal(bits(out), before):
-                raise NotRefusedError(f"an earlier call with {what} was refused after something was written") from None
-        except Exception as error:
-            raise NotRefusedError(f"an earlier call with {what}: {type(error).__name__}: {message_of(error)}") from error
-        else:
-            raise NotRefusedError(f"an earlier call with {what} was not refused")
+def _refusing(attention: AttentionFunction) -> AttentionFunction:
+    """Calls attention with one wrong tensor after the other. It must refuse each before it writes `out`."""
+
+    def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        before = bits(out).clone()
+        for what, call in wrong_attention(attention, q, k, v, kv_cache, layer, batch, out=out, lse=lse):
+            try:
+                call()
+            except sanitizer.Violation:
+                raise
+            except (ValueError, NotImplementedError):
+                if not torch.equal(bits(out), before):
+                    raise NotRefusedError(f"an earlier call with {what} was refused after something was written") from None
+            except Exception as error:
+                raise NotRefusedError(f"an earlier call with {what}: {type(error).__name__}: {message_of(error)}") from error
+            else:
+                raise NotRefusedError(f"an earlier call with {what} was not refused")
+
+    return all_refused
 
 
 def attend(step: Step, attention: AttentionFunction) -> None:

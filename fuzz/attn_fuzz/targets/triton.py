@@ -330,7 +330,7 @@ TRITON_CASCADE = Target(
 )
 
 
-def _returned(call_of: Callable[..., tuple[Callable[..., object], dict[str, Any]]]) -> AttentionFunction:
+def _returned(call_of: Callable[..., tuple[Callable[..., Any], dict[str, Any]]]) -> AttentionFunction:
     """An attention that calls without `out`, and copies the rows of requests from the tensor that the call returns."""
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

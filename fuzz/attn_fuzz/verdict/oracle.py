@@ -350,7 +350,7 @@ class Oracle:
             return 0.0
         codes, largest = LARGEST[torch.int8], self.value.abs().amax(-1)  # a [H, k]
         scaled = weights * largest[:, None]
-        step = torch.maximum(scaled.amax(-1, keepdim=True), codes * LEAST_OF_INT8 / self._divided_later) / codes
+        step = scaled.amax(-1, keepdim=True).clamp(min=codes * LEAST_OF_INT8 / self._divided_later) / codes
         shares = torch.where(largest > 0, 1 / largest, 0.0)[..., None] * self.value.abs()
         return torch.minimum(scaled, step) @ shares
 

@@ -188,12 +188,13 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
     out[:rows] = new_out
 
 
-def _splits(architecture: str, common: tuple, heads: int, choose: random.Random, *, persistent: bool) -> dict[str, Any]:
+def _splits(architecture: str, common: tuple[Any, ...], heads: int, choose: random.Random, *, persistent: bool) -> dict[str, Any]:
     """How the keys are split: by mla_decode_fwd or a number, or by metadata, whose pointers `_decode_stage` makes itself."""
     if not persistent:
         return {"num_kv_splits": choose.choice(SPLITS)}
     units = COMPUTE_UNITS[architecture]
-    made = aiter_mla_metadata.metadata(*common[:2], heads, units, choose.choice(PARTS))
+    qo_indptr, kv_indptr = common[:2]
+    made = aiter_mla_metadata.metadata(qo_indptr, kv_indptr, heads, units, choose.choice(PARTS))
     return {"work_meta_data": torch.empty(2, dtype=torch.int64), **made._asdict()}
 
 
