@@ -7,7 +7,6 @@ import functools
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import attn_reference
 import torch

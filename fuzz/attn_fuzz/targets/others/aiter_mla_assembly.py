@@ -188,7 +188,9 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
     out[:rows] = new_out
 
 
-def _splits(architecture: str, common: tuple[Any, ...], heads: int, choose: random.Random, *, persistent: bool) -> dict[str, Any]:
+def _splits(
+    architecture: str, common: tuple[Any, ...], heads: int, choose: random.Random, *, persistent: bool
+) -> dict[str, Any]:
     """How the keys are split: by mla_decode_fwd or a number, or by metadata, whose pointers `_decode_stage` makes itself."""
     if not persistent:
         return {"num_kv_splits": choose.choice(SPLITS)}
