@@ -293,28 +293,41 @@ PA_ASSEMBLY = (
 )
 
 
-def _has_third_query(case: "Case", verdict: "Verdict") -> bool:
-    """Whether all requests that are wrong have 3 or 4 queries of 9 to 16 heads, and a quantized cache."""
-    wrong = [case.requests[each.request] for each in verdict.differences]
-    is_of_files = 8 < case.group_size <= 16 and case.cache is not None and case.cache.dtype is not None
+def _made_of_registers(case: "Case", verdict: "Verdict") -> list[int]:
+    """The query lengths of the wrong requests, if each may depend on what registers held before the kernel; else none."""
+    lengths = [each.query_len for each in case.requests]
+    may = {length for length in lengths if length > 2 or (length == 1 and max(lengths) > 1)}
+    wrong = [lengths[each.request] for each in verdict.differences]
     if verdict.kind == "sanitizer":  # outputs that change with what registers hold at the start
-        wrong = [each for each in case.requests if each.query_len > 2]
+        wrong = [length for length in lengths if length in may]
+    is_of_files = 8 < case.group_size <= 16 and case.cache is not None and case.cache.dtype is not None
     is_output = verdict.kind in ("nan", "value", "bitwise", "sanitizer")
-    return is_of_files and is_output and bool(wrong) and all(each.query_len > 2 for each in wrong)
+    return wrong if is_of_files and is_output and may.issuperset(wrong) else []
 
 
+_GQA16_MTP = "hsa/gfx942/pa and hsa/gfx950/pa, pa_*_pertoken*_gqa16_1tg_4w_mtp_msk1.co"
 PA_MTP_ASSEMBLY = (
     *PA_ASSEMBLY,
     Finding(
         name="aiter-pa-assembly-third-query",
         what="Requests of 3 or 4 queries with 9 to 16 heads per KV head and a quantized cache of blocks of 16: outputs of the "
         "third and the fourth query depend on what registers held before the kernel.",
-        cause="hsa/gfx942/pa and hsa/gfx950/pa, pa_*_gqa16_1tg_4w_mtp_msk1.co, and the same files of main (e4048607): the code "
-        "for 3 queries, and that for 4, sets the running maxima v11 and v12 to -inf, and not v13 and v14, which "
-        "`v_max_f32 v15, v48, v13` reads.",
+        cause=f"{_GQA16_MTP}, and the same files of main (e4048607): the code for 3 queries, and that for 4, sets the running "
+        "maxima v11 and v12 to -inf, and not v13 and v14, which `v_max_f32 v15, v48, v13` reads.",
         seen_in=SEEN_IN,
         meets=_is_decoder,
-        explains=_has_third_query,
+        explains=lambda case, verdict: any(length > 2 for length in _made_of_registers(case, verdict)),
+    ),
+    Finding(
+        name="aiter-pa-assembly-one-of-several",
+        what="A request of one query beside requests of more, with 9 to 16 heads per KV head and a quantized cache of blocks "
+        "of 16: whether the slots behind its keys are masked depends on what a register held before the kernel.",
+        cause=f"{_GQA16_MTP}: the code for one query compares s90 with the number of keys (`s_cmp_le_i32 s90, s89`, at 0x2d3c "
+        "of pa_fp16_pertokenInt8) and masks a tile by it. `s_mov_b32 s90, 0xff` stands in the code for 2 to 4 queries alone. "
+        "The files for 8 heads set it.",
+        seen_in=SEEN_IN,
+        meets=_is_decoder,
+        explains=lambda case, verdict: set(_made_of_registers(case, verdict)) == {1},
     ),
 )
 HIP_PA_V1 = (
