@@ -15,11 +15,10 @@ from attn_contract.layer import UNLIMITED
 from attn_contract.rules import asked, words_of
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
-from attn_fuzz.targets.backends import BackendLayers, backend_target, held_to, named
+from attn_fuzz.targets.backends import BackendLayers, backend_target, named
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.illegal import illegal_attention
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -41,14 +40,6 @@ def documented(device: str) -> aiter_adapter.Aiter:
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     _refuse_without_a_cache(kv_cache)
     aiter_adapter.unified_attention(stand_in(), q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
-
-
-def _illegal(function, q, k, v, kv_cache, layer, batch, *, out, lse):
-    """Calls that one of the adapter's functions must refuse, which reads a cache."""
-    if kv_cache is not None:
-        arguments = {"q": q, "kv_cache": kv_cache, "layer": layer, "batch": batch, "out": out, "lse": lse}
-        for validate in (True, False):
-            yield from illegal_attention(functools.partial(function, stand_in(), validate=validate), arguments)
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -198,20 +189,20 @@ UNIFIED = _target(
     "planted_aiter:UNIFIED",
     attention=_unified,
     support=_unified_support,
-    must_refuse=functools.partial(_illegal, aiter_adapter.unified_attention),
+    checks_arguments=True,
 )
 PREFILL = _target("planted_aiter:PREFILL", attention=_prefill, support=_prefill_support)
 DECODE = _target(
     "planted_aiter:DECODE",
     attention=_decode,
     support=_decode_support,
-    must_refuse=functools.partial(_illegal, aiter_adapter.paged_attention_v1),
+    checks_arguments=True,
 )
 DECODE_ASSEMBLY = _target(
     "planted_aiter:DECODE_ASSEMBLY",
     attention=_decode_by_assembly,
     support=_assembly_support,
-    must_refuse=functools.partial(_illegal, aiter_adapter.pa_fwd_asm),
+    checks_arguments=True,
 )
 
 
@@ -226,7 +217,7 @@ def _builder_options(batch: Batch) -> dict[str, int]:
 def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     if kv_cache is not None and k is not None and layer.kv_cache_dtype is not None:
         k, v = _tokens_as_cached(q, kv_cache, layer, batch)
-    held_to(_FA, _fa_support, _beyond_fa)(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    _FA.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 
 def _tokens_as_cached(q, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,7 +273,6 @@ FA = backend_target(
 UNIFIED_BACKEND = backend_target(
     "planted_aiter:UNIFIED_BACKEND",
     _UNIFIED,
-    attention=held_to(_UNIFIED, _backend_support, _beyond_unified, more_rules=("kv_sharing",)),
     support=_backend_support,
     rounding=rounding,
     sanitizes=False,

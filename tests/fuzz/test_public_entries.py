@@ -167,23 +167,6 @@ def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, 
     assert fuzz_apart(target, examples=60, mutant=fault, on_failure="stop").failure is not None
 
 
-@pytest.mark.parametrize(
-    ("function", "check"),
-    [
-        ("write_kv_cache", "check_write_kv_cache(k, v, kv_cache, layer, slot_mapping, values=validate)"),
-        (
-            "rope_and_write_kv_cache",
-            "check_rope_and_write_kv_cache("
-            "q, k, v, positions, cos_sin_cache, is_neox, kv_cache, layer, slot_mapping, values=validate)",
-        ),
-    ],
-)
-def test_an_unchecked_write_is_found(function, check, fuzz_apart):
-    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.kv_cache.{function}", check, "None"),), raises="")
-    progress = fuzz_apart("triton-write", examples=150, mutant=fault, on_failure="stop")
-    assert progress.failure is not None, f"survived {progress.examples} examples"
-
-
 @pytest.mark.parametrize("lacking", ["*tensors", "rotated"])
 def test_a_launch_of_another_write_is_found(lacking, fuzz_apart):
     """Launches are kept by a key that lacks something."""

@@ -107,14 +107,14 @@ def usable(name: str, device: str) -> Target:
             stored case.
     """
     target = load(name)
-    if target.architectures and not target.compiles:
-        names = " or ".join(f"{name}@{each}" for each in target.architectures)
-        raise UnknownTargetError(f"target {name}: Triton does not interpret Gluon: {names}")
     try:
         reason = target.unavailable(device)
         support, rounding = target.support(device), target.rounding(device)
     except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
+    if target.architectures and not target.compiles:
+        names = " or ".join(f"{name}@{each}" for each in target.architectures)
+        reason = "; ".join(filter(None, (f"Triton does not interpret Gluon: {names}", reason)))
     if reason:
         raise UnknownTargetError(f"target {name}: {reason}")
     if not isinstance(support, Support) or not isinstance(rounding, Rounding):

@@ -16,7 +16,7 @@ from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder
 from attn_optimized.backends.triton_mla.declaration import mla_capabilities
 
 _NO_ADAPTER = No(
-    "this project has no adapter to AITER's assembly kernels of latent attention, which it has never run: nothing to install "
+    "this project has no adapter to AITER's assembly kernels of latent attention: nothing to install "
     "changes that, and vLLM's own backend of this name may serve the layer"
 )
 _PADDED_HEADS, _HEADS = 128, 16
