@@ -15,7 +15,6 @@ DECLARES_UNIFIED = "attn_optimized.backends.rocm_aiter_unified_attn.RocmAiterUni
 BARE_WINDOW = "attn_optimized.backends.rocm_aiter_unified_attn._has_bare_window_in_float16"
 REACH = "attn_optimized.backends.rocm_aiter_fa.metadata.ExtendMetadata.reach"
 CHUNKS = "attn_optimized.backends.rocm_aiter_fa.metadata.AiterFlashAttentionMetadataBuilder._with_context"
-DECLARES_FA = "attn_optimized.backends.rocm_aiter_fa.declaration.AiterFlashAttentionBackend.capabilities"
 CHECK_STEP = "attn_optimized.backends.base.AttentionImplBase._check_step"
 EXTEND = "attn_optimized.backends.rocm_aiter_fa.impl.AiterFlashAttentionImpl._extend"
 

@@ -176,7 +176,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
             slow.
 
     Raises:
-        NotRefusedError: an illegal call was made.
+        NotRefusedError: a call with a wrong tensor was not refused.
     """
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
     lengths = contextlib.nullcontext() if in_full or name == ILLEGAL else earlier.without_queries(step)
