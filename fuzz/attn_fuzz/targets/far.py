@@ -134,7 +134,7 @@ def _cache(kv_cache: torch.Tensor | None, layer: Layer, far: Spread) -> Any:
     if layer.layout is None:
         return far.rows(kv_cache)
     dims = range(layer.layout.dims.index("page")) if layer.layout.has_dense_pages else None
-    return far.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size))
+    return far.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size, layer.head_size_v))
 
 
 def _batch(batch: Batch, far: Spread) -> Batch:
