@@ -28,11 +28,6 @@ class KVCacheStrides(NamedTuple):
 def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
     """Read the strides off a cache whose dimensions stand in the order of the layer's layout."""
     shape, stride = kv_cache.shape, kv_cache.stride()
-    if (row := LatentRow.of(layer)) is not None:
-        if row.scales_apart:
-            block_size = shape[1] // (row.data_size + row.scales_size)
-            return KVCacheStrides(0, stride[0], row.data_size, 0, shape[0], block_size, "latent_scaled")
-        return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
     match layer.layout:
         case Layout.BLOCKS_FIRST_NHD:
             block, kv, slot, head = 0, 1, 2, 3
@@ -54,8 +49,17 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             block_size = head_elements // layer.head_size
             return KVCacheStrides(stride[0], stride[1], 0, head_elements, shape[1], block_size, layer.layout.lower())
         case _:
-            raise AssertionError(layer.layout)
+            return _scaled_latent_strides(kv_cache, layer)
     return KVCacheStrides(stride[kv], stride[block], stride[slot], stride[head], shape[block], shape[slot], "rows")
+
+
+def _scaled_latent_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
+    row, shape, stride = LatentRow.of(layer), kv_cache.shape, kv_cache.stride()
+    assert row is not None, layer.layout
+    if row.scales_apart:
+        block_size = shape[1] // (row.data_size + row.scales_size)
+        return KVCacheStrides(0, stride[0], row.data_size, 0, shape[0], block_size, "latent_scaled")
+    return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
 
 
 def without_idle_strides(tensor: torch.Tensor) -> torch.Tensor:

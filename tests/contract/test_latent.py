@@ -128,7 +128,10 @@ def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
         (SCALED | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_SCALED: its rows hold"),
         (SCALED | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT_SCALED, at most"),
         (SCALED | {"head_size_v": 64}, "head_size_v: got 64, expected a multiple of 128 in layout LATENT_SCALED, at most head"),
-        (SCALED | {"head_size": 131}, "head_size: got 131, expected one whose rows have a multiple of 4 bytes in layout LATENT_SCALED"),
+        (
+            SCALED | {"head_size": 131},
+            "head_size: got 131, expected one whose rows have a multiple of 4 bytes in layout",
+        ),
         (E8M0 | {"kv_cache_dtype": None}, "kv_cache_dtype: got None, expected a float8 in layout LATENT_E8M0: its rows hold"),
         (E8M0 | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT_E8M0"),
         (E8M0 | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_E8M0: its rows hold"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_contract import Layer, Layout
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, parts_of_e8m0_planes, token_scales
+from attn_optimized.strides import KVCacheStrides, LatentRow, kv_cache_strides, token_scales
 
 # layout: shape, and the strides of a dense cache; x is 4 in float32
 TABLE = {
@@ -103,11 +103,10 @@ def test_planes_of_rows_and_of_ue8m0_scales(head_size, block_size, block, scales
     )  # fmt: skip
     pages = torch.empty(5, block, dtype=torch.uint8).view(torch.float8_e4m3fn)
     kv_cache = pages[:, : block_size * (head_size + 64 + head_size // 64)]
-    expected = KVCacheStrides(0, block, head_size + 64, 0, 5, block_size, "latent_e8m0_planes")
+    expected = KVCacheStrides(0, block, head_size + 64, 0, 5, block_size, "latent_scaled")
     assert kv_cache_strides(kv_cache, layer) == expected
-    found = [(part.stride(), part.storage_offset()) for part in parts_of_e8m0_planes(kv_cache, layer)]
-    assert found == [scales, kept]
-    assert [tuple(part.shape) for part in parts_of_e8m0_planes(kv_cache, layer)] == [
-        (5, block_size, head_size // 64),
-        (5, block_size, 64),
-    ]
+    row = LatentRow.of(layer)
+    assert row is not None
+    parts = row.parts(kv_cache)
+    assert [(part.stride(), part.storage_offset()) for part in parts] == [scales, kept]
+    assert [tuple(part.shape) for part in parts] == [(5, block_size, head_size // 64), (5, block_size, 64)]
