@@ -1,6 +1,5 @@
 """A call of attention, whose keys and values are in a cache or in rows of tokens, as the attention kernel takes it."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,7 +83,14 @@ class PagedKeys(NamedTuple):
             # the instruction takes a register for each byte, and tiles of latent keys have none to spare
             kv_format = kv_format.replace("_byte", "_bits")
         return KeyForm(
-            strides=_strides(cache.kv, cache.block, (cache.slot, cache.head), (cache.slot, cache.head)),
+            strides={
+                "stride_kv": cache.kv,
+                "stride_block": cache.block,
+                "stride_k_slot": cache.slot,
+                "stride_k_head": cache.head,
+                "stride_v_slot": cache.slot,
+                "stride_v_head": cache.head,
+            },
             begins_even=self.kv_cache.data_ptr() % 2 == 0,
             is_paged=True,
             block_size=cache.block_size,
@@ -118,13 +124,16 @@ class DenseKeys(NamedTuple):
 
     def form(self, layer: Layer, architecture: str) -> KeyForm:
         k, v = without_idle_strides(self.k), without_idle_strides(self.v)
-        return KeyForm(strides=_strides(0, 0, k.stride()[:2], v.stride()[:2]))
-
-
-def _strides(kv: int, block: int, k: Sequence[int], v: Sequence[int]) -> dict[str, int]:
-    """By the kernel's names. Those of K and of V are from one slot, and from one head, to the next."""
-    of_k, of_v = ({f"stride_{name}_slot": slot, f"stride_{name}_head": head} for name, (slot, head) in (("k", k), ("v", v)))
-    return {"stride_kv": kv, "stride_block": block, **of_k, **of_v}
+        return KeyForm(
+            strides={
+                "stride_kv": 0,
+                "stride_block": 0,
+                "stride_k_slot": k.stride(0),
+                "stride_k_head": k.stride(1),
+                "stride_v_slot": v.stride(0),
+                "stride_v_head": v.stride(1),
+            }
+        )
 
 
 Keys = PagedKeys | DenseKeys
