@@ -201,9 +201,7 @@ _DIMS = {
     Layout.CONTENT_PACKED: ("block", "head", "slot", "content"),
     Layout.CONTENT_PACKED_SCALED: ("block", "head", "slot", "content"),
     Layout.LATENT: ("block", "slot", "dim"),
-    Layout.LATENT_SCALED: ("block", "slot", "row"),
-    Layout.LATENT_E8M0: ("block", "slot", "row"),
-    Layout.LATENT_E8M0_PLANES: ("block", "page"),
+    **{layout: ("block", "page") if form.scales_apart else ("block", "slot", "row") for layout, form in LATENT_FORMATS.items()},
 }
 
 _DIM_OF_LETTER = {"L": "layer", "B": "block", "H": "head", "N": "slot", "C": "content"}
