@@ -674,6 +674,11 @@ PAIRS = [
 ]
 
 
+def test_every_layout_has_addresses():
+    """Those of latent formats with scales are in test_latent_formats.py."""
+    assert {view.layout for view in (VIEWS | X_VIEWS | LATENT_VIEWS).values()} == {*Layout} - {*LATENT_FORMATS}
+
+
 def test_relations_are_their_definitions():
     """Of every pair of views: byte by byte and address by address, in plain Python."""
 
