@@ -35,7 +35,15 @@ def test_a_layout_has_a_specification_and_theorems_on_its_addresses(layout):
 
 
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
-def test_a_latent_format_has_a_target_and_a_mutant(layout):
-    name = f"triton-{layout.lower().replace('_', '-')}"
-    assert registry.load(name).support("cpu").layouts == (layout,)
-    assert [bug.name for bug in mutants.load_all() if bug.target == name]
+@pytest.mark.parametrize("mode", ["", "-far", "-invariant"])
+def test_a_latent_format_has_targets(layout, mode):
+    assert registry.load(target_of(layout) + mode).support("cpu").layouts == (layout,)
+
+
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+def test_a_latent_format_has_a_mutant(layout):
+    assert [bug.name for bug in mutants.load_all() if bug.target == target_of(layout)]
+
+
+def target_of(layout: Layout) -> str:
+    return f"triton-{layout.lower().replace('_', '-')}"

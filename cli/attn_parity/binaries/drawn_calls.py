@@ -27,7 +27,7 @@ from attn_optimized.latent_cache import write_latent_cache_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.shipped_calls import CACHE_BYTES
 
-TARGETS = ("triton", "triton-latent", *(target.name for target in SCALED_LATENT))
+TARGETS = ("triton", "triton-latent", *(target.name for target in SCALED_LATENT.values()))
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, Layer
-from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import (
-    SCALED_LATENT,
     TRITON,
     TRITON_LATENT,
+    TRITON_LATENT_E8M0,
+    TRITON_LATENT_E8M0_PLANES,
+    TRITON_LATENT_SCALED,
     missing_triton,
 )
 
@@ -213,7 +214,6 @@ def _far_away(target: Target, description: str) -> Target:
 
 TRITON_FAR = _far_away(TRITON, "the shipping Triton kernels")
 TRITON_LATENT_FAR = _far_away(TRITON_LATENT, "the shipping Triton kernels for latent caches")
-TRITON_LATENT_SCALED_FAR, TRITON_LATENT_E8M0_FAR, TRITON_LATENT_E8M0_PLANES_FAR = (
-    _far_away(target, f"the shipping Triton kernels for latent caches of layout {layout}")
-    for layout, target in zip(LATENT_FORMATS, SCALED_LATENT, strict=True)
-)
+TRITON_LATENT_SCALED_FAR = _far_away(TRITON_LATENT_SCALED, "triton-latent-scaled")
+TRITON_LATENT_E8M0_FAR = _far_away(TRITON_LATENT_E8M0, "triton-latent-e8m0")
+TRITON_LATENT_E8M0_PLANES_FAR = _far_away(TRITON_LATENT_E8M0_PLANES, "triton-latent-e8m0-planes")

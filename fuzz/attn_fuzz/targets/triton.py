@@ -244,8 +244,10 @@ def _scaled_latent(layout: Layout) -> Target:
     )
 
 
-SCALED_LATENT = tuple(map(_scaled_latent, LATENT_FORMATS))
-TRITON_LATENT_SCALED, TRITON_LATENT_E8M0, TRITON_LATENT_E8M0_PLANES = SCALED_LATENT
+SCALED_LATENT = {layout: _scaled_latent(layout) for layout in LATENT_FORMATS}
+TRITON_LATENT_SCALED = SCALED_LATENT[Layout.LATENT_SCALED]
+TRITON_LATENT_E8M0 = SCALED_LATENT[Layout.LATENT_E8M0]
+TRITON_LATENT_E8M0_PLANES = SCALED_LATENT[Layout.LATENT_E8M0_PLANES]
 
 
 def _cascade_call(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -378,8 +380,8 @@ TRITON_LATENT_INVARIANT = dataclasses.replace(
 )
 
 
-TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT, TRITON_LATENT_E8M0_PLANES_INVARIANT = (
-    dataclasses.replace(
+def _invariant(target: Target) -> Target:
+    return dataclasses.replace(
         TRITON_LATENT_INVARIANT,
         name=f"{target.name}-invariant",
         description=f"{target.name} in batch-invariant mode: each request also alone, and in whole tiles",
@@ -387,8 +389,11 @@ TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT, TRITON_LATENT_E8M0
         refuses=False,
         rounding=target.rounding,
     )
-    for target in SCALED_LATENT
-)
+
+
+TRITON_LATENT_SCALED_INVARIANT = _invariant(TRITON_LATENT_SCALED)
+TRITON_LATENT_E8M0_INVARIANT = _invariant(TRITON_LATENT_E8M0)
+TRITON_LATENT_E8M0_PLANES_INVARIANT = _invariant(TRITON_LATENT_E8M0_PLANES)
 
 
 def _properties_support(device: str) -> Support:
