@@ -13,13 +13,14 @@ PACKAGES = (
     "attn_optimized",
     "attn_amdgcn",
     "attn_fuzz",
+    "attn_lab",
     "attn_parity",
     "attn_transformers",
     "attn_vllm",
     "attn_vllm_recording",
     "benchmarks",
 )
-FOLDERS = ("contract", "reference", "optimized", "emulated", "fuzz", "cli", "plugins", "examples", "benchmarks")
+FOLDERS = ("contract", "reference", "optimized", "emulated", "fuzz", "cli", "plugins", "lab", "examples", "benchmarks")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
 KEY = "attn_contract.rule"
