@@ -355,7 +355,7 @@ class Target:
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
             `NAME@gfx950` alone, which has the findings.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
-            `attn-parity mutate` leaves the target out unless it is named.
+            `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: whether it computes the formula of attention and nothing beside it, such as a small number that is added to a
             divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
