@@ -15,17 +15,14 @@ from attn_fuzz import outputs
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import runner, shard, sources
-from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.run.trial import COMPARED
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.verdict import COMPARED
 from attn_parity import failing, places
-from attn_parity import keep_going as going
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Duration,
@@ -55,6 +52,10 @@ from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 FOLDER = Path("attn-parity-runs")
+MOST_EXAMPLES, MINUTES = 100_000, 10.0
+"""Of a run that keeps going, if nothing else is asked for."""
+DRAWING = 2 / 3
+"""The share of its time in which it draws cases. In the rest, failures that wait are shrunk."""
 RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
 _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items())
 
@@ -72,7 +73,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "--keep-going",
     is_flag=True,
     help="Go on past each failure, and end with a table of distinct failures. Targets take turns. Default: "
-    f"{going.MINUTES:g} minutes, or --examples for each target.",
+    f"{MINUTES:g} minutes, or --examples for each target.",
 )
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
 @click.option("--examples", type=Positive, help="Number of cases to draw, instead of the profile's.")
@@ -144,16 +145,16 @@ def command(
         say_what_runs_kernels(place.device, targets.values())
         folder.mkdir(parents=True, exist_ok=True)
         if keep_going and minutes is None and examples is None:
-            minutes = going.MINUTES
+            minutes = MINUTES
         until = time.time() + 60 * minutes if minutes else None
         plan = FuzzPlan(
             target="",
             device=place.device,
-            examples=examples or (going.EXAMPLES if keep_going else PROFILES[profile]),
+            examples=examples or (MOST_EXAMPLES if keep_going else PROFILES[profile]),
             seed=secrets.randbelow(1 << 31) if seed is None else seed,
             folder=folder,
             limit=limit,
-            until=time.time() + 60 * minutes * (going.DRAWING if keep_going else 1) if minutes else None,
+            until=time.time() + 60 * minutes * (DRAWING if keep_going else 1) if minutes else None,
             fenced=fenced,
             on_failure="go on" if keep_going else "shrink",
         )
@@ -224,6 +225,9 @@ class _Begun:
         Args:
             until: nothing new begins after this time.
         """
+        from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures
+        from attn_parity import keep_going as going
+
         shards = [
             [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
             for name, plan in self.plans.items()
@@ -277,7 +281,9 @@ class _Begun:
     def reported(self, runs: Mapping[str, Run], json_file: Path | None, pages: Path | None, errors: list[str]) -> int:
         """Print the results, write them, and return the exit code. A file that cannot be written adds an error."""
         if failures := [found for run in runs.values() if run.keeps_going for found in run.failures]:
-            going.tell(failures)
+            from attn_parity import keep_going
+
+            keep_going.tell(failures)
         for run in runs.values():
             _tell(run, name=f"{run.target}: " if len(runs) > 1 else "")
         if json_file is not None:
@@ -296,6 +302,8 @@ def _as_json(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _write_page(run: Run, file: Path, errors: list[str]) -> None:
+    from attn_fuzz.report import page
+
     try:
         outputs.write(file, page.of_run(run))
         results.print(f"page: {file}", soft_wrap=True)

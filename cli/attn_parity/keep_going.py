@@ -25,10 +25,6 @@ from attn_parity.places import Place
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-EXAMPLES, MINUTES = 100_000, 10.0
-DRAWING = 2 / 3
-"""The share of the time in which cases are drawn. In the rest, failures that wait are shrunk."""
-
 
 @dataclass
 class Files:
