@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 import torch
@@ -16,10 +16,12 @@ from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.properties import Property
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict.rounding import Rounding
+
+if TYPE_CHECKING:
+    from attn_fuzz.properties import Property
 
 
 class DeclarationError(InputError):
@@ -355,7 +357,7 @@ class Target:
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
             `NAME@gfx950` alone, which has the findings.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
-            `attn-parity mutate` leaves the target out unless it is named.
+            `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: whether it computes the formula of attention and nothing beside it, such as a small number that is added to a
             divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
@@ -376,7 +378,7 @@ class Target:
     siblings: tuple[AttentionFunction, ...] = ()
     checks_arguments: bool = False
     forget: Callable[[], None] = lambda: None
-    properties: tuple[Property, ...] = ()
+    properties: "tuple[Property, ...]" = ()
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
     modules: Callable[[], Iterable[ModuleType]] | None = None
