@@ -11,7 +11,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import mutant_pages, results_file
+from attn_lab import results_file
 from attn_lab.mutate import campaign, generate, reach, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Log
@@ -227,7 +227,7 @@ def _tell(found: Results, interrupted: bool, page: Path | None, json_file: Path 
     if interrupted:
         return 130
     if page:
-        mutant_pages.write(page, found, mutants_page.text(found))
+        results_file.write(page, found, mutants_page.text(found))
     return 0
 
 
@@ -301,9 +301,9 @@ def _print(found: Results) -> None:
 
 def _check(page: Path) -> int:
     """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
-    found = mutant_pages.kept(page, Results, "mutate")  # before the mutants are made, which takes seconds
+    found = results_file.kept(page, Results, "mutate")  # before the mutants are made, which takes seconds
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     wrong = mutants_page.differences(found, generate.of_package(), equivalent)
     if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
         wrong.append(f"{page} is not what {page.with_suffix('.json')} makes: run `python -m attn_lab mutate --write`")
-    return mutant_pages.checked(wrong, mutants_page.summary(found.mutants))
+    return results_file.checked(wrong, mutants_page.summary(found.mutants))
