@@ -20,13 +20,12 @@ from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
+from attn_lab.options import first_seed_option, page_option, seeds_option
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
     PAGES,
     Duration,
-    MaintainedCommand,
-    MaintainersOption,
     Positive,
     Seed,
     check_option,
@@ -35,13 +34,10 @@ from attn_parity.options import (
     default_workers,
     device_name,
     device_option,
-    first_seed_option,
     json_option,
     limit_option,
-    page_option,
     say_half,
     say_what_runs_kernels,
-    seeds_option,
     use_device,
     workers_option,
     write_json,
@@ -52,7 +48,7 @@ RECORDED = 150
 PAGE = PAGES / "mutants.md"
 
 
-@click.command("mutate", cls=MaintainedCommand, epilog=f"Operators: {', '.join(OPERATORS)}.")
+@click.command("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
 @click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw.")
 @click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
@@ -91,7 +87,6 @@ PAGE = PAGES / "mutants.md"
 @click.option(
     "--of-page",
     is_flag=True,
-    cls=MaintainersOption,
     help="With --tests: run the tests alone, on the mutants of the page. What the fuzzer found stays as the page has it.",
 )
 @click.option(

@@ -17,6 +17,7 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_lab import results_file
+from attn_lab.options import first_seed_option, page_option, seeds_option
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -24,8 +25,6 @@ from attn_lab.zoo.page import Results, Row
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
-    MaintainedCommand,
-    MaintainersOption,
     Positive,
     check_exact,
     check_option,
@@ -35,16 +34,13 @@ from attn_parity.options import (
     device_name,
     device_option,
     exact_option,
-    first_seed_option,
     json_option,
     limit_option,
-    page_option,
     plain_table,
     progress_bar,
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    seeds_option,
     use_device,
     workers_option,
     write_json,
@@ -54,7 +50,7 @@ EXAMPLES = 500
 PAGE = PAGES / "zoo.md"
 
 
-@click.command("zoo", cls=MaintainedCommand, epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
+@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
     "--dir",
@@ -78,14 +74,12 @@ PAGE = PAGES / "zoo.md"
     "--write",
     "writes",
     is_flag=True,
-    cls=MaintainersOption,
     help="Write the page, and beside it the JSON file from which the page is made.",
 )
 @click.option(
     "--rewrite",
     "rewrites",
     is_flag=True,
-    cls=MaintainersOption,
     help="Run nothing; write the page again from its JSON and the mutants.",
 )
 @check_option
