@@ -92,8 +92,8 @@ class LatentSizes:
     """The sizes that are drawn for latent caches.
 
     Args:
-        widths: pairs (Lkv, R): the width of V, and how much wider K is. LATENT_SCALED, LATENT_E8M0 and LATENT_E8M0_PLANES are
-            drawn with those that they can have.
+        widths: pairs (Lkv, R): the width of V, and how much wider K is. Layouts with scales are drawn with those that
+            they can have.
         group_sizes: query heads. A latent cache has one KV head.
         block_sizes: slots of a block.
     """
@@ -113,16 +113,16 @@ class Support:
 
     Args:
         attn_types, dtypes: at least one of each.
-        layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT,
-            LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES) are drawn with the rule head_size_v alone: name both. With this
+        layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
+            those of `attn_contract.layouts.LATENT_FORMATS`) are drawn with the rule head_size_v alone: name both. With this
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
         required_rules: those of them that every layer has which the target serves, as "head_size_v" of kernels for K and V of
             two widths. A layer without one must be refused.
         causal: whether a DECODER may be causal.
-        cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED,
-            LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES instead.
+        cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
+            `LATENT_FORMATS`, instead.
         output_dtypes: of `out` where there is an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
