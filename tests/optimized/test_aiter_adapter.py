@@ -21,8 +21,6 @@ from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
 from tests.optimized.documented_aiter import Call, stand_in
 
-ROWS = ("BLOCKS_FIRST_NHD", "BLOCKS_FIRST_HND", "KV_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED")
-
 
 @pytest.fixture
 def device() -> torch.device:
@@ -180,30 +178,6 @@ class TestUnifiedAttention:
         assert aiter_adapter.unified_attention(aiter, *call, out=out, validate=True) is out
         return out
 
-    @pytest.mark.parametrize("layout", ROWS)
-    @pytest.mark.parametrize("cache", [{}, {"kv_cache_dtype": torch.float8_e4m3fn, **ONE_SCALE}], ids=["float16", "float8"])
-    def test_layouts(self, layout, cache, paged_call, aiter):
-        call = paged_call([3, 1, 18], [20, 33, 18], layout=Layout(layout), dtype=torch.float16, **cache)
-        assert_agrees(call, self.attend(aiter, call))
-
-    @pytest.mark.parametrize(
-        "rules",
-        [
-            {"window": (0, -1)},
-            {"window": (5, 0)},
-            {"window": (5, 3)},
-            {"window": (-1, 2)},
-            {"logits_soft_cap": 2.0},
-            {"logits_soft_cap": 0.0},
-            {"sinks": [0.5, -1.0, 2.0, 0.0]},
-            {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 1.0])},
-        ],
-        ids=str,
-    )
-    def test_rules(self, rules, paged_call, aiter):
-        call = paged_call([3, 1, 18], [20, 33, 18], dtype=torch.float16, **rules)
-        assert_agrees(call, self.attend(aiter, call))
-
     def test_a_window_counts_the_query_itself(self, paged_call, aiter, calls):
         for window, argument in (((0, 0), 0), ((5, 5), 5), ((-1, -1), -1), ((-1, 4), -1)):
             self.attend(aiter, paged_call([3], [20], dtype=torch.float16, window=window))
@@ -324,26 +298,6 @@ def attend_dense(aiter: Aiter, call: Any, out: torch.Tensor, lse: torch.Tensor |
 
 class TestFlashAttnVarlen:
     """Against the paged reference: the cache's rows, made dense."""
-
-    @pytest.mark.parametrize(
-        "rules",
-        [
-            {},
-            {"window": (4, 0)},
-            {"window": (0, 0)},
-            {"window": (4, 7)},
-            {"sinks": [0.5, -1.0, 2.0, 0.0]},
-            {"logits_soft_cap": 2.0},
-        ],
-        ids=str,
-    )
-    @pytest.mark.parametrize("query_lens", [[3, 5], [1, 1]])
-    def test_causal_attention(self, query_lens, rules, paged_call, aiter):
-        call = paged_call(query_lens, [20, 18], dtype=torch.float16, **rules)
-        out, lse = torch.full_like(call.q, torch.nan), torch.full((4, len(call.q)), torch.nan)
-        attend_dense(aiter, call, out, lse, causal=True)
-        lse[:, sum(query_lens) :] = torch.nan  # written whole, as its docstring says
-        assert_agrees(call, out, lse)
 
     @pytest.mark.parametrize("sinks", [None, [0.5, -1.0, 2.0, -torch.inf]], ids=str)
     def test_an_lse_without_keys_is_the_sink(self, sinks, paged_call, aiter):
@@ -477,7 +431,6 @@ class TestPagedAttentionV1:
         aiter_adapter.paged_attention_v1(aiter, *call[:3], batch, out=out)
         return out
 
-    @pytest.mark.parametrize("layout", ROWS)
     @pytest.mark.parametrize(
         "rules",
         [
@@ -490,8 +443,8 @@ class TestPagedAttentionV1:
         ],
         ids=str,
     )
-    def test_decode(self, layout, rules, paged_call, aiter):
-        call = paged_call([1, 1, 1], [20, 257, 1], layout=Layout(layout), head_size=64, dtype=torch.float16, **rules)
+    def test_decode(self, rules, paged_call, aiter):
+        call = paged_call([1, 1, 1], [20, 257, 1], head_size=64, dtype=torch.float16, **rules)
         assert_agrees(call, self.attend(aiter, call))
 
     @pytest.mark.parametrize(
