@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from attn_contract import (
     same_elements,
     same_footprint,
 )
+
+from tests import refusals
 
 BLOCKS_FIRST_NHD = Layout.BLOCKS_FIRST_NHD
 BLOCKS_FIRST_HND = Layout.BLOCKS_FIRST_HND
@@ -502,68 +505,11 @@ def bytes_of(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int8)
 
 
-NO_VIEWS = [
-    (KV_FIRST_NHD, [0.0], "kv_cache: got [0.0], expected a tensor"),
-    (KV_FIRST_NHD, halves(2, 3, 3, 8), "kv_cache: got shape (2, 3, 3, 8), expected 5 dimensions: kv, block, slot, head, dim"),
-    (
-        KV_FIRST_NHD,
-        halves(3, 2, 3, 2, 4),
-        "kv_cache: got shape (3, 2, 3, 2, 4), expected 2 (kv) in dimension 0 of KV_FIRST_NHD",
-    ),
-    (KV_FIRST_NHD, halves(2, 3, 3, 1, 4), "kv_cache: got shape (2, 3, 3, 1, 4), expected 2 (head) in dimension 3"),
-    (KV_FIRST_HND, halves(2, 3, 3, 2, 4), "kv_cache: got shape (2, 3, 3, 2, 4), expected 2 (head) in dimension 2"),
-    (KV_FIRST_NHD, halves(2, 3, 3, 2, 8), "kv_cache: got shape (2, 3, 3, 2, 8), expected 4 (dim) in dimension 4"),
-    (KV_FIRST_NHD, halves(2, 3, 0, 2, 4), "kv_cache: got shape (2, 3, 0, 2, 4), expected at least one slot in a block"),
-    (
-        KV_FIRST_NHD,
-        halves(2, 3, 3, 2, 8)[..., ::2],
-        "kv_cache: got stride 2 in the last dimension, expected 1: it must be dense",
-    ),
-    (
-        KV_FIRST_NHD,
-        halves(2, 1, 3, 2, 4).expand(2, 3, 3, 2, 4),
-        "kv_cache: got strides (24, 0, 8, 4, 1), expected elements that do",
-    ),
-    (
-        KV_FIRST_NHD,
-        halves(144).as_strided((2, 3, 3, 2, 4), (72, 12, 8, 4, 1)),
-        "kv_cache: got strides (72, 12, 8, 4, 1), expected",
-    ),
-    (CONTENT_PACKED, halves(3, 2, 3, 4), "kv_cache: got shape (3, 2, 3, 4), expected 8 (content) in dimension 3"),
-    (CONTENT_PACKED, halves(3, 3, 2, 8), "kv_cache: got shape (3, 3, 2, 8), expected 2 (head) in dimension 1"),
-    (CONTENT_PACKED_SCALED, bytes_of(3, 2, 3, 8), "kv_cache: got shape (3, 2, 3, 8), expected 16 (content) in dimension 3"),
-    (
-        CONTENT_PACKED_SCALED,
-        halves(3, 2, 3, 16),
-        "kv_cache: got elements of 2 bytes, expected 1 byte in layout CONTENT_PACKED_SCA",
-    ),
-    (
-        CONTENT_PACKED_SCALED,
-        bytes_of(400).as_strided((3, 2, 3, 16), (96, 48, 16, 1), 2),
-        "kv_cache: got strides (96, 48, 16, 1) from 2, expected multiples of 4: scales are float32",
-    ),
-    (
-        CONTENT_PACKED_SCALED,
-        bytes_of(400).as_strided((3, 2, 3, 16), (108, 54, 18, 1)),
-        "kv_cache: got strides (108, 54, 18, 1) from 0, expected multiples of 4: scales are float32",
-    ),
-    (X_PACKED, halves(3, 2, 32), "kv_cache: got shape (3, 2, 32), expected 2 (kv) in dimension 0"),
-    (X_PACKED, halves(2, 3, 2, 4, 4), "kv_cache: got shape (2, 3, 2, 4, 4), expected 3 dimensions: kv, block, page"),
-    (X_PACKED, halves(2, 3, 33), "kv_cache: got shape (2, 3, 33), expected pages of 2 heads of size 4 in X_PACKED"),
-    (SHUFFLED, halves(2, 3, 0), "kv_cache: got shape (2, 3, 0), expected at least one slot in a block"),
-    (SHUFFLED, halves(2, 3, 64)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
-    (X_PACKED, halves(2, 3, 64), "head_size: got 4, expected a multiple of 8 (16 bytes) in layout X_PACKED"),
-    (SHUFFLED, torch.zeros(2, 3, 24), "block_size: got 3, expected a multiple of 4 (16 bytes) in layout SHUFFLED"),
-    (SHUFFLED, bytes_of(2, 3, 128), "head_size: got 4, expected a multiple of 16 (16 bytes) in layout SHUFFLED"),
-    ("KV_FIRST_NHD", halves(2, 3, 3, 2, 4), "layout: got 'KV_FIRST_NHD', expected a Layout: BLOCKS_FIRST_NHD"),
-    (None, halves(2, 3, 3, 2, 4), "layout: got None, expected a Layout"),
-    (LATENT, halves(3, 3, 4), "num_kv_heads: got 2, expected 1 in layout LATENT"),
-    (LATENT, halves(3, 3, 1, 4), "kv_cache: got shape (3, 3, 1, 4), expected 3 dimensions: block, slot, dim"),
-    (LATENT, halves(3, 3, 5), "kv_cache: got shape (3, 3, 5), expected 4 (dim) in dimension 2 of LATENT"),
-    (LATENT, halves(3, 0, 4), "kv_cache: got shape (3, 0, 4), expected at least one slot in a block"),
-    (LATENT, halves(3, 3, 8)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
-    (LATENT, halves(3, 1, 4).expand(3, 3, 4), "kv_cache: got strides (4, 0, 1), expected elements that do not share memory"),
-]
+def rows_of_bytes(strides: tuple[int, ...], offset: int = 0) -> torch.Tensor:
+    return bytes_of(400).as_strided((3, 2, 3, 16), strides, offset)
+
+
+NO_VIEWS = [one for one in refusals.read(Path(__file__).with_name("refusals.txt")) if one.call.startswith("view")]
 
 
 SCALED_HEADS = {"num_kv_heads": 1, "head_size": 258, "head_size_v": 256}
@@ -644,11 +590,13 @@ def test_scales_of_latent_rows_lie_on_multiples_of_4_bytes():
         KVCacheView.of(halves(3, 3, 268), LATENT_SCALED, **SCALED_HEADS)
 
 
-@pytest.mark.parametrize(("layout", "tensor", "message"), NO_VIEWS, ids=[message for _, _, message in NO_VIEWS])
-def test_tensors_that_are_no_view(layout, tensor, message):
+@refusals.parametrize(NO_VIEWS)
+def test_tensors_that_are_no_view(refusal):
+    layout = Layout.__members__.get(refusal.call.removeprefix("view "))
+    arguments = refusal.changed({"layout": layout, **HEADS}, globals())
     with pytest.raises(ContractError) as error:
-        KVCacheView.of(tensor, layout, **HEADS)
-    assert str(error.value).startswith(message)
+        KVCacheView.of(arguments.pop("tensor"), **arguments)
+    refusal.check(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The ops `attn_parity::*`: what they say that they write, what they pass on, and what they refuse before a Layer exists."""
 
+import importlib
+import warnings
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -358,3 +360,9 @@ def test_every_field_of_a_layer_and_a_batch_reaches_paged_attention():
     named = {field.name for kind in (Layer, Batch) for field in fields(kind)}
     # sizes that q says, the dtype that the cache says, and what only the cache write reads
     assert named - arguments == {"num_heads", "head_size", "kv_cache_dtype", "slot_mapping"}
+
+
+def test_a_second_import_of_the_reference_registers_nothing_twice():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(attn_reference)

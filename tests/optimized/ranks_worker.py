@@ -102,20 +102,20 @@ CHANGES: dict[str, dict[str, Callable]] = {
 """What rank 1 makes of an argument that the other ranks have as it is."""
 
 
-def differs(group: dist.ProcessGroup, name: str, *, fields: dict | None = None, **options):
+def differs(group: dist.ProcessGroup, *, change: str = "nothing", fields: dict | None = None, **options):
     """A call in which rank 1 has changed arguments, and options of its own; `fields` are the layer's on all ranks."""
     from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
 
     call = dict(zip(("q", "kv_cache", "layer", "batch"), local_call(group, 1, **(fields or {})), strict=True))
-    changes = CHANGES[name] if group.rank() == 1 else {}
-    call |= {argument: change(call[argument]) for argument, change in changes.items()}
+    changes = CHANGES[change] if group.rank() == 1 else {}
+    call |= {argument: changed(call[argument]) for argument, changed in changes.items()}
     step = local_step(call.pop("batch"), Dealing(num_ranks=group.size(), rank=group.rank()))
     options = {"timeout": LONG, **_functions("reference")} | (options if group.rank() == 1 else {})
     return attend_over_ranks(group, *call.values(), step, **options)
 
 
 def has_a_wrong_option(group: dist.ProcessGroup, **of_rank_1):
-    return differs(group, "nothing", fields={"output_scale": torch.tensor(0.5)}, **of_rank_1)
+    return differs(group, fields={"output_scale": torch.tensor(0.5)}, **of_rank_1)
 
 
 def makes_another_kind_of_call(group: dist.ProcessGroup):
@@ -138,7 +138,7 @@ def does_not_come(group: dist.ProcessGroup):
 
 def dies_in_the_middle(group: dist.ProcessGroup):
     """Rank 1 dies when the calls have been compared."""
-    return differs(group, "nothing", attention=lambda *arguments, **outputs: os._exit(3))
+    return differs(group, attention=lambda *arguments, **outputs: os._exit(3))
 
 
 def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, Callable], device_type: str = "cpu") -> list[dict]:
