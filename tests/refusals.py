@@ -20,7 +20,10 @@ NAMES: dict[str, Any] = {
 
 
 class Refusal(NamedTuple):
-    """A line of a file: `edit -> message`, in the section of a call. The edit may name the right call's arguments."""
+    """A line of a file: `edit -> message`, in the section of a call. The edit may name the right call's arguments.
+
+    A line without a message is an edit that leaves the call right.
+    """
 
     call: str
     edit: str
@@ -44,7 +47,7 @@ def read(path: Path) -> Iterator[Refusal]:
         if line.startswith("["):
             call = line.strip("[]")
         elif not line.startswith("#"):
-            edit, message = line.split(" -> ")
+            edit, _, message = line.partition(" -> ")
             yield Refusal(call, edit, message)
 
 

@@ -636,13 +636,6 @@ def test_sizes_of_a_view_are_positive(name):
             make(**{name: 0})
 
 
-def test_blocks_first_and_kv_first_differ_in_footprint():
-    """vLLM #43945: block 0 of the one lies over blocks 0 and 1 of the other's planes."""
-    for a, b in itertools.product((BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND), (KV_FIRST_NHD, KV_FIRST_HND)):
-        assert not same_footprint(dense(a), dense(b))
-        assert not same_elements(dense(a), dense(b))
-
-
 def test_the_fix_of_vllm_43945_restores_the_footprint():
     """Cross-attention gets a blocks-first tensor over the decoder's K/V-first allocation, and views it with its strides."""
     decoder = dense(KV_FIRST_NHD)
@@ -651,37 +644,6 @@ def test_the_fix_of_vllm_43945_restores_the_footprint():
     fixed = KVCacheView.of(blocks_first.as_strided((2, 3, 3, 2, 4), (72, 24, 8, 4, 1)), KV_FIRST_NHD, **HEADS)
     assert same_footprint(fixed, decoder)
     assert same_elements(fixed, decoder)
-
-
-def test_one_block_is_the_same_in_both_orders():
-    a, b = dense(BLOCKS_FIRST_NHD, num_blocks=1), dense(KV_FIRST_NHD, num_blocks=1)
-    assert same_footprint(a, b)
-    assert same_elements(a, b)
-
-
-@pytest.mark.parametrize(("nhd", "hnd"), [(BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND), (KV_FIRST_NHD, KV_FIRST_HND)])
-def test_nhd_and_hnd_share_the_footprint_but_not_the_elements(nhd, hnd):
-    assert same_footprint(dense(nhd), dense(hnd))
-    assert not same_elements(dense(nhd), dense(hnd))
-    assert same_elements(dense(nhd, num_kv_heads=1), dense(hnd, num_kv_heads=1))
-
-
-def test_padding_must_agree():
-    plain, wide = dense(BLOCKS_FIRST_NHD), replace(dense(BLOCKS_FIRST_NHD), block_stride=64)
-    assert not same_footprint(plain, wide)
-    assert not same_elements(plain, wide)
-    assert same_footprint(wide, replace(dense(BLOCKS_FIRST_HND), block_stride=64))
-    assert not same_footprint(wide, replace(wide, offset=16))
-
-
-def test_footprints_are_bytes():
-    """Half as many elements of twice the size cover the same bytes, and share no element."""
-    halves, floats = dense(BLOCKS_FIRST_NHD, head_size=8), dense(BLOCKS_FIRST_NHD, head_size=4, itemsize=4)
-    assert same_footprint(halves, floats)
-    assert not same_elements(halves, floats)
-    same_strides = dense(BLOCKS_FIRST_NHD, head_size=8, itemsize=4)
-    assert not same_footprint(halves, same_strides)
-    assert not same_elements(halves, same_strides)
 
 
 def test_the_number_of_blocks_must_agree():
@@ -718,13 +680,6 @@ def test_x_packed_beside_nhd_over_one_kv_first_allocation():
     assert same_footprint(KVCacheView.of(fixed, KV_FIRST_NHD, **heads), decoder)
 
 
-def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
-    """Mix-ups hide where BS == x."""
-    assert same_elements(pages(X_PACKED, num_kv_heads=2), pages(SHUFFLED, num_kv_heads=2))
-    assert same_footprint(dense(X_PACKED), dense(SHUFFLED))
-    assert not same_elements(dense(X_PACKED), dense(SHUFFLED))
-
-
 def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
@@ -740,17 +695,6 @@ def test_physical_orders():
     alike = [{a, b} for a, b in itertools.combinations(orders, 2) if same_footprint(orders[a], orders[b])]
     assert alike == [{PhysicalOrder.LBHNC, PhysicalOrder.LBNHC}, {PhysicalOrder.BLHNC, PhysicalOrder.BLNHC}]
     assert not any(same_elements(orders[a], orders[b]) for a, b in itertools.combinations(orders, 2))
-
-
-def test_equal_bytes_of_different_dtypes():
-    """A quantized layer beside one that is not: the same blocks if its slots are as many times more, never its elements."""
-    quantized = dense(KV_FIRST_NHD, block_size=6, itemsize=1)
-    assert same_footprint(quantized, dense(KV_FIRST_NHD))
-    assert not same_elements(quantized, dense(KV_FIRST_NHD))
-    assert not same_footprint(dense(KV_FIRST_NHD, itemsize=1), dense(KV_FIRST_NHD))
-    with_scales = dense(CONTENT_PACKED_SCALED)  # 96 bytes a block
-    assert same_footprint(with_scales, dense(BLOCKS_FIRST_NHD))
-    assert not same_elements(with_scales, dense(BLOCKS_FIRST_NHD))
 
 
 NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}

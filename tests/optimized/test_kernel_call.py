@@ -32,24 +32,15 @@ from tests.emulated.kernels import POINTER, kernel_text
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
 RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}
+FLOAT8 = {"kv_cache_dtype": torch.float8_e4m3fn, **HEAD_SCALES, "output_scale": torch.tensor([0.125])}
+INLINE = {"kv_cache_dtype": torch.int8, "layout": Layout.CONTENT_PACKED_SCALED}
 PAGED = {
     "prefill": {"query_lens": [20, 3], "seq_lens": [40, 9]},
     "split": {"query_lens": [1], "seq_lens": [900], "num_kv_heads": 1},
     "rules": {"query_lens": [5], "seq_lens": [90], **RULES},
     "draft tree": {"query_lens": [3], "seq_lens": [70], "qq_bias": torch.eye(16).log()},
-    "float8, float8 out": {
-        "query_lens": [5],
-        "seq_lens": [60],
-        "kv_cache_dtype": torch.float8_e4m3fn,
-        **HEAD_SCALES,
-        "output_scale": torch.tensor([0.125]),
-    },
-    "inline scales": {
-        "query_lens": [5],
-        "seq_lens": [60],
-        "kv_cache_dtype": torch.int8,
-        "layout": Layout.CONTENT_PACKED_SCALED,
-    },
+    "float8, float8 out": {"query_lens": [5], "seq_lens": [60], **FLOAT8},
+    "inline scales": {"query_lens": [5], "seq_lens": [60], **INLINE},
     "no request": {"query_lens": [], "seq_lens": []},
 }
 """What `paged_call` builds."""

@@ -16,7 +16,6 @@ from attn_contract import (
     AttentionType,
     ContractError,
     KVCacheView,
-    Layer,
     Layout,
     Refusal,
     UnsupportedError,
@@ -415,13 +414,7 @@ def test_layers_that_share_nothing_get_what_they_get_alone():
     layers = {"encoder": ENCODER, "decoder": DECODER, "cross": CROSS}
     for name, assignment in on_mi300(layers).items():
         alone = select(layers[name], architecture="gfx942", aiter=AITER)
-        assert (assignment.backend, assignment.layout, assignment.why, assignment.skipped, assignment.allocation_layout) == (
-            alone.backend,
-            alone.layout,
-            alone.why,
-            alone.skipped,
-            None,
-        )
+        assert assignment == Assignment(**vars(alone))
 
 
 def test_another_layout_is_taken_for_one_footprint_before_anything_else():
@@ -448,22 +441,6 @@ def test_seed_43945_a_blocks_first_cache_beside_planes_is_reinterpreted():
     as_given = dict(chosen, cross=replace(chosen["cross"], allocation_layout=None))
     with pytest.raises(ContractError, match="footprint of decoder"):
         check_shares(layers, as_given)
-
-
-def test_the_constructors_take_what_was_assigned():
-    layers = {"encoder": ENCODER, "decoder": DECODER, "cross": replace(CROSS, layout=Layout.BLOCKS_FIRST_NHD)}
-    for name, assignment in on_mi300(layers, allocations=[("decoder", "cross")]).items():
-        config = layers[name]
-        layer = Layer(
-            num_heads=16, num_kv_heads=16, head_size=64, scale=0.125, attn_type=config.attn_type, layout=assignment.layout
-        )
-        BACKENDS[assignment.backend].impl(
-            layer,
-            dtype=config.dtype,
-            block_size=config.block_size,
-            allocation_layout=assignment.allocation_layout,
-            aiter=AITER,
-        )
 
 
 def test_the_next_backend_is_taken_where_no_view_helps_and_the_skip_says_why():
