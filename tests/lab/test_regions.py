@@ -8,7 +8,7 @@ from attn_contract import Layer
 from attn_fuzz.cases import regions
 from attn_fuzz.cases.regions import REGIONS, Region
 from attn_fuzz.run.shard import FuzzPlan
-from attn_lab.matrix.regions import region_counts, region_page
+from attn_lab.matrix.regions import region_counts
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,3 @@ def test_a_region_that_no_case_lies_in_is_counted_as_0(monkeypatch):
     monkeypatch.setattr(regions, "REGIONS", nowhere)
     found = region_counts(FuzzPlan(target="triton", device="cpu", examples=3, seed=0, folder=Path()))
     assert found == {("Layer.scale", "imaginary"): 0}
-
-
-def test_the_page_has_a_row_for_each_region(counts):
-    page = region_page(counts)
-    for field, found in REGIONS.items():
-        for region in found:
-            assert f"| `{field}` | {region.name} | " in page
-    assert "| `Layer.k_scale` | below 2^-126, NaN, infinity | illegal | " in page
