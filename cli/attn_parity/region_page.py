@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import hypothesis
 import msgspec
 from attn_fuzz.cases import regions, tensors
+from attn_fuzz.cases.dimensions import DIMENSIONS
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
 
@@ -13,7 +14,7 @@ TARGETS = ("triton", "reference-fp32")
 
 
 def region_counts(plan: FuzzPlan) -> dict[tuple[str, str], int]:
-    """In how many cases of a plan each region is drawn, by field and name. The tensors of every case are built.
+    """In how many cases of a plan each region is drawn, by dimension and name. The tensors of every case are built.
 
     Args:
         plan: for each of TARGETS, whatever its own target is.
@@ -30,26 +31,31 @@ def never_drawn(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
 
 def region_page(counts: Mapping[tuple[str, str], int]) -> str:
     """The page, of the counts of `region_counts`."""
-    legal = [region for found in regions.REGIONS.values() for region in found if region.legal]
-    drawn = sum(region.holds is not None for region in legal)
+    values = [(dimension, value) for dimension in DIMENSIONS for value in dimension.values]
+    legal = [value for _, value in values if value.legal]
+    drawn = sum(not value.reason for value in legal)
     targets = " and ".join(f"`{target}`" for target in TARGETS)
     lines = [
         "# What is legal, and what is drawn",
         "",
-        f"- The contract has {len(regions.REGIONS)} fields and arguments.",
+        f"- Calls differ in {len(DIMENSIONS)} dimensions (`attn_fuzz.cases.dimensions`). The last table says which of the",
+        f"  {len(regions.fields())} fields and arguments of the contract each of them is about.",
         f"- They have {len(legal)} regions of legal values, of which the fuzzer draws {drawn}. The others have reasons.",
         "",
         f"`attn-parity matrix` wrote this page with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` fails if",
-        "it is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts those in the",
+        "it is not current. A region is a set of calls. The column `cases` counts those in the",
         f"region, among the cases of `attn-parity fuzz --profile ci --seed 0` on a CPU for {targets}.",
         "Their tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that",
         "has neither a case nor a reason.",
         "",
-        "| field | region | cases | why it is not drawn |",
+        "| dimension | region | cases | why it is not drawn |",
         "|---|---|--:|---|",
     ]
-    for field, found in regions.REGIONS.items():
-        for region in found:
-            count = counts[field, region.name] if region.holds is not None else "-" if region.legal else "illegal"
-            lines.append(f"| `{field}` | {region.name} | {count} | {region.reason} |")
+    for dimension, value in values:
+        count = "illegal" if not value.legal else "-" if value.reason else counts[dimension.name, value.name]
+        lines.append(f"| {dimension.name} | {value.name} | {count} | {value.reason} |")
+    lines += ["", "## Fields", "", "| dimension | fields of a case | of the contract |", "|---|---|---|"]
+    for dimension in DIMENSIONS:
+        fields = [", ".join(f"`{name}`" for name in names) for names in (dimension.fields, dimension.contract)]
+        lines.append(f"| {dimension.name} | {' | '.join(fields)} |")
     return "\n".join(lines) + "\n"

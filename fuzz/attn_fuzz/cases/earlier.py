@@ -28,6 +28,7 @@ import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
+from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Step
 
@@ -316,8 +317,6 @@ def _num_actual_tokens(step: Step) -> Step | None:
 # --- rules ---
 
 
-_ON: dict[Any, Any] = {bool: True, int: 2, int | None: 2, float | None: 4.0, tuple[int, int]: (2, -1)}
-"""A value that turns a rule on, by the type of its values."""
 _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
     "alibi_slopes": lambda step: torch.full((step.layer.num_heads,), 0.5, device=step.q.device),
     "sinks": lambda step: torch.zeros(step.layer.num_heads, device=step.q.device),
@@ -344,7 +343,7 @@ def _rule(name: str) -> Callable[[Step], Step | None]:
     def change(step: Step) -> Step | None:
         value = getattr(step.layer if rule.holder == "Layer" else step.batch, name)
         if not rule.is_asked(value):
-            other = _TENSORS[name](step) if rule.is_tensor else _ON[rule.type]
+            other = _TENSORS[name](step) if rule.is_tensor else value_on(name)
         else:
             other = rule.off if rule.is_tensor or rule.type is bool else _another(value)
         return _with_rule(step, name, other)
