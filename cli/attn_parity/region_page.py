@@ -31,16 +31,15 @@ def never_drawn(counts: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
 
 def region_page(counts: Mapping[tuple[str, str], int]) -> str:
     """The page, of the counts of `region_counts`."""
-    values = [(dimension, value) for dimension in DIMENSIONS for value in dimension.values]
-    legal = [value for _, value in values if value.legal]
-    drawn = sum(not value.reason for value in legal)
+    undrawn = [value for dimension in DIMENSIONS for value in dimension.values if value.reason]
+    legal = len(counts) + sum(value.legal for value in undrawn)
     targets = " and ".join(f"`{target}`" for target in TARGETS)
     lines = [
         "# What is legal, and what is drawn",
         "",
         f"- Calls differ in {len(DIMENSIONS)} dimensions (`attn_fuzz.cases.dimensions`). The last table says which of the",
         f"  {len(regions.fields())} fields and arguments of the contract each of them is about.",
-        f"- They have {len(legal)} regions of legal values, of which the fuzzer draws {drawn}. The others have reasons.",
+        f"- They have {legal} regions of legal values, of which the fuzzer draws {len(counts)}. The others have reasons.",
         "",
         f"`attn-parity matrix` wrote this page with Hypothesis {hypothesis.__version__}; `attn-parity matrix --check` fails if",
         "it is not current. A region is a set of calls. The column `cases` counts those in the",
@@ -51,9 +50,11 @@ def region_page(counts: Mapping[tuple[str, str], int]) -> str:
         "| dimension | region | cases | why it is not drawn |",
         "|---|---|--:|---|",
     ]
-    for dimension, value in values:
-        count = "illegal" if not value.legal else "-" if value.reason else counts[dimension.name, value.name]
-        lines.append(f"| {dimension.name} | {value.name} | {count} | {value.reason} |")
+    for dimension in DIMENSIONS:
+        lines += [f"| {dimension.name} | {name} | {counts[dimension.name, name]} | |" for name in regions.regions(dimension)]
+        for value in dimension.values:
+            if value.reason:
+                lines.append(f"| {dimension.name} | {value.name} | {'-' if value.legal else 'illegal'} | {value.reason} |")
     lines += ["", "## Fields", "", "| dimension | fields of a case | of the contract |", "|---|---|---|"]
     for dimension in DIMENSIONS:
         fields = [", ".join(f"`{name}`" for name in names) for names in (dimension.fields, dimension.contract)]

@@ -168,8 +168,8 @@ def lower_values(value: Any, declared: Any) -> Iterator[Any]:
     """Values of a field that are lower than its value.
 
     The field's declared type says what is lower: an integer that is closer to the least one, 1.0 for a float, an earlier word
-    of a Literal or member of an Enum, and a tuple in which one element is lower. None and flags have no lower values: the default of every field is
-    tried anyway.
+    of a Literal or member of an Enum, and a tuple in which one element is lower. None and flags have no lower values: the
+    default of every field is tried anyway.
     """
     origin, arguments = get_origin(declared), get_args(declared)
     if origin in (Union, UnionType):

@@ -10,16 +10,15 @@ names fails a test.
 from typing import Final
 
 from attn_fuzz.cases.case import Case
-from attn_fuzz.cases.dimensions.batch import ATTN_TYPE, BLOCKS, BOUNDS, CAUSALITY, MULTI_TOKEN_DECODE, PHASE, ROWS
+from attn_fuzz.cases.dimensions.batch import ATTENTION, MULTI_TOKEN_DECODE, REQUESTS
 from attn_fuzz.cases.dimensions.cache import CACHE
-from attn_fuzz.cases.dimensions.call import CALL, DTYPE, HEAD_SIZE, HEADS, WRITE
-from attn_fuzz.cases.dimensions.dimension import OFF, Causality, Dimension, Ranges, Setting, Value
+from attn_fuzz.cases.dimensions.call import CALL, SIZES, WRITE
+from attn_fuzz.cases.dimensions.dimension import Causality, Dimension, Ranges, Setting, Value
 from attn_fuzz.cases.dimensions.rules import RULE_DIMENSIONS, value_on, values_of
 
 __all__ = [
     "DIMENSIONS",
     "MULTI_TOKEN_DECODE",
-    "OFF",
     "Causality",
     "Dimension",
     "Ranges",
@@ -30,14 +29,7 @@ __all__ = [
     "values_of",
 ]
 
-DIMENSIONS: Final = (
-    *(CAUSALITY, ATTN_TYPE, PHASE, BOUNDS, ROWS, BLOCKS),
-    *RULE_DIMENSIONS,
-    *(DTYPE, HEADS, HEAD_SIZE),
-    *CACHE,
-    *WRITE,
-    *CALL,
-)
+DIMENSIONS: Final = (*ATTENTION, *REQUESTS, *RULE_DIMENSIONS, *SIZES, *CACHE, *WRITE, *CALL)
 """All dimensions. Features of a case have this order."""
 
 

@@ -11,15 +11,13 @@ from attn_fuzz.cases.tensors import Step
 
 Holds = Callable[[Case], object]
 InStep = Callable[[Case, Step], object]
+Asks = Callable[[Any], object]
 Causality = Literal["causal", "non-causal", "per request"]
 """Of a decoder: `causal` is True, False, or a tensor. With a tensor, each request is enumerated with both flags."""
 Ranges = Literal["edges", "all"]
 """The bidirectional ranges of a request: one of a few at its edges, or each of those that touch one of its keys."""
 Scopes = Literal["every", "few", "all", "none"]
 """Which scopes of `attn_fuzz.exhaustive.scope` have a setting: every one, those with few or with all settings, or none."""
-
-OFF = "off"
-"""The region of calls that lack a rule."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Setting:
         scopes: which scopes have it.
     """
 
-    words: str = ""
+    words: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, Any] = field(default_factory=dict)
     causality: Causality | None = None
@@ -52,9 +50,9 @@ class Value(NamedTuple):
     """What some calls have along a dimension.
 
     Attributes:
-        name: unlike that of every other feature and aspect, and of every other region of its dimension.
+        name: unlike that of every other feature and aspect, and of every other value of its dimension.
         kind: A "feature" is counted alone and in pairs, and drawn to meet others. An "aspect" is what a failure may need: see
-            `attn_fuzz.findings.aspects`. Features are aspects, too. A "region" is only counted, on its own page.
+            `attn_fuzz.findings.aspects`. A "region" is only counted.
         holds: whether a case has it. Of a rule, only cases are asked that have the rule.
         in_step: of a region, the same of a case and its tensors. A region with neither is not drawn.
         settings: ways to have it.
@@ -68,39 +66,46 @@ class Value(NamedTuple):
     holds: Holds | None = None
     in_step: InStep | None = None
     settings: tuple[Setting, ...] = ()
-    asks: Mapping[str, Callable[[Any], object]] = {}
+    asks: Mapping[str, Asks] = {}
     reason: str = ""
     legal: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Dimension:
     """One thing in which calls differ.
 
     Args:
-        name: of the dimension. Each scope combines settings of dimensions that are unlike in `choice`.
+        name: of the dimension.
         group: of its features and aspects, for pages, and for the triples of `attn_fuzz.strategies.tally`.
         fields: of Case, as "window"; of Cache, a request, Rope and Values, as "cache.padding". Each field is of one dimension.
         contract: the fields and arguments of the contract that it is about, as `attn_fuzz.cases.regions.fields` names them.
         values: of it.
-        rule: the rule that all its features and aspects are about, if they are.
+        rule: the rule that all its values are about, if they are.
         choice: the name under which settings exclude each other in a scope; empty: the dimension's own.
         needs_cache: whether only cases with a cache have its features.
+        is_total: whether every case has one of its features.
         left_out: why no scope sets its fields; empty if one does.
     """
 
     name: str
-    group: str = ""
-    fields: tuple[str, ...] = ()
-    contract: tuple[str, ...] = ()
-    values: tuple[Value, ...] = ()
+    group: str
+    fields: tuple[str, ...]
+    contract: tuple[str, ...]
+    values: tuple[Value, ...]
     rule: str | None = None
     choice: str = ""
     needs_cache: bool = False
+    is_total: bool = False
     left_out: str = ""
 
 
-def feature(name: str, holds: Holds, *settings: Setting, **asks: Callable[[Any], object]) -> Value:
+def dimension(name: str, group: str = "", fields: str = "", contract: str = "", **more: Any) -> Callable[..., Dimension]:
+    """A dimension, which is called with its values. Names of fields are separated by spaces."""
+    return lambda *values: Dimension(name, group, tuple(fields.split()), tuple(contract.split()), values, **more)
+
+
+def feature(name: str, holds: Holds, *settings: Setting, **asks: Asks) -> Value:
     return Value(name, "feature", holds, settings=settings, asks=asks)
 
 
@@ -108,12 +113,33 @@ def aspect(name: str, holds: Holds, *settings: Setting) -> Value:
     return Value(name, "aspect", holds, settings=settings)
 
 
-def region(name: str, holds: Holds, *settings: Setting) -> Value:
-    return Value(name, holds=holds, settings=settings)
+def region(name: str, holds: Holds) -> Value:
+    return Value(name, holds=holds)
 
 
-def step_region(name: str, in_step: InStep) -> Value:
-    return Value(name, in_step=in_step)
+def in_step(name: str, holds: InStep) -> Value:
+    return Value(name, in_step=holds)
+
+
+def of_tensor(tensor: str, words: str, holds: Callable[[torch.Tensor], object]) -> Value:
+    """A region of calls that have a tensor of the layer, the batch or the step, with a property."""
+
+    def of(case: Case, step: Step) -> bool:
+        own = {key: getattr(step, key) for key in ("q", "k", "v", "out", "lse")}
+        found = {**step.layer.tensors, **step.batch.tensors, **own}.get(tensor)
+        return found is not None and bool(holds(found))
+
+    return in_step(f"{tensor}, {words}", of)
+
+
+def idle_stride(tensor: str) -> Value:
+    """A tensor that has a dimension of one element, whose stride is one that nobody would give it."""
+    alone = of_tensor(tensor, "one element in a dimension of any stride", lambda found: 1 in found.shape)
+    return in_step(alone.name, lambda case, step: case.unlike_strides and alone.in_step and alone.in_step(case, step))
+
+
+def of_view(name: str, holds: Callable[[KVCacheView], object]) -> Value:
+    return in_step(name, lambda case, step: step.view is not None and holds(step.view))
 
 
 def not_drawn(name: str, reason: str) -> Value:
@@ -124,12 +150,8 @@ def illegal(name: str, reason: str) -> Value:
     return Value(name, reason=reason, legal=False)
 
 
-def not_finite(name: str) -> Value:
-    return illegal("NaN, infinity", f"`validation.values` refuses it: {name} is a number that enters every logit")
-
-
 def setting(
-    words: str = "",
+    words: str,
     cache: Mapping[str, Any] | None = None,
     *,
     causality: Causality | None = None,
@@ -143,16 +165,20 @@ def setting(
 
 
 def unscoped(cache: Mapping[str, Any] | None = None, **fields: Any) -> Setting:
-    """A setting that no scope has: the plainest calls of targets have it, or others that are alike."""
+    """A setting that no scope has: the plainest calls of targets have it, or another setting is like it."""
     return setting("", cache, scopes="none", **fields)
+
+
+def has(value: object) -> Callable[[Container[object]], bool]:
+    return lambda values: value in values
 
 
 def any_reads_cache(attn_types: Collection[AttentionType]) -> bool:
     return any(attn_type.reads_cache for attn_type in attn_types)
 
 
-def has(value: object) -> Callable[[Container[object]], bool]:
-    return lambda values: value in values
+def always(case: Case) -> bool:
+    return True
 
 
 def of_cache(holds: Callable[[Cache], object]) -> Holds:
@@ -161,38 +187,3 @@ def of_cache(holds: Callable[[Cache], object]) -> Holds:
 
 def of_request(holds: Callable[[Request], object]) -> Holds:
     return lambda case: any(holds(request) for request in case.requests)
-
-
-def of_tensor(name: str, holds: Callable[[torch.Tensor], object]) -> InStep:
-    """Whether a tensor of the layer, the batch or the step is there, and has a property."""
-
-    def of(case: Case, step: Step) -> bool:
-        own = {key: getattr(step, key) for key in ("q", "k", "v", "out", "lse")}
-        tensor = {**step.layer.tensors, **step.batch.tensors, **own}.get(name)
-        return tensor is not None and bool(holds(tensor))
-
-    return of
-
-
-def of_view(holds: Callable[[KVCacheView], object]) -> InStep:
-    return lambda case, step: step.view is not None and bool(holds(step.view))
-
-
-def of_rotation(name: str, holds: Callable[[Any, Case], object]) -> InStep:
-    """Whether an argument of a write that rotates has a property."""
-    return lambda case, step: any(
-        write.rotation is not None and holds(getattr(write.rotation, name), case) for write in step.writes
-    )
-
-
-def tensor_regions(name: str, regions: Mapping[str, Callable[[torch.Tensor], object]]) -> tuple[Value, ...]:
-    """Regions of a tensor, by name."""
-    return tuple(step_region(words, of_tensor(name, holds)) for words, holds in regions.items())
-
-
-def idle_stride(name: str) -> Value:
-    """A tensor that has a dimension of one element, whose stride is one that nobody would give it."""
-    has_one = of_tensor(name, lambda tensor: 1 in tensor.shape)
-    return step_region(
-        "one element in a dimension of any stride", lambda case, step: case.unlike_strides and has_one(case, step)
-    )
