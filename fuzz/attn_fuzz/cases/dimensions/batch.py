@@ -13,6 +13,7 @@ from attn_fuzz.cases.dimensions.dimension import (
     any_reads_cache,
     aspect,
     dimension,
+    equals,
     feature,
     has,
     idle_stride,
@@ -40,40 +41,32 @@ def _causal(name: str, flags: set[bool], own: Setting, **asks: Asks) -> Value:
     return feature(name, holds, own, attn_types=has(DECODER), **asks)
 
 
-def _attention(name: str, attn_type: AttentionType, *others: Setting) -> Value:
-    own = setting(name, attn_type=attn_type)
-    return feature(name, lambda case: case.attn_type is attn_type, own, *others, attn_types=has(attn_type))
-
-
 def _mixes(rules: tuple[str, ...]) -> bool:
     return {"non_causal", "per_request_causal"} <= {*rules}
 
 
-_CAUSAL = setting("", causality="causal", scopes="none")
-_NON_CAUSAL = setting("non-causal", causality="non-causal")
-_PER_REQUEST = setting("causal per request", causality="per request")
-_OWN_STRIDES = setting("encoder whose v has strides of its own", attn_type=ENCODER, unlike_strides=True)
-_NARROWER = setting("encoder whose v is narrower", attn_type=ENCODER, head_size=32, head_size_v=16)
+# whose v has strides of its own, and whose v is narrower
+_ENCODERS = (setting(attn_type=ENCODER, unlike_strides=True), setting(attn_type=ENCODER, head_size=32, head_size_v=16))
 _FLAGS = "Batch.causal call.non_causal call.per_request_causal"
 ATTENTION = (
     dimension("causality", "attention", "requests.causal per_request_causal", _FLAGS)(
-        _causal("decoder, causal", {True}, _CAUSAL, causal=bool),
-        _causal("decoder, non-causal", {False}, _NON_CAUSAL, rules=has("non_causal")),
-        _causal("decoder, causal per request", {True, False}, _PER_REQUEST, causal=bool, rules=_mixes),
+        _causal("decoder, causal", {True}, setting(causality="causal", scopes="none"), causal=bool),
+        _causal("decoder, non-causal", {False}, setting(causality="non-causal"), rules=has("non_causal")),
+        _causal("decoder, causal per request", {True, False}, setting(causality="per request"), causal=bool, rules=_mixes),
         in_step("true", lambda case, step: step.batch.causal is True),
         of_tensor("causal", "flags that agree", lambda flags: len(flags.unique()) == 1),
         illegal("true for another attention type", "the borders of attention refuse it"),
     ),
     dimension("attn_type", "attention", fields="attn_type", contract="Layer.attn_type")(
-        _attention("encoder", ENCODER, _OWN_STRIDES, _NARROWER),
-        _attention("encoder-only", ENCODER_ONLY),
-        _attention("cross-attention", CROSS),
+        equals("encoder", "attn_type", ENCODER, *_ENCODERS, attn_types=has(ENCODER)),
+        equals("encoder-only", "attn_type", ENCODER_ONLY, attn_types=has(ENCODER_ONLY)),
+        equals("cross-attention", "attn_type", CROSS, attn_types=has(CROSS)),
     ),
 )
 
 
 def _phase(name: str, holds: Holds, *lengths: tuple[int, int], **asks: Asks) -> Value:
-    return feature(name, holds, *(setting("", lengths=each, scopes="none") for each in lengths), **asks)
+    return feature(name, holds, *(setting(lengths=each, scopes="none") for each in lengths), **asks)
 
 
 def _query_lens(name: str, holds: Callable[[list[int]], object]) -> Value:
@@ -98,9 +91,8 @@ def _has_full_blocks(case: Case) -> bool:
 
 _LENGTHS = "parts of a scope name the lengths of requests"
 _TABLES = "parts of a scope have each block table, up to symmetries"
-_LOOSE = setting("padded table and loose bounds", table_padding=1, slack=1)
 # with a finite number in block 0, since a padded row that is written there is NaN
-_PADDED_ROWS = setting("padded rows", unowned_rows=1, rows_past=1, kv_rows_past=1, finite_slots=True)
+_PADDED_ROWS = setting(unowned_rows=1, rows_past=1, kv_rows_past=1, finite_slots=True)
 REQUESTS = (
     dimension(
         "phase", "phase", "requests.query_len requests.seq_len", "Batch.query_start_loc Batch.seq_lens", left_out=_LENGTHS
@@ -125,7 +117,7 @@ REQUESTS = (
         illegal("a negative length", "`validation.check_lengths` refuses it"),
     ),
     dimension("bounds", "form", "slack table_padding", "Batch.max_query_len Batch.max_seq_len", choice="form")(
-        aspect("loose bounds of lengths", lambda case: case.slack > 0, _LOOSE),
+        aspect("loose bounds of lengths", lambda case: case.slack > 0, setting(table_padding=1, slack=1)),
         illegal("too small", "`validation.check_lengths` refuses it"),
     ),
     dimension("rows", "form", "unowned_rows rows_past kv_rows_past", "Batch.num_actual_tokens", choice="form")(

@@ -43,11 +43,11 @@ def _settings_of(layout: Layout) -> tuple[Setting, ...]:
     if layout.has_latent_value:
         return (unscoped(own, head_size_v=8),)
     if layout.has_inline_scales:
-        int8 = setting(f"int8 in {layout}", {**own, "dtype": "int8"})
+        int8 = setting({**own, "dtype": "int8"})
         return int8, *(unscoped({**own, "dtype": dtype, "scales": None}) for dtype in get_args(Quantized))
     if layout.is_x_packed:
-        return setting(str(layout), {**own, "block_size": 4}), unscoped(own)
-    return (unscoped(own) if layout is Layout.BLOCKS_FIRST_NHD else setting(str(layout), own),)
+        return setting({**own, "block_size": 4}), unscoped(own)
+    return (unscoped(own) if layout is Layout.BLOCKS_FIRST_NHD else setting(own),)
 
 
 def _fits(layout: Layout, head_size_v: int, head_size: int) -> bool:
@@ -84,10 +84,7 @@ def _may_share(layouts: Collection[Layout]) -> bool:
 
 def _order(order: PhysicalOrder) -> Value:
     second = {**PACKED, "order": order, "num_layers": 2, "layer": 1}
-    settings = (
-        setting(f"the second of 2 layers in {order}", second, num_kv_heads=2),
-        unscoped({"order": order, "writer": Layout.CONTENT_PACKED}),
-    )
+    settings = (setting(second, num_kv_heads=2), unscoped({"order": order, "writer": Layout.CONTENT_PACKED}))
     asks: dict[str, Asks] = {"layouts": _any_layout(_holds_content), "orders": has(order)}
     return feature(
         f"order {order}", of_cache(lambda cache: cache.holds_content_rows and cache.order is order), *settings, **asks
@@ -123,20 +120,14 @@ def _has_neighbour(cache: Cache) -> bool:
 
 
 _LAYERS = (unscoped({**PACKED, "num_layers": 2}), unscoped({"num_layers": 2, "writer": Layout.CONTENT_PACKED}))
-_PADDED_ROWS = (
-    setting("padded rows of a latent cache", {"slot_padding": 4}),
-    unscoped({"layout": Layout.LATENT, "slot_padding": 4}, head_size_v=8),
-)
+_PADDED_ROWS = (setting({"slot_padding": 4}), unscoped({"layout": Layout.LATENT, "slot_padding": 4}, head_size_v=8))
 _WRITERS = (
-    setting("written in another layout", {"writer": Layout.KV_FIRST_HND}),
-    setting("planes, written in another layout", {"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
+    setting({"writer": Layout.KV_FIRST_HND}),
+    setting({"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
     *(unscoped({"writer": layout}) for layout in (Layout.BLOCKS_FIRST_HND, Layout.CONTENT_PACKED)),
     *(unscoped({"writer": layout, "block_size": n}) for layout in (Layout.X_PACKED, Layout.SHUFFLED) for n in (4, 8, 16)),
 )
-_NEIGHBOURS = (
-    setting("a neighbour in another layout", {"neighbour": Layout.KV_FIRST_NHD}),
-    unscoped({"neighbour": Layout.BLOCKS_FIRST_NHD}),
-)
+_NEIGHBOURS = (setting({"neighbour": Layout.KV_FIRST_NHD}), unscoped({"neighbour": Layout.BLOCKS_FIRST_NHD}))
 _SHARED: dict[str, Asks] = {"layouts": _may_share, "other_views": bool}
 
 
@@ -161,7 +152,7 @@ ALLOCATION = (
         feature(
             "K and V planes",
             of_cache(lambda cache: cache.planes),
-            setting("K and V planes", {"planes": True}),
+            setting({"planes": True}),
             layouts=_any_layout(_has_planes),
             planes=has(True),
         ),
@@ -171,7 +162,7 @@ ALLOCATION = (
         not_drawn("beyond 31 bits", "a target's own: the rows of `triton-far` lie so far apart"),
     ),
     _allocation("padding", "block_stride")(
-        feature("padded blocks", of_cache(lambda c: c.padding), setting("padded blocks", {"padding": 8}), padding=any),
+        feature("padded blocks", of_cache(lambda c: c.padding), setting({"padding": 8}), padding=any),
         of_view("dense", _is_dense),
     ),
     _allocation("slot_padding", "slot_stride head_stride")(
@@ -206,13 +197,9 @@ def _dtype(dtype: Quantized, *settings: Setting) -> Value:
     return feature(f"cache {dtype}", of_cache(lambda c: c.dtype == dtype), *settings, *apart, cache_dtypes=has(dtype))
 
 
-def _one_scale(dtype: Float8) -> Setting:
-    return setting(f"{dtype}, one scale", {"dtype": dtype, "scales": "tensor"})
-
-
 def _scale_per(kind: ScaleKind, words: str, *dtypes: Quantized) -> Value:
     own = {dtype: {"dtype": dtype, "scales": kind} for dtype in dtypes}
-    settings = [setting(f"{dtype}, a scale per {kind}", own[dtype], num_kv_heads=2) for dtype in dtypes]
+    settings = [setting(own[dtype], num_kv_heads=2) for dtype in dtypes]
     others = (unscoped({"scales": kind}), unscoped(own[dtypes[0]]))
     holds = of_cache(lambda cache: cache.scales == kind)
     return feature(f"scale per {words}", holds, *settings, *others, cache_dtypes=any, scales=has(kind))
@@ -254,19 +241,16 @@ def _has_several_scales(view: KVCacheView) -> bool:
     return view.layout.has_latent_scales and view.layout.quantized_size(view.head_size_v or 0) > view.layout.dims_of_scale
 
 
-_OF_LAYER = unscoped({"dtype": None, "scales": None})
-_LATENT_FNUZ = setting("fp8_e4m3fnuz in latent rows with scales", {"dtype": "fp8_e4m3fnuz"})
 _INT8 = {"dtype": "int8", "scales": "token"}
-_UNLIKE = setting("int8, scales of unlike strides", _INT8, num_kv_heads=2, unlike_strides=True)
-INFINITE = setting("int8, infinite keys and values", _INT8, num_kv_heads=2, saturated=True)
+INFINITE = setting(_INT8, num_kv_heads=2, saturated=True)
 _SCALES = "Layer.k_scale Layer.v_scale Layer.k_scale_cache Layer.v_scale_cache"
 QUANTIZED: dict[str, Any] = {"choice": "quantized cache", "needs_cache": True}
 FORMATS = (
     dimension("cache dtype", "cache dtype", "cache.dtype", "Layer.kv_cache_dtype KVCacheView.itemsize", **QUANTIZED)(
-        feature("cache of the layer's dtype", of_cache(lambda cache: cache.dtype is None), _OF_LAYER),
-        _dtype("fp8_e4m3fn", _one_scale("fp8_e4m3fn")),
-        _dtype("fp8_e4m3fnuz", _one_scale("fp8_e4m3fnuz"), _LATENT_FNUZ),
-        _dtype("int8", _UNLIKE),
+        feature("cache of the layer's dtype", of_cache(lambda c: c.dtype is None), unscoped({"dtype": None, "scales": None})),
+        _dtype("fp8_e4m3fn", setting({"dtype": "fp8_e4m3fn", "scales": "tensor"})),
+        _dtype("fp8_e4m3fnuz", setting({"dtype": "fp8_e4m3fnuz", "scales": "tensor"}), setting({"dtype": "fp8_e4m3fnuz"})),
+        _dtype("int8", setting(_INT8, num_kv_heads=2, unlike_strides=True)),
         *(of_view(f"{size} bytes", lambda view, size=size: view.itemsize == size) for size in (1, 2, 4)),
         illegal("float8_e5m2", "Layer refuses it: two bits of mantissa are too few"),
     ),
@@ -289,11 +273,10 @@ def _has_hidden_nan(case: Case) -> bool:
 
 
 SEEN = illegal("NaN, infinity in a key or value that is seen", "the contract says that they are finite")
-_RECYCLED = setting("NaN in keys that no query sees", recycled=True, window=(1, -1))
 _OF_A_NEIGHBOUR = "it is of a neighbour's own numbers, which no output may depend on: a neighbour has the harder ones"
 CONTENTS = (
     dimension("unused slots", "memory", "recycled finite_slots", "argument.kv_cache", choice="form")(
-        aspect("NaN in keys that no query sees", lambda case: case.recycled, _RECYCLED),
+        aspect("NaN in keys that no query sees", lambda case: case.recycled, setting(recycled=True, window=(1, -1))),
         aspect("NaN in unused slots", lambda case: case.cache is not None and not case.finite_slots),
         region("NaN in keys outside all windows", _has_hidden_nan),
         not_drawn(f"{LEFTOVER} in slots without a key", "NaN shows more; targets that ask for finite slots draw it"),

@@ -1,11 +1,11 @@
 """Dimensions of numbers and heads, of this step's write, and of the tensors of a call."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from attn_contract import AttentionType, KVCacheView
-from attn_fuzz.cases.case import Case, Dtype, Float8, Rope
+from attn_fuzz.cases.case import Case, Rope
 from attn_fuzz.cases.dimensions.cache import INFINITE, ONE_SCALE, QUANTIZED, SEEN, of_scale
 from attn_fuzz.cases.dimensions.dimension import (
     Dimension,
@@ -13,6 +13,7 @@ from attn_fuzz.cases.dimensions.dimension import (
     Value,
     aspect,
     dimension,
+    equals,
     feature,
     has,
     idle_stride,
@@ -28,25 +29,22 @@ from attn_fuzz.cases.dimensions.dimension import (
 from attn_fuzz.cases.dimensions.rules import OF_ANY_SIZE, values_of
 from attn_fuzz.cases.tensors import Step
 
-
-def _dtype(name: Dtype) -> Value:
-    scopes = "none" if name == "float32" else "every"
-    return feature(name, lambda case: case.dtype == name, setting(f"dtype {name}", scopes=scopes, dtype=name), dtypes=has(name))
-
-
-_KV_HEADS = setting("2 KV heads", num_kv_heads=2)
 _GROUPS = (
-    setting("2 query heads of 1 KV head", group_size=2),
-    setting("3 query heads of each of 2 KV heads", num_kv_heads=2, group_size=3),
+    setting(group_size=2),
+    setting(num_kv_heads=2, group_size=3),
     # of latent caches, whose group is one or several tiles of rows: less than 16, and more than 64
-    setting("12 query heads of 1 KV head", group_size=12),
-    setting("71 query heads of 1 KV head", group_size=71),
+    setting(group_size=12),
+    setting(group_size=71),
 )
 _HEADS = "Layer.num_heads Layer.num_kv_heads KVCacheView.num_kv_heads"
 SIZES = (
-    dimension("dtype", "dtype", "dtype", "argument.q", is_total=True)(*map(_dtype, get_args(Dtype))),
+    dimension("dtype", "dtype", "dtype", "argument.q", is_total=True)(
+        feature("float32", lambda case: case.dtype == "float32", unscoped(dtype="float32"), dtypes=has("float32")),
+        equals("float16", "dtype", "float16", dtypes=has("float16")),
+        equals("bfloat16", "dtype", "bfloat16", dtypes=has("bfloat16")),
+    ),
     dimension("heads", "size", "num_kv_heads group_size", _HEADS)(
-        aspect("several KV heads", lambda case: case.num_kv_heads > 1, _KV_HEADS),
+        aspect("several KV heads", lambda case: case.num_kv_heads > 1, setting(num_kv_heads=2)),
         aspect("grouped heads", lambda case: case.group_size > 1, *_GROUPS),
         region("3 KV heads", lambda case: case.num_kv_heads == 3),
         region("8 KV heads", lambda case: case.num_kv_heads == 8),
@@ -93,8 +91,7 @@ def _of_rotation(name: str, holds: Callable[[torch.Tensor, int, Case], object]) 
     return in_step(name, of)
 
 
-_FIRST_ROW = (setting("a first row of slot -1", unwritten=(0,)), unscoped(unowned_rows=1))
-_NOTHING = setting("nothing written", writes=False)
+_FIRST_ROW = (setting(unwritten=(0,)), unscoped(unowned_rows=1))
 _SATURATED = (INFINITE, unscoped({"dtype": "fp8_e4m3fn", "scales": "tensor"}, saturated=True), unscoped(saturated=True))
 _NEOX, _INTERLEAVED = values_of("rope", (Rope(rotary_dim=16), Rope(rotary_dim=16, neox=False)))
 _PARTIAL = (*values_of("rope", (Rope(rotary_dim=8),)), unscoped(rope=Rope(rotary_dim=2, neox=False)))
@@ -110,7 +107,9 @@ WRITE = (
         illegal("a slot twice, or outside the cache", "`validation.values` refuses it: the order of writes is undefined"),
     ),
     dimension("writes", "write", "writes", "call.kv_sharing argument.k argument.kv_c argument.k_pe", **_FORM)(
-        feature("nothing written", lambda case: case.cache is not None and not case.writes, _NOTHING, writes=has(False)),
+        feature(
+            "nothing written", lambda case: case.cache is not None and not case.writes, setting(writes=False), writes=has(False)
+        ),
         of_tensor("k", "contiguous", lambda k: k.is_contiguous()),
         idle_stride("k"),
         _of_latent_write("kv_c, a slice of rows with k_pe", lambda kv_c, k_pe: kv_c.stride(0) == k_pe.stride(0)),
@@ -165,28 +164,19 @@ def _has_idle_cache(case: Case, step: Step) -> bool:
     return case.unlike_strides and step.kv_cache is not None and 1 in step.kv_cache.shape
 
 
-def _output(dtype: Float8) -> Value:
-    own = values_of("output_dtype", (dtype,))
-    return feature(f"output {dtype}", lambda case: case.output_dtype == dtype, *own, output_dtypes=has(dtype))
-
-
-_FUSED = setting("fused qkv", fused_qkv=True)
-_DENSE = setting("dense out", dense_out=True)
-_FLAT = setting("flat out", flat_out=True)
-_ZERO, _NEGATIVE = values_of("scale", (0.0, -0.5))
 _ONCE = "a scope makes each call once, in any process: calls that change later ones are the fuzzer's"
 _TOGETHER = "programs of interpreted kernels run together here, in no order"
 CALL = (
     _form("fused_qkv")(
-        feature("fused qkv", lambda case: case.fused_qkv and case.writes, _FUSED, fused_qkv=has(True)),
+        feature("fused qkv", lambda case: case.fused_qkv and case.writes, setting(fused_qkv=True), fused_qkv=has(True)),
         of_tensor("q", "contiguous", lambda q: q.is_contiguous()),
         of_tensor("q", "not aligned to 16 bytes", lambda q: not _is_aligned(q)),
         idle_stride("q"),
         illegal("NaN, infinity in rows of q of a request", "the contract says nothing of the output: q is finite"),
     ),
     dimension("scale", "call", "scale", "Layer.scale")(
-        feature("scale 0", lambda case: case.scale == 0, _ZERO, scale_signs=has(0)),
-        feature("scale below 0", lambda case: case.scale < 0, _NEGATIVE, scale_signs=has(-1)),
+        equals("scale 0", "scale", 0.0, scale_signs=has(0)),
+        feature("scale below 0", lambda case: case.scale < 0, setting(scale=-0.5), scale_signs=has(-1)),
         region("near the least magnitude", lambda case: 0 < abs(case.scale) < 2.0**-100),
         not_drawn("other magnitudes below 1e-3 or above 10", OF_ANY_SIZE),
         illegal("subnormal, above 2^64, NaN, infinity", "Layer refuses it: kernels multiply by it"),
@@ -200,14 +190,14 @@ CALL = (
         not_drawn("offset 0", "guards surround every allocation; the tests of backends have caches of their own"),
     ),
     _form("dense_out", "out")(
-        feature("dense output", lambda case: case.dense_out, _DENSE, dense_out=has(True)),
+        equals("dense output", "dense_out", True, dense_out=has(True)),
         idle_stride("out"),
         not_drawn("none", "targets' own: `triton-returned` and `triton-cascade-returned` call without it in every case"),
         not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton-far` lie so far apart"),
     ),
-    _form("flat_out")(aspect("flat output", lambda case: case.flat_out, _FLAT)),
+    _form("flat_out")(aspect("flat output", lambda case: case.flat_out, setting(flat_out=True))),
     dimension("lse", "call", "lse", "call.lse argument.lse")(
-        feature("LSE", lambda case: case.lse, *values_of("lse", (True,)), rules=has("lse")),
+        equals("LSE", "lse", True, rules=has("lse")),
         of_tensor("lse", "rows longer than its own", lambda lse: not lse.is_contiguous()),
         idle_stride("lse"),
         not_drawn("contiguous", "its rows lie between guards; its stride is an argument of the kernels"),
@@ -216,7 +206,10 @@ CALL = (
         feature("earlier call", lambda case: bool(case.earlier), unscoped(earlier=("same",))),
     ),
     dimension("output_dtype", "call", "output_dtype", "Layer.output_scale")(
-        *map(_output, get_args(Float8)), *of_scale("output_scale"), *ONE_SCALE
+        equals("output fp8_e4m3fn", "output_dtype", "fp8_e4m3fn", output_dtypes=has("fp8_e4m3fn")),
+        equals("output fp8_e4m3fnuz", "output_dtype", "fp8_e4m3fnuz", output_dtypes=has("fp8_e4m3fnuz")),
+        *of_scale("output_scale"),
+        *ONE_SCALE,
     ),
     dimension("values", "values", "values.kind values.seed values.file values.sha256", left_out="a scope has random ones")(
         aspect("unequal logits", lambda case: case.values.kind != "exact"),

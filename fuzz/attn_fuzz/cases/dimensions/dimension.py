@@ -1,7 +1,7 @@
 """What a dimension is, and what its values are made of."""
 
 from collections.abc import Callable, Collection, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,15 +25,13 @@ class Setting:
     """A way to have a value.
 
     Args:
-        words: for people.
         fields, cache: the fields of Case and of Cache that it sets.
         causality, ranges, lengths: what it says of the requests, `lengths` as (query_len, seq_len); None: nothing.
         scopes: which scopes have it.
     """
 
-    words: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    cache: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any]
+    cache: Mapping[str, Any]
     causality: Causality | None = None
     ranges: Ranges | None = None
     lengths: tuple[int, int] | None = None
@@ -109,6 +107,11 @@ def feature(name: str, holds: Holds, *settings: Setting, **asks: Asks) -> Value:
     return Value(name, "feature", holds, settings=settings, asks=asks)
 
 
+def equals(name: str, field: str, value: Any, *settings: Setting, **asks: Asks) -> Value:
+    """A feature: a field of Case has a value."""
+    return feature(name, lambda case: getattr(case, field) == value, setting(**{field: value}), *settings, **asks)
+
+
 def aspect(name: str, holds: Holds, *settings: Setting) -> Value:
     return Value(name, "aspect", holds, settings=settings)
 
@@ -151,7 +154,6 @@ def illegal(name: str, reason: str) -> Value:
 
 
 def setting(
-    words: str,
     cache: Mapping[str, Any] | None = None,
     *,
     causality: Causality | None = None,
@@ -161,12 +163,12 @@ def setting(
     **fields: Any,
 ) -> Setting:
     """A setting of fields of Case, and of Cache."""
-    return Setting(words, fields, cache or {}, causality, ranges, lengths, scopes)
+    return Setting(fields, cache or {}, causality, ranges, lengths, scopes)
 
 
 def unscoped(cache: Mapping[str, Any] | None = None, **fields: Any) -> Setting:
     """A setting that no scope has: the plainest calls of targets have it, or another setting is like it."""
-    return setting("", cache, scopes="none", **fields)
+    return setting(cache, scopes="none", **fields)
 
 
 def has(value: object) -> Callable[[Container[object]], bool]:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import CONTENTS, BiasKind, Case, Request, SinkKind
+from attn_fuzz.cases.case import CONTENTS, Case, Request, SinkKind
 from attn_fuzz.cases.dimensions.dimension import (
     Dimension,
     Setting,
@@ -19,6 +19,7 @@ from attn_fuzz.cases.dimensions.dimension import (
     always,
     aspect,
     dimension,
+    equals,
     feature,
     idle_stride,
     illegal,
@@ -49,8 +50,8 @@ def _rule(name: str, fields: str = "", **more: Any) -> Callable[..., Dimension]:
 
 def values_of(name: str, values: Iterable[Any], only_all: Iterable[Any] = ()) -> tuple[Setting, ...]:
     """A setting for each value of a field; those of `only_all` are in scopes of all settings."""
-    every = [setting(f"{name} {value}", **{name: value}) for value in values]
-    return (*every, *(setting(f"{name} {value}", scopes="all", **{name: value}) for value in only_all))
+    every = [setting(**{name: value}) for value in values]
+    return (*every, *(setting(scopes="all", **{name: value}) for value in only_all))
 
 
 def _plain(name: str) -> Dimension:
@@ -138,14 +139,11 @@ def _range(name: str, holds: Callable[[Request, int, int], object]) -> Value:
     return region(name, of_request(lambda r: any(holds(r, first, last) for first, last in r.bidirectional_ranges)))
 
 
-_RANGES = (
-    setting("ranges at edges", ranges="edges", scopes="few"),
-    setting("all ranges", ranges="all", scopes="all"),
-)
+_RANGES = (setting(ranges="edges", scopes="few"), setting(ranges="all", scopes="all"))
 _CLAMPED = (
-    setting("ranges clamped by window (0, -1)", ranges="edges", ranges_clamped=True, window=(0, -1)),
-    setting("ranges clamped by window (1, -1)", ranges="edges", ranges_clamped=True, window=(1, -1)),
-    setting("", ranges="edges", scopes="none", ranges_clamped=True),
+    setting(ranges="edges", ranges_clamped=True, window=(0, -1)),
+    setting(ranges="edges", ranges_clamped=True, window=(1, -1)),
+    setting(ranges="edges", scopes="none", ranges_clamped=True),
 )
 RANGES = _rule("bidirectional_ranges", "requests.bidirectional_ranges")(
     feature("bidirectional_ranges", lambda case: not case.ranges_clamped, *_RANGES),
@@ -174,13 +172,9 @@ SOFT_CAP = _rule("logits_soft_cap")(
     not_drawn("below 0.01 or above 10^5", OF_ANY_SIZE),
     illegal("subnormal, negative, above 2^32, NaN, infinity", "Layer refuses it: kernels divide by it"),
 )
-_SLOPES = setting("alibi_slopes", alibi_slopes=True)
-_SIGNED = (
-    setting("signed alibi_slopes", alibi_slopes=True, signed_slopes=True, num_kv_heads=3),
-    unscoped(alibi_slopes=True, signed_slopes=True),
-)
+_SIGNED = (setting(alibi_slopes=True, signed_slopes=True, num_kv_heads=3), unscoped(alibi_slopes=True, signed_slopes=True))
 SLOPES = _rule("alibi_slopes", "signed_slopes")(
-    feature("alibi_slopes", lambda case: not case.signed_slopes, _SLOPES),
+    feature("alibi_slopes", lambda case: not case.signed_slopes, setting(alibi_slopes=True)),
     feature("alibi_slopes, signed", lambda case: case.signed_slopes, *_SIGNED, signed_slopes=bool),
     aspect("alibi_slopes of any kind", always),
     of_tensor("alibi_slopes", "positive", lambda slopes: (slopes > 0).any()),
@@ -191,18 +185,14 @@ SLOPES = _rule("alibi_slopes", "signed_slopes")(
 )
 
 
-def _bias(words: str, kind: BiasKind) -> Value:
-    return feature(f"qq_bias, {words}", lambda case: case.qq_bias == kind, *values_of("qq_bias", (kind,)))
-
-
 def _decodes(case: Case) -> bool:
     return all(request.query_len <= 1 for request in case.requests) and case.query_start_loc[-1] > 0
 
 
 QQ_BIAS = _rule("qq_bias")(
-    _bias("a tree", "tree"),
-    _bias("random", "random"),
-    _bias("hiding", "hiding"),
+    equals("qq_bias, a tree", "qq_bias", "tree"),
+    equals("qq_bias, random", "qq_bias", "random"),
+    equals("qq_bias, hiding", "qq_bias", "hiding"),
     aspect("qq_bias of any kind", always),
     region("no tree, in a step of one query", lambda case: case.qq_bias != "tree" and _decodes(case)),
     of_tensor("qq_bias", "a query that does not see its own key", lambda bias: (bias.diagonal() == -torch.inf).any()),
@@ -217,7 +207,7 @@ def _sinks() -> Iterator[Setting]:
     for heads in (2, 12):
         for kind in get_args(SinkKind):
             scopes = "every" if kind in ("near", "above", "below", "some") else "all"
-            yield setting(f"sinks {kind} of {heads} heads", scopes=scopes, sinks=kind, group_size=heads)
+            yield setting(scopes=scopes, sinks=kind, group_size=heads)
 
 
 SINKS = _rule("sinks")(
@@ -235,7 +225,7 @@ def _has_narrow_sinks(case: Case) -> bool:
     return case.narrow_sinks and case.dtype != "float32"
 
 
-_NARROW = setting("narrow sinks", dtype="float16", sinks="near", narrow_sinks=True, group_size=2)
+_NARROW = setting(dtype="float16", sinks="near", narrow_sinks=True, group_size=2)
 NARROW_SINKS = dimension("narrow_sinks", "rule", "narrow_sinks", rule="sinks", choice="form")(
     aspect("sinks of the layer's dtype", _has_narrow_sinks, _NARROW),
     region("after another call with its tensors", lambda case: _has_narrow_sinks(case) and CONTENTS in case.earlier),
@@ -269,9 +259,9 @@ _TWO_WIDTHS = (
     unscoped(head_size_v=8),
     unscoped(_LATENT, head_size_v=8),
     unscoped(_PACKED, head_size_v=8),
-    setting("packed rows whose v is narrower", _PACKED, head_size=32, head_size_v=16),
-    setting("latent rows with 3 scales of 128 dims each", head_size=386, head_size_v=384),
-    setting("latent rows with 3 scales of 32 dims each", head_size=96, head_size_v=96),
+    setting(_PACKED, head_size=32, head_size_v=16),
+    setting(head_size=386, head_size_v=384),  # latent rows with 3 scales of 128 dims each
+    setting(head_size=96, head_size_v=96),  # and of 32 dims each
 )
 WIDTHS = _rule("head_size_v", choice="layout")(
     feature("head_size_v", always, *_TWO_WIDTHS),
