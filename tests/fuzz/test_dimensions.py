@@ -3,18 +3,14 @@
 from itertools import combinations
 from pathlib import Path
 
-import msgspec
 import pytest
-from attn_fuzz.cases import regions
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.dimensions import DIMENSIONS
-from attn_fuzz.cases.dimensions.dimension import dimension, feature, region
 from attn_fuzz.cases.features import FEATURES, features, made, undefined
 from attn_fuzz.findings.aspects import ASPECTS, aspects
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
-from attn_parity import region_page
 
 NAMES = [feature.name for feature in FEATURES]
 NESTED = {"cache": Cache, "requests": Request, "rope": Rope, "values": Values}
@@ -44,14 +40,8 @@ def test_each_field_of_a_case_is_set_by_a_scope_or_says_why_not(field):
     assert (field in named) != bool(own.left_out)
 
 
-@pytest.mark.parametrize("field", regions.fields())
-def test_each_field_and_argument_of_the_contract_has_a_dimension(field):
-    assert any(field in one.contract for one in DIMENSIONS)
-
-
 def test_no_dimension_names_what_there_is_not():
     assert {name for one in DIMENSIONS for name in one.fields} <= set(FIELDS)
-    assert {name for one in DIMENSIONS for name in one.contract} <= set(regions.fields())
 
 
 def test_names_are_unlike():
@@ -103,30 +93,3 @@ def test_two_features_that_cannot_meet_say_why(first, second, why):
 )
 def test_what_only_looks_exclusive_is_defined(first, second):
     assert undefined(first, second) is None
-
-
-@pytest.fixture(scope="module")
-def counts():
-    return region_page.region_counts(plan("triton", 300))
-
-
-@pytest.mark.parametrize("own", DIMENSIONS, ids=lambda own: own.name)
-def test_every_legal_region_is_drawn_or_has_a_reason(own, counts):
-    assert all(value.reason or value.holds or value.in_step for value in own.values)
-    assert not [name for name in regions.regions(own) if not counts[own.name, name]]
-
-
-def test_a_region_that_no_case_lies_in_is_counted_as_0(monkeypatch):
-    nowhere = dimension("scale")(region("imaginary", lambda case: False), feature("positive", lambda case: case.scale > 0))
-    monkeypatch.setattr(regions, "DIMENSIONS", (nowhere,))
-    positive = msgspec.structs.replace(made(), scale=1.0)
-    found = regions.counts([(positive, None), (msgspec.structs.replace(positive, scale=0.0), None)])
-    assert found == {("scale", "imaginary"): 0, ("scale", "positive"): 1, ("scale", regions.NONE): 1}
-
-
-def test_the_page_has_a_row_for_each_region(counts):
-    page = region_page.region_page(counts)
-    for own in DIMENSIONS:
-        assert f"| {own.name} | " in page
-        assert all(f"| {own.name} | {value.name} | " in page for value in own.values)
-    assert "| scales | below 2^-126, NaN, infinity | illegal | " in page

@@ -163,7 +163,7 @@ def _key_strides(name: str) -> Callable[[Step], Step | None]:
 
 def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
     """A cache of the same numbers whose blocks have another stride: a view, and its allocation."""
-    kv_cache = restrided(view.tensor(raw), view.layout.unit_of_blocks(view.head_size))
+    kv_cache = restrided(view.tensor(raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
     return KVCacheView.of(kv_cache, view.layout, **sizes), kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
 

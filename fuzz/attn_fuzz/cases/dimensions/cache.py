@@ -1,10 +1,13 @@
 """Dimensions of the KV cache: its layout, its allocation, its dtype, its scales, and what unused slots hold."""
 
+import contextlib
+import itertools
 from collections.abc import Callable, Collection
 from typing import Any, get_args
 
 import torch
 from attn_contract import ContractError, KVCacheView, Layout, PhysicalOrder
+from attn_contract.latent_format import LatentFormat
 from attn_fuzz.cases.case import Cache, Case, Float8, Quantized, ScaleKind
 from attn_fuzz.cases.dimensions.dimension import (
     Asks,
@@ -29,16 +32,13 @@ from attn_fuzz.cases.dimensions.dimension import (
 from attn_fuzz.cases.poison import LEFTOVER
 
 PACKED: dict[str, Any] = {"layout": Layout.CONTENT_PACKED}
-_WIDTHS = ((8, 16), (128, 130), (32, 32), (128, 128))
-"""head_size_v and head_size of latent caches: each layout has one of them."""
 
 
 def _settings_of(layout: Layout) -> tuple[Setting, ...]:
     """Scopes have layouts that store K and V apart. A target of a latent layout has it in its plainest call."""
     own = {"layout": layout}
-    if layout.has_latent_scales:
-        head_size_v, head_size = next(widths for widths in _WIDTHS if _fits(layout, *widths))
-        sizes = {"dtype": "bfloat16", "head_size": head_size, "head_size_v": head_size_v}
+    if layout.latent_format is not None:
+        sizes = {"dtype": "bfloat16", **_smallest_sizes(layout, layout.latent_format)}
         return tuple(unscoped({**own, "dtype": dtype, "scales": None}, **sizes) for dtype in get_args(Float8))
     if layout.has_latent_value:
         return (unscoped(own, head_size_v=8),)
@@ -50,12 +50,15 @@ def _settings_of(layout: Layout) -> tuple[Setting, ...]:
     return (unscoped(own) if layout is Layout.BLOCKS_FIRST_NHD else setting(own),)
 
 
-def _fits(layout: Layout, head_size_v: int, head_size: int) -> bool:
-    try:
-        layout.check_widths(head_size, head_size_v)
-    except ContractError:
-        return False
-    return True
+def _smallest_sizes(layout: Layout, form: LatentFormat) -> dict[str, int]:
+    """The least head_size and head_size_v of a latent format with scales, with two dims behind V if it may have any."""
+    behind_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
+    for count in itertools.count(1):
+        value_size = count * form.scale_dims + kept
+        with contextlib.suppress(ContractError):
+            layout.check_widths(value_size + behind_v, value_size)
+            return {"head_size": value_size + behind_v, "head_size_v": value_size}
+    raise AssertionError
 
 
 def _layout(layout: Layout) -> Value:
@@ -238,7 +241,8 @@ def _is_by_heads(scales: torch.Tensor) -> bool:
 
 
 def _has_several_scales(view: KVCacheView) -> bool:
-    return view.layout.has_latent_scales and view.layout.quantized_size(view.head_size_v or 0) > view.layout.dims_of_scale
+    form = view.layout.latent_format
+    return form is not None and form.quantized_size(view.head_size, view.head_size_v) > form.scale_dims
 
 
 _INT8 = {"dtype": "int8", "scales": "token"}

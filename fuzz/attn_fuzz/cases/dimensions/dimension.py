@@ -77,7 +77,7 @@ class Dimension:
         name: of the dimension.
         group: of its features and aspects, for pages, and for the triples of `attn_fuzz.strategies.tally`.
         fields: of Case, as "window"; of Cache, a request, Rope and Values, as "cache.padding". Each field is of one dimension.
-        contract: the fields and arguments of the contract that it is about, as `attn_fuzz.cases.regions.fields` names them.
+        contract: the fields and arguments of the contract that it is about, as `attn_lab.matrix.regions.fields` names them.
         values: of it.
         rule: the rule that all its values are about, if they are.
         choice: the name under which settings exclude each other in a scope; empty: the dimension's own.
