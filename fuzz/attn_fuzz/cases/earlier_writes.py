@@ -82,7 +82,8 @@ def _angle_strides(write: Write, step: Step) -> _Changed | None:
 
 def _dtype(write: Write, step: Step) -> _Changed | None:
     """Rows in another dtype, and an unquantized cache."""
-    assert step.raw is not None
+    raw = step.raw
+    assert raw is not None
     dtype = OTHER_DTYPE[write.k.dtype]
     write = dataclasses.replace(write, k=write.k.to(dtype), v=write.v.to(dtype))
     rotation = write.rotation
@@ -93,7 +94,7 @@ def _dtype(write: Write, step: Step) -> _Changed | None:
         write = dataclasses.replace(write, rotation=rotation)
     if write.layer.kv_cache_dtype is not None:
         return write, step
-    converted = converted_cache(write.view, step.raw, dtype)
+    converted = converted_cache(write.view, raw, dtype)
     if converted is None:
         return None
     view, raw = converted

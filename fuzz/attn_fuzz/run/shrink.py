@@ -179,14 +179,14 @@ def lower_values(value: Any, declared: Any) -> Iterator[Any]:
         yield from _smaller(value, next(each.ge for each in arguments[1:] if each.ge is not None))
     elif origin is Literal and value in arguments:
         yield from arguments[: arguments.index(value)]
-    elif isinstance(declared, EnumType) and value is not None:
-        yield from itertools.takewhile(lambda member: member is not value, declared)
     elif origin is tuple and Ellipsis not in arguments:
         for i, (element, of_element) in enumerate(zip(value, arguments, strict=True)):
             for lower in lower_values(element, of_element):
                 yield (*value[:i], lower, *value[i + 1 :])
     elif declared is float and value not in (None, 1.0):
         yield 1.0
+    elif isinstance(declared, EnumType) and value is not None:
+        yield from itertools.takewhile(lambda member: member is not value, declared)
 
 
 def _smaller(value: int, least: int) -> Iterator[int]:
