@@ -16,7 +16,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
-needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")
+needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e others")
 
 
 def test_where_it_is_missing_the_target_says_what_to_install(attn_parity, monkeypatch):

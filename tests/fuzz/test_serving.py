@@ -1,6 +1,6 @@
 """Backends behind a serving engine agree with the reference whatever a scheduler does, and faults between steps are found.
 
-A short run of what `tox run -e fuzz` does at length: SEQUENCES sequences of up to ACTIONS actions for each model.
+A short run of what `tox run -e nightly -- fuzz` does at length: SEQUENCES sequences of up to ACTIONS actions for each model.
 """
 
 import dataclasses

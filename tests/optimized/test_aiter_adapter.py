@@ -619,7 +619,7 @@ class TestPaFwdAsm:
             self.attend(paged_call([1, 1], [20, 33], dtype=torch.float16, **sizes))
 
 
-@pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")
+@pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e others")
 class TestInstalled:
     """The real package of this environment, whose version pyproject.toml pins: 0.1.7."""
 

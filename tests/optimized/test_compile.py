@@ -43,7 +43,7 @@ def main_calls(architecture: str) -> dict[str, KernelCall]:
 
 
 def test_what_ships_is_within_its_budget():
-    """`tox run -e compile` holds every launch of every architecture to its budget."""
+    """`tox run -e nightly -- launches` holds every launch of every architecture to its budget."""
     shipped = {architecture: main_calls(architecture) for architecture in ("gfx942", "gfx1201", "sm90")}
     for calls in shipped.values():
         assert len({call.launch.kernel.fn.__name__ for call in calls.values()}) == 6
