@@ -31,8 +31,12 @@ def _tests() -> Iterator[str]:
 
 
 def _proofs() -> Iterator[str]:
-    yield "attn-parity prove"
+    yield "attn-parity prove --check"
     yield "attn-parity prove --mutants"
+
+
+def _coverage() -> Iterator[str]:
+    yield "attn-parity matrix --check"
 
 
 def _zoo() -> Iterator[str]:
@@ -78,6 +82,7 @@ def _emulated_drawn() -> Iterator[str]:
 PARTS = {
     "tests": (_tests, "tests that are marked `nightly`"),
     "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
+    "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),

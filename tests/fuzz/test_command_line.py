@@ -103,7 +103,7 @@ def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(interrupted,
     ("number", "arguments"),
     [
         (4, ["fuzz", "--target", "planted:FLASH", "--examples", "100000", "--workers", "1", "--corpus", "none"]),
-        (3, ["exhaust", "--workers", "1"]),
+        pytest.param(3, ["exhaust", "--workers", "1"], marks=pytest.mark.nightly),
     ],
     ids=["fuzz", "exhaust"],
 )

@@ -259,6 +259,7 @@ def test_a_run_that_compares_nothing_says_so(attn_parity, child_environment):
     assert "no example was compared exactly" in run.err
 
 
+@pytest.mark.nightly
 def test_a_failure_of_exact_mode_is_shrunk_and_replayed(attn_parity, tmp_path, child_environment):
     options = ("--exact", "--examples", 200, "--seed", 1, "--workers", 1, "--corpus", "none")
     run = attn_parity("fuzz", "--target", "planted_exact:NUDGES", *options)

@@ -100,6 +100,7 @@ def outline(progress: Progress) -> tuple:
     return progress.examples, progress.ratio, progress.events, progress.together, progress.ratios, failure
 
 
+@pytest.mark.nightly
 def test_a_node_that_is_killed_loses_nothing_and_what_it_ran_runs_again(cluster, second, fuzz_in, tmp_path):
     plan = FuzzPlan(target="planted:FLASH", device="cpu", examples=12, seed=1, folder=tmp_path)
     plans = [msgspec.structs.replace(plan, seed=seed) for seed in range(4)]
@@ -128,6 +129,7 @@ def test_a_node_that_is_killed_loses_nothing_and_what_it_ran_runs_again(cluster,
     assert [outline(progress) for progress in there.progress] == [outline(progress) for progress in here]
 
 
+@pytest.mark.nightly
 def test_a_node_that_dies_is_named_in_one_line_and_ray_prints_nothing(cluster, second, attn_parity, monkeypatch):
     """Ray has the other processes of the node print the last lines of its log on stdout, 4 kB for each of them."""
 
@@ -187,6 +189,7 @@ def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(clu
     assert different - {"seconds", "spent"} == {"failures"}  # they name files
 
 
+@pytest.mark.nightly
 def test_a_hunt_on_two_nodes_reports_the_distinct_failures_of_one_machine(cluster, second, attn_parity, tmp_path):
     """Nodes find one fault several times, and the report has it once."""
     arguments = ("hunt", "planted_hunt:THREE", "--examples", 40, "--seed", 1, "--corpus", "none", "--json")
@@ -203,6 +206,7 @@ def test_a_hunt_on_two_nodes_reports_the_distinct_failures_of_one_machine(cluste
     assert {path.name for path in (tmp_path / "there").iterdir()} == {path.name for path in (tmp_path / "here").iterdir()}
 
 
+@pytest.mark.nightly
 def test_a_killed_run_leaves_no_process_on_nodes(cluster, tmp_path, child_environment):
     head = raylet(cluster.head_node)
     command = [sys.executable, "-m", "attn_parity", "fuzz", "--ray", cluster.address, "--target", "planted:FLASH"]
@@ -217,6 +221,7 @@ def test_a_killed_run_leaves_no_process_on_nodes(cluster, tmp_path, child_enviro
     wait_until(lambda: not of_the_fuzzer(head), LEFT_SECONDS)
 
 
+@pytest.mark.nightly
 def test_a_node_with_other_sources_is_refused_in_one_line(cluster, attn_parity, monkeypatch):
     ours = sources.identity("planted:FLASH")
     monkeypatch.setattr(sources, "identity", lambda target: ours | {"sources of attn-parity": "0123"})
@@ -226,6 +231,7 @@ def test_a_node_with_other_sources_is_refused_in_one_line(cluster, attn_parity, 
     assert f"sources of attn-parity: got {ours['sources of attn-parity']}, expected 0123" in line
 
 
+@pytest.mark.nightly
 def test_a_node_without_attn_parity_is_refused_in_one_line(cluster, attn_parity, tmp_path):
     (tmp_path / "other" / "attn_fuzz").mkdir(parents=True)
     (tmp_path / "other" / "attn_fuzz" / "__init__.py").touch()  # found before the installed package, and empty

@@ -316,10 +316,10 @@ def test_no_element_may_differ_by_more_than_hard_allows(case):
 
 @pytest.mark.parametrize("name", ["FLASH", "FLASH_SPLIT"])
 def test_rounding_as_fast_kernels_round_is_no_false_alarm(name, fuzz_here):
-    """Online softmax in float32 over tiles and splits, P in the dtype of V: hundreds of ragged batches below the bound."""
-    progress, _ = fuzz_here(f"planted:{name}", examples=150)
+    """Online softmax in float32 over tiles and splits, P in the dtype of V: ragged batches stay below the bound."""
+    progress, _ = fuzz_here(f"planted:{name}", examples=50)
     assert progress.failure is None
-    assert progress.examples == 150
+    assert progress.examples == 50
     assert 0.05 < progress.ratio < 1
 
 

@@ -74,7 +74,7 @@ def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(fuzzed, scri
     assert script_ends(script) == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(
     seed, fuzz_here, script_ends, tmp_path, monkeypatch, capsys
 ):
@@ -92,9 +92,7 @@ def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(
             assert script_ends(script) == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds"), [("ONE_KEY_SHORT", {"value", "lse"}), ("WRITE_AND_MORE", {"cache"}), ("SEGFAULTS", {"crashed"})]
-)
+@pytest.mark.parametrize(("name", "kinds"), [("ONE_KEY_SHORT", {"value", "lse"}), ("SEGFAULTS", {"crashed"})])
 def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, tmp_path, child_environment):
     run = attn_parity(
         *("fuzz", "--target", f"planted:{name}", "--examples", 40, "--seed", 1, "--workers", 1, "--json", "run.json"),

@@ -31,6 +31,7 @@ def test_a_new_field_has_none(monkeypatch):
     assert set(regions.fields()) - set(REGIONS) == {"Layer.dropout"}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("field", REGIONS)
 def test_every_legal_region_is_drawn_or_has_a_reason(field, counts):
     for region in REGIONS[field]:
@@ -47,6 +48,7 @@ def test_a_region_that_no_case_lies_in_is_counted_as_0(monkeypatch):
     assert found == {("Layer.scale", "imaginary"): 0}
 
 
+@pytest.mark.nightly
 def test_the_page_has_a_row_for_each_region(counts):
     page = region_page(counts)
     for field, found in REGIONS.items():

@@ -69,7 +69,11 @@ def signalled(tmp_path, child_environment):
 
 
 @needs_proc
-@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT, signal.SIGTERM)], ids=["term", "many"])
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGTERM,), pytest.param((signal.SIGINT, signal.SIGINT, signal.SIGTERM), marks=pytest.mark.nightly)],
+    ids=["term", "many"],
+)
 def test_what_was_found_is_told_whatever_signals_come(signals, signalled, tmp_path):
     code, out = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-first.json")), *signals)
     assert code == 1
@@ -81,6 +85,7 @@ def test_what_was_found_is_told_whatever_signals_come(signals, signalled, tmp_pa
 
 
 @needs_proc
+@pytest.mark.nightly
 def test_what_was_found_is_on_the_disk_when_the_main_process_is_killed(signalled, tmp_path):
     code, _ = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-shard-*.json")), signal.SIGKILL)
     assert code == -signal.SIGKILL
@@ -204,6 +209,7 @@ def test_a_process_that_is_killed_while_it_starts_is_started_again(step_case, tm
 
 
 @needs_proc
+@pytest.mark.nightly
 def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(signalled, tmp_path):
     """No thread of such a process can notice that its parent is gone."""
     (tmp_path / "stuck.py").write_text(
@@ -219,6 +225,7 @@ def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(signalled,
     assert code == -signal.SIGKILL
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_stopped_goes_on(plan):
     stopped = []
 

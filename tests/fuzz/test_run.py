@@ -18,11 +18,11 @@ from attn_fuzz.run.shard import FuzzPlan
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):
-    _, once = fuzz_here("planted:FLASH", examples=60, seed=5)
-    _, again = fuzz_here("planted:FLASH", examples=60, seed=5)
-    _, other = fuzz_here("planted:FLASH", examples=60, seed=6)
+    _, once = fuzz_here("planted:FLASH", examples=15, seed=5)
+    _, again = fuzz_here("planted:FLASH", examples=15, seed=5)
+    _, other = fuzz_here("planted:FLASH", examples=15, seed=6)
     assert once == again
-    assert len(once) == 60
+    assert len(once) == 15
     assert once != other
 
 
