@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import attn_optimized
 import pytest
 import triton
 import triton.language as tl
@@ -72,10 +74,20 @@ IS_OLD = triton.__version__.startswith(("3.6", "3.7", "3.8"))
 JUDGED = [name for name in forms.names() if not (IS_OLD and name in ("umulhi", "histogram", "topk"))]
 
 
-@pytest.mark.parametrize("part", range(8))
-def test_every_form_of_every_argument_means_what_triton_says(part):
-    """Each part has every eighth function, and processes of its own."""
-    names = JUDGED[part::8]
+KERNELS = " ".join(path.read_text() for path in Path(attn_optimized.__file__).parent.glob("kernels/*.py"))
+USED = [name for name in JUDGED if re.search(rf"\btl\.{name}\(", KERNELS)]
+"""Those of our kernels."""
+OTHERS = [name for name in JUDGED if name not in USED]
+AT_NIGHT = [pytest.param(OTHERS[part::6], marks=pytest.mark.nightly) for part in range(6)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [USED, *(pytest.param(OTHERS[part::6], marks=pytest.mark.nightly) for part in range(6))],
+    ids=lambda names: names[0],
+)
+def test_every_form_of_every_argument_means_what_triton_says(names):
+    """In processes of its own."""
     judged, here, exact = (run("--forms", *way, *names) for way in (["--as-it-comes"], [], ["--exact"]))
     for name in names:
         for case, right in judged[name].items():
