@@ -25,6 +25,7 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     assert progress.failure is None, progress.failure.verdict.message
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),
     [
@@ -67,6 +68,7 @@ sys.exit(pytest.main(arguments))
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("tests", "place", "find", "replace"),
     [

@@ -22,6 +22,7 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
     assert progress.failure is None, progress.failure.verdict.message
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("place", "find", "replace"),
     [
@@ -43,6 +44,7 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
+@pytest.mark.nightly
 def test_a_step_that_is_not_looked_at_after_the_first_one_is_found(fuzz_apart):
     patch = Patch("attn_optimized.backends.base.AttentionImplBase._check_step", "key in self._served", "bool(self._served)")
     fault = Mutant(name="fault", patches=(patch,), raises="")
@@ -50,6 +52,7 @@ def test_a_step_that_is_not_looked_at_after_the_first_one_is_found(fuzz_apart):
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "asks"), [("CLAIMS_CHUNKS", "chunked_local"), ("CLAIMS_SINKS", "sinks"), ("CLAIMS_ROPE", "rope")]
 )

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,17 +63,30 @@ def launch_of(folder: Path) -> SavedLaunch:
     return read(folder / "launches.json")["gfx942", NAME]
 
 
-def flip(path: Path, byte: int, bit: int = 0) -> None:
+def flip(path: Path, byte: int = 60, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[byte] ^= 1 << bit
     path.write_bytes(data)
 
 
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change the first launch of launches.json."""
-    written = json.loads(path.read_text())
-    change(written["launches"][0])
-    path.write_text(json.dumps(written))
+GONE = object()
+
+
+def change(folder: Path, changes: Mapping[str, object]) -> None:
+    """Change fields of the first launch of launches.json: `a.b.0` leads to them, and a comma stands for a point in a name."""
+    written = json.loads((folder / "launches.json").read_text())
+    for path, value in changes.items():
+        where, *names = written["launches"][0], *path.split(".")
+        keys = [int(name) if re.fullmatch(r"-?\d+", name) else name.replace(",", ".") for name in names]
+        for key in keys[:-1]:
+            where = where[key]
+        if value is GONE:
+            del where[keys[-1]]
+        elif callable(value):
+            value(where[keys[-1]])
+        else:
+            where[keys[-1]] = value
+    (folder / "launches.json").write_text(json.dumps(written))
 
 
 def test_a_folder_has_all_that_a_launch_needs(saved):
@@ -124,36 +137,36 @@ def test_a_bit_that_differs_is_named(saved, attn_parity):
     assert "1 of 2 launches left the same bits" in run.out
 
 
-def truncate(code: Path) -> None:
-    path = code.parent / "out" / RANDOM / "after" / "lse_ptr.bin"
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def holds(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("path", "damage", "words"),
     [
-        (truncate, "lse_ptr.bin: got "),
-        (lambda code: (code.parent / "out" / RANDOM / "after" / "lse_ptr.bin").unlink(), "lse_ptr.bin: there is no such file"),
-        (lambda code: (code.parent / "out" / RANDOM / "after" / "more.bin").touch(), "more.bin: expected the buffers out_ptr"),
-        (lambda code: shutil.rmtree(code.parent / "out" / RANDOM / "after"), "out_ptr.bin: there is no such file"),
-        (lambda code: (code.parent / "out" / "another").mkdir(), "out/another: code/emulated has no folder of this name"),
-        (lambda code: shutil.rmtree(code.parent / "out" / RANDOM), f"out/{RANDOM}/launch.txt: there is no such file"),
-        (lambda code: flip(code.parent / "out" / RANDOM / "launch.txt", 60), "launch.txt: expected the same as"),
-        (lambda code: (code / "emulated" / RANDOM / "launch.json").write_text("{}"), "launch.json: schema: got nothing"),
-        (lambda code: shutil.rmtree(code / "emulated" / RANDOM), f"out/{RANDOM}: code/emulated has no folder"),
-        (lambda code: flip(code / "gfx942-merge-fp32.s", 60), "merge-fp32.s: SHA-256: got "),
-        (lambda code: flip(code / "gfx942-merge-fp32.hsaco", 60), "merge-fp32.hsaco: SHA-256: got "),
-        (lambda code: (code / "gfx942-merge-fp32.hsaco").unlink(), "merge-fp32.hsaco: there is no such file"),
-        (
-            lambda code: (code / "launches.json").write_text("{"),
-            "launches.json: Expecting property name enclosed",
-        ),
-        (lambda code: (code / "launches.json").write_text('{"schema": "x"}'), "launches.json: schema: got 'x'"),
-        (lambda code: (code / "launches.json").unlink(), "launches.json: there is no such file"),
+        (f"out/{RANDOM}/after/lse_ptr.bin", truncate, "lse_ptr.bin: got "),
+        (f"out/{RANDOM}/after/lse_ptr.bin", Path.unlink, "lse_ptr.bin: there is no such file"),
+        (f"out/{RANDOM}/after/more.bin", Path.touch, "more.bin: expected the buffers out_ptr"),
+        (f"out/{RANDOM}/after", shutil.rmtree, "out_ptr.bin: there is no such file"),
+        ("out/another", Path.mkdir, "out/another: code/emulated has no folder of this name"),
+        (f"out/{RANDOM}", shutil.rmtree, f"out/{RANDOM}/launch.txt: there is no such file"),
+        (f"out/{RANDOM}/launch.txt", flip, "launch.txt: expected the same as"),
+        (f"code/emulated/{RANDOM}/launch.json", holds("{}"), "launch.json: schema: got nothing"),
+        (f"code/emulated/{RANDOM}", shutil.rmtree, f"out/{RANDOM}: code/emulated has no folder"),
+        ("code/gfx942-merge-fp32.s", flip, "merge-fp32.s: SHA-256: got "),
+        ("code/gfx942-merge-fp32.hsaco", flip, "merge-fp32.hsaco: SHA-256: got "),
+        ("code/gfx942-merge-fp32.hsaco", Path.unlink, "merge-fp32.hsaco: there is no such file"),
+        ("code/launches.json", holds("{"), "launches.json: Expecting property name enclosed"),
+        ("code/launches.json", holds('{"schema": "x"}'), "launches.json: schema: got 'x'"),
+        ("code/launches.json", Path.unlink, "launches.json: there is no such file"),
     ],
 )
-def test_damaged_files_are_named(saved, attn_parity, damage, words):
-    damage(saved)
+def test_damaged_files_are_named(saved, attn_parity, path, damage, words):
+    damage(saved.parent / path)
     run = attn_parity("emulate", "code/launches.json", "--compare", "out")
     assert run.code == 2
     assert not run.out or run.out.endswith("; 1 folder could not be compared\n")
@@ -192,7 +205,7 @@ def test_malformed_files_of_a_comparison_are_named(emulated, tmp_path, request):
 
 def test_a_folder_that_cannot_be_compared_does_not_hide_the_others(saved, attn_parity):
     other = "gfx942-merge-fp32-signature"
-    truncate(saved)
+    truncate(saved.parent / "out" / RANDOM / "after" / "lse_ptr.bin")
     flip(saved.parent / "out" / other / "after" / "out_ptr.bin", GUARD_BYTES)
     (saved.parent / "out" / "another").mkdir()
     run = attn_parity("emulate", "code/launches.json", "--compare", "out")
@@ -212,24 +225,18 @@ def test_without_an_emulated_launch_the_command_for_it_is_named(saved, attn_pari
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("changes", "words"),
     [
-        (
-            lambda launch: launch.update(architecture="gfx906"),
-            "architecture of merge, fp32: got gfx906, expected one of gfx90a",
-        ),
-        (lambda launch: launch.update(architecture="sm90"), "has no launch for AMD's GPUs"),
-        (lambda launch: launch.update(call="of old"), "gfx942 of old: this version has no such launch"),
-        (
-            lambda launch: launch.update(threads_per_block="64"),
-            "Expected `int`, got `str` - at `$.launches[0].threads_per_block`",
-        ),
-        (lambda launch: launch.update(file="../file"), "merge, fp32: got ../file, expected the name of a file beside"),
-        (lambda launch: launch.pop("sha256"), "missing required field `sha256`"),
+        ({"architecture": "gfx906"}, "architecture of merge, fp32: got gfx906, expected one of gfx90a"),
+        ({"architecture": "sm90"}, "has no launch for AMD's GPUs"),
+        ({"call": "of old"}, "gfx942 of old: this version has no such launch"),
+        ({"threads_per_block": "64"}, "Expected `int`, got `str` - at `$.launches[0].threads_per_block`"),
+        ({"file": "../file"}, "merge, fp32: got ../file, expected the name of a file beside"),
+        ({"sha256": GONE}, "missing required field `sha256`"),
     ],
 )
-def test_a_launch_that_cannot_be_run_is_named(saved, attn_parity, change, words):
-    edit(saved / "launches.json", change)
+def test_a_launch_that_cannot_be_run_is_named(saved, attn_parity, changes, words):
+    change(saved, changes)
     run = attn_parity("emulate", "code/launches.json", "--workers", "1")
     assert (run.code, run.out) == (2, "")
     assert run.err.count("\n") == 1
@@ -252,42 +259,36 @@ def test_bad_options_are_named(saved, attn_parity, options, words):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("changes", "words"),
     [
-        (
-            lambda launch: launch.update(threads_per_block=64),
-            "threads_per_block: launches.json has 64, and gfx942-merge-fp32.s has 256",
-        ),
-        (lambda launch: launch.update(name="other_kernel"), "name: launches.json has other_kernel"),
-        (lambda launch: launch["kernarg"].update(bytes=8), "kernarg.bytes: launches.json has 8"),
-        (lambda launch: launch["kernarg"]["arguments"][1].update(offset=12), "kernarg.arguments: launches.json has"),
-        (lambda launch: launch["arguments"].reverse(), "arguments: launches.json has"),
-        (lambda launch: launch.update(kernarg=None), "kernarg: got null"),
+        ({"threads_per_block": 64}, "threads_per_block: launches.json has 64, and gfx942-merge-fp32.s has 256"),
+        ({"name": "other_kernel"}, "name: launches.json has other_kernel"),
+        ({"kernarg.bytes": 8}, "kernarg.bytes: launches.json has 8"),
+        ({"kernarg.arguments.1.offset": 12}, "kernarg.arguments: launches.json has"),
+        ({"arguments": list.reverse}, "arguments: launches.json has"),
+        ({"kernarg": None}, "kernarg: got null"),
     ],
 )
-def test_what_contradicts_the_assembly_is_named(saved, change, words):
-    edit(saved / "launches.json", change)
+def test_what_contradicts_the_assembly_is_named(saved, changes, words):
+    change(saved, changes)
     with pytest.raises(SavedFileError, match=words):
         checked_program(saved, launch_of(saved))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("changes", "words"),
     [
-        (lambda launch: launch["constants"].update(HEAD_SIZE=64), "HEAD_SIZE was saved as 64, and is 128 here"),
-        (lambda launch: launch["constants"].update(OLD=1), "OLD was saved as 1, and is no constant here"),
-        (lambda launch: launch["arguments"][0].update(type="*bf16"), r"out_ptr was saved as \*bf16, and is \*fp32 here"),
-        (lambda launch: launch["arguments"][0].update(name="old_ptr"), "old_ptr was saved as .*, and is no argument here"),
-        (
-            lambda launch: launch["arguments"][-1].update(may_be_null=False),
-            "profile_scratch was saved as .*, and is no argument",
-        ),
+        ({"constants.HEAD_SIZE": 64}, "HEAD_SIZE was saved as 64, and is 128 here"),
+        ({"constants.OLD": 1}, "OLD was saved as 1, and is no constant here"),
+        ({"arguments.0.type": "*bf16"}, r"out_ptr was saved as \*bf16, and is \*fp32 here"),
+        ({"arguments.0.name": "old_ptr"}, "old_ptr was saved as .*, and is no argument here"),
+        ({"arguments.-1.may_be_null": False}, "profile_scratch was saved as .*, and is no argument"),
     ],
 )
-def test_code_that_is_not_planned_here_is_named(saved, change, words):
+def test_code_that_is_not_planned_here_is_named(saved, changes, words):
     like = chosen("gfx942")[NAME]
     check_plan(launch_of(saved), like)
-    edit(saved / "launches.json", change)
+    change(saved, changes)
     with pytest.raises(SavedFileError, match=words):
         check_plan(launch_of(saved), like)
 
@@ -298,7 +299,7 @@ def emulated_with(saved: Path, folder: Path, new: str, old: str = "v_exp_f32", l
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     digest = run_folder.digest(np.frombuffer(path.read_bytes(), np.uint8))
-    edit(saved / "launches.json", lambda launch: launch["sha256"].update(assembly=digest))
+    change(saved, {"sha256.assembly": digest})
     return emulate_saved(saved / "launches.json", folder, "gfx942", NAME, (NAME,), limit)
 
 
@@ -357,7 +358,7 @@ def test_a_rounding_of_reciprocals_does_not_reach_a_cache(saved, tmp_path, monke
 
 
 def test_a_launch_that_needs_another_one_says_which(saved, tmp_path):
-    edit(saved / "launches.json", lambda launch: launch.update(call="decode, split, reduction"))
+    change(saved, {"call": "decode, split, reduction"})
     with pytest.raises(SavedFileError, match="gfx942 decode, split is missing, and decode, split launches it, too"):
         emulate_saved(saved / "launches.json", tmp_path, "gfx942", "decode, split", ("decode, split, reduction",), 60)
 
@@ -412,22 +413,20 @@ def check_all(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("changes", "words"),
     [
-        (lambda launch: launch.update(threads_per_block=10**30), r"Expected `int` <= 2147483647 - at `\$.launches\[0\]"),
-        (lambda launch: launch.update(dynamic_lds_bytes=-1), "Expected `int` >= 0"),
-        (lambda launch: launch["kernarg"].update(bytes="x"), "Expected `int`, got `str`"),
-        (lambda launch: launch["arguments"][0]["attributes"].update({"tt.divisibility": 0}), "Expected `int` >= 1"),
-        (lambda launch: launch.update(call="x" * 5000), "Expected `str` of length <= 1000"),
-        (
-            lambda launch: launch["kernarg"]["arguments"].extend([{"name": "x", "offset": 0, "size": 0, "kind": "x"}] * 9999),
-            "x",
-        ),
-        (lambda launch: launch["constants"].update(HEAD_SIZE=["x"] * 99_999), "HEAD_SIZE was saved as"),
+        ({"threads_per_block": 10**30}, r"Expected `int` <= 2147483647 - at `\$.launches\[0\]"),
+        ({"dynamic_lds_bytes": -1}, "Expected `int` >= 0"),
+        ({"kernarg.bytes": "x"}, "Expected `int`, got `str`"),
+        ({"arguments.0.attributes.tt,divisibility": 0}, "Expected `int` >= 1"),
+        ({"call": "x" * 5000}, "Expected `str` of length <= 1000"),
+        ({"kernarg.arguments": [{"name": "x", "offset": 0, "size": 0, "kind": "x"}] * 9999}, "x"),
+        ({"constants.HEAD_SIZE": ["x"] * 99_999}, "HEAD_SIZE was saved as"),
     ],
+    ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )
-def test_what_launches_json_cannot_say_is_named_in_short(saved, change, words):
-    edit(saved / "launches.json", change)
+def test_what_launches_json_cannot_say_is_named_in_short(saved, changes, words):
+    change(saved, changes)
     with pytest.raises(SavedFileError, match=words) as error:
         check_all(saved)
     assert len(str(error.value)) < 1000

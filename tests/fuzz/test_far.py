@@ -59,6 +59,7 @@ def test_a_tensor_without_two_rows_stays_where_it_is():
         assert copies.rows(None) is None
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),
     [

@@ -1,7 +1,9 @@
 """Every public function that computes has a target that calls it, or a reason why it needs none."""
 
+import functools
 import sys
 from inspect import isfunction
+from pathlib import Path
 
 import attn_optimized
 import attn_optimized.aiter_adapter
@@ -12,6 +14,7 @@ import pytest
 import torch
 from attn_contract import ops
 from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import Case
 from attn_fuzz.run import shard
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan
@@ -112,11 +115,16 @@ def _raise(*args, **options) -> None:
     raise Called
 
 
+@functools.cache
+def drawn(target: str) -> list[Case]:
+    return shard.drawn(FuzzPlan(target=target, device="cpu", examples=40, seed=1, folder=Path()))
+
+
 @pytest.mark.parametrize("entry", TARGETS)
-def test_the_target_calls_the_entry(entry, monkeypatch, tmp_path):
+def test_the_target_calls_the_entry(entry, monkeypatch):
     """A target whose function calls another one would check nothing of this one."""
     target = registry.load(TARGETS[entry])
-    for case in shard.drawn(FuzzPlan(target=target.name, device="cpu", examples=40, seed=1, folder=tmp_path)):
+    for case in drawn(target.name):
         step = tensors.build(case)  # the reference writes what the cache holds before the step
         with monkeypatch.context() as patched:
             patched.setattr(tensors, "build", lambda case, device, step=step: step)
@@ -148,6 +156,7 @@ class _WithSchema:
     __call__ = staticmethod(_raise)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),
     [
@@ -167,6 +176,7 @@ def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, 
     assert fuzz_apart(target, examples=60, mutant=fault, on_failure="stop").failure is not None
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("lacking", ["*tensors", "rotated"])
 def test_a_launch_of_another_write_is_found(lacking, fuzz_apart):
     """Launches are kept by a key that lacks something."""
