@@ -1,6 +1,7 @@
 """`attn-parity compile`: what is over its budget is named, and pages that are not current are noticed."""
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -38,8 +39,12 @@ RELEASES = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
 """The releases of Triton that are tested: `tox.ini` has an environment for each, and the README names them."""
 
 
+of_architecture = functools.cache(chosen)
+"""Planning all launches takes a tenth of a second."""
+
+
 def over(name="decode", architecture="gfx942", allowed=BUDGETS, version="3.9.0", **facts) -> list[str]:
-    call = chosen(architecture)[name]
+    call = of_architecture(architecture)[name]
     return budgets.over(allowed, architecture, name, call, replace(GOOD, **facts), version)
 
 

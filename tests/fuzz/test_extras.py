@@ -186,12 +186,3 @@ def test_what_needs_the_extra_names_it_in_one_line(arguments):
     (line,) = [line for line in run.stderr.splitlines() if "no GPU" not in line]
     assert line.startswith("attn-parity: this needs ")
     assert line.endswith(f"which is missing: {INSTALL}")
-
-
-def test_every_command_listed_by_help_is_one(attn_parity):
-    from attn_parity import COMMANDS, cli
-
-    for name in COMMANDS:
-        command = cli.get_command(None, name)
-        assert command is not None
-        assert command.name == name

@@ -162,39 +162,6 @@ def test_a_bug_in_a_models_attention_is_found_captured_and_replayed(gpt_oss, tmp
     assert "value" in wrong.out
 
 
-def test_every_call_of_whisper_with_beam_search_is_right(transformers, tmp_path):
-    """Encoder, decoder and cross-attention, the beams as requests of one batch."""
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        vocab_size=64,
-        num_mel_bins=8,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_source_positions=6,
-        max_target_positions=12,
-        decoder_start_token_id=2,
-        attn_implementation="eager",
-        **SMALL,
-    )
-    model = transformers.WhisperForConditionalGeneration(config).eval()
-    model.set_attn_implementation("paged_here")
-    sound = {"input_features": torch.randn(2, 8, 12), "num_beams": 3, "max_new_tokens": 5, "min_new_tokens": 5}
-    with torch.no_grad(), attn_fuzz.recording(tmp_path, captures="all", limit=3) as recording:
-        spoken = model.generate(**sound).tolist()
-    assert (recording.wrong, recording.judged) == (0, recording.calls)
-    functions = [found.function for found in recording.found]
-    assert functions == ["attn_reference.varlen_attention"] + ["attn_reference.paged_attention"] * 2
-    assert [found.error for found in recording.found] == [None] * 3
-    with torch.no_grad():
-        model.set_attn_implementation("eager")
-        assert model.generate(**sound).tolist() == spoken
-
-
 @pytest.fixture
 def call() -> attn_fuzz.Call:
     from attn_contract import Batch, Layer, Layout

@@ -84,15 +84,6 @@ def test_what_was_found_is_told_whatever_signals_come(signals, signalled, tmp_pa
     assert len(list(tmp_path.glob("runs/*"))) == 4, "nothing but the case, the case as it was found, its script and the page"
 
 
-@needs_proc
-@pytest.mark.nightly
-def test_what_was_found_is_on_the_disk_when_the_main_process_is_killed(signalled, tmp_path):
-    code, _ = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-shard-*.json")), signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    (path,) = tmp_path.glob("runs/*-shard-*.json")
-    assert case_file.load(path).target == "planted:SLOW_NAN"
-
-
 @pytest.fixture
 def plan(tmp_path):
     return FuzzPlan(target="planted:FLASH", device="cpu", examples=12, seed=3, folder=tmp_path)
@@ -122,19 +113,6 @@ def test_a_shard_whose_workers_all_die_ends_the_run(plan):
     outcome = runner.run([plan], 1, stop_at_failure=True, report=kill_workers)
     assert outcome.finished == set()
     assert "a worker process died" in outcome.error
-
-
-def test_a_worker_that_is_killed_takes_nothing_with_it_that_it_has_found(tmp_path):
-    plan = FuzzPlan(target="planted:NAN", device="cpu", examples=50, seed=1, folder=tmp_path)
-
-    def while_shrinking(index, progress):
-        if progress.failure is not None and not progress.failure.minimal:
-            kill_workers()
-
-    outcome = runner.run([plan], 1, stop_at_failure=True, report=while_shrinking)
-    assert (outcome.error, outcome.finished) == (None, {0})
-    assert outcome.progress[0].failure.verdict.kind == "nan"
-    assert not outcome.progress[0].failure.minimal
 
 
 def test_a_run_may_be_interrupted_before_its_process_has_started(tmp_path, monkeypatch):
@@ -223,20 +201,6 @@ def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(signalled,
     )
     code, _ = signalled("stuck:TARGET", (tmp_path / "called").exists, signal.SIGKILL)
     assert code == -signal.SIGKILL
-
-
-@pytest.mark.nightly
-def test_a_worker_that_is_stopped_goes_on(plan):
-    stopped = []
-
-    def once(index, progress):
-        if progress.examples == 5 and not stopped:
-            (worker,) = multiprocessing.active_children()
-            os.kill(worker.pid, signal.SIGSTOP)
-            stopped.append(worker)
-
-    outcome = runner.run([plan], 1, stop_at_failure=True, report=once)
-    assert (outcome.restarted, outcome.finished, outcome.progress[0].examples) == (set(), {0}, 12)
 
 
 def test_a_failure_is_in_flight_until_the_main_process_has_it(tmp_path):

@@ -9,10 +9,10 @@ import torch
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
-from attn_fuzz.report import overview, pictures, terminal
+from attn_fuzz.report import pictures, terminal
 from attn_fuzz.report.grid import Limits, Picture
 from attn_fuzz.run.trial import try_case
-from planted import FLASH, NAN, UNOWNED_ROWS
+from planted import FLASH, NAN
 from rich.console import Console
 
 from tests import pages
@@ -105,13 +105,6 @@ def test_a_cell_of_keys_that_two_rules_hide_is_hidden_by_the_commoner(step_case)
     assert picture.cells[0][6].title == "p 63, key 48 to 55: 5 chunk, 3 window"
 
 
-def test_the_number_of_blocks_is_not_read_as_a_block(step_case):
-    request = Request(query_len=1, seq_len=35, blocks=tuple(range(9)))
-    case = replace(step_case, requests=(request,), cache=replace(step_case.cache, num_blocks=10))
-    (row,) = overview.requests(case, None)[1]
-    assert row[4] == "0 1 2 3 4 5 6 7 … (9 blocks)"
-
-
 def test_a_flag_whose_name_does_not_tell_is_explained_where_it_is_printed(step_case, attn_parity, tmp_path):
     (tmp_path / "case.json").write_text(case_file.dumps(replace(step_case, recycled=True, flat_out=True)))
     printed = " ".join(attn_parity("show", "case.json", "--no-run", "--html", "page.html").out.split())
@@ -137,14 +130,6 @@ def test_the_block_table_has_its_garbage(step_case):
         ["owner-0", "owner-0", "garbage"],
         ["owner-1", *["garbage"] * 2],
     ]
-
-
-def test_a_shared_block_is_marked_without_colour_too(step_case):
-    first, second = step_case.requests
-    case = replace(step_case, requests=(first, replace(second, seq_len=7, blocks=(2, 3))))
-    assert letters(drawn(case, "block table")) == ["2*0", "2*3"]
-    assert [meaning for _, meaning in drawn(case, "block table").legend[:2]] == ["request 0", "request 1"]
-    assert {cell.text for row in drawn(case, "allocation").cells for cell in row} >= {"0K", "1K", "2K*", "2V*", "3V"}
 
 
 def test_every_block_has_its_owners_and_what_its_slots_hold(step_case):
@@ -204,11 +189,6 @@ def test_errors_are_drawn_by_head_and_row(step_case):
     good = drawn(case, "out", verdict=try_case(case, FLASH, "cpu"))
     assert letters(good) == ["00000--"] * 2
     assert good.ticks == {0: "r0", 2: "r1"}
-
-
-def test_a_stray_write_is_marked(step_case):
-    case = replace(step_case, unowned_rows=2)
-    assert letters(drawn(case, "out", verdict=try_case(case, UNOWNED_ROWS, "cpu")))[0].endswith("SS")
 
 
 def test_an_error_at_its_bound_is_told_from_one_beyond_it(step_case):

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED
+from attn_fuzz.cases.features import FEATURES, features
+from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
-from attn_fuzz.strategies.cases import VALUES, plain
+from attn_fuzz.strategies.cases import plain
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
 from attn_fuzz.strategies.tally import Tally
@@ -66,10 +68,6 @@ def at_block_edge(more):
             and (r.seq_len - more) % case.cache.block_size == 0
         )
     )
-
-
-def at_tile_edge(more):
-    return some_request(lambda case, r: r.query_len > 2 and (r.query_len - more) % 16 == 0)
 
 
 def rules_of(case) -> set[str]:
@@ -125,12 +123,6 @@ def test_triples_and_edges_that_were_drawn_are_known_and_the_same_for_a_seed():
 
 
 EDGES = {
-    "query_len 0": some_request(lambda case, r: r.query_len == 0),
-    "query_len 1": some_request(lambda case, r: r.query_len == 1),
-    "query_len of a tile - 1": at_tile_edge(-1),
-    "query_len of a tile": at_tile_edge(0),
-    "query_len of a tile + 1": at_tile_edge(1),
-    "seq_len 0": some_request(lambda case, r: r.seq_len == 0),
     "queries without a key": some_request(lambda case, r: r.seq_len == 0 < r.query_len),
     "fewer keys than causal queries": some_request(lambda case, r: r.causal and 0 < r.seq_len < r.query_len),
     "seq_len of a block - 1": at_block_edge(-1),
@@ -141,8 +133,6 @@ EDGES = {
     "cross-attention of several queries": some_request(
         lambda case, r: case.attn_type is AttentionType.ENCODER_DECODER and r.query_len > 1 and r.seq_len > 1
     ),
-    "one request": lambda case: len(case.requests) == 1,
-    "eight requests": lambda case: len(case.requests) == 8,
     "decode only": lambda case: is_decoder(case) and len(case.requests) > 1 and all(r.query_len == 1 for r in case.requests),
     "prefill beside decode": lambda case: (
         {1} < {r.query_len for r in case.requests} and max(r.query_len for r in case.requests) > 8
@@ -153,33 +143,9 @@ EDGES = {
     ),
     "unused blocks": lambda case: case.cache is not None and len(set(blocks_of(case))) + 1 < case.cache.num_blocks,
     "block ids beyond 16 bits": lambda case: any(block >= 1 << 15 for block in blocks_of(case)),
-    "slots of -1": lambda case: bool(case.unwritten),
-    "a step that writes nothing": lambda case: not case.writes,
     "recycled keys": lambda case: case.recycled and case.window[0] >= 0,
-    "unowned rows": lambda case: case.unowned_rows > 0,
-    "rows past": lambda case: case.rows_past > 0,
-    "kv rows past": lambda case: case.kv_rows_past > 0,
-    "tight bounds": lambda case: case.slack == 0,
-    "loose bounds": lambda case: case.slack > 0,
-    "programs in order": lambda case: case.program_order == "in order",
-    "programs reversed": lambda case: case.program_order == "reversed",
-    "programs shuffled": lambda case: case.program_order == "shuffled",
-    "table padding": lambda case: case.table_padding > 0,
-    "planes": lambda case: case.cache is not None and case.cache.planes,
-    "no planes": lambda case: case.cache is not None and not case.cache.planes,
-    "padded blocks": lambda case: case.cache is not None and case.cache.padding > 0,
     "another writer": lambda case: case.cache is not None and case.cache.writer not in (None, case.cache.layout),
     "another neighbour": lambda case: case.cache is not None and case.cache.neighbour not in (None, case.cache.layout),
-    "a left window": lambda case: case.window[0] >= 0 > case.window[1],
-    "a right window": lambda case: case.window[1] >= 0 > case.window[0],
-    "both windows": lambda case: min(case.window) >= 0,
-    "a window of 0": lambda case: 0 in case.window,
-    "causal": lambda case: is_decoder(case) and all(r.causal for r in case.requests),
-    "non-causal decoder": lambda case: is_decoder(case) and not any(r.causal for r in case.requests),
-    "per-request causal": lambda case: case.per_request_causal,
-    "fused qkv": lambda case: case.fused_qkv,
-    "flat out": lambda case: case.flat_out,
-    "lse": lambda case: case.lse,
     "a tree of drafts": lambda case: case.qq_bias == "tree" and case.max_query_len - case.slack > 1,
     "random biases of drafts": lambda case: case.qq_bias == "random" and case.max_query_len - case.slack > 1,
     "a cap below large logits": lambda case: (
@@ -189,7 +155,6 @@ EDGES = {
         lambda case, r: case.sink_tokens and 0 <= case.window[0] < r.context_len - case.sink_tokens
     ),
     "several chunks": some_request(lambda case, r: case.chunked_local is not None and r.seq_len > 2 * case.chunked_local),
-    "chunks of more than one key": lambda case: (case.chunked_local or 0) > 1,
     "queries before chunks": some_request(lambda case, r: case.chunked_local is not None and r.context_len < 0),
     "a range over the context's end": some_request(
         lambda case, r: any(0 <= a < r.context_len <= b for a, b in ranges_of(r)) and r.query_len
@@ -199,12 +164,8 @@ EDGES = {
     "a range that is none": some_request(lambda case, r: any(b < a for a, b in ranges_of(r))),
     "ranges that overlap": some_request(lambda case, r: any(a < c <= b < d for a, b in ranges_of(r) for c, d in ranges_of(r))),
     "clamped ranges": lambda case: case.ranges_clamped and case.bidirectional_ranges and case.window[0] >= 0,
-    "a rotation of all dims": lambda case: case.rope is not None and case.rope.rotary_dim == case.head_size,
-    "a rotation of some dims": lambda case: case.rope is not None and case.rope.rotary_dim < case.head_size,
-    "a rotation of neighbours": lambda case: case.rope is not None and not case.rope.neox,
     "more positions than slots": lambda case: case.rope is not None and case.rope.all_rows and case.rows_past > 0,
     "a rotation in a fused tensor": lambda case: case.rope is not None and case.fused_qkv,
-    "interleaved layers": lambda case: case.cache is not None and case.cache.num_layers > 1,
     "an x-packed neighbour of rows": lambda case: (
         case.cache is not None and case.cache.neighbour in X_PACKED and case.cache.layout in ROWS
     ),
@@ -220,31 +181,11 @@ EDGES = {
     "several rules": lambda case: len(rules_of(case)) > 3,
     "no rule": lambda case: not rules_of(case),
     "groups": lambda case: case.group_size > 1 and case.num_kv_heads > 1,
-    "no sinks": lambda case: case.sinks is None,
-    **{f"sinks {kind}": lambda case, kind=kind: case.sinks == kind for kind in ("zero", "near", "above", "below", "off")},
-    **{f"values {kind}": lambda case, kind=kind: case.values.kind == kind for kind in VALUES},
-    **{f"{kind}": lambda case, kind=kind: case.attn_type is kind for kind in AttentionType},
-    **{
-        f"{layout}": lambda case, layout=layout: case.cache is not None and case.cache.layout is layout
-        for layout in EVERYTHING.layouts
-    },
-    **{dtype: lambda case, dtype=dtype: case.dtype == dtype for dtype in EVERYTHING.dtypes},
-    **{
-        f"a cache of {dtype}": lambda case, dtype=dtype: case.cache is not None and case.cache.dtype == dtype
-        for dtype in EVERYTHING.cache_dtypes
-    },
-    **{
-        f"scales of each {kind}": lambda case, kind=kind: case.cache is not None and case.cache.scales == kind
-        for kind in ("tensor", "head", "token")
-    },
-    **{f"an output of {dtype}": lambda case, dtype=dtype: case.output_dtype == dtype for dtype in EVERYTHING.output_dtypes},
-    **{
-        f"order {order}": lambda case, order=order: (
-            case.cache is not None and case.cache.holds_content_rows and case.cache.order is order
-        )
-        for order in PhysicalOrder
-    },
 }
+
+
+def test_every_feature_that_a_case_can_have_is_drawn(drawn):
+    assert {name for case in drawn for name in features(case)} == {one.name for one in FEATURES if can_have(EVERYTHING, one)}
 
 
 @pytest.mark.parametrize("edge", EDGES)
