@@ -67,7 +67,6 @@ def _launches() -> Iterator[str]:
 
 
 def _emulated() -> Iterator[str]:
-    yield "pytest -n 2 -m nightly tests/emulated/test_planted_faults.py"
     for architecture in AMD:
         yield f"attn-parity compile --run --write --arch {architecture}"
 
@@ -80,14 +79,14 @@ def _emulated_drawn() -> Iterator[str]:
 
 
 PARTS = {
-    "tests": (_tests, "tests that are marked `nightly`"),
+    "tests": (_tests, "tests that are marked `nightly`: faults planted in kernels and in the emulator, clusters, storms of signals"),
     "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
     "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),
     "launches": (_launches, "every launch that ships, compiled and held to budgets"),
-    "emulated": (_emulated, "faults planted in the emulator, and every launch that ships for AMD, run on it"),
+    "emulated": (_emulated, "every launch that ships for AMD, run on the emulator"),
     "emulated-drawn": (_emulated_drawn, "drawn cases on every emulated architecture"),
 }
 """By name: the commands, and what they check."""

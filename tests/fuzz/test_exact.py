@@ -234,6 +234,7 @@ def test_processes_of_ranks_are_refused():
     assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: what processes of ranks compute")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name",
     ["latent-without-rope", "vllm-39120", "seed-43945-write"],
