@@ -31,19 +31,19 @@ def _tests() -> Iterator[str]:
 
 
 def _proofs() -> Iterator[str]:
-    yield "attn-parity prove --check"
-    yield "attn-parity prove --mutants"
+    yield "attn-parity prove"
+    yield "python -m attn_lab proofs --mutants"
 
 
 def _coverage() -> Iterator[str]:
-    yield "attn-parity matrix --check"
+    yield "python -m attn_lab matrix --check"
 
 
 def _zoo() -> Iterator[str]:
     """By twenty mutants: `--write` keeps what came of the others."""
-    names = sorted(path.stem for path in (ROOT / "fuzz/attn_fuzz/zoo").glob("*.toml"))
+    names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
     for first in range(0, len(names), 20):
-        yield "attn-parity zoo --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
+        yield "python -m attn_lab zoo --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
 
 
 def _fuzz() -> Iterator[str]:
@@ -79,7 +79,7 @@ def _emulated_drawn() -> Iterator[str]:
 
 
 PARTS = {
-    "tests": (_tests, "tests that are marked `nightly`: faults planted in kernels and in the emulator, clusters, storms of signals"),
+    "tests": (_tests, "tests marked `nightly`: faults planted in kernels and in the emulator, clusters, storms"),
     "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
     "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),

@@ -55,7 +55,7 @@ FROM_ABOVE = [
     ("strategies", "run"),
     ("run", "report"),
     ("run", "exhaustive"),
-    ("zoo", "run"),
+    ("patches", "run"),
 ]
 """A room, and one above it."""
 
