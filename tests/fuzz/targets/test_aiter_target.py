@@ -90,7 +90,7 @@ print("it ran")
 def run_alone(argument: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", IN_A_PROCESS_OF_ITS_OWN, argument]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1], check=False)
 
 
 @needs_aiter

@@ -17,11 +17,12 @@ from attn_fuzz.strategies import cases
 from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.verdict import FENCED
 from hypothesis import given, settings
-from test_devices import all_tensors
+
+from tests.fuzz.cases.test_devices import all_tensors
 
 SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 BUFFERS = ("out_buffer", "lse_buffer", "kv_cache", "k_scale_cache", "v_scale_cache")
 
 

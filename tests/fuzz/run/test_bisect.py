@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.run.revision import Place
-from test_json_schemas import check
+
+from tests.fuzz.report.test_json_schemas import check
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

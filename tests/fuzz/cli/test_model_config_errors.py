@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.answers import ANSWERS
 
-CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
+CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parents[1] / "configs").glob("*.json")}
 LLAMA = CONFIGS["llama-3.1-8b"]
 ON_MI300 = ("--arch", "gfx942", "--aiter", "2026-08")
 NO_COUNT = ["32", -1, 0, 1.5, math.nan, math.inf, True, 1 << 40, 10**400, [32], {"a": 1}]

@@ -22,7 +22,7 @@ from tests import processes
 def run(*arguments: str) -> Any:
     """What the checks print."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = processes.run(["-m", "interpreted", *arguments], cwd=Path(__file__).parent, env=environment)
+    result = processes.run(["-m", "interpreted", *arguments], cwd=Path(__file__).parents[1], env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -505,7 +505,7 @@ def test_a_key_that_is_left_out_far_away_is_found():
 
 
 def test_the_page_lists_all_properties_and_what_our_kernels_promise():
-    page = Path(__file__, "../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
+    page = Path(__file__, "../../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
     promised = {each.name: each for each in triton.TRITON_PROPERTIES.properties}
     invariant = {each.name: each for each in triton.TRITON_INVARIANT.properties}
     assert set(invariant) == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}

@@ -21,7 +21,8 @@ from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge, judge_finite
-from test_properties import ALL
+
+from tests.fuzz.verdict.test_properties import ALL
 
 replace = msgspec.structs.replace
 HEADS, HEAD_SIZE, BLOCK_SIZE = 2, 4, 2

@@ -28,7 +28,7 @@ from tests.malformed import (
     run_in_fork,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 
 

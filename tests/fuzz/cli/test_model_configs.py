@@ -17,7 +17,7 @@ from attn_parity.vllm_arguments import VllmArguments
 
 from tests.fuzz.answers import ANSWERS, REFUSED, VLLM
 
-CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
+CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parents[1] / "configs").glob("*.json")}
 ON_MI300 = ("--arch", "gfx942", "--aiter", "2026-08")
 
 
@@ -333,6 +333,6 @@ def test_no_network_and_no_code_of_a_file(monkeypatch, select):
 
 
 def test_the_page_lists_the_model_types():
-    page = (Path(__file__).parents[2] / "docs" / "guide" / "models.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "guide" / "models.md").read_text()
     for model_type in (*MODEL_TYPES, *WRAPPERS, *OUT_OF_SCOPE_TYPES):
         assert f"`{model_type}`" in page

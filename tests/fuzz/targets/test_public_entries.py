@@ -58,7 +58,7 @@ TARGETS = {
     "ROCM_ATTN": "backend-rocm-attn",
     "TRITON_MLA": "backend-triton-mla",
 }
-_ON_THE_DOUBLE = "AITER needs AMD's GPUs: tests/fuzz/test_aiter_calls.py calls it on a double"
+_ON_THE_DOUBLE = "AITER needs AMD's GPUs: tests/fuzz/targets/test_aiter_calls.py calls it on a double"
 _ON_DISK = "packages on disk: tests/optimized/test_aiter_adapter.py"
 REASONS = {
     "ROCM_AITER_UNIFIED_ATTN": _ON_THE_DOUBLE,

@@ -756,7 +756,7 @@ def test_a_gpu_cannot_be_sanitized():
 
 
 def test_the_page_s_program_runs_and_its_message_is_one(sanitized, tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "reference" / "sanitizer.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "sanitizer.md").read_text()
     program = re.findall(r"```python in_process.py\n(.*?)```", page, flags=re.DOTALL)[0]
     message = re.findall(r"```\n(load .*)\n```", page)[0]
     case, changes, _ = FAULTS["a slot past the sequence"]

@@ -23,7 +23,8 @@ from attn_fuzz.targets import needing
 from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 from hypothesis import HealthCheck, assume, given, settings
-from test_json_schemas import check
+
+from tests.fuzz.report.test_json_schemas import check
 
 THREE, HIDING = "planted_hunt:THREE", "planted_hunt:HIDING"
 CAP_AND_SINKS = {"logits_soft_cap", "sinks"}
