@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def every_other(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack([tensor, tensor], dim=-1)[..., 0]
 
 
-REFUSED = [one for one in refusals.read(Path(__file__).with_name("refusals.txt")) if one.call == "layer"]
+REFUSED = [one for one in refusals.of(__file__) if one.call == "layer"]
 
 ACCEPTED = [
     {},
