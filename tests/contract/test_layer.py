@@ -11,7 +11,6 @@ from attn_contract import AttentionType, ContractError, Layer, Layout, Unsupport
 from tests import refusals
 
 MOST = 2**31 - 1
-FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT32_TINY = torch.finfo(torch.float32).tiny
 FP8, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
