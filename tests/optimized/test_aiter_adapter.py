@@ -552,7 +552,7 @@ def test_what_a_kernel_of_aiter_does_not_serve_is_refused_before_its_call(functi
     assert (out == 7).all()
 
 
-@pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e aiter")
+@pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e others")
 class TestInstalled:
     """The real package of this environment, whose version pyproject.toml pins: 0.1.7."""
 
