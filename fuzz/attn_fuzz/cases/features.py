@@ -106,16 +106,15 @@ def undefined(first: str, second: str) -> str | None:
     """Why no case has both features, in words; None if some case can.
 
     Some case can if a setting of the one over a setting of the other is valid, and still has both. If not, the reason is what
-    contradicts such a case, best of all one that has both.
+    contradicts such a case.
     """
     one, other = _BY_NAME[first], _BY_NAME[second]
-    reasons: dict[bool, str] = {}
+    found = None
     for pair in product(one.value.settings, other.value.settings):
         for case in (made(*pair), made(*pair[::-1])):
-            has_both = _has(case, one) and _has(case, other)
-            reason = contradiction(case)
-            if reason is None and has_both:
-                return None
-            if reason is not None:
-                reasons.setdefault(has_both, reason)
-    return reasons.get(True) or reasons.get(False) or "a case has one or the other"
+            if _has(case, one) and _has(case, other):
+                reason = contradiction(case)
+                if reason is None:
+                    return None
+                found = found or reason
+    return found or "a case has one or the other"
