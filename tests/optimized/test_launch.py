@@ -99,25 +99,6 @@ def test_parameters_are_those_of_the_wider_of_k_and_v():
     assert wide.maxnreg > narrow.maxnreg
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tiles_hold_whole_groups_and_heads(architecture, phase):
-    for itemsize, head_size, group, few_queries in itertools.product((2, 4), HEAD_SIZES, GROUPS, (0, 1, 5)):
-        max_query_len = few_queries if "decode" in phase else 4096
-        if "decode" in phase and max_query_len * group > DECODE_TILE_ROWS:
-            continue
-        heads = {"num_heads": 2 * group, "num_kv_heads": 2}
-        tiles = tiles_of(architecture, phase, itemsize=itemsize, head_size=head_size, **heads, max_query_len=max_query_len)
-        assert tiles.queries >= 1
-        assert tiles.queries * group <= tiles.block_m < (tiles.queries + 1) * group
-        assert tiles.widths.block_d >= head_size
-        for side in (tiles.block_m, tiles.block_n, tiles.widths.block_d, tiles.small_block_m or tiles.block_m):
-            assert side >= 16
-            assert side.bit_count() == 1
-        assert tiles.block_m * tiles.widths.block_d * itemsize <= 64 * 1024, "AMD's shared memory holds a tile of queries"
-        assert tiles.small_block_m == 0 or group <= tiles.small_block_m < tiles.block_m
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_decodes_has_one_tile_of_its_size(architecture):
     """Of 16 rows or of 64, or the interpreter's."""

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 import msgspec
 from attn_contract import AttentionType, Layout
-from attn_fuzz.cases.case import Cache, Case, CaseError, Dtype, Float8, Request, Values
-from attn_fuzz.cases.contradictions import check
+from attn_fuzz.cases.case import Cache, Case, Dtype, Float8, Request, Values
+from attn_fuzz.cases.contradictions import contradiction
+from attn_fuzz.cases.dimensions import Causality, Ranges, Setting
 from attn_fuzz.exhaustive import symmetry
-from attn_fuzz.exhaustive.scope import Causality, Part, Ranges, Setting
+from attn_fuzz.exhaustive.scope import Part
 from attn_fuzz.exhaustive.symmetry import Batch
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 
@@ -96,7 +97,7 @@ def groups(part: Part, plainest: Case, target: Target, device: str, left_out: Le
         for template in templates(settings, plainest, sizes):
             served = []
             for batch in _batches(part, template, settings):
-                if reason := _undefined(call(template, (batch,))):
+                if reason := contradiction(call(template, (batch,))):
                     left_out.undefined[reason] += 1
                 elif reason := not_served(call(template, (batch,)), target, device):
                     left_out.not_served[reason] += 1
@@ -196,14 +197,6 @@ def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: i
     """One batch of each orbit, the shortest first."""
     found = symmetry.batches([requests] * num_requests, block_size)
     return tuple(sorted(found, key=lambda batch: sum(r.query_len + r.seq_len for r in batch)))
-
-
-def _undefined(case: Case) -> str | None:
-    try:
-        check(case)
-    except CaseError as error:
-        return str(error)
-    return None
 
 
 def not_served(case: Case, target: Target, device: str) -> str | None:

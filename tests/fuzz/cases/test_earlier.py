@@ -13,6 +13,7 @@ from attn_fuzz import report
 from attn_fuzz.cases import earlier, earlier_writes, tensors
 from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Values
 from attn_fuzz.cases.contradictions import CaseError, check
+from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.run import runner, shard, shrink
@@ -51,7 +52,7 @@ def test_every_change_is_made_by_a_function_and_every_rule_is_a_change():
     assert set(earlier._CHANGES) == set(CHANGES)
     assert {*held_rules(Layer), *held_rules(Batch)} <= set(CHANGES)
     for name in (*held_rules(Layer), *held_rules(Batch)):
-        assert name in earlier._TENSORS if RULES[name].is_tensor else RULES[name].type in earlier._ON, f"{name} cannot be on"
+        assert name in earlier._TENSORS if RULES[name].is_tensor else value_on(name), f"{name} cannot be on"
 
 
 @few

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
+from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import ledger, run, scope
-from attn_fuzz.exhaustive.scope import Choice, Part, Scope, Setting
+from attn_fuzz.exhaustive.scope import Choice, Part, Scope
 
 WINDOW = Choice("window", tuple(Setting(f"window {edge}", {"window": (edge, -1)}) for edge in (0, 2)))
 ALONE = Part(

@@ -28,6 +28,12 @@ __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(64, 64))) voi
   if (i < n) x[i] *= 2;
 }
 extern "C" void run(float* x, int n, int threads) { twice<<<dim3((n + 63) / 64), dim3(threads)>>>(x, n); }
+struct Rows { int n, times; float* x; int* none; };
+__attribute__((global)) __attribute__((amdgpu_flat_work_group_size(64, 64))) void multiply(Rows rows) {
+  int i = __builtin_amdgcn_workitem_id_x();
+  if (i < rows.n) rows.x[i] *= rows.none ? 0 : rows.times;
+}
+extern "C" void run_rows(float* x, int n, int times) { multiply<<<dim3(1), dim3(64)>>>(Rows{n, times, x, 0}); }
 """
 
 
@@ -49,6 +55,14 @@ def test_a_launch_of_the_host_code_runs_on_its_tensors(double):
     x = torch.arange(100.0)
     run(double, x, 99)
     assert x.tolist() == [*(2.0 * i for i in range(99)), 99.0]
+
+
+def test_a_struct_may_hold_pointers(double):
+    x = torch.arange(9.0)
+    double.call("run_rows", ctypes.c_void_p(x[1:].data_ptr()), 7, 3, tensors={"x": x})
+    assert x.tolist() == [0.0, *(3.0 * i for i in range(1, 8)), 8.0]
+    with pytest.raises(Violation, match="multiply for gfx942: 4 bytes at byte 36 of x, which has 36 bytes"):
+        double.call("run_rows", ctypes.c_void_p(x[1:].data_ptr()), 9, 3, tensors={"x": x})
 
 
 def test_a_store_past_a_tensor_and_a_workgroup_of_another_size_are_told(double):
