@@ -1,4 +1,4 @@
-"""`python -m attn_lab findings`: scripts that show findings to their owners, and the pages made of what they print."""
+"""`python -m attn_lab findings`: scripts that show findings to their owners, and the table of findings."""
 
 from pathlib import Path
 
@@ -25,19 +25,16 @@ from attn_parity.options import check_option
 )
 @check_option
 def command(names: tuple[str, ...], runs: bool, mended: Path | None, speed: tuple[Path, ...], check: bool) -> int:
-    """Write docs/generated/findings.md and the page of each finding."""
+    """Write docs/generated/findings.md. With a NAME, print instead what the owner of its kernel is told."""
     if mended:
         results.print(f"mended: {', '.join(scripts.all_mended(mended))}", soft_wrap=True)
         return 0
     if names and not runs:
-        raise click.UsageError("names are those of scripts to run: they need --run")
+        for name in names:
+            results.print(page.of_finding(name), soft_wrap=True, markup=False)
+        return 0
     if runs:
         scripts.run_all(names)
     if speed:
         page.write_speed(speed)
-    texts = page.pages()
-    stray = {path for path in page.PAGE.with_suffix("").glob("*.md") if path not in texts}
-    for path in stray:
-        results.print(f"{path} is the page of no finding")
-    code = written.settle(texts, "python -m attn_lab findings", checks=check)
-    return int(bool(code or stray))
+    return written.settle({page.PAGE: page.table()}, "python -m attn_lab findings", checks=check)

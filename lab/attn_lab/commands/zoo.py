@@ -1,6 +1,7 @@
 """`python -m attn_lab zoo`: put known bugs back, one at a time, and look for them."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,8 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import mutant_pages
+from attn_lab import results_file
+from attn_lab.options import first_seed_option, page_option, seeds_option
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -23,8 +25,6 @@ from attn_lab.zoo.page import Results, Row
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
-    MaintainedCommand,
-    MaintainersOption,
     Positive,
     check_exact,
     check_option,
@@ -34,16 +34,13 @@ from attn_parity.options import (
     device_name,
     device_option,
     exact_option,
-    first_seed_option,
     json_option,
     limit_option,
-    page_option,
     plain_table,
     progress_bar,
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    seeds_option,
     use_device,
     workers_option,
     write_json,
@@ -53,7 +50,7 @@ EXAMPLES = 500
 PAGE = PAGES / "zoo.md"
 
 
-@click.command("zoo", cls=MaintainedCommand, epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
+@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
     "--dir",
@@ -77,14 +74,12 @@ PAGE = PAGES / "zoo.md"
     "--write",
     "writes",
     is_flag=True,
-    cls=MaintainersOption,
     help="Write the page, and beside it the JSON file from which the page is made.",
 )
 @click.option(
     "--rewrite",
     "rewrites",
     is_flag=True,
-    cls=MaintainersOption,
     help="Run nothing; write the page again from its JSON and the mutants.",
 )
 @check_option
@@ -126,7 +121,7 @@ def command(
     came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
     """
     # before the mutants, whose reading takes a second
-    checked = mutant_pages.kept(page, Results, "zoo") if check or rewrites else None
+    checked = results_file.kept(page, Results, "zoo") if check or rewrites else None
     everybody = known_bugs.load_all(folder) if folder else known_bugs.load_all()
     left_out = dict[str, str]()
     if target:
@@ -135,13 +130,13 @@ def command(
             notes.print(f"{name} is left out: {why}", soft_wrap=True)
     if target and writes and page == PAGE:
         raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
-    residents = mutant_pages.chosen(everybody, only)
+    residents = _chosen(everybody, only)
     if checked is not None:
         if rewrites:
             outputs.write(page, zoo_page.text(checked, residents, left_out))
         return _check(page, checked, residents, left_out)
     _check_files(json_file, page if writes else None)
-    kept = mutant_pages.kept(page, Results, "zoo") if writes and only and page.with_suffix(".json").is_file() else None
+    kept = results_file.kept(page, Results, "zoo") if writes and only and page.with_suffix(".json").is_file() else None
     device = use_device(device)
     check_exact(exactly, device)
     missing = _missing_targets(residents, device)
@@ -173,7 +168,7 @@ def command(
         ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
         before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
         whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
-        mutant_pages.write(page, whole, zoo_page.text(whole, everybody, left_out))
+        results_file.write(page, whole, zoo_page.text(whole, everybody, left_out))
     if outcome.interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
             notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
@@ -181,6 +176,18 @@ def command(
     if broken:
         raise MutantError("; ".join(broken))
     return int(any(row.survived for row in rows))
+
+
+def _chosen(everybody: Sequence[KnownBug], only: Sequence[str]) -> list[KnownBug]:
+    """The bugs with these names; all if no name is given.
+
+    Raises:
+        MutantError: there is no bug of a name.
+    """
+    names = [mutant.name for mutant in everybody]
+    if unknown := sorted(set(only) - set(names)):
+        raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
+    return [mutant for mutant in everybody if not only or mutant.name in only]
 
 
 def _on_target(everybody: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[str, str]]:
@@ -282,4 +289,4 @@ def _check(page: Path, found: Results, residents: list[KnownBug], left_out: dict
     if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents, left_out):
         made_of = f"{page.with_suffix('.json')} and the mutants"
         wrong.append(f"{page} is not what {made_of} make: run `python -m attn_lab zoo --rewrite`")
-    return mutant_pages.checked(wrong, zoo_page.summary(found.mutants, residents))
+    return results_file.checked(wrong, zoo_page.summary(found.mutants, residents))
