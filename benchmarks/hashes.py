@@ -1,7 +1,7 @@
 """Whether two commits compile to the same binaries: hashes of the assembly of every launch that ships.
 
-    python -m benchmarks.binaries.hashes before.json                             # in a worktree of the older commit
-    python -m benchmarks.binaries.hashes after.json --compare before.json        # here
+    python -m benchmarks.hashes before.json                             # in a worktree of the older commit
+    python -m benchmarks.hashes after.json --compare before.json        # here
 
 A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads:
 `attn_parity.binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from benchmarks.bounds.rates import HBM_BYTES, L1_BYTES, LDS_BYTES, SIMDS, Cost, cost_of
+from benchmarks.peers.rates import HBM_BYTES, L1_BYTES, LDS_BYTES, SIMDS, Cost, cost_of
 
 _LABEL = re.compile(r"^(\.LBB\w+):")
 _BRANCH = re.compile(r"^\s+s_c?branch\w*\s+(\.LBB\w+)")
