@@ -1,7 +1,7 @@
 """`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
 `python -m benchmarks tune` searches for launch parameters. `python -m benchmarks peers` puts launches of vLLM's and AITER's
-kernels beside ours, without a GPU. `python -m benchmarks latent` measures latent attention (MLA), `python -m
-benchmarks ranks` attention over several GPUs, and `python -m benchmarks host` what a step costs the host."""
+kernels beside ours, without a GPU. `python -m benchmarks ranks` measures attention over several GPUs, and `python -m benchmarks
+host` what a step costs the host."""
 
 import click
 
@@ -9,7 +9,6 @@ from benchmarks.emulation.command import emulation
 from benchmarks.emulation.options import options
 from benchmarks.emulation.runs import emulated
 from benchmarks.host.command import host
-from benchmarks.latent.command import latent
 from benchmarks.peers.command import peers
 from benchmarks.ranks.command import ranks
 from benchmarks.speed.command import page, speed
@@ -21,7 +20,7 @@ def cli() -> None:
     """Speed, side by side."""
 
 
-for command in (speed, page, tune, latent, host, peers, emulated, emulation, options, ranks):
+for command in (speed, page, tune, host, peers, emulated, emulation, options, ranks):
     cli.add_command(command)
 
 if __name__ == "__main__":

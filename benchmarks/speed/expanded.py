@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from attn_optimized.backends.triton_mla.context import expanded_layer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from benchmarks.latent.cases import ExpandedCase
 from benchmarks.speed.calls import DTYPE, LOGIT_STD
-from benchmarks.speed.participants import OURS, SDPA, Prepared
+from benchmarks.speed.latent_cases import ExpandedCase
+from benchmarks.speed.participants import OURS, SDPA, Participant, Prepared
 
 SAMPLED_ROWS = 16
 
@@ -71,17 +71,21 @@ def sdpa(backend: SDPBackend, call: ExpandedCall) -> Prepared:
     return Prepared(run, lambda out: out.transpose(1, 2).flatten(0, 1)[..., : case.head_size_v])
 
 
-def participants(device: torch.device) -> dict[str, Callable[[ExpandedCall], Prepared]]:
+def participants() -> Iterator[Participant]:
     """Ours first, then PyTorch's: cuDNN's on a GPU alone."""
-    found: dict[str, Callable[[ExpandedCall], Prepared]] = {OURS: ours}
+
+    def joins(case: object) -> bool:
+        return isinstance(case, ExpandedCase)
+
+    yield Participant(OURS, ours, joins)
     for name, backend in SDPA.items():
-        if device.type == "cuda" or backend is not SDPBackend.CUDNN_ATTENTION:
-            found[name] = functools.partial(sdpa, backend)
-    return found
+        if torch.cuda.is_available() or backend is not SDPBackend.CUDNN_ATTENTION:
+            yield Participant(name, functools.partial(sdpa, backend), joins)
 
 
-def sampled_rows(case: ExpandedCase) -> list[int]:
+def sampled_rows(call: ExpandedCall) -> list[int]:
     """Rows at equal distances, and the last one, which sees the most keys."""
+    case = call.case
     return sorted({*range(0, case.num_tokens, max(1, case.num_tokens // SAMPLED_ROWS)), case.num_tokens - 1})
 
 

@@ -1,7 +1,9 @@
-"""The tensors of a case, who computes it, and what some rows of the output must be."""
+"""Latent attention (MLA): the tensors of a case, who computes it, and what some rows of the output must be."""
 
+import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +12,14 @@ import torch
 from attn_contract import Batch, Layer, Layout
 from attn_optimized import paged_attention, plan_of
 from attn_optimized.attention import paged_attention_calls
+from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.workload import Workload
 
-from benchmarks.latent.cases import LatentCase
 from benchmarks.speed.calls import DTYPE, FLOAT8, K_SCALE, LOGIT_STD, TABLE_PADDING
-from benchmarks.speed.participants import Prepared
+from benchmarks.speed.latent_cases import LatentCase
+from benchmarks.speed.participants import OURS, VLLM, Participant, Prepared
 
 VLLM_WORK_PER_SPLIT, VLLM_PROGRAMS_PER_UNIT = 512, 2
 """What its backend TRITON_MLA chooses the number of splits by."""
@@ -81,15 +84,30 @@ def ours(call: LatentCall) -> Prepared:
     return Prepared(functools.partial(paged_attention, call.q, call.kv_cache, call.layer, call.batch, out=out), lambda _: out)
 
 
-def table_parameters(call: LatentCall, architecture: str, compute_units: int) -> Parameters:
-    """The parameters that the architecture's table has for a call."""
-    return attention_tiles(Workload.of(call.q, call.layer, call.batch), architecture, compute_units).parameters
+def participants(vllm: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> Iterator[Participant]:
+    """Ours, ours with each combination of other launch parameters, and vLLM's kernel for steps of one length.
+
+    Args:
+        tries: values by the names of the fields of Parameters.
+    """
+
+    def joins(case: object) -> bool:
+        return isinstance(case, LatentCase)
+
+    yield Participant(OURS, ours, joins)
+    for values in itertools.product(*tries.values()) if tries else ():
+        changed = dict(zip(tries, values, strict=True))
+        name = " ".join(f"{name}={value}" for name, value in changed.items())
+        yield Participant(name, functools.partial(ours_with, changed), joins)
+    if vllm is not None:
+        yield Participant(VLLM, functools.partial(vllm_triton, vllm), lambda case: joins(case) and len({*case.query_lens}) == 1)
 
 
-def ours_with(parameters: Parameters, call: LatentCall) -> Prepared:
-    """With launch parameters in place of those of the table."""
-    out = call.new_output()
-    plan = plan_of(call.q, call.layer, call.batch, parameters=parameters)
+def ours_with(changed: Mapping[str, int], call: LatentCall) -> Prepared:
+    """With some launch parameters other than those of the table."""
+    out, gpu = call.new_output(), (architecture_of(call.q.device, call.q.dtype), compute_units_of(call.q.device))
+    today: Parameters = attention_tiles(Workload.of(call.q, call.layer, call.batch), *gpu).parameters
+    plan = plan_of(call.q, call.layer, call.batch, parameters=dataclasses.replace(today, **changed))
 
     def run() -> None:
         for launch in paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out):
@@ -98,12 +116,12 @@ def ours_with(parameters: Parameters, call: LatentCall) -> Prepared:
     return Prepared(run, lambda _: out)
 
 
-def vllm_triton(module: SimpleNamespace, compute_units: int, call: LatentCall) -> Prepared:
+def vllm_triton(module: SimpleNamespace, call: LatentCall) -> Prepared:
     """`decode_attention_fwd` as vLLM's TRITON_MLA calls it: one row for each query token, its own length beside it."""
     case, batch = call.case, call.batch
     out, query_len = call.new_output(), case.query_lens[0]
     num_splits = 1 << (max(1, batch.max_seq_len // VLLM_WORK_PER_SPLIT) - 1).bit_length()
-    num_splits = min(num_splits, compute_units * VLLM_PROGRAMS_PER_UNIT)
+    num_splits = min(num_splits, compute_units_of(call.q.device) * VLLM_PROGRAMS_PER_UNIT)
     block_table = batch.block_table
     assert block_table is not None
     ahead = torch.arange(1 - query_len, 1, device=out.device, dtype=torch.int32)
@@ -127,8 +145,9 @@ def vllm_triton(module: SimpleNamespace, compute_units: int, call: LatentCall) -
     return Prepared(functools.partial(module.decode_attention_fwd, **arguments), lambda _: out)
 
 
-def sampled_rows(case: LatentCase) -> list[int]:
+def sampled_rows(call: LatentCall) -> list[int]:
     """The last row of some requests, and the first of theirs that has several."""
+    case = call.case
     starts = [0, *itertools.accumulate(case.query_lens)]
     step = max(1, len(case.query_lens) // (SAMPLED_ROWS // 2))
     return sorted({row for r in range(0, len(case.query_lens), step) for row in (starts[r], starts[r + 1] - 1)})
