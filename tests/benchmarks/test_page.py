@@ -45,7 +45,7 @@ DRAWN = run_of(
     *(
         msgspec.structs.replace(case(name, floor_ms, **found), traffic="decode")
         for name, floor_ms, found in (
-            ("0 decode: near", 0.5, {OURS: time(1.0), VLLM: time(0.97), AITER: time(0.98)}),
+            ("0 decode: near", 0.5, {OURS: time(1.0), VLLM: time(0.98), AITER: time(0.98)}),
             ("5 decode: behind", 0.4, {OURS: time(1.0), VLLM: time(2.0), AITER: time(0.5)}),
             ("10 decode, X_PACKED 16", 0.5, {OURS: time(1.0)}),
             ("15 decode: small", 0.001, {OURS: time(0.01)}),
