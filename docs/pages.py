@@ -28,7 +28,6 @@ CHECKS = (
     "python -m benchmarks emulation --check",
     "python -m benchmarks emulated --check",
     "python -m benchmarks options --check",
-    "python docs/schemas.py --check",
     "python -m attn_fuzz.report.findings_page --check",
 )
 
