@@ -4,7 +4,7 @@ import re
 import tomllib
 from typing import get_args
 
-from attn_fuzz.zoo.mutants import Kind
+from attn_lab.zoo.known_bugs import Kind
 
 from tests.pages import PAGES, ROOT, run_command, without_numbers
 

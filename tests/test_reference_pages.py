@@ -13,10 +13,10 @@ import attn_optimized
 import attn_reference
 import click
 import msgspec
+from attn_fuzz.patches.source import patched_sources
 from attn_fuzz.verdict.verdict import Kind
-from attn_fuzz.zoo.mutants import KnownBug
-from attn_fuzz.zoo.operators import OPERATORS
-from attn_fuzz.zoo.patches import patched_sources
+from attn_lab.mutate.operators import OPERATORS
+from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity import cli
 
 from tests.pages import PAGES, ROOT, blocks

@@ -55,8 +55,7 @@ def peers(
     from benchmarks.peers.tables import KINDS
 
     if check:
-        _settle(check=True)
-        return
+        sys.exit(_settle(check=True))
     if write and (architectures or only or number):
         raise click.UsageError("--write: the page is of its own cases: leave out --arch, --only and --drawn")
     if json_file and len(kinds) != 1:
@@ -88,8 +87,8 @@ def peers(
     sys.exit(is_wrong)
 
 
-def _settle(*, check: bool) -> None:
-    from attn_fuzz.report.pages import settled
+def _settle(*, check: bool) -> int:
+    from attn_lab import written
 
     from benchmarks.peers import tables
     from benchmarks.peers.results import read
@@ -98,8 +97,7 @@ def _settle(*, check: bool) -> None:
         found = {name: read(FOLDER / f"{name}.csv", kind.facts) for name, kind in tables.KINDS.items()}
     except ValueError as error:
         raise click.UsageError(f"{error}; python -m benchmarks peers --write writes it") from error
-    if settled({PAGE: tables.page(found)}, check=check) and check:
-        raise click.ClickException(f"{PAGE} is not what {FOLDER} says; python -m benchmarks peers --write writes both")
+    return written.settle({PAGE: tables.page(found)}, "python -m benchmarks peers --write", checks=check)
 
 
 def _found_peers(vllm: Path | None, aiter: Path | None) -> tuple[Peers, list[str]]:

@@ -1,6 +1,7 @@
 """`python -m benchmarks speed`: our kernels beside others; `python -m benchmarks page`: the page of what was measured."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def page(files: tuple[Path, ...], check: bool) -> None:
 
     Of a run on drawn cases, and of one of other cases, the newest of each machine is kept.
     """
-    from attn_fuzz.report.pages import settled
+    from attn_lab import written
 
     from benchmarks.speed import kept, page
 
@@ -139,6 +140,5 @@ def page(files: tuple[Path, ...], check: bool) -> None:
             runs = kept.with_run(runs, path)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    stale = settled({page.DATA: kept.text(runs), page.PAGE: page.text(runs)}, check=check)
-    if check and stale:
-        raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks page writes them")
+    texts = {page.DATA: kept.text(runs), page.PAGE: page.text(runs)}
+    sys.exit(written.settle(texts, "python -m benchmarks page", checks=check))

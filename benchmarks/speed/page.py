@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from attn_fuzz.report.pages import table
+from attn_lab.written import table
 
 from benchmarks import PAGES
 from benchmarks.host.results import HostRun

@@ -1,4 +1,4 @@
-"""What `--json` writes, as types: docs/schemas.py makes the JSON schemas of them.
+"""What `--json` of users' commands writes, as types: `python -m attn_lab schemas` makes JSON schemas of them.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
@@ -7,7 +7,6 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case
-from attn_fuzz.report import mutants_page, zoo_page
 from attn_fuzz.verdict.verdict import Kind
 from attn_optimized.selector import Assignment
 from attn_parity.binaries.facts import Facts
@@ -240,41 +239,6 @@ class Exhaust(TypedDict):
     failures: list[str]
 
 
-class Undefined(TypedDict):
-    """A pair of features that no case can have together, and why."""
-
-    pair: tuple[str, str]
-    reason: str
-
-
-class PairCount(TypedDict):
-    """How many cases have both features."""
-
-    pair: tuple[str, str]
-    cases: int
-
-
-class Profile(TypedDict):
-    """What a profile draws: how often each feature, each pair of features, and by side why a feature is refused."""
-
-    examples: int
-    single: dict[str, int]
-    pairs: list[PairCount]
-    refused: dict[str, dict[str, str]]
-
-
-class Matrix(TypedDict):
-    """What `attn-parity matrix` counted."""
-
-    schema: Literal["attn-parity.matrix/1"]
-    hypothesis: str
-    seed: int
-    wrong: list[str]
-    features: list[str]
-    undefined: list[Undefined]
-    profiles: dict[str, Profile]
-
-
 class Binary(TypedDict):
     """A launch on an architecture, its kernel, its facts, and the first digits of the digest of its assembly."""
 
@@ -384,12 +348,9 @@ OUTPUTS: dict[str, Any] = {
     "hunt": Hunt,
     "bisect": Bisect,
     "exhaust": Exhaust,
-    "zoo": zoo_page.Results,
-    "mutate": mutants_page.Results,
-    "matrix": Matrix,
     "compile": Compile,
     "select": Select,
     "doctor": Doctor,
     "prove": Prove,
 }
-"""The type of what each command's `--json` writes."""
+"""The type of what each users' command's `--json` writes."""

@@ -196,7 +196,7 @@ def test_a_changed_fact_changes_the_page_and_is_noticed(tmp_path, monkeypatch):
     facts = command.FOLDER / "binaries.csv"
     facts.write_text(facts.read_text().replace("attention_kernel,1,202,", "attention_kernel,1,203,", 1))
     ended = CliRunner().invoke(cli, check)
-    assert (ended.exit_code, "is not what" in " ".join(ended.output.split())) == (1, True)
+    assert (ended.exit_code, "is not current" in " ".join(ended.output.split())) == (1, True)
 
 
 def test_a_launch_that_fits_no_compute_unit_says_so():

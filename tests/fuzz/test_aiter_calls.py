@@ -1,8 +1,7 @@
 """The adapter of AITER, and its backends agree on a double of AITER, and faults in them are found."""
 
 import pytest
-from attn_fuzz.zoo.mutants import Mutant
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Mutant, Patch
 
 from tests import processes
 
@@ -58,8 +57,9 @@ def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
 RUN_MUTATED = """
 import sys
 import pytest
-from attn_fuzz.zoo.mutants import Mutant, install
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Mutant
+from attn_fuzz.patches.installation import install
+from attn_fuzz.patches.mutant import Patch
 
 place, find, replace, *arguments = sys.argv[1:]
 install(Mutant(name="fault", patches=(Patch(place, find, replace),), raises=""))

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from attn_amdgcn import AmdgcnError, launch, load, prepare
-from attn_fuzz.report.finding_scripts import DOES_NOT_SHOW, FOLDER, SHOWS
+from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS
 
 LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL = (
     FOLDER / "compilers" / f"{name}.py" for name in ("ptxas-lost-shift", "llvm-copies-before-exec", "llvm-partial-spill")

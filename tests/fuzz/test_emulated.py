@@ -9,9 +9,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
-import attn_fuzz.zoo
+import attn_lab.zoo.known_bugs
 import attn_optimized
 import click
 import hypothesis
@@ -38,7 +37,7 @@ from attn_fuzz.targets import emulated, registry
 from attn_fuzz.targets.emulated import TRITON_GFX942
 from attn_fuzz.targets.triton import PARTS_PER_ROUND, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
-from attn_fuzz.zoo import mutants
+from attn_lab.zoo import known_bugs as mutants
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
@@ -47,7 +46,7 @@ from attn_parity import options
 from attn_parity.compile import chosen_architectures
 from hypothesis import strategies as st
 
-ZOO = Path(attn_fuzz.zoo.__file__).parent
+ZOO = attn_lab.zoo.known_bugs.FOLDER
 
 
 @pytest.fixture

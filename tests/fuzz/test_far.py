@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.targets import far
 from attn_fuzz.targets.far import REACH, spread
-from attn_fuzz.zoo.mutants import Mutant
-from attn_fuzz.zoo.patches import Patch
 
 SEEDS = range(6)
 PROGRAM = "tl.program_id(0)"

@@ -9,8 +9,8 @@ from attn_fuzz import inputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.exhaustive import ledger
 from attn_fuzz.exhaustive.ledger import RunOf
-from attn_fuzz.run import campaign
-from attn_fuzz.zoo import generate, mutants
+from attn_lab.mutate import campaign, generate
+from attn_lab.zoo import known_bugs as mutants
 from attn_parity.binaries import budgets, executions, results, run_folder, saved
 
 from tests.emulated.test_run import KERNEL

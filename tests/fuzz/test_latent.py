@@ -19,7 +19,7 @@ from attn_fuzz.cases import allocations, case_file, contradictions, earlier, ten
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.features import FEATURES
 from attn_fuzz.corpus import lifting
-from attn_fuzz.report import coverage, standalone
+from attn_fuzz.report import standalone
 from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import shrink
 from attn_fuzz.run.attempt import write
@@ -32,6 +32,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import TRITON_LATENT_E8M0, TRITON_LATENT_E8M0_PLANES, TRITON_LATENT_SCALED
 from attn_fuzz.verdict import oracle
+from attn_lab.matrix import coverage
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 replace = msgspec.structs.replace

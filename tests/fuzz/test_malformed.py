@@ -9,15 +9,8 @@ import resource
 from pathlib import Path
 from typing import NamedTuple
 
+import attn_lab.commands.zoo  # noqa: F401
 import attn_parity.binaries.budgets as budgets
-import attn_parity.compile
-import attn_parity.emulate
-import attn_parity.matrix
-import attn_parity.mutate
-import attn_parity.replay
-import attn_parity.select
-import attn_parity.show
-import attn_parity.zoo  # noqa: F401
 import pytest
 from attn_fuzz.targets import registry
 from attn_parity import main
@@ -58,7 +51,7 @@ class Reader(NamedTuple):
 
 
 CASE = ROOT / "fuzz/attn_fuzz/corpus/vllm-945.json"
-MUTANT = ROOT / "fuzz/attn_fuzz/zoo/vllm-945.toml"
+MUTANT = ROOT / "lab/attn_lab/zoo/bugs/vllm-945.toml"
 PAGES = ROOT / "docs/generated"
 JSON_READERS = (
     Reader("replay {}", CASE, "case.json"),

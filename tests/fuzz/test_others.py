@@ -13,13 +13,13 @@ import triton
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Cache, Case, Request, Values
-from attn_fuzz.report import finding_scripts
 from attn_fuzz.run import shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
 from attn_fuzz.targets.others import aiter_package, vllm_flex, vllm_write
+from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 

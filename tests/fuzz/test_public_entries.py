@@ -12,12 +12,11 @@ import pytest
 import torch
 from attn_contract import ops
 from attn_fuzz.cases import tensors
+from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.run import shard
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_fuzz.zoo.mutants import Mutant
-from attn_fuzz.zoo.patches import Patch
 from attn_optimized.backends import BACKENDS
 
 TARGETS = {

@@ -18,7 +18,7 @@ from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING, Support
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
-from attn_fuzz.zoo import mutants
+from attn_lab.zoo import known_bugs as mutants
 from attn_parity import failing
 from hypothesis import HealthCheck, assume, given, settings
 

@@ -17,6 +17,7 @@ from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
+from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
 from attn_fuzz.run import drawing, needs, shrink
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.size import Size
@@ -25,7 +26,6 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
-from attn_fuzz.zoo.mutants import Mutant, MutantError, NeverRanError
 
 SHRINK_SECONDS = 240.0
 MOST_OTHERS = 4
@@ -179,7 +179,7 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
         PastCaseError: a past case cannot be run.
-        MutantError: the mutant cannot be run; see `attn_fuzz.zoo.mutants`.
+        MutantError: the mutant cannot be run; see `attn_fuzz.patches.mutant`.
     """
     target = registry.load(plan.target)
     shard = _Shard(plan, executor, report, target)

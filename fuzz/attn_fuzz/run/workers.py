@@ -15,10 +15,10 @@ from multiprocessing.process import BaseProcess
 
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.patches.mutant import MutantError, NeverRanError
 from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.zoo.mutants import MutantError, NeverRanError
 
 END_SECONDS = 15.0
 WAKE_SECONDS = 1.0
