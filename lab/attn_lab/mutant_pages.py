@@ -6,11 +6,10 @@ from typing import TypeVar
 
 import click
 import msgspec
-from attn_fuzz import outputs
 from attn_fuzz.patches.mutant import MutantError
 from attn_lab import results_file
 from attn_lab.zoo.known_bugs import KnownBug
-from attn_parity.console import notes, results
+from attn_parity.console import results
 
 Results = TypeVar("Results", bound=msgspec.Struct)
 
@@ -27,27 +26,27 @@ def chosen(everybody: Sequence[KnownBug], only: Sequence[str]) -> list[KnownBug]
     return [mutant for mutant in everybody if not only or mutant.name in only]
 
 
-def kept(page: Path, kind: type[Results], command: str) -> Results:
-    """The results in the JSON file beside a page, from which the page is made.
+def data_of(page: Path, key: str = "") -> Path:
+    """The JSON file of results of a page: beside it, under its name. A page may have further ones, each with a key."""
+    return page.with_name(f"{page.stem}-{key}.json" if key else f"{page.stem}.json")
+
+
+def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
+    """The results in the JSON files beside a page, from which the page is made; those without a key first.
 
     Args:
-        command: which `attn-parity` command writes both.
+        command: which command of attn_lab writes both.
 
     Raises:
         click.ClickException: there is no such file.
         MutantError: it holds no such results.
     """
-    data = page.with_suffix(".json")
-    if not data.is_file():
-        raise click.ClickException(f"--page: {data} does not exist; `attn-parity {command} --write` writes it")
-    return results_file.load(data, kind)
-
-
-def write(page: Path, found: msgspec.Struct, text: str) -> None:
-    """Write results into the JSON file beside a page, and the page."""
-    outputs.write(page.with_suffix(".json"), results_file.dumps(found))
-    outputs.write(page, text)
-    notes.print(f"{page} written")
+    files = [data_of(page), *sorted(page.parent.glob(f"{page.stem}-*.json"))]
+    found = {file: results_file.load(file, kind) for file in files if file.is_file()}
+    if not found:
+        again = f"`python -m attn_lab {command} --write` writes it"
+        raise click.ClickException(f"--page: {data_of(page)} does not exist; {again}")
+    return found
 
 
 def checked(wrong: Sequence[str], summary: str) -> int:

@@ -1,7 +1,8 @@
 """The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md: a line for each mutant."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from attn_fuzz import inputs
@@ -13,10 +14,19 @@ Results = TypeVar("Results", bound=msgspec.Struct)
 
 
 def dumps(results: Any) -> bytes:
-    """Results as JSON. `results` is a Struct whose last field is `mutants`."""
-    rows = [msgspec.json.encode(row) for row in results.mutants]
-    head = msgspec.json.encode(results).removesuffix(b",".join(rows) + b"]}")
+    """Results as JSON. `results` is a Struct whose last field is `mutants`. Each is a list of its first fields that say more
+    than a default."""
+    rows = [msgspec.json.encode(_first_fields(row)) for row in results.mutants]
+    head = msgspec.json.encode(msgspec.structs.replace(results, mutants=())).removesuffix(b"]}")
     return head + b"\n" + b",\n".join(rows) + b"\n]}\n"
+
+
+def _first_fields(row: Any) -> list[Any]:
+    """The fields of a Struct in their order, without those at the end that have their defaults."""
+    given, defaults = list(msgspec.structs.astuple(row)), list(row.__struct_defaults__)
+    while defaults and given[-1] == defaults.pop():
+        given.pop()
+    return given
 
 
 def load(path: Path, kind: type[Results]) -> Results:
@@ -26,8 +36,16 @@ def load(path: Path, kind: type[Results]) -> Results:
         MutantError: the file cannot be read, holds no results of this kind, or results of another schema.
     """
     try:
-        return msgspec.convert(inputs.read_record(path, str(kind.__struct_config__.tag)), kind)
+        record = inputs.read_record(path, str(kind.__struct_config__.tag))
+        (of_row,) = (get_args(field.type)[0] for field in msgspec.structs.fields(kind) if field.name == "mutants")
+        if isinstance(rows := record.get("mutants"), list):
+            record["mutants"] = [_named(row, of_row.__struct_fields__) for row in rows]
+        return msgspec.convert(record, kind)
     except InputError as error:
         raise MutantError(str(error)) from None
     except msgspec.MsgspecError as error:
         raise MutantError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
+
+
+def _named(row: Any, fields: Sequence[str]) -> Any:
+    return dict(zip(fields, row, strict=False)) if isinstance(row, list) and len(row) <= len(fields) else row

@@ -208,7 +208,7 @@ def small_page(attn_lab, tmp_path):
     """A page of one mutant, which nobody ran."""
     results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
     (tmp_path / "zoo.json").write_bytes(results_file.dumps(results))
-    (tmp_path / "zoo.md").write_text(zoo_page.text(results, [TF32]))
+    (tmp_path / "zoo.md").write_text(zoo_page.text([(results, {})], [TF32]))
     assert attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32").code == 0
     return tmp_path / "zoo.md"
 
@@ -232,9 +232,9 @@ def test_results_of_other_mutants_are_noticed(attn_lab, small_page):
 
 def test_a_mutant_that_is_described_anew_makes_another_page(small_page):
     kept = results_file.load(small_page.with_suffix(".json"), Results)
-    assert zoo_page.text(kept, [TF32]) == small_page.read_text()
-    for field in ("origin", "what", "trigger"):
-        assert zoo_page.text(kept, [msgspec.structs.replace(TF32, **{field: "another"})]) != small_page.read_text()
+    assert zoo_page.text([(kept, {})], [TF32]) == small_page.read_text()
+    for field in ("origin", "what"):
+        assert zoo_page.text([(kept, {})], [msgspec.structs.replace(TF32, **{field: "another"})]) != small_page.read_text()
 
 
 def test_results_are_kept_with_a_line_for_each_mutant():
@@ -260,7 +260,7 @@ def test_a_file_that_holds_no_results_is_an_error(content, attn_lab, small_page)
 @pytest.mark.parametrize("option", ["--check", "--rewrite"])
 def test_results_that_no_verdict_gave_are_an_error(by, option, attn_lab, small_page):
     content = json.loads(small_page.with_suffix(".json").read_text())
-    content["mutants"][0] |= {"found": [3], "by": by}
+    content["mutants"][0] = ["tf32", [3], None, by]
     small_page.with_suffix(".json").write_text(json.dumps(content))
     before = small_page.read_text()
     run = attn_lab("zoo", option, "--page", "zoo.md", "--only", "tf32")
@@ -379,21 +379,21 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
     assert in_kernels - {*targets} == {*left_out} == unseen
 
 
-def test_the_page_of_an_architecture_names_what_is_left_out_and_why(attn_lab, tmp_path):
-    options = ("zoo", "--target", "@gfx942", "--page", "here.md")
-    row = zoo_page.Row("diagonal", found=(1,), seconds=22.2, by="bitwise")
-    results = zoo_page.results("CPU", [0], 300, [row], "@gfx942")
-    (tmp_path / "here.json").write_bytes(results_file.dumps(results))
-    run = attn_lab(*options, "--only", "diagonal", "--rewrite")
+def test_what_an_architecture_came_to_is_a_column_and_what_is_left_out_is_named(attn_lab, tmp_path):
+    options = ("zoo", "--page", "here.md", "--only", "diagonal")
+    for target, found in (("", 3), ("@gfx942", 17)):
+        row = zoo_page.Row("diagonal", found=(found,), seconds=22.2, by="bitwise")
+        name = f"here-{target[1:]}.json" if target else "here.json"
+        (tmp_path / name).write_bytes(results_file.dumps(zoo_page.results("CPU", [0], 300, [row], target)))
+    run = attn_lab(*options, "--rewrite")
     assert run.code == 0, run.out + run.err
-    assert "odd-dims-of-the-low-byte is left out: launches for AMD load no values in pairs" in run.err
     page = (tmp_path / "here.md").read_text()
-    assert page.startswith("# The zoo on gfx942, emulated")
-    assert "`python -m attn_lab zoo --target @gfx942 --examples 300 --write --page FILE`" in page
-    assert "## Left out\n\n* `odd-dims-of-the-low-byte`: launches for AMD load no values in pairs" in page
-    assert attn_lab(*options, "--only", "diagonal", "--check").code == 0
+    assert "`--target @gfx942 --examples 300`" in page
+    assert re.search(r"\n\| `diagonal` \| .* \| 3 \| 22.2 \| bitwise \|  \| 17 \|\n", page)
+    assert "## Left out on gfx942, emulated\n\n* `odd-dims-of-the-low-byte`: launches for AMD load no values in pairs" in page
+    assert attn_lab(*options, "--check").code == 0
     (tmp_path / "here.md").write_text(page.replace("odd-dims-of-the-low-byte", "another"))
-    assert attn_lab(*options, "--only", "diagonal", "--check").code == 1
+    assert attn_lab(*options, "--check").code == 1
 
 
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):
@@ -401,18 +401,12 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
     for name in ("diagonal", "vllm-53856"):  # by a value, and by a read; the second one finds a page of the first one
         run = attn_lab(*options, "--only", name, "--examples", "60", "--workers", "1", "--write")
         assert run.code == 0, run.out + run.err
-    kept = results_file.load(tmp_path / "here.json", Results)
+    kept = results_file.load(tmp_path / "here-triton-gfx942.json", Results)
     assert kept.target == "triton-gfx942"
     assert {row.name for row in kept.mutants if row.by} == {"diagonal", "vllm-53856"}
-    assert (tmp_path / "here.md").read_text().startswith("# The zoo on `triton-gfx942`")
+    assert "ran the mutants on `triton-gfx942`" in " ".join((tmp_path / "here.md").read_text().split())
     with pytest.raises(MutantError, match="the other mutants ran with triton-gfx942 on CPU"):
         zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
-
-
-def test_the_page_of_the_mutants_own_targets_is_not_overwritten(attn_lab):
-    run = attn_lab("zoo", "--target", "triton-gfx942", "--write")
-    assert run.code == 2
-    assert "--page: docs/generated/zoo.md is the page of the mutants' own targets" in run.err
 
 
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
