@@ -70,7 +70,7 @@ def test_an_import_the_other_way_is_found(copy, module, line):
         ("strategies", "run"),
         ("run", "report"),
         ("run", "exhaustive"),
-        ("zoo", "run"),
+        ("patches", "run"),
     ],
 )
 def test_an_import_from_a_room_above_is_found(copy, room, above):

@@ -15,24 +15,27 @@ import click
 import msgspec
 from attn_fuzz.patches.source import patched_sources
 from attn_fuzz.verdict.verdict import Kind
+from attn_lab.__main__ import lab
 from attn_lab.mutate.operators import OPERATORS
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity import cli
 
 from tests.pages import PAGES, ROOT, blocks
 
-SOURCES = [path for folder in ("optimized", "fuzz", "cli", "plugins", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+SOURCES = [
+    path for folder in ("optimized", "fuzz", "cli", "plugins", "lab", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+]
 
 
 def test_every_command_is_described_and_every_option_there_is():
     page = PAGES["docs/reference/command-line.md"]
     options = {"--help", "--version"}
-    context = click.Context(cli)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        assert command is not None
-        assert f"**`attn-parity {name}" in page
-        options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for program, group in (("attn-parity", cli), ("python -m attn_lab", lab)):
+        for name in group.words:
+            command = group.get_command(click.Context(group), name)
+            assert command is not None
+            assert f"**`{program} {name}" in page
+            options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert set(re.findall(r"--[a-z][a-z-]*", page)) <= options
 
 

@@ -29,6 +29,7 @@ from attn_contract import (
     rules,
 )
 from attn_contract.capabilities import Only
+from attn_contract.layouts import A_LATENT_LAYOUT
 from attn_contract.rules import VISIBILITY, holds_rules, rule
 from attn_fuzz import Call, CaptureError, capture
 from attn_fuzz.cases.case import Cache, Case
@@ -330,7 +331,7 @@ def test_dense_v_of_another_width_is_refused_by_all_who_do_not_name_it():
     assert call.out.isnan().all()
 
 
-_LATENT_CACHE = "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES)"
+_LATENT_CACHE = f"a latent cache (layout {A_LATENT_LAYOUT})"
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])

@@ -32,7 +32,6 @@ GROUPS = {
         "doctor": "Say what this machine has, and what to install for the rest.",
     },
     "Other searches": {
-        "hunt": "Go on past each new failure, and end with a table of distinct failures.",
         "exhaust": "Run every call of a scope on a target, without sampling.",
         "prove": "Prove theorems about the source of the kernels, for all lengths.",
         "bisect": "Find the commit of a kernel's repository since which a case fails.",
@@ -45,8 +44,11 @@ GROUPS = {
 }
 """What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
 `select` needs nothing of what `fuzz` imports."""
-MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")}
+MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
+    "hunt": "attn-parity fuzz --keep-going --target TARGET"
+}
 """Names that commands had, and the commands of today."""
+COMMANDS = {name: words for group in GROUPS.values() for name, words in group.items()}
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
 MESSAGE = 1500
@@ -98,7 +100,7 @@ class Commands(click.Group):
             raise click.UsageError(f"no command {args[0]}{nearest(args[0], self.words)}; --help lists them")
         name, command, rest = super().resolve_command(ctx, args)
         if name and command and not ctx.resilient_parsing:
-            values = defaults.table(self.words).get(name, {})
+            values = defaults.table(COMMANDS).get(name, {})
             ctx.default_map = {name: defaults.of_command(values, command)}
             if values:
                 words = ", ".join(f"{option} = {value!r}" for option, value in values.items())

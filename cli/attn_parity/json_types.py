@@ -35,7 +35,10 @@ class Found(Failure):
     """A failure of a run, and the files about it.
 
     `past` is the name of the past case that fails, if it is one. `while_shrinking` says whether the failure was met while
-    another one was shrunk.
+    another one was shrunk. The last fields are those of a run with --keep-going: `needs` are the aspects that the smallest case
+    needs (`attn_fuzz.findings.aspects`), `later` counts later failing cases of the same cause, `again` says whether the case
+    failed when it was run once more, and `met_in` names the failure whose shrinking met this one, if no drawn case did. There
+    `found_after` counts the target's past cases, too.
     """
 
     past: str | None
@@ -43,6 +46,12 @@ class Found(Failure):
     first_file: str | None
     case_file: str | None
     script: str | None
+    name: NotRequired[str]
+    about: NotRequired[str]
+    needs: NotRequired[list[str]]
+    later: NotRequired[int]
+    again: NotRequired[bool]
+    met_in: NotRequired[str | None]
 
 
 class Features(TypedDict):
@@ -89,7 +98,8 @@ class Fuzz(TypedDict):
 
     `planned` and `examples` count drawn cases, `replayed` past cases, `restarted` shards that ran again, and `refused` cases
     that the target refuses. `limits` counts by limit the cases that this tool could not run. `events` counts examples that
-    took a path of the kernels, and `known` failures by known findings. `seconds` is the time of the run, `spent` that of all
+    took a path of the kernels, and `known` failures by known findings. `known_after` says for each of these findings how many
+    cases had been drawn when the first of its failures was. `seconds` is the time of the run, `spent` that of all
     workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor, dtype and phase, how many
     elements lie in each bin of `attn_fuzz.verdict.ratios`.
     """
@@ -109,6 +119,7 @@ class Fuzz(TypedDict):
     drawn: Drawn
     events: dict[str, int]
     known: dict[str, int]
+    known_after: dict[str, int]
     no_longer_failing: list[str]
     seconds: float
     spent: dict[str, float]
@@ -119,57 +130,11 @@ class Fuzz(TypedDict):
     failures: list[Found]
 
 
-class HuntCounts(TypedDict):
-    """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings.
+class FuzzRuns(TypedDict):
+    """Runs of several targets, which took turns."""
 
-    `rejected` counts by reason cases that were drawn and thrown away, which are not `examples`. `limits` counts by limit the
-    cases that this tool could not run. `known_after` says for each of these findings how many cases had been drawn when the
-    first of its failures was.
-    """
-
-    replayed: int
-    examples: int
-    refused: int
-    limits: dict[str, int]
-    failing: int
-    rejected: dict[str, int]
-    known: dict[str, int]
-    known_after: dict[str, int]
-
-
-class Distinct(Failure):
-    """A distinct failure of a hunt, and the files about it.
-
-    `needs` are the aspects that its smallest case needs (`attn_fuzz.findings.aspects`). `later` counts later failing cases of
-    the same cause. `again` says whether the case failed when it was run once more. `met_in` names the failure whose shrinking
-    met this one, if no drawn case did. `found_after` counts the target's past cases, too.
-    """
-
-    name: str
-    target: str
-    about: str
-    needs: list[str]
-    later: int
-    again: bool
-    met_in: str | None
-    case_file: str | None
-    script: str | None
-    first_file: str | None
-
-
-class Hunt(TypedDict):
-    """A run of `attn-parity hunt`."""
-
-    schema: Literal["attn-parity.hunt/1"]
-    device: str
-    versions: dict[str, str]
-    seed: int
-    workers: int
-    seconds: float
-    interrupted: bool
-    error: str | None
-    targets: dict[str, HuntCounts]
-    failures: list[Distinct]
+    schema: Literal["attn-parity.fuzz-runs/1"]
+    runs: list[Fuzz]
 
 
 class Commit(TypedDict):
@@ -345,7 +310,7 @@ class Prove(TypedDict):
 
 OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
-    "hunt": Hunt,
+    "fuzz-runs": FuzzRuns,
     "bisect": Bisect,
     "exhaust": Exhaust,
     "compile": Compile,
@@ -353,4 +318,4 @@ OUTPUTS: dict[str, Any] = {
     "doctor": Doctor,
     "prove": Prove,
 }
-"""The type of what each users' command's `--json` writes."""
+"""The types of what `--json` writes, by command; that of `fuzz` with several targets is `fuzz-runs`."""

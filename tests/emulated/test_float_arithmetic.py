@@ -211,6 +211,7 @@ def test_mixed_sums(architecture):
     third = float(np.float32(3.1))
     for text, expected in (
         ("v_fma_mix_f32 v9, v0, v1, neg(0) op_sel_hi:[1,0,0]", rounded(Fraction(1.5) * Fraction(third), "f32")),
+        ("v_fma_mix_f32 v9, -v1, 2.0, v0 op_sel_hi:[0,1,1]", rounded(Fraction(1.5) - 2 * Fraction(third), "f32")),
         (
             "v_fma_mix_f32 v9, -v0, v1, |v2| op_sel:[1,0,1] op_sel_hi:[1,0,1]",
             rounded(2 * Fraction(third) + Fraction(1, 4), "f32"),
@@ -228,6 +229,11 @@ def test_a_mix_of_bfloat16():
     v = {0: bits32(1.5) >> 16 | bits32(-2.0), 1: np.float32(3.1), 9: JUNK}
     for text, expected in (
         ("v_fma_mix_f32_bf16 v9, v0, v1, neg(0) op_sel_hi:[1,0,0]", Fraction(1.5) * Fraction(float(np.float32(3.1)))),
+        (
+            "v_fma_mix_f32_bf16 v9, v1, 2.0, v0 op_sel:[0,1,0] op_sel_hi:[0,1,1]",
+            Fraction(1.5) + 2 * Fraction(float(np.float32(3.1))),
+        ),
+        ("v_fma_mix_f32_bf16 v9, v1, 2.0, v0 op_sel_hi:[0,1,1]", Fraction(1.5)),
         ("v_fma_mix_f32_bf16 v9, -v0, v1, |v0| op_sel:[1,0,1] op_sel_hi:[1,0,1]", 2 * Fraction(float(np.float32(3.1))) + 2),
     ):
         assert ran(text, "gfx1250", v=v).vector[9, 0, 0] == bits32(rounded(expected, "f32")), text

@@ -198,7 +198,7 @@ def test_a_redis_without_its_client_is_refused(refused, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", [["fuzz"], ["replay", "case.json"], ["zoo"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["fuzz"], ["replay", "case.json"]], ids=" ".join)
 def test_a_gpu_that_is_not_there_is_refused(command, refused, step_case, tmp_path):
     (tmp_path / "case.json").write_text(case_file.dumps(step_case))
     refused(*command, "--device", "cuda", names="no GPU")

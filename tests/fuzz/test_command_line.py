@@ -14,12 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, MAINTAINERS, cli, cpus, places
-from attn_parity.options import MaintainersOption
+from attn_parity import COMMANDS, MOVED, cpus, places
 
 from tests import processes
 from tests.pages import PAGES, ROOT
@@ -27,20 +25,27 @@ from tests.pages import PAGES, ROOT
 PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
 
 
-def test_help_has_a_section_for_maintainers(attn_parity):
-    users, maintainers = attn_parity("--help").out.split("Commands for maintainers of attn-parity:")
-    for name in COMMANDS:
-        assert (f"\n  {name} " in maintainers) == (name in MAINTAINERS)
-        assert (f"\n  {name} " in users) == (name not in MAINTAINERS)
+def test_help_lists_every_command_in_a_group(attn_parity):
+    text = attn_parity("--help").out
+    assert all(text.count(f"\n  {name} ") == 1 for name in COMMANDS)
+    first = text.split("Commands to begin with:")[1].split("\n\n")[0]
+    assert re.findall(r"^  (\w+)", first, re.MULTILINE) == ["fuzz", "replay", "show", "targets", "select", "doctor"]
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"), [("zoo", ("--write", "--rewrite", "--check", "--page")), ("compile", ("--write",))]
+    ("arguments", "told"),
+    [
+        (["fuz"], "no command fuz: did you mean fuzz?"),
+        (["fuzz", "--examlpes", "1"], "No such option '--examlpes'. Did you mean"),
+        (["fuzz", "--target", "tritn"], "target: got 'tritn', expected one of"),
+        (["fuzz", "--target", "planted:FLASH", "--target", "triton"], "--target: several targets take turns"),
+        *(([name], f"{name} is {now}") for name, now in MOVED.items()),
+    ],
 )
-def test_options_for_maintainers_are_apart(name, theirs, attn_parity):
-    users, maintainers = attn_parity(name, "--help").out.split("Options for maintainers of attn-parity:")
-    assert all(f"\n  {option} " in maintainers and f"\n  {option} " not in users for option in theirs)
-    assert "\n  --only " in users
+def test_a_name_that_is_not_there_is_answered_with_what_is(arguments, told, attn_parity):
+    run = attn_parity(*arguments)
+    assert run.code == 2
+    assert told in run.err
 
 
 @pytest.fixture
@@ -92,7 +97,7 @@ def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(interrupted,
         "    child = 'import pathlib, time; pathlib.Path(\"running\").touch(); time.sleep(600)'\n"
         "    subprocess.run([sys.executable, '-c', child])\n"
     )
-    program = "import attn_parity; attn_parity.COMMANDS['waits'] = ''; attn_parity.__path__.append('.'); "
+    program = "import attn_parity; attn_parity.cli.words['waits'] = ''; attn_parity.__path__.append('.'); "
     is_running = (tmp_path / "running").exists
     ended = interrupted(["-c", program + "attn_parity.main(['waits'])"], lambda processes: is_running())
     assert ended == (130, "\n")
@@ -111,16 +116,6 @@ def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(number, 
     code, err = interrupted(["-m", "attn_parity", *arguments], lambda processes: len(processes) >= number)
     assert code == 130, err
     assert "Traceback" not in err
-
-
-def test_who_writes_the_projects_pages_is_for_maintainers():
-    """An option of that name elsewhere is to join the section, unless the command is in it."""
-    for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        for option in command.params:
-            if {"--write", "--rewrite", "--check", "--page"} & {*option.opts}:
-                assert name in MAINTAINERS or isinstance(option, MaintainersOption), (name, option.opts)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -220,7 +215,7 @@ def test_another_tools_pyproject_changes_nothing(pyproject, attn_parity):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, hunt, exhaust, replay"),
+        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, replay, show, targets"),
         ("[tool.attn-parity]\nseed = 1", "[tool.attn-parity]: expected a table for each command"),
         ("tool.attn-parity = 1", "[tool.attn-parity]: expected a table for each command"),
         ("[tool.attn-parity.targets]\ndevise = 'cpu'", "[tool.attn-parity.targets] devise: expected one of device"),
@@ -253,7 +248,6 @@ def test_what_is_no_default_is_refused(text, told, pyproject, attn_parity):
         ("sinks = 1", "sinks: got 1, expected true or false"),
         ("window = 5", "window: got 5, expected a list"),
         ("window = [5]", "window: "),
-        ("backend = 'TRITON_ATTN'", "backend: got 'TRITON_ATTN', expected a list"),
     ],
 )
 def test_a_value_that_the_option_does_not_take_is_refused(option, told, pyproject, attn_parity):
@@ -319,9 +313,9 @@ def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
     fuzz = attn_parity("fuzz", "--target", "planted:FLASH", *drawn, "--json", "run.json")
     assert fuzz.out.startswith("target planted-flash on CPU, 2 examples, 1 workers, --seed 1\n"), fuzz.err
     assert json.loads((tmp_path / "run.json").read_text())["workers"] == 1
-    hunt = attn_parity("hunt", "planted:FLASH", *drawn, "--json", "hunt.json")
-    assert hunt.out.startswith("hunt planted-flash on CPU, 2 examples each, 1 workers, --seed 1\n"), hunt.err
-    assert json.loads((tmp_path / "hunt.json").read_text())["workers"] == 1
+    going = attn_parity("fuzz", "--keep-going", "--target", "planted:FLASH", *drawn, "--json", "run.json")
+    assert going.out.startswith("keep going: planted-flash on CPU, 2 examples each, 1 workers, --seed 1\n"), going.err
+    assert json.loads((tmp_path / "run.json").read_text())["workers"] == 1
 
 
 LIMIT = "a function that this tool does not know"
@@ -329,14 +323,13 @@ LIMIT = "a function that this tool does not know"
 
 def test_cases_that_this_tool_cannot_run_are_counted_and_fail_nothing(attn_parity, tmp_path):
     drawn = ("--examples", 40, "--seed", 1, "--corpus", "none", "--workers", 1, "--json", "run.json")
-    for command in (["fuzz", "--target"], ["hunt"]):
-        run = attn_parity(*command, "planted:LIMITED", *drawn)
+    for more in ([], ["--keep-going"]):
+        run = attn_parity("fuzz", "--target", "planted:LIMITED", *drawn, *more)
         assert run.code == 3, run.out
         told = json.loads((tmp_path / "run.json").read_text())
-        counts = told if command[0] == "fuzz" else told["targets"]["planted:LIMITED"]
-        assert counts["limits"].keys() == {LIMIT}
-        assert f"{counts['limits'][LIMIT]} of 40 not run, by limits of this tool ({LIMIT}: " in run.out
-        assert 0 < counts["limits"][LIMIT] < 40
+        assert told["limits"].keys() == {LIMIT}
+        assert f"{told['limits'][LIMIT]} of 40 not run, by limits of this tool ({LIMIT}: " in run.out
+        assert 0 < told["limits"][LIMIT] < 40
         assert not told["failures"]
         assert not list(tmp_path.glob("attn-parity-runs/*.json"))
         assert "all agree" not in run.out

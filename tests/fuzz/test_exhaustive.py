@@ -10,6 +10,7 @@ import planted_small
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
+from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import properties
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, written_slots
 from attn_fuzz.cases.contradictions import check
@@ -119,12 +120,7 @@ def test_one_request_has_every_length_flag_and_block_size():
         assert len(of_lengths) == 3 * 2 * 2 - 2
 
 
-LATENT = {
-    Layout.LATENT: "triton-latent",
-    Layout.LATENT_SCALED: "triton-latent-scaled",
-    Layout.LATENT_E8M0: "triton-latent-e8m0",
-    Layout.LATENT_E8M0_PLANES: "triton-latent-e8m0-planes",
-}
+LATENT = {layout: f"triton-{layout.lower().replace('_', '-')}" for layout in (Layout.LATENT, *LATENT_FORMATS)}
 
 
 def plainest(name: str) -> Case:
@@ -160,7 +156,8 @@ def test_each_setting_alone_is_a_call_of_the_contract(name):
 def test_a_target_of_latent_caches_has_them_in_its_plainest_call(layout, name):
     case = plainest(name)
     assert case.cache.layout is layout
-    assert (case.head_size > case.head_size_v) == (layout in (Layout.LATENT, Layout.LATENT_SCALED))  # others have no wider K
+    form = layout.latent_format
+    assert (case.head_size > case.head_size_v) == (form is None or form.kept_dims is None)  # others have no wider K
     target = registry.load(name)
     served = list(calls.groups(scope.RULES.parts[0], case, target, "cpu", LeftOut()))
     # rows of two widths are a setting, which the target without scales serves

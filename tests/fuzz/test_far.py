@@ -76,18 +76,6 @@ def test_a_tensor_without_two_rows_stays_where_it_is():
             f"{PROGRAM}.to(tl.int64)",
             PROGRAM,
         ),
-        (
-            "triton-latent-e8m0-far",
-            "kernels.write_e8m0_latent_cache.write_e8m0_latent_cache_kernel",
-            f"{PROGRAM}.to(tl.int64)",
-            PROGRAM,
-        ),
-        (
-            "triton-latent-e8m0-planes-far",
-            "kernels.write_e8m0_planes.write_e8m0_planes_kernel",
-            f"{PROGRAM}.to(tl.int64)",
-            PROGRAM,
-        ),
     ],
 )
 def test_an_offset_of_32_bits_is_found(target, place, find, replace, fuzz_apart):

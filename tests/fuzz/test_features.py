@@ -4,9 +4,12 @@ from itertools import combinations, product
 
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
+from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Rope
 from attn_fuzz.cases.features import FEATURES, features, undefined
+
+from tests.latent_formats import latent_sizes
 
 NAMES = [feature.name for feature in FEATURES]
 CAUSAL = {"attn_type": AttentionType.DECODER, "causal": (True,)}
@@ -45,10 +48,6 @@ def layouts():
 
 
 LATENT = {"head_size_v": 8, "cache": {"layout": Layout.LATENT}}
-LATENT_SCALED = {"dtype": "bfloat16", "head_size": 130, "head_size_v": 128}
-ROWS_WITH_SCALES = {"layout": Layout.LATENT_SCALED, "scales": None}
-LATENT_E8M0 = {"dtype": "bfloat16", "head_size": 32, "head_size_v": 32}
-PLANES = {"dtype": "bfloat16", "head_size": 128, "head_size_v": 128}
 
 
 # each feature, by one or more ways to have it
@@ -87,17 +86,13 @@ WAYS = {
         {"cache": INLINE | {"dtype": dtype, "scales": None}} for dtype in ("int8", "fp8_e4m3fn", "fp8_e4m3fnuz")
     ],
     "LATENT": [LATENT],
-    "LATENT_SCALED": [
-        LATENT_SCALED | {"cache": ROWS_WITH_SCALES | {"dtype": dtype}} for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
-    ],
-    "LATENT_E8M0": [
-        LATENT_E8M0 | {"cache": ROWS_WITH_SCALES | {"layout": Layout.LATENT_E8M0, "dtype": dtype}}
-        for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
-    ],
-    "LATENT_E8M0_PLANES": [
-        PLANES | {"cache": ROWS_WITH_SCALES | {"layout": Layout.LATENT_E8M0_PLANES, "dtype": dtype}}
-        for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
-    ],
+    **{
+        str(layout): [
+            {"dtype": "bfloat16", **latent_sizes(layout), "cache": {"layout": layout, "scales": None, "dtype": dtype}}
+            for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz")
+        ]
+        for layout in LATENT_FORMATS
+    },
     **{
         f"order {order}": [{"cache": PACKED_CONTENT | {"order": order}}, {"cache": {"order": order}}] for order in PhysicalOrder
     },

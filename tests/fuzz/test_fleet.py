@@ -187,9 +187,10 @@ def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(clu
     assert different - {"seconds", "spent"} == {"failures"}  # they name files
 
 
-def test_a_hunt_on_two_nodes_reports_the_distinct_failures_of_one_machine(cluster, second, attn_parity, tmp_path):
+def test_two_nodes_that_keep_going_report_the_distinct_failures_of_one_machine(cluster, second, attn_parity, tmp_path):
     """Nodes find one fault several times, and the report has it once."""
-    arguments = ("hunt", "planted_hunt:THREE", "--examples", 40, "--seed", 1, "--corpus", "none", "--json")
+    options = ("--examples", 40, "--seed", 1, "--corpus", "none", "--json")
+    arguments = ("fuzz", "--keep-going", "--target", "planted_hunt:THREE", *options)
     there = attn_parity(*arguments, "there.json", "--ray", cluster.address, "--report", "there")
     assert there.code == 1, there.err
     assert "2 workers on 2 nodes of Ray" in there.out

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
-from attn_fuzz.report.hunted import Hunted
+from attn_fuzz.report.run import Run
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.targets import Target, registry
+from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS
@@ -24,26 +25,15 @@ def test_a_known_finding_is_counted_and_is_no_failure(fuzz_here):
     assert progress.known_after == {"planted-sinks": 1 + list(fail).index(True)}
 
 
-def test_a_hunt_counts_the_cases_of_earlier_shards_before_the_first_that_a_finding_explains():
+def test_a_run_counts_the_cases_of_earlier_shards_before_the_first_that_a_finding_explains():
     shards = [
-        Progress(examples=25, rejected={"a": 1, "b": 2}),
-        Progress(examples=25, rejected={"a": 4}, known={"one": 2}, known_after={"one": 3}),
+        Progress(examples=25),
+        Progress(examples=25, known={"one": 2}, known_after={"one": 3}),
         Progress(examples=25, known={"one": 4, "two": 1}, known_after={"one": 1, "two": 20}),
     ]
-    hunted = Hunted(
-        device="CPU",
-        versions={},
-        seed=0,
-        workers=1,
-        seconds=1.0,
-        targets={"t": shards},
-        failures=[],
-        interrupted=False,
-        error=None,
-    )
-    counts = hunted.to_json()["targets"]["t"]
-    assert counts["known_after"] == {"one": 28, "two": 70}
-    assert counts["rejected"] == {"a": 5, "b": 2}
+    numbers = {"seed": 0, "workers": 1, "planned": 75, "seconds": 1.0}
+    run = Run(target="t", device="CPU", support=EVERYTHING, versions={}, command=[], progress=shards, failures=[], **numbers)
+    assert run.to_json()["known_after"] == {"one": 28, "two": 70}
 
 
 def test_it_hides_no_other_failure_and_does_not_shrink_into_itself(fuzz_here):

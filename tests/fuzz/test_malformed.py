@@ -6,6 +6,7 @@ everything is imported already. `--malformed N` draws N inputs; `tox run -e faul
 
 import random
 import resource
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ import attn_lab.commands.zoo  # noqa: F401
 import attn_parity.binaries.budgets as budgets
 import pytest
 from attn_fuzz.targets import registry
-from attn_parity import main
+from attn_lab.__main__ import lab
+from attn_parity import cli, main
 
 from tests.malformed import (
     CONFIG_DRAWS,
@@ -105,7 +107,8 @@ def test_a_malformed_file_is_refused_in_one_line(tmp_path, request):
         folder = tmp_path / str(seed)
         folder.mkdir()
         arguments = draw(seed, folder)
-        ended = run_in_fork(main, arguments.split(), folder)
+        commands = lab if arguments.startswith(("zoo", "mutate")) else cli
+        ended = run_in_fork(partial(main, commands=commands), arguments.split(), folder)
         lines = [line for line in ended.err.splitlines() if line and line != NOTE]
         is_one = len(lines) == 1 and lines[0].startswith("attn-parity: ") and lines[0].isprintable() and len(lines[0]) < 2000
         if ended.code != 2 or ended.out or not is_one:

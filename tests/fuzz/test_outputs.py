@@ -16,10 +16,10 @@ from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.corpus import files
-from attn_fuzz.run.hunt import Entry
+from attn_fuzz.run.distinct import Entry
 from attn_fuzz.run.shard import Failure
 from attn_fuzz.verdict.verdict import Verdict
-from attn_parity import hunt, prove
+from attn_parity import keep_going, prove
 from attn_parity.failing import EarlyFiles
 
 replace = msgspec.structs.replace
@@ -138,8 +138,8 @@ def test_of_two_processes_one_creates_a_file(tmp_path):
     assert contents(tmp_path) == {str(n): (b"a" if by_first else b"b") * 1000 for n, (by_first, _) in enumerate(made)}
 
 
-def test_a_hunt_deletes_no_file_of_an_earlier_one(step_case, tmp_path):
-    """The earlier hunt of this seed found the same case first, and what it shrinks to had a cause of its own then."""
+def test_a_run_that_keeps_going_deletes_no_file_of_an_earlier_one(step_case, tmp_path):
+    """The earlier run of this seed found the same case first, and what it shrinks to had a cause of its own then."""
     failure = Failure(
         case=step_case,
         verdict=WRONG,
@@ -152,7 +152,7 @@ def test_a_hunt_deletes_no_file_of_an_earlier_one(step_case, tmp_path):
 
     def dropped_after(folder: Path) -> set[str]:
         entry = Entry("mine", ("value", ""), 1, 1, failure, is_open=True)
-        files_of = hunt._Files(folder, {"mine": "mine-1"}, frozenset(folder.iterdir()))
+        files_of = keep_going.Files(folder, {"mine": "mine-1"}, frozenset(folder.iterdir()))
         files_of.changed(entry)
         assert len(contents(folder)) == 2
         files_of.dropped(entry)

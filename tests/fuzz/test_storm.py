@@ -27,7 +27,7 @@ FUZZ = "fuzz --corpus none --workers 2 --report runs --seed {number} --device cp
 COMMANDS = {
     "fuzz": f"{FUZZ} --target planted:SLOW_NAN --examples 300",
     "agreeing": f"{FUZZ} --target planted:SLOW --examples 40",
-    "hunt": "hunt planted:SLOW --examples 40 --corpus none --workers 2 --report runs --device cpu",
+    "keep going": f"{FUZZ} --keep-going --target planted:SLOW --examples 40",
     "exhaust": "exhaust --target planted:SLOW --shard 1/200 --workers 2 --folder runs --device cpu",
     "replay": "replay case.json case.json case.json case.json case.json case.json --target planted:SLOW --device cpu",
     "zoo": "zoo --only diagonal --examples 100 --workers 2 --device cpu",
@@ -55,7 +55,7 @@ KILLS = (
     ("fuzz", KERNEL, signal.SIGKILL),
     ("fuzz", SERVER, signal.SIGKILL),
     ("exhaust", SERVER, signal.SIGKILL),
-    ("hunt", SERVER, signal.SIGKILL),
+    ("keep going", SERVER, signal.SIGKILL),
     ("replay", SERVER, signal.SIGKILL),
     ("zoo", SERVER, signal.SIGKILL),
     ("mutate", SERVER, signal.SIGKILL),
@@ -110,8 +110,9 @@ class Storm:
         self.command, self.rng = command, random.Random(number)
         self.folder, self.called, self.started = folder, folder / "called", folder / "started"
         (folder / "case.json").write_bytes(case.read_bytes())
-        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from attn_parity import main; "
-        program += f"open({str(self.started)!r}, 'w').close(); main()"
+        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from attn_parity import cli, main; "
+        group = "__import__('attn_lab.__main__').__main__.lab" if command in ("zoo", "mutate") else "cli"
+        program += f"open({str(self.started)!r}, 'w').close(); main(commands={group})"
         words = COMMANDS[command].format(number=number, mutant=MUTANT).split()
         self.main = subprocess.Popen(
             [sys.executable, "-c", program, *words],

@@ -126,7 +126,7 @@ def test_a_mend_of_a_text_that_is_not_there_is_refused(tmp_path):
 
 
 def hunt_of(examples: int, **known_after: dict[str, int]) -> dict:
-    return {"targets": {name: {"examples": examples, "known_after": after} for name, after in known_after.items()}}
+    return {name: {"examples": examples, "known_after": after} for name, after in known_after.items()}
 
 
 def test_the_speed_of_finding_is_that_of_the_target_that_meets_it_first():
@@ -156,9 +156,9 @@ def test_a_report_says_what_confirms_its_finding():
 def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(attn_parity, tmp_path, monkeypatch):
     def hunted(sources: Path) -> dict:
         monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(sources))
-        options = ("--examples", 50, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "hunt.json")
-        run = attn_parity("hunt", "planted_mended:TARGET", *options)
-        result = json.loads((tmp_path / "hunt.json").read_text())
+        options = ("--examples", 50, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json")
+        run = attn_parity("fuzz", "--keep-going", "--target", "planted_mended:TARGET", *options)
+        result = json.loads((tmp_path / "run.json").read_text())
         assert run.code == bool(result["failures"]), run.err
         return result
 
@@ -167,7 +167,7 @@ def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(
     faults.write_text(planted_mended.SOURCE)
     broken = hunted(tmp_path / "broken")
     assert broken["failures"] == []
-    assert broken["targets"]["planted_mended:TARGET"]["known"]["planted-cap"] > 5
+    assert broken["known"]["planted-cap"] > 5
 
     mend = Mend("found += 1", "found += 0")
     report = Report(
@@ -184,7 +184,7 @@ def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(
     both = replace(report, mend=[mend, Mend("found += 2", "found += 0")])
     finding_scripts.mended({"planted-cap": both}, tmp_path / "both")
     mended = hunted(tmp_path / "mended")
-    assert mended["targets"]["planted_mended:TARGET"]["known"] == {}
+    assert mended["known"] == {}
     assert [{"logits_soft_cap", "several requests"} <= {*each["needs"]} for each in mended["failures"]] == [True]
 
     assert hunted(tmp_path / "both")["failures"] == []

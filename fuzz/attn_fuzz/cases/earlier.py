@@ -161,7 +161,7 @@ def _key_strides(name: str) -> Callable[[Step], Step | None]:
 def _cache_strides(step: Step) -> Step | None:
     if step.kv_cache is None or step.view is None:
         return None
-    unit = step.view.layout.unit_of_blocks(step.view.head_size)
+    unit = step.view.layout.unit_of_blocks(step.view.head_size, step.view.head_size_v)
     return _with_cache(step, step.view, restrided(step.kv_cache, unit))
 
 

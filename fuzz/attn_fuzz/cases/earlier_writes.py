@@ -74,7 +74,7 @@ def _in_cache(write: Write, step: Step, kv_cache: torch.Tensor) -> _Changed:
 
 def _cache_strides(write: Write, step: Step) -> _Changed | None:
     assert step.raw is not None
-    unit = write.view.layout.unit_of_blocks(write.view.head_size)
+    unit = write.view.layout.unit_of_blocks(write.view.head_size, write.view.head_size_v)
     return _in_cache(write, step, restrided(write.view.tensor(step.raw), unit))
 
 

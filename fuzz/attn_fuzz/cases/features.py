@@ -5,6 +5,7 @@ from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 from attn_contract import AttentionType, Batch, Layer, Layout, PhysicalOrder
+from attn_contract.layouts import LATENT_FORMATS
 from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import Cache, Case, Request, Rope
 
@@ -215,9 +216,8 @@ _UNDEFINED = (
     ({"cache of the layer's dtype"}, {"saturated"}, "only a quantized cache saturates"),
     ({"saturated"}, _ROPE, "a rotation makes NaN of infinities"),
     (_INLINE, _names("scales"), "its scales are in its rows"),
-    ({"LATENT_SCALED"}, {"float32", "float16"}, "its rows hold rotated dims in bfloat16"),
-    ({"LATENT_E8M0", "LATENT_E8M0_PLANES"}, {"float32", "float16"}, "bfloat16 is the only dtype beside its rows"),
-    ({"LATENT_E8M0_PLANES"}, {"padded rows"}, "its pages are dense"),
+    ({str(layout) for layout in LATENT_FORMATS}, {"float32", "float16"}, "bfloat16 is the only dtype beside its rows"),
+    ({str(layout) for layout in LATENT_FORMATS if layout.has_dense_pages}, {"padded rows"}, "its pages are dense"),
     ({"cache int8"}, {"scale per tensor", "scale per head"}, "int8 has a scale per token and head"),
     ({"K and V planes"}, _CONTENT | _ORDERS | {"interleaved layers"}, "K and V share each row of such an allocation"),
     ({"X_PACKED", "SHUFFLED"}, _ORDERS | {"interleaved layers"}, "no row of them holds K and V, whatever the view"),

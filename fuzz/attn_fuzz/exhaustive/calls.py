@@ -67,7 +67,7 @@ def base(name: str, target: Target, device: str) -> Case:
             num_blocks=1,
             planes=engine.planes[0] and not is_latent,
             order=engine.orders[0],
-            dtype=float8[0] if layout.has_latent_scales else None,
+            dtype=float8[0] if layout.latent_format is not None else None,
         ),
         writes=True in engine.writes,
         finite_slots=support.unused_slots == "finite",

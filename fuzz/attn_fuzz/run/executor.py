@@ -23,7 +23,6 @@ import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, HelperKilledError, InputError
-from attn_fuzz.interpreted import interpreter
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
@@ -316,7 +315,7 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
             installation.install(load.mutant)
         import torch
         from attn_fuzz.exact import interpreter as exact_interpreter
-        from attn_fuzz.interpreted import accesses
+        from attn_fuzz.interpreted import accesses, interpreter
 
         module, function = load.trial.split(":")
         try_case = getattr(importlib.import_module(module), function)

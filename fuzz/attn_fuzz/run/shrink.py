@@ -200,7 +200,7 @@ def _smaller(value: int, least: int) -> Iterator[int]:
 def _smaller_caches(cache: Cache, sizes: Support | LatentSizes) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
-    unscaled = Layout.LATENT if cache.layout.has_latent_scales else cache.layout
+    unscaled = Layout.LATENT if cache.layout.latent_format is not None else cache.layout
     unscaled = Layout.CONTENT_PACKED if cache.layout is Layout.CONTENT_PACKED_SCALED else unscaled
     yield replace(cache, layout=unscaled, dtype=None, scales=None)
     for layout in LAYOUTS[: LAYOUTS.index(cache.layout)]:

@@ -134,7 +134,7 @@ def _cache(kv_cache: torch.Tensor | None, layer: Layer, far: Spread) -> Any:
     if layer.layout is None:
         return far.rows(kv_cache)
     dims = range(layer.layout.dims.index("page")) if layer.layout.has_dense_pages else None
-    return far.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size))
+    return far.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size, layer.head_size_v))
 
 
 def _batch(batch: Batch, far: Spread) -> Batch:
@@ -214,10 +214,6 @@ def _far_away(target: Target, description: str) -> Target:
 
 TRITON_FAR = _far_away(TRITON, "the shipping Triton kernels")
 TRITON_LATENT_FAR = _far_away(TRITON_LATENT, "the shipping Triton kernels for latent caches")
-TRITON_LATENT_E8M0_FAR = _far_away(
-    TRITON_LATENT_E8M0, "the shipping Triton kernels for latent caches of rows with ue8m0 scales"
-)
-TRITON_LATENT_E8M0_PLANES_FAR = _far_away(
-    TRITON_LATENT_E8M0_PLANES, "the shipping Triton kernels for latent caches of pages of rows and of ue8m0 scales"
-)
-TRITON_LATENT_SCALED_FAR = _far_away(TRITON_LATENT_SCALED, "the shipping Triton kernels for latent caches of rows with scales")
+TRITON_LATENT_SCALED_FAR = _far_away(TRITON_LATENT_SCALED, "triton-latent-scaled")
+TRITON_LATENT_E8M0_FAR = _far_away(TRITON_LATENT_E8M0, "triton-latent-e8m0")
+TRITON_LATENT_E8M0_PLANES_FAR = _far_away(TRITON_LATENT_E8M0_PLANES, "triton-latent-e8m0-planes")

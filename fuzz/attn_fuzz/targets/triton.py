@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras, properties
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -204,30 +205,6 @@ def _latent_support(device: str) -> Support:
     )
 
 
-def _scaled_support(device: str) -> Support:
-    widths = ((128, 16), (256, 0), (384, 2), (512, 64)) if device == "cpu" else ((512, 64), (256, 32))
-    return dataclasses.replace(
-        _latent_support(device),
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("bfloat16",),
-        layouts=(Layout.LATENT_SCALED,),
-        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
-        latent=LatentSizes(widths=widths),
-    )
-
-
-def _e8m0_support(device: str) -> Support:
-    widths = ((32, 0), (96, 0), (256, 0), (512, 0)) if device == "cpu" else ((512, 0), (256, 0))
-    scaled = _scaled_support(device)
-    return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0,), latent=LatentSizes(widths=widths))
-
-
-def _e8m0_planes_support(device: str) -> Support:
-    widths = ((128, 0), (192, 0), (256, 0), (512, 0)) if device == "cpu" else ((512, 0), (256, 0))
-    scaled = _scaled_support(device)
-    return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0_PLANES,), latent=LatentSizes(widths=widths))
-
-
 TRITON_LATENT = dataclasses.replace(
     TRITON,
     name="triton-latent",
@@ -237,31 +214,40 @@ TRITON_LATENT = dataclasses.replace(
 )
 
 
-TRITON_LATENT_SCALED = dataclasses.replace(
-    TRITON_LATENT,
-    name="triton-latent-scaled",
-    description="the shipping Triton kernels: latent caches whose rows hold float8, scales and bfloat16, cache write",
-    support=_scaled_support,
-    refuses=False,  # that of triton-latent: the functions are the same
-    # each element is multiplied by its scale before the dots, and rounded to bfloat16
-    rounding=lambda device: dataclasses.replace(_triton_rounding(device), rounds_dequantized=True),
-)
+def _scaled_latent(layout: Layout) -> Target:
+    """The kernels over a latent layout with scales."""
+    form = LATENT_FORMATS[layout]
+    behind_v = form.kept_dims is None
+    kept = form.kept_dims or 0
+
+    def support(device: str) -> Support:
+        # one scale, two and three, which are no power of two, and what models have
+        few = [(scales * form.scale_dims + kept, rest if behind_v else 0) for scales, rest in ((1, 16), (2, 0), (3, 2))]
+        of_models = [(512, 64 if behind_v else 0), (256, 32 if behind_v else 0)]
+        return dataclasses.replace(
+            _latent_support(device),
+            attn_types=(AttentionType.DECODER,),
+            dtypes=("bfloat16",),
+            layouts=(layout,),
+            cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+            latent=LatentSizes(widths=(*few, of_models[0]) if device == "cpu" else tuple(of_models)),
+        )
+
+    return dataclasses.replace(
+        TRITON_LATENT,
+        name=f"triton-{layout.lower().replace('_', '-')}",
+        description=f"the shipping Triton kernels: latent caches of layout {layout}, cache write",
+        support=support,
+        refuses=False,  # that of triton-latent: the functions are the same
+        # each element is multiplied by its scale before the dots, and rounded to bfloat16
+        rounding=lambda device: dataclasses.replace(_triton_rounding(device), rounds_dequantized=True),
+    )
 
 
-TRITON_LATENT_E8M0 = dataclasses.replace(
-    TRITON_LATENT_SCALED,
-    name="triton-latent-e8m0",
-    description="the shipping Triton kernels: latent caches whose rows hold float8 and ue8m0 scales, cache write",
-    support=_e8m0_support,
-)
-
-
-TRITON_LATENT_E8M0_PLANES = dataclasses.replace(
-    TRITON_LATENT_SCALED,
-    name="triton-latent-e8m0-planes",
-    description="the shipping Triton kernels: latent caches of pages of rows and of ue8m0 scales, cache write",
-    support=_e8m0_planes_support,
-)
+SCALED_LATENT = {layout: _scaled_latent(layout) for layout in LATENT_FORMATS}
+TRITON_LATENT_SCALED = SCALED_LATENT[Layout.LATENT_SCALED]
+TRITON_LATENT_E8M0 = SCALED_LATENT[Layout.LATENT_E8M0]
+TRITON_LATENT_E8M0_PLANES = SCALED_LATENT[Layout.LATENT_E8M0_PLANES]
 
 
 def _cascade_call(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -394,8 +380,8 @@ TRITON_LATENT_INVARIANT = dataclasses.replace(
 )
 
 
-TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT, TRITON_LATENT_E8M0_PLANES_INVARIANT = (
-    dataclasses.replace(
+def _invariant(target: Target) -> Target:
+    return dataclasses.replace(
         TRITON_LATENT_INVARIANT,
         name=f"{target.name}-invariant",
         description=f"{target.name} in batch-invariant mode: each request also alone, and in whole tiles",
@@ -403,8 +389,11 @@ TRITON_LATENT_SCALED_INVARIANT, TRITON_LATENT_E8M0_INVARIANT, TRITON_LATENT_E8M0
         refuses=False,
         rounding=target.rounding,
     )
-    for target in (TRITON_LATENT_SCALED, TRITON_LATENT_E8M0, TRITON_LATENT_E8M0_PLANES)
-)
+
+
+TRITON_LATENT_SCALED_INVARIANT = _invariant(TRITON_LATENT_SCALED)
+TRITON_LATENT_E8M0_INVARIANT = _invariant(TRITON_LATENT_E8M0)
+TRITON_LATENT_E8M0_PLANES_INVARIANT = _invariant(TRITON_LATENT_E8M0_PLANES)
 
 
 def _properties_support(device: str) -> Support:

@@ -89,11 +89,11 @@ def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed
     """How fast these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
 
     Args:
-        hunts: what `attn-parity hunt --json` wrote, of several seeds.
+        hunts: of several seeds, the JSON of each target's run, by target.
     """
     found = {}
     for name, (_, targets) in findings.items():
-        hunted = [[hunt["targets"][target] for target in targets if target in hunt["targets"]] for hunt in hunts]
+        hunted = [[hunt[target] for target in targets if target in hunt] for hunt in hunts]
         if counts := [of for of in hunted if of]:
             met = [[each["known_after"].get(name) for each in of] for of in counts]
             after = [min((number for number in of if number is not None), default=None) for of in met]
@@ -226,7 +226,8 @@ def _sentence(text: str) -> str:
 
 
 def write_speed(files: Iterable[Path]) -> None:
-    """Write findings-speed.json of what hunts of several seeds wrote as JSON. Hunts of which the page tells run on a CPU."""
-    hunts = [msgspec.json.decode(path.read_bytes()) for path in files]
+    """Write findings-speed.json of what `attn-parity fuzz --keep-going --json` wrote, of several seeds, on a CPU."""
+    written = [msgspec.json.decode(path.read_bytes()) for path in files]
+    hunts = [{run["target"]: run for run in each.get("runs", [each])} for each in written]
     met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
     SPEED.write_bytes(lines_of(speeds(met_there, hunts)))

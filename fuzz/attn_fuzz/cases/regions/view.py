@@ -6,7 +6,8 @@ from attn_fuzz.cases.regions.region import Region, not_drawn, of_view
 
 
 def _has_several_scales(view: KVCacheView) -> bool:
-    return view.layout.has_latent_scales and view.layout.quantized_size(view.head_size_v or 0) > view.layout.dims_of_scale
+    form = view.layout.latent_format
+    return form is not None and form.quantized_size(view.head_size, view.head_size_v) > form.scale_dims
 
 
 def _has_both(view: KVCacheView) -> bool:

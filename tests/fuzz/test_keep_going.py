@@ -1,4 +1,4 @@
-"""A hunt tells the faults of one target apart, hides none behind another, and finds the same with any number of workers."""
+"""`fuzz --keep-going` tells faults of one target apart, hides none, and finds the same with any number of workers."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aspects import ASPECTS, aspects
 from attn_fuzz.run import needs, runner, shrink
-from attn_fuzz.run.hunt import SHARD_EXAMPLES, Entry, Hunt
+from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures, Entry
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import needing
@@ -51,9 +51,9 @@ def draws(*targets: str, examples: int, seed: int = 1, folder: Path = Path()) ->
     return [runner.shards(plan, SHARD_EXAMPLES) for plan in plans]
 
 
-def hunted(run_of: Runs, *targets: str, examples: int, seed: int = 1, order: random.Random | None = None) -> Hunt:
+def hunted(run_of: Runs, *targets: str, examples: int, seed: int = 1, order: random.Random | None = None) -> DistinctFailures:
     """A hunt whose plans run one after the other, in their order or in a random one."""
-    hunt = Hunt(draws(*targets, examples=examples, seed=seed))
+    hunt = DistinctFailures(draws(*targets, examples=examples, seed=seed))
     waiting = list(range(len(hunt.plans)))
     while waiting:
         index = waiting.pop(order.randrange(len(waiting)) if order else 0)
@@ -65,7 +65,7 @@ def hunted(run_of: Runs, *targets: str, examples: int, seed: int = 1, order: ran
     return hunt
 
 
-def found(hunt: Hunt) -> list[tuple]:
+def found(hunt: DistinctFailures) -> list[tuple]:
     return [
         (entry.target, entry.way, entry.number, entry.after, entry.explained, entry.needs, entry.failure.case)
         for entry in hunt.entries
@@ -161,10 +161,10 @@ def noted(*failures: Failure) -> Progress:
     return Progress(examples=25, passed=failures)
 
 
-def start(sink_case, *changes: dict) -> tuple[Hunt, list[Entry], list[Entry]]:
+def start(sink_case, *changes: dict) -> tuple[DistinctFailures, list[Entry], list[Entry]]:
     """A hunt whose only shard has ended, with a failure for each change of the case; entries that changed, and dropped ones."""
     changed, dropped = [], []
-    hunt = Hunt([draws("a target", examples=25)[0]], None, changed.append, dropped.append)
+    hunt = DistinctFailures([draws("a target", examples=25)[0]], None, changed.append, dropped.append)
     passed = [entry_of(msgspec.structs.replace(sink_case, **each), WRONG, needs=None).failure for each in changes]
     hunt.report(0, noted(*passed))
     hunt.ended(0, noted(*passed))
@@ -317,10 +317,10 @@ TARGET = dataclasses.replace(THREE, findings=FINDINGS)
 
 
 def test_two_workers_find_what_one_finds_and_its_declarations_are_findings(run_of, attn_parity, tmp_path):
-    options = ("--examples", 50, "--seed", 1, "--workers", 2, "--corpus", "none", "--json", "hunt.json")
-    run = attn_parity("hunt", THREE, *options)
+    options = ("--examples", 50, "--seed", 1, "--workers", 2, "--corpus", "none", "--json", "run.json")
+    run = attn_parity("fuzz", "--keep-going", "--target", THREE, *options)
     assert run.code == 1
-    result = check("hunt", (tmp_path / "hunt.json").read_text())
+    result = check("fuzz", (tmp_path / "run.json").read_text())
     expected = [(entry.after, entry.explained, entry.needs) for entry in hunted(run_of, THREE, examples=50).entries]
     assert [(each["found_after"], each["later"], set(each["needs"])) for each in result["failures"]] == expected
     for each in result["failures"]:
@@ -334,26 +334,42 @@ def test_two_workers_find_what_one_finds_and_its_declarations_are_findings(run_o
 
 
 def test_where_nothing_fails_it_ends_with_0(attn_parity, tmp_path):
-    run = attn_parity("hunt", "planted_hunt:SOUND", "--minutes", 0.01, "--seed", 1, "--workers", 1, "--json", "hunt.json")
+    options = ("--minutes", 0.01, "--seed", 1, "--workers", 1, "--json", "run.json")
+    run = attn_parity("fuzz", "--keep-going", "--target", "planted_hunt:SOUND", *options)
     assert run.code == 0
-    assert "no distinct failures" in run.out
-    assert check("hunt", (tmp_path / "hunt.json").read_text())["failures"] == []
+    assert "planted-sound on CPU, 0.01 minutes, " in run.out
+    assert check("fuzz", (tmp_path / "run.json").read_text())["failures"] == []
 
 
-def test_what_is_thrown_away_is_said_and_counted_by_target(attn_parity, tmp_path):
-    options = ("--examples", 25, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "hunt.json")
-    run = attn_parity("hunt", "planted_hunt:SOUND", "planted_hunt:PICKY", *options)
-    targets = check("hunt", (tmp_path / "hunt.json").read_text())["targets"]
-    lost = targets["planted_hunt:PICKY"]["rejected"]["excluded: fused qkv"]
+def test_several_targets_take_turns_and_each_has_its_results(attn_parity, tmp_path):
+    options = ("--examples", 25, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json", "--report", "here")
+    run = attn_parity("fuzz", "--keep-going", "--target", "planted_hunt:SOUND", "--target", "planted_hunt:PICKY", *options)
+    runs = {run["target"]: run for run in check("fuzz-runs", (tmp_path / "run.json").read_text())["runs"]}
+    lost = runs["planted-picky"]["drawn"]["rejected"]["excluded: fused qkv"]
     assert lost > 0
-    assert f"planted_hunt:PICKY: thrown away: {lost} of {25 + lost} cases drawn: {lost} excluded: fused qkv" in run.out
-    assert "planted_hunt:SOUND: thrown away" not in run.out
-    assert "excluded: fused qkv" not in targets["planted_hunt:SOUND"]["rejected"]
+    assert f"planted-picky: thrown away: {lost} of {25 + lost} cases drawn: {lost} excluded: fused qkv" in run.err
+    assert "planted-sound: thrown away" not in run.err
+    assert "excluded: fused qkv" not in runs["planted-sound"]["drawn"]["rejected"]
+    assert [path.name for path in sorted((tmp_path / "here").iterdir())] == ["planted-picky-1.html", "planted-sound-1.html"]
 
 
 def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environment):
-    command = [sys.executable, "-m", "attn_parity", "hunt", THREE, "--minutes", "60", "--seed", "1", "--workers", "1"]
-    command += ["--json", "hunt.json", "--report", "found", "--corpus", "none"]
+    command = [
+        sys.executable,
+        "-m",
+        "attn_parity",
+        "fuzz",
+        "--keep-going",
+        "--target",
+        THREE,
+        "--minutes",
+        "60",
+        "--seed",
+        "1",
+        "--workers",
+        "1",
+    ]
+    command += ["--json", "run.json", "--report", "found", "--corpus", "none"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=child_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -367,7 +383,7 @@ def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environme
     assert process.returncode == 1, err
     assert "interrupted: " in out
     assert "Traceback" not in err
-    result = json.loads((tmp_path / "hunt.json").read_text())
+    result = json.loads((tmp_path / "run.json").read_text())
     assert result["interrupted"]
     assert result["failures"]
     for each in result["failures"]:
@@ -375,19 +391,8 @@ def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environme
         assert each["case_file"] in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ((), "Missing argument 'TARGET...'"),
-        (("nothing",), "target: got 'nothing', expected one of"),
-        ((THREE, THREE), "TARGET: got planted-three more than once"),
-        ((THREE, "--corpus", "missing.json"), "missing.json"),
-        ((THREE, "--minutes", "-1"), "--minutes"),
-        ((THREE, "--json", "missing/hunt.json"), "--json: the folder missing does not exist"),
-    ],
-)
-def test_bad_input_is_one_line_and_writes_nothing(arguments, told, attn_parity, tmp_path):
-    run = attn_parity("hunt", *arguments)
+def test_a_target_that_is_named_twice_is_refused(attn_parity, tmp_path):
+    run = attn_parity("fuzz", "--keep-going", "--target", THREE, "--target", THREE)
     assert run.code == 2
-    assert told in run.err.splitlines()[-1]
+    assert "--target: got planted-three more than once" in run.err
     assert not list(tmp_path.rglob("*.json"))

@@ -1,7 +1,7 @@
-"""A hunt: a run that goes on past each new failure by itself.
+"""The distinct failures of a run that goes on past each failure.
 
 Its shards draw cases, and note each failure with the parts that the case needs in order to fail: rules and earlier calls. The
-hunt reads these failures in the order of the shards. A failure that no entry explains becomes an entry: a plan of its own
+run reads these failures in the order of the shards. A failure that no entry explains becomes an entry: a plan of its own
 shrinks the case, and finds what the smallest case needs. Later failures that the entry explains are counted.
 
 An entry explains failures of one target that fail in one way (`what_failed`) alone, so failures of different ways never wait
@@ -126,8 +126,8 @@ class _Trail:
     before: int = 0
 
 
-class Hunt:
-    """The state of a hunt. The runner runs `plans`, and calls `report` and `ended`.
+class DistinctFailures:
+    """The failures of a run that keeps going. The runner runs `plans`, and calls `report` and `ended`.
 
     Args:
         shards: of each target, its plans in order. They go on past failures.
