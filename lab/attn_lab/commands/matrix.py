@@ -14,7 +14,9 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
+from attn_lab.matrix.regions import HEADING as REGIONS_HEADING
 from attn_lab.matrix.regions import never_drawn, region_counts, region_page
+from attn_lab.written import table
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
@@ -41,14 +43,14 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 @click.option(
     "--only",
     type=click.Choice(["coverage", "regions", "backends"]),
-    help="Make only one of the three pages; backends takes no time, and regions little.",
+    help="Make only one of the two pages, or the part on regions of the first; backends takes no time, and regions little.",
 )
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
     default=PAGE,
     show_default=True,
-    help="The page of coverage; regions.md and backends.md lie beside it.",
+    help="The page of coverage and regions; backends.md lies beside it.",
 )
 @workers_option
 @json_option
@@ -62,17 +64,17 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
         raise click.UsageError(f"--json counts pairs that are drawn: leave out --only {only}")
     if not page.name:
         raise click.UsageError("--page: it names no file")
-    pages = {"coverage": page, "regions": page.with_name("regions.md"), "backends": page.with_name("backends.md")}
+    pages = {"coverage": page, "regions": page, "backends": page.with_name("backends.md")}
     if only is not None:
         pages = {only: pages[only]}
-    if "coverage" in pages and page.name in ("backends.md", "regions.md"):
+    if "coverage" in pages and page.name == "backends.md":
         raise click.UsageError(f"--page: {page} is the page of the {page.stem}, and not that of coverage")
     for path in pages.values():
         if not check:
             check_writable(path, "--page")
         elif not path.is_file():
             raise click.ClickException(f"--page: {path} does not exist; `python -m attn_lab matrix` writes it")
-    wrong, drawn = [], {}
+    wrong, drawn, texts = [], {}, _parts(page)
     if "coverage" in pages:
         if check:
             _check_version(page)
@@ -80,13 +82,15 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
         ci, nightly = drawn.values()
         wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
         wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-        wrong += _settle(page, _page(ci, nightly), check)
+        texts[0] = _page(ci, nightly)
         defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
         results.print(f"{len(NAMES)} features, {defined} defined pairs")
     if "regions" in pages:
         drawn_regions = region_counts(_plan("ci", "cpu"))
         wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
-        wrong += _settle(pages["regions"], region_page(drawn_regions), check)
+        texts[1] = region_page(drawn_regions)
+    if only != "backends":
+        wrong += _settle(page, "\n".join(texts), check)
     if "backends" in pages:
         from attn_lab.matrix.backends import backend_page  # imports Triton
 
@@ -97,6 +101,13 @@ def command(check: bool, only: str | None, page: Path, workers: int | None, json
     if json_file:
         write_json(json_file, _as_json(drawn, wrong))
     return 1 if wrong else 0
+
+
+def _parts(page: Path) -> list[str]:
+    """What a page has of coverage, and what of regions."""
+    text = inputs.read_text(page) if page.is_file() else ""
+    coverage_part, heading, of_regions = text.partition(f"\n{REGIONS_HEADING}")
+    return [coverage_part, heading.removeprefix("\n") + of_regions]
 
 
 def _settle(page: Path, text: str, check: bool) -> list[str]:
@@ -156,11 +167,7 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
         "",
         *_undefined(),
         "",
-        "## All pairs",
-        "",
-        "How many cases of the nightly profile have both features; `-` where no case can have both.",
-        "",
-        *_triangle(nightly),
+        "`python -m attn_lab matrix --json FILE` writes how many cases have each pair.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -177,14 +184,11 @@ def _summary(nightly: Coverage) -> list[str]:
 
 
 def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
-    lines = [
-        _row("feature", *SIDES, "ci", "nightly", "rarest partner"),
-        _row("---", *["---"] * len(SIDES), "--:", "--:", "---"),
-    ]
+    rows = []
     for name in NAMES:
         marks = ["" if name in nightly.refused[side] else "yes" for side in SIDES]
-        lines.append(_row(name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
-    return lines
+        rows.append((name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
+    return table(("feature", *SIDES, "ci", "nightly", "rarest partner"), rows, ("ci", "nightly"))
 
 
 def _refusals(drawn: Coverage) -> list[str]:
@@ -205,25 +209,11 @@ def _undefined() -> list[str]:
     ]
 
 
-def _triangle(drawn: Coverage) -> list[str]:
-    """A row per feature, with its counts together with each earlier feature. Columns are numbered as the rows are."""
-    columns = range(1, len(NAMES))
-    lines = [_row("", "feature", *columns), _row("--:", "---", *["--:"] * len(columns))]
-    for i, name in enumerate(NAMES):
-        cells = ["-" if (other, name) in UNDEFINED else drawn.pairs.get((other, name), 0) for other in NAMES[:i]]
-        lines.append(_row(i + 1, name, *cells, *[""] * (len(columns) - i)))
-    return lines
-
-
 def _rarest(name: str, drawn: Coverage) -> str:
     """The feature that was drawn least often together with this one; the first of several."""
     pairs = [pair for pair in combinations(NAMES, 2) if name in pair and pair not in UNDEFINED]
     rarest = min(pairs, key=lambda pair: drawn.pairs.get(pair, 0))
     return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _as_json(drawn: dict[str, Coverage], wrong: list[str]) -> dict[str, Any]:

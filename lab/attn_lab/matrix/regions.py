@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-import hypothesis
 import msgspec
 from attn_fuzz.cases import regions, tensors
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
+from attn_lab.written import table
 
+HEADING = "## What is legal, and what is drawn"
 TARGETS = ("triton", "reference-fp32")
 """The targets whose cases are counted: the kernels, and the reference, which alone has all that the contract has."""
 
@@ -34,22 +35,24 @@ def region_page(counts: Mapping[tuple[str, str], int]) -> str:
     drawn = sum(region.holds is not None for region in legal)
     targets = " and ".join(f"`{target}`" for target in TARGETS)
     lines = [
-        "# What is legal, and what is drawn",
+        HEADING,
         "",
         f"- The contract has {len(regions.REGIONS)} fields and arguments.",
         f"- They have {len(legal)} regions of legal values, of which the fuzzer draws {drawn}. The others have reasons.",
         "",
-        f"`python -m attn_lab matrix` wrote this page with Hypothesis {hypothesis.__version__}; with `--check` it fails if",
-        "the page is not current. A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts those in",
-        f"the region, among the cases of `attn-parity fuzz --profile ci --seed 0` on a CPU for {targets}.",
+        "A region is a set of calls (`attn_fuzz.cases.regions`). The column `cases` counts those in the region, among the",
+        f"cases of `attn-parity fuzz --profile ci --seed 0` on a CPU for {targets}.",
         "Their tensors are built, and no kernel is run. A field without a region fails a test, and so does a legal region that",
         "has neither a case nor a reason.",
         "",
-        "| field | region | cases | why it is not drawn |",
-        "|---|---|--:|---|",
     ]
-    for field, found in regions.REGIONS.items():
-        for region in found:
-            count = counts[field, region.name] if region.holds is not None else "-" if region.legal else "illegal"
-            lines.append(f"| `{field}` | {region.name} | {count} | {region.reason} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (f"`{field}`", region.name, _count(counts, field, region), region.reason)
+        for field, found in regions.REGIONS.items()
+        for region in found
+    ]
+    return "\n".join([*lines, *table(("field", "region", "cases", "why it is not drawn"), rows, ("cases",))]) + "\n"
+
+
+def _count(counts: Mapping[tuple[str, str], int], field: str, region: regions.Region) -> int | str:
+    return counts[field, region.name] if region.holds is not None else "-" if region.legal else "illegal"
