@@ -377,15 +377,8 @@ def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
         found = row.nightly or row.ci
         seeds = f"{sum(each is not None for each in found)} of {len(found)}" if found else ""
         tests = {None: "", True: "found", False: "survived"}[row.tests]
-        cells.append(
-            (
-                f"`{row.name.removeprefix('attn_optimized.')}`",
-                f"`{row.change}`",
-                seeds,
-                tests,
-                row.why.removeprefix(f"{row.name}: "),
-            )
-        )
+        name, why = row.name.removeprefix("attn_optimized."), row.why.removeprefix(f"{row.name}: ")
+        cells.append((f"`{name}`", f"`{row.change}`", seeds, tests, why))
     return ["", f"### {(state or 'Survived').capitalize()}", "", *table(columns, cells, columns[2:3])]
 
 
