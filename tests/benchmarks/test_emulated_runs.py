@@ -1,15 +1,17 @@
 """The page of what ran on the emulator: rows of runs' JSONs, and what is refused."""
 
 import json
+import shutil
 
 import msgspec
 import pytest
 from attn_fuzz.errors import InputError
 from click.testing import CliRunner
 
-from benchmarks.emulation import runs
+from benchmarks.emulation import runs, settled
 from benchmarks.emulation.runs import Kept, Run
 from benchmarks.emulation.speeds import Speed, Speeds
+from tests.processes import ROOT
 
 RECORD = {
     "schema": "attn-parity.fuzz/1",
@@ -89,14 +91,13 @@ def test_the_page_says_how_fast_launches_ran():
     assert "| gfx942 | decode | 14,000 | 0.28 | 0.14 |" in runs.text(Kept(speeds=Speeds("a machine", (row,)))).splitlines()
 
 
-def test_a_page_that_is_not_current_is_noticed(read, tmp_path, monkeypatch):
-    page = tmp_path / "emulated.md"
-    monkeypatch.setattr(runs, "PAGE", page)
+def test_runs_are_kept_and_a_page_that_is_not_current_is_noticed(read, tmp_path, monkeypatch):
     read()
-    assert CliRunner().invoke(runs.emulated, [str(tmp_path / "run.json")]).exit_code == 0
-    assert CliRunner().invoke(runs.emulated, ["--check"]).exit_code == 0
-    kept = msgspec.json.decode(page.with_suffix(".json").read_bytes(), type=Kept)
-    page.with_suffix(".json").write_bytes(msgspec.json.encode(Kept(kept.runs * 2)))
-    ended = CliRunner().invoke(runs.emulated, ["--check"])
-    assert ended.exit_code == 1
-    assert "is not what" in ended.output
+    monkeypatch.chdir(tmp_path)
+    settled.PAGE.parent.mkdir(parents=True)
+    for name in ("emulation.json", "options.json"):
+        shutil.copy(ROOT / settled.PAGE.with_name(name), settled.PAGE.with_name(name))
+    assert CliRunner().invoke(runs.emulated, ["run.json"]).exit_code == 0
+    assert settled.settle(checks=True) == 0
+    runs.DATA.write_bytes(msgspec.json.encode(Kept(runs.load().runs * 2)))
+    assert settled.settle(checks=True) == 1

@@ -21,8 +21,6 @@ CHECKS = (
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
     "python -m benchmarks emulation --check",
-    "python -m benchmarks emulated --check",
-    "python -m benchmarks options --check",
     "python -m attn_lab findings --check",
 )
 
