@@ -1,5 +1,6 @@
 """The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md: a line for each mutant."""
 
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,8 +17,15 @@ Results = TypeVar("Results", bound=msgspec.Struct)
 def dumps(results: Any) -> bytes:
     """Results as JSON. `results` is a Struct whose last field is `mutants`. Each is a list of its first fields that say more
     than a default."""
-    rows = [msgspec.json.encode(_first_fields(row)) for row in results.mutants]
-    head = msgspec.json.encode(msgspec.structs.replace(results, mutants=())).removesuffix(b"]}")
+    rows = [_first_fields(row) for row in results.mutants]
+    prefix = os.path.commonprefix([row[0] for row in rows])  # noqa: RUF071  # of names, character by character
+    named = [[name.removeprefix(prefix), *others] for name, *others in rows]
+    head = msgspec.json.encode(msgspec.to_builtins(msgspec.structs.replace(results, mutants=())) | {"prefix": prefix})
+    return _with_rows(head, list(map(msgspec.json.encode, named)))
+
+
+def _with_rows(head: bytes, rows: Sequence[bytes]) -> bytes:
+    head = head.replace(b'"mutants":[],', b"").removesuffix(b"}") + b',"mutants":['
     return head + b"\n" + b",\n".join(rows) + b"\n]}\n"
 
 
@@ -38,8 +46,9 @@ def load(path: Path, kind: type[Results]) -> Results:
     try:
         record = inputs.read_record(path, str(kind.__struct_config__.tag))
         (of_row,) = (get_args(field.type)[0] for field in msgspec.structs.fields(kind) if field.name == "mutants")
+        prefix = record.pop("prefix", "")
         if isinstance(rows := record.get("mutants"), list):
-            record["mutants"] = [_named(row, of_row.__struct_fields__) for row in rows]
+            record["mutants"] = [_named(row, of_row.__struct_fields__, prefix) for row in rows]
         return msgspec.convert(record, kind)
     except InputError as error:
         raise MutantError(str(error)) from None
@@ -47,5 +56,7 @@ def load(path: Path, kind: type[Results]) -> Results:
         raise MutantError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
 
 
-def _named(row: Any, fields: Sequence[str]) -> Any:
-    return dict(zip(fields, row, strict=False)) if isinstance(row, list) and len(row) <= len(fields) else row
+def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
+    if not (isinstance(row, list) and row and len(row) <= len(fields)):
+        return row
+    return dict(zip(fields, [f"{prefix}{row[0]}", *row[1:]], strict=False))
