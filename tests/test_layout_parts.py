@@ -7,7 +7,7 @@ import pytest
 from attn_contract import Layout
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz.targets import registry
-from attn_fuzz.zoo import mutants
+from attn_lab.zoo import known_bugs
 from attn_parity.binaries.shipped_calls import CALLS
 from attn_proofs.specification import DIMS
 from attn_proofs.theorems.inside import LAYOUTS as PROVED
@@ -42,7 +42,7 @@ def test_a_latent_format_has_targets(layout, mode):
 
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
 def test_a_latent_format_has_a_mutant(layout):
-    assert [bug.name for bug in mutants.load_all() if bug.target == target_of(layout)]
+    assert [bug.name for bug in known_bugs.load_all() if bug.target == target_of(layout)]
 
 
 def target_of(layout: Layout) -> str:

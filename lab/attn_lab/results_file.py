@@ -1,15 +1,17 @@
-"""The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md: a line for each mutant."""
+"""The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md, a line for each mutant, and the page."""
 
 import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import click
 import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.text import one_line
+from attn_parity.console import results
 
 Results = TypeVar("Results", bound=msgspec.Struct)
 
@@ -60,3 +62,34 @@ def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
     if not (isinstance(row, list) and row and len(row) <= len(fields)):
         return row
     return dict(zip(fields, [f"{prefix}{row[0]}", *row[1:]], strict=False))
+
+
+def data_of(page: Path, key: str = "") -> Path:
+    """The JSON file of results of a page: beside it, under its name. A page may have further ones, each with a key."""
+    return page.with_name(f"{page.stem}-{key}.json" if key else f"{page.stem}.json")
+
+
+def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
+    """The results in the JSON files beside a page, from which the page is made; those without a key first.
+
+    Args:
+        command: which command writes them and the page.
+
+    Raises:
+        click.ClickException: there is no such file.
+        MutantError: it holds no such results.
+    """
+    files = [data_of(page), *sorted(page.parent.glob(f"{page.stem}-*.json"))]
+    found = {file: load(file, kind) for file in files if file.is_file()}
+    if not found:
+        again = f"`python -m attn_lab {command} --write` writes it"
+        raise click.ClickException(f"--page: {data_of(page)} does not exist; {again}")
+    return found
+
+
+def checked(wrong: Sequence[str], summary: str) -> int:
+    """Print what is wrong with a page, or the summary of a page with which nothing is, and return the exit code."""
+    for line in wrong:
+        results.print(line, soft_wrap=True)
+    results.print(f"{len(wrong)} wrong" if wrong else summary, soft_wrap=True)
+    return 1 if wrong else 0

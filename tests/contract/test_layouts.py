@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from attn_contract import (
@@ -20,6 +19,7 @@ from attn_contract import (
 )
 from attn_contract.layouts import LATENT_FORMATS
 
+from tests import refusals
 from tests.latent_formats import latent_sizes
 
 BLOCKS_FIRST_NHD = Layout.BLOCKS_FIRST_NHD
@@ -370,102 +370,28 @@ def bytes_of(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int8)
 
 
-NO_VIEWS = [
-    (KV_FIRST_NHD, [0.0], "kv_cache: got [0.0], expected a tensor"),
-    (KV_FIRST_NHD, halves(2, 3, 3, 8), "kv_cache: got shape (2, 3, 3, 8), expected 5 dimensions: kv, block, slot, head, dim"),
-    (
-        KV_FIRST_NHD,
-        halves(3, 2, 3, 2, 4),
-        "kv_cache: got shape (3, 2, 3, 2, 4), expected 2 (kv) in dimension 0 of KV_FIRST_NHD",
-    ),
-    (KV_FIRST_NHD, halves(2, 3, 3, 1, 4), "kv_cache: got shape (2, 3, 3, 1, 4), expected 2 (head) in dimension 3"),
-    (KV_FIRST_HND, halves(2, 3, 3, 2, 4), "kv_cache: got shape (2, 3, 3, 2, 4), expected 2 (head) in dimension 2"),
-    (KV_FIRST_NHD, halves(2, 3, 3, 2, 8), "kv_cache: got shape (2, 3, 3, 2, 8), expected 4 (dim) in dimension 4"),
-    (KV_FIRST_NHD, halves(2, 3, 0, 2, 4), "kv_cache: got shape (2, 3, 0, 2, 4), expected at least one slot in a block"),
-    (
-        KV_FIRST_NHD,
-        halves(2, 3, 3, 2, 8)[..., ::2],
-        "kv_cache: got stride 2 in the last dimension, expected 1: it must be dense",
-    ),
-    (
-        KV_FIRST_NHD,
-        halves(2, 1, 3, 2, 4).expand(2, 3, 3, 2, 4),
-        "kv_cache: got strides (24, 0, 8, 4, 1), expected elements that do",
-    ),
-    (
-        KV_FIRST_NHD,
-        halves(144).as_strided((2, 3, 3, 2, 4), (72, 12, 8, 4, 1)),
-        "kv_cache: got strides (72, 12, 8, 4, 1), expected",
-    ),
-    (CONTENT_PACKED, halves(3, 2, 3, 4), "kv_cache: got shape (3, 2, 3, 4), expected 8 (content) in dimension 3"),
-    (CONTENT_PACKED, halves(3, 3, 2, 8), "kv_cache: got shape (3, 3, 2, 8), expected 2 (head) in dimension 1"),
-    (CONTENT_PACKED_SCALED, bytes_of(3, 2, 3, 8), "kv_cache: got shape (3, 2, 3, 8), expected 16 (content) in dimension 3"),
-    (
-        CONTENT_PACKED_SCALED,
-        halves(3, 2, 3, 16),
-        "kv_cache: got elements of 2 bytes, expected 1 byte in layout CONTENT_PACKED_SCA",
-    ),
-    (
-        CONTENT_PACKED_SCALED,
-        bytes_of(400).as_strided((3, 2, 3, 16), (96, 48, 16, 1), 2),
-        "kv_cache: got strides (96, 48, 16, 1) from 2, expected multiples of 4: scales are float32",
-    ),
-    (
-        CONTENT_PACKED_SCALED,
-        bytes_of(400).as_strided((3, 2, 3, 16), (108, 54, 18, 1)),
-        "kv_cache: got strides (108, 54, 18, 1) from 0, expected multiples of 4: scales are float32",
-    ),
-    (X_PACKED, halves(3, 2, 32), "kv_cache: got shape (3, 2, 32), expected 2 (kv) in dimension 0"),
-    (X_PACKED, halves(2, 3, 2, 4, 4), "kv_cache: got shape (2, 3, 2, 4, 4), expected 3 dimensions: kv, block, page"),
-    (X_PACKED, halves(2, 3, 33), "kv_cache: got shape (2, 3, 33), expected pages of 2 heads of size 4 in X_PACKED"),
-    (SHUFFLED, halves(2, 3, 0), "kv_cache: got shape (2, 3, 0), expected at least one slot in a block"),
-    (SHUFFLED, halves(2, 3, 64)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
-    (X_PACKED, halves(2, 3, 64), "head_size: got 4, expected a multiple of 8 (16 bytes) in layout X_PACKED"),
-    (SHUFFLED, torch.zeros(2, 3, 24), "block_size: got 3, expected a multiple of 4 (16 bytes) in layout SHUFFLED"),
-    (SHUFFLED, bytes_of(2, 3, 128), "head_size: got 4, expected a multiple of 16 (16 bytes) in layout SHUFFLED"),
-    ("KV_FIRST_NHD", halves(2, 3, 3, 2, 4), "layout: got 'KV_FIRST_NHD', expected a Layout: BLOCKS_FIRST_NHD"),
-    (None, halves(2, 3, 3, 2, 4), "layout: got None, expected a Layout"),
-    (LATENT, halves(3, 3, 4), "num_kv_heads: got 2, expected 1 in layout LATENT"),
-    (LATENT, halves(3, 3, 1, 4), "kv_cache: got shape (3, 3, 1, 4), expected 3 dimensions: block, slot, dim"),
-    (LATENT, halves(3, 3, 5), "kv_cache: got shape (3, 3, 5), expected 4 (dim) in dimension 2 of LATENT"),
-    (LATENT, halves(3, 0, 4), "kv_cache: got shape (3, 0, 4), expected at least one slot in a block"),
-    (LATENT, halves(3, 3, 8)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
-    (LATENT, halves(3, 1, 4).expand(3, 3, 4), "kv_cache: got strides (4, 0, 1), expected elements that do not share memory"),
-]
+def rows_of_bytes(strides: tuple[int, ...], offset: int = 0) -> torch.Tensor:
+    return bytes_of(400).as_strided((3, 2, 3, 16), strides, offset)
 
 
-@pytest.mark.parametrize(("layout", "tensor", "message"), NO_VIEWS, ids=[message for _, _, message in NO_VIEWS])
-def test_tensors_that_are_no_view(layout, tensor, message):
+NO_VIEWS = [one for one in refusals.of(__file__) if one.call.startswith("view")]
+
+
+@refusals.parametrize(NO_VIEWS)
+def test_tensors_that_are_no_view(refusal):
+    layout = Layout.__members__.get(refusal.call.removeprefix("view "))
+    arguments = refusal.changed({"layout": layout, **HEADS}, globals())
     with pytest.raises(ContractError) as error:
-        KVCacheView.of(tensor, layout, **HEADS)
-    assert str(error.value).startswith(message)
+        KVCacheView.of(arguments.pop("tensor"), **arguments)
+    refusal.check(error.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "LBHNC"}, "layout: got 'LBHNC', expected a Layout"),
-        ({"layout": KV_FIRST_NHD}, "layout: got KV_FIRST_NHD, expected CONTENT_PACKED or CONTENT_PACKED_SCALED: only those"),
-        ({"order": "LBHNC"}, "order: got 'LBHNC', expected a PhysicalOrder: LBHNC, LBNHC"),
-        ({"num_layers": 0}, "num_layers: got 0, expected an int, at least 1"),
-        ({"layer": -1}, "layer: got -1, expected an int, at least 0"),
-        ({"layer": 2}, "layer: got 2, expected one of the 2 layers"),
-        ({"num_blocks": -1}, "num_blocks: got -1, expected an int, at least 0"),
-        ({"block_size": 0}, "block_size: got 0, expected an int, at least 1"),
-        ({"head_size": np.int64(4)}, "head_size: got np.int64(4), expected an int"),
-        (
-            {"layout": CONTENT_PACKED_SCALED, "itemsize": 1, "head_size": 6},
-            "head_size: got 6, expected a multiple of 4 (4 bytes) in layout",
-        ),
-        ({"layout": CONTENT_PACKED_SCALED}, "kv_cache: got elements of 2 bytes, expected 1 byte in layout"),
-    ],
-)
-def test_content_packed_refuses(changes, message):
+@refusals.parametrize([one for one in refusals.of(__file__) if one.call == "content_packed"])
+def test_content_packed_refuses(refusal):
+    right = {"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1, **SMALL}
     with pytest.raises(ContractError) as error:
-        KVCacheView.content_packed(
-            **{"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1} | SMALL | changes
-        )
-    assert str(error.value).startswith(message)
+        KVCacheView.content_packed(**refusal.changed(right, globals()))
+    refusal.check(error.value)
 
 
 @pytest.mark.parametrize("name", ["num_kv_heads", "head_size"])
@@ -478,13 +404,6 @@ def test_sizes_of_a_view_are_positive(name):
             make(**{name: 0})
 
 
-def test_blocks_first_and_kv_first_differ_in_footprint():
-    """vLLM #43945: block 0 of the one lies over blocks 0 and 1 of the other's planes."""
-    for a, b in itertools.product((BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND), (KV_FIRST_NHD, KV_FIRST_HND)):
-        assert not same_footprint(dense(a), dense(b))
-        assert not same_elements(dense(a), dense(b))
-
-
 def test_the_fix_of_vllm_43945_restores_the_footprint():
     """Cross-attention gets a blocks-first tensor over the decoder's K/V-first allocation, and views it with its strides."""
     decoder = dense(KV_FIRST_NHD)
@@ -493,37 +412,6 @@ def test_the_fix_of_vllm_43945_restores_the_footprint():
     fixed = KVCacheView.of(blocks_first.as_strided((2, 3, 3, 2, 4), (72, 24, 8, 4, 1)), KV_FIRST_NHD, **HEADS)
     assert same_footprint(fixed, decoder)
     assert same_elements(fixed, decoder)
-
-
-def test_one_block_is_the_same_in_both_orders():
-    a, b = dense(BLOCKS_FIRST_NHD, num_blocks=1), dense(KV_FIRST_NHD, num_blocks=1)
-    assert same_footprint(a, b)
-    assert same_elements(a, b)
-
-
-@pytest.mark.parametrize(("nhd", "hnd"), [(BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND), (KV_FIRST_NHD, KV_FIRST_HND)])
-def test_nhd_and_hnd_share_the_footprint_but_not_the_elements(nhd, hnd):
-    assert same_footprint(dense(nhd), dense(hnd))
-    assert not same_elements(dense(nhd), dense(hnd))
-    assert same_elements(dense(nhd, num_kv_heads=1), dense(hnd, num_kv_heads=1))
-
-
-def test_padding_must_agree():
-    plain, wide = dense(BLOCKS_FIRST_NHD), replace(dense(BLOCKS_FIRST_NHD), block_stride=64)
-    assert not same_footprint(plain, wide)
-    assert not same_elements(plain, wide)
-    assert same_footprint(wide, replace(dense(BLOCKS_FIRST_HND), block_stride=64))
-    assert not same_footprint(wide, replace(wide, offset=16))
-
-
-def test_footprints_are_bytes():
-    """Half as many elements of twice the size cover the same bytes, and share no element."""
-    halves, floats = dense(BLOCKS_FIRST_NHD, head_size=8), dense(BLOCKS_FIRST_NHD, head_size=4, itemsize=4)
-    assert same_footprint(halves, floats)
-    assert not same_elements(halves, floats)
-    same_strides = dense(BLOCKS_FIRST_NHD, head_size=8, itemsize=4)
-    assert not same_footprint(halves, same_strides)
-    assert not same_elements(halves, same_strides)
 
 
 def test_the_number_of_blocks_must_agree():
@@ -556,13 +444,6 @@ def test_x_packed_beside_nhd_over_one_kv_first_allocation():
     assert same_footprint(KVCacheView.of(fixed, KV_FIRST_NHD, **heads), decoder)
 
 
-def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
-    """Mix-ups hide where BS == x."""
-    assert same_elements(pages(X_PACKED, num_kv_heads=2), pages(SHUFFLED, num_kv_heads=2))
-    assert same_footprint(dense(X_PACKED), dense(SHUFFLED))
-    assert not same_elements(dense(X_PACKED), dense(SHUFFLED))
-
-
 def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
@@ -578,17 +459,6 @@ def test_physical_orders():
     alike = [{a, b} for a, b in itertools.combinations(orders, 2) if same_footprint(orders[a], orders[b])]
     assert alike == [{PhysicalOrder.LBHNC, PhysicalOrder.LBNHC}, {PhysicalOrder.BLHNC, PhysicalOrder.BLNHC}]
     assert not any(same_elements(orders[a], orders[b]) for a, b in itertools.combinations(orders, 2))
-
-
-def test_equal_bytes_of_different_dtypes():
-    """A quantized layer beside one that is not: the same blocks if its slots are as many times more, never its elements."""
-    quantized = dense(KV_FIRST_NHD, block_size=6, itemsize=1)
-    assert same_footprint(quantized, dense(KV_FIRST_NHD))
-    assert not same_elements(quantized, dense(KV_FIRST_NHD))
-    assert not same_footprint(dense(KV_FIRST_NHD, itemsize=1), dense(KV_FIRST_NHD))
-    with_scales = dense(CONTENT_PACKED_SCALED)  # 96 bytes a block
-    assert same_footprint(with_scales, dense(BLOCKS_FIRST_NHD))
-    assert not same_elements(with_scales, dense(BLOCKS_FIRST_NHD))
 
 
 NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}

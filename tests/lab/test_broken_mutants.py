@@ -1,7 +1,6 @@
 """A mutant that does not import or run proves nothing: it is an error with a name and a reason, and never "found"."""
 
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import pytest
@@ -153,11 +152,6 @@ def test_an_interrupted_run_says_what_is_unfinished(attn_lab, tmp_path, monkeypa
     assert [rows[name].found for name in "abcd"] == [(), (3,), (None,), ()]
     assert run.out.count(zoo_page.UNFINISHED) == 2
     assert "1 of 2 found" in run.out
-
-
-def test_all_classes_are_listed(attn_lab):
-    text = " ".join(attn_lab("zoo", "--help").out.split())
-    assert f"Classes of mutants: {', '.join(get_args(mutants.Kind))}." in text
 
 
 def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):

@@ -1,12 +1,7 @@
 """The coverage table counts what is drawn, notices what is not, and is the same whoever draws it."""
 
-import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import combinations
@@ -79,13 +74,6 @@ def test_cover_counts_features_and_pairs_of_all_shards(count):
     assert counted.pairs[("decode", "KV_FIRST_NHD")] == 3
     assert sum(counted.pairs.values()) == 10 + 15 + 21
     assert counted.refused == {}
-
-
-def test_cover_tells_how_many_cases_have_been_drawn(monkeypatch):
-    told = []
-    monkeypatch.setattr(shard, "drawn", lambda plan: [DECODE] * 3)
-    coverage.cover([PLAN, PLAN], 1, report=told.append)
-    assert told == [3, 6]
 
 
 def test_a_side_refuses_a_feature_if_it_refuses_every_case_that_has_it(count):
@@ -165,29 +153,6 @@ def page(attn_lab, drawn_once, tmp_path, monkeypatch) -> Path:
     return tmp_path / "docs" / "generated" / "coverage.md"
 
 
-def test_the_page_says_what_the_matrix_counted(attn_lab, page, tmp_path):
-    assert attn_lab("matrix", "--json", "matrix.json").code == 0
-    result = json.loads((tmp_path / "matrix.json").read_text())
-    assert result["schema"] == "attn-parity.matrix/1"
-    assert result["wrong"] == []
-    profiles, text = result["profiles"], page.read_text()
-    assert [profiles[name]["examples"] for name in ("ci", "nightly")] == [20, 300]
-    assert result["features"] == NAMES
-    counts = {tuple(entry["pair"]): entry["cases"] for entry in profiles["nightly"]["pairs"]}
-    assert len(counts) == len(NAMES) * (len(NAMES) - 1) // 2
-    partner, _, cases = next(line for line in text.splitlines() if line.startswith("| LSE |")).split(" | ")[-1].rpartition(": ")
-    of_lse = {pair: count for pair, count in counts.items() if "LSE" in pair and not undefined(*pair)}
-    assert int(cases.rstrip(" |")) == min(of_lse.values())
-    assert of_lse.get(("LSE", partner), of_lse.get((partner, "LSE"))) == min(of_lse.values())
-    sides = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")}
-    for name in ("window", "LSE"):
-        single = [str(profiles[profile]["single"].get(name, 0)) for profile in ("ci", "nightly")]
-        assert sides[name][len(matrix.SIDES) : len(matrix.SIDES) + 2] == single
-    assert sides["window"][matrix.SIDES.index("triton-cascade")] == ""
-    assert sides["window"][matrix.SIDES.index("triton")] == "yes"
-    assert re.search(r"^\* triton-cascade, .+: `.+`$", text, flags=re.MULTILINE)
-
-
 def test_check_exits_0_on_the_page_as_written_and_1_where_one_number_differs(attn_lab, page):
     text = page.read_text()
     assert attn_lab("matrix", "--check").code == 0
@@ -214,7 +179,6 @@ def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_lab, page,
     assert "never drawn together: window and sinks" in run.out
     assert "drawn together, though undefined: encoder and slot -1" in run.out
     assert "never drawn: Layer.scale, negative" in run.out
-    assert "3 wrong" in run.out
 
 
 def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_lab, page, monkeypatch):
@@ -225,44 +189,6 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_l
     assert "Hypothesis 1.2.3" in run.err
     assert hypothesis.__version__ in run.err
     assert "hypothesis==1.2.3" in run.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        (["--check"], "docs/generated/coverage.md does not exist"),
-        ([], "the folder docs/generated does not exist"),
-        (["--page", "no/page.md"], "the folder no does not exist"),
-        (["--json", "no/run.json"], "the folder no does not exist"),
-    ],
-)
-def test_what_cannot_be_written_or_checked_is_refused_before_anything_is_drawn(arguments, names, attn_lab, monkeypatch):
-    monkeypatch.setattr(shard, "drawn", lambda plan: pytest.fail("it drew"))
-    run = attn_lab("matrix", *arguments)
-    assert run.code == 2
-    assert names in run.err
-
-
-def test_ctrl_c_ends_it_without_a_page(tmp_path, child_environment):
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    quick = "from attn_parity import main, matrix; matrix.PROFILES = {'ci': 1, 'nightly': 100_000}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{heed}; {quick}; main()", "matrix", "--page", "page.md", "--workers", "1"],
-        cwd=tmp_path,
-        env=child_environment,
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    while "nightly" not in process.stderr.readline():
-        assert process.poll() is None
-    time.sleep(1)  # while workers start, which takes milliseconds, nobody listens
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)  # which waits for workers too: they hold this pipe
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_count_what_one_process_does(monkeypatch):

@@ -1,6 +1,6 @@
 """Each theorem's mutant is refuted, and the case of the counterexample fails on the mutated kernel.
 
-`tox run -e proofs` proves all theorems of the shipped source; here are those that take the solver least.
+`tox run -e nightly -- proofs` proves all theorems of the shipped source; here are those that take the solver least.
 """
 
 import os

@@ -50,6 +50,15 @@ def check(case: Case) -> None:
     _check_values(case)
 
 
+def contradiction(case: Case) -> str | None:
+    """What `check` says against a case; None if it is valid."""
+    try:
+        check(case)
+    except CaseError as error:
+        return str(error)
+    return None
+
+
 def _check_rules(case: Case) -> None:
     for name in case.rules:
         if case.attn_type not in RULES[name].attn_types:

@@ -4,32 +4,26 @@ import re
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import click
 import hypothesis
-from attn_fuzz import inputs, outputs
+from attn_fuzz import inputs
 from attn_fuzz.cases.features import undefined
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
+from attn_lab import written
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
-from attn_lab.matrix.regions import HEADING as REGIONS_HEADING
-from attn_lab.matrix.regions import never_drawn, region_counts, region_page
-from attn_lab.written import table
+from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     PAGES,
-    check_writable,
     default_workers,
-    json_option,
     progress_bar,
     workers_option,
-    write_json,
 )
 
-SCHEMA = "attn-parity.matrix/1"
 PAGE = PAGES / "coverage.md"
 SEED = 0
 # the CPU's ci job, and what a GPU does over night
@@ -43,84 +37,46 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 @click.option(
     "--only",
     type=click.Choice(["coverage", "regions", "backends"]),
-    help="Make only one of the two pages, or the part on regions of the first; backends takes no time, and regions little.",
-)
-@click.option(
-    "--page",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=PAGE,
-    show_default=True,
-    help="The page of coverage and regions; backends.md lies beside it.",
+    help="Make only one of the two pages, or one of the two parts of the first; backends takes no time, and regions little.",
 )
 @workers_option
-@json_option
-def command(check: bool, only: str | None, page: Path, workers: int | None, json_file: Path | None) -> int:
+def command(check: bool, only: str | None, workers: int | None) -> int:
     """Write the tables of features, sides and drawn pairs, of the contract's regions, and of the backends.
 
     Nothing is run; needs no GPU.
     """
-    check_writable(json_file)
-    if json_file and only not in (None, "coverage"):
-        raise click.UsageError(f"--json counts pairs that are drawn: leave out --only {only}")
-    if not page.name:
-        raise click.UsageError("--page: it names no file")
-    pages = {"coverage": page, "regions": page, "backends": page.with_name("backends.md")}
-    if only is not None:
-        pages = {only: pages[only]}
-    if "coverage" in pages and page.name == "backends.md":
-        raise click.UsageError(f"--page: {page} is the page of the {page.stem}, and not that of coverage")
-    for path in pages.values():
-        if not check:
-            check_writable(path, "--page")
-        elif not path.is_file():
-            raise click.ClickException(f"--page: {path} does not exist; `python -m attn_lab matrix` writes it")
-    wrong, drawn, texts = [], {}, _parts(page)
-    if "coverage" in pages:
+    wrong, texts, parts = [], {}, _parts(PAGE)
+    if only in (None, "coverage"):
         if check:
-            _check_version(page)
-        drawn = {profile: _draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items()}
-        ci, nightly = drawn.values()
+            _check_version(PAGE)
+        ci, nightly = (_draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items())
         wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
         wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-        texts[0] = _page(ci, nightly)
-        defined = sum(1 for _ in combinations(NAMES, 2)) - len(UNDEFINED)
-        results.print(f"{len(NAMES)} features, {defined} defined pairs")
-    if "regions" in pages:
+        parts[0] = _page(ci, nightly)
+    if only in (None, "regions"):
         drawn_regions = region_counts(_plan("ci", "cpu"))
         wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
-        texts[1] = region_page(drawn_regions)
+        parts[1] = region_page(drawn_regions)
     if only != "backends":
-        wrong += _settle(page, "\n".join(texts), check)
-    if "backends" in pages:
+        texts[PAGE] = "\n".join(parts)
+    if only in (None, "backends"):
         from attn_lab.matrix.backends import backend_page  # imports Triton
 
-        wrong += _settle(pages["backends"], backend_page(), check)
+        texts[PAGES / "backends.md"] = backend_page()
     for line in wrong:
         results.print(line, soft_wrap=True)
-    results.print(f"{len(wrong)} wrong")
-    if json_file:
-        write_json(json_file, _as_json(drawn, wrong))
-    return 1 if wrong else 0
+    return max(written.settle(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
 
 
 def _parts(page: Path) -> list[str]:
     """What a page has of coverage, and what of regions."""
     text = inputs.read_text(page) if page.is_file() else ""
-    coverage_part, heading, of_regions = text.partition(f"\n{REGIONS_HEADING}")
-    return [coverage_part, heading.removeprefix("\n") + of_regions]
-
-
-def _settle(page: Path, text: str, check: bool) -> list[str]:
-    """Write a page, or with --check only compare it with the file."""
-    if check:
-        return [] if inputs.read_text(page) == text else [f"{page} is not current: run `python -m attn_lab matrix`"]
-    outputs.write(page, text)
-    results.print(f"{page} written")
-    return []
+    of_coverage, heading, of_regions = text.partition(f"\n{HEADING}")
+    return [of_coverage, heading.removeprefix("\n") + of_regions]
 
 
 def _check_version(page: Path) -> None:
-    """Fail before the work if another version of Hypothesis made the page: that version draws other cases."""
+    """Fail before the work if there is no page, or another version of Hypothesis made it: that version draws other cases."""
     named = re.search(r"with Hypothesis ([\w.]+);", inputs.read_text(page), re.ASCII)
     if named and (version := named[1]) != hypothesis.__version__:
         raise click.ClickException(
@@ -166,8 +122,6 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
         "## Pairs that no case has",
         "",
         *_undefined(),
-        "",
-        "`python -m attn_lab matrix --json FILE` writes how many cases have each pair.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -184,11 +138,14 @@ def _summary(nightly: Coverage) -> list[str]:
 
 
 def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
-    rows = []
+    lines = [
+        _row("feature", *SIDES, "ci", "nightly", "rarest partner"),
+        _row("---", *["---"] * len(SIDES), "--:", "--:", "---"),
+    ]
     for name in NAMES:
         marks = ["" if name in nightly.refused[side] else "yes" for side in SIDES]
-        rows.append((name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
-    return table(("feature", *SIDES, "ci", "nightly", "rarest partner"), rows, ("ci", "nightly"))
+        lines.append(_row(name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
+    return lines
 
 
 def _refusals(drawn: Coverage) -> list[str]:
@@ -216,21 +173,5 @@ def _rarest(name: str, drawn: Coverage) -> str:
     return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"
 
 
-def _as_json(drawn: dict[str, Coverage], wrong: list[str]) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "hypothesis": hypothesis.__version__,
-        "seed": SEED,
-        "wrong": wrong,
-        "features": NAMES,
-        "undefined": [{"pair": pair, "reason": reason} for pair, reason in UNDEFINED.items()],
-        "profiles": {
-            profile: {
-                "examples": counted.examples,
-                "single": counted.single,
-                "pairs": [{"pair": pair, "cases": counted.pairs.get(pair, 0)} for pair in combinations(NAMES, 2)],
-                "refused": counted.refused,
-            }
-            for profile, counted in drawn.items()
-        },
-    }
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

@@ -11,7 +11,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import mutant_pages, results_file, written
+from attn_lab import results_file, written
 from attn_lab.mutate import campaign, generate, reach, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Log
@@ -20,13 +20,12 @@ from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
+from attn_lab.options import first_seed_option, page_option, seeds_option
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
     PAGES,
     Duration,
-    MaintainedCommand,
-    MaintainersOption,
     Positive,
     Seed,
     check_option,
@@ -35,13 +34,10 @@ from attn_parity.options import (
     default_workers,
     device_name,
     device_option,
-    first_seed_option,
     json_option,
     limit_option,
-    page_option,
     say_half,
     say_what_runs_kernels,
-    seeds_option,
     use_device,
     workers_option,
     write_json,
@@ -52,7 +48,7 @@ RECORDED = 150
 PAGE = PAGES / "mutants.md"
 
 
-@click.command("mutate", cls=MaintainedCommand, epilog=f"Operators: {', '.join(OPERATORS)}.")
+@click.command("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
 @click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw.")
 @click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
@@ -91,7 +87,6 @@ PAGE = PAGES / "mutants.md"
 @click.option(
     "--of-page",
     is_flag=True,
-    cls=MaintainersOption,
     help="With --tests: run the tests alone, on the mutants of the page. What the fuzzer found stays as the page has it.",
 )
 @click.option(
@@ -147,7 +142,7 @@ def command(
     device = use_device(device)
     log = None if lists else Log(path, device, PACKAGE)
     if of_page and log:
-        data = mutant_pages.data_of(page, str(sample_seed or ""))
+        data = results_file.data_of(page, str(sample_seed or ""))
         tests = None if rewrites else tests
         return _tests_of_page(log, data, page, only, tests, tests_limit, workers, writes or rewrites, json_file)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
@@ -230,9 +225,9 @@ def _tell(found: Results, interrupted: bool, page: Path | None, json_file: Path 
     if interrupted:
         return 130
     if page:
-        data = mutant_pages.data_of(page, str(found.sample_seed or ""))
+        data = results_file.data_of(page, str(found.sample_seed or ""))
         outputs.write(data, results_file.dumps(mutants_page.short(found)))
-        written.settle({page: mutants_page.text(mutant_pages.kept(page, Results, "mutate").values())}, "", checks=False)
+        written.settle({page: mutants_page.text(results_file.kept(page, Results, "mutate").values())}, "", checks=False)
     return 0
 
 
@@ -306,10 +301,10 @@ def _print(found: Results) -> None:
 
 def _check(page: Path) -> int:
     """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
-    found = mutant_pages.kept(page, Results, "mutate").values()  # before the mutants are made, which takes seconds
+    found = results_file.kept(page, Results, "mutate").values()  # before the mutants are made, which takes seconds
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     known = generate.of_package()
     wrong = [line for each in found for line in mutants_page.differences(each, known, equivalent)]
     if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
-        wrong.append(f"{page} is not what {mutant_pages.data_of(page)} makes: run `python -m attn_lab mutate --write`")
-    return mutant_pages.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found))
+        wrong.append(f"{page} is not what {results_file.data_of(page)} makes: run `python -m attn_lab mutate --write`")
+    return results_file.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found))

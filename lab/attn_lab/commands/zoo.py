@@ -17,7 +17,8 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import mutant_pages, results_file, written
+from attn_lab import results_file, written
+from attn_lab.options import first_seed_option, page_option, seeds_option
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -25,8 +26,6 @@ from attn_lab.zoo.page import Results, Row
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
-    MaintainedCommand,
-    MaintainersOption,
     Positive,
     check_exact,
     check_option,
@@ -36,16 +35,13 @@ from attn_parity.options import (
     device_name,
     device_option,
     exact_option,
-    first_seed_option,
     json_option,
     limit_option,
-    page_option,
     plain_table,
     progress_bar,
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
-    seeds_option,
     use_device,
     workers_option,
     write_json,
@@ -55,7 +51,7 @@ EXAMPLES = 500
 PAGE = PAGES / "zoo.md"
 
 
-@click.command("zoo", cls=MaintainedCommand, epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
+@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
 @click.option(
     "--dir",
@@ -79,14 +75,12 @@ PAGE = PAGES / "zoo.md"
     "--write",
     "writes",
     is_flag=True,
-    cls=MaintainersOption,
     help="Write the page, and beside it the JSON file from which the page is made.",
 )
 @click.option(
     "--rewrite",
     "rewrites",
     is_flag=True,
-    cls=MaintainersOption,
     help="Run nothing; write the page again from its JSON and the mutants.",
 )
 @check_option
@@ -128,15 +122,15 @@ def command(
     came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
     """
     # before the mutants, whose reading takes a second
-    checked = mutant_pages.kept(page, Results, "zoo") if check or rewrites else None
+    checked = results_file.kept(page, Results, "zoo") if check or rewrites else None
     at_home = known_bugs.load_all(folder) if folder else known_bugs.load_all()
     if checked is not None:
         return _check(page, checked, at_home, only, rewrites=rewrites)
     everybody, left_out = _on_target(at_home, target) if target else (at_home, {})
     for name, why in left_out.items():
         notes.print(f"{name} is left out: {why}", soft_wrap=True)
-    residents = mutant_pages.chosen(everybody, only)
-    data = mutant_pages.data_of(page, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
+    residents = _chosen(everybody, only)
+    data = results_file.data_of(page, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
     _check_files(json_file, page if writes else None)
     kept = results_file.load(data, Results) if writes and only and data.is_file() else None
     device = use_device(device)
@@ -171,7 +165,7 @@ def command(
         before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
         whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
         outputs.write(data, results_file.dumps(whole))
-        _check(page, mutant_pages.kept(page, Results, "zoo"), at_home, (), rewrites=True)
+        _check(page, results_file.kept(page, Results, "zoo"), at_home, (), rewrites=True)
     if outcome.interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
             notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
@@ -179,6 +173,18 @@ def command(
     if broken:
         raise MutantError("; ".join(broken))
     return int(any(row.survived for row in rows))
+
+
+def _chosen(everybody: Sequence[KnownBug], only: Sequence[str]) -> list[KnownBug]:
+    """The bugs with these names; all if no name is given.
+
+    Raises:
+        MutantError: there is no bug of a name.
+    """
+    names = [mutant.name for mutant in everybody]
+    if unknown := sorted(set(only) - set(names)):
+        raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
+    return [mutant for mutant in everybody if not only or mutant.name in only]
 
 
 def _on_target(everybody: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[str, str]]:
@@ -282,11 +288,11 @@ def _check(page: Path, found: Mapping[Path, Results], everybody: list[KnownBug],
         only: names of mutants, if the page is of some.
     """
     of_runs = [(each, *(_on_target(everybody, each.target) if each.target else (everybody, {}))) for each in found.values()]
-    text = zoo_page.text([(each, left_out) for each, _, left_out in of_runs], mutant_pages.chosen(everybody, only))
+    text = zoo_page.text([(each, left_out) for each, _, left_out in of_runs], _chosen(everybody, only))
     if rewrites:
         return written.settle({page: text}, "", checks=False)
     chosen = [(each, [mutant for mutant in residents if not only or mutant.name in only]) for each, residents, _ in of_runs]
     wrong = [line for each, residents in chosen for line in zoo_page.differences(each, residents)]
     if not page.is_file() or inputs.read_text(page) != text:
         wrong.append(f"{page} is not what {next(iter(found))} and the mutants make: run `python -m attn_lab zoo --rewrite`")
-    return mutant_pages.checked(wrong, "; ".join(zoo_page.summary(each.mutants, residents) for each, residents in chosen))
+    return results_file.checked(wrong, "; ".join(zoo_page.summary(each.mutants, residents) for each, residents in chosen))

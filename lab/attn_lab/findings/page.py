@@ -1,4 +1,4 @@
-"""The page of known findings, and texts that can be filed as issues with their owners.
+"""The table of known findings, and what can be filed as an issue with the owner of a finding's kernel.
 
 They are made of the declarations of the targets, findings/NAME.toml and NAME.py, of what the scripts printed
 (`attn_lab.findings.scripts`), and of docs/generated/findings-speed.json: after how many examples each finding was met.
@@ -14,9 +14,9 @@ import msgspec
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
+from attn_fuzz.text import nearest
 from attn_lab.findings import scripts as finding_scripts
-from attn_lab.findings.scripts import ARCHITECTURE, ROOT, Report, Shown, lines_of
-from attn_lab.written import table
+from attn_lab.findings.scripts import ARCHITECTURE, ROOT, Report, Shown
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
 SPEED = PAGE.with_name("findings-speed.json")
@@ -24,37 +24,39 @@ Shared = dict[str, tuple[Finding, list[str]]]
 """Findings by name, each with the targets that share it."""
 _INTRODUCTION = """# Known findings
 
-Bugs that the fuzzer has found in kernels of other projects. `python -m attn_lab findings --folder FOLDER NAME` writes of each
-a text whose title and body are ready to be filed with the kernel's owner, and its script; without NAME, of all. Nothing is
-filed by a tool of this project. `findings/NAME.toml` has the cited lines, the cause, since when, who sends such a call, and
-the harm.
+Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml` and the finding's declaration in
+`attn_fuzz.findings` say what is known: lines, cause, since when, harm, and who sends such a call. `python -m attn_lab findings
+NAME` prints all that, with the script, as a title and a body that are ready to be filed with the kernel's owner. Nothing is
+filed by a tool of this project.
 
-- A script needs torch, Triton and the package's files alone. It prints what it expects, by a few lines of torch, and what it
-  got, as the table says. It exits with 1 where the finding shows, with 0 where it does not, and with 2 where it cannot run.
+- `findings/NAME.py` is a script, which needs torch, Triton and the package's files alone. It prints what it expects, by a few
+  lines of torch, and what it got. It exits with 1 where the finding shows, with 0 where it does not, and with 2 where it cannot
+  run.
 - Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
-  that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No
-  script was run on a GPU. A finding that shows on a GPU alone says so: on a CPU its script imitates what the GPU does, its
-  stored case agrees, and no failure is explained by it.
+  that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
+  was run on a GPU.
+- A finding that shows on a GPU alone says so, and which GPU showed it. On a CPU its script imitates in Triton's interpreter
+  what the GPU does, its stored case agrees, and no failure is explained by it.
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
-- To replay a finding, install the package of the version that is named, without what it requires (`pip install --no-deps
-  vllm==0.33.0`), and run `attn-parity replay fuzz/attn_fuzz/findings/NAME.json` in the repository's root. It exits with 1 and
-  names the finding.
-- Three findings are in compilers. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8, which Triton 3.6.0 and 3.7.1
-  bring, stores to a wrong address of shared memory in a kernel that spills registers. `python
-  findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for gfx950
-  while lanes are off, and restores them for all lanes. The outputs are wrong. `python
-  findings/compilers/llvm-partial-spill.py`: LLVM 24, which Triton 3.9.0 brings, spills two words of a value for gfx942 and
-  gfx950 as four, over the address of a tensor. SGLang's extend attention then loads from another address: the case beside the
-  script shows it.
-- One finding is in transformers. `python findings/transformers/paged-eager-soft-cap.py`: continuous batching (`generate_batch`)
-  serves Gemma 2 without its soft cap of logits, as `"paged|eager"` drops the argument `softcap`. A
-  [recording](../guide/transformers.md#4-continuous-batching) found it.
+- To replay a finding, install the package of the version that is named, without what it requires (`pip install
+  --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/NAME.json` exits
+  with 1 and names the finding.
+- Three findings are in compilers, and have scripts alone. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
+  which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
+  `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
+  gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
+  `python findings/compilers/llvm-partial-spill.py`: LLVM 24, which Triton 3.9.0 brings, spills two words of a value for gfx942
+  and gfx950 as four, over the address of a tensor. SGLang's extend attention then loads from another address: the case beside
+  the script shows it.
+- One finding is in transformers, and has a script alone. `python findings/transformers/paged-eager-soft-cap.py`:
+  continuous batching (`generate_batch`) serves Gemma 2 without its soft cap of logits, as `"paged|eager"` drops the argument
+  `softcap`. A [recording](../guide/transformers.md#4-continuous-batching) found it.
 
 In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over hunts with
 different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it
 first. ">" stands before the number of drawn cases where half of the hunts or more did not meet it. "Confirmed by" says what
-gives the expected result.
+gives the expected result in the finding's script.
 
 `python -m attn_lab findings --run` runs the scripts, and `python -m attn_lab findings` writes this page.
 """
@@ -101,18 +103,22 @@ def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed
     return found
 
 
-def index(findings: Shared, shown: dict[str, Shown], speed: dict[str, Speed]) -> str:
-    """The page of all findings."""
-    columns = ("finding", "seen in", "kernel", "what", "expected and got", "confirmed by", "reach", "examples", "reported")
-    rows = []
+def index(findings: Shared, speed: dict[str, Speed]) -> str:
+    """The table of all findings."""
+    lines = [
+        _INTRODUCTION,
+        "| finding | what | kernel | seen in | reach | examples | confirmed by | reported |",
+        "| --- | --- | --- | --- | --- | ---: | --- | --- |",
+    ]
     for name, (finding, _) in findings.items():
         report = _report(name)
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speed[name].median if name in speed else "not measured"
         seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
-        cells = (name, seen_in, f"`{report.kernel}`", report.title, _numbers(shown[name].interpreted), report.confirmed_by)
-        rows.append((*cells, reach, examples, finding.link or "not yet"))
-    return "\n".join([_INTRODUCTION, *table(columns, rows, ("examples",))]) + "\n"
+        link = f"[{name}](../../findings/{name}.toml)"
+        cells = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
+        lines.append(f"| {' | '.join(cells)} | {finding.link or 'not yet'} |")
+    return "\n".join(lines) + "\n"
 
 
 def page(finding: Finding, shown: Shown) -> str:
@@ -188,33 +194,27 @@ def _findings() -> Shared:
     return shared((name, registry.load(name).findings) for name in registry.names())
 
 
-def text() -> str:
+def table() -> str:
     """The page of the targets' findings."""
-    speed = msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed])
-    return index(_findings(), finding_scripts.results(), speed)
+    return index(_findings(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
 
 
-def of_owners(names: Sequence[str]) -> dict[str, str]:
-    """By the name of a file, what the owners of kernels are given of some findings: a text, and its script.
+def of_finding(name: str) -> str:
+    """What can be filed with the owner of the kernel that a finding is of.
 
     Raises:
-        InputError: there is no finding of a name.
+        InputError: there is no such finding.
     """
-    findings, shown = _findings(), finding_scripts.results()
-    if unknown := sorted({*names} - {*findings}):
-        raise InputError(f"NAME: got {', '.join(unknown)}, expected names of findings")
-    of_each = {name: (page(findings[name][0], shown[name]), finding_scripts.script(name)) for name in names or findings}
-    return {f"{name}.{suffix}": text for name, both in of_each.items() for suffix, text in zip(("md", "py"), both, strict=True)}
+    findings = _findings()
+    if name not in findings:
+        raise InputError(f"NAME: got {name}, which is no finding of a target{nearest(name, findings)}")
+    return page(findings[name][0], finding_scripts.results()[name])
 
 
 def _report(name: str) -> Report:
     if (found := finding_scripts.report(name)) is None:
         raise FileNotFoundError(f"{name}: expected its report {finding_scripts.FOLDER / name}.toml")
     return found
-
-
-def _numbers(output: str) -> str:
-    return ", ".join(f"{words[0]} `{' '.join(words[1:])}`" for line in output.splitlines() if (words := line.split()))
 
 
 def _fenced(text: str) -> list[str]:
@@ -226,8 +226,8 @@ def _sentence(text: str) -> str:
 
 
 def write_speed(files: Iterable[Path]) -> None:
-    """Write findings-speed.json of what `attn-parity fuzz --keep-going --json` wrote, of several seeds, on a CPU."""
+    """Write speed.json of what `attn-parity fuzz --keep-going --json` wrote, of several seeds, on a CPU."""
     written = [msgspec.json.decode(path.read_bytes()) for path in files]
     hunts = [{run["target"]: run for run in each.get("runs", [each])} for each in written]
     met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
-    SPEED.write_bytes(lines_of(speeds(met_there, hunts)))
+    SPEED.write_bytes(msgspec.json.format(msgspec.json.encode(speeds(met_there, hunts)), indent=1) + b"\n")

@@ -150,12 +150,6 @@ def results() -> dict[str, Shown]:
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Shown])
 
 
-def lines_of(found: Mapping[str, msgspec.Struct]) -> bytes:
-    """JSON with a line for each name."""
-    lines = [msgspec.json.encode(name) + b":" + msgspec.json.encode(each) for name, each in found.items()]
-    return b"{\n" + b",\n".join(lines) + b"\n}\n"
-
-
 def run(name: str, *, sources: Path | None = None, architecture: str | None = None) -> tuple[int, str]:
     """The exit code and the output of a finding's complete script, in a process of its own.
 
@@ -258,4 +252,4 @@ def run_all(names: Sequence[str]) -> None:
         shown[name] = _shown(name)
         print(f"{name} ({number})", flush=True)
     kept = {name: shown[name] for name in known if name in shown}
-    RESULTS.write_bytes(lines_of(kept))
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
