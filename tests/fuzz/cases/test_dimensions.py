@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.dimensions import DIMENSIONS
+from attn_fuzz.cases.dimensions import DIMENSIONS, Setting
 from attn_fuzz.cases.features import FEATURES, features, made, undefined
 from attn_fuzz.findings.aspects import ASPECTS, aspects
 from attn_fuzz.run import shard
@@ -52,7 +52,7 @@ def test_names_are_unlike():
 
 def test_the_plainest_case_has_only_what_every_case_has():
     plainest = ["decoder, causal", "prefill", "float32", "KV_FIRST_NHD", "cache of the layer's dtype"]
-    assert features(made()) == plainest
+    assert features(made(Setting({}, {}))) == plainest
 
 
 @pytest.mark.parametrize("name", NAMES)
