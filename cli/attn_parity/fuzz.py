@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from attn_fuzz import outputs
+from attn_fuzz import outputs, renamed
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError
@@ -145,8 +145,7 @@ def _fuzz(
     """Run past cases and the plan at a place, and report. Returns the exit code."""
     target = registry.load(plan.target)
     failures_of = database.connect(where) if where else None
-    key = database.key(plan.target, place.device_name)
-    past = _past(corpus, failures_of, key, plan.target, place.supports[plan.target])
+    past = _past(corpus, failures_of, place.device_name, plan.target, place.supports[plan.target])
     plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
     place = place.of_shards(len(plans))
     name = re.sub(r"[^\w.+-]+", "-", target.name)[:80] + f"-{plan.seed}"
@@ -160,7 +159,7 @@ def _fuzz(
     errors = [outcome.error] if outcome.error else []
     failures = failing.written(outcome.progress, files_of, plan.folder, name, past, errors)
     if failures_of is not None:
-        _store(failures_of, key, failures, errors)
+        _store(failures_of, database.key(plan.target, place.device_name), failures, errors)
     fixed = place.fixed(plan.target, plan.limit) if target.findings and not outcome.interrupted and not outcome.error else []
     run = Run(
         target=target.name,
@@ -228,15 +227,16 @@ def _store(failures_of: ExampleDatabase, key: bytes, failures: list[Found], erro
 
 
 def _past(
-    corpus: str | None, failures_of: ExampleDatabase | None, key: bytes, target: str, support: Support
+    corpus: str | None, failures_of: ExampleDatabase | None, device_name: str, target: str, support: Support
 ) -> dict[Case, str]:
     """The past cases that the target supports, each with its name. They run before cases are drawn."""
     cases = files.chosen(corpus)
     if failures_of is not None:
-        stored, skipped = database.fetch(failures_of, key)
-        cases |= {f"database case {name}": case for name, case in stored.items()}
-        for reason in skipped:
-            notes.print(f"skipped: {reason}", soft_wrap=True)
+        found = [database.fetch(failures_of, database.key(name, device_name)) for name in (target, *renamed.before(target))]
+        for stored, skipped in found:
+            cases |= {f"database case {name}": case for name, case in stored.items()}
+            for reason in skipped:
+                notes.print(f"skipped: {reason}", soft_wrap=True)
     admitted = files.admitted(cases, target, support)
     if admitted.sentence:
         notes.print(admitted.sentence, soft_wrap=True)

@@ -121,9 +121,9 @@ def test_one_request_has_every_length_flag_and_block_size():
 
 LATENT = {
     Layout.LATENT: "triton-latent",
-    Layout.LATENT_SCALED: "triton-latent-scaled",
-    Layout.LATENT_E8M0: "triton-latent-e8m0",
-    Layout.LATENT_E8M0_PLANES: "triton-latent-e8m0-planes",
+    Layout.LATENT_SCALED: "triton-latent@scaled",
+    Layout.LATENT_E8M0: "triton-latent@e8m0",
+    Layout.LATENT_E8M0_PLANES: "triton-latent@e8m0-planes",
 }
 
 

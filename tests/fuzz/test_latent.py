@@ -30,7 +30,6 @@ from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
-from attn_fuzz.targets.triton import TRITON_LATENT_E8M0, TRITON_LATENT_E8M0_PLANES, TRITON_LATENT_SCALED
 from attn_fuzz.verdict import oracle
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -192,16 +191,11 @@ def test_unused_slots_of_planes_hold_nan_of_each_type(finite):
     assert scales.tolist() == [131 if finite else 255] * (slots * size // 64)
 
 
-@pytest.mark.parametrize(("support", "target"), [(E8M0, TRITON_LATENT_E8M0), (PLANES, TRITON_LATENT_E8M0_PLANES)])
-def test_the_kernels_agree_over_rows_with_ue8m0_scales(support, target):
+@pytest.mark.parametrize(("support", "form"), [(SCALED, "scaled"), (E8M0, "e8m0"), (PLANES, "e8m0-planes")])
+def test_the_kernels_agree_over_rows_with_scales(support, form):
+    target = registry.load(f"triton-latent@{form}")
     for case in draw(dataclasses.replace(support, max_seq_len=40, max_tokens=8))[:12]:
         verdict = try_case(replace(case, target=target.name), target, "cpu")
-        assert verdict.kind == "agree", verdict.message
-
-
-def test_the_kernels_agree_over_rows_with_scales():
-    for case in draw(dataclasses.replace(SCALED, max_seq_len=40, max_tokens=8))[:12]:
-        verdict = try_case(replace(case, target="triton-latent-scaled"), TRITON_LATENT_SCALED, "cpu")
         assert verdict.kind == "agree", verdict.message
 
 
@@ -262,7 +256,7 @@ def test_rows_of_bytes_whose_v_begins_at_an_odd_address_are_drawn(name):
     assert sum(map(loads_no_pairs, draw(registry.load(name).support("cpu"), 800))) > 4
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if name != "reference-fp32"])
+@pytest.mark.parametrize("name", [name for name in registry.battery() if name != "reference-fp32"])
 def test_nobody_who_does_not_name_them_draws_them(name):
     """Not even to see a refusal: what a seed draws for the target has not changed."""
     support = registry.load(name).support("cpu")

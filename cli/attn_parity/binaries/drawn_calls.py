@@ -26,7 +26,7 @@ from attn_optimized.latent_cache import write_latent_cache_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.shipped_calls import CACHE_BYTES
 
-TARGETS = ("triton", "triton-latent", "triton-latent-scaled", "triton-latent-e8m0", "triton-latent-e8m0-planes")
+TARGETS = ("triton", "triton-latent", "triton-latent@scaled", "triton-latent@e8m0", "triton-latent@e8m0-planes")
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""
 
 

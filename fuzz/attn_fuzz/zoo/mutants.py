@@ -139,13 +139,7 @@ def on_target(bugs: Sequence[KnownBug], target: str, *, compiles: bool) -> list[
 def compiled_for(bugs: Sequence[KnownBug], architecture: str) -> list[KnownBug]:
     """The bugs of kernels, each on its target with the kernels compiled for an architecture of AMD, and emulated."""
     return [
-        msgspec.structs.replace(
-            bug,
-            target=f"{REPLACED}-{architecture}" if bug.target == REPLACED else f"{bug.target}@{architecture}",
-            needs_gpu=False,
-        )
-        for bug in bugs
-        if bug.in_kernel
+        msgspec.structs.replace(bug, target=f"{bug.target}@{architecture}", needs_gpu=False) for bug in bugs if bug.in_kernel
     ]
 
 

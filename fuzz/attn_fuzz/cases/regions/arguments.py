@@ -16,7 +16,7 @@ CALL: dict[str, tuple[Region, ...]] = {
     "lse": legal(on=lambda case, step: case.lse, off=lambda case, step: not case.lse),
     "rope": legal(on=lambda case, step: case.rope, off=lambda case, step: case.writes and not case.rope),
     "kv_sharing": legal(on=lambda case, step: case.cache is not None and not case.writes),
-    "batch_invariant": (not_drawn("on", "a target's own: `triton-invariant` asks for it in every case"),),
+    "batch_invariant": (not_drawn("on", "a target's own: `triton@invariant` asks for it in every case"),),
     "over_ranks": (not_drawn("on", "a target's own: `triton-over-ranks` and others deal every case to ranks"),),
 }
 
@@ -98,8 +98,8 @@ ARGUMENTS: dict[str, tuple[Region, ...]] = {
         Region("rows longer than its own", of_tensor("out", lambda out: not out.is_contiguous())),
         idle_stride("out"),
         Region("float8", of_tensor("out", lambda out: out.element_size() == 1)),
-        not_drawn("none", "targets' own: `triton-returned` and `triton-cascade-returned` call without it in every case"),
-        not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton-far` lie so far apart"),
+        not_drawn("none", "targets' own: `triton@returned` and `triton-cascade@returned` call without it in every case"),
+        not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton@far` lie so far apart"),
     ),
     "lse": (
         Region("none", lambda case, step: step.lse is None),

@@ -81,7 +81,7 @@ BATCH: dict[str, tuple[Region, ...]] = {
         Region("-1", of_tensor("slot_mapping", lambda slots: (slots == -1).any())),
         Region("fewer slots than rows", lambda case, step: any(len(w.slot_mapping) < len(w.k) for w in step.writes)),
         Region("beyond 15 bits", of_tensor("slot_mapping", lambda slots: (slots >= 1 << 15).any())),
-        not_drawn("beyond 31 bits", "a target's own: the blocks of `triton-far` lie so far apart"),
+        not_drawn("beyond 31 bits", "a target's own: the blocks of `triton@far` lie so far apart"),
         illegal("a slot twice, or outside the cache", "`validation.values` refuses it: the order of writes is undefined"),
     ),
     "bidirectional_ranges": (

@@ -51,7 +51,7 @@ VIEW: dict[str, tuple[Region, ...]] = {
         Region("V beside K in a block", of_view(lambda view: view.num_blocks > 1 and view.kv_stride < view.block_stride)),
         Region("planes", of_view(lambda view: view.num_blocks > 1 and view.kv_stride > view.block_stride)),
         Region("0: V is the beginning of K's row", of_view(lambda view: view.kv_stride == 0)),
-        not_drawn("beyond 31 bits", "a target's own: the rows of `triton-far` lie so far apart"),
+        not_drawn("beyond 31 bits", "a target's own: the rows of `triton@far` lie so far apart"),
     ),
     "block_stride": (
         Region("dense", of_view(lambda view: view.block_stride % (view.block_size * view.num_kv_heads * view.row_size) == 0)),
