@@ -580,9 +580,8 @@ def with_other_launches(case: Case, architecture: str) -> set[str]:
 def test_bits_are_promised_only_where_no_variant_can_be_launched_otherwise():
     """On the GPU of no table, and so not on one GPU by chance."""
     otherwise = {name for case in LAUNCHED.values() for gpu in GPUS for name in with_other_launches(case, gpu)}
-    bitwise = {
-        each.name for each in registry.load("triton@properties").properties if each.compared == properties.compared(None)
-    }
+    promised = registry.load("triton@properties").properties
+    bitwise = {each.name for each in promised if each.compared == properties.compared(None)}
     assert otherwise == CAN_BE_LAUNCHED_OTHERWISE
     assert not otherwise & bitwise
 

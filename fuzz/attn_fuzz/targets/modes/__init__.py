@@ -21,7 +21,7 @@ MODES = {
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """The modes that compile for an architecture."""
 COMPILED = "compiled for an architecture of AMD, and emulated"
-_ORDER = {"far": 2, **dict.fromkeys(MODES.keys() - {"far"}, 1), **dict.fromkeys(ARCHITECTURES, 3)}
+_ORDER = {**dict.fromkeys(MODES, 1), "far": 2, **dict.fromkeys(ARCHITECTURES, 3)}
 """Modes with one number exclude each other, and a name has them in this order. Other modes of a target's own come first."""
 
 
@@ -41,19 +41,16 @@ def applied(target: Target, modes: Sequence[str], place: str) -> Target:
     own = target.modes
     for before, mode in zip((None, *modes), modes, strict=False):
         if mode not in own and mode not in _ORDER:
-            raise NoModeError(f"expected one of {', '.join((*own, *(m for m in _ORDER if m not in own)))} behind the @")
+            raise NoModeError(f"expected one of {', '.join(dict.fromkeys((*own, *_ORDER)))} behind the @")
         if before is not None and _order(before) >= _order(mode):
             reason = "one excludes the other" if _order(before) == _order(mode) else f"write @{mode}@{before}"
             raise NoModeError(f"@{before}@{mode}: {reason}")
         if "planned" in modes[: modes.index(mode)] and mode in ARCHITECTURES:
             raise NoModeError(f"@planned@{mode}: @{mode} alone plans for {mode}")
         changed = _in_mode(target, mode, place)
-        says = MODES.get(mode) or f"compiled for {mode}, and emulated"
-        target = dataclasses.replace(
-            changed,
-            name=f"{target.name}@{mode}",
-            description=changed.description if mode in own.keys() - MODES.keys() else f"{target.description}: {says}",
-        )
+        says = MODES.get(mode, COMPILED if mode in ARCHITECTURES else "")
+        description = f"{target.description}: {says}" if says else changed.description
+        target = dataclasses.replace(changed, name=f"{target.name}@{mode}", description=description)
     return target
 
 
@@ -93,5 +90,5 @@ def told(target: Target, place: str) -> dict[str, str]:
         except NoModeError as error:
             found[mode] = f"no: {error}"
         else:
-            found[mode] = MODES.get(mode) or (COMPILED if mode in ARCHITECTURES else description)
+            found[mode] = description.removeprefix(f"{target.description}: ")
     return found
