@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.cases.poison import bits
-from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.choices import choices_by, choices_by_metadata
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support, Target
 
@@ -232,39 +232,35 @@ class _LargeCache:
         return dataclasses.replace(batch, block_table=table, slot_mapping=slots)
 
 
+_PARAMETERS = {
+    "attention": ("q", "k", "v", "kv_cache", "layer", "batch"),
+    "write_kv_cache": ("k", "v", "kv_cache", "layer", "slot_mapping"),
+    "write_latent_cache": ("kv_c", "k_pe", "kv_cache", "layer", "slot_mapping"),
+    "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
+}
+_CHANGED_BY = {
+    **dict.fromkeys(("q", "k", "v", "kv_c", "k_pe", "cos_sin_cache"), "rows"),
+    "out": "out",
+    "lse": "lse",
+    "batch": "batch",
+    "slot_mapping": "slots",
+}
+"""By parameters of a target's functions: which method gives them far rows, beside `cached`."""
+
+
 def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCache]) -> Target:
     """A target whose calls get tensors with far rows."""
 
-    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        with spread(choices_by((q.shape, batch.query_start_loc, batch.seq_lens))) as copies:
-            far = tensors_of(copies)
-            q, k, v = (far.rows(tensor) for tensor in (q, k, v))
-            cache, far_layer = far.cached(kv_cache, layer)
-            target.attention(q, k, v, cache, far_layer, far.batch(batch), out=far.out(out), lse=far.lse(lse))
+    def far_apart(function: Callable[..., Any], parameters: Sequence[str]) -> Any:
+        def call(*arguments: Any, **options: Any) -> None:
+            given = dict(zip(parameters, arguments, strict=True)) | options
+            with spread(choices_by_metadata(arguments)) as copies:
+                far = tensors_of(copies)
+                given["kv_cache"], given["layer"] = far.cached(given["kv_cache"], given["layer"])
+                given |= {name: getattr(far, how)(given[name]) for name, how in _CHANGED_BY.items() if name in given}
+                function(*(given[name] for name in parameters), **{name: given[name] for name in options})
 
-    def write_kv_cache(k, v, kv_cache, layer, slot_mapping) -> None:
-        assert target.write_kv_cache is not None
-        with spread(choices_by((k.shape, slot_mapping))) as copies:
-            far = tensors_of(copies)
-            cache, far_layer = far.cached(kv_cache, layer)
-            target.write_kv_cache(far.rows(k), far.rows(v), cache, far_layer, far.slots(slot_mapping))
-
-    def write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
-        assert target.write_latent_cache is not None
-        with spread(choices_by((kv_c.shape, slot_mapping))) as copies:
-            far = tensors_of(copies)
-            kv_c, k_pe = far.rows(kv_c), far.rows(k_pe)
-            cache, far_layer = far.cached(kv_cache, layer)
-            target.write_latent_cache(kv_c, k_pe, cache, far_layer, far.slots(slot_mapping))
-
-    def rope_and_write_kv_cache(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
-        assert target.rope_and_write_kv_cache is not None
-        with spread(choices_by((k.shape, slot_mapping))) as copies:
-            far = tensors_of(copies)
-            cache, far_layer = far.cached(kv_cache, layer)
-            q, k, v, table = (far.rows(tensor) for tensor in (q, k, v, cos_sin_cache))
-            slots = far.slots(slot_mapping)
-            target.rope_and_write_kv_cache(q, k, v, positions, table, cache, far_layer, slots, is_neox=is_neox)
+        return call
 
     def support(device: str) -> Support:
         # three rows reach as far as many
@@ -272,17 +268,16 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
         sizes = {"max_tokens": min(MOST_TOKENS, declared.max_tokens), "max_seq_len": min(MOST_KEYS, declared.max_seq_len)}
         return dataclasses.replace(declared, long_seq_len=None, many_requests=None, **sizes)
 
-    writes = {each.__name__: each for each in (write_kv_cache, write_latent_cache, rope_and_write_kv_cache)}
+    functions = {field: getattr(target, field) for field in _PARAMETERS}
     return dataclasses.replace(
         target,
-        attention=attention,
         support=support,
         unavailable=lambda device: _missing(device) or target.unavailable(device),
         siblings=(),
         checks_arguments=False,
         sanitizes=False,
         exact=False,
-        **{name: write for name, write in writes.items() if getattr(target, name) is not None},
+        **{field: far_apart(function, _PARAMETERS[field]) for field, function in functions.items() if function is not None},
     )
 
 
