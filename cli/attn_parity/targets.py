@@ -91,10 +91,7 @@ def _tell(name: str, device: str) -> None:
     """Print all that is declared of a target."""
     from attn_fuzz.targets import modes, registry
 
-    try:
-        target = registry.load(name)
-    except registry.UnknownTargetError as error:
-        raise click.ClickException(str(error)) from None
+    target = registry.load(name)
     table = plain_table("target", target.name)
     table.add_row("what", target.description)
     table.add_row(f"on {device}", target.unavailable(device) or "it runs")
