@@ -1,18 +1,21 @@
-"""docs/guide/models.md has an example for every model file beside it, and shows one of the files as it is."""
+"""docs/guide/models.md has a row for each layer of every model file, and the row is what `attn-parity select` answers."""
 
-import shlex
+import json
+import re
 
-from tests.pages import PAGES, ROOT, blocks, commands
+import pytest
+
+from tests.pages import PAGES, ROOT, run_command
 
 PAGE = PAGES["docs/guide/models.md"]
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples" / "models").glob("*.json"))
+FILES = sorted((ROOT / "examples" / "models").glob("*.json"))
+ROW = re.compile(r"^\| ([\w.-]+) \| ([\w.]+) \| (\w+) \| (\w*)\s*\|$", re.MULTILINE)
 
 
-def test_every_model_has_an_example():
-    words = {word for command, _ in commands(PAGE) for word in shlex.split(command.text)}
-    assert sorted(word for word in words if word.endswith(".json")) == FILES
-
-
-def test_the_page_shows_a_file_as_it_is():
-    (shown,) = (block.text for block in blocks(PAGE) if block.language == "json")
-    assert shown in [(ROOT / name).read_text() for name in FILES]
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_table_says_what_is_selected(file, tmp_path):
+    run = run_command(f"attn-parity select {file} --arch gfx942 --aiter 2026-08 --json {tmp_path / 'selected.json'}", ROOT)
+    assert run.returncode == 0, run.stderr
+    layers = json.loads((tmp_path / "selected.json").read_text())["layers"]
+    selected = {(name, layer["backend"], layer["layout"] or "") for name, layer in layers.items()}
+    assert {(layer, backend, layout) for name, layer, backend, layout in ROW.findall(PAGE) if name == file.stem} == selected

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests.emulated.floats import EDGES32, bits32, f32, is_same32, results, rounded
+from tests.emulated.floats import EDGES16, EDGES32, bits32, f16, f32, is_same16, is_same32, results, rounded
 from tests.emulated.lines import ran
 
 DIVIDE = """
@@ -24,7 +24,22 @@ v_div_fixup_f32 v9, v3, v1, v0
 """
 
 
-def quotient(a: float, b: float) -> float:
+DIVIDE16 = """
+v_cvt_f32_f16_e32 v3, v1
+v_rcp_f32_e32 v3, v3
+v_fma_mix_f32 v4, v0, v3, neg(0) op_sel_hi:[1,0,0]
+v_fma_mix_f32 v5, -v1, v4, v0 op_sel_hi:[1,0,1]
+v_fmac_f32_e32 v4, v5, v3
+v_fma_mix_f32 v5, -v1, v4, v0 op_sel_hi:[1,0,1]
+v_mul_f32_e32 v3, v5, v3
+v_and_b32_e32 v3, 0xff800000, v3
+v_add_f32_e32 v3, v3, v4
+v_cvt_f16_f32_e32 v3, v3
+v_div_fixup_f16 v9, v3, v1, v0
+"""
+
+
+def quotient(a: float, b: float, kind: str = "f32") -> float:
     if math.isnan(a) or math.isnan(b) or (a == b == 0) or (math.isinf(a) and math.isinf(b)):
         return math.nan
     sign = math.copysign(1, a) * math.copysign(1, b)
@@ -32,13 +47,19 @@ def quotient(a: float, b: float) -> float:
         return sign * math.inf
     if math.isinf(b) or a == 0:
         return sign * 0.0
-    return math.copysign(rounded(Fraction(a) / Fraction(b), "f32"), sign)
+    return math.copysign(rounded(Fraction(a) / Fraction(b), kind), sign)
 
 
 def test_quotients_of_edge_values():
     more = [bits32(value) for value in (3.0, -7.0, 2.0**126, 2.0**127, 3 * 2.0**125, 2.0**-100, 5 * 2.0**-140, 2.0**-126 * 1.5)]
     for (a, b), found in results(DIVIDE, EDGES32 + more, EDGES32 + more):
         assert is_same32(found, quotient(f32(a), f32(b))), (f32(a), f32(b), f32(found))
+
+
+def test_quotients_of_float16():
+    for (a, b), found in results(DIVIDE16, EDGES16, EDGES16):
+        expected = quotient(f16(a), f16(b), "f16")
+        assert is_same16(found & 0xFFFF, expected), (f16(a), f16(b), f16(found & 0xFFFF), expected)
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])

@@ -131,5 +131,7 @@ def test_a_comparison_sets_the_condition_code(text, scc):
 
 def test_a_mode_that_may_change_values_is_refused():
     ran("s_setreg_imm32_b32 hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2), 2", "gfx1250")
-    with pytest.raises(UnknownInstructionError, match="HW_REG_WAVE_MODE, 0, 4"):
-        ran("s_setreg_imm32_b32 hwreg(HW_REG_WAVE_MODE, 0, 4), 15", "gfx1250")
+    ran("s_setreg_imm32_b32 hwreg(HW_REG_WAVE_MODE, 2, 2), 0", "gfx1250")
+    for field, value in (("0, 4", 15), ("2, 2", 3)):
+        with pytest.raises(UnknownInstructionError, match=f"HW_REG_WAVE_MODE, {field}"):
+            ran(f"s_setreg_imm32_b32 hwreg(HW_REG_WAVE_MODE, {field}), {value}", "gfx1250")

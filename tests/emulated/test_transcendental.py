@@ -16,6 +16,7 @@ FUNCTIONS: dict[str, Callable[[float], float]] = {
     "rsq": lambda a: math.copysign(math.inf, a) if a == 0 else math.nan if a < 0 else 1 / math.sqrt(a),
     "sin": lambda a: math.nan if math.isinf(a) else math.sin(2 * math.pi * math.fmod(a, 1)),
     "cos": lambda a: math.nan if math.isinf(a) else math.cos(2 * math.pi * math.fmod(a, 1)),
+    "tanh": math.tanh,
 }
 VALUES = [
     0.1,

@@ -46,7 +46,7 @@ def test_every_dtype_of_triton_is_known():
     assert set(dtypes.TORCH) | {"fp8e4b15"} == set(dtypes.FLOATS)
 
 
-@pytest.mark.parametrize("name", functions.language())
+@pytest.mark.parametrize("name", functions.names())
 def test_every_function_of_the_language_is_checked_or_has_a_reason(name):
     assert (name in functions.CHECKED) != bool(functions.reason(name))
 
