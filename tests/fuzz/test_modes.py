@@ -28,10 +28,10 @@ def test_the_page_has_every_name_that_became_another():
 
 
 def test_stored_cases_of_an_old_name_are_those_of_the_new_one(step_case, attn_parity, tmp_path):
-    stored = case_file.dumps(step_case).replace("reference-fp32", "torch-ops@latent")
+    stored = case_file.dumps(step_case).replace("reference-fp32", "torch-ops-latent")
     assert case_file.loads(stored).target == "torch-ops@latent"
     folder = database.connect(str(tmp_path / "found"))
-    folder.save(database.key("torch-ops@latent", "CPU"), stored.encode())
+    folder.save(database.key("torch-ops-latent", "CPU"), stored.encode())
     options = ("--examples", 1, "--corpus", "none", "--workers", 1, "--device", "cpu")
     run = attn_parity("fuzz", "--target", "torch-ops@latent", "--database", tmp_path / "found", *options)
     assert "target torch-ops@latent on CPU, 1 past case, 1 examples" in run.out
