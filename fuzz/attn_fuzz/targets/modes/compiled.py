@@ -89,7 +89,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         declared = target.support(device)
         has_xf32 = architecture in _WITH_XF32 and not is_planned
         dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
-        steps = max(STEPS_PER_LAYER, declared.steps_per_layer)
+        steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
         changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
         if not is_planned:
             return changed
