@@ -122,8 +122,8 @@ def test_code_that_lost_an_address_is_refused_and_does_not_run(step_case, monkey
     def refuse(assembly: str, architecture: str) -> None:
         raise MiscompiledError("attn_optimized", "planted", f"for {architecture}")
 
-    monkeypatch.setattr("attn_fuzz.emulated.emulation.refuse_miscompiled", refuse)
-    monkeypatch.setattr("attn_fuzz.emulated.emulation.run", None)
+    monkeypatch.setattr("attn_fuzz.emulated.launches.refuse_miscompiled", refuse)
+    monkeypatch.setattr("attn_fuzz.emulated.launches.run", None)
     verdict = tried(step_case)
     assert verdict.kind == "refused"
     assert "planted not supported: for gfx942" in verdict.message
