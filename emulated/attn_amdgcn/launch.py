@@ -1,6 +1,5 @@
 """Runs a kernel's grid: arguments, registers at the start, workgroups by batches."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,15 +30,18 @@ ARGUMENTS = "kernel arguments"
 _ORDERS = ("ascending", "descending", "drawn")
 POINTER = "user_sgpr_kernarg_segment_ptr"
 """Of the arguments."""
+DISPATCH = "dispatch packet"
+"""The name of the buffer that holds what the hardware was told of the launch, where a kernel asks for its address."""
+DISPATCH_POINTER = "user_sgpr_dispatch_ptr"
 USER_REGISTERS = {
     "user_sgpr_private_segment_buffer": 4,
-    "user_sgpr_dispatch_ptr": 2,
+    DISPATCH_POINTER: 2,
     "user_sgpr_queue_ptr": 2,
     POINTER: 2,
     "user_sgpr_dispatch_id": 2,
 }
 """How many scalar registers each takes, in their order (LLVM: User Guide for AMDGPU Backend, "Initial Kernel Execution State").
-There is no dispatch packet and no queue here: their registers hold junk."""
+There is no queue here, and no number of the dispatch: their registers hold junk."""
 NOWHERE = 0x0BAD_0000_0000
 """An address in no buffer, for hidden arguments that point to what is not here: whoever reads there is found."""
 _NOT_HERE = "hostcall_buffer multigrid_sync_arg heap_v1 default_queue completion_action queue_ptr"
@@ -118,9 +120,12 @@ def launch(
     """
     kernel = program.kernel
     _check(kernel, grid, lds_bytes)
-    if ARGUMENTS in buffers:
-        raise LaunchError(f"a buffer is named {ARGUMENTS!r}: the name is taken")
-    memory = Memory({**buffers, ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}, schedule.seed, parts)
+    if taken := next((name for name in (ARGUMENTS, DISPATCH) if name in buffers), None):
+        raise LaunchError(f"a buffer is named {taken!r}: the name is taken")
+    own = {ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}
+    if kernel.settings.get(DISPATCH_POINTER):
+        own[DISPATCH] = _dispatch_packet(kernel, grid)
+    memory = Memory({**buffers, **own}, schedule.seed, parts)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program, most=most)
     everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)
@@ -213,11 +218,12 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
     registers = [name for name in wanted if name not in preloads]
     if not USER_REGISTERS.keys() >= {*registers}:
         raise UnknownInstructionError(f"registers at the start: {', '.join(wanted)}")
-    before = sum(USER_REGISTERS[name] for name in itertools.takewhile(lambda name: name != POINTER, registers))
     if "user_sgpr_private_segment_buffer" in registers:
         waves.scalar[:, :4] = PRIVATE_WORDS
-    if POINTER in registers:
-        waves.scalar64[:, before // 2] = memory.buffers[ARGUMENTS].address
+    for pointer, buffer in ((POINTER, ARGUMENTS), (DISPATCH_POINTER, DISPATCH)):
+        if pointer in registers:
+            before = sum(USER_REGISTERS[name] for name in registers[: registers.index(pointer)])
+            waves.scalar64[:, before // 2] = memory.buffers[buffer].address
     x, y, z = waves.workgroup % grid[0], waves.workgroup // grid[0] % grid[1], waves.workgroup // (grid[0] * grid[1])
     if kernel.architecture.startswith("gfx12"):
         waves.scalar[:, TTMP + 9] = x
@@ -231,6 +237,14 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
             place += 1
     if settings.get("system_sgpr_private_segment_wavefront_offset"):
         waves.scalar[:, place] = private_offset(waves)
+
+
+def _dispatch_packet(kernel: Kernel, grid: tuple[int, int, int]) -> np.ndarray:
+    """The sizes in a packet of AQL (HSA Platform System Architecture, "Kernel dispatch packet"). Its pointers are null."""
+    lanes = (kernel.threads, 1, 1)
+    sizes = np.zeros(16, np.uint32)
+    sizes[:6] = 3 << 16, lanes[0] | lanes[1] << 16, lanes[2], *(a * b for a, b in zip(lanes, grid, strict=True))
+    return sizes.view(np.uint8)
 
 
 def _fill_arguments(

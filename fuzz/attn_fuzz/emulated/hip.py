@@ -11,6 +11,7 @@ What both passes make is kept (`attn_fuzz.emulated.kept`), by the source, the he
 """
 
 import ctypes
+import dataclasses
 import functools
 import os
 import re
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_amdgcn import Kernel, Program, Schedule, load, prepare
+from attn_amdgcn.assembly import Argument
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.emulation import inputs_at, run
@@ -110,11 +112,13 @@ class Binary:
             raise CompilerError(f"a workgroup of {launch.block} lanes is not emulated: the kernel has {program.kernel.threads}")
         if 0 in launch.grid:
             return
-        kinds = [argument.kind for argument in _own_arguments(program.kernel)]
-        numbers = [int.from_bytes(value, "little") for value in launch.arguments]
+        spans = [(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()) for tensor in tensors.values()]
+        words, numbers = _words(program.kernel, launch.arguments, spans)
+        hidden = [each for each in program.kernel.arguments if each.kind.startswith("hidden_")]
+        kernel = dataclasses.replace(program.kernel, arguments=(*words, *hidden))
         with permitted.launch(_shown(launch.kernel), self.architecture, {}):
-            inputs = inputs_at(tensors, launch.grid, numbers, [kind == "global_buffer" for kind in kinds])
-            run(program, inputs, lds_bytes=launch.lds_bytes, schedules=schedules)
+            inputs = inputs_at(tensors, launch.grid, numbers, [word.kind == "global_buffer" for word in words])
+            run(dataclasses.replace(program, kernel=kernel), inputs, lds_bytes=launch.lds_bytes, schedules=schedules)
 
 
 _LAUNCHED = ctypes.CFUNCTYPE(
@@ -127,8 +131,26 @@ _LAUNCHED = ctypes.CFUNCTYPE(
 )
 
 
-def _own_arguments(kernel: Kernel) -> list[Any]:
+def _own_arguments(kernel: Kernel) -> list[Argument]:
     return [argument for argument in kernel.arguments if not argument.kind.startswith("hidden_")]
+
+
+def _words(kernel: Kernel, values: Sequence[bytes], spans: Sequence[tuple[int, int]]) -> tuple[list[Argument], list[int]]:
+    """A launch's arguments, each of at most 8 bytes, and their numbers. The code object does not say where a struct has
+    pointers: each aligned word of it that lies in a tensor is one.
+
+    Args:
+        spans: the first byte and the number of bytes of each tensor's storage on this machine.
+    """
+    words, numbers = [], []
+    for argument, value in zip(_own_arguments(kernel), values, strict=True):
+        for byte in range(0, argument.size, 8):
+            number, kind = int.from_bytes(value[byte : byte + 8], "little"), argument.kind
+            if argument.size > 8 and any(begin <= number < begin + size for begin, size in spans):
+                kind = "global_buffer"
+            words.append(Argument(argument.offset + byte, min(8, argument.size - byte), kind, argument.name))
+            numbers.append(number)
+    return words, numbers
 
 
 def _shown(kernel: str) -> str:
@@ -191,7 +213,7 @@ def compiled(source: Source, architecture: str) -> Binary:
     folder = kept("hip", _parts(source, command), functools.partial(_compile, source, command, architecture))
     text = (folder / "kernels.s").read_text()
     programs = {name: prepare(load(text, name)) for name in re.findall(r"^\s*\.amdhsa_kernel (\S+)$", text, re.MULTILINE)}
-    return Binary(ctypes.CDLL(str(folder / "host.so"), os.RTLD_NOW), programs, architecture)
+    return Binary(ctypes.CDLL(str(folder / "host.so"), os.RTLD_LAZY), programs, architecture)
 
 
 def _compile(source: Source, command: Sequence[str], architecture: str, made: Path) -> None:

@@ -2,7 +2,7 @@
 
 Two symmetries of the contract give orbits. A kernel with a bug need not have them, so each comes with the argument why the
 call that is run stands for the others, and with what the argument leaves out. The tests run all calls of an orbit on a
-target, and compare their outputs (`tests/fuzz/test_exhaustive.py`).
+target, and compare their outputs (`tests/fuzz/exhaustive/test_exhaustive.py`).
 
 **Renaming of blocks.** In the contract a block id is an address and nothing else: a call whose blocks are renamed, with their
 contents moved along, has the same outputs. A kernel that multiplies the id by a stride and adds the product to a pointer has

@@ -14,8 +14,8 @@
     the language, patched once per module of kernels and not in every call, and its functions called at once
     launches, without NumPy's warnings: a GPU computes infinities and NaN without a word
 
-What is not replaced is right as it comes, or raises. `tests/fuzz/test_interpreter.py` goes through all dtypes and all functions
-of the language.
+What is not replaced is right as it comes, or raises. `tests/fuzz/interpreted/test_interpreter.py` goes through all dtypes and
+all functions of the language.
 """
 
 import importlib

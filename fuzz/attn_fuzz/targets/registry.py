@@ -24,6 +24,7 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.renamed import renamed
 from attn_fuzz.targets import modes
 from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.text import nearest
 from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = "attn_parity.targets"
@@ -109,7 +110,9 @@ def entry(name: str) -> EntryPoint:
             return EntryPoint(base, package.places[base], GROUP)
     if (now := renamed(name)) != name:
         raise UnknownTargetError(f"target: {name} is now {now}")
-    raise UnknownTargetError(f"target: got {base!r}, expected one of {', '.join(names())}, or module:attribute")
+    known = names()
+    near = nearest(base, known)
+    raise UnknownTargetError(f"target: got {base!r}, expected one of {', '.join(known)}, or module:attribute{near}")
 
 
 def load(name: str) -> Target:

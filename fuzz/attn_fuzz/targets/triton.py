@@ -7,13 +7,14 @@ import importlib
 import importlib.util
 import pkgutil
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.modes import far, invariant, properties, returned
@@ -240,44 +241,37 @@ def _latent_support(device: str) -> Support:
     )
 
 
-def _scaled_support(device: str) -> Support:
-    widths = ((128, 16), (256, 0), (384, 2), (512, 64)) if device == "cpu" else ((512, 64), (256, 32))
-    return dataclasses.replace(
-        _latent_support(device),
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("bfloat16",),
-        layouts=(Layout.LATENT_SCALED,),
-        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
-        latent=LatentSizes(widths=widths),
-    )
+def _with_scales(layout: Layout) -> Mode:
+    """A mode of TRITON_LATENT: a latent layout with scales. What it refuses is TRITON_LATENT's: the functions are the same."""
+    form = LATENT_FORMATS[layout]
+    behind_v = form.kept_dims is None
+    kept = form.kept_dims or 0
 
-
-def _e8m0_support(device: str) -> Support:
-    widths = ((32, 0), (96, 0), (256, 0), (512, 0)) if device == "cpu" else ((512, 0), (256, 0))
-    scaled = _scaled_support(device)
-    return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0,), latent=LatentSizes(widths=widths))
-
-
-def _e8m0_planes_support(device: str) -> Support:
-    widths = ((128, 0), (192, 0), (256, 0), (512, 0)) if device == "cpu" else ((512, 0), (256, 0))
-    scaled = _scaled_support(device)
-    return dataclasses.replace(scaled, layouts=(Layout.LATENT_E8M0_PLANES,), latent=LatentSizes(widths=widths))
-
-
-def _with_scales(what: str, support: Callable[[str], Support]) -> Mode:
-    """A mode of TRITON_LATENT: a format of its own, whose rows hold float8 and scales."""
+    def support(device: str) -> Support:
+        # one scale, two and three, which are no power of two, and what models have
+        few = [(scales * form.scale_dims + kept, rest if behind_v else 0) for scales, rest in ((1, 16), (2, 0), (3, 2))]
+        of_models = [(512, 64 if behind_v else 0), (256, 32 if behind_v else 0)]
+        return dataclasses.replace(
+            _latent_support(device),
+            attn_types=(AttentionType.DECODER,),
+            dtypes=("bfloat16",),
+            layouts=(layout,),
+            cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+            latent=LatentSizes(widths=(*few, of_models[0]) if device == "cpu" else tuple(of_models)),
+        )
 
     def rounding(device: str) -> Rounding:
         # each element is multiplied by its scale before the dots, and rounded to bfloat16
         return dataclasses.replace(_triton_rounding(device), rounds_dequantized=True)
 
-    description = f"the shipping Triton kernels: latent caches {what}, cache write"
-    # what it refuses is TRITON_LATENT's: the functions are the same
+    description = f"the shipping Triton kernels: latent caches of layout {layout}, cache write"
     return lambda target: dataclasses.replace(
         target, description=description, support=support, rounding=rounding, refuses=False
     )
 
 
+MODE_OF_FORMAT = {layout: layout.lower().removeprefix("latent_").replace("_", "-") for layout in LATENT_FORMATS}
+"""By latent layouts with scales, their modes of TRITON_LATENT."""
 TRITON_LATENT = dataclasses.replace(
     TRITON,
     name="triton-latent",
@@ -286,9 +280,7 @@ TRITON_LATENT = dataclasses.replace(
     support=_latent_support,
     modes={
         **_MODES_OF_ATTENTION,
-        "scaled": _with_scales("whose rows hold float8, scales and bfloat16", _scaled_support),
-        "e8m0": _with_scales("whose rows hold float8 and ue8m0 scales", _e8m0_support),
-        "e8m0-planes": _with_scales("of pages of rows and of ue8m0 scales", _e8m0_planes_support),
+        **{mode: _with_scales(layout) for layout, mode in MODE_OF_FORMAT.items()},
     },
 )
 

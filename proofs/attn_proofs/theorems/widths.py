@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import z3
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import of_scene, paged
 from attn_proofs.extract import Extraction

@@ -14,8 +14,8 @@ sinks are needed: -1e30 stands for none.
 
 pa_decode_gluon (gluon/pa_decode_gluon.py) has 1 to 4 queries for each request, of which here each has 1. With `ps` and more
 than one part it merges them by FlyDSL, which is not Gluon and is not here (:5049-5150): the calls with several parts have no
-`ps`. A float8 cache has one scale; q stays bfloat16, and so do the dots (`compute_type`). Scales of tokens are not drawn: with
-them a request of one key in an X_PACKED cache got 0, and nobody knows yet whether kernel, emulator or call is wrong.
+`ps`. A float8 cache has one scale, or one for each token and head; q stays bfloat16, and so do the dots (`compute_type`). With
+scales of tokens weights are multiplied by them, relative to the largest of a tile, before they are rounded.
 
 With a float8 cache and q in bfloat16 unified_attention takes Triton's 2D kernel instead of Gluon's (attention/
 unified_attention.py:49-62), and Gluon's 3D kernel for SHUFFLED decodes. The contract cannot say what else these functions take:
@@ -168,6 +168,10 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         return
     k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
     parts = -(-batch.max_seq_len // PARTITION)
+    scales = [
+        each if per_token is None else per_token.transpose(1, 2).unsqueeze(3).contiguous()
+        for each, per_token in ((layer.k_scale, layer.k_scale_cache), (layer.v_scale, layer.v_scale_cache))
+    ]
     _modules(DECODE)[0].pa_decode_gluon(
         output=out.view(q.shape)[:rows],
         query=q[:rows].contiguous(),
@@ -180,8 +184,8 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         max_context_partition_num=parts,
         context_partition_size=PARTITION,
         compute_type=q.dtype,
-        key_scale=layer.k_scale,
-        value_scale=layer.v_scale,
+        key_scale=scales[0],
+        value_scale=scales[1],
         sinks=layer.sinks,
         sliding_window=0,
         ps=parts == 1,
@@ -310,7 +314,7 @@ _decode_target = functools.partial(
     findings=aiter.GLUON_DECODE,
     layouts=(Layout.X_PACKED, Layout.SHUFFLED),
     rules=("sinks",),
-    scales=("tensor",),
+    scales=("tensor", "token"),
     head_sizes=(128, 64),
     block_sizes=(16, 64),
     max_seq_len=600,

@@ -56,34 +56,34 @@ PARTITION = 256
 WAVE = 64
 _FUNCTION = "attn_parity_paged_attention"
 _FOLDERS = ("csrc/cpp_itfs/pa", "csrc/include", "csrc/include/ck_tile", "3rdparty/composable_kernel/include")
-_OPTIONS = (
+OPTIONS = (
     *("-std=c++20", "-w", "-DUSE_ROCM", "-DENABLE_FP8", "-D__HIP_PLATFORM_AMD__=1"),
     *("-U__HIP_NO_HALF_CONVERSIONS__", "-U__HIP_NO_HALF_OPERATORS__", "-fno-offload-uniform-block"),
-    *("-mllvm", "--lsr-drop-solution=1", "-mllvm", "-enable-post-misched=0"),
-    *("-mllvm", "-amdgpu-early-inline-all=true", "-mllvm", "-amdgpu-function-calls=false"),
+    *("-mllvm", "--lsr-drop-solution=1", "-mllvm", "-enable-post-misched=0", "-mllvm", "-amdgpu-function-calls=false"),
 )
-"""Those of csrc/cpp_itfs/utils.py, but for what the module's docstring leaves out, and -amdgpu-coerce-illegal-types, which a
-clang without ROCm does not know."""
+"""Those of csrc/cpp_itfs/utils.py, but for what the module's docstring leaves out, -amdgpu-coerce-illegal-types, which a clang
+without ROCm does not know, and EARLY."""
+EARLY = ("-mllvm", "-amdgpu-early-inline-all=true")
 
 Schedules = Callable[[], "Sequence[Schedule]"]
 Call = Callable[[torch.Tensor, torch.Tensor, Layer, Batch, torch.Tensor], dict[str, Any]]
 """Returns the arguments of AITER's function by name, made of q, the cache, the layer, the batch and out [T, H, D]."""
 
 
-def _root() -> Path:
+def root() -> Path:
     """The folder that has csrc/ and 3rdparty/: in the wheel beside aiter/, in a checkout its parent."""
     beside = foreign.sources("aiter").parent
     return beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside
 
 
-def _missing(name: str, architecture: str, device: str) -> str | None:
-    """Why a target cannot run here: what is not here of AITER or of what compiles it."""
+def missing(name: str, architecture: str, device: str) -> str | None:
+    """Why a target cannot run here: what is not here of AITER, such as a file below `root`, or of what compiles it."""
     from attn_fuzz.emulated import hip
 
     files = ("__init__.py",)
     if reason := emulated.missing(device) or foreign.missing("aiter", files, REQUIREMENT):
         return reason
-    if not (file := _root() / "csrc/cpp_itfs/pa" / f"{name}.py").is_file():
+    if not (file := root() / name).is_file():
         return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
     return hip.missing(architecture, HEADERS)
 
@@ -97,15 +97,15 @@ def _loaded(name: str, architecture: str, tensors: dict[str, torch.Tensor], sche
     """
     from attn_fuzz.emulated import hip
 
-    root = _root()
+    folders = tuple(root() / folder for folder in _FOLDERS)
 
     def compile_template_op(template: Any, name: str, includes: object, **arguments: Any) -> Any:
         text = template.render(**(arguments | {"func_name": _FUNCTION}))
-        source = hip.Source(text, tuple(root / folder for folder in _FOLDERS), _OPTIONS)
+        source = hip.Source(text, folders, (*OPTIONS, *EARLY))
         return functools.partial(hip.compiled(source, architecture).call, _FUNCTION, tensors=tensors, schedules=schedules)
 
     logger = SimpleNamespace(info=lambda text: None)
-    utils = {"AITER_CORE_DIR": str(root), "compile_template_op": compile_template_op, "str_to_bool": bool}
+    utils = {"AITER_CORE_DIR": str(root()), "compile_template_op": compile_template_op, "str_to_bool": bool}
     stubs = {"csrc.cpp_itfs.utils": {**utils, "AITER_LOG_MORE": 0, "logger": logger}}
     stubs["csrc.cpp_itfs.torch_utils"] = {"torch_to_c_types": _c_types}
     gpu = SimpleNamespace(warp_size=WAVE)
@@ -113,7 +113,7 @@ def _loaded(name: str, architecture: str, tensors: dict[str, torch.Tensor], sche
         mock.patch.object(torch.cuda, "get_device_properties", return_value=gpu),
         mock.patch.object(torch.cuda, "current_stream", return_value=None),
     ):
-        yield foreign.load("csrc", (f"cpp_itfs/pa/{name}.py",), stubs=stubs, folder=root / "csrc")[0]
+        yield foreign.load("csrc", (f"cpp_itfs/pa/{name}.py",), stubs=stubs, folder=root() / "csrc")[0]
 
 
 def _c_types(*arguments: Any) -> list[Any]:
@@ -152,7 +152,7 @@ def _target(
         attention=attention,
         support=support,
         rounding=lambda architecture: ROUNDING,
-        missing=functools.partial(_missing, module),
+        missing=functools.partial(missing, f"csrc/cpp_itfs/pa/{module}.py"),
         findings=findings,
     )
 

@@ -1,0 +1,48 @@
+"""AITER's Gluon kernels: each finding fails where AITER's main is, and explains no other kernel's path."""
+
+import msgspec
+import pytest
+from attn_fuzz.cases import case_file
+from attn_fuzz.findings import aiter
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
+from attn_fuzz.verdict.verdict import Verdict
+
+GROUPS = (aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA)
+FINDINGS = {finding.name: finding for each in GROUPS for finding in each}
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_finding_replays(name, tmp_path):
+    case = case_file.load(FINDINGS[name].path)
+    target = registry.load(case.target)
+    if reason := target.unavailable("cpu"):
+        pytest.skip(reason)
+    assert FINDINGS[name] in target.findings
+    assert registry.load(case.target.partition("@")[0]).findings == ()
+    with Executor(case.target, "cpu", 240.0, tmp_path / "ahead.json") as executor:
+        assert FINDINGS[name].explains(case, executor.run(case))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "changes"),
+    [
+        ("aiter-gluon-stride-of-blocks", "value", {"cache": {"planes": True}}),
+        ("aiter-gluon-stride-of-blocks", "value", {"requests": {"query_len": 1}}),  # Triton's kernel
+        ("aiter-gluon-power-of-two-heads", "raised", {"group_size": 4}),
+        ("aiter-gluon-infinite-sink", "nan", {"scale": 1.0}),
+        ("aiter-gluon-infinite-sink", "nan", {"requests": {"query_len": 1}}),
+        ("aiter-gluon-hidden-tile", "value", {"window": (-1, -1)}),
+        ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),
+        ("aiter-gluon-mla-one-part", "value", {"requests": {"query_len": 2}}),
+        ("aiter-gluon-negative-scales", "value", {"cache": {"scales": "tensor"}}),
+    ],
+)
+def test_a_finding_explains_what_its_lines_can_cause_alone(name, kind, changes):
+    case, verdict = case_file.load(FINDINGS[name].path), Verdict(kind=kind, about="out")
+    assert FINDINGS[name].explains(case, verdict)
+    if "cache" in changes:
+        changes = {"cache": msgspec.structs.replace(case.cache, **changes["cache"])}
+    if "requests" in changes:
+        changes = {"requests": tuple(msgspec.structs.replace(each, **changes["requests"]) for each in case.requests)}
+    assert not FINDINGS[name].explains(msgspec.structs.replace(case, **changes), verdict)
