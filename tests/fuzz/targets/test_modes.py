@@ -61,7 +61,7 @@ def test_a_package_that_is_not_here_is_listed_by_name(attn_parity, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("triton-latent", "@e8m0 +the shipping Triton kernels: latent caches whose rows hold float8 and ue8m0 scales"),
+        ("triton-latent", "@e8m0 +the shipping Triton kernels: latent caches of layout LATENT_E8M0,"),
         ("triton-merge", "@far +no: a share of its merges is called so already"),
         ("reference-fp32", r"@planned +no: reference-fp32 does not say how its host code plans for another GPU"),
         ("triton@far", "what +.* tensors that reach beyond"),

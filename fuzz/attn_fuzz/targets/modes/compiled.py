@@ -112,7 +112,9 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         rounding=rounding,
         unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
         events=events,
-        siblings=tuple(emulating(sibling) for sibling in target.siblings),
+        # compiling takes long, and refusals and other modes of the kernels are host code's, which the interpreted target has
+        refuses=False,
+        siblings=(),
         compiles=True,
         sanitizes=False,
         exact=False,
