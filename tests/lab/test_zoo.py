@@ -329,7 +329,7 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
     kept = results_file.load(tmp_path / "here-triton-gfx942.json", Results)
     assert kept.target == "triton@gfx942"
     assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
-    assert (tmp_path / "here.md").read_text().startswith("# The zoo on `triton@gfx942`")
+    assert "ran the mutants on `triton@gfx942`" in (tmp_path / "here.md").read_text()
     with pytest.raises(MutantError, match="the other mutants ran with triton@gfx942 on CPU"):
         zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
 
