@@ -1,4 +1,4 @@
-"""What `--json` of users' commands writes, as types: `python -m attn_lab schemas` makes JSON schemas of them.
+"""What `--json` of users' commands writes, as types: `python -m attn_lab schemas` makes a JSON schema of them.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
@@ -54,32 +54,11 @@ class Found(Failure):
     met_in: NotRequired[str | None]
 
 
-class Features(TypedDict):
-    """How many features cases can have, and those that were not drawn."""
+class Possible(TypedDict):
+    """How many features, pairs or triples of features, or edges of tiles and blocks cases can have, and those not drawn."""
 
     possible: int
-    not_drawn: list[str]
-
-
-class Pairs(TypedDict):
-    """How many pairs of features cases can have, and those that were not drawn."""
-
-    possible: int
-    not_drawn: list[tuple[str, str]]
-
-
-class Triples(TypedDict):
-    """How many triples of features cases can have, and those that were not drawn."""
-
-    possible: int
-    not_drawn: list[tuple[str, ...]]
-
-
-class Edges(TypedDict):
-    """How many edges of tiles and blocks cases can have, and those that were not drawn."""
-
-    possible: int
-    not_drawn: list[str]
+    not_drawn: list[str | tuple[str, ...]]
 
 
 class Drawn(TypedDict):
@@ -87,10 +66,10 @@ class Drawn(TypedDict):
 
     rejected: dict[str, int]
     remedies: dict[str, list[str]]
-    features: Features
-    pairs: Pairs
-    triples: Triples
-    edges: Edges
+    features: Possible
+    pairs: Possible
+    triples: Possible
+    edges: Possible
 
 
 class Fuzz(TypedDict):

@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.text import nearest
 from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = "attn_parity.targets"
@@ -56,7 +57,9 @@ def entry(name: str) -> EntryPoint:
         return EntryPoint(name, name, GROUP)
     found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if not found:
-        raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(names())}, or module:attribute")
+        known = names()
+        near = nearest(name, known)
+        raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(known)}, or module:attribute{near}")
     return found[0]
 
 

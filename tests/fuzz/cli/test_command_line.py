@@ -37,7 +37,7 @@ def test_help_lists_every_command_in_a_group(attn_parity):
     [
         (["fuz"], "no command fuz: did you mean fuzz?"),
         (["fuzz", "--examlpes", "1"], "No such option '--examlpes'. Did you mean"),
-        (["fuzz", "--target", "tritn"], "target: got 'tritn', expected one of"),
+        (["fuzz", "--target", "tritn"], "or module:attribute: did you mean triton?"),
         (["fuzz", "--target", "planted:FLASH", "--target", "triton"], "--target: several targets take turns"),
         *(([name], f"{name} is {now}") for name, now in MOVED.items()),
     ],

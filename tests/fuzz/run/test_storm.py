@@ -40,7 +40,7 @@ COMMANDS = {
     "prove": "prove --cases proved",
     "select": "select --heads 8 --head-size 64 --arch gfx942",
 }
-MUTANT = "attn_optimized.launch.call.DenseKeys.strides:constant:5"
+MUTANT = "attn_optimized.launch.call.DenseKeys.form:constant:7"
 FAILS = {"fuzz": 1}
 """The exit code of a run that nobody disturbs; 0 of the others."""
 
