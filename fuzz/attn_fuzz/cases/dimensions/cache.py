@@ -97,8 +97,8 @@ def _order(order: PhysicalOrder) -> Value:
 def _allocation(fields: str, contract: str = "") -> Callable[..., Dimension]:
     """A dimension of some fields of Cache, and of KVCacheView."""
     names = " ".join(f"cache.{name}" for name in fields.split())
-    of_view = " ".join(f"KVCacheView.{name}" for name in contract.split())
-    return dimension(fields.split()[0], "allocation", names, of_view, choice="layout", needs_cache=True)
+    of_contract = " ".join(f"KVCacheView.{name}" for name in contract.split())
+    return dimension(fields.split()[0], "allocation", names, of_contract, choice="layout", needs_cache=True)
 
 
 def _of_blocks(name: str, holds: Callable[[KVCacheView], object]) -> Value:
