@@ -377,7 +377,7 @@ def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
         found = row.nightly or row.ci
         seeds = f"{sum(each is not None for each in found)} of {len(found)}" if found else ""
         tests = {None: "", True: "found", False: "survived"}[row.tests]
-        name, why = row.name.removeprefix("attn_optimized."), row.why.removeprefix(f"{row.name}: ")
+        name, why = row.name.removeprefix("attn_optimized."), re.sub(r"^attn_optimized\S*: ", "", row.why)
         cells.append((f"`{name}`", f"`{row.change}`", seeds, tests, why))
     return ["", f"### {(state or 'Survived').capitalize()}", "", *table(columns, cells, columns[2:3])]
 
