@@ -1,4 +1,4 @@
-"""The serving engine in the fuzz job, `tox run -e fuzz`: a sequence of actions for every ten cases of a target
+"""The serving engine in the fuzz job, `tox run -e nightly -- fuzz`: a sequence of actions for every ten cases of a target
 (`--attn-examples`).
 
 A seed comes from the test's name. A failure is told as the shortest sequence of actions that Hypothesis finds.

@@ -31,5 +31,10 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("attn-parity's own tests")
-    group.addoption("--malformed", type=int, default=40, metavar="N", help="malformed files that commands are given (40)")
-    group.addoption("--kills", type=int, default=2, metavar="N", help="processes of a run that are killed (2)")
+    group.addoption("--malformed", type=_seeds, default=range(20), metavar="A:B", help="seeds of malformed files (0:20)")
+    group.addoption("--kills", type=_seeds, default=range(20), metavar="A:B", help="numbers of kills of a run's process (0:20)")
+
+
+def _seeds(text: str) -> range:
+    first, last = text.split(":")
+    return range(int(first), int(last))

@@ -23,8 +23,12 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "generated" not in path.parts
 }
-_COMMAND = re.compile(r"(?:\.venv/bin/)?(attn-parity|pytest) (.*)\n")
-_RUN = {"attn-parity": "from attn_parity import main; main()", "pytest": "import pytest; sys.exit(pytest.main())"}
+_COMMAND = re.compile(r"(?:\.venv/bin/)?(attn-parity|python -m attn_lab|pytest) (.*)\n")
+_RUN = {
+    "attn-parity": "from attn_parity import main; main()",
+    "python -m attn_lab": "from attn_lab.__main__ import lab, main; main(commands=lab)",
+    "pytest": "import pytest; sys.exit(pytest.main())",
+}
 
 
 class Block(NamedTuple):

@@ -6,7 +6,6 @@ same refusals.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -236,7 +235,7 @@ def test_no_case_is_written_without_the_rule(name, request, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", registry.battery())
 def test_every_target_must_refuse_the_rule(name, unheard):
     class UnheardCase(Case, tag="unheard"):
         unheard_of: int = 1
@@ -278,30 +277,6 @@ def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name):
     assert out.isnan().all()
 
 
-WIDTHS: dict[str, tuple[dict[str, Any], frozenset[str], str]] = {
-    "a latent cache": (LATENT, SERVE_LATENT_CACHES, "a latent cache"),
-    "K and V of two widths in a cache": (TWO_WIDTHS, SERVE_TWO_WIDTHS, "K and V of two widths in a cache"),
-    "dense v": ({"head_size_v": 48, "attn_type": AttentionType.ENCODER_ONLY}, frozenset(), "ENCODER_ONLY"),
-}
-"""Layers with V of another width, who serves each, and what a backend refuses that serves another one of them."""
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("widths", WIDTHS)
-def test_a_width_of_v_is_refused_by_all_backends_that_do_not_name_it(backend, widths):
-    fields, serving, words = WIDTHS[widths]
-    layer = Layer(**{**SHAPE, **fields})
-    options: dict[str, Any] = {"dtype": torch.float16, "block_size": None if layer.layout is None else 16}
-    if backend in SERVE_LATENT_CACHES | SERVE_TWO_WIDTHS:
-        declared = BACKENDS[backend].capabilities(AITER)
-        assert declared.answer("head_size_v")
-        properties = [refusal.property for refusal in declared.refusals(AttentionConfig.of(layer, **options))]
-        assert any(words in each for each in properties) != (backend in serving)
-        return
-    with pytest.raises(UnsupportedError, match="head_size_v"):
-        BACKENDS[backend].impl(layer, **options, aiter=AITER)
-
-
 @pytest.mark.parametrize("rotates", [False, True])
 def test_the_kernels_that_write_k_and_v_refuse_a_latent_cache(rotates):
     call = call_of(Layer)
@@ -328,30 +303,3 @@ def test_dense_v_of_another_width_is_refused_by_all_who_do_not_name_it():
             AITER, call.q, call.q, call.q, call.layer, query_start_loc=starts, key_start_loc=starts, **options
         )
     assert call.out.isnan().all()
-
-
-_LATENT_CACHE = "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES)"
-
-
-@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
-def test_only_backends_that_name_it_are_selected_for_a_latent_cache(architecture):
-    config = AttentionConfig.of(Layer(**{**SHAPE, **LATENT}), torch.float16, block_size=16)
-    for asked_for in (config, dataclasses.replace(config, layout=None)):
-        assert select(asked_for, architecture=architecture, aiter=AITER).backend == "TRITON_MLA"
-        for backend in set(BACKENDS) - SERVE_LATENT_CACHES:
-            width = _LATENT_CACHE if backend in SERVE_TWO_WIDTHS else "head_size_v (a width of V of its own)"
-            assert width in {refusal.property for refusal in BACKENDS[backend].capabilities(AITER).refusals(asked_for)}
-            reason = width if runs_on(backend, architecture) else f"architecture {architecture}"
-            with pytest.raises(UnsupportedError, match=f"{re.escape(reason)} not supported"):
-                select(asked_for, architecture=architecture, aiter=AITER, backend=backend)
-
-
-@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201", "sm90", "interpreter"])
-def test_only_the_backend_that_names_them_is_selected_for_two_widths(architecture):
-    config = AttentionConfig.of(Layer(**{**SHAPE, **TWO_WIDTHS}), torch.float16, block_size=16)
-    for asked_for in (config, dataclasses.replace(config, layout=None)):
-        assert select(asked_for, architecture=architecture, aiter=AITER).backend == "TRITON_ATTN_DIFFKV"
-        for backend in set(BACKENDS) - SERVE_TWO_WIDTHS:
-            assert BACKENDS[backend].capabilities(AITER).refusals(asked_for)
-            with pytest.raises(UnsupportedError, match="use TRITON_ATTN_DIFFKV"):
-                select(asked_for, architecture=architecture, aiter=AITER, backend=backend)

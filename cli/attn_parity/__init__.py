@@ -9,58 +9,74 @@ import importlib
 import io
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import click
 from attn_fuzz import extras
 from attn_fuzz.errors import ExecutorError, InputError
-from attn_fuzz.text import one_line
+from attn_fuzz.text import nearest, one_line
 from attn_parity import defaults
 from attn_parity.console import BROKEN_PIPE, is_read, notes, results
 from attn_parity.options import ignore_signals, interrupts_end_the_process, sigterm_interrupts
 from click.shell_completion import CompletionItem
 
-COMMANDS = {
-    "fuzz": "Draw cases, run them on a target, judge them. The main job.",
-    "hunt": "Go on past each new failure, and end with a table of distinct failures.",
-    "exhaust": "Run every call of a scope on a target, without sampling.",
-    "replay": "Run cases again.",
-    "bisect": "Find the commit of a kernel's repository since which a case fails.",
-    "show": "Draw a case: masks, block table, allocation, error against bound.",
-    "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
-    "mutate": "Make mutants by operators, and count those that the fuzzer finds.",
-    "prove": "Prove theorems about the source of the kernels, for all lengths.",
-    "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
-    "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
-    "matrix": "Write the tables of what is supported and what the fuzzer draws.",
-    "select": "Say which backend serves a layer, or each layer of a model.",
-    "targets": "List what can be fuzzed here.",
-    "examples": "Write the files that the guides use into a folder.",
-    "doctor": "Say what this machine has, and what to install for the rest.",
+GROUPS = {
+    "Commands to begin with": {
+        "fuzz": "Draw cases, run them on a target, judge them. The main job.",
+        "replay": "Run cases again.",
+        "show": "Draw a case: masks, block table, allocation, error against bound.",
+        "targets": "List what can be fuzzed here.",
+        "select": "Say which backend serves a layer, or each layer of a model.",
+        "doctor": "Say what this machine has, and what to install for the rest.",
+    },
+    "Other searches": {
+        "exhaust": "Run every call of a scope on a target, without sampling.",
+        "prove": "Prove theorems about the source of the kernels, for all lengths.",
+        "bisect": "Find the commit of a kernel's repository since which a case fails.",
+    },
+    "Compiled code": {
+        "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
+        "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
+    },
+    "Files": {"examples": "Write the files that the guides use into a folder."},
 }
 """What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
 `select` needs nothing of what `fuzz` imports."""
-MAINTAINERS = ("mutate", "matrix")
-"""Commands whose results are this project's own pages."""
+MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
+    "hunt": "attn-parity fuzz --keep-going --target TARGET"
+}
+"""Names that commands had, and the commands of today."""
+COMMANDS = {name: words for group in GROUPS.values() for name, words in group.items()}
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
 MESSAGE = 1500
 """The most characters of an error: it may quote a file."""
 
 
-class _Commands(click.Group):
-    """The commands of COMMANDS, each imported when it runs."""
+class Commands(click.Group):
+    """Commands, each imported when it runs.
+
+    Args:
+        groups: the commands' names and what they do, in groups with titles.
+        module: the name of a command's module, whose `command` it is, with {} for the command's name.
+        moved: names that commands had, and what is called instead.
+    """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, str]], module: str, moved: Mapping[str, str], **rest: Any):
+        super().__init__(*args, **rest)
+        self.groups, self.module, self.moved = groups, module, moved
+        self.words = {name: words for group in groups.values() for name, words in group.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.words)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.words:
             return None
         with interrupts_end_the_process():
-            return importlib.import_module(f"attn_parity.{cmd_name}").command
+            return importlib.import_module(self.module.format(cmd_name)).command
 
     def invoke(self, ctx: click.Context) -> Any:
         """click would make an interruption of an EOFError, and a mismatch, exit code 1, of a broken pipe."""
@@ -72,13 +88,16 @@ class _Commands(click.Group):
             raise ExecutorError(ENDED) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([entry for entry in COMMANDS.items() if entry[0] not in MAINTAINERS])
-        with formatter.section("Commands for maintainers of attn-parity"):
-            formatter.write_dl([entry for entry in COMMANDS.items() if entry[0] in MAINTAINERS])
+        for title, group in self.groups.items():
+            with formatter.section(title):
+                formatter.write_dl([*group.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that the arguments name. It gets its defaults of pyproject.toml, which are printed."""
+        if args[0] in self.moved:
+            raise click.UsageError(f"{args[0]} is {self.moved[args[0]]}")
+        if args[0] not in self.words and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]}{nearest(args[0], self.words)}; --help lists them")
         name, command, rest = super().resolve_command(ctx, args)
         if name and command and not ctx.resilient_parsing:
             values = defaults.table(COMMANDS).get(name, {})
@@ -89,23 +108,26 @@ class _Commands(click.Group):
         return name, command, rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands and their help, of COMMANDS: no command is imported."""
-        found = [CompletionItem(name, help=what) for name, what in COMMANDS.items() if name.startswith(incomplete)]
+        """Commands and their help: no command is imported."""
+        found = [CompletionItem(name, help=what) for name, what in self.words.items() if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(cls=Commands, groups=GROUPS, module="attn_parity.{}", moved=MOVED, context_settings=HELP)
 @click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that proves they agree."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, commands: click.Group = cli, name: str = "attn-parity") -> None:
     """Run the command line; every foreseeable error is one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    code = _code(arguments)
+    code = _code(arguments, commands, name)
     if results.lost == BROKEN_PIPE and code == 0:
         code = 128 + signal.SIGPIPE
     elif results.lost is not None and code == 0:
@@ -115,11 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _code(arguments: Sequence[str] | None) -> int:
+def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> int:
     """Run the command, print its error, and return the exit code."""
     try:
         with sigterm_interrupts():
-            code = cli.main(arguments, prog_name="attn-parity", standalone_mode=False)
+            code = commands.main(arguments, prog_name=name, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         notes.print(error.format_message())

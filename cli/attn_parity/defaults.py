@@ -60,6 +60,7 @@ def _checked(option: click.Option, value: Any, where: str) -> Any:
         kinds, expected = (bool,), "true or false"
     elif option.multiple or option.nargs != 1:
         kinds, expected = (list,), "a list"
+        value = [value] if option.multiple and isinstance(value, str) else value
     if not isinstance(value, kinds) or isinstance(value, bool) != option.is_flag:
         raise click.UsageError(f"{where}: got {value!r}, expected {expected}")
     if option.is_flag:

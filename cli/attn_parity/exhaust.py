@@ -19,9 +19,9 @@ from attn_fuzz.exhaustive.run import Counted, Plan, Result
 from attn_fuzz.exhaustive.scope import SCOPES
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import sources
-from attn_fuzz.run.trial import COMPARED, NOT_CARRIED
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
+from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,

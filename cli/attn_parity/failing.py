@@ -1,6 +1,7 @@
 """The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and told at the end of the run."""
 
 import contextlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class EarlyFiles:
     def drop_smallest(self) -> None:
         if self.smallest is not None:
             self.smallest.unlink(missing_ok=True)
+
+
+def safe(text: str) -> str:
+    """The text as a part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", text)[:80]
 
 
 def saved(case: Case, folder: Path, name: str) -> Path | None:

@@ -1,25 +1,27 @@
 """`attn-parity fuzz`: draw cases, run them on a target, judge them, and make small what fails."""
 
 import platform
-import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
-from attn_fuzz import outputs
+import msgspec
+from attn_fuzz import outputs, renamed
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.report import page
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
-from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import COMPARED
+from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.verdict import COMPARED
 from attn_parity import failing, places
 from attn_parity.console import notes, results
 from attn_parity.options import (
@@ -50,16 +52,28 @@ from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 FOLDER = Path("attn-parity-runs")
+MOST_EXAMPLES, MINUTES = 100_000, 10.0
+"""Of a run that keeps going, if nothing else is asked for."""
+DRAWING = 2 / 3
+"""The share of its time in which it draws cases. In the rest, failures that wait are shrunk."""
+RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
 _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items())
 
 
 @click.command("fuzz")
 @click.option(
     "--target",
-    "target_name",
-    default="triton",
+    "names",
+    multiple=True,
+    default=("triton",),
     show_default=True,
-    help="The target to check; `attn-parity targets` lists them.",
+    help="The target to check; `attn-parity targets` lists them. With --keep-going it may be given more than once.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Go on past each failure, and end with a table of distinct failures. Targets take turns. Default: "
+    f"{MINUTES:g} minutes, or --examples for each target.",
 )
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
 @click.option("--examples", type=Positive, help="Number of cases to draw, instead of the profile's.")
@@ -95,7 +109,8 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @needs_option
 @working_dir_option
 def command(
-    target_name: str,
+    names: tuple[str, ...],
+    keep_going: bool,
     profile: str,
     examples: int | None,
     minutes: float | None,
@@ -114,79 +129,189 @@ def command(
     needs: tuple[str, ...],
     working_dir: Path | None,
 ) -> int:
-    """Draw cases, run them on a target, judge them. The main job."""
+    """Draw cases, run them on a target, judge them. The main job.
+
+    Exit 1 if a case fails, and 3 if none does and cases could not be run because of a limit of this tool.
+    """
+    if len(names) > 1 and not keep_going:
+        raise click.UsageError("--target: several targets take turns in a run with --keep-going")
     folder = report_folder or FOLDER
     check_writable(json_file, made=folder)
-    with places.chosen(address, needs, working_dir, [target_name], device, workers) as place:
+    with places.chosen(address, needs, working_dir, names, device, workers) as place:
         check_exact(bool(exactly), place.device)
-        target = registry.load(target_name)
+        targets = _targets(names)
         if address is None:  # a node of Ray says for itself what it cannot do
-            check_fence(fenced, [target], place.device)
-        say_what_runs_kernels(place.device, [target])
+            check_fence(fenced, targets.values(), place.device)
+        say_what_runs_kernels(place.device, targets.values())
         folder.mkdir(parents=True, exist_ok=True)
+        if keep_going and minutes is None and examples is None:
+            minutes = MINUTES
+        until = time.time() + 60 * minutes if minutes else None
         plan = FuzzPlan(
-            target=target_name,
+            target="",
             device=place.device,
-            examples=examples or PROFILES[profile],
+            examples=examples or (MOST_EXAMPLES if keep_going else PROFILES[profile]),
             seed=secrets.randbelow(1 << 31) if seed is None else seed,
             folder=folder,
             limit=limit,
-            until=time.time() + 60 * minutes if minutes else None,
-            sanitize=sanitizes(sanitize, target, place.device),
-            exact_every=shard.exact_every(target, place.device) if exactly is None else int(exactly),
+            until=time.time() + 60 * minutes * (DRAWING if keep_going else 1) if minutes else None,
             fenced=fenced,
+            on_failure="go on" if keep_going else "shrink",
         )
-        return _fuzz(plan, place, corpus, where, json_file, report_folder)
+        plans = {
+            name: msgspec.structs.replace(
+                plan,
+                target=name,
+                sanitize=sanitizes(sanitize, target, place.device),
+                exact_every=shard.exact_every(target, place.device) if exactly is None else int(exactly),
+            )
+            for name, target in targets.items()
+        }
+        failures_of = database.connect(where) if where else None
+        keys = {name: database.key(name, place.device_name) for name in plans}
+        past = {name: _past(corpus, failures_of, place.device_name, name, place.supports[name]) for name in plans}
+        begun = _Begun(place, plans, targets, past)
+        runs, errors = begun.keep_going(until, minutes) if keep_going else begun.until_failure()
+        if failures_of is not None:
+            for name, run in runs.items():
+                _store(failures_of, keys[name], run.failures, errors)
+        return begun.reported(runs, json_file, report_folder, errors)
 
 
-def _fuzz(
-    plan: FuzzPlan, place: Place, corpus: str | None, where: str | None, json_file: Path | None, report_folder: Path | None
-) -> int:
-    """Run past cases and the plan at a place, and report. Returns the exit code."""
-    target = registry.load(plan.target)
-    failures_of = database.connect(where) if where else None
-    key = database.key(plan.target, place.device_name)
-    past = _past(corpus, failures_of, key, plan.target, place.supports[plan.target])
-    plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
-    place = place.of_shards(len(plans))
-    name = re.sub(r"[^\w.+-]+", "-", target.name)[:80] + f"-{plan.seed}"
-    work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
-    results.print(f"target {target.name} on {place.device_name}, {work}, {place.words}, --seed {plan.seed}")
-    started = time.monotonic()
-    outcome, files_of = _run(plans, place, plan.folder, name)
-    if any(progress.failure for progress in outcome.progress):
-        ignore_signals()  # they would lose the failures that are about to be reported
-    seconds = time.monotonic() - started
-    errors = [outcome.error] if outcome.error else []
-    failures = failing.written(outcome.progress, files_of, plan.folder, name, past, errors)
-    if failures_of is not None:
-        _store(failures_of, key, failures, errors)
-    fixed = place.fixed(plan.target, plan.limit) if target.findings and not outcome.interrupted and not outcome.error else []
-    run = Run(
-        target=target.name,
-        device=place.device_name,
-        support=place.supports[plan.target],
-        versions={"python": platform.python_version()} | sources.versions(),
-        command=_again(plan),
-        seed=plan.seed,
-        workers=place.workers,
-        planned=plan.examples,
-        seconds=seconds,
-        progress=outcome.progress,
-        failures=failures,
-        fixed=[finding for finding in target.findings if finding.name in fixed],
-        restarted=len(outcome.restarted),
-        interrupted=outcome.interrupted,
-        error=outcome.error,
-    )
-    if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
-        errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
-    _tell(run)
-    _write_reports(run, json_file, report_folder and report_folder / f"{name}.html", errors)
-    return _exit_code(run, errors)
+def _targets(names: Sequence[str]) -> dict[str, Target]:
+    targets = {name: registry.load(name) for name in names}
+    named = Counter(targets[name].name for name in names)
+    if repeated := [name for name, count in named.items() if count > 1]:
+        raise click.UsageError(f"--target: got {repeated[0]} more than once, expected targets of different names")
+    return targets
 
 
-def _exit_code(run: Run, errors: list[str]) -> int:
+Runs = tuple[dict[str, Run], list[str]]
+"""The run of each target, and errors."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run that begins: where, and by target its plan, the target, and the names of past cases."""
+
+    place: Place
+    plans: Mapping[str, FuzzPlan]
+    targets: Mapping[str, Target]
+    past: Mapping[str, Mapping[Case, str]]
+    started: float = field(default_factory=time.monotonic)
+
+    def until_failure(self) -> Runs:
+        """Run the shards of the one target until a case fails."""
+        ((name, plan),) = self.plans.items()
+        target, past = self.targets[name], self.past[name]
+        plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
+        place = self.place.of_shards(len(plans))
+        file = f"{failing.safe(target.name)}-{plan.seed}"
+        work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
+        results.print(f"target {target.name} on {place.device_name}, {work}, {place.words}, --seed {plan.seed}")
+        outcome, files_of = _run(plans, place, plan.folder, file)
+        if any(progress.failure for progress in outcome.progress):
+            ignore_signals()  # they would lose the failures that are about to be reported
+        errors = [outcome.error] if outcome.error else []
+        failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
+        run = self._ended(name, place, outcome, outcome.progress, failures)
+        if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
+            errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
+        return {name: run}, errors
+
+    def keep_going(self, until: float | None, minutes: float | None) -> Runs:
+        """Run the shards of all targets by turns, past each failure.
+
+        Args:
+            until: nothing new begins after this time.
+        """
+        from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures
+        from attn_parity import keep_going as going
+
+        shards = [
+            [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
+            for name, plan in self.plans.items()
+        ]
+        place, plan = self.place.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
+        of = f"{minutes:g} minutes" if minutes else f"{plan.examples} examples each"
+        names = ", ".join(target.name for target in self.targets.values())
+        results.print(f"keep going: {names} on {place.device_name}, {of}, {place.words}, --seed {plan.seed}", soft_wrap=True)
+        prefixes = {name: f"{failing.safe(target.name)}-{plan.seed}" for name, target in self.targets.items()}
+        files_of = going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
+        distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
+        outcome = going.run(distinct, place)
+        if distinct.entries:
+            ignore_signals()  # they would lose the failures that are about to be reported
+        errors = [outcome.error] if outcome.error else []
+        failures = files_of.written(distinct.entries, self.past, errors)
+        for path in files_of.declared(failures, errors):
+            results.print(f"declarations as findings: {path}", soft_wrap=True)
+        runs = {}
+        for name in self.plans:
+            own = [found for found in failures if found.entry and found.entry.target == name]
+            runs[name] = self._ended(name, place, outcome, distinct.of_target(name), own, keeps_going=True)
+        return runs, errors
+
+    def _ended(
+        self, name: str, place: Place, outcome: Outcome, progress: Sequence[Progress], failures: Sequence[Found], **more: bool
+    ) -> Run:
+        """The run of a target."""
+        target, plan = self.targets[name], self.plans[name]
+        looks = bool(target.findings) and not outcome.interrupted and not outcome.error
+        fixed = place.fixed(name, plan.limit) if looks else []
+        return Run(
+            target=target.name,
+            device=place.device_name,
+            support=place.supports[name],
+            versions={"python": platform.python_version()} | sources.versions(),
+            command=_again(plan, **more),
+            seed=plan.seed,
+            workers=place.workers,
+            planned=plan.examples,
+            seconds=time.monotonic() - self.started,
+            progress=progress,
+            failures=failures,
+            fixed=[finding for finding in target.findings if finding.name in fixed],
+            restarted=len(outcome.restarted),
+            interrupted=outcome.interrupted,
+            error=outcome.error,
+            **more,
+        )
+
+    def reported(self, runs: Mapping[str, Run], json_file: Path | None, pages: Path | None, errors: list[str]) -> int:
+        """Print the results, write them, and return the exit code. A file that cannot be written adds an error."""
+        if failures := [found for run in runs.values() if run.keeps_going for found in run.failures]:
+            from attn_parity import keep_going
+
+            keep_going.tell(failures)
+        for run in runs.values():
+            _tell(run, name=f"{run.target}: " if len(runs) > 1 else "")
+        if json_file is not None:
+            try:
+                write_json(json_file, _as_json(list(runs.values())))
+            except click.ClickException as error:
+                errors.append(error.message)
+        for run in runs.values() if pages else ():
+            _write_page(run, pages / f"{failing.safe(run.target)}-{run.seed}.html", errors)
+        return _exit_code(list(runs.values()), errors)
+
+
+def _as_json(runs: Sequence[Run]) -> dict[str, Any]:
+    found = [run.to_json() for run in runs]
+    return found[0] if len(found) == 1 else {"schema": RUNS_SCHEMA, "runs": found}
+
+
+def _write_page(run: Run, file: Path, errors: list[str]) -> None:
+    from attn_fuzz.report import page
+
+    try:
+        outputs.write(file, page.of_run(run))
+        results.print(f"page: {file}", soft_wrap=True)
+    except OSError as error:
+        errors.append(f"{file}: {error.strerror}")
+
+
+def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
     """The exit code: 1 if a case fails, 130 after an interruption, NOT_RUN if a limit was met.
 
     Errors are printed, or raised if no case fails.
@@ -194,31 +319,17 @@ def _exit_code(run: Run, errors: list[str]) -> int:
     Raises:
         ExecutorError: there are errors, and no failing case.
     """
-    if errors and not run.failures:
+    fails = any(run.failures for run in runs)
+    if errors and not fails:
         raise ExecutorError("\n".join(errors))
     for error in errors:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
-    if run.failures:
+    if fails:
         return 1
-    return 130 if run.interrupted else failing.NOT_RUN if run.limits else 0
+    return 130 if runs[0].interrupted else failing.NOT_RUN if any(run.limits for run in runs) else 0
 
 
-def _write_reports(run: Run, json_file: Path | None, page_file: Path | None, errors: list[str]) -> None:
-    """Write the run's JSON and its page, if they are asked for. A file that cannot be written adds an error."""
-    if json_file is not None:
-        try:
-            write_json(json_file, run.to_json())
-        except click.ClickException as error:
-            errors.append(error.message)
-    if page_file is not None:
-        try:
-            outputs.write(page_file, page.of_run(run))
-            results.print(f"page: {page_file}", soft_wrap=True)
-        except OSError as error:
-            errors.append(f"{page_file}: {error.strerror}")
-
-
-def _store(failures_of: ExampleDatabase, key: bytes, failures: list[Found], errors: list[str]) -> None:
+def _store(failures_of: ExampleDatabase, key: bytes, failures: Sequence[Found], errors: list[str]) -> None:
     """Add failing cases to the database. A case that cannot be added adds an error."""
     for found in failures:
         try:
@@ -228,15 +339,16 @@ def _store(failures_of: ExampleDatabase, key: bytes, failures: list[Found], erro
 
 
 def _past(
-    corpus: str | None, failures_of: ExampleDatabase | None, key: bytes, target: str, support: Support
+    corpus: str | None, failures_of: ExampleDatabase | None, device_name: str, target: str, support: Support
 ) -> dict[Case, str]:
     """The past cases that the target supports, each with its name. They run before cases are drawn."""
     cases = files.chosen(corpus)
     if failures_of is not None:
-        stored, skipped = database.fetch(failures_of, key)
-        cases |= {f"database case {name}": case for name, case in stored.items()}
-        for reason in skipped:
-            notes.print(f"skipped: {reason}", soft_wrap=True)
+        found = [database.fetch(failures_of, database.key(name, device_name)) for name in (target, *renamed.before(target))]
+        for stored, skipped in found:
+            cases |= {f"database case {name}": case for name, case in stored.items()}
+            for reason in skipped:
+                notes.print(f"skipped: {reason}", soft_wrap=True)
     admitted = files.admitted(cases, target, support)
     if admitted.sentence:
         notes.print(admitted.sentence, soft_wrap=True)
@@ -261,16 +373,17 @@ def _run(plans: Sequence[FuzzPlan], place: Place, folder: Path, name: str) -> tu
         return runner.run(plans, place.workers, stop_at_failure=True, report=show, place=place.run), files_of
 
 
-def _again(plan: FuzzPlan) -> list[str]:
+def _again(plan: FuzzPlan, *, keeps_going: bool = False) -> list[str]:
     options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
         words.append("--exact" if plan.exact_every else "--no-exact")
-    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced]
+    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * keeps_going]
 
 
-def _tell(run: Run) -> None:
-    for i, found in enumerate(run.failures):
+def _tell(run: Run, name: str) -> None:
+    """Print the results of a run. Its lines begin with `name`."""
+    for i, found in enumerate(() if run.keeps_going else run.failures):
         failing.tell(found, is_first=i == 0)
     for finding in run.fixed:
         results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}", soft_wrap=True)
@@ -279,5 +392,5 @@ def _tell(run: Run) -> None:
         results.print(f"{died}; what it was to run was run again")
     if run.examples:
         for line in run.drawn.lines:
-            notes.print(line, soft_wrap=True)
-    results.print(run.sentence, soft_wrap=True)
+            notes.print(f"{name}{line}", soft_wrap=True)
+    results.print(f"{name}{run.sentence}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What `--json` writes, as types: docs/schemas.py makes the JSON schemas of them.
+"""What `--json` of users' commands writes, as types: `python -m attn_lab schemas` makes a JSON schema of them.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
@@ -7,7 +7,6 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case
-from attn_fuzz.report import mutants_page, zoo_page
 from attn_fuzz.verdict.verdict import Kind
 from attn_optimized.selector import Assignment
 from attn_parity.binaries.facts import Facts
@@ -36,7 +35,10 @@ class Found(Failure):
     """A failure of a run, and the files about it.
 
     `past` is the name of the past case that fails, if it is one. `while_shrinking` says whether the failure was met while
-    another one was shrunk.
+    another one was shrunk. The last fields are those of a run with --keep-going: `needs` are the aspects that the smallest case
+    needs (`attn_fuzz.findings.aspects`), `later` counts later failing cases of the same cause, `again` says whether the case
+    failed when it was run once more, and `met_in` names the failure whose shrinking met this one, if no drawn case did. There
+    `found_after` counts the target's past cases, too.
     """
 
     past: str | None
@@ -44,34 +46,19 @@ class Found(Failure):
     first_file: str | None
     case_file: str | None
     script: str | None
+    name: NotRequired[str]
+    about: NotRequired[str]
+    needs: NotRequired[list[str]]
+    later: NotRequired[int]
+    again: NotRequired[bool]
+    met_in: NotRequired[str | None]
 
 
-class Features(TypedDict):
-    """How many features cases can have, and those that were not drawn."""
-
-    possible: int
-    not_drawn: list[str]
-
-
-class Pairs(TypedDict):
-    """How many pairs of features cases can have, and those that were not drawn."""
-
-    possible: int
-    not_drawn: list[tuple[str, str]]
-
-
-class Triples(TypedDict):
-    """How many triples of features cases can have, and those that were not drawn."""
+class Possible(TypedDict):
+    """How many features, pairs or triples of features, or edges of tiles and blocks cases can have, and those not drawn."""
 
     possible: int
-    not_drawn: list[tuple[str, ...]]
-
-
-class Edges(TypedDict):
-    """How many edges of tiles and blocks cases can have, and those that were not drawn."""
-
-    possible: int
-    not_drawn: list[str]
+    not_drawn: list[str | tuple[str, ...]]
 
 
 class Drawn(TypedDict):
@@ -79,10 +66,10 @@ class Drawn(TypedDict):
 
     rejected: dict[str, int]
     remedies: dict[str, list[str]]
-    features: Features
-    pairs: Pairs
-    triples: Triples
-    edges: Edges
+    features: Possible
+    pairs: Possible
+    triples: Possible
+    edges: Possible
 
 
 class Fuzz(TypedDict):
@@ -90,7 +77,8 @@ class Fuzz(TypedDict):
 
     `planned` and `examples` count drawn cases, `replayed` past cases, `restarted` shards that ran again, and `refused` cases
     that the target refuses. `limits` counts by limit the cases that this tool could not run. `events` counts examples that
-    took a path of the kernels, and `known` failures by known findings. `seconds` is the time of the run, `spent` that of all
+    took a path of the kernels, and `known` failures by known findings. `known_after` says for each of these findings how many
+    cases had been drawn when the first of its failures was. `seconds` is the time of the run, `spent` that of all
     workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor, dtype and phase, how many
     elements lie in each bin of `attn_fuzz.verdict.ratios`.
     """
@@ -110,6 +98,7 @@ class Fuzz(TypedDict):
     drawn: Drawn
     events: dict[str, int]
     known: dict[str, int]
+    known_after: dict[str, int]
     no_longer_failing: list[str]
     seconds: float
     spent: dict[str, float]
@@ -120,57 +109,11 @@ class Fuzz(TypedDict):
     failures: list[Found]
 
 
-class HuntCounts(TypedDict):
-    """Cases of a target: past cases, drawn ones, those that it refuses, new failures, and failures by known findings.
+class FuzzRuns(TypedDict):
+    """Runs of several targets, which took turns."""
 
-    `rejected` counts by reason cases that were drawn and thrown away, which are not `examples`. `limits` counts by limit the
-    cases that this tool could not run. `known_after` says for each of these findings how many cases had been drawn when the
-    first of its failures was.
-    """
-
-    replayed: int
-    examples: int
-    refused: int
-    limits: dict[str, int]
-    failing: int
-    rejected: dict[str, int]
-    known: dict[str, int]
-    known_after: dict[str, int]
-
-
-class Distinct(Failure):
-    """A distinct failure of a hunt, and the files about it.
-
-    `needs` are the aspects that its smallest case needs (`attn_fuzz.findings.aspects`). `later` counts later failing cases of
-    the same cause. `again` says whether the case failed when it was run once more. `met_in` names the failure whose shrinking
-    met this one, if no drawn case did. `found_after` counts the target's past cases, too.
-    """
-
-    name: str
-    target: str
-    about: str
-    needs: list[str]
-    later: int
-    again: bool
-    met_in: str | None
-    case_file: str | None
-    script: str | None
-    first_file: str | None
-
-
-class Hunt(TypedDict):
-    """A run of `attn-parity hunt`."""
-
-    schema: Literal["attn-parity.hunt/1"]
-    device: str
-    versions: dict[str, str]
-    seed: int
-    workers: int
-    seconds: float
-    interrupted: bool
-    error: str | None
-    targets: dict[str, HuntCounts]
-    failures: list[Distinct]
+    schema: Literal["attn-parity.fuzz-runs/1"]
+    runs: list[Fuzz]
 
 
 class Commit(TypedDict):
@@ -238,41 +181,6 @@ class Exhaust(TypedDict):
     max_ratio: float | None
     interrupted: bool
     failures: list[str]
-
-
-class Undefined(TypedDict):
-    """A pair of features that no case can have together, and why."""
-
-    pair: tuple[str, str]
-    reason: str
-
-
-class PairCount(TypedDict):
-    """How many cases have both features."""
-
-    pair: tuple[str, str]
-    cases: int
-
-
-class Profile(TypedDict):
-    """What a profile draws: how often each feature, each pair of features, and by side why a feature is refused."""
-
-    examples: int
-    single: dict[str, int]
-    pairs: list[PairCount]
-    refused: dict[str, dict[str, str]]
-
-
-class Matrix(TypedDict):
-    """What `attn-parity matrix` counted."""
-
-    schema: Literal["attn-parity.matrix/1"]
-    hypothesis: str
-    seed: int
-    wrong: list[str]
-    features: list[str]
-    undefined: list[Undefined]
-    profiles: dict[str, Profile]
 
 
 class Binary(TypedDict):
@@ -381,15 +289,12 @@ class Prove(TypedDict):
 
 OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
-    "hunt": Hunt,
+    "fuzz-runs": FuzzRuns,
     "bisect": Bisect,
     "exhaust": Exhaust,
-    "zoo": zoo_page.Results,
-    "mutate": mutants_page.Results,
-    "matrix": Matrix,
     "compile": Compile,
     "select": Select,
     "doctor": Doctor,
     "prove": Prove,
 }
-"""The type of what each command's `--json` writes."""
+"""The types of what `--json` writes, by command; that of `fuzz` with several targets is `fuzz-runs`."""

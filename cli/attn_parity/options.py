@@ -108,10 +108,6 @@ working_dir_option = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="With --ray: nodes get a copy of this folder, for the module of a target.",
 )
-first_seed_option = click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
-seeds_option = click.option(
-    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
-)
 
 
 class MaintainersOption(click.Option):
@@ -131,12 +127,6 @@ class MaintainedCommand(click.Command):
 check_option = click.option(
     "--check", is_flag=True, cls=MaintainersOption, help="Run nothing; exit 1 if the page is out of date."
 )
-
-
-def page_option(default: Path) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """The option `--page` of a command whose results are beside its page."""
-    kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--page", cls=MaintainersOption, type=kind, default=default, show_default=True, help="The page.")
 
 
 def use_device(choice: str) -> str:

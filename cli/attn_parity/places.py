@@ -1,4 +1,4 @@
-"""Where `attn-parity fuzz` and `hunt` run their shards: on this machine, or on a Ray cluster."""
+"""Where `attn-parity fuzz` runs its shards: on this machine, or on a Ray cluster."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from attn_fuzz import extras, inputs, outputs
-from attn_parity.console import notes, results
+from attn_fuzz import extras
+from attn_parity.console import results
 from attn_parity.options import (
     PAGES,
-    MaintainersOption,
     check_writable,
     json_option,
-    page_option,
     plain_table,
     write_json,
 )
@@ -31,23 +29,12 @@ SCHEMA, MUTANTS_SCHEMA = "attn-parity.prove/1", "attn-parity.prove-mutants/1"
     help="Print the extracted formulas and the source lines that they come from; prove nothing.",
 )
 @click.option(
-    "--mutants",
-    "confirms",
-    is_flag=True,
-    help="Put each theorem's mutant in instead: exit 0 if the case of each counterexample fails. With --json, all theorems are "
-    "stated about each mutant, and the file says which of them are false.",
-)
-@click.option(
     "--cases", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("counterexamples"), show_default=True,
     help="The folder for cases of counterexamples, as THEOREM.json, which `attn-parity replay` runs.",
 )  # fmt: skip
-@click.option("--write", "writes", is_flag=True, cls=MaintainersOption, help="Write the page, if all theorems are proved.")
-@click.option("--check", "checks", is_flag=True, cls=MaintainersOption, help="Exit 1 if the page is not what the proofs make.")
-@page_option(PAGE)
 @json_option
 def command(
-    names: tuple[str, ...], lists: bool, shows: bool, confirms: bool, folder: Path, writes: bool, checks: bool, page: Path,
-    json_file: Path | None,
+    names: tuple[str, ...], lists: bool, shows: bool, folder: Path, json_file: Path | None
 ) -> int:  # fmt: skip
     """Prove theorems about the source of the kernels, for all lengths: all of them, or those of these names or families.
 
@@ -58,8 +45,6 @@ def command(
     from attn_proofs.theorem import chosen
     from attn_proofs.theorems import THEOREMS
 
-    if (writes or checks) and names:
-        raise click.UsageError("--write and --check are for all theorems: give no names")
     theorems = chosen(THEOREMS, names)
     check_writable(json_file)
     if lists:
@@ -70,13 +55,11 @@ def command(
         return 0
     if shows:
         return _show(theorems)
-    if confirms:
-        return _confirm(theorems, folder, json_file)
-    return _prove(theorems, folder, page, writes=writes, checks=checks, json_file=json_file)
+    return int(prove_all(theorems, folder, json_file) is None)
 
 
-def _prove(theorems: list[Any], folder: Path, page: Path, *, writes: bool, checks: bool, json_file: Path | None) -> int:
-    from attn_proofs import page as pages
+def prove_all(theorems: list[Any], folder: Path, json_file: Path | None) -> list[tuple[Any, list[Any]]] | None:
+    """Prove theorems, tell what became of each, and write cases of counterexamples. None if one is not proved."""
     from attn_proofs.sources import Sources
     from attn_proofs.theorem import prove
 
@@ -98,16 +81,7 @@ def _prove(theorems: list[Any], folder: Path, page: Path, *, writes: bool, check
     wrong = [row["theorem"] for row in rows if row["outcome"] != "proved"]
     spent = sum(row["seconds"] for row in rows)
     results.print(f"{len(rows) - len(wrong)} of {len(rows)} theorems proved in {spent:.0f} s")
-    if wrong:
-        return 1
-    text = pages.text(proved) if writes or checks else ""
-    if writes:
-        outputs.write(page, text)
-        notes.print(f"{page} written")
-    if checks and (not page.is_file() or inputs.read_text(page) != text):
-        results.print(f"{page} is not current: run `attn-parity prove --write`", soft_wrap=True)
-        return 1
-    return 0
+    return None if wrong else proved
 
 
 def _written_case(theorem: Any, failed: list[Any], folder: Path) -> str | None:
@@ -128,51 +102,17 @@ def _written_case(theorem: Any, failed: list[Any], folder: Path) -> str | None:
 def _show(theorems: list[Any]) -> int:
     """Print the claims as the solver gets them."""
     import z3
-    from attn_proofs.page import lines_of
-    from attn_proofs.sources import Sources
+    from attn_proofs.sources import Sources, path_of
 
     sources = Sources()
     for theorem in theorems:
         results.print(f"{theorem.name}: {theorem.says}", soft_wrap=True)
         for claim in theorem.claims(sources):
             results.print(f"\n  {claim.name}", soft_wrap=True)
-            for line in lines_of(claim):
-                results.print(f"    {line}", soft_wrap=True)
+            for module, numbers in sorted(claim.lines.items()):
+                lines = ", ".join(map(str, sorted(numbers)))
+                results.print(f"    {path_of(module)}: lines {lines}", soft_wrap=True)
             for assumption in claim.assumptions:
                 results.print(f"    assume {z3.simplify(assumption).sexpr()}", soft_wrap=True, markup=False)
             results.print(f"    prove {z3.simplify(claim.goal).sexpr()}", soft_wrap=True, markup=False)
     return 0
-
-
-def _confirm(theorems: list[Any], folder: Path, json_file: Path | None) -> int:
-    """Put mutants in, and run the cases of their counterexamples. Into a JSON file, say which theorems each of them refutes."""
-    from attn_fuzz import report
-    from attn_proofs.mutants import confirm
-    from attn_proofs.theorems import THEOREMS
-    from attn_proofs.zoo import broken
-
-    wrong, rows = 0, []
-    try:
-        for theorem in theorems:
-            if json_file:
-                false = broken(theorem.known_bug, THEOREMS)
-                row = {
-                    "mutant": theorem.name,
-                    "refutes": false.theorems,
-                    "undecided": false.undecided,
-                    "refused": false.refused,
-                }
-                rows.append(row)
-                results.print(f"{theorem.name}: its mutant refutes {', '.join(false.theorems) or 'nothing'}", soft_wrap=True)
-            found = confirm(theorem)
-            wrong += not found.confirmed
-            if found.case is None or found.verdict is None:
-                results.print(f"{theorem.name}: the mutant is not refuted by a case", soft_wrap=True)
-                continue
-            report.save(found.case, folder, theorem.name)
-            results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
-    finally:  # a mutant takes half a minute, and an error or Ctrl-C at the last one cost all others
-        if json_file:
-            write_json(json_file, {"schema": MUTANTS_SCHEMA, "mutants": rows})
-    results.print(f"{len(theorems) - wrong} of {len(theorems)} mutants refuted and confirmed")
-    return 1 if wrong else 0

@@ -12,7 +12,7 @@ from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size, has_latent_value
-from attn_contract.layouts import DIMS_OF_E8M0, Layout
+from attn_contract.layouts import LATENT_FORMATS, Layout
 from attn_contract.rules import RULES, asked, rule_named
 
 Scales = Literal["tensor", "head", "token", "inline"]
@@ -122,11 +122,15 @@ class AttentionConfig:
         if not self.has_latent_cache:
             Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
             return
-        # what fits LATENT_E8M0_PLANES fits LATENT_E8M0, too
-        rows = self.layout or Layout.LATENT_SCALED
-        if self.layout is None and not self.value_size % DIMS_OF_E8M0 and self.value_size == self.head_size:
-            rows = Layout.LATENT_E8M0
-        rows.check_widths(self.head_size, self.value_size)
+        wrong = []
+        layouts = [self.layout] if self.layout else list(LATENT_FORMATS)
+        for layout in layouts:
+            try:
+                layout.check_widths(self.head_size, self.value_size)
+            except ContractError as error:
+                wrong.append(error)
+        if len(wrong) == len(layouts):
+            raise wrong[0]
         if self.kv_cache_dtype not in FLOAT8_DTYPES:
             raise ContractError("kv_cache_dtype", self.kv_cache_dtype, "a float8: latent rows with scales hold no other type")
         if self.dtype != torch.bfloat16:

@@ -14,6 +14,7 @@ from attn_contract.arguments import check_type, named, shown
 from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError, UnsupportedError
+from attn_contract.layouts import A_LATENT_LAYOUT
 from attn_contract.rules import rule_named, words_of
 
 
@@ -211,10 +212,7 @@ class Capabilities:
             if value is not None and value not in values:
                 yield Refusal(f"{name} {named(value)}", f"{values.why} (it takes {values})")
         if config.has_latent_cache and not any(layout.has_latent_value for layout in self.layouts.values):
-            yield Refusal(
-                "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES)",
-                f"{self.layouts.why} (it takes {self.layouts})",
-            )
+            yield Refusal(f"a latent cache (layout {A_LATENT_LAYOUT})", f"{self.layouts.why} (it takes {self.layouts})")
         if config.has_two_widths and not any(layout.takes_two_widths for layout in self.layouts.values):
             yield Refusal(
                 "K and V of two widths in a cache (layout CONTENT_PACKED)", f"{self.layouts.why} (it takes {self.layouts})"

@@ -38,8 +38,8 @@ class KVCacheSizes:
         num_kv_heads: HK.
         head_size: D.
         itemsize: bytes of one element.
-        head_size_v: the width of V, which rows of CONTENT_PACKED and LATENT_SCALED depend on, and LATENT_E8M0 and
-            LATENT_E8M0_PLANES check. None: V is as wide as K, or the layout is LATENT, which does not need it.
+        head_size_v: the width of V, which rows of CONTENT_PACKED and latent rows with scales depend on. None: V is as wide as
+            K, or the layout is LATENT, which does not need it.
 
     Raises:
         ContractError: a size has another type or is out of range; the layout is x-packed and the head or block size is no
@@ -113,9 +113,9 @@ class KVCacheView(KVCacheSizes):
 
     `dense` and `content_packed` build the views of allocations that hold nothing else. Larger strides describe padded blocks,
     and several layers interleaved in one allocation. The pages of X_PACKED and SHUFFLED are dense: only their kv_stride and
-    block_stride are free, and the other two are 0 and mean nothing. In LATENT, LATENT_SCALED and LATENT_E8M0 only block_stride
-    and slot_stride are free: kv_stride is 0, because V begins where K does. In LATENT_E8M0_PLANES only block_stride is free,
-    and is a multiple of a slot's data: `dense` rounds pages up to that.
+    block_stride are free, and the other two are 0 and mean nothing. In a latent layout only block_stride and slot_stride are
+    free: kv_stride is 0, because V begins where K does. If its scales lie apart, only block_stride is free, and is a multiple
+    of a slot's data: `dense` rounds pages up to that.
 
     Args:
         kv_stride: elements from K to V.
@@ -136,7 +136,7 @@ class KVCacheView(KVCacheSizes):
         """The view of an allocation that holds this layer and nothing else. `sizes` are the arguments of KVCacheSizes."""
         size_of = KVCacheSizes(layout=layout, **sizes).size_of
         strides = _dense_strides(layout.dims, size_of)
-        unit = layout.unit_of_blocks(sizes["head_size"])
+        unit = layout.unit_of_blocks(sizes["head_size"], sizes.get("head_size_v"))
         return cls._of_strides(layout, sizes, strides | {"block": -(-strides["block"] // unit) * unit})
 
     @classmethod
@@ -181,7 +181,7 @@ class KVCacheView(KVCacheSizes):
         Raises:
             ContractError: the tensor has not the layout's dimensions, or other sizes than they say; blocks have no slots; the
                 last dimension is not dense; elements share memory; float32 inline scales do not lie on multiples of 4 bytes, or
-                bfloat16 not on multiples of 2; or pages of LATENT_E8M0_PLANES do not lie on multiples of a slot's data.
+                bfloat16 not on multiples of 2; or pages whose scales lie apart do not lie on multiples of a slot's data.
         """
         _check_sizes(layout, num_kv_heads=num_kv_heads, head_size=head_size)
         layout.check_widths(head_size, head_size_v)
@@ -199,7 +199,7 @@ class KVCacheView(KVCacheSizes):
     def _check_units(self, kv_cache: torch.Tensor) -> None:
         """Check the strides of dimensions of several elements, and the offset: what the layout says they are multiples of."""
         steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
-        unit, unit_of_blocks = self.layout.unit_of_strides, self.layout.unit_of_blocks(self.head_size)
+        unit, unit_of_blocks = self.layout.unit_of_strides, self.layout.unit_of_blocks(self.head_size, self.head_size_v)
         got = f"strides {tuple(kv_cache.stride())} from {self.offset}"
         if any(step % unit for step in (*steps, self.offset)):
             wide = "scales are float32" if unit == BYTES_OF_SCALE else "the last dims are bfloat16"
@@ -229,14 +229,13 @@ class KVCacheView(KVCacheSizes):
         `(kv*NB + block)*page + (slot*HK + head)*D + dim`. The HND layouts swap slot and head. Dense CONTENT_PACKED, with
         Dv dims of V: `((block*HK + head)*BS + slot)*(D + Dv) + kv*D + dim`. In CONTENT_PACKED_SCALED the four bytes of a row's
         scale are its dims D to D + 3. LATENT: `block*block_stride + slot*slot_stride + dim`, of K and of V alike; V ends before
-        dim `head_size_v`. LATENT_SCALED is the same, in bytes: with Lkv = head_size_v, the latent dim d is
-        byte `d`, its scale is bytes `Lkv + d//128*4` to `+ 3`, and the rotated dim r is bytes `Lkv + Lkv//128*4 + 2*r` and the
-        next. LATENT_E8M0 is the same, in bytes, too: the dim d is byte `d`, and its scale is byte `D + d//32`.
+        dim `head_size_v`.
 
-        LATENT_E8M0_PLANES counts bytes, too, and a slot's row is its data, `D + 64` bytes, and then its scales, `D//64` bytes:
-        `block*block_stride + slot*(D + 64) + byte` of the data, and `block*block_stride + BS*(D + 64) + slot*(D//64) + byte` of
-        the scales, each from its own byte 0 on. A dim d below `D - 64` is the data's byte `d`, and its scale is the scales'
-        byte `d//64`; the dim `D - 64 + r` is the data's bytes `D - 64 + 2*r` and the next. The scales' last byte is padding.
+        A latent layout with scales is the same, in bytes. Let Q dims be in float8, each s of them with a scale of w bytes, and
+        the others in bfloat16 (`LatentFormat`): the dim d is byte `d`, its scale is bytes `Q + d//s*w` to `+ w - 1`, and the
+        dim Q + r is bytes `Q + Q//s*w + padding + 2*r` and the next. If the scales lie apart, a slot's row is its data, of
+        `n = Q + 2*(D - Q)` bytes, and then its scales, of `m = Q//s*w + padding` bytes, each from a byte 0 on:
+        `block*block_stride + slot*n + byte` of the data, and `block*block_stride + BS*n + slot*m + byte` of the scales.
 
         Args:
             kv: K or V.
@@ -251,8 +250,8 @@ class KVCacheView(KVCacheSizes):
             return page + (head * head_size + dim) * block_size + slot
         if self.layout is Layout.SHUFFLED:
             return page + ((head * (block_size // x) + slot // x) * head_size + dim) * x + slot % x
-        if self.layout is Layout.LATENT_E8M0_PLANES:
-            data_size = self.layout.data_size(head_size)
+        if self.layout.latent_format is not None and self.layout.latent_format.scales_apart:
+            data_size = self.layout.unit_of_blocks(head_size, self.head_size_v)
             in_data = slot * data_size + dim
             in_scales = block_size * data_size + slot * (self.row_size - data_size) + dim - data_size
             is_scale = dim // data_size  # 1 from the end of the data on, as a slot has fewer scales than data

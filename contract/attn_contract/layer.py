@@ -116,14 +116,13 @@ class Layer:
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
-            widths, and so may K and V in the rows of CONTENT_PACKED. No other layout stores V of another width. In LATENT and
-            LATENT_SCALED V is the first head_size_v dims of K; there it must be given, even if it is head_size, and in
-            LATENT_E8M0 and LATENT_E8M0_PLANES, where it is head_size.
+            widths, and so may K and V in the rows of CONTENT_PACKED. No other layout stores V of another width. In a latent
+            layout V is the first head_size_v dims of K; there it must be given, even if it is head_size.
         layout: how the KV cache is laid out; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
-            and head. A LATENT cache is float8 with one k_scale, one of LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES float8
-            with scales in its pages. None: the cache is of q's dtype.
+            and head. A LATENT cache is float8 with one k_scale, one of another latent layout float8 with scales in its pages.
+            None: the cache is of q's dtype.
         k_scale, v_scale: float32, [] or [1] for all heads, or [HK]: the cache stores value / scale. They are positive, and at
             least 2^-126. In LATENT there is no v_scale: V is part of K, and k_scale is the scale of both.
         k_scale_cache, v_scale_cache: [NB, BS, HK] float32, any strides: one scale per token and head, which `write_kv_cache`
@@ -269,7 +268,7 @@ class Layer:
         for name in ("v_scale", "k_scale_cache", "v_scale_cache"):
             if getattr(self, name) is not None:
                 raise ContractError(name, "a tensor", f"None in layout {self.layout}: K and V have the same scales")
-        if self.layout is not None and self.layout.has_latent_scales:
+        if self.layout is not None and self.layout.latent_format is not None:
             if self.k_scale is not None:
                 raise ContractError("k_scale", "a tensor", f"None in layout {self.layout}: its rows hold their scales")
             if self.kv_cache_dtype is None:

@@ -2,20 +2,15 @@
 
 from enum import StrEnum
 
+import torch
+
 from attn_contract.errors import ContractError
+from attn_contract.latent_format import LatentFormat
 
 K, V = 0, 1
 """Indices of keys and values in the dimension `kv`."""
-DIMS_OF_SCALE = 128
-"""Dims of V that share a scale in LATENT_SCALED."""
-BYTES_OF_SCALE, BYTES_OF_ROTATED = 4, 2
-"""Of a scale that lies in a row, and of a dim that a row holds in bfloat16."""
-DIMS_OF_E8M0 = 32
-"""Dims that share a scale in LATENT_E8M0."""
-DIMS_OF_PLANE_SCALE, DIMS_IN_BFLOAT16 = 64, 64
-"""Of LATENT_E8M0_PLANES: dims that share a scale, and the last dims, which have none."""
-E8M0_BIAS, E8M0_NAN = 127, 255
-"""A ue8m0 byte b is the scale 2**(b - 127), and the byte 255 is NaN: E8M0 of OCP Microscaling Formats (MX) 1.0."""
+BYTES_OF_SCALE = 4
+"""Of a float32 scale that lies in a row of CONTENT_PACKED_SCALED."""
 
 
 class Layout(StrEnum):
@@ -78,48 +73,27 @@ class Layout(StrEnum):
         return "page" in self.dims
 
     @property
-    def has_inline_scales(self) -> bool:
-        """Whether the scales of K and of V lie in their rows, or behind the rows of a page."""
-        return self in (Layout.CONTENT_PACKED_SCALED, Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES)
+    def latent_format(self) -> LatentFormat | None:
+        """What a slot holds of a latent cache with scales; None of any other cache."""
+        return LATENT_FORMATS.get(self)
 
     @property
-    def has_latent_scales(self) -> bool:
-        """Whether each row of a latent cache holds scales, each of some of its dims."""
-        return self.has_inline_scales and self.has_latent_value
+    def has_inline_scales(self) -> bool:
+        """Whether the scales of K and of V lie in their rows, or behind the rows of a page."""
+        return self is Layout.CONTENT_PACKED_SCALED or self in LATENT_FORMATS
 
     @property
     def unit_of_strides(self) -> int:
         """Elements of which a view's strides are multiples: what is wider than a byte lies on multiples of its own width."""
-        return {
-            Layout.CONTENT_PACKED_SCALED: BYTES_OF_SCALE,
-            Layout.LATENT_SCALED: BYTES_OF_SCALE,
-            Layout.LATENT_E8M0_PLANES: BYTES_OF_ROTATED,
-        }.get(self, 1)
+        if self.latent_format is not None:
+            return self.latent_format.unit
+        return BYTES_OF_SCALE if self is Layout.CONTENT_PACKED_SCALED else 1
 
-    def unit_of_blocks(self, head_size: int) -> int:
-        """Elements of which the stride of blocks is a multiple."""
-        return self.data_size(head_size) if self is Layout.LATENT_E8M0_PLANES else self.unit_of_strides
-
-    def data_size(self, head_size: int) -> int:
-        """Elements of one slot's data in LATENT_E8M0_PLANES, which begin at multiples of this in each page."""
-        return head_size + (BYTES_OF_ROTATED - 1) * DIMS_IN_BFLOAT16
-
-    @property
-    def dims_of_scale(self) -> int:
-        """Dims of V that share a scale of a latent row.
-
-        Raises:
-            KeyError: the layout has no such scales.
-        """
-        return {
-            Layout.LATENT_SCALED: DIMS_OF_SCALE,
-            Layout.LATENT_E8M0: DIMS_OF_E8M0,
-            Layout.LATENT_E8M0_PLANES: DIMS_OF_PLANE_SCALE,
-        }[self]
-
-    def quantized_size(self, head_size_v: int) -> int:
-        """Dims of V that a latent row holds in float8. They are V's first."""
-        return head_size_v - DIMS_IN_BFLOAT16 if self is Layout.LATENT_E8M0_PLANES else head_size_v
+    def unit_of_blocks(self, head_size: int, head_size_v: int | None) -> int:
+        """Elements of which the stride of blocks is a multiple: where scales lie apart, those of a slot's data."""
+        if self.latent_format is None or not self.latent_format.scales_apart:
+            return self.unit_of_strides
+        return self.latent_format.data_size(head_size, head_size_v)
 
     @property
     def takes_two_widths(self) -> bool:
@@ -129,7 +103,7 @@ class Layout(StrEnum):
     @property
     def has_latent_value(self) -> bool:
         """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
-        return self in (Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES)
+        return self is Layout.LATENT or self in LATENT_FORMATS
 
     def units(self, itemsize: int) -> tuple[int, int]:
         """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
@@ -148,41 +122,35 @@ class Layout(StrEnum):
     def row_size(self, head_size: int, head_size_v: int | None = None) -> int:
         """Elements of one slot's K of one head. An inline scale is four one-byte elements behind the row.
 
-        With a latent value it is K's row, which V is the beginning of. That of LATENT_SCALED depends on the width of V. That of
-        LATENT_E8M0_PLANES is a slot's data, and then its scales and the byte of padding.
+        With a latent value it is K's row, which V is the beginning of, with its scales.
         """
-        if self is Layout.LATENT_E8M0_PLANES:
-            return self.data_size(head_size) + self.quantized_size(head_size) // DIMS_OF_PLANE_SCALE + 1
-        if self is Layout.LATENT_E8M0:
-            return head_size + head_size // DIMS_OF_E8M0
-        if self is Layout.LATENT_SCALED:
-            assert head_size_v is not None
-            return self.rotated_offset(head_size_v) + BYTES_OF_ROTATED * (head_size - head_size_v)
+        if self.latent_format is not None:
+            return self.latent_format.row_size(head_size, head_size_v)
         return head_size + BYTES_OF_SCALE if self.has_inline_scales else head_size
-
-    def rotated_offset(self, head_size_v: int) -> int:
-        """Elements of a latent row before the dims of K behind V."""
-        return head_size_v + (head_size_v // DIMS_OF_SCALE * BYTES_OF_SCALE if self is Layout.LATENT_SCALED else 0)
 
     def check_widths(self, head_size: int, head_size_v: int | None) -> None:
         """Raise ContractError for widths of K and V that rows of this layout cannot have."""
         if head_size_v is not None and not (self.has_latent_value or self.takes_two_widths):
             raise ContractError("head_size_v", head_size_v, f"None: layout {self} holds K and V of one width")
-        if self in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
-            if head_size % self.dims_of_scale:
-                raise ContractError("head_size", head_size, f"a multiple of {self.dims_of_scale} in layout {self}")
-            if self.quantized_size(head_size) <= 0:
-                expected = f"more than {DIMS_IN_BFLOAT16} in layout {self}: so many dims are bfloat16"
+        if self.latent_format is not None:
+            self._check_latent_widths(self.latent_format, head_size, head_size_v)
+
+    def _check_latent_widths(self, form: LatentFormat, head_size: int, head_size_v: int | None) -> None:
+        if form.kept_dims is None:
+            if head_size_v is None or head_size_v % form.scale_dims or not 0 < head_size_v <= head_size:
+                expected = f"a multiple of {form.scale_dims} in layout {self}, at most head_size ({head_size})"
+                raise ContractError("head_size_v", head_size_v, expected)
+        else:
+            if head_size % form.scale_dims:
+                raise ContractError("head_size", head_size, f"a multiple of {form.scale_dims} in layout {self}")
+            if head_size <= form.kept_dims:
+                expected = f"more than {form.kept_dims} in layout {self}: so many dims are bfloat16"
                 raise ContractError("head_size", head_size, expected)
             if head_size_v != head_size:
                 raise ContractError("head_size_v", head_size_v, f"head_size ({head_size}) in layout {self}: all of K is V")
-        if self is not Layout.LATENT_SCALED:
-            return
-        if head_size_v is None or head_size_v % DIMS_OF_SCALE or not 0 < head_size_v <= head_size:
-            expected = f"a multiple of {DIMS_OF_SCALE} in layout {self}, at most head_size ({head_size})"
-            raise ContractError("head_size_v", head_size_v, expected)
-        if (head_size - head_size_v) % 2:
-            expected = f"head_size_v ({head_size_v}) and an even number of dims in layout {self}: scales lie on multiples of 4"
+        size = form.data_size(head_size, head_size_v) if form.scales_apart else form.row_size(head_size, head_size_v)
+        if size % form.unit:
+            expected = f"one whose rows have a multiple of {form.unit} bytes in layout {self}, and not {size}"
             raise ContractError("head_size", head_size, expected)
 
     def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:
@@ -211,6 +179,18 @@ class PhysicalOrder(StrEnum):
         return tuple(_DIM_OF_LETTER[letter] for letter in self)
 
 
+LATENT_FORMATS = {
+    Layout.LATENT_SCALED: LatentFormat(scale_dims=128, scale_dtype=torch.float32, kept_dims=None),
+    Layout.LATENT_E8M0: LatentFormat(scale_dims=32, scale_dtype=torch.float8_e8m0fnu),
+    Layout.LATENT_E8M0_PLANES: LatentFormat(
+        scale_dims=64, scale_dtype=torch.float8_e8m0fnu, kept_dims=64, scales_apart=True, padding=1
+    ),
+}
+"""The latent caches with scales. All that knows of one derives it from here."""
+
+*_LATENT, _LAST_LATENT = (layout for layout in Layout if layout.has_latent_value)
+A_LATENT_LAYOUT = f"{', '.join(_LATENT)} or {_LAST_LATENT}"
+
 _DIMS = {
     Layout.BLOCKS_FIRST_NHD: ("block", "kv", "slot", "head", "dim"),
     Layout.BLOCKS_FIRST_HND: ("block", "kv", "head", "slot", "dim"),
@@ -221,9 +201,7 @@ _DIMS = {
     Layout.CONTENT_PACKED: ("block", "head", "slot", "content"),
     Layout.CONTENT_PACKED_SCALED: ("block", "head", "slot", "content"),
     Layout.LATENT: ("block", "slot", "dim"),
-    Layout.LATENT_SCALED: ("block", "slot", "row"),
-    Layout.LATENT_E8M0: ("block", "slot", "row"),
-    Layout.LATENT_E8M0_PLANES: ("block", "page"),
+    **{layout: ("block", "page") if form.scales_apart else ("block", "slot", "row") for layout, form in LATENT_FORMATS.items()},
 }
 
 _DIM_OF_LETTER = {"L": "layer", "B": "block", "H": "head", "N": "slot", "C": "content"}

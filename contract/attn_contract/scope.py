@@ -6,6 +6,7 @@ Each is refused with a reason.
 from collections.abc import Iterable
 
 from attn_contract.errors import UnsupportedError
+from attn_contract.layouts import A_LATENT_LAYOUT
 
 _STATE = "its layers keep a state instead of keys and values, and have no softmax"
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
@@ -15,7 +16,7 @@ _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends ove
 OUT_OF_SCOPE = {
     "kv_lora_rank": (
         "MLA",
-        "its layers are given by head_size, head_size_v and layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES",
+        f"its layers are given by head_size, head_size_v and layout {A_LATENT_LAYOUT}",
     ),
     "rswa_window": ("R-SWA", "its window is counted from a prefix of each request, which the visibility rule has no term for"),
     "relative_attention_num_buckets": (

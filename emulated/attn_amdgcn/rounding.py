@@ -8,7 +8,7 @@ import re
 from attn_amdgcn.launch import Report
 from attn_amdgcn.program import Program
 
-OPEN = re.compile(r"v_(s_)?(exp|log|rcp|rsq|sqrt|sin|cos)_f\d+|v_(mfma|wmma)_(?!i32_).*|v_dot2_.*")
+OPEN = re.compile(r"v_(s_)?(exp|log|rcp|rsq|sqrt|sin|cos|tanh)_f\d+|v_(mfma|wmma)_(?!i32_).*|v_dot2_.*")
 """Functions with a promise of 1 ulp, and sums whose order or rounding is not published. Integers have one sum.
 
 v_rcp_iflag_f32 is left out: compilers begin divisions of integers with it, and correct what it leaves.

@@ -3,6 +3,9 @@
 Importing this module needs no extra.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 def printable(text: str, kept: str = "") -> str:
     """The text with `?` for each character that cannot be printed, except for the characters in `kept`."""
@@ -16,3 +19,9 @@ def one_line(text: str, most: int | None = None) -> str:
         return line
     end = most * 3 // 5  # a compiler quotes the source first and names the error last
     return f"{line[: most - end - 5]} ... {line[-end:]}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question for an error about an unknown name: whether a similar name was meant. Empty if no name is similar."""
+    found = difflib.get_close_matches(name, names, 1)
+    return f": did you mean {found[0]}?" if found else ""

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from attn_contract import Layer, Layout
 
-from attn_optimized.kernels.load import DIMS_PER_PLANE_SCALE, DIMS_PER_SCALE
-
 
 class KVCacheStrides(NamedTuple):
     """Elements from K to V, and from one block, slot and KV head to the next; and what lies inside a page.
@@ -15,9 +13,7 @@ class KVCacheStrides(NamedTuple):
     rows               each slot of a head is a dense row of dims
     x_packed, shuffled as kernels/kv_layout.py says; the slot stride is not used
     latent             rows, whose first dims are V, too
-    latent_scaled      rows of V, its scales, and K's other dims in another type: `parts_of_scaled_rows`
-    latent_e8m0        rows of V and its scales: `scales_of_e8m0_rows`
-    latent_e8m0_planes rows of V, whose last dims are of another type, and behind all rows the scales: `parts_of_e8m0_planes`
+    latent_scaled      rows of V's dims, their scales, and dims in another type, or the scales behind all rows: `LatentRow`
     """
 
     kv: int
@@ -48,20 +44,22 @@ def kv_cache_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
             return KVCacheStrides(half, stride[0], stride[2], stride[1], shape[0], shape[2], "rows")
         case Layout.LATENT:
             return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent")
-        case Layout.LATENT_SCALED:
-            return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
-        case Layout.LATENT_E8M0:
-            return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_e8m0")
-        case Layout.LATENT_E8M0_PLANES:
-            row, scales = sizes_of_e8m0_planes(layer)
-            return KVCacheStrides(0, stride[0], row, 0, shape[0], shape[1] // (row + scales), "latent_e8m0_planes")
         case Layout.X_PACKED | Layout.SHUFFLED:
             head_elements = shape[2] // layer.num_kv_heads
             block_size = head_elements // layer.head_size
             return KVCacheStrides(stride[0], stride[1], 0, head_elements, shape[1], block_size, layer.layout.lower())
         case _:
-            raise AssertionError(layer.layout)
+            return _scaled_latent_strides(kv_cache, layer)
     return KVCacheStrides(stride[kv], stride[block], stride[slot], stride[head], shape[block], shape[slot], "rows")
+
+
+def _scaled_latent_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrides:
+    row, shape, stride = LatentRow.of(layer), kv_cache.shape, kv_cache.stride()
+    assert row is not None, layer.layout
+    if row.scales_apart:
+        block_size = shape[1] // (row.data_size + row.scales_size)
+        return KVCacheStrides(0, stride[0], row.data_size, 0, shape[0], block_size, "latent_scaled")
+    return KVCacheStrides(0, stride[0], stride[1], 0, shape[0], shape[1], "latent_scaled")
 
 
 def without_idle_strides(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,37 +95,60 @@ def offset_of_scales(kv_cache: torch.Tensor, layer: Layer) -> int:
     return int(kv_cache.storage_offset()) if layer.layout is not None and layer.layout.has_inline_scales else 0
 
 
-def parts_of_scaled_rows(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scales [NB, BS, Lkv / 128], float32, and the rotated dims [NB, BS, R], bfloat16, of a LATENT_SCALED cache."""
-    num_scales = layer.value_size // DIMS_PER_SCALE.value
-    behind_scales = layer.value_size + 4 * num_scales
-    rows = _with_aligned_strides(kv_cache)
-    return rows[..., layer.value_size : behind_scales].view(torch.float32), rows[..., behind_scales:].view(torch.bfloat16)
+class LatentRow(NamedTuple):
+    """A slot of a latent cache whose dims have scales: dims, and bytes; see `attn_contract.latent_format`.
 
-
-def scales_of_e8m0_rows(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """The scales [NB, BS, D / 32] of a LATENT_E8M0 cache: ue8m0 bytes, uint8."""
-    return kv_cache.view(torch.uint8)[..., layer.head_size :]
-
-
-def sizes_of_e8m0_planes(layer: Layer) -> tuple[int, int]:
-    """Bytes of a slot's row and of its scales in LATENT_E8M0_PLANES: each group of dims has a scale, or a byte of padding.
-
-    The last group is 2 bytes a dim, the others 1.
+    `quantized` dims are in float8, each `scale_dims` with a scale, and `kept` dims behind them in bfloat16.
     """
-    return layer.head_size + DIMS_PER_PLANE_SCALE.value, layer.head_size // DIMS_PER_PLANE_SCALE.value
 
+    quantized: int
+    kept: int
+    scale_dims: int
+    scale_dtype: torch.dtype
+    padding: int
+    scales_apart: bool
 
-def parts_of_e8m0_planes(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scales [NB, BS, D / 64], ue8m0 bytes and one of padding, and the last 64 dims [NB, BS, 64], bfloat16, of a
-    LATENT_E8M0_PLANES cache [NB, page]."""
-    row, scales = sizes_of_e8m0_planes(layer)
-    block_size = kv_cache.shape[1] // (row + scales)
-    pages = _with_aligned_strides(kv_cache)
-    rows, behind = pages[:, : block_size * row], pages[:, block_size * row :]
-    first_kept = (layer.head_size - DIMS_PER_PLANE_SCALE.value) // 2
-    kept = rows.view(torch.bfloat16).unflatten(1, (block_size, row // 2))[..., first_kept:]
-    return behind.view(torch.uint8).unflatten(1, (block_size, scales)), kept
+    @classmethod
+    def of(cls, layer: Layer) -> "LatentRow | None":
+        """None for any other cache."""
+        form = None if layer.layout is None else layer.layout.latent_format
+        if form is None:
+            return None
+        kept = layer.head_size - layer.value_size if form.kept_dims is None else form.kept_dims
+        quantized = layer.head_size - kept
+        scale_dtype = torch.float32 if form.scale_dtype == torch.float32 else torch.uint8
+        return cls(quantized, kept, form.scale_dims, scale_dtype, form.padding, form.scales_apart)
+
+    @property
+    def num_scales(self) -> int:
+        """Scales of a slot."""
+        return self.quantized // self.scale_dims
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of a slot without its scales."""
+        return self.quantized + 2 * self.kept
+
+    @property
+    def scales_size(self) -> int:
+        """Bytes of a slot's scales, and of the padding behind them."""
+        return self.num_scales * self.scale_dtype.itemsize + self.padding
+
+    def parts(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scales of a cache, and its kept dims.
+
+        Returns:
+            [NB, BS, scales and padding] float32, or uint8 if they are ue8m0; [NB, BS, kept] bfloat16, or None without any.
+        """
+        cache = _with_aligned_strides(kv_cache)
+        if self.scales_apart:
+            block_size = cache.shape[1] // (self.data_size + self.scales_size)
+            rows, scales = cache.tensor_split([block_size * self.data_size], dim=1)
+            rows, scales = rows.unflatten(1, (block_size, -1)), scales.unflatten(1, (block_size, -1))
+            kept = rows[..., self.quantized :]
+        else:
+            scales, kept = cache[..., self.quantized :].tensor_split([self.scales_size], dim=2)
+        return scales.view(self.scale_dtype), kept.view(torch.bfloat16) if self.kept else None
 
 
 def _with_aligned_strides(tensor: torch.Tensor) -> torch.Tensor:

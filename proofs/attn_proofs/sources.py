@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from attn_fuzz.zoo.patches import file_of
+from attn_fuzz.patches.source import file_of
 from attn_proofs.errors import UnsupportedConstructError
 
 Definition = ast.FunctionDef | ast.ClassDef | ast.expr

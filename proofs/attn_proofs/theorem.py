@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import z3
 from attn_fuzz.cases.case import Case
-from attn_fuzz.zoo.mutants import Mutant
-from attn_fuzz.zoo.patches import Patch, patched_sources
+from attn_fuzz.patches.mutant import Mutant, Patch
+from attn_fuzz.patches.source import patched_sources
 from attn_proofs.errors import UnknownTheoremError
 from attn_proofs.extract import Extraction
 from attn_proofs.sources import Sources

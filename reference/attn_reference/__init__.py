@@ -26,7 +26,7 @@ from attn_reference.attention import (
 from attn_reference.kv_cache import gather_kv_cache, write_kv_cache, write_latent_cache
 from attn_reference.masks import visible
 from attn_reference.merge import merge_attn_parts, merge_attn_states
-from attn_reference.quantization import dequantize, e8m0_numbers, e8m0_scales, quantize, row_scales
+from attn_reference.quantization import dequantize, e8m0_numbers, e8m0_scales, group_scales, quantize, row_scales
 from attn_reference.rotary import rope_and_write_kv_cache
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "e8m0_numbers",
     "e8m0_scales",
     "gather_kv_cache",
+    "group_scales",
     "merge_attn_parts",
     "merge_attn_states",
     "paged_attention",

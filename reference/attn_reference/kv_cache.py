@@ -6,22 +6,19 @@ a NaN stays the same NaN. A quantized cache holds `value / scale`, as `attn_refe
     fixed, per tensor or per KV head                layer.k_scale, layer.v_scale; LATENT: layer.k_scale for both
     per token and KV head, beside the cache         layer.k_scale_cache, layer.v_scale_cache
     per token and KV head, in the cache's own rows  Layout.CONTENT_PACKED_SCALED
-    per token and 128 dims, in the cache's own rows Layout.LATENT_SCALED
-    per token and 32 dims, in the cache's own rows  Layout.LATENT_E8M0: powers of two, one byte each
-    per token and 64 dims, behind a page's rows     Layout.LATENT_E8M0_PLANES: powers of two, one byte each
+    per token and a few dims, in the cache's pages  a latent layout with scales: layout.latent_format
 
-A latent cache stores one row per token, K, whose first `head_size_v` dims are V: `write_latent_cache` writes the row once. In
-LATENT_SCALED only these dims are quantized: the row is their float8 codes, their scales, and the other dims in bfloat16. In
-LATENT_E8M0 all dims of K are V and are quantized, so that k_pe is empty. In LATENT_E8M0_PLANES all dims of K are V, too, and
-the last 64 of them are bfloat16.
+A latent cache stores one row per token, K, whose first `head_size_v` dims are V: `write_latent_cache` writes the row once. With
+scales, only the format's first dims are quantized. The others are kept in bfloat16.
 """
 
 import torch
 from attn_contract import KVCacheView, Layer, Layout
-from attn_contract.layouts import BYTES_OF_SCALE, DIMS_OF_E8M0, DIMS_OF_PLANE_SCALE, DIMS_OF_SCALE, K, V
+from attn_contract.latent_format import LatentFormat
+from attn_contract.layouts import BYTES_OF_SCALE, K, V
 from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache, check_write_latent_cache
 
-from attn_reference.quantization import check_number_dtype, dequantize, e8m0_numbers, e8m0_scales, quantize, row_scales
+from attn_reference.quantization import check_number_dtype, dequantize, e8m0_numbers, group_scales, quantize, row_scales
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -59,8 +56,8 @@ def write_latent_cache(
     Args:
         kv_c: [T_kv, Lkv] float32, float16 or bfloat16, Lkv = layer.head_size_v: what V is, and K begins with.
         k_pe: [T_kv, R] of kv_c's dtype, Lkv + R = layer.head_size: the rotated part of K. R may be 0.
-        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows of LATENT_SCALED or LATENT_E8M0, or
-            the pages of LATENT_E8M0_PLANES, whose scales are computed and written too; blocks and slots may be padded.
+        kv_cache: [NB, BS, Lkv + R] of kv_c's dtype or `layer.kv_cache_dtype`, or the rows or pages of a latent layout with
+            scales, which are computed and written too; blocks and slots may be padded.
         layer: its layout, kv_cache_dtype and k_scale are used.
         slot_mapping: [S] int64, `block * block_size + offset` of each row; -1 writes nothing. S <= T_kv.
 
@@ -68,17 +65,11 @@ def write_latent_cache(
         ContractError: an argument contradicts the contract, a slot lies outside the cache or is given twice.
     """
     view = check_write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, values=True)
-    if layer.layout is Layout.LATENT_SCALED:
-        _write_scaled_latent(kv_c, k_pe, kv_cache, slot_mapping, view)
-        return
-    if layer.layout is Layout.LATENT_E8M0:
-        _write_e8m0_latent(kv_c, kv_cache, slot_mapping, view)
-        return
-    if layer.layout is Layout.LATENT_E8M0_PLANES:
-        _write_e8m0_planes(kv_c, kv_cache, slot_mapping, view)
-        return
-    key = torch.cat([kv_c, k_pe], dim=-1)[:, None]
-    _write_part(K, key, kv_cache, layer, slot_mapping, view)
+    key = torch.cat([kv_c, k_pe], dim=-1)
+    if view.layout.latent_format is not None:
+        _write_scaled_latent(key, kv_cache, slot_mapping, view, view.layout.latent_format)
+    else:
+        _write_part(K, key[:, None], kv_cache, layer, slot_mapping, view)
 
 
 def gather_kv_cache(
@@ -110,15 +101,9 @@ def gather_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gather_kv_cache` of arguments that are checked; view is the cache's."""
     blocks = block_table[: -(-seq_len // view.block_size)].long()
-    if layer.layout is Layout.LATENT_SCALED:
-        key = _read_scaled_latent(kv_cache, layer, blocks, dtype, view)[:seq_len]
+    if view.layout.latent_format is not None:
+        key = _read_scaled_latent(kv_cache, blocks, dtype, view, view.layout.latent_format)[:seq_len]
         return key, key[..., : layer.value_size]
-    if layer.layout is Layout.LATENT_E8M0:
-        key = _read_e8m0_latent(kv_cache, blocks, dtype, view)[:seq_len]
-        return key, key
-    if layer.layout is Layout.LATENT_E8M0_PLANES:
-        key = _read_e8m0_planes(kv_cache, blocks, dtype, view)[:seq_len]
-        return key, key
 
     def read(kv: int, size: int) -> torch.Tensor:
         stored = _load(kv_cache, view, kv, blocks, range(size))[:seq_len].view(kv_cache.dtype)
@@ -148,77 +133,52 @@ def _write_part(
 
 
 def _write_scaled_latent(
-    kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView
+    key: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView, form: LatentFormat
 ) -> None:
-    """Write rows of LATENT_SCALED: the codes of kv_c, a scale for each DIMS_OF_SCALE of them, and the bits of k_pe."""
+    """Write slots of keys [T_kv, D]: the codes of the first dims, a scale for each group, and the bits of the other dims."""
     rows = (slot_mapping >= 0).nonzero().flatten()
-    groups = kv_c[rows].unflatten(1, (-1, DIMS_OF_SCALE))
-    scales = row_scales(groups, kv_cache.dtype)
-    parts = quantize(groups, scales, kv_cache.dtype).flatten(1), scales.squeeze(-1), k_pe[rows].contiguous()
-    stored = torch.cat([part.view(torch.uint8) for part in parts], dim=-1)
-    _store(kv_cache, view, K, slot_mapping[rows], range(view.row_size), stored[:, None])
+    quantized, kept = key[rows].tensor_split([form.quantized_size(view.head_size, view.head_size_v)], dim=-1)
+    groups = quantized.unflatten(1, (-1, form.scale_dims))
+    scales, numbers = group_scales(groups, kv_cache.dtype, form.scale_dtype)
+    codes = quantize(groups, numbers, kv_cache.dtype).flatten(1)
+    parts = {"codes": codes, "scales": scales.squeeze(-1), "kept": kept.contiguous()}
+    stored = {name: part.view(torch.uint8) for name, part in parts.items()}
+    stored["scales"] = torch.nn.functional.pad(stored["scales"], (0, form.padding))
+    slot = torch.cat([stored[name] for name in _sizes_of_parts(view, form)], dim=-1)
+    for plane in _planes(view, form):
+        _store(kv_cache, view, K, slot_mapping[rows], plane, slot[:, None, plane.start : plane.stop])
 
 
 def _read_scaled_latent(
-    kv_cache: torch.Tensor, layer: Layer, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView
+    kv_cache: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView, form: LatentFormat
 ) -> torch.Tensor:
     """[len(blocks) * BS, 1, D] in dtype: the keys in all slots of some blocks."""
-    stored = _load(kv_cache, view, K, blocks, range(view.row_size))
-    num_scales = layer.value_size // DIMS_OF_SCALE * BYTES_OF_SCALE
-    codes, scales, rotated = stored.split([layer.value_size, num_scales, view.row_size - layer.value_size - num_scales], -1)
-    groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_SCALE))
-    latent = dequantize(groups, scales.contiguous().view(torch.float32)[..., None], dtype).flatten(-2)
-    return torch.cat([latent, rotated.contiguous().view(torch.bfloat16).to(dtype)], dim=-1)
+    slot = torch.cat([_load(kv_cache, view, K, blocks, plane) for plane in _planes(view, form)], dim=-1)
+    sizes = _sizes_of_parts(view, form)
+    # cloned: `contiguous` keeps the stride of a dimension of one element, which may be too odd for a wider type
+    parts = (part.clone(memory_format=torch.contiguous_format) for part in slot.split(list(sizes.values()), dim=-1))
+    part = dict(zip(sizes, parts, strict=True))
+    groups = part["codes"].view(kv_cache.dtype).unflatten(-1, (-1, form.scale_dims))
+    stored = part["scales"][..., : sizes["scales"] - form.padding]
+    numbers = stored.view(torch.float32) if form.scale_dtype == torch.float32 else e8m0_numbers(stored)
+    quantized = dequantize(groups, numbers[..., None], dtype).flatten(-2)
+    if sizes["kept"] == 0:
+        return quantized
+    return torch.cat([quantized, part["kept"].view(torch.bfloat16).to(dtype)], dim=-1)
 
 
-def _write_e8m0_latent(kv_c: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView) -> None:
-    """Write rows of LATENT_E8M0: the codes of kv_c, and a scale for each DIMS_OF_E8M0 of them."""
-    rows = (slot_mapping >= 0).nonzero().flatten()
-    groups = kv_c[rows].unflatten(1, (-1, DIMS_OF_E8M0))
-    scales = e8m0_scales(groups, kv_cache.dtype)
-    codes = quantize(groups, e8m0_numbers(scales), kv_cache.dtype).flatten(1).view(torch.uint8)
-    stored = torch.cat([codes, scales.squeeze(-1)], dim=-1)
-    _store(kv_cache, view, K, slot_mapping[rows], range(view.row_size), stored[:, None])
+def _sizes_of_parts(view: KVCacheView, form: LatentFormat) -> dict[str, int]:
+    """Bytes of the parts of a slot in their order: see `LatentFormat`."""
+    quantized = form.quantized_size(view.head_size, view.head_size_v)
+    codes, scales = {"codes": quantized}, {"scales": form.scales_size(view.head_size, view.head_size_v)}
+    kept = {"kept": view.row_size - quantized - scales["scales"]}
+    return codes | kept | scales if form.scales_apart else codes | scales | kept
 
 
-def _read_e8m0_latent(kv_cache: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView) -> torch.Tensor:
-    """[len(blocks) * BS, 1, D] in dtype: the keys in all slots of some blocks, which are the values."""
-    stored = _load(kv_cache, view, K, blocks, range(view.row_size))
-    codes, scales = stored.tensor_split([view.head_size], dim=-1)
-    groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_E8M0))
-    return dequantize(groups, e8m0_numbers(scales)[..., None], dtype).flatten(-2)
-
-
-def _write_e8m0_planes(kv_c: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, view: KVCacheView) -> None:
-    """Write slots of LATENT_E8M0_PLANES: the codes of kv_c but for its last dims, the bits of those, and then the scales.
-
-    There is one scale for each DIMS_OF_PLANE_SCALE dims that have a code, and behind them a byte of padding, which is 0.
-    """
-    rows = (slot_mapping >= 0).nonzero().flatten()
-    quantized, kept = kv_c[rows].tensor_split([view.layout.quantized_size(view.head_size)], dim=-1)
-    groups = quantized.unflatten(1, (-1, DIMS_OF_PLANE_SCALE))
-    scales = e8m0_scales(groups, kv_cache.dtype)
-    codes = quantize(groups, e8m0_numbers(scales), kv_cache.dtype).flatten(1).view(torch.uint8)
-    data = torch.cat([codes, kept.contiguous().view(torch.uint8)], dim=-1)
-    scales = torch.nn.functional.pad(scales.squeeze(-1), (0, 1))
-    in_data, in_scales = _planes(view)
-    _store(kv_cache, view, K, slot_mapping[rows], in_data, data[:, None])
-    _store(kv_cache, view, K, slot_mapping[rows], in_scales, scales[:, None])
-
-
-def _read_e8m0_planes(kv_cache: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype, view: KVCacheView) -> torch.Tensor:
-    """[len(blocks) * BS, 1, D] in dtype: the keys in all slots of some blocks, which are the values."""
-    data, scales = (_load(kv_cache, view, K, blocks, plane) for plane in _planes(view))
-    codes, kept = data.tensor_split([view.layout.quantized_size(view.head_size)], dim=-1)
-    groups = codes.view(kv_cache.dtype).unflatten(-1, (-1, DIMS_OF_PLANE_SCALE))
-    quantized = dequantize(groups, e8m0_numbers(scales[..., :-1])[..., None], dtype).flatten(-2)
-    return torch.cat([quantized, kept.contiguous().view(torch.bfloat16).to(dtype)], dim=-1)
-
-
-def _planes(view: KVCacheView) -> tuple[range, range]:
-    """The elements of a slot of LATENT_E8M0_PLANES that are its data, and those that are its scales and their padding."""
-    data_size = view.layout.data_size(view.head_size)
-    return range(data_size), range(data_size, view.row_size)
+def _planes(view: KVCacheView, form: LatentFormat) -> tuple[range, range]:
+    """The elements of a slot that are its row, and those that lie behind all rows, if scales lie apart: none lie so else."""
+    end_of_row = form.data_size(view.head_size, view.head_size_v) if form.scales_apart else view.row_size
+    return range(end_of_row), range(end_of_row, view.row_size)
 
 
 def _fixed_scale(layer: Layer, kv: int) -> torch.Tensor | None:

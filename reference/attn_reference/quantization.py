@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from attn_contract import QUANTIZED_DTYPES, ContractError
 from attn_contract.arguments import check_tensor, shown
-from attn_contract.layouts import E8M0_BIAS, E8M0_NAN
+from attn_contract.latent_format import E8M0_BIAS, E8M0_NAN
 
 from attn_reference.rounding import rounded
 
@@ -127,6 +127,28 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.int8:
         scales = scales.masked_fill(rows.isnan().any(dim=-1, keepdim=True), torch.nan)
     return scales
+
+
+def group_scales(rows: torch.Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale of each group of dims of a latent cache: `row_scales`, or if they are ue8m0 `e8m0_scales`.
+
+    Args:
+        rows, dtype: as those take them; a row is a group.
+        scale_dtype: torch.float32, or torch.float8_e8m0fnu.
+
+    Returns:
+        [..., 1] as they are stored, float32 or uint8, and [..., 1] float32.
+
+    Raises:
+        ContractError: as those, or another scale_dtype.
+    """
+    if scale_dtype == torch.float32:
+        scales = row_scales(rows, dtype)
+        return scales, scales
+    if scale_dtype != torch.float8_e8m0fnu:
+        raise ContractError("scale_dtype", shown(scale_dtype), "torch.float32 or torch.float8_e8m0fnu")
+    codes = e8m0_scales(rows, dtype)
+    return codes, e8m0_numbers(codes)
 
 
 def e8m0_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

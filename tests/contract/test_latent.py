@@ -1,5 +1,6 @@
 """V of another width than K, and the latent cache: what a Layer, a config and a call say of it, and every way to be wrong."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,16 @@ from attn_contract import (
     Batch,
     Capabilities,
     ContractError,
+    KVCacheView,
     Layer,
     Layout,
     Only,
     validation,
 )
+from attn_contract.layouts import A_LATENT_LAYOUT, LATENT_FORMATS
 from attn_contract.rules import VALUES, asked
+
+from tests.latent_formats import latent_sizes
 
 FP8 = torch.float8_e4m3fn
 LATENT = {"num_kv_heads": 1, "layout": Layout.LATENT, "head_size_v": 6}
@@ -120,26 +125,16 @@ def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
             LATENT | {"kv_cache_dtype": FP8, "k_scale": torch.ones(2)},
             "k_scale: got torch.float32 (2,), expected torch.float32, shape () or (1,)",
         ),
-        (
-            SCALED | {"kv_cache_dtype": None},
-            "kv_cache_dtype: got None, expected a float8 in layout LATENT_SCALED: its rows hold",
-        ),
-        (SCALED | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT_SCALED"),
-        (SCALED | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_SCALED: its rows hold"),
-        (SCALED | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT_SCALED, at most"),
         (SCALED | {"head_size_v": 64}, "head_size_v: got 64, expected a multiple of 128 in layout LATENT_SCALED, at most head"),
-        (SCALED | {"head_size": 131}, "head_size: got 131, expected head_size_v (128) and an even number of dims in layout"),
-        (E8M0 | {"kv_cache_dtype": None}, "kv_cache_dtype: got None, expected a float8 in layout LATENT_E8M0: its rows hold"),
-        (E8M0 | {"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout LATENT_E8M0"),
-        (E8M0 | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_E8M0: its rows hold"),
-        (E8M0 | {"head_size_v": None}, "head_size_v: got None, expected the width of V in layout LATENT_E8M0"),
+        (
+            SCALED | {"head_size": 131},
+            "head_size: got 131, expected one whose rows have a multiple of 4 bytes in layout",
+        ),
         (E8M0 | {"head_size_v": 32}, "head_size_v: got 32, expected head_size (64) in layout LATENT_E8M0: all of K is V"),
         (
             E8M0 | {"head_size": 80, "head_size_v": 80},
             "head_size: got 80, expected a multiple of 32 in layout LATENT_E8M0",
         ),
-        (PLANES | {"kv_cache_dtype": None}, "kv_cache_dtype: got None, expected a float8 in layout LATENT_E8M0_PLANES: its"),
-        (PLANES | {"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout LATENT_E8M0_PLANES: its rows"),
         (PLANES | {"head_size_v": 64}, "head_size_v: got 64, expected head_size (128) in layout LATENT_E8M0_PLANES: all of K"),
         (
             PLANES | {"head_size": 64, "head_size_v": 64},
@@ -153,6 +148,22 @@ def test_layers_that_contradict_themselves(changes, message):
     with pytest.raises(ContractError) as caught:
         layer(**changes)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_cache_dtype": None}, "kv_cache_dtype: got None, expected a float8 in layout {}: its rows hold"),
+        ({"kv_cache_dtype": torch.int8}, "kv_cache_dtype: got torch.int8, expected a float8 in layout {}"),
+        ({"k_scale": torch.ones(1)}, "k_scale: got a tensor, expected None in layout {}: its rows hold"),
+        ({"head_size_v": None}, "head_size_v: got None, expected the width of V in layout {}, at most head_size"),
+    ],
+)
+def test_layers_with_scales_in_their_slots_that_contradict_themselves(layout, changes, message):
+    with pytest.raises(ContractError) as caught:
+        replace(scaled_layer(layout), **changes)
+    assert str(caught.value).startswith(message.format(layout))
 
 
 CONFIG = AttentionConfig(num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=64)
@@ -277,8 +288,7 @@ def test_a_declaration_without_the_layout_refuses_a_latent_cache():
     """Also where the backend is to choose the layout; who serves V of another width may have no latent cache."""
     rows = replace(ALL, layouts=Only((Layout.BLOCKS_FIRST_NHD,), "it reads rows"))
     assert refused(rows, MLA) == [
-        "a latent cache (layout LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES) not supported: it reads rows "
-        "(it takes BLOCKS_FIRST_NHD)"
+        f"a latent cache (layout {A_LATENT_LAYOUT}) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"
     ]
     assert refused(ALL, MLA) == refused(rows, CONFIG) == []
     encoder = replace(MLA, attn_type=AttentionType.ENCODER, block_size=None)
@@ -336,81 +346,77 @@ def latent_write() -> dict[str, Any]:
     return tensors | {"layer": layer(**LATENT), "slot_mapping": torch.tensor([11, -1])}
 
 
-def scaled_step() -> dict[str, Any]:
-    """`latent_step` in bfloat16 over rows of 140 bytes: 128 latent dims, their scale and 4 rotated ones."""
-    tensors = {"q": torch.zeros(3, 4, 132).bfloat16(), "out": torch.full((3, 4, 128), torch.nan).bfloat16()}
-    return latent_step() | tensors | {"kv_cache": torch.zeros(3, 4, 140).to(FP8), "layer": layer(**SCALED)}
+def scaled_layer(layout: Layout) -> Layer:
+    return layer(num_kv_heads=1, layout=layout, kv_cache_dtype=FP8, **latent_sizes(layout))
 
 
-def scaled_write() -> dict[str, Any]:
-    rows = torch.ones(3, 140).bfloat16()
-    tensors = {"kv_c": rows[:, 1:129], "k_pe": rows[:, 130:134], "kv_cache": torch.zeros(3, 4, 140).to(FP8)}
-    return latent_write() | tensors | {"layer": layer(**SCALED)}
+def scaled_cache(layout: Layout, **changes: int) -> torch.Tensor:
+    """3 blocks of 4 slots; the stride of blocks may be another one."""
+    sizes = {"num_blocks": 3, "block_size": 4, "num_kv_heads": 1, "itemsize": 1, **latent_sizes(layout)}
+    view = replace(KVCacheView.dense(layout, **sizes), **changes)
+    return view.tensor(torch.zeros(view.end, dtype=torch.uint8)).view(FP8)
 
 
-def e8m0_step() -> dict[str, Any]:
-    """`latent_step` in bfloat16 over rows of 66 bytes: 64 dims and two scales."""
-    tensors = {"q": torch.zeros(3, 4, 64).bfloat16(), "out": torch.full((3, 4, 64), torch.nan).bfloat16()}
-    return latent_step() | tensors | {"kv_cache": torch.zeros(3, 4, 66).to(FP8), "layer": layer(**E8M0)}
+def scaled_step(layout: Layout) -> dict[str, Any]:
+    """`latent_step` in bfloat16."""
+    sizes = latent_sizes(layout)
+    tensors = {"q": torch.zeros(3, 4, sizes["head_size"]), "out": torch.full((3, 4, sizes["head_size_v"]), torch.nan)}
+    tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    return latent_step() | tensors | {"kv_cache": scaled_cache(layout), "layer": scaled_layer(layout)}
 
 
-def e8m0_write() -> dict[str, Any]:
-    rows = torch.ones(3, 70).bfloat16()
-    tensors = {"kv_c": rows[:, 1:65], "k_pe": rows[:, 65:65], "kv_cache": torch.zeros(3, 4, 66).to(FP8)}
-    return latent_write() | tensors | {"layer": layer(**E8M0)}
+def scaled_write(layout: Layout) -> dict[str, Any]:
+    sizes = latent_sizes(layout)
+    kv_c, k_pe = torch.ones(3, sizes["head_size"] + 2).bfloat16()[:, 2:].tensor_split([sizes["head_size_v"]], dim=1)
+    tensors = {"kv_c": kv_c, "k_pe": k_pe, "kv_cache": scaled_cache(layout)}
+    return latent_write() | tensors | {"layer": scaled_layer(layout)}
 
 
-def planes_step() -> dict[str, Any]:
-    """`latent_step` in bfloat16 over pages of 776 bytes, in blocks of 960: 4 slots of 192 bytes, then 4 of 2."""
-    tensors = {"q": torch.zeros(3, 4, 128).bfloat16(), "out": torch.full((3, 4, 128), torch.nan).bfloat16()}
-    return latent_step() | tensors | {"kv_cache": torch.zeros(3, 960).to(FP8)[:, :776], "layer": layer(**PLANES)}
-
-
-def planes_write() -> dict[str, Any]:
-    rows = torch.ones(3, 140).bfloat16()
-    tensors = {"kv_c": rows[:, 2:130], "k_pe": rows[:, 130:130], "kv_cache": torch.zeros(3, 960).to(FP8)[:, :776]}
-    return latent_write() | tensors | {"layer": layer(**PLANES)}
-
-
-@pytest.mark.parametrize(("step", "write"), [(e8m0_step, e8m0_write), (planes_step, planes_write)])
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
 @pytest.mark.parametrize("package", [validation, attn_reference], ids=["the check", "the reference"])
-def test_calls_over_rows_with_ue8m0_scales(step, write, package):
+def test_calls_over_slots_with_scales(layout, package):
     prefix, values = ("check_", {"values": True}) if package is validation else ("", {})
-    getattr(package, f"{prefix}paged_attention")(**step(), **values)
-    getattr(package, f"{prefix}write_latent_cache")(**write(), **values)
+    getattr(package, f"{prefix}paged_attention")(**scaled_step(layout), **values)
+    getattr(package, f"{prefix}write_latent_cache")(**scaled_write(layout), **values)
 
 
-@pytest.mark.parametrize(
-    ("operation", "arguments", "message"),
-    [
-        ("paged_attention", e8m0_step() | {"q": torch.zeros(3, 4, 64).half(), "out": torch.zeros(3, 4, 64).half()},
-         "q: got torch.float16, expected torch.bfloat16: the only dtype beside LATENT_E8M0"),
-        ("paged_attention", e8m0_step() | {"kv_cache": torch.zeros(3, 4, 64).to(FP8)},
-         "kv_cache: got shape (3, 4, 64), expected 66 (row) in dimension 2 of LATENT_E8M0"),
-        ("write_latent_cache", e8m0_write() | {"kv_c": torch.ones(3, 64), "k_pe": torch.ones(3, 0)},
-         "kv_c: got torch.float32, expected torch.bfloat16: the only dtype beside LATENT_E8M0"),
-        ("write_latent_cache", e8m0_write() | {"k_pe": torch.ones(3, 2).bfloat16()},
-         "k_pe: got shape (3, 2), expected shape (3, 0)"),
-        ("paged_attention", planes_step() | {"q": torch.zeros(3, 4, 128).half(), "out": torch.zeros(3, 4, 128).half()},
-         "q: got torch.float16, expected torch.bfloat16: the only dtype beside LATENT_E8M0_PLANES"),
-        ("paged_attention", planes_step() | {"kv_cache": torch.zeros(3, 776).to(FP8)},
-         "kv_cache: got strides (776, 1) from 0, expected blocks that begin at multiples of 192"),
-        ("write_latent_cache", planes_write() | {"kv_c": torch.ones(3, 128), "k_pe": torch.ones(3, 0)},
-         "kv_c: got torch.float32, expected torch.bfloat16: the only dtype beside LATENT_E8M0_PLANES"),
-        ("write_latent_cache", planes_write() | {"kv_c": torch.ones(3, 64).bfloat16(), "k_pe": torch.ones(3, 64).bfloat16()},
-         "kv_c: got shape (3, 64), expected shape (T_kv, 128)"),
-        ("paged_attention", scaled_step() | {"q": torch.zeros(3, 4, 132), "out": torch.zeros(3, 4, 128)},
-         "q: got torch.float32, expected torch.bfloat16: the rotated dims of LATENT_SCALED"),
-        ("paged_attention", scaled_step() | {"kv_cache": torch.zeros(3, 4, 132).to(FP8)},
-         "kv_cache: got shape (3, 4, 132), expected 140 (row) in dimension 2 of LATENT_SCALED"),
-        ("write_latent_cache", scaled_write() | {"kv_c": torch.ones(3, 128), "k_pe": torch.ones(3, 4)},
-         "kv_c: got torch.float32, expected torch.bfloat16: the rotated dims of LATENT_SCALED"),
-        ("write_latent_cache", scaled_write() | {"kv_cache": torch.zeros(3, 4, 140).bfloat16()},
-         "kv_cache: got torch.bfloat16, expected torch.float8_e4m3fn"),
-    ],
-)  # fmt: skip
+def _scaled_calls() -> Iterator[tuple[str, dict[str, Any], str]]:
+    for layout, form in LATENT_FORMATS.items():
+        step, write, sizes = scaled_step(layout), scaled_write(layout), latent_sizes(layout)
+        halves = {name: step[name].half() for name in ("q", "out")}
+        yield "paged_attention", step | halves, f"q: got torch.float16, expected torch.bfloat16: the only dtype beside {layout}"
+        floats = {name: write[name].float() for name in ("kv_c", "k_pe")}
+        only = f"expected torch.bfloat16: the only dtype beside {layout}"
+        yield "write_latent_cache", write | floats, f"kv_c: got torch.float32, {only}"
+        wide = {"k_pe": torch.ones(3, 7).bfloat16()}
+        rest = sizes["head_size"] - sizes["head_size_v"]
+        yield "write_latent_cache", write | wide, f"k_pe: got shape (3, 7), expected shape (3, {rest})"
+        floats = {"kv_cache": torch.zeros(write["kv_cache"].shape).bfloat16()}
+        yield "write_latent_cache", write | floats, "kv_cache: got torch.bfloat16, expected torch.float8_e4m3fn"
+        if form.scales_apart:
+            data_size = form.data_size(**sizes)
+            moved = {"kv_cache": scaled_cache(layout, block_stride=7 * data_size - form.unit)}
+            yield (
+                "paged_attention",
+                step | moved,
+                f"kv_cache: got strides ({7 * data_size - form.unit}, 1) from 0, expected blocks",
+            )
+        else:
+            narrow = {"kv_cache": step["kv_cache"][..., :-1].contiguous()}
+            row = form.row_size(**sizes)
+            yield (
+                "paged_attention",
+                step | narrow,
+                f"kv_cache: got shape (3, 4, {row - 1}), expected {row} (row) in dimension 2",
+            )
+
+
+SCALED_CALLS = list(_scaled_calls())
+
+
+@pytest.mark.parametrize(("operation", "arguments", "message"), SCALED_CALLS, ids=[message for *_, message in SCALED_CALLS])
 @pytest.mark.parametrize("package", [validation, attn_reference], ids=["the check", "the reference"])
-def test_calls_over_rows_with_scales_that_contradict_themselves(operation, arguments, message, package):
+def test_calls_over_slots_with_scales_that_contradict_themselves(operation, arguments, message, package):
     checks = package is validation
     with pytest.raises(ContractError) as caught:
         getattr(package, f"check_{operation}" if checks else operation)(**arguments, **({"values": True} if checks else {}))
@@ -434,12 +440,12 @@ REFUSED = [
     (
         "write_latent_cache",
         {"layer": layer()},
-        "layer.layout: got BLOCKS_FIRST_NHD, expected LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES",
+        f"layer.layout: got BLOCKS_FIRST_NHD, expected {A_LATENT_LAYOUT}",
     ),
     (
         "write_latent_cache",
         {"layer": layer(**ENCODER)},
-        "layer.layout: got None, expected LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES",
+        f"layer.layout: got None, expected {A_LATENT_LAYOUT}",
     ),
     ("write_latent_cache", {"layer": None}, "layer: got None, expected a Layer"),
     ("write_latent_cache", {"kv_c": torch.ones(3, 8)}, "kv_c: got shape (3, 8), expected shape (T_kv, 6)"),
@@ -477,9 +483,7 @@ def test_calls_that_contradict_themselves(operation, changes, message, package):
         torch.testing.assert_close(arguments[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    ("operation", "arguments"), [*VALID.items(), ("paged_attention", scaled_step), ("write_latent_cache", scaled_write)]
-)
+@pytest.mark.parametrize(("operation", "arguments"), VALID.items())
 def test_calls_that_are_right(operation, arguments):
     arguments = arguments()
     getattr(validation, f"check_{operation}")(**arguments, values=True)
@@ -517,7 +521,7 @@ def test_the_op_writes_what_the_function_writes(monkeypatch):
     made = got[3]
     assert (made.num_kv_heads, made.head_size, made.head_size_v, made.layout) == (1, 8, 6, Layout.LATENT)
     assert (made.kv_cache_dtype, made.tensors) == (FP8, {"k_scale": scale})
-    rows = {name: tensor for name, tensor in scaled_write().items() if name != "layer"}
+    rows = {name: tensor for name, tensor in scaled_write(Layout.LATENT_SCALED).items() if name != "layer"}
     ops.write_latent_cache(**rows, layout="LATENT_SCALED")
     assert (got[3].layout, got[3].head_size_v, got[3].kv_cache_dtype) == (Layout.LATENT_SCALED, 128, FP8)
 

@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from attn_contract import (
@@ -18,6 +17,10 @@ from attn_contract import (
     same_elements,
     same_footprint,
 )
+from attn_contract.layouts import LATENT_FORMATS
+
+from tests import refusals
+from tests.latent_formats import latent_sizes
 
 BLOCKS_FIRST_NHD = Layout.BLOCKS_FIRST_NHD
 BLOCKS_FIRST_HND = Layout.BLOCKS_FIRST_HND
@@ -28,9 +31,6 @@ SHUFFLED = Layout.SHUFFLED
 CONTENT_PACKED = Layout.CONTENT_PACKED
 CONTENT_PACKED_SCALED = Layout.CONTENT_PACKED_SCALED
 LATENT = Layout.LATENT
-LATENT_SCALED = Layout.LATENT_SCALED
-LATENT_E8M0 = Layout.LATENT_E8M0
-LATENT_E8M0_PLANES = Layout.LATENT_E8M0_PLANES
 OF_TWO_PARTS = [layout for layout in Layout if not layout.has_latent_value]
 """Layouts that store K and V apart."""
 
@@ -43,24 +43,13 @@ X_SMALL = {"num_blocks": 3, "block_size": 4, "num_kv_heads": 2, "head_size": 4, 
 SCALED_SMALL = SMALL | {"itemsize": 1}
 """A row is K (4), its scale (4), V (4) and its scale (4): 16 bytes; a block is 96."""
 
-LATENT_SCALED_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 258, "head_size_v": 256}
-"""A row is 256 latent bytes, two scales (8) and two rotated dims (4): 268 bytes; a block is 804."""
-
-LATENT_E8M0_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 64, "head_size_v": 64}
-"""A row is 64 dims and two scales: 66 bytes; a block is 198."""
-
-PLANES_SMALL = SCALED_SMALL | {"num_kv_heads": 1, "head_size": 192, "head_size_v": 192}
-"""A slot has 128 float8 and 64 bfloat16, 256 bytes of data, and 2 scales and their padding: 3 bytes. A page of 3 slots is 777
-bytes, and 1024 with its padding."""
-
 HEADS = {"num_kv_heads": 2, "head_size": 4}
 
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
     small = X_SMALL if layout.is_x_packed else SCALED_SMALL if layout.has_inline_scales else SMALL
     if layout.has_latent_value:
-        of_scales = {LATENT_SCALED: LATENT_SCALED_SMALL, LATENT_E8M0: LATENT_E8M0_SMALL, LATENT_E8M0_PLANES: PLANES_SMALL}
-        small = of_scales.get(layout, SMALL | {"num_kv_heads": 1})
+        small = small | {"num_kv_heads": 1}
     return KVCacheView.dense(layout, **(small | sizes))
 
 
@@ -257,122 +246,6 @@ def test_the_latent_cache_of_deepseek_v3():
     assert view.element(1, 1, 0, 0, 511) == 36864 + 511
 
 
-LATENT_SCALED_VIEWS = {
-    "dense": dense(LATENT_SCALED),
-    "blocks padded from 804 to 900": replace(dense(LATENT_SCALED), block_stride=900),
-    "slots padded from 268 to 272, from byte 8 on": replace(dense(LATENT_SCALED), block_stride=816, slot_stride=272, offset=8),
-}
-"""Rows of 268 bytes, 3 slots in each of 3 blocks."""
-
-LATENT_SCALED_ADDRESSES = {
-    # (block, slot, byte of the row): the latent dims 0 and 255, the first byte of scale 1, the second byte of rotated dim 1
-    # of slot 0 in block 0; latent dim 128 of slot 2 in block 1; the first byte of rotated dim 0 of slot 2 in block 2
-    "dense": [0, 255, 260, 267, 1468, 2408],
-    "blocks padded from 804 to 900": [0, 255, 260, 267, 1564, 2600],
-    "slots padded from 268 to 272, from byte 8 on": [8, 263, 268, 275, 1496, 2448],
-}
-
-
-@pytest.mark.parametrize("name", LATENT_SCALED_VIEWS)
-def test_addresses_of_latent_rows_with_scales(name):
-    view = LATENT_SCALED_VIEWS[name]
-    indices = [(0, 0, 0), (0, 0, 255), (0, 0, 256 + 4), (0, 0, 256 + 8 + 3), (1, 2, 128), (2, 2, 256 + 8)]
-    for (block, slot, byte), address in zip(indices, LATENT_SCALED_ADDRESSES[name], strict=True):
-        assert view.element(0, block, slot, 0, byte) == view.element(1, block, slot, 0, byte) == address
-    tensor = view.tensor(torch.zeros(view.end, dtype=torch.uint8))
-    assert KVCacheView.of(tensor, LATENT_SCALED, num_kv_heads=1, head_size=258, head_size_v=256) == view
-    assert (view.row_size, view.kv_stride, view.layout.dims) == (268, 0, ("block", "slot", "row"))
-
-
-def test_the_656_bytes_of_deepseek_v32():
-    """512 float8, 4 float32 behind them, 64 bfloat16 behind these; a page of 64 slots is 41,984 bytes."""
-    sizes = {"num_blocks": 3, "block_size": 64, "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "itemsize": 1}
-    view = KVCacheView.dense(LATENT_SCALED, **sizes)
-    assert (view.row_size, LATENT_SCALED.rotated_offset(512), view.block_stride) == (656, 528, 41984)
-    assert view.element(0, 2, 63, 0, 655) == 3 * 41984 - 1 == view.end - 1
-    assert view.element(0, 1, 1, 0, 512 + 3 * 4) == 41984 + 656 + 524
-    assert view.element(0, 0, 2, 0, 528 + 2 * 63) == 1312 + 654
-
-
-LATENT_E8M0_VIEWS = {
-    "dense": dense(LATENT_E8M0),
-    "blocks padded from 198 to 201": replace(dense(LATENT_E8M0), block_stride=201),
-    "slots padded from 66 to 71, from byte 5 on": replace(dense(LATENT_E8M0), block_stride=213, slot_stride=71, offset=5),
-}
-"""Rows of 66 bytes, 3 slots in each of 3 blocks. No number needs more than a byte, so any address is a row's."""
-
-LATENT_E8M0_ADDRESSES = {
-    # (block, slot, byte of the row): the dims 0 and 63 and the scales 0 and 1 of slot 0 in block 0; dim 32 of slot 2 in block
-    # 1; the scale 1 of slot 2 in block 2
-    "dense": [0, 63, 64, 65, 362, 593],
-    "blocks padded from 198 to 201": [0, 63, 64, 65, 365, 599],
-    "slots padded from 66 to 71, from byte 5 on": [5, 68, 69, 70, 392, 638],
-}
-
-
-@pytest.mark.parametrize("name", LATENT_E8M0_VIEWS)
-def test_addresses_of_latent_rows_with_ue8m0_scales(name):
-    view = LATENT_E8M0_VIEWS[name]
-    indices = [(0, 0, 0), (0, 0, 63), (0, 0, 64 + 0), (0, 0, 64 + 1), (1, 2, 32), (2, 2, 64 + 1)]
-    for (block, slot, byte), address in zip(indices, LATENT_E8M0_ADDRESSES[name], strict=True):
-        assert view.element(0, block, slot, 0, byte) == view.element(1, block, slot, 0, byte) == address
-    assert view.end == LATENT_E8M0_ADDRESSES[name][-1] + 1
-    tensor = view.tensor(torch.zeros(view.end, dtype=torch.uint8))
-    assert KVCacheView.of(tensor, LATENT_E8M0, num_kv_heads=1, head_size=64, head_size_v=64) == view
-    assert (view.row_size, view.kv_stride, view.layout.dims) == (66, 0, ("block", "slot", "row"))
-
-
-def test_the_528_bytes_of_deepseek_v41():
-    """512 float8, 16 ue8m0 bytes behind them; a page of 64 slots is 33,792 bytes."""
-    sizes = {"num_blocks": 3, "block_size": 64, "num_kv_heads": 1, "head_size": 512, "head_size_v": 512, "itemsize": 1}
-    view = KVCacheView.dense(LATENT_E8M0, **sizes)
-    assert (view.row_size, view.block_stride) == (528, 33792)
-    assert view.element(0, 2, 63, 0, 527) == 3 * 33792 - 1 == view.end - 1
-    assert view.element(0, 1, 1, 0, 512 + 15) == 33792 + 528 + 527
-    assert view.element(1, 0, 2, 0, 511) == 1056 + 511
-
-
-PLANES_VIEWS = {
-    "dense": dense(LATENT_E8M0_PLANES),
-    "blocks padded from 1024 to 1280": replace(dense(LATENT_E8M0_PLANES), block_stride=1280),
-    "from byte 6 on": replace(dense(LATENT_E8M0_PLANES), offset=6),
-}
-
-PLANES_ADDRESSES = {
-    # (block, slot, byte of the row): bytes 0 and 255 of the data and the scales 0 and 1 of slot 0 in block 0; the first
-    # bfloat16 of slot 2 in block 1; the padding of slot 1 in block 1; the scale 1 of slot 2, and its padding, in block 2
-    "dense": [0, 255, 768, 769, 1664, 1797, 2823, 2824],
-    "blocks padded from 1024 to 1280": [0, 255, 768, 769, 1920, 2053, 3335, 3336],
-    "from byte 6 on": [6, 261, 774, 775, 1670, 1803, 2829, 2830],
-}
-
-
-@pytest.mark.parametrize("name", PLANES_VIEWS)
-def test_addresses_of_planes_of_latent_rows_and_of_scales(name):
-    view = PLANES_VIEWS[name]
-    indices = [(0, 0, 0), (0, 0, 255), (0, 0, 256), (0, 0, 257), (1, 2, 128), (1, 1, 258), (2, 2, 257), (2, 2, 258)]
-    for (block, slot, byte), address in zip(indices, PLANES_ADDRESSES[name], strict=True):
-        assert view.element(0, block, slot, 0, byte) == view.element(1, block, slot, 0, byte) == address
-    assert view.end == PLANES_ADDRESSES[name][-1] + 1
-    tensor = view.tensor(torch.zeros(view.end, dtype=torch.uint8))
-    assert tensor.shape == (3, 777)
-    assert KVCacheView.of(tensor, LATENT_E8M0_PLANES, num_kv_heads=1, head_size=192, head_size_v=192) == view
-    assert (view.row_size, view.kv_stride, view.slot_stride, view.layout.dims) == (259, 0, 0, ("block", "page"))
-
-
-@pytest.mark.parametrize(("block_size", "page"), [(64, 37440), (128, 74880), (256, 149760), (72, 42048), (1, 1152)])
-def test_the_584_bytes_of_deepseek_v4(block_size, page):
-    """576 bytes of data a slot, and 8 of scales behind those of all slots; a page is a multiple of 576 bytes."""
-    sizes = {"num_blocks": 3, "num_kv_heads": 1, "head_size": 512, "head_size_v": 512, "itemsize": 1}
-    view = KVCacheView.dense(LATENT_E8M0_PLANES, block_size=block_size, **sizes)
-    assert (view.row_size, view.layout.data_size(512), view.block_stride) == (584, 576, page)
-    for block, slot in itertools.product((0, 2), (0, block_size - 1)):
-        assert view.element(0, block, slot, 0, 447) == block * page + slot * 576 + 447
-        assert view.element(1, block, slot, 0, 448 + 2 * 63) == block * page + slot * 576 + 574
-        assert view.element(0, block, slot, 0, 576 + 6) == block * page + block_size * 576 + slot * 8 + 6
-    assert view.end == 2 * page + block_size * 584
-
-
 def test_a_latent_cache_covers_as_many_bytes_as_a_cache_of_half_the_slots():
     """A page of 4 slots of latent rows, or of 2 slots with K and V: the rows of K and of V count once where they are one."""
     latent, halves = dense(LATENT, block_size=4), dense(BLOCKS_FIRST_NHD, block_size=2, num_kv_heads=1)
@@ -458,13 +331,8 @@ def test_a_view_is_read_back_from_its_tensor(name):
 @pytest.mark.parametrize("layout", Layout)
 def test_dimensions_of_one_element_may_have_any_stride(layout):
     """They are not stepped along, and torch sets their strides as it likes."""
-    widths = {"num_kv_heads": 1, "head_size": 16}
-    if layout is LATENT_SCALED:
-        widths = {"num_kv_heads": 1, "head_size": 130, "head_size_v": 128}
-    if layout is LATENT_E8M0:
-        widths = {"num_kv_heads": 1, "head_size": 32, "head_size_v": 32}
-    if layout is LATENT_E8M0_PLANES:
-        widths = {"num_kv_heads": 1, "head_size": 128, "head_size_v": 128}
+    sizes = latent_sizes(layout) if layout in LATENT_FORMATS else {"head_size": 16}
+    widths = {"num_kv_heads": 1, **sizes}
     view = KVCacheView.dense(layout, num_blocks=1, block_size=16, itemsize=1, **widths)
     tensor = view.tensor(torch.arange(view.end).to(torch.int8))
     strides = [7 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
@@ -502,180 +370,28 @@ def bytes_of(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int8)
 
 
-NO_VIEWS = [
-    (KV_FIRST_NHD, [0.0], "kv_cache: got [0.0], expected a tensor"),
-    (KV_FIRST_NHD, halves(2, 3, 3, 8), "kv_cache: got shape (2, 3, 3, 8), expected 5 dimensions: kv, block, slot, head, dim"),
-    (
-        KV_FIRST_NHD,
-        halves(3, 2, 3, 2, 4),
-        "kv_cache: got shape (3, 2, 3, 2, 4), expected 2 (kv) in dimension 0 of KV_FIRST_NHD",
-    ),
-    (KV_FIRST_NHD, halves(2, 3, 3, 1, 4), "kv_cache: got shape (2, 3, 3, 1, 4), expected 2 (head) in dimension 3"),
-    (KV_FIRST_HND, halves(2, 3, 3, 2, 4), "kv_cache: got shape (2, 3, 3, 2, 4), expected 2 (head) in dimension 2"),
-    (KV_FIRST_NHD, halves(2, 3, 3, 2, 8), "kv_cache: got shape (2, 3, 3, 2, 8), expected 4 (dim) in dimension 4"),
-    (KV_FIRST_NHD, halves(2, 3, 0, 2, 4), "kv_cache: got shape (2, 3, 0, 2, 4), expected at least one slot in a block"),
-    (
-        KV_FIRST_NHD,
-        halves(2, 3, 3, 2, 8)[..., ::2],
-        "kv_cache: got stride 2 in the last dimension, expected 1: it must be dense",
-    ),
-    (
-        KV_FIRST_NHD,
-        halves(2, 1, 3, 2, 4).expand(2, 3, 3, 2, 4),
-        "kv_cache: got strides (24, 0, 8, 4, 1), expected elements that do",
-    ),
-    (
-        KV_FIRST_NHD,
-        halves(144).as_strided((2, 3, 3, 2, 4), (72, 12, 8, 4, 1)),
-        "kv_cache: got strides (72, 12, 8, 4, 1), expected",
-    ),
-    (CONTENT_PACKED, halves(3, 2, 3, 4), "kv_cache: got shape (3, 2, 3, 4), expected 8 (content) in dimension 3"),
-    (CONTENT_PACKED, halves(3, 3, 2, 8), "kv_cache: got shape (3, 3, 2, 8), expected 2 (head) in dimension 1"),
-    (CONTENT_PACKED_SCALED, bytes_of(3, 2, 3, 8), "kv_cache: got shape (3, 2, 3, 8), expected 16 (content) in dimension 3"),
-    (
-        CONTENT_PACKED_SCALED,
-        halves(3, 2, 3, 16),
-        "kv_cache: got elements of 2 bytes, expected 1 byte in layout CONTENT_PACKED_SCA",
-    ),
-    (
-        CONTENT_PACKED_SCALED,
-        bytes_of(400).as_strided((3, 2, 3, 16), (96, 48, 16, 1), 2),
-        "kv_cache: got strides (96, 48, 16, 1) from 2, expected multiples of 4: scales are float32",
-    ),
-    (
-        CONTENT_PACKED_SCALED,
-        bytes_of(400).as_strided((3, 2, 3, 16), (108, 54, 18, 1)),
-        "kv_cache: got strides (108, 54, 18, 1) from 0, expected multiples of 4: scales are float32",
-    ),
-    (X_PACKED, halves(3, 2, 32), "kv_cache: got shape (3, 2, 32), expected 2 (kv) in dimension 0"),
-    (X_PACKED, halves(2, 3, 2, 4, 4), "kv_cache: got shape (2, 3, 2, 4, 4), expected 3 dimensions: kv, block, page"),
-    (X_PACKED, halves(2, 3, 33), "kv_cache: got shape (2, 3, 33), expected pages of 2 heads of size 4 in X_PACKED"),
-    (SHUFFLED, halves(2, 3, 0), "kv_cache: got shape (2, 3, 0), expected at least one slot in a block"),
-    (SHUFFLED, halves(2, 3, 64)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
-    (X_PACKED, halves(2, 3, 64), "head_size: got 4, expected a multiple of 8 (16 bytes) in layout X_PACKED"),
-    (SHUFFLED, torch.zeros(2, 3, 24), "block_size: got 3, expected a multiple of 4 (16 bytes) in layout SHUFFLED"),
-    (SHUFFLED, bytes_of(2, 3, 128), "head_size: got 4, expected a multiple of 16 (16 bytes) in layout SHUFFLED"),
-    ("KV_FIRST_NHD", halves(2, 3, 3, 2, 4), "layout: got 'KV_FIRST_NHD', expected a Layout: BLOCKS_FIRST_NHD"),
-    (None, halves(2, 3, 3, 2, 4), "layout: got None, expected a Layout"),
-    (LATENT, halves(3, 3, 4), "num_kv_heads: got 2, expected 1 in layout LATENT"),
-    (LATENT, halves(3, 3, 1, 4), "kv_cache: got shape (3, 3, 1, 4), expected 3 dimensions: block, slot, dim"),
-    (LATENT, halves(3, 3, 5), "kv_cache: got shape (3, 3, 5), expected 4 (dim) in dimension 2 of LATENT"),
-    (LATENT, halves(3, 0, 4), "kv_cache: got shape (3, 0, 4), expected at least one slot in a block"),
-    (LATENT, halves(3, 3, 8)[..., ::2], "kv_cache: got stride 2 in the last dimension, expected 1"),
-    (LATENT, halves(3, 1, 4).expand(3, 3, 4), "kv_cache: got strides (4, 0, 1), expected elements that do not share memory"),
-]
+def rows_of_bytes(strides: tuple[int, ...], offset: int = 0) -> torch.Tensor:
+    return bytes_of(400).as_strided((3, 2, 3, 16), strides, offset)
 
 
-SCALED_HEADS = {"num_kv_heads": 1, "head_size": 258, "head_size_v": 256}
-NO_SCALED_VIEWS = [
-    ({"head_size_v": None}, (3, 3, 268), "head_size_v: got None, expected a multiple of 128 in layout LATENT_SCALED"),
-    ({"head_size_v": 192}, (3, 3, 268), "head_size_v: got 192, expected a multiple of 128 in layout LATENT_SCALED"),
-    ({"head_size_v": 384}, (3, 3, 268), "head_size_v: got 384, expected a multiple of 128 in layout LATENT_SCALED, at most"),
-    ({"head_size": 257}, (3, 3, 266), "head_size: got 257, expected head_size_v (256) and an even number of dims"),
-    ({"num_kv_heads": 2}, (3, 3, 268), "num_kv_heads: got 2, expected 1 in layout LATENT_SCALED"),
-    ({}, (3, 3, 258), "kv_cache: got shape (3, 3, 258), expected 268 (row) in dimension 2 of LATENT_SCALED"),
-    ({}, (3, 3, 1, 268), "kv_cache: got shape (3, 3, 1, 268), expected 3 dimensions: block, slot, row"),
-]
+NO_VIEWS = [one for one in refusals.of(__file__) if one.call.startswith("view")]
 
 
-@pytest.mark.parametrize(("changes", "shape", "message"), NO_SCALED_VIEWS, ids=[message for *_, message in NO_SCALED_VIEWS])
-def test_tensors_that_are_no_latent_rows_with_scales(changes, shape, message):
-    with pytest.raises(ContractError) as caught:
-        KVCacheView.of(bytes_of(*shape), LATENT_SCALED, **SCALED_HEADS | changes)
-    assert str(caught.value).startswith(message)
-
-
-NO_E8M0_VIEWS = [
-    ({"head_size_v": None}, (3, 3, 66), "head_size_v: got None, expected head_size (64) in layout LATENT_E8M0: all of K is V"),
-    ({"head_size_v": 32}, (3, 3, 66), "head_size_v: got 32, expected head_size (64) in layout LATENT_E8M0: all of K is V"),
-    ({"head_size": 48, "head_size_v": 48}, (3, 3, 66), "head_size: got 48, expected a multiple of 32 in layout LATENT_E8M0"),
-    ({"num_kv_heads": 2}, (3, 3, 66), "num_kv_heads: got 2, expected 1 in layout LATENT_E8M0"),
-    ({}, (3, 3, 64), "kv_cache: got shape (3, 3, 64), expected 66 (row) in dimension 2 of LATENT_E8M0"),
-    ({}, (3, 3, 1, 66), "kv_cache: got shape (3, 3, 1, 66), expected 3 dimensions: block, slot, row"),
-]
-
-
-@pytest.mark.parametrize(("changes", "shape", "message"), NO_E8M0_VIEWS, ids=[message for *_, message in NO_E8M0_VIEWS])
-def test_tensors_that_are_no_latent_rows_with_ue8m0_scales(changes, shape, message):
-    with pytest.raises(ContractError) as caught:
-        KVCacheView.of(bytes_of(*shape), LATENT_E8M0, **{"num_kv_heads": 1, "head_size": 64, "head_size_v": 64} | changes)
-    assert str(caught.value).startswith(message)
-
-
-def test_rows_with_ue8m0_scales_are_of_bytes():
-    with pytest.raises(ContractError, match=r"^kv_cache: got elements of 2 bytes, expected 1 byte in layout LATENT_E8M0$"):
-        KVCacheView.of(halves(3, 3, 66), LATENT_E8M0, num_kv_heads=1, head_size=64, head_size_v=64)
-
-
-PLANES_WIDTHS = {"num_kv_heads": 1, "head_size": 192, "head_size_v": 192}
-NO_PLANES = [
-    ({"head_size_v": None}, bytes_of(3, 777), "head_size_v: got None, expected head_size (192) in layout LATENT_E8M0_PLANES"),
-    ({"head_size_v": 128}, bytes_of(3, 777), "head_size_v: got 128, expected head_size (192) in layout LATENT_E8M0_PLANES"),
-    ({"head_size": 160, "head_size_v": 160}, bytes_of(3, 777), "head_size: got 160, expected a multiple of 64 in layout L"),
-    ({"head_size": 64, "head_size_v": 64}, bytes_of(3, 777), "head_size: got 64, expected more than 64 in layout LATENT"),
-    ({"num_kv_heads": 2}, bytes_of(3, 1554), "num_kv_heads: got 2, expected 1 in layout LATENT_E8M0_PLANES"),
-    ({}, bytes_of(3, 776), "kv_cache: got shape (3, 776), expected pages of slots of 259 elements in LATENT_E8M0_PLANES"),
-    ({}, bytes_of(3, 0), "kv_cache: got shape (3, 0), expected at least one slot in a block"),
-    ({}, bytes_of(3, 3, 259), "kv_cache: got shape (3, 3, 259), expected 2 dimensions: block, page"),
-    ({}, halves(3, 777), "kv_cache: got elements of 2 bytes, expected 1 byte in layout LATENT_E8M0_PLANES"),
-    ({}, bytes_of(3, 777), "kv_cache: got strides (777, 1) from 0, expected multiples of 2: the last dims are bfloat16"),
-    ({}, bytes_of(3, 1024)[:, 1:778], "kv_cache: got strides (1024, 1) from 1, expected multiples of 2: the last dims"),
-    ({}, bytes_of(3, 896)[:, :777], "kv_cache: got strides (896, 1) from 0, expected blocks that begin at multiples of 256"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("changes", "tensor", "message"), NO_PLANES, ids=[message for *_, message in NO_PLANES])
-def test_tensors_that_are_no_planes_of_latent_rows_and_of_scales(changes, tensor, message):
-    with pytest.raises(ContractError) as caught:
-        KVCacheView.of(tensor, LATENT_E8M0_PLANES, **PLANES_WIDTHS | changes)
-    assert str(caught.value).startswith(message)
-
-
-def test_one_page_needs_no_padding():
-    assert KVCacheView.of(bytes_of(1, 777), LATENT_E8M0_PLANES, **PLANES_WIDTHS).block_size == 3
-
-
-def test_scales_of_latent_rows_lie_on_multiples_of_4_bytes():
-    for strides, offset in (((810, 270, 1), 0), ((805, 268, 1), 0), ((804, 268, 1), 2)):
-        rows = bytes_of(4000).as_strided((3, 3, 268), strides, offset)
-        with pytest.raises(ContractError, match=r"^kv_cache: got strides .*, expected multiples of 4: scales are float32$"):
-            KVCacheView.of(rows, LATENT_SCALED, **SCALED_HEADS)
-    with pytest.raises(ContractError, match=r"^kv_cache: got elements of 2 bytes, expected 1 byte in layout LATENT_SCALED$"):
-        KVCacheView.of(halves(3, 3, 268), LATENT_SCALED, **SCALED_HEADS)
-
-
-@pytest.mark.parametrize(("layout", "tensor", "message"), NO_VIEWS, ids=[message for _, _, message in NO_VIEWS])
-def test_tensors_that_are_no_view(layout, tensor, message):
+@refusals.parametrize(NO_VIEWS)
+def test_tensors_that_are_no_view(refusal):
+    layout = Layout.__members__.get(refusal.call.removeprefix("view "))
+    arguments = refusal.changed({"layout": layout, **HEADS}, globals())
     with pytest.raises(ContractError) as error:
-        KVCacheView.of(tensor, layout, **HEADS)
-    assert str(error.value).startswith(message)
+        KVCacheView.of(arguments.pop("tensor"), **arguments)
+    refusal.check(error.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "LBHNC"}, "layout: got 'LBHNC', expected a Layout"),
-        ({"layout": KV_FIRST_NHD}, "layout: got KV_FIRST_NHD, expected CONTENT_PACKED or CONTENT_PACKED_SCALED: only those"),
-        ({"order": "LBHNC"}, "order: got 'LBHNC', expected a PhysicalOrder: LBHNC, LBNHC"),
-        ({"num_layers": 0}, "num_layers: got 0, expected an int, at least 1"),
-        ({"layer": -1}, "layer: got -1, expected an int, at least 0"),
-        ({"layer": 2}, "layer: got 2, expected one of the 2 layers"),
-        ({"num_blocks": -1}, "num_blocks: got -1, expected an int, at least 0"),
-        ({"block_size": 0}, "block_size: got 0, expected an int, at least 1"),
-        ({"head_size": np.int64(4)}, "head_size: got np.int64(4), expected an int"),
-        (
-            {"layout": CONTENT_PACKED_SCALED, "itemsize": 1, "head_size": 6},
-            "head_size: got 6, expected a multiple of 4 (4 bytes) in layout",
-        ),
-        ({"layout": CONTENT_PACKED_SCALED}, "kv_cache: got elements of 2 bytes, expected 1 byte in layout"),
-    ],
-)
-def test_content_packed_refuses(changes, message):
+@refusals.parametrize([one for one in refusals.of(__file__) if one.call == "content_packed"])
+def test_content_packed_refuses(refusal):
+    right = {"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1, **SMALL}
     with pytest.raises(ContractError) as error:
-        KVCacheView.content_packed(
-            **{"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1} | SMALL | changes
-        )
-    assert str(error.value).startswith(message)
+        KVCacheView.content_packed(**refusal.changed(right, globals()))
+    refusal.check(error.value)
 
 
 @pytest.mark.parametrize("name", ["num_kv_heads", "head_size"])
@@ -688,13 +404,6 @@ def test_sizes_of_a_view_are_positive(name):
             make(**{name: 0})
 
 
-def test_blocks_first_and_kv_first_differ_in_footprint():
-    """vLLM #43945: block 0 of the one lies over blocks 0 and 1 of the other's planes."""
-    for a, b in itertools.product((BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND), (KV_FIRST_NHD, KV_FIRST_HND)):
-        assert not same_footprint(dense(a), dense(b))
-        assert not same_elements(dense(a), dense(b))
-
-
 def test_the_fix_of_vllm_43945_restores_the_footprint():
     """Cross-attention gets a blocks-first tensor over the decoder's K/V-first allocation, and views it with its strides."""
     decoder = dense(KV_FIRST_NHD)
@@ -703,37 +412,6 @@ def test_the_fix_of_vllm_43945_restores_the_footprint():
     fixed = KVCacheView.of(blocks_first.as_strided((2, 3, 3, 2, 4), (72, 24, 8, 4, 1)), KV_FIRST_NHD, **HEADS)
     assert same_footprint(fixed, decoder)
     assert same_elements(fixed, decoder)
-
-
-def test_one_block_is_the_same_in_both_orders():
-    a, b = dense(BLOCKS_FIRST_NHD, num_blocks=1), dense(KV_FIRST_NHD, num_blocks=1)
-    assert same_footprint(a, b)
-    assert same_elements(a, b)
-
-
-@pytest.mark.parametrize(("nhd", "hnd"), [(BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND), (KV_FIRST_NHD, KV_FIRST_HND)])
-def test_nhd_and_hnd_share_the_footprint_but_not_the_elements(nhd, hnd):
-    assert same_footprint(dense(nhd), dense(hnd))
-    assert not same_elements(dense(nhd), dense(hnd))
-    assert same_elements(dense(nhd, num_kv_heads=1), dense(hnd, num_kv_heads=1))
-
-
-def test_padding_must_agree():
-    plain, wide = dense(BLOCKS_FIRST_NHD), replace(dense(BLOCKS_FIRST_NHD), block_stride=64)
-    assert not same_footprint(plain, wide)
-    assert not same_elements(plain, wide)
-    assert same_footprint(wide, replace(dense(BLOCKS_FIRST_HND), block_stride=64))
-    assert not same_footprint(wide, replace(wide, offset=16))
-
-
-def test_footprints_are_bytes():
-    """Half as many elements of twice the size cover the same bytes, and share no element."""
-    halves, floats = dense(BLOCKS_FIRST_NHD, head_size=8), dense(BLOCKS_FIRST_NHD, head_size=4, itemsize=4)
-    assert same_footprint(halves, floats)
-    assert not same_elements(halves, floats)
-    same_strides = dense(BLOCKS_FIRST_NHD, head_size=8, itemsize=4)
-    assert not same_footprint(halves, same_strides)
-    assert not same_elements(halves, same_strides)
 
 
 def test_the_number_of_blocks_must_agree():
@@ -745,12 +423,8 @@ def test_the_number_of_blocks_must_agree():
 def pages(layout: Layout, **changes: int) -> KVCacheView:
     """One that all layouts allow for: pages of 16 slots, 1 head and 16 dims of a byte, so that x is 16, too."""
     sizes = {"num_blocks": 3, "block_size": 16, "num_kv_heads": 1, "head_size": 16, "itemsize": 1}
-    if layout is LATENT_SCALED:
-        sizes |= {"head_size": 130, "head_size_v": 128}
-    if layout is LATENT_E8M0:
-        sizes |= {"head_size": 64, "head_size_v": 64}
-    if layout is LATENT_E8M0_PLANES:
-        sizes |= {"head_size": 128, "head_size_v": 128}
+    if layout in LATENT_FORMATS:
+        sizes |= latent_sizes(layout)
     return KVCacheView.dense(layout, **(sizes | changes))
 
 
@@ -770,17 +444,10 @@ def test_x_packed_beside_nhd_over_one_kv_first_allocation():
     assert same_footprint(KVCacheView.of(fixed, KV_FIRST_NHD, **heads), decoder)
 
 
-def test_x_packed_and_shuffled_differ_unless_a_block_is_one_unit():
-    """Mix-ups hide where BS == x."""
-    assert same_elements(pages(X_PACKED, num_kv_heads=2), pages(SHUFFLED, num_kv_heads=2))
-    assert same_footprint(dense(X_PACKED), dense(SHUFFLED))
-    assert not same_elements(dense(X_PACKED), dense(SHUFFLED))
-
-
 def test_which_dense_layouts_share_a_footprint():
     """Those with K and V of a block together, those with planes; and scales take room of their own."""
     together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
-    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES)]
+    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, *LATENT_FORMATS)]
     for a, b in itertools.product(Layout, Layout):
         alike = any(a in group and b in group for group in (together, planes, *alone))
         assert same_footprint(pages(a), pages(b)) == alike, (a, b)
@@ -792,17 +459,6 @@ def test_physical_orders():
     alike = [{a, b} for a, b in itertools.combinations(orders, 2) if same_footprint(orders[a], orders[b])]
     assert alike == [{PhysicalOrder.LBHNC, PhysicalOrder.LBNHC}, {PhysicalOrder.BLHNC, PhysicalOrder.BLNHC}]
     assert not any(same_elements(orders[a], orders[b]) for a, b in itertools.combinations(orders, 2))
-
-
-def test_equal_bytes_of_different_dtypes():
-    """A quantized layer beside one that is not: the same blocks if its slots are as many times more, never its elements."""
-    quantized = dense(KV_FIRST_NHD, block_size=6, itemsize=1)
-    assert same_footprint(quantized, dense(KV_FIRST_NHD))
-    assert not same_elements(quantized, dense(KV_FIRST_NHD))
-    assert not same_footprint(dense(KV_FIRST_NHD, itemsize=1), dense(KV_FIRST_NHD))
-    with_scales = dense(CONTENT_PACKED_SCALED)  # 96 bytes a block
-    assert same_footprint(with_scales, dense(BLOCKS_FIRST_NHD))
-    assert not same_elements(with_scales, dense(BLOCKS_FIRST_NHD))
 
 
 NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}
@@ -871,18 +527,26 @@ def test_a_tensor_is_no_view():
         check_shared_allocation({"planes": halves(2, 3, 3, 2, 4)})
 
 
-WITH_LATENT_SCALES = [*LATENT_SCALED_VIEWS.items(), *LATENT_E8M0_VIEWS.items(), *PLANES_VIEWS.items()]
+WITH_LATENT_SCALES = {str(layout): dense(layout, **latent_sizes(layout)) for layout in LATENT_FORMATS}
+WITH_LATENT_SCALES |= {
+    f"{name}, padded": replace(view, block_stride=2 * view.block_stride) for name, view in WITH_LATENT_SCALES.items()
+}
 SMALLEST = {
     **{f"dense {layout}": pages(layout, num_blocks=2) for layout in Layout},
     "padded": replace(pages(BLOCKS_FIRST_NHD, num_blocks=2), block_stride=560),
     "of 2 bytes": pages(KV_FIRST_NHD, num_blocks=2, block_size=8, itemsize=2),
     "x of 2 bytes": pages(X_PACKED, num_blocks=2, block_size=8, itemsize=2),
 }
-OF_SMALL_SIZES = VIEWS | X_VIEWS | LATENT_VIEWS | {f"{view.layout} {name}": view for name, view in WITH_LATENT_SCALES}
+OF_SMALL_SIZES = VIEWS | X_VIEWS | LATENT_VIEWS | WITH_LATENT_SCALES
 PAIRS = [
     *itertools.combinations_with_replacement(OF_SMALL_SIZES.values(), 2),
     *itertools.combinations_with_replacement(SMALLEST.values(), 2),
 ]
+
+
+def test_every_layout_has_addresses():
+    """Those of latent formats with scales are in test_latent_formats.py."""
+    assert {view.layout for view in (VIEWS | X_VIEWS | LATENT_VIEWS).values()} == {*Layout} - {*LATENT_FORMATS}
 
 
 def test_relations_are_their_definitions():

@@ -1,5 +1,7 @@
 """The ops `attn_parity::*`: what they say that they write, what they pass on, and what they refuse before a Layer exists."""
 
+import importlib
+import warnings
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests import refusals
 
 ops = torch.ops.attn_parity
 
@@ -273,83 +277,15 @@ def test_cache_writes_know_as_much_of_the_layer_as_they_need(recorded, name, dty
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "NHD"}, "layout: got 'NHD', expected one of BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND"),
-        ({"attn_type": "DECODER"}, "attn_type: got 'DECODER', expected one of decoder, encoder"),
-        ({"attn_type": "encoder"}, "layout: got BLOCKS_FIRST_NHD with attn_type=encoder, expected None"),
-        ({"q": torch.zeros(1, 16)}, "q: got shape (1, 16), expected 3 dimensions: T, num_heads, head_size"),
-        ({"q": torch.zeros(1, 0, 4)}, "num_heads: got 0, expected an int, at least 1"),
-        ({"num_kv_heads": 3}, "num_heads: got 4, expected a multiple of num_kv_heads (3)"),
-        ({"kv_cache": torch.zeros(2, 3, 2, 4)}, "kv_cache: got shape (2, 3, 2, 4), expected 5 dimensions: block, kv"),
-        ({"kv_cache": torch.zeros(1, 2, 3, 2, 4).char()}, "k_scale: got no scales, expected for torch.int8 either k_scale and"),
-        (
-            {"kv_cache": torch.zeros(1, 2, 3, 2, 4).to(torch.float8_e5m2)},
-            "kv_cache_dtype: got torch.float8_e5m2, expected an e4m3",
-        ),
-        ({"causal": None}, "causal: got None, and no causal_per_request, expected either a bool or causal_per_request"),
-        ({"causal_per_request": torch.tensor([True])}, "causal: got True, and a causal_per_request, expected either"),
-        ({"causal": None, "causal_per_request": torch.tensor([True] * 2)}, "causal: got 2 entries, expected 1"),
-        ({"window": [-2, -1]}, "window[0]: got -2, expected an int, at least -1"),
-        ({"window": [4]}, "window: got (4,), expected a tuple (left, right)"),
-        ({"sink_tokens": -1}, "sink_tokens: got -1, expected an int, at least 0"),
-        ({"chunked_local": 0}, "chunked_local: got 0, expected an int, at least 1"),
-        ({"logits_soft_cap": -1.0}, "logits_soft_cap: got -1.0, expected None or 0"),
-        ({"max_seq_len": -1}, "max_seq_len: got -1, expected an int, at least 0"),
-        ({"qq_bias": torch.zeros(1, 1)}, "qq_bias: got shape (1, 1), expected Q at least max_query_len (2)"),
-        ({"out": None}, "out: got None, expected a tensor"),
-    ],
-)
-def test_paged_attention_refuses(changes, message):
+OF_OPS = [one for one in refusals.of(__file__) if one.call.startswith("op ")]
+
+
+@refusals.parametrize(OF_OPS)
+def test_an_op_refuses(refusal):
+    name = refusal.call.removeprefix("op ")
     with pytest.raises(ContractError) as caught:
-        ops.paged_attention(**paged_arguments() | changes)
-    assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"attn_type": "cross"}, "attn_type: got 'cross', expected one of decoder, encoder"),
-        ({"attn_type": "decoder"}, "layout: got None with attn_type=decoder, expected a Layout"),
-        ({"q": torch.zeros(8)}, "q: got shape (8,), expected 3 dimensions: T, num_heads, head_size"),
-        ({"k": torch.zeros(1, 8)}, "k: got shape (1, 8), expected 3 dimensions: T_kv, num_kv_heads, head_size"),
-        ({"out": None}, "out: got None, expected a tensor"),
-    ],
-)
-def test_varlen_attention_refuses(changes, message):
-    with pytest.raises(ContractError) as caught:
-        ops.varlen_attention(**varlen_arguments() | changes)
-    assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "kv_first_nhd"}, "layout: got 'kv_first_nhd', expected one of BLOCKS_FIRST_NHD"),
-        ({"k": torch.zeros(1, 8)}, "k: got shape (1, 8), expected 3 dimensions: T_kv, num_kv_heads, head_size"),
-        ({"k": torch.zeros(1, 2, 0)}, "head_size: got 0, expected an int, at least 1"),
-        ({"kv_cache": torch.zeros(1, 2, 3, 2, 4).char()}, "k_scale: got no scales, expected for torch.int8 either"),
-        ({"k_scale": torch.ones(1)}, "kv_cache_dtype: got None, expected a quantized dtype, since there are scales"),
-    ],
-)
-@pytest.mark.parametrize("name", ["write_kv_cache", "rope_and_write_kv_cache"])
-def test_cache_writes_refuse(name, changes, message):
-    with pytest.raises(ContractError) as caught:
-        getattr(ops, name)(**ARGUMENTS[name]() | changes)
-    assert str(caught.value).startswith(message)
-
-
-def test_a_rotation_refuses_q_without_heads():
-    with pytest.raises(ContractError, match=r"^q: got shape \(1, 16\), expected 3 dimensions: T, num_heads, head_size"):
-        ops.rope_and_write_kv_cache(**rope_arguments() | {"q": torch.zeros(1, 16)})
-
-
-def test_a_merge_needs_a_tensor_to_write_to():
-    with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
-        ops.merge_attn_states(**merge_arguments() | {"out": None})
-    with pytest.raises(ContractError, match=r"^out: got None, expected a tensor"):
-        ops.merge_attn_parts(**merge_parts_arguments() | {"out": None})
+        getattr(ops, name)(**refusal.changed(ARGUMENTS[name](), globals()))
+    refusal.check(caught.value)
 
 
 def test_every_field_of_a_layer_and_a_batch_reaches_paged_attention():
@@ -358,3 +294,9 @@ def test_every_field_of_a_layer_and_a_batch_reaches_paged_attention():
     named = {field.name for kind in (Layer, Batch) for field in fields(kind)}
     # sizes that q says, the dtype that the cache says, and what only the cache write reads
     assert named - arguments == {"num_heads", "head_size", "kv_cache_dtype", "slot_mapping"}
+
+
+def test_a_second_import_of_the_reference_registers_nothing_twice():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(attn_reference)

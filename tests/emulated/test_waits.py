@@ -48,134 +48,41 @@ def test_a_forgotten_wait_is_found(architecture, load, use, wait):
     assert f"line 1 (`{load}`) loads" in str(found.value)
 
 
-# architecture, lines that must fault, and whether they may run with another last wait
+GLOBAL_4, GLOBAL_5 = (f"global_load_dword v{number}, v0, s[100:101]" for number in (4, 5))
+STORE = "global_store_dword v0, v0, s[100:101]"
+LDS_4, LDS_5 = (f"ds_read_b32 v{number}, v0" for number in (4, 5))
+SCALAR_4, SCALAR_5 = (f"s_load_dword s{number}, s[100:101], 0x0" for number in (4, 5))
+USE, USE_SCALAR = "v_add_u32_e32 v6, v4, v4", "s_add_u32 s6, s4, s4"
+# the same in later names
+LATER_4, LATER_STORE = "global_load_b32 v4, v0, s[100:101]", "global_store_b32 v0, v0, s[100:101]"
+SCRATCH, LATER_LDS = "scratch_store_b32 off, v0, off", "ds_load_b32 v4, v0"
+LATER_SCALAR_4, LATER_SCALAR_5 = (f"s_load_b32 s{number}, s[100:101], 0x0" for number in (4, 5))
+LOW, HIGH = "ds_load_u16_d16 v4, v0", "ds_load_u16_d16_hi v4, v0"
+LATER_USE, LATER_USE_SCALAR, STORE_4 = "ds_load_b32 v6, v4", "s_add_co_u32 s6, s4, s4", "global_store_b32 v0, v4, s[100:101]"
+
+# architecture, two loads, a use of the first one, a wait before it, and whether that is enough
 COUNTED = [
     # in order: the older load has come when one is under way
-    (
-        "gfx942",
-        "global_load_dword v4, v0, s[100:101]",
-        "global_load_dword v5, v0, s[100:101]",
-        "v_add_u32_e32 v6, v4, v4",
-        "s_waitcnt vmcnt(1)",
-        True,
-    ),
-    (
-        "gfx942",
-        "global_load_dword v5, v0, s[100:101]",
-        "global_load_dword v4, v0, s[100:101]",
-        "v_add_u32_e32 v6, v4, v4",
-        "s_waitcnt vmcnt(1)",
-        False,
-    ),
+    ("gfx942", GLOBAL_4, GLOBAL_5, USE, "s_waitcnt vmcnt(1)", True),
+    ("gfx942", GLOBAL_5, GLOBAL_4, USE, "s_waitcnt vmcnt(1)", False),
     # gfx9 counts stores among the loads, gfx11 and gfx12 do not
-    (
-        "gfx942",
-        "global_load_dword v4, v0, s[100:101]",
-        "global_store_dword v0, v0, s[100:101]",
-        "v_add_u32_e32 v6, v4, v4",
-        "s_waitcnt vmcnt(1)",
-        True,
-    ),
-    (
-        "gfx1100",
-        "global_load_b32 v4, v0, s[100:101]",
-        "global_store_b32 v0, v0, s[100:101]",
-        "ds_load_b32 v6, v4",
-        "s_waitcnt vmcnt(1)",
-        False,
-    ),
-    (
-        "gfx1100",
-        "global_load_b32 v4, v0, s[100:101]",
-        "global_store_b32 v0, v0, s[100:101]",
-        "ds_load_b32 v6, v4",
-        "s_waitcnt_vscnt null, 0x0",
-        False,
-    ),
-    (
-        "gfx1201",
-        "global_load_b32 v4, v0, s[100:101]",
-        "scratch_store_b32 off, v0, off",
-        "ds_load_b32 v6, v4",
-        "s_wait_loadcnt 0x1",
-        False,
-    ),
-    (
-        "gfx1201",
-        "global_load_b32 v4, v0, s[100:101]",
-        "scratch_store_b32 off, v0, off",
-        "ds_load_b32 v6, v4",
-        "s_wait_storecnt 0x0",
-        False,
-    ),
+    ("gfx942", GLOBAL_4, STORE, USE, "s_waitcnt vmcnt(1)", True),
+    ("gfx1100", LATER_4, LATER_STORE, LATER_USE, "s_waitcnt vmcnt(1)", False),
+    ("gfx1100", LATER_4, LATER_STORE, LATER_USE, "s_waitcnt_vscnt null, 0x0", False),
+    ("gfx1201", LATER_4, SCRATCH, LATER_USE, "s_wait_loadcnt 0x1", False),
+    ("gfx1201", LATER_4, SCRATCH, LATER_USE, "s_wait_storecnt 0x0", False),
     # scalar memory comes in any order, and is counted with LDS before gfx12
-    (
-        "gfx942",
-        "s_load_dword s4, s[100:101], 0x0",
-        "s_load_dword s5, s[100:101], 0x0",
-        "s_add_u32 s6, s4, s4",
-        "s_waitcnt lgkmcnt(1)",
-        False,
-    ),
-    (
-        "gfx942",
-        "ds_read_b32 v4, v0",
-        "s_load_dword s5, s[100:101], 0x0",
-        "v_add_u32_e32 v6, v4, v4",
-        "s_waitcnt lgkmcnt(1)",
-        False,
-    ),
-    ("gfx942", "ds_read_b32 v4, v0", "ds_read_b32 v5, v0", "v_add_u32_e32 v6, v4, v4", "s_waitcnt lgkmcnt(1)", True),
-    (
-        "gfx1201",
-        "ds_load_b32 v4, v0",
-        "s_load_b32 s5, s[100:101], 0x0",
-        "global_store_b32 v0, v4, s[100:101]",
-        "s_wait_dscnt 0x0",
-        True,
-    ),
-    (
-        "gfx1201",
-        "s_load_b32 s4, s[100:101], 0x0",
-        "s_load_b32 s5, s[100:101], 0x0",
-        "s_add_co_u32 s6, s4, s4",
-        "s_wait_kmcnt 0x1",
-        False,
-    ),
+    ("gfx942", SCALAR_4, SCALAR_5, USE_SCALAR, "s_waitcnt lgkmcnt(1)", False),
+    ("gfx942", LDS_4, SCALAR_5, USE, "s_waitcnt lgkmcnt(1)", False),
+    ("gfx942", LDS_4, LDS_5, USE, "s_waitcnt lgkmcnt(1)", True),
+    ("gfx1201", LATER_LDS, LATER_SCALAR_5, STORE_4, "s_wait_dscnt 0x0", True),
+    ("gfx1201", LATER_SCALAR_4, LATER_SCALAR_5, LATER_USE_SCALAR, "s_wait_kmcnt 0x1", False),
     # two halves of one register
-    (
-        "gfx1201",
-        "ds_load_u16_d16 v4, v0",
-        "ds_load_u16_d16_hi v4, v0",
-        "global_store_b32 v0, v4, s[100:101]",
-        "s_wait_dscnt 0x0",
-        True,
-    ),
-    (
-        "gfx1201",
-        "ds_load_u16_d16 v4, v0",
-        "ds_load_u16_d16_hi v4, v0",
-        "global_store_b32 v0, v4, s[100:101]",
-        "s_wait_dscnt 0x1",
-        False,
-    ),
+    ("gfx1201", LOW, HIGH, STORE_4, "s_wait_dscnt 0x0", True),
+    ("gfx1201", LOW, HIGH, STORE_4, "s_wait_dscnt 0x1", False),
     # loads of one counter come in order, so the newer one may write the same register
-    (
-        "gfx942",
-        "global_load_dword v4, v0, s[100:101]",
-        "global_load_dword v4, v0, s[100:101]",
-        "v_add_u32_e32 v6, v4, v4",
-        "s_waitcnt vmcnt(0)",
-        True,
-    ),
-    (
-        "gfx942",
-        "global_load_dword v4, v0, s[100:101]",
-        "global_load_dword v4, v0, s[100:101]",
-        "v_add_u32_e32 v6, v4, v4",
-        "s_waitcnt vmcnt(1)",
-        False,
-    ),
+    ("gfx942", GLOBAL_4, GLOBAL_4, USE, "s_waitcnt vmcnt(0)", True),
+    ("gfx942", GLOBAL_4, GLOBAL_4, USE, "s_waitcnt vmcnt(1)", False),
 ]
 
 

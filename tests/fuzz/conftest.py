@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -39,11 +39,11 @@ def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch:
     """Runs the command in an empty folder, `tmp_path`; only its workers are processes."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> Ended:
+    def run(*arguments: object, **others: Any) -> Ended:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with pytest.raises(SystemExit) as end:
-                main([str(argument) for argument in arguments])
+                main([str(argument) for argument in arguments], **others)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # an interrupted command ignores both until its process ends

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import attn_fuzz.run.trial
 import attn_reference
@@ -63,33 +62,6 @@ def _target(
         rope_and_write_kv_cache=repairable(rope_and_write_kv_cache, rotate),
         **fields,
     )
-
-
-def _mutant(
-    name: str, place: str, fault: Callable[..., object], functions: tuple[str, ...] = ("attention",), **fields
-) -> Target:
-    """The reference with one of its own functions replaced, while it attends or writes.
-
-    Args:
-        place: module and name of the function.
-        fault: takes the right function, then its arguments.
-        functions: of the target, those that suffer it.
-    """
-    module, attribute = place.split(".")
-    right = getattr(getattr(attn_reference, module), attribute)
-
-    def planted(function: Callable[..., object]) -> Callable[..., None]:
-        def faulty(*args, **kwargs) -> None:
-            replacement = mock.patch.object(
-                getattr(attn_reference, module), attribute, lambda *args, **kwargs: fault(right, *args, **kwargs)
-            )
-            with replacement:
-                function(*args, **kwargs)
-
-        return faulty
-
-    rights = {"attention": attend, "write_kv_cache": write, "rope_and_write_kv_cache": rotate}
-    return _target(f"planted-{name}", **{function: planted(rights[function]) for function in functions}, **fields)
 
 
 def stored_values(value: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -399,18 +371,6 @@ def _rotate_k_too(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappi
     k[: len(slot_mapping)] *= -1
 
 
-def _qq_bias_transposed(q, k, v, kv_cache, layer, batch: Batch, *, out, lse) -> None:
-    if batch.qq_bias is not None:
-        batch = dataclasses.replace(batch, qq_bias=batch.qq_bias.T.contiguous())
-    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-
-def _without_output_scale(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
-    if layer.output_scale is not None:
-        layer = dataclasses.replace(layer, output_scale=torch.ones(1))
-    attend(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-
 class UnprintableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no message")
@@ -515,86 +475,6 @@ WRITE_AND_MORE = _target("planted-write-and-more", write_kv_cache=_write_and_mor
 WRITE_ALL_BUT_THE_LAST = _target("planted-write-all-but-the-last", write_kv_cache=_write_all_but_the_last)
 WRITE_WHERE_NOTHING_GOES = _target("planted-write-where-nothing-goes", write_kv_cache=_write_where_nothing_goes)
 WRITE_ANY_NAN = _target("planted-write-any-nan", write_kv_cache=_write_any_nan)
-WRITES = ("write_kv_cache", "rope_and_write_kv_cache")
-CAP_BEFORE_SCALE = _mutant("cap-before-scale", "logits.soft_cap", lambda right, scores, cap: right(scores * 0.5, cap) * 2)
-CAP_AFTER_BIAS = _mutant(
-    "cap-after-bias",
-    "attention.to_logits",
-    lambda right, scores, bias, layer: right(scores if bias is None else scores + bias, None, layer),
-)
-CAP_OVERFLOWS = _mutant(
-    "cap-overflows",
-    "logits.soft_cap",
-    lambda right, scores, cap: cap * (1 - 2 * torch.exp(-2 * scores / cap) / (1 + torch.exp(-2 * scores / cap))),
-)
-ALIBI_FROM_THE_START = _mutant(
-    "alibi-from-the-start", "logits.alibi", lambda right, p, j, slopes: (slopes[:, None, None] * j).expand(-1, len(p), -1)
-)
-ALIBI_SIGNED = _mutant(
-    "alibi-signed", "logits.alibi", lambda right, p, j, slopes: slopes[:, None, None] * (j[None, :] - p[:, None])
-)
-SINK_TOKENS_ONE_MORE = _mutant("sink-tokens-one-more", "masks.is_sink_token", lambda right, j, count: j <= count)
-SINK_TOKENS_WITHOUT_CHUNK = _mutant(
-    "sink-tokens-without-chunk", "masks.in_chunk", lambda right, p, j, chunk: right(p, j, chunk) | ((j == 0) & (p >= 0))
-)
-CHUNK_TRUNCATES = _mutant(
-    "chunk-truncates",
-    "masks.in_chunk",
-    lambda right, p, j, chunk: torch.div(p, chunk, rounding_mode="trunc") == j // chunk,
-)
-CHUNK_ONE_MORE = _mutant("chunk-one-more", "masks.in_chunk", lambda right, p, j, chunk: right(p, j, chunk + 1))
-RANGES_UNCLAMPED = _mutant("ranges-unclamped", "masks.in_range", lambda right, p, j, ranges, left: right(p, j, ranges, -1))
-RANGES_EXCLUSIVE = _mutant(
-    "ranges-exclusive",
-    "masks.in_range",
-    lambda right, p, j, ranges, left: right(p, j, ranges - torch.tensor([0, 1], dtype=torch.int32), left),
-)
-RANGES_END_CAUSALLY = _mutant(
-    "ranges-end-causally",  # where a tile of four queries ends
-    "masks.in_range",
-    lambda right, p, j, ranges, left: right(p, j, ranges, left) & (j <= p + 3 - (p - p[:1]) % 4),
-)
-QQ_BIAS_TRANSPOSED = _target("planted-qq-bias-transposed", _qq_bias_transposed)
-QQ_BIAS_WITHOUT_CONTEXT = _mutant(
-    "qq-bias-without-context",
-    "logits.place_qq_bias",
-    lambda right, *args: right(*args).roll(1, 1),
-)
-K_SCALE_FOR_V = _mutant("k-scale-for-v", "kv_cache._fixed_scale", lambda right, layer, kv: right(layer, 0))
-SCALE_OF_ANOTHER_HEAD = _mutant(
-    "scale-of-another-head",
-    "kv_cache._fixed_scale",
-    lambda right, layer, kv: None if right(layer, kv) is None else right(layer, kv).flip(0),
-)
-TOKEN_SCALE_OF_ANOTHER_HEAD = _mutant(
-    "token-scale-of-another-head", "kv_cache._read_scales", lambda right, *args: right(*args).roll(1, 1)
-)
-K_SCALE_OF_TOKENS_FOR_V = _mutant("k-scale-of-tokens-for-v", "kv_cache._read_scales", lambda right, kv, *args: right(0, *args))
-OVERFLOWS_TO_NAN = _mutant(
-    "overflows-to-nan", "kv_cache.quantize", lambda right, values, scale, dtype: (values.float() / scale).to(dtype), WRITES
-)
-MULTIPLIES_BY_THE_RECIPROCAL = _mutant(
-    "multiplies-by-the-reciprocal",
-    "kv_cache.quantize",
-    lambda right, values, scale, dtype: right(values.float() * (1 / scale), torch.ones(1), dtype),
-    WRITES,
-)
-INFINITE_SCALE = _mutant(
-    "infinite-scale", "kv_cache.row_scales", lambda right, rows, dtype: right(rows.nan_to_num(posinf=1e4), dtype), WRITES
-)
-WITHOUT_OUTPUT_SCALE = _target("planted-without-output-scale", _without_output_scale)
-ROPE_STYLE_SWAPPED = _mutant(
-    "rope-style-swapped",
-    "rotary.rotate",
-    lambda right, x, cos, sin, is_neox: right(x, cos, sin, is_neox=not is_neox),
-    ("rope_and_write_kv_cache",),
-)
-ROPE_IN_FLOAT64 = _mutant(
-    "rope-in-float64",
-    "rotary.rotate",
-    lambda right, x, cos, sin, is_neox: right(x.double(), cos.double(), sin.double(), is_neox=is_neox).to(x.dtype),
-    ("rope_and_write_kv_cache",),
-)
 ROTATES_A_COPY = _target("planted-rotates-a-copy", rope_and_write_kv_cache=_rotate_a_copy)
 ROTATES_ONLY_WHAT_IS_WRITTEN = _target(
     "planted-rotates-only-what-is-written", rope_and_write_kv_cache=_rotate_only_what_is_written

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import attn_optimized  # noqa: F401  registers the ops of GPUs
 import attn_reference  # noqa: F401  registers the ops of CPUs
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import AttentionType, KVCacheView, Layer, Layout
+from attn_contract.layouts import LATENT_FORMATS
 
 from tests.calls import HEAD_SCALES, Tokens, op_arguments, padded_rows, paged_call, random_tokens, varlen_call
+from tests.latent_formats import latent_sizes
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 4, 2, 16, 4
 FP8 = torch.float8_e4m3fn
@@ -122,29 +124,17 @@ def write_latent_cache(device: torch.device, **scale: torch.Tensor) -> dict[str,
     return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), **scale}
 
 
-def write_scaled_latent_cache(device: torch.device) -> dict[str, Any]:
-    """The same of rows of 128 dims in float8, their scale and 8 dims in bfloat16."""
-    rows = torch.randn(4, 136, dtype=torch.bfloat16, device=device)
-    cache = torch.zeros(3, BLOCK_SIZE, 128 + 4 + 16, dtype=torch.uint8, device=device).view(FP8)
-    tensors = {"kv_c": rows[:, :128], "k_pe": rows[:, 128:], "kv_cache": cache}
-    return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), "layout": "LATENT_SCALED"}
-
-
-def write_e8m0_latent_cache(device: torch.device) -> dict[str, Any]:
-    """The same of rows of 64 dims in float8 and two ue8m0 scales, with k_pe of no dims."""
-    rows = torch.randn(4, 64, dtype=torch.bfloat16, device=device)
-    cache = torch.zeros(3, BLOCK_SIZE, 64 + 2, dtype=torch.uint8, device=device).view(FP8)
-    tensors = {"kv_c": rows, "k_pe": rows[:, 64:], "kv_cache": cache}
-    return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), "layout": "LATENT_E8M0"}
-
-
-def write_e8m0_planes(device: torch.device) -> dict[str, Any]:
-    """The same of pages of rows, 64 dims in float8 and 64 in bfloat16, and of a scale and its padding for each row."""
-    rows = torch.randn(4, 128, dtype=torch.bfloat16, device=device)
-    # pages of 96 slots are multiples of 192 bytes: opcheck copies the cache without padding
-    cache = torch.zeros(3, 96 * (192 + 2), dtype=torch.uint8, device=device).view(FP8)
-    tensors = {"kv_c": rows, "k_pe": rows[:, 128:], "kv_cache": cache}
-    return {**tensors, "slot_mapping": torch.tensor([1, -1, 9], device=device), "layout": "LATENT_E8M0_PLANES"}
+def write_scaled_latent_cache(device: torch.device, layout: Layout) -> dict[str, Any]:
+    """The same of slots with two scales each."""
+    sizes = latent_sizes(layout, scales=2)
+    rows = torch.randn(4, sizes["head_size"], dtype=torch.bfloat16, device=device)
+    # so many slots need no padding behind their scales: opcheck copies the cache without it
+    block_size = max(BLOCK_SIZE, layout.unit_of_blocks(**sizes))
+    view = KVCacheView.dense(layout, num_blocks=3, block_size=block_size, num_kv_heads=1, itemsize=1, **sizes)
+    cache = view.tensor(torch.zeros(view.end, dtype=torch.uint8, device=device)).view(FP8)
+    kv_c, k_pe = rows.tensor_split([sizes["head_size_v"]], dim=1)
+    slots = torch.tensor([1, -1, 9], device=device)
+    return {"kv_c": kv_c, "k_pe": k_pe, "kv_cache": cache, "slot_mapping": slots, "layout": str(layout)}
 
 
 def merge_attn_states(device: torch.device, *, has_lse: bool = False) -> dict[str, Any]:
@@ -186,9 +176,10 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "varlen_attention with V of another width": narrow_attention,
     "write_latent_cache": write_latent_cache,
     "write_latent_cache of float8": lambda device: write_latent_cache(device, k_scale=torch.ones(1, device=device)),
-    "write_latent_cache of rows with scales": write_scaled_latent_cache,
-    "write_latent_cache of rows with ue8m0 scales": write_e8m0_latent_cache,
-    "write_latent_cache of planes of rows and of ue8m0 scales": write_e8m0_planes,
+    **{
+        f"write_latent_cache of {layout}": lambda device, layout=layout: write_scaled_latent_cache(device, layout)
+        for layout in LATENT_FORMATS
+    },
     "merge_attn_states": merge_attn_states,
     "merge_attn_states with an lse": lambda device: merge_attn_states(device, has_lse=True),
     "merge_attn_states to float8": lambda device: to_float8(merge_attn_states(device), prefill_tokens_with_context=4),

@@ -1,11 +1,14 @@
 """Calls of the kernels, drawn from a few numbers, and their comparison with the reference by the judge's bound."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import attn_optimized
 import pytest
 import torch
+from attn_contract import Layout
 from attn_fuzz.targets.triton import TRITON
 
 from tests import calls
@@ -65,6 +68,43 @@ def varlen_call(device: torch.device) -> Callable[..., VarlenCall]:
     ) -> VarlenCall:
         sizes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_size": head_size}
         return calls.varlen_call(calls.random_tokens(query_lens, query_lens, dtype=dtype, **sizes), device=device, **options)
+
+    return build
+
+
+FUNCTIONS = ("paged", "flags", "latent", "invariant", "plan", "dense", "cascade")
+FUNCTIONS += ("write", "rope", "latent write", "states", "parts")
+"""The calls that `every_call` makes."""
+
+
+@pytest.fixture
+def every_call(paged_call, varlen_call, device) -> Callable[[torch.dtype], dict[str, Callable[..., object]]]:
+    """Builds calls of every function by name, of tensors of a dtype. A write writes to no slot."""
+
+    def build(dtype: torch.dtype) -> dict[str, Callable[..., object]]:
+        step, dense = paged_call([3, 1], [20, 9], dtype=dtype, sinks=[0.0] * 4), varlen_call([3, 2], dtype=dtype)
+        sizes = {"num_kv_heads": 1, "head_size": 48, "head_size_v": 32, "dtype": dtype}
+        latent = paged_call([2], [9], layout=Layout.LATENT, **sizes)
+        flags = replace(step.batch, causal=torch.tensor([True, False], device=device))
+        k, v = torch.zeros(2, 2, 2, 32, dtype=dtype, device=device)
+        zeros = torch.zeros(2, dtype=torch.int64, device=device)
+        rope = (step.q[:2].clone(), k, v, zeros, torch.tensor([[1.0, 0.0]], device=device), *step[1:3], zeros - 1)
+        rows = torch.zeros(2, 48, dtype=dtype, device=device)
+        outs, lses = torch.zeros(2, 3, 2, 16, dtype=dtype, device=device), torch.zeros(2, 2, 3, device=device)
+        return {
+            "paged": partial(attn_optimized.paged_attention, *step),
+            "flags": partial(attn_optimized.paged_attention, *step[:3], flags),
+            "latent": partial(attn_optimized.paged_attention, *latent),
+            "invariant": partial(attn_optimized.paged_attention, *step, batch_invariant=True),
+            "plan": partial(attn_optimized.plan_of, step.q, *step[2:]),
+            "dense": partial(attn_optimized.varlen_attention, *dense),
+            "cascade": partial(attn_optimized.cascade_attention, *step, 0),
+            "write": partial(attn_optimized.write_kv_cache, k, v, *step[1:3], zeros - 1),
+            "rope": partial(attn_optimized.rope_and_write_kv_cache, *rope, is_neox=True),
+            "latent write": partial(attn_optimized.write_latent_cache, rows[:, :32], rows[:, 32:], *latent[1:3], zeros - 1),
+            "states": partial(attn_optimized.merge_attn_states, outs[0], lses[0], outs[1], lses[1]),
+            "parts": partial(attn_optimized.merge_attn_parts, outs, lses),
+        }
 
     return build
 

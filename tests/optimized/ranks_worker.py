@@ -89,64 +89,33 @@ def disagrees(group: dist.ProcessGroup, **of_rank_1):
     return attends(group, "reference", **arguments)
 
 
+CHANGES: dict[str, dict[str, Callable]] = {
+    "rows": {"q": lambda q: torch.cat([q, q])},
+    "device": {"q": lambda q: q.to("meta")},
+    "gradient": {"q": lambda q: q.clone().requires_grad_()},
+    "dtypes": {"q": torch.Tensor.half, "kv_cache": torch.Tensor.half},
+    "cache": {"kv_cache": torch.Tensor.half},
+    # of the same sum, also where each is multiplied by its place
+    "lengths": {"batch": lambda batch: replace(batch, seq_lens=batch.seq_lens + batch.seq_lens.new_tensor([2, -1, 0, 0, 0]))},
+    "nothing": {},
+}
+"""What rank 1 makes of an argument that the other ranks have as it is."""
+
+
+def differs(group: dist.ProcessGroup, *, change: str = "nothing", fields: dict | None = None, **options):
+    """A call in which rank 1 has changed arguments, and options of its own; `fields` are the layer's on all ranks."""
+    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
+
+    call = dict(zip(("q", "kv_cache", "layer", "batch"), local_call(group, 1, **(fields or {})), strict=True))
+    changes = CHANGES[change] if group.rank() == 1 else {}
+    call |= {argument: changed(call[argument]) for argument, changed in changes.items()}
+    step = local_step(call.pop("batch"), Dealing(num_ranks=group.size(), rank=group.rank()))
+    options = {"timeout": LONG, **_functions("reference")} | (options if group.rank() == 1 else {})
+    return attend_over_ranks(group, *call.values(), step, **options)
+
+
 def has_a_wrong_option(group: dist.ProcessGroup, **of_rank_1):
-    """An option of the call that is wrong on rank 1."""
-    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
-
-    q, kv_cache, layer, batch = local_call(group, 1, output_scale=torch.tensor(0.5))
-    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
-    options = {"timeout": LONG, **_functions("reference")} | (of_rank_1 if group.rank() == 1 else {})
-    return attend_over_ranks(group, q, kv_cache, layer, step, **options)
-
-
-def disagrees_about_rows(group: dist.ProcessGroup):
-    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
-
-    q, kv_cache, layer, batch = local_call(group, 1)
-    q = torch.cat([q, q]) if group.rank() == 1 else q
-    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
-    return attend_over_ranks(group, q, kv_cache, layer, step, timeout=LONG, **_functions("reference"))
-
-
-def is_on_another_device(group: dist.ProcessGroup):
-    """The queries of rank 1 are where its step is not."""
-    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
-
-    q, kv_cache, layer, batch = local_call(group, 1)
-    q = q.to("meta") if group.rank() == 1 else q
-    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
-    return attend_over_ranks(group, q, kv_cache, layer, step, timeout=LONG, **_functions("reference"))
-
-
-def disagrees_about_lengths(group: dist.ProcessGroup):
-    """Rank 1 has other lengths, of the same sum, also where each is multiplied by its place."""
-    return _with_of_rank_1(group, seq_lens=torch.tensor([3, 8, 0, 2, 33], dtype=torch.int32))
-
-
-def disagrees_about_its_cache(group: dist.ProcessGroup):
-    """Rank 1's cache is of a dtype that its layer does not name."""
-    return _with_of_rank_1(group, kv_cache=lambda cache: cache.to(torch.float16))
-
-
-def disagrees_about_dtypes(group: dist.ProcessGroup):
-    half = {"q": lambda q: q.half(), "kv_cache": lambda cache: cache.half()}
-    return _with_of_rank_1(group, **half)
-
-
-def asks_for_a_gradient(group: dist.ProcessGroup):
-    return _with_of_rank_1(group, q=lambda q: q.clone().requires_grad_())
-
-
-def _with_of_rank_1(group: dist.ProcessGroup, *, q=None, kv_cache=None, **of_batch):
-    """A call in which rank 1 has something else."""
-    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
-
-    own_q, own_cache, layer, batch = local_call(group, 1)
-    if group.rank() == 1:
-        own_q, own_cache = (q or (lambda x: x))(own_q), (kv_cache or (lambda x: x))(own_cache)
-        batch = replace(batch, **{name: value.to(batch.device) for name, value in of_batch.items()})
-    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
-    return attend_over_ranks(group, own_q, own_cache, layer, step, timeout=LONG, **_functions("reference"))
+    return differs(group, fields={"output_scale": torch.tensor(0.5)}, **of_rank_1)
 
 
 def makes_another_kind_of_call(group: dist.ProcessGroup):
@@ -169,14 +138,7 @@ def does_not_come(group: dist.ProcessGroup):
 
 def dies_in_the_middle(group: dist.ProcessGroup):
     """Rank 1 dies when the calls have been compared."""
-    from attn_optimized.context_parallel import Dealing, attend_over_ranks, local_step
-
-    q, kv_cache, layer, batch = local_call(group, 1)
-    step = local_step(batch, Dealing(num_ranks=group.size(), rank=group.rank()))
-    functions = _functions("reference")
-    if group.rank() == 1:
-        functions["attention"] = lambda *arguments, **outputs: os._exit(3)
-    return attend_over_ranks(group, q, kv_cache, layer, step, timeout=LONG, **functions)
+    return differs(group, attention=lambda *arguments, **outputs: os._exit(3))
 
 
 def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, Callable], device_type: str = "cpu") -> list[dict]:

@@ -108,84 +108,62 @@ def nccl_results(tmp_path_factory):
 
 
 REFUSED = "RanksError: attention over ranks: rank 1 refused its call"
-WRONG_OPTIONS = [
-    ({"timeout": 3}, "timeout: got 3, expected a timedelta"),
-    ({"timeout": timedelta(0)}, "timeout: got 0:00:00, expected a timedelta from 1 ms to 365 days"),
-    ({"timeout": timedelta.max}, "timeout: got 999999999 days, 23:59:59.999999, expected"),
-    ({"compare": None}, "compare: got None, expected a bool"),
-    ({"out_dtype": torch.float32}, "out_dtype: got torch.float32, expected float8_e4m3fn or float8_e4m3fnuz"),
-    ({"attention": None}, "attention: got None, expected a function"),
-    ({"merge": 1}, "merge: got 1, expected a function"),
+
+
+def both(error):
+    return [f"ContractError: {error}"] * 2
+
+
+def of_rank_1(error, kind="ContractError"):
+    return [REFUSED, f"{kind}: {error}"]
+
+
+disagrees = partial(partial, ranks_worker.disagrees)
+differs = partial(partial, ranks_worker.differs)
+wrong = partial(partial, ranks_worker.has_a_wrong_option)
+SCENARIOS = [
+    (disagrees(interleave=2), both("interleave: got 2 on rank 1, expected 1, as on rank 0")),
+    (disagrees(exchange="reduce_scatter"), both("exchange: got reduce_scatter on rank 1, expected all_to_all, as on rank 0")),
+    (disagrees(scale=0.5), both("scale: got 0.5 on rank 1, expected 0.25, as on rank 0")),
+    (disagrees(logits_soft_cap=0.5), both("logits_soft_cap: got 0.5 on rank 1, expected 0.0, as on rank 0")),
+    (disagrees(sinks=torch.zeros(12)), both("sinks: got a tensor on rank 1, expected None, as on rank 0")),
+    (differs(change="rows"), both("rows of q: got 18 on rank 1, expected 9, as on rank 0")),
+    (differs(change="dtypes"), both("dtype of q: got float16 on rank 1, expected float32, as on rank 0")),
+    (differs(change="lengths"), both("seq_lens: got values of checksum ")),
+    (ranks_worker.makes_another_kind_of_call, both("call: got another function's on rank ")),
+    (differs(change="cache"), of_rank_1("kv_cache: got torch.float16")),
+    (differs(change="gradient"), of_rank_1("q: got requires_grad=True")),
+    (differs(change="device"), of_rank_1("q: got meta, expected the device of")),
+    (disagrees(exchange="telepathy"), of_rank_1("exchange: got 'telepathy', expected")),
+    (disagrees(window=(3, 0)), of_rank_1("attention over ranks: a sliding", "UnsupportedError")),
+    # what is checked before the ranks compare their calls, and behind
+    (wrong(timeout=3), of_rank_1("timeout: got 3, expected a timedelta")),
+    (wrong(timeout=timedelta(0)), of_rank_1("timeout: got 0:00:00, expected a timedelta from 1 ms to 365 days")),
+    (wrong(timeout=timedelta.max), of_rank_1("timeout: got 999999999 days, 23:59:59.999999, expected")),
+    (wrong(compare=None), of_rank_1("compare: got None, expected a bool")),
+    (wrong(out_dtype=torch.float32), of_rank_1("out_dtype: got torch.float32, expected float8_e4m3fn or float8_e4m3fnuz")),
+    (wrong(attention=None), of_rank_1("attention: got None, expected a function")),
+    (wrong(merge=1), of_rank_1("merge: got 1, expected a function")),
 ]
-"""What is checked before the ranks compare their calls, and behind."""
+"""A call that is wrong on rank 1, and the beginning of the error of each of two ranks."""
+each_device = pytest.mark.parametrize("device_type", ["cpu", pytest.param("cuda", marks=needs_two_gpus)])
 
 
-@pytest.mark.parametrize(
-    ("scenario", "errors"),
-    [
-        (
-            partial(ranks_worker.disagrees, interleave=2),
-            ["ContractError: interleave: got 2 on rank 1, expected 1, as on rank 0"] * 2,
-        ),
-        (
-            partial(ranks_worker.disagrees, exchange="reduce_scatter"),
-            ["ContractError: exchange: got reduce_scatter on rank 1, expected all_to_all, as on rank 0"] * 2,
-        ),
-        (ranks_worker.disagrees_about_rows, ["ContractError: rows of q: got 18 on rank 1, expected 9, as on rank 0"] * 2),
-        (
-            partial(ranks_worker.disagrees, scale=0.5),
-            ["ContractError: scale: got 0.5 on rank 1, expected 0.25, as on rank 0"] * 2,
-        ),
-        (
-            partial(ranks_worker.disagrees, logits_soft_cap=0.5),
-            ["ContractError: logits_soft_cap: got 0.5 on rank 1, expected 0.0, as on rank 0"] * 2,
-        ),
-        (
-            partial(ranks_worker.disagrees, sinks=torch.zeros(12)),
-            ["ContractError: sinks: got a tensor on rank 1, expected None, as on rank 0"] * 2,
-        ),
-        (
-            ranks_worker.disagrees_about_dtypes,
-            ["ContractError: dtype of q: got float16 on rank 1, expected float32, as on rank 0"] * 2,
-        ),
-        *(
-            (partial(ranks_worker.has_a_wrong_option, **option), [REFUSED, f"ContractError: {message}"])
-            for option, message in WRONG_OPTIONS
-        ),
-        (ranks_worker.disagrees_about_lengths, ["ContractError: seq_lens: got values of checksum "] * 2),
-        (
-            ranks_worker.disagrees_about_its_cache,
-            [REFUSED, "ContractError: kv_cache: got torch.float16"],
-        ),
-        (
-            ranks_worker.asks_for_a_gradient,
-            [REFUSED, "ContractError: q: got requires_grad=True"],
-        ),
-        (ranks_worker.makes_another_kind_of_call, ["ContractError: call: got another function's on rank "] * 2),
-        (
-            partial(ranks_worker.disagrees, window=(3, 0)),
-            [REFUSED, "UnsupportedError: attention over ranks: a sliding"],
-        ),
-        (
-            partial(ranks_worker.disagrees, exchange="telepathy"),
-            [REFUSED, "ContractError: exchange: got 'telepathy', expected"],
-        ),
-        (
-            ranks_worker.is_on_another_device,
-            [REFUSED, "ContractError: q: got meta, expected the device of"],
-        ),
-        (
-            ranks_worker.does_not_come,
-            ["RanksError: attention over ranks: comparing the ranks' calls failed: a rank has died", None],
-        ),
-    ],
-)
-@pytest.mark.parametrize("device_type", ["cpu", pytest.param("cuda", marks=needs_two_gpus)])
-def test_no_rank_waits_for_ever(scenario, errors, device_type, tmp_path):
-    results = over_ranks(2, tmp_path, {"call": scenario}, device_type)
-    for result, error in zip(results, errors, strict=True):
-        if error is not None:
-            assert result["call"][0].startswith(error), result["call"]
+@each_device
+def test_a_call_that_is_wrong_on_one_rank_is_refused_on_all(device_type, tmp_path):
+    """One call after the other in the same processes, which so are found in step after each refusal."""
+    scenarios = {errors[-1]: scenario for scenario, errors in SCENARIOS}
+    results = over_ranks(2, tmp_path, scenarios, device_type)
+    for _, errors in SCENARIOS:
+        for result, error in zip(results, errors, strict=True):
+            assert result[errors[-1]][0].startswith(error), result[errors[-1]]
+
+
+@each_device
+def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(device_type, tmp_path):
+    (waits, _) = over_ranks(2, tmp_path, {"call": ranks_worker.does_not_come}, device_type)
+    error = "RanksError: attention over ranks: comparing the ranks' calls failed: a rank has died"
+    assert waits["call"][0].startswith(error), waits["call"]
 
 
 def test_a_rank_that_dies_in_the_middle_of_a_step(tmp_path):

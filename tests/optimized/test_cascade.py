@@ -23,42 +23,26 @@ def shared_prefix(paged_call):
     return build
 
 
+LARGEST = [LARGEST_LOGIT, -LARGEST_LOGIT] * 2
+FLOAT8 = {"kv_cache_dtype": torch.float8_e4m3fn, "output_scale": torch.tensor([0.125])}
 CASES = {
-    "decode": {"num_blocks": 4, "query_lens": [1] * 5, "seq_lens": [65, 80, 300, 70, 69]},
-    "the prefix's keys are split": {"num_blocks": 20, "query_lens": [1, 1], "seq_lens": [321, 322]},
-    "more queries than the prefix has keys": {"num_blocks": 1, "query_lens": [30, 40], "seq_lens": [50, 60]},
-    "no prefix": {"num_blocks": 0, "query_lens": [3, 1], "seq_lens": [20, 9]},
-    "sinks and a soft cap": {
-        "num_blocks": 2,
-        "query_lens": [3, 1, 0],
-        "seq_lens": [60, 33, 40],
-        "sinks": [0.5, 30.0, -30.0, -torch.inf],
-        "logits_soft_cap": 2.0,
-    },
-    "sinks of the largest logit and of the least": {
-        "num_blocks": 2,
-        "query_lens": [3, 1],
-        "seq_lens": [60, 33],
-        "sinks": [LARGEST_LOGIT, -LARGEST_LOGIT] * 2,
-    },
-    "a tree of drafts": {"num_blocks": 2, "query_lens": [3, 4], "seq_lens": [60, 40], "qq_bias": torch.eye(16).log()},
-    "causal per request": {"num_blocks": 2, "query_lens": [5, 4], "seq_lens": [60, 40], "causal": [True, False]},
-    "float8 in and out": {
-        "num_blocks": 2,
-        "query_lens": [5, 4],
-        "seq_lens": [60, 40],
-        "kv_cache_dtype": torch.float8_e4m3fn,
-        "output_scale": torch.tensor([0.125]),
-    },
+    "the prefix's keys are split": (20, [1, 1], [321, 322], {}),
+    "more queries than the prefix has keys": (1, [30, 40], [50, 60], {}),
+    "no prefix": (0, [3, 1], [20, 9], {}),
+    "sinks of the largest logit and of the least": (2, [3, 1], [60, 33], {"sinks": LARGEST, "logits_soft_cap": 2.0}),
+    "a tree of drafts": (2, [3, 4], [60, 40], {"qq_bias": torch.eye(16).log()}),
+    "causal per request": (2, [5, 4], [60, 40], {"causal": [True, False]}),
+    "float8 in and out": (2, [5, 4], [60, 40], FLOAT8),
 }
+"""Blocks of the prefix, query lengths, lengths, and rules."""
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_agrees_with_the_reference(case, dtype, shared_prefix, assert_agrees):
-    call = shared_prefix(**case, dtype=dtype)
+@pytest.mark.parametrize(("num_blocks", "query_lens", "seq_lens", "rules"), CASES.values(), ids=CASES)
+def test_agrees_with_the_reference(num_blocks, query_lens, seq_lens, rules, dtype, shared_prefix, assert_agrees):
+    call = shared_prefix(num_blocks, query_lens, seq_lens, **rules, dtype=dtype)
 
     def cascade(q, kv_cache, layer, batch, **options):
-        return attn_optimized.cascade_attention(q, kv_cache, layer, batch, 16 * case["num_blocks"], **options)
+        return attn_optimized.cascade_attention(q, kv_cache, layer, batch, 16 * num_blocks, **options)
 
     assert_agrees(call, cascade)
 

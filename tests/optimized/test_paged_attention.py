@@ -25,137 +25,52 @@ from attn_optimized.launch.parts import Parts
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
-from tests.calls import HEAD_SCALES, ONE_SCALE, joined
+from tests.calls import ONE_SCALE, joined
 from tests.calls import paged_call as call_of_tokens
 from tests.pairwise import parametrize_pairwise
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 
+
+def case(query_lens, seq_lens, **options):
+    return {"query_lens": query_lens, "seq_lens": seq_lens, **options}
+
+
+SINKS = [0.5, 30.0, -30.0, -torch.inf]
+SLOPES = torch.tensor([0.5, 0.25, 0.1, -0.1])
+BIAS = torch.arange(256.0).view(16, 16) / 64
+TREE = torch.eye(12).log().index_fill(1, torch.tensor([0]), 0.0)
+BEFORE_CHUNK = {"bidirectional_ranges": [[(10, 69)]], "window": (3, -1), "sink_tokens": 70, "chunked_local": 1}
+CLAMPED = {"bidirectional_ranges": [[(20, 190)]], "window": (10, -1), "ranges_clamped": True}
+ALL = {"window": (30, 2), "sink_tokens": 3, "chunked_local": 140, "bidirectional_ranges": [[(100, 145)], [(70, 80)]]}
 CASES = {
-    "prefill over several tiles": {"query_lens": [150], "seq_lens": [150]},
-    "extend": {"query_lens": [70, 3], "seq_lens": [200, 65]},
-    "decode": {"query_lens": [1] * 6, "seq_lens": [1, 15, 16, 17, 64, 130]},
-    "mix with padding requests": {"query_lens": [1, 0, 33, 0, 4, 0], "seq_lens": [129, 0, 33, 5, 63, 0]},
-    "no query at all": {"query_lens": [0, 0], "seq_lens": [0, 9]},
-    "no key": {"query_lens": [3, 1], "seq_lens": [0, 0]},
-    "more queries than keys": {"query_lens": [70, 5], "seq_lens": [3, 4]},
-    "group of 5": {"query_lens": [17, 1], "seq_lens": [40, 9], "num_heads": 10},
-    "group of 7": {"query_lens": [30, 1], "seq_lens": [80, 9], "num_heads": 7, "num_kv_heads": 1},
-    "group of 16": {"query_lens": [9, 1], "seq_lens": [70, 9], "num_heads": 32},
-    "head size 80, block size 48": {"query_lens": [5, 1], "seq_lens": [100, 48], "head_size": 80, "block_size": 48},
-    "head size 1": {"query_lens": [5, 1], "seq_lens": [30, 48], "head_size": 1},
-    "head size 256": {"query_lens": [2], "seq_lens": [70], "head_size": 256},
-    "one slot per block": {"query_lens": [5, 1], "seq_lens": [20, 3], "block_size": 1},
-    "block larger than a tile": {"query_lens": [5, 1], "seq_lens": [150, 80], "block_size": 144},
-    "window": {"query_lens": [70, 1], "seq_lens": [170, 140], "window": (15, 15)},
-    "window of itself": {"query_lens": [20, 1], "seq_lens": [90, 70], "window": (0, 0)},
-    "window, more queries than keys": {"query_lens": [70], "seq_lens": [30], "window": (4, -1)},
-    "non-causal": {"query_lens": [9, 1], "seq_lens": [75, 64], "causal": False},
-    "non-causal window": {"query_lens": [70, 3], "seq_lens": [170, 90], "causal": False, "window": (10, 4)},
-    "non-causal, right edge only": {"query_lens": [70], "seq_lens": [140], "causal": False, "window": (-1, 2)},
-    "causal per request": {"query_lens": [9, 9, 9], "seq_lens": [75, 75, 5], "causal": [True, False, False]},
-    "cross-attention": {
-        "query_lens": [1, 4, 40],
-        "seq_lens": [75, 1, 3],
-        "causal": False,
-        "attn_type": AttentionType.ENCODER_DECODER,
-    },
-    "sinks": {"query_lens": [9, 1, 2], "seq_lens": [75, 10, 0], "sinks": [0.5, 30.0, -30.0, -torch.inf]},
-    "71 heads of a KV head, one in no tile of its KV head": {
-        "query_lens": [1, 3],
-        "seq_lens": [75, 130],
-        "num_heads": 142,
-        "sinks": [head / 71 for head in range(142)],
-    },
-    "71 heads of a KV head, split": {
-        "query_lens": [1, 1],
-        "seq_lens": [300, 250],
-        "num_heads": 71,
-        "num_kv_heads": 1,
-        "alibi_slopes": torch.linspace(0.1, 1, 71),
-    },
-    "200 heads of a KV head": {"query_lens": [2], "seq_lens": [9], "num_heads": 200, "num_kv_heads": 1},
-    "sinks and window": {
-        "query_lens": [70, 3],
-        "seq_lens": [75, 2],
-        "window": (3, -1),
-        "sinks": [3.0, 100.0, -100.0, -torch.inf],
-    },
-    "negative scale": {"query_lens": [9], "seq_lens": [75], "scale": -0.3},
-    "negative scale, soft cap and ALiBi": {
-        "query_lens": [9],
-        "seq_lens": [75],
-        "scale": -3.0,
-        "logits_soft_cap": 2.0,
-        "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
-    },
-    "scale of 0, soft cap and ALiBi": {
-        "query_lens": [9],
-        "seq_lens": [75],
-        "scale": 0.0,
-        "logits_soft_cap": 2.0,
-        "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
-    },
-    "soft cap": {"query_lens": [9, 1], "seq_lens": [75, 70], "scale": 3.0, "logits_soft_cap": 2.0},
-    "soft cap of a hundredth of the logits": {"query_lens": [9], "seq_lens": [75], "scale": 9.0, "logits_soft_cap": 0.1},
-    "ALiBi": {"query_lens": [9, 1], "seq_lens": [75, 130], "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1])},
-    "sink tokens and a window": {"query_lens": [3, 70, 1], "seq_lens": [250, 150, 400], "window": (20, -1), "sink_tokens": 5},
-    "more sink tokens than a tile": {"query_lens": [70, 1], "seq_lens": [150, 400], "window": (3, 3), "sink_tokens": 130},
-    "sink tokens, causal prefill": {"query_lens": [90], "seq_lens": [90], "window": (7, -1), "sink_tokens": 50},
-    "chunks": {"query_lens": [70, 1, 3], "seq_lens": [200, 129, 64], "chunked_local": 64},
-    "chunks, more queries than keys": {"query_lens": [70, 9], "seq_lens": [30, 4], "chunked_local": 5, "causal": False},
-    "chunks and sink tokens": {
-        "query_lens": [70, 1],
-        "seq_lens": [200, 130],
-        "chunked_local": 100,
-        "window": (9, -1),
-        "sink_tokens": 104,
-    },
-    "ranges": {
-        "query_lens": [70, 2],
-        "seq_lens": [200, 90],
-        "bidirectional_ranges": [[(131, 170), (3, 140)], [(80, 89), (5, 4)]],
-    },
-    "ranges ignore the window": {
-        "query_lens": [70],
-        "seq_lens": [200],
-        "bidirectional_ranges": [[(20, 190)]],
-        "window": (10, -1),
-    },
-    "ranges that the window clamps": {
-        "query_lens": [70],
-        "seq_lens": [200],
-        "bidirectional_ranges": [[(20, 190)]],
-        "window": (10, -1),
-        "ranges_clamped": True,
-    },
-    "ranges before the sink tokens' chunk": {
-        "query_lens": [2],
-        "seq_lens": [70],
-        "bidirectional_ranges": [[(10, 69)]],
-        "window": (3, -1),
-        "sink_tokens": 70,
-        "chunked_local": 1,
-    },
-    "a tree of drafts": {
-        "query_lens": [3, 3, 1],
-        "seq_lens": [70, 3, 9],
-        "qq_bias": torch.eye(12).log().index_fill(1, torch.tensor([0]), 0.0),
-    },
-    "bias of all queries on all": {"query_lens": [9], "seq_lens": [75], "qq_bias": torch.arange(256.0).view(16, 16) / 64},
-    "everything": {
-        "query_lens": [9, 1],
-        "seq_lens": [150, 75],
-        "window": (30, 2),
-        "sink_tokens": 3,
-        "chunked_local": 140,
-        "bidirectional_ranges": [[(100, 145)], [(70, 80)]],
-        "logits_soft_cap": 1.5,
-        "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, -0.1]),
-        "qq_bias": torch.arange(256.0).view(16, 16) / 64,
-        "sinks": [0.5, 30.0, -30.0, -torch.inf],
-    },
-    "keys split over programs": {"query_lens": [1, 2], "seq_lens": [500, 3], "sinks": [0.5, 30.0, -30.0, -torch.inf]},
+    "mix with padding requests": case([1, 0, 33, 0, 4, 0], [129, 0, 33, 5, 63, 0]),
+    "no key": case([3, 1], [0, 0]),
+    "more queries than keys": case([70, 5], [3, 4]),
+    "group of 7": case([30, 1], [80, 9], num_heads=7, num_kv_heads=1),
+    "head size 80, block size 48": case([5, 1], [100, 48], head_size=80, block_size=48),
+    "head size 1": case([5, 1], [30, 48], head_size=1),
+    "head size 256": case([2], [70], head_size=256),
+    "one slot per block": case([5, 1], [20, 3], block_size=1),
+    "block larger than a tile": case([5, 1], [150, 80], block_size=144),
+    "window, more queries than keys": case([70], [30], window=(4, -1)),
+    "non-causal window": case([70, 3], [170, 90], causal=False, window=(10, 4)),
+    "causal per request": case([9, 9, 9], [75, 75, 5], causal=[True, False, False]),
+    "cross-attention": case([1, 4, 40], [75, 1, 3], causal=False, attn_type=ENCODER_DECODER),
+    "71 heads, one in no tile of its KV head": case([1, 3], [75, 130], num_heads=142, sinks=[n / 71 for n in range(142)]),
+    "71 heads, split": case([1, 1], [300, 250], num_heads=71, num_kv_heads=1, alibi_slopes=torch.linspace(0.1, 1, 71)),
+    "200 heads of a KV head": case([2], [9], num_heads=200, num_kv_heads=1),
+    "sinks and window": case([70, 3], [75, 2], window=(3, -1), sinks=[3.0, 100.0, -100.0, -torch.inf]),
+    "negative scale, soft cap and ALiBi": case([9], [75], scale=-3.0, logits_soft_cap=2.0, alibi_slopes=SLOPES),
+    "soft cap of a hundredth of the logits": case([9], [75], scale=9.0, logits_soft_cap=0.1),
+    "more sink tokens than a tile": case([70, 1], [150, 400], window=(3, 3), sink_tokens=130),
+    "chunks, more queries than keys": case([70, 9], [30, 4], chunked_local=5, causal=False),
+    "chunks and sink tokens": case([70, 1], [200, 130], chunked_local=100, window=(9, -1), sink_tokens=104),
+    "ranges that the window clamps": case([70], [200], **CLAMPED),
+    "ranges before the sink tokens' chunk": case([2], [70], **BEFORE_CHUNK),
+    "a tree of drafts": case([3, 3, 1], [70, 3, 9], qq_bias=TREE),
+    "everything": case([9, 1], [150, 75], **ALL, logits_soft_cap=1.5, alibi_slopes=SLOPES, qq_bias=BIAS, sinks=SINKS),
+    "keys split over programs": case([1, 2], [500, 3], sinks=SINKS),
 }
 
 
@@ -185,12 +100,6 @@ def test_reads_every_layout(layout, kv_cache_dtype, paged_call, assert_agrees):
     block_size = 48 if layout.is_x_packed else 10
     cache = {"layout": layout, "kv_cache_dtype": kv_cache_dtype, "head_size": 48, "block_size": block_size}
     assert_agrees(paged_call([20, 1], [110, 33], dtype=torch.float16, **cache))
-
-
-@pytest.mark.parametrize("kv_cache_dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
-@pytest.mark.parametrize("scales", [ONE_SCALE, HEAD_SCALES], ids=["one", "of heads"])
-def test_reads_scaled_caches(kv_cache_dtype, scales, dtype, paged_call, assert_agrees):
-    assert_agrees(paged_call([20, 1], [110, 33], kv_cache_dtype=kv_cache_dtype, dtype=dtype, **scales))
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0], ids=["negative", "zero"])
@@ -232,7 +141,7 @@ def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, m
     outputs = []
     for has_pairs in (True, False):
         if not has_pairs:
-            monkeypatch.setattr(launch_attention, "_has_value_pairs", lambda plan, call, kv_unit: False)
+            monkeypatch.setattr(launch_attention, "_has_value_pairs", lambda *_: False)
         out = torch.zeros_like(call.q)
         for kernel in paged_attention_calls(*step, plan, out=out):
             kernel.run(call.q.device)
@@ -326,11 +235,6 @@ def test_inline_scales_at_an_odd_place_are_refused_after_a_call_that_was_served(
     attn_optimized.paged_attention(*call._replace(kv_cache=served))
     with pytest.raises(ContractError, match="multiples of 4"):
         attn_optimized.paged_attention(*call._replace(kv_cache=shifted))
-
-
-@pytest.mark.parametrize("seq_len", [40, 500], ids=["one part", "keys split"])
-def test_writes_float8(seq_len, paged_call, assert_agrees):
-    assert_agrees(paged_call([3], [seq_len], output_scale=torch.tensor([0.125]), dtype=torch.float16))
 
 
 def test_float8_formats_without_conversions(paged_call, assert_agrees, monkeypatch):
@@ -452,9 +356,6 @@ def attend_in(splits, min_tiles_per_split=1, balanced_splits=None, block_n=None)
         return out
 
     return attend, made
-
-
-SINKS = [0.5, 3.0, -3.0, -torch.inf]
 
 
 @pytest.mark.parametrize("rules", [{}, {"sinks": SINKS}, {"output_scale": torch.tensor([0.125])}], ids=["", "sinks", "out"])

@@ -111,6 +111,9 @@ def test_a_plan_holds_what_it_is_for(
     parts = Parts.empty(plan.splits, q, layer, batch) if plan.splits > 1 else ()
     assert plan.scratch_bytes == sum(part.nbytes for part in parts)
     check_tiles(plan.tiles, layer)
+    if architecture.startswith("gfx9"):
+        tile = plan.tiles.block_m * plan.tiles.widths.block_d * q.element_size()
+        assert tile <= 64 << 10 or given_parameters or layer.layout is Layout.LATENT, "shared memory holds a tile of queries"
     check_parameters(plan, q, layer, given_parameters)
     check_memory(plan, q, layer)
 
@@ -128,7 +131,7 @@ def check_tiles(tiles, layer: Layer) -> None:
     assert tiles.block_m >= tiles.group
     assert tiles.queries == tiles.block_m // tiles.group
     assert tiles.block_m.bit_count() == 1
-    assert 0 <= tiles.small_block_m < tiles.block_m
+    assert tiles.small_block_m == 0 or tiles.group <= tiles.small_block_m < tiles.block_m
 
 
 def check_parameters(plan, q: torch.Tensor, layer: Layer, given_parameters: Parameters | None) -> None:

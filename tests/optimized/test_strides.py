@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_contract import Layer, Layout
-from attn_optimized.strides import KVCacheStrides, kv_cache_strides, parts_of_e8m0_planes, token_scales
+from attn_optimized.strides import KVCacheStrides, LatentRow, kv_cache_strides, token_scales
 
 # layout: shape, and the strides of a dense cache; x is 4 in float32
 TABLE = {
@@ -87,27 +87,44 @@ def test_no_scales_per_token():
     assert token_scales(torch.empty(2, 5, 8, 2, 4), layer_of(Layout.KV_FIRST_NHD)) is None
 
 
-@pytest.mark.parametrize(
-    ("head_size", "block_size", "block", "scales", "kept"),
-    [
-        # pages of 4 slots of 192 bytes and of 2 scales; the bfloat16 of slot 0 are bytes 64 to 191
-        (128, 4, 960, ((960, 2, 1), 768), ((480, 96, 1), 32)),
-        # DeepSeek-V4: 64 slots of 576 bytes and of 8 scales, 37376 bytes rounded up to 65 * 576
-        (512, 64, 37440, ((37440, 8, 1), 36864), ((18720, 288, 1), 224)),
+# layout: head_size, head_size_v, block_size and the stride of blocks; from one slot to the next; and of the scales and of the
+# kept dims, each in its own elements, the strides, the shape of a block and the first element
+PARTS = {
+    # 4 slots of 128 float8, a float32 and 2 bfloat16
+    Layout.LATENT_SCALED: [
+        ((130, 128, 4, 544), 136, ((136, 34, 1), (4, 1), 32), ((272, 68, 1), (4, 2), 66)),
     ],
-)
-def test_planes_of_rows_and_of_ue8m0_scales(head_size, block_size, block, scales, kept):
+    # 4 slots of 64 float8 and 2 bytes
+    Layout.LATENT_E8M0: [((64, 64, 4, 264), 66, ((264, 66, 1), (4, 2), 64), None)],
+    Layout.LATENT_E8M0_PLANES: [
+        # pages of 4 slots of 192 bytes and of 2 scales; the bfloat16 of slot 0 are bytes 64 to 191
+        ((128, 128, 4, 960), 192, ((960, 2, 1), (4, 2), 768), ((480, 96, 1), (4, 64), 32)),
+        # DeepSeek-V4: 64 slots of 576 bytes and of 8 scales, 37376 bytes rounded up to 65 * 576
+        ((512, 512, 64, 37440), 576, ((37440, 8, 1), (64, 8), 36864), ((18720, 288, 1), (64, 64), 224)),
+    ],
+}
+
+
+def test_every_layout_is_in_a_table():
+    assert {Layout.LATENT, *TABLE, *PARTS} == set(Layout)
+
+
+@pytest.mark.parametrize(("layout", "parts"), [(layout, parts) for layout, of_layout in PARTS.items() for parts in of_layout])
+def test_slots_of_several_types(layout, parts):
+    (head_size, head_size_v, block_size, block), slot, *expected = parts
     layer = Layer(
-        num_heads=2, num_kv_heads=1, head_size=head_size, head_size_v=head_size, scale=1.0,
-        layout=Layout.LATENT_E8M0_PLANES, kv_cache_dtype=torch.float8_e4m3fn,
+        num_heads=2, num_kv_heads=1, head_size=head_size, head_size_v=head_size_v, scale=1.0,
+        layout=layout, kv_cache_dtype=torch.float8_e4m3fn,
     )  # fmt: skip
-    pages = torch.empty(5, block, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    kv_cache = pages[:, : block_size * (head_size + 64 + head_size // 64)]
-    expected = KVCacheStrides(0, block, head_size + 64, 0, 5, block_size, "latent_e8m0_planes")
-    assert kv_cache_strides(kv_cache, layer) == expected
-    found = [(part.stride(), part.storage_offset()) for part in parts_of_e8m0_planes(kv_cache, layer)]
-    assert found == [scales, kept]
-    assert [tuple(part.shape) for part in parts_of_e8m0_planes(kv_cache, layer)] == [
-        (5, block_size, head_size // 64),
-        (5, block_size, 64),
-    ]
+    row = layout.row_size(head_size, head_size_v)
+    pages = torch.empty(5, block, dtype=torch.uint8).view(torch.float8_e4m3fn)[:, : block_size * row]
+    kv_cache = pages if layout.has_dense_pages else pages.unflatten(1, (block_size, row))
+    assert kv_cache_strides(kv_cache, layer) == KVCacheStrides(0, block, slot, 0, 5, block_size, "latent_scaled")
+    of_layer = LatentRow.of(layer)
+    assert of_layer is not None
+    found = of_layer.parts(kv_cache)
+    assert [_place(part) for part in found] == expected
+
+
+def _place(part: torch.Tensor | None) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    return None if part is None else (part.stride(), tuple(part.shape[1:]), int(part.storage_offset()))

@@ -5,24 +5,16 @@ from dataclasses import replace
 import attn_optimized
 import pytest
 import torch
-from attn_contract import AttentionType
 from attn_contract.validation.values import LARGEST_LOGIT
 
 CASES = {
-    "several tiles": {"query_lens": [150]},
     "ragged, with padding requests": {"query_lens": [1, 0, 65, 64, 0, 3]},
-    "no query at all": {"query_lens": [0, 0]},
     "group of 3, head size 40": {"query_lens": [25, 70], "num_heads": 6, "head_size": 40},
     "no groups, head size 80": {"query_lens": [70, 2], "num_kv_heads": 4, "head_size": 80},
-    "encoder only": {"query_lens": [5, 66], "attn_type": AttentionType.ENCODER_ONLY},
     "window": {"query_lens": [150, 9], "window": (10, 4)},
-    "window of itself": {"query_lens": [70, 1], "window": (0, 0)},
     "left edge only": {"query_lens": [130], "window": (3, -1)},
     "soft cap and ALiBi": {"query_lens": [70, 3], "logits_soft_cap": 0.5, "alibi_slopes": torch.tensor([1.0, 0.5, 0.1, 0.0])},
-    "sink tokens": {"query_lens": [150], "window": (3, 3), "sink_tokens": 7},
-    "chunks": {"query_lens": [150, 3], "chunked_local": 50},
     "float8 output": {"query_lens": [9, 3], "output_scale": torch.tensor([0.125])},
-    "sinks and window": {"query_lens": [70, 3], "window": (5, 5), "sinks": [3.0, 100.0, -100.0, -torch.inf]},
     "sinks of the largest logit and of the least": {"query_lens": [70, 3, 0], "sinks": [LARGEST_LOGIT, -LARGEST_LOGIT] * 2},
 }
 

@@ -1,11 +1,16 @@
 """Writes of latent vectors and rotated keys, beside the reference's."""
 
+import dataclasses
+
 import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract import ContractError, Layer, Layout
+from attn_contract import ContractError, KVCacheView, Layer, Layout
 from attn_contract.layer import FLOAT8_DTYPES
+from attn_contract.layouts import LATENT_FORMATS
+
+from tests.latent_formats import latent_sizes
 
 NUM_BLOCKS, POISON = 5, 0xEE
 WIDTHS = [(512, 64), (256, 32), (40, 17), (8, 0), (1, 1)]
@@ -113,23 +118,23 @@ def test_unchecked_slots_reach_no_other_memory(device):
 
 
 @pytest.mark.parametrize("float8", FLOAT8_DTYPES, ids=str)
-@pytest.mark.parametrize(("head_size", "block_size"), [(128, 16), (192, 3), (512, 64), (512, 1)])
-def test_planes_of_rows_and_of_ue8m0_scales(head_size, block_size, float8, device):
-    """The byte behind a slot's scales is written, those between pages are not, and a NaN in bfloat16 keeps its bits."""
-    layer = Layer(
-        num_heads=4, num_kv_heads=1, head_size=head_size, head_size_v=head_size, scale=1.0,
-        layout=Layout.LATENT_E8M0_PLANES, kv_cache_dtype=float8,
-    )  # fmt: skip
-    kv_c, k_pe = rows_of((head_size, 0), 21, torch.bfloat16, device)
-    payloads_of_nan = torch.arange(0x7F81, 0x7FC1, device=device).to(torch.int16)
-    kv_c[1, head_size - 64 :].view(torch.int16)[:] = payloads_of_nan
+@pytest.mark.parametrize(("scales", "block_size"), [(1, 16), (3, 3), (2, 1)])
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+def test_slots_with_scales(layout, scales, block_size, float8, device):
+    """Padding behind a slot's scales is written, bytes between blocks are not, and a NaN that is copied keeps its bits."""
+    sizes = latent_sizes(layout, scales)
+    head_size, head_size_v = sizes["head_size"], sizes["head_size_v"]
+    layer = Layer(num_heads=4, num_kv_heads=1, scale=1.0, layout=layout, kv_cache_dtype=float8, **sizes)
+    kv_c, k_pe = rows_of((head_size_v, head_size - head_size_v), 21, torch.bfloat16, device)
+    kept = LATENT_FORMATS[layout].kept_dims
+    copied = k_pe if kept is None else kv_c[:, head_size_v - kept :]
+    copied[1].view(torch.int16)[:] = torch.arange(0x7F81, 0x7F81 + copied.shape[1], device=device).to(torch.int16)
     slots = torch.randperm(NUM_BLOCKS * block_size, generator=torch.Generator().manual_seed(0))[:19].to(device)
     slots[2:3] = -1
-    page, row = block_size * (head_size + 64 + head_size // 64), head_size + 64
-    stride = (page + row) // row * row + row
-    expected, found = (
-        torch.full((NUM_BLOCKS * stride + 2,), POISON, dtype=torch.uint8, device=device).view(float8) for _ in range(2)
-    )
+    view = KVCacheView.dense(layout, num_blocks=NUM_BLOCKS, block_size=block_size, num_kv_heads=1, itemsize=1, **sizes)
+    unit = layout.unit_of_blocks(**sizes)
+    view = dataclasses.replace(view, block_stride=view.block_stride + 4 * unit, offset=layout.unit_of_strides)
+    expected, found = (torch.full((view.end + 4,), POISON, dtype=torch.uint8, device=device) for _ in range(2))
     for write, raw in ((attn_reference.write_latent_cache, expected), (attn_optimized.write_latent_cache, found)):
-        write(kv_c, k_pe, raw[2:].view(NUM_BLOCKS, stride)[:, :page], layer, slots)
-    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+        write(kv_c, k_pe, view.tensor(raw.view(float8)), layer, slots)
+    assert torch.equal(found, expected)

@@ -168,7 +168,7 @@ def test_texts_of_files_reach_the_terminal_as_printable_lines(tmp_path):
 
 def test_malformed_files_are_left_out_by_name(tmp_path, request):
     wrong = []
-    for seed in range(request.config.getoption("--malformed")):
+    for seed in request.config.getoption("--malformed"):
         rng, folder = random.Random(seed), tmp_path / str(seed)
         (folder / "calls").mkdir(parents=True)
         damage(rng, wrote(folder / "calls", "process", wrong=1, found=[FOUND]), KNOWN_FIELDS_DRAWS)

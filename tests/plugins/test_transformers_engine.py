@@ -66,6 +66,7 @@ def test_continuous_batching_generates_the_same(name, implementation):
         assert served(model, requests) == theirs
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "implementation"), [("mistral", "sdpa"), ("llama", "sdpa"), ("llama", "paged|eager")])
 def test_continuous_batching_of_hundreds_of_requests(name, implementation):
     """It takes 10 seconds: only many requests come and go in all orders, and find shared pages that others have left."""

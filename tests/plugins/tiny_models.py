@@ -16,6 +16,18 @@ SMALL = {
     "eos_token_id": 2,
 }
 GROUPED = {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64}
+SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+WITH_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    **{f"encoder_{name}": size for name, size in SIDE.items()},
+    **{f"decoder_{name}": size for name, size in SIDE.items()},
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+    "attn_implementation": "eager",
+}
 WINDOW = 4
 
 
@@ -73,46 +85,18 @@ def mistral() -> Any:
 
 def whisper() -> Any:
     config = transformers.WhisperConfig(
-        vocab_size=VOCABULARY,
+        **WITH_ENCODER,
         num_mel_bins=8,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
         max_source_positions=8,
         max_target_positions=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=3,
         suppress_tokens=None,
         begin_suppress_tokens=None,
-        attn_implementation="eager",
     )
     return transformers.WhisperForConditionalGeneration(config)
 
 
 def bart() -> Any:
-    config = transformers.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=3,
-        forced_eos_token_id=None,
-        attn_implementation="eager",
-    )
+    config = transformers.BartConfig(**WITH_ENCODER, max_position_embeddings=64, forced_eos_token_id=None)
     return transformers.BartForConditionalGeneration(config)
 
 

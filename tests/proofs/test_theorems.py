@@ -1,6 +1,6 @@
 """Each theorem's mutant is refuted, and the case of the counterexample fails on the mutated kernel.
 
-`tox run -e proofs` proves all theorems of the shipped source; here are those that take the solver least.
+`tox run -e nightly -- proofs` proves all theorems of the shipped source; here are those that take the solver least.
 """
 
 import os
@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("z3")
 import z3
-from attn_fuzz.zoo.patches import Patch, patched_sources
+from attn_fuzz.patches.mutant import Patch
+from attn_fuzz.patches.source import patched_sources
+from attn_lab.proofs.mutants import refuted
 from attn_proofs import counterexamples, lemmas
-from attn_proofs.mutants import refuted
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, decide, prove
 from attn_proofs.theorems import THEOREMS
@@ -25,7 +26,7 @@ RUN = (
     *("splits.cover", "splits.call", "splits.read", "addresses.key-rows", "addresses.value-pairs", "addresses.units"),
     *("inside.read", "inside.written", "tiles.biased", "writer.slots", "writer.keys", "widths.writer"),
 )
-"""Theorems whose mutants' cases are run here, in a minute; `attn-parity prove --mutants` runs all."""
+"""Theorems whose mutants' cases are run here, in a minute; `python -m attn_lab proofs --mutants` runs all."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges", "tiles.biased"}
 """Theorems about numbers beyond 2^31, whose target, and not the counterexample, says how far rows lie apart; and one about
 -inf in a bias, which one case has for all queries of a tile."""

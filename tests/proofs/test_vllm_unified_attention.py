@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("z3")
 from attn_contract import Layout
+from attn_fuzz.patches.source import file_of
 from attn_fuzz.targets import registry
-from attn_fuzz.zoo.patches import file_of
 from attn_proofs import counterexamples
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import decide

@@ -19,6 +19,7 @@ modeling_llama4 = pytest.importorskip("transformers.models.llama4.modeling_llama
 modeling_gpt_oss = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
 modeling_mpt = pytest.importorskip("transformers.models.mpt.modeling_mpt")
 modeling_whisper = pytest.importorskip("transformers.models.whisper.modeling_whisper")
+tiny_models = pytest.importorskip("tests.plugins.tiny_models")
 
 
 class Recorded(NamedTuple):
@@ -62,85 +63,55 @@ def assert_agrees(requests, layer, expected, *, is_softmax_single=False):
         torch.testing.assert_close(ours.out, theirs, rtol=rtol, atol=atol)
 
 
-def sharpen(model):
-    """Make logits large. A random model's are all about 0: its attention is a mean, and no rule would show."""
-    for name, weight in model.named_parameters():
-        if "q_proj.weight" in name or "k_proj.weight" in name:
-            weight.mul_(20)
+STEPS = (7, 3, 1)
+"""A prompt, an extend and a decode of two requests."""
 
 
 @torch.no_grad()
-def test_gpt_oss(record, paged_call):
-    """Prefill, extend and decode, with sinks in every layer and a window of W = 4 tokens, itself included, in every other."""
-    torch.manual_seed(0)
-    config = transformers.GptOssConfig(
-        num_hidden_layers=2,
-        hidden_size=32,
-        intermediate_size=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        vocab_size=32,
-        sliding_window=4,
-        pad_token_id=0,
-        eos_token_id=1,
-        attn_implementation="eager",
-    )
-    model = transformers.GptOssModel(config).eval()
-    for layer in model.layers:
-        layer.self_attn.sinks.normal_()
-    sharpen(model)
-    recorded = record(modeling_gpt_oss)
-    cache = transformers.DynamicCache()
-    for tokens in (7, 3, 1):
-        model(torch.randint(2, 32, (2, tokens)), past_key_values=cache, use_cache=True)
-
+def recorded_calls(record, modeling: ModuleType, name: str) -> list[Recorded]:
+    """The calls of attention of a tiny model in these steps: two layers in each."""
+    model = tiny_models.tiny(name).model
+    recorded, cache = record(modeling), transformers.DynamicCache()
+    for tokens in STEPS:
+        model(torch.randint(4, 32, (2, tokens)), past_key_values=cache, use_cache=True)
     lengths = [(len(query), len(key)) for query, key, _ in (call.requests[0] for call in recorded)]
     assert lengths == [(7, 7), (7, 7), (3, 10), (3, 10), (1, 11), (1, 11)]
+    return recorded
+
+
+def window_of(call: Recorded) -> tuple[int, int]:
+    W = call.module.sliding_window
+    return (-1, -1) if W is None else (W - 1, W - 1)
+
+
+def test_gpt_oss(record, paged_call):
+    """Sinks in every layer, and a window of 4 tokens, the query's own included, in every other."""
+    recorded = recorded_calls(record, modeling_gpt_oss, "gpt_oss")
     assert {call.module.sliding_window for call in recorded} == {4, None}
     for call in recorded:
-        W = call.module.sliding_window
-        window = (-1, -1) if W is None else (W - 1, W - 1)
-        paged = paged_call(call.requests, scale=call.scaling, window=window, sinks=call.module.sinks.detach())
+        rules = {"window": window_of(call), "sinks": call.module.sinks.detach()}
+        paged = paged_call(call.requests, scale=call.scaling, **rules)
         assert_agrees(paged_requests(*paged, torch.float64), paged.layer, call.expected)
 
 
-@torch.no_grad()
 def test_gemma2(record, paged_call):
-    """Every layer has a soft cap of 2, which saturates. Every other layer has a window of W = 4 tokens."""
-    torch.manual_seed(0)
-    config = transformers.Gemma2Config(
-        num_hidden_layers=2,
-        hidden_size=32,
-        intermediate_size=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        vocab_size=32,
-        sliding_window=4,
-        attn_logit_softcapping=2.0,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
-    model = transformers.Gemma2Model(config).eval()
-    sharpen(model)
-    recorded = record(modeling_gemma2)
-    cache = transformers.DynamicCache()
-    for tokens in (7, 3, 1):
-        model(torch.randint(2, 32, (2, tokens)), past_key_values=cache, use_cache=True)
-
+    """Every layer has a soft cap of 2, which saturates. Every other layer has a window of 4 tokens."""
+    recorded = recorded_calls(record, modeling_gemma2, "gemma2")
     assert {call.module.sliding_window for call in recorded} == {4, None}
-    assert len(recorded) == 6
     for call in recorded:
-        W = call.module.sliding_window
-        window = (-1, -1) if W is None else (W - 1, W - 1)
-        paged = paged_call(call.requests, scale=call.scaling, window=window, logits_soft_cap=2.0)
+        paged = paged_call(call.requests, scale=call.scaling, window=window_of(call), logits_soft_cap=2.0)
         requests = list(paged_requests(*paged, torch.float64))
         assert max(attend(request, paged.layer).scores.abs().max() for request in requests) > 4
         assert_agrees(requests, paged.layer, call.expected, is_softmax_single=True)
+
+
+def test_llama4(record, paged_call):
+    """The layer with RoPE attends within chunks of 4 tokens, the other one to everything. Steps cross the end of a chunk."""
+    recorded = recorded_calls(record, modeling_llama4, "llama4")
+    assert [bool(call.module.use_rope) for call in recorded] == [True, False] * 3
+    for call in recorded:
+        paged = paged_call(call.requests, scale=call.scaling, chunked_local=4 if call.module.use_rope else None)
+        assert_agrees(paged_requests(*paged, torch.float64), paged.layer, call.expected)
 
 
 @pytest.mark.skipif(
@@ -162,41 +133,6 @@ def test_gemma3_keeps_the_window_inside_an_image(paged_call, randn):
         call = paged_call([request], bidirectional_ranges=ranges, **fields)
         (request,) = paged_requests(*call, torch.float64)
         assert torch.equal(request.visible, masks[layer_type][0, 0] == 0), layer_type
-
-
-@torch.no_grad()
-def test_llama4(record, paged_call):
-    """The layer with RoPE attends within chunks of 4 tokens, the other one to everything. Steps cross the end of a chunk."""
-    torch.manual_seed(0)
-    config = transformers.Llama4TextConfig(
-        num_hidden_layers=2,
-        hidden_size=32,
-        intermediate_size=16,
-        intermediate_size_mlp=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=32,
-        attention_chunk_size=4,
-        no_rope_layers=[1, 0],
-        num_local_experts=2,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
-    model = transformers.Llama4TextModel(config).eval()
-    sharpen(model)
-    recorded = record(modeling_llama4)
-    cache = transformers.DynamicCache()
-    for tokens in (7, 3, 1):
-        model(torch.randint(2, 32, (2, tokens)), past_key_values=cache, use_cache=True)
-
-    lengths = [(len(query), len(key)) for query, key, _ in (call.requests[0] for call in recorded)]
-    assert lengths == [(7, 7), (7, 7), (3, 10), (3, 10), (1, 11), (1, 11)]
-    assert [bool(call.module.use_rope) for call in recorded] == [True, False] * 3
-    for call in recorded:
-        chunked_local = 4 if call.module.use_rope else None
-        paged = paged_call(call.requests, scale=call.scaling, chunked_local=chunked_local)
-        assert_agrees(paged_requests(*paged, torch.float64), paged.layer, call.expected)
 
 
 @torch.no_grad()
@@ -227,53 +163,26 @@ def test_mpt(paged_call):
 @torch.no_grad()
 def test_whisper(record, paged_call, varlen_call):
     """The three attention types of an encoder-decoder model; cross-attention with several queries and with one."""
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        vocab_size=32,
-        num_mel_bins=8,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_source_positions=6,
-        max_target_positions=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
-        decoder_start_token_id=2,
-        attn_implementation="eager",
-    )
-    model = transformers.WhisperModel(config).eval()
-    sharpen(model)
-    recorded = record(modeling_whisper)
-    encoded = model.encoder(torch.randn(2, 8, 12))
-    cache = None
+    model = tiny_models.tiny("whisper").model
+    recorded, cache = record(modeling_whisper), None
+    encoded = model.encoder(torch.randn(2, 8, 16))
     for tokens in (3, 1):
-        inputs = torch.randint(2, 32, (2, tokens))
-        result = model(encoder_outputs=encoded, decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
-        cache = result.past_key_values
+        inputs = torch.randint(4, 32, (2, tokens))
+        cache = model(encoder_outputs=encoded, decoder_input_ids=inputs, past_key_values=cache, use_cache=True).past_key_values
 
     replayed = []
     for call in recorded:
-        if call.module is model.encoder.layers[0].self_attn:
+        if call.module in [layer.self_attn for layer in model.encoder.layers]:
             attn_type = AttentionType.ENCODER
             dense = varlen_call(call.requests, scale=call.scaling, attn_type=attn_type)
             requests, layer = varlen_requests(*dense, torch.float64), dense.layer
         else:
-            is_cross = call.module is model.decoder.layers[0].encoder_attn
+            is_cross = call.module in [layer.encoder_attn for layer in model.decoder.layers]
             attn_type = AttentionType.ENCODER_DECODER if is_cross else AttentionType.DECODER
             paged = paged_call(call.requests, scale=call.scaling, attn_type=attn_type, causal=not is_cross)
             requests, layer = paged_requests(*paged, torch.float64), paged.layer
         assert_agrees(requests, layer, call.expected)
         query, key, _ = call.requests[0]
         replayed.append((attn_type, len(query), len(key)))
-    assert replayed == [
-        (AttentionType.ENCODER, 6, 6),
-        (AttentionType.DECODER, 3, 3),
-        (AttentionType.ENCODER_DECODER, 3, 6),
-        (AttentionType.DECODER, 1, 4),
-        (AttentionType.ENCODER_DECODER, 1, 6),
-    ]
+    in_step = [[(AttentionType.DECODER, *own), (AttentionType.ENCODER_DECODER, own[0], 8)] * 2 for own in ((3, 3), (1, 4))]
+    assert replayed == [(AttentionType.ENCODER, 8, 8)] * 2 + in_step[0] + in_step[1]

@@ -31,30 +31,6 @@ def test_nine_tokens_two_at_a_time_to_two_ranks():
     assert context_parallel.tokens_of_rank(9, 1, 2, 2).tolist() == [2, 3, 6, 7]
 
 
-def test_one_token_at_a_time_to_three_ranks():
-    assert [context_parallel.rank_of(i, 3) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-    assert [context_parallel.local_index(i, 3) for i in range(7)] == [0, 0, 0, 1, 1, 1, 2]
-    assert [context_parallel.local_length(7, rank, 3) for rank in range(3)] == [3, 2, 2]
-    assert [context_parallel.global_index(local, 1, 3) for local in range(3)] == [1, 4, 7]
-
-
-@pytest.mark.parametrize(
-    ("length", "num_ranks", "interleave", "lengths"),
-    [
-        (0, 2, 1, [0, 0]),
-        (1, 2, 1, [1, 0]),
-        (1, 4, 16, [1, 0, 0, 0]),
-        (17, 4, 16, [16, 1, 0, 0]),
-        (64, 4, 16, [16, 16, 16, 16]),
-        (65, 4, 16, [17, 16, 16, 16]),
-        (100, 3, 16, [36, 32, 32]),
-        (5, 1, 3, [5]),
-    ],
-)
-def test_lengths_of_ranks(length, num_ranks, interleave, lengths):
-    assert [context_parallel.local_length(length, rank, num_ranks, interleave) for rank in range(num_ranks)] == lengths
-
-
 def test_slots_of_a_rank():
     """Blocks of 2: the rank's tokens 0, 1, 4, 5 and 8 are in its blocks 7, 3 and 5; one entry stands for 4 tokens."""
     block_table = torch.tensor([7, 3, 5], dtype=torch.int32)

@@ -278,19 +278,12 @@ def test_a_nan_row_of_int8_reads_as_nan():
     assert torch.equal(value, torch.ones(1, HK, 4))
 
 
-def test_nothing_to_write():
-    view = dense(Layout.KV_FIRST_NHD, torch.float32)
-    cache, rows = view.tensor(torch.zeros(view.end)), torch.ones(3, HK, 4)
-    for slots in ([], [-1, -1, -1]):
-        write_kv_cache(rows, rows, cache, layer_of(view, torch.float32), torch.tensor(slots, dtype=torch.int64))
-    assert not cache.any()
-
-
-def test_nothing_to_write_to_a_quantized_cache():
-    view = dense(Layout.CONTENT_PACKED_SCALED, torch.int8)
-    cache, rows = view.tensor(torch.zeros(view.end, dtype=torch.int8)), torch.ones(3, HK, 4)
-    for slots in ([], [-1, -1, -1]):
-        write_kv_cache(rows, rows, cache, layer_of(view, torch.int8), torch.tensor(slots, dtype=torch.int64))
+@pytest.mark.parametrize("slots", [[], [-1, -1, -1]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_nothing_to_write(dtype, slots):
+    view = dense(Layout.CONTENT_PACKED_SCALED if dtype == torch.int8 else Layout.KV_FIRST_NHD, dtype)
+    cache, rows = view.tensor(torch.zeros(view.end, dtype=dtype)), torch.ones(3, HK, 4)
+    write_kv_cache(rows, rows, cache, layer_of(view, dtype), torch.tensor(slots, dtype=torch.int64))
     assert not cache.any()
 
 

@@ -1,5 +1,6 @@
 """MLA: the absorbed and the expanded form are one attention; the latent cache, written and read at addresses typed by hand."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from attn_contract import FLOAT_DTYPES, AttentionType, Batch, KVCacheView, Layer, Layout
+from attn_contract.layouts import LATENT_FORMATS
 from attn_reference import (
     Request,
     attend,
@@ -17,6 +19,8 @@ from attn_reference import (
     write_latent_cache,
 )
 from attn_reference.latent import absorbed, expanded, up_projected
+
+from tests.latent_formats import latent_sizes
 
 N, P, R, V, LKV = 3, 5, 2, 4, 6
 """Query heads, the widths of a query without rotation and with it, of a head's value, and of the latent vector."""
@@ -301,26 +305,33 @@ def test_infinities_saturate_and_a_nan_stays_in_its_place():
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
-def test_a_row_with_scales_reads_as_stored_times_scale(dtype, randn):
-    """Each 128 dims by their own scale, in float64; the rotated dims exactly; attention is that over such keys."""
-    kv_c, k_pe = randn(3, 256).bfloat16(), randn(3, 2).bfloat16()
-    kv_c[:, 128:] *= 64
-    layer = layer_of(**SCALED | {"kv_cache_dtype": dtype})
-    kv_cache = torch.zeros(2, 2, 268, dtype=torch.uint8).view(dtype)
-    write_latent_cache(kv_c, k_pe, kv_cache, layer, torch.tensor([2, 3, 0]))
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+def test_a_slot_with_scales_reads_as_stored_times_scale(layout, dtype, randn):
+    """Each group of dims by its own scale, in float64; the kept dims exactly; attention is that over such keys."""
+    form, sizes = LATENT_FORMATS[layout], latent_sizes(layout, scales=2)
+    head_size, head_size_v = sizes["head_size"], sizes["head_size_v"]
+    quantized = head_size_v if form.kept_dims is None else head_size - form.kept_dims
+    rows = randn(3, head_size).bfloat16()
+    rows[:, form.scale_dims : quantized] *= 1000
+    layer = layer_of(layout=layout, kv_cache_dtype=dtype, **sizes)
+    view = KVCacheView.dense(layout, num_blocks=2, block_size=2, num_kv_heads=1, itemsize=1, **sizes)
+    kv_cache = view.tensor(torch.full((view.end,), 0x7F, dtype=torch.uint8).view(dtype))
+    write_latent_cache(rows[:, :head_size_v], rows[:, head_size_v:], kv_cache, layer, torch.tensor([2, 3, 0]))
     table = torch.tensor([1, 0], dtype=torch.int32)
     key, value = gather_kv_cache(kv_cache, layer, table, 3, torch.float64)
-    for half in (slice(0, 128), slice(128, 256)):
-        largest = 448.0 if dtype == torch.float8_e4m3fn else 240.0
-        scale = kv_c[:, half].float().abs().amax(1, keepdim=True) / torch.full((3, 1), largest)
-        assert torch.equal(key[:, 0, half], quantize(kv_c[:, half], scale, dtype).double() * scale.double())
-    assert torch.equal(key[:, 0, 256:], k_pe.double())
-    q = randn(1, N, 258).bfloat16()
-    logits = SCALE * q[0].double() @ key[:, 0].T
-    expected = (logits.softmax(-1) @ value[:, 0]).bfloat16()
-    assert torch.equal(
-        paged_attention(q, kv_cache, layer, batch_of([1], [3], block_table=table[None]), precision=torch.float64)[0], expected
-    )
+    assert torch.equal(value, key[..., :head_size_v])
+    assert torch.equal(key[:, 0, quantized:], rows[:, quantized:].double())
+    largest = torch.tensor(448.0 if dtype == torch.float8_e4m3fn else 240.0)
+    for row, first in itertools.product(range(3), range(0, quantized, form.scale_dims)):
+        group = slice(first, first + form.scale_dims)
+        scale = rows[row, group].float().abs().amax() / largest
+        if form.scale_dtype != torch.float32:
+            scale = torch.tensor(2.0 ** math.ceil(math.log2(scale.item())))
+        assert torch.equal(key[row, 0, group], quantize(rows[row, group], scale, dtype).double() * scale.double())
+    q = randn(1, N, head_size).bfloat16()
+    expected = ((SCALE * q[0].double() @ key[:, 0].T).softmax(-1) @ value[:, 0]).bfloat16()
+    batch = batch_of([1], [3], block_table=table[None])
+    assert torch.equal(paged_attention(q, kv_cache, layer, batch, precision=torch.float64)[0], expected)
 
 
 # --- rows of float8 and ue8m0 scales ---
@@ -347,29 +358,6 @@ def test_a_row_with_ue8m0_scales_byte_by_byte():
     assert [other[dim].item() for dim in (3, 4, 5, 40, 41)] == [0x7E, 0xFE, 0x00, 0x7F, 0x00]
     raw[1, 1, 3:69] = raw[0, 2, 3:69] = 0x55
     assert (raw == 0x55).all(), "other slots, and the bytes between rows"
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
-def test_a_row_with_ue8m0_scales_reads_as_stored_times_scale(dtype, randn):
-    """Each 32 dims by their own scale, in float64, for K and V alike; attention is that over such keys."""
-    kv_c = randn(3, 64).bfloat16()
-    kv_c[:, 32:] *= 1000
-    layer = layer_of(**E8M0 | {"kv_cache_dtype": dtype})
-    kv_cache = torch.zeros(2, 2, 66, dtype=torch.uint8).view(dtype)
-    write_latent_cache(kv_c, torch.zeros(3, 0).bfloat16(), kv_cache, layer, torch.tensor([2, 3, 0]))
-    table = torch.tensor([1, 0], dtype=torch.int32)
-    key, value = gather_kv_cache(kv_cache, layer, table, 3, torch.float64)
-    assert torch.equal(key, value)
-    largest = 448.0 if dtype == torch.float8_e4m3fn else 240.0
-    for half in (slice(0, 32), slice(32, 64)):
-        for row in range(3):
-            scale = 2.0 ** math.ceil(math.log2(kv_c[row, half].abs().max().item() / largest))
-            stored = quantize(kv_c[row, half], torch.tensor(scale), dtype)
-            assert torch.equal(key[row, 0, half], stored.double() * scale)
-    q = randn(1, N, 64).bfloat16()
-    expected = ((SCALE * q[0].double() @ key[:, 0].T).softmax(-1) @ key[:, 0]).bfloat16()
-    batch = batch_of([1], [3], block_table=table[None])
-    assert torch.equal(paged_attention(q, kv_cache, layer, batch, precision=torch.float64)[0], expected)
 
 
 def test_scales_of_any_byte_are_read():
@@ -414,30 +402,6 @@ def test_a_page_of_planes_byte_by_byte():
     for part in (data, scales, other, other_scales):
         part.fill_(0x55)
     assert (raw == 0x55).all(), "other slots, and the bytes between pages"
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
-def test_planes_read_as_stored_times_scale_and_as_bfloat16(dtype, randn):
-    """V is all of K, its bfloat16 dims too: attention is that over such keys."""
-    kv_c = randn(3, 192).bfloat16()
-    kv_c[:, 64:128] *= 1000
-    layer = layer_of(**PLANES | {"kv_cache_dtype": dtype})
-    kv_cache = torch.full((2, 768), 0x7F, dtype=torch.uint8).view(dtype)[:, :518]
-    write_latent_cache(kv_c, torch.zeros(3, 0).bfloat16(), kv_cache, layer, torch.tensor([2, 3, 0]))
-    table = torch.tensor([1, 0], dtype=torch.int32)
-    key, value = gather_kv_cache(kv_cache, layer, table, 3, torch.float64)
-    assert torch.equal(key, value)
-    assert torch.equal(key[:, 0, 128:], kv_c[:, 128:].double())
-    largest = 448.0 if dtype == torch.float8_e4m3fn else 240.0
-    for group in (slice(0, 64), slice(64, 128)):
-        for row in range(3):
-            scale = 2.0 ** math.ceil(math.log2(kv_c[row, group].abs().max().item() / largest))
-            stored = quantize(kv_c[row, group], torch.tensor(scale), dtype)
-            assert torch.equal(key[row, 0, group], stored.double() * scale)
-    q = randn(1, N, 192).bfloat16()
-    expected = ((SCALE * q[0].double() @ key[:, 0].T).softmax(-1) @ key[:, 0]).bfloat16()
-    batch = batch_of([1], [3], block_table=table[None])
-    assert torch.equal(paged_attention(q, kv_cache, layer, batch, precision=torch.float64)[0], expected)
 
 
 def test_the_padding_behind_scales_is_not_read():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attn_contract import RULES, AttentionType, Batch, Layer, Layout
+from attn_contract import RULES, Batch, Layer, Layout
 from attn_contract.rules import VISIBILITY, held_rules
 from attn_reference import attend, paged_requests, varlen_requests, visible
 from attn_reference.masks import in_range
@@ -198,15 +198,6 @@ def test_no_ranges_at_all(paged_call, randn):
     assert torch.equal(request.visible, torch.ones(3, 3).tril().bool())
 
 
-@pytest.mark.parametrize("q_len", [1, 3])
-def test_cross_attention_has_no_positions(q_len, paged_call, randn):
-    call = paged_call(
-        [(randn(q_len, 1, 4), randn(5, 1, 4), randn(5, 1, 4))], attn_type=AttentionType.ENCODER_DECODER, causal=False
-    )
-    (request,) = paged_requests(*call, torch.float64)
-    assert request.visible.all()
-
-
 @pytest.mark.parametrize("sink_tokens", [0, 2])
 @pytest.mark.parametrize("chunked_local", [None, 2])
 @pytest.mark.parametrize("window", WINDOWS)
@@ -223,5 +214,5 @@ def test_encoders_look_both_ways(window, chunked_local, sink_tokens, varlen_call
 def test_thousands_of_ranges_fit_in_memory():
     """Ranges are laid over the mask one by one: all at once they would be a tensor of billions of elements."""
     p = torch.arange(1000)
-    seen = in_range(p[:, None], p[None], torch.arange(1000).repeat(2, 4).T, -1)
+    seen = in_range(p[:, None], p[None], torch.arange(1000).repeat(2, 2).T, -1)
     assert torch.equal(seen, torch.eye(1000, dtype=torch.bool))

@@ -6,6 +6,7 @@ from attn_contract.arguments import check_dense_last, check_dims, check_int, che
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
+from attn_contract.layouts import A_LATENT_LAYOUT
 from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value, check_rotated_dtype
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_positions, check_scale_values, check_slots
@@ -113,7 +114,7 @@ def check_write_latent_cache(
     *,
     values: bool,
 ) -> KVCacheView:
-    """Check a write to a latent cache: LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES.
+    """Check a write to a latent cache.
 
     Args:
         kv_c: [T_kv, Lkv], Lkv = layer.head_size_v.
@@ -131,9 +132,7 @@ def check_write_latent_cache(
     check_write_tensors({"kv_c": kv_c, "k_pe": k_pe}, kv_cache, layer, slot_mapping)
     check_vector("slot_mapping", slot_mapping, torch.int64)
     if layer.layout is None or not layer.layout.has_latent_value:
-        raise ContractError(
-            "layer.layout", layer.layout, "LATENT, LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES; use write_kv_cache"
-        )
+        raise ContractError("layer.layout", layer.layout, f"{A_LATENT_LAYOUT}; use write_kv_cache")
     check_float("kv_c", kv_c)
     for name, tensor, size in (
         ("kv_c", kv_c, layer.value_size),

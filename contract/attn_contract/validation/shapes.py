@@ -6,7 +6,6 @@ from attn_contract.arguments import check_dense_last, check_dims
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT_DTYPES, Layer
-from attn_contract.layouts import Layout
 
 
 def check_heads(name: str, tensor: torch.Tensor, rows: str, num_heads: int, head_size: int) -> None:
@@ -61,13 +60,10 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
 def check_rotated_dtype(name: str, dtype: torch.dtype, layer: Layer) -> None:
     """Check that q, or what is written, is bfloat16 beside latent rows with scales.
 
-    LATENT_SCALED holds the rotated dims in it, and LATENT_E8M0_PLANES the last dims. It holds every number with a ue8m0 scale
-    within its range, as float16 does not.
+    Rows hold some of their dims in it. It holds every number with a ue8m0 scale within its range, as float16 does not.
     """
-    if layer.layout in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES) and dtype != torch.bfloat16:
+    if layer.layout is not None and layer.layout.latent_format is not None and dtype != torch.bfloat16:
         raise ContractError(name, dtype, f"torch.bfloat16: the only dtype beside {layer.layout}")
-    if layer.layout is Layout.LATENT_SCALED and dtype != torch.bfloat16:
-        raise ContractError(name, dtype, f"torch.bfloat16: the rotated dims of {layer.layout}")
 
 
 def check_lse(name: str, lse: torch.Tensor, like: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """The three instructions around a division by Newton's method: v_div_scale, v_div_fmas, v_div_fixup.
 
+A division of float16 is computed in float32, and needs the last one alone, as RDNA3's and CDNA3's ISA documents have it.
+
 Their pseudocode in AMD's ISA documents (CDNA4, RDNA3.5 and RDNA4 agree) is followed but for some places where a division that
 LLVM expands would be wrong. What stands here instead is this project's reading:
 * v_div_scale_f32 asks whether 1 / S1 is a denormal float64, which it never is: the float32 is meant. If the quotient is a
@@ -13,13 +15,14 @@ import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.extremes import quiet
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value, vector
-from attn_amdgcn.instructions.fused import F32, fma32, fma32_scaled
+from attn_amdgcn.instructions.fused import F16, F32, fma32, fma32_scaled
 from attn_amdgcn.instructions.modes import TINY
 from attn_amdgcn.operands import KINDS, writes_vector
 from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import VCC, Waves
 
 _NAN = np.array(0xFFC00000, np.uint32).view(F32)
+_NAN16 = np.array(0xFE00, np.uint16).view(F16)
 
 
 def exponent(a: np.ndarray) -> np.ndarray:
@@ -112,3 +115,17 @@ def div_fixup(quotient, denominator, numerator):
         (distance < -150, zero),
     ]
     return _chosen(cases, result)
+
+
+@vector("v_div_fixup_f16", "f16 = f16 f16 f16", takes=("clamp", "op_sel"))
+def div_fixup16(quotient, denominator, numerator):
+    negative = np.signbit(denominator) ^ np.signbit(numerator)
+    sign = np.where(negative, F16(-1), F16(1))
+    cases = [
+        (np.isnan(numerator), quiet(numerator)),
+        (np.isnan(denominator), quiet(denominator)),
+        ((denominator == 0) & (numerator == 0) | np.isinf(denominator) & np.isinf(numerator), _NAN16),
+        ((denominator == 0) | np.isinf(numerator), F16(np.inf) * sign),
+        (np.isinf(denominator) | (numerator == 0), F16(0) * sign),
+    ]
+    return _chosen(cases, np.abs(quotient) * sign)

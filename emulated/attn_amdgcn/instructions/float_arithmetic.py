@@ -128,10 +128,15 @@ def frexp_exp16(a):
     return frexp_exp(a).astype(np.int16)
 
 
+_CONSTANTS = (0.0, *(sign * number for number in (0.5, 1.0, 2.0, 4.0) for sign in (1, -1)))
+"""Floats that stand in an instruction's own word."""
+
+
 def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32.
 
-    Of gfx1250's v_fma_mix_f32_bf16 a half is a bf16, which is the upper half of its float32.
+    Of gfx1250's v_fma_mix_f32_bf16 a half is a bf16, which is the upper half of its float32. A constant such as 1.0 is a
+    float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
     """
     operand = instruction.operands[1 + i]
     halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
@@ -139,9 +144,10 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     assert isinstance(wide, tuple)
     if not wide[i]:
         return value_of(signed_value(operand, KINDS["f32"], kernel))
-    if isinstance(operand.of, Literal):
+    short = not instruction.name.endswith("bf16")
+    if isinstance(operand.of, Literal) and (operand.of.number not in _CONSTANTS or (short and halves[i])):
         raise unknown(instruction, "a literal as a source of 16 bits")
-    if instruction.name.endswith("bf16"):
+    if not short:
         bits = bits_value(operand, kernel)
         half = piece("({} & {})", bits, np.uint32(0xFFFF0000)) if halves[i] else piece("({} << {})", bits, np.uint32(16))
         return value_of(with_signs(operand, piece("{}.view({})", half, F32), KINDS["f32"]))

@@ -5,7 +5,8 @@ of its results may be the float before or behind. In float32, denormal sources a
 kernel's modes say; in float16 and float64 they are kept ("1ULP accuracy, denormals are flushed" in the notes of V_EXP_F32,
 V_LOG_F32 and V_SQRT_F32; LLVM, AMDGPUCodeGenPrepare, says so of v_rcp_f32 and v_rsq_f32).
 
-Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
+Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. v_tanh is gfx1250's (LLVM, VOP1Instructions.td);
+no document says how exact it is.
 """
 
 import numpy as np
@@ -66,6 +67,11 @@ def cos(a):
     return flushed(np.cos(2 * np.pi * np.fmod(turns, 1)).astype(F32))
 
 
+@vector("v_tanh_f32", "f32 = f32", takes=("clamp",))
+def tanh(a):
+    return flushed(np.tanh(flushed(a).astype(F64)).astype(F32))
+
+
 _HALF = {
     "exp": np.exp2,
     "log": np.log2,
@@ -74,6 +80,7 @@ _HALF = {
     "rsq": lambda a: np.reciprocal(np.sqrt(a)),
     "sin": sin,
     "cos": cos,
+    "tanh": np.tanh,
 }
 for _name, _function in _HALF.items():
     vector(f"v_{_name}_f16", "f16 = f16", takes=("clamp", "op_sel"))(in_float32(_function))

@@ -8,7 +8,8 @@ import dataclasses
 
 import torch
 from attn_contract import KVCacheView, Layout, PhysicalOrder
-from attn_contract.layouts import DIMS_OF_SCALE, E8M0_NAN, K, V
+from attn_contract.latent_format import E8M0_NAN, LatentFormat
+from attn_contract.layouts import K, V
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.cases.contradictions import scatters_heads
 from attn_fuzz.cases.idle_strides import idle_stride
@@ -68,10 +69,9 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     dtype = DTYPES[cache.dtype or case.dtype]
     unused = leftovers if case.finite_slots else poison
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
-    if cache.layout is Layout.LATENT_SCALED:
-        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_row(case, cache, device)
-    elif cache.layout in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
-        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = _poisoned_e8m0_row(case, cache, device)
+    if cache.layout.latent_format is not None:
+        row = _poisoned_row(case, cache, cache.layout.latent_format, device)
+        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = row
     elif cache.layout.has_inline_scales:
         scale = unused((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
@@ -81,26 +81,21 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     return raw
 
 
-def _poisoned_row(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
-    """[row] uint8: a row of LATENT_SCALED with poison, or finite numbers, of each of its types."""
-    unused = leftovers if case.finite_slots else poison
-    sizes = {DTYPES[cache.dtype or case.dtype]: case.value_size, torch.float32: case.value_size // DIMS_OF_SCALE}
-    sizes[torch.bfloat16] = case.head_size - case.value_size
-    return torch.cat([unused((size,), dtype, device).view(torch.uint8) for dtype, size in sizes.items()])
+def _poisoned_row(case: Case, cache: Cache, form: LatentFormat, device: torch.device | str) -> torch.Tensor:
+    """[row] uint8: a slot of a latent cache with scales, of poison, or finite numbers, of each of its types.
 
-
-def _poisoned_e8m0_row(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
-    """[row] uint8: a row with ue8m0 scales, of poison and scales that are NaN, or of finite numbers and scales.
-
-    The padding behind the scales of LATENT_E8M0_PLANES is as they are.
+    The padding behind the scales is as they are.
     """
     unused = leftovers if case.finite_slots else poison
-    quantized = cache.layout.quantized_size(case.head_size)
+    quantized = form.quantized_size(case.head_size, case.head_size_v)
     codes = unused((quantized,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
     kept = unused((case.head_size - quantized,), torch.bfloat16, device).view(torch.uint8)
-    num_scales = _row_sizes(case, cache)[K] - len(codes) - len(kept)
-    scales = codes.new_full((num_scales,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
-    return torch.cat([codes, kept, scales])
+    size = form.scales_size(case.head_size, case.head_size_v)
+    if form.scale_dtype == torch.float32:
+        scales = unused((size // 4,), torch.float32, device).view(torch.uint8)
+    else:
+        scales = codes.new_full((size,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
+    return torch.cat([codes, kept, scales] if form.scales_apart else [codes, scales, kept])
 
 
 def poisoned_scales(case: Case, cache: Cache, device: torch.device | str) -> dict[str, torch.Tensor]:
@@ -180,7 +175,10 @@ def _page_size(case: Case, cache: Cache) -> int:
 
 def _block_stride(case: Case, cache: Cache) -> int:
     """Elements from a block to the next, where no other layer's blocks lie between them."""
-    stride, unit = _pages(cache) * _page_size(case, cache) + cache.padding, cache.layout.unit_of_blocks(case.head_size)
+    stride, unit = (
+        _pages(cache) * _page_size(case, cache) + cache.padding,
+        cache.layout.unit_of_blocks(case.head_size, case.head_size_v),
+    )
     return -(-stride // unit) * unit
 
 

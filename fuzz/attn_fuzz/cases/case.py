@@ -7,6 +7,7 @@ simplest choice, so a small case is also a short file.
 from typing import Annotated, Any, Literal, get_args
 
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout, PhysicalOrder
+from attn_contract.latent_format import LatentFormat
 from attn_contract.rules import held_rules
 from attn_fuzz import extras
 from attn_fuzz.errors import InputError
@@ -84,8 +85,8 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         planes: the allocation is a K plane and then a V plane, instead of K and V side by side in each block. All layouts
             except the content-packed ones can view either form, by their strides (vLLM #43945).
         padding: unused elements after each block.
-        slot_padding: unused elements after each row of a latent cache. A row that holds float32 scales has a multiple of 4, and
-            LATENT_E8M0_PLANES has none.
+        slot_padding: unused elements after each row of a latent cache: a multiple of 4 if rows hold float32 scales, and none
+            if the scales of a page lie behind its rows.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
         dtype: of a quantized cache; None: the cache has the layer's dtype.
@@ -260,6 +261,11 @@ class Case(
     def has_latent_cache(self) -> bool:
         """Whether V is the beginning of K's row."""
         return self.cache is not None and self.cache.layout.has_latent_value
+
+    @property
+    def latent_format(self) -> LatentFormat | None:
+        """Of a latent cache with scales."""
+        return None if self.cache is None else self.cache.layout.latent_format
 
     @property
     def has_work(self) -> bool:

@@ -50,6 +50,15 @@ def check(case: Case) -> None:
     _check_values(case)
 
 
+def contradiction(case: Case) -> str | None:
+    """What `check` says against a case; None if it is valid."""
+    try:
+        check(case)
+    except CaseError as error:
+        return str(error)
+    return None
+
+
 def _check_rules(case: Case) -> None:
     for name in case.rules:
         if case.attn_type not in RULES[name].attn_types:
@@ -93,7 +102,7 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
     if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):
         raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
-    if cache.layout.has_latent_scales:
+    if cache.layout.latent_format is not None:
         _check_scaled_rows(case, cache.layout)
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
         raise CaseError("cache.scales: int8 has a scale for each token")

@@ -28,8 +28,11 @@ import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
+from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Step
+
+OTHER_DTYPE = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
 
 
 @contextlib.contextmanager
@@ -158,17 +161,18 @@ def _key_strides(name: str) -> Callable[[Step], Step | None]:
     return lambda step: restride(step) if step.raw is None else None
 
 
-def _cache_strides(step: Step) -> Step | None:
-    if step.kv_cache is None or step.view is None:
-        return None
-    unit = step.view.layout.unit_of_blocks(step.view.head_size)
-    return _with_cache(step, step.view, restrided(step.kv_cache, unit))
-
-
-def _with_cache(step: Step, view: KVCacheView, kv_cache: torch.Tensor) -> Step:
+def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
+    """A cache of the same numbers whose blocks have another stride: a view, and its allocation."""
+    kv_cache = restrided(view.tensor(raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
-    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
-    return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
+    return KVCacheView.of(kv_cache, view.layout, **sizes), kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
+
+
+def _cache_strides(step: Step) -> Step | None:
+    if step.raw is None or step.view is None:
+        return None
+    view, raw = restrided_cache(step.view, step.raw)
+    return dataclasses.replace(step, raw=raw, view=view)
 
 
 def _table_strides(step: Step) -> Step | None:
@@ -189,19 +193,26 @@ def _lse(step: Step) -> Step | None:
     return dataclasses.replace(step, lse=lse)
 
 
+def converted_cache(view: KVCacheView, raw: torch.Tensor, dtype: torch.dtype) -> tuple[KVCacheView, torch.Tensor] | None:
+    """A cache in another dtype; None if its pages are cut into pieces of 16 bytes, which would be others."""
+    if view.layout.is_x_packed and view.itemsize != dtype.itemsize:
+        return None
+    return dataclasses.replace(view, itemsize=dtype.itemsize), raw.to(dtype)
+
+
 def _dtype(step: Step) -> Step | None:
     """All of the layer's tensors of a step in another dtype."""
-    others = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
-    dtype = others[step.q.dtype]
+    dtype = OTHER_DTYPE[step.q.dtype]
     changes: dict[str, Any] = {"q": step.q.to(dtype)}
     if step.layer.output_scale is None:
         changes["out"] = _like(step.out, dtype)
     if step.raw is None:
         changes |= {name: None if tensor is None else tensor.to(dtype) for name, tensor in (("k", step.k), ("v", step.v))}
     elif step.layer.kv_cache_dtype is None and step.view is not None:
-        if step.view.layout.is_x_packed and step.view.itemsize != dtype.itemsize:
-            return None  # its pages are cut into pieces of 16 bytes
-        changes |= {"raw": step.raw.to(dtype), "view": dataclasses.replace(step.view, itemsize=dtype.itemsize)}
+        converted = converted_cache(step.view, step.raw, dtype)
+        if converted is None:
+            return None
+        changes |= dict(zip(("view", "raw"), converted, strict=True))
     return dataclasses.replace(step, **changes)
 
 
@@ -247,14 +258,18 @@ def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
     return change
 
 
-def _scales(step: Step) -> Step | None:
-    """A scale of the cache for each head where there was one, and one where there was one for each head."""
-    layer = step.layer
+def with_other_scales(layer: Layer) -> Layer | None:
+    """The layer with a scale of the cache for each head where there was one, or with one where each head had its own."""
     if layer.k_scale is None or layer.v_scale is None or layer.num_kv_heads == 1:
         return None
     heads = layer.num_kv_heads if layer.k_scale.numel() == 1 else 1
     k_scale, v_scale = (scale.reshape(-1)[:1].expand(heads).clone() for scale in (layer.k_scale, layer.v_scale))
-    return _of_layer(k_scale=k_scale, v_scale=v_scale)(step)
+    return dataclasses.replace(layer, k_scale=k_scale, v_scale=v_scale)
+
+
+def _scales(step: Step) -> Step | None:
+    layer = with_other_scales(step.layer)
+    return None if layer is None else dataclasses.replace(step, layer=layer)
 
 
 def _causal(step: Step) -> Step | None:
@@ -316,8 +331,6 @@ def _num_actual_tokens(step: Step) -> Step | None:
 # --- rules ---
 
 
-_ON: dict[Any, Any] = {bool: True, int: 2, int | None: 2, float | None: 4.0, tuple[int, int]: (2, -1)}
-"""A value that turns a rule on, by the type of its values."""
 _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
     "alibi_slopes": lambda step: torch.full((step.layer.num_heads,), 0.5, device=step.q.device),
     "sinks": lambda step: torch.zeros(step.layer.num_heads, device=step.q.device),
@@ -344,7 +357,7 @@ def _rule(name: str) -> Callable[[Step], Step | None]:
     def change(step: Step) -> Step | None:
         value = getattr(step.layer if rule.holder == "Layer" else step.batch, name)
         if not rule.is_asked(value):
-            other = _TENSORS[name](step) if rule.is_tensor else _ON[rule.type]
+            other = _TENSORS[name](step) if rule.is_tensor else value_on(name)
         else:
             other = rule.off if rule.is_tensor or rule.type is bool else _another(value)
         return _with_rule(step, name, other)

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
-from attn_contract import ContractError, KVCacheView
+from attn_contract import ContractError
 from attn_fuzz.cases.case import Case
-from attn_fuzz.cases.earlier import restrided
+from attn_fuzz.cases.earlier import OTHER_DTYPE, converted_cache, restrided, restrided_cache, with_other_scales
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Rotation, Step, Write
 
@@ -63,19 +63,10 @@ def _restrided(name: str) -> Callable[[Write, Step], _Changed | None]:
     return lambda write, step: (dataclasses.replace(write, **{name: restrided(getattr(write, name))}), step)
 
 
-def _in_cache(write: Write, step: Step, kv_cache: torch.Tensor) -> _Changed:
-    """The write to another tensor of the same layout."""
-    layer, layout = write.layer, write.view.layout
-    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
-    view = KVCacheView.of(kv_cache, layout, **sizes)
-    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
-
-
 def _cache_strides(write: Write, step: Step) -> _Changed | None:
     assert step.raw is not None
-    unit = write.view.layout.unit_of_blocks(write.view.head_size)
-    return _in_cache(write, step, restrided(write.view.tensor(step.raw), unit))
+    view, raw = restrided_cache(write.view, step.raw)
+    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
 
 
 def _query_strides(write: Write, step: Step) -> _Changed | None:
@@ -93,8 +84,7 @@ def _dtype(write: Write, step: Step) -> _Changed | None:
     """Rows in another dtype, and an unquantized cache."""
     raw = step.raw
     assert raw is not None
-    others = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
-    dtype = others[write.k.dtype]
+    dtype = OTHER_DTYPE[write.k.dtype]
     write = dataclasses.replace(write, k=write.k.to(dtype), v=write.v.to(dtype))
     rotation = write.rotation
     if rotation is not None:
@@ -104,20 +94,16 @@ def _dtype(write: Write, step: Step) -> _Changed | None:
         write = dataclasses.replace(write, rotation=rotation)
     if write.layer.kv_cache_dtype is not None:
         return write, step
-    if write.view.layout.is_x_packed and write.view.itemsize != dtype.itemsize:
-        return None  # its pages are cut into pieces of 16 bytes
-    view = dataclasses.replace(write.view, itemsize=dtype.itemsize)
-    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw.to(dtype))
+    converted = converted_cache(write.view, raw, dtype)
+    if converted is None:
+        return None
+    view, raw = converted
+    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
 
 
 def _scales(write: Write, step: Step) -> _Changed | None:
-    """A scale for each head where there was one, and one where there was one for each head."""
-    layer = write.layer
-    if layer.k_scale is None or layer.v_scale is None or layer.num_kv_heads == 1:
-        return None
-    heads = layer.num_kv_heads if layer.k_scale.numel() == 1 else 1
-    k_scale, v_scale = (scale.reshape(-1)[:1].expand(heads).clone() for scale in (layer.k_scale, layer.v_scale))
-    return dataclasses.replace(write, layer=dataclasses.replace(layer, k_scale=k_scale, v_scale=v_scale)), step
+    layer = with_other_scales(write.layer)
+    return None if layer is None else (dataclasses.replace(write, layer=layer), step)
 
 
 def _layout(write: Write, step: Step) -> _Changed | None:

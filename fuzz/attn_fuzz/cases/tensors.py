@@ -12,7 +12,7 @@ from typing import Any
 
 import attn_reference
 import torch
-from attn_contract import Batch, KVCacheView, Layer, Layout, check_shared_allocation
+from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import allocations, captures, contents
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
@@ -381,9 +381,9 @@ def _written_rows(
 def _saturated(case: Case, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Rows with infinities in dims that are stored quantized."""
     saturated = contents.with_infinities(rows, generator)
-    if case.cache is not None and case.cache.layout.has_latent_scales:
-        kept = case.cache.layout.quantized_size(case.value_size)
-        saturated[..., kept:] = rows[..., kept:]
+    if case.latent_format is not None:
+        quantized = case.latent_format.quantized_size(case.head_size, case.head_size_v)
+        saturated[..., quantized:] = rows[..., quantized:]
     return saturated
 
 
@@ -391,21 +391,14 @@ def _with_ties(
     case: Case, rows: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, generator: torch.Generator
 ) -> torch.Tensor:
     """Rows with ties in dims that are stored quantized, by the scale that each of them has."""
-    if case.cache is not None and case.cache.layout.has_latent_scales:
-        quantized, kept = rows.tensor_split([case.cache.layout.quantized_size(case.value_size)], dim=-1)
-        latent = quantized.unflatten(-1, (-1, case.cache.layout.dims_of_scale))
-        scales = _scales_of_groups(latent, case.cache.layout, dtype)
+    if (form := case.latent_format) is not None:
+        quantized, kept = rows.tensor_split([form.quantized_size(case.head_size, case.head_size_v)], dim=-1)
+        latent = quantized.unflatten(-1, (-1, form.scale_dims))
+        _, scales = attn_reference.group_scales(latent, dtype, form.scale_dtype)
         latent = contents.with_ties(latent, scales, dtype, generator).flatten(-2)
         return torch.cat([latent, kept], dim=-1)
     scales = attn_reference.row_scales(rows, dtype) if scale is None else scale.cpu().reshape(-1, 1)
     return contents.with_ties(rows, scales, dtype, generator)
-
-
-def _scales_of_groups(latent: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
-    """[..., 1] float32: the scale of each group of dims [..., D] of a latent row with scales."""
-    if layout in (Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES):
-        return attn_reference.e8m0_numbers(attn_reference.e8m0_scales(latent, dtype))
-    return attn_reference.row_scales(latent, dtype)
 
 
 def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.device | str) -> Rotation:

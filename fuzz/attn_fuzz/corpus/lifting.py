@@ -87,7 +87,7 @@ def _with_layout(case: Case, support: Support) -> Case:
     alike = (cache.layout.has_inline_scales, cache.layout.has_latent_value)
     fitting = [one for one in support.layouts if (one.has_inline_scales, one.has_latent_value) == alike]
     # no two layouts with scales in latent rows have the same widths, and no two take two widths
-    if not fitting or cache.layout.has_latent_scales or (case.head_size_v is not None and not case.has_latent_cache):
+    if not fitting or case.latent_format is not None or (case.head_size_v is not None and not case.has_latent_cache):
         return case
     layout = min(fitting, key=lambda one: ("content" in one.dims) != ("content" in cache.layout.dims))
     return replace(case, cache=_in_layout(cache, layout))

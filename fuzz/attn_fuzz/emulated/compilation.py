@@ -119,11 +119,10 @@ def _reason(error: BaseException) -> str:
 
 def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer jobs until there are no more: with what was compiled, or with an error's text."""
-    mutant = pickle.load(requests)
-    if mutant is not None:
-        from attn_fuzz.zoo import mutants
+    if mutants := pickle.load(requests):
+        from attn_fuzz.patches import installation
 
-        mutants.install(mutant)
+        installation.install(*mutants)
     while True:
         try:
             current_folder.folders.update(pickle.load(requests))

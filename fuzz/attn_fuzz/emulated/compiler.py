@@ -12,7 +12,7 @@ from attn_amdgcn import Program, load, prepare
 from attn_fuzz import current_folder
 from attn_fuzz.emulated.jobs import Compiled, Job
 from attn_fuzz.errors import HelperKilledError
-from attn_fuzz.zoo import mutants
+from attn_fuzz.patches.mutant import INSTALLED
 
 KEPT = 64
 """Programs that are kept: a prepared one has tens of thousands of closures."""
@@ -85,5 +85,5 @@ def _process() -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", "-W", "ignore", "-m", "attn_fuzz.emulated.compilation"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None
-    pickle.dump(mutants.installed(), process.stdin)
+    pickle.dump(INSTALLED, process.stdin)
     return process

@@ -13,6 +13,7 @@ import numpy as np
 from attn_fuzz.exact import algebra, call, elements
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.interpreted import libdevice
 from attn_fuzz.interpreted.numbers import STORED, cast, decoded
 from attn_fuzz.interpreted.together import blocks
 
@@ -37,6 +38,19 @@ _UNARY: dict[str, Callable[[Elements], Elements]] = {
     "create_log2": algebra.log2,
     "create_log": algebra.log,
 }
+_LIBDEVICE: dict[str, Callable[..., Elements]] = {
+    **dict.fromkeys(("tanh", "fast_tanhf"), algebra.tanh),
+    **dict.fromkeys(("exp", "fast_expf"), algebra.exp),
+    **dict.fromkeys(("log", "fast_logf"), algebra.log),
+    **dict.fromkeys(("log2", "fast_log2f"), algebra.log2),
+    **dict.fromkeys(("div_rn", "fast_dividef"), algebra.divide),
+    "exp2": algebra.exp2,
+    "abs": algebra.absolute,
+    "add_rn": algebra.add,
+    "sub_rn": algebra.subtract,
+    "mul_rn": algebra.multiply,
+}
+"""By name: functions of libdevice."""
 _COMPARISONS = {
     "LT": np.less,
     "LE": np.less_equal,
@@ -73,6 +87,7 @@ def methods(interpreter: Any) -> dict[str, Method]:
         if hasattr(builder, name):  # Triton 3.6 has no get_bf16
             found[name] = _constant(handle, interpreter.tl.str_to_ty(dtype, None), of(name))
     found["create_fma"] = _on_elements(handle, builder.create_fma, lambda x, y, z: algebra.add(algebra.multiply(x, y), z))
+    found["create_extern_elementwise"] = _of_libdevice(handle, of("create_extern_elementwise"))
     found["create_clampf"] = _clamp(handle, of("create_clampf"))
     found["create_dot"] = _dot(handle, of("create_dot"))
     found["create_select"] = _select(handle, of("create_select"))
@@ -85,6 +100,18 @@ def methods(interpreter: Any) -> dict[str, Method]:
     found["create_masked_load"] = _load(handle, interpreter._interpreter, of("create_masked_load"))
     found["create_masked_store"] = _store(interpreter._interpreter, of("create_masked_store"))
     return found
+
+
+def _of_libdevice(handle: Any, method: Method) -> Method:
+    def extern_elementwise(self: Any, library: str, path: str, symbol: str, operands: list[Handle], to: Any, pure: bool) -> Any:
+        if not _has_elements(operands):
+            return method(self, library, path, symbol, operands, to, pure)
+        name = libdevice.called[-1] if libdevice.called else symbol
+        if name not in _LIBDEVICE:
+            raise NotCarriedError(f"{name} of libdevice")
+        return handle(_LIBDEVICE[name](*map(elements_of, operands)), to.scalar)
+
+    return extern_elementwise
 
 
 def elements_of(operand: Handle) -> Elements:

@@ -6,6 +6,7 @@
     arithmetic, comparisons, tl.dot, atomics     `attn_fuzz.interpreted.arithmetic`
     reductions and scans                         `attn_fuzz.interpreted.reductions`
     loads and stores                             `attn_fuzz.interpreted.memory`
+    functions of libdevice                       `attn_fuzz.interpreted.libdevice`
     `and`, `or`, `not` and the truth of blocks   `attn_fuzz.interpreted.language`
     the order of a launch's programs             `attn_fuzz.interpreted.program_order`
     many programs of a launch run together       `attn_fuzz.interpreted.together`
@@ -13,15 +14,15 @@
     the language, patched once per module of kernels and not in every call, and its functions called at once
     launches, without NumPy's warnings: a GPU computes infinities and NaN without a word
 
-What is not replaced is right as it comes, or raises. `tests/fuzz/test_interpreter.py` goes through all dtypes and all functions
-of the language.
+What is not replaced is right as it comes, or raises. `tests/fuzz/interpreted/test_interpreter.py` goes through all dtypes and
+all functions of the language.
 """
 
 import importlib
 from typing import Any
 
 import numpy as np
-from attn_fuzz.interpreted import arithmetic, language, memory, reductions, types
+from attn_fuzz.interpreted import arithmetic, language, libdevice, memory, reductions, types
 from attn_fuzz.interpreted.together import blocks, control, launches
 
 # set on Triton's InterpreterBuilder, for kernels that refuse bfloat16 where it is computed as bit patterns
@@ -65,6 +66,7 @@ def install() -> None:
         holder.apply_impl = function(interpreter)
         holder.to_tensor = reductions.to_tensor(interpreter)
     language.install(interpreter)
+    libdevice.install(interpreter)
     types.install()
     interpreter._patch_attr = _patching(interpreter)
     interpreter._patch_lang = _patching_once(interpreter._patch_lang, interpreter._LangPatchScope, interpreter.tl)

@@ -7,11 +7,24 @@ import msgspec
 from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
-from attn_fuzz.report.overview import summary
-from attn_fuzz.report.standalone import script
 from attn_fuzz.verdict.verdict import FENCED, Verdict
+from rich.console import RenderableType
 
 __all__ = ["again", "save", "save_draft", "save_script", "script", "summary", "write"]
+
+
+def summary(case: Case, verdict: Verdict | None) -> RenderableType:
+    """A failure in a few lines: `attn_fuzz.report.overview`, which is imported by then."""
+    from attn_fuzz.report import overview
+
+    return overview.summary(case, verdict)
+
+
+def script(case: Case, verdict: Verdict) -> str:
+    """A script that runs the case: `attn_fuzz.report.standalone`, which is imported by then."""
+    from attn_fuzz.report import standalone
+
+    return standalone.script(case, verdict)
 
 
 def save(case: Case, folder: Path, name: str, verdict: Verdict | None = None) -> Path:

@@ -1,11 +1,10 @@
 """What a run drew and threw away, and which features and pairs that its target supports it did not draw."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, combinations, product
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.edges import BLOCK_EDGES, LEAST_BLOCK, at_tiles
 from attn_fuzz.cases.features import FEATURES, Feature, undefined
 from attn_fuzz.run.shard import Progress
@@ -145,115 +144,11 @@ def _remedies(reason: str, progress: Sequence[Progress]) -> list[str]:
 
 def can_have(support: Support, feature: Feature) -> bool:
     """Whether a case that the support allows can have a feature."""
-    if feature.name == "alibi_slopes, signed" and not support.engine.signed_slopes:
+    if feature.rule not in (None, *support.rules) or (feature.dimension.needs_cache and not _has_cache(support)):
         return False
-    if feature.rule is not None:
-        return feature.rule in support.rules
-    return _POSSIBLE[feature.group](feature.name, support)
+    asked = {name: getattr(support if hasattr(support, name) else support.engine, name) for name in feature.value.asks}
+    return all(feature.value.asks[name](value) for name, value in asked.items())
 
 
 def _has_cache(support: Support) -> bool:
     return any(attn_type.reads_cache for attn_type in support.attn_types)
-
-
-def _attention(name: str, support: Support) -> bool:
-    types = {
-        "encoder": AttentionType.ENCODER,
-        "encoder-only": AttentionType.ENCODER_ONLY,
-        "cross-attention": AttentionType.ENCODER_DECODER,
-    }
-    if name in types:
-        return types[name] in support.attn_types
-    needed = {
-        "decoder, causal": support.causal,
-        "decoder, non-causal": "non_causal" in support.rules,
-        "decoder, causal per request": support.causal and {"non_causal", "per_request_causal"} <= set(support.rules),
-    }
-    return AttentionType.DECODER in support.attn_types and needed[name]
-
-
-def _phase(name: str, support: Support) -> bool:
-    if name == "more queries than keys":
-        return _has_cache(support) and support.engine.more_queries_than_keys
-    if name == "request without a query":
-        return support.engine.empty_requests
-    if name == "prefill":
-        return support.engine.prompts or AttentionType.DECODER not in support.attn_types
-    return _has_cache(support) and support.engine.contexts
-
-
-def _allocation(name: str, support: Support) -> bool:
-    engine = support.engine
-    content = any("content" in layout.dims for layout in support.layouts)
-    if name.startswith("order "):
-        return content and name.removeprefix("order ") in engine.orders
-    possible = {
-        "interleaved layers": content and max(engine.num_layers) > 1,
-        "K and V planes": True in engine.planes and any(_has_planes(layout) for layout in support.layouts),
-        "padded blocks": max(engine.padding) > 0,
-        "padded rows": max(engine.padding) > 0 and any(map(_has_latent_rows, support.layouts)),
-        "block size no power of two": any(size.bit_count() > 1 for size in support.block_sizes),
-        "writer in another layout": engine.other_views and _can_share(support.layouts),
-        "neighbour in another layout": engine.other_views and _can_share(support.layouts),
-    }
-    return _has_cache(support) and possible[name]
-
-
-def _can_share(layouts: Sequence[Layout]) -> bool:
-    return sum(not (layout.has_inline_scales or layout.has_latent_value) for layout in layouts) > 1
-
-
-def _has_latent_rows(layout: Layout) -> bool:
-    return layout.has_latent_value and not layout.has_dense_pages
-
-
-def _has_planes(layout: Layout) -> bool:
-    return "content" not in layout.dims and not layout.has_latent_value
-
-
-def _write(name: str, support: Support) -> bool:
-    engine = support.engine
-    possible = {
-        "slot -1": AttentionType.DECODER in support.attn_types,
-        "nothing written": False in engine.writes,
-        "saturated": engine.saturated and bool(support.cache_dtypes),
-    }
-    return _has_cache(support) and possible.get(name, "rope" in support.rules)
-
-
-def _call(name: str, support: Support) -> bool:
-    engine = support.engine
-    if name.startswith("output "):
-        return name.removeprefix("output ") in support.output_dtypes
-    return {
-        "fused qkv": True in engine.fused_qkv,
-        "LSE": "lse" in support.rules,
-        "earlier call": True,
-        "scale 0": 0 in engine.scale_signs,
-        "scale below 0": -1 in engine.scale_signs,
-        "unlike strides": True in engine.unlike_strides,
-        "dense output": True in engine.dense_out,
-    }[name]
-
-
-def _cache_dtype(name: str, support: Support) -> bool:
-    plain = name == "cache of the layer's dtype"
-    return _has_cache(support) and (plain or name.removeprefix("cache ") in support.cache_dtypes)
-
-
-def _scales(name: str, support: Support) -> bool:
-    return bool(support.cache_dtypes) and any(name.startswith(f"scale per {kind}") for kind in support.scales)
-
-
-_POSSIBLE: Final[dict[str, Callable[[str, Support], bool]]] = {
-    "attention": _attention,
-    "phase": _phase,
-    "dtype": lambda name, support: name in support.dtypes,
-    "layout": lambda name, support: _has_cache(support) and name in map(str, support.layouts),
-    "allocation": _allocation,
-    "cache dtype": _cache_dtype,
-    "scales": _scales,
-    "write": _write,
-    "call": _call,
-}
-"""By a group of features: whether a support allows the feature of that name."""

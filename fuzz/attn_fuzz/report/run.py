@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from attn_fuzz.findings.finding import Finding
@@ -13,6 +13,9 @@ from attn_fuzz.report.drawn import Drawn, drawn
 from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict import ratios
+
+if TYPE_CHECKING:
+    from attn_fuzz.run.distinct import Entry
 
 SCHEMA = "attn-parity.fuzz/1"
 PATHS = {
@@ -30,6 +33,9 @@ class Found(NamedTuple):
         first_file: of the case as it was found.
         past: the name of the past case that fails, if it is one.
         while_shrinking: whether the failure was met while another failure was shrunk.
+        entry: what a run that keeps going knows of the failure's cause; None in any other run.
+        name: the name of this failure and of its files, in a run that keeps going.
+        met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
     """
 
     failure: Failure
@@ -38,6 +44,36 @@ class Found(NamedTuple):
     first_file: Path | None = None
     past: str | None = None
     while_shrinking: bool = False
+    entry: "Entry | None" = None
+    name: str = ""
+    met_in: str | None = None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of the case of a distinct failure, in words."""
+        assert self.entry is not None
+        found = []
+        if not self.entry.again:
+            found.append("it did not fail again when it was run once more")
+        elif not self.failure.minimal:
+            found.append("not yet the smallest case")
+        if self.failure.needs is None and self.entry.again:
+            found.append("what it needs was not asked")
+        if self.met_in is not None:
+            found.append(f"no drawn case: it was met while {self.met_in} was shrunk")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, with its case."""
+        case_file, script, first_file = (str(path) if path else None for path in (self.case_file, self.script, self.first_file))
+        found = failure_json(self.failure) | {"past": self.past, "while_shrinking": self.while_shrinking}
+        found |= {"first_file": first_file, "case_file": case_file, "script": script}
+        if (entry := self.entry) is not None:
+            from attn_fuzz.findings.aspects import in_order
+
+            found |= {"name": self.name, "about": self.failure.verdict.about, "needs": in_order(entry.needs)}
+            found |= {"found_after": entry.after, "later": entry.explained, "again": entry.again, "met_in": self.met_in}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +93,7 @@ class Run:
         restarted: number of shards that ran again because their worker process died.
         interrupted: whether Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
+        keeps_going: whether the run went on past failures, so that each of `failures` has its entry.
     """
 
     target: str
@@ -74,6 +111,7 @@ class Run:
     restarted: int = 0
     interrupted: bool = False
     error: str | None = None
+    keeps_going: bool = False
 
     @property
     def examples(self) -> int:
@@ -116,7 +154,8 @@ class Run:
     def outcome(self) -> str:
         """How the run ended, in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
         if self.failures:
-            words = f"{len(self.failures)} failing"
+            many = len(self.failures)
+            words = f"{many} distinct failure{'s' * (many > 1)}" if self.keeps_going else f"{many} failing"
         elif not self.examples + self.replayed:
             words = "nothing was checked"
         elif self.interrupted or self.error:
@@ -138,6 +177,8 @@ class Run:
             parts += (
                 [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []
             )  # a target without an oracle has no ratio
+        if later := sum(found.entry.explained for found in self.failures if found.entry):
+            parts.append(f"{later} later cases fail likewise")
         if limits := self.limits:
             parts.append(not_run(limits, self.replayed + self.examples))
         if known := self.known:
@@ -164,6 +205,7 @@ class Run:
             "drawn": self.drawn.to_json(),
             "events": self.events,
             "known": self.known,
+            "known_after": _known_after(self.progress),
             "no_longer_failing": [finding.name for finding in self.fixed],
             "seconds": round(self.seconds, 3),
             "spent": {name: round(value, 3) for name, value in self.spent.items()},
@@ -171,18 +213,21 @@ class Run:
             "ratios": functools.reduce(ratios.added, (p.ratios for p in self.progress), {}),
             "interrupted": self.interrupted,
             "error": self.error,
-            "failures": [
-                {
-                    **failure_json(found.failure),
-                    "past": found.past,
-                    "while_shrinking": found.while_shrinking,
-                    "first_file": str(found.first_file) if found.first_file else None,
-                    "case_file": str(found.case_file) if found.case_file else None,
-                    "script": str(found.script) if found.script else None,
-                }
-                for found in self.failures
-            ],
+            "failures": [found.to_json() for found in self.failures],
         }
+
+
+def _known_after(shards: Sequence[Progress]) -> dict[str, int]:
+    """By known finding, how many cases had been drawn, this one included, when the first failed because of it.
+
+    The shards count in their order, so that the number of workers changes nothing.
+    """
+    found: dict[str, int] = {}
+    drawn = 0
+    for progress in shards:
+        found = {**{name: drawn + after for name, after in progress.known_after.items()}, **found}
+        drawn += progress.examples
+    return found
 
 
 def failure_json(failure: Failure) -> dict[str, Any]:

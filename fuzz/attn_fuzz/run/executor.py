@@ -23,12 +23,10 @@ import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, HelperKilledError, InputError
-from attn_fuzz.interpreted import interpreter
+from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import FENCED, Verdict
-from attn_fuzz.zoo import mutants
-from attn_fuzz.zoo.mutants import Mutant, MutantError
 
 if TYPE_CHECKING:
     from attn_fuzz.run.fence import Fence
@@ -312,10 +310,12 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
     use_interpreter(load.device)
     try:
         if load.mutant is not None:
-            mutants.install(load.mutant)
+            from attn_fuzz.patches import installation
+
+            installation.install(load.mutant)
         import torch
         from attn_fuzz.exact import interpreter as exact_interpreter
-        from attn_fuzz.interpreted import accesses
+        from attn_fuzz.interpreted import accesses, interpreter
 
         module, function = load.trial.split(":")
         try_case = getattr(importlib.import_module(module), function)
@@ -327,7 +327,7 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
         if load.sanitize:
             accesses.install()
         if load.mutant is not None:
-            mutants.import_patched(load.mutant)
+            installation.import_patched(load.mutant)
         target = registry.load(load.target)
         if not load.sanitize and target.can_be_fenced(load.device):
             accesses.install("bounds")

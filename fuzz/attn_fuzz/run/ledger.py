@@ -3,11 +3,14 @@
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attn_fuzz.cases import case_file
 from attn_fuzz.findings.finding import Finding, explanation
-from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
+
+if TYPE_CHECKING:
+    from attn_fuzz.run.executor import Executor
 
 
 def fixed(name: str, device: str, limit: float) -> list[Finding]:
@@ -16,6 +19,8 @@ def fixed(name: str, device: str, limit: float) -> list[Finding]:
     Args:
         limit: seconds that one case may take.
     """
+    from attn_fuzz.run.executor import Executor
+
     target = registry.load(name)
     support = target.support(device)
     findings = [finding for finding in target.findings_on(device) if support.limit(case_file.load(finding.path)) is None]
@@ -23,7 +28,7 @@ def fixed(name: str, device: str, limit: float) -> list[Finding]:
         return no_longer_failing(findings, executor)
 
 
-def no_longer_failing(findings: Iterable[Finding], executor: Executor) -> list[Finding]:
+def no_longer_failing(findings: Iterable[Finding], executor: "Executor") -> list[Finding]:
     """The findings whose stored case no longer fails on the executor's target as the finding says."""
     stored = [(finding, case_file.load(finding.path)) for finding in findings]
     own = [(finding, case, executor.run(case)) for finding, case in stored if case.target == executor.target]

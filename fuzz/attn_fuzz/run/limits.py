@@ -8,7 +8,7 @@ from attn_fuzz.run.exceptions import causes, message_of
 
 
 def limit_of(error: BaseException | None) -> str | None:
-    """The limit of this tool that an exception tells: an instruction's name, or a message; None if it tells of none.
+    """The limit of this tool that an exception tells: an instruction and what of it is not known, or a message; None if none.
 
     Triton's interpreter makes another exception of each that a function of its language raises: the cause tells the limit.
     """
@@ -18,6 +18,6 @@ def limit_of(error: BaseException | None) -> str | None:
         if isinstance(each, LimitError):
             return message_of(each)
         if isinstance(each, unknown):
-            instruction = re.search(r"`(\w+)", str(each))
-            return instruction[1] if instruction else message_of(each)
+            instruction = re.search(r"`(\w+)[^`]*`(: .+)?", str(each))
+            return f"{instruction[1]}{instruction[2] or ''}" if instruction else message_of(each)
     return None

@@ -6,28 +6,20 @@ say whether the failure needs them.
 
 import itertools
 from collections.abc import Callable, Iterator
+from enum import EnumType
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from attn_contract import AttentionType
-from attn_fuzz.cases.case import Cache, Case, Request, Values
+from attn_fuzz.cases.case import Cache, Case, Quantized, Request, Values
+from attn_fuzz.cases.dimensions import fields_of_layers
 from attn_fuzz.findings.aspects import OF_ATTENTION, aspects
-from attn_fuzz.run.shrink import (
-    CACHE_DTYPES,
-    ORDERS,
-    SIMPLEST,
-    TYPES,
-    is_valid,
-    lowered,
-    replace,
-    with_requests,
-)
+from attn_fuzz.run.shrink import SIMPLEST, TYPES, Struct, is_valid, lowered, replace, with_requests
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
 
-_KEPT = ("dtype", "num_kv_heads", "group_size", "head_size", "head_size_v", "scale", "window", "sink_tokens", "chunked_local")
-_KEPT += ("logits_soft_cap", "alibi_slopes", "signed_slopes", "sinks", "narrow_sinks", "output_dtype", "lse", "values")
+_KEPT = ("dtype", "lse", "values", *fields_of_layers())
 """Fields that a case of another kind of attention has, too."""
 LENGTHS = ((1, 0), (1, 1), (2, 0), (2, 2), (9, 9))
 """Other lengths of a request: its queries, and how many keys are added to its own. They make a decode a prefill, and so on."""
@@ -123,9 +115,7 @@ def _changed(case: Case, support: Support) -> Iterator[Case]:
     if case.cache is not None:
         for cache in _other_caches(case.cache, support):
             yield with_requests(replace(case, cache=_with_room(cache, case)), case.requests)
-    for name in SIMPLEST:
-        for value in _other_values(getattr(case, name), TYPES[name]):
-            yield replace(case, **{name: value})
+    yield from _with_other_values(case, *SIMPLEST)
     if case.rope is not None:
         yield replace(case, rope=replace(case.rope, neox=not case.rope.neox))
     for size in support.head_sizes:
@@ -150,13 +140,21 @@ def _with_room(cache: Cache, case: Case) -> Cache:
     return replace(cache, num_blocks=cache.num_blocks + -(-tokens // cache.block_size) + len(case.requests))
 
 
+def _with_other_values(struct: Struct, *names: str) -> Iterator[Struct]:
+    for name in names:
+        for value in _other_values(getattr(struct, name), TYPES[type(struct)][name]):
+            yield replace(struct, **{name: value})
+
+
 def _other_values(value: Any, declared: Any) -> Iterator[Any]:
-    """Other values of a field, by its declared type: the opposite flag, and the other words of a Literal."""
+    """Other values of a field, by its declared type: the opposite flag, other words of a Literal and members of an Enum."""
     if get_origin(declared) in (Union, UnionType):
         for one in get_args(declared):
             yield from _other_values(value, one)
     elif get_origin(declared) is Literal and value is not None:
         yield from (word for word in get_args(declared) if word != value)
+    elif isinstance(declared, EnumType):
+        yield from declared
     elif declared is bool:
         yield not value
 
@@ -169,11 +167,9 @@ def _other_caches(cache: Cache, support: Support) -> Iterator[Cache]:
     for layout in support.layouts:
         for dtype in (cache.dtype, *support.cache_dtypes):
             yield scaled(dtype, cache.scales or "token", layout=layout)
-    for dtype in CACHE_DTYPES:
+    for dtype in get_args(Quantized):
         for scales in support.scales:
             yield scaled(dtype, scales)
-    for order in ORDERS:
-        yield replace(cache, order=order)
-    yield replace(cache, planes=not cache.planes)
+    yield from _with_other_values(cache, "order", "planes")
     for block_size in support.block_sizes:
         yield replace(cache, block_size=block_size)

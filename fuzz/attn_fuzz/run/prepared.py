@@ -33,7 +33,8 @@ _IMPORTED = [
     "attn_fuzz.run.importing",
     *("torch", "triton", "triton.runtime.interpreter"),
     *("triton.compiler.code_generator", "triton.experimental.gluon"),  # a process's first launch imports them
-    *("attn_fuzz.run.runner", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
+    *("attn_fuzz.run.runner", "attn_fuzz.run.executor", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
+    *("attn_fuzz.run.drawing", "attn_fuzz.run.shrink", "attn_fuzz.run.needs"),
 ]
 
 _STARTS = threading.Lock()

@@ -10,22 +10,22 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
-from attn_fuzz.run import drawing, needs, shrink
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
 from attn_fuzz.run.size import Size
-from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
-from attn_fuzz.zoo.mutants import Mutant, MutantError, NeverRanError
+
+if TYPE_CHECKING:
+    from attn_fuzz.run.executor import Executor
 
 SHRINK_SECONDS = 240.0
 MOST_OTHERS = 4
@@ -167,7 +167,7 @@ class _OutOfTime(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
 
-def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
+def fuzz(plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None] = lambda progress: None) -> Progress:
     """Draw and check cases until the plan ends, or a case fails and the plan does not go on. A failing case is reported as it
     is, and then shrunk.
 
@@ -179,8 +179,10 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
     Raises:
         UnknownTargetError, ExecutorError: the target cannot be run.
         PastCaseError: a past case cannot be run.
-        MutantError: the mutant cannot be run; see `attn_fuzz.zoo.mutants`.
+        MutantError: the mutant cannot be run; see `attn_fuzz.patches.mutant`.
     """
+    from attn_fuzz.run import drawing
+
     target = registry.load(plan.target)
     shard = _Shard(plan, executor, report, target)
     try:
@@ -204,13 +206,18 @@ def fuzz(plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None] 
 
 def drawn(plan: FuzzPlan) -> list[Case]:
     """The cases that a plan draws if no case fails. No case is run."""
+    from attn_fuzz.run import drawing
+    from attn_fuzz.strategies.tally import Tally
+
     found: list[Case] = []
     drawing.draw_cases(plan, registry.load(plan.target), found.append, Tally())
     return found
 
 
-def start_executor(plan: FuzzPlan) -> Executor:
+def start_executor(plan: FuzzPlan) -> "Executor":
     """An executor for the plan's target, device and mutant. The caller stops it."""
+    from attn_fuzz.run.executor import Executor
+
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
@@ -248,7 +255,9 @@ class _Shard:
         has_run: whether the target has run a case that has queries and keys.
     """
 
-    def __init__(self, plan: FuzzPlan, executor: Executor, report: Callable[[Progress], None], target: Target) -> None:
+    def __init__(self, plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None], target: Target) -> None:
+        from attn_fuzz.strategies.tally import Tally
+
         self.findings = target.findings_on(plan.device)
         self.support = target.support(plan.device)
         self.plan = plan
@@ -302,6 +311,8 @@ class _Shard:
 
     def shrink(self) -> None:
         """Shrink the failure that ended the drawing, and then the others that were met meanwhile."""
+        from attn_fuzz.run import shrink
+
         until = time.monotonic() + SHRINK_SECONDS
         for at, failure in enumerate(self.failures):  # shrinking may add failures
             if at == 1:
@@ -320,6 +331,8 @@ class _Shard:
         return self.support if self.support.beyond(case) is None else self.support.widened()
 
     def _needs(self, at: int, case: Case, within: Support, minimal: bool) -> frozenset[str]:
+        from attn_fuzz.run import needs
+
         until = time.monotonic() + NEEDS_SECONDS
 
         def fails(other: Case) -> bool:
@@ -347,6 +360,8 @@ class _Shard:
 
     def _pass_on(self, case: Case, verdict: Verdict) -> None:
         """Note a failure, and which parts the case needs to fail so."""
+        from attn_fuzz.run import shrink
+
         bare = msgspec.structs.replace(verdict, pictures={}, ratios={})
         failure = self._failure(case, bare, found_after=self.progress.replayed + self.progress.examples)
 

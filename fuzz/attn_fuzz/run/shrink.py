@@ -5,18 +5,21 @@ most of these choices are entangled. The search ends at a case of which `lowered
 way.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from enum import EnumType
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases import contradictions
-from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Rope, Values
+from attn_contract import AttentionType, Layout
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
+from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.target import LatentSizes, Support
 
 replace = msgspec.structs.replace
+Struct = TypeVar("Struct", Case, Cache)
 EARLIER = "earlier call"
 """The part of a case that its earlier calls are."""
 
@@ -89,11 +92,7 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
 
 def is_valid(case: Case, support: Support) -> bool:
     """Whether a case is a valid call, and within a support."""
-    try:
-        contradictions.check(case)
-    except CaseError:
-        return False
-    return support.limit(case) is None and support.beyond(case) is None
+    return contradiction(case) is None and support.limit(case) is None and support.beyond(case) is None
 
 
 # What a case is about, and what has steps of its own below.
@@ -102,13 +101,8 @@ SIMPLEST: dict[str, Any] = {
     field.name: field.default for field in reversed(msgspec.structs.fields(Case)) if field.name not in _KEPT
 }
 """The value of each field of a case that asks for nothing: its default."""
-TYPES = get_type_hints(Case, include_extras=True)
-"""The declared type of each field of a case. It says which values are lower than another."""
-
-
-LAYOUTS, ORDERS = tuple(Layout), tuple(PhysicalOrder)
-CACHE_DTYPES = ("fp8_e4m3fn", "fp8_e4m3fnuz", "int8")
-SCALES = ("tensor", "head", "token")
+TYPES = {struct: get_type_hints(struct, include_extras=True) for struct in (Case, Cache)}
+"""The declared type of each field. It says which values are lower than another."""
 
 
 def _candidates(case: Case, support: Support) -> Iterator[Case]:
@@ -143,9 +137,7 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     for r, request in enumerate(case.requests):
         for smaller in _smaller_requests(request, case.attn_type):
             yield with_requests(case, (*case.requests[:r], smaller, *case.requests[r + 1 :]))
-    for name in SIMPLEST:
-        for value in lower_values(getattr(case, name), TYPES[name]):
-            yield replace(case, **{name: value})
+    yield from _with_lower_values(case, *SIMPLEST)
     if case.rope is not None:
         for rope in _smaller_ropes(case.rope):
             yield replace(case, rope=rope)
@@ -166,12 +158,18 @@ def _without_rule(case: Case, name: str) -> Case:
     return replace(case, **{name: SIMPLEST[name]}) if name in SIMPLEST else case
 
 
+def _with_lower_values(struct: Struct, *names: str) -> Iterator[Struct]:
+    for name in names:
+        for value in lower_values(getattr(struct, name), TYPES[type(struct)][name]):
+            yield replace(struct, **{name: value})
+
+
 def lower_values(value: Any, declared: Any) -> Iterator[Any]:
     """Values of a field that are lower than its value.
 
     The field's declared type says what is lower: an integer that is closer to the least one, 1.0 for a float, an earlier word
-    of a Literal, and a tuple in which one element is lower. None and flags have no lower values: the default of every field is
-    tried anyway.
+    of a Literal or member of an Enum, and a tuple in which one element is lower. None and flags have no lower values: the
+    default of every field is tried anyway.
     """
     origin, arguments = get_origin(declared), get_args(declared)
     if origin in (Union, UnionType):
@@ -187,6 +185,8 @@ def lower_values(value: Any, declared: Any) -> Iterator[Any]:
                 yield (*value[:i], lower, *value[i + 1 :])
     elif declared is float and value not in (None, 1.0):
         yield 1.0
+    elif isinstance(declared, EnumType) and value is not None:
+        yield from itertools.takewhile(lambda member: member is not value, declared)
 
 
 def _smaller(value: int, least: int) -> Iterator[int]:
@@ -200,32 +200,19 @@ def _smaller(value: int, least: int) -> Iterator[int]:
 def _smaller_caches(cache: Cache, sizes: Support | LatentSizes) -> Iterator[Cache]:
     yield replace(cache, neighbour=None)
     yield replace(cache, writer=None)
-    unscaled = Layout.LATENT if cache.layout.has_latent_scales else cache.layout
+    unscaled = Layout.LATENT if cache.layout.latent_format is not None else cache.layout
     unscaled = Layout.CONTENT_PACKED if cache.layout is Layout.CONTENT_PACKED_SCALED else unscaled
     yield replace(cache, layout=unscaled, dtype=None, scales=None)
-    for layout in LAYOUTS[: LAYOUTS.index(cache.layout)]:
+    for layout in lower_values(cache.layout, Layout):
         apart = "tensor" if layout.has_latent_value else "token"
         yield replace(cache, layout=layout, scales=apart if cache.layout.has_inline_scales else cache.scales)
-    for dtype in CACHE_DTYPES[: CACHE_DTYPES.index(cache.dtype)] if cache.dtype else ():
-        yield replace(cache, dtype=dtype)
-    for scales in SCALES[: SCALES.index(cache.scales)] if cache.scales else ():
-        yield replace(cache, scales=scales)
+    yield from _with_lower_values(cache, "dtype", "scales")
     yield replace(cache, planes=False)
     yield replace(cache, num_layers=1, layer=0)
-    for layer in _smaller(cache.layer, 0):
-        yield replace(cache, layer=layer)
-    for num_layers in _smaller(cache.num_layers, 1):
-        yield replace(cache, num_layers=num_layers)
-    for order in ORDERS[: ORDERS.index(cache.order)]:
-        yield replace(cache, order=order)
-    for padding in _smaller(cache.padding, 0):
-        yield replace(cache, padding=padding)
-    for slot_padding in _smaller(cache.slot_padding, 0):
-        yield replace(cache, slot_padding=slot_padding)
+    yield from _with_lower_values(cache, "layer", "num_layers", "order", "padding", "slot_padding")
     for block_size in sorted(size for size in sizes.block_sizes if size < cache.block_size):
         yield replace(cache, block_size=block_size)
-    for num_blocks in _smaller(cache.num_blocks, 1):
-        yield replace(cache, num_blocks=num_blocks)
+    yield from _with_lower_values(cache, "num_blocks")
 
 
 def _smaller_ropes(rope: Rope) -> Iterator[Rope]:

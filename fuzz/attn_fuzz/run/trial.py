@@ -22,12 +22,10 @@ from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import Judgement, check_scores, judge, judge_finite
 from attn_fuzz.verdict.rounding import Rounding
-from attn_fuzz.verdict.verdict import Kind, Verdict
+from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
-COMPARED, NOT_CARRIED = "compared exactly", "not carried"
-"""Events of exact mode. The second is followed by what it could not carry."""
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 

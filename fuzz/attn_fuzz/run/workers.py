@@ -12,13 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.patches.mutant import MutantError, NeverRanError
 from attn_fuzz.run import prepared, shard
-from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.zoo.mutants import MutantError, NeverRanError
+
+if TYPE_CHECKING:
+    from attn_fuzz.run.executor import Executor
 
 END_SECONDS = 15.0
 WAKE_SECONDS = 1.0
@@ -162,7 +165,7 @@ def _tell_swallowed(error: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(error)
 
 
-def _shard(plan: FuzzPlan, executor: Executor, connection: Connection) -> str | None:
+def _shard(plan: FuzzPlan, executor: "Executor", connection: Connection) -> str | None:
     """Run a plan, and return None or the text of the error that ended it. SIGTERM ends a plan by KeyboardInterrupt.
 
     SystemExit would not end a plan: Hypothesis takes it for a failing example and goes on.

@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -16,10 +16,12 @@ from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.properties import Property
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict.rounding import Rounding
+
+if TYPE_CHECKING:
+    from attn_fuzz.properties import Property
 
 
 class DeclarationError(InputError):
@@ -90,8 +92,8 @@ class LatentSizes:
     """The sizes that are drawn for latent caches.
 
     Args:
-        widths: pairs (Lkv, R): the width of V, and how much wider K is. LATENT_SCALED, LATENT_E8M0 and LATENT_E8M0_PLANES are
-            drawn with those that they can have.
+        widths: pairs (Lkv, R): the width of V, and how much wider K is. Layouts with scales are drawn with those that
+            they can have.
         group_sizes: query heads. A latent cache has one KV head.
         block_sizes: slots of a block.
     """
@@ -111,16 +113,16 @@ class Support:
 
     Args:
         attn_types, dtypes: at least one of each.
-        layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT,
-            LATENT_SCALED, LATENT_E8M0, LATENT_E8M0_PLANES) are drawn with the rule head_size_v alone: name both. With this
+        layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
+            those of `attn_contract.layouts.LATENT_FORMATS`) are drawn with the rule head_size_v alone: name both. With this
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
         required_rules: those of them that every layer has which the target serves, as "head_size_v" of kernels for K and V of
             two widths. A layer without one must be refused.
         causal: whether a DECODER may be causal.
-        cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED,
-            LATENT_SCALED, LATENT_E8M0 or LATENT_E8M0_PLANES instead.
+        cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
+            `LATENT_FORMATS`, instead.
         output_dtypes: of `out` where there is an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
@@ -308,6 +310,27 @@ _DRAWN = (
 )
 
 
+FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
+"""The fields of Target that are the functions to check."""
+
+
+class Gpu(NamedTuple):
+    """A GPU that need not be here, for which host code plans.
+
+    Attributes:
+        architecture: such as "gfx942" or "sm90".
+        compute_units: few enough that splitting keys over them does not make more programs than are quickly run here.
+        parameters: fields of a plan in place of those of the architecture's table, which gives a program so many keys that
+            hardly any drawn request would be split.
+        batch_invariant: whether to plan as for batch-invariant calls.
+    """
+
+    architecture: str
+    compute_units: int = 8
+    parameters: Mapping[str, Any] = {"keys_per_split": 64}
+    batch_invariant: bool = False
+
+
 def _no_events(step: Step) -> Iterable[str]:
     return ()
 
@@ -346,8 +369,10 @@ class Target:
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
-        planned: while what it returns lasts, the host's code plans for an architecture of AMD. None: it plans there as it does
-            where kernels are interpreted.
+        modes: by name, modes of its own, such as a format of its cache, and its own ways to the modes that any target may have
+            (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
+        planned: while what it returns lasts, host code plans for a GPU that is not here: `NAME@planned` and `NAME@gfx942` need
+            it. None: it plans for `NAME@gfx942` as it does where kernels are interpreted.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
             for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
         compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's
@@ -355,7 +380,7 @@ class Target:
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
             `NAME@gfx950` alone, which has the findings.
         compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
-            `attn-parity mutate` leaves the target out unless it is named.
+            `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: whether it computes the formula of attention and nothing beside it, such as a small number that is added to a
             divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
@@ -376,11 +401,12 @@ class Target:
     siblings: tuple[AttentionFunction, ...] = ()
     checks_arguments: bool = False
     forget: Callable[[], None] = lambda: None
-    properties: tuple[Property, ...] = ()
+    properties: "tuple[Property, ...]" = ()
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
     modules: Callable[[], Iterable[ModuleType]] | None = None
-    planned: Callable[[str], AbstractContextManager[object]] | None = None
+    modes: "Mapping[str, Mode | str]" = dataclasses.field(default_factory=dict)
+    planned: Callable[[Gpu], AbstractContextManager[object]] | None = None
     races: str | None = None
     compiled_for: "Callable[[str], Target] | None" = None
     compiles: bool = False
@@ -420,3 +446,7 @@ class Target:
     def can_be_fenced(self, device: str) -> bool:
         """Whether its interpreted kernels are held to the memory of their arguments, where they declare no more."""
         return self.can_be_followed(device) and not self.sanitizes
+
+
+Mode = Callable[[Target], Target]
+"""Makes another target of a target."""

@@ -29,6 +29,8 @@ Kind = Literal[
 ]
 
 
+COMPARED, NOT_CARRIED = "compared exactly", "not carried"
+"""Events of exact mode. The second is followed by what it could not carry."""
 FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
 

@@ -28,10 +28,12 @@ class Kind:
     block_size: int
     interior: str
     """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout; "latent" if K's first dims are V, and
-    "latent_scaled" if they also have scales for each DIMS_PER_SCALE of them, and K's other dims are bfloat16, at v_ptr;
-    "latent_e8m0" if all dims of K are V and have ue8m0 scales for each DIMS_PER_E8M0 of them; "latent_e8m0_planes" if each
-    DIMS_PER_PLANE_SCALE of them have one, but for the last, which are bfloat16, at v_ptr"""
+    "latent_scaled" if they also have scales, and dims without one are bfloat16, at v_ptr"""
     x: int
+    scale_dims: int
+    """of "latent_scaled": dims of V that share a scale"""
+    kept_dims: int
+    """the last dims of V that are bfloat16, none or scale_dims; those of K behind V are, too"""
     kv_format: str
     """of elements of K and V, and of the output: see quantization"""
     out_format: str

@@ -35,9 +35,8 @@ def attention_kernel(
     acc_ptr, row_max_ptr, row_sum_ptr,
     # read: [T, H, D], and K and V; V begins stride_kv behind v_ptr
     q_ptr, k_ptr, v_ptr,
-    # one scale, or one per KV head, if has_scales; [NB, BS, HK] if KIND.has_token_scales; of K alone [NB, BS, Dv / 128] if
-    # KIND.interior is "latent_scaled", and ue8m0 bytes [NB, BS, Dv / 32] if it is "latent_e8m0", [NB, BS, Dv / 64], the last
-    # of them padding, if it is "latent_e8m0_planes"
+    # one scale, or one per KV head, if has_scales; [NB, BS, HK] if KIND.has_token_scales; of K alone, [NB, BS, scales of
+    # a row] float32 or ue8m0 bytes, if KIND.interior is "latent_scaled"
     k_scale_ptr, v_scale_ptr,
     # one if has_output_scale, [H] if has_sinks, [H] if has_alibi_slopes, [qq_bias_len, qq_bias_len], [R, num_ranges, 2]
     output_scale_ptr, sinks_ptr, alibi_slopes_ptr, qq_bias_ptr, bidirectional_ranges_ptr,

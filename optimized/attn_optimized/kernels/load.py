@@ -7,13 +7,10 @@ import triton.language as tl
 
 from attn_optimized.kernels.key_tiles import keys_of_tile
 from attn_optimized.kernels.kv_layout import load_packed_keys, load_packed_values
-from attn_optimized.kernels.quantization import decode, decode_pairs, e8m0_number
+from attn_optimized.kernels.quantization import decode, decode_pairs, scale_number
 
 # as few as a dot takes
 FEW_ROWS = tl.constexpr(16)
-DIMS_PER_SCALE = tl.constexpr(128)
-DIMS_PER_E8M0 = tl.constexpr(32)
-DIMS_PER_PLANE_SCALE = tl.constexpr(64)
 
 
 class Source(NamedTuple):
@@ -120,12 +117,6 @@ def load_keys_and_values(
     if INTERIOR == "latent_scaled":
         k = load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND, MASKED)
         v = k
-    elif INTERIOR == "latent_e8m0":
-        k = load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND, MASKED)
-        v = k
-    elif INTERIOR == "latent_e8m0_planes":
-        k = load_e8m0_planes(source, block, slot, in_tile, dtype, args, KIND, MASKED)
-        v = k
     elif INTERIOR == "rows" or INTERIOR == "latent":
         k, v = load_rows(source, block, slot, in_tile, args.strides, KIND, PAIRS, MASKED)
     else:
@@ -141,7 +132,7 @@ def load_keys_and_values(
     if PAIRS:
         v, v_odd = decode_pairs(v, source.v_head_ptr.dtype.element_ty, KV_FORMAT, dtype)
         k = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype, KIND.has_integer_bfloat16)
-    elif INTERIOR != "latent_scaled" and INTERIOR != "latent_e8m0" and INTERIOR != "latent_e8m0_planes":
+    elif INTERIOR != "latent_scaled":
         v = decode(v, KV_FORMAT, dtype, KIND.has_integer_bfloat16)
         k, v_odd = v if INTERIOR == "latent" else decode(k, KV_FORMAT, dtype, KIND.has_integer_bfloat16), v
     return k, v, v_odd, block, slot
@@ -196,65 +187,29 @@ def load_value_pairs(source, block, slot, in_tile, strides, KIND: tl.constexpr, 
 
 @triton.jit
 def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[N, Dv] in a dtype: the dims of latent keys that are V, too, each element times the scale of its DIMS_PER_SCALE dims."""
-    KV_FORMAT: tl.constexpr = KIND.kv_format
-    BLOCK_SCALES: tl.constexpr = KIND.block_d // DIMS_PER_SCALE
-    IS_PADDED: tl.constexpr = KIND.first_size < KIND.block_d
-    # [1, scales, 1], [1, scales, dims of one], [N, scales, 1]
-    index = tl.arange(0, BLOCK_SCALES)[None, :, None]
-    dim = index * DIMS_PER_SCALE + tl.arange(0, DIMS_PER_SCALE)[None, None, :]  # int32: in its row
-    in_row = index < KIND.first_size // DIMS_PER_SCALE
-    loaded = in_tile[:, None, None] & in_row
-    row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
-    scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
-    scale = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
-    stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
-    numbers = decode(stored, KV_FORMAT, tl.float32, False) * scale
-    return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
+    """[N, Dv] in a dtype: the dims of latent keys that are V, too, each element times the scale of its KIND.scale_dims dims.
 
-
-@triton.jit
-def load_e8m0_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[N, Dv] in a dtype: latent keys, which are values, each element times the ue8m0 scale of its DIMS_PER_E8M0 dims."""
-    KV_FORMAT: tl.constexpr = KIND.kv_format
-    BLOCK_SCALES: tl.constexpr = KIND.block_d // DIMS_PER_E8M0
-    IS_PADDED: tl.constexpr = KIND.first_size < KIND.block_d
-    # [1, scales, 1], [1, scales, dims of one], [N, scales, 1]
-    index = tl.arange(0, BLOCK_SCALES)[None, :, None]
-    dim = index * DIMS_PER_E8M0 + tl.arange(0, DIMS_PER_E8M0)[None, None, :]  # int32: in its row
-    in_row = index < KIND.first_size // DIMS_PER_E8M0
-    loaded = in_tile[:, None, None] & in_row
-    row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
-    scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
-    scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, in_row, IS_PADDED, MASKED)
-    stored = load_dims(source.k_head_ptr + row + dim, loaded, in_row, IS_PADDED, MASKED)
-    numbers = decode(stored, KV_FORMAT, tl.float32, False) * e8m0_number(scale_code)
-    return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
-
-
-@triton.jit
-def load_e8m0_planes(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[N, Dv] in a dtype: latent keys, which are values, each element times the ue8m0 scale of its DIMS_PER_PLANE_SCALE dims.
-
-    The last DIMS_PER_PLANE_SCALE dims have none: they are bfloat16, at v_ptr.
+    The last KIND.kept_dims of them have none: they are bfloat16, at v_ptr.
     """
     KV_FORMAT: tl.constexpr = KIND.kv_format
-    NUM_SCALES: tl.constexpr = KIND.first_size // DIMS_PER_PLANE_SCALE - 1
+    NUM_SCALES: tl.constexpr = (KIND.first_size - KIND.kept_dims) // KIND.scale_dims
+    IS_PADDED: tl.constexpr = KIND.first_size - KIND.kept_dims < KIND.block_d
     # [1, groups, 1], [1, 1, dims of one], [1, groups, dims of one], [N, groups, 1]
-    index = tl.arange(0, KIND.block_d // DIMS_PER_PLANE_SCALE)[None, :, None]
-    in_group = tl.arange(0, DIMS_PER_PLANE_SCALE)[None, None, :]
-    dim = index * DIMS_PER_PLANE_SCALE + in_group  # int32: in its row
+    index = tl.arange(0, KIND.block_d // KIND.scale_dims)[None, :, None]
+    in_group = tl.arange(0, KIND.scale_dims)[None, None, :]
+    dim = index * KIND.scale_dims + in_group  # int32: in its row
     has_scale = index < NUM_SCALES
     loaded = in_tile[:, None, None] & has_scale
     row = offset_of_keys(block, slot, args.strides, KIND)[:, None, None]
     scales_of_row = (block * args.strides.k_scale_block + slot * args.strides.k_scale_slot)[:, None, None]
-    scale_code = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, has_scale, True, MASKED)
-    stored = load_dims(source.k_head_ptr + row + dim, loaded, has_scale, True, MASKED)
-    numbers = decode(stored, KV_FORMAT, tl.float32, False) * e8m0_number(scale_code)
-    # [N, 1, dims of a group]; the row is counted in bytes, and these are bfloat16
-    kept = load_dims(source.v_head_ptr + row // 2 + in_group, in_tile[:, None, None], in_group >= 0, False, MASKED)
-    numbers = tl.where(index == NUM_SCALES, kept.to(dtype), numbers.to(dtype))
-    return tl.reshape(numbers, [slot.shape[0], KIND.block_d])
+    scale = load_dims(args.tensors.k_scale_ptr + scales_of_row + index, loaded, has_scale, IS_PADDED, MASKED)
+    stored = load_dims(source.k_head_ptr + row + dim, loaded, has_scale, IS_PADDED, MASKED)
+    numbers = decode(stored, KV_FORMAT, tl.float32, False) * scale_number(scale)
+    if KIND.kept_dims > 0:
+        # [N, 1, dims of a group]; the row is counted in bytes, and these are bfloat16
+        kept = load_dims(source.v_head_ptr + row // 2 + in_group, in_tile[:, None, None], in_group >= 0, False, MASKED)
+        numbers = tl.where(index == NUM_SCALES, kept.to(dtype), numbers.to(dtype))
+    return tl.reshape(numbers.to(dtype), [slot.shape[0], KIND.block_d])
 
 
 @triton.jit

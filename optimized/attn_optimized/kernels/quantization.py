@@ -143,6 +143,18 @@ def encode(values, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def group_scale(values, E8M0: tl.constexpr, FORMAT: tl.constexpr):
+    """The scale [rows] of each row of float32 values [rows, D]: its ue8m0 code, int32, if E8M0, else a float32 number."""
+    return e8m0_code(values, FORMAT) if E8M0 else token_scale(values, FORMAT)
+
+
+@triton.jit
+def scale_number(scale):
+    """The number of each scale, float32: integers are ue8m0 codes."""
+    return scale if scale.dtype == tl.float32 else e8m0_number(scale)
+
+
+@triton.jit
 def token_scale(values, FORMAT: tl.constexpr):
     """The scale [rows] of each row of float32 values [rows, D]: the row's largest finite magnitude becomes the largest element.
 

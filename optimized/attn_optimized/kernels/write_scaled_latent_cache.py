@@ -1,4 +1,4 @@
-"""Writing this step's latent vectors and rotated keys into rows that hold float8, their scales, and bfloat16."""
+"""Writing this step's latent vectors and rotated keys into slots that hold float8, their scales, and bfloat16."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,7 @@ import triton
 import triton.language as tl
 
 from attn_optimized.kernels.compiled_once import compiled_once
-from attn_optimized.kernels.load import DIMS_PER_SCALE
-from attn_optimized.kernels.quantization import encode, token_scale
+from attn_optimized.kernels.quantization import encode, group_scale, scale_number
 from attn_optimized.kernels.write_latent_cache import copy_dims
 
 
@@ -18,25 +17,34 @@ class ScaledLatentWriteKind:
     row_unit: int
     kv_unit: int
     kv_format: str
+    scale_dims: int
+    """Dims that share a scale."""
     num_scales: int
-    """Of a row: each DIMS_PER_SCALE latent dims have one."""
-    rope_size: int
+    """Of a slot."""
+    padding: int
+    """Scales behind those that are written as 0."""
+    has_e8m0_scales: bool
+    """Whether scales are ue8m0 bytes, and not float32."""
+    scales_apart: bool
+    """Whether the scales of a page lie behind its rows, and not in each of them."""
+    kept_size: int
+    """Dims that are copied."""
     block_rows: int
     block_scales: int
-    block_rope: int
-    """The numbers padded to powers of two; block_rope is 0 if k_pe has no dims."""
+    block_kept: int
+    """Scales with their padding, and kept dims, padded to powers of two; block_kept is 0 if there are no kept dims."""
 
 
-@compiled_once(aligned=("kv_cache_ptr", "kv_c_ptr", "k_pe_ptr"))
+@compiled_once(aligned=("kv_cache_ptr", "kept_ptr", "kv_c_ptr", "kept_dims_ptr"))
 def write_scaled_latent_cache_kernel(
-    # written: the cache, and its scales and its rotated dims as views of it in their types
-    kv_cache_ptr, scales_ptr, rotated_ptr,
-    # read: [T_kv, Lkv], [T_kv, R], [S]
-    kv_c_ptr, k_pe_ptr, slot_mapping_ptr,
+    # written: the cache, and as views of it in their types its scales and the dims that are kept as they are
+    kv_cache_ptr, scales_ptr, kept_ptr,
+    # read: [T_kv, Lkv], [T_kv, KIND.kept_size], [S]
+    kv_c_ptr, kept_dims_ptr, slot_mapping_ptr,
     num_mapped, num_cache_slots, block_size,
     # in KIND.row_unit elements
-    stride_kv_c, stride_k_pe,
-    # in KIND.kv_unit bytes
+    stride_kv_c, stride_kept_dims,
+    # in KIND.kv_unit bytes; that of slots is not used if KIND.scales_apart
     stride_block, stride_slot,
     KIND: tl.constexpr,
 ):  # fmt: skip
@@ -47,32 +55,43 @@ def write_scaled_latent_cache_kernel(
     # pairs of a token and a scale: [rows * scales] each, and [rows * scales, dims of a scale]
     pair = tl.arange(0, KIND.block_rows * KIND.block_scales)
     token, index = first_token + pair // KIND.block_scales, pair % KIND.block_scales
-    written, row = rows_of_slots(
-        slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block, stride_slot, KIND
-    )
-    written &= index < KIND.num_scales
-    dim = (index * DIMS_PER_SCALE)[:, None] + tl.arange(0, DIMS_PER_SCALE)[None, :]  # int32: in its row
+    written, page, slot = find_slots(slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block)
+    has_scale = index < KIND.num_scales
+    dim = (index * KIND.scale_dims)[:, None] + tl.arange(0, KIND.scale_dims)[None, :]  # int32: in its row
+    row = row_of_slot(page, slot, stride_slot, KIND)
     kv_c_row_ptr = kv_c_ptr + token * stride_kv_c * KIND.row_unit
-    values = tl.load(kv_c_row_ptr[:, None] + dim, mask=written[:, None], other=0).to(tl.float32)
-    scale = token_scale(values, FORMAT)
-    codes = encode(tl.div_rn(values, tl.broadcast_to(scale[:, None], values.shape)), FORMAT)
-    tl.store(kv_cache_ptr + row[:, None] + dim, codes, mask=written[:, None])
-    tl.store(scales_ptr + row // 4 + index, scale, mask=written)
-    if KIND.block_rope > 0:
+    quantized = written & has_scale
+    values = tl.load(kv_c_row_ptr[:, None] + dim, mask=quantized[:, None], other=0).to(tl.float32)
+    scale = group_scale(values, KIND.has_e8m0_scales, FORMAT)
+    codes = encode(tl.div_rn(values, tl.broadcast_to(scale_number(scale)[:, None], values.shape)), FORMAT)
+    tl.store(kv_cache_ptr + row[:, None] + dim, codes, mask=quantized[:, None])
+    SCALE_BYTES: tl.constexpr = 1 if KIND.has_e8m0_scales else 4
+    if KIND.scales_apart:
+        scales_of_slot = page * KIND.kv_unit // SCALE_BYTES + slot * (KIND.num_scales + KIND.padding)
+    else:
+        scales_of_slot = row // SCALE_BYTES
+    if KIND.padding > 0:
+        scale, quantized = tl.where(has_scale, scale, 0), written & (index < KIND.num_scales + KIND.padding)
+    tl.store(scales_ptr + scales_of_slot + index, scale.to(scales_ptr.dtype.element_ty), mask=quantized)
+    if KIND.block_kept > 0:
         token = first_token + tl.arange(0, KIND.block_rows)
-        written, row = rows_of_slots(
-            slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block, stride_slot, KIND
-        )
-        k_pe_row_ptr = k_pe_ptr + token * stride_k_pe * KIND.row_unit
-        copy_dims(rotated_ptr + row // 2, k_pe_row_ptr, k_pe_ptr, written, "float", KIND.rope_size, KIND.block_rope)
+        written, page, slot = find_slots(slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block)
+        kept_row_ptr = kept_ptr + row_of_slot(page, slot, stride_slot, KIND) // 2
+        kept_dims_row_ptr = kept_dims_ptr + token * stride_kept_dims * KIND.row_unit
+        copy_dims(kept_row_ptr, kept_dims_row_ptr, kept_dims_ptr, written, "float", KIND.kept_size, KIND.block_kept)
 
 
 @triton.jit
-def rows_of_slots(
-    slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block, stride_slot, KIND: tl.constexpr
-):
-    """Whether each token [rows] is written, and how many bytes of the cache lie before its row."""
+def find_slots(slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block):
+    """Whether each token [rows] is written, how far behind the first page its page is, and its slot in the page."""
     mapped = tl.load(slot_mapping_ptr + token, mask=token < num_mapped, other=-1)
     # slot -1 is padding: nothing to write; unchecked slots must not reach beyond the cache
     written = (mapped >= 0) & (mapped < num_cache_slots)
-    return written, (mapped // block_size * stride_block + mapped % block_size * stride_slot) * KIND.kv_unit
+    return written, mapped // block_size * stride_block, mapped % block_size
+
+
+@triton.jit
+def row_of_slot(page, slot, stride_slot, KIND: tl.constexpr):
+    """How many bytes of the cache lie before each slot's row, which is dense if scales lie apart."""
+    ROW_BYTES: tl.constexpr = KIND.num_scales * KIND.scale_dims + 2 * KIND.kept_size
+    return page * KIND.kv_unit + slot * ROW_BYTES if KIND.scales_apart else (page + slot * stride_slot) * KIND.kv_unit

@@ -10,14 +10,14 @@ from attn_optimized.device import INTERPRETER, has_bfloat16_conversion, has_depe
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.arguments import Kind
 from attn_optimized.kernels.attention import attention_kernel
-from attn_optimized.launch.call import AttentionCall, PagedKeys
+from attn_optimized.launch.call import AttentionCall, KeyForm
 from attn_optimized.launch.parts import Parts, rows_by_head
 from attn_optimized.launch.plan import AttentionPlan
 from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
 from attn_optimized.launch.units import in_units
 from attn_optimized.launch.workload import MIN_DOT
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import kv_cache_strides, scale_strides, without_idle_strides
+from attn_optimized.strides import scale_strides, without_idle_strides
 
 
 def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> Launch:
@@ -37,16 +37,17 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         stride_q_head=q.stride(1),
     )
     keys = call.keys.tensors(layer, plan.architecture)
-    kv_unit, kv_strides = in_units(keys.k.element_size(), **call.keys.strides(layer))
+    form = call.keys.form(layer, plan.architecture)
+    kv_unit, kv_strides = in_units(keys.k.element_size(), **form.strides)
     is_partial, has_unmasked_loop = plan.splits > 1 or first_part is not None, _has_unmasked_loop(plan, layer)
     kind = Kind(
         **plan.tiles.kind,
-        **call.keys.kind(layer, plan.architecture),
+        **form.kind,
         q_unit=q_unit,
         kv_unit=kv_unit,
         out_format=stored_format(out, plan.architecture)[1],
-        **_latent_steps(plan, call),
-        **_value_pairs(plan, call, kv_unit),
+        **_latent_steps(plan, call, form),
+        **_value_pairs(plan, call, form, kv_unit),
         has_integer_bfloat16=not has_bfloat16_conversion(plan.architecture),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
@@ -123,9 +124,9 @@ def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ints.view(torch.float32), ints.view(torch.bool)
 
 
-def _value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> dict[str, Any]:
+def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_unit: int) -> dict[str, Any]:
     """Whether tiles of few rows load V, and K of a latent cache, by two dims at once, and what they do with them."""
-    has_pairs = _has_value_pairs(plan, call, kv_unit)
+    has_pairs = _has_value_pairs(plan, call.layer, form, kv_unit)
     is_e4m3fn = call.layer.kv_cache_dtype is torch.float8_e4m3fn
     return {
         "has_value_pairs": has_pairs,
@@ -133,24 +134,22 @@ def _value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> dict
     }
 
 
-def _has_value_pairs(plan: AttentionPlan, call: AttentionCall, kv_unit: int) -> bool:
+def _has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: int) -> bool:
     """Whether pairs of dims can be loaded, and whether they are worth it: see kernels/load.py.
 
     Elements are of one byte, the dims of a slot stand in a row, and each row begins at an even address. AMD's GPUs have no
     ldmatrix: on gfx942 the loops of a decode have as many instructions either way, on gfx1201 more in pairs, and on both more
     registers.
     """
-    if not isinstance(call.keys, PagedKeys) or plan.architecture.startswith("gfx"):
+    if not form.is_paged or plan.architecture.startswith("gfx"):
         return False
-    cache = call.keys.kv_cache
-    interior = kv_cache_strides(cache, call.layer).interior
     # a dot over half of the dims of a latent key has at least MIN_DOT of them
-    has_rows = interior == "rows" or (interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
-    is_even = kv_unit % 2 == 0 and call.layer.value_size % 2 == 0 and cache.data_ptr() % 2 == 0
-    return cache.element_size() == 1 and has_rows and is_even
+    has_rows = form.interior == "rows" or (form.interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
+    is_even = kv_unit % 2 == 0 and layer.value_size % 2 == 0 and form.begins_even
+    return form.x == 16 and has_rows and is_even
 
 
-def _latent_steps(plan: AttentionPlan, call: AttentionCall) -> dict[str, Any]:
+def _latent_steps(plan: AttentionPlan, call: AttentionCall, form: KeyForm) -> dict[str, Any]:
     """How the loops over a latent cache compute weights, where it was measured: on an H200.
 
     The interpreter runs what sm90 does. Sums of weights in columns take a register for each key of a thread. Tiles of few rows
@@ -158,7 +157,7 @@ def _latent_steps(plan: AttentionPlan, call: AttentionCall) -> dict[str, Any]:
     """
     tiles, architecture = plan.tiles, plan.architecture
     is_measured = architecture in ("sm90", INTERPRETER) and call.q.element_size() == 2
-    is_latent = isinstance(call.keys, PagedKeys) and kv_cache_strides(call.keys.kv_cache, call.layer).interior == "latent"
+    is_latent = form.interior == "latent"
     has_few_rows = tiles.block_m == MIN_DOT
     has_hidden_dots = is_measured and is_latent and not has_few_rows
     return {

@@ -7,14 +7,7 @@ from attn_contract import Batch, Layer, Layout
 from attn_contract.validation import check_paged_attention, check_varlen_attention
 
 from attn_optimized.quantization import stored_format
-from attn_optimized.strides import (
-    kv_cache_strides,
-    parts_of_e8m0_planes,
-    parts_of_scaled_rows,
-    scales_of_e8m0_rows,
-    token_scales,
-    without_idle_strides,
-)
+from attn_optimized.strides import LatentRow, kv_cache_strides, token_scales, without_idle_strides
 
 
 class KeyTensors(NamedTuple):
@@ -24,6 +17,35 @@ class KeyTensors(NamedTuple):
     v: torch.Tensor
     k_scale: torch.Tensor | None = None
     v_scale: torch.Tensor | None = None
+
+
+class KeyForm(NamedTuple):
+    """How K and V lie, as a launch is made for it.
+
+    Args:
+        strides: in elements, by the kernel's names.
+        begins_even: whether K begins at an even address.
+
+    The others are fields of the kernel's Kind.
+    """
+
+    strides: dict[str, int]
+    begins_even: bool = False
+    is_paged: bool = False
+    block_size: int = 1
+    interior: str = "rows"
+    x: int = 1
+    scale_dims: int = 0
+    kept_dims: int = 0
+    kv_format: str = "float"
+    has_token_scales: bool = False
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Fields of the kernel's Kind."""
+        fields = self._asdict()
+        del fields["strides"], fields["begins_even"]
+        return fields
 
 
 class PagedKeys(NamedTuple):
@@ -46,46 +68,39 @@ class PagedKeys(NamedTuple):
         In rows of several types, what stands for V is the dims of the second type.
         """
         stored, _ = stored_format(self.kv_cache, architecture)
-        if layer.layout is Layout.LATENT_SCALED:
-            scales, rotated = parts_of_scaled_rows(self.kv_cache, layer)
-            return KeyTensors(stored, rotated, scales)
-        if layer.layout is Layout.LATENT_E8M0:
-            return KeyTensors(stored, stored, scales_of_e8m0_rows(self.kv_cache, layer))
-        if layer.layout is Layout.LATENT_E8M0_PLANES:
-            scales, kept = parts_of_e8m0_planes(self.kv_cache, layer)
-            return KeyTensors(stored, kept, scales)
+        if (row := LatentRow.of(layer)) is not None:
+            scales, kept = row.parts(self.kv_cache)
+            return KeyTensors(stored, stored if kept is None else kept, scales)
         k_scale, v_scale = token_scales(self.kv_cache, layer) or (layer.k_scale, layer.v_scale)
         if layer.layout is Layout.LATENT:
             v_scale = k_scale
         return KeyTensors(stored, stored, k_scale, v_scale)
 
-    def strides(self, layer: Layer) -> dict[str, int]:
-        """In elements, by the kernel's names."""
-        cache = kv_cache_strides(without_idle_strides(self.kv_cache), layer)
-        return {
-            "stride_kv": cache.kv,
-            "stride_block": cache.block,
-            "stride_k_slot": cache.slot,
-            "stride_k_head": cache.head,
-            "stride_v_slot": cache.slot,
-            "stride_v_head": cache.head,
-        }
-
-    def kind(self, layer: Layer, architecture: str) -> dict[str, Any]:
-        """Fields of the kernel's Kind."""
-        cache = kv_cache_strides(self.kv_cache, layer)
+    def form(self, layer: Layer, architecture: str) -> KeyForm:
+        cache, row = kv_cache_strides(without_idle_strides(self.kv_cache), layer), LatentRow.of(layer)
         kv_format = stored_format(self.kv_cache, architecture)[1]
         if cache.interior.startswith("latent"):
             # the instruction takes a register for each byte, and tiles of latent keys have none to spare
             kv_format = kv_format.replace("_byte", "_bits")
-        return {
-            "is_paged": True,
-            "block_size": cache.block_size,
-            "interior": cache.interior,
-            "x": 16 // self.kv_cache.element_size(),
-            "kv_format": kv_format,
-            "has_token_scales": token_scales(self.kv_cache, layer) is not None,
-        }
+        return KeyForm(
+            strides={
+                "stride_kv": cache.kv,
+                "stride_block": cache.block,
+                "stride_k_slot": cache.slot,
+                "stride_k_head": cache.head,
+                "stride_v_slot": cache.slot,
+                "stride_v_head": cache.head,
+            },
+            begins_even=self.kv_cache.data_ptr() % 2 == 0,
+            is_paged=True,
+            block_size=cache.block_size,
+            interior=cache.interior,
+            x=16 // self.kv_cache.element_size(),
+            scale_dims=0 if row is None else row.scale_dims,
+            kept_dims=0 if row is None else layer.value_size - row.quantized,
+            kv_format=kv_format,
+            has_token_scales=token_scales(self.kv_cache, layer) is not None,
+        )
 
 
 class DenseKeys(NamedTuple):
@@ -107,28 +122,18 @@ class DenseKeys(NamedTuple):
         """K and V, which have no scales."""
         return KeyTensors(self.k, self.v)
 
-    def strides(self, layer: Layer) -> dict[str, int]:
-        """In elements, by the kernel's names."""
+    def form(self, layer: Layer, architecture: str) -> KeyForm:
         k, v = without_idle_strides(self.k), without_idle_strides(self.v)
-        return {
-            "stride_kv": 0,
-            "stride_block": 0,
-            "stride_k_slot": k.stride(0),
-            "stride_k_head": k.stride(1),
-            "stride_v_slot": v.stride(0),
-            "stride_v_head": v.stride(1),
-        }
-
-    def kind(self, layer: Layer, architecture: str) -> dict[str, Any]:
-        """Fields of the kernel's Kind."""
-        return {
-            "is_paged": False,
-            "block_size": 1,
-            "interior": "rows",
-            "x": 1,
-            "kv_format": "float",
-            "has_token_scales": False,
-        }
+        return KeyForm(
+            strides={
+                "stride_kv": 0,
+                "stride_block": 0,
+                "stride_k_slot": k.stride(0),
+                "stride_k_head": k.stride(1),
+                "stride_v_slot": v.stride(0),
+                "stride_v_head": v.stride(1),
+            }
+        )
 
 
 Keys = PagedKeys | DenseKeys

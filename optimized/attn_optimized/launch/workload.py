@@ -90,7 +90,7 @@ class Workload:
             head_size_v=layer.head_size_v,
             is_latent=layer.layout is not None and layer.layout.has_latent_value,
             is_paged=layer.layout is not None,
-            has_scaled_rows=layer.layout is not None and layer.layout.has_latent_scales,
+            has_scaled_rows=layer.layout is not None and layer.layout.latent_format is not None,
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             num_tokens=batch.num_actual_tokens,

@@ -9,7 +9,7 @@ from typing import Any
 import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import dense, paged
 from attn_proofs.extract import Access, Extraction

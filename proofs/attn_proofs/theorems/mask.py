@@ -8,7 +8,7 @@ every set of rules.
 from collections.abc import Callable, Iterator
 
 import z3
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import of_scene
 from attn_proofs.scenes import BLOCK_N, Scene, scene
 from attn_proofs.sources import Sources

@@ -13,7 +13,7 @@ from typing import Any
 
 import z3
 from attn_fuzz.cases.case import Case
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Patch
 from attn_proofs import lemmas
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction

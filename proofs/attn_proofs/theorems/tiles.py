@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import z3
 from attn_fuzz.cases.case import Case, Values
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import of_scene, paged
 from attn_proofs.scenes import BLOCK_N, INTERPRETED_BLOCK_N, Scene, scene
 from attn_proofs.sources import Sources

@@ -6,7 +6,7 @@ from typing import Any
 import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.zoo.patches import Patch
+from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
 from attn_proofs.inputs import pointer

@@ -80,6 +80,7 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
         assert {case.name for case in searched.cases} == today.times.keys()
 
 
+@pytest.mark.nightly
 def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
     path = tmp_path / "tune.json"
     only = "prefill, 16 bits, D 64, 8-bit cache"
@@ -104,6 +105,7 @@ def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
     assert not any(each.times for each in searched.candidates), "nothing is timed"
 
 
+@pytest.mark.nightly
 def test_an_interrupt_keeps_what_was_found(tmp_path):
     path = tmp_path / "tune.json"
     run = ("-c", f"{HEED}; runpy.run_module('benchmarks', run_name='__main__')")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
-from interpreted import blocks, casts, memory, operators
+from attn_fuzz.interpreted import libdevice
+from interpreted import blocks, casts, device_library, memory, operators
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -24,6 +25,11 @@ def language() -> list[str]:
     found = {name for module in (tl, tl.math) for name, member in inspect.getmembers(module) if _is_function(member)}
     found |= {f"tensor.{name}" for name, member in inspect.getmembers(tl.tensor) if tl.core.is_builtin(member)}
     return sorted(found)
+
+
+def names() -> list[str]:
+    """Those of the language, and those of libdevice behind "libdevice."."""
+    return [*language(), *(f"libdevice.{name}" for name in device_library.names())]
 
 
 def _is_function(member: Any) -> bool:
@@ -118,6 +124,7 @@ CHECKED: dict[str, Callable[[], None]] = {
     **{name: memory.updated(name) for name in memory.ATOMIC},
     "atomic_cas": memory.swapped,
     "types": blocks.made_once,
+    **{f"libdevice.{name}": device_library.checked(name) for name in device_library.names() if not libdevice.why_not(name)},
 }
 """By the name of a function, or of something else that is checked."""
 
@@ -144,6 +151,8 @@ NOT_CHECKED: dict[str, str] = {
 
 def reason(name: str) -> str | None:
     """Why a function is not checked, or None."""
+    if name.startswith("libdevice."):
+        return libdevice.why_not(name.removeprefix("libdevice."))
     plain = name.removeprefix("tensor.")
     if name != plain and (plain in CHECKED or plain in NOT_CHECKED):
         return ALIAS

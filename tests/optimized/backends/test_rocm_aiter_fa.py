@@ -5,11 +5,9 @@ from dataclasses import replace
 import attn_reference
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
-from attn_optimized.aiter_adapter import Aiter, recorded
-from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
+from attn_contract import AttentionType, ContractError, UnsupportedError
+from attn_optimized.backends import BACKENDS
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionMetadataBuilder
-from attn_optimized.backends.rocm_aiter_unified_attn import LAYOUTS_OF_ROWS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,25 +18,6 @@ SINKS = [0.5, 3.0, -3.0, -torch.inf]
 # decode, extend, prefill and padding, in the order that needs no copies, and in another one
 ORDERED = {"query_lens": [1, 1, 5, 20, 7, 2, 0], "seq_lens": [40, 1, 60, 90, 7, 2, 0]}
 MIXED = {"query_lens": [7, 1, 0, 20, 2, 1, 5], "seq_lens": [7, 40, 0, 90, 2, 1, 60]}
-
-
-@pytest.mark.parametrize("lens", [ORDERED, MIXED], ids=["ordered", "mixed"])
-@pytest.mark.parametrize(
-    "rules",
-    [
-        {},
-        {"sinks": SINKS},
-        {"window": (9, 9)},
-        {"window": (0, 0)},
-        {"window": (9, -1), "sinks": SINKS},
-        {"window": (-1, 3), "sinks": SINKS},
-        {"logits_soft_cap": 0.5},
-    ],
-    ids=["plain", "sinks", "window", "window of itself", "window and sinks", "right edge and sinks", "soft cap"],
-)
-def test_a_step_of_all_phases_agrees(lens, rules, make_step, assert_agrees):
-    step = make_step(**lens, **rules)
-    assert_agrees(FA, step, builder={"context_chunk_keys": 50})
 
 
 RULES = st.fixed_dictionaries(
@@ -64,11 +43,6 @@ def test_any_mix_of_requests_agrees(requests, num_speculative_tokens, context_ch
     builder = {"num_speculative_tokens": num_speculative_tokens, "context_chunk_keys": context_chunk_keys}
     # at least 25 keys of each of 6 requests at a time
     assert_agrees(FA, step, builder=builder)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS_OF_ROWS)
-def test_every_layout_of_rows(layout, make_step, assert_agrees):
-    assert_agrees(FA, make_step(**MIXED, layout=layout))
 
 
 def test_drafts_are_decoded_together(make_step, assert_agrees, calls):
@@ -250,28 +224,6 @@ def test_more_queries_than_keys_are_refused(make_step):
         AiterFlashAttentionMetadataBuilder(AttentionType.DECODER).build(make_step([3, 5], [9, 4]).common)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "match"),
-    [
-        (lambda tensor: None, "got None"),
-        (lambda tensor: 5, "got 5, expected a tensor"),
-        (lambda tensor: tensor[0], "3 dimensions"),
-        (lambda tensor: tensor[:3], "got 3 rows|got shape"),
-        (lambda tensor: tensor[:-1], "got shape"),
-        (lambda tensor: tensor.bfloat16(), "got torch.bfloat16"),
-        (lambda tensor: tensor.to("meta"), "got a tensor on meta"),
-        (lambda tensor: tensor.to_sparse(), "got a tensor of torch.sparse_coo"),
-        (lambda tensor: tensor.clone().requires_grad_(), "got requires_grad=True"),
-        (lambda tensor: tensor.transpose(1, 2).contiguous().transpose(1, 2), "stride 2 in the last dimension"),
-    ],
-    ids=["none", "no tensor", "no rows", "few rows", "another length", "dtype", "meta", "sparse", "gradient", "strides"],
-)
-@pytest.mark.parametrize("name", ["key", "value"])
-def test_a_prefill_needs_this_steps_keys_and_values(name, wrong, match, make_step, refuses):
-    step = make_step([7, 1], [7, 9])
-    refuses(FA, replace(step, **{name: wrong(getattr(step, name))}), ContractError, match)
-
-
 @pytest.mark.parametrize("rows", [slice(0, -1), slice(1, None)], ids=["the very same", "a row apart"])
 def test_an_output_in_the_memory_of_the_keys_is_refused(rows, make_step, refuses):
     """A prefill that writes a request's output over the next one's keys would be wrong without an error."""
@@ -292,69 +244,3 @@ def test_a_kernel_that_does_not_load_is_found_before_a_phase_has_written(functio
     )
     match = f"{function} not supported: AITER does not import here: ModuleNotFoundError"
     refuses(FA, make_step([7, 20, 1], [7, 90, 40]), UnsupportedError, match, aiter=broken)
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"attn_type": AttentionType.ENCODER_DECODER}, r"cu_seqlens_k .* causal=True"),
-        ({"attn_type": AttentionType.ENCODER}, "prefill, extend and decode"),
-        ({"dtype": torch.bfloat16, "head_size": 128, "sinks": SINKS}, "assembly kernels"),
-        ({"dtype": torch.bfloat16, "head_size": 128, "logits_soft_cap": 2.0}, "assembly kernels"),
-        ({"dtype": torch.float32}, "no other type"),
-        ({"head_size": 96}, "16 dims of V"),
-        ({"block_size": 64}, "block size 64"),
-        ({"alibi_slopes": torch.ones(4)}, "anchor ALiBi"),
-        ({"sink_tokens": 3}, "sink_size"),
-        ({"chunked_local": 3}, "no other mask"),
-        ({"layout": Layout.X_PACKED}, "rows"),
-    ],
-)
-def test_what_it_does_not_do_is_refused_when_it_is_made(options, reason, make_step, aiter):
-    step = make_step([9], [9], **options)
-    with pytest.raises(UnsupportedError, match=reason) as error:
-        FA.impl(step.layer, aiter=aiter, **step.constructor)
-    assert error.value.implementation == "ROCM_AITER_FA"
-    assert "TRITON_ATTN" in error.value.instead
-
-
-def test_a_cache_that_another_layer_writes_is_refused(make_step, aiter):
-    step = make_step([1], [9])
-    with pytest.raises(UnsupportedError, match="a cache that another layer writes"):
-        FA.impl(step.layer, aiter=aiter, kv_sharing_target_layer_name="layers.3", **step.constructor)
-
-
-def test_an_aiter_without_sink_ptr_has_no_sinks(make_step):
-    newest = recorded("2026-08")
-    older = newest.signatures["flash_attn_varlen_func"]
-    older = replace(older, arguments=tuple(name for name in older.arguments if name != "sink_ptr"))
-    aiter = replace(newest, version="0.1.7", signatures={**newest.signatures, "flash_attn_varlen_func": older})
-    step = make_step([1], [9], sinks=SINKS)
-    with pytest.raises(
-        UnsupportedError, match=r"sinks not supported: flash_attn_varlen_func of AITER 0\.1\.7 has no argument `sink_ptr`"
-    ):
-        FA.impl(step.layer, aiter=aiter, **step.constructor)
-
-
-def test_a_missing_aiter_is_the_only_reason(make_step):
-    step = make_step([1], [9], sinks=SINKS, window=(9, -1))
-    with pytest.raises(UnsupportedError) as error:
-        FA.impl(step.layer, aiter=Aiter(missing="AITER is not installed"), **step.constructor)
-    assert error.value.feature == "any layer"
-    assert error.value.reason == "AITER is not installed"
-
-
-def test_a_step_that_is_not_causal_is_refused_before_anything_runs(make_step, aiter, calls):
-    step = make_step([3], [9])
-    common: CommonAttentionMetadata = replace(step.common, causal=False)
-    impl = FA.impl(step.layer, aiter=aiter, **step.constructor)
-    with pytest.raises(UnsupportedError, match="non-causal"):
-        impl.forward(
-            step.query,
-            step.key,
-            step.value,
-            step.kv_cache,
-            FA.builder(AttentionType.DECODER).build(common),
-            output=torch.empty_like(step.query),
-        )
-    assert not calls

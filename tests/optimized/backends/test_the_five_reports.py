@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import attn_fuzz.zoo
+import attn_lab.zoo.known_bugs
 import attn_reference
 import pytest
 import torch
@@ -18,13 +18,14 @@ SINKS = [0.5, 3.0, -3.0, -torch.inf]
 TAKES_CROSS_ATTENTION = ("ROCM_AITER_UNIFIED_ATTN", "TRITON_ATTN")
 # ROCM_AITER_FA runs on AMD's GPUs or on a test double, and is no target of the zoo: its mutants are here
 MUTANTS = [
-    *Path(attn_fuzz.zoo.__file__).parent.glob("backend-*.toml"),
+    *attn_lab.zoo.known_bugs.FOLDER.glob("backend-*.toml"),
     *Path(__file__).with_name("reverted").glob("*.toml"),
 ]
 RUN_MUTATED = """
 import pathlib, sys
 import pytest
-from attn_fuzz.zoo.mutants import install, load
+from attn_lab.zoo.known_bugs import load
+from attn_fuzz.patches.installation import install
 
 mutant, *arguments = sys.argv[1:]
 install(load(pathlib.Path(mutant)))
@@ -89,16 +90,9 @@ class Test40176:
 
     @pytest.mark.parametrize("causal", [False, torch.tensor([True, False])], ids=["step", "one request"])
     @pytest.mark.parametrize("name", ["ROCM_AITER_UNIFIED_ATTN", "ROCM_AITER_FA"])
-    def test_a_causal_kernel_refuses_it(self, name, causal, make_step, aiter, calls):
-        backend, step = BACKENDS[name], make_step([9, 1], [75, 33], causal=causal)
-        impl = backend.impl(step.layer, aiter=aiter, **step.constructor)
-        metadata = backend.builder(AttentionType.DECODER).build(step.common)
-        output = torch.full_like(step.query, torch.nan)
-        with pytest.raises(UnsupportedError, match=r"asserts causal \(vLLM #40176\)") as error:
-            impl.forward(step.query, step.key, step.value, step.kv_cache, metadata, output=output)
-        assert error.value.implementation == name
-        assert output.isnan().all()
-        assert not calls
+    def test_a_causal_kernel_refuses_it(self, name, causal, make_step, refuses):
+        step = make_step([9, 1], [75, 33], causal=causal)
+        refuses(BACKENDS[name], step, UnsupportedError, rf"^{name}: .*asserts causal \(vLLM #40176\)")
 
 
 class Test43945:
@@ -193,9 +187,9 @@ class Test43817:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda path: path.stem)
 def test_a_report_fails_when_its_fix_is_reverted(mutant):
-    """In a process of its own, which imports the mutant's source: see attn_fuzz.zoo.mutants."""
+    """In a process of its own, which imports the mutant's source: see attn_fuzz.patches."""
     report = re.findall(r"\d+", mutant.stem)[0]
-    arguments = [f"{__file__}::Test{report}", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    arguments = [f"{__file__}::Test{report}", "-qx", "--tb=no", "-p", "no:cacheprovider"]
     ended = processes.run(["-c", RUN_MUTATED, mutant, *arguments], cwd=processes.ROOT)
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout + ended.stderr
 

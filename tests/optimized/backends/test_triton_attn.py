@@ -4,24 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
+from attn_contract import AttentionType, ContractError, UnsupportedError
 from attn_optimized.backends import BACKENDS
 
 TRITON = BACKENDS["TRITON_ATTN"]
-MIXED = {"query_lens": [7, 1, 0, 20, 2], "seq_lens": [7, 40, 0, 90, 2]}
-
-
-@pytest.mark.parametrize("layout", [layout for layout in Layout if not (layout.has_inline_scales or layout.has_latent_value)])
-def test_every_layout(layout, make_step, assert_agrees):
-    assert_agrees(TRITON, make_step(**MIXED, layout=layout, window=(9, 9), sinks=[0.5, 3.0, -3.0, -torch.inf]))
-
-
-@pytest.mark.parametrize(
-    ("attn_type", "seq_lens"),
-    [(AttentionType.ENCODER, [7, 20]), (AttentionType.ENCODER_ONLY, [7, 20]), (AttentionType.ENCODER_DECODER, [40, 17])],
-)
-def test_every_attention_type(attn_type, seq_lens, make_step, assert_agrees):
-    assert_agrees(TRITON, make_step([7, 20], seq_lens, attn_type=attn_type))
 
 
 def test_cross_attention_writes_the_encoders_tokens_once(make_step, aiter, forward):
@@ -63,11 +49,6 @@ def test_what_a_type_reads_must_be_there(attn_type, make_step, aiter):
     metadata = TRITON.builder(attn_type).build(step.common)
     with pytest.raises(ContractError, match="got None"):
         impl.forward(step.query, None, None, None, metadata, output=torch.empty_like(step.query))
-
-
-def test_non_causal_steps_and_causal_flags_per_request(make_step, assert_agrees):
-    assert_agrees(TRITON, make_step([5, 3], [40, 17], causal=False))
-    assert_agrees(TRITON, make_step([5, 3], [40, 17], causal=torch.tensor([True, False])))
 
 
 def test_cross_attention_without_the_encoders_lengths_is_refused(make_step):

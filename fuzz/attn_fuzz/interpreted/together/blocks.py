@@ -21,7 +21,7 @@ inner: dict[str, Method] = {}
 # axis taken away, and given back to what they return
 _OF_ONE = (
     *("create_histogram", "create_descriptor_load", "create_descriptor_store", "create_descriptor_gather"),
-    *("create_descriptor_scatter", "create_atomic_poll", "create_print", "create_extern_elementwise", "create_inline_asm"),
+    *("create_descriptor_scatter", "create_atomic_poll", "create_print", "create_inline_asm"),
 )
 
 

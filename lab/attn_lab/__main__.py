@@ -1,0 +1,27 @@
+"""`python -m attn_lab`: the commands of maintainers. Exit codes are those of `attn-parity`."""
+
+import click
+from attn_parity import HELP, Commands, main
+
+GROUPS = {
+    "Mutants": {
+        "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
+        "mutate": "Make mutants by operators, and count those that fuzzer and tests find.",
+    },
+    "Pages of docs/generated": {
+        "matrix": "Write the tables of what is supported and what the fuzzer draws.",
+        "findings": "Run the scripts of findings, and write the table of findings.",
+        "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",
+        "schemas": "Write the JSON schemas of what --json of users' commands writes into a folder.",
+        "pages": "Check that all pages are what the code, or the results beside them, make of them.",
+    },
+}
+
+
+@click.group(cls=Commands, groups=GROUPS, module="attn_lab.commands.{}", moved={}, context_settings=HELP)
+def lab() -> None:
+    """What maintainers of attn-parity run, in the root of a checkout."""
+
+
+if __name__ == "__main__":
+    main(commands=lab, name="python -m attn_lab")

@@ -1,0 +1,177 @@
+"""`python -m attn_lab matrix`: features of each side, how often the fuzzer draws each pair, and what each backend can do."""
+
+import re
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import click
+import hypothesis
+from attn_fuzz import inputs
+from attn_fuzz.cases.features import undefined
+from attn_fuzz.run import runner
+from attn_fuzz.run.shard import FuzzPlan
+from attn_lab import written
+from attn_lab.matrix import coverage
+from attn_lab.matrix.coverage import NAMES, Coverage
+from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
+from attn_parity.console import notes, results
+from attn_parity.fuzz import PROFILES
+from attn_parity.options import (
+    PAGES,
+    default_workers,
+    progress_bar,
+    workers_option,
+)
+
+PAGE = PAGES / "coverage.md"
+SEED = 0
+# the CPU's ci job, and what a GPU does over night
+DEVICES = {"ci": "cpu", "nightly": "cuda"}
+SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@invariant")
+UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undefined(*pair))}
+
+
+@click.command("matrix")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is out of date.")
+@click.option(
+    "--only",
+    type=click.Choice(["coverage", "regions", "backends"]),
+    help="Make only one of the two pages, or one of the two parts of the first; backends takes no time, and regions little.",
+)
+@workers_option
+def command(check: bool, only: str | None, workers: int | None) -> int:
+    """Write the tables of features, sides and drawn pairs, of the contract's regions, and of the backends.
+
+    Nothing is run; needs no GPU.
+    """
+    wrong, texts, parts = [], {}, _parts(PAGE)
+    if only in (None, "coverage"):
+        if check:
+            _check_version(PAGE)
+        ci, nightly = (_draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items())
+        wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
+        wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
+        parts[0] = _page(ci, nightly)
+    if only in (None, "regions"):
+        drawn_regions = region_counts(_plan("ci", "cpu"))
+        wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
+        parts[1] = region_page(drawn_regions)
+    if only != "backends":
+        texts[PAGE] = "\n".join(parts)
+    if only in (None, "backends"):
+        from attn_lab.matrix.backends import backend_page  # imports Triton
+
+        texts[PAGES / "backends.md"] = backend_page()
+    for line in wrong:
+        results.print(line, soft_wrap=True)
+    return max(written.settle(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
+
+
+def _parts(page: Path) -> list[str]:
+    """What a page has of coverage, and what of regions."""
+    text = inputs.read_text(page) if page.is_file() else ""
+    of_coverage, heading, of_regions = text.partition(f"\n{HEADING}")
+    return [of_coverage, heading.removeprefix("\n") + of_regions]
+
+
+def _check_version(page: Path) -> None:
+    """Fail before the work if there is no page, or another version of Hypothesis made it: that version draws other cases."""
+    named = re.search(r"with Hypothesis ([\w.]+);", inputs.read_text(page), re.ASCII)
+    if named and (version := named[1]) != hypothesis.__version__:
+        raise click.ClickException(
+            f"{page} counts what Hypothesis {version} draws, and this is {hypothesis.__version__}, which draws other cases: "
+            f"install hypothesis=={version}, or write the page anew without --check"
+        )
+
+
+def _plan(profile: str, device: str) -> FuzzPlan:
+    return FuzzPlan(target="triton", device=device, examples=PROFILES[profile], seed=SEED, folder=Path())
+
+
+def _draw(profile: str, device: str, workers: int) -> Coverage:
+    plan = _plan(profile, device)
+    notes.print(f"drawing {plan.examples} cases of the {profile} profile")
+    with progress_bar(plan.examples) as show_bar:
+        return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))
+
+
+def _page(ci: Coverage, nightly: Coverage) -> str:
+    lines = [
+        "# What is supported, and what the fuzzer draws",
+        "",
+        *_summary(nightly),
+        "",
+        f"`python -m attn_lab matrix` wrote this page with Hypothesis {hypothesis.__version__}; with `--check` it fails if",
+        "the page is not current. No kernel is run for it. The strategies draw what two runs for the target `triton` draw:",
+        "",
+        f"- `attn-parity fuzz --profile ci --seed {SEED}` on a CPU: {ci.examples} cases.",
+        f"- `attn-parity fuzz --profile nightly --seed {SEED}` on a GPU: {nightly.examples} cases.",
+        "",
+        "## Features and sides",
+        "",
+        "A side without a mark refuses every case with the feature. The reasons are below the table; where several apply,",
+        "the page names the reason that goes with the feature most closely. `ci` and `nightly` count the cases with the",
+        "feature. `rarest partner` is the feature that nightly drew least often together with it, of those that a case can",
+        "have together.",
+        "",
+        *_sides(ci, nightly),
+        "",
+        *_refusals(nightly),
+        "",
+        "## Pairs that no case has",
+        "",
+        *_undefined(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(nightly: Coverage) -> list[str]:
+    """How many pairs of features were drawn, and the pairs that were drawn least often."""
+    pairs = sorted((nightly.pairs.get(pair, 0), pair) for pair in combinations(NAMES, 2) if pair not in UNDEFINED)
+    rarest = "; ".join(f"{a} and {b} ({count})" for count, (a, b) in pairs[:3])
+    never = sum(not count for count, _ in pairs)
+    return [
+        f"- Cases without a latent cache have {len(NAMES)} features. A case can have {len(pairs)} pairs of them together.",
+        f"- The nightly profile draws {len(pairs) - never} of these pairs. The rarest are {rarest}.",
+    ]
+
+
+def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
+    lines = [
+        _row("feature", *SIDES, "ci", "nightly", "rarest partner"),
+        _row("---", *["---"] * len(SIDES), "--:", "--:", "---"),
+    ]
+    for name in NAMES:
+        marks = ["" if name in nightly.refused[side] else "yes" for side in SIDES]
+        lines.append(_row(name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
+    return lines
+
+
+def _refusals(drawn: Coverage) -> list[str]:
+    features: dict[str, list[str]] = defaultdict(list)
+    for side in SIDES:
+        for name, reason in drawn.refused[side].items():
+            features[f"{side}, {reason}"].append(f"`{name}`")
+    return [f"* {sentence}: {', '.join(names)}" for sentence, names in features.items()]
+
+
+def _undefined() -> list[str]:
+    pairs: dict[str, list[str]] = defaultdict(list)
+    for (a, b), reason in UNDEFINED.items():
+        pairs[reason].append(f"`{a}` and `{b}`")
+    return [
+        f"* {reason}: {len(some)} pairs, such as {some[0]}" if len(some) > 1 else f"* {reason}: {some[0]}"
+        for reason, some in pairs.items()
+    ]
+
+
+def _rarest(name: str, drawn: Coverage) -> str:
+    """The feature that was drawn least often together with this one; the first of several."""
+    pairs = [pair for pair in combinations(NAMES, 2) if name in pair and pair not in UNDEFINED]
+    rarest = min(pairs, key=lambda pair: drawn.pairs.get(pair, 0))
+    return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

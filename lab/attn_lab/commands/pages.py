@@ -1,0 +1,59 @@
+"""`python -m attn_lab pages`: whether docs/generated is what the code, or the results there, make of it."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import click
+from attn_parity.cpus import usable_cpus
+
+# those that take longest come first
+CHECKS = (
+    "python -m attn_lab matrix --check --only regions",
+    "python -m attn_lab matrix --check --only backends",
+    "python -m attn_lab proofs --check",
+    "attn-parity compile --check",
+    "python -m attn_lab zoo --check",
+    "python -m attn_lab mutate --check",
+    "python -m benchmarks.judge page --check",
+    "python -m benchmarks page --check",
+    "python -m benchmarks peers --check",
+    "python -m benchmarks emulation --check",
+    "python -m attn_lab findings --check",
+)
+
+
+@click.command("pages")
+def command() -> int:
+    """Check that the pages of docs/generated are what the code, or the results beside them, make of them.
+
+    Checks run side by side, one for each usable CPU. Each prints a line when it ends, and all that it has printed if it
+    fails. Exit 1 if one fails. `tox run -e nightly` checks the page of coverage, which takes
+    minutes, and proves the theorems.
+    """
+    return check_all(CHECKS, usable_cpus())
+
+
+def check_all(checks: Iterable[str], cpus: int) -> int:
+    """Run the checks, so many at once. The exit code."""
+    failed = 0
+    with ThreadPoolExecutor(cpus) as pool:
+        for ended in as_completed([pool.submit(_run, check) for check in checks]):
+            check, code, printed, seconds = ended.result()
+            print(f"{check}: {'current' if code == 0 else f'exit {code}'}, {seconds:.0f} s", flush=True)
+            if code:
+                failed += 1
+                print(printed, flush=True)
+    return 1 if failed else 0
+
+
+def _run(check: str) -> tuple[str, int, str, float]:
+    """A check, its exit code, what it printed, and the seconds that it took."""
+    program, *arguments = shlex.split(check)
+    command = [sys.executable if program == "python" else program, *arguments]
+    started = time.monotonic()
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return check, ended.returncode, ended.stdout, time.monotonic() - started

@@ -1,0 +1,298 @@
+"""`python -m attn_lab zoo`: put known bugs back, one at a time, and look for them."""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import click
+import msgspec
+from attn_fuzz import inputs, outputs
+from attn_fuzz.corpus import files
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.patches.mutant import MutantError
+from attn_fuzz.run import runner
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.registry import UnknownTargetError
+from attn_lab import results_file, written
+from attn_lab.options import first_seed_option, page_option, seeds_option
+from attn_lab.zoo import known_bugs
+from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo.known_bugs import KnownBug
+from attn_lab.zoo.page import Results, Row
+from attn_parity.console import notes, results
+from attn_parity.options import (
+    PAGES,
+    Positive,
+    check_exact,
+    check_option,
+    check_page_writable,
+    check_writable,
+    default_workers,
+    device_name,
+    device_option,
+    exact_option,
+    json_option,
+    limit_option,
+    plain_table,
+    progress_bar,
+    sanitize_option,
+    sanitizes,
+    say_what_runs_kernels,
+    use_device,
+    workers_option,
+    write_json,
+)
+
+EXAMPLES = 500
+PAGE = PAGES / "zoo.md"
+
+
+@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder with mutants of your own, *.toml, whose Python is run.",
+)
+@click.option(
+    "--target",
+    metavar="T|@ARCH",
+    help="Run the bugs of kernels of `triton` alone, and on this target instead. @gfx942: run the bugs of all kernels, each on "
+    "its own target compiled for gfx942.",
+)
+@click.option(
+    "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
+)
+@first_seed_option
+@seeds_option
+@click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
+@click.option(
+    "--write",
+    "writes",
+    is_flag=True,
+    help="Write the page, and beside it the JSON file from which the page is made.",
+)
+@click.option(
+    "--rewrite",
+    "rewrites",
+    is_flag=True,
+    help="Run nothing; write the page again from its JSON and the mutants.",
+)
+@check_option
+@page_option(PAGE)
+@click.option(
+    "--corpus",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the smallest failing case of each mutant into this folder, as NAME.json.",
+)
+@workers_option
+@limit_option
+@device_option
+@sanitize_option
+@exact_option
+@json_option
+def command(
+    only: tuple[str, ...],
+    folder: Path | None,
+    target: str | None,
+    examples: int,
+    seed: int,
+    seeds: int,
+    shrinks: bool,
+    writes: bool,
+    rewrites: bool,
+    check: bool,
+    page: Path,
+    corpus: Path | None,
+    workers: int | None,
+    limit: float,
+    device: str,
+    sanitize: bool | None,
+    exactly: bool,
+    json_file: Path | None,
+) -> int:
+    """Put real bugs back, one at a time, and see whether the fuzzer finds each.
+
+    Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted. With --only and --write, what
+    came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
+    """
+    # before the mutants, whose reading takes a second
+    checked = results_file.kept(page, Results, "zoo") if check or rewrites else None
+    at_home = known_bugs.load_all(folder) if folder else known_bugs.load_all()
+    if checked is not None:
+        return _check(page, checked, at_home, only, rewrites=rewrites)
+    everybody, left_out = _on_target(at_home, target) if target else (at_home, {})
+    for name, why in left_out.items():
+        notes.print(f"{name} is left out: {why}", soft_wrap=True)
+    residents = _chosen(everybody, only)
+    data = results_file.data_of(page, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
+    _check_files(json_file, page if writes else None)
+    kept = results_file.load(data, Results) if writes and only and data.is_file() else None
+    device = use_device(device)
+    check_exact(exactly, device)
+    missing = _missing_targets(residents, device)
+    running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
+    say_what_runs_kernels(device, [registry.load(mutant.target) for mutant in running])
+    numbers = range(seed, seed + seeds)
+    if kept is not None:
+        zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, (), target or ""))
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = FuzzPlan(
+            target="", device=device, examples=examples, seed=seed, folder=Path(scratch), limit=limit, exact_every=int(exactly)
+        )
+        plans = _plans(plan, running, numbers, sanitize=sanitize, shrinks=shrinks)
+        outcome = _run(plans, workers or default_workers(device))
+    runs = {mutant.name: _ended(outcome, range(i * seeds, (i + 1) * seeds)) for i, mutant in enumerate(running)}
+    runs |= {name: [Progress(broken=why)] for name, why in missing.items()}
+    rows = [zoo_page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
+    _print(rows, residents)
+    if corpus:
+        first = {name: progress[0].failure for name, progress in runs.items() if progress}
+        files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
+    found = zoo_page.results(device_name(device), numbers, examples, rows, target or "")
+    if json_file:
+        write_json(json_file, msgspec.to_builtins(found))
+    if outcome.error:
+        raise ExecutorError(outcome.error)
+    broken = [row.error for row in rows if row.error]
+    if writes and not broken:
+        ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
+        before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
+        whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
+        outputs.write(data, results_file.dumps(whole))
+        _check(page, results_file.kept(page, Results, "zoo"), at_home, (), rewrites=True)
+    if outcome.interrupted:
+        if left := [row.name for row in rows if not row.found and not row.error]:
+            notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
+        return 130
+    if broken:
+        raise MutantError("; ".join(broken))
+    return int(any(row.survived for row in rows))
+
+
+def _chosen(everybody: Sequence[KnownBug], only: Sequence[str]) -> list[KnownBug]:
+    """The bugs with these names; all if no name is given.
+
+    Raises:
+        MutantError: there is no bug of a name.
+    """
+    names = [mutant.name for mutant in everybody]
+    if unknown := sorted(set(only) - set(names)):
+        raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
+    return [mutant for mutant in everybody if not only or mutant.name in only]
+
+
+def _on_target(everybody: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[str, str]]:
+    """The bugs of kernels on another target, or on their own targets compiled for an architecture: `@` and its name.
+
+    Returns:
+        The bugs, and by name why others are left out: a target cannot be compiled, or no emulated GPU shows the bug.
+    """
+    if not target.startswith("@"):
+        return known_bugs.on_target(everybody, target, compiles=registry.load(target).compiles), {}
+    chosen, left_out = list[KnownBug](), dict[str, str]()
+    for bug in known_bugs.compiled_for(everybody, target.removeprefix("@")):
+        try:
+            registry.load(bug.target)
+        except UnknownTargetError as error:
+            left_out[bug.name] = str(error)
+        else:
+            if bug.not_emulated:
+                left_out[bug.name] = bug.not_emulated
+            else:
+                chosen.append(bug)
+    return chosen, left_out
+
+
+def _check_files(json_file: Path | None, page: Path | None) -> None:
+    """Fail before the work if a file cannot be written."""
+    check_writable(json_file)
+    if page is None:
+        return
+    if not page.suffix:
+        raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
+    check_page_writable(page)
+
+
+def _plans(plan: FuzzPlan, running: list[KnownBug], seeds: range, *, sanitize: bool | None, shrinks: bool) -> list[FuzzPlan]:
+    """A plan for each bug and seed; the failing case of the first seed is shrunk if `shrinks`."""
+    return [
+        msgspec.structs.replace(
+            plan,
+            target=bug.target,
+            mutant=bug.mutant,
+            seed=seed,
+            sanitize=sanitizes(sanitize, registry.usable(bug.target, plan.device), plan.device),
+            on_failure="shrink" if shrinks and seed == seeds[0] else "stop",
+        )
+        for bug in running
+        for seed in seeds
+    ]
+
+
+def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
+    """Run every plan while a progress bar counts findings and examples. Each finding is told when it is made."""
+    done = [Progress() for _ in plans]
+    with progress_bar(len(plans)) as show_bar:
+
+        def show(index: int, progress: Progress) -> None:
+            mutant, failure, before = plans[index].mutant, progress.failure, done[index].failure
+            done[index] = progress
+            if mutant is not None and failure is not None and before is None:
+                notes.print(f"{mutant.name}: {failure.first_verdict.kind} after {failure.found_after} examples")
+            show_bar(sum(p.failure is not None for p in done), sum(p.examples + p.shrinking for p in done))
+
+        return runner.run(plans, workers, stop_at_failure=False, report=show)
+
+
+def _missing_targets(residents: list[KnownBug], device: str) -> dict[str, str]:
+    """By mutant, why its target cannot run on this device. A mutant that needs a GPU is not looked at on a CPU."""
+    found = {}
+    for mutant in residents:
+        try:
+            if device != "cpu" or not mutant.needs_gpu:
+                registry.usable(mutant.target, device)
+        except UnknownTargetError as error:
+            found[mutant.name] = f"{mutant.name}: {error}"
+    return found
+
+
+def _ended(outcome: Outcome, plans: range) -> list[Progress]:
+    """The runs of a mutant, by the indices of its plans; none if the run ended before one of them had its result."""
+    runs = [outcome.progress[index] for index in plans]
+    has_result = (i in outcome.finished or outcome.progress[i].failure or outcome.progress[i].broken for i in plans)
+    return runs if all(has_result) else []
+
+
+def _print(rows: list[Row], residents: list[KnownBug]) -> None:
+    sizes = ("requests", "queries", "keys")
+    table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
+    for row, mutant in zip(rows, residents, strict=True):
+        counts = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
+        origin = zoo_page.real_bug(mutant.origin) or "own"
+        table.add_row(mutant.name, mutant.kind, origin, *counts, zoo_page.by(row, mutant), *map(str, row.size or ()))
+    results.print(table)
+    results.print(zoo_page.summary(rows, residents), soft_wrap=True)
+
+
+def _check(page: Path, found: Mapping[Path, Results], everybody: list[KnownBug], only: Sequence[str], *, rewrites: bool) -> int:
+    """The exit code: 0 if the page follows from its JSON and the mutants, and every mutant has results; else 1.
+
+    Args:
+        everybody: the mutants on their own targets.
+        only: names of mutants, if the page is of some.
+    """
+    of_runs = [(each, *(_on_target(everybody, each.target) if each.target else (everybody, {}))) for each in found.values()]
+    text = zoo_page.text([(each, left_out) for each, _, left_out in of_runs], _chosen(everybody, only))
+    if rewrites:
+        return written.settle({page: text}, "", checks=False)
+    chosen = [(each, [mutant for mutant in residents if not only or mutant.name in only]) for each, residents, _ in of_runs]
+    wrong = [line for each, residents in chosen for line in zoo_page.differences(each, residents)]
+    if not page.is_file() or inputs.read_text(page) != text:
+        wrong.append(f"{page} is not what {next(iter(found))} and the mutants make: run `python -m attn_lab zoo --rewrite`")
+    return results_file.checked(wrong, "; ".join(zoo_page.summary(each.mutants, residents) for each, residents in chosen))

@@ -1,0 +1,233 @@
+"""The table of known findings, and what can be filed as an issue with the owner of a finding's kernel.
+
+They are made of the declarations of the targets, findings/NAME.toml and NAME.py, of what the scripts printed
+(`attn_lab.findings.scripts`), and of docs/generated/findings-speed.json: after how many examples each finding was met.
+"""
+
+import ast
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from attn_fuzz.errors import InputError
+from attn_fuzz.findings.finding import Finding
+from attn_fuzz.targets import registry
+from attn_fuzz.text import nearest
+from attn_lab.findings import scripts as finding_scripts
+from attn_lab.findings.scripts import ARCHITECTURE, ROOT, Report, Shown
+
+PAGE = ROOT / "docs" / "generated" / "findings.md"
+SPEED = PAGE.with_name("findings-speed.json")
+Shared = dict[str, tuple[Finding, list[str]]]
+"""Findings by name, each with the targets that share it."""
+_INTRODUCTION = """# Known findings
+
+Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml` and the finding's declaration in
+`attn_fuzz.findings` say what is known: lines, cause, since when, harm, and who sends such a call. `python -m attn_lab findings
+NAME` prints all that, with the script, as a title and a body that are ready to be filed with the kernel's owner. Nothing is
+filed by a tool of this project.
+
+- `findings/NAME.py` is a script, which needs torch, Triton and the package's files alone. It prints what it expects, by a few
+  lines of torch, and what it got. It exits with 1 where the finding shows, with 0 where it does not, and with 2 where it cannot
+  run.
+- Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
+  that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
+  was run on a GPU.
+- A finding that shows on a GPU alone says so, and which GPU showed it. On a CPU its script imitates in Triton's interpreter
+  what the GPU does, its stored case agrees, and no failure is explained by it.
+- A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
+  fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
+- To replay a finding, install the package of the version that is named, without what it requires (`pip install
+  --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/NAME.json` exits
+  with 1 and names the finding.
+- Three findings are in compilers, and have scripts alone. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
+  which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
+  `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
+  gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
+  `python findings/compilers/llvm-partial-spill.py`: LLVM 24, which Triton 3.9.0 brings, spills two words of a value for gfx942
+  and gfx950 as four, over the address of a tensor. SGLang's extend attention then loads from another address: the case beside
+  the script shows it.
+- One finding is in transformers, and has a script alone. `python findings/transformers/paged-eager-soft-cap.py`:
+  continuous batching (`generate_batch`) serves Gemma 2 without its soft cap of logits, as `"paged|eager"` drops the argument
+  `softcap`. A [recording](../guide/transformers.md#4-continuous-batching) found it.
+
+In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over hunts with
+different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it
+first. ">" stands before the number of drawn cases where half of the hunts or more did not meet it. "Confirmed by" says what
+gives the expected result in the finding's script.
+
+`python -m attn_lab findings --run` runs the scripts, and `python -m attn_lab findings` writes this page.
+"""
+
+
+def shared(targets: Iterable[tuple[str, Iterable[Finding]]]) -> Shared:
+    found: Shared = {}
+    for target, findings in targets:
+        for finding in findings:
+            found.setdefault(finding.name, (finding, []))[1].append(target)
+    return found
+
+
+class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How fast hunts met a finding.
+
+    Attributes:
+        drawn: the most examples that a hunt drew for one of the finding's targets.
+        after: of each hunt, how many examples a target had drawn when it met the finding; None if no target did.
+    """
+
+    drawn: int
+    after: list[int | None]
+
+    @property
+    def median(self) -> str:
+        middle = statistics.median_high(self.drawn + 1 if after is None else after for after in self.after)
+        return f">{self.drawn}" if middle > self.drawn else str(middle)
+
+
+def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed]:
+    """How fast these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
+
+    Args:
+        hunts: of several seeds, the JSON of each target's run, by target.
+    """
+    found = {}
+    for name, (_, targets) in findings.items():
+        hunted = [[hunt[target] for target in targets if target in hunt] for hunt in hunts]
+        if counts := [of for of in hunted if of]:
+            met = [[each["known_after"].get(name) for each in of] for of in counts]
+            after = [min((number for number in of if number is not None), default=None) for of in met]
+            found[name] = Speed(max(each["examples"] for of in counts for each in of), after)
+    return found
+
+
+def index(findings: Shared, speed: dict[str, Speed]) -> str:
+    """The table of all findings."""
+    lines = [
+        _INTRODUCTION,
+        "| finding | what | kernel | seen in | reach | examples | confirmed by | reported |",
+        "| --- | --- | --- | --- | --- | ---: | --- | --- |",
+    ]
+    for name, (finding, _) in findings.items():
+        report = _report(name)
+        reach = "from an engine" if report.sent_by else "no engine is known"
+        examples = speed[name].median if name in speed else "not measured"
+        seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
+        link = f"[{name}](../../findings/{name}.toml)"
+        cells = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
+        lines.append(f"| {' | '.join(cells)} | {finding.link or 'not yet'} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(finding: Finding, shown: Shown) -> str:
+    """A title and a body for the owner of the kernel."""
+    report, script = _report(finding.name), finding_scripts.script(finding.name)
+    case = (ast.get_docstring(ast.parse(script)) or "").partition("\n\n")[2]
+    lines = [
+        f"# {report.title}",
+        "",
+        finding.what,
+        "",
+        f"**Version.** {finding.seen_in}. {_sentence(report.since)} {_sentence(report.newest)}",
+        "",
+        "**Lines.**",
+        "",
+        *(f"- `{line}`" for line in report.lines),
+        "",
+        f"**Cause.** {finding.cause}",
+        "",
+        f"**Smallest case.** {' '.join(case.split())} The script below prints",
+        "",
+        *_fenced(shown.interpreted),
+        "",
+        f"**Harm.** {_sentence(report.harm)}",
+        "",
+        "**Who sends such a call.**" + ("" if report.sent_by else " No engine that is known."),
+        "",
+        *(f"- `{line.partition(' ')[0]}` {line.partition(' ')[2]}".rstrip() for line in report.sent_by),
+        *([""] if report.sent_by else []),
+        *_confirmation(report, shown),
+        "",
+        "**Script.** It needs torch, Triton and the package's files. It exits with 1 where the bug shows, with 0 where it does",
+        "not, and with 2 where it cannot run.",
+        "",
+        "```python",
+        script.rstrip("\n"),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
+    if report.gpu is not None:
+        yield "**How it was confirmed.** What is expected is computed in the script, by torch. The script ran on a CPU alone,"
+        yield "where it imitates the GPU in Triton's own interpreter."
+        yield _sentence(report.gpu)
+    elif shown.compiled is None:
+        yield "**How it was confirmed.** The script launches no kernel. It ran the package's own Python code on a CPU."
+        yield "It was not run on a GPU."
+    else:
+        yield from _confirmation_by_kernels(shown.interpreted, shown.compiled)
+    if shown.mended is None:
+        yield "No change of a few lines was tried."
+        return
+    files = " and ".join(f"`{file}`" for file in dict.fromkeys(file for file, _ in report.changes()))
+    yield f"With these changes of {files} the script exits with 0, which shows that the lines are the cause:"
+    for _, mend in report.changes():
+        removed = (f"-{line}" for line in mend.old.rstrip("\n").split("\n"))
+        yield from ("", "```diff", *removed, *(f"+{line}" for line in mend.new.rstrip("\n").split("\n")), "```")
+
+
+def _confirmation_by_kernels(interpreted: str, compiled: str) -> Iterator[str]:
+    same = interpreted == compiled
+    yield "**How it was confirmed.** What is expected is computed in the script, by torch. The kernel ran on a CPU: by Triton's"
+    yield f"own interpreter, and compiled for {ARCHITECTURE}, on an emulator of its instructions."
+    yield "The output was the same." if same else "The outputs differ in their last digits."
+    yield "It was not run on a GPU."
+    if not same:
+        yield from ("The compiled kernel's output:", "", *_fenced(compiled))
+
+
+def _findings() -> Shared:
+    return shared((name, registry.load(name).findings) for name in registry.names())
+
+
+def table() -> str:
+    """The page of the targets' findings."""
+    return index(_findings(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
+
+
+def of_finding(name: str) -> str:
+    """What can be filed with the owner of the kernel that a finding is of.
+
+    Raises:
+        InputError: there is no such finding.
+    """
+    findings = _findings()
+    if name not in findings:
+        raise InputError(f"NAME: got {name}, which is no finding of a target{nearest(name, findings)}")
+    return page(findings[name][0], finding_scripts.results()[name])
+
+
+def _report(name: str) -> Report:
+    if (found := finding_scripts.report(name)) is None:
+        raise FileNotFoundError(f"{name}: expected its report {finding_scripts.FOLDER / name}.toml")
+    return found
+
+
+def _fenced(text: str) -> list[str]:
+    return ["```", *text.rstrip("\n").splitlines(), "```"]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def write_speed(files: Iterable[Path]) -> None:
+    """Write speed.json of what `attn-parity fuzz --keep-going --json` wrote, of several seeds, on a CPU."""
+    written = [msgspec.json.decode(path.read_bytes()) for path in files]
+    hunts = [{run["target"]: run for run in each.get("runs", [each])} for each in written]
+    met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
+    SPEED.write_bytes(msgspec.json.format(msgspec.json.encode(speeds(met_there, hunts)), indent=1) + b"\n")

@@ -1,0 +1,404 @@
+"""What became of generated mutants: rates, and survivors by class, as pages such as docs/generated/mutants.md."""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+import hypothesis
+import msgspec
+from attn_lab.mutate import generate, reach, suite
+from attn_lab.mutate.campaign import Log, Trial, digest, order
+from attn_lab.mutate.generate import PACKAGE, Generated
+from attn_lab.written import table
+
+SCHEMA = "attn-parity.mutants/1"
+SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
+BROKEN, EQUIVALENT = "does not run", "equivalent"
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What became of one mutant.
+
+    Attributes:
+        name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells.
+        ci, nightly: for each seed, after how many examples of the profile it was found; None where it survived.
+        by: the kind of the verdict that found it first.
+        always: whether it raised in every case.
+        tests: whether the test suite found it; None if the suite was not run to its end.
+        state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
+        why: the reason in words: of an equivalent mutant, of one that does not run, or of one that is not found.
+    """
+
+    name: str
+    change: str
+    ci: tuple[int | None, ...] = ()
+    nightly: tuple[int | None, ...] = ()
+    by: str | None = None
+    always: bool = False
+    tests: bool | None = None
+    state: str = ""
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: of a file: the name is none of a generated mutant.
+        """
+        if not re.fullmatch(r"[\w.]+:[\w-]+:\w+", self.name):
+            raise ValueError(f"mutant {self.name!r}: expected module.function:operator:number")
+
+    @property
+    def operator(self) -> str:
+        return self.name.split(":")[1]
+
+    @property
+    def room(self) -> str:
+        """The folder of the module, or the module where it lies in none."""
+        module = self.name.split(":")[0].split(".")[1:]
+        return module[0] if module else "attn_optimized"
+
+    @property
+    def digest(self) -> str:
+        return self.change if self.change.startswith("#") else digest_of(self.change)
+
+    def is_of(self, mutant: Generated) -> bool:
+        """Whether a mutant of this name makes the same change."""
+        return self.digest == digest_of(mutant.change)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is in the rates."""
+        return self.state in ("", NOT_RUN_BY_ANY)
+
+
+def digest_of(change: str) -> str:
+    return f"#{zlib.crc32(change.encode()):08x}"
+
+
+class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The test suite that met the mutants.
+
+    Attributes:
+        versions: what it ran under.
+        passed, skipped, failed: how many tests, without a mutant.
+        running: how many of those that pass run a statement of the package in their own process, beyond imports.
+        others: how many did not end in time.
+        without: the files none of whose tests passes.
+    """
+
+    versions: dict[str, str]
+    passed: int
+    running: int
+    skipped: int
+    failed: int
+    others: int
+    without: tuple[str, ...]
+
+
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
+    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
+
+    When the results were written, `sources` were the digests of packages, and the sample of this size and seed still held
+    `in_sample` of the mutants. Results that are older say neither: {} and None. `suite` is None if no tests ran.
+    """
+
+    device: str
+    hypothesis: str
+    sample: int
+    sample_seed: int
+    seeds: tuple[int, ...]
+    ci: int
+    nightly: int | None
+    sources: dict[str, str]
+    in_sample: int | None
+    suite: Suite | None
+    mutants: tuple[Row, ...]
+
+
+def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int | None, equivalent: dict[str, str]) -> Row:
+    """What a log knows of a mutant.
+
+    Args:
+        ci, nightly: examples for each target; None if only ci was run.
+        equivalent: reasons by name.
+    """
+    found = Row(mutant.name, mutant.change, tests=of_tests(mutant, log))
+    if mutant.name in equivalent:
+        return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
+    targets = reach.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, log.probed)] for seed in seeds]
+    trials = [trial for trials in by_seed for trial in trials if trial is not None]
+    if broken := next((trial for trial in trials if trial.broken), None):
+        return msgspec.structs.replace(found, state=BROKEN, why=broken.message)
+    first = next((trial for trial in trials if trial.by), None)
+    num_first = len(order(mutant, 0, targets, ci, log.probed))
+    counts = [_found_after(trials) for trials in by_seed]
+    if UNFINISHED in (_found_after(trials[:num_first]) for trials in by_seed):
+        return msgspec.structs.replace(found, state=UNFINISHED)
+    return msgspec.structs.replace(
+        found,
+        ci=tuple(_number(_found_after(trials[:num_first])) for trials in by_seed),
+        nightly=() if nightly is None or UNFINISHED in counts else tuple(map(_number, counts)),
+        by=first.by if first else None,
+        always=first.always if first else False,
+        state="" if targets else NOT_RUN_BY_ANY,
+    )
+
+
+def explained(row: Row, causes: dict[str, str]) -> Row:
+    """A row with the cause why its mutant survived, if the mutant did and a cause is known."""
+    survived = row.counts and (row.state == NOT_RUN_BY_ANY or None in (row.nightly or row.ci))
+    return msgspec.structs.replace(row, why=causes.get(row.name, "")) if survived else row
+
+
+def _found_after(trials: Sequence[Trial | None]) -> int | str:
+    """The number of examples until a mutant was found; SURVIVED, or UNFINISHED if it was not and a shard is missing.
+
+    Shards of several targets run at once. If a later target finds the mutant first, the others need not run.
+    """
+    examples = 0
+    for trial in trials:
+        examples += trial.examples if trial is not None else 0
+        if trial is not None and trial.by:
+            return max(1, examples)
+    return UNFINISHED if None in trials else SURVIVED
+
+
+def _number(found: int | str) -> int | None:
+    return found if isinstance(found, int) else None
+
+
+def of_tests(mutant: Generated, log: Log) -> bool | None:
+    """Whether the test suite finds a mutant; None if the log does not hold the end of its tests."""
+    tests = suite.tests_of(mutant, [*log.tests.values()])
+    trial = log.trials.get(suite.key(mutant, tests))
+    if trial is None or trial.broken:
+        return None
+    if trial.by:
+        return True
+    return False if trial.examples == len(tests) else None
+
+
+def suite_of(log: Log) -> Suite | None:
+    """The tests that a log holds, and what they ran under; None if it holds none."""
+    if not log.tests:
+        return None
+    recorded = [*log.tests.values()]
+    files = {each.file: each.count for each in recorded}
+    passed = Counter(file for each in recorded for file in [each.file] * len(each.tests))
+    return Suite(
+        versions=recorded[-1].under,
+        passed=passed.total(),
+        running=sum(len({at for lines in each.runs.values() for tests in lines.values() for at in tests}) for each in recorded),
+        skipped=sum(each.skipped for each in recorded),
+        failed=sum(len(each.failed) for each in recorded),
+        others=sum(files.values()) - passed.total() - sum(each.skipped + len(each.failed) for each in recorded),
+        without=tuple(sorted(file for file in files if not passed[file])),
+    )
+
+
+def results(
+    device: str,
+    sample: tuple[int, int],
+    seeds: Sequence[int],
+    ci: int,
+    nightly: int | None,
+    tests: Suite | None,
+    rows: Iterable[Row],
+) -> Results:
+    """A campaign that has just ended. `sample` is its size and its seed."""
+    rows, sources = tuple(rows), {package: digest(package) for package in (PACKAGE, "attn_fuzz")}
+    of_today = {mutant.name for mutant in generate.sample(*sample)}
+    in_sample = sum(row.name in of_today for row in rows)
+    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, sources, in_sample, tests, rows)
+
+
+Judge = Callable[[Row], list[bool] | None]
+"""Whether each seed found a mutant; None if that is not known."""
+
+JUDGES: dict[str, Judge] = {
+    "ci": lambda row: [each is not None for each in row.ci] or None,
+    "nightly": lambda row: [each is not None for each in row.nightly] or None,
+    "tests": lambda row: None if row.tests is None else [row.tests],
+    "ci and tests": lambda row: _or_tests(row, row.ci),
+    "nightly and tests": lambda row: _or_tests(row, row.nightly),
+}
+
+
+def _or_tests(row: Row, found: Sequence[int | None]) -> list[bool] | None:
+    """Whether each seed or the test suite found a mutant."""
+    return None if row.tests is None else [each is not None or row.tests for each in found] or None
+
+
+def rate(rows: Iterable[Row], judge: str) -> str:
+    """Of how many mutants a judge found how many, as a mean over the seeds; empty if it judged none."""
+    judged = _judged(rows, judge)
+    return f"{100 * sum(judged) / len(judged):.0f} % of {len(judged)}" if judged else ""
+
+
+def _judged(rows: Iterable[Row], judge: str) -> list[float]:
+    """Of each mutant that a judge judged and that counts, the share of the seeds that found it."""
+    return [sum(found) / len(found) for row in rows if row.counts and (found := JUDGES[judge](row)) is not None]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """All in one line."""
+    reached = [row for row in rows if row.state != NOT_RUN_BY_ANY]
+    parts = [f"{judge} {found}" for judge in JUDGES if (found := rate(rows, judge))]
+    parts += [f"of those that a target runs {judge} {found}" for judge in ("ci", "nightly") if (found := rate(reached, judge))]
+    examples = [count for row in rows for count in row.ci if count is not None]
+    if examples:
+        parts.append(f"examples until found: median {median(examples):g}, most {max(examples)}")
+    left_out = {state: sum(row.state == state for row in rows) for state in (BROKEN, EQUIVALENT, UNFINISHED)}
+    parts += [f"{count} {state}" for state, count in left_out.items() if count]
+    if always := sum(row.always for row in rows):
+        parts.append(f"{always} of the found ones raise in every case")
+    return "found: " + "; ".join(parts) if parts else "nothing was run"
+
+
+PREFACE = """\
+# Generated mutants
+
+Operators (`attn_lab.mutate.operators`) make a small change at every place of the optimized side where they apply. Samples of
+these mutants, which nobody chose, are run. All modules and operators have their share. [mutants.md](../reference/mutants.md)
+says how.
+
+A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
+the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
+ends at once. A mutant that no target runs is in the rates, and survives. `equivalent.toml` says of each equivalent mutant why.
+`python -m attn_lab mutate --check` fails if this page is not made of the JSON files beside it, or if an operator does not make
+one of their mutants any more.
+"""
+OF_SAMPLE = """
+## {sample} mutants of seed {sample_seed}
+
+`python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
+changed statement drew at most {ci} cases at `ci`{nightly}.
+"""
+OF_TODAY = """
+When these results were written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
+sources were {sources}.
+"""
+UNENDED = """
+The run ended before {unended} of the mutants had met all of their targets. If no seed found any of them, the rate would be
+{least}.
+"""
+SUITE = """
+The column `tests` is of the project's own tests under {versions}. Without a mutant {passed} of them
+pass, and {running} of these run a statement of the optimized side in their own process. The others count for nothing: {skipped}
+are skipped, {failed} fail, and {others} did not end in time. A mutant meets the tests that run its statement, the cheap ones
+first, until one fails that passes alone without the mutant.
+"""
+UNMET = """
+{unmet} of the {count} mutants are in no rate of the tests: time was over before they had met a test, or before they had met all
+of theirs, or they make another change by now than the one that the fuzzer met. Those whose tests were cut are mostly survivors,
+because a mutant that is found ends at once. If none of the {unmet} were found, the tests' rate would be {least:.0f} %.
+"""
+WITHOUT = """
+No test of {files} files passed there, most for want of a package.
+"""
+GONE = """
+{gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
+changed since they ran.
+"""
+
+
+def short(results: Results) -> Results:
+    """What a file keeps: reasons that other files have are left out, and changes of mutants of which no page tells."""
+
+    def kept(row: Row) -> Row:
+        told = row.state not in ("", EQUIVALENT) or (not row.state and None in (row.nightly or row.ci))
+        why = "" if row.state == EQUIVALENT else row.why
+        return msgspec.structs.replace(row, change=row.change if told else row.digest, why=why)
+
+    return msgspec.structs.replace(results, mutants=tuple(map(kept, results.mutants)))
+
+
+def text(samples: Iterable[Results]) -> str:
+    """The page, whole: what the JSON files beside it say, and nothing else."""
+    return "\n".join([*PREFACE.splitlines(), *(line for results in samples for line in _of_sample(results))]) + "\n"
+
+
+def _of_sample(results: Results) -> list[str]:
+    seeds = ", ".join(map(str, results.seeds))
+    nightly = f" and {results.nightly} at `nightly`" if results.nightly else ""
+    fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "ci")}
+    rows = results.mutants
+    lines = OF_SAMPLE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
+    if gone := results.sample - len(rows):
+        lines += GONE.format(gone=gone).splitlines()
+    if results.in_sample is not None:
+        sources = " and ".join(f"{hashed} ({package})" for package, hashed in results.sources.items())
+        lines += OF_TODAY.format(in_sample=results.in_sample, count=len(rows), sources=sources).splitlines()
+    lines += [*_of_unfinished(rows), *_of_suite(results), "", summary(rows) + ".", ""]
+    lines += [*_rates("operator", rows, lambda row: row.operator), "", *_rates("room", rows, lambda row: row.room)]
+    for state in ("", NOT_RUN_BY_ANY, BROKEN, UNFINISHED):
+        lines += _survivors(state, [row for row in rows if row.state == state and (state or None in (row.nightly or row.ci))])
+    return lines
+
+
+def _of_unfinished(rows: Sequence[Row]) -> list[str]:
+    unended = sum(row.state == UNFINISHED for row in rows)
+    rates = {judge: judged for judge in ("ci", "nightly") if (judged := _judged(rows, judge))}
+    if not unended or not rates:
+        return []
+    least = [f"{100 * sum(judged) / (len(judged) + unended):.0f} % at `{judge}`" for judge, judged in rates.items()]
+    return UNENDED.format(unended=unended, least=" and ".join(least)).splitlines()
+
+
+def _of_suite(results: Results) -> list[str]:
+    if results.suite is None:
+        return []
+    facts = msgspec.structs.asdict(results.suite)
+    versions = " and ".join(", ".join(f"{name} {number}" for name, number in facts["versions"].items()).rsplit(", ", 1))
+    lines = SUITE.format(**{**facts, "versions": versions}).splitlines()
+    met = [row.tests for row in results.mutants if row.counts]
+    if unmet := met.count(None):
+        lines += UNMET.format(unmet=unmet, count=len(met), least=100 * met.count(True) / len(met)).splitlines()
+    if results.suite.without:
+        lines += WITHOUT.format(files=len(results.suite.without)).splitlines()
+    return lines
+
+
+def _rates(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
+    judges = [judge for judge in JUDGES if rate(rows, judge)]
+    groups = {group: [row for row in rows if key(row) == group] for group in sorted(set(map(key, rows)))} | {"all": rows}
+    cells = ([group, len(members), *(rate(members, judge) for judge in judges)] for group, members in groups.items())
+    return table((name, "mutants", *judges), cells, ("mutants", *judges))
+
+
+def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    columns, cells = ("mutant", "change", "seeds that found it", "tests", "why"), []
+    for row in rows:
+        found = row.nightly or row.ci
+        seeds = f"{sum(each is not None for each in found)} of {len(found)}" if found else ""
+        tests = {None: "", True: "found", False: "survived"}[row.tests]
+        name, why = row.name.removeprefix("attn_optimized."), re.sub(r"^attn_optimized\S*: ", "", row.why)
+        cells.append((f"`{name}`", f"`{row.change}`", seeds, tests, why))
+    return ["", f"### {(state or 'Survived').capitalize()}", "", *table(columns, cells, columns[2:3])]
+
+
+def differences(results: Results, known: Iterable[Generated], equivalent: dict[str, str]) -> list[str]:
+    """What is not of today: mutants that no operator makes any more, or makes under another name; reasons that are new or gone.
+
+    A change before a mutant's statement gives the mutant another number. Then the old name may be that of another mutant.
+    """
+    changes = {mutant.name: digest_of(mutant.change) for mutant in known}
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, change in changes.items():
+        names.setdefault((_without_number(name), change), []).append(name)
+    wrong = [f"{row.name}: no operator makes it any more" for row in results.mutants if row.name not in changes]
+    for row in results.mutants:
+        if (others := names.get((_without_number(row.name), row.digest), [])) and row.name not in others:
+            wrong.append(f"{row.name}: it makes another change by now; {' or '.join(others)} makes {row.change}")
+        if (row.state == EQUIVALENT) != (row.name in equivalent):
+            wrong.append(f"{row.name}: equivalent.toml and the results differ on it")
+    return wrong
+
+
+def _without_number(name: str) -> str:
+    return name.rpartition(":")[0]

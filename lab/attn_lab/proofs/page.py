@@ -1,0 +1,86 @@
+"""docs/generated/proofs.md: what is proved, under which assumptions, and what is not. The page holds no times."""
+
+from collections.abc import Sequence
+
+from attn_proofs.sources import path_of
+from attn_proofs.theorem import Result, Theorem
+
+_HEADER = """# What is proved for all lengths
+
+Written by `python -m attn_lab proofs`; with `--check` it proves all again, and fails if the page is not current.
+
+Each theorem is a statement about the source that ships. The statement is extracted from the syntax tree of the kernels
+and of the host's functions, and decided by an SMT solver (Z3). A changed kernel changes the statement. Source that the
+extractor does not understand is an error that names file, line and construct. Of each theorem, the solver also shows that
+its assumptions can hold.
+
+Each theorem has a mutant: a change of the source that makes the statement false. The tests put each mutant in, turn the
+solver's counterexample into a case, and run cases on the mutated kernels under Triton's interpreter. They must fail. A
+case has the counterexample's lengths, heads, windows and ranges, within what a case of seconds can have; what a claim
+leaves open, such as a layout, is the theorem's own. Cases of the theorems on numbers beyond 2^31 have no number of the
+solver: their target spreads rows 2^32 units apart.
+
+`attn-parity prove --json FILE` prints and writes the seconds of each theorem. `python -m attn_lab proofs --mutants --json
+FILE` runs all cases, states all theorems about each mutant, and writes which of them are false.
+
+## What the statements are about
+
+* **Numbers are integers without bounds.** The theorems of the family `widths` say where 32 bits hold them. An
+  address of 64 bits is an offset inside memory that exists.
+* **`//` and `%`** of a kernel truncate toward zero; of the host they floor. `&` and `|` are logical on conditions.
+  `tl.cdiv(a, b)` is `(a + b - 1) // b`. A bitcast to uint32 adds 2^32 to a negative number.
+* **A block is one arbitrary lane.** `tl.arange(0, N)` is a number from 0 to N - 1. A reduction gives a number of which a
+  theorem assumes what it says: `tl.max` is at least each lane.
+* **A loop is one arbitrary turn**, with an invariant that is proved of the first turn and of the next. Sizes of blocks
+  are constants: BLOCK_N is 16, 32, 64 or 128, as in the launch tables.
+* **Memory** is an unknown function of the offset, one for each tensor. Masked loads give `other`.
+* **Products and quotients of two unknown numbers** are functions with the few facts that `proofs/attn_proofs/products.py`
+  names. Facts are instantiated, so a proof is one of multiplication, too.
+* **What a kernel is compiled for** is fixed in most theorems, since a layout or a width is a constant there. Addresses of K
+  and V are proved for heads of 64 dims in blocks of 48 slots with 8 elements in 16 bytes, and for heads of 48 dims in
+  tiles of 64 (family `inside`); those of the writer in blocks of 16. In the families `mask` and `tiles`, heads have 16
+  dims and blocks 16 slots, all tiles have as many rows (`small_block_m` is 0), V is as wide as K (`block_rest` is 0), and
+  the loop without a mask is compiled (`has_unmasked_loop`). Masks of ranges and chunks are proved for BLOCK_N 64.
+* **The contract** gives ranges: lengths, rows and rules as the border checks leave them (`contract/attn_contract`). A
+  tile has at least one query, and its queries are the request's: the theorems of the family `programs` say so.
+
+## What is not proved
+
+* Floats: logits, the softmax, rounding, quantization. The fuzzer judges them.
+* That the fused multiplication and the dot product run over exactly the loaded tile; that a compiler keeps the meaning of
+  the source.
+* The writers of latent caches, the rotation, and where the merges of parts and of two states read and write: of the merges,
+  only that no number of 32 bits overflows.
+* Rows of latent caches, and the scales in them: their loads have no theorem on addresses.
+* The values of `qq_bias` and ALiBi. A key that a bias hides is left out of the theorems on masks, but not of `tiles.biased`.
+* Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales behind its rows: the theorem on scales
+  per token takes any three strides.
+* That `math.gcd` is the greatest common divisor: the theorem on units uses that a number divides it exactly if it divides all.
+* Sums of 64 bits of lanes that access nothing, and 32 bits of chunks. An address that is accessed is inside of a tensor
+  (family `inside`), whose memory exists.
+* The plan's choices (tiles, splits, waves): only that any choice covers every query and key.
+"""
+
+
+def text(proved: Sequence[tuple[Theorem, Sequence[Result]]]) -> str:
+    """The page."""
+    claims = sum(len(results) for _, results in proved)
+    parts = [_HEADER, f"## The {len(proved)} theorems\n\n{claims} claims, each a question to the solver.\n"]
+    families = dict.fromkeys(theorem.family for theorem, _ in proved)
+    for family in families:
+        parts.append(f"### {family}\n\n| theorem | says | claims | functions | mutant |\n|---|---|---|---|---|")
+        parts += [_row(theorem, results) for theorem, results in proved if theorem.family == family]
+        parts[-1] += "\n"
+    return "\n".join(parts)
+
+
+def _row(theorem: Theorem, results: Sequence[Result]) -> str:
+    (patch, *_) = theorem.mutant
+    says = f"{theorem.says} {theorem.assumes}".strip()
+    change = f"in `{patch.place.rpartition('.')[2]}`: {_code(patch.find)} becomes {_code(patch.replace)}"
+    files = sorted({path_of(module).name for result in results for module in result.claim.lines})
+    return f"| `{theorem.name}` | {says} | {len(results)} | {', '.join(files)} | {change} |"
+
+
+def _code(source: str) -> str:
+    return "`" + " ".join(source.split()).replace("|", "\\|") + "`"

@@ -1,0 +1,143 @@
+"""Known bugs: mutants in TOML files.
+
+    name = "seed-40176"
+    origin = "vllm-project/vllm#40176"
+    class = "softmax"  # one of Kind
+    what = "what went wrong, in a sentence or two"
+    trigger = "what a batch must have for it to matter"
+    target = "triton"
+    # needs_gpu = true where no interpreter can show it
+    # raises = "a part of the message" where the bug shows itself as an exception; a list where it does so as several
+    # not_emulated = "why no run on an emulated GPU shows it"
+
+    [[patch]]  # see attn_fuzz.patches.source
+    in = "attn_optimized.kernels.visibility.in_window"
+    find = "an expression or statements, as they stand in that function"
+    replace = "what the bug made of them"
+
+A known bug has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
+`attn_lab.mutate.generate` makes mutants by operators instead.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
+from attn_fuzz.patches.mutant import Mutant, MutantError
+from attn_fuzz.patches.source import patched_sources
+
+FOLDER = Path(__file__).with_name("bugs")
+"""The zoo."""
+
+Kind = Literal[
+    "mask",
+    "softmax",
+    "window",
+    "sinks",
+    "logits",
+    "block table",
+    "layout",
+    "dtype",
+    "int32",
+    "head mapping",
+    "ragged batch",
+    "cross-attention",
+    "rotary",
+    "selection",
+    "aliasing",
+    "determinism",
+    "state",
+]
+"""Where attention goes wrong: the classes of bugs."""
+
+KERNELS = "attn_optimized.kernels."
+"""The package of the kernels' sources."""
+REPLACED = "triton"
+"""The target whose bugs `on_target` takes to another one."""
+
+
+class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
+    """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold.
+
+    Attributes:
+        not_emulated: why no run on an emulated GPU shows it; empty if one does, or if its target cannot be compiled for one.
+    """
+
+    origin: str
+    kind: Kind
+    what: str
+    trigger: str
+    target: str
+    needs_gpu: bool = False
+    not_emulated: str = ""
+
+    @property
+    def mutant(self) -> Mutant:
+        """What a run needs of it."""
+        return Mutant(name=self.name, patches=self.patches, raises=self.raises)
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether it changes the source of a kernel, and so what a compiler makes of the kernel."""
+        return any(patch.place.startswith(KERNELS) for patch in self.patches)
+
+
+def on_target(bugs: Sequence[KnownBug], target: str, *, compiles: bool) -> list[KnownBug]:
+    """The bugs of kernels of the target `triton`, on a target that runs the same kernels in another way.
+
+    Args:
+        compiles: whether it runs what a compiler makes of the kernels. Then no bug needs a GPU.
+    """
+    return [
+        msgspec.structs.replace(bug, target=target, needs_gpu=bug.needs_gpu and not compiles)
+        for bug in bugs
+        if bug.in_kernel and bug.target == REPLACED
+    ]
+
+
+def compiled_for(bugs: Sequence[KnownBug], architecture: str) -> list[KnownBug]:
+    """The bugs of kernels, each on its target with the kernels compiled for an architecture of AMD, and emulated."""
+    return [
+        msgspec.structs.replace(
+            bug,
+            target=f"{bug.target}@{architecture}",
+            needs_gpu=False,
+        )
+        for bug in bugs
+        if bug.in_kernel
+    ]
+
+
+def load(path: Path) -> KnownBug:
+    """Read a mutant file and check that its patches apply.
+
+    Raises:
+        MutantError: it is not TOML, lacks a field or has an unknown one, or a patch does not apply.
+    """
+    try:
+        content = inputs.read_toml(path)
+    except InputError as error:
+        raise MutantError(str(error)) from None
+    try:
+        mutant = msgspec.convert(content, KnownBug)
+        patched_sources(mutant.patches)
+    except (ValueError, RecursionError) as error:  # not a mutant, or not to be applied
+        raise MutantError(f"{path}: {error}") from None
+    if not mutant.patches:
+        raise MutantError(f"{path}: it has no [[patch]]")
+    return mutant
+
+
+def load_all(folder: Path = FOLDER) -> list[KnownBug]:
+    """The mutants of a folder, by file name.
+
+    Raises:
+        MutantError: the folder has none, or one of them cannot be loaded.
+    """
+    paths = sorted(folder.glob("*.toml"))
+    if not paths:
+        raise MutantError(f"{folder}: no mutants (*.toml) there")
+    return [load(path) for path in paths]

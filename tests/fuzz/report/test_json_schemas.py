@@ -1,0 +1,94 @@
+"""What `--json` writes has the fields of its published schema, and no others."""
+
+import json
+from typing import Any
+
+import click
+import jsonschema
+import msgspec
+import pytest
+from attn_parity import COMMANDS, cli
+from attn_parity.doctor import sections
+from attn_parity.json_types import OUTPUTS
+
+from tests.pages import PAGES, ROOT
+
+_, PARTS = msgspec.json.schema_components(OUTPUTS.values(), ref_template="#/$defs/{name}")
+
+
+def closed(schema: Any) -> Any:
+    """The schema without leave for fields that it does not name: what is written is to be described."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(item) for name, item in schema.items()}
+    if found.get("type") == "object" and "properties" in found:
+        found["additionalProperties"] = False
+    return found
+
+
+def check(name: str, text: str) -> Any:
+    """What a command wrote, if it is as its schema says."""
+    result = json.loads(text)
+    jsonschema.validate(result, {"$ref": f"#/$defs/{OUTPUTS[name].__name__}", "$defs": closed(PARTS)})
+    return result
+
+
+def test_a_run_with_a_failure(attn_parity, tmp_path):
+    arguments = ("--target", "planted:ONE_KEY_SHORT", "--examples", 20, "--seed", 1, "--workers", 1, "--corpus", "none")
+    assert attn_parity("fuzz", *arguments, "--json", "run.json").code == 1
+    assert check("fuzz", (tmp_path / "run.json").read_text())["failures"]
+
+
+def test_a_run_with_nan(attn_parity, tmp_path):
+    arguments = ("--target", "planted:NAN", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none")
+    assert attn_parity("fuzz", *arguments, "--json", "run.json").code == 1
+    check("fuzz", (tmp_path / "run.json").read_text())
+
+
+def test_a_scope_that_is_counted(attn_parity, tmp_path):
+    arguments = ("--target", "planted_small:RIGHT", "--scope", "rules", "--count")
+    assert attn_parity("exhaust", *arguments, "--json", "run.json").code == 0
+    assert check("exhaust", (tmp_path / "run.json").read_text())["parts"]
+
+
+def test_binaries_and_executions(attn_parity, tmp_path):
+    assert attn_parity("compile", "--arch", "gfx942", "--only", "merge", "--run", "--json", "here.json").code == 0
+    result = check("compile", (tmp_path / "here.json").read_text())
+    assert result["binaries"]
+    assert result["executions"]
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("gpt-oss-120b", 0),
+        ("whisper.json", 0),
+        ("gemma-3.json", 0),
+        ("dflash.json", 0),
+        ("deepseek-v3", 0),
+        ("deepseek-v3.2", 1),
+    ],
+)
+def test_a_selection(file, code, attn_parity, tmp_path):
+    options = ("--arch", "gfx942", "--aiter", "2026-08", "--json", "selected.json")
+    assert attn_parity("select", ROOT / "examples" / "models" / file, *options).code == code
+    check("select", (tmp_path / "selected.json").read_text())
+
+
+def test_the_report_on_a_machine(attn_parity, tmp_path, monkeypatch):
+    work = {"machine": lambda: sections.machine("cpu"), "broken": lambda: 1 / 0}
+    monkeypatch.setattr(sections, "sections", lambda device, **options: iter(work.items()))
+    assert attn_parity("doctor", "--full", "--json", "here.json").code == 1
+    assert len(check("doctor", (tmp_path / "here.json").read_text())["sections"]) == 2
+
+
+def test_every_schema_is_named():
+    assert all(f"| `{kind.__name__}` |" in PAGES["docs/reference/json-schemas.md"] for kind in OUTPUTS.values())
+
+
+def test_every_command_that_writes_json_has_a_schema():
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    writes = {name for name, command in commands.items() if command and any("--json" in each.opts for each in command.params)}
+    assert {*writes, "fuzz-runs"} == set(OUTPUTS)

@@ -1,0 +1,241 @@
+"""The page about a run: what it holds, whatever became of the run, and that nothing of a stranger's case runs in it."""
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz.cases import case_file
+from attn_fuzz.cases.features import count, features
+from attn_fuzz.report import page, svg
+from attn_fuzz.report.run import Found, Run
+from attn_fuzz.run.shard import Failure, Progress, Size
+from attn_fuzz.run.trial import try_case
+from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.verdict import ratios
+from attn_fuzz.verdict.verdict import Verdict
+from planted import FLASH, NAN
+
+replace = msgspec.structs.replace
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and the text outside the style."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] != "style":
+            self.texts.append(data)
+
+
+def holds_all_it_needs(source: str) -> bool:
+    """Whether nothing is run and nothing is fetched."""
+    tags = Parsed(source).tags
+    runs = any(tag in ("script", "iframe", "object", "embed", "link", "img") for tag, _ in tags)
+    fetches = any(name in ("src", "href", "action") or name.startswith("on") for _, attributes in tags for name in attributes)
+    return not runs and not fetches and "@import" not in source and "url(" not in source
+
+
+@pytest.fixture
+def run_of(step_case):
+    def make(*failures: Failure, **changes) -> Run:
+        progress = [
+            Progress(
+                examples=3,
+                seconds=2.0,
+                ratio=0.5,
+                spent={"build": 0.1, "target": 1.0, "judge": 0.4},
+                events={"split": 2},
+                together=count(step_case, []),
+                ratios={"out float32 decode": [5] + [0] * 78 + [1] + [0] * 6},
+            )
+        ]
+        fields = {
+            "target": "a-target",
+            "device": "CPU",
+            "support": EVERYTHING,
+            "versions": {"torch": "2.13.0"},
+            "command": ["attn-parity", "fuzz", "--target", "a-target", "--seed", "9"],
+            "seed": 9,
+            "workers": 1,
+            "planned": 300,
+            "seconds": 4.0,
+            "progress": progress,
+            "failures": [Found(failure, Path("runs/f.json"), Path("runs/f.py")) for failure in failures],
+        }
+        return Run(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def failure(step_case) -> Failure:
+    steps = [(0, 99), (7, 44), (8, 44), (31, 10)]
+    sizes = [Size(tried=tried, requests=2, query_rows=5, keys=keys, blocks=4, fields=3) for tried, keys in steps]
+    return Failure(
+        case=step_case,
+        verdict=try_case(step_case, NAN, "cpu"),
+        first=replace(step_case, window=(3, 0)),
+        first_verdict=try_case(step_case, NAN, "cpu"),
+        found_after=17,
+        found_seconds=1.5,
+        minimal=True,
+        path=tuple(sizes),
+    )
+
+
+def test_the_page_of_a_failure(run_of, failure):
+    source = page.of_run(run_of(failure)).decode()
+    parsed = Parsed(source)
+    text = "\n".join(parsed.texts)
+    assert holds_all_it_needs(source)
+    assert "1 failing" in parsed.texts
+    assert "attn-parity replay runs/f.json" in parsed.texts
+    assert "python runs/f.py" in parsed.texts
+    assert failure.verdict.message in text
+    assert "found after 17 examples, in 1.5 s; the smallest case" in parsed.texts
+    for title in (
+        "out: error / bound by head and row of q",
+        "request 1: mask, 3 x 3 (queries x keys)",
+        "block table",
+        "allocation",
+    ):
+        assert title in text
+    rects = [attributes.get("class") for tag, attributes in parsed.tags if tag == "rect"]
+    assert {"nan", "visible", "causal", "owner-0", "owner-1", "free", "unused", "written", "before"} <= set(rects)
+    assert "window" in rects, "the case as it was found"
+
+
+def test_a_failure_that_was_met_on_the_way_says_so(run_of, failure):
+    told = "It was met while the failure before it was shrunk."
+    for is_other in (False, True):
+        found = Found(failure, Path("f.json"), Path("f.py"), while_shrinking=is_other)
+        run = run_of(failures=[found])
+        assert (told in Parsed(page.of_run(run).decode()).texts) == is_other
+        assert run.to_json()["failures"][0]["while_shrinking"] == is_other
+
+
+def test_the_path_of_the_shrink_has_a_row_per_size(run_of, failure):
+    source = page.of_run(run_of(failure)).decode()
+    rows = re.findall(r"<tr><td>(\d+)</td><td>2</td><td>5</td><td>(\d+)</td><td>4</td><td>3</td></tr>", source)
+    assert rows == [("0", "99"), ("7", "44"), ("31", "10")]
+
+
+def test_a_line_to_copy_is_selected_as_a_whole(run_of, failure):
+    source = page.of_run(run_of(failure)).decode()
+    assert re.search(r"pre\.command \{ user-select: all;", source)
+    assert '<pre class="command"><code>attn-parity replay runs/f.json</code></pre>' in source
+
+
+def test_a_line_to_copy_survives_a_shell(run_of, failure):
+    run = run_of(failures=[Found(failure, Path("my runs/$f.json"), Path("f.py"))])
+    assert "attn-parity replay 'my runs/$f.json'" in Parsed(page.of_run(run).decode()).texts
+
+
+def test_a_clean_run_has_its_numbers_and_no_failure(run_of):
+    source = page.of_run(run_of()).decode()
+    text = "\n".join(Parsed(source).texts)
+    assert holds_all_it_needs(source)
+    assert "all agree" in text
+    assert "replay" not in text
+    for said in (
+        "3 of 300",
+        "0.8/s over 4.0 s",
+        "2 split",
+        "2.13.0",
+        "attn-parity fuzz --target a-target --seed 9",
+        "target 1.0 s",
+    ):
+        assert said in text
+    assert "6 elements, 99% below 0.84, the largest below 0.84" in text
+
+
+def test_a_histogram_has_a_step_for_each_bin_and_those_beyond_the_bound_are_marked():
+    counts = [0] * ratios.NUM_BINS
+    counts[0], counts[2:4], counts[ratios.BROKEN], counts[-1] = 1, [4, 4], 1, 4
+    drawing = svg.histogram(counts, "errors")
+    first, inside, beyond, last = drawing.findall("path")
+    assert first.get("d") == "M0 48V25h4V48z"
+    assert inside.get("d") == f"M16 48V48h4V2h8V48h{4 * (ratios.BROKEN - 4)}V48z"
+    assert {beyond.get("class"), last.get("class")} == {"bar-broken"}
+    assert (beyond.get("d") or "").startswith(f"M{12 + 4 * ratios.BROKEN} 48V25h4")
+    assert last.get("d") == f"M{24 + 4 * (ratios.NUM_BINS - 1)} 48V2h4V48z"
+    places = {text.text: float(text.get("x", "nan")) for text in drawing.findall("text")}
+    assert places["<2⁻²⁰"] == 2, "the middle of the first bar"
+    assert places["≥2"] == 24 + 4 * (ratios.NUM_BINS - 1) + 2, "the middle of the last bar"
+    assert places["bound"] == 12 + 4 * ratios.BROKEN - 0.5
+    assert places["2⁻⁵"] == 12 + 4 * (ratios.EDGES.index(2**-5) + 1)
+
+
+def test_pairs_are_counted_and_named(run_of, step_case):
+    source = html.unescape(page.of_run(run_of()).decode())
+    assert "decoder, causal + float32: 1 example<" in source
+    assert "decoder, causal + sinks: not drawn in this run" in source
+    assert "float32 + float16: none: a case has one or the other" in source
+    assert re.search(r"Pairs: \d+ of \d{4} that a case can have", source)
+    assert "not drawn: " in source
+    assert len(features(step_case)) == source.count('class="drawn"')
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"interrupted": True}, "interrupted: no failure so far"),
+        ({"interrupted": True, "progress": [Progress()]}, "interrupted: nothing was checked"),
+        ({"error": "a worker process died"}, "a worker process died"),
+        ({"progress": []}, "nothing was checked"),
+    ],
+)
+def test_a_run_that_did_not_end_well_has_a_page(run_of, changes, said):
+    assert said in Parsed(page.of_run(run_of(**changes)).decode()).texts
+
+
+def test_nothing_of_a_case_becomes_markup(run_of, failure):
+    evil = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+    name = evil.replace("/", "")
+    case = replace(failure.case, target=evil)
+    verdict = Verdict(kind="raised", message=f"{evil}\ud800\x00")
+    failure = replace(failure, case=case, first=case, verdict=verdict)
+    run = run_of(failure, target=evil, command=[evil], device=evil, versions={evil: evil}, error=evil)
+    for source in (page.of_run(run).decode(), page.of_case(case, verdict, Path(f"{name}.json")).decode()):
+        assert holds_all_it_needs(source)
+        assert evil in Parsed(source).texts or f"{name}.json" in Parsed(source).texts
+
+
+def test_a_run_with_a_report_folder_writes_its_page(attn_parity, tmp_path):
+    run = attn_parity("fuzz", "--target", "planted:NAN", "--examples", 20, "--seed", 2, "--workers", 1, "--report", "runs")
+    assert run.code == 1
+    assert "page: runs/planted-nan-2.html" in run.out
+    text = Parsed((tmp_path / "runs/planted-nan-2.html").read_text()).texts
+    assert "attn-parity replay runs/planted-nan-2.json --target planted:NAN" in text
+    assert "attn-parity fuzz --target planted:NAN --device cpu --examples 20 --seed 2" in text
+    assert case_file.load(tmp_path / "runs/planted-nan-2.json").requests
+
+
+@pytest.mark.parametrize("report", [["--report", "new/runs"], ["--report", "./new/runs/"]])
+def test_the_json_may_lie_in_the_report_folder_that_the_run_makes(report, attn_parity, tmp_path):
+    arguments = ("fuzz", "--target", "planted:FLASH", "--examples", 2, "--seed", 2, "--workers", 1, "--corpus", "none", *report)
+    assert attn_parity(*arguments, "--json", "new/other/run.json").code == 2
+    assert not list(tmp_path.iterdir()), "what is refused makes no folder"
+    run = attn_parity(*arguments, "--json", "new/runs/run.json")
+    assert run.code == 0, run.err
+    assert {path.name for path in (tmp_path / "new/runs").iterdir()} == {"run.json", "planted-flash-2.html"}
+
+
+def test_the_page_of_a_case_that_was_not_run(step_case):
+    text = "\n".join(Parsed(page.of_case(step_case, None, Path("case.json")).decode()).texts)
+    assert "error / bound" not in text
+    assert "attn-parity replay case.json" in text
+    assert "error / bound" in "\n".join(
+        Parsed(page.of_case(step_case, try_case(step_case, FLASH, "cpu"), Path("c")).decode()).texts
+    )

@@ -1,0 +1,193 @@
+"""One seed is one run, whoever runs it; what breaks the fuzzer is not blamed on the kernel; Ctrl-C loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz.cases import case_file
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.run import runner
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.shard import FuzzPlan
+
+
+def test_a_seed_means_the_same_cases(fuzz_here):
+    _, once = fuzz_here("planted:FLASH", examples=15, seed=5)
+    _, again = fuzz_here("planted:FLASH", examples=15, seed=5)
+    _, other = fuzz_here("planted:FLASH", examples=15, seed=6)
+    assert once == again
+    assert len(once) == 15
+    assert once != other
+
+
+def test_shards_cover_the_plan_with_seeds_of_their_own(tmp_path):
+    plan = FuzzPlan(target="reference-fp32", device="cpu", examples=1001, seed=3, folder=tmp_path)
+    shards = runner.shards(plan)
+    assert sum(shard.examples for shard in shards) == 1001
+    assert len({shard.seed for shard in shards}) == len(shards) > 1
+
+
+def test_a_seed_means_the_same_run_with_any_number_of_workers(tmp_path):
+    plan = FuzzPlan(target="planted:FLASH", device="cpu", examples=20, seed=3, folder=tmp_path)
+    plans = [plan, FuzzPlan(target="planted:FLASH", device="cpu", examples=20, seed=4, folder=tmp_path)]
+    one, two = (runner.run(plans, workers, stop_at_failure=True) for workers in (1, 2))
+    assert one.finished == two.finished == {0, 1}
+    assert [p.examples for p in one.progress] == [20, 20]
+    assert [(p.examples, p.ratio) for p in one.progress] == [(p.examples, p.ratio) for p in two.progress]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_failing_shard_is_the_same_however_fast_the_others_fail(step_case, tmp_path):
+    passes = msgspec.structs.replace(step_case, requests=())
+    plan = FuzzPlan(target="planted:ONE_KEY_SHORT", device="cpu", examples=0, seed=0, folder=tmp_path, on_failure="stop")
+    slow, fast = (msgspec.structs.replace(plan, past=(*[passes] * count, step_case)) for count in (200, 0))
+    outcome = runner.run([slow, fast, slow], 2, stop_at_failure=True)
+    assert outcome.progress[0].failure is not None
+    assert outcome.finished == {0, 1}
+
+
+def test_a_run_that_agrees_exits_0_and_says_what_it_did(attn_parity, tmp_path):
+    run = attn_parity("fuzz", "--target", "planted:FLASH", "--examples", 15, "--seed", 7, "--workers", 1, "--json", "run.json")
+    assert run.code == 0
+    assert "15 examples" in run.out
+    assert "--seed 7" in run.out
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert result["schema"] == "attn-parity.fuzz/1"
+    assert (result["target"], result["seed"], result["examples"]) == ("planted-flash", 7, 15)
+    assert (result["failures"], result["interrupted"]) == ([], False)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and ".hypothesis" not in path.parts] == [
+        tmp_path / "run.json"
+    ]
+
+
+def test_a_run_says_how_many_examples_took_each_path_of_the_target(attn_parity, fuzz_here, tmp_path):
+    progress, cases = fuzz_here("planted:FLASH", examples=40)
+    assert progress.events == {"ragged": sum(len(case.requests) > 1 for case in cases)}
+    run = attn_parity("fuzz", "--target", "planted:FLASH", "--examples", 40, "--seed", 3, "--workers", 1, "--json", "run.json")
+    events = json.loads((tmp_path / "run.json").read_text())["events"]
+    assert 0 < events["ragged"] < 40
+    assert f"{events['ragged']} ragged" in run.out
+
+
+def test_minutes_end_all_shards(attn_parity, tmp_path):
+    run = attn_parity(
+        "fuzz", "--target", "reference-fp32", "--minutes", "0.02", "--examples", 100_000, "--workers", 1, "--json", "run.json"
+    )
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert run.code == 0
+    assert result["planned"] == 100_000
+    assert result["examples"] < 100_000
+
+
+def test_a_fault_of_the_harness_is_not_blamed_on_the_kernel(step_case, tmp_path):
+    contradiction = msgspec.structs.replace(step_case, unwritten=(99,))
+    with Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        with pytest.raises(ExecutorError, match="the fuzzer itself failed"):
+            executor.run(contradiction)
+        assert executor.run(step_case).kind == "agree"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_breaks_the_judge_is_to_blame(step_case, tmp_path):
+    with Executor("planted:BREAKS_THE_JUDGE", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(step_case)
+    assert verdict.kind == "crashed"
+    assert "not callable" in verdict.message
+
+
+def test_a_target_that_loads_here_and_not_in_a_worker_is_an_error(attn_parity, tmp_path):
+    (tmp_path / "at_home.py").write_text(
+        "import multiprocessing\n"
+        "assert multiprocessing.parent_process() is None, 'only at home'\n"
+        "from planted import FLASH as TARGET\n"
+    )
+    run = attn_parity("fuzz", "--target", "at_home:TARGET", "--examples", 5, "--workers", 1)
+    assert run.code == 2
+    assert "only at home" in run.err
+    assert "Traceback" not in run.err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def alive(group: int) -> list[str]:
+    """Processes of a process group that are not zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.fixture
+def interrupted(tmp_path, child_environment):
+    """Starts a fuzz run, sends Ctrl-C to its whole process group after some calls of the kernel, and waits."""
+
+    def run(target: str, calls: int, workers: int):
+        called = tmp_path / "called"
+        # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        command = [sys.executable, "-c", f"{heed}; from attn_parity import main; main()", "fuzz", "--target", target]
+        command += ["--examples", "100000", "--seed", "1", "--workers", str(workers), "--json", "run.json", "--report", "runs"]
+        command += ["--corpus", "none"]
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=child_environment | {"PLANTED_CALLED": str(called)},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while process.poll() is None and not (called.exists() and called.stat().st_size >= calls):
+                time.sleep(0.1)
+            in_flight = [case_file.load(path) for path in tmp_path.glob("runs/in-flight-*")]
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            ended = time.monotonic()
+            while alive(process.pid) and time.monotonic() < ended + 10:
+                time.sleep(0.1)  # helpers of multiprocessing end when they see that it has
+            assert alive(process.pid) == []
+        finally:
+            if alive(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert "Traceback" not in err
+        return process.returncode, out, json.loads((tmp_path / "run.json").read_text()), in_flight
+
+    return run
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@needs_proc
+def test_ctrl_c_ends_a_run_that_found_nothing_with_130(interrupted, tmp_path):
+    code, out, result, in_flight = interrupted("planted:SLOW", calls=8, workers=2)
+    assert code == 130
+    assert "interrupted" in out
+    assert result["interrupted"]
+    assert result["examples"] > 0
+    assert result["failures"] == []
+    assert 1 <= len(in_flight) <= 2, "the case in flight is on the disk"
+    (page,) = tmp_path.glob("runs/*")
+    assert "interrupted: no failure so far" in page.read_text()
+
+
+@needs_proc
+def test_ctrl_c_keeps_what_was_found(interrupted, tmp_path):
+    code, out, result, _ = interrupted("planted:SLOW_NAN", calls=3, workers=1)
+    assert code == 1
+    assert "interrupted" in out
+    (failure,) = result["failures"]
+    assert failure["kind"] == "nan"
+    assert case_file.load(tmp_path / failure["case_file"]) is not None
+    assert (tmp_path / failure["script"]).exists()

@@ -1,0 +1,106 @@
+"""AITER's own kernel as a target: it loads without a GPU, leaves no trace in this process, and its findings replay."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz.cases import case_file
+from attn_fuzz.cases.tensors import build
+from attn_fuzz.findings.aiter import UNIFIED_ATTENTION
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
+from attn_optimized.aiter_adapter import Aiter, find_aiter
+
+needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e others")
+
+
+def test_where_it_is_missing_the_target_says_what_to_install(attn_parity, monkeypatch):
+    monkeypatch.setattr("attn_optimized.aiter_adapter.find_aiter", lambda: Aiter(missing="no AITER: install it"))
+    run = attn_parity("fuzz", "--target", "aiter-unified-attention", "--examples", 1, "--device", "cpu")
+    assert run.code == 2
+    assert "no AITER: install it" in run.err
+    assert "no AITER: install it" in attn_parity("doctor").out
+
+
+def test_declarations_need_no_aiter():
+    assert registry.load("aiter-unified-attention") is AITER_UNIFIED_ATTENTION
+    assert "non_causal" not in AITER_UNIFIED_ATTENTION.support("cpu").rules
+
+
+def test_a_step_of_more_heads_than_rows_of_a_tile_has_events(step_case):
+    for group_size in (1, 16, 17, 33):
+        step = build(msgspec.structs.replace(step_case, group_size=group_size, requests=step_case.requests[:0]), "cpu")
+        assert list(AITER_UNIFIED_ATTENTION.events(step)) == []
+
+
+@needs_aiter
+def test_doctor_says_what_its_signatures_declare(attn_parity):
+    out = " ".join(attn_parity("doctor").out.split())
+    assert "AITER, unified sinks yes" in out
+    assert "AITER, prefill sinks flash_attn_varlen_func of AITER 0.1.7.post2.dev18 has no argument `sink_ptr`" in out
+
+
+@needs_aiter
+@pytest.mark.parametrize("finding", UNIFIED_ATTENTION, ids=lambda finding: finding.name)
+def test_every_finding_replays(finding, tmp_path):
+    case = case_file.load(finding.path)
+    with Executor("aiter-unified-attention", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(case)
+    assert finding.explains(case, verdict), verdict
+
+
+@needs_aiter
+def test_it_agrees_beyond_what_is_known(attn_parity, tmp_path):
+    run = attn_parity(
+        "fuzz", "--target", "aiter-unified-attention", "--examples", 120, "--seed", 5, "--workers", 2, "--json", "run.json"
+    )
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert run.code == 0, run.out
+    assert result["events"]["split"] > 0
+    assert sum(result["known"].values()) < 60
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import sys
+
+import torch
+from attn_fuzz.interpreted import interpreter
+
+interpreter.install()
+from attn_fuzz.interpreted.aiter import interpreted
+from attn_optimized.aiter_adapter import find_aiter
+
+aiter = interpreted(find_aiter())
+print([name for name in sys.modules if name.split(".")[0] == "aiter"])
+q, cache, one = torch.zeros(1, 1, 80), torch.zeros(2, 40, 16, 1, 80), torch.ones(1, dtype=torch.int32)
+aiter.call(
+    "unified_attention", q=q, k=cache[0], v=cache[1], out=q.clone(), cu_seqlens_q=torch.tensor([0, 1], dtype=torch.int32),
+    max_seqlen_q=1, seqused_k=one, max_seqlen_k=int(sys.argv[1]), softmax_scale=1.0, causal=True, window_size=(-1, -1),
+    block_table=torch.zeros(1, 40, dtype=torch.int32), softcap=0.0, q_descale=None, k_descale=None, v_descale=None,
+)
+print("it ran")
+"""
+
+
+def run_alone(argument: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", IN_A_PROCESS_OF_ITS_OWN, argument]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1], check=False)
+
+
+@needs_aiter
+def test_loading_it_leaves_no_module_behind():
+    assert run_alone("1").stdout.splitlines() == ["[]", "it ran"]
+
+
+@needs_aiter
+def test_a_padded_head_does_not_compile_where_keys_are_split():
+    """Why UNIFIED_HEAD_SIZES are powers of two. When this fails, AITER is repaired: let them be what they can be."""
+    ended = run_alone("513")
+    assert "it ran" not in ended.stdout
+    assert "offs_d" in ended.stderr

@@ -1,0 +1,91 @@
+"""Backends are fuzzed within what they serve, and a declaration that promises too much or too little is found."""
+
+import pytest
+import torch
+from attn_contract import AttentionConfig, AttentionType, Layer
+from attn_fuzz.cases import tensors
+from attn_fuzz.cases.case import written_slots
+from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.patches.mutant import Mutant, Patch
+from attn_fuzz.strategies import cases
+from attn_fuzz.targets.backends import BackendLayers, installed, named
+from attn_fuzz.targets.declared import config_of
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_optimized.backends.triton_attn import TritonAttentionImpl
+from hypothesis import HealthCheck, given, settings
+
+
+@pytest.mark.parametrize("target", ["backend-triton", "backend-rocm-attn", "backend-triton-diffkv"])
+def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, fuzz_apart):
+    progress = fuzz_apart(target, examples=25)
+    assert progress.failure is None, progress.failure.verdict.message
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("place", "find", "replace"),
+    [
+        ("base.AttentionImpl.do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
+        ("base", "(Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND, Layout.X_PACKED, Layout.SHUFFLED)", "(Layout.KV_FIRST_NHD,)"),
+        ("metadata.CommonAttentionMetadata.batch", "qq_bias=self.qq_bias if decoder else None", "qq_bias=self.qq_bias"),
+    ],
+    ids=[
+        "a reader of another layer's cache writes it",
+        "a layer beside packed planes keeps blocks of K and V",
+        "a layer that is no decoder's is given the decoders' qq_bias",
+    ],
+)
+def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
+    patch = Patch(f"attn_optimized.backends.{place}", find, replace)
+    progress = fuzz_apart(
+        "backend-triton", examples=100, seed=2, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
+    )
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+@pytest.mark.nightly
+def test_a_step_that_is_not_looked_at_after_the_first_one_is_found(fuzz_apart):
+    patch = Patch("attn_optimized.backends.base.AttentionImplBase._check_step", "key in self._served", "bool(self._served)")
+    fault = Mutant(name="fault", patches=(patch,), raises="")
+    progress = fuzz_apart("backend-rocm-attn", examples=200, mutant=fault, on_failure="stop")
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("name", "asks"), [("CLAIMS_CHUNKS", "chunked_local"), ("CLAIMS_SINKS", "sinks"), ("CLAIMS_ROPE", "rope")]
+)
+def test_a_declaration_that_promises_too_much_is_found(name, asks, fuzz_apart):
+    progress = fuzz_apart(f"planted_backends:{name}", examples=500)
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+    assert getattr(progress.failure.case, asks) is not None
+
+
+def test_a_layer_that_checks_no_values_is_judged_as_well_as_one_that_does(monkeypatch):
+    made = []
+    make = TritonAttentionImpl.__init__
+    monkeypatch.setattr(
+        TritonAttentionImpl, "__init__", lambda self, *a, **k: (made.append(k["validate"]), make(self, *a, **k))[1]
+    )
+    layers = BackendLayers(named("TRITON_ATTN"), installed)
+    for heads in range(1, 21):
+        layer = Layer(num_heads=heads, num_kv_heads=1, head_size=16, scale=0.25, attn_type=AttentionType.ENCODER)
+        layers._impl(layer, torch.zeros(1, heads, 16), None)
+    assert 5 < sum(made) < 15
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(case=cases("reference-fp32", REFERENCE_FP32.support("cpu")))
+def test_a_case_asks_for_what_its_layer_and_batch_ask_for(case):
+    step = tensors.build(case)
+    # a step that has nothing to write rotates nothing, and its layer does nevertheless
+    rotates = any(write.rotation for write in step.writes) if written_slots(case) else case.rope is not None
+    assert config_of(case) == AttentionConfig.of(
+        step.layer,
+        DTYPES[case.dtype],
+        block_size=step.view.block_size if step.view else None,
+        batch=step.batch,
+        lse=step.lse is not None,
+        output_dtype=step.out.dtype if case.output_dtype else None,
+        rope=rotates,
+    )

@@ -1,0 +1,122 @@
+"""Findings in compilers: their scripts see the fault in machine code, and the installed compiler has it or has not."""
+
+import importlib.util
+import subprocess
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from attn_amdgcn import AmdgcnError, launch, load, prepare
+from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS
+
+LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL = (
+    FOLDER / "compilers" / f"{name}.py" for name in ("ptxas-lost-shift", "llvm-copies-before-exec", "llvm-partial-spill")
+)
+WRONG = ["/*0010*/ IMAD R4, R4, 0x1f8, R5 ;", "/*0020*/ IMAD.SHL.U32 R5, R4, 0x10, RZ ;"]
+JUMP, LABEL, ON = "s_cbranch_execz .LBB0_1", ".LBB0_1:", "s_or_b64 exec, exec, s[2:3]"
+COPY = "v_accvgpr_write_b32 a0, v221"
+READ, LOAD = "v_readlane_b32 s12, v48, 14", "buffer_load_dword v46, v46, s[12:15], 0 offen"
+WRITE, OTHER = "v_writelane_b32 v48, s12, 14", "s_mov_b64 s[12:13], s[0:1]"
+COPIED, COPY_LOAD = "s_mov_b64 s[8:9], s[12:13]", "buffer_load_dword v46, v46, s[8:11], 0 offen"
+
+
+@pytest.fixture(scope="module")
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("script", request.param)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script", [LOST_SHIFT], indirect=True)
+@pytest.mark.parametrize(
+    ("code", "is_lost"),
+    [
+        (WRONG, True),
+        ([WRONG[0], "/*0018*/ PRMT R7, RZ, 0x7610, R4 ;", WRONG[1]], True),
+        ([WRONG[1], WRONG[0]], False),
+        ([WRONG[0], "/*0018*/ LOP3.LUT R4, R6, 0x7, RZ, 0xc0, !PT ;", WRONG[1]], False),
+    ],
+)
+def test_a_shift_is_lost_if_its_register_has_the_sum_already(script, code, is_lost):
+    assert (script.lost_shift(code) is not None) == is_lost
+
+
+def test_ptxas_12_8_loses_the_shift_and_later_ones_do_not():
+    done = subprocess.run([sys.executable, LOST_SHIFT], capture_output=True, text=True)
+    assert done.returncode == (SHOWS if "release 12.8" in done.stdout else DOES_NOT_SHOW), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [BEFORE_EXEC], indirect=True)
+@pytest.mark.parametrize(
+    ("code", "early"),
+    [
+        ([JUMP, "s_nop 0", LABEL, COPY, "s_mov_b32 s98, s86", ON], [COPY]),
+        ([JUMP, LABEL, "s_mov_b32 s98, s86", ON, COPY], []),
+        ([JUMP, LABEL, "v_writelane_b32 v255, s3, 55", ON], []),  # it writes one lane, be it on or off
+        ([JUMP, LABEL, COPY, "s_mov_b64 exec, s[4:5]", ON], []),
+        (["s_cbranch_scc1 .LBB0_1", LABEL, COPY, ON], []),
+    ],
+)
+def test_a_copy_before_lanes_are_switched_on_is_too_early(script, code, early):
+    assert script.too_early(code) == early
+
+
+def test_llvm_22_copies_registers_while_lanes_are_off_and_later_ones_do_not():
+    done = subprocess.run([sys.executable, "-W", "ignore", BEFORE_EXEC], capture_output=True, text=True)
+    assert done.returncode == (SHOWS if "Triton 3.6." in done.stdout else DOES_NOT_SHOW), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [PARTIAL_SPILL], indirect=True)
+@pytest.mark.parametrize(
+    ("turn", "overwritten"),
+    [
+        ([READ, LOAD, OTHER, WRITE], [f"{LOAD}: v48 14"]),
+        ([READ, LOAD, "s_mov_b32 s12, 0", WRITE], [f"{LOAD}: v48 14"]),
+        ([READ, LOAD, "v_cmp_gt_i32_e64 s[12:13], s9, v3", WRITE], [f"{LOAD}: v48 14"]),
+        ([READ, COPIED, COPY_LOAD, OTHER, WRITE], [f"{COPY_LOAD}: v48 14"]),
+        ([READ, LOAD, WRITE], []),
+        ([READ, LOAD, OTHER, "v_writelane_b32 v48, s12, 15"], []),
+        ([READ, LOAD, COPIED, OTHER, WRITE, "v_writelane_b32 v48, s8, 14"], []),
+        ([OTHER, WRITE, READ, LOAD], []),  # each turn loads through what it has written
+        ([READ, OTHER, WRITE, LOAD], []),  # it loads through another address
+    ],
+)
+def test_an_address_is_overwritten_if_the_next_turn_reads_another_one(script, turn, overwritten):
+    assert script.overwritten("\n".join(turn)) == overwritten
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("script", [PARTIAL_SPILL], indirect=True)
+@pytest.mark.parametrize(("tensors", "masks"), [(5, 42), (5, 44), (6, 50)])
+def test_the_emulated_sums_are_wrong_where_an_address_is_overwritten(script, tensors, masks):
+    code = script.machine_code(script.kernel(tensors, masks))
+    assert _sums_are_right(code, tensors, masks) == (not script.found(code))
+
+
+def _sums_are_right(code: str, tensors: int, masks: int, bound: int = 100, rows: int = 192) -> bool:
+    rng = np.random.default_rng(0)
+    values = rng.integers(-8, 8, (tensors, 64))
+    slots = rng.integers(0, 64, rows, dtype=np.int32)
+    contents = {f"tensor{i}": values[i].astype(np.float32) for i in range(tensors)}
+    buffers = {"out": np.zeros(64, np.float32), "slots": slots, **contents}
+    arguments = [*((name, 0) for name in buffers), bound, rows]
+    try:
+        memory, _ = launch(
+            prepare(load(code)), (1, 1, 1), arguments, {name: each.view(np.uint8) for name, each in buffers.items()}
+        )
+    except AmdgcnError:
+        return False
+    row = np.arange(rows)[:, None]
+    is_seen = (row ^ np.arange(masks)) < bound
+    read = np.where(is_seen[:, :tensors], values[:, slots].T, 0)  # a load of no place brings 0
+    sums = np.where(is_seen[:, None], read[:, :, None], np.arange(masks)).sum(axis=(1, 2)) + 1
+    return np.array_equal(memory.contents("out").view(np.float32), sums.reshape(-1, 64).sum(axis=0))
+
+
+def test_llvm_24_overwrites_an_address_and_earlier_ones_do_not():
+    done = subprocess.run([sys.executable, "-W", "ignore", PARTIAL_SPILL], capture_output=True, text=True)
+    assert done.returncode == (SHOWS if "Triton 3.9." in done.stdout else DOES_NOT_SHOW), done.stdout + done.stderr

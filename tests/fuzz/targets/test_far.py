@@ -1,0 +1,101 @@
+"""Tensors that reach beyond 2^31 elements take no memory, hold what they are copies of, and show offsets of 32 bits."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from attn_fuzz.patches.mutant import Mutant, Patch
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.modes import far
+from attn_fuzz.targets.modes.far import REACH, spread
+
+SEEDS = range(6)
+PROGRAM = "tl.program_id(0)"
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn, torch.int8], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 16), (100, 2, 64), (5, 1, 16)], ids=str)
+def test_half_of_the_rows_lie_where_32_bits_do_not_reach(seed, dtype, shape):
+    tensor = torch.randint(-9, 9, shape).to(dtype)
+    before = resident_bytes()
+    with spread(random.Random(seed)) as copies:
+        rows = copies.rows(tensor)
+        assert rows.shape == tensor.shape
+        assert rows.stride(2) == 1
+        assert torch.equal(rows.view(torch.uint8), tensor.view(torch.uint8))
+        apart, size = max(zip(rows.stride()[:2], shape[:2], strict=True))
+        unit = 16 // dtype.itemsize if apart % (16 // dtype.itemsize) == 0 else 1
+        assert 0.9 * REACH < apart // unit * size < 1.1 * REACH
+        assert resident_bytes() - before < 100 << 20
+
+
+def _write_and_raise(a: torch.Tensor, b: torch.Tensor) -> None:
+    with spread(random.Random(0)) as copies:
+        first = copies.rows(a)
+        assert first is copies.rows(a.view_as(a)), "an output that is an input must stay one"
+        first[3] = copies.rows(b)[3] + 1
+        raise ValueError("late")
+
+
+def test_what_is_written_comes_back_also_from_a_call_that_raises():
+    a, b = torch.zeros(4, 2, 8), torch.ones(4, 2, 8)
+    with pytest.raises(ValueError, match="late"):
+        _write_and_raise(a, b)
+    assert a.sum() == 2 * b[3].sum() == 2 * 16
+
+
+def test_a_tensor_without_two_rows_stays_where_it_is():
+    tensor, nothing, of_bytes = torch.zeros(1, 8), torch.zeros(0, 2, 8), torch.zeros(0, 2, 8, dtype=torch.int8)
+    with spread(random.Random(0)) as copies:
+        assert copies.rows(tensor) is tensor
+        assert copies.rows(nothing) is nothing
+        assert copies.rows(of_bytes) is of_bytes
+        assert copies.rows(None) is None
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("target", "place", "find", "replace"),
+    [
+        ("triton@far", "kernels.store.store_output", "rows.row.to(tl.int64)", "rows.row"),
+        ("triton@far", "kernels.write_kv_cache.write_kv_cache_kernel", f"{PROGRAM}.to(tl.int64)", PROGRAM),
+        (
+            "triton-merge",
+            "kernels.merge_attn_states.merge_attn_states_kernel",
+            "tl.program_id(0).to(tl.int64)",
+            "tl.program_id(0)",
+        ),
+        ("triton-latent@far", "kernels.key_rest.load_rest_of_queries", "rows.row.to(tl.int64)", "rows.row.to(tl.int32)"),
+        (
+            "triton-latent@scaled@far",
+            "kernels.write_scaled_latent_cache.write_scaled_latent_cache_kernel",
+            f"{PROGRAM}.to(tl.int64)",
+            PROGRAM,
+        ),
+    ],
+)
+def test_an_offset_of_32_bits_is_found(target, place, find, replace, fuzz_apart):
+    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, replace),), raises="")
+    progress = fuzz_apart(target, examples=150, mutant=fault, on_failure="stop")
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+def test_compiled_kernels_run_on_such_tensors_on_the_emulator(fuzz_apart):
+    progress = fuzz_apart("triton@far@gfx942", examples=2, seed=3, on_failure="stop")
+    assert (progress.failure, progress.limits, progress.examples) == (None, {}, 2)
+
+
+def test_a_system_without_such_memory_says_so(monkeypatch):
+    def none(size):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(far, "_memory", none)
+    far._missing.cache_clear()
+    assert "Cannot allocate memory" in (registry.load("triton@far").unavailable("cpu") or "")
+    far._missing.cache_clear()

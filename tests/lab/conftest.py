@@ -1,0 +1,23 @@
+"""The laboratory's command line in this process, and the fixtures of the fuzzer's tests."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from attn_lab.__main__ import lab
+
+from tests.fuzz.conftest import (  # noqa: F401
+    Ended,
+    attn_parity,
+    child_environment,
+    fuzz_apart,
+    fuzz_here,
+    fuzz_in,
+    step_case,
+)
+
+
+@pytest.fixture
+def attn_lab(attn_parity: Callable[..., Ended]) -> Callable[..., Ended]:  # noqa: F811
+    """Runs `python -m attn_lab` as `attn_parity` runs `attn-parity`."""
+    return partial(attn_parity, commands=lab)

@@ -1,0 +1,189 @@
+"""A mutant that does not import or run proves nothing: it is an error with a name and a reason, and never "found"."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz.cases.case import Case
+from attn_fuzz.patches.mutant import MutantError, Patch
+from attn_fuzz.run import runner
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Failure, Progress
+from attn_fuzz.verdict.verdict import Verdict
+from attn_lab import results_file
+from attn_lab.zoo import known_bugs as mutants
+from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo.known_bugs import KnownBug
+from attn_lab.zoo.page import Results
+
+VISIBILITY = "attn_optimized.kernels.visibility"
+LOGITS = "attn_optimized.kernels.logits"
+NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.maximum", replace="tl.smallest")
+
+
+def planted(name: str, patch: Patch, raises: str | None = None) -> KnownBug:
+    return KnownBug(
+        name=name, origin="planted", kind="mask", what="", trigger="", target="triton", patches=(patch,), raises=raises
+    )
+
+
+SOUND = planted(
+    "sound", Patch(place=f"{VISIBILITY}.in_window", find="end_position + right + 1", replace="end_position + right")
+)
+RAISES = planted(
+    "raises",
+    Patch(place=f"{LOGITS}.tanh", find="x * x", replace="tl.reshape(x, [3])"),
+    raises="power of 2",
+)
+BROKEN = [
+    (
+        planted("not-defined-at-import", Patch(place=LOGITS, find="import triton", replace="import triton; del triton")),
+        f"{LOGITS} does not import: NameError: name 'triton' is not defined",
+    ),
+    (
+        planted(
+            "no-such-attribute-at-import", Patch(place="attn_optimized.kv_cache", find="torch.int16", replace="torch.int17")
+        ),
+        "attn_optimized.kv_cache does not import: AttributeError: module 'torch' has no attribute 'int17'",
+    ),
+    (planted("no-such-function", NO_SUCH_FUNCTION), "it has no `raises`, and raised"),
+    (
+        planted("no-such-function-in-a-rule", Patch(place=f"{LOGITS}.alibi", find="tl.abs", replace="tl.size")),
+        "it has no `raises`, and raised",
+    ),
+    (
+        planted("announced-and-in-every-case", NO_SUCH_FUNCTION, raises="smallest"),
+        "it ran none of the cases that have queries and keys",
+    ),
+    (planted("announced-otherwise", NO_SUCH_FUNCTION, raises="largest"), "it has raises = 'largest', and raised"),
+]
+"""Mutants, each with the beginning of why it does not run."""
+
+
+CASE = Case(target="triton")
+FAILURE = {
+    "case": CASE,
+    "first": CASE,
+    "verdict": Verdict(kind="value", message=""),
+    "first_verdict": Verdict(kind="value", message=""),
+    "found_after": 3,
+    "found_seconds": 1.0,
+    "minimal": False,
+}
+
+
+def toml(mutant: KnownBug) -> str:
+    (patch,) = mutant.patches
+    raises = "" if mutant.raises is None else f"raises = '{mutant.raises}'"
+    return f"""
+        name = "{mutant.name}"
+        origin = "planted"
+        class = "mask"
+        what = "planted"
+        trigger = "planted"
+        target = "{mutant.target}"
+        {raises}
+
+        [[patch]]
+        in = "{patch.place}"
+        find = "{patch.find}"
+        replace = "{patch.replace}"
+    """
+
+
+@pytest.mark.timeout(600)
+def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
+    (tmp_path / "animals").mkdir()
+    for mutant in [*(mutant for mutant, _ in BROKEN), SOUND, RAISES]:
+        (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
+    (tmp_path / "zoo.md").write_text("as it was")
+    run = attn_lab(
+        *("zoo", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
+        *("--write", "--page", "zoo.md"),
+    )
+    assert run.code == 2, run.err
+    result = results_file.load(Path("zoo.json"), Results)
+    rows = {row.name: row for row in result.mutants}
+    assert rows.keys() == {"sound", "raises", *(mutant.name for mutant, _ in BROKEN)}
+    for mutant, reason in BROKEN:
+        row = rows[mutant.name]
+        assert row.error is not None, mutant.name
+        assert row.error.startswith(f"{mutant.name}: {reason}"), mutant.name
+        assert row.found == ()
+        assert f"{mutant.name}: {reason}" in run.err
+    assert run.out.count(zoo_page.DOES_NOT_RUN) == len(BROKEN)
+    assert "2 of 2 found" in run.out
+    assert rows["sound"].by in ("value", "bitwise")
+    assert rows["raises"].by == "raised"
+    assert (tmp_path / "zoo.md").read_text() == "as it was"
+
+
+CONTRACT = Patch(place="attn_contract.arguments.check_int", find="isinstance(value, bool)", replace="False")
+NOT_INSTALLED = planted("not-installed", CONTRACT)
+NO_TARGET = msgspec.structs.replace(planted("no-target", SOUND.patches[0]), target="backend-nowhere")
+
+
+def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
+    """The fuzzer itself has imported all of the contract; and a target may be missing on this machine."""
+    (tmp_path / "animals").mkdir()
+    for mutant in (NOT_INSTALLED, NO_TARGET, SOUND):
+        (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
+    run = attn_lab("zoo", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
+    assert run.code == 2
+    rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
+    assert rows["not-installed"].error == "not-installed: attn_contract.arguments is imported already"
+    assert "got 'backend-nowhere', expected one of" in rows["no-target"].error
+    assert rows["sound"].by in ("value", "bitwise")
+    assert zoo_page.SURVIVED not in run.out
+
+
+def test_an_interrupted_run_says_what_is_unfinished(attn_lab, tmp_path, monkeypatch):
+    found = Progress(examples=3, failure=Failure(**FAILURE))
+    progress = [Progress(examples=9), found, Progress(examples=25), Progress()]
+    outcome = Outcome(progress, interrupted=True, finished={2})
+    monkeypatch.setattr(runner, "run", lambda plans, *_, **__: outcome)
+    (tmp_path / "animals").mkdir()
+    for name in "abcd":
+        (tmp_path / "animals" / f"{name}.toml").write_text(toml(msgspec.structs.replace(SOUND, name=name)))
+    run = attn_lab("zoo", "--dir", "animals", "--json", "zoo.json")
+    assert run.code == 130
+    rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
+    assert [rows[name].found for name in "abcd"] == [(), (3,), (None,), ()]
+    assert run.out.count(zoo_page.UNFINISHED) == 2
+    assert "1 of 2 found" in run.out
+
+
+def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):
+    mutant = planted("broken", NO_SUCH_FUNCTION)
+    with (
+        Executor("triton", "cpu", 60.0, tmp_path / "ahead.json", mutant) as executor,
+        pytest.raises(MutantError, match="smallest"),
+    ):
+        executor.run(step_case)
+
+
+def test_an_exception_is_a_finding_only_if_it_is_announced():
+    RAISES.check_announced("InterpreterError: must be a power of 2")
+    with pytest.raises(MutantError, match=r"raises: it has raises = 'power of 2', and raised ValueError: no"):
+        RAISES.check_announced("ValueError: no")
+    with pytest.raises(MutantError, match="sound: it has no `raises`, and raised ValueError: no"):
+        SOUND.check_announced("ValueError: no")
+
+
+def test_a_mutant_that_raises_in_two_ways_announces_both():
+    two = msgspec.structs.replace(RAISES, raises=("power of 2", "outside"))
+    two.check_announced("InterpreterError: must be a power of 2")
+    two.check_announced("ValueError: outside of every argument")
+    with pytest.raises(MutantError, match=r"raises: it has raises = \('power of 2', 'outside'\), and raised ValueError: no"):
+        two.check_announced("ValueError: no")
+
+
+def test_shipped_mutants_that_raise_announce_what():
+    """Whose exception is the bug: a tile that no kernel takes, what a checking layer refuses, or what a target finds wrong
+    beside outputs."""
+    announced = {mutant.name for mutant in mutants.load_all() if mutant.raises}
+    layers = {"backend-38450", "backend-38450-causal", "draft-of-another-request", "vllm-18088", "vllm-29268"}
+    targets = {"backend-39119", "backend-40176"}
+    ranks = {"padding-of-a-graph-written", "shard-without-interleave", "vllm-36070", "vllm-48003", "vllm-54541"}
+    assert announced == layers | ranks | targets | {"tokenspeed-364"}

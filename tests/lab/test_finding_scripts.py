@@ -1,0 +1,198 @@
+"""The script of each finding fails alone, passes with a mended kernel, and says when it cannot run."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import planted_mended
+import pytest
+from attn_fuzz import foreign
+from attn_fuzz.cases import case_file
+from attn_fuzz.errors import InputError
+from attn_fuzz.targets import registry
+from attn_lab.findings import page as findings_page
+from attn_lab.findings import scripts as finding_scripts
+from attn_lab.findings.scripts import CANNOT_RUN, DOES_NOT_SHOW, FOLDER, SHOWS, Mend, Report, Shown
+from msgspec.structs import replace
+
+NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
+REPORTS = {name: report for name in NAMES if (report := finding_scripts.report(name))}
+MENDED = [name for name, report in REPORTS.items() if report.mend]
+FINDINGS = findings_page.shared((name, registry.load(name).findings) for name in registry.names())
+
+
+def needs_package(name: str) -> None:
+    case = case_file.load(FINDINGS[name][0].path)
+    if reason := registry.load(case.target).unavailable("cpu"):
+        pytest.skip(reason)
+
+
+def test_each_finding_has_a_script_a_report_and_a_result():
+    assert sorted(FINDINGS) == NAMES == sorted(finding_scripts.results())
+    for name in NAMES:
+        assert 10 <= len((FOLDER / f"{name}.py").read_text().splitlines()) <= 60
+        compile(finding_scripts.script(name), name, "exec")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_shows_its_finding_in_a_process_without_this_project(name):
+    needs_package(name)
+    assert finding_scripts.run(name) == (SHOWS, finding_scripts.results()[name].interpreted)
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_a_script_passes_with_a_mended_kernel(name, tmp_path):
+    needs_package(name)
+    sources = finding_scripts.mended({name: REPORTS[name]}, tmp_path)
+    assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.results()[name].mended)
+
+
+def test_all_findings_but_these_have_a_mend():
+    """ROCM_ATTN hands no soft cap on to kernels that have no argument for one: nothing of a few lines mends that."""
+    assert {*NAMES} - {*MENDED} == {"vllm-rocm-soft-cap"}
+
+
+@pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
+def test_the_mends_of_a_package_go_together(package, tmp_path):
+    """No mend changes what another one looks for. What the targets load of the package is mended, and is named."""
+    reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package}
+    needs_package(next(iter(reports)))
+    finding_scripts.mended(reports, tmp_path)
+    for name in reports:
+        for file, mend in reports[name].changes():
+            assert mend.new.splitlines()[-1] in (tmp_path / file).read_text(), name
+    unloaded = {"sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
+    assert {*(tmp_path / package / foreign.MENDED).read_text().split()} == {*reports} - unloaded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lines_that_a_report_cites_are_in_the_package(name):
+    needs_package(name)
+    report = REPORTS[name]
+    for cited in [*report.lines, *(line.partition(" ")[0] for line in report.sent_by)]:
+        file, _, lines = cited.partition(":")
+        path = foreign.sources(Path(file).parts[0]).parent / file
+        numbers = [int(number) for number in lines.split("-")] if lines else [1]
+        assert numbers == sorted(numbers), cited
+        assert numbers[-1] <= len(path.read_text(encoding="utf-8").splitlines()), cited
+
+
+def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compiled_kernels():
+    without = {name for name, shown in finding_scripts.results().items() if shown.compiled is None}
+    need_gpu = {name for name, (finding, _) in FINDINGS.items() if finding.needs_gpu}
+    assert need_gpu == {name for name, report in REPORTS.items() if report.gpu} != set()
+    assert without - need_gpu == {name for name in NAMES if not finding_scripts.launches(name)} == {"vllm-flex-range-ahead"}
+
+
+def test_named_scripts_are_run_and_other_results_are_kept(tmp_path, monkeypatch):
+    before, new = finding_scripts.results(), Shown("new", "new")
+    monkeypatch.setattr(finding_scripts, "RESULTS", tmp_path / "findings.json")
+    monkeypatch.setattr(finding_scripts, "results", lambda: dict(before))
+    monkeypatch.setattr(finding_scripts, "_shown", lambda name: new)
+    finding_scripts.run_all(["vllm-window-ahead"])
+    written = msgspec.json.decode((tmp_path / "findings.json").read_bytes(), type=dict[str, Shown])
+    assert written == before | {"vllm-window-ahead": new}
+    assert list(written) == NAMES
+
+
+def test_a_name_of_no_finding_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(finding_scripts, "RESULTS", tmp_path / "findings.json")
+    with pytest.raises(InputError, match="NAME: got no-such-finding, expected names of findings"):
+        finding_scripts.run_all(["no-such-finding"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mend_of_a_text_that_is_not_there_is_refused(tmp_path):
+    needs_package("vllm-window-ahead")
+    report = replace(REPORTS["vllm-window-ahead"], mend=[Mend("no such text", "")])
+    with pytest.raises(ValueError, match="there is no 'no such text'"):
+        finding_scripts.mended({"vllm-window-ahead": report}, tmp_path)
+
+
+def hunt_of(examples: int, **known_after: dict[str, int]) -> dict:
+    return {name: {"examples": examples, "known_after": after} for name, after in known_after.items()}
+
+
+def test_the_speed_of_finding_is_that_of_the_target_that_meets_it_first():
+    findings = {"one": (None, ["a", "b"]), "two": (None, ["a"]), "three": (None, ["c"]), "four": (None, ["d"])}
+    hunts = [
+        hunt_of(50, a={"one": 9, "two": 3}, b={"one": 4}),
+        hunt_of(50, a={"two": 7}, b={"one": 30}),
+        hunt_of(50, a={}, b={}),
+        hunt_of(40, a={"one": 5}, b={}),
+        hunt_of(50, a={}, b={"one": 8}),
+        hunt_of(20, c={"three": 20}),
+    ]
+    speeds = findings_page.speeds(findings, hunts)
+    assert speeds == {
+        "one": findings_page.Speed(50, [4, 30, None, 5, 8]),
+        "two": findings_page.Speed(50, [3, 7, None, None, None]),
+        "three": findings_page.Speed(20, [20]),
+    }
+    assert [speed.median for speed in speeds.values()] == ["8", ">50", "20"]
+
+
+def test_a_report_says_what_confirms_its_finding():
+    with pytest.raises(ValueError, match="confirmed: got 'the judge', expected to begin with one of closed form"):
+        replace(REPORTS["vllm-window-ahead"], confirmed="the judge").__post_init__()
+
+
+def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(attn_parity, tmp_path, monkeypatch):
+    def hunted(sources: Path) -> dict:
+        monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(sources))
+        options = ("--examples", 50, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json")
+        run = attn_parity("fuzz", "--keep-going", "--target", "planted_mended:TARGET", *options)
+        result = json.loads((tmp_path / "run.json").read_text())
+        assert run.code == bool(result["failures"]), run.err
+        return result
+
+    faults = tmp_path / "broken" / planted_mended.PACKAGE / planted_mended.FILE
+    faults.parent.mkdir(parents=True)
+    faults.write_text(planted_mended.SOURCE)
+    broken = hunted(tmp_path / "broken")
+    assert broken["failures"] == []
+    assert broken["known"]["planted-cap"] > 5
+
+    mend = Mend("found += 1", "found += 0")
+    report = Report(
+        title="",
+        kernel="error",
+        lines=["planted_foreign/faults.py:5"],
+        confirmed="closed form: 0",
+        since="",
+        newest="",
+        harm="",
+        mend=[mend],
+    )
+    finding_scripts.mended({"planted-cap": report}, tmp_path / "mended")
+    both = replace(report, mend=[mend, Mend("found += 2", "found += 0")])
+    finding_scripts.mended({"planted-cap": both}, tmp_path / "both")
+    mended = hunted(tmp_path / "mended")
+    assert mended["known"] == {}
+    assert [{"logits_soft_cap", "several requests"} <= {*each["needs"]} for each in mended["failures"]] == [True]
+
+    assert hunted(tmp_path / "both")["failures"] == []
+
+
+def test_a_known_failure_that_comes_on_mended_sources_is_told(monkeypatch, tmp_path):
+    names = [finding.name for finding in registry.load("planted_mended:TARGET").findings]
+    assert names == ["planted-cap"]
+    (tmp_path / "planted_foreign").mkdir()
+    (tmp_path / "planted_foreign" / foreign.MENDED).write_text("planted-cap\n")
+    monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(tmp_path))
+    assert registry.load("planted_mended:TARGET").findings == ()
+
+
+def test_without_its_package_a_script_cannot_run(tmp_path):
+    """An empty folder of the package's name stands for a package without the file."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    code, output = finding_scripts.run("vllm-window-ahead", sources=tmp_path)
+    assert code == CANNOT_RUN
+    assert "No module named" in output
+
+
+def test_a_script_that_imports_this_project_cannot_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(finding_scripts, "script", lambda name: "import attn_contract\n")
+    code, _ = finding_scripts.run("any")
+    assert code not in (SHOWS, DOES_NOT_SHOW, CANNOT_RUN)

@@ -1,0 +1,518 @@
+"""Generated mutants have names that last; a campaign goes on where it ended; rates count what they say."""
+
+import ast
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from attn_fuzz.patches.mutant import MutantError
+from attn_fuzz.patches.source import patched_sources
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
+from attn_fuzz.verdict.verdict import Verdict
+from attn_lab import results_file
+from attn_lab.mutate import campaign, generate, reach, reached, reasons, suite
+from attn_lab.mutate import page as mutants_page
+from attn_lab.mutate.campaign import Key, Log, Trial
+from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
+from attn_lab.mutate.reach import Reach, RecordedTests, targets_of
+from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
+from attn_lab.mutate.suite import TESTS
+
+replace = msgspec.structs.replace
+
+SUMS = """\
+def add(a, b):
+    if a < b:
+        return a + b
+    return a - b
+
+
+def harmless(a):
+    return [a for _ in range(1)]
+"""
+
+
+@pytest.fixture
+def sums(tmp_path, monkeypatch):
+    """The package `plain`, which nobody imports; returns the names of its mutants."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "__init__.py").write_text("")
+    (tmp_path / "plain" / "sums.py").write_text(SUMS)
+    monkeypatch.syspath_prepend(tmp_path)
+    generate.of_module.cache_clear()
+    yield lambda: [mutant.name for mutant in generate.of_package("plain")]
+    generate.of_module.cache_clear()
+
+
+def test_a_name_says_where_a_mutant_is_and_which(sums):
+    names = sums()
+    assert "plain.sums.add:edge:1" in names
+    assert [name.rpartition(":")[2] for name in names if name.startswith("plain.sums.add:forced")] == ["1", "2"]
+    assert len(set(names)) == len(names)
+    (mutant,) = generate.by_name(["plain.sums.add:edge:1"], "plain")
+    assert (mutant.change, mutant.line) == ("a < b -> a <= b", 2)
+    assert "if (a <= b):" in patched_sources([mutant.patch])["plain.sums"]
+
+
+def test_a_change_of_a_function_renames_no_mutant_of_another(sums, tmp_path):
+    names = sums()
+    (tmp_path / "plain" / "sums.py").write_text("def first(a):\n    return a < 1 and a + 1\n\n\n" + SUMS)
+    generate.of_module.cache_clear()
+    assert [name for name in sums() if not name.startswith("plain.sums.first")] == names
+
+
+def test_a_name_that_no_operator_makes_is_an_error(sums):
+    with pytest.raises(MutantError, match=r"got plain.sums.add:edge:2, which no operator makes, expected .*add:edge:1"):
+        generate.by_name(["plain.sums.add:edge:2"], "plain")
+
+
+def test_a_sample_is_of_its_seed_and_of_all_modules_and_operators():
+    taken = generate.sample(60, 0)
+    assert taken[:20] == generate.sample(20, 0)
+    assert taken[:20] != generate.sample(20, 1)
+    assert len({mutant.module for mutant in taken}) > 25
+    assert len({mutant.operator for mutant in taken}) >= 10
+    assert max(Counter(mutant.module for mutant in taken).values()) < 8
+
+
+def test_a_sample_holds_no_mutant_that_is_the_same_code(sums):
+    taken = generate.sample(100, 0, "plain")
+    codes = [generate.compiled(mutant) for mutant in taken]
+    assert None not in codes
+    assert len(set(codes)) == len(codes)
+
+
+def test_patches_of_all_operators_apply():
+    for mutant in generate.sample(40, 3):
+        assert patched_sources([mutant.patch])
+
+
+MUTANT = generate.by_name(["attn_optimized.kernels.visibility.in_window:min-max:1"])[0]
+OTHER = generate.by_name(["attn_optimized.kernels.visibility.in_window:min-max:2"])[0]
+LINES = {MUTANT.module: {MUTANT.line: 3, OTHER.line: 3}}
+PLAN = FuzzPlan(target="", device="cpu", examples=300, seed=0, folder=Path("unused"))
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = Log(tmp_path / "mutants.jsonl", "cpu", generate.PACKAGE)
+    for name, seconds in (("slow", 1.0), ("quick", 0.1)):
+        made.add(Reach(name, seconds, LINES))
+    return made
+
+
+class Ran(NamedTuple):
+    """What a plan runs: its mutants, its target, and "cases" of a shard alone, a whole "shard", or the "case" of a failure."""
+
+    mutants: set[str]
+    target: str
+    part: str
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """In place of the runner. Returns what plans ran, and how a plan ends that has a mutant, by the mutant's name."""
+    ran: list[Ran] = []
+    answers: dict[str, Progress] = {}
+
+    def run(plans, workers, *, stop_at_failure, ended):
+        outcome = Outcome([])
+        for index, plan in enumerate(plans):  # `ended` adds plans
+            if len(ran) == answers.get("interrupted after"):
+                outcome.interrupted = True
+                return outcome
+            names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
+            ran.append(Ran(names, plan.target, "cases" if plan.first else "case" if plan.past else "shard"))
+            endings = [answers[name] for name in sorted(names) if name in answers]
+            ended(index, endings[0] if endings and not plan.first else Progress(examples=plan.first or plan.examples))
+        return outcome
+
+    monkeypatch.setattr(runner, "run", run)
+    return ran, answers
+
+
+def test_targets_are_those_that_run_the_statement_and_the_quickest_comes_first():
+    reaches = [Reach("slow", 1.0, LINES), Reach("quick", 0.1, LINES), Reach("elsewhere", 0.1, {})]
+    assert targets_of(MUTANT.module, MUTANT.line, reaches) == ["quick", "slow"]
+
+
+def test_a_record_counts_cases_that_run_a_kernel(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")  # as for a user
+    plan = FuzzPlan(target="triton", device="cpu", examples=6, seed=0, folder=tmp_path)
+    found = reach.record(plan, generate.PACKAGE)
+    assert max(found.cases["attn_optimized.kernels.attention"].values()) > 1, "at import each statement counts once"
+
+
+def test_shards_of_ci_come_before_those_of_nightly():
+    keys = campaign.order(MUTANT, 0, ["a", "b"], 450)
+    assert [(key.target, key.shard) for key in keys] == [(target, i) for i in (campaign.PROBE, 0, 1, 2) for target in "ab"]
+    assert keys[:6] == campaign.order(MUTANT, 0, ["a", "b"], 300)
+
+
+def test_a_mutant_runs_alone_on_its_quickest_targets():
+    keys = campaign.order(MUTANT, 0, ["a", "b", "c", "d"], 150)
+    assert [key.target for key in keys if key.shard == campaign.PROBE] == ["a", "b", "c"]
+    assert [key.target for key in keys if key.shard == 0] == ["a", "b", "c", "d"]
+
+
+def test_on_a_gpu_a_mutant_joins_a_group_at_once(tmp_path):
+    log = Log(tmp_path / "mutants.jsonl", "cuda", generate.PACKAGE)
+    assert [key.shard for key in campaign.order(MUTANT, 0, ["a", "b"], 300, log.probed)] == [0, 0, 1, 1]
+
+
+BOTH = {MUTANT.name, OTHER.name}
+
+
+def failing(case) -> Progress:
+    verdict = Verdict(kind="value", message="wrong")
+    failure = Failure(
+        case=case, verdict=verdict, first=case, first_verdict=verdict, found_after=7, found_seconds=1.0, minimal=False
+    )
+    return Progress(examples=7, failure=failure)
+
+
+def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
+    done, answers = ran
+    answers["interrupted after"] = 5
+    assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
+    alone = [Ran({name}, target, "cases") for target in ("quick", "slow") for name in (MUTANT.name, OTHER.name)]
+    assert done == [*alone, Ran(BOTH, "quick", "shard")]
+    row = mutants_page.row(OTHER, log, [0], 300, None, {})
+    assert (row.state, row.counts) == (UNFINISHED, False)
+    again = Log(log.path, "cpu", generate.PACKAGE)
+    del answers["interrupted after"]
+    campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
+    assert done[4:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
+    row = mutants_page.row(OTHER, again, [0], 300, None, {})
+    assert (row.ci, row.state) == ((None,), "")
+
+
+def test_what_the_first_cases_find_joins_no_group(log, monkeypatch, step_case):
+    done = []
+
+    def run(plans, workers, *, stop_at_failure, ended):
+        for index, plan in enumerate(plans):
+            done.append((plan.mutant.name, plan.first))
+            ended(index, failing(step_case) if plan.mutant.name == MUTANT.name else Progress(examples=plan.examples))
+        return Outcome([])
+
+    monkeypatch.setattr(runner, "run", run)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    assert done == [(MUTANT.name, 20), (OTHER.name, 20), (OTHER.name, 20), *[(OTHER.name, None)] * 4]
+    assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
+
+
+@pytest.mark.parametrize("guilty", [MUTANT, OTHER])
+def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_case):
+    done, answers = ran
+    answers[guilty.name] = failing(step_case)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    (innocent,) = BOTH - {guilty.name}
+    of_quick = [(run.mutants, run.part) for run in done if run.target == "quick" and run.part != "cases"]
+    halves = [({MUTANT.name}, "case"), ({guilty.name}, "case")]
+    assert of_quick == [(BOTH, "shard"), *halves, *(({name}, "shard") for name in (guilty.name, innocent, innocent))]
+    assert [run.mutants for run in done if (run.target, run.part) == ("slow", "shard")] == [{innocent}] * 2
+    assert mutants_page.row(guilty, log, [0], 300, None, {}).ci == (20 + 20 + 7,)
+    assert [row.ci for row in [mutants_page.row(each, log, [0], 300, None, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
+
+
+def test_a_mutant_that_a_later_target_finds_runs_no_other(log, ran):
+    """With two workers both targets run at once."""
+    log.add(Trial(Key(MUTANT.name, 0, "slow", 0), 7, 1.0, "value"))
+    campaign.run([MUTANT], [0], PLAN, log, 2)
+    assert ran[0] == []
+    assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
+
+
+def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monkeypatch):
+    run = runner.run
+
+    def together_only(plans, workers, *, stop_at_failure, ended):
+        def end(index, progress):
+            ended(index, failing(step_case) if len(plans[index].mutant.patches) > 1 else progress)
+
+        return run(plans, workers, stop_at_failure=stop_at_failure, ended=end)
+
+    monkeypatch.setattr(runner, "run", together_only)
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    assert all(trial.by is None and trial.together == 1 for trial in log.trials.values())
+    assert len(log.trials) == 2 * 2 * 3
+    of_quick = [(run.mutants, run.part) for run in ran[0] if run.target == "quick" and run.part != "cases"][:5]
+    halves = [({MUTANT.name}, "case"), ({OTHER.name}, "case")]
+    assert of_quick == [(BOTH, "shard"), *halves, ({MUTANT.name}, "shard"), ({OTHER.name}, "shard")]
+
+
+def test_mutants_of_one_place_are_in_no_group(log, ran):
+    done, _ = ran
+    forced = generate.by_name([f"attn_optimized.launch.units.in_units:forced:{number}" for number in (1, 2)])
+    log.add(Reach("here", 1.0, {forced[0].module: {forced[0].line: 1}}))
+    campaign.run(forced, [0], PLAN, log, 1)
+    assert len([run for run in done if run.part == "shard"]) == 2 * 2, "either mutant has two shards"
+
+
+def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monkeypatch, step_case):
+    monkeypatch.setattr(shard, "drawn", lambda plan: [replace(step_case, requests=()), step_case])
+    done, answers = ran
+    answers[MUTANT.name] = Progress(broken="it does not import")
+    campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
+    assert done.count(Ran({MUTANT.name}, "quick", "shard")) == 1
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
+    assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
+
+
+def test_only_the_first_cases_run_if_a_plan_asks_for_them(fuzz_here):
+    progress, whole = fuzz_here("planted:FLASH", examples=12)
+    progress, cases = fuzz_here("planted:FLASH", examples=12, first=5)
+    assert progress.examples == 5
+    assert cases == whole[:5]
+
+
+@pytest.mark.parametrize(
+    ("message", "by", "broken"), [("TypeError: no", "raised", False), ("InterpreterError: no", None, True)]
+)
+def test_an_exception_in_every_case_is_a_kill_unless_the_kernel_does_not_compile(message, by, broken):
+    trial = Trial.of(Key("m", 0, "t", 0), Progress(broken=f"it ran none, and raised {message}", never_ran=True))
+    assert (trial.by, trial.always, trial.broken) == (by, not broken, broken)
+
+
+def test_a_log_of_other_sources_is_an_error(tmp_path, log):
+    with pytest.raises(ValueError, match="of other sources or of another device"):
+        Log(log.path, "cuda", generate.PACKAGE)
+
+
+@pytest.mark.parametrize("content", ["\n", "\xff", "[" * 100_000, '{"schema": 3}'])
+def test_a_file_that_is_no_log_is_refused_before_mutants_are_made(content, attn_lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "sample", lambda *arguments: pytest.fail("mutants were made"))
+    path = tmp_path / "log.jsonl"
+    path.write_text(content, encoding="latin-1")
+    run = attn_lab("mutate", "--log", "log.jsonl")
+    assert (run.code, run.out, run.err.count("\n")) == (2, "", 1)
+    assert run.err.startswith("attn-parity: log.jsonl: no results of mutants: ")
+    assert path.read_text(encoding="latin-1") == content
+
+
+def test_results_of_a_mutant_that_nobody_makes_are_an_error():
+    with pytest.raises(ValueError, match="mutant 'nobody': expected module"):
+        mutants_page.Row("nobody", "a change")
+
+
+def test_a_line_that_was_cut_off_is_run_again(log):
+    key = Key(MUTANT.name, 0, "quick", 0)
+    log.add(Trial(key, 150, 1.0))
+    log.path.write_bytes(log.path.read_bytes()[:-5])
+    again = Log(log.path, "cpu", generate.PACKAGE)
+    assert key not in again.trials
+    with again.alone():
+        again.add(Trial(key, 150, 1.0))
+    assert key in Log(log.path, "cpu", generate.PACKAGE).trials
+
+
+def test_two_runs_do_not_write_one_log(attn_lab, log):
+    before = log.path.read_bytes()
+    with log.alone():
+        run = attn_lab("mutate", "--log", log.path, "--only", MUTANT.name)
+        assert (run.code, run.err.splitlines()[-1]) == (
+            2,
+            f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file or folder",
+        )
+        # its results can be read meanwhile
+        assert attn_lab("mutate", "--rewrite", "--only", MUTANT.name, "--log", log.path, "--page", "page.md").code == 0
+    assert log.path.read_bytes() == before
+    with log.alone():
+        log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"schema":"attn-par', b'{"schema":"attn-parity.mutants-log/1","device":"c'])
+def test_a_run_that_ends_at_once_leaves_a_log(tmp_path, content):
+    path = tmp_path / "log.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with Log(path, "cpu", generate.PACKAGE).alone():
+        pass
+    assert Log(path, "cpu", generate.PACKAGE).trials == {}
+
+
+def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
+    log.add(Trial(Key(MUTANT.name, 0, "quick", campaign.PROBE), 7, 1.0, "value"))
+    for target, number in itertools.product(("quick", "slow"), (campaign.PROBE, 0, 1)):
+        log.add(Trial(Key(MUTANT.name, 1, target, number), 7, 1.0))
+    log.add(recorded({"test_a.py::test_1": 0.1}, {MUTANT.module: {MUTANT.line: [0]}}))
+    log.add(Trial(Key(MUTANT.name, TESTS, "tests", 1), 1, 1.0, "test"))
+    log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
+    elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
+    log.add(Trial(Key(elsewhere.name, TESTS, "tests", 0), 0, 0.0))
+    rows = [mutants_page.row(each, log, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
+    assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
+    assert rows[0].ci == (7, None)
+    assert mutants_page.rate(rows, "ci") == "25 % of 2"
+    assert mutants_page.rate(rows, "tests") == "50 % of 2"
+    assert mutants_page.rate(rows, "ci and tests") == "50 % of 2"
+    late = [msgspec.structs.replace(row, nightly=(900, None)) for row in rows]
+    assert mutants_page.rate(late, "nightly") == "50 % of 2"
+    assert mutants_page.rate(late, "nightly and tests") == "75 % of 2"
+
+
+def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same sums"})
+    assert (row.counts, row.why) == (False, "the same sums")
+    path = tmp_path / "equivalent.toml"
+    for entry, message in (
+        (f'name = "{MUTANT.name}"\nchange = "{MUTANT.change}"\nreason = " "', "has no reason"),
+        ('name = "attn_optimized.nothing:edge:1"\nchange = "1 -> 2"\nreason = "gone"', "no operator makes"),
+        (f'name = "{MUTANT.name}"\nchange = "1 -> 2"\nreason = "moved"', "its change is .* now, and not '1 -> 2'"),
+    ):
+        path.write_text(f"[[mutant]]\n{entry}\n")
+        with pytest.raises(MutantError, match=message):
+            reasons.load(path)
+
+
+def test_the_shipped_reasons_are_of_mutants_that_exist():
+    assert not reasons.load(EQUIVALENT).keys() & reasons.load(NOT_FOUND).keys()
+
+
+def test_a_survivor_is_told_with_its_cause(log):
+    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
+    causes = {MUTANT.name: "it needs a GPU"}
+    assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, None)), causes).why == "it needs a GPU"
+    assert mutants_page.explained(msgspec.structs.replace(row, state=NOT_RUN_BY_ANY, ci=()), causes).why == "it needs a GPU"
+    assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, 3)), causes).why == ""
+
+
+def test_a_page_is_made_of_its_json(attn_lab, log, monkeypatch):
+    rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
+    found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, rows)
+    monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
+    Path("mutants.json").write_bytes(results_file.dumps(found))
+    assert results_file.load(Path("mutants.json"), Results) == found
+    for more, code in (("", 0), ("more", 1)):
+        Path("mutants.md").write_text(mutants_page.text([found]) + more)
+        assert attn_lab("mutate", "--check", "--page", "mutants.md").code == code
+    again = attn_lab("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")
+    assert again.code == 0
+    assert f"{UNFINISHED}: {OTHER.name}" in again.out
+    gone = replace(found, mutants=(replace(rows[0], name="attn_optimized.gone:edge:1"),))
+    assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT], {}))
+
+
+def test_a_page_that_gives_a_change_the_name_of_another_mutant_is_not_current(log):
+    row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, None, {}), name=OTHER.name)
+    found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, [row])
+    expected = f"{OTHER.name}: it makes another change by now; {MUTANT.name} makes {MUTANT.change}"
+    assert mutants_page.differences(found, [MUTANT, OTHER], {}) == [expected]
+    rewritten = replace(found, mutants=(replace(row, change="a -> b"),))
+    assert mutants_page.differences(rewritten, [MUTANT, OTHER], {}) == [], "its code is written in another way by now"
+
+
+LINES_OF_TEST = {MUTANT.module: {MUTANT.line: [0], OTHER.line: [0]}}
+
+
+def recorded(tests: dict[str, float], runs: dict[str, dict[int, list[int]]], **changes) -> RecordedTests:
+    file = "".join(tests)[:1]
+    fields = {"file": file, "part": 0, "count": len(tests), "under": {"Python": "3.12.3"}, "imported": {}}
+    return RecordedTests(**{**fields, **changes}, tests=tests, runs=runs)
+
+
+def test_a_mutant_meets_the_tests_that_run_its_statement_and_the_cheap_ones_come_first():
+    of_a = {"a::slow": 3.0, "a::quick": 0.001, "a::another": 0.004}
+    of_b = {"b::quick": 0.002, "b::elsewhere": 0.001}
+    runs = [recorded(of_b, {MUTANT.module: {MUTANT.line: [0]}}), recorded(of_a, {MUTANT.module: {MUTANT.line: [0, 1, 2]}})]
+    assert [*suite.tests_of(MUTANT, runs)] == ["a::quick", "a::another", "b::quick", "a::slow"]
+    at_import = recorded(of_b, {}, imported={MUTANT.module: [MUTANT.line]})
+    assert [*suite.tests_of(MUTANT, [at_import])] == [*of_b], "what runs at import is for all tests of the file"
+
+
+def test_a_suite_finds_a_mutant_survives_or_has_not_ended(log):
+    assert mutants_page.of_tests(MUTANT, log) is None, "no test ran"
+    log.add(recorded({"a::1": 0.1, "a::2": 0.1}, {MUTANT.module: {MUTANT.line: [0, 1]}}))
+    assert mutants_page.of_tests(OTHER, log) is None, "perhaps not all tests are recorded"
+    suite.run([OTHER], log, 1, 1.0)
+    assert mutants_page.of_tests(OTHER, log) is False, "no test runs its statement"
+    for trial, found in (((1,), None), ((2,), False), ((1, 1.0, "hung"), True)):
+        log.add(Trial(Key(MUTANT.name, TESTS, "tests", 2), trial[0], 1.0, *trial[2:]))
+        assert mutants_page.of_tests(MUTANT, log) is found
+    log.add(recorded({"b::1": 0.1}, {MUTANT.module: {MUTANT.line: [0]}}))
+    assert mutants_page.of_tests(MUTANT, log) is None, "there is another test"
+
+
+SUITE = """\
+from attn_optimized.launch.units import in_units
+SEEN = []
+
+def test_first():
+    SEEN.append(in_units(2, stride=16)[0])
+
+def test_that_needs_the_first():
+    assert SEEN and in_units(2, stride=16)[0] == 8
+
+def test_that_fails_anyway():
+    assert in_units(2, stride=16)[0] == 1
+
+def test_units():
+    assert in_units(2, stride=16)[0] == 8
+"""
+
+
+@pytest.mark.timeout(300)  # processes that import torch, and a file of tests
+def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "test_units.py").write_text(SUITE)
+    strides, units = "attn_optimized.launch.call.DenseKeys.form:constant:7", "attn_optimized.launch.units.in_units:edge:1"
+    run = attn_lab(
+        *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
+        *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
+        *("--write", "--page", "mutants.md"),
+    )
+    assert run.code == 0, run.err
+    rows = {row["name"]: row for row in json.loads(Path("out.json").read_text())["mutants"]}
+    assert rows[strides]["ci"][0] <= 25
+    assert rows[units]["tests"] is True, "a test asserts what the mutant changes"
+    assert rows[strides]["tests"] is False, "no test runs it"
+    log = Log(Path("log.jsonl"), "cpu", generate.PACKAGE)
+    assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
+    (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
+    assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"
+    assert attn_lab("mutate", "--check", "--page", "mutants.md").code == 0
+
+
+def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn_lab, log):
+    log.add(recorded({"a::1": 0.1}, LINES_OF_TEST))
+    for mutant in (MUTANT, OTHER):
+        log.add(Trial(Key(mutant.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
+    rows = [mutants_page.Row(MUTANT.name, MUTANT.change, ci=(7,)), mutants_page.Row(OTHER.name, "another change then", ci=(7,))]
+    before = mutants_page.results("CPU", (2, 0), [0], 300, None, None, rows)
+    Path("mutants.json").write_bytes(results_file.dumps(before))
+    run = attn_lab("mutate", "--of-page", "--rewrite", "--log", log.path, "--page", "mutants.md")
+    assert run.code == 0, run.err
+    after = results_file.load(Path("mutants.json"), Results)
+    kept = mutants_page.short(replace(before, mutants=(replace(rows[0], tests=True), rows[1])))
+    assert after.mutants == kept.mutants, "the fuzzer has not met what the other one changes by now"
+    assert attn_lab("mutate", "--check", "--page", "mutants.md").code == 0
+    run = attn_lab("mutate", "--of-page", "--only", "nobody", "--log", log.path, "--page", "mutants.md")
+    assert run.code == 2
+    assert "got nobody, which mutants.md does not have" in run.err
+
+
+def test_kernels_that_are_compiled_note_nothing(monkeypatch):
+    """The notes stand in the sources that a process imports: with kernels left out, only the host's statements have one."""
+    whole, host = (reached._noting("attn_optimized.merge", kernels=kernels) for kernels in (True, False))
+    assert whole == host
+    whole, host = (ast.parse(reached._noting("attn_optimized.kernels.store", kernels=kernels)) for kernels in (True, False))
+    for tree, notes in ((whole, True), (host, False)):
+        (kernel,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "store_output"]
+        assert ("_note_line(" in ast.unparse(kernel)) == notes
+    assert "_note_line(" in ast.unparse(host)
+
+
+def test_a_call_with_targets_uses_no_other_of_the_log(tmp_path):
+    log = Log(tmp_path / "log.jsonl", "cpu", generate.PACKAGE)
+    for name in ("triton", "backend-triton"):
+        log.add(Reach(name, 1.0, LINES))
+    log.use_only(["backend-triton"])
+    assert [*log.reaches] == ["backend-triton"]
+    assert len(Log(log.path, "cpu", generate.PACKAGE).reaches) == 2, "the file has all of them"

@@ -1,0 +1,47 @@
+"""Whatever the contract allows is drawn, or says why it is not; a new field says neither, and fails by its name."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from attn_fuzz.cases.dimensions import DIMENSIONS, Setting
+from attn_fuzz.cases.dimensions.dimension import dimension, feature, region
+from attn_fuzz.cases.features import made
+from attn_fuzz.run.shard import FuzzPlan
+from attn_lab.matrix import regions
+
+
+@pytest.mark.parametrize("field", regions.fields())
+def test_each_field_and_argument_of_the_contract_has_a_dimension(field):
+    assert any(field in one.contract for one in DIMENSIONS)
+
+
+def test_no_dimension_names_what_the_contract_has_not():
+    assert {name for one in DIMENSIONS for name in one.contract} <= set(regions.fields())
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return regions.region_counts(FuzzPlan(target="triton", device="cpu", examples=300, seed=0, folder=Path()))
+
+
+@pytest.mark.parametrize("own", DIMENSIONS, ids=lambda own: own.name)
+def test_every_legal_region_is_drawn_or_has_a_reason(own, counts):
+    assert all(value.reason or value.holds or value.in_step for value in own.values)
+    assert not [name for name in regions.regions(own) if not counts[own.name, name]]
+
+
+def test_a_region_that_no_case_lies_in_is_counted_as_0(monkeypatch):
+    nowhere = dimension("scale")(region("imaginary", lambda case: False), feature("positive", lambda case: case.scale > 0))
+    monkeypatch.setattr(regions, "DIMENSIONS", (nowhere,))
+    positive = msgspec.structs.replace(made(Setting({}, {})), scale=1.0)
+    found = regions.counts([(positive, None), (msgspec.structs.replace(positive, scale=0.0), None)])
+    assert found == {("scale", "imaginary"): 0, ("scale", "positive"): 1, ("scale", regions.NONE): 1}
+
+
+def test_the_page_has_a_row_for_each_region(counts):
+    page = regions.region_page(counts)
+    for own in DIMENSIONS:
+        assert f"| {own.name} | " in page
+        assert all(f"| {own.name} | {value.name} | " in page for value in own.values)
+    assert "| scales | below 2^-126, NaN, infinity | illegal | " in page

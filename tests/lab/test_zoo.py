@@ -1,0 +1,353 @@
+"""Mutants patch memory and never a file; they apply or are an error; and the fuzzer finds what they plant."""
+
+import ast
+import importlib
+import importlib.resources
+import inspect
+import re
+import statistics
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from attn_contract import Batch, Layer
+from attn_contract.rules import held_rules
+from attn_fuzz.cases import case_file
+from attn_fuzz.corpus import files
+from attn_fuzz.patches import installation
+from attn_fuzz.patches.mutant import MutantError, Patch
+from attn_fuzz.patches.source import patched_sources, text_of
+from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import Progress
+from attn_fuzz.verdict.verdict import Kind
+from attn_lab import results_file
+from attn_lab.commands import zoo as zoo_command
+from attn_lab.zoo import known_bugs as mutants
+from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo.known_bugs import KnownBug
+from attn_lab.zoo.page import Results, Row
+from click.testing import CliRunner
+
+from tests.pages import ROOT
+
+SHIPPED = mutants.load_all()
+PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
+KEPT = results_file.load(PAGE.with_suffix(".json"), Results)
+
+
+def mutant(*patches: Patch) -> KnownBug:
+    return KnownBug(name="planted", origin="", kind="mask", what="", trigger="", target="", patches=patches)
+
+
+@pytest.fixture
+def victim(tmp_path, monkeypatch):
+    """A package that nobody has imported, and the search for modules as it was."""
+    package = tmp_path / "victim"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sums.py").write_text("ZERO = 0\n\n\ndef add(a, b):\n    return a + b\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield package
+    for name in [name for name in sys.modules if name.split(".")[0] == "victim"]:
+        del sys.modules[name]
+
+
+SUBTRACTS = Patch(place="victim.sums.add", find="a + b", replace="a - b")
+
+
+def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
+    before = (victim / "sums.py").read_bytes()
+    installation.install(mutant(SUBTRACTS))
+    sums = importlib.import_module("victim.sums")
+    assert sums.add(5, 3) == 2
+    assert "a - b" in inspect.getsource(sums.add), "Triton reads kernels so"
+    assert (victim / "sums.py").read_bytes() == before
+
+
+def test_a_patched_package_finds_the_files_beside_it(victim):
+    (victim / "table.txt").write_text("42")
+    (victim / "__init__.py").write_text("from pathlib import Path\n\nTABLE = Path(__file__).with_name('tables.txt')\n")
+    installation.install(mutant(Patch(place="victim", find="'tables.txt'", replace="'table.txt'")))
+    package = importlib.import_module("victim")
+    assert package.TABLE.read_text() == "42"
+    assert importlib.resources.files("victim").joinpath("table.txt").read_text() == "42"
+    assert importlib.import_module("victim.sums").add(5, 3) == 8, "other modules of the package are files"
+
+
+def test_patches_of_one_module_apply_together(victim):
+    installation.install(mutant(SUBTRACTS, Patch(place="victim.sums", find="ZERO = 0", replace="ZERO = 1")))
+    sums = importlib.import_module("victim.sums")
+    assert (sums.add(5, 3), sums.ZERO) == (2, 1)
+
+
+def test_a_patch_that_does_not_apply_is_an_error(victim):
+    with pytest.raises(MutantError, match=r"planted: victim.sums.add: its `find` stands there 0 times"):
+        installation.install(mutant(Patch(place="victim.sums.add", find="a * b", replace="1")))
+
+
+def test_a_module_that_is_imported_already_is_an_error(victim):
+    importlib.import_module("victim.sums")
+    with pytest.raises(MutantError, match="imported already"):
+        installation.install(mutant(SUBTRACTS))
+
+
+def test_the_five_reports_are_in_the_zoo():
+    origins = " ".join(animal.origin for animal in SHIPPED)
+    assert all(report in origins for report in ("#38450", "#39119", "#40176", "#43945", "#43817"))
+    assert len({animal.name for animal in SHIPPED}) == len(SHIPPED)
+
+
+@pytest.mark.parametrize("animal", SHIPPED, ids=lambda animal: animal.name)
+def test_a_shipped_mutant_applies(animal):
+    for module, patched in patched_sources(animal.patches).items():
+        assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text_of(module)))
+
+
+@pytest.mark.parametrize("name", [*held_rules(Layer), *held_rules(Batch)])
+def test_every_rule_is_broken_by_a_mutant(name):
+    """Whose trigger names the rule."""
+    assert any(name in animal.trigger for animal in SHIPPED), f"{name}: nothing shows that the fuzzer finds a kernel without it"
+
+
+def test_all_classes_and_many_real_bugs_are_in_the_zoo():
+    assert {animal.kind for animal in SHIPPED} == set(get_args(mutants.Kind))
+    assert len(SHIPPED) >= 50
+    assert len({zoo_page.real_bug(animal.origin) for animal in SHIPPED} - {None}) >= 35
+
+
+def zoo(attn_lab, *arguments):
+    run = attn_lab("zoo", "--workers", 2, "--json", "zoo.json", *arguments)
+    return run, results_file.load(Path("zoo.json"), Results)
+
+
+LATE = {
+    row.name for row in KEPT.mutants if row.found and (row.found[0] or 0) > 8 and (files.SHIPPED / f"{row.name}.json").exists()
+}
+"""Mutants that are looked for by their stored case alone."""
+SOONEST = {
+    row.name: min((number, seed) for number, seed in zip(row.found, KEPT.seeds, strict=True) if number is not None)[1]
+    for row in KEPT.mutants
+    if any(number is not None for number in row.found) and row.name not in LATE
+}
+"""By mutant, the seed that has found it after the fewest examples."""
+
+
+FIRST = {row.name: min(number for number in row.found if number is not None) for row in KEPT.mutants if row.name in SOONEST}
+QUICK = {
+    min((bug.name for bug in SHIPPED if bug.kind == kind and bug.name in FIRST), key=lambda name: FIRST[name])
+    for kind in {bug.kind for bug in SHIPPED if bug.name in FIRST}
+}
+"""Of each class, the mutant that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
+
+
+def test_most_mutants_are_looked_for():
+    assert len(SOONEST) >= 60
+    assert len(QUICK) > 10
+
+
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_a_mutant_is_found(name, fuzz_apart):
+    """From random drawing, without being told where to look."""
+    (animal,) = [animal for animal in SHIPPED if animal.name == name]
+    progress = fuzz_apart(animal.target, examples=500, seed=SOONEST[name], mutant=animal.mutant, on_failure="stop")
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+@pytest.mark.parametrize("name", sorted(LATE)[::8])
+def test_a_mutant_fails_on_its_stored_case(name, tmp_path):
+    (animal,) = [animal for animal in SHIPPED if animal.name == name]
+    case = case_file.load(files.SHIPPED / f"{name}.json")
+    with Executor(animal.target, "cpu", 60.0, tmp_path / "ahead.json", animal) as executor:
+        assert executor.run(case).failed
+
+
+def test_what_is_found_is_made_small(attn_lab):
+    """In what is left, no field can be lowered; what depends on the batch needs one."""
+    requests = {"seed-43817": 1, "vllm-13418": 2, "vllm-33688": 4}
+    run, result = zoo(attn_lab, "--seed", 2, *(f"--only={name}" for name in requests))
+    assert run.code == 0, run.out
+    assert {row.name for row in result.mutants} == requests.keys()
+    for row in result.mutants:
+        assert row.size[0] <= requests[row.name], row.name
+        told = rf"^{row.name}: \w+ after {row.found[0]} examples$"
+        assert re.search(told, run.err, re.MULTILINE), "each finding is told when it is made"
+
+
+def test_seeds_are_medians_and_only_the_first_is_shrunk(attn_lab):
+    run, result = zoo(attn_lab, "--only", "seed-38450", "--seeds", 3)
+    assert run.code == 0, run.out
+    (row,) = result.mutants
+    assert result.seeds == (0, 1, 2)
+    assert len(row.found) == 3
+    assert row.examples == statistics.median(row.found)
+    assert row.size is not None
+
+
+def test_what_needs_a_gpu_is_not_run_without_one(attn_lab):
+    run, result = zoo(attn_lab, "--only", "tf32", "--device", "cpu")
+    assert run.code == 0
+    assert "needs a GPU" in run.out
+    (row,) = result.mutants
+    assert row.found == ()
+
+
+def test_every_kind_of_failure_is_of_one_judge():
+    failures = set(get_args(Kind)) - {"agree", "refused", "limit"}
+    counted = Counter(kind for kinds in zoo_page.JUDGES.values() for kind in kinds)
+    assert failures <= counted.keys()
+    assert set(counted.values()) == {1}
+
+
+TF32 = next(animal for animal in SHIPPED if animal.name == "tf32")
+
+
+@pytest.fixture
+def small_page(attn_lab, tmp_path):
+    """A page of one mutant, which nobody ran."""
+    results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
+    (tmp_path / "zoo.json").write_bytes(results_file.dumps(results))
+    (tmp_path / "zoo.md").write_text(zoo_page.text([(results, {})], [TF32]))
+    assert attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32").code == 0
+    return tmp_path / "zoo.md"
+
+
+def test_a_page_that_was_edited_is_noticed_and_written_again(attn_lab, small_page):
+    before = small_page.read_text()
+    small_page.write_text(before.replace("TF32", "TF33", 1))
+    run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32")
+    assert run.code == 1
+    assert "zoo.md is not what zoo.json and the mutants make" in run.out
+    assert attn_lab("zoo", "--rewrite", "--page", "zoo.md", "--only", "tf32").code == 0
+    assert small_page.read_text() == before
+
+
+def test_results_of_other_mutants_are_noticed(attn_lab, small_page):
+    run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "seed-43817")
+    assert run.code == 1
+    assert "seed-43817: a mutant without results" in run.out
+    assert "tf32: results without a mutant" in run.out
+
+
+def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
+    (tmp_path / "no_write.toml").write_text(
+        """
+        name = "no-write"
+        origin = "planted"
+        class = "block table"
+        what = "the cache write does nothing"
+        trigger = "any write"
+        target = "triton"
+
+        [[patch]]
+        in = "attn_optimized.kv_cache.write_kv_cache"
+        find = "_run(write, signature)"
+        replace = ""
+        """
+    )
+    run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 50, "--corpus", "small")
+    assert run.code == 0, run.err
+    (row,) = result.mutants
+    assert (row.name, row.by) == ("no-write", "cache")
+    assert row.seconds > 0
+    assert row.size[0] <= 2
+    assert len(case_file.load(Path("small/no-write.json")).requests) == row.size[0]
+
+
+def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path):
+    (tmp_path / "harmless.toml").write_text(
+        """
+        name = "harmless"
+        origin = "planted"
+        class = "block table"
+        what = "nothing"
+        trigger = "never"
+        target = "triton"
+
+        [[patch]]
+        in = "attn_optimized.kv_cache.write_kv_cache"
+        find = "validate or signature not in _LAUNCHES"
+        replace = "signature not in _LAUNCHES or validate"
+        """
+    )
+    run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 10)
+    assert run.code == 1
+    assert "SURVIVED" in run.out
+    (row,) = result.mutants
+    assert (row.found, row.examples, row.size) == ((None,), None, None)
+
+
+def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
+    def results(*rows, at_most=500):
+        return zoo_page.results("CPU", [0], at_most, [Row(name, found=(number,), by="value") for name, number in rows])
+
+    kept, found = results(("a", 1), ("gone", 1), ("c", 1)), results(("d", 2), ("a", 2))
+    whole = zoo_page.updated(kept, found, ["a", "b", "c", "d"])
+    assert [(row.name, row.found) for row in whole.mutants] == [("a", (2,)), ("c", (1,)), ("d", (2,))]
+    zoo_page.check_alike(kept, found)
+    with pytest.raises(MutantError, match=r"--write: the other mutants ran with CPU, .* seeds \(0,\) and 500 examples"):
+        zoo_page.check_alike(kept, results(at_most=30))
+
+
+def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab):
+    run = attn_lab("zoo", "--only", "tf32", "--write", "--examples", "7", "--page", ROOT / "docs" / "generated" / "zoo.md")
+    assert run.code == 2
+    assert "--write: the other mutants ran with" in run.err
+
+
+KERNEL_BUGS = mutants.on_target(SHIPPED, "triton@gfx942", compiles=True)
+
+
+def test_another_target_gets_the_bugs_of_kernels_alone():
+    names = {bug.name for bug in KERNEL_BUGS}
+    assert {bug.target for bug in KERNEL_BUGS} == {"triton@gfx942"}
+    assert "cap-after-mask" in names
+    assert names.isdisjoint(["sglang-1469", "vllm-33688", "nan-of-an-empty-part"]), "host code, and kernels of other targets"
+    assert not next(bug for bug in KERNEL_BUGS if bug.name == "tf32").needs_gpu, "the compiler makes TF32 of it"
+    assert next(bug for bug in mutants.on_target(SHIPPED, "mine", compiles=False) if bug.name == "tf32").needs_gpu
+
+
+def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
+    bugs, left_out = zoo_command._on_target(SHIPPED, "@gfx942")
+    targets = {bug.name: bug.target for bug in bugs}
+    assert targets["cap-after-mask"] == "triton@gfx942"
+    assert targets["nan-of-an-empty-part"] == "triton-merge-parts@gfx942"
+    assert "sglang-1469" not in targets, "host code"
+    in_kernels = {bug.name for bug in SHIPPED if bug.in_kernel}
+    unseen = {bug.name for bug in SHIPPED if bug.not_emulated}
+    assert unseen == {"parts-beyond-int32", "tf32", "odd-dims-of-the-low-byte"}
+    assert in_kernels - {*targets} == {*left_out} == unseen
+
+
+def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):
+    options = ("--target", "triton@gfx942", "--no-shrink", "--page", "here.md", "--write")
+    run = attn_lab("zoo", *options, "--only", "diagonal", "--examples", "60", "--workers", "1")
+    assert run.code == 0, run.out + run.err
+    kept = results_file.load(tmp_path / "here-triton-gfx942.json", Results)
+    assert kept.target == "triton@gfx942"
+    assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
+    assert "ran the mutants on `triton@gfx942`" in (tmp_path / "here.md").read_text()
+    with pytest.raises(MutantError, match="the other mutants ran with triton@gfx942 on CPU"):
+        zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
+
+
+def test_the_page_of_the_mutants_own_targets_is_not_overwritten(attn_lab):
+    run = attn_lab("zoo", "--target", "triton@gfx942", "--write")
+    assert run.code == 2
+    assert "--page: docs/generated/zoo.md is the page of the mutants' own targets" in run.err
+
+
+def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
+    page = tmp_path / "zoo.md"
+    ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
+    monkeypatch.setattr(zoo_command, "_run", lambda plans, workers: ended)
+    only = ["--only", "diagonal", "--only", "scale-of-zero"]
+    arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write", "--page", str(page)]
+    result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)
+    assert result.return_value == 130
+    (row,) = results_file.load(page.with_suffix(".json"), Results).mutants
+    assert (row.name, row.found) == ("diagonal", (None,))
+    assert "without a result: --only scale-of-zero" in result.output

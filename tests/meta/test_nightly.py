@@ -1,0 +1,63 @@
+"""The parts of `tox run -e nightly`: the oldest is next, an interrupted one goes on, and the page has what the JSON has."""
+
+import json
+import shlex
+import shutil
+import sys
+import time
+
+import pytest
+
+from tests import nightly
+
+NOTED = json.loads(nightly.RESULTS.read_text(encoding="utf-8"))
+
+
+def test_the_page_has_the_results():
+    text = nightly.PAGE.read_text(encoding="utf-8")
+    assert nightly.page(text, NOTED) == text
+    assert NOTED.keys() <= nightly.PARTS.keys()
+
+
+def test_the_part_that_ended_longest_ago_is_next():
+    ended = {name: {"ended": f"2026-11-{day:02}"} for day, name in enumerate(nightly.PARTS, 10)}
+    names = [*nightly.PARTS]
+    assert nightly.oldest(ended) == names[0]
+    assert nightly.oldest({**ended, names[3]: {"ended": "2025-01-01"}}) == names[3]
+    del ended[names[2]]
+    assert nightly.oldest(ended) == names[2]
+
+
+@pytest.mark.parametrize("name", nightly.PARTS)
+def test_every_command_of_a_part_runs_what_is_there(name):
+    for command in nightly.PARTS[name][0]():
+        program, *arguments = shlex.split(command)
+        assert program in ("pytest", "attn-parity", "python")
+        paths = [nightly.ROOT / argument for argument in arguments if argument.startswith("tests/")]
+        assert all(path.exists() for path in paths), command
+
+
+def command(code: str) -> str:
+    return shlex.join([sys.executable, "-c", code])
+
+
+def test_an_interrupted_part_goes_on_behind_what_ended(tmp_path):
+    first = command(f"import pathlib; path = pathlib.Path({str(tmp_path / 'ran')!r}); path.open('a').write('.')")
+    fails = command("raise SystemExit(3)")
+    waits = command("import time; time.sleep(600)")
+    started = time.monotonic()
+    assert nightly.run("part", [first, waits], tmp_path, seconds=3) is None
+    assert time.monotonic() - started < 60
+    ended = nightly.run("part", [first, fails], tmp_path, seconds=60)
+    assert ended is not None
+    assert (tmp_path / "ran").read_text() == ".", "it ran once"
+    assert ended["result"] == f"1 of 2 commands failed: {fails}"
+    shutil.rmtree(tmp_path)
+    again = nightly.run("part", [command("pass")], tmp_path, seconds=60)
+    assert again is not None
+    assert again["result"] == "passed"
+
+
+def test_a_part_that_there_is_none_of_is_refused(capsys):
+    assert nightly.main(["nothing"]) == 2
+    assert "got nothing, expected one of tests, proofs, " in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""The slow checks, in parts: `tox run -e nightly` runs the one that ended longest ago, `tox run -e nightly -- NAME` this one.
+
+A part is a list of commands. Each that ends is noted, and a part that was interrupted goes on behind it. After 150 minutes the
+running command is interrupted, too. How each part ended is in docs/generated/nightly.json, and in the table of tests/README.md.
+"""
+
+import datetime
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "generated" / "nightly.json"
+PAGE = ROOT / "tests" / "README.md"
+NOTES = ROOT / "attn-parity-runs"
+MOST_SECONDS = 150 * 60
+BEGIN, END = "<!-- nightly -->\n", "<!-- end of nightly -->\n"
+AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+
+
+def _tests() -> Iterator[str]:
+    yield "pytest -n 2 -m nightly --ignore tests/fuzz"
+    yield "pytest -n 2 -m nightly tests/fuzz"
+
+
+def _proofs() -> Iterator[str]:
+    yield "attn-parity prove"
+    yield "python -m attn_lab proofs --mutants"
+
+
+def _coverage() -> Iterator[str]:
+    yield "python -m attn_lab matrix --check"
+
+
+def _zoo() -> Iterator[str]:
+    """By twenty mutants: `--write` keeps what came of the others."""
+    names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
+    for first in range(0, len(names), 20):
+        yield "python -m attn_lab zoo --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
+
+
+def _fuzz() -> Iterator[str]:
+    yield "pytest -n 2 fuzz --attn-target all"
+    yield "attn-parity fuzz --exact --target triton --examples 100"
+    yield "attn-parity fuzz --exact --target triton-cascade --examples 30"
+
+
+def _faults() -> Iterator[str]:
+    tests = "pytest --timeout 0 tests/fuzz"
+    for first in range(0, 500, 100):
+        yield f"{tests}/cli/test_malformed.py --malformed {first}:{first + 100}"
+    for first in range(0, 200, 20):
+        yield f"{tests}/run/test_storm.py -m nightly --kills {first}:{first + 20}"
+    yield f"{tests}/cli/test_emulate.py tests/plugins/test_recording_summary.py -k malformed --malformed 0:500"
+
+
+def _launches() -> Iterator[str]:
+    yield "attn-parity compile --write"
+    yield "attn-parity compile --drawn 60 --arch gfx942,gfx1201,sm90"
+
+
+def _emulated() -> Iterator[str]:
+    for architecture in AMD:
+        yield f"attn-parity compile --run --write --arch {architecture}"
+
+
+def _emulated_drawn() -> Iterator[str]:
+    for architecture in AMD:
+        examples = 300 if architecture == "gfx942" else 100
+        yield f"attn-parity fuzz --target triton@{architecture} --examples {examples} --corpus none"
+    yield f"attn-parity compile --drawn 60 --arch {','.join(AMD)}"
+
+
+PARTS = {
+    "tests": (_tests, "tests marked `nightly`: faults planted in kernels and in the emulator, clusters, storms"),
+    "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
+    "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
+    "zoo": (_zoo, "every mutant of the zoo by three seeds"),
+    "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
+    "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),
+    "launches": (_launches, "every launch that ships, compiled and held to budgets"),
+    "emulated": (_emulated, "every launch that ships for AMD, run on the emulator"),
+    "emulated-drawn": (_emulated_drawn, "drawn cases on every emulated architecture"),
+}
+"""By name: the commands, and what they check."""
+
+
+def oldest(results: dict[str, Any]) -> str:
+    """The part that ended longest ago; one that never did comes first."""
+    return min(PARTS, key=lambda name: results.get(name, {}).get("ended", ""))
+
+
+def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[str, Any] | None:
+    """Run a part's commands behind those that ended before.
+
+    Args:
+        folder: of the notes of what ended.
+        seconds: after which the part is interrupted.
+
+    Returns:
+        How it ended, or None if it was interrupted.
+    """
+    note, deadline, commit = folder / f"nightly-{name}.json", time.monotonic() + seconds, _commit()
+    noted = json.loads(note.read_text()) if note.exists() else {"commit": commit, "seconds": 0.0, "codes": {}}
+    for command in commands:
+        if command in noted["codes"]:
+            continue
+        begun = time.monotonic()
+        code = _ended(command, deadline - begun)
+        noted["seconds"] += time.monotonic() - begun
+        if code is not None:
+            noted["codes"][command] = code
+        folder.mkdir(exist_ok=True)
+        note.write_text(json.dumps(noted))
+        if code is None:
+            print(f"{name}: interrupted, {len(noted['codes'])} of {len(commands)} commands ended; the next call goes on")
+            return None
+    note.unlink()
+    failed = [command for command in commands if noted["codes"][command]]
+    return {
+        "ended": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        "commit": commit if commit == noted["commit"] else f"{noted['commit']}..{commit}",
+        "minutes": round(noted["seconds"] / 60),
+        "result": "passed" if not failed else f"{len(failed)} of {len(commands)} commands failed: {failed[0]}",
+    }
+
+
+def _ended(command: str, seconds: float) -> int | None:
+    """The exit code of a command, or None if it was interrupted."""
+    print(f"$ {command}", flush=True)
+    process = subprocess.Popen(shlex.split(command), cwd=ROOT, process_group=0)
+    try:
+        return process.wait(max(seconds, 0))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        return None
+
+
+def _commit() -> str:
+    return subprocess.check_output(["git", "rev-parse", "--short=8", "HEAD"], cwd=ROOT, text=True).strip()
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| part | checks | ended (UTC) | commit | minutes | result |", "|---|---|---|---|--:|---|"]
+    for name, (_, checks) in PARTS.items():
+        ended = results.get(name, {"ended": "never", "commit": "", "minutes": "", "result": ""})
+        lines.append(f"| `{name}` | {checks} | {ended['ended']} | {ended['commit']} | {ended['minutes']} | {ended['result']} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str, results: dict[str, Any]) -> str:
+    """The page with the table of these results between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + table(results) + END + after
+
+
+def main(arguments: list[str]) -> int:
+    results = json.loads(RESULTS.read_text())
+    name = arguments[0] if arguments else oldest(results)
+    if name not in PARTS or len(arguments) > 1:
+        print(f"got {' '.join(arguments)}, expected one of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    ended = run(name, [*PARTS[name][0]()], NOTES, MOST_SECONDS)
+    if ended is None:
+        return 130
+    results[name] = ended
+    RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    PAGE.write_text(page(PAGE.read_text(), results))
+    return 0 if ended["result"] == "passed" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""Every backend on one list of layers: each is served as the reference attends, or refused as the backend declares."""
+
+import pytest
+import torch
+from attn_contract import AttentionConfig, AttentionType, Layout, UnsupportedError
+from attn_optimized.aiter_adapter import recorded
+from attn_optimized.backends import BACKENDS
+
+from tests.optimized.backends.test_border import FORMS, PLAIN
+
+SINKS = [0.5, 3.0, -3.0, -torch.inf]
+SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05])
+ONE, HEADS = (torch.tensor(0.05), torch.tensor([0.04])), (torch.tensor([0.05, 0.03]), torch.tensor([0.04, 0.02]))
+# prefill, decode, padding, extend, and a prompt of two tokens
+MIXED = {"query_lens": [7, 1, 0, 20, 2], "seq_lens": [7, 40, 0, 90, 2]}
+DECODES = {"query_lens": [1, 1], "seq_lens": [40, 17]}
+LENGTHS = {
+    AttentionType.DECODER: MIXED,
+    AttentionType.ENCODER_DECODER: {"query_lens": [1, 5], "seq_lens": [40, 17]},
+    AttentionType.ENCODER: {"query_lens": [7, 20], "seq_lens": [7, 20]},
+    AttentionType.ENCODER_ONLY: {"query_lens": [7, 20], "seq_lens": [7, 20]},
+}
+
+
+def float8(scales, dtype=torch.float8_e4m3fn):
+    return {"kv_cache_dtype": dtype, "k_scale": scales[0], "v_scale": scales[1]}
+
+
+LAYERS = {
+    "plain": {},
+    "window": {"window": (9, 9)},
+    "window in bfloat16": {"window": (9, 9), "dtype": torch.bfloat16},
+    "window of itself and sinks": {"window": (0, -1), "sinks": SINKS},
+    "right edge and sinks": {"window": (-1, 3), "sinks": SINKS},
+    "sinks": {"sinks": SINKS},
+    "soft cap": {"logits_soft_cap": 0.5},
+    "ALiBi": {"alibi_slopes": SLOPES},
+    "ALiBi and a soft cap": {"alibi_slopes": SLOPES, "logits_soft_cap": 2.0},
+    "ALiBi and sinks": {"alibi_slopes": SLOPES, "sinks": SINKS},
+    "ALiBi and a window": {"alibi_slopes": SLOPES, "window": (9, -1)},
+    "not causal": {"causal": False},
+    "a causal flag for each request": {"causal": torch.tensor([True, False, True, True, False])},
+    "float8": float8(ONE),
+    "float8 by heads": float8(HEADS),
+    "float32": {"dtype": torch.float32},
+    "one KV head": {"num_kv_heads": 1},
+    **{
+        f"layout {layout}": {"layout": layout} for layout in Layout if not (layout.has_inline_scales or layout.has_latent_value)
+    },
+    **{str(kind): {"attn_type": kind} for kind in AttentionType if kind is not AttentionType.DECODER},
+    "encoder with ALiBi": {"attn_type": AttentionType.ENCODER, "alibi_slopes": SLOPES},
+}
+
+
+def form_of(name, fields):
+    """The layer in the form of cache that the backend has, and with its width of V, where there can be one."""
+    fields = {**FORMS[name], **fields}
+    attn_type = fields.get("attn_type", AttentionType.DECODER)
+    if not attn_type.reads_cache:
+        del fields["layout"]
+    if fields.get("layout", Layout.CONTENT_PACKED) is not Layout.CONTENT_PACKED or attn_type is AttentionType.ENCODER_DECODER:
+        fields.pop("head_size_v", None)
+    return fields
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_layer_is_served_as_the_reference_attends_or_refused(name, layer, make_step, forward, assert_agrees, aiter, calls):
+    fields = form_of(name, LAYERS[layer])
+    lengths = LENGTHS[fields.get("attn_type", AttentionType.DECODER)]
+    if name == "ROCM_AITER_FA" and "kv_cache_dtype" in fields:
+        lengths = DECODES  # its prefills and extends attend to their own tokens before they are quantized
+    step = make_step(**lengths, **fields)
+    config = AttentionConfig.of(step.layer, step.query.dtype, block_size=step.block_size, batch=step.batch)
+    if not BACKENDS[name].capabilities(aiter).refusals(config):
+        assert_agrees(BACKENDS[name], step, validate=layer == "plain")
+        return
+    with pytest.raises(UnsupportedError) as refused:
+        forward(BACKENDS[name], step)
+    assert refused.value.implementation == name
+    assert not calls
+
+
+def test_the_widths_of_mimo(make_step, assert_agrees):
+    widths = {"layout": Layout.CONTENT_PACKED, "head_size": 192, "head_size_v": 128}
+    assert_agrees(BACKENDS["TRITON_ATTN_DIFFKV"], make_step(**MIXED, **widths, window=(127, 0), sinks=SINKS))
+
+
+CROSS, ENCODER = {"attn_type": AttentionType.ENCODER_DECODER}, {"attn_type": AttentionType.ENCODER}
+ASSEMBLY = {"dtype": torch.bfloat16, "head_size": 128}
+FLOAT8_OUT = {"output_scale": torch.tensor(0.5)}
+FNUZ_BY_HEADS = float8(HEADS, torch.float8_e4m3fnuz)
+REASONS = [
+    ("ROCM_ATTN", CROSS, "one query token"),
+    ("ROCM_ATTN", {"sinks": SINKS}, "sinks not supported: .* lose them after its prefill"),
+    ("ROCM_ATTN", {"logits_soft_cap": 2.0}, "ignore it silently"),
+    ("ROCM_ATTN", {"window": (9, -1), "alibi_slopes": SLOPES}, "takes no window"),
+    ("ROCM_ATTN", {"layout": Layout.BLOCKS_FIRST_NHD}, "packed keys"),
+    ("ROCM_ATTN", {"head_size": 72}, "head size 72"),
+    ("ROCM_ATTN", {"block_size": 8}, "units of 16 slots"),
+    ("ROCM_ATTN", {**ENCODER, "alibi_slopes": SLOPES}, "ALiBi is causal"),
+    ("ROCM_ATTN", {"sinks": SINKS, "logits_soft_cap": 2.0, "chunked_local": 3}, "chunked_local .* a soft cap .* sinks"),
+    ("ROCM_AITER_FA", CROSS, r"cu_seqlens_k .* causal=True"),
+    ("ROCM_AITER_FA", ENCODER, "prefill, extend and decode"),
+    ("ROCM_AITER_FA", {**ASSEMBLY, "sinks": SINKS}, "assembly kernels"),
+    ("ROCM_AITER_FA", {**ASSEMBLY, "logits_soft_cap": 2.0}, "assembly kernels"),
+    ("ROCM_AITER_FA", {"dtype": torch.float32}, "no other type"),
+    ("ROCM_AITER_FA", {"head_size": 96}, "16 dims of V"),
+    ("ROCM_AITER_FA", {"block_size": 64}, "block size 64"),
+    ("ROCM_AITER_FA", {"alibi_slopes": SLOPES}, "anchor ALiBi"),
+    ("ROCM_AITER_FA", {"sink_tokens": 3}, "sink_size"),
+    ("ROCM_AITER_FA", {"chunked_local": 3}, "no other mask"),
+    ("ROCM_AITER_FA", {"layout": Layout.X_PACKED}, "rows"),
+    ("ROCM_AITER_FA", FLOAT8_OUT, "output dtype float8_e4m3fn not supported"),
+    ("ROCM_AITER_FA", {"kv_sharing_target_layer_name": "layers.3"}, "a cache that another layer writes"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"window": (9, 9)}, "aiter-hidden-tile"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"dtype": torch.float32}, "TF32"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"head_size": 20}, "head size 20"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"block_size": 48}, "block size 48"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"layout": Layout.X_PACKED}, "rows"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"sink_tokens": 3}, "no other mask"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"chunked_local": 3}, "no other mask"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"ranges_clamped": True}, "asserts causal"),
+    ("ROCM_AITER_UNIFIED_ATTN", {"alibi_slopes": SLOPES, "sinks": SINKS}, "against the sink"),
+    ("ROCM_AITER_UNIFIED_ATTN", FNUZ_BY_HEADS, "one k_scale and one v_scale"),
+    ("TRITON_ATTN", {"layout": Layout.CONTENT_PACKED, "head_size_v": 48}, "engines ask TRITON_ATTN_DIFFKV"),
+    ("TRITON_ATTN_DIFFKV", {"head_size_v": None}, "V of another width than K, and TRITON_ATTN for all other layers"),
+    ("TRITON_ATTN_DIFFKV", {"head_size": 24}, "head sizes from 32 on"),
+    ("TRITON_ATTN_DIFFKV", {"block_size": 8}, "units of 16 slots"),
+    ("TRITON_ATTN_DIFFKV", {"chunked_local": 16}, "in metadata that this backend does not build"),
+    ("TRITON_ATTN_DIFFKV", {"sink_tokens": 2}, "hands none to its kernel"),
+    ("TRITON_ATTN_DIFFKV", FLOAT8_OUT, "refuses to quantize the output"),
+    ("TRITON_ATTN_DIFFKV", {"kv_cache_dtype": torch.int8}, "no other quantized cache"),
+    ("TRITON_ATTN_DIFFKV", float8((torch.ones(2), torch.ones(2))), "one scale of K and one of V"),
+    ("TRITON_ATTN_DIFFKV", {**ENCODER, "head_size_v": 48}, "decoders alone"),
+]
+"""A backend, a layer that it refuses when it is made, and a part of the reason."""
+
+
+@pytest.mark.parametrize(("name", "fields", "reason"), REASONS, ids=[f"{name}: {reason}" for name, _, reason in REASONS])
+def test_what_a_backend_does_not_do_is_refused_when_it_is_made(name, fields, reason, make_step, aiter):
+    fields = dict(fields)
+    options = {key: fields.pop(key) for key in ("kv_sharing_target_layer_name",) if key in fields}
+    step = make_step([9], [9], **form_of(name, fields))
+    with pytest.raises(UnsupportedError, match=reason) as error:
+        BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor, **options)
+    assert error.value.implementation == name
+    assert "TRITON_ATTN" in (error.value.instead or "TRITON_ATTN")
+
+
+@pytest.mark.parametrize("causal", [False, torch.tensor([True, False])], ids=["step", "one request"])
+def test_two_widths_are_refused_a_step_that_is_not_causal(causal, make_step, refuses):
+    """vLLM's backend declares non-causal attention, which it has from TRITON_ATTN, and would attend causally."""
+    step = make_step([7, 1], [9, 40], **form_of("TRITON_ATTN_DIFFKV", {"causal": causal}))
+    refuses(BACKENDS["TRITON_ATTN_DIFFKV"], step, UnsupportedError, "attends causally in every step")
+
+
+def test_an_argument_that_an_aiter_lacks_is_named_with_its_version(make_step):
+    step = make_step([1], [9], sinks=SINKS)
+    lacking = r"sinks not supported: flash_attn_varlen_func of AITER 0\.1\.7\S* has no argument `sink_ptr`"
+    with pytest.raises(UnsupportedError, match=lacking):
+        BACKENDS["ROCM_AITER_FA"].impl(step.layer, aiter=recorded("0.1.7"), **step.constructor)
