@@ -126,6 +126,7 @@ def _support(architecture: str) -> Support:
             writes=(True,),
             unwritten=False,
             saturated=False,
+            recycled=False,  # keys are rows of the call: their NaN times a weight of 0 is NaN
             unlike_strides=(False,),
         ),
         exclude=_excluded,
