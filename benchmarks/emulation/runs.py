@@ -112,7 +112,7 @@ def read(path: Path) -> Run:
         split=record["events"].get("split", 0),
     )
     if not run.architecture:
-        raise InputError(f"{path}: target {run.target} is not emulated: expected triton-gfx942, NAME@gfx942 or their like")
+        raise InputError(f"{path}: target {run.target} is not emulated: expected triton@gfx942, NAME@gfx942 or their like")
     return run
 
 

@@ -129,20 +129,25 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scales
 
 
-def group_scales(groups: torch.Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale of each group of dims [..., D] of a latent cache: `row_scales`, or if they are ue8m0 `e8m0_scales`.
+def group_scales(rows: torch.Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale of each group of dims of a latent cache: `row_scales`, or if they are ue8m0 `e8m0_scales`.
 
     Args:
-        dtype: of the cache.
+        rows, dtype: as those take them; a row is a group.
         scale_dtype: torch.float32, or torch.float8_e8m0fnu.
 
     Returns:
         [..., 1] as they are stored, float32 or uint8, and [..., 1] float32.
+
+    Raises:
+        ContractError: as those, or another scale_dtype.
     """
     if scale_dtype == torch.float32:
-        scales = row_scales(groups, dtype)
+        scales = row_scales(rows, dtype)
         return scales, scales
-    codes = e8m0_scales(groups, dtype)
+    if scale_dtype != torch.float8_e8m0fnu:
+        raise ContractError("scale_dtype", shown(scale_dtype), "torch.float32 or torch.float8_e8m0fnu")
+    codes = e8m0_scales(rows, dtype)
     return codes, e8m0_numbers(codes)
 
 

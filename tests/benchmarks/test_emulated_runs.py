@@ -15,7 +15,7 @@ from tests.processes import ROOT
 
 RECORD = {
     "schema": "attn-parity.fuzz/1",
-    "target": "triton-gfx950",
+    "target": "triton@gfx950",
     "versions": {"triton": "3.6.0"},
     "seed": 16,
     "examples": 2000,
@@ -42,18 +42,18 @@ def read(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "row"),
     [
-        ({}, "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | all agree | 0.91 |"),
+        ({}, "| gfx950 | `triton@gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | all agree | 0.91 |"),
         (
             {"target": "vllm-unified-attention@gfx942", "known": {"a": 2, "b": 1}},
             "| gfx942 | `vllm-unified-attention@gfx942` | 3.6.0 | 16 | 2000 | 70 | 107 | nothing new, 3 known | 0.91 |",
         ),
         (
             {"failures": [{}], "known": {"a": 2}},
-            "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | 1 failing | 0.91 |",
+            "| gfx950 | `triton@gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | 1 failing | 0.91 |",
         ),
         (
             {"error": "died", "max_ratio": None},
-            "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | interrupted: all agree |  |",
+            "| gfx950 | `triton@gfx950` | 3.6.0 | 16 | 2000 | 70 | 107 | interrupted: all agree |  |",
         ),
     ],
 )
@@ -76,8 +76,8 @@ def test_what_is_no_run_on_the_emulator_is_refused(read, fields, words):
 def test_a_run_without_a_split_case_says_so_and_an_older_one_says_nothing(read):
     counted, older = read(events={}), msgspec.structs.replace(read(seed=17), split=None)
     page = runs.text(Kept((counted, older))).splitlines()
-    assert "| gfx950 | `triton-gfx950` | 3.6.0 | 16 | 2000 | 0 | 107 | all agree | 0.91 |" in page
-    assert "| gfx950 | `triton-gfx950` | 3.6.0 | 17 | 2000 |  | 107 | all agree | 0.91 |" in page
+    assert "| gfx950 | `triton@gfx950` | 3.6.0 | 16 | 2000 | 0 | 107 | all agree | 0.91 |" in page
+    assert "| gfx950 | `triton@gfx950` | 3.6.0 | 17 | 2000 |  | 107 | all agree | 0.91 |" in page
 
 
 def test_a_run_replaces_one_of_its_target_triton_and_seed(read):

@@ -10,7 +10,7 @@ from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
 BLOCKS = blocks(PAGES["docs/guide/fuzz-your-kernel.md"])
 (ADAPTER,) = (block.text for block in BLOCKS if block.file)
 (DIFF,) = (block.text for block in BLOCKS if block.language == "diff")
-FUZZ, PYTEST, COMPILED, FENCED = (block.text for block in BLOCKS if block.is_command)
+FUZZ, PYTEST, COMPILED, FENCED, FAR = (block.text for block in BLOCKS if block.is_command)
 FOUND = [block.text for block in BLOCKS if block.is_output][-1]
 
 
@@ -62,6 +62,12 @@ def test_it_reads_nothing_past_its_tensors():
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "all agree" in ended.stdout
     assert "16 fenced" in ended.stdout
+
+
+def test_its_rows_are_multiplied_by_strides_in_32_bits():
+    ended = run_command(FAR, ROOT / "examples")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "--target my_target:TARGET@far" in ended.stdout
 
 
 def test_it_runs_compiled_for_amd_and_the_bug_is_found_there(planted):

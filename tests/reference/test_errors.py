@@ -13,6 +13,7 @@ from attn_reference import (
     e8m0_numbers,
     e8m0_scales,
     gather_kv_cache,
+    group_scales,
     merge_attn_parts,
     merge_attn_states,
     paged_attention,
@@ -29,7 +30,7 @@ from attn_reference import (
 
 FUNCTIONS = (
     *(attend, dequantize, gather_kv_cache, merge_attn_parts, merge_attn_states, paged_attention, paged_requests, quantize),
-    *(e8m0_numbers, e8m0_scales),
+    *(e8m0_numbers, e8m0_scales, group_scales),
     *(rope_and_write_kv_cache, row_scales, varlen_attention, varlen_requests, visible, write_kv_cache, write_latent_cache),
 )
 OPTIONAL = ("out", "lse", "prefill_tokens_with_context", "output_scale")
@@ -57,6 +58,7 @@ def right_arguments(call, varlen_call, randn):
         dequantize: {"stored": torch.zeros(3, 4, dtype=torch.int8), **scale, "dtype": torch.float32},
         e8m0_numbers: {"codes": torch.zeros(3, 4, dtype=torch.uint8)},
         e8m0_scales: {"rows": randn(3, 4), "dtype": torch.float8_e4m3fn},
+        group_scales: {"rows": randn(3, 4), "dtype": torch.float8_e4m3fn, "scale_dtype": torch.float8_e8m0fnu},
         gather_kv_cache: {
             **_of(paged, "kv_cache", "layer"),
             "block_table": call.batch.block_table[0],
@@ -136,6 +138,7 @@ def test_every_public_function_is_attacked():
         (e8m0_numbers, {"codes": torch.zeros(3, 4, dtype=torch.int8)}, "codes"),
         (e8m0_scales, {"dtype": torch.int8}, "dtype"),
         (e8m0_scales, {"rows": torch.zeros(3, 0)}, "rows"),
+        (group_scales, {"scale_dtype": torch.float16}, "scale_dtype"),
         (gather_kv_cache, {"block_table": torch.tensor([0, -1], dtype=torch.int32)}, "block_table[1]"),
         (gather_kv_cache, {"block_table": torch.tensor([4, 0], dtype=torch.int32)}, "block_table[0]"),
         (gather_kv_cache, {"block_table": torch.tensor([0, 1])}, "block_table"),

@@ -28,7 +28,7 @@ PAGE = PAGES / "coverage.md"
 SEED = 0
 # the CPU's ci job, and what a GPU does over night
 DEVICES = {"ci": "cpu", "nightly": "cuda"}
-SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton-invariant")
+SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@invariant")
 UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undefined(*pair))}
 
 

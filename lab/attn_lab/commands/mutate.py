@@ -254,7 +254,7 @@ def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, w
 def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
     """The targets that can run here, on the CPU as well, where their lines are recorded. None compiles unless it is named."""
     found = []
-    for name in chosen or [name for name in registry.names() if not registry.load(name).compiles]:
+    for name in chosen or [name for name in registry.battery() if not registry.load(name).compiles]:
         try:
             registry.usable(name, device)
             registry.usable(name, "cpu")

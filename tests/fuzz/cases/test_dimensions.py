@@ -64,7 +64,7 @@ def test_a_feature_is_had_by_a_case_made_for_it_and_not_by_every_case(name):
     assert any(name not in features(made(other.value.settings[0])) for other in FEATURES)
 
 
-@pytest.mark.parametrize("target", ["reference-fp32", "triton-latent-scaled"])
+@pytest.mark.parametrize("target", ["reference-fp32", "triton-latent@scaled"])
 def test_no_drawn_case_has_two_features_of_which_none_is_said_to_have_both(target):
     for case in shard.drawn(plan(target, 100)):
         met = [pair for pair in combinations(features(case), 2) if undefined(*pair)]

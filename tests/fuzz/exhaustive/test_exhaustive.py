@@ -10,7 +10,6 @@ import planted_small
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
-from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import properties
 from attn_fuzz.cases.case import Case, Request, written_slots
 from attn_fuzz.cases.contradictions import contradiction
@@ -20,6 +19,7 @@ from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.scope import FEW, SCOPES, Choice, Part, Scope
 from attn_fuzz.run.attempt import Attempt, call_attention
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_fuzz.verdict.judge import judge
 
 WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 1)))
@@ -115,7 +115,7 @@ def test_one_request_has_every_length_flag_and_block_size():
         assert len(of_lengths) == 3 * 2 * 2 - 2
 
 
-LATENT = {layout: f"triton-{layout.lower().replace('_', '-')}" for layout in (Layout.LATENT, *LATENT_FORMATS)}
+LATENT = {Layout.LATENT: "triton-latent", **{layout: f"triton-latent@{mode}" for layout, mode in MODE_OF_FORMAT.items()}}
 
 
 def plainest(name: str) -> Case:

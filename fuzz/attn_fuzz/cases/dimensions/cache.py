@@ -97,8 +97,8 @@ def _order(order: PhysicalOrder) -> Value:
 def _allocation(fields: str, contract: str = "") -> Callable[..., Dimension]:
     """A dimension of some fields of Cache, and of KVCacheView."""
     names = " ".join(f"cache.{name}" for name in fields.split())
-    of_view = " ".join(f"KVCacheView.{name}" for name in contract.split())
-    return dimension(fields.split()[0], "allocation", names, of_view, choice="layout", needs_cache=True)
+    of_contract = " ".join(f"KVCacheView.{name}" for name in contract.split())
+    return dimension(fields.split()[0], "allocation", names, of_contract, choice="layout", needs_cache=True)
 
 
 def _of_blocks(name: str, holds: Callable[[KVCacheView], object]) -> Value:
@@ -162,7 +162,7 @@ ALLOCATION = (
         _of_blocks("planes of several blocks", lambda view: view.kv_stride > view.block_stride),
         _of_blocks("V beside K in a block", lambda view: view.kv_stride < view.block_stride),
         of_view("V is the beginning of K's row", lambda view: view.kv_stride == 0),
-        not_drawn("beyond 31 bits", "a target's own: the rows of `triton-far` lie so far apart"),
+        not_drawn("beyond 31 bits", "a target's own: the rows of `triton@far` lie so far apart"),
     ),
     _allocation("padding", "block_stride")(
         feature("padded blocks", of_cache(lambda c: c.padding), setting({"padding": 8}), padding=any),
