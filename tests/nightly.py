@@ -57,7 +57,7 @@ def _faults() -> Iterator[str]:
     for first in range(0, 500, 100):
         yield f"{tests}/cli/test_malformed.py --malformed {first}:{first + 100}"
     for first in range(0, 200, 20):
-        yield f"{tests}/run/test_storm.py --kills {first}:{first + 20}"
+        yield f"{tests}/run/test_storm.py -m nightly --kills {first}:{first + 20}"
     yield f"{tests}/cli/test_emulate.py tests/plugins/test_recording_summary.py -k malformed --malformed 0:500"
 
 

@@ -713,6 +713,20 @@ GLUON_UNIFIED = (
         ),
     ),
 )
+GLUON_SPARSE = (
+    Finding(
+        name="aiter-gluon-tile-without-keys",
+        what="A row whose logits are all below -87, and which has a tile, or a part, of indices of -1 alone, is NaN: its weights "
+        "underflow. One key and -1 behind it are enough.",
+        cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:238 and 374: after a tile without a key the "
+        "running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are in "
+        "the reduction of parts (:981).",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("nan", "value", "bitwise") and case.values is not None and case.values.kind == "extreme"
+        ),
+    ),
+)
 GLUON_SPARSE_GFX1250 = (
     Finding(
         name="aiter-gluon-hidden-tile",

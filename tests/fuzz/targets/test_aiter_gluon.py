@@ -3,12 +3,13 @@
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import Values
 from attn_fuzz.findings import aiter
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 
-GROUPS = (aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA)
+GROUPS = (aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA)
 FINDINGS = {finding.name: finding for each in GROUPS for finding in each}
 
 
@@ -35,6 +36,7 @@ def test_every_finding_replays(name, tmp_path):
         ("aiter-gluon-hidden-tile", "value", {"window": (-1, -1)}),
         ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),
         ("aiter-gluon-mla-one-part", "value", {"requests": {"query_len": 2}}),
+        ("aiter-gluon-tile-without-keys", "nan", {"values": Values("random", 0)}),
         ("aiter-gluon-negative-scales", "value", {"cache": {"scales": "tensor"}}),
     ],
 )

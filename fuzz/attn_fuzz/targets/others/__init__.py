@@ -87,5 +87,6 @@ AITER_EMULATED = Package(
         "aiter-hip-pa-v1": f"{_HERE}.aiter_hip:AITER_HIP_PA_V1",
         "aiter-hip-pa-ragged": f"{_HERE}.aiter_hip:AITER_HIP_PA_RAGGED",
         "aiter-hip-pa-rocm": f"{_HERE}.aiter_hip:AITER_HIP_PA_ROCM",
+        "aiter-ck-fmha": f"{_HERE}.aiter_ck:AITER_CK_FMHA",
     },
 )

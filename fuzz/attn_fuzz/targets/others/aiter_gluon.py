@@ -298,6 +298,7 @@ AITER_GLUON_SPARSE = _sparse_target(
     "AITER's pa_decode_sparse in Gluon, over the keys that each row sees",
     ("gfx950",),
     rounding=_ROUNDING,
+    findings=aiter.GLUON_SPARSE,
 )
 AITER_GLUON_SPARSE_GFX1250 = _sparse_target(
     "aiter-gluon-sparse-gfx1250",
