@@ -334,12 +334,6 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
         zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
 
 
-def test_the_page_of_the_mutants_own_targets_is_not_overwritten(attn_lab):
-    run = attn_lab("zoo", "--target", "triton@gfx942", "--write")
-    assert run.code == 2
-    assert "--page: docs/generated/zoo.md is the page of the mutants' own targets" in run.err
-
-
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
     page = tmp_path / "zoo.md"
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
