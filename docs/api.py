@@ -19,6 +19,7 @@ MODULES = (
     "attn_fuzz.foreign",
     "attn_fuzz.properties",
     "attn_fuzz.targets",
+    "attn_fuzz.targets.modes",
     "attn_transformers",
     "attn_transformers.paged_cache",
 )
