@@ -30,7 +30,6 @@ from attn_fuzz.targets.others.aiter_dense import gathered
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-ARCHITECTURES = ("gfx942",)
 _EXAMPLE = "3rdparty/composable_kernel/example/ck_tile/01_fmha"
 _FOLDERS = (_EXAMPLE, "3rdparty/composable_kernel/include", "csrc/include")
 _OPTIONS = (
@@ -54,8 +53,7 @@ extern "C" void attn_parity_fmha(const void* q, const void* k, const void* v, vo
   fmha_fwd_<trait_0, ck_tile::gfx9_t>(ck_tile::stream_config{}, a);
 }
 """
-_BOTTOM_RIGHT = 2
-"""mask_enum::mask_bottom_right of CK's mask.hpp."""
+_BOTTOM_RIGHT = 2  # mask_enum::mask_bottom_right of CK's mask.hpp
 
 
 @functools.cache
@@ -142,7 +140,7 @@ _ROUNDING = Rounding(keys_per_tile=64, dot_is_chained=True, truncates_weights=Tr
 AITER_CK_FMHA = emulated.with_architecture(
     "aiter-ck-fmha",
     "AITER's forward attention of composable kernels, mha_varlen_fwd, for what its assembly does not serve",
-    architectures=ARCHITECTURES,
+    architectures=("gfx942",),
     attention=_attend,
     support=_support,
     rounding=lambda architecture: Rounding(
