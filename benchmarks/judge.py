@@ -2,7 +2,7 @@
 
 calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
 sensitivity     the smallest effect that is seen: one key among n that a kernel forgets
-page            judge-measured.md and its pictures, from the files in its folder judge that these two write; --check compares
+page            judge-measured.md, from the files in its folder judge that these two write; --check compares
 """
 
 import bisect
@@ -10,10 +10,10 @@ import dataclasses
 import functools
 import itertools
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import attn_reference
 import click
@@ -24,12 +24,11 @@ from attn_fuzz import inputs
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.report import svg
-from attn_fuzz.report.markup import element
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge
 from attn_fuzz.verdict.rounding import Rounding
+from attn_lab import written
 from rich.console import Console
 from rich.table import Table
 
@@ -43,13 +42,6 @@ FOLDER = PAGES / "judge"
 PAGE = PAGES / "judge-measured.md"
 PHASES = ("prefill", "extend", "decode", "multi-token decode", "cross", "encoder")
 DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
-WIDTH, HEIGHT, MARGIN = 230, 46, 110
-STYLE = """
-text { font: 12px ui-monospace, monospace; fill: #1c2126; text-anchor: middle }
-.name { text-anchor: end } .small { font: 12px system-ui, sans-serif }
-.bar { fill: #2563a8 } .bar-broken, .bound { fill: #c0262d; stroke: #c0262d } .axis { stroke: #b0b6bc }
-@media (prefers-color-scheme: dark) { text { fill: #e4e7ea } .bar { fill: #7db4ee } .axis { stroke: #566069 } }
-"""
 
 
 @click.group()
@@ -81,15 +73,8 @@ def calibration(runs: tuple[Path, ...], name: str) -> None:
 @cli.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write the page and a picture for each run."""
-    written = {PAGE: "\n".join(_page()) + "\n"}
-    for path in _runs():
-        written[path.with_suffix(".svg")] = _picture(inputs.read_json(path)["ratios"])
-    stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    if check and stale:
-        raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks.judge page writes them")
-    for path in stale:
-        path.write_text(written[path], encoding="utf-8")
+    """Write the page."""
+    sys.exit(written.settle({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks.judge page", checks=check))
 
 
 def _runs() -> list[Path]:
@@ -105,16 +90,14 @@ def _page() -> Iterator[str]:
         "",
         "Error over bound of the elements of `out` in runs in which all cases agree:",
         "",
-        "| run | examples | elements | half are below | 99 % are below | all are below |",
-        "|---|--:|--:|--:|--:|--:|",
     )
-    for path in _runs():
-        run = inputs.read_json(path)
-        counts = [
-            sum(bins) for bins in zip(*(bins for name, bins in run["ratios"].items() if name.startswith("out ")), strict=True)
-        ]
-        edges = " | ".join(f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1))
-        yield f"| `{run['target']}` on {run['device']} | {run['examples']} | {sum(counts)} | {edges} |"
+    rows = []
+    for run in map(inputs.read_json, _runs()):
+        of_out = (bins for name, bins in run["ratios"].items() if name.startswith("out "))
+        counts = [sum(bins) for bins in zip(*of_out, strict=True)]
+        rows.append((f"`{run['target']}` on {run['device']}", run["examples"], sum(counts), *_edges(counts)))
+    columns = ("run", "examples", "elements", "half are below", "99 % are below", "all are below")
+    yield from written.table(columns, rows, columns[1:])
     yield from _one_key_among_n()
     yield from (
         "",
@@ -128,13 +111,13 @@ def _page() -> Iterator[str]:
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         yield from ("", f"### `{run['target']}` on {run['device']}: {run['examples']} examples", "")
         yield f"{versions}; seeds {', '.join(map(str, run['seeds']))}."
-        yield from ("", f"![error over bound, by dtype and phase](judge/{path.stem}.svg)", "")
-        yield from ("| tensor | dtype | phase | elements | 50 % | 99 % | largest |", "|---|---|---|--:|--:|--:|--:|")
-        for tensor, dtype, phase in itertools.product(("out", "lse"), DTYPES, PHASES):
-            counts = run["ratios"].get(f"{tensor} {dtype} {phase}")
-            if counts:
-                edges = (f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1))
-                yield f"| {tensor} | {dtype} | {phase} | {sum(counts)} | {' | '.join(edges)} |"
+        rows = [
+            (tensor, dtype, phase, sum(counts), *_edges(counts))
+            for tensor, dtype, phase in itertools.product(("out", "lse"), DTYPES, PHASES)
+            if (counts := run["ratios"].get(f"{tensor} {dtype} {phase}"))
+        ]
+        columns = ("tensor", "dtype", "phase", "elements", "50 %", "99 %", "largest")
+        yield from ("", *written.table(columns, rows, columns[3:]))
 
 
 def _one_key_among_n() -> Iterator[str]:
@@ -149,38 +132,21 @@ def _one_key_among_n() -> Iterator[str]:
         "which the judge sees the bug. The kinds of values are those of `attn_fuzz.cases.contents`. Exact numbers and",
         "one-hot values show the bug at every length and in every dtype. No single kind of values shows every bug.",
         "",
-        "| dtype | values | " + " | ".join(f"n = {n}" for n in LENGTHS) + " |",
-        "|---|---|" + "--:|" * len(LENGTHS),
     )
-    for (dtype, kind), rows in itertools.groupby(found["rows"], key=lambda row: (row["dtype"], row["values"])):
-        yield f"| {dtype} | {kind} | " + " | ".join(_cell(row) for row in rows) + " |"
+    by_values = itertools.groupby(found["rows"], key=lambda row: (row["dtype"], row["values"]))
+    numbers = [f"n = {n}" for n in LENGTHS]
+    yield from written.table(("dtype", "values", *numbers), ((*of, *map(_cell, rows)) for of, rows in by_values), numbers)
     yield from ("", f"`python -m benchmarks.judge sensitivity --seeds {found['seeds']}`")
+
+
+def _edges(counts: Sequence[int]) -> list[str]:
+    return [f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1)]
 
 
 def _quantile(counts: Sequence[int], share: float) -> float:
     """The upper edge of the bin that ends at or after this share of the elements."""
     up_to = list(itertools.accumulate(counts))
     return ratios.EDGES[bisect.bisect_left(up_to, share * up_to[-1])]
-
-
-def _picture(counts: dict[str, list[int]]) -> str:
-    """Histograms of `out`, a row per dtype and a column per phase."""
-    rows = [dtype for dtype in DTYPES if any(f"out {dtype} {phase}" in counts for phase in PHASES)]
-    marks = [element("style", STYLE)]
-    for x, phase in enumerate(PHASES):
-        marks.append(element("text", phase, x=MARGIN + (x + 0.5) * WIDTH, y=14))
-    for y, dtype in enumerate(rows):
-        top = 22 + y * (HEIGHT + 14)
-        marks.append(element("text", dtype, x=MARGIN - 8, y=top + HEIGHT / 2, class_="name"))
-        for x, phase in enumerate(PHASES):
-            if bins := counts.get(f"out {dtype} {phase}"):
-                drawing = svg.histogram(bins, f"{dtype}, {phase}")
-                for name, value in {"x": MARGIN + x * WIDTH, "y": top, "width": WIDTH - 10, "height": HEIGHT + 12}.items():
-                    drawing.set(name, str(value))
-                marks.append(drawing)
-    size = (MARGIN + len(PHASES) * WIDTH, 30 + len(rows) * (HEIGHT + 14))
-    drawing = element("svg", *marks, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size[0]} {size[1]}")
-    return ElementTree.tostring(drawing, encoding="unicode") + "\n"
 
 
 @cli.command()
@@ -201,8 +167,7 @@ def sensitivity(seeds: int) -> None:
             rows += [{"dtype": dtype, "values": kind, **row} for row in found]
     Console(highlight=False, width=140).print(table)
     FOLDER.mkdir(exist_ok=True, parents=True)
-    result = msgspec.json.format(msgspec.json.encode({"seeds": seeds, "rows": rows}), indent=1)
-    (FOLDER / "sensitivity.json").write_bytes(result + b"\n")
+    (FOLDER / "sensitivity.json").write_bytes(msgspec.json.encode({"seeds": seeds, "rows": rows}) + b"\n")
 
 
 def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:

@@ -96,19 +96,17 @@ def begun(
     console: Console,
     *,
     tiny: bool,
-    schema: str | None = None,
 ) -> "Run":
     """The head of a run's results, which is printed, too.
 
     Args:
         peers: versions of the other participants, by name.
         commit: None: as git says.
-        schema: of the results' file; None: that of `speed`.
     """
     from benchmarks.speed import machine, results
 
     head = head_of_run(device, peers, commit, console, tiny=tiny)
-    run = results.Run(schema=schema or results.SCHEMA, **head, rates=machine.rates(device, tiny=tiny))
+    run = results.Run(**head, rates=machine.rates(device, tiny=tiny))
     console.print(
         f"read {run.rates.read / 1e12:.3g} TB/s, copy {run.rates.copy / 1e12:.3g} TB/s, matmul burst "
         f"{run.rates.matmul_burst / 1e12:.4g} TFLOP/s, sustained {run.rates.matmul_sustained / 1e12:.4g} TFLOP/s"

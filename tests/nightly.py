@@ -74,7 +74,7 @@ def _emulated() -> Iterator[str]:
 def _emulated_drawn() -> Iterator[str]:
     for architecture in AMD:
         examples = 300 if architecture == "gfx942" else 100
-        yield f"attn-parity fuzz --target triton-{architecture} --examples {examples} --corpus none"
+        yield f"attn-parity fuzz --target triton@{architecture} --examples {examples} --corpus none"
     yield f"attn-parity compile --drawn 60 --arch {','.join(AMD)}"
 
 

@@ -40,10 +40,10 @@ class Refusal(NamedTuple):
         assert getattr(error, "argument", None) == self.message.split(":")[0]
 
 
-def read(path: Path) -> Iterator[Refusal]:
-    """The refusals of a file. A section begins with the call in brackets, and a comment with a hash."""
+def of(module: str, name: str = "refusals.txt") -> Iterator[Refusal]:
+    """The refusals of a file beside a test module. A section begins with the call in brackets, and a comment with a hash."""
     call = ""
-    for line in filter(None, path.read_text().splitlines()):
+    for line in filter(None, Path(module).with_name(name).read_text().splitlines()):
         if line.startswith("["):
             call = line.strip("[]")
         elif not line.startswith("#"):

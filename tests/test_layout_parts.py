@@ -7,6 +7,7 @@ import pytest
 from attn_contract import Layout
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_lab.zoo import known_bugs
 from attn_parity.binaries.shipped_calls import CALLS
 from attn_proofs.specification import DIMS
@@ -35,7 +36,7 @@ def test_a_layout_has_a_specification_and_theorems_on_its_addresses(layout):
 
 
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
-@pytest.mark.parametrize("mode", ["", "-far", "-invariant"])
+@pytest.mark.parametrize("mode", ["", "@far", "@invariant"])
 def test_a_latent_format_has_targets(layout, mode):
     assert registry.load(target_of(layout) + mode).support("cpu").layouts == (layout,)
 
@@ -46,4 +47,4 @@ def test_a_latent_format_has_a_mutant(layout):
 
 
 def target_of(layout: Layout) -> str:
-    return f"triton-{layout.lower().replace('_', '-')}"
+    return f"triton-latent@{MODE_OF_FORMAT[layout]}"

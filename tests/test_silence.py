@@ -235,7 +235,7 @@ def test_no_case_is_written_without_the_rule(name, request, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", registry.battery())
 def test_every_target_must_refuse_the_rule(name, unheard):
     class UnheardCase(Case, tag="unheard"):
         unheard_of: int = 1

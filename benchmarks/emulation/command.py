@@ -1,12 +1,10 @@
 """`python -m benchmarks emulation`: instruction-level mutants of compiled kernels, and how many of them are found."""
 
+import sys
 from pathlib import Path
 
 import click
 
-from benchmarks import PAGES
-
-PAGE = PAGES / "emulation.md"
 ARCHITECTURES = "gfx942,gfx1201,gfx950"
 LOG = Path(".attn-parity/emulation.jsonl")
 
@@ -27,24 +25,22 @@ LOG = Path(".attn-parity/emulation.jsonl")
 )
 @click.option("--write", is_flag=True, help="Write the page, and its JSON beside it, from the log.")
 @click.option("--rewrite", is_flag=True, help="Run nothing; write the page of what the log holds.")
-@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not what its JSON makes.")
+@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not what its JSON files make.")
 def emulation(
     architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, rewrite: bool, check: bool
 ) -> None:
     """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
     from benchmarks.emulation import page
+    from benchmarks.emulation.settled import PAGE, settle
 
-    data = PAGE.with_suffix(".json")
     if check:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page.text(page.read(data), page.read_reasons()):
-            raise click.ClickException(f"{PAGE} is not what {data} makes; python -m benchmarks emulation --write writes it")
-        return
+        sys.exit(settle(checks=True))
     errors = [] if rewrite else _run(architectures.split(","), sample, seed, layers, workers, path)
     rows = page.logged(path)
     click.echo(page.summary(rows))
     if write or rewrite:
-        page.save(rows, data)
-        PAGE.write_text(page.text(page.read(data), page.read_reasons()), encoding="utf-8")
+        page.save(rows, PAGE.with_suffix(".json"))
+        settle(checks=False)
     if errors:
         raise click.ClickException("; ".join(errors))
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from attn_fuzz import inputs
+from attn_lab.written import table
 
 from benchmarks import PAGES
+from benchmarks.emulation.page import lines_of, of_lines
+from benchmarks.emulation.settled import settle
 
 if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
 
-PAGE = PAGES / "options.md"
+DATA = PAGES / "options.json"
 ARCHITECTURES = "gfx942,gfx1201,gfx950"
 CALLS = ("decode", "decode, split", "decode, int8 cache", "prefill", "prefill, e4m3fn cache", "prefill, fp32 D128")
 OPTIONS: dict[str, tuple[int | str, ...]] = {
@@ -37,13 +39,14 @@ SAME, AGREES, UNKNOWN = "same code", "agree", "no such option"
 FINE = (SAME, AGREES, UNKNOWN)
 
 PREFACE = """\
-# Options of the compiler that no launch table uses
+## Options of the compiler that no launch table uses
 
-Written by `python -m benchmarks options --write`; the JSON file beside this page keeps each trial. {calls} calls that ship were
-compiled with Triton {triton} for values of options, and run on the emulator on the two small cases of
-`attn-parity compile --run`, in two orders, with a search for races. An option must not change what a kernel computes.
-**{agree} of {other} trials whose code differs from the code that ships agree.** In {same} trials the code is the same, and in
-{unknown} a Triton has no such option.
+`python -m benchmarks options --write` ran them; options.json keeps each trial. {calls} calls that ship were compiled with
+Triton {triton} for values of options, and run on the emulator on the two small cases of `attn-parity compile --run`, in two
+orders, with a search for races. An option must not change what a kernel computes. **{agree} of {other} trials whose code
+differs from the code that ships agree.** In {same} trials the code is the same, and in {unknown} a Triton has no such option.
+
+Calls that agree, of those whose code differs, and the largest error / bound; nothing where no call was tried:
 """
 
 
@@ -71,23 +74,9 @@ class Trial(msgspec.Struct, frozen=True):
 @click.option("--only", default="", metavar="TEXT", help="Only calls whose names contain TEXT.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--write", is_flag=True, help="Write the page and its JSON. A second call keeps what agreed, and runs the rest.")
-@click.option("--check", is_flag=True, help="Run nothing; exit 1 if the page is not what its JSON makes.")
-@click.option(
-    "--page",
-    "path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=PAGE,
-    show_default=True,
-    help="The page; its JSON is beside it.",
-)
-def options(architectures: str, only: str, workers: int, write: bool, check: bool, path: Path) -> None:
+def options(architectures: str, only: str, workers: int, write: bool) -> None:
     """Compile launches with other options, run them on the emulator, and judge what they compute. Exit 1 if one is wrong."""
-    data = path.with_suffix(".json")
-    kept = _read(data) if data.is_file() else []
-    if check:
-        if not path.is_file() or path.read_text(encoding="utf-8") != text(kept):
-            raise click.ClickException(f"{path} is not what {data} makes; python -m benchmarks options --write writes it")
-        return
+    kept = of_lines(DATA, Trial) if DATA.is_file() else []
     from attn_parity.binaries.build import in_processes
     from attn_parity.options import progress_bar
     from attn_parity.versions import version
@@ -100,13 +89,13 @@ def options(architectures: str, only: str, workers: int, write: bool, check: boo
         def report(found: Mapping[tuple[str, str, str], Trial | str]) -> None:
             show_bar(len(found), 0)
             if write:
-                _save(kept, (one for one in found.values() if isinstance(one, Trial)), data)
+                _save(kept, (one for one in found.values() if isinstance(one, Trial)), DATA)
 
         found, interrupted = in_processes(tried, jobs, workers, report, interpreter=True)
     for job, one in found.items():
         click.echo(f"{' '.join(job)}: {one if isinstance(one, str) else f'{one.verdict} {one.error:.2f} {one.why}'}")
-    if write and data.is_file():
-        path.write_text(text(_read(data)), encoding="utf-8")
+    if write and DATA.is_file():
+        settle(checks=False)
     if interrupted or any(isinstance(one, str) or one.verdict not in FINE for one in found.values()):
         raise SystemExit(130 if interrupted else 1)
 
@@ -163,19 +152,14 @@ def _with_option(call: "KernelCall", option: str) -> "KernelCall":
     return call._replace(launch=dataclasses.replace(call.launch, options=call.launch.options | {name: value}))
 
 
-def _read(path: Path) -> list[Trial]:
-    return msgspec.convert(inputs.read_json(path), list[Trial])
-
-
 def _save(kept: Iterable[Trial], found: Iterable[Trial], path: Path) -> None:
     """Write trials, one in each line. What was found takes the place of what was kept of the same code and option."""
     trials = {(one.triton, one.architecture, one.call, one.option): one for one in (*kept, *found)}
-    lines = ",\n".join(msgspec.json.encode(one).decode() for _, one in sorted(trials.items()))
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    path.write_text(lines_of(one for _, one in sorted(trials.items())), encoding="utf-8")
 
 
 def text(trials: Sequence[Trial]) -> str:
-    """The page, whole."""
+    """The part of the page."""
     verdicts = Counter(one.verdict for one in trials)
     lines = PREFACE.format(
         calls=len({one.call for one in trials}),
@@ -186,15 +170,14 @@ def text(trials: Sequence[Trial]) -> str:
         unknown=verdicts[UNKNOWN],
     ).splitlines()
     architectures = sorted({one.architecture for one in trials})
-    lines += [
-        "",
-        "Calls that agree, of those whose code differs, and the largest error / bound; nothing where no call was tried:",
-        "",
+    rows = [
+        [
+            f"`{option}`",
+            *(_cell([one for one in trials if (one.architecture, one.option) == (name, option)]) for name in architectures),
+        ]
+        for option in (f"{name}={value}" for name, values in OPTIONS.items() for value in values)
     ]
-    lines += [f"| option | {' | '.join(architectures)} |", f"|---|{'---|' * len(architectures)}"]
-    for option in (f"{name}={value}" for name, values in OPTIONS.items() for value in values):
-        cells = [_cell([one for one in trials if (one.architecture, one.option) == (name, option)]) for name in architectures]
-        lines.append(f"| `{option}` | {' | '.join(cells)} |")
+    lines += ["", *table(("option", *architectures), rows)]
     wrong = [one for one in trials if one.verdict not in FINE]
     lines += ["", *(f"- {one.architecture} {one.call}, `{one.option}`: {one.verdict}: {one.why}" for one in wrong)]
     return "\n".join(lines).rstrip() + "\n"

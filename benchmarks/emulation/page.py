@@ -1,14 +1,17 @@
-"""The page of mutants of compiled code, made of its JSON and of survivors.toml."""
+"""Mutants of compiled code: their part of the page of emulation, made of its JSON and of survivors.toml."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from attn_fuzz import inputs
+from attn_lab.written import table
 
 from benchmarks.emulation.operators import OPERATORS
 
+T = TypeVar("T", bound=msgspec.Struct)
 REASONS = Path(__file__).with_name("survivors.toml")
 """By the names of survivors that a person has read: `class`, one of CLASSES, and `why`."""
 CLASSES = {
@@ -18,12 +21,14 @@ CLASSES = {
     "hole": "the checks do not see it",
 }
 
+TOLD = ("bound", "hole")
+"""Classes of survivors that the page tells one by one."""
 LARGEST, LONGEST = 150_000, 12_000
 """Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
 PREFACE = """\
-# How much emulation is worth
+## Mutants of compiled code
 
-Written by `python -m benchmarks emulation --write`; the JSON file beside this page keeps each mutant.
+`python -m benchmarks emulation --write` ran them; emulation.json keeps each, and what survivors change.
 
 A mutant is one of {kernels} kernels, compiled with Triton {triton}, with one instruction changed. {mutants} changes were
 drawn by seed among the instructions that the kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs
@@ -58,6 +63,22 @@ class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
     why: str
 
 
+def lines_of(rows: Iterable[msgspec.Struct]) -> str:
+    """JSON with the fields of a Struct in each line."""
+    lines = ",\n".join(msgspec.json.encode(msgspec.structs.astuple(row)).decode() for row in rows)
+    return f"[\n{lines}\n]\n"
+
+
+def of_lines(path: Path, kind: type[T]) -> list[T]:
+    """The rows of a file of `lines_of`.
+
+    Raises:
+        InputError, msgspec.ValidationError: it is no such file.
+    """
+    cells = msgspec.convert(inputs.read_json(path), list[list[Any]])
+    return msgspec.convert([dict(zip(kind.__struct_fields__, row, strict=True)) for row in cells], list[kind])
+
+
 def logged(path: Path) -> list[Row]:
     """The rows of a log of trials, by kinds and then by names. What no line break follows was not written whole."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -68,12 +89,12 @@ def logged(path: Path) -> list[Row]:
 
 def read(path: Path) -> list[Row]:
     """The rows of a page's JSON."""
-    return msgspec.convert(inputs.read_json(path), list[Row])
+    return of_lines(path, Row)
 
 
 def save(rows: Iterable[Row], path: Path) -> None:
-    """Write rows, one in each line."""
-    path.write_text("[\n" + ",\n".join(msgspec.json.encode(row).decode() for row in rows) + "\n]\n", encoding="utf-8")
+    """Write rows, one in each line. What a mutant that is found changes is left out."""
+    path.write_text(lines_of(row if not row.by else msgspec.structs.replace(row, change="", source="") for row in rows))
 
 
 def read_reasons(path: Path = REASONS) -> dict[str, Reason]:
@@ -99,48 +120,44 @@ def text(rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
         kernels=kernels, mutants=len(rows), share=_share(rows), triton=triton, longest=LONGEST, largest=LARGEST
     )
     lines = [preface]
-    lines += ["## By kind and architecture", "", *_by_kind(rows), "", "## What finds them", "", *_by_finder(rows), ""]
+    lines += [*_by_kind(rows), "", *_by_finder(rows), ""]
     survivors = [row for row in rows if not row.by]
     known = [(row, reasons[row.name]) for row in survivors if row.name in reasons]
-    lines += ["## Survivors", "", _about(survivors, known, len(rows)), ""]
-    lines += ["| class | means | with a reason |", "|---|---|--:|"]
+    lines += [_about(survivors, known, len(rows)), ""]
     classes = Counter(reason.kind for _, reason in known)
-    lines += [f"| {name} | {means} | {classes[name]} |" for name, means in CLASSES.items()]
-    lines += ["", "| mutant | change | of | class | why |", "|---|---|---|---|---|"]
-    for row, reason in known:
-        lines.append(f"| `{row.name}` | `{_cell(row.change)}` | {row.source} | {reason.kind} | {_cell(reason.why)} |")
+    lines += table(
+        ("class", "means", "with a reason"), [(name, CLASSES[name], classes[name]) for name in CLASSES], ("with a reason",)
+    )
+    told = [(f"`{row.name}`", f"`{row.change}`", row.source, why.kind, why.why) for row, why in known if why.kind in TOLD]
+    lines += ["", *table(("mutant", "change", "of", "class", "why"), told)]
     return "\n".join(lines) + "\n"
 
 
 def _about(survivors: Sequence[Row], known: Sequence[tuple[Row, Reason]], mutants: int) -> str:
     if unread := len(survivors) - len(known):
-        return f"{len(survivors)} survive. {len(known)} have a reason below; {unread} have not been read."
+        return f"{len(survivors)} survive. {len(known)} have a reason in survivors.toml; {unread} have not been read."
     visible = mutants - sum(reason.kind == "equivalent" for _, reason in known)
     found = mutants - len(survivors)
     share = f"{found}/{visible}, {found / visible:.0%}"
-    return f"{len(survivors)} survive, each with a reason below. Of the mutants that are not equivalent {share} are found."
+    where = "each with a reason in `benchmarks/emulation/survivors.toml`"
+    return f"{len(survivors)} survive, {where}. Of the mutants that are not equivalent {share} are found."
 
 
 def _by_kind(rows: Sequence[Row]) -> list[str]:
     architectures = list(dict.fromkeys(row.parts[0] for row in rows))
-    lines = [f"| kind | {' | '.join(architectures)} | all |", f"|---|{'--:|' * (len(architectures) + 1)}"]
-    for kind in dict.fromkeys(row.parts[3] for row in rows):
-        of_kind = [row for row in rows if row.parts[3] == kind]
-        cells = [_share([row for row in of_kind if row.parts[0] == name]) for name in architectures]
-        lines.append(f"| {kind} | {' | '.join(cells)} | {_share(of_kind)} |")
-    cells = [_share([row for row in rows if row.parts[0] == name]) for name in architectures]
-    return [*lines, f"| all | {' | '.join(cells)} | {_share(rows)} |"]
+    kinds = {kind: [row for row in rows if row.parts[3] == kind] for kind in dict.fromkeys(row.parts[3] for row in rows)}
+    shares = (
+        [kind, *(_share([row for row in some if row.parts[0] == name]) for name in architectures), _share(some)]
+        for kind, some in {**kinds, "all": rows}.items()
+    )
+    return table(("kind", *architectures, "all"), shares, (*architectures, "all"))
 
 
 def _by_finder(rows: Sequence[Row]) -> list[str]:
     count = Counter(row.by for row in rows if row.by)
-    return ["| by | mutants |", "|---|--:|", *(f"| {name} | {number} |" for name, number in count.most_common())]
+    return table(("by", "mutants"), count.most_common(), ("mutants",))
 
 
 def _share(rows: Sequence[Row]) -> str:
     found = sum(bool(row.by) for row in rows)
     return f"{found}/{len(rows)}, {found / len(rows):.0%}" if rows else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

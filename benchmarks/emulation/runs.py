@@ -1,27 +1,28 @@
-"""The page of what ran on the emulator: drawn cases, from what `attn-parity fuzz --json` wrote, and its speed."""
+"""What ran on the emulator: drawn cases, from what `attn-parity fuzz --json` wrote, and its speed."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
+from attn_lab.written import table
 
 from benchmarks import PAGES
-from benchmarks.emulation.speeds import Speeds, table
+from benchmarks.emulation.settled import settle
+from benchmarks.emulation.speeds import Speeds
+from benchmarks.emulation.speeds import table as speeds_table
 
-PAGE = PAGES / "emulated.md"
+DATA = PAGES / "emulated.json"
 SCHEMA = "attn-parity.fuzz/1"
 _ARCHITECTURE = re.compile(r"[@-](gfx\w+)$")
 _PREFACE = """\
-# What ran on the emulator
-
-Written by `python -m benchmarks emulated`; the JSON file beside this page keeps what it was given. What the launches that ship
-compute stands in [binaries.md](binaries.md).
-
 ## Drawn cases
+
+`python -m benchmarks emulated` adds runs to emulated.json. What the launches that ship compute stands in
+[binaries.md](binaries.md).
 
 Each row is a run of `attn-parity fuzz --target TARGET --seed SEED --examples EXAMPLES --json FILE`. Past cases are stored; they
 run first. Failures by known findings are no new ones. The largest error is in units of the judge's bound. "Split" counts the
@@ -79,19 +80,16 @@ class Kept(msgspec.Struct, frozen=True):
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--speed", "measures", is_flag=True, help="Measure the emulator's speed, which takes a minute.")
-@click.option("--check", is_flag=True, help="Run and write nothing; exit 1 if the page is not what its JSON makes.")
-def emulated(files: tuple[Path, ...], measures: bool, check: bool) -> None:
-    """Write the page of what ran on the emulator: FILES are JSONs of `attn-parity fuzz`, which replace runs alike."""
-    data = PAGE.with_suffix(".json")
-    kept = msgspec.convert(inputs.read_json(data), Kept) if data.is_file() else Kept()
-    if check:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text(kept):
-            raise click.ClickException(f"{PAGE} is not what {data} makes; python -m benchmarks emulated writes it")
-        return
+def emulated(files: tuple[Path, ...], measures: bool) -> None:
+    """Add what ran on the emulator to the page: FILES are JSONs of `attn-parity fuzz`, which replace runs alike."""
+    kept = load()
     kept = Kept(updated(kept.runs, map(read, files)), _measured() if measures else kept.speeds)
-    data.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
-    PAGE.write_text(text(kept), encoding="utf-8")
-    click.echo(f"{PAGE} written: {len(kept.runs)} runs")
+    DATA.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+    settle(checks=False)
+
+
+def load() -> Kept:
+    return msgspec.convert(inputs.read_json(DATA), Kept) if DATA.is_file() else Kept()
 
 
 def read(path: Path) -> Run:
@@ -114,7 +112,7 @@ def read(path: Path) -> Run:
         split=record["events"].get("split", 0),
     )
     if not run.architecture:
-        raise InputError(f"{path}: target {run.target} is not emulated: expected triton-gfx942, NAME@gfx942 or their like")
+        raise InputError(f"{path}: target {run.target} is not emulated: expected triton@gfx942, NAME@gfx942 or their like")
     return run
 
 
@@ -125,20 +123,18 @@ def updated(kept: Iterable[Run], found: Iterable[Run]) -> tuple[Run, ...]:
 
 
 def text(kept: Kept) -> str:
-    """The page, whole."""
-    lines = ["| architecture | target | Triton | seed | examples | split | past cases | verdict | largest error |"]
-    lines += ["|---|---|---|--:|--:|--:|--:|---|--:|", *map(_row, kept.runs)]
-    speed = (
-        [] if kept.speeds is None else [_SPEED.format(machine=kept.speeds.machine).rstrip("\n"), "", *table(kept.speeds.rows)]
-    )
-    return _PREFACE + "\n".join([*lines, *speed]) + "\n"
+    """The part of the page."""
+    columns = ("architecture", "target", "Triton", "seed", "examples", "split", "past cases", "verdict", "largest error")
+    lines = table(columns, map(_cells, kept.runs), ("seed", "examples", "split", "past cases", "largest error"))
+    if kept.speeds is not None:
+        lines += [*_SPEED.format(machine=kept.speeds.machine).rstrip("\n").splitlines(), "", *speeds_table(kept.speeds.rows)]
+    return _PREFACE + "\n".join(lines) + "\n"
 
 
-def _row(run: Run) -> str:
+def _cells(run: Run) -> tuple[object, ...]:
     error = "" if run.max_ratio is None else f"{run.max_ratio:.2f}"
-    split = "" if run.split is None else run.split
-    cells: Sequence[object] = (run.architecture, f"`{run.target}`", run.triton, run.seed, run.examples, split, run.replayed)
-    return f"| {' | '.join(map(str, (*cells, run.verdict, error)))} |"
+    place = (run.architecture, f"`{run.target}`", run.triton, run.seed, run.examples, run.split)
+    return (*place, run.replayed, run.verdict, error)
 
 
 def _measured() -> Speeds:

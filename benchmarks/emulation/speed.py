@@ -16,10 +16,10 @@ from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import write_kv_cache_call
 
 from benchmarks.emulation.speeds import Speed, Speeds
-from benchmarks.latent.calls import latent_call
-from benchmarks.latent.cases import LatentCase
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention
+from benchmarks.speed.latent import latent_call
+from benchmarks.speed.latent_cases import LatentCase
 
 ARCHITECTURES = ("gfx942", "gfx1201")
 COMPUTE_UNITS, SEED, TIMES = 8, 1, 3

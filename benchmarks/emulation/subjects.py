@@ -79,7 +79,7 @@ def subjects(architecture: str, cases: Sequence[Case]) -> list[Subject]:
     Raises:
         AlarmError: a case fails.
     """
-    name = f"triton-{architecture}"
+    name = f"triton@{architecture}"
     target = registry.load(name)
     found: dict[str, Subject] = {}
     for case in cases:
@@ -113,7 +113,7 @@ def families(architecture: str, seed: int, count: int) -> list[list[Case]]:
         seed: of the cases.
         count: of families: each time one whose features are the rarest among those that were chosen.
     """
-    name = f"triton-{architecture}"
+    name = f"triton@{architecture}"
     drawn = shard.drawn(FuzzPlan(target=name, device="cpu", examples=DRAWN, seed=seed, folder=Path()))
     runs = [list(group) for _, group in groupby((dense(case) for case in drawn if case.has_work), _layer)]
     found = [(run, {feature for case in run for feature in features(case)}) for run in runs]

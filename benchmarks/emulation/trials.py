@@ -176,5 +176,5 @@ def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, 
         return checked(program if mine else original, *given, **further | {"schedules": (Schedule(),)})
 
     with launches_run_by(run):
-        verdict = try_case(launch.case, registry.load(f"triton-{subject.architecture}"), "cpu")
+        verdict = try_case(launch.case, registry.load(f"triton@{subject.architecture}"), "cpu")
     return (verdict.kind, verdict.message, True) if not verdict.passed else ("", "", True)

@@ -39,18 +39,15 @@ def host(
     check_writable(path)
     device = use_device(tiny=tiny)
     from benchmarks.host.results import SCHEMA, HostRun, Step
-    from benchmarks.host.steps import CASES, LAYERS, TINY, Peers, participants
+    from benchmarks.host.steps import CASES, LAYERS, TINY, participants
     from benchmarks.speed import peers, results
 
     chosen = cases_named(TINY if tiny else CASES, only)
-    loaders = ((peers.load_vllm_with_writes, vllm), (peers.load_vllm_latent, vllm), (peers.load_aiter, aiter))
     try:
-        kernels = Peers(*(peers.load_if_there(load, folder, console.print) for load, folder in loaders))
+        kernels = peers.load_all(vllm, aiter, console.print, writes=True)
     except peers.MissingPeerError as error:
         raise click.ClickException(str(error)) from error
-    there = {"vllm": kernels.vllm, "aiter": kernels.aiter}
-    versions = {name: module.version for name, module in there.items() if module is not None}
-    head = head_of_run(device, versions, commit, console, tiny=tiny)
+    head = head_of_run(device, kernels.versions, commit, console, tiny=tiny)
     run = HostRun(schema=SCHEMA, **head, layers=2 if tiny else LAYERS)
 
     def save() -> None:

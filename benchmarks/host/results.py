@@ -1,7 +1,5 @@
 """What `python -m benchmarks host` finds, as the JSON file that it writes: schema `attn-parity.host-time/1`."""
 
-from pathlib import Path
-
 import msgspec
 
 from benchmarks.speed import results
@@ -45,12 +43,3 @@ class HostRun(results.Head, kw_only=True):
     schema: str = SCHEMA
     layers: int
     steps: list[Step] = msgspec.field(default_factory=list)
-
-
-def read_folder(folder: Path) -> dict[Path, HostRun]:
-    """The runs in a folder.
-
-    Raises:
-        ValueError: as `benchmarks.speed.results.read_as`.
-    """
-    return {path: results.read_as(path, SCHEMA, HostRun) for path in sorted(folder.glob("*.json"))}

@@ -13,15 +13,15 @@ import torch
 from attn_contract import AttentionType, Layout, UnsupportedError
 from attn_contract.layouts import K, V
 from attn_optimized.backends import BACKENDS, AttentionBackend
-from attn_optimized.device import compute_units_of
 
-from benchmarks.latent.calls import latent_call
-from benchmarks.latent.calls import vllm_triton as vllm_latent
-from benchmarks.latent.cases import LatentCase
 from benchmarks.ranks import steps as latent
 from benchmarks.speed.calls import DTYPE, Call, attention_call
 from benchmarks.speed.cases import Attention
+from benchmarks.speed.latent import latent_call
+from benchmarks.speed.latent import vllm_triton as vllm_latent
+from benchmarks.speed.latent_cases import LatentCase
 from benchmarks.speed.participants import AITER, VLLM, Prepared, aiter_triton, vllm_triton
+from benchmarks.speed.peers import Kernels
 
 LAYERS = 32
 LAYOUTS = (Layout.BLOCKS_FIRST_NHD, Layout.X_PACKED, Layout.SHUFFLED, Layout.KV_FIRST_NHD)
@@ -50,16 +50,8 @@ class Parts(NamedTuple):
             self.attend(layer, metadata)
 
 
-class Peers(NamedTuple):
-    """As `benchmarks.speed.peers` loads them; None: not there."""
-
-    vllm: SimpleNamespace | None
-    vllm_latent: SimpleNamespace | None
-    aiter: SimpleNamespace | None
-
-
 def participants(
-    case: Attention | latent.StepCase, num_layers: int, device: torch.device, peers: Peers
+    case: Attention | latent.StepCase, num_layers: int, device: torch.device, peers: Kernels
 ) -> Iterator[tuple[str, Parts | str]]:
     """Our backends, by their names, then vLLM's and AITER's functions. In place of parts, why somebody does not join."""
     if isinstance(case, latent.StepCase):
@@ -75,14 +67,16 @@ def participants(
         yield AITER, _or_why(functools.partial(_functions, functools.partial(aiter_triton, peers.aiter), calls, None))
 
 
-def _of_latent(case: latent.StepCase, num_layers: int, device: torch.device, peers: Peers) -> Iterator[tuple[str, Parts | str]]:
+def _of_latent(
+    case: latent.StepCase, num_layers: int, device: torch.device, peers: Kernels
+) -> Iterator[tuple[str, Parts | str]]:
     made = [latent.whole_step(case, device) for _ in range(num_layers)]
     yield "TRITON_MLA", _or_why(functools.partial(_latent_backend, BACKENDS["TRITON_MLA"], case, made))
     if peers.vllm_latent is not None:
         sizes = {"num_heads": case.num_heads, "latent_size": case.latent_size, "rope_size": case.rope_size}
         same = LatentCase(name=case.name, query_lens=case.query_lens, seq_lens=case.seq_lens, **sizes)
         calls = [latent_call(same, device, seed=0) for _ in range(num_layers)]
-        prepare = functools.partial(vllm_latent, peers.vllm_latent, compute_units_of(device))
+        prepare = functools.partial(vllm_latent, peers.vllm_latent)
         yield VLLM, _or_why(functools.partial(_functions, prepare, calls, None))
 
 

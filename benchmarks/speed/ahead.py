@@ -5,9 +5,9 @@ A call that reads where it may not takes the GPU from its process. It is found h
 
 import contextlib
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -15,13 +15,13 @@ from rich.progress import Progress
 
 from benchmarks.speed import peers
 from benchmarks.speed.before import load_before
-from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import Attention, Case
-from benchmarks.speed.participants import participants
-from benchmarks.speed.run import free
+from benchmarks.speed.cases import Bounded
+from benchmarks.speed.participants import Participant
+from benchmarks.speed.run import FORMS, everybody, free
 
-_kernels: list[Any] = []
-"""vLLM's, AITER's, and those of another folder, in a process of the pool; None for those that are not there."""
+Tries = Mapping[str, Sequence[int]]
+_participants: list[Participant] = []
+"""In a process of the pool."""
 
 
 class Fatal(NamedTuple):
@@ -33,7 +33,14 @@ class Fatal(NamedTuple):
 
 
 def compile_ahead(
-    cases: Sequence[Case], processes: int, *, vllm: Path | None, aiter: Path | None, before: Path | None, console: Console
+    cases: Sequence[Bounded],
+    processes: int,
+    *,
+    vllm: Path | None,
+    aiter: Path | None,
+    before: Path | None,
+    tries: Tries,
+    console: Console,
 ) -> dict[tuple[str, str], str]:
     """Make each participant's call of each case once. Other errors are left to the run, which makes the same calls.
 
@@ -43,7 +50,10 @@ def compile_ahead(
         Why calls took the GPU from their process, by the names of the case and of the participant.
     """
     context, fatal = multiprocessing.get_context("spawn"), {}
-    with context.Pool(processes, _load, (vllm, aiter, before)) as pool, Progress(console=console, transient=True) as progress:
+    with (
+        context.Pool(processes, _load, (vllm, aiter, before, tries)) as pool,
+        Progress(console=console, transient=True) as progress,
+    ):
         task = progress.add_task("compiling ahead", total=len(cases))
         for found in pool.imap_unordered(_call_once, cases):
             progress.advance(task)
@@ -53,19 +63,18 @@ def compile_ahead(
     return fatal
 
 
-def _load(vllm: Path | None, aiter: Path | None, before: Path | None) -> None:
-    for load, folder in ((peers.load_vllm, vllm), (peers.load_aiter, aiter)):
-        _kernels.append(peers.load_if_there(load, folder, lambda _: None))
-    _kernels.append(before and load_before(before))
+def _load(vllm: Path | None, aiter: Path | None, before: Path | None, tries: Tries) -> None:
+    found = peers.load_all(vllm, aiter, lambda _: None)
+    _participants.extend(everybody(found, before and load_before(before), tries))
 
 
-def _call_once(case: Case) -> Fatal | None:
-    if not isinstance(case, Attention) or _why_gone() is not None:
+def _call_once(case: Bounded) -> Fatal | None:
+    if type(case) not in FORMS or _why_gone() is not None:
         return None
     # kernels of others raise anything, and the processes share the GPU's memory
     with contextlib.suppress(Exception):
-        call = attention_call(case, torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed=0)
-        for participant in participants(*_kernels):
+        call = FORMS[type(case)][0](case, torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed=0)
+        for participant in _participants:
             if participant.joins(case):
                 with contextlib.suppress(Exception):
                     participant.prepare(call).run()

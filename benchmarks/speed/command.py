@@ -1,8 +1,9 @@
-"""`python -m benchmarks speed`: our kernels beside others; `python -m benchmarks page`: pages of what was measured."""
+"""`python -m benchmarks speed`: our kernels beside others; `python -m benchmarks page`: the page of what was measured."""
 
+import dataclasses
+import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import click
 from rich.console import Console
@@ -17,6 +18,13 @@ console = Console(highlight=False, width=160)
 @click.option("--only", multiple=True, help="Cases whose name holds this text; all if not given.")
 @click.option("--drawn", "number", type=click.IntRange(min=1), help="So many cases of drawn models and traffic instead.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the drawn cases.")
+@click.option(
+    "--try",
+    "tried",
+    multiple=True,
+    metavar="NAME=V,V",
+    help="Values of a launch parameter: all combinations are timed in cases of latent attention, too.",
+)
 @click.option("--compilers", type=click.IntRange(min=0), default=0, help="Processes that make each call once beforehand.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=360.0, show_default=True, help="Seconds.")
 @click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
@@ -31,6 +39,7 @@ def speed(
     only: tuple[str, ...],
     number: int | None,
     seed: int | None,
+    tried: tuple[str, ...],
     compilers: int,
     budget: float,
     vllm: Path | None,
@@ -41,38 +50,37 @@ def speed(
 ) -> None:
     """Measure our kernels, PyTorch's, and vLLM's and AITER's Triton kernels where they are, in one run.
 
-    With --before, our kernels as they were are one more, and a line for each kind of traffic says how much faster they are now.
+    Cases named MLA are of latent attention. The floor of a case is the longer of moving its bytes at the rate of a copy and
+    computing its FLOPs at the rate of a matrix product, both measured in the same run. With --before, our kernels as they were
+    are one more, and a line for each kind of traffic says how much faster they are now.
     """
     started = time.monotonic()
     if (number is None) != (seed is None):
         raise click.UsageError("--drawn and --seed go together: whoever tunes needs another seed than whoever measures")
     check_options(budget, path)
     device = use_device(tiny=tiny)
-    from benchmarks.speed import ahead, participants, peers, run
+    from benchmarks.speed import ahead, cases, latent_cases, peers, run
     from benchmarks.speed.before import gains, load_before
-    from benchmarks.speed.cases import CASES
     from benchmarks.speed.drawn import draw_cases
 
-    cases = CASES if number is None or seed is None else draw_cases(number, seed)
-    chosen = cases_named(cases, only)
+    named = [*cases.CASES, *latent_cases.CASES]
+    chosen = cases_named(named if number is None or seed is None else draw_cases(number, seed), only)
+    tries = values_to_try(tried)
     try:
-        kernels = {
-            "vllm": peers.load_if_there(peers.load_vllm, vllm, console.print),
-            "aiter": peers.load_if_there(peers.load_aiter, aiter, console.print),
-        }
+        kernels = peers.load_all(vllm, aiter, console.print)
         earlier = before and load_before(before)
     except peers.MissingPeerError as error:
         raise click.ClickException(str(error)) from error
     fatal = {}
     if compilers and device.type == "cuda":
-        fatal = ahead.compile_ahead(chosen, compilers, vllm=vllm, aiter=aiter, before=before, console=console)
-    versions = {name: kernel.version for name, kernel in kernels.items() if kernel is not None}
-    found = begun(device, versions, commit, console, tiny=tiny)
+        folders = {"vllm": vllm, "aiter": aiter, "before": before}
+        fatal = ahead.compile_ahead(chosen, compilers, **folders, tries=tries, console=console)
+    found = begun(device, kernels.versions, commit, console, tiny=tiny)
     with saving(found, path, console) as save:
         run.measure(
             found,
             [case.tiny() for case in chosen] if tiny else chosen,
-            participants.participants(kernels["vllm"], kernels["aiter"], earlier),
+            run.everybody(kernels, earlier, tries),
             device,
             sizes=run.TINY if tiny else run.WHOLE,
             budget=budget,
@@ -89,34 +97,48 @@ def speed(
         console.print(f"no time left for {', '.join(found.unmeasured)}; --budget gives more")
 
 
-@click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
-def page(check: bool) -> None:
-    """Write docs/generated/performance.md, the pages of drawn shapes, latent attention and the host, and their pictures.
+def values_to_try(tried: tuple[str, ...]) -> dict[str, list[int]]:
+    """`block_n=32,64` as the field of Parameters and its values. A name that is given twice has the values of both.
 
-    They are made of the JSON files in the folders beside them: performance, performance-drawn, performance-latent and
-    performance-host.
+    Raises:
+        click.BadParameter: there is no such field, or no launch can have such a value.
     """
-    from benchmarks.host import page as host_page
-    from benchmarks.latent import page as latent_page
-    from benchmarks.speed import drawn_page, page
+    from attn_optimized.launch.table import Parameters
+
+    known = [field.name for field in dataclasses.fields(Parameters)]
+    valid = Parameters(block_m=16, block_n=16, num_warps=1, num_stages=1)
+    found: dict[str, list[int]] = {}
+    for text in tried:
+        name, _, values = text.partition("=")
+        if name not in known or not all(value.isdecimal() for value in values.split(",")):
+            raise click.BadParameter(f"got {text!r}, expected NAME=V,V with a name of {', '.join(known)}", param_hint="--try")
+        try:
+            given = [int(value) for value in values.split(",")]
+            for value in given:
+                dataclasses.replace(valid, **{name: value})
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r}: {error}", param_hint="--try") from error
+        found[name] = [*found.get(name, []), *given]
+    return found
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what its file makes.")
+def page(files: tuple[Path, ...], check: bool) -> None:
+    """Write docs/generated/performance.md of the runs that performance.json keeps, and of FILES of `speed` and `host`.
+
+    Of a run on drawn cases, and of one of other cases, the newest of each machine is kept.
+    """
+    from attn_lab import written
+
+    from benchmarks.speed import kept, page
 
     try:
-        written = _pages_of(page) | _pages_of(drawn_page) | _pages_of(latent_page) | _pages_of(host_page)
+        runs = kept.read(page.DATA)
+        for path in files:
+            runs = kept.with_run(runs, path)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if not written:
-        raise click.UsageError(
-            f"{page.FOLDER} holds no JSON file: on a GPU `python -m benchmarks speed --json FILE` writes one"
-        )
-    stale = [path for path, text in written.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    if check and stale:
-        raise click.ClickException(f"not current: {', '.join(map(str, stale))}; python -m benchmarks page writes them")
-    for path in stale:
-        path.write_text(written[path], encoding="utf-8")
-
-
-def _pages_of(module: ModuleType) -> dict[Path, str]:
-    """What the page of a module holds and its pictures, by path; nothing where no run was kept."""
-    runs = module.read()
-    return module.contents(runs) if runs else {}
+    texts = {page.DATA: kept.text(runs), page.PAGE: page.text(runs)}
+    sys.exit(written.settle(texts, "python -m benchmarks page", checks=check))

@@ -1,200 +1,223 @@
-"""docs/generated/performance.md and its pictures, from the JSON files in docs/generated/performance."""
+"""docs/generated/performance.md, from performance.json beside it."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from xml.etree import ElementTree
+import statistics
+from collections.abc import Iterator, Sequence
 
-from attn_fuzz.report.markup import element
+from attn_lab.written import table
 
 from benchmarks import PAGES
-from benchmarks.speed import results
+from benchmarks.host.results import HostRun
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.machine import Rates
-from benchmarks.speed.participants import OURS, PEERS
+from benchmarks.speed.kept import Kept, KeptRun, case_of
+from benchmarks.speed.participants import AITER, OURS, PEERS, VLLM
 from benchmarks.speed.reach import standing, time_of
-from benchmarks.speed.results import CaseResult, Head, Run
+from benchmarks.speed.results import CaseResult, Head
+from benchmarks.speed.traffic import TRAFFIC
 from benchmarks.timed import in_words
 
-FOLDER = PAGES / "performance"
-PAGE = PAGES / "performance.md"
+PAGE, DATA = PAGES / "performance.md", PAGES / "performance.json"
 REACH = {case.name: case.reach for case in CASES}
-BAR, GAP, MARGIN, WIDTH, TICKS = 9, 12, 390, 480, (0.25, 0.5, 0.75, 1.0)
-COLOURS = {OURS: "ours", **dict(zip(PEERS, ("vllm", "aiter", "flash", "cudnn"), strict=True))}
-STYLE = """
-text { font: 12px ui-monospace, monospace; fill: #1c2126 }
-.name { text-anchor: end } .tick { text-anchor: middle } .line { stroke: #b0b6bc }
-.ours { fill: #2563a8 } .vllm { fill: #d08a1d } .aiter { fill: #b5404a } .flash { fill: #8a949c } .cudnn { fill: #5e8f5a }
-@media (prefers-color-scheme: dark) { text { fill: #e4e7ea } .line { stroke: #566069 } .ours { fill: #7db4ee } }
+WORST = 10
+LAUNCH_MS = 0.01
+"""Of a call whose floor is below this, a launch is a large part: such calls are counted apart."""
+PACKED = ("X_PACKED", "SHUFFLED")
+"""Layouts whose keys are no rows of dims. Only kernels for AMD's GPUs ask for them."""
+PREFACE = """\
+# Speed, measured
+
+`python -m benchmarks page` writes this page from performance.json beside it, and `python -m benchmarks page FILE...` adds runs
+of `speed --json FILE` and `host --json FILE` to both. Commands of old runs name options as they were.
+
+- The *floor* of a case is a time that no kernel can beat. It is the longer one of two times. The first is the bytes of q, of
+  the output and of all keys and values that some query sees, once for each KV head, divided by the bandwidth of a copy. The
+  second is the FLOPs of all visible pairs divided by the burst matmul rate. The bandwidth and the rate are measured in the
+  same run. Reading alone is faster than copying, so a little more than 100 % of the floor's speed is possible.
+- Times are medians of CUDA graph replays. The participants take turns. The spread is from the 10th to the 90th percentile.
+- Each participant's output is compared with float64 on sampled rows before it is timed.
+- vLLM and AITER are the Triton kernels of their packages on PyPI. AITER's kernels run with AITER's choices for gfx942: their
+  times say nothing about AITER on ROCm.
+- SDPA is PyTorch's dense attention. Its keys and values were gathered beforehand, so it pays nothing for paging.
+- All cases are bfloat16. Unless a case says otherwise, H/HK is 32/8, D is 128, and blocks of 16 are in random order. Cases
+  named MLA are of latent attention in DeepSeek-V3's sizes (512 + 64), where N is the number of query heads. vLLM's kernel for
+  them is one for decodes: each query token is a row of its own to it, those of an extend, too. Where K and V are expanded, V
+  is padded to the width of K for flash attention.
+"""
+_DRAWN = f"""
+Layers are of the models in `benchmarks/speed/models.toml`, and steps are drawn by `benchmarks/speed/traffic.py`: nobody chose
+a shape. A call whose floor is below {1e3 * LAUNCH_MS:g} us is counted as *small*: its launch takes as long as its work.
+X_PACKED and SHUFFLED are layouts of kernels for AMD's GPUs. Larger calls over one of them are counted once more as *packed*,
+and all other larger calls as *in rows*.
+"""
+_HOST = """
+An eager step, without CUDA graphs, builds its metadata once. Then each layer writes this step's keys and values into its cache
+and attends. Sequences are so short that the GPU waits for the host. Times are microseconds of one Python thread, the least of
+25 rounds of 3 steps in which all take turns. Our backends run whole, with all their checks. Of vLLM and AITER only the
+functions run that launch the Triton kernels, with arguments that are made once: an engine's own work in a layer comes on top
+of their times, and so does their metadata.
 """
 
 
-def contents(runs: dict[Path, Run]) -> dict[Path, str]:
-    """What the page and each run's picture hold, by path."""
-    pictures = {path.with_suffix(".svg"): _picture(run) for path, run in runs.items()}
-    return {PAGE: "\n".join(_page(runs)) + "\n", **pictures}
+def text(kept: Kept) -> str:
+    """The page, whole."""
+    lines = PREFACE.splitlines()
+    for run in kept.speed:
+        cases = [case_of(run, case) for case in run.cases]
+        drawn = any(case.traffic for case in cases)
+        lines += _heading("on drawn shapes" if drawn else "", run)
+        lines += [] if drawn else _rates(run)
+        lines += _of_drawn(cases) if drawn else _of_chosen(run, cases)
+        lines += _notes(cases, run.unmeasured)
+    for run in kept.host:
+        lines += [*_heading("what a step costs the host", run), *_HOST.splitlines(), *_of_host(run)]
+    return "\n".join(lines) + "\n"
 
 
-def read() -> dict[Path, Run]:
-    return results.read_folder(FOLDER)
-
-
-def _page(runs: dict[Path, Run]) -> Iterator[str]:
-    yield from (
-        "# Speed, measured",
-        "",
-        "`python -m benchmarks page` writes this page from the files in [performance/](performance).",
-        "",
-    )
-    for run in runs.values():
-        yield from _summary(run)
-    yield from (
-        "",
-        "## How it was measured",
-        "",
-        "- The *floor* of a case is a time that no kernel can beat. It is the longer one of two times. The first is the",
-        "  bytes of q, of the output and of all keys and values that some query sees, once for each KV head, divided by the",
-        "  bandwidth of a copy. The second is the FLOPs of all visible pairs divided by the burst matmul rate. The bandwidth",
-        "  and the rate are measured in the same run. Reading alone is faster than copying, so a little more than 100 % of",
-        "  the floor's speed is possible.",
-        "- Times are medians of CUDA graph replays. The participants take turns. The spread is from the 10th to the 90th",
-        "  percentile.",
-        "- Each participant's output is compared with float64 on sampled rows before it is timed.",
-        "- vLLM and AITER are the Triton kernels of their packages on PyPI. AITER's kernels run with AITER's choices for",
-        "  gfx942: their times say nothing about AITER on ROCm.",
-        "- SDPA is PyTorch's dense attention. Its keys and values were gathered beforehand, so it pays nothing for paging.",
-        "- All cases are bfloat16. Unless a case says otherwise, H/HK is 32/8, D is 128, and blocks of 16 are in random order.",
-    )
-    for path, run in runs.items():
-        yield from _section(path, run)
-
-
-def _summary(run: Run) -> Iterator[str]:
-    """How many cases reach their goals, which do not, and in how many a peer is faster."""
-    found = {case.name: standing(REACH.get(case.name), case, run.rates) for case in run.cases}
-    reached = [name for name, one in found.items() if one.reached]
-    short = {name: one.text for name, one in found.items() if one.reached is False}
-    yield f"- **{run.machine}**: {len(reached)} of {len(reached) + len(short)} cases with a goal reach it."
-    yield from (f"  - short: {name}: {text}" for name, text in short.items())
-    for peer in PEERS:
-        times = [
-            (ours.ms, theirs.ms) for case in run.cases if (ours := time_of(case, OURS)) and (theirs := time_of(case, peer))
-        ]
-        if times:
-            faster = sum(ours < theirs for ours, theirs in times)
-            yield f"  - Our kernels are faster than {peer} in {faster} of {len(times)} cases."
-
-
-def heading(run: Head) -> Iterator[str]:
+def _heading(what: str, run: Head) -> list[str]:
     """What was measured, and by which command."""
-    yield from ("", f"## {run.machine}", "", f"{in_words(run.versions)}. Commit {run.commit}, `{run.command}`.", "")
-    if not run.of_value:
-        yield from ("**Sizes are tiny or there was no GPU: no number here has any value.**", "")
+    lines = ["", f"## {run.machine}{what and f', {what}'}", ""]
+    lines += [f"{in_words(run.versions)}. Commit {run.commit}, `{run.command}`."]
+    return lines if run.of_value else [*lines, "", "**Sizes are tiny or there was no GPU: no number here has any value.**"]
 
 
-def table_of_rates(rates: Rates) -> Iterator[str]:
-    yield from (
-        "| read | copy, read and written | matmul, burst | matmul, sustained |",
-        "|--:|--:|--:|--:|",
-        f"| {rates.read / 1e12:.3g} TB/s | {rates.copy / 1e12:.3g} TB/s "
-        f"| {rates.matmul_burst / 1e12:.4g} TFLOP/s | {rates.matmul_sustained / 1e12:.4g} TFLOP/s |",
-        "",
-    )
+def _rates(run: KeptRun) -> list[str]:
+    rates, columns = run.rates, ("read", "copy, read and written", "matmul, burst", "matmul, sustained")
+    cells = [f"{rate / 1e12:.3g} TB/s" for rate in (rates.read, rates.copy)]
+    cells += [f"{rate / 1e12:.4g} TFLOP/s" for rate in (rates.matmul_burst, rates.matmul_sustained)]
+    return ["", *table(columns, [cells], columns)]
 
 
-def _section(path: Path, run: Run) -> Iterator[str]:
-    yield from heading(run)
-    yield from table_of_rates(run.rates)
-    yield from (
-        f"![share of the floor's speed, by case and participant](performance/{path.stem}.svg)",
-        "",
-        "In brackets: for our time, the share of the floor's speed; for a peer's time, how many times as long as ours it is.",
-        "",
-        f"| case | floor, ms | ours, ms | spread | {' | '.join(PEERS)} | goal |",
-        "|---|--:|--:|--:|" + "--:|" * len(PEERS) + "---|",
-    )
-    for case in run.cases:
-        yield _row(case, run)
-    yield from notes(run)
+def _of_chosen(run: KeptRun, cases: Sequence[CaseResult]) -> Iterator[str]:
+    yield from ("", *_summary(run, cases), "")
+    yield "In brackets: for our time, the share of the floor's speed; for a peer's time, how many times as long as ours it is."
+    yield "*Matmul*: our FLOPs over the sustained matmul rate."
+    columns = ("case", "floor, ms", "ours, ms", "spread", "matmul", *PEERS, "goal")
+    yield from ("", *table(columns, (_row(run, case) for case in cases), columns[1:-1]))
     if run.host_us:
         yield from (
             "",
-            "### Python per call",
-            "",
-            "Microseconds of the host for one eager call with 4 requests of 16 keys. The host does not wait for the device.",
-            "",
-            "| " + " | ".join(run.host_us) + " |",
-            "|" + "--:|" * len(run.host_us),
-            "| " + " | ".join(f"{us:.0f}" for us in run.host_us.values()) + " |",
+            "Microseconds of the host for one eager call with 4 requests of 16 keys, which the device does not end:",
         )
+        yield from ("", *table(list(run.host_us), [[f"{us:.0f}" for us in run.host_us.values()]], list(run.host_us)))
 
 
-def _row(case: CaseResult, run: Run) -> str:
-    cells = [case.name, f"{case.floor_ms:.3g}", *cells_of_ours(case), *(cell_of_peer(case, peer) for peer in PEERS)]
-    reached, text = standing(REACH.get(case.name), case, run.rates)
-    word = {True: "reached", False: "short", None: ""}[reached]
-    return f"| {' | '.join(cells)} | {': '.join(part for part in (word, text) if part)} |"
+def _summary(run: KeptRun, cases: Sequence[CaseResult]) -> Iterator[str]:
+    """How many cases reach their goals, which do not, and in how many a peer is faster."""
+    found = {case.name: standing(REACH.get(case.name), case, run.rates) for case in cases}
+    reached = [name for name, one in found.items() if one.reached]
+    short = {name: one.text for name, one in found.items() if one.reached is False}
+    yield f"- {len(reached)} of {len(reached) + len(short)} cases with a goal, or with a paged peer, reach it or are as fast."
+    yield from (f"- Short: {name}: {text}" for name, text in short.items())
+    for peer in PEERS:
+        if times := [(ours.ms, theirs.ms) for case in cases if (ours := _ours(case)) and (theirs := time_of(case, peer))]:
+            yield f"- Our kernels are faster than {peer} in {sum(a < b for a, b in times)} of {len(times)} cases."
 
 
-def cells_of_ours(case: CaseResult) -> tuple[str, str]:
-    """Our time, with its share of the floor's speed, and its spread."""
-    ours = time_of(case, OURS)
-    if ours is None:
-        return _cell(case, OURS), ""
-    return f"{ours.ms:.3g} ({case.floor_ms / ours.ms:.0%})", f"{ours.p10:.3g}-{ours.p90:.3g}"
+def _ours(case: CaseResult):
+    return time_of(case, OURS)
 
 
-def cell_of_peer(case: CaseResult, peer: str) -> str:
+def _row(run: KeptRun, case: CaseResult) -> list[str]:
+    ours, (is_reached, goal) = _ours(case), standing(REACH.get(case.name), case, run.rates)
+    cells, matmul = [_missing(case, OURS), ""], ""
+    if ours is not None:
+        cells = [f"{ours.ms:.3g} ({case.floor_ms / ours.ms:.0%})", f"{ours.p10:.3g}-{ours.p90:.3g}"]
+        matmul = f"{case.flops / (ours.ms / 1e3) / run.rates.matmul_sustained:.0%}" if case.flops else ""
+    word = {True: "reached", False: "short", None: ""}[is_reached]
+    told = ": ".join(part for part in (word, goal) if part)
+    return [case.name, f"{case.floor_ms:.3g}", *cells, matmul, *(_peer(case, peer) for peer in PEERS), told]
+
+
+def _peer(case: CaseResult, peer: str) -> str:
     """A peer's time, and how many times as long as ours it is."""
-    ours, theirs = time_of(case, OURS), time_of(case, peer)
-    return _cell(case, peer) if theirs is None or ours is None else f"{theirs.ms:.3g} ({theirs.ms / ours.ms:.2f})"
+    ours, theirs = _ours(case), time_of(case, peer)
+    if theirs is None:
+        return _missing(case, peer)
+    return f"{theirs.ms:.3g}" if ours is None else f"{theirs.ms:.3g} ({theirs.ms / ours.ms:.2f})"
 
 
-def _cell(case: CaseResult, name: str) -> str:
-    """Of a participant whose time, or ours, is missing."""
-    if (time := time_of(case, name)) is not None:
-        return f"{time.ms:.3g}"
-    result = case.results.get(name)
-    return "" if result is None or result.verdict == "refused" else result.verdict
+def _missing(case: CaseResult, name: str) -> str:
+    return case.results[name].verdict if name in case.results else ""
 
 
-def notes(run: Run) -> Iterator[str]:
-    """What a table has no column for, below it."""
-    if found := list(_notes(run)):
-        yield from ("", *found)
-
-
-def _notes(run: Run) -> Iterator[str]:
-    for case in run.cases:
+def _notes(cases: Sequence[CaseResult], unmeasured: Sequence[str]) -> list[str]:
+    """What no table has a column for."""
+    lines = []
+    for case in cases:
         for name, result in case.results.items():
-            if result.verdict in ("wrong", "failed"):
-                yield f"* {case.name}, {name}: {result.verdict}: {(result.why or '').replace('|', '/')}"
-            elif result.time is not None and name not in (OURS, *PEERS) and (ours := time_of(case, OURS)) is not None:
-                yield f"* {case.name}, {name}: {result.time.ms:.3g} ms, {result.time.ms / ours.ms:.2f} times as long as ours"
-    if run.unmeasured:
-        yield f"* Not measured, for lack of time: {', '.join(run.unmeasured)}."
+            ours, is_chosen = _ours(case), case.traffic is None
+            if result.time is None:
+                lines.append(f"* {case.name}, {name}: {result.verdict}: {result.why}")
+            elif name not in (OURS, *PEERS) and ours is not None and is_chosen:
+                times = result.time.ms / ours.ms
+                lines.append(f"* {case.name}, {name}: {result.time.ms:.3g} ms, {times:.2f} times as long as ours")
+    lines += (
+        [f"* Not measured, for lack of time: {len(unmeasured)} of {len(unmeasured) + len(cases)} cases."] if unmeasured else []
+    )
+    return ["", *lines] if lines else []
 
 
-def _picture(run: Run) -> str:
-    """Bars of the floor's time over the participant's, a group per case."""
-    marks = [element("style", STYLE)]
-    for i, name in enumerate(COLOURS):
-        marks.append(element("rect", x=MARGIN + i * 110 - 90, y=4, width=10, height=10, class_=COLOURS[name]))
-        marks.append(element("text", name, x=MARGIN + i * 110 - 76, y=13))
-    y = top = 34
-    bars = []
-    for case in run.cases:
-        shares = {name: case.floor_ms / time.ms for name in COLOURS if (time := time_of(case, name)) is not None}
-        height = BAR * max(1, len(shares))
-        bars.append(element("text", case.name, x=MARGIN - 8, y=y + height // 2 + 4, class_="name"))
-        for i, (name, share) in enumerate(shares.items()):
-            title = element("title", f"{name}: {share:.0%}")
-            width = round(WIDTH * min(share, 1.1))
-            bars.append(element("rect", title, x=MARGIN, y=y + i * BAR, width=width, height=BAR - 1, class_=COLOURS[name]))
-        y += height + GAP
-    for tick in TICKS:
-        x = round(MARGIN + WIDTH * tick)
-        marks.append(element("text", f"{tick:.0%}", x=x, y=top - 6, class_="tick"))
-        marks.append(element("line", x1=x, y1=top - 2, x2=x, y2=y, class_="line"))
-    size = (MARGIN + round(1.1 * WIDTH) + 10, y + 4)
-    drawing = element("svg", *marks, *bars, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size[0]} {size[1]}")
-    return ElementTree.tostring(drawing, encoding="unicode") + "\n"
+def share(case: CaseResult, name: str = OURS) -> float | None:
+    """The floor's time over a participant's."""
+    time = time_of(case, name)
+    return None if time is None else case.floor_ms / time.ms
+
+
+def slower_than_a_peer(case: CaseResult) -> float | None:
+    """How many times as fast the best paged peer is, where it is faster by more than the spread of both."""
+    if (ours := _ours(case)) is None:
+        return None
+    faster = [time for peer in (VLLM, AITER) if (time := time_of(case, peer)) is not None and time.p90 < ours.p10]
+    return max((ours.ms / time.ms for time in faster), default=None)
+
+
+def _of_drawn(cases: Sequence[CaseResult]) -> Iterator[str]:
+    yield from _DRAWN.splitlines()
+    figures = ("cases", "median share of the floor", "tenth percentile", "least", "a paged peer is faster", "by at most")
+    columns = ("class", *figures, *(f"{peer}, times as long" for peer in PEERS))
+    yield from ("", *table(columns, _classes(cases), columns[1:]))
+    large = [(found, case) for case in cases if case.floor_ms >= LAUNCH_MS and (found := share(case)) is not None]
+    timed = sorted(large, key=lambda pair: pair[0])
+    rows = [[case.name, f"{found:.0%}", *(_percent(share(case, peer)) for peer in PEERS)] for found, case in timed[:WORST]]
+    yield from ("", f"The {WORST} furthest from the floor, by shares of its speed:", "")
+    yield from table(("case", "ours", *PEERS), rows, ("ours", *PEERS))
+    behind = sorted(((times, case.name) for case in cases if (times := slower_than_a_peer(case))), reverse=True)
+    if behind:
+        yield from ("", "Where a paged peer is faster:", "", *(f"* {name}: {times:.2f}x" for times, name in behind))
+
+
+def _percent(found: float | None) -> str:
+    return "" if found is None else f"{found:.0%}"
+
+
+def _classes(cases: Sequence[CaseResult]) -> Iterator[list[object]]:
+    large = [case for case in cases if case.floor_ms >= LAUNCH_MS]
+    packed = [case for case in large if any(f", {layout} " in case.name for layout in PACKED)]
+    classes = {traffic: [case for case in large if case.traffic == traffic] for traffic in TRAFFIC}
+    classes |= {"in rows": [case for case in large if case not in packed], "packed": packed}
+    classes |= {"small": [case for case in cases if case.floor_ms < LAUNCH_MS], "all": list(cases)}
+    for name, members in classes.items():
+        shares = sorted(found for case in members if (found := share(case)) is not None)
+        if shares:
+            slower = [times for case in members if (times := slower_than_a_peer(case)) is not None]
+            figures = (f"{figure:.0%}" for figure in (statistics.median(shares), shares[len(shares) // 10], shares[0]))
+            most = f"{max(slower):.2f}x" if slower else ""
+            yield [name, len(shares), *figures, len(slower), most, *(_ratio(members, peer) for peer in PEERS)]
+
+
+def _ratio(cases: Sequence[CaseResult], peer: str) -> str:
+    """The median of a peer's time over ours, and of how many cases."""
+    times = [theirs.ms / ours.ms for case in cases if (ours := _ours(case)) and (theirs := time_of(case, peer)) is not None]
+    return f"{statistics.median(times):.2f} ({len(times)})" if times else ""
+
+
+def _of_host(run: HostRun) -> Iterator[str]:
+    columns = ("step", "by", "metadata, a step", "cache write, a layer", "attention, a layer", "the whole, a layer")
+    rows = (
+        [step.name, participant, *("" if us is None else f"{us:.0f}" for us in (t.build, t.write, t.attention, t.layer))]
+        for step in run.steps
+        for participant, t in step.times.items()
+    )
+    yield from ("", f"Steps of {run.layers} layers, in microseconds:", "", *table(columns, rows, columns[2:]))
+    refused = list(dict.fromkeys(why for step in run.steps for why in step.refused.values()))
+    if refused:
+        yield from ("", *(f"* Not measured: {why}" for why in refused))

@@ -37,11 +37,11 @@ class Prepared(NamedTuple):
 
 
 class Participant(NamedTuple):
-    """`joins`: the cases for which it is asked at all."""
+    """`prepare` is given calls of cases that `joins` holds for: of those of `Attention`, if nothing else is said."""
 
     name: str
-    prepare: Callable[[Call], Prepared]
-    joins: Callable[[Attention], bool] = lambda case: True
+    prepare: Callable[[Any], Prepared]
+    joins: Callable[[Any], bool] = lambda case: isinstance(case, Attention)
 
 
 OURS, BEFORE, WITHOUT_CASCADE, VLLM, AITER = "ours", "ours before", "ours without cascade", "vLLM Triton", "AITER Triton"
@@ -61,7 +61,7 @@ def participants(
     if before is not None:
         found.append(Participant(BEFORE, functools.partial(ours, before)))
     alone = functools.partial(without_cascade, attn_optimized)
-    found.append(Participant(WITHOUT_CASCADE, alone, lambda case: case.common_prefix_len > 0))
+    found.append(Participant(WITHOUT_CASCADE, alone, lambda case: isinstance(case, Attention) and case.common_prefix_len > 0))
     if vllm is not None:
         found.append(Participant(VLLM, functools.partial(vllm_triton, vllm)))
     if aiter is not None:

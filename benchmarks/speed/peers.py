@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -160,6 +160,30 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
         for name in ("select_2d_config", "select_3d_config"):
             setattr(module, name, _without_waves(getattr(module, name)))
     return SimpleNamespace(version=_version("amd-aiter", root), unified_attention=module.unified_attention)
+
+
+class Kernels(NamedTuple):
+    """What the loaders return; None: not there."""
+
+    vllm: SimpleNamespace | None
+    vllm_latent: SimpleNamespace | None
+    aiter: SimpleNamespace | None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        there = {"vllm": self.vllm, "aiter": self.aiter}
+        return {name: module.version for name, module in there.items() if module is not None}
+
+
+def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None], *, writes: bool = False) -> Kernels:
+    """What is there of vLLM's and AITER's kernels; of vLLM's cache writes, too, if `writes` says so.
+
+    Raises:
+        MissingPeerError: as `load_if_there`.
+    """
+    dense = load_if_there(load_vllm_with_writes if writes else load_vllm, vllm, tell)
+    latent = None if dense is None else load_if_there(load_vllm_latent, vllm, tell)
+    return Kernels(dense, latent, load_if_there(load_aiter, aiter, tell))
 
 
 def load_if_there(

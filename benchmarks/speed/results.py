@@ -1,4 +1,4 @@
-"""What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`, or that of another command's runs."""
+"""What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`."""
 
 import subprocess
 from pathlib import Path
@@ -88,12 +88,12 @@ def write(run: msgspec.Struct, path: Path) -> None:
     outputs.write(path, msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
 
 
-def read(path: Path, schema: str = SCHEMA) -> Run:
+def read(path: Path) -> Run:
     """
     Raises:
         ValueError: as `read_as`.
     """
-    return read_as(path, schema, Run)
+    return read_as(path, SCHEMA, Run)
 
 
 def read_as(path: Path, schema: str, kind: type[T]) -> T:
@@ -105,21 +105,3 @@ def read_as(path: Path, schema: str, kind: type[T]) -> T:
         return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def read_folder(folder: Path, schema: str = SCHEMA, *, drawn: bool = False) -> dict[Path, Run]:
-    """The runs in a folder.
-
-    Args:
-        drawn: whether their cases are drawn ones.
-
-    Raises:
-        ValueError: as `read`, or a case is of the other kind.
-    """
-    runs = {path: read(path, schema) for path in sorted(folder.glob("*.json"))}
-    for path, run in runs.items():
-        for case in run.cases:
-            if (case.traffic is not None) != drawn:
-                wanted = "only drawn cases, which have a `traffic`" if drawn else "no drawn cases, which have a `traffic`"
-                raise ValueError(f"{path}: {case.name}: traffic: got {case.traffic!r}, expected {wanted}")
-    return runs

@@ -4,19 +4,22 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.speed import check
+from benchmarks.speed import check, expanded, latent
 from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import HOST, Bounded, Case, RowOp, copies, floor_ms
+from benchmarks.speed.cases import HOST, Attention, Bounded, RowOp, copies, floor_ms
 from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
+from benchmarks.speed.latent_cases import ExpandedCase, LatentCase
 from benchmarks.speed.machine import Rates
-from benchmarks.speed.participants import OURS, Participant, Prepared
+from benchmarks.speed.participants import OURS, Participant, Prepared, participants
+from benchmarks.speed.peers import Kernels
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.speed.rows import row_op
 
@@ -53,7 +56,7 @@ class Problem(NamedTuple):
 
 def measure(
     run: Run,
-    cases: Sequence[Case],
+    cases: Sequence[Bounded],
     participants: Sequence[Participant],
     device: torch.device,
     *,
@@ -97,24 +100,16 @@ def measure(
 
 
 def measured(
-    case: Case, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
+    case: Bounded, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
 ) -> CaseResult:
     """Check every participant, and time those that are right, within about `box` seconds."""
-    count = sizes.copies or copies(case)
-    return measured_problem(case, lambda: problem_of(case, participants, device, count), device, rates, sizes=sizes, box=box)
-
-
-def measured_problem(
-    case: Bounded, make: Callable[[], Problem], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
-) -> CaseResult:
-    """`measured`, where `make` says what is put to whom. Of those who are timed the first comes first."""
     deadline = time.monotonic() + box
     flops, moved = case.flops, case.bytes
     floor = floor_ms(flops, moved, copy_bandwidth=rates.copy, matmul_rate=rates.matmul_burst)
     found: dict[str, Result] = {}
     loops: dict[str, Loop] = {}
     with _recorded(found, OURS):
-        problem = make()
+        problem = problem_of(case, participants, device, sizes.copies or copies(case))
         for name, prepare in problem.prepare.items():
             with _recorded(found, name):
                 prepared = prepare()
@@ -129,18 +124,27 @@ def measured_problem(
     return CaseResult(name=case.name, flops=flops, bytes=moved, floor_ms=floor, results=found, traffic=case.traffic)
 
 
-def problem_of(case: Case, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
+FORMS: dict[type, tuple[Callable[..., Any], Callable[[Any], list[int]], Callable[[Any, list[int]], torch.Tensor]]] = {
+    Attention: (attention_call, check.sampled_rows, check.expected_rows),
+    LatentCase: (latent.latent_call, latent.sampled_rows, latent.expected_rows),
+    ExpandedCase: (expanded.expanded_call, expanded.sampled_rows, expanded.expected_rows),
+}
+"""By the type of a case: what makes a call of it, which rows are checked, and what they are to be."""
+
+
+def problem_of(case: Bounded, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
     if isinstance(case, RowOp):
         made = [row_op(case, device, seed) for seed in range(count)]
         return Problem({OURS: lambda: [prepared for prepared, _ in made]}, list(range(case.num_tokens)), made[0][1])
-    calls = [attention_call(case, device, seed) for seed in range(count)]
-    rows = check.sampled_rows(calls[0])
+    call_of, sampled_rows, expected_rows = FORMS[type(case)]
+    calls = [call_of(case, device, seed) for seed in range(count)]
+    rows = sampled_rows(calls[0])
     prepare = {
         participant.name: lambda participant=participant: [participant.prepare(call) for call in calls]
         for participant in participants
         if participant.joins(case)
     }
-    return Problem(prepare, rows, check.expected_rows(calls[0], rows))
+    return Problem(prepare, rows, expected_rows(calls[0], rows))
 
 
 def error_of(prepared: Prepared, problem: Problem) -> float:
@@ -148,6 +152,20 @@ def error_of(prepared: Prepared, problem: Problem) -> float:
     if not bool(output.isfinite().all()):
         return float("inf")
     return check.relative_error(output[problem.rows], problem.expected)
+
+
+def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> list[Participant]:
+    """Who takes part in cases of all types.
+
+    Args:
+        before: see `benchmarks.speed.before`.
+        tries: see `benchmarks.speed.latent.participants`.
+    """
+    return [
+        *participants(kernels.vllm, kernels.aiter, before),
+        *latent.participants(kernels.vllm_latent, tries),
+        *expanded.participants(),
+    ]
 
 
 def overheads(participants: Sequence[Participant], device: torch.device, sizes: Sizes) -> dict[str, float]:

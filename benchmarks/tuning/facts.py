@@ -8,8 +8,8 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
 
-from benchmarks.bounds.loops import bounds_of, hot_loop
-from benchmarks.bounds.rates import RATED, UnknownRateError
+from benchmarks.peers.loops import bounds_of, hot_loop
+from benchmarks.peers.rates import RATED, UnknownRateError
 
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
 _LABEL, _BRANCH = re.compile(r"^(\.?[A-Za-z_$][\w$.]*):"), re.compile(r"^\s+s_c?branch\w*\s+(\S+)")
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     instructions: float | None = None
     """Per pair of row and key; of AMD's alone."""
     cycles: float | None = None
-    """Of a SIMD per pair of row and key, at least, by AMD's published rates: see `benchmarks.bounds`. Of RATED alone."""
+    """Of a SIMD per pair of row and key, at least, by AMD's published rates: see `benchmarks.peers`. Of RATED alone."""
 
     @classmethod
     def worst(cls, found: list["Facts"]) -> "Facts":

@@ -16,7 +16,7 @@ many waves as today.
 
 from collections.abc import Sequence
 
-from benchmarks.bounds.rates import RATED
+from benchmarks.peers.rates import RATED
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.results import Candidate, Search
 from benchmarks.tuning.space import family_of

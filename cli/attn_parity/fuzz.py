@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import msgspec
-from attn_fuzz import outputs
+from attn_fuzz import outputs, renamed
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import ExecutorError
@@ -169,7 +169,7 @@ def command(
         }
         failures_of = database.connect(where) if where else None
         keys = {name: database.key(name, place.device_name) for name in plans}
-        past = {name: _past(corpus, failures_of, keys[name], name, place.supports[name]) for name in plans}
+        past = {name: _past(corpus, failures_of, place.device_name, name, place.supports[name]) for name in plans}
         begun = _Begun(place, plans, targets, past)
         runs, errors = begun.keep_going(until, minutes) if keep_going else begun.until_failure()
         if failures_of is not None:
@@ -339,15 +339,16 @@ def _store(failures_of: ExampleDatabase, key: bytes, failures: Sequence[Found], 
 
 
 def _past(
-    corpus: str | None, failures_of: ExampleDatabase | None, key: bytes, target: str, support: Support
+    corpus: str | None, failures_of: ExampleDatabase | None, device_name: str, target: str, support: Support
 ) -> dict[Case, str]:
     """The past cases that the target supports, each with its name. They run before cases are drawn."""
     cases = files.chosen(corpus)
     if failures_of is not None:
-        stored, skipped = database.fetch(failures_of, key)
-        cases |= {f"database case {name}": case for name, case in stored.items()}
-        for reason in skipped:
-            notes.print(f"skipped: {reason}", soft_wrap=True)
+        found = [database.fetch(failures_of, database.key(name, device_name)) for name in (target, *renamed.before(target))]
+        for stored, skipped in found:
+            cases |= {f"database case {name}": case for name, case in stored.items()}
+            for reason in skipped:
+                notes.print(f"skipped: {reason}", soft_wrap=True)
     admitted = files.admitted(cases, target, support)
     if admitted.sentence:
         notes.print(admitted.sentence, soft_wrap=True)

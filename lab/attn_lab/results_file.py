@@ -1,25 +1,42 @@
 """The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md, a line for each mutant, and the page."""
 
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 import msgspec
-from attn_fuzz import inputs, outputs
+from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.text import one_line
-from attn_parity.console import notes, results
+from attn_parity.console import results
 
 Results = TypeVar("Results", bound=msgspec.Struct)
 
 
-def dumps(found: Any) -> bytes:
-    """Results as JSON. `found` is a Struct whose last field is `mutants`."""
-    rows = [msgspec.json.encode(row) for row in found.mutants]
-    head = msgspec.json.encode(found).removesuffix(b",".join(rows) + b"]}")
+def dumps(results: Any) -> bytes:
+    """Results as JSON. `results` is a Struct whose last field is `mutants`. Each is a list of its first fields that say more
+    than a default."""
+    rows = [_first_fields(row) for row in results.mutants]
+    prefix = os.path.commonprefix([row[0] for row in rows])  # noqa: RUF071  # of names, character by character
+    named = [[name.removeprefix(prefix), *others] for name, *others in rows]
+    head = msgspec.json.encode(msgspec.to_builtins(msgspec.structs.replace(results, mutants=())) | {"prefix": prefix})
+    return _with_rows(head, list(map(msgspec.json.encode, named)))
+
+
+def _with_rows(head: bytes, rows: Sequence[bytes]) -> bytes:
+    head = head.replace(b'"mutants":[],', b"").removesuffix(b"}") + b',"mutants":['
     return head + b"\n" + b",\n".join(rows) + b"\n]}\n"
+
+
+def _first_fields(row: Any) -> list[Any]:
+    """The fields of a Struct in their order, without those at the end that have their defaults."""
+    given, defaults = list(msgspec.structs.astuple(row)), list(row.__struct_defaults__)
+    while defaults and given[-1] == defaults.pop():
+        given.pop()
+    return given
 
 
 def load(path: Path, kind: type[Results]) -> Results:
@@ -29,34 +46,45 @@ def load(path: Path, kind: type[Results]) -> Results:
         MutantError: the file cannot be read, holds no results of this kind, or results of another schema.
     """
     try:
-        return msgspec.convert(inputs.read_record(path, str(kind.__struct_config__.tag)), kind)
+        record = inputs.read_record(path, str(kind.__struct_config__.tag))
+        (of_row,) = (get_args(field.type)[0] for field in msgspec.structs.fields(kind) if field.name == "mutants")
+        prefix = record.pop("prefix", "")
+        if isinstance(rows := record.get("mutants"), list):
+            record["mutants"] = [_named(row, of_row.__struct_fields__, prefix) for row in rows]
+        return msgspec.convert(record, kind)
     except InputError as error:
         raise MutantError(str(error)) from None
     except msgspec.MsgspecError as error:
         raise MutantError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
 
 
-def kept(page: Path, kind: type[Results], command: str) -> Results:
-    """The results in the JSON file beside a page, from which the page is made.
+def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
+    if not (isinstance(row, list) and row and len(row) <= len(fields)):
+        return row
+    return dict(zip(fields, [f"{prefix}{row[0]}", *row[1:]], strict=False))
+
+
+def data_of(page: Path, key: str = "") -> Path:
+    """The JSON file of results of a page: beside it, under its name. A page may have further ones, each with a key."""
+    return page.with_name(f"{page.stem}-{key}.json" if key else f"{page.stem}.json")
+
+
+def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
+    """The results in the JSON files beside a page, from which the page is made; those without a key first.
 
     Args:
-        command: which command writes both.
+        command: which command writes them and the page.
 
     Raises:
         click.ClickException: there is no such file.
         MutantError: it holds no such results.
     """
-    data = page.with_suffix(".json")
-    if not data.is_file():
-        raise click.ClickException(f"--page: {data} does not exist; `python -m attn_lab {command} --write` writes it")
-    return load(data, kind)
-
-
-def write(page: Path, found: msgspec.Struct, text: str) -> None:
-    """Write results into the JSON file beside a page, and the page."""
-    outputs.write(page.with_suffix(".json"), dumps(found))
-    outputs.write(page, text)
-    notes.print(f"{page} written")
+    files = [data_of(page), *sorted(page.parent.glob(f"{page.stem}-*.json"))]
+    found = {file: load(file, kind) for file in files if file.is_file()}
+    if not found:
+        again = f"`python -m attn_lab {command} --write` writes it"
+        raise click.ClickException(f"--page: {data_of(page)} does not exist; {again}")
+    return found
 
 
 def checked(wrong: Sequence[str], summary: str) -> int:

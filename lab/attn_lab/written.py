@@ -1,6 +1,6 @@
-"""Texts of generated files, written or compared with the files."""
+"""Texts of generated files: their tables, and whether the files are current."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attn_fuzz import inputs, outputs
@@ -24,3 +24,13 @@ def settle(texts: Mapping[Path, str], again: str, *, checks: bool) -> int:
             outputs.write(path, texts[path])
             notes.print(f"{path} written")
     return int(checks and bool(wrong))
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[object]], numbers: Sequence[str] = ()) -> list[str]:
+    """The lines of a table in Markdown. `numbers` are the columns that are aligned to the right."""
+    rule = ["--:" if column in numbers else "---" for column in columns]
+    return [f"| {' | '.join(map(_cell, row))} |" for row in (columns, rule, *rows)]
+
+
+def _cell(value: object) -> str:
+    return " ".join(str("" if value is None else value).replace("|", "\\|").split("\n"))

@@ -1,14 +1,9 @@
 """Hot loops in AMD's assembly, and what published rates let them reach."""
 
 import pytest
-from click.testing import CliRunner
 
-from benchmarks.__main__ import cli
-from benchmarks.bounds import page
-from benchmarks.bounds.loops import bounds_of, hot_loop, innermost_loops
-from benchmarks.bounds.rates import Cost, UnknownRateError, cost_of
-from benchmarks.bounds.results import Results, Row, read
-from benchmarks.speed.participants import OURS, VLLM
+from benchmarks.peers.loops import bounds_of, hot_loop, innermost_loops
+from benchmarks.peers.rates import Cost, UnknownRateError, cost_of
 
 ASSEMBLY = """
 kernel:
@@ -104,35 +99,3 @@ def test_few_waves_cannot_hide_one_unit_behind_another():
     slow = turn._replace(lds_bytes=32 * 200)
     assert bounds_of(slow, 2)[::2] == (0.5, "LDS")
     assert bounds_of(slow, 2).bandwidth == pytest.approx(32 * 4 / 200 / (5.3e12 / 304 / 2.1e9))
-
-
-def test_a_page_is_of_its_own_cases(tmp_path):
-    for asked in (["--seed", "1"], ["--drawn", "2"], ["--only", "decode"]):
-        ended = CliRunner().invoke(cli, ["bounds", "--page", str(tmp_path / "bounds.md"), *asked])
-        assert (ended.exit_code, "a page is of all cases of --drawn" in " ".join(ended.output.split())) == (2, True)
-
-
-def test_a_page_is_what_its_data_say(tmp_path):
-    turn = Cost(instructions=20, matrix=2, matrix_cycles=64, vector_cycles=128, lds_bytes=640, l1_bytes=64, loaded_bytes=64)
-    place = ("gfx942", "3 decode: a model")
-    rows = (
-        Row(*place, OURS, "attention_kernel", 1, 2, turn),
-        Row(*place, VLLM, "kernel", 4, 2, turn._replace(vector_cycles=256)),
-    )
-    rows += (Row("gfx942", "5 chunks: a model", VLLM, "wide", 8, 0, turn),)
-    without = Row("gfx942", "4 prompts: a model", VLLM).without("CompilationError: at\n 1")
-    found = Results(triton="3.9.0", peers={VLLM: "1"}, rows=(*rows, without))
-    data = tmp_path / "bounds.csv"
-    data.write_text(found.csv(), encoding="utf-8")
-    assert read(data) == found
-    text = page.text(found)
-    assert f"| decode | {OURS} | 1 | 10.0 | 50% | " in text
-    assert f"| 3 decode: a model | {VLLM} | kernel | 4 | 2 | 10.0 | 64 | 256 | 20 | 2 | 25% | " in text
-    assert "CompilationError: at 1" in text
-    assert "| wide: wants more LDS or registers than there are |  |" in text
-    (tmp_path / "bounds.md").write_text(text, encoding="utf-8")
-    check = ["bounds", "--check", "--page", str(tmp_path / "bounds.md")]
-    assert CliRunner().invoke(cli, check).exit_code == 0
-    (tmp_path / "bounds.md").write_text(text.replace("25%", "52%"), encoding="utf-8")
-    ended = CliRunner().invoke(cli, check)
-    assert (ended.exit_code, "is not what" in " ".join(ended.output.split())) == (1, True)

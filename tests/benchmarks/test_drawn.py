@@ -1,7 +1,6 @@
-"""Drawn cases are legal, follow from their seed, and cover what they are drawn from; their page says what was measured."""
+"""Drawn cases are legal, follow from their seed, and cover what they are drawn from."""
 
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,14 +8,9 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
-from benchmarks.speed import drawn_page, results
 from benchmarks.speed.calls import attention_call
-from benchmarks.speed.clock import Spread
 from benchmarks.speed.drawn import LAYOUTS, MOST_CACHE_BYTES, draw_cases
-from benchmarks.speed.machine import Rates
 from benchmarks.speed.models import Model, models
-from benchmarks.speed.participants import AITER, OURS, VLLM
-from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.speed.traffic import LONGEST, SHORTEST, TRAFFIC
 
 CASES = draw_cases(400, seed=0)
@@ -88,53 +82,3 @@ def test_a_number_needs_a_seed(options):
     ended = CliRunner().invoke(cli, ["speed", "--tiny", *options])
     assert ended.exit_code == 2
     assert "--drawn and --seed go together" in ended.output
-
-
-def time(ms: float) -> Result:
-    return Result(verdict="measured", error=1e-3, time=Spread(ms, 0.98 * ms, 1.02 * ms, 100), calls=1)
-
-
-def case(name: str, traffic: str, floor_ms: float, **found: Result) -> CaseResult:
-    return CaseResult(name=name, traffic=traffic, flops=1e9, bytes=2e9, floor_ms=floor_ms, results=found)
-
-
-@pytest.fixture
-def docs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    drawn_page.FOLDER.mkdir(parents=True)
-    run = Run(
-        of_value=True,
-        machine="a GPU",
-        versions={"torch": "2.11.0"},
-        command="python -m benchmarks speed --drawn 4 --seed 7",
-        commit="abc",
-        rates=Rates(read=4.5e12, copy=4e12, matmul_burst=8e14, matmul_sustained=6e14),
-        cases=[
-            case("0 decode: near the floor", "decode", 0.9, **{OURS: time(1.0), VLLM: time(2.0)}),
-            case("5 decode: behind", "decode", 0.4, **{OURS: time(1.0), VLLM: time(0.9), AITER: time(0.5)}),
-            case("10 decode: within the spread", "decode", 0.5, **{OURS: time(1.0), AITER: time(0.99)}),
-            case("15 decode: small", "decode", 0.001, **{OURS: time(0.01)}),
-        ],
-        unmeasured=["20 decode: left out"],
-    )
-    results.write(run, drawn_page.FOLDER / "gpu.json")
-    return tmp_path
-
-
-def test_the_page_says_who_is_faster_and_by_how_much(docs):
-    assert CliRunner().invoke(cli, ["page"]).exit_code == 0
-    text = drawn_page.PAGE.read_text()
-    assert "| decode | 3 | 50% | 40% | 40% | 1 | 2.00x | 1.45 (2) | 0.74 (2) |" in text
-    assert "| small | 1 | 10% |" in text
-    assert "* 5 decode: behind: 2.00x" in text
-    assert "within the spread: " not in text
-    assert "No time was left for 1 of 5 cases." in text
-    first = text.index("### The 10 furthest")
-    assert text.index("5 decode: behind", first) < text.index("10 decode", first) < text.index("0 decode: near", first)
-
-
-def test_a_page_that_is_not_current_is_noticed(docs):
-    CliRunner().invoke(cli, ["page"])
-    assert CliRunner().invoke(cli, ["page", "--check"]).exit_code == 0
-    drawn_page.PAGE.write_text("another")
-    assert CliRunner().invoke(cli, ["page", "--check"]).exit_code == 1

@@ -1,5 +1,6 @@
 """Is a change of each kind made, and found? Does the page say what was found, and why the rest was not?"""
 
+import msgspec
 import numpy as np
 import pytest
 from attn_amdgcn import checked, load, prepare
@@ -142,10 +143,14 @@ def test_the_page_counts_mutants_and_gives_reasons(tmp_path):
     survivor = page.Row("3.9.0", "gfx942:kernel:9:edge:0", "|c| -> d", "k.py:2", "", False)
     page.save([found, survivor], tmp_path / "rows.json")
     rows = page.read(tmp_path / "rows.json")
+    assert rows == [msgspec.structs.replace(found, change="", source=""), survivor]
     text = page.text(rows, {survivor.name: page.Reason("case", "No row ends there.")})
     assert "**1/2, 50% of the mutants are found.**" in text
     assert "| edge | 1/2, 50% | 1/2, 50% |" in text
-    assert "| `gfx942:kernel:9:edge:0` | `\\|c\\| -> d` | k.py:2 | case | No row ends there. |" in text
+    assert "| case | nothing in the cases depends on it | 1 |" in text
+    assert "gfx942:kernel:9:edge:0" not in text
+    text = page.text(rows, {survivor.name: page.Reason("hole", "Nobody looks.")})
+    assert "| `gfx942:kernel:9:edge:0` | `\\|c\\| -> d` | k.py:2 | hole | Nobody looks. |" in text
     with pytest.raises(ValueError, match="class 'lucky', and one of equivalent, case, bound, hole is expected"):
         page.text(rows, {survivor.name: page.Reason("lucky", "")})
     assert page.summary(rows) == "1 of 2 mutants found"

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.binaries.hashes`: what changes a binary changes its hash, and what only moves or renames does not."""
+"""`python -m benchmarks.hashes`: what changes a binary changes its hash, and what only moves or renames does not."""
 
 import json
 from importlib.util import module_from_spec, spec_from_file_location
@@ -9,8 +9,8 @@ import pytest
 from attn_parity.binaries.build import in_processes
 from click.testing import CliRunner
 
-import benchmarks.binaries.hashes
-from benchmarks.binaries.hashes import comes_again, described, differences, hashes
+import benchmarks.hashes
+from benchmarks.hashes import comes_again, described, differences, hashes
 
 SOURCE = """
 import torch
@@ -122,7 +122,7 @@ def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch
     kept = json.loads((tmp_path / "before.json").read_text())
     kept["launches"]["sm90"]["merge, fp32"]["sha256"] = "0" * 64
     (tmp_path / "before.json").write_text(json.dumps(kept))
-    monkeypatch.setattr(benchmarks.binaries.hashes, "TRIES", 1)
+    monkeypatch.setattr(benchmarks.hashes, "TRIES", 1)
     planted = CliRunner().invoke(hashes, ["after.json", *options, "--compare", "before.json"])
     assert planted.exit_code == 1
     assert "sm90 merge, fp32: assembly 000000000000, now " in planted.output

@@ -8,15 +8,15 @@ import torch
 from attn_contract import UnsupportedError
 from click.testing import CliRunner
 
-from benchmarks.__main__ import cli
-from benchmarks.host import command, page, steps
+from benchmarks.host import command, steps
 from benchmarks.host.command import measured
-from benchmarks.host.results import HostRun, Step, Times, read_folder
-from benchmarks.host.steps import TINY, Parts, Peers, participants
+from benchmarks.host.results import SCHEMA, HostRun, Times
+from benchmarks.host.steps import TINY, Parts, participants
 from benchmarks.speed import results
 from benchmarks.speed.participants import VLLM
+from benchmarks.speed.peers import Kernels
 
-NOBODY = Peers(None, None, None)
+NOBODY = Kernels(None, None, None)
 CPU = torch.device("cpu")
 DECODES, LATENT = TINY
 
@@ -80,7 +80,7 @@ def test_who_does_not_join_says_why(monkeypatch):
         raise UnsupportedError(VLLM, "blocks", "it takes none", None)
 
     monkeypatch.setattr(steps, "vllm_triton", refuse)
-    joined = dict(participants(DECODES, 2, CPU, Peers(object(), None, None)))
+    joined = dict(participants(DECODES, 2, CPU, Kernels(object(), None, None)))
     assert "it takes none" in joined[VLLM]
     assert "AITER is not installed" in joined["ROCM_AITER_FA"]
     assert isinstance(joined["ROCM_ATTN"], Parts), "with a layout of its own"
@@ -90,7 +90,7 @@ def test_the_command_writes_what_it_shows(tmp_path):
     path = tmp_path / "host.json"
     done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
     assert done.exit_code == 0, done.output
-    (run,) = read_folder(tmp_path).values()
+    run = results.read_as(path, SCHEMA, HostRun)
     assert not run.of_value
     decodes, latent = run.steps
     assert decodes.name == DECODES.name
@@ -112,27 +112,8 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
     assert done.exit_code == 130
     assert "1 of 2 cases measured" in done.output
-    (run,) = read_folder(tmp_path).values()
+    run = results.read_as(path, SCHEMA, HostRun)
     assert [step.name for step in run.steps] == [DECODES.name]
-
-
-def test_the_page_is_what_the_files_make(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page.FOLDER.mkdir(parents=True)
-    times = {"OURS": Times(build=10.0, write=20.0, attention=30.0, layer=51.0), VLLM: Times(attention=40.0, layer=41.0)}
-    step = Step(name="decodes", times=times, refused={"THEIRS": "THEIRS: not here"})
-    head = {"of_value": True, "machine": "a GPU", "versions": {"vllm": "1"}, "command": "python -m benchmarks host"}
-    run = HostRun(**head, commit="abc", layers=32, steps=[step])
-    results.write(run, page.FOLDER / "gpu.json")
-    assert CliRunner().invoke(cli, ["page"]).exit_code == 0
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert "vllm 1. Commit abc, `python -m benchmarks host`." in text
-    assert "| OURS | 10 | 20 | 30 | 51 |" in text
-    assert f"| {VLLM} |  |  | 40 | 41 |" in text
-    assert "* Not measured: THEIRS: not here" in text
-    (page.FOLDER / "gpu.json").write_text((page.FOLDER / "gpu.json").read_text().replace("51", "-51"))
-    ended = CliRunner().invoke(cli, ["page"])
-    assert (ended.exit_code, "gpu.json" in ended.output) == (2, True)
 
 
 def test_a_name_that_no_case_has_is_refused():

@@ -6,7 +6,7 @@ from attn_fuzz.emulated import emulation
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.shipped_calls import chosen
 
-from benchmarks.emulation import options
+from benchmarks.emulation import options, page
 from benchmarks.emulation.options import Trial
 
 AGREES = Trial("3.9.0", "gfx942", "decode", "num_stages=1", "agree", 0.5)
@@ -66,11 +66,12 @@ def test_the_page_counts_what_differs_and_names_what_disagrees():
         with_other(architecture="gfx950", verdict="value", error=3.0, why="out of request 0 at row 1"),
     ]
     lines = options.text(trials).splitlines()
+    words = " ".join(lines)
     assert (
-        "**2 of 3 trials whose code differs from the code that ships agree.** In 1 trials the code is the same, and in" in lines
+        "**2 of 3 trials whose code differs from the code that ships agree.** In 1 trials the code is the same, and in 1"
+        in words
     )
-    assert "1 a Triton has no such option." in lines
-    assert any("compiled with Triton 3.6.0 and 3.9.0 for values of options" in line for line in lines)
+    assert "compiled with Triton 3.6.0 and 3.9.0 for values of options" in words
     assert "| `wgp_cu_mode=cu` | no such option |  |" in lines
     assert "| `num_stages=1` | 2 of 2, 0.75 | 0 of 1 |" in lines
     assert "- gfx950 decode, `num_stages=1`: value: out of request 0 at row 1" in lines
@@ -80,4 +81,4 @@ def test_trials_of_two_tritons_are_kept_beside_each_other(tmp_path):
     path = tmp_path / "options.json"
     wrong = with_other(verdict="value")
     options._save([wrong, with_other(triton="3.6.0")], [AGREES], path)
-    assert options._read(path) == [with_other(triton="3.6.0"), AGREES]
+    assert page.of_lines(path, options.Trial) == [with_other(triton="3.6.0"), AGREES]

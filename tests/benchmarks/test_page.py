@@ -1,18 +1,19 @@
 """performance.md is what its files make, one that is not is noticed, and what is reached is judged by the figures."""
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
-from benchmarks.speed import drawn_page, results
+from benchmarks.host.results import HostRun, Step, Times
+from benchmarks.speed import kept, results
 from benchmarks.speed.cases import Reach
 from benchmarks.speed.clock import Spread
+from benchmarks.speed.kept import Kept
 from benchmarks.speed.machine import Rates
-from benchmarks.speed.page import FOLDER, PAGE
+from benchmarks.speed.page import DATA, PAGE
 from benchmarks.speed.participants import AITER, OURS, VLLM
 from benchmarks.speed.reach import standing
 from benchmarks.speed.results import CaseResult, Result, Run
@@ -28,27 +29,43 @@ def case(name: str = "decode, 64 x 8k", floor_ms: float = 0.5, **participants: R
     return CaseResult(name=name, flops=1e9, bytes=2e9, floor_ms=floor_ms, results=participants)
 
 
-@pytest.fixture
-def docs(tmp_path, monkeypatch) -> Path:
-    """A folder with one run, in which a page belongs."""
-    monkeypatch.chdir(tmp_path)
-    FOLDER.mkdir(parents=True)
-    run = Run(
-        of_value=True,
-        machine="a GPU",
-        versions={"torch": "2.11.0"},
-        command="python -m benchmarks speed",
-        commit="abc",
-        rates=RATES,
-        cases=[
-            case(**{OURS: time(0.52), VLLM: time(0.56), AITER: Result(verdict="wrong", error=0.1, why="relative error 0.1")}),
-            case("prefill, 4 x 4k", **{OURS: Result(verdict="failed", why="OutOfResources | here"), VLLM: time(7.5)}),
-            case("cascade, 64 requests share 8k, 256 of their own", **{OURS: time(0.1), "ours without cascade": time(0.5)}),
-        ],
-        host_us={OURS: 61.2},
-        unmeasured=["decode, 8 x 32k"],
+def run_of(*cases: CaseResult, machine: str = "a GPU", **fields) -> Run:
+    head = {"of_value": True, "versions": {"torch": "2.11.0"}, "command": "python -m benchmarks speed", "commit": "abc"}
+    return Run(**head, machine=machine, rates=RATES, cases=list(cases), **fields)
+
+
+CHOSEN = run_of(
+    case(**{OURS: time(0.52), VLLM: time(0.56), AITER: Result(verdict="wrong", error=0.1, why="relative error 0.1")}),
+    case("prefill, 4 x 4k", **{OURS: Result(verdict="failed", why="OutOfResources | here"), VLLM: time(7.5)}),
+    case("cascade, 64 requests share 8k, 256 of their own", **{OURS: time(0.1), "ours without cascade": time(0.5)}),
+    host_us={OURS: 61.2},
+    unmeasured=["decode, 8 x 32k"],
+)
+DRAWN = run_of(
+    *(
+        msgspec.structs.replace(case(name, floor_ms, **found), traffic="decode")
+        for name, floor_ms, found in (
+            ("0 decode: near", 0.5, {OURS: time(1.0), VLLM: time(0.98), AITER: time(0.98)}),
+            ("5 decode: behind", 0.4, {OURS: time(1.0), VLLM: time(2.0), AITER: time(0.5)}),
+            ("10 decode, X_PACKED 16", 0.5, {OURS: time(1.0)}),
+            ("15 decode: small", 0.001, {OURS: time(0.01)}),
+        )
     )
-    results.write(run, FOLDER / "gpu.json")
+)
+TIMES = {"OURS": Times(build=10.0, write=20.0, attention=30.0, layer=51.0), VLLM: Times(attention=40.0, layer=41.0)}
+HOST = HostRun(
+    **{name: getattr(CHOSEN, name) for name in ("of_value", "machine", "versions", "command", "commit")},
+    layers=32,
+    steps=[Step(name="decodes", times=TIMES, refused={"THEIRS": "THEIRS: not here"})],
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder that keeps no run."""
+    monkeypatch.chdir(tmp_path)
+    DATA.parent.mkdir(parents=True)
+    DATA.write_text(kept.text(Kept()))
     return tmp_path
 
 
@@ -56,82 +73,68 @@ def page(*options: str):
     return CliRunner().invoke(cli, ["page", *options])
 
 
-def test_the_page_says_what_was_found(docs):
-    assert page().exit_code == 0
-    text = PAGE.read_text(encoding="utf-8")
+def added(*runs: Run | HostRun) -> str:
+    """The page with these runs."""
+    for run in runs:
+        results.write(run, Path("run.json"))
+        assert page("run.json").exit_code == 0
+    return PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_was_found(folder):
+    text = added(CHOSEN, HOST, DRAWN)
     reach = "reached: 96% of the copy bandwidth (at least 90%, aim 100%)"
-    assert f"| decode, 64 x 8k | 0.5 | 0.52 (96%) | 0.51-0.53 | 0.56 (1.08) | wrong |  |  | {reach} |" in text
-    assert "| prefill, 4 x 4k | 0.5 | failed |  | 7.5 |  |  |  | not measured |" in text
-    assert "* prefill, 4 x 4k, ours: failed: OutOfResources / here" in text
+    assert f"| decode, 64 x 8k | 0.5 | 0.52 (96%) | 0.51-0.53 | 0% | 0.56 (1.08) | wrong |  |  | {reach} |" in text
+    assert "| prefill, 4 x 4k | 0.5 | failed |  |  | 7.5 |  |  |  | not measured |" in text
+    assert "* prefill, 4 x 4k, ours: failed: OutOfResources | here" in text
     assert "ours without cascade: 0.5 ms, 5.00 times as long as ours" in text
-    assert "Not measured, for lack of time: decode, 8 x 32k." in text
+    assert "* Not measured, for lack of time: 1 of 4 cases." in text
     assert "no number here has any value" not in text
-    titles = [title.text for title in ElementTree.parse(FOLDER / "gpu.svg").iter("{http://www.w3.org/2000/svg}title")]
-    assert "ours: 96%" in titles
+    assert "| decode | 3 | 50% | 40% | 40% | 1 | 2.00x | 1.49 (2) | 0.74 (2) |  |  |" in text
+    assert "| small | 1 | 10% |" in text
+    assert "* 5 decode: behind: 2.00x" in text
+    assert "* 0 decode: near" not in text, "within the spread"
+    assert text.index("5 decode: behind | 40%") < text.index("10 decode, X_PACKED 16 | 50%")
+    assert "| decodes | OURS | 10 | 20 | 30 | 51 |\n| decodes | vLLM Triton |  |  | 40 | 41 |" in text
+    assert "* Not measured: THEIRS: not here" in text
 
 
-def test_a_changed_page_or_picture_or_file_is_not_current(docs):
-    assert page("--check").exit_code == 1
-    page()
+def test_a_run_takes_the_place_of_those_alike(folder):
+    faster, other = case(**{OURS: time(0.5)}), case("MLA decode", **{OURS: time(0.1)})
+    added(CHOSEN, DRAWN, run_of(other), run_of(other, machine="another"), HOST, HOST)
+    added(run_of(faster, *CHOSEN.cases[1:]), DRAWN)
+    of_speed = kept.read(DATA).speed
+    assert [(run.machine, run.cases[0].name, run.cases[0].found[0][0]) for run in of_speed] == [
+        ("a GPU", "MLA decode", 0.1),
+        ("another", "MLA decode", 0.1),
+        ("a GPU", "decode, 64 x 8k", 0.5),
+        ("a GPU", "0 decode: near", 1.0),
+    ]
+    assert len(kept.read(DATA).host) == 1
+
+
+def test_what_is_not_current_is_named(folder):
+    text = added(CHOSEN)
     assert page("--check").exit_code == 0
-    written = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(written.replace("0.52", "0.42"), encoding="utf-8")
+    PAGE.write_text(text.replace("0.52", "0.42"), encoding="utf-8")
     ended = page("--check")
     assert ended.exit_code == 1
-    assert "not current: docs/generated/performance.md;" in ended.output
-    page()
-    assert PAGE.read_text(encoding="utf-8") == written
-    (FOLDER / "gpu.svg").unlink()
-    assert page("--check").exit_code == 1
-    page()
-    run = results.read(FOLDER / "gpu.json")
-    results.write(msgspec.structs.replace(run, commit="def"), FOLDER / "gpu.json")
-    assert page("--check").exit_code == 1
+    assert "docs/generated/performance.md is not current" in ended.output
 
 
-def test_without_a_file_there_is_no_page(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    ended = page()
+@pytest.mark.parametrize("content", ["{", '{"schema": "attn-parity.fuzz/1"}', "0.52 -> -0.52"])
+def test_another_file_is_refused_by_name(folder, content):
+    results.write(CHOSEN, folder / "run.json")
+    old, _, new = content.partition(" -> ")
+    (folder / "other.json").write_text((folder / "run.json").read_text().replace(old, new) if new else content)
+    ended = page("other.json")
     assert ended.exit_code == 2
-    assert "holds no JSON file" in ended.output
+    assert "other.json: " in ended.output
 
 
-@pytest.mark.parametrize("content", ["{", '{"schema": "attn-parity.fuzz/1"}', '{"schema": "attn-parity.latent-speed/1"}'])
-def test_another_file_is_refused_by_name(docs, content):
-    (FOLDER / "other.json").write_text(content)
-    ended = page()
-    assert ended.exit_code == 2
-    assert "other.json" in ended.output
-
-
-def test_drawn_cases_and_others_have_folders_of_their_own(docs):
-    (run,) = results.read_folder(FOLDER).values()
-    drawn = msgspec.structs.replace(run, cases=[msgspec.structs.replace(case(), traffic="decode")])
-    results.write(drawn, FOLDER / "drawn.json")
-    ended = page("--check")
-    assert ended.exit_code == 2
-    assert "drawn.json: decode, 64 x 8k: traffic: got 'decode', expected no drawn cases" in " ".join(ended.output.split())
-    (FOLDER / "drawn.json").unlink()
-    drawn_page.FOLDER.mkdir()
-    results.write(run, drawn_page.FOLDER / "fixed.json")
-    ended = page("--check")
-    assert ended.exit_code == 2
-    assert "fixed.json: decode, 64 x 8k: traffic: got None, expected only drawn cases" in " ".join(ended.output.split())
-
-
-@pytest.mark.parametrize("ms", [0.0, -1.0])
-def test_a_time_that_is_not_positive_is_refused_by_name(docs, ms):
-    run = results.read(FOLDER / "gpu.json")
-    results.write(msgspec.structs.replace(run, cases=[case(**{OURS: time(ms)})]), FOLDER / "other.json")
-    ended = page("--check")
-    assert ended.exit_code == 2
-    assert "other.json: Expected `float` > 0.0" in " ".join(ended.output.split())
-
-
-def test_a_run_of_many_cases_is_read(docs):
-    run = results.read(FOLDER / "gpu.json")
-    results.write(msgspec.structs.replace(run, cases=[case("a" * 2000)] * 1000), FOLDER / "gpu.json")
-    assert len(results.read(FOLDER / "gpu.json").cases) == 1000
+def test_a_run_of_many_cases_is_read(tmp_path):
+    results.write(run_of(*[case("a" * 2000)] * 1000), tmp_path / "run.json")
+    assert len(results.read(tmp_path / "run.json").cases) == 1000
 
 
 @pytest.mark.parametrize(

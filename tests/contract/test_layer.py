@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from attn_contract import AttentionType, ContractError, Layer, Layout, Unsupport
 from tests import refusals
 
 MOST = 2**31 - 1
-FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT32_TINY = torch.finfo(torch.float32).tiny
 FP8, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
@@ -46,7 +44,7 @@ def every_other(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack([tensor, tensor], dim=-1)[..., 0]
 
 
-REFUSED = [one for one in refusals.read(Path(__file__).with_name("refusals.txt")) if one.call == "layer"]
+REFUSED = [one for one in refusals.of(__file__) if one.call == "layer"]
 
 ACCEPTED = [
     {},

@@ -5,9 +5,7 @@ import functools
 import itertools
 import math
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from attn_contract import (
@@ -376,7 +374,7 @@ def rows_of_bytes(strides: tuple[int, ...], offset: int = 0) -> torch.Tensor:
     return bytes_of(400).as_strided((3, 2, 3, 16), strides, offset)
 
 
-NO_VIEWS = [one for one in refusals.read(Path(__file__).with_name("refusals.txt")) if one.call.startswith("view")]
+NO_VIEWS = [one for one in refusals.of(__file__) if one.call.startswith("view")]
 
 
 @refusals.parametrize(NO_VIEWS)
@@ -388,31 +386,12 @@ def test_tensors_that_are_no_view(refusal):
     refusal.check(error.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "LBHNC"}, "layout: got 'LBHNC', expected a Layout"),
-        ({"layout": KV_FIRST_NHD}, "layout: got KV_FIRST_NHD, expected CONTENT_PACKED or CONTENT_PACKED_SCALED: only those"),
-        ({"order": "LBHNC"}, "order: got 'LBHNC', expected a PhysicalOrder: LBHNC, LBNHC"),
-        ({"num_layers": 0}, "num_layers: got 0, expected an int, at least 1"),
-        ({"layer": -1}, "layer: got -1, expected an int, at least 0"),
-        ({"layer": 2}, "layer: got 2, expected one of the 2 layers"),
-        ({"num_blocks": -1}, "num_blocks: got -1, expected an int, at least 0"),
-        ({"block_size": 0}, "block_size: got 0, expected an int, at least 1"),
-        ({"head_size": np.int64(4)}, "head_size: got np.int64(4), expected an int"),
-        (
-            {"layout": CONTENT_PACKED_SCALED, "itemsize": 1, "head_size": 6},
-            "head_size: got 6, expected a multiple of 4 (4 bytes) in layout",
-        ),
-        ({"layout": CONTENT_PACKED_SCALED}, "kv_cache: got elements of 2 bytes, expected 1 byte in layout"),
-    ],
-)
-def test_content_packed_refuses(changes, message):
+@refusals.parametrize([one for one in refusals.of(__file__) if one.call == "content_packed"])
+def test_content_packed_refuses(refusal):
+    right = {"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1, **SMALL}
     with pytest.raises(ContractError) as error:
-        KVCacheView.content_packed(
-            **{"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1} | SMALL | changes
-        )
-    assert str(error.value).startswith(message)
+        KVCacheView.content_packed(**refusal.changed(right, globals()))
+    refusal.check(error.value)
 
 
 @pytest.mark.parametrize("name", ["num_kv_heads", "head_size"])

@@ -3,7 +3,6 @@
 import importlib
 import warnings
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 
 import attn_reference  # registers the CPU kernels
@@ -278,7 +277,7 @@ def test_cache_writes_know_as_much_of_the_layer_as_they_need(recorded, name, dty
     )
 
 
-OF_OPS = [one for one in refusals.read(Path(__file__).with_name("refusals.txt")) if one.call.startswith("op ")]
+OF_OPS = [one for one in refusals.of(__file__) if one.call.startswith("op ")]
 
 
 @refusals.parametrize(OF_OPS)

@@ -240,6 +240,13 @@ class TestAsked:
         )
 
 
+def nobody(**fields: Any) -> Capabilities:
+    """A declaration that serves nothing, but for these fields."""
+    sets = ("dtypes", "head_sizes", "group_sizes", "block_sizes", "kv_cache_dtypes", "scales", "output_dtypes", "layouts")
+    nothing: dict[str, Any] = dict.fromkeys((*sets, "architectures"), Only((), "x"))
+    return Capabilities(backend="NOBODY", available=YES, rules={}, **nothing, **fields)
+
+
 class TestDerived:
     @pytest.mark.parametrize(
         ("type_", "off", "schema"),
@@ -281,18 +288,7 @@ class TestDerived:
 
     def test_names_that_are_no_rules_are_errors(self):
         config = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=4, dtype=torch.float16, block_size=16)
-        nobody: dict[str, Any] = dict.fromkeys(
-            ("dtypes", "head_sizes", "group_sizes", "block_sizes", "kv_cache_dtypes", "scales", "output_dtypes"), Only((), "x")
-        )
-        declared = Capabilities(
-            backend="NOBODY",
-            available=YES,
-            architectures=Only((), "x"),
-            attn_types=dict.fromkeys(AttentionType, No("x")),
-            layouts=Only((), "x"),
-            rules={},
-            **nobody,
-        )
+        declared = nobody(attn_types=dict.fromkeys(AttentionType, No("x")))
         for ask in (config.asks, config.value_of, declared.answer):
             with pytest.raises(ContractError, match=r"^name: got 'windw', expected one of window, "):
                 ask("windw")
@@ -309,16 +305,5 @@ class TestDerived:
 
     @pytest.mark.parametrize("answer", [None, "no", 1, No("")])
     def test_an_answer_about_an_attention_type_is_yes_or_a_reason(self, answer):
-        values: dict[str, Any] = dict.fromkeys(
-            ("dtypes", "head_sizes", "group_sizes", "block_sizes", "kv_cache_dtypes", "scales", "output_dtypes", "layouts"),
-            Only((), "x"),
-        )
         with pytest.raises(ContractError, match=r"^encoder: got .*YES, or No with a reason"):
-            Capabilities(
-                backend="X",
-                available=YES,
-                architectures=Only((), "x"),
-                attn_types={**dict.fromkeys(AttentionType, YES), AttentionType.ENCODER: answer},
-                rules={},
-                **values,
-            )
+            nobody(attn_types={**dict.fromkeys(AttentionType, YES), AttentionType.ENCODER: answer})

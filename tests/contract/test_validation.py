@@ -4,7 +4,6 @@ import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -259,7 +258,7 @@ BETWEEN_ROWS = {"kv_cache": scales_between_rows({})["kv_cache"]}
 FLOAT8_OUT = {"out": torch.zeros(5, 4, 8).to(torch.float8_e4m3fn)}
 
 CALLS = {builder.__name__: builder for builder in OPERATION}
-REFUSALS = [one for one in refusals.read(Path(__file__).with_name("refusals.txt")) if one.call.split()[0] in CALLS]
+REFUSALS = [one for one in refusals.of(__file__) if one.call.split()[0] in CALLS]
 OF_VALUES = [one for one in REFUSALS if one.call.endswith(" values")]
 ALWAYS = [one for one in REFUSALS if one not in OF_VALUES]
 
@@ -270,7 +269,7 @@ def made(refusal: Refusal) -> tuple[Callable[[], Arguments], Arguments]:
     return valid, refusal.changed(valid(), globals())
 
 
-ACCEPTED = [*(Refusal(name, "", "") for name in CALLS), *refusals.read(Path(__file__).with_name("accepted.txt"))]
+ACCEPTED = [*(Refusal(name, "", "") for name in CALLS), *refusals.of(__file__, "accepted.txt")]
 
 
 @pytest.mark.parametrize("package", ["attn_contract.validation", "attn_reference", "attn_optimized"])

@@ -119,7 +119,7 @@ def test_what_a_kernel_gets_that_may_call_something():
     assert launched(*lines) == [2] * 128
     with pytest.raises(Fault, match="of data"):
         launched(*lines, "global_load_dword v3, v1, s[12:13]")
-    for byte, size in ((4, 64 | 1 << 16), (12, 3 * 64)):  # of a workgroup, of the grid
+    for byte, size in ((4, 128 | 1 << 16), (12, 3 * 128)):  # of a workgroup, of the grid
         read = f"s_load_dword s12, s[0:1], {byte:#x}", lines[4], lines[2], "v_mov_b32_e32 v2, s12", lines[5]
         assert launched(lines[0], *read) == [size] * 128
     settings.append("flat_scratch_init")

@@ -1,10 +1,9 @@
-"""The emulated targets with little to compile: `--target planted_emulated:SMALL_GFX942`."""
+"""The shipping kernels with little to compile: `--target planted_emulated:SMALL_TRITON@gfx942`."""
 
 import dataclasses
 
 from attn_contract import AttentionType
-from attn_fuzz.targets.emulated import TRITON_GFX942, TRITON_GFX1201
-from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.targets.triton import TRITON
 
 SMALL = dataclasses.replace(
@@ -25,14 +24,6 @@ SMALL = dataclasses.replace(
 )
 
 
-def _small(target: Target) -> Target:
-    def support(device: str) -> Support:
-        return SMALL
-
-    return dataclasses.replace(target, name=f"small-{target.name}", support=support)
-
-
-SMALL_GFX942 = _small(TRITON_GFX942)
-SMALL_GFX1201 = _small(TRITON_GFX1201)
+SMALL_TRITON = dataclasses.replace(TRITON, name="small-triton", support=lambda device: SMALL, refuses=False, siblings=())
 WITHOUT_KERNELS = dataclasses.replace(TRITON, modules=list)
 """It names modules, and none of them has a kernel."""

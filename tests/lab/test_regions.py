@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases.dimensions import DIMENSIONS
+from attn_fuzz.cases.dimensions import DIMENSIONS, Setting
 from attn_fuzz.cases.dimensions.dimension import dimension, feature, region
 from attn_fuzz.cases.features import made
 from attn_fuzz.run.shard import FuzzPlan
@@ -34,7 +34,7 @@ def test_every_legal_region_is_drawn_or_has_a_reason(own, counts):
 def test_a_region_that_no_case_lies_in_is_counted_as_0(monkeypatch):
     nowhere = dimension("scale")(region("imaginary", lambda case: False), feature("positive", lambda case: case.scale > 0))
     monkeypatch.setattr(regions, "DIMENSIONS", (nowhere,))
-    positive = msgspec.structs.replace(made(), scale=1.0)
+    positive = msgspec.structs.replace(made(Setting({}, {})), scale=1.0)
     found = regions.counts([(positive, None), (msgspec.structs.replace(positive, scale=0.0), None)])
     assert found == {("scale", "imaginary"): 0, ("scale", "positive"): 1, ("scale", regions.NONE): 1}
 

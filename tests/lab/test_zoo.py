@@ -210,7 +210,7 @@ def small_page(attn_lab, tmp_path):
     """A page of one mutant, which nobody ran."""
     results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
     (tmp_path / "zoo.json").write_bytes(results_file.dumps(results))
-    (tmp_path / "zoo.md").write_text(zoo_page.text(results, [TF32]))
+    (tmp_path / "zoo.md").write_text(zoo_page.text([(results, {})], [TF32]))
     assert attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32").code == 0
     return tmp_path / "zoo.md"
 
@@ -298,12 +298,12 @@ def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab)
     assert "--write: the other mutants ran with" in run.err
 
 
-KERNEL_BUGS = mutants.on_target(SHIPPED, "triton-gfx942", compiles=True)
+KERNEL_BUGS = mutants.on_target(SHIPPED, "triton@gfx942", compiles=True)
 
 
 def test_another_target_gets_the_bugs_of_kernels_alone():
     names = {bug.name for bug in KERNEL_BUGS}
-    assert {bug.target for bug in KERNEL_BUGS} == {"triton-gfx942"}
+    assert {bug.target for bug in KERNEL_BUGS} == {"triton@gfx942"}
     assert "cap-after-mask" in names
     assert names.isdisjoint(["sglang-1469", "vllm-33688", "nan-of-an-empty-part"]), "host code, and kernels of other targets"
     assert not next(bug for bug in KERNEL_BUGS if bug.name == "tf32").needs_gpu, "the compiler makes TF32 of it"
@@ -313,7 +313,7 @@ def test_another_target_gets_the_bugs_of_kernels_alone():
 def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
     bugs, left_out = zoo_command._on_target(SHIPPED, "@gfx942")
     targets = {bug.name: bug.target for bug in bugs}
-    assert targets["cap-after-mask"] == "triton-gfx942"
+    assert targets["cap-after-mask"] == "triton@gfx942"
     assert targets["nan-of-an-empty-part"] == "triton-merge-parts@gfx942"
     assert "sglang-1469" not in targets, "host code"
     in_kernels = {bug.name for bug in SHIPPED if bug.in_kernel}
@@ -323,19 +323,19 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
 
 
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):
-    options = ("--target", "triton-gfx942", "--no-shrink", "--page", "here.md", "--write")
+    options = ("--target", "triton@gfx942", "--no-shrink", "--page", "here.md", "--write")
     run = attn_lab("zoo", *options, "--only", "diagonal", "--examples", "60", "--workers", "1")
     assert run.code == 0, run.out + run.err
-    kept = results_file.load(tmp_path / "here.json", Results)
-    assert kept.target == "triton-gfx942"
+    kept = results_file.load(tmp_path / "here-triton-gfx942.json", Results)
+    assert kept.target == "triton@gfx942"
     assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
-    assert (tmp_path / "here.md").read_text().startswith("# The zoo on `triton-gfx942`")
-    with pytest.raises(MutantError, match="the other mutants ran with triton-gfx942 on CPU"):
+    assert (tmp_path / "here.md").read_text().startswith("# The zoo on `triton@gfx942`")
+    with pytest.raises(MutantError, match="the other mutants ran with triton@gfx942 on CPU"):
         zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
 
 
 def test_the_page_of_the_mutants_own_targets_is_not_overwritten(attn_lab):
-    run = attn_lab("zoo", "--target", "triton-gfx942", "--write")
+    run = attn_lab("zoo", "--target", "triton@gfx942", "--write")
     assert run.code == 2
     assert "--page: docs/generated/zoo.md is the page of the mutants' own targets" in run.err
 
@@ -345,7 +345,7 @@ def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
     monkeypatch.setattr(zoo_command, "_run", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
-    arguments = [*only, "--target", "triton-gfx942", "--device", "cpu", "--write", "--page", str(page)]
+    arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write", "--page", str(page)]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)
     assert result.return_value == 130
     (row,) = results_file.load(page.with_suffix(".json"), Results).mutants

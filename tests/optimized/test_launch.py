@@ -302,13 +302,6 @@ def test_one_long_request_fills_the_device():
         assert plan(architecture, compute_units=compute_units).num_programs >= compute_units
 
 
-def test_what_fills_the_device_or_is_short_is_not_split():
-    assert plan(num_tokens=600, num_requests=600).splits == 1
-    assert plan(max_seq_len=200).splits == 1
-    assert plan(num_tokens=8192, max_query_len=8192).splits == 1
-    assert plan(num_tokens=16, num_requests=1, max_query_len=16).splits > 1, "a short extend"
-
-
 def test_a_window_is_what_is_split_and_may_be_short():
     assert plan(window_keys=200).splits == 1
     assert plan(window_keys=1 << 20).splits == plan().splits > 1, "no more than there is"
@@ -318,15 +311,6 @@ def test_a_window_is_what_is_split_and_may_be_short():
         False,
     ]
     assert not plan(max_seq_len=SHORT_WINDOW_KEYS).has_short_window, "a short sequence is another matter"
-
-
-def test_batch_invariant_plans_depend_on_shapes_of_the_layer_alone():
-    plans = [
-        plan(batch_invariant=True, num_tokens=num_tokens, max_query_len=max_query_len, max_seq_len=max_keys)
-        for num_tokens, max_query_len, max_keys in ((1, 1, 1 << 17), (4096, 4096, 4096), (64, 1, 300))
-    ]
-    assert {plan.splits for plan in plans} == {1}
-    assert len({plan.tiles for plan in plans}) == 1
 
 
 @pytest.mark.parametrize("max_keys", [1, 64, 65, 500, 4096, 100_000])
@@ -366,12 +350,6 @@ def test_programs_of_one_length_end_together(num_programs, parts):
     assert splits_of(replace(workload, batch_invariant=True), **call, parameters=parameters) == Splits()
 
 
-def test_many_short_requests_are_whole():
-    assert plan(num_requests=256, num_tokens=256, max_seq_len=2000).splits == 1
-    assert plan(num_requests=256, num_tokens=256, max_seq_len=2100).splits > 1, "some may be long"
-    assert plan(num_requests=128, num_tokens=128, max_seq_len=2000).splits > 1, "2.6 waves of programs"
-
-
 @pytest.mark.parametrize("num_requests", [1, 3, 16, 64])
 def test_decodes_over_a_latent_cache_are_one_wave(num_requests):
     latent = {"num_heads": 128, "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "is_latent": True}
@@ -385,11 +363,6 @@ def test_the_tiles_of_a_shared_prefix_are_one_wave(num_tokens):
     chosen = plan(num_heads=16, num_kv_heads=2, num_tokens=num_tokens, max_query_len=num_tokens, max_seq_len=11264)
     at_once = COMPUTE_UNITS * chosen.tiles.parameters.programs_per_unit
     assert 0.9 * at_once <= chosen.num_programs <= at_once
-
-
-def test_a_prompt_that_fills_one_wave_is_not_split():
-    prompt = plan(num_tokens=500, max_query_len=500, max_seq_len=500)
-    assert (prompt.num_programs, prompt.splits) == (256, 1)
 
 
 CHUNKS = {"num_requests": 48, "num_tokens": 2000, "max_query_len": 512, "max_seq_len": 100_000}
@@ -406,47 +379,44 @@ def test_a_step_of_decodes_and_chunks_is_split_by_its_work():
     assert plan(**CHUNKS, batch_invariant=True).splits == 1
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        {"max_seq_len": 2000},
-        {"num_tokens": 60_000},
-        {"num_requests": 4, "num_tokens": 16_384, "max_query_len": 4096, "max_seq_len": 5000},
-        {"num_requests": 7000, "num_tokens": 7500},
-    ],
-    ids=["few keys", "memory", "chunks of much the same work", "programs"],
-)
-def test_a_step_whose_parts_would_cost_more_than_they_bring_is_not_split(others):
-    assert plan(**CHUNKS | others).splits == 1
+def step(num_requests, max_query_len, max_seq_len, **changed):
+    """Of requests of one length."""
+    tokens = {"num_tokens": num_requests * max_query_len, "max_query_len": max_query_len}
+    return {"num_requests": num_requests, "max_seq_len": max_seq_len, **tokens, **changed}
 
 
-@pytest.mark.parametrize(
-    ("num_requests", "max_query_len", "max_keys", "parts"),
-    [
-        # 8 programs on a GPU with room for 396: parts of one tile of 32 keys, where it has room, and of several
-        (1, 1, 1024, 33), (1, 1, 8192, 49), (8, 1, 500, 6),
-        # 36 programs more would be a second wave: parts of 4 tiles, which are worth a program
-        (9, 1, 250, 1), (64, 1, 500, 1), (64, 1, 1024, 4),
-        # a prompt whose tiles fill the GPU has no parts
-        (1, 4096, 4096, 1),
-    ],
-)  # fmt: skip
-def test_short_parts_fill_a_gpu_that_has_room(num_requests, max_query_len, max_keys, parts):
-    num_tokens = num_requests * max_query_len
-    shape = {"num_requests": num_requests, "num_tokens": num_tokens, "max_query_len": max_query_len, "max_seq_len": max_keys}
-    assert plan(**shape).splits == parts
+def heads(count, max_seq_len, **changed):
+    """A decode of one request, of 8 query heads for each KV head."""
+    return {"num_heads": count, "num_kv_heads": count // 8, "max_seq_len": max_seq_len, **changed}
 
 
-@pytest.mark.parametrize(
-    ("num_heads", "max_keys", "others", "parts"),
-    [
-        (8, 1 << 19, {}, 256), (8, 1 << 17, {}, 256), (8, 80_000, {}, 156), (8, 1 << 15, {}, 128), (16, 1 << 17, {}, 132),
-        (24, 1 << 19, {}, 128), (8, 1 << 17, {"quantized": True}, 128), (8, 1 << 19, {"quantized": True}, 256),
-    ],
-)  # fmt: skip
-def test_a_long_request_of_few_heads_has_many_parts(num_heads, max_keys, others, parts):
-    """Of 8 query heads for each KV head, on 132 compute units."""
-    assert plan(num_heads=num_heads, num_kv_heads=num_heads // 8, max_seq_len=max_keys, **others).splits == parts
+SPLITS = [
+    # what fills the device, is short, or has a short window
+    (step(600, 1, 1 << 17), 1), (step(1, 1, 200), 1), (step(1, 8192, 1 << 17), 1), (step(1, 1, 1 << 17, window_keys=200), 1),
+    # a short extend; many short requests, of which some may be long; 2.6 waves of programs; a prompt of one wave
+    (step(1, 16, 1 << 17), 99), (step(256, 1, 2000), 1), (step(256, 1, 2100), 3), (step(128, 1, 2000), 5),
+    (step(1, 500, 500), 1),
+    # 8 programs on a GPU with room for 396: parts of one tile of 32 keys, where it has room, and of several
+    (step(1, 1, 1024), 33), (step(1, 1, 8192), 49), (step(8, 1, 500), 6),
+    # 36 programs more would be a second wave: parts of 4 tiles, which are worth a program
+    (step(9, 1, 250), 1), (step(64, 1, 500), 1), (step(64, 1, 1024), 4),
+    # a prompt whose tiles fill the GPU has no parts
+    (step(1, 4096, 4096), 1),
+    # a long request of few heads has many parts
+    (heads(8, 1 << 19), 256), (heads(8, 1 << 17), 256), (heads(8, 80_000), 156), (heads(8, 1 << 15), 128),
+    (heads(16, 1 << 17), 132), (heads(24, 1 << 19), 128), (heads(8, 1 << 17, quantized=True), 128),
+    (heads(8, 1 << 19, quantized=True), 256),
+    # decodes beside chunks of prompts, whose parts would cost more than they bring: few keys, memory, chunks of much the
+    # same work, programs
+    (CHUNKS | {"max_seq_len": 2000}, 1), (CHUNKS | {"num_tokens": 60_000}, 1), (step(4, 4096, 5000), 1),
+    (CHUNKS | {"num_requests": 7000, "num_tokens": 7500}, 1),
+]  # fmt: skip
+"""A step, and in how many parts its keys are on 132 compute units."""
+
+
+@pytest.mark.parametrize(("call", "splits"), SPLITS, ids=str)
+def test_in_how_many_parts_the_keys_of_a_step_are(call, splits):
+    assert plan(**call).splits == splits
 
 
 def test_scratch_of_a_split_is_small():

@@ -21,7 +21,8 @@ from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 
 from tests.optimized.test_launch import CALL, COMPUTE_UNITS, PHASES
 
-ARCHITECTURES = ("sm90", "sm80", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+ARCHITECTURES = ("sm90", "gfx942", "gfx1100", "gfx1201")
+"""One of each table of parameters: others have a table of these, and tiles that differ from theirs in stages alone."""
 MOST_OF_ATTENTION, MOST_REDUCED, MOST_OF_ROWS = 8192, 4096, 1024
 """Elements of one tile for each warp."""
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -74,25 +74,6 @@ def random_bits(count: int, dtype: torch.dtype, device: torch.device) -> torch.T
     return torch.randint(0, 256, (count * dtype.itemsize,), dtype=torch.uint8).view(dtype).to(device)
 
 
-def slot_of(kv_cache: torch.Tensor, layout: Layout, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V of a slot, all heads, by indexing the cache's own dimensions: [HK, D], or [HK, D/x, x] where that is packed."""
-    if layout.is_x_packed:
-        x = 16 // kv_cache.element_size()
-        block, at = divmod(slot, BLOCK_SIZE)
-        k = kv_cache[0].unflatten(1, (NUM_KV_HEADS, HEAD_SIZE // x, BLOCK_SIZE, x))[block, :, :, at]
-        if layout is Layout.X_PACKED:
-            return k, kv_cache[1].unflatten(1, (NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE))[block, :, :, at]
-        v = kv_cache[1].unflatten(1, (NUM_KV_HEADS, BLOCK_SIZE // x, HEAD_SIZE, x))
-        return k, v[block, :, at // x, :, at % x]
-    block_size = kv_cache.shape[layout.dims.index("slot")]
-    at = {"block": slot // block_size, "slot": slot % block_size}
-    if "content" in layout.dims:
-        k_and_v = kv_cache[tuple(at.get(dim, slice(None)) for dim in layout.dims)]
-        return k_and_v[:, :HEAD_SIZE], k_and_v[:, k_and_v.shape[1] // 2 :][:, :HEAD_SIZE]
-    k, v = (kv_cache[tuple((at | {"kv": kv}).get(dim, slice(None)) for dim in layout.dims)] for kv in (0, 1))
-    return k, v
-
-
 @pytest.mark.parametrize("layout", FLOAT32_TABLE)
 def test_addresses(layout, layer_of, device):
     view = dense_view(layout, 4, num_blocks=3, block_size=8, num_kv_heads=2, head_size=8)
@@ -136,44 +117,6 @@ def test_addresses_of_bytes(layout, layer_of, device):
         assert raw.view(torch.float32)[list(INLINE_SCALES)].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("element", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if not layout.has_inline_scales])
-def test_writes_its_slots_and_nothing_else(layout, element, layer_of, device):
-    """Every bit, into a cache of padded blocks, from slices of a fused tensor that has more rows than slots."""
-    view = dense_view(layout, element.itemsize)
-    view = replace(view, offset=24, block_stride=view.block_stride + 24)
-    if layout.dims[0] == "kv":
-        view = replace(view, kv_stride=NUM_BLOCKS * view.block_stride + 8)
-    raw = random_bits(view.end + 100, element, device)
-    fused = random_bits((len(SLOTS) + 2) * 4 * NUM_KV_HEADS * HEAD_SIZE, element, device)
-    _, k, v, _ = fused.view(-1, 4 * NUM_KV_HEADS, HEAD_SIZE).split(NUM_KV_HEADS, dim=1)
-    expected = raw.clone()
-    for row, slot in enumerate(SLOTS):
-        if slot >= 0:
-            for place, tensor in zip(slot_of(view.tensor(expected), layout, slot), (k, v), strict=True):
-                place.copy_(tensor[row].reshape(place.shape))
-    slot_mapping = torch.tensor(SLOTS, device=device)
-    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer_of(view), slot_mapping, validate=True)
-    assert torch.equal(raw.view(torch.uint8), expected.view(torch.uint8))
-
-
-@pytest.mark.parametrize("order", PhysicalOrder)
-def test_physical_orders(order, layer_of, device):
-    """Layer 1 of two, in an allocation whose dimensions stand in the order; block sizes that are no power of two."""
-    sizes = {"L": 2, "B": 4, "H": NUM_KV_HEADS, "N": 6, "C": 2 * HEAD_SIZE}
-    raw = torch.zeros([sizes[dim] for dim in order], device=device)
-    by_layer = raw.permute([order.index(dim) for dim in "LBHNC"])
-    kv_cache = by_layer[1]
-    k, v = torch.randn(2, 24, NUM_KV_HEADS, HEAD_SIZE, device=device)
-    slot_mapping = torch.randperm(24).to(device)[:20]
-    layer = layer_of(dense_view(Layout.CONTENT_PACKED, 4))
-    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping)
-    expected = torch.zeros(24, NUM_KV_HEADS, 2 * HEAD_SIZE, device=device)
-    expected[slot_mapping] = torch.cat([k, v], dim=-1)[:20]
-    assert torch.equal(kv_cache.transpose(1, 2).flatten(0, 1), expected)
-    assert not by_layer[0].any()
-
-
 @pytest.mark.parametrize("block_size", [48, 80, 544])
 @pytest.mark.parametrize("layout", [Layout.KV_FIRST_NHD, Layout.X_PACKED, Layout.SHUFFLED])
 def test_block_sizes_that_are_no_power_of_two(layout, block_size, layer_of, device):
@@ -203,7 +146,12 @@ def awkward_rows(element: torch.dtype) -> torch.Tensor:
 
 
 def assert_writes_as_the_reference(
-    view: KVCacheView, rows: torch.Tensor, layer_of, device: torch.device, dtype: torch.dtype | None = None, **fields
+    view: KVCacheView,
+    rows: torch.Tensor | tuple[torch.Tensor, ...],
+    layer_of,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    **fields,
 ) -> None:
     """The same bytes of the cache, and the same scales, where K and V are [T, 2 * HK, D] or a pair."""
     element = dtype or rows[0].dtype
@@ -219,6 +167,27 @@ def assert_writes_as_the_reference(
     assert torch.equal(raw.view(torch.uint8), expected.view(torch.uint8))
     for name, scale in scales.items():
         torch.testing.assert_close(scale, expected_scales[name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("element", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if not layout.has_inline_scales])
+def test_every_bit_of_padded_blocks(layout, element, layer_of, device):
+    """From slices of a fused tensor that has more rows than slots."""
+    view = dense_view(layout, element.itemsize)
+    view = replace(view, offset=24, block_stride=view.block_stride + 24)
+    if layout.dims[0] == "kv":
+        view = replace(view, kv_stride=NUM_BLOCKS * view.block_stride + 8)
+    fused = random_bits((len(SLOTS) + 2) * 4 * NUM_KV_HEADS * HEAD_SIZE, element, device)
+    _, k, v, _ = fused.view(-1, 4 * NUM_KV_HEADS, HEAD_SIZE).split(NUM_KV_HEADS, dim=1)
+    assert_writes_as_the_reference(view, (k, v), layer_of, device)
+
+
+@pytest.mark.parametrize("order", PhysicalOrder)
+def test_physical_orders(order, layer_of, device):
+    """Layer 1 of two; block sizes that are no power of two."""
+    rows = torch.randn(2, len(SLOTS), NUM_KV_HEADS, HEAD_SIZE, device=device)
+    view = second_of_two_layers(Layout.CONTENT_PACKED, 4, order, num_blocks=14, block_size=6, head_size=HEAD_SIZE)
+    assert_writes_as_the_reference(view, tuple(rows), layer_of, device)
 
 
 SCALES = {"for all": (0.3, [0.7]), "by head": ([0.3, 0.9, 0.5], [0.7, 0.2, 0.4]), "mixed": (0.3, [0.7, 0.2, 0.4])}
@@ -240,9 +209,11 @@ def test_a_scale_per_token_and_head(layout, cache_dtype, dtype, layer_of, device
     assert_writes_as_the_reference(dense_view(layout, 1), rows, layer_of, device, cache_dtype, per_token=True)
 
 
-def second_of_two_layers(layout: Layout, itemsize: int, **sizes: int) -> KVCacheView:
+def second_of_two_layers(
+    layout: Layout, itemsize: int, order: PhysicalOrder = PhysicalOrder.BLNHC, **sizes: int
+) -> KVCacheView:
     sizes = {"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE, "num_kv_heads": NUM_KV_HEADS, **sizes}
-    return KVCacheView.content_packed(layout, PhysicalOrder.BLNHC, num_layers=2, layer=1, itemsize=itemsize, **sizes)
+    return KVCacheView.content_packed(layout, order, num_layers=2, layer=1, itemsize=itemsize, **sizes)
 
 
 def test_inline_scales_in_another_physical_order(layer_of, device):

@@ -6,7 +6,7 @@ Names of a kernel's parameters and variables are only in comments.
 import hashlib
 import re
 
-DIGITS = 16
+DIGITS = 8
 """Of a digest, in files."""
 _LABEL = re.compile(r"\.LBB\w+|\$L__BB\w+")
 _DEBUG = re.compile(r"\.(?:loc|file|cfi_\w+)\b|\.Ltmp\d+:|\$L__tmp\d+:")

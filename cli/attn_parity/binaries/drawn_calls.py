@@ -18,7 +18,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.targets.triton import SCALED_LATENT
+from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
@@ -27,7 +27,7 @@ from attn_optimized.latent_cache import write_latent_cache_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.shipped_calls import CACHE_BYTES
 
-TARGETS = ("triton", "triton-latent", *(target.name for target in SCALED_LATENT.values()))
+TARGETS = ("triton", "triton-latent", *(f"triton-latent@{mode}" for mode in MODE_OF_FORMAT.values()))
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""
 
 

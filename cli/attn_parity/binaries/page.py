@@ -12,10 +12,11 @@ COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LD
 _PREFACE = """\
 # What the compilers make of the kernels
 
-Written by `attn-parity compile --write` with Triton {triton}, on a machine without a GPU: no figure here says how fast a kernel
-is. [binaries.csv](binaries.csv) holds the facts of all {count} binaries, and [binaries-run.csv](binaries-run.csv) what came of
-running AMD's on the emulator. `attn-parity compile --check` says whether this page follows from these files, and whether they
-are of the launches of `cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
+Written by `attn-parity compile --write` with Triton {triton}, on a machine without a GPU: no figure here says how fast a
+kernel is. [binaries.csv](binaries.csv) holds the facts of all {count} binaries, and [binaries-run.csv](binaries-run.csv) what
+came of running AMD's on the emulator: a line for each launch, and a column for each GPU. `attn-parity compile --check` says
+whether this page follows from these files, and whether they are of the launches of
+`cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
 
 Each binary is what Triton's own launcher would compile for the same call. Registers are a lane's (a thread's on NVIDIA); VGPRs
 include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as
@@ -25,7 +26,7 @@ NOT_KNOWN = "not known"
 _EXCEPTIONS = """
 ## Exceptions
 
-Launches that may cost more than the defaults of `cli/attn_parity/binaries/budgets.toml`: why, and how much each costs.
+Launches that may cost more than the defaults of `cli/attn_parity/binaries/budgets.toml`, which names each.
 """
 _WORDS = {"vgpr_spills": "spilled VGPRs", "sgpr_spills_in_loops": "moves of spilled SGPRs in loops", "waves": "waves of a SIMD"}
 _MAIN = """
@@ -56,7 +57,8 @@ def text(results: Results, budgets: Budgets, main: Sequence[str], executions: Ex
     lines += ["", *_summary(results)]
     exceptions = [exception for exception in budgets.exceptions if results.triton in exception.triton]
     if exceptions:
-        lines += _EXCEPTIONS.splitlines() + [""] + [_told(exception) for exception in exceptions]
+        columns = ("architecture", "fact", "launches", "worst", "why")
+        lines += [*_EXCEPTIONS.splitlines(), "", *table(columns, map(_told, exceptions), words=2)]
     lines += [*_RUN.splitlines(), "", *_executed(results, executions)]
     return "\n".join([*lines, *_MAIN.splitlines(), "", *_main_launches(results, main, executions)]) + "\n"
 
@@ -88,10 +90,9 @@ def _summary(results: Results) -> list[str]:
     return table(columns, rows, words=1)
 
 
-def _told(exception: Exceptions) -> str:
-    worst_first = sorted(exception.calls.items(), key=lambda item: -item[1] if exception.fact in MOST else item[1])
-    launches = ", ".join(f"`{name}` {figure:g}" for name, figure in worst_first)
-    return f"- {exception.architecture}, {_WORDS[exception.fact]}. {exception.reason} {launches}."
+def _told(exception: Exceptions) -> tuple[str, ...]:
+    worst = (max if exception.fact in MOST else min)(exception.calls.values())
+    return (exception.architecture, _WORDS[exception.fact], str(len(exception.calls)), f"{worst:g}", exception.reason)
 
 
 def _executed(results: Results, executions: Executions) -> list[str]:

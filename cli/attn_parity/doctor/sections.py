@@ -51,7 +51,7 @@ def sections(
     yield "aiter", aiter
     for architecture in [_this_architecture()] if device == "cuda" else ARCHITECTURES:
         yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture, workers)
-    for name in registry.names():
+    for name in registry.battery():
         plan = FuzzPlan(target=name, device=device, examples=examples, seed=seed, folder=folder)
         yield f"fuzz {name}", lambda plan=plan: fuzzed(plan, workers)
     for name, lengths in TIMED.items():

@@ -7,6 +7,7 @@ from attn_fuzz import inputs, outputs
 from attn_fuzz.cases.case import MESSAGE, SCHEMA, Case, CaseError
 from attn_fuzz.cases.contradictions import check
 from attn_fuzz.errors import InputError
+from attn_fuzz.renamed import renamed
 from attn_fuzz.text import one_line
 
 MAX_BYTES = 1 << 24
@@ -33,7 +34,7 @@ def _with_file(case: Case, file: str) -> Case:
 
 
 def loads(text: str | bytes) -> Case:
-    """Read a case.
+    """Read a case. A target that had another name when the case was stored has its name of today.
 
     Raises:
         CaseError: the text is not JSON or has another schema, a field is unknown, there twice or out of range, fields
@@ -54,7 +55,7 @@ def loads(text: str | bytes) -> Case:
     file = case.values.file
     if file is not None and not (file.endswith(".safetensors") and file.isprintable() and not set(file) & {"/", "\\"}):
         raise CaseError(f"values.file: got {file!r}, expected the plain name of a .safetensors file beside the case")
-    return case
+    return msgspec.structs.replace(case, target=renamed(case.target))
 
 
 def _schema(text: str | bytes) -> bytes:

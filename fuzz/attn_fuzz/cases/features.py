@@ -8,7 +8,7 @@ from typing import NamedTuple
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.dimensions import DIMENSIONS, MULTI_TOKEN_DECODE, Dimension, Setting, Value
+from attn_fuzz.cases.dimensions import DIMENSIONS, FLAGS, MULTI_TOKEN_DECODE, Dimension, Setting, Value
 from attn_fuzz.cases.dimensions.dimension import Holds
 
 
@@ -76,25 +76,25 @@ def count(case: Case, together: list[int]) -> list[int]:
     return counts
 
 
-def made(*settings: Setting) -> Case:
-    """A causal prefill of three tokens with some settings. Of two that set the same the later one wins; lengths join."""
-    fields = {name: value for one in settings for name, value in one.fields.items()}
-    in_cache = {name: value for one in settings for name, value in one.cache.items()}
-    lengths = [one.lengths for one in settings if one.lengths is not None] or [(3, 3)]
-    causality = next((one.causality for one in settings[::-1] if one.causality), "causal")
-    is_decoder = fields.get("attn_type", AttentionType.DECODER) is AttentionType.DECODER
-    flags = {"non-causal": [False], "per request": [True, False]}.get(causality, [True]) if is_decoder else [False]
-    cache = Cache(**{"layout": Layout.KV_FIRST_NHD, "block_size": 16, "num_blocks": 4, **in_cache})
-    has_cache = bool(in_cache) or fields.get("attn_type", AttentionType.DECODER).reads_cache
+def made(setting: Setting) -> Case:
+    """A causal prefill of three tokens with a setting."""
+    attn_type = setting.fields.get("attn_type", AttentionType.DECODER)
+    cache = Cache(**{"layout": Layout.KV_FIRST_NHD, "block_size": 16, "num_blocks": 4, **setting.cache})
+    has_cache = bool(setting.cache) or attn_type.reads_cache
+    flags = FLAGS[setting.causality or "causal"] if attn_type is AttentionType.DECODER else (False,)
+    lengths, ranges = setting.lengths or ((3, 3),), ((0, 1),) if setting.ranges else ()
     requests = []
     for r in range(max(len(lengths), len(flags))):
         query_len, seq_len = lengths[r % len(lengths)]
         first, used = r * 2, -(-seq_len // cache.block_size) if has_cache else 0
-        ranges = ((0, 1),) if any(one.ranges for one in settings) else ()
         requests.append(Request(query_len, seq_len, tuple(range(first, first + used)), flags[r % len(flags)], ranges))
-    per_request = {"per_request_causal": True} if causality == "per request" else {}
-    requests, own = tuple(requests), cache if has_cache else None
-    return Case(**{"target": "", "requests": requests, "cache": own, **per_request, **fields})
+    return Case(
+        target="",
+        requests=tuple(requests),
+        cache=cache if has_cache else None,
+        per_request_causal=setting.causality == "per request",
+        **setting.fields,
+    )
 
 
 def _has(case: Case, feature: Feature) -> bool:
@@ -106,16 +106,15 @@ def undefined(first: str, second: str) -> str | None:
     """Why no case has both features, in words; None if some case can.
 
     Some case can if a setting of the one over a setting of the other is valid, and still has both. If not, the reason is what
-    contradicts such a case, best of all one that has both.
+    contradicts such a case.
     """
     one, other = _BY_NAME[first], _BY_NAME[second]
-    reasons: dict[bool, str] = {}
-    for pair in product(one.value.settings, other.value.settings):
-        for case in (made(*pair), made(*pair[::-1])):
-            has_both = _has(case, one) and _has(case, other)
-            reason = contradiction(case)
-            if reason is None and has_both:
-                return None
-            if reason is not None:
-                reasons.setdefault(has_both, reason)
-    return reasons.get(True) or reasons.get(False) or "a case has one or the other"
+    found = None
+    for a, b in product(one.value.settings, other.value.settings):
+        for case in (made(a | b), made(b | a)):
+            if _has(case, one) and _has(case, other):
+                reason = contradiction(case)
+                if reason is None:
+                    return None
+                found = found or reason
+    return found or "a case has one or the other"

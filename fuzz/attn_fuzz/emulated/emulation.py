@@ -44,7 +44,6 @@ def emulate(
     schedules: Sequence[Schedule] = (Schedule(),),
     sizes: Mapping[str, int] | None = None,
     watches: Sequence[Watch] = (),
-    regions: Sequence[Region] = (),
 ) -> Report | None:
     """Compile a launch for an architecture and run the code on the launch's tensors, which lie on the CPU.
 
@@ -52,7 +51,6 @@ def emulate(
         schedules: orders of what may run in any order. The code runs once for each; its results must not depend on them.
         sizes: as of `job_of`.
         watches: as of `attn_amdgcn.checked`.
-        regions: as of `inputs_of`.
 
     Returns:
         What the launch did; None if its grid has no programs.
@@ -66,7 +64,7 @@ def emulate(
         return None
     compiled = ready(job_of(call, architecture, sizes))
     refuse_miscompiled(compiled.compiled.text, architecture)
-    return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches, regions=regions)
+    return run_ready(compiled, call.arguments, call.launch.grid, schedules=schedules, watches=watches)
 
 
 def run_ready(
@@ -76,7 +74,6 @@ def run_ready(
     *,
     schedules: Sequence[Schedule] = (Schedule(),),
     watches: Sequence[Watch] = (),
-    regions: Sequence[Region] = (),
 ) -> Report:
     """Run compiled code on the arguments of a launch, which `inputs_of` describes.
 
@@ -84,7 +81,7 @@ def run_ready(
         attn_amdgcn.AmdgcnError: the code did what it must not do.
     """
     program, compiled = ready
-    inputs = inputs_of(arguments, grid, compiled.names, regions)
+    inputs = inputs_of(arguments, grid, compiled.names)
     inputs.arguments.extend([None] * compiled.scratch)
     _, report = run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=schedules, watches=watches)
     return report

@@ -14,7 +14,7 @@ import torch
 from attn_amdgcn import Parts, Schedule
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import ready
-from attn_fuzz.emulated.emulation import Inputs, inputs_of, pointer, run
+from attn_fuzz.emulated.emulation import LARGE, Inputs, inputs_of, pointer, run
 from attn_fuzz.emulated.jobs import Job, architecture
 from attn_optimized.miscompiled import refuse_miscompiled
 
@@ -32,12 +32,14 @@ class Launches:
         schedules: draws the orders of waves and workgroups in which a launch runs.
         whole_storages: whether the code may touch all of its tensors' storages. Else it may touch what the running call may,
             unless a storage has more than MOST_WATCHED bytes.
+        large_storages: whether the code is compiled for storages that 32 bits do not address.
     """
 
     modules: str
     architecture: str
     schedules: Callable[[], Sequence[Schedule]]
     whole_storages: bool
+    large_storages: bool = False
 
     @contextmanager
     def emulated(self) -> Iterator[None]:
@@ -71,7 +73,7 @@ class Launches:
             return
         function = kernel.fn
         options = {name: value for name, value in named.items() if name not in kernel.arg_names}
-        given = {name: _compiled_for(value) for name, value in values.items()}
+        given = {name: _compiled_for(value, self.large_storages) for name, value in values.items()}
         job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
         program, compiled = ready(job)
         refuse_miscompiled(compiled.text, self.architecture)
@@ -105,6 +107,6 @@ def _with_whole_storages(inputs: Inputs) -> Inputs:
     return inputs._replace(parts=Parts({}, {}))
 
 
-def _compiled_for(value: Any) -> Any:
+def _compiled_for(value: Any, is_large: bool) -> Any:
     """An argument as the compiler looks at it."""
-    return pointer(value) if isinstance(value, torch.Tensor) else value
+    return pointer(value, LARGE if is_large else None) if isinstance(value, torch.Tensor) else value

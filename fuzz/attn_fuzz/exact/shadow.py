@@ -1,6 +1,6 @@
 """The elements that were stored in one allocation, by the index of their float in it.
 
-An allocation may be far larger than what is stored in it: the target `triton-far` spreads rows over 2^32 of them. So elements
+An allocation may be far larger than what is stored in it: the target `triton@far` spreads rows over 2^32 of them. So elements
 are kept by pages, and a page that nothing was stored in takes no memory.
 """
 

@@ -11,7 +11,7 @@ import msgspec
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Dtype, Float8, Request, Values
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.dimensions import Causality, Ranges, Setting
+from attn_fuzz.cases.dimensions import FLAGS, Causality, Ranges, Setting
 from attn_fuzz.exhaustive import symmetry
 from attn_fuzz.exhaustive.scope import Part
 from attn_fuzz.exhaustive.symmetry import Batch
@@ -93,10 +93,10 @@ def _latent_sizes(sizes: LatentSizes) -> dict[str, Any]:
 def groups(part: Part, plainest: Case, target: Target, device: str, left_out: LeftOut) -> Iterator[Group]:
     """The calls of a part, layer by layer: few choices first. Calls that are not run are added to `left_out`."""
     sizes = block_sizes(part, plainest, target.support(device))
-    for settings in layers(part):
-        for template in templates(settings, plainest, sizes):
+    for setting in layers(part):
+        for template in templates(setting, plainest, sizes):
             served = []
-            for batch in _batches(part, template, settings):
+            for batch in _batches(part, template, setting):
                 if reason := contradiction(call(template, (batch,))):
                     left_out.undefined[reason] += 1
                 elif reason := not_served(call(template, (batch,)), target, device):
@@ -107,14 +107,13 @@ def groups(part: Part, plainest: Case, target: Target, device: str, left_out: Le
                 yield Group(template, tuple(served))
 
 
-def layers(part: Part) -> Iterator[tuple[Setting, ...]]:
-    """The settings of each layer: none, one, and if the part has pairs, two of different choices that do not set the same."""
-    yield ()
-    yield from ((setting,) for choice in part.choices for setting in choice.settings)
+def layers(part: Part) -> Iterator[Setting]:
+    """The setting of each layer: nothing, one, and if the part has pairs, two of different choices that do not set the same."""
+    yield Setting({}, {})
+    yield from itertools.chain.from_iterable(choice.settings for choice in part.choices)
     if part.pairs:
         for one, other in itertools.combinations(part.choices, 2):
-            pairs = itertools.product(one.settings, other.settings)
-            yield from (pair for pair in pairs if not pair[0].names & pair[1].names)
+            yield from (a | b for a, b in itertools.product(one.settings, other.settings) if not a.names & b.names)
 
 
 def block_sizes(part: Part, plainest: Case, support: Support) -> tuple[int, ...]:
@@ -124,11 +123,10 @@ def block_sizes(part: Part, plainest: Case, support: Support) -> tuple[int, ...]
     return tuple(dict.fromkeys(nearest))
 
 
-def templates(settings: Sequence[Setting], plainest: Case, sizes: Sequence[int]) -> Iterator[Case]:
-    """The layer of some settings, in each block size. A layer without a cache has none, and some settings fix it."""
-    fields = {name: value for setting in settings for name, value in setting.fields.items()}
-    in_cache = {name: value for setting in settings for name, value in setting.cache.items()}
-    layer = msgspec.structs.replace(plainest, **fields, per_request_causal=_causality(settings) == "per request")
+def templates(setting: Setting, plainest: Case, sizes: Sequence[int]) -> Iterator[Case]:
+    """The layer of a setting, in each block size. A layer without a cache has none, and some settings fix it."""
+    fields, in_cache = setting.fields, setting.cache
+    layer = msgspec.structs.replace(plainest, **fields, per_request_causal=setting.causality == "per request")
     if not layer.attn_type.reads_cache:
         # what speaks of a cache contradicts a layer without one, and is refused by `check`
         layer = msgspec.structs.replace(layer, cache=None, writes=fields.get("writes", True), finite_slots=False)
@@ -158,7 +156,7 @@ def requests_of(
         lengths = [(length, length) for length in part.seq_lens]
     else:
         lengths = list(itertools.product(part.query_lens, part.seq_lens))
-    flags = {"non-causal": (False,), "per request": (False, True)}.get(causality or "causal", (True,))
+    flags = FLAGS[causality or "causal"]
     found = []
     for query_len, seq_len in lengths:
         for flag in flags if attn_type is AttentionType.DECODER else (False,):
@@ -182,13 +180,8 @@ def ranges_of(query_len: int, seq_len: int, kind: Ranges) -> list[tuple[tuple[in
     return [((one),) for one in (*kept, EMPTY_RANGE)] + [((0, 1), (1, 2))]
 
 
-def _causality(settings: Sequence[Setting]) -> Causality | None:
-    return next((setting.causality for setting in settings if setting.causality), None)
-
-
-def _batches(part: Part, template: Case, settings: Sequence[Setting]) -> tuple[Batch, ...]:
-    ranges: Ranges | None = next((setting.ranges for setting in settings if setting.ranges), None)
-    requests = requests_of(part, template.attn_type, _causality(settings), ranges)
+def _batches(part: Part, template: Case, setting: Setting) -> tuple[Batch, ...]:
+    requests = requests_of(part, template.attn_type, setting.causality, setting.ranges)
     return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0)
 
 

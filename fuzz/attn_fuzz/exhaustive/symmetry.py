@@ -9,7 +9,7 @@ contents moved along, has the same outputs. A kernel that multiplies the id by a
 this symmetry by construction. A kernel that uses the id in another way has a bug: it takes the logical index instead, or
 expects ids to ascend, or to begin at 0. So the call that is run is none in which such a kernel is right by chance: its ids
 descend, and block 0 belongs to no request (`numbered`). The argument leaves out what depends on the size of an id, such as an
-address of 32 bits: the target `triton-far` is about those. It leaves out a kernel that expects ids to descend by one, too.
+address of 32 bits: the target `triton@far` is about those. It leaves out a kernel that expects ids to descend by one, too.
 
 **Order of requests.** In the contract request r owns the rows from query_start_loc[r] to query_start_loc[r + 1], and nothing
 else depends on r: a call whose requests change places, with their rows moved along, has the same outputs in other rows. A

@@ -661,7 +661,25 @@ _GLUON_UNUSED_SLOTS = Finding(
     seen_in=_MAIN,
     explains=_reads_unused_slots,
 )
-GLUON_DECODE = (_GLUON_UNUSED_SLOTS,)
+GLUON_DECODE = (
+    _GLUON_UNUSED_SLOTS,
+    Finding(
+        name="aiter-gluon-negative-scales",
+        what="float8 with a scale for each token: where the scales of all values of a tile are negative, as another writer may "
+        "have them, the output of a tile that is not full is 0.",
+        cause="aiter/ops/triton/gluon/pa_decode_gluon.py:926-941, and so in the file's other kernels: weights are multiplied "
+        "by scale / (max + 1e-8) and the output by max, the largest scale of the tile. It is taken with its sign, and slots "
+        "behind the last key have 0. AITER's own writers make positive scales.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in _WRONG
+            and case.cache is not None
+            and case.cache.scales == "token"
+            and case.values is not None
+            and case.values.seed % 4 == 1  # attn_fuzz.cases.tensors: of another writer, with the other sign
+        ),
+    ),
+)
 GLUON_UNIFIED = (
     _GLUON_UNUSED_SLOTS,
     Finding(

@@ -243,6 +243,8 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
         "forget": layers.forget,
         "unavailable": layers.unavailable,
         "modules": None,  # some call kernels that are not Triton's
+        "modes": {},
+        "planned": None,
     }
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 

@@ -15,8 +15,9 @@ import attn_reference
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.cases.poison import LEFTOVER, poison
-from attn_fuzz.targets import far, plans
 from attn_fuzz.targets.choices import choices_by
+from attn_fuzz.targets.modes import far
+from attn_fuzz.targets.modes.planned import drawn_gpu
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
 from attn_fuzz.verdict.rounding import Rounding
@@ -242,30 +243,28 @@ def parts_target(name: str, load_merge: Callable[[], MergeFunction], *, most_par
 def _triton_merge() -> MergeFunction:
     import attn_optimized
 
-    def merge(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
-        """Some calls have no `out`. Of interpreted ones, some are launched as on a GPU that is not here, and some reach beyond
-        2^31 elements."""
-        function = attn_optimized.merge_attn_states
-        forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
-        if interprets(out_a):
-            forms += [plans.merge_attn_states, functools.partial(far.merge_attn_states, function)]
-        choose = choices_by((out_a.shape, out_a.stride(), out_b.stride()))
-        choose.choice(forms)(out_a, lse_a, out_b, lse_b, out=out, lse=lse, **options)
-
-    return merge
+    return _in_some_form(attn_optimized.merge_attn_states, far.merge_attn_states)
 
 
 def _triton_merge_parts() -> MergeFunction:
     import attn_optimized
 
-    def merge(outs, lses, *, out, lse, **options) -> None:
-        """As for two states."""
-        function = attn_optimized.merge_attn_parts
-        forms = [function] + ([] if "output_scale" in options else [functools.partial(_returned, function)])
-        if interprets(outs):
-            forms += [plans.merge_attn_parts, functools.partial(far.merge_attn_parts, function)]
-        choose = choices_by((outs.shape, outs.stride(), lses.stride()))
-        choose.choice(forms)(outs, lses, out=out, lse=lse, **options)
+    return _in_some_form(attn_optimized.merge_attn_parts, far.merge_attn_parts)
+
+
+def _in_some_form(function: Callable[..., torch.Tensor], with_far_rows: Callable[..., None]) -> MergeFunction:
+    """Some calls have no `out`. Of interpreted ones, some are launched as on a GPU that is not here, and some reach beyond 2^31
+    elements."""
+
+    def merge(*states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None, **options: Any) -> None:
+        choose = choices_by((states[0].shape, [state.stride() for state in states]))
+        forms: list[MergeFunction] = [function]
+        if "output_scale" not in options:
+            forms.append(functools.partial(_returned, function))
+        if interprets(states[0]):
+            on_a_gpu = planned(drawn_gpu(choose))(function)
+            forms += [on_a_gpu, functools.partial(with_far_rows, function)]
+        choose.choice(forms)(*states, out=out, lse=lse, **options)
 
     return merge
 
@@ -277,6 +276,7 @@ def _returned(
     out.copy_(merge(*states, out=None, lse=lse, **options))
 
 
+_MODES = dict.fromkeys(("far", "planned", "returned"), "a share of its merges is called so already")
 TRITON_MERGE = merge_target(
     "triton-merge",
     _triton_merge,
@@ -284,6 +284,7 @@ TRITON_MERGE = merge_target(
     description="the Triton kernel merge_attn_states: parts of the keys by the reference, merged",
     unavailable=missing_triton,
     modules=modules,
+    modes=_MODES,
     planned=planned,
 )
 TRITON_MERGE_PARTS = parts_target(
@@ -292,5 +293,6 @@ TRITON_MERGE_PARTS = parts_target(
     description="the Triton kernel merge_attn_parts: parts of the keys by the reference, merged at once",
     unavailable=missing_triton,
     modules=modules,
+    modes=_MODES,
     planned=planned,
 )

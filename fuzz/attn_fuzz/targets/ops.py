@@ -89,6 +89,16 @@ def _merge_parts() -> Any:
     return lambda outs, lses, **given: _call("merge_attn_parts", outs=outs, lses=lses, **given)
 
 
+def _latent(target: Target) -> Target:
+    return dataclasses.replace(
+        target,
+        description="the torch ops of latent caches: the reference on a CPU, the Triton kernels on a GPU",
+        write_latent_cache=_write_latent,
+        support=TRITON_LATENT.support,
+        rounding=lambda device: (REFERENCE_FP32 if device == "cpu" else TRITON_LATENT).rounding(device),
+    )
+
+
 TORCH_OPS = Target(
     name="torch-ops",
     description="the torch ops attn_parity::*: the reference on a CPU, the Triton kernels on a GPU",
@@ -99,14 +109,7 @@ TORCH_OPS = Target(
     rounding=_rounding,
     unavailable=_missing,
     forget=TRITON.forget,
-)
-TORCH_OPS_LATENT = dataclasses.replace(
-    TORCH_OPS,
-    name="torch-ops-latent",
-    description="the torch ops of latent caches: the reference on a CPU, the Triton kernels on a GPU",
-    write_latent_cache=_write_latent,
-    support=TRITON_LATENT.support,
-    rounding=lambda device: (REFERENCE_FP32 if device == "cpu" else TRITON_LATENT).rounding(device),
+    modes={"latent": _latent},
 )
 TORCH_OPS_MERGE = merge_target(
     "torch-ops-merge",

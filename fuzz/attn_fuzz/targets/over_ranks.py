@@ -128,5 +128,7 @@ TRITON_OVER_RANKS = dataclasses.replace(
     unavailable=unavailable,
     checks_arguments=False,
     forget=_forget,
-    modules=None,  # launches are emulated in this process, and its ranks are others
+    modules=None,  # launches are emulated and planned in this process, and its ranks are others
+    modes={},
+    planned=None,
 )

@@ -190,6 +190,26 @@ def ranks_rounding(device: str) -> Rounding:
     return dataclasses.replace(TRITON.rounding(device), merged_parts=2, exact_division=False)
 
 
+def _latent(target: Target) -> Target:
+    latent = TRITON_LATENT.support
+
+    def support(device: str) -> Support:
+        return dataclasses.replace(
+            ranks_support(device),
+            layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
+            rules=(*ranks_support(device).rules, "head_size_v"),
+            latent=dataclasses.replace(latent(device).latent, group_sizes=(16, 1, 12)),
+            scales=latent(device).scales,
+            cache_dtypes=latent(device).cache_dtypes,
+        )
+
+    def rounding(device: str) -> Rounding:
+        return dataclasses.replace(TRITON_LATENT.rounding(device), merged_parts=2, exact_division=False)
+
+    description = "latent caches (MLA) over ranks that share each request's keys: local calls and one merge, without a network"
+    return dataclasses.replace(target, description=description, support=support, rounding=rounding)
+
+
 TRITON_RANKS = Target(
     name="triton-ranks",
     description="the Triton kernels over ranks that share each request's keys: local calls and one merge, without a network",
@@ -199,21 +219,8 @@ TRITON_RANKS = Target(
     unavailable=missing_triton,
     forget=TRITON.forget,
     modules=TRITON.modules,
+    modes={"latent": _latent},
     planned=TRITON.planned,
-)
-TRITON_RANKS_LATENT = dataclasses.replace(
-    TRITON_RANKS,
-    name="triton-ranks-latent",
-    description="latent caches (MLA) over ranks that share each request's keys: local calls and one merge, without a network",
-    support=lambda device: dataclasses.replace(
-        ranks_support(device),
-        layouts=(Layout.LATENT, Layout.BLOCKS_FIRST_NHD),
-        rules=(*ranks_support(device).rules, "head_size_v"),
-        latent=dataclasses.replace(TRITON_LATENT.support(device).latent, group_sizes=(16, 1, 12)),
-        scales=TRITON_LATENT.support(device).scales,
-        cache_dtypes=TRITON_LATENT.support(device).cache_dtypes,
-    ),
-    rounding=lambda device: dataclasses.replace(TRITON_LATENT.rounding(device), merged_parts=2, exact_division=False),
 )
 REFERENCE_RANKS = dataclasses.replace(
     parts_target("reference-ranks", lambda: attn_reference.merge_attn_parts, description=""),

@@ -6,35 +6,83 @@ A package adds one with
     my-kernel = "my_package.fuzzing:TARGET"
 
 and then `attn-parity fuzz --target my-kernel`; without one, `--target my_package.fuzzing:TARGET` does the same.
-The module of `--target MODULE:ATTRIBUTE` may lie in the current folder (`attn_fuzz.current_folder`).
-`my-kernel@gfx942` is the target with its kernels compiled for gfx942, and emulated. A target on sources in which findings are
-mended does not have these findings (`attn_fuzz.foreign.mended`).
+The module of `--target MODULE:ATTRIBUTE` may lie in the current folder (`attn_fuzz.current_folder`). `my-kernel@far` is the
+target in a mode (`attn_fuzz.targets.modes`).
+
+Targets of kernels of another package are an entry point of the group `attn_parity.packages`, a `Package`, so that their names
+are known before their modules are imported. A target on sources in which findings are mended does not have these findings
+(`attn_fuzz.foreign.mended`).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import NamedTuple
 
 from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import InputError
+from attn_fuzz.renamed import renamed
+from attn_fuzz.targets import modes
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.text import nearest
 from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = "attn_parity.targets"
+PACKAGES = "attn_parity.packages"
 
 
 class UnknownTargetError(InputError):
     """No such target, or one that cannot be loaded."""
 
 
+class Package(NamedTuple):
+    """Kernels of another package.
+
+    Attributes:
+        name: of the package, as Python imports it.
+        requirement: what installs it, such as "vllm==0.33.0".
+        places: module and attribute of each target, by its name.
+    """
+
+    name: str
+    requirement: str
+    places: Mapping[str, str]
+
+    def missing(self) -> str | None:
+        """Why the package is not here; None if it is."""
+        return foreign.missing(self.name, (), self.requirement)
+
+
+def ours() -> list[str]:
+    """Targets that are entry points of their own, the default first."""
+    found = {entry.name for entry in entry_points(group=GROUP)}
+    return sorted(found, key=lambda name: (name != "triton", name))
+
+
+def packages() -> dict[str, Package]:
+    """The packages whose kernels are targets, by the names of their entry points."""
+    return {entry.name: entry.load() for entry in sorted(entry_points(group=PACKAGES), key=lambda entry: entry.name)}
+
+
 def names() -> list[str]:
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({*ours(), *(name for package in packages().values() for name in package.places)})
+
+
+def battery() -> list[str]:
+    """All names, and those of our targets in the modes that these declare."""
+    found = names()
+    for name in ours():
+        try:
+            found += [f"{name}@{mode}" for mode in modes.declared(load(name))]
+        except UnknownTargetError:
+            continue
+    return found
 
 
 def runnable(device: str) -> list[str]:
-    """The names of the targets that can run on a device type here, without those that compile for other GPUs, which is slow."""
+    """The targets of the battery that can run on a device type here, without those that compile for other GPUs."""
     found = []
-    for name in names():
+    for name in battery():
         try:
             if not usable(name, device).compiles:
                 found.append(name)
@@ -49,26 +97,29 @@ def entry(name: str) -> EntryPoint:
     Raises:
         UnknownTargetError: there is none of that name.
     """
-    name = name.partition("@")[0]
-    if ":" in name:
-        if EntryPoint.pattern.match(name) is None:
-            raise UnknownTargetError(f"target: got {name!r}, expected a name or module:attribute")
-        current_folder.admit(name)
-        return EntryPoint(name, name, GROUP)
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-    if not found:
-        known = names()
-        near = nearest(name, known)
-        raise UnknownTargetError(f"target: got {name!r}, expected one of {', '.join(known)}, or module:attribute{near}")
-    return found[0]
+    base = name.partition("@")[0]
+    if ":" in base:
+        if EntryPoint.pattern.match(base) is None:
+            raise UnknownTargetError(f"target: got {base!r}, expected a name or module:attribute")
+        current_folder.admit(base)
+        return EntryPoint(base, base, GROUP)
+    for found in entry_points(group=GROUP, name=base):
+        return found
+    for package in packages().values():
+        if base in package.places:
+            return EntryPoint(base, package.places[base], GROUP)
+    if (now := renamed(name)) != name:
+        raise UnknownTargetError(f"target: {name} is now {now}")
+    known = names()
+    near = nearest(base, known)
+    raise UnknownTargetError(f"target: got {base!r}, expected one of {', '.join(known)}, or module:attribute{near}")
 
 
 def load(name: str) -> Target:
-    """Load a target by the name of its entry point, or as `module:attribute`, and both with `@` and an architecture of AMD.
+    """Load a target by the name of its entry point, or as `module:attribute`, and both with `@` and modes.
 
     Raises:
-        UnknownTargetError: there is none of that name, its module does not import, it is no Target, or it has no kernels that
-            can be compiled for the architecture.
+        UnknownTargetError: there is none of that name, its module does not import, it is no Target, or it has no such mode.
     """
     named = entry(name)
     try:
@@ -79,27 +130,12 @@ def load(name: str) -> Target:
         raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
     if gone := foreign.mended():
         target = dataclasses.replace(target, findings=tuple(each for each in target.findings if each.name not in gone))
-    base, at, architecture = name.partition("@")
-    if at:
-        return _compiled_for(target, base, architecture)
-    return dataclasses.replace(target, findings=()) if target.architectures else target
-
-
-def _compiled_for(target: Target, name: str, architecture: str) -> Target:
-    from attn_amdgcn.program import ARCHITECTURES
-    from attn_fuzz.targets.emulated import compiled_for
-
-    if architecture not in ARCHITECTURES:
-        raise UnknownTargetError(f"target {name}@{architecture}: expected one of {', '.join(ARCHITECTURES)} behind the @")
-    if target.compiled_for is not None:
-        return target.compiled_for(architecture)
-    if target.modules is None:
-        raise UnknownTargetError(
-            f"target {name}@{architecture}: {name} does not name the modules of its kernels (Target.modules)"
-        )
-    if target.architectures and architecture not in target.architectures:
-        raise UnknownTargetError(f"target {name}@{architecture}: its kernels are those of {', '.join(target.architectures)}")
-    return compiled_for(target, entry(name).value, architecture)
+    if "@" not in name:
+        return dataclasses.replace(target, findings=()) if target.architectures else target
+    try:
+        return modes.applied(target, name.split("@")[1:], named.value)
+    except modes.NoModeError as error:
+        raise UnknownTargetError(f"target {name}: {error}") from None
 
 
 def usable(name: str, device: str) -> Target:

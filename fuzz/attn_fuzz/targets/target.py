@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -310,6 +310,27 @@ _DRAWN = (
 )
 
 
+FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
+"""The fields of Target that are the functions to check."""
+
+
+class Gpu(NamedTuple):
+    """A GPU that need not be here, for which host code plans.
+
+    Attributes:
+        architecture: such as "gfx942" or "sm90".
+        compute_units: few enough that splitting keys over them does not make more programs than are quickly run here.
+        parameters: fields of a plan in place of those of the architecture's table, which gives a program so many keys that
+            hardly any drawn request would be split.
+        batch_invariant: whether to plan as for batch-invariant calls.
+    """
+
+    architecture: str
+    compute_units: int = 8
+    parameters: Mapping[str, Any] = {"keys_per_split": 64}
+    batch_invariant: bool = False
+
+
 def _no_events(step: Step) -> Iterable[str]:
     return ()
 
@@ -348,8 +369,10 @@ class Target:
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
-        planned: while what it returns lasts, the host's code plans for an architecture of AMD. None: it plans there as it does
-            where kernels are interpreted.
+        modes: by name, modes of its own, such as a format of its cache, and its own ways to the modes that any target may have
+            (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
+        planned: while what it returns lasts, host code plans for a GPU that is not here: `NAME@planned` and `NAME@gfx942` need
+            it. None: it plans for `NAME@gfx942` as it does where kernels are interpreted.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
             for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
         compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's
@@ -382,7 +405,8 @@ class Target:
     oracle: bool = True
     findings: tuple[Finding, ...] = ()
     modules: Callable[[], Iterable[ModuleType]] | None = None
-    planned: Callable[[str], AbstractContextManager[object]] | None = None
+    modes: "Mapping[str, Mode | str]" = dataclasses.field(default_factory=dict)
+    planned: Callable[[Gpu], AbstractContextManager[object]] | None = None
     races: str | None = None
     compiled_for: "Callable[[str], Target] | None" = None
     compiles: bool = False
@@ -422,3 +446,7 @@ class Target:
     def can_be_fenced(self, device: str) -> bool:
         """Whether its interpreted kernels are held to the memory of their arguments, where they declare no more."""
         return self.can_be_followed(device) and not self.sanitizes
+
+
+Mode = Callable[[Target], Target]
+"""Makes another target of a target."""

@@ -1,4 +1,4 @@
-"""This project's Triton kernels as targets: whole, dense, cascade, batch-invariant, without an oracle, and writes alone."""
+"""This project's Triton kernels as targets: whole, of latent caches, cascade, dense, and writes alone."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -15,10 +15,11 @@ from unittest import mock
 import torch
 from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
 from attn_contract.layouts import LATENT_FORMATS
-from attn_fuzz import extras, properties
+from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.modes import far, invariant, properties, returned
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, AttentionFunction, LatentSizes, Support, Target
+from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Gpu, LatentSizes, Mode, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -26,28 +27,18 @@ if TYPE_CHECKING:
     from attn_optimized.launch.table import Parameters
     from attn_optimized.launch.workload import Workload
 
-COMPUTE_UNITS = 8
-"""Of a GPU that is emulated: few enough that splitting keys over them does not make more programs than are quickly emulated."""
-KEYS_PER_SPLIT = 64
-"""The fewest keys worth a program on a GPU that is emulated. The tables have 512, so that hardly any drawn request is split."""
 PARTS_PER_ROUND = 2
 """How many parts half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
 requests have more, so that hardly any reduction had a second round."""
 
 
-def _call_of(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
-    """The function for a layer, and its arguments by name."""
+def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> torch.Tensor:
     import attn_optimized
 
-    rest = {"layer": layer, "batch": batch, "out": out, "lse": lse}
+    options = {"out": out, "lse": lse, "batch_invariant": batch_invariant, "validate": validate}
     if layer.attn_type.reads_cache:
-        return attn_optimized.paged_attention, {"q": q, "kv_cache": kv_cache, **rest}
-    return attn_optimized.varlen_attention, {"q": q, "k": k, "v": v, **rest}
-
-
-def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> None:
-    function, arguments = _call_of(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-    function(**arguments, batch_invariant=batch_invariant, validate=validate)
+        return attn_optimized.paged_attention(q, kv_cache, layer, batch, **options)
+    return attn_optimized.varlen_attention(q, k, v, layer, batch, **options)
 
 
 _unchecked_attention = functools.partial(_triton_attention, validate=False)
@@ -133,20 +124,21 @@ def modules() -> Iterable[ModuleType]:
 
 
 @contextlib.contextmanager
-def planned(architecture: str) -> Iterator[None]:
-    """While this lasts, launches on the CPU are planned as on a GPU of an architecture.
+def planned(gpu: Gpu) -> Iterator[None]:
+    """While this lasts, launches on the CPU are planned as on a GPU.
 
-    The GPU has few compute units. A few keys are worth a program on it, so that the keys of drawn requests are split. Half of
-    the reductions take few parts at once, so that they have several rounds.
+    Half of the reductions take few parts at once, so that they have several rounds.
     """
     from attn_optimized import attention, device
     from attn_optimized.launch import parts
     from attn_optimized.launch.plan import attention_plan
     from attn_optimized.launch.tiles import ReduceTiles, reduce_tiles
 
-    def plan(workload: "Workload", *, parameters: "Parameters | None" = None, **gpu: Any) -> "AttentionPlan":
-        parameters = parameters or attention_plan(workload, **gpu).tiles.parameters
-        return attention_plan(workload, **gpu, parameters=dataclasses.replace(parameters, keys_per_split=KEYS_PER_SPLIT))
+    def plan(workload: "Workload", *, parameters: "Parameters | None" = None, **place: Any) -> "AttentionPlan":
+        if gpu.batch_invariant:
+            workload = dataclasses.replace(workload, batch_invariant=True)
+        parameters = parameters or attention_plan(workload, **place).tiles.parameters
+        return attention_plan(workload, **place, parameters=dataclasses.replace(parameters, **gpu.parameters))
 
     def tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
         shipped = reduce_tiles(architecture, head_size=head_size, num_parts=num_parts)
@@ -154,8 +146,8 @@ def planned(architecture: str) -> Iterator[None]:
         return dataclasses.replace(shipped, block_parts=PARTS_PER_ROUND) if has_rounds else shipped
 
     with (
-        mock.patch.object(device, "INTERPRETER", architecture),
-        mock.patch.object(attention, "compute_units_of", return_value=COMPUTE_UNITS),
+        mock.patch.object(device, "INTERPRETER", gpu.architecture),
+        mock.patch.object(attention, "compute_units_of", return_value=gpu.compute_units),
         mock.patch.object(attention, "attention_plan", plan),
         mock.patch.object(parts, "reduce_tiles", tiles),
     ):
@@ -168,6 +160,49 @@ def interprets(tensor: torch.Tensor) -> bool:
 
     return architecture_of(tensor.device, torch.float32) == "interpreter"
 
+
+def _queries_per_tile(step: Step) -> int:
+    import attn_optimized
+
+    return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
+
+
+def launch_of(step: Step, architecture: str | None = None, compute_units: int | None = None) -> Hashable:
+    """What the order of sums depends on: tiles, splits, and what the kernel is compiled for.
+
+    Args:
+        architecture, compute_units: of a GPU; None: those of the step's device.
+    """
+    import attn_optimized
+    from attn_optimized.launch.attention import attention_launch
+    from attn_optimized.launch.call import AttentionCall, DenseKeys, PagedKeys
+
+    plan = attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=architecture, compute_units=compute_units)
+    if step.kv_cache is not None:
+        keys = PagedKeys(step.kv_cache)
+    else:
+        assert step.k is not None
+        assert step.v is not None
+        keys = DenseKeys(step.k, step.v)
+    launch = attention_launch(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
+    # these cut keys into parts, and do nothing where there is one part
+    parts = (
+        (
+            *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
+            *(plan.min_tiles_per_split, plan.max_tiles),
+        )
+        if plan.splits > 1
+        else ()
+    )
+    return plan.tiles, plan.one_tile_per_request, parts, launch.constants["KIND"]
+
+
+_MODES_OF_ATTENTION: dict[str, Mode | str] = {
+    "invariant": invariant.by(_invariant_attention, _queries_per_tile),
+    "returned": returned.by(_unchecked_attention),
+    "properties": properties.by(launch_of),
+    "far": far.with_any_strides,
+}
 
 TRITON = Target(
     name="triton",
@@ -183,6 +218,7 @@ TRITON = Target(
     checks_arguments=True,
     forget=_forget_launches,
     modules=modules,
+    modes=_MODES_OF_ATTENTION,
     planned=planned,
     sanitizes=True,
     exact=True,
@@ -205,17 +241,8 @@ def _latent_support(device: str) -> Support:
     )
 
 
-TRITON_LATENT = dataclasses.replace(
-    TRITON,
-    name="triton-latent",
-    description="the shipping Triton kernels: latent caches (MLA) and V of another width than K, cache write",
-    write_latent_cache=_triton_write_latent,
-    support=_latent_support,
-)
-
-
-def _scaled_latent(layout: Layout) -> Target:
-    """The kernels over a latent layout with scales."""
+def _with_scales(layout: Layout) -> Mode:
+    """A mode of TRITON_LATENT: a latent layout with scales. What it refuses is TRITON_LATENT's: the functions are the same."""
     form = LATENT_FORMATS[layout]
     behind_v = form.kept_dims is None
     kept = form.kept_dims or 0
@@ -233,34 +260,36 @@ def _scaled_latent(layout: Layout) -> Target:
             latent=LatentSizes(widths=(*few, of_models[0]) if device == "cpu" else tuple(of_models)),
         )
 
-    return dataclasses.replace(
-        TRITON_LATENT,
-        name=f"triton-{layout.lower().replace('_', '-')}",
-        description=f"the shipping Triton kernels: latent caches of layout {layout}, cache write",
-        support=support,
-        refuses=False,  # that of triton-latent: the functions are the same
+    def rounding(device: str) -> Rounding:
         # each element is multiplied by its scale before the dots, and rounded to bfloat16
-        rounding=lambda device: dataclasses.replace(_triton_rounding(device), rounds_dequantized=True),
+        return dataclasses.replace(_triton_rounding(device), rounds_dequantized=True)
+
+    description = f"the shipping Triton kernels: latent caches of layout {layout}, cache write"
+    return lambda target: dataclasses.replace(
+        target, description=description, support=support, rounding=rounding, refuses=False
     )
 
 
-SCALED_LATENT = {layout: _scaled_latent(layout) for layout in LATENT_FORMATS}
-TRITON_LATENT_SCALED = SCALED_LATENT[Layout.LATENT_SCALED]
-TRITON_LATENT_E8M0 = SCALED_LATENT[Layout.LATENT_E8M0]
-TRITON_LATENT_E8M0_PLANES = SCALED_LATENT[Layout.LATENT_E8M0_PLANES]
+MODE_OF_FORMAT = {layout: layout.lower().removeprefix("latent_").replace("_", "-") for layout in LATENT_FORMATS}
+"""By latent layouts with scales, their modes of TRITON_LATENT."""
+TRITON_LATENT = dataclasses.replace(
+    TRITON,
+    name="triton-latent",
+    description="the shipping Triton kernels: latent caches (MLA) and V of another width than K, cache write",
+    write_latent_cache=_triton_write_latent,
+    support=_latent_support,
+    modes={
+        **_MODES_OF_ATTENTION,
+        **{mode: _with_scales(layout) for layout, mode in MODE_OF_FORMAT.items()},
+    },
+)
 
 
-def _cascade_call(q, k, v, kv_cache, layer, batch, *, out, lse) -> tuple[Callable[..., object], dict[str, Any]]:
+def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> torch.Tensor:
     import attn_optimized
 
-    prefix = {"common_prefix_len": common_prefix(batch, layer, kv_cache)}
-    rest = {"layer": layer, "batch": batch, "out": out, "lse": lse}
-    return attn_optimized.cascade_attention, {"q": q, "kv_cache": kv_cache, **prefix, **rest}
-
-
-def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
-    function, arguments = _cascade_call(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-    function(**arguments, validate=validate)
+    prefix = common_prefix(batch, layer, kv_cache)
+    return attn_optimized.cascade_attention(q, kv_cache, layer, batch, prefix, out=out, lse=lse, validate=validate)
 
 
 def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
@@ -310,173 +339,13 @@ TRITON_CASCADE = Target(
     checks_arguments=True,
     forget=_forget_launches,
     modules=modules,
+    modes={
+        "returned": returned.by(functools.partial(_cascade_attention, validate=False)),
+        "far": far.with_any_strides,
+    },
     planned=planned,
     sanitizes=True,
     exact=True,
-)
-
-
-def _returned(call_of: Callable[..., tuple[Callable[..., Any], dict[str, Any]]]) -> AttentionFunction:
-    """An attention that calls without `out`, and copies the rows of requests from the tensor that the call returns."""
-
-    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        function, arguments = call_of(q, k, v, kv_cache, layer, batch, out=None, lse=lse)
-        returned = function(**arguments)
-        num_rows = int(batch.query_start_loc[-1])
-        out[:num_rows] = returned[:num_rows].reshape(out[:num_rows].shape)
-
-    return attention
-
-
-TRITON_RETURNED, TRITON_LATENT_RETURNED, TRITON_CASCADE_RETURNED = (
-    dataclasses.replace(
-        target,
-        name=f"{target.name}-returned",
-        description=f"{target.name}, called without `out`: the tensor that it returns",
-        attention=_returned(call_of),
-        support=lambda device, support=target.support: dataclasses.replace(support(device), output_dtypes=()),
-        siblings=(),
-        checks_arguments=False,
-    )
-    for target, call_of in ((TRITON, _call_of), (TRITON_LATENT, _call_of), (TRITON_CASCADE, _cascade_call))
-)
-
-
-def _queries_per_tile(step: Step) -> int:
-    import attn_optimized
-
-    return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
-
-
-TRITON_INVARIANT = Target(
-    name="triton-invariant",
-    description="the Triton kernels in batch-invariant mode: each request also alone, and in steps of whole tiles, bit by bit",
-    attention=_invariant_attention,
-    support=_triton_support,
-    rounding=_triton_rounding,
-    unavailable=missing_triton,
-    siblings=_MODES,
-    checks_arguments=True,
-    forget=_forget_launches,
-    properties=(
-        properties.batch_composition(),
-        properties.chunked_prefill(_queries_per_tile),
-        properties.neighbours_rules(),
-        properties.far_keys(),
-    ),
-    modules=modules,
-    planned=planned,
-    sanitizes=True,
-    exact=True,
-)
-
-
-TRITON_LATENT_INVARIANT = dataclasses.replace(
-    TRITON_INVARIANT,
-    name="triton-latent-invariant",
-    description="latent caches and V of another width in batch-invariant mode: each request also alone, and in whole tiles",
-    write_latent_cache=_triton_write_latent,
-    support=_latent_support,
-)
-
-
-def _invariant(target: Target) -> Target:
-    return dataclasses.replace(
-        TRITON_LATENT_INVARIANT,
-        name=f"{target.name}-invariant",
-        description=f"{target.name} in batch-invariant mode: each request also alone, and in whole tiles",
-        support=target.support,
-        refuses=False,
-        rounding=target.rounding,
-    )
-
-
-TRITON_LATENT_SCALED_INVARIANT = _invariant(TRITON_LATENT_SCALED)
-TRITON_LATENT_E8M0_INVARIANT = _invariant(TRITON_LATENT_E8M0)
-TRITON_LATENT_E8M0_PLANES_INVARIANT = _invariant(TRITON_LATENT_E8M0_PLANES)
-
-
-def _properties_support(device: str) -> Support:
-    if device == "cpu":
-        return _triton_support(device)
-    return dataclasses.replace(
-        _triton_support(device),
-        max_tokens=8192,
-        max_seq_len=65536,
-        tile_sizes=(64, 16, 256, 2048),
-        block_sizes=(16, 32, 48, 544),
-    )
-
-
-def _queries_per_chunk(step: Step) -> int:
-    """More than half a tile, so that chunks end inside."""
-    import attn_optimized
-
-    return attn_optimized.plan_of(step.q, step.layer, step.batch).tiles.queries // 2 + 1
-
-
-def launch_of(step: Step, architecture: str | None = None, compute_units: int | None = None) -> Hashable:
-    """What the order of sums depends on: tiles, splits, and what the kernel is compiled for.
-
-    Args:
-        architecture, compute_units: of a GPU; None: those of the step's device.
-    """
-    import attn_optimized
-    from attn_optimized.launch.attention import attention_launch
-    from attn_optimized.launch.call import AttentionCall, DenseKeys, PagedKeys
-
-    plan = attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=architecture, compute_units=compute_units)
-    if step.kv_cache is not None:
-        keys = PagedKeys(step.kv_cache)
-    else:
-        assert step.k is not None
-        assert step.v is not None
-        keys = DenseKeys(step.k, step.v)
-    launch = attention_launch(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
-    # these cut keys into parts, and do nothing where there is one part
-    parts = (
-        (
-            *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
-            *(plan.min_tiles_per_split, plan.max_tiles),
-        )
-        if plan.splits > 1
-        else ()
-    )
-    return plan.tiles, plan.one_tile_per_request, parts, launch.constants["KIND"]
-
-
-_ERROR = properties.error_bound(_triton_rounding)
-
-TRITON_PROPERTIES = dataclasses.replace(
-    TRITON,
-    name="triton-properties",
-    description="the shipping Triton kernels without an oracle, at sizes at which the reference is too slow: their properties",
-    support=_properties_support,
-    oracle=False,
-    # how keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
-    # matrix products do, which sum the last columns in another order
-    properties=(
-        properties.repetition(),
-        properties.request_order(),
-        properties.batch_composition(_ERROR),
-        properties.neighbours_rules(_ERROR),
-        properties.chunked_prefill(_queries_per_chunk, _ERROR),
-        properties.padded_batch(_ERROR),
-        properties.block_permutation(),
-        properties.garbage(),
-        properties.head_permutation(),
-        properties.channel_permutation(_ERROR),
-        properties.doubled_values(),
-        properties.additivity(_ERROR),
-        properties.weights(_ERROR),
-        properties.shifted_keys(_ERROR),
-        properties.scale_in_query(),
-        properties.wide_window(_ERROR, launch_of),
-        # a float8 cache with scales of tokens gave another last bit on an H200: other rows of the tile see other keys then
-        properties.last_row(_ERROR),
-        properties.forgotten_keys(_ERROR),
-        properties.split_keys(_ERROR),
-    ),
 )
 
 
@@ -499,6 +368,7 @@ TRITON_VARLEN = Target(
     checks_arguments=True,
     forget=_forget_launches,
     modules=modules,
+    modes={"far": far.with_any_strides},
     planned=planned,
     sanitizes=True,
     exact=True,
@@ -524,6 +394,7 @@ TRITON_WRITE = dataclasses.replace(
     unavailable=missing_triton,
     forget=_forget_launches,
     modules=modules,
+    modes={"far": far.with_any_strides},
     planned=planned,
     sanitizes=True,
     exact=True,

@@ -14,7 +14,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_lab import written
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
-from attn_lab.matrix.regions import never_drawn, region_counts, region_page
+from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
@@ -28,7 +28,7 @@ PAGE = PAGES / "coverage.md"
 SEED = 0
 # the CPU's ci job, and what a GPU does over night
 DEVICES = {"ci": "cpu", "nightly": "cuda"}
-SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton-invariant")
+SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@invariant")
 UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undefined(*pair))}
 
 
@@ -37,7 +37,7 @@ UNDEFINED = {pair: reason for pair in combinations(NAMES, 2) if (reason := undef
 @click.option(
     "--only",
     type=click.Choice(["coverage", "regions", "backends"]),
-    help="Make only one of the three pages; backends takes no time, and regions little.",
+    help="Make only one of the two pages, or one of the two parts of the first; backends takes no time, and regions little.",
 )
 @workers_option
 def command(check: bool, only: str | None, workers: int | None) -> int:
@@ -45,18 +45,20 @@ def command(check: bool, only: str | None, workers: int | None) -> int:
 
     Nothing is run; needs no GPU.
     """
-    wrong, texts = [], {}
+    wrong, texts, parts = [], {}, _parts(PAGE)
     if only in (None, "coverage"):
         if check:
             _check_version(PAGE)
         ci, nightly = (_draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items())
         wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
         wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-        texts[PAGE] = _page(ci, nightly)
+        parts[0] = _page(ci, nightly)
     if only in (None, "regions"):
         drawn_regions = region_counts(_plan("ci", "cpu"))
         wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
-        texts[PAGES / "regions.md"] = region_page(drawn_regions)
+        parts[1] = region_page(drawn_regions)
+    if only != "backends":
+        texts[PAGE] = "\n".join(parts)
     if only in (None, "backends"):
         from attn_lab.matrix.backends import backend_page  # imports Triton
 
@@ -64,6 +66,13 @@ def command(check: bool, only: str | None, workers: int | None) -> int:
     for line in wrong:
         results.print(line, soft_wrap=True)
     return max(written.settle(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
+
+
+def _parts(page: Path) -> list[str]:
+    """What a page has of coverage, and what of regions."""
+    text = inputs.read_text(page) if page.is_file() else ""
+    of_coverage, heading, of_regions = text.partition(f"\n{HEADING}")
+    return [of_coverage, heading.removeprefix("\n") + of_regions]
 
 
 def _check_version(page: Path) -> None:
@@ -113,12 +122,6 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
         "## Pairs that no case has",
         "",
         *_undefined(),
-        "",
-        "## All pairs",
-        "",
-        "How many cases of the nightly profile have both features; `-` where no case can have both.",
-        "",
-        *_triangle(nightly),
     ]
     return "\n".join(lines) + "\n"
 
@@ -161,16 +164,6 @@ def _undefined() -> list[str]:
         f"* {reason}: {len(some)} pairs, such as {some[0]}" if len(some) > 1 else f"* {reason}: {some[0]}"
         for reason, some in pairs.items()
     ]
-
-
-def _triangle(drawn: Coverage) -> list[str]:
-    """A row per feature, with its counts together with each earlier feature. Columns are numbered as the rows are."""
-    columns = range(1, len(NAMES))
-    lines = [_row("", "feature", *columns), _row("--:", "---", *["--:"] * len(columns))]
-    for i, name in enumerate(NAMES):
-        cells = ["-" if (other, name) in UNDEFINED else drawn.pairs.get((other, name), 0) for other in NAMES[:i]]
-        lines.append(_row(i + 1, name, *cells, *[""] * (len(columns) - i)))
-    return lines
 
 
 def _rarest(name: str, drawn: Coverage) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 import msgspec
-from attn_fuzz import inputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import results_file
+from attn_lab import results_file, written
 from attn_lab.mutate import campaign, generate, reach, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Log
@@ -142,7 +142,9 @@ def command(
     device = use_device(device)
     log = None if lists else Log(path, device, PACKAGE)
     if of_page and log:
-        return _tests_of_page(log, page, only, None if rewrites else tests, tests_limit, workers, writes or rewrites, json_file)
+        data = results_file.data_of(page, str(sample_seed or ""))
+        tests = None if rewrites else tests
+        return _tests_of_page(log, data, page, only, tests, tests_limit, workers, writes or rewrites, json_file)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
     if log is None:
         for mutant in mutants:
@@ -181,6 +183,7 @@ def command(
 
 def _tests_of_page(
     log: Log,
+    data: Path,
     page: Path,
     only: Sequence[str],
     tests: Path | None,
@@ -193,12 +196,12 @@ def _tests_of_page(
 
     A mutant that makes another change by now, under the name that it has on the page, is not the one that the fuzzer has met.
     """
-    before = results_file.load(page.with_suffix(".json"), Results)
+    before = results_file.load(data, Results)
     known = {row.name: row for row in before.mutants}
     if unknown := [name for name in only if name not in known]:
         raise click.BadParameter(f"got {unknown[0]}, which {page} does not have", param_hint="--only")
     named = generate.by_name([name for name in known if known[name].counts])
-    mutants = [mutant for mutant in named if mutant.change == known[mutant.name].change]
+    mutants = [mutant for mutant in named if known[mutant.name].is_of(mutant)]
     interrupted = False
     try:
         if tests:
@@ -222,7 +225,9 @@ def _tell(found: Results, interrupted: bool, page: Path | None, json_file: Path 
     if interrupted:
         return 130
     if page:
-        results_file.write(page, found, mutants_page.text(found))
+        data = results_file.data_of(page, str(found.sample_seed or ""))
+        outputs.write(data, results_file.dumps(mutants_page.short(found)))
+        written.settle({page: mutants_page.text(results_file.kept(page, Results, "mutate").values())}, "", checks=False)
     return 0
 
 
@@ -249,7 +254,7 @@ def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, w
 def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
     """The targets that can run here, on the CPU as well, where their lines are recorded. None compiles unless it is named."""
     found = []
-    for name in chosen or [name for name in registry.names() if not registry.load(name).compiles]:
+    for name in chosen or [name for name in registry.battery() if not registry.load(name).compiles]:
         try:
             registry.usable(name, device)
             registry.usable(name, "cpu")
@@ -296,9 +301,10 @@ def _print(found: Results) -> None:
 
 def _check(page: Path) -> int:
     """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
-    found = results_file.kept(page, Results, "mutate")  # before the mutants are made, which takes seconds
+    found = results_file.kept(page, Results, "mutate").values()  # before the mutants are made, which takes seconds
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
-    wrong = mutants_page.differences(found, generate.of_package(), equivalent)
+    known = generate.of_package()
+    wrong = [line for each in found for line in mutants_page.differences(each, known, equivalent)]
     if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
-        wrong.append(f"{page} is not what {page.with_suffix('.json')} makes: run `python -m attn_lab mutate --write`")
-    return results_file.checked(wrong, mutants_page.summary(found.mutants))
+        wrong.append(f"{page} is not what {results_file.data_of(page)} makes: run `python -m attn_lab mutate --write`")
+    return results_file.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found))

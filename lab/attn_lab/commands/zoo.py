@@ -1,7 +1,8 @@
 """`python -m attn_lab zoo`: put known bugs back, one at a time, and look for them."""
 
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +17,7 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import results_file
+from attn_lab import results_file, written
 from attn_lab.options import first_seed_option, page_option, seeds_option
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
@@ -122,21 +123,16 @@ def command(
     """
     # before the mutants, whose reading takes a second
     checked = results_file.kept(page, Results, "zoo") if check or rewrites else None
-    everybody = known_bugs.load_all(folder) if folder else known_bugs.load_all()
-    left_out = dict[str, str]()
-    if target:
-        everybody, left_out = _on_target(everybody, target)
-        for name, why in left_out.items():
-            notes.print(f"{name} is left out: {why}", soft_wrap=True)
-    if target and writes and page == PAGE:
-        raise click.UsageError(f"--page: {PAGE} is the page of the mutants' own targets: name another one for --target")
-    residents = _chosen(everybody, only)
+    at_home = known_bugs.load_all(folder) if folder else known_bugs.load_all()
     if checked is not None:
-        if rewrites:
-            outputs.write(page, zoo_page.text(checked, residents, left_out))
-        return _check(page, checked, residents, left_out)
+        return _check(page, checked, at_home, only, rewrites=rewrites)
+    everybody, left_out = _on_target(at_home, target) if target else (at_home, {})
+    for name, why in left_out.items():
+        notes.print(f"{name} is left out: {why}", soft_wrap=True)
+    residents = _chosen(everybody, only)
+    data = results_file.data_of(page, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
     _check_files(json_file, page if writes else None)
-    kept = results_file.kept(page, Results, "zoo") if writes and only and page.with_suffix(".json").is_file() else None
+    kept = results_file.load(data, Results) if writes and only and data.is_file() else None
     device = use_device(device)
     check_exact(exactly, device)
     missing = _missing_targets(residents, device)
@@ -168,7 +164,8 @@ def command(
         ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
         before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
         whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
-        results_file.write(page, whole, zoo_page.text(whole, everybody, left_out))
+        outputs.write(data, results_file.dumps(whole))
+        _check(page, results_file.kept(page, Results, "zoo"), at_home, (), rewrites=True)
     if outcome.interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
             notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
@@ -283,10 +280,19 @@ def _print(rows: list[Row], residents: list[KnownBug]) -> None:
     results.print(zoo_page.summary(rows, residents), soft_wrap=True)
 
 
-def _check(page: Path, found: Results, residents: list[KnownBug], left_out: dict[str, str]) -> int:
-    """The exit code: 0 if the page follows from its JSON and these mutants, and every mutant has results; else 1."""
-    wrong = zoo_page.differences(found, residents)
-    if not page.is_file() or inputs.read_text(page) != zoo_page.text(found, residents, left_out):
-        made_of = f"{page.with_suffix('.json')} and the mutants"
-        wrong.append(f"{page} is not what {made_of} make: run `python -m attn_lab zoo --rewrite`")
-    return results_file.checked(wrong, zoo_page.summary(found.mutants, residents))
+def _check(page: Path, found: Mapping[Path, Results], everybody: list[KnownBug], only: Sequence[str], *, rewrites: bool) -> int:
+    """The exit code: 0 if the page follows from its JSON and the mutants, and every mutant has results; else 1.
+
+    Args:
+        everybody: the mutants on their own targets.
+        only: names of mutants, if the page is of some.
+    """
+    of_runs = [(each, *(_on_target(everybody, each.target) if each.target else (everybody, {}))) for each in found.values()]
+    text = zoo_page.text([(each, left_out) for each, _, left_out in of_runs], _chosen(everybody, only))
+    if rewrites:
+        return written.settle({page: text}, "", checks=False)
+    chosen = [(each, [mutant for mutant in residents if not only or mutant.name in only]) for each, residents, _ in of_runs]
+    wrong = [line for each, residents in chosen for line in zoo_page.differences(each, residents)]
+    if not page.is_file() or inputs.read_text(page) != text:
+        wrong.append(f"{page} is not what {next(iter(found))} and the mutants make: run `python -m attn_lab zoo --rewrite`")
+    return results_file.checked(wrong, "; ".join(zoo_page.summary(each.mutants, residents) for each, residents in chosen))

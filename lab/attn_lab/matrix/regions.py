@@ -72,6 +72,7 @@ def _holds(case: Case, step: Step, dimension: Dimension, value: Value) -> bool:
     return bool(value.holds(case) if value.holds else value.in_step and value.in_step(case, step))
 
 
+HEADING = "## What is legal, and what is drawn"
 TARGETS = ("triton", "reference-fp32")
 """The targets whose cases are counted: the kernels, and the reference, which alone has all that the contract has."""
 
@@ -98,7 +99,7 @@ def region_page(counted: Mapping[tuple[str, str], int]) -> str:
     legal = len(counted) + sum(value.legal for value in undrawn)
     targets = " and ".join(f"`{target}`" for target in TARGETS)
     lines = [
-        "# What is legal, and what is drawn",
+        HEADING,
         "",
         f"- Calls differ in {len(DIMENSIONS)} dimensions (`attn_fuzz.cases.dimensions`). The last table says which of the",
         f"  {len(fields())} fields and arguments of the contract each of them is about.",
@@ -118,7 +119,7 @@ def region_page(counted: Mapping[tuple[str, str], int]) -> str:
         for value in dimension.values:
             if value.reason:
                 lines.append(f"| {dimension.name} | {value.name} | {'-' if value.legal else 'illegal'} | {value.reason} |")
-    lines += ["", "## Fields", "", "| dimension | fields of a case | of the contract |", "|---|---|---|"]
+    lines += ["", "### Fields", "", "| dimension | fields of a case | of the contract |", "|---|---|---|"]
     for dimension in DIMENSIONS:
         named = [", ".join(f"`{name}`" for name in names) for names in (dimension.fields, dimension.contract)]
         lines.append(f"| {dimension.name} | {' | '.join(named)} |")

@@ -1,6 +1,7 @@
 """What became of generated mutants: rates, and survivors by class, as pages such as docs/generated/mutants.md."""
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -10,6 +11,7 @@ import msgspec
 from attn_lab.mutate import generate, reach, suite
 from attn_lab.mutate.campaign import Log, Trial, digest, order
 from attn_lab.mutate.generate import PACKAGE, Generated
+from attn_lab.written import table
 
 SCHEMA = "attn-parity.mutants/1"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
@@ -20,7 +22,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """What became of one mutant.
 
     Attributes:
-        name, change: as in `attn_lab.mutate.generate.Generated`.
+        name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells.
         ci, nightly: for each seed, after how many examples of the profile it was found; None where it survived.
         by: the kind of the verdict that found it first.
         always: whether it raised in every case.
@@ -58,9 +60,21 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         return module[0] if module else "attn_optimized"
 
     @property
+    def digest(self) -> str:
+        return self.change if self.change.startswith("#") else digest_of(self.change)
+
+    def is_of(self, mutant: Generated) -> bool:
+        """Whether a mutant of this name makes the same change."""
+        return self.digest == digest_of(mutant.change)
+
+    @property
     def counts(self) -> bool:
         """Whether it is in the rates."""
         return self.state in ("", NOT_RUN_BY_ANY)
+
+
+def digest_of(change: str) -> str:
+    return f"#{zlib.crc32(change.encode()):08x}"
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -247,20 +261,24 @@ def summary(rows: Sequence[Row]) -> str:
 PREFACE = """\
 # Generated mutants
 
-Operators (`attn_lab.mutate.operators`) make a small change at every place of the optimized side where they apply. A sample of
-these mutants, which nobody chose, is run: {sample} mutants of seed {sample_seed}, in which all modules and operators have their
-share. [mutants.md](../reference/mutants.md) says how.
-
-`python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
-changed statement drew at most {ci} cases at `ci`{nightly}. With `--check` it fails if this page is not made of the JSON file
-beside it, or if an operator does not make one of its mutants any more.
+Operators (`attn_lab.mutate.operators`) make a small change at every place of the optimized side where they apply. Samples of
+these mutants, which nobody chose, are run. All modules and operators have their share. [mutants.md](../reference/mutants.md)
+says how.
 
 A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
-ends at once. A mutant that no target runs is in the rates, and survives.
+ends at once. A mutant that no target runs is in the rates, and survives. `equivalent.toml` says of each equivalent mutant why.
+`python -m attn_lab mutate --check` fails if this page is not made of the JSON files beside it, or if an operator does not make
+one of their mutants any more.
+"""
+OF_SAMPLE = """
+## {sample} mutants of seed {sample_seed}
+
+`python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
+changed statement drew at most {ci} cases at `ci`{nightly}.
 """
 OF_TODAY = """
-When this page was written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
+When these results were written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
 sources were {sources}.
 """
 UNENDED = """
@@ -279,7 +297,7 @@ of theirs, or they make another change by now than the one that the fuzzer met. 
 because a mutant that is found ends at once. If none of the {unmet} were found, the tests' rate would be {least:.0f} %.
 """
 WITHOUT = """
-No test of these files passed there, most for want of a package: {files}.
+No test of {files} files passed there, most for want of a package.
 """
 GONE = """
 {gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
@@ -287,26 +305,38 @@ changed since they ran.
 """
 
 
-def text(results: Results) -> str:
-    """A page, whole: what the JSON file beside it says, and nothing else."""
+def short(results: Results) -> Results:
+    """What a file keeps: reasons that other files have are left out, and changes of mutants of which no page tells."""
+
+    def kept(row: Row) -> Row:
+        told = row.state not in ("", EQUIVALENT) or (not row.state and None in (row.nightly or row.ci))
+        why = "" if row.state == EQUIVALENT else row.why
+        return msgspec.structs.replace(row, change=row.change if told else row.digest, why=why)
+
+    return msgspec.structs.replace(results, mutants=tuple(map(kept, results.mutants)))
+
+
+def text(samples: Iterable[Results]) -> str:
+    """The page, whole: what the JSON files beside it say, and nothing else."""
+    return "\n".join([*PREFACE.splitlines(), *(line for results in samples for line in _of_sample(results))]) + "\n"
+
+
+def _of_sample(results: Results) -> list[str]:
     seeds = ", ".join(map(str, results.seeds))
     nightly = f" and {results.nightly} at `nightly`" if results.nightly else ""
     fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "ci")}
     rows = results.mutants
-    lines = PREFACE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
+    lines = OF_SAMPLE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
     if gone := results.sample - len(rows):
         lines += GONE.format(gone=gone).splitlines()
     if results.in_sample is not None:
         sources = " and ".join(f"{hashed} ({package})" for package, hashed in results.sources.items())
         lines += OF_TODAY.format(in_sample=results.in_sample, count=len(rows), sources=sources).splitlines()
-    lines += _of_unfinished(rows)
-    lines += _of_suite(results)
-    lines += ["", summary(rows) + ".", "", "## Rates", ""]
-    lines += _table("operator", rows, lambda row: row.operator)
-    lines += ["", *_table("room", rows, lambda row: row.room)]
-    for state in ("", NOT_RUN_BY_ANY, BROKEN, EQUIVALENT, UNFINISHED):
+    lines += [*_of_unfinished(rows), *_of_suite(results), "", summary(rows) + ".", ""]
+    lines += [*_rates("operator", rows, lambda row: row.operator), "", *_rates("room", rows, lambda row: row.room)]
+    for state in ("", NOT_RUN_BY_ANY, BROKEN, UNFINISHED):
         lines += _survivors(state, [row for row in rows if row.state == state and (state or None in (row.nightly or row.ci))])
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _of_unfinished(rows: Sequence[Row]) -> list[str]:
@@ -328,31 +358,28 @@ def _of_suite(results: Results) -> list[str]:
     if unmet := met.count(None):
         lines += UNMET.format(unmet=unmet, count=len(met), least=100 * met.count(True) / len(met)).splitlines()
     if results.suite.without:
-        lines += WITHOUT.format(files=", ".join(f"`{file}`" for file in results.suite.without)).splitlines()
+        lines += WITHOUT.format(files=len(results.suite.without)).splitlines()
     return lines
 
 
-def _table(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
+def _rates(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
     judges = [judge for judge in JUDGES if rate(rows, judge)]
-    groups = {group: [row for row in rows if key(row) == group] for group in sorted(set(map(key, rows)))}
-    lines = [f"| {' | '.join([name, 'mutants', *judges])} |", f"| --- | --: |{' --: |' * len(judges)}"]
-    for group, members in {**groups, "all": rows}.items():
-        lines.append(f"| {' | '.join([group, str(len(members)), *(rate(members, judge) for judge in judges)])} |")
-    return lines
+    groups = {group: [row for row in rows if key(row) == group] for group in sorted(set(map(key, rows)))} | {"all": rows}
+    cells = ([group, len(members), *(rate(members, judge) for judge in judges)] for group, members in groups.items())
+    return table((name, "mutants", *judges), cells, ("mutants", *judges))
 
 
 def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    lines = ["", f"## {(state or 'Survived').capitalize()}", "", "| mutant | change | seeds that found it | tests | why |"]
-    lines += ["| --- | --- | --: | --- | --- |"]
+    columns, cells = ("mutant", "change", "seeds that found it", "tests", "why"), []
     for row in rows:
         found = row.nightly or row.ci
         seeds = f"{sum(each is not None for each in found)} of {len(found)}" if found else ""
         tests = {None: "", True: "found", False: "survived"}[row.tests]
-        change, why = (cell.replace("|", "\\|") for cell in (row.change, row.why))
-        lines.append(f"| `{row.name.removeprefix('attn_optimized.')}` | `{change}` | {seeds} | {tests} | {why} |")
-    return lines
+        name, why = row.name.removeprefix("attn_optimized."), row.why.removeprefix(f"{row.name}: ")
+        cells.append((f"`{name}`", f"`{row.change}`", seeds, tests, why))
+    return ["", f"### {(state or 'Survived').capitalize()}", "", *table(columns, cells, columns[2:3])]
 
 
 def differences(results: Results, known: Iterable[Generated], equivalent: dict[str, str]) -> list[str]:
@@ -360,13 +387,13 @@ def differences(results: Results, known: Iterable[Generated], equivalent: dict[s
 
     A change before a mutant's statement gives the mutant another number. Then the old name may be that of another mutant.
     """
-    changes = {mutant.name: mutant.change for mutant in known}
+    changes = {mutant.name: digest_of(mutant.change) for mutant in known}
     names: dict[tuple[str, str], list[str]] = {}
     for name, change in changes.items():
         names.setdefault((_without_number(name), change), []).append(name)
     wrong = [f"{row.name}: no operator makes it any more" for row in results.mutants if row.name not in changes]
     for row in results.mutants:
-        if (others := names.get((_without_number(row.name), row.change), [])) and row.name not in others:
+        if (others := names.get((_without_number(row.name), row.digest), [])) and row.name not in others:
             wrong.append(f"{row.name}: it makes another change by now; {' or '.join(others)} makes {row.change}")
         if (row.state == EQUIVALENT) != (row.name in equivalent):
             wrong.append(f"{row.name}: equivalent.toml and the results differ on it")

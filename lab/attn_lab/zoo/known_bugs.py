@@ -103,7 +103,7 @@ def compiled_for(bugs: Sequence[KnownBug], architecture: str) -> list[KnownBug]:
     return [
         msgspec.structs.replace(
             bug,
-            target=f"{REPLACED}-{architecture}" if bug.target == REPLACED else f"{bug.target}@{architecture}",
+            target=f"{bug.target}@{architecture}",
             needs_gpu=False,
         )
         for bug in bugs

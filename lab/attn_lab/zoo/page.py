@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import hypothesis
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.run.shard import Progress
+from attn_lab.written import table
 from attn_lab.zoo.known_bugs import KnownBug
 
 replace = msgspec.structs.replace
@@ -185,13 +187,14 @@ PREFACE = """\
 # The zoo: known bugs, and how soon they are found
 
 Each mutant puts a known bug back into a copy of our code in memory: a patch of the kernels, the cache write, the reduction of
-split keys, the launch, the metadata or the backends (`lab/attn_lab/zoo/bugs/*.toml`). The column `origin` names the issue or
-pull request with the bug; the mutant makes the same mistake in our code. Mutants named `seed-` and `backend-` are the five
-reports that this project began with. No strategy knows of any mutant: all mutants meet the same random cases.
+split keys, the launch, the metadata or the backends (`lab/attn_lab/zoo/bugs/*.toml`, which say what triggers it, too). The
+column `origin` names the issue or pull request with the bug; the mutant makes the same mistake in our code. Mutants named
+`seed-` and `backend-` are the five reports that this project began with. No strategy knows of any mutant: all meet the same
+random cases.
 
-`python -m attn_lab zoo --seeds {count} --write` ran the mutants on {device}, with Hypothesis {hypothesis}, and wrote this
-page and zoo.json, which holds its numbers. With `--rewrite` it writes the page again after a change of a mutant's description.
-With `--check` it fails if the page is not made of zoo.json and today's mutants.
+`python -m attn_lab zoo --seeds {count} --write` ran the mutants on {where}, with Hypothesis {hypothesis}, and wrote this page
+and the JSON file beside it, which holds its numbers. `--rewrite` writes the page again after a change of a mutant's
+description, and `--check` fails if the page is not made of the JSON files and today's mutants.
 
 - Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
   {at_most} examples each. The seconds include the start of a process.
@@ -203,65 +206,58 @@ With `--check` it fails if the page is not made of zoo.json and today's mutants.
 A mutant must compile, import and run. An exception counts as a finding only if the mutant's file announces it
 (`raises = "a part of its message"`), and only if the mutant runs other cases; every other exception is an error of the mutant.
 """
-
-
-OF_TARGET = """\
-# The zoo on `{target}`: known bugs of kernels, and how soon they are found
-
-The mutants of [zoo.md](zoo.md) that change the source of a kernel of the target `triton`, on `{target}` instead.
-`python -m attn_lab zoo --target {target} --seeds {count} --write --page FILE` ran them on {device}, with Hypothesis
-{hypothesis}, and wrote this page and the JSON file beside it. `--check` in place of `--write` fails if the page is not made of
-that file and today's mutants. Seeds {seeds}, of at most {at_most} examples each. [zoo.md](zoo.md) says what the columns mean.
+ALSO = """
+**On {where}**: the mutants that change the source of a kernel{how}, with Hypothesis {hypothesis}, on seeds {seeds}, of at most
+{at_most} examples each (`--target {target} --examples {at_most}`). The column says after how many examples each was found.
 """
+_COMPILED = ", each on its own target, whose kernels are compiled and [emulated](../reference/emulator.md)"
+Run = tuple[Results, Mapping[str, str]]
+"""Results, and by the names of mutants that the run left out, why."""
 
 
-OF_ARCHITECTURE = """\
-# The zoo on {architecture}, emulated: known bugs of kernels, and how soon they are found
-
-The mutants of [zoo.md](zoo.md) that change the source of a kernel, each on its own target, whose kernels are compiled for
-{architecture} and [emulated](../reference/emulator.md). They ran with Hypothesis {hypothesis}, on seeds {seeds}, of at most
-{at_most} examples each. `python -m attn_lab zoo --target {target} --examples {at_most} --write --page FILE` wrote this page
-and the JSON file beside it. `--check` in place of `--write` fails if the page is not made of that file and today's mutants. The
-seconds include the compiler, which makes new code of each mutant. [zoo.md](zoo.md) says what the columns mean.
-"""
-
-
-def text(results: Results, mutants: Sequence[KnownBug], left_out: Mapping[str, str] = {}) -> str:
-    """A page, whole: what the JSON file beside it says, and the mutants' files, and nothing else.
+def text(runs: Sequence[Run], mutants: Sequence[KnownBug]) -> str:
+    """A page, whole: what the JSON files beside it say, and the mutants' files, and nothing else.
 
     Args:
-        left_out: by the names of mutants that the run left out, why.
+        runs: the first has most columns; further ones have a column each.
     """
-    is_emulated = results.target.startswith("@")
-    preface = (OF_ARCHITECTURE if is_emulated else OF_TARGET if results.target else PREFACE).format(
-        architecture=results.target.removeprefix("@"),
-        target=results.target,
-        count=len(results.seeds),
-        seeds=", ".join(map(str, results.seeds)),
-        device=results.device,
-        hypothesis=results.hypothesis,
-        at_most=results.at_most,
-    )
-    rows = {row.name: row for row in results.mutants}
-    residents = [mutant for mutant in mutants if mutant.name in rows]
-    lines = [*preface.splitlines(), "", summary([rows[mutant.name] for mutant in residents], residents) + "."]
+    (first, _), *others = runs
+    lines = PREFACE.format(count=len(first.seeds), where=_where(first), **_facts(first)).splitlines()
+    rows = [{row.name: row for row in results.mutants} for results, _ in runs]
+    residents = [mutant for mutant in mutants if mutant.name in rows[0]]
+    lines += ["", summary([rows[0][mutant.name] for mutant in residents], residents) + "."]
+    for results, _ in others:
+        how = _COMPILED if results.target.startswith("@") else ""
+        lines += ALSO.format(where=_where(results), how=how, target=results.target, **_facts(results)).splitlines()
+        lines += ["", summary(results.mutants, mutants) + "."]
+    numbers = ("examples", "seconds", *(_where(results) for results, _ in others))
+    columns = ("mutant", "origin", "what went wrong", *numbers[:2], "found by", "smallest case", *numbers[2:])
     for kind in sorted({mutant.kind for mutant in residents}):
         lines += ["", f"## {kind.capitalize() if kind != 'int32' else kind}", ""]
-        lines += [
-            "| mutant | origin | what went wrong | trigger | examples | seconds | found by | smallest case |",
-            "| --- | --- | --- | --- | --: | --: | --- | --- |",
-        ]
-        lines += [_line(mutant, rows[mutant.name]) for mutant in residents if mutant.kind == kind]
-    if left_out:
-        lines += ["", "## Left out", "", *(f"* `{name}`: {why}" for name, why in left_out.items())]
+        lines += table(columns, (_cells(mutant, rows) for mutant in residents if mutant.kind == kind), numbers)
+    for results, left_out in runs:
+        if left_out:
+            lines += ["", f"## Left out on {_where(results)}", "", *(f"* `{name}`: {why}" for name, why in left_out.items())]
     return "\n".join(lines) + "\n"
 
 
-def _line(mutant: KnownBug, row: Row) -> str:
+def _where(results: Results) -> str:
+    target = results.target
+    return f"{target.removeprefix('@')}, emulated" if target.startswith("@") else f"`{target}`" if target else results.device
+
+
+def _facts(results: Results) -> dict[str, Any]:
+    seeds = ", ".join(map(str, results.seeds))
+    return {"seeds": seeds, "hypothesis": results.hypothesis, "at_most": results.at_most}
+
+
+def _cells(mutant: KnownBug, rows: Sequence[Mapping[str, Row]]) -> list[str]:
+    row, *others = (of_run.get(mutant.name) for of_run in rows)
+    assert row is not None
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
-    cells = (f"`{mutant.name}`", _linked(mutant.origin), mutant.what, mutant.trigger, *numbers, by(row, mutant), size)
-    return f"| {' | '.join(cells)} |"
+    elsewhere = ["" if one is None else by(one, mutant) if one.examples is None else f"{one.examples:g}" for one in others]
+    return [f"`{mutant.name}`", _linked(mutant.origin), mutant.what, *numbers, by(row, mutant), size, *elsewhere]
 
 
 def _linked(origin: str) -> str:

@@ -205,14 +205,14 @@ THEOREMS = (
     Theorem(
         name="widths.writer",
         says="write_kv_cache computes no number in 32 bits that may not fit: tokens, heads and slots are of 64 bits.",
-        claims=_offsets_fit(_written), case=_far("triton-far", [(20, 150), (3, 40)]),
+        claims=_offsets_fit(_written), case=_far("triton@far", [(20, 150), (3, 40)]),
         mutant=(Patch(f"{KERNELS}.write_kv_cache.write_kv_cache_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
     ),
     Theorem(
         name="widths.reduction",
         says="The reduction computes no number in 32 bits that may not fit: its tokens, heads, rows and parts are of 64 bits.",
         assumes="At most 2^20 parts.",
-        claims=_offsets_fit(_reduced), case=_far("triton-far", [(20, 150), (3, 40)]),
+        claims=_offsets_fit(_reduced), case=_far("triton@far", [(20, 150), (3, 40)]),
         mutant=(Patch(f"{KERNELS}.reduce_parts.reduce_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
     ),
     Theorem(

@@ -159,7 +159,7 @@ def test_half_of_the_cases_have_an_earlier_call(tmp_path):
 
 WITH_ILLEGAL_CALLS = [
     name
-    for name in registry.names()
+    for name in registry.battery()
     if (target := registry.load(name)).refuses and target.checks_arguments and not target.unavailable("cpu")
 ]
 
@@ -221,7 +221,7 @@ def test_an_illegal_call_that_is_not_refused_is_found(attention, message, step_c
     assert not isinstance(Attempt(replace(step_case, earlier=(ILLEGAL,)), unchecked, "cpu").error, NotRefusedError)
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if registry.load(name).checks_arguments])
+@pytest.mark.parametrize("name", [name for name in registry.battery() if registry.load(name).checks_arguments])
 def test_illegal_calls_are_refused_before_and_after_a_legal_one(name, step_case):
     target = registry.load(name)
     for earlier_calls in ((ILLEGAL,), ("same", ILLEGAL)):

@@ -282,6 +282,6 @@ def test_every_25th_example_is_compared_unless_none_is_to_be(attn_parity, tmp_pa
 
 
 def test_no_example_is_compared_where_no_kernel_is_interpreted_or_none_is_exact():
-    names = ("triton", "triton-properties", "triton-gfx942", "reference-fp32", "vllm-unified-attention")
+    names = ("triton", "triton@properties", "triton@gfx942", "reference-fp32", "vllm-unified-attention")
     assert [exact_every(registry.load(name), "cpu") for name in names] == [EXACT_EVERY, EXACT_EVERY, 0, 0, 0]
     assert exact_every(registry.load("triton"), "cuda") == 0

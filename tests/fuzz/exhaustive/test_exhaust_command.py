@@ -17,14 +17,14 @@ from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import ledger, run, scope
 from attn_fuzz.exhaustive.scope import Choice, Part, Scope
 
-WINDOW = Choice("window", tuple(Setting(f"window {edge}", {"window": (edge, -1)}) for edge in (0, 2)))
+WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
 ALONE = Part(
     what="one request",
     num_requests=1,
     query_lens=(1, 2),
     seq_lens=(0, 1, 3, 4),
     block_sizes=(2,),
-    choices=(WINDOW, Choice("sinks", (Setting("sinks", {"sinks": "near"}),))),
+    choices=(WINDOW, Choice("sinks", (Setting({"sinks": "near"}, {}),))),
     pairs=True,
     packed=True,
 )

@@ -10,7 +10,6 @@ import planted_small
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
-from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import properties
 from attn_fuzz.cases.case import Case, Request, written_slots
 from attn_fuzz.cases.contradictions import contradiction
@@ -20,17 +19,18 @@ from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.scope import FEW, SCOPES, Choice, Part, Scope
 from attn_fuzz.run.attempt import Attempt, call_attention
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_fuzz.verdict.judge import judge
 
-WINDOW = Choice("window", tuple(Setting(f"window {edge}", {"window": (edge, -1)}) for edge in (0, 1)))
-SINKS = Choice("sinks", (Setting("sinks", {"sinks": "near"}),))
+WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 1)))
+SINKS = Choice("sinks", (Setting({"sinks": "near"}, {}),))
 PAIR = Part(
     what="two requests",
     num_requests=2,
     query_lens=(0, 1, 2),
     seq_lens=(0, 1, 3),
     block_sizes=(2,),
-    choices=(Choice("causality", (Setting("per request", causality="per request"),)),),
+    choices=(Choice("causality", (Setting({}, {}, causality="per request"),)),),
 )
 ALONE = Part(
     what="one request",
@@ -86,15 +86,18 @@ def test_a_representative_is_its_own_and_no_two_are_of_one_orbit():
 
 
 def test_layers_are_all_pairs_of_settings():
-    found = [frozenset(setting.words for setting in settings) for settings in calls.layers(ALONE)]
-    words = [[setting.words for setting in choice.settings] for choice in ALONE.choices]
-    expected = {frozenset(filter(None, chosen)) for chosen in itertools.product(*(["", *each] for each in words))}
-    assert sorted(map(sorted, found)) == sorted(sorted(chosen) for chosen in expected if len(chosen) <= 2)
+    alone = [choice.settings for choice in ALONE.choices]
+    pairs = sum(len(one) * len(other) for one, other in itertools.combinations(alone, 2))
+    found = [(setting.fields, setting.causality) for setting in calls.layers(ALONE)]
+    assert len(found) == 1 + sum(map(len, alone)) + pairs
+    assert all(found.count(each) == 1 for each in found)
+    assert ({"window": (0, -1), "sinks": "near"}, None) in found
+    assert ({"window": (1, -1)}, "per request") in found
 
 
 def test_settings_of_one_field_do_not_meet():
-    part = dataclasses.replace(ALONE, choices=(WINDOW, Choice("other", (Setting("clamped", {"window": (2, -1)}),))))
-    assert max(len(settings) for settings in calls.layers(part)) == 1
+    part = dataclasses.replace(ALONE, choices=(WINDOW, Choice("other", (Setting({"window": (2, -1)}, {}),))))
+    assert max(len(setting.fields) for setting in calls.layers(part)) == 1
 
 
 def test_one_request_has_every_length_flag_and_block_size():
@@ -112,7 +115,7 @@ def test_one_request_has_every_length_flag_and_block_size():
         assert len(of_lengths) == 3 * 2 * 2 - 2
 
 
-LATENT = {layout: f"triton-{layout.lower().replace('_', '-')}" for layout in (Layout.LATENT, *LATENT_FORMATS)}
+LATENT = {Layout.LATENT: "triton-latent", **{layout: f"triton-latent@{mode}" for layout, mode in MODE_OF_FORMAT.items()}}
 
 
 def plainest(name: str) -> Case:
@@ -122,7 +125,7 @@ def plainest(name: str) -> Case:
 def contradictions(setting: Setting, part: Part, of: Case) -> list[str]:
     """What the contract says against the plainest call of a target with a setting."""
     found: list[str | None] = []
-    for template in calls.templates((setting,), of, part.block_sizes):
+    for template in calls.templates(setting, of, part.block_sizes):
         requests = calls.requests_of(part, template.attn_type, setting.causality, setting.ranges)
         own = [r for r in requests if r.query_len and r.seq_len][:1]
         (batch,) = symmetry.batches([own], template.cache.block_size if template.cache else 0)
@@ -137,8 +140,8 @@ def test_each_setting_alone_is_a_call_of_the_contract(name):
     for part in SCOPES[name].parts:
         for setting in itertools.chain.from_iterable(choice.settings for choice in part.choices):
             if wrong := contradictions(setting, part, plain):
-                assert any("latent" in why or "each row holds its own" in why for why in wrong), (setting.words, wrong)
-                assert not all(contradictions(setting, part, of) for of in latent), setting.words
+                assert any("latent" in why or "each row holds its own" in why for why in wrong), (setting, wrong)
+                assert not all(contradictions(setting, part, of) for of in latent), setting
 
 
 @pytest.mark.parametrize(("layout", "name"), LATENT.items())

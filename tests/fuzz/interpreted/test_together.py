@@ -30,6 +30,19 @@ def nothing_apart(monkeypatch):
 
 
 @triton.jit
+def declared_kernel(out_ptr, stride: tl.int64, small: tl.int8):
+    tl.store(out_ptr, (tl.program_id(0) + 2) * stride)
+    tl.store(out_ptr + 1, small.dtype.primitive_bitwidth)
+
+
+def test_a_parameter_has_the_type_that_it_is_declared_with():
+    """Triton's interpreter gives an int the narrowest type: a stride of tl.int64 led astray where a row lies behind 2^31."""
+    out = torch.zeros(2, dtype=torch.int64)
+    declared_kernel[(1,)](out, 3 << 29, 5)
+    assert out.tolist() == [3 << 30, 8]
+
+
+@triton.jit
 def branches_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
     program, lane = tl.program_id(0), tl.arange(0, SIZE)
     number = tl.load(numbers_ptr + program)

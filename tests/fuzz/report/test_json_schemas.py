@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 import jsonschema
+import msgspec
 import pytest
 from attn_parity import COMMANDS, cli
 from attn_parity.doctor import sections
@@ -12,7 +13,7 @@ from attn_parity.json_types import OUTPUTS
 
 from tests.pages import PAGES, ROOT
 
-PARTS = json.loads((ROOT / "docs" / "generated" / "schemas.json").read_text())["$defs"]
+_, PARTS = msgspec.json.schema_components(OUTPUTS.values(), ref_template="#/$defs/{name}")
 
 
 def closed(schema: Any) -> Any:

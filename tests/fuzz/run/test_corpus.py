@@ -27,7 +27,7 @@ def step(step_case):
 
 
 def test_the_shipped_corpus_is_run_on_our_kernels():
-    """They agree on it: see tests/test_readme.py, whose run begins with these cases."""
+    """They agree on it: see tests/docs/test_readme.py, whose run begins with these cases."""
     past = files.admitted(files.shipped(), "triton", registry.load("triton").support("cpu")).cases
     assert len(past) >= 70
 

@@ -211,7 +211,7 @@ def test_a_driver_without_these_functions_is_named(driver):
     ("target", "message"),
     [
         ("reference-fp32", "mprotect refuses to protect 8388608 bytes"),
-        ("triton-gfx942", "the kernels of triton-gfx942 are emulated, where every address is checked"),
+        ("triton@gfx942", "the kernels of triton@gfx942 are emulated, where every address is checked"),
     ],
 )
 def test_where_there_are_no_unmapped_pages_nothing_runs(target, message, attn_parity, monkeypatch):

@@ -35,7 +35,7 @@ COMMANDS = {
     "replay": "replay case.json case.json case.json case.json case.json case.json --target planted:SLOW --device cpu",
     "zoo": "zoo --only diagonal --examples 100 --workers 2 --device cpu",
     "mutate": "mutate --only {mutant} --target triton-varlen --recorded 10 --examples 25 --workers 1 --log log --device cpu",
-    "emulated": f"{FUZZ} --target planted_emulated:SMALL_GFX942 --examples 5 --no-sanitize",
+    "emulated": f"{FUZZ} --target planted_emulated:SMALL_TRITON@gfx942 --examples 5 --no-sanitize",
     "compile": "compile --arch gfx942 --only merge --workers 1",
     "prove": "prove --cases proved",
     "select": "select --heads 8 --head-size 64 --arch gfx942",

@@ -8,9 +8,8 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 
-FINDINGS = {
-    finding.name: finding for each in (aiter.GLUON_UNIFIED, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA) for finding in each
-}
+GROUPS = (aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA)
+FINDINGS = {finding.name: finding for each in GROUPS for finding in each}
 
 
 @pytest.mark.parametrize("name", FINDINGS)
@@ -36,6 +35,7 @@ def test_every_finding_replays(name, tmp_path):
         ("aiter-gluon-hidden-tile", "value", {"window": (-1, -1)}),
         ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),
         ("aiter-gluon-mla-one-part", "value", {"requests": {"query_len": 2}}),
+        ("aiter-gluon-negative-scales", "value", {"cache": {"scales": "tensor"}}),
     ],
 )
 def test_a_finding_explains_what_its_lines_can_cause_alone(name, kind, changes):

@@ -22,7 +22,7 @@ from attn_contract import ContractError, MiscompiledError
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import build
-from attn_fuzz.emulated import compiler, emulation
+from attn_fuzz.emulated import compiler, emulation, launches
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.jobs import Compiled, Job, Pointer
 from attn_fuzz.run.drawing import draw_cases
@@ -34,7 +34,8 @@ from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import emulated, registry
-from attn_fuzz.targets.emulated import TRITON_GFX942
+from attn_fuzz.targets.modes import ARCHITECTURES
+from attn_fuzz.targets.target import Gpu
 from attn_fuzz.targets.triton import PARTS_PER_ROUND, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.zoo import known_bugs as mutants
@@ -47,6 +48,7 @@ from attn_parity.compile import chosen_architectures
 from hypothesis import strategies as st
 
 ZOO = attn_lab.zoo.known_bugs.FOLDER
+TRITON_GFX942 = registry.load("triton@gfx942")
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ def tried(case: Case) -> Verdict:
     return try_case(case, TRITON_GFX942, "cpu")
 
 
-@pytest.mark.parametrize("architecture", ["GFX942", "GFX1201"])
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
 def test_drawn_examples_agree(architecture, fuzz_here):
-    ended, cases = fuzz_here(f"planted_emulated:SMALL_{architecture}", examples=5, seed=4)
+    ended, cases = fuzz_here(f"planted_emulated:SMALL_TRITON@{architecture}", examples=5, seed=4)
     assert ended.failure is None, ended.failure
     assert ended.examples == len(cases) == 5
     assert ended.ratio > 0
@@ -78,14 +80,14 @@ def test_drawn_examples_agree(architecture, fuzz_here):
 
 def test_a_mutant_is_compiled_with_its_fault_and_found(step_case, tmp_path):
     mutant = mutants.load(ZOO / "diagonal.toml")
-    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", mutant) as executor:
+    with Executor("triton@gfx942", "cpu", 120.0, tmp_path / "ahead.json", mutant) as executor:
         assert executor.run(step_case).kind == "bitwise"
 
 
 def test_a_kernel_that_the_compiler_refuses_is_one_error(step_case, monkeypatch):
     job = Job("planted_kernel", "refused_kernel", "gfx942", {})
     right = compiler.ready
-    monkeypatch.setattr(emulation, "ready", lambda other: right(job))
+    monkeypatch.setattr(launches, "ready", lambda other: right(job))
     verdict = tried(step_case)
     assert verdict.kind == "raised"
     assert verdict.message.startswith("CompilerError: refused_kernel for gfx942: CompilationError: at 2:4: ")
@@ -103,9 +105,7 @@ def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_
     monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
     verdict = tried(step_case)
     assert verdict.kind == "raised"
-    said = (
-        rf"{error}: the process that compiles was killed by {number.name} \(attn_fuzz/targets/emulated\.py:\d+, in _emulate\)"
-    )
+    said = rf"{error}: the process that compiles was killed by {number.name} \(attn_optimized/kernel_call\.py:\d+, in run\)"
     assert re.fullmatch(said, verdict.message)
     assert tried(step_case).kind == "agree"
 
@@ -121,14 +121,14 @@ def test_code_that_lost_an_address_is_refused_and_does_not_run(step_case, monkey
     def refuse(assembly: str, architecture: str) -> None:
         raise MiscompiledError("attn_optimized", "planted", f"for {architecture}")
 
-    monkeypatch.setattr("attn_fuzz.emulated.emulation.refuse_miscompiled", refuse)
-    monkeypatch.setattr("attn_fuzz.emulated.emulation.run", None)
+    monkeypatch.setattr("attn_fuzz.emulated.launches.refuse_miscompiled", refuse)
+    monkeypatch.setattr("attn_fuzz.emulated.launches.run", None)
     verdict = tried(step_case)
     assert verdict.kind == "refused"
     assert "planted not supported: for gfx942" in verdict.message
 
 
-SPILLED = """{"schema":"attn-parity.case/2","target":"triton-gfx942","dtype":"bfloat16","head_size":80,"scale":1.0,
+SPILLED = """{"schema":"attn-parity.case/2","target":"triton@gfx942","dtype":"bfloat16","head_size":80,"scale":1.0,
 "window":[1,0],"requests":[{"query_len":1,"seq_len":33,"blocks":[0]},{"query_len":29,"seq_len":0}],"cache":{"layout":"BLOCKS_FIRST_NHD",
 "block_size":48,"num_blocks":1,"padding":1,"dtype":"fp8_e4m3fn","scales":"token"},"slack":100,"program_order":"in order",
 "values":{"kind":"exact"}}"""
@@ -166,9 +166,8 @@ def test_jobs_of_one_text_share_a_program(step_case):
 def test_it_says_why_it_is_unavailable(device, missing, words, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else found(name, *rest))
-    for name in registry.names():
-        if re.fullmatch(r"triton-gfx\w+", name):
-            assert words in (registry.load(name).unavailable(device) or ""), name
+    for architecture in ARCHITECTURES:
+        assert words in (registry.load(f"triton@{architecture}").unavailable(device) or ""), architecture
 
 
 @pytest.mark.parametrize(("release", "served"), [("3.6.0", False), ("3.7.0", True)])
@@ -176,9 +175,9 @@ def test_gfx1250_is_refused_by_name_under_a_triton_that_cannot_assemble_for_it(r
     monkeypatch.setattr(triton, "__version__", release)
     missing_compiler.cache_clear()
     said = f"Triton {release} cannot assemble kernels of many arguments for gfx1250; 3.7 and newer can"
-    for name in ("triton-gfx1250", "triton-merge@gfx1250"):
+    for name in ("triton@gfx1250", "triton-merge@gfx1250"):
         assert registry.load(name).unavailable("cpu") == (None if served else said)
-    assert registry.load("triton-gfx1201").unavailable("cpu") is None
+    assert registry.load("triton@gfx1201").unavailable("cpu") is None
     assert ("gfx1250" in chosen_architectures(None)) is served
     with nullcontext() if served else pytest.raises(click.UsageError, match=f"--arch: {said}"):
         chosen_architectures("gfx942,gfx1250")
@@ -191,9 +190,9 @@ def test_gfx1250_is_refused_by_name_under_a_triton_that_cannot_assemble_for_it(r
     [
         ([], ["Triton interprets the kernels on the CPU"]),
         (["triton"], ["Triton interprets the kernels on the CPU"]),
-        (["triton-gfx942"], ["Triton compiles the kernels for a GPU that is emulated on the CPU"]),
+        (["triton@gfx942"], ["Triton compiles the kernels for a GPU that is emulated on the CPU"]),
         (
-            ["triton-gfx942", "triton"],
+            ["triton@gfx942", "triton"],
             ["Triton interprets the kernels on the CPU", "Triton compiles the kernels for a GPU that is emulated on the CPU"],
         ),
     ],
@@ -209,12 +208,17 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
     ("name", "words"),
     [
         ("reference-fp32@gfx942", "reference-fp32 does not name the modules of its kernels"),
-        ("vllm-unified-attention@sm90", "expected one of gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 behind the @"),
-        ("vllm-unified-attention@", "expected one of gfx90a, "),
+        ("vllm-unified-attention@sm90", "gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 behind the @"),
+        ("vllm-unified-attention@", "expected one of invariant, "),
+        ("triton@gfx942@far", "write @far@gfx942"),
+        ("triton@invariant@returned", "@invariant@returned: one excludes the other"),
+        ("triton@planned@gfx942", "@gfx942 alone plans for gfx942"),
+        ("triton-merge@far", "a share of its merges is called so already"),
+        ("triton-latent-scaled-far@gfx942", "triton-latent-scaled-far@gfx942 is now triton-latent@scaled@far@gfx942"),
         ("nobody@gfx942", "got 'nobody', expected one of"),
     ],
 )
-def test_a_target_that_cannot_be_compiled_for_an_architecture_is_refused(name, words):
+def test_a_mode_that_a_target_has_not_is_refused(name, words):
     with pytest.raises(registry.UnknownTargetError, match=re.escape(words)):
         registry.load(name)
 
@@ -228,7 +232,7 @@ def test_the_compiling_process_ends_with_its_parent():
     """It holds the parent's stderr: this returns when both have ended."""
     code = """
 import os, signal
-from attn_fuzz.emulated import compiler, emulation
+from attn_fuzz.emulated import compiler, emulation, launches
 from attn_fuzz.emulated.jobs import Job
 try:
     compiler.ready(Job("no_such_module", "kernel", "gfx942", {}))
@@ -265,7 +269,7 @@ def test_the_guards_around_a_tensor_are_not_the_launchs():
 )
 def test_an_access_that_the_call_does_not_allow_is_told_by_tensor_and_index(mutant, about, words, step_case, tmp_path):
     bug = mutants.load(ZOO / f"{mutant}.toml")
-    with Executor("triton-gfx942", "cpu", 120.0, tmp_path / "ahead.json", bug) as executor:
+    with Executor("triton@gfx942", "cpu", 120.0, tmp_path / "ahead.json", bug) as executor:
         verdict = executor.run(step_case)
     assert (verdict.kind, verdict.about) == ("sanitizer", about), verdict
     assert re.search(rf"attention_kernel for gfx942: {words}", verdict.message)
@@ -302,7 +306,7 @@ def test_our_targets_are_planned_for_the_architecture(name, monkeypatch):
     assert target.planned is not None
     q = torch.zeros(1, 1, 16)
     assert interprets(q)
-    with target.planned("gfx942"):
+    with target.planned(Gpu("gfx942")):
         assert not interprets(q)
         assert architecture_of(q.device, q.dtype) == "gfx942"
     assert interprets(q)
@@ -318,7 +322,7 @@ def test_keys_of_drawn_steps_are_split(tmp_path):
 
 def test_half_of_the_reductions_take_few_parts_at_once():
     """Shipped ones take as many as drawn requests have, so that a bug of a second round survived."""
-    with planned("gfx942"):
+    with planned(Gpu("gfx942")):
         rounds = [parts.reduce_tiles("gfx942", head_size=size, num_parts=3).block_parts for size in range(1, 101)]
     assert {*rounds} == {PARTS_PER_ROUND, 4}
     assert 30 < rounds.count(PARTS_PER_ROUND) < 70
@@ -329,7 +333,7 @@ def code_of(case: Case) -> list[tuple]:
     """What the launches of a case are compiled for on gfx942."""
     step = build(case, "cpu")
     jobs = []
-    with planned("gfx942"):
+    with planned(Gpu("gfx942")):
         plan = attn_optimized.plan_of(step.q, step.layer, step.batch)
     outputs = {"out": step.out, "lse": step.lse}
     if step.kv_cache is not None:
@@ -372,7 +376,7 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
     @st.composite
     def layers(draw) -> tuple[DrawnLayer, DrawnLayer, DrawnLayer, Case]:
         one, another = layer(draw, support), layer(draw, support)
-        return one, another, with_own_numbers(draw, support, one), draw(steps("triton-gfx942", support, one))
+        return one, another, with_own_numbers(draw, support, one), draw(steps("triton@gfx942", support, one))
 
     @hypothesis.seed(1)
     @hypothesis.settings(INDEPENDENT, max_examples=200, phases=[hypothesis.Phase.generate])

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from attn_fuzz.patches.mutant import Mutant, Patch
-from attn_fuzz.targets import far
-from attn_fuzz.targets.far import REACH, spread
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.modes import far
+from attn_fuzz.targets.modes.far import REACH, spread
 
 SEEDS = range(6)
 PROGRAM = "tl.program_id(0)"
@@ -62,17 +63,17 @@ def test_a_tensor_without_two_rows_stays_where_it_is():
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),
     [
-        ("triton-far", "kernels.store.store_output", "rows.row.to(tl.int64)", "rows.row"),
-        ("triton-far", "kernels.write_kv_cache.write_kv_cache_kernel", f"{PROGRAM}.to(tl.int64)", PROGRAM),
+        ("triton@far", "kernels.store.store_output", "rows.row.to(tl.int64)", "rows.row"),
+        ("triton@far", "kernels.write_kv_cache.write_kv_cache_kernel", f"{PROGRAM}.to(tl.int64)", PROGRAM),
         (
             "triton-merge",
             "kernels.merge_attn_states.merge_attn_states_kernel",
             "tl.program_id(0).to(tl.int64)",
             "tl.program_id(0)",
         ),
-        ("triton-latent-far", "kernels.key_rest.load_rest_of_queries", "rows.row.to(tl.int64)", "rows.row.to(tl.int32)"),
+        ("triton-latent@far", "kernels.key_rest.load_rest_of_queries", "rows.row.to(tl.int64)", "rows.row.to(tl.int32)"),
         (
-            "triton-latent-scaled-far",
+            "triton-latent@scaled@far",
             "kernels.write_scaled_latent_cache.write_scaled_latent_cache_kernel",
             f"{PROGRAM}.to(tl.int64)",
             PROGRAM,
@@ -86,7 +87,7 @@ def test_an_offset_of_32_bits_is_found(target, place, find, replace, fuzz_apart)
 
 
 def test_compiled_kernels_run_on_such_tensors_on_the_emulator(fuzz_apart):
-    progress = fuzz_apart("triton-far@gfx942", examples=2, seed=3, on_failure="stop")
+    progress = fuzz_apart("triton@far@gfx942", examples=2, seed=3, on_failure="stop")
     assert (progress.failure, progress.limits, progress.examples) == (None, {}, 2)
 
 
@@ -96,5 +97,5 @@ def test_a_system_without_such_memory_says_so(monkeypatch):
 
     monkeypatch.setattr(far, "_memory", none)
     far._missing.cache_clear()
-    assert "Cannot allocate memory" in far.TRITON_FAR.unavailable("cpu")
+    assert "Cannot allocate memory" in (registry.load("triton@far").unavailable("cpu") or "")
     far._missing.cache_clear()

@@ -31,7 +31,7 @@ from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
-from attn_fuzz.targets.triton import SCALED_LATENT
+from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_fuzz.verdict import oracle
 from attn_lab.matrix import coverage
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -165,7 +165,7 @@ def test_unused_slots_of_formats_with_scales_hold_nan_of_each_type(layout, finit
 
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
 def test_the_kernels_agree_over_formats_with_scales(layout):
-    target = SCALED_LATENT[layout]
+    target = registry.load(f"triton-latent@{MODE_OF_FORMAT[layout]}")
     for case in draw(dataclasses.replace(WITH_SCALES[layout], max_seq_len=40, max_tokens=8))[:12]:
         verdict = try_case(replace(case, target=target.name), target, "cpu")
         assert verdict.kind == "agree", verdict.message
@@ -228,7 +228,7 @@ def test_rows_of_bytes_whose_v_begins_at_an_odd_address_are_drawn(name):
     assert sum(map(loads_no_pairs, draw(registry.load(name).support("cpu"), 800))) > 4
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if name != "reference-fp32"])
+@pytest.mark.parametrize("name", [name for name in registry.battery() if name != "reference-fp32"])
 def test_nobody_who_does_not_name_them_draws_them(name):
     """Not even to see a refusal: what a seed draws for the target has not changed."""
     support = registry.load(name).support("cpu")

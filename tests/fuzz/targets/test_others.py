@@ -2,7 +2,6 @@
 
 import dataclasses
 import runpy
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import attn_reference
@@ -25,7 +24,9 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.pages import PAGES, blocks
 
-OTHERS = [entry.name for entry in entry_points(group=registry.GROUP) if ".targets.others." in entry.value]
+OTHERS = [
+    name for package in registry.packages().values() for name, place in package.places.items() if ".targets.others." in place
+]
 TARGETS = {name: registry.load(name) for name in OTHERS}
 FINDINGS = [(name, finding) for name, target in TARGETS.items() for finding in target.findings]
 CAPPED = [

@@ -17,7 +17,7 @@ from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
 from attn_fuzz.run.trial import PROPERTIES_OF_CASE, try_case
-from attn_fuzz.targets import triton
+from attn_fuzz.targets import registry, triton
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 
@@ -480,7 +480,7 @@ def shipped(step: Step, of_one_key_less: bool = False) -> None:
     layer = step.layer
     if of_one_key_less and step.batch.max_seq_len > 1 << 15:
         layer = dataclasses.replace(layer, window=(layer.window[0] - 1, layer.window[1]))
-    attention = triton.TRITON_INVARIANT.attention
+    attention = registry.load("triton@invariant").attention
     attention(step.q, step.k, step.v, step.kv_cache, layer, step.batch, out=step.out, lse=step.lse)
 
 
@@ -506,8 +506,8 @@ def test_a_key_that_is_left_out_far_away_is_found():
 
 def test_the_page_lists_all_properties_and_what_our_kernels_promise():
     page = Path(__file__, "../../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
-    promised = {each.name: each for each in triton.TRITON_PROPERTIES.properties}
-    invariant = {each.name: each for each in triton.TRITON_INVARIANT.properties}
+    promised = {each.name: each for each in registry.load("triton@properties").properties}
+    invariant = {each.name: each for each in registry.load("triton@invariant").properties}
     assert set(invariant) == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}
     assert set(promised) == {each.name for each in ALL}
     promised = invariant | promised
@@ -569,7 +569,7 @@ def with_other_launches(case: Case, architecture: str) -> set[str]:
         return triton.launch_of(step, architecture, GPUS[architecture])
 
     found: set[str] = set()
-    for each in triton.TRITON_PROPERTIES.properties:
+    for each in registry.load("triton@properties").properties:
         if each.name != "chunked prefill":  # its chunks are those of the device under test
             each(step, lambda part, each=each: found.add(each.name) if launch(part) != launch(step) else None)
     chunks = properties.chunked_prefill(lambda step: 3, ERROR)
@@ -580,7 +580,8 @@ def with_other_launches(case: Case, architecture: str) -> set[str]:
 def test_bits_are_promised_only_where_no_variant_can_be_launched_otherwise():
     """On the GPU of no table, and so not on one GPU by chance."""
     otherwise = {name for case in LAUNCHED.values() for gpu in GPUS for name in with_other_launches(case, gpu)}
-    bitwise = {each.name for each in triton.TRITON_PROPERTIES.properties if each.compared == properties.compared(None)}
+    promised = registry.load("triton@properties").properties
+    bitwise = {each.name for each in promised if each.compared == properties.compared(None)}
     assert otherwise == CAN_BE_LAUNCHED_OTHERWISE
     assert not otherwise & bitwise
 

@@ -13,11 +13,12 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.dimensions.batch import ATTENTION, MULTI_TOKEN_DECODE, REQUESTS
 from attn_fuzz.cases.dimensions.cache import CACHE
 from attn_fuzz.cases.dimensions.call import CALL, SIZES, WRITE
-from attn_fuzz.cases.dimensions.dimension import Causality, Dimension, Ranges, Setting, Value
+from attn_fuzz.cases.dimensions.dimension import FLAGS, Causality, Dimension, Ranges, Setting, Value
 from attn_fuzz.cases.dimensions.rules import RULE_DIMENSIONS, value_on, values_of
 
 __all__ = [
     "DIMENSIONS",
+    "FLAGS",
     "MULTI_TOKEN_DECODE",
     "Causality",
     "Dimension",

@@ -66,7 +66,7 @@ ATTENTION = (
 
 
 def _phase(name: str, holds: Holds, *lengths: tuple[int, int], **asks: Asks) -> Value:
-    return feature(name, holds, *(setting(lengths=each, scopes="none") for each in lengths), **asks)
+    return feature(name, holds, *(setting(lengths=(each,), scopes="none") for each in lengths), **asks)
 
 
 def _query_lens(name: str, holds: Callable[[list[int]], object]) -> Value:

@@ -162,7 +162,7 @@ ALLOCATION = (
         _of_blocks("planes of several blocks", lambda view: view.kv_stride > view.block_stride),
         _of_blocks("V beside K in a block", lambda view: view.kv_stride < view.block_stride),
         of_view("V is the beginning of K's row", lambda view: view.kv_stride == 0),
-        not_drawn("beyond 31 bits", "a target's own: the rows of `triton-far` lie so far apart"),
+        not_drawn("beyond 31 bits", "a target's own: the rows of `triton@far` lie so far apart"),
     ),
     _allocation("padding", "block_stride")(
         feature("padded blocks", of_cache(lambda c: c.padding), setting({"padding": 8}), padding=any),

@@ -103,7 +103,7 @@ WRITE = (
         feature("slot -1", _skips_slots, *_FIRST_ROW, attn_types=has(AttentionType.DECODER)),
         in_step("fewer slots than rows", lambda case, step: any(len(w.slot_mapping) < len(w.k) for w in step.writes)),
         of_tensor("slot_mapping", "beyond 15 bits", lambda slots: (slots >= 1 << 15).any()),
-        not_drawn("beyond 31 bits", "a target's own: the blocks of `triton-far` lie so far apart"),
+        not_drawn("beyond 31 bits", "a target's own: the blocks of `triton@far` lie so far apart"),
         illegal("a slot twice, or outside the cache", "`validation.values` refuses it: the order of writes is undefined"),
     ),
     dimension("writes", "write", "writes", "call.kv_sharing argument.k argument.kv_c argument.k_pe", **_FORM)(
@@ -192,8 +192,8 @@ CALL = (
     _form("dense_out", "out")(
         equals("dense output", "dense_out", True, dense_out=has(True)),
         idle_stride("out"),
-        not_drawn("none", "targets' own: `triton-returned` and `triton-cascade-returned` call without it in every case"),
-        not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton-far` lie so far apart"),
+        not_drawn("none", "targets' own: `triton@returned` and `triton-cascade@returned` call without it in every case"),
+        not_drawn("beyond 2^31 elements", "a target's own: the rows of `triton@far` lie so far apart"),
     ),
     _form("flat_out")(aspect("flat output", lambda case: case.flat_out, setting(flat_out=True))),
     dimension("lse", "call", "lse", "call.lse argument.lse")(
@@ -218,7 +218,7 @@ CALL = (
     _form("program_order", left_out=_TOGETHER)(),
     _form("target", left_out="a run names it")(),
     dimension("a target's own", contract="call.batch_invariant call.over_ranks argument.values argument.layer argument.batch")(
-        not_drawn("batch_invariant", "`triton-invariant` asks for it in every case"),
+        not_drawn("batch_invariant", "`triton@invariant` asks for it in every case"),
         not_drawn("over_ranks", "`triton-over-ranks` and others deal every case to ranks"),
         not_drawn("values=False", "calls of a target in another mode, and layers of backends"),
     ),

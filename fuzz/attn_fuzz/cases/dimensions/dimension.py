@@ -14,6 +14,8 @@ InStep = Callable[[Case, Step], object]
 Asks = Callable[[Any], object]
 Causality = Literal["causal", "non-causal", "per request"]
 """Of a decoder: `causal` is True, False, or a tensor. With a tensor, each request is enumerated with both flags."""
+FLAGS: dict[Causality, tuple[bool, ...]] = {"causal": (True,), "non-causal": (False,), "per request": (False, True)}
+"""The causal flags that requests of a decoder have."""
 Ranges = Literal["edges", "all"]
 """The bidirectional ranges of a request: one of a few at its edges, or each of those that touch one of its keys."""
 Scopes = Literal["every", "few", "all", "none"]
@@ -26,7 +28,8 @@ class Setting:
 
     Args:
         fields, cache: the fields of Case and of Cache that it sets.
-        causality, ranges, lengths: what it says of the requests, `lengths` as (query_len, seq_len); None: nothing.
+        causality, ranges: what it says of the requests; None: nothing.
+        lengths: (query_len, seq_len) of requests; empty: it says nothing of them.
         scopes: which scopes have it.
     """
 
@@ -34,8 +37,14 @@ class Setting:
     cache: Mapping[str, Any]
     causality: Causality | None = None
     ranges: Ranges | None = None
-    lengths: tuple[int, int] | None = None
+    lengths: tuple[tuple[int, int], ...] = ()
     scopes: Scopes = "every"
+
+    def __or__(self, other: "Setting") -> "Setting":
+        """Both together. Of what both set, the other wins; their lengths join."""
+        fields, cache = {**self.fields, **other.fields}, {**self.cache, **other.cache}
+        causality, ranges = other.causality or self.causality, other.ranges or self.ranges
+        return Setting(fields, cache, causality, ranges, self.lengths + other.lengths)
 
     @property
     def names(self) -> frozenset[str]:
@@ -158,7 +167,7 @@ def setting(
     *,
     causality: Causality | None = None,
     ranges: Ranges | None = None,
-    lengths: tuple[int, int] | None = None,
+    lengths: tuple[tuple[int, int], ...] = (),
     scopes: Scopes = "every",
     **fields: Any,
 ) -> Setting:

@@ -12,6 +12,7 @@ together was wrong: `apart` says so, and later launches run one by one.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,11 @@ def launching(interpreter: Any) -> Callable[..., None]:
             named = {**dict(zip(taken, host_args, strict=False)), **host_kwargs}
             if not len(named) == len(taken) == len(host_args) + len(host_kwargs):  # there are defaults, or it raises
                 named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
-            named = {name: arg if name in self.constexprs else interpreter._implicit_cvt(arg) for name, arg in named.items()}
+            types = _integers(self.fn)
+            named = {
+                name: arg if name in self.constexprs else _converted(interpreter, arg, types.get(name))
+                for name, arg in named.items()
+            }
             grid: Any = self.grid(named) if callable(self.grid) else self.grid
             try:
                 _run(interpreter.interpreter_builder, self.fn, named, _dims(grid))
@@ -55,6 +60,23 @@ def launching(interpreter: Any) -> Callable[..., None]:
 def _parameters(kernel: Callable[..., Any]) -> tuple[str, ...]:
     taken = inspect.getfullargspec(kernel)
     return (*taken.args, *taken.kwonlyargs)
+
+
+@functools.cache
+def _integers(kernel: Callable[..., Any]) -> dict[str, str]:
+    """By name, the parameters that are declared to be integers, such as strides of tl.int64: each with its type."""
+    from triton.runtime.jit import _normalize_ty
+
+    declared = {name: str(_normalize_ty(given)) for name, given in inspect.get_annotations(kernel).items()}
+    return {name: given for name, given in declared.items() if re.fullmatch("[iu](8|16|32|64)", given)}
+
+
+def _converted(interpreter: Any, argument: Any, declared: str | None) -> Any:
+    """An argument as a kernel meets it. Triton's interpreter gives an int the narrowest type, whatever is declared."""
+    if declared is None or type(argument) is not int:
+        return interpreter._implicit_cvt(argument)
+    dtype = interpreter.tl.str_to_ty(declared, None)
+    return interpreter.tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=dtype.name), dtype), dtype)
 
 
 def _dims(grid: Sequence[int]) -> tuple[int, int, int]:

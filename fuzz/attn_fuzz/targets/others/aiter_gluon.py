@@ -14,8 +14,8 @@ sinks are needed: -1e30 stands for none.
 
 pa_decode_gluon (gluon/pa_decode_gluon.py) has 1 to 4 queries for each request, of which here each has 1. With `ps` and more
 than one part it merges them by FlyDSL, which is not Gluon and is not here (:5049-5150): the calls with several parts have no
-`ps`. A float8 cache has one scale; q stays bfloat16, and so do the dots (`compute_type`). Scales of tokens are not drawn: with
-them a request of one key in an X_PACKED cache got 0, and nobody knows yet whether kernel, emulator or call is wrong.
+`ps`. A float8 cache has one scale, or one for each token and head; q stays bfloat16, and so do the dots (`compute_type`). With
+scales of tokens weights are multiplied by them, relative to the largest of a tile, before they are rounded.
 
 With a float8 cache and q in bfloat16 unified_attention takes Triton's 2D kernel instead of Gluon's (attention/
 unified_attention.py:49-62), and Gluon's 3D kernel for SHUFFLED decodes. The contract cannot say what else these functions take:

@@ -1,1 +1,0 @@
-"""What AMD's published rates let the hot loops of kernels reach: arithmetic, and no measurement."""

@@ -1,1 +1,0 @@
-"""What launches execute on the emulator, counted: ours beside vLLM's and AITER's."""

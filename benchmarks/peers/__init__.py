@@ -1,0 +1,1 @@
+"""Others' attention kernels beside ours, launch by launch, for GPUs that need not be here."""

@@ -1,0 +1,91 @@
+"""Rows of facts about launches, as the CSV file that keeps them: a line for each launch, or for why there is none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attn_parity.binaries.results import csv_of, records_of
+
+SCHEMA = "attn-parity.peers/1"
+FEW_WORDS = 100
+"""Characters of a reason."""
+PLACE = ("architecture", "case", "whose")
+
+
+class Row(NamedTuple):
+    """A participant's launch in a case, on an architecture.
+
+    Attributes:
+        kernel: its name; empty where nothing was launched.
+        facts: by name; one that is unknown or has no meaning here is left out.
+        why: what is wrong with the launch, or why there are no facts.
+    """
+
+    architecture: str
+    case: str
+    whose: str
+    kernel: str = ""
+    facts: Mapping[str, float] = {}
+    why: str = ""
+
+    def without(self, error: str) -> "Row":
+        """With the last words of an error, and with the first of its kind, on one line."""
+        kind, _, rest = error.partition(":")
+        lines = [line.strip() for line in rest.splitlines() if line.strip()]
+        return self._replace(why=f"{kind}: {lines[-1]}"[:FEW_WORDS] if lines else kind[:FEW_WORDS])
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows, the version of Triton, and that of each peer, by what `Row.whose` calls it."""
+
+    triton: str
+    peers: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+    @property
+    def versions(self) -> str:
+        """Of Triton and of the peers, in words."""
+        named = {"Triton": self.triton} | {whose.removesuffix(" Triton"): version for whose, version in self.peers.items()}
+        return ", ".join(f"{name} {version}" for name, version in named.items())
+
+    def json(self) -> dict[str, Any]:
+        """As `--json` writes them."""
+        rows = [row._asdict() for row in self.rows]
+        return {"schema": SCHEMA, "triton": self.triton, "peers": dict(self.peers), "rows": rows}
+
+    def csv(self, facts: Sequence[str]) -> str:
+        """As a file keeps them, with a column for each of these facts."""
+        return csv_of(_columns(facts), (self._line(row, facts) for row in self.rows))
+
+    def _line(self, row: Row, facts: Sequence[str]) -> list[object]:
+        place = [self.triton, row.architecture, row.case, row.whose, self.peers.get(row.whose, ""), row.kernel]
+        return [*place, *(_shown(row.facts.get(name)) for name in facts), row.why]
+
+
+def read(path: Path, facts: Sequence[str]) -> Results:
+    """
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        records = records_of(path.read_text(encoding="utf-8"), _columns(facts), str(path))
+        rows = [_row(record, facts) for record in records]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    peers = {record["whose"]: record["version"] for record in records if record["version"]}
+    return Results(records[0]["triton"], peers, tuple(rows))
+
+
+def _row(record: Mapping[str, str], facts: Sequence[str]) -> Row:
+    found = {name: float(record[name]) for name in facts if record[name]}
+    return Row(*(record[name] for name in PLACE), record["kernel"], found, record["why"])
+
+
+def _columns(facts: Sequence[str]) -> tuple[str, ...]:
+    return ("triton", *PLACE, "version", "kernel", *facts, "why")
+
+
+def _shown(fact: float | None) -> str:
+    return "" if fact is None else str(int(fact)) if fact == int(fact) else f"{fact:g}"

@@ -1,0 +1,94 @@
+"""Modes of targets: `NAME@far` is the target NAME in the mode "far". A mode makes another target of a target, or says why not.
+
+Most modes are of any target. Those of `Target.modes` are the target's own, or its own way to a mode that has a name here.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+
+from attn_fuzz.errors import InputError
+from attn_fuzz.targets.target import Target
+
+MODES = {
+    "invariant": "batch-invariant calls: each request also alone, and in other batches, bit by bit",
+    "returned": "called without `out`: the tensor that the call returns",
+    "properties": "without an oracle: relations between its own outputs, also at sizes at which the reference is too slow",
+    "planned": "launched as on GPUs that are not here, and interpreted",
+    "far": "tensors that reach beyond 2^31 elements",
+}
+"""What each mode does, but for those that compile for an architecture."""
+ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+"""The modes that compile for an architecture."""
+COMPILED = "compiled for an architecture of AMD, and emulated"
+_ORDER = {**dict.fromkeys(MODES, 1), "far": 2, **dict.fromkeys(ARCHITECTURES, 3)}
+"""Modes with one number exclude each other, and a name has them in this order. Other modes of a target's own come first."""
+
+
+class NoModeError(InputError):
+    """A target has no such mode."""
+
+
+def applied(target: Target, modes: Sequence[str], place: str) -> Target:
+    """A target in modes, from the left to the right.
+
+    Args:
+        place: module and attribute of the target, as its entry point has them. Another process loads its kernels by them.
+
+    Raises:
+        NoModeError: a mode is unknown, or comes after one that it cannot come after, or the target has no such mode.
+    """
+    own = target.modes
+    for before, mode in zip((None, *modes), modes, strict=False):
+        if mode not in own and mode not in _ORDER:
+            raise NoModeError(f"expected one of {', '.join(dict.fromkeys((*own, *_ORDER)))} behind the @")
+        if before is not None and _order(before) >= _order(mode):
+            reason = "one excludes the other" if _order(before) == _order(mode) else f"write @{mode}@{before}"
+            raise NoModeError(f"@{before}@{mode}: {reason}")
+        if "planned" in modes[: modes.index(mode)] and mode in ARCHITECTURES:
+            raise NoModeError(f"@planned@{mode}: @{mode} alone plans for {mode}")
+        changed = _in_mode(target, mode, place)
+        says = MODES.get(mode, COMPILED if mode in ARCHITECTURES else "")
+        description = f"{target.description}: {says}" if says else changed.description
+        target = dataclasses.replace(changed, name=f"{target.name}@{mode}", description=description)
+    return target
+
+
+def _order(mode: str) -> int:
+    return _ORDER.get(mode, 0)
+
+
+def _in_mode(target: Target, mode: str, place: str) -> Target:
+    own = target.modes.get(mode)
+    if isinstance(own, str):
+        raise NoModeError(own)
+    if own is not None:
+        return own(target)
+    if mode in ARCHITECTURES:
+        from attn_fuzz.targets.modes.compiled import compiled_for
+
+        return compiled_for(target, place, mode)
+    return importlib.import_module(f"attn_fuzz.targets.modes.{mode}").of(target)
+
+
+def declared(target: Target) -> list[str]:
+    """The modes that a target declares to have, and those that come after a format of its own. None compiles."""
+    own = [mode for mode, how in target.modes.items() if callable(how)]
+    if target.planned is not None and "planned" not in target.modes:
+        own.append("planned")
+    formats = [mode for mode in own if mode not in MODES]
+    of_any = [mode for mode in own if mode in MODES]
+    return [*own, *(f"{form}@{mode}" for form in formats for mode in of_any)]
+
+
+def told(target: Target, place: str) -> dict[str, str]:
+    """By mode, what it makes of a target, or "no" and why the target has no such mode."""
+    found: dict[str, str] = {}
+    for mode in dict.fromkeys((*target.modes, *_ORDER)):
+        try:
+            description = applied(target, [mode], place).description
+        except NoModeError as error:
+            found[mode] = f"no: {error}"
+        else:
+            found[mode] = description.removeprefix(f"{target.description}: ")
+    return found

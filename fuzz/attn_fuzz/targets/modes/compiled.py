@@ -1,0 +1,122 @@
+"""NAME@gfx942: the kernels compiled for an architecture of AMD, and emulated. What the compiler made of them runs.
+
+Host code plans for the architecture as it would there, if the target says how (`Target.planned`). A compiled kernel is kept,
+and cases that share a layer share it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from attn_contract import Layer
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.choices import choices_by, choices_by_metadata
+from attn_fuzz.targets.emulated import STEPS_PER_LAYER, missing, schedules
+from attn_fuzz.targets.modes import NoModeError
+from attn_fuzz.targets.target import FUNCTIONS, Gpu, Support, Target
+from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+
+KEYS_PER_TILE = 16
+"""The least of this project's launches for AMD."""
+MOST_TOKENS, MOST_KEYS = 128, 256
+LARGE_SHARE = 0.3
+"""The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
+for a layer: a choice for each launch would compile most kernels twice."""
+_WITH_XF32 = ("gfx942",)
+"""Where Triton makes XF32 of a tl.dot of float32 that does not say how. How hardware rounds to XF32 is not published."""
+
+
+def _missing(device: str, architecture: str) -> str | None:
+    if reason := missing(device) or missing_triton(device):
+        return reason
+    from attn_optimized.device import missing_compiler
+
+    return missing_compiler(architecture)
+
+
+def _is_large(arguments: Iterable[object]) -> bool:
+    layer = next((argument for argument in arguments if isinstance(argument, Layer)), None)
+    if layer is None:
+        return False
+    group = layer.num_heads // layer.num_kv_heads
+    fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
+    return choices_by(fields).random() < LARGE_SHARE
+
+
+def compiled_for(target: Target, place: str, architecture: str) -> Target:
+    """A target whose kernels are compiled for an architecture of AMD, and emulated.
+
+    Args:
+        place: as of `modes.applied`.
+
+    Raises:
+        NoModeError: its kernels cannot be compiled for the architecture.
+    """
+    if target.compiled_for is not None:
+        if "@" in target.name:
+            raise NoModeError(f"{target.name}@{architecture}: its code is that of an architecture, and has no other mode")
+        return target.compiled_for(architecture)
+    if target.modules is None:
+        raise NoModeError(f"{target.name} does not name the modules of its kernels (Target.modules)")
+    if target.architectures and architecture not in target.architectures:
+        raise NoModeError(f"its kernels are those of {', '.join(target.architectures)}")
+    is_planned = target.planned is not None
+
+    def planned() -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if target.planned is None else target.planned(Gpu(architecture))
+
+    def emulating(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            from attn_fuzz.emulated.launches import Launches
+
+            launches = Launches(
+                f"{place}.modules",
+                architecture,
+                functools.partial(schedules, choices_by_metadata(arguments), races=target.races is None),
+                whole_storages=not is_planned,
+                large_storages=is_planned and _is_large(arguments),
+            )
+            with planned(), launches.emulated():
+                return function(*arguments, **options)
+
+        return call
+
+    def support(device: str) -> Support:
+        declared = target.support(device)
+        has_xf32 = architecture in _WITH_XF32 and not is_planned
+        dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
+        steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
+        changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
+        if not is_planned:
+            return changed
+        sizes = {"max_tokens": MOST_TOKENS, "max_seq_len": MOST_KEYS}
+        sizes = {name: min(most, getattr(declared, name)) for name, most in sizes.items()}
+        return dataclasses.replace(changed, long_seq_len=None, **sizes)
+
+    def rounding(device: str) -> Rounding:
+        declared = target.rounding("cuda")
+        return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if is_planned else declared
+
+    def events(step: Step) -> Iterable[str]:
+        with planned():
+            return [*target.events(step)]
+
+    functions = {field: function for field in FUNCTIONS if (function := getattr(target, field)) is not None}
+    return dataclasses.replace(
+        target,
+        support=support,
+        rounding=rounding,
+        unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
+        events=events,
+        # compiling takes long, and refusals and other modes of the kernels are host code's, which the interpreted target has
+        refuses=False,
+        siblings=(),
+        compiles=True,
+        sanitizes=False,
+        exact=False,
+        **{field: emulating(function) for field, function in functions.items()},
+    )

@@ -1,0 +1,97 @@
+"""NAME@planned: launches as on GPUs that are not here, for any architecture that the launch tables know, interpreted on a CPU.
+
+The plan that the interpreter takes for itself has tiles, splits and formats of float8 of its own. So the tables, the waves of
+compute units and the formats of GPUs would never run on a CPU. A call's metadata chooses its GPU. In half of the calls
+attention has launch parameters that no table holds.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.choices import choices_by_metadata
+from attn_fuzz.targets.modes import NoModeError
+from attn_fuzz.targets.target import FUNCTIONS, Gpu, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+COMPUTE_UNITS = (1, 3, 8)
+"""Few enough that splitting keys over them does not make more programs than are quickly interpreted."""
+SIDES = (32, 64, 128)
+MOST_PARTS = 128
+LEAST_TILE = 16
+"""Keys of the smallest tile that a plan can have."""
+_NVIDIA = ("sm70", "sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121")
+"""GPUs that keep several tiles of keys in shared memory, whose size limits how many."""
+
+
+def drawn_gpu(choose: random.Random) -> Gpu:
+    """One with a table of its own or of a chip like it; now and then one of NVIDIA's, or one that no table names."""
+    from attn_optimized.launch.table import architectures
+
+    strangers = (
+        f"sm{choose.randint(70, 129)}",
+        choose.choice(_NVIDIA),
+        f"gfx{choose.randint(0x900, 0x9FF):x}",
+    )
+    architecture, compute_units = choose.choice((*architectures(), *strangers)), choose.choice(COMPUTE_UNITS)
+    parameters = _parameters(choose) if choose.random() < 0.5 else {}
+    return Gpu(architecture, compute_units, parameters, batch_invariant=choose.random() < 0.2)
+
+
+def _parameters(choose: random.Random) -> dict[str, Any]:
+    return {
+        "block_m": choose.choice(SIDES),
+        "block_n": choose.choice(SIDES),
+        "num_warps": choose.choice((1, 2, 4, 8)),
+        "num_stages": choose.randint(1, 4),
+        "maxnreg": choose.choice((None, 128)),
+        "waves_per_eu": choose.choice((None, 2)),
+        "keys_per_split": choose.choice((16, 16, 33, 64, 512)),
+        "programs_per_unit": choose.randint(1, 3),
+        "uneven_waves": choose.randint(0, 4),
+    }
+
+
+def of(target: Target) -> Target:
+    planned = target.planned
+    if planned is None:
+        raise NoModeError(f"{target.name} does not say how its host code plans for another GPU (Target.planned)")
+
+    def on_drawn_gpu(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with planned(drawn_gpu(choices_by_metadata(arguments))):
+                return function(*arguments, **options)
+
+        return call
+
+    def events(step: Step) -> list[str]:
+        gpu = drawn_gpu(choices_by_metadata((step.batch,)))
+        with planned(gpu):
+            return [gpu.architecture[:2], *target.events(step)]
+
+    def rounding(device: str) -> Rounding:
+        # a bound of every plan: no tile sums more keys at once than there are
+        return dataclasses.replace(target.rounding("cuda"), keys_per_tile=LEAST_TILE, splits=MOST_PARTS)
+
+    return dataclasses.replace(
+        target,
+        rounding=rounding,
+        unavailable=lambda device: target.unavailable(device) or _missing(device),
+        events=events,
+        siblings=(),
+        checks_arguments=False,
+        modules=None,  # its launches are those of several architectures
+        **{field: on_drawn_gpu(function) for field in FUNCTIONS if (function := getattr(target, field)) is not None},
+    )
+
+
+def _missing(device: str) -> str | None:
+    from attn_fuzz.targets.aiter import missing_e4m3fnuz
+
+    if device != "cpu":
+        return "it interprets the launches of GPUs that are not here: --device cpu"
+    return missing_e4m3fnuz()

@@ -1,0 +1,34 @@
+"""NAME@returned: calls without `out`, of which the tensor that the call returns is judged."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from attn_fuzz.targets.modes import NoModeError
+from attn_fuzz.targets.target import Mode, Support, Target
+
+
+def by(attend: Callable[..., torch.Tensor]) -> Mode:
+    """The mode of a target, for `Target.modes`.
+
+    Args:
+        attend: an AttentionFunction that returns the output where `out` is None.
+    """
+
+    def returned(target: Target) -> Target:
+        def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+            made = attend(q, k, v, kv_cache, layer, batch, out=None, lse=lse)
+            num_rows = int(batch.query_start_loc[-1])
+            out[:num_rows] = made[:num_rows].reshape(out[:num_rows].shape)
+
+        def support(device: str) -> Support:
+            return dataclasses.replace(target.support(device), output_dtypes=())
+
+        return dataclasses.replace(target, attention=attention, support=support, siblings=(), checks_arguments=False)
+
+    return returned
+
+
+def of(target: Target) -> NoReturn:
+    raise NoModeError(f"{target.name} does not say that it returns its output: modes={{'returned': returned.by(attention)}}")

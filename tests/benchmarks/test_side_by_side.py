@@ -1,0 +1,212 @@
+"""`python -m benchmarks peers`: what stand-ins for vLLM and AITER pass is what is compiled, run and counted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.__main__ import cli
+from benchmarks.peers import command, tables
+from benchmarks.peers.results import Row
+from benchmarks.speed import peers
+from benchmarks.speed.calls import FLOAT8_OF, attention_call
+from benchmarks.speed.cases import CASES, Attention
+
+ROOT = Path(__file__).parents[2]
+VLLM = """
+from vllm.platforms import current_platform
+from vllm.triton_utils import tl, triton
+
+MAX_3D_QUERY_LEN = 8
+
+@triton.jit
+def copy_kernel(out_ptr, q_ptr, stride, SIZE: tl.constexpr):
+    place = tl.program_id(0) * stride + tl.arange(0, SIZE)
+    tl.store(out_ptr + place, tl.load(q_ptr + place))
+
+def unified_attention(q, out, window_size, **rest):
+    if window_size[0] >= 0:
+        raise ValueError("windows\\nare not for us")
+    copy_kernel[(q.shape[0],)](out, q, q.stride(0), SIZE=1024, num_warps=8 if current_platform.is_rocm() else 2)
+"""
+VLLM_PREFILL = """
+def context_attention_fwd(**rest): ...
+"""
+AITER = """
+import triton
+import triton.language as tl
+from aiter.ops.triton.utils._triton.arch_info import get_arch
+from aiter.ops.triton.utils.device_info import get_num_sms
+
+def select_2d_config():
+    return {"num_warps": 1, "waves_per_eu": 3}
+
+select_3d_config = select_2d_config
+
+@triton.heuristics({"WIDE": lambda values: values["SIZE"] > 512})
+@triton.jit
+def picky_kernel(out_ptr, q_ptr, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    tl.static_assert(WIDE, "only wide ones")
+    place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    tl.store(out_ptr + place, tl.load(q_ptr + place))
+
+def unified_attention(q, out, window_size, **rest):
+    size = 64 if window_size[0] >= 0 else get_num_sms() // 304 * 1024
+    picky_kernel[(4,)](out_ptr=out, q_ptr=q, SIZE=size, **select_2d_config())
+"""
+COPIES_Q = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def copy_kernel(out_ptr, q_ptr, row_stride, SIZE: tl.constexpr):
+    place = tl.program_id(0) * row_stride + tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    tl.store(out_ptr + place, tl.load(q_ptr + place))
+
+def select_2d_config(): ...
+
+select_3d_config = select_2d_config
+
+def unified_attention(q, out, **rest):
+    copy_kernel[lambda named: (len(named["q_ptr"]), q.shape[1])](out, q, q.stride(0), SIZE=q.shape[2], num_warps=1)
+"""
+CROSS, WINDOW = "cross-attention, 64 x 1 query on 1500, H20 D64", "decode, H64/HK8/D64 + sinks + window 128, 64 x 8k"
+OURS, THEIRS, AMDS = "ours", "vLLM Triton", "AITER Triton"
+SMALL = "decode, 4 x 1k"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    ops = "vllm/v1/attention/ops"
+    files = {
+        f"{ops}/triton_unified_attention.py": VLLM,
+        f"{ops}/triton_prefill_attention.py": VLLM_PREFILL,
+        "aiter/ops/triton/unified_attention.py": AITER,
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    given = ["peers", "--vllm", folder, "--aiter", folder, "--json", folder / "found.json", *arguments]
+    given_environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks", *map(str, given)],
+        cwd=folder,
+        env=os.environ | given_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def found(folder: Path) -> list[Row]:
+    return [Row(**row) for row in json.loads((folder / "found.json").read_text())["rows"]]
+
+
+def test_what_a_wrapper_passes_is_what_is_compiled(folder):
+    only = [option for name in (CROSS, WINDOW) for option in ("--only", name)]
+    process = started(folder, "binaries", "--arch", "gfx942", *only, "--workers", 1)
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    rows = {(row.case, row.whose): row for row in found(folder) if row.kernel != "reduce_parts_kernel"}
+    assert set(rows) == {(case, whose) for case in (CROSS, WINDOW) for whose in (OURS, THEIRS, AMDS)}
+    assert all((not row.facts) == bool(row.why) for row in rows.values())
+    for case in (CROSS, WINDOW):
+        assert rows[case, OURS].kernel == "attention_kernel"
+        assert rows[case, OURS].facts["matrix_instructions"]
+    copy, picky = rows[CROSS, THEIRS], rows[CROSS, AMDS]
+    assert (copy.kernel, copy.facts["num_warps"]) == ("copy_kernel", 8), "as its wrapper does on ROCm"
+    assert (picky.kernel, picky.facts["num_warps"]) == ("picky_kernel", 1)
+    assert (copy.facts["waves"], picky.facts["waves"]) == (8, 3), "as many as AITER asks for"
+    assert (rows[WINDOW, THEIRS].kernel, rows[WINDOW, THEIRS].why) == ("", "ValueError: are not for us")
+    assert rows[WINDOW, AMDS].kernel == "picky_kernel"
+    assert "only wide ones" in rows[WINDOW, AMDS].why
+    assert "ValueError: are not for us" in output
+
+
+def test_launches_run_and_are_counted(folder):
+    """128 programs of one wave copy 256 bytes each: two lines of 128 by one load, and two by one store."""
+    (folder / "aiter/ops/triton/unified_attention.py").write_text(COPIES_Q)
+    (folder / "vllm/v1/attention/ops/triton_unified_attention.py").write_text(VLLM.replace("window_size[0] >= 0", "True"))
+    process = started(folder, "counts", "--arch", "gfx942", "--only", SMALL, "--workers", 1)
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 1, errors
+    attention, reduce, _, copy = found(folder)
+    assert attention.why == reduce.why == ""
+    assert attention.facts["multiply-adds"] >= attention.facts["needed"] == 2 * 4 * 1024 * 32 * 128
+    assert (copy.kernel, copy.facts["programs"], copy.facts["num_warps"]) == ("copy_kernel", 128, 1)
+    assert [copy.facts[name] for name in ("global accesses", "lines of 128", "least lines of 128")] == [256, 512, 512]
+    assert copy.why.startswith("wrong: relative error")
+    assert "counts: 2 rows, and 2 without facts or wrong: Triton" in output
+
+
+def test_a_signal_ends_it_with_what_was_found(folder):
+    process = started(folder, "binaries", "--arch", "gfx942", "--workers", "2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and len(children.read_text().split()) < 3:  # two and multiprocessing's own
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; so far: " in output
+    assert json.loads((folder / "found.json").read_text())["triton"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("binaries", "--arch", "gfx9"), "--arch: got gfx9, expected some of gfx90a"),
+        (("counts", "--arch", "gfx942,sm90"), "got sm90, and counts are of AMD's alone"),
+        (("binaries", "--only", "cache write"), "no case has 'cache write' in its name"),
+        (("bounds", "--json", "none/found.json"), "--json: the folder none does not exist"),
+        (("--json", "found.json"), "--json: expected one kind of facts"),
+        (("--write", "--only", "decode"), "--write: the page is of its own cases"),
+        (("--aiter", "none"), "--aiter: got none, expected a folder that holds the package `aiter`"),
+        (("--check",), "binaries.csv"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    find_spec = peers.importlib.util.find_spec
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in ("vllm", "aiter") else find_spec(name))
+    ended = CliRunner().invoke(cli, ["peers", *arguments])
+    assert ended.exit_code == 2
+    assert words in " ".join(ended.output.split())
+
+
+def test_a_changed_fact_changes_the_page_and_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / command.FOLDER, command.FOLDER)
+    shutil.copy(ROOT / command.PAGE, command.PAGE)
+    check = ["peers", "--check"]
+    assert CliRunner().invoke(cli, check).exit_code == 0
+    facts = command.FOLDER / "binaries.csv"
+    facts.write_text(facts.read_text().replace("attention_kernel,1,202,", "attention_kernel,1,203,", 1))
+    ended = CliRunner().invoke(cli, check)
+    assert (ended.exit_code, "is not current" in " ".join(ended.output.split())) == (1, True)
+
+
+def test_a_launch_that_fits_no_compute_unit_says_so():
+    facts = dict.fromkeys(tables.KINDS["bounds"].facts, 8.0) | {"waves": 0}
+    shown = tables.cells(tables.KINDS["bounds"], Row("gfx942", CROSS, THEIRS, "wide_kernel", facts))
+    assert shown[2:4] == ["wide: wants more LDS or registers than there are", ""]
+
+
+def test_a_float8_cache_is_of_the_architectures_type():
+    case = next(case for case in CASES if isinstance(case, Attention) and case.float8_cache)
+    call = attention_call(case, torch.device("meta"), 1, FLOAT8_OF["gfx942"])
+    assert call.kv_cache is not None
+    assert call.kv_cache.dtype == call.layer.kv_cache_dtype == torch.float8_e4m3fnuz

@@ -1,0 +1,80 @@
+"""The guide "fuzz your own kernel" shows the example as it is, and finds the planted bug, by the command and by pytest."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
+
+BLOCKS = blocks(PAGES["docs/guide/fuzz-your-kernel.md"])
+(ADAPTER,) = (block.text for block in BLOCKS if block.file)
+(DIFF,) = (block.text for block in BLOCKS if block.language == "diff")
+FUZZ, PYTEST, COMPILED, FENCED, FAR = (block.text for block in BLOCKS if block.is_command)
+FOUND = [block.text for block in BLOCKS if block.is_output][-1]
+
+
+@pytest.fixture
+def planted(tmp_path) -> Path:
+    """A copy of the examples with the bug of the page."""
+    folder = Path(shutil.copytree(ROOT / "examples", tmp_path / "mine", ignore=shutil.ignore_patterns("__pycache__")))
+    kernel = folder / "my_unified_attention.py"
+    old, new = (line[2:].strip() for line in DIFF.splitlines())
+    source = kernel.read_text()
+    assert source.count(old) == 1
+    kernel.write_text(source.replace(old, new))
+    return folder
+
+
+def test_the_adapter_on_the_page_is_the_one_in_the_examples():
+    adapter = (ROOT / "examples" / "my_target.py").read_text()
+    assert adapter == ADAPTER
+    assert len(adapter.splitlines()) <= 40
+
+
+def test_the_planted_bug_is_found(planted):
+    ended = run_command(FUZZ, planted)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    found, told = without_numbers(ended.stdout), without_numbers(FOUND)
+    assert {told[0], *told[-2:]} <= set(found), "which case is the smallest may change with what is drawn"
+    assert "window=" in ended.stdout
+
+
+def test_the_last_axis_may_be_named_from_the_end(tmp_path):
+    folder = Path(shutil.copytree(ROOT / "examples", tmp_path / "mine", ignore=shutil.ignore_patterns("__pycache__")))
+    kernel = folder / "my_unified_attention.py"
+    assert kernel.read_text().count("axis=1") == 2
+    kernel.write_text(kernel.read_text().replace("axis=1", "axis=-1"))
+    ended = run_command("attn-parity fuzz --target my_target:TARGET --examples 20 --seed 1 --corpus none", folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "all agree" in ended.stdout
+
+
+def test_pytest_finds_it_too(planted):
+    ended = run_command(PYTEST, planted)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "my_target:TARGET::cases[0]" in ended.stdout
+    assert "window=" in ended.stdout
+
+
+def test_it_reads_nothing_past_its_tensors():
+    ended = run_command(FENCED, ROOT / "examples")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "all agree" in ended.stdout
+    assert "16 fenced" in ended.stdout
+
+
+def test_its_rows_are_multiplied_by_strides_in_32_bits():
+    ended = run_command(FAR, ROOT / "examples")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "--target my_target:TARGET@far" in ended.stdout
+
+
+def test_it_runs_compiled_for_amd_and_the_bug_is_found_there(planted):
+    ended = run_command(COMPILED, ROOT / "examples")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "16 examples" in ended.stdout
+    assert "all agree" in ended.stdout
+    ended = run_command(COMPILED, planted)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "window=" in ended.stdout

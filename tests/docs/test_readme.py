@@ -1,0 +1,48 @@
+"""The README's first run prints what is shown, and its figures are those of the pages that hold them."""
+
+import re
+import tomllib
+from typing import get_args
+
+from attn_lab.zoo.known_bugs import Kind
+
+from tests.pages import PAGES, ROOT, run_command, without_numbers
+
+README = PAGES["README.md"]
+
+
+def test_the_first_run(tmp_path):
+    """Fewer cases are drawn here; how many past cases come first must be as shown."""
+    shown = re.search(r"attn-parity fuzz --seed 1\n```\n\n```\n(.*?)```", README, flags=re.DOTALL)
+    assert shown is not None
+    ended = run_command("attn-parity fuzz --seed 1 --examples 60 --workers 2", tmp_path)
+    texts = ended.stderr + ended.stdout, shown[1]
+    assert ended.returncode == 0, texts
+    printed, expected = ([line for line in without_numbers(text) if not line.startswith("not drawn")] for text in texts)
+    assert printed[-len(expected) :] == expected
+    past = re.search(r"on CPU, (\d+ past cases)", ended.stdout)
+    assert past is None or shown[1].count(past[1]) == 2
+
+
+def test_what_the_zoo_came_to():
+    zoo = (ROOT / "docs" / "generated" / "zoo.md").read_text()
+    (found,) = re.findall(r"\d+ of \d+ found: \d+ classes, \d+ real bugs", README)
+    assert f"\n{found};" in zoo
+
+
+def test_the_classes_of_the_zoo():
+    (classes,) = re.findall(r"The classes are ([^.]*)\.", README)
+    assert set(re.split(r",\s+|\s+and\s+", classes)) == set(get_args(Kind))
+
+
+def test_how_many_findings_there_are():
+    findings = (ROOT / "docs" / "generated" / "findings.md").read_text()
+    packages = {"AITER": "amd-aiter", "vLLM": "vllm", "SGLang": "sglang", "LMDeploy": "lmdeploy"}
+    for name, package in packages.items():
+        assert f" {findings.count(f' | {package} ')} in {name}" in README.replace("\n  ", " ")
+
+
+def test_every_file_names_the_same_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"{version}\n" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,95 @@
+"""The table of dimensions names every field, tells features apart, and agrees with what is valid and what is drawn."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
+from attn_fuzz.cases.contradictions import contradiction
+from attn_fuzz.cases.dimensions import DIMENSIONS, Setting
+from attn_fuzz.cases.features import FEATURES, features, made, undefined
+from attn_fuzz.findings.aspects import ASPECTS, aspects
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan
+
+NAMES = [feature.name for feature in FEATURES]
+NESTED = {"cache": Cache, "requests": Request, "rope": Rope, "values": Values}
+FIELDS = [
+    *(name for name in Case.__struct_fields__ if name not in NESTED),
+    *(f"{name}.{field}" for name, struct in NESTED.items() for field in struct.__struct_fields__),
+]
+SETTINGS = [setting for one in DIMENSIONS for value in one.values for setting in value.settings if setting.scopes != "none"]
+
+
+def plan(target: str, examples: int) -> FuzzPlan:
+    return FuzzPlan(target=target, device="cpu", examples=examples, seed=0, folder=Path())
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_each_field_of_a_case_is_of_one_dimension(field):
+    named = [one for one in DIMENSIONS if field in one.fields]
+    assert len(named) == 1, f"{field}: expected one dimension of attn_fuzz.cases.dimensions, got {[one.name for one in named]}"
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_each_field_of_a_case_is_set_by_a_scope_or_says_why_not(field):
+    """Those of Request are set by the settings' causality and ranges, and by parts of scopes."""
+    (own,) = (one for one in DIMENSIONS if field in one.fields)
+    named = {name for setting in SETTINGS for name in setting.names} | {"requests.causal", "requests.bidirectional_ranges"}
+    named |= {"per_request_causal"} | {name for name in FIELDS if name.startswith("rope.") and "rope" in named}
+    assert (field in named) != bool(own.left_out)
+
+
+def test_no_dimension_names_what_there_is_not():
+    assert {name for one in DIMENSIONS for name in one.fields} <= set(FIELDS)
+
+
+def test_names_are_unlike():
+    assert len({aspect.name for aspect in ASPECTS}) == len(ASPECTS)
+    for one in DIMENSIONS:
+        assert len({value.name for value in one.values}) == len(one.values)
+
+
+def test_the_plainest_case_has_only_what_every_case_has():
+    plainest = ["decoder, causal", "prefill", "float32", "KV_FIRST_NHD", "cache of the layer's dtype"]
+    assert features(made(Setting({}, {}))) == plainest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_feature_is_had_by_a_case_made_for_it_and_not_by_every_case(name):
+    settings = FEATURES[NAMES.index(name)].value.settings
+    cases = [made(setting) for setting in settings]
+    valid = [case for case in cases if contradiction(case) is None]
+    assert any(name in features(case) for case in valid)
+    assert any(name not in features(made(other.value.settings[0])) for other in FEATURES)
+
+
+@pytest.mark.parametrize("target", ["reference-fp32", "triton-latent@scaled"])
+def test_no_drawn_case_has_two_features_of_which_none_is_said_to_have_both(target):
+    for case in shard.drawn(plan(target, 100)):
+        met = [pair for pair in combinations(features(case), 2) if undefined(*pair)]
+        assert not met, case
+        assert aspects(case) >= set(features(case))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        ("cross-attention", "alibi_slopes", "different sequences"),
+        ("encoder", "qq_bias, a tree", "only DECODER has it"),
+        ("encoder-only", "order LBHNC", "encoder_only has none"),
+        ("float16", "bfloat16", "one or the other"),
+        ("cache int8", "scale per head", "int8 has a scale for each token"),
+        ("rope, partial", "nothing written", "only steps that write"),
+    ],
+)
+def test_two_features_that_cannot_meet_say_why(first, second, why):
+    assert why in undefined(first, second)
+    assert undefined(first, second) == undefined(second, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("rope, NeoX", "rope, partial"), ("sinks", "LSE"), ("KV_FIRST_HND", "order BHLNC")]
+)
+def test_what_only_looks_exclusive_is_defined(first, second):
+    assert undefined(first, second) is None

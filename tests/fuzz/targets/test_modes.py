@@ -1,0 +1,83 @@
+"""Names of targets in modes: which there are, in which order they come, and which had another name."""
+
+import re
+from pathlib import Path
+
+import pytest
+from attn_fuzz import renamed
+from attn_fuzz.cases import case_file
+from attn_fuzz.corpus import database
+from attn_fuzz.targets import modes, registry
+from click import unstyle
+
+PAGE = Path(__file__, "../../../../docs/reference/renamed.md").resolve()
+NOW = dict(re.findall(r"\| `(\S+)` \| `(\S+)` \|", PAGE.read_text().partition("## Targets")[2]))
+
+
+@pytest.mark.parametrize("old", NOW)
+def test_an_old_name_is_refused_with_the_new_one_which_loads(old):
+    with pytest.raises(registry.UnknownTargetError, match=f"^target: {old} is now {NOW[old]}$"):
+        registry.load(old)
+    assert registry.load(NOW[old]).name == NOW[old]
+    assert renamed.renamed(old) == NOW[old]
+    assert old in renamed.before(NOW[old])
+
+
+def test_the_page_has_every_name_that_became_another():
+    assert list(renamed._NOW) == list(NOW)
+
+
+def test_stored_cases_of_an_old_name_are_those_of_the_new_one(step_case, attn_parity, tmp_path):
+    stored = case_file.dumps(step_case).replace("reference-fp32", "torch-ops-latent")
+    assert case_file.loads(stored).target == "torch-ops@latent"
+    folder = database.connect(str(tmp_path / "found"))
+    folder.save(database.key("torch-ops-latent", "CPU"), stored.encode())
+    options = ("--examples", 1, "--corpus", "none", "--workers", 1, "--device", "cpu")
+    run = attn_parity("fuzz", "--target", "torch-ops@latent", "--database", tmp_path / "found", *options)
+    assert "target torch-ops@latent on CPU, 1 past case, 1 examples" in run.out
+
+
+def test_what_our_targets_declare_they_have():
+    names = registry.battery()
+    assert len(names) == len({*names})
+    for name in names:
+        if "@" in name:
+            assert registry.load(name).name == name
+
+
+def test_at_most_25_entry_points_are_ours():
+    assert len(registry.ours()) + len(registry.packages()) <= 25
+
+
+def test_a_package_that_is_not_here_is_listed_by_name(attn_parity, monkeypatch):
+    monkeypatch.setattr(registry.Package, "missing", lambda self: "nowhere")
+    monkeypatch.setattr(registry, "load", lambda name, load=registry.load: pytest.fail(name) if "vllm" in name else load(name))
+    lines = unstyle(attn_parity("targets", "--device", "cpu").out).splitlines()
+    assert lines[1].startswith("triton "), "the default comes first"
+    assert "vllm: not here: nowhere" in lines
+    assert any(line.startswith("vllm-dcp-all-to-all, ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("triton-latent", "@e8m0 +the shipping Triton kernels: latent caches of layout LATENT_E8M0,"),
+        ("triton-merge", "@far +no: a share of its merges is called so already"),
+        ("reference-fp32", r"@planned +no: reference-fp32 does not say how its host code plans for another GPU"),
+        ("triton@far", "what +.* tensors that reach beyond"),
+    ],
+)
+def test_a_target_is_told_in_full(name, told, attn_parity, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert re.search(told, attn_parity("targets", name, "--device", "cpu").out)
+
+
+def test_a_target_that_does_not_exist_is_refused(attn_parity):
+    run = attn_parity("targets", "triton@faraway")
+    assert (run.code, run.err.splitlines()[-1].endswith("gfx1250 behind the @")) == (2, True), run.err
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_a_mode_that_a_target_has_not_is_refused_with_a_sentence(mode):
+    told = modes.told(registry.load("triton-merge"), registry.entry("triton-merge").value)[mode]
+    assert told == modes.MODES[mode] or re.match("no: .* ", told)
