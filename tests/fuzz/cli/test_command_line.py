@@ -36,7 +36,7 @@ def test_help_lists_every_command_in_a_group(attn_parity):
     ("arguments", "told"),
     [
         (["fuz"], "no command fuz: did you mean fuzz?"),
-        (["fuzz", "--examlpes", "1"], "No such option '--examlpes'. Did you mean"),
+        (["fuzz", "--examlpes", "1"], "No such option '--examlpes'. (Did you mean one of: '--examples'"),
         (["fuzz", "--target", "tritn"], "or module:attribute: did you mean triton?"),
         (["fuzz", "--target", "planted:FLASH", "--target", "triton"], "--target: several targets take turns"),
         *(([name], f"{name} is {now}") for name, now in MOVED.items()),
