@@ -291,8 +291,9 @@ class _Begun:
                 write_json(json_file, _as_json(list(runs.values())))
             except click.ClickException as error:
                 errors.append(error.message)
-        for run in runs.values() if pages else ():
-            _write_page(run, pages / f"{failing.safe(run.target)}-{run.seed}.html", errors)
+        if pages:
+            for run in runs.values():
+                _write_page(run, pages / f"{failing.safe(run.target)}-{run.seed}.html", errors)
         return _exit_code(list(runs.values()), errors)
 
 

@@ -1,6 +1,7 @@
 """`attn-parity prove`: prove the theorems about the kernels' source, for all lengths."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def command(
     return int(prove_all(theorems, folder, json_file) is None)
 
 
-def prove_all(theorems: list[Any], folder: Path, json_file: Path | None) -> list[tuple[Any, list[Any]]] | None:
+def prove_all(theorems: Sequence[Any], folder: Path, json_file: Path | None) -> list[tuple[Any, list[Any]]] | None:
     """Prove theorems, tell what became of each, and write cases of counterexamples. None if one is not proved."""
     from attn_proofs.sources import Sources
     from attn_proofs.theorem import prove

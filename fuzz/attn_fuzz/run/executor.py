@@ -327,6 +327,8 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
         if load.sanitize:
             accesses.install()
         if load.mutant is not None:
+            from attn_fuzz.patches import installation
+
             installation.import_patched(load.mutant)
         target = registry.load(load.target)
         if not load.sanitize and target.can_be_fenced(load.device):

@@ -287,11 +287,11 @@ def _check(page: Path, found: Mapping[Path, Results], everybody: list[KnownBug],
         everybody: the mutants on their own targets.
         only: names of mutants, if the page is of some.
     """
-    of_runs = [(each, *(_on_target(everybody, each.target) if each.target else (everybody, {}))) for each in found.values()]
-    text = zoo_page.text([(each, left_out) for each, _, left_out in of_runs], _chosen(everybody, only))
+    of_runs = [(each, _on_target(everybody, each.target) if each.target else (everybody, {})) for each in found.values()]
+    text = zoo_page.text([(each, left_out) for each, (_, left_out) in of_runs], _chosen(everybody, only))
     if rewrites:
         return written.settle({page: text}, "", checks=False)
-    chosen = [(each, [mutant for mutant in residents if not only or mutant.name in only]) for each, residents, _ in of_runs]
+    chosen = [(each, [mutant for mutant in residents if not only or mutant.name in only]) for each, (residents, _) in of_runs]
     wrong = [line for each, residents in chosen for line in zoo_page.differences(each, residents)]
     if not page.is_file() or inputs.read_text(page) != text:
         wrong.append(f"{page} is not what {next(iter(found))} and the mutants make: run `python -m attn_lab zoo --rewrite`")

@@ -20,6 +20,7 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.exhaustive import ledger
 from attn_fuzz.exhaustive.ledger import RunOf
 from attn_fuzz.run.executor import Executor
+from attn_lab.__main__ import lab
 from hypothesis.database import InMemoryExampleDatabase
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
@@ -45,7 +46,7 @@ def refused(attn_parity, tmp_path):
 
     def run(*arguments: object, names: str) -> None:
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        ended = attn_parity(*arguments)
+        ended = attn_parity(*arguments, **({"commands": lab} if arguments[0] == "zoo" else {}))
         lines = [line for line in ended.err.splitlines() if line and line != NOTE]
         assert ended.code == 2
         assert len(lines) == 1, ended.err
@@ -96,7 +97,8 @@ def test_fuzz_refuses(arguments, names, refused, tmp_path):
     (tmp_path / "a_file").write_text("")
     (tmp_path / "broken.py").write_text("TARGET = (")
     (tmp_path / "quits.py").write_text("import sys\nsys.exit(0)")
-    refused("fuzz", "--target", "reference-fp32", "--examples", 1, *arguments, names=names)
+    target = () if "--target" in arguments else ("--target", "reference-fp32")
+    refused("fuzz", *target, "--examples", 1, *arguments, names=names)
 
 
 @pytest.mark.parametrize(

@@ -172,13 +172,13 @@ class Compiled:
 )
 def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left):
     code = executions.calls_of({JOB: Compiled("s_endpgm")})[0][2][0][1]
-    kept = Executions("3.9.0", {JOB: Execution(verdict, 0.25, code=code[:16])})
+    kept = Executions("3.9.0", {JOB: Execution(verdict, 0.25, code=code[:8])})
     assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
 
 
 def test_a_call_is_left_out_only_if_all_of_its_launches_agreed():
     binaries = {JOB: Compiled("s_endpgm"), ("gfx942", "decode, reduction"): Compiled("s_endpgm")}
-    code = executions.calls_of(binaries)[0][2][0][1][:16]
+    code = executions.calls_of(binaries)[0][2][0][1][:8]
     kept = Executions("3.9.0", {JOB: Execution("agree", 0.25, code=code)})
     assert len(executions.calls_of(binaries, kept)) == 1
 
@@ -192,7 +192,7 @@ def test_a_second_run_goes_on(attn_parity, tmp_path):
     assert "1 of 1 launches agree" in first.out
     assert "1 calls agreed before" in second.err
     assert "0 of 0 launches agree" in second.out
-    (tmp_path / "here-run.csv").write_text(re.sub(r"\w{16}$", "0" * 16, kept, flags=re.MULTILINE))
+    (tmp_path / "here-run.csv").write_text(re.sub(r"\w{8}$", "0" * 8, kept, flags=re.MULTILINE))
     third = attn_parity(*MERGE, "--workers", "1", "--write", "--page", "here.md")
     assert "1 of 1 launches agree" in third.out
     assert (tmp_path / "here-run.csv").read_text() == kept
