@@ -15,7 +15,7 @@ from attn_parity.binaries.assembly import DIGITS, digest
 from attn_parity.binaries.budgets import Budgets
 from attn_parity.binaries.build import LIMIT, Outcome, OverLimit, build
 from attn_parity.binaries.executions import Executions
-from attn_parity.binaries.results import Results, Row, differences, loads, packed, unpacked, updated
+from attn_parity.binaries.results import Results, Row, differences, loads, updated
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
@@ -155,7 +155,7 @@ def command(
         return 130
     if writes and not found.errors:
         whole = found if kept is None else updated(kept, found, {name: list(chosen(name)) for name in ARCHITECTURES})
-        outputs.write(_data_of(path), packed(whole.csv()))
+        outputs.write(_data_of(path), whole.csv())
         _write_page(path, allowed, ran)
     if ran is not None and ran.interrupted:
         return 130
@@ -251,7 +251,7 @@ def _ran(outcome: Outcome, triton: str, workers: int | None, path: Path | None) 
         def report(done: int, ran: Executions) -> None:
             show_bar(done, 0)
             if path:
-                outputs.write(_runs_of(path), packed(kept.updated(ran).csv()))
+                outputs.write(_runs_of(path), kept.updated(ran).csv())
 
         ran = executions.run(calls, triton, workers or default_workers("cpu"), report)
     for architecture in dict.fromkeys(architecture for architecture, _ in ran.found):
@@ -291,7 +291,7 @@ def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
     found, kept = _read(path)
     if ran is not None and ran.found:
         kept = kept.updated(ran)
-        outputs.write(_runs_of(path), packed(kept.csv()))
+        outputs.write(_runs_of(path), kept.csv())
     outputs.write(path, page.text(found, allowed, main_names(), kept))
     notes.print(f"{path} written")
 
@@ -302,7 +302,7 @@ def _read(path: Path) -> tuple[Results, Executions]:
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
     try:
-        found = loads(unpacked(inputs.read_text(data)), str(data))
+        found = loads(inputs.read_text(data), str(data))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     return found, _kept(_runs_of(path), found.triton)
@@ -328,7 +328,7 @@ def _read_before(path: Path, *, check: bool, writes: bool, partly: bool) -> Resu
 def _kept(runs: Path, triton: str) -> Executions:
     """What a file of executions holds; none by this version of Triton if there is no such file."""
     try:
-        return executions.loads(unpacked(inputs.read_text(runs)), str(runs)) if runs.is_file() else Executions(triton)
+        return executions.loads(inputs.read_text(runs), str(runs)) if runs.is_file() else Executions(triton)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

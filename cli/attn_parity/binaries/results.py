@@ -6,9 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, get_args, get_type_hints
-from urllib.parse import quote, unquote
 
 from attn_fuzz.text import one_line, printable
 from attn_parity.binaries.architectures import ARCHITECTURES
@@ -18,7 +16,6 @@ from attn_parity.binaries.facts import Facts
 SCHEMA = "attn-parity.compile/1"
 FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name != "lds_limit")
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
-_PLAIN = "/:+<>()',."
 SHOWN = 100
 """The most characters of a cell that an error quotes."""
 _MAY_BE_UNKNOWN = {fact: type(None) in get_args(kind) for fact, kind in get_type_hints(Facts).items()}
@@ -199,44 +196,3 @@ def differences(results: Results, names: Mapping[str, Sequence[str]]) -> list[st
     wanted = {(architecture, name) for architecture, calls in names.items() for name in calls}
     wrong = [f"{architecture} {name}: a launch without facts" for architecture, name in sorted(wanted - kept)]
     return wrong + [f"{architecture} {name}: facts without a launch" for architecture, name in sorted(kept - wanted)]
-
-
-def packed(text: str) -> str:
-    """A CSV file whose lines begin with Triton, architecture and launch, with a line for each launch and a column for each GPU.
-
-    A cell has the other columns' cells, quoted as in addresses: "-" is an empty one, and "=" one as in the cell before it.
-    """
-    head, *lines = csv.reader(io.StringIO(text))
-    launches: dict[str, dict[str, list[str]]] = {}
-    for _, architecture, launch, *cells in lines:
-        launches.setdefault(launch, {})[architecture] = [quote(cell, safe=_PLAIN) or "-" for cell in cells]
-    architectures = sorted({line[1] for line in lines}, key=list(ARCHITECTURES).index)
-    rows = []
-    for launch, found in launches.items():
-        before: list[str] = [""] * len(head)
-        rows.append([launch])
-        for cells in (found.get(name) for name in architectures):
-            same = [] if cells is None else ["=" if a == b and len(a) > 1 else a for a, b in zip(cells, before, strict=False)]
-            rows[-1].append(" ".join(same))
-            before = cells or before
-    return csv_of([" ".join([lines[0][0], *head[3:]]), *architectures], rows)
-
-
-def unpacked(text: str) -> str:
-    """What `packed` was given, in the order of the GPUs; a text that is not of its form as it is."""
-    try:
-        (first, *architectures), *rows = csv.reader(io.StringIO(text))
-    except (csv.Error, ValueError):
-        return text
-    triton, *columns = first.split(" ")
-    if not columns or not {*architectures} <= {*ARCHITECTURES}:
-        return text
-    lines: dict[str, list[list[str]]] = {name: [] for name in architectures}
-    for launch, *cells in rows:
-        before: list[str] = []
-        for architecture, cell in zip(architectures, cells, strict=False):
-            if cell:
-                parts = zip_longest(cell.split(" "), before, fillvalue="")
-                before = [b if a == "=" else a for a, b in parts]
-                lines[architecture].append([triton, architecture, launch, *("" if a == "-" else unquote(a) for a in before)])
-    return csv_of(["triton", "architecture", "launch", *columns], [line for some in lines.values() for line in some])

@@ -136,7 +136,6 @@ def _support(architecture: str) -> Support:
     )
 
 
-_ROUNDING = Rounding(keys_per_tile=64, dot_is_chained=True, truncates_weights=True, truncates_output=True)
 AITER_CK_FMHA = emulated.with_architecture(
     "aiter-ck-fmha",
     "AITER's forward attention of composable kernels, mha_varlen_fwd, for what its assembly does not serve",
