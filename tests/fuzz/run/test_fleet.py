@@ -174,7 +174,8 @@ def test_a_node_that_is_lost_is_told_once_and_none_that_was_lost_before(monkeypa
 def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(cluster, attn_parity, tmp_path, monkeypatch):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "kernel_of_this_machine.py").write_text("from planted import ONE_KEY_SHORT as TARGET\n")
-    arguments = ("fuzz", "--target", "kernel_of_this_machine:TARGET", "--examples", 50, "--seed", 3, "--corpus", "none", "--json")
+    target = "kernel_of_this_machine:TARGET"
+    arguments = ("fuzz", "--target", target, "--examples", 50, "--seed", 3, "--corpus", "none", "--json")
     fleet = ("--ray", cluster.address, "--working-dir", "kernels", "--report", "there")
     there = attn_parity(*arguments, "there.json", *fleet)
     assert there.code == 1, there.err
