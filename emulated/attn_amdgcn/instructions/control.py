@@ -74,11 +74,11 @@ def barrier_signal(instruction: Instruction, kernel: Kernel) -> Step:
     return nothing
 
 
-_SCHEDULING = ("hwreg(HW_REG_WAVE_MODE, 25, 1)", "hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2)")
+_SCHEDULING = (Named("hwreg(HW_REG_WAVE_MODE, 25, 1)"), Named("hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2)"))
 """How gfx1250 repeats memory instructions after a page fault (LLVM pull request 169016), and whether hardware waits for results
 of arithmetic (LLVM pull request 170319)."""
 
-_ROUNDING = ("hwreg(HW_REG_MODE, 2, 2)", "hwreg(HW_REG_WAVE_MODE, 2, 2)")
+_ROUNDING = (Named("hwreg(HW_REG_MODE, 2, 2)"), Named("hwreg(HW_REG_WAVE_MODE, 2, 2)"))
 """How float16 and float64 are rounded: 0, to nearest, as `modes` requires when a program begins."""
 
 
@@ -86,11 +86,9 @@ _ROUNDING = ("hwreg(HW_REG_MODE, 2, 2)", "hwreg(HW_REG_WAVE_MODE, 2, 2)")
 def setreg(instruction: Instruction, kernel: Kernel) -> Step:
     """Fields of mode registers that change no value, rounding to nearest, and FP16_OVFL; any other field is refused."""
     check_count(instruction, 2)
-    field = instruction.operands[0].of
-    if isinstance(field, Named) and field.text == modes.FP16_OVFL:
+    field, value = (operand.of for operand in instruction.operands)
+    if field == Named(modes.FP16_OVFL):
         modes.check_overflow(instruction, kernel)
-    elif isinstance(field, Named) and field.text in _ROUNDING and instruction.operands[1].of == Literal(0):
-        pass
-    elif not isinstance(field, Named) or field.text not in _SCHEDULING:
+    elif field not in _SCHEDULING and not (field in _ROUNDING and value == Literal(0)):
         raise unknown(instruction)
     return nothing

@@ -96,36 +96,33 @@ def div_fmas(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
+def _sign(denominator: np.ndarray, numerator: np.ndarray) -> np.ndarray:
+    one = denominator.dtype.type(1)
+    return np.where(np.signbit(denominator) ^ np.signbit(numerator), -one, one)
+
+
+def _special(denominator: np.ndarray, numerator: np.ndarray, nan: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The quotients of NaN, infinities and zeros."""
+    sign = _sign(denominator, numerator)
+    return [
+        (np.isnan(numerator), quiet(numerator)),
+        (np.isnan(denominator), quiet(denominator)),
+        ((denominator == 0) & (numerator == 0) | np.isinf(denominator) & np.isinf(numerator), nan),
+        ((denominator == 0) | np.isinf(numerator), sign.dtype.type(np.inf) * sign),
+        (np.isinf(denominator) | (numerator == 0), 0 * sign),
+    ]
+
+
 @vector("v_div_fixup_f32", "f32 = f32 f32 f32", takes=("clamp",))
 def div_fixup(quotient, denominator, numerator):
-    negative = np.signbit(denominator) ^ np.signbit(numerator)
-    sign = np.where(negative, F32(-1), F32(1))
+    sign = _sign(denominator, numerator)
     result = np.where(np.isnan(quotient), F32(np.inf), np.abs(quotient)) * sign
     if is_ordinary(numerator, denominator):
         return result
     distance = exponent(numerator) - exponent(denominator)
-    no_number = (denominator == 0) & (numerator == 0) | np.isinf(denominator) & np.isinf(numerator)
-    zero, infinity = F32(0) * sign, F32(np.inf) * sign
-    cases = [
-        (np.isnan(numerator), quiet(numerator)),
-        (np.isnan(denominator), quiet(denominator)),
-        (no_number, _NAN),
-        ((denominator == 0) | np.isinf(numerator), infinity),
-        (np.isinf(denominator) | (numerator == 0), zero),
-        (distance < -150, zero),
-    ]
-    return _chosen(cases, result)
+    return _chosen([*_special(denominator, numerator, _NAN), (distance < -150, 0 * sign)], result)
 
 
 @vector("v_div_fixup_f16", "f16 = f16 f16 f16", takes=("clamp", "op_sel"))
 def div_fixup16(quotient, denominator, numerator):
-    negative = np.signbit(denominator) ^ np.signbit(numerator)
-    sign = np.where(negative, F16(-1), F16(1))
-    cases = [
-        (np.isnan(numerator), quiet(numerator)),
-        (np.isnan(denominator), quiet(denominator)),
-        ((denominator == 0) & (numerator == 0) | np.isinf(denominator) & np.isinf(numerator), _NAN16),
-        ((denominator == 0) | np.isinf(numerator), F16(np.inf) * sign),
-        (np.isinf(denominator) | (numerator == 0), F16(0) * sign),
-    ]
-    return _chosen(cases, np.abs(quotient) * sign)
+    return _chosen(_special(denominator, numerator, _NAN16), np.abs(quotient) * _sign(denominator, numerator))
