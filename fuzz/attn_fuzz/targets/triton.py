@@ -46,23 +46,23 @@ _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=T
 _MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
 
 
-def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
+def _triton_write(k, v, kv_cache, layer, slot_mapping, *, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=validate)
 
 
-def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping, *, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
+    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=validate)
 
 
-def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox, validate=True) -> None:
     import attn_optimized
 
     attn_optimized.rope_and_write_kv_cache(
-        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
+        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=validate
     )
 
 
@@ -349,10 +349,10 @@ TRITON_CASCADE = Target(
 )
 
 
-def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=validate)
 
 
 TRITON_VARLEN = Target(
