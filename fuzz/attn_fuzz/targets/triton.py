@@ -161,7 +161,8 @@ def interprets(tensor: torch.Tensor) -> bool:
     return architecture_of(tensor.device, torch.float32) == "interpreter"
 
 
-def _queries_per_tile(step: Step) -> int:
+def queries_per_tile(step: Step) -> int:
+    """Of a batch-invariant call."""
     import attn_optimized
 
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
@@ -198,7 +199,7 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
 
 
 _MODES_OF_ATTENTION: dict[str, Mode | str] = {
-    "invariant": invariant.by(_invariant_attention, _queries_per_tile),
+    "invariant": invariant.by(_invariant_attention, queries_per_tile),
     "returned": returned.by(_unchecked_attention),
     "properties": properties.by(launch_of),
     "far": far.with_any_strides,
