@@ -165,6 +165,7 @@ def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypa
         (("--check",), "docs/generated/binaries.csv"),
         (("--write",), "docs/generated"),
         (("--drawn", "2", "--main"), "--drawn: leave out --only, --main"),
+        (("--option", "num_stages=3"), "--option: expected NAME=VALUE, with --run and without --write"),
         (("--run", "--arch", "sm90"), "--run: there is an emulator for AMD's architectures only"),
     ],
 )

@@ -51,6 +51,7 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 @click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
 @limit_option
 @click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
+@click.option("--option", default="", metavar="NAME=VALUE", help="With --run: compile so, as with num_stages=3.")
 @click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page that is made of it.")
 @check_option
 @workers_option
@@ -62,6 +63,7 @@ def command(
     seed: int,
     limit: float,
     runs: bool,
+    option: str,
     writes: bool,
     check: bool,
     workers: int | None,
@@ -78,6 +80,8 @@ def command(
         raise click.UsageError("--check is about all launches, and runs nothing: leave out the other options")
     if drawn and (only or main or writes or runs):
         raise click.UsageError("--drawn: leave out --only, --main, --run and --write, which are about shipped launches")
+    if option and (writes or not runs or "=" not in option):
+        raise click.UsageError("--option: expected NAME=VALUE, with --run and without --write: launches ship without it")
     if check:
         return _check()
     if drawn:
@@ -95,7 +99,7 @@ def command(
         kept = updated(kept, found, _names(_all_calls()))
         kept.save(DATA)
     if runs and not interrupted:
-        found.ran, interrupted = _ran(outcome, workers, kept if writes else None)
+        found.ran, interrupted = _ran(outcome, workers, kept if writes else None, option)
     if writes and not outcome.errors and not interrupted:
         _check(rewrites=True)
     return 130 if interrupted else 1 if found.wrong else rows.exit_code(over, outcome)
@@ -166,7 +170,7 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
 
 
-def _ran(outcome: Outcome, workers: int | None, kept: Results | None) -> tuple[dict[Job, Execution], bool]:
+def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: str) -> tuple[dict[Job, Execution], bool]:
     """Run what was compiled, and tell what came of it, and whether it was interrupted.
 
     Args:
@@ -181,7 +185,7 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None) -> tuple[d
             if kept is not None:
                 dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)
 
-        found, interrupted = executions.run(calls, workers or default_workers("cpu"), report)
+        found, interrupted = executions.run(calls, workers or default_workers("cpu"), report, option)
     for architecture in dict.fromkeys(architecture for architecture, _ in found):
         table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
         for (one, name), execution in found.items():
@@ -189,7 +193,10 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None) -> tuple[d
                 table.add_row(name, execution.verdict, f"{execution.error:.2f}", *_executed(execution.counts))
         results.print(f"\n{architecture}, emulated", style="bold")
         results.print(table)
-    for line in Results("", ran=found).wrong:
+    for line in (
+        *Results("", ran=found).wrong,
+        *(f"{' '.join(job)}: {one.why}" for job, one in found.items() if one.agrees and one.why),
+    ):
         results.print(line, soft_wrap=True)
     begun = "interrupted; so far: " if interrupted else ""
     agree = sum(execution.agrees for execution in found.values())
