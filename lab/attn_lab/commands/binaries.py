@@ -10,7 +10,7 @@ import click
 from attn_lab import results_file, written
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
-from attn_lab.binaries.results import DATA, Results, differences, load, updated
+from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
 from attn_lab.options import check_option
 from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
@@ -95,12 +95,15 @@ def command(
     over = _over(found, calls, budgets.load())
     _print(found, over, outcome, None if partly else _names(calls))
     interrupted = outcome.interrupted
-    if writes and not outcome.errors and not interrupted:
+    writes = (
+        writes and not outcome.errors and not any(getattr(row.facts, name) for row in found.rows.values() for name in FAULTS)
+    )
+    if writes and not interrupted:
         kept = updated(kept, found, _names(_all_calls()))
         kept.save(DATA)
     if runs and not interrupted:
         found.ran, interrupted = _ran(outcome, workers, kept if writes else None, option)
-    if writes and not outcome.errors and not interrupted:
+    if writes and not interrupted:
         _check(rewrites=True)
     return 130 if interrupted else 1 if found.wrong else rows.exit_code(over, outcome)
 
@@ -223,12 +226,12 @@ def _check(*, rewrites: bool = False) -> int:
     """The exit code: 0 if the page follows from the CSV file, which has these launches and all within budget; else 1."""
     from attn_parity.binaries.shipped_calls import main_names
 
-    found, allowed = load(DATA), budgets.load()
-    texts = {page.PAGE: page.text(found, allowed, main_names())}
+    found = load(DATA)
+    texts = {page.PAGE: page.text(found, main_names())}
     if rewrites:
         return written.settle(texts, "", checks=False)
     calls = _all_calls()
-    wrong = [*differences(found, _names(calls)), *_over(found, calls, allowed)]
+    wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
     code = written.settle(texts, "python -m attn_lab binaries --write", checks=True)
     return max(code, results_file.checked(wrong, "0 wrong"))
 
