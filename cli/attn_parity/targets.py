@@ -100,6 +100,8 @@ def _tell(name: str, device: str) -> None:
     if "@" not in name:
         for mode, words in modes.told(target, registry.entry(name).value).items():
             table.add_row(f"@{mode}", words)
+    for each in target.properties:
+        table.add_row("property", f"{each.name}: {each.says} Compared {each.compared}; asked of {each.applies}.")
     support = target.support(device)
     for field in dataclasses.fields(support):
         value = getattr(support, field.name)
