@@ -1,4 +1,4 @@
-"""What `attn-parity select` is asked about: one layer by options, a model file of this project, or a model config."""
+"""The input of `attn-parity select`: one layer by options, a model file of this project, or a model config."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -55,7 +55,7 @@ def own_float8(architecture: str) -> str:
 
 
 def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
-    """What a file and the options that are given ask about.
+    """The layers that a file and the given options describe.
 
     Raises:
         ContractError: a field of the file is wrong.

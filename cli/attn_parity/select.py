@@ -24,7 +24,7 @@ _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 FP8 = "fp8"
 """vLLM's name of a cache of the architecture's own float8 type."""
 _OWN_BACKENDS = "this project's backends alone: FLASH_ATTN, FLASHINFER and others of vLLM's are not considered"
-"""What is said where there is no ROCm, and so no AITER: vLLM's first choice there is a backend that this project has not."""
+"""The note where there is no ROCm, and so no AITER: vLLM's first choice there is a backend that this project has not."""
 
 _OPTION_TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": int},

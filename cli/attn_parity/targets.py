@@ -51,7 +51,7 @@ def _ours(device: str) -> "Table":
 
 
 def _line(name: str, device: str) -> str:
-    """What a target is, or why it cannot run on a device type here."""
+    """The description of a target, or the reason why it cannot run on a device type here."""
     from attn_fuzz.targets import registry
 
     try:

@@ -113,7 +113,7 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
     "TRITON_MLA": _of_mla("TRITON_MLA", "batch_invariant"),
     "ROCM_AITER_TRITON_MLA": _of_mla("ROCM_AITER_TRITON_MLA", block_sizes=_ANY_BLOCKS),
 }
-"""What is known of vLLM's backends, by our names, which are vLLM's."""
+"""Properties of vLLM's backends, by our names, which are vLLM's."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def vllm_arguments(
 
 
 def _unspeakable(config: AttentionConfig, float8: torch.dtype) -> list[str]:
-    """What no argument of vLLM says."""
+    """Requirements that no argument of vLLM expresses."""
     reasons = []
     if config.layout is not None:
         reasons.append("a layout of the cache: vLLM chooses it")

@@ -31,15 +31,15 @@ class ActsOn(StrEnum):
     """The step of attention that a rule changes."""
 
     VISIBILITY = "visibility"
-    """Which keys a query sees."""
+    """The set of keys that a query sees."""
     LOGITS = "logits"
     """The logit of a visible key."""
     SOFTMAX = "softmax"
     """The sum of the weights of the visible keys."""
     VALUES = "values"
-    """What the weights multiply."""
+    """The values that the weights multiply."""
     CALL = "call"
-    """How a step is run, and what it returns, writes or promises besides the output."""
+    """The launch of a step, and its results, writes and promises besides the output."""
 
 
 VISIBILITY, LOGITS, SOFTMAX, VALUES, CALL = ActsOn
@@ -94,11 +94,11 @@ class Rule:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether the values are tensors. A config or a case can only say that there is a tensor, not which."""
+        """True if the values are tensors. A config or a case can only say that there is a tensor, not which."""
         return self.type == torch.Tensor | None
 
     def is_asked(self, value: object) -> bool:
-        """Whether a value asks for the rule: any other than the off value does."""
+        """True if a value asks for the rule: any other than the off value does."""
         return _is_on(value, self.off)
 
     def checked(self, value: object, holder: object = None) -> Any:
@@ -217,7 +217,7 @@ that is wrong costs silence: tests/contract/test_rules.py compares the names wit
 
 
 def asked(*holders: Any) -> dict[str, Any]:
-    """What a Layer or a Batch, or both, ask for: by the name of each rule that is on, its value.
+    """The rules of a Layer or a Batch, or of both, that are on, with their values by name.
 
     A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
     """

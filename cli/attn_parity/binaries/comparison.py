@@ -23,7 +23,7 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Where a tensor differs, or bytes of a buffer that belong to no tensor.
+    """A difference in a tensor, or in bytes of a buffer that belong to no tensor.
 
     Attributes:
         where: the tensor; or the buffer, where no tensor lies.

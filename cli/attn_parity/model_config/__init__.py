@@ -22,7 +22,7 @@ from attn_parity.model_config.unknown import printable, unknown
 
 _FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
 _SHOWN = (Meaning.DTYPE, Meaning.LAYER_TYPES)
-"""What is filled in without a word: the engine's dtype counts, and `groups` shows the kinds of layers."""
+"""Meanings that are filled in silently: the engine's dtype counts, and `groups` shows the kinds of layers."""
 _DTYPE = {"dtype": Meaning.DTYPE, "torch_dtype": Meaning.DTYPE}
 _HEADS_OF_DECODERS = (
     *("Model", "LMHeadModel", "DoubleHeadsModel", "ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification"),
@@ -34,7 +34,7 @@ _HEADS_OF_ENCODER_DECODERS = ("Model", "ForConditionalGeneration", "ForSequenceC
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a config says of a model's attention.
+    """A model's attention, as its config describes it.
 
     Args:
         model_type: the type of the part that has the KV cache.
@@ -63,7 +63,7 @@ class ModelConfig:
         return f"{self.architecture} ({self.model_type})"
 
     def as_json(self) -> dict[str, Any]:
-        """What the result of `attn-parity select` says of a model config."""
+        """The fields of a model config in the result of `attn-parity select`."""
         return {
             "model_type": self.model_type,
             "groups": {name: dataclasses.asdict(group) for name, group in self.groups.items()},
@@ -74,12 +74,12 @@ class ModelConfig:
 
 
 def is_model_config(content: object) -> bool:
-    """Whether JSON is a model config and no model file of this project."""
+    """True if JSON is a model config and no model file of this project."""
     return isinstance(content, dict) and "schema" not in content and any(name in content for name in _FIELDS)
 
 
 def model_config(content: Mapping[str, Any]) -> ModelConfig:
-    """What a model config says of attention.
+    """A model's attention, read from its config.
 
     Raises:
         ContractError: a field is unknown, missing, of another type, or contradicts another one.

@@ -45,12 +45,12 @@ _BEFORE_ATTENTION = (
     *("rotary_pct", "partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings", "n_positions"),
     *("max_source_positions", "max_target_positions", "max_seq_len", "pretraining_tp", "slow_but_exact"),
 )
-"""What a model does to q and k before attention sees them, and which matrix products it takes for this."""
+"""Fields of operations on q and k before attention, and of matrix products for them."""
 _HOW_IT_RUNS = (
     *("use_cache", "cache_implementation", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
     *("output_attentions", "attention_dropout"),
 )
-"""Which code computes it, what it returns besides, and what is of training alone."""
+"""Fields that choose code or further outputs, or that are of training alone."""
 INERT = frozenset((*_BEFORE_ATTENTION, *_HOW_IT_RUNS))
 """Fields that attention reads and that change nothing about it, in every model of MODEL_TYPES."""
 ELSEWHERE = re.compile(

@@ -228,7 +228,7 @@ def _guard(case: Case, cache: Cache) -> int:
 
 
 def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
-    """Whether a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
+    """True if a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
     has_bytes = cache.dtype is not None and not (cache.layout.has_inline_scales or cache.layout.is_x_packed)
     return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 

@@ -111,12 +111,12 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def holds_content_rows(self) -> bool:
-        """Whether K and V lie side by side in each row, so that the allocation has a physical order."""
+        """True if K and V lie side by side in each row, so that the allocation has a physical order."""
         return any(layout is not None and "content" in layout.dims for layout in (self.layout, self.writer))
 
     @property
     def scales_tokens(self) -> bool:
-        """Whether each token and head has a scale of its own."""
+        """True if each token and head has a scale of its own."""
         return self.scales == "token" or self.layout.has_inline_scales
 
 
@@ -259,7 +259,7 @@ class Case(
 
     @property
     def has_latent_cache(self) -> bool:
-        """Whether V is the beginning of K's row."""
+        """True if V is the beginning of K's row."""
         return self.cache is not None and self.cache.layout.has_latent_value
 
     @property
@@ -269,7 +269,7 @@ class Case(
 
     @property
     def has_work(self) -> bool:
-        """Whether a kernel has something to compute: a request with queries and keys."""
+        """True if a kernel has something to compute: a request with queries and keys."""
         return any(request.query_len and request.seq_len for request in self.requests)
 
     @property
@@ -297,7 +297,7 @@ class Case(
 
     @property
     def non_causal(self) -> bool:
-        """Whether the case has the rule non_causal: a decoder that passes flags per request, or has no causal request."""
+        """True if the case has the rule non_causal: a decoder that passes flags per request, or has no causal request."""
         decoder = self.attn_type is AttentionType.DECODER
         return decoder and (self.per_request_causal or not any(request.causal for request in self.requests))
 

@@ -86,7 +86,7 @@ class Tally:
         return tuple(sorted(changes, key=lambda change: -adds[change])[:count][::-1])
 
     def takes(self, case: Case, support: Support, refused: bool) -> bool:
-        """Whether a case that was drawn for a support is to run; the reason is counted if it is not.
+        """True if a case that was drawn for a support is to run; the reason is counted if it is not.
 
         Args:
             case: drawn.

@@ -96,7 +96,7 @@ def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.
 
 
 def is_wide(layer: Layer) -> bool:
-    """Whether rows are too wide for the target's expanded heads."""
+    """True if rows are too wide for the target's expanded heads."""
     return layer.head_size + 8 > _MOST_EXPANDED
 
 

@@ -128,7 +128,7 @@ class BackendLayers:
         self._steps.clear()
 
     def _may_read(self, device: str) -> bool:
-        """Whether the backend has layers that read the cache of another layer, which writes it."""
+        """True if the backend has layers that read the cache of another layer, which writes it."""
         return bool(self.capabilities(device).answer("kv_sharing"))
 
     def _metadata(self, batch: Batch, attn_type: AttentionType) -> Any:

@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def gives_keys(self) -> bool:
-        """Whether every step has a finite row of k and v for each of its query tokens."""
+        """True if every step has a finite row of k and v for each of its query tokens."""
         return self.writes == (True,) and not self.unwritten and not self.saturated
 
     def limit(self, case: Case) -> str | None:

@@ -436,15 +436,15 @@ class Target:
         return tuple(finding for finding in self.findings if device != "cpu" or not finding.needs_gpu)
 
     def can_be_sanitized(self, device: str) -> bool:
-        """Whether `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
+        """True if `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
         return self.sanitizes and device == "cpu"
 
     def can_be_followed(self, device: str) -> bool:
-        """Whether its calls can be followed in exact mode (`attn_fuzz.exact`), which is a mode of Triton's interpreter."""
+        """True if its calls can be followed in exact mode (`attn_fuzz.exact`), which is a mode of Triton's interpreter."""
         return device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
 
     def can_be_fenced(self, device: str) -> bool:
-        """Whether its interpreted kernels are held to the memory of their arguments, where they declare no more."""
+        """True if its interpreted kernels are held to the memory of their arguments, where they declare no more."""
         return self.can_be_followed(device) and not self.sanitizes
 
 

@@ -155,7 +155,7 @@ def planned(gpu: Gpu) -> Iterator[None]:
 
 
 def interprets(tensor: torch.Tensor) -> bool:
-    """Whether launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
+    """True if launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
     from attn_optimized.device import architecture_of
 
     return architecture_of(tensor.device, torch.float32) == "interpreter"

@@ -257,6 +257,6 @@ def judge_finite(step: Step) -> Judgement:
 
 
 def has_exact_sums(case: Case) -> bool:
-    """Whether all weights of a row are equal and every sum of values is exact, in a case."""
+    """True if all weights of a row are equal and every sum of values is exact, in a case."""
     equal_weights = case.sinks in (None, "off", "zero") and not case.alibi_slopes and case.qq_bias in (None, "tree")
     return case.values.kind == "exact" and equal_weights and not (case.cache is not None and case.cache.scales_tokens)

@@ -214,7 +214,7 @@ class Recording:
         return f"{sum(self.not_judged.values())} could not be, the first because of: {next(iter(self.not_judged))}"
 
     def _has_room(self, judgement: Judgement | None) -> bool:
-        """Whether `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
+        """True if `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
         return sum((found.judgement is None) == (judgement is None) for found in self.found) < self.limit
 
 

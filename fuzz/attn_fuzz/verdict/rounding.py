@@ -118,7 +118,7 @@ class CallRounding:
 
     @property
     def makes_int8(self) -> bool:
-        """Whether q and the weights are cut to int8."""
+        """True if q and the weights are cut to int8."""
         return self.rounding.int8_dots and self.layer.kv_cache_dtype is torch.int8
 
     @property

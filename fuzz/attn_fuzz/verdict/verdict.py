@@ -72,7 +72,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
+        """True if the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
         return not self.passed and self.kind != "limit"
 
 

@@ -1,4 +1,4 @@
-"""Which AITER is installed, and how its functions are reached."""
+"""The AITER that is installed, and access to its functions."""
 
 import importlib
 import importlib.metadata
@@ -149,7 +149,7 @@ def _signature(folder: Path, module: str, function: str) -> Signature | None:
 
 
 def _version(folder: Path) -> str | None:
-    """Of the release that the folder is of: another one may be installed behind a checkout."""
+    """The release that a folder belongs to: another one may be installed behind a checkout."""
     try:
         release = importlib.metadata.distribution("amd-aiter")
     except importlib.metadata.PackageNotFoundError:

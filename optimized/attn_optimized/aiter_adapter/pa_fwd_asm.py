@@ -26,7 +26,7 @@ _RULES = {
 }
 _MAX_ROWS = 16
 _WHOLE_BLOCKS, _TILE = 240, 256
-"""Of a request with more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
+"""For more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
 _REACH = 1 << 31
 """Bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
 
@@ -103,7 +103,7 @@ def pa_fwd_asm(
 
 
 def _short_tail(batch: Batch, *, values: bool) -> Limit:
-    """That a request may have 241 to 255 keys."""
+    """The limit that a request has 241 to 255 keys."""
     is_there = batch.max_seq_len > _WHOLE_BLOCKS
     if is_there and values:
         is_there = bool(((batch.seq_lens > _WHOLE_BLOCKS) & (batch.seq_lens < _TILE)).any())

@@ -1,4 +1,4 @@
-"""What every backend is: a declaration, a builder of metadata and an implementation of a layer, by vLLM's names.
+"""The base class of every backend: a declaration, a builder of metadata and a layer's implementation, by vLLM's names.
 
 A backend writes the cache in `do_kv_cache_update` or `do_rope_and_kv_cache_update`, before `forward` reads it.
 """
@@ -44,7 +44,7 @@ class AttentionMetadataBuilder(ABC, Generic[Metadata]):
     """
 
     metadata: ClassVar[type[Any]]
-    """What `build` makes."""
+    """The class that `build` returns."""
 
     def __init__(self, attn_type: AttentionType) -> None:
         check_type("attn_type", attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
@@ -433,7 +433,7 @@ def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -
 
 
 def _others(config: AttentionConfig, backend: type[AttentionBackend], aiter: Aiter) -> str | None:
-    """Which other backends serve a config, in words."""
+    """The names of other backends that serve a config, joined by "or"."""
     from attn_optimized.backends import BACKENDS
 
     serving = [

@@ -1,4 +1,4 @@
-"""Whether all ranks make the same call. Ranks that do not would wait for each other, or add numbers of unlike rows.
+"""Checks that all ranks make the same call. Otherwise they wait for each other, or add numbers of unlike rows.
 
 Every rank tells all others what its call is, in one collective of fixed size. So all ranks know of a rank that refuses its own
 call, and of a rank whose call is another one, and each of them raises an error.
@@ -25,7 +25,7 @@ class OneOf(NamedTuple):
 
 
 Told = int | float | OneOf | Callable[[], int]
-"""What ranks tell each other of an argument: a number, which of its values it is, or a function that makes a checksum of it."""
+"""An argument as ranks compare it: a number, the index of its value, or a function that makes a checksum of it."""
 TIMEOUT, LEAST_TIMEOUT, LONGEST_TIMEOUT = timedelta(seconds=60), timedelta(milliseconds=1), timedelta(days=365)
 MOST_NUMBERS = 24
 """A call is told in so many numbers, however many it has. A rank that makes another kind of call sends as many."""
@@ -138,12 +138,12 @@ def compare_calls(
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """Of a tensor's values, for which the process waits."""
+    """A checksum of a tensor's values, for which the process waits."""
     return zlib.crc32(tensor.cpu().numpy().tobytes())
 
 
 def _message(call: Mapping[str, Told] | Exception, names: tuple[str, ...]) -> list[int]:
-    """Whether the call is refused, its kind, and its numbers."""
+    """The message to the other ranks: 1 if the call is refused, its kind, and its numbers."""
     assert isinstance(call, Exception) or call.keys() == set(names)
     numbers = [0] * len(names) if isinstance(call, Exception) else [_number(call[name]) for name in names]
     kind = zlib.crc32("\n".join(names).encode())

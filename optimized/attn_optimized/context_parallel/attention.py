@@ -27,7 +27,7 @@ from attn_optimized.context_parallel.weights import weighted_part
 from attn_optimized.merge import merge_attn_parts
 
 Exchange = Literal["reduce_scatter", "all_to_all"]
-"""How the ranks' outputs meet.
+"""The collective that exchanges the ranks' outputs.
 
 reduce_scatter: LSEs are gathered, each rank weights its output, and the network sums the shares in float32. all_to_all: each
 rank gets all parts of its own heads with their LSEs, one message from each rank, and merges them.
@@ -149,7 +149,7 @@ COMPARED = (
     *("attn_type", "scale", "logits_soft_cap", "sinks", "output_scale", "number of ranks", "interleave", "exchange"),
     *("requests", "num_actual_tokens", "rows of the local step", "query_start_loc", "seq_lens", "causal"),
 )
-"""What must be the same on all ranks; the last three by a checksum of their values."""
+"""Arguments that must be the same on all ranks; the last three by a checksum of their values."""
 
 
 def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
@@ -189,7 +189,7 @@ def _checked(
 
 
 def _check_before_others(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, step: LocalStep) -> None:
-    """What attention to all heads will check, at a time when the other ranks can still be told."""
+    """Make the checks of attention to all heads while the other ranks can still learn of an error."""
     of_all_heads = q[:, :1].expand(-1, layer.num_heads, -1)
     check_paged_attention(of_all_heads, kv_cache, local_layer(layer, step.dealing), step.batch, None, None, values=False)
 

@@ -84,7 +84,7 @@ def window_slots(batch: Batch, end: torch.Tensor, size: int, block_size: int) ->
 
 
 def is_decode(query_lens: list[int]) -> bool:
-    """Whether a step is a decode: it has one query for each request. Any other step is an extend."""
+    """True if a step is a decode: it has one query for each request. Any other step is an extend."""
     return all(length == 1 for length in query_lens)
 
 

@@ -27,7 +27,7 @@ COMPARED_PREFILL = (
     *("rows of query", "dtype of query", "head size of the latent vector", "head size of the cache", "scale"),
     *("logits_soft_cap", "number of ranks", "interleave", "context_chunk_keys", "query_start_loc_cpu", "seq_lens_cpu"),
 )
-"""What must be the same on all ranks in a prefill; the last two by a checksum."""
+"""Arguments of a prefill that must be the same on all ranks; the last two by a checksum."""
 
 
 class TritonMlaOverRanksImpl(TritonMlaImpl):
@@ -187,7 +187,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
             raise
 
     def _told(self, query: torch.Tensor, attn_metadata: RankMlaMetadata) -> dict[str, Told]:
-        """What is told of a prefill, by the names of COMPARED_PREFILL."""
+        """The values of COMPARED_PREFILL in a prefill, by name."""
         assert attn_metadata.seq_lens_cpu is not None
         dealing = attn_metadata.dealing
         return {
@@ -210,5 +210,5 @@ _CHECKED: Kept[bool] = Kept()
 
 
 def is_captured(tensor: torch.Tensor) -> bool:
-    """Whether what is launched now on the tensor's device becomes part of a CUDA graph."""
+    """True if what is launched now on the tensor's device becomes part of a CUDA graph."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
