@@ -55,7 +55,7 @@ class Found(Failure):
 
 
 class Possible(TypedDict):
-    """Numbers of features, pairs or triples of features, or edges of tiles and blocks that cases can have, and those not drawn."""
+    """The number of possible features, pairs or triples of them, or edges of tiles and blocks; and those not drawn."""
 
     possible: int
     not_drawn: list[str | tuple[str, ...]]

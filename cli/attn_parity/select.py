@@ -84,7 +84,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
 ) -> int:
-    """Which backend serves a layer, given by options, or each layer of the model in FILE. Runs nothing; needs no GPU.
+    """Select the backend of a layer, given by options, or of each layer of the model in FILE. Runs nothing; needs no GPU.
 
     FILE is a config of Hugging Face (config.json, or its folder) or a model file of this project. Exit code 1 where no backend
     serves a layer, or where a model asks for what is out of this project's scope.

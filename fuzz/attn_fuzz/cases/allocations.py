@@ -55,7 +55,7 @@ def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
 
 
 def place_of(view: KVCacheView, element: int) -> str:
-    """What of a layer an element of its allocation is, in words."""
+    """The part of a layer that an element of its allocation belongs to, in words."""
     first_of_block = torch.arange(view.num_blocks).view(-1, 1, 1, 1) * view.block_stride
     for name, inside in zip("KV", view.first_block_elements(), strict=True):
         if len(found := (inside + first_of_block == element).nonzero()):
@@ -221,7 +221,7 @@ def inside_guards(case: Case, cache: Cache) -> slice:
 
 
 def _guard(case: Case, cache: Cache) -> int:
-    """How many elements each guard has, before the first block and after the last: as many as one block."""
+    """The number of elements of each guard, before the first block and after the last: as many as one block."""
     row_size = sum(_row_sizes(case, cache)) + 2 * cache.slot_padding
     size = cache.block_size * case.num_kv_heads * row_size + cache.padding
     return size + _is_at_an_odd_byte(case, cache)

@@ -250,7 +250,7 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
 
 
 def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> dict[str, torch.Tensor]:
-    """What `_expected` says, from the call."""
+    """The tensors whose shapes and dtypes `_expected` gives, from the call."""
     layer, rows = call.layer, _rows(call, kept)
     found = {"q": call.q[rows], **layer.tensors}
     if case.cache is None:
@@ -295,7 +295,7 @@ def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) ->
 
 
 def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
-    """What a cache stores apart, by the names of the file. V is a part of K in a latent one."""
+    """The parts that a cache stores apart, by their names in the file. V is a part of K in a latent one."""
     return ((K, "k"),) if view.layout.has_latent_value else ((K, "k"), (V, "v"))
 
 

@@ -49,7 +49,7 @@ CHANGES = (
     *_HELD_RULES,
     *(f"no {name}" for name, rule in _HELD_RULES.items() if not rule.is_tensor and rule.type is not bool),
 )
-"""What an earlier call may have instead of the case's own: `attn_fuzz.cases.earlier` explains each name."""
+"""Changes that an earlier call may have: `attn_fuzz.cases.earlier` explains each name."""
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -138,7 +138,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How tensors are filled. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
+    """The contents of tensors. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
 
     Attributes:
         seed: of all numbers that are drawn.
@@ -264,7 +264,7 @@ class Case(
 
     @property
     def latent_format(self) -> LatentFormat | None:
-        """Of a latent cache with scales."""
+        """The format of a latent cache with scales; None of any other cache."""
         return None if self.cache is None else self.cache.layout.latent_format
 
     @property
@@ -345,7 +345,7 @@ def slot_bits(request: Request, cache: Cache, first: int, end: int) -> dict[int,
 
 
 def num_slots_of_keys(case: Case, cache: Cache) -> int:
-    """How many slots hold a key of some request."""
+    """The number of slots that hold a key of some request."""
     held: dict[int, int] = {}
     for request in case.requests:
         for block, bits in slot_bits(request, cache, 0, request.seq_len).items():

@@ -1,4 +1,4 @@
-"""What makes a case impossible: fields that contradict each other, and layouts that cannot share an allocation."""
+"""Contradictions in a case: fields that exclude each other, and layouts that cannot share an allocation."""
 
 import bisect
 
@@ -51,7 +51,7 @@ def check(case: Case) -> None:
 
 
 def contradiction(case: Case) -> str | None:
-    """What `check` says against a case; None if it is valid."""
+    """The message of `check` about a case; None if it is valid."""
     try:
         check(case)
     except CaseError as error:

@@ -1,4 +1,4 @@
-"""What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
+"""A target: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
 import importlib.util
@@ -105,7 +105,7 @@ class LatentSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """What a target supports.
+    """The attention types, rules, dtypes, layouts and sizes that a target supports.
 
     The target must be right in everything that is declared here. It must refuse every other attention type, rule, quantized
     cache and quantized output, with a ValueError or a NotImplementedError before anything is written. Sizes, dtypes, layouts,

@@ -31,7 +31,7 @@ class Difference(msgspec.Struct, frozen=True):
     expected: float
     bound: float
     rows: int
-    """How many rows of the request differ."""
+    """The number of rows of the request that differ."""
 
     def __str__(self) -> str:
         where = f"row {self.row}, head {self.head}" + (f", dim {self.dim}" if self.dim is not None else "")
@@ -42,7 +42,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What the judge found in one step's outputs.
+    """The judge's result for one step's outputs.
 
     Attributes:
         differences: the worst element of each request and tensor that is wrong.
@@ -197,7 +197,7 @@ class _Compared:
         )
 
     def kind(self, out: torch.Tensor) -> Literal["value", "nan", "bitwise", "unwritten", "lse"]:
-        """What is wrong with the worst element.
+        """The kind of failure of the worst element.
 
         Args:
             out: as the target left it.

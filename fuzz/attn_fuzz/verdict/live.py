@@ -25,7 +25,7 @@ from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_REASONS = 32
-"""How many different reasons a recording counts. Reasons may name numbers of a call, and a server makes calls for weeks."""
+"""The number of different reasons that a recording counts. Reasons may name numbers, and a server makes calls for weeks."""
 
 UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True, float16_dots=True)
 """The roundings allowed to an unknown kernel: it has tiles of at least 16 keys, adds the keys of a row one after the other,

@@ -149,14 +149,14 @@ def _with_dense_keys(request: Request, call: Call | Step) -> Request:
 
 
 class Bound(NamedTuple):
-    """How far each element of `out` [q, H, D] and of the LSE [q, H] may be from the right one, in float64."""
+    """The largest allowed error of each element of `out` [q, H, D] and of the LSE [q, H], in float64."""
 
     out: torch.Tensor
     lse: torch.Tensor
 
 
 class _Weights(NamedTuple):
-    """How far errors of logits can change the softmax weights of a row.
+    """The largest change of a row's softmax weights by errors of logits.
 
     Args:
         largest: [H, q, k], the largest number that each weight can become.

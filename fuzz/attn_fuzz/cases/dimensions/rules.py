@@ -129,7 +129,7 @@ def _behind_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
 
 
 def _clamped_before_chunks(case: Case) -> Iterator[int]:
-    """Of these ranges: the first key that the window leaves the query, where it lies between first key and end."""
+    """For such ranges, the first key that the window leaves the query, where it lies between first key and end."""
     left = case.window[0] if case.ranges_clamped else -1
     return (query - left for first, end, query in _behind_chunks(case) if left >= 0 and first < query - left < end)
 
