@@ -213,7 +213,7 @@ def _built(calls: "Calls", workers: int | None, limit: float, drawn: tuple[int, 
 
 
 def _uncompiled(outcome: Outcome) -> str:
-    """The number of launches without code, in words. The limit is the tool's, and no fault of a launch."""
+    """How many launches have no code, in words. The limit is the tool's, and no fault of a launch."""
     limits = outcome.limits
     words = f"{len(outcome.errors) - limits} do not compile"
     return f"{words}, {limits} have no code after --limit" if limits else words
@@ -297,7 +297,7 @@ def _write_page(path: Path, allowed: Budgets, ran: Executions | None) -> None:
 
 
 def _read(path: Path) -> tuple[Results, Executions]:
-    """The results in the files beside a page. No launch was run if there is no file of executions."""
+    """What the files beside a page hold. No launch was run if there is no file of executions."""
     data = _data_of(path)
     if not data.is_file():
         raise click.ClickException(f"--page: {data} does not exist; `attn-parity compile --write` writes it")
@@ -326,7 +326,7 @@ def _read_before(path: Path, *, check: bool, writes: bool, partly: bool) -> Resu
 
 
 def _kept(runs: Path, triton: str) -> Executions:
-    """The content of a file of executions; none by this version of Triton if there is no such file."""
+    """What a file of executions holds; none by this version of Triton if there is no such file."""
     try:
         return executions.loads(inputs.read_text(runs), str(runs)) if runs.is_file() else Executions(triton)
     except ValueError as error:

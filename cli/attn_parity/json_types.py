@@ -1,4 +1,4 @@
-"""Types of the results that `--json` of users' commands writes: `python -m attn_lab schemas` makes a JSON schema of them.
+"""What `--json` of users' commands writes, as types: `python -m attn_lab schemas` makes a JSON schema of them.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
@@ -55,7 +55,7 @@ class Found(Failure):
 
 
 class Possible(TypedDict):
-    """The number of possible features, pairs or triples of them, or edges of tiles and blocks; and those not drawn."""
+    """How many features, pairs or triples of features, or edges of tiles and blocks cases can have, and those not drawn."""
 
     possible: int
     not_drawn: list[str | tuple[str, ...]]
@@ -131,7 +131,7 @@ class Tried(Commit):
 
 
 class Bisect(TypedDict):
-    """The result of `attn-parity bisect`. `candidates` are the commits of which one is the first bad one."""
+    """What `attn-parity bisect` found. `candidates` are the commits of which one is the first bad one."""
 
     schema: Literal["attn-parity.bisect/1"]
     case: str
@@ -195,7 +195,7 @@ class Binary(TypedDict):
 
 
 class Execution(TypedDict):
-    """The result of a launch on the emulator: its verdict, the largest error over its bound, and counts of instructions."""
+    """What came of a launch on the emulator: its verdict, the largest error over its bound, and what it executed."""
 
     architecture: str
     call: str
@@ -207,7 +207,7 @@ class Execution(TypedDict):
 
 
 class Compile(TypedDict):
-    """The result of `attn-parity compile`: launches, those that are over budget, and those that do not compile."""
+    """What `attn-parity compile` made of launches, those that are over budget, and those that do not compile."""
 
     schema: Literal["attn-parity.compile/1"]
     triton: str
@@ -246,7 +246,7 @@ class Vllm(TypedDict):
 
 
 class Select(TypedDict):
-    """The backend of each layer of a model, by the layer's name. The last fields are of a model config."""
+    """What serves each layer of a model, by the layer's name. The last fields are of a model config."""
 
     schema: Literal["attn-parity.select/1"]
     model: str
@@ -263,7 +263,7 @@ class Select(TypedDict):
 
 
 class Doctor(TypedDict):
-    """The results of each section of `attn-parity doctor --full`; `error` or `unavailable` says why there are none."""
+    """What each section of `attn-parity doctor --full` found; `error` or `unavailable` says why it found nothing."""
 
     schema: Literal["attn-parity.doctor/1"]
     time: str
@@ -271,7 +271,7 @@ class Doctor(TypedDict):
 
 
 class Proof(TypedDict):
-    """The result of a theorem: its number of claims, and the file of a counterexample's case, if there is one."""
+    """What became of a theorem: how many claims it has, and the file of a counterexample's case, if there is one."""
 
     theorem: str
     outcome: Literal["proved", "refuted", "undecided", "vacuous"]
@@ -281,7 +281,7 @@ class Proof(TypedDict):
 
 
 class Prove(TypedDict):
-    """The results of all theorems of a run."""
+    """What became of each theorem that was asked for."""
 
     schema: Literal["attn-parity.prove/1"]
     theorems: list[Proof]

@@ -46,7 +46,7 @@ class Outcome:
 
     @property
     def limits(self) -> int:
-        """The number of errors that are those of a limit."""
+        """How many of the errors are those of a limit."""
         return sum(isinstance(error, OverLimit) for error in self.errors.values())
 
 
@@ -215,7 +215,7 @@ def _serve(connection: "Connection", others: "Connection", work: Callable[..., A
 
 @functools.lru_cache(maxsize=1)
 def _compiler(architecture: str, drawn: tuple[int, int] | None) -> Beside:
-    """Compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
+    """What compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
     from attn_parity.binaries.compilation import compile_call
 
     calls = _calls(architecture, drawn)

@@ -39,7 +39,7 @@ from attn_parity.binaries.small_cases import small_cases
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
 
 _PLANNER = "attn_optimized.attention.attention_plan"
-"""The function that plans every call of attention, those of a cascade too."""
+"""What every call of attention is planned by, those of a cascade too."""
 
 
 class OtherCodeError(Exception):
@@ -68,7 +68,7 @@ class Shipped:
 
 
 def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> dict[str, Execution]:
-    """Run the launches of a call, and return their executions by name.
+    """What came of the launches of a call, by name.
 
     Args:
         instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
@@ -159,7 +159,7 @@ def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: s
 
 
 def _difference(call: KernelCall, like: KernelCall) -> str:
-    """The compiled-in constants that differ, in words."""
+    """What is compiled in and differs, in words."""
     given, ships = (_compiled_in(one) for one in (call, like))
     other = [f"{name} is {given.get(name)}, and {value} ships" for name, value in ships.items() if given.get(name) != value]
     return "; ".join(other) or "its constants and types are the same, so an alignment or a width of a number is not"

@@ -1,4 +1,4 @@
-"""Results of running the launches that ship on the emulator, in processes of their own, stored as a CSV file."""
+"""What came of running the launches that ship on the emulator: found in processes of their own, and kept as a CSV file."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ _COLUMNS = ("triton", "architecture", "launch", "verdict", "error", "why", "code
 
 
 class Execution(NamedTuple):
-    """The result of running a launch on small cases.
+    """What came of a launch on small cases.
 
     Attributes:
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
@@ -41,7 +41,7 @@ class Execution(NamedTuple):
 
 @dataclass
 class Executions:
-    """Executions by architecture and name of the launch. An interrupted run has some of them."""
+    """What came of launches, by architecture and name. An interrupted run has some of them."""
 
     triton: str
     found: dict[Job, Execution] = field(default_factory=dict)
@@ -142,7 +142,7 @@ def run(
 
 
 def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Execution]:
-    """The executions of a call's launches. A text says why none of them ran."""
+    """What came of the launches of a call. A text says why none of them ran."""
     architecture, _, instructions = job
     return {
         (architecture, launch): Execution("not run", 0, result, code[:DIGITS])
@@ -153,7 +153,7 @@ def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Exe
 
 
 def differences(executions: Executions, triton: str, names: Mapping[str, Sequence[str]]) -> list[str]:
-    """Faults of stored executions, beside the facts of all launches.
+    """What is wrong with executions that are kept beside the facts of all launches.
 
     Args:
         triton: the version of Triton that compiled the launches.

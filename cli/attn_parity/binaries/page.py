@@ -7,7 +7,7 @@ from attn_parity.binaries.executions import Execution, Executions
 from attn_parity.binaries.results import Results, Row
 
 COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load")
-"""Columns of a table of binaries; all but the first two hold numbers."""
+"""Of a table of binaries; all but the first two hold numbers."""
 
 _PREFACE = """\
 # What the compilers make of the kernels

@@ -176,7 +176,7 @@ def facts_from(record: Mapping[str, str], name: str) -> Facts:
 
 
 def updated(kept: Results, found: Results, names: Mapping[str, Sequence[str]]) -> Results:
-    """The new results, and the stored ones of all other launches, in the order of the launches.
+    """What was found, and of all other launches what was kept, in the order of the launches.
 
     Args:
         names: every launch, by architecture. Of one that is none of them any more, nothing is kept.
