@@ -106,7 +106,7 @@ class Refusal:
 
 
 def unsupported(backend: str, refusals: Sequence[Refusal], instead: str | None = None) -> UnsupportedError:
-    """The error that tells all the refusals. There must be at least one."""
+    """An error with all refusals. There must be at least one."""
     first, *others = refusals
     return UnsupportedError(backend, first.property, "; ".join((first.reason, *map(str, others))), instead)
 

@@ -45,7 +45,7 @@ def pa_fwd_asm(
     """Decode by AITER's assembly kernels, one query token per request; arguments as those of `paged_attention`.
 
     They have no argument for the scale of q.k: it is 1 / sqrt(D) inside, and any other is refused. They are wrong for 241 to
-    255 keys. Without `validate` nothing tells lengths, so a step whose `max_seq_len` is above 240 is refused.
+    255 keys. Without `validate` lengths are unknown, so a step whose `max_seq_len` is above 240 is refused.
 
     Args:
         aiter: what is called; see find_aiter.
@@ -54,8 +54,8 @@ def pa_fwd_asm(
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
         out: [T, H, D] or [T, H * D], contiguous.
         lse: must be None.
-        validate: check the values in tensors too, which waits for the device. Without it nothing tells a request without a
-            query, beside a row of padding, from one query token.
+        validate: check the values in tensors too, which waits for the device. Without it a request without a query,
+            beside a row of padding, looks like one query token.
 
     Returns:
         out.

@@ -48,8 +48,8 @@ def paged_attention_v1(
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
         out: [T, H, D] or [T, H * D], contiguous.
         lse: must be None.
-        validate: check the values in tensors too, which waits for the device. Without it nothing tells a request without a
-            query, beside a row of padding, from one query token.
+        validate: check the values in tensors too, which waits for the device. Without it a request without a query,
+            beside a row of padding, looks like one query token.
 
     Returns:
         out.

@@ -49,7 +49,7 @@ def dtype(given: torch.dtype) -> Limit:
 def one_token(layer: Layer, batch: Batch, *, values: bool) -> tuple[Limit, ...]:
     """The limits of a decode: one query token of each request, at its last key.
 
-    A request without a query and a row of padding look like one query token to the host. Only the values on the device tell.
+    A request without a query and a row of padding look like one query token to the host. Only the values on the device differ.
     """
     alone = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
     if values:

@@ -77,7 +77,7 @@ def check_host(name: str, host: torch.Tensor, like: torch.Tensor) -> None:
 
 
 class HostLengths(Protocol):
-    """A step as the device is told it, and the lengths by which the host has split it."""
+    """A step, and the lengths on the CPU by which it is split."""
 
     @property
     def step(self) -> Batch: ...

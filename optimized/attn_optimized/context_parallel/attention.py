@@ -14,8 +14,8 @@ from attn_contract.validation import check_attention_tensors, check_paged_attent
 from attn_optimized.attention import paged_attention
 from attn_optimized.context_parallel.agreement import (
     TIMEOUT,
+    Compared,
     OneOf,
-    Told,
     check_timeout,
     checksum,
     compare_calls,
@@ -108,22 +108,22 @@ def attend_over_ranks(
         RanksError: another rank refused its call, came too late or has died.
     """
     check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
-    told: Exception | dict[str, Told]
+    call: Exception | dict[str, Compared]
     wait = TIMEOUT  # if this rank's own is wrong
     try:
         check_timeout(timeout)
         wait = timeout
         check_type("compare", compare, bool, "a bool")
         _check_output(layer, out_dtype, attention, merge)
-        told = _checked(group, q, kv_cache, layer, step, exchange)
+        call = _checked(group, q, kv_cache, layer, step, exchange)
         if compare:
             _check_before_others(q, kv_cache, layer, step)
     except Exception as error:  # whatever it is, the others wait for this rank
         if compare is False:
             raise
-        told = error
+        call = error
     if compare is not False:
-        compare_calls(group, told, COMPARED, wait)
+        compare_calls(group, call, COMPARED, wait)
     num_tokens, num_heads = len(q), layer.num_heads
     heads = _gathering(_HEADS_OR_LSES, group, q, timeout)  # while memory for the output is made ready
     of_rank = kv_cache, local_layer(layer, step.dealing), step.batch
@@ -164,8 +164,8 @@ def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
 
 def _checked(
     group: dist.ProcessGroup, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, step: LocalStep, exchange: str
-) -> dict[str, Told]:
-    """Check a call before it meets the others', and return what is told of it, by the names of COMPARED."""
+) -> dict[str, Compared]:
+    """Check a call before it meets the others', and return its numbers by the names of COMPARED."""
     check_tensor("q", q)
     check_dims("q", q, ("T", "num_heads / ranks", "head_size"))
     check_type("step", step, LocalStep, "a LocalStep of local_step")
@@ -194,7 +194,7 @@ def _check_before_others(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, 
     check_paged_attention(of_all_heads, kv_cache, local_layer(layer, step.dealing), step.batch, None, None, values=False)
 
 
-def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict[str, Told]:
+def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict[str, Compared]:
     whole = step.whole
     return {
         "rows of q": q.shape[0],

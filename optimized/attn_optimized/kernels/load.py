@@ -72,7 +72,7 @@ def load_blocks(source, i, end_key, loops, sink_tokens, KIND: tl.constexpr, MASK
     """[N]: the block of each key of tile `i` of a loop, 0 from `end_key` on; a plain 0 if K and V are no blocks.
 
     A loop looks blocks up one tile before it loads their keys. So the keys wait for no load of the same turn, and a compiler
-    that loads tiles ahead keeps as many of them in flight as it is told to: else it takes a stage for the table.
+    that loads tiles ahead keeps as many of them in flight as num_stages says: else it takes a stage for the table.
 
     Args:
         ALL: whether all keys of the tile are below `end_key`, and may be seen.

@@ -99,7 +99,7 @@ def _by_length(
     max_keys: int,
     parameters: Parameters,
 ) -> Splits:
-    """The splits where the lengths tell what a program has to do."""
+    """The splits where the lengths give the work of a program."""
     fewest = parameters.keys_per_split
     room = at_once // num_programs
     filling = min(room, MAX_FILLING) if room >= MIN_FILLING else 1

@@ -143,7 +143,7 @@ def _footprint(layout: Layout | None, config: AttentionConfig) -> tuple[bool, in
 def _view(
     layout: Layout, config: AttentionConfig, block_size: int, num_kv_heads: int, head_size: int, head_size_v: int | None
 ) -> KVCacheView:
-    # two blocks tell K and V of a block from planes; all views of an allocation have the same number
+    # two blocks distinguish K and V of a block from planes; all views of an allocation have the same number
     return KVCacheView.dense(
         layout,
         num_blocks=2,
