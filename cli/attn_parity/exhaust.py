@@ -231,13 +231,13 @@ def _exhaust(outcome: Outcome, book: Ledger) -> Exception | None:
     error = None
     with _bar(outcome.launches, len(before)) as advance:
 
-        def tell(result: Result) -> None:
+        def note(result: Result) -> None:
             book.add(_ended(outcome, result))
             outcome.calls += result.calls
             advance()
 
         try:
-            run.run(plan, waiting, tell)
+            run.run(plan, waiting, note)
         except KeyboardInterrupt:
             outcome.interrupted = True
         except (ExecutorError, OSError) as ended:

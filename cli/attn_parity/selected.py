@@ -112,13 +112,13 @@ def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]
     results.print()
     if arguments.line is None:
         results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
-        told = dict(arguments.why_not)
+        why_not = dict(arguments.why_not)
     else:
         others = dict.fromkeys(one.backend for one in assignments.values() if one.backend != arguments.backend)
-        told = {backend: arguments.why_not.get(backend, (_FOR_MEMORY,)) for backend in others}
-        if told:
+        why_not = {backend: arguments.why_not.get(backend, (_FOR_MEMORY,)) for backend in others}
+        if why_not:
             results.print(f"vLLM takes one backend for all layers, here {arguments.backend}. Why not the others of the table:")
-    for backend, reasons in told.items():
+    for backend, reasons in why_not.items():
         results.print(f"  {backend}: {'; '.join(reasons)}", soft_wrap=True)
     if arguments.line is not None:
         results.print(arguments.line, soft_wrap=True)

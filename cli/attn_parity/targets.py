@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @device_option
 def command(name: str | None, device: str) -> None:
-    """List what can be fuzzed here, or tell one target in full: what it is, why it cannot run, its modes, what it supports.
+    """List what can be fuzzed here, or describe one target: what it is, why it cannot run, its modes, what it supports.
 
     Without the extra `fuzz`, the names of our targets alone.
     """
@@ -33,7 +33,7 @@ def command(name: str | None, device: str) -> None:
     device = use_device(device)
     say_what_runs_kernels(device)
     if name is not None:
-        _tell(name, device)
+        _describe(name, device)
         return
     results.print(_ours(device))
     results.print(_modes())
@@ -87,7 +87,7 @@ def _print_packages(device: str) -> None:
         results.print(table)
 
 
-def _tell(name: str, device: str) -> None:
+def _describe(name: str, device: str) -> None:
     """Print all that is declared of a target."""
     from attn_fuzz.targets import modes, registry
 

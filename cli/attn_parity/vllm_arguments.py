@@ -149,7 +149,7 @@ def vllm_arguments(
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
-    # layers of two kinds have no backend in common, whose reasons are then told
+    # layers of two kinds have no backend in common, whose reasons are then printed
     kinds: list[CacheKind] = [cache_kind(config) for config in layers.values()]
     kind = max(kinds, key=get_args(CacheKind).index)
     for name in priorities(architecture, kind):

@@ -71,10 +71,10 @@ def compared(here: Path, there: Path) -> tuple[EmulatedLaunch, list[Difference]]
 def _of_buffer(
     name: str, tensors: list[Tensor], one: np.ndarray, other: np.ndarray, differs: np.ndarray, folder: Path
 ) -> list[Difference]:
-    """The differences of a buffer. A byte of several tensors is told of the first one.
+    """The differences of a buffer. A byte of several tensors counts for the first one.
 
     Args:
-        differs: bytes that differ; False where a difference has been told.
+        differs: bytes that differ; False where a difference is reported already.
     """
     found, outside = [], np.ones(len(one), bool)
     for tensor in tensors:

@@ -1,6 +1,6 @@
 """A model config of Hugging Face, such as config.json, as the layers that `attn-parity select` asks about.
 
-`model_types` is the table of what is known, and `meaning` says which values a field may have. `unknown` refuses or tells the
+`model_types` is the table of what is known, and `meaning` says which values a field may have. `unknown` refuses or lists the
 rest, `completed` fills in what a file leaves out, and `groups` sorts the layers.
 """
 
@@ -97,12 +97,12 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     architecture = _architecture(content.get("architectures"), record.class_of or outer, record)
     left_out = tuple(name for name in content if name.endswith("config") and ("vision" in name or "audio" in name))
     own = {name: value for name, value in content.items() if name not in left_out}
-    told: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     if wrapper:
         around = ModelType(fields=_DTYPE, inert=("text_config", *(wrapper.image_tokens or ())[:1]))
-        told = unknown(own, outer, around)
+        unread = unknown(own, outer, around)
     fields = _flat(text if wrapper else own, record)
-    told += unknown(fields, model_type, record)
+    unread += unknown(fields, model_type, record)
     read(record.fields, fields)  # so that transformers is given no value that cannot be
     completed = filled(fields, model_type, record)
     said = read(record.fields, {**completed.fields, **fields})
@@ -122,7 +122,7 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         filled={name: value for name, value in completed.fields.items() if record.fields[name] not in _SHOWN},
         filled_by=completed.by,
         left_out=tuple(map(printable, left_out)),
-        unknown=tuple(map(printable, dict.fromkeys(told))),
+        unknown=tuple(map(printable, dict.fromkeys(unread))),
     )
 
 
