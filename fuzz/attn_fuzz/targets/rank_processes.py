@@ -85,7 +85,7 @@ class RankProcesses:
     def _check_killed(self) -> None:
         """
         Raises:
-            HelperKilledError: SIGKILL has ended a rank. Its connections close before the system tells how it ended.
+            HelperKilledError: SIGKILL has ended a rank. Its connections close before the system reports how it ended.
         """
         until = time.monotonic() + ENDED_SECONDS
         ended: list[int] = []

@@ -369,7 +369,7 @@ class Target:
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
-        modes: by name, modes of its own, such as a format of its cache, and its own ways to the modes that any target may have
+        modes: by name, its own modes, such as a format of its cache, and its own versions of modes that any target may have
             (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
         planned: while what it returns lasts, host code plans for a GPU that is not here: `NAME@planned` and `NAME@gfx942` need
             it. None: it plans for `NAME@gfx942` as it does where kernels are interpreted.
@@ -444,7 +444,7 @@ class Target:
         return device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
 
     def can_be_fenced(self, device: str) -> bool:
-        """True if its interpreted kernels are held to the memory of their arguments, where they declare no more."""
+        """True if its interpreted kernels may touch the memory of their arguments alone, where they declare no more."""
         return self.can_be_followed(device) and not self.sanitizes
 
 
