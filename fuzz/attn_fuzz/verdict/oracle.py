@@ -21,7 +21,7 @@ logits share changes no weight, and it moves the LSE by itself. So the error of 
 that of each key: eps of the sink becomes 0, each eps_j becomes eps_j + eps_m, and the LSE's bound grows by
 eps_m = u32 (2 |m| + 4). Roundings of the LSE itself that are elsewhere small beside those of accumulation count, too: where m
 is kept in base 2, the constant and the product that bring it back are 2 u32 |lse|, and each merge of parts may go both ways
-again, 4 u32 |lse|. So without merges an LSE of 2^126 has the bound 5 u32 |lse|. Keys whose logits are at most half of such a sink
+again, 4 u32 |lse|. So without merges 5 u32 |lse| bounds an LSE of 2^126. Keys whose logits are at most half of such a sink
 have weight 0 with any of these errors.
 
 Rounding errors of generic numbers are independent, and lam = 6 leaves each element a chance of 3e-8 (Hoeffding). Structured
