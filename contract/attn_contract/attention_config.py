@@ -13,7 +13,7 @@ from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size, has_latent_value
 from attn_contract.layouts import LATENT_FORMATS, Layout
-from attn_contract.rules import RULES, asked, rule_named
+from attn_contract.rules import RULES, active_rules, rule_named
 
 Scales = Literal["tensor", "head", "token", "inline"]
 """The granularity of a quantized cache's scales.
@@ -155,11 +155,11 @@ class AttentionConfig:
         return self.attn_type.reads_cache and self.asks("head_size_v") and not self.has_latent_cache
 
     def asks(self, name: str) -> bool:
-        """True if a rule is asked for. An unknown name is a ContractError."""
+        """True if a rule is on. An unknown name is a ContractError."""
         return rule_named("name", name).name in self.rules
 
     def value_of(self, name: str) -> Any:
-        """The value of a rule; its off value where it is not asked for. An unknown name is a ContractError."""
+        """The value of a rule; its off value if it is not on. An unknown name is a ContractError."""
         return self.rules.get(name, rule_named("name", name).off)
 
     def with_rules(self, **rules: Any) -> "AttentionConfig":
@@ -190,7 +190,7 @@ class AttentionConfig:
         Raises:
             ContractError: `rules` names what the layer or the batch says, or the arguments contradict each other.
         """
-        held = asked(layer) if batch is None else asked(layer, batch)
+        held = active_rules(layer) if batch is None else active_rules(layer, batch)
         held = {name: isinstance(value, torch.Tensor) or value for name, value in held.items()}
         if batch is not None:
             decoder = layer.attn_type is AttentionType.DECODER

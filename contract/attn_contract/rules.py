@@ -7,7 +7,7 @@ A rule of a layer or of a step is a field of Layer or Batch, and the field's dec
 Whatever must know of all rules is derived from these records: the border checks, the op schemas, AttentionConfig, the
 declarations of backends and adapters, the fuzzer's cases, targets and tables, the options of the command line.
 
-An implementation names the rules that it implements, and refuses a call that asks for any other rule (`asked`,
+An implementation names the rules that it implements, and refuses a call that asks for any other rule (`active_rules`,
 `refuse_unnamed`). So it also refuses a rule that was added after it was written, and a field that has no record at all.
 """
 
@@ -216,7 +216,7 @@ that is wrong costs silence: tests/contract/test_rules.py compares the names wit
 """
 
 
-def asked(*holders: Any) -> dict[str, Any]:
+def active_rules(*holders: Any) -> dict[str, Any]:
     """The rules of a Layer or a Batch, or of both, that are on, with their values by name.
 
     A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
@@ -259,7 +259,7 @@ def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, i
     Raises:
         UnsupportedError: naming the implementation and the first rule that it does not name.
     """
-    for name in asked(*holders):
+    for name in active_rules(*holders):
         if name not in names:
             raise UnsupportedError(implementation, words_of(name), "it does not implement this rule", instead)
 

@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from attn_contract import KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import allocations, case_file
 from attn_fuzz.cases.call import Call
@@ -184,7 +184,7 @@ def _rules(call: Call) -> dict[str, Any]:
     Raises:
         CaptureError: a case has no field for one of them.
     """
-    found = asked(call.layer, call.batch)
+    found = active_rules(call.layer, call.batch)
     if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {

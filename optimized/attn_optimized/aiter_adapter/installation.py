@@ -16,7 +16,7 @@ from attn_contract import UnsupportedError
 from attn_optimized.aiter_adapter.signatures import FUNCTIONS, Signature, of_callable, read_source
 
 RECORDED = ("0.1.7", "2026-08")
-"""Versions whose signatures are recorded here, oldest first, so that they can be asked about on any machine."""
+"""Versions whose signatures are recorded here, oldest first, so that any machine can use them."""
 
 _NEWER = "an AITER whose signature has it, or TRITON_ATTN"
 
@@ -124,7 +124,7 @@ def import_aiter() -> Aiter:
 
 
 def recorded(version: str) -> Aiter:
-    """An AITER of `RECORDED`, which can be asked everything and not be called.
+    """An AITER of `RECORDED`: its signatures can be read, and no function can be called.
 
     Raises:
         ValueError: there is no record of that version.

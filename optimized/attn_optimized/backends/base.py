@@ -22,7 +22,7 @@ from attn_contract import (
 )
 from attn_contract.arguments import check_tensor, check_type, check_vector
 from attn_contract.capabilities import unsupported
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_contract.validation import check_layer_logits, check_write_kv_cache
 
 import attn_optimized
@@ -149,7 +149,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
             raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
         output_dtype = None if self.layer.output_scale is None else output.dtype
         causal = None if isinstance(batch.causal, torch.Tensor) else batch.causal  # whatever the flags of requests are
-        key = (causal, *asked(batch), output_dtype, lse is not None)
+        key = (causal, *active_rules(batch), output_dtype, lse is not None)
         if key in self._served:
             return
         step = AttentionConfig.of(
