@@ -42,7 +42,7 @@ GROUPS = {
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }
-"""What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
+"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.NAME, imported when it is used:
 `select` needs nothing of what `fuzz` imports."""
 MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
     "hunt": "attn-parity fuzz --keep-going --target TARGET"

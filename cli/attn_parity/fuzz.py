@@ -53,7 +53,7 @@ from hypothesis.database import ExampleDatabase
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 FOLDER = Path("attn-parity-runs")
 MOST_EXAMPLES, MINUTES = 100_000, 10.0
-"""Of a run that keeps going, if nothing else is asked for."""
+"""Minutes of a run that keeps going, by default."""
 DRAWING = 2 / 3
 """The share of its time in which it draws cases. In the rest, failures that wait are shrunk."""
 RUNS_SCHEMA = "attn-parity.fuzz-runs/1"

@@ -23,7 +23,7 @@ from attn_contract import (
     validation,
 )
 from attn_contract.layouts import A_LATENT_LAYOUT, LATENT_FORMATS
-from attn_contract.rules import VALUES, asked
+from attn_contract.rules import VALUES, active_rules
 
 from tests.latent_formats import latent_sizes
 
@@ -52,8 +52,8 @@ def layer(**changes: Any) -> Layer:
 
 def test_a_width_of_v_is_a_rule_that_layers_ask_for():
     assert RULES["head_size_v"].acts_on is VALUES
-    assert asked(layer(**LATENT)) == {"head_size_v": 6}
-    assert asked(layer()) == {}
+    assert active_rules(layer(**LATENT)) == {"head_size_v": 6}
+    assert active_rules(layer()) == {}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_layers_that_name_the_width_of_v(changes, value_size):
 @pytest.mark.parametrize("apart", [ENCODER, PACKED], ids=["dense", "packed"])
 def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
     made = layer(**apart, head_size_v=8)
-    assert (made.head_size_v, made.value_size, asked(made)) == (None, 8, {})
+    assert (made.head_size_v, made.value_size, active_rules(made)) == (None, 8, {})
 
 
 @pytest.mark.parametrize(

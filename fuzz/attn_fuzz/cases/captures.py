@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from attn_contract import KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import allocations, case_file
 from attn_fuzz.cases.call import Call
@@ -177,7 +177,7 @@ def _rules(call: Call) -> dict[str, Any]:
     Raises:
         CaptureError: a case has no field for one of them.
     """
-    found = asked(call.layer, call.batch)
+    found = active_rules(call.layer, call.batch)
     if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {
@@ -243,7 +243,7 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
 
 
 def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> dict[str, torch.Tensor]:
-    """What `_expected` says, from the call."""
+    """The tensors whose shapes and dtypes `_expected` gives, from the call."""
     layer, rows = call.layer, _rows(call, kept)
     found = {"q": call.q[rows], **layer.tensors}
     if case.cache is None:
@@ -286,7 +286,7 @@ def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) ->
 
 
 def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
-    """What a cache stores apart, by the names of the file. V is a part of K in a latent one."""
+    """The parts that a cache stores apart, by their names in the file. V is a part of K in a latent one."""
     return ((K, "k"),) if view.layout.has_latent_value else ((K, "k"), (V, "v"))
 
 

@@ -164,7 +164,7 @@ def _restrided_field(name: str) -> Callable[[Step], Step | None]:
 
 
 def _key_strides(name: str) -> Callable[[Step], Step | None]:
-    """Of a step without a cache. With a cache, attention does not read this step's k and v."""
+    """A change of the strides of k or v, in a step without a cache. With one, attention does not read this step's k and v."""
     restride = _restrided_field(name)
     return lambda step: restride(step) if step.raw is None else None
 
