@@ -13,7 +13,7 @@ from attn_optimized.context_parallel import Dealing
 from tests.agreement import assert_within_bound
 from tests.optimized.backends import mla_ranks_worker
 from tests.optimized.backends.mla_ranks_worker import Case
-from tests.optimized.ranks_worker import over_ranks
+from tests.optimized.context_parallel.ranks_worker import over_ranks
 
 MIXED = Case(query_lens=[1, 5, 2, 6, 1, 4], seq_lens=[20, 5, 2, 40, 1, 19])
 STEPS = {

@@ -19,7 +19,7 @@ from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pag
 
 from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
-from tests.optimized.documented_aiter import Call, stand_in
+from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
 
 
 @pytest.fixture
