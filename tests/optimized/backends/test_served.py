@@ -33,6 +33,7 @@ LAYERS = {
     "window of itself and sinks": {"window": (0, -1), "sinks": SINKS},
     "right edge and sinks": {"window": (-1, 3), "sinks": SINKS},
     "sinks": {"sinks": SINKS},
+    "sinks in decodes": {"sinks": SINKS, **DECODES},
     "soft cap": {"logits_soft_cap": 0.5},
     "ALiBi": {"alibi_slopes": SLOPES},
     "ALiBi and a soft cap": {"alibi_slopes": SLOPES, "logits_soft_cap": 2.0},
@@ -67,7 +68,7 @@ def form_of(name, fields):
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_layer_is_served_as_the_reference_attends_or_refused(name, layer, make_step, forward, assert_agrees, aiter, calls):
     fields = form_of(name, LAYERS[layer])
-    lengths = LENGTHS[fields.get("attn_type", AttentionType.DECODER)]
+    lengths = {} if "query_lens" in fields else LENGTHS[fields.get("attn_type", AttentionType.DECODER)]
     if name == "ROCM_AITER_FA" and "kv_cache_dtype" in fields:
         lengths = DECODES  # its prefills and extends attend to their own tokens before they are quantized
     step = make_step(**lengths, **fields)
