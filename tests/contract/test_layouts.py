@@ -414,7 +414,10 @@ SMALLEST = {
 }
 TWO = [view for _, view in TWO_WIDTHS.values()]
 ONE_WIDTH = [KVCacheView.dense(CONTENT_PACKED, **SMALL | sizes) for sizes in ({"head_size": 3}, {"head_size_v": 4})]
-OF_SMALL_SIZES = [*VIEWS.values(), *X_VIEWS.values(), *OF_LATENT, *TWO, *ONE_WIDTH]
+WITH_A_GAP = replace(dense(KV_FIRST_NHD), block_stride=128, kv_stride=40)
+AS_FAR = [WITH_A_GAP, replace(dense(BLOCKS_FIRST_NHD, block_size=4), block_stride=128)]
+"""Blocks that begin and end at the same bytes."""
+OF_SMALL_SIZES = [*AS_FAR, *VIEWS.values(), *X_VIEWS.values(), *OF_LATENT, *TWO, *ONE_WIDTH]
 PAIRS = [
     *itertools.combinations_with_replacement(OF_SMALL_SIZES, 2),
     *itertools.combinations_with_replacement(SMALLEST.values(), 2),
