@@ -15,7 +15,7 @@ from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
-from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages
+from attn_optimized.aiter_adapter.key_values import key_value_rows
 
 from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
@@ -483,23 +483,6 @@ class TestPaFwdAsm:
         far = torch.empty(2 * apart * blocks, dtype=torch.float16).as_strided((2, blocks, page), (apart * blocks, apart, 1))
         with pytest.raises(UnsupportedError, match=r"a cache of 2147\d{6} bytes for K not supported: its offsets have 32 bits"):
             self.attend(replace(call, kv_cache=far) if dataclasses.is_dataclass(call) else call._replace(kv_cache=far))
-
-    def test_pages(self, paged_call):
-        """Key j of a request, dim d, is where the layout's formula says."""
-        call = paged_call([1, 1], [20, 33], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
-        given = self.attend(call)
-        k, v = shuffled_pages(call.kv_cache, call.layer)
-        assert (given["K"].data_ptr(), given["V"].data_ptr()) == (k.data_ptr(), v.data_ptr())
-        head, dim, slot, block = 1, 77, 11, 2
-        page = call.kv_cache[:, block]
-        assert (
-            k[block, head, dim // 8, slot, dim % 8].data_ptr()
-            == page[0, ((head * 16 + dim // 8) * 16 + slot) * 8 + dim % 8].data_ptr()
-        )
-        assert (
-            v[block, head, slot // 8, dim, slot % 8].data_ptr()
-            == page[1, ((head * 2 + slot // 8) * 128 + dim) * 8 + slot % 8].data_ptr()
-        )
 
 
 FORMS = {

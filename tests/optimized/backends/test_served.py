@@ -1,12 +1,15 @@
 """Every backend on one list of layers: each is served as the reference attends, or refused as the backend declares."""
 
+from dataclasses import replace
+
+import attn_reference
 import pytest
 import torch
 from attn_contract import AttentionConfig, AttentionType, Layout, UnsupportedError
 from attn_optimized.aiter_adapter import recorded
 from attn_optimized.backends import BACKENDS
 
-from tests.optimized.backends.test_border import FORMS, PLAIN
+from tests.optimized.backends.test_border import FORMS, PLAIN, ROTATING
 
 SINKS = [0.5, 3.0, -3.0, -torch.inf]
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05])
@@ -75,6 +78,7 @@ def test_a_layer_is_served_as_the_reference_attends_or_refused(name, layer, make
     config = AttentionConfig.of(step.layer, step.query.dtype, block_size=step.block_size, batch=step.batch)
     if not BACKENDS[name].capabilities(aiter).refusals(config):
         assert_agrees(BACKENDS[name], step, validate=layer == "plain")
+        assert step.layer.attn_type is AttentionType.DECODER or not calls, "AITER's kernels are decoders'"
         return
     with pytest.raises(UnsupportedError) as refused:
         forward(BACKENDS[name], step)
@@ -85,6 +89,47 @@ def test_a_layer_is_served_as_the_reference_attends_or_refused(name, layer, make
 def test_the_widths_of_mimo(make_step, assert_agrees):
     widths = {"layout": Layout.CONTENT_PACKED, "head_size": 192, "head_size_v": 128}
     assert_agrees(BACKENDS["TRITON_ATTN_DIFFKV"], make_step(**MIXED, **widths, window=(127, 0), sinks=SINKS))
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "ROCM_AITER_FA"])
+def test_a_reader_of_another_layers_cache_writes_nothing(name, make_step, forward, aiter, device):
+    step = make_step(**MIXED, **FORMS[name])
+    first, before = forward(BACKENDS[name], step), step.kv_cache.clone()
+    reader = replace(step, key=torch.zeros_like(step.key), value=torch.zeros_like(step.value))
+    second = forward(BACKENDS[name], reader, kv_sharing_target_layer_name="layers.3")
+    torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
+    if name in ROTATING:
+        impl = BACKENDS[name].impl(step.layer, aiter=aiter, kv_sharing_target_layer_name="layers.3", **step.constructor)
+        slots, cos_sin_cache = step.common.slot_mapping, torch.randn(16, 64, device=device)
+        rope = step.query, step.key, step.value, torch.zeros_like(slots), cos_sin_cache, step.kv_cache, slots
+        with pytest.raises(UnsupportedError, match=r"layers\.3 writes it"):
+            impl.do_rope_and_kv_cache_update(*rope, is_neox=True)
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_rope_and_cache_update_rotate_query_and_key(name, make_step, aiter, device):
+    step = make_step([7], [7], **FORMS[name])
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+    expected_query, expected_cache, slots = step.query.clone(), step.kv_cache.clone(), step.common.slot_mapping
+    rope = step.key, step.value, torch.arange(7, device=device), torch.randn(16, 64, device=device)
+    attn_reference.rope_and_write_kv_cache(expected_query, *rope, expected_cache, step.layer, slots, is_neox=True)
+    impl.do_rope_and_kv_cache_update(step.query, *rope, step.kv_cache, slots, is_neox=True)
+    torch.testing.assert_close(step.query, expected_query, equal_nan=True)
+    torch.testing.assert_close(step.kv_cache, expected_cache, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["TRITON_ATTN", "ROCM_AITER_UNIFIED_ATTN"])
+def test_cross_attention_writes_the_encoders_tokens_once(name, make_step, aiter, forward):
+    step = make_step([1, 1], [40, 17], attn_type=AttentionType.ENCODER_DECODER)
+    first, written = forward(BACKENDS[name], step), step.kv_cache.clone()
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+    impl.do_kv_cache_update(None, None, step.kv_cache, step.common.slot_mapping)
+    assert torch.equal(step.kv_cache.view(torch.int16), written.view(torch.int16))
+    second = torch.full_like(first, torch.nan)
+    metadata = BACKENDS[name].builder(AttentionType.ENCODER_DECODER).build(step.common)
+    impl.forward(step.query, None, None, step.kv_cache, metadata, output=second)
+    torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True)
 
 
 CROSS, ENCODER = {"attn_type": AttentionType.ENCODER_DECODER}, {"attn_type": AttentionType.ENCODER}
