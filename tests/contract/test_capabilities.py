@@ -206,11 +206,19 @@ def test_a_declaration_answers_about_every_type():
 
 
 @pytest.mark.parametrize("answer", [False, None, "no", No(""), 1])
-@pytest.mark.parametrize(("field", "name"), [("available", "available"), ("rules", "sinks")])
-def test_an_answer_is_yes_or_no_with_a_reason(field, name, answer):
+@pytest.mark.parametrize("name", ["available", "sinks", "encoder"])
+def test_an_answer_is_yes_or_no_with_a_reason(name, answer):
+    attn_types = {**dict.fromkeys(AttentionType, YES), AttentionType.ENCODER: answer}
+    wrong = {"available": {"available": answer}, "sinks": {"rules": {"sinks": answer}}, "encoder": {"attn_types": attn_types}}
     with pytest.raises(ContractError, match="YES, or No with a reason") as refused:
-        replace(ALL, **{field: {"sinks": answer} if field == "rules" else answer})
+        replace(ALL, **wrong[name])
     assert refused.value.argument == name
+
+
+def test_an_answer_is_about_a_rule():
+    with pytest.raises(ContractError, match=r"^name: got 'windw', expected one of window, "):
+        ALL.answer("windw")
+    assert not replace(ALL, rules={}).answer("window")
 
 
 def test_no_is_false():
