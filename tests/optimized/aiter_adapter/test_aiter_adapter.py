@@ -178,11 +178,6 @@ class TestUnifiedAttention:
         assert aiter_adapter.unified_attention(aiter, *call, out=out, validate=True) is out
         return out
 
-    def test_a_window_counts_the_query_itself(self, paged_call, aiter, calls):
-        for window, argument in (((0, 0), 0), ((5, 5), 5), ((-1, -1), -1), ((-1, 4), -1)):
-            self.attend(aiter, paged_call([3], [20], dtype=torch.float16, window=window))
-            assert calls[-1].arguments["window_size"][0] == argument
-
     def test_the_kernel_takes_the_row_stride_of_qq_bias_for_its_width(self, paged_call, aiter, calls):
         wide = torch.full((11, 16), torch.nan)
         wide[:, :11] = torch.arange(121.0).view(11, 11) / 16
@@ -213,10 +208,6 @@ class TestUnifiedAttention:
         self.attend(aiter, call._replace(batch=replace(call.batch, block_table=roomy)))
         assert calls[-1].arguments["block_table"].data_ptr() == roomy.data_ptr()
 
-    def test_no_soft_cap_is_a_number_that_it_can_compare(self, paged_call, aiter, calls):
-        self.attend(aiter, paged_call([3], [20], dtype=torch.float16))
-        assert calls[-1].arguments["softcap"] == 0.0
-
     def test_only_rows_that_count_are_handed_over(self, paged_call, aiter, calls):
         call = paged_call([2, 1], [20, 33], dtype=torch.float16)
         self.attend(aiter, call._replace(batch=replace(call.batch, num_actual_tokens=3)))
@@ -231,12 +222,6 @@ class TestUnifiedAttention:
         call = paged_call([2], [20], dtype=torch.float16)
         with pytest.raises(UnsupportedError, match="the LSE not supported: it returns none"):
             aiter_adapter.unified_attention(aiter, *call, out=torch.empty_like(call.q), lse=torch.empty(4, len(call.q)))
-
-    def test_bad_input_is_the_contracts_error(self, paged_call, aiter):
-        call = paged_call([2], [20], dtype=torch.float16)
-        batch = replace(call.batch, block_table=call.batch.block_table[:, :1])
-        with pytest.raises(ContractError, match="seq_lens"):
-            aiter_adapter.unified_attention(aiter, *call[:3], batch, out=torch.empty_like(call.q), validate=True)
 
 
 def dense_rows(call: Any, request: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,15 +324,6 @@ class TestFlashAttnVarlen:
         )
         attend_dense(older_aiter, call, torch.empty_like(call.q), None, causal=False)
         assert given[0]["window_size"] == (4, 2)
-
-    def test_sinks_are_refused_where_the_signature_has_none(self, paged_call, aiter):
-        call = paged_call([3], [20], dtype=torch.float16, sinks=[0.0] * 4)
-        signature = aiter.signatures["flash_attn_varlen_func"]
-        older = replace(signature, arguments=tuple(name for name in signature.arguments if name != "sink_ptr"))
-        with pytest.raises(UnsupportedError, match="sink_ptr not supported: no such argument in AITER 2026-08"):
-            attend_dense(
-                replace(aiter, signatures={"flash_attn_varlen_func": older}), call, torch.empty_like(call.q), None, causal=True
-            )
 
     @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (4, 0)])
     @pytest.mark.parametrize(("rule", "words"), [({"sinks": [0.0] * 4}, "sinks"), ({"logits_soft_cap": 2.0}, "a soft cap")])
