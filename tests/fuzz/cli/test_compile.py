@@ -140,7 +140,6 @@ def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
     "text",
     [
         "vgpr_spills = 'many'\nsgpr_spills_in_loops = 0\nwaves = {}",
-        "waves = {}",
         "vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {}\nlds = 2",
         "=",
         "vgpr_spills = 0\nsgpr_spills_in_loops = 0\nwaves = {gfx906 = 1}",
