@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from attn_fuzz.errors import LimitError
+from attn_fuzz.errors import LimitError, RefusedByTritonError
 from attn_fuzz.interpreted.numbers import STORED, cast, decoded, larger, rounded_to_odd, smaller
 
 _BITS_OF_32 = np.uint64(0xFFFFFFFF)
@@ -109,8 +109,8 @@ def _stored(numbers: np.ndarray, dtype: Any) -> np.ndarray:
     return numbers if stored is None or numbers.dtype == stored else numbers.astype(stored)
 
 
-def _of_float8(operation: str, name: str) -> NotImplementedError:
-    return NotImplementedError(f"{operation} of {name}: Triton compiles no arithmetic of float8, cast to tl.float32 first")
+def _of_float8(operation: str, name: str) -> RefusedByTritonError:
+    return RefusedByTritonError(f"{operation} of {name}: Triton compiles no arithmetic of float8, cast to tl.float32 first")
 
 
 def _quotient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -121,7 +121,11 @@ def _fma(handle: Any, of_float64: Any) -> Callable[..., Any]:
     def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
         dtype = z.dtype.scalar
         if not dtype.is_standard_floating():
-            raise _of_float8("fma", dtype.name) if dtype.is_fp8() else TypeError(f"fma of {dtype.name}, expected floats")
+            raise (
+                _of_float8("fma", dtype.name)
+                if dtype.is_fp8()
+                else RefusedByTritonError(f"fma of {dtype.name}, expected floats")
+            )
         if dtype.name == "fp64":
             if of_float64 is None:
                 raise LimitError("fma of fp64: the interpreter of this Triton rounds it twice")
