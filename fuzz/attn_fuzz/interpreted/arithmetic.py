@@ -13,7 +13,7 @@ return the dtype of their operands. The methods here compute as compiled code do
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from attn_fuzz.errors import LimitError, RefusedByTritonError
@@ -30,6 +30,7 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
         **_elementwise(handle, tl, interpreter._ir.PROPAGATE_NAN.NONE),
         "create_fma": _fma(handle, builder.create_fma if hasattr(interpreter._interpreter, "fma_fp64") else None),
         "create_dot": _dot(handle, builder.create_dot),
+        "create_inline_asm": _inline_asm,
         "create_umulhi": lambda self, lhs, rhs: handle(_high_bits(lhs.data, rhs.data), lhs.dtype.scalar),
         "create_histogram": lambda self, data, bins, mask: handle(_histogram(data.data, bins, mask), tl.int32),
         "create_atomic_rmw": _atomic_rmw(handle, builder.create_atomic_rmw, interpreter),
@@ -40,6 +41,10 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
             builder.create_tensor_pointer_load, interpreter._ir.PADDING_OPTION.PAD_NAN
         )
     return replaced
+
+
+def _inline_asm(self: Any, *arguments: Any) -> NoReturn:
+    raise LimitError("tl.inline_asm_elementwise: the text is that of a GPU")
 
 
 def _casts(handle: Any, tl: Any, to_zero: Any) -> dict[str, Callable[..., Any]]:
