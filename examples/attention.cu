@@ -29,7 +29,7 @@ ON_GPU void attend(const Call &c, long r, long h) {
   for (long d = 0; d < c.dims; ++d) out[d] /= total;
 }
 #if defined(__CUDACC__) || defined(__HIPCC__)
-__global__ void decode(Call c) { if (threadIdx.x < c.heads) attend(c, blockIdx.x, threadIdx.x); }
+__global__ void decode(Call c) { for (long h = threadIdx.x; h < c.heads; h += blockDim.x) attend(c, blockIdx.x, h); }
 #endif
 extern "C" void my_attention(float *out, float *q, float *k, float *v, int *table, int *lengths, float scale, long requests,
     long heads, long dims, long slots, long kv_heads, long block, long slot, long head, long row, long q_row, long out_row,

@@ -1,4 +1,6 @@
-"""A kernel without a cache: q, k and v [T, heads, D] of requests that lie behind each other, as `flash_attn_varlen_func` takes."""
+"""A kernel without a cache: q, k and v [T, heads, D] of one request after another, as `flash_attn_varlen_func` takes."""
+
+import itertools
 
 import torch
 from attn_contract import AttentionType
@@ -8,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 def varlen(q, k, v, cu_seqlens, max_seqlen, scale):  # put yours here
     out = torch.zeros_like(q)
-    for start, end in zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False):
+    for start, end in itertools.pairwise(cu_seqlens.tolist()):
         query, key, value = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
         out[start:end] = scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)[0].transpose(0, 1)
     return out

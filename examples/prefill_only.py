@@ -1,13 +1,14 @@
 """A kernel of prompts: causal attention of q to this step's own k and v, of one request after another."""
 
+import itertools
+
 from attn_contract import AttentionType, Layout
 from attn_fuzz.targets import Engine, Rounding, Support, Target
 from torch.nn.functional import scaled_dot_product_attention  # put yours here
 
 
 def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
-    starts = batch.query_start_loc.tolist()
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(batch.query_start_loc.tolist()):
         query, key, value = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, tokens, D]
         found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=layer.scale, enable_gqa=True)
         out[start:end] = found[0].transpose(0, 1)
