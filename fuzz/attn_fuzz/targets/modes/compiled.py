@@ -28,6 +28,7 @@ LARGE_SHARE = 0.3
 for a layer: a choice for each launch would compile most kernels twice."""
 _WITH_XF32 = ("gfx942",)
 """Where Triton makes XF32 of a tl.dot of float32 that does not say how. How hardware rounds to XF32 is not published."""
+_WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
 def _missing(device: str, architecture: str) -> str | None:
@@ -45,10 +46,6 @@ def _is_large(arguments: Iterable[object]) -> bool:
     group = layer.num_heads // layer.num_kv_heads
     fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
     return choices_by(fields).random() < LARGE_SHARE
-
-
-def _without_xf32(target: Target) -> str:
-    return f"{target.name}@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
 def compiled_for(target: Target, place: str, architecture: str) -> Target:
@@ -96,7 +93,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
         if not dtypes:
             what = f"float32 on {architecture}, where Triton's tl.dot is XF32, and how hardware rounds to XF32 is not published"
-            raise LimitError(what, f"another dtype, or an architecture without XF32: {_without_xf32(target)}")
+            raise LimitError(what, f"float16, bfloat16, or an architecture without XF32, such as {_WITHOUT_XF32}")
         steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
         changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
         if not is_planned:
