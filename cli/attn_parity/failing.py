@@ -14,9 +14,6 @@ from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, Progress
 from attn_parity.console import results
 
-NOT_RUN = 3
-"""The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
-
 
 @dataclass
 class EarlyFiles:

@@ -14,7 +14,7 @@ import msgspec
 from attn_fuzz import outputs, renamed
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.errors import NOT_RUN, ExecutorError
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
@@ -327,7 +327,7 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     if fails:
         return 1
-    return 130 if runs[0].interrupted else failing.NOT_RUN if any(run.limits for run in runs) else 0
+    return 130 if runs[0].interrupted else NOT_RUN if any(run.limits for run in runs) else 0
 
 
 def _store(failures_of: ExampleDatabase, key: bytes, failures: Sequence[Found], errors: list[str]) -> None:
@@ -391,7 +391,6 @@ def _tell(run: Run, name: str) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
-    if run.examples:
-        for line in run.drawn.lines:
-            notes.print(f"{name}{line}", soft_wrap=True)
+    for line in [*(run.drawn.lines if run.has_drawn else []), *run.not_run]:
+        notes.print(f"{name}{line}", soft_wrap=True)
     results.print(f"{name}{run.sentence}", soft_wrap=True)
