@@ -22,28 +22,35 @@ KEYS, LONGEST = 19, 96
 
 
 def filled(step: Step) -> None:
-    """Replace the NaN of a step's memory by numbers, which differ from each other: those of keys have no special size.
+    """Replace the NaN of a step's memory by numbers, and entries of the block table that lead nowhere by blocks of the cache.
 
     Rows with scales of their own keep their poison: random bytes are no scales.
     """
     generator = torch.Generator().manual_seed(0)
-    holds_scales = step.view is not None and step.view.layout.has_inline_scales
     tensors = {"q": step.q, "k": step.k, "v": step.v, **step.scale_buffers}
-    if not holds_scales:
+    if step.view is not None and not step.view.layout.has_inline_scales:
         tensors["raw"] = step.raw
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype is torch.int8:
-            poisoned = tensor == POISON[torch.int8] - 256
-        else:
-            poisoned = tensor.float().isnan()
-        numbers = torch.randn(tensor.shape, generator=generator)
+        whole = _storage(tensor)
+        poisoned = whole == POISON[torch.int8] - 256 if tensor.dtype is torch.int8 else whole.float().isnan()
+        numbers = torch.randn(whole.shape, generator=generator).to(whole.device)
         if tensor.dtype is torch.int8:
             numbers = numbers * LEFTOVER
         elif name in step.scale_buffers:
             numbers = 1 + numbers.abs()
-        tensor[...] = torch.where(poisoned.cpu(), numbers, tensor.float().cpu()).to(tensor)
+        whole.copy_(torch.where(poisoned, numbers, whole.float()))
+    table = step.batch.block_table
+    if table is not None and step.view is not None and step.view.num_blocks:
+        whole = _storage(table)
+        stray = (whole < 0) | (whole >= step.view.num_blocks)
+        whole.copy_(torch.where(stray, torch.arange(len(whole), device=whole.device) % step.view.num_blocks, whole))
+
+
+def _storage(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements of the memory that a tensor is a part of."""
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:

@@ -13,7 +13,7 @@ from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.part import Part
-from attn_fuzz.explain.variants import VARIANTS
+from attn_fuzz.explain.variants import VARIANTS, results
 from attn_fuzz.explain.variants.variant import Change, Variant
 from attn_fuzz.verdict.oracle import Oracle, as_read, requests
 from attn_fuzz.verdict.rounding import Rounding
@@ -94,11 +94,11 @@ class Seen:
 
     def error(self, part: Part, where: torch.Tensor) -> float:
         """The largest error of the output [q, H, D] in some rows and heads [q, H], relative to a part's."""
-        out = attend(part.request, part.layer).out
-        if part.outputs is not None:
-            out, _ = part.outputs(out, out[..., 0])
-        error = (self._read(part.request.rows) - out).abs().nan_to_num(nan=torch.inf)
-        return float(error[where].max())
+        try:
+            out = attend(part.request, part.layer).out
+        except _NOT_HERE:
+            return torch.inf
+        return float((self._read(part.request.rows) - out).abs().nan_to_num(nan=torch.inf)[where].max())
 
     def unwritten(self, part: Part) -> torch.Tensor:
         """[q, H]: where no element of the output was written."""
@@ -129,57 +129,57 @@ def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_S
     return sorted(found, key=lambda each: not each.everywhere)[:most]
 
 
-def changed(part: Part, changes: Sequence[Change]) -> Part | None:
-    """A part with one change after the other; None if one of them changes nothing or cannot be made."""
-    for change in changes:
-        try:
-            following = change(part)
-        except _NOT_HERE:
-            return None
-        if following is None:
-            return None
-        part = following
-    return part
+def changed(part: Part, variants: Sequence[Variant]) -> list[Part]:
+    """A part as one mistake after the other makes it, for each of their sizes; none if one of them changes nothing here."""
+    parts = [part]
+    for variant in variants:
+        parts = [other for part in parts for change in variant.changes if (other := _made(part, change)) is not None]
+    return parts
+
+
+def _made(part: Part, change: Change) -> Part | None:
+    try:
+        return change(part)
+    except _NOT_HERE:
+        return None
 
 
 def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained | None:
-    changes = [variant.change for variant in variants]
     everywhere = True
     for each in seen:
         # parts with something wrong first: most variants fail there
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
-            other = changed(part, changes)
-            if other is None:
-                if not right.all():
-                    return None
-                continue
             if right.all() and not everywhere:
                 continue
-            try:
-                agrees = each.agrees(other)
-            except _NOT_HERE:
+            others = changed(part, variants)
+            if not others and right.all():
+                continue
+            agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
+            if not agreeing:
                 return None
-            if not (right | agrees).all():
-                return None
-            everywhere = everywhere and bool(agrees.all())
+            everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
     return Explained(variants, everywhere)
 
 
+def _agrees(seen: Seen, part: Part) -> torch.Tensor:
+    try:
+        return seen.agrees(part)
+    except _NOT_HERE:
+        return torch.zeros((), dtype=torch.bool)
+
+
 def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
-    """Pairs that explain everything. The first wrong part tells most pairs that they do not."""
+    """Pairs that explain everything in all rows. The first wrong part tells most pairs that they do not."""
     first = seen[0]
     part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())
     least = OF_ERROR * first.error(part, ~right)
-    alone = [(variant, other) for variant in VARIANTS if (other := changed(part, [variant.change])) is not None]
-    for (one, other), (second, _) in itertools.product(alone, alone):
+    alone = [(variant, changed(part, [variant])) for variant in VARIANTS if variant not in results.VARIANTS]
+    for (one, others), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
         if time.monotonic() > until:
             return
-        if one is second or (both := changed(other, [second.change])) is None:
+        if one is second or not any(
+            first.error(both, ~right) <= least for other in others for both in changed(other, [second])
+        ):
             continue
-        try:
-            if not first.error(both, ~right) <= least:
-                continue
-        except _NOT_HERE:
-            continue
-        if found := _explains((one, second), seen):
+        if (found := _explains((one, second), seen)) and found.everywhere:
             yield found

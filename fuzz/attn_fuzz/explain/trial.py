@@ -4,57 +4,55 @@ import time
 
 import msgspec
 from attn_fuzz.cases.case import Case
-from attn_fuzz.explain import evidence, places
-from attn_fuzz.explain.search import Seen, explanations
+from attn_fuzz.explain import evidence
+from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
 from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.run.attempt import own_state
-from attn_fuzz.run.checks import CHECKS
-from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.targets.target import Target
-from attn_fuzz.verdict.judge import judge
 from attn_fuzz.verdict.verdict import Verdict
 
 SECONDS = 8.0
 """How long more outputs are looked for."""
 READS_HIDDEN = (
-    "explanation: it reads memory that it must not read. With numbers there instead of NaN the output is right: "
-    "what was read has the weight 0, and 0 * NaN is NaN"
+    "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
+    "What was read has the weight 0, and 0 * NaN is NaN"
 )
+KEEPS = "explanation: it keeps something of an earlier call: the output is right if no earlier call has another {}"
 UNWRITTEN = "explanation: what is wrong was never written"
 
 
 def explain(case: Case, target: Target, device: str, *, first: Case | None = None, seconds: float = SECONDS) -> Verdict:
-    """A verdict whose `explanation` says what is wrong with the outputs of a case, and which mistake has these outputs.
-
-    Nothing is said of a target that raises, or that writes what it must not: the check that found it has said what.
+    """A verdict whose `explanation` says which mistake has the outputs of a failing case. It is empty if no output is wrong.
 
     Args:
         first: the case as it was found, before it was shrunk.
         seconds: how long to look for more outputs.
     """
-    until = time.monotonic() + seconds
+    if not target.oracle:
+        return Verdict(kind="agree")
     with own_state():
-        attempt = Attempt(case, target, device)
-        if attempt.error is not None or not target.oracle or any(check(attempt) for _, check in CHECKS):
-            return Verdict(kind="agree")
-        judgement = judge(case, attempt.step, target.rounding(device))
-        if judgement.agrees:
-            return Verdict(kind="agree")
-        lines = [f"wrong in {line}" for line in places.wrong_places(judgement, attempt.step.batch)]
-        found = _outputs(case, first, target, device, until)
-        lines += said(found) if found else [READS_HIDDEN] if _is_nan(judgement.kind) else []
-    return Verdict(kind=judgement.kind, message=judgement.message, explanation=tuple(lines))
+        lines = _lines(case, first, target, device, time.monotonic() + seconds)
+    return Verdict(kind="agree", explanation=tuple(lines))
 
 
-def _is_nan(kind: str) -> bool:
-    return kind in ("nan", "lse")
+def _lines(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[str]:
+    found = _outputs(case, first, target, device, until)
+    if not found:
+        poisoned, plain = (evidence.seen(case, target, device, fill) for fill in (None, evidence.filled))
+        reads = poisoned is not None and plain is not None and not poisoned.is_right and plain.is_right
+        return [READS_HIDDEN] if reads else []
+    if case.earlier:
+        alone = evidence.seen(msgspec.structs.replace(case, earlier=()), target, device)
+        if alone is not None and alone.is_right:
+            return [KEEPS.format(" or ".join(case.earlier))]
+    return said(found)
 
 
-def said(seen: list[Seen], *, seconds: float | None = None) -> list[str]:
-    """What explains outputs, in lines that begin with "explanation" or "no explanation"."""
-    if all(((right | each.unwritten(part)).all()) for each in seen for part, right in zip(each.parts, each.right, strict=True)):
+def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
+    """Which mistakes explain outputs, in lines of which the first begins with "explanation" or "no explanation"."""
+    if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
-    found = explanations(seen) if seconds is None else explanations(seen, seconds=seconds)
+    found = explanations(seen, seconds=seconds)
     if not found:
         return [f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows"]
     return [f"{'or' if i else 'explanation'}: {each.sentence}" for i, each in enumerate(found)]
@@ -82,6 +80,3 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
         if time.monotonic() < until and wrong(richer := grow(rich)):
             rich = richer
     return found
-
-
-__all__ = ["explain", "said"]

@@ -87,73 +87,67 @@ def _to_block_end(part: Part) -> int:
 
 NUMBERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 VARIANTS = (
-    Variant("last-key-lost", "the last key is lost", _lost(lambda part: part.j == part.seq_len - 1)),
+    Variant.of("last-key-lost", "the last key is lost", _lost(lambda part: part.j == part.seq_len - 1)),
     *(
-        Variant(f"key-{n}-lost", f"the {word} key is lost", _lost(lambda part, n=n: part.j == n))
+        Variant.of(f"key-{n}-lost", f"the {word} key is lost", _lost(lambda part, n=n: part.j == n))
         for n, word in enumerate(NUMBERS[:4])
     ),
-    Variant("last-key-twice", "the last key is counted twice", _doubled(lambda part: part.j == part.seq_len - 1)),
-    Variant("first-key-twice", "the first key is counted twice", _doubled(lambda part: part.j == 0)),
-    Variant("own-key-twice", "the key of the query's own token is counted twice", _doubled(lambda part: part.j == part.p)),
-    Variant(
+    Variant.of("last-key-twice", "the last key is counted twice", _doubled(lambda part: part.j == part.seq_len - 1)),
+    Variant.of("first-key-twice", "the first key is counted twice", _doubled(lambda part: part.j == 0)),
+    Variant.of("own-key-twice", "the key of the query's own token is counted twice", _doubled(lambda part: part.j == part.p)),
+    Variant.of(
         "context-lost",
         "the keys before this step's own tokens (the context) are lost",
         _lost(lambda part: part.j < part.context_len),
     ),
-    Variant("own-tokens-lost", "the keys of this step's own tokens are lost", _lost(lambda part: part.j >= part.context_len)),
-    Variant(
+    Variant.of(
+        "own-tokens-lost", "the keys of this step's own tokens are lost", _lost(lambda part: part.j >= part.context_len)
+    ),
+    Variant.of(
         "own-tokens-twice",
         "the keys of this step's own tokens are counted twice",
         _doubled(lambda part: part.j >= part.context_len),
     ),
-    Variant("context-twice", "the keys of the context are counted twice", _doubled(lambda part: part.j < part.context_len)),
-    Variant(
+    Variant.of("context-twice", "the keys of the context are counted twice", _doubled(lambda part: part.j < part.context_len)),
+    Variant.of(
         "keys-of-queries",
         "a request has as many keys as queries: its length is taken from them",
         _lost(lambda part: part.j >= part.seq_len - part.context_len),
     ),
-    Variant("keys-of-context", "a request has as many keys as its context", _lost(lambda part: part.j >= part.context_len)),
-    Variant("last-block-lost", "the keys of the last block are lost", _lost(_first_block(-1))),
+    Variant.of("keys-of-context", "a request has as many keys as its context", _lost(lambda part: part.j >= part.context_len)),
+    Variant.of("last-block-lost", "the keys of the last block are lost", _lost(_first_block(-1))),
     *(
-        Variant(f"block-{n}-lost", f"the keys of the {word} block are lost", _lost(_first_block(n)))
+        Variant.of(f"block-{n}-lost", f"the keys of the {word} block are lost", _lost(_first_block(n)))
         for n, word in enumerate(NUMBERS)
     ),
-    Variant("last-block-twice", "the keys of the last block are counted twice", _doubled(_first_block(-1))),
+    Variant.of("last-block-twice", "the keys of the last block are counted twice", _doubled(_first_block(-1))),
     *(
-        Variant(f"block-{n}-twice", f"the keys of the {word} block are counted twice", _doubled(_first_block(n)))
+        Variant.of(f"block-{n}-twice", f"the keys of the {word} block are counted twice", _doubled(_first_block(n)))
         for n, word in enumerate(NUMBERS)
     ),
-    *(Variant(f"tail-of-{t}-lost", f"the keys behind the last whole tile of {t} are lost", _lost(_tail(t))) for t in TILES),
-    *(Variant(f"last-tile-of-{t}-lost", f"the last tile of {t} keys is lost", _lost(_last_tile(t))) for t in TILES),
-    *(
-        Variant(f"first-tile-of-{t}-lost", f"the first tile of {t} keys is lost", _lost(lambda part, t=t: part.j < t))
-        for t in TILES
+    Variant.of(
+        "tail-lost",
+        "the keys behind the last whole tile are lost",
+        *(_lost(_tail(t)) for t in TILES),
     ),
-    *(
-        Variant(
-            f"context-tiles-of-{t}-lost",
-            f"the whole tiles of {t} keys before this step's own tokens are lost",
-            _lost(lambda part, t=t: part.j < part.context_len // t * t),
-        )
-        for t in TILES
+    Variant.of("last-tile-lost", "the last tile of keys is lost", *(_lost(_last_tile(t)) for t in TILES)),
+    Variant.of(
+        "context-tiles-lost",
+        "the whole tiles of keys before this step's own tokens are lost",
+        *(_lost(lambda part, t=t: part.j < part.context_len // t * t) for t in TILES),
     ),
-    *(
-        Variant(f"last-tile-of-{t}-twice", f"the last tile of {t} keys is counted twice", _doubled(_last_tile(t)))
-        for t in TILES
-    ),
-    Variant("one-key-past-end", "one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
-    Variant("block-past-end", "the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
-    Variant(
+    Variant.of("first-tile-lost", "the first tile of keys is lost", *(_lost(lambda part, t=t: part.j < t) for t in TILES)),
+    Variant.of("last-tile-twice", "the last tile of keys is counted twice", *(_doubled(_last_tile(t)) for t in TILES)),
+    Variant.of("one-key-past-end", "one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
+    Variant.of("block-past-end", "the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
+    Variant.of(
         "keys-of-longest",
         "a request has as many keys as the longest request",
         _past_end(lambda part: int(part.call.batch.seq_lens.max())),
     ),
-    *(
-        Variant(
-            f"zeros-past-end-of-{t}",
-            f"keys of 0 past the end of the sequence, up to a tile of {t}, take part",
-            _past_end_zero(t),
-        )
-        for t in TILES
+    Variant.of(
+        "zeros-past-end",
+        "keys of 0 past the end of the sequence, up to the end of the tile, take part",
+        *(_past_end_zero(t) for t in TILES),
     ),
 )

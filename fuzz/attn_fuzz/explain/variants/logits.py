@@ -43,14 +43,22 @@ def _cap(wanted: Any) -> Change:
     return changed
 
 
-def _cap_after_mask(part: Part) -> Part | None:
-    cap = part.layer.logits_soft_cap
-    if cap is None:
-        return None
-    everything = torch.ones_like(part.request.visible)
-    hidden = torch.where(part.request.visible, 0.0, -torch.inf)
-    shown = part.having(key=part.request.key.nan_to_num(0, 0, 0), visible=everything)
-    return shown.with_logits(lambda scores, bias: torch.where(hidden.isinf(), -cap, soft_cap(scores, cap)) + bias)
+def _cap_after_mask(size: int) -> Change:
+    """Hidden keys have the logit -cap, and so have keys of 0 past the end, up to the next multiple of a size."""
+
+    def changed(part: Part) -> Part | None:
+        cap = part.layer.logits_soft_cap
+        if cap is None:
+            return None
+        more = -len(part.request.key) % size
+        key, value = (
+            torch.cat([x.nan_to_num(0, 0, 0), x.new_zeros(more, *x.shape[1:])]) for x in (part.request.key, part.request.value)
+        )
+        seen = torch.nn.functional.pad(part.request.visible, (0, more))
+        longer = part.longer(key, value).having(visible=torch.ones_like(seen))
+        return longer.with_logits(lambda scores, bias: torch.where(seen, soft_cap(scores, cap), -cap) + bias)
+
+    return changed
 
 
 def _alibi(distance: Any) -> Change:
@@ -116,162 +124,171 @@ def _times(number: float) -> Any:
 
 
 VARIANTS = (
-    Variant(
+    Variant.of(
         "sinks-lost",
         "the sinks are dropped",
         lambda part: part.ruled(layer={"sinks": None}) if part.layer.sinks is not None else None,
     ),
-    Variant("sinks-twice", "the sinks are counted twice", _sinks(_times(2))),
-    *(
-        Variant(f"sinks-{n}-times", f"the sinks are counted {n} times, perhaps once for each split", _sinks(_times(n)))
-        for n in (3, 4, 5, 6, 7, 8, 16)
+    Variant.of("sinks-twice", "the sinks are counted twice", _sinks(_times(2))),
+    Variant.of(
+        "sinks-several-times",
+        "the sinks are counted several times, perhaps once for each split",
+        *(_sinks(_times(n)) for n in range(3, 33)),
     ),
-    Variant("sinks-scaled", "the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
-    Variant("sinks-base-2", "the sinks are taken for logarithms of base 2", _sinks(lambda sinks, part: sinks / LOG2_E)),
-    Variant(
+    Variant.of("sinks-scaled", "the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
+    Variant.of("sinks-base-2", "the sinks are taken for logarithms of base 2", _sinks(lambda sinks, part: sinks / LOG2_E)),
+    Variant.of(
         "sinks-times-log2e", "the sinks are multiplied by log2(e) once too often", _sinks(lambda sinks, part: sinks * LOG2_E)
     ),
-    Variant("sinks-negated", "the sinks have the other sign", _sinks(lambda sinks, part: -sinks)),
-    Variant(
+    Variant.of("sinks-negated", "the sinks have the other sign", _sinks(lambda sinks, part: -sinks)),
+    Variant.of(
         "sinks-of-first-head", "all heads have the first head's sink", _sinks(lambda sinks, part: sinks[:1].expand_as(sinks))
     ),
-    Variant(
+    Variant.of(
         "sinks-of-kv-head",
         "a query head has the sink at its KV head's index",
         _sinks(lambda sinks, part: sinks[_kv_heads(part.layer)]),
     ),
-    Variant("sinks-of-next-head", "a head has the sink of the head behind it", _sinks(lambda sinks, part: sinks.roll(-1))),
-    Variant("sinks-of-head-before", "a head has the sink of the head before it", _sinks(lambda sinks, part: sinks.roll(1))),
-    Variant("sinks-not-in-lse", "the LSE leaves the sinks out", _sinks_not_in_lse),
-    Variant("scale-lost", "the scale is left out", _scale(lambda scale, layer: 1.0)),
-    Variant(
+    Variant.of("sinks-of-next-head", "a head has the sink of the head behind it", _sinks(lambda sinks, part: sinks.roll(-1))),
+    Variant.of("sinks-of-head-before", "a head has the sink of the head before it", _sinks(lambda sinks, part: sinks.roll(1))),
+    Variant.of("sinks-not-in-lse", "the LSE leaves the sinks out", _sinks_not_in_lse),
+    Variant.of("scale-lost", "the scale is left out", _scale(lambda scale, layer: 1.0)),
+    Variant.of(
         "scale-of-head-size",
         "the scale is head_size ** -0.5 and not the layer's",
         _scale(lambda scale, layer: layer.head_size**-0.5),
     ),
-    Variant(
+    Variant.of(
         "scale-of-value-size",
         "the scale is the width of V ** -0.5 and not the layer's",
         _scale(lambda scale, layer: layer.value_size**-0.5),
     ),
-    Variant(
+    Variant.of(
         "scale-of-padded-size",
         "the scale is that of the head size padded to a power of two",
         _scale(lambda scale, layer: _padded(layer.head_size) ** -0.5),
     ),
-    Variant("scale-twice", "the scale is applied twice", _scale(lambda scale, layer: scale * scale)),
-    Variant("scale-magnitude", "the sign of the scale is lost", _scale(lambda scale, layer: abs(scale))),
-    Variant("scale-base-2", "log2(e) is missing in a softmax of base 2", _scale(lambda scale, layer: scale / LOG2_E)),
-    Variant(
+    Variant.of("scale-twice", "the scale is applied twice", _scale(lambda scale, layer: scale * scale)),
+    Variant.of("scale-magnitude", "the sign of the scale is lost", _scale(lambda scale, layer: abs(scale))),
+    Variant.of("scale-base-2", "log2(e) is missing in a softmax of base 2", _scale(lambda scale, layer: scale / LOG2_E)),
+    Variant.of(
         "scale-times-log2e", "logits are multiplied by log2(e) once too often", _scale(lambda scale, layer: scale * LOG2_E)
     ),
-    Variant("scale-0", "the logits of q.k are 0", _scale(lambda scale, layer: 0.0)),
-    Variant("rope-dims-lost", "the dims of K behind V are left out of the logits", _without_rope_dims),
-    Variant("cap-lost", "the soft cap is lost", _cap(lambda scores, bias, cap, part: scores + bias)),
-    Variant("cap-after-mask", "the soft cap comes after the mask: hidden keys have the logit -cap", _cap_after_mask),
-    Variant(
+    Variant.of("scale-0", "the logits of q.k are 0", _scale(lambda scale, layer: 0.0)),
+    Variant.of("rope-dims-lost", "the dims of K behind V are left out of the logits", _without_rope_dims),
+    Variant.of("cap-lost", "the soft cap is lost", _cap(lambda scores, bias, cap, part: scores + bias)),
+    Variant.of(
+        "cap-after-mask",
+        "the soft cap comes after the mask: hidden keys have the logit -cap",
+        *(_cap_after_mask(t) for t in (1, 16, 32, 64, 128)),
+    ),
+    Variant.of(
         "cap-after-bias",
         "the soft cap comes after the biases",
         _cap(lambda scores, bias, cap, part: soft_cap(scores + bias, cap)),
     ),
-    Variant(
+    Variant.of(
         "cap-before-scale",
         "the soft cap comes before the scale",
         _cap(lambda scores, bias, cap, part: part.layer.scale * soft_cap(scores / (part.layer.scale or 1.0), cap) + bias),
     ),
-    Variant(
+    Variant.of(
         "cap-twice",
         "the soft cap is applied twice",
         _cap(lambda scores, bias, cap, part: soft_cap(soft_cap(scores, cap), cap) + bias),
     ),
-    Variant(
+    Variant.of(
         "cap-unscaled",
         "the capped logits are not multiplied by the cap",
         _cap(lambda scores, bias, cap, part: soft_cap(scores, cap) / cap + bias),
     ),
-    Variant(
+    Variant.of(
         "cap-base-2",
         "the soft cap is applied to logits of base 2",
         _cap(lambda scores, bias, cap, part: soft_cap(scores * LOG2_E, cap) / LOG2_E + bias),
     ),
-    Variant(
+    Variant.of(
         "cap-clamps",
         "the soft cap clamps instead of tanh",
         _cap(lambda scores, bias, cap, part: scores.clamp(-cap, cap) + bias),
     ),
-    Variant("alibi-lost", "ALiBi is lost", _alibi(lambda part: 0 * part.j)),
-    Variant("alibi-1-more", "ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
-    Variant("alibi-1-less", "ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),
-    Variant(
+    Variant.of("alibi-lost", "ALiBi is lost", _alibi(lambda part: 0 * part.j)),
+    Variant.of("alibi-1-more", "ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
+    Variant.of("alibi-1-less", "ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),
+    Variant.of(
         "alibi-signed",
         "ALiBi's distance has a sign: keys ahead of the query are favoured",
         _alibi(lambda part: part.p - part.j),
     ),
-    Variant("alibi-from-0", "ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
-    Variant(
+    Variant.of(
+        "alibi-from-0", "ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)
+    ),
+    Variant.of(
         "alibi-from-end",
         "ALiBi is anchored at the last key and not at the query",
         _alibi(lambda part: part.seq_len - 1 - part.j),
     ),
-    Variant(
+    Variant.of(
         "alibi-from-context",
         "ALiBi is anchored at the end of the context and not at the query",
         _alibi(lambda part: part.context_len - part.j),
     ),
-    Variant(
+    Variant.of(
         "alibi-from-before-context",
         "ALiBi is anchored at the last key of the context and not at the query",
         _alibi(lambda part: part.context_len - 1 - part.j),
     ),
-    Variant(
+    Variant.of(
         "alibi-abs-from-context",
         "ALiBi's distance is that to the end of the context",
         _alibi(lambda part: (part.context_len - part.j).abs()),
     ),
-    Variant(
+    Variant.of(
         "alibi-top-left",
         "ALiBi takes the query's place in the step for its position",
         _alibi(lambda part: (part.p - part.context_len - part.j).abs()),
     ),
-    Variant("alibi-negated", "ALiBi has the other sign", _alibi(lambda part: -(part.j - part.p).abs())),
-    Variant(
+    Variant.of("alibi-negated", "ALiBi has the other sign", _alibi(lambda part: -(part.j - part.p).abs())),
+    Variant.of(
         "alibi-base-2", "log2(e) is missing in ALiBi of a softmax of base 2", _slopes(lambda slopes, layer: slopes / LOG2_E)
     ),
-    Variant(
+    Variant.of(
         "alibi-times-log2e", "ALiBi is multiplied by log2(e) once too often", _slopes(lambda slopes, layer: slopes * LOG2_E)
     ),
-    Variant("alibi-scaled", "ALiBi is multiplied by the scale", _slopes(lambda slopes, layer: slopes * layer.scale)),
-    Variant(
+    Variant.of("alibi-scaled", "ALiBi is multiplied by the scale", _slopes(lambda slopes, layer: slopes * layer.scale)),
+    Variant.of(
         "alibi-of-kv-head",
         "a query head has the slope at its KV head's index",
         _slopes(lambda slopes, layer: slopes[_kv_heads(layer)]),
     ),
-    Variant(
+    Variant.of(
         "alibi-of-first-head",
         "all heads have the first head's slope",
         _slopes(lambda slopes, layer: slopes[:1].expand_as(slopes)),
     ),
-    Variant("alibi-of-next-head", "a head has the slope of the head behind it", _slopes(lambda slopes, layer: slopes.roll(-1))),
-    Variant(
+    Variant.of(
+        "alibi-of-next-head", "a head has the slope of the head behind it", _slopes(lambda slopes, layer: slopes.roll(-1))
+    ),
+    Variant.of(
         "alibi-of-head-before", "a head has the slope of the head before it", _slopes(lambda slopes, layer: slopes.roll(1))
     ),
-    Variant(
+    Variant.of(
         "qq-bias-lost",
         "the bias between the step's own tokens (qq_bias) is lost",
         lambda part: part.ruled(batch={"qq_bias": None}) if part.batch.qq_bias is not None else None,
     ),
-    Variant(
+    Variant.of(
         "qq-bias-transposed", "qq_bias is read with queries and keys exchanged", _qq_bias(lambda bias: bias.T.contiguous())
     ),
-    Variant(
+    Variant.of(
         "qq-bias-not-hiding",
         "a qq_bias of -inf does not hide its key",
         _qq_bias(lambda bias: torch.where(bias.isinf(), 0.0, bias)),
     ),
-    Variant(
+    Variant.of(
         "qq-bias-only-hides",
         "qq_bias hides keys, and its finite numbers are lost",
         _qq_bias(lambda bias: torch.where(bias.isinf(), bias, 0.0)),
     ),
-    Variant("qq-bias-base-2", "log2(e) is missing in qq_bias of a softmax of base 2", _qq_bias(lambda bias: bias / LOG2_E)),
+    Variant.of("qq-bias-base-2", "log2(e) is missing in qq_bias of a softmax of base 2", _qq_bias(lambda bias: bias / LOG2_E)),
 )

@@ -196,109 +196,115 @@ def _v_by_strides_of_k(part: Part) -> Part | None:
 
 
 VARIANTS = (
-    Variant("heads-remainder", "query head h reads KV head h % HK and not h // group", _heads(lambda h, heads, kv: h % kv)),
-    Variant("heads-first", "all query heads read the first KV head", _heads(lambda h, heads, kv: 0 * h)),
-    Variant("heads-own", "query head h reads KV head h", _heads(lambda h, heads, kv: h)),
-    Variant(
+    Variant.of("heads-remainder", "query head h reads KV head h % HK and not h // group", _heads(lambda h, heads, kv: h % kv)),
+    Variant.of("heads-first", "all query heads read the first KV head", _heads(lambda h, heads, kv: 0 * h)),
+    Variant.of("heads-own", "query head h reads KV head h", _heads(lambda h, heads, kv: h)),
+    Variant.of(
         "heads-reversed",
         "query heads read the KV heads in the reverse order",
         _heads(lambda h, heads, kv: kv - 1 - h // (heads // kv)),
     ),
-    Variant(
+    Variant.of(
         "heads-next", "query heads read the KV head behind theirs", _heads(lambda h, heads, kv: (h // (heads // kv) + 1) % kv)
     ),
-    Variant(
+    Variant.of(
         "heads-1-ahead",
         "the last query head of a group reads the next KV head",
         _heads(lambda h, heads, kv: (h + 1) // (heads // kv)),
     ),
-    Variant("v-of-next-head", "V is read from the KV head behind", _values(lambda key, value: value.roll(-1, 1))),
-    Variant("v-of-first-head", "V is read from the first KV head", _values(lambda key, value: value[:, :1].expand_as(value))),
-    Variant("v-is-k", "V is read where K lies", _values(lambda key, value: key)),
-    Variant("k-is-v", "K is read where V lies", _key_is_value),
-    Variant("k-and-v-exchanged", "K and V are exchanged", _exchanged),
-    Variant("v-of-next-key", "V is read one key further", _values(lambda key, value: value.roll(-1, 0))),
-    Variant("v-of-key-before", "V is read one key before", _values(lambda key, value: value.roll(1, 0))),
-    Variant("table-of-request-before", "a request reads by the block table of the request before it", _table(_row(-1))),
-    Variant("table-of-request-behind", "a request reads by the block table of the request behind it", _table(_row(1))),
-    Variant(
+    Variant.of("v-of-next-head", "V is read from the KV head behind", _values(lambda key, value: value.roll(-1, 1))),
+    Variant.of(
+        "v-of-first-head", "V is read from the first KV head", _values(lambda key, value: value[:, :1].expand_as(value))
+    ),
+    Variant.of("v-is-k", "V is read where K lies", _values(lambda key, value: key)),
+    Variant.of("k-is-v", "K is read where V lies", _key_is_value),
+    Variant.of("k-and-v-exchanged", "K and V are exchanged", _exchanged),
+    Variant.of("v-of-next-key", "V is read one key further", _values(lambda key, value: value.roll(-1, 0))),
+    Variant.of("v-of-key-before", "V is read one key before", _values(lambda key, value: value.roll(1, 0))),
+    Variant.of("table-of-request-before", "a request reads by the block table of the request before it", _table(_row(-1))),
+    Variant.of("table-of-request-behind", "a request reads by the block table of the request behind it", _table(_row(1))),
+    Variant.of(
         "table-of-first-request",
         "every request reads by the first one's block table",
         _table(lambda table, r, part: table[0] if r else None),
     ),
-    Variant(
+    Variant.of(
         "table-of-first-query",
         "the row of the block table is that of the request's first query, as if each query had a row",
         _table(_row_of_first_query),
     ),
-    Variant("table-1-ahead", "the block table is read one entry ahead", _table(lambda table, r, part: table[r].roll(-1))),
-    Variant(
+    Variant.of("table-1-ahead", "the block table is read one entry ahead", _table(lambda table, r, part: table[r].roll(-1))),
+    Variant.of(
         "table-first-block",
         "all keys are read from the request's first block",
         _table(lambda table, r, part: table[r, :1].expand_as(table[r])),
     ),
-    Variant(
+    Variant.of(
         "table-ignored",
         "the block table is followed for the first block alone: the blocks are taken to lie one after the other",
         _table(lambda table, r, part: table[r, :1] + torch.arange(table.shape[1], dtype=table.dtype)),
     ),
-    Variant(
+    Variant.of(
         "table-identity",
         "the block table is not followed: block i is taken for the i-th",
         _table(lambda table, r, part: torch.arange(table.shape[1], dtype=table.dtype)),
     ),
-    Variant(
+    Variant.of(
         "slot-by-mask", "the slot in a block is found by a bit mask, which is right for a power of two alone", _slot_by_mask
     ),
-    Variant("strides-slots-heads", "the strides of slots and heads are exchanged (NHD for HND)", _view(_swapped)),
-    Variant("strides-dense", "the strides of the cache are taken for dense ones", _view(_dense)),
-    Variant("v-strides-dense", "V's strides are taken for dense ones", _view(_dense, of="v")),
-    Variant(
+    Variant.of("strides-slots-heads", "the strides of slots and heads are exchanged (NHD for HND)", _view(_swapped)),
+    Variant.of("strides-dense", "the strides of the cache are taken for dense ones", _view(_dense)),
+    Variant.of("v-strides-dense", "V's strides are taken for dense ones", _view(_dense, of="v")),
+    Variant.of(
         "strides-beside",
         "K and V of a block are taken to lie side by side, and blocks one after the other",
         _view(lambda view: {"kv_stride": _page(view), "block_stride": 2 * _page(view)}),
     ),
-    Variant(
+    Variant.of(
         "strides-planes",
         "K and V are taken to lie in two planes",
         _view(lambda view: {"kv_stride": view.num_blocks * _page(view), "block_stride": _page(view)}),
     ),
-    Variant(
+    Variant.of(
         "block-stride-half",
         "the stride of blocks is half of what it is",
         _view(lambda view: {"block_stride": view.block_stride // 2}),
     ),
-    Variant("block-stride-page", "the stride of blocks is a page of K", _view(lambda view: {"block_stride": _page(view)})),
-    Variant(
+    Variant.of("block-stride-page", "the stride of blocks is a page of K", _view(lambda view: {"block_stride": _page(view)})),
+    Variant.of(
         "block-stride-double",
         "the stride of blocks is twice what it is",
         _view(lambda view: {"block_stride": 2 * view.block_stride}),
     ),
-    Variant(
+    Variant.of(
         "v-at-value-size",
         "V is looked for as many elements behind K as V has dims",
         _view(lambda view: {"kv_stride": view.row_sizes[1]}, of="v"),
     ),
-    Variant(
+    Variant.of(
         "v-at-half-a-row",
         "V is looked for in the middle of K's and V's row",
         _view(lambda view: {"kv_stride": sum(view.row_sizes) // 2}, of="v"),
     ),
-    Variant("v-a-page-behind", "V is looked for a page behind K", _view(lambda view: {"kv_stride": _page(view)}, of="v")),
-    Variant("v-by-strides-of-k", "V is read by the strides of K", _v_by_strides_of_k),
-    Variant("scales-lost", "the scales of the quantized cache are left out", _scales(_lost("k", "v"))),
-    Variant("k-scale-lost", "the scale of K is left out", _scales(_lost("k"))),
-    Variant("v-scale-lost", "the scale of V is left out", _scales(_lost("v"))),
-    Variant("scales-exchanged", "K has the scale of V, and V that of K", _scales(_exchanged_scales)),
-    Variant("v-scale-of-k", "V has the scale of K", _scales(_both("k"))),
-    Variant("k-scale-of-v", "K has the scale of V", _scales(_both("v"))),
-    Variant("scales-of-first-head", "all heads have the first head's scales", _scales(_of_first_head)),
-    Variant(
+    Variant.of("v-a-page-behind", "V is looked for a page behind K", _view(lambda view: {"kv_stride": _page(view)}, of="v")),
+    Variant.of("v-by-strides-of-k", "V is read by the strides of K", _v_by_strides_of_k),
+    Variant.of("scales-lost", "the scales of the quantized cache are left out", _scales(_lost("k", "v"))),
+    Variant.of("k-scale-lost", "the scale of K is left out", _scales(_lost("k"))),
+    Variant.of("v-scale-lost", "the scale of V is left out", _scales(_lost("v"))),
+    Variant.of("scales-exchanged", "K has the scale of V, and V that of K", _scales(_exchanged_scales)),
+    Variant.of("v-scale-of-k", "V has the scale of K", _scales(_both("k"))),
+    Variant.of("k-scale-of-v", "K has the scale of V", _scales(_both("v"))),
+    Variant.of("scales-of-first-head", "all heads have the first head's scales", _scales(_of_first_head)),
+    Variant.of(
         "scales-squared",
         "the scales of the cache are applied twice",
         _scales(lambda scales: {name: scale * scale for name, scale in scales.items()}),
     ),
-    Variant("float8-doubled", "bytes of e4m3fnuz are taken for e4m3fn: keys and values are twice as large", _float8_times(2.0)),
-    Variant("float8-halved", "bytes of e4m3fn are taken for e4m3fnuz: keys and values are half as large", _float8_times(0.5)),
-    Variant("int8-unsigned", "bytes of int8 are read without a sign", _unsigned),
+    Variant.of(
+        "float8-doubled", "bytes of e4m3fnuz are taken for e4m3fn: keys and values are twice as large", _float8_times(2.0)
+    ),
+    Variant.of(
+        "float8-halved", "bytes of e4m3fn are taken for e4m3fnuz: keys and values are half as large", _float8_times(0.5)
+    ),
+    Variant.of("int8-unsigned", "bytes of int8 are read without a sign", _unsigned),
 )

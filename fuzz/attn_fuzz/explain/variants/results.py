@@ -52,55 +52,56 @@ def _has_rows(part: Part) -> bool:
 
 
 VARIANTS = (
-    Variant("lse-base-2", "the LSE is a logarithm of base 2", _resulting(lambda out, lse: (out, lse * LOG2_E))),
-    Variant("lse-times-ln2", "the LSE is multiplied by ln(2) once too often", _resulting(lambda out, lse: (out, lse / LOG2_E))),
-    Variant("lse-negated", "the LSE has the other sign", _resulting(lambda out, lse: (out, -lse))),
-    Variant(
+    Variant.of("lse-base-2", "the LSE is a logarithm of base 2", _resulting(lambda out, lse: (out, lse * LOG2_E))),
+    Variant.of(
+        "lse-times-ln2", "the LSE is multiplied by ln(2) once too often", _resulting(lambda out, lse: (out, lse / LOG2_E))
+    ),
+    Variant.of("lse-negated", "the LSE has the other sign", _resulting(lambda out, lse: (out, -lse))),
+    Variant.of(
         "lse-of-next-head",
         "the LSE of a head is that of the head behind it",
         _resulting(lambda out, lse: (out, lse.roll(-1, 1))),
     ),
-    Variant("rows-first", "every row has the result of the request's first row", _resulting(_first_row, _has_rows)),
-    Variant(
+    Variant.of("rows-first", "every row has the result of the request's first row", _resulting(_first_row, _has_rows)),
+    Variant.of(
         "rows-before",
         "a row has the result of the row before it",
         _resulting(lambda out, lse: (out.roll(1, 0), lse.roll(1, 0)), _has_rows),
     ),
-    Variant(
+    Variant.of(
         "rows-behind",
         "a row has the result of the row behind it",
         _resulting(lambda out, lse: (out.roll(-1, 0), lse.roll(-1, 0)), _has_rows),
     ),
-    Variant(
+    Variant.of(
         "rows-reversed",
         "the rows of a request are in the reverse order",
         _resulting(lambda out, lse: (out.flip(0), lse.flip(0)), _has_rows),
     ),
-    Variant(
+    Variant.of(
         "heads-of-output-reversed",
         "the heads of the output are in the reverse order",
         _resulting(lambda out, lse: (out.flip(1), lse.flip(1))),
     ),
-    Variant(
+    Variant.of(
         "head-of-output-behind",
         "a head has the result of the head behind it",
         _resulting(lambda out, lse: (out.roll(-1, 1), lse.roll(-1, 1))),
     ),
-    Variant(
+    Variant.of(
         "head-of-output-first",
         "all heads have the result of the first one",
         _resulting(lambda out, lse: (out[:, :1].expand_as(out), lse[:, :1].expand_as(lse))),
     ),
-    Variant("output-scale-lost", "the output is not divided by output_scale", _output_scale(1)),
-    Variant("output-scale-twice", "the output is divided by output_scale twice", _output_scale(-1)),
-    Variant("output-times-scale", "the output is multiplied by output_scale instead of divided", _output_scale(2)),
-    Variant("output-0", "the output is 0, as if no key were seen", _resulting(lambda out, lse: (0 * out, lse))),
-    Variant("nothing-seen", "no key is seen", lambda part: part.hiding(torch.ones_like(part.request.visible))),
-    Variant("output-not-divided", "the output is not divided by the sum of the weights", _not_divided),
-    Variant("output-doubled", "the output is twice what it must be", _resulting(lambda out, lse: (2 * out, lse))),
-    Variant("query-bfloat16", "q times the scale is rounded to bfloat16", _cast(torch.bfloat16, query=True)),
-    Variant("query-float16", "q times the scale is rounded to float16", _cast(torch.float16, query=True)),
-    Variant("keys-bfloat16", "K and V are rounded to bfloat16", _cast(torch.bfloat16, keys=True)),
-    Variant("keys-float16", "K and V are rounded to float16", _cast(torch.float16, keys=True)),
-    Variant("keys-float8", "K and V are rounded to float8 without a scale", _cast(torch.float8_e4m3fn, keys=True)),
+    Variant.of("output-scale-lost", "the output is not divided by output_scale", _output_scale(1)),
+    Variant.of("output-scale-twice", "the output is divided by output_scale twice", _output_scale(-1)),
+    Variant.of("output-times-scale", "the output is multiplied by output_scale instead of divided", _output_scale(2)),
+    Variant.of("output-0", "the output is 0, as if no key were seen", _resulting(lambda out, lse: (0 * out, lse))),
+    Variant.of("output-not-divided", "the output is not divided by the sum of the weights", _not_divided),
+    Variant.of("output-doubled", "the output is twice what it must be", _resulting(lambda out, lse: (2 * out, lse))),
+    Variant.of("query-bfloat16", "q times the scale is rounded to bfloat16", _cast(torch.bfloat16, query=True)),
+    Variant.of("query-float16", "q times the scale is rounded to float16", _cast(torch.float16, query=True)),
+    Variant.of("keys-bfloat16", "K and V are rounded to bfloat16", _cast(torch.bfloat16, keys=True)),
+    Variant.of("keys-float16", "K and V are rounded to float16", _cast(torch.float16, keys=True)),
+    Variant.of("keys-float8", "K and V are rounded to float8 without a scale", _cast(torch.float8_e4m3fn, keys=True)),
 )

@@ -15,10 +15,15 @@ class Variant:
     Attributes:
         name: one for each.
         sentence: what the kernel seems to do, for a person.
-        change: the part as the mistake makes it. None: the mistake changes nothing here, or cannot be made. It may raise what
-            the reference and torch raise where a reading leads out of a tensor.
+        changes: the part as the mistake makes it, for each of its sizes, such as that of a tile: each request may have another
+            one. None: the mistake changes nothing here, or cannot be made. A change may raise what the reference and torch
+            raise where a reading leads out of a tensor.
     """
 
     name: str
     sentence: str
-    change: Change
+    changes: tuple[Change, ...]
+
+    @classmethod
+    def of(cls, name: str, sentence: str, *changes: Change) -> "Variant":
+        return cls(name, sentence, changes)

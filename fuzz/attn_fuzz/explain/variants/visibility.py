@@ -90,6 +90,15 @@ def _sink_tokens(change: Any) -> Change:
     return changed
 
 
+def _placed(positions: Any) -> Change:
+    """Queries at other positions, which `positions(part)` gives, [q]."""
+
+    def changed(part: Part) -> Part | None:
+        return part.having(query_positions=positions(part)).ruled()
+
+    return changed
+
+
 def _chunk_truncated(part: Part) -> Part | None:
     size = part.layer.chunked_local
     if size is None:
@@ -149,70 +158,91 @@ def _last(part: Part) -> int:
 
 
 VARIANTS = (
-    Variant("window-lost", "the window is lost", _edges(lambda left, right: (-1, -1))),
-    Variant(
+    Variant.of("window-lost", "the window is lost", _edges(lambda left, right: (-1, -1))),
+    Variant.of(
         "window-left-1-more",
         "the window has one key more on the left than was asked",
         _edges(lambda left, right: (left + 1 if left >= 0 else left, right)),
     ),
-    Variant("window-left-1-less", "the window has one key less on the left than was asked", _shorter_left),
-    Variant(
+    Variant.of("window-left-1-less", "the window has one key less on the left than was asked", _shorter_left),
+    Variant.of(
         "window-right-1-more",
         "the window has one key more on the right than was asked",
         _edges(lambda left, right: (left, right + 1 if right >= 0 else right)),
     ),
-    Variant("window-right-1-less", "the window has one key less on the right than was asked", _shorter_right),
-    Variant("window-left-lost", "the window's left edge is lost", _edges(lambda left, right: (-1, right))),
-    Variant("window-right-lost", "the window's right edge is lost", _edges(lambda left, right: (left, -1))),
-    Variant("window-exchanged", "the window's edges are exchanged", _edges(lambda left, right: (right, left))),
-    Variant("window-of-last-query", "every query's window begins where the last query's does", _from_query(_last)),
-    Variant(
+    Variant.of("window-right-1-less", "the window has one key less on the right than was asked", _shorter_right),
+    Variant.of("window-left-lost", "the window's left edge is lost", _edges(lambda left, right: (-1, right))),
+    Variant.of("window-right-lost", "the window's right edge is lost", _edges(lambda left, right: (left, -1))),
+    Variant.of("window-exchanged", "the window's edges are exchanged", _edges(lambda left, right: (right, left))),
+    Variant.of("window-of-last-query", "every query's window begins where the last query's does", _from_query(_last)),
+    Variant.of(
         "window-of-first-query",
         "every query's window begins where the first query's does",
         _from_query(lambda part: part.context_len),
     ),
-    Variant("window-left-unlimited", "a left edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(0)),
-    Variant(
-        "window-right-unlimited", "a right edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(1)
-    ),
-    Variant("causal-lost", "the causal mask is lost", _causal_lost),
-    Variant("causal-made", "a request that is not causal gets a causal mask", _made_causal(lambda part: part.p)),
-    Variant(
+    Variant.of("causal-lost", "the causal mask is lost", _causal_lost),
+    Variant.of("causal-made", "a request that is not causal gets a causal mask", _made_causal(lambda part: part.p)),
+    Variant.of(
         "causal-made-top-left",
         "a request that is not causal gets a causal mask, aligned with the first key",
         _made_causal(lambda part: part.p - part.context_len),
     ),
-    Variant(
+    Variant.of(
         "causal-top-left",
         "the causal mask is aligned with the first key (top left) and not with the last (bottom right)",
         _causal(lambda part: part.p - part.context_len),
     ),
-    Variant("causal-1-less", "the causal mask hides the key of the query's own token", _causal(lambda part: part.p - 1)),
-    Variant("causal-1-more", "the causal mask shows one key too many", _causal(lambda part: part.p + 1)),
-    Variant("causal-of-first-request", "every request gets the causal flag of the first one", _causal_as_first),
-    Variant("sink-tokens-lost", "the window hides the sink tokens", _sink_tokens(lambda count: 0)),
-    Variant("sink-tokens-1-less", "one sink token is missing", _sink_tokens(lambda count: count - 1)),
-    Variant("sink-tokens-1-more", "there is one sink token too many", _sink_tokens(lambda count: count + 1)),
-    Variant("chunk-lost", "the chunks of positions (chunked_local) are lost", _chunk(lambda size: None)),
-    Variant(
+    Variant.of("causal-1-less", "the causal mask hides the key of the query's own token", _causal(lambda part: part.p - 1)),
+    Variant.of("causal-1-more", "the causal mask shows one key too many", _causal(lambda part: part.p + 1)),
+    Variant.of("causal-of-first-request", "every request gets the causal flag of the first one", _causal_as_first),
+    Variant.of("sink-tokens-lost", "the window hides the sink tokens", _sink_tokens(lambda count: 0)),
+    Variant.of("sink-tokens-1-less", "one sink token is missing", _sink_tokens(lambda count: count - 1)),
+    Variant.of("sink-tokens-1-more", "there is one sink token too many", _sink_tokens(lambda count: count + 1)),
+    Variant.of("chunk-lost", "the chunks of positions (chunked_local) are lost", _chunk(lambda size: None)),
+    Variant.of(
         "chunk-truncated",
         "the division that finds a chunk truncates toward 0, where positions below 0 need a floor",
         _chunk_truncated,
     ),
-    Variant("chunk-1-more", "chunks are one position longer", _chunk(lambda size: size + 1)),
-    Variant("chunk-of-first-query", "all queries see the first query's chunk", _chunk_of(lambda part: part.context_len)),
-    Variant("chunk-of-last-query", "all queries see the last query's chunk", _chunk_of(_last)),
-    Variant(
+    Variant.of("chunk-1-more", "chunks are one position longer", _chunk(lambda size: size + 1)),
+    Variant.of("chunk-of-first-query", "all queries see the first query's chunk", _chunk_of(lambda part: part.context_len)),
+    Variant.of("chunk-of-last-query", "all queries see the last query's chunk", _chunk_of(_last)),
+    Variant.of(
         "ranges-lost",
         "the bidirectional ranges are lost",
         _ranges(lambda ranges: torch.tensor([1, 0]).to(ranges).expand_as(ranges).contiguous()),
     ),
-    Variant("ranges-clamp", "the window clamps the bidirectional ranges where it must not, or does not where it must", _clamp),
-    Variant("ranges-end-early", "the last position of a bidirectional range is left out", _ranges(_ranges_end_early)),
-    Variant("ranges-end-late", "a bidirectional range has one position more", _ranges(_ranges_end_late)),
-    Variant(
+    Variant.of(
+        "ranges-clamp", "the window clamps the bidirectional ranges where it must not, or does not where it must", _clamp
+    ),
+    Variant.of("ranges-end-early", "the last position of a bidirectional range is left out", _ranges(_ranges_end_early)),
+    Variant.of("ranges-end-late", "a bidirectional range has one position more", _ranges(_ranges_end_late)),
+    Variant.of(
         "ranges-of-another",
         "a request has the bidirectional ranges of the request before it",
         _ranges(lambda ranges: ranges.roll(1, 0).contiguous()),
+    ),
+    Variant.of(
+        "window-left-unlimited", "a left edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(0)
+    ),
+    Variant.of(
+        "positions-in-step",
+        "a query's place in the step is taken for its position",
+        _placed(lambda part: part.request.query_positions - part.context_len),
+    ),
+    Variant.of(
+        "positions-behind-sequence",
+        "queries are placed behind the sequence: its length is taken for that of the context",
+        _placed(lambda part: part.request.query_positions + part.seq_len - part.context_len),
+    ),
+    Variant.of(
+        "positions-1-more", "queries stand one position too far", _placed(lambda part: part.request.query_positions + 1)
+    ),
+    Variant.of(
+        "positions-1-less", "queries stand one position before theirs", _placed(lambda part: part.request.query_positions - 1)
+    ),
+    Variant.of("nothing-seen", "no key is seen", lambda part: part.hiding(torch.ones_like(part.request.visible))),
+    Variant.of(
+        "window-right-unlimited", "a right edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(1)
     ),
 )
