@@ -26,6 +26,7 @@ GROUPS = {
     "Commands to begin with": {
         "fuzz": "Draw cases, run them on a target, judge them. The main job.",
         "replay": "Run cases again.",
+        "explain": "Say which mistake has just the output of a failing case.",
         "show": "Draw a case: masks, block table, allocation, error against bound.",
         "targets": "List what can be fuzzed here.",
         "select": "Say which backend serves a layer, or each layer of a model.",

@@ -4,11 +4,12 @@ import time
 
 import msgspec
 from attn_fuzz.cases.case import Case
-from attn_fuzz.explain import evidence
+from attn_fuzz.explain import evidence, places
 from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
 from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.run.attempt import own_state
 from attn_fuzz.targets.target import Target
+from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict
 
 SECONDS = 8.0
@@ -45,7 +46,9 @@ def _lines(case: Case, first: Case | None, target: Target, device: str, until: f
         alone = evidence.seen(msgspec.structs.replace(case, earlier=()), target, device)
         if alone is not None and alone.is_right:
             return [KEEPS.format(" or ".join(case.earlier))]
-    return said(found)
+    first_seen = found[0]
+    judgement = judge_call(first_seen.call, first_seen.out, first_seen.lse, first_seen.rounding, generic=first_seen.generic)
+    return [*places.wrong_places(judgement, first_seen.call.batch), *said(found)]
 
 
 def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:

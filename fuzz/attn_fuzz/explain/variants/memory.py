@@ -17,11 +17,11 @@ def _heads(of: Any) -> Change:
         heads, kv_heads = layer.num_heads, layer.num_kv_heads
         h = torch.arange(heads)
         chosen = of(h, heads, kv_heads).clamp(0, kv_heads - 1)
-        if torch.equal(chosen, h // (heads // kv_heads)) or layer.layout is not None and layer.layout.has_latent_value:
+        if torch.equal(chosen, h // (heads // kv_heads)) or (layer.layout is not None and layer.layout.has_latent_value):
             return None
         other = part.having(key=part.request.key[:, chosen], value=part.request.value[:, chosen])
         scales = {name: torch.ones(1) for name in ("k_scale", "v_scale") if getattr(layer, name) is not None}
-        caches = {name: None for name in ("k_scale_cache", "v_scale_cache")}
+        caches = dict.fromkeys(("k_scale_cache", "v_scale_cache"))
         if layer.k_scale_cache is not None:
             caches = {name: torch.ones(1, 1, heads) for name in caches}
         widened = dataclasses.replace(layer, num_kv_heads=heads, **scales, **caches)
