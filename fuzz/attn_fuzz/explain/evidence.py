@@ -17,7 +17,7 @@ from attn_fuzz.explain.search import Seen
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.targets.target import Target
 
-KEYS, LONGEST = 19, 96
+KEYS, LONGEST = 19, 192
 """How many keys a grown request has more, up to how many."""
 
 
@@ -86,6 +86,7 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
         )
     yield _with_more_keys
     yield _with_more_queries
+    yield lambda case: _with_more_keys(_with_more_keys(_with_more_keys(case)))
     yield _with_more_requests
 
 

@@ -23,6 +23,7 @@ class Part:
 
     Attributes:
         outputs: what a variant makes of the results; None: nothing.
+        own_keys: whether the step's own keys and values are those of k and v, and not what the cache holds.
     """
 
     call: Call
@@ -30,6 +31,7 @@ class Part:
     layer: Layer
     batch: Batch
     outputs: Outputs | None = None
+    own_keys: bool = False
 
     @cached_property
     def p(self) -> torch.Tensor:
@@ -131,7 +133,7 @@ class Part:
         assert self.view is not None
         assert self.call.kv_cache is not None
         assert self.call.batch.block_table is not None
-        return gather_rows(
+        key, value = gather_rows(
             self.call.kv_cache,
             dataclasses.replace(self.call.layer, **layer or {}),
             self.call.batch.block_table[self.index] if table is None else table,
@@ -139,6 +141,13 @@ class Part:
             torch.float64,
             dataclasses.replace(self.view, **view or {}),
         )
+        if self.own_keys and num_keys is None:
+            context = max(self.context_len, 0)
+            key, value = (
+                torch.cat([cached[:context], dense[context:]])
+                for cached, dense in ((key, self.request.key), (value, self.request.value))
+            )
+        return key, value
 
     def reading(self, **other: Any) -> "Part":
         """The part with the keys and values that `gathered` gives."""

@@ -21,6 +21,8 @@ from attn_reference import attend
 
 PAIR_SECONDS = 6.0
 """How long pairs of variants are searched."""
+OF_OUTPUT = 0.125
+"""The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
 OF_ERROR = 0.1
 """A pair is held to the bound only if it brings the largest error below this share."""
 _NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
@@ -66,7 +68,11 @@ class Seen:
         """The requests of the right call."""
         call = self.call
         plain = Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache, k=call.k, v=call.v)
-        return [Part(plain, request, call.layer, call.batch) for request in requests(call)]
+        dense = call.dense_keys if isinstance(call, Step) else ()
+        return [
+            Part(plain, request, call.layer, call.batch, own_keys=bool(dense) and dense[request.index])
+            for request in requests(call)
+        ]
 
     @cached_property
     def right(self) -> list[torch.Tensor]:
@@ -87,9 +93,12 @@ class Seen:
         out, lse = oracle.out, oracle.lse
         if part.outputs is not None:
             out, lse = part.outputs(out, lse)
-        good = self._within(self._read(rows), out, bound.out).all(-1)
+        got = self._read(rows)
+        # a variant that reads wild numbers has a bound that everything keeps
+        largest = OF_OUTPUT * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
+        good = self._within(got, out, torch.minimum(bound.out, largest)).all(-1)
         if self.lse is not None:
-            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse)
+            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse.clamp(max=OF_OUTPUT))
         return good
 
     def error(self, part: Part, where: torch.Tensor) -> float:

@@ -138,13 +138,13 @@ VARIANTS = (
     ),
     Variant.of("first-tile-lost", "the first tile of keys is lost", *(_lost(lambda part, t=t: part.j < t) for t in TILES)),
     Variant.of("last-tile-twice", "the last tile of keys is counted twice", *(_doubled(_last_tile(t)) for t in TILES)),
-    Variant.of("one-key-past-end", "one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
     Variant.of("block-past-end", "the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
     Variant.of(
         "keys-of-longest",
         "a request has as many keys as the longest request",
         _past_end(lambda part: int(part.call.batch.seq_lens.max())),
     ),
+    Variant.of("one-key-past-end", "one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
     Variant.of(
         "zeros-past-end",
         "keys of 0 past the end of the sequence, up to the end of the tile, take part",

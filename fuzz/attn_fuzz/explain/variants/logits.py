@@ -133,7 +133,7 @@ VARIANTS = (
     Variant.of(
         "sinks-several-times",
         "the sinks are counted several times, perhaps once for each split",
-        *(_sinks(_times(n)) for n in range(3, 33)),
+        *(_sinks(_times(n)) for n in range(2, 33)),
     ),
     Variant.of("sinks-scaled", "the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
     Variant.of("sinks-base-2", "the sinks are taken for logarithms of base 2", _sinks(lambda sinks, part: sinks / LOG2_E)),

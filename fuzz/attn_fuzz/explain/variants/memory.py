@@ -186,13 +186,18 @@ def _unsigned(part: Part) -> Part | None:
     return part.having(key=key, value=value)
 
 
-def _v_by_strides_of_k(part: Part) -> Part | None:
-    k, v = part.call.k, part.call.v
-    if part.call.kv_cache is not None or k is None or v is None or k.stride() == v.stride():
-        return None
-    start = int(part.call.batch.query_start_loc[part.index])
-    value = v.as_strided(v.shape, k.stride(), v.storage_offset())[start : start + len(part.request.value)]
-    return part.having(value=value.double())
+def _v_by_strides_of_k(dims: int) -> Change:
+    """V of a call without a cache is read by K's strides of rows, or of rows and heads."""
+
+    def changed(part: Part) -> Part | None:
+        k, v = part.call.k, part.call.v
+        if part.call.kv_cache is not None or k is None or v is None or k.stride()[:dims] == v.stride()[:dims]:
+            return None
+        start = int(part.call.batch.query_start_loc[part.index])
+        rows = v.as_strided(v.shape, (*k.stride()[:dims], *v.stride()[dims:]), v.storage_offset())
+        return part.having(value=rows[start : start + len(part.request.value)].double())
+
+    return changed
 
 
 VARIANTS = (
@@ -287,7 +292,7 @@ VARIANTS = (
         _view(lambda view: {"kv_stride": sum(view.row_sizes) // 2}, of="v"),
     ),
     Variant.of("v-a-page-behind", "V is looked for a page behind K", _view(lambda view: {"kv_stride": _page(view)}, of="v")),
-    Variant.of("v-by-strides-of-k", "V is read by the strides of K", _v_by_strides_of_k),
+    Variant.of("v-by-strides-of-k", "V is read by the strides of K", _v_by_strides_of_k(1), _v_by_strides_of_k(2)),
     Variant.of("scales-lost", "the scales of the quantized cache are left out", _scales(_lost("k", "v"))),
     Variant.of("k-scale-lost", "the scale of K is left out", _scales(_lost("k"))),
     Variant.of("v-scale-lost", "the scale of V is left out", _scales(_lost("v"))),
