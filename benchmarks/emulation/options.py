@@ -42,7 +42,7 @@ PREFACE = """\
 ## Options of the compiler that no launch table uses
 
 `python -m benchmarks options --write` ran them; options.json keeps each trial. {calls} calls that ship were compiled with
-Triton {triton} for values of options, and run on the emulator on the two small cases of `attn-parity compile --run`, in two
+Triton {triton} for values of options, and run on the emulator on the two small cases of `python -m attn_lab binaries`, in two
 orders, with a search for races. An option must not change what a kernel computes. **{agree} of {other} trials whose code
 differs from the code that ships agree.** In {same} trials the code is the same, and in {unknown} a Triton has no such option.
 

@@ -7,8 +7,8 @@ from statistics import median
 from typing import NamedTuple
 
 from attn_amdgcn.counts import CLASSES, COUNTED
+from attn_lab.binaries.results import FACTS
 from attn_lab.written import table
-from attn_parity.binaries.results import FACTS
 
 from benchmarks.peers.loops import bounds_of, cycles_of
 from benchmarks.peers.rates import RATED, Cost

@@ -9,6 +9,7 @@ GROUPS = {
         "mutate": "Make mutants by operators, and count those that fuzzer and tests find.",
     },
     "Pages of docs/generated": {
+        "binaries": "Compile the launches that ship, hold them to budgets, and run AMD's on the emulator.",
         "matrix": "Write the tables of what is supported and what the fuzzer draws.",
         "findings": "Run the scripts of findings, and write the table of findings.",
         "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",

@@ -20,7 +20,7 @@ from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
-from attn_lab.options import first_seed_option, page_option, seeds_option
+from attn_lab.options import check_option, first_seed_option, page_option, seeds_option
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -28,7 +28,6 @@ from attn_parity.options import (
     Duration,
     Positive,
     Seed,
-    check_option,
     check_page_writable,
     check_writable,
     default_workers,

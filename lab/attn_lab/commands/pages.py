@@ -15,7 +15,7 @@ CHECKS = (
     "python -m attn_lab matrix --check --only regions",
     "python -m attn_lab matrix --check --only backends",
     "python -m attn_lab proofs --check",
-    "attn-parity compile --check",
+    "python -m attn_lab binaries --check",
     "python -m attn_lab zoo --check",
     "python -m attn_lab mutate --check",
     "python -m benchmarks.judge page --check",
