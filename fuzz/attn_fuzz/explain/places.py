@@ -19,9 +19,9 @@ def wrong_places(judgement: Judgement, batch: Batch) -> list[str]:
         start_loc = batch.query_start_loc.tolist()
         request = next(r for r in range(batch.num_requests) if start_loc[r] <= first < start_loc[r + 1])
         position = int(batch.seq_lens[request]) - start_loc[request + 1] + first
-        where = f"from row {first} on (request {request}, position {position})"
+        where = f"the first is row {first}, request" if int(rows.sum()) > 1 else "request"
         parts = [
-            f"wrong in {name}: {_of(rows[: start_loc[-1]], 'row')}, {where}",
+            f"wrong in {name}: {_of(rows[: start_loc[-1]], 'row')} ({where} {request}, position {position})",
             _of(wrong.flatten(2).any(2).any(0) if wrong.dim() > 2 else wrong.any(0), "head"),
         ]
         if wrong.dim() > 2:
