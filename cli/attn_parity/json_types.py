@@ -185,7 +185,8 @@ class Exhaust(TypedDict):
 
 
 class Binary(TypedDict):
-    """A launch on an architecture, its kernel, its facts, and the first digits of the digest of its assembly."""
+    """A launch on an architecture, its kernel, its facts, the first digits of the digest of its assembly, and the number of
+    instructions of its hot loop."""
 
     architecture: str
     call: str
@@ -193,6 +194,7 @@ class Binary(TypedDict):
     num_warps: int
     facts: Facts
     code: str
+    loop: int | None
 
 
 class Compile(TypedDict):

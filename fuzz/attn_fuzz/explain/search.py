@@ -19,7 +19,7 @@ from attn_fuzz.verdict.oracle import Oracle, as_read, requests
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
-PAIR_SECONDS = 6.0
+PAIR_SECONDS = 4.0
 """How long pairs of variants are searched."""
 OF_OUTPUT = 0.125
 """The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""

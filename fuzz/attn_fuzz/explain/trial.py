@@ -12,7 +12,7 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict
 
-SECONDS = 8.0
+SECONDS = 5.0
 """How long more outputs are looked for."""
 READS_HIDDEN = (
     "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
