@@ -135,7 +135,7 @@ def _class(value: Any, is_constant: bool) -> str:
 
 
 def _told(each: Recorded, alike: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The constants, types of pointers and options that not all launches of a kernel have alike."""
+    """The constants and options that not all launches of a kernel have alike, and then the types of pointers."""
 
     def shown(value: Any, name: str) -> Any:
         if isinstance(value, Pointer):
@@ -147,7 +147,7 @@ def _told(each: Recorded, alike: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         own = shown(value, name)
         if own is not None and len({str(shown(other.get(name), name)) for other in alike}) > 1:
             found[name] = own
-    return found
+    return dict(sorted(found.items(), key=lambda one: isinstance(each.job.arguments[one[0]], Pointer)))
 
 
 def all_of(architecture: str, launches: bytes) -> dict[str, Any]:
