@@ -7,6 +7,7 @@ GROUPS = {
     "Mutants": {
         "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
         "mutate": "Make mutants by operators, and count those that fuzzer and tests find.",
+        "miscompile": "Change one instruction of compiled kernels, and count the changes that are found.",
     },
     "Pages of docs/generated": {
         "binaries": "Compile the launches that ship, hold them to budgets, and run AMD's on the emulator.",

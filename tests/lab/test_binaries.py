@@ -165,6 +165,7 @@ def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypa
         (("--check",), "docs/generated/binaries.csv"),
         (("--write",), "docs/generated"),
         (("--drawn", "2", "--main"), "--drawn: leave out --only, --main"),
+        (("--option", "num_stages=3"), "--option: expected NAME=VALUE, with --run and without --write"),
         (("--run", "--arch", "sm90"), "--run: there is an emulator for AMD's architectures only"),
     ],
 )
@@ -218,7 +219,7 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path):
 
     def write(rows: dict[tuple[str, str], Row]) -> None:
         found = Results(triton.__version__, rows)
-        path.write_text(page.text(found, budgets.load(), main_names()))
+        path.write_text(page.text(found, main_names()))
         found.save(data)
 
     def wrong() -> list[str]:
@@ -242,7 +243,7 @@ def test_the_page_says_what_came_of_launches():
     rows = {(name, "decode"): Row(name, "decode", "attention_kernel", 4, GOOD, "c0de") for name in names}
     wrong = Execution("value", 3, "out of request 0 at row 1", "01d")
     ran = {DECODE: Execution("agree", 0.25, "", "c0de"), ("gfx1201", "decode"): wrong}
-    lines = page.text(Results("3.9.0", rows, ran), BUDGETS, ["decode"]).splitlines()
+    lines = page.text(Results("3.9.0", rows, ran), ["decode"]).splitlines()
     assert "| `gfx942` | 1 | 1 | 0 | 0 | 1 | 0.25 |" in lines
     assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 | 0 |" in lines
     assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 | 0 |" in lines

@@ -196,3 +196,22 @@ def test_a_second_run_goes_on(attn_lab, tmp_path):
     third = attn_lab(*MERGE, "--workers", "1", "--write")
     assert "1 of 1 launches agree" in third.out
     assert data.read_text() == kept
+
+
+def test_a_launch_is_compiled_with_an_option_and_judged(monkeypatch):
+    """An option of the pipeline leaves a kernel without a loop as it is; a wrong output is one with any option."""
+    shipped, digests = call_named("merge, fp32"), dict(executions.calls_of(compiled("merge, fp32"))[0][2])
+    found = execute.execute(shipped, "gfx942", digests, "num_stages=4")["merge, fp32"]
+    assert (found.agrees, found.why) == (True, "num_stages=4: the code that ships")
+    call = chosen("gfx942")["decode"]
+    other = execute._with_option(call, "wgp_cu_mode=cu")
+    assert other.launch.options == call.launch.options | {"wgp_cu_mode": "cu"}
+    assert other.launch.constants == call.launch.constants
+    emulate = execute.emulate
+
+    def off_by_a_little(call, *arguments, **named) -> None:
+        emulate(call, *arguments, **named)
+        call.tensors["out_ptr"].mul_(1.001)
+
+    monkeypatch.setattr(execute, "emulate", off_by_a_little)
+    assert execute.execute(shipped, "gfx942", digests, "waves_per_eu=2")["merge, fp32"].verdict == "value"

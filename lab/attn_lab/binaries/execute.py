@@ -5,6 +5,7 @@ Kernels must be interpreted in this process, which plans and judges. They are co
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from attn_amdgcn import Accesses
 from attn_amdgcn.counts import totals
@@ -25,17 +26,30 @@ from attn_parity.binaries.rows import AGREES, Execution
 from attn_parity.binaries.shipped_calls import ShippedCall
 
 
-def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> dict[str, Execution]:
+def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str], option: str = "") -> dict[str, Execution]:
     """What came of the launches of a call, by name.
 
     Args:
         instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
             any code.
+        option: NAME=VALUE of Triton's AMD backend, with which the small cases are compiled. It changes how the compiler
+            schedules and lays out a kernel, and never what the kernel computes.
     """
     ran: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    same_code: set[str] = set()
 
     def run(name: str, call: KernelCall, like: KernelCall) -> None:
-        ran[name].update(_run_compiled(call, architecture, like, name, instructions.get(name)))
+        sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
+        call = _with_option(call, option) if option else call
+        job = job_of(call, architecture, sizes)
+        program, compiled = ready(job)
+        is_same = instructions.get(name) in (None, digest(compiled.text, job.kernel))
+        if not (is_same or option):
+            raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
+        same_code.update([name] if is_same else [])
+        accesses = Accesses(architecture)
+        report = emulate(call, architecture, schedules=SCHEDULES, sizes=sizes, watches=(accesses,))
+        ran[name].update({} if report is None else totals(program, report, accesses))
 
     of_call = launches_of(shipped, architecture, run)
     target = target_of(of_call)
@@ -45,27 +59,17 @@ def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str
         return dict.fromkeys(instructions, Execution(failed.kind, failed.ratio, failed.message))
     error = max(error_of(of_call, verdict) for verdict in verdicts)
     left_out = Execution("not run", 0, "no case has this launch")
-    return {name: Execution(AGREES, error, counts=ran[name]) if name in ran else left_out for name in instructions}
+    why = {name: f"{option}: the code that ships" for name in same_code if option}
+    return {
+        name: Execution(AGREES, error, why.get(name, ""), counts=ran[name]) if name in ran else left_out
+        for name in instructions
+    }
 
 
-def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: str, instructions: str | None) -> dict[str, int]:
-    """Compile and run a launch in the place of one that ships, and count what it executes (COUNTED in `attn_amdgcn.counts`).
-
-    Args:
-        instructions: the digest of the assembly of the launch that ships; None if it may be of any code.
-
-    Raises:
-        OtherCodeError: the code is not that of the launch that ships.
-        CompilerError, attn_amdgcn.AmdgcnError: as of `emulate`.
-    """
-    sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
-    job = job_of(call, architecture, sizes)
-    program, compiled = ready(job)
-    if instructions not in (None, digest(compiled.text, job.kernel)):
-        raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
-    accesses = Accesses(architecture)
-    report = emulate(call, architecture, schedules=SCHEDULES, sizes=sizes, watches=(accesses,))
-    return {} if report is None else totals(program, report, accesses)
+def _with_option(call: KernelCall, option: str) -> KernelCall:
+    name, _, text = option.partition("=")
+    value = int(text) if text.isdigit() else text
+    return call._replace(launch=replace(call.launch, options=call.launch.options | {name: value}))
 
 
 def _difference(call: KernelCall, like: KernelCall) -> str:

@@ -1,5 +1,6 @@
 """Run the launches that ship on the emulator, in processes of their own, and judge what they compute."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,20 +37,25 @@ def calls_of(binaries: "Mapping[Job, Binary]", kept: Results | None = None) -> l
 
 
 def run(
-    jobs: Sequence[Call], workers: int, report: Callable[[int, dict[Job, Execution]], None] = lambda done, ran: None
+    jobs: Sequence[Call],
+    workers: int,
+    report: Callable[[int, dict[Job, Execution]], None] = lambda done, ran: None,
+    option: str = "",
 ) -> tuple[dict[Job, Execution], bool]:
     """What came of the launches of calls, and whether an interrupt left calls out.
 
     Args:
         report: called after each call, with the number of finished calls and with what came of their launches.
+        option: see `execute`.
     """
 
     def executions_of(found: Mapping[Call, dict[str, Execution] | str]) -> dict[Job, Execution]:
         return {launch: one for job in jobs if job in found for launch, one in _of_launches(job, found[job]).items()}
 
     at_once = max(1, min(workers, len(jobs)))
+    work = functools.partial(_executed, option=option)
     found, interrupted = in_processes(
-        _executed, jobs, at_once, lambda found: report(len(found), executions_of(found)), interpreter=True
+        work, jobs, at_once, lambda found: report(len(found), executions_of(found)), interpreter=True
     )
     return executions_of(found), interrupted
 
@@ -65,9 +71,9 @@ def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Exe
     }
 
 
-def _executed(architecture: str, name: str, instructions: Iterable[tuple[str, str]]) -> dict[str, Execution]:
+def _executed(architecture: str, name: str, instructions: Iterable[tuple[str, str]], option: str) -> dict[str, Execution]:
     from attn_lab.binaries.execute import execute
     from attn_parity.binaries.shipped_calls import CALLS
 
     (shipped,) = (call for call in CALLS if call.name == name)
-    return execute(shipped, architecture, dict(instructions))
+    return execute(shipped, architecture, dict(instructions), option)

@@ -1,8 +1,7 @@
-"""The page docs/generated/binaries.md, which is made from the CSV file of facts beside it and from the budgets."""
+"""The page docs/generated/binaries.md, which is made from the CSV file beside it."""
 
 from collections.abc import Sequence
 
-from attn_lab.binaries.budgets import MOST, Budgets, Exceptions
 from attn_lab.binaries.results import Results
 from attn_lab.written import table
 from attn_parity.binaries.rows import Execution, shown
@@ -19,14 +18,8 @@ launches of `cli/attn_parity/binaries/shipped_calls.toml`, all within their budg
 
 Each binary is what Triton's own launcher would compile for the same call. Registers are a lane's (a thread's on NVIDIA); VGPRs
 include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as
-registers and LDS allow.
+registers and LDS allow. `lab/attn_lab/binaries/budgets.toml` names the launches that may cost more than others, and says why.
 """
-_EXCEPTIONS = """
-## Exceptions
-
-Launches that may cost more than the defaults of `lab/attn_lab/binaries/budgets.toml`, which names each.
-"""
-_WORDS = {"vgpr_spills": "spilled VGPRs", "sgpr_spills_in_loops": "moves of spilled SGPRs in loops", "waves": "waves of a SIMD"}
 _MAIN = """
 ## The launches that are compiled on every change
 
@@ -45,7 +38,7 @@ round are not seen.
 """
 
 
-def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
+def text(results: Results, main: Sequence[str]) -> str:
     """The whole page.
 
     Args:
@@ -53,10 +46,6 @@ def text(results: Results, budgets: Budgets, main: Sequence[str]) -> str:
     """
     lines = _PREFACE.format(triton=results.triton, count=len(results.rows)).splitlines()
     lines += ["", *_summary(results)]
-    exceptions = [exception for exception in budgets.exceptions if results.triton in exception.triton]
-    if exceptions:
-        columns = ("architecture", "fact", "launches", "worst", "why")
-        lines += [*_EXCEPTIONS.splitlines(), "", *table(columns, map(_of_exceptions, exceptions), columns[2:4])]
     lines += [*_RUN.splitlines(), "", *_executed(results)]
     return "\n".join([*lines, *_MAIN.splitlines(), "", *_main_launches(results, main)]) + "\n"
 
@@ -74,11 +63,6 @@ def _summary(results: Results) -> list[str]:
         rows.append((f"`{architecture}`", len(all_facts), sum(map(bool, spills)), max(spills), lone))
     columns = ("architecture", "launches", "spill VGPRs", "most spilled", "one wave of a SIMD")
     return table(columns, rows, columns[1:])
-
-
-def _of_exceptions(exceptions: Exceptions) -> tuple[str, ...]:
-    worst = (max if exceptions.fact in MOST else min)(exceptions.calls.values())
-    return (exceptions.architecture, _WORDS[exceptions.fact], str(len(exceptions.calls)), f"{worst:g}", exceptions.reason)
 
 
 def _executed(results: Results) -> list[str]:

@@ -15,7 +15,9 @@ from attn_parity.binaries.rows import AGREES, Execution, Row
 from attn_parity.options import PAGES
 
 DATA = PAGES / "binaries.csv"
-FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name != "lds_limit")
+FAULTS = ("lost_addresses", "tf32_instructions", "narrow_products")
+"""Facts that are 0 of every binary that is kept."""
+FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name not in (*FAULTS, "lds_limit"))
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
 COLUMNS = ("architecture", "launch", "kernel", "warps", *FACTS, "code", "emulated", "emulated code")
 """`emulated` is the largest error / bound of a launch that agrees, or what came of another one. `emulated code` is the
@@ -37,7 +39,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Write the file: all launches, and of those that ran the code and what came of it."""
         lines = (
-            [row.architecture, row.call, row.kernel, row.num_warps, *fact_cells(row.facts), row.code, *self._emulated(job)]
+            [*job, row.kernel.removesuffix("_kernel"), row.num_warps, *fact_cells(row.facts), row.code, *self._emulated(job)]
             for job, row in self.rows.items()
         )
         csv_file.save(path, COLUMNS, lines, {"Triton": self.triton})
@@ -85,7 +87,8 @@ def facts_from(record: Mapping[str, str], path: Path) -> Facts:
     Raises:
         InputError: a cell is no number.
     """
-    given = {fact: record[fact] or None for fact in FACTS} | {"lds_limit": ARCHITECTURES[record["architecture"]].lds_limit}
+    given: dict[str, object] = {fact: record[fact] or None for fact in FACTS} | dict.fromkeys(FAULTS, 0)
+    given["lds_limit"] = ARCHITECTURES[record["architecture"]].lds_limit
     try:
         return msgspec.convert(given, Facts, strict=False)
     except msgspec.ValidationError as error:

@@ -10,7 +10,7 @@ import click
 from attn_lab import results_file, written
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
-from attn_lab.binaries.results import DATA, Results, differences, load, updated
+from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
 from attn_lab.options import check_option
 from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
@@ -51,6 +51,7 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 @click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
 @limit_option
 @click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
+@click.option("--option", default="", metavar="NAME=VALUE", help="With --run: compile so, as with num_stages=3.")
 @click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page that is made of it.")
 @check_option
 @workers_option
@@ -62,6 +63,7 @@ def command(
     seed: int,
     limit: float,
     runs: bool,
+    option: str,
     writes: bool,
     check: bool,
     workers: int | None,
@@ -78,6 +80,8 @@ def command(
         raise click.UsageError("--check is about all launches, and runs nothing: leave out the other options")
     if drawn and (only or main or writes or runs):
         raise click.UsageError("--drawn: leave out --only, --main, --run and --write, which are about shipped launches")
+    if option and (writes or not runs or "=" not in option):
+        raise click.UsageError("--option: expected NAME=VALUE, with --run and without --write: launches ship without it")
     if check:
         return _check()
     if drawn:
@@ -91,12 +95,15 @@ def command(
     over = _over(found, calls, budgets.load())
     _print(found, over, outcome, None if partly else _names(calls))
     interrupted = outcome.interrupted
-    if writes and not outcome.errors and not interrupted:
+    writes = (
+        writes and not outcome.errors and not any(getattr(row.facts, name) for row in found.rows.values() for name in FAULTS)
+    )
+    if writes and not interrupted:
         kept = updated(kept, found, _names(_all_calls()))
         kept.save(DATA)
     if runs and not interrupted:
-        found.ran, interrupted = _ran(outcome, workers, kept if writes else None)
-    if writes and not outcome.errors and not interrupted:
+        found.ran, interrupted = _ran(outcome, workers, kept if writes else None, option)
+    if writes and not interrupted:
         _check(rewrites=True)
     return 130 if interrupted else 1 if found.wrong else rows.exit_code(over, outcome)
 
@@ -166,7 +173,7 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
 
 
-def _ran(outcome: Outcome, workers: int | None, kept: Results | None) -> tuple[dict[Job, Execution], bool]:
+def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: str) -> tuple[dict[Job, Execution], bool]:
     """Run what was compiled, and tell what came of it, and whether it was interrupted.
 
     Args:
@@ -181,7 +188,7 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None) -> tuple[d
             if kept is not None:
                 dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)
 
-        found, interrupted = executions.run(calls, workers or default_workers("cpu"), report)
+        found, interrupted = executions.run(calls, workers or default_workers("cpu"), report, option)
     for architecture in dict.fromkeys(architecture for architecture, _ in found):
         table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
         for (one, name), execution in found.items():
@@ -189,7 +196,10 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None) -> tuple[d
                 table.add_row(name, execution.verdict, f"{execution.error:.2f}", *_executed(execution.counts))
         results.print(f"\n{architecture}, emulated", style="bold")
         results.print(table)
-    for line in Results("", ran=found).wrong:
+    for line in (
+        *Results("", ran=found).wrong,
+        *(f"{' '.join(job)}: {one.why}" for job, one in found.items() if one.agrees and one.why),
+    ):
         results.print(line, soft_wrap=True)
     begun = "interrupted; so far: " if interrupted else ""
     agree = sum(execution.agrees for execution in found.values())
@@ -216,12 +226,12 @@ def _check(*, rewrites: bool = False) -> int:
     """The exit code: 0 if the page follows from the CSV file, which has these launches and all within budget; else 1."""
     from attn_parity.binaries.shipped_calls import main_names
 
-    found, allowed = load(DATA), budgets.load()
-    texts = {page.PAGE: page.text(found, allowed, main_names())}
+    found = load(DATA)
+    texts = {page.PAGE: page.text(found, main_names())}
     if rewrites:
         return written.settle(texts, "", checks=False)
     calls = _all_calls()
-    wrong = [*differences(found, _names(calls)), *_over(found, calls, allowed)]
+    wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
     code = written.settle(texts, "python -m attn_lab binaries --write", checks=True)
     return max(code, results_file.checked(wrong, "0 wrong"))
 

@@ -21,7 +21,6 @@ CHECKS = (
     "python -m benchmarks.judge page --check",
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
-    "python -m benchmarks emulation --check",
     "python -m attn_lab findings --check",
 )
 

@@ -59,7 +59,7 @@ JSON_READERS = (
     Reader("select {}", ROOT / "tests/fuzz/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
     Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json"),
-    Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json"),
+    Reader("mutate --check", PAGES / "mutants.json", "docs/generated/mutants.json"),
 )
 TOML_READERS = (Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),)
 
@@ -70,7 +70,7 @@ def draw(seed: int, folder: Path) -> str:
     readers, draws = rng.choice(((JSON_READERS, JSON_DRAWS), (TOML_READERS, TOML_DRAWS)))
     reader = rng.choice(readers)
     path = folder / reader.name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if rng.random() < 0.15:
         make_no_file(path, rng.choice(NO_FILES))
     else:
