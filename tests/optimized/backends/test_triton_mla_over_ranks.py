@@ -111,7 +111,7 @@ def of_rank_1(error):
 
 
 def of_both(error):
-    return ["ContractError: {error}, as on rank 0"] * 2
+    return [f"ContractError: {error}, as on rank 0"] * 2
 
 
 UNLIKE = {
