@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from attn_contract import Batch, KVCacheView, Layer
+from attn_contract.layouts import K, V
 
 from benchmarks.speed.cases import Attention, RowOp
 
@@ -54,14 +55,15 @@ def attention_call(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
+        head_size_v=case.head_size_v,
         scale=case.head_size**-0.5,
         attn_type=case.attn_type,
-        window=(-1, -1) if case.window is None else (case.window - 1, case.window - 1),
+        window=(-1, 0) if case.is_expanded else (-1, -1) if case.window is None else (case.window - 1, case.window - 1),
         chunked_local=case.chunked_local,
         logits_soft_cap=case.logits_soft_cap,
         sinks=_sinks(case, device, generator) if case.sinks else None,
         layout=case.layout if reads_cache else None,
-        **_scales(case.float8_cache, device, float8),
+        **_scales(case.float8_cache, device, float8, has_v=not case.is_latent),
     )
     blocks = [-(-n // case.block_size) for n in case.seq_lens]
     kv_cache, block_table = None, None
@@ -84,7 +86,7 @@ def attention_call(
     if reads_cache:
         return Call(case, q, layer, batch, kv_cache=kv_cache)
     k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
-    return Call(case, q, layer, batch, k=k, v=v)
+    return Call(case, q, layer, batch, k=k, v=v[..., : case.head_size_v].contiguous())
 
 
 def random_cache(
@@ -104,6 +106,7 @@ def random_cache(
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
         itemsize=stored.itemsize,
+        head_size_v=case.head_size_v if isinstance(case, Attention) else None,
     )
     raw = _normal((view.end,), device, generator, DTYPE if case.float8_cache else dtype)
     return view.tensor(raw.div_(K_SCALE).to(float8) if case.float8_cache else raw)
@@ -123,12 +126,15 @@ def row_layer(case: RowOp, device: torch.device) -> Layer:
 def raw_and_view(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, KVCacheView]:
     """The allocation of a cache, one-dimensional, and where its elements lie."""
     assert layer.layout is not None
-    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
+    view = KVCacheView.of(kv_cache, layer.layout, **sizes)
     return kv_cache.as_strided((view.end,), (1,), 0), view
 
 
 def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
     """[num_keys, HK, D]: K (0) or V (1) of a request's first keys, as they are stored, by the layout's formula."""
+    if kv == V and call.case.is_latent:
+        return gathered(K, call, request, num_keys)[..., : call.case.value_size]
     if call.kv_cache is None:
         start = sum(call.case.query_lens[:request])
         rows = (call.k, call.v)[kv]
@@ -170,11 +176,11 @@ def _sinks(case: Attention, device: torch.device, generator: torch.Generator | N
     return all_keys + torch.randn(case.num_heads, device=device, generator=generator)
 
 
-def _scales(float8_cache: bool, device: torch.device, float8: torch.dtype = FLOAT8) -> dict:
+def _scales(float8_cache: bool, device: torch.device, float8: torch.dtype = FLOAT8, *, has_v: bool = True) -> dict:
     if not float8_cache:
         return {}
-    scales = {name: torch.tensor(scale, device=device) for name, scale in (("k_scale", K_SCALE), ("v_scale", V_SCALE))}
-    return {"kv_cache_dtype": float8, **scales}
+    scales = {"k_scale": K_SCALE} | ({"v_scale": V_SCALE} if has_v else {})
+    return {"kv_cache_dtype": float8, **{name: torch.tensor(scale, device=device) for name, scale in scales.items()}}
 
 
 def _normal(
