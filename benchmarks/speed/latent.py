@@ -28,7 +28,7 @@ def latent_case(
     name: str, query_lens: tuple[int, ...], seq_lens: tuple[int, ...], *, num_heads: int = 16, latent: int = 512, rope: int = 64
 ) -> Attention:
     """Absorbed attention over a latent cache: DeepSeek-V3's sizes, if nothing else is given."""
-    sizes = {"num_heads": num_heads, "num_kv_heads": 1, "head_size": latent + rope, "head_size_v": latent}
+    sizes: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": 1, "head_size": latent + rope, "head_size_v": latent}
     return Attention(name=name, query_lens=query_lens, seq_lens=seq_lens, **sizes, block_size=64, layout=Layout.LATENT)
 
 
