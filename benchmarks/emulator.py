@@ -66,8 +66,7 @@ def _launches(architecture: str) -> Iterator[_Named]:
         call = attention_call(case, cpu, SEED)
         out = call.q.new_empty(*call.q.shape[:2], case.value_size)
         plan = plan_of(call.q, call.layer, call.batch, **gpu)
-        assert call.kv_cache is not None
-        calls = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
+        calls = paged_attention_calls(call.q, call.cache, call.layer, call.batch, plan, out=out)
         yield from map(_Named, (case.name, f"{case.name}, reduction"), calls)
     yield _Named("write", _write(architecture))
 

@@ -36,18 +36,30 @@ class Call:
     k: torch.Tensor | None = None
     v: torch.Tensor | None = None
 
+    @property
+    def cache(self) -> torch.Tensor:
+        """Of a step that reads one."""
+        assert self.kv_cache is not None
+        return self.kv_cache
+
 
 def attention_call(
-    case: Attention, device: torch.device, seed: int, float8: torch.dtype = FLOAT8, cache_bytes: int = 0
+    case: Attention,
+    device: torch.device,
+    seed: int,
+    float8: torch.dtype = FLOAT8,
+    cache_bytes: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Call:
     """On meta without any values, for what is compiled and not run.
 
     Args:
         float8: what a float8 cache is of.
         cache_bytes: of the cache at least; blocks that no request needs come last.
+        dtype: of all but a float8 cache; None: as the case's `itemsize` says.
     """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-    dtype = DTYPES[case.itemsize]
+    dtype = dtype or DTYPES[case.itemsize]
     q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
     q.mul_(case.logits_soft_cap * LOGIT_STD_OF_CAP if case.logits_soft_cap else LOGIT_STD)
     reads_cache = case.attn_type.reads_cache

@@ -90,8 +90,7 @@ def ours_with(changed: Mapping[str, int], call: Call) -> Prepared:
     plan = plan_of(call.q, call.layer, call.batch, parameters=dataclasses.replace(today, **changed))
 
     def run() -> None:
-        assert call.kv_cache is not None
-        for launch in paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out):
+        for launch in paged_attention_calls(call.q, call.cache, call.layer, call.batch, plan, out=out):
             launch.run(call.q.device)
 
     return Prepared(run, lambda _: out)
@@ -100,12 +99,11 @@ def ours_with(changed: Mapping[str, int], call: Call) -> Prepared:
 def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
     """`decode_attention_fwd` as vLLM's TRITON_MLA calls it: one row for each query token, its own length beside it."""
     case, batch = call.case, call.batch
-    out, query_len, kv_cache = poisoned(call), case.query_lens[0], call.kv_cache
+    out, query_len, kv_cache = poisoned(call), case.query_lens[0], call.cache
     num_splits = 1 << (max(1, batch.max_seq_len // VLLM_WORK_PER_SPLIT) - 1).bit_length()
     num_splits = min(num_splits, compute_units_of(call.q.device) * VLLM_PROGRAMS_PER_UNIT)
     block_table = batch.block_table
     assert block_table is not None
-    assert kv_cache is not None
     ahead = torch.arange(1 - query_len, 1, device=out.device, dtype=torch.int32)
     one = torch.ones((), device=out.device) if call.layer.k_scale is None else call.layer.k_scale
     arguments: dict[str, Any] = {
