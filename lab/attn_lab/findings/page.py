@@ -17,6 +17,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.scripts import ARCHITECTURE, ROOT, Report, Shown
+from attn_lab.written import table as table_of
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
 SPEED = PAGE.with_name("findings-speed.json")
@@ -105,20 +106,19 @@ def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed
 
 def index(findings: Shared, speed: dict[str, Speed]) -> str:
     """The table of all findings."""
-    lines = [
-        _INTRODUCTION,
-        "| finding | what | kernel | seen in | reach | examples | confirmed by | reported |",
-        "| --- | --- | --- | --- | --- | ---: | --- | --- |",
-    ]
-    for name, (finding, _) in findings.items():
+
+    def cells(name: str, finding: Finding) -> tuple[str, ...]:
         report = _report(name)
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speed[name].median if name in speed else "not measured"
         seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
         link = f"[{name}](../../findings/{name}.toml)"
-        cells = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
-        lines.append(f"| {' | '.join(cells)} | {finding.link or 'not yet'} |")
-    return "\n".join(lines) + "\n"
+        said = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
+        return (*said, finding.link or "not yet")
+
+    columns = ("finding", "what", "kernel", "seen in", "reach", "examples", "confirmed by", "reported")
+    rows = (cells(name, finding) for name, (finding, _) in findings.items())
+    return "\n".join([_INTRODUCTION, *table_of(columns, rows, ("examples",))]) + "\n"
 
 
 def page(finding: Finding, shown: Shown) -> str:
