@@ -10,6 +10,8 @@ import pytest
 import torch
 from attn_contract import Layout
 from attn_fuzz.targets.triton import TRITON
+from attn_optimized.attention import paged_attention_calls
+from attn_optimized.kernel_call import Launch
 
 from tests import calls
 from tests.agreement import assert_within_bound
@@ -70,6 +72,18 @@ def varlen_call(device: torch.device) -> Callable[..., VarlenCall]:
         return calls.varlen_call(calls.random_tokens(query_lens, query_lens, dtype=dtype, **sizes), device=device, **options)
 
     return build
+
+
+def launches(call: PagedCall, **gpu: Any) -> list[Launch]:
+    """The launches of a paged call, planned for this machine or for a GPU: options of `plan_of`."""
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch, **gpu)
+    out = call.q.new_empty(*call.q.shape[:2], call.layer.value_size)
+    return [made.launch for made in paged_attention_calls(*call, plan, out=out)]
+
+
+def kind_of(call: PagedCall, **gpu: Any) -> Any:
+    """For what the attention kernel of a paged call is compiled."""
+    return launches(call, **gpu)[0].constants["KIND"]
 
 
 FUNCTIONS = ("paged", "flags", "latent", "invariant", "plan", "dense", "cascade")
