@@ -9,7 +9,7 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import Layout
-from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.targets.triton import MODE_OF_FORMAT, TRITON, TRITON_LATENT
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernel_call import Launch
 
@@ -138,7 +138,9 @@ def assert_agrees() -> Callable[..., None]:
         guarded_lse = torch.full((num_heads, num_tokens + GUARD), torch.nan, device=q.device)
         out, lse = guarded_out[:, : num_heads * value_size], guarded_lse[:, :num_tokens]
         assert attend(*call, out=out, lse=lse, validate=True) is out
-        assert_within_bound(call, out, lse, rounding=TRITON.rounding(q.device.type))
+        mode = MODE_OF_FORMAT.get(call.layer.layout)
+        target = TRITON if mode is None else TRITON_LATENT.modes[mode](TRITON_LATENT)
+        assert_within_bound(call, out, lse, rounding=target.rounding(q.device.type))
         assert guarded_out[:, num_heads * value_size :].float().isnan().all()
         assert guarded_lse[:, num_tokens:].isnan().all()
 

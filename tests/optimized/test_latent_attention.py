@@ -7,11 +7,13 @@ import pytest
 import torch
 from attn_contract import Layout, UnsupportedError
 from attn_contract.layer import FLOAT8_DTYPES
+from attn_contract.layouts import LATENT_FORMATS
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload
 
+from tests.latent_formats import latent_sizes
 from tests.optimized.conftest import kind_of
 
 GPU = {"architecture": "sm90", "compute_units": 132}
@@ -80,6 +82,14 @@ def test_a_float8_cache_has_one_scale(float8, query_lens, paged_call, assert_agr
     """The scale of K is V's too: it multiplies the logits and the output."""
     scale = {"kv_cache_dtype": float8, "k_scale": torch.tensor([0.05])}
     assert_agrees(paged_call(query_lens, [300, 9], **LATENT, **scale, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("query_lens", [[1, 1], [70, 5]], ids=["decode", "extend"])
+@pytest.mark.parametrize(("scales", "block_size"), [(1, 16), (3, 3)])
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+def test_reads_slots_with_scales(layout, scales, block_size, query_lens, paged_call, assert_agrees):
+    sizes = {"layout": layout, "num_kv_heads": 1, **latent_sizes(layout, scales), "block_size": block_size, "gap": 0}
+    assert_agrees(paged_call(query_lens, [300, 9], **sizes, kv_cache_dtype=torch.float8_e4m3fn, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
