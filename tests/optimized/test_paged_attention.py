@@ -533,20 +533,6 @@ def test_out_and_lse_are_optional(paged_call):
     assert torch.equal(attn_optimized.paged_attention(*call)[:4], out[:4])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes 9 GB of memory; test_compile.py shows the same without")
-def test_blocks_beyond_two_to_the_31_elements(paged_call, assert_agrees):
-    call = paged_call([1, 20], [40, 60], dtype=torch.float16)
-    num_blocks, page = call.kv_cache.shape[0], call.kv_cache[0].numel()
-    far = torch.empty(2**32 // page + num_blocks, *call.kv_cache.shape[1:], dtype=torch.float16, device=call.q.device)
-    far[-num_blocks:] = call.kv_cache
-    used = call.batch.block_table.clone()
-    used[(used >= 0) & (used < num_blocks)] += len(far) - num_blocks
-    assert torch.equal(
-        attn_optimized.paged_attention(call.q, far, call.layer, replace(call.batch, block_table=used))[:21],
-        attn_optimized.paged_attention(*call)[:21],
-    )
-
-
 @parametrize_pairwise(
     starts=[[0, 3, 30], [-5, 3, 8], [5, 8, 13], [0, 900, 905], [900, 903, 908]],
     query_len={"one tile each": 5, "more": 200},
