@@ -24,7 +24,7 @@ from attn_contract.rules import (
     LOGITS,
     PLAIN_FIELDS,
     VISIBILITY,
-    asked,
+    active_rules,
     held_rules,
     holds_rules,
     refuse_unnamed,
@@ -86,8 +86,8 @@ class TestRegistration:
             marks: torch.Tensor | None = rule(None, words="marks", acts_on=LOGITS)
 
         assert RULES["marks"].holder == "Batch"
-        assert asked(step(Marked)) == {}
-        assert list(asked(step(Marked, marks=torch.zeros(1)))) == ["marks"]
+        assert active_rules(step(Marked)) == {}
+        assert list(active_rules(step(Marked, marks=torch.zeros(1)))) == ["marks"]
 
     def test_one_name_is_one_rule(self):
         layer_with(int, 0)
@@ -162,11 +162,11 @@ class TestValues:
     def test_without_a_check_a_rule_takes_the_values_of_its_type_and_no_other(self, type_):
         off, values, others = VALUES[type_]
         extended = layer_with(type_, off)
-        assert asked(extended(**SHAPE)) == {}
-        assert asked(extended(**SHAPE, extra=off)) == {}
+        assert active_rules(extended(**SHAPE)) == {}
+        assert active_rules(extended(**SHAPE, extra=off)) == {}
         for value in values:
             layer = extended(**SHAPE, extra=value)
-            assert asked(layer) == {"extra": value}
+            assert active_rules(layer) == {"extra": value}
             assert type(layer.extra) is type(value)  # pyright: ignore[reportAttributeAccessIssue]
         for value in others:
             with pytest.raises(ContractError, match=r"^extra"):
@@ -205,7 +205,7 @@ class TestAsked:
     def test_a_forgotten_plain_field_is_refused(self, monkeypatch):
         monkeypatch.setattr(rules, "PLAIN_FIELDS", PLAIN_FIELDS - {"output_scale"})
         monkeypatch.setattr(rules, "_askable", rules._askable.__wrapped__)  # which keeps the fields of a class
-        assert asked(Layer(**SHAPE)) == {}
+        assert active_rules(Layer(**SHAPE)) == {}
         layer = Layer(**SHAPE, output_scale=torch.ones(1))
         with pytest.raises(UnsupportedError, match="output_scale not supported"):
             refuse_unnamed("somebody", RULES, layer)
@@ -213,7 +213,7 @@ class TestAsked:
     def test_layer_and_batch_together(self):
         layer = Layer(**SHAPE, window=(3, -1), sink_tokens=2)
         batch = step(qq_bias=torch.zeros(1, 1))
-        assert list(asked(layer, batch)) == ["window", "sink_tokens", "qq_bias"]
+        assert list(active_rules(layer, batch)) == ["window", "sink_tokens", "qq_bias"]
 
     def test_unknown_fields_count_unless_they_have_their_default(self):
         @frozen
@@ -222,8 +222,8 @@ class TestAsked:
             listed: list[int] = dataclasses.field(default_factory=list)
             number: int = 1
 
-        assert asked(Unknown(**SHAPE, needed=0)) == {"needed": 0}
-        assert asked(Unknown(**SHAPE, needed=0, listed=[1], number=2)) == {"needed": 0, "listed": [1], "number": 2}
+        assert active_rules(Unknown(**SHAPE, needed=0)) == {"needed": 0}
+        assert active_rules(Unknown(**SHAPE, needed=0, listed=[1], number=2)) == {"needed": 0, "listed": [1], "number": 2}
 
     def test_the_first_rule_that_is_not_named_is_refused_by_its_words(self):
         layer = Layer(**SHAPE, window=(3, -1), sink_tokens=2)
