@@ -1,4 +1,4 @@
-"""What is fixed for one attention layer of a model."""
+"""The parameters of one attention layer of a model that no step changes."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -323,7 +323,7 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
 
 
 def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
-    """Whether V is the beginning of K in the cache of a Layer or an AttentionConfig.
+    """True if V is the beginning of K in the cache of a Layer or an AttentionConfig.
 
     A head_size_v without a layout says so wherever it can: with one KV head, and with a V that is no wider than K.
     """
@@ -352,7 +352,7 @@ def _check_scale_cache(name: str, scales: torch.Tensor, num_kv_heads: int) -> No
 
 
 def _is_factor(number: object, largest: float) -> bool:
-    """Whether a value is 0, or a number whose magnitude float32 holds normally and which is at most the largest."""
+    """True if a value is 0, or a number whose magnitude float32 holds normally and which is at most the largest."""
     if not isinstance(number, float | int) or isinstance(number, bool):
         return False
     return number == 0 or SMALLEST_NORMAL <= abs(number) <= largest

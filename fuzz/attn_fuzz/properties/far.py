@@ -19,7 +19,7 @@ _BEYOND_INT16, _TILES_BEYOND_INT16 = 1 << 15, 1 << 22
 """Keys that come before: with the latter, tiles of 128 keys are too many for 16 bits, too."""
 _WHOLE_TILES = 128
 _MOST_BLOCKS = 1 << 19
-"""Of all requests, so that a table is quickly made."""
+"""Most blocks of all requests, so that a table is quickly made."""
 ONE_IN = 8
 
 

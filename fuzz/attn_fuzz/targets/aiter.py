@@ -89,7 +89,7 @@ def _beyond(case: Case) -> str | None:
 
 
 def _events(step: Step) -> Iterable[str]:
-    """Whether the keys are split: they are many, and the programs are few for the device."""
+    """True if the keys are split: they are many, and the programs are few for the device."""
     from attn_optimized.device import compute_units_of
 
     layer, batch = step.layer, step.batch

@@ -28,7 +28,7 @@ NO_BLOCK = (-1, 2**31 - 1)
 
 
 class Shard(NamedTuple):
-    """What one rank has of a cache: the layer with the rank's scales, its cache, and its block table [R, max_blocks]."""
+    """One rank's part of a cache: the layer with the rank's scales, its cache, and its block table [R, max_blocks]."""
 
     layer: Layer
     kv_cache: torch.Tensor
@@ -88,7 +88,7 @@ def _elements(view: KVCacheView, kv: int, block: torch.Tensor, slot: torch.Tenso
 
 
 class Choice(NamedTuple):
-    """How a call is dealt, and in which order its parts are merged."""
+    """The dealing of a call to ranks, and the order in which its parts are merged."""
 
     num_ranks: int
     interleave: int
@@ -106,7 +106,7 @@ def refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
 
 
 def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choose: random.Random) -> tuple[Shard, Any]:
-    """What a rank has of a cache, and the rank's step. A layer or a step that is refused is refused before anything is made."""
+    """A rank's part of a cache, and the rank's step. A layer or a step that is refused is refused before anything is made."""
     from attn_optimized import context_parallel as ranks
 
     ranks.local_layer(layer, dealing)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attn_optimized.launch.workload import Workload
 
 PARTS_PER_ROUND = 2
-"""How many parts half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
+"""Parts that half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
 requests have more, so that hardly any reduction had a second round."""
 
 
@@ -155,7 +155,7 @@ def planned(gpu: Gpu) -> Iterator[None]:
 
 
 def interprets(tensor: torch.Tensor) -> bool:
-    """Whether launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
+    """True if launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
     from attn_optimized.device import architecture_of
 
     return architecture_of(tensor.device, torch.float32) == "interpreter"
@@ -169,7 +169,7 @@ def queries_per_tile(step: Step) -> int:
 
 
 def launch_of(step: Step, architecture: str | None = None, compute_units: int | None = None) -> Hashable:
-    """What the order of sums depends on: tiles, splits, and what the kernel is compiled for.
+    """A key of the order of sums: tiles, splits, and the constants that the kernel is compiled for.
 
     Args:
         architecture, compute_units: of a GPU; None: those of the step's device.
@@ -294,7 +294,7 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=Tr
 
 
 def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
-    """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
+    """The number of leading keys that all requests with a query share, in whole blocks of their contexts."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return 0
     block_size = layer.view_of(kv_cache).block_size

@@ -1,4 +1,4 @@
-"""What every backend is: a declaration, a builder of metadata and an implementation of a layer, by vLLM's names.
+"""The base class of every backend: a declaration, a builder of metadata and a layer's implementation, by vLLM's names.
 
 A backend writes the cache in `do_kv_cache_update` or `do_rope_and_kv_cache_update`, before `forward` reads it.
 """
@@ -21,7 +21,7 @@ from attn_contract import (
 )
 from attn_contract.arguments import check_tensor, check_type, check_vector
 from attn_contract.capabilities import unsupported
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_contract.validation import check_layer_logits, check_write_kv_cache
 
 import attn_optimized
@@ -43,7 +43,7 @@ class AttentionMetadataBuilder(ABC, Generic[Metadata]):
     """
 
     metadata: ClassVar[type[Any]]
-    """What `build` makes."""
+    """The class that `build` returns."""
 
     def __init__(self, attn_type: AttentionType) -> None:
         check_type("attn_type", attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
@@ -148,7 +148,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
             raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
         output_dtype = None if self.layer.output_scale is None else output.dtype
         causal = None if isinstance(batch.causal, torch.Tensor) else batch.causal  # whatever the flags of requests are
-        key = (causal, *asked(batch), output_dtype, lse is not None)
+        key = (causal, *active_rules(batch), output_dtype, lse is not None)
         if key in self._served:
             return
         step = AttentionConfig.of(
@@ -430,7 +430,7 @@ def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -
 
 
 def _others(config: AttentionConfig, backend: type[AttentionBackend], aiter: Aiter) -> str | None:
-    """Which other backends serve a config, in words."""
+    """The names of other backends that serve a config, joined by "or"."""
     from attn_optimized.backends import BACKENDS
 
     serving = [

@@ -89,7 +89,7 @@ def host_query_lens(step: Batch, query_start_loc_cpu: torch.Tensor, seq_lens_cpu
 
 
 class HostLengths(Protocol):
-    """A step as the device is told it, and the lengths by which the host has split it."""
+    """A step, and the lengths on the CPU by which it is split."""
 
     @property
     def step(self) -> Batch: ...

@@ -26,11 +26,11 @@ from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support, Target
 
 REACH = 1 << 32
-"""How many units the rows span: half of them lie at offsets that int32 does not hold."""
+"""The units that the rows span: half of them lie at offsets that int32 does not hold."""
 UNIT_BYTES = 16
 """Kernels count the strides of most tensors in units of 16 bytes, where all of the strides are multiples of that."""
 ALIGNMENT = 4
-"""Of every stride, in bytes: scales in the rows of a cache are float32."""
+"""The unit of every stride, in bytes: scales in the rows of a cache are float32."""
 MOST_TOKENS, MOST_KEYS = 48, 192
 _SCALES = ("k_scale_cache", "v_scale_cache")
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attn_amdgcn import Schedule
 
 ARCHITECTURES = ("gfx942", "gfx950")
-"""Those for which AITER has assembly and the emulator knows the instructions."""
+"""Architectures for which AITER has assembly and the emulator knows the instructions."""
 LOG2_E = 1.4426950408889634
 
 
@@ -34,7 +34,7 @@ class NoKernelError(NotImplementedError):
 
 @dataclass(frozen=True)
 class Launch:
-    """What AITER's host code launches.
+    """A launch of AITER's host code.
 
     Attributes:
         file: the code object, below hsa/ARCHITECTURE/.

@@ -60,7 +60,7 @@ OPTIONS = (
     *("-U__HIP_NO_HALF_CONVERSIONS__", "-U__HIP_NO_HALF_OPERATORS__", "-fno-offload-uniform-block"),
     *("-mllvm", "--lsr-drop-solution=1", "-mllvm", "-enable-post-misched=0", "-mllvm", "-amdgpu-function-calls=false"),
 )
-"""Those of csrc/cpp_itfs/utils.py, but for what the module's docstring leaves out, -amdgpu-coerce-illegal-types, which a clang
+"""The flags of csrc/cpp_itfs/utils.py, but for those of the module's docstring, -amdgpu-coerce-illegal-types, which a clang
 without ROCm does not know, and EARLY."""
 EARLY = ("-mllvm", "-amdgpu-early-inline-all=true")
 
@@ -265,7 +265,7 @@ ROUNDING = Rounding(
 )
 _ENGINE = dataclasses.replace(VLLM, query_lens=("one",), empty_requests=False, signed_slopes=False, mixed_alibi=False)
 _FLOAT8 = {"gfx942": ("fp8_e4m3fnuz",), "gfx950": ("fp8_e4m3fn",)}
-"""What v_cvt_pk_fp8_f32 and the products of matrices read and write there; gfx90a has neither."""
+"""The type that v_cvt_pk_fp8_f32 and the products of matrices read and write; gfx90a has neither."""
 
 
 def _support(architecture: str, **fields: Any) -> Support:

@@ -32,7 +32,7 @@ from attn_fuzz.verdict.rounding import LARGEST, Rounding
 HEAD_SIZE, VALUE_SIZE = 576, 512
 FLOAT8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
 COMPUTE_UNITS = {"gfx942": 304, "gfx950": 256}
-"""Of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
+"""Compute units of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
 SPLITS = (None, None, 1, 3, 16)
 """None: mla_decode_fwd chooses, as engines have it."""
 PARTS = (-1, -1, 1, 2, 4)
@@ -191,7 +191,7 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
 def _splits(
     architecture: str, common: tuple[Any, ...], heads: int, choose: random.Random, *, persistent: bool
 ) -> dict[str, Any]:
-    """How the keys are split: by mla_decode_fwd or a number, or by metadata, whose pointers `_decode_stage` makes itself."""
+    """Arguments that split the keys: by mla_decode_fwd, by a number, or by metadata, whose pointers `_decode_stage` makes."""
     if not persistent:
         return {"num_kv_splits": choose.choice(SPLITS)}
     units = COMPUTE_UNITS[architecture]

@@ -1,4 +1,4 @@
-"""What the targets of AITER's Triton attention share: how its modules are loaded.
+"""Shared by the targets of AITER's Triton attention: its modules.
 
 `ATTN_PARITY_AITER=FOLDER` takes the sources of another release, also of one in which attention has a folder of its own. Tile
 sizes are those of AITER's configuration for MI300X (aiter/ops/triton/configs).

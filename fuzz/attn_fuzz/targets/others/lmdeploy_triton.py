@@ -73,7 +73,7 @@ def _launches_for_rocm(device: torch.device) -> Iterator[None]:
 
 
 def _built(layer: Layer, block: int) -> Any:
-    """What `Attention` builds for a layer (nn/attention.py:51-69). Its window is the model's (models/gpt_oss.py:56)."""
+    """The object of `Attention` for a layer (nn/attention.py:51-69). Its window is the model's (models/gpt_oss.py:56)."""
     backend, kernels = lmdeploy_package.backend(), lmdeploy_package.kernels()
     built = backend._build_paged_attention(
         SimpleNamespace(

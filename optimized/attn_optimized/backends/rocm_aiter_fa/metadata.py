@@ -36,8 +36,8 @@ class AiterFlashAttentionMetadata:
     """A step, whole and split into phases; a phase without requests is None.
 
     Args:
-        step: what the device is told of all requests.
-        query_start_loc_cpu, seq_lens_cpu: what the host was told, by which the step is split.
+        step: all requests, on the device.
+        query_start_loc_cpu, seq_lens_cpu: on the CPU; the step is split by them.
     """
 
     step: Batch

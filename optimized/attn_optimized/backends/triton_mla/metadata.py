@@ -70,8 +70,8 @@ class MlaMetadata:
     """A step, whole and split into decodes and prefills; None where there is no such request.
 
     Args:
-        step: what the device is told of all requests.
-        query_start_loc_cpu, seq_lens_cpu: what the host was told, by which the step is split.
+        step: all requests, on the device.
+        query_start_loc_cpu, seq_lens_cpu: on the CPU; the step is split by them.
     """
 
     step: Batch
