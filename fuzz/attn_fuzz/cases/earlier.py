@@ -163,7 +163,7 @@ def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, 
 
 
 def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:
-    """A change of a step's tensor, and of k or v without a cache alone: with one, attention does not read this step's k and v."""
+    """A change of a step's tensor. Of k and v without a cache alone: with one, attention does not read this step's k and v."""
 
     def changed(step: Step) -> Step | None:
         tensor = getattr(step, name)
