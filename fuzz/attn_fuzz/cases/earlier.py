@@ -156,20 +156,6 @@ def restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
     return other
 
 
-def _restrided_field(name: str) -> Callable[[Step], Step | None]:
-    def change(step: Step) -> Step | None:
-        tensor = getattr(step, name)
-        return None if tensor is None else dataclasses.replace(step, **{name: restrided(tensor)})
-
-    return change
-
-
-def _key_strides(name: str) -> Callable[[Step], Step | None]:
-    """A change of the strides of k or v, in a step without a cache. With one, attention does not read this step's k and v."""
-    restride = _restrided_field(name)
-    return lambda step: restride(step) if step.raw is None else None
-
-
 def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
     """A cache of the same numbers whose blocks have another stride: a view, and its allocation."""
     kv_cache = restrided(view.tensor(raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
@@ -177,11 +163,27 @@ def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, 
     return KVCacheView.of(kv_cache, view.layout, **sizes), kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
 
 
-def _cache_strides(step: Step) -> Step | None:
-    if step.raw is None or step.view is None:
-        return None
-    view, raw = restrided_cache(step.view, step.raw)
-    return dataclasses.replace(step, raw=raw, view=view)
+def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:
+    """A change of a step's tensor. Of k and v without a cache alone: with one, attention does not read this step's k and v."""
+
+    def changed(step: Step) -> Step | None:
+        tensor = getattr(step, name)
+        other = None if tensor is None or (name in ("k", "v") and step.raw is not None) else change(tensor)
+        return None if other is None else dataclasses.replace(step, **{name: other})
+
+    return changed
+
+
+def _of_cache(
+    change: Callable[[KVCacheView, torch.Tensor], tuple[KVCacheView, torch.Tensor]],
+) -> Callable[[Step], Step | None]:
+    def changed(step: Step) -> Step | None:
+        if step.raw is None or step.view is None:
+            return None
+        view, raw = change(step.view, step.raw)
+        return dataclasses.replace(step, raw=raw, view=view)
+
+    return changed
 
 
 def _table_strides(step: Step) -> Step | None:
@@ -239,28 +241,12 @@ def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
     return other
 
 
-def _realigned_field(name: str) -> Callable[[Step], Step | None]:
-    def change(step: Step) -> Step | None:
-        tensor = getattr(step, name)
-        other = None if tensor is None or (name in "kv" and step.raw is not None) else realigned(tensor)
-        return None if other is None else dataclasses.replace(step, **{name: other})
-
-    return change
-
-
 def realigned_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
     """A cache of the same numbers that begins one element later, or as many as its layout's strides are multiples of."""
     later = view.layout.unit_of_strides
     memory = raw.new_empty(len(raw) + later)
     bits(memory)[later:].copy_(bits(raw))
     return dataclasses.replace(view, offset=view.offset + later), memory
-
-
-def _cache_alignment(step: Step) -> Step | None:
-    if step.raw is None or step.view is None:
-        return None
-    view, raw = realigned_cache(step.view, step.raw)
-    return dataclasses.replace(step, raw=raw, view=view)
 
 
 def _rows(step: Step) -> Step | None:
@@ -476,21 +462,21 @@ def _with_rule(step: Step, name: str, value: Any) -> Step | None:
 _HELD = (*held_rules(Layer), *held_rules(Batch))
 _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "same": _same,
-    "output strides": _restrided_field("out"),
+    "output strides": _of_tensor("out", restrided),
     "output dtype": _output_dtype,
     "lse": _lse,
-    "lse strides": _restrided_field("lse"),
-    "q strides": _restrided_field("q"),
-    "k strides": _key_strides("k"),
-    "v strides": _key_strides("v"),
-    "cache strides": _cache_strides,
+    "lse strides": _of_tensor("lse", restrided),
+    "q strides": _of_tensor("q", restrided),
+    "k strides": _of_tensor("k", restrided),
+    "v strides": _of_tensor("v", restrided),
+    "cache strides": _of_cache(restrided_cache),
     "table strides": _table_strides,
     "dtype": _dtype,
-    "alignment": _realigned_field("q"),
-    "k alignment": _realigned_field("k"),
-    "v alignment": _realigned_field("v"),
-    "output alignment": _realigned_field("out"),
-    "cache alignment": _cache_alignment,
+    "alignment": _of_tensor("q", realigned),
+    "k alignment": _of_tensor("k", realigned),
+    "v alignment": _of_tensor("v", realigned),
+    "output alignment": _of_tensor("out", realigned),
+    "cache alignment": _of_cache(realigned_cache),
     "rows": _rows,
     "heads": _heads,
     "kv_heads": _kv_heads,
