@@ -77,7 +77,8 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
         random = case
         wrong(case)
     if first is not None and first != case and time.monotonic() < until:
-        wrong(evidence.with_random_numbers(first)) or wrong(first)
+        if not wrong(evidence.with_random_numbers(first)):
+            wrong(first)
     rich = random
     for grow in evidence.grown(random):
         if time.monotonic() < until and wrong(richer := grow(rich)):
