@@ -26,8 +26,8 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others import aiter_hip
-from attn_fuzz.targets.others.aiter_package import root
 from attn_fuzz.targets.others.aiter_dense import gathered
+from attn_fuzz.targets.others.aiter_package import root
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
