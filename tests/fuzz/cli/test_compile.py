@@ -161,17 +161,3 @@ def test_a_binary_that_cannot_be_right_is_told(fact, words, attn_parity, monkeyp
     assert run.code == 1
     assert f"gfx942 merge, fp32: {words}" in run.out
     assert json.loads((tmp_path / "here.json").read_text())["over"] == [f"gfx942 merge, fp32: {words}"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--arch", "gfx9"), "--arch: got gfx9, expected some of gfx90a"),
-        (("--only", "nothing"), "--only: no launch is named so: nothing"),
-        (("--json", "no/here.json"), "--json: the folder no does not exist"),
-    ],
-)
-def test_bad_input_is_named(attn_parity, options, words):
-    run = attn_parity("compile", *options)
-    assert run.code == 2
-    assert words in run.err
