@@ -101,12 +101,12 @@ def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.
 
 
 def is_wide(layer: Layer) -> bool:
-    """Whether rows are too wide for the target's expanded heads."""
+    """True if rows are too wide for the target's expanded heads."""
     return layer.head_size + 8 > _MOST_EXPANDED
 
 
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
-    """What counts as a decode, and how many keys are gathered at once: chosen by the step. Wide rows are decodes alone."""
+    """The longest decode, and the keys that are gathered at once, chosen by the step. Wide rows are decodes alone."""
     choose = choices_by((batch.query_start_loc, batch.seq_lens))
     longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {

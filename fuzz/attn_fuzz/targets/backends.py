@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
+from attn_contract import AttentionType, Batch, Capabilities, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
@@ -129,7 +129,7 @@ class BackendLayers:
         self._steps.clear()
 
     def _may_read(self, device: str) -> bool:
-        """Whether the backend has layers that read the cache of another layer, which writes it."""
+        """True if the backend has layers that read the cache of another layer, which writes it."""
         return bool(self.capabilities(device).answer("kv_sharing"))
 
     def _metadata(self, batch: Batch, attn_type: AttentionType) -> Any:
@@ -161,7 +161,7 @@ class BackendLayers:
         validate: bool | None = None,
         reads: bool = False,
     ) -> tuple[dict[str, Any], Any]:
-        """What the backend makes its layer of, beside the Layer and an AITER; and the cache as an engine would hand it over.
+        """Keyword arguments of the backend's layer, beside the Layer and an AITER; and the cache as an engine would pass it.
 
         Dense planes of K and V are blocks to an engine whose layer asked for blocks (vLLM #43945). Such a layer gets the view
         that is wrong unless the layer reinterprets it.
@@ -172,9 +172,7 @@ class BackendLayers:
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
-            widths = {"head_size": layer.head_size, "head_size_v": layer.head_size_v}
-            view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, **widths)
-            block_size = view.block_size
+            block_size = layer.view_of(kv_cache).block_size
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
                 # whatever lies inside the planes of the other layers, a block covers the same bytes
@@ -295,7 +293,7 @@ def interpreted_on_a_cpu(device: str) -> Any:
 
 
 def unified_sizes(device: str) -> Support:
-    """What ROCM_AITER_UNIFIED_ATTN is drawn. AITER's kernel, and so its float8 types, the device's own, are of decoders alone:
+    """The support of ROCM_AITER_UNIFIED_ATTN. AITER's kernel, and so the device's own float8 types, are of decoders alone:
     this project's kernels serve the others.
     """
     kernel = AITER_UNIFIED_ATTENTION.support(device)
@@ -312,7 +310,7 @@ def unified_sizes(device: str) -> Support:
 
 
 def fa_sizes(device: str) -> Support:
-    """What ROCM_AITER_FA is drawn: its prefill and extend attend to the step's own tensors, and not to what the cache holds."""
+    """The support of ROCM_AITER_FA: its prefill and extend attend to the step's own tensors, and not to the cache's."""
 
     engine = Engine(more_queries_than_keys=False, writes=(True,), unwritten=False)
     return dataclasses.replace(TRITON.support(device), cache_dtypes=(), unused_slots="mostly finite", engine=engine)
