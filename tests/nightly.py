@@ -62,24 +62,24 @@ def _faults() -> Iterator[str]:
 
 
 def _launches() -> Iterator[str]:
-    yield "attn-parity compile --write"
-    yield "attn-parity compile --drawn 60 --arch gfx942,gfx1201,sm90"
+    yield "python -m attn_lab binaries --write"
+    yield "python -m attn_lab binaries --drawn 60 --arch gfx942,gfx1201,sm90"
 
 
 def _emulated() -> Iterator[str]:
     for architecture in AMD:
-        yield f"attn-parity compile --run --write --arch {architecture}"
+        yield f"python -m attn_lab binaries --run --write --arch {architecture}"
 
 
 def _emulated_drawn() -> Iterator[str]:
     for architecture in AMD:
         examples = 300 if architecture == "gfx942" else 100
         yield f"attn-parity fuzz --target triton@{architecture} --examples {examples} --corpus none"
-    yield f"attn-parity compile --drawn 60 --arch {','.join(AMD)}"
+    yield f"python -m attn_lab binaries --drawn 60 --arch {','.join(AMD)}"
 
 
 PARTS = {
-    "tests": (_tests, "tests marked `nightly`: faults planted in kernels and in the emulator, clusters, storms"),
+    "tests": (_tests, "tests marked `nightly`: faults planted in kernels, clusters, storms"),
     "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
     "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),

@@ -26,6 +26,7 @@ GROUPS = {
     "Commands to begin with": {
         "fuzz": "Draw cases, run them on a target, judge them. The main job.",
         "replay": "Run cases again.",
+        "explain": "Say which mistake has just the output of a failing case.",
         "show": "Draw a case: masks, block table, allocation, error against bound.",
         "targets": "List what can be fuzzed here.",
         "select": "Say which backend serves a layer, or each layer of a model.",
@@ -37,12 +38,12 @@ GROUPS = {
         "bisect": "Find the commit of a kernel's repository since which a case fails.",
     },
     "Compiled code": {
-        "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
+        "compile": "Compile every kernel that ships, or those of a target: registers, spills, LDS, matrix instructions.",
         "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }
-"""What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
+"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.NAME, imported when it is used:
 `select` needs nothing of what `fuzz` imports."""
 MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
     "hunt": "attn-parity fuzz --keep-going --target TARGET"

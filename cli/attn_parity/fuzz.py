@@ -53,7 +53,7 @@ from hypothesis.database import ExampleDatabase
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 FOLDER = Path("attn-parity-runs")
 MOST_EXAMPLES, MINUTES = 100_000, 10.0
-"""Of a run that keeps going, if nothing else is asked for."""
+"""Minutes of a run that keeps going, by default."""
 DRAWING = 2 / 3
 """The share of its time in which it draws cases. In the rest, failures that wait are shrunk."""
 RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
@@ -214,6 +214,7 @@ class _Begun:
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
+        failures = failing.with_explanations(failures, name, plan.device, plan.limit)
         run = self._ended(name, place, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
@@ -249,6 +250,7 @@ class _Begun:
         runs = {}
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
+            own = failing.with_explanations(own, name, plan.device, plan.limit)
             runs[name] = self._ended(name, place, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 

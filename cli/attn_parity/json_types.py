@@ -32,7 +32,7 @@ class Failure(TypedDict):
 
 
 class Found(Failure):
-    """A failure of a run, and the files about it.
+    """A failure of a run, the files about it, and lines about where its outputs are wrong and which mistake explains them.
 
     `past` is the name of the past case that fails, if it is one. `while_shrinking` says whether the failure was met while
     another one was shrunk. The last fields are those of a run with --keep-going: `needs` are the aspects that the smallest case
@@ -46,6 +46,7 @@ class Found(Failure):
     first_file: str | None
     case_file: str | None
     script: str | None
+    explanation: list[str]
     name: NotRequired[str]
     about: NotRequired[str]
     needs: NotRequired[list[str]]
@@ -184,7 +185,8 @@ class Exhaust(TypedDict):
 
 
 class Binary(TypedDict):
-    """A launch on an architecture, its kernel, its facts, and the first digits of the digest of its assembly."""
+    """A launch on an architecture, its kernel, its facts, the first digits of the digest of its assembly, and the number of
+    instructions of its hot loop."""
 
     architecture: str
     call: str
@@ -192,29 +194,17 @@ class Binary(TypedDict):
     num_warps: int
     facts: Facts
     code: str
-
-
-class Execution(TypedDict):
-    """What came of a launch on the emulator: its verdict, the largest error over its bound, and what it executed."""
-
-    architecture: str
-    call: str
-    verdict: str
-    error: float | None
-    why: str
-    code: str
-    counts: dict[str, int]
+    loop: int | None
 
 
 class Compile(TypedDict):
-    """What `attn-parity compile` made of launches, those that are over budget, and those that do not compile."""
+    """What `attn-parity compile` made of launches, what is wrong with binaries, and the launches that do not compile."""
 
     schema: Literal["attn-parity.compile/1"]
     triton: str
     binaries: list[Binary]
     over: list[str]
     errors: list[str]
-    executions: NotRequired[list[Execution]]
 
 
 class Group(TypedDict):

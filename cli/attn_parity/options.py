@@ -1,4 +1,4 @@
-"""What the commands share: consoles, options, and checks before the work starts."""
+"""Parts that commands share: consoles, options, and checks before the work starts."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 PAGES = Path("docs/generated")
-"""Where commands write their pages, relative to the repository's root."""
+"""The folder in which commands write their pages, relative to the repository's root."""
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -110,25 +110,6 @@ working_dir_option = click.option(
 )
 
 
-class MaintainersOption(click.Option):
-    """An option about this project's own pages."""
-
-
-class MaintainedCommand(click.Command):
-    """A command whose help has a section for maintainers of this project."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, is_theirs in (("Options", False), ("Options for maintainers of attn-parity", True)):
-            options = [option for option in self.get_params(ctx) if isinstance(option, MaintainersOption) == is_theirs]
-            with formatter.section(title):
-                formatter.write_dl([entry for option in options if (entry := option.get_help_record(ctx)) is not None])
-
-
-check_option = click.option(
-    "--check", is_flag=True, cls=MaintainersOption, help="Run nothing; exit 1 if the page is out of date."
-)
-
-
 def use_device(choice: str) -> str:
     """ "cpu" or "cuda"."""
     import torch
@@ -151,7 +132,7 @@ def say_what_runs_kernels(device: str, targets: "Iterable[Target]" = ()) -> None
 
 
 def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
-    """Whether a target's memory accesses are checked. By default they are checked wherever that is possible."""
+    """True if a target's memory accesses are checked. By default they are checked wherever that is possible."""
     if choice and device != "cpu":
         raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
     if choice and not target.sanitizes:

@@ -20,7 +20,7 @@ from attn_fuzz.run.trial import try_case
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries import run_folder
 from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of
-from attn_parity.binaries.executions import Execution
+from attn_parity.binaries.rows import Execution
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
 from attn_parity.binaries.saved_checks import check_attributes, check_plan, checked_program
@@ -28,7 +28,7 @@ from attn_parity.binaries.shipped_calls import CALLS
 
 
 class Emulated(NamedTuple):
-    """What came of a launch on one case.
+    """The result of a launch on one case.
 
     Attributes:
         execution: of the whole call.
@@ -65,7 +65,7 @@ def emulate_saved(
     written: dict[str, EmulatedLaunch] = {}
     kind = ""
     not_the_launch: list[Exception] = []
-    """What ended a launch and is no fault of it. The judge would take it for one that the kernel raised."""
+    """Errors that ended a launch and are no fault of it. The judge would take them for errors that the kernel raised."""
 
     def end(*_: object) -> None:
         not_the_launch.append(LimitError(f"{architecture} {call}, {kind}: no end in {limit:g} s (--limit)"))

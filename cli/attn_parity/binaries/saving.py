@@ -40,11 +40,11 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
 
 
 def _described(binary: Binary, call: KernelCall) -> dict[str, Any]:
-    """What a launch of a code object needs."""
+    """The record by which a code object is launched."""
     described = {
         field.name: getattr(binary, field.name)
         for field in dataclasses.fields(binary)
-        if field.name not in ("code", "assembly", "attributes", "scratch_bytes")
+        if field.name not in ("code", "assembly", "attributes", "scratch_bytes", "hot_loop")
     }
     return described | {
         "arguments": _arguments(binary, call),

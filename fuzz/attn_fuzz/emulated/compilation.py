@@ -85,10 +85,10 @@ def alone(source: ASTSource, options: Any) -> Iterator[None]:
 def compiled(job: Job) -> Compiled:
     """Compile a job."""
     architecture.set(job.architecture)
-    return launchable(*compiled_kernel(_kernel(job), job.architecture, **job.arguments))
+    return launchable(*compiled_kernel(kernel_of(job), job.architecture, **job.arguments))
 
 
-def _kernel(job: Job) -> Any:
+def kernel_of(job: Job) -> Any:
     """The kernel of a job, whose name may stand for what tunes it.
 
     Raises:

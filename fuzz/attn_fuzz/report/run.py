@@ -38,6 +38,7 @@ class Found(NamedTuple):
         entry: what a run that keeps going knows of the failure's cause; None in any other run.
         name: the name of this failure and of its files, in a run that keeps going.
         met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
+        explanation: lines about where its outputs are wrong, and which mistake explains them.
     """
 
     failure: Failure
@@ -49,6 +50,7 @@ class Found(NamedTuple):
     entry: "Entry | None" = None
     name: str = ""
     met_in: str | None = None
+    explanation: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -70,6 +72,7 @@ class Found(NamedTuple):
         case_file, script, first_file = (str(path) if path else None for path in (self.case_file, self.script, self.first_file))
         found = failure_json(self.failure) | {"past": self.past, "while_shrinking": self.while_shrinking}
         found |= {"first_file": first_file, "case_file": case_file, "script": script}
+        found["explanation"] = list(self.explanation)
         if (entry := self.entry) is not None:
             from attn_fuzz.findings.aspects import in_order
 

@@ -81,7 +81,7 @@ class Executor:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def run(self, case: Case, *, exactly: bool | None = None) -> Verdict:
+    def run(self, case: Case, *, exactly: bool | None = None, **options: Any) -> Verdict:
         """The verdict on one case.
 
         A case whose process is killed by SIGKILL is run once more. A kernel does not send SIGKILL to its own process. An
@@ -91,6 +91,7 @@ class Executor:
 
         Args:
             exactly: whether to follow the case's call in exact mode; None: wherever calls can be followed.
+            options: further arguments of the trial.
 
         Raises:
             CaseError: the case contradicts itself, or the contract.
@@ -99,7 +100,7 @@ class Executor:
             OSError: the case in flight cannot be written.
         """
         followed = self.exactly if exactly is None else exactly
-        verdict = self._run_again_if_killed(case, {"exactly": True} if followed else {})
+        verdict = self._run_again_if_killed(case, options | ({"exactly": True} if followed else {}))
         if not self.fenced or verdict.kind != "agree":
             return verdict
         return self._run_fenced(case, verdict)

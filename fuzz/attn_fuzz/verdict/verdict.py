@@ -54,6 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
         seconds: where the time went: building, the target, and the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
+        explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     pictures: dict[str, bytes] = {}
     seconds: dict[str, float] = {}
     events: tuple[str, ...] = ()
+    explanation: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -72,12 +74,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
+        """True if the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
         return not self.passed and self.kind != "limit"
 
 
 def what_failed(verdict: Verdict) -> tuple[str, str]:
-    """What a failure is a failure of. Two cases with equal answers fail in the same way, so the smaller may stand for both.
+    """The identity of a failure. Two cases with equal answers fail in the same way, so the smaller may stand for both.
 
     The answer is the verdict's kind and what the verdict is about. Four kinds count as one kind, "number". Where only the
     values of a case change, a wrong number of a tensor may become NaN, or a sum that is not exact. And a float8 output cannot

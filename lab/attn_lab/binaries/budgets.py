@@ -1,0 +1,148 @@
+"""Limits on the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from attn_fuzz import inputs
+from attn_parity.binaries.facts import Facts
+
+if TYPE_CHECKING:
+    from attn_optimized.kernel_call import KernelCall
+
+Fact = Literal["vgpr_spills", "sgpr_spills_in_loops", "waves"]
+"""Facts with a budget: the most spilled registers and moves of spilled scalars in loops, and the fewest waves of a SIMD."""
+MOST: tuple[Fact, ...] = ("vgpr_spills", "sgpr_spills_in_loops")
+"""The facts that a budget bounds from above."""
+
+
+ONE_SPILL_IN = 50
+"""Spills may be above a budget by one in so many. LLVM orders the terms of some sums by their addresses in the compiler's own
+memory, so one launch has other code in another run of the compiler: of 36 runs, 20 spilled 515 registers, 15 spilled 516 and
+one 517; another launch spilled 275 or 279. A budget below 50 allows none more."""
+
+SHIPPED = Path(__file__).with_name("budgets.toml")
+
+
+class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Other limits for some launches on an architecture.
+
+    Args:
+        fact: the fact that is limited, a field of `Facts`.
+        triton: the releases of Triton that need the exception, of those that were compiled with. No other has it.
+        reason: why the launches need the exception.
+        calls: the limit, by the name of the launch.
+    """
+
+    architecture: str
+    fact: Fact
+    triton: tuple[str, ...]
+    reason: str
+    calls: dict[str, float]
+
+
+class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The default limits, and the exceptions.
+
+    Args:
+        vgpr_spills, sgpr_spills_in_loops: the largest figures of a launch without an exception.
+        waves: the smallest number of waves per SIMD of a launch without an exception, by architecture.
+        exceptions: if several exceptions name a launch, the last one counts.
+    """
+
+    vgpr_spills: float
+    sgpr_spills_in_loops: float
+    waves: dict[str, float]
+    exceptions: tuple[Exceptions, ...] = ()
+
+    def knows(self, triton: str) -> bool:
+        """True if exceptions apply to this version of Triton."""
+        return any(triton in exception.triton for exception in self.exceptions)
+
+    def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
+        """The limits of a launch with a version of Triton."""
+        figure = getattr(self, fact) if fact in MOST else self.waves.get(architecture, 0)
+        for exception in self.exceptions:
+            if (exception.architecture, exception.fact) == (architecture, fact) and triton in exception.triton:
+                figure = exception.calls.get(name, figure)
+        return figure
+
+
+def load() -> Budgets:
+    """The project's budgets.
+
+    Raises:
+        msgspec.ValidationError: the file has other entries than Budgets.
+    """
+    return msgspec.convert(inputs.read_toml(SHIPPED), Budgets)
+
+
+def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:
+    """Every fact of a binary that breaks its limit: the fact's name, its figure and the limit."""
+
+    def allowed(fact: Fact) -> float:
+        return budgets.allowed(fact, architecture, name, triton)
+
+    wrong = []
+    for fact in MOST:
+        spills, most = getattr(facts, fact) or 0, allowed(fact)
+        if spills > most and _is_off(fact, spills, most):
+            wrong.append(f"{fact} is {spills}, at most {most + most // ONE_SPILL_IN:g} allowed")
+    wrong += facts.faults
+    if facts.waves is not None and facts.waves < (least := allowed("waves")):
+        wrong.append(f"waves is {facts.waves:g}, at least {least:g} wanted")
+    if facts.tf32_instructions:
+        wrong.append(f"tf32_instructions is {facts.tf32_instructions}, none allowed: float32 would lose 13 bits")
+    if facts.narrow_products:
+        wrong.append(f"narrow_products is {facts.narrow_products}, none allowed: a large cache overflows its offsets")
+    if needs_matrix_unit(call, architecture) and not facts.matrix_instructions:
+        wrong.append("matrix_instructions is 0, some wanted: the dots are computed without the matrix unit")
+    if rounds_products(call) and facts.fused_multiply_adds:
+        wrong.append(f"fused_multiply_adds is {facts.fused_multiply_adds}, none allowed: a rotation rounds each product")
+    return wrong
+
+
+def unneeded(
+    budgets: Budgets, facts: Mapping[tuple[str, str], Facts], names: Mapping[str, Sequence[str]], triton: str
+) -> list[str]:
+    """Exceptions that allow more than a binary needs, and exceptions for a launch that an architecture does not have.
+
+    Args:
+        facts: the facts of each launch, by architecture and name. Exceptions for other launches are not judged.
+        names: the names of all launches, by architecture.
+    """
+    found = []
+    for exception in budgets.exceptions:
+        if triton not in exception.triton:
+            continue
+        for name, figure in exception.calls.items():
+            key = exception.architecture, name
+            if exception.architecture in names and name not in names[exception.architecture]:
+                found.append(f"{exception.architecture} {name}: there is no such launch")
+            elif key in facts and _is_off(exception.fact, actual := getattr(facts[key], exception.fact), figure):
+                found.append(f"{exception.architecture} {name}: {exception.fact} is {actual:g}, and {figure:g} is allowed")
+    return found
+
+
+def _is_off(fact: Fact, actual: float, budget: float) -> bool:
+    """True if a fact is not its budget, and two runs of the compiler do not differ so."""
+    return abs(actual - budget) * ONE_SPILL_IN > budget if fact in MOST else actual != budget
+
+
+def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
+    """True if a launch has dots for which the architecture has matrix instructions: 16-bit dots, and float32 dots on CDNA."""
+    from attn_optimized.kernels.attention import attention_kernel  # imports Triton
+
+    q: Any = call.tensors.get("q_ptr")
+    return call.launch.kernel is attention_kernel and (q.element_size() == 2 or architecture.startswith("gfx9"))
+
+
+def rounds_products(call: "KernelCall") -> bool:
+    """True if a launch rotates queries and keys without dividing by a scale."""
+    from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
+
+    if call.launch.kernel is not write_kv_cache_kernel:
+        return False
+    kind = call.launch.constants["KIND"]
+    return kind.rotary_dim > 0 and kind.kv_format == "float"

@@ -1,0 +1,180 @@
+"""What a rank attends to in a step: literal lengths and rows, the reference's formulas, and what is refused."""
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, UnsupportedError
+from attn_optimized.context_parallel import Dealing, LocalStep, attend_over_ranks, local_layer, local_step, weighted_part
+from attn_optimized.context_parallel.dealing import local_lengths
+from attn_reference import context_parallel
+
+SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "scale": 1.0}
+
+
+@pytest.fixture
+def step(device):
+    """Five requests: a decode, three drafts, no query, more queries than keys, and a row behind them that nobody owns."""
+
+    def ints(*numbers):
+        return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+    return Batch(
+        query_start_loc=ints(0, 1, 4, 4, 6),
+        seq_lens=ints(7, 9, 5, 1),
+        max_query_len=3,
+        max_seq_len=9,
+        num_actual_tokens=7,
+        causal=True,
+        block_table=ints(0, 1, 2, 3)[:, None],
+    )
+
+
+def lengths_of(step: Batch, **dealing) -> list[int]:
+    return local_step(step, Dealing(**dealing)).batch.seq_lens.tolist()
+
+
+def test_each_query_of_a_causal_step_is_a_request(step):
+    """Positions 6; 6, 7, 8; -1, 0: they see 7; 7, 8, 9; 0, 1 keys of the whole sequence."""
+    local = local_step(step, Dealing(num_ranks=2, rank=0)).batch
+    assert local.seq_lens.tolist() == [4, 4, 4, 5, 0, 1, 0]
+    assert local.query_start_loc.tolist() == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert local.block_table[:, 0].tolist() == [0, 1, 1, 1, 3, 3, 3]
+    assert (local.max_query_len, local.max_seq_len, local.causal) == (1, 5, False)
+    assert lengths_of(step, num_ranks=2, rank=1) == [3, 3, 4, 4, 0, 0, 0]
+    assert lengths_of(step, num_ranks=2, rank=1, interleave=4) == [3, 3, 4, 4, 0, 0, 0]
+    assert lengths_of(step, num_ranks=2, rank=0, interleave=4) == [4, 4, 4, 5, 0, 1, 0]
+
+
+def test_requests_stay_whole_where_their_queries_see_the_same_keys(step):
+    decode = replace(step, query_start_loc=step.query_start_loc.clamp(max=1), max_query_len=1)
+    for whole in (replace(step, causal=False), decode):
+        local = local_step(whole, Dealing(num_ranks=2, rank=1)).batch
+        assert local.seq_lens.tolist() == [3, 4, 2, 0]
+        assert local.query_start_loc is whole.query_start_loc
+        assert local.causal is False
+
+
+def test_a_request_that_is_not_causal_sees_all_keys_beside_one_that_is(step):
+    causal = torch.tensor([True, False, True, True], device=step.seq_lens.device)
+    assert lengths_of(replace(step, causal=causal), num_ranks=2, rank=0) == [4, 5, 5, 5, 0, 1, 0]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("interleave", [1, 2, 7])
+def test_lengths_are_those_of_the_reference(num_ranks, interleave, device):
+    lengths = torch.arange(60, dtype=torch.int32, device=device)
+    for rank in range(num_ranks):
+        got = local_lengths(lengths, Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave))
+        expected = [context_parallel.local_length(length, rank, num_ranks, interleave) for length in range(60)]
+        assert (got.dtype, got.tolist()) == (torch.int32, expected)
+
+
+def test_a_step_without_requests(step):
+    empty = replace(
+        step,
+        query_start_loc=step.query_start_loc[:1],
+        seq_lens=step.seq_lens[:0],
+        block_table=step.block_table[:0],
+    )
+    assert local_step(empty, Dealing(num_ranks=2, rank=1)).batch.num_requests == 0
+
+
+def test_sinks_are_of_rank_0_and_the_output_is_quantized_after_the_merge(device):
+    layer = Layer(**SIZES, layout=Layout.KV_FIRST_NHD, sinks=torch.zeros(2), output_scale=torch.ones(()), logits_soft_cap=3.0)
+    first, second = (local_layer(layer, Dealing(num_ranks=2, rank=rank)) for rank in range(2))
+    assert first.sinks is layer.sinks
+    assert second.sinks is None
+    assert first.output_scale is second.output_scale is None
+    assert second.logits_soft_cap == 3.0
+
+
+def test_a_layer_of_a_rank_is_made_once_and_kept_as_long_as_its_layer():
+    layer = Layer(**SIZES, layout=Layout.KV_FIRST_NHD, sinks=torch.zeros(2))
+    first, second = (local_layer(layer, Dealing(num_ranks=2, rank=rank)) for rank in range(2))
+    assert (first.sinks, second.sinks) == (layer.sinks, None)
+    assert local_layer(layer, Dealing(num_ranks=2, rank=0)) is first
+    kept = weakref.ref(first)
+    del layer, first
+    gc.collect()
+    assert kept() is None
+
+
+def test_shares_add_up_and_an_empty_rank_adds_nothing(device):
+    out = torch.tensor([[[2.0]], [[4.0]], [[torch.nan]]], device=device)[:, None]  # [N, T, H, D] of one number
+    lses = torch.tensor([0.0, 0.0, torch.nan], device=device).view(3, 1, 1)
+    shares = [weighted_part(part, lses, rank)[0].item() for rank, part in enumerate(out)]
+    assert shares == [1.0, 2.0, 0.0]
+    nothing = torch.full_like(lses, torch.inf)
+    share, lse = weighted_part(out[2], nothing, 0)
+    assert (share.item(), lse.item()) == (0.0, -torch.inf)
+
+
+def test_shares_of_large_logits_add_up(device):
+    """Rounded to float32, an LSE of 1000 is off by up to 3e-5, and the weights of all ranks must add up to 1."""
+    lses = torch.tensor([1000.0, 1000.3, 999.1], device=device).view(3, 1, 1)
+    ones = torch.ones(1, 1, 8, device=device)
+    total = sum(weighted_part(ones, lses, rank)[0] for rank in range(3))
+    torch.testing.assert_close(total, ones, rtol=0, atol=2**-22)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"out": torch.zeros(2, 3, 8, dtype=torch.float64)}, "out: got torch.float64, expected float32"),
+        ({"lses": torch.zeros(4, 3, 2, dtype=torch.float16)}, "lses: got torch.float16, expected float32"),
+        ({"lses": torch.zeros(4, 2, 3)}, r"lses: got \(4, 2, 3\), expected \(ranks, 3, 2\)"),
+        ({"lses": torch.zeros(4, 3, 2, device="meta")}, r"lses: got meta, expected the device of out \(cpu\)"),
+        ({"rank": 4}, "rank: got 4, expected one of 4 ranks"),
+    ],
+    ids=str,
+)
+def test_a_part_that_has_no_weight_is_refused(wrong, message):
+    call = {"out": torch.zeros(2, 3, 8), "lses": torch.zeros(4, 3, 2), "rank": 0}
+    with pytest.raises(ContractError, match=message):
+        weighted_part(**{**call, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_ranks": 0, "rank": 0}, "num_ranks: got 0, expected an int, at least 1"),
+        ({"num_ranks": 2, "rank": 2}, "rank: got 2, expected one of 2 ranks, from 0"),
+        ({"num_ranks": 2, "rank": 0, "interleave": 0}, "interleave: got 0, expected an int, at least 1"),
+    ],
+)
+def test_no_such_dealing(fields, message):
+    with pytest.raises(ContractError) as caught:
+        Dealing(**fields)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"window": (3, 0)}, {"sink_tokens": 1}, {"chunked_local": 4}, {"alibi_slopes": torch.ones(2)}], ids=str
+)
+def test_rules_of_positions_are_refused(rule, step):
+    with pytest.raises(UnsupportedError, match="attention over ranks"):
+        local_layer(Layer(**SIZES, layout=Layout.KV_FIRST_NHD, **rule), Dealing(num_ranks=2, rank=0))
+    biased = replace(step, qq_bias=torch.zeros(3, 3))
+    with pytest.raises(UnsupportedError, match="attention over ranks: qq_bias"):
+        local_step(biased, Dealing(num_ranks=2, rank=0))
+
+
+def test_what_has_no_cache_is_refused(step):
+    with pytest.raises(ContractError, match="attn_type: got encoder"):
+        local_layer(Layer(**SIZES, attn_type=AttentionType.ENCODER), Dealing(num_ranks=2, rank=0))
+    with pytest.raises(ContractError, match="block_table: got None"):
+        local_step(replace(step, block_table=None), Dealing(num_ranks=2, rank=0))
+
+
+def test_arguments_of_another_type_are_refused(step):
+    dealing = Dealing(num_ranks=2, rank=0)
+    for argument, call in {
+        "batch": lambda: LocalStep(step, "no such thing", dealing),
+        "whole": lambda: LocalStep("no such thing", step, dealing),
+        "group": lambda: attend_over_ranks("no such thing", *[None] * 4),
+    }.items():
+        with pytest.raises(ContractError, match=f"^{argument}: got 'no such thing'"):
+            call()
