@@ -25,7 +25,7 @@ def _jit(function):
 
 @_jit
 def names_nothing(x, y):
-    tl.store(y + tl.arange(0, 16), nothing)  # noqa: F821 # pyright: ignore
+    tl.store(y + tl.arange(0, 16), nothing)  # noqa: F821
 
 
 @_jit
@@ -163,7 +163,7 @@ def assertion(x, y):
 
 
 def reference_called_wrongly(x, y):
-    attn_reference.merge(x)  # pyright: ignore
+    attn_reference.merge(x)
 
 
 def contract_refuses(x, y):
@@ -171,7 +171,7 @@ def contract_refuses(x, y):
 
 
 def optimized_called_wrongly(x, y):
-    stored_format(None, "gfx942")  # pyright: ignore
+    stored_format(None, "gfx942")
 
 
 def module_that_its_package_has_not(x, y):
@@ -179,7 +179,7 @@ def module_that_its_package_has_not(x, y):
 
 
 def name_that_its_module_has_not(x, y):
-    from torch import nowhere  # noqa: F401 # pyright: ignore
+    from torch import nowhere  # noqa: F401
 
 
 def _load(source: str, *, beside: str = "") -> None:
