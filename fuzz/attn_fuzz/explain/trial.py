@@ -76,9 +76,9 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
     if not wrong(random):
         random = case
         wrong(case)
-    has_another = first is not None and first != case and time.monotonic() < until
-    if has_another and not wrong(evidence.with_random_numbers(first)):
-        wrong(first)
+    other = first if first != case and time.monotonic() < until else None
+    if other is not None and not wrong(evidence.with_random_numbers(other)):
+        wrong(other)
     rich = random
     for grow in evidence.grown(random):
         if time.monotonic() < until and wrong(richer := grow(rich)):
