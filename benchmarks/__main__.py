@@ -5,9 +5,6 @@ host` what a step costs the host."""
 
 import click
 
-from benchmarks.emulation.command import emulation
-from benchmarks.emulation.options import options
-from benchmarks.emulation.runs import emulated
 from benchmarks.host.command import host
 from benchmarks.peers.command import peers
 from benchmarks.ranks.command import ranks
@@ -20,7 +17,7 @@ def cli() -> None:
     """Speed, side by side."""
 
 
-for command in (speed, page, tune, host, peers, emulated, emulation, options, ranks):
+for command in (speed, page, tune, host, peers, ranks):
     cli.add_command(command)
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import functools
 import itertools
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +53,35 @@ def cli() -> None:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
-    """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`), or earlier totals of such."""
+    """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`)."""
     read = [inputs.read_json(run) for run in runs]
     for path, run in zip(runs, read, strict=True):
-        if "seeds" not in run and (run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]):
-            raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees, or an earlier total")
+        if run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]:
+            raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees")
     if len({(run["target"], run["device"]) for run in read}) > 1:
         raise click.ClickException("expected runs of one target on one device")
-    total = {key: read[0][key] for key in ("target", "device", "versions")}
-    total |= {
-        "seeds": [seed for run in read for seed in run.get("seeds") or [run["seed"]]],
-        "examples": sum(run["examples"] for run in read),
-    }
-    total["ratios"] = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
+    total: dict[str, Any] = {key: read[0][key] for key in ("target", "device", "versions")}
+    total |= {"seeds": [run["seed"] for run in read], "examples": sum(run["examples"] for run in read)}
+    counts = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
+    total["rows"] = list(_rows(counts))
     FOLDER.mkdir(exist_ok=True, parents=True)
-    (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(total) + b"\n")
+    (FOLDER / f"{name}.json").write_text(_lines(total))
+
+
+def _lines(record: dict[str, Any]) -> str:
+    """JSON with each of `rows`, which come last, on a line."""
+    *head, rows = record.items()
+    lines = ",\n".join(msgspec.json.encode(row).decode() for row in rows[1])
+    return f'{msgspec.json.encode(dict(head)).decode()[:-1]},"rows":[\n{lines}\n]}}\n'
+
+
+def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
+    """Of all elements of `out`, and then by tensor, dtype and phase: how many, and what 50 %, 99 % and all are below."""
+    of_out = (bins for name, bins in counts.items() if name.startswith("out "))
+    yield ("all", "", "", *_edges([sum(bins) for bins in zip(*of_out, strict=True)]))
+    for tensor, dtype, phase in itertools.product(("out", "lse"), DTYPES, PHASES):
+        if bins := counts.get(f"{tensor} {dtype} {phase}"):
+            yield (tensor, dtype, phase, *_edges(bins))
 
 
 @cli.command()
@@ -91,11 +105,8 @@ def _page() -> Iterator[str]:
         "Error over bound of the elements of `out` in runs in which all cases agree:",
         "",
     )
-    rows = []
-    for run in map(inputs.read_json, _runs()):
-        of_out = (bins for name, bins in run["ratios"].items() if name.startswith("out "))
-        counts = [sum(bins) for bins in zip(*of_out, strict=True)]
-        rows.append((f"`{run['target']}` on {run['device']}", run["examples"], sum(counts), *_edges(counts)))
+    runs = [inputs.read_json(path) for path in _runs()]
+    rows = ((f"`{run['target']}` on {run['device']}", run["examples"], *run["rows"][0][3:]) for run in runs)
     columns = ("run", "examples", "elements", "half are below", "99 % are below", "all are below")
     yield from written.table(columns, rows, columns[1:])
     yield from _one_key_among_n()
@@ -106,18 +117,12 @@ def _page() -> Iterator[str]:
         "Elements are counted in bins whose edges are a quarter of a factor of 2 apart; the tables name the upper edges of",
         "bins. Cases that are compared bitwise have no bound and are not counted.",
     )
-    for path in _runs():
-        run = inputs.read_json(path)
+    for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         yield from ("", f"### `{run['target']}` on {run['device']}: {run['examples']} examples", "")
         yield f"{versions}; seeds {', '.join(map(str, run['seeds']))}."
-        rows = [
-            (tensor, dtype, phase, sum(counts), *_edges(counts))
-            for tensor, dtype, phase in itertools.product(("out", "lse"), DTYPES, PHASES)
-            if (counts := run["ratios"].get(f"{tensor} {dtype} {phase}"))
-        ]
         columns = ("tensor", "dtype", "phase", "elements", "50 %", "99 %", "largest")
-        yield from ("", *written.table(columns, rows, columns[3:]))
+        yield from ("", *written.table(columns, run["rows"][1:], columns[3:]))
 
 
 def _one_key_among_n() -> Iterator[str]:
@@ -133,14 +138,13 @@ def _one_key_among_n() -> Iterator[str]:
         "one-hot values show the bug at every length and in every dtype. No single kind of values shows every bug.",
         "",
     )
-    by_values = itertools.groupby(found["rows"], key=lambda row: (row["dtype"], row["values"]))
     numbers = [f"n = {n}" for n in LENGTHS]
-    yield from written.table(("dtype", "values", *numbers), ((*of, *map(_cell, rows)) for of, rows in by_values), numbers)
+    yield from written.table(("dtype", "values", *numbers), found["rows"], numbers)
     yield from ("", f"`python -m benchmarks.judge sensitivity --seeds {found['seeds']}`")
 
 
-def _edges(counts: Sequence[int]) -> list[str]:
-    return [f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1)]
+def _edges(counts: Sequence[int]) -> list[object]:
+    return [sum(counts), *(f"{_quantile(counts, share):.2g}" for share in (0.5, 0.99, 1))]
 
 
 def _quantile(counts: Sequence[int], share: float) -> float:
@@ -162,12 +166,11 @@ def sensitivity(seeds: int) -> None:
         table.add_column(column, justify="left" if column in ("dtype", "values") else "right")
     for dtype in ("float32", "float16", "bfloat16"):
         for kind in VALUES:
-            found = [{"keys": n, **_summary([forgotten(dtype, kind, n, seed) for seed in range(seeds)])} for n in LENGTHS]
-            table.add_row(dtype, kind, *map(_cell, found))
-            rows += [{"dtype": dtype, "values": kind, **row} for row in found]
+            rows.append((dtype, kind, *(_cell([forgotten(dtype, kind, n, seed) for seed in range(seeds)]) for n in LENGTHS)))
+            table.add_row(*rows[-1])
     Console(highlight=False, width=140).print(table)
     FOLDER.mkdir(exist_ok=True, parents=True)
-    (FOLDER / "sensitivity.json").write_bytes(msgspec.json.encode({"seeds": seeds, "rows": rows}) + b"\n")
+    (FOLDER / "sensitivity.json").write_text(_lines({"seeds": seeds, "rows": rows}))
 
 
 def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:
@@ -197,14 +200,9 @@ def _attended(step: Step, seq_len: int) -> Step:
     return step
 
 
-def _summary(found: list[tuple[float, bool]]) -> dict[str, Any]:
-    ratios = [ratio for ratio, _ in found]
-    return {"ratio": statistics.median(ratios), "seen": sum(seen for _, seen in found) / len(found)}
-
-
-def _cell(row: dict[str, Any]) -> str:
-    ratio = f"{row['ratio']:.2g}" if row["ratio"] else "bitwise"
-    return f"{ratio} ({row['seen']:.0%})"
+def _cell(found: list[tuple[float, bool]]) -> str:
+    ratio, seen = statistics.median(ratio for ratio, _ in found), sum(seen for _, seen in found) / len(found)
+    return f"{f'{ratio:.2g}' if ratio else 'bitwise'} ({seen:.0%})"
 
 
 if __name__ == "__main__":

@@ -99,15 +99,6 @@ def toml_unknown(rng: random.Random, text: str) -> bytes:
     return f"{name} = 1\n{text}".encode()
 
 
-def csv_cells(rng: random.Random, text: str) -> bytes:
-    head, *lines = text.splitlines()
-    at = rng.randrange(len(lines))
-    cells = re.findall(r'"[^"]*"|[^,]+|(?<=,)(?=,)', lines[at])  # a launch's name may hold commas
-    cells[rng.randrange(4, len(cells))] = rng.choice(("many", "\x1b[2J", "9" * 5000, '"' + "x" * 200_000 + '"'))
-    lines[at] = rng.choice((",".join(cells), lines[at] + ",1"))
-    return "\n".join([head.replace("launch", "lunch"), *lines] if rng.random() < 0.2 else [head, *lines]).encode()
-
-
 NUMBERS = ("-1", "0", "1", "255", "256", str(10**12), "x", LONG, "0x" + "f" * 5000)
 
 
@@ -166,7 +157,6 @@ TEXT_DRAWS = (cut, with_bytes, garbage)
 JSON_DRAWS = (*TEXT_DRAWS, json_value, json_value, json_value, json_duplicate, json_unknown, json_without)
 CONFIG_DRAWS = (*TEXT_DRAWS, json_no_number, json_duplicate)
 TOML_DRAWS = (with_bytes, toml_value, toml_value, toml_duplicate, toml_unknown)
-CSV_DRAWS = (with_bytes, csv_cells)
 KNOWN_FIELDS_DRAWS = tuple(draw for draw in JSON_DRAWS if draw is not json_unknown)
 """For readers that leave fields of other versions alone."""
 NO_FILES = ("pipe", "endless", "folder", "nowhere", "loop", "huge", "missing")

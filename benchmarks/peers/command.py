@@ -81,13 +81,14 @@ def peers(
         if interrupted:
             sys.exit(130)
         if write:
-            (FOLDER / f"{kind}.csv").write_text(results.csv(KINDS[kind].facts), encoding="utf-8")
+            results.save(FOLDER / f"{kind}.csv", KINDS[kind].facts)
     if write:
         _settle(check=False)
     sys.exit(is_wrong)
 
 
 def _settle(*, check: bool) -> int:
+    from attn_fuzz.errors import InputError
     from attn_lab import written
 
     from benchmarks.peers import tables
@@ -95,7 +96,7 @@ def _settle(*, check: bool) -> int:
 
     try:
         found = {name: read(FOLDER / f"{name}.csv", kind.facts) for name, kind in tables.KINDS.items()}
-    except ValueError as error:
+    except InputError as error:
         raise click.UsageError(f"{error}; python -m benchmarks peers --write writes it") from error
     return written.settle({PAGE: tables.page(found)}, "python -m benchmarks peers --write", checks=check)
 

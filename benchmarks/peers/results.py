@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attn_parity.binaries.results import csv_of, records_of
+from attn_lab import csv_file
 
 SCHEMA = "attn-parity.peers/1"
 FEW_WORDS = 100
 """Characters of a reason."""
-PLACE = ("architecture", "case", "whose")
+PLACE = ("architecture", "case", "whose", "kernel")
 
 
 class Row(NamedTuple):
@@ -55,36 +55,23 @@ class Results:
         rows = [row._asdict() for row in self.rows]
         return {"schema": SCHEMA, "triton": self.triton, "peers": dict(self.peers), "rows": rows}
 
-    def csv(self, facts: Sequence[str]) -> str:
-        """As a file keeps them, with a column for each of these facts."""
-        return csv_of(_columns(facts), (self._line(row, facts) for row in self.rows))
-
-    def _line(self, row: Row, facts: Sequence[str]) -> list[object]:
-        place = [self.triton, row.architecture, row.case, row.whose, self.peers.get(row.whose, ""), row.kernel]
-        return [*place, *(_shown(row.facts.get(name)) for name in facts), row.why]
+    def save(self, path: Path, facts: Sequence[str]) -> None:
+        """Write a file with a column for each of these facts."""
+        lines = ([*row[:4], *(_shown(row.facts.get(name)) for name in facts), row.why] for row in self.rows)
+        csv_file.save(path, (*PLACE, *facts, "why"), lines, {"Triton": self.triton, **self.peers})
 
 
 def read(path: Path, facts: Sequence[str]) -> Results:
     """
     Raises:
-        ValueError: it is no such file.
+        InputError: it is missing, or no such file.
     """
-    try:
-        records = records_of(path.read_text(encoding="utf-8"), _columns(facts), str(path))
-        rows = [_row(record, facts) for record in records]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    peers = {record["whose"]: record["version"] for record in records if record["version"]}
-    return Results(records[0]["triton"], peers, tuple(rows))
-
-
-def _row(record: Mapping[str, str], facts: Sequence[str]) -> Row:
-    found = {name: float(record[name]) for name in facts if record[name]}
-    return Row(*(record[name] for name in PLACE), record["kernel"], found, record["why"])
-
-
-def _columns(facts: Sequence[str]) -> tuple[str, ...]:
-    return ("triton", *PLACE, "version", "kernel", *facts, "why")
+    versions, records = csv_file.load(path, (*PLACE, *facts, "why"))
+    triton, rows = versions.pop("Triton"), []
+    for record in records:
+        found = {name: float(record[name]) for name in facts if record[name]}
+        rows.append(Row(*(record[name] for name in PLACE), found, record["why"]))
+    return Results(triton, versions, tuple(rows))
 
 
 def _shown(fact: float | None) -> str:

@@ -1,5 +1,6 @@
 """The kinds of facts about launches: what is kept of them, which cases they are of, and what the page shows."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from attn_amdgcn.counts import CLASSES, COUNTED
 from attn_lab.written import table
-from attn_parity.binaries.results import FACTS
+from attn_parity.binaries.facts import Facts
 
 from benchmarks.peers.loops import bounds_of, cycles_of
 from benchmarks.peers.rates import RATED, Cost
@@ -109,7 +110,7 @@ def drawn(number: int, seed: int) -> dict[str, Attention]:
 
 KINDS = {
     "binaries": Kind(
-        facts=("num_warps", *FACTS),
+        facts=("num_warps", *(field.name for field in dataclasses.fields(Facts) if field.name != "lds_limit")),
         columns=("warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load"),
         cells=_of_binary,
         cases={case.name: case for case in CASES if isinstance(case, Attention)},
@@ -154,9 +155,9 @@ compiled for exactly what that code passes. The files in [peers/](peers) keep a 
 
 ## What the compilers make of them
 
-With {binaries}, in cases of [performance.md](performance.md). The columns are registers of a lane (VGPRs and AGPRs) and of a
-wave (SGPRs), spilled VGPRs/SGPRs, KiB of LDS, waves of a SIMD, matrix instructions, and bytes of the widest load. On AMD, AITER
-asks for some number of waves, which are then the most that it has. Nothing was run.
+With {binaries}, in cases of [performance.md](performance.md). Of each launch, in their order: VGPRs, then spilled VGPRs if any
+(+), then waves of a SIMD. On AMD, AITER asks for some number of waves, which are then the most that it has. Nothing was run.
+[binaries.csv](peers/binaries.csv) has scalar registers, LDS, matrix instructions and loads, too.
 """
 OF_COUNTS = """
 ## What they execute
@@ -187,15 +188,27 @@ Medians over the cases in which all participants have a loop. Of several launche
 def page(found: Mapping[str, Results]) -> str:
     """The page of all kinds."""
     versions = {name: results.versions for name, results in found.items()}
-    lines = PREFACE.format(**versions).splitlines() + _rows("binaries", found["binaries"])
-    lines += OF_COUNTS.format(**versions).splitlines() + _rows("counts", found["counts"])
+    lines = [*PREFACE.format(**versions).splitlines(), "", *_binaries(found["binaries"])]
+    lines += OF_COUNTS.format(**versions).splitlines() + _counts(found["counts"])
     lines += [*OF_BOUNDS.format(**versions, number=NUMBER, seed=SEED).splitlines(), "", *_medians(found["bounds"])]
     return "\n".join(lines) + "\n"
 
 
-def _rows(name: str, results: Results) -> list[str]:
+def _binaries(results: Results) -> list[str]:
+    """A line for each case and participant, and a column for each architecture."""
+    architectures = list(dict.fromkeys(row.architecture for row in results.rows))
+    launches: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in results.rows:
+        spills = f"+{row.facts['vgpr_spills']:g}" if row.facts.get("vgpr_spills") else ""
+        words = f"{row.facts['vgprs']:g}{spills}, {row.facts['waves']:g}" if row.facts.get("waves") else row.why
+        launches[row.case, row.whose][row.architecture].append(words)
+    cells = ([*place, *("; ".join(of[name]) for name in architectures)] for place, of in launches.items())
+    return table(("case", "whose", *architectures), cells, architectures)
+
+
+def _counts(results: Results) -> list[str]:
     """A table for each architecture."""
-    kind, lines = KINDS[name], []
+    kind, lines = KINDS["counts"], []
     for architecture, rows in groupby(results.rows, key=lambda row: row.architecture):
         columns = ("case", "whose", "kernel", *kind.columns)
         lines += ["", f"### {architecture}", "", *table(columns, (cells(kind, row) for row in rows), kind.columns)]

@@ -194,27 +194,14 @@ class Binary(TypedDict):
     code: str
 
 
-class Execution(TypedDict):
-    """What came of a launch on the emulator: its verdict, the largest error over its bound, and what it executed."""
-
-    architecture: str
-    call: str
-    verdict: str
-    error: float | None
-    why: str
-    code: str
-    counts: dict[str, int]
-
-
 class Compile(TypedDict):
-    """What `attn-parity compile` made of launches, those that are over budget, and those that do not compile."""
+    """What `attn-parity compile` made of launches, what is wrong with binaries, and the launches that do not compile."""
 
     schema: Literal["attn-parity.compile/1"]
     triton: str
     binaries: list[Binary]
     over: list[str]
     errors: list[str]
-    executions: NotRequired[list[Execution]]
 
 
 class Group(TypedDict):

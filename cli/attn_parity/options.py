@@ -110,25 +110,6 @@ working_dir_option = click.option(
 )
 
 
-class MaintainersOption(click.Option):
-    """An option about this project's own pages."""
-
-
-class MaintainedCommand(click.Command):
-    """A command whose help has a section for maintainers of this project."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, is_theirs in (("Options", False), ("Options for maintainers of attn-parity", True)):
-            options = [option for option in self.get_params(ctx) if isinstance(option, MaintainersOption) == is_theirs]
-            with formatter.section(title):
-                formatter.write_dl([entry for option in options if (entry := option.get_help_record(ctx)) is not None])
-
-
-check_option = click.option(
-    "--check", is_flag=True, cls=MaintainersOption, help="Run nothing; exit 1 if the page is out of date."
-)
-
-
 def use_device(choice: str) -> str:
     """ "cpu" or "cuda"."""
     import torch

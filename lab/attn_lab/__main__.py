@@ -7,8 +7,10 @@ GROUPS = {
     "Mutants": {
         "zoo": "Put real bugs back, one at a time, and see whether the fuzzer finds each.",
         "mutate": "Make mutants by operators, and count those that fuzzer and tests find.",
+        "miscompile": "Change one instruction of compiled kernels, and count the changes that are found.",
     },
     "Pages of docs/generated": {
+        "binaries": "Compile the launches that ship, hold them to budgets, and run AMD's on the emulator.",
         "matrix": "Write the tables of what is supported and what the fuzzer draws.",
         "findings": "Run the scripts of findings, and write the table of findings.",
         "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",

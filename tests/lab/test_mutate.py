@@ -16,6 +16,7 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
+from attn_lab.commands.mutate import PAGE
 from attn_lab.mutate import campaign, generate, reach, reached, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Key, Log, Trial
@@ -25,6 +26,7 @@ from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.mutate.suite import TESTS
 
 replace = msgspec.structs.replace
+DATA = results_file.data_of(PAGE)
 
 SUMS = """\
 def add(a, b):
@@ -313,6 +315,7 @@ def test_a_line_that_was_cut_off_is_run_again(log):
     assert key in Log(log.path, "cpu", generate.PACKAGE).trials
 
 
+@pytest.mark.usefixtures("generated")
 def test_two_runs_do_not_write_one_log(attn_lab, log):
     before = log.path.read_bytes()
     with log.alone():
@@ -322,7 +325,7 @@ def test_two_runs_do_not_write_one_log(attn_lab, log):
             f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file or folder",
         )
         # its results can be read meanwhile
-        assert attn_lab("mutate", "--rewrite", "--only", MUTANT.name, "--log", log.path, "--page", "page.md").code == 0
+        assert attn_lab("mutate", "--rewrite", "--only", MUTANT.name, "--log", log.path).code == 0
     assert log.path.read_bytes() == before
     with log.alone():
         log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
@@ -384,25 +387,53 @@ def test_a_survivor_is_told_with_its_cause(log):
     assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, 3)), causes).why == ""
 
 
+ROW = mutants_page.Row(MUTANT.name, MUTANT.change)
+
+
+def results_of(rows: list[mutants_page.Row]) -> Results:
+    return Results("CPU", "6.170", len(rows), 0, (0,), 300, None, None, tuple(rows))
+
+
+@pytest.fixture
+def generated(tmp_path):
+    """The folder of the page, which is empty."""
+    (tmp_path / PAGE).parent.mkdir(parents=True)
+
+
+@pytest.mark.usefixtures("generated")
 def test_a_page_is_made_of_its_json(attn_lab, log, monkeypatch):
     rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
-    found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, rows)
+    found = results_of(rows)
     monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
-    Path("mutants.json").write_bytes(results_file.dumps(found))
-    assert results_file.load(Path("mutants.json"), Results) == found
+    DATA.write_bytes(results_file.dumps(found))
+    assert results_file.load(DATA, Results) == found
     for more, code in (("", 0), ("more", 1)):
-        Path("mutants.md").write_text(mutants_page.text([found]) + more)
-        assert attn_lab("mutate", "--check", "--page", "mutants.md").code == code
-    again = attn_lab("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path, "--page", "again.md")
+        PAGE.write_text(mutants_page.text([found]) + more)
+        assert attn_lab("mutate", "--check").code == code
+    again = attn_lab("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path)
     assert again.code == 0
     assert f"{UNFINISHED}: {OTHER.name}" in again.out
     gone = replace(found, mutants=(replace(rows[0], name="attn_optimized.gone:edge:1"),))
     assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT], {}))
 
 
+def test_what_a_file_leaves_out_comes_back():
+    seen, late = replace(ROW, ci=(7, 9), nightly=(7, 9)), replace(ROW, ci=(7, None), nightly=(7, 800))
+    found = replace(results_of([seen, late, replace(ROW, state="equivalent")]), nightly=2000)
+    kept = mutants_page.short(found)
+    assert kept.mutants[0].nightly == ()
+    assert kept.mutants[2] == mutants_page.Row(ROW.name)
+    back = mutants_page.whole(kept).mutants
+    assert back == (
+        replace(seen, change=seen.digest),
+        replace(late, change=late.digest),
+        replace(kept.mutants[2], state="equivalent"),
+    )
+
+
 def test_a_page_that_gives_a_change_the_name_of_another_mutant_is_not_current(log):
     row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, None, {}), name=OTHER.name)
-    found = mutants_page.results("CPU", (1, 0), [0], 300, None, None, [row])
+    found = results_of([row])
     expected = f"{OTHER.name}: it makes another change by now; {MUTANT.name} makes {MUTANT.change}"
     assert mutants_page.differences(found, [MUTANT, OTHER], {}) == [expected]
     rewritten = replace(found, mutants=(replace(row, change="a -> b"),))
@@ -458,6 +489,7 @@ def test_units():
 """
 
 
+@pytest.mark.usefixtures("generated")
 @pytest.mark.timeout(300)  # processes that import torch, and a file of tests
 def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     (tmp_path / "suite").mkdir()
@@ -466,7 +498,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     run = attn_lab(
         *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
         *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
-        *("--write", "--page", "mutants.md"),
+        "--write",
     )
     assert run.code == 0, run.err
     rows = {row["name"]: row for row in json.loads(Path("out.json").read_text())["mutants"]}
@@ -477,25 +509,26 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
     (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
     assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"
-    assert attn_lab("mutate", "--check", "--page", "mutants.md").code == 0
+    assert attn_lab("mutate", "--check").code == 0
 
 
+@pytest.mark.usefixtures("generated")
 def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn_lab, log):
     log.add(recorded({"a::1": 0.1}, LINES_OF_TEST))
     for mutant in (MUTANT, OTHER):
         log.add(Trial(Key(mutant.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
     rows = [mutants_page.Row(MUTANT.name, MUTANT.change, ci=(7,)), mutants_page.Row(OTHER.name, "another change then", ci=(7,))]
-    before = mutants_page.results("CPU", (2, 0), [0], 300, None, None, rows)
-    Path("mutants.json").write_bytes(results_file.dumps(before))
-    run = attn_lab("mutate", "--of-page", "--rewrite", "--log", log.path, "--page", "mutants.md")
+    before = results_of(rows)
+    DATA.write_bytes(results_file.dumps(before))
+    run = attn_lab("mutate", "--of-page", "--rewrite", "--log", log.path)
     assert run.code == 0, run.err
-    after = results_file.load(Path("mutants.json"), Results)
+    after = results_file.load(DATA, Results)
     kept = mutants_page.short(replace(before, mutants=(replace(rows[0], tests=True), rows[1])))
     assert after.mutants == kept.mutants, "the fuzzer has not met what the other one changes by now"
-    assert attn_lab("mutate", "--check", "--page", "mutants.md").code == 0
-    run = attn_lab("mutate", "--of-page", "--only", "nobody", "--log", log.path, "--page", "mutants.md")
+    assert attn_lab("mutate", "--check").code == 0
+    run = attn_lab("mutate", "--of-page", "--only", "nobody", "--log", log.path)
     assert run.code == 2
-    assert "got nobody, which mutants.md does not have" in run.err
+    assert "got nobody, which docs/generated/mutants.md does not have" in run.err
 
 
 def test_kernels_that_are_compiled_note_nothing(monkeypatch):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import triton
 from attn_contract import ContractError
+from attn_lab.binaries import budgets
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries import budgets
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import build
 from attn_parity.binaries.compilation import compile_call

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import signal
 import warnings
@@ -18,12 +19,14 @@ from attn_fuzz.run import prepared
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    # Triton decides on its first import whether kernels are interpreted
-    from attn_optimized.kernel_call import KernelCall
+    # imports Triton, which decides on its first import whether kernels are interpreted
     from attn_parity.binaries.compilation import Binary
 
 Job = tuple[str, str]
-"""An architecture, and the name of a launch: see `attn_parity.binaries.shipped_calls`, or `drawn_calls`."""
+"""An architecture, and the name of a launch."""
+Launches = tuple[Any, ...]
+"""A module that has `all_of(architecture, *others)`, which gives launches by name, and the others."""
+SHIPPED: Launches = ("attn_parity.binaries.shipped_calls",)
 Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
@@ -54,18 +57,18 @@ def build(
     jobs: Sequence[Job],
     workers: int,
     report: Callable[[int], None] = lambda done: None,
-    drawn: tuple[int, int] | None = None,
+    launches: Launches = SHIPPED,
     limit: float = LIMIT,
 ) -> Outcome:
     """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs.
 
     Args:
         report: called with the number of finished jobs.
-        drawn: the jobs are of `drawn_calls`: the seed and the number of steps. None: they are of `shipped_calls`.
+        launches: of which the jobs are.
         limit: seconds that each job may take.
     """
     outcome = Outcome()
-    work = functools.partial(_compile, drawn=drawn, limit=limit)
+    work = functools.partial(_compile, launches=launches, limit=limit)
     found, outcome.interrupted = in_processes(work, jobs, workers, lambda found: report(len(found)))
     for job in jobs:
         if isinstance(result := found.get(job), str):
@@ -214,18 +217,19 @@ def _serve(connection: "Connection", others: "Connection", work: Callable[..., A
 
 
 @functools.lru_cache(maxsize=1)
-def _compiler(architecture: str, drawn: tuple[int, int] | None) -> Beside:
+def _compiler(architecture: str, launches: Launches) -> Beside:
     """What compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
     from attn_parity.binaries.compilation import compile_call
 
-    calls = _calls(architecture, drawn)
+    module, *others = launches
+    calls = importlib.import_module(module).all_of(architecture, *others)
     return Beside(lambda name: compile_call(calls[name], architecture))
 
 
-def _compile(architecture: str, name: str, drawn: tuple[int, int] | None, limit: float) -> "Binary | str":
+def _compile(architecture: str, name: str, launches: Launches, limit: float) -> "Binary | str":
     found: Binary | str = ""
     for _ in range(2):  # a compiler that dies may have been killed from outside: it is tried once more
-        compiler = _compiler(architecture, drawn)
+        compiler = _compiler(architecture, launches)
         found = compiler.within(limit, name)
         if not compiler.ended:
             return found
@@ -233,14 +237,3 @@ def _compile(architecture: str, name: str, drawn: tuple[int, int] | None, limit:
         if isinstance(found, OverLimit):
             return found
     return found
-
-
-def _calls(architecture: str, drawn: tuple[int, int] | None) -> "dict[str, KernelCall]":
-    """All launches of an architecture, by name."""
-    if drawn is None:
-        from attn_parity.binaries import shipped_calls
-
-        return shipped_calls.all_of(architecture)
-    from attn_parity.binaries import drawn_calls
-
-    return drawn_calls.all_of(architecture, *drawn)

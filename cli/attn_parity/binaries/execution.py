@@ -1,21 +1,16 @@
-"""Run a call that ships on the emulator, on small cases that use its very code, and judge the outputs.
+"""Run a call that ships on small cases that use its very code, and judge the outputs.
 
 Kernels must be interpreted in this process, which plans and judges. They are compiled in another one.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
 from unittest.mock import patch
 
 import attn_optimized
-from attn_amdgcn import Accesses, Schedule
-from attn_amdgcn.counts import totals
+from attn_amdgcn import Schedule
 from attn_fuzz.cases.case import Case
-from attn_fuzz.emulated.compiler import ready
-from attn_fuzz.emulated.emulation import emulate, job_of
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
@@ -31,8 +26,6 @@ from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
-from attn_parity.binaries.assembly import digest
-from attn_parity.binaries.executions import AGREES, Execution
 from attn_parity.binaries.shipped_calls import ShippedCall, kernel_calls
 from attn_parity.binaries.small_cases import small_cases
 
@@ -65,29 +58,6 @@ class Shipped:
     launches: dict[str, KernelCall]
     plans: list[AttentionPlan]
     run: Runner
-
-
-def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str]) -> dict[str, Execution]:
-    """What came of the launches of a call, by name.
-
-    Args:
-        instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
-            any code.
-    """
-    ran: defaultdict[str, Counter[str]] = defaultdict(Counter)
-
-    def run(name: str, call: KernelCall, like: KernelCall) -> None:
-        ran[name].update(_run_compiled(call, architecture, like, name, instructions.get(name)))
-
-    of_call = launches_of(shipped, architecture, run)
-    target = target_of(of_call)
-    verdicts = [try_case(case, target, "cpu") for case in cases_of(of_call)]
-    failed = next((verdict for verdict in verdicts if not verdict.passed), None)
-    if failed is not None:
-        return dict.fromkeys(instructions, Execution(failed.kind, failed.ratio, failed.message))
-    error = max(error_of(of_call, verdict) for verdict in verdicts)
-    left_out = Execution("not run", 0, "no case has this launch")
-    return {name: Execution(AGREES, error, counts=ran[name]) if name in ran else left_out for name in instructions}
 
 
 def launches_of(shipped: ShippedCall, architecture: str, run: Runner) -> Shipped:
@@ -136,38 +106,6 @@ def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
     """Run launches in the place of those that ship."""
     for call, (name, like) in zip(calls, cycle(of_call.launches.items()), strict=False):
         of_call.run(name, call, like)
-
-
-def _run_compiled(call: KernelCall, architecture: str, like: KernelCall, name: str, instructions: str | None) -> dict[str, int]:
-    """Compile and run a launch in the place of one that ships, and count what it executes (COUNTED in `attn_amdgcn.counts`).
-
-    Args:
-        instructions: the digest of the assembly of the launch that ships; None if it may be of any code.
-
-    Raises:
-        OtherCodeError: the code is not that of the launch that ships.
-        CompilerError, attn_amdgcn.AmdgcnError: as of `emulate`.
-    """
-    sizes = {key: tensor.untyped_storage().size() for key, tensor in like.tensors.items() if tensor is not None}
-    job = job_of(call, architecture, sizes)
-    program, compiled = ready(job)
-    if instructions not in (None, digest(compiled.text, job.kernel)):
-        raise OtherCodeError(f"{name}: a small case compiles to other code ({_difference(call, like)})")
-    accesses = Accesses(architecture)
-    report = emulate(call, architecture, schedules=SCHEDULES, sizes=sizes, watches=(accesses,))
-    return {} if report is None else totals(program, report, accesses)
-
-
-def _difference(call: KernelCall, like: KernelCall) -> str:
-    """What is compiled in and differs, in words."""
-    given, ships = (_compiled_in(one) for one in (call, like))
-    other = [f"{name} is {given.get(name)}, and {value} ships" for name, value in ships.items() if given.get(name) != value]
-    return "; ".join(other) or "its constants and types are the same, so an alignment or a width of a number is not"
-
-
-def _compiled_in(call: KernelCall) -> Mapping[str, object]:
-    types = {name: None if tensor is None else tensor.dtype for name, tensor in call.tensors.items()}
-    return call.launch.constants | call.launch.options | types
 
 
 def target_of(of_call: Shipped) -> Target:

@@ -60,6 +60,16 @@ class Facts:
     narrow_products: int
     fused_multiply_adds: int
 
+    @property
+    def faults(self) -> list[str]:
+        """Why the binary of any kernel cannot be right, or cannot be launched: a sentence for each reason."""
+        wrong = []
+        if self.lost_addresses:
+            wrong.append(f"lost_addresses is {self.lost_addresses}, none allowed: the compiler made wrong code")
+        if self.lds_bytes > self.lds_limit:
+            wrong.append(f"lds_bytes is {self.lds_bytes}, at most {self.lds_limit} there")
+        return wrong
+
 
 def facts_of(binary: Any, architecture: str) -> Facts:
     """Read the facts off a binary that `compiled` made for one of ARCHITECTURES."""

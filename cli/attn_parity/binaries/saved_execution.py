@@ -20,7 +20,7 @@ from attn_fuzz.run.trial import try_case
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries import run_folder
 from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of
-from attn_parity.binaries.executions import Execution
+from attn_parity.binaries.rows import Execution
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
 from attn_parity.binaries.saved_checks import check_attributes, check_plan, checked_program

@@ -20,8 +20,9 @@ from attn_fuzz.targets import declared, served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.targets.modes import invariant
+from attn_fuzz.targets.target import Mode, Support, Target
+from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
 
 def support_of(capabilities: Capabilities, sizes: Support) -> Support:
@@ -249,6 +250,11 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 
 
+def invariant_layers(layers: BackendLayers) -> dict[str, Mode]:
+    """The modes of a backend that declares `batch_invariant` and calls this project's kernels."""
+    return {"invariant": invariant.by(functools.partial(layers.attention, batch_invariant=True), queries_per_tile)}
+
+
 def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:
     """The Support on a device type: what a backend declares of the sizes that are drawn there."""
     return lambda device: support_of(layers.capabilities(device), sizes(device))
@@ -329,12 +335,14 @@ BACKEND_TRITON = backend_target(
     _TRITON,
     description="the backend TRITON_ATTN: whole layers, within what it serves",
     support=served.triton_attn,
+    modes=invariant_layers(_TRITON),
 )
 BACKEND_TRITON_DIFFKV = backend_target(
     "backend-triton-diffkv",
     _TRITON_DIFFKV,
     description="the backend TRITON_ATTN_DIFFKV: whole layers with K and V of two widths, within what it serves",
     support=served.triton_attn_diffkv,
+    modes=invariant_layers(_TRITON_DIFFKV),
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",

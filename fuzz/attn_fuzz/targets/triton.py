@@ -46,23 +46,23 @@ _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=T
 _MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
 
 
-def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
+def _triton_write(k, v, kv_cache, layer, slot_mapping, *, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=validate)
 
 
-def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping, *, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
+    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=validate)
 
 
-def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox, validate=True) -> None:
     import attn_optimized
 
     attn_optimized.rope_and_write_kv_cache(
-        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
+        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=validate
     )
 
 
@@ -161,7 +161,8 @@ def interprets(tensor: torch.Tensor) -> bool:
     return architecture_of(tensor.device, torch.float32) == "interpreter"
 
 
-def _queries_per_tile(step: Step) -> int:
+def queries_per_tile(step: Step) -> int:
+    """Of a batch-invariant call."""
     import attn_optimized
 
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
@@ -198,7 +199,7 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
 
 
 _MODES_OF_ATTENTION: dict[str, Mode | str] = {
-    "invariant": invariant.by(_invariant_attention, _queries_per_tile),
+    "invariant": invariant.by(_invariant_attention, queries_per_tile),
     "returned": returned.by(_unchecked_attention),
     "properties": properties.by(launch_of),
     "far": far.with_any_strides,
@@ -349,10 +350,10 @@ TRITON_CASCADE = Target(
 )
 
 
-def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=validate)
 
 
 TRITON_VARLEN = Target(

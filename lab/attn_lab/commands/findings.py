@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 from attn_lab import written
 from attn_lab.findings import page, scripts
+from attn_lab.options import check_option
 from attn_parity.console import results
-from attn_parity.options import check_option
 
 
 @click.command("findings")

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import click
+import hypothesis
 import msgspec
-from attn_fuzz import inputs, outputs
+from attn_fuzz import outputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
@@ -20,7 +21,7 @@ from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
-from attn_lab.options import first_seed_option, page_option, seeds_option
+from attn_lab.options import check_option, first_seed_option, seeds_option
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -28,7 +29,6 @@ from attn_parity.options import (
     Duration,
     Positive,
     Seed,
-    check_option,
     check_page_writable,
     check_writable,
     default_workers,
@@ -100,7 +100,6 @@ PAGE = PAGES / "mutants.md"
 @click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it.")
 @click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
 @check_option
-@page_option(PAGE)
 @workers_option
 @limit_option
 @device_option
@@ -123,7 +122,6 @@ def command(
     writes: bool,
     rewrites: bool,
     check: bool,
-    page: Path,
     workers: int | None,
     limit: float,
     device: str,
@@ -134,17 +132,17 @@ def command(
     Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
     """
     if check:
-        return _check(page)
+        return _check()
     equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     check_writable(json_file)
     if writes or rewrites:
-        check_page_writable(page)
+        check_page_writable(PAGE)
     device = use_device(device)
     log = None if lists else Log(path, device, PACKAGE)
     if of_page and log:
-        data = results_file.data_of(page, str(sample_seed or ""))
+        data = results_file.data_of(PAGE, str(sample_seed or ""))
         tests = None if rewrites else tests
-        return _tests_of_page(log, data, page, only, tests, tests_limit, workers, writes or rewrites, json_file)
+        return _tests_of_page(log, data, only, tests, tests_limit, workers, writes or rewrites, json_file)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
     if log is None:
         for mutant in mutants:
@@ -175,16 +173,14 @@ def command(
         interrupted = True
     rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
     rows = [mutants_page.explained(row, causes) for row in rows]
-    found = mutants_page.results(
-        device_name(device), (len(mutants), sample_seed), numbers, ci, nightly, mutants_page.suite_of(log), rows
-    )
-    return _tell(found, interrupted, page if writes or rewrites else None, json_file)
+    where, of_sample = (device_name(device), hypothesis.__version__), (len(mutants), sample_seed)
+    found = Results(*where, *of_sample, tuple(numbers), ci, nightly, mutants_page.suite_of(log), tuple(rows))
+    return _tell(found, interrupted, writes or rewrites, json_file)
 
 
 def _tests_of_page(
     log: Log,
     data: Path,
-    page: Path,
     only: Sequence[str],
     tests: Path | None,
     limit: float,
@@ -196,10 +192,10 @@ def _tests_of_page(
 
     A mutant that makes another change by now, under the name that it has on the page, is not the one that the fuzzer has met.
     """
-    before = results_file.load(data, Results)
+    before = mutants_page.whole(results_file.load(data, Results))
     known = {row.name: row for row in before.mutants}
     if unknown := [name for name in only if name not in known]:
-        raise click.BadParameter(f"got {unknown[0]}, which {page} does not have", param_hint="--only")
+        raise click.BadParameter(f"got {unknown[0]}, which {PAGE} does not have", param_hint="--only")
     named = generate.by_name([name for name in known if known[name].counts])
     mutants = [mutant for mutant in named if known[mutant.name].is_of(mutant)]
     interrupted = False
@@ -214,20 +210,19 @@ def _tests_of_page(
     met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}
     rows = tuple(msgspec.structs.replace(row, tests=met.get(row.name)) for row in before.mutants)
     after = msgspec.structs.replace(before, suite=mutants_page.suite_of(log), mutants=rows)
-    return _tell(after, interrupted, page if writes else None, json_file)
+    return _tell(after, interrupted, writes, json_file)
 
 
-def _tell(found: Results, interrupted: bool, page: Path | None, json_file: Path | None) -> int:
+def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | None) -> int:
     """Print what was found, write it into files, and return the exit code."""
     _print(found)
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if interrupted:
         return 130
-    if page:
-        data = results_file.data_of(page, str(found.sample_seed or ""))
-        outputs.write(data, results_file.dumps(mutants_page.short(found)))
-        written.settle({page: mutants_page.text(results_file.kept(page, Results, "mutate").values())}, "", checks=False)
+    if writes:
+        outputs.write(results_file.data_of(PAGE, str(found.sample_seed or "")), results_file.dumps(mutants_page.short(found)))
+        write_page()
     return 0
 
 
@@ -299,12 +294,17 @@ def _print(found: Results) -> None:
     results.print(mutants_page.summary(found.mutants), soft_wrap=True)
 
 
-def _check(page: Path) -> int:
-    """The exit code: 0 if the page follows from its JSON and today's sources; else 1."""
-    found = results_file.kept(page, Results, "mutate").values()  # before the mutants are made, which takes seconds
+def write_page() -> None:
+    found = results_file.kept(PAGE, Results, "mutate").values()
+    written.settle({PAGE: mutants_page.text(found)}, "", checks=False)
+
+
+def _check() -> int:
+    """The exit code: 0 if the page follows from the files beside it and today's sources; else 1."""
+    kept = results_file.kept(PAGE, Results, "mutate")  # before the mutants are made, which takes seconds
+    found = [mutants_page.whole(each) for each in kept.values()]
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     known = generate.of_package()
     wrong = [line for each in found for line in mutants_page.differences(each, known, equivalent)]
-    if not page.is_file() or inputs.read_text(page) != mutants_page.text(found):
-        wrong.append(f"{page} is not what {results_file.data_of(page)} makes: run `python -m attn_lab mutate --write`")
-    return results_file.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found))
+    code = written.settle({PAGE: mutants_page.text(found)}, "python -m attn_lab mutate --rewrite", checks=True)
+    return max(code, results_file.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found)))

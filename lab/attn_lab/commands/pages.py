@@ -15,13 +15,12 @@ CHECKS = (
     "python -m attn_lab matrix --check --only regions",
     "python -m attn_lab matrix --check --only backends",
     "python -m attn_lab proofs --check",
-    "attn-parity compile --check",
+    "python -m attn_lab binaries --check",
     "python -m attn_lab zoo --check",
     "python -m attn_lab mutate --check",
     "python -m benchmarks.judge page --check",
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
-    "python -m benchmarks emulation --check",
     "python -m attn_lab findings --check",
 )
 

@@ -6,8 +6,9 @@ from typing import Any
 import click
 from attn_fuzz import extras
 from attn_lab import written
+from attn_lab.options import check_option
 from attn_parity.console import results
-from attn_parity.options import PAGES, check_option, check_writable, json_option, write_json
+from attn_parity.options import PAGES, check_writable, json_option, write_json
 
 PAGE = PAGES / "proofs.md"
 SCHEMA = "attn-parity.prove-mutants/1"

@@ -18,7 +18,7 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_lab import results_file, written
-from attn_lab.options import first_seed_option, page_option, seeds_option
+from attn_lab.options import check_option, first_seed_option, page_option, seeds_option
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -28,7 +28,6 @@ from attn_parity.options import (
     PAGES,
     Positive,
     check_exact,
-    check_option,
     check_page_writable,
     check_writable,
     default_workers,

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-import hypothesis
 import msgspec
-from attn_lab.mutate import generate, reach, suite
-from attn_lab.mutate.campaign import Log, Trial, digest, order
-from attn_lab.mutate.generate import PACKAGE, Generated
+from attn_lab.miscompile import page as miscompiled
+from attn_lab.mutate import reach, suite
+from attn_lab.mutate.campaign import Log, Trial, order
+from attn_lab.mutate.generate import Generated
 from attn_lab.written import table
 
 SCHEMA = "attn-parity.mutants/1"
@@ -22,22 +22,24 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """What became of one mutant.
 
     Attributes:
-        name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells.
-        ci, nightly: for each seed, after how many examples of the profile it was found; None where it survived.
+        name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells, and
+            nothing of one that equivalent.toml tells.
+        ci, nightly: for each seed, after how many examples of the profile it was found; None where it survived. A file has no
+            `nightly` of what each seed found at `ci`.
         by: the kind of the verdict that found it first.
-        always: whether it raised in every case.
         tests: whether the test suite found it; None if the suite was not run to its end.
+        always: whether it raised in every case.
         state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
         why: the reason in words: of an equivalent mutant, of one that does not run, or of one that is not found.
     """
 
     name: str
-    change: str
+    change: str = ""
     ci: tuple[int | None, ...] = ()
-    nightly: tuple[int | None, ...] = ()
     by: str | None = None
-    always: bool = False
     tests: bool | None = None
+    always: bool = False
+    nightly: tuple[int | None, ...] = ()
     state: str = ""
     why: str = ""
 
@@ -85,7 +87,6 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         passed, skipped, failed: how many tests, without a mutant.
         running: how many of those that pass run a statement of the package in their own process, beyond imports.
         others: how many did not end in time.
-        without: the files none of whose tests passes.
     """
 
     versions: dict[str, str]
@@ -94,14 +95,12 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skipped: int
     failed: int
     others: int
-    without: tuple[str, ...]
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
     """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
 
-    When the results were written, `sources` were the digests of packages, and the sample of this size and seed still held
-    `in_sample` of the mutants. Results that are older say neither: {} and None. `suite` is None if no tests ran.
+    `suite` is None if no tests ran.
     """
 
     device: str
@@ -111,8 +110,6 @@ class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     seeds: tuple[int, ...]
     ci: int
     nightly: int | None
-    sources: dict[str, str]
-    in_sample: int | None
     suite: Suite | None
     mutants: tuple[Row, ...]
 
@@ -195,24 +192,7 @@ def suite_of(log: Log) -> Suite | None:
         skipped=sum(each.skipped for each in recorded),
         failed=sum(len(each.failed) for each in recorded),
         others=sum(files.values()) - passed.total() - sum(each.skipped + len(each.failed) for each in recorded),
-        without=tuple(sorted(file for file in files if not passed[file])),
     )
-
-
-def results(
-    device: str,
-    sample: tuple[int, int],
-    seeds: Sequence[int],
-    ci: int,
-    nightly: int | None,
-    tests: Suite | None,
-    rows: Iterable[Row],
-) -> Results:
-    """A campaign that has just ended. `sample` is its size and its seed."""
-    rows, sources = tuple(rows), {package: digest(package) for package in (PACKAGE, "attn_fuzz")}
-    of_today = {mutant.name for mutant in generate.sample(*sample)}
-    in_sample = sum(row.name in of_today for row in rows)
-    return Results(device, hypothesis.__version__, *sample, tuple(seeds), ci, nightly, sources, in_sample, tests, rows)
 
 
 Judge = Callable[[Row], list[bool] | None]
@@ -277,10 +257,6 @@ OF_SAMPLE = """
 `python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
 changed statement drew at most {ci} cases at `ci`{nightly}.
 """
-OF_TODAY = """
-When these results were written, the sample of the same seed held {in_sample} of these {count} mutants. The digests of the
-sources were {sources}.
-"""
 UNENDED = """
 The run ended before {unended} of the mutants had met all of their targets. If no seed found any of them, the rate would be
 {least}.
@@ -296,9 +272,6 @@ UNMET = """
 of theirs, or they make another change by now than the one that the fuzzer met. Those whose tests were cut are mostly survivors,
 because a mutant that is found ends at once. If none of the {unmet} were found, the tests' rate would be {least:.0f} %.
 """
-WITHOUT = """
-No test of {files} files passed there, most for want of a package.
-"""
 GONE = """
 {gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
 changed since they ran.
@@ -309,16 +282,32 @@ def short(results: Results) -> Results:
     """What a file keeps: reasons that other files have are left out, and changes of mutants of which no page tells."""
 
     def kept(row: Row) -> Row:
-        told = row.state not in ("", EQUIVALENT) or (not row.state and None in (row.nightly or row.ci))
-        why = "" if row.state == EQUIVALENT else row.why
-        return msgspec.structs.replace(row, change=row.change if told else row.digest, why=why)
+        if row.state == EQUIVALENT:
+            return Row(row.name)
+        told = row.state or None in (row.nightly or row.ci)
+        nightly = row.nightly if None in row.ci else ()
+        return msgspec.structs.replace(row, change=row.change if told else row.digest, nightly=nightly)
 
     return msgspec.structs.replace(results, mutants=tuple(map(kept, results.mutants)))
 
 
+def whole(results: Results) -> Results:
+    """What `short` has left out of rates: the nightly run of what was found before it, and which mutants are equivalent."""
+
+    def of_row(row: Row) -> Row:
+        if not row.change:
+            return msgspec.structs.replace(row, state=EQUIVALENT)
+        is_found = row.ci and None not in row.ci and results.nightly
+        return msgspec.structs.replace(row, nightly=row.ci) if is_found else row
+
+    return msgspec.structs.replace(results, mutants=tuple(map(of_row, results.mutants)))
+
+
 def text(samples: Iterable[Results]) -> str:
-    """The page, whole: what the JSON files beside it say, and nothing else."""
-    return "\n".join([*PREFACE.splitlines(), *(line for results in samples for line in _of_sample(results))]) + "\n"
+    """The page, whole: what the files beside it say, and nothing else."""
+    of_samples = (line for results in samples for line in _of_sample(whole(results)))
+    of_compiled = miscompiled.text(*miscompiled.read(), miscompiled.read_reasons()) if miscompiled.DATA.is_file() else []
+    return "\n".join([*PREFACE.splitlines(), *of_samples, *of_compiled]) + "\n"
 
 
 def _of_sample(results: Results) -> list[str]:
@@ -329,9 +318,6 @@ def _of_sample(results: Results) -> list[str]:
     lines = OF_SAMPLE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
     if gone := results.sample - len(rows):
         lines += GONE.format(gone=gone).splitlines()
-    if results.in_sample is not None:
-        sources = " and ".join(f"{hashed} ({package})" for package, hashed in results.sources.items())
-        lines += OF_TODAY.format(in_sample=results.in_sample, count=len(rows), sources=sources).splitlines()
     lines += [*_of_unfinished(rows), *_of_suite(results), "", summary(rows) + ".", ""]
     lines += [*_rates("operator", rows, lambda row: row.operator), "", *_rates("room", rows, lambda row: row.room)]
     for state in ("", NOT_RUN_BY_ANY, BROKEN, UNFINISHED):
@@ -357,8 +343,6 @@ def _of_suite(results: Results) -> list[str]:
     met = [row.tests for row in results.mutants if row.counts]
     if unmet := met.count(None):
         lines += UNMET.format(unmet=unmet, count=len(met), least=100 * met.count(True) / len(met)).splitlines()
-    if results.suite.without:
-        lines += WITHOUT.format(files=len(results.suite.without)).splitlines()
     return lines
 
 

@@ -129,7 +129,7 @@ def test_a_shell_gets_its_completion(shell):
     ("words", "completed"),
     [
         (["s"], ["show", "select"]),
-        (["compile", "--ma"], ["--main"]),
+        (["compile", "--sa"], ["--save"]),
         (["--ver"], ["--version"]),
         (["select", "--dtype", "b"], ["bfloat16"]),
     ],
@@ -166,8 +166,8 @@ def test_a_shell_with_the_documented_line_completes_what_is_typed(shell, startup
     try:
         os.write(terminal, b'echo rea""dy\n')
         wait_for(b"ready\r\n", terminal)
-        os.write(terminal, b"attn-parity compile --ma\t")
-        wait_for(b"--main", terminal)
+        os.write(terminal, b"attn-parity compile --sa\t")
+        wait_for(b"--save", terminal)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

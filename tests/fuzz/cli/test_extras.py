@@ -178,7 +178,7 @@ def test_help_needs_no_extra(arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["fuzz"], ["replay", "case.json"], ["show", "case.json"], ["doctor", "--full"], ["compile", "--run"]],
+    [["fuzz"], ["replay", "case.json"], ["show", "case.json"], ["doctor", "--full"]],
 )
 def test_what_needs_the_extra_names_it_in_one_line(arguments):
     run = without_the_extra(*arguments)

@@ -13,7 +13,7 @@ from attn_fuzz.exhaustive import ledger
 from attn_fuzz.exhaustive.ledger import RunOf
 from attn_lab.mutate import campaign, generate
 from attn_lab.zoo import known_bugs as mutants
-from attn_parity.binaries import budgets, executions, results, run_folder, saved
+from attn_parity.binaries import run_folder, saved
 
 from tests.emulated.test_run import KERNEL
 
@@ -60,18 +60,15 @@ FILES: dict[str, Callable[[Path], object]] = {
     "a ledger": read_ledger,
     "a log of mutants": lambda path: campaign.Log(path, "cpu", generate.PACKAGE),
     "mutants": mutants.load,
-    "budgets": budgets.load,
     "launches.json": saved.read,
     "launch.json": lambda path: run_folder.read(path.parent),
-    "binaries.csv": lambda path: results.loads(inputs.read_text(path), str(path)),
-    "executions.csv": lambda path: executions.loads(inputs.read_text(path), str(path)),
     "an assembly": lambda path: prepare(load(path.read_text())),
 }
 HEADS = {
     "a ledger": ledger.msgspec.json.encode(RUN).decode() + "\n",
     "launches.json": f'{{"schema": "{saved.SCHEMA}", "launches": ',
 }
-TAILS = dict.fromkeys(("TOML", "mutants", "budgets"), "a=1\n[b]\n")
+TAILS = dict.fromkeys(("TOML", "mutants"), "a=1\n[b]\n")
 
 
 @pytest.mark.parametrize("kind", FILES)

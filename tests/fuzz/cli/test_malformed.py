@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import attn_lab.commands.zoo  # noqa: F401
-import attn_parity.binaries.budgets as budgets
 import pytest
 from attn_fuzz.targets import registry
 from attn_lab.__main__ import lab
@@ -19,7 +18,6 @@ from attn_parity import cli, main
 
 from tests.malformed import (
     CONFIG_DRAWS,
-    CSV_DRAWS,
     JSON_DRAWS,
     NO_FILES,
     TOML_DRAWS,
@@ -40,7 +38,6 @@ class Reader(NamedTuple):
         valid: a file that it would take.
         name: of the malformed file.
         takes_unknown_fields: whether fields of other versions are left alone.
-        beside: a file that has to be there, too.
         says_anything: whether any value of a field is an answer, as in a model's config, whose other fields are not read.
     """
 
@@ -48,7 +45,6 @@ class Reader(NamedTuple):
     valid: Path
     name: str
     takes_unknown_fields: bool = False
-    beside: Path | None = None
     says_anything: bool = False
 
 
@@ -63,26 +59,18 @@ JSON_READERS = (
     Reader("select {}", ROOT / "tests/fuzz/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
     Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json"),
-    Reader("mutate --check --page mutants.md", PAGES / "mutants.json", "mutants.json"),
+    Reader("mutate --check", PAGES / "mutants.json", "docs/generated/mutants.json"),
 )
-TOML_READERS = (
-    Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),
-    Reader("compile --arch gfx942 --only nothing --budgets {}", budgets.SHIPPED, "budgets.toml"),
-)
-CSV_READERS = (
-    Reader("compile --check --page binaries.md", PAGES / "binaries.csv", "binaries.csv", beside=PAGES / "binaries.md"),
-)
+TOML_READERS = (Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),)
 
 
 def draw(seed: int, folder: Path) -> str:
     """Make a malformed file in the folder, and return the command that reads it."""
     rng = random.Random(seed)
-    readers, draws = rng.choice(((JSON_READERS, JSON_DRAWS), (TOML_READERS, TOML_DRAWS), (CSV_READERS, CSV_DRAWS)))
+    readers, draws = rng.choice(((JSON_READERS, JSON_DRAWS), (TOML_READERS, TOML_DRAWS)))
     reader = rng.choice(readers)
     path = folder / reader.name
-    path.parent.mkdir(exist_ok=True)
-    if reader.beside is not None:
-        (path.parent / reader.beside.name).write_bytes(reader.beside.read_bytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
     if rng.random() < 0.15:
         make_no_file(path, rng.choice(NO_FILES))
     else:

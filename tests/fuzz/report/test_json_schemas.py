@@ -53,11 +53,9 @@ def test_a_scope_that_is_counted(attn_parity, tmp_path):
     assert check("exhaust", (tmp_path / "run.json").read_text())["parts"]
 
 
-def test_binaries_and_executions(attn_parity, tmp_path):
-    assert attn_parity("compile", "--arch", "gfx942", "--only", "merge", "--run", "--json", "here.json").code == 0
-    result = check("compile", (tmp_path / "here.json").read_text())
-    assert result["binaries"]
-    assert result["executions"]
+def test_binaries(attn_parity, tmp_path):
+    assert attn_parity("compile", "--arch", "gfx942", "--only", "merge", "--json", "here.json").code == 0
+    assert check("compile", (tmp_path / "here.json").read_text())["binaries"]
 
 
 @pytest.mark.parametrize(

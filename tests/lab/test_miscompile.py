@@ -6,9 +6,9 @@ import pytest
 from attn_amdgcn import checked, load, prepare
 from attn_amdgcn.assembly import code_of
 from attn_fuzz.verdict.verdict import Verdict
+from attn_lab.miscompile import operators, page, trials
+from attn_lab.miscompile.subjects import SCHEDULES, Launch, Subject
 
-from benchmarks.emulation import operators, page, trials
-from benchmarks.emulation.subjects import SCHEDULES, Launch, Subject
 from tests.emulated.kernels import kernel_text
 
 KERNEL = kernel_text(
@@ -138,22 +138,24 @@ def test_a_log_gets_what_it_lacks(subject, monkeypatch, tmp_path):
     assert trials.logged_trials("gfx942", 1, 2, 3, 0, str(log)) == 0
 
 
-def test_the_page_counts_mutants_and_gives_reasons(tmp_path):
-    found = page.Row("3.9.0", "gfx942:kernel:7:edge:0", "a -> b", "k.py:1", "value", True)
-    survivor = page.Row("3.9.0", "gfx942:kernel:9:edge:0", "|c| -> d", "k.py:2", "", False)
-    page.save([found, survivor], tmp_path / "rows.json")
-    rows = page.read(tmp_path / "rows.json")
-    assert rows == [msgspec.structs.replace(found, change="", source=""), survivor]
-    text = page.text(rows, {survivor.name: page.Reason("case", "No row ends there.")})
-    assert "**1/2, 50% of the mutants are found.**" in text
+def test_the_page_counts_mutants_and_gives_reasons(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "DATA", tmp_path / "rows.csv")
+    found = page.Row("gfx942:kernel:7:edge:0", "value", "a -> b", "k.py:1")
+    survivor = page.Row("gfx942:kernel:9:edge:0", "", "|c|, -> d", "k.py:2")
+    page.save([found, survivor], "3.9.0")
+    triton, rows = page.read()
+    assert (triton, rows) == ("3.9.0", [msgspec.structs.replace(found, change="", source=""), survivor])
+    text = "\n".join(page.text(triton, rows, {survivor.name: page.Reason("case", "No row ends there.")}))
+    assert "**1/2, 50% of the mutants are found**, by: value 1." in text
     assert "| edge | 1/2, 50% | 1/2, 50% |" in text
     assert "| case | nothing in the cases depends on it | 1 |" in text
     assert "gfx942:kernel:9:edge:0" not in text
-    text = page.text(rows, {survivor.name: page.Reason("hole", "Nobody looks.")})
-    assert "| `gfx942:kernel:9:edge:0` | `\\|c\\| -> d` | k.py:2 | hole | Nobody looks. |" in text
+    text = "\n".join(page.text(triton, rows, {survivor.name: page.Reason("hole", "Nobody looks.")}))
+    assert "| `gfx942:kernel:9:edge:0` | `\\|c\\|, -> d` | k.py:2 | hole | Nobody looks. |" in text
+    monkeypatch.setattr(page, "REASONS", tmp_path / "survivors.toml")
+    (tmp_path / "survivors.toml").write_text('["a:b:1:edge:0"]\nclass = "lucky"\nwhy = ""\n')
     with pytest.raises(ValueError, match="class 'lucky', and one of equivalent, case, bound, hole is expected"):
-        page.text(rows, {survivor.name: page.Reason("lucky", "")})
-    assert page.summary(rows) == "1 of 2 mutants found"
+        page.read_reasons()
 
 
 def test_launches_are_checked_for_races():

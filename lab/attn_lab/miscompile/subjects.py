@@ -19,8 +19,7 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan, dense
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
-
-from benchmarks.emulation.page import LARGEST, LONGEST
+from attn_lab.miscompile.page import LARGEST, LONGEST
 
 DRAWN = 200
 """Cases from which some are chosen."""

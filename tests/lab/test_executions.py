@@ -1,30 +1,26 @@
-"""`attn-parity compile --run`: the code that ships runs on small cases, and what is wrong or other code is told."""
+"""`python -m attn_lab binaries --run`: the code that ships runs on small cases, and what is wrong or other code is told."""
 
-import json
 import re
-import shutil
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from attn_amdgcn.counts import CLASSES
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compilation
-from attn_parity.binaries import execution, executions, page
-from attn_parity.binaries.budgets import Budgets
-from attn_parity.binaries.executions import Execution, Executions
-from attn_parity.binaries.results import Results, Row
+from attn_lab.binaries import execute, executions
+from attn_lab.binaries.results import DATA, Results
+from attn_parity.binaries import execution
+from attn_parity.binaries.build import build
+from attn_parity.binaries.rows import Execution
 from attn_parity.binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
 from attn_parity.binaries.small_cases import small_cases
 
-from tests.facts import GOOD
 from tests.pages import ROOT
 
-MERGE = ("compile", "--run", "--arch", "gfx942", "--only", "merge, fp32")
+MERGE = ("binaries", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
-BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={})
 
 
 def call_named(name: str) -> ShippedCall:
@@ -54,40 +50,40 @@ def test_every_launch_of_a_call_runs(name, monkeypatch):
 
     def noted(calls, of_call: execution.Shipped) -> None:
         for call, (launch, like) in zip(calls, execution.cycle(of_call.launches.items()), strict=False):
-            assert execution._compiled_in(call) == execution._compiled_in(like)
+            assert execute._compiled_in(call) == execute._compiled_in(like)
             ran.append(launch)
 
     monkeypatch.setattr(execution, "_run", noted)
     launches = {launch for launch in of_architecture if name_of_call(launch) == name}
-    found = execution.execute(call_named(name), "gfx942", dict.fromkeys(launches, "none"))
+    found = execute.execute(call_named(name), "gfx942", dict.fromkeys(launches, "none"))
     assert set(ran) == launches
     assert not any(one.agrees for one in found.values())
 
 
-def test_what_agrees_says_how_closely(attn_parity, tmp_path):
-    run = attn_parity(*MERGE, "--workers", "1", "--json", "here.json")
-    assert run.code == 0, run.out
-    assert "1 of 1 launches agree" in run.out
-    (one,) = json.loads((tmp_path / "here.json").read_text())["executions"]
-    assert (one["architecture"], one["call"], one["verdict"]) == ("gfx942", "merge, fp32", "agree")
-    assert 0 < one["error"] < 1
-    counts = one["counts"]
+def test_what_agrees_says_how_closely():
+    shipped, digests = call_named("merge, fp32"), dict(executions.calls_of(compiled("merge, fp32"))[0][2])
+    found = execute.execute(shipped, "gfx942", digests)["merge, fp32"]
+    assert found.agrees
+    assert 0 < found.error < 1
+    counts = found.counts
     assert counts["vector"] > counts["global memory"] >= counts["global accesses"] > 0
     assert counts["matrix"] == counts["multiply-adds"] == 0
-    instructions = sum(counts[name] for name in CLASSES)
-    lines = counts["lines of 128"] / counts["least lines of 128"]
-    assert re.search(rf"^merge, fp32 +agree +0\.\d\d +{instructions} +0 +{lines:.2f}", run.out, re.MULTILINE), run.out
+    assert counts["lines of 128"] >= counts["least lines of 128"]
+
+
+def compiled(name: str):
+    return build([("gfx942", name)], 1).binaries
 
 
 def test_other_code_than_what_ships_is_told():
-    found = execution.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": "another digest"})
+    found = execute.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": "another digest"})
     assert found["merge, fp32"].verdict == "raised"
     assert "merge, fp32: a small case compiles to other code (its constants and types are the same" in found["merge, fp32"].why
 
 
 def test_other_code_is_told_with_what_differs():
     ships = chosen("gfx942")
-    words = execution._difference(ships["prefill"], ships["prefill, bf16 D256"])
+    words = execute._difference(ships["prefill"], ships["prefill, bf16 D256"])
     assert "head_size=128" in words
     assert "head_size=256" in words
 
@@ -114,33 +110,33 @@ def test_one_source_is_compiled_once_at_a_time(other, waits, tmp_path, monkeypat
 
 def test_a_wrong_launch_does_not_agree(monkeypatch):
     """The code runs, and what it wrote is changed."""
-    emulate = execution.emulate
+    emulate = execute.emulate
 
     def off_by_a_little(call, *arguments, **named) -> None:
         emulate(call, *arguments, **named)
         call.tensors["out_ptr"].mul_(1.001)
 
-    monkeypatch.setattr(execution, "emulate", off_by_a_little)
-    monkeypatch.setattr(execution, "digest", lambda assembly, kernel: "the digest")
-    found = execution.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": "the digest"})
+    monkeypatch.setattr(execute, "emulate", off_by_a_little)
+    monkeypatch.setattr(execute, "digest", lambda assembly, kernel: "the digest")
+    found = execute.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": "the digest"})
     assert found["merge, fp32"].verdict == "value"
     assert found["merge, fp32"].error > 1
 
 
 def test_calls_whose_process_fails_did_not_run_and_others_go_on():
     calls = [("gfx942", "no such call", (("no such call", ""),)), ("gfx942", "merge, fp32", (("merge, fp32", ""),))]
-    ran = executions.run(calls, "3.9.0", 1)
-    assert ran.found["gfx942", "no such call"].verdict == "not run"
-    assert ran.found["gfx942", "merge, fp32"].verdict == "raised"
+    ran, _ = executions.run(calls, 1)
+    assert ran["gfx942", "no such call"].verdict == "not run"
+    assert ran["gfx942", "merge, fp32"].verdict == "raised"
 
 
 def test_an_interrupted_run_keeps_what_ran(monkeypatch):
     calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
     done = {calls[0]: {"decode": Execution("agree", 0.25)}}
     monkeypatch.setattr(executions, "in_processes", lambda *arguments, **named: (done, True))
-    ran = executions.run(calls, "3.9.0", 1)
-    assert ran.interrupted
-    assert ran.found == {JOB: Execution("agree", 0.25, code="digest")}
+    ran, interrupted = executions.run(calls, 1)
+    assert interrupted
+    assert ran == {JOB: Execution("agree", 0.25, code="digest")}
 
 
 def test_what_came_of_each_call_is_told_at_once(monkeypatch):
@@ -155,7 +151,7 @@ def test_what_came_of_each_call_is_told_at_once(monkeypatch):
 
     monkeypatch.setattr(executions, "in_processes", one_by_one)
     told = []
-    executions.run(calls, "3.9.0", 1, lambda done, ran: told.append((done, list(ran.found))))
+    executions.run(calls, 1, lambda done, ran: told.append((done, list(ran))))
     assert told == [(1, [JOB]), (2, [JOB, ("gfx942", "merge")])]
 
 
@@ -172,76 +168,50 @@ class Compiled:
 )
 def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left):
     code = executions.calls_of({JOB: Compiled("s_endpgm")})[0][2][0][1]
-    kept = Executions("3.9.0", {JOB: Execution(verdict, 0.25, code=code[:8])})
+    kept = Results("3.9.0", ran={JOB: Execution(verdict, 0.25, code=code[:8])})
     assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
 
 
 def test_a_call_is_left_out_only_if_all_of_its_launches_agreed():
     binaries = {JOB: Compiled("s_endpgm"), ("gfx942", "decode, reduction"): Compiled("s_endpgm")}
     code = executions.calls_of(binaries)[0][2][0][1][:8]
-    kept = Executions("3.9.0", {JOB: Execution("agree", 0.25, code=code)})
+    kept = Results("3.9.0", ran={JOB: Execution("agree", 0.25, code=code)})
     assert len(executions.calls_of(binaries, kept)) == 1
 
 
-def test_a_second_run_goes_on(attn_parity, tmp_path):
+def test_a_second_run_goes_on(attn_lab, tmp_path):
     """What agrees is not run again, and a launch whose code is not that of its line is."""
-    shutil.copy(ROOT / "docs/generated/binaries.csv", tmp_path / "here.csv")
-    first, second = (attn_parity(*MERGE, "--workers", "1", "--write", "--page", "here.md") for _ in range(2))
-    kept = (tmp_path / "here-run.csv").read_text()
+    data = tmp_path / DATA
+    data.parent.mkdir(parents=True)
+    line = re.compile(r'^(gfx942,"merge, fp32",.*,\w{8}),(.*),(.*)$', re.MULTILINE)
+    data.write_text(line.sub(r"\1,,", (ROOT / DATA).read_text()))
+    first, second = (attn_lab(*MERGE, "--workers", "1", "--write") for _ in range(2))
+    kept = data.read_text()
     assert (first.code, second.code) == (0, 0), first.out + second.out
     assert "1 of 1 launches agree" in first.out
+    assert re.search(r"^merge, fp32 +agree +0\.\d\d +\d+ +0 +\d\.\d\d", first.out, re.MULTILINE), first.out
     assert "1 calls agreed before" in second.err
     assert "0 of 0 launches agree" in second.out
-    (tmp_path / "here-run.csv").write_text(re.sub(r"\w{8}$", "0" * 8, kept, flags=re.MULTILINE))
-    third = attn_parity(*MERGE, "--workers", "1", "--write", "--page", "here.md")
+    data.write_text(line.sub(r"\1,\2,00000000", kept))
+    third = attn_lab(*MERGE, "--workers", "1", "--write")
     assert "1 of 1 launches agree" in third.out
-    assert (tmp_path / "here-run.csv").read_text() == kept
+    assert data.read_text() == kept
 
 
-def test_executions_are_kept():
-    wrong = Execution("raised", 0, 'a "fault", and why')
-    found = {JOB: Execution("agree", 0.25, "", "01234567"), ("gfx1201", "decode"): wrong}
-    kept = Executions("3.9.0", found)
-    assert executions.loads(kept.csv(), "").found == found
-    assert kept.wrong == ['gfx1201 decode: raised: a "fault", and why']
-    with pytest.raises(ValueError, match=r"x\.csv"):
-        executions.loads("triton\n", "x.csv")
+def test_a_launch_is_compiled_with_an_option_and_judged(monkeypatch):
+    """An option of the pipeline leaves a kernel without a loop as it is; a wrong output is one with any option."""
+    shipped, digests = call_named("merge, fp32"), dict(executions.calls_of(compiled("merge, fp32"))[0][2])
+    found = execute.execute(shipped, "gfx942", digests, "num_stages=4")["merge, fp32"]
+    assert (found.agrees, found.why) == (True, "num_stages=4: the code that ships")
+    call = chosen("gfx942")["decode"]
+    other = execute._with_option(call, "wgp_cu_mode=cu")
+    assert other.launch.options == call.launch.options | {"wgp_cu_mode": "cu"}
+    assert other.launch.constants == call.launch.constants
+    emulate = execute.emulate
 
+    def off_by_a_little(call, *arguments, **named) -> None:
+        emulate(call, *arguments, **named)
+        call.tensors["out_ptr"].mul_(1.001)
 
-def test_the_page_says_what_came_of_launches():
-    names = ("gfx942", "gfx1201", "gfx950", "sm90")
-    rows = tuple(Row(name, "decode", "attention_kernel", 4, GOOD, "c0de") for name in names)
-    wrong = Execution("value", 3, "out of request 0 at row 1", "01d")
-    ran = Executions("3.9.0", {JOB: Execution("agree", 0.25, "", "c0de"), ("gfx1201", "decode"): wrong})
-    lines = page.text(Results("3.9.0", rows), BUDGETS, ["decode"], ran).splitlines()
-    assert "| `gfx942` | 1 | 1 | 0 | 0 | 1 | 0.25 |" in lines
-    assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 | 0 |" in lines
-    assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 | 0 |" in lines
-    assert "- gfx1201 decode: value: out of request 0 at row 1" in lines
-    assert "| decode | 128, 2; 0.25 | 128, 2; value | 128, 2 | 128, 2 |" in lines
-
-
-def test_executions_of_other_launches_are_told():
-    names = {"gfx942": ["decode"]}
-    assert executions.differences(Executions("3.9.0", {JOB: Execution("agree", 0)}), "3.9.0", names) == []
-    stale = Executions("3.8.0", {("gfx942", "gone"): Execution("agree", 0)})
-    told = executions.differences(stale, "3.9.0", names)
-    assert told == [
-        "gfx942 gone: an execution without a launch",
-        "launches were run with Triton 3.8.0, and compiled with 3.9.0",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--arch", "sm90"), "--run: there is an emulator for AMD's architectures only"),
-        (("--check",), "--check compiles and writes nothing"),
-        (("--write", "--arch", "gfx942", "--only", "merge, fp32"), "--page: the folder docs/generated does not exist"),
-        (("--write", "--arch", "gfx942", "--only", "merge, fp32", "--page", "here.md"), "here.csv does not exist"),
-    ],
-)
-def test_bad_input_is_named(attn_parity, options, words):
-    run = attn_parity("compile", "--run", *options)
-    assert run.code == 2
-    assert words in run.err
+    monkeypatch.setattr(execute, "emulate", off_by_a_little)
+    assert execute.execute(shipped, "gfx942", digests, "waves_per_eu=2")["merge, fp32"].verdict == "value"

@@ -1,4 +1,4 @@
-"""How fast the emulator runs: fixed small launches, in seconds of the CPU. In a process without Triton's interpreter."""
+"""How fast the emulator runs: `python -m benchmarks.emulator`. Fixed small launches, in seconds of the CPU."""
 
 import platform
 import time
@@ -14,8 +14,9 @@ from attn_fuzz.emulated.emulation import run_ready
 from attn_optimized.attention import paged_attention_calls, plan_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import write_kv_cache_call
+from attn_parity.console import results
+from attn_parity.options import plain_table
 
-from benchmarks.emulation.speeds import Speed, Speeds
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention
 from benchmarks.speed.latent import latent_call
@@ -33,19 +34,20 @@ class _Named(NamedTuple):
     call: KernelCall
 
 
-def measured() -> Speeds:
-    """Run all launches."""
-    rows = [_speed(architecture, *named) for architecture in ARCHITECTURES for named in _launches(architecture)]
-    return Speeds(f"{_processor()}, Python {platform.python_version()}", tuple(rows))
-
-
-def _speed(architecture: str, name: str, call: KernelCall) -> Speed:
-    named = call.arguments | call.launch.constants | call.launch.options
-    binary, source = compiled_kernel(call.launch.kernel, architecture, **named)
-    compiled = launchable(binary, source)
-    ready = Ready(prepare(load(compiled.text)), compiled)
-    instructions, seconds = _fastest(ready, call, Schedule())
-    return Speed(architecture, name, instructions, seconds, _fastest(ready, call, Schedule(races=True))[1])
+def main() -> None:
+    """Print wave instructions in a second, in millions: the fastest of some runs, without races looked for, and with."""
+    columns = ("architecture", "launch", "wave instructions", "M/s", "M/s with races")
+    shown = plain_table(*columns, right=columns[2:])
+    for architecture in ARCHITECTURES:
+        for name, call in _launches(architecture):
+            named = call.arguments | call.launch.constants | call.launch.options
+            compiled = launchable(*compiled_kernel(call.launch.kernel, architecture, **named))
+            ready = Ready(prepare(load(compiled.text)), compiled)
+            rates = {races: _fastest(ready, call, Schedule(races=races)) for races in (False, True)}
+            row = (f"{count / seconds / 1e6:.2f}" for count, seconds in rates.values())
+            shown.add_row(architecture, name, f"{rates[False][0]:,}", *row)
+    results.print(shown)
+    results.print(f"{_processor()}, Python {platform.python_version()}")
 
 
 def _fastest(ready: Ready, call: KernelCall, schedule: Schedule) -> tuple[int, float]:
@@ -88,3 +90,7 @@ def _processor() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as lines:
         names = [line.partition(": ")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

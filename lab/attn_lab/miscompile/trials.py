@@ -14,10 +14,8 @@ from attn_amdgcn.assembly import Instruction, Kernel, Register
 from attn_amdgcn.instructions import step
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
-from attn_parity.versions import version
-
-from benchmarks.emulation import operators, page
-from benchmarks.emulation.subjects import SCHEDULES, Launch, Subject, families, launches_run_by, subjects
+from attn_lab.miscompile import operators, page
+from attn_lab.miscompile.subjects import SCHEDULES, Launch, Subject, families, launches_run_by, subjects
 
 FAULTS = (
     ("no wait stands", "wait"),
@@ -52,7 +50,6 @@ class Trial(msgspec.Struct, frozen=True):
     """What became of a mutant.
 
     Attributes:
-        triton: the version that compiled the kernel.
         name: architecture, kernel, line of its assembly, kind, and which of the kind's changes there.
         change: in words of the assembly.
         source: the line of the kernel's source.
@@ -62,7 +59,6 @@ class Trial(msgspec.Struct, frozen=True):
         launches: how many ran, the last one included.
     """
 
-    triton: str
     name: str
     change: str
     source: str
@@ -157,7 +153,7 @@ def tried(mutant: Mutant) -> Trial:
             break
     seconds = round(time.perf_counter() - started, 2)
     change = operators.change(mutant.before, mutant.instruction)
-    return Trial(version("triton") or "", mutant.name, change, mutant.before.source, by, message[:300], bits, ran, seconds)
+    return Trial(mutant.name, change, mutant.before.source, by, message[:300], bits, ran, seconds)
 
 
 def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, str, bool]:

@@ -1,0 +1,106 @@
+"""What came of launches that were compiled, and of those that ran on the emulator; and the table that shows it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from attn_parity.binaries.assembly import DIGITS, digest
+from attn_parity.binaries.build import Outcome, OverLimit
+from attn_parity.binaries.facts import Facts
+from attn_parity.console import results
+from attn_parity.options import plain_table
+
+COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load")
+"""Of a table of binaries; all but the first two hold numbers."""
+AGREES = "agree"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts.
+
+    Attributes:
+        code: the first digits of the digest of its assembly; empty if nobody noted it.
+    """
+
+    architecture: str
+    call: str
+    kernel: str
+    num_warps: int
+    facts: Facts
+    code: str = ""
+
+
+class Execution(NamedTuple):
+    """What came of a launch on small cases.
+
+    Attributes:
+        verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
+        error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
+        why: why it does not agree, or did not run; empty if it agrees.
+        code: the first digits of the digest of the launch's assembly; empty if nobody noted it.
+        counts: what it executed in all of them, by the names of COUNTED in `attn_amdgcn.counts`. A file does not keep it.
+    """
+
+    verdict: str
+    error: float
+    why: str = ""
+    code: str = ""
+    counts: Mapping[str, int] = {}
+
+    @property
+    def agrees(self) -> bool:
+        return self.verdict == AGREES
+
+
+def rows_of(outcome: Outcome) -> tuple[Row, ...]:
+    return tuple(
+        Row(architecture, name, binary.name, binary.num_warps, binary.facts, digest(binary.assembly, binary.name)[:DIGITS])
+        for (architecture, name), binary in outcome.binaries.items()
+    )
+
+
+def errors_of(outcome: Outcome) -> tuple[str, ...]:
+    """A sentence for each launch that has no code."""
+    return tuple(
+        f"{architecture} {name}: {error if isinstance(error, OverLimit) else f'does not compile: {error}'}"
+        for (architecture, name), error in outcome.errors.items()
+    )
+
+
+def uncompiled(outcome: Outcome) -> str:
+    """How many launches have no code, in words. The limit is the tool's, and no fault of a launch."""
+    limits = outcome.limits
+    words = f"{len(outcome.errors) - limits} do not compile"
+    return f"{words}, {limits} have no code after --limit" if limits else words
+
+
+def exit_code(wrong: Iterable[str], outcome: Outcome) -> int:
+    """1 if a launch is wrong, 2 if no more is known than that one has no code after --limit."""
+    return 1 if list(wrong) or len(outcome.errors) > outcome.limits else 2 * bool(outcome.limits)
+
+
+def print_tables(rows: Iterable[Row]) -> None:
+    """A table for each architecture."""
+    rows = list(rows)
+    for architecture in dict.fromkeys(row.architecture for row in rows):
+        table = plain_table(*COLUMNS, right=COLUMNS[2:])
+        for row in rows:
+            if row.architecture == architecture:
+                table.add_row(*cells(row))
+        results.print(f"\n{architecture}", style="bold")
+        results.print(table)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The cells of a binary, by COLUMNS. Spills are VGPRs and SGPRs, LDS is KiB, load is the bytes of a lane's widest load."""
+    facts = row.facts
+    spills = "/".join(shown(spilled) for spilled in (facts.vgpr_spills, facts.sgpr_spills) if spilled is not None)
+    registers = (shown(facts.vgprs), shown(facts.agprs), shown(facts.sgprs))
+    others = (shown(facts.waves), shown(facts.matrix_instructions), shown(facts.widest_load))
+    kernel = row.kernel.removesuffix("_kernel")
+    return (row.call, kernel, str(row.num_warps), *registers, spills, f"{facts.lds_bytes / 1024:.3g}", *others)
+
+
+def shown(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:g}"

@@ -1,0 +1,246 @@
+"""`python -m attn_lab binaries`: hold the launches that ship to budgets, run them on the emulator, and keep what came of it."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+from attn_lab import results_file, written
+from attn_lab.binaries import budgets, executions, page
+from attn_lab.binaries.budgets import Budgets
+from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
+from attn_lab.options import check_option
+from attn_parity.binaries import rows
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.build import Job, Outcome
+from attn_parity.binaries.rows import Execution
+from attn_parity.compile import (
+    architectures_option,
+    built,
+    chosen_architectures,
+    chosen_calls,
+    limit_option,
+    only_option,
+)
+from attn_parity.console import notes, results
+from attn_parity.options import (
+    Positive,
+    Seed,
+    check_page_writable,
+    default_workers,
+    plain_table,
+    progress_bar,
+    workers_option,
+)
+from attn_parity.versions import version
+
+if TYPE_CHECKING:
+    from attn_parity.compile import Calls
+
+EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflicts / phases")
+"""Columns of what launches did on the emulator."""
+
+
+@click.command("binaries")
+@architectures_option
+@only_option
+@click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
+@click.option("--drawn", type=Positive, metavar="N", help="Compile the launches of N drawn steps instead of those that ship.")
+@click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
+@limit_option
+@click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
+@click.option("--option", default="", metavar="NAME=VALUE", help="With --run: compile so, as with num_stages=3.")
+@click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page that is made of it.")
+@check_option
+@workers_option
+def command(
+    architectures: str | None,
+    only: str,
+    main: bool,
+    drawn: int | None,
+    seed: int,
+    limit: float,
+    runs: bool,
+    option: str,
+    writes: bool,
+    check: bool,
+    workers: int | None,
+) -> int:
+    """Compile the launches that ship, and hold registers, spills, LDS and matrix instructions to budgets.
+
+    Exit 1 when one is over its budget, or computes something else; else 2 when one has no code after --limit.
+
+    With --write, what came of other launches is kept; and with --run, too, a launch is left out that agreed before, in the code
+    that it has now. So an interrupted run goes on.
+    """
+    partly = bool(architectures or only or main)
+    if check and (partly or writes or runs or drawn):
+        raise click.UsageError("--check is about all launches, and runs nothing: leave out the other options")
+    if drawn and (only or main or writes or runs):
+        raise click.UsageError("--drawn: leave out --only, --main, --run and --write, which are about shipped launches")
+    if option and (writes or not runs or "=" not in option):
+        raise click.UsageError("--option: expected NAME=VALUE, with --run and without --write: launches ship without it")
+    if check:
+        return _check()
+    if drawn:
+        return _of_drawn(chosen_architectures(architectures), (seed, drawn), workers, limit)
+    kept = _kept(writes, partly)
+    calls = chosen_calls(architectures, only=only, main=main)
+    if runs and not any(name.startswith("gfx") for name in calls):
+        raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
+    outcome = built(calls, workers, limit)
+    found = _results(outcome)
+    over = _over(found, calls, budgets.load())
+    _print(found, over, outcome, None if partly else _names(calls))
+    interrupted = outcome.interrupted
+    writes = (
+        writes and not outcome.errors and not any(getattr(row.facts, name) for row in found.rows.values() for name in FAULTS)
+    )
+    if writes and not interrupted:
+        kept = updated(kept, found, _names(_all_calls()))
+        kept.save(DATA)
+    if runs and not interrupted:
+        found.ran, interrupted = _ran(outcome, workers, kept if writes else None, option)
+    if writes and not interrupted:
+        _check(rewrites=True)
+    return 130 if interrupted else 1 if found.wrong else rows.exit_code(over, outcome)
+
+
+def _kept(writes: bool, partly: bool) -> Results:
+    """What is written again, where it is of other launches. It is read before Triton is imported, which takes seconds."""
+    if not writes:
+        return Results("")
+    check_page_writable(page.PAGE, DATA.suffix)
+    kept = load(DATA)
+    if partly and kept.triton != version("triton"):
+        here = f"Triton {kept.triton}, and here is {version('triton')}"
+        raise click.UsageError(f"--write: the other launches of {DATA} were compiled with {here}: write them all")
+    return kept
+
+
+def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: int | None, limit: float) -> int:
+    """Compile the launches of drawn steps, and tell which spill, and what no launch may do. The exit code."""
+    from attn_lab.binaries import drawn_calls  # imports Triton
+
+    calls = {name: drawn_calls.all_of(name, *drawn) for name in architectures}
+    outcome = built(calls, workers, limit, (drawn_calls.__name__, *drawn))
+    found = _results(outcome)
+    over = _over(found, calls, Budgets(vgpr_spills=math.inf, sgpr_spills_in_loops=math.inf, waves={}))
+    spilling = {job: spills for job, row in found.rows.items() if (spills := row.facts.vgpr_spills)}
+    for job, spills in sorted(spilling.items(), key=lambda entry: -entry[1]):
+        results.print(f"{' '.join(job)}: {spills} registers are spilled", soft_wrap=True)
+    for line in (*over, *rows.errors_of(outcome)):
+        results.print(line, soft_wrap=True)
+    begun = "interrupted; so far: " if outcome.interrupted else ""
+    of_steps = f"{len(found.rows)} launches of {drawn[1]} drawn steps, --seed {drawn[0]}"
+    wrong = f"{len(over)} do what no launch may, {rows.uncompiled(outcome)}"
+    results.print(f"{begun}{of_steps}, compiled with Triton {found.triton}: {len(spilling)} spill registers, {wrong}")
+    return 130 if outcome.interrupted else rows.exit_code(over, outcome)
+
+
+def _results(outcome: Outcome) -> Results:
+    return Results(version("triton") or "", {(row.architecture, row.call): row for row in rows.rows_of(outcome)})
+
+
+def _over(found: Results, calls: "Calls", allowed: Budgets) -> list[str]:
+    return [
+        f"{' '.join(job)}: {sentence}"
+        for job, row in found.rows.items()
+        if (call := calls[row.architecture].get(row.call)) is not None
+        for sentence in budgets.over(allowed, *job, call, row.facts, found.triton)
+    ]
+
+
+def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str, list[str]] | None) -> None:
+    """Print facts, what is over its budget, and which exceptions of budgets nobody needs.
+
+    Args:
+        names: of all launches; None if not all were compiled.
+    """
+    allowed = budgets.load()
+    if not allowed.knows(found.triton):
+        notes.print(f"no exception of the budgets is of Triton {found.triton}: what it spills is over them", soft_wrap=True)
+    rows.print_tables(found.rows.values())
+    facts = {job: row.facts for job, row in found.rows.items()}
+    for line in budgets.unneeded(allowed, facts, names or {}, found.triton):
+        notes.print(f"budgets: {line}", soft_wrap=True)
+    for line in (*over, *rows.errors_of(outcome)):
+        results.print(line, soft_wrap=True)
+    begun = "interrupted; so far: " if outcome.interrupted else ""
+    compiled = f"{len(found.rows)} compiled with Triton {found.triton}"
+    results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
+
+
+def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: str) -> tuple[dict[Job, Execution], bool]:
+    """Run what was compiled, and tell what came of it, and whether it was interrupted.
+
+    Args:
+        kept: what came of each launch goes at once into its file, and what agrees there does not run again.
+    """
+    started = time.monotonic()
+    calls = executions.calls_of(outcome.binaries, kept)
+    with progress_bar(len(calls)) as show_bar:
+
+        def report(done: int, ran: dict[Job, Execution]) -> None:
+            show_bar(done, 0)
+            if kept is not None:
+                dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)
+
+        found, interrupted = executions.run(calls, workers or default_workers("cpu"), report, option)
+    for architecture in dict.fromkeys(architecture for architecture, _ in found):
+        table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
+        for (one, name), execution in found.items():
+            if one == architecture:
+                table.add_row(name, execution.verdict, f"{execution.error:.2f}", *_executed(execution.counts))
+        results.print(f"\n{architecture}, emulated", style="bold")
+        results.print(table)
+    for line in (
+        *Results("", ran=found).wrong,
+        *(f"{' '.join(job)}: {one.why}" for job, one in found.items() if one.agrees and one.why),
+    ):
+        results.print(line, soft_wrap=True)
+    begun = "interrupted; so far: " if interrupted else ""
+    agree = sum(execution.agrees for execution in found.values())
+    if kept and (before := len(executions.calls_of(outcome.binaries)) - len(calls)):
+        notes.print(f"{before} calls agreed before, and were not run again: {DATA}", soft_wrap=True)
+    results.print(f"{begun}{agree} of {len(found)} launches agree, in {time.monotonic() - started:.0f} s")
+    return found, interrupted
+
+
+def _executed(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The cells of what a launch executed: counts, and no times (docs/reference/emulator.md)."""
+    if not counts:
+        return ("", "", "", "")
+    from attn_amdgcn.counts import CLASSES
+
+    lines, least, conflicts, phases = (
+        counts[name] for name in ("lines of 128", "least lines of 128", "LDS conflicts", "LDS phases")
+    )
+    ratios = (f"{part / whole:.2f}" if whole else "" for part, whole in ((lines, least), (conflicts, phases)))
+    return (str(sum(counts[name] for name in CLASSES)), str(counts["matrix"]), *ratios)
+
+
+def _check(*, rewrites: bool = False) -> int:
+    """The exit code: 0 if the page follows from the CSV file, which has these launches and all within budget; else 1."""
+    from attn_parity.binaries.shipped_calls import main_names
+
+    found = load(DATA)
+    texts = {page.PAGE: page.text(found, main_names())}
+    if rewrites:
+        return written.settle(texts, "", checks=False)
+    calls = _all_calls()
+    wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
+    code = written.settle(texts, "python -m attn_lab binaries --write", checks=True)
+    return max(code, results_file.checked(wrong, "0 wrong"))
+
+
+def _all_calls() -> "Calls":
+    from attn_parity.binaries.shipped_calls import chosen
+
+    return {name: chosen(name) for name in ARCHITECTURES}
+
+
+def _names(calls: "Calls") -> dict[str, list[str]]:
+    return {architecture: list(some) for architecture, some in calls.items()}

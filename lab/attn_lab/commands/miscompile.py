@@ -1,0 +1,60 @@
+"""`python -m attn_lab miscompile`: instruction-level mutants of compiled kernels, and how many of them are found."""
+
+from pathlib import Path
+
+import click
+from attn_lab.commands.mutate import write_page
+from attn_lab.miscompile import page
+from attn_parity.binaries.build import in_processes
+from attn_parity.console import results
+from attn_parity.fuzz import FOLDER
+from attn_parity.options import Positive, Seed, progress_bar
+from attn_parity.versions import version
+
+ARCHITECTURES = "gfx942,gfx1201,gfx950"
+
+
+@click.command("miscompile")
+@click.option("--arch", "architectures", default=ARCHITECTURES, show_default=True, metavar="A,B,...")
+@click.option("--sample", type=Positive, default=500, show_default=True, help="Mutants.")
+@click.option("--seed", type=Seed, default=0, show_default=True, help="Of cases and of mutants.")
+@click.option("--layers", type=Positive, default=8, show_default=True, help="Drawn layers of each architecture.")
+@click.option("--workers", type=Positive, default=1, show_default=True, help="Processes, each at one layer.")
+@click.option(
+    "--log",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=FOLDER / "miscompile.jsonl",
+    show_default=True,
+    help="Gets a line for each mutant. A second call runs what is missing.",
+)
+@click.option("--write", is_flag=True, help="Write docs/generated/miscompiled.csv from the log, and mutants.md.")
+@click.option("--rewrite", is_flag=True, help="Run nothing; write what the log holds.")
+def command(
+    architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, rewrite: bool
+) -> int:
+    """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
+    errors = [] if rewrite else _run(architectures.split(","), sample, seed, layers, workers, path)
+    rows = page.logged(path)
+    results.print(f"found: {page.share(rows)}" if rows else "no mutants")
+    if write or rewrite:
+        page.save(rows, version("triton") or "")
+        write_page()
+    if errors:
+        raise click.ClickException("; ".join(errors))
+    return 0
+
+
+def _run(architectures: list[str], sample: int, seed: int, layers: int, workers: int, path: Path) -> list[str]:
+    """Have the log hold a sample. Returns why it lacks some."""
+    from attn_lab.miscompile.trials import logged_trials
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    places = [(architecture, layer) for layer in range(layers) for architecture in architectures]
+    jobs = [
+        (*place, layers, sample // len(places) + (i < sample % len(places)), seed, str(path)) for i, place in enumerate(places)
+    ]
+    with progress_bar(len(jobs)) as show_bar:
+        found, interrupted = in_processes(logged_trials, jobs, workers, lambda found: show_bar(len(found), 0), interpreter=True)
+    errors = [f"{job[0]}, layer {job[1]}: {one}" for job, one in found.items() if isinstance(one, str)]
+    return [*errors, *["interrupted"] * interrupted]

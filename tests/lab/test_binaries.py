@@ -1,0 +1,251 @@
+"""`python -m attn_lab binaries`: what is over its budget is named, and a page that is not current is noticed."""
+
+import functools
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import triton
+from attn_fuzz.errors import InputError
+from attn_lab.binaries import budgets, page, results
+from attn_lab.binaries.budgets import Budgets, Exceptions
+from attn_lab.binaries.results import Results, load, updated
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.build import Outcome
+from attn_parity.binaries.rows import Execution, Row
+from attn_parity.binaries.shipped_calls import chosen, main_names
+
+from tests.facts import GOOD
+from tests.pages import ROOT
+
+DECODE = ("gfx942", "decode")
+BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2})
+SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton=("3.9.0",), reason="planted", calls={"decode": 7})
+
+RELEASES = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")
+"""The releases of Triton that are tested: `tox.ini` has an environment for each, and the README names them."""
+
+
+of_architecture = functools.cache(chosen)
+"""Planning all launches takes a tenth of a second."""
+
+
+def over(name="decode", architecture="gfx942", allowed=BUDGETS, version="3.9.0", **facts) -> list[str]:
+    call = of_architecture(architecture)[name]
+    return budgets.over(allowed, architecture, name, call, replace(GOOD, **facts), version)
+
+
+def test_what_is_within_budget_is_fine():
+    assert over() == []
+    assert over("merge", matrix_instructions=0) == []
+    assert over(architecture="sm90", vgpr_spills=None, waves=None) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"vgpr_spills": 1}, "vgpr_spills is 1, at most 0"),
+        ({"sgpr_spills_in_loops": 1}, "sgpr_spills_in_loops is 1, at most 0"),
+        ({"lost_addresses": 2}, "lost_addresses is 2, none allowed"),
+        ({"waves": 1}, "waves is 1, at least 2"),
+        ({"lds_bytes": 65537}, "lds_bytes is 65537, at most 65536"),
+        ({"tf32_instructions": 4}, "tf32_instructions is 4"),
+        ({"narrow_products": 2}, "narrow_products is 2"),
+        ({"matrix_instructions": 0}, "matrix_instructions is 0"),
+        ({"name": "RoPE and cache write"}, "fused_multiply_adds is 50"),
+    ],
+)
+def test_each_fact_has_a_budget(facts, words):
+    (sentence,) = over(**facts)
+    assert words in sentence
+
+
+def test_float32_has_a_matrix_unit_on_cdna_alone():
+    assert over("prefill, fp32 D128", matrix_instructions=0)
+    assert not over("prefill, fp32 D128", "gfx1201", matrix_instructions=0)
+
+
+def test_an_exception_is_of_one_launch_architecture_and_version():
+    allowed = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2}, exceptions=(SPILLS,))
+    assert not over(allowed=allowed, vgpr_spills=7)
+    assert "vgpr_spills is 8, at most 7" in over(allowed=allowed, vgpr_spills=8)[0]
+    assert over("prefill", allowed=allowed, vgpr_spills=7)
+    assert over(architecture="gfx950", allowed=allowed, vgpr_spills=7)
+    assert over(allowed=allowed, vgpr_spills=7, version="3.6.0")
+    assert over(allowed=allowed, vgpr_spills=7, version="3.9.1")
+
+
+def test_exceptions_that_nobody_needs_are_told():
+    allowed = Budgets(
+        vgpr_spills=0,
+        sgpr_spills_in_loops=0,
+        waves={"gfx942": 2},
+        exceptions=(SPILLS, Exceptions("gfx942", "waves", ("3.9.0",), "", {"gone": 1})),
+    )
+    names = {"gfx942": ["decode"]}
+    told = budgets.unneeded(allowed, {("gfx942", "decode"): replace(GOOD, vgpr_spills=3)}, names, "3.9.0")
+    assert told == [
+        "gfx942 decode: vgpr_spills is 3, and 7 is allowed",
+        "gfx942 gone: there is no such launch",
+    ]
+    assert not budgets.unneeded(allowed, {}, {}, "3.6.0")
+
+
+def test_the_projects_budgets_are_of_launches_that_there_are():
+    names = {architecture: list(chosen(architecture)) for architecture in ARCHITECTURES}
+    for version in RELEASES:
+        assert not budgets.unneeded(budgets.load(), {}, names, version)
+    assert all(exception.reason for exception in budgets.load().exceptions)
+    assert {exception.architecture for exception in budgets.load().exceptions} <= set(ARCHITECTURES)
+
+
+def test_exceptions_are_of_the_releases_that_tox_installs():
+    found = {release for exception in budgets.load().exceptions for release in exception.triton}
+    assert found == set(RELEASES)
+    assert tuple(sorted(set(re.findall(r"triton==(\S+)", (ROOT / "tox.ini").read_text())))) == RELEASES
+    assert ", ".join(RELEASES[:-1]) + f" and {RELEASES[-1]}" in " ".join((ROOT / "README.md").read_text().split())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
+    """No launch is named twice: the last figure would count, and the first would allow nothing.
+
+    The compiler gives one launch other code from run to run, by a fiftieth of its spills.
+    """
+    allowed = budgets.load()
+    for exception in allowed.exceptions:
+        if release in exception.triton and exception.fact == "vgpr_spills":
+            for name, figure in exception.calls.items():
+                most = int(figure) + int(figure) // 50
+                assert not over(name, exception.architecture, allowed, release, vgpr_spills=most, waves=None)
+                assert over(name, exception.architecture, allowed, release, vgpr_spills=most + 1, waves=None) == [
+                    f"vgpr_spills is {most + 1}, at most {most} allowed"
+                ]
+
+
+def of_drawn(jobs, workers, report, launches, limit) -> Outcome:
+    """The first launch spills, the second has more LDS than there is, and the third does not compile."""
+    facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
+    made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="") for each in facts]
+    return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})
+
+
+def test_launches_of_drawn_steps_compile(attn_lab):
+    run = attn_lab("binaries", "--drawn", "3", "--arch", "gfx942")
+    assert run.code == 0, run.out + run.err
+    assert re.search(r"^\d launches of 3 drawn steps, --seed 0, compiled with Triton \S+: \d spill registers, 0 do ", run.out)
+
+
+def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
+    """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
+    monkeypatch.setattr("attn_parity.compile.build", of_drawn)
+    run = attn_lab("binaries", "--drawn", "3", "--arch", "gfx942")
+    assert run.code == 1
+    first, second, third, summary = run.out.splitlines()
+    assert first.endswith("9 registers are spilled")
+    assert second.endswith("lds_bytes is 65537, at most 65536 there")
+    assert third.endswith("does not compile: no such thing")
+    assert summary.endswith("1 spill registers, 1 do what no launch may, 1 do not compile")
+
+
+def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypatch):
+    strict = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 99})
+    monkeypatch.setattr(budgets, "load", lambda: strict)
+    run = attn_lab("binaries", "--arch", "gfx942", "--only", "merge, fp32")
+    assert run.code == 1
+    assert re.search(r"^gfx942 merge, fp32: waves is \d+, at least 99 wanted$", run.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--check", "--main"), "--check is about all launches"),
+        (("--check", "--run"), "--check is about all launches, and runs nothing"),
+        (("--check",), "docs/generated/binaries.csv"),
+        (("--write",), "docs/generated"),
+        (("--drawn", "2", "--main"), "--drawn: leave out --only, --main"),
+        (("--option", "num_stages=3"), "--option: expected NAME=VALUE, with --run and without --write"),
+        (("--run", "--arch", "sm90"), "--run: there is an emulator for AMD's architectures only"),
+    ],
+)
+def test_bad_input_is_named(attn_lab, options, words):
+    run = attn_lab("binaries", *options)
+    assert run.code == 2
+    assert words in run.err
+
+
+ROWS = {("gfx942", name): Row("gfx942", name, "merge", 4, GOOD, "01234567") for name in ("a", "b, split")}
+RAN = {
+    ("gfx942", "a"): Execution("agree", 0.5, code="01234567"),
+    ("gfx942", "b, split"): Execution("value", 2.5, 'out: "wrong", by far', "89abcdef"),
+}
+
+
+def test_launches_are_kept_with_what_came_of_them(tmp_path):
+    kept = Results("3.9.0", ROWS | {("sm90", "a"): Row("sm90", "a", "merge", 4, replace(GOOD, agprs=None, waves=2.5))}, RAN)
+    kept.save(tmp_path / "file.csv")
+    found = load(tmp_path / "file.csv")
+    assert (found.triton, found.ran) == ("3.9.0", RAN)
+    assert found.rows["sm90", "a"].facts == replace(GOOD, agprs=None, waves=2.5, lds_limit=227 << 10)
+    assert list(found.rows.values())[:2] == list(ROWS.values())
+    assert found.wrong == ['gfx942 b, split: value: out: "wrong", by far']
+    text = (tmp_path / "file.csv").read_text()
+    (tmp_path / "file.csv").write_text(text.replace(",128,", ",many,", 1))
+    with pytest.raises(InputError, match=r"file\.csv: gfx942 a: .*int"):
+        load(tmp_path / "file.csv")
+
+
+def test_what_came_of_other_launches_is_kept():
+    def results(spills: int, *calls: str) -> Results:
+        rows = {("gfx942", call): Row("gfx942", call, "merge", 4, replace(GOOD, vgpr_spills=spills)) for call in calls}
+        return Results("3.9.0", rows, {("gfx942", call): Execution("agree", spills) for call in calls})
+
+    whole = updated(results(1, "a", "gone", "c"), results(2, "d", "a"), {"gfx942": ["a", "b", "c", "d"]})
+    assert [(row.call, row.facts.vgpr_spills) for row in whole.rows.values()] == [("a", 2), ("c", 1), ("d", 2)]
+    assert [one.error for one in whole.ran.values()] == [2, 1, 2]
+    assert not updated(replace(results(1, "a"), triton="3.8.0"), results(2, "b"), {"gfx942": ["a"]}).ran
+
+
+def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path):
+    facts = replace(GOOD, waves=16, fused_multiply_adds=0)
+    rows = {
+        (name, call): Row(name, call, "merge", 4, replace(facts, lds_limit=architecture.lds_limit))
+        for name, architecture in ARCHITECTURES.items()
+        for call in chosen(name)
+    }
+    path, data = tmp_path / page.PAGE, tmp_path / results.DATA
+    path.parent.mkdir(parents=True)
+
+    def write(rows: dict[tuple[str, str], Row]) -> None:
+        found = Results(triton.__version__, rows)
+        path.write_text(page.text(found, main_names()))
+        found.save(data)
+
+    def wrong() -> list[str]:
+        run = attn_lab("binaries", "--check")
+        assert run.code == int(not run.out.endswith("\n0 wrong\n") and run.out != "0 wrong\n")
+        return run.out.splitlines()
+
+    write(rows)
+    assert wrong() == ["0 wrong"]
+    first = next(iter(rows))
+    write({job: row for job, row in rows.items() if job != first})
+    assert wrong()[0] == f"{' '.join(first)}: a launch without facts"
+    write(rows | {DECODE: replace(rows[DECODE], facts=replace(facts, vgpr_spills=9))})
+    assert wrong()[0] == "gfx942 decode: vgpr_spills is 9, at most 0 allowed"
+    path.write_text(path.read_text().replace("| 128, 16 |", "| 64, 16 |", 1))
+    assert "is not current" in wrong()[0]
+
+
+def test_the_page_says_what_came_of_launches():
+    names = ("gfx942", "gfx1201", "gfx950", "sm90")
+    rows = {(name, "decode"): Row(name, "decode", "attention_kernel", 4, GOOD, "c0de") for name in names}
+    wrong = Execution("value", 3, "out of request 0 at row 1", "01d")
+    ran = {DECODE: Execution("agree", 0.25, "", "c0de"), ("gfx1201", "decode"): wrong}
+    lines = page.text(Results("3.9.0", rows, ran), ["decode"]).splitlines()
+    assert "| `gfx942` | 1 | 1 | 0 | 0 | 1 | 0.25 |" in lines
+    assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 | 0 |" in lines
+    assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 | 0 |" in lines
+    assert "- gfx1201 decode: value: out of request 0 at row 1" in lines
+    assert "| decode | 128, 2; 0.25 | 128, 2; value | 128, 2 | 128, 2 |" in lines
