@@ -9,6 +9,7 @@ import torch
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
 from attn_contract.rules import (
     DECODER_ONLY,
@@ -202,6 +203,17 @@ class Layer:
     def value_size(self) -> int:
         """The width of v and of out."""
         return self.head_size_v or self.head_size
+
+    def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
+        """Where the elements of this layer's cache lie.
+
+        Raises:
+            ContractError: the layer has no cache, or what `KVCacheView.of` refuses.
+        """
+        if self.layout is None:
+            raise ContractError("layer.attn_type", self.attn_type, "a type that has a KV cache")
+        sizes = {"num_kv_heads": self.num_kv_heads, "head_size": self.head_size, "head_size_v": self.head_size_v}
+        return KVCacheView.of(kv_cache, self.layout, **sizes)
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -53,8 +53,8 @@ PLANTED = {
     "the wrong bits kept by SDWA": ("sdwa", "waves.vector[row] & ~mask", "waves.vector[row] & mask", "sdwa"),
     "another bias of float8": (
         "float8",
-        "2.0 ** (exponent - of.bias - of.mantissa)",
-        "2.0 ** (exponent - of.bias - of.mantissa + 1)",
+        "of.mantissa, of.bias, special",
+        "of.mantissa, of.bias - 1, special",
         "float8",
     ),
     "ties of bfloat16 away from even": ("convert", "rounded &= np.uint32(1)", "rounded |= np.uint32(1)", "convert"),
@@ -113,10 +113,16 @@ PLANTED = {
         "where=True, casting='unsafe'",
         "integer_arithmetic",
     ),
-    "a comparison of scalars that is false for a NaN": (
-        "scalar_float",
+    "a comparison that is false for a NaN": (
+        "compare",
         '"nlt": lambda a, b: ~(a < b)',
         '"nlt": lambda a, b: a >= b',
+        "scalar_float",
+    ),
+    "a sum without its summand": (
+        "scalar_float",
+        "(first, second, target)",
+        "(first, second, first)",
         "scalar_float",
     ),
     "the lowest bits of a scalar address": ("scalar_memory", "& -aligned", "& -1", "global_memory"),

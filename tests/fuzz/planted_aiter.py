@@ -1,7 +1,7 @@
-"""Targets `planted_aiter:NAME`: the adapter of AITER and the backends on it, on the double `tests.optimized.documented_aiter`.
+"""Targets `planted_aiter:NAME`: the adapter of AITER and the backends on it, on a double of AITER.
 
-They show that AITER is called as it documents. A prefill gets the dense keys of its requests, and a decode gets each query as a
-request of its own.
+The double is `tests.optimized.aiter_adapter.documented_aiter`. The targets show that AITER is called as it documents. A prefill
+gets the dense keys of its requests, and a decode gets each query as a request of its own.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import aiter_adapter
 
-from tests.optimized.documented_aiter import stand_in, with_two_edges
+from tests.optimized.aiter_adapter.documented_aiter import stand_in, with_two_edges
 
 MOST_CHUNKS = 3
 """Chunks into which the context of an extend is cut."""

@@ -133,14 +133,7 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
     ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
     cache, tables, blocks = None, [()] * batch.num_requests, []
     if call.kv_cache is not None:
-        assert layer.layout is not None
-        view = KVCacheView.of(
-            call.kv_cache,
-            layer.layout,
-            num_kv_heads=layer.num_kv_heads,
-            head_size=layer.head_size,
-            head_size_v=layer.head_size_v,
-        )
+        view = layer.view_of(call.kv_cache)
         tables, blocks = _numbered_anew(call, kept, view.block_size)
         cache = _cache(layer, view, len(blocks))
     requests = tuple(
@@ -280,9 +273,7 @@ def _rows(call: Call, kept: Sequence[int]) -> torch.Tensor:
 def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) -> dict[str, torch.Tensor]:
     layer, kv_cache = call.layer, call.kv_cache
     assert kv_cache is not None
-    view = KVCacheView.of(
-        kv_cache, cache.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    )
+    view = layer.view_of(kv_cache)
     slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64)
     block = torch.tensor(blocks, dtype=torch.int64)[slots // cache.block_size].to(kv_cache.device)
     offset = (slots % cache.block_size).to(kv_cache.device)

@@ -269,6 +269,10 @@ class Case(
         return None if self.cache is None else self.cache.layout.latent_format
 
     @property
+    def is_quantized(self) -> bool:
+        return self.cache is not None and self.cache.dtype is not None
+
+    @property
     def has_work(self) -> bool:
         """True if a kernel has something to compute: a request with queries and keys."""
         return any(request.query_len and request.seq_len for request in self.requests)

@@ -21,7 +21,7 @@ The order of the names is that of a sequence: ("no window", "same") calls withou
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,13 +87,20 @@ def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 @contextlib.contextmanager
 def _holding(contents: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
     """Each tensor with other contents, and at the end with its own again."""
-    before = [bits(tensor).clone() for tensor, _ in contents]
-    try:
+    with restored([tensor for tensor, _ in contents]):
         for tensor, other in contents:
             tensor.copy_(other)
         yield
+
+
+@contextlib.contextmanager
+def restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """At the end of the block every tensor holds the bits that it held before."""
+    before = [bits(tensor).clone() for tensor in tensors]
+    try:
+        yield
     finally:
-        for (tensor, _), own in zip(contents, before, strict=True):
+        for tensor, own in zip(tensors, before, strict=True):
             bits(tensor).copy_(own)
 
 

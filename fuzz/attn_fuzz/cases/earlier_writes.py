@@ -16,11 +16,11 @@ from attn_fuzz.cases.earlier import (
     converted_cache,
     realigned,
     realigned_cache,
+    restored,
     restrided,
     restrided_cache,
     with_other_scales,
 )
-from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Rotation, Step, Write
 
 _Changed = tuple[Write, Step]
@@ -49,13 +49,8 @@ def changed(write: Write, step: Step, name: str) -> Iterator[_Changed | None]:
     if other is None:
         yield None
         return
-    memory = [*step.memory.values(), step.q]
-    before = [bits(tensor).clone() for tensor in memory]
-    try:
+    with restored([*step.memory.values(), step.q]):
         yield other
-    finally:
-        for tensor, own in zip(memory, before, strict=True):
-            bits(tensor).copy_(own)
 
 
 def _same(write: Write, step: Step) -> _Changed:

@@ -80,7 +80,6 @@ def _support(device: str) -> Support:
         output_dtypes=(_native_float8(device),),
         unused_slots="mostly finite",
         max_tokens=128,
-        max_seq_len=1024,
         exclude=_beyond,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
+from attn_contract import AttentionType, Batch, Capabilities, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
@@ -172,9 +172,7 @@ class BackendLayers:
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
-            widths = {"head_size": layer.head_size, "head_size_v": layer.head_size_v}
-            view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, **widths)
-            block_size = view.block_size
+            block_size = layer.view_of(kv_cache).block_size
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
                 # whatever lies inside the planes of the other layers, a block covers the same bytes

@@ -41,11 +41,8 @@ def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch
     Args:
         tokens: for each request, [local length] int64, which of its keys the rank has.
     """
-    assert layer.layout is not None
     assert batch.block_table is not None
-    view = KVCacheView.of(
-        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    )
+    view = layer.view_of(kv_cache)
     counts = [-(-len(own) // view.block_size) for own in tokens]
     blocks = choose.sample(range(sum(counts) + 2), sum(counts))
     table = torch.full((len(counts), max((1, *counts)) + choose.randint(0, 1)), choose.choice(NO_BLOCK), dtype=torch.int32)

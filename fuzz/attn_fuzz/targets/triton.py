@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
@@ -297,7 +297,7 @@ def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> 
     """The number of leading keys that all requests with a query share, in whole blocks of their contexts."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return 0
-    block_size = _block_size(layer, kv_cache)
+    block_size = layer.view_of(kv_cache).block_size
     query_lens = batch.query_start_loc.diff()
     contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
     if not contexts or int(batch.seq_lens[0]) < block_size:
@@ -306,13 +306,6 @@ def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> 
     table = batch.block_table[query_lens > 0, :blocks]
     same = (table == batch.block_table[:1, :blocks]).all(0).long().cumprod(0)
     return int(same.sum()) * block_size
-
-
-def _block_size(layer: Layer, kv_cache: torch.Tensor) -> int:
-    assert layer.layout is not None
-    return KVCacheView.of(
-        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    ).block_size
 
 
 def _cascade_events(step: Step) -> Iterable[str]:
@@ -324,7 +317,10 @@ _CASCADE_RULES = (
     *("non_causal", "per_request_causal", "lse", "rope"),
 )
 
-TRITON_CASCADE = Target(
+_ATTENTION_ALONE = dataclasses.replace(TRITON, write_kv_cache=None, rope_and_write_kv_cache=None)
+
+TRITON_CASCADE = dataclasses.replace(
+    _ATTENTION_ALONE,
     name="triton-cascade",
     description="cascade attention of the Triton kernels, where requests share their first blocks",
     attention=_cascade_attention,
@@ -333,20 +329,11 @@ TRITON_CASCADE = Target(
         attn_types=(AttentionType.DECODER,),
         rules=_CASCADE_RULES,
     ),
-    rounding=_triton_rounding,
-    unavailable=missing_triton,
     events=_cascade_events,
-    siblings=_MODES,
-    checks_arguments=True,
-    forget=_forget_launches,
-    modules=modules,
     modes={
         "returned": returned.by(functools.partial(_cascade_attention, validate=False)),
         "far": far.with_any_strides,
     },
-    planned=planned,
-    sanitizes=True,
-    exact=True,
 )
 
 
@@ -356,23 +343,15 @@ def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=Tru
     attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=validate)
 
 
-TRITON_VARLEN = Target(
+TRITON_VARLEN = dataclasses.replace(
+    _ATTENTION_ALONE,
     name="triton-varlen",
     description="the dense Triton kernel alone, which must refuse what needs a cache",
     attention=_varlen_attention,
     support=lambda device: dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
     ),
-    rounding=_triton_rounding,
-    unavailable=missing_triton,
-    siblings=_MODES,
-    checks_arguments=True,
-    forget=_forget_launches,
-    modules=modules,
     modes={"far": far.with_any_strides},
-    planned=planned,
-    sanitizes=True,
-    exact=True,
 )
 
 

@@ -15,7 +15,6 @@ from attn_contract import (
     Batch,
     Capabilities,
     ContractError,
-    KVCacheView,
     Layer,
     Layout,
     UnsupportedError,
@@ -179,9 +178,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         if self._reinterprets:
             kv_cache = self._as_planes(kv_cache)
         if kv_cache.shape not in self._cache_shapes:
-            layer = self.layer
-            heads = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-            view = KVCacheView.of(kv_cache, self.layer.layout, **heads)
+            view = self.layer.view_of(kv_cache)
             if view.block_size != self.config.block_size:
                 expected = f"{self.config.block_size}, the layer's block_size"
                 raise ContractError("kv_cache", f"blocks of {view.block_size} slots", expected)

@@ -55,6 +55,7 @@ def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
+PLAIN = "aiter_adapter/test_aiter_adapter.py"
 RUN_MUTATED = """
 import sys
 import pytest
@@ -73,21 +74,21 @@ sys.exit(pytest.main(arguments))
     ("tests", "place", "find", "replace"),
     [
         (
-            "test_aiter_adapter.py::TestUnifiedAttention",
+            f"{PLAIN}::TestUnifiedAttention",
             UNIFIED,
             "batch.num_requests == 0 or batch.num_actual_tokens == 0",
             "False",
         ),
-        ("test_aiter_adapter.py::TestUnifiedAttention", f"{ADAPTER}.unified_attention._readable", "more + 1", "more"),
+        (f"{PLAIN}::TestUnifiedAttention", f"{ADAPTER}.unified_attention._readable", "more + 1", "more"),
         (
-            "test_aiter_adapter.py::TestFlashAttnVarlen",
+            f"{PLAIN}::TestFlashAttnVarlen",
             f"{ADAPTER}.flash_attn_varlen._bound_that_keeps",
             "right < max_query_len - 1",
             "False",
         ),
-        ("test_aiter_adapter.py::TestFlashAttnVarlen", PREFILL, "layer.sinks.float()[:, None]", "0.0"),
-        ("test_aiter_adapter.py::TestFlashAttnVarlen", PREFILL, "result[1] == torch.inf", "result[1] == 1.0"),
-        ("test_aiter_adapter.py::TestPaFwdAsm", f"{ADAPTER}.features", "(16,)", "(16, 32)"),
+        (f"{PLAIN}::TestFlashAttnVarlen", PREFILL, "layer.sinks.float()[:, None]", "0.0"),
+        (f"{PLAIN}::TestFlashAttnVarlen", PREFILL, "result[1] == torch.inf", "result[1] == 1.0"),
+        (f"{PLAIN}::TestPaFwdAsm", f"{ADAPTER}.features", "(16,)", "(16, 32)"),
         (
             "backends/test_rocm_aiter_fa.py",
             CHUNKS,

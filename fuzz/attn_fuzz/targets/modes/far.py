@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from attn_contract import Batch, KVCacheView, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by, choices_by_metadata
 from attn_fuzz.targets.engine import Engine
@@ -188,8 +188,7 @@ class _LargeCache:
     def cached(self, kv_cache: torch.Tensor | None, layer: Layer) -> tuple[Any, Layer]:
         if kv_cache is None or layer.layout is None:
             return kv_cache, layer
-        sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-        self._block_size = KVCacheView.of(kv_cache, layer.layout, **sizes).block_size
+        self._block_size = layer.view_of(kv_cache).block_size
         self._apart = max(1, REACH // kv_cache.numel())
         scales = {name: self._large(getattr(layer, name), 0) for name in _SCALES}
         return self._large(kv_cache, layer.layout.dims.index("block")), dataclasses.replace(layer, **scales)

@@ -18,7 +18,7 @@ from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.others.aiter_package import REQUIREMENT
+from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
@@ -52,9 +52,8 @@ class Launch:
 
 
 def files() -> Path:
-    """The folder hsa/: in the wheel in aiter_meta/, in a checkout beside aiter/."""
-    beside = foreign.sources("aiter").parent
-    return (beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside) / "hsa"
+    """The folder of the code objects."""
+    return root() / "hsa"
 
 
 @functools.cache

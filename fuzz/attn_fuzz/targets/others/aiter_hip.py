@@ -27,7 +27,6 @@ import ctypes
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -42,7 +41,7 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.aiter_package import REQUIREMENT
+from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -68,12 +67,6 @@ EARLY = ("-mllvm", "-amdgpu-early-inline-all=true")
 Schedules = Callable[[], "Sequence[Schedule]"]
 Call = Callable[[torch.Tensor, torch.Tensor, Layer, Batch, torch.Tensor], dict[str, Any]]
 """Returns the arguments of AITER's function by name, made of q, the cache, the layer, the batch and out [T, H, D]."""
-
-
-def root() -> Path:
-    """The folder that has csrc/ and 3rdparty/: in the wheel beside aiter/, in a checkout its parent."""
-    beside = foreign.sources("aiter").parent
-    return beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside
 
 
 def missing(name: str, architecture: str, device: str) -> str | None:

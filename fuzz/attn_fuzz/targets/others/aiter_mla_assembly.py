@@ -223,8 +223,7 @@ _ENGINE = dataclasses.replace(
 
 
 def _excluded(case: Case) -> str | None:
-    is_quantized = case.cache is not None and case.cache.dtype is not None
-    if is_quantized and any(request.query_len > MOST_QUERIES_OF_FLOAT8 for request in case.requests):
+    if case.is_quantized and any(request.query_len > MOST_QUERIES_OF_FLOAT8 for request in case.requests):
         return "float8 and more than 4 queries of a request, for which get_meta_param and asm_mla.cu have no entry"
     return None
 
@@ -247,8 +246,8 @@ def _support(architecture: str, **fields: Any) -> Support:
 def _persistent_excluded(kind: str, case: Case) -> str | None:
     if reason := _excluded(case):
         return reason
-    q_type = _BF16 if kind == "persistent-a16w8" or case.cache is None or case.cache.dtype is None else "fp8"
-    cache_type = _BF16 if case.cache is None or case.cache.dtype is None else "fp8"
+    cache_type = "fp8" if case.is_quantized else _BF16
+    q_type = _BF16 if kind == "persistent-a16w8" else cache_type
     most = max((request.query_len for request in case.requests), default=1)
     if _file(_PERSISTENT_FILES, (q_type, cache_type, case.group_size), most) is None:
         return f"no file with metadata for q {q_type}, cache {cache_type}, {case.group_size} heads, {most} queries"
