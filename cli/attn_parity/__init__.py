@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 from attn_fuzz import extras
-from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.errors import NOT_RUN, ExecutorError, InputError, LimitError
 from attn_fuzz.text import nearest, one_line
 from attn_parity import defaults
 from attn_parity.console import BROKEN_PIPE, is_read, notes, results
@@ -26,6 +26,7 @@ GROUPS = {
     "Commands to begin with": {
         "fuzz": "Draw cases, run them on a target, judge them. The main job.",
         "replay": "Run cases again.",
+        "explain": "Say which mistake has just the output of a failing case.",
         "show": "Draw a case: masks, block table, allocation, error against bound.",
         "targets": "List what can be fuzzed here.",
         "select": "Say which backend serves a layer, or each layer of a model.",
@@ -37,7 +38,7 @@ GROUPS = {
         "bisect": "Find the commit of a kernel's repository since which a case fails.",
     },
     "Compiled code": {
-        "compile": "Compile every kernel that ships: registers, spills, LDS, matrix instructions.",
+        "compile": "Compile every kernel that ships, or those of a target: registers, spills, LDS, matrix instructions.",
         "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
@@ -123,7 +124,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None, commands: click.Group = cli, name: str = "attn-parity") -> None:
-    """Run the command line; every foreseeable error is one line and exit code 2."""
+    """Run the command line; every foreseeable error is one line and exit code 2, or 3 if it tells a limit of this tool."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -156,6 +157,10 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
         return 0
     except InputError as error:
         _tell(str(error))
+        return error.exit_code
+    except LimitError as error:
+        _tell(f"not run, by a limit of this tool: {error.sentence}")
+        return NOT_RUN
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     except ModuleNotFoundError as error:

@@ -1,15 +1,21 @@
 """`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, and show what the compilers make."""
 
 import dataclasses
+import pickle
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from attn_fuzz.errors import InputError
+from attn_fuzz.run.executor import use_interpreter
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import LIMIT, SHIPPED, Launches, Outcome, build
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Duration,
+    Positive,
     check_writable,
     default_workers,
     json_option,
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     """Each launch by its architecture and then by its name."""
 
 SCHEMA = "attn-parity.compile/1"
+EXAMPLES = 30
 
 architectures_option = click.option(
     "--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all."
@@ -37,6 +44,7 @@ limit_option = click.option(
 
 
 @click.command("compile")
+@click.argument("target", required=False)
 @architectures_option
 @only_option
 @limit_option
@@ -45,35 +53,89 @@ limit_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Write code objects into this folder, with a description of how to launch them.",
 )
+@click.option("--examples", type=Positive, default=EXAMPLES, show_default=True, help="With TARGET: how many calls to draw.")
+@click.option("--seed", type=int, default=0, show_default=True, help="With TARGET: of the drawn calls.")
 @workers_option
 @json_option
 def command(
-    architectures: str | None, only: str, limit: float, save: Path | None, workers: int | None, json_file: Path | None
+    target: str | None,
+    architectures: str | None,
+    only: str,
+    limit: float,
+    save: Path | None,
+    examples: int,
+    seed: int,
+    workers: int | None,
+    json_file: Path | None,
 ) -> int:
-    """Compile every kernel that ships: registers, spills, LDS, matrix instructions.
+    """Compile every kernel that ships, or that drawn calls of a TARGET launch: registers, spills, LDS, matrix instructions.
 
     Exit 1 when one does not compile, or its binary cannot be right; else 2 when one has no code after --limit.
     """
     check_writable(json_file)
+    if target is not None:
+        if save is not None:
+            raise click.UsageError("--save: it writes launches that ship, and none of a target")
+        return _of_target(target, architectures, only, limit, examples, seed, workers, json_file)
     calls = chosen_calls(architectures, only=only)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
         check_writable(save / "launches.json", "--save")
     outcome = built(calls, workers, limit)
+    if save is not None:
+        from attn_parity.binaries.saving import save_binaries
+
+        written = save_binaries(save, outcome.binaries, calls)
+        notes.print(f"{written} code objects in {save}, described by launches.json")
+    return _told(outcome, json_file)
+
+
+def _of_target(
+    target: str,
+    architectures: str | None,
+    only: str,
+    limit: float,
+    examples: int,
+    seed: int,
+    workers: int | None,
+    json_file: Path | None,
+) -> int:
+    """Compile what drawn calls of a target launch. Launches with the same code are one row."""
+    from attn_fuzz.targets import registry
+    from attn_parity.binaries import target_calls
+
+    use_interpreter("cpu")
+    chosen = [name for name in chosen_architectures(architectures) if architectures or name.startswith("gfx")]
+    launches = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for architecture in chosen:
+            loaded = registry.usable(f"{target}@{architecture}", "cpu")
+            if loaded.modules is None:
+                raise InputError(f"{target}: its code is not Triton's: only kernels of Triton are compiled here")
+            recording = target_calls.recorded(target, architecture, seed, examples, limit, Path(scratch))
+            count = len(recording.launches)
+            results.print(f"{architecture}: {recording.drawn} drawn calls of {loaded.name} launch {count} specializations")
+            for error, times in recording.raised.most_common(3):
+                notes.print(f"{times} of these calls raised {error}", soft_wrap=True)
+            launches[architecture] = {name: each for name, each in recording.launches.items() if only in name}
+    if not any(launches.values()):
+        raise click.UsageError(f"--only: no launch is named so: {only}")
+    others = ("attn_parity.binaries.target_calls", pickle.dumps(launches))
+    return _told(built(launches, workers, limit, others), json_file, merges=True)
+
+
+def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
+    """Print what was compiled, write it, and return the exit code."""
     from attn_parity.binaries import rows
 
     compiled, errors = rows.rows_of(outcome), rows.errors_of(outcome)
+    compiled = rows.merged(compiled) if merges else compiled
     over = [f"{row.architecture} {row.call}: {fault}" for row in compiled for fault in row.facts.faults]
     rows.print_tables(compiled)
     for line in (*over, *errors):
         results.print(line, soft_wrap=True)
     triton, begun = version("triton") or "", "interrupted; so far: " if outcome.interrupted else ""
     results.print(f"{begun}{len(compiled)} compiled with Triton {triton}, {len(over)} wrong, {rows.uncompiled(outcome)}")
-    if save is not None:
-        from attn_parity.binaries.saving import save_binaries
-
-        written = save_binaries(save, outcome.binaries, calls)
-        notes.print(f"{written} code objects in {save}, described by launches.json")
     if json_file:
         found = {"binaries": [dataclasses.asdict(row) for row in compiled], "over": over, "errors": list(errors)}
         write_json(json_file, {"schema": SCHEMA, "triton": triton, **found})
@@ -106,7 +168,7 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
     return calls
 
 
-def built(calls: "Calls", workers: int | None, limit: float, launches: Launches = SHIPPED) -> Outcome:
+def built(calls: "Mapping[str, Mapping[str, Any]]", workers: int | None, limit: float, launches: Launches = SHIPPED) -> Outcome:
     """Compile launches behind a progress bar.
 
     Args:

@@ -3,6 +3,8 @@
 import contextlib
 import re
 import shlex
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,17 @@ from pathlib import Path
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.report.run import Found
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import Failure, Progress
 from attn_parity.console import results
 
-NOT_RUN = 3
-"""The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
+EXPLAIN = "attn_fuzz.explain.trial:explain"
+EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten")
+"""The kinds of verdicts on outputs. Of any other, the message is the explanation."""
+EXPLAINING = 60.0
+"""After so many seconds no further failure of a run is explained."""
 
 
 @dataclass
@@ -62,6 +69,28 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
     except OSError as error:
         errors.append(f"{error.filename}: {error.strerror}")
     return path, script
+
+
+def explained(case: Case, first: Case | None, target: str, device: str, limit: float) -> tuple[str, ...]:
+    """Where the outputs of a failing case are wrong, and which mistake explains them; nothing if no output is wrong."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Executor(target, device, limit, Path(scratch, "case.json"), trial=EXPLAIN) as executor,
+    ):
+        return executor.run(case, first=first).explanation
+
+
+def with_explanations(found: Sequence[Found], target: str, device: str, limit: float) -> list[Found]:
+    """Failures with what explains them. Those whose output is not wrong have no explanation."""
+    until = time.monotonic() + EXPLAINING
+    more = []
+    for each in found:
+        failure, lines = each.failure, ()
+        if failure.verdict.kind in EXPLAINED and time.monotonic() < until:
+            with contextlib.suppress(ExecutorError, InputError):
+                lines = explained(failure.case, failure.first, target, device, limit)
+        more.append(each._replace(explanation=lines))
+    return more
 
 
 def show_first(failure: Failure, folder: Path, name: str) -> Path | None:
@@ -111,6 +140,8 @@ def tell(found: Found, *, is_first: bool) -> None:
     if found.past:
         results.print(f"{found.past} fails")
     results.print(report.summary(failure.case, failure.verdict))
+    for line in found.explanation:
+        results.print(line, soft_wrap=True, markup=False)
     size = "smallest case" if failure.minimal else "failing case, not yet the smallest"
     if found.case_file is None:
         results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}", soft_wrap=True)

@@ -14,7 +14,7 @@ import msgspec
 from attn_fuzz import outputs, renamed
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.errors import NOT_RUN, ExecutorError
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
@@ -214,6 +214,7 @@ class _Begun:
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
+        failures = failing.with_explanations(failures, name, plan.device, plan.limit)
         run = self._ended(name, place, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
@@ -249,6 +250,7 @@ class _Begun:
         runs = {}
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
+            own = failing.with_explanations(own, name, plan.device, plan.limit)
             runs[name] = self._ended(name, place, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 
@@ -327,7 +329,7 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     if fails:
         return 1
-    return 130 if runs[0].interrupted else failing.NOT_RUN if any(run.limits for run in runs) else 0
+    return 130 if runs[0].interrupted else NOT_RUN if any(run.limits for run in runs) else 0
 
 
 def _store(failures_of: ExampleDatabase, key: bytes, failures: Sequence[Found], errors: list[str]) -> None:
@@ -391,7 +393,6 @@ def _tell(run: Run, name: str) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
-    if run.examples:
-        for line in run.drawn.lines:
-            notes.print(f"{name}{line}", soft_wrap=True)
+    for line in [*(run.drawn.lines if run.has_drawn else []), *run.not_run]:
+        notes.print(f"{name}{line}", soft_wrap=True)
     results.print(f"{name}{run.sentence}", soft_wrap=True)

@@ -32,7 +32,7 @@ class Failure(TypedDict):
 
 
 class Found(Failure):
-    """A failure of a run, and the files about it.
+    """A failure of a run, the files about it, and lines about where its outputs are wrong and which mistake explains them.
 
     `past` is the name of the past case that fails, if it is one. `while_shrinking` says whether the failure was met while
     another one was shrunk. The last fields are those of a run with --keep-going: `needs` are the aspects that the smallest case
@@ -46,6 +46,7 @@ class Found(Failure):
     first_file: str | None
     case_file: str | None
     script: str | None
+    explanation: list[str]
     name: NotRequired[str]
     about: NotRequired[str]
     needs: NotRequired[list[str]]
@@ -184,7 +185,8 @@ class Exhaust(TypedDict):
 
 
 class Binary(TypedDict):
-    """A launch on an architecture, its kernel, its facts, and the first digits of the digest of its assembly."""
+    """A launch on an architecture, its kernel, its facts, the first digits of the digest of its assembly, and the number of
+    instructions of its hot loop."""
 
     architecture: str
     call: str
@@ -192,6 +194,7 @@ class Binary(TypedDict):
     num_warps: int
     facts: Facts
     code: str
+    loop: int | None
 
 
 class Compile(TypedDict):

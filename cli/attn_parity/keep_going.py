@@ -119,7 +119,7 @@ def tell(failures: Sequence[Found]) -> None:
     for i, found in enumerate(failures, 1):
         failure, path = found.failure, found.case_file
         results.print(f"{i}. {failure.verdict.kind}: {failure.verdict.message}", soft_wrap=True)
-        for remark in found.remarks:
+        for remark in (*found.remarks, *found.explanation):
             results.print(f"   {remark}", soft_wrap=True)
         again = shlex.join(report.again(failure.case, path, failure.verdict)) if path else "its case could not be written"
         results.print(f"   {again}", soft_wrap=True)

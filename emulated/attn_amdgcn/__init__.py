@@ -24,6 +24,7 @@ from attn_amdgcn.assembly import Kernel, load
 from attn_amdgcn.checked import SCHEDULES, checked
 from attn_amdgcn.counts import counts, multiply_adds
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, Touch, UnknownInstructionError
+from attn_amdgcn.flow import hot_loop
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.origins import lane_moves_in_loops, lost_addresses
@@ -50,6 +51,7 @@ __all__ = [
     "Watch",
     "checked",
     "counts",
+    "hot_loop",
     "inexact",
     "lane_moves_in_loops",
     "launch",

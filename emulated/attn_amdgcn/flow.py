@@ -8,6 +8,8 @@ from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.control import BRANCHES, ENDS
 from attn_amdgcn.operands import label_of
 
+MATRIX = ("v_mfma", "v_smfmac", "v_wmma", "v_swmmac")
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -43,6 +45,31 @@ class Flow:
         for block in range(len(self.after)):
             if block in _reached(block, lambda one: self.after[one]):
                 yield block
+
+    @cached_property
+    def loops(self) -> list[range]:
+        """The instructions of each loop that holds no other: those from a label to a jump back to it."""
+        code = self.kernel.instructions
+        back = [(self.kernel.labels[label_of(each)], i) for i, each in enumerate(code) if each.name in BRANCHES]
+        found = [range(first, last + 1) for first, last in back if first <= last]
+        return [one for one in found if not any(_lies_in(other, one) for other in found)]
+
+
+def hot_loop(kernel: Kernel) -> int | None:
+    """The number of instructions of the loop with most matrix instructions, or else of the longest; None without a loop.
+
+    Loops that hold another loop do not count.
+    """
+
+    def work(loop: range) -> tuple[int, int]:
+        names = [kernel.instructions[i].name for i in loop]
+        return sum(name.startswith(MATRIX) for name in names), len(loop)
+
+    return len(max(loops, key=work)) if (loops := Flow(kernel).loops) else None
+
+
+def _lies_in(inner: range, outer: range) -> bool:
+    return inner != outer and outer.start <= inner.start and inner.stop <= outer.stop
 
 
 def _reached(start: int, follow: Callable[[int], Iterable[int]]) -> set[int]:

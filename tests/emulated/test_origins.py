@@ -1,7 +1,7 @@
 """Would an address that a compiler lost be found, and is code that only looks like it left alone?"""
 
 import pytest
-from attn_amdgcn import lane_moves_in_loops, load, lost_addresses
+from attn_amdgcn import hot_loop, lane_moves_in_loops, load, lost_addresses
 
 from tests.emulated.kernels import POINTER, kernel_text
 
@@ -92,3 +92,17 @@ def test_scalar_spills_are_counted_in_loops_alone():
     assert moves(*FIRST, *kept(), *loop(*restored(), *LOAD)) == 4
     assert moves(*FIRST, *kept(), *restored(), *LOAD, *loop("s_nop 0")) == 0
     assert moves(*loop("v_readlane_b32 s3, v1, 63")) == 0, "the last lane of a sum is no spill"
+
+
+def test_the_hot_loop_is_the_innermost_one_with_most_matrix_instructions():
+    def count(*body: str) -> int | None:
+        return hot_loop(load(kernel_text(*ARGUMENTS, *body, arguments=THREE)))
+
+    def looped(label: str, *body: str) -> tuple[str, ...]:
+        return (f"{label}:", *body, "s_cmp_lg_u32 s12, 0", f"s_cbranch_scc1 {label}")
+
+    product = "v_mfma_f32_16x16x16_f16 v[4:7], v[0:1], v[2:3], v[4:7]"
+    short, long = looped(".LBB0_1", product), looped(".LBB0_2", *("s_nop 0",) * 9)
+    assert count("s_nop 0") is None
+    assert count(*long) == 11
+    assert count(*looped(".LBB0_3", *short, *long)) == 3

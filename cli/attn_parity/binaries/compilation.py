@@ -35,6 +35,7 @@ class Binary:
         facts: see Facts; `facts.lds_bytes` is the dynamic shared memory of the launch.
         assembly: the text from which the code object is made.
         scratch_bytes: what the two pointers to scratch memory must point to, by their names.
+        hot_loop: as `attn_amdgcn.hot_loop`; None for NVIDIA, and of code that `attn_amdgcn` cannot read.
     """
 
     architecture: str
@@ -50,6 +51,7 @@ class Binary:
     facts: Facts
     assembly: str
     scratch_bytes: dict[str, int]
+    hot_loop: int | None
 
 
 def compiled(call: KernelCall, architecture: str) -> tuple[Any, ASTSource]:
@@ -91,4 +93,14 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
         assembly=binary.asm.get("amdgcn") or binary.asm["ptx"],
         # before Triton 3.8 AMD's backend has no global scratch and no figure of it, and NVIDIA's says None for 0
         scratch_bytes={name: getattr(metadata, f"{name}_size", None) or 0 for name in SCRATCH},
+        hot_loop=_hot_loop(binary.asm["amdgcn"]) if suffix == "hsaco" else None,
     )
+
+
+def _hot_loop(assembly: str) -> int | None:
+    from attn_amdgcn import AmdgcnError, hot_loop, load  # needs the extra `emulated`
+
+    try:
+        return hot_loop(load(assembly))
+    except AmdgcnError:
+        return None

@@ -1,7 +1,7 @@
 """What came of launches that were compiled, and of those that ran on the emulator; and the table that shows it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from attn_parity.binaries.assembly import DIGITS, digest
@@ -10,7 +10,7 @@ from attn_parity.binaries.facts import Facts
 from attn_parity.console import results
 from attn_parity.options import plain_table
 
-COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load")
+COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load", "loop")
 """Of a table of binaries; all but the first two hold numbers."""
 AGREES = "agree"
 
@@ -21,6 +21,7 @@ class Row:
 
     Attributes:
         code: the first digits of the digest of its assembly; empty if nobody noted it.
+        loop: how many instructions its hot loop has (`attn_amdgcn.hot_loop`); None without one, and for NVIDIA.
     """
 
     architecture: str
@@ -29,6 +30,7 @@ class Row:
     num_warps: int
     facts: Facts
     code: str = ""
+    loop: int | None = None
 
 
 class Execution(NamedTuple):
@@ -55,9 +57,28 @@ class Execution(NamedTuple):
 
 def rows_of(outcome: Outcome) -> tuple[Row, ...]:
     return tuple(
-        Row(architecture, name, binary.name, binary.num_warps, binary.facts, digest(binary.assembly, binary.name)[:DIGITS])
+        Row(
+            architecture,
+            name,
+            binary.name,
+            binary.num_warps,
+            binary.facts,
+            digest(binary.assembly, binary.name)[:DIGITS],
+            binary.hot_loop,
+        )
         for (architecture, name), binary in outcome.binaries.items()
     )
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one architecture and code as one: the first, whose name says how many others there are."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.architecture, row.code), []).append(row)
+    return [
+        replace(first, call=f"{first.call} (and {len(others)} with the same code)") if others else first
+        for first, *others in found.values()
+    ]
 
 
 def errors_of(outcome: Outcome) -> tuple[str, ...]:
@@ -93,11 +114,13 @@ def print_tables(rows: Iterable[Row]) -> None:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The cells of a binary, by COLUMNS. Spills are VGPRs and SGPRs, LDS is KiB, load is the bytes of a lane's widest load."""
+    """The cells of a binary, by COLUMNS. Spills are VGPRs and SGPRs, LDS is KiB, load is the bytes of a lane's widest load.
+    loop is the instructions of the hot loop.
+    """
     facts = row.facts
     spills = "/".join(shown(spilled) for spilled in (facts.vgpr_spills, facts.sgpr_spills) if spilled is not None)
     registers = (shown(facts.vgprs), shown(facts.agprs), shown(facts.sgprs))
-    others = (shown(facts.waves), shown(facts.matrix_instructions), shown(facts.widest_load))
+    others = (shown(facts.waves), shown(facts.matrix_instructions), shown(facts.widest_load), shown(row.loop))
     kernel = row.kernel.removesuffix("_kernel")
     return (row.call, kernel, str(row.num_warps), *registers, spills, f"{facts.lds_bytes / 1024:.3g}", *others)
 

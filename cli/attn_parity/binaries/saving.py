@@ -44,7 +44,7 @@ def _described(binary: Binary, call: KernelCall) -> dict[str, Any]:
     described = {
         field.name: getattr(binary, field.name)
         for field in dataclasses.fields(binary)
-        if field.name not in ("code", "assembly", "attributes", "scratch_bytes")
+        if field.name not in ("code", "assembly", "attributes", "scratch_bytes", "hot_loop")
     }
     return described | {
         "arguments": _arguments(binary, call),

@@ -11,8 +11,10 @@ The file holds these tensors, if the case has them. Each is dense:
     sinks, alibi_slopes             [H]
     qq_bias                         [Q, Q] with Q = max_query_len
     output_scale                    [1]
+    out, lse                        [rows, H, Dv] and [H, rows]: what the call gave, if it was captured too
 
-The file does not hold slots, rows and table entries that the call does not use. A replay fills them with poison.
+`out` is kept if it has no more than KEPT_ELEMENTS elements. The file does not hold slots, rows and table entries that the call
+does not use. A replay fills them with poison.
 """
 
 import hashlib
@@ -37,6 +39,8 @@ from attn_fuzz.cases.poison import DTYPES, bits
 from attn_fuzz.errors import InputError
 
 HEADER_BYTES = 1 << 16
+KEPT_ELEMENTS = 1 << 24
+"""The most elements of an output that is kept: 64 MiB of float32."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -44,7 +48,16 @@ class CaptureError(ValueError):
     """No case can represent a call. The message says why."""
 
 
-def capture(call: Call, path: str | Path, *, target: str = "triton", requests: Sequence[int] | None = None) -> Path:
+def capture(
+    call: Call,
+    path: str | Path,
+    *,
+    target: str = "triton",
+    requests: Sequence[int] | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Path:
     """Write a call as a case, with its tensors in a file beside the case. `attn-parity replay` runs the case on any machine.
 
     Only cache blocks in use are copied, and they get new numbers. The case attends and does not write: its cache holds the
@@ -56,6 +69,9 @@ def capture(call: Call, path: str | Path, *, target: str = "triton", requests: S
         path: of the case, *.json; the tensors go into a file of the same name, *.safetensors.
         target: name of the target on which `replay` runs the case by default.
         requests: indices of the requests to keep; None keeps all.
+        out, lse: what a kernel gave, [T, H, Dv] or [T, H * Dv], and [H, T], to be kept beside the call. An output of more than
+            KEPT_ELEMENTS elements is left out.
+        metadata: strings to keep in the file of tensors.
 
     Returns:
         path.
@@ -73,11 +89,14 @@ def capture(call: Call, path: str | Path, *, target: str = "triton", requests: S
         raise CaptureError(f"requests: got {list(kept)}, expected indices of {call.batch.num_requests} requests")
     unhashed = Values("captured", file=path.with_suffix(".safetensors").name, sha256="0" * 64)
     case, blocks = _case(call, kept, target, unhashed)
+    if lse is not None:
+        case = msgspec.structs.replace(case, lse=True)
     try:
         case = case_file.loads(case_file.dumps(case))
     except (CaseError, UnicodeEncodeError) as error:
         raise CaptureError(f"no case can represent this call: {error}") from None
-    data = safetensors.torch.save(_tensors(call, kept, case, blocks))
+    results = _results(call, kept, out, lse)
+    data = safetensors.torch.save(_tensors(call, kept, case, blocks) | results, metadata=metadata)
     hashed = msgspec.structs.replace(unhashed, sha256=hashlib.sha256(data).hexdigest())
     outputs.write(path.with_suffix(".safetensors"), data)
     case_file.save(path, msgspec.structs.replace(case, values=hashed))
@@ -85,13 +104,13 @@ def capture(call: Call, path: str | Path, *, target: str = "triton", requests: S
 
 
 def load(case: Case) -> dict[str, torch.Tensor]:
-    """The tensors of a captured case, by name, on the CPU.
+    """The tensors of a captured case, by name, on the CPU: what was given, and `out` and `lse` if they were kept.
 
     Raises:
         CaseError: the file cannot be read, is larger than the case's tensors, has another hash, or holds other tensors.
     """
-    expected = _expected(case)
-    most = HEADER_BYTES + sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in expected.values())
+    expected, results = _expected(case), _expected_results(case)
+    most = HEADER_BYTES + sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in (expected | results).values())
     path = Path(case.values.file or "")
     try:
         data = inputs.read_bytes(path, most)
@@ -105,6 +124,7 @@ def load(case: Case) -> dict[str, torch.Tensor]:
         held = safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, InputError) as error:
         raise CaseError(f"values.file: {path} is no safetensors file: {error}") from None
+    expected |= {name: what for name, what in results.items() if name in held}
     if held.keys() != expected.keys():
         raise CaseError(f"values.file: {path} holds {', '.join(sorted(held))}, expected {', '.join(sorted(expected))}")
     for name, (shape, dtype) in expected.items():
@@ -112,6 +132,12 @@ def load(case: Case) -> dict[str, torch.Tensor]:
         if (tuple(got.shape), got.dtype) != (shape, dtype):
             raise CaseError(f"values.file: {name} is {got.dtype} {tuple(got.shape)}, expected {dtype} {shape}")
     return held
+
+
+def metadata(case: Case) -> dict[str, str]:
+    """The strings in the file of a captured case's tensors, which `load` has checked."""
+    with safetensors.safe_open(case.values.file or "", "pt") as file:
+        return file.metadata() or {}
 
 
 def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCacheView, raw: torch.Tensor, layer: Layer) -> None:
@@ -265,6 +291,17 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
     }
 
 
+def _results(call: Call, kept: Sequence[int], out: torch.Tensor | None, lse: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The rows of the requests of `out` and `lse`, if they are not too large."""
+    if out is None or out.numel() > KEPT_ELEMENTS:
+        return {}
+    rows = _rows(call, kept)
+    found = {"out": out.reshape(len(out), call.layer.num_heads, call.layer.value_size)[rows]}
+    if lse is not None:
+        found["lse"] = lse[:, rows]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
 def _rows(call: Call, kept: Sequence[int]) -> torch.Tensor:
     bounds = list(itertools.pairwise(call.batch.query_start_loc.tolist()))
     return torch.tensor([row for r in kept for row in range(*bounds[r])], dtype=torch.int64, device=call.q.device)
@@ -295,6 +332,13 @@ def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Ten
     head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
     dim = torch.arange(view.row_sizes[kv], device=block.device)
     return view.element(kv, block[:, None, None], offset[:, None, None], head, dim)
+
+
+def _expected_results(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of the results that a file may hold."""
+    rows, dtype = case.query_start_loc[-1], DTYPES[case.output_dtype or case.dtype]
+    results = {"out": ((rows, case.num_heads, case.value_size), dtype), "lse": ((case.num_heads, rows), torch.float32)}
+    return results if case.lse else {"out": results["out"]}
 
 
 def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -64,22 +64,36 @@ class Launches:
         finally:
             architecture.reset(before)
 
+    def job(
+        self, kernel: Any, values: Mapping[str, Any], named: Mapping[str, Any], is_large: Callable[[torch.Tensor], bool]
+    ) -> Job:
+        """What is compiled for a launch.
+
+        Args:
+            values: what each parameter of the kernel gets.
+            named: what the launch names: some of these, and the compiler's options.
+            is_large: whether 32 bits do not address a tensor's storage.
+        """
+        options = {name: value for name, value in named.items() if name not in kernel.arg_names}
+        given = {
+            name: pointer(value, LARGE if is_large(value) else None) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
+        return Job(kernel.fn.__module__, kernel.fn.__name__, self.architecture, given | options, self.modules)
+
     def _launch(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         if warmup:
             return
-        values = _values(kernel, arguments, named)
+        values = values_of(kernel, arguments, named)
         programs: Sequence[int] = grid(values) if callable(grid) else grid  # pyright: ignore[reportAssignmentType]
         if 0 in programs:
             return
-        function = kernel.fn
-        options = {name: value for name, value in named.items() if name not in kernel.arg_names}
-        given = {name: _compiled_for(value, self.large_storages) for name, value in values.items()}
-        job = Job(function.__module__, function.__name__, self.architecture, given | options, self.modules)
+        job = self.job(kernel, values, named, lambda tensor: self.large_storages)
         program, compiled = ready(job)
         refuse_miscompiled(compiled.text, self.architecture)
         is_whole = self.whole_storages or any(_storage_bytes(value) > MOST_WATCHED for value in values.values())
         held = {} if is_whole else values
-        with permitted.launch(function.__name__, self.architecture, held) as regions:
+        with permitted.launch(job.kernel, self.architecture, held) as regions:
             inputs = inputs_of(values, programs, compiled.names, regions)
             if is_whole:
                 inputs = _with_whole_storages(inputs)
@@ -87,7 +101,7 @@ class Launches:
             run(program, inputs, lds_bytes=compiled.lds_bytes, schedules=self.schedules())
 
 
-def _values(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+def values_of(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     """What each parameter of a kernel gets from a launch."""
     parameters = inspect.signature(kernel.fn).parameters.items()
     defaults = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
@@ -105,8 +119,3 @@ def _with_whole_storages(inputs: Inputs) -> Inputs:
     What they write there, the case's guards show.
     """
     return inputs._replace(parts=Parts({}, {}))
-
-
-def _compiled_for(value: Any, is_large: bool) -> Any:
-    """An argument as the compiler looks at it."""
-    return pointer(value, LARGE if is_large else None) if isinstance(value, torch.Tensor) else value

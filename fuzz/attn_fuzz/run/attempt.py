@@ -46,16 +46,28 @@ class Attempt:
         seconds: how long building the step and the target took.
     """
 
-    def __init__(self, case: Case, target: Target, device: str, *, follows: bool = False, fenced: Fence | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        target: Target,
+        device: str,
+        *,
+        follows: bool = False,
+        fenced: Fence | None = None,
+        prepare: Callable[[Step], None] | None = None,
+    ) -> None:
         """Args:
         follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
         fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
             is not to be asked for.
+        prepare: changes the step before the target gets it.
         """
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device
         dense_keys = tuple(target.dense_keys(case)) if target.dense_keys and case.cache else ()
         self._built = dataclasses.replace(tensors.build(case, _judged_on(case, device)), dense_keys=dense_keys)
+        if prepare is not None:
+            prepare(self._built)
         self._untouched = copy.deepcopy(self._built)
         if fenced is not None:
             self.called = fence.sent(self._built, case, device, fenced)

@@ -32,12 +32,15 @@ class Difference(msgspec.Struct, frozen=True):
     bound: float
     rows: int
     """How many rows of the request differ."""
+    first: int = 0
+    """The first of these rows, of q."""
 
     def __str__(self) -> str:
         where = f"row {self.row}, head {self.head}" + (f", dim {self.dim}" if self.dim is not None else "")
+        rows = f"; {self.rows} rows are wrong, the first is row {self.first}" if self.rows > 1 else ""
         return (
             f"{self.tensor} of request {self.request} at {where}: got {self.got:.9g}, expected {self.expected:.9g} "
-            f"+- {self.bound:.2g}"
+            f"+- {self.bound:.2g}{rows}"
         )
 
 
@@ -184,6 +187,7 @@ class _Compared:
         # torch.unravel_index imports sympy, which takes longer than a case
         place = tuple((ratio == ratio.amax()).nonzero()[0].tolist())
         row, head, *dim = place
+        wrong_rows = (ratio > 1).flatten(1).any(1)
         return Difference(
             request=self.request.index,
             tensor=self.tensor,
@@ -193,7 +197,8 @@ class _Compared:
             got=float(self.got[place]),
             expected=float(self.right[place]),
             bound=float(self.bound[place]),
-            rows=int((ratio > 1).flatten(1).any(1).sum()),
+            rows=int(wrong_rows.sum()),
+            first=self.request.rows.start + int(wrong_rows.nonzero()[0]),
         )
 
     def kind(self, out: torch.Tensor) -> Literal["value", "nan", "bitwise", "unwritten", "lse"]:
@@ -251,6 +256,7 @@ def judge_finite(step: Step) -> Judgement:
                     expected=0.0,
                     bound=float(torch.finfo(got.dtype).max),
                     rows=int(rows[start:end].sum()),
+                    first=start + int(rows[start:end].nonzero()[0]),
                 )
             )
     return Judgement(tuple(differences), 0.0, kind, breaks_hard=True, of_bound={}, bitwise=False)

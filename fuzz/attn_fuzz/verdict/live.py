@@ -3,6 +3,8 @@
 Both take the arguments of a call for true: the cache, the block table and the lengths, whoever made them.
 """
 
+import dataclasses
+import json
 import os
 import sys
 import warnings
@@ -27,6 +29,8 @@ from attn_fuzz.verdict.rounding import Rounding
 MOST_REASONS = 32
 """The number of different reasons that a recording counts. Reasons may name numbers, and a server makes calls for weeks."""
 
+ROUNDING = "rounding"
+"""The name in a capture's file under which the Rounding is kept that its outputs were judged by, as JSON."""
 UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True, float16_dots=True)
 """The roundings allowed to an unknown kernel: it has tiles of at least 16 keys, adds the keys of a row one after the other,
 splits the keys into at most 64 parts, rounds K and V of a quantized cache to q's dtype before the dot products, or multiplies
@@ -193,7 +197,7 @@ class Recording:
                 return
             if self._has_room(judgement):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                case = _captured(call, judgement, self.folder, index)
+                case = _captured(call, judgement, self.folder, index, out, lse, rounding or self.rounding)
         except (ContractError, CaptureError, OSError, torch.OutOfMemoryError) as reason:
             error = str(reason)
             if judgement is None:
@@ -289,11 +293,20 @@ def _watch_varlen(function: Callable[..., torch.Tensor], name: str, recording: R
     return varlen_attention
 
 
-def _captured(call: Call, judgement: Judgement, folder: Path, index: int) -> Path:
-    """Capture a call as a case that is not there yet."""
+def _captured(
+    call: Call,
+    judgement: Judgement,
+    folder: Path,
+    index: int,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    rounding: Rounding,
+) -> Path:
+    """Capture a call and its outputs as a case that is not there yet."""
     path = next(path for path in outputs.numbered(folder / f"call-{index}.json") if _is_taken_now(path))
+    kept: dict[str, Any] = {"out": out, "lse": lse, "metadata": {ROUNDING: json.dumps(dataclasses.asdict(rounding))}}
     try:
-        return _capture(call, judgement, path)
+        return _capture(call, judgement, path, kept)
     except BaseException:
         path.with_suffix(".safetensors").unlink(missing_ok=True)
         raise
@@ -310,12 +323,12 @@ def _is_taken_now(path: Path) -> bool:
     return True
 
 
-def _capture(call: Call, judgement: Judgement, path: Path) -> Path:
+def _capture(call: Call, judgement: Judgement, path: Path, kept: dict[str, Any]) -> Path:
     """Capture the whole call. If no case can hold the whole call, capture the requests with differences."""
     try:
-        return capture(call, path)
+        return capture(call, path, **kept)
     except CaptureError:
         wrong = {worst.request for worst in judgement.differences}
         if not wrong:
             raise
-        return capture(call, path, requests=sorted(wrong))
+        return capture(call, path, requests=sorted(wrong), **kept)

@@ -54,6 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
         seconds: where the time went: building, the target, and the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
+        explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     pictures: dict[str, bytes] = {}
     seconds: dict[str, float] = {}
     events: tuple[str, ...] = ()
+    explanation: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -1,0 +1,128 @@
+"""More outputs of a failing target: of the case with other numbers, and of richer cases that fail likewise.
+
+A smallest case has often one key, one head and zeros in q: a dozen mistakes then give the same output. So the case is run again
+with random numbers, and is grown as long as it fails: more keys, heads, queries and requests. Memory that holds NaN is filled
+with numbers, so that an output shows what was read there.
+"""
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+import torch
+from attn_fuzz.cases.case import Case, Request
+from attn_fuzz.cases.contradictions import contradiction
+from attn_fuzz.cases.poison import LEFTOVER, POISON, bits
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.explain.search import Seen
+from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.targets.target import Target
+
+KEYS, LONGEST = 19, 192
+"""How many keys a grown request has more, up to how many."""
+
+
+def filled(step: Step) -> None:
+    """Replace the NaN of a step's memory by numbers, and entries of the block table that lead nowhere by blocks of the cache.
+
+    Rows with scales of their own keep their poison: random bytes are no scales.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"q": step.q, "k": step.k, "v": step.v, **step.scale_buffers}
+    if step.view is not None and not step.view.layout.has_inline_scales:
+        tensors["raw"] = step.raw
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        whole = _storage(tensor)
+        poisoned = whole == POISON[torch.int8] - 256 if tensor.dtype is torch.int8 else whole.float().isnan()
+        numbers = torch.randn(whole.shape, generator=generator).to(whole.device)
+        if tensor.dtype is torch.int8:
+            numbers = numbers * LEFTOVER
+        elif name in step.scale_buffers:
+            numbers = 1 + numbers.abs()
+        whole.copy_(torch.where(poisoned, numbers, whole.float()))
+    table = step.batch.block_table
+    if table is not None and step.view is not None and step.view.num_blocks:
+        whole = _storage(table)
+        stray = (whole < 0) | (whole >= step.view.num_blocks)
+        whole.copy_(torch.where(stray, torch.arange(len(whole), device=whole.device) % step.view.num_blocks, whole))
+
+
+def _storage(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements of the memory that a tensor is a part of."""
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:
+    """The outputs of one run of a case; None if the target raises, or its cache writes are wrong."""
+    if contradiction(case) or target.beyond(case, device) or target.limit(case, device):
+        return None
+    attempt = Attempt(case, target, device, prepare=fill)
+    if attempt.error is not None or any(
+        not torch.equal(bits(tensor), bits(attempt.expected.memory[name])) for name, tensor in attempt.step.memory.items()
+    ):
+        return None
+    step = attempt.step
+    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.value_size))
+    return Seen(step, out, step.lse, target.rounding(device), case.values.kind == "random")
+
+
+def with_random_numbers(case: Case) -> Case:
+    """The case with numbers that fit no two mistakes: a captured one keeps its own."""
+    if case.values.kind == "captured":
+        return case
+    sinks = "near" if case.sinks in ("zero", "above", "below") else case.sinks
+    return msgspec.structs.replace(case, values=msgspec.structs.replace(case.values, kind="random"), sinks=sinks)
+
+
+def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
+    """Ways to make a case richer, in the order in which they are tried, each upon those that still fail."""
+    if case.values.kind == "captured":
+        return
+    yield lambda case: msgspec.structs.replace(case, lse=True)
+    if not case.has_latent_cache:
+        yield lambda case: msgspec.structs.replace(
+            case, num_kv_heads=max(case.num_kv_heads, 3), group_size=max(case.group_size, 2)
+        )
+    yield _with_more_keys
+    yield _with_more_queries
+    yield lambda case: _with_more_keys(_with_more_keys(_with_more_keys(case)))
+    yield _with_more_requests
+
+
+def _with_more_keys(case: Case) -> Case:
+    return _with_requests(case, [_longer(request, case, 0, KEYS) for request in case.requests])
+
+
+def _with_more_queries(case: Case) -> Case:
+    return _with_requests(case, [_longer(request, case, 2, 2) for request in case.requests])
+
+
+def _with_more_requests(case: Case) -> Case:
+    more = [msgspec.structs.replace(request, blocks=()) for request in case.requests[:2]]
+    return _with_requests(case, [*case.requests, *more])
+
+
+def _longer(request: Request, case: Case, queries: int, keys: int) -> Request:
+    if request.query_len == 0 or request.seq_len > LONGEST:
+        return request
+    both = max(queries, keys) if case.cache is None else None
+    return msgspec.structs.replace(
+        request, query_len=request.query_len + (both or queries), seq_len=request.seq_len + (both or keys)
+    )
+
+
+def _with_requests(case: Case, requests: list[Request]) -> Case:
+    """The case with requests that may lack blocks, for which the cache grows."""
+    cache = case.cache
+    if cache is None:
+        return msgspec.structs.replace(case, requests=tuple(requests))
+    num_blocks, placed = cache.num_blocks, []
+    for request in requests:
+        missing = -(-request.seq_len // cache.block_size) - len(request.blocks)
+        # not one after the other: a table that is not followed must show
+        fresh = [num_blocks + (i ^ 1 if i ^ 1 < missing else i) for i in range(missing)]
+        num_blocks += max(missing, 0)
+        placed.append(msgspec.structs.replace(request, blocks=(*request.blocks, *fresh)))
+    cache = msgspec.structs.replace(cache, num_blocks=num_blocks)
+    return msgspec.structs.replace(case, requests=tuple(placed), cache=cache)

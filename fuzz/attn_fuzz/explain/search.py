@@ -1,0 +1,194 @@
+"""Searches the variants, and pairs of them, for one that has just the output that a kernel gave."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from attn_contract import ContractError, UnsupportedError
+from attn_fuzz.cases.call import Call
+from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.explain.part import Part
+from attn_fuzz.explain.variants import VARIANTS, results
+from attn_fuzz.explain.variants.variant import Change, Variant
+from attn_fuzz.verdict.oracle import Oracle, as_read, requests
+from attn_fuzz.verdict.rounding import Rounding
+from attn_reference import attend
+
+PAIR_SECONDS = 4.0
+"""How long pairs of variants are searched."""
+OF_OUTPUT = 0.125
+"""The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
+OF_ERROR = 0.1
+"""A pair is held to the bound only if it brings the largest error below this share."""
+_NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
+"""What a variant may raise that leads out of a tensor, or makes a call that the contract does not have."""
+
+
+class Explained(NamedTuple):
+    """A variant, or several in a row, which explains all that is wrong.
+
+    Args:
+        everywhere: whether the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
+            right although the variant would change them.
+    """
+
+    variants: tuple[Variant, ...]
+    everywhere: bool
+
+    @property
+    def sentence(self) -> str:
+        found = ", and ".join(variant.sentence for variant in self.variants)
+        return found if self.everywhere else f"{found}, in the wrong rows alone"
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The outputs of a call as a kernel left them.
+
+    Args:
+        call: with the cache as attention found it.
+        out: [T, H, D] in the dtype of the output.
+        lse: [H, T], or None.
+        rounding, generic: as for `attn_fuzz.verdict.judge.judge_call`.
+    """
+
+    call: Call | Step
+    out: torch.Tensor
+    lse: torch.Tensor | None
+    rounding: Rounding
+    generic: bool
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The requests of the right call."""
+        call = self.call
+        plain = Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache, k=call.k, v=call.v)
+        dense = call.dense_keys if isinstance(call, Step) else ()
+        return [
+            Part(plain, request, call.layer, call.batch, own_keys=bool(dense) and dense[request.index])
+            for request in requests(call)
+        ]
+
+    @cached_property
+    def right(self) -> list[torch.Tensor]:
+        """Of each part [q, H]: where the output is right."""
+        return [self.agrees(part) for part in self.parts]
+
+    @property
+    def is_right(self) -> bool:
+        return all(bool(right.all()) for right in self.right)
+
+    def agrees(self, part: Part) -> torch.Tensor:
+        """[q, H] bool: where the output is that of a part, right or changed, within the bound."""
+        rows = part.request.rows
+        oracle = Oracle(part.request, part.layer, self.out.dtype, self.rounding, self.call.q.dtype)
+        bound = oracle.hard_bound()
+        if self.generic:
+            bound = oracle.statistical_bound(bound)
+        out, lse = oracle.out, oracle.lse
+        if part.outputs is not None:
+            out, lse = part.outputs(out, lse)
+        got = self._read(rows)
+        # a variant that reads wild numbers has a bound that everything keeps
+        largest = OF_OUTPUT * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
+        good = self._within(got, out, torch.minimum(bound.out, largest)).all(-1)
+        if self.lse is not None:
+            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse.clamp(max=OF_OUTPUT))
+        return good
+
+    def error(self, part: Part, where: torch.Tensor) -> float:
+        """The largest error of the output [q, H, D] in some rows and heads [q, H], relative to a part's."""
+        try:
+            out = attend(part.request, part.layer).out
+        except _NOT_HERE:
+            return torch.inf
+        return float((self._read(part.request.rows) - out).abs().nan_to_num(nan=torch.inf)[where].max())
+
+    def unwritten(self, part: Part) -> torch.Tensor:
+        """[q, H]: where no element of the output was written."""
+        out = self.out[part.request.rows]
+        return (bits(out) == bits(canary((1,), out.dtype, out.device))).all(-1)
+
+    def _read(self, rows: slice) -> torch.Tensor:
+        return as_read(self.out[rows], self.call.layer)
+
+    @staticmethod
+    def _within(got: torch.Tensor, right: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+        return (got == right) | ((got - right).abs() <= bound)
+
+
+def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
+    """Variants that explain all that is wrong in all outputs, the best first; pairs of them if none alone does.
+
+    Args:
+        seen: outputs of one kernel, each of which is wrong somewhere.
+        most: how many to return.
+        seconds: how long to search for pairs.
+    """
+    if not seen:
+        return []
+    found = [each for variant in VARIANTS if (each := _explains((variant,), seen))]
+    if not found:
+        found = list(itertools.islice(_pairs(seen, time.monotonic() + seconds), most))
+    return sorted(found, key=lambda each: not each.everywhere)[:most]
+
+
+def changed(part: Part, variants: Sequence[Variant]) -> list[Part]:
+    """A part as one mistake after the other makes it, for each of their sizes; none if one of them changes nothing here."""
+    parts = [part]
+    for variant in variants:
+        parts = [other for part in parts for change in variant.changes if (other := _made(part, change)) is not None]
+    return parts
+
+
+def _made(part: Part, change: Change) -> Part | None:
+    try:
+        return change(part)
+    except _NOT_HERE:
+        return None
+
+
+def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained | None:
+    everywhere = True
+    for each in seen:
+        # parts with something wrong first: most variants fail there
+        for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
+            if right.all() and not everywhere:
+                continue
+            others = changed(part, variants)
+            if not others and right.all():
+                continue
+            agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
+            if not agreeing:
+                return None
+            everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
+    return Explained(variants, everywhere)
+
+
+def _agrees(seen: Seen, part: Part) -> torch.Tensor:
+    try:
+        return seen.agrees(part)
+    except _NOT_HERE:
+        return torch.zeros((), dtype=torch.bool)
+
+
+def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
+    """Pairs that explain everything in all rows. The first wrong part tells most pairs that they do not."""
+    first = seen[0]
+    part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())
+    least = OF_ERROR * first.error(part, ~right)
+    alone = [(variant, changed(part, [variant])) for variant in VARIANTS if variant not in results.VARIANTS]
+    for (one, others), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
+        if time.monotonic() > until:
+            return
+        if one is second or not any(
+            first.error(both, ~right) <= least for other in others for both in changed(other, [second])
+        ):
+            continue
+        if (found := _explains((one, second), seen)) and found.everywhere:
+            yield found

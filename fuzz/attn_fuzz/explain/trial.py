@@ -1,0 +1,85 @@
+"""The trial of an `Executor` that explains a failing case, where the target runs."""
+
+import time
+
+import msgspec
+from attn_fuzz.cases.case import Case
+from attn_fuzz.explain import evidence, places
+from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
+from attn_fuzz.explain.variants import VARIANTS
+from attn_fuzz.run.attempt import own_state
+from attn_fuzz.targets.target import Target
+from attn_fuzz.verdict.judge import judge_call
+from attn_fuzz.verdict.verdict import Verdict
+
+SECONDS = 5.0
+"""How long more outputs are looked for."""
+READS_HIDDEN = (
+    "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
+    "What was read has the weight 0, and 0 * NaN is NaN"
+)
+KEEPS = "explanation: it keeps something of an earlier call: the output is right if no earlier call has another {}"
+UNWRITTEN = "explanation: what is wrong was never written"
+
+
+def explain(case: Case, target: Target, device: str, *, first: Case | None = None, seconds: float = SECONDS) -> Verdict:
+    """A verdict whose `explanation` says which mistake has the outputs of a failing case. It is empty if no output is wrong.
+
+    Args:
+        first: the case as it was found, before it was shrunk.
+        seconds: how long to look for more outputs.
+    """
+    if not target.oracle:
+        return Verdict(kind="agree")
+    with own_state():
+        lines = _lines(case, first, target, device, time.monotonic() + seconds)
+    return Verdict(kind="agree", explanation=tuple(lines))
+
+
+def _lines(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[str]:
+    found = _outputs(case, first, target, device, until)
+    if not found:
+        poisoned, plain = (evidence.seen(case, target, device, fill) for fill in (None, evidence.filled))
+        reads = poisoned is not None and plain is not None and not poisoned.is_right and plain.is_right
+        return [READS_HIDDEN] if reads else []
+    if case.earlier:
+        alone = evidence.seen(msgspec.structs.replace(case, earlier=()), target, device)
+        if alone is not None and alone.is_right:
+            return [KEEPS.format(" or ".join(case.earlier))]
+    first_seen = found[0]
+    judgement = judge_call(first_seen.call, first_seen.out, first_seen.lse, first_seen.rounding, generic=first_seen.generic)
+    return [*places.wrong_places(judgement, first_seen.call.batch), *said(found)]
+
+
+def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
+    """Which mistakes explain outputs, in lines of which the first begins with "explanation" or "no explanation"."""
+    if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
+        return [UNWRITTEN]
+    found = explanations(seen, seconds=seconds)
+    if not found:
+        return [f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows"]
+    return [f"{'or' if i else 'explanation'}: {each.sentence}" for i, each in enumerate(found)]
+
+
+def _outputs(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[Seen]:
+    """Wrong outputs of the case, of the case as it was found, and of richer ones."""
+    found = []
+
+    def wrong(case: Case) -> bool:
+        each = evidence.seen(case, target, device)
+        if each is None or each.is_right:
+            return False
+        found.append(each)
+        return True
+
+    random = evidence.with_random_numbers(case)
+    if not wrong(random):
+        random = case
+        wrong(case)
+    if first is not None and first != case and time.monotonic() < until:
+        wrong(evidence.with_random_numbers(first)) or wrong(first)
+    rich = random
+    for grow in evidence.grown(random):
+        if time.monotonic() < until and wrong(richer := grow(rich)):
+            rich = richer
+    return found

@@ -1,0 +1,193 @@
+"""Kernels with one mistake, which are not made by the table of variants, and what explains their outputs."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attn_fuzz
+import attn_reference
+import msgspec
+import pytest
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz.cases import captures, case_file, tensors
+from attn_fuzz.cases.case import Cache, Case, Request, Values
+from attn_fuzz.explain import kept, trial
+from attn_fuzz.explain.evidence import seen
+from attn_fuzz.explain.search import changed
+from attn_fuzz.explain.variants import VARIANTS
+from attn_fuzz.targets import Rounding, Target
+from attn_fuzz.targets.target import EVERYTHING
+
+CACHE = Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=4, num_blocks=6)
+RAGGED = (
+    Request(query_len=3, seq_len=11, blocks=(5, 2, 0), causal=True),
+    Request(query_len=1, seq_len=7, blocks=(1, 3), causal=True),
+)
+PLAIN = Case(target="planted", num_kv_heads=2, group_size=2, scale=0.25, requests=RAGGED, cache=CACHE, values=Values("random"))
+SMALLEST = Case(
+    target="planted",
+    requests=(Request(query_len=1, seq_len=1, blocks=(0,), causal=True),),
+    cache=Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=1, num_blocks=1),
+)
+
+
+def _target(attention: Callable[..., None]) -> Target:
+    return Target(
+        name="planted",
+        description="a kernel with a mistake",
+        attention=attention,
+        support=lambda device: EVERYTHING,
+        refuses=False,
+        rounding=lambda device: Rounding(keys_per_tile=64),
+    )
+
+
+def _with(change: Callable[..., tuple[Any, ...]]) -> Target:
+    """A kernel that attends to what a mistake makes of q, the cache, the layer and the batch."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        q, kv_cache, layer, batch = change(q, kv_cache, layer, batch)
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+
+    return _target(attention)
+
+
+def _layer(**fields: Any) -> Target:
+    return _with(lambda q, kv_cache, layer, batch: (q, kv_cache, dataclasses.replace(layer, **fields), batch))
+
+
+def _batch(change: Callable[..., dict[str, Any]]) -> Target:
+    return _with(lambda q, kv_cache, layer, batch: (q, kv_cache, layer, dataclasses.replace(batch, **change(batch))))
+
+
+def _with_v_of_next_head(q, kv_cache, layer, batch):
+    kv_cache = kv_cache.clone()
+    kv_cache[:, 1] = kv_cache[:, 1].roll(-1, 2)
+    return q, kv_cache, layer, batch
+
+
+def _explained(case: Case, target: Target) -> tuple[str, ...]:
+    return trial.explain(case, target, "cpu").explanation
+
+
+def _case(**fields: Any) -> Case:
+    return msgspec.structs.replace(PLAIN, **fields)
+
+
+MISTAKES = {
+    "sinks": (_case(sinks="near"), _layer(sinks=None), "the sinks are dropped"),
+    "window": (_case(window=(4, 0)), _layer(window=(5, 0)), "the window has one key more on the left than was asked"),
+    "cap": (_case(logits_soft_cap=1.0), _layer(logits_soft_cap=None), "the soft cap is lost"),
+    "scale": (PLAIN, _layer(scale=1.0), "the scale is left out"),
+    "causal": (PLAIN, _batch(lambda batch: {"causal": False}), "the causal mask is lost"),
+    "table": (
+        PLAIN,
+        _batch(lambda batch: {"block_table": batch.block_table[[0, 0]].contiguous()}),
+        "a request reads by the block table of the request before it",
+    ),
+    "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the KV head behind"),
+    "pair": (
+        _case(sinks="near", window=(4, 0)),
+        _layer(sinks=None, window=(-1, -1)),
+        "the sinks are dropped",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named(name):
+    case, target, sentence = MISTAKES[name]
+    where, first, *_ = _explained(case, target)
+    assert where.startswith("wrong in out: ")
+    assert first.startswith("explanation: ")
+    assert sentence in first
+    assert ("the window is lost" in first) == (name == "pair")
+
+
+def test_a_smallest_case_is_made_richer_until_few_mistakes_fit():
+    case = msgspec.structs.replace(SMALLEST, sinks="zero", values=Values("exact"))
+    assert _explained(case, _layer(sinks=None))[1:] == ("explanation: the sinks are dropped",)
+
+
+def test_an_lse_of_base_2_is_named():
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+        if lse is not None:
+            lse[:, : batch.num_actual_tokens] /= math.log(2)
+
+    where, first, *others = _explained(_case(lse=True), _target(attention))
+    assert where.startswith("wrong in lse: all 4 rows (the first is row 0, request 0, position 8)")
+    assert first == "explanation: the LSE is a logarithm of base 2"
+    assert not others
+
+
+def test_what_no_mistake_explains_is_said_so(monkeypatch):
+    monkeypatch.setattr("attn_fuzz.explain.trial.PAIR_SECONDS", 1.0)
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+        out[0] *= 1.01
+
+    lines = _explained(PLAIN, _target(attention))
+    assert lines[0].startswith("wrong in out: row 0 of 4 (request 0, position 8); all 4 heads")
+    assert lines[1:] == (
+        f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows",
+    )
+
+
+def test_nan_of_a_hidden_key_is_told_from_a_wrong_number():
+    """A key outside of the window is multiplied by its weight of 0."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+        out += 0 * kv_cache[batch.block_table[0, 0].long(), 1, 0].sum()
+
+    case = msgspec.structs.replace(_case(window=(2, 0)), recycled=True)
+    (line,) = _explained(case, _target(attention))
+    assert line == trial.READS_HIDDEN
+
+
+def test_a_right_kernel_has_nothing_to_explain():
+    assert _explained(PLAIN, _layer()) == ()
+
+
+def test_a_recorded_wrong_call_keeps_its_output(tmp_path):
+    step = tensors.build(_case(window=(4, 0), writes=False))
+    call = attn_fuzz.Call(q=step.q, kv_cache=step.kv_cache, layer=step.layer, batch=step.batch)
+    wrong = dataclasses.replace(step.layer, window=(5, 0))
+    out = attn_reference.paged_attention(step.q, step.kv_cache, wrong, step.batch)
+    with attn_fuzz.recording(tmp_path) as recording:
+        recording.see(call, out)
+    (found,) = recording.found
+    case = case_file.load(found.case)
+    verdict = kept.verdict(case, explains=True)
+    assert verdict.message == found.judgement.message
+    assert verdict.message.endswith("; 3 rows are wrong, the first is row 0")
+    assert verdict.explanation[1] == "explanation: the window has one key more on the left than was asked"
+
+
+def test_an_output_beyond_the_bound_is_not_kept(tmp_path, monkeypatch):
+    step = tensors.build(PLAIN)
+    call = attn_fuzz.Call(q=step.q, kv_cache=step.kv_cache, layer=step.layer, batch=step.batch)
+    monkeypatch.setattr(captures, "KEPT_ELEMENTS", step.q.numel() - 1)
+    path = attn_fuzz.capture(call, tmp_path / "call.json", out=torch.zeros_like(step.q))
+    assert kept.verdict(case_file.load(path)) is None
+
+
+@pytest.mark.parametrize("attn_type", [AttentionType.DECODER, AttentionType.ENCODER])
+def test_no_variant_has_the_right_output_by_another_way_of_computing_it(attn_type):
+    """Each change leaves the shapes of the results as they are, or says that it cannot be made."""
+    case = _case(window=(4, 1), sinks="near", logits_soft_cap=2.0, alibi_slopes=True, lse=True)
+    if attn_type is AttentionType.ENCODER:
+        dense = tuple(Request(query_len=n, seq_len=n) for n in (5, 3))
+        case = msgspec.structs.replace(case, attn_type=attn_type, cache=None, requests=dense)
+    found = seen(case, _target(lambda q, k, v, kv_cache, layer, batch, *, out, lse: None), "cpu")
+    made = 0
+    for part in found.parts:
+        for variant in VARIANTS:
+            for other in changed(part, [variant]):
+                assert found.agrees(other).shape == found.agrees(part).shape, variant.name
+                made += 1
+    assert made > 100
