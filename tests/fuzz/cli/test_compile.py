@@ -114,8 +114,6 @@ def test_what_a_compiler_returns_raises_or_dies_of_is_known():
     assert beside.ended
 
 
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
