@@ -79,7 +79,7 @@ def _launch(
 
     Raises:
         NotImplementedError: the file multiplies a request's first row by the bytes of a row in 32 bits (s_mul_i32), which
-            AITER #1957 mends in later files.
+            AITER #1957 repairs in later files.
     """
     heads, is_causal, tile = q.shape[-2], "causal" in file, QUERIES[q.shape[-1]]
     tiles = -(-max_query_len // tile)
