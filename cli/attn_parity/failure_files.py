@@ -72,7 +72,7 @@ def saved_with_script(failure: Failure, folder: Path, name: str, errors: list[st
 
 
 def explained(case: Case, first: Case | None, target: str, device: str, limit: float) -> tuple[str, ...]:
-    """Where the outputs of a failing case are wrong, and which mistake explains them; nothing if no output is wrong."""
+    """The wrong rows of a failing case, and the mistake that explains them; nothing if no output is wrong."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         Executor(target, device, limit, Path(scratch, "case.json"), trial=EXPLAIN) as executor,

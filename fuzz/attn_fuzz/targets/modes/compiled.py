@@ -27,7 +27,7 @@ LARGE_SHARE = 0.3
 """The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
 for a layer: a choice for each launch would compile most kernels twice."""
 _WITH_XF32 = ("gfx942",)
-"""Where Triton makes XF32 of a tl.dot of float32 that does not say how. How hardware rounds to XF32 is not published."""
+"""Architectures on which Triton makes XF32 of a plain tl.dot of float32. How hardware rounds to XF32 is not published."""
 _WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
