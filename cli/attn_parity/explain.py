@@ -7,7 +7,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.explain import kept
 from attn_fuzz.targets import registry
-from attn_parity import failure_files
+from attn_parity import failing
 from attn_parity.console import results
 from attn_parity.options import device_option, limit_option, target_of, use_device
 
@@ -38,7 +38,7 @@ def command(file: Path, target_name: str | None, limit: float, device: str) -> i
         if reason := target.limit(case, device):
             raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}")
         first = file.with_name(f"{file.stem}-first{file.suffix}")
-        lines = failure_files.explained(case, case_file.load(first) if first.is_file() else None, name, device, limit)
+        lines = failing.explained(case, case_file.load(first) if first.is_file() else None, name, device, limit)
     for line in lines or ["no output of this case is wrong: there is nothing to explain"]:
         results.print(line, soft_wrap=True, markup=False)
     return int(bool(lines))

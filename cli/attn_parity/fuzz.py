@@ -22,7 +22,7 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.verdict import COMPARED
-from attn_parity import executors, failure_files
+from attn_parity import executors, failing
 from attn_parity.console import notes, results
 from attn_parity.executors import Executor
 from attn_parity.options import (
@@ -206,15 +206,15 @@ class _Begun:
         target, past = self.targets[name], self.past[name]
         plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
         executor = self.executor.of_shards(len(plans))
-        file = f"{failure_files.safe(target.name)}-{plan.seed}"
+        file = f"{failing.safe(target.name)}-{plan.seed}"
         work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
         results.print(f"target {target.name} on {executor.device_name}, {work}, {executor.words}, --seed {plan.seed}")
         outcome, files_of = _run(plans, executor, plan.folder, file)
         if any(progress.failure for progress in outcome.progress):
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
-        failures = failure_files.written(outcome.progress, files_of, plan.folder, file, past, errors)
-        failures = failure_files.with_explanations(failures, name, plan.device, plan.limit)
+        failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
+        failures = failing.with_explanations(failures, name, plan.device, plan.limit)
         run = self._ended(name, executor, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
@@ -239,7 +239,7 @@ class _Begun:
         results.print(
             f"keep going: {names} on {executor.device_name}, {of}, {executor.words}, --seed {plan.seed}", soft_wrap=True
         )
-        prefixes = {name: f"{failure_files.safe(target.name)}-{plan.seed}" for name, target in self.targets.items()}
+        prefixes = {name: f"{failing.safe(target.name)}-{plan.seed}" for name, target in self.targets.items()}
         files_of = going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
         distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
         outcome = going.run(distinct, executor)
@@ -252,7 +252,7 @@ class _Begun:
         runs = {}
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
-            own = failure_files.with_explanations(own, name, plan.device, plan.limit)
+            own = failing.with_explanations(own, name, plan.device, plan.limit)
             runs[name] = self._ended(name, executor, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 
@@ -293,7 +293,7 @@ class _Begun:
         if failures := [found for run in runs.values() if run.keeps_going for found in run.failures]:
             from attn_parity import keep_going
 
-            keep_going.print_table(failures)
+            keep_going.tell(failures)
         for run in runs.values():
             _tell(run, name=f"{run.target}: " if len(runs) > 1 else "")
         if json_file is not None:
@@ -303,7 +303,7 @@ class _Begun:
                 errors.append(error.message)
         if pages:
             for run in runs.values():
-                _write_page(run, pages / f"{failure_files.safe(run.target)}-{run.seed}.html", errors)
+                _write_page(run, pages / f"{failing.safe(run.target)}-{run.seed}.html", errors)
         return _exit_code(list(runs.values()), errors)
 
 
@@ -366,18 +366,16 @@ def _past(
     return admitted.cases
 
 
-def _run(
-    plans: Sequence[FuzzPlan], executor: Executor, folder: Path, name: str
-) -> tuple[Outcome, list[failure_files.EarlyFiles]]:
+def _run(plans: Sequence[FuzzPlan], executor: Executor, folder: Path, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
     """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard."""
     done = [shard.Progress() for _ in plans]
-    files_of = [failure_files.EarlyFiles() for _ in plans]
+    files_of = [failing.EarlyFiles() for _ in plans]
     with progress_bar(sum(len(plan.past) + plan.examples for plan in plans)) as show_bar:
 
         def show(index: int, progress: shard.Progress) -> None:
             before = done[index].failure
             if progress.failure is not None and before is None:
-                files_of[index].first = failure_files.show_first(progress.failure, folder, name)
+                files_of[index].first = failing.show_first(progress.failure, folder, name)
             elif progress.failure is not None and progress.failure != before:
                 files_of[index].save_smallest(progress.failure.case, folder, f"{name}-shard-{index}")
             done[index] = progress
@@ -397,7 +395,7 @@ def _again(plan: FuzzPlan, *, keeps_going: bool = False) -> list[str]:
 def _tell(run: Run, name: str) -> None:
     """Print the results of a run. Its lines begin with `name`."""
     for i, found in enumerate(() if run.keeps_going else run.failures):
-        failure_files.show(found, is_first=i == 0)
+        failing.tell(found, is_first=i == 0)
     for finding in run.fixed:
         results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}", soft_wrap=True)
     if run.restarted:

@@ -17,10 +17,10 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.distinct import DistinctFailures, Entry
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Progress
-from attn_parity import failure_files
+from attn_parity import failing
 from attn_parity.console import notes, results
 from attn_parity.executors import Executor
-from attn_parity.failure_files import EarlyFiles, safe
+from attn_parity.failing import EarlyFiles, safe
 from attn_parity.options import plain_table
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -48,7 +48,7 @@ class Files:
         """Write the smallest case so far, and say so when a failure is new."""
         name, failure = self.name(entry), entry.failure
         if entry not in self._early:
-            self._early[entry] = EarlyFiles(failure_files.saved(failure.first, self.folder, f"{name}-first"))
+            self._early[entry] = EarlyFiles(failing.saved(failure.first, self.folder, f"{name}-first"))
         self._early[entry].save_smallest(failure.case, self.folder, f"{name}-smallest")
         if not entry.is_open:
             results.print(f"new: {name}: {failure.verdict.kind}: {failure.verdict.message}", soft_wrap=True)
@@ -69,7 +69,7 @@ class Files:
         found: dict[Entry, Found] = {}
         for entry in entries:
             name, files = self.name(entry), self._early[entry]
-            case_file, script = failure_files.saved_with_script(entry.failure, self.folder, name, errors)
+            case_file, script = failing.kept(entry.failure, self.folder, name, errors)
             if case_file is not None:
                 files.drop_smallest()
                 name = case_file.stem
@@ -107,7 +107,7 @@ def run(distinct: DistinctFailures, executor: Executor) -> Outcome:
     return outcome
 
 
-def print_table(failures: Sequence[Found]) -> None:
+def tell(failures: Sequence[Found]) -> None:
     """Print the table of distinct failures, and the words and files of each."""
     table = plain_table("", "target", "kind", "about", "needs", "first at", "later", right=("first at", "later"))
     for i, found in enumerate(failures, 1):

@@ -20,7 +20,7 @@ from attn_fuzz.run.distinct import Entry
 from attn_fuzz.run.shard import Failure
 from attn_fuzz.verdict.verdict import Verdict
 from attn_parity import keep_going, prove
-from attn_parity.failure_files import EarlyFiles
+from attn_parity.failing import EarlyFiles
 
 replace = msgspec.structs.replace
 WRONG = Verdict(kind="value", message="wrong")

@@ -19,7 +19,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING, Support
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 from attn_lab.zoo import known_bugs as mutants
-from attn_parity import failure_files
+from attn_parity import failing
 from hypothesis import HealthCheck, assume, given, settings
 
 SUPPORT = replace(EVERYTHING, max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))
@@ -291,7 +291,7 @@ def test_a_wrong_number_may_become_nan_which_is_told(step_case, tmp_path, capsys
     assert (progress.failure.first_verdict.kind, progress.failure.verdict.kind) == ("value", "nan")
     assert progress.failure.minimal
     assert progress.others == ()
-    failure_files.show(Found(progress.failure, tmp_path / "case.json", None), is_first=True)
+    failing.tell(Found(progress.failure, tmp_path / "case.json", None), is_first=True)
     assert "it was found by another symptom, perhaps of another cause: value: wrong\n" in capsys.readouterr().out
 
 

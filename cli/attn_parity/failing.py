@@ -1,4 +1,4 @@
-"""The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and printed at the end of the run."""
+"""The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and told at the end of the run."""
 
 import contextlib
 import re
@@ -60,7 +60,7 @@ def saved(case: Case, folder: Path, name: str) -> Path | None:
         return None
 
 
-def saved_with_script(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[Path | None, Path | None]:
+def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[Path | None, Path | None]:
     """Write a failing case and its script for good. What cannot be written is None, and adds an error."""
     path = script = None
     try:
@@ -121,7 +121,7 @@ def written(
         for failure in (first, *others):
             if failure.case in found:
                 continue
-            case_file, script = saved_with_script(failure, folder, name, errors)
+            case_file, script = kept(failure, folder, name, errors)
             first_file = files.first if failure is first else None
             found[failure.case] = Found(failure, case_file, script, first_file, past.get(failure.first), failure is not first)
     if all(each.case_file for each in found.values()):
@@ -130,7 +130,7 @@ def written(
     return list(found.values())
 
 
-def show(found: Found, *, is_first: bool) -> None:
+def tell(found: Found, *, is_first: bool) -> None:
     """Print a failure: its smallest case, its files, and how it was found."""
     failure = found.failure
     if found.while_shrinking:
