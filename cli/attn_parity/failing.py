@@ -72,7 +72,7 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
 
 
 def explained(case: Case, first: Case | None, target: str, device: str, limit: float) -> tuple[str, ...]:
-    """The wrong rows of a failing case, and the mistake that explains them; nothing if no output is wrong."""
+    """Where the outputs of a failing case are wrong, and which mistake explains them; nothing if no output is wrong."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         Executor(target, device, limit, Path(scratch, "case.json"), trial=EXPLAIN) as executor,
