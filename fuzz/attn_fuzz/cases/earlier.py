@@ -81,7 +81,7 @@ def with_own_outputs(step: Step) -> Step:
 def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A new tensor of the same shape, strides and alignment."""
     size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    begin = tensor.storage_offset() * tensor.element_size() % 16 // dtype.itemsize
+    begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // dtype.itemsize
     return canary((max(0, size) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
 
 

@@ -76,8 +76,9 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
     if not wrong(random):
         random = case
         wrong(case)
-    if first is not None and first != case and time.monotonic() < until:
-        wrong(evidence.with_random_numbers(first)) or wrong(first)
+    has_another = first is not None and first != case and time.monotonic() < until
+    if has_another and not wrong(evidence.with_random_numbers(first)):
+        wrong(first)
     rich = random
     for grow in evidence.grown(random):
         if time.monotonic() < until and wrong(richer := grow(rich)):

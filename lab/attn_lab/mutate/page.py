@@ -13,7 +13,7 @@ from attn_lab.mutate.campaign import Log, Trial, order
 from attn_lab.mutate.generate import Generated
 from attn_lab.written import table
 
-SCHEMA = "attn-parity.mutants/1"
+SCHEMA = "attn-parity.mutants/2"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
 BROKEN, EQUIVALENT = "does not run", "equivalent"
 
