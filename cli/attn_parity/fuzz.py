@@ -22,8 +22,9 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.verdict import COMPARED
-from attn_parity import failing, places
+from attn_parity import executors, failing
 from attn_parity.console import notes, results
+from attn_parity.executors import Executor
 from attn_parity.options import (
     Duration,
     Positive,
@@ -47,7 +48,6 @@ from attn_parity.options import (
     working_dir_option,
     write_json,
 )
-from attn_parity.places import Place
 from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
@@ -137,19 +137,19 @@ def command(
         raise click.UsageError("--target: several targets take turns in a run with --keep-going")
     folder = report_folder or FOLDER
     check_writable(json_file, made=folder)
-    with places.chosen(address, needs, working_dir, names, device, workers) as place:
-        check_exact(bool(exactly), place.device)
+    with executors.chosen(address, needs, working_dir, names, device, workers) as executor:
+        check_exact(bool(exactly), executor.device)
         targets = _targets(names)
         if address is None:  # a node of Ray says for itself what it cannot do
-            check_fence(fenced, targets.values(), place.device)
-        say_what_runs_kernels(place.device, targets.values())
+            check_fence(fenced, targets.values(), executor.device)
+        say_what_runs_kernels(executor.device, targets.values())
         folder.mkdir(parents=True, exist_ok=True)
         if keep_going and minutes is None and examples is None:
             minutes = MINUTES
         until = time.time() + 60 * minutes if minutes else None
         plan = FuzzPlan(
             target="",
-            device=place.device,
+            device=executor.device,
             examples=examples or (MOST_EXAMPLES if keep_going else PROFILES[profile]),
             seed=secrets.randbelow(1 << 31) if seed is None else seed,
             folder=folder,
@@ -162,15 +162,15 @@ def command(
             name: msgspec.structs.replace(
                 plan,
                 target=name,
-                sanitize=sanitizes(sanitize, target, place.device),
-                exact_every=shard.exact_every(target, place.device) if exactly is None else int(exactly),
+                sanitize=sanitizes(sanitize, target, executor.device),
+                exact_every=shard.exact_every(target, executor.device) if exactly is None else int(exactly),
             )
             for name, target in targets.items()
         }
         failures_of = database.connect(where) if where else None
-        keys = {name: database.key(name, place.device_name) for name in plans}
-        past = {name: _past(corpus, failures_of, place.device_name, name, place.supports[name]) for name in plans}
-        begun = _Begun(place, plans, targets, past)
+        keys = {name: database.key(name, executor.device_name) for name in plans}
+        past = {name: _past(corpus, failures_of, executor.device_name, name, executor.supports[name]) for name in plans}
+        begun = _Begun(executor, plans, targets, past)
         runs, errors = begun.keep_going(until, minutes) if keep_going else begun.until_failure()
         if failures_of is not None:
             for name, run in runs.items():
@@ -194,7 +194,7 @@ Runs = tuple[dict[str, Run], list[str]]
 class _Begun:
     """A run that begins: where, and by target its plan, the target, and the names of past cases."""
 
-    place: Place
+    executor: Executor
     plans: Mapping[str, FuzzPlan]
     targets: Mapping[str, Target]
     past: Mapping[str, Mapping[Case, str]]
@@ -205,17 +205,17 @@ class _Begun:
         ((name, plan),) = self.plans.items()
         target, past = self.targets[name], self.past[name]
         plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
-        place = self.place.of_shards(len(plans))
+        executor = self.executor.of_shards(len(plans))
         file = f"{failing.safe(target.name)}-{plan.seed}"
         work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
-        results.print(f"target {target.name} on {place.device_name}, {work}, {place.words}, --seed {plan.seed}")
-        outcome, files_of = _run(plans, place, plan.folder, file)
+        results.print(f"target {target.name} on {executor.device_name}, {work}, {executor.words}, --seed {plan.seed}")
+        outcome, files_of = _run(plans, executor, plan.folder, file)
         if any(progress.failure for progress in outcome.progress):
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
         failures = failing.with_explanations(failures, name, plan.device, plan.limit)
-        run = self._ended(name, place, outcome, outcome.progress, failures)
+        run = self._ended(name, executor, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
         return {name: run}, errors
@@ -233,14 +233,16 @@ class _Begun:
             [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
             for name, plan in self.plans.items()
         ]
-        place, plan = self.place.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
+        executor, plan = self.executor.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
         of = f"{minutes:g} minutes" if minutes else f"{plan.examples} examples each"
         names = ", ".join(target.name for target in self.targets.values())
-        results.print(f"keep going: {names} on {place.device_name}, {of}, {place.words}, --seed {plan.seed}", soft_wrap=True)
+        results.print(
+            f"keep going: {names} on {executor.device_name}, {of}, {executor.words}, --seed {plan.seed}", soft_wrap=True
+        )
         prefixes = {name: f"{failing.safe(target.name)}-{plan.seed}" for name, target in self.targets.items()}
         files_of = going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
         distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
-        outcome = going.run(distinct, place)
+        outcome = going.run(distinct, executor)
         if distinct.entries:
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
@@ -251,24 +253,30 @@ class _Begun:
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
             own = failing.with_explanations(own, name, plan.device, plan.limit)
-            runs[name] = self._ended(name, place, outcome, distinct.of_target(name), own, keeps_going=True)
+            runs[name] = self._ended(name, executor, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 
     def _ended(
-        self, name: str, place: Place, outcome: Outcome, progress: Sequence[Progress], failures: Sequence[Found], **more: bool
+        self,
+        name: str,
+        executor: Executor,
+        outcome: Outcome,
+        progress: Sequence[Progress],
+        failures: Sequence[Found],
+        **more: bool,
     ) -> Run:
         """The run of a target."""
         target, plan = self.targets[name], self.plans[name]
         looks = bool(target.findings) and not outcome.interrupted and not outcome.error
-        fixed = place.fixed(name, plan.limit) if looks else []
+        fixed = executor.fixed(name, plan.limit) if looks else []
         return Run(
             target=target.name,
-            device=place.device_name,
-            support=place.supports[name],
+            device=executor.device_name,
+            support=executor.supports[name],
             versions={"python": platform.python_version()} | sources.versions(),
             command=_again(plan, **more),
             seed=plan.seed,
-            workers=place.workers,
+            workers=executor.workers,
             planned=plan.examples,
             seconds=time.monotonic() - self.started,
             progress=progress,
@@ -358,7 +366,7 @@ def _past(
     return admitted.cases
 
 
-def _run(plans: Sequence[FuzzPlan], place: Place, folder: Path, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
+def _run(plans: Sequence[FuzzPlan], executor: Executor, folder: Path, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
     """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard."""
     done = [shard.Progress() for _ in plans]
     files_of = [failing.EarlyFiles() for _ in plans]
@@ -373,7 +381,7 @@ def _run(plans: Sequence[FuzzPlan], place: Place, folder: Path, name: str) -> tu
             done[index] = progress
             show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
 
-        return runner.run(plans, place.workers, stop_at_failure=True, report=show, place=place.run), files_of
+        return runner.run(plans, executor.workers, stop_at_failure=True, report=show, place=executor.run), files_of
 
 
 def _again(plan: FuzzPlan, *, keeps_going: bool = False) -> list[str]:

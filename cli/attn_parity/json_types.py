@@ -1,4 +1,4 @@
-"""What `--json` of users' commands writes, as types: `python -m attn_lab schemas` makes a JSON schema of them.
+"""Types of the results that `--json` of users' commands writes: `python -m attn_lab schemas` makes a JSON schema of them.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
@@ -56,7 +56,7 @@ class Found(Failure):
 
 
 class Possible(TypedDict):
-    """How many features, pairs or triples of features, or edges of tiles and blocks cases can have, and those not drawn."""
+    """The number of possible features, pairs or triples of them, or edges of tiles and blocks; and those not drawn."""
 
     possible: int
     not_drawn: list[str | tuple[str, ...]]
@@ -132,7 +132,7 @@ class Tried(Commit):
 
 
 class Bisect(TypedDict):
-    """What `attn-parity bisect` found. `candidates` are the commits of which one is the first bad one."""
+    """The result of `attn-parity bisect`. `candidates` are the commits of which one is the first bad one."""
 
     schema: Literal["attn-parity.bisect/1"]
     case: str
@@ -198,7 +198,7 @@ class Binary(TypedDict):
 
 
 class Compile(TypedDict):
-    """What `attn-parity compile` made of launches, what is wrong with binaries, and the launches that do not compile."""
+    """The result of `attn-parity compile`: launches, faults of binaries, and the launches that do not compile."""
 
     schema: Literal["attn-parity.compile/1"]
     triton: str
@@ -236,7 +236,7 @@ class Vllm(TypedDict):
 
 
 class Select(TypedDict):
-    """What serves each layer of a model, by the layer's name. The last fields are of a model config."""
+    """The backend of each layer of a model, by the layer's name. The last fields are of a model config."""
 
     schema: Literal["attn-parity.select/1"]
     model: str
@@ -253,7 +253,7 @@ class Select(TypedDict):
 
 
 class Doctor(TypedDict):
-    """What each section of `attn-parity doctor --full` found; `error` or `unavailable` says why it found nothing."""
+    """The results of each section of `attn-parity doctor --full`; `error` or `unavailable` says why there are none."""
 
     schema: Literal["attn-parity.doctor/1"]
     time: str
@@ -261,7 +261,7 @@ class Doctor(TypedDict):
 
 
 class Proof(TypedDict):
-    """What became of a theorem: how many claims it has, and the file of a counterexample's case, if there is one."""
+    """The result of a theorem: its number of claims, and the file of a counterexample's case, if there is one."""
 
     theorem: str
     outcome: Literal["proved", "refuted", "undecided", "vacuous"]
@@ -271,7 +271,7 @@ class Proof(TypedDict):
 
 
 class Prove(TypedDict):
-    """What became of each theorem that was asked for."""
+    """The results of all theorems of a run."""
 
     schema: Literal["attn-parity.prove/1"]
     theorems: list[Proof]

@@ -19,9 +19,9 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Progress
 from attn_parity import failing
 from attn_parity.console import notes, results
+from attn_parity.executors import Executor
 from attn_parity.failing import EarlyFiles, safe
 from attn_parity.options import plain_table
-from attn_parity.places import Place
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
@@ -92,8 +92,8 @@ class Files:
                 errors.append(f"{error.filename}: {error.strerror}")
 
 
-def run(distinct: DistinctFailures, place: Place) -> Outcome:
-    """Run the plans at a place."""
+def run(distinct: DistinctFailures, executor: Executor) -> Outcome:
+    """Run the plans on an executor."""
     with _progress(distinct, time.monotonic()) as show:
 
         def noted(index: int, progress: Progress) -> None:
@@ -101,7 +101,7 @@ def run(distinct: DistinctFailures, place: Place) -> Outcome:
             show()
 
         outcome = runner.run(
-            distinct.plans, place.workers, stop_at_failure=False, report=noted, ended=distinct.ended, place=place.run
+            distinct.plans, executor.workers, stop_at_failure=False, report=noted, ended=distinct.ended, place=executor.run
         )
     distinct.finish()
     return outcome

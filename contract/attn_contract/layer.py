@@ -205,7 +205,7 @@ class Layer:
         return self.head_size_v or self.head_size
 
     def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
-        """Where the elements of this layer's cache lie.
+        """This layer's view of a cache tensor, which has the addresses of its elements.
 
         Raises:
             ContractError: the layer has no cache, or what `KVCacheView.of` refuses.

@@ -16,9 +16,9 @@ from attn_contract.rules import active_rules, words_of
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.backends import BackendLayers, backend_target, named
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -208,7 +208,7 @@ DECODE_ASSEMBLY = _target(
 
 def _builder_options(batch: Batch) -> dict[str, int]:
     """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how many keys are gathered at once."""
-    choose: random.Random = choices_by((batch.query_start_loc, batch.seq_lens))
+    choose: random.Random = rng_of((batch.query_start_loc, batch.seq_lens))
     keys = batch.num_requests * max(batch.seq_lens.tolist(), default=0)
     chunk_keys = max(1, -(-keys // choose.randint(1, MOST_CHUNKS)))
     return {"num_speculative_tokens": choose.choice((0, 0, 1, 3)), "context_chunk_keys": chunk_keys}

@@ -1,10 +1,10 @@
-"""The script of each finding fails alone, passes with a mended kernel, and says when it cannot run."""
+"""The script of each finding fails alone, passes with a repaired kernel, and says when it cannot run."""
 
 import json
 from pathlib import Path
 
 import msgspec
-import planted_mended
+import planted_repaired
 import pytest
 from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
@@ -12,12 +12,12 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.targets import registry
 from attn_lab.findings import page as findings_page
 from attn_lab.findings import scripts as finding_scripts
-from attn_lab.findings.scripts import CANNOT_RUN, DOES_NOT_SHOW, FOLDER, SHOWS, Mend, Report, Shown
+from attn_lab.findings.scripts import CANNOT_RUN, DOES_NOT_SHOW, FOLDER, SHOWS, Repair, Report, Shown
 from msgspec.structs import replace
 
 NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
 REPORTS = {name: report for name in NAMES if (report := finding_scripts.report(name))}
-MENDED = [name for name, report in REPORTS.items() if report.mend]
+REPAIRED = [name for name, report in REPORTS.items() if report.repair]
 FINDINGS = findings_page.shared((name, registry.load(name).findings) for name in registry.names())
 
 
@@ -40,29 +40,29 @@ def test_a_script_shows_its_finding_in_a_process_without_this_project(name):
     assert finding_scripts.run(name) == (SHOWS, finding_scripts.results()[name].interpreted)
 
 
-@pytest.mark.parametrize("name", MENDED)
-def test_a_script_passes_with_a_mended_kernel(name, tmp_path):
+@pytest.mark.parametrize("name", REPAIRED)
+def test_a_script_passes_with_a_repaired_kernel(name, tmp_path):
     needs_package(name)
-    sources = finding_scripts.mended({name: REPORTS[name]}, tmp_path)
-    assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.results()[name].mended)
+    sources = finding_scripts.repaired({name: REPORTS[name]}, tmp_path)
+    assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.results()[name].repaired)
 
 
-def test_all_findings_but_these_have_a_mend():
-    """ROCM_ATTN hands no soft cap on to kernels that have no argument for one: nothing of a few lines mends that."""
-    assert {*NAMES} - {*MENDED} == {"vllm-rocm-soft-cap"}
+def test_all_findings_but_these_have_a_repair():
+    """ROCM_ATTN hands no soft cap on to kernels that have no argument for one: nothing of a few lines repairs that."""
+    assert {*NAMES} - {*REPAIRED} == {"vllm-rocm-soft-cap"}
 
 
 @pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
-def test_the_mends_of_a_package_go_together(package, tmp_path):
-    """No mend changes what another one looks for. What the targets load of the package is mended, and is named."""
+def test_the_repairs_of_a_package_go_together(package, tmp_path):
+    """No repair changes what another one looks for. What the targets load of the package is repaired, and is named."""
     reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package}
     needs_package(next(iter(reports)))
-    finding_scripts.mended(reports, tmp_path)
+    finding_scripts.repaired(reports, tmp_path)
     for name in reports:
-        for file, mend in reports[name].changes():
-            assert mend.new.splitlines()[-1] in (tmp_path / file).read_text(), name
+        for file, repair in reports[name].changes():
+            assert repair.new.splitlines()[-1] in (tmp_path / file).read_text(), name
     unloaded = {"sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
-    assert {*(tmp_path / package / foreign.MENDED).read_text().split()} == {*reports} - unloaded
+    assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*reports} - unloaded
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,11 +102,11 @@ def test_a_name_of_no_finding_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mend_of_a_text_that_is_not_there_is_refused(tmp_path):
+def test_a_repair_of_a_text_that_is_not_there_is_refused(tmp_path):
     needs_package("vllm-window-ahead")
-    report = replace(REPORTS["vllm-window-ahead"], mend=[Mend("no such text", "")])
+    report = replace(REPORTS["vllm-window-ahead"], repair=[Repair("no such text", "")])
     with pytest.raises(ValueError, match="there is no 'no such text'"):
-        finding_scripts.mended({"vllm-window-ahead": report}, tmp_path)
+        finding_scripts.repaired({"vllm-window-ahead": report}, tmp_path)
 
 
 def hunt_of(examples: int, **known_after: dict[str, int]) -> dict:
@@ -137,23 +137,23 @@ def test_a_report_says_what_confirms_its_finding():
         replace(REPORTS["vllm-window-ahead"], confirmed="the judge").__post_init__()
 
 
-def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(attn_parity, tmp_path, monkeypatch):
+def test_a_second_bug_behind_a_broad_predicate_is_found_on_repaired_sources_alone(attn_parity, tmp_path, monkeypatch):
     def hunted(sources: Path) -> dict:
         monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(sources))
         options = ("--examples", 50, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json")
-        run = attn_parity("fuzz", "--keep-going", "--target", "planted_mended:TARGET", *options)
+        run = attn_parity("fuzz", "--keep-going", "--target", "planted_repaired:TARGET", *options)
         result = json.loads((tmp_path / "run.json").read_text())
         assert run.code == bool(result["failures"]), run.err
         return result
 
-    faults = tmp_path / "broken" / planted_mended.PACKAGE / planted_mended.FILE
+    faults = tmp_path / "broken" / planted_repaired.PACKAGE / planted_repaired.FILE
     faults.parent.mkdir(parents=True)
-    faults.write_text(planted_mended.SOURCE)
+    faults.write_text(planted_repaired.SOURCE)
     broken = hunted(tmp_path / "broken")
     assert broken["failures"] == []
     assert broken["known"]["planted-cap"] > 5
 
-    mend = Mend("found += 1", "found += 0")
+    repair = Repair("found += 1", "found += 0")
     report = Report(
         title="",
         kernel="error",
@@ -162,25 +162,25 @@ def test_a_second_bug_behind_a_broad_predicate_is_found_on_mended_sources_alone(
         since="",
         newest="",
         harm="",
-        mend=[mend],
+        repair=[repair],
     )
-    finding_scripts.mended({"planted-cap": report}, tmp_path / "mended")
-    both = replace(report, mend=[mend, Mend("found += 2", "found += 0")])
-    finding_scripts.mended({"planted-cap": both}, tmp_path / "both")
-    mended = hunted(tmp_path / "mended")
-    assert mended["known"] == {}
-    assert [{"logits_soft_cap", "several requests"} <= {*each["needs"]} for each in mended["failures"]] == [True]
+    finding_scripts.repaired({"planted-cap": report}, tmp_path / "repaired")
+    both = replace(report, repair=[repair, Repair("found += 2", "found += 0")])
+    finding_scripts.repaired({"planted-cap": both}, tmp_path / "both")
+    repaired = hunted(tmp_path / "repaired")
+    assert repaired["known"] == {}
+    assert [{"logits_soft_cap", "several requests"} <= {*each["needs"]} for each in repaired["failures"]] == [True]
 
     assert hunted(tmp_path / "both")["failures"] == []
 
 
-def test_a_known_failure_that_comes_on_mended_sources_is_told(monkeypatch, tmp_path):
-    names = [finding.name for finding in registry.load("planted_mended:TARGET").findings]
+def test_a_known_failure_that_comes_on_repaired_sources_is_told(monkeypatch, tmp_path):
+    names = [finding.name for finding in registry.load("planted_repaired:TARGET").findings]
     assert names == ["planted-cap"]
     (tmp_path / "planted_foreign").mkdir()
-    (tmp_path / "planted_foreign" / foreign.MENDED).write_text("planted-cap\n")
+    (tmp_path / "planted_foreign" / foreign.REPAIRED).write_text("planted-cap\n")
     monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(tmp_path))
-    assert registry.load("planted_mended:TARGET").findings == ()
+    assert registry.load("planted_repaired:TARGET").findings == ()
 
 
 def test_without_its_package_a_script_cannot_run(tmp_path):

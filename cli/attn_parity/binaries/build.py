@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def limits(self) -> int:
-        """How many of the errors are those of a limit."""
+        """The number of errors that are those of a limit."""
         return sum(isinstance(error, OverLimit) for error in self.errors.values())
 
 
@@ -218,7 +218,7 @@ def _serve(connection: "Connection", others: "Connection", work: Callable[..., A
 
 @functools.lru_cache(maxsize=1)
 def _compiler(architecture: str, launches: Launches) -> Beside:
-    """What compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
+    """Compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
     from attn_parity.binaries.compilation import compile_call
 
     module, *others = launches

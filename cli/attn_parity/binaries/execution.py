@@ -32,7 +32,7 @@ from attn_parity.binaries.small_cases import small_cases
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
 
 _PLANNER = "attn_optimized.attention.attention_plan"
-"""What every call of attention is planned by, those of a cascade too."""
+"""The function that plans every call of attention, those of a cascade too."""
 
 
 class OtherCodeError(Exception):

@@ -1,4 +1,4 @@
-"""What came of launches that were compiled, and of those that ran on the emulator; and the table that shows it."""
+"""Results of launches that were compiled, and of launches that ran on the emulator; and the table that shows them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from attn_parity.console import results
 from attn_parity.options import plain_table
 
 COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load", "loop")
-"""Of a table of binaries; all but the first two hold numbers."""
+"""Columns of a table of binaries; all but the first two hold numbers."""
 AGREES = "agree"
 
 
@@ -34,7 +34,7 @@ class Row:
 
 
 class Execution(NamedTuple):
-    """What came of a launch on small cases.
+    """The result of a launch on small cases.
 
     Attributes:
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
@@ -90,7 +90,7 @@ def errors_of(outcome: Outcome) -> tuple[str, ...]:
 
 
 def uncompiled(outcome: Outcome) -> str:
-    """How many launches have no code, in words. The limit is the tool's, and no fault of a launch."""
+    """The number of launches without code, in words. The limit is the tool's, and no fault of a launch."""
     limits = outcome.limits
     words = f"{len(outcome.errors) - limits} do not compile"
     return f"{words}, {limits} have no code after --limit" if limits else words

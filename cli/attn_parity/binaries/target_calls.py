@@ -23,7 +23,7 @@ from attn_fuzz.verdict.verdict import Verdict
 
 RECORD = "attn_parity.binaries.target_calls:record"
 MOST_NAMED = 6
-"""How many constants and options name a launch."""
+"""The number of constants and options that name a launch."""
 
 
 class Recorded(NamedTuple):
@@ -126,7 +126,7 @@ def _named(launches: Sequence[Recorded]) -> dict[str, Recorded]:
 
 
 def _class(value: Any, is_constant: bool) -> str:
-    """What the compiler tells of an argument: of a number that is no constant whether it is 1, or a multiple of 16."""
+    """A key of an argument for the compiler: of a number that is no constant, whether it is 1, or a multiple of 16."""
     if isinstance(value, Pointer):
         return f"{value.dtype} {value.is_aligned} {value.bytes < 1 << 31}"
     if isinstance(value, int) and not isinstance(value, bool) and not is_constant:

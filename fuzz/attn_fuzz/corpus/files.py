@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, CaseError
-from attn_fuzz.corpus.lifting import lifted
+from attn_fuzz.corpus.adapting import adapted
 from attn_fuzz.findings import finding
 from attn_fuzz.targets.target import Support
 
@@ -61,36 +61,36 @@ class Admitted(NamedTuple):
 
     Attributes:
         cases: each case once, as a case of the target, with its name.
-        lifted: how many of them have other sizes or forms than the file.
+        adapted: how many of them have other sizes or forms than the file.
         left_out: by reason, the names of the cases that the target cannot run.
     """
 
     cases: dict[Case, str]
-    lifted: int
+    adapted: int
     left_out: dict[str, list[str]]
 
     @property
     def sentence(self) -> str:
-        """How many cases are run, lifted and left out, and the most frequent reasons; empty if all run as they are."""
-        if not self.lifted and not self.left_out:
+        """How many cases are run, adapted and left out, and the most frequent reasons; empty if all run as they are."""
+        if not self.adapted and not self.left_out:
             return ""
         reasons = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         why = "; ".join(f"{len(names)} {reason}" for reason, names in reasons[:REASONS]) + "; ..." * (len(reasons) > REASONS)
         out = sum(map(len, self.left_out.values()))
         others = f", {out} left out ({why})" if out else ""
-        return f"past cases: {len(self.cases)} run, {self.lifted} of them in sizes and forms of this target{others}"
+        return f"past cases: {len(self.cases)} run, {self.adapted} of them in sizes and forms of this target{others}"
 
 
 def admitted(cases: Mapping[str, Case], target: str, support: Support) -> Admitted:
-    """The cases that a target supports, as cases of this target, in sizes and forms that it draws (`corpus.lifting`)."""
+    """The cases that a target supports, as cases of this target, in sizes and forms that it draws (`corpus.adapting`)."""
     own: dict[Case, str] = {}
-    num_lifted, left_out = 0, defaultdict[str, list[str]](list)
+    num_adapted, left_out = 0, defaultdict[str, list[str]](list)
     for name, case in cases.items():
         renamed = msgspec.structs.replace(case, target=target)
-        fitting, reason = lifted(renamed, support)
+        fitting, reason = adapted(renamed, support)
         if fitting is None:
             left_out[reason].append(name)
         elif fitting not in own:
             own[fitting] = name
-            num_lifted += fitting != renamed
-    return Admitted(own, num_lifted, dict(left_out))
+            num_adapted += fitting != renamed
+    return Admitted(own, num_adapted, dict(left_out))

@@ -272,7 +272,7 @@ PA_ASSEMBLY = (
         "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
         "lengths.",
         seen_in=SEEN_IN,
-        link="ROCm/aiter#5654, which mends one file",
+        link="ROCm/aiter#5654, which repairs one file",
         meets=_is_decoder,
         explains=_has_short_tail,
     ),
@@ -464,7 +464,7 @@ FMHA_ASSEMBLY = (
         "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys. "
         "gfx950's file for heads of 128 does it, too.",
         seen_in=SEEN_IN,
-        link="ROCm/aiter#1442, which mends the files",
+        link="ROCm/aiter#1442, which repairs the files",
         meets=_is_decoder,
         explains=_is_of_no_keys,
     ),
@@ -475,7 +475,7 @@ FMHA_ASSEMBLY = (
         cause="fwd_hd128_bf16_causal_*.co of gfx942, MI300, and of gfx950: a tile of keys is visited before the first key, "
         "and the mask leaves some of them, which read as 0.",
         seen_in=SEEN_IN,
-        link="ROCm/aiter#1442, which mends the files",
+        link="ROCm/aiter#1442, which repairs the files",
         meets=_is_decoder,
         explains=_is_far_before_keys,
     ),

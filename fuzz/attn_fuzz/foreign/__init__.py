@@ -8,19 +8,19 @@
 docs/guide/foreign-kernels.md has a complete example.
 """
 
-from attn_fuzz.foreign.loading import MENDED, MissingSourcesError, findable, load, mended, missing, sources
+from attn_fuzz.foreign.loading import REPAIRED, MissingSourcesError, findable, load, missing, repaired, sources
 from attn_fuzz.foreign.memory import with_nan_in_new_memory
 from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
 __all__ = [
-    "MENDED",
+    "REPAIRED",
     "MissingSourcesError",
     "findable",
     "keys_and_values",
     "load",
-    "mended",
     "missing",
     "packed_keys_and_values",
+    "repaired",
     "sources",
     "with_nan_in_new_memory",
 ]

@@ -20,8 +20,8 @@ from typing import Any
 
 from attn_fuzz.errors import LimitError
 
-MENDED = "MENDED"
-"""A file in a package's folder. It names the known findings that are mended in these sources, one a line."""
+REPAIRED = "REPAIRED"
+"""A file in a package's folder. It names the known findings that are repaired in these sources, one a line."""
 Stubs = Mapping[str, Mapping[str, Any]]
 """Contents of modules, by the modules' full names."""
 
@@ -59,10 +59,10 @@ def sources(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def mended() -> frozenset[str]:
-    """The findings that are mended in the sources that `ATTN_PARITY_PACKAGE` names, for any package."""
+def repaired() -> frozenset[str]:
+    """The findings that are repaired in the sources that `ATTN_PARITY_PACKAGE` names, for any package."""
     folders = (Path(folder) for name, folder in os.environ.items() if name.startswith(variable("")))
-    return frozenset(name for folder in folders for file in folder.glob(f"*/{MENDED}") for name in file.read_text().split())
+    return frozenset(name for folder in folders for file in folder.glob(f"*/{REPAIRED}") for name in file.read_text().split())
 
 
 @contextmanager

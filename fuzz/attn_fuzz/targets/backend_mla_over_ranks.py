@@ -20,10 +20,10 @@ from attn_fuzz.targets.backend_mla import (
     weights_of,
 )
 from attn_fuzz.targets.backends import common_metadata
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.rank_processes import TIMEOUT
 from attn_fuzz.targets.ranks import INTERLEAVES, Shard, shard
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Support
 from attn_reference import context_parallel
 
@@ -65,7 +65,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> list[RankStep]:
     from attn_optimized.context_parallel import Dealing, Exchange
 
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
     num_ranks = choose.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
     interleave = choose.choice(INTERLEAVES)
     exchange = choose.choice(get_args(Exchange))

@@ -18,9 +18,9 @@ from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
 from attn_fuzz.targets import declared, served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Mode, Support, Target
 from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
@@ -82,7 +82,7 @@ class BackendLayers:
         lse: torch.Tensor | None,
         **mode: bool,
     ) -> None:
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
         reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
         impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
@@ -178,14 +178,14 @@ class BackendLayers:
                 # whatever lies inside the planes of the other layers, a block covers the same bytes
                 others = [other for other in Layout if other.dims[0] == "kv"]
                 kv_cache = planes.view(kv_cache.shape)
-                allocation_layout = choices_by(kv_cache.shape).choice(others)
+                allocation_layout = rng_of(kv_cache.shape).choice(others)
         arguments = {
             "dtype": rows.dtype,
             "block_size": block_size,
             "allocation_layout": allocation_layout,
             "kv_sharing_target_layer_name": "writer" if reads else None,
             "batch_invariant": batch_invariant,
-            "validate": choices_by((layer.num_heads, layer.scale)).random() < 0.5 if validate is None else validate,
+            "validate": rng_of((layer.num_heads, layer.scale)).random() < 0.5 if validate is None else validate,
         }
         return arguments, kv_cache
 

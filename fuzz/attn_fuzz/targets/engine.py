@@ -113,17 +113,17 @@ class Engine:
 
     @property
     def several_queries(self) -> bool:
-        """Whether a request may have more than one query, or none."""
+        """True if a request may have more than one query, or none."""
         return {*self.query_lens} != {"one"}
 
     @property
     def idle_requests(self) -> bool:
-        """Whether a request may have no query. Where all have as many, such a step has none."""
+        """True if a request may have no query. Where all have as many, such a step has none."""
         return self.empty_requests and ("any" in self.query_lens or (self.empty_batches and self.several_queries))
 
     @property
     def fewer_keys(self) -> bool:
-        """Whether a request of self-attention may have fewer keys than queries."""
+        """True if a request of self-attention may have fewer keys than queries."""
         return self.more_queries_than_keys and self.prompts and (self.several_queries or self.empty_requests)
 
     def limit(self, case: Case) -> str | None:

@@ -15,9 +15,9 @@ import attn_reference
 import torch
 from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.cases.poison import LEFTOVER, poison
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
 from attn_fuzz.verdict.rounding import Rounding
@@ -60,7 +60,7 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
         _check_output(layer, takes.has_output_scale)
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
         parts = [state(q[:rows], layer, choose) for _ in range(choose.randint(2, MOST_PARTS))]
         bound = choose.randint(0, rows) if takes.has_prefix_bound and choose.random() < 0.5 else None
         for request in requests_of(q, k, v, kv_cache, layer, batch):
@@ -108,7 +108,7 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
         outs, lses = stacked(q[:rows], layer, choose.randint(1, most_parts), choose)
         parts = [State(*part) for part in zip(outs, lses, strict=True)]
         for request in requests_of(q, k, v, kv_cache, layer, batch):
@@ -257,7 +257,7 @@ def _in_some_form(function: Callable[..., torch.Tensor], with_far_rows: Callable
     elements."""
 
     def merge(*states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None, **options: Any) -> None:
-        choose = choices_by((states[0].shape, [state.stride() for state in states]))
+        choose = rng_of((states[0].shape, [state.stride() for state in states]))
         forms: list[MergeFunction] = [function]
         if "output_scale" not in options:
             forms.append(functools.partial(_returned, function))

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, get_args
 import torch
 from attn_contract import Batch, ContractError, Layer, UnsupportedError
 from attn_fuzz.exact import call as exact
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
 from attn_fuzz.targets.ranks import INTERLEAVES, TRITON_RANKS, Shard, dealt, refuse_without_a_cache
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.triton import TRITON, missing_triton
 
 MOST_RANKS = 3
@@ -40,7 +40,7 @@ def _processes() -> RankProcesses:
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     refuse_without_a_cache(kv_cache, layer)
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
     results = on_all_ranks(_attend, _calls(q, kv_cache, layer, batch, out.dtype, choose))
     rows = int(batch.query_start_loc[-1])
     rows_of(out, layer, rows).copy_(torch.cat([own for own, _ in results], dim=1)[:rows])

@@ -15,8 +15,8 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, Unsu
 from attn_contract.arguments import INT32_MAX
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -122,7 +122,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     from attn_optimized import context_parallel as ranks
 
     refuse_without_a_cache(kv_cache, layer)
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
     num_ranks, interleave, order = _choice(choose)
     rows = int(batch.query_start_loc[-1])
     outs, lses = stacked(q, layer, num_ranks, choose)
@@ -153,7 +153,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
     num_ranks, interleave, order = _choice(choose)
     rows = int(batch.query_start_loc[-1])
     outs, lses = stacked(q[:rows], layer, num_ranks, choose)

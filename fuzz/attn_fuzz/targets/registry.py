@@ -10,8 +10,8 @@ The module of `--target MODULE:ATTRIBUTE` may lie in the current folder (`attn_f
 target in a mode (`attn_fuzz.targets.modes`).
 
 Targets of kernels of another package are an entry point of the group `attn_parity.packages`, a `Package`, so that their names
-are known before their modules are imported. A target on sources in which findings are mended does not have these findings
-(`attn_fuzz.foreign.mended`).
+are known before their modules are imported. A target on sources in which findings are repaired does not have these findings
+(`attn_fuzz.foreign.repaired`).
 """
 
 import dataclasses
@@ -134,7 +134,7 @@ def load(name: str) -> Target:
         raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
         raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
-    if gone := foreign.mended():
+    if gone := foreign.repaired():
         target = dataclasses.replace(target, findings=tuple(each for each in target.findings if each.name not in gone))
     if "@" not in name:
         return dataclasses.replace(target, findings=()) if target.architectures else target

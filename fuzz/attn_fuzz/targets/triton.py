@@ -162,7 +162,7 @@ def interprets(tensor: torch.Tensor) -> bool:
 
 
 def queries_per_tile(step: Step) -> int:
-    """Of a batch-invariant call."""
+    """Queries of a tile of a batch-invariant call."""
     import attn_optimized
 
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries

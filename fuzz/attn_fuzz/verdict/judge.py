@@ -31,7 +31,7 @@ class Difference(msgspec.Struct, frozen=True):
     expected: float
     bound: float
     rows: int
-    """How many rows of the request differ."""
+    """The number of rows of the request that differ."""
     first: int = 0
     """The first of these rows, of q."""
 
@@ -45,7 +45,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What the judge found in one step's outputs.
+    """The judge's result for one step's outputs.
 
     Attributes:
         differences: the worst element of each request and tensor that is wrong.
@@ -202,7 +202,7 @@ class _Compared:
         )
 
     def kind(self, out: torch.Tensor) -> Literal["value", "nan", "bitwise", "unwritten", "lse"]:
-        """What is wrong with the worst element.
+        """The kind of failure of the worst element.
 
         Args:
             out: as the target left it.
@@ -263,6 +263,6 @@ def judge_finite(step: Step) -> Judgement:
 
 
 def has_exact_sums(case: Case) -> bool:
-    """Whether all weights of a row are equal and every sum of values is exact, in a case."""
+    """True if all weights of a row are equal and every sum of values is exact, in a case."""
     equal_weights = case.sinks in (None, "off", "zero") and not case.alibi_slopes and case.qq_bias in (None, "tree")
     return case.values.kind == "exact" and equal_weights and not (case.cache is not None and case.cache.scales_tokens)

@@ -13,9 +13,9 @@ from attn_parity.console import results
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--run", "runs", is_flag=True, help="Run the scripts of all findings first, or of these, on a CPU: hours.")
 @click.option(
-    "--mended",
+    "--repaired",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write no page. Write the sources of the findings' packages here, with each finding mended that has a mend.",
+    help="Write no page. Write the sources of the findings' packages here, with each finding repaired that has a repair.",
 )
 @click.option(
     "--speed",
@@ -24,10 +24,10 @@ from attn_parity.console import results
     help="Write speed.json first: after how many examples each finding is met. The JSON of runs of several seeds.",
 )
 @check_option
-def command(names: tuple[str, ...], runs: bool, mended: Path | None, speed: tuple[Path, ...], check: bool) -> int:
+def command(names: tuple[str, ...], runs: bool, repaired: Path | None, speed: tuple[Path, ...], check: bool) -> int:
     """Write docs/generated/findings.md. With a NAME, print instead what the owner of its kernel is told."""
-    if mended:
-        results.print(f"mended: {', '.join(scripts.all_mended(mended))}", soft_wrap=True)
+    if repaired:
+        results.print(f"repaired: {', '.join(scripts.all_repaired(repaired))}", soft_wrap=True)
         return 0
     if names and not runs:
         for name in names:

@@ -170,14 +170,14 @@ def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
         yield "It was not run on a GPU."
     else:
         yield from _confirmation_by_kernels(shown.interpreted, shown.compiled)
-    if shown.mended is None:
+    if shown.repaired is None:
         yield "No change of a few lines was tried."
         return
     files = " and ".join(f"`{file}`" for file in dict.fromkeys(file for file, _ in report.changes()))
     yield f"With these changes of {files} the script exits with 0, which shows that the lines are the cause:"
-    for _, mend in report.changes():
-        removed = (f"-{line}" for line in mend.old.rstrip("\n").split("\n"))
-        yield from ("", "```diff", *removed, *(f"+{line}" for line in mend.new.rstrip("\n").split("\n")), "```")
+    for _, repair in report.changes():
+        removed = (f"-{line}" for line in repair.old.rstrip("\n").split("\n"))
+        yield from ("", "```diff", *removed, *(f"+{line}" for line in repair.new.rstrip("\n").split("\n")), "```")
 
 
 def _confirmation_by_kernels(interpreted: str, compiled: str) -> Iterator[str]:

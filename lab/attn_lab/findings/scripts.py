@@ -22,7 +22,7 @@ _LOADED = {"aiter": "ops/triton", "lmdeploy": "pytorch", "sglang": "kernels/ops/
 _READ = {"sglang": ("sglang/srt/models/gemma2.py", "sglang/srt/layers/attention/triton_backend.py")}
 """Other files of a package that scripts read."""
 _REPEATED = ("sglang/srt/layers/attention/triton_backend.py", "vllm/v1/attention/backends/mla/triton_mla.py")
-"""Files whose code the targets repeat, and do not load: a mend of them changes scripts alone."""
+"""Files whose code the targets repeat, and do not load: a repair of them changes scripts alone."""
 _LOADS = re.compile(r"^from kernels import .*\bload\b", re.MULTILINE)
 _SHARED = re.compile(r"^from (\w+) import .*\n", re.MULTILINE)
 _DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
@@ -43,7 +43,7 @@ finally:
 """
 
 
-class Mend(msgspec.Struct, forbid_unknown_fields=True):
+class Repair(msgspec.Struct, forbid_unknown_fields=True):
     """A change of a text of a file: of `file`, or of the first one in the report's `lines`."""
 
     old: str
@@ -65,7 +65,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
-        mend: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
+        repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
             patch. Empty: no change of a few lines was found.
     """
 
@@ -78,7 +78,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     harm: str
     sent_by: list[str] = []
     gpu: str | None = None
-    mend: list[Mend] = []
+    repair: list[Repair] = []
 
     def __post_init__(self) -> None:
         if self.confirmed_by not in CONFIRMED:
@@ -93,10 +93,10 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         """The first file in `lines`."""
         return Path(self.lines[0].partition(":")[0])
 
-    def changes(self) -> Iterator[tuple[Path, Mend]]:
-        """Each mend, with the file that it changes."""
-        for mend in self.mend:
-            yield Path(mend.file or self.file), mend
+    def changes(self) -> Iterator[tuple[Path, Repair]]:
+        """Each repair, with the file that it changes."""
+        for repair in self.repair:
+            yield Path(repair.file or self.file), repair
 
 
 class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,12 +106,12 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         interpreted: what it printed.
         compiled: what it printed with kernels that were compiled for gfx942 and emulated; None if it launches no kernel, or if
             the finding needs a GPU.
-        mended: what it printed with the mended file; None if there is no mend.
+        repaired: what it printed with the repaired file; None if there is no repair.
     """
 
     interpreted: str
     compiled: str | None
-    mended: str | None = None
+    repaired: str | None = None
 
 
 def report(name: str) -> Report | None:
@@ -167,11 +167,11 @@ def run(name: str, *, sources: Path | None = None, architecture: str | None = No
     return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
 
 
-def mended(reports: Mapping[str, Report], folder: Path) -> Path:
-    """A folder with a package's Python files and their configurations, in which findings of the package are mended.
+def repaired(reports: Mapping[str, Report], folder: Path) -> Path:
+    """A folder with a package's Python files and their configurations, in which findings of the package are repaired.
 
-    Its file MENDED names those findings whose mended files the package's targets load: a target on these sources does not have
-    them (`attn_fuzz.foreign.mended`). Several packages may share a folder.
+    Its file REPAIRED names the findings whose repaired files the package's targets load: a target on these sources does not
+    have them (`attn_fuzz.foreign.repaired`). Several packages may share a folder.
 
     Args:
         reports: of the findings, by name.
@@ -189,23 +189,23 @@ def mended(reports: Mapping[str, Report], folder: Path) -> Path:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(installed / file, folder / file)
     (folder / package / "__init__.py").touch()
-    for file, mend in changes:
+    for file, repair in changes:
         text = (folder / file).read_text(encoding="utf-8")
-        if mend.old not in text:
-            raise ValueError(f"{file}: there is no {mend.old!r}")
-        (folder / file).write_text(text.replace(mend.old, mend.new), encoding="utf-8")
-    loaded = [name for name, report in reports.items() if report.mend and str(report.file) not in _REPEATED]
-    (folder / package / foreign.MENDED).write_text("".join(f"{name}\n" for name in loaded), encoding="utf-8")
+        if repair.old not in text:
+            raise ValueError(f"{file}: there is no {repair.old!r}")
+        (folder / file).write_text(text.replace(repair.old, repair.new), encoding="utf-8")
+    loaded = [name for name, report in reports.items() if report.repair and str(report.file) not in _REPEATED]
+    (folder / package / foreign.REPAIRED).write_text("".join(f"{name}\n" for name in loaded), encoding="utf-8")
     return folder
 
 
-def all_mended(folder: Path) -> list[str]:
-    """Write the sources of each package that has findings into a folder, with all mends. Returns the names in MENDED."""
+def all_repaired(folder: Path) -> list[str]:
+    """Write the sources of each package that has findings into a folder, with all repairs. Returns the names in REPAIRED."""
     reports = {name: found for name in _known() if (found := report(name))}
     packages = {found.file.parts[0] for found in reports.values()}
     for package in sorted(packages):
-        mended({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
-    return [name for package in sorted(packages) for name in (folder / package / foreign.MENDED).read_text().split()]
+        repaired({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
+    return [name for package in sorted(packages) for name in (folder / package / foreign.REPAIRED).read_text().split()]
 
 
 def _other_than_sources(folder: str, names: list[str]) -> list[str]:
@@ -214,7 +214,7 @@ def _other_than_sources(folder: str, names: list[str]) -> list[str]:
 
 def _shown(name: str) -> Shown:
     compiled = _showing(name, ARCHITECTURE) if is_emulated(name) else None
-    return Shown(_showing(name, None), compiled, _mended(name))
+    return Shown(_showing(name, None), compiled, _repaired(name))
 
 
 def _showing(name: str, architecture: str | None) -> str:
@@ -224,13 +224,13 @@ def _showing(name: str, architecture: str | None) -> str:
     return output
 
 
-def _mended(name: str) -> str | None:
-    if not (found := report(name)) or not found.mend:
+def _repaired(name: str) -> str | None:
+    if not (found := report(name)) or not found.repair:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        code, output = run(name, sources=mended({name: found}, Path(folder)))
+        code, output = run(name, sources=repaired({name: found}, Path(folder)))
     if code != DOES_NOT_SHOW:
-        raise RuntimeError(f"{name}, mended: exit code {code}, expected {DOES_NOT_SHOW}\n{output}")
+        raise RuntimeError(f"{name}, repaired: exit code {code}, expected {DOES_NOT_SHOW}\n{output}")
     return output
 
 

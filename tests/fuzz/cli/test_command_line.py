@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, MOVED, cpus, places
+from attn_parity import COMMANDS, MOVED, cpus, executors
 
 from tests import processes
 from tests.pages import PAGES, ROOT
@@ -309,5 +309,5 @@ def test_a_replay_of_a_case_that_this_tool_cannot_run(attn_parity, step_case, tm
     ],
 )
 def test_a_run_names_the_workers_that_its_shards_keep_busy(nodes, shards, words):
-    place = places.Place("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
-    assert place.of_shards(shards).words == words
+    executor = executors.Executor("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
+    assert executor.of_shards(shards).words == words

@@ -48,7 +48,7 @@ def test_a_case_is_run_on_any_target_that_supports_it_once_and_in_a_size_that_it
     own = files.admitted(cases, "mine", support)
     sizes = {name: (case.target, case.head_size) for case, name in own.cases.items()}
     assert sizes == {"one": ("mine", 32), "wide": ("mine", 64)}
-    assert own.lifted == 2
+    assert own.adapted == 2
     assert own.left_out == {"sinks": ["beyond"]}
     assert own.sentence == "past cases: 2 run, 2 of them in sizes and forms of this target, 1 left out (1 sinks)"
 

@@ -117,7 +117,7 @@ def test_what_code_must_not_do_is_a_verdict_on_the_kernel(change, kind, step_cas
         ("attn_fuzz.interpreted.reductions", "_combined", calling(sum_of_a_function)),
         ("attn_fuzz.interpreted.together.launches", "_dims", calling(sum_of_a_function)),
         ("attn_fuzz.emulated.launches", "inputs_of", EMULATED),
-        ("attn_fuzz.targets.modes.compiled", "choices_by_metadata", EMULATED),
+        ("attn_fuzz.targets.modes.compiled", "rng_of_metadata", EMULATED),
         ("attn_amdgcn.checked", "launch", EMULATED),
     ],
 )

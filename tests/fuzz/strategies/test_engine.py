@@ -10,7 +10,7 @@ from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.corpus import files
-from attn_fuzz.corpus.lifting import lifted
+from attn_fuzz.corpus.adapting import adapted
 from attn_fuzz.report.drawn import can_have, drawn, why_not
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.strategies import families
@@ -209,27 +209,27 @@ def vllm_kernel() -> Support:
     )
 
 
-def test_past_cases_are_lifted_to_what_an_engine_sends():
+def test_past_cases_are_adapted_to_what_an_engine_sends():
     admitted = files.admitted(files.shipped(), "mine", vllm_kernel())
     assert len(admitted.cases) >= 35
-    assert admitted.lifted == len(admitted.cases)
+    assert admitted.adapted == len(admitted.cases)
     for case in admitted.cases:
         contradictions.check(case)
         assert vllm_kernel().limit(case) is None
         assert vllm_kernel().beyond(case) is None
     out = sum(map(len, admitted.left_out.values()))
     assert (
-        f"{len(admitted.cases)} run, {admitted.lifted} of them in sizes and forms of this target, {out} left out ("
+        f"{len(admitted.cases)} run, {admitted.adapted} of them in sizes and forms of this target, {out} left out ("
         in admitted.sentence
     )
     assert re.search(r"\b\d+ encoder attention", admitted.sentence)
 
 
-def test_a_lifted_table_keeps_what_requests_share():
+def test_an_adapted_table_keeps_what_requests_share():
     """Three blocks of 4 slots are one block of 8 slots, and half of another."""
     requests = tuple(Request(query_len=1, seq_len=14, blocks=(5, 2, 7, own), causal=True) for own in (1, 3))
     cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=8)
-    case, reason = lifted(Case(target="x", requests=requests, cache=cache), replace(EVERYTHING, block_sizes=(8,)))
+    case, reason = adapted(Case(target="x", requests=requests, cache=cache), replace(EVERYTHING, block_sizes=(8,)))
     assert reason == ""
     assert case is not None
     assert [request.blocks for request in case.requests] == [(5, 2), (5, 7)]

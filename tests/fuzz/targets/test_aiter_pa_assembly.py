@@ -114,7 +114,7 @@ GQA8 = {
 
 
 @pytest.mark.parametrize("first", [65534, 65536])
-def test_blocks_beyond_2_to_the_16_are_rows_of_zeros_until_it_was_mended(first):
+def test_blocks_beyond_2_to_the_16_are_rows_of_zeros_until_it_was_repaired(first):
     """ROCm/aiter#3062, which the mutant aiter-3062 of the zoo transcribes: 8 KV heads, whose blocks have 32 KiB.
 
     Another file is judged by neither answer: ATTN_PARITY_AITER=FOLDER chooses the wheel's or main's.

@@ -108,7 +108,7 @@ def test_decodes_alone_round_products():
 
 
 def test_each_kernel_of_a_chunked_prefill_has_a_finding_of_its_window():
-    """A decode is not explained by the finding of prefills where its own is mended, and the other way around."""
+    """A decode is not explained by the finding of prefills where its own is repaired, and the other way around."""
     of_decodes, case = known("aiter-chunked-outside-window", requests=(DECODE, PREFILL))
     assert of_decodes.explains(case, wrong(float("nan"), request=0, kind="nan"))
     assert not of_decodes.explains(case, wrong(float("nan"), request=1, kind="nan"))

@@ -134,7 +134,7 @@ def test_each_file_that_is_chosen_agrees(architecture, file, monkeypatch):
 
 
 def test_a_request_without_keys_is_right_where_the_files_count_at_least_a_tile_of_keys(monkeypatch):
-    """One instruction of the file made another: the closed form of the finding aiter-fmha-no-keys, which AITER #1442 mends."""
+    """One instruction of the file made another: the closed form of aiter-fmha-no-keys, which AITER #1442 repairs."""
     needs_files()
     from attn_amdgcn import code_objects
     from attn_fuzz.emulated import code_objects as running

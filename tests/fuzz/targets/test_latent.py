@@ -18,7 +18,7 @@ from attn_fuzz import Call, capture
 from attn_fuzz.cases import allocations, case_file, contradictions, earlier, tensors
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.features import FEATURES
-from attn_fuzz.corpus import lifting
+from attn_fuzz.corpus import adapting
 from attn_fuzz.report import standalone
 from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import shrink
@@ -404,12 +404,12 @@ def test_a_case_without_the_field_is_the_file_that_it_was():
     assert case_file.loads(case_file.dumps(latent)) == latent
 
 
-def test_a_latent_case_is_lifted_to_targets_of_latent_caches_alone():
+def test_a_latent_case_is_adapted_to_targets_of_latent_caches_alone():
     case = replace(next(latent_cases()), group_size=5)
     sizes = LatentSizes(widths=((512, 64),), group_sizes=(16, 128), block_sizes=(64,))
-    lifted, _ = lifting.lifted(case, dataclasses.replace(LATENT, latent=sizes))
-    assert (lifted.value_size, lifted.head_size, lifted.group_size, lifted.cache.block_size) == (512, 576, 16, 64)
-    nobody, reason = lifting.lifted(case, EVERYTHING)
+    adapted, _ = adapting.adapted(case, dataclasses.replace(LATENT, latent=sizes))
+    assert (adapted.value_size, adapted.head_size, adapted.group_size, adapted.cache.block_size) == (512, 576, 16, 64)
+    nobody, reason = adapting.adapted(case, EVERYTHING)
     assert (nobody, reason) == (None, "head_size_v (a width of V of its own)")
 
 

@@ -181,21 +181,21 @@ def test_a_soft_cap_is_carried_in_exact_mode(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mended(tmp_path_factory) -> Path:
+def repaired(tmp_path_factory) -> Path:
     # of each package
     for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode", "lmdeploy-decode"):
         needs(TARGETS[name])
-    folder = tmp_path_factory.mktemp("mended")
-    finding_scripts.all_mended(folder)
+    folder = tmp_path_factory.mktemp("repaired")
+    finding_scripts.all_repaired(folder)
     return folder
 
 
 @pytest.mark.parametrize("name", [*(name for name in OTHERS if TARGETS[name].findings), "aiter-unified-attention"])
-def test_what_is_known_hides_nothing_else(name, mended, attn_parity, monkeypatch):
-    """On sources in which findings are mended, the cases that they explained agree: each failed because of them alone."""
+def test_what_is_known_hides_nothing_else(name, repaired, attn_parity, monkeypatch):
+    """On sources in which findings are repaired, the cases that they explained agree: each failed because of them alone."""
     needs(registry.load(name))
     for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
-        monkeypatch.setenv(f"ATTN_PARITY_{package}", str(mended))
+        monkeypatch.setenv(f"ATTN_PARITY_{package}", str(repaired))
     run = attn_parity("fuzz", "--target", name, *TWENTY)
     assert run.code == 0, run.out
 

@@ -67,7 +67,7 @@ def _reaches_far(case: Case) -> bool:
 
 
 def _splits_a_window(case: Case, step: Step) -> bool:
-    """Whether the interpreted kernels cut the keys inside a window that reaches beyond 65 keys into parts."""
+    """True if the interpreted kernels cut the keys inside a window that reaches beyond 65 keys into parts."""
     if not _reaches_far(case) or case.has_latent_cache:
         return False
     import attn_optimized
@@ -129,7 +129,7 @@ def _behind_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
 
 
 def _clamped_before_chunks(case: Case) -> Iterator[int]:
-    """Of these ranges: the first key that the window leaves the query, where it lies between first key and end."""
+    """For such ranges, the first key that the window leaves the query, where it lies between first key and end."""
     left = case.window[0] if case.ranges_clamped else -1
     return (query - left for first, end, query in _behind_chunks(case) if left >= 0 and first < query - left < end)
 
@@ -249,7 +249,7 @@ def _in_row(name: str, holds: Callable[[Case], object]) -> Value:
 
 
 def _is_odd(case: Case) -> bool:
-    """Whether the rows of V have pairs of dims, each of a byte, and begin at odd addresses."""
+    """True if the rows of V have pairs of dims, each of a byte, and begin at odd addresses."""
     return case.is_quantized and case.head_size % 2 == 1 and case.value_size % 2 == 0
 
 

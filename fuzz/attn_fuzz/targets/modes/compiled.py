@@ -13,9 +13,9 @@ from typing import Any
 from attn_contract import Layer
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import LimitError
-from attn_fuzz.targets.choices import choices_by, choices_by_metadata
 from attn_fuzz.targets.emulated import STEPS_PER_LAYER, missing, schedules
 from attn_fuzz.targets.modes import ARCHITECTURES, NoModeError
+from attn_fuzz.targets.rng import rng_of, rng_of_metadata
 from attn_fuzz.targets.target import FUNCTIONS, Gpu, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -27,7 +27,7 @@ LARGE_SHARE = 0.3
 """The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
 for a layer: a choice for each launch would compile most kernels twice."""
 _WITH_XF32 = ("gfx942",)
-"""Where Triton makes XF32 of a tl.dot of float32 that does not say how. How hardware rounds to XF32 is not published."""
+"""Architectures on which Triton makes XF32 of a plain tl.dot of float32. How hardware rounds to XF32 is not published."""
 _WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
@@ -45,7 +45,7 @@ def _is_large(arguments: Iterable[object]) -> bool:
         return False
     group = layer.num_heads // layer.num_kv_heads
     fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
-    return choices_by(fields).random() < LARGE_SHARE
+    return rng_of(fields).random() < LARGE_SHARE
 
 
 def compiled_for(target: Target, place: str, architecture: str) -> Target:
@@ -78,7 +78,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
             launches = Launches(
                 f"{place}.modules",
                 architecture,
-                functools.partial(schedules, choices_by_metadata(arguments), races=target.races is None),
+                functools.partial(schedules, rng_of_metadata(arguments), races=target.races is None),
                 whole_storages=not is_planned,
                 large_storages=is_planned and _is_large(arguments),
             )

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
-from attn_fuzz.targets.choices import choices_by, choices_by_metadata
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.rng import rng_of, rng_of_metadata
 from attn_fuzz.targets.target import Support, Target
 
 REACH = 1 << 32
@@ -253,7 +253,7 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
     def far_apart(function: Callable[..., Any], parameters: Sequence[str]) -> Any:
         def call(*arguments: Any, **options: Any) -> None:
             given = dict(zip(parameters, arguments, strict=True)) | options
-            with spread(choices_by_metadata(arguments)) as copies:
+            with spread(rng_of_metadata(arguments)) as copies:
                 far = tensors_of(copies)
                 given["kv_cache"], given["layer"] = far.cached(given["kv_cache"], given["layer"])
                 given |= {name: getattr(far, how)(given[name]) for name, how in _CHANGED_BY.items() if name in given}
@@ -282,14 +282,14 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
 
 def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
     """Call a merge with tensors far apart. An output that is an input stays one."""
-    with spread(choices_by((out_a.shape, out_a.stride(), lse_a.stride()))) as far:
+    with spread(rng_of((out_a.shape, out_a.stride(), lse_a.stride()))) as far:
         a, b = ((far.rows(out), far.elements(lse)) for out, lse in ((out_a, lse_a), (out_b, lse_b)))
         merge(*a, *b, out=far.rows(out), lse=far.elements(lse), **options)
 
 
 def merge_attn_parts(merge: Callable[..., object], outs, lses, *, out, lse, **options) -> None:
     """Call a merge of any number of parts with tensors far apart."""
-    with spread(choices_by((outs.shape, outs.stride(), lses.stride()))) as far:
+    with spread(rng_of((outs.shape, outs.stride(), lses.stride()))) as far:
         merge(far.rows(outs), far.elements(lses), out=far.rows(out), lse=far.elements(lse), **options)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.choices import choices_by_metadata
 from attn_fuzz.targets.modes import NoModeError
+from attn_fuzz.targets.rng import rng_of_metadata
 from attn_fuzz.targets.target import FUNCTIONS, Gpu, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -63,13 +63,13 @@ def of(target: Target) -> Target:
     def on_drawn_gpu(function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            with planned(drawn_gpu(choices_by_metadata(arguments))):
+            with planned(drawn_gpu(rng_of_metadata(arguments))):
                 return function(*arguments, **options)
 
         return call
 
     def events(step: Step) -> list[str]:
-        gpu = drawn_gpu(choices_by_metadata((step.batch,)))
+        gpu = drawn_gpu(rng_of_metadata((step.batch,)))
         with planned(gpu):
             return [gpu.architecture[:2], *target.events(step)]
 

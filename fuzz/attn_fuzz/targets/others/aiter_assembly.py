@@ -17,8 +17,8 @@ import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
+from attn_fuzz.targets.rng import rng_of
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
@@ -120,7 +120,7 @@ def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
     """
 
     def attend(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = choices_by((batch.query_start_loc, batch.seq_lens))
+        choose = rng_of((batch.query_start_loc, batch.seq_lens))
         for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
             run(launch, architecture, emulated.schedules(choose))
 

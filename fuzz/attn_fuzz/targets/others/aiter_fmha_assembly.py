@@ -36,10 +36,10 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import FMHA_ASSEMBLY
 from attn_fuzz.targets import emulated
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, attention, missing
 from attn_fuzz.targets.others.aiter_dense import gathered
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -56,7 +56,7 @@ TO_NEAREST, TO_ZERO = ("rtna", "rtne"), ("rtz",)
 
 def file_of(architecture: str, batch: Batch, head_size: int, *, is_group: bool, conversions: Sequence[str]) -> str:
     """The file below fmha_v3_fwd/ for a call. On gfx942 its lengths choose what AITER's callers and the GPU's size choose."""
-    choose = choices_by((batch.query_start_loc, batch.seq_lens, "file"))
+    choose = rng_of((batch.query_start_loc, batch.seq_lens, "file"))
     folder, conversion = choose.choice(FOLDERS), choose.choice(conversions)
     is_causal = bool(batch.causal) and batch.max_query_len > 1  # for one query each: asm_mha_varlen_fwd.cu:230
     if architecture == "gfx950":  # hsa/gfx950/fmha_v3_fwd/codegen.py has a file for all compute units and conversions
@@ -79,7 +79,7 @@ def _launch(
 
     Raises:
         NotImplementedError: the file multiplies a request's first row by the bytes of a row in 32 bits (s_mul_i32), which
-            AITER #1957 mends in later files.
+            AITER #1957 repairs in later files.
     """
     heads, is_causal, tile = q.shape[-2], "causal" in file, QUERIES[q.shape[-1]]
     tiles = -(-max_query_len // tile)

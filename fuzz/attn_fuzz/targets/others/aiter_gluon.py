@@ -46,10 +46,10 @@ from attn_fuzz.emulated import jobs
 from attn_fuzz.findings import aiter
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -141,7 +141,7 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = chosen_slots(q, kv_cache, layer, batch, choices_by((batch.query_start_loc, batch.seq_lens)))
+    slots = chosen_slots(q, kv_cache, layer, batch, rng_of((batch.query_start_loc, batch.seq_lens)))
     if not slots:
         return
     sinks = None if layer.sinks is None else layer.sinks.float()
@@ -156,7 +156,7 @@ def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             kv_indptr=ends,
             attn_sink=sinks,
             softmax_scale=layer.scale,
-            kv_splits=choices_by((ends,)).choice((None, 1, 4)),
+            kv_splits=rng_of((ends,)).choice((None, 1, 4)),
         )
     rows_of(out, layer, len(slots))[:] = found
 

@@ -38,10 +38,10 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import emulated
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import sglang_package
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -132,7 +132,7 @@ def _target(
     """A target of a function of AITER, whose arguments `call` makes."""
 
     def attention(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = choices_by((batch.query_start_loc, batch.seq_lens))
+        choose = rng_of((batch.query_start_loc, batch.seq_lens))
         arguments = call(q, kv_cache, layer, batch, out.view(q.shape))
         tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         with _loaded(module, architecture, tensors, lambda: emulated.schedules(choose)) as loaded:

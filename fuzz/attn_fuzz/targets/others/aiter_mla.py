@@ -20,11 +20,11 @@ import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import MLA_DECODE_ROPE, SPARSE_MLA
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.others import aiter_package
 from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -40,7 +40,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None
     rows, block_size = len(request), kv_cache.shape[1]
     if not rows:
         return
-    choose = choices_by((q.shape, batch.seq_lens))
+    choose = rng_of((q.shape, batch.seq_lens))
     position = torch.cat([torch.arange(seq_len, device=q.device) for seq_len in seq_lens.tolist()])
     table = batch.block_table[request.repeat_interleave(seq_lens)].gather(1, (position // block_size)[:, None])[:, 0]
     indices = table * block_size + position % block_size
@@ -109,7 +109,7 @@ class _Rotation:
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = aiter_package.load(*SPARSE)
     rows = int(batch.query_start_loc[-1])
-    chosen = chosen_slots(q, kv_cache, layer, batch, choices_by((q.shape, batch.seq_lens)))
+    chosen = chosen_slots(q, kv_cache, layer, batch, rng_of((q.shape, batch.seq_lens)))
     if any(chosen):
         module.unified_attention_sparse_mla(
             q=q[:rows],

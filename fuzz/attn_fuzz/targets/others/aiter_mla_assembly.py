@@ -22,10 +22,10 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import emulated
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_assembly, aiter_mla_metadata
 from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
@@ -158,7 +158,7 @@ def _indices(kv_cache: torch.Tensor, batch) -> tuple[torch.Tensor, torch.Tensor,
 def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "decode") -> None:
     if (layer.head_size, layer.value_size) != (HEAD_SIZE, VALUE_SIZE):
         raise NotImplementedError(f"heads of {layer.head_size} and {layer.value_size}: it writes {VALUE_SIZE} whatever out has")
-    module, choose = _module(architecture), choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+    module, choose = _module(architecture), rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
     rows, requests = int(batch.query_start_loc[-1]), batch.num_requests
     schedules = emulated.schedules(choose)
 

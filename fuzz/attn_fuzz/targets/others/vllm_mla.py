@@ -10,11 +10,11 @@ import functools
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.others import vllm_package
 from attn_fuzz.targets.others.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -26,7 +26,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = vllm_package.load(*MODULES)
     request, seq_lens = decoded_rows(batch)
     rows = len(request)
-    splits = choices_by((q.shape, batch.seq_lens)).choice(SPLITS)
+    splits = rng_of((q.shape, batch.seq_lens)).choice(SPLITS)
     new_out = torch.zeros(rows, layer.num_heads, layer.value_size, dtype=q.dtype, device=q.device)
     new_lse = torch.zeros(rows, layer.num_heads, dtype=q.dtype, device=q.device)
     if rows:

@@ -25,9 +25,9 @@ from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, rows_of, write_state
 from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
@@ -126,7 +126,7 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
     """
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = choices_by((q.shape, batch.query_start_loc, batch.seq_lens))
+        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
         num_ranks, interleave = choose.choice(num_ranks_of), choose.choice(INTERLEAVES)
         rows, num_tokens, num_heads = int(batch.query_start_loc[-1]), len(q), layer.num_heads
         # heads come in as many parts as there are ranks: further ones are copies of the first

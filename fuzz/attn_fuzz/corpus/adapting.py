@@ -15,7 +15,7 @@ from attn_fuzz.targets.target import LatentSizes, Support
 replace = msgspec.structs.replace
 
 
-def lifted(case: Case, support: Support) -> tuple[Case | None, str]:
+def adapted(case: Case, support: Support) -> tuple[Case | None, str]:
     """The case in sizes and forms that the support draws, and why there is no such case; empty if there is one.
 
     Block tables are refitted to another block size. A decoder becomes causal for a target that has nothing else: most shrunk
@@ -25,8 +25,8 @@ def lifted(case: Case, support: Support) -> tuple[Case | None, str]:
     if case.values.kind == "captured":
         reason = _cannot_run(case, support)
         return (None, reason) if reason else (case, "")
-    for lift in _LIFTS:
-        case = lift(case, support)
+    for adapt in _ADAPTATIONS:
+        case = adapt(case, support)
     if reason := support.beyond(case) or support.limit(case):
         return None, reason
     try:
@@ -206,7 +206,7 @@ def _forms(struct: msgspec.Struct, engine: Engine) -> Iterator[tuple[str, Any]]:
             yield field.name, allowed[0]
 
 
-_LIFTS: tuple[Callable[[Case, Support], Case], ...] = (
+_ADAPTATIONS: tuple[Callable[[Case, Support], Case], ...] = (
     _with_dtype,
     _with_causality,
     _with_lengths,

@@ -1,4 +1,4 @@
-"""Choices that a target makes by itself. A case does not hold them, so they must follow from the case."""
+"""Generators of choices that a target makes by itself. A case does not hold these choices, so they must follow from it."""
 
 import random
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ import torch
 from attn_contract import Batch
 
 
-def choices_by(sizes: Any) -> random.Random:
-    """Random choices that the sizes of a call make.
+def rng_of(sizes: Any) -> random.Random:
+    """A generator seeded by the sizes of a call.
 
     Args:
         sizes: numbers and tensors of numbers, in tuples and lists. Equal numbers make equal choices.
@@ -17,15 +17,15 @@ def choices_by(sizes: Any) -> random.Random:
     return random.Random(repr(_plain(sizes)))
 
 
-def choices_by_metadata(arguments: Iterable[object]) -> random.Random:
-    """Random choices that the metadata among the arguments of a call makes: lengths, slots and positions."""
+def rng_of_metadata(arguments: Iterable[object]) -> random.Random:
+    """A generator seeded by the metadata among the arguments of a call: lengths, slots and positions."""
     metadata: list[torch.Tensor] = []
     for argument in arguments:
         if isinstance(argument, Batch):
             metadata += [argument.query_start_loc, argument.seq_lens]
         elif isinstance(argument, torch.Tensor) and argument.dtype in (torch.int32, torch.int64):
             metadata.append(argument)
-    return choices_by(metadata)
+    return rng_of(metadata)
 
 
 def _plain(sizes: Any) -> Any:

@@ -30,7 +30,7 @@ CAP = Finding(
     what="With a soft cap the output is off by 1.",
     cause="planted_foreign/faults.py, error: so it is planted.",
     seen_in="every version",
-    folder=FINDINGS / "mended",
+    folder=FINDINGS / "repaired",
     explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and case.logits_soft_cap is not None,
 )
-TARGET = dataclasses.replace(KNOWN, name="planted-mended", attention=_attention, findings=(CAP,))
+TARGET = dataclasses.replace(KNOWN, name="planted-repaired", attention=_attention, findings=(CAP,))

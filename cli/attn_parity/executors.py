@@ -17,15 +17,15 @@ from attn_parity.options import default_workers, device_name, use_device
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place for a run of some targets.
+class Executor:
+    """Runs the shards of some targets.
 
     Args:
         device: "cpu" or "cuda".
         device_name: for people.
         supports: of each target, there.
         workers: how many shards run at once.
-        nodes: how many nodes of Ray there are; None: the place is this machine.
+        nodes: how many nodes of Ray there are; None: this machine.
         run: of the runner: starts workers there.
         fixed: returns the names of a target's findings whose stored cases no longer fail there. It takes the target and the
             seconds that a case may take.
@@ -39,8 +39,8 @@ class Place:
     run: Callable[..., contextlib.AbstractContextManager[Any]]
     fixed: Callable[[str, float], list[str]]
 
-    def of_shards(self, count: int) -> "Place":
-        """The place as a run of so many shards uses it: more workers would have nothing to do."""
+    def of_shards(self, count: int) -> "Executor":
+        """The executor of so many shards: more workers would have nothing to do."""
         return replace(self, workers=min(self.workers, count))
 
     @property
@@ -60,8 +60,8 @@ def _nodes_of_ray(number: int) -> str:
 @contextlib.contextmanager
 def chosen(
     address: str | None, needs: Sequence[str], folder: Path | None, targets: Sequence[str], device: str, number: int | None
-) -> Iterator[Place]:
-    """The place that the options --ray, --needs, --working-dir, --device and --workers name.
+) -> Iterator[Executor]:
+    """The executor that the options --ray, --needs, --working-dir, --device and --workers name.
 
     Args:
         address: of a Ray cluster, "auto" or HOST:PORT; None: this machine.
@@ -76,15 +76,15 @@ def chosen(
         InputError: the cluster does not answer, has no node for the run, or a target cannot run there.
     """
     if address is not None:
-        with _on_ray(address, needs, folder, targets, device, number) as place:
-            yield place
+        with _on_ray(address, needs, folder, targets, device, number) as executor:
+            yield executor
     elif needs or folder:
         raise click.UsageError("--needs and --working-dir are about nodes: they need --ray")
     else:
         yield _here(targets, device, number)
 
 
-def _here(targets: Sequence[str], device: str, number: int | None) -> Place:
+def _here(targets: Sequence[str], device: str, number: int | None) -> Executor:
     device = use_device(device)
     supports = {target: registry.usable(target, device).support(device) for target in targets}
     number = number or default_workers(device)
@@ -92,13 +92,13 @@ def _here(targets: Sequence[str], device: str, number: int | None) -> Place:
     def fixed(target: str, limit: float) -> list[str]:
         return [finding.name for finding in ledger.fixed(target, device, limit)]
 
-    return Place(device, device_name(device), supports, number, None, workers.here, fixed)
+    return Executor(device, device_name(device), supports, number, None, workers.here, fixed)
 
 
 @contextlib.contextmanager
 def _on_ray(
     address: str, needs: Sequence[str], folder: Path | None, targets: Sequence[str], device: str, number: int | None
-) -> Iterator[Place]:
+) -> Iterator[Executor]:
     """A Ray cluster, to which this process is connected until the block ends."""
     from attn_fuzz.run import fleet  # of the extra `ray`
 
@@ -113,7 +113,7 @@ def _on_ray(
         name = next(iter(seen.values())).device_name
         supports = {target: one.support for target, one in seen.items()}
         run = partial(cluster.place, device_name=name, lost=_say_that_it_is_lost)
-        yield Place(cluster.device, name, supports, number, cluster.nodes, run, cluster.fixed)
+        yield Executor(cluster.device, name, supports, number, cluster.nodes, run, cluster.fixed)
 
 
 def _say_that_it_is_lost(node: str) -> None:
