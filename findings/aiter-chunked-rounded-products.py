@@ -7,7 +7,8 @@ first key.
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import chunked_prefill_paged_decode
+from kernels import DEVICE, compare, load
 
 HEAD_SIZE, X = 16, 8
 q = torch.full((1, 1, HEAD_SIZE), 16.0, dtype=torch.float16, device=DEVICE)
@@ -19,22 +20,7 @@ k_cache = k.view(1, 1, 16, HEAD_SIZE // X, X).transpose(2, 3).contiguous()
 v_cache = torch.zeros(1, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE)
 v_cache[..., 0] = 1.0
 out = torch.full_like(q, torch.nan)
-one = torch.ones((), device=DEVICE)
-load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill").chunked_prefill_paged_decode(
-    query=q,
-    key=q,
-    value=q,
-    output=out,
-    kv_cache_dtype="auto",
-    key_cache=k_cache,
-    value_cache=v_cache,
-    block_table=ints([0]),
-    query_start_loc=ints(0, 1),
-    seq_lens=ints(2),
-    max_query_len=1,
-    k_scale=one,
-    v_scale=one,
-    sm_scale=0.25,
-)
+module = load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill")
+chunked_prefill_paged_decode(module, q, q, q, out, k_cache, v_cache, keys=2, sm_scale=0.25)
 weights = (q[0, 0].float() @ k[:2].float().T * 0.25).softmax(dim=0)
 compare(weights @ v_cache[0, 0, 0, :2].float(), out[0, 0, 0])

@@ -4,7 +4,8 @@ A decode of a request with one key, in a block of 16 slots. The other slots hold
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import chunked_prefill_paged_decode
+from kernels import DEVICE, compare, load
 
 HEAD_SIZE, X = 32, 8
 q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
@@ -13,22 +14,8 @@ v_cache = torch.full((1, 1, HEAD_SIZE, 16), torch.nan, dtype=q.dtype, device=DEV
 v_cache[..., 0] = 1.0
 out = torch.full_like(q, -1.0)
 one = torch.ones((), device=DEVICE)
-load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill").chunked_prefill_paged_decode(
-    query=q,
-    key=q,
-    value=q,
-    output=out,
-    kv_cache_dtype="auto",
-    key_cache=k_cache,
-    value_cache=v_cache,
-    block_table=ints([0]),
-    query_start_loc=ints(0, 1),
-    seq_lens=ints(1),
-    max_query_len=1,
-    k_scale=one,
-    v_scale=one,
-    sm_scale=1.0,
-)
+module = load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill")
+chunked_prefill_paged_decode(module, q, q, q, out, k_cache, v_cache, keys=1)
 logits = (q[0, 0].view(-1, 1, X) * k_cache[0, 0, :, :1]).float().sum(dim=(0, 2))
 weights = logits.softmax(dim=0)  # of the one key that is visible
 compare(weights @ v_cache[0, 0, 0, :1].float(), out[0, 0, 0])

@@ -5,6 +5,7 @@ query sees nothing of the first tile of 64 keys. All logits are -200.
 """
 
 import torch
+from calls import unified_attention
 from kernels import DEVICE, compare, ints, load
 
 QUERIES, KEYS, WINDOW, HEAD_SIZE, LOGIT = 2, 65, 1, 32, -200.0
@@ -12,23 +13,17 @@ q = torch.zeros(QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 q[..., 0] = LOGIT
 cache = torch.ones(5, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
-load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention").unified_attention(
-    q=q,
-    k=cache,
-    v=cache,
-    out=out,
-    cu_seqlens_q=ints(0, QUERIES),
-    max_seqlen_q=QUERIES,
-    seqused_k=ints(KEYS),
-    max_seqlen_k=KEYS,
-    softmax_scale=1.0,
-    causal=True,
+module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+unified_attention(
+    module,
+    q,
+    cache,
+    cache,
+    out,
+    keys=KEYS,
+    queries=QUERIES,
     window_size=(WINDOW - 1, 0),
     block_table=ints([0, 1, 2, 3, 4, 0, 0, 0]),
-    softcap=0.0,
-    q_descale=None,
-    k_descale=None,
-    v_descale=None,
 )
 keys = cache.view(-1, HEAD_SIZE)[:KEYS].float()
 position = torch.arange(KEYS, device=DEVICE)

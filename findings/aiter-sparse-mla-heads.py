@@ -4,6 +4,7 @@ One query with 24 heads and one key. Every output is the key's value, 1.
 """
 
 import torch
+from calls import unified_attention_sparse_mla
 from kernels import DEVICE, compare, ints, load
 
 LATENT, WIDTH, HEADS = 256, 288, 24
@@ -11,17 +12,5 @@ q = torch.ones(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
 kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
 out = torch.full((1, HEADS, LATENT), torch.nan, dtype=q.dtype, device=DEVICE)
 kernels = load("aiter.ops.triton.attention.unified_attention_sparse_mla", "aiter.ops.triton.unified_attention_sparse_mla")
-kernels.unified_attention_sparse_mla(
-    q=q,
-    kv=kv,
-    out=out,
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(1),
-    max_seqlen_k=1,
-    softmax_scale=1.0,
-    topk_indices=ints([0]),
-    block_table=ints([0]),
-    kv_lora_rank=LATENT,
-)
+unified_attention_sparse_mla(kernels, q, kv, out, topk_indices=ints([0]))
 compare(torch.ones(HEADS), out[0, :, 0].cpu())

@@ -5,6 +5,7 @@ Every output is the key's value, 1.
 """
 
 import torch
+from calls import unified_attention_sparse_mla
 from kernels import DEVICE, compare, ints, load
 
 LATENT, WIDTH, HEADS, LOGIT = 256, 288, 16, -200.0
@@ -13,17 +14,5 @@ q[..., 0] = LOGIT
 kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
 out = torch.full((1, HEADS, LATENT), -1.0, dtype=q.dtype, device=DEVICE)
 kernels = load("aiter.ops.triton.attention.unified_attention_sparse_mla", "aiter.ops.triton.unified_attention_sparse_mla")
-kernels.unified_attention_sparse_mla(
-    q=q,
-    kv=kv,
-    out=out,
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(1),
-    max_seqlen_k=1,
-    softmax_scale=1.0,
-    topk_indices=ints([-1] * 16 + [0]),
-    block_table=ints([0]),
-    kv_lora_rank=LATENT,
-)
+unified_attention_sparse_mla(kernels, q, kv, out, topk_indices=ints([-1] * 16 + [0]))
 compare(torch.ones(2), out[0, [0, 15], 0].cpu())

@@ -5,31 +5,16 @@ are split where the bound of their number, max_seqlen_k, is more than 512.
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import unified_attention
+from kernels import DEVICE, compare, load
 
 HEAD_SIZE = 32
 torch.use_deterministic_algorithms(True, warn_only=True)  # memory that is allocated starts as NaN
 q = torch.ones(2, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
-load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention").unified_attention(
-    q=q,
-    k=cache,
-    v=cache,
-    out=out,
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(1),
-    max_seqlen_k=1024,
-    softmax_scale=1.0,
-    causal=True,
-    window_size=(-1, -1),
-    block_table=ints([0, 0, 0, 0]),
-    softcap=0.0,
-    q_descale=None,
-    k_descale=None,
-    v_descale=None,
-)
+module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+unified_attention(module, q, cache, cache, out, keys=1, max_seqlen_k=1024)
 weights = (q[0] @ cache[0, :1, 0].T).float().softmax(dim=1)
 owned = (weights @ cache[0, :1, 0].float())[0, 0]
 compare(torch.stack([owned, torch.full_like(owned, -1.0)]), out[:, 0, 0])

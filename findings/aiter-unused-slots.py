@@ -4,7 +4,8 @@ A decode of a request with one key, in a block of 16 slots. The other slots hold
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import unified_attention
+from kernels import DEVICE, compare, load
 
 HEAD_SIZE = 32
 q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
@@ -12,23 +13,7 @@ k = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v = torch.full_like(k, torch.nan)
 v[0, 0] = 1.0
 out = torch.full_like(q, -1.0)
-load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention").unified_attention(
-    q=q,
-    k=k,
-    v=v,
-    out=out,
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(1),
-    max_seqlen_k=1,
-    softmax_scale=1.0,
-    causal=True,
-    window_size=(-1, -1),
-    block_table=ints([0, 0, 0, 0]),
-    softcap=0.0,
-    q_descale=None,
-    k_descale=None,
-    v_descale=None,
-)
+module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+unified_attention(module, q, k, v, out, keys=1)
 weights = (q[0] @ k[0, :1, 0].T).float().softmax(dim=1)
 compare((weights @ v[0, :1, 0].float())[0, 0], out[0, 0, 0])

@@ -6,6 +6,7 @@ of 2, whose products are exact. Both logits are 134.0625. The values are 1 and 0
 """
 
 import torch
+from calls import decode_attention_fwd
 from kernels import DEVICE, compare, ints, load
 
 HEAD_SIZE = 128
@@ -16,20 +17,7 @@ k[1, 0, :4] = 2.0
 v = torch.zeros_like(k)
 v[0] = 1.0
 out = torch.full_like(q, torch.nan)
-load("sglang.kernels.ops.attention.decode_attention").decode_attention_fwd(
-    q,
-    k,
-    v,
-    out,
-    ints(0, 2),
-    ints(0, 1),
-    attn_logits=torch.empty(1, 1, 8, HEAD_SIZE, device=DEVICE),
-    attn_lse=torch.empty(1, 1, 8, device=DEVICE),
-    num_kv_splits=ints(1),
-    max_kv_splits=8,
-    sm_scale=1.0,
-    k_scale=1.0,
-    v_scale=1.0,
-)
+module = load("sglang.kernels.ops.attention.decode_attention")
+decode_attention_fwd(module, q, k, v, out, ints(0, 2), ints(0, 1))
 weights = (q[0].float() @ k[:, 0].float().T).softmax(dim=1)
 compare((weights @ v[:, 0].float())[0, 0], out[0, 0, 0])

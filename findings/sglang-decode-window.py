@@ -7,6 +7,7 @@ are 1, 2 and 4. All logits are 0, so the output is the mean of the last two valu
 from types import SimpleNamespace
 
 import torch
+from calls import decode_attention_fwd
 from excerpt import excerpt
 from kernels import DEVICE, compare, ints, load
 
@@ -34,20 +35,7 @@ q = torch.zeros(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k = torch.zeros(KEYS, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v = k + torch.tensor([1.0, 2.0, 4.0], dtype=q.dtype, device=DEVICE)[:, None, None]
 out = torch.full_like(q, torch.nan)
-load("sglang.kernels.ops.attention.decode_attention").decode_attention_fwd(
-    q,
-    k,
-    v,
-    out,
-    indptr,
-    indices,
-    attn_logits=torch.empty(1, 1, 8, HEAD_SIZE, device=DEVICE),
-    attn_lse=torch.empty(1, 1, 8, device=DEVICE),
-    num_kv_splits=ints(1),
-    max_kv_splits=8,
-    sm_scale=1.0,
-    k_scale=1.0,
-    v_scale=1.0,
-)
+module = load("sglang.kernels.ops.attention.decode_attention")
+decode_attention_fwd(module, q, k, v, out, indptr, indices)
 weights = (q[0] @ k[-WINDOW:, 0].T).float().softmax(dim=1)
 compare((weights @ v[-WINDOW:, 0].float())[0, 0], out[0, 0, 0])

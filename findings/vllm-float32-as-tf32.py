@@ -6,6 +6,7 @@ number is of unified_attention, the second of triton_prefill_attention.
 """
 
 import torch
+from calls import unified_attention
 from kernels import DEVICE, compare, ints, load
 from tf32 import cutting
 from triton.runtime.interpreter import InterpreterBuilder
@@ -19,21 +20,15 @@ k[0] += 3 / 8192
 v[0] = 1
 of_decoder, of_encoder = torch.full_like(q, torch.nan), torch.full_like(q, torch.nan)
 one = torch.ones(1, 1, device=DEVICE)
-load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
-    q=q[:1],
-    k=torch.nn.functional.pad(k, (0, 0, 0, 0, 0, 14))[None],
-    v=torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 14))[None],
-    out=of_decoder[:1],
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(2),
-    max_seqlen_k=2,
-    softmax_scale=1.0,
-    causal=True,
-    window_size=(-1, -1),
+module = load("vllm.v1.attention.ops.triton_unified_attention")
+unified_attention(
+    module,
+    q[:1],
+    torch.nn.functional.pad(k, (0, 0, 0, 0, 0, 14))[None],
+    torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 14))[None],
+    of_decoder[:1],
+    keys=2,
     block_table=ints([0]),
-    softcap=0,
-    q_descale=None,
     k_descale=one,
     v_descale=one,
 )

@@ -5,7 +5,8 @@ One query and one key. The weight is 1. V is 127 with a scale of 17.5 * 2^-24: 1
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import unified_attention
+from kernels import DEVICE, compare, load
 
 HEAD_SIZE = 32
 module = load("vllm.v1.attention.ops.triton_unified_attention")
@@ -13,23 +14,13 @@ q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.full((1, 16, 1, HEAD_SIZE), 127, dtype=torch.int8, device=DEVICE)
 scales = torch.full((1, 16, 1), 17.5 * 2.0**-24, device=DEVICE)
 out = torch.full_like(q, torch.nan)
-module.unified_attention(
-    q=q,
-    k=cache,
-    v=cache,
-    out=out,
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(1),
-    max_seqlen_k=1,
-    softmax_scale=1.0,
-    causal=True,
-    window_size=(-1, -1),
-    block_table=ints([0, 0, 0, 0]),
-    softcap=0,
-    q_descale=None,
-    k_descale=None,
-    v_descale=None,
+unified_attention(
+    module,
+    q,
+    cache,
+    cache,
+    out,
+    keys=1,
     kv_quant_mode=module.KVQuantMode.INT8_PER_TOKEN_HEAD,
     k_scale_cache=scales,
     v_scale_cache=scales,

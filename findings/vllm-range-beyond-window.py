@@ -5,27 +5,24 @@ output is a mean of ones. The last query is the first of its tile.
 """
 
 import torch
+from calls import unified_attention
 from kernels import DEVICE, compare, ints, load
 
 TOKENS, WINDOW, HEAD_SIZE = 17, 2, 32
 q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(2, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, torch.nan)
-load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
-    q=q,
-    k=cache,
-    v=cache,
-    out=out,
-    cu_seqlens_q=ints(0, TOKENS),
-    max_seqlen_q=TOKENS,
-    seqused_k=ints(TOKENS),
-    max_seqlen_k=TOKENS,
-    softmax_scale=1.0,
-    causal=True,
+module = load("vllm.v1.attention.ops.triton_unified_attention")
+unified_attention(
+    module,
+    q,
+    cache,
+    cache,
+    out,
+    keys=TOKENS,
+    queries=TOKENS,
     window_size=(WINDOW - 1, 0),
     block_table=ints([0, 1, 0, 0]),
-    softcap=0,
-    q_descale=None,
     k_descale=torch.ones(1, 1, device=DEVICE),
     v_descale=torch.ones(1, 1, device=DEVICE),
     mm_prefix_range=ints([[0, TOKENS - 1]]),

@@ -5,6 +5,7 @@ are the first rows of buffers of two rows. The second row of the output holds -1
 """
 
 import torch
+from calls import chunked_prefill_paged_decode
 from kernels import DEVICE, compare, ints, load
 
 HEAD_SIZE, X = 32, 8
@@ -13,22 +14,20 @@ k_cache = torch.ones(1, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones(1, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
 one = torch.ones((), device=DEVICE)
-load("vllm.v1.attention.ops.chunked_prefill_paged_decode").chunked_prefill_paged_decode(
-    query=q[:1],
-    key=q[:1],
-    value=q[:1],
-    output=out[:1],
-    kv_cache_dtype="auto",
-    key_cache=k_cache,
-    value_cache=v_cache,
+module = load("vllm.v1.attention.ops.chunked_prefill_paged_decode")
+chunked_prefill_paged_decode(
+    module,
+    q[:1],
+    q[:1],
+    q[:1],
+    out[:1],
+    k_cache,
+    v_cache,
+    keys=1,
     block_table=ints([0], [0]),
     query_start_loc=ints(0, 1, 1),
     seq_lens=ints(1, 0),
     max_seq_len=1,
-    max_query_len=1,
-    k_scale=one,
-    v_scale=one,
-    sm_scale=1.0,
 )
 expected = torch.stack([v_cache[0, 0, 0, 0], -one])  # of one key, its value; and what was there
 compare(expected, out[:, 0, 0])

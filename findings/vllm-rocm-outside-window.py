@@ -5,6 +5,7 @@ All visible values are 1.
 """
 
 import torch
+from calls import chunked_prefill_paged_decode
 from kernels import DEVICE, compare, ints, load
 
 KEYS, WINDOW, HEAD_SIZE, X = 17, 1, 32, 8
@@ -13,24 +14,9 @@ k_cache = torch.ones(2, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones(2, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE)
 v_cache[0] = torch.nan
 out = torch.full_like(q, -1.0)
-one = torch.ones((), device=DEVICE)
-load("vllm.v1.attention.ops.chunked_prefill_paged_decode").chunked_prefill_paged_decode(
-    query=q,
-    key=q,
-    value=q,
-    output=out,
-    kv_cache_dtype="auto",
-    key_cache=k_cache,
-    value_cache=v_cache,
-    block_table=ints([0, 1]),
-    query_start_loc=ints(0, 1),
-    seq_lens=ints(KEYS),
-    max_seq_len=KEYS,
-    max_query_len=1,
-    k_scale=one,
-    v_scale=one,
-    sliding_window=WINDOW,
-    sm_scale=1.0,
+module = load("vllm.v1.attention.ops.chunked_prefill_paged_decode")
+chunked_prefill_paged_decode(
+    module, q, q, q, out, k_cache, v_cache, keys=KEYS, block_table=ints([0, 1]), max_seq_len=KEYS, sliding_window=WINDOW
 )
 keys, values = torch.ones(WINDOW, HEAD_SIZE, device=DEVICE), v_cache[1, 0, :, :1].T.float()
 weights = (q[0].float() @ keys.T).softmax(dim=1)

@@ -5,31 +5,27 @@ the others are 0.
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import chunked_prefill_paged_decode
+from kernels import DEVICE, compare, load
 
 TOKENS, WINDOW, HEAD_SIZE, X = 3, 2, 32, 8
 q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k, v = torch.ones_like(q), torch.zeros_like(q)
 v[-1] = 6.0
 out = torch.full_like(q, torch.nan)
-one = torch.ones((), device=DEVICE)
-load("vllm.v1.attention.ops.chunked_prefill_paged_decode").chunked_prefill_paged_decode(
-    query=q,
-    key=k,
-    value=v,
-    output=out,
-    kv_cache_dtype="auto",
-    key_cache=torch.zeros(1, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE),
-    value_cache=torch.zeros(1, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE),
-    block_table=ints([0]),
-    query_start_loc=ints(0, TOKENS),
-    seq_lens=ints(TOKENS),
+module = load("vllm.v1.attention.ops.chunked_prefill_paged_decode")
+chunked_prefill_paged_decode(
+    module,
+    q,
+    k,
+    v,
+    out,
+    torch.zeros(1, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE),
+    torch.zeros(1, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE),
+    keys=TOKENS,
+    queries=TOKENS,
     max_seq_len=TOKENS,
-    max_query_len=TOKENS,
-    k_scale=one,
-    v_scale=one,
     sliding_window=WINDOW,
-    sm_scale=1.0,
     causal=False,
 )
 position = torch.arange(TOKENS, device=DEVICE)

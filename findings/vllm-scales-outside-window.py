@@ -5,6 +5,7 @@ infinite. All visible values are 1.
 """
 
 import torch
+from calls import unified_attention
 from kernels import DEVICE, compare, ints, load
 
 KEYS, WINDOW, HEAD_SIZE = 17, 1, 32
@@ -14,23 +15,15 @@ cache = torch.ones(2, 16, 1, HEAD_SIZE, dtype=torch.int8, device=DEVICE)
 scales = torch.ones(2, 16, 1, device=DEVICE)
 scales[0] = torch.inf
 out = torch.full_like(q, torch.nan)
-module.unified_attention(
-    q=q,
-    k=cache,
-    v=cache,
-    out=out,
-    cu_seqlens_q=ints(0, 1),
-    max_seqlen_q=1,
-    seqused_k=ints(KEYS),
-    max_seqlen_k=KEYS,
-    softmax_scale=1.0,
-    causal=True,
+unified_attention(
+    module,
+    q,
+    cache,
+    cache,
+    out,
+    keys=KEYS,
     window_size=(WINDOW - 1, 0),
     block_table=ints([0, 1, 0, 0]),
-    softcap=0,
-    q_descale=None,
-    k_descale=None,
-    v_descale=None,
     kv_quant_mode=module.KVQuantMode.INT8_PER_TOKEN_HEAD,
     k_scale_cache=scales,
     v_scale_cache=scales,

@@ -6,29 +6,16 @@ which is 0 in float16. All values are 1.
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import run_segmented_attention
+from kernels import DEVICE, compare, load
 
 QUERIES, KEYS, WINDOW, HEAD_SIZE = 3, 66, 2, 64
 q = torch.ones(QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k_cache = torch.full((5, 16, 1, HEAD_SIZE), -3.0, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones_like(k_cache)
 out = torch.full_like(q, torch.nan)
-one = torch.ones((), device=DEVICE)
-load("vllm.v1.attention.ops.segmented_attention").run_segmented_attention(
-    q,
-    out,
-    k_cache,
-    v_cache,
-    ints([0, 1, 2, 3, 4]),
-    ints(0, QUERIES),
-    ints(KEYS),
-    QUERIES,
-    KEYS,
-    one,
-    one,
-    HEAD_SIZE**-0.5,
-    sliding_window=WINDOW - 1,
-)
+module = load("vllm.v1.attention.ops.segmented_attention")
+run_segmented_attention(module, q, out, k_cache, v_cache, keys=KEYS, scale=HEAD_SIZE ** (-0.5), sliding_window=WINDOW - 1)
 keys, values = (cache.flatten(0, 1)[:KEYS, 0].float() for cache in (k_cache, v_cache))
 distance = torch.arange(KEYS - QUERIES, KEYS, device=DEVICE)[:, None] - torch.arange(KEYS, device=DEVICE)
 hidden = (distance < 0) | (distance >= WINDOW)

@@ -5,29 +5,16 @@ All visible values are 1.
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import run_segmented_attention
+from kernels import DEVICE, compare, load
 
 KEYS, WINDOW, HEAD_SIZE = 17, 1, 64
 q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k_cache, v_cache = torch.ones(2, 2, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v_cache[0] = torch.nan
 out = torch.full_like(q, -1.0)
-one = torch.ones((), device=DEVICE)
-load("vllm.v1.attention.ops.segmented_attention").run_segmented_attention(
-    q,
-    out,
-    k_cache,
-    v_cache,
-    ints([0, 1]),
-    ints(0, 1),
-    ints(KEYS),
-    1,
-    KEYS,
-    one,
-    one,
-    1.0,
-    sliding_window=WINDOW - 1,
-)
+module = load("vllm.v1.attention.ops.segmented_attention")
+run_segmented_attention(module, q, out, k_cache, v_cache, keys=KEYS, sliding_window=WINDOW - 1)
 keys, values = (cache[1, :WINDOW, 0].float() for cache in (k_cache, v_cache))
 weights = (q[0].float() @ keys.T).softmax(dim=1)
 compare((weights @ values)[0, 0], out[0, 0, 0])

@@ -5,30 +5,16 @@ the others are 0.
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import run_segmented_attention
+from kernels import DEVICE, compare, load
 
 TOKENS, WINDOW, HEAD_SIZE = 3, 2, 64
 q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k_cache, v_cache = torch.zeros(2, 1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v_cache[0, TOKENS - 1] = 6.0
 out = torch.full_like(q, torch.nan)
-one = torch.ones((), device=DEVICE)
-load("vllm.v1.attention.ops.segmented_attention").run_segmented_attention(
-    q,
-    out,
-    k_cache,
-    v_cache,
-    ints([0]),
-    ints(0, TOKENS),
-    ints(TOKENS),
-    TOKENS,
-    TOKENS,
-    one,
-    one,
-    1.0,
-    sliding_window=WINDOW - 1,
-    causal=False,
-)
+module = load("vllm.v1.attention.ops.segmented_attention")
+run_segmented_attention(module, q, out, k_cache, v_cache, keys=TOKENS, sliding_window=WINDOW - 1, causal=False)
 position = torch.arange(TOKENS, device=DEVICE)
 hidden = (position[:, None] - position).abs() >= WINDOW
 keys, values = k_cache[0, :TOKENS, 0].float(), v_cache[0, :TOKENS, 0].float()

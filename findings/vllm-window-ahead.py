@@ -4,27 +4,24 @@ Three queries and keys, and a window of 2 tokens. All logits are 0 and all value
 """
 
 import torch
-from kernels import DEVICE, compare, ints, load
+from calls import unified_attention
+from kernels import DEVICE, compare, load
 
 TOKENS, WINDOW, HEAD_SIZE = 3, 2, 32
 q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, torch.nan)
-load("vllm.v1.attention.ops.triton_unified_attention").unified_attention(
-    q=q,
-    k=cache,
-    v=cache,
-    out=out,
-    cu_seqlens_q=ints(0, TOKENS),
-    max_seqlen_q=TOKENS,
-    seqused_k=ints(TOKENS),
-    max_seqlen_k=TOKENS,
-    softmax_scale=1.0,
+module = load("vllm.v1.attention.ops.triton_unified_attention")
+unified_attention(
+    module,
+    q,
+    cache,
+    cache,
+    out,
+    keys=TOKENS,
+    queries=TOKENS,
     causal=False,
     window_size=(WINDOW - 1, 0),
-    block_table=ints([0, 0, 0, 0]),
-    softcap=0,
-    q_descale=None,
     k_descale=torch.ones(1, 1, device=DEVICE),
     v_descale=torch.ones(1, 1, device=DEVICE),
 )

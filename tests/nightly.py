@@ -79,7 +79,7 @@ def _emulated_drawn() -> Iterator[str]:
 
 
 PARTS = {
-    "tests": (_tests, "tests marked `nightly`: faults planted in kernels and in the emulator, clusters, storms"),
+    "tests": (_tests, "tests marked `nightly`: faults planted in kernels, clusters, storms"),
     "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
     "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,50 @@ def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.e
         out, err = (path.read_text() if path.exists() else "" for path in paths)
     assert process.exitcode is not None
     return subprocess.CompletedProcess(given, process.exitcode, out, err)
+
+
+def signalled(
+    arguments: Sequence[object],
+    when: Callable[[list[int]], bool],
+    *numbers: int,
+    cwd: Path,
+    env: Mapping[str, str],
+    group=False,
+) -> subprocess.CompletedProcess[str]:
+    """What a new interpreter ends with that gets signals once `when` is true of its processes. In the end none of them is left.
+
+    Args:
+        group: whether the signals go to all processes of its group, as Ctrl-C does.
+    """
+    mark = f"SIGNALLED_IN={cwd}"
+    given = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    environment = {**env, "SIGNALLED_IN": str(cwd)}
+    # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(given, cwd=cwd, env=environment, start_new_session=True, **pipes)
+    signal.signal(signal.SIGINT, handler)
+    try:
+        until = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < until and not when(with_environment(mark)):
+            time.sleep(0.05)
+        for number in numbers:
+            if group:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            time.sleep(0.05)
+        out, err = process.communicate(timeout=120)
+        until = time.monotonic() + 30
+        while (left := with_environment(mark)) and time.monotonic() < until:
+            time.sleep(0.1)  # helpers of multiprocessing end when they see that it has
+        assert left == []
+    finally:
+        for pid in with_environment(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert "Traceback" not in err
+    return subprocess.CompletedProcess(given, process.returncode, out, err)
 
 
 def with_environment(variable: str) -> list[int]:

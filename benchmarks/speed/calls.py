@@ -122,8 +122,7 @@ def row_layer(case: RowOp, device: torch.device) -> Layer:
 
 def raw_and_view(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, KVCacheView]:
     """The allocation of a cache, one-dimensional, and where its elements lie."""
-    assert layer.layout is not None
-    view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
+    view = layer.view_of(kv_cache)
     return kv_cache.as_strided((view.end,), (1,), 0), view
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 from attn_fuzz import extras
-from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.errors import NOT_RUN, ExecutorError, InputError, LimitError
 from attn_fuzz.text import nearest, one_line
 from attn_parity import defaults
 from attn_parity.console import BROKEN_PIPE, is_read, notes, results
@@ -43,7 +43,7 @@ GROUPS = {
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }
-"""What `attn-parity --help` lists. Command NAME is `command` of the module attn_parity.NAME, imported when it is asked for:
+"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.NAME, imported when it is used:
 `select` needs nothing of what `fuzz` imports."""
 MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
     "hunt": "attn-parity fuzz --keep-going --target TARGET"
@@ -124,7 +124,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None, commands: click.Group = cli, name: str = "attn-parity") -> None:
-    """Run the command line; every foreseeable error is one line and exit code 2."""
+    """Run the command line; every foreseeable error is one line and exit code 2, or 3 if it tells a limit of this tool."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -157,6 +157,10 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
         return 0
     except InputError as error:
         _tell(str(error))
+        return error.exit_code
+    except LimitError as error:
+        _tell(f"not run, by a limit of this tool: {error.sentence}")
+        return NOT_RUN
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     except ModuleNotFoundError as error:

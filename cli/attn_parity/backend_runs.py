@@ -1,4 +1,4 @@
-"""Which kernels each backend calls, whether this project has run them, how, and what is known to be wrong with them.
+"""The kernels that each backend calls, how this project has run them, and their known bugs.
 
 No AMD GPU has run any of them. A target that emulates is fuzzed as NAME@ARCHITECTURE.
 """

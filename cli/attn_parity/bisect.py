@@ -163,7 +163,7 @@ class _Search:
         return found
 
     def _but(self, found: Replay) -> str:
-        """What was found instead, for an error."""
+        """The result that was found instead, for an error."""
         elsewhere = "" if found.is_of_worktree else "; no imported module lies in the worktree: does --path name its folder?"
         return f", got {found.words}{elsewhere}"
 

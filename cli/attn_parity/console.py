@@ -1,4 +1,4 @@
-"""Where commands print: results on stdout, notes on stderr.
+"""The consoles of commands: results on stdout, notes on stderr.
 
 What is printed may quote a file or an exception from elsewhere, so no control character reaches a terminal. And a console that
 cannot be written, because a pipe was closed or a disk is full, ends no run: the run's files and its exit code are still due.
@@ -48,7 +48,7 @@ class Console(rich.console.Console):
 
 
 def is_read(stream: TextIO | None) -> bool:
-    """Whether what is written there may be read. Nobody reads a pipe whose other end is closed."""
+    """True if what is written there may be read. Nobody reads a pipe whose other end is closed."""
     poll = select.poll()
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a descriptor
         poll.register(stream.fileno(), 0)  # pyright: ignore[reportOptionalMemberAccess]

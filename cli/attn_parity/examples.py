@@ -14,7 +14,7 @@ _IN_CHECKOUT = Path(__file__).parents[2] / "examples"
 @click.command("examples")
 @click.argument("folder", default="examples", type=click.Path(file_okay=False, path_type=Path))
 def command(folder: Path) -> int:
-    """Write the files that the guides use into FOLDER: two targets, model files, configs; default: examples."""
+    """Write the files that the guides use into FOLDER: targets, model files, configs; default: examples."""
     source = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     files = sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     copies = {folder / path.relative_to(source): path for path in files}

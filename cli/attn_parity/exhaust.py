@@ -55,7 +55,7 @@ from rich.progress import (
 
 FOLDER = Path("attn-parity-runs")
 REASONS = 4
-"""How many reasons for leaving calls out are printed for each part."""
+"""The number of reasons for leaving calls out that are printed for each part."""
 _SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
 
 
@@ -150,7 +150,7 @@ def command(
 
 @dataclass
 class Outcome:
-    """What became of a run.
+    """The result of a run.
 
     Attributes:
         parts: the parts of the scope, whole, with what is left out of them.
@@ -172,12 +172,12 @@ class Outcome:
 
     @property
     def total_calls(self) -> int:
-        """Of the whole scope on this target."""
+        """The number of calls of the whole scope on this target."""
         return sum(part.calls for part in self.parts)
 
     @property
     def launches(self) -> int:
-        """Of the shard."""
+        """The number of calls of the shard."""
         total = sum(part.launches for part in self.parts)
         return len(range(self.plan.shard[0] - 1, total, self.plan.shard[1]))
 
@@ -191,7 +191,7 @@ class Outcome:
 
 
 def _counted(plan: Plan, target: Target) -> list[Counted]:
-    """How many calls each part of the scope has, and which are left out."""
+    """Counts of the calls of each part of the scope, and of those left out."""
     counts: list[Counted] = []
     spinner = Progress(SpinnerColumn(), TextColumn("counting calls"), TimeElapsedColumn(), console=notes, transient=True)
     spinner.disable = not notes.is_terminal
@@ -231,13 +231,13 @@ def _exhaust(outcome: Outcome, book: Ledger) -> Exception | None:
     error = None
     with _bar(outcome.launches, len(before)) as advance:
 
-        def tell(result: Result) -> None:
+        def note(result: Result) -> None:
             book.add(_ended(outcome, result))
             outcome.calls += result.calls
             advance()
 
         try:
-            run.run(plan, waiting, tell)
+            run.run(plan, waiting, note)
         except KeyboardInterrupt:
             outcome.interrupted = True
         except (ExecutorError, OSError) as ended:

@@ -23,8 +23,6 @@ EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten")
 """The kinds of verdicts on outputs. Of any other, the message is the explanation."""
 EXPLAINING = 60.0
 """After so many seconds no further failure of a run is explained."""
-NOT_RUN = 3
-"""The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ import msgspec
 from attn_fuzz import outputs, renamed
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.errors import NOT_RUN, ExecutorError
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
@@ -53,7 +53,7 @@ from hypothesis.database import ExampleDatabase
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 FOLDER = Path("attn-parity-runs")
 MOST_EXAMPLES, MINUTES = 100_000, 10.0
-"""Of a run that keeps going, if nothing else is asked for."""
+"""Minutes of a run that keeps going, by default."""
 DRAWING = 2 / 3
 """The share of its time in which it draws cases. In the rest, failures that wait are shrunk."""
 RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
@@ -329,7 +329,7 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     if fails:
         return 1
-    return 130 if runs[0].interrupted else failing.NOT_RUN if any(run.limits for run in runs) else 0
+    return 130 if runs[0].interrupted else NOT_RUN if any(run.limits for run in runs) else 0
 
 
 def _store(failures_of: ExampleDatabase, key: bytes, failures: Sequence[Found], errors: list[str]) -> None:
@@ -393,7 +393,6 @@ def _tell(run: Run, name: str) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
-    if run.examples:
-        for line in run.drawn.lines:
-            notes.print(f"{name}{line}", soft_wrap=True)
+    for line in [*(run.drawn.lines if run.has_drawn else []), *run.not_run]:
+        notes.print(f"{name}{line}", soft_wrap=True)
     results.print(f"{name}{run.sentence}", soft_wrap=True)

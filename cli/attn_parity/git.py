@@ -82,13 +82,13 @@ def _commit(repository: Path, name: str) -> Commit:
 
 
 def is_ancestor(repository: Path, first: Commit, second: Commit) -> bool:
-    """Whether the second commit comes after the first one."""
+    """True if the second commit comes after the first one."""
     ended = run(repository, "merge-base", "--is-ancestor", first.hash, second.hash, may_fail=True)
     return first != second and ended.returncode == 0
 
 
 def between(repository: Path, good: Commit, bad: Commit) -> int:
-    """How many commits may be the first bad one."""
+    """The number of commits that may be the first bad one."""
     return int(run(repository, "rev-list", "--count", f"{good.hash}..{bad.hash}").stdout)
 
 

@@ -1,4 +1,4 @@
-"""A model file: what `attn-parity select` is told of a model's layers, as JSON."""
+"""A model file: the layers of a model as JSON, for `attn-parity select`."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, options, and checks before the work starts."""
+"""Parts that commands share: consoles, options, and checks before the work starts."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 PAGES = Path("docs/generated")
-"""Where commands write their pages, relative to the repository's root."""
+"""The folder in which commands write their pages, relative to the repository's root."""
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -132,7 +132,7 @@ def say_what_runs_kernels(device: str, targets: "Iterable[Target]" = ()) -> None
 
 
 def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
-    """Whether a target's memory accesses are checked. By default they are checked wherever that is possible."""
+    """True if a target's memory accesses are checked. By default they are checked wherever that is possible."""
     if choice and device != "cpu":
         raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
     if choice and not target.sanitizes:

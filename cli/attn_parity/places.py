@@ -1,4 +1,4 @@
-"""Where `attn-parity fuzz` runs its shards: on this machine, or on a Ray cluster."""
+"""The machines that run the shards of `attn-parity fuzz`: this one, or a Ray cluster."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

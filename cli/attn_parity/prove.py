@@ -60,7 +60,7 @@ def command(
 
 
 def prove_all(theorems: Sequence[Any], folder: Path, json_file: Path | None) -> list[tuple[Any, list[Any]]] | None:
-    """Prove theorems, tell what became of each, and write cases of counterexamples. None if one is not proved."""
+    """Prove theorems, print the result of each, and write cases of counterexamples. None if one is not proved."""
     from attn_proofs.sources import Sources
     from attn_proofs.theorem import prove
 

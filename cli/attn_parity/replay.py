@@ -7,10 +7,10 @@ import click
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
+from attn_fuzz.errors import NOT_RUN
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
-from attn_parity import failing
 from attn_parity.console import results
 from attn_parity.options import (
     check_exact,
@@ -78,6 +78,6 @@ def command(
                 code = 1
                 results.print(report.summary(case, verdict))
             elif verdict.kind == "limit":
-                code = code or failing.NOT_RUN
+                code = code or NOT_RUN
                 results.print(report.summary(case, verdict))
     return code

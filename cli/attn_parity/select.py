@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
-from attn_parity import model_file
-from attn_parity.asked import Asked, asked_of, of_options, own_float8
+from attn_parity import model_file, selection_input
 from attn_parity.console import results
 from attn_parity.options import check_writable, json_option, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
+from attn_parity.selection_input import SelectionInput, of_options, own_float8
 from attn_parity.vllm_arguments import vllm_arguments
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 FP8 = "fp8"
 """vLLM's name of a cache of the architecture's own float8 type."""
 _OWN_BACKENDS = "this project's backends alone: FLASH_ATTN, FLASHINFER and others of vLLM's are not considered"
-"""What is said where there is no ROCm, and so no AITER: vLLM's first choice there is a backend that this project has not."""
+"""The note where there is no ROCm, and so no AITER: vLLM's first choice there is a backend that this project has not."""
 
 _OPTION_TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": int},
@@ -84,7 +84,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
 ) -> int:
-    """Which backend serves a layer, given by options, or each layer of the model in FILE. Runs nothing; needs no GPU.
+    """Select the backend of a layer, given by options, or of each layer of the model in FILE. Runs nothing; needs no GPU.
 
     FILE is a config of Hugging Face (config.json, or its folder) or a model file of this project. Exit code 1 where no backend
     serves a layer, or where a model asks for what is out of this project's scope.
@@ -100,9 +100,9 @@ def command(
     if given.get("kv_cache_dtype") == FP8:
         given = {"scales": "tensor", **given, "kv_cache_dtype": own_float8(_architecture(arch))}
     try:
-        asked = asked_of(file, given)  # first, so that a file that is wrong is refused before much is imported
-        about["model"] = asked.name
-        result = _select(asked, _architecture(arch), _aiter(aiter_version), backends, serve)
+        model_input = selection_input.read(file, given)  # first: a wrong file is refused before much is imported
+        about["model"] = model_input.name
+        result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
         raise click.ClickException(f"{file}: {named}" if file else str(named)) from error
@@ -115,11 +115,13 @@ def command(
     return 1 if result["error"] else 0
 
 
-def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str, ...], serve: str) -> dict[str, Any]:
+def _select(
+    model_input: SelectionInput, architecture: str, aiter: "Aiter", backends: tuple[str, ...], serve: str
+) -> dict[str, Any]:
     """Select, print, and return the result as JSON has it. `serve` is what vLLM is to load."""
     from attn_optimized.selector import select_model
 
-    model = asked.model_on(architecture)
+    model = model_input.model_on(architecture)
     layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
     wanted = _by_layer(backends, layers)
     _refuse_of_all_backends(layers, architecture, aiter)
@@ -127,17 +129,17 @@ def _select(asked: Asked, architecture: str, aiter: "Aiter", backends: tuple[str
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
     result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
-    results.print(f"{asked.name} on {architecture}, {considered}", soft_wrap=True)
-    engine = asked.engine(architecture)
-    if asked.config is not None:
-        print_config(asked.config, layers, engine.tensor_parallel)
+    results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
+    engine = model_input.engine(architecture)
+    if model_input.config is not None:
+        print_config(model_input.config, layers, engine.tensor_parallel)
     print_assignments(assignments)
     print_findings(layers, assignments)
     print_runs(assignments)
-    if asked.config is not None:
+    if model_input.config is not None:
         vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
         print_vllm(vllm, assignments)
-        result |= {**asked.config.as_json(), "vllm": dataclasses.asdict(vllm)}
+        result |= {**model_input.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     return result
 
 

@@ -1,4 +1,4 @@
-"""What `attn-parity select` prints: the layers of a model, what serves them, what was skipped, and the arguments of vLLM."""
+"""The output of `attn-parity select`: the layers of a model, their backends, the skipped ones, and the arguments of vLLM."""
 
 import itertools
 from collections import defaultdict
@@ -88,7 +88,7 @@ def print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "
 
 
 def print_runs(assignments: Mapping[str, "Assignment"]) -> None:
-    """How the kernels of the selected backends were run, and what is known of them."""
+    """Print how the kernels of the selected backends were run, and their known findings."""
     table = plain_table("backend", "its kernels", "were", "known findings")
     for backend in dict.fromkeys(chosen.backend for chosen in assignments.values()):
         for run in RUNS[backend]:
@@ -98,7 +98,7 @@ def print_runs(assignments: Mapping[str, "Assignment"]) -> None:
 
 
 def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, str], list[str]]) -> None:
-    """What is said of a backend, after the layers of which it is; no table if nothing is."""
+    """Print a table of remarks by backend and the layers that they are about; none if there is no remark."""
     if layers:
         table = plain_table(*columns)
         for (backend, what, why), names in layers.items():
@@ -112,17 +112,17 @@ def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]
     results.print()
     if arguments.line is None:
         results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
-        told = dict(arguments.why_not)
+        why_not = dict(arguments.why_not)
     else:
         others = dict.fromkeys(one.backend for one in assignments.values() if one.backend != arguments.backend)
-        told = {backend: arguments.why_not.get(backend, (_FOR_MEMORY,)) for backend in others}
-        if told:
+        why_not = {backend: arguments.why_not.get(backend, (_FOR_MEMORY,)) for backend in others}
+        if why_not:
             results.print(f"vLLM takes one backend for all layers, here {arguments.backend}. Why not the others of the table:")
-    for backend, reasons in told.items():
+    for backend, reasons in why_not.items():
         results.print(f"  {backend}: {'; '.join(reasons)}", soft_wrap=True)
     if arguments.line is not None:
         results.print(arguments.line, soft_wrap=True)
 
 
 _FOR_MEMORY = "the table has it for the memory that layers share, which vLLM lays out by itself"
-"""Of a backend that the line could have, too: it comes after the one that the line has."""
+"""The remark on a backend that the line could have, too: it comes after the one that the line has."""

@@ -7,12 +7,12 @@ import click
 from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
+from attn_fuzz.errors import NOT_RUN
 from attn_fuzz.explain import kept
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.grid import Limits
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
-from attn_parity import failing
 from attn_parity.console import results
 from attn_parity.options import check_writable, device_option, limit_option, say_what_runs_kernels, target_of, use_device
 
@@ -58,5 +58,5 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
         outputs.write(html, page.of_case(case, verdict, file))
         results.print(f"page: {html}", soft_wrap=True)
     if verdict is not None and verdict.kind == "limit":
-        return failing.NOT_RUN
+        return NOT_RUN
     return int(verdict is not None and verdict.failed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @device_option
 def command(name: str | None, device: str) -> None:
-    """List what can be fuzzed here, or tell one target in full: what it is, why it cannot run, its modes, what it supports.
+    """List what can be fuzzed here, or describe one target: what it is, why it cannot run, its modes, what it supports.
 
     Without the extra `fuzz`, the names of our targets alone.
     """
@@ -33,7 +33,7 @@ def command(name: str | None, device: str) -> None:
     device = use_device(device)
     say_what_runs_kernels(device)
     if name is not None:
-        _tell(name, device)
+        _describe(name, device)
         return
     results.print(_ours(device))
     results.print(_modes())
@@ -51,7 +51,7 @@ def _ours(device: str) -> "Table":
 
 
 def _line(name: str, device: str) -> str:
-    """What a target is, or why it cannot run on a device type here."""
+    """The description of a target, or the reason why it cannot run on a device type here."""
     from attn_fuzz.targets import registry
 
     try:
@@ -87,7 +87,7 @@ def _print_packages(device: str) -> None:
         results.print(table)
 
 
-def _tell(name: str, device: str) -> None:
+def _describe(name: str, device: str) -> None:
     """Print all that is declared of a target."""
     from attn_fuzz.targets import modes, registry
 
@@ -100,6 +100,8 @@ def _tell(name: str, device: str) -> None:
     if "@" not in name:
         for mode, words in modes.told(target, registry.entry(name).value).items():
             table.add_row(f"@{mode}", words)
+    for each in target.properties:
+        table.add_row("property", f"{each.name}: {each.says} Compared {each.compared}; asked of {each.applies}.")
     support = target.support(device)
     for field in dataclasses.fields(support):
         value = getattr(support, field.name)

@@ -1,4 +1,4 @@
-"""Which version of a package is installed, read from its metadata: no package is imported."""
+"""The installed version of a package, read from its metadata: no package is imported."""
 
 import importlib.metadata
 

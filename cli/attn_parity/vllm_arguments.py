@@ -113,7 +113,7 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
     "TRITON_MLA": _of_mla("TRITON_MLA", "batch_invariant"),
     "ROCM_AITER_TRITON_MLA": _of_mla("ROCM_AITER_TRITON_MLA", block_sizes=_ANY_BLOCKS),
 }
-"""What is known of vLLM's backends, by our names, which are vLLM's."""
+"""Properties of vLLM's backends, by our names, which are vLLM's."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def vllm_arguments(
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
-    # layers of two kinds have no backend in common, whose reasons are then told
+    # layers of two kinds have no backend in common, whose reasons are then printed
     kinds: list[CacheKind] = [cache_kind(config) for config in layers.values()]
     kind = max(kinds, key=get_args(CacheKind).index)
     for name in priorities(architecture, kind):
@@ -171,7 +171,7 @@ def vllm_arguments(
 
 
 def _unspeakable(config: AttentionConfig, float8: torch.dtype) -> list[str]:
-    """What no argument of vLLM says."""
+    """Requirements that no argument of vLLM expresses."""
     reasons = []
     if config.layout is not None:
         reasons.append("a layout of the cache: vLLM chooses it")

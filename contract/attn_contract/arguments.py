@@ -38,7 +38,7 @@ def check_names(argument: str, by_name: Mapping[Any, object]) -> None:
 
 
 def elements_of(argument: str, value: Iterable[Any], expected: str) -> list[Any]:
-    """What an iterable yields. A tensor without dimensions is an Iterable by its type, and yields nothing."""
+    """The elements of an iterable. A tensor without dimensions is an Iterable by its type, and yields nothing."""
     try:
         elements = iter(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What a backend is selected by: all that is known of a layer, and of its steps, before there is a tensor."""
+"""The properties of a layer, and of its steps, that select a backend before there is a tensor."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size, has_latent_value
 from attn_contract.layouts import LATENT_FORMATS, Layout
-from attn_contract.rules import RULES, asked, rule_named
+from attn_contract.rules import RULES, active_rules, rule_named
 
 Scales = Literal["tensor", "head", "token", "inline"]
-"""Where a quantized cache has its scales.
+"""The granularity of a quantized cache's scales.
 
 `tensor`: k_scale and v_scale, one number for all heads. `head`: k_scale and v_scale, one number per KV head. `token`:
 k_scale_cache and v_scale_cache, one number per token and head. `inline`: one number per token and head in the cache's rows, or
@@ -26,7 +26,7 @@ one for each 128, 64 or 32 dims of a latent row.
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """What a model and an engine ask of one layer. A backend is selected by it, before there is a tensor.
+    """Requirements of a model and an engine for one layer. A backend is selected by them, before there is a tensor.
 
     Args:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
@@ -143,7 +143,7 @@ class AttentionConfig:
 
     @property
     def has_latent_cache(self) -> bool:
-        """Whether the cache is latent, also where the backend chooses the layout.
+        """True if the cache is latent, also where the backend chooses the layout.
 
         Then it is latent if it has a head_size_v and one KV head, and V is no wider than K.
         """
@@ -151,15 +151,15 @@ class AttentionConfig:
 
     @property
     def has_two_widths(self) -> bool:
-        """Whether the cache's rows hold K, and then V of another width, also where the backend chooses the layout."""
+        """True if the cache's rows hold K, and then V of another width, also where the backend chooses the layout."""
         return self.attn_type.reads_cache and self.asks("head_size_v") and not self.has_latent_cache
 
     def asks(self, name: str) -> bool:
-        """Whether a rule is asked for. An unknown name is a ContractError."""
+        """True if a rule is on. An unknown name is a ContractError."""
         return rule_named("name", name).name in self.rules
 
     def value_of(self, name: str) -> Any:
-        """The value of a rule; its off value where it is not asked for. An unknown name is a ContractError."""
+        """The value of a rule; its off value if it is not on. An unknown name is a ContractError."""
         return self.rules.get(name, rule_named("name", name).off)
 
     def with_rules(self, **rules: Any) -> "AttentionConfig":
@@ -177,7 +177,7 @@ class AttentionConfig:
         output_dtype: torch.dtype | None = None,
         **rules: Any,
     ) -> "AttentionConfig":
-        """What a layer asks for, or a layer in one step.
+        """Requirements of a layer, or of a layer in one step.
 
         Args:
             dtype: of q, k and v.
@@ -190,7 +190,7 @@ class AttentionConfig:
         Raises:
             ContractError: `rules` names what the layer or the batch says, or the arguments contradict each other.
         """
-        held = asked(layer) if batch is None else asked(layer, batch)
+        held = active_rules(layer) if batch is None else active_rules(layer, batch)
         held = {name: isinstance(value, torch.Tensor) or value for name, value in held.items()}
         if batch is not None:
             decoder = layer.attn_type is AttentionType.DECODER

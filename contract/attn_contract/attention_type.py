@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class AttentionType(StrEnum):
-    """Where the keys of a layer come from. The values are vLLM's."""
+    """The source of a layer's keys. The values are vLLM's."""
 
     DECODER = "decoder"
     """Keys are the context and this step's tokens, read from the KV cache, to which this step's tokens are written first."""
@@ -17,5 +17,5 @@ class AttentionType(StrEnum):
 
     @property
     def reads_cache(self) -> bool:
-        """Whether the keys come from the KV cache."""
+        """True if the keys come from the KV cache."""
         return self in (AttentionType.DECODER, AttentionType.ENCODER_DECODER)

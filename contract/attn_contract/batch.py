@@ -1,4 +1,4 @@
-"""What changes every step: exactly what a serving engine passes to a backend."""
+"""The inputs that change every step: exactly those that a serving engine passes to a backend."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What a backend serves, declared once. The selector, a backend's constructor and the table in the docs all ask this.
+"""Capabilities of a backend, declared once. The selector, a backend's constructor and the table in the docs all read them.
 
 The answer about a rule (`attn_contract.rules`) is YES, or No with the reason. A set of values is Only, Multiples or ANY. A rule
 that a declaration does not name is refused. `Capabilities.refusals` gives all reasons at once, so that nobody removes one to
@@ -106,7 +106,7 @@ class Refusal:
 
 
 def unsupported(backend: str, refusals: Sequence[Refusal], instead: str | None = None) -> UnsupportedError:
-    """The error that tells all the refusals. There must be at least one."""
+    """An error with all refusals. There must be at least one."""
     first, *others = refusals
     return UnsupportedError(backend, first.property, "; ".join((first.reason, *map(str, others))), instead)
 
@@ -128,7 +128,7 @@ class Combination:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a backend, or one function, declares to serve. Silence is refusal: whatever it does not name, it does not serve.
+    """Capabilities of a backend, or of one function. Silence is refusal: a feature that is not named is not supported.
 
     Args:
         backend: its name.

@@ -29,7 +29,7 @@ class _Sizes(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class KVCacheSizes:
-    """What one layer keeps in a cache, wherever it lies.
+    """The sizes of one layer's part of a cache, wherever it lies.
 
     Args:
         layout: the order of the view's dimensions.

@@ -1,4 +1,4 @@
-"""What a slot of a latent cache holds whose dims have scales of their own."""
+"""The format of a slot of a latent cache whose dims have scales of their own."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 E8M0_BIAS, E8M0_NAN = 127, 255
 """A ue8m0 byte b is the scale 2**(b - 127), and the byte 255 is NaN: E8M0 of OCP Microscaling Formats (MX) 1.0."""
 BYTES_OF_KEPT = 2
-"""Of a dim that is stored in bfloat16."""
+"""Bytes of a dim that is stored in bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class LatentFormat:
 
     @property
     def unit(self) -> int:
-        """What rows, offsets and strides are multiples of: what is wider than a byte lies on multiples of its own width."""
+        """Alignment of rows, offsets and strides: a number wider than a byte lies on multiples of its own width."""
         return max(self.scale_dtype.itemsize, 1 if self.kept_dims == 0 else BYTES_OF_KEPT)
 
     def quantized_size(self, head_size: int, head_size_v: int | None) -> int:

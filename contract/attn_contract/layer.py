@@ -1,4 +1,4 @@
-"""What is fixed for one attention layer of a model."""
+"""The parameters of one attention layer of a model that no step changes."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -9,6 +9,7 @@ import torch
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
+from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
 from attn_contract.rules import (
     DECODER_ONLY,
@@ -203,6 +204,17 @@ class Layer:
         """The width of v and of out."""
         return self.head_size_v or self.head_size
 
+    def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
+        """Where the elements of this layer's cache lie.
+
+        Raises:
+            ContractError: the layer has no cache, or what `KVCacheView.of` refuses.
+        """
+        if self.layout is None:
+            raise ContractError("layer.attn_type", self.attn_type, "a type that has a KV cache")
+        sizes = {"num_kv_heads": self.num_kv_heads, "head_size": self.head_size, "head_size_v": self.head_size_v}
+        return KVCacheView.of(kv_cache, self.layout, **sizes)
+
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
@@ -311,7 +323,7 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
 
 
 def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
-    """Whether V is the beginning of K in the cache of a Layer or an AttentionConfig.
+    """True if V is the beginning of K in the cache of a Layer or an AttentionConfig.
 
     A head_size_v without a layout says so wherever it can: with one KV head, and with a V that is no wider than K.
     """
@@ -340,7 +352,7 @@ def _check_scale_cache(name: str, scales: torch.Tensor, num_kv_heads: int) -> No
 
 
 def _is_factor(number: object, largest: float) -> bool:
-    """Whether a value is 0, or a number whose magnitude float32 holds normally and which is at most the largest."""
+    """True if a value is 0, or a number whose magnitude float32 holds normally and which is at most the largest."""
     if not isinstance(number, float | int) or isinstance(number, bool):
         return False
     return number == 0 or SMALLEST_NORMAL <= abs(number) <= largest

@@ -10,11 +10,11 @@ from attn_contract.latent_format import LatentFormat
 K, V = 0, 1
 """Indices of keys and values in the dimension `kv`."""
 BYTES_OF_SCALE = 4
-"""Of a float32 scale that lies in a row of CONTENT_PACKED_SCALED."""
+"""Bytes of a float32 scale that lies in a row of CONTENT_PACKED_SCALED."""
 
 
 class Layout(StrEnum):
-    """How one layer's view of a KV cache is ordered.
+    """The order of the dimensions of one layer's view of a KV cache.
 
     NB blocks of BS slots, HK KV heads of size D, x elements in 16 bytes. `attn_contract.kv_cache_view` has the formulas.
     """
@@ -64,22 +64,22 @@ class Layout(StrEnum):
 
     @property
     def is_x_packed(self) -> bool:
-        """Whether pages are dense and packed in units of x elements, so that the view has no dimension for slots or heads."""
+        """True if pages are dense and packed in units of x elements, so that the view has no dimension for slots or heads."""
         return self in (Layout.X_PACKED, Layout.SHUFFLED)
 
     @property
     def has_dense_pages(self) -> bool:
-        """Whether the view has no dimension for slots: what lies in a page does not depend on a stride."""
+        """True if the view has no dimension for slots: what lies in a page does not depend on a stride."""
         return "page" in self.dims
 
     @property
     def latent_format(self) -> LatentFormat | None:
-        """What a slot holds of a latent cache with scales; None of any other cache."""
+        """The format of a slot of a latent cache with scales; None of any other cache."""
         return LATENT_FORMATS.get(self)
 
     @property
     def has_inline_scales(self) -> bool:
-        """Whether the scales of K and of V lie in their rows, or behind the rows of a page."""
+        """True if the scales of K and of V lie in their rows, or behind the rows of a page."""
         return self is Layout.CONTENT_PACKED_SCALED or self in LATENT_FORMATS
 
     @property
@@ -97,12 +97,12 @@ class Layout(StrEnum):
 
     @property
     def takes_two_widths(self) -> bool:
-        """Whether V, which is stored behind K, may be narrower or wider than K."""
+        """True if V, which is stored behind K, may be narrower or wider than K."""
         return self is Layout.CONTENT_PACKED
 
     @property
     def has_latent_value(self) -> bool:
-        """Whether V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
+        """True if V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
         return self is Layout.LATENT or self in LATENT_FORMATS
 
     def units(self, itemsize: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Where strided tensors lie in memory, and whether they share it. Nothing here reads a value of a tensor."""
+"""Memory ranges of strided tensors, and whether they overlap. Nothing here reads a value of a tensor."""
 
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def overlaps_itself(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether two indices of a strided tensor may share memory. They never do where dimensions nest, as in views of caches."""
+    """True if two indices of a strided tensor may share memory. They never do where dimensions nest, as in views of caches."""
     if 0 in shape:
         return False
     span = 1
@@ -28,7 +28,7 @@ def overlaps_itself(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 def are_interleaved(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors, neither empty, keep to disjoint bytes of one period.
+    """True if two tensors, neither empty, keep to disjoint bytes of one period.
 
     q, k and v that are slices of the rows of one fused tensor do: the period is a row.
     """
@@ -40,7 +40,7 @@ def are_interleaved(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether every index of both tensors is the same memory. No index moves by the stride of a dimension of one element."""
+    """True if every index of both tensors is the same memory. No index moves by the stride of a dimension of one element."""
     if (a.data_ptr(), a.shape) != (b.data_ptr(), b.shape):
         return False
     return all(here == there for size, here, there in zip(a.shape, a.stride(), b.stride(), strict=True) if size > 1)

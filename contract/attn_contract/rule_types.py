@@ -62,7 +62,7 @@ RULE_TYPES: Final[dict[Any, Check]] = {
 
 
 def is_of_type(value: object, kind: Any) -> bool:
-    """Whether a value is of one of RULE_TYPES."""
+    """True if a value is of one of RULE_TYPES."""
     try:
         RULE_TYPES[kind]("off", value, None)
     except ContractError:

@@ -7,7 +7,7 @@ A rule of a layer or of a step is a field of Layer or Batch, and the field's dec
 Whatever must know of all rules is derived from these records: the border checks, the op schemas, AttentionConfig, the
 declarations of backends and adapters, the fuzzer's cases, targets and tables, the options of the command line.
 
-An implementation names the rules that it implements, and refuses a call that asks for any other rule (`asked`,
+An implementation names the rules that it implements, and refuses a call that asks for any other rule (`active_rules`,
 `refuse_unnamed`). So it also refuses a rule that was added after it was written, and a field that has no record at all.
 """
 
@@ -31,15 +31,15 @@ class ActsOn(StrEnum):
     """The step of attention that a rule changes."""
 
     VISIBILITY = "visibility"
-    """Which keys a query sees."""
+    """The set of keys that a query sees."""
     LOGITS = "logits"
     """The logit of a visible key."""
     SOFTMAX = "softmax"
     """The sum of the weights of the visible keys."""
     VALUES = "values"
-    """What the weights multiply."""
+    """The values that the weights multiply."""
     CALL = "call"
-    """How a step is run, and what it returns, writes or promises besides the output."""
+    """The launch of a step, and its results, writes and promises besides the output."""
 
 
 VISIBILITY, LOGITS, SOFTMAX, VALUES, CALL = ActsOn
@@ -94,11 +94,11 @@ class Rule:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether the values are tensors. A config or a case can only say that there is a tensor, not which."""
+        """True if the values are tensors. A config or a case can only say that there is a tensor, not which."""
         return self.type == torch.Tensor | None
 
     def is_asked(self, value: object) -> bool:
-        """Whether a value asks for the rule: any other than the off value does."""
+        """True if a value asks for the rule: any other than the off value does."""
         return _is_on(value, self.off)
 
     def checked(self, value: object, holder: object = None) -> Any:
@@ -216,8 +216,8 @@ that is wrong costs silence: tests/contract/test_rules.py compares the names wit
 """
 
 
-def asked(*holders: Any) -> dict[str, Any]:
-    """What a Layer or a Batch, or both, ask for: by the name of each rule that is on, its value.
+def active_rules(*holders: Any) -> dict[str, Any]:
+    """The rules of a Layer or a Batch, or of both, that are on, with their values by name.
 
     A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
     """
@@ -259,7 +259,7 @@ def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, i
     Raises:
         UnsupportedError: naming the implementation and the first rule that it does not name.
     """
-    for name in asked(*holders):
+    for name in active_rules(*holders):
         if name not in names:
             raise UnsupportedError(implementation, words_of(name), "it does not implement this rule", instead)
 

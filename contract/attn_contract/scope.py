@@ -1,4 +1,4 @@
-"""What this project does not do, by the names of engines' arguments and of fields and values of model configs.
+"""Features that this project does not have, by the names of engines' arguments and of fields and values of model configs.
 
 Each is refused with a reason.
 """

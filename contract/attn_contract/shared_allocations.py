@@ -11,7 +11,7 @@ from attn_contract.kv_cache_view import KVCacheView
 
 
 def same_footprint(a: KVCacheView, b: KVCacheView) -> bool:
-    """Whether every block id covers the same bytes in both views, K and V together.
+    """True if every block id covers the same bytes in both views, K and V together.
 
     Any two layers that share an allocation must have the same footprint: each owns block ids of its own, and must not touch the
     bytes of the other's blocks. Block 0 of a blocks-first view lies over blocks 0 and 1 of both planes of a K/V-first view
@@ -25,7 +25,7 @@ def same_footprint(a: KVCacheView, b: KVCacheView) -> bool:
 
 
 def same_elements(a: KVCacheView, b: KVCacheView) -> bool:
-    """Whether every (kv, block, slot, head, dim) has the same address in both views.
+    """True if every (kv, block, slot, head, dim) has the same address in both views.
 
     Layers that share the contents of a cache must have the same elements: with KV sharing, one layer reads what another writes.
     """

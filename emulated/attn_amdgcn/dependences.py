@@ -4,7 +4,6 @@ What an instruction touches is what it names, beside EXEC and the few registers 
 instruction has a place of its own if no meaning of `instructions.forms` says which of its operands are results.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from attn_amdgcn import waits
@@ -49,26 +48,17 @@ def effects(instruction: Instruction, kernel: Kernel) -> Effects:
     if waits.counters_of(instruction, kernel):
         written, implicit = waits.loaded(instruction, kernel) | _MEMORY, ["exec", "m0"]
     elif name in SCALAR:
-        written, implicit = _bits(instruction.operands[: len({*SCALAR[name].results} - {"scc"})], kernel), []
+        written, implicit = waits.bits_of(instruction.operands[: len({*SCALAR[name].results} - {"scc"})], kernel), []
     elif instruction.second:
         written, implicit = waits.result(instruction, kernel), ["exec", "vcc"]
     elif name in VECTOR:
-        written = _bits(instruction.operands[: len(VECTOR[name].results)], kernel)
+        written = waits.bits_of(instruction.operands[: len(VECTOR[name].results)], kernel)
     elif name in GROUPED or name in _OF_LANES:
         written = waits.result(instruction, kernel)
     else:
         return _ANY
-    named = waits.touched(instruction, kernel) | _bits([Operand(Register(bank, 0, 2)) for bank in implicit], kernel)
+    named = waits.touched(instruction, kernel) | waits.bits_of([Operand(Register(bank, 0, 2)) for bank in implicit], kernel)
     return Effects(named | written, written)
-
-
-def _bits(operands: Sequence[Operand], kernel: Kernel) -> int:
-    """The registers among some operands."""
-    found = 0
-    for operand in operands:
-        if isinstance(operand.of, Register):
-            found |= waits.bits_of_register(operand.of, kernel)
-    return found
 
 
 def results_of(instruction: Instruction, kernel: Kernel) -> int:

@@ -63,6 +63,14 @@ def vector_row(register: Register, kernel: Kernel) -> int | None:
     return None
 
 
+def row_of(operand: Operand, instruction: Instruction, kernel: Kernel) -> int:
+    """The row of an operand that must be a vector or accumulation register."""
+    row = vector_row(operand.of, kernel) if isinstance(operand.of, Register) else None
+    if row is None:
+        raise unknown(instruction)
+    return row
+
+
 def scalar_index(register: Register) -> int | None:
     """The first column of `Waves.scalar` of a scalar register; None for `null`."""
     if register.bank == "s":

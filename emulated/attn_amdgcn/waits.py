@@ -32,10 +32,10 @@ request 10926 (AMD, 2026-08), on counters that are full.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from attn_amdgcn.assembly import Instruction, Kernel, Named, Register
+from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
 from attn_amdgcn.errors import Fault, Hazards
 from attn_amdgcn.instructions.formats import LOADS, STORES
 from attn_amdgcn.operands import scalar_index, unknown, vector_row
@@ -173,11 +173,7 @@ def _halves(instruction: Instruction, place: int, kernel: Kernel) -> int:
 
 def _sources(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that a load reads."""
-    bits = 0
-    for operand in instruction.operands[1:]:
-        if isinstance(operand.of, Register):
-            bits |= bits_of_register(operand.of, kernel)
-    return bits
+    return bits_of(instruction.operands[1:], kernel)
 
 
 def _shortened(state: State) -> State:
@@ -255,10 +251,9 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
     brings = re.search(r"load|read|permute|swizzle|rtn", instruction.name) or (
         "atomic" in instruction.name and _returns(instruction)
     )
-    if not brings or loads_into_lds(instruction) or not instruction.operands or not counters_of(instruction, kernel):
+    if not brings or loads_into_lds(instruction) or not counters_of(instruction, kernel):
         return 0
-    first = instruction.operands[0].of
-    return bits_of_register(first, kernel) if isinstance(first, Register) else 0
+    return bits_of(instruction.operands[:1], kernel)
 
 
 def loads_into_lds(instruction: Instruction) -> bool:
@@ -277,10 +272,7 @@ def _implicit(instruction: Instruction, kernel: Kernel) -> int:
 
 def touched(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that an instruction names, or reads without a name."""
-    bits = _implicit(instruction, kernel)
-    for operand in instruction.operands:
-        if isinstance(operand.of, Register):
-            bits |= bits_of_register(operand.of, kernel)
+    bits = _implicit(instruction, kernel) | bits_of(instruction.operands, kernel)
     return bits | (touched(instruction.second, kernel) if instruction.second else 0)
 
 
@@ -288,9 +280,17 @@ def result(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that an instruction with one result writes, or one with two halves; a store writes none."""
     if counters_of(instruction, kernel):
         return loaded(instruction, kernel)
-    first = instruction.operands[0].of
-    bits = bits_of_register(first, kernel) if isinstance(first, Register) else 0
+    bits = bits_of(instruction.operands[:1], kernel)
     return bits | (result(instruction.second, kernel) if instruction.second else 0)
+
+
+def bits_of(operands: Iterable[Operand], kernel: Kernel) -> int:
+    """The registers among some operands."""
+    bits = 0
+    for operand in operands:
+        if isinstance(operand.of, Register):
+            bits |= bits_of_register(operand.of, kernel)
+    return bits
 
 
 def bits_of_register(register: Register, kernel: Kernel) -> int:

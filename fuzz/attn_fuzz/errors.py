@@ -1,8 +1,13 @@
 """Errors that the command line prints instead of a traceback. Importing this module needs no extra."""
 
+NOT_RUN = 3
+"""The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
+
 
 class InputError(ValueError):
     """Something a person gave is wrong: a case, a target, a mutant, a database. Its message is one line and names the thing."""
+
+    exit_code = 2
 
 
 class ExecutorError(RuntimeError):
@@ -12,8 +17,32 @@ class ExecutorError(RuntimeError):
     """
 
 
+class FaultError(ExecutorError):
+    """The interpreter, the emulator or an adapter of this project raised what it does not raise on purpose."""
+
+
 class LimitError(RuntimeError):
-    """This tool cannot run a kernel, and its message names the limit. That is no verdict on the kernel."""
+    """This tool cannot run a kernel. That is no verdict on the kernel.
+
+    Args:
+        what: names the limit: an instruction, a function, a module, a dtype.
+        lifted_by: what would lift it; empty if `what` says so.
+    """
+
+    def __init__(self, what: str, lifted_by: str = "compiled code: on a GPU, or as TARGET@gfx942") -> None:
+        super().__init__(what)
+        self.lifted_by = lifted_by
+
+    @property
+    def sentence(self) -> str:
+        return f"{self} (lifted by {self.lifted_by})" if self.lifted_by else str(self)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (str(self), self.lifted_by)
+
+
+class RefusedByTritonError(TypeError, ValueError, NotImplementedError):
+    """An interpreted kernel has what Triton does not compile. That is a verdict on the kernel."""
 
 
 class HelperKilledError(RuntimeError):

@@ -2,7 +2,7 @@
 
 A file is read if it is a regular file of at most so many bytes; a pipe or a device has no end. JSON is refused if it is nested
 deeper than MAX_DEPTH, if an object has a name twice, or if a number is no finite number or has more than MAX_DIGITS digits.
-TOML is held to the same bounds. Reading takes time in proportion to the text. Importing this module needs no extra.
+TOML has the same bounds. Reading takes time in proportion to the text. Importing this module needs no extra.
 """
 
 import json

@@ -13,6 +13,7 @@ written before it is shrunk: a run that is ended meanwhile has it.
 
 import itertools
 import re
+import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,10 @@ class _Declarations(_Item):
         from attn_fuzz.targets import registry
 
         assert self.parent is not None
-        registry.usable(self.parent.name, "cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            registry.usable(self.parent.name, "cuda" if torch.cuda.is_available() else "cpu")
+        except registry.LimitedTargetError as error:
+            pytest.skip(str(error))
 
 
 class _StoredCase(_Item):
@@ -151,6 +155,8 @@ class _StoredCase(_Item):
             verdict = executor.run(case)
         if explanation([self.finding], case, verdict) is not None:
             pytest.xfail(self.finding.what)
+        if verdict.kind == "limit":
+            pytest.skip(f"not run, by a limit of this tool: {verdict.about}")
         if verdict.kind == "refused":
             support = registry.load(self.plan.target).support(self.plan.device)
             pytest.skip(f"the target refuses its stored case: {support.beyond(case)}")
@@ -166,6 +172,7 @@ class _Cases(_Item):
 
     def runtest(self) -> None:
         from attn_fuzz import report
+        from attn_fuzz.report.run import not_run
         from attn_fuzz.run import shard
 
         first: Path | None = None
@@ -177,16 +184,20 @@ class _Cases(_Item):
 
         with shard.start_executor(self.plan) as executor:
             progress = shard.fuzz(self.plan, executor, save_first)
+        cases = progress.replayed + progress.examples
+        limits = "\n".join(not_run(progress.limits, cases))
         known = [f"{count} fail as the known finding {name} says" for name, count in progress.known.items()]
-        text = ", ".join(
-            [f"{progress.replayed + progress.examples} cases, largest error {progress.ratio:.2f} of its bound", *known]
-        )
+        text = ", ".join([f"{cases} cases, largest error {progress.ratio:.2f} of its bound", *known])
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
             failures = [progress.failure, *progress.others]
             told = [_told(failure, self.plan.folder, self._file_name) for failure in failures]
             told[0] += f"\nas it was found: {first}"
             raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(told))
+        if cases and sum(progress.limits.values()) == cases:
+            pytest.skip(limits)
+        if limits:
+            warnings.warn(pytest.PytestWarning(limits), stacklevel=1)
 
     @property
     def _file_name(self) -> str:

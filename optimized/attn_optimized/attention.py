@@ -179,7 +179,7 @@ def plan_of(
     compute_units: int | None = None,
     parameters: Parameters | None = None,
 ) -> AttentionPlan:
-    """How a call is launched: its tiles, programs and splits. Reads shapes and host values only.
+    """The plan of a call: its tiles, programs and splits. Reads shapes and host values only.
 
     Args:
         architecture, compute_units: of a GPU that need not be here; None: those of q's device.
@@ -203,7 +203,7 @@ def plan_of(
 
 
 class AttentionLaunches(NamedTuple):
-    """What calls of one signature have in common: a plan, and its launches; none if the plan has no programs."""
+    """A plan that all calls of one signature share, and its launches; none if the plan has no programs."""
 
     plan: AttentionPlan
     attention: Launch | None
@@ -215,7 +215,7 @@ _LAUNCHES: Kept[AttentionLaunches] = Kept()
 
 
 def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLaunches:
-    """What a plan launches: the attention kernel, and the reduction of the parts if keys are split."""
+    """The launches of a plan: the attention kernel, and the reduction of the parts if keys are split."""
     if not plan.num_programs:
         return AttentionLaunches(plan, None, None)
     reduction = reduce_launch(plan, call, plan.splits) if plan.splits > 1 else None

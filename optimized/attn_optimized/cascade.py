@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_int
-from attn_contract.rules import asked, words_of
+from attn_contract.rules import active_rules, words_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.attention import part_call, plan_of, reduce_call
@@ -120,7 +120,7 @@ def _refuse_unserved(layer: Layer, batch: Batch) -> None:
         reason = "a latent cache is not split into a prefix and a rest"
         raise UnsupportedError("cascade_attention", words_of("head_size_v"), reason, "paged_attention")
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
-    refused += [words_of(name) for name in asked(layer, batch) if name not in IMPLEMENTED_RULES]
+    refused += [words_of(name) for name in active_rules(layer, batch) if name not in IMPLEMENTED_RULES]
     if refused:
         reason = "the shared prefix is attended to without the positions of each request"
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")

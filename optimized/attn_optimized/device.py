@@ -1,4 +1,4 @@
-"""What the kernels of this process run on."""
+"""The device that the kernels of this process run on."""
 
 import functools
 import re
@@ -32,12 +32,12 @@ def missing_compiler(architecture: str) -> str | None:
 
 
 def has_dependent_launches(architecture: str) -> bool:
-    """Whether a kernel can begin on an architecture while the kernel before it ends: see kernels/dependent_launch.py."""
+    """True if a kernel can begin on an architecture while the kernel before it ends: see kernels/dependent_launch.py."""
     return architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 90
 
 
 def has_bfloat16_conversion(architecture: str) -> bool:
-    """Whether an architecture converts float32 to bfloat16 in one instruction: see kernels/bfloat16.py.
+    """True if an architecture converts float32 to bfloat16 in one instruction: see kernels/bfloat16.py.
 
     The interpreter runs what GPUs without the instruction do, so that tests on a CPU see it.
     """
@@ -77,7 +77,7 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def interpreter_is_exact() -> bool:
-    """Whether Triton's interpreter has been taught bfloat16 and float8, which it computes wrongly as it comes."""
+    """True if Triton's interpreter has been taught bfloat16 and float8, which it computes wrongly as it comes."""
     return getattr(InterpreterBuilder, "exact_bfloat16", False)
 
 

@@ -1,4 +1,4 @@
-"""What the first call of a signature finds and makes, kept for those after it: they are checked and launched alike."""
+"""A cache by signature: a first call's checks and launches, for later calls that are checked and launched alike."""
 
 from collections.abc import Hashable
 from typing import Any, TypeVar

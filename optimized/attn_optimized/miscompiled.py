@@ -1,4 +1,4 @@
-"""What Triton makes wrong code of for AMD's GPUs is refused before it runs.
+"""Refuses launches that Triton is known to compile wrongly for AMD's GPUs, before they run.
 
 * LLVM 24, of Triton 3.9, may lose a spilled address: see `attn_amdgcn.origins`, which finds such code in its text. Kernels that
   spill no register cannot have it.

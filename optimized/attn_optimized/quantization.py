@@ -1,4 +1,4 @@
-"""What kernels are given for a tensor of one-byte elements: a pointer of a type that they can convert, and a format."""
+"""Kernel arguments for a tensor of one-byte elements: a pointer of a type that kernels can convert, and a format."""
 
 import torch
 from attn_contract import FLOAT8_DTYPES
@@ -23,7 +23,7 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
 
 
 def _is_converted(float8: torch.dtype, architecture: str) -> bool:
-    """Whether every supported release of Triton converts a float8 type by an instruction of the architecture.
+    """True if every supported release of Triton converts a float8 type by an instruction of the architecture.
 
     On other architectures some releases refuse the type, or take more instructions than kernels/quantization.py.
     """

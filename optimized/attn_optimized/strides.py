@@ -1,4 +1,4 @@
-"""Where the elements of a KV cache and its scales lie, as the kernels take it."""
+"""Strides of a KV cache and its scales, as the kernels take them."""
 
 from typing import NamedTuple
 
@@ -170,7 +170,7 @@ class ScaleStrides(NamedTuple):
 
 
 def scale_strides(scale: torch.Tensor | None) -> ScaleStrides:
-    """Of scales for each token and head, [NB, BS, HK], or of what all blocks and slots share: one scale, or one per KV head."""
+    """Strides of scales per token and head, [NB, BS, HK], or of one scale, or one per KV head, for all blocks and slots."""
     if scale is not None and scale.dim() == 3:
         return ScaleStrides(*scale.stride())
     return ScaleStrides(0, 0, 0 if scale is None or scale.numel() == 1 else 1)

@@ -42,6 +42,11 @@ class Access(NamedTuple):
     place: str
     line: int
 
+    def at(self, *lane: Term) -> tuple[Term, Term]:
+        """The offset of a lane, and whether it is accessed."""
+        mask = z3.BoolVal(True) if self.mask is True else as_tensor(self.mask).at(*lane)
+        return as_tensor(self.pointer.offset).at(*lane), mask
+
 
 class Local(NamedTuple):
     """What a variable of a function was given, and the conditions under which."""

@@ -86,7 +86,7 @@ def kind(**changes: Any) -> Record:
     return Record("Kind", widths | whole)
 
 
-def arguments(sources: Sources, *, stride_dtype: str = "int64", flags: dict[str, int] | None = None, **given: Any) -> Record:
+def arguments(sources: Sources, *, flags: dict[str, int] | None = None, **given: Any) -> Record:
     """The kernel's arguments in groups. Flags are 0 unless given."""
     names = fields_of(sources, f"{ARGUMENTS}.Flags")
     rules = {name: value for name, value in given.items() if name in fields_of(sources, f"{ARGUMENTS[:-9]}visibility.Rules")}
@@ -98,7 +98,7 @@ def arguments(sources: Sources, *, stride_dtype: str = "int64", flags: dict[str,
             "flags": Record("Flags", {name: (flags or {}).get(name, 0) for name in names}),
             "rules": record(sources, f"{ARGUMENTS[:-9]}visibility.Rules", "int32", **rules),
             "sizes": record(sources, f"{ARGUMENTS}.Sizes", "int32", **sizes),
-            "strides": record(sources, f"{ARGUMENTS}.Strides", stride_dtype),
+            "strides": record(sources, f"{ARGUMENTS}.Strides", "int64"),
         },
     )
 

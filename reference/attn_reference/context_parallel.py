@@ -47,7 +47,7 @@ def rank_of(i: Index, num_ranks: int, interleave: int = 1) -> Index:
 
 
 def local_index(i: Index, num_ranks: int, interleave: int = 1) -> Index:
-    """Which of its rank's tokens token i is."""
+    """The index of token i among its rank's tokens."""
     _check_dealing(num_ranks, interleave)
     return i // (interleave * num_ranks) * interleave + i % interleave
 
@@ -59,7 +59,7 @@ def global_index(local: Index, rank: int, num_ranks: int, interleave: int = 1) -
 
 
 def local_length(length: int, rank: int, num_ranks: int, interleave: int = 1) -> int:
-    """How many of the first `length` tokens a rank has."""
+    """The number of the first `length` tokens that a rank has."""
     _check_dealing(num_ranks, interleave, rank)
     check_int("length", length, minimum=0)
     base = length // (interleave * num_ranks) * interleave
@@ -75,7 +75,7 @@ def tokens_of_rank(length: int, rank: int, num_ranks: int, interleave: int = 1) 
 def local_slots(
     positions: torch.Tensor, block_table: torch.Tensor, block_size: int, rank: int, num_ranks: int, interleave: int = 1
 ) -> torch.Tensor:
-    """Where a rank writes a request's tokens: a `slot_mapping` of `attn_reference.write_kv_cache`.
+    """A request's slots on a rank: a `slot_mapping` of `attn_reference.write_kv_cache`, with -1 for other ranks' tokens.
 
     Args:
         positions: [S] int64, positions of the tokens in the request.
@@ -104,7 +104,7 @@ def local_slots(
 
 
 def local_request(request: Request, rank: int, num_ranks: int, interleave: int = 1) -> Request:
-    """What a rank attends to of a request: all its queries, and the rank's keys as each query sees them in the whole sequence.
+    """A request on a rank: all its queries, and the rank's keys as each query sees them in the whole sequence.
 
     Any rule may have made the request's visibility and biases: they belong to pairs of a query and a key, wherever the key is.
     """

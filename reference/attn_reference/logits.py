@@ -25,7 +25,7 @@ def to_logits(scores: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> 
 def logit_bias(
     query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """What step 3 adds to the capped logits of a request.
+    """The biases that step 3 adds to the capped logits of a request.
 
     Args:
         query_positions: [q_len] integers.

@@ -40,7 +40,7 @@ VISIBILITY_RULES = frozenset({"window", "sink_tokens", "chunked_local", "bidirec
 def visible(
     query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int
 ) -> torch.Tensor:
-    """Which keys of a request its queries see.
+    """The mask of a request: the keys that its queries see.
 
     Args:
         query_positions: [q_len] integers, p of each query; negative where q_len > seq_len.

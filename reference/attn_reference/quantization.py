@@ -26,7 +26,7 @@ NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALLEST_SCALE = 2.0**-100
 """The least scale per token and head: a row of zeros needs some scale to be divided by."""
 SMALLEST_E8M0_EXPONENT = -100
-"""Of the least ue8m0 scale that is written, which is SMALLEST_SCALE."""
+"""The exponent of the least ue8m0 scale that is written, which is SMALLEST_SCALE."""
 MANTISSA_BITS = 3
 SIGN_BIT = 0x80
 

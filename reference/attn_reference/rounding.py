@@ -1,4 +1,4 @@
-"""How the reference rounds a result to the dtype of an output: once, to the nearest number, ties to the even one."""
+"""Rounding of a result to the dtype of an output: once, to the nearest number, ties to the even one."""
 
 import torch
 

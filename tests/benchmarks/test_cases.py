@@ -14,35 +14,17 @@ CPU = torch.device("cpu")
 ATTENTION = [case for case in CASES if isinstance(case, Attention)]
 ROW_OPS = [case for case in CASES if isinstance(case, RowOp)]
 
-FLOORS = {
-    "decode, 64 x 8k": 0.501,
-    "decode, 1 x 128k": 0.125,
-    "decode, 8 x 32k": 0.250,
-    "decode, 256 x 1k": 0.251,
-    "decode, MHA, 32 x 4k": 0.501,
-    "decode, H64/HK8/D64 + sinks, 64 x 8k": 0.251,
-    "decode, H64/HK8/D64 + sinks + window 128, 64 x 8k": 0.0042,
-    "decode, fp8 cache, 64 x 8k": 0.251,
-    "speculative decode, 4 query tokens, 64 x 8k": 0.502,
-    "prefill, 4 x 4k": 0.712,
-    "prefill, 1 x 16k": 2.85,
-    "prefill, H64/HK8/D64, window 128 + sinks, 4 x 4k": 0.070,
-    "prefill, window 1k, 2 x 8k": 0.334,
-    "extend, 8 x 512 new on 8k": 0.734,
-    "mixed, one 2k prefill + 63 decodes at 4k": 0.257,
-    "encoder (Whisper), 16 x 1500, H20 D64, no cache": 0.239,
-    "cross-attention, 64 x 1 query on 1500, H20 D64": 0.115,
-    "prefill, soft cap 50, H16/HK8 D256, 2 x 4k": 0.356,
-}
-"""Milliseconds at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
-
 
 def test_names_are_unique():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize(("name", "expected"), FLOORS.items())
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("decode, fp8 cache, 64 x 8k", 0.251), ("prefill, 1 x 16k", 2.85), ("prefill, window 1k, 2 x 8k", 0.334)],
+)
 def test_floors_are_those_of_other_arithmetic(name, expected):
+    """Milliseconds at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
     (case,) = (case for case in CASES if case.name == name)
     assert floor_ms(case.flops, case.bytes, copy_bandwidth=4.29e12, matmul_rate=772e12) == pytest.approx(expected, rel=0.015)
 

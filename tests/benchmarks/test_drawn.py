@@ -5,9 +5,7 @@ from collections import Counter
 import msgspec
 import pytest
 import torch
-from click.testing import CliRunner
 
-from benchmarks.__main__ import cli
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.drawn import LAYOUTS, MOST_CACHE_BYTES, draw_cases
 from benchmarks.speed.models import Model, models
@@ -75,10 +73,3 @@ def test_ranks_have_whole_heads(heads, kv_heads, ranks):
 def test_a_misspelt_field_of_a_model_is_refused():
     with pytest.raises(msgspec.ValidationError, match="windows"):
         msgspec.convert({"name": "a", "num_heads": 1, "num_kv_heads": 1, "head_size": 1, "layers": [{"windows": 1}]}, Model)
-
-
-@pytest.mark.parametrize("options", [["--drawn", "3"], ["--seed", "3"]])
-def test_a_number_needs_a_seed(options):
-    ended = CliRunner().invoke(cli, ["speed", "--tiny", *options])
-    assert ended.exit_code == 2
-    assert "--drawn and --seed go together" in ended.output

@@ -114,9 +114,3 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
     assert "1 of 2 cases measured" in done.output
     run = results.read_as(path, SCHEMA, HostRun)
     assert [step.name for step in run.steps] == [DECODES.name]
-
-
-def test_a_name_that_no_case_has_is_refused():
-    done = CliRunner().invoke(command.host, ["--tiny", "--only", "nothing"])
-    assert done.exit_code == 2
-    assert "'nothing'" in done.output

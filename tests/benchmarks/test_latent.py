@@ -3,11 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from click.testing import CliRunner
-
-from benchmarks.__main__ import cli
 from benchmarks.speed import results
 from benchmarks.speed.command import values_to_try
 from benchmarks.speed.latent_cases import CASES, ExpandedCase, LatentCase
@@ -57,22 +52,3 @@ def test_the_floor_counts_each_key_once():
     assert case.bytes == 2 * ((10 + 20) * 12 + 3 * 3 * (12 + 8))
     assert case.flops == 2 * (12 + 8) * 3 * (10 + 19 + 20)
     assert len({case.name for case in CASES}) == len(CASES)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--tiny", "--try", "block_q=16"), "got 'block_q=16', expected NAME=V,V"),
-        (("--tiny", "--try", "block_n=a"), "got 'block_n=a', expected NAME=V,V"),
-        (("--tiny", "--try", "block_n=32,33"), "'block_n=32,33': parameters.block_n: got 33, expected a power of two"),
-        (("--tiny", "--try", "block_n=0"), "'block_n=0': parameters.block_n: got 0"),
-        (("--tiny", "--try", "num_warps=3"), "'num_warps=3': parameters.num_warps: got 3, expected a power of two"),
-    ],
-)
-def test_values_that_no_launch_can_have_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])  # the command changes it for its own process
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    ended = CliRunner().invoke(cli, ["speed", *arguments])
-    assert ended.exit_code in (1, 2)
-    assert message in " ".join(ended.output.split())

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ from click.testing import CliRunner
 from benchmarks.__main__ import cli
 from benchmarks.peers import command, tables
 from benchmarks.peers.results import Row
-from benchmarks.speed import peers
 from benchmarks.speed.calls import FLOAT8_OF, attention_call
 from benchmarks.speed.cases import CASES, Attention
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 VLLM = """
@@ -98,18 +97,17 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    given = ["peers", "--vllm", folder, "--aiter", folder, "--json", folder / "found.json", *arguments]
-    given_environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks", *map(str, given)],
-        cwd=folder,
-        env=os.environ | given_environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def command_in(folder: Path, *arguments: object) -> tuple[list[str], dict[str, str]]:
+    """A command and its environment."""
+    given = ["-m", "benchmarks", "peers", "--vllm", folder, "--aiter", folder, "--json", folder / "found.json", *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
+    return [*map(str, given)], os.environ | environment
+
+
+def run_in(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    given, env = command_in(folder, *arguments)
+    command = [sys.executable, "-W", "ignore", *given]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=400)
 
 
 def found(folder: Path) -> list[Row]:
@@ -118,9 +116,8 @@ def found(folder: Path) -> list[Row]:
 
 def test_what_a_wrapper_passes_is_what_is_compiled(folder):
     only = [option for name in (CROSS, WINDOW) for option in ("--only", name)]
-    process = started(folder, "binaries", "--arch", "gfx942", *only, "--workers", 1)
-    output, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
+    run = run_in(folder, "binaries", "--arch", "gfx942", *only, "--workers", 1)
+    assert run.returncode == 0, run.stderr
     rows = {(row.case, row.whose): row for row in found(folder) if row.kernel != "reduce_parts_kernel"}
     assert set(rows) == {(case, whose) for case in (CROSS, WINDOW) for whose in (OURS, THEIRS, AMDS)}
     assert all((not row.facts) == bool(row.why) for row in rows.values())
@@ -134,57 +131,30 @@ def test_what_a_wrapper_passes_is_what_is_compiled(folder):
     assert (rows[WINDOW, THEIRS].kernel, rows[WINDOW, THEIRS].why) == ("", "ValueError: are not for us")
     assert rows[WINDOW, AMDS].kernel == "picky_kernel"
     assert "only wide ones" in rows[WINDOW, AMDS].why
-    assert "ValueError: are not for us" in output
+    assert "ValueError: are not for us" in run.stdout
 
 
 def test_launches_run_and_are_counted(folder):
     """128 programs of one wave copy 256 bytes each: two lines of 128 by one load, and two by one store."""
     (folder / "aiter/ops/triton/unified_attention.py").write_text(COPIES_Q)
     (folder / "vllm/v1/attention/ops/triton_unified_attention.py").write_text(VLLM.replace("window_size[0] >= 0", "True"))
-    process = started(folder, "counts", "--arch", "gfx942", "--only", SMALL, "--workers", 1)
-    output, errors = process.communicate(timeout=400)
-    assert process.returncode == 1, errors
+    run = run_in(folder, "counts", "--arch", "gfx942", "--only", SMALL, "--workers", 1)
+    assert run.returncode == 1, run.stderr
     attention, reduce, _, copy = found(folder)
     assert attention.why == reduce.why == ""
     assert attention.facts["multiply-adds"] >= attention.facts["needed"] == 2 * 4 * 1024 * 32 * 128
     assert (copy.kernel, copy.facts["programs"], copy.facts["num_warps"]) == ("copy_kernel", 128, 1)
     assert [copy.facts[name] for name in ("global accesses", "lines of 128", "least lines of 128")] == [256, 512, 512]
     assert copy.why.startswith("wrong: relative error")
-    assert "counts: 2 rows, and 2 without facts or wrong: Triton" in output
+    assert "counts: 2 rows, and 2 without facts or wrong: Triton" in run.stdout
 
 
 def test_a_signal_ends_it_with_what_was_found(folder):
-    process = started(folder, "binaries", "--arch", "gfx942", "--workers", "2")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while process.poll() is None and len(children.read_text().split()) < 3:  # two and multiprocessing's own
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; so far: " in output
+    arguments, env = command_in(folder, "binaries", "--arch", "gfx942", "--workers", 2)
+    run = processes.signalled(arguments, lambda found: len(found) >= 4, signal.SIGTERM, cwd=folder, env=env)
+    assert run.returncode == 130, run.stderr
+    assert "interrupted; so far: " in run.stdout
     assert json.loads((folder / "found.json").read_text())["triton"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("binaries", "--arch", "gfx9"), "--arch: got gfx9, expected some of gfx90a"),
-        (("counts", "--arch", "gfx942,sm90"), "got sm90, and counts are of AMD's alone"),
-        (("binaries", "--only", "cache write"), "no case has 'cache write' in its name"),
-        (("bounds", "--json", "none/found.json"), "--json: the folder none does not exist"),
-        (("--json", "found.json"), "--json: expected one kind of facts"),
-        (("--write", "--only", "decode"), "--write: the page is of its own cases"),
-        (("--aiter", "none"), "--aiter: got none, expected a folder that holds the package `aiter`"),
-        (("--check",), "binaries.csv"),
-    ],
-)
-def test_bad_input_is_named(tmp_path, monkeypatch, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    find_spec = peers.importlib.util.find_spec
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in ("vllm", "aiter") else find_spec(name))
-    ended = CliRunner().invoke(cli, ["peers", *arguments])
-    assert ended.exit_code == 2
-    assert words in " ".join(ended.output.split())
 
 
 def test_a_changed_fact_changes_the_page_and_is_noticed(tmp_path, monkeypatch):

@@ -4,11 +4,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
-import torch
-from click.testing import CliRunner
-
-from benchmarks.__main__ import cli
 from benchmarks.speed import kept, results
 from benchmarks.speed.participants import OURS
 from tests import processes
@@ -41,23 +36,3 @@ def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
     text = (generated / "performance.md").read_text(encoding="utf-8")
     assert "no number here has any value" in text
     assert all(case.name in text for case in run.cases)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "torch sees no GPU here; --tiny"),
-        (("--tiny", "--only", "nothing like it"), "no case has 'nothing like it' in its name"),
-        (("--tiny", "--json", "none/run.json"), "--json: the folder none does not exist"),
-        (("--tiny", "--vllm", "none"), "--vllm: got none, expected a folder that holds the package `vllm`"),
-        (("--tiny", "--budget", "0"), "--budget"),
-    ],
-)
-def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])  # the command changes it for its own process
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    ended = CliRunner().invoke(cli, ["speed", *arguments])
-    assert ended.exit_code in (1, 2)
-    assert message in " ".join(ended.output.split())
-    assert not list(tmp_path.iterdir())

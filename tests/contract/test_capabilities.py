@@ -1,4 +1,4 @@
-"""A declaration answers everything, and its refusals are all there are; what a config cannot be."""
+"""A declaration answers everything, and its refusals are all there are; what a config cannot be; V of another width than K."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,11 @@ from attn_contract import (
     No,
     Only,
 )
+from attn_contract.layouts import A_LATENT_LAYOUT, LATENT_FORMATS
 from attn_contract.rules import words_of
+
+from tests import refusals
+from tests.latent_formats import latent_sizes
 
 CONFIG = AttentionConfig(num_heads=8, num_kv_heads=2, head_size=64, dtype=torch.float16, block_size=16)
 ENCODER = replace(CONFIG, attn_type=AttentionType.ENCODER, block_size=None)
@@ -202,11 +206,19 @@ def test_a_declaration_answers_about_every_type():
 
 
 @pytest.mark.parametrize("answer", [False, None, "no", No(""), 1])
-@pytest.mark.parametrize(("field", "name"), [("available", "available"), ("rules", "sinks")])
-def test_an_answer_is_yes_or_no_with_a_reason(field, name, answer):
+@pytest.mark.parametrize("name", ["available", "sinks", "encoder"])
+def test_an_answer_is_yes_or_no_with_a_reason(name, answer):
+    attn_types = {**dict.fromkeys(AttentionType, YES), AttentionType.ENCODER: answer}
+    wrong = {"available": {"available": answer}, "sinks": {"rules": {"sinks": answer}}, "encoder": {"attn_types": attn_types}}
     with pytest.raises(ContractError, match="YES, or No with a reason") as refused:
-        replace(ALL, **{field: {"sinks": answer} if field == "rules" else answer})
+        replace(ALL, **wrong[name])
     assert refused.value.argument == name
+
+
+def test_an_answer_is_about_a_rule():
+    with pytest.raises(ContractError, match=r"^name: got 'windw', expected one of window, "):
+        ALL.answer("windw")
+    assert not replace(ALL, rules={}).answer("window")
 
 
 def test_no_is_false():
@@ -217,71 +229,20 @@ def test_no_is_false():
 # configs
 
 
-@pytest.mark.parametrize(
-    ("changes", "argument"),
-    [
-        ({"num_heads": 0}, "num_heads"),
-        ({"num_heads": 3}, "num_heads"),
-        ({"head_size": True}, "head_size"),
-        ({"attn_type": "decoder"}, "attn_type"),
-        ({"dtype": torch.int8}, "dtype"),
-        ({"dtype": "float16"}, "dtype"),
-        ({"kv_cache_dtype": torch.float16, "scales": "tensor"}, "kv_cache_dtype"),
-        ({"kv_cache_dtype": torch.int8}, "scales"),
-        ({"scales": "tensor"}, "scales"),
-        ({"kv_cache_dtype": torch.int8, "scales": "tensor"}, "scales"),
-        ({"output_dtype": torch.float16}, "output_dtype"),
-        ({"block_size": None}, "block_size"),
-        ({"block_size": 0}, "block_size"),
-        ({"attn_type": AttentionType.ENCODER}, "block_size"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "layout": Layout.KV_FIRST_NHD}, "layout"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"kv_sharing": True}}, "kv_sharing"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"per_request_causal": True}}, "per_request_causal"),
-        ({"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"rope": True}}, "rope"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"rope": True}}, "rope"),
-        ({"rules": {"rope": True, "kv_sharing": True}}, "rope"),
-        ({"layout": "X_PACKED"}, "layout"),
-        ({"layout": 5}, "layout"),
-        ({"rules": {"per_request_causal": torch.tensor([True, False])}}, "per_request_causal"),
-        ({"layout": Layout.CONTENT_PACKED_SCALED}, "layout"),
-        ({"head_size": 6, "kv_cache_dtype": torch.int8, "scales": "inline"}, "head_size"),
-        ({"layout": Layout.X_PACKED, "kv_cache_dtype": torch.int8, "scales": "inline"}, "layout"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"non_causal": True}}, "non_causal"),
-        ({"rules": {"per_request_causal": True}}, "per_request_causal"),
-        ({"rules": {"sinks": torch.zeros(8)}}, "sinks"),
-        ({"rules": {"alibi_slopes": 1}}, "alibi_slopes"),
-        ({"rules": {"window": 128}}, "window"),
-        ({"rules": {"window": (1, 2, 3)}}, "window"),
-        ({"rules": {"window": (-2, 0)}}, "window[0]"),
-        ({"rules": {"sink_tokens": -1}}, "sink_tokens"),
-        ({"rules": {"chunked_local": 0}}, "chunked_local"),
-        (
-            {"attn_type": AttentionType.ENCODER, "block_size": None, "rules": {"bidirectional_ranges": True}},
-            "bidirectional_ranges",
-        ),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"qq_bias": True}}, "qq_bias"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"window": (3, 3)}}, "window"),
-        ({"attn_type": AttentionType.ENCODER_DECODER, "rules": {"alibi_slopes": True}}, "alibi_slopes"),
-        ({"rules": {"dilation": 3}}, "rules"),
-        ({"rules": ("sinks",)}, "rules"),
-    ],
+MLA = AttentionConfig(
+    num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=64, rules={"head_size_v": 512}
 )
-def test_a_config_that_cannot_be_is_refused(changes, argument):
-    with pytest.raises(ContractError) as refused:
-        replace(CONFIG, **changes)
-    assert refused.value.argument == argument
+WIDE = MLA.with_rules(head_size_v=None)
+"""As MLA, with V as wide as K."""
+INLINE = {"kv_cache_dtype": E4M3FN, "scales": "inline"}
+CONFIGS = {"config": CONFIG, "encoder's config": ENCODER, "config of MLA": MLA}
 
 
-NO_SOFT_CAPS = [float("nan"), float("inf"), -1, -0.5, 1e300, 10**400, 1e-40, "30", [30.0], True, torch.tensor(30.0)]
-
-
-@pytest.mark.parametrize("cap", NO_SOFT_CAPS, ids=str)
-def test_a_soft_cap_is_checked_as_a_layer_checks_it(cap):
-    shape: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 2, "head_size": 64, "layout": Layout.KV_FIRST_NHD}
-    for make in (lambda: CONFIG.with_rules(logits_soft_cap=cap), lambda: Layer(**shape, scale=0.125, logits_soft_cap=cap)):
-        with pytest.raises(ContractError) as refused:
-            make()
-        assert refused.value.argument == "logits_soft_cap"
+@refusals.parametrize([one for one in refusals.of(__file__) if one.call in CONFIGS])
+def test_a_config_that_cannot_be_is_refused(refusal):
+    with pytest.raises(ContractError) as error:
+        replace(CONFIGS[refusal.call], **refusal.changed({}, globals()))
+    refusal.check(error.value)
 
 
 @pytest.mark.parametrize("off", [0, 0.0, -0.0, None])
@@ -339,3 +300,70 @@ def test_a_text_is_no_set_of_values():
     """`Only("gfx942", ...)` would take any architecture whose name begins with a g."""
     with pytest.raises(ContractError, match=r"^values: got 'gfx942', expected a tuple"):
         Only("gfx942", "no other runs it")  # pyright: ignore[reportArgumentType]
+
+
+# V of another width than K, and the latent cache
+
+
+def test_a_config_holds_what_its_layer_says_of_v():
+    sizes = {"num_heads": 4, "num_kv_heads": 1, "head_size": 8, "scale": 0.5, "head_size_v": 6}
+    made = AttentionConfig.of(Layer(**sizes, layout=Layout.LATENT), torch.float16, block_size=16)
+    assert (made.layout, made.value_size, made.has_latent_cache, made.rules) == (Layout.LATENT, 6, True, {"head_size_v": 6})
+    dense = AttentionConfig.of(Layer(**sizes, attn_type=AttentionType.ENCODER), torch.float16, block_size=None)
+    assert (dense.value_size, dense.has_latent_cache) == (6, False)
+    assert (WIDE.value_size, WIDE.has_latent_cache, MLA.has_latent_cache) == (576, False, True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_kv_heads": 2},
+        {"head_size": 500},
+        {"layout": Layout.CONTENT_PACKED},
+        {"num_kv_heads": 2, "rules": {"head_size_v": 600}},
+    ],
+)
+def test_a_config_of_two_widths(changes):
+    """V that is apart from K: by the layout's name, and where no latent cache can hold it."""
+    made = replace(MLA, **changes)
+    assert (made.has_two_widths, made.has_latent_cache, made.asks("head_size_v")) == (True, False, True)
+    assert not MLA.has_two_widths
+    rows = Only((Layout.LATENT, Layout.BLOCKS_FIRST_NHD), "it reads rows")
+    reason = "not supported: it reads rows (it takes LATENT, BLOCKS_FIRST_NHD)"
+    of_layout = [f"layout CONTENT_PACKED {reason}"] if made.layout else []
+    assert words(replace(ALL, layouts=rows), made) == [
+        *of_layout,
+        f"K and V of two widths in a cache (layout CONTENT_PACKED) {reason}",
+    ]
+    assert words(ALL, made) == []
+    packed = replace(ALL, layouts=Only((Layout.CONTENT_PACKED,), "it reads rows"))
+    assert words(packed, made) == []
+    assert len(words(packed, MLA)) == 1, "a latent cache"
+
+
+def test_a_config_drops_a_width_that_says_nothing():
+    packed = replace(WIDE, num_kv_heads=2, rules={"head_size_v": 576})
+    assert (packed.rules, packed.has_two_widths) == ({}, False)
+    encoder = replace(WIDE, attn_type=AttentionType.ENCODER, block_size=None)
+    assert encoder.with_rules(head_size_v=576).rules == {}
+    assert WIDE.with_rules(head_size_v=576).rules == {"head_size_v": 576}, "a decoder's cache is latent then"
+
+
+def test_a_declaration_without_the_layout_refuses_a_latent_cache():
+    """Also where the backend is to choose the layout; who serves V of another width may have no latent cache."""
+    rows = replace(ALL, layouts=Only((Layout.BLOCKS_FIRST_NHD,), "it reads rows"))
+    assert words(rows, MLA) == [
+        f"a latent cache (layout {A_LATENT_LAYOUT}) not supported: it reads rows (it takes BLOCKS_FIRST_NHD)"
+    ]
+    assert words(ALL, MLA) == words(rows, WIDE) == []
+    encoder = replace(MLA, attn_type=AttentionType.ENCODER, block_size=None)
+    assert words(rows, encoder) == []
+
+
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+def test_a_declaration_of_the_other_latent_layout_refuses_slots_with_scales(layout):
+    plain = replace(ALL, layouts=Only((Layout.LATENT,), "its cache is plain"))
+    head_size, head_size_v = latent_sizes(layout).values()
+    slots = replace(MLA, **INLINE, layout=layout, head_size=head_size, rules={"head_size_v": head_size_v})
+    assert words(plain, slots) == [f"layout {layout} not supported: its cache is plain (it takes LATENT)"]
+    assert words(ALL, slots) == words(ALL, replace(slots, layout=None)) == []

@@ -1,4 +1,4 @@
-"""Latent formats with scales: each slot's bytes at addresses typed by hand, and every view that a format cannot have."""
+"""Latent formats: each slot's bytes at addresses typed by hand, and every view that a format cannot have."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from attn_contract import ContractError, KVCacheView, Layout
 from attn_contract.latent_format import LatentFormat
 from attn_contract.layouts import LATENT_FORMATS
 
-SCALED, E8M0, PLANES = Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES
+LATENT, SCALED, E8M0, PLANES = Layout.LATENT, Layout.LATENT_SCALED, Layout.LATENT_E8M0, Layout.LATENT_E8M0_PLANES
 
 
 class Addresses(NamedTuple):
@@ -30,6 +30,13 @@ class Addresses(NamedTuple):
 
 
 ADDRESSES = {
+    LATENT: Addresses(4, 3, (3, 4), [(0, 0, 1), (0, 1, 0), (1, 0, 0), (2, 1, 2), (2, 2, 3)], [
+        ({}, [1, 4, 12, 30, 35]),
+        ({"block_stride": 20}, [1, 4, 20, 46, 51]),
+        ({"block_stride": 18, "slot_stride": 6, "offset": 5}, [6, 11, 23, 49, 56]),
+        # the second of two layers, slot by slot
+        ({"block_stride": 24, "slot_stride": 8, "offset": 4}, [5, 12, 28, 62, 71]),
+    ]),
     # 256 float8, two float32 scales and two bfloat16: 268 bytes. The dims 0 and 255, the first byte of scale 1, the second byte
     # of kept dim 1; dim 128; the first byte of kept dim 0
     SCALED: Addresses(258, 256, (3, 268), [(0, 0, 0), (0, 0, 255), (0, 0, 260), (0, 0, 267), (1, 2, 128), (2, 2, 264)], [
@@ -57,7 +64,7 @@ ADDRESSES = {
 
 
 def test_every_format_has_addresses():
-    assert set(ADDRESSES) == set(LATENT_FORMATS)
+    assert set(ADDRESSES) == {LATENT, *LATENT_FORMATS}
 
 
 def dense(layout: Layout, **sizes: int) -> KVCacheView:
@@ -86,6 +93,8 @@ def test_addresses(layout, changes, addresses):
 @pytest.mark.parametrize(
     ("layout", "widths", "block_size", "slot", "page", "elements"),
     [
+        # DeepSeek-V3: the last element of all is that of the third 36,864
+        (LATENT, (576, 512), 64, 576, 36864, {(2, 63, 575): 110591, (1, 0, 511): 37375}),
         # DeepSeek-V3.2: 512 float8, 4 float32 and 64 bfloat16. The last byte of all, a byte of scale 3, one of the last dim
         (SCALED, (576, 512), 64, 656, 41984, {(2, 63, 655): 125951, (1, 1, 524): 43164, (0, 2, 654): 1966}),
         # DeepSeek-V4.1: 512 float8 and 16 bytes

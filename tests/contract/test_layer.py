@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, UnsupportedError
+from attn_contract.rules import active_rules
 
 from tests import refusals
 
@@ -15,6 +16,8 @@ FLOAT32_TINY = torch.finfo(torch.float32).tiny
 FP8, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
 CROSS = {"attn_type": AttentionType.ENCODER_DECODER}
+MLA = {"num_kv_heads": 1, "layout": Layout.LATENT, "head_size_v": 6}
+PACKED = {"layout": Layout.CONTENT_PACKED}
 
 
 def layer(**changes: object) -> Layer:
@@ -48,6 +51,16 @@ REFUSED = [one for one in refusals.of(__file__) if one.call == "layer"]
 
 ACCEPTED = [
     {},
+    MLA,
+    MLA | {"head_size_v": 8},
+    MLA | {"kv_cache_dtype": FP8, "k_scale": torch.ones(1)},
+    MLA | {"kv_cache_dtype": FNUZ, "k_scale": torch.tensor(2.0)},
+    MLA | {"window": (4, -1), "sink_tokens": 2, "logits_soft_cap": 30.0, "alibi_slopes": torch.zeros(4)},
+    ENCODER | {"head_size_v": 3},
+    ENCODER | {"head_size_v": 24},
+    PACKED | {"head_size_v": 3},
+    PACKED | {"head_size_v": 24} | fixed(),
+    PACKED | {"head_size_v": 6} | cached(),
     ENCODER,
     CROSS,
     {"attn_type": AttentionType.ENCODER_ONLY, "layout": None, "window": (4, 4), "sink_tokens": 1, "chunked_local": 4},
@@ -87,6 +100,14 @@ def test_refuses(refusal):
 def test_accepts(changes):
     made = layer(**changes)
     assert {name: getattr(made, name) for name in changes} == changes
+    assert made.value_size == changes.get("head_size_v", made.head_size)
+    assert active_rules(made).get("head_size_v") == changes.get("head_size_v")
+
+
+@pytest.mark.parametrize("apart", [ENCODER, PACKED], ids=["dense", "packed"])
+def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
+    made = layer(**apart, head_size_v=8)
+    assert (made.head_size_v, made.value_size, active_rules(made)) == (None, 8, {})
 
 
 def test_its_tensors_are_all_that_it_holds():

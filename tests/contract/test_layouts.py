@@ -201,61 +201,6 @@ def test_x_is_16_bytes_of_elements():
         assert view.element(0, 0, 0, 0, x) == 16 * x
 
 
-LATENT_VIEWS = {
-    "dense": dense(LATENT),
-    "blocks padded from 12 to 20": replace(dense(LATENT), block_stride=20),
-    "slots padded from 4 to 6, from element 5 on": replace(dense(LATENT), block_stride=18, slot_stride=6, offset=5),
-    "the second of two layers, slot by slot": replace(dense(LATENT), block_stride=24, slot_stride=8, offset=4),
-}
-"""Rows of 4 elements, 3 slots in each of 3 blocks."""
-
-LATENT_ADDRESSES = {
-    # (block, slot, dim): (0, 0, 1) (0, 1, 0) (1, 0, 0) (2, 1, 2) (2, 2, 3)
-    "dense": [1, 4, 12, 30, 35],
-    "blocks padded from 12 to 20": [1, 4, 20, 46, 51],
-    "slots padded from 4 to 6, from element 5 on": [6, 11, 23, 49, 56],
-    "the second of two layers, slot by slot": [5, 12, 28, 62, 71],
-}
-
-
-@pytest.mark.parametrize("name", LATENT_VIEWS)
-def test_latent_addresses(name):
-    """Of K and of V alike: V is the beginning of K's row."""
-    view = LATENT_VIEWS[name]
-    tensor = view.tensor(torch.arange(view.end))
-    indices = [(0, 0, 1), (0, 1, 0), (1, 0, 0), (2, 1, 2), (2, 2, 3)]
-    for (block, slot, dim), address in zip(indices, LATENT_ADDRESSES[name], strict=True):
-        assert view.element(0, block, slot, 0, dim) == view.element(1, block, slot, 0, dim) == address
-        assert tensor[block, slot, dim] == address
-    assert view.end == LATENT_ADDRESSES[name][-1] + 1
-    assert (view.kv_stride, view.layout.dims) == (0, ("block", "slot", "dim"))
-
-
-@pytest.mark.parametrize("name", LATENT_VIEWS)
-def test_a_latent_view_is_read_back_from_its_tensor(name):
-    view = LATENT_VIEWS[name]
-    tensor = view.tensor(torch.zeros(view.end, dtype=torch.float16))
-    assert KVCacheView.of(tensor, LATENT, num_kv_heads=1, head_size=4) == view
-
-
-def test_the_latent_cache_of_deepseek_v3():
-    """Rows of 512 + 64 elements, blocks of 64 slots: element 575 of slot 63 in block 2 is the last of the third 36,864."""
-    sizes = {"num_blocks": 3, "block_size": 64, "num_kv_heads": 1, "head_size": 576, "itemsize": 2}
-    view = KVCacheView.dense(LATENT, **sizes)
-    assert view.element(0, 2, 63, 0, 575) == 3 * 36864 - 1 == view.end - 1
-    assert view.element(1, 1, 0, 0, 511) == 36864 + 511
-
-
-def test_a_latent_cache_covers_as_many_bytes_as_a_cache_of_half_the_slots():
-    """A page of 4 slots of latent rows, or of 2 slots with K and V: the rows of K and of V count once where they are one."""
-    latent, halves = dense(LATENT, block_size=4), dense(BLOCKS_FIRST_NHD, block_size=2, num_kv_heads=1)
-    assert same_footprint(latent, halves)
-    assert not same_elements(latent, halves)
-    assert not same_footprint(latent, dense(LATENT, block_size=2))
-    assert same_elements(latent, replace(latent))
-    check_shared_allocation({"latent": latent, "halves": halves})
-
-
 def test_inline_scales_follow_their_row():
     """Dims D to D + 3 are the bytes of the scale: K at 0 to 3, its scale at 4, V at 8, its scale at 12."""
     view = dense(CONTENT_PACKED_SCALED)
@@ -303,17 +248,6 @@ def test_rows_of_mimo():
     assert [view.element(0, 1, 0, 0, 191), view.element(1, 1, 15, 3, 127)] == [20671, 40959]
 
 
-def test_rows_of_two_widths_cover_the_bytes_of_others_and_hold_other_elements():
-    narrow, wide = TWO_WIDTHS[4, 2][1], TWO_WIDTHS[2, 4][1]
-    one = KVCacheView.dense(CONTENT_PACKED, **SMALL | {"head_size": 3})
-    for a, b in itertools.combinations((narrow, wide, one), 2):
-        assert same_footprint(a, b)
-        assert not same_elements(a, b)
-    assert same_elements(narrow, replace(narrow))
-    same = KVCacheView.dense(CONTENT_PACKED, **SMALL | {"head_size_v": 4})
-    assert same_elements(same, dense(CONTENT_PACKED)), "a width of V that is K's"
-
-
 @pytest.mark.parametrize("layout", [layout for layout in OF_TWO_PARTS if layout is not CONTENT_PACKED])
 def test_layouts_of_one_width_refuse_another_one(layout):
     with pytest.raises(ContractError) as caught:
@@ -349,17 +283,6 @@ def test_every_element_has_an_address_of_its_own(layout, num_kv_heads):
     addresses = [view.element(*index) for index in itertools.product(*map(range, sizes))]
     assert sorted(addresses) == list(range(math.prod(sizes)))
     assert view.end == math.prod(sizes)
-
-
-def test_one_shape_two_layouts():
-    """With two blocks a blocks-first and a K/V-first cache have one shape: a layout cannot be guessed."""
-    tensors = [dense(layout, num_blocks=2).tensor(torch.arange(96)) for layout in (BLOCKS_FIRST_NHD, KV_FIRST_NHD)]
-    assert tensors[0].shape == tensors[1].shape == (2, 2, 3, 2, 4)
-    blocks_first, kv_first = (
-        KVCacheView.of(tensor, layout, **HEADS)
-        for tensor, layout in zip(tensors, (BLOCKS_FIRST_NHD, KV_FIRST_NHD), strict=True)
-    )
-    assert (blocks_first.element(1, 0, 0, 0, 0), kv_first.element(1, 0, 0, 0, 0)) == (24, 48)
 
 
 def halves(*shape: int) -> torch.Tensor:
@@ -404,16 +327,6 @@ def test_sizes_of_a_view_are_positive(name):
             make(**{name: 0})
 
 
-def test_the_fix_of_vllm_43945_restores_the_footprint():
-    """Cross-attention gets a blocks-first tensor over the decoder's K/V-first allocation, and views it with its strides."""
-    decoder = dense(KV_FIRST_NHD)
-    blocks_first = torch.zeros(144, dtype=torch.float16).view(3, 2, 3, 2, 4)
-    assert not same_footprint(KVCacheView.of(blocks_first, BLOCKS_FIRST_NHD, **HEADS), decoder)
-    fixed = KVCacheView.of(blocks_first.as_strided((2, 3, 3, 2, 4), (72, 24, 8, 4, 1)), KV_FIRST_NHD, **HEADS)
-    assert same_footprint(fixed, decoder)
-    assert same_elements(fixed, decoder)
-
-
 def test_the_number_of_blocks_must_agree():
     a, b = dense(BLOCKS_FIRST_NHD), dense(BLOCKS_FIRST_NHD, num_blocks=4)
     assert not same_footprint(a, b)
@@ -426,39 +339,6 @@ def pages(layout: Layout, **changes: int) -> KVCacheView:
     if layout in LATENT_FORMATS:
         sizes |= latent_sizes(layout)
     return KVCacheView.dense(layout, **(sizes | changes))
-
-
-def test_x_packed_beside_nhd_over_one_kv_first_allocation():
-    """vLLM #43945: ROCM_ATTN's layers beside cross-attention's. Interiors differ, blocks do not."""
-    for layout in (X_PACKED, SHUFFLED):
-        for other in (KV_FIRST_NHD, KV_FIRST_HND):
-            assert same_footprint(pages(layout), pages(other))
-            assert not same_elements(pages(layout), pages(other))
-        for other in (BLOCKS_FIRST_NHD, CONTENT_PACKED):
-            assert not same_footprint(pages(layout), pages(other))
-    decoder = dense(X_PACKED, head_size=8, block_size=8, itemsize=2)
-    blocks_first = torch.zeros(768, dtype=torch.float16).view(3, 2, 8, 2, 8)
-    heads = {"num_kv_heads": 2, "head_size": 8}
-    assert not same_footprint(KVCacheView.of(blocks_first, BLOCKS_FIRST_NHD, **heads), decoder)
-    fixed = blocks_first.as_strided((2, 3, 8, 2, 8), (384, 128, 16, 8, 1))
-    assert same_footprint(KVCacheView.of(fixed, KV_FIRST_NHD, **heads), decoder)
-
-
-def test_which_dense_layouts_share_a_footprint():
-    """Those with K and V of a block together, those with planes; and scales take room of their own."""
-    together, planes = (BLOCKS_FIRST_NHD, BLOCKS_FIRST_HND, CONTENT_PACKED), (KV_FIRST_NHD, KV_FIRST_HND, X_PACKED, SHUFFLED)
-    alone = [(layout,) for layout in (CONTENT_PACKED_SCALED, LATENT, *LATENT_FORMATS)]
-    for a, b in itertools.product(Layout, Layout):
-        alike = any(a in group and b in group for group in (together, planes, *alone))
-        assert same_footprint(pages(a), pages(b)) == alike, (a, b)
-
-
-def test_physical_orders():
-    """Only an order that keeps a block together has the footprint of another one; none has its elements."""
-    orders = {order: content(order) for order in PhysicalOrder}
-    alike = [{a, b} for a, b in itertools.combinations(orders, 2) if same_footprint(orders[a], orders[b])]
-    assert alike == [{PhysicalOrder.LBHNC, PhysicalOrder.LBNHC}, {PhysicalOrder.BLHNC, PhysicalOrder.BLNHC}]
-    assert not any(same_elements(orders[a], orders[b]) for a, b in itertools.combinations(orders, 2))
 
 
 NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}
@@ -500,6 +380,7 @@ def test_allocations_that_layers_may_not_share(names, shared_contents, message):
     ("views", "shared_contents", "message"),
     [
         ([NAMED["planes"]], [], "views: got [KVCacheView"),
+        ({"planes": halves(2, 3, 3, 2, 4)}, [], "planes: got tensor("),
         ({5: NAMED["planes"]}, [], "views: got the key 5, expected a layer's name"),
         (NAMED_PLANES, 5, "shared_contents: got 5, expected pairs of names"),
         (NAMED_PLANES, torch.tensor(0.0), "shared_contents: got tensor(0.), expected pairs of names"),
@@ -522,31 +403,30 @@ def test_a_message_shows_the_strides():
     assert error.value.got == "KV_FIRST_NHD with strides kv 72, block 24, slot 8, head 4 in 2-byte elements"
 
 
-def test_a_tensor_is_no_view():
-    with pytest.raises(ContractError, match=r"^planes: got tensor\("):
-        check_shared_allocation({"planes": halves(2, 3, 3, 2, 4)})
-
-
-WITH_LATENT_SCALES = {str(layout): dense(layout, **latent_sizes(layout)) for layout in LATENT_FORMATS}
-WITH_LATENT_SCALES |= {
-    f"{name}, padded": replace(view, block_stride=2 * view.block_stride) for name, view in WITH_LATENT_SCALES.items()
-}
+OF_LATENT = [dense(LATENT), *(dense(layout, **latent_sizes(layout)) for layout in LATENT_FORMATS)]
+OF_LATENT += [replace(view, block_stride=2 * view.block_stride) for view in OF_LATENT]
 SMALLEST = {
     **{f"dense {layout}": pages(layout, num_blocks=2) for layout in Layout},
     "padded": replace(pages(BLOCKS_FIRST_NHD, num_blocks=2), block_stride=560),
     "of 2 bytes": pages(KV_FIRST_NHD, num_blocks=2, block_size=8, itemsize=2),
     "x of 2 bytes": pages(X_PACKED, num_blocks=2, block_size=8, itemsize=2),
+    "of half the slots, as large as latent ones": pages(BLOCKS_FIRST_NHD, num_blocks=2, block_size=8),
 }
-OF_SMALL_SIZES = VIEWS | X_VIEWS | LATENT_VIEWS | WITH_LATENT_SCALES
+TWO = [view for _, view in TWO_WIDTHS.values()]
+ONE_WIDTH = [KVCacheView.dense(CONTENT_PACKED, **SMALL | sizes) for sizes in ({"head_size": 3}, {"head_size_v": 4})]
+WITH_A_GAP = replace(dense(KV_FIRST_NHD), block_stride=128, kv_stride=40)
+AS_FAR = [WITH_A_GAP, replace(dense(BLOCKS_FIRST_NHD, block_size=4), block_stride=128)]
+"""Blocks that begin and end at the same bytes."""
+OF_SMALL_SIZES = [*AS_FAR, *VIEWS.values(), *X_VIEWS.values(), *OF_LATENT, *TWO, *ONE_WIDTH]
 PAIRS = [
-    *itertools.combinations_with_replacement(OF_SMALL_SIZES.values(), 2),
+    *itertools.combinations_with_replacement(OF_SMALL_SIZES, 2),
     *itertools.combinations_with_replacement(SMALLEST.values(), 2),
 ]
 
 
 def test_every_layout_has_addresses():
-    """Those of latent formats with scales are in test_latent_formats.py."""
-    assert {view.layout for view in (VIEWS | X_VIEWS | LATENT_VIEWS).values()} == {*Layout} - {*LATENT_FORMATS}
+    """Those of latent ones are in test_latent_formats.py."""
+    assert {view.layout for view in (VIEWS | X_VIEWS).values()} == {*Layout} - {LATENT, *LATENT_FORMATS}
 
 
 def test_relations_are_their_definitions():
@@ -554,15 +434,15 @@ def test_relations_are_their_definitions():
 
     @functools.cache
     def addresses(view: KVCacheView, block: int) -> list[int]:
-        sizes = (view.block_size, view.num_kv_heads, view.row_size)
-        return [view.element(kv, block, *rest) for kv in range(2) for rest in itertools.product(*map(range, sizes))]
+        sizes = [(view.block_size, view.num_kv_heads, row_size) for row_size in view.row_sizes]
+        return [view.element(kv, block, *rest) for kv in range(2) for rest in itertools.product(*map(range, sizes[kv]))]
 
     @functools.cache
     def block_bytes(view: KVCacheView, block: int) -> frozenset[int]:
         return frozenset(address * view.itemsize + byte for address in addresses(view, block) for byte in range(view.itemsize))
 
-    def sizes(view: KVCacheView) -> tuple[int, ...]:
-        return view.block_size, view.num_kv_heads, view.row_size, view.itemsize
+    def sizes(view: KVCacheView) -> tuple[object, ...]:
+        return view.block_size, view.num_kv_heads, view.row_sizes, view.itemsize
 
     found = collections.Counter()
     for a, b in PAIRS:

@@ -8,11 +8,13 @@ from random import Random
 
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, validation
+from attn_contract import AttentionType, Batch, ContractError, KVCacheView, Layer, Layout, validation
+from attn_contract.layouts import LATENT_FORMATS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import refusals
 from tests.calls import with_idle_strides
+from tests.latent_formats import latent_sizes
 from tests.refusals import Refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
@@ -108,6 +110,17 @@ def inline() -> Arguments:
     return paged() | quantized | {"layout": Layout.CONTENT_PACKED_SCALED}
 
 
+def mla() -> Arguments:
+    """A latent cache: rows of 8, of which V is the first 6."""
+    latent = {"num_kv_heads": 1, "layout": Layout.LATENT, "head_size_v": 6, "kv_cache": torch.zeros(6, 4, 8)}
+    return paged() | latent | {"out": torch.full((8, 4, 6), torch.nan)}
+
+
+def two_widths() -> Arguments:
+    """Dense k and v of 8 dims and of 3."""
+    return varlen() | {"head_size_v": 3, "v": torch.zeros(7, 2, 3), "out": torch.full((8, 4, 3), torch.nan)}
+
+
 def write() -> Arguments:
     """Six slots for seven rows, one of them not to be written."""
     k, v = torch.ones(2, 7, 2, 8)
@@ -139,6 +152,14 @@ def write_inline() -> Arguments:
     return write() | quantized | {"layout": Layout.CONTENT_PACKED_SCALED}
 
 
+def write_mla() -> Arguments:
+    rows = torch.ones(7, 20)
+    layer = {
+        name: mla()[name] for name in ("num_heads", "num_kv_heads", "head_size", "scale", "layout", "head_size_v", "kv_cache")
+    }
+    return layer | {"kv_c": rows[:, 1:7], "k_pe": rows[:, 9:11], "slot_mapping": int64(15, 4, -1, 20, 21, 22)}
+
+
 def rope() -> Arguments:
     """Eight rows of q, seven of them with positions, six of those written; 6 of 8 dims are rotated; 10 positions are known."""
     rotation = {"positions": int64(4, 3, 3, 0, 1, 2, 9), "cos_sin_cache": torch.ones(10, 6), "is_neox": True}
@@ -168,6 +189,9 @@ OPERATION = {
     fp8: "paged_attention",
     per_token: "paged_attention",
     inline: "paged_attention",
+    mla: "paged_attention",
+    two_widths: "varlen_attention",
+    write_mla: "write_latent_cache",
     write: "write_kv_cache",
     write_fp8: "write_kv_cache",
     write_per_token: "write_kv_cache",
@@ -251,6 +275,17 @@ def scales_between_rows(arguments: Arguments) -> Arguments:
     return {"kv_cache": kv_cache, "k_scale_cache": scales[:, 0], "v_scale_cache": scales[:, 1]}
 
 
+def with_scales(valid: Callable[[], Arguments], layout: Layout) -> Arguments:
+    """`mla` or `write_mla` in bfloat16, over slots with scales."""
+    sizes = latent_sizes(layout)
+    view = KVCacheView.dense(layout, num_blocks=6, block_size=4, num_kv_heads=1, itemsize=1, **sizes)
+    cache = view.tensor(torch.zeros(view.end, dtype=torch.uint8)).view(torch.float8_e4m3fn)
+    of_layer = {"layout": layout, "kv_cache_dtype": torch.float8_e4m3fn, "kv_cache": cache, **sizes}
+    k, v = sizes["head_size"], sizes["head_size_v"]
+    shapes = {"q": (8, 4, k), "out": (8, 4, v)} if valid is mla else {"kv_c": (7, v), "k_pe": (7, k - v)}
+    return valid() | of_layer | {name: torch.ones(shape).bfloat16() for name, shape in shapes.items()}
+
+
 NO_REQUEST = {"query_start_loc": int32(0), "seq_lens": int32(), "max_query_len": 0, "max_seq_len": 0, "num_actual_tokens": 0}
 ONE_BLOCK = torch.zeros(2048).as_strided((1, 2, 4, 2, 8), (7, 64, 16, 8, 1), 5)
 """A cache of one block, whose block stride is never taken."""
@@ -258,7 +293,8 @@ BETWEEN_ROWS = {"kv_cache": scales_between_rows({})["kv_cache"]}
 FLOAT8_OUT = {"out": torch.zeros(5, 4, 8).to(torch.float8_e4m3fn)}
 
 CALLS = {builder.__name__: builder for builder in OPERATION}
-REFUSALS = [one for one in refusals.of(__file__) if one.call.split()[0] in CALLS]
+OF_SCALES = [one for one in refusals.of(__file__) if one.call.endswith(" with scales")]
+REFUSALS = [one for one in refusals.of(__file__) if one.call.split()[0] in CALLS and one not in OF_SCALES]
 OF_VALUES = [one for one in REFUSALS if one.call.endswith(" values")]
 ALWAYS = [one for one in REFUSALS if one not in OF_VALUES]
 
@@ -282,6 +318,23 @@ def test_refuses_and_writes_nothing(refusal, package):
     refusal.check(caught.value)
     for name, tensor in before.items():
         assert torch.equal(memory(arguments[name]), tensor), f"{name} was written"
+
+
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+@refusals.parametrize(OF_SCALES)
+def test_slots_with_scales_are_refused(refusal, layout):
+    """By layers as by calls. A message may name the layout."""
+    valid = CALLS[refusal.call.split()[0]]
+    with pytest.raises(ContractError) as caught:
+        call(valid, refusal.changed(with_scales(valid, layout), globals()), "attn_contract.validation")
+    refusal._replace(message=refusal.message.format(layout=layout)).check(caught.value)
+
+
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+@pytest.mark.parametrize("valid", [mla, write_mla])
+@pytest.mark.parametrize("package", ["attn_contract.validation", "attn_reference"])
+def test_slots_with_scales_are_accepted(package, valid, layout):
+    call(valid, with_scales(valid, layout), package)
 
 
 @refusals.parametrize(OF_VALUES)

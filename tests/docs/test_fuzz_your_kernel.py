@@ -1,9 +1,12 @@
 """The guide "fuzz your own kernel" shows the example as it is, and finds the planted bug, by the command and by pytest."""
 
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
 
@@ -30,6 +33,42 @@ def test_the_adapter_on_the_page_is_the_one_in_the_examples():
     adapter = (ROOT / "examples" / "my_target.py").read_text()
     assert adapter == ADAPTER
     assert len(adapter.splitlines()) <= 40
+
+
+SHAPES = ("separate_tensors", "decode_only", "prefill_only", "dense_varlen", "compiled_function")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_adapter_for_each_shape_of_kernel(name, tmp_path):
+    """It agrees, all that its engine sends is drawn, and it finds a scale that is ignored."""
+    folder = Path(shutil.copytree(ROOT / "examples", tmp_path / "mine", ignore=shutil.ignore_patterns("__pycache__")))
+    adapter = folder / f"{name}.py"
+    source = adapter.read_text()
+    assert len(source.splitlines()) < 40
+    assert f"`{name}.py`" in PAGES["docs/guide/fuzz-your-kernel.md"]
+    if name == "compiled_function":
+        compile_library(folder)
+    command = f"attn-parity fuzz --target {name}:TARGET --examples 30 --seed 1 --workers 1 --corpus none"
+    ended = run_command(command, folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "all agree" in ended.stdout
+    assert not re.search(r"not drawn: .* features", ended.stderr), "an Engine that says more than it sends"
+    assert source.count("layer.scale") == 1
+    adapter.write_text(source.replace("layer.scale", "0.25"))
+    ended = run_command(command, folder)
+    assert (ended.returncode, "value: out of request" in ended.stdout) == (1, True), ended.stdout + ended.stderr
+
+
+def compile_library(folder: Path) -> None:
+    """attention.cu for the device at hand."""
+    on_gpu = torch.cuda.is_available()
+    compiler = shutil.which("nvcc" if on_gpu else "g++")
+    if compiler is None:
+        pytest.skip("no compiler of attention.cu")
+    options = ["-Xcompiler", "-fPIC"] if on_gpu else ["-fPIC", "-x", "c++"]
+    subprocess.run(
+        [compiler, "-O2", "-shared", *options, "attention.cu", "-o", "libmy_attention.so"], cwd=folder, check=True, timeout=120
+    )
 
 
 def test_the_planted_bug_is_found(planted):

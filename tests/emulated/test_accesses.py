@@ -61,16 +61,6 @@ def test_lines_are_those_of_the_lanes_that_are_on(size, lanes_on):
         assert found["global accesses"] == bool(lanes_on)
 
 
-@pytest.mark.parametrize(
-    ("stride", "lines", "least"),
-    [(4, 2, 2), (8, 4, 2), (128, 64, 2), (0, 1, 1), (16, 8, 2)],
-)
-def test_strides_of_words(stride, lines, least):
-    buffers = {"data": np.zeros(1 << 14, np.uint8)}
-    found = counted("global_load_dword v1, v0, s[100:101]", v={0: LANES * stride}, buffers=buffers)
-    assert (found["lines of 128"], found["least lines of 128"]) == (lines, least)
-
-
 def test_a_scalar_load_is_no_access_of_lanes():
     assert counted("s_load_dword s4, s[100:101], 0x0", buffers={"data": np.zeros(64, np.uint8)})["global accesses"] == 0
 
@@ -104,24 +94,6 @@ def test_conflicts_are_words_of_one_bank_in_one_phase(text, architecture, size, 
         on = {lane: int(place) for lane, place in enumerate(places) if lanes_on >> lane & 1}
         assert (found["LDS phases"], found["LDS conflicts"]) == expected_conflicts(on, size, phases)
         assert found["LDS accesses with known phases"] == found["LDS accesses"] == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "stride", "conflicts"),
-    [
-        ("ds_read_b32 v8, v0", 4, 0),
-        ("ds_read_b32 v8, v0", 0, 0),
-        ("ds_read_b32 v8, v0", 8, 2),
-        ("ds_read_b32 v8, v0", 128, 62),
-        ("ds_read_b32 v8, v0", 132, 0),
-        ("ds_write_b128 v0, v[8:11]", 16, 0),
-        ("ds_write_b128 v0, v[8:11]", 128, 56),
-        # 8 rows of 64 halves and a padding of 16 bytes, as matrix instructions read them
-        ("ds_read_b128 v[8:11], v0", 144, 0),
-    ],
-)
-def test_strides_of_banks(text, stride, conflicts):
-    assert counted(text, v={0: LANES * stride}, lds_bytes=1 << 14)["LDS conflicts"] == conflicts
 
 
 def test_what_is_not_documented_is_not_counted():

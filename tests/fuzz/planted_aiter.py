@@ -1,7 +1,7 @@
-"""Targets `planted_aiter:NAME`: the adapter of AITER and the backends on it, on the double `tests.optimized.documented_aiter`.
+"""Targets `planted_aiter:NAME`: the adapter of AITER and the backends on it, on a double of AITER.
 
-They show that AITER is called as it documents. A prefill gets the dense keys of its requests, and a decode gets each query as a
-request of its own.
+The double is `tests.optimized.aiter_adapter.documented_aiter`. The targets show that AITER is called as it documents. A prefill
+gets the dense keys of its requests, and a decode gets each query as a request of its own.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
-from attn_contract.rules import asked, words_of
+from attn_contract.rules import active_rules, words_of
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.backends import BackendLayers, backend_target, named
@@ -24,7 +24,7 @@ from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import aiter_adapter
 
-from tests.optimized.documented_aiter import stand_in, with_two_edges
+from tests.optimized.aiter_adapter.documented_aiter import stand_in, with_two_edges
 
 MOST_CHUNKS = 3
 """Chunks into which the context of an extend is cut."""
@@ -87,7 +87,7 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     function = "AITER's flash_attn_varlen_func"
     if isinstance(batch.causal, torch.Tensor):
         raise UnsupportedError(function, words_of("per_request_causal"), "it has one flag")
-    for name in asked(batch):
+    for name in active_rules(batch):
         raise UnsupportedError(function, words_of(name), "it is told of no batch")
     if layer.kv_cache_dtype is not None:
         raise UnsupportedError(function, "a quantized cache", "it reads dense keys of q's dtype")

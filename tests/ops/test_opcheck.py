@@ -34,7 +34,19 @@ def test_what_the_schema_calls_written_is_and_nothing_else(call):
     assert [name for name, tensor in tensors.items() if not torch.equal(bits(tensor), before[name])] == call.written
 
 
-@pytest.mark.parametrize("call_name", sorted({name.split()[0] for name in CALLS}))
+OPS = sorted({name.split()[0] for name in CALLS})
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_each_op_has_kernels_for_gpus_returns_nothing_and_writes_no_argument_twice(name):
+    schema = getattr(torch.ops.attn_parity, name).default._schema
+    written = [str(argument.alias_info.before_set) for argument in schema.arguments if argument.alias_info is not None]
+    assert len(set(written)) == len(written), "two arguments are one alias"
+    assert not schema.returns
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attn_parity::{name}", "CUDA")
+
+
+@pytest.mark.parametrize("call_name", OPS)
 @pytest.mark.parametrize("is_fake", [False, True], ids=["run", "traced"])
 def test_none_in_place_of_a_tensor_is_refused(call_name, is_fake):
     """Of every argument that the schema calls a tensor, whether the op runs or torch.compile traces it."""

@@ -11,7 +11,6 @@ from attn_optimized.launch.splits import splits_of
 from attn_optimized.launch.table import parameters_for
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.workload import Workload
-from attn_optimized.quantization import stored_format
 
 CUDA = torch.device("cuda")
 # gcnArchName, compute units and lanes of a wave, as torch.cuda.get_device_properties has them under ROCm
@@ -64,16 +63,6 @@ def test_code_is_compiled_for_the_wave_size_that_the_gpu_has(architecture):
 def test_no_architecture_is_guessed(name):
     with pytest.raises(ContractError, match="architecture"):
         gpu_target(name)
-
-
-@pytest.mark.parametrize("architecture", AMD)
-def test_only_gfx942_converts_fnuz_itself(architecture):
-    """MI300's instructions know e4m3fnuz; others decode its bits in integers."""
-    cache = torch.empty(2, dtype=torch.float8_e4m3fnuz)
-    stored, name = stored_format(cache, architecture)
-    assert (stored.dtype, name) == (
-        (torch.float8_e4m3fnuz, "e4m3fnuz") if architecture == "gfx942" else (torch.uint8, "e4m3fnuz_bits")
-    )
 
 
 @pytest.mark.parametrize("architecture", AMD)

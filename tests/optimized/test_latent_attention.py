@@ -5,70 +5,58 @@ from dataclasses import replace
 import attn_optimized
 import pytest
 import torch
-from attn_contract import Batch, Layer, Layout, UnsupportedError
+from attn_contract import Batch, Layout, UnsupportedError
 from attn_contract.layer import FLOAT8_DTYPES
 from attn_optimized.attention import paged_attention_calls
-from attn_optimized.launch.table import architectures, entries
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload
 
 GPU = {"architecture": "sm90", "compute_units": 132}
 LATENT = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
+
+
+def case(query_lens, seq_lens, **options):
+    return {"query_lens": query_lens, "seq_lens": seq_lens, **options}
+
+
 CASES = {
-    "decode": {"query_lens": [1, 1], "seq_lens": [70, 3]},
-    "decode of 12 heads": {"query_lens": [1, 1], "seq_lens": [70, 3], "num_heads": 12},
-    "128 heads, in two tiles": {"query_lens": [1, 3], "seq_lens": [20, 130], "num_heads": 128},
-    "71 heads, in tiles of one": {"query_lens": [2], "seq_lens": [20], "num_heads": 71},
-    "speculative rows of different lengths": {"query_lens": [4, 1, 2], "seq_lens": [90, 40, 66], "num_heads": 16},
-    "split keys": {"query_lens": [1], "seq_lens": [700]},
-    "split keys, requests of no keys and no queries": {"query_lens": [1, 0, 1, 2], "seq_lens": [700, 0, 0, 1]},
-    "extend over several tiles": {"query_lens": [75, 3], "seq_lens": [200, 3], "num_heads": 2},
-    "blocks of 1": {"query_lens": [1, 5], "seq_lens": [70, 5], "block_size": 1},
-    "blocks of 80": {"query_lens": [1, 5], "seq_lens": [170, 5], "block_size": 80},
-    "V as wide as K": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size_v": 48},
-    "widths of 40 and 17": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size": 57, "head_size_v": 40},
-    "a V of one dim": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size": 9, "head_size_v": 1},
-    "MiniCPM3": {"query_lens": [1, 2], "seq_lens": [70, 5], "head_size": 288, "head_size_v": 256, "num_heads": 40},
-    "DeepSeek-V3": {"query_lens": [1, 2], "seq_lens": [70, 5], "head_size": 576, "head_size_v": 512, "num_heads": 16},
-    "not causal": {"query_lens": [3, 2], "seq_lens": [70, 5], "causal": False},
-    "causal per request": {"query_lens": [3, 2], "seq_lens": [70, 5], "causal": [False, True]},
-    "window and sink tokens": {"query_lens": [1, 9], "seq_lens": [170, 90], "window": (20, 0), "sink_tokens": 3},
-    "chunks": {"query_lens": [1, 9], "seq_lens": [170, 90], "chunked_local": 50},
-    "ranges": {"query_lens": [30], "seq_lens": [90], "bidirectional_ranges": [[[65, 80], [1, 0]]]},
-    "soft cap and sinks": {"query_lens": [1, 9], "seq_lens": [70, 9], "logits_soft_cap": 2.0, "sinks": [3.0, -1.0, 0.0, 9.0]},
-    "ALiBi": {"query_lens": [1, 9], "seq_lens": [70, 9], "alibi_slopes": torch.tensor([1.0, 0.5, 0.1, 0.0])},
-    "scale below zero": {"query_lens": [1, 9], "seq_lens": [70, 9], "scale": -0.1},
-    "float8 output": {"query_lens": [1, 9], "seq_lens": [70, 9], "output_scale": torch.tensor([0.125])},
+    "decode": case([1, 1], [70, 3]),
+    "decode of 12 heads": case([1, 1], [70, 3], num_heads=12),
+    "128 heads, in two tiles": case([1, 3], [20, 130], num_heads=128),
+    "71 heads, in tiles of one": case([2], [20], num_heads=71),
+    "speculative rows of different lengths": case([4, 1, 2], [90, 40, 66], num_heads=16),
+    "split keys": case([1], [700]),
+    "split keys, requests of no keys and no queries": case([1, 0, 1, 2], [700, 0, 0, 1]),
+    "extend over several tiles": case([75, 3], [200, 3], num_heads=2),
+    "blocks of 1": case([1, 5], [70, 5], block_size=1),
+    "blocks of 80": case([1, 5], [170, 5], block_size=80),
+    "V as wide as K": case([1, 5], [70, 5], head_size_v=48),
+    "widths of 40 and 17": case([1, 5], [70, 5], head_size=57, head_size_v=40),
+    "a V of one dim": case([1, 5], [70, 5], head_size=9, head_size_v=1),
+    "MiniCPM3": case([1, 2], [70, 5], head_size=288, head_size_v=256, num_heads=40),
+    "DeepSeek-V3": case([1, 2], [70, 5], head_size=576, head_size_v=512, num_heads=16),
+    "not causal": case([3, 2], [70, 5], causal=False),
+    "causal per request": case([3, 2], [70, 5], causal=[False, True]),
+    "window and sink tokens": case([1, 9], [170, 90], window=(20, 0), sink_tokens=3),
+    "chunks": case([1, 9], [170, 90], chunked_local=50),
+    "ranges": case([30], [90], bidirectional_ranges=[[[65, 80], [1, 0]]]),
+    "soft cap and sinks": case([1, 9], [70, 9], logits_soft_cap=2.0, sinks=[3.0, -1.0, 0.0, 9.0]),
+    "ALiBi": case([1, 9], [70, 9], alibi_slopes=torch.tensor([1.0, 0.5, 0.1, 0.0])),
+    "scale below zero": case([1, 9], [70, 9], scale=-0.1),
+    "float8 output": case([1, 9], [70, 9], output_scale=torch.tensor(0.125)),
 }
+MIMO, NARROW = {"head_size": 192, "head_size_v": 128}, {"head_size": 64, "head_size_v": 48}
+FLOAT8 = {"kv_cache_dtype": torch.float8_e4m3fn, "k_scale": torch.tensor([0.05, 0.1]), "v_scale": torch.tensor([0.02, 0.2])}
 PACKED = {
-    "MiMo-V2": {"query_lens": [70, 1], "seq_lens": [70, 300], "head_size": 192, "head_size_v": 128},
-    "its layers with a window and sinks": {
-        "query_lens": [1, 1, 3],
-        "seq_lens": [300, 9, 140],
-        "head_size": 192,
-        "head_size_v": 128,
-        "window": (127, 127),
-        "sinks": [3.0, -1.0, 0.0, 9.0],
-    },
-    "a wider V": {"query_lens": [1, 75], "seq_lens": [700, 75], "head_size": 48, "head_size_v": 80},
-    "a V of one dim": {"query_lens": [1, 5], "seq_lens": [70, 5], "head_size": 9, "head_size_v": 1},
-    "a float8 cache": {
-        "query_lens": [1, 5],
-        "seq_lens": [70, 5],
-        "head_size": 64,
-        "head_size_v": 48,
-        "kv_cache_dtype": torch.float8_e4m3fn,
-        "k_scale": torch.tensor([0.05, 0.1]),
-        "v_scale": torch.tensor([0.02, 0.2]),
-    },
-    "an int8 cache": {
-        "query_lens": [1, 5],
-        "seq_lens": [70, 5],
-        "head_size": 64,
-        "head_size_v": 48,
-        "kv_cache_dtype": torch.int8,
-    },
+    "MiMo-V2": case([70, 1], [70, 300], **MIMO),
+    "its layers with a window and sinks": case(
+        [1, 1, 3], [300, 9, 140], **MIMO, window=(127, 127), sinks=[3.0, -1.0, 0.0, 9.0]
+    ),
+    "a wider V": case([1, 75], [700, 75], head_size=48, head_size_v=80),
+    "a V of one dim": case([1, 5], [70, 5], head_size=9, head_size_v=1),
+    "a float8 cache": case([1, 5], [70, 5], **NARROW, **FLOAT8),
+    "an int8 cache": case([1, 5], [70, 5], **NARROW, kv_cache_dtype=torch.int8),
 }
 DENSE = {
     "192 and 128": {"query_lens": [70, 3], "head_size": 192, "head_size_v": 128},
@@ -205,20 +193,6 @@ def test_two_dots_pad_little(changed, blocks):
     assert (widths.block_d, widths.block_rest, widths.block_v) == blocks
 
 
-@pytest.mark.parametrize("architecture", architectures())
-def test_every_latent_call_has_parameters(architecture):
-    for itemsize in (2, 4):
-        for quantized in (False, True):
-            for head_size, value_size in ((576, 512), (288, 256), (16, 8), (640, 512)):
-                for queries in (1, 100):
-                    sizes = {"head_size": head_size, "head_size_v": value_size, "itemsize": itemsize, "quantized": quantized}
-                    tiles = attention_tiles(
-                        workload(**sizes, max_query_len=queries, num_tokens=64 * queries), architecture, 132
-                    )
-                    assert tiles.group <= tiles.block_m
-    assert any(entry.phase == "latent_decode" for entry in entries(architecture))
-
-
 @pytest.mark.parametrize(
     ("architecture", "num_heads", "cache", "q_dtype", "expected"),
     [
@@ -243,9 +217,3 @@ def test_branches_and_sums_in_columns_are_for_the_gpu_that_they_were_measured_on
     launches = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
     kind = next(iter(launches)).launch.constants["KIND"]
     assert (kind.has_hidden_dots, kind.has_sums_in_columns) == expected
-
-
-def test_a_latent_layer_needs_one_kv_head():
-    """The contract's border; the kernels rely on it."""
-    with pytest.raises(ValueError, match="num_kv_heads"):
-        Layer(num_heads=4, num_kv_heads=2, head_size=48, head_size_v=32, scale=1.0, layout=Layout.LATENT)

@@ -308,17 +308,6 @@ def test_batch_invariant(dtype, paged_call):
     assert attn_optimized.plan_of(parts[1].q, call.layer, parts[1].batch).splits > 1, "invariant for no reason"
 
 
-@pytest.mark.parametrize("flag", ["batch_invariant", "validate"])
-def test_a_flag_is_true_or_false_also_in_a_second_call(flag, paged_call):
-    """A text would count as true, and None as false."""
-    call = paged_call([1], [5])
-    for _ in range(2):
-        for value in ("no", None):
-            with pytest.raises(ContractError, match=f"{flag}: got {value!r}, expected a bool"):
-                attn_optimized.paged_attention(*call, **{flag: value})
-        attn_optimized.paged_attention(*call)
-
-
 @pytest.mark.parametrize(
     ("window", "others"),
     [

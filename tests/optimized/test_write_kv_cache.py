@@ -1,4 +1,4 @@
-"""The cache write: bytes where the layout and the slot mapping say, and not a byte elsewhere."""
+"""The cache write: the bytes of the reference's, and not a byte elsewhere."""
 
 from dataclasses import replace
 
@@ -14,27 +14,6 @@ LAYOUTS = [layout for layout in Layout if not layout.has_latent_value]
 NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_SIZE = 5, 16, 3, 32
 SLOTS = [79, -1, 0, 37, -1, 16, 15]
 CACHE_DTYPES = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8]
-# Where K and V of slot 13 (block 1, offset 5), head 1, land in float32: NB = 3, BS = 8, HK = 2, D = 8, x = 4, page = 128
-FLOAT32_TABLE = {
-    Layout.BLOCKS_FIRST_NHD: (range(344, 352), range(472, 480)),
-    Layout.BLOCKS_FIRST_HND: (range(360, 368), range(488, 496)),
-    Layout.KV_FIRST_NHD: (range(216, 224), range(600, 608)),
-    Layout.KV_FIRST_HND: (range(232, 240), range(616, 624)),
-    Layout.X_PACKED: ([212, 213, 214, 215, 244, 245, 246, 247], [581, 589, 597, 605, 613, 621, 629, 637]),
-    Layout.SHUFFLED: ([212, 213, 214, 215, 244, 245, 246, 247], [609, 613, 617, 621, 625, 629, 633, 637]),
-    Layout.CONTENT_PACKED: (range(464, 472), range(472, 480)),
-}
-# The same of K and of V in CONTENT_PACKED, by their widths
-TWO_WIDTHS_TABLE = {(8, 4): (range(348, 356), range(356, 360)), (4, 8): (range(348, 352), range(352, 360))}
-# The same of slot 53 (block 1, offset 21), head 1, dims 0, 1, 16 and 31, in bytes: NB = 2, BS = 32, HK = 2, D = 32, x = 16
-INT8_TABLE = {
-    Layout.X_PACKED: ([3408, 3409, 3920, 3935], [7189, 7221, 7701, 8181]),
-    Layout.SHUFFLED: ([3408, 3409, 3920, 3935], [7685, 7701, 7941, 8181]),
-    Layout.KV_FIRST_HND: ([3744, 3745, 3760, 3775], [7840, 7841, 7856, 7871]),
-    Layout.CONTENT_PACKED_SCALED: ([8424, 8425, 8440, 8455], [8460, 8461, 8476, 8491]),
-}
-# Behind both rows of that: the float32 numbers of the scales, 4 bytes each
-INLINE_SCALES = (8456 // 4, 8492 // 4)
 
 
 @pytest.fixture
@@ -72,49 +51,6 @@ def dense_view(layout: Layout, itemsize: int, **sizes: int) -> KVCacheView:
 def random_bits(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """NaNs of every payload included."""
     return torch.randint(0, 256, (count * dtype.itemsize,), dtype=torch.uint8).view(dtype).to(device)
-
-
-@pytest.mark.parametrize("layout", FLOAT32_TABLE)
-def test_addresses(layout, layer_of, device):
-    view = dense_view(layout, 4, num_blocks=3, block_size=8, num_kv_heads=2, head_size=8)
-    raw = torch.zeros(view.end, device=device)
-    k, v = torch.arange(1.0, 33.0, device=device).view(2, 1, 2, 8)
-    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer_of(view), torch.tensor([13], device=device))
-    k_addresses, v_addresses = FLOAT32_TABLE[layout]
-    assert raw[list(k_addresses)].tolist() == list(range(9, 17))
-    assert raw[list(v_addresses)].tolist() == list(range(25, 33))
-    assert raw.count_nonzero() == 32
-
-
-@pytest.mark.parametrize("widths", TWO_WIDTHS_TABLE, ids=str)
-def test_addresses_of_two_widths(widths, layer_of, device):
-    (head_size, head_size_v), (k_addresses, v_addresses) = widths, TWO_WIDTHS_TABLE[widths]
-    sizes = {"num_blocks": 3, "block_size": 8, "num_kv_heads": 2, "head_size": head_size, "head_size_v": head_size_v}
-    view = dense_view(Layout.CONTENT_PACKED, 4, **sizes)
-    raw = torch.zeros(view.end, device=device)
-    k, v = torch.arange(1.0, 25.0, device=device).split([2 * head_size, 2 * head_size_v])
-    arguments = k.view(1, 2, head_size), v.view(1, 2, head_size_v), view.tensor(raw), layer_of(view, head_size_v=head_size_v)
-    attn_optimized.write_kv_cache(*arguments, torch.tensor([13], device=device))
-    assert raw[list(k_addresses)].tolist() == k[head_size:].tolist()
-    assert raw[list(v_addresses)].tolist() == v[head_size_v:].tolist()
-    assert raw.count_nonzero() == 24
-
-
-@pytest.mark.parametrize("layout", INT8_TABLE)
-def test_addresses_of_bytes(layout, layer_of, device):
-    view = dense_view(layout, 1, num_blocks=2, block_size=32, num_kv_heads=2, head_size=32)
-    raw = torch.zeros(view.end, dtype=torch.int8, device=device)
-    numbers = torch.arange(1.0, 129.0, device=device).view(2, 1, 2, 32)
-    # a largest magnitude of 127 makes the scale 1
-    numbers[..., 1] = 127
-    k, v = numbers.clamp(max=127)
-    layer = layer_of(view, torch.int8, device=device, per_token=True)
-    attn_optimized.write_kv_cache(k, v, view.tensor(raw), layer, torch.tensor([53], device=device))
-    k_addresses, v_addresses = INT8_TABLE[layout]
-    assert raw[k_addresses].tolist() == [33, 127, 49, 64]
-    assert raw[v_addresses].tolist() == [97, 127, 113, 127]
-    if layout.has_inline_scales:
-        assert raw.view(torch.float32)[list(INLINE_SCALES)].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("block_size", [48, 80, 544])

@@ -148,16 +148,6 @@ def test_continuous_batching_of_hundreds_of_requests_by_the_kernels(name):
         assert served(model, requests, step=256) == theirs
 
 
-def test_continuous_batching_on_a_broken_reference_differs(monkeypatch):
-    model, requests = tiny("mistral"), ragged_requests(6)
-    model.set_attn_implementation("sdpa")
-    theirs, paged = served(model, requests), attn_reference.paged_attention
-    narrower = lambda q, cache, layer, batch: paged(q, cache, dataclasses.replace(layer, window=(2, 2)), batch)  # noqa: E731
-    monkeypatch.setattr(attn_reference, "paged_attention", narrower)
-    with attn_transformers.replacing("sdpa"):
-        assert served(model, requests) != theirs
-
-
 def test_replacing_names_what_it_can_replace_by():
     with pytest.raises(ContractError, match="by: got 'triton', expected one of attn_parity, attn_parity_triton"):
         attn_transformers.replacing("sdpa", by="triton").__enter__()
@@ -199,23 +189,6 @@ def test_a_recording_keeps_the_calls_of_a_wrong_attention_as_cases(tmp_path, mon
     case = json.loads(found.case.read_text())
     assert (case["window"], case["sinks"], len(case["requests"])) == ([3, 3], "near", 3)
     assert found.judgement.message.startswith("out of request 0 at row 0")
-
-
-def test_sdpa_is_refused_for_a_soft_cap_or_found_wrong(tmp_path):
-    """transformers 5.20 had sdpa as Gemma 2's default, and left its cap out."""
-    model = tiny("gemma2")
-    if not model._supports_sdpa:
-        with pytest.raises(ValueError, match="scaled_dot_product_attention"):
-            model.set_attn_implementation("sdpa")
-        model.config._attn_implementation = "sdpa"
-        with pytest.raises(ValueError, match="does not support `softcap`"):
-            model(**prompts((7, 4)))
-        return
-    model.set_attn_implementation("sdpa")
-    with attn_transformers.recording(tmp_path, "sdpa", limit=1) as recording:
-        model(**prompts((7, 4)))
-    assert recording.wrong == recording.judged == 2
-    assert json.loads(recording.found[0].case.read_text())["logits_soft_cap"] == 2.0
 
 
 @pytest.mark.parametrize(("place", "code"), [(contextlib.nullcontext(), 1), (attn_transformers.replacing("paged|eager"), 0)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from attn_contract import FLOAT8_DTYPES, QUANTIZED_DTYPES, AttentionType, Layout
+from attn_contract import FLOAT8_DTYPES, AttentionType, Layout
 from attn_reference import attend, attention, paged_attention, paged_requests, quantize, varlen_attention
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -176,25 +176,6 @@ def test_layouts_do_not_change_the_result(paged_call, randn):
             assert torch.equal(paged_attention(*paged_call(tokens, layout=layout)), expected), layout
 
 
-@pytest.mark.parametrize("layout", [Layout.KV_FIRST_NHD, Layout.SHUFFLED, Layout.CONTENT_PACKED_SCALED])
-@pytest.mark.parametrize("kv_cache_dtype", QUANTIZED_DTYPES)
-def test_a_quantized_cache_holds_other_keys_and_values(kv_cache_dtype, layout, paged_call, randn):
-    """The cache holds these numbers exactly, so the result is the one of an unquantized cache."""
-    rows = torch.tensor([1.0, -0.5, 0.25, 127.0]).repeat(4)
-    if kv_cache_dtype == torch.int8:
-        rows = torch.tensor([1.0, -3.0, 5.0, 127.0]).repeat(4)
-    else:
-        rows[3::4] = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}[kv_cache_dtype]
-    tokens = []
-    for q_len, seq_len in ((3, 40), (1, 17)):
-        signs = randn(2, seq_len, 2, 16).sign()
-        tokens.append((randn(q_len, 4, 16) / 100, *(signs * rows)))
-    block_size = 16 if layout.is_x_packed else 4
-    quantized = paged_call(tokens, layout=layout, block_size=block_size, kv_cache_dtype=kv_cache_dtype)
-    assert quantized.kv_cache.dtype == kv_cache_dtype
-    assert torch.equal(paged_attention(*quantized), paged_attention(*paged_call(tokens)))
-
-
 @pytest.mark.parametrize("kv_cache_dtype", FLOAT8_DTYPES)
 def test_fixed_scales_of_keys_and_of_values(kv_cache_dtype, paged_call):
     """All stored numbers are 1: the output then shows which head's v_scale was used, and the logits which head's k_scale."""
@@ -257,7 +238,9 @@ def test_keys_that_no_query_sees_may_hold_nan(paged_call, randn):
 
 
 def test_long_prompts_are_cut_without_a_trace(paged_call, randn, monkeypatch):
-    call = paged_call([(randn(7, 2, 4), randn(9, 1, 4), randn(9, 1, 4))], window=(3, 3), sinks=randn(2))
+    tokens, ranges = [(randn(7, 2, 4), randn(9, 1, 4), randn(9, 1, 4))], torch.tensor([[[1, 5]]], dtype=torch.int32)
+    rules = {"alibi_slopes": randn(2), "chunked_local": 4, "sink_tokens": 1, "window": (1, 0), "logits_soft_cap": 1.0}
+    call = paged_call(tokens, bidirectional_ranges=ranges, qq_bias=randn(10, 10), sinks=randn(2), **rules)
     whole, whole_lse = paged_attention(*call, precision=torch.float64), lse_of(call)
     monkeypatch.setattr(attention, "ROWS_AT_ONCE", 3)
     assert [request.rows for request in paged_requests(*call, torch.float64)] == [slice(0, 3), slice(3, 6), slice(6, 7)]

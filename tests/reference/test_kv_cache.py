@@ -1,4 +1,4 @@
-"""Writing and gathering a cache, against addresses typed by hand and against loops that index the tensor's own dimensions."""
+"""Writing and gathering a cache, against loops that index the tensor's own dimensions."""
 
 import functools
 from dataclasses import replace
@@ -17,37 +17,6 @@ LAYOUTS = [layout for layout in Layout if not layout.has_latent_value]
 """Layouts of K and V apart. `test_latent` has the other one."""
 FLOAT_LAYOUTS = [layout for layout in LAYOUTS if not layout.has_inline_scales]
 
-WRITTEN = [(K, 1, 5, 1, 6), (V, 0, 6, 1, 3), (V, 1, 1, 0, 7), (K, 0, 2, 1, 1)]
-"""(k or v, block, slot, head, dim) of ADDRESSES: 2 blocks of 8 slots, 2 heads of size 8, elements of 4 bytes (x = 4), or of one
-byte where scales are inline."""
-
-ADDRESSES = {
-    Layout.BLOCKS_FIRST_NHD: [350, 235, 407, 41],
-    Layout.BLOCKS_FIRST_HND: [366, 243, 399, 81],
-    Layout.KV_FIRST_NHD: [222, 363, 407, 41],
-    Layout.KV_FIRST_HND: [238, 371, 399, 81],
-    Layout.X_PACKED: [246, 350, 441, 73],
-    Layout.SHUFFLED: [246, 366, 413, 73],
-    Layout.CONTENT_PACKED: [470, 235, 287, 161],
-    Layout.CONTENT_PACKED_SCALED: [702, 351, 427, 241],
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_addresses(layout):
-    """Each call writes one row, of which one element is not 0. That element is 127, so an int8 row has the scale 1."""
-    dtype = torch.int8 if layout.has_inline_scales else torch.float32
-    sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "head_size": 8, "itemsize": dtype.itemsize}
-    view = KVCacheView.dense(layout, **sizes)
-    for (kv, block, slot, head, dim), address in zip(WRITTEN, ADDRESSES[layout], strict=True):
-        raw = torch.zeros(view.end, dtype=dtype)
-        rows = torch.zeros(2, 1, 2, 8)
-        rows[kv, 0, head, dim] = 127.0
-        write_kv_cache(rows[K], rows[V], view.tensor(raw), layer_of(view, dtype), torch.tensor([block * 8 + slot]))
-        assert raw[address] == 127
-        if not layout.has_inline_scales:
-            assert raw.nonzero().flatten().tolist() == [address]
-
 
 @pytest.mark.parametrize(("head_size", "head_size_v"), [(8, 4), (4, 8)])
 def test_addresses_of_two_widths(head_size, head_size_v):
@@ -63,19 +32,6 @@ def test_addresses_of_two_widths(head_size, head_size_v):
     keys, values = gather_kv_cache(view.tensor(raw), layer, torch.tensor([1], dtype=torch.int32), 6, torch.float32)
     assert torch.equal(keys[5], k[0])
     assert torch.equal(values[5], v[0])
-
-
-def test_addresses_of_inline_scales():
-    """Rows of 24 bytes: K of block 1, slot 5, head 1 begins at 696, its scale is at 704, and V's at 716."""
-    sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "head_size": 8, "itemsize": 1}
-    view = KVCacheView.dense(Layout.CONTENT_PACKED_SCALED, **sizes)
-    raw = torch.zeros(view.end, dtype=torch.int8)
-    k, v = torch.full((1, 2, 8), 127.0), torch.full((1, 2, 8), -254.0)
-    write_kv_cache(k, v, view.tensor(raw), layer_of(view, torch.int8), torch.tensor([13]))
-    assert raw[696:720].view(3, 8)[0].tolist() == [127] * 8
-    assert raw[704:708].view(torch.float32).item() == 1
-    assert raw[708:716].tolist() == [-127] * 8
-    assert raw[716:720].view(torch.float32).item() == 2
 
 
 def layer_of(view: KVCacheView, dtype: torch.dtype, **scales: torch.Tensor) -> Layer:
@@ -294,26 +250,3 @@ def test_rows_of_a_fused_qkv_tensor():
     write_kv_cache(qkv[:, 2:4], qkv[:, 4:], cache, layer_of(view, torch.float32), torch.tensor([7, 2]))
     assert torch.equal(cache[2, K, 1], qkv[0, 2:4])
     assert torch.equal(cache[0, V, 2], qkv[1, 4:])
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND),
-        (Layout.KV_FIRST_NHD, Layout.X_PACKED),
-        (Layout.SHUFFLED, Layout.X_PACKED),
-        (Layout.BLOCKS_FIRST_HND, Layout.CONTENT_PACKED),
-    ],
-)
-def test_a_layer_writes_no_block_of_another_layer(first, second):
-    """Two layers own different blocks of one allocation, in layouts with the same footprint. If one layout were blocks-first
-    and the other K/V-first, block 0 of one would lie over blocks 0 and 1 of the other's planes (vLLM #43945)."""
-    sizes = {"num_blocks": NB, "block_size": 4, "num_kv_heads": HK, "head_size": 4, "itemsize": 4}
-    a, b = (KVCacheView.dense(layout, **sizes) for layout in (first, second))
-    raw = torch.zeros(a.end)
-    rows = torch.ones(8, HK, 4)
-    write_kv_cache(rows, rows, a.tensor(raw), layer_of(a, torch.float32), torch.arange(8))
-    write_kv_cache(2 * rows, 2 * rows, b.tensor(raw), layer_of(b, torch.float32), torch.arange(8, 16))
-    for view in (a, b):
-        pages = view.tensor(raw).transpose(0, 1) if view.layout.dims[0] == "kv" else view.tensor(raw)
-        assert [page.unique().tolist() for page in pages] == [[1], [1], [2], [2], [0]]

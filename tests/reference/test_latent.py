@@ -247,15 +247,6 @@ def test_no_part_of_k_is_rotated(randn):
     assert torch.equal(key, value)
 
 
-def test_a_latent_layer_writes_no_block_of_another_layer(randn):
-    """A latent page of 4 slots is as large as a page of 2 slots of K and V, so both may own blocks of one allocation."""
-    latent = KVCacheView.dense(Layout.LATENT, num_blocks=3, block_size=4, num_kv_heads=1, head_size=4, itemsize=4)
-    raw = torch.zeros(latent.end)
-    layer = layer_of(layout=Layout.LATENT, head_size=4, head_size_v=3)
-    write_latent_cache(torch.ones(4, 3), torch.ones(4, 1), latent.tensor(raw), layer, torch.arange(4, 8))
-    assert raw.view(3, 16).tolist() == [[0.0] * 16, [1.0] * 16, [0.0] * 16]
-
-
 # --- rows of float8, their scales and bfloat16 ---
 
 SCALED = {"layout": Layout.LATENT_SCALED, "head_size": 258, "head_size_v": 256, "kv_cache_dtype": torch.float8_e4m3fn}
@@ -290,18 +281,6 @@ def test_a_row_with_scales_byte_by_byte():
     assert zero[264:].tolist() == [0x81, 0x7F, 0xFF, 0xFF], "NaN with their payloads"
     raw[1, 1, 4:272] = raw[0, 0, 4:272] = 0x55
     assert (raw == 0x55).all(), "other slots, and the bytes between rows"
-
-
-def test_infinities_saturate_and_a_nan_stays_in_its_place():
-    kv_c, k_pe = scaled_rows()
-    kv_cache = torch.zeros(1, 2, 268, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    write_latent_cache(kv_c[1:2], k_pe[1:2], kv_cache, layer_of(**SCALED), torch.tensor([1]))
-    table = torch.tensor([0], dtype=torch.int32)
-    key, value = gather_kv_cache(kv_cache, layer_of(**SCALED), table, 2, torch.float64)
-    assert key[1, 0, 3:5].tolist() == [14.0, -14.0], "the infinity reads as the largest of its scale"
-    assert key[1, 0].isnan().nonzero().flatten().tolist() == [200]
-    assert key[1, 0, 256:].tolist() == [0.0, torch.inf]
-    assert torch.equal(value.nan_to_num(), key[..., :256].nan_to_num())
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from attn_reference import attend, attention, paged_attention, paged_requests, varlen_requests
+from attn_reference import attend, paged_attention, paged_requests, varlen_requests
 
 ONE_HEAD = torch.ones(1)
 
@@ -157,15 +157,3 @@ def test_without_a_rule_there_is_no_bias(paged_call, randn):
     assert request.bias is None
     assert result.bias is None
     assert torch.equal(result.scores[:, 1], result.logits[:, 1])
-
-
-def test_rules_hold_in_every_slice_of_a_long_prompt(paged_call, randn, monkeypatch):
-    tokens = [(randn(7, 2, 4), randn(9, 1, 4), randn(9, 1, 4))]
-    ranges = torch.tensor([[[1, 5]]], dtype=torch.int32)
-    rules = {"alibi_slopes": randn(2), "chunked_local": 4, "sink_tokens": 1, "window": (1, 0), "logits_soft_cap": 1.0}
-    call = paged_call(tokens, bidirectional_ranges=ranges, qq_bias=randn(10, 10), **rules)
-    _, whole = only_request(call)
-    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 3)
-    slices = [attend(request, call.layer) for request in paged_requests(*call, torch.float64)]
-    assert len(slices) == 3
-    torch.testing.assert_close(torch.cat([part.logits for part in slices], dim=1), whole.logits, rtol=1e-14, atol=1e-14)

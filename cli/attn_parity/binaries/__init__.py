@@ -1,1 +1,1 @@
-"""The binaries of the kernels that ship: compiled in processes of their own, held to budgets, and listed on a page."""
+"""The binaries of the kernels that ship: compiled in processes of their own, compared with budgets, and listed on a page."""

@@ -7,7 +7,7 @@ import hashlib
 import re
 
 DIGITS = 8
-"""Of a digest, in files."""
+"""Digits of a digest, in files."""
 _LABEL = re.compile(r"\.LBB\w+|\$L__BB\w+")
 _DEBUG = re.compile(r"\.(?:loc|file|cfi_\w+)\b|\.Ltmp\d+:|\$L__tmp\d+:")
 _SECTION = re.compile(r"\.section\s|\.text$|\.amdgpu_metadata$")

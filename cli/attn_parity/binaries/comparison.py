@@ -23,7 +23,7 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Where a tensor differs, or bytes of a buffer that belong to no tensor.
+    """A difference in a tensor, or in bytes of a buffer that belong to no tensor.
 
     Attributes:
         where: the tensor; or the buffer, where no tensor lies.
@@ -71,10 +71,10 @@ def compared(here: Path, there: Path) -> tuple[EmulatedLaunch, list[Difference]]
 def _of_buffer(
     name: str, tensors: list[Tensor], one: np.ndarray, other: np.ndarray, differs: np.ndarray, folder: Path
 ) -> list[Difference]:
-    """The differences of a buffer. A byte of several tensors is told of the first one.
+    """The differences of a buffer. A byte of several tensors counts for the first one.
 
     Args:
-        differs: bytes that differ; False where a difference has been told.
+        differs: bytes that differ; False where a difference is reported already.
     """
     found, outside = [], np.ones(len(one), bool)
     for tensor in tensors:

@@ -25,7 +25,7 @@ HEAD = "attn-parity-launch 1"
 """The first line of launch.txt."""
 REMEDY = "`attn-parity emulate` writes it"
 MOST_BYTES = 1 << 25
-"""Of all buffers of a launch."""
+"""Most bytes of all buffers of a launch."""
 Stride = Annotated[int, msgspec.Meta(ge=-INT32_MAX, le=INT32_MAX)]
 
 
@@ -68,7 +68,7 @@ class Argument(msgspec.Struct, frozen=True):
 
 
 class EmulatedLaunch(msgspec.Struct, frozen=True, kw_only=True):
-    """What launch.json holds.
+    """The content of launch.json.
 
     Attributes:
         call, case: the launch that ships, and which of its small cases this is.

@@ -40,7 +40,7 @@ class Argument(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where an argument lies in the memory of arguments; `kind` as in LLVM's metadata."""
+    """The place of an argument in the memory of arguments; `kind` as in LLVM's metadata."""
 
     name: Text
     offset: Count
@@ -63,7 +63,7 @@ class Digests(msgspec.Struct, frozen=True):
 
 
 class SavedLaunch(msgspec.Struct, frozen=True):
-    """What launches.json says of one launch, as far as a launch on the emulator needs it. Fields are those of the file.
+    """A launch as launches.json has it, as far as the emulator needs it. Fields are those of the file.
 
     Attributes:
         kernarg: None for NVIDIA's GPUs.
@@ -147,7 +147,7 @@ def _check_is_file(path: Path, remedy: str) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from a file is that of a file, and leads to no other folder."""
+    """True if a name from a file is that of a file, and leads to no other folder."""
     return name.isprintable() and Path(name).name == name and "\\" not in name
 
 

@@ -19,7 +19,7 @@ NARROW_BYTES = 1 << 31
 
 
 def checked_program(folder: Path, launch: SavedLaunch) -> Program:
-    """The program of a saved launch, which is held to what launches.json says of it."""
+    """The program of a saved launch, compared with launches.json."""
     try:
         kernel = load(check_files(folder, launch))
         program = prepare(kernel)
@@ -29,7 +29,7 @@ def checked_program(folder: Path, launch: SavedLaunch) -> Program:
         raise SavedFileError(f"{launch.call}: kernarg: got null, expected the layout of the arguments of {launch.architecture}")
     places = [(place.offset, place.size, place.kind) for place in launch.kernarg.arguments]
     own = [place.name for place in launch.kernarg.arguments if not place.kind.startswith("hidden_")]
-    for what, told, found in (
+    for what, stated, found in (
         ("architecture", launch.architecture, kernel.architecture),
         ("name", launch.name, kernel.name),
         ("threads_per_block", launch.threads_per_block, kernel.threads),
@@ -37,9 +37,9 @@ def checked_program(folder: Path, launch: SavedLaunch) -> Program:
         ("kernarg.arguments", places, [(each.offset, each.size, each.kind) for each in kernel.arguments]),
         ("arguments", [argument.name for argument in launch.arguments], own),
     ):
-        if told != found:
-            told, found = (one_line(str(value), MESSAGE) for value in (told, found))
-            raise SavedFileError(f"{launch.call}: {what}: launches.json has {told}, and {launch.assembly} has {found}")
+        if stated != found:
+            stated, found = (one_line(str(value), MESSAGE) for value in (stated, found))
+            raise SavedFileError(f"{launch.call}: {what}: launches.json has {stated}, and {launch.assembly} has {found}")
     return program
 
 
@@ -57,9 +57,9 @@ def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
     given = like.launch.constants | like.arguments
     constants = {name: json.loads(json.dumps(plain(value))) for name, value in given.items() if name not in names}
     for name in sorted({*constants, *launch.constants}):
-        told, here = (values.get(name, "no constant") for values in (launch.constants, constants))
-        if told != here:
-            words = [one_line(str(value), MESSAGE) for value in (name, told, here)]
+        stated, here = (values.get(name, "no constant") for values in (launch.constants, constants))
+        if stated != here:
+            words = [one_line(str(value), MESSAGE) for value in (name, stated, here)]
             raise SavedFileError("{}: {} was saved as {}, and is {} here".format(where, *words))
 
 

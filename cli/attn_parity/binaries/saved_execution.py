@@ -28,7 +28,7 @@ from attn_parity.binaries.shipped_calls import CALLS
 
 
 class Emulated(NamedTuple):
-    """What came of a launch on one case.
+    """The result of a launch on one case.
 
     Attributes:
         execution: of the whole call.
@@ -65,7 +65,7 @@ def emulate_saved(
     written: dict[str, EmulatedLaunch] = {}
     kind = ""
     not_the_launch: list[Exception] = []
-    """What ended a launch and is no fault of it. The judge would take it for one that the kernel raised."""
+    """Errors that ended a launch and are no fault of it. The judge would take them for errors that the kernel raised."""
 
     def end(*_: object) -> None:
         not_the_launch.append(LimitError(f"{architecture} {call}, {kind}: no end in {limit:g} s (--limit)"))

@@ -40,7 +40,7 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
 
 
 def _described(binary: Binary, call: KernelCall) -> dict[str, Any]:
-    """What a launch of a code object needs."""
+    """The record by which a code object is launched."""
     described = {
         field.name: getattr(binary, field.name)
         for field in dataclasses.fields(binary)

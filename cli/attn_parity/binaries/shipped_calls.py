@@ -22,10 +22,10 @@ from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 
 CACHE_BYTES = 8 << 30
-"""Of a layer: more than AMD's buffer instructions reach, as on GPUs that serve."""
+"""Bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs that serve."""
 MAX_POSITION = 32768
 MERGED_PARTS = 8
-"""Of a merge of parts: the ranks of a node."""
+"""Parts of a merge: the ranks of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,7 @@ _OF_TEXT: dict[str, Callable[[str], Any]] = {
     "attn_type": lambda name: AttentionType[name],
 }
 CALLS: tuple[ShippedCall, ...] = tuple(_read())
-"""What serving launches, in every phase, with every kind of cache and of rule; each name once."""
+"""The calls that serving makes, in every phase, with every kind of cache and of rule; each name once."""
 
 
 def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str, KernelCall]:

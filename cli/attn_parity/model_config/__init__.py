@@ -1,6 +1,6 @@
 """A model config of Hugging Face, such as config.json, as the layers that `attn-parity select` asks about.
 
-`model_types` is the table of what is known, and `meaning` says which values a field may have. `unknown` refuses or tells the
+`model_types` is the table of what is known, and `meaning` says which values a field may have. `unknown` refuses or lists the
 rest, `completed` fills in what a file leaves out, and `groups` sorts the layers.
 """
 
@@ -22,7 +22,7 @@ from attn_parity.model_config.unknown import printable, unknown
 
 _FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
 _SHOWN = (Meaning.DTYPE, Meaning.LAYER_TYPES)
-"""What is filled in without a word: the engine's dtype counts, and `groups` shows the kinds of layers."""
+"""Meanings that are filled in silently: the engine's dtype counts, and `groups` shows the kinds of layers."""
 _DTYPE = {"dtype": Meaning.DTYPE, "torch_dtype": Meaning.DTYPE}
 _HEADS_OF_DECODERS = (
     *("Model", "LMHeadModel", "DoubleHeadsModel", "ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification"),
@@ -34,7 +34,7 @@ _HEADS_OF_ENCODER_DECODERS = ("Model", "ForConditionalGeneration", "ForSequenceC
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a config says of a model's attention.
+    """A model's attention, as its config describes it.
 
     Args:
         model_type: the type of the part that has the KV cache.
@@ -63,7 +63,7 @@ class ModelConfig:
         return f"{self.architecture} ({self.model_type})"
 
     def as_json(self) -> dict[str, Any]:
-        """What the result of `attn-parity select` says of a model config."""
+        """The fields of a model config in the result of `attn-parity select`."""
         return {
             "model_type": self.model_type,
             "groups": {name: dataclasses.asdict(group) for name, group in self.groups.items()},
@@ -74,12 +74,12 @@ class ModelConfig:
 
 
 def is_model_config(content: object) -> bool:
-    """Whether JSON is a model config and no model file of this project."""
+    """True if JSON is a model config and no model file of this project."""
     return isinstance(content, dict) and "schema" not in content and any(name in content for name in _FIELDS)
 
 
 def model_config(content: Mapping[str, Any]) -> ModelConfig:
-    """What a model config says of attention.
+    """A model's attention, read from its config.
 
     Raises:
         ContractError: a field is unknown, missing, of another type, or contradicts another one.
@@ -97,12 +97,12 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     architecture = _architecture(content.get("architectures"), record.class_of or outer, record)
     left_out = tuple(name for name in content if name.endswith("config") and ("vision" in name or "audio" in name))
     own = {name: value for name, value in content.items() if name not in left_out}
-    told: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     if wrapper:
         around = ModelType(fields=_DTYPE, inert=("text_config", *(wrapper.image_tokens or ())[:1]))
-        told = unknown(own, outer, around)
+        unread = unknown(own, outer, around)
     fields = _flat(text if wrapper else own, record)
-    told += unknown(fields, model_type, record)
+    unread += unknown(fields, model_type, record)
     read(record.fields, fields)  # so that transformers is given no value that cannot be
     completed = filled(fields, model_type, record)
     said = read(record.fields, {**completed.fields, **fields})
@@ -122,7 +122,7 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         filled={name: value for name, value in completed.fields.items() if record.fields[name] not in _SHOWN},
         filled_by=completed.by,
         left_out=tuple(map(printable, left_out)),
-        unknown=tuple(map(printable, dict.fromkeys(told))),
+        unknown=tuple(map(printable, dict.fromkeys(unread))),
     )
 
 

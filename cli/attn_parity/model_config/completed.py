@@ -31,7 +31,7 @@ class Filled:
 
 
 def filled(fields: Mapping[str, Any], model_type: str, record: ModelType) -> Filled:
-    """What a model's code takes for the fields that a config leaves out.
+    """Defaults of a model's code for the fields that a config leaves out.
 
     transformers is given what the file says in the fields of `record`, and nothing else of the file. So it reads no file, asks
     no network and runs no code that a file names.

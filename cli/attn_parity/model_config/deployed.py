@@ -13,7 +13,7 @@ from attn_parity.model_file import ModelFile
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What a config cannot say.
+    """Choices of an engine, which a config does not have.
 
     Args:
         float8: the name of the architecture's own float8 type, in which a checkpoint's quantized cache is held.
@@ -76,7 +76,7 @@ def _widen_blocks(layers: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _can_have(attn_type: AttentionType, name: str) -> bool:
-    """Whether a layer of a type can have a field that an engine gives to all layers."""
+    """True if a layer of a type can have a field that an engine gives to all layers."""
     if name in _OF_CACHES:
         return attn_type.reads_cache
     return name not in RULES or attn_type in RULES[name].attn_types

@@ -1,4 +1,4 @@
-"""What a quantization config says of the KV cache."""
+"""The KV cache of a quantization config."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _INERT = {"actorder", "block_structure", "group_size", "observer", "observer_kwa
 _SOUNDS_LIKE_THE_CACHE = ("kv", "cache", "attn", "attention", "softmax")
 _KNOWN = ("kv_cache_scheme", "kv_cache_quant_algo")
 _NO_CACHE = {"kv_cache_group": [], "kv_cache_quant_config": {}, "kv_cache_post_rope": False, "min_kv_scale": 0}
-"""What AMD's Quark writes where it does not quantize the cache."""
+"""The value that AMD's Quark writes where it does not quantize the cache."""
 
 
 def kv_cache(quantization: Any, float8: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a field of a model config can say about attention, and which values may say it."""
+"""Meanings of the fields of a model config for attention, and the values that each may have."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ MOST_LAYERS = 10_000
 
 
 class Meaning(StrEnum):
-    """What a value is. Fields of one meaning have other names in other models."""
+    """The meaning of a value. Fields of one meaning have other names in other models."""
 
     HIDDEN_SIZE = auto()
     NUM_LAYERS = auto()
@@ -57,7 +57,7 @@ class Meaning(StrEnum):
     WINDOWED_KV_HEADS = auto()
     """KV heads of a layer with a window. It must be what the model type's code makes of KV_HEADS."""
     USE_WINDOW = auto()
-    """Whether WINDOW counts."""
+    """True if WINDOW counts."""
     FIRST_WINDOWED = auto()
     """The number of layers before the first one with a window."""
     PERIOD = auto()
@@ -141,7 +141,7 @@ _CHECKS: Mapping[Meaning, Callable[[str, Any], None]] = {
 
 @dataclass(frozen=True)
 class Said:
-    """What the fields of a config say.
+    """The values of a config's fields, by meaning.
 
     Args:
         names: the field's name by its meaning, for messages; the first one if a model has several.
@@ -163,7 +163,7 @@ class Said:
 
 
 def read(names: Mapping[str, Meaning], fields: Mapping[str, Any]) -> Said:
-    """What fields say, where `names` tells their meanings.
+    """Read the values of fields, whose meanings are those of `names`.
 
     Raises:
         ContractError: a value that cannot have its field's meaning, or two fields of one meaning that differ.

@@ -1,4 +1,4 @@
-"""What is known of each model type: the fields that its attention reads, their defaults, and what its code does without one.
+"""Records of model types: the fields that attention reads, their defaults, and the behaviour of the model's code without one.
 
 `fields` and `defaults` are those of transformers' config classes and attention modules; tests compare them where transformers
 is installed. A model type that is not here is refused: its code may do what no field says, such as the sinks of GPT-OSS.
@@ -106,7 +106,7 @@ _YARN = {
 _INERT_OF_YARN = tuple(
     f"{name}.{inner}" for name in ("rope_scaling", "rope_parameters") for inner in ("mscale", "beta_fast", "beta_slow")
 )
-"""How far q and k are rotated, and what they are multiplied by, before attention."""
+"""Fields of the rotation of q and k, and of factors, which are applied before attention."""
 _ROPE_TYPES = {
     f"{name}.{inner}": ("yarn", "deepseek_yarn", "default")
     for name in ("rope_scaling", "rope_parameters")

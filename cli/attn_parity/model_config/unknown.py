@@ -1,8 +1,8 @@
-"""No field of a model config is passed over in silence: one that is not known is refused or told.
+"""No field of a model config is passed over in silence: one that is not known is refused or listed.
 
 A field is known if the record of its model type lists it, or if FIXED, INERT or ELSEWHERE do. Any other field whose name has
 one of ATTENTION_WORDS is refused unless it is null: false may turn off what is on without the field. The names of all other
-fields are told.
+fields are listed.
 """
 
 import difflib
@@ -45,12 +45,12 @@ _BEFORE_ATTENTION = (
     *("rotary_pct", "partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings", "n_positions"),
     *("max_source_positions", "max_target_positions", "max_seq_len", "pretraining_tp", "slow_but_exact"),
 )
-"""What a model does to q and k before attention sees them, and which matrix products it takes for this."""
+"""Fields of operations on q and k before attention, and of matrix products for them."""
 _HOW_IT_RUNS = (
     *("use_cache", "cache_implementation", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
     *("output_attentions", "attention_dropout"),
 )
-"""Which code computes it, what it returns besides, and what is of training alone."""
+"""Fields that choose code or further outputs, or that are of training alone."""
 INERT = frozenset((*_BEFORE_ATTENTION, *_HOW_IT_RUNS))
 """Fields that attention reads and that change nothing about it, in every model of MODEL_TYPES."""
 ELSEWHERE = re.compile(
@@ -89,7 +89,7 @@ def unknown(fields: Mapping[str, Any], model_type: str, record: ModelType) -> tu
     """
     fixed = {**FIXED[record.kind], **record.fixed}
     known = {*record.fields, *fixed, *record.inert, *INERT}
-    told = []
+    unread = []
     for name, value in fields.items():
         own_name = name.rpartition(".")[2]
         if name in record.fields or name in record.inert:
@@ -99,12 +99,12 @@ def unknown(fields: Mapping[str, Any], model_type: str, record: ModelType) -> tu
         elif own_name in INERT or (len(name) <= _LONGEST_NAME and ELSEWHERE.fullmatch(own_name)):
             continue
         elif value is None or not _SOUNDS_LIKE_ATTENTION.search(own_name.lower()):
-            told.append(name)
+            unread.append(name)
         else:
             near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted(known), n=3, cutoff=0)
             expected = f"null: it is not known what it asks of {model_type} (near: {', '.join(near)})"
             raise ContractError(printable(name), shown(value), expected)
-    return tuple(told)
+    return tuple(unread)
 
 
 def _check_fixed(name: str, value: Any, values: tuple[Any, ...], model_type: str) -> None:

@@ -40,14 +40,7 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
     if kv_cache.dtype != expected:
         why = "the layer's kv_cache_dtype" if layer.kv_cache_dtype else "one dtype for q, k, v and an unquantized cache"
         raise ContractError("kv_cache", kv_cache.dtype, f"{expected}: {why}")
-    assert layer.layout is not None
-    view = KVCacheView.of(
-        kv_cache,
-        layer.layout,
-        num_kv_heads=layer.num_kv_heads,
-        head_size=layer.head_size,
-        head_size_v=layer.head_size_v,
-    )
+    view = layer.view_of(kv_cache)
     for name in ("k_scale_cache", "v_scale_cache"):
         scales = layer.tensors.get(name)
         if scales is not None and tuple(scales.shape[:2]) != (view.num_blocks, view.block_size):

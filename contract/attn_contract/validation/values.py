@@ -10,10 +10,10 @@ from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import SMALLEST_NORMAL, Layer
 
 LARGEST_LOGIT = 2.0**126
-"""Of a finite sink or bias, in magnitude. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
+"""The largest finite sink or bias. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
 it, an infinity would stand for a finite logit. -inf, and not a very negative number, is what hides a key."""
 LARGEST_VALUES = 2.0**100
-"""Of a request's number of keys times its largest magnitude of V. A softmax whose weights are divided by their sum at the end
+"""The largest product of a request's number of keys and magnitude of V. A softmax that divides by the weights' sum at the end
 adds up so much before, and more where its weights are not at most 1: float32 ends at 2^128."""
 
 
@@ -141,5 +141,5 @@ def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _no_logit(values: torch.Tensor) -> torch.Tensor:
-    """Where they are neither -inf nor of at most LARGEST_LOGIT in magnitude. NaN is not."""
+    """True where a value is neither -inf nor at most LARGEST_LOGIT in magnitude, as NaN is not."""
     return ~((values.abs() <= LARGEST_LOGIT) | (values == -torch.inf))

@@ -31,18 +31,15 @@ from attn_amdgcn.instructions.formats import (
     Format,
     data_row,
     data_target,
-    loaded,
     number,
     reads_data,
-    stored,
     writes_data,
 )
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_statements, own_step
-from attn_amdgcn.instructions.global_memory import CACHE
+from attn_amdgcn.instructions.global_memory import CACHE, store_at, values_at
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, put_statement, scalar_index, scalar_value, unknown
 from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
-from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
 MOST_RANGES = 1 << 10
@@ -154,12 +151,7 @@ def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
 def _values(
     instruction: Instruction, waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format
 ) -> np.ndarray:
-    memory = waves.shared.memory
-    lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
-    place = memory.readable(within.begin + offset, form.size, lanes, waves)
-    for watch in waves.shared.watches:
-        watch.global_read(Access(waves, place, form.size, lanes, instruction))
-    values = loaded(memory, place, form)
+    values = values_at(waves, within.begin + offset, form, instruction, _both(waves.lanes, fits))
     return values if fits is None else values * fits[..., None, :, :]
 
 
@@ -172,12 +164,12 @@ def _store(
     values: np.ndarray,
     form: Format,
 ) -> None:
-    memory = waves.shared.memory
-    lanes = waves.lanes if fits is None else fits if waves.lanes is None else fits & waves.lanes
-    place = memory.writable(within.begin + offset, form.size, lanes, waves)
-    for watch in waves.shared.watches:
-        watch.global_written(Access(waves, place, form.size, lanes, instruction), values)
-    stored(memory, place, values, form, lanes)
+    store_at(waves, within.begin + offset, values, form, instruction, _both(waves.lanes, fits))
+
+
+def _both(lanes: np.ndarray | None, others: np.ndarray | None) -> np.ndarray | None:
+    """The lanes that are among both; None stands for all."""
+    return lanes if others is None else others if lanes is None else others & lanes
 
 
 def _offset(instruction: Instruction, operand: Operand, kernel: Kernel) -> Piece:

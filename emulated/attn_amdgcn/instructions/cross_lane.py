@@ -18,6 +18,7 @@ from attn_amdgcn.operands import (
     put_statement,
     reads_bits,
     reads_scalar,
+    row_of,
     scalar_result,
     scalar_value,
     unknown,
@@ -72,15 +73,8 @@ def writelane(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 3)
     check_modifiers(instruction)
     target, source, lane = instruction.operands
-    row, value = _row(target, instruction, kernel), scalar_value(source, KINDS["b32"], kernel)
+    row, value = row_of(target, instruction, kernel), scalar_value(source, KINDS["b32"], kernel)
     return function_of(piece("waves.vector[{}][{}] = {}", row, _lane_index(lane, kernel), value))
-
-
-def _row(operand: Operand, instruction: Instruction, kernel: Kernel) -> int:
-    row = vector_row(operand.of, kernel) if isinstance(operand.of, Register) else None
-    if row is None:
-        raise unknown(instruction)
-    return row
 
 
 @made_vector("v_mbcnt_lo_u32_b32 v_mbcnt_hi_u32_b32", "u32 = b32 u32")
@@ -103,7 +97,7 @@ def permlane16(instruction: Instruction, kernel: Kernel) -> Step:
     if instruction.modifiers.get("op_sel") not in ((1, 0), (1, 1)):
         raise unknown(instruction, "a source that is off is not fetched")
     target, source, *selectors = instruction.operands
-    row, read = _row(target, instruction, kernel), reads_bits(source, kernel)
+    row, read = row_of(target, instruction, kernel), reads_bits(source, kernel)
     reads_low, reads_high = (reads_scalar(operand, KINDS["u32"], kernel) for operand in selectors)
     lane = np.arange(kernel.wave_size)
     first_lane = (lane ^ 16 if instruction.name == "v_permlanex16_b32" else lane) & ~15
@@ -124,7 +118,7 @@ def permlane_swap(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 2)
     check_modifiers(instruction)
     width = 16 if instruction.name == "v_permlane16_swap_b32" else 32
-    first, second = (_row(operand, instruction, kernel) for operand in instruction.operands)
+    first, second = (row_of(operand, instruction, kernel) for operand in instruction.operands)
     if first == second or kernel.wave_size < 2 * width:
         raise unknown(instruction)
 
@@ -157,7 +151,7 @@ def bpermute(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     """Each lane reads from the lane that its address names; a lane that is off gives 0. LDS is not touched."""
     check_count(instruction, 3)
     target, address, data = instruction.operands
-    result = piece("waves.vector[{}]", Row(_row(target, instruction, kernel)))
+    result = piece("waves.vector[{}]", Row(row_of(target, instruction, kernel)))
     bits, place = bits_value(data, kernel), bits_value(address, kernel)
     value = piece("{}(waves, {}, {}, {})", _fetched, bits, place, _offset(instruction))
     return piece("on = waves.lanes"), put_statement(result, value)
@@ -181,7 +175,7 @@ def permute(instruction: Instruction, kernel: Kernel) -> Step:
     """
     check_count(instruction, 3)
     target, address, data = instruction.operands
-    row, read_address, read = _row(target, instruction, kernel), reads_bits(address, kernel), reads_bits(data, kernel)
+    row, read_address, read = row_of(target, instruction, kernel), reads_bits(address, kernel), reads_bits(data, kernel)
     offset = _offset(instruction)
 
     def step(waves: Waves) -> None:
@@ -210,7 +204,7 @@ def swizzle(instruction: Instruction, kernel: Kernel) -> Step:
         lane = lane & ~31 | (lane & pattern & 31 | pattern >> 5 & 31) ^ pattern >> 10 & 31
     else:
         raise unknown(instruction, "a rotation or an FFT")
-    row, read = _row(instruction.operands[0], instruction, kernel), reads_bits(instruction.operands[1], kernel)
+    row, read = row_of(instruction.operands[0], instruction, kernel), reads_bits(instruction.operands[1], kernel)
 
     def step(waves: Waves) -> None:
         bits = np.broadcast_to(read(waves), waves.shape)

@@ -18,8 +18,9 @@ import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions.formats import LOADS, data_row, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
-from attn_amdgcn.instructions.fused import F32, F64
-from attn_amdgcn.operands import KINDS, put, reads_bits, unknown, vector_row, writes_vector
+from attn_amdgcn.instructions.fused import F64
+from attn_amdgcn.instructions.matrix.elements import small_floats
+from attn_amdgcn.operands import KINDS, put, reads_bits, row_of, unknown, writes_vector
 from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import Waves
 
@@ -78,19 +79,8 @@ def encoded(a: np.ndarray, to: Format) -> np.ndarray:
 @cache
 def numbers(of: Format) -> np.ndarray:
     """[256] float32: the number of each code."""
-    return np.array([_number(code, of) for code in range(256)], F32)
-
-
-def _number(code: int, of: Format) -> float:
-    sign, magnitude = (-1.0 if code & 0x80 else 1.0), code & 0x7F
-    if (not of.has_negative_zero and code == 0x80) or (of.has_negative_zero and magnitude > max(of.largest, of.beyond)):
-        return np.nan
-    if of.has_negative_zero and magnitude > of.largest:
-        return np.nan if of.beyond == of.nan else sign * np.inf
-    exponent, mantissa = magnitude >> of.mantissa, magnitude & (1 << of.mantissa) - 1
-    if exponent:
-        return sign * (mantissa + (1 << of.mantissa)) * 2.0 ** (exponent - of.bias - of.mantissa)
-    return sign * mantissa * 2.0 ** (1 - of.bias - of.mantissa)
+    special = "fnuz" if not of.has_negative_zero else "ocp" if of.beyond == of.nan else "ieee"
+    return small_floats(7 - of.mantissa, of.mantissa, of.bias, special)
 
 
 def part(instruction: Instruction, bits: int) -> int:
@@ -122,20 +112,16 @@ def _reads_codes(instruction: Instruction, kernel: Kernel, bits: int) -> Callabl
     return lambda waves: read(waves) >> first
 
 
-def _row(instruction: Instruction, kernel: Kernel) -> int:
-    target = instruction.operands[0].of
-    row = vector_row(target, kernel) if isinstance(target, Register) else None
-    if row is None:
-        raise unknown(instruction)
-    return row
-
-
 @own_step("v_cvt_f32_fp8 v_cvt_f32_bf8")
 def to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """The float32 of one byte."""
     check_count(instruction, 2)
     check_modifiers(instruction, "src0_sel", "byte_sel", *_whole_result(instruction))
-    codes, row, table = _reads_codes(instruction, kernel, 8), _row(instruction, kernel), numbers(format_of(instruction, kernel))
+    codes, row, table = (
+        _reads_codes(instruction, kernel, 8),
+        row_of(instruction.operands[0], instruction, kernel),
+        numbers(format_of(instruction, kernel)),
+    )
     return lambda waves: put(waves, row, table.take(codes(waves) & np.uint32(0xFF)))
 
 
@@ -172,7 +158,11 @@ def scaled_pk_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 3)
     check_modifiers(instruction, "op_sel")
     _check_factor(instruction)
-    codes, row, table = _reads_codes(instruction, kernel, 16), _row(instruction, kernel), _bf16(instruction, kernel)
+    codes, row, table = (
+        _reads_codes(instruction, kernel, 16),
+        row_of(instruction.operands[0], instruction, kernel),
+        _bf16(instruction, kernel),
+    )
     return lambda waves: put(waves, row, _pair_of_bf16(codes(waves), table))
 
 
@@ -207,11 +197,8 @@ def _pair_of_bf16(pair: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def _pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "src0_sel", "op_sel", *_whole_result(instruction))
-    codes, row, table = (
-        _reads_codes(instruction, kernel, 16),
-        _row(instruction, kernel),
-        numbers(format_of(instruction, kernel)),
-    )
+    codes, table = _reads_codes(instruction, kernel, 16), numbers(format_of(instruction, kernel))
+    row = row_of(instruction.operands[0], instruction, kernel)
 
     def step(waves: Waves) -> None:
         pair = codes(waves)

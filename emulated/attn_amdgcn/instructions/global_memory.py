@@ -31,16 +31,8 @@ def global_load(instruction: Instruction, kernel: Kernel) -> Step:
     form = LOADS[instruction.name.removeprefix("global_load_")]
     target, address, base = instruction.operands
     places = places_of(instruction, address, base, form, kernel)
-    write, size = writes_data(instruction, target, form, kernel), form.size
-
-    def step(waves: Waves) -> None:
-        memory = waves.shared.memory
-        place = memory.readable(places(waves), size, waves.lanes, waves)
-        for watch in waves.shared.watches:
-            watch.global_read(Access(waves, place, size, waves.lanes, instruction))
-        write(waves, loaded(memory, place, form))
-
-    return step
+    write = writes_data(instruction, target, form, kernel)
+    return lambda waves: write(waves, values_at(waves, places(waves), form, instruction, waves.lanes))
 
 
 @own_step(" ".join(f"global_store_{name}" for name in STORES))
@@ -50,16 +42,35 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
     form = STORES[instruction.name.removeprefix("global_store_")]
     address, source, base = instruction.operands
     places = places_of(instruction, address, base, form, kernel)
-    read, size = reads_data(instruction, source, form, kernel), form.size
+    read = reads_data(instruction, source, form, kernel)
+    return lambda waves: store_at(waves, places(waves), read(waves), form, instruction, waves.lanes)
 
-    def step(waves: Waves) -> None:
-        memory = waves.shared.memory
-        place, values = memory.writable(places(waves), size, waves.lanes, waves), read(waves)
-        for watch in waves.shared.watches:
-            watch.global_written(Access(waves, place, size, waves.lanes, instruction), values)
-        stored(memory, place, values, form, waves.lanes)
 
-    return step
+def values_at(
+    waves: Waves, address: np.ndarray, form: Format, instruction: Instruction, lanes: np.ndarray | None
+) -> np.ndarray:
+    """What lies at addresses less BASE; of a lane that is none of `lanes` anything."""
+    memory = waves.shared.memory
+    place = memory.readable(address, form.size, lanes, waves)
+    for watch in waves.shared.watches:
+        watch.global_read(Access(waves, place, form.size, lanes, instruction))
+    return loaded(memory, place, form)
+
+
+def store_at(
+    waves: Waves,
+    address: np.ndarray,
+    values: np.ndarray,
+    form: Format,
+    instruction: Instruction,
+    lanes: np.ndarray | None,
+) -> None:
+    """Write the values of some lanes, or of all, to addresses less BASE."""
+    memory = waves.shared.memory
+    place = memory.writable(address, form.size, lanes, waves)
+    for watch in waves.shared.watches:
+        watch.global_written(Access(waves, place, form.size, lanes, instruction), values)
+    stored(memory, place, values, form, lanes)
 
 
 def places_of(

@@ -206,53 +206,32 @@ def mad_co_i64_i32(a, b, c):
     return total, (total ^ overflows) < 0
 
 
-vector("v_min_i16", "i16 = i16 i16")(np.minimum)
-vector("v_min_u16", "u16 = u16 u16")(np.minimum)
-vector("v_min_i32", "i32 = i32 i32")(np.minimum)
-vector("v_min_u32", "u32 = u32 u32")(np.minimum)
-vector("v_min_i64", "i64 = i64 i64")(np.minimum)
-vector("v_min_u64", "u64 = u64 u64")(np.minimum)
-
-
-vector("v_max_i16", "i16 = i16 i16")(np.maximum)
-vector("v_max_u16", "u16 = u16 u16")(np.maximum)
-vector("v_max_i32", "i32 = i32 i32")(np.maximum)
-vector("v_max_u32", "u32 = u32 u32")(np.maximum)
-vector("v_max_i64", "i64 = i64 i64")(np.maximum)
-vector("v_max_u64", "u64 = u64 u64")(np.maximum)
-
-
-@vector("v_min3_i16", "i16 = i16 i16 i16", takes=("op_sel",), keeps_half=True)
-@vector("v_min3_u16", "u16 = u16 u16 u16", takes=("op_sel",), keeps_half=True)
-@vector("v_min3_i32", "i32 = i32 i32 i32")
-@vector("v_min3_u32", "u32 = u32 u32 u32")
-def min3(a, b, c):
+def _min3(a, b, c):
     return np.minimum(np.minimum(a, b), c)
 
 
-@vector("v_max3_i16", "i16 = i16 i16 i16", takes=("op_sel",), keeps_half=True)
-@vector("v_max3_u16", "u16 = u16 u16 u16", takes=("op_sel",), keeps_half=True)
-@vector("v_max3_i32", "i32 = i32 i32 i32")
-@vector("v_max3_u32", "u32 = u32 u32 u32")
-def max3(a, b, c):
+def _max3(a, b, c):
     return np.maximum(np.maximum(a, b), c)
 
 
-@vector("v_med3_i16", "i16 = i16 i16 i16", takes=("op_sel",), keeps_half=True)
-@vector("v_med3_u16", "u16 = u16 u16 u16", takes=("op_sel",), keeps_half=True)
-@vector("v_med3_i32", "i32 = i32 i32 i32")
-@vector("v_med3_u32", "u32 = u32 u32 u32")
-def med3(a, b, c):
+def _med3(a, b, c):
     return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
 
-@vector("v_maxmin_i32", "i32 = i32 i32 i32")
-@vector("v_maxmin_u32", "u32 = u32 u32 u32")
-def maxmin(a, b, c):
+def _maxmin(a, b, c):
     return np.minimum(np.maximum(a, b), c)
 
 
-@vector("v_minmax_i32", "i32 = i32 i32 i32")
-@vector("v_minmax_u32", "u32 = u32 u32 u32")
-def minmax(a, b, c):
+def _minmax(a, b, c):
     return np.maximum(np.minimum(a, b), c)
+
+
+for _kind in ("i16", "u16", "i32", "u32", "i64", "u64"):
+    vector(f"v_min_{_kind}", f"{_kind} = {_kind} {_kind}")(np.minimum)
+    vector(f"v_max_{_kind}", f"{_kind} = {_kind} {_kind}")(np.maximum)
+for _name, _function in {"min3": _min3, "max3": _max3, "med3": _med3}.items():
+    for _kind in ("i16", "u16"):
+        vector(f"v_{_name}_{_kind}", f"{_kind} = {_kind} {_kind} {_kind}", takes=("op_sel",), keeps_half=True)(_function)
+for _name, _function in {"min3": _min3, "max3": _max3, "med3": _med3, "maxmin": _maxmin, "minmax": _minmax}.items():
+    for _kind in ("i32", "u32"):
+        vector(f"v_{_name}_{_kind}", f"{_kind} = {_kind} {_kind} {_kind}")(_function)

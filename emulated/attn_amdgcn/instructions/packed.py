@@ -21,7 +21,7 @@ from attn_amdgcn.instructions.extremes import max_ieee, max_num, maximum, min_ie
 from attn_amdgcn.instructions.float_arithmetic import in_float32
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, register, register_statements
 from attn_amdgcn.instructions.fused import fma16, fma32, fma32_to_odd
-from attn_amdgcn.operands import KINDS, Read, bits_of, put, put_statement, reads_bits, scalar_index, unknown, vector_row
+from attn_amdgcn.operands import KINDS, Read, bits_of, put, put_statement, reads_bits, row_of, scalar_index, unknown, vector_row
 from attn_amdgcn.pieces import Piece, Row, SourceRow, call, piece
 from attn_amdgcn.waves import Waves
 
@@ -76,14 +76,6 @@ def pair_value(instruction: Instruction, operand: Operand, i: int, kernel: Kerne
     return piece("({}.view({}) ^ {}).view({})", value, np.uint32, signs[:, None, None], np.float32)
 
 
-def _pair_row(instruction: Instruction, kernel: Kernel) -> int:
-    target = instruction.operands[0].of
-    row = vector_row(target, kernel) if isinstance(target, Register) else None
-    if row is None:
-        raise unknown(instruction)
-    return row
-
-
 def write_pair(waves: Waves, row: int, value: np.ndarray) -> None:
     """Write [2, waves, lanes] into two registers."""
     if waves.lanes is None:
@@ -98,7 +90,7 @@ def _pair_statements(
     check_count(instruction, 1 + sources)
     check_modifiers(instruction, "op_sel", "op_sel_hi", "neg_lo", "neg_hi", "clamp")
     values = [pair_value(instruction, operand, i, kernel) for i, operand in enumerate(instruction.operands[1:])]
-    row, end = _pair_row(instruction, kernel), finishes(instruction, KINDS["f32"])
+    row, end = row_of(instruction.operands[0], instruction, kernel), finishes(instruction, KINDS["f32"])
     function = modes.flushing(instruction, kernel, function, (("f32",), ("f32",) * sources))
     result, target = call(function, values), piece("waves.vector_f32[{}]", Row((row, row + 1)))
     return piece("on = waves.lanes"), put_statement(target, piece("{}({})", end, result) if end else result)
@@ -118,7 +110,7 @@ def pk_mov(instruction: Instruction, kernel: Kernel) -> Step:
     low, high = chosen
     _, first, second = instruction.operands
     half = _whole(instruction, first, low, kernel), _whole(instruction, second, high, kernel)
-    row = _pair_row(instruction, kernel)
+    row = row_of(instruction.operands[0], instruction, kernel)
 
     def step(waves: Waves) -> None:
         value = np.empty((2, *waves.shape), np.uint32)
@@ -145,10 +137,7 @@ def _short_step(function: Callable[..., np.ndarray], kind: str, sources: int, in
         instruction, "op_sel", "op_sel_hi", *(("neg_lo", "neg_hi") if is_float else ()), *(("clamp",) if kind == "f16" else ())
     )
     reads = [_short_pair(instruction, operand, i, kind, kernel) for i, operand in enumerate(instruction.operands[1:])]
-    target = instruction.operands[0].of
-    row = vector_row(target, kernel) if isinstance(target, Register) else None
-    if row is None:
-        raise unknown(instruction)
+    row = row_of(instruction.operands[0], instruction, kernel)
     end = finishes(instruction, KINDS["f16"]) if kind == "f16" else None
 
     def step(waves: Waves) -> None:

@@ -5,17 +5,18 @@ Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 I
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
+from attn_amdgcn.instructions import moves
+from attn_amdgcn.instructions.bits import bit_field_mask
 from attn_amdgcn.instructions.forms import Step, check_count, own_step, scalar
+from attn_amdgcn.instructions.integer_arithmetic import mul_hi_i32, mul_hi_u32
 from attn_amdgcn.operands import KINDS, reads_scalar, writes_scalar
 from attn_amdgcn.waves import Waves
 
-U64, I64 = np.uint64, np.int64
+U64 = np.uint64
 
 
-@scalar("s_mov_b32", "b32 = b32")
-@scalar("s_mov_b64", "b64 = b64")
-def mov(a):
-    return a
+scalar("s_mov_b32", "b32 = b32")(moves.mov)
+scalar("s_mov_b64", "b64 = b64")(moves.mov)
 
 
 @scalar("s_movk_i32", "i32 = i32")
@@ -28,9 +29,7 @@ def _wraps(total, a, b):
     return total < a
 
 
-@scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32", scc=_wraps)
-def add_u32(a, b):
-    return a + b
+scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32", scc=_wraps)(np.add)
 
 
 def _carries(total, a, b, carry):
@@ -47,9 +46,7 @@ def _is_less(value, a, b):
     return a < b
 
 
-@scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32", scc=_is_less)
-def sub_u32(a, b):
-    return a - b
+scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32", scc=_is_less)(np.subtract)
 
 
 def _borrows(difference, a, b, borrow):
@@ -67,9 +64,7 @@ def _sum_overflows(total, a, b):
     return (total ^ a) & (total ^ b) < 0
 
 
-@scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32", scc=_sum_overflows)
-def add_i32(a, b):
-    return a + b
+scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32", scc=_sum_overflows)(np.add)
 
 
 def _difference_overflows(difference, a, b):
@@ -77,9 +72,7 @@ def _difference_overflows(difference, a, b):
     return (a ^ b) & (a ^ difference) < 0
 
 
-@scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32", scc=_difference_overflows)
-def sub_i32(a, b):
-    return a - b
+scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32", scc=_difference_overflows)(np.subtract)
 
 
 @own_step("s_addk_i32 s_addk_co_i32 s_mulk_i32")
@@ -102,40 +95,16 @@ def with_short_literal(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-@scalar("s_add_nc_u64", "u64 = u64 u64")
-def add_u64(a, b):
-    return a + b
-
-
-@scalar("s_sub_nc_u64", "u64 = u64 u64")
-def sub_u64(a, b):
-    return a - b
-
-
-@scalar("s_mul_i32", "u32 = u32 u32")
-@scalar("s_mul_u64", "u64 = u64 u64")
-def mul(a, b):
-    return a * b
-
-
-@scalar("s_mul_hi_u32", "u32 = u32 u32")
-def mul_hi_u32(a, b):
-    return (a.astype(U64) * b >> U64(32)).astype(np.uint32)
-
-
-@scalar("s_mul_hi_i32", "i32 = i32 i32")
-def mul_hi_i32(a, b):
-    return (a.astype(I64) * b >> I64(32)).astype(np.int32)
-
-
+scalar("s_add_nc_u64", "u64 = u64 u64")(np.add)
+scalar("s_sub_nc_u64", "u64 = u64 u64")(np.subtract)
+scalar("s_mul_i32", "u32 = u32 u32")(np.multiply)
+scalar("s_mul_u64", "u64 = u64 u64")(np.multiply)
+scalar("s_mul_hi_u32", "u32 = u32 u32")(mul_hi_u32)
+scalar("s_mul_hi_i32", "i32 = i32 i32")(mul_hi_i32)
 for _kind in ("i32", "u32"):
     scalar(f"s_min_{_kind}", f"{_kind} scc = {_kind} {_kind}", scc=_is_less)(np.minimum)
     scalar(f"s_max_{_kind}", f"{_kind} scc = {_kind} {_kind}", scc=lambda value, a, b: a >= b)(np.maximum)
-
-
-@scalar("s_abs_i32", "i32 scc = i32")
-def absolute(a):
-    return np.abs(a)
+scalar("s_abs_i32", "i32 scc = i32")(np.abs)
 
 
 _LOGIC = {
@@ -156,10 +125,8 @@ for _name, _combine in _LOGIC.items():
         scalar(f"s_{_name}_{_bits}", f"{_bits} scc = {_bits} {_bits}")(_combine)
 
 
-@scalar("s_not_b32", "b32 scc = b32")
-@scalar("s_not_b64", "b64 scc = b64")
-def not_(a):
-    return ~a
+scalar("s_not_b32", "b32 scc = b32")(np.invert)
+scalar("s_not_b64", "b64 scc = b64")(np.invert)
 
 
 @scalar("s_lshl_b32", "b32 scc = b32 u32")
@@ -212,13 +179,7 @@ def bit_field(a, place):
     return np.where(count > 0, field, 0).astype(a.dtype)
 
 
-@scalar("s_bfm_b32", "b32 = u32 u32")
-def bit_field_mask(count, first):
-    """Ones from a bit on. SCC stays."""
-    ones = (np.uint32(1) << (count & np.uint32(31))) - np.uint32(1)
-    return ones << (first & np.uint32(31))
-
-
+scalar("s_bfm_b32", "b32 = u32 u32")(bit_field_mask)
 scalar("s_sext_i32_i8", "i32 = i32")(lambda a: a.astype(np.int8).astype(np.int32))
 scalar("s_sext_i32_i16", "i32 = i32")(lambda a: a.astype(np.int16).astype(np.int32))
 

@@ -9,6 +9,7 @@ Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA; V_S_EXP_F32 a
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import transcendental
+from attn_amdgcn.instructions.compare import FLOATS
 from attn_amdgcn.instructions.convert import f16_to_f32, f32_to_i32, f32_to_u32, pkrtz, to_f32
 from attn_amdgcn.instructions.extremes import max_num, maximum, min_num, minimum
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, scalar
@@ -54,27 +55,7 @@ def fmac(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def _is_ordered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return ~(np.isnan(a) | np.isnan(b))
-
-
-COMPARISONS = {
-    "lt": np.less,
-    "eq": np.equal,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "lg": lambda a, b: (a < b) | (a > b),
-    "ge": np.greater_equal,
-    "o": _is_ordered,
-    "u": lambda a, b: ~_is_ordered(a, b),
-    "nge": lambda a, b: ~(a >= b),
-    "nlg": lambda a, b: ~((a < b) | (a > b)),
-    "ngt": lambda a, b: ~(a > b),
-    "nle": lambda a, b: ~(a <= b),
-    "neq": np.not_equal,
-    "nlt": lambda a, b: ~(a < b),
-}
-"""Those that begin with n are true of a NaN."""
-for _name, _function in COMPARISONS.items():
-    for _kind in ("f32", "f16"):
-        scalar(f"s_cmp_{_name}_{_kind}", f"scc = {_kind} {_kind}")(_function)
+for _name, _function in FLOATS.items():
+    if _name not in ("f", "t", "tru"):
+        for _kind in ("f32", "f16"):
+            scalar(f"s_cmp_{_name}_{_kind}", f"scc = {_kind} {_kind}")(_function)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions import lds
-from attn_amdgcn.instructions.formats import Format, loaded, stored
+from attn_amdgcn.instructions.formats import Format, loaded
 from attn_amdgcn.instructions.forms import Step, check_modifiers, own_step
+from attn_amdgcn.instructions.global_memory import store_at, values_at
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import scalar_index, unknown
 from attn_amdgcn.watch import Access
@@ -58,11 +59,8 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
         tile = _tile(waves, columns, instruction, pads=True)
         if not tile.moves.any():
             return
-        memory, watches, form = waves.shared.memory, waves.shared.watches, Format(tile.size)
-        place = memory.readable(tile.place, tile.size, tile.inside, waves)
-        for watch in watches:
-            watch.global_read(Access(waves, place, tile.size, tile.inside, instruction))
-        values = np.where(tile.inside, loaded(memory, place, form), np.uint32(0))
+        form = Format(tile.size)
+        values = np.where(tile.inside, values_at(waves, tile.place, form, instruction, tile.inside), np.uint32(0))
         lds.writes_lanes(waves, lds.place_of(waves, tile.lds, tile.size, tile.moves), values, form, instruction, tile.moves)
 
     return step
@@ -76,15 +74,11 @@ def store(instruction: Instruction, kernel: Kernel) -> Step:
         tile = _tile(waves, columns, instruction, pads=False)
         if not tile.inside.any():
             return
-        memory, watches, form = waves.shared.memory, waves.shared.watches, Format(tile.size)
+        form = Format(tile.size)
         source = lds.place_of(waves, np.where(tile.inside, tile.lds, 0), tile.size, None)
-        for watch in watches:
+        for watch in waves.shared.watches:
             watch.lds_read(Access(waves, source, tile.size, tile.inside, instruction))
-        values = loaded(waves.shared.lds_storage, source, form)
-        place = memory.writable(tile.place, tile.size, tile.inside, waves)
-        for watch in watches:
-            watch.global_written(Access(waves, place, tile.size, tile.inside, instruction), values)
-        stored(memory, place, values, form, tile.inside)
+        store_at(waves, tile.place, loaded(waves.shared.lds_storage, source, form), form, instruction, tile.inside)
 
     return step
 

@@ -19,11 +19,10 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import lds
-from attn_amdgcn.instructions.formats import LOADS, Format, data_row, loaded, number
+from attn_amdgcn.instructions.formats import LOADS, Format, data_row, number
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
-from attn_amdgcn.instructions.global_memory import CACHE, places_of
+from attn_amdgcn.instructions.global_memory import CACHE, places_of, values_at
 from attn_amdgcn.operands import unknown
-from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import M0, Waves
 
 SIZES = {"gfx942": ("dword",), "gfx950": ("dword", "dwordx3", "dwordx4")}
@@ -42,15 +41,7 @@ def global_load_lds(instruction: Instruction, kernel: Kernel) -> Step:
     address, base = instruction.operands
     places = places_of(instruction, address, base, form, kernel)
     write = writes(instruction, form, 0x3FFFC, kernel)
-
-    def step(waves: Waves) -> None:
-        memory = waves.shared.memory
-        place = memory.readable(places(waves), form.size, waves.lanes, waves)
-        for watch in waves.shared.watches:
-            watch.global_read(Access(waves, place, form.size, waves.lanes, instruction))
-        write(waves, loaded(memory, place, form))
-
-    return step
+    return lambda waves: write(waves, values_at(waves, places(waves), form, instruction, waves.lanes))
 
 
 def writes(instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kernel) -> Callable[[Waves, np.ndarray], None]:
@@ -88,11 +79,8 @@ def global_load_async(instruction: Instruction, kernel: Kernel) -> Step:
     offset = np.int64(number(instruction, "offset"))
 
     def step(waves: Waves) -> None:
-        memory, lanes = waves.shared.memory, waves.lanes
-        place = memory.readable(places(waves), form.size, lanes, waves)
-        for watch in waves.shared.watches:
-            watch.global_read(Access(waves, place, form.size, lanes, instruction))
-        lds_place = lds.place_of(waves, waves.vector[row] + offset, form.size, lanes)
-        lds.writes_lanes(waves, lds_place, loaded(memory, place, form), form, instruction, lanes)
+        values = values_at(waves, places(waves), form, instruction, waves.lanes)
+        place = lds.place_of(waves, waves.vector[row] + offset, form.size, waves.lanes)
+        lds.writes_lanes(waves, place, values, form, instruction, waves.lanes)
 
     return step

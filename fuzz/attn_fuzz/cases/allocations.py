@@ -55,7 +55,7 @@ def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
 
 
 def place_of(view: KVCacheView, element: int) -> str:
-    """What of a layer an element of its allocation is, in words."""
+    """The part of a layer that an element of its allocation belongs to, in words."""
     first_of_block = torch.arange(view.num_blocks).view(-1, 1, 1, 1) * view.block_stride
     for name, inside in zip("KV", view.first_block_elements(), strict=True):
         if len(found := (inside + first_of_block == element).nonzero()):
@@ -221,14 +221,14 @@ def inside_guards(case: Case, cache: Cache) -> slice:
 
 
 def _guard(case: Case, cache: Cache) -> int:
-    """How many elements each guard has, before the first block and after the last: as many as one block."""
+    """The number of elements of each guard, before the first block and after the last: as many as one block."""
     row_size = sum(_row_sizes(case, cache)) + 2 * cache.slot_padding
     size = cache.block_size * case.num_kv_heads * row_size + cache.padding
     return size + _is_at_an_odd_byte(case, cache)
 
 
 def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
-    """Whether a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
+    """True if a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
     has_bytes = cache.dtype is not None and not (cache.layout.has_inline_scales or cache.layout.is_x_packed)
     return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 

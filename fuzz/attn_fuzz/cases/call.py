@@ -9,7 +9,7 @@ from attn_contract.arguments import check_dims, check_tensor
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Call:
-    """What `attn_reference.paged_attention` or `varlen_attention` takes, as tensors on any device.
+    """The arguments of `attn_reference.paged_attention` or `varlen_attention`, as tensors on any device.
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16.

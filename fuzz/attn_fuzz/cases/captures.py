@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 from attn_contract import KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import allocations, case_file
 from attn_fuzz.cases.call import Call
@@ -159,14 +159,7 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
     ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
     cache, tables, blocks = None, [()] * batch.num_requests, []
     if call.kv_cache is not None:
-        assert layer.layout is not None
-        view = KVCacheView.of(
-            call.kv_cache,
-            layer.layout,
-            num_kv_heads=layer.num_kv_heads,
-            head_size=layer.head_size,
-            head_size_v=layer.head_size_v,
-        )
+        view = layer.view_of(call.kv_cache)
         tables, blocks = _numbered_anew(call, kept, view.block_size)
         cache = _cache(layer, view, len(blocks))
     requests = tuple(
@@ -210,7 +203,7 @@ def _rules(call: Call) -> dict[str, Any]:
     Raises:
         CaptureError: a case has no field for one of them.
     """
-    found = asked(call.layer, call.batch)
+    found = active_rules(call.layer, call.batch)
     if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {
@@ -276,7 +269,7 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
 
 
 def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> dict[str, torch.Tensor]:
-    """What `_expected` says, from the call."""
+    """The tensors whose shapes and dtypes `_expected` gives, from the call."""
     layer, rows = call.layer, _rows(call, kept)
     found = {"q": call.q[rows], **layer.tensors}
     if case.cache is None:
@@ -317,9 +310,7 @@ def _rows(call: Call, kept: Sequence[int]) -> torch.Tensor:
 def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) -> dict[str, torch.Tensor]:
     layer, kv_cache = call.layer, call.kv_cache
     assert kv_cache is not None
-    view = KVCacheView.of(
-        kv_cache, cache.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    )
+    view = layer.view_of(kv_cache)
     slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64)
     block = torch.tensor(blocks, dtype=torch.int64)[slots // cache.block_size].to(kv_cache.device)
     offset = (slots % cache.block_size).to(kv_cache.device)
@@ -332,7 +323,7 @@ def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) ->
 
 
 def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
-    """What a cache stores apart, by the names of the file. V is a part of K in a latent one."""
+    """The parts that a cache stores apart, by their names in the file. V is a part of K in a latent one."""
     return ((K, "k"),) if view.layout.has_latent_value else ((K, "k"), (V, "v"))
 
 

@@ -44,12 +44,13 @@ MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
-    *("cache strides", "table strides", "dtype", "alignment", "rows", "scale", "scales", "causal", "per_request_causal"),
+    *("cache strides", "table strides", "dtype", "rows", "scale", "scales", "causal", "per_request_causal"),
+    *("alignment", "k alignment", "v alignment", "output alignment", "cache alignment"),
     *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", CONTENTS, MODE, ILLEGAL),
     *_HELD_RULES,
     *(f"no {name}" for name, rule in _HELD_RULES.items() if not rule.is_tensor and rule.type is not bool),
 )
-"""What an earlier call may have instead of the case's own: `attn_fuzz.cases.earlier` explains each name."""
+"""Changes that an earlier call may have: `attn_fuzz.cases.earlier` explains each name."""
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -111,12 +112,12 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def holds_content_rows(self) -> bool:
-        """Whether K and V lie side by side in each row, so that the allocation has a physical order."""
+        """True if K and V lie side by side in each row, so that the allocation has a physical order."""
         return any(layout is not None and "content" in layout.dims for layout in (self.layout, self.writer))
 
     @property
     def scales_tokens(self) -> bool:
-        """Whether each token and head has a scale of its own."""
+        """True if each token and head has a scale of its own."""
         return self.scales == "token" or self.layout.has_inline_scales
 
 
@@ -138,7 +139,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How tensors are filled. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
+    """The contents of tensors. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
 
     Attributes:
         seed: of all numbers that are drawn.
@@ -259,17 +260,21 @@ class Case(
 
     @property
     def has_latent_cache(self) -> bool:
-        """Whether V is the beginning of K's row."""
+        """True if V is the beginning of K's row."""
         return self.cache is not None and self.cache.layout.has_latent_value
 
     @property
     def latent_format(self) -> LatentFormat | None:
-        """Of a latent cache with scales."""
+        """The format of a latent cache with scales; None of any other cache."""
         return None if self.cache is None else self.cache.layout.latent_format
 
     @property
+    def is_quantized(self) -> bool:
+        return self.cache is not None and self.cache.dtype is not None
+
+    @property
     def has_work(self) -> bool:
-        """Whether a kernel has something to compute: a request with queries and keys."""
+        """True if a kernel has something to compute: a request with queries and keys."""
         return any(request.query_len and request.seq_len for request in self.requests)
 
     @property
@@ -297,7 +302,7 @@ class Case(
 
     @property
     def non_causal(self) -> bool:
-        """Whether the case has the rule non_causal: a decoder that passes flags per request, or has no causal request."""
+        """True if the case has the rule non_causal: a decoder that passes flags per request, or has no causal request."""
         decoder = self.attn_type is AttentionType.DECODER
         return decoder and (self.per_request_causal or not any(request.causal for request in self.requests))
 
@@ -345,7 +350,7 @@ def slot_bits(request: Request, cache: Cache, first: int, end: int) -> dict[int,
 
 
 def num_slots_of_keys(case: Case, cache: Cache) -> int:
-    """How many slots hold a key of some request."""
+    """The number of slots that hold a key of some request."""
     held: dict[int, int] = {}
     for request in case.requests:
         for block, bits in slot_bits(request, cache, 0, request.seq_len).items():

@@ -66,7 +66,7 @@ def _schema(text: str | bytes) -> bytes:
 
 
 def content(case: Case) -> str:
-    """What a case file holds."""
+    """The content of a case file."""
     return dumps(case) + "\n"
 
 

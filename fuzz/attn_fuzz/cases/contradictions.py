@@ -1,4 +1,4 @@
-"""What makes a case impossible: fields that contradict each other, and layouts that cannot share an allocation."""
+"""Contradictions in a case: fields that exclude each other, and layouts that cannot share an allocation."""
 
 import bisect
 
@@ -51,7 +51,7 @@ def check(case: Case) -> None:
 
 
 def contradiction(case: Case) -> str | None:
-    """What `check` says against a case; None if it is valid."""
+    """The message of `check` about a case; None if it is valid."""
     try:
         check(case)
     except CaseError as error:
@@ -150,7 +150,7 @@ def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
 
 
 def scatters_heads(case: Case, cache: Cache) -> bool:
-    """Whether other blocks or layers lie between the heads of one block."""
+    """True if other blocks or layers lie between the heads of one block."""
     between = {PhysicalOrder.LHBNC: cache.num_blocks > 1 or cache.padding > 0, PhysicalOrder.BHLNC: cache.num_layers > 1}
     return cache.holds_content_rows and case.num_kv_heads > 1 and between.get(cache.order, False)
 

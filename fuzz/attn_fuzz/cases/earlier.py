@@ -5,7 +5,7 @@ lacks something of a call hands the next call what belongs to another one. So a 
 of them is the case's own call with one change, on the same tensors wherever the change leaves them alone:
 
     same                                the call as it is
-    output, lse, q, k, v, cache, ...    a tensor of another shape, dtype or stride, or of another alignment
+    output, lse, q, k, v, cache, ...    a tensor of another shape, dtype or stride, or at another alignment ("alignment" is q's)
     a rule's name                       the rule is on where it was off. Where it was on, it has another number; a rule without
                                         a number is off. The layers of a model differ so, and share the objects of a step
     no, and a rule's name               a rule with a number is off
@@ -21,7 +21,7 @@ The order of the names is that of a sequence: ("no window", "same") calls withou
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,21 +78,29 @@ def with_own_outputs(step: Step) -> Step:
 
 
 def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A new tensor of the same shape and strides."""
+    """A new tensor of the same shape, strides and alignment."""
     size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return canary((max(0, size),), dtype, tensor.device).as_strided(tensor.shape, tensor.stride())
+    begin = tensor.storage_offset() * tensor.element_size() % 16 // dtype.itemsize
+    return canary((max(0, size) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
 
 
 @contextlib.contextmanager
 def _holding(contents: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
     """Each tensor with other contents, and at the end with its own again."""
-    before = [bits(tensor).clone() for tensor, _ in contents]
-    try:
+    with restored([tensor for tensor, _ in contents]):
         for tensor, other in contents:
             tensor.copy_(other)
         yield
+
+
+@contextlib.contextmanager
+def restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """At the end of the block every tensor holds the bits that it held before."""
+    before = [bits(tensor).clone() for tensor in tensors]
+    try:
+        yield
     finally:
-        for (tensor, _), own in zip(contents, before, strict=True):
+        for tensor, own in zip(tensors, before, strict=True):
             bits(tensor).copy_(own)
 
 
@@ -156,7 +164,7 @@ def _restrided_field(name: str) -> Callable[[Step], Step | None]:
 
 
 def _key_strides(name: str) -> Callable[[Step], Step | None]:
-    """Of a step without a cache. With a cache, attention does not read this step's k and v."""
+    """A change of the strides of k or v, in a step without a cache. With one, attention does not read this step's k and v."""
     restride = _restrided_field(name)
     return lambda step: restride(step) if step.raw is None else None
 
@@ -216,16 +224,42 @@ def _dtype(step: Step) -> Step | None:
     return dataclasses.replace(step, **changes)
 
 
-def _alignment(step: Step) -> Step | None:
-    """q at an address that is no multiple of 16 bytes where its own is one, or the other way round. No query has no address."""
-    if not step.q.numel():
+def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same numbers at an address that is no multiple of 16 bytes where its own is one, or the other way round.
+
+    A tensor without elements has no address.
+    """
+    if not tensor.numel():
         return None
-    own = step.q.storage_offset() * step.q.element_size() % 16
-    size = sum((size - 1) * step_ for size, step_ in zip(step.q.shape, step.q.stride(), strict=True)) + 1
-    memory = step.q.new_empty(max(0, size) + 1)
-    q = memory.as_strided(step.q.shape, step.q.stride(), 0 if own else 1)
-    bits(q).copy_(bits(step.q))
-    return dataclasses.replace(step, q=q)
+    own = tensor.storage_offset() * tensor.element_size() % 16
+    size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    other = tensor.new_empty(max(0, size) + 1).as_strided(tensor.shape, tensor.stride(), 0 if own else 1)
+    bits(other).copy_(bits(tensor))
+    return other
+
+
+def _realigned_field(name: str) -> Callable[[Step], Step | None]:
+    def change(step: Step) -> Step | None:
+        tensor = getattr(step, name)
+        other = None if tensor is None or (name in "kv" and step.raw is not None) else realigned(tensor)
+        return None if other is None else dataclasses.replace(step, **{name: other})
+
+    return change
+
+
+def realigned_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
+    """A cache of the same numbers that begins one element later, or as many as its layout's strides are multiples of."""
+    later = view.layout.unit_of_strides
+    memory = raw.new_empty(len(raw) + later)
+    bits(memory)[later:].copy_(bits(raw))
+    return dataclasses.replace(view, offset=view.offset + later), memory
+
+
+def _cache_alignment(step: Step) -> Step | None:
+    if step.raw is None or step.view is None:
+        return None
+    view, raw = realigned_cache(step.view, step.raw)
+    return dataclasses.replace(step, raw=raw, view=view)
 
 
 def _rows(step: Step) -> Step | None:
@@ -392,7 +426,11 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "cache strides": _cache_strides,
     "table strides": _table_strides,
     "dtype": _dtype,
-    "alignment": _alignment,
+    "alignment": _realigned_field("q"),
+    "k alignment": _realigned_field("k"),
+    "v alignment": _realigned_field("v"),
+    "output alignment": _realigned_field("out"),
+    "cache alignment": _cache_alignment,
     "rows": _rows,
     "scale": _scale,
     "scales": _scales,

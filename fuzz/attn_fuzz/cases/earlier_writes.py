@@ -11,8 +11,16 @@ from collections.abc import Callable, Iterator
 import torch
 from attn_contract import ContractError
 from attn_fuzz.cases.case import Case
-from attn_fuzz.cases.earlier import OTHER_DTYPE, converted_cache, restrided, restrided_cache, with_other_scales
-from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.earlier import (
+    OTHER_DTYPE,
+    converted_cache,
+    realigned,
+    realigned_cache,
+    restored,
+    restrided,
+    restrided_cache,
+    with_other_scales,
+)
 from attn_fuzz.cases.tensors import Rotation, Step, Write
 
 _Changed = tuple[Write, Step]
@@ -41,13 +49,8 @@ def changed(write: Write, step: Step, name: str) -> Iterator[_Changed | None]:
     if other is None:
         yield None
         return
-    memory = [*step.memory.values(), step.q]
-    before = [bits(tensor).clone() for tensor in memory]
-    try:
+    with restored([*step.memory.values(), step.q]):
         yield other
-    finally:
-        for tensor, own in zip(memory, before, strict=True):
-            bits(tensor).copy_(own)
 
 
 def _same(write: Write, step: Step) -> _Changed:
@@ -66,6 +69,20 @@ def _restrided(name: str) -> Callable[[Write, Step], _Changed | None]:
 def _cache_strides(write: Write, step: Step) -> _Changed | None:
     assert step.raw is not None
     view, raw = restrided_cache(write.view, step.raw)
+    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
+
+
+def _realigned(name: str) -> Callable[[Write, Step], _Changed | None]:
+    def change(write: Write, step: Step) -> _Changed | None:
+        tensor = realigned(getattr(write, name))
+        return None if tensor is None else (dataclasses.replace(write, **{name: tensor}), step)
+
+    return change
+
+
+def _cache_alignment(write: Write, step: Step) -> _Changed | None:
+    assert step.raw is not None
+    view, raw = realigned_cache(write.view, step.raw)
     return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
 
 
@@ -148,6 +165,9 @@ CHANGES: dict[str, Callable[[Write, Step], _Changed | None]] = {
     "k strides": _restrided("k"),
     "v strides": _restrided("v"),
     "cache strides": _cache_strides,
+    "k alignment": _realigned("k"),
+    "v alignment": _realigned("v"),
+    "cache alignment": _cache_alignment,
     "q strides": _query_strides,
     "angle strides": _angle_strides,
     "dtype": _dtype,

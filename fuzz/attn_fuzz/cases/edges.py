@@ -14,7 +14,7 @@ BLOCK_EDGES = {more: f"keys at block {more:+d}" for more in (-1, 0, 1)}
 
 
 def edges(case: Case) -> list[str]:
-    """What lies next to a multiple of which size: the lengths of any request that has a query, and the window."""
+    """The edges of blocks and tiles that a case has: of the lengths of requests that have a query, and of the window."""
     requests = [request for request in case.requests if request.query_len]
     keys = [request.seq_len for request in requests]
     found = at_tiles("queries", (request.query_len for request in requests)) + at_tiles("keys", keys)

@@ -108,13 +108,20 @@ def undefined(first: str, second: str) -> str | None:
     Some case can if a setting of the one over a setting of the other is valid, and still has both. If not, the reason is what
     contradicts such a case.
     """
+    reasons = [reason for _, reason in _with_both(first, second)]
+    return None if None in reasons else next(iter(reasons), "a case has one or the other")
+
+
+@functools.cache
+def examples(first: str, second: str) -> tuple[Case, ...]:
+    """Small cases that have both features."""
+    return tuple(case for case, reason in _with_both(first, second) if reason is None)
+
+
+def _with_both(first: str, second: str) -> Iterator[tuple[Case, str | None]]:
+    """A setting of the one feature over a setting of the other, where it still has both, and what contradicts it."""
     one, other = _BY_NAME[first], _BY_NAME[second]
-    found = None
     for a, b in product(one.value.settings, other.value.settings):
         for case in (made(a | b), made(b | a)):
             if _has(case, one) and _has(case, other):
-                reason = contradiction(case)
-                if reason is None:
-                    return None
-                found = found or reason
-    return found or "a case has one or the other"
+                yield case, contradiction(case)

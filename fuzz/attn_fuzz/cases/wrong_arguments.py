@@ -15,7 +15,7 @@ _INTEGERS = {1: torch.bool, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def wrong_tensors(right: torch.Tensor, free: Collection[int] = ()) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """What is wrong with a tensor in words, and what makes the tensor.
+    """Ways in which a tensor can be wrong: each in words, with a function that makes the tensor.
 
     Args:
         right: the tensor of a call that agrees with the contract.

@@ -21,6 +21,7 @@ import triton
 from attn_contract import ContractError
 from attn_fuzz import current_folder
 from attn_fuzz.emulated.jobs import Compiled, Job, architecture
+from attn_fuzz.errors import LimitError
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError, make_backend
@@ -91,7 +92,7 @@ def kernel_of(job: Job) -> Any:
     """The kernel of a job, whose name may stand for what tunes it.
 
     Raises:
-        ContractError: the job's modules do not have it.
+        LimitError: the job's modules do not have it.
     """
     if job.modules is None:
         return getattr(importlib.import_module(job.module), job.kernel)
@@ -101,7 +102,7 @@ def kernel_of(job: Job) -> Any:
             found = getattr(found, "fn", None)
         if found is not None and found.fn.__module__ == job.module:
             return found
-    raise ContractError("Target.modules", f"modules without {job.module}.{job.kernel}", "the module of each kernel")
+    raise LimitError(f"the modules of the target have no {job.module}.{job.kernel}", "naming its module in Target.modules")
 
 
 def launchable(binary: Any, source: ASTSource) -> Compiled:
@@ -118,7 +119,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer jobs until there are no more: with what was compiled, or with an error's text."""
+    """Answer jobs until there are no more: with what was compiled, or with an error's text, or a limit."""
     if mutants := pickle.load(requests):
         from attn_fuzz.patches import installation
 
@@ -130,7 +131,9 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         except EOFError:
             return
         try:
-            answer: Compiled | str = compiled(job)
+            answer: Compiled | LimitError | str = compiled(job)
+        except LimitError as error:
+            answer = error
         except Exception as error:
             answer = f"{job.kernel} for {job.architecture}: {_reason(error)}"
         try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from attn_amdgcn import Program, load, prepare
 from attn_fuzz import current_folder
 from attn_fuzz.emulated.jobs import Compiled, Job
-from attn_fuzz.errors import HelperKilledError
+from attn_fuzz.errors import HelperKilledError, LimitError
 from attn_fuzz.patches.mutant import INSTALLED
 
 KEPT = 64
@@ -35,6 +35,7 @@ def ready(job: Job) -> Ready:
 
     Raises:
         CompilerError: the compiler failed.
+        LimitError: the target does not name the kernel's module.
         HelperKilledError: its process was killed from outside.
         attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
     """
@@ -61,6 +62,8 @@ def _compiled(request: bytes) -> Compiled:
         _process.cache_clear()
         how = f"the process that compiles {_end(process)}"
         raise (HelperKilledError if process.returncode == -signal.SIGKILL else CompilerError)(how) from None
+    if isinstance(answer, LimitError):
+        raise answer
     if isinstance(answer, str):
         raise CompilerError(answer)
     return answer

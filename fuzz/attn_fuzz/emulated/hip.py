@@ -30,6 +30,7 @@ from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.emulation import inputs_at, run
 from attn_fuzz.emulated.kept import digest_of, kept
+from attn_fuzz.errors import LimitError
 
 RUNTIME = Path(__file__).with_name("hip_runtime.c")
 _DEBIAN_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/amdgcn/bitcode")
@@ -109,7 +110,10 @@ class Binary:
         program = self.programs[launch.kernel]
         if launch.block != (program.kernel.threads, 1, 1):
             # the emulator takes the size of a workgroup from the kernel, which HIP takes from the launch
-            raise CompilerError(f"a workgroup of {launch.block} lanes is not emulated: the kernel has {program.kernel.threads}")
+            raise LimitError(
+                f"a workgroup of {launch.block} lanes, where the kernel has {program.kernel.threads}",
+                "an emulator that takes the size of a workgroup from the launch",
+            )
         if 0 in launch.grid:
             return
         spans = [(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()) for tensor in tensors.values()]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import ExecutorError
+from attn_fuzz.errors import LimitError
 from attn_fuzz.exhaustive import calls, packing
 from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.packing import Launch
@@ -146,6 +146,7 @@ def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Resu
     Raises:
         KeyboardInterrupt: the run was interrupted.
         InputError, ExecutorError: the target or a case cannot be run.
+        LimitError: a launch cannot be run, by a limit of this tool.
     """
     target = registry.usable(plan.target, plan.device)
     shared = _Shared(iter(launches), plan.failures, lambda case: calls.not_served(case, target, plan.device) is None)
@@ -208,7 +209,7 @@ def _result(number: int, launch: Launch, executor: Executor, serves: Callable[[C
 
     verdict = executor.run(launch.case)
     if verdict.kind == "limit":
-        raise ExecutorError(f"{executor.target}: launch {number} cannot be run, by a limit of this tool: {verdict.message}")
+        raise LimitError(f"{executor.target}, launch {number}: {verdict.about}", "")
     failed = None
     if verdict.failed:
         case, smallest = packing.smallest(launch.case, verdict, run_if_served)

@@ -39,7 +39,7 @@ def _has_decodes(case: "Case") -> bool:
 
 def _overflows(case: "Case", verdict: "Verdict") -> bool:
     """Whether an output is NaN where products of q and k may be beyond the range of float16."""
-    return is_nan(case, verdict) and case.dtype == "float16" and case.values is not None and case.values.kind == "extreme"
+    return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind == "extreme"
 
 
 def _sees_no_tile(case: "Case", request: "Request") -> bool:
@@ -80,7 +80,6 @@ UNIFIED_ATTENTION = (
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: where a tile is a block, K and V are loaded without a mask, "
         "and nowhere is V masked by what a query sees; its weight is 0, and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
-        link=None,
         meets=_is_decoder,
         explains=_reads_unused_slots,
     ),
@@ -91,7 +90,6 @@ UNIFIED_ATTENTION = (
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: a tile without a visible key leaves the denominator at 0, and "
         "the epilogue of the first divides by it.",
         seen_in=SEEN_IN,
-        link=None,
         meets=_is_decoder,
         explains=lambda case, verdict: is_nan(case, verdict) and any(0 < r.seq_len < r.query_len for r in case.requests),
     ),
@@ -103,7 +101,6 @@ UNIFIED_ATTENTION = (
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
         seen_in=SEEN_IN,
-        link=None,
         meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "exact") and _hides_tiles(case),
     ),
@@ -121,7 +118,6 @@ UNIFIED_ATTENTION = (
         what="Where keys are split, rows of the output that no request owns are written, as padding for a graph has them.",
         cause=f"{KERNELS}, reduce_segments: one program for each row of q, and none asks whether a request owns it.",
         seen_in=SEEN_IN,
-        link=None,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
         explains=lambda case, verdict: verdict.kind == "guard" and case.unowned_rows > 0 and _may_split(case),
     ),
@@ -131,7 +127,6 @@ UNIFIED_ATTENTION = (
         "division by 0 is undefined). It should get 0.",
         cause=f"{KERNELS}, reduce_segments: it divides by tiles_per_segment, which is 0.",
         seen_in=SEEN_IN,
-        link=None,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
         explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
     ),
@@ -300,7 +295,7 @@ def _made_of_registers(case: "Case", verdict: "Verdict") -> list[int]:
     wrong = [lengths[each.request] for each in verdict.differences]
     if verdict.kind == "sanitizer":  # outputs that change with what registers hold at the start
         wrong = [length for length in lengths if length in may]
-    is_of_files = 8 < case.group_size <= 16 and case.cache is not None and case.cache.dtype is not None
+    is_of_files = 8 < case.group_size <= 16 and case.is_quantized
     is_output = verdict.kind in ("nan", "value", "bitwise", "sanitizer")
     return wrong if is_of_files and is_output and may.issuperset(wrong) else []
 
@@ -409,7 +404,6 @@ MLA_DECODE_ROPE = (
         cause="aiter/ops/triton/_triton_kernels/mla_decode_rope.py, _fwd_grouped_kernel_stage1_rope: k_pe_last_token is loaded "
         "without a mask, BLOCK_R dims of it; q is 0 in those behind the row, and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
-        link=None,
         meets=_is_latent,
         explains=lambda case, verdict: (
             (is_nan(case, verdict) or verdict.kind == "sanitizer")
@@ -425,7 +419,6 @@ SPARSE_MLA = (
         cause="aiter/ops/triton/unified_attention_sparse_mla.py, unified_attention_sparse_mla: the grid has "
         "num_query_heads // 16 programs for each row of q, and no check refuses what is left over.",
         seen_in=SEEN_IN,
-        link=None,
         meets=lambda config: _is_latent(config) and config.num_heads % 16 != 0,
         explains=lambda case, verdict: verdict.kind == "unwritten" and case.group_size % 16 != 0,
     ),
@@ -436,7 +429,6 @@ SPARSE_MLA = (
         cause=f"{_SPARSE_MLA}: after a tile without a key the running maximum is 0 instead of -inf, and weights are taken "
         "relative to it.",
         seen_in=SEEN_IN,
-        link=None,
         meets=_is_latent,
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_leading_tiles(case),
     ),
@@ -532,7 +524,7 @@ MLA_ASSEMBLY = (
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "value", "bitwise")
             and case.group_size == 128
-            and (case.cache is None or case.cache.dtype is None)
+            and not case.is_quantized
             and any(request.query_len > 1 for request in case.requests)
         ),
     ),
@@ -606,8 +598,7 @@ MLA_PERSISTENT = (
             verdict.kind in ("value", "bitwise")
             and case.group_size == 16
             and any(request.query_len > 2 for request in case.requests)
-            and case.cache is not None
-            and case.cache.dtype is not None
+            and case.is_quantized
         ),
     ),
     Finding(
@@ -629,14 +620,9 @@ _GLUON = "aiter/ops/triton/_gluon_kernels/gfx1250/attention"
 _WRONG = ("nan", "value", "bitwise", "sanitizer")
 
 
-def _has_decodes_alone(case: "Case") -> bool:
-    return max((request.query_len for request in case.requests), default=0) + case.slack <= 1
-
-
 def takes_gluon_2d(case: "Case") -> bool:
     """Whether unified_attention launches its 2D kernel, which is Gluon where the cache has q's dtype."""
-    is_narrow = case.cache is not None and case.cache.dtype is not None
-    return not is_narrow and (case.window[0] >= 0 or not _has_decodes_alone(case))
+    return not case.is_quantized and (case.window[0] >= 0 or case.max_query_len > 1)
 
 
 def _has_gaps_between_blocks(case: "Case") -> bool:
@@ -675,7 +661,6 @@ GLUON_DECODE = (
             verdict.kind in _WRONG
             and case.cache is not None
             and case.cache.scales == "token"
-            and case.values is not None
             and case.values.seed % 4 == 1  # attn_fuzz.cases.tensors: of another writer, with the other sign
         ),
     ),
@@ -722,9 +707,7 @@ GLUON_SPARSE = (
         "the running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are "
         "in the reduction of parts (:981).",
         seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("nan", "value", "bitwise") and case.values is not None and case.values.kind == "extreme"
-        ),
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.values.kind == "extreme",
     ),
 )
 GLUON_SPARSE_GFX1250 = (

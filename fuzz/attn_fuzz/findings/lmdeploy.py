@@ -18,8 +18,8 @@ def _sees_a_key_more(case: "Case", verdict: "Verdict") -> bool:
 
 
 def _decodes_a_quantized_block(case: "Case", verdict: "Verdict") -> bool:
-    is_quantized = case.cache is not None and case.cache.dtype is not None
-    return is_quantized and verdict.kind in ("value", "nan") and any(request.query_len > 1 for request in case.requests)
+    of_block = any(request.query_len > 1 for request in case.requests)
+    return case.is_quantized and verdict.kind in ("value", "nan") and of_block
 
 
 WINDOW = Finding(

@@ -56,8 +56,7 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
 
 def _splits_two_widths(case: "Case") -> bool:
     """Whether unified_attention_diffkv splits keys. Without a window it splits those of requests of up to 16 queries."""
-    longest = max((request.query_len for request in case.requests), default=0) + case.slack
-    return longest <= 1 or (longest <= 16 and case.window[0] < 0)
+    return case.max_query_len <= 1 or (case.max_query_len <= 16 and case.window[0] < 0)
 
 
 def _sees_ahead(case: "Case") -> bool:

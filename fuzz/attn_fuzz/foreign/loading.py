@@ -18,14 +18,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from attn_fuzz.errors import LimitError
+
 MENDED = "MENDED"
 """A file in a package's folder. It names the known findings that are mended in these sources, one a line."""
 Stubs = Mapping[str, Mapping[str, Any]]
 """Contents of modules, by the modules' full names."""
 
 
-class MissingSourcesError(ImportError):
+class MissingSourcesError(LimitError, ImportError):
     """A package, or a file of it, is not here."""
+
+
+class UnnamedModuleError(LimitError, ModuleNotFoundError):
+    """A file imports a module that its `load` does not name."""
 
 
 def variable(package: str) -> str:
@@ -43,12 +49,13 @@ def sources(package: str) -> Path:
         folder = Path(elsewhere, package).absolute()
         if not folder.is_dir():
             raise MissingSourcesError(
-                f"{variable(package)}: got {elsewhere!r}, expected a folder that holds a folder {package}"
+                f"{variable(package)}: got {elsewhere!r}, expected a folder that holds a folder {package}", "such a folder"
             )
         return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingSourcesError(f"{package} is neither installed nor in a folder that {variable(package)} names")
+        what = f"{package} is neither installed nor in a folder that {variable(package)} names"
+        raise MissingSourcesError(what, f"installing {package}")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -120,7 +127,7 @@ class _Modules(importlib.abc.MetaPathFinder):
     def __init__(self, package: str, files: Sequence[str], stubs: Stubs, folder: Path) -> None:
         self.package, self.stubs, self.folder = package, stubs, folder
         if absent := next((file for file in files if not (folder / file).exists()), None):
-            raise MissingSourcesError(f"{package}: {folder} has no {absent}")
+            raise MissingSourcesError(f"{package}: {folder} has no {absent}", f"the release of {package} that has it")
         self.folders = [folder / file for file in files if file.endswith("/")]
         self.files = {
             ".".join((package, *Path(file).with_suffix("").parts)): folder / file for file in files if not file.endswith("/")
@@ -157,9 +164,10 @@ class _Modules(importlib.abc.MetaPathFinder):
             return importlib.util.spec_from_file_location(fullname, file, loader=_Source(fullname, str(file), self))
         is_package = self._is_folder(fullname) or any(name.startswith(f"{fullname}.") for name in (*self.stubs, *self.files))
         if fullname not in self.stubs and not is_package:
-            raise ModuleNotFoundError(
-                f"{fullname} is neither among the files of {self.package} nor among its stubs", name=fullname
-            )
+            what = f"{fullname} is neither among the files of {self.package} nor among its stubs"
+            if fullname.partition(".")[0] == self.package and not self._is_in_package(fullname):
+                raise ModuleNotFoundError(f"{what}, and {self.folder} has no such file", name=fullname)
+            raise UnnamedModuleError(what, "naming it in foreign.load")
         return ModuleSpec(fullname, _Stub(self.stubs.get(fullname, {})), is_package=is_package)
 
     def _file(self, name: str) -> Path | None:
@@ -173,6 +181,9 @@ class _Modules(importlib.abc.MetaPathFinder):
     def _is_folder(self, name: str) -> bool:
         package, *parts = name.split(".")
         return package == self.package and self.folder.joinpath(*parts).is_dir()
+
+    def _is_in_package(self, name: str) -> bool:
+        return self.folder.joinpath(*name.split(".")[1:]).with_suffix(".py").is_file()
 
     def import_module(self, name: str, *arguments: Any, **options: Any) -> ModuleType:
         """`__import__` of the loaded modules."""

@@ -13,10 +13,10 @@ return the dtype of their operands. The methods here compute as compiled code do
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from attn_fuzz.errors import LimitError
+from attn_fuzz.errors import LimitError, RefusedByTritonError
 from attn_fuzz.interpreted.numbers import STORED, cast, decoded, larger, rounded_to_odd, smaller
 
 _BITS_OF_32 = np.uint64(0xFFFFFFFF)
@@ -30,6 +30,7 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
         **_elementwise(handle, tl, interpreter._ir.PROPAGATE_NAN.NONE),
         "create_fma": _fma(handle, builder.create_fma if hasattr(interpreter._interpreter, "fma_fp64") else None),
         "create_dot": _dot(handle, builder.create_dot),
+        "create_inline_asm": _inline_asm,
         "create_umulhi": lambda self, lhs, rhs: handle(_high_bits(lhs.data, rhs.data), lhs.dtype.scalar),
         "create_histogram": lambda self, data, bins, mask: handle(_histogram(data.data, bins, mask), tl.int32),
         "create_atomic_rmw": _atomic_rmw(handle, builder.create_atomic_rmw, interpreter),
@@ -40,6 +41,10 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
             builder.create_tensor_pointer_load, interpreter._ir.PADDING_OPTION.PAD_NAN
         )
     return replaced
+
+
+def _inline_asm(self: Any, *arguments: Any) -> NoReturn:
+    raise LimitError("tl.inline_asm_elementwise: the text is that of a GPU")
 
 
 def _casts(handle: Any, tl: Any, to_zero: Any) -> dict[str, Callable[..., Any]]:
@@ -109,8 +114,8 @@ def _stored(numbers: np.ndarray, dtype: Any) -> np.ndarray:
     return numbers if stored is None or numbers.dtype == stored else numbers.astype(stored)
 
 
-def _of_float8(operation: str, name: str) -> NotImplementedError:
-    return NotImplementedError(f"{operation} of {name}: Triton compiles no arithmetic of float8, cast to tl.float32 first")
+def _of_float8(operation: str, name: str) -> RefusedByTritonError:
+    return RefusedByTritonError(f"{operation} of {name}: Triton compiles no arithmetic of float8, cast to tl.float32 first")
 
 
 def _quotient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -121,7 +126,11 @@ def _fma(handle: Any, of_float64: Any) -> Callable[..., Any]:
     def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
         dtype = z.dtype.scalar
         if not dtype.is_standard_floating():
-            raise _of_float8("fma", dtype.name) if dtype.is_fp8() else TypeError(f"fma of {dtype.name}, expected floats")
+            raise (
+                _of_float8("fma", dtype.name)
+                if dtype.is_fp8()
+                else RefusedByTritonError(f"fma of {dtype.name}, expected floats")
+            )
         if dtype.name == "fp64":
             if of_float64 is None:
                 raise LimitError("fma of fp64: the interpreter of this Triton rounds it twice")

@@ -15,7 +15,7 @@ Between float8 and float64, and between two formats of float8, no backend casts.
 
 import numpy as np
 import torch
-from attn_fuzz.errors import LimitError
+from attn_fuzz.errors import LimitError, RefusedByTritonError
 
 STORED = {
     "int1": np.dtype(np.bool_),
@@ -45,7 +45,7 @@ def cast(data: np.ndarray, source: str, target: str, *, toward_zero: bool = Fals
     """Numbers of one dtype, as they are stored, as numbers of another.
 
     Raises:
-        NotImplementedError: a cast that Triton does not compile.
+        RefusedByTritonError: a cast that Triton does not compile.
         LimitError: the dtype is not known here.
     """
     to = STORED.get(target)
@@ -55,7 +55,7 @@ def cast(data: np.ndarray, source: str, target: str, *, toward_zero: bool = Fals
         return _to_e4b15(data, source)
     numbers = decoded(data, source)
     if (source.startswith("fp8") and "int" in target) or ("int" in source and target.startswith("fp8")):
-        raise NotImplementedError(f"a cast from {source} to {target}: Triton casts float8 to and from floats alone")
+        raise RefusedByTritonError(f"a cast from {source} to {target}: Triton casts float8 to and from floats alone")
     if numbers.dtype.kind != "f" or not toward_zero:
         return _rounded(numbers, target)
     nearest = _rounded(numbers, target)
@@ -174,7 +174,7 @@ def _to_float8(numbers: np.ndarray, dtype: torch.dtype, largest: float) -> np.nd
 
 def _to_e4b15(data: np.ndarray, source: str) -> np.ndarray:
     if source not in ("fp16", "fp32"):
-        raise NotImplementedError(f"a cast from {source} to fp8e4b15: Triton compiles casts from fp16 and fp32 alone")
+        raise RefusedByTritonError(f"a cast from {source} to fp8e4b15: Triton compiles casts from fp16 and fp32 alone")
     half = cast(data, source, "fp16", toward_zero=True) if source == "fp32" else data
     bits = half.view(np.uint16)
     magnitude = np.minimum(bits & np.uint16(0x7FFF), _E4B15_LARGEST)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from attn_fuzz.errors import RefusedByTritonError
 from attn_fuzz.interpreted.numbers import largest, smallest
 
 _OF_NUMPY = ("fp32", "fp64", "int32", "int64", "uint32", "uint64")
@@ -57,11 +58,11 @@ def numbered(axis: Any, rank: int) -> int:
     """The number of an axis of a kernel's block among all axes of the interpreter's.
 
     Raises:
-        ValueError: the kernel's block has no such axis.
+        RefusedByTritonError: the kernel's block has no such axis.
     """
     axis = unwrapped(axis)
     if axis is None or not -rank <= axis < rank:
-        raise ValueError(f"axis {axis} of a block with {rank} axes")
+        raise RefusedByTritonError(f"axis {axis} of a block with {rank} axes")
     return axis % rank + 1
 
 
@@ -124,10 +125,16 @@ def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any],
             for array, dtype in zip(arrays, dtypes, strict=True)
         ]
 
-    results = combine(*blocks(left), *blocks(right))
+    operands = (*blocks(left), *blocks(right))
+    try:
+        results = combine(*operands)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # it has not begun
+            raise RefusedByTritonError(str(error)) from None
+        raise
     results = results if isinstance(results, tuple) else (results,)
     if [result.dtype for result in results] != dtypes:
-        raise TypeError(f"a reduction of {dtypes}: its function returns {[result.dtype for result in results]}")
+        raise RefusedByTritonError(f"a reduction of {dtypes}: its function returns {[result.dtype for result in results]}")
     return [result.handle.data for result in results]
 
 

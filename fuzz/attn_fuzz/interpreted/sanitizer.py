@@ -14,7 +14,7 @@ raises a Violation. There are seven kinds:
     race        two programs of one launch write the element, or one program reads it and another program writes it
     lanes       two lanes of one store write different bits to the element: a GPU promises no order among them
 
-Kernels that declare no such rights are held to a fence alone: an access outside of the memory of every argument of the launch
+For kernels that declare no such rights there is a fence alone: an access outside of the memory of every argument of the launch
 is a Violation. What they write there is memory of this process, and a later case would pay for it.
 
 Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView
+from attn_contract import AttentionType, Batch
 from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Outputs, Property, compared, same_bits, variant
@@ -19,7 +19,7 @@ _BEYOND_INT16, _TILES_BEYOND_INT16 = 1 << 15, 1 << 22
 """Keys that come before: with the latter, tiles of 128 keys are too many for 16 bits, too."""
 _WHOLE_TILES = 128
 _MOST_BLOCKS = 1 << 19
-"""Of all requests, so that a table is quickly made."""
+"""Most blocks of all requests, so that a table is quickly made."""
 ONE_IN = 8
 
 
@@ -65,12 +65,11 @@ def _with_a_poisoned_block(step: Step, window: tuple[int, int]) -> dict[str, Any
     assert view is not None
     assert step.kv_cache is not None
     longer = _longer(step.kv_cache, view.layout.dims.index("block"))
-    sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
     scales = {name: getattr(layer, name) for name in ("k_scale_cache", "v_scale_cache")}
     scales = {name: None if scale is None else _longer(scale, 0) for name, scale in scales.items()}
     return {
         "raw": longer.new_empty(0).set_(longer.untyped_storage()),
-        "view": KVCacheView.of(longer, view.layout, **sizes),
+        "view": layer.view_of(longer),
         "layer": dataclasses.replace(layer, **scales, window=window, sink_tokens=0),
     }
 

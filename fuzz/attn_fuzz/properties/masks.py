@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import (
     CallTarget,
@@ -64,7 +64,7 @@ _OF_DISTANCES = {"window", "ranges_clamped", "logits_soft_cap", "alibi_slopes", 
 def forgotten_keys(error: ErrorBound | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         layer, left = step.layer, step.layer.window[0]
-        has_positions = not _OF_DISTANCES.issuperset(asked(layer, step.batch))
+        has_positions = not _OF_DISTANCES.issuperset(active_rules(layer, step.batch))
         if layer.attn_type is not AttentionType.DECODER or left < 0 or has_positions or step.view is None:
             return None
         contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import (
     CallTarget,
@@ -55,7 +55,7 @@ is not asked."""
 
 
 def _has_positions(step: Step) -> bool:
-    return not _WITHOUT_POSITIONS.issuperset(asked(step.layer, step.batch))
+    return not _WITHOUT_POSITIONS.issuperset(active_rules(step.layer, step.batch))
 
 
 def _blocks_of_first_part(step: Step) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a property is, and the parts that properties share: variants of a step, and comparisons of outputs."""
+"""Properties, and the parts that they share: variants of a step, and comparisons of outputs."""
 
 import dataclasses
 import functools
@@ -81,14 +81,14 @@ ErrorBound = Callable[[Step], Outputs]
 """Bounds the distance of each output of a step from the right output; see `attn_fuzz.properties.bound`."""
 
 Launch = Callable[[Step], Hashable]
-"""What decides in which order a target adds the numbers of a step: tiles, splits, and what its kernel is compiled for.
+"""A key of the order in which a target adds the numbers of a step: tiles, splits, and compiled-in constants.
 
 Where two steps attend to the same numbers, equal launches give equal bits. Other launches may add in another order.
 """
 
 
 def compared(error: ErrorBound | None, launch: Launch | None = None) -> str:
-    """How a property compares outputs, in words. The arguments are those of Comparison."""
+    """The comparison of outputs, in words. The arguments are those of Comparison."""
     if error is None:
         return "bit by bit"
     return "within the bound" if launch is None else "bit by bit if the launch is the same, else within the bound"

@@ -97,7 +97,7 @@ def replaced_scales(step: Step, v_scale: Any) -> Step:
 
 
 def has_latent_value(step: Step) -> bool:
-    """Whether V is a part of K, so that neither can be changed alone."""
+    """True if V is a part of K, so that neither can be changed alone."""
     return step.layer.layout is not None and step.layer.layout.has_latent_value
 
 

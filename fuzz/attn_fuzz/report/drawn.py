@@ -1,21 +1,24 @@
 """What a run drew and threw away, and which features and pairs that its target supports it did not draw."""
 
+import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import chain, combinations, product
 from typing import Any, NamedTuple
 
 from attn_fuzz.cases.edges import BLOCK_EDGES, LEAST_BLOCK, at_tiles
-from attn_fuzz.cases.features import FEATURES, Feature, undefined
+from attn_fuzz.cases.features import FEATURES, Feature, examples, undefined
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.strategies.batches import tile_lengths
 from attn_fuzz.strategies.rules import window_lengths
 from attn_fuzz.strategies.tally import AXES, SUPPORTED
+from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.target import Support
 
 WARNING_SHARE = 0.2
 """More cases than this share of what was drawn are a loss that a field of Support would save."""
 NAMED = 3
+_BY_NAME = {feature.name: feature for feature in FEATURES}
 
 
 class Drawn(NamedTuple):
@@ -95,8 +98,9 @@ def drawn(progress: Sequence[Progress], support: Support) -> Drawn:
     size = len(FEATURES)
     together = [sum(row) for row in zip(*(p.together for p in progress if p.together), strict=True)] or [0] * size**2
     possible = [i for i, feature in enumerate(FEATURES) if can_have(support, feature)]
-    pairs = [(i, j) for i, j in combinations(possible, 2) if not undefined(FEATURES[i].name, FEATURES[j].name)]
-    triples, edges = _possible_triples([FEATURES[i] for i in possible]), _possible_edges(support)
+    pairs = [(i, j) for i, j in combinations(possible, 2) if why_not(support, FEATURES[i].name, FEATURES[j].name) is None]
+    met = {frozenset((FEATURES[i].name, FEATURES[j].name)) for i, j in pairs}
+    triples, edges = _possible_triples([FEATURES[i] for i in possible], met), _possible_edges(support)
     rejected = sum((Counter(p.rejected) for p in progress), Counter[str]())
     return Drawn(
         examples=sum(p.examples for p in progress),
@@ -113,17 +117,17 @@ def drawn(progress: Sequence[Progress], support: Support) -> Drawn:
     )
 
 
-def _possible_triples(possible: Sequence[Feature]) -> list[tuple[str, ...]]:
-    """The triples of AXES among features, but for those of which two cannot meet."""
+def _possible_triples(possible: Sequence[Feature], pairs: Set[frozenset[str]]) -> list[tuple[str, ...]]:
+    """The triples of AXES among features, all of which are pairs."""
     by_group = {group: [feature.name for feature in possible if feature.group == group] for group in {*chain(*AXES)}}
     triples = chain.from_iterable(product(*(by_group[group] for group in groups)) for groups in AXES)
-    return [triple for triple in triples if not any(undefined(a, b) for a, b in combinations(triple, 2))]
+    return [triple for triple in triples if all(frozenset(pair) in pairs for pair in combinations(triple, 2))]
 
 
 def _possible_edges(support: Support) -> list[str]:
     """The edges that the lengths and windows have which are drawn for a support."""
     engine = support.engine
-    queries = tile_lengths(support) if {*engine.query_lens} != {"one"} else [1]
+    queries = tile_lengths(support) if engine.several_queries else [1]
     has_contexts = _has_cache(support) and engine.contexts
     keys = range(1, support.max_seq_len + 1) if has_contexts else queries
     edges = at_tiles("queries", queries) + at_tiles("keys", keys)
@@ -148,6 +152,21 @@ def can_have(support: Support, feature: Feature) -> bool:
         return False
     asked = {name: getattr(support if hasattr(support, name) else support.engine, name) for name in feature.value.asks}
     return all(feature.value.asks[name](value) for name, value in asked.items())
+
+
+def why_not(support: Support, first: str, second: str) -> str | None:
+    """Why no case that the support allows has both of two features that it allows one by one; None if one can."""
+    if reason := undefined(first, second):
+        return reason
+    engine = support.engine
+    if engine.mixed_alibi and engine.mixed_ranges and "any" in engine.query_lens:
+        return None
+    related = dataclasses.replace(ANY_ENGINE, mixed_alibi=engine.mixed_alibi, mixed_ranges=engine.mixed_ranges)
+    both_have_lengths = all(_BY_NAME[name].group == "phase" for name in (first, second))
+    if both_have_lengths:
+        related = dataclasses.replace(related, query_lens=engine.query_lens)
+    limits = [related.limit(case) for case in examples(first, second)]
+    return None if None in limits else f"its engine sends {limits[0]}"
 
 
 def _has_cache(support: Support) -> bool:

@@ -1,6 +1,7 @@
 """A run, or a case, as one HTML page: no script, nothing from elsewhere, light and dark as the reader has it."""
 
 import bisect
+import functools
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from xml.etree.ElementTree import Element
 
 import msgspec
 from attn_fuzz.cases.case import Case
-from attn_fuzz.cases.features import FEATURES, undefined
+from attn_fuzz.cases.features import FEATURES
 from attn_fuzz.report import again, pictures, svg
+from attn_fuzz.report.drawn import can_have, why_not
 from attn_fuzz.report.grid import Limits
 from attn_fuzz.report.markup import element, facts, page, table
 from attn_fuzz.report.overview import headline, properties, requests
@@ -32,8 +34,7 @@ def of_run(run: Run) -> bytes:
         facts(_facts(run)),
         _time(run),
         *(_failure(found) for found in run.failures),
-        _distribution(run.progress),
-        _coverage(run),
+        *([_distribution(run.progress), _coverage(run)] if run.has_drawn else []),
     )
 
 
@@ -155,24 +156,24 @@ def _quantiles(counts: Sequence[int]) -> str:
 
 
 def _coverage(run: Run) -> Element:
-    progress = run.progress
-    names = [feature.name for feature in FEATURES]
-    together = [sum(row) for row in zip(*(p.together for p in progress if p.together), strict=True)] or [0] * len(names) ** 2
-    possible = [(i, j) for i, j in itertools.combinations(range(len(names)), 2) if not undefined(names[i], names[j])]
-    drawn = sum(together[i * len(names) + j] > 0 for i, j in possible)
+    size = len(FEATURES)
+    together = [sum(row) for row in zip(*(p.together for p in run.progress if p.together), strict=True)] or [0] * size**2
+    shown = [i for i, feature in enumerate(FEATURES) if together[i * size + i] or can_have(run.support, feature)]
+    drawn = run.drawn
     groups: dict[str, list[Element]] = {}
-    for i, feature in enumerate(FEATURES):
-        count = together[i * len(names) + i]
+    for i in shown:
+        feature, count = FEATURES[i], together[i * size + i]
         item = element("li", element("b", str(count)), f" {feature.name}", class_="drawn" if count else "missing")
         groups.setdefault(feature.group, []).append(item)
     lists = (element("div", element("h3", group), element("ul", *items)) for group, items in groups.items())
+    why_none = functools.partial(why_not, run.support)
     return element(
         "section",
         element("h2", "What was drawn"),
-        *(element("p", line) for line in run.drawn.lines),
+        *(element("p", line) for line in drawn.lines),
         element("div", *lists, class_="features"),
-        element("h3", f"Pairs: {drawn} of {len(possible)} that a case can have"),
-        svg.pairs(together),
+        element("h3", f"Pairs: {drawn.num_pairs - len(drawn.pairs)} of {drawn.num_pairs} that a case can have"),
+        svg.pairs([FEATURES[i].name for i in shown], [[together[i * size + j] for j in shown] for i in shown], why_none),
     )
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
 
 SCHEMA = "attn-parity.fuzz/1"
+WARNING_SHARE = 0.03
+"""More cases than this share that could not be run are worth a warning."""
 PATHS = {
     "split": "in {} the keys were split",
     "cascade": "in {} the requests' common prefix was attended to once",
@@ -145,6 +147,11 @@ class Run:
         return counted([p.known for p in self.progress])
 
     @property
+    def has_drawn(self) -> bool:
+        """Whether there is something to say of what was drawn: not of a run that a past case ended."""
+        return bool(self.examples) and (self.keeps_going or not any(found.past for found in self.failures))
+
+    @property
     def drawn(self) -> Drawn:
         return drawn(self.progress, self.support)
 
@@ -170,6 +177,11 @@ class Run:
         return f"interrupted: {words}" if self.interrupted else words
 
     @property
+    def not_run(self) -> list[str]:
+        """As `not_run` of the run's limits."""
+        return not_run(self.limits, self.replayed + self.examples)
+
+    @property
     def sentence(self) -> str:
         """The line that a run ends with."""
         past = f"{self.replayed} past case{'s' * (self.replayed > 1)}, " if self.replayed else ""
@@ -182,8 +194,8 @@ class Run:
             )  # a target without an oracle has no ratio
         if later := sum(found.entry.explained for found in self.failures if found.entry):
             parts.append(f"{later} later cases fail likewise")
-        if limits := self.limits:
-            parts.append(not_run(limits, self.replayed + self.examples))
+        if not_run := sum(self.limits.values()):
+            parts.append(f"{not_run} of {self.replayed + self.examples} not run, by limits of this tool")
         if known := self.known:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
             parts.append(f"{sum(known.values())} fail by known findings ({listed})")
@@ -249,10 +261,13 @@ def failure_json(failure: Failure) -> dict[str, Any]:
     }
 
 
-def not_run(limits: dict[str, int], cases: int) -> str:
-    """How many of the cases could not be run, for which limits of this tool."""
-    listed = ", ".join(f"{limit}: {count}" for limit, count in sorted(limits.items(), key=lambda each: -each[1]))
-    return f"{sum(limits.values())} of {cases} not run, by limits of this tool ({listed})"
+def not_run(limits: dict[str, int], cases: int) -> list[str]:
+    """A line for each limit of this tool, and a warning if few of the cases could be run."""
+    lines = [f"not run: {count} cases: {limit}" for limit, count in sorted(limits.items(), key=lambda each: -each[1])]
+    if sum(limits.values()) > WARNING_SHARE * cases:
+        ran = 1 - sum(limits.values()) / cases
+        lines.append(f"warning: {ran:.0%} of the cases ran; nothing is said of the others")
+    return lines
 
 
 def counted(counts: Sequence[dict[str, int]]) -> dict[str, int]:

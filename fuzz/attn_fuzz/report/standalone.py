@@ -129,10 +129,7 @@ _EARLIER = """
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run.attempt import call_earlier
 
-view = None
-if kv_cache is not None:
-    sizes = dict(num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v)
-    view = KVCacheView.of(kv_cache, layer.layout, **sizes)
+view = None if kv_cache is None else layer.view_of(kv_cache)
 memory = None if kv_cache is None else raw
 step = Step(layer, batch, q, k, v, memory, {{}}, view, (), out_buffer, out, lse_buffer, lse)
 for change in {names}:

@@ -1,11 +1,10 @@
 """Pictures, histograms and the table of pairs as SVG. Colours are classes that the page's style defines, light and dark."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
-from attn_fuzz.cases.features import FEATURES, undefined
 from attn_fuzz.report.grid import Cell, Picture
 from attn_fuzz.report.markup import element, scrolled
 from attn_fuzz.verdict.ratios import BINS_PER_OCTAVE, BROKEN, NUM_BINS, OCTAVES
@@ -126,15 +125,17 @@ def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
     return element("path", d=f"M{_place(first)} {AXIS}{steps}V{AXIS}z", class_=kind)
 
 
-def pairs(together: Sequence[int]) -> Element:
+def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Callable[[str, str], str | None]) -> Element:
     """How many examples had each pair of features, and a legend of the shades. A row's name stands on its left, and a column's
     name above its first cell, on the diagonal.
 
     Args:
-        together: examples by pair of features, [feature, feature], flattened. Those above the diagonal are read.
+        names: of the features.
+        together: examples by pair of features, [feature, feature]. Those above the diagonal are read.
+        why_none: why no example can have two features; None if one can.
     """
-    names, cell, left, slanted = [feature.name for feature in FEATURES], 11, 190, 130
-    most = max((together[j * len(names) + i] for i in range(len(names)) for j in range(i)), default=0)
+    cell, left, slanted = 11, 190, 130
+    most = max((together[j][i] for i in range(len(names)) for j in range(i)), default=0)
     marks = []
     for i, first in list(enumerate(names))[1:]:
         y = slanted + (i - 1) * cell
@@ -142,8 +143,8 @@ def pairs(together: Sequence[int]) -> Element:
         turned = f"translate({left + (i - 1) * cell + 8} {y - 3}) rotate(-45)"
         marks.append(element("text", names[i - 1], transform=turned, class_="column pair"))
         for j in range(i):
-            count, second = together[j * len(names) + i], names[j]
-            why = undefined(second, first)
+            count, second = together[j][i], names[j]
+            why = None if count else why_none(second, first)
             what = _examples(count) if count else f"none: {why}" if why else "not drawn in this run"
             kind = f"pair-{_shade(count, most)}" if count else "pair-undefined" if why else "pair-missing"
             title = element("title", f"{second} + {first}: {what}")

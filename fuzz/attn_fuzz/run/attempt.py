@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attn_reference
 import torch
 from attn_contract import Batch, MiscompiledError
-from attn_fuzz.cases import earlier, earlier_writes, tensors
+from attn_fuzz.cases import earlier, earlier_writes, tensors, wrong_values
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
@@ -94,6 +94,8 @@ class Attempt:
                 write_earlier(cache_write, self.called, name, self.target)
             self.during = ""
             write(cache_write, self.called, self.target)
+            if ILLEGAL in self.case.earlier:
+                refuse_wrong_writes(cache_write, self.called, self.target)
             _synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
@@ -198,6 +200,10 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         if name == ILLEGAL:
             for attention in (target.attention, *target.siblings) if target.checks_arguments else ():
                 attend(other, _refusing(attention))
+                if wrong_values.are_checked(attention):
+                    with earlier.without_queries(other), contextlib.suppress(*refusals):
+                        attend(other, attention)
+                    attend(other, _refusing_values(attention))
             return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -228,11 +234,35 @@ def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> 
             write(*changed, target)
 
 
+def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:
+    """After a write, make it again with one wrong value after the other, if the target looks at values.
+
+    Raises:
+        NotRefusedError: a write was not refused before it wrote.
+    """
+    name = _function_of(cache_write)
+    if (
+        not target.checks_arguments
+        or not _writes_itself(cache_write, target)
+        or not wrong_values.are_checked(getattr(target, name))
+    ):
+        return
+    for what, holding in wrong_values.of_write(cache_write):
+        with holding:
+            call = functools.partial(write, cache_write, step, target)
+            _must_refuse(f"{name} with {what} after a legal write", call, [*step.memory.values(), step.q])
+
+
 def _writes_itself(cache_write: Write, target: Target) -> bool:
     """Whether the target has a function for a write, so that the reference does not make it."""
+    return getattr(target, _function_of(cache_write)) is not None
+
+
+def _function_of(cache_write: Write) -> str:
+    """The name of the function that makes a write: a field of Target."""
     if cache_write.view.layout.has_latent_value:
-        return target.write_latent_cache is not None
-    return (target.write_kv_cache if cache_write.rotation is None else target.rope_and_write_kv_cache) is not None
+        return "write_latent_cache"
+    return "write_kv_cache" if cache_write.rotation is None else "rope_and_write_kv_cache"
 
 
 class NotRefusedError(Exception):
@@ -243,21 +273,42 @@ def _refusing(attention: AttentionFunction) -> AttentionFunction:
     """Calls attention with one wrong tensor after the other. It must refuse each before it writes `out`."""
 
     def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        before = bits(out).clone()
         for what, call in wrong_attention(attention, q, k, v, kv_cache, layer, batch, out=out, lse=lse):
-            try:
-                call()
-            except sanitizer.Violation:
-                raise
-            except (ValueError, NotImplementedError):
-                if not torch.equal(bits(out), before):
-                    raise NotRefusedError(f"an earlier call with {what} was refused after something was written") from None
-            except Exception as error:
-                raise NotRefusedError(f"an earlier call with {what}: {type(error).__name__}: {message_of(error)}") from error
-            else:
-                raise NotRefusedError(f"an earlier call with {what} was not refused")
+            _must_refuse(f"an earlier call with {what}", call, [out])
 
     return all_refused
+
+
+def _refusing_values(attention: AttentionFunction) -> AttentionFunction:
+    """Calls attention with one wrong value after the other, which it must refuse likewise."""
+
+    def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        for what, holding in wrong_values.of_attention(layer, batch, kv_cache):
+            with holding as wrong:
+                call = functools.partial(attention, q, k, v, kv_cache, layer, wrong, out=out, lse=lse)
+                _must_refuse(f"a call with {what} after a legal call", call, [out])
+
+    return all_refused
+
+
+def _must_refuse(what: str, call: Callable[[], object], written: Sequence[torch.Tensor]) -> None:
+    """Make a call that contradicts the contract. It must be refused before it writes a tensor.
+
+    Raises:
+        NotRefusedError: it was not.
+    """
+    before = [bits(tensor).clone() for tensor in written]
+    try:
+        call()
+    except sanitizer.Violation:
+        raise
+    except (ValueError, NotImplementedError):
+        if any(not torch.equal(bits(tensor), own) for tensor, own in zip(written, before, strict=True)):
+            raise NotRefusedError(f"{what} was refused after something was written") from None
+    except Exception as error:
+        raise NotRefusedError(f"{what}: {type(error).__name__}: {message_of(error)}") from error
+    else:
+        raise NotRefusedError(f"{what} was not refused")
 
 
 def attend(step: Step, attention: AttentionFunction) -> None:

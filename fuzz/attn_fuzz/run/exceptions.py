@@ -55,16 +55,16 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_target(frame: FrameType) -> bool:
-    module = _module(frame)
+    module = module_of(frame)
     return module.partition(".")[0] not in _OTHERS or module.startswith(_TARGETS)
 
 
 def _file(frame: FrameType) -> str:
     """The file of a frame below the folder that its package lies in, so that it is the same on all machines."""
-    path, module = PurePath(frame.f_code.co_filename), _module(frame).replace(".", "/")
+    path, module = PurePath(frame.f_code.co_filename), module_of(frame).replace(".", "/")
     below = (f"{module}.py", f"{module}/__init__.py")
     return next((file for file in below if path.as_posix().endswith(f"/{file}")), path.name)
 
 
-def _module(frame: FrameType) -> str:
+def module_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import ExecutorError, HelperKilledError, InputError
+from attn_fuzz.errors import ExecutorError, FaultError, HelperKilledError, InputError
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
@@ -95,7 +95,7 @@ class Executor:
 
         Raises:
             CaseError: the case contradicts itself, or the contract.
-            ExecutorError: the process could not be started, or the fuzzer itself is at fault.
+            ExecutorError: the process could not be started, or the fuzzer itself is at fault, in a new process, too.
             MutantError: the mutant does not import, or raises what it does not announce.
             OSError: the case in flight cannot be written.
         """
@@ -144,7 +144,11 @@ class Executor:
 
     def _run_again_if_killed(self, case: Case, options: dict[str, Any]) -> Verdict:
         """The verdict on a case that is run with options of its trial, and once more after what may not be its fault."""
-        verdict = self._run_once(case, options)
+        try:
+            verdict = self._run_once(case, options)
+        except FaultError:  # an earlier case may have left the process unsound
+            self.end()
+            verdict = self._run_once(case, options)
         cause = _cause_from_outside(verdict)
         if cause is None:
             return verdict
@@ -180,7 +184,8 @@ class Executor:
             return Verdict(kind="crashed", message=f"the target wrote into the fuzzer's own connection: {type(error).__name__}")
         if not sound:
             self.end()
-        if isinstance(answer, ExecutorError) and self.target != HARMLESS and self._fuzzer_can(case):
+        is_unsound = isinstance(answer, ExecutorError) and not isinstance(answer, FaultError)
+        if is_unsound and self.target != HARMLESS and self._fuzzer_can(case):
             self.end()
             return Verdict(kind="crashed", message=f"the target left its process unsound: {answer.args[0].splitlines()[-1]}")
         if isinstance(answer, Exception):
@@ -194,7 +199,7 @@ class Executor:
         """No answer in time. The emulator is slow: it may be at fault, unless a mutant is."""
         message = f"no answer in {self.limit:g} s"
         if self.mutant is None and registry.load(self.target).compiles:
-            return Verdict(kind="limit", message=message, about=message)
+            return Verdict(kind="limit", message=message, about=f"{message} (lifted by a larger --limit)")
         return Verdict(kind="hung", message=message)
 
     def _fuzzer_can(self, case: Case) -> bool:
@@ -360,6 +365,8 @@ def _answer(connection: multiprocessing.connection.Connection, judge: "_Judge", 
             answer = judge(case, options)
         except InputError as error:
             answer = error
+        except FaultError as error:
+            answer = FaultError(f"{case_file.dumps(case)}\n{error}")
         except Exception:
             answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
         if os.getpid() != me:

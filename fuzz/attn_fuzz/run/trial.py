@@ -16,7 +16,7 @@ from attn_fuzz.run.attempt import Attempt, call_attention, own_state
 from attn_fuzz.run.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
 from attn_fuzz.run.exceptions import described, message_of
 from attn_fuzz.run.fence import Fence
-from attn_fuzz.run.limits import limit_of
+from attn_fuzz.run.limits import check_no_fault, limit_of
 from attn_fuzz.targets.target import Target
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios
@@ -47,6 +47,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
     Raises:
         CaseError: the target's outputs are judged, and the case is too large for the reference. Or the case's captured tensors
             come from another file, or its queries attend to NaN.
+        FaultError: the target met a fault of this tool.
     """
     if target.oracle:
         check_scores(case)
@@ -105,8 +106,10 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
         plain = Verdict(kind=kind, message=message, about=about, seconds=seconds, events=attempt.events)
         return (plain if judgement is None else _with_judgement(plain, attempt, judgement)), judgement
 
-    if attempt.error is not None and (limit := limit_of(attempt.error)):
-        return verdict("limit", described(attempt.error), about=limit)
+    if attempt.error is not None:
+        if limit := limit_of(attempt.error):
+            return verdict("limit", described(attempt.error), about=limit)
+        check_no_fault(attempt.error)
     for kind, check in CHECKS:
         if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle
@@ -169,6 +172,7 @@ def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     except Exception as error:
         if limit := limit_of(error):
             return "limit", limit, f"on a variant of the step: {described(error)}"
+        check_no_fault(error)
         return "raised", type(error).__name__, f"on a variant of the step: {described(error)}"
     return ("property", *broken) if broken else None
 

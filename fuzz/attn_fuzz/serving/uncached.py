@@ -1,7 +1,7 @@
 """The reference on whole sequences: the right outputs of a served model's layers, without a cache or earlier steps.
 
 A token's key and value depend only on the layer, the token and its position, so they can be computed again for any sequence.
-Numbers are random, and outputs are held to the bound that no rounding breaks. In float32, an error by a single missing, stale
+Numbers are random, and outputs must meet the bound that no rounding breaks. In float32, an error by a single missing, stale
 or extra key exceeds this bound by orders of magnitude.
 """
 

@@ -147,7 +147,7 @@ def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
 
 
 def _is_per_request(draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...]) -> bool:
-    """Whether the step has a causal flag for each request: where they differ, and now and then where they agree."""
+    """True if the step has a causal flag for each request: where flags differ, and sometimes where they agree."""
     if len({request.causal for request in requests}) > 1:
         return True
     possible = attn_type is AttentionType.DECODER and {"non_causal", "per_request_causal"} <= set(support.rules)

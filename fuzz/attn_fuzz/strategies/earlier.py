@@ -19,9 +19,8 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
     ILLEGAL: lambda case: case.num_rows,
     "output dtype": lambda case: case.output_dtype,
     "lse strides": lambda case: case.lse,
-    "k strides": lambda case: case.cache is None,
-    "v strides": lambda case: case.cache is None,
-    "cache strides": lambda case: case.cache is not None,
+    **dict.fromkeys(("k strides", "v strides", "k alignment", "v alignment"), lambda case: case.cache is None),
+    **dict.fromkeys(("cache strides", "cache alignment"), lambda case: case.cache is not None),
     "table strides": lambda case: case.cache is not None,
     "rows": lambda case: case.rows_past,
     "scales": lambda case: case.num_kv_heads > 1 and case.cache is not None and case.cache.scales in ("tensor", "head"),
@@ -29,7 +28,7 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
     "requests": lambda case: len(case.requests) > 1,
     "num_actual_tokens": lambda case: case.unowned_rows or case.rows_past,
 }
-"""Whether a change does something to a case; a change that is not named here does so to all."""
+"""True if a change does something to a case; a change that is not named here does so to all."""
 
 
 def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refuses: bool, tally: Tally) -> tuple[Case, ...]:
@@ -61,7 +60,7 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
 
 
 def _turns_off(name: str, case: Case, support: Support) -> bool:
-    """Whether a change takes from a case the only rule that is beyond the support."""
+    """True if a change takes from a case the only rule that is beyond the support."""
     rule = RULES.get(name.removeprefix("no "))
     if rule is None or case.rules.keys() - {*support.rules} != {rule.name}:
         return False
@@ -69,7 +68,7 @@ def _turns_off(name: str, case: Case, support: Support) -> bool:
 
 
 def _may_change(name: str, case: Case, support: Support, refuses: bool) -> bool:
-    """Whether the change does something to the case, and the target may get the call."""
+    """True if the change does something to the case, and the target may get the call."""
     if name.startswith("no "):
         return name.removeprefix("no ") in case.rules
     if not _APPLIES.get(name, lambda case: True)(case):

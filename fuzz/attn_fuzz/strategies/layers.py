@@ -20,7 +20,7 @@ USUAL_HEADS = 3 * USUAL_GROUP
 
 
 class DrawnLayer(NamedTuple):
-    """What the strategies draw once per layer: fields of a Case, fields of its Cache ({} for no cache), and names of rules.
+    """A layer, as drawn once: fields of a Case, fields of its Cache ({} for no cache), and names of rules.
 
     `window_kind` is the kind of window that the engine sends, if the layer has a window.
     """
@@ -108,7 +108,7 @@ def _planes(draw: st.DrawFn, support: Support, layout: Layout) -> bool:
 
 
 def _is_latent(draw: st.DrawFn, support: Support, chosen: set[str]) -> bool:
-    """Whether a layer with a cache has a latent one: where there is no other layout, and if V has a width of its own.
+    """True if a layer with a cache has a latent one: where there is no other layout, and if V has a width of its own.
 
     Then the cache holds K and V of two widths one time in three, if a layout does.
     """

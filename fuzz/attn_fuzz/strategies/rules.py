@@ -1,4 +1,4 @@
-"""Which rules a case has: none, the usual two, one alone, or several together; and the numbers of each."""
+"""Draws the rules of a case: none, the usual two, one alone, or several together; and the numbers of each."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, in
 
 
 def window_lengths(support: Support) -> tuple[int, ...]:
-    """How far a window that is not unlimited may reach to one side."""
+    """The lengths of a limited window to one side."""
     return (*((0,) if support.engine.one_token_windows else ()), 1, 2, 7, *_around(support), *_far(support))
 
 

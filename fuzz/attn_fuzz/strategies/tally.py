@@ -1,4 +1,4 @@
-"""What a run has drawn so far, so that it draws next what it lacks; and what it drew and threw away."""
+"""Counts of drawn features, by which rare ones are preferred, and of rejected cases."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ SURE = 0.8
 SUPPORTED = "supported, where a case was to be refused"
 """The reason why a case is thrown away that was drawn beyond the support, and is not beyond it."""
 SAMPLE = 200
-"""How many cases are remembered in order to find remedies."""
+"""The number of cases that are stored in order to find remedies."""
 EDGE_SHARE = 0.25
 """With a larger share, the many pairs of edges would outweigh those of features."""
 AXES = (("attention", "phase", "rule"), ("attention", "layout", "rule"))
@@ -26,7 +26,7 @@ AXES = (("attention", "phase", "rule"), ("attention", "layout", "rule"))
 
 
 class Tally:
-    """What a run has drawn.
+    """Counts of the cases that a run has drawn and rejected.
 
     A case is added after it has run, and whatever its verdict is. So the cases of a run depend on its seed alone, and the same
     choices of Hypothesis give the same case while a failure is shrunk.
@@ -65,7 +65,7 @@ class Tally:
         return {together for together in self._met if len(together) == len(AXES[0])}
 
     def novelty(self, case: Case) -> float:
-        """How much a case would add: 1 for each pair or triple of its traits that was never drawn, and less the oftener it was.
+        """The worth of a case: 1 for each pair or triple of its traits that was never drawn, and less the oftener it was.
 
         A pair of an edge and something else counts EDGE_SHARE as much.
         """
@@ -86,7 +86,7 @@ class Tally:
         return tuple(sorted(changes, key=lambda change: -adds[change])[:count][::-1])
 
     def takes(self, case: Case, support: Support, refused: bool) -> bool:
-        """Whether a case that was drawn for a support is to run; the reason is counted if it is not.
+        """True if a case that was drawn for a support is to run; the reason is counted if it is not.
 
         Args:
             case: drawn.

@@ -1,4 +1,4 @@
-"""What can be fuzzed. To declare a kernel of your own: `from attn_fuzz.targets import Rounding, Support, Target`."""
+"""Targets of the fuzzer. To declare a kernel of your own: `from attn_fuzz.targets import Rounding, Support, Target`."""
 
 from attn_fuzz.findings.aspects import needing
 from attn_fuzz.findings.finding import Finding

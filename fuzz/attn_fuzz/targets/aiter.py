@@ -80,7 +80,6 @@ def _support(device: str) -> Support:
         output_dtypes=(_native_float8(device),),
         unused_slots="mostly finite",
         max_tokens=128,
-        max_seq_len=1024,
         exclude=_beyond,
     )
 
@@ -90,7 +89,7 @@ def _beyond(case: Case) -> str | None:
 
 
 def _events(step: Step) -> Iterable[str]:
-    """Whether the keys are split: they are many, and the programs are few for the device."""
+    """True if the keys are split: they are many, and the programs are few for the device."""
     from attn_optimized.device import compute_units_of
 
     layer, batch = step.layer, step.batch

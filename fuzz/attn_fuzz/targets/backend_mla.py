@@ -17,13 +17,18 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.target import LatentSizes, Support
+from attn_fuzz.targets.modes import invariant
+from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_CHUNKS = 3
 """Chunks into which the longest context of a step is cut."""
+_CHUNK_KEYS = (48, 64, 100)
+"""Keys of a chunk where chunks are the layer's: see `options_of_layer`."""
 _MOST_EXPANDED = 256
+_ALL_ARE_DECODES = 1 << 20
+"""Speculative tokens, by which every request is a decode."""
 # the expanded heads of the fourth last have as many dims as a tile holds
 _WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (216, 32), (40, 17), (256, 32), (512, 64))
 
@@ -96,12 +101,12 @@ def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.
 
 
 def is_wide(layer: Layer) -> bool:
-    """Whether rows are too wide for the target's expanded heads."""
+    """True if rows are too wide for the target's expanded heads."""
     return layer.head_size + 8 > _MOST_EXPANDED
 
 
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
-    """What counts as a decode, and how many keys are gathered at once: chosen by the step. Wide rows are decodes alone."""
+    """The longest decode, and the keys that are gathered at once, chosen by the step. Wide rows are decodes alone."""
     choose = choices_by((batch.query_start_loc, batch.seq_lens))
     longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {
@@ -113,22 +118,28 @@ def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
     return options
 
 
+def options_of_layer(layer: Layer, batch: Batch) -> dict[str, Any]:
+    """The same options for each step of a layer, as an engine has them. Outputs that must not depend on a batch need them."""
+    choose = choices_by((layer.num_heads, layer.scale))
+    options = {"num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)), "context_chunk_keys": choose.choice(_CHUNK_KEYS)}
+    return {**options, "num_speculative_tokens": _ALL_ARE_DECODES} if is_wide(layer) else options
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MlaLayers(BackendLayers):
     """A backend of latent attention, and the layers that were made of it."""
 
-    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: bool) -> None:
+    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, options_of=builder_options, **mode: bool) -> None:
         impl, own_cache = self._impl(layer, q, kv_cache, **mode)
-        metadata = self._metadata_of(layer, batch)
+        metadata = self._metadata_of(layer, batch, options_of(layer, batch))
         attend_phases(impl, _step(metadata, q, own_cache, layer, batch, out, lse))
 
     def write_latent_cache(self, kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
         impl, kv_cache = self._impl(layer, kv_c, kv_cache)
         impl.do_kv_cache_update(kv_c, k_pe, kv_cache, slot_mapping)
 
-    def _metadata_of(self, layer: Layer, batch: Batch) -> Any:
+    def _metadata_of(self, layer: Layer, batch: Batch, options: dict[str, Any]) -> Any:
         """The metadata of a step, built once for all layers that are called with this Batch and split it alike."""
-        options = builder_options(layer, batch)
         key: Any = tuple(options.values())
         known = self._steps.get(key)
         if known is None or known[0] is not batch:
@@ -261,6 +272,17 @@ def rounding(device: str) -> Rounding:
     return dataclasses.replace(triton, merged_parts=1 + MOST_CHUNKS, rounds_dequantized=True, exact_division=False)
 
 
+def _invariant(target: Target) -> Target:
+    attention = functools.partial(_LAYERS.attention, batch_invariant=True, options_of=options_of_layer)
+
+    def merging(device: str) -> Rounding:
+        support = target.support(device)
+        longest = max(support.max_seq_len, support.long_seq_len or 0)
+        return dataclasses.replace(rounding(device), merged_parts=1 + -(-longest // min(_CHUNK_KEYS)))
+
+    return dataclasses.replace(invariant.by(attention)(target), rounding=merging)
+
+
 _LAYERS = MlaLayers(named("TRITON_MLA"), installed)
 BACKEND_TRITON_MLA = backend_target(
     "backend-triton-mla",
@@ -274,4 +296,5 @@ BACKEND_TRITON_MLA = backend_target(
     events=phases,
     sanitizes=False,
     exact=False,
+    modes={"invariant": _invariant},
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, Capabilities, KVCacheView, Layer, Layout
+from attn_contract import AttentionType, Batch, Capabilities, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.findings import aiter as aiter_findings
@@ -20,8 +20,9 @@ from attn_fuzz.targets import declared, served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.targets.modes import invariant
+from attn_fuzz.targets.target import Mode, Support, Target
+from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
 
 def support_of(capabilities: Capabilities, sizes: Support) -> Support:
@@ -128,7 +129,7 @@ class BackendLayers:
         self._steps.clear()
 
     def _may_read(self, device: str) -> bool:
-        """Whether the backend has layers that read the cache of another layer, which writes it."""
+        """True if the backend has layers that read the cache of another layer, which writes it."""
         return bool(self.capabilities(device).answer("kv_sharing"))
 
     def _metadata(self, batch: Batch, attn_type: AttentionType) -> Any:
@@ -160,7 +161,7 @@ class BackendLayers:
         validate: bool | None = None,
         reads: bool = False,
     ) -> tuple[dict[str, Any], Any]:
-        """What the backend makes its layer of, beside the Layer and an AITER; and the cache as an engine would hand it over.
+        """Keyword arguments of the backend's layer, beside the Layer and an AITER; and the cache as an engine would pass it.
 
         Dense planes of K and V are blocks to an engine whose layer asked for blocks (vLLM #43945). Such a layer gets the view
         that is wrong unless the layer reinterprets it.
@@ -171,9 +172,7 @@ class BackendLayers:
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
-            widths = {"head_size": layer.head_size, "head_size_v": layer.head_size_v}
-            view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, **widths)
-            block_size = view.block_size
+            block_size = layer.view_of(kv_cache).block_size
             planes = kv_cache.transpose(0, 1)
             if layer.layout is Layout.BLOCKS_FIRST_NHD and planes.is_contiguous() and not kv_cache.is_contiguous():
                 # whatever lies inside the planes of the other layers, a block covers the same bytes
@@ -249,6 +248,11 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     return dataclasses.replace(TRITON, name=name, **{**own, **fields})
 
 
+def invariant_layers(layers: BackendLayers) -> dict[str, Mode]:
+    """The modes of a backend that declares `batch_invariant` and calls this project's kernels."""
+    return {"invariant": invariant.by(functools.partial(layers.attention, batch_invariant=True), queries_per_tile)}
+
+
 def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:
     """The Support on a device type: what a backend declares of the sizes that are drawn there."""
     return lambda device: support_of(layers.capabilities(device), sizes(device))
@@ -289,7 +293,7 @@ def interpreted_on_a_cpu(device: str) -> Any:
 
 
 def unified_sizes(device: str) -> Support:
-    """What ROCM_AITER_UNIFIED_ATTN is drawn. AITER's kernel, and so its float8 types, the device's own, are of decoders alone:
+    """The support of ROCM_AITER_UNIFIED_ATTN. AITER's kernel, and so the device's own float8 types, are of decoders alone:
     this project's kernels serve the others.
     """
     kernel = AITER_UNIFIED_ATTENTION.support(device)
@@ -306,7 +310,7 @@ def unified_sizes(device: str) -> Support:
 
 
 def fa_sizes(device: str) -> Support:
-    """What ROCM_AITER_FA is drawn: its prefill and extend attend to the step's own tensors, and not to what the cache holds."""
+    """The support of ROCM_AITER_FA: its prefill and extend attend to the step's own tensors, and not to the cache's."""
 
     engine = Engine(more_queries_than_keys=False, writes=(True,), unwritten=False)
     return dataclasses.replace(TRITON.support(device), cache_dtypes=(), unused_slots="mostly finite", engine=engine)
@@ -329,12 +333,14 @@ BACKEND_TRITON = backend_target(
     _TRITON,
     description="the backend TRITON_ATTN: whole layers, within what it serves",
     support=served.triton_attn,
+    modes=invariant_layers(_TRITON),
 )
 BACKEND_TRITON_DIFFKV = backend_target(
     "backend-triton-diffkv",
     _TRITON_DIFFKV,
     description="the backend TRITON_ATTN_DIFFKV: whole layers with K and V of two widths, within what it serves",
     support=served.triton_attn_diffkv,
+    modes=invariant_layers(_TRITON_DIFFKV),
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",

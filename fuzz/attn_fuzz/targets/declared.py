@@ -1,4 +1,4 @@
-"""What a case asks of a backend."""
+"""The AttentionConfig of a case, by which a backend is selected."""
 
 from attn_contract import AttentionConfig
 from attn_contract.attention_config import Scales

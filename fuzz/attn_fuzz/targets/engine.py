@@ -1,4 +1,4 @@
-"""What the engine that calls a kernel sends: restrictions of the calls that the contract allows.
+"""Engines that call kernels: restrictions of the calls that the contract allows.
 
 The strategies draw this vocabulary directly. A restriction that `Support.exclude` expresses is drawn too, and thrown away.
 """
@@ -21,7 +21,7 @@ NUMBERS: Final = ("num_layers", "padding", "unowned_rows", "rows_past", "kv_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What an engine sends. The defaults are all that the contract allows.
+    """The calls that an engine sends. The defaults are all that the contract allows.
 
     A bool says whether the engine ever sends what the field names. Every other field holds the values that are drawn, the
     simplest first, which a third of the drawn layers have alone; a number stands for all numbers up to the largest one. Most
@@ -108,8 +108,23 @@ class Engine:
 
     @property
     def gives_keys(self) -> bool:
-        """Whether every step has a finite row of k and v for each of its query tokens."""
+        """True if every step has a finite row of k and v for each of its query tokens."""
         return self.writes == (True,) and not self.unwritten and not self.saturated
+
+    @property
+    def several_queries(self) -> bool:
+        """Whether a request may have more than one query, or none."""
+        return {*self.query_lens} != {"one"}
+
+    @property
+    def idle_requests(self) -> bool:
+        """Whether a request may have no query. Where all have as many, such a step has none."""
+        return self.empty_requests and ("any" in self.query_lens or (self.empty_batches and self.several_queries))
+
+    @property
+    def fewer_keys(self) -> bool:
+        """Whether a request of self-attention may have fewer keys than queries."""
+        return self.more_queries_than_keys and self.prompts and (self.several_queries or self.empty_requests)
 
     def limit(self, case: Case) -> str | None:
         """The first property of a case that the engine never sends, in words; None if it sends the case."""
@@ -246,7 +261,7 @@ VLLM: Final = Engine(
     unlike_strides=(False,),
     dense_out=(True,),
 )
-"""What vLLM sends to a backend. Rows of padding, slots of -1, shared prefixes and requests without a query are part of it."""
+"""The calls of vLLM to a backend, with rows of padding, slots of -1, shared prefixes and requests without a query."""
 
 
 def _restriction(field: str, value: Any) -> Callable[[Case], bool]:
@@ -268,4 +283,4 @@ RESTRICTIONS: Final[Mapping[str, Callable[[Case], bool]]] = {
     for field in dataclasses.fields(Engine)
     for value in _NARROWER.get(field.name, (False,) if isinstance(field.default, bool) else ((False,), (True,)))
 }
-"""What a user may say of an Engine, as a user writes it, and whether a case keeps to it."""
+"""Restrictions of an Engine, as a user writes them, each with a function that says if a case meets it."""

@@ -29,7 +29,7 @@ MergeFunction = Callable[..., object]
 
 
 class Merges(NamedTuple):
-    """What a merge takes beside two states.
+    """Further inputs of a merge, beside two states.
 
     Attributes:
         empty_lses: what a part without a key may have as its LSE.

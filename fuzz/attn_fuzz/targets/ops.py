@@ -63,7 +63,7 @@ def _write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
 
 
 def _of_a_cache(layer: Layer) -> dict[str, Any]:
-    """What a cache write is told of its layer."""
+    """Keyword arguments of a cache write from its layer."""
     return {name: getattr(layer, name) for name in ("layout", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache")}
 
 

@@ -67,7 +67,7 @@ def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, choo
 def on_all_ranks(
     function: Callable[..., tuple[torch.Tensor, torch.Tensor]], calls: Sequence[tuple[Any, ...]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What `function(group, *call)` returns on each rank, in its process.
+    """The results of `function(group, *call)` on each rank, in its process.
 
     Raises:
         ContractError, UnsupportedError: a rank's, which is no other rank's.
@@ -95,7 +95,7 @@ def _attend(group: Any, q: torch.Tensor, own: Shard, step: Any, options: dict[st
 
 
 def _attention_of_another_library(*arguments: Any, lse: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """What may attend in place of the kernels: where a rank has no key, its LSE is +inf or NaN, and its output NaN."""
+    """Attention as another library may do it: where a rank has no key, its LSE is +inf or NaN, and its output NaN."""
     import attn_optimized
 
     out = attn_optimized.paged_attention(*arguments, out=out, lse=lse)

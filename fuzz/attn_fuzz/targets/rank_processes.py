@@ -22,7 +22,7 @@ import torch.distributed as dist
 from attn_fuzz.errors import HelperKilledError
 
 TIMEOUT = timedelta(seconds=20)
-"""How long a rank waits for another one that does not come."""
+"""The time that a rank waits for another one that does not come."""
 ENDED_SECONDS = 0.1
 
 
@@ -54,7 +54,7 @@ class RankProcesses:
         self._groups = _groups(0, count, store)
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What `function(group, *arguments[rank])` returns on each rank, or the exception that it raises there.
+        """The result of `function(group, *arguments[rank])` on each rank, or the exception that it raises there.
 
         Args:
             function: of a module. Its arguments and its result can be pickled.
@@ -85,7 +85,7 @@ class RankProcesses:
     def _check_killed(self) -> None:
         """
         Raises:
-            HelperKilledError: SIGKILL has ended a rank. Its connections close before the system tells how it ended.
+            HelperKilledError: SIGKILL has ended a rank. Its connections close before the system reports how it ended.
         """
         until = time.monotonic() + ENDED_SECONDS
         ended: list[int] = []
@@ -139,7 +139,7 @@ def _is_unexpected(result: Any, expected: tuple[type[Exception], ...]) -> bool:
 
 
 def _packed(what: Any) -> bytes:
-    """What torch saves: pickle knows no tensors of float8."""
+    """Bytes by torch.save: pickle knows no tensors of float8."""
     buffer = io.BytesIO()
     torch.save(what, buffer)
     return buffer.getvalue()

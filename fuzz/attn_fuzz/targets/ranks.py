@@ -28,7 +28,7 @@ NO_BLOCK = (-1, 2**31 - 1)
 
 
 class Shard(NamedTuple):
-    """What one rank has of a cache: the layer with the rank's scales, its cache, and its block table [R, max_blocks]."""
+    """One rank's part of a cache: the layer with the rank's scales, its cache, and its block table [R, max_blocks]."""
 
     layer: Layer
     kv_cache: torch.Tensor
@@ -41,11 +41,8 @@ def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch
     Args:
         tokens: for each request, [local length] int64, which of its keys the rank has.
     """
-    assert layer.layout is not None
     assert batch.block_table is not None
-    view = KVCacheView.of(
-        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    )
+    view = layer.view_of(kv_cache)
     counts = [-(-len(own) // view.block_size) for own in tokens]
     blocks = choose.sample(range(sum(counts) + 2), sum(counts))
     table = torch.full((len(counts), max((1, *counts)) + choose.randint(0, 1)), choose.choice(NO_BLOCK), dtype=torch.int32)
@@ -91,7 +88,7 @@ def _elements(view: KVCacheView, kv: int, block: torch.Tensor, slot: torch.Tenso
 
 
 class Choice(NamedTuple):
-    """How a call is dealt, and in which order its parts are merged."""
+    """The dealing of a call to ranks, and the order in which its parts are merged."""
 
     num_ranks: int
     interleave: int
@@ -109,7 +106,7 @@ def refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
 
 
 def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choose: random.Random) -> tuple[Shard, Any]:
-    """What a rank has of a cache, and the rank's step. A layer or a step that is refused is refused before anything is made."""
+    """A rank's part of a cache, and the rank's step. A layer or a step that is refused is refused before anything is made."""
     from attn_optimized import context_parallel as ranks
 
     ranks.local_layer(layer, dealing)

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
 from attn_fuzz import current_folder, foreign
-from attn_fuzz.errors import InputError
+from attn_fuzz.errors import NOT_RUN, InputError, LimitError
 from attn_fuzz.renamed import renamed
 from attn_fuzz.targets import modes
 from attn_fuzz.targets.target import Support, Target
@@ -33,6 +33,12 @@ PACKAGES = "attn_parity.packages"
 
 class UnknownTargetError(InputError):
     """No such target, or one that cannot be loaded."""
+
+
+class LimitedTargetError(UnknownTargetError):
+    """A target of which nothing can be run, by a limit of this tool."""
+
+    exit_code = NOT_RUN
 
 
 class Package(NamedTuple):
@@ -144,11 +150,14 @@ def usable(name: str, device: str) -> Target:
     Raises:
         UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration, or a finding has no
             stored case.
+        LimitedTargetError: what it declares is beyond a limit of this tool.
     """
     target = load(name)
     try:
         reason = target.unavailable(device)
         support, rounding = target.support(device), target.rounding(device)
+    except LimitError as error:
+        raise LimitedTargetError(f"target {name}: not run, by a limit of this tool: {error.sentence}") from error
     except (Exception, SystemExit) as error:
         raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
     if target.architectures and not target.compiles:

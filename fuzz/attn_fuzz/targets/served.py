@@ -1,4 +1,4 @@
-"""Which cases each backend serves."""
+"""The cases that each backend serves."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def triton_attn(device: str) -> Support:
 
 
 def triton_attn_diffkv(device: str) -> Support:
-    """What vLLM 0.33's backend of this name serves, too."""
+    """The support of vLLM 0.33's backend of this name."""
     drawn = TRITON.support(device)
     return dataclasses.replace(
         drawn,
@@ -35,7 +35,7 @@ def triton_attn_diffkv(device: str) -> Support:
 
 
 def rocm_attn(device: str) -> Support:
-    """What vLLM 0.33's backend of this name serves, too."""
+    """The support of vLLM 0.33's backend of this name."""
     drawn = TRITON.support(device)
     return dataclasses.replace(
         drawn,

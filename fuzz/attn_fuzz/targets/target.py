@@ -1,4 +1,4 @@
-"""What a target is: functions that write a cache and attend, with a declaration of what they support and where they round."""
+"""A target: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
 import importlib.util
@@ -105,7 +105,7 @@ class LatentSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """What a target supports.
+    """The attention types, rules, dtypes, layouts and sizes that a target supports.
 
     The target must be right in everything that is declared here. It must refuse every other attention type, rule, quantized
     cache and quantized output, with a ValueError or a NotImplementedError before anything is written. Sizes, dtypes, layouts,
@@ -369,7 +369,7 @@ class Target:
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
-        modes: by name, modes of its own, such as a format of its cache, and its own ways to the modes that any target may have
+        modes: by name, its own modes, such as a format of its cache, and its own versions of modes that any target may have
             (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
         planned: while what it returns lasts, host code plans for a GPU that is not here: `NAME@planned` and `NAME@gfx942` need
             it. None: it plans for `NAME@gfx942` as it does where kernels are interpreted.
@@ -436,15 +436,15 @@ class Target:
         return tuple(finding for finding in self.findings if device != "cpu" or not finding.needs_gpu)
 
     def can_be_sanitized(self, device: str) -> bool:
-        """Whether `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
+        """True if `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""
         return self.sanitizes and device == "cpu"
 
     def can_be_followed(self, device: str) -> bool:
-        """Whether its calls can be followed in exact mode (`attn_fuzz.exact`), which is a mode of Triton's interpreter."""
+        """True if its calls can be followed in exact mode (`attn_fuzz.exact`), which is a mode of Triton's interpreter."""
         return device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
 
     def can_be_fenced(self, device: str) -> bool:
-        """Whether its interpreted kernels are held to the memory of their arguments, where they declare no more."""
+        """True if its interpreted kernels may touch the memory of their arguments alone, where they declare no more."""
         return self.can_be_followed(device) and not self.sanitizes
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attn_optimized.launch.workload import Workload
 
 PARTS_PER_ROUND = 2
-"""How many parts half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
+"""Parts that half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
 requests have more, so that hardly any reduction had a second round."""
 
 
@@ -46,23 +46,23 @@ _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=T
 _MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
 
 
-def _triton_write(k, v, kv_cache, layer, slot_mapping) -> None:
+def _triton_write(k, v, kv_cache, layer, slot_mapping, *, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=True)
+    attn_optimized.write_kv_cache(k, v, kv_cache, layer, slot_mapping, validate=validate)
 
 
-def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping) -> None:
+def _triton_write_latent(kv_c, k_pe, kv_cache, layer, slot_mapping, *, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=True)
+    attn_optimized.write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, validate=validate)
 
 
-def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
+def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox, validate=True) -> None:
     import attn_optimized
 
     attn_optimized.rope_and_write_kv_cache(
-        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=True
+        q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox, validate=validate
     )
 
 
@@ -155,20 +155,21 @@ def planned(gpu: Gpu) -> Iterator[None]:
 
 
 def interprets(tensor: torch.Tensor) -> bool:
-    """Whether launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
+    """True if launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
     from attn_optimized.device import architecture_of
 
     return architecture_of(tensor.device, torch.float32) == "interpreter"
 
 
-def _queries_per_tile(step: Step) -> int:
+def queries_per_tile(step: Step) -> int:
+    """Of a batch-invariant call."""
     import attn_optimized
 
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
 
 
 def launch_of(step: Step, architecture: str | None = None, compute_units: int | None = None) -> Hashable:
-    """What the order of sums depends on: tiles, splits, and what the kernel is compiled for.
+    """A key of the order of sums: tiles, splits, and the constants that the kernel is compiled for.
 
     Args:
         architecture, compute_units: of a GPU; None: those of the step's device.
@@ -198,7 +199,7 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
 
 
 _MODES_OF_ATTENTION: dict[str, Mode | str] = {
-    "invariant": invariant.by(_invariant_attention, _queries_per_tile),
+    "invariant": invariant.by(_invariant_attention, queries_per_tile),
     "returned": returned.by(_unchecked_attention),
     "properties": properties.by(launch_of),
     "far": far.with_any_strides,
@@ -293,10 +294,10 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=Tr
 
 
 def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
-    """How many leading keys all requests with a query share with the first request, in whole blocks of their contexts."""
+    """The number of leading keys that all requests with a query share, in whole blocks of their contexts."""
     if layer.layout is None or kv_cache is None or batch.block_table is None:
         return 0
-    block_size = _block_size(layer, kv_cache)
+    block_size = layer.view_of(kv_cache).block_size
     query_lens = batch.query_start_loc.diff()
     contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
     if not contexts or int(batch.seq_lens[0]) < block_size:
@@ -305,13 +306,6 @@ def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> 
     table = batch.block_table[query_lens > 0, :blocks]
     same = (table == batch.block_table[:1, :blocks]).all(0).long().cumprod(0)
     return int(same.sum()) * block_size
-
-
-def _block_size(layer: Layer, kv_cache: torch.Tensor) -> int:
-    assert layer.layout is not None
-    return KVCacheView.of(
-        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    ).block_size
 
 
 def _cascade_events(step: Step) -> Iterable[str]:
@@ -323,7 +317,10 @@ _CASCADE_RULES = (
     *("non_causal", "per_request_causal", "lse", "rope"),
 )
 
-TRITON_CASCADE = Target(
+_ATTENTION_ALONE = dataclasses.replace(TRITON, write_kv_cache=None, rope_and_write_kv_cache=None)
+
+TRITON_CASCADE = dataclasses.replace(
+    _ATTENTION_ALONE,
     name="triton-cascade",
     description="cascade attention of the Triton kernels, where requests share their first blocks",
     attention=_cascade_attention,
@@ -332,46 +329,29 @@ TRITON_CASCADE = Target(
         attn_types=(AttentionType.DECODER,),
         rules=_CASCADE_RULES,
     ),
-    rounding=_triton_rounding,
-    unavailable=missing_triton,
     events=_cascade_events,
-    siblings=_MODES,
-    checks_arguments=True,
-    forget=_forget_launches,
-    modules=modules,
     modes={
         "returned": returned.by(functools.partial(_cascade_attention, validate=False)),
         "far": far.with_any_strides,
     },
-    planned=planned,
-    sanitizes=True,
-    exact=True,
 )
 
 
-def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+def _varlen_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=True) -> None:
     import attn_optimized
 
-    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=True)
+    attn_optimized.varlen_attention(q, k, v, layer, batch, out=out, lse=lse, validate=validate)
 
 
-TRITON_VARLEN = Target(
+TRITON_VARLEN = dataclasses.replace(
+    _ATTENTION_ALONE,
     name="triton-varlen",
     description="the dense Triton kernel alone, which must refuse what needs a cache",
     attention=_varlen_attention,
     support=lambda device: dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
     ),
-    rounding=_triton_rounding,
-    unavailable=missing_triton,
-    siblings=_MODES,
-    checks_arguments=True,
-    forget=_forget_launches,
-    modules=modules,
     modes={"far": far.with_any_strides},
-    planned=planned,
-    sanitizes=True,
-    exact=True,
 )
 
 

@@ -27,7 +27,7 @@ from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_REASONS = 32
-"""How many different reasons a recording counts. Reasons may name numbers of a call, and a server makes calls for weeks."""
+"""The number of different reasons that a recording counts. Reasons may name numbers, and a server makes calls for weeks."""
 
 ROUNDING = "rounding"
 """The name in a capture's file under which the Rounding is kept that its outputs were judged by, as JSON."""
@@ -218,7 +218,7 @@ class Recording:
         return f"{sum(self.not_judged.values())} could not be, the first because of: {next(iter(self.not_judged))}"
 
     def _has_room(self, judgement: Judgement | None) -> bool:
-        """Whether `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
+        """True if `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
         return sum((found.judgement is None) == (judgement is None) for found in self.found) < self.limit
 
 

@@ -21,7 +21,7 @@ logits share changes no weight, and it moves the LSE by itself. So the error of 
 that of each key: eps of the sink becomes 0, each eps_j becomes eps_j + eps_m, and the LSE's bound grows by
 eps_m = u32 (2 |m| + 4). Roundings of the LSE itself that are elsewhere small beside those of accumulation count, too: where m
 is kept in base 2, the constant and the product that bring it back are 2 u32 |lse|, and each merge of parts may go both ways
-again, 4 u32 |lse|. So without merges an LSE of 2^126 is held to 5 u32 |lse|. Keys whose logits are at most half of such a sink
+again, 4 u32 |lse|. So without merges 5 u32 |lse| bounds an LSE of 2^126. Keys whose logits are at most half of such a sink
 have weight 0 with any of these errors.
 
 Rounding errors of generic numbers are independent, and lam = 6 leaves each element a chance of 3e-8 (Hoeffding). Structured
@@ -87,7 +87,7 @@ which needs only matrix products. A sink counts as one more key, whose value is 
 Where q is 0, all weights of a row are equal, and sums of small integers are exact. Such a case is compared bit by bit, also
 with a cap (the cap of 0 is 0), with a tree of drafts (whose biases are 0 or hide a key), with fixed scales (which are then
 powers of two), and with an output_scale (whose quotient is defined bitwise). With ALiBi, a random qq_bias, a sink other than 0,
-or scales of tokens (which are no powers of two), such a case is held to the bound.
+or scales of tokens (which are no powers of two), such a case is compared within the bound.
 
 Sources: Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax functions" (IMA J. Numer. Anal. 2021);
 Higham and Mary, "A new approach to probabilistic rounding error analysis" (SIAM J. Sci. Comput. 2019).
@@ -149,14 +149,14 @@ def _with_dense_keys(request: Request, call: Call | Step) -> Request:
 
 
 class Bound(NamedTuple):
-    """How far each element of `out` [q, H, D] and of the LSE [q, H] may be from the right one, in float64."""
+    """The largest allowed error of each element of `out` [q, H, D] and of the LSE [q, H], in float64."""
 
     out: torch.Tensor
     lse: torch.Tensor
 
 
 class _Weights(NamedTuple):
-    """How far errors of logits can change the softmax weights of a row.
+    """The largest change of a row's softmax weights by errors of logits.
 
     Args:
         largest: [H, q, k], the largest number that each weight can become.

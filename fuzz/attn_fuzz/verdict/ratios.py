@@ -24,7 +24,7 @@ written; a row with NaN or an infinity."""
 
 
 def count(ratio: torch.Tensor, group: torch.Tensor, num_groups: int) -> list[list[int]]:
-    """How many elements of each group of rows lie in each of the NUM_BINS bins. The last bin also holds what is not finite.
+    """The number of elements of each group of rows in each of the NUM_BINS bins. The last bin also holds non-finite ones.
 
     Args:
         ratio: [T, ...].

@@ -1,4 +1,4 @@
-"""Where kernels round, and by how much. The bounds of outputs and of properties are made of these numbers.
+"""Roundings of kernels, and their sizes. The bounds of outputs and of properties are made of these numbers.
 
 `attn_fuzz.verdict.oracle` derives the bound of an output whose right value is known. `attn_fuzz.properties.bound` derives the
 bound of an output whose right value is unknown. Both use the symbols that `oracle` defines: u, eta, B, T, S, r and t.
@@ -27,7 +27,7 @@ UNDERFLOW = {
 }
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0}
 LEAST_OF_INT8 = 1e-6
-"""What kernels that make int8 take for the largest magnitude where that is smaller."""
+"""The least magnitude by which kernels that make int8 scale."""
 SCALED_TO_INT8 = 8 * U32
 """To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
 CAP_ROUNDINGS = 8
@@ -37,7 +37,7 @@ LOST_IN_FLOAT16 = 2.0**-39
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """Where a kernel rounds. A target declares it, so that the judge can be as strict as the kernel is precise.
+    """The roundings of a kernel. A target declares them, so that the judge can be as strict as the kernel is precise.
 
     Args:
         keys_per_tile: the number of keys in one step of the online softmax.
@@ -118,7 +118,7 @@ class CallRounding:
 
     @property
     def makes_int8(self) -> bool:
-        """Whether q and the weights are cut to int8."""
+        """True if q and the weights are cut to int8."""
         return self.rounding.int8_dots and self.layer.kv_cache_dtype is torch.int8
 
     @property
@@ -152,7 +152,7 @@ class CallRounding:
 
     @property
     def of_lost_queries(self) -> float:
-        """What may be lost of an element of q, relative to the largest of its row."""
+        """The largest loss of an element of q, relative to the largest of its row."""
         is_float16 = self.dtype is torch.bfloat16 and self.layer.kv_cache_dtype is torch.float8_e4m3fn
         return LOST_IN_FLOAT16 if self.rounding.float16_dots and is_float16 else 0.0
 
@@ -165,7 +165,7 @@ class CallRounding:
 
     @property
     def of_underflown_queries(self) -> float:
-        """What may be lost of an element of q that is rounded to float8, whatever the others are."""
+        """The largest loss of an element of q that is rounded to float8, whatever the others are."""
         return UNDERFLOW[self._narrow] if self._narrow else 0.0
 
     @property

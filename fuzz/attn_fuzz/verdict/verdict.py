@@ -74,12 +74,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
+        """True if the target is at fault. A case that neither passed nor failed is beyond a limit of this tool."""
         return not self.passed and self.kind != "limit"
 
 
 def what_failed(verdict: Verdict) -> tuple[str, str]:
-    """What a failure is a failure of. Two cases with equal answers fail in the same way, so the smaller may stand for both.
+    """The identity of a failure. Two cases with equal answers fail in the same way, so the smaller may stand for both.
 
     The answer is the verdict's kind and what the verdict is about. Four kinds count as one kind, "number". Where only the
     values of a case change, a wrong number of a tensor may become NaN, or a sum that is not exact. And a float8 output cannot

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Fact = Literal["vgpr_spills", "sgpr_spills_in_loops", "waves"]
 """Facts with a budget: the most spilled registers and moves of spilled scalars in loops, and the fewest waves of a SIMD."""
 MOST: tuple[Fact, ...] = ("vgpr_spills", "sgpr_spills_in_loops")
-"""Those that a budget bounds from above."""
+"""The facts that a budget bounds from above."""
 
 
 ONE_SPILL_IN = 50
@@ -57,7 +57,7 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exceptions: tuple[Exceptions, ...] = ()
 
     def knows(self, triton: str) -> bool:
-        """Whether exceptions apply to this version of Triton."""
+        """True if exceptions apply to this version of Triton."""
         return any(triton in exception.triton for exception in self.exceptions)
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
@@ -126,12 +126,12 @@ def unneeded(
 
 
 def _is_off(fact: Fact, actual: float, budget: float) -> bool:
-    """Whether a fact is not its budget, and two runs of the compiler do not differ so."""
+    """True if a fact is not its budget, and two runs of the compiler do not differ so."""
     return abs(actual - budget) * ONE_SPILL_IN > budget if fact in MOST else actual != budget
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
-    """Whether a launch has dots for which the architecture has matrix instructions: 16-bit dots, and float32 dots on CDNA."""
+    """True if a launch has dots for which the architecture has matrix instructions: 16-bit dots, and float32 dots on CDNA."""
     from attn_optimized.kernels.attention import attention_kernel  # imports Triton
 
     q: Any = call.tensors.get("q_ptr")
@@ -139,7 +139,7 @@ def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
 
 
 def rounds_products(call: "KernelCall") -> bool:
-    """Whether a launch rotates queries and keys without dividing by a scale."""
+    """True if a launch rotates queries and keys without dividing by a scale."""
     from attn_optimized.kernels.write_kv_cache import write_kv_cache_kernel
 
     if call.launch.kernel is not write_kv_cache_kernel:

@@ -108,7 +108,7 @@ def _on_meta_batch(batch: Batch) -> Batch:
 
 
 def _in_words(step: Step) -> str:
-    """What a step asks for."""
+    """The kernel calls of a step."""
     layer, q = step.layer, step.q
     sizes = f"{layer.num_heads}/{layer.num_kv_heads} heads of {layer.head_size}"
     if layer.head_size_v is not None:

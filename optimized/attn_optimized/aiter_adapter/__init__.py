@@ -1,4 +1,4 @@
-"""AMD's AITER, called through the contract: found without importing it, asked by its signatures, converted or refused.
+"""AMD's AITER, called through the contract: found without importing it, known by its signatures, converted or refused.
 
 AITER is optional and moves: what the installed one can do is read from its functions' arguments, never from a version. Nothing
 here imports it before one of its functions is called.

@@ -1,4 +1,4 @@
-"""What an AITER can do, as its signatures tell, and what its kernels take, as its sources do.
+"""Features of an AITER, read from its signatures, and of its kernels, read from its sources.
 
 An argument in a signature is not yet support: see `may_run_assembly`.
 """
@@ -88,18 +88,18 @@ _ARGUMENTS = {
 
 
 def features_of(aiter: Aiter) -> Features:
-    """What an AITER's signatures declare."""
+    """The features that an AITER's signatures declare."""
     return Features(**{name: _why_not(aiter, *place) for name, place in _ARGUMENTS.items()})
 
 
 def window_edges(aiter: Aiter) -> int:
-    """How many numbers flash_attn_varlen_func's `window_size` has: left and right, in newer versions also the sink tokens."""
+    """The length of flash_attn_varlen_func's `window_size`: left and right, in newer versions also the sink tokens."""
     default = aiter.signatures["flash_attn_varlen_func"].defaults.get("window_size")
     return len(default) if isinstance(default, tuple | list) else 2
 
 
 def may_run_assembly(head_size: int, dtype: torch.dtype, *, alibi: bool) -> bool:
-    """Whether flash_attn_varlen_func may take its assembly kernels (gfx942, gfx950), which know neither sinks nor soft caps.
+    """True if flash_attn_varlen_func may take its assembly kernels (gfx942, gfx950), which know neither sinks nor soft caps.
 
     Its gate asks for bfloat16 and a head size of 128, without ALiBi and without a window, and asks for neither sinks nor a cap.
     A window is no way around: one that reaches past the batch's longest sequence is dropped before the gate.

@@ -138,7 +138,7 @@ def _check(
     out: torch.Tensor,
     lse: torch.Tensor | None,
 ) -> None:
-    """What contradicts the contract; `out` and `lse` are the memory that is written."""
+    """Raise for arguments that contradict the contract; `out` and `lse` are the memory that is written."""
     for name, tensor, heads in (("q", q, layer.num_heads), ("k", k, layer.num_kv_heads), ("v", v, layer.num_kv_heads)):
         check_tensor(name, tensor)
         check_dims(name, tensor, ("T", "heads", "head_size"))

@@ -1,4 +1,4 @@
-"""Which AITER is installed, and how its functions are reached."""
+"""The AITER that is installed, and access to its functions."""
 
 import importlib
 import importlib.metadata
@@ -16,7 +16,7 @@ from attn_contract import UnsupportedError
 from attn_optimized.aiter_adapter.signatures import FUNCTIONS, Signature, of_callable, read_source
 
 RECORDED = ("0.1.7", "2026-08")
-"""Versions whose signatures are recorded here, oldest first, so that they can be asked about on any machine."""
+"""Versions whose signatures are recorded here, oldest first, so that any machine can use them."""
 
 _NEWER = "an AITER whose signature has it, or TRITON_ATTN"
 
@@ -124,7 +124,7 @@ def import_aiter() -> Aiter:
 
 
 def recorded(version: str) -> Aiter:
-    """An AITER of `RECORDED`, which can be asked everything and not be called.
+    """An AITER of `RECORDED`: its signatures can be read, and no function can be called.
 
     Raises:
         ValueError: there is no record of that version.
@@ -149,7 +149,7 @@ def _signature(folder: Path, module: str, function: str) -> Signature | None:
 
 
 def _version(folder: Path) -> str | None:
-    """Of the release that the folder is of: another one may be installed behind a checkout."""
+    """The release that a folder belongs to: another one may be installed behind a checkout."""
     try:
         release = importlib.metadata.distribution("amd-aiter")
     except importlib.metadata.PackageNotFoundError:

@@ -26,7 +26,7 @@ _RULES = {
 }
 _MAX_ROWS = 16
 _WHOLE_BLOCKS, _TILE = 240, 256
-"""Of a request with more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
+"""For more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
 _REACH = 1 << 31
 """Bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
 
@@ -45,7 +45,7 @@ def pa_fwd_asm(
     """Decode by AITER's assembly kernels, one query token per request; arguments as those of `paged_attention`.
 
     They have no argument for the scale of q.k: it is 1 / sqrt(D) inside, and any other is refused. They are wrong for 241 to
-    255 keys. Without `validate` nothing tells lengths, so a step whose `max_seq_len` is above 240 is refused.
+    255 keys. Without `validate` lengths are unknown, so a step whose `max_seq_len` is above 240 is refused.
 
     Args:
         aiter: what is called; see find_aiter.
@@ -54,8 +54,8 @@ def pa_fwd_asm(
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
         out: [T, H, D] or [T, H * D], contiguous.
         lse: must be None.
-        validate: check the values in tensors too, which waits for the device. Without it nothing tells a request without a
-            query, beside a row of padding, from one query token.
+        validate: check the values in tensors too, which waits for the device. Without it a request without a query,
+            beside a row of padding, looks like one query token.
 
     Returns:
         out.
@@ -103,7 +103,7 @@ def pa_fwd_asm(
 
 
 def _short_tail(batch: Batch, *, values: bool) -> Limit:
-    """That a request may have 241 to 255 keys."""
+    """The limit that a request has 241 to 255 keys."""
     is_there = batch.max_seq_len > _WHOLE_BLOCKS
     if is_there and values:
         is_there = bool(((batch.seq_lens > _WHOLE_BLOCKS) & (batch.seq_lens < _TILE)).any())

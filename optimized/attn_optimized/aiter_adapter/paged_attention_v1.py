@@ -48,8 +48,8 @@ def paged_attention_v1(
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
         out: [T, H, D] or [T, H * D], contiguous.
         lse: must be None.
-        validate: check the values in tensors too, which waits for the device. Without it nothing tells a request without a
-            query, beside a row of padding, from one query token.
+        validate: check the values in tensors too, which waits for the device. Without it a request without a query,
+            beside a row of padding, looks like one query token.
 
     Returns:
         out.
@@ -109,7 +109,7 @@ def paged_attention_v1(
 
 
 def has_packed_heads(q: torch.Tensor) -> bool:
-    """Whether the heads of each row of q [T, H, D] lie one behind the other. A stride over one head says nothing."""
+    """True if the heads of each row of q [T, H, D] lie one behind the other. A stride over one head says nothing."""
     return q.shape[1] == 1 or q.stride(1) == q.shape[2]
 
 

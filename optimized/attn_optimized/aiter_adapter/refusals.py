@@ -1,4 +1,4 @@
-"""What a function of AITER does not do: one sentence each, before it is called.
+"""Limits of AITER's functions, checked before they are called: one sentence each.
 
 Each adapter names the rules, dtypes, caches and outputs that its function serves. Whatever it does not name is refused.
 """
@@ -10,10 +10,10 @@ from attn_contract import AttentionType, Batch, Layer, No, UnsupportedError
 from attn_contract.arguments import named
 from attn_contract.attention_config import Scales, scales_of
 from attn_contract.capabilities import NOT_DECLARED, Answer, Values
-from attn_contract.rules import asked, words_of
+from attn_contract.rules import active_rules, words_of
 
 Limit = tuple[bool, str, str]
-"""Whether a call asks for it, what it is, and why it is not served."""
+"""True if the limit applies to a call, the feature, and the reason why it is not supported."""
 
 NO_SUCH_MASK = "it has no such mask"
 NO_ARGUMENT = "it has no argument for it"
@@ -31,13 +31,13 @@ def refuse(function: str, *limits: Limit, instead: str = "TRITON_ATTN") -> None:
 
 
 def size(name: str, value: int, values: Values) -> Limit:
-    """That a size is none of those that a kernel takes."""
+    """The limit that a kernel does not take a size."""
     return value not in values, f"{name} {value}", f"{values.why} (it takes {values})"
 
 
 def rules(answers: Mapping[str, Answer], *holders: Layer | Batch) -> tuple[Limit, ...]:
-    """That a layer or a step asks for rules to which a function does not answer YES."""
-    found = {name: answers.get(name, NOT_DECLARED) for name in asked(*holders)}
+    """A limit for each rule of a layer or a step to which a function does not answer YES."""
+    found = {name: answers.get(name, NOT_DECLARED) for name in active_rules(*holders)}
     return tuple((isinstance(answer, No), words_of(name), str(answer)) for name, answer in found.items())
 
 
@@ -47,9 +47,9 @@ def dtype(given: torch.dtype) -> Limit:
 
 
 def one_token(layer: Layer, batch: Batch, *, values: bool) -> tuple[Limit, ...]:
-    """That the batch is anything but one query token of each request, at its last key.
+    """The limits of a decode: one query token of each request, at its last key.
 
-    A request without a query and a row of padding look like one query token to the host. Only the values on the device tell.
+    A request without a query and a row of padding look like one query token to the host. Only the values on the device differ.
     """
     alone = batch.max_query_len <= 1 and batch.num_actual_tokens == batch.num_requests
     if values:
@@ -65,6 +65,6 @@ def one_token(layer: Layer, batch: Batch, *, values: bool) -> tuple[Limit, ...]:
 
 
 def cache(layer: Layer, served: Collection[Scales | None], why: str) -> Limit:
-    """That the cache is quantized with a kind of scales that a function does not read."""
+    """The limit that a function does not read the cache's kind of scales."""
     kind = scales_of(layer)
     return kind not in served, f"a cache of {named(layer.kv_cache_dtype)} with scales per {kind}", why

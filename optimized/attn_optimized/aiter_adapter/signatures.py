@@ -1,4 +1,4 @@
-"""What arguments AITER's functions take, read from its source, which needs neither a GPU nor a compiler, or from a function."""
+"""Signatures of AITER's functions, read from its source, which needs neither a GPU nor a compiler, or from a function."""
 
 import ast
 import functools

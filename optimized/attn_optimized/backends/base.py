@@ -1,4 +1,4 @@
-"""What every backend is: a declaration, a builder of metadata and an implementation of a layer, by vLLM's names.
+"""The base class of every backend: a declaration, a builder of metadata and a layer's implementation, by vLLM's names.
 
 A backend writes the cache in `do_kv_cache_update` or `do_rope_and_kv_cache_update`, before `forward` reads it.
 """
@@ -15,14 +15,13 @@ from attn_contract import (
     Batch,
     Capabilities,
     ContractError,
-    KVCacheView,
     Layer,
     Layout,
     UnsupportedError,
 )
 from attn_contract.arguments import check_tensor, check_type, check_vector
 from attn_contract.capabilities import unsupported
-from attn_contract.rules import asked
+from attn_contract.rules import active_rules
 from attn_contract.validation import check_layer_logits, check_write_kv_cache
 
 import attn_optimized
@@ -44,7 +43,7 @@ class AttentionMetadataBuilder(ABC, Generic[Metadata]):
     """
 
     metadata: ClassVar[type[Any]]
-    """What `build` makes."""
+    """The class that `build` returns."""
 
     def __init__(self, attn_type: AttentionType) -> None:
         check_type("attn_type", attn_type, AttentionType, f"an AttentionType: {', '.join(AttentionType)}")
@@ -149,7 +148,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
             raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
         output_dtype = None if self.layer.output_scale is None else output.dtype
         causal = None if isinstance(batch.causal, torch.Tensor) else batch.causal  # whatever the flags of requests are
-        key = (causal, *asked(batch), output_dtype, lse is not None)
+        key = (causal, *active_rules(batch), output_dtype, lse is not None)
         if key in self._served:
             return
         step = AttentionConfig.of(
@@ -179,9 +178,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         if self._reinterprets:
             kv_cache = self._as_planes(kv_cache)
         if kv_cache.shape not in self._cache_shapes:
-            layer = self.layer
-            heads = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-            view = KVCacheView.of(kv_cache, self.layer.layout, **heads)
+            view = self.layer.view_of(kv_cache)
             if view.block_size != self.config.block_size:
                 expected = f"{self.config.block_size}, the layer's block_size"
                 raise ContractError("kv_cache", f"blocks of {view.block_size} slots", expected)
@@ -433,7 +430,7 @@ def _must_reinterpret(layout: Layout | None, allocation_layout: Layout | None) -
 
 
 def _others(config: AttentionConfig, backend: type[AttentionBackend], aiter: Aiter) -> str | None:
-    """Which other backends serve a config, in words."""
+    """The names of other backends that serve a config, joined by "or"."""
     from attn_optimized.backends import BACKENDS
 
     serving = [

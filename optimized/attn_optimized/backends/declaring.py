@@ -1,4 +1,4 @@
-"""What backends share in their declarations. A rule that a declaration does not name is refused."""
+"""Parts of declarations that backends share. A rule that a declaration does not name is refused."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ _SCALES: tuple[Scales, ...] = ("tensor", "head", "token", "inline")
 
 
 def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
-    """What the project's Triton kernels serve, under the name of a backend that may serve less.
+    """The capabilities of this project's Triton kernels, for a backend that may serve less.
 
     Args:
         narrower: fields of Capabilities in place of the kernels' own. A backend that gives `rules` names all of its own.
@@ -98,7 +98,7 @@ FLOAT8_BEFORE_SM89 = Combination(
 
 
 def declared_features(aiter: Aiter) -> Features:
-    """What an AITER declares; for a missing one, what the newest record does: missing is one reason, and not ten."""
+    """The features of an AITER; of a missing one, those of the newest record: missing is one reason, and not ten."""
     return features_of(aiter if aiter.missing is None else recorded(RECORDED[-1]))
 
 

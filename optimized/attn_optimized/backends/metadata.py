@@ -1,4 +1,4 @@
-"""What an engine hands every backend in each step, by vLLM's names."""
+"""The input that an engine gives every backend in each step, by vLLM's names."""
 
 from dataclasses import dataclass
 

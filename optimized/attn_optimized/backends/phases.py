@@ -1,11 +1,13 @@
 """A step split into phases, each with the requests that one kernel serves, by lengths that the host knows."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from attn_contract import Batch, ContractError
 from attn_contract.arguments import check_vector
+from attn_contract.validation import check_lengths
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,14 +72,24 @@ def phase(step: Batch, query_lens: torch.Tensor, seq_lens: torch.Tensor, chosen:
     return PhaseMetadata(batch=batch, rows=_consecutive(rows, device), query_lens=query_lens, seq_lens=seq_lens)
 
 
-def check_host(name: str, host: torch.Tensor, like: torch.Tensor) -> None:
+def _check_host(name: str, host: torch.Tensor, like: torch.Tensor) -> None:
     check_vector(name, host, torch.int32)
     if len(host) != len(like) or host.device.type != "cpu":
         raise ContractError(name, f"{len(host)} entries on {host.device}", f"{len(like)} on the CPU, as many as on the device")
 
 
+def host_query_lens(step: Batch, query_start_loc_cpu: torch.Tensor, seq_lens_cpu: torch.Tensor | None) -> torch.Tensor:
+    """[R] int64, from lengths that are checked; `seq_lens_cpu` is None if the host does not know it."""
+    _check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
+    if seq_lens_cpu is not None:
+        _check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
+    known = torch.zeros(len(step.seq_lens), dtype=torch.int32) if seq_lens_cpu is None else seq_lens_cpu
+    on_host = dataclasses.replace(step, query_start_loc=query_start_loc_cpu, seq_lens=known)
+    return check_lengths(on_host, ("query_start_loc_cpu", "seq_lens_cpu"))
+
+
 class HostLengths(Protocol):
-    """A step as the device is told it, and the lengths by which the host has split it."""
+    """A step, and the lengths on the CPU by which it is split."""
 
     @property
     def step(self) -> Batch: ...

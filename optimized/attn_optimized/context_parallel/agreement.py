@@ -1,6 +1,6 @@
-"""Whether all ranks make the same call. Ranks that do not would wait for each other, or add numbers of unlike rows.
+"""Checks that all ranks make the same call. Otherwise they wait for each other, or add numbers of unlike rows.
 
-Every rank tells all others what its call is, in one collective of fixed size. So all ranks know of a rank that refuses its own
+Every rank sends its call to all others, in one collective of fixed size. So all ranks know of a rank that refuses its own
 call, and of a rank whose call is another one, and each of them raises an error.
 """
 
@@ -24,11 +24,11 @@ class OneOf(NamedTuple):
     values: tuple[object, ...]
 
 
-Told = int | float | OneOf | Callable[[], int]
-"""What ranks tell each other of an argument: a number, which of its values it is, or a function that makes a checksum of it."""
+Compared = int | float | OneOf | Callable[[], int]
+"""An argument as ranks compare it: a number, the index of its value, or a function that makes a checksum of it."""
 TIMEOUT, LEAST_TIMEOUT, LONGEST_TIMEOUT = timedelta(seconds=60), timedelta(milliseconds=1), timedelta(days=365)
 MOST_NUMBERS = 24
-"""A call is told in so many numbers, however many it has. A rank that makes another kind of call sends as many."""
+"""A call is sent as so many numbers, however many it has. A rank that makes another kind of call sends as many."""
 
 
 class RanksError(RuntimeError):
@@ -102,7 +102,7 @@ def _naming(what: str, timeout: timedelta) -> Iterator[None]:
 
 def compare_calls(
     group: dist.ProcessGroup,
-    call: Mapping[str, Told] | Exception,
+    call: Mapping[str, Compared] | Exception,
     names: tuple[str, ...],
     timeout: timedelta,
 ) -> None:
@@ -120,11 +120,11 @@ def compare_calls(
     """
     device = torch.device("cpu" if dist.get_backend(group) == dist.Backend.GLOO else "cuda")
     own = torch.tensor(_message(call, names), dtype=torch.int64, device=device)
-    told = [torch.zeros_like(own) for _ in range(group.size())]
-    run_to_the_end("comparing the ranks' calls", group, timeout, dist.all_gather, told, own)
+    gathered = [torch.zeros_like(own) for _ in range(group.size())]
+    run_to_the_end("comparing the ranks' calls", group, timeout, dist.all_gather, gathered, own)
     if isinstance(call, Exception):
         raise call
-    calls = torch.stack(told).tolist()
+    calls = torch.stack(gathered).tolist()
     if refusing := [rank for rank, (has_refused, *_) in enumerate(calls) if has_refused]:
         raise RanksError(f"attention over ranks: rank {refusing[0]} refused its call, and says why")
     if others := [rank for rank, (_, kind, *_) in enumerate(calls) if kind != own[1]]:
@@ -138,19 +138,19 @@ def compare_calls(
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """Of a tensor's values, for which the process waits."""
+    """A checksum of a tensor's values, for which the process waits."""
     return zlib.crc32(tensor.cpu().numpy().tobytes())
 
 
-def _message(call: Mapping[str, Told] | Exception, names: tuple[str, ...]) -> list[int]:
-    """Whether the call is refused, its kind, and its numbers."""
+def _message(call: Mapping[str, Compared] | Exception, names: tuple[str, ...]) -> list[int]:
+    """The message to the other ranks: 1 if the call is refused, its kind, and its numbers."""
     assert isinstance(call, Exception) or call.keys() == set(names)
     numbers = [0] * len(names) if isinstance(call, Exception) else [_number(call[name]) for name in names]
     kind = zlib.crc32("\n".join(names).encode())
     return [int(isinstance(call, Exception)), kind, *numbers, *[0] * (MOST_NUMBERS - len(names))]
 
 
-def _number(value: Told) -> int:
+def _number(value: Compared) -> int:
     if isinstance(value, OneOf):
         return value.values.index(value.value)
     if isinstance(value, float):
@@ -158,7 +158,7 @@ def _number(value: Told) -> int:
     return value if isinstance(value, int) else value()
 
 
-def _in_words(value: Told, number: int) -> str:
+def _in_words(value: Compared, number: int) -> str:
     """A rank's number, which is of the kind of this rank's value."""
     if isinstance(value, OneOf):
         return named(value.values[number])

@@ -14,8 +14,8 @@ from attn_contract.validation import check_attention_tensors, check_paged_attent
 from attn_optimized.attention import paged_attention
 from attn_optimized.context_parallel.agreement import (
     TIMEOUT,
+    Compared,
     OneOf,
-    Told,
     check_timeout,
     checksum,
     compare_calls,
@@ -27,7 +27,7 @@ from attn_optimized.context_parallel.weights import weighted_part
 from attn_optimized.merge import merge_attn_parts
 
 Exchange = Literal["reduce_scatter", "all_to_all"]
-"""How the ranks' outputs meet.
+"""The collective that exchanges the ranks' outputs.
 
 reduce_scatter: LSEs are gathered, each rank weights its output, and the network sums the shares in float32. all_to_all: each
 rank gets all parts of its own heads with their LSEs, one message from each rank, and merges them.
@@ -108,22 +108,22 @@ def attend_over_ranks(
         RanksError: another rank refused its call, came too late or has died.
     """
     check_type("group", group, dist.ProcessGroup, "a process group of torch.distributed")
-    told: Exception | dict[str, Told]
+    call: Exception | dict[str, Compared]
     wait = TIMEOUT  # if this rank's own is wrong
     try:
         check_timeout(timeout)
         wait = timeout
         check_type("compare", compare, bool, "a bool")
         _check_output(layer, out_dtype, attention, merge)
-        told = _checked(group, q, kv_cache, layer, step, exchange)
+        call = _checked(group, q, kv_cache, layer, step, exchange)
         if compare:
             _check_before_others(q, kv_cache, layer, step)
     except Exception as error:  # whatever it is, the others wait for this rank
         if compare is False:
             raise
-        told = error
+        call = error
     if compare is not False:
-        compare_calls(group, told, COMPARED, wait)
+        compare_calls(group, call, COMPARED, wait)
     num_tokens, num_heads = len(q), layer.num_heads
     heads = _gathering(_HEADS_OR_LSES, group, q, timeout)  # while memory for the output is made ready
     of_rank = kv_cache, local_layer(layer, step.dealing), step.batch
@@ -149,7 +149,7 @@ COMPARED = (
     *("attn_type", "scale", "logits_soft_cap", "sinks", "output_scale", "number of ranks", "interleave", "exchange"),
     *("requests", "num_actual_tokens", "rows of the local step", "query_start_loc", "seq_lens", "causal"),
 )
-"""What must be the same on all ranks; the last three by a checksum of their values."""
+"""Arguments that must be the same on all ranks; the last three by a checksum of their values."""
 
 
 def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
@@ -164,8 +164,8 @@ def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
 
 def _checked(
     group: dist.ProcessGroup, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, step: LocalStep, exchange: str
-) -> dict[str, Told]:
-    """Check a call before it meets the others', and return what is told of it, by the names of COMPARED."""
+) -> dict[str, Compared]:
+    """Check a call before it meets the others', and return its numbers by the names of COMPARED."""
     check_tensor("q", q)
     check_dims("q", q, ("T", "num_heads / ranks", "head_size"))
     check_type("step", step, LocalStep, "a LocalStep of local_step")
@@ -189,12 +189,12 @@ def _checked(
 
 
 def _check_before_others(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, step: LocalStep) -> None:
-    """What attention to all heads will check, at a time when the other ranks can still be told."""
+    """Make the checks of attention to all heads while the other ranks can still learn of an error."""
     of_all_heads = q[:, :1].expand(-1, layer.num_heads, -1)
     check_paged_attention(of_all_heads, kv_cache, local_layer(layer, step.dealing), step.batch, None, None, values=False)
 
 
-def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict[str, Told]:
+def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict[str, Compared]:
     whole = step.whole
     return {
         "rows of q": q.shape[0],

@@ -1,4 +1,4 @@
-"""What one rank attends to in a step: its part of each request's keys, and how many of them each query sees.
+"""One rank's share of a step: its part of each request's keys, and the number of them that each query sees.
 
 Token i of a request is on rank `i // interleave % num_ranks`, in the order of the tokens. So a query at position p sees a
 rank's keys from the first one on: those of the first p + 1 tokens if it is causal, or of all tokens. A step has one length for
@@ -23,7 +23,7 @@ IMPLEMENTED_RULES = frozenset({"head_size_v", "logits_soft_cap", "sinks"})
 
 @dataclass(frozen=True, kw_only=True)
 class Dealing:
-    """How tokens are dealt: `interleave` tokens at a time to each of `num_ranks` ranks in turn. `rank` is this one.
+    """The assignment of tokens to ranks: `interleave` at a time to each of `num_ranks` ranks in turn. `rank` is this one.
 
     Raises:
         ContractError: a number is out of range.
@@ -46,11 +46,11 @@ class Dealing:
         return self.interleave * self.num_ranks
 
     def rank_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Which rank has each token of a request."""
+        """The rank of each token of a request."""
         return tokens // self.interleave % self.num_ranks
 
     def local_index(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Which of its rank's tokens each token of a request is."""
+        """The local index of each token of a request, on its rank."""
         return tokens // self.tokens_of_round * self.interleave + tokens % self.interleave
 
 
@@ -135,7 +135,7 @@ _LOCAL_LAYERS: WeakKeyDictionary[Layer, dict[Dealing, Layer]] = WeakKeyDictionar
 
 
 def local_lengths(lengths: torch.Tensor, dealing: Dealing) -> torch.Tensor:
-    """How many of the first `lengths` tokens a rank has.
+    """The number of the first `lengths` tokens that belong to a rank.
 
     Of each whole round it has `interleave` tokens, and of the last round what the ranks before it have left.
     """

@@ -14,7 +14,7 @@ from attn_optimized.kernels.visibility import Rules
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the attention kernel is compiled for: its one `tl.constexpr`.
+    """The constants that the attention kernel is compiled for: its one `tl.constexpr`.
 
     Triton 3.6 takes a string from it only by way of a local constant: `KV_FORMAT: tl.constexpr = KIND.kv_format`.
     """
@@ -45,7 +45,7 @@ class Kind:
     has_integer_bfloat16: bool
     """whether float32 becomes bfloat16 by integers: see bfloat16"""
     has_hidden_dots: bool
-    """Whether larger tiles compute logits in a branch that is always taken. Triton gives all warps of a program to rows where a
+    """True if larger tiles compute logits in a branch that is always taken. Triton gives all warps of a program to rows where a
     dot depends on a dot, and it does not look into branches. Of 64 rows, two groups of 4 warps would both compute all logits;
     so each group has half of the keys."""
     has_sums_in_columns: bool

@@ -1,4 +1,4 @@
-"""What the merges of attention states share."""
+"""Functions that the merges of attention states share."""
 
 import triton
 import triton.language as tl

@@ -9,7 +9,7 @@ import triton.language as tl
 from triton import knobs
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-"""Whether Triton's interpreter runs the kernels of this process, which has no PTX."""
+"""True if Triton's interpreter runs the kernels of this process, which has no PTX."""
 
 
 def compiled_once(*, aligned: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:

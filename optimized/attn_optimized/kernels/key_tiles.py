@@ -1,4 +1,4 @@
-"""Which tiles of keys a program goes through, and which of them need no mask."""
+"""The tiles of keys that a program visits, and those that need no mask."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Where an element of one head's K or V lies inside its page. Offsets count elements.
+"""Offsets of an element of one head's K or V inside its page, in elements.
 
 INTERIOR is "rows" (each slot a dense row of dims, STRIDE_UNIT * stride_slot apart), "x_packed" or "shuffled". In the latter two
 a page is dense: K is [D/x, BS, x] in both, V is [D, BS] or [BS/x, D, x], with X = x elements in 16 bytes.
@@ -66,7 +66,7 @@ def load_packed_keys(
 
 @triton.constexpr_function
 def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED):
-    """How many slots of a dim of V a tile loads together, as a power of two: they lie one behind the other.
+    """The number of slots of a dim of V that a tile loads together, a power of two: they are contiguous.
 
     With a mask, they are those of 16 bytes.
     """

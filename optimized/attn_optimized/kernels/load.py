@@ -1,4 +1,4 @@
-"""What a program of the attention kernel loads: its queries, and tiles of keys and values from a cache or from rows."""
+"""Loads of the attention kernel: a program's queries, and tiles of keys and values from a cache or from rows."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ FEW_ROWS = tl.constexpr(16)
 
 
 class Source(NamedTuple):
-    """Where the keys and values of a request and a KV head lie. `k_dim_ptr`, `v_dim_ptr` point to the dims, [1, D], [1, Dv]."""
+    """Pointers to the keys and values of a request and a KV head, and with `k_dim_ptr`, `v_dim_ptr` to dims [1, D], [1, Dv]."""
 
     request_table_ptr: tl.tensor
     k_head_ptr: tl.tensor
@@ -51,7 +51,7 @@ def load_scales(tile, args):
 
 @triton.jit
 def source_of_keys(tile, args, KIND: tl.constexpr):
-    """Where a tile of queries finds its keys and values."""
+    """The keys and values of a tile of queries."""
     dim, value_dim = tl.arange(0, KIND.block_d)[None, :], tl.arange(0, KIND.block_v)[None, :]
     request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
     k_head_ptr = args.tensors.k_ptr + tile.kv_head * args.strides.k_head * KIND.kv_unit
@@ -72,7 +72,7 @@ def load_blocks(source, i, end_key, loops, sink_tokens, KIND: tl.constexpr, MASK
     """[N]: the block of each key of tile `i` of a loop, 0 from `end_key` on; a plain 0 if K and V are no blocks.
 
     A loop looks blocks up one tile before it loads their keys. So the keys wait for no load of the same turn, and a compiler
-    that loads tiles ahead keeps as many of them in flight as it is told to: else it takes a stage for the table.
+    that loads tiles ahead keeps as many of them in flight as num_stages says: else it takes a stage for the table.
 
     Args:
         ALL: whether all keys of the tile are below `end_key`, and may be seen.

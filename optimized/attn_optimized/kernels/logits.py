@@ -9,7 +9,7 @@ from attn_optimized.kernels.online_softmax import LOG2E
 
 
 class Operands(NamedTuple):
-    """What the dots of a tile of queries with a tile of keys take, [M, ...] and [N, ...].
+    """Operands of the dots of a tile of queries with a tile of keys, [M, ...] and [N, ...].
 
     q and k are all dims of the first dot, or the even ones beside `q_odd` and `k_odd`. For `q_rest` and `k_rest` see key_rest;
     if the dots are hidden, `q_rest` has the other sign.

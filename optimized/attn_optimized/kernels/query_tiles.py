@@ -1,4 +1,4 @@
-"""How the query rows of a ragged batch are cut into tiles, without a plan made on the host.
+"""Cuts the query rows of a ragged batch into tiles, without a plan made on the host.
 
 If no request has more queries than a tile, each request has one tile. Else request r needs `ceil(query_len / queries_per_tile)`
 tiles, and its first tile is `query_start_loc[r] // queries_per_tile + r`. That leaves room for the tiles of all requests before
@@ -16,7 +16,7 @@ REQUESTS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 256)
 
 
 class Tile(NamedTuple):
-    """What one program computes: queries [first_query, end_query) of a request, for query heads of one KV head.
+    """The work of one program: queries [first_query, end_query) of a request, for query heads of one KV head.
 
     Those are all of its heads, or if a tile has too few rows for all of them, the heads of group `heads` of the grid.
     """

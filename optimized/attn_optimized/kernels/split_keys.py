@@ -1,4 +1,4 @@
-"""How the keys of a tile of queries are cut into parts, by the lengths that the device knows.
+"""Cuts the keys of a tile of queries into parts, by the lengths that the device knows.
 
 The host knows at most an upper bound of the lengths, and a captured graph is replayed with other lengths.
 

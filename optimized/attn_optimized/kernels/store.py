@@ -1,4 +1,4 @@
-"""What a program of the attention kernel stores: rows of the output, or the softmax's state for a part of the keys."""
+"""Stores of the attention kernel: rows of the output, or the softmax's state for a part of the keys."""
 
 import triton
 import triton.language as tl

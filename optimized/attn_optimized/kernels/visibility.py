@@ -1,4 +1,4 @@
-"""Which keys a query sees.
+"""The mask: which keys a query sees.
 
     (in its window, or a sink token) and in its chunk and not too far ahead, or in a range with it; and no bias of -inf
 
@@ -35,7 +35,7 @@ class Rules(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Of a tile's first query, of its last, and of each of its rows [M]; and of the request's first query."""
+    """Positions of a tile's first query, of its last, and of each of its rows [M]; and of the request's first query."""
 
     first: tl.tensor
     last: tl.tensor
@@ -157,7 +157,7 @@ def in_chunk(begin_position, end_position, rules, end_key):
 
 @triton.jit
 def num_keys(begin, end):
-    """How many keys [begin, end) are, without a sign."""
+    """The number of keys [begin, end), as an unsigned number."""
     return tl.maximum(end - begin, 0).to(tl.uint32)
 
 

@@ -14,7 +14,7 @@ from attn_optimized.kernels.rotary import load_rotated
 
 @dataclass(frozen=True, kw_only=True)
 class WriteKind:
-    """What the kernel is compiled for: its one `tl.constexpr`.
+    """The constants that the kernel is compiled for: its one `tl.constexpr`.
 
     Triton 3.6 takes a string from it only by way of a local constant: `FORMAT: tl.constexpr = KIND.kv_format`.
     """
@@ -24,12 +24,12 @@ class WriteKind:
     kv_unit: int
     """Elements that the strides of the cache count in."""
     interior: str
-    """How a page lies in memory, and the elements in 16 bytes of it: see kv_layout."""
+    """The order of a page in memory, and the elements in 16 bytes of it: see kv_layout."""
     x: int
     kv_format: str
-    """Of the cache's elements: see quantization."""
+    """The format of the cache's elements: see quantization."""
     has_token_scales: bool
-    """Whether the cache has a scale for each token and head, which is written too."""
+    """True if the cache has a scale for each token and head, which is written too."""
     rotary_dim: int
     """Dims of a head that are rotated, 0 if the call asks for no rotation."""
     is_neox: bool

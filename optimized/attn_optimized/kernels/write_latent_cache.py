@@ -11,14 +11,14 @@ from attn_optimized.kernels.quantization import encode
 
 @dataclass(frozen=True, kw_only=True)
 class LatentWriteKind:
-    """What the kernel is compiled for: its one `tl.constexpr`; see `write_kv_cache.WriteKind`."""
+    """The constants that the kernel is compiled for: its one `tl.constexpr`; see `write_kv_cache.WriteKind`."""
 
     row_unit: int
     """Elements that the strides of kv_c and k_pe count in; see `launch.in_units`."""
     kv_unit: int
     """Elements that the strides of the cache count in."""
     kv_format: str
-    """Of the cache's elements: see quantization."""
+    """The format of the cache's elements: see quantization."""
     latent_size: int
     rope_size: int
     block_rows: int

@@ -12,7 +12,7 @@ from attn_optimized.kernels.write_latent_cache import copy_dims
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledLatentWriteKind:
-    """What the kernel is compiled for: its one `tl.constexpr`; see `write_latent_cache.LatentWriteKind`."""
+    """The constants that the kernel is compiled for: its one `tl.constexpr`; see `write_latent_cache.LatentWriteKind`."""
 
     row_unit: int
     kv_unit: int
@@ -20,13 +20,13 @@ class ScaledLatentWriteKind:
     scale_dims: int
     """Dims that share a scale."""
     num_scales: int
-    """Of a slot."""
+    """Scales of a slot."""
     padding: int
     """Scales behind those that are written as 0."""
     has_e8m0_scales: bool
-    """Whether scales are ue8m0 bytes, and not float32."""
+    """True if scales are ue8m0 bytes, and not float32."""
     scales_apart: bool
-    """Whether the scales of a page lie behind its rows, and not in each of them."""
+    """True if the scales of a page lie behind its rows, and not in each of them."""
     kept_size: int
     """Dims that are copied."""
     block_rows: int
@@ -83,7 +83,7 @@ def write_scaled_latent_cache_kernel(
 
 @triton.jit
 def find_slots(slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size, stride_block):
-    """Whether each token [rows] is written, how far behind the first page its page is, and its slot in the page."""
+    """A mask of the tokens [rows] that are written, the offset of each token's page, and its slot in the page."""
     mapped = tl.load(slot_mapping_ptr + token, mask=token < num_mapped, other=-1)
     # slot -1 is padding: nothing to write; unchecked slots must not reach beyond the cache
     written = (mapped >= 0) & (mapped < num_cache_slots)
@@ -92,6 +92,6 @@ def find_slots(slot_mapping_ptr, token, num_mapped, num_cache_slots, block_size,
 
 @triton.jit
 def row_of_slot(page, slot, stride_slot, KIND: tl.constexpr):
-    """How many bytes of the cache lie before each slot's row, which is dense if scales lie apart."""
+    """Bytes of the cache before each slot's row, which is dense if scales lie apart."""
     ROW_BYTES: tl.constexpr = KIND.num_scales * KIND.scale_dims + 2 * KIND.kept_size
     return page * KIND.kv_unit + slot * ROW_BYTES if KIND.scales_apart else (page + slot * stride_slot) * KIND.kv_unit

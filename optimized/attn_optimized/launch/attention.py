@@ -125,7 +125,7 @@ def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_unit: int) -> dict[str, Any]:
-    """Whether tiles of few rows load V, and K of a latent cache, by two dims at once, and what they do with them."""
+    """Constants by which tiles of few rows load V, and K of a latent cache, by two dims at once, and convert them."""
     has_pairs = _has_value_pairs(plan, call.layer, form, kv_unit)
     is_e4m3fn = call.layer.kv_cache_dtype is torch.float8_e4m3fn
     return {
@@ -135,7 +135,7 @@ def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_uni
 
 
 def _has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: int) -> bool:
-    """Whether pairs of dims can be loaded, and whether they are worth it: see kernels/load.py.
+    """True if pairs of dims can be loaded, and are faster: see kernels/load.py.
 
     Elements are of one byte, the dims of a slot stand in a row, and each row begins at an even address. AMD's GPUs have no
     ldmatrix: on gfx942 the loops of a decode have as many instructions either way, on gfx1201 more in pairs, and on both more
@@ -150,7 +150,7 @@ def _has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: 
 
 
 def _latent_steps(plan: AttentionPlan, call: AttentionCall, form: KeyForm) -> dict[str, Any]:
-    """How the loops over a latent cache compute weights, where it was measured: on an H200.
+    """Constants of the loops over a latent cache by which weights are computed, as measured on an H200.
 
     The interpreter runs what sm90 does. Sums of weights in columns take a register for each key of a thread. Tiles of few rows
     have them, and larger ones that do not hold decoded keys in registers, too.
@@ -167,7 +167,7 @@ def _latent_steps(plan: AttentionPlan, call: AttentionCall, form: KeyForm) -> di
 
 
 def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
-    """Whether tiles that need no mask have a loop of their own.
+    """True if tiles that need no mask have a loop of their own.
 
     That loop comes first, and the tile at the left edge of a window or chunk after it. In a batch whose other rules leave no
     unmasked tile, the tile at the left edge comes first. So a batch-invariant call, which must sum a request's keys in one

@@ -20,7 +20,7 @@ class KeyTensors(NamedTuple):
 
 
 class KeyForm(NamedTuple):
-    """How K and V lie, as a launch is made for it.
+    """The form of K and V that a launch is made for.
 
     Args:
         strides: in elements, by the kernel's names.

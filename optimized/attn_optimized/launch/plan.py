@@ -1,4 +1,4 @@
-"""How a call of attention is launched."""
+"""The plan of a call of attention, by which it is launched."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""What the host tells the attention kernel of a call's rules: those that there are, their numbers, and what is compiled in."""
+"""Arguments of the attention kernel for a call's rules: those that are on, their numbers, and compiled-in constants."""
 
 from attn_contract import Batch, Layer
 
@@ -39,28 +39,28 @@ def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
 
 
 def has_gaps(layer: Layer, batch: Batch) -> bool:
-    """Whether the keys that a query sees may be other than its window."""
+    """True if the keys that a query sees may be other than its window."""
     tensors = batch.bidirectional_ranges, batch.qq_bias
     return has_sink_tokens(layer) or layer.chunked_local is not None or any(tensor is not None for tensor in tensors)
 
 
 def has_sink_tokens(layer: Layer) -> bool:
-    """Whether sink tokens are seen apart from other keys: a window without edges holds the first keys anyway."""
+    """True if sink tokens are seen apart from other keys: a window without edges holds the first keys anyway."""
     return layer.sink_tokens > 0 and max(layer.window) >= 0
 
 
 def has_left_edge(layer: Layer) -> bool:
-    """Whether the first keys that a query sees depend on its position."""
+    """True if the first keys that a query sees depend on its position."""
     return layer.window[0] >= 0 or layer.chunked_local is not None
 
 
 def has_soft_cap(layer: Layer) -> bool:
-    """Whether logits are capped."""
+    """True if logits are capped."""
     return layer.logits_soft_cap is not None
 
 
 def has_bias(layer: Layer, batch: Batch) -> bool:
-    """Whether something is added to logits."""
+    """True if something is added to logits."""
     return layer.alibi_slopes is not None or batch.qq_bias is not None
 
 

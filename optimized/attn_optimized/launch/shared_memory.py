@@ -1,4 +1,4 @@
-"""How many tiles of keys a compiler for NVIDIA's GPUs can keep in shared memory."""
+"""The number of tiles of keys that a compiler for NVIDIA's GPUs can keep in shared memory."""
 
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.widths import Widths

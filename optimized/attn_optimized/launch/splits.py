@@ -24,20 +24,20 @@ SHORT_KEYS, SHORT_WAVES = 2048, 4
 """Requests of at most so many keys, in at least so many waves of programs, are not split: they leave nothing idle. Unsplit, 256
 requests of 1k keys take 0.97 times as long (H200)."""
 PART_COST = 0.03
-"""What each part beyond the first adds to the time, relative to that without a split: 0.3 to 4 % of 64 requests of 8k keys."""
+"""The time that each part beyond the first adds, relative to the time unsplit: 0.3 to 4 % of 64 requests of 8k keys."""
 
 MIN_FILLING, MAX_FILLING = 4, 64
 """Parts are short where the GPU has room for at least MIN_FILLING programs in place of each. With less room the reduction costs
 more than short parts bring. At most MAX_FILLING parts are made by being short."""
 
 SHARES_PER_UNIT = 8
-"""Where several requests have several tiles of queries, a part takes this share of what a compute unit has to do."""
+"""Shares per compute unit, where work is dealt by shares: of several requests with several tiles of queries."""
 LEAST_SHARES, MOST_SHARES = 3, 64
-"""There, the fewest and the most parts."""
+"""The fewest and the most parts when work is dealt by shares."""
 MOST_PROGRAMS_PER_UNIT = 48
-"""There, parts are at most so many that there are so many programs. One that has nothing to do takes 3 us of a place (H200)."""
+"""Most programs per compute unit when work is dealt by shares. An idle program occupies a slot for 3 us (H200)."""
 PARTS_BYTES_PER_KEY, MOST_PARTS_BYTES = 10_000, 256 << 20
-"""There, the most bytes of all parts, for each key of the longest request and in all: what is written and read takes at most
+"""Most bytes of all parts when work is dealt by shares, per key of the longest request and in all: they take at most
 about a quarter of the time of the longest tile (H200)."""
 
 
@@ -99,7 +99,7 @@ def _by_length(
     max_keys: int,
     parameters: Parameters,
 ) -> Splits:
-    """The splits where the lengths tell what a program has to do."""
+    """The splits where the lengths give the work of a program."""
     fewest = parameters.keys_per_split
     room = at_once // num_programs
     filling = min(room, MAX_FILLING) if room >= MIN_FILLING else 1

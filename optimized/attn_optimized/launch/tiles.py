@@ -22,7 +22,7 @@ _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, key
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTiles:
-    """How the attention kernel is cut and compiled.
+    """Tiles of the attention kernel, and options of its compiler.
 
     Args:
         widths: of rows of q, K and V.
@@ -111,7 +111,7 @@ def attention_tiles(
 
 @dataclass(frozen=True, kw_only=True)
 class RowTiles:
-    """How a kernel that treats each row (pair of token and head) by itself is cut and compiled."""
+    """Tiles and compiler options of a kernel that treats each row (pair of token and head) by itself."""
 
     head_size: int
     block_rows: int
@@ -155,7 +155,7 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceTiles:
-    """How the kernel that reduces parts is cut and compiled."""
+    """Tiles and compiler options of the kernel that reduces parts."""
 
     head_size: int
     block_rows: int

@@ -1,4 +1,4 @@
-"""How wide the rows of q, K and V are, and how wide the tiles that hold them."""
+"""Widths of the rows of q, K and V, and of the tiles that hold them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -9,7 +9,7 @@ from attn_optimized.launch.workload import MIN_DOT, Workload
 
 MAX_HEAD_SIZE = 256
 MAX_LATENT_SIZE, MAX_REST_SIZE = 512, 128
-"""Of a latent cache: the widest V, and the most dims of K behind it."""
+"""The widest V of a latent cache, and the most dims of K behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)

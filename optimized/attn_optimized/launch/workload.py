@@ -1,4 +1,4 @@
-"""What the host knows of a call of attention, and what follows from that about the batch."""
+"""The properties of a call of attention that the host knows, and the bounds that follow from them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -45,7 +45,7 @@ ROUNDED_KEYS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a plan depends on beside the GPU: sizes, and upper bounds of lengths. The names are those of Layer and Batch.
+    """The input of a plan beside the GPU: sizes, and upper bounds of lengths. The names are those of Layer and Batch.
 
     Args:
         itemsize: bytes of an element of q.
@@ -125,12 +125,12 @@ class Workload:
 
     @property
     def has_short_window(self) -> bool:
-        """Whether queries see few keys, however long their sequences are."""
+        """True if queries see few keys, however long their sequences are."""
         return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
 
 
 def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
-    """What most of a batch is, which its tiles are chosen by; see `table.Entry`. One phase for all calls of a layer if
+    """The phase of most of a batch, by which its tiles are chosen; see `table.Entry`. One phase for all calls of a layer if
     batch_invariant."""
     if workload.is_latent:
         has_few_rows = workload.max_query_len * workload.num_heads <= FEW_LATENT_ROWS

@@ -1,4 +1,4 @@
-"""Which backend serves a layer, or each layer of a model whose layers share memory, and why the others do not.
+"""Selects a backend for a layer, or for each layer of a model whose layers share memory, with the reasons against the others.
 
 Data in, data out: nothing here runs a kernel or asks a device, but `this_architecture`.
 """

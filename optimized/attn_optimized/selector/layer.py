@@ -1,4 +1,4 @@
-"""Which backend serves one layer, and why the backends before it do not."""
+"""Selects a backend for one layer, with the reasons against the backends before it."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What serves a layer.
+    """The backend and the layout of a layer.
 
     Attributes:
         backend: its name, a key of `attn_optimized.backends.BACKENDS`.
@@ -117,7 +117,7 @@ def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter
 
 
 def wanted_of(verdicts: list[Verdict], config: AttentionConfig, architecture: str, backend: str | None) -> list[Verdict]:
-    """Those that may be selected, at least one of which serves."""
+    """The verdicts that may be selected, at least one of which serves."""
     if backend is None:
         if all(verdict.refusals for verdict in verdicts):
             reasons = as_lines(map(str, skipped_before(verdicts, None)))

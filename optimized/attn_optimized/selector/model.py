@@ -1,4 +1,4 @@
-"""Which backends serve the layers of a model, so that layers which share memory agree about it."""
+"""Selects backends for the layers of a model, so that layers which share memory agree about it."""
 
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ from attn_optimized.selector.priorities import parse_architecture
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment(Selection):
-    """What serves a layer of a model.
+    """The backend and the layout of a layer of a model.
 
     Attributes:
         allocation_layout: of the layers that it shares an allocation with, where its own cache must be reinterpreted as planes
@@ -46,7 +46,7 @@ def select_model(
     aiter: Aiter | None = None,
     backends: Mapping[str, str] | None = None,
 ) -> dict[str, Assignment]:
-    """What serves each layer of a model, so that those that share memory agree about it.
+    """The backend of each layer of a model, so that layers that share memory agree about it.
 
     Where the first choices of layers that share an allocation have not one footprint, this changes, in this order and as little
     as possible: the layout, to another one that the backend offers; the view, by reinterpreting K and V of a block as planes;
@@ -143,7 +143,7 @@ def _footprint(layout: Layout | None, config: AttentionConfig) -> tuple[bool, in
 def _view(
     layout: Layout, config: AttentionConfig, block_size: int, num_kv_heads: int, head_size: int, head_size_v: int | None
 ) -> KVCacheView:
-    # two blocks tell K and V of a block from planes; all views of an allocation have the same number
+    # two blocks distinguish K and V of a block from planes; all views of an allocation have the same number
     return KVCacheView.dense(
         layout,
         num_blocks=2,
@@ -158,7 +158,7 @@ def _view(
 # every layer of a model asks the same few questions
 @functools.lru_cache(maxsize=4096)
 def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) -> bool:
-    """Whether two layouts put the elements of a dense cache in the same places.
+    """True if two layouts put the elements of a dense cache in the same places.
 
     Asked of small sizes, since `same_elements` lists all elements of a block: whether the order of two dimensions matters, and
     of units of x elements, shows at two of each.
@@ -294,7 +294,7 @@ def _groups(
 
 
 def _names_in(allocation: object) -> list[str]:
-    """What one of the allocations holds, in a list."""
+    """The names of layers in one of the allocations."""
     expected = "a collection of names of layers for each"
     if not isinstance(allocation, Collection) or isinstance(allocation, str):
         raise ContractError("allocations", shown(allocation), expected)
@@ -320,7 +320,7 @@ def _check_kv_sharing(layers: Mapping[str, AttentionConfig], kv_sharing: Mapping
 
 
 def _contents(config: AttentionConfig) -> dict[str, object]:
-    """What two layers must have in common to read one cache: the layout is chosen."""
+    """The fields that two layers must have in common to read one cache: the layout is chosen."""
     return {
         "attn_type": config.attn_type,
         "num_kv_heads": config.num_kv_heads,

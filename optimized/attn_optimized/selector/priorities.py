@@ -1,4 +1,4 @@
-"""Which backends an architecture has, most preferred first."""
+"""The backends of an architecture, most preferred first."""
 
 import re
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ TWO_WIDTHS_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fro
 """Backends of layers with K and V of two widths in a cache likewise."""
 
 CacheKind = Literal["one width", "two widths", "latent"]
-"""What decides which backends are tried. `one width`: K and V are as wide, or the layer has no cache."""
+"""The property that decides which backends are tried. `one width`: K and V are as wide, or the layer has no cache."""
 _ROWS: Mapping[CacheKind, Mapping[str, tuple[str, ...]]] = {
     "one width": PRIORITIES,
     "two widths": TWO_WIDTHS_PRIORITIES,
@@ -66,7 +66,7 @@ def cache_kind(config: AttentionConfig) -> CacheKind:
 
 
 def this_architecture() -> str:
-    """What runs Triton kernels in this process: a GPU's architecture, or "interpreter" where there is no GPU."""
+    """The architecture that runs Triton kernels in this process, or "interpreter" where there is no GPU."""
     return architecture_of(torch.device("cuda"), torch.float32) if torch.cuda.is_available() else INTERPRETER
 
 

@@ -34,19 +34,22 @@ TABLE = memory("block_table_ptr")
 
 def strides_of(extraction: Extraction, layout: str, unit: int, sizes: dict[str, int]) -> tuple[Record, dict[str, Term]]:
     """What the host reads off a cache of a layout, and its strides by dimension: multiples of the unit."""
-    heads = z3.Int("num_kv_heads")
-    size = {"kv": 2, "block": z3.Int("num_blocks"), "slot": sizes["block_size"], "head": heads, "dim": sizes["head_size"]}
-    scale = 4 if layout == SCALED else 0
-    size |= {"content": 2 * (sizes["head_size"] + scale), "page": heads * (sizes["block_size"] * sizes["head_size"])}
-    dims = DIMS[layout]
+    size, dims = size_of(layout, sizes), DIMS[layout]
     strides = {dim: z3.Int(f"stride_{dim}") * unit if unit > 1 else z3.Int(f"stride_{dim}") for dim in dims[:-1]}
     shape = tuple(as_number(size[dim]) for dim in dims)
     steps = (*(number(strides[dim]) for dim in dims[:-1]), 1)
     if layout in X_PACKED:  # the shape gives the block size: pages are dense
         shape = (2, number(size["block"]), number(z3.Int("page")))
     cache = Record("Tensor", {"shape": shape, "stride": lambda: steps})
-    layer = Record("Layer", {"layout": layout, "num_kv_heads": number(heads, least=1), "head_size": sizes["head_size"]})
+    layer = Record("Layer", {"layout": layout, "num_kv_heads": number(size["head"], least=1), "head_size": sizes["head_size"]})
     return extraction.call(STRIDES, cache, layer), strides
+
+
+def size_of(layout: str, sizes: dict[str, int]) -> dict[str, Any]:
+    """The size of each dimension that a cache of a layout may have."""
+    heads, scale = z3.Int("num_kv_heads"), 4 if layout == SCALED else 0
+    size = {"kv": 2, "block": z3.Int("num_blocks"), "slot": sizes["block_size"], "head": heads, "dim": sizes["head_size"]}
+    return size | {"content": 2 * (sizes["head_size"] + scale), "page": heads * (sizes["block_size"] * sizes["head_size"])}
 
 
 def as_number(value: Any) -> Any:
@@ -149,12 +152,11 @@ def _at_element(
     """All elements that are read from dim d on lie where they should, in the row of a head."""
     n, d, key, head = integers("n d key kv_head")
     first_key = extraction.local("attend_keys", "first_key", -1 if is_masked else 0).value.term
-    offset = as_tensor(access.pointer.offset)
     size, lane, step = sizes["block_size"], lane_of(access, sizes["x"]), access.pointer.step
     place = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / size
     block, slot = TABLE(place), key % size
     expected = element(extraction.products, layout, strides, sizes, kv=kv, block=block, slot=slot, head=head, dim=d)
-    found = offset.at(*lane)
+    found, is_read = access.at(*lane)
     assumptions = (
         n >= 0, n < BLOCK_N, d >= 0, d < BLOCK_D, d % step == 0, key == first_key + n, first_key >= 0,
         first_key % BLOCK_N == 0, key < 2**31, place >= 0, *access.path, *(stride >= 0 for stride in strides.values()),
@@ -164,7 +166,7 @@ def _at_element(
     in_row = z3.And(found == expected, d + step <= sizes["head_size"], found % step == 0)
     small = () if layout in ("BLOCKS_FIRST_NHD", "X_PACKED", "SHUFFLED", SCALED) and (unit == 1 or step > 1) else None
     name = f"{'V' if kv else 'K'} of {layout}, strides of {unit} elements, {'masked' if is_masked else 'without a mask'}"
-    return Claim(name, assumptions, z3.Implies(reads(access, lane), in_row), small, extraction.lines)
+    return Claim(name, assumptions, z3.Implies(is_read, in_row), small, extraction.lines)
 
 
 def lane_of(access: Access, x: int) -> tuple[Term, ...]:
@@ -177,10 +179,6 @@ def lane_of(access: Access, x: int) -> tuple[Term, ...]:
         "load_packed_keys": (d / x, n, d % x),
         "load_packed_values": (n / side, d, n % side),
     }[access.place]
-
-
-def reads(access: Access, lane: tuple[Term, ...]) -> Term:
-    return z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(*lane)
 
 
 def largest(extraction: Extraction, access: Access, lane: tuple[Term, ...]) -> list[Term]:
@@ -196,12 +194,11 @@ def _table(sources: Sources) -> Iterator[Claim]:
     extraction, _ = _run(sources, "KV_FIRST_NHD", 1)
     n, seq_len = integers("n seq_len")
     for access in (a for a in extraction.loads if a.pointer.name == "block_table_ptr"):
-        offset = as_tensor(access.pointer.offset).at(n)
-        reads = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(n)
+        offset, is_read = access.at(n)
         row = extraction.times(z3.Int("request"), z3.Int("block_table"))
         used = (seq_len + SIZES["block_size"] - 1) / SIZES["block_size"]
         given = (n >= 0, n < BLOCK_N, *access.path, *tile_of_request(), *extraction.assumptions)
-        goal = z3.Implies(reads, z3.And(row <= offset, offset < row + used))
+        goal = z3.Implies(is_read, z3.And(row <= offset, offset < row + used))
         small = (z3.Int("first_query") == 0, seq_len < 200)
         yield Claim(f"in {access.place}, line {access.line}", given, goal, small, extraction.lines)
 
@@ -239,7 +236,7 @@ def _rows(name: str, is_store: bool):
             rows = {field: extraction.local("rows_of_tile", field, 0).value.at(m) for field in ("row", "head", "owned")}
             row, head = (z3.Int(f"{name}_{dim}") for dim in ("row", "head"))
             at = (extraction.times(rows["row"], row) + extraction.times(rows["head"], head)) * unit + d
-            offset, mask = as_tensor(access.pointer.offset).at(m, d), as_tensor(access.mask).at(m, d)
+            offset, mask = access.at(m, d)
             given = (m >= 0, m < BLOCK_M, d >= 0, d < 16, *extraction.assumptions)
             goal = z3.And(mask == z3.And(rows["owned"], d < 12), z3.Implies(mask, offset == at))
             yield Claim(f"{name}, strides of {unit} elements", given, goal, () if unit == 1 else None, extraction.lines)

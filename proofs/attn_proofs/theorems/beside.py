@@ -45,12 +45,6 @@ def _given(extraction: Extraction, *more: Term) -> tuple[Term, ...]:
     return (m >= 0, m < BLOCK_M, n >= 0, n < BLOCK_N, z3.Int("group_inverse") >= 1, *more, *extraction.assumptions)
 
 
-def _at(access: Access, *lane: Term) -> tuple[Term, Term]:
-    """The offset of a lane, and whether it is accessed."""
-    mask = z3.BoolVal(True) if access.mask is True else as_tensor(access.mask).at(*lane)
-    return as_tensor(access.pointer.offset).at(*lane), mask
-
-
 def _accesses(extraction: Extraction, name: str, *, stores: bool = False) -> list[Access]:
     found = [access for access in (extraction.stores if stores else extraction.loads) if access.pointer.name == name]
     assert found, name
@@ -61,7 +55,7 @@ def _lse(sources: Sources) -> Iterator[Claim]:
     extraction = _run(sources, flags={"has_lse": 1})
     m = z3.Int("m")
     for access in _accesses(extraction, "lse_ptr", stores=True):
-        found, mask = _at(access, m)
+        found, mask = access.at(m)
         at = extraction.times(_row(extraction, "head"), z3.Int("lse_head")) + _row(extraction, "row")
         goal = z3.And(mask == _row(extraction, "owned"), z3.Implies(mask, found == at))
         yield Claim(f"line {access.line}", _given(extraction), goal, (), extraction.lines)
@@ -72,7 +66,7 @@ def _sinks(sources: Sources) -> Iterator[Claim]:
     for has_sinks in (0, 1):
         extraction = _run(sources, flags={"has_sinks": has_sinks})
         for access in _accesses(extraction, "sinks_ptr"):
-            found, mask = _at(access, z3.Int("m"))
+            found, mask = access.at(z3.Int("m"))
             at = z3.If(z3.And(z3.Int("split") == 0, has_sinks == 1), _row(extraction, "head"), 0)
             goal = z3.And(mask == _row(extraction, "owned"), z3.Implies(mask, found == at))
             words = "with sinks" if has_sinks else "without sinks"
@@ -85,7 +79,7 @@ def _token_scales(sources: Sources) -> Iterator[Claim]:
     n, key, head = integers("n key kv_head")
     for name in ("k_scale", "v_scale"):
         for access in (a for a in _accesses(extraction, f"{name}_ptr") if a.place == "scores"):
-            found, mask = _at(access, n)
+            found, mask = access.at(n)
             is_masked = access.mask is not True
             there = extraction.local("attend_keys", "key", 0 if access is _first(extraction, name) else -1).value.at(n)
             entry = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / BLOCK_SIZE
@@ -109,7 +103,7 @@ def _dense(sources: Sources) -> Iterator[Claim]:
         for name in ("k", "v"):
             loads = [access for access in _accesses(extraction, f"{name}_ptr") if access.place == "load_dims"]
             for turn, access in enumerate(loads):
-                found, mask = _at(access, n, d)
+                found, mask = access.at(n, d)
                 key = extraction.local("attend_keys", "key", turn).value.at(n)
                 row = extraction.times(first_row + key, z3.Int(f"{name}_slot"))
                 behind = extraction.times(head, z3.Int(f"{name}_head")) + (z3.Int("kv") if name == "v" else 0)
@@ -126,11 +120,11 @@ def _biases(sources: Sources) -> Iterator[Claim]:
     m, n, length = integers("m n qq_bias_len")
     query = _row(extraction, "query")
     for access in _accesses(extraction, "alibi_slopes_ptr"):
-        found, mask = _at(access, m)
+        found, mask = access.at(m)
         goal = z3.And(mask == _row(extraction, "owned"), z3.Implies(mask, found == _row(extraction, "head")))
         yield Claim(f"slopes, line {access.line}", _given(extraction, *access.path), goal, (), extraction.lines)
     for turn, access in enumerate(_accesses(extraction, "qq_bias_ptr")):
-        found, mask = _at(access, m, n)
+        found, mask = access.at(m, n)
         new = extraction.local("attend_keys", "key", turn).value.at(n) - (z3.Int("seq_len") - z3.Int("query_len"))
         at = extraction.times(query, z3.Int("qq_bias")) + new
         known = z3.And(query < length, new >= 0, new < length)

@@ -23,7 +23,7 @@ from attn_proofs.specification import DIMS
 from attn_proofs.theorem import Claim, Model, Term, Theorem
 from attn_proofs.theorems import addresses, writer
 from attn_proofs.theorems.splits import block
-from attn_proofs.values import as_tensor, integers, memory
+from attn_proofs.values import integers, memory
 
 KERNELS = "attn_optimized.kernels"
 SIZES = {"head_size": 48, "block_size": 48, "x": 8}
@@ -33,11 +33,7 @@ LAYOUTS = (*addresses.ROWS, addresses.SCALED, *addresses.X_PACKED)
 
 def _last(extraction: Extraction, layout: str, strides: dict[str, Term], sizes: dict[str, int]) -> tuple[Term, list[Term]]:
     """The offset of a view's last element, and that a number below a size is at most the last one, times the stride."""
-    heads, blocks = integers("num_kv_heads num_blocks")
-    scale = 4 if layout == addresses.SCALED else 0
-    size: dict[str, Any] = {"kv": 2, "block": blocks, "slot": sizes["block_size"], "head": heads, "dim": sizes["head_size"]}
-    size |= {"content": 2 * (sizes["head_size"] + scale), "page": heads * (sizes["block_size"] * sizes["head_size"])}
-    *outer, dense = DIMS[layout]
+    size, (*outer, dense) = addresses.size_of(layout, sizes), DIMS[layout]
     last, facts = size[dense] - 1, []
     for dim in outer:
         last = last + extraction.times(z3.IntVal(size[dim]) if isinstance(size[dim], int) else size[dim], strides[dim])
@@ -65,7 +61,7 @@ def _read(sources: Sources) -> Iterator[Claim]:
             for masked, access in enumerate(addresses.loads(extraction, tensor)):  # tiles without a mask come first
                 first_key = extraction.local("attend_keys", "first_key", -1 if masked else 0).value.term
                 lane = addresses.lane_of(access, SIZES["x"])
-                found, reads = as_tensor(access.pointer.offset).at(*lane), addresses.reads(access, lane)
+                found, is_read = access.at(*lane)
                 given = (
                     n >= 0, n < addresses.BLOCK_N, d >= 0, d < BLOCK_D, key == first_key + n, first_key >= 0,
                     first_key % addresses.BLOCK_N == 0, key < 2**31, place >= 0, head >= 0, head < heads,
@@ -73,7 +69,7 @@ def _read(sources: Sources) -> Iterator[Claim]:
                     *addresses.largest(extraction, access, lane), *extraction.assumptions,
                 )  # fmt: skip
                 name = f"{'KV'[kv]} of {layout}, {'masked' if masked else 'without a mask'}"
-                goal = z3.Implies(reads, z3.And(found >= 0, found <= last))
+                goal = z3.Implies(is_read, z3.And(found >= 0, found <= last))
                 yield Claim(name, given, goal, () if layout == "BLOCKS_FIRST_NHD" else None, extraction.lines)
 
 
@@ -90,7 +86,7 @@ def _written(sources: Sources) -> Iterator[Claim]:
         for name, value, size in (("slot", slot % sizes["block_size"], sizes["block_size"]), ("head", head, heads)):
             facts += _below(extraction, strides[name], value, size) if name in strides else []
         for kv, store in enumerate(extraction.stores):
-            found, mask = (as_tensor(part).at(writer.ROW, writer.D) for part in (store.pointer.offset, store.mask))
+            found, mask = store.at(writer.ROW, writer.D)
             given = (*writer.given(extraction, BLOCK_D), token >= 0, head >= 0, head < heads, *facts)
             goal = z3.Implies(mask, z3.And(found >= 0, found <= last))
             small = () if layout == "BLOCKS_FIRST_NHD" else None
@@ -113,7 +109,7 @@ def _rows(sources: Sources) -> Iterator[Claim]:
         facts += [*_below(extraction, by_row, row, tokens), *_below(extraction, by_head, head, heads)]
         for access in (access for access in accesses if access.pointer.name == f"{name}_ptr"):
             lane = (m,) if name == "lse" else (m, d)
-            found, mask = (as_tensor(part).at(*lane) for part in (access.pointer.offset, access.mask))
+            found, mask = access.at(*lane)
             end = last if name == "lse" else last + 11
             given = (m >= 0, m < BLOCK_M, d >= 0, d < 16, *facts, *extraction.assumptions)
             goal = z3.Implies(mask, z3.And(found >= 0, found <= end))

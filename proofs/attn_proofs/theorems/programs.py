@@ -238,15 +238,20 @@ def _grid(sources: Sources) -> Iterator[Claim]:
     yield Claim("query t of request r has a program", (*given, *extraction.assumptions), goal, tuple(small), extraction.lines)
 
 
+def rows_of_group(sources: Sources, group: int, inverse: Any, **cut: int) -> tuple[Extraction, Any]:
+    """The rows of any tile for a group of heads. `cut`: of a KV head whose query heads are cut into groups."""
+    extraction = Extraction(sources)
+    sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
+    rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, kind(**cut), max_rows(sources))
+    return extraction, rows
+
+
 def _rows(sources: Sources) -> Iterator[Claim]:
     """The rows of a tile: for each group, each of its queries and heads is one row, and each row is one of them."""
     m, t, h = integers("m t h")
     most = max_rows(sources)
     for group in range(1, most + 1):
-        extraction = Extraction(sources)
-        inverse = -(-(1 << 16) // group)
-        sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, kind(), most)
+        extraction, rows = rows_of_group(sources, group, -(-(1 << 16) // group))
         first, head = integers("first_query heads")
         lanes = (m >= 0, m < most, t >= 0, h >= 0, h < group, t * group + h < most)
         lane = t * group + h
@@ -264,12 +269,9 @@ def _groups(sources: Sources) -> Iterator[Claim]:
     m, h, kv_head, heads = integers("m h kv_head heads")
     most = max_rows(sources)
     for heads_per_kv_head, group in cut_groups(sources):
-        extraction = Extraction(sources)
         groups = -(-heads_per_kv_head // group)
-        inverse = -(-(1 << 16) // group)
-        sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-        cut = kind(groups_per_kv_head=groups, heads_per_kv_head=heads_per_kv_head)
-        rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, cut, most)
+        cut = {"groups_per_kv_head": groups, "heads_per_kv_head": heads_per_kv_head}
+        extraction, rows = rows_of_group(sources, group, -(-(1 << 16) // group), **cut)
         number = heads - kv_head * groups
         lanes = (m >= 0, m < most, h >= 0, h < heads_per_kv_head, number >= 0, number < groups, kv_head >= 0)
         in_group = number * group + m % group

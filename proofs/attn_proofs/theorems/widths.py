@@ -9,7 +9,6 @@ from typing import Any
 
 import z3
 from attn_fuzz.patches.mutant import Patch
-from attn_proofs import inputs
 from attn_proofs.counterexamples import of_scene, paged
 from attn_proofs.extract import Extraction
 from attn_proofs.kernels import run_kernel
@@ -17,8 +16,8 @@ from attn_proofs.scenes import BLOCK_M, scene
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Theorem
 from attn_proofs.theorems import writer
-from attn_proofs.theorems.programs import cut_groups, inverse_of, max_rows, one_tile
-from attn_proofs.values import RANGES, Record, as_tensor, integers, symbol
+from attn_proofs.theorems.programs import cut_groups, inverse_of, max_rows, one_tile, rows_of_group
+from attn_proofs.values import RANGES, as_tensor, integers, symbol
 
 INT32_MAX = 2**31 - 1
 KERNELS = "attn_optimized.kernels"
@@ -88,10 +87,7 @@ def _rows_of_group_fit(
 ) -> Claim:
     m, most = z3.Int("m"), max_rows(sources)
     first, end, length, row, tokens = integers("first_query end_query query_len first_row num_tokens")
-    extraction = Extraction(sources)
-    lines, inverse = extraction.lines, inverse_of(sources, group)[1]
-    sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
-    rows = extraction.call(f"{KERNELS}.query_tiles.rows_of_tile", inputs.tile(sources), sizes, 0, inputs.kind(**cut), most)
+    extraction, rows = rows_of_group(sources, group, inverse_of(sources, group)[1], **cut)
     for part in (rows.query, rows.head, rows.row, rows.owned):
         part.at(m)
     given = (
@@ -99,7 +95,7 @@ def _rows_of_group_fit(
         *of_heads, *extraction.assumptions,
     )  # fmt: skip
     fits = [z3.And(term >= low, term <= high) for term, low, high in _narrow(extraction)]
-    return Claim(name, given, z3.And(*fits), small, lines)
+    return Claim(name, given, z3.And(*fits), small, extraction.lines)
 
 
 def _narrow(extraction: Extraction) -> Iterator[tuple[Any, int, int]]:

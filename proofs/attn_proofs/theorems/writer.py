@@ -95,7 +95,7 @@ def _addresses(layouts: tuple[str, ...], kv: int):
                 store = extraction.stores[kv]
                 token, head = pairs(extraction)
                 slot = MAPPED(token)
-                found, mask = as_tensor(store.pointer.offset).at(ROW, D), as_tensor(store.mask).at(ROW, D)
+                found, mask = store.at(ROW, D)
                 at = element(
                     extraction.products, layout, strides, SIZES, kv=kv, block=slot / SIZES["block_size"],
                     slot=slot % SIZES["block_size"], head=head, dim=D,

@@ -13,7 +13,7 @@ from attn_optimized.launch.table import Entry, Parameters, parameters_for
 from benchmarks.tuning import table
 from benchmarks.tuning.classes import CLASSES, CallClass
 
-TESTS_OF_TABLES = Path(__file__).parents[2] / "optimized" / "test_launch_table.py"
+TESTS_OF_TABLES = Path(__file__).parents[2] / "optimized" / "launch" / "test_launch_table.py"
 ARCHITECTURES = ("sm90", "gfx942", "gfx1201")
 DECODE_64, DECODE_128, DECODE_256 = CLASSES[:3]
 NEW = Parameters(block_m=16, block_n=128, num_warps=8, num_stages=4, maxnreg=96)

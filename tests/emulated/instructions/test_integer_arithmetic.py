@@ -5,7 +5,7 @@ import pytest
 from attn_amdgcn.errors import UnknownInstructionError
 
 from tests.emulated.lines import JUNK, ran
-from tests.emulated.tables import bits_of_kind, check, number_of
+from tests.emulated.tables import bits_of_kind, check
 
 LANES = np.arange(64, dtype=np.uint32)
 U32, U64 = 1 << 32, 1 << 64
@@ -200,7 +200,3 @@ def test_both_halves_of_a_dual_instruction_read_before_one_writes():
 def test_registers_of_gfx1250_beyond_255_are_named_by_a_comment():
     after = ran("v_add_nc_u32_e32 v2 /*v130*/, v1 /*v129*/, v0", "gfx1250", v={0: 3, 129: 4})
     assert after.vector[[2, 130], 0, 0].tolist() == [JUNK, 7]
-
-
-def test_number_of_extends_signs():
-    assert [number_of(bits, "i16") for bits in (0, 0x7FFF, 0x8000, 0xFFFF)] == [0, 32767, -32768, -1]

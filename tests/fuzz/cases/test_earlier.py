@@ -91,7 +91,7 @@ def parts_of_write(write: Write, step: Step) -> list[object]:
     tensors = [write.k, write.v, write.slot_mapping, write.view.tensor(step.raw), *write.layer.tensors.values()]
     if write.rotation is not None:
         tensors += [step.q, write.rotation.positions, write.rotation.cos_sin_cache]
-    forms = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+    forms = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16) for tensor in tensors]
     return [*forms, write.layer.layout, write.rotation is None or write.rotation.is_neox]
 
 

@@ -1,6 +1,5 @@
 """Whatever a command is given that it cannot use: one line that says what was wrong, exit 2, and nothing left behind."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ import msgspec
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz import inputs
 from attn_fuzz.cases import case_file, contradictions
 from attn_fuzz.cases.case import Cache, CaseError, Request
 from attn_fuzz.cases.case_file import MAX_BYTES
@@ -69,24 +67,17 @@ def refused(attn_parity, tmp_path):
         (["--target", "no_such_module:TARGET"], "no_such_module"),
         (["--target", "broken:TARGET"], "SyntaxError"),
         (["--target", "quits:TARGET"], "quits"),
-        (["--target", ":"], "target"),
         (["--profile", "weekly"], "weekly"),
         (["--examples", "0"], "--examples"),
-        (["--examples", "-3"], "--examples"),
-        (["--examples", "many"], "--examples"),
         (["--seed", "-1"], "--seed"),
         (["--workers", "0"], "--workers"),
-        (["--limit", "0"], "--limit"),
-        (["--limit", "-1"], "--limit"),
         (["--limit", "nan"], "--limit"),
         (["--limit", "inf"], "--limit"),
-        (["--minutes", "0"], "--minutes"),
         (["--minutes", "nan"], "--minutes"),
         (["--device", "tpu"], "tpu"),
         (["--json", "missing/run.json"], "missing"),
         (["--json", "folder"], "folder"),
         (["--report", "a_file"], "a_file"),
-        (["--report", "a_file/runs"], "a_file"),
         (["--nonsense"], "--nonsense"),
         (["extra"], "extra"),
     ],
@@ -108,25 +99,16 @@ def test_fuzz_refuses(arguments, names, refused, tmp_path):
         ("empty", "0 cases"),
         ("cut", "cut/case.json"),
         ("terabyte", "terabyte/case.json: case: its tensors would hold more"),
-        ("huge", "huge/case.json: larger than"),
-        ("endless", "endless/case.json: not a file"),
         ("pipe", "pipe/case.json: not a file"),
-        ("dangling", "dangling/case.json"),
-        ("loop", "loop/case.json"),
     ],
 )
 def test_fuzz_refuses_a_corpus(corpus, names, refused, step_case, tmp_path):
-    for folder in ("empty", "cut", "terabyte", "huge", "endless", "pipe", "dangling", "loop"):
+    for folder in ("empty", "cut", "terabyte", "pipe"):
         (tmp_path / folder).mkdir()
     (tmp_path / "cut" / "case.json").write_text("{")
     fields = json.loads(case_file.dumps(step_case)) | {"head_size": 1 << 20, "num_kv_heads": 1 << 20}
     (tmp_path / "terabyte" / "case.json").write_text(json.dumps(fields))
-    with (tmp_path / "huge" / "case.json").open("wb") as file:
-        file.truncate(MAX_BYTES + 1)
-    (tmp_path / "endless" / "case.json").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe" / "case.json")
-    (tmp_path / "dangling" / "case.json").symlink_to("nowhere")
-    (tmp_path / "loop" / "case.json").symlink_to("case.json")
     refused("fuzz", "--target", "reference-fp32", "--examples", 1, "--corpus", corpus, names=names)
 
 
@@ -136,7 +118,6 @@ def test_fuzz_refuses_a_corpus(corpus, names, refused, step_case, tmp_path):
         ("a_file", "a_file is not a folder"),
         ("a_file/inside", "a_file"),
         ("pipe", "pipe/key/entry"),
-        ("endless", "endless/key/entry"),
         ("huge", "huge/key/entry"),
         ("redis://127.0.0.1:1", "Redis does not answer"),
         ("redis://[", "Redis does not answer"),
@@ -146,10 +127,9 @@ def test_fuzz_refuses_a_corpus(corpus, names, refused, step_case, tmp_path):
 )
 def test_fuzz_refuses_a_database(where, names, refused, tmp_path):
     (tmp_path / "a_file").write_text("")
-    for folder in ("pipe", "endless", "huge"):
+    for folder in ("pipe", "huge"):
         (tmp_path / folder / "key").mkdir(parents=True)
     os.mkfifo(tmp_path / "pipe" / "key" / "entry")
-    (tmp_path / "endless" / "key" / "entry").symlink_to("/dev/zero")
     with (tmp_path / "huge" / "key" / "entry").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     refused("fuzz", "--target", "reference-fp32", "--examples", 1, "--database", where, names=names)
@@ -163,19 +143,6 @@ def test_a_database_of_more_than_fits_into_memory_is_refused(monkeypatch):
         entries.save(b"key", bytes([number]) * 40)
     with pytest.raises(database.DatabaseError, match="of 100 bytes in all"):
         database.fetch(entries, b"key")
-
-
-def test_a_file_that_would_wait_is_refused(tmp_path, monkeypatch):
-    """A file of /proc may be a regular one, and have nothing to read yet."""
-
-    class Waiting(io.FileIO):
-        def read(self, size=-1):
-            return None
-
-    monkeypatch.setattr(inputs, "open", lambda path, mode, opener: Waiting(path), raising=False)
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: not a file"):
-        inputs.read_json(tmp_path / "file")
 
 
 def test_a_sparse_ledger_is_refused_by_its_first_line(tmp_path):
@@ -210,30 +177,24 @@ LARGE = 1 << 20
 
 
 def edits():
-    yield "another schema", {"schema": "attn-parity.fuzz/1"}, "schema"
     yield "another version", {"schema": "attn-parity.case/99"}, "attn-parity.case/99"
     yield "no schema", {"schema": None}, "schema"
     yield "an unknown field", {"num_kv_head": 1}, "num_kv_head"
     yield "a count below 0", {"slack": -1}, "slack"
-    yield "a text for a number", {"num_kv_heads": "two"}, "num_kv_heads"
     yield "a number for a list", {"requests": 3}, "requests"
     yield "a window of one", {"window": [1]}, "window"
     yield "a window below -1", {"window": [-2, 0]}, "window"
     yield "no target", {"target": None}, "target"
     yield "an unknown target", {"target": "nobody"}, "nobody"
-    yield "an unknown type", {"attn_type": "sideways"}, "attn_type"
     yield "an unknown dtype", {"dtype": "float8"}, "dtype"
     yield "a size beyond the target", {"head_size": 24}, "head_size 24"
     yield "a huge count", {"rows_past": 1 << 40}, "rows_past"
     yield "huge tensors", {"num_kv_heads": 1 << 20, "group_size": 1}, "elements"
     yield "a scale past the numbers", {"scale": 1e300}, "scale"
     yield "a seed below 0", {"values": {"seed": -1}}, "seed"
-    yield "cross-attention that is causal", {"attn_type": "encoder_decoder"}, "causal"
-    yield "a block past the cache", {"cache": {"layout": "KV_FIRST_NHD", "block_size": 4, "num_blocks": 2}}, "blocks"
     block = {"cache": {"layout": "KV_FIRST_NHD", "block_size": LARGE, "num_blocks": 1}}
     requests = {"requests": [{"query_len": 1, "seq_len": LARGE, "blocks": [0]}] * 50}
     yield "a slot written twice of a million", {"attn_type": "encoder_decoder", "head_size": 1, **block, **requests}, "slot"
-    yield "a slot written twice", {"requests": [{"query_len": 1, "seq_len": 1, "blocks": [0]}] * 2}, "slot"
 
 
 @pytest.mark.parametrize(("changes", "names"), [edit[1:] for edit in edits()], ids=[edit[0] for edit in edits()])
@@ -244,7 +205,6 @@ def test_replay_refuses_a_case_edited_into_nonsense(changes, names, refused, ste
 
 
 replace = msgspec.structs.replace
-NO_CACHE = {"attn_type": "encoder", "cache": None}
 ONE_REQUEST = {"query_len": 1, "seq_len": 1, "blocks": [0], "causal": True}
 
 
@@ -321,37 +281,24 @@ def test_a_case_that_asks_for_too_much_is_refused_in_a_line(changes, step_case):
     ("contents", "names"),
     [
         (b"", "case.json"),
-        (b"{", "case.json"),
         (b"[]", "schema"),
-        (b"null", "schema"),
-        (bytes(range(256)), "case.json"),
         (b"\xff\xfe\x00", "case.json"),
         (b"[" * 100_000, "case.json"),
         (b'{"schema": "attn-parity.case/2", "target": "t", "scale": NaN}', "case.json"),
         (b'{"schema": "attn-parity.case/2", "target": "t", "scale": 1e999}', "case.json"),
-        (b'{"schema": "attn-parity.case/2", "target": "t", "scale": -Infinity}', "case.json"),
-        (b'{"schema": "attn-parity.case/2", "target": "\xff"}', "case.json"),
     ],
-    ids=["empty", "cut", "a list", "null", "all bytes", "no UTF-8", "deep", "NaN", "1e999", "infinity", "a text of no UTF-8"],
+    ids=["empty", "a list", "no UTF-8", "deep", "NaN", "1e999"],
 )
 def test_replay_refuses_what_is_no_case(contents, names, refused, tmp_path):
     (tmp_path / "case.json").write_bytes(contents)
     refused("replay", "case.json", names=names)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "names"),
-    [
-        ('"head_size": 32', '"head_size": 32, "head_size": 32', "'head_size' is there twice"),
-        ('"seq_len": 7', '"seq_len": 7, "seq_len": 7', "'seq_len' is there twice"),
-        ('"seq_len": 7', '"seq_len": 7, "\\u0073eq_len": 7', "'seq_len' is there twice"),
-    ],
-)
-def test_a_field_that_a_case_has_twice_is_named(old, new, names, refused, step_case, tmp_path):
-    text = case_file.dumps(replace(step_case, head_size=32))
-    assert text.count(old) == 1
-    (tmp_path / "case.json").write_text(text.replace(old, new))
-    refused("replay", "case.json", names=names)
+def test_a_field_that_a_case_has_twice_is_named(refused, step_case, tmp_path):
+    text = case_file.dumps(step_case)
+    assert text.count('"seq_len": 7') == 1
+    (tmp_path / "case.json").write_text(text.replace('"seq_len": 7', '"seq_len": 7, "\\u0073eq_len": 7'))
+    refused("replay", "case.json", names="'seq_len' is there twice")
 
 
 @pytest.mark.parametrize(
@@ -417,19 +364,7 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
         ('what = "planted"', 'what = "planted"\nwhy = "planted"', "why"),
         ('class = "mask"', 'class = "masque"', "masque"),
         ('find = "j <= p"', 'find = "j >= p"', "0 times, expected once: 'j >= p'; nearest is line"),
-        ('find = "j <= p"', 'find = "torch.Tensor"', "3 times, expected once: 'torch.Tensor'"),
         ('find = "j <= p"', 'find = ""', "find"),
-        ('find = "j <= p"', 'find = "j <="', "`find` is not Python"),
-        ("j < p", "((((", "`replace` is not Python"),
-        ("j < p", "j < position", "reads a name that is not defined: position"),
-        ("j < p", "(yield) and (await j)", "attn_reference.masks does not compile any more"),
-        (
-            "is_causal",
-            "is_causla",
-            "attn_reference.masks has no function or class is_causla; nearest is attn_reference.masks.is_causal",
-        ),
-        ("masks.is_causal", "mask.is_causal", "nearest is attn_reference.masks.is_causal"),
-        ("attn_reference.masks", "nothing.at.all", "nothing.at.all"),
         ("attn_reference.masks.is_causal", "", "in"),
         (MUTANT[MUTANT.index("[[patch]]") :], "", "patch"),
         (MUTANT[MUTANT.index("[[patch]]") :], "patch = []", "[[patch]]"),
@@ -442,15 +377,7 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
         "an unknown field",
         "a class that there is none of",
         "find stands nowhere",
-        "find stands often",
         "an empty find",
-        "find is no Python",
-        "replace is no Python",
-        "an unknown name",
-        "Python that does not compile",
-        "no such function",
-        "no such module",
-        "no such package",
         "no place",
         "no patch",
         "empty patches",
@@ -481,10 +408,6 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     refused("zoo", "--write", "--page", "nowhere/zoo.md", names="nowhere")
     refused("zoo", "--write", "--page", "zoo", names="--page")
     refused("zoo", "--json", "missing/zoo.json", names="missing")
-
-
-def test_an_unknown_command_is_refused(refused):
-    refused("fuz", names="fuz")
 
 
 def test_a_process_of_its_own_says_the_same(tmp_path, child_environment):

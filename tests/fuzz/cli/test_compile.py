@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -115,32 +114,6 @@ def test_what_a_compiler_returns_raises_or_dies_of_is_known():
     assert beside.ended
 
 
-def is_there(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_a_signal_that_ends_it_ends_its_processes(tmp_path):
-    """Killed with SIGTERM, as schedulers do, it once left them compiling all that was asked for."""
-    run = "from attn_parity import main; main()"
-    command = [sys.executable, "-W", "ignore", "-c", run, "compile", "--arch", "gfx942", "--workers", "2"]
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and len(children.read_text().split()) < 3:  # two and multiprocessing's own
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; so far: " in output
-    while is_there(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

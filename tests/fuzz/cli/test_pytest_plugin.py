@@ -74,6 +74,16 @@ def test_known_findings_are_expected_to_fail_until_they_are_fixed(run_pytest):
     assert "its stored case no longer fails so: agree. Fixed?" in ended.stdout
 
 
+def test_limits_of_this_tool_are_skipped_or_warnings(run_pytest):
+    """LIMITED runs decodes alone, and OF_4_BITS nothing."""
+    targets = ("--attn-target=planted:LIMITED", "--attn-target=planted_limits:OF_4_BITS")
+    ended = run_pytest(*targets, "--attn-examples=20", "-k", "cases or declarations", "-rs")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 passed, 1 skipped, 1 deselected, 1 warning" in ended.stdout
+    assert "target planted_limits:OF_4_BITS: not run, by a limit of this tool: a cache of 4 bits" in ended.stdout
+    assert "PytestWarning: not run: " in ended.stdout
+
+
 def test_beside_other_tests_and_without_the_option_it_does_nothing(tmp_path, child_environment):
     heavy = "{'torch', 'triton', 'attn_reference', 'attn_contract', 'hypothesis.strategies'}"
     (tmp_path / "test_own.py").write_text(f"import sys\n\n\ndef test_own():\n    assert not {heavy} & set(sys.modules)\n")

@@ -163,21 +163,17 @@ def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity,
     ("arguments", "said"),
     [
         ([], "--heads, --head-size"),
-        (["--heads", "16"], "--head-size"),
         (["--heads", "16", "--head-size", "0"], "--head-size: got 0"),
         (["--heads", "16", "--kv-heads", "3", "--head-size", "64"], "--heads: got 16, expected a multiple of --kv-heads (3)"),
         ([*LAYER, "--attn-type", "DECODER"], "--attn-type"),
         ([*LAYER, "--sliding-window", "0"], "--sliding-window"),
         ([*LAYER, "--sliding-window", "8", "--attn-type", "encoder_decoder"], "--sliding-window: got (7, 7)"),
-        ([*LAYER, "--sink-tokens", "-1"], "--sink-tokens: got -1"),
-        ([*LAYER, "--chunked-local", "0"], "--chunked-local: got 0"),
         ([*LAYER, "--kv-cache-dtype", "int8"], "--scales: got nothing"),
         ([*LAYER, "--layout", "CONTENT_PACKED_SCALED"], "--layout: got CONTENT_PACKED_SCALED"),
         ([*LAYER, "--arch", "gfx900"], "--arch: got 'gfx900', expected one of gfx90a"),
         ([*LAYER, "--aiter", "2025-01"], "--aiter: AITER: got version '2025-01'"),
         ([*LAYER, "--backend", "FLASH"], "backend: got 'FLASH', expected one of"),
         ([*LAYER, "--backend", "other=TRITON_ATTN"], "--backend other=TRITON_ATTN: got layer 'other', expected one of layer"),
-        ([*LAYER, "--backend", "=TRITON_ATTN"], "--backend =TRITON_ATTN: got layer ''"),
         ([*LAYER, "--backend", "layer="], "backend: got '', expected one of"),
         ([*LAYER, "--backend", "TRITON_ATTN", "--backend", "ROCM_ATTN"], "--backend ROCM_ATTN: there is one already for all"),
         (
@@ -185,8 +181,6 @@ def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity,
             "--backend layer=ROCM_ATTN: there is one already for layer",
         ),
         ([*LAYER, "--logits-soft-cap", "nan"], "--logits-soft-cap: got nan"),
-        ([*LAYER, "--logits-soft-cap", "inf"], "--logits-soft-cap: got inf"),
-        ([*LAYER, "--logits-soft-cap", "-1"], "--logits-soft-cap: got -1.0"),
         ([*LAYER, "--rope", "--attn-type", "encoder"], "--rope: got True"),
         (["no.json"], "no.json"),
         ([*LAYER, "--json", "no/selected.json"], "the folder no does not exist"),
@@ -210,8 +204,6 @@ def test_what_is_not_understood_ends_with_2(arguments, said, attn_parity):
             {"layers": {"decoder": {**DECODER, "dtype": ["float16"]}}},
             "decoder: dtype: got ('float16',)",
         ),
-        ({"layers": {"decoder": {**DECODER, "logits_soft_cap": float("nan")}}}, "NaN is not a finite number"),
-        ({"layers": {"decoder": {**DECODER, "logits_soft_cap": 10**400}}}, "a number of more than 400 digits"),
         ({"layers": {"decoder\u001b[2J": DECODER}}, "got 'decoder\\x1b[2J', expected one that can be printed"),
         ({"model": "a\u202emodel"}, "got 'a\\u202emodel', expected one that can be printed"),
         ({"layers": {"decoder": {**DECODER, "heads": 16}}}, "decoder: field: got 'heads', expected one of num_heads"),
@@ -227,23 +219,6 @@ def test_what_is_not_understood_ends_with_2(arguments, said, attn_parity):
 )
 def test_a_model_file_that_is_wrong_is_named_with_its_field(fields, said, attn_parity, model_file):
     run = attn_parity("select", model_file(**fields), *ON_MI300)
-    assert run.code == 2
-    assert run.err.startswith("attn-parity: model.json: ")
-    assert said in run.err
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"model": "a model", "layers": {"decoder": {}}}', "schema: got nothing"),
-        (b'{"model": "a model", "model": "another"}', "'model' is there twice"),
-        (b'{"layers": {"decoder": {"num_heads": 8, "num_heads": 16}}}', "'num_heads' is there twice"),
-        (b'{"layers": {"decoder": {}, "decoder": {}}}', "'decoder' is there twice"),
-    ],
-)
-def test_a_field_that_is_missing_or_there_twice_is_named(content, said, attn_parity, tmp_path):
-    (tmp_path / "model.json").write_bytes(content)
-    run = attn_parity("select", "model.json")
     assert run.code == 2
     assert run.err.startswith("attn-parity: model.json: ")
     assert said in run.err
@@ -273,14 +248,6 @@ def test_a_full_disk_is_named(attn_parity):
 @pytest.mark.parametrize("size", [("--block-size", 1 << 29), ("--heads", (1 << 31) - 1)])
 def test_the_largest_layers_take_no_memory(size, attn_parity):
     assert attn_parity("select", *LAYER, *size, *ON_MI300).code == 0
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"schema": "attn-parity.model/1", "model": "\xff"}', b"[" * 100_000])
-def test_a_file_that_is_no_json_is_named(content, attn_parity, tmp_path):
-    (tmp_path / "model.json").write_bytes(content)
-    run = attn_parity("select", "model.json")
-    assert run.code == 2
-    assert "model.json: " in run.err
 
 
 def test_without_triton_it_says_so():

@@ -52,8 +52,8 @@ def exhaust(attn_parity, target: str, *options: object):
 
 def test_nothing_is_claimed_where_a_launch_cannot_be_run(attn_parity):
     ended = exhaust(attn_parity, "LIMITED")
-    assert ended.code == 2
-    assert "cannot be run, by a limit of this tool: LimitError: planted" in ended.err
+    assert ended.code == 3
+    assert "not run, by a limit of this tool: planted_small:LIMITED, launch 0: planted" in ended.err
     assert "agree" not in ended.out
 
 

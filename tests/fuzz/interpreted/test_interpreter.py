@@ -78,7 +78,6 @@ KERNELS = " ".join(path.read_text() for path in Path(attn_optimized.__file__).pa
 USED = [name for name in JUDGED if re.search(rf"\btl\.{name}\(", KERNELS)]
 """Those of our kernels."""
 OTHERS = [name for name in JUDGED if name not in USED]
-AT_NIGHT = [pytest.param(OTHERS[part::6], marks=pytest.mark.nightly) for part in range(6)]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_what_is_not_computed_is_a_limit_with_its_name():
     with pytest.raises(triton.runtime.errors.InterpreterError) as raised:
         _kernel[(1,)](torch.ones(16), torch.empty(16), tl.constexpr(libdevice.rcp_rd))
     assert isinstance(raised.value.__cause__, LimitError)
-    assert limit_of(raised.value) == "rcp_rd of libdevice: its rounding is directed"
+    assert str(limit_of(raised.value)).startswith("rcp_rd of libdevice: its rounding is directed (lifted by compiled code")
 
 
 def followed(function):

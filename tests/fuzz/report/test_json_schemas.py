@@ -35,16 +35,10 @@ def check(name: str, text: str) -> Any:
     return result
 
 
-def test_a_run_with_a_failure(attn_parity, tmp_path):
-    arguments = ("--target", "planted:ONE_KEY_SHORT", "--examples", 20, "--seed", 1, "--workers", 1, "--corpus", "none")
-    assert attn_parity("fuzz", *arguments, "--json", "run.json").code == 1
-    assert check("fuzz", (tmp_path / "run.json").read_text())["failures"]
-
-
 def test_a_run_with_nan(attn_parity, tmp_path):
     arguments = ("--target", "planted:NAN", "--examples", 5, "--seed", 1, "--workers", 1, "--corpus", "none")
     assert attn_parity("fuzz", *arguments, "--json", "run.json").code == 1
-    check("fuzz", (tmp_path / "run.json").read_text())
+    assert check("fuzz", (tmp_path / "run.json").read_text())["failures"]
 
 
 def test_a_scope_that_is_counted(attn_parity, tmp_path):
@@ -58,17 +52,7 @@ def test_binaries(attn_parity, tmp_path):
     assert check("compile", (tmp_path / "here.json").read_text())["binaries"]
 
 
-@pytest.mark.parametrize(
-    ("file", "code"),
-    [
-        ("gpt-oss-120b", 0),
-        ("whisper.json", 0),
-        ("gemma-3.json", 0),
-        ("dflash.json", 0),
-        ("deepseek-v3", 0),
-        ("deepseek-v3.2", 1),
-    ],
-)
+@pytest.mark.parametrize(("file", "code"), [("gemma-3.json", 0), ("dflash.json", 0), ("deepseek-v3.2", 1)])
 def test_a_selection(file, code, attn_parity, tmp_path):
     options = ("--arch", "gfx942", "--aiter", "2026-08", "--json", "selected.json")
     assert attn_parity("select", ROOT / "examples" / "models" / file, *options).code == code

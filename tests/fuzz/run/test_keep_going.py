@@ -4,8 +4,6 @@ import contextlib
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 from hypothesis import HealthCheck, assume, given, settings
 
+from tests import processes
 from tests.fuzz.report.test_json_schemas import check
 
 THREE, HIDING = "planted_hunt:THREE", "planted_hunt:HIDING"
@@ -355,41 +354,22 @@ def test_several_targets_take_turns_and_each_has_its_results(attn_parity, tmp_pa
 
 
 def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environment):
-    command = [
-        sys.executable,
-        "-m",
-        "attn_parity",
-        "fuzz",
-        "--keep-going",
-        "--target",
-        THREE,
-        "--minutes",
-        "60",
-        "--seed",
-        "1",
-        "--workers",
-        "1",
-    ]
-    command += ["--json", "run.json", "--report", "found", "--corpus", "none"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=child_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    program = ["-m", "attn_parity", "fuzz", "--keep-going", "--target", THREE, "--minutes", 60, "--seed", 1, "--workers", 1]
+    ended = processes.signalled(
+        [*program, "--json", "run.json", "--report", "found", "--corpus", "none"],
+        lambda _: list(tmp_path.glob("found/*-first.json")),
+        signal.SIGTERM,
+        cwd=tmp_path,
+        env=child_environment,
     )
-    try:
-        while process.poll() is None and not list(tmp_path.glob("found/*-first.json")):
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 1, err
-    assert "interrupted: " in out
-    assert "Traceback" not in err
+    assert ended.returncode == 1, ended.stderr
+    assert "interrupted: " in ended.stdout
     result = json.loads((tmp_path / "run.json").read_text())
     assert result["interrupted"]
     assert result["failures"]
     for each in result["failures"]:
         assert (tmp_path / each["case_file"]).exists()
-        assert each["case_file"] in out
+        assert each["case_file"] in ended.stdout
 
 
 def test_a_target_that_is_named_twice_is_refused(attn_parity, tmp_path):

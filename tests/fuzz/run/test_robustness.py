@@ -25,59 +25,46 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
 
 
-def alive(called: Path) -> list[int]:
-    """Processes, zombies aside, of the run that was told to say in this file what its kernel was called for."""
-    return processes.with_environment(f"PLANTED_CALLED={called}")
+LONG = ["-m", "attn_parity", "fuzz", "--examples", "100000", "--seed", "1", "--json", "run.json", "--report", "runs"]
 
 
-@pytest.fixture
-def signalled(tmp_path, child_environment):
-    """Starts a fuzz run, sends the main process signals once `when` is true, and waits until all its processes have ended."""
+@needs_proc
+def test_ctrl_c_ends_a_run_that_found_nothing_with_130(child_environment, tmp_path):
+    called, in_flight = tmp_path / "called", []
 
-    def run(target: str, when, *signals: signal.Signals):
-        called = tmp_path / "called"
-        # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
-        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        command = [sys.executable, "-c", f"{heed}; from attn_parity import main; main()", "fuzz", "--target", target]
-        command += ["--examples", "100000", "--seed", "1", "--workers", "1", "--json", "run.json", "--report", "runs"]
-        process = subprocess.Popen(
-            [*command, "--corpus", "none"],
-            cwd=tmp_path,
-            env=child_environment | {"PLANTED_CALLED": str(called)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            while process.poll() is None and not when():
-                time.sleep(0.05)
-            for number in signals:
-                process.send_signal(number)
-                time.sleep(0.05)
-            out, err = process.communicate(timeout=60)
-            until = time.monotonic() + 30
-            while alive(called) and time.monotonic() < until:
-                time.sleep(0.1)
-            assert alive(called) == []
-        finally:
-            for pid in alive(called):
-                os.kill(pid, signal.SIGKILL)
-        assert "Traceback" not in err
-        return process.returncode, out
+    def in_time(_):
+        in_flight[:] = [case_file.load(path) for path in tmp_path.glob("runs/in-flight-*")]
+        return called.exists() and called.stat().st_size >= 8
 
-    return run
+    program = [*LONG, "--target", "planted:SLOW", "--workers", 2, "--corpus", "none"]
+    environment = child_environment | {"PLANTED_CALLED": str(called)}
+    ended = processes.signalled(program, in_time, signal.SIGINT, cwd=tmp_path, env=environment, group=True)
+    assert ended.returncode == 130
+    assert "interrupted" in ended.stdout
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert result["interrupted"]
+    assert result["examples"] > 0
+    assert result["failures"] == []
+    assert 1 <= len(in_flight) <= 2, "the case in flight is on the disk"
+    (page,) = tmp_path.glob("runs/*")
+    assert "interrupted: no failure so far" in page.read_text()
 
 
 @needs_proc
 @pytest.mark.parametrize(
     "signals",
-    [(signal.SIGTERM,), pytest.param((signal.SIGINT, signal.SIGINT, signal.SIGTERM), marks=pytest.mark.nightly)],
-    ids=["term", "many"],
+    [(signal.SIGINT,), pytest.param((signal.SIGINT, signal.SIGINT, signal.SIGTERM), marks=pytest.mark.nightly)],
+    ids=["ctrl-c", "many"],
 )
-def test_what_was_found_is_told_whatever_signals_come(signals, signalled, tmp_path):
-    code, out = signalled("planted:SLOW_NAN", lambda: list(tmp_path.glob("runs/*-first.json")), *signals)
-    assert code == 1
-    assert "interrupted: 1 failing" in out
+def test_what_was_found_is_told_whatever_signals_come(signals, child_environment, tmp_path):
+    def is_found(_):
+        return list(tmp_path.glob("runs/*-first.json"))
+
+    program = [*LONG, "--target", "planted:SLOW_NAN", "--workers", 1, "--corpus", "none"]
+    is_one = len(signals) == 1
+    ended = processes.signalled(program, is_found, *signals, cwd=tmp_path, env=child_environment, group=is_one)
+    assert ended.returncode == 1
+    assert "interrupted: 1 failing" in ended.stdout
     (failure,) = json.loads((tmp_path / "run.json").read_text())["failures"]
     assert case_file.load(tmp_path / failure["case_file"])
     assert {path.suffix for path in tmp_path.glob("runs/*")} == {".json", ".py", ".html"}
@@ -188,7 +175,7 @@ def test_a_process_that_is_killed_while_it_starts_is_started_again(step_case, tm
 
 @needs_proc
 @pytest.mark.nightly
-def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(signalled, tmp_path):
+def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(child_environment, tmp_path):
     """No thread of such a process can notice that its parent is gone."""
     (tmp_path / "stuck.py").write_text(
         "import ctypes, dataclasses, os, subprocess\n"
@@ -199,8 +186,10 @@ def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(signalled,
         "    ctypes.PyDLL(None).sleep(600)  # it holds Python's lock\n"
         "TARGET = dataclasses.replace(FLASH, attention=attention)\n"
     )
-    code, _ = signalled("stuck:TARGET", (tmp_path / "called").exists, signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    called = tmp_path / "called"
+    program, environment = [*LONG, "--target", "stuck:TARGET"], child_environment | {"PLANTED_CALLED": str(called)}
+    ended = processes.signalled(program, lambda _: called.exists(), signal.SIGKILL, cwd=tmp_path, env=environment)
+    assert ended.returncode == -signal.SIGKILL
 
 
 def test_a_failure_is_in_flight_until_the_main_process_has_it(tmp_path):

@@ -1,16 +1,9 @@
 """One seed is one run, whoever runs it; what breaks the fuzzer is not blamed on the kernel; Ctrl-C loses nothing."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
@@ -112,82 +105,3 @@ def test_a_target_that_loads_here_and_not_in_a_worker_is_an_error(attn_parity, t
     assert "only at home" in run.err
     assert "Traceback" not in run.err
     assert not list(tmp_path.rglob("*.json"))
-
-
-def alive(group: int) -> list[str]:
-    """Processes of a process group that are not zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(process_group) == group and state != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
-@pytest.fixture
-def interrupted(tmp_path, child_environment):
-    """Starts a fuzz run, sends Ctrl-C to its whole process group after some calls of the kernel, and waits."""
-
-    def run(target: str, calls: int, workers: int):
-        called = tmp_path / "called"
-        # a shell that starts the tests in the background has them, and so their children, ignore Ctrl-C
-        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        command = [sys.executable, "-c", f"{heed}; from attn_parity import main; main()", "fuzz", "--target", target]
-        command += ["--examples", "100000", "--seed", "1", "--workers", str(workers), "--json", "run.json", "--report", "runs"]
-        command += ["--corpus", "none"]
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=child_environment | {"PLANTED_CALLED": str(called)},
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            while process.poll() is None and not (called.exists() and called.stat().st_size >= calls):
-                time.sleep(0.1)
-            in_flight = [case_file.load(path) for path in tmp_path.glob("runs/in-flight-*")]
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-            ended = time.monotonic()
-            while alive(process.pid) and time.monotonic() < ended + 10:
-                time.sleep(0.1)  # helpers of multiprocessing end when they see that it has
-            assert alive(process.pid) == []
-        finally:
-            if alive(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
-        assert "Traceback" not in err
-        return process.returncode, out, json.loads((tmp_path / "run.json").read_text()), in_flight
-
-    return run
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-
-
-@needs_proc
-def test_ctrl_c_ends_a_run_that_found_nothing_with_130(interrupted, tmp_path):
-    code, out, result, in_flight = interrupted("planted:SLOW", calls=8, workers=2)
-    assert code == 130
-    assert "interrupted" in out
-    assert result["interrupted"]
-    assert result["examples"] > 0
-    assert result["failures"] == []
-    assert 1 <= len(in_flight) <= 2, "the case in flight is on the disk"
-    (page,) = tmp_path.glob("runs/*")
-    assert "interrupted: no failure so far" in page.read_text()
-
-
-@needs_proc
-def test_ctrl_c_keeps_what_was_found(interrupted, tmp_path):
-    code, out, result, _ = interrupted("planted:SLOW_NAN", calls=3, workers=1)
-    assert code == 1
-    assert "interrupted" in out
-    (failure,) = result["failures"]
-    assert failure["kind"] == "nan"
-    assert case_file.load(tmp_path / failure["case_file"]) is not None
-    assert (tmp_path / failure["script"]).exists()

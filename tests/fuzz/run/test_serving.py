@@ -19,7 +19,7 @@ from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, base
 from hypothesis import Phase, settings
 
-from tests.optimized.documented_aiter import stand_in
+from tests.optimized.aiter_adapter.documented_aiter import stand_in
 
 SEQUENCES, ACTIONS = 4, 30
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,15 +2,16 @@
 
 import re
 from dataclasses import fields, replace
+from itertools import combinations
 
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, Request
-from attn_fuzz.cases.features import FEATURES
+from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.corpus import files
 from attn_fuzz.corpus.lifting import lifted
-from attn_fuzz.report.drawn import can_have, drawn
+from attn_fuzz.report.drawn import can_have, drawn, why_not
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
@@ -164,14 +165,30 @@ def test_what_was_not_drawn_is_named_for_what_the_target_supports():
     ]
 
 
-def test_all_that_a_support_allows_is_drawn_in_the_end():
+@pytest.mark.parametrize(
+    "engine",
+    [VLLM, replace(VLLM, query_lens=("one",)), replace(VLLM, query_lens=("equal",), mixed_ranges=False, mixed_alibi=False)],
+    ids=["vLLM", "one query", "equal queries"],
+)
+def test_all_that_a_support_allows_is_drawn_in_the_end(engine):
     """A feature that `can_have` promises in vain would be named at the end of every run."""
-    support = replace(EVERYTHING, engine=VLLM, rules=("window", "lse"), attn_types=(AttentionType.DECODER,))
+    rules = ("window", "lse", "non_causal", "alibi_slopes", "sinks")
+    support = replace(EVERYTHING, engine=engine, rules=rules, attn_types=(AttentionType.DECODER,))
     found, _ = draw(support, examples=200)
-    features = {
-        feature.name for feature in FEATURES if any(feature.rule in (None, *case.rules) and feature.has(case) for case in found)
-    }
-    assert {feature.name for feature in FEATURES if can_have(support, feature)} == features
+    met = {name for case in found for name in features(case)}
+    assert {feature.name for feature in FEATURES if can_have(support, feature)} == met
+    assert not any(why_not(support, *pair) for case in found for pair in combinations(features(case), 2))
+
+
+def test_pairs_that_an_engine_never_sends_are_not_missed():
+    one_kind = Engine(query_lens=("equal",), mixed_alibi=False)
+    support = replace(EVERYTHING, engine=one_kind)
+    for pair in (("decode", "multi-token decode"), ("alibi_slopes", "sinks"), ("alibi_slopes", "decoder, non-causal")):
+        assert why_not(EVERYTHING, *pair) is None
+        assert "its engine sends" in (why_not(support, *pair) or "")
+        assert pair not in drawn([Progress()], support).pairs
+    for pair in (("prefill", "multi-token decode"), ("more queries than keys", "decode"), ("alibi_slopes", "window")):
+        assert why_not(support, *pair) is None
 
 
 def test_restrictions_are_said_as_a_user_says_them():

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases import case_file
 from attn_fuzz.cases.tensors import build
-from attn_fuzz.findings.aiter import UNIFIED_ATTENTION
-from attn_fuzz.run.executor import Executor
-from attn_fuzz.targets import registry
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
@@ -27,11 +23,6 @@ def test_where_it_is_missing_the_target_says_what_to_install(attn_parity, monkey
     assert "no AITER: install it" in attn_parity("doctor").out
 
 
-def test_declarations_need_no_aiter():
-    assert registry.load("aiter-unified-attention") is AITER_UNIFIED_ATTENTION
-    assert "non_causal" not in AITER_UNIFIED_ATTENTION.support("cpu").rules
-
-
 def test_a_step_of_more_heads_than_rows_of_a_tile_has_events(step_case):
     for group_size in (1, 16, 17, 33):
         step = build(msgspec.structs.replace(step_case, group_size=group_size, requests=step_case.requests[:0]), "cpu")
@@ -43,15 +34,6 @@ def test_doctor_says_what_its_signatures_declare(attn_parity):
     out = " ".join(attn_parity("doctor").out.split())
     assert "AITER, unified sinks yes" in out
     assert "AITER, prefill sinks flash_attn_varlen_func of AITER 0.1.7.post2.dev18 has no argument `sink_ptr`" in out
-
-
-@needs_aiter
-@pytest.mark.parametrize("finding", UNIFIED_ATTENTION, ids=lambda finding: finding.name)
-def test_every_finding_replays(finding, tmp_path):
-    case = case_file.load(finding.path)
-    with Executor("aiter-unified-attention", "cpu", 60.0, tmp_path / "ahead.json") as executor:
-        verdict = executor.run(case)
-    assert finding.explains(case, verdict), verdict
 
 
 @needs_aiter

@@ -25,6 +25,7 @@ from attn_fuzz.cases.tensors import build
 from attn_fuzz.emulated import compiler, emulation, launches
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.jobs import Compiled, Job, Pointer
+from attn_fuzz.errors import LimitError
 from attn_fuzz.run.drawing import draw_cases
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
@@ -113,7 +114,11 @@ def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_
 def test_an_unknown_instruction_is_a_limit_of_the_tool(step_case, other_text):
     other_text(lambda text: text.replace("\ts_endpgm", "\tv_unheard_of v0\n\ts_endpgm", 1))
     verdict = tried(step_case)
-    assert (verdict.kind, verdict.about, verdict.failed) == ("limit", "v_unheard_of", False)
+    assert (verdict.kind, verdict.about, verdict.failed) == (
+        "limit",
+        "v_unheard_of (lifted by its meaning in attn_amdgcn.instructions)",
+        False,
+    )
     assert re.match(r"UnknownInstructionError: line \d+: `v_unheard_of v0`", verdict.message)
 
 
@@ -224,7 +229,7 @@ def test_a_mode_that_a_target_has_not_is_refused(name, words):
 
 
 def test_a_kernel_that_is_in_none_of_the_modules_is_an_error_that_says_so():
-    with pytest.raises(CompilerError, match=r"Target.modules: got modules without planted_kernel.refused_kernel"):
+    with pytest.raises(LimitError, match=r"the modules of the target have no planted_kernel\.refused_kernel"):
         compiler.ready(Job("planted_kernel", "refused_kernel", "gfx942", {}, "planted_emulated:WITHOUT_KERNELS.modules"))
 
 

@@ -133,14 +133,6 @@ def test_each_file_that_is_chosen_agrees(architecture, file, monkeypatch):
     assert file in verdict.events
 
 
-@pytest.mark.parametrize("finding", FMHA_ASSEMBLY, ids=lambda finding: finding.name)
-def test_findings_replay(finding):
-    needs_files()
-    case = case_file.load(finding.path)
-    verdict = try_case(case, fmha.AITER_FMHA_V3.compiled_for("gfx942"), "cpu")  # pyright: ignore[reportArgumentType, reportOptionalCall]
-    assert finding.explains(case, verdict), verdict
-
-
 def test_a_request_without_keys_is_right_where_the_files_count_at_least_a_tile_of_keys(monkeypatch):
     """One instruction of the file made another: the closed form of the finding aiter-fmha-no-keys, which AITER #1442 mends."""
     needs_files()

@@ -2,14 +2,17 @@
 
 import json
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
+from attn_fuzz import findings
 from attn_fuzz.cases import case_file
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.report.run import Run
+from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.targets import Target, registry
+from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.verdict import Verdict
@@ -156,18 +159,24 @@ def test_only_failures_are_explained(step_case):
     assert explanation([SINKS], case, Verdict(kind="agree")) is None
 
 
-def declared() -> list[Target]:
-    return [target for target in map(registry.load, registry.names()) if target.findings]
+STORED = {path.stem: path for path in sorted(Path(findings.__file__).parent.glob("*.json"))}
 
 
-@pytest.mark.parametrize(
-    "finding",
-    {finding.name: finding for target in declared() for finding in target.findings}.values(),
-    ids=lambda finding: finding.name,
-)
-def test_every_finding_has_a_case_that_its_target_can_run(finding):
-    case = case_file.load(finding.path)
-    support = registry.load(case.target).support("cpu")
-    assert finding.name in [declared.name for declared in registry.load(case.target).findings]
-    assert support.limit(case) is None
-    assert support.beyond(case) is None
+def test_every_finding_has_a_case():
+    assert {finding.name for name in registry.names() for finding in registry.load(name).findings} <= STORED.keys()
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_every_stored_case_is_of_a_finding_and_replays_where_its_kernel_is(name, tmp_path):
+    case = case_file.load(STORED[name])
+    target = registry.load(case.target)
+    (finding,) = (each for each in target.findings if each.name == name)
+    support = target.support("cpu")
+    if "@" not in case.target:  # others have findings beyond what they draw, too
+        assert (support.limit(case), support.beyond(case)) == (None, None)
+    if reason := target.unavailable("cpu"):
+        pytest.skip(reason)
+    with Executor(case.target, "cpu", 240.0, tmp_path / "ahead.json") as executor:
+        verdict = executor.run(case)
+    assert finding.explains(case, verdict) != finding.needs_gpu, verdict
+    assert verdict.failed != finding.needs_gpu

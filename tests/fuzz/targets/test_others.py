@@ -28,7 +28,6 @@ OTHERS = [
     name for package in registry.packages().values() for name, place in package.places.items() if ".targets.others." in place
 ]
 TARGETS = {name: registry.load(name) for name in OTHERS}
-FINDINGS = [(name, finding) for name, target in TARGETS.items() for finding in target.findings]
 CAPPED = [
     name
     for name, target in TARGETS.items()
@@ -67,16 +66,6 @@ def _finds_no(packages):
 
     find_spec = importlib.util.find_spec
     return lambda name, *rest: None if name in packages else find_spec(name, *rest)
-
-
-@pytest.mark.parametrize(("name", "finding"), FINDINGS, ids=[finding.name for _, finding in FINDINGS])
-def test_every_finding_replays(name, finding, tmp_path):
-    needs(TARGETS[name])
-    case = case_file.load(finding.path)
-    with Executor(case.target, "cpu", 120.0, tmp_path / "ahead.json") as executor:
-        verdict = executor.run(case)
-    assert finding.explains(case, verdict) != finding.needs_gpu, verdict
-    assert verdict.failed != finding.needs_gpu
 
 
 @pytest.mark.parametrize(("name", "got"), [("vllm-unified-attention", "0.09822887"), ("vllm-encoder-attention", "3.85132")])

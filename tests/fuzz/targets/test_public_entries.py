@@ -59,7 +59,7 @@ TARGETS = {
     "TRITON_MLA": "backend-triton-mla",
 }
 _ON_THE_DOUBLE = "AITER needs AMD's GPUs: tests/fuzz/targets/test_aiter_calls.py calls it on a double"
-_ON_DISK = "packages on disk: tests/optimized/test_aiter_adapter.py"
+_ON_DISK = "packages on disk: tests/optimized/aiter_adapter/test_aiter_adapter.py"
 REASONS = {
     "ROCM_AITER_UNIFIED_ATTN": _ON_THE_DOUBLE,
     "ROCM_AITER_FA": _ON_THE_DOUBLE,
@@ -74,8 +74,8 @@ REASONS = {
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",
     "attn_optimized.aiter_adapter.may_run_assembly": "a part of flash_attn_varlen",
-    "attn_optimized.selector.select": "no kernel: tests/optimized/test_selector.py draws layers, architectures and AITERs",
-    "attn_optimized.selector.select_model": "no kernel: tests/optimized/test_selector.py draws models",
+    "attn_optimized.selector.select": "no kernel: tests/optimized/selector draws layers, architectures and AITERs",
+    "attn_optimized.selector.select_model": "no kernel: tests/optimized/selector draws models",
     "attn_optimized.selector.priorities": "a part of select",
     "attn_optimized.selector.cache_kind": "a part of select",
     "attn_optimized.selector.parse_architecture": "a part of select",

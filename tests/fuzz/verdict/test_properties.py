@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import attn_reference
 import msgspec
@@ -504,16 +503,10 @@ def test_a_key_that_is_left_out_far_away_is_found():
     assert re.match("through a window of .* keys behind 32768 keys: .* elements of ", message)
 
 
-def test_the_page_lists_all_properties_and_what_our_kernels_promise():
-    page = Path(__file__, "../../../../docs/reference/properties.md").resolve().read_text(encoding="utf-8")
-    promised = {each.name: each for each in registry.load("triton@properties").properties}
-    invariant = {each.name: each for each in registry.load("triton@invariant").properties}
-    assert set(invariant) == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}
-    assert set(promised) == {each.name for each in ALL}
-    promised = invariant | promised
-    for each in promised.values():
-        assert f"| {each.name} | {each.says} | {each.compared} | {each.applies} |" in page, each.name
-    assert page.count("\n| ") == len(promised) + 1
+def test_what_our_kernels_promise():
+    invariant = {each.name for each in registry.load("triton@invariant").properties}
+    assert invariant == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}
+    assert {each.name for each in registry.load("triton@properties").properties} == {each.name for each in ALL}
 
 
 def test_an_output_that_was_rounded_up_to_the_smallest_normal_number_need_not_double():

@@ -25,7 +25,7 @@ from tests.calls import (
     shuffled_blocks,
     varlen_call,
 )
-from tests.optimized.documented_aiter import Call, stand_in
+from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,7 +57,7 @@ def calls() -> list[Call]:
 
 @pytest.fixture
 def aiter(calls: list[Call]) -> Aiter:
-    """AITER of 2026-08, on a CPU: see tests.optimized.documented_aiter."""
+    """AITER of 2026-08, on a CPU: see tests.optimized.aiter_adapter.documented_aiter."""
     return stand_in(calls)
 
 

@@ -16,7 +16,7 @@ from attn_optimized.context_parallel import dealing as optimized_dealing
 from attn_reference import context_parallel
 
 from tests import calls
-from tests.optimized.ranks_worker import LONG, device_of
+from tests.optimized.context_parallel.ranks_worker import LONG, device_of
 
 HEADS, LATENT, ROPE, BLOCK_SIZE = 6, 32, 8, 16
 """Two and three ranks have as many heads each."""

@@ -123,24 +123,6 @@ class TestValidate:
 
 
 @every_backend
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"allocation_layout": "X_PACKED"}, "allocation_layout: got 'X_PACKED', expected None or a Layout"),
-        ({"allocation_layout": Layout.CONTENT_PACKED_SCALED}, "allocation_layout: got CONTENT_PACKED_SCALED, .* footprint"),
-        ({"kv_sharing_target_layer_name": False}, "kv_sharing_target_layer_name: got False"),
-        ({"kv_sharing_target_layer_name": ""}, "kv_sharing_target_layer_name: got ''"),
-        ({"aiter": "none"}, "aiter: got 'none'"),
-        ({"validate": 1}, "validate: got 1, expected a bool"),
-    ],
-)
-def test_arguments_of_a_layer(name, options, match, make_step, aiter):
-    step = make_step([1], [9], **FORMS[name])
-    with pytest.raises(ContractError, match=match):
-        BACKENDS[name].impl(step.layer, **{"aiter": aiter, **step.constructor, **options})
-
-
-@every_backend
 def test_a_sink_that_is_no_logit_is_refused_by_the_constructor_without_validate(name, make_step, aiter):
     """A forward without `validate` reads no sink on the host, and the kernels' base 2 has no such number."""
     lowest = torch.finfo(torch.float32).min
@@ -164,15 +146,6 @@ def test_an_encoder_shares_no_allocation(make_step, aiter):
 def test_a_builder_of_no_attention_type(name, attn_type):
     with pytest.raises(ContractError, match="attn_type: got"):
         BACKENDS[name].builder(attn_type)
-
-
-@every_backend
-def test_a_builder_of_no_step(name, make_step):
-    builder = BACKENDS[name].builder(AttentionType.DECODER)
-    with pytest.raises(ContractError, match="common_attn_metadata: got None"):
-        builder.build(None)
-    with pytest.raises(ContractError, match="block_table_tensor: got None"):
-        builder.build(replace(make_step(**MIXED).common, block_table_tensor=None))
 
 
 ASKED = {

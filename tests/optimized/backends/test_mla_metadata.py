@@ -185,16 +185,26 @@ WRONG = {
     "beyond the bound": lambda lengths: torch.cat([lengths[:-1], lengths[-1:] + 1]),
     "a text": lambda lengths: "no such thing",
 }
+STARTS = {
+    "from 1 on": lambda starts: starts + torch.tensor([1, 0, 0], dtype=torch.int32),
+    "falling": lambda starts: torch.cat([starts[:1], starts[-1:], starts[1:-1]]),
+    "longer than the longest": lambda starts: torch.cat([starts[:1], starts[-1:], starts[-1:]]),
+}
+"""Of no prefix sum of the lengths of queries."""
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("name", ["query_start_loc_cpu", "seq_lens_cpu"])
+WRONG_LENGTHS = [(name, one) for name in ("query_start_loc_cpu", "seq_lens_cpu") for one in WRONG]
+WRONG_LENGTHS += [("query_start_loc_cpu", one) for one in STARTS]
+
+
+@pytest.mark.parametrize("backend", ["TRITON_MLA", "ROCM_AITER_FA"])
+@pytest.mark.parametrize(("name", "wrong"), WRONG_LENGTHS)
 @pytest.mark.parametrize("all_requests", [[Request(1, 4), Request(3, 2)], [Request(1, 4), Request(1, 6)]], ids=["prefill", ""])
-def test_wrong_lengths_of_the_host_are_refused(all_requests, name, wrong):
+def test_wrong_lengths_of_the_host_are_refused(all_requests, name, wrong, backend):
     common = common_of(all_requests)
-    changed = dataclasses.replace(common, **{name: WRONG[wrong](getattr(common, name))})
-    with pytest.raises(ContractError, match=f"^{name}|^max_seq_len"):
-        builder(2, 0).build(changed)
+    changed = dataclasses.replace(common, **{name: (WRONG | STARTS)[wrong](getattr(common, name))})
+    with pytest.raises(ContractError, match=f"^{name}|^max_seq_len|^max_query_len"):
+        BACKENDS[backend].builder(AttentionType.DECODER).build(changed)
 
 
 def test_the_host_need_not_know_the_lengths_of_decodes_alone():

@@ -1,12 +1,15 @@
 """Every backend on one list of layers: each is served as the reference attends, or refused as the backend declares."""
 
+from dataclasses import replace
+
+import attn_reference
 import pytest
 import torch
 from attn_contract import AttentionConfig, AttentionType, Layout, UnsupportedError
 from attn_optimized.aiter_adapter import recorded
 from attn_optimized.backends import BACKENDS
 
-from tests.optimized.backends.test_border import FORMS, PLAIN
+from tests.optimized.backends.test_border import FORMS, PLAIN, ROTATING
 
 SINKS = [0.5, 3.0, -3.0, -torch.inf]
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05])
@@ -33,6 +36,7 @@ LAYERS = {
     "window of itself and sinks": {"window": (0, -1), "sinks": SINKS},
     "right edge and sinks": {"window": (-1, 3), "sinks": SINKS},
     "sinks": {"sinks": SINKS},
+    "sinks in decodes": {"sinks": SINKS, **DECODES},
     "soft cap": {"logits_soft_cap": 0.5},
     "ALiBi": {"alibi_slopes": SLOPES},
     "ALiBi and a soft cap": {"alibi_slopes": SLOPES, "logits_soft_cap": 2.0},
@@ -67,13 +71,14 @@ def form_of(name, fields):
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_layer_is_served_as_the_reference_attends_or_refused(name, layer, make_step, forward, assert_agrees, aiter, calls):
     fields = form_of(name, LAYERS[layer])
-    lengths = LENGTHS[fields.get("attn_type", AttentionType.DECODER)]
+    lengths = {} if "query_lens" in fields else LENGTHS[fields.get("attn_type", AttentionType.DECODER)]
     if name == "ROCM_AITER_FA" and "kv_cache_dtype" in fields:
         lengths = DECODES  # its prefills and extends attend to their own tokens before they are quantized
     step = make_step(**lengths, **fields)
     config = AttentionConfig.of(step.layer, step.query.dtype, block_size=step.block_size, batch=step.batch)
     if not BACKENDS[name].capabilities(aiter).refusals(config):
         assert_agrees(BACKENDS[name], step, validate=layer == "plain")
+        assert step.layer.attn_type is AttentionType.DECODER or not calls, "AITER's kernels are decoders'"
         return
     with pytest.raises(UnsupportedError) as refused:
         forward(BACKENDS[name], step)
@@ -86,6 +91,47 @@ def test_the_widths_of_mimo(make_step, assert_agrees):
     assert_agrees(BACKENDS["TRITON_ATTN_DIFFKV"], make_step(**MIXED, **widths, window=(127, 0), sinks=SINKS))
 
 
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "ROCM_AITER_FA"])
+def test_a_reader_of_another_layers_cache_writes_nothing(name, make_step, forward, aiter, device):
+    step = make_step(**MIXED, **FORMS[name])
+    first, before = forward(BACKENDS[name], step), step.kv_cache.clone()
+    reader = replace(step, key=torch.zeros_like(step.key), value=torch.zeros_like(step.value))
+    second = forward(BACKENDS[name], reader, kv_sharing_target_layer_name="layers.3")
+    torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
+    if name in ROTATING:
+        impl = BACKENDS[name].impl(step.layer, aiter=aiter, kv_sharing_target_layer_name="layers.3", **step.constructor)
+        slots, cos_sin_cache = step.common.slot_mapping, torch.randn(16, 64, device=device)
+        rope = step.query, step.key, step.value, torch.zeros_like(slots), cos_sin_cache, step.kv_cache, slots
+        with pytest.raises(UnsupportedError, match=r"layers\.3 writes it"):
+            impl.do_rope_and_kv_cache_update(*rope, is_neox=True)
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_rope_and_cache_update_rotate_query_and_key(name, make_step, aiter, device):
+    step = make_step([7], [7], **FORMS[name])
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+    expected_query, expected_cache, slots = step.query.clone(), step.kv_cache.clone(), step.common.slot_mapping
+    rope = step.key, step.value, torch.arange(7, device=device), torch.randn(16, 64, device=device)
+    attn_reference.rope_and_write_kv_cache(expected_query, *rope, expected_cache, step.layer, slots, is_neox=True)
+    impl.do_rope_and_kv_cache_update(step.query, *rope, step.kv_cache, slots, is_neox=True)
+    torch.testing.assert_close(step.query, expected_query, equal_nan=True)
+    torch.testing.assert_close(step.kv_cache, expected_cache, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["TRITON_ATTN", "ROCM_AITER_UNIFIED_ATTN"])
+def test_cross_attention_writes_the_encoders_tokens_once(name, make_step, aiter, forward):
+    step = make_step([1, 1], [40, 17], attn_type=AttentionType.ENCODER_DECODER)
+    first, written = forward(BACKENDS[name], step), step.kv_cache.clone()
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
+    impl.do_kv_cache_update(None, None, step.kv_cache, step.common.slot_mapping)
+    assert torch.equal(step.kv_cache.view(torch.int16), written.view(torch.int16))
+    second = torch.full_like(first, torch.nan)
+    metadata = BACKENDS[name].builder(AttentionType.ENCODER_DECODER).build(step.common)
+    impl.forward(step.query, None, None, step.kv_cache, metadata, output=second)
+    torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True)
+
+
 CROSS, ENCODER = {"attn_type": AttentionType.ENCODER_DECODER}, {"attn_type": AttentionType.ENCODER}
 ASSEMBLY = {"dtype": torch.bfloat16, "head_size": 128}
 FLOAT8_OUT = {"output_scale": torch.tensor(0.5)}
@@ -94,45 +140,23 @@ REASONS = [
     ("ROCM_ATTN", CROSS, "one query token"),
     ("ROCM_ATTN", {"sinks": SINKS}, "sinks not supported: .* lose them after its prefill"),
     ("ROCM_ATTN", {"logits_soft_cap": 2.0}, "ignore it silently"),
-    ("ROCM_ATTN", {"window": (9, -1), "alibi_slopes": SLOPES}, "takes no window"),
-    ("ROCM_ATTN", {"layout": Layout.BLOCKS_FIRST_NHD}, "packed keys"),
-    ("ROCM_ATTN", {"head_size": 72}, "head size 72"),
-    ("ROCM_ATTN", {"block_size": 8}, "units of 16 slots"),
-    ("ROCM_ATTN", {**ENCODER, "alibi_slopes": SLOPES}, "ALiBi is causal"),
     ("ROCM_ATTN", {"sinks": SINKS, "logits_soft_cap": 2.0, "chunked_local": 3}, "chunked_local .* a soft cap .* sinks"),
     ("ROCM_AITER_FA", CROSS, r"cu_seqlens_k .* causal=True"),
-    ("ROCM_AITER_FA", ENCODER, "prefill, extend and decode"),
     ("ROCM_AITER_FA", {**ASSEMBLY, "sinks": SINKS}, "assembly kernels"),
-    ("ROCM_AITER_FA", {**ASSEMBLY, "logits_soft_cap": 2.0}, "assembly kernels"),
-    ("ROCM_AITER_FA", {"dtype": torch.float32}, "no other type"),
-    ("ROCM_AITER_FA", {"head_size": 96}, "16 dims of V"),
     ("ROCM_AITER_FA", {"block_size": 64}, "block size 64"),
     ("ROCM_AITER_FA", {"alibi_slopes": SLOPES}, "anchor ALiBi"),
-    ("ROCM_AITER_FA", {"sink_tokens": 3}, "sink_size"),
-    ("ROCM_AITER_FA", {"chunked_local": 3}, "no other mask"),
-    ("ROCM_AITER_FA", {"layout": Layout.X_PACKED}, "rows"),
     ("ROCM_AITER_FA", FLOAT8_OUT, "output dtype float8_e4m3fn not supported"),
     ("ROCM_AITER_FA", {"kv_sharing_target_layer_name": "layers.3"}, "a cache that another layer writes"),
     ("ROCM_AITER_UNIFIED_ATTN", {"window": (9, 9)}, "aiter-hidden-tile"),
-    ("ROCM_AITER_UNIFIED_ATTN", {"dtype": torch.float32}, "TF32"),
-    ("ROCM_AITER_UNIFIED_ATTN", {"head_size": 20}, "head size 20"),
-    ("ROCM_AITER_UNIFIED_ATTN", {"block_size": 48}, "block size 48"),
-    ("ROCM_AITER_UNIFIED_ATTN", {"layout": Layout.X_PACKED}, "rows"),
-    ("ROCM_AITER_UNIFIED_ATTN", {"sink_tokens": 3}, "no other mask"),
-    ("ROCM_AITER_UNIFIED_ATTN", {"chunked_local": 3}, "no other mask"),
     ("ROCM_AITER_UNIFIED_ATTN", {"ranges_clamped": True}, "asserts causal"),
     ("ROCM_AITER_UNIFIED_ATTN", {"alibi_slopes": SLOPES, "sinks": SINKS}, "against the sink"),
     ("ROCM_AITER_UNIFIED_ATTN", FNUZ_BY_HEADS, "one k_scale and one v_scale"),
     ("TRITON_ATTN", {"layout": Layout.CONTENT_PACKED, "head_size_v": 48}, "engines ask TRITON_ATTN_DIFFKV"),
     ("TRITON_ATTN_DIFFKV", {"head_size_v": None}, "V of another width than K, and TRITON_ATTN for all other layers"),
-    ("TRITON_ATTN_DIFFKV", {"head_size": 24}, "head sizes from 32 on"),
     ("TRITON_ATTN_DIFFKV", {"block_size": 8}, "units of 16 slots"),
     ("TRITON_ATTN_DIFFKV", {"chunked_local": 16}, "in metadata that this backend does not build"),
-    ("TRITON_ATTN_DIFFKV", {"sink_tokens": 2}, "hands none to its kernel"),
     ("TRITON_ATTN_DIFFKV", FLOAT8_OUT, "refuses to quantize the output"),
-    ("TRITON_ATTN_DIFFKV", {"kv_cache_dtype": torch.int8}, "no other quantized cache"),
     ("TRITON_ATTN_DIFFKV", float8((torch.ones(2), torch.ones(2))), "one scale of K and one of V"),
-    ("TRITON_ATTN_DIFFKV", {**ENCODER, "head_size_v": 48}, "decoders alone"),
 ]
 """A backend, a layer that it refuses when it is made, and a part of the reason."""
 

@@ -13,7 +13,7 @@ from attn_optimized.context_parallel import Dealing
 from tests.agreement import assert_within_bound
 from tests.optimized.backends import mla_ranks_worker
 from tests.optimized.backends.mla_ranks_worker import Case
-from tests.optimized.ranks_worker import over_ranks
+from tests.optimized.context_parallel.ranks_worker import over_ranks
 
 MIXED = Case(query_lens=[1, 5, 2, 6, 1, 4], seq_lens=[20, 5, 2, 40, 1, 19])
 STEPS = {
@@ -103,39 +103,49 @@ def test_a_broken_rank_is_found(breaks, case, tmp_path):
 
 
 DECODES, PREFILLS = STEPS["decodes of a few keys"], Case(query_lens=[5, 3], seq_lens=[20, 30])
-REFUSED = "RanksError: attention over ranks: rank 1 refused its call"
+unlike = partial(partial, mla_ranks_worker.disagrees)
+
+
+def of_rank_1(error):
+    return ["RanksError: attention over ranks: rank 1 refused its call", f"ContractError: {error}"]
+
+
+def of_both(error):
+    return [f"ContractError: {error}, as on rank 0"] * 2
+
+
 UNLIKE = {
     "an output of a decode": (
-        partial(mla_ranks_worker.disagrees, case=DECODES, changes=mla_ranks_worker.with_output_of_one_head),
-        [REFUSED, "ContractError: out: got shape (5, 1, 32), expected shape (5, 3, 32)"],
+        unlike(case=DECODES, changes=mla_ranks_worker.with_output_of_one_head),
+        of_rank_1("out: got shape (5, 1, 32), expected shape (5, 3, 32)"),
     ),
     "an output of a prefill": (
-        partial(mla_ranks_worker.disagrees, case=PREFILLS, changes=mla_ranks_worker.with_output_of_one_head),
-        [REFUSED, "ContractError: out: got shape (8, 1, 32), expected shape (8, 3, 32)"],
+        unlike(case=PREFILLS, changes=mla_ranks_worker.with_output_of_one_head),
+        of_rank_1("out: got shape (8, 1, 32), expected shape (8, 3, 32)"),
     ),
     "rows of a prefill": (
-        partial(mla_ranks_worker.disagrees, case=PREFILLS, changes=mla_ranks_worker.with_a_row_too_many),
-        [REFUSED, "ContractError: kv_c: got shape (9, 32), expected shape (8, 32)"],
+        unlike(case=PREFILLS, changes=mla_ranks_worker.with_a_row_too_many),
+        of_rank_1("kv_c: got shape (9, 32), expected shape (8, 32)"),
     ),
     "metadata of a layer of one process": (
-        partial(mla_ranks_worker.disagrees, case=PREFILLS, changes=mla_ranks_worker.with_metadata_of_one_process),
-        [REFUSED, "ContractError: attn_metadata: got MlaMetadata, expected RankMlaMetadata"],
+        unlike(case=PREFILLS, changes=mla_ranks_worker.with_metadata_of_one_process),
+        of_rank_1("attn_metadata: got MlaMetadata, expected RankMlaMetadata"),
     ),
     "a block that does not exist": (
-        partial(mla_ranks_worker.disagrees, case=DECODES, changes=mla_ranks_worker.with_a_block_that_does_not_exist),
-        [REFUSED, "ContractError: block_table[1, 0]: got 999"],
+        unlike(case=DECODES, changes=mla_ranks_worker.with_a_block_that_does_not_exist),
+        of_rank_1("block_table[1, 0]: got 999"),
     ),
     "keys of a chunk": (
-        partial(mla_ranks_worker.disagrees, case=PREFILLS, builder={"context_chunk_keys": 7}),
-        ["ContractError: context_chunk_keys: got 7 on rank 1, expected 1024, as on rank 0"] * 2,
+        unlike(case=PREFILLS, builder={"context_chunk_keys": 7}),
+        of_both("context_chunk_keys: got 7 on rank 1, expected 1024"),
     ),
     "the dealing of a decode": (
-        partial(mla_ranks_worker.disagrees, case=DECODES, builder={"dealing": Dealing(num_ranks=3, rank=2)}),
-        [REFUSED, "ContractError: attn_metadata.dealing: got rank 2 of 3, expected rank 1 of 2"],
+        unlike(case=DECODES, builder={"dealing": Dealing(num_ranks=3, rank=2)}),
+        of_rank_1("attn_metadata.dealing: got rank 2 of 3, expected rank 1 of 2"),
     ),
     "the dealing of a prefill": (
-        partial(mla_ranks_worker.disagrees, case=PREFILLS, builder={"dealing": Dealing(num_ranks=2, rank=1, interleave=2)}),
-        ["ContractError: interleave: got 2 on rank 1, expected 1, as on rank 0"] * 2,
+        unlike(case=PREFILLS, builder={"dealing": Dealing(num_ranks=2, rank=1, interleave=2)}),
+        of_both("interleave: got 2 on rank 1, expected 1"),
     ),
 }
 

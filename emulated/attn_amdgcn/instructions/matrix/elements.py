@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from attn_amdgcn.instructions.convert import bf16_to_f32
 
 
 class Format(NamedTuple):
@@ -47,10 +48,6 @@ def small_floats(exponent_bits: int, mantissa_bits: int, bias: int, special: str
     return values.astype(np.float32)
 
 
-def _bf16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 def _bytes(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda codes: table.take(codes)
 
@@ -83,7 +80,7 @@ FORMATS = {
     "f64": Format(64, lambda words: words.view(np.float64)),
     "f32": Format(32, lambda bits: bits.view(np.float32)),
     "f16": Format(16, lambda bits: bits.view(np.float16).astype(np.float32), 2.0**-14),
-    "bf16": Format(16, _bf16, 2.0**-126),
+    "bf16": Format(16, bf16_to_f32, 2.0**-126),
     "fp8": Format(8, _bytes(small_floats(4, 3, 7, "ocp"))),
     "bf8": Format(8, _bytes(small_floats(5, 2, 15, "ieee"))),
     "fp8_fnuz": Format(8, _bytes(small_floats(4, 3, 8, "fnuz"))),

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
 from attn_amdgcn.instructions.formats import rows_target
 from attn_amdgcn.instructions.matrix.elements import Format, flushed
 from attn_amdgcn.operands import KINDS, bits_of, unknown, vector_row
@@ -243,12 +244,10 @@ def _constant(number: float, kind: str) -> np.ndarray:
 def _widened(bits: np.ndarray, kind: str) -> np.ndarray:
     if kind == "f16":
         return bits.view(np.float16).astype(np.float32)
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bf16_to_f32(bits)
 
 
 def _narrowed(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "f16":
         return values.astype(np.float16).view(np.uint16)
-    bits = values.view(np.uint32)
-    nearest = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint32(16)
-    return np.where(np.isnan(values), bits >> np.uint32(16) | np.uint32(0x40), nearest).astype(np.uint16)
+    return f32_to_bf16(values)

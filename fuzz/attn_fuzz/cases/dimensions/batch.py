@@ -69,6 +69,12 @@ def _phase(name: str, holds: Holds, *lengths: tuple[int, int], **asks: Asks) -> 
     return feature(name, holds, *(setting(lengths=(each,), scopes="none") for each in lengths), **asks)
 
 
+_is_prefill = of_request(lambda r: r.query_len > 1 and r.context_len == 0)
+_is_extend = of_request(lambda r: r.query_len > MULTI_TOKEN_DECODE and r.context_len > 0)
+_lacks_keys = of_request(lambda r: r.context_len < 0)
+_has_no_query = of_request(lambda r: r.query_len == 0)
+
+
 def _query_lens(name: str, holds: Callable[[list[int]], object]) -> Value:
     return region(name, lambda case: holds([request.query_len for request in case.requests]))
 
@@ -78,7 +84,8 @@ def _in_context(most: int, least: int = 1) -> Holds:
 
 
 _CONTEXTS: dict[str, Asks] = {"attn_types": any_reads_cache, "contexts": bool}
-_FEWER_KEYS: dict[str, Asks] = {"attn_types": any_reads_cache, "more_queries_than_keys": bool}
+_FEWER_KEYS: dict[str, Asks] = {"attn_types": any_reads_cache, "fewer_keys": bool}
+_SEVERAL: dict[str, Asks] = {"several_queries": bool}
 
 
 def _blocks(case: Case) -> list[int]:
@@ -97,12 +104,12 @@ REQUESTS = (
     dimension(
         "phase", "phase", "requests.query_len requests.seq_len", "Batch.query_start_loc Batch.seq_lens", left_out=_LENGTHS
     )(
-        _phase("prefill", of_request(lambda r: r.query_len > 1 and r.context_len == 0), (3, 3), prompts=bool),
-        _phase("extend", of_request(lambda r: r.query_len > MULTI_TOKEN_DECODE and r.context_len > 0), (9, 10), **_CONTEXTS),
+        _phase("prefill", _is_prefill, (3, 3), (8, 8), (9, 9), prompts=bool, **_SEVERAL),
+        _phase("extend", _is_extend, (9, 10), **_CONTEXTS, **_SEVERAL),
         _phase("decode", _in_context(1), (1, 3), **_CONTEXTS),
-        _phase("multi-token decode", _in_context(MULTI_TOKEN_DECODE, 2), (8, 10), **_CONTEXTS),
-        _phase("more queries than keys", of_request(lambda r: r.context_len < 0), (4, 3), **_FEWER_KEYS),
-        _phase("request without a query", of_request(lambda r: r.query_len == 0), (0, 3), (0, 0), empty_requests=bool),
+        _phase("multi-token decode", _in_context(MULTI_TOKEN_DECODE, 2), (8, 10), **_CONTEXTS, **_SEVERAL),
+        _phase("more queries than keys", _lacks_keys, (4, 3), (8, 3), (9, 3), (1, 0), **_FEWER_KEYS),
+        _phase("request without a query", _has_no_query, (0, 3), (0, 0), idle_requests=bool),
         aspect("request without a key", of_request(lambda r: not r.seq_len)),
         aspect("several requests", lambda case: len(case.requests) > 1),
         region("no request", lambda case: not case.requests),

@@ -236,7 +236,7 @@ ONE_SCALE = (
 
 
 def _is_by_heads(scales: torch.Tensor) -> bool:
-    """Whether scales [NB, BS, HK] of several heads lie in memory head by head."""
+    """True if scales [NB, BS, HK] of several heads lie in memory head by head."""
     return scales.shape[2] > 1 and scales.stride(2) != 1
 
 

@@ -64,7 +64,7 @@ SIZES = (
 
 
 def _skips_slots(case: Case) -> bool:
-    """Whether slot_mapping has a -1, which is cheaper to say than to look up: `case.written_slots` goes through all rows."""
+    """True if slot_mapping has a -1, which is cheaper to say than to look up: `case.written_slots` goes through all rows."""
     if case.cache is None or not case.writes or case.attn_type is not AttentionType.DECODER:
         return False
     return bool(case.unwritten or case.unowned_rows) or any(request.context_len < 0 for request in case.requests)
@@ -151,7 +151,7 @@ def _is_aligned(tensor: torch.Tensor) -> bool:
 
 
 def _is_odd(view: KVCacheView) -> bool:
-    """Whether all rows begin at odd addresses, so that no two dims may be loaded at once."""
+    """True if all rows begin at odd addresses, so that no two dims may be loaded at once."""
     strides = (view.kv_stride, view.block_stride, view.slot_stride, view.head_stride)
     return view.itemsize == 1 and view.offset % 2 == 1 and not any(stride % 2 for stride in strides)
 

@@ -1,4 +1,4 @@
-"""What a dimension is, and what its values are made of."""
+"""A dimension of calls, and the parts of its values."""
 
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ Holds = Callable[[Case], object]
 InStep = Callable[[Case, Step], object]
 Asks = Callable[[Any], object]
 Causality = Literal["causal", "non-causal", "per request"]
-"""Of a decoder: `causal` is True, False, or a tensor. With a tensor, each request is enumerated with both flags."""
+"""The causality of a decoder: `causal` is True, False, or a tensor. With a tensor, each request has both flags in turn."""
 FLAGS: dict[Causality, tuple[bool, ...]] = {"causal": (True,), "non-causal": (False,), "per request": (False, True)}
 """The causal flags that requests of a decoder have."""
 Ranges = Literal["edges", "all"]
 """The bidirectional ranges of a request: one of a few at its edges, or each of those that touch one of its keys."""
 Scopes = Literal["every", "few", "all", "none"]
-"""Which scopes of `attn_fuzz.exhaustive.scope` have a setting: every one, those with few or with all settings, or none."""
+"""The scopes of `attn_fuzz.exhaustive.scope` that have a setting: all, those with few or with all settings, or none."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Setting:
 
     @property
     def names(self) -> frozenset[str]:
-        """What it sets. Two settings that set the same do not meet in one layer."""
+        """The names of the fields that it sets. Two settings of one name do not meet in one layer."""
         requests = [name for name in ("causality", "ranges") if getattr(self, name)]
         return frozenset([*self.fields, *(f"cache.{name}" for name in self.cache), *requests])
 
 
 class Value(NamedTuple):
-    """What some calls have along a dimension.
+    """A value of a dimension, which some calls have.
 
     Attributes:
         name: unlike that of every other feature and aspect, and of every other value of its dimension.

@@ -250,8 +250,7 @@ def _in_row(name: str, holds: Callable[[Case], object]) -> Value:
 
 def _is_odd(case: Case) -> bool:
     """Whether the rows of V have pairs of dims, each of a byte, and begin at odd addresses."""
-    is_quantized = case.cache is not None and case.cache.dtype is not None
-    return is_quantized and case.head_size % 2 == 1 and case.value_size % 2 == 0
+    return case.is_quantized and case.head_size % 2 == 1 and case.value_size % 2 == 0
 
 
 _PACKED, _LATENT = {"layout": Layout.CONTENT_PACKED}, {"layout": Layout.LATENT}

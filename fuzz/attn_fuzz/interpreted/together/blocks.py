@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from attn_fuzz.errors import RefusedByTritonError
 from attn_fuzz.interpreted.together import running
 from attn_fuzz.interpreted.together.running import Running, apart
 
@@ -96,7 +97,7 @@ def _of_shapes(handle: Any) -> dict[str, Method]:
     def _of_one_dtype(name: str, blocks: tuple[Handle, ...]) -> tuple[Handle, ...]:
         dtypes = [block.dtype.scalar for block in blocks]
         if dtypes[0] != dtypes[1]:
-            raise TypeError(f"tl.{name} of {dtypes[0]} and {dtypes[1]}: compiled code joins blocks of one dtype")
+            raise RefusedByTritonError(f"tl.{name} of {dtypes[0]} and {dtypes[1]}: compiled code joins blocks of one dtype")
         return blocks
 
     return {name: method for name, method in locals().items() if name.startswith("create_")}
@@ -126,7 +127,7 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
 
     def create_masked_load(self: Any, pointers: Handle, mask: Handle, other: Handle | None, *rest: Any, **named: Any) -> Handle:
         if mask.data.shape[1:] != pointers.data.shape[1:]:  # the mask is fitted first, and compiled code refuses it
-            raise ValueError("tl.load: `other` is larger than the block of pointers and its mask")
+            raise RefusedByTritonError("tl.load: `other` is larger than the block of pointers and its mask")
         if _runs_alone(running.current):
             return inner["create_masked_load"](self, pointers, mask, other, *rest, **named)
         blocks = [pointers, mask, *([] if other is None else [other])]
@@ -155,7 +156,7 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
     def create_atomic_cas(self: Any, pointers: Handle, *operands: Any) -> Handle:
         shapes = [each.data.shape[1:] for each in (pointers, *operands[:2])]
         if shapes.count(shapes[0]) != 3:  # nobody fits them to each other, and compiled code refuses them
-            raise ValueError(
+            raise RefusedByTritonError(
                 "tl.atomic_cas of pointers {}, compared with {}, for values {}: they have one shape".format(*shapes)
             )
         if not _runs_alone(running.current):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from attn_fuzz.errors import RefusedByTritonError
 from attn_fuzz.interpreted.together import running
 from attn_fuzz.interpreted.together.running import FewerError, Lanes, apart, both, common
 
@@ -286,11 +287,11 @@ def truths(tensor: Any) -> np.ndarray:
     """The truth of a scalar, [programs], or [1] for all of them.
 
     Raises:
-        TypeError: the tensor is a block of several elements, whose truth compiled code refuses.
+        RefusedByTritonError: the tensor is a block of several elements, whose truth compiled code refuses.
     """
     data = tensor.handle.data
     if data.size != len(data):
-        raise TypeError(f"the truth of a block of {data.size // len(data)} elements: compiled code refuses it")
+        raise RefusedByTritonError(f"the truth of a block of {data.size // len(data)} elements: compiled code refuses it")
     return np.asarray(data.reshape(-1)).astype(np.bool_)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from attn_fuzz.errors import RefusedByTritonError
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.interpreted.together import running
 from attn_fuzz.interpreted.together.running import FewerError, Running
@@ -38,7 +39,10 @@ def launching(interpreter: Any) -> Callable[..., None]:
         try:
             named = {**dict(zip(taken, host_args, strict=False)), **host_kwargs}
             if not len(named) == len(taken) == len(host_args) + len(host_kwargs):  # there are defaults, or it raises
-                named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
+                try:
+                    named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
+                except TypeError as error:
+                    raise RefusedByTritonError(str(error)) from None
             types = _integers(self.fn)
             named = {
                 name: arg if name in self.constexprs else _converted(interpreter, arg, types.get(name))
@@ -80,7 +84,8 @@ def _converted(interpreter: Any, argument: Any, declared: str | None) -> Any:
 
 
 def _dims(grid: Sequence[int]) -> tuple[int, int, int]:
-    assert len(grid) <= 3, "grid must have at most 3 dimensions"
+    if len(grid) > 3:
+        raise RefusedByTritonError("grid must have at most 3 dimensions")
     x, y, z = (*grid, *[1] * (3 - len(grid)))
     return x, y, z
 

@@ -17,7 +17,7 @@ MODES = {
     "planned": "launched as on GPUs that are not here, and interpreted",
     "far": "tensors that reach beyond 2^31 elements",
 }
-"""What each mode does, but for those that compile for an architecture."""
+"""A description of each mode, but for those that compile for an architecture."""
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """The modes that compile for an architecture."""
 COMPILED = "compiled for an architecture of AMD, and emulated"

@@ -12,9 +12,10 @@ from typing import Any
 
 from attn_contract import Layer
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import LimitError
 from attn_fuzz.targets.choices import choices_by, choices_by_metadata
 from attn_fuzz.targets.emulated import STEPS_PER_LAYER, missing, schedules
-from attn_fuzz.targets.modes import NoModeError
+from attn_fuzz.targets.modes import ARCHITECTURES, NoModeError
 from attn_fuzz.targets.target import FUNCTIONS, Gpu, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -27,6 +28,7 @@ LARGE_SHARE = 0.3
 for a layer: a choice for each launch would compile most kernels twice."""
 _WITH_XF32 = ("gfx942",)
 """Where Triton makes XF32 of a tl.dot of float32 that does not say how. How hardware rounds to XF32 is not published."""
+_WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
 def _missing(device: str, architecture: str) -> str | None:
@@ -89,6 +91,9 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         declared = target.support(device)
         has_xf32 = architecture in _WITH_XF32 and not is_planned
         dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
+        if not dtypes:
+            what = f"float32 on {architecture}, where Triton's tl.dot is XF32, and how hardware rounds to XF32 is not published"
+            raise LimitError(what, f"float16, bfloat16, or an architecture without XF32, such as {_WITHOUT_XF32}")
         steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
         changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
         if not is_planned:

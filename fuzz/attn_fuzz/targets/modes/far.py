@@ -19,18 +19,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from attn_contract import Batch, KVCacheView, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.choices import choices_by, choices_by_metadata
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.target import Support, Target
 
 REACH = 1 << 32
-"""How many units the rows span: half of them lie at offsets that int32 does not hold."""
+"""The units that the rows span: half of them lie at offsets that int32 does not hold."""
 UNIT_BYTES = 16
 """Kernels count the strides of most tensors in units of 16 bytes, where all of the strides are multiples of that."""
 ALIGNMENT = 4
-"""Of every stride, in bytes: scales in the rows of a cache are float32."""
+"""The unit of every stride, in bytes: scales in the rows of a cache are float32."""
 MOST_TOKENS, MOST_KEYS = 48, 192
 _SCALES = ("k_scale_cache", "v_scale_cache")
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
@@ -188,8 +188,7 @@ class _LargeCache:
     def cached(self, kv_cache: torch.Tensor | None, layer: Layer) -> tuple[Any, Layer]:
         if kv_cache is None or layer.layout is None:
             return kv_cache, layer
-        sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-        self._block_size = KVCacheView.of(kv_cache, layer.layout, **sizes).block_size
+        self._block_size = layer.view_of(kv_cache).block_size
         self._apart = max(1, REACH // kv_cache.numel())
         scales = {name: self._large(getattr(layer, name), 0) for name in _SCALES}
         return self._large(kv_cache, layer.layout.dims.index("block")), dataclasses.replace(layer, **scales)

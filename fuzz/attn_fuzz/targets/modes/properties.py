@@ -9,7 +9,7 @@ from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.target import Mode, Support, Target
 
 CHUNKS = 3
-"""How many steps a prefill becomes, so that most chunks end inside a tile."""
+"""The number of steps of a prefill, so that most chunks end inside a tile."""
 
 
 def by(launch: properties.Launch) -> Mode:

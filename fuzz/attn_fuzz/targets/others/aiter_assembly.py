@@ -18,13 +18,13 @@ from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
-from attn_fuzz.targets.others.aiter_package import REQUIREMENT
+from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
 
 ARCHITECTURES = ("gfx942", "gfx950")
-"""Those for which AITER has assembly and the emulator knows the instructions."""
+"""Architectures for which AITER has assembly and the emulator knows the instructions."""
 LOG2_E = 1.4426950408889634
 
 
@@ -34,7 +34,7 @@ class NoKernelError(NotImplementedError):
 
 @dataclass(frozen=True)
 class Launch:
-    """What AITER's host code launches.
+    """A launch of AITER's host code.
 
     Attributes:
         file: the code object, below hsa/ARCHITECTURE/.
@@ -52,9 +52,8 @@ class Launch:
 
 
 def files() -> Path:
-    """The folder hsa/: in the wheel in aiter_meta/, in a checkout beside aiter/."""
-    beside = foreign.sources("aiter").parent
-    return (beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside) / "hsa"
+    """The folder of the code objects."""
+    return root() / "hsa"
 
 
 @functools.cache

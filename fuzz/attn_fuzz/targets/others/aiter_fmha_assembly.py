@@ -51,7 +51,7 @@ LEAVES_BARRIERS_OUT = frozenset((192,))
 docs/reference/emulator.md."""
 FOLDERS = ("MI300", "MI308")
 TO_NEAREST, TO_ZERO = ("rtna", "rtne"), ("rtz",)
-"""How float32 is made bfloat16: ties away from zero or to even, and truncation."""
+"""Conversions of float32 to bfloat16: ties away from zero or to even, and truncation."""
 
 
 def file_of(architecture: str, batch: Batch, head_size: int, *, is_group: bool, conversions: Sequence[str]) -> str:
@@ -165,7 +165,7 @@ def _batches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, convers
 
 
 def _runs(batch: Batch, starts: torch.Tensor) -> Iterator[tuple[int, int, int, int, int]]:
-    """Of each run of requests with equal lengths: how many, their queries and keys, and their first rows among both."""
+    """For each run of requests with equal lengths: their number, queries and keys, and their first rows among both."""
     lengths = zip(*(each.diff().tolist() for each in (batch.query_start_loc, starts)), strict=True)
     begins = zip(batch.query_start_loc.tolist(), starts.tolist(), strict=True)
     for (queries, keys), run in itertools.groupby(zip(lengths, begins, strict=False), key=lambda each: each[0]):

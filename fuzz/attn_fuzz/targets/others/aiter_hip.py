@@ -27,7 +27,6 @@ import ctypes
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -42,7 +41,7 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.aiter_package import REQUIREMENT
+from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -61,19 +60,13 @@ OPTIONS = (
     *("-U__HIP_NO_HALF_CONVERSIONS__", "-U__HIP_NO_HALF_OPERATORS__", "-fno-offload-uniform-block"),
     *("-mllvm", "--lsr-drop-solution=1", "-mllvm", "-enable-post-misched=0", "-mllvm", "-amdgpu-function-calls=false"),
 )
-"""Those of csrc/cpp_itfs/utils.py, but for what the module's docstring leaves out, -amdgpu-coerce-illegal-types, which a clang
+"""The flags of csrc/cpp_itfs/utils.py, but for those of the module's docstring, -amdgpu-coerce-illegal-types, which a clang
 without ROCm does not know, and EARLY."""
 EARLY = ("-mllvm", "-amdgpu-early-inline-all=true")
 
 Schedules = Callable[[], "Sequence[Schedule]"]
 Call = Callable[[torch.Tensor, torch.Tensor, Layer, Batch, torch.Tensor], dict[str, Any]]
 """Returns the arguments of AITER's function by name, made of q, the cache, the layer, the batch and out [T, H, D]."""
-
-
-def root() -> Path:
-    """The folder that has csrc/ and 3rdparty/: in the wheel beside aiter/, in a checkout its parent."""
-    beside = foreign.sources("aiter").parent
-    return beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside
 
 
 def missing(name: str, architecture: str, device: str) -> str | None:
@@ -272,7 +265,7 @@ ROUNDING = Rounding(
 )
 _ENGINE = dataclasses.replace(VLLM, query_lens=("one",), empty_requests=False, signed_slopes=False, mixed_alibi=False)
 _FLOAT8 = {"gfx942": ("fp8_e4m3fnuz",), "gfx950": ("fp8_e4m3fn",)}
-"""What v_cvt_pk_fp8_f32 and the products of matrices read and write there; gfx90a has neither."""
+"""The type that v_cvt_pk_fp8_f32 and the products of matrices read and write; gfx90a has neither."""
 
 
 def _support(architecture: str, **fields: Any) -> Support:

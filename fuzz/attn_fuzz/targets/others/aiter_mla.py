@@ -31,7 +31,7 @@ from attn_fuzz.verdict.rounding import Rounding
 DECODE, SPARSE = ("mla_decode_rope",), ("unified_attention_sparse_mla",)
 SPLITS = (1, 4, 8)
 COSINES, SINES = (1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, -1.0)
-"""Of a turn by 0, 90, 180 and 270 degrees."""
+"""Cosines and sines of turns by 0, 90, 180 and 270 degrees."""
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None:

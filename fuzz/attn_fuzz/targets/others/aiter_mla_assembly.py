@@ -32,7 +32,7 @@ from attn_fuzz.verdict.rounding import LARGEST, Rounding
 HEAD_SIZE, VALUE_SIZE = 576, 512
 FLOAT8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
 COMPUTE_UNITS = {"gfx942": 304, "gfx950": 256}
-"""Of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
+"""Compute units of an MI300X and an MI355X: mla_decode_fwd chooses the splits by them."""
 SPLITS = (None, None, 1, 3, 16)
 """None: mla_decode_fwd chooses, as engines have it."""
 PARTS = (-1, -1, 1, 2, 4)
@@ -191,7 +191,7 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
 def _splits(
     architecture: str, common: tuple[Any, ...], heads: int, choose: random.Random, *, persistent: bool
 ) -> dict[str, Any]:
-    """How the keys are split: by mla_decode_fwd or a number, or by metadata, whose pointers `_decode_stage` makes itself."""
+    """Arguments that split the keys: by mla_decode_fwd, by a number, or by metadata, whose pointers `_decode_stage` makes."""
     if not persistent:
         return {"num_kv_splits": choose.choice(SPLITS)}
     units = COMPUTE_UNITS[architecture]
@@ -223,8 +223,7 @@ _ENGINE = dataclasses.replace(
 
 
 def _excluded(case: Case) -> str | None:
-    is_quantized = case.cache is not None and case.cache.dtype is not None
-    if is_quantized and any(request.query_len > MOST_QUERIES_OF_FLOAT8 for request in case.requests):
+    if case.is_quantized and any(request.query_len > MOST_QUERIES_OF_FLOAT8 for request in case.requests):
         return "float8 and more than 4 queries of a request, for which get_meta_param and asm_mla.cu have no entry"
     return None
 
@@ -247,8 +246,8 @@ def _support(architecture: str, **fields: Any) -> Support:
 def _persistent_excluded(kind: str, case: Case) -> str | None:
     if reason := _excluded(case):
         return reason
-    q_type = _BF16 if kind == "persistent-a16w8" or case.cache is None or case.cache.dtype is None else "fp8"
-    cache_type = _BF16 if case.cache is None or case.cache.dtype is None else "fp8"
+    cache_type = "fp8" if case.is_quantized else _BF16
+    q_type = _BF16 if kind == "persistent-a16w8" else cache_type
     most = max((request.query_len for request in case.requests), default=1)
     if _file(_PERSISTENT_FILES, (q_type, cache_type, case.group_size), most) is None:
         return f"no file with metadata for q {q_type}, cache {cache_type}, {case.group_size} heads, {most} queries"

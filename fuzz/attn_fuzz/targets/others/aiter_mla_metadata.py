@@ -1,4 +1,4 @@
-"""What AITER's persistent latent decode gets beside its tensors, and its reduction: csrc/kernels/mla of the wheel.
+"""Metadata of AITER's persistent latent decode and of its reduction: csrc/kernels/mla of the wheel.
 
 Both are HIP there. These follow its algorithms, so that works are those of hardware: which workgroup has which keys of which
 request (metadata/v1_2_device.cuh:74-322, the mode `fast_mode`, which vLLM 0.33 asks for), and how parts are merged
@@ -13,7 +13,7 @@ import torch
 KEYS = 16
 """kv_granularity: parts of a request begin at multiples of it. vLLM's is 16."""
 OVERHEAD = 16
-"""What a work costs beside its blocks of keys, in such blocks (kFixedOverheadNumBlocks)."""
+"""The cost of a work beside its blocks of keys, in such blocks (kFixedOverheadNumBlocks)."""
 ROWS = 128
 """Rows of q that a work has at most (kPackedQoLenPerWg)."""
 

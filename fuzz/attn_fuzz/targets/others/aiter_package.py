@@ -1,4 +1,4 @@
-"""What the targets of AITER's Triton attention share: how its modules are loaded.
+"""Shared by the targets of AITER's Triton attention: its modules.
 
 `ATTN_PARITY_AITER=FOLDER` takes the sources of another release, also of one in which attention has a folder of its own. Tile
 sizes are those of AITER's configuration for MI300X (aiter/ops/triton/configs).
@@ -6,6 +6,7 @@ sizes are those of AITER's configuration for MI300X (aiter/ops/triton/configs).
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -33,6 +34,12 @@ def load(*names: str) -> list[ModuleType]:
     folder = foreign.sources("aiter")
     folders = [place for place in (*PLACES, *FOLDERS) if (folder / place).is_dir()]
     return foreign.load("aiter", (*map(_file, names), *folders), stubs={**STUBS, **_OTHER_BACKENDS})
+
+
+def root() -> Path:
+    """The folder that has csrc/, hsa/ and 3rdparty/: in the wheel beside aiter/, in a checkout its parent."""
+    beside = foreign.sources("aiter").parent
+    return beside / "aiter_meta" if (beside / "aiter_meta").is_dir() else beside
 
 
 def missing(*names: str) -> Callable[[str], str | None]:

@@ -23,6 +23,7 @@ from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import CHUNKED_PREFILL, PAGED_DECODE, PAGED_PREFILL
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_package, chunked_prefill
+from attn_fuzz.targets.others.latent_rows import decoded_rows
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -36,10 +37,8 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     """Each query as a request of its own."""
     import triton.language as tl
 
-    query_lens = batch.query_start_loc.diff()
-    request = torch.repeat_interleave(torch.arange(batch.num_requests, device=q.device), query_lens)
+    request, seq_lens = decoded_rows(batch)
     rows = len(request)
-    seq_lens = (batch.seq_lens - batch.query_start_loc[1:])[request] + torch.arange(1, rows + 1, device=q.device)
     k_cache, v_cache = (x.transpose(1, 2) for x in foreign.keys_and_values(kv_cache, layer))
     one = torch.ones((), device=q.device)
     [module] = aiter_package.load(*DECODE)
@@ -48,7 +47,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         query=q[:rows],
         key_cache=k_cache,
         value_cache=v_cache,
-        seq_lens=seq_lens.int(),
+        seq_lens=seq_lens,
         block_tables=batch.block_table[request],
         attn_scale=layer.scale,
         max_seq_len=batch.max_seq_len,

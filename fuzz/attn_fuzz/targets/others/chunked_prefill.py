@@ -6,7 +6,7 @@ from attn_fuzz import foreign
 
 
 def of_layer(layer: Layer, device: torch.device) -> dict[str, object]:
-    """What is fixed for a layer. A window of W tokens is W, and a cache without scales has scales of 1."""
+    """Arguments that a layer fixes. A window of W tokens is W, and a cache without scales has scales of 1."""
     one = torch.ones((), device=device)
     return {
         "kv_cache_dtype": "auto" if layer.kv_cache_dtype is None else "fp8",

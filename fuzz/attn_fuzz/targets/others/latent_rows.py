@@ -1,4 +1,4 @@
-"""How kernels that decode one row at a time are called: each row of q as a request of its own, with the keys that it sees."""
+"""Calls of kernels that decode one row at a time: each row of q is a request of its own, with the keys that it sees."""
 
 import random
 from typing import NamedTuple

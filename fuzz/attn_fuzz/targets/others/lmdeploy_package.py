@@ -1,4 +1,4 @@
-"""What the targets of LMDeploy's Triton attention share: how its modules are loaded, and what its engine sends.
+"""Shared by the targets of LMDeploy's Triton attention: its modules, and its engine.
 
 The lines that are cited are those of the wheel of LMDeploy 0.18.0, in lmdeploy/pytorch. `ATTN_PARITY_LMDEPLOY=FOLDER` takes the
 sources of another release.
@@ -27,7 +27,7 @@ FILES = (
 UNITS = 64
 """Compute units, so few that parts of the keys have several blocks. They are the most parts, too."""
 DEVICE = {"multi_processor_count": UNITS, "compute_capability": (9, 4), "warps_per_sm": 32, "blocks_per_sm": 16}
-"""What kernels/cuda/utils.py:33-47 says of a gfx942 of so many."""
+"""Properties of a gfx942 with so many compute units (kernels/cuda/utils.py:33-47)."""
 ENGINE = Engine(
     windows=("by causality",),
     one_token_windows=False,
@@ -47,7 +47,7 @@ ENGINE = Engine(
     unowned_rows=(0,),
     kv_rows_past=(0,),
 )
-"""What TritonAttentionImpl is sent. A block of the cache holds K, and then V, in memory that was zeros at first. So slots
+"""The calls of TritonAttentionImpl. A block of the cache holds K, and then V, in memory that was zeros at first. So slots
 without a key hold finite numbers (engine/cache_engine/layout.py:62-70). No model asks for ALiBi.
 """
 

@@ -73,7 +73,7 @@ def _launches_for_rocm(device: torch.device) -> Iterator[None]:
 
 
 def _built(layer: Layer, block: int) -> Any:
-    """What `Attention` builds for a layer (nn/attention.py:51-69). Its window is the model's (models/gpt_oss.py:56)."""
+    """The object of `Attention` for a layer (nn/attention.py:51-69). Its window is the model's (models/gpt_oss.py:56)."""
     backend, kernels = lmdeploy_package.backend(), lmdeploy_package.kernels()
     built = backend._build_paged_attention(
         SimpleNamespace(
@@ -157,8 +157,7 @@ def _support_of_blocks(device: str) -> Support:
 
 def _is_scaled_late(case: Case) -> str | None:
     """The scale of V comes after the kernel has rounded the output, which is denormal in float16 where the scale is large."""
-    is_quantized = case.cache is not None and case.cache.dtype is not None
-    return "a float8 cache with float16" if is_quantized and case.dtype == "float16" else None
+    return "a float8 cache with float16" if case.is_quantized and case.dtype == "float16" else None
 
 
 def _has_many_tiles(case: Case) -> str | None:
@@ -185,25 +184,19 @@ LMDEPLOY_DECODE = Target(
     modules=lmdeploy_package.load,
     findings=DECODE,
 )
-LMDEPLOY_BLOCK_DECODE = Target(
+LMDEPLOY_BLOCK_DECODE = dataclasses.replace(
+    LMDEPLOY_DECODE,
     name="lmdeploy-block-decode",
     description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it for a block of each request",
-    attention=foreign.with_nan_in_new_memory(_decode),
     support=_support_of_blocks,
-    rounding=_rounding,
-    refuses=False,
-    unavailable=lmdeploy_package.missing,
-    modules=lmdeploy_package.load,
     findings=BLOCK_DECODE,
 )
-LMDEPLOY_PREFILL = Target(
+LMDEPLOY_PREFILL = dataclasses.replace(
+    LMDEPLOY_DECODE,
     name="lmdeploy-prefill",
     description="the Triton attention of LMDeploy 0.18.0 over a flattened cache, as its TritonAttentionImpl calls it",
     attention=foreign.with_nan_in_new_memory(_prefill),
     support=_support,
-    rounding=_rounding,
-    refuses=False,
     unavailable=lmdeploy_package.missing_block_pointers,
-    modules=lmdeploy_package.load,
     findings=PREFILL,
 )

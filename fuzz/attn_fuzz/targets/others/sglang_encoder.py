@@ -67,7 +67,6 @@ def _encoder_support(device: str) -> Support:
         head_sizes=sglang_package.HEAD_SIZES,
         engine=dataclasses.replace(sglang_package.ENGINE, windows=("symmetric",)),
         tile_sizes=(32, 64),
-        max_tokens=256,
         max_seq_len=256,
     )
 

@@ -1,4 +1,4 @@
-"""What the targets of SGLang's Triton kernels share: how they are loaded, the slots of keys, and what its engine sends.
+"""Shared by the targets of SGLang's Triton kernels: their modules, the slots of keys, and its engine.
 
 The lines that are cited are those of the wheel of SGLang 0.5.23; those without a file are of
 srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
@@ -23,7 +23,7 @@ LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
 OPS = "kernels/ops/attention/"
 COMPUTE_UNITS = 132
-"""What `get_device_core_count` says of an H200."""
+"""`get_device_core_count` of an H200."""
 ENGINE = Engine(
     windows=("by causality",),
     one_token_windows=False,
@@ -43,7 +43,7 @@ ENGINE = Engine(
     unowned_rows=(0,),
     kv_rows_past=(0,),
 )
-"""What TritonAttnBackend is sent: every request has a query and a key, and gives k and v in every step.
+"""The calls of TritonAttnBackend: every request has a query and a key, and gives k and v in every step.
 A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090).
 """
 
@@ -84,7 +84,7 @@ def window_slots(batch: Batch, end: torch.Tensor, size: int, block_size: int) ->
 
 
 def is_decode(query_lens: list[int]) -> bool:
-    """Whether a step is a decode: it has one query for each request. Any other step is an extend."""
+    """True if a step is a decode: it has one query for each request. Any other step is an extend."""
     return all(length == 1 for length in query_lens)
 
 

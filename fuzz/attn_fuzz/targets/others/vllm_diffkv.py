@@ -3,7 +3,7 @@
 Lines of v1/attention/backends/triton_attn_diffkv.py: 192-193 take K and V from the cache, 195-220 are the call, and 143-151 are
 the write. The builder, the windows and the thresholds are those of TRITON_ATTN, from which the backend inherits
 (`attn_fuzz.targets.others.vllm_unified`). It inherits its declarations too: steps that are not causal and bidirectional ranges,
-of which the kernel is told nothing (207 says causal=True). Those are not drawn.
+which are not passed to the kernel (207 says causal=True). Those are not drawn.
 
 vLLM's model of MiMo-V2 alone chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
 """

@@ -113,7 +113,7 @@ def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> No
 
 
 def _build(module: ModuleType, batch: Batch, rows: int, num_blocks: int, block_size: int) -> Any:
-    """What FlexAttentionMetadataBuilder.build makes of a batch."""
+    """The metadata that FlexAttentionMetadataBuilder.build makes of a batch."""
     pages = -(-batch.max_seq_len // block_size)
     ints = functools.partial(torch.empty, dtype=torch.int32)
     builder = SimpleNamespace(

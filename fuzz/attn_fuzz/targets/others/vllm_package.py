@@ -1,4 +1,4 @@
-"""What the targets of vLLM's kernels share: how its modules are loaded, and what its engine sends.
+"""Shared by the targets of vLLM's kernels: its modules, and its engine.
 
 The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLLM=FOLDER` takes the sources of another release.
 """

@@ -5,7 +5,7 @@ No network is needed: what ranks send each other is passed on here. Both exchang
 * cp_lse_ag_out_rs (:471) gathers LSEs, `correct_attn_out` weights the output of each rank, and the network sums. The sum is in
   float64 here, because it is NCCL's and not a kernel's.
 * dcp_a2a_lse_reduce (:939) packs outputs and LSEs into one buffer by `_dcp_a2a_pack_send`, and `_dcp_a2a_unpack_combine` merges
-  what has come. It is told the local lengths and the starts of requests, as MLA tells them: where a rank has no key of a
+  what has come. It gets the local lengths and the starts of requests, as from MLA: where a rank has no key of a
   request, the LSE may then be anything.
 
 An LSE is -inf, +inf or NaN where a rank has no key (:172, :797). The output is then NaN, which the kernels select away (:206,

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
-from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
 from attn_fuzz.targets.engine import VLLM
@@ -48,15 +47,10 @@ def _support(device: str) -> Support:
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 48, 80, 544),
         engine=_ENGINE,
-        exclude=_beyond,
         tile_sizes=(32, 64, 128),
         max_tokens=160,
         max_seq_len=256,
     )
-
-
-def _beyond(case: Case) -> str | None:
-    return "causal as a tensor" if case.per_request_causal else None
 
 
 def _alibi_support(device: str) -> Support:
@@ -65,7 +59,6 @@ def _alibi_support(device: str) -> Support:
         rules=("alibi_slopes",),
         output_dtypes=(),
         engine=dataclasses.replace(_ENGINE, signed_slopes=False),
-        exclude=_beyond,
     )
 
 

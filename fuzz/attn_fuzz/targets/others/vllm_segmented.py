@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
-from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import SEGMENTED
 from attn_fuzz.targets.engine import VLLM
@@ -60,15 +59,10 @@ def _support(device: str) -> Support:
         group_sizes=(1, 2, 3, 4, 5, 7, 8, 16),
         block_sizes=(16, 32, 48, 80, 544),
         engine=dataclasses.replace(VLLM, writes=(True,), unwritten=False),
-        exclude=_beyond,
         tile_sizes=(32, 64),
         max_tokens=160,
         max_seq_len=256,
     )
-
-
-def _beyond(case: Case) -> str | None:
-    return "causal as a tensor" if case.per_request_causal else None
 
 
 def _events(step: Step) -> Iterable[str]:

@@ -44,7 +44,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) -> dict[str, object]:
-    """What unified_attention and unified_attention_diffkv both take, beside K and V. The segments' memory is full of NaN."""
+    """Arguments of unified_attention and unified_attention_diffkv, beside K and V. The segments' memory is full of NaN."""
     rows = batch.num_actual_tokens
     threshold = MIN_LAUNCH_GRID_SIZE_2D // layer.num_kv_heads
     scratch = (threshold * MAX_3D_QUERY_LEN, layer.num_heads, NUM_PAR_SOFTMAX_SEGMENTS)

@@ -80,7 +80,7 @@ def division_error(device: torch.device) -> int:
 
 
 def _is_quotient(rows: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, units: int) -> torch.Tensor:
-    """Whether each number of rows [S, HK, D] is stored as a quotient that is off by up to so many units."""
+    """True if each number of rows [S, HK, D] is stored as a quotient that is off by up to so many units."""
     quotient, one = rows.double() / scale.double(), torch.ones_like(scale)
     ends = [attn_reference.quantize(quotient * (1 + sign * units * 2.0**-23), one, stored.dtype) for sign in (-1, 1)]
     codes, (first, last) = _ordered(stored), map(_ordered, ends)
@@ -119,7 +119,7 @@ def _write_scaled_rows(
 
 
 def _is_near(row: torch.Tensor, stored: torch.Tensor, scales: torch.Tensor) -> bool:
-    """Whether a row [HK, D] is stored to one step of its type, and its scales [HK] to two roundings."""
+    """True if a row [HK, D] is stored to one step of its type, and its scales [HK] to two roundings."""
     expected = attn_reference.row_scales(row, stored.dtype).clamp(min=SMALLEST_SCALE)
     steps = _codes(attn_reference.quantize(row, expected, stored.dtype)) - _codes(stored)
     return bool((steps.abs() <= 1).all()) and torch.allclose(scales, expected[:, 0], rtol=2.0**-22, atol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""What ROCM_AITER_FA serves, given an AITER."""
+"""Capabilities of ROCM_AITER_FA, given an AITER."""
 
 import torch
 from attn_contract import FLOAT8_DTYPES, YES, AttentionConfig, AttentionType, Capabilities, Combination, No, Only

@@ -1,16 +1,14 @@
 """A step split into its phases, by lengths that the host knows."""
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import torch
 from attn_contract import AttentionType, Batch, ContractError, UnsupportedError
 from attn_contract.arguments import check_int
-from attn_contract.validation import check_lengths
 
 from attn_optimized.backends.base import AttentionMetadataBuilder
 from attn_optimized.backends.metadata import CommonAttentionMetadata
-from attn_optimized.backends.phases import KeySpan, PhaseMetadata, check_host, phase
+from attn_optimized.backends.phases import KeySpan, PhaseMetadata, host_query_lens, phase
 
 NAME = "ROCM_AITER_FA"
 DECODER_PHASES = "its phases are a decoder's: prefill, extend and decode"
@@ -38,8 +36,8 @@ class AiterFlashAttentionMetadata:
     """A step, whole and split into phases; a phase without requests is None.
 
     Args:
-        step: what the device is told of all requests.
-        query_start_loc_cpu, seq_lens_cpu: what the host was told, by which the step is split.
+        step: all requests, on the device.
+        query_start_loc_cpu, seq_lens_cpu: on the CPU; the step is split by them.
     """
 
     step: Batch
@@ -94,11 +92,7 @@ class AiterFlashAttentionMetadataBuilder(AttentionMetadataBuilder[AiterFlashAtte
         query_start_loc_cpu, seq_lens_cpu = common_attn_metadata.query_start_loc_cpu, common_attn_metadata.seq_lens_cpu
         if seq_lens_cpu is None:
             raise ContractError("seq_lens_cpu", None, f"a tensor: {NAME} splits a step by lengths that the host knows")
-        check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
-        check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
-        on_host = dataclasses.replace(step, query_start_loc=query_start_loc_cpu, seq_lens=seq_lens_cpu)
-        query_lens = check_lengths(on_host, ("query_start_loc_cpu", "seq_lens_cpu"))
-        seq_lens = seq_lens_cpu.long()
+        query_lens, seq_lens = host_query_lens(step, query_start_loc_cpu, seq_lens_cpu), seq_lens_cpu.long()
         if len(wrong := (query_lens > seq_lens).nonzero()):
             r = int(wrong[0])
             reason = f"its prefill takes them from the same rows (request {r}: {query_lens[r]} and {seq_lens[r]})"

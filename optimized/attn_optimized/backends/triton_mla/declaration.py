@@ -1,4 +1,4 @@
-"""What TRITON_MLA serves: what vLLM 0.33's backend of this name serves, on this project's kernels."""
+"""Capabilities of TRITON_MLA: those of vLLM 0.33's backend of this name, on this project's kernels."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from attn_optimized.launch.widths import MAX_LATENT_SIZE, MAX_REST_SIZE
 
 
 def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capabilities:
-    """What vLLM's backends of latent attention have in common, under the name of one.
+    """Capabilities that vLLM's backends of latent attention share, under the name of one.
 
     Args:
         rules: answers about the rules in which they differ.

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from attn_contract import AttentionType, Batch, ContractError, UnsupportedError
 from attn_contract.arguments import check_int
-from attn_contract.validation import check_lengths
 
 from attn_optimized.backends.base import AttentionMetadataBuilder
 from attn_optimized.backends.metadata import CommonAttentionMetadata
-from attn_optimized.backends.phases import PhaseMetadata, check_host, phase, start_loc, to_device
+from attn_optimized.backends.phases import PhaseMetadata, host_query_lens, phase, start_loc, to_device
 
 NAME = "TRITON_MLA"
 CONTEXT_CHUNK_KEYS = 4096
@@ -71,8 +70,8 @@ class MlaMetadata:
     """A step, whole and split into decodes and prefills; None where there is no such request.
 
     Args:
-        step: what the device is told of all requests.
-        query_start_loc_cpu, seq_lens_cpu: what the host was told, by which the step is split.
+        step: all requests, on the device.
+        query_start_loc_cpu, seq_lens_cpu: on the CPU; the step is split by them.
     """
 
     step: Batch
@@ -132,7 +131,8 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
         host = {"query_start_loc_cpu": query_start_loc_cpu, "seq_lens_cpu": seq_lens_cpu}
         if not isinstance(step.causal, bool):
             raise UnsupportedError(NAME, "causal for each request by itself", "vLLM's builder has one flag for a step")
-        query_lens, seq_lens = _host_lengths(step, query_start_loc_cpu, seq_lens_cpu)
+        query_lens = host_query_lens(step, query_start_loc_cpu, seq_lens_cpu)
+        seq_lens = None if seq_lens_cpu is None else seq_lens_cpu.long()
         is_decode = query_lens <= (self.reorder_batch_threshold if step.causal else step.max_query_len)
         if is_decode.all():
             decode = MlaDecodeMetadata(batch=step, rows=slice(0, step.num_actual_tokens))
@@ -174,19 +174,6 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
         """A chunk whose rows are known to the host, as the layers gather it."""
         rows = {"request": to_device(device, chunk.request), "position": to_device(device, chunk.position)}
         return dataclasses.replace(chunk, **rows)
-
-
-def _host_lengths(
-    step: Batch, query_start_loc_cpu: torch.Tensor, seq_lens_cpu: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The lengths of queries and of sequences [R] int64, checked; the latter None if the host does not know them."""
-    check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
-    if seq_lens_cpu is not None:
-        check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
-    known = torch.zeros(len(step.seq_lens), dtype=torch.int32) if seq_lens_cpu is None else seq_lens_cpu
-    on_host = dataclasses.replace(step, query_start_loc=query_start_loc_cpu, seq_lens=known)
-    query_lens = check_lengths(on_host, ("query_start_loc_cpu", "seq_lens_cpu"))
-    return query_lens, None if seq_lens_cpu is None else seq_lens_cpu.long()
 
 
 def _chunks(prefill: PhaseMetadata, chunk_keys: int) -> Iterator[ContextChunk]:

@@ -39,7 +39,7 @@ _PHASES = (*get_args(Phase), *get_args(LatentPhase))
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What is free in a launch.
+    """The free parameters of a launch.
 
     Args:
         block_m: rows of a tile, pairs of query and head; of decode at least, where it is as many as a request has.
@@ -147,7 +147,7 @@ def entries(architecture: str) -> tuple[Entry, ...]:
 
 
 def _bytes(path: Path) -> bytes:
-    """Of a file of at most MAX_BYTES."""
+    """The bytes of a file of at most MAX_BYTES."""
     with path.open("rb") as file:
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
@@ -156,7 +156,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def architectures() -> tuple[str, ...]:
-    """Those that have a table of their own, and those that are known to be like one of them."""
+    """The architectures that have a table of their own, and those that are known to be like one of them."""
     return tuple(sorted({*_LIKE, *(path.stem for path in FOLDER.glob("*.json"))}))
 
 

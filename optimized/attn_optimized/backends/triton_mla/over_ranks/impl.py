@@ -19,7 +19,7 @@ from attn_optimized.backends.triton_mla.impl import TritonMlaImpl
 from attn_optimized.backends.triton_mla.metadata import NAME, ContextChunk, MlaMetadata, MlaPrefillMetadata
 from attn_optimized.backends.triton_mla.over_ranks.metadata import RankContextChunk, RankMlaMetadata
 from attn_optimized.context_parallel import Exchange, LocalStep, attend_over_ranks
-from attn_optimized.context_parallel.agreement import TIMEOUT, OneOf, Told, check_timeout, checksum, compare_calls
+from attn_optimized.context_parallel.agreement import TIMEOUT, Compared, OneOf, check_timeout, checksum, compare_calls
 from attn_optimized.context_parallel.attention import COMPARED, gathered
 from attn_optimized.kept import Kept
 
@@ -27,7 +27,7 @@ COMPARED_PREFILL = (
     *("rows of query", "dtype of query", "head size of the latent vector", "head size of the cache", "scale"),
     *("logits_soft_cap", "number of ranks", "interleave", "context_chunk_keys", "query_start_loc_cpu", "seq_lens_cpu"),
 )
-"""What must be the same on all ranks in a prefill; the last two by a checksum."""
+"""Arguments of a prefill that must be the same on all ranks; the last two by a checksum."""
 
 
 class TritonMlaOverRanksImpl(TritonMlaImpl):
@@ -178,7 +178,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
 
     @contextmanager
     def _refusals_told(self, names: tuple[str, ...]) -> Iterator[None]:
-        """With `validate`, tell the other ranks of a refusal, in the collective in which they compare the call."""
+        """With `validate`, send a refusal to the other ranks, in the collective in which they compare the call."""
         try:
             yield
         except Exception as error:  # whatever it is, the others wait for this rank
@@ -186,8 +186,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
                 compare_calls(self.group, error, names, self.timeout)
             raise
 
-    def _told(self, query: torch.Tensor, attn_metadata: RankMlaMetadata) -> dict[str, Told]:
-        """What is told of a prefill, by the names of COMPARED_PREFILL."""
+    def _told(self, query: torch.Tensor, attn_metadata: RankMlaMetadata) -> dict[str, Compared]:
+        """The values of COMPARED_PREFILL in a prefill, by name."""
         assert attn_metadata.seq_lens_cpu is not None
         dealing = attn_metadata.dealing
         return {
@@ -210,5 +210,5 @@ _CHECKED: Kept[bool] = Kept()
 
 
 def is_captured(tensor: torch.Tensor) -> bool:
-    """Whether what is launched now on the tensor's device becomes part of a CUDA graph."""
+    """True if what is launched now on the tensor's device becomes part of a CUDA graph."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -11,8 +11,8 @@ from attn_optimized.context_parallel import attention
 
 from tests.agreement import assert_within_bound
 from tests.calls import with_idle_strides
-from tests.optimized import ranks_worker
-from tests.optimized.ranks_worker import over_ranks
+from tests.optimized.context_parallel import ranks_worker
+from tests.optimized.context_parallel.ranks_worker import over_ranks
 
 needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
 SCALE = torch.tensor(0.05)

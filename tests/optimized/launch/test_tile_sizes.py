@@ -19,7 +19,7 @@ from attn_optimized.launch.widths import MAX_HEAD_SIZE, MAX_LATENT_SIZE, MAX_RES
 from attn_optimized.launch.workload import Workload
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 
-from tests.optimized.test_launch import CALL, COMPUTE_UNITS, PHASES
+from tests.optimized.launch.test_launch import CALL, COMPUTE_UNITS, PHASES
 
 ARCHITECTURES = ("sm90", "gfx942", "gfx1100", "gfx1201")
 """One of each table of parameters: others have a table of these, and tiles that differ from theirs in stages alone."""

@@ -1,4 +1,4 @@
-"""What `attn-parity select` is asked about: one layer by options, a model file of this project, or a model config."""
+"""The input of `attn-parity select`: one layer by options, a model file of this project, or a model config."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ _OF_THE_ENGINE = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class SelectionInput:
     """A model in question: a model file, or a config with options of an engine."""
 
     source: ModelFile | ModelConfig
@@ -54,8 +54,8 @@ def own_float8(architecture: str) -> str:
     return "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
 
 
-def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
-    """What a file and the options that are given ask about.
+def read(file: Path | None, given: Mapping[str, Any]) -> SelectionInput:
+    """The layers that a file and the given options describe.
 
     Raises:
         ContractError: a field of the file is wrong.
@@ -65,13 +65,13 @@ def asked_of(file: Path | None, given: Mapping[str, Any]) -> Asked:
     if file is None:
         if "tensor_parallel" in given:
             raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
-        return Asked(source=_one_layer(given))
+        return SelectionInput(source=_one_layer(given))
     content = inputs.read_json(file)
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
-        return Asked(source=model_file.model_file(content))
+        return SelectionInput(source=model_file.model_file(content))
     _refuse([name for name in given if name not in _OF_THE_ENGINE], "the config says it")
-    return Asked(source=model_config(content), given=given)
+    return SelectionInput(source=model_config(content), given=given)
 
 
 def of_options(error: ContractError, file: Path | None, given: Mapping[str, Any]) -> ContractError:

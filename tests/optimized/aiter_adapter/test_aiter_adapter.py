@@ -15,11 +15,11 @@ from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
-from attn_optimized.aiter_adapter.key_values import key_value_rows, shuffled_pages
+from attn_optimized.aiter_adapter.key_values import key_value_rows
 
 from tests.agreement import assert_within_bound
 from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
-from tests.optimized.documented_aiter import Call, stand_in
+from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
 
 
 @pytest.fixture
@@ -178,11 +178,6 @@ class TestUnifiedAttention:
         assert aiter_adapter.unified_attention(aiter, *call, out=out, validate=True) is out
         return out
 
-    def test_a_window_counts_the_query_itself(self, paged_call, aiter, calls):
-        for window, argument in (((0, 0), 0), ((5, 5), 5), ((-1, -1), -1), ((-1, 4), -1)):
-            self.attend(aiter, paged_call([3], [20], dtype=torch.float16, window=window))
-            assert calls[-1].arguments["window_size"][0] == argument
-
     def test_the_kernel_takes_the_row_stride_of_qq_bias_for_its_width(self, paged_call, aiter, calls):
         wide = torch.full((11, 16), torch.nan)
         wide[:, :11] = torch.arange(121.0).view(11, 11) / 16
@@ -213,10 +208,6 @@ class TestUnifiedAttention:
         self.attend(aiter, call._replace(batch=replace(call.batch, block_table=roomy)))
         assert calls[-1].arguments["block_table"].data_ptr() == roomy.data_ptr()
 
-    def test_no_soft_cap_is_a_number_that_it_can_compare(self, paged_call, aiter, calls):
-        self.attend(aiter, paged_call([3], [20], dtype=torch.float16))
-        assert calls[-1].arguments["softcap"] == 0.0
-
     def test_only_rows_that_count_are_handed_over(self, paged_call, aiter, calls):
         call = paged_call([2, 1], [20, 33], dtype=torch.float16)
         self.attend(aiter, call._replace(batch=replace(call.batch, num_actual_tokens=3)))
@@ -231,12 +222,6 @@ class TestUnifiedAttention:
         call = paged_call([2], [20], dtype=torch.float16)
         with pytest.raises(UnsupportedError, match="the LSE not supported: it returns none"):
             aiter_adapter.unified_attention(aiter, *call, out=torch.empty_like(call.q), lse=torch.empty(4, len(call.q)))
-
-    def test_bad_input_is_the_contracts_error(self, paged_call, aiter):
-        call = paged_call([2], [20], dtype=torch.float16)
-        batch = replace(call.batch, block_table=call.batch.block_table[:, :1])
-        with pytest.raises(ContractError, match="seq_lens"):
-            aiter_adapter.unified_attention(aiter, *call[:3], batch, out=torch.empty_like(call.q), validate=True)
 
 
 def dense_rows(call: Any, request: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,15 +324,6 @@ class TestFlashAttnVarlen:
         )
         attend_dense(older_aiter, call, torch.empty_like(call.q), None, causal=False)
         assert given[0]["window_size"] == (4, 2)
-
-    def test_sinks_are_refused_where_the_signature_has_none(self, paged_call, aiter):
-        call = paged_call([3], [20], dtype=torch.float16, sinks=[0.0] * 4)
-        signature = aiter.signatures["flash_attn_varlen_func"]
-        older = replace(signature, arguments=tuple(name for name in signature.arguments if name != "sink_ptr"))
-        with pytest.raises(UnsupportedError, match="sink_ptr not supported: no such argument in AITER 2026-08"):
-            attend_dense(
-                replace(aiter, signatures={"flash_attn_varlen_func": older}), call, torch.empty_like(call.q), None, causal=True
-            )
 
     @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (4, 0)])
     @pytest.mark.parametrize(("rule", "words"), [({"sinks": [0.0] * 4}, "sinks"), ({"logits_soft_cap": 2.0}, "a soft cap")])
@@ -483,23 +459,6 @@ class TestPaFwdAsm:
         far = torch.empty(2 * apart * blocks, dtype=torch.float16).as_strided((2, blocks, page), (apart * blocks, apart, 1))
         with pytest.raises(UnsupportedError, match=r"a cache of 2147\d{6} bytes for K not supported: its offsets have 32 bits"):
             self.attend(replace(call, kv_cache=far) if dataclasses.is_dataclass(call) else call._replace(kv_cache=far))
-
-    def test_pages(self, paged_call):
-        """Key j of a request, dim d, is where the layout's formula says."""
-        call = paged_call([1, 1], [20, 33], layout=Layout.SHUFFLED, head_size=128, dtype=torch.float16)
-        given = self.attend(call)
-        k, v = shuffled_pages(call.kv_cache, call.layer)
-        assert (given["K"].data_ptr(), given["V"].data_ptr()) == (k.data_ptr(), v.data_ptr())
-        head, dim, slot, block = 1, 77, 11, 2
-        page = call.kv_cache[:, block]
-        assert (
-            k[block, head, dim // 8, slot, dim % 8].data_ptr()
-            == page[0, ((head * 16 + dim // 8) * 16 + slot) * 8 + dim % 8].data_ptr()
-        )
-        assert (
-            v[block, head, slot // 8, dim, slot % 8].data_ptr()
-            == page[1, ((head * 2 + slot // 8) * 128 + dim) * 8 + slot % 8].data_ptr()
-        )
 
 
 FORMS = {

@@ -82,20 +82,6 @@ def test_encodes_float8(float8, numbers, device):
         assert not len(different), (name, numbers[different[0]], out[different[0]], expected[different[0]])
 
 
-def test_encodes_float8_at_the_edges(device):
-    """Literal bytes: both zeros, ties, the largest number, overflow, infinities, NaNs of either sign, the least subnormals."""
-    numbers = [0.0, -0.0, 1.0, -1.0, 17.0, 19.0, 448.0, 1e30, -torch.inf, torch.nan, -torch.nan, 2**-9, 2**-10, 2**-11, 240.0]
-    expected = {
-        "e4m3fn_bits": [0, 0x80, 0x38, 0xB8, 0x58, 0x5A, 0x7E, 0x7E, 0xFE, 0x7F, 0x7F, 1, 0, 0, 0x77],
-        "e4m3fnuz_bits": [0, 0, 0x40, 0xC0, 0x60, 0x62, 0x7F, 0x7F, 0xFF, 0x80, 0x80, 2, 1, 0, 0x7F],
-    }
-    x = torch.tensor([*numbers, 0.0], device=device)
-    for name, codes in expected.items():
-        out = torch.zeros(16, dtype=torch.uint8, device=device)
-        encode_kernel[(1,)](out, x, FORMAT=name, BLOCK=16)
-        assert out[:-1].tolist() == codes, name
-
-
 def test_encodes_int8(numbers, device):
     expected = numbers.round().clamp(-127, 127).nan_to_num(0).to(torch.int8)
     out = torch.zeros(len(numbers), dtype=torch.int8, device=device)

@@ -123,15 +123,11 @@ def test_shares_of_large_logits_add_up(device):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"out": [1.0]}, "out: got"),
-        ({"out": torch.zeros(2, 3)}, r"out: got shape \(2, 3\), expected 3 dimensions: T, H, D"),
         ({"out": torch.zeros(2, 3, 8, dtype=torch.float64)}, "out: got torch.float64, expected float32"),
         ({"lses": torch.zeros(4, 3, 2, dtype=torch.float16)}, "lses: got torch.float16, expected float32"),
-        ({"lses": torch.zeros(3, 2)}, r"lses: got shape \(3, 2\), expected 3 dimensions: ranks, H, T"),
         ({"lses": torch.zeros(4, 2, 3)}, r"lses: got \(4, 2, 3\), expected \(ranks, 3, 2\)"),
         ({"lses": torch.zeros(4, 3, 2, device="meta")}, r"lses: got meta, expected the device of out \(cpu\)"),
         ({"rank": 4}, "rank: got 4, expected one of 4 ranks"),
-        ({"rank": -1}, "rank: got -1, expected an int, at least 0"),
     ],
     ids=str,
 )
@@ -176,8 +172,6 @@ def test_what_has_no_cache_is_refused(step):
 def test_arguments_of_another_type_are_refused(step):
     dealing = Dealing(num_ranks=2, rank=0)
     for argument, call in {
-        "layer": lambda: local_layer("no such thing", dealing),
-        "dealing": lambda: local_layer(Layer(**SIZES, layout=Layout.KV_FIRST_NHD), "no such thing"),
         "batch": lambda: LocalStep(step, "no such thing", dealing),
         "whole": lambda: LocalStep("no such thing", step, dealing),
         "group": lambda: attend_over_ranks("no such thing", *[None] * 4),

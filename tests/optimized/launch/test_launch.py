@@ -172,11 +172,6 @@ def test_the_interpreter_takes_several_tiles_for_a_few_hundred_tokens():
     assert 200 / tiles.block_n > 3
 
 
-def test_too_large_for_a_tile():
-    with pytest.raises(UnsupportedError, match=r"attn_optimized: .*25[67]"):
-        tiles_of(head_size=257)
-
-
 @pytest.mark.parametrize(
     ("heads", "groups", "group"), [(8, 1, 8), (64, 1, 64), (65, 2, 33), (71, 2, 36), (128, 2, 64), (129, 3, 43), (1000, 16, 63)]
 )
@@ -257,12 +252,6 @@ def test_more_heads_than_a_grid_has_programs_are_served_where_they_are_neighbour
         plan(**many, num_tokens=65536, num_requests=65536)
 
 
-def test_no_request_no_program():
-    workload = Workload(**(CALL | {"num_tokens": 100, "num_requests": 0, "max_query_len": 7}))
-    grid, _ = attention_grid(workload, attention_tiles(workload, "sm90", COMPUTE_UNITS))
-    assert grid == (0, 8)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("head_size", [1, 80, 256, 4000])
 def test_row_tiles(architecture, head_size):
@@ -295,11 +284,6 @@ def test_an_unlimited_edge_is_farther_than_any_sequence_is_long():
 
 def plan(architecture="sm90", compute_units=132, **changed):
     return attention_plan(Workload(**(CALL | changed)), architecture=architecture, compute_units=compute_units)
-
-
-def test_one_long_request_fills_the_device():
-    for architecture, compute_units in (("sm90", 132), ("gfx942", 304), ("gfx1201", 64)):
-        assert plan(architecture, compute_units=compute_units).num_programs >= compute_units
 
 
 def test_a_window_is_what_is_split_and_may_be_short():

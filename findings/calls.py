@@ -1,0 +1,77 @@
+"""Calls of modules of kernels that several scripts of this folder make: of one request, but for what a script says itself."""
+
+import torch
+
+
+def _ints(q, *numbers):
+    return torch.tensor(numbers, dtype=torch.int32, device=q.device)
+
+
+def unified_attention(module, q, k, v, out, *, keys, queries=1, **others):
+    """vLLM's and AITER's, without a window. A cache of up to 16 keys is one block."""
+    call = {
+        "cu_seqlens_q": _ints(q, 0, queries),
+        "max_seqlen_q": queries,
+        "seqused_k": _ints(q, keys),
+        "max_seqlen_k": keys,
+        "softmax_scale": 1.0,
+        "causal": True,
+        "window_size": (-1, -1),
+        "block_table": _ints(q, [0, 0, 0, 0]),
+        "softcap": 0.0,
+        "q_descale": None,
+        "k_descale": None,
+        "v_descale": None,
+    }
+    module.unified_attention(q=q, k=k, v=v, out=out, **(call | others))
+
+
+def chunked_prefill_paged_decode(module, q, k, v, out, k_cache, v_cache, *, keys, queries=1, **others):
+    """vLLM's and AITER's. A cache of up to 16 keys is one block."""
+    one = torch.ones((), device=q.device)
+    call = {
+        "kv_cache_dtype": "auto",
+        "block_table": _ints(q, [0]),
+        "query_start_loc": _ints(q, 0, queries),
+        "seq_lens": _ints(q, keys),
+        "max_query_len": queries,
+        "k_scale": one,
+        "v_scale": one,
+        "sm_scale": 1.0,
+    }
+    tensors = {"query": q, "key": k, "value": v, "output": out, "key_cache": k_cache, "value_cache": v_cache}
+    module.chunked_prefill_paged_decode(**tensors, **(call | others))
+
+
+def run_segmented_attention(module, q, out, k_cache, v_cache, *, keys, scale=1.0, **others):
+    """vLLM's, over the blocks of a cache in their order."""
+    one, table = torch.ones((), device=q.device), _ints(q, list(range(len(k_cache))))
+    lengths = (_ints(q, 0, len(q)), _ints(q, keys), len(q), keys)
+    module.run_segmented_attention(q, out, k_cache, v_cache, table, *lengths, one, one, scale, **others)
+
+
+def unified_attention_sparse_mla(module, q, kv, out, *, topk_indices):
+    """AITER's, of one query and one key."""
+    module.unified_attention_sparse_mla(
+        q=q,
+        kv=kv,
+        out=out,
+        cu_seqlens_q=_ints(q, 0, 1),
+        max_seqlen_q=1,
+        seqused_k=_ints(q, 1),
+        max_seqlen_k=1,
+        softmax_scale=1.0,
+        topk_indices=topk_indices,
+        block_table=_ints(q, [0]),
+        kv_lora_rank=out.shape[2],
+    )
+
+
+def decode_attention_fwd(module, q, k, v, out, indptr, indices):
+    """SGLang's, of one head, with keys that are not split."""
+    scratch = {
+        "attn_logits": torch.empty(1, 1, 8, q.shape[2], device=q.device),
+        "attn_lse": torch.empty(1, 1, 8, device=q.device),
+    }
+    splits = {"num_kv_splits": _ints(q, 1), "max_kv_splits": 8}
+    module.decode_attention_fwd(q, k, v, out, indptr, indices, **scratch, **splits, sm_scale=1.0, k_scale=1.0, v_scale=1.0)

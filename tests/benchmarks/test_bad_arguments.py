@@ -1,0 +1,64 @@
+"""What `python -m benchmarks` refuses before any work, with a word on what is wrong."""
+
+import importlib.util
+import os
+import shlex
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.__main__ import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("speed", "torch sees no GPU here; --tiny"),
+        ("speed --tiny --only 'nothing like it'", "no case has 'nothing like it' in its name"),
+        ("speed --tiny --json none/run.json", "--json: the folder none does not exist"),
+        ("speed --tiny --vllm none", "--vllm: got none, expected a folder that holds the package `vllm`"),
+        ("speed --tiny --budget 0", "--budget"),
+        ("speed --tiny --drawn 3", "--drawn and --seed go together"),
+        ("speed --tiny --seed 3", "--drawn and --seed go together"),
+        ("speed --tiny --before .", "--before: got ., expected a folder that holds optimized/attn_optimized"),
+        ("speed --tiny --try block_q=16", "got 'block_q=16', expected NAME=V,V"),
+        ("speed --tiny --try block_n=a", "got 'block_n=a', expected NAME=V,V"),
+        ("speed --tiny --try block_n=32,33", "'block_n=32,33': parameters.block_n: got 33, expected a power of two"),
+        ("speed --tiny --try num_warps=3", "'num_warps=3': parameters.num_warps: got 3, expected a power of two"),
+        ("tune --seed 1", "torch sees no GPU here; --arch NAME derives from binaries, --tiny"),
+        ("tune --seed 1 --tiny --write", "--tiny: its results have no value"),
+        ("tune --seed 1 --tiny --arch gfx942", "--tiny: its results have no value"),
+        ("tune --seed 1 --arch gfx000", "--arch: got 'gfx000', expected one of gfx90a, gfx942"),
+        ("tune --seed 1 --arch sm90", "--arch: got 'sm90', expected one of gfx90a, gfx942"),
+        ("tune --seed 1 --arch gfx942 --drawn 3 --only none", "no class of 3 drawn steps has 'none' in its name, such as"),
+        ("tune --seed 1 --arch gfx942 --json none/tune.json", "--json: the folder none does not exist"),
+        ("tune --seed 1 --tiny --budget 0", "--budget"),
+        ("tune --seed 1 --tiny --workers 0", "--workers"),
+        ("host --tiny --only nothing", "'nothing'"),
+        ("ranks --tiny --ranks 3", "3 ranks cannot share 8 heads"),
+        ("ranks --tiny --only 'no such case'", "no case has 'no such case' in its name"),
+        ("ranks --tiny --json none/ranks.json", "--json: the folder none does not exist"),
+        ("ranks --tiny --budget nan", "got nan, expected a finite number of seconds"),
+        ("ranks --ranks 2", "torch sees 0 GPUs, and --ranks asks for 2"),
+        ("peers binaries --arch gfx9", "--arch: got gfx9, expected some of gfx90a"),
+        ("peers counts --arch gfx942,sm90", "got sm90, and counts are of AMD's alone"),
+        ("peers binaries --only 'cache write'", "no case has 'cache write' in its name"),
+        ("peers bounds --json none/found.json", "--json: the folder none does not exist"),
+        ("peers --json found.json", "--json: expected one kind of facts"),
+        ("peers --write --only decode", "--write: the page is of its own cases"),
+        ("peers --aiter none", "--aiter: got none, expected a folder that holds the package `aiter`"),
+        ("peers --check", "binaries.csv"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])  # commands change it for their own process
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name in ("vllm", "aiter") else find(name, *of))
+    ended = CliRunner().invoke(cli, shlex.split(arguments))
+    assert ended.exit_code in (1, 2)
+    assert message in " ".join(ended.output.split())
+    assert not list(tmp_path.iterdir())
