@@ -15,7 +15,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.part import Part
 from attn_fuzz.explain.variants import VARIANTS, results
 from attn_fuzz.explain.variants.variant import Change, Variant
-from attn_fuzz.verdict.oracle import Oracle, as_read, requests
+from attn_fuzz.verdict.oracle import Bound, Oracle, as_read, requests
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
@@ -77,14 +77,18 @@ class Seen:
     @cached_property
     def right(self) -> list[torch.Tensor]:
         """Of each part [q, H]: where the output is right."""
-        return [self.agrees(part) for part in self.parts]
+        return [self.agrees(part, most=torch.inf) for part in self.parts]
 
     @property
     def is_right(self) -> bool:
         return all(bool(right.all()) for right in self.right)
 
-    def agrees(self, part: Part) -> torch.Tensor:
-        """[q, H] bool: where the output is that of a part, right or changed, within the bound."""
+    def agrees(self, part: Part, most: float = OF_OUTPUT) -> torch.Tensor:
+        """[q, H] bool: where the output is that of a part, right or changed, within the bound.
+
+        Args:
+            most: the largest bound that counts, as OF_OUTPUT: a variant that reads wild numbers has one that everything keeps.
+        """
         rows = part.request.rows
         oracle = Oracle(part.request, part.layer, self.out.dtype, self.rounding, self.call.q.dtype)
         bound = oracle.hard_bound()
@@ -94,11 +98,12 @@ class Seen:
         if part.outputs is not None:
             out, lse = part.outputs(out, lse)
         got = self._read(rows)
-        # a variant that reads wild numbers has a bound that everything keeps
-        largest = OF_OUTPUT * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
-        good = self._within(got, out, torch.minimum(bound.out, largest)).all(-1)
+        if most < torch.inf:
+            largest = most * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
+            bound = Bound(torch.minimum(bound.out, largest), bound.lse.clamp(max=most))
+        good = self._within(got, out, bound.out).all(-1)
         if self.lse is not None:
-            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse.clamp(max=OF_OUTPUT))
+            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse)
         return good
 
     def error(self, part: Part, where: torch.Tensor) -> float:
@@ -182,6 +187,8 @@ def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
     first = seen[0]
     part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())
     least = OF_ERROR * first.error(part, ~right)
+    if least == torch.inf:
+        return
     alone = [(variant, changed(part, [variant])) for variant in VARIANTS if variant not in results.VARIANTS]
     for (one, others), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
         if time.monotonic() > until:

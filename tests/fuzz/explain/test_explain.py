@@ -188,6 +188,6 @@ def test_no_variant_has_the_right_output_by_another_way_of_computing_it(attn_typ
     for part in found.parts:
         for variant in VARIANTS:
             for other in changed(part, [variant]):
-                assert found.agrees(other).shape == found.agrees(part).shape, variant.name
+                assert found.agrees(other).shape == found.agrees(part).shape, variant.sentence
                 made += 1
     assert made > 100

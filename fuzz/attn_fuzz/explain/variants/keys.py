@@ -49,51 +49,36 @@ def _last_tile(size: int) -> _Keys:
     return lambda part: part.j >= (part.seq_len - 1) // size * size if part.seq_len > size else None
 
 
-_SOME: dict[str, tuple[str, _Keys]] = {
-    "last-key": ("the last key is", lambda part: part.j == part.seq_len - 1),
-    **{f"key-{n}": (f"the {word} key is", lambda part, n=n: part.j == n) for n, word in enumerate(_NUMBERS[:3])},
-    "own-key": ("the key of the query's own token is", lambda part: part.j == part.p),
-    "own-tokens": ("the keys of this step's own tokens are", _own),
-    "context": ("the keys before this step's own tokens (the context) are", lambda part: ~_own(part)),
-    "last-block": ("the keys of the last block are", _block(-1)),
-    **{f"block-{n}": (f"the keys of the {word} block are", _block(n)) for n, word in enumerate(_NUMBERS)},
+_SOME: dict[str, _Keys] = {
+    "the last key is": lambda part: part.j == part.seq_len - 1,
+    **{f"the {word} key is": lambda part, n=n: part.j == n for n, word in enumerate(_NUMBERS[:3])},
+    "the key of the query's own token is": lambda part: part.j == part.p,
+    "the keys of this step's own tokens are": _own,
+    "the keys before this step's own tokens (the context) are": lambda part: ~_own(part),
+    "the keys of the last block are": _block(-1),
+    **{f"the keys of the {word} block are": _block(n) for n, word in enumerate(_NUMBERS)},
 }
 
 VARIANTS = (
-    *(mistake(f"{name}-lost", f"{words} lost", without(keys)) for name, (words, keys) in _SOME.items()),
-    *(mistake(f"{name}-twice", f"{words} counted twice", twice(keys)) for name, (words, keys) in _SOME.items()),
+    *(mistake(f"{words} lost", without(keys)) for words, keys in _SOME.items()),
+    *(mistake(f"{words} counted twice", twice(keys)) for words, keys in _SOME.items()),
     mistake(
-        "keys-of-queries",
         "a request has as many keys as queries: its length is taken from them",
         without(lambda part: part.j >= part.seq_len - part.context_len),
     ),
     mistake(
-        "tail-lost",
         "the keys behind the last whole tile are lost",
         *(without(lambda part, size=size: part.j >= part.seq_len // size * size) for size in TILES),
     ),
-    mistake("last-tile-lost", "the last tile of keys is lost", *(without(_last_tile(size)) for size in TILES)),
+    mistake("the last tile of keys is lost", *(without(_last_tile(size)) for size in TILES)),
     mistake(
-        "context-tiles-lost",
         "the whole tiles of keys before this step's own tokens are lost",
         *(without(lambda part, size=size: part.j < part.context_len // size * size) for size in TILES),
     ),
-    mistake(
-        "first-tile-lost",
-        "the first tile of keys is lost",
-        *(without(lambda part, size=size: part.j < size) for size in TILES),
-    ),
-    mistake("last-tile-twice", "the last tile of keys is counted twice", *(twice(_last_tile(size)) for size in TILES)),
-    mistake("block-past-end", "the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
-    mistake(
-        "keys-of-longest",
-        "a request has as many keys as the longest request",
-        _past_end(lambda part: int(part.call.batch.seq_lens.max())),
-    ),
-    mistake("one-key-past-end", "one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
-    mistake(
-        "zeros-past-end",
-        "keys of 0 past the end of the sequence, up to the end of the tile, take part",
-        *(_zeros(size) for size in TILES),
-    ),
+    mistake("the first tile of keys is lost", *(without(lambda part, size=size: part.j < size) for size in TILES)),
+    mistake("the last tile of keys is counted twice", *(twice(_last_tile(size)) for size in TILES)),
+    mistake("the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
+    mistake("a request has as many keys as the longest request", _past_end(lambda part: int(part.call.batch.seq_lens.max()))),
+    mistake("one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
+    mistake("keys of 0 past the end of the sequence, up to the end of the tile, take part", *(_zeros(size) for size in TILES)),
 )

@@ -83,103 +83,73 @@ def _of_kv_head(of_heads: torch.Tensor, part: Part) -> torch.Tensor:
     return of_heads[torch.arange(len(of_heads)) // (len(of_heads) // part.layer.num_kv_heads)]
 
 
-_OF_HEADS: dict[str, tuple[str, Any]] = {"sinks": ("sink", _sinks), "alibi": ("slope", _slopes)}
-_OF_BASE_2: dict[str, tuple[str, Callable[[float], Change]]] = {
-    "scale": ("q.k", lambda factor: _scale(lambda scale, part: scale * factor)),
-    "sinks": ("the sinks", lambda factor: _sinks(lambda sinks, part: sinks * factor)),
-    "alibi": ("ALiBi", lambda factor: _slopes(lambda slopes, part: slopes * factor)),
-    "qq-bias": ("qq_bias", lambda factor: rule("qq_bias", lambda bias, part: bias * factor)),
+_OF_HEADS: dict[str, Any] = {"sink": _sinks, "slope": _slopes}
+_OF_BASE_2: dict[str, Callable[[float], Change]] = {
+    "q.k": lambda factor: _scale(lambda scale, part: scale * factor),
+    "the sinks": lambda factor: _sinks(lambda sinks, part: sinks * factor),
+    "ALiBi": lambda factor: _slopes(lambda slopes, part: slopes * factor),
+    "qq_bias": lambda factor: rule("qq_bias", lambda bias, part: bias * factor),
 }
 
 VARIANTS = (
-    mistake("sinks-lost", "the sinks are dropped", lost("sinks")),
-    mistake("sinks-twice", "the sinks are counted twice", _several(2)),
+    mistake("the sinks are dropped", lost("sinks")),
+    mistake("the sinks are counted twice", _several(2)),
+    mistake("the sinks are counted several times, perhaps once for each split", *(_several(count) for count in range(2, 33))),
+    mistake("the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
+    mistake("the LSE leaves the sinks out", _sinks_not_in_lse),
+    mistake("the scale is left out", _scale(lambda scale, part: 1.0)),
+    mistake("the scale is head_size ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.head_size**-0.5)),
+    mistake("the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.value_size**-0.5)),
+    mistake("the scale is applied twice", _scale(lambda scale, part: scale * scale)),
+    mistake("the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
+    mistake("the dims of K behind V are left out of the logits", _without_rope_dims),
+    mistake("the soft cap is lost", lost("logits_soft_cap")),
     mistake(
-        "sinks-several-times",
-        "the sinks are counted several times, perhaps once for each split",
-        *(_several(count) for count in range(2, 33)),
-    ),
-    mistake("sinks-scaled", "the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
-    mistake("sinks-not-in-lse", "the LSE leaves the sinks out", _sinks_not_in_lse),
-    mistake("scale-lost", "the scale is left out", _scale(lambda scale, part: 1.0)),
-    mistake(
-        "scale-of-head-size",
-        "the scale is head_size ** -0.5 and not the layer's",
-        _scale(lambda scale, part: part.layer.head_size**-0.5),
-    ),
-    mistake(
-        "scale-of-value-size",
-        "the scale is the width of V ** -0.5 and not the layer's",
-        _scale(lambda scale, part: part.layer.value_size**-0.5),
-    ),
-    mistake("scale-twice", "the scale is applied twice", _scale(lambda scale, part: scale * scale)),
-    mistake("scale-magnitude", "the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
-    mistake("rope-dims-lost", "the dims of K behind V are left out of the logits", _without_rope_dims),
-    mistake("cap-lost", "the soft cap is lost", lost("logits_soft_cap")),
-    mistake(
-        "cap-after-mask",
         "the soft cap comes after the mask: hidden keys have the logit -cap",
         *(_cap_after_mask(size) for size in (1, 16, 32, 64, 128)),
     ),
+    mistake("the soft cap comes after the biases", _cap(lambda scores, bias, cap, scale: soft_cap(scores + bias, cap))),
     mistake(
-        "cap-after-bias",
-        "the soft cap comes after the biases",
-        _cap(lambda scores, bias, cap, scale: soft_cap(scores + bias, cap)),
-    ),
-    mistake(
-        "cap-before-scale",
         "the soft cap comes before the scale",
         _cap(lambda scores, bias, cap, scale: scale * soft_cap(scores / (scale or 1.0), cap) + bias),
     ),
     mistake(
-        "cap-base-2",
         "the soft cap is applied to logits of base 2",
         _cap(lambda scores, bias, cap, scale: soft_cap(scores * LOG2_E, cap) / LOG2_E + bias),
     ),
-    mistake("cap-clamps", "the soft cap clamps", _cap(lambda scores, bias, cap, scale: scores.clamp(-cap, cap) + bias)),
-    mistake("alibi-lost", "ALiBi is lost", lost("alibi_slopes")),
-    mistake("alibi-1-more", "ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
-    mistake("alibi-1-less", "ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),
-    mistake("alibi-signed", "ALiBi's distance has a sign: keys ahead are favoured", _alibi(lambda part: part.p - part.j)),
-    mistake("alibi-from-0", "ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
+    mistake("the soft cap clamps", _cap(lambda scores, bias, cap, scale: scores.clamp(-cap, cap) + bias)),
+    mistake("ALiBi is lost", lost("alibi_slopes")),
+    mistake("ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
+    mistake("ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),
+    mistake("ALiBi's distance has a sign: keys ahead are favoured", _alibi(lambda part: part.p - part.j)),
+    mistake("ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
     mistake(
-        "alibi-from-context",
         "ALiBi is anchored at the end of the context and not at the query",
         *(_alibi(lambda part, before=before: part.context_len - before - part.j) for before in (0, 1)),
     ),
+    mistake("ALiBi is anchored at the last key and not at the query", _alibi(lambda part: part.seq_len - 1 - part.j)),
+    mistake("ALiBi has the other sign", _slopes(lambda slopes, part: -slopes)),
+    mistake("ALiBi is multiplied by the scale", _slopes(lambda slopes, part: slopes * part.layer.scale)),
+    mistake("the bias between the step's own tokens (qq_bias) is lost", lost("qq_bias")),
+    mistake("qq_bias is read with queries and keys exchanged", rule("qq_bias", lambda bias, part: bias.T.contiguous())),
     mistake(
-        "alibi-from-end",
-        "ALiBi is anchored at the last key and not at the query",
-        _alibi(lambda part: part.seq_len - 1 - part.j),
-    ),
-    mistake("alibi-negated", "ALiBi has the other sign", _slopes(lambda slopes, part: -slopes)),
-    mistake("alibi-scaled", "ALiBi is multiplied by the scale", _slopes(lambda slopes, part: slopes * part.layer.scale)),
-    mistake("qq-bias-lost", "the bias between the step's own tokens (qq_bias) is lost", lost("qq_bias")),
-    mistake(
-        "qq-bias-transposed",
-        "qq_bias is read with queries and keys exchanged",
-        rule("qq_bias", lambda bias, part: bias.T.contiguous()),
-    ),
-    mistake(
-        "qq-bias-not-hiding",
-        "a qq_bias of -inf does not hide its key",
-        rule("qq_bias", lambda bias, part: torch.where(bias.isinf(), 0.0, bias)),
+        "a qq_bias of -inf does not hide its key", rule("qq_bias", lambda bias, part: torch.where(bias.isinf(), 0.0, bias))
     ),
     *(
-        mistake(f"{name}-of-{place}", f"a query head has the {noun} {words}", of(change))
-        for name, (noun, of) in _OF_HEADS.items()
-        for place, words, change in (
-            ("first-head", "of the first head", lambda values, part: values[:1].expand_as(values)),
-            ("kv-head", "at its KV head's index", _of_kv_head),
-            ("next-head", "of the head behind it", lambda values, part: values.roll(-1)),
+        mistake(f"a query head has the {noun} {words}", of(change))
+        for noun, of in _OF_HEADS.items()
+        for words, change in (
+            ("of the first head", lambda values, part: values[:1].expand_as(values)),
+            ("at its KV head's index", _of_kv_head),
+            ("of the head behind it", lambda values, part: values.roll(-1)),
         )
     ),
     *(
-        mistake(f"{name}-{place}", f"{noun}: {words}", of(factor))
-        for name, (noun, of) in _OF_BASE_2.items()
-        for place, words, factor in (
-            ("base-2", "log2(e) is missing in a softmax of base 2", 1 / LOG2_E),
-            ("log2e-twice", "log2(e) is a factor once too often", LOG2_E),
+        mistake(f"{noun}: {words}", of(factor))
+        for noun, of in _OF_BASE_2.items()
+        for words, factor in (
+            ("log2(e) is missing in a softmax of base 2", 1 / LOG2_E),
+            ("log2(e) is a factor once too often", LOG2_E),
         )
     ),
 )

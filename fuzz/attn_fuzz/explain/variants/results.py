@@ -51,22 +51,20 @@ def _keys(dtype: torch.dtype) -> Change:
 
 
 VARIANTS = (
-    mistake("lse-base-2", "the LSE is a logarithm of base 2", _then(lambda out, lse: (out, lse * LOG2_E))),
-    mistake("lse-times-ln2", "the LSE is multiplied by ln(2) once too often", _then(lambda out, lse: (out, lse / LOG2_E))),
-    mistake("lse-negated", "the LSE has the other sign", _then(lambda out, lse: (out, -lse))),
-    mistake("rows-first", "every row has the result of the request's first row", _first_of(0)),
-    mistake("rows-before", "a row has the result of the row before it", _moved(1, 0)),
-    mistake("rows-behind", "a row has the result of the row behind it", _moved(-1, 0)),
-    mistake("heads-of-output-first", "all heads have the result of the first one", _first_of(1)),
-    mistake("heads-of-output-behind", "a head has the result of the head behind it", _moved(-1, 1)),
-    mistake(
-        "lse-of-next-head", "the LSE of a head is that of the head behind it", _then(lambda out, lse: (out, lse.roll(-1, 1)))
-    ),
-    mistake("output-scale-lost", "the output is not divided by output_scale", _output_scale(1)),
-    mistake("output-scale-twice", "the output is divided by output_scale twice", _output_scale(-1)),
-    mistake("output-times-scale", "the output is multiplied by output_scale instead of divided", _output_scale(2)),
-    mistake("output-0", "the output is 0", _then(lambda out, lse: (0 * out, lse))),
-    mistake("output-not-divided", "the output is not divided by the sum of the weights", _not_divided),
-    mistake("query-cast", "q times the scale is rounded to 16 bits", _query(torch.bfloat16), _query(torch.float16)),
-    mistake("keys-cast", "K and V are rounded to 16 bits", _keys(torch.bfloat16), _keys(torch.float16)),
+    mistake("the LSE is a logarithm of base 2", _then(lambda out, lse: (out, lse * LOG2_E))),
+    mistake("the LSE is multiplied by ln(2) once too often", _then(lambda out, lse: (out, lse / LOG2_E))),
+    mistake("the LSE has the other sign", _then(lambda out, lse: (out, -lse))),
+    mistake("every row has the result of the request's first row", _first_of(0)),
+    mistake("a row has the result of the row before it", _moved(1, 0)),
+    mistake("a row has the result of the row behind it", _moved(-1, 0)),
+    mistake("all heads have the result of the first one", _first_of(1)),
+    mistake("a head has the result of the head behind it", _moved(-1, 1)),
+    mistake("the LSE of a head is that of the head behind it", _then(lambda out, lse: (out, lse.roll(-1, 1)))),
+    mistake("the output is not divided by output_scale", _output_scale(1)),
+    mistake("the output is divided by output_scale twice", _output_scale(-1)),
+    mistake("the output is multiplied by output_scale instead of divided", _output_scale(2)),
+    mistake("the output is 0", _then(lambda out, lse: (0 * out, lse))),
+    mistake("the output is not divided by the sum of the weights", _not_divided),
+    mistake("q times the scale is rounded to 16 bits", _query(torch.bfloat16), _query(torch.float16)),
+    mistake("K and V are rounded to 16 bits", _keys(torch.bfloat16), _keys(torch.float16)),
 )

@@ -19,19 +19,17 @@ class Variant:
     """A mistake.
 
     Attributes:
-        name: one for each.
-        sentence: what the kernel seems to do, for a person.
+        sentence: its name: what the kernel seems to do, for a person.
         changes: the part as the mistake makes it, for each of its sizes, such as that of a tile: each request may have another
             size.
     """
 
-    name: str
     sentence: str
     changes: tuple[Change, ...]
 
 
-def mistake(name: str, sentence: str, *changes: Change) -> Variant:
-    return Variant(name, sentence, changes)
+def mistake(sentence: str, *changes: Change) -> Variant:
+    return Variant(sentence, changes)
 
 
 def rule(name: str, change: Callable[[Any, Part], Any]) -> Change:
