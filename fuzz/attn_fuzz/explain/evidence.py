@@ -19,6 +19,7 @@ from attn_fuzz.targets.target import Target
 
 KEYS, LONGEST = 19, 192
 """How many keys a grown request has more, up to how many."""
+WIDER = 4
 
 
 def filled(step: Step) -> None:
@@ -80,18 +81,27 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
     if case.values.kind == "captured":
         return
     yield lambda case: msgspec.structs.replace(case, lse=True)
+    yield _with_wider_rules
     if not case.has_latent_cache:
         yield lambda case: msgspec.structs.replace(
             case, num_kv_heads=max(case.num_kv_heads, 3), group_size=max(case.group_size, 2)
         )
     yield _with_more_keys
     yield _with_more_queries
-    yield lambda case: _with_more_keys(_with_more_keys(_with_more_keys(case)))
     yield _with_more_requests
 
 
-def _with_more_keys(case: Case) -> Case:
-    return _with_requests(case, [_longer(request, case, 0, KEYS) for request in case.requests])
+def _with_wider_rules(case: Case) -> Case:
+    """A window of the query's own key alone hides what causality hides, too."""
+    left, right = (edge + WIDER if edge >= 0 else edge for edge in case.window)
+    more = {"sink_tokens": case.sink_tokens and case.sink_tokens + 1, "window": (left, right)}
+    if case.chunked_local is not None:
+        more["chunked_local"] = case.chunked_local + WIDER
+    return _with_more_keys(msgspec.structs.replace(case, **more), WIDER + 3)
+
+
+def _with_more_keys(case: Case, keys: int = KEYS) -> Case:
+    return _with_requests(case, [_longer(request, case, 0, keys) for request in case.requests])
 
 
 def _with_more_queries(case: Case) -> Case:
