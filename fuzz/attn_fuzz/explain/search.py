@@ -21,6 +21,7 @@ from attn_reference import attend
 
 PAIR_SECONDS = 4.0
 """How long pairs of variants are searched."""
+ENOUGH = 3
 OF_OUTPUT = 0.125
 """The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
 OF_ERROR = 0.1
@@ -33,11 +34,13 @@ class Explained(NamedTuple):
     """A variant, or several in a row, which explains all that is wrong.
 
     Args:
+        outputs: how many of the outputs it explains, from the first on.
         everywhere: whether the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
             right although the variant would change them.
     """
 
     variants: tuple[Variant, ...]
+    outputs: int
     everywhere: bool
 
     @property
@@ -130,17 +133,22 @@ class Seen:
 def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
     """Variants that explain all that is wrong in all outputs, the best first; pairs of them if none alone does.
 
+    A mistake within a tile is another one where there are several tiles. So if none explains the richest outputs, those count that
+    explain most of the outputs, at least ENOUGH.
+
     Args:
-        seen: outputs of one kernel, each of which is wrong somewhere.
+        seen: outputs of one kernel, each of which is wrong somewhere, those of the failing case first and the richest last.
         most: how many to return.
         seconds: how long to search for pairs.
     """
     if not seen:
         return []
-    found = [each for variant in VARIANTS if (each := _explains((variant,), seen))]
-    if not found:
-        found = list(itertools.islice(_pairs(seen, time.monotonic() + seconds), most))
-    return sorted(found, key=lambda each: not each.everywhere)[:most]
+    found = [_explains((variant,), seen) for variant in VARIANTS]
+    explained = max(each.outputs for each in found)
+    if explained < min(ENOUGH, len(seen)):
+        return list(itertools.islice(_pairs(seen, time.monotonic() + seconds), most))
+    best = [each for each in found if each.outputs == explained]
+    return sorted(best, key=lambda each: not each.everywhere)[:most]
 
 
 def changed(part: Part, variants: Sequence[Variant]) -> list[Part]:
@@ -158,9 +166,9 @@ def _made(part: Part, change: Change) -> Part | None:
         return None
 
 
-def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained | None:
+def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
     everywhere = True
-    for each in seen:
+    for explained, each in enumerate(seen):
         # parts with something wrong first: most variants fail there
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
             if right.all() and not everywhere:
@@ -170,9 +178,9 @@ def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained 
                 continue
             agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
             if not agreeing:
-                return None
+                return Explained(variants, explained, everywhere)
             everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
-    return Explained(variants, everywhere)
+    return Explained(variants, len(seen), everywhere)
 
 
 def _agrees(seen: Seen, part: Part) -> torch.Tensor:
@@ -197,5 +205,6 @@ def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
             first.error(both, ~right) <= least for other in others for both in changed(other, [second])
         ):
             continue
-        if (found := _explains((one, second), seen)) and found.everywhere:
+        found = _explains((one, second), seen)
+        if found.outputs == len(seen) and found.everywhere:
             yield found
