@@ -133,8 +133,8 @@ class Seen:
 def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
     """Variants that explain all that is wrong in all outputs, the best first; pairs of them if none alone does.
 
-    A mistake within a tile is another one where there are several tiles. So if none explains the richest outputs, those count that
-    explain most of the outputs, at least ENOUGH.
+    A mistake within a tile is another one where there are several tiles. So if none explains the richest outputs, those count
+    that explain most of the outputs, at least ENOUGH.
 
     Args:
         seen: outputs of one kernel, each of which is wrong somewhere, those of the failing case first and the richest last.
