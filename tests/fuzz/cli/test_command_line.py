@@ -27,7 +27,7 @@ def test_help_lists_every_command_in_a_group(attn_parity):
     text = attn_parity("--help").out
     assert all(text.count(f"\n  {name} ") == 1 for name in COMMANDS)
     first = text.split("Commands to begin with:")[1].split("\n\n")[0]
-    assert re.findall(r"^  (\w+)", first, re.MULTILINE) == ["fuzz", "replay", "show", "targets", "select", "doctor"]
+    assert re.findall(r"^  (\w+)", first, re.MULTILINE) == ["fuzz", "replay", "explain", "show", "targets", "select", "doctor"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_another_tools_pyproject_changes_nothing(pyproject, attn_parity):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, replay, show, targets"),
+        ("[tool.attn-parity.fuss]\nseed = 1", "[tool.attn-parity.fuss]: expected one of fuzz, replay, explain, show"),
         ("[tool.attn-parity]\nseed = 1", "[tool.attn-parity]: expected a table for each command"),
         ("tool.attn-parity = 1", "[tool.attn-parity]: expected a table for each command"),
         ("[tool.attn-parity.targets]\ndevise = 'cpu'", "[tool.attn-parity.targets] devise: expected one of device"),
