@@ -155,8 +155,8 @@ def _times(factor: float) -> Change:
 
 def _unsigned(part: Part) -> Part | None:
     """Elements of int8 as numbers from 0 to 255: a number below 0 is 256 steps of its scale too large."""
-    caches = part.call.layer.k_scale_cache, part.call.layer.v_scale_cache
-    if part.layer.kv_cache_dtype is not torch.int8 or caches[0] is None or caches[1] is None or part.view is None:
+    caches = [cache for cache in (part.call.layer.k_scale_cache, part.call.layer.v_scale_cache) if cache is not None]
+    if part.layer.kv_cache_dtype is not torch.int8 or not caches or part.view is None:
         return None
     position = torch.arange(len(part.request.key))
     block, slot = part.blocks[position // part.view.block_size].long(), position % part.view.block_size
