@@ -11,10 +11,11 @@ import msgspec
 import torch
 from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.poison import LEFTOVER, POISON, bits
+from attn_fuzz.cases.poison import LEFTOVER, POISON
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.search import Seen
 from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.target import Target
 
 KEYS, LONGEST = 19, 192
@@ -55,13 +56,11 @@ def _storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:
-    """The outputs of one run of a case; None if the target raises, or its cache writes are wrong."""
+    """The outputs of one run of a case; None if the target raises, or has written wrong what is not an output."""
     if contradiction(case) or target.beyond(case, device) or target.limit(case, device):
         return None
     attempt = Attempt(case, target, device, prepare=fill)
-    if attempt.error is not None or any(
-        not torch.equal(bits(tensor), bits(attempt.expected.memory[name])) for name, tensor in attempt.step.memory.items()
-    ):
+    if attempt.error is not None or any(check(attempt) for _, check in CHECKS):
         return None
     step = attempt.step
     out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.value_size))

@@ -21,7 +21,8 @@ from attn_reference import attend
 
 PAIR_SECONDS = 4.0
 """How long pairs of variants are searched."""
-ENOUGH = 3
+ENOUGH = 4
+"""How many outputs a mistake must explain if there are so many: the failing case's, and those of three richer ones."""
 OF_OUTPUT = 0.125
 """The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
 OF_ERROR = 0.1
