@@ -19,14 +19,13 @@ from attn_parity.options import plain_table
 
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.latent import latent_call
-from benchmarks.speed.latent_cases import LatentCase
+from benchmarks.speed.latent import latent_case
 
 ARCHITECTURES = ("gfx942", "gfx1201")
 COMPUTE_UNITS, SEED, TIMES = 8, 1, 3
 DECODE = Attention(name="decode", query_lens=(1, 1), seq_lens=(600, 130), num_heads=8, num_kv_heads=1)
 PREFILL = Attention(name="prefill", query_lens=(90, 31), seq_lens=(90, 64), num_heads=8, num_kv_heads=2)
-LATENT = LatentCase(name="latent decode", query_lens=(1, 1), seq_lens=(70, 40), num_heads=16)
+LATENT = latent_case("latent decode", (1, 1), (70, 40))
 
 
 class _Named(NamedTuple):
@@ -63,17 +62,13 @@ def _fastest(ready: Ready, call: KernelCall, schedule: Schedule) -> tuple[int, f
 def _launches(architecture: str) -> Iterator[_Named]:
     cpu = torch.device("cpu")
     gpu = {"architecture": architecture, "compute_units": COMPUTE_UNITS}
-    for case in (DECODE, PREFILL):
+    for case in (DECODE, PREFILL, LATENT):
         call = attention_call(case, cpu, SEED)
-        out, plan = torch.empty_like(call.q), plan_of(call.q, call.layer, call.batch, **gpu)
-        assert call.kv_cache is not None
-        calls = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
-        yield from map(_Named, (case.name, "reduce"), calls)
+        out = call.q.new_empty(*call.q.shape[:2], case.value_size)
+        plan = plan_of(call.q, call.layer, call.batch, **gpu)
+        calls = paged_attention_calls(call.q, call.cache, call.layer, call.batch, plan, out=out)
+        yield from map(_Named, (case.name, f"{case.name}, reduction"), calls)
     yield _Named("write", _write(architecture))
-    latent = latent_call(LATENT, cpu, SEED)
-    plan = plan_of(latent.q, latent.layer, latent.batch, **gpu)
-    first, *_ = paged_attention_calls(latent.q, latent.kv_cache, latent.layer, latent.batch, plan, out=latent.new_output())
-    yield _Named(LATENT.name, first)
 
 
 def _write(architecture: str) -> KernelCall:

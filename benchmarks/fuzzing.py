@@ -18,10 +18,12 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_parity.cpus import usable_cpus
+from attn_parity.options import plain_table
 from rich.console import Console
 from rich.table import Table
 
 results = Console(highlight=False, width=120)
+FIGURES = ("examples/s", "ms: target", "judge", "build", "Hypothesis", "processes")
 
 
 class _Undone(Executor):
@@ -49,7 +51,7 @@ def main(examples: int, seed: int, names: tuple[str, ...], workers: int | None) 
 
 
 def _one_worker(plans: list[FuzzPlan], kernels: str) -> Table:
-    table = _table("target", "kernels", "examples/s", "ms: target", "judge", "build", "Hypothesis", "processes")
+    table = plain_table("target", "kernels", *FIGURES, right=FIGURES)
     for plan in plans:
         for sanitize in (True, False) if registry.load(plan.target).can_be_sanitized(plan.device) else (False,):
             chosen = msgspec.structs.replace(plan, sanitize=sanitize)
@@ -70,7 +72,7 @@ def _one_worker(plans: list[FuzzPlan], kernels: str) -> Table:
 
 
 def _more_workers(plan: FuzzPlan, most: int, kernels: str) -> Table:
-    table = _table("workers", "kernels", "examples/s", "of each")
+    table = plain_table("workers", "kernels", "examples/s", "of each", right=("workers", "examples/s", "of each"))
     for workers in _doubled(most):
         # as many examples for each worker, and none that another number of workers has run
         more = msgspec.structs.replace(plan, examples=plan.examples * workers, seed=plan.seed + workers)
@@ -87,13 +89,6 @@ def _doubled(most: int) -> Iterator[int]:
         yield count
         count *= 2
     yield most
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("target", "kernels") else "right")
-    return table
 
 
 if __name__ == "__main__":

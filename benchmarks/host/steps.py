@@ -17,9 +17,8 @@ from attn_optimized.backends import BACKENDS, AttentionBackend
 from benchmarks.ranks import steps as latent
 from benchmarks.speed.calls import DTYPE, Call, attention_call
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.latent import latent_call
+from benchmarks.speed.latent import latent_case
 from benchmarks.speed.latent import vllm_triton as vllm_latent
-from benchmarks.speed.latent_cases import LatentCase
 from benchmarks.speed.participants import AITER, VLLM, Prepared, aiter_triton, vllm_triton
 from benchmarks.speed.peers import Kernels
 
@@ -73,9 +72,9 @@ def _of_latent(
     made = [latent.whole_step(case, device) for _ in range(num_layers)]
     yield "TRITON_MLA", _or_why(functools.partial(_latent_backend, BACKENDS["TRITON_MLA"], case, made))
     if peers.vllm_latent is not None:
-        sizes = {"num_heads": case.num_heads, "latent_size": case.latent_size, "rope_size": case.rope_size}
-        same = LatentCase(name=case.name, query_lens=case.query_lens, seq_lens=case.seq_lens, **sizes)
-        calls = [latent_call(same, device, seed=0) for _ in range(num_layers)]
+        sizes = {"num_heads": case.num_heads, "latent": case.latent_size, "rope": case.rope_size}
+        same = latent_case(case.name, case.query_lens, case.seq_lens, **sizes)
+        calls = [attention_call(same, device, seed=0) for _ in range(num_layers)]
         prepare = functools.partial(vllm_latent, peers.vllm_latent)
         yield VLLM, _or_why(functools.partial(_functions, prepare, calls, None))
 

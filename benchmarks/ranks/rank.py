@@ -115,16 +115,16 @@ def _ways_of_attention(case: Case, group: dist.ProcessGroup, device: torch.devic
     from attn_optimized import paged_attention
     from attn_optimized.context_parallel import Dealing, Exchange, attend_over_ranks, local_step
 
-    whole = whole_call(case, device)
-    own = local_call(case, whole, group.rank(), group.size())
+    whole = whole_call(case.attention, case.dtype, device)
+    own = local_call(case.interleave, whole, group.rank(), group.size())
     step = local_step(own.batch, Dealing(num_ranks=group.size(), rank=group.rank(), interleave=case.interleave))
     heads = own_heads(case, group)
 
     def alone(compare: bool) -> torch.Tensor:
-        return paged_attention(whole.q, whole.kv_cache, whole.layer, whole.batch)[:, heads]
+        return paged_attention(whole.q, whole.cache, whole.layer, whole.batch)[:, heads]
 
     def attend(exchange: Exchange, compare: bool) -> torch.Tensor:
-        return attend_over_ranks(group, own.q, own.kv_cache, own.layer, step, exchange=exchange, compare=compare).out
+        return attend_over_ranks(group, own.q, own.cache, own.layer, step, exchange=exchange, compare=compare).out
 
     over_ranks = {exchange: Way(partial(attend, exchange)) for exchange in get_args(Exchange)}
     return alone(False), {ONE: Way(alone), **over_ranks}
@@ -144,7 +144,7 @@ def _ways_of_step(case: StepCase, group: dist.ProcessGroup, device: torch.device
     whole = steps.whole_step(case, device)
     own = steps.local_step_of(case, whole, group.rank(), group.size())
     heads, call = own_heads(case, group), whole.absorbed
-    latent = paged_attention(call.q, call.kv_cache, call.layer, call.batch)[:, heads].contiguous()
+    latent = paged_attention(call.q, call.cache, call.layer, call.batch)[:, heads].contiguous()
     expected = steps.up_projected(case, latent, own.kv_b_proj)
     for step in (whole, own):
         steps.forget(step)
@@ -161,7 +161,7 @@ def _ways_of_step(case: StepCase, group: dist.ProcessGroup, device: torch.device
 
     def through_function(exchange: Exchange, compare: bool) -> torch.Tensor:
         def attend(q: torch.Tensor) -> torch.Tensor:
-            cache, layer = own.absorbed.kv_cache, own.absorbed.layer
+            cache, layer = own.absorbed.cache, own.absorbed.layer
             return attend_over_ranks(group, q, cache, layer, by_row, exchange=exchange, compare=compare).out
 
         return steps.through_function(case, own, attend)

@@ -1,27 +1,21 @@
 """Whole steps of latent attention, decodes and prefills, through the backend TRITON_MLA, and what the backend replaces."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch, Layer
 from attn_reference import context_parallel
 
-from benchmarks.ranks.cases import BLOCK_SIZE, SEED, Call, local_call, whole_call
+from benchmarks.ranks.cases import BLOCK_SIZE, SEED, cache_bytes, local_call, whole_call
+from benchmarks.speed.calls import Call
+from benchmarks.speed.cases import Attention
+from benchmarks.speed.latent import latent_case
 
 NEVER = -1
 """The slot of a token that is not written."""
-
-
-class Lengths(Protocol):
-    """Those of a step's requests: of their new tokens, and with their context."""
-
-    @property
-    def query_lens(self) -> Sequence[int]: ...
-    @property
-    def seq_lens(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,10 @@ class StepCase:
     context_chunk_keys: int = 4096
 
     @property
-    def num_kv_heads(self) -> int:
-        return 1
-
-    @property
-    def head_size(self) -> int:
-        return self.latent_size + self.rope_size
-
-    @property
-    def head_size_v(self) -> int:
-        return self.latent_size
+    def attention(self) -> Attention:
+        """Its call of paged attention, in the absorbed form."""
+        sizes = {"num_heads": self.num_heads, "latent": self.latent_size, "rope": self.rope_size}
+        return replace(latent_case(self.name, self.query_lens, self.seq_lens, **sizes), block_size=BLOCK_SIZE)
 
     @property
     def scale(self) -> float:
@@ -71,7 +59,7 @@ class StepCase:
 
     @property
     def cache_bytes(self) -> int:
-        return sum(self.seq_lens) * self.head_size * self.dtype.itemsize
+        return cache_bytes(self.attention, self.dtype)
 
 
 def _small(name: str, query_lens: tuple[int, ...], seq_lens: tuple[int, ...], **options: Any) -> StepCase:
@@ -134,20 +122,21 @@ class Step:
 
 def whole_step(case: StepCase, device: torch.device) -> Step:
     """The step on one device."""
-    call = whole_call(case, device)
+    call = whole_call(case.attention, case.dtype, device)
+    layer = replace(call.layer, scale=case.scale)
     generator = torch.Generator(device).manual_seed(SEED + 1)
     normal = functools.partial(torch.randn, generator=generator, device=device, dtype=case.dtype)
     q = normal(sum(case.query_lens), case.num_heads, case.nope_size + case.rope_size)
     rows = case.num_heads * (case.nope_size + case.v_head_dim)
     kv_b_proj = normal(rows, case.latent_size) * case.latent_size**-0.5
     of_step = slots_of(case, call.batch, BLOCK_SIZE)
-    new = call.kv_cache.flatten(0, 1)[of_step]
-    return Step(replace(call, q=absorbed(case, q, kv_b_proj)), q, kv_b_proj, new, of_step)
+    new = call.cache.flatten(0, 1)[of_step]
+    return Step(replace(call, q=absorbed(case, q, kv_b_proj), layer=layer), q, kv_b_proj, new, of_step)
 
 
 def local_step_of(case: StepCase, whole: Step, rank: int, num_ranks: int) -> Step:
     """What a rank has of a step: its heads, and its part of the cache."""
-    call = local_call(case, whole.absorbed, rank, num_ranks)
+    call = local_call(case.interleave, whole.absorbed, rank, num_ranks)
     heads = case.num_heads // num_ranks
     own = slice(rank * heads, (rank + 1) * heads)
     assert call.batch.block_table is not None
@@ -161,7 +150,7 @@ def local_step_of(case: StepCase, whole: Step, rank: int, num_ranks: int) -> Ste
 
 def forget(step: Step) -> None:
     """Make this step's tokens NaN in the cache, so that a layer that does not write them is wrong."""
-    step.absorbed.kv_cache.flatten(0, 1)[step.slots[step.slots != NEVER]] = torch.nan
+    step.absorbed.cache.flatten(0, 1)[step.slots[step.slots != NEVER]] = torch.nan
 
 
 def absorbed(case: StepCase, q: torch.Tensor, kv_b_proj: torch.Tensor) -> torch.Tensor:
@@ -211,7 +200,7 @@ def layer_of(case: StepCase, step: Step, backend: Any, **options: Any) -> Any:
 def through_layer(case: StepCase, step: Step, impl: Any, metadata: Any) -> torch.Tensor:
     """The step as an engine drives a layer: it writes this step's tokens, and attends. [T, N, V]."""
     kv_c, k_pe = step.new.split([case.latent_size, case.rope_size], dim=1)
-    kv_cache = step.absorbed.kv_cache
+    kv_cache = step.absorbed.cache
     impl.do_kv_cache_update(kv_c, k_pe, kv_cache, step.slots)
     out = step.q.new_empty(*step.q.shape[:2], case.v_head_dim)
     if (prefill := metadata.prefill) is not None:
@@ -233,11 +222,11 @@ def through_function(case: StepCase, step: Step, attend: Callable[[torch.Tensor]
     from attn_optimized import write_latent_cache
 
     kv_c, k_pe = step.new.split([case.latent_size, case.rope_size], dim=1)
-    write_latent_cache(kv_c, k_pe, step.absorbed.kv_cache, step.absorbed.layer, step.slots)
+    write_latent_cache(kv_c, k_pe, step.absorbed.cache, step.absorbed.layer, step.slots)
     return up_projected(case, attend(absorbed(case, step.q, step.kv_b_proj)), step.kv_b_proj)
 
 
-def slots_of(case: Lengths, batch: Batch, block_size: int) -> torch.Tensor:
+def slots_of(case: "StepCase | Attention", batch: Batch, block_size: int) -> torch.Tensor:
     """[T] int64: where the step's tokens are written, the last ones of each request."""
     assert batch.block_table is not None
     slots = [
@@ -247,6 +236,6 @@ def slots_of(case: Lengths, batch: Batch, block_size: int) -> torch.Tensor:
     return torch.cat(slots).to(batch.block_table.device)
 
 
-def _new_positions(case: Lengths) -> list[torch.Tensor]:
+def _new_positions(case: "StepCase | Attention") -> list[torch.Tensor]:
     """The positions of each request's new tokens."""
     return [torch.arange(k - n, k) for n, k in zip(case.query_lens, case.seq_lens, strict=True)]

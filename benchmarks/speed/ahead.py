@@ -15,9 +15,10 @@ from rich.progress import Progress
 
 from benchmarks.speed import peers
 from benchmarks.speed.before import load_before
-from benchmarks.speed.cases import Bounded
+from benchmarks.speed.calls import attention_call
+from benchmarks.speed.cases import Attention, Bounded
 from benchmarks.speed.participants import Participant
-from benchmarks.speed.run import FORMS, everybody, free
+from benchmarks.speed.run import everybody, free
 
 Tries = Mapping[str, Sequence[int]]
 _participants: list[Participant] = []
@@ -69,11 +70,11 @@ def _load(vllm: Path | None, aiter: Path | None, before: Path | None, tries: Tri
 
 
 def _call_once(case: Bounded) -> Fatal | None:
-    if type(case) not in FORMS or _why_gone() is not None:
+    if not isinstance(case, Attention) or _why_gone() is not None:
         return None
     # kernels of others raise anything, and the processes share the GPU's memory
     with contextlib.suppress(Exception):
-        call = FORMS[type(case)][0](case, torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed=0)
+        call = attention_call(case, torch.device("cuda" if torch.cuda.is_available() else "cpu"), seed=0)
         for participant in _participants:
             if participant.joins(case):
                 with contextlib.suppress(Exception):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from attn_contract import Batch, KVCacheView, Layer
+from attn_contract.layouts import K, V
 
 from benchmarks.speed.cases import Attention, RowOp
 
@@ -35,18 +36,30 @@ class Call:
     k: torch.Tensor | None = None
     v: torch.Tensor | None = None
 
+    @property
+    def cache(self) -> torch.Tensor:
+        """Of a step that reads one."""
+        assert self.kv_cache is not None
+        return self.kv_cache
+
 
 def attention_call(
-    case: Attention, device: torch.device, seed: int, float8: torch.dtype = FLOAT8, cache_bytes: int = 0
+    case: Attention,
+    device: torch.device,
+    seed: int,
+    float8: torch.dtype = FLOAT8,
+    cache_bytes: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Call:
     """On meta without any values, for what is compiled and not run.
 
     Args:
         float8: what a float8 cache is of.
         cache_bytes: of the cache at least; blocks that no request needs come last.
+        dtype: of all but a float8 cache; None: as the case's `itemsize` says.
     """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-    dtype = DTYPES[case.itemsize]
+    dtype = dtype or DTYPES[case.itemsize]
     q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
     q.mul_(case.logits_soft_cap * LOGIT_STD_OF_CAP if case.logits_soft_cap else LOGIT_STD)
     reads_cache = case.attn_type.reads_cache
@@ -54,14 +67,15 @@ def attention_call(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
+        head_size_v=case.head_size_v,
         scale=case.head_size**-0.5,
         attn_type=case.attn_type,
-        window=(-1, -1) if case.window is None else (case.window - 1, case.window - 1),
+        window=(-1, 0) if case.is_expanded else (-1, -1) if case.window is None else (case.window - 1, case.window - 1),
         chunked_local=case.chunked_local,
         logits_soft_cap=case.logits_soft_cap,
         sinks=_sinks(case, device, generator) if case.sinks else None,
         layout=case.layout if reads_cache else None,
-        **_scales(case.float8_cache, device, float8),
+        **_scales(case.float8_cache, device, float8, has_v=not case.is_latent),
     )
     blocks = [-(-n // case.block_size) for n in case.seq_lens]
     kv_cache, block_table = None, None
@@ -84,7 +98,7 @@ def attention_call(
     if reads_cache:
         return Call(case, q, layer, batch, kv_cache=kv_cache)
     k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
-    return Call(case, q, layer, batch, k=k, v=v)
+    return Call(case, q, layer, batch, k=k, v=v[..., : case.head_size_v].contiguous())
 
 
 def random_cache(
@@ -104,6 +118,7 @@ def random_cache(
         num_kv_heads=case.num_kv_heads,
         head_size=case.head_size,
         itemsize=stored.itemsize,
+        head_size_v=case.head_size_v if isinstance(case, Attention) else None,
     )
     raw = _normal((view.end,), device, generator, DTYPE if case.float8_cache else dtype)
     return view.tensor(raw.div_(K_SCALE).to(float8) if case.float8_cache else raw)
@@ -128,6 +143,8 @@ def raw_and_view(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, KV
 
 def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
     """[num_keys, HK, D]: K (0) or V (1) of a request's first keys, as they are stored, by the layout's formula."""
+    if kv == V and call.case.is_latent:
+        return gathered(K, call, request, num_keys)[..., : call.case.value_size]
     if call.kv_cache is None:
         start = sum(call.case.query_lens[:request])
         rows = (call.k, call.v)[kv]
@@ -169,11 +186,11 @@ def _sinks(case: Attention, device: torch.device, generator: torch.Generator | N
     return all_keys + torch.randn(case.num_heads, device=device, generator=generator)
 
 
-def _scales(float8_cache: bool, device: torch.device, float8: torch.dtype = FLOAT8) -> dict:
+def _scales(float8_cache: bool, device: torch.device, float8: torch.dtype = FLOAT8, *, has_v: bool = True) -> dict:
     if not float8_cache:
         return {}
-    scales = {name: torch.tensor(scale, device=device) for name, scale in (("k_scale", K_SCALE), ("v_scale", V_SCALE))}
-    return {"kv_cache_dtype": float8, **scales}
+    scales = {"k_scale": K_SCALE} | ({"v_scale": V_SCALE} if has_v else {})
+    return {"kv_cache_dtype": float8, **{name: torch.tensor(scale, device=device) for name, scale in scales.items()}}
 
 
 def _normal(

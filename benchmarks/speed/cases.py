@@ -31,6 +31,8 @@ class Attention:
 
     Attributes:
         itemsize: bytes of an element of q, and of a cache that is not float8: 2 of bfloat16, 4 of float32.
+        head_size_v: the width of V, as in `attn_contract`; None: that of K. With the layout LATENT, V is the first dims of K.
+        is_expanded: prompts of a latent layer, without a cache: a query sees the keys of its request up to its own.
         common_prefix_len: leading keys that all requests have in the same blocks; cascade attention reads them once.
         traffic: of a drawn case, a key of `traffic.TRAFFIC`.
     """
@@ -50,6 +52,8 @@ class Attention:
     logits_soft_cap: float | None = None
     itemsize: int = ITEMSIZE
     float8_cache: bool = False
+    head_size_v: int | None = None
+    is_expanded: bool = False
     common_prefix_len: int = 0
     reach: Reach | None = None
     traffic: str | None = None
@@ -57,6 +61,14 @@ class Attention:
     @property
     def causal(self) -> bool:
         return self.attn_type is AttentionType.DECODER
+
+    @property
+    def is_latent(self) -> bool:
+        return self.layout.has_latent_value
+
+    @property
+    def value_size(self) -> int:
+        return self.head_size_v or self.head_size
 
     @property
     def num_tokens(self) -> int:
@@ -69,7 +81,7 @@ class Attention:
     def keys(self, request: int, query: int) -> range:
         """Keys that a query of a request sees."""
         query_len, seq_len = self.query_lens[request], self.seq_lens[request]
-        if not self.causal:
+        if not (self.causal or self.is_expanded):
             return range(seq_len)
         position = seq_len - query_len + query
         first = position + 1 - self.window if self.window else 0
@@ -81,15 +93,16 @@ class Attention:
     def flops(self) -> float:
         """Two dots of each visible pair of a query and a key, in every head."""
         pairs = sum(len(self.keys(r, i)) for r, query_len in enumerate(self.query_lens) for i in range(query_len))
-        return 4.0 * self.head_size * self.num_heads * pairs
+        return 2.0 * (self.head_size + self.value_size) * self.num_heads * pairs
 
     @property
     def bytes(self) -> float:
         """K and V of every key that some query sees, once for each KV head, and q and the output."""
         seen = sum(self.keys(r, n - 1).stop - self.keys(r, 0).start for r, n in enumerate(self.query_lens))
         seen -= self.common_prefix_len * (len(self.query_lens) - 1)
-        rows = 2 * self.num_kv_heads * seen * (1 if self.float8_cache else self.itemsize)
-        return float(self.head_size * (rows + 2 * self.num_tokens * self.num_heads * self.itemsize))
+        row = self.head_size + (0 if self.is_latent else self.value_size)
+        stored = row * self.num_kv_heads * seen * (1 if self.float8_cache else self.itemsize)
+        return float(stored + (self.head_size + self.value_size) * self.num_tokens * self.num_heads * self.itemsize)
 
     def tiny(self) -> Self:
         """The same features at a size that can be interpreted: three requests, lengths of some tens, two KV heads."""
@@ -100,12 +113,15 @@ class Attention:
             shorter = [min(context, 45) for context in contexts]
         else:
             shorter = [min(context, 45 - 9 * i) for i, context in enumerate(contexts)]
+        kv_heads = 1 if self.is_latent else 2
         return dataclasses.replace(
             self,
             query_lens=query_lens,
             seq_lens=tuple(n + context for n, context in zip(query_lens, shorter, strict=True)),
-            num_heads=2 * self.num_heads // self.num_kv_heads,
-            num_kv_heads=2,
+            num_heads=min(kv_heads * self.num_heads // self.num_kv_heads, 80),
+            num_kv_heads=kv_heads,
+            head_size=64 if self.is_latent else self.head_size,
+            head_size_v=48 if self.is_latent else self.head_size_v,
             block_size=min(self.block_size, 16 if self.common_prefix_len else 48),  # a prefix is of whole blocks
             window=self.window and min(self.window, 8),
             chunked_local=self.chunked_local and min(self.chunked_local, 8),
@@ -163,7 +179,7 @@ class Bounded(Protocol):
     def traffic(self) -> str | None: ...
 
 
-def _decode(name: str, requests: int, seq_len: int, **options) -> Attention:
+def decode(name: str, requests: int, seq_len: int, **options) -> Attention:
     return Attention(name=name, query_lens=(1,) * requests, seq_lens=(seq_len,) * requests, **options)
 
 
@@ -171,7 +187,7 @@ def _prefill(name: str, requests: int, seq_len: int, **options) -> Attention:
     return Attention(name=name, query_lens=(seq_len,) * requests, seq_lens=(seq_len,) * requests, **options)
 
 
-def _ragged() -> tuple[int, ...]:
+def ragged() -> tuple[int, ...]:
     """64 lengths evenly from 256 to 16k, in no order."""
     lengths = [256 * (i + 1) for i in range(64)]
     random.Random(0).shuffle(lengths)
@@ -185,17 +201,17 @@ _BIG, _LONG = Reach("bandwidth", 0.90, 1.00), Reach("bandwidth", 0.88, 0.97)
 _PREFILL, _FASTER = Reach("matmul", 0.58, 0.80), Reach("AITER", 1.5, 3.0)
 
 CASES: tuple[Case, ...] = (
-    _decode("decode, 64 x 8k", 64, 8 * KI, reach=_BIG),
-    _decode("decode, 1 x 128k", 1, 128 * KI, reach=_LONG),
-    _decode("decode, 8 x 32k", 8, 32 * KI, reach=_LONG),
-    _decode("decode, 256 x 1k", 256, KI, reach=_BIG),
-    _decode("decode, MHA, 32 x 4k", 32, 4 * KI, num_kv_heads=32, reach=_BIG),
-    Attention(name="decode, ragged 64 x 256..16k", query_lens=(1,) * 64, seq_lens=_ragged(), reach=_LONG),
-    _decode("decode, H64/HK8/D64 + sinks, 64 x 8k", 64, 8 * KI, **_GPT_OSS, reach=_LONG),
-    _decode(
+    decode("decode, 64 x 8k", 64, 8 * KI, reach=_BIG),
+    decode("decode, 1 x 128k", 1, 128 * KI, reach=_LONG),
+    decode("decode, 8 x 32k", 8, 32 * KI, reach=_LONG),
+    decode("decode, 256 x 1k", 256, KI, reach=_BIG),
+    decode("decode, MHA, 32 x 4k", 32, 4 * KI, num_kv_heads=32, reach=_BIG),
+    Attention(name="decode, ragged 64 x 256..16k", query_lens=(1,) * 64, seq_lens=ragged(), reach=_LONG),
+    decode("decode, H64/HK8/D64 + sinks, 64 x 8k", 64, 8 * KI, **_GPT_OSS, reach=_LONG),
+    decode(
         "decode, H64/HK8/D64 + sinks + window 128, 64 x 8k", 64, 8 * KI, **_GPT_OSS, window=128, reach=Reach("peers", 1.2, 2.0)
     ),
-    _decode("decode, fp8 cache, 64 x 8k", 64, 8 * KI, float8_cache=True, reach=Reach("bandwidth", 0.60, 0.85)),
+    decode("decode, fp8 cache, 64 x 8k", 64, 8 * KI, float8_cache=True, reach=Reach("bandwidth", 0.60, 0.85)),
     Attention(name="speculative decode, 4 query tokens, 64 x 8k", query_lens=(4,) * 64, seq_lens=(8 * KI,) * 64, reach=_BIG),
     _prefill("prefill, 4 x 4k", 4, 4 * KI, reach=_PREFILL),
     _prefill("prefill, 1 x 16k", 1, 16 * KI, reach=_PREFILL),
@@ -216,7 +232,7 @@ CASES: tuple[Case, ...] = (
         attn_type=AttentionType.ENCODER,
         reach=Reach("SDPA", 0.9, 1.1),
     ),
-    _decode(
+    decode(
         "cross-attention, 64 x 1 query on 1500, H20 D64",
         64,
         1500,
@@ -234,17 +250,17 @@ CASES: tuple[Case, ...] = (
         reach=_FASTER,
     ),
     _prefill("prefill, chunks of 1k, 2 x 8k", 2, 8 * KI, chunked_local=KI),
-    _decode("decode, SHUFFLED, 64 x 8k", 64, 8 * KI, layout=Layout.SHUFFLED),
-    _decode("decode, X_PACKED, 64 x 8k", 64, 8 * KI, layout=Layout.X_PACKED),
-    _decode("decode, blocks of 544, 64 x 8k", 64, 8 * KI, block_size=544),
-    _decode("cascade, 64 requests share 8k, 256 of their own", 64, 8 * KI + 256, common_prefix_len=8 * KI),
+    decode("decode, SHUFFLED, 64 x 8k", 64, 8 * KI, layout=Layout.SHUFFLED),
+    decode("decode, X_PACKED, 64 x 8k", 64, 8 * KI, layout=Layout.X_PACKED),
+    decode("decode, blocks of 544, 64 x 8k", 64, 8 * KI, block_size=544),
+    decode("cascade, 64 requests share 8k, 256 of their own", 64, 8 * KI + 256, common_prefix_len=8 * KI),
     RowOp(name="cache write, 8192 tokens", op="write"),
     RowOp(name="cache write, fp8, 8192 tokens", op="write", float8_cache=True),
     RowOp(name="RoPE + cache write, 8192 tokens", op="rope"),
     RowOp(name="merge_attn_states, 8192 tokens", op="merge"),
 )
 
-HOST = _decode("4 requests of 16 keys", 4, 16)
+HOST = decode("4 requests of 16 keys", 4, 16)
 """A call that is over before the next one is made: what it costs is Python."""
 
 

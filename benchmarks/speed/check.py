@@ -41,8 +41,9 @@ def _attended(call: Call, request: int, first: int, queries: list[int]) -> torch
     ranges = [case.keys(request, query) for query in queries]
     num_keys = max(keys.stop for keys in ranges)
     k, v = (gathered(kv, call, request, num_keys).double() for kv in (K, V))
-    if layer.k_scale is not None and layer.v_scale is not None:
-        k, v = k * layer.k_scale.double(), v * layer.v_scale.double()
+    if layer.k_scale is not None:
+        v_scale = layer.k_scale if layer.v_scale is None else layer.v_scale  # a latent cache has one
+        k, v = k * layer.k_scale.double(), v * v_scale.double()
     q = call.q[[first + query for query in queries]].double()
     q = q.unflatten(1, (layer.num_kv_heads, layer.num_heads // layer.num_kv_heads))  # [n, HK, H / HK, D]
     logits = layer.scale * torch.einsum("nhgd,khd->nhgk", q, k)

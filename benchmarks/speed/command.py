@@ -59,11 +59,11 @@ def speed(
         raise click.UsageError("--drawn and --seed go together: whoever tunes needs another seed than whoever measures")
     check_options(budget, path)
     device = use_device(tiny=tiny)
-    from benchmarks.speed import ahead, cases, latent_cases, peers, run
+    from benchmarks.speed import ahead, cases, latent, peers, run
     from benchmarks.speed.before import gains, load_before
     from benchmarks.speed.drawn import draw_cases
 
-    named = [*cases.CASES, *latent_cases.CASES]
+    named = [*cases.CASES, *latent.CASES]
     chosen = cases_named(named if number is None or seed is None else draw_cases(number, seed), only)
     tries = values_to_try(tried)
     try:

@@ -1,100 +1,80 @@
-"""Latent attention (MLA): the tensors of a case, who computes it, and what some rows of the output must be."""
+"""Latent attention (MLA): its cases, our kernel with other launch parameters, and vLLM's kernel."""
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from attn_contract import Batch, Layer, Layout
-from attn_optimized import paged_attention, plan_of
+from attn_contract import AttentionType, Layout
+from attn_optimized import plan_of
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.workload import Workload
 
-from benchmarks.speed.calls import DTYPE, FLOAT8, K_SCALE, LOGIT_STD, TABLE_PADDING
-from benchmarks.speed.latent_cases import LatentCase
-from benchmarks.speed.participants import OURS, VLLM, Participant, Prepared
+from benchmarks.speed.calls import Call
+from benchmarks.speed.cases import KI, Attention, ragged
+from benchmarks.speed.participants import VLLM, Participant, Prepared, poisoned
 
 VLLM_WORK_PER_SPLIT, VLLM_PROGRAMS_PER_UNIT = 512, 2
 """What its backend TRITON_MLA chooses the number of splits by."""
-SAMPLED_ROWS = 32
 
 
-@dataclass(frozen=True, eq=False)
-class LatentCall:
-    """A step over a latent cache."""
-
-    case: LatentCase
-    q: torch.Tensor
-    layer: Layer
-    batch: Batch
-    kv_cache: torch.Tensor
-
-    def new_output(self) -> torch.Tensor:
-        shape = (self.case.num_tokens, self.case.num_heads, self.case.latent_size)
-        return torch.full(shape, torch.nan, dtype=self.q.dtype, device=self.q.device)
+def latent_case(
+    name: str, query_lens: tuple[int, ...], seq_lens: tuple[int, ...], *, num_heads: int = 16, latent: int = 512, rope: int = 64
+) -> Attention:
+    """Absorbed attention over a latent cache: DeepSeek-V3's sizes, if nothing else is given."""
+    sizes: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": 1, "head_size": latent + rope, "head_size_v": latent}
+    return Attention(name=name, query_lens=query_lens, seq_lens=seq_lens, **sizes, block_size=64, layout=Layout.LATENT)
 
 
-def latent_call(case: LatentCase, device: torch.device, seed: int) -> LatentCall:
-    """Normal numbers, and blocks in random order."""
-    generator = torch.Generator(device).manual_seed(seed)
-    normal = functools.partial(torch.randn, generator=generator, device=device)
-    q = normal((case.num_tokens, case.num_heads, case.head_size), dtype=torch.float32).mul_(LOGIT_STD).to(DTYPE)
-    blocks = [-(-n // case.block_size) for n in case.seq_lens]
-    kv_cache = torch.empty(
-        (sum(blocks), case.block_size, case.head_size), dtype=FLOAT8 if case.float8_cache else DTYPE, device=device
-    )
-    for block in kv_cache.split(256):
-        rows = normal(block.shape, dtype=torch.float32)
-        block.copy_(rows.div_(K_SCALE) if case.float8_cache else rows)
-    table = torch.zeros(len(blocks), max(blocks) + TABLE_PADDING, dtype=torch.int32, device=device)
-    order = torch.randperm(sum(blocks), device=device, generator=generator).int()
-    for row, part in zip(table, order.split(blocks), strict=True):
-        row[: len(part)] = part
-    layer = Layer(
-        num_heads=case.num_heads,
-        num_kv_heads=1,
-        head_size=case.head_size,
-        head_size_v=case.latent_size,
-        scale=case.head_size**-0.5,
-        layout=Layout.LATENT,
-        kv_cache_dtype=FLOAT8 if case.float8_cache else None,
-        k_scale=torch.tensor(K_SCALE, device=device) if case.float8_cache else None,
-    )
-    batch = Batch(
-        query_start_loc=torch.tensor([0, *itertools.accumulate(case.query_lens)], dtype=torch.int32, device=device),
-        seq_lens=torch.tensor(case.seq_lens, dtype=torch.int32, device=device),
-        max_query_len=max(case.query_lens),
-        max_seq_len=max(case.seq_lens),
-        num_actual_tokens=case.num_tokens,
-        causal=True,
-        block_table=table,
-    )
-    return LatentCall(case, q, layer, batch, kv_cache)
+def _decode(name: str, requests: int, seq_len: int, query_len: int = 1, *, float8_cache: bool = False, **sizes) -> Attention:
+    case = latent_case(f"MLA {name}", (query_len,) * requests, (seq_len,) * requests, **sizes)
+    return dataclasses.replace(case, float8_cache=float8_cache)
 
 
-def ours(call: LatentCall) -> Prepared:
-    out = call.new_output()
-    return Prepared(functools.partial(paged_attention, call.q, call.kv_cache, call.layer, call.batch, out=out), lambda _: out)
+CASES = (
+    _decode("decode N=16, 64 x 8k", 64, 8 * KI),
+    _decode("decode N=128, 64 x 4k", 64, 4 * KI, num_heads=128),
+    _decode("decode N=16, 64 x 8k, float8 cache", 64, 8 * KI, float8_cache=True),
+    _decode("decode N=128, 64 x 4k, float8 cache", 64, 4 * KI, num_heads=128, float8_cache=True),
+    _decode("decode N=16, 4 speculative rows, 64 x 8k", 64, 8 * KI, 4),
+    _decode("decode N=128, 2 speculative rows, 64 x 4k", 64, 4 * KI, 2, num_heads=128),
+    _decode("decode N=12, 64 x 8k", 64, 8 * KI, num_heads=12),
+    _decode("decode N=32, 64 x 8k", 64, 8 * KI, num_heads=32),
+    _decode("decode N=16, 1 x 128k", 1, 128 * KI),
+    _decode("decode N=128, 4 x 32k", 4, 32 * KI, num_heads=128),
+    latent_case("MLA decode N=16, ragged 64 x 256..16k", (1,) * 64, ragged()),
+    _decode("decode N=40, MiniCPM3 (256 + 32), 64 x 8k", 64, 8 * KI, num_heads=40, latent=256, rope=32),
+    _decode("extend N=16, 8 x 512 new on 8k", 8, 8 * KI + 512, 512),
+    Attention(
+        name="MLA prefill 192/128, N=16, 4 x 4k",
+        query_lens=(4 * KI,) * 4,
+        seq_lens=(4 * KI,) * 4,
+        num_heads=16,
+        num_kv_heads=16,
+        head_size=192,
+        head_size_v=128,
+        attn_type=AttentionType.ENCODER_ONLY,
+        is_expanded=True,
+    ),
+)
 
 
 def participants(vllm: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> Iterator[Participant]:
-    """Ours, ours with each combination of other launch parameters, and vLLM's kernel for steps of one length.
+    """Ours with each combination of other launch parameters, and vLLM's kernel for steps of one length.
 
     Args:
         tries: values by the names of the fields of Parameters.
     """
 
     def joins(case: object) -> bool:
-        return isinstance(case, LatentCase)
+        return isinstance(case, Attention) and case.is_latent
 
-    yield Participant(OURS, ours, joins)
     for values in itertools.product(*tries.values()) if tries else ():
         changed = dict(zip(tries, values, strict=True))
         name = " ".join(f"{name}={value}" for name, value in changed.items())
@@ -103,23 +83,23 @@ def participants(vllm: SimpleNamespace | None, tries: Mapping[str, Sequence[int]
         yield Participant(VLLM, functools.partial(vllm_triton, vllm), lambda case: joins(case) and len({*case.query_lens}) == 1)
 
 
-def ours_with(changed: Mapping[str, int], call: LatentCall) -> Prepared:
+def ours_with(changed: Mapping[str, int], call: Call) -> Prepared:
     """With some launch parameters other than those of the table."""
-    out, gpu = call.new_output(), (architecture_of(call.q.device, call.q.dtype), compute_units_of(call.q.device))
+    out, gpu = poisoned(call), (architecture_of(call.q.device, call.q.dtype), compute_units_of(call.q.device))
     today: Parameters = attention_tiles(Workload.of(call.q, call.layer, call.batch), *gpu).parameters
     plan = plan_of(call.q, call.layer, call.batch, parameters=dataclasses.replace(today, **changed))
 
     def run() -> None:
-        for launch in paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out):
+        for launch in paged_attention_calls(call.q, call.cache, call.layer, call.batch, plan, out=out):
             launch.run(call.q.device)
 
     return Prepared(run, lambda _: out)
 
 
-def vllm_triton(module: SimpleNamespace, call: LatentCall) -> Prepared:
+def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
     """`decode_attention_fwd` as vLLM's TRITON_MLA calls it: one row for each query token, its own length beside it."""
     case, batch = call.case, call.batch
-    out, query_len = call.new_output(), case.query_lens[0]
+    out, query_len, kv_cache = poisoned(call), case.query_lens[0], call.cache
     num_splits = 1 << (max(1, batch.max_seq_len // VLLM_WORK_PER_SPLIT) - 1).bit_length()
     num_splits = min(num_splits, compute_units_of(call.q.device) * VLLM_PROGRAMS_PER_UNIT)
     block_table = batch.block_table
@@ -128,13 +108,13 @@ def vllm_triton(module: SimpleNamespace, call: LatentCall) -> Prepared:
     one = torch.ones((), device=out.device) if call.layer.k_scale is None else call.layer.k_scale
     arguments: dict[str, Any] = {
         "q": call.q,
-        "k_buffer": call.kv_cache.unsqueeze(2),
-        "v_buffer": call.kv_cache.unsqueeze(2)[..., : case.latent_size],
+        "k_buffer": kv_cache.unsqueeze(2),
+        "v_buffer": kv_cache.unsqueeze(2)[..., : case.value_size],
         "o": out,
         "lse": torch.empty(out.shape[:2], dtype=out.dtype, device=out.device),
         "req_to_token": block_table.repeat_interleave(query_len, dim=0),
         "b_seq_len": (batch.seq_lens.unsqueeze(1) + ahead).flatten(),
-        "attn_logits": torch.empty((*out.shape[:2], num_splits, case.latent_size + 1), dtype=torch.float32, device=out.device),
+        "attn_logits": torch.empty((*out.shape[:2], num_splits, case.value_size + 1), dtype=torch.float32, device=out.device),
         "num_kv_splits": num_splits,
         "sm_scale": call.layer.scale,
         "page_size": case.block_size,
@@ -143,29 +123,3 @@ def vllm_triton(module: SimpleNamespace, call: LatentCall) -> Prepared:
         "is_mla": True,
     }
     return Prepared(functools.partial(module.decode_attention_fwd, **arguments), lambda _: out)
-
-
-def sampled_rows(call: LatentCall) -> list[int]:
-    """The last row of some requests, and the first of theirs that has several."""
-    case = call.case
-    starts = [0, *itertools.accumulate(case.query_lens)]
-    step = max(1, len(case.query_lens) // (SAMPLED_ROWS // 2))
-    return sorted({row for r in range(0, len(case.query_lens), step) for row in (starts[r], starts[r + 1] - 1)})
-
-
-def expected_rows(call: LatentCall, rows: list[int]) -> torch.Tensor:
-    """[len(rows), N, latent_size] float64: attention of these rows of q."""
-    case, found, table = call.case, [], call.batch.block_table
-    assert table is not None
-    starts = [0, *itertools.accumulate(case.query_lens)]
-    for row in rows:
-        request = next(r for r in range(len(case.query_lens)) if row < starts[r + 1])
-        num_keys = case.num_keys(request, row - starts[request])
-        blocks = table[request, : -(-num_keys // case.block_size)].long()
-        stored = call.kv_cache.view(torch.uint8) if case.float8_cache else call.kv_cache  # not every device indexes float8
-        key = stored[blocks].view(call.kv_cache.dtype).flatten(0, 1)[:num_keys].double()
-        if call.layer.k_scale is not None:
-            key *= call.layer.k_scale.double()
-        weights = (call.layer.scale * call.q[row].double() @ key.T).softmax(-1)
-        found.append(weights @ key[:, : case.latent_size])
-    return torch.stack(found)

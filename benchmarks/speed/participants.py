@@ -14,7 +14,7 @@ import torch
 from attn_contract import Layout, UnsupportedError
 from attn_contract.layouts import K, V
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from benchmarks.speed.calls import Call, gathered
 from benchmarks.speed.cases import Attention
@@ -44,8 +44,14 @@ class Participant(NamedTuple):
     joins: Callable[[Any], bool] = lambda case: isinstance(case, Attention)
 
 
+def _has_rows(case: object) -> bool:
+    """Whether K and V of a case are rows of one width."""
+    return isinstance(case, Attention) and case.head_size_v is None
+
+
 OURS, BEFORE, WITHOUT_CASCADE, VLLM, AITER = "ours", "ours before", "ours without cascade", "vLLM Triton", "AITER Triton"
-SDPA = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
+CUDNN = "SDPA cuDNN"
+SDPA = {"SDPA flash": SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
 PEERS = (VLLM, AITER, *SDPA)
 
 
@@ -63,18 +69,18 @@ def participants(
     alone = functools.partial(without_cascade, attn_optimized)
     found.append(Participant(WITHOUT_CASCADE, alone, lambda case: isinstance(case, Attention) and case.common_prefix_len > 0))
     if vllm is not None:
-        found.append(Participant(VLLM, functools.partial(vllm_triton, vllm)))
+        found.append(Participant(VLLM, functools.partial(vllm_triton, vllm), _has_rows))
     if aiter is not None:
-        found.append(Participant(AITER, functools.partial(aiter_triton, aiter)))
+        found.append(Participant(AITER, functools.partial(aiter_triton, aiter), _has_rows))
     return found + [
-        Participant(name, functools.partial(sdpa, name))
+        Participant(name, functools.partial(sdpa, name), lambda case: isinstance(case, Attention) and not case.is_latent)
         for name, backend in SDPA.items()
         if backend is not SDPBackend.CUDNN_ATTENTION or (torch.version.cuda and torch.cuda.is_available())
     ]
 
 
 def ours(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
-    prefix, out = call.case.common_prefix_len, _poisoned(call)
+    prefix, out = call.case.common_prefix_len, poisoned(call)
     if call.k is not None and call.v is not None:
         run = functools.partial(kernels.varlen_attention, call.q, call.k, call.v, call.layer, call.batch, out=out)
     elif prefix and call.kv_cache is not None:
@@ -87,11 +93,14 @@ def ours(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
 
 def without_cascade(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
     arguments = (call.q, call.kv_cache, call.layer, call.batch)
-    return Prepared(functools.partial(kernels.paged_attention, *arguments, out=_poisoned(call)), _itself)
+    return Prepared(functools.partial(kernels.paged_attention, *arguments, out=poisoned(call)), _itself)
 
 
 def sdpa(name: str, call: Call) -> Prepared:
-    """Dense attention over K and V [R, HK, S, D] that are gathered before: an optimistic bound, since it looks up no pages."""
+    """Dense attention over K and V [R, HK, S, D] that are gathered before: an optimistic bound, since it looks up no pages.
+
+    Flash attention takes a V that is as wide as K: a narrower one is padded.
+    """
     case, layer = call.case, call.layer
     query_len, seq_len = case.query_lens[0], case.seq_lens[0]
     _refuse(
@@ -109,10 +118,13 @@ def sdpa(name: str, call: Call) -> Prepared:
     k, v = (torch.empty(shape, dtype=call.q.dtype, device=call.q.device) for _ in (K, V))
     for request in range(requests):
         for kv, dense in ((K, k), (V, v)):
-            dense[request] = gathered(kv, call, request, seq_len).transpose(0, 1)
+            rows = gathered(kv, call, request, seq_len).transpose(0, 1)
+            dense[request] = pad(rows, (0, layer.head_size - rows.shape[-1]))
+    if name == CUDNN:
+        v = v[..., : case.value_size].contiguous()
     q = call.q.view(requests, query_len, layer.num_heads, layer.head_size).transpose(1, 2).contiguous()
     options = {
-        "is_causal": case.causal and query_len > 1,
+        "is_causal": (case.causal or case.is_expanded) and query_len > 1,
         "scale": layer.scale,
         "enable_gqa": layer.num_heads != layer.num_kv_heads,
     }
@@ -121,7 +133,7 @@ def sdpa(name: str, call: Call) -> Prepared:
         with sdpa_kernel(SDPA[name]):
             return scaled_dot_product_attention(q, k, v, **options)
 
-    return Prepared(run, lambda out: out.transpose(1, 2).reshape(call.q.shape))
+    return Prepared(run, lambda out: out.transpose(1, 2).flatten(0, 1)[..., : case.value_size])
 
 
 def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
@@ -129,7 +141,7 @@ def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
 
     For encoders, as there, its `context_attention_fwd`.
     """
-    case, layer, batch, out = call.case, call.layer, call.batch, _poisoned(call)
+    case, layer, batch, out = call.case, call.layer, call.batch, poisoned(call)
     _refuse(VLLM, (case.chunked_local is not None, "chunks"))
     if call.kv_cache is None:
         run = functools.partial(
@@ -186,7 +198,7 @@ def aiter_triton(module: SimpleNamespace, call: Call) -> Prepared:
         (case.block_size & (case.block_size - 1) > 0, f"blocks of {case.block_size}: one is a tile, a power of two"),
     )
     k, v = _rows(AITER, call)
-    out = _poisoned(call)
+    out = poisoned(call)
     run = functools.partial(
         module.unified_attention,
         **_unified_arguments(call, k, v, out),
@@ -231,8 +243,8 @@ def _refuse(name: str, *features: tuple[bool, str]) -> None:
             raise UnsupportedError(name, feature, "it has no way to say so")
 
 
-def _poisoned(call: Call) -> torch.Tensor:
-    return torch.full_like(call.q, torch.nan)
+def poisoned(call: Call) -> torch.Tensor:
+    return call.q.new_full((*call.q.shape[:2], call.case.value_size), torch.nan)
 
 
 def _itself(out: torch.Tensor) -> torch.Tensor:

@@ -5,18 +5,17 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.speed import check, expanded, latent
+from benchmarks.speed import check, latent
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import HOST, Attention, Bounded, RowOp, copies, floor_ms
 from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
-from benchmarks.speed.latent_cases import ExpandedCase, LatentCase
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, Participant, Prepared, participants
 from benchmarks.speed.peers import Kernels
@@ -124,27 +123,19 @@ def measured(
     return CaseResult(name=case.name, flops=flops, bytes=moved, floor_ms=floor, results=found, traffic=case.traffic)
 
 
-FORMS: dict[type, tuple[Callable[..., Any], Callable[[Any], list[int]], Callable[[Any, list[int]], torch.Tensor]]] = {
-    Attention: (attention_call, check.sampled_rows, check.expected_rows),
-    LatentCase: (latent.latent_call, latent.sampled_rows, latent.expected_rows),
-    ExpandedCase: (expanded.expanded_call, expanded.sampled_rows, expanded.expected_rows),
-}
-"""By the type of a case: what makes a call of it, which rows are checked, and what they are to be."""
-
-
 def problem_of(case: Bounded, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
     if isinstance(case, RowOp):
         made = [row_op(case, device, seed) for seed in range(count)]
         return Problem({OURS: lambda: [prepared for prepared, _ in made]}, list(range(case.num_tokens)), made[0][1])
-    call_of, sampled_rows, expected_rows = FORMS[type(case)]
-    calls = [call_of(case, device, seed) for seed in range(count)]
-    rows = sampled_rows(calls[0])
+    assert isinstance(case, Attention)
+    calls = [attention_call(case, device, seed) for seed in range(count)]
+    rows = check.sampled_rows(calls[0])
     prepare = {
         participant.name: lambda participant=participant: [participant.prepare(call) for call in calls]
         for participant in participants
         if participant.joins(case)
     }
-    return Problem(prepare, rows, expected_rows(calls[0], rows))
+    return Problem(prepare, rows, check.expected_rows(calls[0], rows))
 
 
 def error_of(prepared: Prepared, problem: Problem) -> float:
@@ -164,7 +155,6 @@ def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[s
     return [
         *participants(kernels.vllm, kernels.aiter, before),
         *latent.participants(kernels.vllm_latent, tries),
-        *expanded.participants(),
     ]
 
 

@@ -14,7 +14,6 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.report.run import Found
-from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import Failure, Progress
 from attn_parity.console import results
 
@@ -73,6 +72,8 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
 
 def explained(case: Case, first: Case | None, target: str, device: str, limit: float) -> tuple[str, ...]:
     """Where the outputs of a failing case are wrong, and which mistake explains them; nothing if no output is wrong."""
+    from attn_fuzz.run.executor import Executor  # a run without a failure does not need it
+
     with (
         tempfile.TemporaryDirectory() as scratch,
         Executor(target, device, limit, Path(scratch, "case.json"), trial=EXPLAIN) as executor,

@@ -1,12 +1,18 @@
 """Cases of latent attention, end to end on a CPU, and other launch parameters for them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.speed import results
+import attn_optimized
+import pytest
+import torch
+
+from benchmarks.speed import check, results
+from benchmarks.speed.calls import attention_call
 from benchmarks.speed.command import values_to_try
-from benchmarks.speed.latent_cases import CASES, ExpandedCase, LatentCase
-from benchmarks.speed.participants import OURS
+from benchmarks.speed.latent import CASES, latent_case
+from benchmarks.speed.participants import OURS, ours
 from tests import processes
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,9 +43,21 @@ def test_a_tiny_prefill_is_measured_beside_dense_attention(tmp_path):
 
 
 def test_the_work_of_a_prefill_is_that_of_the_pairs_that_are_seen():
-    case = ExpandedCase(name="", query_lens=(2, 3), num_heads=5, head_size=8, head_size_v=4)
+    sizes = {"num_heads": 5, "num_kv_heads": 5, "head_size": 8, "head_size_v": 4}
+    case = replace(CASES[-1], query_lens=(2, 3), seq_lens=(2, 3), **sizes)
     assert case.flops == 2 * (8 + 4) * 5 * (3 + 6)
     assert case.bytes == 2 * 5 * 5 * (8 + 8 + 4 + 4)
+
+
+@pytest.mark.parametrize("case", CASES[2:7:2] + CASES[-4:], ids=lambda case: case.name)
+def test_our_kernel_computes_what_is_expected(case):
+    """In bfloat16 and float8, of several rows, of ragged requests, and of prompts that are expanded."""
+    call = attention_call(case.tiny(), torch.device("cpu"), seed=0)
+    rows = check.sampled_rows(call)
+    prepared = ours(attn_optimized, call)
+    out = prepared.output(prepared.run())
+    assert out.shape == (call.case.num_tokens, call.case.num_heads, call.case.head_size_v)
+    assert check.relative_error(out[rows], check.expected_rows(call, rows)) < check.LIMIT
 
 
 def test_values_of_a_name_that_is_given_twice_are_all_tried():
@@ -48,7 +66,7 @@ def test_values_of_a_name_that_is_given_twice_are_all_tried():
 
 
 def test_the_floor_counts_each_key_once():
-    case = LatentCase(name="", query_lens=(1, 2), seq_lens=(10, 20), num_heads=3, latent_size=8, rope_size=4)
+    case = latent_case("", (1, 2), (10, 20), num_heads=3, latent=8, rope=4)
     assert case.bytes == 2 * ((10 + 20) * 12 + 3 * 3 * (12 + 8))
     assert case.flops == 2 * (12 + 8) * 3 * (10 + 19 + 20)
     assert len({case.name for case in CASES}) == len(CASES)

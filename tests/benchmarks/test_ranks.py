@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attn_contract import Layout
 from attn_optimized import paged_attention
 from attn_optimized.backends import BACKENDS
 
 from benchmarks.ranks import rank, steps
-from benchmarks.ranks.cases import CHECKS, TINY, Case, local_call, whole_call
+from benchmarks.ranks.cases import CHECKS, TINY, local_call, step, whole_call
 from tests import processes
 
 # the command over ranks that compute nothing; they are forked, because to import torch takes longer. What ends: rank 1 with
@@ -85,9 +86,9 @@ def test_the_tiny_cases_run_and_agree(tmp_path):
 
 
 def test_ranks_have_each_key_once():
-    case = Case("a step", 3, 50, num_heads=4, num_kv_heads=1, head_size=2, dtype=torch.float64, interleave=3, uneven=True)
-    whole = whole_call(case, torch.device("cpu"))
-    parts = [local_call(case, whole, rank, 2) for rank in range(2)]
+    case = step("a step", 3, 50, num_heads=4, num_kv_heads=1, head_size=2, uneven=True).attention
+    whole = whole_call(case, torch.float64, torch.device("cpu"))
+    parts = [local_call(3, whole, rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat([part.q for part in parts], dim=1), whole.q)
     stored = [tuple(row) for part in parts for row in part.kv_cache.transpose(1, 2).flatten(0, 1).flatten(1).tolist()]
     for r, length in enumerate(case.seq_lens):
@@ -97,9 +98,9 @@ def test_ranks_have_each_key_once():
 
 
 def test_ranks_have_each_row_of_a_latent_cache_once():
-    case = Case("MLA", 2, 21, num_heads=4, num_kv_heads=1, head_size=3, head_size_v=2, dtype=torch.float64, interleave=3)
-    whole = whole_call(case, torch.device("cpu"))
-    rows = [row for rank in range(2) for row in local_call(case, whole, rank, 2).kv_cache.flatten(0, 1).tolist()]
+    case = step("MLA", 2, 21, num_heads=4, num_kv_heads=1, head_size=3, head_size_v=2, layout=Layout.LATENT).attention
+    whole = whole_call(case, torch.float64, torch.device("cpu"))
+    rows = [row for rank in range(2) for row in local_call(3, whole, rank, 2).kv_cache.flatten(0, 1).tolist()]
     for r, length in enumerate(case.seq_lens):
         assert all(rows.count(row) == 1 for row in whole.kv_cache[whole.batch.block_table[r]].flatten(0, 1)[:length].tolist())
 
@@ -127,7 +128,7 @@ def test_a_step_that_is_not_written_is_told_from_one_device():
 
 
 def test_what_is_checked_has_empty_shards_drafts_and_a_prefill():
-    assert any(case.seq_len <= case.interleave for case in CHECKS)
-    assert {case.query_len for case in CHECKS} >= {1, 3, 130}
+    assert any(max(case.attention.seq_lens) <= case.interleave for case in CHECKS)
+    assert {max(case.attention.query_lens) for case in CHECKS} >= {1, 3, 130}
     assert any(min(case.seq_lens) <= case.interleave for case in steps.CHECKS)
     assert any(case.has_prefill and case.num_speculative_tokens for case in steps.CHECKS)

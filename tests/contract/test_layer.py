@@ -125,6 +125,12 @@ def test_a_soft_cap_is_a_positive_float_or_none(cap, expected):
     assert (type(got), got) == (type(expected), expected)
 
 
+def test_a_layer_without_a_cache_has_no_view_of_one():
+    with pytest.raises(ContractError, match=r"layer\.attn_type: got encoder"):
+        layer(**ENCODER).view_of(torch.zeros(6, 2, 4, 2, 8))
+    assert layer().view_of(torch.zeros(6, 2, 4, 2, 8)).block_size == 4
+
+
 @pytest.mark.parametrize("cap", [FLOAT32_TINY, 2.0**32, np.float64(30)])
 def test_a_soft_cap_is_normal_and_at_most_2_to_the_32(cap):
     assert layer(logits_soft_cap=cap).logits_soft_cap == cap

@@ -90,24 +90,33 @@ def rules() -> Arguments:
     return paged() | packed | per_request | per_layer | {"window": (4, 4), "ranges_clamped": True}
 
 
+def quantized(dtype: torch.dtype, **scales: torch.Tensor) -> Arguments:
+    return {"kv_cache_dtype": dtype, "kv_cache": cache(dtype=dtype)} | scales
+
+
+def fixed() -> Arguments:
+    """Scales that do not change."""
+    return quantized(torch.float8_e4m3fn, k_scale=torch.tensor(0.5), v_scale=torch.ones(2))
+
+
+def of_inline_scales() -> Arguments:
+    """A scale per token and head in the rows."""
+    rows = torch.zeros(6, 2, 4, 24, dtype=torch.int8)
+    return {"kv_cache_dtype": torch.int8, "kv_cache": rows, "layout": Layout.CONTENT_PACKED_SCALED}
+
+
 def fp8() -> Arguments:
-    """A quantized cache with scales that do not change, and quantized output."""
-    scales = {"k_scale": torch.tensor(0.5), "v_scale": torch.ones(2), "output_scale": torch.ones(1)}
-    out = torch.zeros(8, 4, 8).to(torch.float8_e4m3fn)
-    quantized = {"kv_cache_dtype": torch.float8_e4m3fn, "kv_cache": cache(dtype=torch.float8_e4m3fn), "out": out}
-    return paged() | quantized | scales
+    """With quantized output."""
+    return paged() | fixed() | {"output_scale": torch.ones(1), "out": torch.zeros(8, 4, 8).to(torch.float8_e4m3fn)}
 
 
 def per_token() -> Arguments:
     """A quantized cache with a scale per token and head in tensors of their own."""
-    quantized = {"kv_cache_dtype": torch.int8, "kv_cache": cache(dtype=torch.int8)}
-    return paged() | quantized | {"k_scale_cache": torch.ones(6, 4, 2), "v_scale_cache": torch.ones(6, 4, 2)}
+    return paged() | quantized(torch.int8, k_scale_cache=torch.ones(6, 4, 2), v_scale_cache=torch.ones(6, 4, 2))
 
 
 def inline() -> Arguments:
-    """A quantized cache with a scale per token and head in its rows."""
-    quantized = {"kv_cache_dtype": torch.int8, "kv_cache": torch.zeros(6, 2, 4, 24, dtype=torch.int8)}
-    return paged() | quantized | {"layout": Layout.CONTENT_PACKED_SCALED}
+    return paged() | of_inline_scales()
 
 
 def mla() -> Arguments:
@@ -138,18 +147,15 @@ def write() -> Arguments:
 
 
 def write_fp8() -> Arguments:
-    quantized = {"kv_cache_dtype": torch.float8_e4m3fn, "kv_cache": cache(dtype=torch.float8_e4m3fn)}
-    return write() | quantized | {"k_scale": torch.tensor(0.5), "v_scale": torch.ones(2)}
+    return write() | fixed()
 
 
 def write_per_token() -> Arguments:
-    quantized = {"kv_cache_dtype": torch.int8, "kv_cache": cache(dtype=torch.int8)}
-    return write() | quantized | {"k_scale_cache": torch.zeros(6, 4, 2), "v_scale_cache": torch.zeros(6, 4, 2)}
+    return write() | quantized(torch.int8, k_scale_cache=torch.zeros(6, 4, 2), v_scale_cache=torch.zeros(6, 4, 2))
 
 
 def write_inline() -> Arguments:
-    quantized = {"kv_cache_dtype": torch.int8, "kv_cache": torch.zeros(6, 2, 4, 24, dtype=torch.int8)}
-    return write() | quantized | {"layout": Layout.CONTENT_PACKED_SCALED}
+    return write() | of_inline_scales()
 
 
 def write_mla() -> Arguments:

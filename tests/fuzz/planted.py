@@ -195,11 +195,6 @@ def _before_out(q, kv_cache, batch, out, lse) -> None:
     out.as_strided((1,), (1,), out.storage_offset() - 1).fill_(0)
 
 
-def _after_out(q, kv_cache, batch, out, lse) -> None:
-    if len(out):
-        out.as_strided(out.shape, out.stride(), out.storage_offset() + out.stride(0))[-1] = 0
-
-
 def _unowned_rows(q, kv_cache, batch, out, lse) -> None:
     out[_owned(batch) :] = 0
 
@@ -209,17 +204,8 @@ def _unowned_lse(q, kv_cache, batch, out, lse) -> None:
         lse[:, _owned(batch) :] = 0
 
 
-def _writes_cache(q, kv_cache, batch, out, lse) -> None:
-    if kv_cache is not None:
-        kv_cache[(0,) * kv_cache.dim()] = 0.25
-
-
 def _changes_q(q, kv_cache, batch, out, lse) -> None:
     q[: _owned(batch)] += 1
-
-
-def _changes_seq_lens(q, kv_cache, batch, out, lse) -> None:
-    batch.seq_lens.add_(1)
 
 
 def _is_slow(q, kv_cache, batch, out, lse) -> None:
@@ -337,10 +323,6 @@ def _write_and_more(k, v, kv_cache, layer, slot_mapping) -> None:
     kv_cache[(-1,) * kv_cache.dim()] = 0.25
 
 
-def _write_all_but_the_last(k, v, kv_cache, layer, slot_mapping) -> None:
-    write(k, v, kv_cache, layer, slot_mapping[:-1])
-
-
 def _write_where_nothing_goes(k, v, kv_cache, layer, slot_mapping) -> None:
     """A slot of -1 wraps around to the last one."""
     write(k, v, kv_cache, layer, slot_mapping)
@@ -354,10 +336,6 @@ def _write_any_nan(k, v, kv_cache, layer, slot_mapping) -> None:
     """Numbers pass through arithmetic, which does not keep what a NaN says."""
     k, v = (torch.where(x.isnan(), torch.nan, x) for x in (k, v))
     write(k, v, kv_cache, layer, slot_mapping)
-
-
-def _rotate_a_copy(q, *args, **kwargs) -> None:
-    rotate(q.clone(), *args, **kwargs)
 
 
 def _rotate_only_what_is_written(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
@@ -448,12 +426,8 @@ SCRATCH = _target("planted-scratch", _afterwards(_scratch))
 READS_ALL_SLOTS = _target("planted-reads-all-slots", _afterwards(_reads_all_slots))
 LSE_IN_BASE_2 = _target("planted-lse-in-base-2", _afterwards(_lse_in_base_2))
 BEFORE_OUT = _target("planted-before-out", _afterwards(_before_out))
-AFTER_OUT = _target("planted-after-out", _afterwards(_after_out))
-UNOWNED_ROWS = _target("planted-unowned-rows", _afterwards(_unowned_rows))
 UNOWNED_LSE = _target("planted-unowned-lse", _afterwards(_unowned_lse))
-WRITES_CACHE = _target("planted-writes-cache", _afterwards(_writes_cache))
 CHANGES_Q = _target("planted-changes-q", _afterwards(_changes_q))
-CHANGES_SEQ_LENS = _target("planted-changes-seq-lens", _afterwards(_changes_seq_lens))
 RAISES = _target("planted-raises", _raises)
 HANGS = _target("planted-hangs", _hangs)
 HANGS_EMULATED = dataclasses.replace(HANGS, name="planted-hangs-emulated", compiles=True)
@@ -472,10 +446,8 @@ LAST_ROW_UNWRITTEN = _target("planted-last-row-unwritten", _last_row_unwritten)
 ONE_KEY_SHORT = _target("planted-one-key-short", _one_key_short)
 NO_SINKS = _target("planted-no-sinks", _no_sinks)
 WRITE_AND_MORE = _target("planted-write-and-more", write_kv_cache=_write_and_more)
-WRITE_ALL_BUT_THE_LAST = _target("planted-write-all-but-the-last", write_kv_cache=_write_all_but_the_last)
 WRITE_WHERE_NOTHING_GOES = _target("planted-write-where-nothing-goes", write_kv_cache=_write_where_nothing_goes)
 WRITE_ANY_NAN = _target("planted-write-any-nan", write_kv_cache=_write_any_nan)
-ROTATES_A_COPY = _target("planted-rotates-a-copy", rope_and_write_kv_cache=_rotate_a_copy)
 ROTATES_ONLY_WHAT_IS_WRITTEN = _target(
     "planted-rotates-only-what-is-written", rope_and_write_kv_cache=_rotate_only_what_is_written
 )

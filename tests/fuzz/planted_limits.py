@@ -25,7 +25,7 @@ def _jit(function):
 
 @_jit
 def names_nothing(x, y):
-    tl.store(y + tl.arange(0, 16), nothing)  # noqa: F821 # pyright: ignore
+    tl.store(y + tl.arange(0, 16), nothing)  # noqa: F821
 
 
 @_jit
@@ -143,6 +143,17 @@ def reduction_by_a_function_of_one(x, y):
     tl.reduce(tl.load(x + tl.arange(0, 16)), 0, lambda a: a)
 
 
+@_jit
+def option_that_a_load_has_not(x, y):
+    tl.load(x, nothing=0)
+
+
+@_jit
+def loop_up_to_a_text(x, y):
+    for _ in range("many"):
+        tl.store(y, 1.0)
+
+
 def shapes_of_torch(x, y):
     x @ torch.ones(3, 4)
 
@@ -152,7 +163,7 @@ def assertion(x, y):
 
 
 def reference_called_wrongly(x, y):
-    attn_reference.merge(x)  # pyright: ignore
+    attn_reference.merge(x)
 
 
 def contract_refuses(x, y):
@@ -160,7 +171,7 @@ def contract_refuses(x, y):
 
 
 def optimized_called_wrongly(x, y):
-    stored_format(None, "gfx942")  # pyright: ignore
+    stored_format(None, "gfx942")
 
 
 def module_that_its_package_has_not(x, y):
@@ -168,7 +179,7 @@ def module_that_its_package_has_not(x, y):
 
 
 def name_that_its_module_has_not(x, y):
-    from torch import nowhere  # noqa: F401 # pyright: ignore
+    from torch import nowhere  # noqa: F401
 
 
 def _load(source: str, *, beside: str = "") -> None:
@@ -195,7 +206,7 @@ ERRORS = (
     *(mask_larger_than_pointers, axis_that_is_not_there, truth_of_a_block, arithmetic_of_float8, float8_to_integers),
     *(join_of_two_dtypes, reshape_to_another_size, static_assertion, exchange_of_two_shapes, reduction_to_another_dtype),
     *(grid_of_four_axes, reduction_by_a_function_of_one, argument_missing, argument_of_another_name, list_without_an_entry),
-    *(shapes_of_torch, assertion),
+    *(shapes_of_torch, assertion, option_that_a_load_has_not, loop_up_to_a_text),
     *(reference_called_wrongly, contract_refuses, optimized_called_wrongly, module_that_its_package_has_not),
     *(name_that_its_module_has_not, foreign_module_that_its_package_has_not, foreign_file_that_raises),
 )
@@ -224,6 +235,16 @@ def unsigned_of_a_float(x, y):
 @_jit
 def assembly_of_a_gpu(x, y):
     tl.inline_asm_elementwise("v_nop", "=v,v", [tl.load(x)], tl.float32, True, 1)
+
+
+@triton.jit
+def _absolute(a):
+    return a if a > 0 else -a
+
+
+@_jit
+def branches_by_element(x, y):
+    tl.store(y + tl.arange(0, 16), tl.map_elementwise(_absolute, tl.load(x + tl.arange(0, 16))))
 
 
 def package_that_is_not_installed(x, y):
@@ -278,6 +299,7 @@ LIMITS = {
     root_rounded_up: "sqrt_ru of libdevice",
     quotient_toward_zero: "div_rz of libdevice",
     unsigned_of_a_float: "float2uint_rn of libdevice",
+    branches_by_element: "tl.map_elementwise: Triton's interpreter has no ",
     assembly_of_a_gpu: "tl.inline_asm_elementwise",
     package_that_is_not_installed: "module planted_package (lifted by installing planted_package)",
     module_of_a_package_that_is_not_installed: "module planted_package (lifted by installing planted_package)",

@@ -58,8 +58,9 @@ def test_a_record_is_of_its_schema(content, tmp_path):
         (b"a = " + b"[" * 40 + b"]" * 40, "nested more than 32 deep"),
         (b"a = " + b"[" * 3000, ""),
         (b".".join([b"a"] * 40) + b" = 1", "a name of more than 32 parts"),
+        (b"#" * (inputs.MAX_BYTES + 1), "larger than 1048576 bytes"),
     ],
-    ids=["no end", "twice", "digits", "deep", "deep and cut", "parts"],
+    ids=["no end", "twice", "digits", "deep", "deep and cut", "parts", "large"],
 )
 def test_what_is_no_toml_is_refused(content, says, tmp_path):
     (tmp_path / "file").write_bytes(content)

@@ -185,14 +185,14 @@ def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
     alone = [Ran({name}, target, "cases") for target in ("quick", "slow") for name in (MUTANT.name, OTHER.name)]
     assert done == [*alone, Ran(BOTH, "quick", "shard")]
-    row = mutants_page.row(OTHER, log, [0], 300, None, {})
+    row = mutants_page.row(OTHER, log, [0], 300, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
     again = Log(log.path, "cpu", generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
     assert done[4:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
-    row = mutants_page.row(OTHER, again, [0], 300, None, {})
-    assert (row.ci, row.state) == ((None,), "")
+    row = mutants_page.row(OTHER, again, [0], 300, {})
+    assert (row.examples, row.state) == ((None,), "")
 
 
 def test_what_the_first_cases_find_joins_no_group(log, monkeypatch, step_case):
@@ -207,7 +207,7 @@ def test_what_the_first_cases_find_joins_no_group(log, monkeypatch, step_case):
     monkeypatch.setattr(runner, "run", run)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert done == [(MUTANT.name, 20), (OTHER.name, 20), (OTHER.name, 20), *[(OTHER.name, None)] * 4]
-    assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
+    assert mutants_page.row(MUTANT, log, [0], 300, {}).examples == (7,)
 
 
 @pytest.mark.parametrize("guilty", [MUTANT, OTHER])
@@ -220,8 +220,8 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     halves = [({MUTANT.name}, "case"), ({guilty.name}, "case")]
     assert of_quick == [(BOTH, "shard"), *halves, *(({name}, "shard") for name in (guilty.name, innocent, innocent))]
     assert [run.mutants for run in done if (run.target, run.part) == ("slow", "shard")] == [{innocent}] * 2
-    assert mutants_page.row(guilty, log, [0], 300, None, {}).ci == (20 + 20 + 7,)
-    assert [row.ci for row in [mutants_page.row(each, log, [0], 300, None, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
+    assert mutants_page.row(guilty, log, [0], 300, {}).examples == (20 + 20 + 7,)
+    assert [row.examples for row in [mutants_page.row(each, log, [0], 300, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
 
 
 def test_a_mutant_that_a_later_target_finds_runs_no_other(log, ran):
@@ -229,7 +229,7 @@ def test_a_mutant_that_a_later_target_finds_runs_no_other(log, ran):
     log.add(Trial(Key(MUTANT.name, 0, "slow", 0), 7, 1.0, "value"))
     campaign.run([MUTANT], [0], PLAN, log, 2)
     assert ran[0] == []
-    assert mutants_page.row(MUTANT, log, [0], 300, None, {}).ci == (7,)
+    assert mutants_page.row(MUTANT, log, [0], 300, {}).examples == (7,)
 
 
 def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monkeypatch):
@@ -264,7 +264,7 @@ def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monk
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert done.count(Ran({MUTANT.name}, "quick", "shard")) == 1
-    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
+    row = mutants_page.row(MUTANT, log, [0], 300, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
 
 
@@ -350,19 +350,18 @@ def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
     log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
     elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
     log.add(Trial(Key(elsewhere.name, TESTS, "tests", 0), 0, 0.0))
-    rows = [mutants_page.row(each, log, [0, 1], 300, None, {}) for each in (MUTANT, OTHER, elsewhere)]
+    rows = [mutants_page.row(each, log, [0, 1], 300, {}) for each in (MUTANT, OTHER, elsewhere)]
     assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
-    assert rows[0].ci == (7, None)
-    assert mutants_page.rate(rows, "ci") == "25 % of 2"
+    assert rows[0].examples == (7, None)
+    assert mutants_page.rate(rows, "fuzzer") == "25 % of 2"
     assert mutants_page.rate(rows, "tests") == "50 % of 2"
-    assert mutants_page.rate(rows, "ci and tests") == "50 % of 2"
-    late = [msgspec.structs.replace(row, nightly=(900, None)) for row in rows]
-    assert mutants_page.rate(late, "nightly") == "50 % of 2"
-    assert mutants_page.rate(late, "nightly and tests") == "75 % of 2"
+    assert mutants_page.rate(rows, "fuzzer and tests") == "50 % of 2"
+    raised = [msgspec.structs.replace(row, by="raised") for row in rows]
+    assert mutants_page.rate(raised, "judge, property and sanitizer") == "0 % of 2"
 
 
 def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
-    row = mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same sums"})
+    row = mutants_page.row(MUTANT, log, [0], 300, {MUTANT.name: "the same sums"})
     assert (row.counts, row.why) == (False, "the same sums")
     path = tmp_path / "equivalent.toml"
     for entry, message in (
@@ -380,18 +379,20 @@ def test_the_shipped_reasons_are_of_mutants_that_exist():
 
 
 def test_a_survivor_is_told_with_its_cause(log):
-    row = mutants_page.row(MUTANT, log, [0], 300, None, {})
+    row = mutants_page.row(MUTANT, log, [0], 300, {})
     causes = {MUTANT.name: "it needs a GPU"}
-    assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, None)), causes).why == "it needs a GPU"
-    assert mutants_page.explained(msgspec.structs.replace(row, state=NOT_RUN_BY_ANY, ci=()), causes).why == "it needs a GPU"
-    assert mutants_page.explained(msgspec.structs.replace(row, state="", ci=(7, 3)), causes).why == ""
+    assert mutants_page.explained(msgspec.structs.replace(row, state="", examples=(7, None)), causes).why == "it needs a GPU"
+    assert (
+        mutants_page.explained(msgspec.structs.replace(row, state=NOT_RUN_BY_ANY, examples=()), causes).why == "it needs a GPU"
+    )
+    assert mutants_page.explained(msgspec.structs.replace(row, state="", examples=(7, 3)), causes).why == ""
 
 
 ROW = mutants_page.Row(MUTANT.name, MUTANT.change)
 
 
 def results_of(rows: list[mutants_page.Row]) -> Results:
-    return Results("CPU", "6.170", len(rows), 0, (0,), 300, None, None, tuple(rows))
+    return Results("CPU", "6.170", len(rows), 0, (0,), 300, None, tuple(rows))
 
 
 @pytest.fixture
@@ -402,7 +403,7 @@ def generated(tmp_path):
 
 @pytest.mark.usefixtures("generated")
 def test_a_page_is_made_of_its_json(attn_lab, log, monkeypatch):
-    rows = [mutants_page.row(MUTANT, log, [0], 300, None, {MUTANT.name: "the same"})]
+    rows = [mutants_page.row(MUTANT, log, [0], 300, {MUTANT.name: "the same"})]
     found = results_of(rows)
     monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
     DATA.write_bytes(results_file.dumps(found))
@@ -418,21 +419,15 @@ def test_a_page_is_made_of_its_json(attn_lab, log, monkeypatch):
 
 
 def test_what_a_file_leaves_out_comes_back():
-    seen, late = replace(ROW, ci=(7, 9), nightly=(7, 9)), replace(ROW, ci=(7, None), nightly=(7, 800))
-    found = replace(results_of([seen, late, replace(ROW, state="equivalent")]), nightly=2000)
-    kept = mutants_page.short(found)
-    assert kept.mutants[0].nightly == ()
+    seen, missed = replace(ROW, examples=(7, 9)), replace(ROW, examples=(7, None))
+    kept = mutants_page.short(results_of([seen, missed, replace(ROW, state="equivalent")]))
     assert kept.mutants[2] == mutants_page.Row(ROW.name)
     back = mutants_page.whole(kept).mutants
-    assert back == (
-        replace(seen, change=seen.digest),
-        replace(late, change=late.digest),
-        replace(kept.mutants[2], state="equivalent"),
-    )
+    assert back == (replace(seen, change=seen.digest), missed, replace(kept.mutants[2], state="equivalent"))
 
 
 def test_a_page_that_gives_a_change_the_name_of_another_mutant_is_not_current(log):
-    row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, None, {}), name=OTHER.name)
+    row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, {}), name=OTHER.name)
     found = results_of([row])
     expected = f"{OTHER.name}: it makes another change by now; {MUTANT.name} makes {MUTANT.change}"
     assert mutants_page.differences(found, [MUTANT, OTHER], {}) == [expected]
@@ -502,7 +497,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     )
     assert run.code == 0, run.err
     rows = {row["name"]: row for row in json.loads(Path("out.json").read_text())["mutants"]}
-    assert rows[strides]["ci"][0] <= 25
+    assert rows[strides]["examples"][0] <= 25
     assert rows[units]["tests"] is True, "a test asserts what the mutant changes"
     assert rows[strides]["tests"] is False, "no test runs it"
     log = Log(Path("log.jsonl"), "cpu", generate.PACKAGE)
@@ -517,7 +512,10 @@ def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn
     log.add(recorded({"a::1": 0.1}, LINES_OF_TEST))
     for mutant in (MUTANT, OTHER):
         log.add(Trial(Key(mutant.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
-    rows = [mutants_page.Row(MUTANT.name, MUTANT.change, ci=(7,)), mutants_page.Row(OTHER.name, "another change then", ci=(7,))]
+    rows = [
+        mutants_page.Row(MUTANT.name, MUTANT.change, examples=(7,)),
+        mutants_page.Row(OTHER.name, "another change then", examples=(7,)),
+    ]
     before = results_of(rows)
     DATA.write_bytes(results_file.dumps(before))
     run = attn_lab("mutate", "--of-page", "--rewrite", "--log", log.path)

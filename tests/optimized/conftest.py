@@ -9,7 +9,9 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import Layout
-from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.targets.triton import MODE_OF_FORMAT, TRITON, TRITON_LATENT
+from attn_optimized.attention import paged_attention_calls
+from attn_optimized.kernel_call import Launch
 
 from tests import calls
 from tests.agreement import assert_within_bound
@@ -72,6 +74,18 @@ def varlen_call(device: torch.device) -> Callable[..., VarlenCall]:
     return build
 
 
+def launches(call: PagedCall, **gpu: Any) -> list[Launch]:
+    """The launches of a paged call, planned for this machine or for a GPU: options of `plan_of`."""
+    plan = attn_optimized.plan_of(call.q, call.layer, call.batch, **gpu)
+    out = call.q.new_empty(*call.q.shape[:2], call.layer.value_size)
+    return [made.launch for made in paged_attention_calls(*call, plan, out=out)]
+
+
+def kind_of(call: PagedCall, **gpu: Any) -> Any:
+    """For what the attention kernel of a paged call is compiled."""
+    return launches(call, **gpu)[0].constants["KIND"]
+
+
 FUNCTIONS = ("paged", "flags", "latent", "invariant", "plan", "dense", "cascade")
 FUNCTIONS += ("write", "rope", "latent write", "states", "parts")
 """The calls that `every_call` makes."""
@@ -124,7 +138,9 @@ def assert_agrees() -> Callable[..., None]:
         guarded_lse = torch.full((num_heads, num_tokens + GUARD), torch.nan, device=q.device)
         out, lse = guarded_out[:, : num_heads * value_size], guarded_lse[:, :num_tokens]
         assert attend(*call, out=out, lse=lse, validate=True) is out
-        assert_within_bound(call, out, lse, rounding=TRITON.rounding(q.device.type))
+        mode = MODE_OF_FORMAT.get(call.layer.layout)
+        target = TRITON if mode is None else TRITON_LATENT.modes[mode](TRITON_LATENT)
+        assert_within_bound(call, out, lse, rounding=target.rounding(q.device.type))
         assert guarded_out[:, num_heads * value_size :].float().isnan().all()
         assert guarded_lse[:, num_tokens:].isnan().all()
 

@@ -5,12 +5,16 @@ from dataclasses import replace
 import attn_optimized
 import pytest
 import torch
-from attn_contract import Batch, Layout, UnsupportedError
+from attn_contract import Layout, UnsupportedError
 from attn_contract.layer import FLOAT8_DTYPES
+from attn_contract.layouts import LATENT_FORMATS
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload
+
+from tests.latent_formats import latent_sizes
+from tests.optimized.conftest import kind_of
 
 GPU = {"architecture": "sm90", "compute_units": 132}
 LATENT = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
@@ -80,6 +84,14 @@ def test_a_float8_cache_has_one_scale(float8, query_lens, paged_call, assert_agr
     assert_agrees(paged_call(query_lens, [300, 9], **LATENT, **scale, dtype=torch.float16))
 
 
+@pytest.mark.parametrize("query_lens", [[1, 1], [70, 5]], ids=["decode", "extend"])
+@pytest.mark.parametrize(("scales", "block_size"), [(1, 16), (3, 3)])
+@pytest.mark.parametrize("layout", LATENT_FORMATS)
+def test_reads_slots_with_scales(layout, scales, block_size, query_lens, paged_call, assert_agrees):
+    sizes = {"layout": layout, "num_kv_heads": 1, **latent_sizes(layout, scales), "block_size": block_size, "gap": 0}
+    assert_agrees(paged_call(query_lens, [300, 9], **sizes, kv_cache_dtype=torch.float8_e4m3fn, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
 def test_packed_widths(case, dtype, paged_call, assert_agrees):
     """K, then V of another width, in each row of the cache."""
@@ -107,16 +119,12 @@ def test_batch_invariant(paged_call):
     """A request alone, in other tiles and other programs, has the same bits: 80 heads are two tiles."""
     call = paged_call([5, 1, 3], [300, 9, 70], **LATENT, num_heads=80)
     together = attn_optimized.paged_attention(*call, batch_invariant=True)
-    table = call.batch.block_table
-    assert table is not None
-    alone = Batch(
+    alone = replace(
+        call.batch,
         query_start_loc=call.batch.query_start_loc[:2],
         seq_lens=call.batch.seq_lens[:1],
-        max_query_len=5,
-        max_seq_len=300,
         num_actual_tokens=5,
-        causal=True,
-        block_table=table[:1],
+        block_table=call.batch.block_table[:1],
     )
     result = attn_optimized.paged_attention(call.q[:5], call.kv_cache, call.layer, alone, batch_invariant=True)
     assert torch.equal(result, together[:5])
@@ -212,8 +220,5 @@ def test_branches_and_sums_in_columns_are_for_the_gpu_that_they_were_measured_on
     cache_of = {} if cache is None else {"kv_cache_dtype": cache, "k_scale": torch.tensor(0.1)}
     sizes = {"head_size": 576, "head_size_v": 512, "layout": Layout.LATENT, "num_kv_heads": 1}
     call = paged_call([1], [70], num_heads=num_heads, dtype=q_dtype, **sizes, **cache_of)
-    plan = attn_optimized.plan_of(call.q, call.layer, call.batch, architecture=architecture, compute_units=132)
-    out = call.q.new_empty(*call.q.shape[:2], 512)
-    launches = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
-    kind = next(iter(launches)).launch.constants["KIND"]
+    kind = kind_of(call, architecture=architecture, compute_units=132)
     assert (kind.has_hidden_dots, kind.has_sums_in_columns) == expected

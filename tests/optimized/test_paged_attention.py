@@ -27,6 +27,7 @@ from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
 from tests.calls import ONE_SCALE, joined
 from tests.calls import paged_call as call_of_tokens
+from tests.optimized.conftest import kind_of, launches
 from tests.pairwise import parametrize_pairwise
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
@@ -136,14 +137,13 @@ def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, m
     matmul = np.matmul
     monkeypatch.setattr(np, "matmul", lambda a, b, dtype=np.float32: matmul(a, b, dtype=np.float64).astype(dtype))
     call = paged_call([1, 2, 1], [1, 70, 200], window=window, num_heads=4, num_kv_heads=2, **cache)
-    step = (call.q, call.kv_cache, call.layer, call.batch)
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
     outputs = []
     for has_pairs in (True, False):
         if not has_pairs:
             monkeypatch.setattr(launch_attention, "_has_value_pairs", lambda *_: False)
         out = torch.zeros_like(call.q)
-        for kernel in paged_attention_calls(*step, plan, out=out):
+        for kernel in paged_attention_calls(*call, plan, out=out):
             kernel.run(call.q.device)
             if "KIND" in kernel.launch.constants:
                 kind = kernel.launch.constants["KIND"]
@@ -157,11 +157,8 @@ def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, m
 def test_a_reduction_is_launched_before_the_attention_kernel_ends_where_the_gpu_can(architecture, is_dependent, paged_call):
     call = paged_call([1], [700])
     for parameters in (Parameters(block_m=16, block_n=32, num_warps=4, num_stages=1, keys_per_split=64), None):
-        plan = attn_optimized.plan_of(
-            call.q, call.layer, call.batch, parameters=parameters, architecture=architecture, compute_units=132
-        )
-        step = (call.q, call.kv_cache, call.layer, call.batch)
-        attention, *reduction = (each.launch for each in paged_attention_calls(*step, plan, out=torch.empty_like(call.q)))
+        gpu = {"architecture": architecture, "compute_units": 132}
+        attention, *reduction = launches(call, parameters=parameters, **gpu)
         assert attention.constants["KIND"].has_dependent == (is_dependent and bool(reduction))
         assert "launch_pdl" not in attention.options
         for launch in reduction:
@@ -174,13 +171,9 @@ def test_parts_look_whether_there_are_masked_tiles_where_that_is_faster(architec
     for rules, is_split in (({}, True), ({}, False), ({"window": (99, -1)}, True)):
         call = paged_call([1], [900], **rules)
         parameters = Parameters(block_m=16, block_n=32, num_warps=4, num_stages=1, keys_per_split=32 if is_split else 4096)
-        plan = attn_optimized.plan_of(
-            call.q, call.layer, call.batch, parameters=parameters, architecture=architecture, compute_units=132
-        )
-        assert (plan.splits > 1) == is_split
-        step = (call.q, call.kv_cache, call.layer, call.batch)
-        kind = next(paged_attention_calls(*step, plan, out=torch.empty_like(call.q))).launch.constants["KIND"]
-        assert kind.skips_masked_loop == (looks and is_split and not rules)
+        attention, *reduction = launches(call, parameters=parameters, architecture=architecture, compute_units=132)
+        assert bool(reduction) == is_split
+        assert attention.constants["KIND"].skips_masked_loop == (looks and is_split and not rules)
 
 
 @pytest.mark.parametrize("seq_lens", [[640, 512, 65], [64, 1, 300]], ids=["whole tiles", "few keys"])
@@ -190,8 +183,7 @@ def test_a_look_before_the_masked_loop_changes_no_bit(seq_lens, paged_call, monk
     outputs = []
     for looks in (True, False):
         out = torch.zeros_like(call.q)
-        kernels = paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out)
-        for kernel in kernels:
+        for kernel in paged_attention_calls(*call, plan, out=out):
             if "KIND" in kernel.launch.constants:
                 kind = kernel.launch.constants["KIND"]
                 assert kind.skips_masked_loop
@@ -210,11 +202,9 @@ def test_which_gpus_launch_a_kernel_before_another_ends(architecture, expected):
 
 def test_values_at_an_odd_address_are_loaded_one_by_one(paged_call):
     call = paged_call([1], [70], kv_cache_dtype=torch.int8, head_size=64)
-    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
     shifted = torch.empty(call.kv_cache.numel() + 1, dtype=torch.int8)[1:].view(call.kv_cache.shape)
     for cache, has_pairs in ((call.kv_cache, True), (shifted, False)):
-        calls = paged_attention_calls(call.q, cache, call.layer, call.batch, plan, out=torch.empty_like(call.q))
-        assert next(calls).launch.constants["KIND"].has_value_pairs == has_pairs
+        assert kind_of(call._replace(kv_cache=cache)).has_value_pairs == has_pairs
 
 
 def test_an_odd_dim_behind_the_pairs_is_read(paged_call, assert_agrees):
@@ -326,25 +316,38 @@ def test_batch_invariant_beside_a_request_with_other_rules(window, others, paged
     assert torch.equal(alone, together[:70])
 
 
-def attend_in(splits, min_tiles_per_split=1, balanced_splits=None, block_n=None):
-    """The kernels with keys in so many parts of so many tiles at least, whatever a plan would choose; parts begin as NaN.
+def attend_by(plan_of):
+    """The kernels by another plan. The parts that a call makes begin as NaN, and are kept.
 
-    `block_n`: keys of a tile, without which an architecture's table chooses.
+    Args:
+        plan_of: makes the plan of the one that would be taken.
     """
     made = []
 
     def attend(q, kv_cache, layer, batch, *, out, lse, validate):
-        chosen = {"splits": splits, "balanced_splits": balanced_splits or splits, "min_tiles_per_split": min_tiles_per_split}
-        plan = replace(attn_optimized.plan_of(q, layer, batch), **chosen)
-        if block_n:
-            plan = replace(plan, tiles=replace(plan.tiles, parameters=replace(plan.tiles.parameters, block_n=block_n)))
+        plan = plan_of(attn_optimized.plan_of(q, layer, batch))
         for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
-            if not made:
+            if plan.splits > 1 and not made:
                 made.append(Parts(*(kernel.arguments[f"{name}_ptr"].fill_(torch.nan) for name in Parts._fields)))
             kernel.run(q.device)
         return out
 
     return attend, made
+
+
+def attend_in(splits, min_tiles_per_split=1, balanced_splits=None, block_n=None):
+    """The kernels with keys in so many parts of so many tiles at least, whatever a plan would choose.
+
+    `block_n`: keys of a tile, without which an architecture's table chooses.
+    """
+
+    def plan_of(plan):
+        chosen = {"splits": splits, "balanced_splits": balanced_splits or splits, "min_tiles_per_split": min_tiles_per_split}
+        plan = replace(plan, **chosen)
+        parameters = replace(plan.tiles.parameters, block_n=block_n or plan.tiles.parameters.block_n)
+        return replace(plan, tiles=replace(plan.tiles, parameters=parameters))
+
+    return attend_by(plan_of)
 
 
 @pytest.mark.parametrize("rules", [{}, {"sinks": SINKS}, {"output_scale": torch.tensor([0.125])}], ids=["", "sinks", "out"])
@@ -464,15 +467,8 @@ def test_many_requests(longest, paged_call, assert_agrees):
 @pytest.mark.parametrize("heads_first", [False, True])
 def test_either_order_of_programs(heads_first, paged_call, assert_agrees):
     call = paged_call([1, 0, 3], [5, 9, 90])
-    plan = replace(attn_optimized.plan_of(call.q, call.layer, call.batch), heads_first=heads_first)
-    assert plan.one_tile_per_request
-
-    def attend(q, kv_cache, layer, batch, *, out, lse, validate):
-        for kernel in paged_attention_calls(q, kv_cache, layer, batch, plan, out=out, lse=lse):
-            kernel.run(q.device)
-        return out
-
-    assert_agrees(call, attend)
+    assert attn_optimized.plan_of(call.q, call.layer, call.batch).one_tile_per_request
+    assert_agrees(call, attend_by(lambda plan: replace(plan, heads_first=heads_first))[0])
 
 
 @pytest.mark.parametrize("query_len", [1, 70])
@@ -493,9 +489,7 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
     ]:
         call = paged_call([query_len], [seq_len], num_heads=2, num_kv_heads=1, **rules)
         call = call._replace(batch=replace(call.batch, max_seq_len=seq_len))
-        plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
-        kernel = next(paged_attention_calls(*call, plan, out=torch.empty_like(call.q)))
-        assert kernel.launch.constants["KIND"].has_unmasked_loop == has_two, (rules, seq_len)
+        assert kind_of(call).has_unmasked_loop == has_two, (rules, seq_len)
         assert_agrees(call)
 
 
@@ -537,20 +531,6 @@ def test_out_and_lse_are_optional(paged_call):
     out = torch.empty_like(call.q)
     attn_optimized.paged_attention(*call, out=out, lse=torch.empty(4, len(call.q), device=call.q.device))
     assert torch.equal(attn_optimized.paged_attention(*call)[:4], out[:4])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes 9 GB of memory; test_compile.py shows the same without")
-def test_blocks_beyond_two_to_the_31_elements(paged_call, assert_agrees):
-    call = paged_call([1, 20], [40, 60], dtype=torch.float16)
-    num_blocks, page = call.kv_cache.shape[0], call.kv_cache[0].numel()
-    far = torch.empty(2**32 // page + num_blocks, *call.kv_cache.shape[1:], dtype=torch.float16, device=call.q.device)
-    far[-num_blocks:] = call.kv_cache
-    used = call.batch.block_table.clone()
-    used[(used >= 0) & (used < num_blocks)] += len(far) - num_blocks
-    assert torch.equal(
-        attn_optimized.paged_attention(call.q, far, call.layer, replace(call.batch, block_table=used))[:21],
-        attn_optimized.paged_attention(*call)[:21],
-    )
 
 
 @parametrize_pairwise(

@@ -1,7 +1,6 @@
 """The summary of a recording's folder, in which anybody may have written: files as processes write them, and hostile ones."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from attn_vllm_recording import VARIABLE
 from attn_vllm_recording.__main__ import main
 from attn_vllm_recording.summary import SCHEMA, FolderError, Summary
 
-from tests.malformed import KNOWN_FIELDS_DRAWS, damage, run_in_fork
+from tests.malformed import KNOWN_FIELDS_DRAWS, damage, make_no_file, run_in_fork
 
 FOUND = {
     "index": 3,
@@ -99,8 +98,6 @@ def with_found(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("", "Expecting value"),
-        (json.dumps(STATE)[:-20], "line 1 column"),
         ("[" * 5000, "nested more than"),
         ("[]", "schema: got nothing"),
         ('{"schema": "attn-parity.vllm-recording/0"}', "schema: got 'attn-parity.vllm-recording/0'"),
@@ -112,11 +109,8 @@ def with_found(**changes: object) -> str:
         (json.dumps(STATE | {"judged": 10}), "0 wrong of 10 judged of 9 calls"),
         (json.dumps(STATE | {"wrong": 5}), "5 wrong of 4 judged"),
         (json.dumps(STATE | {"ratio": float("nan")}), "NaN is not a finite number"),
-        (json.dumps(STATE | {"not_judged": {"MLA": None}}), "not_judged: not what"),
-        (json.dumps(STATE | {"found": [[]]}), "found: not what"),
         (with_found(case="/etc/passwd"), "found: not what"),
         (with_found(case="../other/call-1.json"), "found: not what"),
-        (with_found(message=["out"]), "found: not what"),
         (json.dumps(STATE).replace('"pid"', '"host"'), "'host' is there twice"),
         (json.dumps(STATE | {"program": "x" * (1 << 24)}), "larger than"),
     ],
@@ -142,12 +136,7 @@ def test_what_is_no_file_is_named_and_left_out(kind, tmp_path):
     wrote(tmp_path, "a")
     path = wrote(tmp_path, "b")
     path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to({"endless": "/dev/zero", "nowhere": "nowhere", "loop": path.name}[kind])
+    make_no_file(path, kind)
     summary = Summary.of(tmp_path)
     assert summary.lines()[1].startswith(f"left out: {path}: ")
     assert summary.exit_code == 2

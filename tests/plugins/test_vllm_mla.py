@@ -27,19 +27,9 @@ from vllm.v1.attention.backends.mla.prefill.registry import MLAPrefillBackendEnu
 from vllm.v1.attention.backends.mla.prefill.selector import MLAPrefillSelectorConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-SERVED = {
-    "head_size": 576,
-    "dtype": torch.bfloat16,
-    "kv_cache_dtype": "auto",
-    "block_size": 16,
-    "use_mla": True,
-    "has_sink": False,
-    "use_sparse": False,
-    "use_mm_prefix": False,
-    "use_per_head_quant_scales": False,
-    "device_capability": DeviceCapability(9, 4),
-    "attn_type": AttentionType.DECODER,
-}
+from tests.plugins.test_vllm_plugin import SERVED as PLAIN
+
+SERVED = PLAIN | {"head_size": 576, "use_mla": True}
 HEADS, NOPE, ROPE, VALUE, LATENT = 4, 24, 8, 16, 32
 SCALE = (NOPE + ROPE) ** -0.5
 BLOCK_SIZE, NUM_BLOCKS = 16, 20

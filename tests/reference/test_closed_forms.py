@@ -40,16 +40,6 @@ def test_one_hot_values_give_the_weights(paged_call, randn):
     torch.testing.assert_close(result.weights.sum(-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-14, atol=0)
 
 
-def test_weights_are_the_softmax_of_the_logits(paged_call, randn):
-    query, key, value = randn(1, 1, 4), randn(3, 1, 4), randn(3, 1, 4)
-    (result,) = attend_exactly(paged_call([(query, key, value)], scale=0.7))
-    logits = [0.7 * sum(a * b for a, b in zip(query[0, 0].tolist(), key[j, 0].tolist(), strict=True)) for j in range(3)]
-    total = sum(math.exp(logit) for logit in logits)
-    assert result.logits.flatten().tolist() == pytest.approx(logits, rel=1e-14)
-    assert result.weights.flatten().tolist() == pytest.approx([math.exp(logit) / total for logit in logits], rel=1e-14)
-    assert result.lse.item() == pytest.approx(math.log(total), rel=1e-14)
-
-
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 def test_scales_that_are_not_positive(scale, paged_call):
     query, key = torch.ones(1, 1, 2), torch.tensor([0.0, 2.0]).view(2, 1, 1).expand(2, 1, 2)
@@ -99,20 +89,6 @@ def test_sinks_belong_to_query_heads(paged_call, randn):
     out = paged_attention(*paged_call(tokens, sinks=sinks))
     assert torch.equal(out[:2, [0, 1, 3]], plain[:2, [0, 1, 3]])
     assert not out[:2, 2].any()
-
-
-def test_query_heads_read_their_group_of_kv_heads(paged_call):
-    """Each KV head's value is its number, so the output names the head that was read."""
-    value = torch.arange(3.0).view(1, 3, 1).expand(5, 3, 4)
-    out = paged_attention(*paged_call([(torch.zeros(1, 6, 4), torch.zeros(5, 3, 4), value)]))
-    assert out[0, :, 0].tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_requests_do_not_see_each_other(paged_call, randn):
-    tokens = [(randn(q, 2, 4), randn(s, 1, 4), randn(s, 1, 4)) for q, s in ((3, 9), (1, 4), (5, 5))]
-    together = paged_attention(*paged_call(tokens))
-    alone = [paged_attention(*paged_call([request]))[: len(request[0])] for request in tokens]
-    assert torch.equal(together[:9], torch.cat(alone))
 
 
 def test_causality_is_a_property_of_a_request(paged_call, randn):

@@ -44,7 +44,19 @@ MAX_EARLIER = 3
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
-    *("cache strides", "table strides", "dtype", "rows", "scale", "scales", "causal", "per_request_causal"),
+    *(
+        "cache strides",
+        "table strides",
+        "dtype",
+        "rows",
+        "heads",
+        "kv_heads",
+        "head_size",
+        "scale",
+        "scales",
+        "causal",
+        "per_request_causal",
+    ),
     *("alignment", "k alignment", "v alignment", "output alignment", "cache alignment"),
     *("requests", "max_query_len", "max_seq_len", "num_actual_tokens", CONTENTS, MODE, ILLEGAL),
     *_HELD_RULES,

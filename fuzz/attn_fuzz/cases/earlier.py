@@ -8,6 +8,7 @@ of them is the case's own call with one change, on the same tensors wherever the
     output, lse, q, k, v, cache, ...    a tensor of another shape, dtype or stride, or at another alignment ("alignment" is q's)
     a rule's name                       the rule is on where it was off. Where it was on, it has another number; a rule without
                                         a number is off. The layers of a model differ so, and share the objects of a step
+    heads, kv_heads, head_size          a layer with fewer heads or dims, as the layers of some models differ
     no, and a rule's name               a rule with a number is off
     max_query_len, requests, ...        another step of the same layer
     contents                            the same tensors with other numbers, which are restored after the call
@@ -80,7 +81,7 @@ def with_own_outputs(step: Step) -> Step:
 def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A new tensor of the same shape, strides and alignment."""
     size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    begin = tensor.storage_offset() * tensor.element_size() % 16 // dtype.itemsize
+    begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // dtype.itemsize
     return canary((max(0, size) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
 
 
@@ -155,20 +156,6 @@ def restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
     return other
 
 
-def _restrided_field(name: str) -> Callable[[Step], Step | None]:
-    def change(step: Step) -> Step | None:
-        tensor = getattr(step, name)
-        return None if tensor is None else dataclasses.replace(step, **{name: restrided(tensor)})
-
-    return change
-
-
-def _key_strides(name: str) -> Callable[[Step], Step | None]:
-    """A change of the strides of k or v, in a step without a cache. With one, attention does not read this step's k and v."""
-    restride = _restrided_field(name)
-    return lambda step: restride(step) if step.raw is None else None
-
-
 def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
     """A cache of the same numbers whose blocks have another stride: a view, and its allocation."""
     kv_cache = restrided(view.tensor(raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
@@ -176,11 +163,27 @@ def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, 
     return KVCacheView.of(kv_cache, view.layout, **sizes), kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
 
 
-def _cache_strides(step: Step) -> Step | None:
-    if step.raw is None or step.view is None:
-        return None
-    view, raw = restrided_cache(step.view, step.raw)
-    return dataclasses.replace(step, raw=raw, view=view)
+def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:
+    """A change of a step's tensor. Of k and v without a cache alone: with one, attention does not read this step's k and v."""
+
+    def changed(step: Step) -> Step | None:
+        tensor = getattr(step, name)
+        other = None if tensor is None or (name in ("k", "v") and step.raw is not None) else change(tensor)
+        return None if other is None else dataclasses.replace(step, **{name: other})
+
+    return changed
+
+
+def _of_cache(
+    change: Callable[[KVCacheView, torch.Tensor], tuple[KVCacheView, torch.Tensor]],
+) -> Callable[[Step], Step | None]:
+    def changed(step: Step) -> Step | None:
+        if step.raw is None or step.view is None:
+            return None
+        view, raw = change(step.view, step.raw)
+        return dataclasses.replace(step, raw=raw, view=view)
+
+    return changed
 
 
 def _table_strides(step: Step) -> Step | None:
@@ -238,28 +241,12 @@ def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
     return other
 
 
-def _realigned_field(name: str) -> Callable[[Step], Step | None]:
-    def change(step: Step) -> Step | None:
-        tensor = getattr(step, name)
-        other = None if tensor is None or (name in "kv" and step.raw is not None) else realigned(tensor)
-        return None if other is None else dataclasses.replace(step, **{name: other})
-
-    return change
-
-
 def realigned_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
     """A cache of the same numbers that begins one element later, or as many as its layout's strides are multiples of."""
     later = view.layout.unit_of_strides
     memory = raw.new_empty(len(raw) + later)
     bits(memory)[later:].copy_(bits(raw))
     return dataclasses.replace(view, offset=view.offset + later), memory
-
-
-def _cache_alignment(step: Step) -> Step | None:
-    if step.raw is None or step.view is None:
-        return None
-    view, raw = realigned_cache(step.view, step.raw)
-    return dataclasses.replace(step, raw=raw, view=view)
 
 
 def _rows(step: Step) -> Step | None:
@@ -284,12 +271,71 @@ def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
         layer, other = step.layer, size(step.layer)
         if other in (0, layer.value_size) or not (layer.layout is None or layer.layout.has_latent_value):
             return None
-        heads = (layer.num_heads, other) if step.out.dim() == 3 else (layer.num_heads * other,)
         v = None if step.v is None else torch.nn.functional.pad(step.v, (0, max(0, other - step.v.shape[2])))[..., :other]
         changed = dataclasses.replace(layer, head_size_v=other)
-        return dataclasses.replace(step, layer=changed, out=step.out.new_empty((len(step.out), *heads)), v=v)
+        return dataclasses.replace(step, layer=changed, out=_out_of(step, layer.num_heads, other), v=v)
 
     return change
+
+
+def _heads(step: Step) -> Step | None:
+    """Half of the query heads of each KV head."""
+    layer = step.layer
+    group = layer.num_heads // layer.num_kv_heads
+    return _of_heads(step, layer.num_kv_heads, group // 2) if group > 1 else None
+
+
+def _kv_heads(step: Step) -> Step | None:
+    """Without the last KV head. Whoever reads a cache reads the other heads of it."""
+    layer, view = step.layer, step.view
+    fewer = layer.num_kv_heads - 1
+    if not fewer or (view is not None and "head" not in view.layout.dims):
+        return None
+    step = dataclasses.replace(step, view=view and dataclasses.replace(view, num_kv_heads=fewer))
+    return _of_heads(step, fewer, layer.num_heads // layer.num_kv_heads)
+
+
+def _of_heads(step: Step, num_kv_heads: int, group: int) -> Step:
+    """The step of a layer that has the first heads alone."""
+    layer, num_heads = step.layer, num_kv_heads * group
+    held = {name: tensor[:num_heads] for name in ("alibi_slopes", "sinks") if (tensor := getattr(layer, name)) is not None}
+    for name in ("k_scale", "v_scale"):
+        if (scale := getattr(layer, name)) is not None and scale.numel() == layer.num_kv_heads > 1:
+            held[name] = scale[:num_kv_heads]
+    for name in ("k_scale_cache", "v_scale_cache"):
+        if (scales := getattr(layer, name)) is not None:
+            held[name] = scales[..., :num_kv_heads]
+    k, v = (None if tensor is None else tensor[:, :num_kv_heads] for tensor in (step.k, step.v))
+    return dataclasses.replace(
+        step,
+        layer=dataclasses.replace(layer, num_heads=num_heads, num_kv_heads=num_kv_heads, **held),
+        q=step.q[:, :num_heads],
+        k=k,
+        v=v,
+        out=_out_of(step, num_heads, layer.value_size),
+        lse=None if step.lse is None else step.lse[:num_heads],
+    )
+
+
+def _out_of(step: Step, num_heads: int, value_size: int) -> torch.Tensor:
+    heads = (num_heads, value_size) if step.out.dim() == 3 else (num_heads * value_size,)
+    return step.out.new_empty((len(step.out), *heads))
+
+
+def _head_size(step: Step) -> Step | None:
+    """Half of the dims of K, and of V. Whoever reads a cache reads the first half of its rows."""
+    layer, view, half = step.layer, step.view, step.layer.head_size // 2
+    if layer.head_size_v is not None or layer.head_size % 32 or (view is not None and "dim" not in view.layout.dims):
+        return None
+    return dataclasses.replace(
+        step,
+        layer=dataclasses.replace(layer, head_size=half),
+        view=view and dataclasses.replace(view, head_size=half),
+        q=step.q[..., :half],
+        k=None if step.k is None else step.k[..., :half],
+        v=None if step.v is None else step.v[..., :half],
+        out=_out_of(step, layer.num_heads, half),
+    )
 
 
 def with_other_scales(layer: Layer) -> Layer | None:
@@ -416,22 +462,25 @@ def _with_rule(step: Step, name: str, value: Any) -> Step | None:
 _HELD = (*held_rules(Layer), *held_rules(Batch))
 _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "same": _same,
-    "output strides": _restrided_field("out"),
+    "output strides": _of_tensor("out", restrided),
     "output dtype": _output_dtype,
     "lse": _lse,
-    "lse strides": _restrided_field("lse"),
-    "q strides": _restrided_field("q"),
-    "k strides": _key_strides("k"),
-    "v strides": _key_strides("v"),
-    "cache strides": _cache_strides,
+    "lse strides": _of_tensor("lse", restrided),
+    "q strides": _of_tensor("q", restrided),
+    "k strides": _of_tensor("k", restrided),
+    "v strides": _of_tensor("v", restrided),
+    "cache strides": _of_cache(restrided_cache),
     "table strides": _table_strides,
     "dtype": _dtype,
-    "alignment": _realigned_field("q"),
-    "k alignment": _realigned_field("k"),
-    "v alignment": _realigned_field("v"),
-    "output alignment": _realigned_field("out"),
-    "cache alignment": _cache_alignment,
+    "alignment": _of_tensor("q", realigned),
+    "k alignment": _of_tensor("k", realigned),
+    "v alignment": _of_tensor("v", realigned),
+    "output alignment": _of_tensor("out", realigned),
+    "cache alignment": _of_cache(realigned_cache),
     "rows": _rows,
+    "heads": _heads,
+    "kv_heads": _kv_heads,
+    "head_size": _head_size,
     "scale": _scale,
     "scales": _scales,
     "causal": _causal,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
-from attn_contract import ContractError
+from attn_contract import ContractError, KVCacheView
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.earlier import (
     OTHER_DTYPE,
@@ -62,28 +62,23 @@ def _fewer_slots(write: Write, step: Step) -> _Changed | None:
     return (dataclasses.replace(write, slot_mapping=slots), step) if len(slots) else None
 
 
-def _restrided(name: str) -> Callable[[Write, Step], _Changed | None]:
-    return lambda write, step: (dataclasses.replace(write, **{name: restrided(getattr(write, name))}), step)
-
-
-def _cache_strides(write: Write, step: Step) -> _Changed | None:
-    assert step.raw is not None
-    view, raw = restrided_cache(write.view, step.raw)
-    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
-
-
-def _realigned(name: str) -> Callable[[Write, Step], _Changed | None]:
-    def change(write: Write, step: Step) -> _Changed | None:
-        tensor = realigned(getattr(write, name))
+def _of_rows(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Write, Step], _Changed | None]:
+    def changed(write: Write, step: Step) -> _Changed | None:
+        tensor = change(getattr(write, name))
         return None if tensor is None else (dataclasses.replace(write, **{name: tensor}), step)
 
-    return change
+    return changed
 
 
-def _cache_alignment(write: Write, step: Step) -> _Changed | None:
-    assert step.raw is not None
-    view, raw = realigned_cache(write.view, step.raw)
-    return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
+def _of_cache(
+    change: Callable[[KVCacheView, torch.Tensor], tuple[KVCacheView, torch.Tensor]],
+) -> Callable[[Write, Step], _Changed | None]:
+    def changed(write: Write, step: Step) -> _Changed | None:
+        assert step.raw is not None
+        view, raw = change(write.view, step.raw)
+        return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
+
+    return changed
 
 
 def _query_strides(write: Write, step: Step) -> _Changed | None:
@@ -162,12 +157,12 @@ def _no_rotation(write: Write, step: Step) -> _Changed | None:
 CHANGES: dict[str, Callable[[Write, Step], _Changed | None]] = {
     "same": _same,
     "slots": _fewer_slots,
-    "k strides": _restrided("k"),
-    "v strides": _restrided("v"),
-    "cache strides": _cache_strides,
-    "k alignment": _realigned("k"),
-    "v alignment": _realigned("v"),
-    "cache alignment": _cache_alignment,
+    "k strides": _of_rows("k", restrided),
+    "v strides": _of_rows("v", restrided),
+    "cache strides": _of_cache(restrided_cache),
+    "k alignment": _of_rows("k", realigned),
+    "v alignment": _of_rows("v", realigned),
+    "cache alignment": _of_cache(realigned_cache),
     "q strides": _query_strides,
     "angle strides": _angle_strides,
     "dtype": _dtype,

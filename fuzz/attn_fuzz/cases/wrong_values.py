@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from attn_contract import Batch, KVCacheView, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Write
 
 _LARGEST_INDEX = 2**31 - 1
@@ -76,8 +76,7 @@ def _of_lengths(batch: Batch) -> Iterator[_Wrong]:
 def _of_blocks(layer: Layer, batch: Batch, kv_cache: torch.Tensor | None) -> Iterator[_Wrong]:
     if kv_cache is None or batch.block_table is None or layer.layout is None:
         return
-    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-    view = KVCacheView.of(kv_cache, layer.layout, **sizes)
+    view = layer.view_of(kv_cache)
     for request, length in reversed(list(enumerate(batch.seq_lens.tolist()))):
         if length > 0:
             at = (request, (length - 1) // view.block_size)

@@ -76,8 +76,9 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
     if not wrong(rich):
         rich = case
         wrong(case)
-    if first is not None and first != case and time.monotonic() < until and not wrong(evidence.with_random_numbers(first)):
-        wrong(first)
+    other = first if first != case and time.monotonic() < until else None
+    if other is not None and not wrong(evidence.with_random_numbers(other)):
+        wrong(other)
     for grow in evidence.grown(rich):
         if time.monotonic() < until and wrong(richer := grow(rich)):
             rich = richer

@@ -125,13 +125,7 @@ def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any],
             for array, dtype in zip(arrays, dtypes, strict=True)
         ]
 
-    operands = (*blocks(left), *blocks(right))
-    try:
-        results = combine(*operands)
-    except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # it has not begun
-            raise RefusedByTritonError(str(error)) from None
-        raise
+    results = combine(*blocks(left), *blocks(right))
     results = results if isinstance(results, tuple) else (results,)
     if [result.dtype for result in results] != dtypes:
         raise RefusedByTritonError(f"a reduction of {dtypes}: its function returns {[result.dtype for result in results]}")

@@ -148,8 +148,9 @@ class Run:
 
     @property
     def has_drawn(self) -> bool:
-        """Whether there is something to say of what was drawn: not of a run that a past case ended."""
-        return bool(self.examples) and (self.keeps_going or not any(found.past for found in self.failures))
+        """Whether there is something to say of what was drawn: not of a run that a past case ended, or in which nothing ran."""
+        has_run = bool(self.examples) and sum(self.limits.values()) < self.examples + self.replayed
+        return has_run and (self.keeps_going or not any(found.past for found in self.failures))
 
     @property
     def drawn(self) -> Drawn:

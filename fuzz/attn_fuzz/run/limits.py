@@ -6,6 +6,7 @@ import sys
 import traceback
 from types import FrameType
 
+import torch
 from attn_contract import ContractError, MiscompiledError, UnsupportedError
 from attn_fuzz.errors import FaultError, HelperKilledError, LimitError, RefusedByTritonError
 from attn_fuzz.interpreted.sanitizer import Violation
@@ -16,10 +17,14 @@ from attn_fuzz.text import one_line
 _TOOLS = ("attn_amdgcn", "attn_fuzz")
 _PASSED_THROUGH = ("attn_contract", "attn_reference", "numpy", "torch", *sys.stdlib_module_names)
 """What raises at a call for which the caller is to blame."""
-_RAISES_AGAIN = "attn_fuzz.targets.rank_processes"
-"""It raises what a rank has raised in another process."""
+_NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.rank_processes")
+"""What calls the code under test, and waits for its GPU; and what raises again what a rank has raised in another process."""
 _ON_PURPOSE = (ContractError, HelperKilledError, MiscompiledError, RefusedByTritonError, UnsupportedError, Violation)
 """Types of verdicts on the kernel, whoever raises them."""
+_OF_GPUS = (torch.AcceleratorError, torch.OutOfMemoryError)
+"""What a kernel has done to a GPU, any later call may tell."""
+_UNBOUND = re.compile(r"\S+\(\) (missing|takes|got) ")
+"""How Python begins to tell that a call does not bind, such as a kernel's call of a function of Triton's."""
 _LATER = {"attn_amdgcn.errors": ("AmdgcnError",), "attn_fuzz.emulated.compiler": ("CompilerError",)}
 """Such types of modules that a run without an emulated target does not import."""
 
@@ -38,6 +43,9 @@ def limit_of(error: BaseException | None) -> str | None:
             instruction = re.search(r"`(\w+)[^`]*`(: .+)?", str(each))
             what = f"{instruction[1]}{instruction[2] or ''}" if instruction else message_of(each)
             return f"{what} (lifted by its meaning in attn_amdgcn.instructions)"
+        if isinstance(each, AttributeError) and type(each.obj).__name__ == "InterpreterBuilder":
+            called = [frame.f_code.co_name for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
+            return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
         if isinstance(each, ModuleNotFoundError) and (absent := _absent(each.name)):
             return f"module {each.name} (lifted by installing {absent})"
     return None
@@ -49,16 +57,20 @@ def _absent(module: str | None) -> str | None:
     return package if package and package not in sys.modules and importlib.util.find_spec(package) is None else None
 
 
+def _is_of_language(frame: FrameType) -> bool:
+    return module_of(frame).startswith("triton.language")
+
+
 def check_no_fault(error: BaseException) -> None:
     """
     Raises:
         FaultError: the exception is a fault of this tool: one of its own functions raised it, and not on purpose.
     """
-    if INSTALLED:  # a mutant is at fault
+    if INSTALLED or not isinstance(error, Exception):  # a mutant is at fault, or the process is told to end
         return
     met = list(causes(error))
     later = tuple(getattr(sys.modules[name], each) for name in _LATER if name in sys.modules for each in _LATER[name])
-    if any(isinstance(each, (*_ON_PURPOSE, *later)) for each in met):
+    if any(isinstance(each, (*_ON_PURPOSE, *_OF_GPUS, *later)) for each in met) or _UNBOUND.match(message_of(met[-1])):
         return
     place = next((place for each in reversed(met) if (place := _raised_in(each)) is not None), None)
     if place is not None and _is_of_tool(place):
@@ -73,4 +85,4 @@ def _raised_in(error: BaseException) -> FrameType | None:
 
 def _is_of_tool(frame: FrameType) -> bool:
     module = module_of(frame)
-    return module.partition(".")[0] in _TOOLS and module != _RAISES_AGAIN
+    return module.partition(".")[0] in _TOOLS and not module.startswith(_NO_TOOLS)

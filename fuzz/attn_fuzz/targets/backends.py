@@ -191,17 +191,21 @@ class BackendLayers:
 
 
 def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
-    """The metadata of a step as an engine makes it: `causal` is the decoder's, whatever the layer's attention type is."""
+    """The metadata of a step as an engine makes it. Causal flags, ranges and biases are those of the model's decoders, whatever
+    the layer's attention type is.
+    """
     from attn_optimized.backends import CommonAttentionMetadata
 
     crosses = attn_type is AttentionType.ENCODER_DECODER
     seq_lens = batch.query_start_loc.diff() if crosses else batch.seq_lens
     block_table, ranges, qq_bias = batch.block_table, batch.bidirectional_ranges, batch.qq_bias
+    causal = batch.causal if attn_type is AttentionType.DECODER else True
     if attn_type is not AttentionType.DECODER and batch.num_requests % 2:
         # the metadata is that of the model's decoders, too: what only they have must not reach this layer
         device = batch.seq_lens.device
         ranges = torch.zeros((batch.num_requests, 1, 2), dtype=torch.int32, device=device)
         qq_bias = torch.full((batch.max_query_len, batch.max_query_len), -torch.inf, device=device)
+        causal = torch.arange(batch.num_requests, device=device) % 2 == 0
         if not attn_type.reads_cache:
             block_table = torch.zeros((batch.num_requests, 1), dtype=torch.int32, device=device)
     common = CommonAttentionMetadata(
@@ -214,7 +218,7 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
         max_seq_len=batch.max_query_len if crosses else batch.max_seq_len,
         block_table_tensor=block_table,
         slot_mapping=batch.slot_mapping,
-        causal=batch.causal if attn_type is AttentionType.DECODER else True,
+        causal=causal,
         encoder_seq_lens=batch.seq_lens if crosses else None,
         max_encoder_seq_len=batch.max_seq_len if crosses else None,
         bidirectional_ranges=ranges,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from attn_fuzz.errors import InputError
@@ -87,7 +88,7 @@ def facts_from(record: Mapping[str, str], path: Path) -> Facts:
     Raises:
         InputError: a cell is no number.
     """
-    given: dict[str, object] = {fact: record[fact] or None for fact in FACTS} | dict.fromkeys(FAULTS, 0)
+    given: dict[str, Any] = {fact: record[fact] or None for fact in FACTS} | dict.fromkeys(FAULTS, 0)
     given["lds_limit"] = ARCHITECTURES[record["architecture"]].lds_limit
     try:
         return msgspec.convert(given, Facts, strict=False)

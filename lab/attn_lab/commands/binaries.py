@@ -113,7 +113,7 @@ def _kept(writes: bool, partly: bool) -> Results:
     if not writes:
         return Results("")
     check_page_writable(page.PAGE, DATA.suffix)
-    kept = load(DATA)
+    kept = load(DATA) if partly or DATA.is_file() else Results("")
     if partly and kept.triton != version("triton"):
         here = f"Triton {kept.triton}, and here is {version('triton')}"
         raise click.UsageError(f"--write: the other launches of {DATA} were compiled with {here}: write them all")

@@ -138,14 +138,12 @@ def _summary(nightly: Coverage) -> list[str]:
 
 
 def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
-    lines = [
-        _row("feature", *SIDES, "ci", "nightly", "rarest partner"),
-        _row("---", *["---"] * len(SIDES), "--:", "--:", "---"),
-    ]
-    for name in NAMES:
+    def cells(name: str) -> list[object]:
         marks = ["" if name in nightly.refused[side] else "yes" for side in SIDES]
-        lines.append(_row(name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)))
-    return lines
+        return [name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)]
+
+    columns = ("feature", *SIDES, "ci", "nightly", "rarest partner")
+    return written.table(columns, map(cells, NAMES), columns[-3:-1])
 
 
 def _refusals(drawn: Coverage) -> list[str]:
@@ -171,7 +169,3 @@ def _rarest(name: str, drawn: Coverage) -> str:
     pairs = [pair for pair in combinations(NAMES, 2) if name in pair and pair not in UNDEFINED]
     rarest = min(pairs, key=lambda pair: drawn.pairs.get(pair, 0))
     return f"{rarest[rarest[0] == name]}: {drawn.pairs.get(rarest, 0)}"
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

@@ -58,7 +58,7 @@ PAGE = PAGES / "mutants.md"
     type=click.Choice(["ci", "nightly"]),
     default="ci",
     show_default=True,
-    help="Cases for each mutant, seed and target, as of `fuzz`. nightly goes on with what ci has not found.",
+    help="Cases for each mutant, seed and target, as of `fuzz`.",
 )
 @click.option("--examples", type=Positive, help="At most so many cases for each mutant, seed and target.")
 @first_seed_option
@@ -140,7 +140,7 @@ def command(
     device = use_device(device)
     log = None if lists else Log(path, device, PACKAGE)
     if of_page and log:
-        data = results_file.data_of(PAGE, str(sample_seed or ""))
+        data = results_file.data_of(PAGE)
         tests = None if rewrites else tests
         return _tests_of_page(log, data, only, tests, tests_limit, workers, writes or rewrites, json_file)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
@@ -156,8 +156,6 @@ def command(
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)
     at_most = examples or PROFILES[profile]
-    ci = min(PROFILES["ci"], at_most)
-    nightly = at_most if at_most > ci else None
     plan = FuzzPlan(target="", device=device, examples=at_most, seed=seed, folder=path.parent, limit=limit)
     workers = workers or default_workers(device)
     interrupted = False
@@ -171,10 +169,10 @@ def command(
                     _run_tests(running, tests, log, workers, tests_limit)
     except KeyboardInterrupt:
         interrupted = True
-    rows = [mutants_page.row(mutant, log, numbers, ci, nightly, equivalent) for mutant in mutants]
+    rows = [mutants_page.row(mutant, log, numbers, at_most, equivalent) for mutant in mutants]
     rows = [mutants_page.explained(row, causes) for row in rows]
     where, of_sample = (device_name(device), hypothesis.__version__), (len(mutants), sample_seed)
-    found = Results(*where, *of_sample, tuple(numbers), ci, nightly, mutants_page.suite_of(log), tuple(rows))
+    found = Results(*where, *of_sample, tuple(numbers), at_most, mutants_page.suite_of(log), tuple(rows))
     return _tell(found, interrupted, writes or rewrites, json_file)
 
 
@@ -221,7 +219,7 @@ def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | Non
     if interrupted:
         return 130
     if writes:
-        outputs.write(results_file.data_of(PAGE, str(found.sample_seed or "")), results_file.dumps(mutants_page.short(found)))
+        outputs.write(results_file.data_of(PAGE), results_file.dumps(mutants_page.short(found)))
         write_page()
     return 0
 
@@ -289,7 +287,7 @@ def _report(log: Log) -> None:
 
 def _print(found: Results) -> None:
     for row in found.mutants:
-        if row.state or None in (row.nightly or row.ci):
+        if row.state or None in row.examples:
             results.print(f"{row.state or mutants_page.SURVIVED}: {row.name}: {row.change}", soft_wrap=True)
     results.print(mutants_page.summary(found.mutants), soft_wrap=True)
 

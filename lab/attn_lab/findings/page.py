@@ -17,6 +17,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.scripts import ARCHITECTURE, ROOT, Report, Shown
+from attn_lab.written import table as table_of
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
 SPEED = PAGE.with_name("findings-speed.json")
@@ -105,20 +106,19 @@ def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed
 
 def index(findings: Shared, speed: dict[str, Speed]) -> str:
     """The table of all findings."""
-    lines = [
-        _INTRODUCTION,
-        "| finding | what | kernel | seen in | reach | examples | confirmed by | reported |",
-        "| --- | --- | --- | --- | --- | ---: | --- | --- |",
-    ]
-    for name, (finding, _) in findings.items():
+
+    def cells(name: str, finding: Finding) -> tuple[str, ...]:
         report = _report(name)
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speed[name].median if name in speed else "not measured"
         seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
         link = f"[{name}](../../findings/{name}.toml)"
-        cells = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
-        lines.append(f"| {' | '.join(cells)} | {finding.link or 'not yet'} |")
-    return "\n".join(lines) + "\n"
+        said = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
+        return (*said, finding.link or "not yet")
+
+    columns = ("finding", "what", "kernel", "seen in", "reach", "examples", "confirmed by", "reported")
+    rows = (cells(name, finding) for name, (finding, _) in findings.items())
+    return "\n".join([_INTRODUCTION, *table_of(columns, rows, ("examples",))]) + "\n"
 
 
 def page(finding: Finding, shown: Shown) -> str:
@@ -230,4 +230,5 @@ def write_speed(files: Iterable[Path]) -> None:
     written = [msgspec.json.decode(path.read_bytes()) for path in files]
     hunts = [{run["target"]: run for run in each.get("runs", [each])} for each in written]
     met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
-    SPEED.write_bytes(msgspec.json.format(msgspec.json.encode(speeds(met_there, hunts)), indent=1) + b"\n")
+    lines = (f'"{name}":{msgspec.json.encode(of).decode()}' for name, of in speeds(met_there, hunts).items())
+    SPEED.write_text("{\n" + ",\n".join(lines) + "\n}\n")

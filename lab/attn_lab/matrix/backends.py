@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from attn_contract import RULES, Answer, AttentionType, Capabilities, No
 from attn_contract.capabilities import Values
+from attn_lab.written import table
 from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES
@@ -34,9 +35,7 @@ def backend_page() -> str:
         "and here. It is not an order by speed, because no AMD GPU has run these backends yet. [findings.md](findings.md)",
         "lists known bugs of kernels that are not ours.",
         "",
-        _row("architecture", "backends"),
-        _row("---", "---"),
-        *(_row(f"`{pattern}`", ", ".join(names)) for pattern, names in PRIORITIES.items()),
+        *table(("architecture", "backends"), ((f"`{pattern}`", ", ".join(names)) for pattern, names in PRIORITIES.items())),
         "",
         "## Which kernels were run",
         "",
@@ -44,9 +43,7 @@ def backend_page() -> str:
         "without a GPU ([emulator.md](../reference/emulator.md)), and their targets take an architecture, as in",
         "`--target aiter-pa-assembly@gfx942`.",
         "",
-        _row("backend", "kernels", "were", "target", "known findings"),
-        _row(*["---"] * 5),
-        *_runs(),
+        *table(("backend", "kernels", "were", "target", "known findings"), _runs()),
         "",
         f"## With AITER {NEWEST}",
         "",
@@ -59,16 +56,10 @@ def backend_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _runs() -> Iterator[str]:
+def _runs() -> Iterator[tuple[str, ...]]:
     for backend, runs in RUNS.items():
         for run in runs:
-            yield _row(
-                backend,
-                run.kernels,
-                run.how,
-                f"`{run.target}`" if run.target else "none",
-                run.known,
-            )
+            yield (backend, run.kernels, run.how, f"`{run.target}`" if run.target else "none", run.known)
 
 
 def _tables(aiter: Aiter) -> dict[str, dict[str, Cell]]:
@@ -100,27 +91,20 @@ def _cell(answer: Answer | Values) -> Cell:
 
 def _with_footnotes(tables: dict[str, dict[str, Cell]]) -> list[str]:
     reasons: dict[str, int] = {}
-    lines = [_row("", *tables), _row("---", *["---"] * len(tables))]
-    for text in next(iter(tables.values())):
-        cells = []
-        for table in tables.values():
-            answer, why = table[text]
-            cells.append(f"{answer} [{reasons.setdefault(why, len(reasons) + 1)}]" if why else answer)
-        lines.append(_row(text, *cells))
+
+    def shown(answer: str, why: str) -> str:
+        return f"{answer} [{reasons.setdefault(why, len(reasons) + 1)}]" if why else answer
+
+    properties = next(iter(tables.values()))
+    lines = table(("", *tables), ([text, *(shown(*of[text]) for of in tables.values())] for text in properties))
     return [*lines, "", *(f"{number}. {why}" for why, number in reasons.items())]
 
 
 def _differences(usual: dict[str, dict[str, Cell]], tables: dict[str, dict[str, Cell]]) -> list[str]:
-    lines = [
-        _row(name, text, answer, why)
-        for name, table in tables.items()
-        for text, (answer, why) in table.items()
+    rows = [
+        (name, text, answer, why)
+        for name, cells in tables.items()
+        for text, (answer, why) in cells.items()
         if usual[name][text] != (answer, why)
     ]
-    if not lines:
-        return ["Nothing changes."]
-    return [_row("backend", "property", "then", "why"), _row(*["---"] * 4), *lines]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    return table(("backend", "property", "then", "why"), rows) if rows else ["Nothing changes."]

@@ -6,7 +6,7 @@ has a reason, and so has an illegal one.
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import hypothesis
 import msgspec
@@ -24,6 +24,7 @@ from attn_fuzz.cases.dimensions import DIMENSIONS, Dimension, Value
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
+from attn_lab.written import table
 
 _BORDERS = (
     check_paged_attention,
@@ -111,16 +112,23 @@ def region_page(counted: Mapping[tuple[str, str], int]) -> str:
         "Their tensors are built, and no kernel is run. A field without a dimension fails a test, and so does a legal region",
         "that has neither a case nor a reason.",
         "",
-        "| dimension | region | cases | why it is not drawn |",
-        "|---|---|--:|---|",
+        *table(("dimension", "region", "cases", "why it is not drawn"), _of_regions(counted), ("cases",)),
+        "",
+        "### Fields",
+        "",
+        *table(("dimension", "fields of a case", "of the contract"), map(_fields, DIMENSIONS)),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _of_regions(counted: Mapping[tuple[str, str], int]) -> Iterator[tuple[object, ...]]:
     for dimension in DIMENSIONS:
-        lines += [f"| {dimension.name} | {name} | {counted[dimension.name, name]} | |" for name in regions(dimension)]
+        yield from ((dimension.name, name, counted[dimension.name, name], "") for name in regions(dimension))
         for value in dimension.values:
             if value.reason:
-                lines.append(f"| {dimension.name} | {value.name} | {'-' if value.legal else 'illegal'} | {value.reason} |")
-    lines += ["", "### Fields", "", "| dimension | fields of a case | of the contract |", "|---|---|---|"]
-    for dimension in DIMENSIONS:
-        named = [", ".join(f"`{name}`" for name in names) for names in (dimension.fields, dimension.contract)]
-        lines.append(f"| {dimension.name} | {' | '.join(named)} |")
-    return "\n".join(lines) + "\n"
+                yield (dimension.name, value.name, "-" if value.legal else "illegal", value.reason)
+
+
+def _fields(dimension: Dimension) -> tuple[str, ...]:
+    named = (", ".join(f"`{name}`" for name in names) for names in (dimension.fields, dimension.contract))
+    return (dimension.name, *named)

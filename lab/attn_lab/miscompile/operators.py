@@ -176,4 +176,4 @@ def _with_operand(instruction: Instruction, place: int, operand: Operand) -> Ins
 
 
 def _with_modifier(instruction: Instruction, name: str, value: int) -> Instruction:
-    return replace(instruction, modifiers=instruction.modifiers | {name: value})
+    return replace(instruction, modifiers={**instruction.modifiers, name: value})

@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from attn_amdgcn import Memory, Program, Report, Schedule, checked
+from attn_amdgcn import Memory, Parts, Program, Report, Schedule, checked
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import features
 from attn_fuzz.emulated import emulation
@@ -45,7 +45,7 @@ class Launch:
     after: Mapping[str, np.ndarray]
     lds_bytes: int
     instructions: int
-    parts: Mapping[str, Sequence[tuple[int, int]]] | None = None
+    parts: Parts | None = None
 
     def run(self, program: Program, schedules: Sequence[Schedule], most: int) -> Memory:
         given = (program, self.grid, self.arguments, self.buffers)

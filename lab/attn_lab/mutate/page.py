@@ -13,7 +13,7 @@ from attn_lab.mutate.campaign import Log, Trial, order
 from attn_lab.mutate.generate import Generated
 from attn_lab.written import table
 
-SCHEMA = "attn-parity.mutants/1"
+SCHEMA = "attn-parity.mutants/2"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
 BROKEN, EQUIVALENT = "does not run", "equivalent"
 
@@ -24,8 +24,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     Attributes:
         name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells, and
             nothing of one that equivalent.toml tells.
-        ci, nightly: for each seed, after how many examples of the profile it was found; None where it survived. A file has no
-            `nightly` of what each seed found at `ci`.
+        examples: for each seed, after how many examples it was found; None where it survived.
         by: the kind of the verdict that found it first.
         tests: whether the test suite found it; None if the suite was not run to its end.
         always: whether it raised in every case.
@@ -35,11 +34,10 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 
     name: str
     change: str = ""
-    ci: tuple[int | None, ...] = ()
+    examples: tuple[int | None, ...] = ()
     by: str | None = None
     tests: bool | None = None
     always: bool = False
-    nightly: tuple[int | None, ...] = ()
     state: str = ""
     why: str = ""
 
@@ -108,36 +106,33 @@ class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     sample: int
     sample_seed: int
     seeds: tuple[int, ...]
-    ci: int
-    nightly: int | None
+    examples: int
     suite: Suite | None
     mutants: tuple[Row, ...]
 
 
-def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int | None, equivalent: dict[str, str]) -> Row:
+def row(mutant: Generated, log: Log, seeds: Sequence[int], examples: int, equivalent: dict[str, str]) -> Row:
     """What a log knows of a mutant.
 
     Args:
-        ci, nightly: examples for each target; None if only ci was run.
+        examples: for each target.
         equivalent: reasons by name.
     """
     found = Row(mutant.name, mutant.change, tests=of_tests(mutant, log))
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
     targets = reach.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
-    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, nightly or ci, log.probed)] for seed in seeds]
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, examples, log.probed)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
         return msgspec.structs.replace(found, state=BROKEN, why=broken.message)
-    first = next((trial for trial in trials if trial.by), None)
-    num_first = len(order(mutant, 0, targets, ci, log.probed))
     counts = [_found_after(trials) for trials in by_seed]
-    if UNFINISHED in (_found_after(trials[:num_first]) for trials in by_seed):
+    if UNFINISHED in counts:
         return msgspec.structs.replace(found, state=UNFINISHED)
+    first = next((trial for trial in trials if trial.by), None)
     return msgspec.structs.replace(
         found,
-        ci=tuple(_number(_found_after(trials[:num_first])) for trials in by_seed),
-        nightly=() if nightly is None or UNFINISHED in counts else tuple(map(_number, counts)),
+        examples=tuple(map(_number, counts)),
         by=first.by if first else None,
         always=first.always if first else False,
         state="" if targets else NOT_RUN_BY_ANY,
@@ -146,7 +141,7 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], ci: int, nightly: int
 
 def explained(row: Row, causes: dict[str, str]) -> Row:
     """A row with the cause why its mutant survived, if the mutant did and a cause is known."""
-    survived = row.counts and (row.state == NOT_RUN_BY_ANY or None in (row.nightly or row.ci))
+    survived = row.counts and (row.state == NOT_RUN_BY_ANY or None in row.examples)
     return msgspec.structs.replace(row, why=causes.get(row.name, "")) if survived else row
 
 
@@ -195,21 +190,35 @@ def suite_of(log: Log) -> Suite | None:
     )
 
 
+FINDERS = {
+    "judge": ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope", "input", "guard"),
+    "property": ("property",),
+    "sanitizer": ("sanitizer",),
+    "exact": ("exact",),
+    "exception": ("raised", "crashed", "hung"),
+    "refusal": ("served",),
+}
+"""The kinds of verdicts by what finds a mutant in drawn calls. A user's own kernel gets all of these checks."""
+_ON_OUTPUTS = (*FINDERS["judge"], *FINDERS["property"], *FINDERS["sanitizer"], *FINDERS["exact"])
+
+
+KERNELS_OR_HOST: dict[str, Callable[[Row], bool]] = {
+    "kernels and launches": lambda row: row.room in ("kernels", "launch"),
+    "other host code": lambda row: row.room not in ("kernels", "launch"),
+}
+
+
 Judge = Callable[[Row], list[bool] | None]
 """Whether each seed found a mutant; None if that is not known."""
 
 JUDGES: dict[str, Judge] = {
-    "ci": lambda row: [each is not None for each in row.ci] or None,
-    "nightly": lambda row: [each is not None for each in row.nightly] or None,
+    "fuzzer": lambda row: [each is not None for each in row.examples] or None,
+    "judge, property and sanitizer": lambda row: [each is not None and row.by in _ON_OUTPUTS for each in row.examples] or None,
     "tests": lambda row: None if row.tests is None else [row.tests],
-    "ci and tests": lambda row: _or_tests(row, row.ci),
-    "nightly and tests": lambda row: _or_tests(row, row.nightly),
+    "fuzzer and tests": lambda row: (
+        None if row.tests is None else [each is not None or row.tests for each in row.examples] or None
+    ),
 }
-
-
-def _or_tests(row: Row, found: Sequence[int | None]) -> list[bool] | None:
-    """Whether each seed or the test suite found a mutant."""
-    return None if row.tests is None else [each is not None or row.tests for each in found] or None
 
 
 def rate(rows: Iterable[Row], judge: str) -> str:
@@ -227,8 +236,9 @@ def summary(rows: Sequence[Row]) -> str:
     """All in one line."""
     reached = [row for row in rows if row.state != NOT_RUN_BY_ANY]
     parts = [f"{judge} {found}" for judge in JUDGES if (found := rate(rows, judge))]
-    parts += [f"of those that a target runs {judge} {found}" for judge in ("ci", "nightly") if (found := rate(reached, judge))]
-    examples = [count for row in rows for count in row.ci if count is not None]
+    if found := rate(reached, "fuzzer"):
+        parts.append(f"of those that a target runs fuzzer {found}")
+    examples = [count for row in rows for count in row.examples if count is not None]
     if examples:
         parts.append(f"examples until found: median {median(examples):g}, most {max(examples)}")
     left_out = {state: sum(row.state == state for row in rows) for state in (BROKEN, EQUIVALENT, UNFINISHED)}
@@ -245,6 +255,9 @@ Operators (`attn_lab.mutate.operators`) make a small change at every place of th
 these mutants, which nobody chose, are run. All modules and operators have their share. [mutants.md](../reference/mutants.md)
 says how.
 
+Kernels and launches are what the fuzzer is for: their rate is that of judge, property and sanitizer, which a user's own kernel
+gets as well. The rate of the other host code is that of the tests.
+
 A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
 ends at once. A mutant that no target runs is in the rates, and survives. `equivalent.toml` says of each equivalent mutant why.
@@ -255,11 +268,11 @@ OF_SAMPLE = """
 ## {sample} mutants of seed {sample_seed}
 
 `python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
-changed statement drew at most {ci} cases at `ci`{nightly}.
+changed statement drew at most {examples} cases.
 """
 UNENDED = """
 The run ended before {unended} of the mutants had met all of their targets. If no seed found any of them, the rate would be
-{least}.
+{least:.0f} %.
 """
 SUITE = """
 The column `tests` is of the project's own tests under {versions}. Without a mutant {passed} of them
@@ -284,21 +297,16 @@ def short(results: Results) -> Results:
     def kept(row: Row) -> Row:
         if row.state == EQUIVALENT:
             return Row(row.name)
-        told = row.state or None in (row.nightly or row.ci)
-        nightly = row.nightly if None in row.ci else ()
-        return msgspec.structs.replace(row, change=row.change if told else row.digest, nightly=nightly)
+        return msgspec.structs.replace(row, change=row.change if row.state or None in row.examples else row.digest)
 
     return msgspec.structs.replace(results, mutants=tuple(map(kept, results.mutants)))
 
 
 def whole(results: Results) -> Results:
-    """What `short` has left out of rates: the nightly run of what was found before it, and which mutants are equivalent."""
+    """What `short` has left out: which mutants are equivalent."""
 
     def of_row(row: Row) -> Row:
-        if not row.change:
-            return msgspec.structs.replace(row, state=EQUIVALENT)
-        is_found = row.ci and None not in row.ci and results.nightly
-        return msgspec.structs.replace(row, nightly=row.ci) if is_found else row
+        return row if row.change else msgspec.structs.replace(row, state=EQUIVALENT)
 
     return msgspec.structs.replace(results, mutants=tuple(map(of_row, results.mutants)))
 
@@ -312,26 +320,24 @@ def text(samples: Iterable[Results]) -> str:
 
 def _of_sample(results: Results) -> list[str]:
     seeds = ", ".join(map(str, results.seeds))
-    nightly = f" and {results.nightly} at `nightly`" if results.nightly else ""
-    fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "ci")}
+    fields = {name: getattr(results, name) for name in ("sample", "sample_seed", "device", "hypothesis", "examples")}
     rows = results.mutants
-    lines = OF_SAMPLE.format(**fields, seeds=seeds, nightly=nightly).splitlines()
+    lines = OF_SAMPLE.format(**fields, seeds=seeds).splitlines()
     if gone := results.sample - len(rows):
         lines += GONE.format(gone=gone).splitlines()
     lines += [*_of_unfinished(rows), *_of_suite(results), "", summary(rows) + ".", ""]
-    lines += [*_rates("operator", rows, lambda row: row.operator), "", *_rates("room", rows, lambda row: row.room)]
+    lines += [*_finders(rows), "", *_rates("operator", rows, lambda row: row.operator), ""]
+    lines += _rates("room", rows, lambda row: row.room)
     for state in ("", NOT_RUN_BY_ANY, BROKEN, UNFINISHED):
-        lines += _survivors(state, [row for row in rows if row.state == state and (state or None in (row.nightly or row.ci))])
+        lines += _survivors(state, [row for row in rows if row.state == state and (state or None in row.examples)])
     return lines
 
 
 def _of_unfinished(rows: Sequence[Row]) -> list[str]:
-    unended = sum(row.state == UNFINISHED for row in rows)
-    rates = {judge: judged for judge in ("ci", "nightly") if (judged := _judged(rows, judge))}
-    if not unended or not rates:
+    unended, judged = sum(row.state == UNFINISHED for row in rows), _judged(rows, "fuzzer")
+    if not unended or not judged:
         return []
-    least = [f"{100 * sum(judged) / (len(judged) + unended):.0f} % at `{judge}`" for judge, judged in rates.items()]
-    return UNENDED.format(unended=unended, least=" and ".join(least)).splitlines()
+    return UNENDED.format(unended=unended, least=100 * sum(judged) / (len(judged) + unended)).splitlines()
 
 
 def _of_suite(results: Results) -> list[str]:
@@ -346,6 +352,18 @@ def _of_suite(results: Results) -> list[str]:
     return lines
 
 
+def _finders(rows: Sequence[Row]) -> list[str]:
+    """Of kernels and their launches, and of all other host code: by what their mutants are found first."""
+    columns = ("code", "mutants", *FINDERS, "tests alone", "nobody")
+    cells = []
+    for code, rooms in KERNELS_OR_HOST.items():
+        counted = [row for row in rows if row.counts and rooms(row)]
+        by = [sum(row.by in kinds for row in counted) for kinds in FINDERS.values()]
+        alone = sum(row.by is None and bool(row.tests) for row in counted)
+        cells.append([code, len(counted), *by, alone, len(counted) - sum(by) - alone])
+    return table(columns, cells, columns[1:])
+
+
 def _rates(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
     judges = [judge for judge in JUDGES if rate(rows, judge)]
     groups = {group: [row for row in rows if key(row) == group] for group in sorted(set(map(key, rows)))} | {"all": rows}
@@ -358,8 +376,7 @@ def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
         return []
     columns, cells = ("mutant", "change", "seeds that found it", "tests", "why"), []
     for row in rows:
-        found = row.nightly or row.ci
-        seeds = f"{sum(each is not None for each in found)} of {len(found)}" if found else ""
+        seeds = f"{sum(each is not None for each in row.examples)} of {len(row.examples)}" if row.examples else ""
         tests = {None: "", True: "found", False: "survived"}[row.tests]
         name, why = row.name.removeprefix("attn_optimized."), re.sub(r"^attn_optimized\S*: ", "", row.why)
         cells.append((f"`{name}`", f"`{row.change}`", seeds, tests, why))

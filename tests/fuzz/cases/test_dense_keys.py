@@ -1,7 +1,6 @@
 """A target that reads this step's keys from k and v is judged by them, and not by what a quantized cache made of them."""
 
 import pytest
-from attn_fuzz.targets import registry
 
 
 def test_it_is_judged_by_what_it_reads(fuzz_here):
@@ -18,8 +17,3 @@ def test_reading_the_other_place_fails_where_the_cache_rounds(target, fuzz_here)
     assert progress.failure is not None
     assert progress.failure.verdict.kind in ("value", "bitwise")
     assert progress.failure.case.cache.dtype == "fp8_e4m3fn"
-
-
-def test_an_engine_that_does_not_always_give_keys_is_refused():
-    with pytest.raises(registry.UnknownTargetError, match=r"dense_keys, for which its Support needs Engine\(writes"):
-        registry.usable("planted_dense:UNWRITTEN", "cpu")

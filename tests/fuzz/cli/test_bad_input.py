@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -57,39 +59,20 @@ def refused(attn_parity, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        (["--target", "nobody"], "'nobody'"),
-        (["--target", ""], "target"),
-        (["--target", "planted:NOBODY"], "NOBODY"),
-        (["--target", "planted:NO_TARGET"], "it is a str"),
-        (["--target", "no_such_module:TARGET"], "no_such_module"),
-        (["--target", "broken:TARGET"], "SyntaxError"),
-        (["--target", "quits:TARGET"], "quits"),
-        (["--profile", "weekly"], "weekly"),
-        (["--examples", "0"], "--examples"),
-        (["--seed", "-1"], "--seed"),
-        (["--workers", "0"], "--workers"),
-        (["--limit", "nan"], "--limit"),
-        (["--limit", "inf"], "--limit"),
-        (["--minutes", "nan"], "--minutes"),
-        (["--device", "tpu"], "tpu"),
-        (["--json", "missing/run.json"], "missing"),
-        (["--json", "folder"], "folder"),
-        (["--report", "a_file"], "a_file"),
-        (["--nonsense"], "--nonsense"),
-        (["extra"], "extra"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_fuzz_refuses(arguments, names, refused, tmp_path):
-    (tmp_path / "folder").mkdir()
+LINES = Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8").splitlines()[1:]
+
+
+@pytest.mark.parametrize(("command", "names"), [line.split(" -> ") for line in LINES], ids=LINES)
+def test_a_command_is_refused(command, names, refused, step_case, tmp_path):
+    for folder in ("folder", "empty"):
+        (tmp_path / folder).mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a_file").write_text("")
     (tmp_path / "broken.py").write_text("TARGET = (")
     (tmp_path / "quits.py").write_text("import sys\nsys.exit(0)")
-    target = () if "--target" in arguments else ("--target", "reference-fp32")
-    refused("fuzz", *target, "--examples", 1, *arguments, names=names)
+    (tmp_path / "case.json").write_text(case_file.dumps(replace(step_case, head_size=16)))
+    (tmp_path / "config.json").write_text((Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json").read_text())
+    refused(*shlex.split(command), names=names)
 
 
 @pytest.mark.parametrize(
@@ -301,20 +284,6 @@ def test_a_field_that_a_case_has_twice_is_named(refused, step_case, tmp_path):
     refused("replay", "case.json", names="'seq_len' is there twice")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("fuzz", "--target", "reference-fp32", "--json", "pipe"),
-        ("select", "--heads", 8, "--head-size", 64, "--json", "pipe"),
-        ("show", "case.json", "--no-run", "--html", "pipe"),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_a_pipe_as_an_output_is_refused_before_the_work(arguments, refused, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    refused(*arguments, names="pipe is a pipe, which may have no reader; expected a file")
-
-
 def test_an_exclude_that_raises_is_named_and_controls_no_terminal(attn_parity, tmp_path):
     (tmp_path / "excludes.py").write_text(
         "import dataclasses\nfrom planted import FLASH, SMALL\n"
@@ -342,11 +311,8 @@ def test_the_name_of_a_corpus_file_controls_no_terminal_and_no_page(attn_parity,
     assert "\x1b" not in run.out + run.err + page.read_text()
 
 
-def test_replay_refuses_a_missing_file_a_folder_and_nothing(refused, tmp_path):
-    refused("replay", "missing.json", names="missing.json")
+def test_the_name_of_a_missing_file_controls_no_terminal(refused):
     refused("replay", "\x1b[31mred.json", names="?[31mred.json: No such file")
-    refused("replay", tmp_path, names=str(tmp_path))
-    refused("replay", names="FILES")
 
 
 def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, step_case, tmp_path, monkeypatch):

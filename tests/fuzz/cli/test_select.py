@@ -160,39 +160,6 @@ def test_a_backend_that_does_not_serve_ends_with_1_and_names_others(attn_parity,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "--heads, --head-size"),
-        (["--heads", "16", "--head-size", "0"], "--head-size: got 0"),
-        (["--heads", "16", "--kv-heads", "3", "--head-size", "64"], "--heads: got 16, expected a multiple of --kv-heads (3)"),
-        ([*LAYER, "--attn-type", "DECODER"], "--attn-type"),
-        ([*LAYER, "--sliding-window", "0"], "--sliding-window"),
-        ([*LAYER, "--sliding-window", "8", "--attn-type", "encoder_decoder"], "--sliding-window: got (7, 7)"),
-        ([*LAYER, "--kv-cache-dtype", "int8"], "--scales: got nothing"),
-        ([*LAYER, "--layout", "CONTENT_PACKED_SCALED"], "--layout: got CONTENT_PACKED_SCALED"),
-        ([*LAYER, "--arch", "gfx900"], "--arch: got 'gfx900', expected one of gfx90a"),
-        ([*LAYER, "--aiter", "2025-01"], "--aiter: AITER: got version '2025-01'"),
-        ([*LAYER, "--backend", "FLASH"], "backend: got 'FLASH', expected one of"),
-        ([*LAYER, "--backend", "other=TRITON_ATTN"], "--backend other=TRITON_ATTN: got layer 'other', expected one of layer"),
-        ([*LAYER, "--backend", "layer="], "backend: got '', expected one of"),
-        ([*LAYER, "--backend", "TRITON_ATTN", "--backend", "ROCM_ATTN"], "--backend ROCM_ATTN: there is one already for all"),
-        (
-            [*LAYER, "--backend", "layer=TRITON_ATTN", "--backend", "layer=ROCM_ATTN"],
-            "--backend layer=ROCM_ATTN: there is one already for layer",
-        ),
-        ([*LAYER, "--logits-soft-cap", "nan"], "--logits-soft-cap: got nan"),
-        ([*LAYER, "--rope", "--attn-type", "encoder"], "--rope: got True"),
-        (["no.json"], "no.json"),
-        ([*LAYER, "--json", "no/selected.json"], "the folder no does not exist"),
-    ],
-)
-def test_what_is_not_understood_ends_with_2(arguments, said, attn_parity):
-    run = attn_parity("select", *arguments)
-    assert run.code == 2
-    assert said in run.err
-
-
-@pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"schema": "attn-parity.case/2"}, "attn-parity.case/2"),

@@ -261,26 +261,6 @@ def test_a_file_that_is_no_ledger_is_not_overwritten(attn_parity, tmp_path):
     assert book.read_text() == "notes of mine\n"
 
 
-@pytest.mark.parametrize(
-    ("target", "options", "message"),
-    [
-        ("RIGHT", ("--scope", "large"), "'large' is not one of"),
-        ("RIGHT", ("--shard", "9/8"), "got '9/8', expected K/N with K from 1 to N"),
-        ("RIGHT", ("--shard", "0/3"), "got '0/3', expected K/N"),
-        ("RIGHT", ("--shard", "half"), "got 'half', expected K/N"),
-        ("SERVES_NOTHING", (), "serves no call of the scope ci: everything"),
-        ("WITHOUT_ORACLE", (), "has no oracle"),
-        ("NOWHERE", (), "it does not load"),
-    ],
-)
-def test_bad_input_is_one_line(attn_parity, tmp_path, target, options, message):
-    ended = exhaust(attn_parity, target, *options)
-    assert ended.code == 2
-    assert message in ended.err
-    assert len(ended.err.strip().splitlines()) == 1
-    assert not (tmp_path / "attn-parity-runs").exists()
-
-
 def test_a_target_of_larger_blocks_gets_its_own(attn_parity):
     ended = exhaust(attn_parity, "ONLY_LARGE_BLOCKS", "--count")
     assert ended.code == 0

@@ -724,14 +724,6 @@ def test_a_case_is_replayed_with_it_and_without(attn_parity, tmp_path):
     assert "attention_kernel, program (0, 0, 0): kv_cache, " in run.out
 
 
-@pytest.mark.parametrize("command", [("fuzz",), ("replay", "case.json")])
-def test_a_target_that_cannot_be_sanitized_is_an_error(attn_parity, tmp_path, command):
-    (tmp_path / "case.json").write_text(case_file.dumps(PAGED))
-    run = attn_parity(*command, "--target", "reference-fp32", "--sanitize", "--device", "cpu")
-    assert run.code == 2
-    assert "--sanitize: target reference-fp32 does not declare Triton kernels (Target.sanitizes)" in run.err
-
-
 def test_a_gpu_cannot_be_sanitized():
     with pytest.raises(click.ClickException, match="only with --device cpu"):
         sanitizes(True, TRITON, "cuda")

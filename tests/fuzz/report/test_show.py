@@ -245,21 +245,6 @@ def test_without_a_run_no_target_is_needed(attn_parity, step_case, tmp_path):
     assert "block 3: request 1" in run.out
 
 
-def test_a_page_that_cannot_be_written_is_one_line(attn_parity, step_case, tmp_path):
-    (tmp_path / "case.json").write_text(case_file.dumps(step_case))
-    run = attn_parity("show", "case.json", "--no-run", "--html", "nowhere/page.html")
-    assert run.code == 2
-    assert run.err == "attn-parity: --html: the folder nowhere does not exist\n"
-
-
-def test_a_page_does_not_replace_the_case(attn_parity, step_case, tmp_path):
-    (tmp_path / "case.json").write_text(case_file.dumps(step_case))
-    run = attn_parity("show", "case.json", "--no-run", "--html", "case.json")
-    assert run.code == 2
-    assert run.err == "attn-parity: --html: case.json is the case itself\n"
-    assert case_file.load(tmp_path / "case.json") == step_case
-
-
 @pytest.mark.parametrize(("qq_bias", "kind"), [(None, "other"), ("random", "tree")])
 def test_a_key_that_no_known_rule_hides_is_not_blamed_on_drafts(step_case, qq_bias, kind):
     """As a rule that was added later does."""

@@ -251,22 +251,6 @@ def test_a_resource_that_no_node_has_is_refused_in_one_line(cluster, attn_parity
         assert f"no node of the cluster has CPU and {'GPU' if 'cuda' in arguments else 'gfx1100'}" in line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        (["--ray", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
-        (["--ray", "ray://127.0.0.1:10001"], "expected auto or HOST:PORT"),
-        (["--ray", "local"], "expected auto or HOST:PORT"),
-        (["--needs", "gfx942"], "need --ray"),
-    ],
-)
-def test_an_address_that_is_no_cluster_is_refused_in_one_line(arguments, names, attn_parity):
-    run = attn_parity("fuzz", "--target", "planted:FLASH", *arguments)
-    assert run.code == 2
-    (line,) = run.err.splitlines()
-    assert names in line
-
-
 def test_auto_without_a_cluster_is_refused_in_one_line(attn_parity, monkeypatch):
     """Ray's own words name its options, which are none of this command."""
 

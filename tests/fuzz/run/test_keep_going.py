@@ -370,10 +370,3 @@ def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environme
     for each in result["failures"]:
         assert (tmp_path / each["case_file"]).exists()
         assert each["case_file"] in ended.stdout
-
-
-def test_a_target_that_is_named_twice_is_refused(attn_parity, tmp_path):
-    run = attn_parity("fuzz", "--keep-going", "--target", THREE, "--target", THREE)
-    assert run.code == 2
-    assert "--target: got planted-three more than once" in run.err
-    assert not list(tmp_path.rglob("*.json"))

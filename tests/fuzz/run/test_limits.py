@@ -35,6 +35,22 @@ def test_an_error_of_a_kernel_is_a_verdict_on_the_kernel(error, step_case):
     assert "(attn_fuzz" not in verdict.message
 
 
+def test_an_adapter_that_cannot_be_called_so_is_a_verdict_on_it(step_case):
+    target = dataclasses.replace(REFERENCE_FP32, attention=lambda q, k, v: None)
+    assert try_case(step_case, target, "cpu").message.startswith("TypeError: ")
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("illegal access", 700), torch.OutOfMemoryError("out of memory")])
+def test_what_a_gpu_tells_late_is_no_fault(error, step_case, monkeypatch):
+    """An adapter of this project waits for the GPU."""
+
+    def wait(*arguments):
+        raise error
+
+    monkeypatch.setattr("attn_fuzz.run.attempt._synchronize", wait)
+    assert try_case(step_case, REFERENCE_FP32, "cpu").kind == "raised"
+
+
 @pytest.mark.parametrize(("function", "what"), LIMITS.items(), ids=[each.__name__ for each in LIMITS])
 def test_a_limit_is_none(function, what, step_case):
     verdict = try_case(step_case, calling(function), "cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attn_contract import Layer, Layout
 from attn_fuzz.emulated import hip
-from attn_fuzz.emulated.compiler import CompilerError
+from attn_fuzz.errors import LimitError
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.others.aiter_hip import AITER_HIP_PA_RAGGED, AITER_HIP_PA_ROCM, AITER_HIP_PA_V1
 from attn_fuzz.verdict.rounding import CallRounding, Rounding
@@ -64,7 +64,7 @@ def test_a_struct_may_hold_pointers(double):
 def test_a_store_past_a_tensor_and_a_workgroup_of_another_size_are_told(double):
     with pytest.raises(Violation, match="twice for gfx942: 4 bytes at byte 400 of x, which has 400 bytes"):
         run(double, torch.arange(100.0), 101)
-    with pytest.raises(CompilerError, match=r"a workgroup of \(32, 1, 1\) lanes is not emulated: the kernel has 64"):
+    with pytest.raises(LimitError, match=r"a workgroup of \(32, 1, 1\) lanes, where the kernel has 64"):
         run(double, torch.arange(100.0), 100, threads=32)
 
 

@@ -73,11 +73,6 @@ def test_a_target_is_told_in_full(name, told, attn_parity, monkeypatch):
     assert re.search(told, attn_parity("targets", name, "--device", "cpu").out)
 
 
-def test_a_target_that_does_not_exist_is_refused(attn_parity):
-    run = attn_parity("targets", "triton@faraway")
-    assert (run.code, run.err.splitlines()[-1].endswith("gfx1250 behind the @")) == (2, True), run.err
-
-
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_a_mode_that_a_target_has_not_is_refused_with_a_sentence(mode):
     told = modes.told(registry.load("triton-merge"), registry.entry("triton-merge").value)[mode]

@@ -214,12 +214,6 @@ def test_chunks_are_asked_of_the_causal_requests_of_a_step():
     assert "of request 1 in a step of their own" in verdict.message
 
 
-def test_the_first_bits_that_differ_are_named():
-    in_row_4 = torch.arange(4, 5)
-    verdict = try_case(NON_CAUSAL, planted(lambda batch: in_row_4[: batch.num_requests - 1], "lse"), "cpu")
-    assert verdict.message.startswith("batch composition: request 1 alone: 1 elements of lse differ, first at row 4, head 0: ")
-
-
 def test_an_exception_on_a_variant_of_the_step_is_the_kernels():
     def raises_alone(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         if batch.num_requests == 1:

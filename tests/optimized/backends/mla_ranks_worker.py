@@ -108,8 +108,11 @@ def rank_step(case: Case, rank: int, num_ranks: int, device: str = "cpu") -> Ran
     )
 
 
-def impl_of(own_group: dist.ProcessGroup, case: Case, step: RankStep, **changed: Any) -> Any:
-    layer = replace(whole_call(case, device_of(own_group)).layer, num_heads=HEADS // own_group.size())
+def impl_of(
+    own_group: dist.ProcessGroup, case: Case, step: RankStep, of_layer: dict[str, Any] | None = None, **changed: Any
+) -> Any:
+    heads = HEADS // own_group.size()
+    layer = replace(whole_call(case, device_of(own_group)).layer, num_heads=heads, **(of_layer or {}))
     options = {
         "dtype": torch.float16,
         "block_size": BLOCK_SIZE,
@@ -241,11 +244,13 @@ class _Torch:
         return new
 
 
-def calls_of(group: dist.ProcessGroup, case: Case, builder: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def calls_of(
+    group: dist.ProcessGroup, case: Case, builder: dict[str, Any], of_step: Any = None, **of_layer: Any
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The method for a step of one phase, and its arguments."""
     step = rank_step(case, group.rank(), group.size(), device_of(group))
-    metadata = metadata_of(group, case, step.common, **builder)
-    impl = impl_of(group, case, step)
+    metadata = metadata_of(group, case, of_step(step.common) if of_step else step.common, **builder)
+    impl = impl_of(group, case, step, of_layer)
     num_tokens, heads = len(step.new) - calls.UNOWNED_ROWS, step.q.shape[1]
     q = step.q[:num_tokens]
     given = {"kv_cache": step.after, "attn_metadata": metadata, "output": q.new_empty(num_tokens, heads, LATENT)}
@@ -261,15 +266,17 @@ def disagrees(
     case: Case,
     builder: dict[str, Any] | None = None,
     changes: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    **other: Any,
 ) -> tuple[torch.Tensor]:
     """A call that is another one on rank 1.
 
     Args:
         builder: options of its builder.
         changes: some of its arguments, changed.
+        other: `of_step`, which changes the metadata of its step; fields of its layer.
     """
     is_other = group.rank() == 1
-    method, arguments = calls_of(group, case, builder or {} if is_other else {})
+    method, arguments = calls_of(group, case, builder or {}, **other) if is_other else calls_of(group, case, {})
     if is_other and changes is not None:
         arguments |= changes(arguments)
     return (method(**arguments),)
@@ -282,6 +289,20 @@ def is_wrong_after_a_right_call(
     method, arguments = calls_of(group, case, {})
     method(**arguments)
     return (method(**arguments | changes(arguments)),)
+
+
+def with_another_cut(common: CommonAttentionMetadata) -> CommonAttentionMetadata:
+    """The same rows, of which the first request has one less."""
+    starts = common.query_start_loc_cpu.clone()
+    starts[1] -= 1
+    return replace(common, query_start_loc_cpu=starts, query_start_loc=starts.to(common.query_start_loc.device))
+
+
+def with_a_key_less(common: CommonAttentionMetadata) -> CommonAttentionMetadata:
+    assert common.seq_lens_cpu is not None
+    lens = common.seq_lens_cpu.clone()
+    lens[-1] -= 1
+    return replace(common, seq_lens_cpu=lens, seq_lens=lens.to(common.seq_lens.device))
 
 
 def with_output_in_the_query(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -107,12 +107,16 @@ def test_a_reader_of_another_layers_cache_writes_nothing(name, make_step, forwar
             impl.do_rope_and_kv_cache_update(*rope, is_neox=True)
 
 
-@pytest.mark.parametrize("name", ROTATING)
-def test_rope_and_cache_update_rotate_query_and_key(name, make_step, aiter, device):
+@pytest.mark.parametrize("name", PLAIN)
+def test_rope_and_cache_update_rotate_query_and_key_or_are_refused(name, make_step, aiter, device):
     step = make_step([7], [7], **FORMS[name])
     impl = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
     expected_query, expected_cache, slots = step.query.clone(), step.kv_cache.clone(), step.common.slot_mapping
     rope = step.key, step.value, torch.arange(7, device=device), torch.randn(16, 64, device=device)
+    if name not in ROTATING:
+        with pytest.raises(UnsupportedError):
+            impl.do_rope_and_kv_cache_update(step.query, *rope, step.kv_cache, slots, is_neox=True)
+        return
     attn_reference.rope_and_write_kv_cache(expected_query, *rope, expected_cache, step.layer, slots, is_neox=True)
     impl.do_rope_and_kv_cache_update(step.query, *rope, step.kv_cache, slots, is_neox=True)
     torch.testing.assert_close(step.query, expected_query, equal_nan=True)

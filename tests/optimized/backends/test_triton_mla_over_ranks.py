@@ -139,6 +139,26 @@ UNLIKE = {
         unlike(case=PREFILLS, builder={"context_chunk_keys": 7}),
         of_both("context_chunk_keys: got 7 on rank 1, expected 1024"),
     ),
+    "the scale of a prefill": (
+        unlike(case=PREFILLS, scale=0.5),
+        of_both("scale: got 0.5 on rank 1, expected 0.15811388300841897"),
+    ),
+    "the scale of a decode": (
+        unlike(case=DECODES, scale=0.5),
+        of_both("scale: got 0.5 on rank 1, expected 0.15811388300841897"),
+    ),
+    "where the requests of a prefill begin": (
+        unlike(case=PREFILLS, of_step=mla_ranks_worker.with_another_cut),
+        ["ContractError: query_start_loc_cpu: got values of checksum "] * 2,
+    ),
+    "the lengths of a prefill": (
+        unlike(case=PREFILLS, of_step=mla_ranks_worker.with_a_key_less),
+        ["ContractError: seq_lens_cpu: got values of checksum "] * 2,
+    ),
+    "the lengths of a decode": (
+        unlike(case=DECODES, of_step=mla_ranks_worker.with_a_key_less),
+        ["ContractError: seq_lens: got values of checksum "] * 2,
+    ),
     "the dealing of a decode": (
         unlike(case=DECODES, builder={"dealing": Dealing(num_ranks=3, rank=2)}),
         of_rank_1("attn_metadata.dealing: got rank 2 of 3, expected rank 1 of 2"),

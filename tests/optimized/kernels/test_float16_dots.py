@@ -8,11 +8,11 @@ import torch
 import triton
 import triton.language as tl
 from attn_fuzz.verdict.rounding import LOST_IN_FLOAT16
-from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernels.float16_dots import float16_queries
 
 from tests.calls import joined
 from tests.calls import paged_call as call_of_tokens
+from tests.optimized.conftest import kind_of
 
 FN = torch.float8_e4m3fn
 ONE = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}
@@ -107,9 +107,3 @@ def test_other_types_of_q_and_of_the_cache_keep_the_dots_of_q(cache, q_dtype, de
     query, key, value = (torch.randn(n, 1, 32).to(q_dtype) for n in (1, 20, 20))
     rules = {} if cache is None else {"kv_cache_dtype": cache} if cache is torch.int8 else {"kv_cache_dtype": cache, **ONE}
     assert not kind_of(call_of_tokens(joined([(query, key, value)]), device=device, **rules)).has_float16_dots
-
-
-def kind_of(call):
-    plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
-    step = (call.q, call.kv_cache, call.layer, call.batch)
-    return next(iter(paged_attention_calls(*step, plan, out=torch.empty_like(call.q)))).launch.constants["KIND"]

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from typing import Any, get_args
 from unittest import mock
 
@@ -12,6 +11,8 @@ from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry, Parameters, Phase, architectures, entries, parameters_for, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.malformed import NO_FILES, make_no_file
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250", "gfx1301")
 PHASES = get_args(Phase)
@@ -182,20 +183,11 @@ def test_a_table_without_an_entry_that_fits_is_refused_with_the_call(written):
         table.parameters_for("sm90", phase="decode", itemsize=2, block_d=64, quantized=False)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "missing", "huge"])
-def test_a_table_that_has_no_end_is_refused_at_once(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_table_that_is_no_file_or_has_no_end_is_refused_at_once(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "FOLDER", tmp_path)
-    path = tmp_path / "sm90.json"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "huge":
-        with path.open("wb") as file:
-            file.truncate(1 << 40)
+    make_no_file(tmp_path / "sm90.json", kind)
     entries.cache_clear()
-    match = (
-        r"^sm90\.json: got more than 1048576 bytes" if kind == "huge" else r"^architecture: got 'sm90', expected one that has"
-    )
-    with pytest.raises(ContractError, match=match):
+    words = r"sm90\.json: got more than 1048576 bytes" if kind == "huge" else "architecture: got 'sm90', expected one that has"
+    with pytest.raises(ContractError, match=f"^{words}"):
         entries.__wrapped__("sm90")

@@ -322,7 +322,10 @@ def index(tensor: Any) -> int:
 def _integer(bound: Any) -> int | None:
     """A bound of a loop, or None if programs have different ones."""
     if not _is_tensor(bound):
-        return int(bound)
+        try:
+            return int(bound)
+        except (TypeError, ValueError) as error:
+            raise RefusedByTritonError(f"a loop up to {bound!r}: {error}") from None
     found = common(bound.handle.data.reshape(-1))
     return None if found is None else int(found)
 

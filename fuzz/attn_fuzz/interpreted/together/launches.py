@@ -39,10 +39,7 @@ def launching(interpreter: Any) -> Callable[..., None]:
         try:
             named = {**dict(zip(taken, host_args, strict=False)), **host_kwargs}
             if not len(named) == len(taken) == len(host_args) + len(host_kwargs):  # there are defaults, or it raises
-                try:
-                    named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
-                except TypeError as error:
-                    raise RefusedByTritonError(str(error)) from None
+                named = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
             types = _integers(self.fn)
             named = {
                 name: arg if name in self.constexprs else _converted(interpreter, arg, types.get(name))

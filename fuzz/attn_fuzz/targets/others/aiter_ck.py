@@ -27,6 +27,7 @@ from attn_fuzz.targets.choices import choices_by
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others import aiter_hip
 from attn_fuzz.targets.others.aiter_dense import gathered
+from attn_fuzz.targets.others.aiter_package import root
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -63,7 +64,7 @@ def _instance(dtype: str, head_size: int, *, has_mask: bool, has_lse: bool) -> s
     name = f"*d{head_size}_{dtype}*{features}"
     given = ("-d", "fwd", "--receipt", "200", "--targets", "gfx942", "--filter", name)
     with tempfile.TemporaryDirectory() as made:
-        generator = aiter_hip.root() / _EXAMPLE / "generate.py"
+        generator = root() / _EXAMPLE / "generate.py"
         subprocess.run([sys.executable, "-B", generator, *given, "--output_dir", made], check=True, capture_output=True)
         [file] = Path(made).glob("fmha_fwd_d*.cpp")
         return file.read_text()
@@ -82,7 +83,7 @@ def _attend(architecture, q, k, v, kv_cache, layer: Layer, batch: Batch, *, out,
     has_mask = (left, right) != (-1, -1)
     dtype = "bf16" if q.dtype is torch.bfloat16 else "fp16"
     text = _instance(dtype, layer.head_size, has_mask=has_mask, has_lse=lse is not None) + _CALL
-    source = hip.Source(text, tuple(aiter_hip.root() / each for each in _FOLDERS), _OPTIONS)
+    source = hip.Source(text, tuple(root() / each for each in _FOLDERS), _OPTIONS)
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": of_rows, "q_starts": batch.query_start_loc, "k_starts": starts}
     strides = [stride for each in (q, k, v, out) for stride in each.stride()[:2]]
     sizes = (batch.num_requests, batch.max_query_len, layer.num_heads, layer.num_kv_heads, layer.head_size, layer.value_size)
