@@ -109,7 +109,7 @@ def _of_target(
     launches = {}
     with tempfile.TemporaryDirectory() as scratch:
         for architecture in chosen:
-            loaded = registry.usable(f"{target}@{architecture}", "cpu")
+            loaded = registry.load(f"{target}@{architecture}")  # what interprets it is not asked for
             if loaded.modules is None:
                 raise InputError(f"{target}: its code is not Triton's: only kernels of Triton are compiled here")
             recording = target_calls.recorded(target, architecture, seed, examples, limit, Path(scratch))

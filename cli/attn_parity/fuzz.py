@@ -214,7 +214,8 @@ class _Begun:
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
-        failures = failing.with_explanations(failures, name, plan.device, plan.limit)
+        if not outcome.interrupted:
+            failures = failing.with_explanations(failures, name, plan.device, plan.limit)
         run = self._ended(name, executor, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
@@ -252,7 +253,8 @@ class _Begun:
         runs = {}
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
-            own = failing.with_explanations(own, name, plan.device, plan.limit)
+            if not outcome.interrupted:
+                own = failing.with_explanations(own, name, plan.device, plan.limit)
             runs[name] = self._ended(name, executor, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 

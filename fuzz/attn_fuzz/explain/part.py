@@ -89,10 +89,6 @@ class Part:
             bias=logit_bias(p, j, other.layer, other.batch, self.index, torch.float64),
         )
 
-    def hiding(self, hidden: torch.Tensor) -> "Part":
-        """The part without some keys: [q, k] or [1, k] bool."""
-        return self.having(visible=self.request.visible & ~hidden)
-
     def adding(self, bias: torch.Tensor) -> "Part":
         """The part with numbers added to its logits: [H, q, k], or what broadcasts to this."""
         bias = bias.double().expand(self.layer.num_heads, len(self.p), self.j.shape[1])
@@ -159,6 +155,13 @@ class Part:
         seq_lens = self.batch.seq_lens.clone()
         seq_lens[self.index] = len(key)
         return self.having(key=key, value=value).ruled(batch={"seq_lens": seq_lens})
+
+    def with_zeros(self, more: int) -> "Part":
+        """The part with more keys and values of 0 behind its own, and numbers for those that are hidden."""
+        key, value = (
+            torch.cat([x.nan_to_num(0, 0, 0), x.new_zeros(more, *x.shape[1:])]) for x in (self.request.key, self.request.value)
+        )
+        return self.longer(key, value)
 
     def resulting(self, outputs: Outputs) -> "Part":
         return dataclasses.replace(self, outputs=outputs)

@@ -15,12 +15,14 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.part import Part
 from attn_fuzz.explain.variants import VARIANTS, results
 from attn_fuzz.explain.variants.variant import Change, Variant
-from attn_fuzz.verdict.oracle import Oracle, as_read, requests
+from attn_fuzz.verdict.oracle import Bound, Oracle, as_read, requests
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
 PAIR_SECONDS = 4.0
 """How long pairs of variants are searched."""
+ENOUGH = 4
+"""How many outputs a mistake must explain if there are so many: the failing case's, and those of three richer ones."""
 OF_OUTPUT = 0.125
 """The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
 OF_ERROR = 0.1
@@ -33,11 +35,13 @@ class Explained(NamedTuple):
     """A variant, or several in a row, which explains all that is wrong.
 
     Args:
+        outputs: how many of the outputs it explains, from the first on.
         everywhere: whether the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
             right although the variant would change them.
     """
 
     variants: tuple[Variant, ...]
+    outputs: int
     everywhere: bool
 
     @property
@@ -77,14 +81,18 @@ class Seen:
     @cached_property
     def right(self) -> list[torch.Tensor]:
         """Of each part [q, H]: where the output is right."""
-        return [self.agrees(part) for part in self.parts]
+        return [self.agrees(part, most=torch.inf) for part in self.parts]
 
     @property
     def is_right(self) -> bool:
         return all(bool(right.all()) for right in self.right)
 
-    def agrees(self, part: Part) -> torch.Tensor:
-        """[q, H] bool: where the output is that of a part, right or changed, within the bound."""
+    def agrees(self, part: Part, most: float = OF_OUTPUT) -> torch.Tensor:
+        """[q, H] bool: where the output is that of a part, right or changed, within the bound.
+
+        Args:
+            most: the largest bound that counts, as OF_OUTPUT: a variant that reads wild numbers has one that everything keeps.
+        """
         rows = part.request.rows
         oracle = Oracle(part.request, part.layer, self.out.dtype, self.rounding, self.call.q.dtype)
         bound = oracle.hard_bound()
@@ -94,11 +102,12 @@ class Seen:
         if part.outputs is not None:
             out, lse = part.outputs(out, lse)
         got = self._read(rows)
-        # a variant that reads wild numbers has a bound that everything keeps
-        largest = OF_OUTPUT * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
-        good = self._within(got, out, torch.minimum(bound.out, largest)).all(-1)
+        if most < torch.inf:
+            largest = most * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
+            bound = Bound(torch.minimum(bound.out, largest), bound.lse.clamp(max=most))
+        good = self._within(got, out, bound.out).all(-1)
         if self.lse is not None:
-            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse.clamp(max=OF_OUTPUT))
+            good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse)
         return good
 
     def error(self, part: Part, where: torch.Tensor) -> float:
@@ -125,17 +134,22 @@ class Seen:
 def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
     """Variants that explain all that is wrong in all outputs, the best first; pairs of them if none alone does.
 
+    A mistake within a tile is another one where there are several tiles. So if none explains the richest outputs, those count
+    that explain most of the outputs, at least ENOUGH.
+
     Args:
-        seen: outputs of one kernel, each of which is wrong somewhere.
+        seen: outputs of one kernel, each of which is wrong somewhere, those of the failing case first and the richest last.
         most: how many to return.
         seconds: how long to search for pairs.
     """
     if not seen:
         return []
-    found = [each for variant in VARIANTS if (each := _explains((variant,), seen))]
-    if not found:
-        found = list(itertools.islice(_pairs(seen, time.monotonic() + seconds), most))
-    return sorted(found, key=lambda each: not each.everywhere)[:most]
+    found = [_explains((variant,), seen) for variant in VARIANTS]
+    explained = max(each.outputs for each in found)
+    if explained < min(ENOUGH, len(seen)):
+        return list(itertools.islice(_pairs(seen, time.monotonic() + seconds), most))
+    best = [each for each in found if each.outputs == explained]
+    return sorted(best, key=lambda each: not each.everywhere)[:most]
 
 
 def changed(part: Part, variants: Sequence[Variant]) -> list[Part]:
@@ -153,9 +167,9 @@ def _made(part: Part, change: Change) -> Part | None:
         return None
 
 
-def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained | None:
+def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
     everywhere = True
-    for each in seen:
+    for explained, each in enumerate(seen):
         # parts with something wrong first: most variants fail there
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
             if right.all() and not everywhere:
@@ -165,9 +179,9 @@ def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained 
                 continue
             agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
             if not agreeing:
-                return None
+                return Explained(variants, explained, everywhere)
             everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
-    return Explained(variants, everywhere)
+    return Explained(variants, len(seen), everywhere)
 
 
 def _agrees(seen: Seen, part: Part) -> torch.Tensor:
@@ -182,6 +196,8 @@ def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
     first = seen[0]
     part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())
     least = OF_ERROR * first.error(part, ~right)
+    if least == torch.inf:
+        return
     alone = [(variant, changed(part, [variant])) for variant in VARIANTS if variant not in results.VARIANTS]
     for (one, others), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
         if time.monotonic() > until:
@@ -190,5 +206,6 @@ def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
             first.error(both, ~right) <= least for other in others for both in changed(other, [second])
         ):
             continue
-        if (found := _explains((one, second), seen)) and found.everywhere:
+        found = _explains((one, second), seen)
+        if found.outputs == len(seen) and found.everywhere:
             yield found

@@ -12,7 +12,7 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict
 
-SECONDS = 5.0
+SECONDS = 6.0
 """How long more outputs are looked for."""
 READS_HIDDEN = (
     "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
@@ -72,15 +72,14 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
         found.append(each)
         return True
 
-    random = evidence.with_random_numbers(case)
-    if not wrong(random):
-        random = case
+    rich = evidence.with_random_numbers(case)
+    if not wrong(rich):
+        rich = case
         wrong(case)
     other = first if first != case and time.monotonic() < until else None
     if other is not None and not wrong(evidence.with_random_numbers(other)):
         wrong(other)
-    rich = random
-    for grow in evidence.grown(random):
+    for grow in evidence.grown(rich):
         if time.monotonic() < until and wrong(richer := grow(rich)):
             rich = richer
     return found

@@ -154,7 +154,9 @@ def test_the_limit_is_told_as_the_tools(error, code, attn_parity, monkeypatch):
 )
 def test_a_binary_that_cannot_be_right_is_told(fact, words, attn_parity, monkeypatch, tmp_path):
     def planted(jobs, *_):
-        return Outcome({jobs[0]: SimpleNamespace(name="merge", num_warps=4, facts=replace(GOOD, **fact), assembly="")})
+        return Outcome(
+            {jobs[0]: SimpleNamespace(name="merge", num_warps=4, facts=replace(GOOD, **fact), assembly="", hot_loop=None)}
+        )
 
     monkeypatch.setattr("attn_parity.compile.build", planted)
     run = attn_parity(*MERGE, "--json", "here.json")

@@ -1,52 +1,44 @@
-"""Mistakes in which keys a query sees: causality, windows, chunks, ranges."""
+"""Mistakes in which keys a query sees: causality, windows, chunks, ranges, positions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from attn_fuzz.explain.part import Part
-from attn_fuzz.explain.variants.variant import Change, Variant
+from attn_fuzz.explain.variants.variant import Change, lost, mistake, rule, without
 
 
-def _edges(change: Any) -> Change:
-    """A window whose edges `change(left, right)` gives."""
-
-    def changed(part: Part) -> Part | None:
-        edges = change(*part.layer.window)
-        return None if edges == part.layer.window else part.ruled(layer={"window": edges})
-
-    return changed
+def _window(change: Callable[[int, int], tuple[int, int]]) -> Change:
+    return rule("window", lambda edges, part: change(*edges))
 
 
-def _shorter_left(part: Part) -> Part | None:
-    left = part.layer.window[0]
-    return None if left < 0 else part.hiding((part.p - part.j > left - 1) & (part.j >= part.layer.sink_tokens))
+def _one_less(side: int) -> Change:
+    """The window's left (0) or right (1) edge hides its last key."""
+
+    def keys(part: Part) -> torch.Tensor | None:
+        edge, distance = part.layer.window[side], (part.p - part.j) * (1 - 2 * side)
+        return None if edge < 0 else (distance == edge) & (part.j >= part.layer.sink_tokens)
+
+    return without(keys)
 
 
-def _shorter_right(part: Part) -> Part | None:
-    right = part.layer.window[1]
-    return None if right < 0 else part.hiding(part.j - part.p > right - 1)
-
-
-def _from_query(place: Any) -> Change:
-    """The window's left edge is that of the query at `place(part)`, for all queries."""
+def _left_edge_of(place: Callable[[Part], int]) -> Change:
+    """All queries have the left edge of the window that the query at `place(part)` has."""
 
     def changed(part: Part) -> Part | None:
         left, right = part.layer.window
-        if left < 0:
-            return None
         free = part.ruled(layer={"window": (-1, right)})
-        return free.hiding((part.j < place(part) - left) & (part.j >= part.layer.sink_tokens))
+        keys = (part.j < place(part) - left) & (part.j >= part.layer.sink_tokens)
+        return None if left < 0 else without(lambda part: keys)(free)
 
     return changed
 
 
 def _minus_one_is_a_distance(side: int) -> Change:
-    def changed(part: Part) -> Part | None:
-        if part.layer.window[side] >= 0:
-            return None
-        return part.hiding((part.p - part.j if side == 0 else part.j - part.p) > -1)
+    def keys(part: Part) -> torch.Tensor | None:
+        return None if part.layer.window[side] >= 0 else (part.p - part.j) * (1 - 2 * side) > -1
 
-    return changed
+    return without(keys)
 
 
 def _is_causal(part: Part) -> bool:
@@ -54,103 +46,55 @@ def _is_causal(part: Part) -> bool:
     return causal if isinstance(causal, bool) else bool(causal[part.index])
 
 
-def _causal(edge: Any) -> Change:
-    """A causal request whose query sees the keys up to `edge(part)`, [q, 1]."""
+def _causal(last: Callable[[Part], Any]) -> Change:
+    """A causal request whose queries see the keys up to `last(part)`, [q, 1]."""
 
     def changed(part: Part) -> Part | None:
         if not _is_causal(part):
             return None
-        return part.ruled(batch={"causal": False}).hiding(part.j > edge(part))
+        free = part.ruled(batch={"causal": False})
+        return free.having(visible=free.request.visible & (part.j <= last(part)))
 
     return changed
 
 
-def _made_causal(edge: Any) -> Change:
-    def changed(part: Part) -> Part | None:
-        return None if _is_causal(part) else part.hiding(part.j > edge(part))
-
-    return changed
-
-
-def _causal_lost(part: Part) -> Part | None:
-    return part.ruled(batch={"causal": False}) if _is_causal(part) else None
-
-
-def _causal_as_first(part: Part) -> Part | None:
-    if isinstance(part.batch.causal, bool):
-        return None
-    return part.ruled(batch={"causal": bool(part.batch.causal[0])})
-
-
-def _sink_tokens(change: Any) -> Change:
-    def changed(part: Part) -> Part | None:
-        count = part.layer.sink_tokens
-        return part.ruled(layer={"sink_tokens": max(change(count), 0)}) if count else None
-
-    return changed
-
-
-def _placed(positions: Any) -> Change:
-    """Queries at other positions, which `positions(part)` gives, [q]."""
-
-    def changed(part: Part) -> Part | None:
-        return part.having(query_positions=positions(part)).ruled()
-
-    return changed
-
-
-def _chunk_truncated(part: Part) -> Part | None:
-    size = part.layer.chunked_local
-    if size is None:
-        return None
-    same = torch.div(part.p, size, rounding_mode="trunc") == torch.div(part.j, size, rounding_mode="trunc")
-    return part.ruled(layer={"chunked_local": None}).hiding(~same)
-
-
-def _chunk(change: Any) -> Change:
-    def changed(part: Part) -> Part | None:
-        size = part.layer.chunked_local
-        return part.ruled(layer={"chunked_local": change(size)}) if size is not None else None
-
-    return changed
-
-
-def _chunk_of(place: Any) -> Change:
-    """All queries see the chunk of the query at `place(part)`."""
+def _chunks(of_query: Callable[[Part, int], Any], of_key: Callable[[Part, int], Any]) -> Change:
+    """Queries see the keys of the same chunk, which `of_query(part, size)` and `of_key(part, size)` find."""
 
     def changed(part: Part) -> Part | None:
         size = part.layer.chunked_local
         if size is None:
             return None
-        return part.ruled(layer={"chunked_local": None}).hiding(part.j // size != place(part) // size)
+        free = part.ruled(layer={"chunked_local": None})
+        return free.having(visible=free.request.visible & (of_query(part, size) == of_key(part, size)))
 
     return changed
 
 
-def _ranges(change: Any) -> Change:
-    """Other bidirectional ranges [R, n, 2]."""
-
-    def changed(part: Part) -> Part | None:
-        ranges = part.batch.bidirectional_ranges
-        return None if ranges is None else part.ruled(batch={"bidirectional_ranges": change(ranges.clone())})
-
-    return changed
+def _truncated(positions: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.div(positions, size, rounding_mode="trunc")
 
 
-def _ranges_end_early(ranges: torch.Tensor) -> torch.Tensor:
-    ranges[..., 1] -= 1
-    return ranges
+def _chunk_of(place: Callable[[Part], int]) -> Change:
+    return _chunks(lambda part, size: place(part) // size, lambda part, size: part.j // size)
 
 
-def _ranges_end_late(ranges: torch.Tensor) -> torch.Tensor:
-    ranges[..., 1] += 1
-    return ranges
+def _one_position_shorter(ranges: torch.Tensor, part: Part) -> torch.Tensor:
+    return ranges - torch.tensor([0, 1]).to(ranges)
 
 
 def _clamp(part: Part) -> Part | None:
-    if part.batch.bidirectional_ranges is None or part.layer.window[0] < 0:
-        return None
-    return part.ruled(layer={"ranges_clamped": not part.layer.ranges_clamped})
+    has_both = part.batch.bidirectional_ranges is not None and part.layer.window[0] >= 0
+    return part.ruled(layer={"ranges_clamped": not part.layer.ranges_clamped}) if has_both else None
+
+
+def _placed(distance: Callable[[Part], int]) -> Change:
+    """Queries stand further on, by `distance(part)`."""
+    return lambda part: part.having(query_positions=part.request.query_positions + distance(part)).ruled()
+
+
+def _first(part: Part) -> int:
+    return part.context_len
 
 
 def _last(part: Part) -> int:
@@ -158,91 +102,54 @@ def _last(part: Part) -> int:
 
 
 VARIANTS = (
-    Variant.of("window-lost", "the window is lost", _edges(lambda left, right: (-1, -1))),
-    Variant.of(
-        "window-left-1-more",
-        "the window has one key more on the left than was asked",
-        _edges(lambda left, right: (left + 1 if left >= 0 else left, right)),
+    mistake("the window is lost", lost("window")),
+    mistake("the window has one key more on the left than was asked", _window(lambda left, right: (left + (left >= 0), right))),
+    mistake("the window has one key less on the left than was asked", _one_less(0)),
+    mistake(
+        "the window has one key more on the right than was asked", _window(lambda left, right: (left, right + (right >= 0)))
     ),
-    Variant.of("window-left-1-less", "the window has one key less on the left than was asked", _shorter_left),
-    Variant.of(
-        "window-right-1-more",
-        "the window has one key more on the right than was asked",
-        _edges(lambda left, right: (left, right + 1 if right >= 0 else right)),
+    mistake("the window has one key less on the right than was asked", _one_less(1)),
+    mistake("the window's left edge is lost", _window(lambda left, right: (-1, right))),
+    mistake("the window's right edge is lost", _window(lambda left, right: (left, -1))),
+    mistake("the window's edges are exchanged", _window(lambda left, right: (right, left))),
+    mistake("every query's window begins where the last query's does", _left_edge_of(_last)),
+    mistake("every query's window begins where the first query's does", _left_edge_of(_first)),
+    mistake("the causal mask is lost", _causal(lambda part: len(part.request.key))),
+    mistake(
+        "a request that is not causal gets a causal mask",
+        lambda part: None if _is_causal(part) else without(lambda part: part.j > part.p)(part),
     ),
-    Variant.of("window-right-1-less", "the window has one key less on the right than was asked", _shorter_right),
-    Variant.of("window-left-lost", "the window's left edge is lost", _edges(lambda left, right: (-1, right))),
-    Variant.of("window-right-lost", "the window's right edge is lost", _edges(lambda left, right: (left, -1))),
-    Variant.of("window-exchanged", "the window's edges are exchanged", _edges(lambda left, right: (right, left))),
-    Variant.of("window-of-last-query", "every query's window begins where the last query's does", _from_query(_last)),
-    Variant.of(
-        "window-of-first-query",
-        "every query's window begins where the first query's does",
-        _from_query(lambda part: part.context_len),
-    ),
-    Variant.of("causal-lost", "the causal mask is lost", _causal_lost),
-    Variant.of("causal-made", "a request that is not causal gets a causal mask", _made_causal(lambda part: part.p)),
-    Variant.of(
-        "causal-made-top-left",
-        "a request that is not causal gets a causal mask, aligned with the first key",
-        _made_causal(lambda part: part.p - part.context_len),
-    ),
-    Variant.of(
-        "causal-top-left",
+    mistake(
         "the causal mask is aligned with the first key (top left) and not with the last (bottom right)",
         _causal(lambda part: part.p - part.context_len),
     ),
-    Variant.of("causal-1-less", "the causal mask hides the key of the query's own token", _causal(lambda part: part.p - 1)),
-    Variant.of("causal-1-more", "the causal mask shows one key too many", _causal(lambda part: part.p + 1)),
-    Variant.of("causal-of-first-request", "every request gets the causal flag of the first one", _causal_as_first),
-    Variant.of("sink-tokens-lost", "the window hides the sink tokens", _sink_tokens(lambda count: 0)),
-    Variant.of("sink-tokens-1-less", "one sink token is missing", _sink_tokens(lambda count: count - 1)),
-    Variant.of("sink-tokens-1-more", "there is one sink token too many", _sink_tokens(lambda count: count + 1)),
-    Variant.of("chunk-lost", "the chunks of positions (chunked_local) are lost", _chunk(lambda size: None)),
-    Variant.of(
-        "chunk-truncated",
+    mistake("the causal mask hides the key of the query's own token", _causal(lambda part: part.p - 1)),
+    mistake("the causal mask shows one key too many", _causal(lambda part: part.p + 1)),
+    mistake("the window hides the sink tokens", lost("sink_tokens")),
+    mistake("one sink token is missing", rule("sink_tokens", lambda count, part: count - 1)),
+    mistake("there is one sink token too many", rule("sink_tokens", lambda count, part: count + 1)),
+    mistake("the chunks of positions (chunked_local) are lost", lost("chunked_local")),
+    mistake(
         "the division that finds a chunk truncates toward 0, where positions below 0 need a floor",
-        _chunk_truncated,
+        _chunks(lambda part, size: _truncated(part.p, size), lambda part, size: _truncated(part.j, size)),
     ),
-    Variant.of("chunk-1-more", "chunks are one position longer", _chunk(lambda size: size + 1)),
-    Variant.of("chunk-of-first-query", "all queries see the first query's chunk", _chunk_of(lambda part: part.context_len)),
-    Variant.of("chunk-of-last-query", "all queries see the last query's chunk", _chunk_of(_last)),
-    Variant.of(
-        "ranges-lost",
-        "the bidirectional ranges are lost",
-        _ranges(lambda ranges: torch.tensor([1, 0]).to(ranges).expand_as(ranges).contiguous()),
-    ),
-    Variant.of(
-        "ranges-clamp", "the window clamps the bidirectional ranges where it must not, or does not where it must", _clamp
-    ),
-    Variant.of("ranges-end-early", "the last position of a bidirectional range is left out", _ranges(_ranges_end_early)),
-    Variant.of("ranges-end-late", "a bidirectional range has one position more", _ranges(_ranges_end_late)),
-    Variant.of(
-        "ranges-of-another",
+    mistake("all queries see the first query's chunk", _chunk_of(_first)),
+    mistake("all queries see the last query's chunk", _chunk_of(_last)),
+    mistake("the bidirectional ranges are lost", lost("bidirectional_ranges")),
+    mistake("the window clamps bidirectional ranges where it must not, or the other way round", _clamp),
+    mistake("the last position of a bidirectional range is left out", rule("bidirectional_ranges", _one_position_shorter)),
+    mistake(
         "a request has the bidirectional ranges of the request before it",
-        _ranges(lambda ranges: ranges.roll(1, 0).contiguous()),
+        rule("bidirectional_ranges", lambda ranges, part: ranges.roll(1, 0)),
     ),
-    Variant.of(
-        "window-left-unlimited", "a left edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(0)
-    ),
-    Variant.of(
-        "positions-in-step",
-        "a query's place in the step is taken for its position",
-        _placed(lambda part: part.request.query_positions - part.context_len),
-    ),
-    Variant.of(
-        "positions-behind-sequence",
+    mistake("a left edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(0)),
+    mistake("a query's place in the step is taken for its position", _placed(lambda part: -part.context_len)),
+    mistake(
         "queries are placed behind the sequence: its length is taken for that of the context",
-        _placed(lambda part: part.request.query_positions + part.seq_len - part.context_len),
+        _placed(lambda part: part.seq_len - part.context_len),
     ),
-    Variant.of(
-        "positions-1-more", "queries stand one position too far", _placed(lambda part: part.request.query_positions + 1)
-    ),
-    Variant.of(
-        "positions-1-less", "queries stand one position before theirs", _placed(lambda part: part.request.query_positions - 1)
-    ),
-    Variant.of("nothing-seen", "no key is seen", lambda part: part.hiding(torch.ones_like(part.request.visible))),
-    Variant.of(
-        "window-right-unlimited", "a right edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(1)
-    ),
+    mistake("queries stand one position too far", _placed(lambda part: 1)),
+    mistake("queries stand one position before theirs", _placed(lambda part: -1)),
+    mistake("no key is seen", without(lambda part: torch.ones_like(part.request.visible))),
+    mistake("a right edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(1)),
 )
