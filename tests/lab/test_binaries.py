@@ -127,7 +127,7 @@ def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
 def of_drawn(jobs, workers, report, launches, limit) -> Outcome:
     """The first launch spills, the second has more LDS than there is, and the third does not compile."""
     facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
-    made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="") for each in facts]
+    made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="", hot_loop=None) for each in facts]
     return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})
 
 
