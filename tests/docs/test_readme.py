@@ -3,7 +3,6 @@
 import re
 import tomllib
 
-
 from tests.pages import PAGES, ROOT, run_command, without_numbers
 
 README = PAGES["README.md"]
