@@ -46,7 +46,7 @@ def patched_sources(patches: Sequence[Patch]) -> dict[str, str]:
     """
     by_module: dict[str, list[Patch]] = {}
     for patch in patches:
-        by_module.setdefault(_module_and_path(patch.place)[0], []).append(patch)
+        by_module.setdefault(module_and_path(patch.place)[0], []).append(patch)
     return {module: _patched(module, its_patches) for module, its_patches in by_module.items()}
 
 
@@ -150,7 +150,7 @@ class _Source:
             raise PatchError(f"{kinds_of_both}: {_one_line(patch.find)}")
         if any(find[kind] == replace[kind] for kind in kinds):
             raise PatchError(f"`replace` says the same as `find`: {_one_line(patch.find)}")
-        path = _module_and_path(patch.place)[1]
+        path = module_and_path(patch.place)[1]
         scopes = [scope for name, scope in _scopes(self.tree) if name == path]
         if not scopes:
             stands = _stands_in(modules_of(self.module), find)
@@ -292,7 +292,7 @@ def _scopes(node: ast.AST, path: str = "") -> Iterator[tuple[str, _Scope]]:
             yield from _scopes(child, path)
 
 
-def _module_and_path(place: str) -> tuple[str, str]:
+def module_and_path(place: str) -> tuple[str, str]:
     """The module of a place, and the path of a class or function in it."""
     parts = place.split(".")
     for length in range(len(parts), 0, -1):

@@ -23,6 +23,7 @@ from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import Results, Row
+from attn_lab.zoo.unreached import is_unreached
 from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
@@ -150,6 +151,9 @@ def command(
     runs |= {name: [Progress(broken=why)] for name, why in missing.items()}
     rows = [zoo_page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
     _print(rows, residents)
+    for row, mutant in zip(rows, residents, strict=True):
+        if row.survived and not outcome.interrupted and is_unreached(mutant, seed, Path()):
+            notes.print(f"{mutant.name}: no case of {mutant.target} runs what it patches", soft_wrap=True)
     if corpus:
         first = {name: progress[0].failure for name, progress in runs.items() if progress}
         files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
