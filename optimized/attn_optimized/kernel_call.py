@@ -70,8 +70,9 @@ class Launch:
         if 0 in self.grid:
             return
         if device.type != "cuda":
-            # the interpreter has no compiler's options
-            self.kernel[self.grid](*tensors, *self._behind_tensors)
+            # Triton's interpreter passes over a compiler's options. Whoever compiles in its place, for a GPU that is not here,
+            # makes other code without them
+            self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
         elif device.index == torch.cuda.current_device():
             self._run_on_gpu(tensors, device.index)
         else:

@@ -20,7 +20,7 @@ import torch
 import triton
 from attn_contract import ContractError, MiscompiledError
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.case import Case, Rope
 from attn_fuzz.cases.tensors import build
 from attn_fuzz.emulated import compiler, emulation, launches
 from attn_fuzz.emulated.compiler import CompilerError
@@ -149,6 +149,16 @@ def test_a_fault_counts_as_the_sanitizers_finding(step_case, other_text):
     verdict = tried(step_case)
     assert (verdict.kind, verdict.about) == ("sanitizer", "Fault")
     assert re.search(r" for gfx942: line \d+ .* and no wait stands before its use", verdict.message)
+
+
+def test_a_launch_is_compiled_with_its_own_options(step_case, monkeypatch):
+    """Without them the code is another one than ships: with fused multiply-adds, and for another number of warps."""
+    jobs: dict[str, Job] = {}
+    ready = launches.ready
+    monkeypatch.setattr(launches, "ready", lambda job: ready(jobs.setdefault(job.kernel, job)))
+    assert tried(msgspec.structs.replace(step_case, rope=Rope(rotary_dim=4))).kind == "agree"
+    assert jobs["write_kv_cache_kernel"].arguments["enable_fp_fusion"] is False
+    assert all("num_warps" in job.arguments for job in jobs.values())
 
 
 def test_jobs_of_one_text_share_a_program(step_case):
