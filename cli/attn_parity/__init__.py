@@ -120,7 +120,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 @click.group(cls=Commands, groups=GROUPS, module="attn_parity.{}", moved=MOVED, context_settings=HELP)
 @click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
-    """Two implementations of one attention contract, and a fuzzer that proves they agree."""
+    """Two implementations of one attention contract, and a fuzzer that looks for disagreements."""
 
 
 def main(arguments: Sequence[str] | None = None, commands: click.Group = cli, name: str = "attn-parity") -> None:

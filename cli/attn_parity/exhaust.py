@@ -177,7 +177,7 @@ class Outcome:
 
     @property
     def launches(self) -> int:
-        """The number of calls of the shard."""
+        """The number of launches of the shard."""
         total = sum(part.launches for part in self.parts)
         return len(range(self.plan.shard[0] - 1, total, self.plan.shard[1]))
 
