@@ -28,7 +28,7 @@ import attn_optimized
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 
-PLANES_FIRST = (Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND, Layout.X_PACKED, Layout.SHUFFLED)
+PLANES_FIRST = tuple(layout for layout in Layout if layout.dims[0] == "kv")
 """Layouts whose K and V lie in planes of their own; the others have K and V of a block side by side."""
 
 
