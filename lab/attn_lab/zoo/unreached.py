@@ -3,7 +3,8 @@
 import ast
 from pathlib import Path
 
-from attn_fuzz.patches.source import Patch, module_and_path, text_of
+from attn_fuzz.patches.mutant import Patch
+from attn_fuzz.patches.source import module_and_path, text_of
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.mutate import reach
 from attn_lab.zoo.known_bugs import KnownBug
