@@ -13,7 +13,7 @@ of them is the case's own call with one change, on the same tensors wherever the
     max_query_len, requests, ...        another step of the same layer
     contents                            the same tensors with other numbers, which are restored after the call
     mode                                other functions of the target, which share what it keeps (`Target.siblings`)
-    illegal                             calls with one wrong tensor, of a target that checks them (`Target.checks_arguments`)
+    illegal                             calls with a wrong tensor or value, of a target that refuses them (checks_arguments)
 
 Before its writes a case makes earlier writes likewise (`attn_fuzz.cases.earlier_writes`).
 
@@ -80,9 +80,13 @@ def with_own_outputs(step: Step) -> Step:
 
 def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A new tensor of the same shape, strides and alignment."""
-    size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // dtype.itemsize
-    return canary((max(0, size) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
+    return canary((_extent(tensor) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements of memory from the first to the last one of a tensor."""
+    return max(0, sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1)
 
 
 @contextlib.contextmanager
@@ -235,8 +239,7 @@ def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
     if not tensor.numel():
         return None
     own = tensor.storage_offset() * tensor.element_size() % 16
-    size = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    other = tensor.new_empty(max(0, size) + 1).as_strided(tensor.shape, tensor.stride(), 0 if own else 1)
+    other = tensor.new_empty(_extent(tensor) + 1).as_strided(tensor.shape, tensor.stride(), 0 if own else 1)
     bits(other).copy_(bits(tensor))
     return other
 

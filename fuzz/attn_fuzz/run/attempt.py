@@ -250,7 +250,7 @@ def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:
     for what, holding in wrong_values.of_write(cache_write):
         with holding:
             call = functools.partial(write, cache_write, step, target)
-            _must_refuse(f"{name} with {what} after a legal write", call, [*step.memory.values(), step.q])
+            _check_refused(f"{name} with {what} after a legal write", call, [*step.memory.values(), step.q])
 
 
 def _writes_itself(cache_write: Write, target: Target) -> bool:
@@ -274,7 +274,7 @@ def _refusing(attention: AttentionFunction) -> AttentionFunction:
 
     def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         for what, call in wrong_attention(attention, q, k, v, kv_cache, layer, batch, out=out, lse=lse):
-            _must_refuse(f"an earlier call with {what}", call, [out])
+            _check_refused(f"an earlier call with {what}", call, [out])
 
     return all_refused
 
@@ -286,12 +286,12 @@ def _refusing_values(attention: AttentionFunction) -> AttentionFunction:
         for what, holding in wrong_values.of_attention(layer, batch, kv_cache):
             with holding as wrong:
                 call = functools.partial(attention, q, k, v, kv_cache, layer, wrong, out=out, lse=lse)
-                _must_refuse(f"a call with {what} after a legal call", call, [out])
+                _check_refused(f"a call with {what} after a legal call", call, [out])
 
     return all_refused
 
 
-def _must_refuse(what: str, call: Callable[[], object], written: Sequence[torch.Tensor]) -> None:
+def _check_refused(what: str, call: Callable[[], object], written: Sequence[torch.Tensor]) -> None:
     """Make a call that contradicts the contract. It must be refused before it writes a tensor.
 
     Raises:

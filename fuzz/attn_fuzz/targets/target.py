@@ -358,7 +358,8 @@ class Target:
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
         checks_arguments: whether `attention` and its siblings refuse a tensor of another dtype, shape or device with a
             ValueError or a NotImplementedError, before they write anything. Earlier calls of a case are then such calls, too
-            (`attn_fuzz.cases.wrong_arguments`).
+            (`attn_fuzz.cases.wrong_arguments`). Functions with a parameter `validate` that is on by default must refuse wrong
+            values, too (`attn_fuzz.cases.wrong_values`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
