@@ -108,7 +108,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer)
         rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
-        coarse = rounds.of_logits(product, most + spread, spread, biases) + shift
+        coarse = rounds.of_logits(torch.maximum(product, sink), most + spread, spread, biases) + shift
         return rounded + (rounds.of_operands + rounds.of_cut_products) * product + lost + coarse
 
     is_far = sink * (1 - 2.0**-10) > score + bias + FAR

@@ -74,8 +74,8 @@ A kernel may divide the weights by the denominator of the keys so far before it 
 a weight that underflows loses eta_P, of which later tiles take a share, and not eta_P / l.
 
 What a kernel keeps in 16 bits or float8 in place of float32 adds the terms of docs/reference/judge.md, "Coarser than float32".
-Errors of the running maximum join eps_j, and divide l by their exponential where eta / l stands, since l is relative to what the
-kernel takes for m. Of sums, T is the number of tiles that hold keys of the row: a tile without any adds 0 and has the factor 1.
+Errors of the running maximum join eps_j, and divide l by their exponential where eta / l stands: l is relative to the kernel's
+own m. Of sums, T is the number of tiles that hold keys of the row: a tile without any adds 0 and has the factor 1.
 
 With an output_scale, the stored out is multiplied by the scale when it is read back: u_out = 2^-4, and eta_out is half a
 subnormal step times the scale. o is clamped to the range as the stored number is; clamping brings no two numbers further apart.
@@ -389,7 +389,8 @@ class Oracle:
         weights = self.state.weights
         sink = torch.where(self.sink.isinf(), 0.0, self.sink)
         sink_weight = torch.where(self.sink.isinf(), 0.0, torch.exp(sink - self.maximum) / self.denominator)
-        sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4)
+        sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4) + self._shift
+        sink_eps = sink_eps + self.rounding.of_logits(sink.abs(), sink.abs(), (sink - self.maximum).abs(), None)
         counts_for_all = (self.sink >= self.maximum) & (sink_eps > SHARED_EPS)
         shared = torch.where(counts_for_all, sink_eps, 0.0)
         eps, sink_eps = eps + shared[..., None], sink_eps - shared
