@@ -75,7 +75,7 @@ class Coarse:
 
     def logits(self, query: torch.Tensor, key: torch.Tensor, layer: Layer, bias: torch.Tensor | None) -> torch.Tensor:
         query, key = self.factors(query, key)
-        logits = self.kept(self.kept(query @ key.transpose(1, 2), "products") * layer.scale, "logits")
+        logits = self.kept(self.kept(query @ key.transpose(1, 2) * layer.scale, "products"), "logits")
         if (cap := layer.logits_soft_cap) is not None:
             logits = self.kept(cap * self.kept(torch.tanh(self.kept(logits / cap, "logits")), "logits"), "logits")
         return logits if bias is None else self.kept(logits + self.kept(bias, "logits"), "logits")
@@ -176,6 +176,7 @@ _IN_16_BITS = {"maximum": "q", "sums": "q", "outputs": "q"}
 SUMS = _coarse("sums", dtypes=("bfloat16", "float16"), **_IN_16_BITS)
 SPLIT_SUMS = _coarse("split-sums", dtypes=("bfloat16", "float16"), splits=3, **_IN_16_BITS)
 LOGITS = _coarse("logits", products="q", logits="q", dtypes=("bfloat16", "float16"))
+DECODE = _coarse("decode", products="q", logits="q", dtypes=("bfloat16", "float16"), splits=3, **_IN_16_BITS)
 OUTPUTS = _coarse("outputs", outputs="bfloat16")
 NORMALIZED = _coarse("normalized", rescales="normalized", outputs="q", normalizes_first=True, dtypes=("float16", "bfloat16"))
 FLOAT8 = _coarse("float8", weights="fp8_e4m3fn", weight_scale=256)
@@ -184,6 +185,6 @@ FLOAT8_SATURATED = _coarse("float8-saturated", weights="fp8_e4m3fnuz", weight_sc
 FLOAT8_LATE = _coarse("float8-late", weights="fp8_e5m2", largest_weight=256)
 OPERANDS = _coarse("operands", operands="tf32", dtypes=("float32",))
 KERNELS = (
-    *(SUMS, SPLIT_SUMS, LOGITS, OUTPUTS, NORMALIZED),
+    *(SUMS, SPLIT_SUMS, LOGITS, DECODE, OUTPUTS, NORMALIZED),
     *(FLOAT8, FLOAT8_UNSCALED, FLOAT8_SATURATED, FLOAT8_LATE, OPERANDS),
 )
