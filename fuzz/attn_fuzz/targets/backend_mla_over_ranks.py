@@ -23,7 +23,7 @@ from attn_fuzz.targets.backends import common_metadata
 from attn_fuzz.targets.over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.rank_processes import TIMEOUT
 from attn_fuzz.targets.ranks import INTERLEAVES, Shard, shard
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import Support
 from attn_reference import context_parallel
 
@@ -65,21 +65,21 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> list[RankStep]:
     from attn_optimized.context_parallel import Dealing, Exchange
 
-    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-    num_ranks = choose.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
-    interleave = choose.choice(INTERLEAVES)
-    exchange = choose.choice(get_args(Exchange))
+    rng = rng_of_call(q, batch)
+    num_ranks = rng.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    interleave = rng.choice(INTERLEAVES)
+    exchange = rng.choice(get_args(Exchange))
     options = {
         "exchange": exchange,
-        "batch_invariant": exchange == "all_to_all" and choose.random() < 0.5,
-        "validate": choose.random() < 0.5,
+        "batch_invariant": exchange == "all_to_all" and rng.random() < 0.5,
+        "validate": rng.random() < 0.5,
     }
     latent, of_layer = own_rows(q, kv_cache, layer, batch), weights_of(layer, q)
     steps = []
     for rank in range(num_ranks):
         dealt = rank, num_ranks, interleave
         tokens = [context_parallel.tokens_of_rank(length, *dealt) for length in batch.seq_lens.tolist()]
-        own = shard(kv_cache, layer, batch, tokens, choose)
+        own = shard(kv_cache, layer, batch, tokens, rng)
         slots = _slots(own, batch, len(q), dealt)
         local = dataclasses.replace(batch, block_table=own.block_table, slot_mapping=slots)
         heads = slice(layer.num_heads // num_ranks * rank, layer.num_heads // num_ranks * (rank + 1))

@@ -20,7 +20,7 @@ from attn_fuzz.targets import declared, served
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.target import Mode, Support, Target
 from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
@@ -82,8 +82,8 @@ class BackendLayers:
         lse: torch.Tensor | None,
         **mode: bool,
     ) -> None:
-        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-        reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
+        rng = rng_of_call(q, batch)
+        reads = k is None and self._may_read(q.device.type) and rng.random() < 0.5
         impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
 

@@ -16,7 +16,7 @@ from attn_fuzz.exact import call as exact
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rank_processes import TIMEOUT, RankProcesses
 from attn_fuzz.targets.ranks import INTERLEAVES, TRITON_RANKS, Shard, dealt, refuse_without_a_cache
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.triton import TRITON, missing_triton
 
 MOST_RANKS = 3
@@ -40,27 +40,27 @@ def _processes() -> RankProcesses:
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     refuse_without_a_cache(kv_cache, layer)
-    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-    results = on_all_ranks(_attend, _calls(q, kv_cache, layer, batch, out.dtype, choose))
+    rng = rng_of_call(q, batch)
+    results = on_all_ranks(_attend, _calls(q, kv_cache, layer, batch, out.dtype, rng))
     rows = int(batch.query_start_loc[-1])
     rows_of(out, layer, rows).copy_(torch.cat([own for own, _ in results], dim=1)[:rows])
     if lse is not None:
         lse[:, :rows] = torch.cat([own for _, own in results])[:, :rows]
 
 
-def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, choose: random.Random) -> list[RankCall]:
+def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, rng: random.Random) -> list[RankCall]:
     from attn_optimized.context_parallel import Dealing, Exchange
 
-    num_ranks = choose.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
-    numbers = {"num_ranks": num_ranks, "interleave": choose.choice(INTERLEAVES)}
-    options = {"exchange": choose.choice(get_args(Exchange)), "compare": choose.random() < 0.5}
+    num_ranks = rng.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    numbers = {"num_ranks": num_ranks, "interleave": rng.choice(INTERLEAVES)}
+    options = {"exchange": rng.choice(get_args(Exchange)), "compare": rng.random() < 0.5}
     if layer.output_scale is not None:
         options["out_dtype"] = out_dtype
-    if choose.random() < 0.5:
+    if rng.random() < 0.5:
         options["attention"] = _attention_of_another_library
     calls = []
     for rank, heads in enumerate(q.chunk(num_ranks, dim=1)):
-        calls.append(RankCall(heads, *dealt(kv_cache, layer, batch, Dealing(**numbers, rank=rank), choose), options))
+        calls.append(RankCall(heads, *dealt(kv_cache, layer, batch, Dealing(**numbers, rank=rank), rng), options))
     return calls
 
 

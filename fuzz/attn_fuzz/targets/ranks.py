@@ -16,7 +16,7 @@ from attn_contract.arguments import INT32_MAX
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -35,7 +35,7 @@ class Shard(NamedTuple):
     block_table: torch.Tensor
 
 
-def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch.Tensor], choose: random.Random) -> Shard:
+def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch.Tensor], rng: random.Random) -> Shard:
     """The keys of a rank in a cache of its own.
 
     Args:
@@ -44,8 +44,8 @@ def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch
     assert batch.block_table is not None
     view = layer.view_of(kv_cache)
     counts = [-(-len(own) // view.block_size) for own in tokens]
-    blocks = choose.sample(range(sum(counts) + 2), sum(counts))
-    table = torch.full((len(counts), max((1, *counts)) + choose.randint(0, 1)), choose.choice(NO_BLOCK), dtype=torch.int32)
+    blocks = rng.sample(range(sum(counts) + 2), sum(counts))
+    table = torch.full((len(counts), max((1, *counts)) + rng.randint(0, 1)), rng.choice(NO_BLOCK), dtype=torch.int32)
     local = KVCacheView.dense(
         view.layout,
         num_blocks=sum(counts) + 2,
@@ -95,9 +95,9 @@ class Choice(NamedTuple):
     order: list[int]
 
 
-def _choice(choose: random.Random) -> Choice:
-    num_ranks = choose.choice(NUM_RANKS)
-    return Choice(num_ranks, choose.choice(INTERLEAVES), choose.sample(range(num_ranks), num_ranks))
+def _choice(rng: random.Random) -> Choice:
+    num_ranks = rng.choice(NUM_RANKS)
+    return Choice(num_ranks, rng.choice(INTERLEAVES), rng.sample(range(num_ranks), num_ranks))
 
 
 def refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
@@ -105,7 +105,7 @@ def refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:
         raise UnsupportedError("attention over ranks", f"{layer.attn_type} attention", "it has no cache that ranks could share")
 
 
-def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choose: random.Random) -> tuple[Shard, Any]:
+def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, rng: random.Random) -> tuple[Shard, Any]:
     """A rank's part of a cache, and the rank's step. A layer or a step that is refused is refused before anything is made."""
     from attn_optimized import context_parallel as ranks
 
@@ -113,7 +113,7 @@ def dealt(kv_cache: torch.Tensor, layer: Layer, batch: Batch, dealing: Any, choo
     ranks.local_step(batch, dealing)
     lengths = batch.seq_lens.tolist()
     of_rank = dealing.rank, dealing.num_ranks, dealing.interleave
-    own = shard(kv_cache, layer, batch, [context_parallel.tokens_of_rank(length, *of_rank) for length in lengths], choose)
+    own = shard(kv_cache, layer, batch, [context_parallel.tokens_of_rank(length, *of_rank) for length in lengths], rng)
     return own, ranks.local_step(dataclasses.replace(batch, block_table=own.block_table), dealing)
 
 
@@ -122,15 +122,15 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     from attn_optimized import context_parallel as ranks
 
     refuse_without_a_cache(kv_cache, layer)
-    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-    num_ranks, interleave, order = _choice(choose)
+    rng = rng_of_call(q, batch)
+    num_ranks, interleave, order = _choice(rng)
     rows = int(batch.query_start_loc[-1])
-    outs, lses = stacked(q, layer, num_ranks, choose)
+    outs, lses = stacked(q, layer, num_ranks, rng)
     for rank in range(num_ranks):
         dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
         # the largest bound that a step may have, which a rank's step has a bound for, too
         ranks.local_step(dataclasses.replace(batch, max_seq_len=INT32_MAX), dealing)
-        own, step = dealt(kv_cache, layer, batch, dealing, choose)
+        own, step = dealt(kv_cache, layer, batch, dealing, rng)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
         attn_optimized.paged_attention(
@@ -140,7 +140,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     outs, lses = outs[order, :rows], lses[order, :, :rows]
     out, lse = rows_of(out, layer, rows), None if lse is None else lse[:, :rows]
     options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
-    if choose.random() < 0.5:
+    if rng.random() < 0.5:
         # as a reduce-scatter sums
         shares, merged_lses = zip(*(ranks.weighted_part(outs[i], lses, i) for i in range(num_ranks)), strict=True)
         outs, lses = torch.stack(shares).sum(0, keepdim=True), merged_lses[0][None]
@@ -153,15 +153,15 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-    num_ranks, interleave, order = _choice(choose)
+    rng = rng_of_call(q, batch)
+    num_ranks, interleave, order = _choice(rng)
     rows = int(batch.query_start_loc[-1])
-    outs, lses = stacked(q[:rows], layer, num_ranks, choose)
+    outs, lses = stacked(q[:rows], layer, num_ranks, rng)
     for request in requests_of(q, k, v, kv_cache, layer, batch):
         for rank, place in enumerate(order):
             held = context_parallel.local_request(request, rank, num_ranks, interleave)
             found = attn_reference.attend(held, context_parallel.local_layer(layer, rank))
-            empty = choose.choice(EVERY_OPTION.empty_lses)
+            empty = rng.choice(EVERY_OPTION.empty_lses)
             write_state(State(outs[place], lses[place]), request.rows, found.out, found.lse, empty)
     attn_reference.merge_attn_parts(
         outs,

@@ -18,7 +18,7 @@ from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
@@ -120,8 +120,8 @@ def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
     """
 
     def attend(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = rng_of((batch.query_start_loc, batch.seq_lens))
+        rng = rng_of_lengths(batch)
         for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
-            run(launch, architecture, emulated.schedules(choose))
+            run(launch, architecture, emulated.schedules(rng))
 
     return attend

@@ -27,7 +27,7 @@ from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.others import aiter_hip
 from attn_fuzz.targets.others.aiter_dense import gathered
 from attn_fuzz.targets.others.aiter_package import root
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -88,14 +88,14 @@ def _attend(architecture, q, k, v, kv_cache, layer: Layer, batch: Batch, *, out,
     strides = [stride for each in (q, k, v, out) for stride in each.stride()[:2]]
     sizes = (batch.num_requests, batch.max_query_len, layer.num_heads, layer.num_kv_heads, layer.head_size, layer.value_size)
     numbers = (*sizes, *strides, 0 if of_rows is None else rows, left, right, _BOTTOM_RIGHT * has_mask)
-    choose = rng_of((batch.query_start_loc, batch.seq_lens))
+    rng = rng_of_lengths(batch)
     hip.compiled(source, architecture).call(
         "attn_parity_fmha",
         *(ctypes.c_void_p(None if each is None else each.data_ptr()) for each in tensors.values()),
         (ctypes.c_int * len(numbers))(*numbers),
         ctypes.c_float(layer.scale),
         tensors={name: tensor for name, tensor in tensors.items() if tensor is not None},
-        schedules=lambda: emulated.schedules(choose),
+        schedules=lambda: emulated.schedules(rng),
     )
     if lse is not None:
         lse[:, :rows] = of_rows

@@ -56,8 +56,8 @@ TO_NEAREST, TO_ZERO = ("rtna", "rtne"), ("rtz",)
 
 def file_of(architecture: str, batch: Batch, head_size: int, *, is_group: bool, conversions: Sequence[str]) -> str:
     """The file below fmha_v3_fwd/ for a call. On gfx942 its lengths choose what AITER's callers and the GPU's size choose."""
-    choose = rng_of((batch.query_start_loc, batch.seq_lens, "file"))
-    folder, conversion = choose.choice(FOLDERS), choose.choice(conversions)
+    rng = rng_of((batch.query_start_loc, batch.seq_lens, "file"))
+    folder, conversion = rng.choice(FOLDERS), rng.choice(conversions)
     is_causal = bool(batch.causal) and batch.max_query_len > 1  # for one query each: asm_mha_varlen_fwd.cu:230
     if architecture == "gfx950":  # hsa/gfx950/fmha_v3_fwd/codegen.py has a file for all compute units and conversions
         widths = "hd128" if head_size == VALUE_SIZE else f"hd{head_size}_hd128"

@@ -49,7 +49,7 @@ from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of, rng_of_lengths
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -141,7 +141,7 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = chosen_slots(q, kv_cache, layer, batch, rng_of((batch.query_start_loc, batch.seq_lens)))
+    slots = chosen_slots(q, kv_cache, layer, batch, rng_of_lengths(batch))
     if not slots:
         return
     sinks = None if layer.sinks is None else layer.sinks.float()

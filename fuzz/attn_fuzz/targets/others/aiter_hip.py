@@ -41,7 +41,7 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import sglang_package
 from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -132,10 +132,10 @@ def _target(
     """A target of a function of AITER, whose arguments `call` makes."""
 
     def attention(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = rng_of((batch.query_start_loc, batch.seq_lens))
+        rng = rng_of_lengths(batch)
         arguments = call(q, kv_cache, layer, batch, out.view(q.shape))
         tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-        with _loaded(module, architecture, tensors, lambda: emulated.schedules(choose)) as loaded:
+        with _loaded(module, architecture, tensors, lambda: emulated.schedules(rng)) as loaded:
             getattr(loaded, function)(**arguments)
 
     return emulated.with_architecture(

@@ -40,7 +40,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None
     rows, block_size = len(request), kv_cache.shape[1]
     if not rows:
         return
-    choose = rng_of((q.shape, batch.seq_lens))
+    rng = rng_of((q.shape, batch.seq_lens))
     position = torch.cat([torch.arange(seq_len, device=q.device) for seq_len in seq_lens.tolist()])
     table = batch.block_table[request.repeat_interleave(seq_lens)].gather(1, (position // block_size)[:, None])[:, 0]
     indices = table * block_size + position % block_size
@@ -51,13 +51,13 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None
         # each row has its own copy of its last key, which another row sees rotated
         last = keys[indices[ends - 1]]
         indices[ends - 1] = len(keys) + torch.arange(rows, device=q.device)
-        rotation = _Rotation(layer, rows, choose, q)
+        rotation = _Rotation(layer, rows, rng, q)
         rotated, last[:, layer.value_size :] = last[:, layer.value_size :].clone(), rotation.back(last[:, None])[:, 0]
         queries[..., layer.value_size :] = rotation.back(queries)
         keys = torch.cat([keys, last])
         rotation = rotation.arguments
     new_out = torch.zeros(rows, layer.num_heads, layer.value_size, dtype=q.dtype, device=q.device)
-    splits = choose.choice(SPLITS)
+    splits = rng.choice(SPLITS)
     tokens_out = torch.full((rows, layer.head_size - layer.value_size), torch.nan, dtype=q.dtype, device=q.device)
     module.decode_attention_fwd_grouped_rope(
         q=queries,
@@ -83,13 +83,13 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None
 class _Rotation:
     """A quarter turn, or several or none, for each pair of dims at each of a few positions."""
 
-    def __init__(self, layer: Layer, rows: int, choose: random.Random, q: torch.Tensor) -> None:
+    def __init__(self, layer: Layer, rows: int, rng: random.Random, q: torch.Tensor) -> None:
         rotated = layer.head_size - layer.value_size
-        self.first, self.dim, self.neox = layer.value_size, choose.choice((rotated, rotated // 2)), choose.choice((False, True))
-        turns = torch.tensor([[choose.randrange(4) for _ in range(self.dim // 2)] for _ in range(8)])
+        self.first, self.dim, self.neox = layer.value_size, rng.choice((rotated, rotated // 2)), rng.choice((False, True))
+        turns = torch.tensor([[rng.randrange(4) for _ in range(self.dim // 2)] for _ in range(8)])
         table = torch.cat([torch.tensor(COSINES)[turns], torch.tensor(SINES)[turns]], dim=1)
         self.table = table.to(q)
-        self.positions = torch.tensor([choose.randrange(8) for _ in range(rows)], device=q.device)
+        self.positions = torch.tensor([rng.randrange(8) for _ in range(rows)], device=q.device)
 
     @property
     def arguments(self) -> dict[str, object]:

@@ -25,7 +25,7 @@ from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others import aiter_assembly, aiter_mla_metadata
 from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
@@ -158,9 +158,9 @@ def _indices(kv_cache: torch.Tensor, batch) -> tuple[torch.Tensor, torch.Tensor,
 def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "decode") -> None:
     if (layer.head_size, layer.value_size) != (HEAD_SIZE, VALUE_SIZE):
         raise NotImplementedError(f"heads of {layer.head_size} and {layer.value_size}: it writes {VALUE_SIZE} whatever out has")
-    module, choose = _module(architecture), rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
+    module, rng = _module(architecture), rng_of_call(q, batch)
     rows, requests = int(batch.query_start_loc[-1]), batch.num_requests
-    schedules = emulated.schedules(choose)
+    schedules = emulated.schedules(rng)
 
     def run(file: str, grid: tuple[int, int, int], arguments: dict[int, Any]) -> None:
         launch = Launch(f"mla/{file}.co", f"_ZN5aiter{len(file)}{file}E", grid, arguments, in_step=bool(IN_STEP.search(file)))
@@ -175,7 +175,7 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
         module.aiter.mla_prefill_asm_fwd = functools.partial(_prefill_stage, run)
         module.mla_prefill_fwd(query, kv, new_out, *common, sm_scale=layer.scale)
     else:
-        options = _splits(architecture, common, layer.num_heads, choose, persistent=kind != "decode")
+        options = _splits(architecture, common, layer.num_heads, rng, persistent=kind != "decode")
         if layer.kv_cache_dtype is not None:
             options["kv_scale"] = layer.k_scale.reshape(1)
             if kind != "persistent-a16w8":
@@ -188,15 +188,13 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
     out[:rows] = new_out
 
 
-def _splits(
-    architecture: str, common: tuple[Any, ...], heads: int, choose: random.Random, *, persistent: bool
-) -> dict[str, Any]:
+def _splits(architecture: str, common: tuple[Any, ...], heads: int, rng: random.Random, *, persistent: bool) -> dict[str, Any]:
     """Arguments that split the keys: by mla_decode_fwd, by a number, or by metadata, whose pointers `_decode_stage` makes."""
     if not persistent:
-        return {"num_kv_splits": choose.choice(SPLITS)}
+        return {"num_kv_splits": rng.choice(SPLITS)}
     units = COMPUTE_UNITS[architecture]
     qo_indptr, kv_indptr = common[:2]
-    made = aiter_mla_metadata.metadata(qo_indptr, kv_indptr, heads, units, choose.choice(PARTS))
+    made = aiter_mla_metadata.metadata(qo_indptr, kv_indptr, heads, units, rng.choice(PARTS))
     return {"work_meta_data": torch.empty(2, dtype=torch.int64), **made._asdict()}
 
 

@@ -37,7 +37,7 @@ from attn_fuzz.findings.aiter import PA_ASSEMBLY, PA_MTP_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, LOG2_E, Launch, NoKernelError, attention, missing, table
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -81,7 +81,7 @@ def _choice(architecture: str, q: torch.Tensor, kv_cache: torch.Tensor, layer: L
     group, slots = layer.num_heads // layer.num_kv_heads, kv_cache.shape[2] // (layer.num_kv_heads * layer.head_size)
     queries = int(batch.query_start_loc.diff().max())
     found = choices(architecture, q.dtype, kv_cache.dtype, group, slots, queries)
-    return rng_of((batch.query_start_loc, batch.seq_lens)).choice(found)
+    return rng_of_lengths(batch).choice(found)
 
 
 def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[Launch]:

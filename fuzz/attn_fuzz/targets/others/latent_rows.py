@@ -27,12 +27,12 @@ def decoded_rows(batch: Batch) -> DecodedRows:
     return DecodedRows(request, seq_lens.int())
 
 
-def chosen_slots(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, choose: random.Random) -> list[list[int]]:
+def chosen_slots(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, rng: random.Random) -> list[list[int]]:
     """The slots of the keys that each row sees, as an indexer chooses them: as many of each row, with -1 for none.
 
     Either a key that a row does not see is -1 in its place, or the keys are in any order, and -1 stands behind them.
     """
-    table_of, block_size, in_place = batch.block_table, kv_cache.shape[1], choose.choice((False, True))
+    table_of, block_size, in_place = batch.block_table, kv_cache.shape[1], rng.choice((False, True))
     assert table_of is not None
     chosen: list[list[int]] = []
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
@@ -41,8 +41,8 @@ def chosen_slots(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: B
             slots = [table[key // block_size] * block_size + key % block_size for key in range(len(seen))]
             visible = [slot for slot, is_seen in zip(slots, seen, strict=True) if is_seen]
             hidden = [slot if is_seen else -1 for slot, is_seen in zip(slots, seen, strict=True)]
-            chosen.append(hidden if in_place else choose.sample(visible, len(visible)))
-    most = max(map(len, chosen), default=0) + choose.choice((0, 1, block_size))
+            chosen.append(hidden if in_place else rng.sample(visible, len(visible)))
+    most = max(map(len, chosen), default=0) + rng.choice((0, 1, block_size))
     return [slots + [-1] * (most - len(slots)) for slots in chosen]
 
 

@@ -27,7 +27,7 @@ from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, rows_of, write_state
 from attn_fuzz.targets.others import vllm_package
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
@@ -126,8 +126,8 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
     """
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-        num_ranks, interleave = choose.choice(num_ranks_of), choose.choice(INTERLEAVES)
+        rng = rng_of_call(q, batch)
+        num_ranks, interleave = rng.choice(num_ranks_of), rng.choice(INTERLEAVES)
         rows, num_tokens, num_heads = int(batch.query_start_loc[-1]), len(q), layer.num_heads
         # heads come in as many parts as there are ranks: further ones are copies of the first
         heads = [*range(num_heads), *[0] * (-num_heads % num_ranks)]
@@ -138,9 +138,9 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
                 held = context_parallel.local_request(request, rank, num_ranks, interleave)
                 found = attn_reference.attend(held, context_parallel.local_layer(layer, rank))
                 is_masked = has_lengths and not len(held.key)
-                empty = LEFTOVER if is_masked else choose.choice(EVERY_OPTION.empty_lses)
+                empty = LEFTOVER if is_masked else rng.choice(EVERY_OPTION.empty_lses)
                 write_state(State(outs[rank], lses[rank]), request.rows, found.out, found.lse, empty)
-        is_base_e = choose.random() < 0.5
+        is_base_e = rng.random() < 0.5
         if not is_base_e:
             lses = (lses.double() / torch.tensor(2.0, dtype=torch.float64).log()).float()
         lengths: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
             lengths["seq_lens"] = [torch.tensor(one, dtype=torch.int32, device=q.device) for one in local]
             lengths["query_start_loc"] = batch.query_start_loc
         by_row = lses[:, heads].transpose(1, 2)
-        by_row = by_row if choose.random() < 0.5 else by_row.contiguous()
+        by_row = by_row if rng.random() < 0.5 else by_row.contiguous()
         merged, merged_lse = merge(outs[:, :, heads].contiguous(), by_row, is_base_e=is_base_e, **lengths)
         rows_of(out, layer, rows)[:] = rounded(merged[:rows, :num_heads], q.dtype)
         if lse is not None:
