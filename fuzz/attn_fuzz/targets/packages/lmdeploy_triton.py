@@ -25,8 +25,8 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.lmdeploy import BLOCK_DECODE, DECODE, PREFILL
-from attn_fuzz.targets.others import lmdeploy_package
-from attn_fuzz.targets.others.lmdeploy_package import UNITS, QuantPolicy
+from attn_fuzz.targets.packages import lmdeploy_package
+from attn_fuzz.targets.packages.lmdeploy_package import UNITS, QuantPolicy
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -22,8 +22,8 @@ from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import MLA_DECODE_ROPE, SPARSE_MLA
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.others import aiter_package
-from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages import aiter_package
+from attn_fuzz.targets.packages.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding

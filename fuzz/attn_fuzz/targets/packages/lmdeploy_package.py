@@ -95,7 +95,7 @@ class _Generic:
 @functools.cache
 def load() -> list[ModuleType]:
     """The modules of FILES."""
-    from attn_fuzz.targets.others import lmdeploy_functions as functions
+    from attn_fuzz.targets.packages import lmdeploy_functions as functions
 
     modules = foreign.load("lmdeploy", FILES, stubs=_stubs())
     for module in modules:

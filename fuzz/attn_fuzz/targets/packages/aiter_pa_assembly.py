@@ -36,7 +36,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import PA_ASSEMBLY, PA_MTP_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, LOG2_E, Launch, NoKernelError, attention, missing, table
+from attn_fuzz.targets.packages.aiter_assembly import ARCHITECTURES, LOG2_E, Launch, NoKernelError, attention, missing, table
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding

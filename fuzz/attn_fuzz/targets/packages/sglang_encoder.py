@@ -10,7 +10,7 @@ import functools
 import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
-from attn_fuzz.targets.others import sglang_package
+from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -17,17 +17,17 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.others import aiter_package, vllm_flex, vllm_write
+from attn_fuzz.targets.packages import aiter_package, vllm_flex, vllm_write
 from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.pages import PAGES, blocks
 
-OTHERS = [
-    name for package in registry.packages().values() for name, place in package.places.items() if ".targets.others." in place
+FOREIGN = [
+    name for package in registry.packages().values() for name, place in package.places.items() if ".targets.packages." in place
 ]
-TARGETS = {name: registry.load(name) for name in OTHERS}
+TARGETS = {name: registry.load(name) for name in FOREIGN}
 CAPPED = [
     name
     for name, target in TARGETS.items()
@@ -42,7 +42,7 @@ def needs(target: Target) -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", FOREIGN)
 def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkeypatch, tmp_path, attn_parity):
     monkeypatch.setattr("importlib.util.find_spec", _finds_no(("vllm", "sglang", "aiter", "lmdeploy")))
     for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
@@ -152,7 +152,7 @@ COMPILED = [name for name, target in TARGETS.items() if target.modules]
 
 def test_all_that_launch_kernels_name_their_modules_but_those_that_do_so_from_several_ranks():
     are_no_triton = {name for name, target in TARGETS.items() if target.compiled_for}
-    assert {*OTHERS} - {*COMPILED} - are_no_triton == {"vllm-flex-masks", "vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"}
+    assert {*FOREIGN} - {*COMPILED} - are_no_triton == {"vllm-flex-masks", "vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"}
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -162,7 +162,7 @@ def test_they_agree_compiled_for_amd(name, attn_parity):
     assert run.code == 0, run.out + run.err
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", FOREIGN)
 def test_they_agree_beyond_what_is_known(name, attn_parity):
     needs(TARGETS[name])
     run = attn_parity("fuzz", "--target", name, *TWENTY)
@@ -190,7 +190,7 @@ def repaired(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*(name for name in OTHERS if TARGETS[name].findings), "aiter-unified-attention"])
+@pytest.mark.parametrize("name", [*(name for name in FOREIGN if TARGETS[name].findings), "aiter-unified-attention"])
 def test_what_is_known_hides_nothing_else(name, repaired, attn_parity, monkeypatch):
     """On sources in which findings are repaired, the cases that they explained agree: each failed because of them alone."""
     needs(registry.load(name))
@@ -249,7 +249,7 @@ def test_a_row_with_scales_is_off_by_one_step_at_most(steps, factor, kind, monke
 
     def write(k, v, kv_cache, layer, slot_mapping):
         sibling = _Sibling(layer, kv_cache, steps, factor)
-        monkeypatch.setattr("attn_fuzz.targets.others.vllm_package.load", lambda *names, **options: [sibling])
+        monkeypatch.setattr("attn_fuzz.targets.packages.vllm_package.load", lambda *names, **options: [sibling])
         write_kv_cache(k, v, kv_cache, layer, slot_mapping)
 
     case = Case(
@@ -314,7 +314,7 @@ WITH_TIES = Case(
 def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, monkeypatch):
     target = TARGETS[WITH_TIES.target]
     module = _Dividing(units, steps)
-    monkeypatch.setattr("attn_fuzz.targets.others.vllm_package.load", lambda *names, **options: [module])
+    monkeypatch.setattr("attn_fuzz.targets.packages.vllm_package.load", lambda *names, **options: [module])
     if on_gpu:
         on_cuda = vllm_write.division_error(torch.device("cuda"))
         monkeypatch.setattr(vllm_write, "division_error", lambda device: on_cuda)

@@ -2,7 +2,7 @@
 
 from attn_fuzz.targets.registry import Package
 
-_HERE, _OURS = "attn_fuzz.targets.others", "attn_fuzz.targets"
+_HERE, _OURS = "attn_fuzz.targets.packages", "attn_fuzz.targets"
 VLLM = Package(
     "vllm",
     "vllm==0.33.0",

@@ -39,8 +39,8 @@ from attn_fuzz.findings.aiter import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
+from attn_fuzz.targets.packages import sglang_package
+from attn_fuzz.targets.packages.aiter_package import REQUIREMENT, root
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding

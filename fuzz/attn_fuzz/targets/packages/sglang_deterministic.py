@@ -16,8 +16,8 @@ import torch
 from attn_contract import AttentionType, Batch, Layer
 from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
-from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.sglang_package import slots, window_slots
+from attn_fuzz.targets.packages import sglang_package
+from attn_fuzz.targets.packages.sglang_package import slots, window_slots
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

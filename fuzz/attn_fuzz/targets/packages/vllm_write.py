@@ -22,8 +22,8 @@ from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import WRITE
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import vllm_package
-from attn_fuzz.targets.others.vllm_package import KVQuantMode
+from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.vllm_package import KVQuantMode
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

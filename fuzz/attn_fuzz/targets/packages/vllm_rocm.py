@@ -16,7 +16,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import chunked_prefill, vllm_package
+from attn_fuzz.targets.packages import chunked_prefill, vllm_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -19,7 +19,7 @@ from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import MHA_VARLEN
 from attn_fuzz.findings.aiter import PREFILL as PREFILL_FINDINGS
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.others import aiter_package
+from attn_fuzz.targets.packages import aiter_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -17,7 +17,7 @@ import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import emulated
-from attn_fuzz.targets.others.aiter_package import REQUIREMENT, root
+from attn_fuzz.targets.packages.aiter_package import REQUIREMENT, root
 from attn_fuzz.targets.rng import rng_of_lengths
 
 if TYPE_CHECKING:

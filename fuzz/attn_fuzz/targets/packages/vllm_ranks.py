@@ -26,7 +26,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, rows_of, write_state
-from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.verdict.rounding import Rounding

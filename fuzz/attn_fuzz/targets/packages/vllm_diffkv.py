@@ -1,9 +1,9 @@
 """vLLM's kernels of two widths: unified_attention_diffkv, and the cache write beside it, as its TRITON_ATTN_DIFFKV calls them.
 
 Lines of v1/attention/backends/triton_attn_diffkv.py: 192-193 take K and V from the cache, 195-220 are the call, and 143-151 are
-the write. The builder, the windows and the thresholds are those of TRITON_ATTN, from which the backend inherits
-(`attn_fuzz.targets.others.vllm_unified`). It inherits its declarations too: steps that are not causal and bidirectional ranges,
-which are not passed to the kernel (207 says causal=True). Those are not drawn.
+the write. The builder, the windows and the thresholds are those of TRITON_ATTN, from which the backend inherits (module
+`vllm_unified`). It inherits its declarations too: steps that are not causal and bidirectional ranges, which are not passed to
+the kernel (207 says causal=True). Those are not drawn.
 
 vLLM's model of MiMo-V2 alone chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
 """
@@ -16,7 +16,7 @@ from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import DIFFKV
-from attn_fuzz.targets.others import vllm_package, vllm_unified, vllm_write
+from attn_fuzz.targets.packages import vllm_package, vllm_unified, vllm_write
 from attn_fuzz.targets.target import Support, Target
 
 MODULES = ("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash")

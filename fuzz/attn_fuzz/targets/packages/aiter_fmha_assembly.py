@@ -37,8 +37,8 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import FMHA_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, attention, missing
-from attn_fuzz.targets.others.aiter_dense import gathered
+from attn_fuzz.targets.packages.aiter_assembly import ARCHITECTURES, Launch, attention, missing
+from attn_fuzz.targets.packages.aiter_dense import gathered
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding

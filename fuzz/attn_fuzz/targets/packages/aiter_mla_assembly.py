@@ -23,8 +23,8 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import aiter_assembly, aiter_mla_metadata
-from attn_fuzz.targets.others.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
+from attn_fuzz.targets.packages import aiter_assembly, aiter_mla_metadata
+from attn_fuzz.targets.packages.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding

@@ -12,8 +12,8 @@ import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.findings.sglang import VERIFY
-from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.sglang_package import extend_arguments, slots
+from attn_fuzz.targets.packages import sglang_package
+from attn_fuzz.targets.packages.sglang_package import extend_arguments, slots
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -24,9 +24,9 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.others import aiter_hip
-from attn_fuzz.targets.others.aiter_dense import gathered
-from attn_fuzz.targets.others.aiter_package import root
+from attn_fuzz.targets.packages import aiter_hip
+from attn_fuzz.targets.packages.aiter_dense import gathered
+from attn_fuzz.targets.packages.aiter_package import root
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding

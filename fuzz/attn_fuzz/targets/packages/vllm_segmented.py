@@ -16,7 +16,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import SEGMENTED
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

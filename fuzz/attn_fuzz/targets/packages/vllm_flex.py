@@ -21,7 +21,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import FLEX
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others.vllm_package import REQUIREMENT
+from attn_fuzz.targets.packages.vllm_package import REQUIREMENT
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -48,7 +48,7 @@ from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.others.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
 from attn_fuzz.targets.rng import rng_of, rng_of_lengths
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import missing_triton

@@ -21,8 +21,8 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.sglang import TRITON
-from attn_fuzz.targets.others import sglang_package
-from attn_fuzz.targets.others.sglang_package import COMPUTE_UNITS, extend_arguments, is_decode, window_slots
+from attn_fuzz.targets.packages import sglang_package
+from attn_fuzz.targets.packages.sglang_package import COMPUTE_UNITS, extend_arguments, is_decode, window_slots
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -12,8 +12,8 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.others import vllm_package
-from attn_fuzz.targets.others.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding

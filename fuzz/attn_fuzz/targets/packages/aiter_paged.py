@@ -22,8 +22,8 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import CHUNKED_PREFILL, PAGED_DECODE, PAGED_PREFILL
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.others import aiter_package, chunked_prefill
-from attn_fuzz.targets.others.latent_rows import decoded_rows
+from attn_fuzz.targets.packages import aiter_package, chunked_prefill
+from attn_fuzz.targets.packages.latent_rows import decoded_rows
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from attn_fuzz.findings import sglang, vllm
 from attn_fuzz.targets.merge import TWO_STATES, MergeFunction, Merges, merge_target
-from attn_fuzz.targets.others import sglang_package, vllm_package
+from attn_fuzz.targets.packages import sglang_package, vllm_package
 from attn_fuzz.targets.target import Target
 
 VLLM_MODULES = ("triton_merge_attn_states",)

@@ -9,7 +9,7 @@ from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import ENCODER
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.others import vllm_package
+from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
