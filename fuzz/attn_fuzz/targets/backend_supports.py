@@ -3,7 +3,7 @@
 import dataclasses
 
 from attn_contract import AttentionConfig, AttentionType, Layout
-from attn_fuzz.targets.declared import config_of
+from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.target import BESIDE_TWO_WIDTHS, Support
 from attn_fuzz.targets.triton import TRITON
 

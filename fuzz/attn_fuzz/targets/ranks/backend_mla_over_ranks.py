@@ -20,9 +20,9 @@ from attn_fuzz.targets.backend_mla import (
     weights_of,
 )
 from attn_fuzz.targets.backends import common_metadata
-from attn_fuzz.targets.over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
-from attn_fuzz.targets.rank_processes import TIMEOUT
-from attn_fuzz.targets.ranks import INTERLEAVES, Shard, shard
+from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
+from attn_fuzz.targets.ranks.processes import TIMEOUT
+from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import Support
 from attn_reference import context_parallel

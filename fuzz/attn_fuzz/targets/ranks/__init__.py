@@ -1,0 +1,1 @@
+"""Targets of attention over ranks that share the keys of each request."""
