@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
-from attn_fuzz.explain import kept
+from attn_fuzz.explain import captured_outputs
 from attn_fuzz.targets import registry
 from attn_parity import failing
 from attn_parity.console import results
@@ -28,7 +28,7 @@ def command(file: Path, target_name: str | None, limit: float, device: str) -> i
     The case is run again with other numbers, and in richer forms. Of a captured call the output is explained that it keeps.
     """
     case = case_file.load(file)
-    verdict = kept.verdict(case, explains=True) if target_name is None else None
+    verdict = captured_outputs.verdict(case, explains=True) if target_name is None else None
     if verdict is not None:
         lines = [f"{verdict.kind}: {verdict.message}", *verdict.explanation] if verdict.failed else []
     else:

@@ -8,7 +8,7 @@ from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.errors import NOT_RUN
-from attn_fuzz.explain import kept
+from attn_fuzz.explain import captured_outputs
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.grid import Limits
 from attn_fuzz.run.executor import Executor
@@ -39,7 +39,7 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
     case = case_file.load(file)
     if html is not None and html.exists() and html.samefile(file):
         raise click.ClickException(f"--html: {html} is the case itself")
-    verdict = kept.verdict(case) if runs and target_name is None else None
+    verdict = captured_outputs.verdict(case) if runs and target_name is None else None
     if verdict is not None:
         results.print("the output that the call gave, which this case keeps; --target NAME runs a kernel instead:")
     elif runs:

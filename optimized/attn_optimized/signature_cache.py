@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MOST = 4096
-_ALL: list["Kept[Any]"] = []
+_ALL: list["SignatureCache[Any]"] = []
 
 
-class Kept(dict[Hashable, T]):
+class SignatureCache(dict[Hashable, T]):
     """By signature, as attn_contract.signatures says. The oldest one leaves where there would be more than MOST."""
 
     def __init__(self) -> None:
@@ -23,6 +23,6 @@ class Kept(dict[Hashable, T]):
 
 
 def forget() -> None:
-    """Forget all that is kept. Kernels stay compiled."""
-    for kept in _ALL:
-        kept.clear()
+    """Empty all caches. Kernels stay compiled."""
+    for cache in _ALL:
+        cache.clear()

@@ -1,4 +1,4 @@
-"""Runs as docs/generated/performance.json keeps them: of each participant in a case its times, in six digits, or a word."""
+"""docs/generated/performance.json: runs, with each participant's times in a case, in six digits, or a word in place of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.speed.results import CaseResult, Head, Result, Run
 SCHEMA = "attn-parity.performance/1"
 
 
-class KeptCase(msgspec.Struct, frozen=True, array_like=True):
+class StoredCase(msgspec.Struct, frozen=True, array_like=True):
     """A CaseResult.
 
     Attributes:
@@ -32,34 +32,34 @@ class KeptCase(msgspec.Struct, frozen=True, array_like=True):
     found: list[tuple[Positive, Positive, Positive] | str | None]
 
 
-class KeptRun(Head, kw_only=True):
+class StoredRun(Head, kw_only=True):
     """A Run of `speed`."""
 
     rates: Rates
     participants: list[str]
     host_us: dict[str, float]
     unmeasured: list[str]
-    cases: list[KeptCase]
+    cases: list[StoredCase]
 
 
-class Kept(msgspec.Struct, kw_only=True):
-    """All that is kept."""
+class Performance(msgspec.Struct, kw_only=True):
+    """The file."""
 
     schema: str = SCHEMA
-    speed: list[KeptRun] = []
+    speed: list[StoredRun] = []
     host: list[HostRun] = []
 
 
-def read(path: Path) -> Kept:
+def read(path: Path) -> Performance:
     """
     Raises:
         ValueError: it is no such file.
     """
-    return results.read_as(path, SCHEMA, Kept)
+    return results.read_as(path, SCHEMA, Performance)
 
 
-def with_run(kept: Kept, path: Path) -> Kept:
-    """What is kept, and the run of a file in the place of those on its machine whose cases it has; drawn ones count as alike.
+def with_run(stored: Performance, path: Path) -> Performance:
+    """Add the run of a file, in place of the runs on its machine whose cases it has; drawn cases count as alike.
 
     Raises:
         ValueError: it is a file of neither `speed` nor `host`.
@@ -67,29 +67,29 @@ def with_run(kept: Kept, path: Path) -> Kept:
     record = inputs.read_json(path, results.MAX_BYTES)
     if isinstance(record, dict) and record.get("schema") == OF_HOST:
         new = results.read_as(path, OF_HOST, HostRun)
-        return Kept(speed=kept.speed, host=[*(run for run in kept.host if run.machine != new.machine), new])
+        return Performance(speed=stored.speed, host=[*(run for run in stored.host if run.machine != new.machine), new])
     run = of_run(results.read(path))
     names = {_kind(case) for case in run.cases}
-    others = [one for one in kept.speed if one.machine != run.machine or not {_kind(case) for case in one.cases} <= names]
-    return Kept(speed=[*others, run], host=kept.host)
+    others = [one for one in stored.speed if one.machine != run.machine or not {_kind(case) for case in one.cases} <= names]
+    return Performance(speed=[*others, run], host=stored.host)
 
 
-def _kind(case: KeptCase) -> str:
+def _kind(case: StoredCase) -> str:
     return "drawn" if case.traffic else case.name
 
 
-def of_run(run: Run) -> KeptRun:
-    """What is kept of a run."""
+def of_run(run: Run) -> StoredRun:
+    """The part of a run that is stored."""
     names = list(dict.fromkeys(name for case in run.cases for name in case.results))
     cases = [
-        KeptCase(
+        StoredCase(
             case.name, case.traffic, case.flops, case.bytes, _short(case.floor_ms), [_found(case.results.get(n)) for n in names]
         )
         for case in run.cases
     ]
     head = {name: getattr(run, name) for name in Head.__struct_fields__}
     others = {"rates": run.rates, "host_us": run.host_us, "unmeasured": run.unmeasured}
-    return KeptRun(**head, **others, participants=names, cases=cases)
+    return StoredRun(**head, **others, participants=names, cases=cases)
 
 
 def _found(result: Result | None) -> tuple[float, float, float] | str | None:
@@ -104,7 +104,7 @@ def _short(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def case_of(run: KeptRun, case: KeptCase) -> CaseResult:
+def case_of(run: StoredRun, case: StoredCase) -> CaseResult:
     """A case with the results of its participants."""
     found = {name: _result(cell) for name, cell in zip(run.participants, case.found, strict=True) if cell is not None}
     head = {name: getattr(case, name) for name in ("name", "traffic", "flops", "bytes", "floor_ms")}
@@ -118,14 +118,14 @@ def _result(cell: tuple[float, float, float] | str) -> Result:
     return Result(verdict="measured", time=Spread(*cell, replays=0))
 
 
-def text(kept: Kept) -> str:
+def text(stored: Performance) -> str:
     """The file, with a line for each case."""
     of_speed = []
-    for run in kept.speed:
+    for run in stored.speed:
         head = msgspec.json.encode(msgspec.structs.replace(run, cases=[])).decode().removesuffix("[]}")
         of_speed.append(f"{head}{_lines(run.cases)}}}")
     runs = ",\n".join(of_speed)
-    return f'{{"schema":"{SCHEMA}","speed":[\n{runs}\n],"host":{_lines(kept.host)}}}\n'
+    return f'{{"schema":"{SCHEMA}","speed":[\n{runs}\n],"host":{_lines(stored.host)}}}\n'
 
 
 def _lines(items: Sequence[msgspec.Struct]) -> str:

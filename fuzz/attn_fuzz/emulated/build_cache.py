@@ -17,7 +17,7 @@ _DIGEST = "sha256"
 """The file that has the digest of all others of its folder."""
 
 
-def kept(kind: str, parts: Iterable[str], make: Callable[[Path], object]) -> Path:
+def cached(kind: str, parts: Iterable[str], make: Callable[[Path], object]) -> Path:
     """A folder with the files that `make` writes into an empty one, or wrote earlier.
 
     Args:

@@ -1,7 +1,7 @@
 """What is kept in the user's cache is made once, and again where it was damaged or cannot be written."""
 
 import pytest
-from attn_fuzz.emulated.kept import kept
+from attn_fuzz.emulated.build_cache import cached
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def make(monkeypatch, tmp_path):
     calls = []
 
     def text(name: str) -> tuple[str, int]:
-        folder = kept("texts", (name,), lambda made: (calls.append(name), (made / "text").write_text(f"of {name}")))
+        folder = cached("texts", (name,), lambda made: (calls.append(name), (made / "text").write_text(f"of {name}")))
         return (folder / "text").read_text(), len(calls)
 
     return text
@@ -40,6 +40,6 @@ def test_what_fails_is_not_kept(make, tmp_path):
         raise ValueError("no text")
 
     with pytest.raises(ValueError, match="no text"):
-        kept("texts", ("a",), fails)
+        cached("texts", ("a",), fails)
     assert not list((tmp_path / "cache/attn-parity/texts").iterdir())
     assert make("a") == ("of a", 1)
