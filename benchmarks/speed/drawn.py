@@ -14,7 +14,7 @@ LAYOUTS = (Layout.BLOCKS_FIRST_NHD,) * 7 + (Layout.BLOCKS_FIRST_HND, Layout.SHUF
 """Most are as vLLM's and AITER's Triton kernels read them, so that there is somebody to compare with."""
 FLOAT8_SHARE = 0.25
 MOST_CACHE_BYTES = 24 << 30
-"""Of one copy of a case's keys and values."""
+"""The most bytes of one copy of a case's keys and values."""
 
 
 def draw_cases(number: int, seed: int) -> list[Attention]:
@@ -40,7 +40,7 @@ def _case(rng: random.Random, number: int, traffic: str) -> Attention:
 
 
 class Cache(NamedTuple):
-    """What an engine chooses once, for all layers and steps."""
+    """The properties of a cache, which an engine chooses once for all layers and steps."""
 
     layout: Layout
     block_size: int

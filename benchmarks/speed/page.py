@@ -19,7 +19,7 @@ PAGE, DATA = PAGES / "performance.md", PAGES / "performance.json"
 REACH = {case.name: case.reach for case in CASES}
 WORST = 10
 LAUNCH_MS = 0.01
-"""Of a call whose floor is below this, a launch is a large part: such calls are counted apart."""
+"""The launch is a large part of a call whose floor is below this: such calls are counted apart."""
 PACKED = ("X_PACKED", "SHUFFLED")
 """Layouts whose keys are no rows of dims. Only kernels for AMD's GPUs ask for them."""
 PREFACE = """\
@@ -73,7 +73,7 @@ def text(stored: Performance) -> str:
 
 
 def _heading(what: str, run: Head) -> list[str]:
-    """What was measured, and by which command."""
+    """The heading of a run: its machine, versions and command."""
     lines = ["", f"## {run.machine}{what and f', {what}'}", ""]
     lines += [f"{in_words(run.versions)}. Commit {run.commit}, `{run.command}`."]
     return lines if run.of_value else [*lines, "", "**Sizes are tiny or there was no GPU: no number here has any value.**"]
@@ -140,7 +140,7 @@ def _missing(case: CaseResult, name: str) -> str:
 
 
 def _notes(cases: Sequence[CaseResult], unmeasured: Sequence[str]) -> list[str]:
-    """What no table has a column for."""
+    """Sentences on results for which no table has a column."""
     lines = []
     for case in cases:
         for name, result in case.results.items():

@@ -1,4 +1,4 @@
-"""What transformers passes to a function of attention, as a call of the contract.
+"""Translate the arguments that transformers passes to a function of attention into a call of the contract.
 
 Which keys a query sees is read from the mask alone (`attn_transformers.masks`), and everything else from the arguments. An
 argument that is not known here and carries anything is refused by name.
@@ -196,7 +196,7 @@ def _check_that_masks_are_made(module: torch.nn.Module) -> None:
 def _mask_of(
     mask: torch.Tensor | None, shape: tuple[int, int, int, int], is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the mask shows [B, Q, K], and what it adds to logits."""
+    """The keys that a mask shows, bool [B, Q, K], and the numbers that it adds to logits; None if it adds none."""
     num_rows, _, num_queries, num_keys = shape
     if mask is None:
         seen = torch.ones(num_rows, num_queries, num_keys, dtype=torch.bool)

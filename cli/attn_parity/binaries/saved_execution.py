@@ -129,7 +129,7 @@ def _run(launch: SavedLaunch, program: Program, small: KernelCall) -> tuple[Inpu
 
 
 def _run_and_write(launch: SavedLaunch, program: Program, small: KernelCall, case: str, folder: Path) -> EmulatedLaunch:
-    """As `_run`, and write what it read and wrote into a folder of the launch."""
+    """`_run` a launch, and write the memory that it read and wrote into the launch's folder."""
     names = [argument.name for argument in launch.arguments]
     before = run_folder.guarded(inputs_of(small.arguments, small.launch.grid, names).buffers)
     inputs, memory, open_roundings = _run(launch, program, small)

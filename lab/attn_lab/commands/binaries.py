@@ -109,7 +109,7 @@ def command(
 
 
 def _kept(writes: bool, partly: bool) -> Results:
-    """What is written again, where it is of other launches. It is read before Triton is imported, which takes seconds."""
+    """The stored results of launches that do not run now. They are read before Triton is imported, which takes seconds."""
     if not writes:
         return Results("")
     check_page_writable(page.PAGE, DATA.suffix)

@@ -24,7 +24,7 @@ FAULTS = (
     ("without an end", "endless"),
     ("", "memory"),
 )
-"""What a fault's message holds, and how the fault is counted: the first that fits."""
+"""A part of a fault's message, and the class under which the fault is counted. The first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Mutant:
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What became of a mutant.
+    """The result of a mutant.
 
     Attributes:
         name: architecture, kernel, line of its assembly, kind, and which of the kind's changes there.
@@ -157,7 +157,7 @@ def tried(mutant: Mutant) -> Trial:
 
 
 def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, str, bool]:
-    """What finds a mutant in a launch, with a message, and whether the mutant computes other bits."""
+    """The check that finds a mutant in a launch, its message, and whether the mutant computes other bits."""
     try:
         memory = launch.run(program, SCHEDULES, 20 * launch.instructions + 100_000)
     except Fault as fault:

@@ -24,7 +24,7 @@ WAKE_SECONDS = 0.5
 
 
 class Told(NamedTuple):
-    """What a process of tests tells when a test has ended.
+    """The message of a process of tests when a test has ended.
 
     Attributes:
         test: its name.
@@ -65,7 +65,7 @@ def started(function: Callable[..., None], *arguments: Any) -> Iterator[tuple[Ba
 
 
 def received(connection: Connection, until: float, interrupted: Event) -> Any:
-    """What a process sends next.
+    """The next message of a process.
 
     Raises:
         TimeoutError: it sends nothing in time.
