@@ -64,8 +64,8 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
         NotJudgedError: there is nothing to choose.
     """
     held = _candidates(batch, layer, decodes_only=decodes_only)
-    draw = random.Random(turn)
-    first = draw.randrange(len(held))
+    rng = random.Random(turn)
+    first = rng.randrange(len(held))
     ordered = (*held[first:], *held[:first])
     num_heads = _num_heads(layer, ordered[0])
     left = MOST_WORK // (num_heads * layer.head_size)
@@ -80,7 +80,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
     if not chosen:
         raise NotJudgedError(f"one head of one request is more work than {MOST_WORK}")
     group = layer.num_heads // layer.num_kv_heads
-    head = draw.randrange(layer.num_heads // num_heads) * num_heads
+    head = rng.randrange(layer.num_heads // num_heads) * num_heads
     kv_head = head // group
     return Choice(tuple(chosen), (head, head + num_heads), (kv_head, kv_head + max(1, num_heads // group)))
 

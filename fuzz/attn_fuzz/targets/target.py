@@ -126,8 +126,8 @@ class Support:
         output_dtypes: of `out` where there is an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
-        exclude: returns why the target does not support a case, or None. It is for limits that no field can express, such as
-            two rules that are not supported together. What it excludes is drawn and thrown away.
+        exclude: returns why the target does not support a case, or None. It is for what no field can express, such as two
+            rules that are not supported together. What it excludes is drawn and thrown away.
         unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
             "finite" is for an engine whose cache never holds NaN.
@@ -187,7 +187,7 @@ class Support:
         if AttentionType.DECODER in self.attn_types and not (self.causal or "non_causal" in self.rules):
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
-    def limit(self, case: Case) -> str | None:
+    def not_drawn(self, case: Case) -> str | None:
         """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
@@ -207,7 +207,7 @@ class Support:
                 return f"{name} {value}, only {', '.join(map(str, allowed))}"
         if self.unused_slots == "finite" and case.cache is not None and not case.finite_slots:
             return "finite_slots False, only True"
-        return self.engine.limit(case)
+        return self.engine.not_sent(case)
 
     def beyond(self, case: Case) -> str | None:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
@@ -426,11 +426,12 @@ class Target:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
-    def limit(self, case: Case, device: str) -> str | None:
-        """As `Support.limit` of what it supports on a device type. A captured call has no limit: a Support's sizes say what is
-        drawn, not what the kernel can do.
+    def not_drawn(self, case: Case, device: str) -> str | None:
+        """As `Support.not_drawn`, on a device type; None for a captured call, which is run at any size.
+
+        The sizes of a Support say what is drawn, not what the kernel can do.
         """
-        return None if case.values.kind == "captured" else self.support(device).limit(case)
+        return None if case.values.kind == "captured" else self.support(device).not_drawn(case)
 
     def findings_on(self, device: str) -> tuple[Finding, ...]:
         """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""

@@ -28,6 +28,7 @@ from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
     Positive,
+    case_seconds_option,
     check_exact,
     check_page_writable,
     check_writable,
@@ -36,7 +37,6 @@ from attn_parity.options import (
     device_option,
     exact_option,
     json_option,
-    limit_option,
     plain_table,
     progress_bar,
     sanitize_option,
@@ -91,7 +91,7 @@ PAGE = PAGES / "zoo.md"
     help="Write the smallest failing case of each mutant into this folder, as NAME.json.",
 )
 @workers_option
-@limit_option
+@case_seconds_option
 @device_option
 @sanitize_option
 @exact_option
@@ -110,7 +110,7 @@ def command(
     page: Path,
     corpus: Path | None,
     workers: int | None,
-    limit: float,
+    case_seconds: float,
     device: str,
     sanitize: bool | None,
     exactly: bool,
@@ -143,7 +143,13 @@ def command(
         zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, (), target or ""))
     with tempfile.TemporaryDirectory() as scratch:
         plan = FuzzPlan(
-            target="", device=device, examples=examples, seed=seed, folder=Path(scratch), limit=limit, exact_every=int(exactly)
+            target="",
+            device=device,
+            examples=examples,
+            seed=seed,
+            folder=Path(scratch),
+            case_seconds=case_seconds,
+            exact_every=int(exactly),
         )
         plans = _plans(plan, running, numbers, sanitize=sanitize, shrinks=shrinks)
         outcome = _run(plans, workers or default_workers(device))

@@ -116,12 +116,12 @@ def _mutants(subject: Subject, kind: str, rng: random.Random) -> Iterator[Mutant
     kernel = subject.program.kernel
     places = [int(place) for place in np.flatnonzero(subject.executed)]
     rng.shuffle(places)
-    choose = random.Random(rng.random())
+    of_operators = random.Random(rng.random())
     for place in places:
         made = list(operators.OPERATORS[kind](kernel.instructions[place]))
         if not made:
             continue
-        number = choose.randrange(len(made))
+        number = of_operators.randrange(len(made))
         if _can_be_run(made[number], kernel):
             yield Mutant(subject, kind, place, number, made[number])
 

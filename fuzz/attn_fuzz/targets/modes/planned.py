@@ -27,31 +27,31 @@ _NVIDIA = ("sm70", "sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm1
 """GPUs that keep several tiles of keys in shared memory, whose size limits how many."""
 
 
-def drawn_gpu(choose: random.Random) -> Gpu:
+def drawn_gpu(rng: random.Random) -> Gpu:
     """One with a table of its own or of a chip like it; now and then one of NVIDIA's, or one that no table names."""
     from attn_optimized.launch.table import architectures
 
     strangers = (
-        f"sm{choose.randint(70, 129)}",
-        choose.choice(_NVIDIA),
-        f"gfx{choose.randint(0x900, 0x9FF):x}",
+        f"sm{rng.randint(70, 129)}",
+        rng.choice(_NVIDIA),
+        f"gfx{rng.randint(0x900, 0x9FF):x}",
     )
-    architecture, compute_units = choose.choice((*architectures(), *strangers)), choose.choice(COMPUTE_UNITS)
-    parameters = _parameters(choose) if choose.random() < 0.5 else {}
-    return Gpu(architecture, compute_units, parameters, batch_invariant=choose.random() < 0.2)
+    architecture, compute_units = rng.choice((*architectures(), *strangers)), rng.choice(COMPUTE_UNITS)
+    parameters = _parameters(rng) if rng.random() < 0.5 else {}
+    return Gpu(architecture, compute_units, parameters, batch_invariant=rng.random() < 0.2)
 
 
-def _parameters(choose: random.Random) -> dict[str, Any]:
+def _parameters(rng: random.Random) -> dict[str, Any]:
     return {
-        "block_m": choose.choice(SIDES),
-        "block_n": choose.choice(SIDES),
-        "num_warps": choose.choice((1, 2, 4, 8)),
-        "num_stages": choose.randint(1, 4),
-        "maxnreg": choose.choice((None, 128)),
-        "waves_per_eu": choose.choice((None, 2)),
-        "keys_per_split": choose.choice((16, 16, 33, 64, 512)),
-        "programs_per_unit": choose.randint(1, 3),
-        "uneven_waves": choose.randint(0, 4),
+        "block_m": rng.choice(SIDES),
+        "block_n": rng.choice(SIDES),
+        "num_warps": rng.choice((1, 2, 4, 8)),
+        "num_stages": rng.randint(1, 4),
+        "maxnreg": rng.choice((None, 128)),
+        "waves_per_eu": rng.choice((None, 2)),
+        "keys_per_split": rng.choice((16, 16, 33, 64, 512)),
+        "programs_per_unit": rng.randint(1, 3),
+        "uneven_waves": rng.randint(0, 4),
     }
 
 
