@@ -1,6 +1,7 @@
 """A target: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -237,10 +238,18 @@ class Support:
 
     def widened(self) -> "Support":
         """A Support that draws the same sizes, dtypes, layouts and forms, and every rule. Refusals are drawn from it."""
-        layouts = self.layouts or EVERYTHING.layouts
-        rules = (*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules))
-        drawn = {name: getattr(self, name) for name in _DRAWN}
-        return dataclasses.replace(EVERYTHING, attn_types=self._all_types, layouts=layouts, rules=rules, **drawn)
+        return dataclasses.replace(
+            self,
+            attn_types=self._all_types,
+            layouts=self.layouts or EVERYTHING.layouts,
+            rules=(*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules)),
+            required_rules=(),
+            causal=True,
+            cache_dtypes=EVERYTHING.cache_dtypes,
+            scales=EVERYTHING.scales,
+            output_dtypes=EVERYTHING.output_dtypes,
+            exclude=_nothing,
+        )
 
     @property
     def _all_types(self) -> tuple[AttentionType, ...]:
@@ -291,24 +300,6 @@ WITH_LATENT = dataclasses.replace(
 They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not
 changed what any other target draws. tests/test_silence.py asks everybody else to refuse them.
 """
-
-_DRAWN = (
-    "engine",
-    "unused_slots",
-    "dtypes",
-    "head_sizes",
-    "group_sizes",
-    "block_sizes",
-    "latent",
-    "tile_sizes",
-    "max_tokens",
-    "max_seq_len",
-    "long_seq_len",
-    "many_requests",
-    "steps_per_layer",
-    "own_numbers",
-)
-
 
 FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
 """The fields of Target that are the functions to check."""
@@ -433,6 +424,15 @@ class Target:
         """
         return None if case.values.kind == "captured" else self.support(device).not_drawn(case)
 
+    def wrapped(self, wrap: Callable[[str, Any], Any], **changes: Any) -> "Target":
+        """A copy with changes, of which each function is `wrap(field, function)`, with `field` of FUNCTIONS.
+
+        Siblings are left out: they would be called as before.
+        """
+        functions = {field: getattr(self, field) for field in FUNCTIONS}
+        functions = {field: wrap(field, function) for field, function in functions.items() if function is not None}
+        return dataclasses.replace(self, siblings=(), **functions, **changes)
+
     def findings_on(self, device: str) -> tuple[Finding, ...]:
         """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""
         return tuple(finding for finding in self.findings if device != "cpu" or not finding.needs_gpu)
@@ -452,3 +452,17 @@ class Target:
 
 Mode = Callable[[Target], Target]
 """Makes another target of a target."""
+
+
+def within(context_of: Callable[[tuple[Any, ...]], AbstractContextManager[object]]) -> Callable[[str, Any], Any]:
+    """A `wrap` of Target.wrapped: each call runs within a context that is made of the call's positional arguments."""
+
+    def wrap(field: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with context_of(arguments):
+                return function(*arguments, **options)
+
+        return call
+
+    return wrap

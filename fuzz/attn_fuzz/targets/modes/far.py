@@ -250,7 +250,9 @@ _CHANGED_BY = {
 def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCache]) -> Target:
     """A target whose calls get tensors with far rows."""
 
-    def far_apart(function: Callable[..., Any], parameters: Sequence[str]) -> Any:
+    def far_apart(field: str, function: Callable[..., Any]) -> Any:
+        parameters = _PARAMETERS[field]
+
         def call(*arguments: Any, **options: Any) -> None:
             given = dict(zip(parameters, arguments, strict=True)) | options
             with spread(rng_of_metadata(arguments)) as copies:
@@ -267,16 +269,13 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
         sizes = {"max_tokens": min(MOST_TOKENS, declared.max_tokens), "max_seq_len": min(MOST_KEYS, declared.max_seq_len)}
         return dataclasses.replace(declared, long_seq_len=None, many_requests=None, **sizes)
 
-    functions = {field: getattr(target, field) for field in _PARAMETERS}
-    return dataclasses.replace(
-        target,
+    return target.wrapped(
+        far_apart,
         support=support,
         unavailable=lambda device: _missing(device) or target.unavailable(device),
-        siblings=(),
         checks_arguments=False,
         sanitizes=False,
         exact=False,
-        **{field: far_apart(function, _PARAMETERS[field]) for field, function in functions.items() if function is not None},
     )
 
 

@@ -6,15 +6,13 @@ attention has launch parameters that no table holds.
 """
 
 import dataclasses
-import functools
 import random
-from collections.abc import Callable
 from typing import Any
 
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.rng import rng_of_metadata
-from attn_fuzz.targets.target import FUNCTIONS, Gpu, Target
+from attn_fuzz.targets.target import Gpu, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 COMPUTE_UNITS = (1, 3, 8)
@@ -60,14 +58,6 @@ def of(target: Target) -> Target:
     if planned is None:
         raise NoModeError(f"{target.name} does not say how its host code plans for another GPU (Target.planned)")
 
-    def on_drawn_gpu(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
-            with planned(drawn_gpu(rng_of_metadata(arguments))):
-                return function(*arguments, **options)
-
-        return call
-
     def events(step: Step) -> list[str]:
         gpu = drawn_gpu(rng_of_metadata((step.batch,)))
         with planned(gpu):
@@ -77,15 +67,13 @@ def of(target: Target) -> Target:
         # a bound of every plan: no tile sums more keys at once than there are
         return dataclasses.replace(target.rounding("cuda"), keys_per_tile=LEAST_TILE, splits=MOST_PARTS)
 
-    return dataclasses.replace(
-        target,
+    return target.wrapped(
+        within(lambda arguments: planned(drawn_gpu(rng_of_metadata(arguments)))),
         rounding=rounding,
         unavailable=lambda device: target.unavailable(device) or _missing(device),
         events=events,
-        siblings=(),
         checks_arguments=False,
         modules=None,  # its launches are those of several architectures
-        **{field: on_drawn_gpu(function) for field in FUNCTIONS if (function := getattr(target, field)) is not None},
     )
 
 
