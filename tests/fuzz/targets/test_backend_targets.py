@@ -8,7 +8,15 @@ from attn_fuzz.cases.case import written_slots
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.backends import BackendLayers, installed, named
+from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
+from attn_fuzz.targets.backends import (
+    BACKEND_ROCM_ATTN,
+    BACKEND_TRITON,
+    BACKEND_TRITON_DIFFKV,
+    BackendLayers,
+    installed,
+    named,
+)
 from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
@@ -41,6 +49,40 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
         "backend-triton", examples=100, seed=2, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
     )
     assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+SIZES = {
+    "backend-triton": BACKEND_TRITON,
+    "backend-rocm-attn": BACKEND_ROCM_ATTN,
+    "backend-triton-diffkv": BACKEND_TRITON_DIFFKV,
+}
+SIZES["backend-triton-mla"] = BACKEND_TRITON_MLA
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_refused_size_is_drawn_and_refused_by_the_declaration(name):
+    """One step beyond each bound that the backend declares."""
+    target, met = SIZES[name], set()
+    support, capabilities = target.support("cpu"), target.declares("cpu")
+    words = {f"{words} {size}" for key, sizes in support.refused_sizes.items() for size in sizes for words in [WORDS[key]]}
+
+    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @given(case=cases(target.name, support))
+    def draw(case):
+        if (beyond := support.beyond(case)) in words:
+            met.add(beyond)
+            assert capabilities.refusals(config_of(case)), beyond
+
+    draw()
+    assert met == words
+
+
+WORDS = {
+    "head_sizes": "head size",
+    "value_sizes": "a V of width",
+    "widths": "latent widths",
+    "block_sizes": "block size",
+}
 
 
 @pytest.mark.nightly
