@@ -77,7 +77,7 @@ def _refusing_later(set_later: Callable[..., None], names: Collection[str]) -> C
 
 
 def _asked_of(model: PreTrainedModel, config: Any, attn_implementation: str | dict[str, Any]) -> str | None:
-    """The implementation that is asked of a part of the model that has this config; in a dict each part of a config has its own."""
+    """The implementation that is asked of a model or of one of its parts; in a dict each part of a config has its own."""
     if isinstance(attn_implementation, str):
         return attn_implementation
     parts = {"": config, **{name: getattr(config, name) for name in config.sub_configs}}

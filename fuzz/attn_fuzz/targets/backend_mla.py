@@ -258,6 +258,7 @@ def support(device: str) -> Support:
         latent=LatentSizes(
             widths=_WIDTHS if device == "cpu" else ((64, 32), (128, 64), *_WIDTHS[-2:]), block_sizes=(16, 64, 80)
         ),
+        refused_sizes={"widths": ((528, 16), (496, 144)), "block_sizes": (8, 24)},
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),

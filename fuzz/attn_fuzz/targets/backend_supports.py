@@ -13,7 +13,7 @@ _ROCM_ATTN_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
 def triton_attn(device: str) -> Support:
     """Everything. The `exclude` excludes nothing: with it the cases are those of a target that refuses something."""
-    return dataclasses.replace(TRITON.support(device), exclude=lambda case: None)
+    return dataclasses.replace(TRITON.support(device), refused_sizes={"head_sizes": (257, 272)}, exclude=lambda case: None)
 
 
 def triton_attn_diffkv(device: str) -> Support:
@@ -27,6 +27,7 @@ def triton_attn_diffkv(device: str) -> Support:
         block_sizes=tuple(size for size in drawn.block_sizes if size % 16 == 0),
         rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
         required_rules=("head_size_v",),
+        refused_sizes={"head_sizes": (31, 257), "value_sizes": (257,), "block_sizes": (8, 24)},
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),
@@ -43,6 +44,7 @@ def rocm_attn(device: str) -> Support:
         layouts=(Layout.X_PACKED,),
         head_sizes=tuple(size for size in drawn.head_sizes if size in _ROCM_ATTN_HEAD_SIZES),
         block_sizes=tuple(size for size in drawn.block_sizes if size % 16 == 0),
+        refused_sizes={"head_sizes": (16, 48, 272), "block_sizes": (8, 24)},
         rules=("window", "alibi_slopes", "non_causal", "rope"),
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor", "head"),

@@ -15,6 +15,7 @@ import torch
 from attn_contract import AttentionType, Batch, Capabilities, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings import aiter as aiter_findings
 from attn_fuzz.targets import backend_supports
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
@@ -225,7 +226,9 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
         bidirectional_ranges=ranges,
         qq_bias=qq_bias,
     )
-    assert common.num_reqs == batch.num_requests, "engines read it, and this package does not"
+    if common.num_reqs != batch.num_requests:  # engines read it, and this package does not
+        message = f"the metadata of {batch.num_requests} requests say num_reqs={common.num_reqs}"
+        raise FailedCheckError("property", "CommonAttentionMetadata.num_reqs", message)
     return common
 
 
@@ -243,6 +246,7 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
         "write_kv_cache": layers.write_kv_cache,
         "rope_and_write_kv_cache": layers.rope_and_write_kv_cache,
         "siblings": tuple(functools.partial(layers.attention, **mode) for mode in modes),
+        "declares": layers.capabilities,
         "checks_arguments": False,  # those of layers are: tests/optimized/backends
         "forget": layers.forget,
         "unavailable": layers.unavailable,

@@ -11,6 +11,7 @@ import functools
 import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.sglang import VERIFY
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import extend_arguments, slots
@@ -36,7 +37,10 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         layer.scale,
         max_bs=batch.num_requests,
     )
-    assert ran, "verify_splitkv_fwd leaves a step to extend_attention_fwd that this target declares"
+    if not ran:
+        raise FailedCheckError(
+            "served", "verify_splitkv_fwd", "it leaves a step to extend_attention_fwd that this target declares"
+        )
 
 
 def _forget() -> None:
