@@ -81,7 +81,7 @@ class Engine:
     planes: tuple[bool, ...] = (False, True)
     orders: tuple[PhysicalOrder, ...] = tuple(PhysicalOrder)
     num_layers: tuple[int, ...] = (1, 2, 3)
-    padding: tuple[int, ...] = (0, 8, 24)
+    padding: tuple[int, ...] = (0, 8, 32)
     other_views: bool = True
     writes: tuple[bool, ...] = (True, False)
     unwritten: bool = True

@@ -323,7 +323,7 @@ EVERYTHING = Support(
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
-    head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
+    head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256),
 )
 """A Support of everything that a case with one head size can have."""
 BESIDE_TWO_WIDTHS = (192, 33, 47)

@@ -139,7 +139,7 @@ def _mha_support(device: str) -> Support:
 AITER_PREFILL_ATTENTION = Target(
     name="aiter-prefill-attention",
     description="AITER's Triton prefill_attention, for steps without a context",
-    attention=foreign.with_nan_in_new_memory(_prefill),
+    attention=_prefill,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", normalizes_first=True),
     refuses=False,
@@ -151,7 +151,7 @@ AITER_PREFILL_ATTENTION = Target(
 AITER_EXTEND_ATTENTION = Target(
     name="aiter-extend-attention",
     description="AITER's Triton extend_attention, which reads this step's keys from k and v",
-    attention=foreign.with_nan_in_new_memory(_extend),
+    attention=_extend,
     support=_extend_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
@@ -162,7 +162,7 @@ AITER_EXTEND_ATTENTION = Target(
 AITER_MHA_VARLEN = Target(
     name="aiter-mha-varlen",
     description="AITER's Triton flash_attn_varlen_func, the forward pass: keys as rows, outputs and LSE",
-    attention=foreign.with_nan_in_new_memory(_mha),
+    attention=_mha,
     support=_mha_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,

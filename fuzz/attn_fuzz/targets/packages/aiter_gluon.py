@@ -255,7 +255,7 @@ def _target(
     return Target(
         name=name,
         description=description,
-        attention=foreign.with_nan_in_new_memory(attention),
+        attention=attention,
         support=lambda device: support,
         refuses=False,
         rounding=lambda device: rounding,

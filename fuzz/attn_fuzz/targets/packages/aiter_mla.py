@@ -18,7 +18,6 @@ import random
 
 import torch
 from attn_contract import AttentionType, Layer, Layout
-from attn_fuzz import foreign
 from attn_fuzz.findings.aiter import MLA_DECODE_ROPE, SPARSE_MLA
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
@@ -145,7 +144,7 @@ _SPARSE_SIZES = LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 32, 
 AITER_MLA_DECODE = Target(
     name="aiter-mla-decode",
     description="AITER's Triton decode of latent attention, mla_decode_rope without its rotation",
-    attention=foreign.with_nan_in_new_memory(functools.partial(_decode, rotates=False)),
+    attention=functools.partial(_decode, rotates=False),
     support=lambda device: _support(("logits_soft_cap",), _DECODE_SIZES),
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), dot_is_chained=device != "cpu"),
@@ -156,14 +155,14 @@ AITER_MLA_DECODE_ROPE = dataclasses.replace(
     AITER_MLA_DECODE,
     name="aiter-mla-decode-rope",
     description="AITER's Triton mla_decode_rope, which rotates q and each last key by quarter turns",
-    attention=foreign.with_nan_in_new_memory(functools.partial(_decode, rotates=True)),
+    attention=functools.partial(_decode, rotates=True),
     findings=MLA_DECODE_ROPE,
     races="Each program that has the last keys of a request writes its rotated key: one for each group of heads.",
 )
 AITER_SPARSE_MLA = Target(
     name="aiter-sparse-mla",
     description="AITER's Triton unified_attention_sparse_mla, over the keys that each row sees",
-    attention=foreign.with_nan_in_new_memory(_sparse),
+    attention=_sparse,
     support=lambda device: _support(("window", "sink_tokens", "chunked_local"), _SPARSE_SIZES),
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),

@@ -132,7 +132,7 @@ def _chunked_support(device: str) -> Support:
 AITER_PAGED_DECODE = Target(
     name="aiter-paged-decode",
     description="AITER's Triton pa_decode: each query as a request of its own",
-    attention=foreign.with_nan_in_new_memory(_decode),
+    attention=_decode,
     support=_decode_support,
     rounding=lambda device: Rounding(
         keys_per_tile=64,
@@ -150,7 +150,7 @@ AITER_PAGED_DECODE = Target(
 AITER_PAGED_PREFILL = Target(
     name="aiter-paged-prefill",
     description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
-    attention=foreign.with_nan_in_new_memory(_prefill),
+    attention=_prefill,
     support=_prefill_support,
     rounding=lambda device: Rounding(
         keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True, normalizes_first=True
@@ -165,7 +165,7 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     AITER_PAGED_PREFILL,
     name="aiter-chunked-prefill",
     description="AITER's Triton chunked_pa_prefill: pa_prefill for requests of several queries, and a decode for the others",
-    attention=foreign.with_nan_in_new_memory(_chunked),
+    attention=_chunked,
     support=_chunked_support,
     unavailable=aiter_package.missing(*CHUNKED),
     modules=functools.partial(aiter_package.load, *CHUNKED, *PREFILL),

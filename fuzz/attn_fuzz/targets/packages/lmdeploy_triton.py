@@ -176,7 +176,7 @@ def _rounding(device: str) -> Rounding:
 LMDEPLOY_DECODE = Target(
     name="lmdeploy-decode",
     description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
-    attention=foreign.with_nan_in_new_memory(_decode),
+    attention=_decode,
     support=_support_of_decodes,
     rounding=_rounding,
     refuses=False,
@@ -195,7 +195,7 @@ LMDEPLOY_PREFILL = dataclasses.replace(
     LMDEPLOY_DECODE,
     name="lmdeploy-prefill",
     description="the Triton attention of LMDeploy 0.18.0 over a flattened cache, as its TritonAttentionImpl calls it",
-    attention=foreign.with_nan_in_new_memory(_prefill),
+    attention=_prefill,
     support=_support,
     unavailable=lmdeploy_package.missing_block_pointers,
     findings=PREFILL,

@@ -117,7 +117,7 @@ def _decode_support(device: str) -> Support:
 SGLANG_EXTEND_DETERMINISTIC = Target(
     name="sglang-extend-deterministic",
     description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
-    attention=foreign.with_nan_in_new_memory(_extend),
+    attention=_extend,
     support=_extend_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
@@ -128,7 +128,7 @@ SGLANG_EXTEND_DETERMINISTIC = Target(
 SGLANG_DECODE_DETERMINISTIC = Target(
     name="sglang-decode-deterministic",
     description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
-    attention=foreign.with_nan_in_new_memory(_decode),
+    attention=_decode,
     support=_decode_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=MAX_KV_SPLITS),
     refuses=False,

@@ -9,7 +9,6 @@ import functools
 
 import torch
 from attn_contract import AttentionType
-from attn_fuzz import foreign
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -78,7 +77,7 @@ def _vision_support(device: str) -> Support:
 SGLANG_ENCODER_ATTENTION = Target(
     name="sglang-encoder-attention",
     description="the Triton extend attention of SGLang 0.5.23, as its triton backend calls it for encoder-only models",
-    attention=foreign.with_nan_in_new_memory(_extend),
+    attention=_extend,
     support=_encoder_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     refuses=False,
@@ -88,7 +87,7 @@ SGLANG_ENCODER_ATTENTION = Target(
 SGLANG_VISION_ATTENTION = Target(
     name="sglang-vision-attention",
     description="the Triton prefill attention of SGLang 0.5.23, as its vision models call it",
-    attention=foreign.with_nan_in_new_memory(_vision),
+    attention=_vision,
     support=_vision_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", normalizes_first=True),
     refuses=False,

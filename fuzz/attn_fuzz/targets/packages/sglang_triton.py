@@ -103,7 +103,7 @@ def _events(step: Step) -> Iterable[str]:
 SGLANG_TRITON = Target(
     name="sglang-triton",
     description="the Triton decode and extend attention of SGLang 0.5.23, as its triton backend calls them",
-    attention=foreign.with_nan_in_new_memory(_attention),
+    attention=_attention,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=MAX_KV_SPLITS),
     refuses=False,

@@ -62,7 +62,7 @@ def _support(device: str) -> Support:
 SGLANG_VERIFY_SPLITKV = Target(
     name="sglang-verify-splitkv",
     description="the Triton verify_splitkv_fwd of SGLang 0.5.23, as its triton backend calls it for drafts on gfx950",
-    attention=foreign.with_nan_in_new_memory(_attention),
+    attention=_attention,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=17),
     refuses=False,

@@ -76,8 +76,8 @@ def _events(step: Step) -> Iterable[str]:
 VLLM_DIFFKV = Target(
     name="vllm-diffkv",
     description="unified_attention_diffkv of vLLM 0.33.0 and its cache write, as TRITON_ATTN_DIFFKV calls them",
-    attention=foreign.with_nan_in_new_memory(_attention),
-    write_kv_cache=foreign.with_nan_in_new_memory(_write_kv_cache),
+    attention=_attention,
+    write_kv_cache=_write_kv_cache,
     support=_support,
     rounding=vllm_unified.rounding,
     refuses=False,

@@ -6,7 +6,6 @@ Lines of v1/attention/backends/triton_attn.py: 782-796 are the call, 505-506 the
 import functools
 
 from attn_contract import AttentionType
-from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import ENCODER
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages import vllm_package
@@ -58,7 +57,7 @@ def _support(device: str) -> Support:
 VLLM_ENCODER_ATTENTION = Target(
     name="vllm-encoder-attention",
     description="the triton_prefill_attention of vLLM 0.33.0, as its TRITON_ATTN calls it for encoders",
-    attention=foreign.with_nan_in_new_memory(_attention),
+    attention=_attention,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu"),
     refuses=False,

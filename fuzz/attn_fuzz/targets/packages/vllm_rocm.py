@@ -12,7 +12,6 @@ import functools
 from collections.abc import Iterable
 
 from attn_contract import AttentionType, Layout
-from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
 from attn_fuzz.targets.engine import VLLM
@@ -69,7 +68,7 @@ def _events(step: Step) -> Iterable[str]:
 VLLM_ROCM_ATTENTION = Target(
     name="vllm-rocm-attention",
     description="the Triton chunked_prefill_paged_decode of vLLM 0.33.0, as its ROCM_ATTN calls it",
-    attention=foreign.with_nan_in_new_memory(_attention),
+    attention=_attention,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", rounds_dequantized=True),
     refuses=False,

@@ -76,7 +76,7 @@ def _rounding(device: str) -> Rounding:
 VLLM_SEGMENTED_ATTENTION = Target(
     name="vllm-segmented-attention",
     description="the Triton segmented attention of vLLM 0.33.0, as its ROCM_SEGMENTED_ATTN calls it on RDNA",
-    attention=foreign.with_nan_in_new_memory(_attention),
+    attention=_attention,
     support=_support,
     rounding=_rounding,
     refuses=False,

@@ -119,7 +119,7 @@ def rounding(device: str) -> Rounding:
 VLLM_UNIFIED_ATTENTION = Target(
     name="vllm-unified-attention",
     description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
-    attention=foreign.with_nan_in_new_memory(_attention),
+    attention=_attention,
     support=_support,
     rounding=rounding,
     refuses=False,

@@ -158,7 +158,7 @@ VLLM_WRITE = Target(
     name="vllm-reshape-and-cache",
     description="the triton_reshape_and_cache_flash of vLLM 0.33.0 and its sibling for scales of tokens; the reference attends",
     attention=_attention,
-    write_kv_cache=foreign.with_nan_in_new_memory(_write_kv_cache),
+    write_kv_cache=_write_kv_cache,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,

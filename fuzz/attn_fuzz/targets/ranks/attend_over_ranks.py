@@ -44,9 +44,13 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rng = rng_of_call(q, batch)
     results = on_all_ranks(_attend, _calls(q, kv_cache, layer, batch, out.dtype, rng))
     rows = int(batch.query_start_loc[-1])
-    rows_of(out, layer, rows).copy_(torch.cat([own for own, _ in results], dim=1)[:rows])
+    by_head, of_heads = torch.cat([own for own, _ in results], dim=1), torch.cat([own for _, own in results])
+    # rows that no request owns have an output of 0 and an LSE of -inf: what breaks that is not to be hidden
+    is_shown = (by_head.float() != 0).flatten(1).any(1) | (of_heads != -torch.inf).any(0)
+    is_shown[:rows] = True
+    rows_of(out, layer, len(out))[is_shown] = by_head[is_shown]
     if lse is not None:
-        lse[:, :rows] = torch.cat([own for _, own in results])[:, :rows]
+        lse[:, is_shown] = of_heads[:, is_shown]
 
 
 def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, rng: random.Random) -> list[RankCall]:

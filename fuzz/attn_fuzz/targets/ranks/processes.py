@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attn_fuzz.errors import HelperKilledError
+from attn_fuzz.interpreted import new_memory
 
 TIMEOUT = timedelta(seconds=20)
 """The time that a rank waits for another one that does not come."""
@@ -68,7 +69,7 @@ class RankProcesses:
         ends = self._ends[: len(arguments) - 1]
         try:
             for end, theirs in zip(ends, arguments[1:], strict=True):
-                end.send_bytes(_packed((function, len(arguments), theirs)))
+                end.send_bytes(_packed((function, len(arguments), theirs, new_memory.holds_numbers)))
             results = [_result(function, self._groups[len(arguments)], arguments[0])]
             if _is_unexpected(results[0], self._expected):
                 self._check_killed()
@@ -110,8 +111,9 @@ def _serve(end: Connection, rank: int, count: int, store: Path, expected: tuple[
         with suppress(EOFError, ConnectionError, KeyboardInterrupt):
             groups = _groups(rank, count, store)
             while True:
-                function, size, arguments = _unpacked(end.recv_bytes())
-                result = _result(function, groups[size], arguments)
+                function, size, arguments, holds_numbers = _unpacked(end.recv_bytes())
+                with new_memory.filled(holds_numbers):
+                    result = _result(function, groups[size], arguments)
                 end.send_bytes(_packed(result))
                 if _is_unexpected(result, expected):
                     return
