@@ -186,7 +186,7 @@ def _pages(cache: Cache) -> int:
 
 
 def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
-    """By dimension of the physical order, and the whole's size as "": padding follows whatever makes up one block."""
+    """The stride of each dimension of the physical order, and the whole's size as "". Padding follows the dims of one block."""
     sizes = {
         "L": cache.num_layers,
         "B": cache.num_blocks,
