@@ -112,7 +112,7 @@ def _serve(end: Connection, rank: int, count: int, store: Path, expected: tuple[
             groups = _groups(rank, count, store)
             while True:
                 function, size, arguments, holds_numbers = _unpacked(end.recv_bytes())
-                with new_memory.filled(holds_numbers):
+                with new_memory.filled(with_numbers=holds_numbers):
                     result = _result(function, groups[size], arguments)
                 end.send_bytes(_packed(result))
                 if _is_unexpected(result, expected):
