@@ -16,6 +16,7 @@ from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.cases.wrong_arguments import wrong_attention
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import new_memory, permissions, program_order, sanitizer
@@ -262,8 +263,14 @@ def _function_of(cache_write: Write) -> str:
     return "write_kv_cache" if cache_write.rotation is None else "rope_and_write_kv_cache"
 
 
-class NotRefusedError(Exception):
+class NotRefusedError(FailedCheckError):
     """A call that contradicts the contract was not refused."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("served", "an illegal call", message)
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.message,)
 
 
 def _refusing(attention: AttentionFunction) -> AttentionFunction:

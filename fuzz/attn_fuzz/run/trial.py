@@ -8,6 +8,7 @@ import msgspec
 import torch
 from attn_fuzz.cases.case import CHOICES, Case, CaseError
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
@@ -110,6 +111,8 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
         if limit := limit_of(attempt.error):
             return verdict("limit", described(attempt.error), about=limit)
         check_no_fault(attempt.error)
+    if isinstance(attempt.error, FailedCheckError):
+        return verdict(attempt.error.kind, f"{attempt.error}{attempt.during}", about=attempt.error.about)
     for kind, check in CHECKS:
         if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle
@@ -169,6 +172,8 @@ def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
             broken = _broken_property(attempt)
     except sanitizer.Violation as violation:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"
+    except FailedCheckError as error:
+        return error.kind, error.about, f"on a variant of the step: {error}"
     except Exception as error:
         if limit := limit_of(error):
             return "limit", limit, f"on a variant of the step: {described(error)}"
