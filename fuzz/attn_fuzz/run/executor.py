@@ -51,7 +51,7 @@ class Executor:
     Args:
         target: name of the target.
         device: "cpu" or "cuda".
-        limit: seconds that one case may take. They include the compilation of kernels.
+        case_seconds: seconds that one case may take. They include the compilation of kernels.
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
@@ -64,7 +64,7 @@ class Executor:
 
     target: str
     device: str
-    limit: float
+    case_seconds: float
     ahead: Path
     mutant: Mutant | None = None
     sanitize: bool = False
@@ -168,7 +168,7 @@ class Executor:
         try:
             connection.send((case, options))
             # wait for the process, too: if the kernel forked it, the copy may hold the connection open
-            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
+            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.case_seconds):
                 self.end()
                 return self._too_long()
             if not connection.poll():
@@ -197,14 +197,14 @@ class Executor:
 
     def _too_long(self) -> Verdict:
         """No answer in time. The emulator is slow: it may be at fault, unless a mutant is."""
-        message = f"no answer in {self.limit:g} s"
+        message = f"no answer in {self.case_seconds:g} s"
         if self.mutant is None and registry.load(self.target).compiles:
-            return Verdict(kind="limit", message=message, about=f"{message} (lifted by a larger --limit)")
+            return Verdict(kind="limit", message=message, about=f"{message} (lifted by a larger --case-seconds)")
         return Verdict(kind="hung", message=message)
 
     def _fuzzer_can(self, case: Case) -> bool:
         """Whether the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
-        with Executor(HARMLESS, self.device, self.limit, self.ahead.with_suffix(".again.json")) as sound:
+        with Executor(HARMLESS, self.device, self.case_seconds, self.ahead.with_suffix(".again.json")) as sound:
             try:
                 return not sound.run(case).failed
             except ExecutorError:

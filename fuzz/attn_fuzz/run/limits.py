@@ -17,7 +17,7 @@ from attn_fuzz.text import one_line
 _TOOLS = ("attn_amdgcn", "attn_fuzz")
 _PASSED_THROUGH = ("attn_contract", "attn_reference", "numpy", "torch", *sys.stdlib_module_names)
 """What raises at a call for which the caller is to blame."""
-_NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.rank_processes")
+_NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.ranks.processes")
 """What calls the code under test, and waits for its GPU; and what raises again what a rank has raised in another process."""
 _ON_PURPOSE = (
     ContractError,

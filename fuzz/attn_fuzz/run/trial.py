@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
-from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.cases.case import CHOICES, Case, CaseError
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
@@ -26,7 +26,7 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
-SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
+SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 
@@ -168,7 +168,7 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     """The failure that properties find in variants of the step, as kind, about and message of a verdict; None if they hold."""
     try:
-        with own_state(), program_order.programs(attempt.case.program_order, attempt.case.values.seed):
+        with own_state(attempt.case), program_order.programs(attempt.case.program_order, attempt.case.values.seed):
             broken = _broken_property(attempt)
     except sanitizer.Violation as violation:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"

@@ -1,6 +1,7 @@
 """A target: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -126,8 +127,8 @@ class Support:
         output_dtypes: of `out` where there is an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
-        exclude: returns why the target does not support a case, or None. It is for limits that no field can express, such as
-            two rules that are not supported together. What it excludes is drawn and thrown away.
+        exclude: returns why the target does not support a case, or None. It is for what no field can express, such as two
+            rules that are not supported together. What it excludes is drawn and thrown away.
         unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
             "finite" is for an engine whose cache never holds NaN.
@@ -192,7 +193,7 @@ class Support:
         if AttentionType.DECODER in self.attn_types and not (self.causal or "non_causal" in self.rules):
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
-    def limit(self, case: Case) -> str | None:
+    def not_drawn(self, case: Case) -> str | None:
         """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
@@ -212,7 +213,7 @@ class Support:
                 return f"{name} {value}, only {', '.join(map(str, allowed))}"
         if self.unused_slots == "finite" and case.cache is not None and not case.finite_slots:
             return "finite_slots False, only True"
-        return self.engine.limit(case)
+        return self.engine.not_sent(case)
 
     def beyond(self, case: Case) -> str | None:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
@@ -251,12 +252,21 @@ class Support:
 
     def widened(self) -> "Support":
         """A Support that draws the same sizes, dtypes, layouts and forms, and every rule. Refusals are drawn from it."""
-        layouts = self.layouts or EVERYTHING.layouts
-        rules = (*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules))
-        drawn = {name: getattr(self, name) for name in _DRAWN}
-        for name in ("head_sizes", "block_sizes"):
-            drawn[name] += self.refused_sizes.get(name, ())
-        return dataclasses.replace(EVERYTHING, attn_types=self._all_types, layouts=layouts, rules=rules, **drawn)
+        refused = self.refused_sizes
+        return dataclasses.replace(
+            self,
+            attn_types=self._all_types,
+            layouts=self.layouts or EVERYTHING.layouts,
+            rules=(*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules)),
+            required_rules=(),
+            causal=True,
+            cache_dtypes=EVERYTHING.cache_dtypes,
+            scales=EVERYTHING.scales,
+            output_dtypes=EVERYTHING.output_dtypes,
+            head_sizes=(*self.head_sizes, *refused.get("head_sizes", ())),
+            block_sizes=(*self.block_sizes, *refused.get("block_sizes", ())),
+            exclude=_nothing,
+        )
 
     @property
     def _all_types(self) -> tuple[AttentionType, ...]:
@@ -313,7 +323,7 @@ EVERYTHING = Support(
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
-    head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
+    head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256),
 )
 """A Support of everything that a case with one head size can have."""
 BESIDE_TWO_WIDTHS = (192, 33, 47)
@@ -329,25 +339,6 @@ WITH_LATENT = dataclasses.replace(
 They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not
 changed what any other target draws. tests/test_silence.py asks everybody else to refuse them.
 """
-
-_DRAWN = (
-    "engine",
-    "unused_slots",
-    "dtypes",
-    "head_sizes",
-    "group_sizes",
-    "block_sizes",
-    "refused_sizes",
-    "latent",
-    "tile_sizes",
-    "max_tokens",
-    "max_seq_len",
-    "long_seq_len",
-    "many_requests",
-    "steps_per_layer",
-    "own_numbers",
-)
-
 
 FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
 """The fields of Target that are the functions to check."""
@@ -468,11 +459,21 @@ class Target:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
-    def limit(self, case: Case, device: str) -> str | None:
-        """As `Support.limit` of what it supports on a device type. A captured call has no limit: a Support's sizes say what is
-        drawn, not what the kernel can do.
+    def not_drawn(self, case: Case, device: str) -> str | None:
+        """As `Support.not_drawn`, on a device type; None for a captured call, which is run at any size.
+
+        The sizes of a Support say what is drawn, not what the kernel can do.
         """
-        return None if case.values.kind == "captured" else self.support(device).limit(case)
+        return None if case.values.kind == "captured" else self.support(device).not_drawn(case)
+
+    def wrapped(self, wrap: Callable[[str, Any], Any], **changes: Any) -> "Target":
+        """A copy with changes, of which each function is `wrap(field, function)`, with `field` of FUNCTIONS.
+
+        Siblings are left out: they would be called as before.
+        """
+        functions = {field: getattr(self, field) for field in FUNCTIONS}
+        functions = {field: wrap(field, function) for field, function in functions.items() if function is not None}
+        return dataclasses.replace(self, siblings=(), **functions, **changes)
 
     def findings_on(self, device: str) -> tuple[Finding, ...]:
         """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""
@@ -493,3 +494,17 @@ class Target:
 
 Mode = Callable[[Target], Target]
 """Makes another target of a target."""
+
+
+def within(context_of: Callable[[tuple[Any, ...]], AbstractContextManager[object]]) -> Callable[[str, Any], Any]:
+    """A `wrap` of Target.wrapped: each call runs within a context that is made of the call's positional arguments."""
+
+    def wrap(field: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with context_of(arguments):
+                return function(*arguments, **options)
+
+        return call
+
+    return wrap

@@ -8,6 +8,7 @@ from attn_fuzz.cases.case import written_slots
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.strategies import cases
+from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
 from attn_fuzz.targets.backends import (
     BACKEND_ROCM_ATTN,
@@ -17,7 +18,6 @@ from attn_fuzz.targets.backends import (
     installed,
     named,
 )
-from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
