@@ -124,8 +124,8 @@ class Layer:
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
         q_scale: float32, [] or [1] for all heads, or [HK]: q is float8, and the query is q times the number of its KV head, as
-            vLLM's `q_scale` and FlashAttention-3's `q_descale` have it. It is positive, and at least 2^-126. The cache is of the
-            same float8 type. A query has no dtype for the output then: `out` must be given.
+            vLLM's `q_scale` and FlashAttention-3's `q_descale` have it. It is positive, and at least 2^-126. The cache is of
+            the same float8 type. q does not say the output's dtype then: `out` must be given.
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
@@ -350,7 +350,7 @@ def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
 
 
 def why_not_stored(name: str) -> str:
-    """Why no cache holds elements of a type, by the name that torch or an engine has for it; empty if the contract has no view."""
+    """Why no cache holds elements of a type, by its name in torch or an engine; empty for a type without a known reason."""
     if "e5m2" in name:
         return "two bits of mantissa are too few for keys and values"
     for form, reason in _FOUR_BITS.items():

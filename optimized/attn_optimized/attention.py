@@ -39,8 +39,8 @@ def paged_attention(
 
     Online softmax over tiles of keys as in FlashAttention-2 (Dao, arXiv 2307.08691), pages looked up key by key as in
     PagedAttention (Kwon et al., arXiv 2309.06180), the keys of few queries split over the device as in Flash-Decoding (Dao et
-    al., 2023). Dots and softmax are float32; weights are rounded to q's dtype before they meet the values, and beside a float8 q
-    to float16, which holds every float8 number.
+    al., 2023). Dots and softmax are float32; weights are rounded to q's dtype before they meet the values, and beside a float8
+    q to float16, which holds every float8 number.
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type with a `layer.q_scale`; the last dimension is

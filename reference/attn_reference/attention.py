@@ -49,9 +49,9 @@ holds one vector per token, which is k, and whose first head_size_v elements are
 CONTENT_PACKED cache are k and then v, each as wide as it is.
 
 **Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
-when it is written (`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale` (`attn_reference.quantization`),
-where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an output_scale, `out` is float8 and holds the quantized
-float32 output; the LSE is not scaled.
+when it is written (`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale`
+(`attn_reference.quantization`), the cache where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an
+output_scale, `out` is float8 and holds the quantized float32 output; the LSE is not scaled.
 """
 
 import itertools
@@ -303,11 +303,11 @@ def _requests(
             query_positions = context_len + torch.arange(rows.start - start, rows.stop - start, device=q.device)
             seen = visible(query_positions, key_positions, layer, batch, r)
             bias = logit_bias(query_positions, key_positions, layer, batch, r, precision)
-            yield Request(r, rows, _dequantized(q[rows], layer, precision), key, value, seen, query_positions, bias)
+            yield Request(r, rows, query_numbers(q[rows], layer, precision), key, value, seen, query_positions, bias)
 
 
-def _dequantized(q: torch.Tensor, layer: Layer, precision: torch.dtype) -> torch.Tensor:
-    """Queries [q_len, H, D] in the dtype of the arithmetic: a stored number times the scale of its KV head, if there is one."""
+def query_numbers(q: torch.Tensor, layer: Layer, precision: torch.dtype) -> torch.Tensor:
+    """Rows of q [q_len, H, D] in the dtype of the arithmetic: each number times the scale of its KV head, if there is one."""
     if layer.q_scale is None:
         return q.to(precision)
     of_kv_heads = layer.q_scale.expand(layer.num_kv_heads)

@@ -131,7 +131,7 @@ def check_layer_logits(layer: Layer) -> None:
 
 
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check q_scale, k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, as kernels divide by them."""
+    """Check q_scale, k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, to divide by."""
     for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
         if name in tensors:
             scale = tensors[name].flatten().cpu()

@@ -23,7 +23,7 @@ PADDING = 8  # elements after each row, and rows before and after inputs
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
 NO_RANGE = (1, 0)
 ALL_POSITIONS = (0, 2**31 - 1)
-HELD_BY_LAYER = ("alibi_slopes", "k_scale", "v_scale", "output_scale")
+HELD_BY_LAYER = ("q_scale", "alibi_slopes", "k_scale", "v_scale", "output_scale")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,11 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
     buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
     layer = _layer(case, buffers, held, generator, device)
-    q_rows = _rows(q.to(dtype), case.num_rows, device)
+    if case.q_scale is None:
+        q = q.to(dtype)
+    elif not held:
+        q = contents.stored_queries(case, q, layer, generator)
+    q_rows = _rows(q, case.num_rows, device)
     if case.rope is not None:
         q_rows[len(q) :] = contents.unowned_queries(case).to(q_rows)
     slots = written_slots(case)
@@ -188,6 +192,8 @@ def _layer(
 ) -> Layer:
     sinks, rules = held.get("sinks") if held else contents.sinks(case, generator), case.rules
     tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
+    if case.q_scale and not held:
+        tensors["q_scale"] = contents.q_scale(case, generator)
     if case.alibi_slopes and not held:
         tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
     if case.cache is not None and not held:
