@@ -20,7 +20,6 @@ from attn_reference.attention import (
     attend,
     paged_attention,
     paged_requests,
-    query_numbers,
     varlen_attention,
     varlen_requests,
 )
@@ -46,7 +45,6 @@ __all__ = [
     "paged_attention",
     "paged_requests",
     "quantize",
-    "query_numbers",
     "rope_and_write_kv_cache",
     "row_scales",
     "varlen_attention",

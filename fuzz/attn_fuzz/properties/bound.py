@@ -44,7 +44,8 @@ from attn_fuzz.verdict.rounding import (
     shared_scale,
     value_scale,
 )
-from attn_reference import gather_kv_cache, query_numbers
+from attn_reference import gather_kv_cache
+from attn_reference.attention import query_numbers
 
 FAR = 256.0
 """exp of less than -FAR is 0 in float32, and is 0 with any error of the exponent that is below half of FAR, too."""
