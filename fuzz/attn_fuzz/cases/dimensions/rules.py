@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import CONTENTS, Case, QueryScaleKind, Request, SinkKind
+from attn_fuzz.cases.case import CONTENTS, Case, Float8, QueryScaleKind, Request, ScaleKind, SinkKind
 from attn_fuzz.cases.dimensions.cache import ONE_SCALE, of_scale
 from attn_fuzz.cases.dimensions.dimension import (
     Dimension,
@@ -178,7 +178,10 @@ _FLOAT8_FNUZ = {"dtype": "fp8_e4m3fnuz", "scales": "head"}
 
 
 def _q_scale_per(kind: QueryScaleKind, *settings: Setting) -> Value:
-    return feature(f"float8 queries, scale per {kind}", lambda case: case.q_scale == kind, *settings, cache_dtypes=_any_float8)
+    caches = itertools.product(get_args(Float8), (*get_args(ScaleKind), None))
+    apart = [unscoped({"dtype": dtype, "scales": scales}, q_scale=kind) for dtype, scales in caches]
+    name = f"float8 queries, scale per {kind}"
+    return feature(name, lambda case: case.q_scale == kind, *settings, *apart, cache_dtypes=_any_float8)
 
 
 def _any_float8(dtypes: Collection[str]) -> bool:
