@@ -421,6 +421,7 @@ def _num_actual_tokens(step: Step) -> Step | None:
 
 
 _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
+    "q_scale": lambda step: torch.ones(step.layer.num_kv_heads, device=step.q.device),
     "alibi_slopes": lambda step: torch.full((step.layer.num_heads,), 0.5, device=step.q.device),
     "sinks": lambda step: torch.zeros(step.layer.num_heads, device=step.q.device),
     "bidirectional_ranges": lambda step: torch.tensor([[0, 1]], dtype=torch.int32, device=step.q.device).repeat(
@@ -472,8 +473,7 @@ def _q_scale(step: Step) -> Step | None:
     """A float8 q with scales of 1 where it was none, in the output's dtype; and the other way round."""
     layer = step.layer
     if layer.q_scale is None:
-        ones = torch.ones(layer.num_kv_heads, device=step.q.device)
-        changed, dtype = dataclasses.replace(layer, q_scale=ones), layer.kv_cache_dtype
+        changed, dtype = dataclasses.replace(layer, q_scale=_TENSORS["q_scale"](step)), layer.kv_cache_dtype
         assert dtype is not None
     else:
         changed = dataclasses.replace(layer, q_scale=None)
