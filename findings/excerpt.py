@@ -1,4 +1,4 @@
-"""What some scripts of this folder share: a part of a file whose imports need a GPU."""
+"""Load a part of a file whose imports need a GPU, for scripts of this folder."""
 
 import __future__
 

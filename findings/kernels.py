@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: kernels of an installed package, and how a script ends."""
+"""Load kernels of an installed package, and end a script of this folder."""
 
 import importlib.util
 import os
@@ -81,7 +81,7 @@ STAND_INS |= {
     "aiter.ops.triton._triton_kernels.flash_attn_triton_amd": {"flash_attn_2": None, "flash_attn_3": None},
     "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {"get_arch": lambda: MI300},
 }
-"""What the files of kernels import and what asks for a GPU, where there is none."""
+"""Stand-ins for modules that files of kernels import and that ask for a GPU, where there is none."""
 
 
 def load(*names):

@@ -1,4 +1,4 @@
-"""What a script of this folder gives kernels that keep functions of Triton under names of their own."""
+"""Functions of Triton for kernels that keep them under names of their own."""
 
 import triton
 import triton.language as tl

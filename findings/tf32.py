@@ -1,4 +1,4 @@
-"""What a script needs that shows on a CPU what TF32 does on a GPU."""
+"""Show on a CPU the numbers that TF32 gives on a GPU."""
 
 import numpy as np
 from triton.runtime.interpreter import TensorHandle

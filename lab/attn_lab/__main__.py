@@ -22,7 +22,7 @@ GROUPS = {
 
 @click.group(cls=Commands, groups=GROUPS, module="attn_lab.commands.{}", moved={}, context_settings=HELP)
 def lab() -> None:
-    """What maintainers of attn-parity run, in the root of a checkout."""
+    """Commands for maintainers of attn-parity, run in the root of a checkout."""
 
 
 if __name__ == "__main__":

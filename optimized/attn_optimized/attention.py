@@ -10,9 +10,8 @@ from attn_contract.rules import refuse_unnamed
 from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_attention_tensors
 
-from attn_optimized import kept
+from attn_optimized import signature_cache
 from attn_optimized.device import architecture_of, compute_units_of
-from attn_optimized.kept import Kept
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.launch.attention import attention_launch, attention_tensors
 from attn_optimized.launch.call import AttentionCall, DenseKeys, Keys, PagedKeys, new_output
@@ -21,6 +20,7 @@ from attn_optimized.launch.plan import AttentionPlan, attention_plan
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload, rounded
+from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import offset_of_scales
 
 
@@ -213,7 +213,7 @@ class AttentionLaunches(NamedTuple):
 
 
 # what the layers of a model and the steps of a decode share
-_LAUNCHES: Kept[AttentionLaunches] = Kept()
+_LAUNCHES: SignatureCache[AttentionLaunches] = SignatureCache()
 
 
 def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLaunches:
@@ -263,5 +263,5 @@ def _signature(
 
 def forget_launches() -> None:
     """Forget the launches of all operations and the plans that are kept for calls of one signature. Kernels stay compiled."""
-    kept.forget()
+    signature_cache.forget()
     attention_plan.cache_clear()

@@ -25,7 +25,7 @@ from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
 
 _recordings: dict[int, ProcessRecording] = {}
-"""By process id: a forked process inherits that of its parent, and begins one of its own."""
+"""The recording of each process id: a forked process inherits that of its parent, and begins one of its own."""
 
 _OFF = {"chunk_lookback": -1}
 """Arguments that models give to implementations also where they ask for nothing."""
@@ -120,7 +120,7 @@ class WatchedImpl:
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the implementation computes. The arguments are copied before the implementation may write them."""
+        """Run the implementation. The arguments are copied before the implementation may write them."""
         arguments = (layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if attn_metadata is None:  # vLLM measures memory, and nothing is computed
             return self.original(*arguments)
@@ -176,7 +176,7 @@ class WatchedImpl:
             LOG.error("attn-parity: call %d of %s is wrong: see %s", record.calls - 1, function, record.folder)
 
     def _layer(self, layer: Any, query: torch.Tensor, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
-        """What the model asked for, with tensors on the CPU. Scales are those of now: checkpoints bring them late."""
+        """The layer that the model asked for, with tensors on the CPU. Scales are today's: checkpoints bring them late."""
         given = self.given["extra_impl_args"]
         extra = {name: value for name, value in given.items() if name not in _OFF or value != _OFF[name]}
         if layer.use_alibi_sqrt:
@@ -214,7 +214,7 @@ class WatchedImpl:
 
 @dataclasses.dataclass(frozen=True)
 class _Before:
-    """What is copied before the call; `call` is None if the cache is written inside the call."""
+    """Copies made before the call; `call` is None if the cache is written inside the call."""
 
     excerpt: Excerpt
     call: Any

@@ -220,7 +220,7 @@ def test_a_page_that_was_edited_is_noticed_and_written_again(attn_lab, small_pag
     small_page.write_text(before.replace("TF32", "TF33", 1))
     run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32")
     assert run.code == 1
-    assert "zoo.md is not what zoo.json and the mutants make" in run.out
+    assert "zoo.md is not what zoo.json and the bugs make" in run.out
     assert attn_lab("zoo", "--rewrite", "--page", "zoo.md", "--only", "tf32").code == 0
     assert small_page.read_text() == before
 
@@ -337,7 +337,7 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
     page = tmp_path / "zoo.md"
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
-    monkeypatch.setattr(zoo_command, "_run", lambda plans, workers: ended)
+    monkeypatch.setattr(zoo_command, "_run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
     arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write", "--page", str(page)]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)

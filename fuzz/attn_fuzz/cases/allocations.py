@@ -71,7 +71,7 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
     if cache.layout.latent_format is not None:
         row = _poisoned_row(case, cache, cache.layout.latent_format, device)
-        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = row
+        raw.view(torch.uint8)[rows_of_latent(cache_view(case, cache), device)] = row
     elif cache.layout.has_inline_scales:
         scale = unused((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
@@ -233,7 +233,7 @@ def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
     return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 
 
-def _rows(view: KVCacheView, device: torch.device | str) -> torch.Tensor:
+def rows_of_latent(view: KVCacheView, device: torch.device | str) -> torch.Tensor:
     """[NB, BS, row] int64: the elements of all rows of a latent cache."""
     block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1)
     slot = torch.arange(view.block_size, device=device).view(-1, 1)

@@ -4,6 +4,7 @@ A case holds numbers and a seed, never tensors. `attn_fuzz.cases.tensors` makes 
 simplest choice, so a small case is also a short file.
 """
 
+import random
 from typing import Annotated, Any, Literal, get_args
 
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout, PhysicalOrder
@@ -42,6 +43,8 @@ ProgramOrder = Literal["in order", "reversed", "shuffled"]
 PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
 MAX_EARLIER = 3
+CHOICES = 1009
+"""Seeds of values choose as many combinations of forms."""
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
@@ -166,6 +169,11 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     file: str | None = None
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
+    def choice(self, what: str, count: int) -> int:
+        """Which of so many forms something has: 0, the simplest, with the seed 0. Seeds that are CHOICES apart choose alike."""
+        chosen = self.seed % CHOICES
+        return random.Random(f"{what} {chosen}").randrange(count) if chosen else 0
+
 
 class Case(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, tag_field="schema", tag=SCHEMA
@@ -205,7 +213,8 @@ class Case(
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.
         unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
-            in another order in memory than k_scale_cache. For a latent cache, kv_c has larger strides than k_pe. In all tensors
+            in another order in memory than k_scale_cache. By the seed, padding makes the heads of q, k, v and out whole numbers
+            of a vector. For a latent cache, kv_c has larger strides than k_pe. In all tensors
             a dimension of one element has a stride that nobody would give it (`attn_fuzz.cases.idle_strides`). A cache of
             bytes that no other layer sees begins one byte later.
         rope: the step's write rotates q and k.

@@ -30,6 +30,7 @@ SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 # one element of k and v in this many is infinite where infinities saturate
 SATURATED_ELEMENTS = 256
 HIDDEN_BY_BIAS = 0.3
+SMALL = 2.0**-8
 LARGEST_NARROW_SINK = 2.0**15  # in float16
 SCALE_EXPONENTS = range(-4, 4)
 ROPE_BASE = 10000.0
@@ -51,7 +52,18 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
         return direction + noise / 8, direction
     if case.values.kind == "extreme":
         return noise.sign() * EXTREME_QUERY, direction
+    if case.values.kind == "random" and case.values.choice("magnitudes of q", 4):
+        noise *= _magnitudes(case, shape)
     return noise, direction
+
+
+def _magnitudes(case: Case, shape: tuple[int, ...]) -> torch.Tensor:
+    """[rows, H, D]: 1, or in half of the rows of q SMALL for every other dim, or for every other block of a power of two."""
+    generator = torch.Generator().manual_seed(case.values.seed + 2)
+    of_rows = (*shape[:2], 1)
+    bit = torch.randint(0, max(1, (case.head_size - 1).bit_length()), of_rows, generator=generator)
+    parity = torch.randint(0, 4, of_rows, generator=generator)  # beyond 1: of no dim
+    return torch.where(torch.arange(case.head_size) >> bit & 1 == parity, SMALL, 1.0)
 
 
 def unowned_queries(case: Case) -> torch.Tensor:

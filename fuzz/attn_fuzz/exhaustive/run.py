@@ -36,7 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         workers: processes at once.
         folder: where the running cases are written.
         failures: stop after so many failing launches.
-        limit: seconds that one launch may take.
+        case_seconds: seconds that one launch may take.
         sanitize: whether to check every memory access (`attn_fuzz.interpreted.sanitizer`).
         exactly: whether each launch is followed in exact mode, too (`attn_fuzz.exact`).
     """
@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     folder: Path
     failures: int = 1
-    limit: float = 60.0
+    case_seconds: float = 60.0
     sanitize: bool = False
     exactly: bool = False
 
@@ -188,7 +188,9 @@ def _tell_rest(shared: _Shared, tell: Callable[[Result], None]) -> None:
 
 def _executor(plan: Plan, worker: int) -> Executor:
     ahead = plan.folder / f"exhaust-in-flight-{os.getpid()}-{worker}.json"
-    return Executor(plan.target, plan.device, plan.limit, ahead, sanitize=plan.sanitize, trial=TRIAL, exactly=plan.exactly)
+    return Executor(
+        plan.target, plan.device, plan.case_seconds, ahead, sanitize=plan.sanitize, trial=TRIAL, exactly=plan.exactly
+    )
 
 
 def _work(shared: _Shared, executor: Executor) -> None:

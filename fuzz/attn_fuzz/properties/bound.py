@@ -28,7 +28,10 @@ An LSE differs by at most
 
     e + u32 (2 (B + 2 T + S) + M + L)
 
-This bound uses no statistics. It is the HARD bound, to first order in e, with each sum replaced by an upper bound of the sum.
+An e that is not small counts as exp(2 e) - 1 in place of 2 e, and never for more than 2: |o_c| <= v_c with any weights. What is
+coarser than float32 (`Rounding`) adds the terms of `oracle`, with T and S of all keys.
+
+This bound uses no statistics. It is the HARD bound with each sum replaced by an upper bound of the sum.
 """
 
 from collections.abc import Callable
@@ -98,12 +101,17 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     largest = torch.maximum(score + bias, sink)
     spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
 
+    span = torch.full_like(largest, n)
+    tiles = rounds.tiles(span, n)  # T + S
+    shift = rounds.of_maximum(largest, tiles, n)
+
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer)
         rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
-        return rounded + rounds.of_operands * product + lost
+        coarse = rounds.of_logits(torch.maximum(product, sink), most + spread, spread, biases) + shift
+        return rounded + (rounds.of_operands + rounds.of_cut_products) * product + lost + coarse
 
     is_far = sink * (1 - 2.0**-10) > score + bias + FAR
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
@@ -111,10 +119,18 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
     constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
-    rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
+    saturated, of_sums = rounds.of_saturated_weights(shift)[..., None], rounds.of_sums(tiles, span, shift.neg().exp())
+    moved = torch.expm1(2 * logit_of_out.clamp(max=1)).clamp(max=2)[..., None]  # 2 e, or 2 where e is large
+    rest = largest_value * (constant + saturated + moved) + underflowed * shift.exp()[..., None]
+    # of sums in 16 bits, as in `oracle`, with l = exp(-shift)
+    eta, factors = (max(rounds.eta("outputs"), rounds.eta(name)) for name in ("products", "sums"))
+    lost_in_sums = eta * (3 * tiles + 2)[..., None] + factors * tiles[..., None] * n * largest_value
+    rest = rest + rounds.of_outputs(tiles)[..., None] * (largest_value + rest) + lost_in_sums * shift.exp()[..., None]
+    rest = rest + (of_sums + torch.zeros_like(shift))[..., None] * (largest_value + rest)
     # u_out (v_c + rest) + eta_out + rest
     out = rounds.of_output * (largest_value + rest) + rounds.of_underflow + rest
-    return out, logit + U32 * (2 * rounds.terms(n) + largest + spread)
+    lse = logit + U32 * (2 * rounds.terms(n) + largest + spread) + of_sums
+    return out, lse + rounds.unit("sums") * (largest + 2 * spread)
 
 
 def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -165,8 +165,8 @@ def why_not(support: Support, first: str, second: str) -> str | None:
     both_have_lengths = all(_BY_NAME[name].group == "phase" for name in (first, second))
     if both_have_lengths:
         related = dataclasses.replace(related, query_lens=engine.query_lens)
-    limits = [related.limit(case) for case in examples(first, second)]
-    return None if None in limits else f"its engine sends {limits[0]}"
+    reasons = [related.not_sent(case) for case in examples(first, second)]
+    return None if None in reasons else f"its engine sends {reasons[0]}"
 
 
 def _has_cache(support: Support) -> bool:

@@ -49,7 +49,7 @@ class Cell(NamedTuple):
     title: str = ""
 
 
-class Limits(NamedTuple):
+class Room(NamedTuple):
     """The most cells of a picture. A larger picture is sampled."""
 
     rows: int

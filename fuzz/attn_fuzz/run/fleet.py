@@ -190,10 +190,10 @@ class Cluster:
         except EOFError:
             raise FleetError("--ray: the node that looked at the target died") from None
 
-    def fixed(self, target: str, limit: float) -> list[str]:
+    def fixed(self, target: str, case_seconds: float) -> list[str]:
         """The names of a target's findings that no longer fail on a node; none if the node that was asked cannot say."""
         try:
-            return _next(self.start(target, node.fixed, target, self.device, limit))
+            return _next(self.start(target, node.fixed, target, self.device, case_seconds))
         except (InputError, ExecutorError, EOFError, OSError):  # the run has ended, and its report is still due
             return []
 

@@ -8,7 +8,7 @@ from types import FrameType
 
 import torch
 from attn_contract import ContractError, MiscompiledError, UnsupportedError
-from attn_fuzz.errors import FaultError, HelperKilledError, LimitError, RefusedByTritonError
+from attn_fuzz.errors import FailedCheckError, FaultError, HelperKilledError, LimitError, RefusedByTritonError
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.patches.mutant import INSTALLED
 from attn_fuzz.run.exceptions import causes, message_of, module_of
@@ -17,9 +17,17 @@ from attn_fuzz.text import one_line
 _TOOLS = ("attn_amdgcn", "attn_fuzz")
 _PASSED_THROUGH = ("attn_contract", "attn_reference", "numpy", "torch", *sys.stdlib_module_names)
 """What raises at a call for which the caller is to blame."""
-_NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.rank_processes")
+_NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.ranks.processes")
 """What calls the code under test, and waits for its GPU; and what raises again what a rank has raised in another process."""
-_ON_PURPOSE = (ContractError, HelperKilledError, MiscompiledError, RefusedByTritonError, UnsupportedError, Violation)
+_ON_PURPOSE = (
+    ContractError,
+    FailedCheckError,
+    HelperKilledError,
+    MiscompiledError,
+    RefusedByTritonError,
+    UnsupportedError,
+    Violation,
+)
 """Types of verdicts on the kernel, whoever raises them."""
 _OF_GPUS = (torch.AcceleratorError, torch.OutOfMemoryError)
 """What a kernel has done to a GPU, any later call may tell."""

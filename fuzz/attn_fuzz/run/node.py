@@ -63,9 +63,9 @@ def look(target: str, device: str) -> Iterator[Seen]:
     yield Seen(_device_name(device), registry.usable(target, device).support(device))
 
 
-def fixed(target: str, device: str, limit: float) -> Iterator[list[str]]:
+def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:
     """Say which of the target's findings no longer fail here, by name."""
-    yield [finding.name for finding in ledger.fixed(target, device, limit)]
+    yield [finding.name for finding in ledger.fixed(target, device, case_seconds)]
 
 
 def run(plan: FuzzPlan, device_name: str) -> Iterator[Message]:

@@ -111,7 +111,7 @@ def _layer_alone(drawn: DrawnLayer, target: str, causal: bool) -> Case:
 def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> Case:
     """Any step of a layer that a support allows."""
     attn_type: AttentionType = drawn.case["attn_type"]
-    support = _with_fewer_tokens(support, drawn)
+    support = _with_few_rows(draw, _with_fewer_tokens(support, drawn), drawn)
     engine, rules = support.engine, drawn.rules
     window_left, chunk = drawn.case.get("window", (-1, -1))[0], drawn.case.get("chunked_local", 0)
     requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules, window_left, chunk))
@@ -144,6 +144,18 @@ def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
         return support
     tokens, keys = max(MANY_HEADS, support.max_tokens // factor), max(4 * MANY_HEADS, support.max_seq_len // factor)
     return dataclasses.replace(support, max_tokens=tokens, max_seq_len=keys)
+
+
+def _with_few_rows(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Support:
+    """Half of the steps of a few heads over a latent cache decode one token for each request: a few rows are a path of its own.
+
+    Of several KV heads each has a few rows in many steps. Here all heads share one.
+    """
+    engine = support.engine
+    is_latent = bool(drawn.cache) and drawn.cache["layout"].has_latent_value
+    if not is_latent or drawn.case["group_size"] > MANY_HEADS or "any" not in engine.query_lens or pick(draw, (False, True)):
+        return support
+    return dataclasses.replace(support, engine=dataclasses.replace(engine, query_lens=("one",), slack=(0,)))
 
 
 def _is_per_request(draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...]) -> bool:

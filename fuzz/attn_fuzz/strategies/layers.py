@@ -39,6 +39,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     latent = attn_type is AttentionType.DECODER and _is_latent(draw, support, chosen)
     if latent:
         chosen = chosen - {"rope"} | {"head_size_v"}  # a latent cache is written with keys that are rotated
+        if support.cache_dtypes and pick(draw, (False, True)):
+            chosen = chosen | {"quantized"}  # few rows over elements of one byte are a path of their own
     cache = _cache(draw, support, dtype, chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)

@@ -51,7 +51,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
         out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.value_size`, the kernel's output. Its dtype is q's, or float8 if the
             layer has an output_scale, or any of `FLOAT_DTYPES` beside a float8 q.
         lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
-        rounding: where the kernel rounds. No Rounding describes a float32 kernel whose products are TF32.
+        rounding: where the kernel rounds. A float32 kernel whose products are TF32 needs one with operands="tf32".
 
     Returns:
         The differences, beginning with the worst element of each request. `.message` is a line for people. Tests call

@@ -4,6 +4,7 @@
 bound of an output whose right value is unknown. Both use the symbols that `oracle` defines: u, eta, B, T, S, r and t.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ UNIT_ROUNDOFF = {
     torch.bfloat16: 2.0**-8,
     torch.float8_e4m3fn: 2.0**-4,
     torch.float8_e4m3fnuz: 2.0**-4,
+    torch.float8_e5m2: 2.0**-3,
 }
 # GPUs may flush float32 and bfloat16 subnormals to zero; half of float16's smallest subnormal is 2^-25
 UNDERFLOW = {
@@ -24,15 +26,26 @@ UNDERFLOW = {
     torch.bfloat16: 2.0**-126,
     torch.float8_e4m3fn: 2.0**-10,
     torch.float8_e4m3fnuz: 2.0**-11,
+    torch.float8_e5m2: 2.0**-17,
 }
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0}
+LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 LEAST_OF_INT8 = 1e-6
 """The least magnitude by which kernels that make int8 scale."""
 SCALED_TO_INT8 = 8 * U32
 """To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
+U_TF32 = 2.0**-11
+"""Of a product whose bits beyond TF32's are cut: it loses between 0 and 2 u."""
 CAP_ROUNDINGS = 8
 LOST_IN_FLOAT16 = 2.0**-39
 """Half of float16's smallest subnormal, relative to a largest number of 2^14."""
+_16_BITS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_FLOAT8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fnuz": torch.float8_e4m3fnuz, "fp8_e5m2": torch.float8_e5m2}
+COARSE = {
+    "weights": ("q", *_16_BITS, *_FLOAT8),
+    "operands": ("tf32", "bfloat16"),
+    **dict.fromkeys(("products", "logits", "maximum", "sums", "outputs"), ("q", *_16_BITS)),
+}
+"""The fields of `Rounding` that are dtypes, with the dtypes that each may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +93,16 @@ class Rounding:
     float8_weights: bool = False
     int8_dots: bool = False
     exact_division: bool = False
+    weights: str | None = None
+    weight_scale: float = 1.0
+    largest_weight: float = 1.0
+    sums_rounded: bool = False
+    operands: str | None = None
+    products: str | None = None
+    logits: str | None = None
+    maximum: str | None = None
+    sums: str | None = None
+    outputs: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("keys_per_tile", "splits", "merged_parts"):
@@ -88,6 +111,20 @@ class Rounding:
                 raise ValueError(f"Rounding: got {value!r} {name}, expected an int of at least 1")
         if not isinstance(self.narrow_sums, int) or isinstance(self.narrow_sums, bool) or self.narrow_sums < 0:
             raise ValueError(f"Rounding: got {self.narrow_sums!r} narrow_sums, expected an int of at least 0")
+        for name, dtypes in COARSE.items():
+            value = getattr(self, name)
+            if value is not None and value not in dtypes:
+                raise ValueError(f"Rounding: got {value!r} {name}, expected one of {', '.join(dtypes)}, or None")
+            if value is not None and self.exact_division:
+                raise ValueError(
+                    f"Rounding: got exact_division with {value!r} {name}, whose sums are not exact: expected one of them"
+                )
+        for name, least in (("weight_scale", 2.0**-126), ("largest_weight", 1.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
+                raise ValueError(f"Rounding: got {value!r} {name}, expected a finite number of at least {least:g}")
+        if self.weight_scale != 1 and not (self.float8_dots or self.weights in _FLOAT8):
+            raise ValueError(f"Rounding: got {self.weight_scale!r} weight_scale, expected 1 beside weights that are not float8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +171,27 @@ class CallRounding:
         """The float8 to which a q of another type is rounded."""
         return self._narrow if self.layer.q_scale is None else None
 
+    def _dtype(self, name: str) -> torch.dtype | None:
+        """The dtype that a field of `COARSE` names; None for float32."""
+        value = getattr(self.rounding, name)
+        dtype = self.dtype if value == "q" else (_16_BITS | _FLOAT8).get(value)
+        return None if dtype is torch.float32 else dtype
+
+    def unit(self, name: str) -> float:
+        """u of what a field of `COARSE` names; 0 for float32."""
+        dtype = self._dtype(name)
+        return 0.0 if dtype is None else UNIT_ROUNDOFF[dtype]
+
+    def eta(self, name: str) -> float:
+        """eta of what a field of `COARSE` names; 0 for float32."""
+        dtype = self._dtype(name)
+        return 0.0 if dtype is None else UNDERFLOW[dtype]
+
+    @property
+    def _weights(self) -> torch.dtype:
+        """The dtype to which weights are rounded."""
+        return self._dtype("weights") or self._narrow or self.dtype
+
     @property
     def makes_int8(self) -> bool:
         """True if q and the weights are cut to int8."""
@@ -145,7 +203,18 @@ class CallRounding:
         of_query = SCALED_TO_INT8 if self.makes_int8 else 0.0
         if (narrow := self._narrow_query) is not None:
             of_query = UNIT_ROUNDOFF[narrow]
-        return self.of_dequantized + of_query + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
+        scaled_query = self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
+        return self.of_dequantized + of_query + scaled_query + 2 * self._of_factors
+
+    @property
+    def _of_factors(self) -> float:
+        """u of `operands`."""
+        return U_TF32 if self.rounding.operands == "tf32" else self.unit("operands")
+
+    @property
+    def of_cut_products(self) -> float:
+        """2 u if the factors of a score are cut to TF32: the share that all products are expected to lose."""
+        return 2 * U_TF32 * (self.rounding.operands == "tf32")
 
     @property
     def of_weights(self) -> float:
@@ -153,17 +222,19 @@ class CallRounding:
 
         Each rounding of a sum of weights is one u_P more: the sum divides all weights alike.
         """
-        roundings = 1 + self.rounding.narrow_sums
+        sums = self.rounding.narrow_sums * UNIT_ROUNDOFF[self.dtype]
         return (
-            (SCALED_TO_INT8 if self.makes_int8 else roundings * UNIT_ROUNDOFF[self._narrow or self.dtype])
+            (SCALED_TO_INT8 if self.makes_int8 else UNIT_ROUNDOFF[self._weights] + sums)
             + self.of_dequantized
+            + 2 * self._of_factors
             + 3 * U32 * (self.layer.kv_cache_dtype is not None)
         )
 
     @property
     def of_cut_weights(self) -> float:
-        """u_P if weights are truncated: what cutting takes off all of them alike."""
-        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights and not self.makes_int8 else 0.0
+        """u_P if weights are truncated: what cutting takes off all of them alike. 2 u of factors that are cut to TF32."""
+        cut = self.rounding.truncates_weights and not self.makes_int8
+        return UNIT_ROUNDOFF[self._weights] * cut + self.of_cut_products
 
     @property
     def of_output(self) -> float:
@@ -181,7 +252,7 @@ class CallRounding:
         """eta_P"""
         if self.makes_int8:
             return UNDERFLOW[torch.float32]
-        return max(UNDERFLOW[self._narrow or self.dtype], self.of_lost_queries)
+        return max(UNDERFLOW[self._weights] / self.rounding.weight_scale, self.of_lost_queries)
 
     @property
     def of_underflown_queries(self) -> float:
@@ -216,6 +287,85 @@ class CallRounding:
         """B + 2 T + S of a sum over so many keys: the terms in a row, twice the tiles, and the splits."""
         in_a_row = keys if self.rounding.dot_is_chained else self.rounding.keys_per_tile
         return in_a_row + 2 * -(-keys // self.rounding.keys_per_tile) + self.rounding.splits
+
+    def tiles(self, span: torch.Tensor, keys: int) -> torch.Tensor:
+        """T + S of rows that see keys within so many positions in a row: the tiles that they see, and the parts if there are
+        several. A tile without a visible key changes nothing."""
+        tiles = ((span - 2) // self.rounding.keys_per_tile + 2).clamp(max=-(-keys // self.rounding.keys_per_tile))
+        parts = torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
+        return torch.where(span > 0, tiles + parts, 0)
+
+    def of_logits(
+        self,
+        score: torch.Tensor,
+        logit: torch.Tensor,
+        distance: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor | float:
+        """The error of a logit whose product and further steps are rounded to 16 bits.
+
+        Args:
+            score: |z| of each scaled product, or a bound of it.
+            logit: |s|.
+            distance: |s - m|.
+            bias: as in `further_roundings`.
+        """
+        if self.rounding.products is self.rounding.logits is None:
+            return 0.0
+        cap, steps = self.layer.logits_soft_cap, score + distance
+        if cap is not None:
+            steps = steps + 2 * score.clamp(max=cap)
+        if bias is not None:
+            steps = steps + 2 * bias
+        if cap is not None or bias is not None:
+            steps = steps + logit
+        lost = max(1.0, abs(self.layer.scale)) * (self.eta("products") + 4 * self.eta("logits"))
+        return self.unit("products") * score + self.unit("logits") * steps + lost
+
+    def of_maximum(self, largest: torch.Tensor, tiles: torch.Tensor, keys: int) -> torch.Tensor:
+        """The error of a logit by roundings of the running maximum.
+
+        Args:
+            largest: the largest magnitude of a row's logits and its sink.
+            tiles: T + S.
+            keys: of the request.
+        """
+        of_parts = math.log(keys + 1) * (self.rounding.splits > 1)
+        return tiles * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
+
+    def of_sums(self, tiles: torch.Tensor, span: torch.Tensor, total: torch.Tensor | float) -> torch.Tensor | float:
+        """By which share a sum of weights is off that is kept in 16 bits, or whose weights are rounded.
+
+        Args:
+            tiles: T + S.
+            span: as in `tiles`.
+            total: l.
+        """
+        u, keys = self.unit("sums"), self.rounding.keys_per_tile
+        if not (u or self.rounding.sums_rounded):
+            return 0.0
+        rounded = UNIT_ROUNDOFF[self._weights] * (1 + self.rounding.truncates_weights)
+        in_tile = keys - 1 if self.rounding.dot_is_chained else math.ceil(math.log2(keys))
+        steps = torch.minimum(span, torch.full_like(span, in_tile)) + 3 * tiles
+        lost = self.of_lost_weights * span + self.eta("sums") * (span + steps)
+        return torch.expm1((u * steps + rounded + lost / total) / (1 - u))
+
+    def of_outputs(self, tiles: torch.Tensor) -> torch.Tensor:
+        """By which share of its summands an output is off that is summed up in 16 bits, or of products of 16 bits."""
+        u = self.unit("outputs")
+        return torch.expm1(u * (3 * tiles + 2) / (1 - u)) + self.unit("products")
+
+    def of_saturated_weights(self, shift: torch.Tensor) -> torch.Tensor:
+        """The share that a weight may lose because the largest number of float8 is less.
+
+        Args:
+            shift: the error of the maximum that the weights are relative to.
+        """
+        largest = LARGEST.get(self._weights)
+        if largest is None:
+            return torch.zeros_like(shift)
+        most = self.rounding.weight_scale * self.rounding.largest_weight
+        return (1 - largest / (most * torch.exp(shift))).clamp(min=0)
 
 
 def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor | float:

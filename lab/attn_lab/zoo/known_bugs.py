@@ -76,7 +76,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 
     @property
     def mutant(self) -> Mutant:
-        """What a run needs of it."""
+        """The part of the record that a run needs."""
         return Mutant(name=self.name, patches=self.patches, raises=self.raises)
 
     @property

@@ -1,4 +1,4 @@
-"""What became of the mutants: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
+"""Results of the zoo: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
 
 import re
 from collections import Counter
@@ -33,7 +33,7 @@ _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What became of one mutant.
+    """The results of one mutant.
 
     Attributes:
         name: the mutant's name. Its file says everything else about the mutant.
@@ -89,7 +89,7 @@ class Results(
 
 
 def row(name: str, runs: Sequence[Progress]) -> Row:
-    """What became of a mutant by its seeds; the case is of the first seed that found it.
+    """The results of a mutant; the case is of the first seed that found it.
 
     Args:
         runs: of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
@@ -138,7 +138,7 @@ def check_alike(kept: Results, run: Results) -> None:
 
 
 def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
-    """What was found, and of all other mutants what was kept, in the order of `names`. Both are of runs alike."""
+    """Join new results with the stored ones of all other mutants, in the order of `names`. Both are of runs alike."""
     rows = {row.name: row for row in (*kept.mutants, *found.mutants)}
     return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
 
