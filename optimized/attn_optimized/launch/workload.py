@@ -48,7 +48,7 @@ class Workload:
     """The input of a plan beside the GPU: sizes, and upper bounds of lengths. The names are those of Layer and Batch.
 
     Args:
-        itemsize: bytes of an element of q.
+        itemsize: bytes of a number of q in dots.
         quantized: whether the cache's elements are of one byte.
         is_latent: whether V is the first dims of K.
         is_paged: whether K and V are blocks of a cache.
@@ -86,7 +86,7 @@ class Workload:
     @classmethod
     def of(cls, q: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool = False) -> Self:
         return cls(
-            itemsize=q.element_size(),
+            itemsize=itemsize_of_dots(q),
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
             head_size_v=layer.head_size_v,
@@ -154,6 +154,11 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
         return "window"
     is_short = workload.num_tokens * workload.num_heads < SHORT_ROWS_PER_UNIT * compute_units
     return "short" if is_short else "prefill"
+
+
+def itemsize_of_dots(q: torch.Tensor) -> int:
+    """Bytes of a number of q as dots take it: float8 becomes float16 when it is loaded."""
+    return max(q.element_size(), torch.float16.itemsize)
 
 
 def group_of(heads: int, most: int) -> int:
