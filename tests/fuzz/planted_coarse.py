@@ -24,6 +24,7 @@ DTYPES = {
 SUPPORT = dataclasses.replace(
     EVERYTHING,
     dtypes=("float32", "float16", "bfloat16"),
+    rules=tuple(name for name in EVERYTHING.rules if name != "q_scale"),
     head_sizes=(16, 32),
     group_sizes=(1, 2, 3),
     block_sizes=(4, 1, 16),
