@@ -127,7 +127,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
         rows_past=pick(draw, engine.rows_past),
         kv_rows_past=pick(draw, engine.kv_rows_past),
         slack=pick(draw, engine.slack[:1] * 3 + engine.slack),
-        fused_qkv=pick(draw, engine.fused_qkv),
+        fused_qkv=pick(draw, engine.fused_qkv) and not drawn.case["q_scale"],
         unlike_strides=unlike_strides,
         flat_out=pick(draw, engine.flat_out[:num_forms]),
         dense_out=pick(draw, engine.dense_out[:num_forms]),

@@ -313,7 +313,7 @@ def _cascade_events(step: Step) -> Iterable[str]:
 
 
 _CASCADE_RULES = (
-    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks", "qq_bias", "head_size_v"),
+    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "q_scale", "sinks", "qq_bias", "head_size_v"),
     *("non_causal", "per_request_causal", "lse", "rope"),
 )
 
