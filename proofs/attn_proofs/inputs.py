@@ -25,6 +25,8 @@ KIND = {
     "block_size": 16,
     "interior": "rows",
     "x": 4,
+    "q_format": "float",
+    "q_scale_step": 0,
     "kv_format": "float",
     "out_format": "float",
     "has_token_scales": False,

@@ -90,7 +90,7 @@ def _of_layer(layer: Layer, batch: Batch) -> Iterator[_Wrong]:
         if tensor is not None and tensor.numel():
             for value in (math.nan, math.inf):
                 yield f"an element of {name}", tensor, value, tuple(size - 1 for size in tensor.shape)
-    yield from _of_scales(layer, ("k_scale", "v_scale", "output_scale"))
+    yield from _of_scales(layer, ("q_scale", "k_scale", "v_scale", "output_scale"))
 
 
 def _of_scales(layer: Layer, names: tuple[str, ...]) -> Iterator[_Wrong]:

@@ -54,9 +54,18 @@ def limit_of(error: BaseException | None) -> str | None:
         if isinstance(each, AttributeError) and type(each.obj).__name__ == "InterpreterBuilder":
             called = [frame.f_code.co_name for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
+        if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
+            return LimitError(f"{function}: Triton's interpreter does not replace it").sentence
         if isinstance(each, ModuleNotFoundError) and (absent := _absent(each.name)):
             return f"module {each.name} (lifted by installing {absent})"
     return None
+
+
+def _builtin(error: ValueError) -> str:
+    """The function of Triton's language that says that no kernel calls it: one of a module that its interpreter leaves as it is."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    function = frame.f_locals.get("fn")
+    return f"{function.__module__}.{function.__name__}" if _is_of_language(frame) and function is not None else ""
 
 
 def _absent(module: str | None) -> str | None:
