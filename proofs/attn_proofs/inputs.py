@@ -82,7 +82,7 @@ def record(sources: Sources, place: str, dtype: str, **given: Any) -> Record:
 
 
 def kind(**changes: Any) -> Record:
-    """What the attention kernel is compiled for. V is as wide as K, which one dot takes, if nothing else is given."""
+    """The attention kernel's KIND. Unless `changes` say otherwise, V is as wide as K, which one dot takes."""
     whole = KIND | changes
     widths = {"first_size": whole["head_size"], "value_size": whole["head_size"], "block_v": whole["block_d"], "block_rest": 0}
     return Record("Kind", widths | whole)

@@ -7,7 +7,7 @@ Value kinds (Case.values.kind), simplest first:
     exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
     one_hot     v is 256 in one channel of keys where sequences, blocks, tiles and rules end, else 0: outputs are the weights
     signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
-    random      everything normal
+    random      everything normal; in half of the rows of q some blocks of dims are far smaller than the others
     extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties; odd seeds have values up
                 to LARGEST_VALUES, unless a dtype or a scale for all tokens is too narrow for them
 """

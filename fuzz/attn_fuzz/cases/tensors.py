@@ -2,8 +2,9 @@
 
 Unused slots, unowned rows and the memory around the cache and the other inputs hold NaN (the poison), or an index that leads
 astray. `out`, `lse` and the memory around them hold another NaN (the canary). So a stray read gives NaN, and a stray write
-changes a byte. If the step rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so
-that NaN would not show which rows were rotated.
+changes a byte. With some seeds the storages of inputs end behind what may be read, and have no guard there. If the step
+rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so that NaN would not show
+which rows were rotated.
 """
 
 import dataclasses

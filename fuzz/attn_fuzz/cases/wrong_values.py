@@ -29,7 +29,7 @@ def are_checked(function: Callable[..., Any]) -> bool:
 def of_attention(
     layer: Layer, batch: Batch, kv_cache: torch.Tensor | None
 ) -> Iterator[tuple[str, AbstractContextManager[Batch]]]:
-    """What is wrong in words, and a block inside which the call's tensors hold it; its value is the batch to call with.
+    """The wrong value in words, and a context in which the call's tensors hold it; its value is the batch to call with.
 
     Args:
         layer, batch, kv_cache: of a legal call.

@@ -24,7 +24,7 @@ SHORT_BITS = 11
 SHORT_DIGITS = 2
 """So is one that has no more significant digits, such as -1e20."""
 _MOST_DIFFERENT = 64
-"""Of the floats that a tensor of the host may hold. Each is looked for among the products."""
+"""The most different floats that a tensor of the host may hold. Each is looked for among the products."""
 _POWERS_OF_TWO = range(-2, 3)
 
 

@@ -103,7 +103,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
 
     span = torch.full_like(largest, n)
     tiles = rounds.tiles(span, n)  # T + S
-    shift = rounds.of_maximum(largest, tiles, n)
+    shift = rounds.of_maximum(largest, span, n)
 
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""

@@ -291,7 +291,7 @@ class Oracle:
         """[H, q]: the error of the maximum, where it is rounded between tiles"""
         sinks = torch.where(self.sink.isinf(), 0.0, self.sink).abs()
         largest = torch.maximum(self._logits.amax(-1), sinks) if self.key.shape[1] else sinks.expand(self.maximum.shape)
-        return self.rounding.of_maximum(largest, self._tiles, self.key.shape[1])
+        return self.rounding.of_maximum(largest, self._span, self.key.shape[1])
 
     @cached_property
     def _further_errors(self) -> torch.Tensor:

@@ -288,12 +288,14 @@ class CallRounding:
         in_a_row = keys if self.rounding.dot_is_chained else self.rounding.keys_per_tile
         return in_a_row + 2 * -(-keys // self.rounding.keys_per_tile) + self.rounding.splits
 
+    def parts(self, span: torch.Tensor) -> torch.Tensor:
+        """S of rows that see keys within so many positions in a row; 0 if the keys are not split."""
+        return torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
+
     def tiles(self, span: torch.Tensor, keys: int) -> torch.Tensor:
-        """T + S of rows that see keys within so many positions in a row: the tiles that they see, and the parts if there are
-        several. A tile without a visible key changes nothing."""
+        """T + S of such rows. T is the tiles that they see: a tile without a visible key changes nothing."""
         tiles = ((span - 2) // self.rounding.keys_per_tile + 2).clamp(max=-(-keys // self.rounding.keys_per_tile))
-        parts = torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
-        return torch.where(span > 0, tiles + parts, 0)
+        return torch.where(span > 0, tiles, 0) + self.parts(span)
 
     def of_logits(
         self,
@@ -322,16 +324,19 @@ class CallRounding:
         lost = max(1.0, abs(self.layer.scale)) * (self.eta("products") + 4 * self.eta("logits"))
         return self.unit("products") * score + self.unit("logits") * steps + lost
 
-    def of_maximum(self, largest: torch.Tensor, tiles: torch.Tensor, keys: int) -> torch.Tensor:
+    def of_maximum(self, largest: torch.Tensor, span: torch.Tensor, keys: int) -> torch.Tensor:
         """The error of a logit by roundings of the running maximum.
 
         Args:
             largest: the largest magnitude of a row's logits and its sink.
-            tiles: T + S.
+            span: as in `parts`.
             keys: of the request.
         """
+        # a maximum of logits of its own dtype is exact, and an LSE of a part is not
+        is_exact = self._dtype("logits") is self._dtype("maximum")
+        count = self.parts(span) if is_exact else self.tiles(span, keys)
         of_parts = math.log(keys + 1) * (self.rounding.splits > 1)
-        return tiles * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
+        return count * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
 
     def of_sums(self, tiles: torch.Tensor, span: torch.Tensor, total: torch.Tensor | float) -> torch.Tensor | float:
         """By which share a sum of weights is off that is kept in 16 bits, or whose weights are rounded.

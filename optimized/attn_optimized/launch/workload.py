@@ -59,6 +59,7 @@ class Workload:
         has_gaps: whether the keys that a query sees may be other than one interval.
         has_bias: whether something is added to logits.
         has_slopes: whether that is so in every call of the layer: ALiBi.
+        loads_bias: whether what is added is loaded: qq_bias.
         batch_invariant: whether a request's output must not depend on the rest of the batch.
     """
 
@@ -79,6 +80,7 @@ class Workload:
     has_gaps: bool = False
     has_bias: bool = False
     has_slopes: bool = False
+    loads_bias: bool = False
     batch_invariant: bool = False
 
     @classmethod
@@ -101,6 +103,7 @@ class Workload:
             has_gaps=has_gaps(layer, batch),
             has_bias=has_bias(layer, batch),
             has_slopes=layer.alibi_slopes is not None,
+            loads_bias=batch.qq_bias is not None,
             batch_invariant=batch_invariant,
         )
 
