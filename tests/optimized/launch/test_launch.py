@@ -97,6 +97,17 @@ def test_two_tiles_of_a_latent_cache_fit_without_a_bias():
     assert (without_bias.num_stages, with_bias.num_stages) == (2, 1)
 
 
+def test_a_bias_that_is_loaded_takes_a_tile_of_each_stage():
+    """253,952 bytes of 232,448 with three stages, as Triton 3.6 asked for on an H200: a one-byte latent cache and a tree."""
+    latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "quantized": True, "num_kv_heads": 1, "num_heads": 12}
+    call = CALL | latent | {"max_query_len": 2, "num_tokens": 2, "has_bias": True}
+    slopes, loaded = (
+        attention_tiles(Workload(**call, loads_bias=loads), "sm90", COMPUTE_UNITS).parameters.num_stages
+        for loads in (False, True)
+    )
+    assert (slopes, loaded) == (3, 2)
+
+
 def test_parameters_are_those_of_the_wider_of_k_and_v():
     """80 registers hold a tile of 64 values. Of 96 they hold none: ptxas refuses it."""
     narrow = tiles_of(phase="window", head_size=16).parameters
