@@ -103,4 +103,10 @@ FP16, BF16 = (
 )
 """What holds beside the known defects."""
 BLOCKS = _target("flag-gems-blocks", ("float16",), _excluded)
-SWAPPED = _target("flag-gems-lse", ("float16",), lambda case: None if _swaps(case) else "another call", **ONE_BEHIND_ANOTHER)
+SWAPPED = _target(
+    "flag-gems-lse",
+    ("float16",),
+    lambda case: None if _swaps(case) else "another call",
+    query_lens=("one",),
+    **ONE_BEHIND_ANOTHER,
+)
