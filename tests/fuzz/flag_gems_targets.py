@@ -49,10 +49,11 @@ def modules():
 
 def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
-    n, left = batch.num_actual_tokens, -1 if layer.window is None else layer.window[0]
+    n, left = batch.num_actual_tokens, layer.window[0]
+    right = -1 if left < 0 else 0
     found = modules()[0].mha_varlan_fwd(
         q[:n], k_cache, v_cache, None, batch.query_start_loc, batch.query_start_loc, batch.seq_lens, None, batch.block_table,
-        layer.alibi_slopes, batch.max_query_len, batch.max_seq_len, 0.0, layer.scale, False, True, left, 0,
+        layer.alibi_slopes, batch.max_query_len, batch.max_seq_len, 0.0, layer.scale, False, True, left, right,
         layer.logits_soft_cap or 0.0, False, None,
     )  # fmt: skip
     out.view(q.shape)[:n] = found[0]
