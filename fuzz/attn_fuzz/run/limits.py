@@ -63,7 +63,7 @@ def limit_of(error: BaseException | None) -> str | None:
 
 
 def _builtin(error: ValueError) -> str:
-    """The function of Triton's language that says that no kernel calls it, as its interpreter does not replace it."""
+    """The function of Triton's language that raised because no kernel calls it: of a module that the interpreter leaves."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     function = frame.f_locals.get("fn")
     return f"{function.__module__}.{function.__name__}" if _is_of_language(frame) and function is not None else ""
