@@ -84,7 +84,7 @@ def _missing(interpreter: Any) -> list[str]:
 
 
 def _patching(interpreter: Any) -> Any:
-    """What replaces `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
+    """A replacement of `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
 
     def _patch_attr(holder: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
         function, semantic = getattr(member, "__wrapped__", member), interpreter.interpreter_semantic
@@ -121,7 +121,11 @@ def _patch_methods(core: Any) -> None:
     interpreter = importlib.import_module("triton.runtime.interpreter")
     for holder in [each for each in vars(core).values() if inspect.isclass(each) and each.__module__ == core.__name__]:
         for name, method in list(vars(holder).items()):
-            if inspect.isfunction(method) and "_semantic" in inspect.signature(method).parameters and not core.is_builtin(method):
+            if (
+                inspect.isfunction(method)
+                and "_semantic" in inspect.signature(method).parameters
+                and not core.is_builtin(method)
+            ):
                 interpreter._patch_attr(holder, name, method, None, interpreter._LangPatchScope())
 
 
