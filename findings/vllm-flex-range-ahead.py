@@ -5,31 +5,13 @@ makes the block mask and its mask_mod. The numbers are those of keys that querie
 block mask lists their blocks. A compiled flex_attention visits no other block.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
-from excerpt import excerpt
-from kernels import DEVICE, compare, ints
-from torch.nn.attention import flex_attention
+from kernels import DEVICE, compare, ints, load
 
 TOKENS, BLOCK_SIZE, BLOCKS = 48, 16, 4  # block 0 is vLLM's null block
-FILE = "v1/attention/backends/flex_attention.py"
-names = vars(flex_attention) | {
-    "dataclass": dataclass,
-    "cached_property": cached_property,
-    "F": torch.nn.functional,
-    "cdiv": lambda a, b: -(-a // b),
-    "async_tensor_h2d": lambda tensor, device: tensor.to(device),
-    "is_torch_equal_or_newer": lambda version: True,
-}
-for name in (
-    *("_offsets_to_doc_ids_tensor", "pad_to_multiple", "physical_to_logical_mapping", "unique_static_unsorted"),
-    *("causal_mask_mod", "copy_to_persistent", "FlexAttentionMetadata"),
-):
-    names[name] = excerpt("vllm", FILE, name, **names)
+flex = load("vllm.v1.attention.backends.flex_attention")
 table, seq_lens, starts = ints([1, 2, 3]), ints(TOKENS), ints(0, TOKENS)
-metadata = names["FlexAttentionMetadata"](
+metadata = flex.FlexAttentionMetadata(
     causal=True,
     num_actual_tokens=TOKENS,
     max_query_len=TOKENS,
@@ -43,7 +25,7 @@ metadata = names["FlexAttentionMetadata"](
     block_size=BLOCK_SIZE,
     max_possible_sequence_length=TOKENS,
     num_reqs=1,
-    physical_to_logical=names["physical_to_logical_mapping"](table, seq_lens, BLOCK_SIZE, BLOCKS),
+    physical_to_logical=flex.physical_to_logical_mapping(table, seq_lens, BLOCK_SIZE, BLOCKS),
     decode_offset=ints(0),
     num_blocks_per_seq=ints(3),
     persistent_kv_indices=torch.empty(3, 16 * 3, dtype=torch.int32, device=DEVICE),
