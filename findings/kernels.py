@@ -90,7 +90,11 @@ VALUES = {
         "lmdeploy.messages": {"QuantPolicy": SimpleNamespace(NONE=0, INT4=4, FP8=16, FP8_E5M2=17, TURBO_QUANT=42)},
         "lmdeploy.pytorch.kernels.cuda.utils": {"get_device_props": lambda index: UNITS, "is_cuda": no},
     },
-    "sglang": {"sglang.srt.utils": dict.fromkeys(("is_hip", "is_gfx95_supported", "is_gfx1250_supported"), no)},
+    "sglang": {
+        "sglang.srt.utils": dict.fromkeys(("is_hip", "is_gfx95_supported", "is_gfx1250_supported"), no),
+        "aiter.ops.triton.utils.types": {"e4m3_dtype": torch.float8_e4m3fn},
+        "aiter": {},
+    },
     "vllm": {
         "vllm.config": {"get_current_vllm_config_or_none": lambda: None},
         "vllm.distributed.parallel_state": {"get_dcp_world_size_and_rank": lambda enabled: (1, 0)},
@@ -139,7 +143,7 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         package, *parts = name.split(".")
         if package != self.package:
-            return None
+            return ModuleSpec(name, self, is_package=True) if package in VALUES[self.package] else None
         place = os.path.join(self.folder, *parts, *(["__init__"] if name in FILES[package] else []))
         if name not in VALUES[package] and f"{name}.".startswith(FILES[package]) and not os.path.isdir(place):
             file = f"{place}.py"

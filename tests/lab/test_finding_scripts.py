@@ -20,13 +20,16 @@ from msgspec.structs import replace
 NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
 REPORTS = {name: report for name in NAMES if (report := finding_scripts.report(name))}
 REPAIRED = [name for name, report in REPORTS.items() if report.repair]
-FINDINGS = findings_page.shared((name, registry.load(name).findings) for name in registry.names())
+FINDINGS = findings_page.known()
 
 
 def needs_package(name: str) -> None:
-    case = case_file.load(FINDINGS[name][0].path)
-    if reason := registry.load(case.target).unavailable("cpu"):
-        pytest.skip(reason)
+    if FINDINGS[name][1]:
+        reason = registry.load(case_file.load(FINDINGS[name][0].path).target).unavailable("cpu")
+    else:
+        reason = foreign.missing(name.partition("-")[0], (), name)
+    if reason or not finding_scripts.is_in(name):
+        pytest.skip(reason or "another release has it")
 
 
 def test_each_finding_has_a_script_a_report_and_a_result():
@@ -59,13 +62,13 @@ def test_all_findings_but_these_have_a_repair():
 @pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
 def test_the_repairs_of_a_package_go_together(package, tmp_path):
     """No repair changes what another one looks for. What the targets load of the package is repaired, and is named."""
-    reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package}
+    reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package and not report.needs}
     needs_package(next(iter(reports)))
     finding_scripts.repaired(reports, tmp_path)
     for name in reports:
         for file, repair in reports[name].changes():
             assert repair.new.splitlines()[-1] in (tmp_path / file).read_text(), name
-    unloaded = {"sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
+    unloaded = {"sglang-aiter-decode-window", "sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
     assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*reports} - unloaded
 
 
@@ -85,7 +88,11 @@ def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compil
     without = {name for name, shown in finding_scripts.results().items() if shown.compiled is None}
     need_gpu = {name for name, (finding, _) in FINDINGS.items() if finding.needs_gpu}
     assert need_gpu == {name for name, report in REPORTS.items() if report.gpu} != set()
-    assert without - need_gpu == {name for name, report in REPORTS.items() if not report.launches} == {"vllm-flex-range-ahead"}
+    assert (
+        without - need_gpu
+        == {name for name, report in REPORTS.items() if not report.launches}
+        == {"sglang-aiter-decode-window", "vllm-flex-range-ahead", "vllm-flex-range-clamped"}
+    )
 
 
 def test_named_scripts_are_run_and_other_results_are_kept(tmp_path, monkeypatch):

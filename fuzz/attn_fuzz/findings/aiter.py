@@ -744,3 +744,16 @@ GLUON_MLA = (
         ),
     ),
 )
+
+DECODES_OF_MAIN = (
+    Finding(
+        name="aiter-decode-empty-request",
+        what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
+        "requests behind it, and one row behind the last is written.",
+        cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
+        "takes row i for request i, whether or not each request has a query.",
+        seen_in="amd-aiter's main at e4048607",
+        explains=lambda case, verdict: False,
+    ),
+)
+"""Of a source later than the wheel's, which the targets are declared for."""

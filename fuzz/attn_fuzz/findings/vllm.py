@@ -307,4 +307,17 @@ FLEX = (
         seen_in="vllm 0.33.0",
         explains=lambda case, verdict: _is_value(verdict) and _all(case, verdict, _leaves_out_blocks),
     ),
+    Finding(
+        name="vllm-flex-range-clamped",
+        what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees the keys of its bidirectional "
+        "range that lie before its window.",
+        cause="vllm/v1/attention/backends/flex_attention.py:628-631, get_mask_mod adds ranges to what the window shows, and "
+        "nothing in the file reads the layer's mm_prefix_clamp_sliding_window, as triton_attn.py:731 does.",
+        seen_in="vllm 0.33.0",
+        explains=lambda case, verdict: (
+            _is_value(verdict)
+            and case.ranges_clamped
+            and _all(case, verdict, lambda case, request, worst: bool(request.bidirectional_ranges))
+        ),
+    ),
 )

@@ -6,8 +6,8 @@
     fix.patch     for `git apply` in the owner's repository; absent where no change of a few lines is known
     tests/...     a test in the owner's layout
 
-The owner's files are read where `ATTN_PARITY_PACKAGE` says or the package is installed. Of them a folder gets the lines that its
-patch changes alone, and three around each.
+The owner's files are read where `ATTN_PARITY_PACKAGE` says or the package is installed. A folder has no line of them but those
+of the patch.
 """
 
 import difflib

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from attn_fuzz.errors import InputError
+from attn_fuzz.findings import aiter, sglang
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
@@ -121,13 +122,15 @@ def index(findings: Shared, speed: dict[str, Speed]) -> str:
     return "\n".join([_INTRODUCTION, *table_of(columns, rows, ("examples",))]) + "\n"
 
 
-def _findings() -> Shared:
-    return shared((name, registry.load(name).findings) for name in registry.names())
+def known() -> Shared:
+    """All findings but those in compilers: of targets, and two that no target meets."""
+    found = shared((name, registry.load(name).findings) for name in registry.names())
+    return found | {finding.name: (finding, []) for finding in (*aiter.DECODES_OF_MAIN, *sglang.HOST)}
 
 
 def table() -> str:
     """The page of the targets' findings."""
-    return index(_findings(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
+    return index(known(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
 
 
 def of_finding(name: str) -> str:
@@ -150,7 +153,7 @@ def write(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def _named(names: Sequence[str]) -> Shared:
-    findings = _findings()
+    findings = known()
     if unknown := [name for name in names if name not in findings]:
         raise InputError(f"NAME: got {unknown[0]}, which is no finding of a target{nearest(unknown[0], findings)}")
     return {name: findings[name] for name in names or findings}
@@ -166,6 +169,6 @@ def write_speed(files: Iterable[Path]) -> None:
     """Write speed.json of what `attn-parity fuzz --keep-going --json` wrote, of several seeds, on a CPU."""
     written = [msgspec.json.decode(path.read_bytes()) for path in files]
     hunts = [{run["target"]: run for run in each.get("runs", [each])} for each in written]
-    met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
+    met_there = {name: found for name, found in known().items() if not found[0].needs_gpu}
     lines = (f'"{name}":{msgspec.json.encode(of).decode()}' for name, of in speeds(met_there, hunts).items())
     SPEED.write_text("{\n" + ",\n".join(lines) + "\n}\n")

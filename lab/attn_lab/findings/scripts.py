@@ -25,7 +25,11 @@ _LOADED = {
     "vllm": ("v1/attention", "utils/math_utils.py"),
 }
 """The parts of a package that its targets and scripts load; all of any other package."""
-_REPEATED = ("sglang/srt/layers/attention/triton_backend.py", "vllm/v1/attention/backends/mla/triton_mla.py")
+_REPEATED = (
+    "sglang/srt/layers/attention/aiter_backend.py",
+    "sglang/srt/layers/attention/triton_backend.py",
+    "vllm/v1/attention/backends/mla/triton_mla.py",
+)
 """Files whose code the targets repeat, and do not load: a repair of them changes scripts alone."""
 _ALONE = """
 import runpy, sys
@@ -67,6 +71,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
         launches: whether the script launches kernels.
+        needs: a file that the source must have; a source without it has not the finding. None: any has it.
         repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
             patch. Empty: no change of a few lines was found.
     """
@@ -81,6 +86,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     sent_by: list[str] = []
     gpu: str | None = None
     launches: bool = True
+    needs: str | None = None
     repair: list[Repair] = []
 
     def __post_init__(self) -> None:
@@ -134,6 +140,12 @@ def is_emulated(name: str) -> bool:
     """Whether kernels that the script of a finding launches show it on the emulator, too."""
     found = report(name)
     return found is None or (found.launches and found.gpu is None)
+
+
+def is_in(name: str) -> bool:
+    """Whether the source of a finding's package that is here is one that has the finding."""
+    found = report(name)
+    return found is None or found.needs is None or (foreign.sources(name.partition("-")[0]).parent / found.needs).is_file()
 
 
 def results() -> dict[str, Shown]:
@@ -212,7 +224,7 @@ def copied(package: Path, folder: Path, files: Iterable[Path]) -> None:
 
 def all_repaired(folder: Path) -> list[str]:
     """Write the sources of each package that has findings into a folder, with all repairs. Returns the names in REPAIRED."""
-    reports = {name: found for name in _known() if (found := report(name))}
+    reports = {name: found for name in _known() if (found := report(name)) and is_in(name)}
     packages = {found.file.parts[0] for found in reports.values()}
     for package in sorted(packages):
         repaired({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
@@ -258,8 +270,8 @@ def run_all(names: Sequence[str]) -> None:
     known = _known()
     if unknown := sorted(set(names) - set(known)):
         raise InputError(f"NAME: got {', '.join(unknown)}, expected names of findings with a report in {FOLDER}")
-    shown = results() if names else {}
-    for number, name in enumerate(names or known, 1):
+    shown = results()
+    for number, name in enumerate(names or filter(is_in, known), 1):
         shown[name] = _shown(name)
         print(f"{name} ({number})", flush=True)
     _keep({name: shown[name] for name in known if name in shown})
