@@ -83,7 +83,7 @@ def hashes(
 
 
 def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], str]:
-    """What is kept of a launch, and the assembly that its hash is of.
+    """The facts of a launch that are kept, and the assembly that its hash is of.
 
     Its grid and the values of its numbers, in the kernel's order, are kept too: a refactoring of a launch changes neither.
     """

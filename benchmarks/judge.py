@@ -76,7 +76,7 @@ def _lines(record: dict[str, Any]) -> str:
 
 
 def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
-    """Of all elements of `out`, and then by tensor, dtype and phase: how many, and what 50 %, 99 % and all are below."""
+    """Rows for `out`, then by tensor, dtype and phase: the number of elements, and edges above 50 %, 99 % and all of them."""
     of_out = (bins for name, bins in counts.items() if name.startswith("out "))
     yield ("all", "", "", *_edges([sum(bins) for bins in zip(*of_out, strict=True)]))
     for tensor, dtype, phase in itertools.product(("out", "lse"), DTYPES, PHASES):
@@ -174,7 +174,7 @@ def sensitivity(seeds: int) -> None:
 
 
 def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:
-    """Of a decode step whose kernel forgets the last of n keys: error / bound where there is one, and if it is seen."""
+    """Error / bound of a decode step whose kernel forgets the last of n keys, and whether the judge sees it."""
     case = Case(
         target="reference-fp32",
         dtype=dtype,  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""What the commands that time kernels share: checks of their options, the head of their results, and how they end.
+"""Parts that commands which time kernels share: checks of options, the head of the results, and the end of a run.
 
 Triton reads whether to interpret kernels when a kernel is defined. So this module imports nothing that defines one before
 `interpret`, and neither does a command.
@@ -81,7 +81,7 @@ def cases_named(cases: Sequence[T], only: Sequence[str]) -> list[T]:
 
 
 def command_line() -> str:
-    """As somebody else would type it."""
+    """The command of this run, to be typed again."""
     return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
 
 
@@ -117,7 +117,7 @@ def begun(
 def head_of_run(
     device: "torch.device", peers: Mapping[str, str], commit: str | None, console: Console, *, tiny: bool
 ) -> dict[str, Any]:
-    """What the results of all commands begin with, of which the machine and the versions are printed; see `begun`."""
+    """The fields with which the results of all commands begin. The machine and the versions are printed; see `begun`."""
     import torch
 
     from benchmarks.speed import results

@@ -1,4 +1,4 @@
-"""What the fuzzer has to know of my_unified_attention: how to call it, what it can do, and where it rounds."""
+"""The target for my_unified_attention: how to call it, what it supports, and where it rounds."""
 
 import my_unified_attention
 from attn_contract import AttentionType, Layout

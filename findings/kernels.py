@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: kernels of a package of which nothing else is imported, and how a script ends."""
+"""Load kernels of a package of which nothing else is imported, and end a script of this folder."""
 
 import functools
 import importlib.abc

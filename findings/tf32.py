@@ -1,4 +1,4 @@
-"""A script that imports this shows on a CPU what TF32 does on a GPU."""
+"""Show on a CPU the numbers that TF32 gives on a GPU, where a script imports this."""
 
 import numpy as np
 from kernels import DEVICE

@@ -1,1 +1,1 @@
-"""What a step of a whole model costs the host."""
+"""The host's time for a step of a whole model."""

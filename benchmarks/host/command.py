@@ -80,7 +80,7 @@ def measured(joined: Mapping[str, "Parts"], num_layers: int) -> dict[str, "Times
 
 
 def _runs(parts: "Parts", num_layers: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is timed for each field of Times, and of how many steps or layers its time is."""
+    """For each field of Times the function to time, and the number of steps or layers that one call of it makes."""
     build, write, attend = parts
     metadata = None if build is None else build()
     layers = range(num_layers)

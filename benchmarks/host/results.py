@@ -1,4 +1,4 @@
-"""What `python -m benchmarks host` finds, as the JSON file that it writes: schema `attn-parity.host-time/1`."""
+"""The JSON file that `python -m benchmarks host` writes: schema `attn-parity.host-time/1`."""
 
 import msgspec
 

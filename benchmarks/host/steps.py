@@ -35,7 +35,7 @@ TINY = (
 
 
 class Parts(NamedTuple):
-    """What somebody does in a step: `build` once, then `write` and `attend` in each layer. None: no function for it."""
+    """A participant's functions in a step: `build` once, then `write` and `attend` in each layer. None: it has none."""
 
     build: Callable[[], Any] | None
     write: Callable[[int], Any] | None

@@ -14,9 +14,9 @@ from benchmarks import PAGES
 
 PAGE, FOLDER = PAGES / "peers.md", PAGES / "peers"
 Peers = dict[str, tuple[Path | None, SimpleNamespace]]
-"""By name: the folder that was given, and what was loaded."""
+"""The folder given for each peer, and the kernels loaded from it."""
 WIDTH = 180
-"""Of a table that nobody's terminal bounds."""
+"""Columns of a table, whatever the terminal has."""
 
 
 @click.command()

@@ -51,14 +51,14 @@ class Launch(NamedTuple):
 
 
 class Launches(NamedTuple):
-    """What a participant launches for a call, in its order, and the rows [T, H, D] that it writes."""
+    """A participant's launches for a call, in order, and the rows [T, H, D] that they write."""
 
     all: list[Launch]
     out: torch.Tensor
 
 
 def launches_of(call: Call, architecture: str, whose: str, folder: Path | None) -> Launches:
-    """What a participant launches for a call on an architecture.
+    """A participant's launches for a call on an architecture.
 
     Raises:
         UnsupportedError: it cannot express the call.
@@ -67,7 +67,7 @@ def launches_of(call: Call, architecture: str, whose: str, folder: Path | None) 
 
 
 def ours(call: Call, architecture: str) -> Launches:
-    """Of the attention kernel, and of what follows it."""
+    """This project's launches: the attention kernel, and the kernels that follow it."""
     layer, batch, out = call.layer, call.batch, torch.empty_like(call.q)
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
     if call.kv_cache is not None and call.case.common_prefix_len:
@@ -87,7 +87,7 @@ def _launch(call: KernelCall) -> Launch:
 
 
 def theirs(call: Call, whose: str, module: SimpleNamespace) -> Launches:
-    """What a peer's wrapper launches, with all that it passes.
+    """The launches of a peer's wrapper, with all arguments.
 
     Raises:
         UnsupportedError: it cannot express the case.
@@ -183,11 +183,11 @@ def _compiled(architecture: str, launch: Launch) -> Any:
 
 
 def _wrong(call: Call, out: torch.Tensor) -> str:
-    """What is wrong with an output, in words; empty if nothing is."""
+    """The fault in an output, in words; empty if there is none."""
     rows = sampled_rows(call)
     error = relative_error(out[rows], expected_rows(call, rows))
     return "" if error <= LIMIT else f"wrong: relative error {error:.2g}"
 
 
 FACTS = {"binaries": _of_binary, "bounds": _of_hot_loop, "counts": _of_run}
-"""By kind: the facts of a launch, and what is wrong with it."""
+"""For each kind of run, the function that gives the facts of a launch and the faults in it."""

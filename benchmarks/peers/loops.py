@@ -11,7 +11,7 @@ _INSTRUCTION = re.compile(r"^\s+([a-z]\w+)(?:\s|$)")
 
 
 def hot_loop(assembly: str) -> Cost | None:
-    """What one turn of the hot loop takes: of the loops that multiply most, the one with the fewest other instructions.
+    """The cost of one turn of the hot loop: of the loops that multiply most, the one with the fewest other instructions.
 
     A kernel has loops over tiles of keys that need no mask and over those that do. In the first one long requests spend their
     time. One with tiles of two sizes has these loops for each, and those of the larger tile multiply more. None: there is no
@@ -66,7 +66,7 @@ def cycles_of(turn: Cost) -> dict[str, float]:
 
 
 def bounds_of(turn: Cost, waves: float) -> Bounds:
-    """What a turn of the loop takes at least, and what follows.
+    """Lower bounds on the cycles of a turn of the loop, and the shares of peak rates that follow.
 
     A wave computes logits, then weights, then sums of values: its matrix instructions and the vector instructions between them
     follow one another. So a SIMD with w waves takes at least a w-th of their sum for each turn, and at least what a unit takes.

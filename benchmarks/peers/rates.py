@@ -18,7 +18,7 @@ SIMDS = 4
 HBM_BYTES = 5.3e12 / (304 * 2.1e9)
 """In a cycle, for each compute unit."""
 FLOPS = {"bf16": 512, "f16": 512, "fp8": 1024, "bf8": 1024, "i8": 1024, "xf32": 256, "f32": 64}
-"""Of a SIMD's matrix unit in a cycle, by the type of the operands."""
+"""FLOPs of a SIMD's matrix unit in a cycle, by the type of the operands."""
 VECTOR_CYCLES, SLOW_CYCLES = 4, 16
 LDS_BYTES = L1_BYTES = 128
 """In a cycle, for the four SIMDs of a compute unit."""
@@ -31,7 +31,7 @@ _WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, 
 
 
 class Cost(NamedTuple):
-    """What instructions of one wave take.
+    """The cost of instructions of one wave.
 
     Attributes:
         instructions: their number.

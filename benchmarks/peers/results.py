@@ -46,12 +46,12 @@ class Results:
 
     @property
     def versions(self) -> str:
-        """Of Triton and of the peers, in words."""
+        """The versions of Triton and of the peers, in words."""
         named = {"Triton": self.triton} | {whose.removesuffix(" Triton"): version for whose, version in self.peers.items()}
         return ", ".join(f"{name} {version}" for name, version in named.items())
 
     def json(self) -> dict[str, Any]:
-        """As `--json` writes them."""
+        """The record that `--json` writes."""
         rows = [row._asdict() for row in self.rows]
         return {"schema": SCHEMA, "triton": self.triton, "peers": dict(self.peers), "rows": rows}
 

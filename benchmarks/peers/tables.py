@@ -39,7 +39,7 @@ ON_THE_PAGE = (
 )
 """Cases of `speed` whose binaries are on the page."""
 NUMBER, SEED = 40, 20261210
-"""Of the drawn cases whose bounds are on the page."""
+"""The number and the seed of the drawn cases whose bounds are on the page."""
 
 
 class Kind(NamedTuple):
@@ -216,7 +216,7 @@ def _counts(results: Results) -> list[str]:
 
 
 def _medians(results: Results) -> list[str]:
-    """Of each class of steps and participant."""
+    """A table with a row for each class of steps and participant."""
     columns = ("steps", "whose", "cases", "per matrix", "matrix bound", "HBM bound", "less than HBM gives")
     return table(columns, _of_classes(results), columns[2:])
 

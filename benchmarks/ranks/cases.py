@@ -60,7 +60,7 @@ def step(
     uneven: bool = False,
     **sizes: Any,
 ) -> Case:
-    """Of requests of one length; `uneven` lowers lengths, one by one more, so that shards are of unlike lengths."""
+    """A case of requests of one length; with `uneven` each is 37 keys shorter than the one before, so that shards differ."""
     seq_lens = tuple(max(1, seq_len - (37 * r if uneven else 0)) for r in range(requests))
     attention = Attention(name=name, query_lens=(query_len,) * requests, seq_lens=seq_lens, block_size=BLOCK_SIZE, **sizes)
     return Case(attention, dtype, interleave)
@@ -94,7 +94,7 @@ def whole_call(attention: Attention, dtype: torch.dtype, device: torch.device) -
 
 
 def local_call(interleave: int, whole: Call, rank: int, num_ranks: int) -> Call:
-    """What a rank has of a step: the queries of its heads, its keys, and its block table."""
+    """A rank's part of a step: the queries of its heads, its keys, and its block table."""
     case, device, dealing = whole.case, whole.q.device, (num_ranks, interleave)
     lengths = [context_parallel.local_length(length, rank, *dealing) for length in case.seq_lens]
     counts = [-(-length // BLOCK_SIZE) for length in lengths]

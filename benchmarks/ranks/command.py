@@ -71,7 +71,7 @@ def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: floa
 
 
 def _cases(num_ranks: int, only: tuple[str, ...], *, tiny: bool) -> tuple[list, list]:
-    """What is only checked, and what is timed, too.
+    """The cases that are only checked, and the cases that are timed, too.
 
     Raises:
         click.BadParameter: there is none, or ranks cannot share the heads of one.
@@ -162,7 +162,7 @@ def _failures(processes: list[BaseProcess], budget: float) -> Iterator[str]:
 
 
 def _problems(found: list[list[dict]], names: list[str]) -> Iterator[str]:
-    """What is wrong with what was found."""
+    """A sentence for each fault in the ranks' results."""
     yield from (line["problem"] for lines in found for line in lines if line["problem"])
     if missing := names[_num_done(found) :]:
         yield f"not run by all ranks: {', '.join(missing)}"

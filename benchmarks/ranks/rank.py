@@ -1,4 +1,4 @@
-"""What each rank runs: it makes its part of each case, checks the ranks' output against one device's, and times both."""
+"""The process of a rank: it makes its part of each case, checks the ranks' output against one device's, and times both."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ ONE = "one GPU"
 
 @dataclass
 class Found:
-    """What a rank reports of a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
+    """A rank's report on a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
 
     Args:
         error: the largest difference of a row from the output of one device, as a share of `allowed`.
@@ -221,7 +221,7 @@ def _eager_ms(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _host_ms(run: Callable[[], Any]) -> float:
-    """Of the process, which does not wait for the device."""
+    """The median time of a call in the process, which does not wait for the device."""
     times = []
     for _ in range(WARM_UP):
         started = time.perf_counter()

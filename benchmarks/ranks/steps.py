@@ -50,7 +50,7 @@ class StepCase:
 
     @property
     def scale(self) -> float:
-        """That of the expanded heads."""
+        """The scale of the expanded heads."""
         return (self.nope_size + self.rope_size) ** -0.5
 
     @property
@@ -135,7 +135,7 @@ def whole_step(case: StepCase, device: torch.device) -> Step:
 
 
 def local_step_of(case: StepCase, whole: Step, rank: int, num_ranks: int) -> Step:
-    """What a rank has of a step: its heads, and its part of the cache."""
+    """A rank's part of a step: its heads, and its part of the cache."""
     call = local_call(case.interleave, whole.absorbed, rank, num_ranks)
     heads = case.num_heads // num_ranks
     own = slice(rank * heads, (rank + 1) * heads)
@@ -167,14 +167,14 @@ def up_projected(case: StepCase, out: torch.Tensor, kv_b_proj: torch.Tensor) -> 
 
 
 def built(case: StepCase, step: Step, backend: Any, **options: Any) -> Callable[[], Any]:
-    """What builds a step's metadata."""
+    """A function that builds a step's metadata."""
     chunks = {"num_speculative_tokens": case.num_speculative_tokens, "context_chunk_keys": case.context_chunk_keys}
     builder = backend.builder(AttentionType.DECODER, **chunks, **options)
     return functools.partial(builder.build, common_metadata(step.absorbed.batch, step.slots))
 
 
 def common_metadata(batch: Batch, slots: torch.Tensor) -> Any:
-    """What an engine hands every backend, of whose lengths the host knows all."""
+    """The metadata that an engine hands every backend, with all lengths known on the host."""
     from attn_optimized.backends import CommonAttentionMetadata
 
     return CommonAttentionMetadata(

@@ -12,13 +12,13 @@ from benchmarks.speed.cases import Attention, RowOp
 
 DTYPE, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
 FLOAT8_OF = {"gfx942": torch.float8_e4m3fnuz}
-"""What a float8 cache is of, by architecture; FLOAT8 on all others."""
+"""The dtype of a float8 cache, where it is not FLOAT8."""
 DTYPES = {2: DTYPE, 4: torch.float32}
-"""By itemsize."""
+"""The dtype of each itemsize."""
 LOGIT_STD = 3.0
-"""Of the logits of random keys: a softmax over many keys that were all alike would be a mean of noise, and hide mistakes."""
+"""Standard deviation of the logits of random keys: a softmax over keys that are all alike is a mean, and hides mistakes."""
 LOGIT_STD_OF_CAP = 1 / 8
-"""Of a soft cap: so large that it bends the largest logits."""
+"""The share of a soft cap: the largest logits are then bent."""
 K_SCALE, V_SCALE = 0.023, 0.019
 TABLE_PADDING = 16
 """Columns past the last block, as engines have them: some kernels look up a whole tile's blocks, and mask then."""
@@ -38,7 +38,7 @@ class Call:
 
     @property
     def cache(self) -> torch.Tensor:
-        """Of a step that reads one."""
+        """The cache of a step that reads one."""
         assert self.kv_cache is not None
         return self.kv_cache
 
@@ -164,7 +164,7 @@ def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
 
 
 def _num_blocks(case: Attention, blocks: list[int]) -> int:
-    """Of all requests, whose numbers are given: a common prefix is stored once."""
+    """Blocks of the cache for requests with these numbers of blocks. A common prefix is stored once."""
     return sum(blocks) - case.common_prefix_len // case.block_size * (len(blocks) - 1)
 
 

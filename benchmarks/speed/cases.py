@@ -1,4 +1,4 @@
-"""What is measured, as data, and what no kernel can be faster than: bytes and FLOPs of each case."""
+"""The cases that are measured, with the bytes and FLOPs that bound the speed of any kernel."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ ITEMSIZE = 2  # of bfloat16, which everything is but a float8 cache, and what a 
 
 @dataclass(frozen=True)
 class Reach:
-    """What a case is to reach at least, and what it aims at.
+    """The share of a rate that a case must reach, and the share that it aims at.
 
     Attributes:
         of: a share of what the GPU does (`bandwidth` of a copy, sustained `matmul` rate, `floor`), or how many times as fast
@@ -131,7 +131,7 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class RowOp:
-    """What touches each row of each head once: a write to the cache, a rotation with it, or a merge of two outputs."""
+    """A call that touches each row of each head once: a write to the cache, a rotation with it, or a merge of two outputs."""
 
     name: str
     op: Literal["write", "rope", "merge"]
@@ -270,5 +270,5 @@ def floor_ms(flops: float, bytes: float, *, copy_bandwidth: float, matmul_rate: 
 
 
 def copies(case: Bounded, *, cold_bytes: float = 200e6, at_most: int = 16) -> int:
-    """Of the inputs, so that a call finds none of its own in the L2 cache."""
+    """The number of copies of the inputs, so that a call finds none of its own in the L2 cache."""
     return min(at_most, max(1, math.ceil(cold_bytes / case.bytes)))

@@ -7,7 +7,7 @@ from benchmarks.speed.calls import DTYPE, Call, gathered
 
 SAMPLED_ROWS = 64
 LIMIT = 2 * torch.finfo(DTYPE).eps
-"""Of the relative error: half an eps each for the output, the weights, a q that is scaled first, and dequantized keys and
+"""The largest relative error: half an eps each for the output, the weights, a q that is scaled first, and dequantized keys and
 values. Those of a sample of rows are independent, and what is allowed is their worst sum. The fuzzer is the strict judge: this
 one sees a forgotten sink, cap or window, a wrong block, or a part of the keys left out."""
 

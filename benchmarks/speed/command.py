@@ -132,13 +132,13 @@ def page(files: tuple[Path, ...], check: bool) -> None:
     """
     from attn_lab import written
 
-    from benchmarks.speed import kept, page
+    from benchmarks.speed import page, performance
 
     try:
-        runs = kept.read(page.DATA)
+        runs = performance.read(page.DATA)
         for path in files:
-            runs = kept.with_run(runs, path)
+            runs = performance.with_run(runs, path)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    texts = {page.DATA: kept.text(runs), page.PAGE: page.text(runs)}
+    texts = {page.DATA: performance.text(runs), page.PAGE: page.text(runs)}
     sys.exit(written.settle(texts, "python -m benchmarks page", checks=check))

@@ -14,7 +14,7 @@ LAYOUTS = (Layout.BLOCKS_FIRST_NHD,) * 7 + (Layout.BLOCKS_FIRST_HND, Layout.SHUF
 """Most are as vLLM's and AITER's Triton kernels read them, so that there is somebody to compare with."""
 FLOAT8_SHARE = 0.25
 MOST_CACHE_BYTES = 24 << 30
-"""Of one copy of a case's keys and values."""
+"""The most bytes of one copy of a case's keys and values."""
 
 
 def draw_cases(number: int, seed: int) -> list[Attention]:
@@ -23,35 +23,35 @@ def draw_cases(number: int, seed: int) -> list[Attention]:
     A case is of one rank of tensor parallelism. A case whose keys and values need more than MOST_CACHE_BYTES loses its last
     requests.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     kinds = list(TRAFFIC)
-    return [_case(draw, i, kinds[i % len(kinds)]) for i in range(number)]
+    return [_case(rng, i, kinds[i % len(kinds)]) for i in range(number)]
 
 
-def _case(draw: random.Random, number: int, traffic: str) -> Attention:
-    model = draw.choice(models())
-    kind = draw.choices(model.layers, [layer.share for layer in model.layers])[0]
-    ranks = draw.choice(model.ranks)
-    float8_cache, layout, block_size = draw.random() < FLOAT8_SHARE, draw.choice(LAYOUTS), draw.choice(BLOCK_SIZES)
+def _case(rng: random.Random, number: int, traffic: str) -> Attention:
+    model = rng.choice(models())
+    kind = rng.choices(model.layers, [layer.share for layer in model.layers])[0]
+    ranks = rng.choice(model.ranks)
+    float8_cache, layout, block_size = rng.random() < FLOAT8_SHARE, rng.choice(LAYOUTS), rng.choice(BLOCK_SIZES)
     cache = Cache(layout, block_size, float8_cache)
-    step = draw_step(draw, traffic, model, ranks, cache)
+    step = draw_step(rng, traffic, model, ranks, cache)
     name = f"{number} {traffic}: {_words(model, kind, ranks, step)}{', fp8' * float8_cache}, {layout.name} {block_size}"
     return case_of(name, traffic, step, model, kind, ranks, cache)
 
 
 class Cache(NamedTuple):
-    """What an engine chooses once, for all layers and steps."""
+    """The properties of a cache, which an engine chooses once for all layers and steps."""
 
     layout: Layout
     block_size: int
     is_float8: bool
 
 
-def draw_step(draw: random.Random, traffic: str, model: Model, ranks: int, cache: Cache) -> Step:
+def draw_step(rng: random.Random, traffic: str, model: Model, ranks: int, cache: Cache) -> Step:
     """A step whose keys and values fit into a cache."""
     _, num_kv_heads = model.heads_of_a_rank(ranks)
     bytes_per_key = 2 * num_kv_heads * model.head_size * (1 if cache.is_float8 else 2)
-    return _fitting(TRAFFIC[traffic](draw), MOST_CACHE_BYTES // bytes_per_key)
+    return _fitting(TRAFFIC[traffic](rng), MOST_CACHE_BYTES // bytes_per_key)
 
 
 def case_of(name: str, traffic: str, step: Step, model: Model, kind: LayerKind, ranks: int, cache: Cache) -> Attention:

@@ -21,7 +21,7 @@ from benchmarks.speed.cases import KI, Attention, ragged
 from benchmarks.speed.participants import VLLM, Participant, Prepared, poisoned
 
 VLLM_WORK_PER_SPLIT, VLLM_PROGRAMS_PER_UNIT = 512, 2
-"""What its backend TRITON_MLA chooses the number of splits by."""
+"""The constants by which vLLM's backend TRITON_MLA chooses the number of splits."""
 
 
 def latent_case(

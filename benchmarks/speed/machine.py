@@ -1,4 +1,4 @@
-"""What the GPU does at best, measured in the same run: floors are made of it."""
+"""The GPU's best rates, measured in the same run: the floors of cases are made of them."""
 
 import itertools
 import statistics
@@ -36,7 +36,7 @@ def read_kernel(sum_ptr, data_ptr, BLOCK: tl.constexpr):
 
 
 def rates(device: torch.device, *, tiny: bool) -> Rates:
-    """Of reading and copying 4 GiB, and of bfloat16 matrices of 8192 x 8192: after a pause, and after seconds of work."""
+    """Rates of reading and copying 4 GiB, and of products of bfloat16 matrices of 8192 x 8192, after a pause and after work."""
     num_blocks, size, seconds = (8, 64, 0.05) if tiny else (2**17, 8192, 2.0)
     read, copy = _bandwidths(device, num_blocks)
     burst, sustained = _matmul_rates(device, size, seconds)
@@ -75,7 +75,7 @@ def _median(device: torch.device, run: Callable[[], object]) -> float:
 
 
 def _seconds(device: torch.device, run: Callable[[], object], repeats: int) -> list[float]:
-    """Of each of several calls."""
+    """The seconds of each call."""
     if device.type != "cuda":
         times = [time.perf_counter()]
         for _ in range(repeats):

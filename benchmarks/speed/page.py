@@ -8,8 +8,8 @@ from attn_lab.written import table
 from benchmarks import PAGES
 from benchmarks.host.results import HostRun
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.kept import Kept, KeptRun, case_of
 from benchmarks.speed.participants import AITER, OURS, PEERS, VLLM
+from benchmarks.speed.performance import Performance, StoredRun, case_of
 from benchmarks.speed.reach import standing, time_of
 from benchmarks.speed.results import CaseResult, Head
 from benchmarks.speed.traffic import TRAFFIC
@@ -19,7 +19,7 @@ PAGE, DATA = PAGES / "performance.md", PAGES / "performance.json"
 REACH = {case.name: case.reach for case in CASES}
 WORST = 10
 LAUNCH_MS = 0.01
-"""Of a call whose floor is below this, a launch is a large part: such calls are counted apart."""
+"""The launch is a large part of a call whose floor is below this: such calls are counted apart."""
 PACKED = ("X_PACKED", "SHUFFLED")
 """Layouts whose keys are no rows of dims. Only kernels for AMD's GPUs ask for them."""
 PREFACE = """\
@@ -57,36 +57,36 @@ of their times, and so does their metadata.
 """
 
 
-def text(kept: Kept) -> str:
+def text(stored: Performance) -> str:
     """The page, whole."""
     lines = PREFACE.splitlines()
-    for run in kept.speed:
+    for run in stored.speed:
         cases = [case_of(run, case) for case in run.cases]
         drawn = any(case.traffic for case in cases)
         lines += _heading("on drawn shapes" if drawn else "", run)
         lines += [] if drawn else _rates(run)
         lines += _of_drawn(cases) if drawn else _of_chosen(run, cases)
         lines += _notes(cases, run.unmeasured)
-    for run in kept.host:
+    for run in stored.host:
         lines += [*_heading("what a step costs the host", run), *_HOST.splitlines(), *_of_host(run)]
     return "\n".join(lines) + "\n"
 
 
 def _heading(what: str, run: Head) -> list[str]:
-    """What was measured, and by which command."""
+    """The heading of a run: its machine, versions and command."""
     lines = ["", f"## {run.machine}{what and f', {what}'}", ""]
     lines += [f"{in_words(run.versions)}. Commit {run.commit}, `{run.command}`."]
     return lines if run.of_value else [*lines, "", "**Sizes are tiny or there was no GPU: no number here has any value.**"]
 
 
-def _rates(run: KeptRun) -> list[str]:
+def _rates(run: StoredRun) -> list[str]:
     rates, columns = run.rates, ("read", "copy, read and written", "matmul, burst", "matmul, sustained")
     cells = [f"{rate / 1e12:.3g} TB/s" for rate in (rates.read, rates.copy)]
     cells += [f"{rate / 1e12:.4g} TFLOP/s" for rate in (rates.matmul_burst, rates.matmul_sustained)]
     return ["", *table(columns, [cells], columns)]
 
 
-def _of_chosen(run: KeptRun, cases: Sequence[CaseResult]) -> Iterator[str]:
+def _of_chosen(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[str]:
     yield from ("", *_summary(run, cases), "")
     yield "In brackets: for our time, the share of the floor's speed; for a peer's time, how many times as long as ours it is."
     yield "*Matmul*: our FLOPs over the sustained matmul rate."
@@ -100,7 +100,7 @@ def _of_chosen(run: KeptRun, cases: Sequence[CaseResult]) -> Iterator[str]:
         yield from ("", *table(list(run.host_us), [[f"{us:.0f}" for us in run.host_us.values()]], list(run.host_us)))
 
 
-def _summary(run: KeptRun, cases: Sequence[CaseResult]) -> Iterator[str]:
+def _summary(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[str]:
     """How many cases reach their goals, which do not, and in how many a peer is faster."""
     found = {case.name: standing(REACH.get(case.name), case, run.rates) for case in cases}
     reached = [name for name, one in found.items() if one.reached]
@@ -116,7 +116,7 @@ def _ours(case: CaseResult):
     return time_of(case, OURS)
 
 
-def _row(run: KeptRun, case: CaseResult) -> list[str]:
+def _row(run: StoredRun, case: CaseResult) -> list[str]:
     ours, (is_reached, goal) = _ours(case), standing(REACH.get(case.name), case, run.rates)
     cells, matmul = [_missing(case, OURS), ""], ""
     if ours is not None:
@@ -140,7 +140,7 @@ def _missing(case: CaseResult, name: str) -> str:
 
 
 def _notes(cases: Sequence[CaseResult], unmeasured: Sequence[str]) -> list[str]:
-    """What no table has a column for."""
+    """Sentences on results for which no table has a column."""
     lines = []
     for case in cases:
         for name, result in case.results.items():

@@ -210,7 +210,7 @@ def aiter_triton(module: SimpleNamespace, call: Call) -> Prepared:
 
 
 def _unified_arguments(call: Call, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> dict[str, Any]:
-    """What vLLM's and AITER's kernels, the one grown from the other, name alike; both take W - 1 to the left of a window W."""
+    """The arguments that vLLM's and AITER's kernels name alike. Both take W - 1 to the left of a window W."""
     left, batch = call.layer.window[0], call.batch
     return {
         "q": call.q,

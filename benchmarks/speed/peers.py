@@ -46,7 +46,7 @@ class KVQuantMode(enum.IntEnum):
 
 
 class MissingPeerError(RuntimeError):
-    """There is no such package, or what is there is not what was expected."""
+    """The package is not there, or has other functions than expected."""
 
 
 class _Logger(logging.Logger):
@@ -163,7 +163,7 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
 
 
 class Kernels(NamedTuple):
-    """What the loaders return; None: not there."""
+    """The modules that were loaded; None: not there."""
 
     vllm: SimpleNamespace | None
     vllm_latent: SimpleNamespace | None
@@ -176,7 +176,7 @@ class Kernels(NamedTuple):
 
 
 def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None], *, writes: bool = False) -> Kernels:
-    """What is there of vLLM's and AITER's kernels; of vLLM's cache writes, too, if `writes` says so.
+    """Load vLLM's and AITER's kernels, and with `writes` vLLM's cache writes, as far as they are there.
 
     Raises:
         MissingPeerError: as `load_if_there`.
@@ -273,7 +273,7 @@ def imported(name: str) -> ModuleType:
 
 
 def _version(distribution: str, root: Path) -> str:
-    """As the metadata beside a package says; a checkout or an incomplete folder has none."""
+    """The version in the metadata beside a package; a checkout or an incomplete folder has none."""
     found = importlib.metadata.distributions(name=distribution, path=[str(root.parent)])
     return next((str(each.version) for each in found), "of unknown version")
 

@@ -1,4 +1,4 @@
-"""What a run finds, as the JSON file that it writes: schema `attn-parity.speed/1`."""
+"""The JSON file that a run writes: schema `attn-parity.speed/1`."""
 
 import subprocess
 from pathlib import Path
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 SCHEMA = "attn-parity.speed/1"
 MAX_BYTES = 16 << 20
-"""Of a file that is read: a run of 1000 drawn cases has 1.2 MB."""
+"""The most bytes of a file that is read: a run of 1000 drawn cases has 1.2 MB."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Of one participant in one case.
+    """The result of one participant in one case.
 
     Attributes:
         verdict: `refused` what it cannot express, `wrong` what is off by more than the check allows and is not timed,
@@ -78,7 +78,7 @@ class Run(Head, kw_only=True):
 
 
 def commit() -> str:
-    """What git calls the code that is measured."""
+    """Git's description of the code that is measured."""
     ended = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return ended.stdout.strip() if ended.returncode == 0 else "unknown"
 

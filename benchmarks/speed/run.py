@@ -23,7 +23,7 @@ from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.speed.rows import row_op
 
 TIMING_SECONDS = 4.0
-"""Of the replays of one case, at most."""
+"""The most seconds for the replays of one case."""
 HOST_BATCHES, HOST_CALLS = 20, 100
 
 
@@ -173,7 +173,7 @@ def overheads(participants: Sequence[Participant], device: torch.device, sizes: 
 
 @contextlib.contextmanager
 def _recorded(found: dict[str, Result], name: str) -> Iterator[None]:
-    """What is raised becomes a result: one participant's error is not the others'."""
+    """Make a result of an exception, so that one participant's error does not end the others."""
     try:
         yield
     except UnsupportedError as error:

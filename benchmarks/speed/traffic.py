@@ -34,38 +34,38 @@ class Step(NamedTuple):
     common_prefix_len: int = 0
 
 
-def decode(draw: random.Random) -> Step:
-    lengths = contexts(draw)
+def decode(rng: random.Random) -> Step:
+    lengths = contexts(rng)
     return Step((1,) * len(lengths), lengths)
 
 
-def speculation(draw: random.Random) -> Step:
+def speculation(rng: random.Random) -> Step:
     """Each request has its last token and a draft of one to seven more."""
-    query_len, lengths = draw.randint(2, 8), contexts(draw)
+    query_len, lengths = rng.randint(2, 8), contexts(rng)
     return Step((query_len,) * len(lengths), tuple(n + query_len for n in lengths))
 
 
-def prompts(draw: random.Random) -> Step:
+def prompts(rng: random.Random) -> Step:
     """Prompts without a context, as many as a step takes; a longer one has a step of its own."""
-    room, trace, lengths = draw.choice(STEP_TOKENS), draw.choice(TRACES), []
+    room, trace, lengths = rng.choice(STEP_TOKENS), rng.choice(TRACES), []
     while not lengths or sum(lengths) < room:
-        lengths.append(length_of(draw, trace))
+        lengths.append(length_of(rng, trace))
     fitting = lengths if len(lengths) == 1 else lengths[:-1]
     return Step(tuple(fitting), tuple(fitting))
 
 
-def chunks(draw: random.Random) -> Step:
+def chunks(rng: random.Random) -> Step:
     """Parts of long prompts behind what is computed of them, beside requests that decode."""
-    chunk, room = draw.choice((256, 512, 1024, 2048)), draw.choice(STEP_TOKENS)
-    before = [length_of(draw, "documents") for _ in range(draw.randint(1, room // chunk))]
-    decoding = contexts(draw)[: draw.choice((0, 16, 64, 256))]
+    chunk, room = rng.choice((256, 512, 1024, 2048)), rng.choice(STEP_TOKENS)
+    before = [length_of(rng, "documents") for _ in range(rng.randint(1, room // chunk))]
+    decoding = contexts(rng)[: rng.choice((0, 16, 64, 256))]
     return Step((chunk,) * len(before) + (1,) * len(decoding), (*(n + chunk for n in before), *decoding))
 
 
-def shared_prefix(draw: random.Random) -> Step:
+def shared_prefix(rng: random.Random) -> Step:
     """Requests that decode behind one long instruction."""
-    prefix = 1024 * draw.randint(1, 16)
-    own = [length_of(draw, "chat") for _ in range(draw.randint(2, 128))]
+    prefix = 1024 * rng.randint(1, 16)
+    own = [length_of(rng, "chat") for _ in range(rng.randint(2, 128))]
     return Step((1,) * len(own), tuple(prefix + n for n in own), prefix)
 
 
@@ -79,16 +79,16 @@ TRAFFIC: dict[str, Callable[[random.Random], Step]] = {
 """Classes of steps, by their names on the page."""
 
 
-def contexts(draw: random.Random) -> tuple[int, ...]:
+def contexts(rng: random.Random) -> tuple[int, ...]:
     """Lengths of 1 to 256 requests that decode, in the order in which they came. Small and large batches are as likely."""
-    requests, trace = round(2 ** draw.uniform(0, 8)), draw.choice(TRACES)
-    lengths = [length_of(draw, trace) for _ in range(requests)]
+    requests, trace = round(2 ** rng.uniform(0, 8)), rng.choice(TRACES)
+    lengths = [length_of(rng, trace) for _ in range(requests)]
     while sum(lengths) > MOST_KEYS:
         lengths.pop()
     return tuple(lengths)
 
 
-def length_of(draw: random.Random, trace: str | None) -> int:
+def length_of(rng: random.Random, trace: str | None) -> int:
     if trace is None:
-        return round(math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))))
-    return min(LONGEST, max(SHORTEST, round(draw.lognormvariate(math.log(MEDIANS[trace]), SIGMA))))
+        return round(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST))))
+    return min(LONGEST, max(SHORTEST, round(rng.lognormvariate(math.log(MEDIANS[trace]), SIGMA))))

@@ -17,11 +17,11 @@ from benchmarks.tuning.launches import launches
 from benchmarks.tuning.results import Kernel, Step, TimedCase
 
 SECONDS, LAST_SECONDS = 0.3, 1.0
-"""Of the replays of one call, and of those of the last stage together, about."""
+"""About the seconds for the replays of one call, and for all those of the last stage together."""
 
 
 class WrongError(Exception):
-    """What a candidate computes is not attention."""
+    """A candidate computes something else than attention."""
 
 
 class Bench:

@@ -1,4 +1,4 @@
-"""What launch parameters are chosen for: the classes of calls, and the drawn cases that fall in each."""
+"""The classes of calls for which launch parameters are chosen, and the drawn cases that fall in each."""
 
 import dataclasses
 import itertools
@@ -36,9 +36,9 @@ CHECKED: dict[Phase, tuple[Attention, ...]] = {
 CHECKED_HEADS, CHECKED_WIDE_HEADS = (8, 2), (64, 2)
 """Query and KV heads of those, and of those of a wide decode: one query has 32 rows."""
 MOST_CASES = 12
-"""Of a class: more of them cost time and tell little."""
+"""The most cases of a class: more of them cost time and tell little."""
 H100_RATES = {"copy_bandwidth": 3e12, "matmul_rate": 7e14}
-"""By which cases are ordered, whatever GPU they are for."""
+"""The rates by which cases are ordered, whatever GPU they are for."""
 
 
 class CallClass(NamedTuple):
@@ -51,7 +51,7 @@ class CallClass(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As `--only` looks for it."""
+        """The text in which `--only` looks."""
         return f"{self.phase}, {8 * self.itemsize} bits, D {self.most_block_d}{', 8-bit cache' if self.quantized else ''}"
 
     @property

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BUDGET = 3600.0
 COMPUTE_UNITS = 128
-"""Of a GPU that is not here: in some cases of each class keys are split, in others not, whatever it has."""
+"""The number assumed of a GPU that is not here. Whatever it is, some cases of each class split keys, and others do not."""
 TINY = 2
 """Candidates of each stage beside today's in `--tiny`."""
 TABLE_OF_TINY = "sm90"
@@ -93,7 +93,7 @@ def tune(
 
 
 class _Gpu(NamedTuple):
-    """What parameters are searched for. `is_here`: whether `device` is this GPU, or what interprets in its place."""
+    """The GPU for which parameters are searched. `is_here`: `device` is this GPU, or the CPU that interprets in its place."""
 
     device: "torch.device"
     architecture: str

@@ -1,4 +1,4 @@
-"""What a candidate's binaries say of it."""
+"""Facts of a candidate's binaries."""
 
 import re
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _INSTRUCTION = re.compile(r"^\s+[a-z]+_\w+")
 
 
 class Facts(NamedTuple):
-    """Of a candidate's binaries, the worst of each; None where it is not known."""
+    """The worst fact of each kind among a candidate's binaries; None: not known."""
 
     spills: int | None = None
     """Vector registers that are kept in memory."""
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     instructions: float | None = None
     """Per pair of row and key; of AMD's alone."""
     cycles: float | None = None
-    """Of a SIMD per pair of row and key, at least, by AMD's published rates: see `benchmarks.peers`. Of RATED alone."""
+    """The fewest cycles of a SIMD for a pair of row and key, by AMD's published rates (`benchmarks.peers`). Only for RATED."""
 
     @classmethod
     def worst(cls, found: list["Facts"]) -> "Facts":
@@ -82,7 +82,7 @@ def facts_of(call: KernelCall, architecture: str) -> Facts | None:
 
 
 def cycles_per_turn(assembly: str, waves: float | None) -> float | None:
-    """What a turn of the hot loop takes a SIMD for each wave; None without such a loop, or where it has no published rate."""
+    """Cycles of a SIMD for a turn of the hot loop of one wave; None without such a loop, or without published rates for it."""
     try:
         turn = hot_loop(assembly)
     except UnknownRateError:
@@ -91,7 +91,7 @@ def cycles_per_turn(assembly: str, waves: float | None) -> float | None:
 
 
 def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | None:
-    """Of all waves of a program, per pair of row and key of a tile."""
+    """Instructions of all waves of a program for a pair of row and key of a tile; None: there is no loop."""
     loop = loop_instructions(assembly)
     return None if loop is None else loop * num_warps / pairs
 

@@ -77,7 +77,7 @@ def best(search: Search, architecture: str, count: int) -> list[Candidate]:
 
 
 def _first(ranked: Sequence[tuple[Candidate, Facts]], architecture: str) -> tuple[Candidate, Facts]:
-    """Of several: the first by the order, or one that is as good and has fewer rows."""
+    """The first candidate by the order, or one that is as good and has fewer rows."""
     *same, fewest = min(_order(facts, architecture) for _, facts in ranked)
     orders = [(pair, _order(pair[1], architecture)) for pair in ranked]
     as_good = [(pair, work) for pair, (*known, work) in orders if known == same and NEARLY * work <= fewest]
@@ -92,5 +92,5 @@ def _order(facts: Facts, architecture: str) -> tuple[int, bool, float, float]:
 
 
 def _waiting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Facts]]:
-    """Those that were compiled, and nothing else is known of."""
+    """The candidates that were compiled, and of which nothing else is known."""
     return [(each, each.facts) for each in candidates if each.verdict == "waiting" and each.facts is not None]

@@ -1,4 +1,4 @@
-"""What a search says of drawn steps and of classes, in lines."""
+"""Lines that a search prints about drawn steps and classes."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -59,7 +59,7 @@ def class_lines(found: Search) -> Iterator[str]:
 
 
 def differences(parameters: Parameters, today: Parameters) -> str:
-    """What is other than today."""
+    """The parameters that differ from today's, in words."""
     names = [field.name for field in fields(Parameters)]
     changed = [name for name in names if getattr(parameters, name) != getattr(today, name)]
     return ", ".join(f"{name} {getattr(today, name)} -> {getattr(parameters, name)}" for name in changed) or "as today"

@@ -1,4 +1,4 @@
-"""What a search finds, as the JSON file that it writes: schema `attn-parity.tune/2`."""
+"""The JSON file that a search writes: schema `attn-parity.tune/2`."""
 
 from typing import Literal
 
@@ -55,7 +55,7 @@ class TimedCase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search(msgspec.Struct, kw_only=True):
-    """Of one class of calls.
+    """The search for one class of calls.
 
     Attributes:
         chosen: in place of today's parameters; None: they stay.

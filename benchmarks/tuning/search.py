@@ -82,7 +82,7 @@ class ClassSearch:
         return [each for each in best if each is not self.today]
 
     def _best(self, count: int, of_cases: set[str]) -> list[Candidate]:
-        """Those with times in some cases, as many as are better than the others; today's may be one of them."""
+        """The `count` fastest candidates among those with times in all of `of_cases`; today's may be one of them."""
         timed = [each for each in self.found.candidates if each.verdict == "slower" and of_cases <= each.times.keys()]
         return sorted(timed, key=lambda each: -gain(each, self.today))[:count]
 
@@ -193,7 +193,7 @@ def failure(error: Exception) -> tuple[Literal["wrong", "failed"], str]:
 
 
 def entry_of_choice(call_class: CallClass, found: Search, source: str) -> Entry | None:
-    """What replaces today's entry of a class; None: nothing does."""
+    """The entry that replaces today's entry of a class; None: today's stays."""
     if found.chosen is None:
         return None
     chosen = next(each for each in found.candidates if each.parameters == found.chosen)

@@ -84,7 +84,7 @@ HINTS = ("waves_per_eu",)
 SPLITS = tuple(_SPLITS)
 LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
 REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}
-"""Of a thread at most, accumulation registers included."""
+"""The most registers of a thread, accumulation registers included."""
 DERIVABLE = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """Whose binaries' facts are known to say which is better."""
 

@@ -24,7 +24,7 @@ from benchmarks.tuning.space import HINTS, TILE, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
 END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 0.94, "judge": 1.0}
-"""By what share of the budget a stage is over."""
+"""The share of the budget by which a stage ends."""
 
 Save = Callable[[CallClass | None], None]
 

@@ -14,10 +14,10 @@ from attn_parity import git
 from attn_parity.console import notes, results
 from attn_parity.git import Bisection, Commit
 from attn_parity.options import (
+    case_seconds_option,
     check_writable,
     device_option,
     json_option,
-    limit_option,
     target_of,
     use_device,
     write_json,
@@ -52,7 +52,7 @@ class EndError(InputError):
     help="A folder of the repository to import from, such as src; default: its root. May be given more than once.",
 )
 @click.option("--sanitize/--no-sanitize", default=True, help="Check every address, where the target's kernels are Triton's.")
-@limit_option
+@case_seconds_option
 @device_option
 @json_option
 def command(
@@ -63,7 +63,7 @@ def command(
     folder: Path,
     folders: tuple[str, ...],
     sanitize: bool,
-    limit: float,
+    case_seconds: float,
     device: str,
     json_file: Path | None,
 ) -> int:
@@ -88,7 +88,7 @@ def command(
     results.print(f"bisect {file} on {name}: {count} commits, about {steps + 2} runs", soft_wrap=True)
     with git.worktree(repository, last) as path:
         place = Place(checkout=repository, worktree=path, folders=first_folders)
-        search = _Search(case, name, place, device, limit, sanitize)
+        search = _Search(case, name, place, device, case_seconds, sanitize)
         search.check_ends(first, last)
         bisection = Bisection(path, first, last)
         try:
@@ -127,9 +127,9 @@ class _Search:
         failure: the verdict at the bad revision. A commit is bad if the case fails in the same way.
     """
 
-    def __init__(self, case: Case, target: str, place: Place, device: str, limit: float, sanitize: bool) -> None:
+    def __init__(self, case: Case, target: str, place: Place, device: str, case_seconds: float, sanitize: bool) -> None:
         self.case, self.target, self.place = case, target, place
-        self.device, self.limit, self.sanitize = device, limit, sanitize
+        self.device, self.case_seconds, self.sanitize = device, case_seconds, sanitize
         self.tried: list[tuple[Commit, str, str]] = []
         self.failure: Verdict | None = None
 
@@ -154,7 +154,7 @@ class _Search:
         return self._replay(commit).result
 
     def _replay(self, commit: Commit) -> Replay:
-        found = revision.replay(self.case, self.target, self.place, self.device, self.limit, self.sanitize)
+        found = revision.replay(self.case, self.target, self.place, self.device, self.case_seconds, self.sanitize)
         is_other = self.failure and found.verdict and what_failed(found.verdict) != what_failed(self.failure)
         if found.result == "fails" and is_other:
             found = Replay(result="cannot tell", words=f"it fails in another way: {found.words}", verdict=found.verdict)

@@ -11,15 +11,15 @@ import click
 from attn_fuzz.errors import InputError
 from attn_fuzz.run.executor import use_interpreter
 from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import LIMIT, SHIPPED, Launches, Outcome, build
+from attn_parity.binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
 from attn_parity.console import notes, results
 from attn_parity.options import (
-    Duration,
     Positive,
     check_writable,
     default_workers,
     json_option,
     progress_bar,
+    seconds_option,
     workers_option,
     write_json,
 )
@@ -38,16 +38,14 @@ architectures_option = click.option(
     "--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all."
 )
 only_option = click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
-limit_option = click.option(
-    "--limit", type=Duration, default=LIMIT, show_default=True, help="Seconds that a launch may take to compile."
-)
+compile_seconds_option = seconds_option("--compile-seconds", COMPILE_SECONDS, "Seconds that a launch may take to compile.")
 
 
 @click.command("compile")
 @click.argument("target", required=False)
 @architectures_option
 @only_option
-@limit_option
+@compile_seconds_option
 @click.option(
     "--save",
     type=click.Path(file_okay=False, path_type=Path),
@@ -61,7 +59,7 @@ def command(
     target: str | None,
     architectures: str | None,
     only: str,
-    limit: float,
+    compile_seconds: float,
     save: Path | None,
     examples: int,
     seed: int,
@@ -70,18 +68,18 @@ def command(
 ) -> int:
     """Compile every kernel that ships, or that drawn calls of a TARGET launch: registers, spills, LDS, matrix instructions.
 
-    Exit 1 when one does not compile, or its binary cannot be right; else 2 when one has no code after --limit.
+    Exit 1 when one does not compile, or its binary cannot be right; else 2 when one has no code after --compile-seconds.
     """
     check_writable(json_file)
     if target is not None:
         if save is not None:
             raise click.UsageError("--save: it writes launches that ship, and none of a target")
-        return _of_target(target, architectures, only, limit, examples, seed, workers, json_file)
+        return _of_target(target, architectures, only, compile_seconds, examples, seed, workers, json_file)
     calls = chosen_calls(architectures, only=only)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
         check_writable(save / "launches.json", "--save")
-    outcome = built(calls, workers, limit)
+    outcome = built(calls, workers, compile_seconds)
     if save is not None:
         from attn_parity.binaries.saving import save_binaries
 
@@ -94,7 +92,7 @@ def _of_target(
     target: str,
     architectures: str | None,
     only: str,
-    limit: float,
+    compile_seconds: float,
     examples: int,
     seed: int,
     workers: int | None,
@@ -112,7 +110,7 @@ def _of_target(
             loaded = registry.load(f"{target}@{architecture}")  # what interprets it is not asked for
             if loaded.modules is None:
                 raise InputError(f"{target}: its code is not Triton's: only kernels of Triton are compiled here")
-            recording = target_calls.recorded(target, architecture, seed, examples, limit, Path(scratch))
+            recording = target_calls.recorded(target, architecture, seed, examples, compile_seconds, Path(scratch))
             count = len(recording.launches)
             results.print(f"{architecture}: {recording.drawn} drawn calls of {loaded.name} launch {count} specializations")
             for error, times in recording.raised.most_common(3):
@@ -121,7 +119,7 @@ def _of_target(
     if not any(launches.values()):
         raise click.UsageError(f"--only: no launch is named so: {only}")
     others = ("attn_parity.binaries.target_calls", pickle.dumps(launches))
-    return _told(built(launches, workers, limit, others), json_file, merges=True)
+    return _told(built(launches, workers, compile_seconds, others), json_file, merges=True)
 
 
 def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
@@ -168,7 +166,9 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
     return calls
 
 
-def built(calls: "Mapping[str, Mapping[str, Any]]", workers: int | None, limit: float, launches: Launches = SHIPPED) -> Outcome:
+def built(
+    calls: "Mapping[str, Mapping[str, Any]]", workers: int | None, compile_seconds: float, launches: Launches = SHIPPED
+) -> Outcome:
     """Compile launches behind a progress bar.
 
     Args:
@@ -177,4 +177,4 @@ def built(calls: "Mapping[str, Mapping[str, Any]]", workers: int | None, limit: 
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
         at_once = min(workers or default_workers("cpu"), len(jobs))
-        return build(jobs, at_once, lambda done: show_bar(done, 0), launches, limit)
+        return build(jobs, at_once, lambda done: show_bar(done, 0), launches, compile_seconds)

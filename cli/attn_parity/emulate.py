@@ -10,7 +10,7 @@ from attn_parity import MESSAGE
 from attn_parity.binaries.build import in_processes
 from attn_parity.compile import chosen_architectures
 from attn_parity.console import notes, results
-from attn_parity.options import Duration, default_workers, plain_table, progress_bar, workers_option
+from attn_parity.options import default_workers, plain_table, progress_bar, seconds_option, workers_option
 
 if TYPE_CHECKING:
     from attn_parity.binaries.build import Job
@@ -34,14 +34,17 @@ FOLDER = "emulated"
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Run nothing: compare the buffers that a GPU left in this folder with those of the emulator.",
 )
-@click.option("--limit", type=Duration, default=600.0, show_default=True, help="Seconds that a case of a launch may take.")
+@seconds_option("--case-seconds", 600.0, "Seconds that a case of a launch may take.")
 @workers_option
-def command(file: Path, architectures: str | None, only: str, there: Path | None, limit: float, workers: int | None) -> int:
+def command(
+    file: Path, architectures: str | None, only: str, there: Path | None, case_seconds: float, workers: int | None
+) -> int:
     """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 
     Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
     GPU. Exit 1 when a launch computes something else than attention, or with --compare when a bit differs; 2 when a folder
-    cannot be compared, the emulator does not know the code, or a case reaches --limit, which says nothing about its launch.
+    cannot be compared, when the emulator does not know the code, or when a case takes longer than --case-seconds, which says
+    nothing about its launch.
     """
     import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
     import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
@@ -49,7 +52,7 @@ def command(file: Path, architectures: str | None, only: str, there: Path | None
     launches = _chosen(file, architectures, only)
     if there is not None:
         return _compare(file, launches, there)
-    return _emulate(file, launches, limit, workers)
+    return _emulate(file, launches, case_seconds, workers)
 
 
 def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, SavedLaunch]":
@@ -68,7 +71,7 @@ def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, Save
     return launches
 
 
-def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", limit: float, workers: int | None) -> int:
+def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float, workers: int | None) -> int:
     from attn_parity.binaries.saved_execution import emulate_saved
     from attn_parity.binaries.shipped_calls import CALLS, name_of_call
 
@@ -78,7 +81,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", limit: float, worke
     known = {call.name for call in CALLS}
     if unknown := [" ".join(call) for call in names if call[1] not in known]:
         raise click.ClickException(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
-    jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), limit) for call, of_call in names.items()]
+    jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), case_seconds) for call, of_call in names.items()]
     at_once = min(workers or default_workers("cpu"), len(jobs))
     with progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda found: show_bar(len(found), 0), interpreter=True)
@@ -87,7 +90,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", limit: float, worke
         _tell_runs(runs, file.parent / FOLDER)
     errors = [error for error in found.values() if isinstance(error, str)]
     for error in errors:
-        words = error.removeprefix("SavedFileError: ").removeprefix("LimitError: ")
+        words = error.removeprefix("SavedFileError: ").removeprefix("OutOfTimeError: ")
         notes.print(f"attn-parity: {one_line(words, MESSAGE)}", soft_wrap=True)
     if errors:
         return 2

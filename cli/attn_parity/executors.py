@@ -89,8 +89,8 @@ def _here(targets: Sequence[str], device: str, number: int | None) -> Executor:
     supports = {target: registry.usable(target, device).support(device) for target in targets}
     number = number or default_workers(device)
 
-    def fixed(target: str, limit: float) -> list[str]:
-        return [finding.name for finding in ledger.fixed(target, device, limit)]
+    def fixed(target: str, case_seconds: float) -> list[str]:
+        return [finding.name for finding in ledger.fixed(target, device, case_seconds)]
 
     return Executor(device, device_name(device), supports, number, None, workers.here, fixed)
 

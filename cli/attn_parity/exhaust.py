@@ -26,6 +26,7 @@ from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
     Shard,
+    case_seconds_option,
     check_exact,
     check_writable,
     default_workers,
@@ -34,7 +35,6 @@ from attn_parity.options import (
     exact_option,
     ignore_signals,
     json_option,
-    limit_option,
     plain_table,
     sanitizes,
     say_half,
@@ -79,7 +79,7 @@ _SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
 )
 @exact_option
 @workers_option
-@limit_option
+@case_seconds_option
 @device_option
 @json_option
 def command(
@@ -92,7 +92,7 @@ def command(
     sanitize: bool,
     exactly: bool,
     workers: int | None,
-    limit: float,
+    case_seconds: float,
     device: str,
     json_file: Path | None,
 ) -> int:
@@ -115,7 +115,7 @@ def command(
         workers=workers or default_workers(device),
         folder=folder,
         failures=failures,
-        limit=limit,
+        case_seconds=case_seconds,
         sanitize=sanitizes(sanitize, target, device),
         exactly=exactly,
     )

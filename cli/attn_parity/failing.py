@@ -70,18 +70,18 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
     return path, script
 
 
-def explained(case: Case, first: Case | None, target: str, device: str, limit: float) -> tuple[str, ...]:
+def explained(case: Case, first: Case | None, target: str, device: str, case_seconds: float) -> tuple[str, ...]:
     """Where the outputs of a failing case are wrong, and which mistake explains them; nothing if no output is wrong."""
     from attn_fuzz.run.executor import Executor  # a run without a failure does not need it
 
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Executor(target, device, limit, Path(scratch, "case.json"), trial=EXPLAIN) as executor,
+        Executor(target, device, case_seconds, Path(scratch, "case.json"), trial=EXPLAIN) as executor,
     ):
         return executor.run(case, first=first).explanation
 
 
-def with_explanations(found: Sequence[Found], target: str, device: str, limit: float) -> list[Found]:
+def with_explanations(found: Sequence[Found], target: str, device: str, case_seconds: float) -> list[Found]:
     """Failures with what explains them. Those whose output is not wrong have no explanation."""
     until = time.monotonic() + EXPLAINING
     more = []
@@ -89,7 +89,7 @@ def with_explanations(found: Sequence[Found], target: str, device: str, limit: f
         failure, lines = each.failure, ()
         if failure.verdict.kind in EXPLAINED and time.monotonic() < until:
             with contextlib.suppress(ExecutorError, InputError):
-                lines = explained(failure.case, failure.first, target, device, limit)
+                lines = explained(failure.case, failure.first, target, device, case_seconds)
         more.append(each._replace(explanation=lines))
     return more
 

@@ -29,6 +29,7 @@ from attn_parity.options import (
     Duration,
     Positive,
     Seed,
+    case_seconds_option,
     check_exact,
     check_fence,
     check_writable,
@@ -37,7 +38,6 @@ from attn_parity.options import (
     fence_option,
     ignore_signals,
     json_option,
-    limit_option,
     needs_option,
     progress_bar,
     ray_option,
@@ -80,7 +80,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @click.option("--minutes", type=Duration, help="Stop drawing after this many minutes.")
 @click.option("--seed", type=Seed, help="The same seed draws the same cases; default: a new seed, which is printed.")
 @workers_option
-@limit_option
+@case_seconds_option
 @device_option
 @sanitize_option
 @click.option(
@@ -116,7 +116,7 @@ def command(
     minutes: float | None,
     seed: int | None,
     workers: int | None,
-    limit: float,
+    case_seconds: float,
     device: str,
     sanitize: bool | None,
     exactly: bool | None,
@@ -153,7 +153,7 @@ def command(
             examples=examples or (MOST_EXAMPLES if keep_going else PROFILES[profile]),
             seed=secrets.randbelow(1 << 31) if seed is None else seed,
             folder=folder,
-            limit=limit,
+            case_seconds=case_seconds,
             until=time.time() + 60 * minutes * (DRAWING if keep_going else 1) if minutes else None,
             fenced=fenced,
             on_failure="go on" if keep_going else "shrink",
@@ -215,7 +215,7 @@ class _Begun:
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
         if not outcome.interrupted:
-            failures = failing.with_explanations(failures, name, plan.device, plan.limit)
+            failures = failing.with_explanations(failures, name, plan.device, plan.case_seconds)
         run = self._ended(name, executor, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
@@ -254,7 +254,7 @@ class _Begun:
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
             if not outcome.interrupted:
-                own = failing.with_explanations(own, name, plan.device, plan.limit)
+                own = failing.with_explanations(own, name, plan.device, plan.case_seconds)
             runs[name] = self._ended(name, executor, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 
@@ -270,7 +270,7 @@ class _Begun:
         """The run of a target."""
         target, plan = self.targets[name], self.plans[name]
         looks = bool(target.findings) and not outcome.interrupted and not outcome.error
-        fixed = executor.fixed(name, plan.limit) if looks else []
+        fixed = executor.fixed(name, plan.case_seconds) if looks else []
         return Run(
             target=target.name,
             device=executor.device_name,

@@ -66,9 +66,21 @@ workers_option = click.option(
     type=click.IntRange(min=1, max=256),
     help="Number of processes; default: one for each CPU that this process may use, at most 8 on a GPU.",
 )
-limit_option = click.option(
-    "--limit", type=Duration, default=60.0, show_default=True, help="Seconds that a case may take, compilation included."
-)
+
+
+def seconds_option(name: str, default: float, words: str) -> Callable[[Callable], Callable]:
+    """An option for seconds, whose name was --limit: that name is refused with this one."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(f"--limit is {name}", context)
+
+    was = click.option("--limit", hidden=True, expose_value=False, callback=refuse)
+    option = click.option(name, type=Duration, default=default, show_default=True, help=words)
+    return lambda command: option(was(command))
+
+
+case_seconds_option = seconds_option("--case-seconds", 60.0, "Seconds that a case may take, compilation included.")
 sanitize_option = click.option(
     "--sanitize/--no-sanitize",
     default=None,

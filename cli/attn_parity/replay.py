@@ -13,13 +13,13 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_parity.console import results
 from attn_parity.options import (
+    case_seconds_option,
     check_exact,
     check_fence,
     device_name,
     device_option,
     exact_option,
     fence_option,
-    limit_option,
     sanitize_option,
     sanitizes,
     say_what_runs_kernels,
@@ -35,7 +35,7 @@ from attn_parity.options import (
     "target_name",
     help="Run this target instead of the case's; needed if the case names a target as module:attribute.",
 )
-@limit_option
+@case_seconds_option
 @device_option
 @sanitize_option
 @exact_option
@@ -43,7 +43,7 @@ from attn_parity.options import (
 def command(
     files: tuple[Path, ...],
     target_name: str | None,
-    limit: float,
+    case_seconds: float,
     device: str,
     sanitize: bool | None,
     exactly: bool,
@@ -57,7 +57,7 @@ def command(
         case = case_file.load(path)
         name = target_of(case, path, target_name)
         target = registry.usable(name, device)
-        if reason := target.limit(case, device):
+        if reason := target.not_drawn(case, device):
             raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
         cases.append((path, case, name, target, sanitizes(sanitize, target, device)))
     targets = [target for _, _, _, target, _ in cases]
@@ -67,7 +67,7 @@ def command(
     with tempfile.TemporaryDirectory() as scratch:
         for path, case, name, target, checked in cases:
             ahead = Path(scratch, "in-flight.json")
-            with Executor(name, device, limit, ahead, sanitize=checked, exactly=exactly, fenced=fenced) as executor:
+            with Executor(name, device, case_seconds, ahead, sanitize=checked, exactly=exactly, fenced=fenced) as executor:
                 verdict = executor.run(case)
             ran = f"target {target.name} on {device_name(device)}"
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""

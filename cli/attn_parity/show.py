@@ -8,13 +8,13 @@ from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.errors import NOT_RUN
-from attn_fuzz.explain import kept
+from attn_fuzz.explain import captured_outputs
 from attn_fuzz.report import page, pictures, terminal
-from attn_fuzz.report.grid import Limits
+from attn_fuzz.report.grid import Room
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.targets import registry
 from attn_parity.console import results
-from attn_parity.options import check_writable, device_option, limit_option, say_what_runs_kernels, target_of, use_device
+from attn_parity.options import case_seconds_option, check_writable, device_option, say_what_runs_kernels, target_of, use_device
 
 TERMINAL_ROWS = 32
 ROW_NAMES = 24
@@ -31,15 +31,15 @@ ROW_NAMES = 24
 @click.option(
     "--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures as an HTML page, too."
 )
-@limit_option
+@case_seconds_option
 @device_option
-def command(file: Path, target_name: str | None, runs: bool, html: Path | None, limit: float, device: str) -> int:
+def command(file: Path, target_name: str | None, runs: bool, html: Path | None, case_seconds: float, device: str) -> int:
     """Draw a case: masks, block table, allocation, and error against bound; exit 1 if it fails."""
     check_writable(html, "--html")
     case = case_file.load(file)
     if html is not None and html.exists() and html.samefile(file):
         raise click.ClickException(f"--html: {html} is the case itself")
-    verdict = kept.verdict(case) if runs and target_name is None else None
+    verdict = captured_outputs.verdict(case) if runs and target_name is None else None
     if verdict is not None:
         results.print("the output that the call gave, which this case keeps; --target NAME runs a kernel instead:")
     elif runs:
@@ -47,12 +47,15 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
         name = target_of(case, file, target_name)
         target = registry.usable(name, device)
         say_what_runs_kernels(device, [target])
-        if reason := target.limit(case, device):
+        if reason := target.not_drawn(case, device):
             raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}; --no-run draws it")
-        with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "case.json")) as executor:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            Executor(name, device, case_seconds, Path(scratch, "case.json")) as executor,
+        ):
             verdict = executor.run(case)
     results.print(report.summary(case, verdict))
-    room = Limits(TERMINAL_ROWS, max(8, results.width - ROW_NAMES))
+    room = Room(TERMINAL_ROWS, max(8, results.width - ROW_NAMES))
     results.print(terminal.render(pictures.draw(case, verdict, room)))
     if html is not None:
         outputs.write(html, page.of_case(case, verdict, file))

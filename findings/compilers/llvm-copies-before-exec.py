@@ -44,7 +44,7 @@ WRITES_LANES = re.compile(r"(v_(?!readlane|readfirstlane|writelane)|ds_|scratch_
 
 
 def machine_code(source: str, architecture: str = "gfx950", num_warps: int = 4) -> list[str]:
-    """What LLVM makes of a kernel, an instruction or a label a line."""
+    """LLVM's code of a kernel, an instruction or a label a line."""
     llvm.init_targets()
     backend: Any = make_backend(GPUTarget("hip", architecture, 64))
     text = backend.make_amdgcn(source, {}, backend.parse_options({"num_warps": num_warps}))

@@ -113,7 +113,7 @@ def kernel(tensors: int = TENSORS, masks: int = MASKS) -> str:
 
 
 def machine_code(source: str, architecture: str = "gfx942") -> str:
-    """What LLVM makes of a kernel, without comments."""
+    """LLVM's code of a kernel, without comments."""
     llvm.init_targets()
     backend: Any = make_backend(GPUTarget("hip", architecture, 64))
     text = backend.make_amdgcn(source, {}, backend.parse_options({"num_warps": 1}))
@@ -121,7 +121,7 @@ def machine_code(source: str, architecture: str = "gfx942") -> str:
 
 
 def found(code: str) -> list[str]:
-    """What `overwritten` finds in the loops of a kernel that are one block."""
+    """The lines that `overwritten` finds in the loops of a kernel that are one block."""
     return [line for loop in LOOP.finditer(code) for line in overwritten(loop[2])]
 
 

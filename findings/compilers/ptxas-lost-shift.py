@@ -24,7 +24,7 @@ PTX = Path(__file__).with_suffix(".ptx.gz")
 
 
 def machine_code(ptx: bytes, tools: Path = TOOLS) -> list[str]:
-    """What ptxas makes of a kernel for sm_90a, an instruction a line."""
+    """ptxas's code of a kernel for sm_90a, an instruction a line."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_bytes(ptx)

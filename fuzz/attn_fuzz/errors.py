@@ -1,5 +1,7 @@
 """Errors that the command line prints instead of a traceback. Importing this module needs no extra."""
 
+from typing import Any
+
 NOT_RUN = 3
 """The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
 
@@ -39,6 +41,24 @@ class LimitError(RuntimeError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (str(self), self.lifted_by)
+
+
+class FailedCheckError(Exception):
+    """A check of the fuzzer, made while a target ran, finds a fault: the verdict on the case, whatever its outputs are.
+
+    Args:
+        kind: of the verdict (`attn_fuzz.verdict.verdict.Kind`), such as "property".
+        about: what the failure is about, as `Verdict.about` has it.
+        message: one line for a person.
+    """
+
+    def __init__(self, kind: str, about: str, message: str) -> None:
+        super().__init__(kind, about, message)
+        self.kind: Any = kind  # its type imports torch
+        self.about, self.message = about, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class RefusedByTritonError(TypeError, ValueError, NotImplementedError):

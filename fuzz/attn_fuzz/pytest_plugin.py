@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--attn-target", action="append", default=[], metavar="T", help=TARGET_HELP)
     group.addoption("--attn-examples", type=int, default=300, metavar="N", help="cases to draw for each target (300)")
     group.addoption("--attn-seed", type=int, default=0, metavar="S", help="draws other cases (0)")
-    group.addoption("--attn-limit", type=float, default=60.0, metavar="S", help="seconds per case, compiling included (60)")
+    group.addoption("--attn-case-seconds", type=float, default=60.0, metavar="S", help="per case, compiling included (60)")
     group.addoption(
         "--attn-report", type=Path, default=Path("attn-parity-runs"), metavar="DIR", help="folder for failing cases"
     )
@@ -44,8 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.option.attn_target:
         return
-    if config.option.attn_examples < 1 or config.option.attn_seed < 0 or not 0 < config.option.attn_limit <= 86_400:
-        raise pytest.UsageError("--attn-examples: at least 1; --attn-seed: at least 0; --attn-limit: seconds, at most a day")
+    if config.option.attn_examples < 1 or config.option.attn_seed < 0 or not 0 < config.option.attn_case_seconds <= 86_400:
+        raise pytest.UsageError("--attn-examples: at least 1; --attn-seed: at least 0; --attn-case-seconds: at most a day")
     from attn_fuzz import extras
 
     try:
@@ -96,7 +96,7 @@ class _Battery(pytest.Collector):
             device=device,
             examples=option.attn_examples,
             seed=option.attn_seed,
-            limit=option.attn_limit,
+            case_seconds=option.attn_case_seconds,
             folder=option.attn_report,
             exact_every=exact_every(target, device),
         )

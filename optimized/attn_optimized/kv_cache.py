@@ -10,12 +10,12 @@ from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_rope_and_write_kv_cache, check_write_kv_cache, check_write_tensors
 
 from attn_optimized.device import architecture_of
-from attn_optimized.kept import Kept
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.kernels.write_kv_cache import WriteKind, write_kv_cache_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
+from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import (
     KVCacheStrides,
     kv_cache_strides,
@@ -168,7 +168,7 @@ class _Write(NamedTuple):
 
 
 # what the layers of a model and the steps of a decode share: an architecture, and the launch on it
-_LAUNCHES: Kept[tuple[str, Launch]] = Kept()
+_LAUNCHES: SignatureCache[tuple[str, Launch]] = SignatureCache()
 
 
 def _signature(write: _Write) -> Hashable:

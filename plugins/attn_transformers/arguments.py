@@ -1,4 +1,4 @@
-"""What transformers passes to a function of attention, as a call of the contract.
+"""Translate the arguments that transformers passes to a function of attention into a call of the contract.
 
 Which keys a query sees is read from the mask alone (`attn_transformers.masks`), and everything else from the arguments. An
 argument that is not known here and carries anything is refused by name.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attn_contract import Batch, ContractError, Layer, UnsupportedError
+from attn_contract import Batch, ContractError, Layer, Layout, UnsupportedError
 from attn_contract.arguments import shown
 
 from attn_transformers.biases import WHO, slopes_of, split_mask
@@ -42,7 +42,8 @@ class Arguments:
 
     Args:
         query: [B, H, Q, D].
-        key, value: [B, HK, K, D].
+        key: [B, HK, K, D].
+        value: [B, HK, K, DV].
         seen: [B, Q, K] bool on the CPU.
         bias: [B, H, Q, K] on the CPU, what is added to logits.
         softcap, s_aux, sliding_window: transformers' names of logits_soft_cap, of sinks, and of a window that counts the token
@@ -70,7 +71,7 @@ class Step:
     Args:
         q: [T, H, D].
         rows: [T] int64, index of each row among B * Q.
-        k, v: [B * K, HK, D] for the cache, key k of row b at `b * K + k`; without a cache [T, HK, D].
+        k, v: [B * K, HK, D or DV] for the cache, key k of row b at `b * K + k`; without a cache [T, HK, D or DV].
     """
 
     layer: Layer
@@ -115,8 +116,8 @@ def arguments_of(
         raise UnsupportedError(WHO, f"dropout={dropout}", "attention here is inference and deterministic: call model.eval()")
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise UnsupportedError(WHO, "a gradient", "attention here is inference: run the model under torch.no_grad()")
-    if value.shape != key.shape:
-        raise UnsupportedError(WHO, f"values {tuple(value.shape)} beside keys {tuple(key.shape)}", "a cache has one head size")
+    if value.shape[:-1] != key.shape[:-1]:
+        raise ContractError("value", f"shape {tuple(value.shape)}", f"{(*key.shape[:-1], 'the width of V')}, as keys")
     if s_aux is None and isinstance(getattr(module, "sinks", None), torch.Tensor):
         raise UnsupportedError(WHO, "a layer's own sinks", "it does not pass them as s_aux, so nobody knows whether they count")
     if (cu_seq_lens_q is None) != (cu_seq_lens_k is None):
@@ -196,7 +197,7 @@ def _check_that_masks_are_made(module: torch.nn.Module) -> None:
 def _mask_of(
     mask: torch.Tensor | None, shape: tuple[int, int, int, int], is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the mask shows [B, Q, K], and what it adds to logits."""
+    """The keys that a mask shows, bool [B, Q, K], and the numbers that it adds to logits; None if it adds none."""
     num_rows, _, num_queries, num_keys = shape
     if mask is None:
         seen = torch.ones(num_rows, num_queries, num_keys, dtype=torch.bool)
@@ -204,9 +205,10 @@ def _mask_of(
     if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else shown(mask)
         raise ContractError("attention_mask", got, "None or a tensor of four dimensions: rows, heads, queries, keys")
-    fitting = [(one, of) for one, of in zip(mask.shape, shape, strict=True) if one not in (1, of)]
-    if fitting:
-        raise ContractError("attention_mask", f"shape {tuple(mask.shape)}", f"one that broadcasts to {shape}")
+    *others, of_keys = zip(mask.shape, shape, strict=True)
+    if any(size not in (1, whole) for size, whole in others) or len(set(of_keys)) > 1:
+        expected = f"one that broadcasts to {shape}, with an entry for each key"
+        raise ContractError("attention_mask", f"shape {tuple(mask.shape)}", expected)
     seen, bias = split_mask(mask.detach().cpu())
     if not torch.equal(seen, seen[:, :1].expand_as(seen)):
         raise UnsupportedError(WHO, "an attention mask that differs by head", "all heads of a layer see the same keys")
@@ -215,6 +217,8 @@ def _mask_of(
 
 def _layer(arguments: Arguments, reading: Reading) -> Layer:
     _, num_heads, _, head_size = arguments.query.shape
+    value_size = arguments.value.shape[3]
+    layout = LAYOUT if value_size == head_size else Layout.CONTENT_PACKED
     attn_type = reading.attn_type
     return Layer(
         num_heads=num_heads,
@@ -224,6 +228,7 @@ def _layer(arguments: Arguments, reading: Reading) -> Layer:
         attn_type=attn_type,
         logits_soft_cap=arguments.softcap,
         sinks=None if arguments.s_aux is None else arguments.s_aux.detach(),
-        layout=LAYOUT if attn_type.reads_cache else None,
+        layout=layout if attn_type.reads_cache else None,
+        head_size_v=None if value_size == head_size else value_size,
         **reading.rules,
     )

@@ -24,12 +24,13 @@ def attention(
         kernels: `attn_reference` or `attn_optimized`, which have the same functions.
         module: transformers' layer; only its `is_causal` is read.
         query: [B, H, Q, D].
-        key, value: [B, HK, K, D].
+        key: [B, HK, K, D].
+        value: [B, HK, K, DV].
         attention_mask: [B, 1, Q, K] bool, or floats that are added to logits.
         arguments: those of `arguments_of`, and those of `through_cache`.
 
     Returns:
-        [B, Q, H, D], with zeros for queries that see no key, and no weights.
+        [B, Q, H, DV], with zeros for queries that see no key, and no weights.
 
     Raises:
         UnsupportedError: an argument asks for something that the contract cannot say, or is not known.
@@ -37,8 +38,8 @@ def attention(
     """
     key, value, pages, arguments = through_cache(module, key, value, **arguments)
     step = step_of(arguments_of(module, query, key, value, attention_mask, **arguments))
-    num_rows, num_heads, num_queries, head_size = query.shape
-    out = query.new_zeros(num_rows * num_queries, num_heads, head_size)
+    num_rows, num_heads, num_queries, _ = query.shape
+    out = query.new_zeros(num_rows * num_queries, num_heads, value.shape[3])
     if step is not None:
         out[step.rows] = _attend(kernels, step, pages)
     return out.unflatten(0, (num_rows, num_queries)), None
@@ -72,8 +73,9 @@ def through_cache(
 
 def written(kernels: ModuleType, step: Step) -> torch.Tensor:
     """A cache of a step's own, with its keys and values in blocks of one slot."""
-    num_keys, *row = step.k.shape
-    cache, slots = step.k.new_empty(num_keys, 2, 1, *row), torch.arange(num_keys, device=step.k.device)
+    (num_keys, *row), (*_, value_size) = step.k.shape, step.v.shape
+    shape = (num_keys, 2, 1, *row) if step.layer.head_size_v is None else (num_keys, row[0], 1, row[1] + value_size)
+    cache, slots = step.k.new_empty(shape), torch.arange(num_keys, device=step.k.device)
     kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
     return cache
 

@@ -1,4 +1,4 @@
-"""What transformers adds to logits: additive masks, split into what they hide and what they add, and ALiBi.
+"""Biases that transformers adds to logits: ALiBi, and additive masks, split into hidden keys and added numbers.
 
 The contract's ALiBi is `-slope * abs(j - p)`. Models of transformers add `slope * (j - c)` instead, where c differs by row,
 rounded to the model's dtype. A softmax does not see what is added to a whole row, unless the row has a sink. So a bias is ALiBi

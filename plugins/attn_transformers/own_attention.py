@@ -30,6 +30,7 @@ def teach(names: Collection[str]) -> None:
     for base in (modeling_bloom.BloomPreTrainedModel, modeling_mpt.MptPreTrainedModel):
         base._can_set_attn_implementation_cached_value = True
     PreTrainedModel.get_correct_attn_implementation = _refusing(PreTrainedModel.get_correct_attn_implementation, names)
+    PreTrainedModel.set_attn_implementation = _refusing_later(PreTrainedModel.set_attn_implementation, names)
 
 
 def _announcing(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,13 +56,43 @@ def _through_the_interface(old: Callable[..., Any], new: Callable[..., Any], nam
 def _refusing(check: Callable[..., str], names: Collection[str]) -> Callable[..., str]:
     @functools.wraps(check)
     def refusing(self: PreTrainedModel, requested_attention: str | None, is_init_check: bool = False) -> str:
-        of_transformers = type(self).__module__.startswith("transformers.")
-        if requested_attention in names and of_transformers and not self._can_set_attn_implementation():
-            reason = "it attends by code of its own and not through transformers' AttentionInterface"
-            raise UnsupportedError("attn_transformers", type(self).__name__, reason)
+        if requested_attention in names:
+            _check_uses_the_interface(self)
         return check(self, requested_attention, is_init_check)
 
     return refusing
+
+
+def _refusing_later(set_later: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
+    """transformers itself logs a warning, and the model goes on with what it had."""
+
+    @functools.wraps(set_later)
+    def refusing(self: PreTrainedModel, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        for model in self.modules():
+            if isinstance(model, PreTrainedModel) and _asked_of(model, self.config, attn_implementation) in names:
+                _check_uses_the_interface(model)
+        set_later(self, attn_implementation, *args, **kwargs)
+
+    return refusing
+
+
+def _asked_of(model: PreTrainedModel, config: Any, attn_implementation: str | dict[str, Any]) -> str | None:
+    """The implementation that is asked of a model or of one of its parts; in a dict each part of a config has its own."""
+    if isinstance(attn_implementation, str):
+        return attn_implementation
+    parts = {"": config, **{name: getattr(config, name) for name in config.sub_configs}}
+    asked = [attn_implementation.get(name) for name, part in parts.items() if part is model.config]
+    return next((name for name in asked if isinstance(name, str)), None)
+
+
+def _check_uses_the_interface(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        UnsupportedError: the model is transformers' own, and attends without the AttentionInterface.
+    """
+    if type(model).__module__.startswith("transformers.") and not model._can_set_attn_implementation():
+        reason = "it attends by code of its own and not through transformers' AttentionInterface"
+        raise UnsupportedError("attn_transformers", type(model).__name__, reason)
 
 
 def _attend(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **arguments: Any) -> torch.Tensor:

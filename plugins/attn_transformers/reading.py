@@ -12,7 +12,7 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 
 LAYOUT = Layout.BLOCKS_FIRST_NHD
-"""Of the caches that calls are made with. Each block has one slot, so that any keys in any order are a request's."""
+"""The layout of a call's cache. Each block has one slot, so that a request can have any keys in any order."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Request:
 
     @property
     def positions(self) -> range:
-        """Of the queries: the last ones of the sequence."""
+        """The positions of the queries: the last ones of the sequence."""
         return range(self.seq_len - len(self.queries), self.seq_len)
 
 

@@ -80,7 +80,7 @@ def _watched(
             read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
             step = step_of(read)
             if step is not None:
-                _see(record, step, _output(result[0], query, step.rows), _name(implementation, module))
+                _see(record, step, _output(result[0], query, value.shape[3], step.rows), _name(implementation, module))
     except (ContractError, UnsupportedError) as error:
         record.pass_over(str(error))
         warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
@@ -106,10 +106,10 @@ def _updated_once(cache: Any) -> Iterator[None]:
         yield
 
 
-def _output(out: torch.Tensor, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[T, H, D], the rows of a step in an implementation's [B, Q, H, D]; an output of another shape as it is."""
-    num_rows, num_heads, num_queries, head_size = query.shape
-    if tuple(out.shape) != (num_rows, num_queries, num_heads, head_size):
+def _output(out: torch.Tensor, query: torch.Tensor, value_size: int, rows: torch.Tensor) -> torch.Tensor:
+    """[T, H, DV], the rows of a step in an implementation's [B, Q, H, DV]; an output of another shape as it is."""
+    num_rows, num_heads, num_queries, _ = query.shape
+    if tuple(out.shape) != (num_rows, num_queries, num_heads, value_size):
         return out.detach()
     return out.detach().flatten(0, 1)[rows]
 

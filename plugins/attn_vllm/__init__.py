@@ -11,9 +11,9 @@ BACKENDS = {
 }
 """Paths of the backends' classes, by the names that vLLM's `--attention-backend` takes."""
 MLA_BACKENDS = {"PARITY_TRITON_MLA": "attn_vllm.mla.ParityTritonMlaBackend"}
-"""Those of latent attention, likewise."""
+"""The backends of latent attention, likewise."""
 MLA_PREFILL_BACKENDS = {"PARITY_TRITON": "attn_vllm.mla.ParityTritonMlaPrefill"}
-"""Those of its prefills, by the names that `mla_prefill_backend` of vLLM's `--attention-config` takes."""
+"""The backends of latent attention's prefills, by the names that `mla_prefill_backend` of vLLM's `--attention-config` takes."""
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""What the arguments of vLLM's backends mean, one record for each implementation of attention: only what is listed is judged.
+"""The meaning of the arguments of vLLM's backends: a record for each implementation of attention. No other is judged.
 
 All backends of vLLM 0.33 are given a layer (the arguments of vLLM's `Attention`), a cache of four dimensions and the metadata
 of a step. They differ in five ways that matter here:
@@ -46,9 +46,11 @@ class Backend:
     is_ours: bool = False
 
     def rounding(self, metadata: Any, max_seq_len: int) -> Rounding:
-        """Of an unknown kernel with more splits: FlashAttention has up to 128, AMD's paged kernels one for 256 keys."""
+        """That of an unknown kernel with more splits: FlashAttention has up to 128, AMD's paged kernels one for 256 keys."""
         splits = max(128, -(-max_seq_len // 256))
-        return dataclasses.replace(UNKNOWN_KERNEL, splits=splits, merged_parts=self.merged_parts(metadata))
+        parts = self.merged_parts(metadata)
+        # beside a float8 q, kernels with float8 dots round weights to float8
+        return dataclasses.replace(UNKNOWN_KERNEL, splits=splits, merged_parts=parts, float8_weights=True)
 
 
 def _rocm_attn_pages(impl: Any) -> Layout:
@@ -97,7 +99,7 @@ BACKENDS: Final = {
     "attn_vllm.parity_triton.ParityTritonImpl": Backend(name="PARITY_TRITON", is_ours=True),
     "attn_vllm.parity_reference.ParityReferenceImpl": Backend(name="PARITY_REFERENCE", is_ours=True),
 }
-"""By the class of the implementation. A subclass may compute something else: it is not listed, so it is not judged."""
+"""The record of each implementation, by its class. A subclass may compute something else, and is not judged."""
 
 _CROSS = "vllm.model_executor.layers.attention.cross_attention"
 

@@ -17,7 +17,7 @@ from attn_fuzz import Call
 from attn_vllm_recording.errors import NotJudgedError
 
 MOST_WORK: Final = 1 << 30
-"""Of the excerpt: see `_work`. A core judges as much in some seconds, in about a GB."""
+"""The most work of an excerpt: see `_work`. A core judges as much in some seconds, in about a GB."""
 QUERIES_OF_A_KEY: Final = 64
 """A key costs the judge as much as so many products with queries, however few queries see it."""
 
@@ -38,7 +38,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is judged of a call.
+    """The part of a call that is judged.
 
     Args:
         rows: of some requests.
@@ -51,7 +51,7 @@ class Choice:
 
 
 def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choice:
-    """As many requests as MOST_WORK allows, beginning with any.
+    """Choose as many requests as MOST_WORK allows, beginning with any.
 
     Of a request that is too long for all heads, the heads of any KV head are chosen, or any head. A prompt that is still too
     long is cut to its last queries.
@@ -64,8 +64,8 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
         NotJudgedError: there is nothing to choose.
     """
     held = _candidates(batch, layer, decodes_only=decodes_only)
-    draw = random.Random(turn)
-    first = draw.randrange(len(held))
+    rng = random.Random(turn)
+    first = rng.randrange(len(held))
     ordered = (*held[first:], *held[:first])
     num_heads = _num_heads(layer, ordered[0])
     left = MOST_WORK // (num_heads * layer.head_size)
@@ -80,7 +80,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
     if not chosen:
         raise NotJudgedError(f"one head of one request is more work than {MOST_WORK}")
     group = layer.num_heads // layer.num_kv_heads
-    head = draw.randrange(layer.num_heads // num_heads) * num_heads
+    head = rng.randrange(layer.num_heads // num_heads) * num_heads
     kv_head = head // group
     return Choice(tuple(chosen), (head, head + num_heads), (kv_head, kv_head + max(1, num_heads // group)))
 
@@ -103,7 +103,7 @@ def _candidates(batch: Batch, layer: Layer, *, decodes_only: bool) -> list[Rows]
 
 
 def _work(rows: Rows) -> int:
-    """Of the judge, for one element of one query head."""
+    """The work of the judge for one element of one query head."""
     return (rows.query_len + QUERIES_OF_A_KEY) * rows.seq_len
 
 
@@ -208,7 +208,8 @@ class Excerpt:
 
 def _with_heads(layer: Layer, choice: Choice) -> Layer:
     """The layer of the chosen heads alone."""
-    of_heads = {"sinks": choice.heads, "alibi_slopes": choice.heads, "k_scale": choice.kv_heads, "v_scale": choice.kv_heads}
+    of_heads = dict.fromkeys(("sinks", "alibi_slopes"), choice.heads)
+    of_heads |= dict.fromkeys(("q_scale", "k_scale", "v_scale"), choice.kv_heads)
     tensors = {
         name: tensor[slice(*of_heads[name])]
         for name, tensor in layer.tensors.items()
@@ -219,7 +220,7 @@ def _with_heads(layer: Layer, choice: Choice) -> Layer:
 
 
 def _block_size(kv_cache: torch.Tensor, layout: Layout, layer: Layer) -> int:
-    """Of vLLM's [NB, HK, BS, content], or of [NB, 2, BS, HK * D] of the backends that have pages of AMD's kernels."""
+    """BS of vLLM's [NB, HK, BS, content], or of [NB, 2, BS, HK * D] of the backends that have pages of AMD's kernels."""
     heads, row = layer.num_kv_heads, layout.row_size(layer.head_size)
     expected = (2, heads * row) if layout.is_x_packed else (heads, 2 * row)
     if kv_cache.dim() != 4 or (kv_cache.shape[1], kv_cache.shape[3]) != expected:

@@ -1,4 +1,4 @@
-"""What one process of an engine has recorded, and its file: written anew after every call whose turn it was."""
+"""The recording of one process of an engine, and its file, which is written anew after every call whose turn it was."""
 
 import json
 import logging

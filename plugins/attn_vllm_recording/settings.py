@@ -10,7 +10,7 @@ VARIABLE: Final = "ATTN_PARITY_RECORDING"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a recording judges, in each process.
+    """The settings of a recording, for each process.
 
     Args:
         folder: absolute. Each process makes a folder of its own inside.

@@ -147,7 +147,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file of a process holds.
+    """Read and check the file of a process.
 
     Raises:
         InputError: no process of a recording writes such a file. The message begins with the path.

@@ -25,7 +25,7 @@ from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
 
 _recordings: dict[int, ProcessRecording] = {}
-"""By process id: a forked process inherits that of its parent, and begins one of its own."""
+"""The recording of each process id: a forked process inherits that of its parent, and begins one of its own."""
 
 _OFF = {"chunk_lookback": -1}
 """Arguments that models give to implementations also where they ask for nothing."""
@@ -120,7 +120,7 @@ class WatchedImpl:
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the implementation computes. The arguments are copied before the implementation may write them."""
+        """Run the implementation. The arguments are copied before the implementation may write them."""
         arguments = (layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if attn_metadata is None:  # vLLM measures memory, and nothing is computed
             return self.original(*arguments)
@@ -150,7 +150,7 @@ class WatchedImpl:
         if backend is None:
             raise NotJudgedError(f"{class_of(self.impl).__qualname__} is no backend that the recording knows")
         _refuse(self.impl, query, output_block_scale, backend)
-        contract_layer = self._layer(layer, output_scale, backend)
+        contract_layer = self._layer(layer, query, output_scale, backend)
         batch = batch_of(backend, metadata, contract_layer)
         reads_new = key is not None and not backend.quantizes_new_tokens
         choice = choose(
@@ -175,8 +175,8 @@ class WatchedImpl:
         if record.wrong > wrong:
             LOG.error("attn-parity: call %d of %s is wrong: see %s", record.calls - 1, function, record.folder)
 
-    def _layer(self, layer: Any, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
-        """What the model asked for, with tensors on the CPU. Scales are those of now: checkpoints bring them late."""
+    def _layer(self, layer: Any, query: torch.Tensor, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
+        """The layer that the model asked for, with tensors on the CPU. Scales are today's: checkpoints bring them late."""
         given = self.given["extra_impl_args"]
         extra = {name: value for name, value in given.items() if name not in _OFF or value != _OFF[name]}
         if layer.use_alibi_sqrt:
@@ -203,6 +203,8 @@ class WatchedImpl:
             changes = {"kv_cache_dtype": stored.quantized, "layout": backend.pages(self.impl) or asked.layout}
             if stored.scales == "tensor":
                 changes |= {"k_scale": layer._k_scale.detach().cpu(), "v_scale": layer._v_scale.detach().cpu()}
+        if query.element_size() == 1:
+            changes["q_scale"] = layer._q_scale.detach().cpu()
         if output_scale is not None:
             changes["output_scale"] = output_scale.detach().cpu()
         if asked.attn_type is AttentionType.DECODER and layer.mm_prefix_clamp_sliding_window:
@@ -212,7 +214,7 @@ class WatchedImpl:
 
 @dataclasses.dataclass(frozen=True)
 class _Before:
-    """What is copied before the call; `call` is None if the cache is written inside the call."""
+    """Copies made before the call; `call` is None if the cache is written inside the call."""
 
     excerpt: Excerpt
     call: Any
@@ -225,8 +227,6 @@ def _refuse(impl: Any, query: torch.Tensor, output_block_scale: torch.Tensor | N
     Raises:
         NotJudgedError: with the reason.
     """
-    if query.element_size() == 1:
-        raise NotJudgedError("a quantized query: the judge bounds the roundings of no kernel that multiplies float8")
     if output_block_scale is not None:
         raise NotJudgedError("an output in blocks with scales of their own")
     if impl.total_cp_world_size > 1:

@@ -8,13 +8,13 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
 from benchmarks.host.results import HostRun, Step, Times
-from benchmarks.speed import kept, results
+from benchmarks.speed import performance, results
 from benchmarks.speed.cases import Reach
 from benchmarks.speed.clock import Spread
-from benchmarks.speed.kept import Kept
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.page import DATA, PAGE
 from benchmarks.speed.participants import AITER, OURS, VLLM
+from benchmarks.speed.performance import Performance
 from benchmarks.speed.reach import standing
 from benchmarks.speed.results import CaseResult, Result, Run
 
@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A folder that keeps no run."""
     monkeypatch.chdir(tmp_path)
     DATA.parent.mkdir(parents=True)
-    DATA.write_text(kept.text(Kept()))
+    DATA.write_text(performance.text(Performance()))
     return tmp_path
 
 
@@ -68,14 +68,14 @@ def test_a_run_takes_the_place_of_those_alike(folder):
     faster, other = case(**{OURS: time(0.5)}), case("MLA decode", **{OURS: time(0.1)})
     added(CHOSEN, DRAWN, run_of(other), run_of(other, machine="another"), HOST, HOST)
     added(run_of(faster, *CHOSEN.cases[1:]), DRAWN)
-    of_speed = kept.read(DATA).speed
+    of_speed = performance.read(DATA).speed
     assert [(run.machine, run.cases[0].name, run.cases[0].found[0][0]) for run in of_speed] == [
         ("a GPU", "MLA decode", 0.1),
         ("another", "MLA decode", 0.1),
         ("a GPU", "decode, 64 x 8k", 0.5),
         ("a GPU", "0 decode: near", 1.0),
     ]
-    assert len(kept.read(DATA).host) == 1
+    assert len(performance.read(DATA).host) == 1
 
 
 def test_what_is_not_current_is_named(folder):

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.speed import kept, results
+from benchmarks.speed import performance, results
 from benchmarks.speed.participants import OURS
 from tests import processes
 
@@ -19,7 +19,7 @@ def benchmarks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
     path, generated = tmp_path / "cpu.json", tmp_path / "docs" / "generated"
     generated.mkdir(parents=True)
-    (generated / "performance.json").write_text(kept.text(kept.Kept()))
+    (generated / "performance.json").write_text(performance.text(performance.Performance()))
     names = ("decode, fp8 cache", "encoder", "cascade", "cache write", "RoPE", "merge")
     only = [argument for name in names for argument in ("--only", name)]
     ended = benchmarks(tmp_path, "speed", "--tiny", "--commit", "abc", "--json", str(path), *only)

@@ -125,20 +125,20 @@ def is_race(first, second) -> bool:
 @pytest.mark.parametrize("seed", range(200))
 def test_drawn_accesses_race_if_two_of_them_do(seed):
     """3 workgroups of 3 waves touch 4 bytes, two waves at once."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     memory = Memory({"data": np.zeros(16, np.uint8)})
     base = memory.buffers["data"].address - 0x7F3E_FFFF_C000
     races = GlobalRaces(memory)
     instruction = Instruction("", "", (), {}, "", 1, "")
     history = {byte: [] for byte in range(4)}
-    only_group = draw.random() < 0.5
+    only_group = rng.random() < 0.5
     for _ in range(60):
-        if draw.random() < 0.3:
+        if rng.random() < 0.3:
             races.barrier()
             history = {byte: [(wave, -1, *rest) for wave, _, *rest in all_of] for byte, all_of in history.items()}
-        waves = draw.sample([(0, n) for n in range(3)] if only_group else [(g, n) for g in range(3) for n in range(3)], 2)
-        writes, value = draw.random() < 0.15, draw.randrange(2)
-        touched = [draw.randrange(4) for _ in waves]
+        waves = rng.sample([(0, n) for n in range(3)] if only_group else [(g, n) for g in range(3) for n in range(3)], 2)
+        writes, value = rng.random() < 0.15, rng.randrange(2)
+        touched = [rng.randrange(4) for _ in waves]
         access = Access(
             FewWaves(np.array([g for g, _ in waves]), np.array([n for _, n in waves])),
             np.array(touched)[:, None] + base,

@@ -17,7 +17,6 @@ from attn_fuzz import outputs
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.interpreted import program_order
 from attn_fuzz.run import shard
-from attn_fuzz.run.attempt import own_state
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
@@ -82,13 +81,12 @@ def child_environment() -> dict[str, str]:
 def script_ends() -> Callable[[Path], int]:
     """Runs the script of a failure in this process, and returns its exit code.
 
-    A script sets the order of programs and torch's deterministic algorithms for its process. Both are as before afterwards.
+    A script sets the order of programs for its process. It is as before afterwards.
     """
 
     def run(path: Path) -> int:
         with (
             program_order.programs("in order", 0),
-            own_state(),
             torch.enable_grad(),
             pytest.raises((SystemExit, RuntimeError)) as end,
         ):

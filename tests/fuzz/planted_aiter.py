@@ -15,10 +15,10 @@ from attn_contract.layer import UNLIMITED
 from attn_contract.rules import active_rules, words_of
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
+from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.backends import BackendLayers, backend_target, named
-from attn_fuzz.targets.declared import config_of
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -208,10 +208,10 @@ DECODE_ASSEMBLY = _target(
 
 def _builder_options(batch: Batch) -> dict[str, int]:
     """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how many keys are gathered at once."""
-    choose: random.Random = rng_of((batch.query_start_loc, batch.seq_lens))
+    rng: random.Random = rng_of_lengths(batch)
     keys = batch.num_requests * max(batch.seq_lens.tolist(), default=0)
-    chunk_keys = max(1, -(-keys // choose.randint(1, MOST_CHUNKS)))
-    return {"num_speculative_tokens": choose.choice((0, 0, 1, 3)), "context_chunk_keys": chunk_keys}
+    chunk_keys = max(1, -(-keys // rng.randint(1, MOST_CHUNKS)))
+    return {"num_speculative_tokens": rng.choice((0, 0, 1, 3)), "context_chunk_keys": chunk_keys}
 
 
 def _flash_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

@@ -124,7 +124,7 @@ def test_a_spill_more_than_a_release_has_is_over_its_budget(release):
                 ]
 
 
-def of_drawn(jobs, workers, report, launches, limit) -> Outcome:
+def of_drawn(jobs, workers, report, launches, compile_seconds) -> Outcome:
     """The first launch spills, the second has more LDS than there is, and the third does not compile."""
     facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
     made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="", hot_loop=None) for each in facts]

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import MutantError, Patch
+from attn_fuzz.patches.mutant import REFUSALS, MutantError, Patch
 from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
@@ -118,20 +118,20 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp
     assert (tmp_path / "zoo.md").read_text() == "as it was"
 
 
-CONTRACT = Patch(place="attn_contract.arguments.check_int", find="isinstance(value, bool)", replace="False")
-NOT_INSTALLED = planted("not-installed", CONTRACT)
+OF_THE_FUZZER = Patch(place="attn_fuzz.cases.poison.bits", find="tensor.dtype in POISON", replace="True")
+NOT_INSTALLED = planted("not-installed", OF_THE_FUZZER)
 NO_TARGET = msgspec.structs.replace(planted("no-target", SOUND.patches[0]), target="backend-nowhere")
 
 
 def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
-    """The fuzzer itself has imported all of the contract; and a target may be missing on this machine."""
+    """Nothing of the fuzzer can be patched; and a target may be missing on this machine."""
     (tmp_path / "animals").mkdir()
     for mutant in (NOT_INSTALLED, NO_TARGET, SOUND):
         (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
     run = attn_lab("zoo", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
     assert run.code == 2
     rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
-    assert rows["not-installed"].error == "not-installed: attn_contract.arguments is imported already"
+    assert rows["not-installed"].error == "not-installed: attn_fuzz.cases.poison is imported already"
     assert "got 'backend-nowhere', expected one of" in rows["no-target"].error
     assert rows["sound"].by in ("value", "bitwise")
     assert zoo_page.SURVIVED not in run.out
@@ -163,16 +163,23 @@ def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):
 
 
 def test_an_exception_is_a_finding_only_if_it_is_announced():
-    RAISES.check_announced("InterpreterError: must be a power of 2")
+    RAISES.check_announced("InterpreterError: must be a power of 2", "InterpreterError")
     with pytest.raises(MutantError, match=r"raises: it has raises = 'power of 2', and raised ValueError: no"):
-        RAISES.check_announced("ValueError: no")
+        RAISES.check_announced("ValueError: no", "ValueError")
     with pytest.raises(MutantError, match="sound: it has no `raises`, and raised ValueError: no"):
-        SOUND.check_announced("ValueError: no")
+        SOUND.check_announced("ValueError: no", "ValueError")
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_is_a_finding_without_a_word_and_a_word_that_is_given_counts(name):
+    SOUND.check_announced(f"{name}: no", name)
+    with pytest.raises(MutantError, match="raises: it has raises = 'power of 2'"):
+        RAISES.check_announced(f"{name}: no", name)
 
 
 def test_a_mutant_that_raises_in_two_ways_announces_both():
     two = msgspec.structs.replace(RAISES, raises=("power of 2", "outside"))
-    two.check_announced("InterpreterError: must be a power of 2")
-    two.check_announced("ValueError: outside of every argument")
+    two.check_announced("InterpreterError: must be a power of 2", "InterpreterError")
+    two.check_announced("ValueError: outside of every argument", "ValueError")
     with pytest.raises(MutantError, match=r"raises: it has raises = \('power of 2', 'outside'\), and raised ValueError: no"):
-        two.check_announced("ValueError: no")
+        two.check_announced("ValueError: no", "ValueError")

@@ -165,6 +165,38 @@ def test_a_mutant_fails_on_its_stored_case(name, tmp_path):
         assert executor.run(case).failed
 
 
+@pytest.mark.parametrize(
+    ("place", "find", "replace", "message"),
+    [
+        ("validation.values.check_lengths", "seq_lens > batch.max_seq_len", "seq_lens >= batch.max_seq_len", "ContractError: "),
+        (
+            "layer.Layer.__post_init__",
+            "self._check_cache()",
+            "raise KeyError('no layer')",
+            "in the fuzzer, which calls what is ",
+        ),
+    ],
+    ids=["that the target calls", "that the fuzzer calls, too"],
+)
+def test_a_part_of_the_contract_is_patched(place, find, replace, message, step_case, tmp_path):
+    """In a process that has not imported it, and there alone."""
+    fault = KnownBug(
+        name="planted",
+        origin="",
+        kind="mask",
+        what="",
+        trigger="",
+        target="triton",
+        patches=(Patch(f"attn_contract.{place}", find, replace),),
+        raises="",
+    )
+    with Executor("triton", "cpu", 60.0, tmp_path / "ahead.json", fault.mutant) as executor:
+        verdict = executor.run(step_case)
+    assert (verdict.kind, verdict.message[: len(message)]) == ("raised", message)
+    with Executor("triton", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        assert executor.run(step_case).kind == "agree"
+
+
 def test_what_is_found_is_made_small(attn_lab):
     """In what is left, no field can be lowered; what depends on the batch needs one."""
     requests = {"seed-43817": 1, "vllm-13418": 2, "vllm-33688": 4}
@@ -220,7 +252,7 @@ def test_a_page_that_was_edited_is_noticed_and_written_again(attn_lab, small_pag
     small_page.write_text(before.replace("TF32", "TF33", 1))
     run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32")
     assert run.code == 1
-    assert "zoo.md is not what zoo.json and the mutants make" in run.out
+    assert "zoo.md is not what zoo.json and the bugs make" in run.out
     assert attn_lab("zoo", "--rewrite", "--page", "zoo.md", "--only", "tf32").code == 0
     assert small_page.read_text() == before
 
@@ -337,7 +369,7 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
     page = tmp_path / "zoo.md"
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
-    monkeypatch.setattr(zoo_command, "_run", lambda plans, workers: ended)
+    monkeypatch.setattr(zoo_command, "_run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
     arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write", "--page", str(page)]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)

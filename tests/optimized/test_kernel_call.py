@@ -14,7 +14,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, MiscompiledError, UnsupportedError
 from attn_contract.signatures import tensor_signature
-from attn_optimized import attention, kept, miscompiled
+from attn_optimized import attention, miscompiled, signature_cache
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
@@ -260,7 +260,7 @@ def test_calls_of_one_signature_share_a_launch_but_no_tensors(paged_call):
 
 def test_signatures_that_are_long_unused_are_forgotten(paged_call, monkeypatch):
     attention.forget_launches()
-    monkeypatch.setattr(kept, "MOST", 2)
+    monkeypatch.setattr(signature_cache, "MOST", 2)
     made = [paged_call([1], [length]) for length in (10, 100, 200)]
     for call in made:
         attn_optimized.paged_attention(*call)

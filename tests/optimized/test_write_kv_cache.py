@@ -8,7 +8,7 @@ import pytest
 import torch
 from attn_contract import ContractError, KVCacheView, Layer, Layout, PhysicalOrder, UnsupportedError
 from attn_optimized import kv_cache
-from attn_optimized.kept import Kept
+from attn_optimized.signature_cache import SignatureCache
 
 LAYOUTS = [layout for layout in Layout if not layout.has_latent_value]
 NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_SIZE = 5, 16, 3, 32
@@ -206,7 +206,7 @@ def write_of(layer_of, device, layout=Layout.BLOCKS_FIRST_NHD, dtype=None, *, se
 
 
 def test_writes_of_one_signature_share_a_launch_but_no_tensors(layer_of, device, monkeypatch):
-    launches = Kept()
+    launches = SignatureCache()
     monkeypatch.setattr(kv_cache, "_LAUNCHES", launches)
     first, second = (write_of(layer_of, device, dtype=torch.float8_e4m3fn, seed=seed) for seed in (0, 1))
     second["layer"] = replace(second["layer"], k_scale=torch.full((), 0.5, device=device))

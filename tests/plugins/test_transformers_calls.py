@@ -190,7 +190,6 @@ class TestRefused:
             ({"output_attentions": True}, r"output_attentions \(True\) not supported: the kernels do not return weights"),
             ({"head_mask": torch.ones(2)}, "head_mask"),
             ({"dropout": 0.1}, r"dropout=0.1 not supported: .* call model.eval\(\)"),
-            ({"value": torch.zeros(1, 2, 3, 2)}, r"values \(1, 2, 3, 2\) beside keys \(1, 2, 3, 4\)"),
             ({"position_bias": torch.randn(1, 2, 3, 3)}, "it is not ALiBi"),
             ({"mask": torch.randn(1, 1, 3, 3)}, "it is not ALiBi"),
             ({"mask": torch.ones(1, 1, 3, 3, dtype=torch.int64)}, "an attention mask of torch.int64"),
@@ -215,13 +214,18 @@ class TestRefused:
         with pytest.raises(ContractError, match="cu_seq_lens_q, cu_seq_lens_k: got one of them, expected both or none"):
             self.call(cu_seq_lens_q=torch.tensor([0, 3]))
 
+    def test_values_of_other_tokens(self):
+        with pytest.raises(ContractError, match=r"value: got shape \(1, 2, 2, 4\), expected \(1, 2, 3, 'the width of V'\)"):
+            self.call(value=torch.zeros(1, 2, 2, 4))
+
     @pytest.mark.parametrize(
         ("mask", "words"),
         [
             (torch.ones(1, 3).bool(), r"attention_mask: got shape \(1, 3\), expected None or a tensor of four dimensions"),
             (torch.ones(1, 1, 3, 4).bool(), r"attention_mask: got shape \(1, 1, 3, 4\), expected one that broadcasts to"),
+            (torch.ones(1, 1, 3, 1).bool(), r"got shape \(1, 1, 3, 1\), .* with an entry for each key"),
         ],
-        ids=["two dimensions", "another length"],
+        ids=["two dimensions", "another length", "one entry for all keys"],
     )
     def test_masks_of_other_shapes(self, mask, words):
         with pytest.raises(ContractError, match=words):
@@ -237,7 +241,10 @@ class TestRefused:
         ("model", "config"),
         [
             (transformers.XLNetModel, transformers.XLNetConfig(vocab_size=8, d_model=8, n_layer=1, n_head=2, d_inner=8)),
-            (transformers.FalconModel, transformers.FalconConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1)),
+            (
+                transformers.FalconModel,
+                transformers.FalconConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2),
+            ),
         ],
         ids=["XLNet", "Falcon"],
     )
@@ -245,6 +252,9 @@ class TestRefused:
         config._attn_implementation = "attn_parity"
         with pytest.raises(UnsupportedError, match=f"{model.__name__} not supported: it attends by code of its own"):
             model(config)
+        config._attn_implementation = "eager"
+        with pytest.raises(UnsupportedError, match=f"{model.__name__} not supported: it attends by code of its own"):
+            model(config).set_attn_implementation("attn_parity")
 
     def test_alibi_across_a_hole(self):
         """MPT counts the hidden token in its distances. The contract's requests have no such token."""

@@ -1,4 +1,4 @@
-"""Ten models of transformers on the reference: the same tokens and logits as on transformers' eager attention.
+"""Eleven models of transformers on the reference: the same tokens and logits as on transformers' eager attention.
 
 Each model also runs on a reference that has lost a rule of it, and must then differ: else the comparison would show nothing.
 """
@@ -110,6 +110,7 @@ BROKEN = {
     "bert": "padding",
     "bloom": of_layer(alibi_slopes=None),
     "mpt": of_layer(alibi_slopes=lambda slopes: slopes / 2),
+    "deepseek_v3": of_layer(scale=lambda scale: 1.1 * scale),
 }
 
 
@@ -129,7 +130,7 @@ def test_a_model_on_a_broken_reference_differs(name, monkeypatch):
     assert difference(ran(name, model, "attn_parity"), theirs) > 100 * BOUND
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "bert"])
+@pytest.mark.parametrize("name", ["gpt_oss", "bert", "deepseek_v3"])
 def test_the_kernels_generate_the_same(name):
     """Interpreted where there is no GPU. Agreement of the kernels is the fuzzer's to test: here it is the way to them."""
     model = tiny(name).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Ten models of transformers with random weights, 2 to 4 layers and no download."""
+"""Eleven models of transformers with random weights, 2 to 4 layers and no download."""
 
 from collections.abc import Callable
 from typing import Any
@@ -124,13 +124,36 @@ def mpt() -> Any:
     return transformers.MptForCausalLM(config)
 
 
+def deepseek_v3() -> Any:
+    """MLA, expanded: V is narrower than K."""
+    config = transformers.DeepseekV3Config(
+        **SMALL,
+        num_hidden_layers=2,
+        num_key_value_heads=4,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        n_routed_experts=2,
+        num_experts_per_tok=1,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=12,
+        attn_implementation="eager",
+    )
+    return transformers.DeepseekV3ForCausalLM(config)
+
+
 def llama() -> Any:
     """Full attention alone."""
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED, attn_implementation="eager"))
 
 
 BUILDERS: dict[str, Callable[[], Any]] = {
-    build.__name__: build for build in (gpt_oss, gemma2, gemma3, llama4, mistral, whisper, bart, bert, bloom, mpt)
+    build.__name__: build for build in (gpt_oss, gemma2, gemma3, llama4, mistral, whisper, bart, bert, bloom, mpt, deepseek_v3)
 }
 OF_ENGINES: dict[str, Callable[[], Any]] = {"llama": llama}
 """Models for continuous batching alone: beside layers with a window it shares no page among requests."""
@@ -145,7 +168,9 @@ def tiny(name: str) -> Any:
     torch.manual_seed(0)
     model = (BUILDERS | OF_ENGINES)[name]().eval().requires_grad_(False)
     for parameter, weight in model.named_parameters():
-        if any(part in parameter for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight")):
+        if any(
+            part in parameter for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight", "q_b_proj.weight")
+        ):
             weight.mul_(12)
         if any(part in parameter for part in ("query_key_value.weight", "Wqkv.weight")):
             weight.mul_(8)

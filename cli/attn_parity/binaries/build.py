@@ -31,11 +31,11 @@ Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
 
-LIMIT = 300.0
+COMPILE_SECONDS = 300.0
 """Seconds that a launch may take to compile."""
 
 
-class OverLimit(str):
+class OutOfTime(str):
     """Why a launch has no code: its compiler took longer than it may. The launch itself may be right."""
 
 
@@ -48,9 +48,9 @@ class Outcome:
     interrupted: bool = False
 
     @property
-    def limits(self) -> int:
-        """The number of errors that are those of a limit."""
-        return sum(isinstance(error, OverLimit) for error in self.errors.values())
+    def out_of_time(self) -> int:
+        """How many launches had no code in time."""
+        return sum(isinstance(error, OutOfTime) for error in self.errors.values())
 
 
 def build(
@@ -58,17 +58,17 @@ def build(
     workers: int,
     report: Callable[[int], None] = lambda done: None,
     launches: Launches = SHIPPED,
-    limit: float = LIMIT,
+    compile_seconds: float = COMPILE_SECONDS,
 ) -> Outcome:
     """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs.
 
     Args:
         report: called with the number of finished jobs.
         launches: of which the jobs are.
-        limit: seconds that each job may take.
+        compile_seconds: seconds that each job may take.
     """
     outcome = Outcome()
-    work = functools.partial(_compile, launches=launches, limit=limit)
+    work = functools.partial(_compile, launches=launches, compile_seconds=compile_seconds)
     found, outcome.interrupted = in_processes(work, jobs, workers, lambda found: report(len(found)))
     for job in jobs:
         if isinstance(result := found.get(job), str):
@@ -200,7 +200,7 @@ class Beside:
         assert self._process.pid is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.join()
-        return OverLimit(f"has no code after {seconds:g} s, the limit: see --limit")
+        return OutOfTime(f"has no code after {seconds:g} s, see --compile-seconds")
 
     @property
     def ended(self) -> bool:
@@ -218,7 +218,7 @@ def _serve(connection: "Connection", others: "Connection", work: Callable[..., A
 
 @functools.lru_cache(maxsize=1)
 def _compiler(architecture: str, launches: Launches) -> Beside:
-    """Compiles launches of an architecture by name. They are made before it forks, so that no limit counts for that."""
+    """Compiles launches of an architecture by name. They are made before it forks, so that no launch has that in its time."""
     from attn_parity.binaries.compilation import compile_call
 
     module, *others = launches
@@ -226,14 +226,14 @@ def _compiler(architecture: str, launches: Launches) -> Beside:
     return Beside(lambda name: compile_call(calls[name], architecture))
 
 
-def _compile(architecture: str, name: str, launches: Launches, limit: float) -> "Binary | str":
+def _compile(architecture: str, name: str, launches: Launches, compile_seconds: float) -> "Binary | str":
     found: Binary | str = ""
     for _ in range(2):  # a compiler that dies may have been killed from outside: it is tried once more
         compiler = _compiler(architecture, launches)
-        found = compiler.within(limit, name)
+        found = compiler.within(compile_seconds, name)
         if not compiler.ended:
             return found
         _compiler.cache_clear()
-        if isinstance(found, OverLimit):
+        if isinstance(found, OutOfTime):
             return found
     return found

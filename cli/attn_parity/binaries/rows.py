@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from attn_parity.binaries.assembly import DIGITS, digest
-from attn_parity.binaries.build import Outcome, OverLimit
+from attn_parity.binaries.build import Outcome, OutOfTime
 from attn_parity.binaries.facts import Facts
 from attn_parity.console import results
 from attn_parity.options import plain_table
@@ -84,21 +84,21 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 def errors_of(outcome: Outcome) -> tuple[str, ...]:
     """A sentence for each launch that has no code."""
     return tuple(
-        f"{architecture} {name}: {error if isinstance(error, OverLimit) else f'does not compile: {error}'}"
+        f"{architecture} {name}: {error if isinstance(error, OutOfTime) else f'does not compile: {error}'}"
         for (architecture, name), error in outcome.errors.items()
     )
 
 
 def uncompiled(outcome: Outcome) -> str:
-    """The number of launches without code, in words. The limit is the tool's, and no fault of a launch."""
-    limits = outcome.limits
-    words = f"{len(outcome.errors) - limits} do not compile"
-    return f"{words}, {limits} have no code after --limit" if limits else words
+    """The number of launches without code, in words. That one has no code in time is no fault of the launch."""
+    out_of_time = outcome.out_of_time
+    words = f"{len(outcome.errors) - out_of_time} do not compile"
+    return f"{words}, {out_of_time} have no code after --compile-seconds" if out_of_time else words
 
 
 def exit_code(wrong: Iterable[str], outcome: Outcome) -> int:
-    """1 if a launch is wrong, 2 if no more is known than that one has no code after --limit."""
-    return 1 if list(wrong) or len(outcome.errors) > outcome.limits else 2 * bool(outcome.limits)
+    """1 if a launch is wrong, 2 if no more is known than that one has no code after --compile-seconds."""
+    return 1 if list(wrong) or len(outcome.errors) > outcome.out_of_time else 2 * bool(outcome.out_of_time)
 
 
 def print_tables(rows: Iterable[Row]) -> None:

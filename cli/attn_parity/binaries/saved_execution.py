@@ -41,12 +41,12 @@ class Emulated(NamedTuple):
     launch: EmulatedLaunch | None
 
 
-class LimitError(Exception):
-    """A case has run for longer than it may: a limit of this tool, which says nothing about the launch."""
+class OutOfTimeError(Exception):
+    """A case has run for longer than it may, which says nothing about the launch."""
 
 
 def emulate_saved(
-    file: Path, folder: Path, architecture: str, call: str, names: tuple[str, ...], limit: float
+    file: Path, folder: Path, architecture: str, call: str, names: tuple[str, ...], case_seconds: float
 ) -> list[Emulated]:
     """Run the launches of a call, and write a folder for each launch that is asked for and each case.
 
@@ -54,12 +54,12 @@ def emulate_saved(
         file: launches.json. It must have all launches of the call, because a launch may read what an earlier one wrote.
         folder: in which folders are written.
         names: of the launches that are asked for. Where a call runs one launch several times, the first time is written.
-        limit: seconds that a case may take.
+        case_seconds: seconds that a case may take.
 
     Raises:
         SavedFileError: a file is missing or damaged, the emulator does not know its code, or the launch is planned here for
             other code than was saved.
-        LimitError: a case took longer.
+        OutOfTimeError: a case took longer.
     """
     programs: dict[str, tuple[SavedLaunch, Program]] = {}
     written: dict[str, EmulatedLaunch] = {}
@@ -68,7 +68,7 @@ def emulate_saved(
     """Errors that ended a launch and are no fault of it. The judge would take them for errors that the kernel raised."""
 
     def end(*_: object) -> None:
-        not_the_launch.append(LimitError(f"{architecture} {call}, {kind}: no end in {limit:g} s (--limit)"))
+        not_the_launch.append(OutOfTimeError(f"{architecture} {call}, {kind}: no end in {case_seconds:g} s (--case-seconds)"))
         raise not_the_launch[-1]
 
     def run_saved(name: str, small: KernelCall, like: KernelCall) -> None:
@@ -99,7 +99,7 @@ def emulate_saved(
         written.clear()
         for name in names:
             shutil.rmtree(folder / run_folder.folder_name(programs[name][0].file, kind), ignore_errors=True)
-        with _alarm(limit, end):
+        with _alarm(case_seconds, end):
             verdict = try_case(case, target_of(of_call), "cpu")
         if not_the_launch:
             raise not_the_launch[0]
@@ -129,7 +129,7 @@ def _run(launch: SavedLaunch, program: Program, small: KernelCall) -> tuple[Inpu
 
 
 def _run_and_write(launch: SavedLaunch, program: Program, small: KernelCall, case: str, folder: Path) -> EmulatedLaunch:
-    """As `_run`, and write what it read and wrote into a folder of the launch."""
+    """`_run` a launch, and write the memory that it read and wrote into the launch's folder."""
     names = [argument.name for argument in launch.arguments]
     before = run_folder.guarded(inputs_of(small.arguments, small.launch.grid, names).buffers)
     inputs, memory, open_roundings = _run(launch, program, small)

@@ -73,7 +73,7 @@ def record(case: Case, target: Target, device: str, *, file: Path) -> Verdict:
     return Verdict(kind="agree")
 
 
-def recorded(target: str, architecture: str, seed: int, examples: int, limit: float, folder: Path) -> Recording:
+def recorded(target: str, architecture: str, seed: int, examples: int, case_seconds: float, folder: Path) -> Recording:
     """Draw calls of a target compiled for an architecture, and record their launches.
 
     Args:
@@ -85,7 +85,7 @@ def recorded(target: str, architecture: str, seed: int, examples: int, limit: fl
     name, file = f"{target}@{architecture}", folder / f"{architecture}.launches"
     plan = FuzzPlan(target=name, device="cpu", examples=examples, seed=seed, folder=folder)
     cases = [case for case in shard.drawn(plan) if case.has_work]
-    with Executor(name, "cpu", limit, folder / "case.json", trial=RECORD) as executor:
+    with Executor(name, "cpu", case_seconds, folder / "case.json", trial=RECORD) as executor:
         for case in cases:
             executor.run(case, file=file)
     launches, raised = [], Counter[str]()

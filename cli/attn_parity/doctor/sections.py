@@ -16,14 +16,15 @@ from attn_fuzz.report.run import failure_json
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
+from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import build
 from attn_parity.cpus import usable_cpus
 from attn_parity.versions import version
 
 SCHEMA = "attn-parity.doctor/1"
 PACKAGES = ("attn-parity", "torch", "triton", "pytorch-triton-rocm", "amd-aiter", "hypothesis", "numpy", "vllm")
-# the architecture to compile for where there is no GPU
-ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
+# those of AMD's to compile for where there is no GPU
+OF_AMD = tuple(name for name in ARCHITECTURES if name.startswith("gfx"))
 REPEATS = 20
 # by name: the query and key length of each request
 TIMED = {
@@ -49,7 +50,7 @@ def sections(
     """
     yield "machine", lambda: machine(device)
     yield "aiter", aiter
-    for architecture in [_this_architecture()] if device == "cuda" else ARCHITECTURES:
+    for architecture in [_this_architecture()] if device == "cuda" else OF_AMD:
         yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture, workers)
     for name in registry.battery():
         plan = FuzzPlan(target=name, device=device, examples=examples, seed=seed, folder=folder)
@@ -97,11 +98,13 @@ def aiter() -> Section:
 
 def compiled(architecture: str, workers: int) -> Section:
     """Compile the main launches that ship: registers, spills, instructions."""
-    from attn_parity.binaries.architectures import ARCHITECTURES as KNOWN
+    from attn_optimized.device import missing_compiler
     from attn_parity.binaries.shipped_calls import chosen
 
-    if architecture not in KNOWN:
-        return {"unavailable": f"what a compute unit of {architecture} has is not known, of {', '.join(KNOWN)} it is"}
+    if architecture not in ARCHITECTURES:
+        return {"unavailable": f"the size of a compute unit of {architecture} is not known: {', '.join(ARCHITECTURES)} are"}
+    if reason := missing_compiler(architecture):
+        return {"unavailable": reason}
     done = build([(architecture, name) for name in chosen(architecture, main=True)], workers)
     if done.interrupted:
         raise KeyboardInterrupt

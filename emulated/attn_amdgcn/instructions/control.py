@@ -87,7 +87,7 @@ def setreg(instruction: Instruction, kernel: Kernel) -> Step:
     """Fields of mode registers that change no value, rounding to nearest, and FP16_OVFL; any other field is refused."""
     check_count(instruction, 2)
     field, value = (operand.of for operand in instruction.operands)
-    if field == Named(modes.FP16_OVFL):
+    if field in modes.FP16_OVFL:
         modes.check_overflow(instruction, kernel)
     elif field not in _SCHEDULING and not (field in _ROUNDING and value == Literal(0)):
         raise unknown(instruction)

@@ -94,7 +94,8 @@ def _normal(value: np.ndarray) -> np.ndarray:
     return flushed(value) if np.minimum.reduce(magnitude, axis=None) < _DENORMALS else value
 
 
-FP16_OVFL = "hwreg(HW_REG_MODE, 23, 1)"
+FP16_OVFL = (Named("hwreg(HW_REG_MODE, 23, 1)"), Named("hwreg(HW_REG_WAVE_MODE, 23, 1)"))
+"""By its name before gfx12, and from there on ("MODE Register" in AMD's RDNA4 ISA)."""
 _OVERFLOWING = (
     *("v_cvt_f16_f32", "v_add_f16", "v_sub_f16", "v_subrev_f16", "v_mul_f16", "v_fma_f16"),
     *("v_fma_mixlo_f16", "v_fma_mixhi_f16"),
@@ -142,4 +143,4 @@ def overflowing(instruction: Instruction, kernel: Kernel, function: Callable) ->
 
 
 def _sets_overflow(instruction: Instruction) -> bool:
-    return instruction.name == "s_setreg_imm32_b32" and instruction.operands[0].of == Named(FP16_OVFL)
+    return instruction.name == "s_setreg_imm32_b32" and instruction.operands[0].of in FP16_OVFL

@@ -71,7 +71,7 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
     if cache.layout.latent_format is not None:
         row = _poisoned_row(case, cache, cache.layout.latent_format, device)
-        raw.view(torch.uint8)[_rows(cache_view(case, cache), device)] = row
+        raw.view(torch.uint8)[rows_of_latent(cache_view(case, cache), device)] = row
     elif cache.layout.has_inline_scales:
         scale = unused((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
@@ -152,20 +152,18 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
 
 
 def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
-    """Strides of slots and heads in a page."""
-    if layout.has_dense_pages:
-        return {"slot_stride": 0, "head_stride": 0}
-    if "content" in layout.dims:
-        return {
-            "kv_stride": case.head_size,
-            "slot_stride": 2 * case.head_size,
-            "head_stride": 2 * cache.block_size * case.head_size,
-        }
-    if layout.has_latent_value:
-        return {"slot_stride": _row_sizes(case, cache)[K] + cache.slot_padding, "head_stride": 0}
-    if layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD):
-        return {"slot_stride": case.num_kv_heads * case.head_size, "head_stride": case.head_size}
-    return {"slot_stride": case.head_size, "head_stride": cache.block_size * case.head_size}
+    """Strides in a page whose dimensions are dense, in the order that the layout has them in."""
+    view = KVCacheView.dense(
+        layout,
+        num_blocks=1,
+        block_size=cache.block_size,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        head_size_v=case.head_size_v,
+        itemsize=case.itemsize,
+    )
+    strides = {"slot_stride": view.slot_stride + cache.slot_padding, "head_stride": view.head_stride}
+    return strides | ({"kv_stride": view.kv_stride} if "content" in layout.dims else {})
 
 
 def _page_size(case: Case, cache: Cache) -> int:
@@ -188,7 +186,7 @@ def _pages(cache: Cache) -> int:
 
 
 def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
-    """By dimension of the physical order, and the whole's size as "": padding follows whatever makes up one block."""
+    """The stride of each dimension of the physical order, and the whole's size as "". Padding follows the dims of one block."""
     sizes = {
         "L": cache.num_layers,
         "B": cache.num_blocks,
@@ -233,7 +231,7 @@ def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
     return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 
 
-def _rows(view: KVCacheView, device: torch.device | str) -> torch.Tensor:
+def rows_of_latent(view: KVCacheView, device: torch.device | str) -> torch.Tensor:
     """[NB, BS, row] int64: the elements of all rows of a latent cache."""
     block = torch.arange(view.num_blocks, device=device).view(-1, 1, 1)
     slot = torch.arange(view.block_size, device=device).view(-1, 1)

@@ -4,6 +4,7 @@ A case holds numbers and a seed, never tensors. `attn_fuzz.cases.tensors` makes 
 simplest choice, so a small case is also a short file.
 """
 
+import random
 from typing import Annotated, Any, Literal, get_args
 
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout, PhysicalOrder
@@ -34,6 +35,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Float8 = Literal["fp8_e4m3fn", "fp8_e4m3fnuz"]
 Quantized = Literal["fp8_e4m3fn", "fp8_e4m3fnuz", "int8"]
 ScaleKind = Literal["tensor", "head", "token"]
+QueryScaleKind = Literal["tensor", "head"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
 BiasKind = Literal["tree", "random", "hiding"]
@@ -41,6 +43,8 @@ ProgramOrder = Literal["in order", "reversed", "shuffled"]
 PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
 MAX_EARLIER = 3
+CHOICES = 1009
+"""Seeds of values choose as many combinations of forms."""
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
@@ -165,6 +169,11 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     file: str | None = None
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
+    def choice(self, what: str, count: int) -> int:
+        """Which of so many forms something has: 0, the simplest, with the seed 0. Seeds that are CHOICES apart choose alike."""
+        chosen = self.seed % CHOICES
+        return random.Random(f"{what} {chosen}").randrange(count) if chosen else 0
+
 
 class Case(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, tag_field="schema", tag=SCHEMA
@@ -182,6 +191,7 @@ class Case(
             CONTENT_PACKED may have it.
         window: (left, right), -1 unlimited.
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
+        q_scale: q is of the cache's float8 type, with one scale or one for each KV head; k, v and the output are of `dtype`.
         alibi_slopes: the layer has slopes, drawn from the seed.
         signed_slopes: slopes are negative, 0 and positive by turns, instead of positive.
         qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers. "hiding": random
@@ -203,7 +213,8 @@ class Case(
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.
         unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
-            in another order in memory than k_scale_cache. For a latent cache, kv_c has larger strides than k_pe. In all tensors
+            in another order in memory than k_scale_cache. By the seed, padding makes the heads of q, k, v and out whole numbers
+            of a vector. For a latent cache, kv_c has larger strides than k_pe. In all tensors
             a dimension of one element has a stride that nobody would give it (`attn_fuzz.cases.idle_strides`). A cache of
             bytes that no other layer sees begins one byte later.
         rope: the step's write rotates q and k.
@@ -231,6 +242,7 @@ class Case(
     chunked_local: Size | None = None
     ranges_clamped: bool = False
     logits_soft_cap: float | None = None
+    q_scale: QueryScaleKind | None = None
     alibi_slopes: bool = False
     signed_slopes: bool = False
     qq_bias: BiasKind | None = None

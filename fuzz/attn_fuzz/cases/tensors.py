@@ -2,8 +2,9 @@
 
 Unused slots, unowned rows and the memory around the cache and the other inputs hold NaN (the poison), or an index that leads
 astray. `out`, `lse` and the memory around them hold another NaN (the canary). So a stray read gives NaN, and a stray write
-changes a byte. If the step rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so
-that NaN would not show which rows were rotated.
+changes a byte. With some seeds the storages of inputs end behind what may be read, and have no guard there. If the step
+rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so that NaN would not show
+which rows were rotated.
 """
 
 import dataclasses
@@ -14,16 +15,17 @@ import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
 from attn_contract.rules import held_rules
-from attn_fuzz.cases import allocations, captures, contents
+from attn_fuzz.cases import allocations, captures, contents, edges_of_scales
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
 from attn_fuzz.cases.idle_strides import with_idle_strides
 from attn_fuzz.cases.poison import DTYPES, canary, poison
 
 PADDING = 8  # elements after each row, and rows before and after inputs
+VECTOR = 16  # elements that a kernel loads or stores at once, at most
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
 NO_RANGE = (1, 0)
 ALL_POSITIONS = (0, 2**31 - 1)
-HELD_BY_LAYER = ("alibi_slopes", "k_scale", "v_scale", "output_scale")
+HELD_BY_LAYER = ("q_scale", "alibi_slopes", "k_scale", "v_scale", "output_scale")
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,15 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     else:
         q, direction = contents.queries(case, generator)
         keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
+        if (edge := edges_of_scales.of(case)) is not None:
+            keys[[slot for slot in written_slots(case) if slot >= 0], :, edge.dims] = 0
     buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
     layer = _layer(case, buffers, held, generator, device)
-    q_rows = _rows(q.to(dtype), case.num_rows, device)
+    if case.q_scale is None:
+        q = q.to(dtype)
+    elif not held:
+        q = contents.stored_queries(case, q, layer, generator)
+    q_rows = _rows(q, case.num_rows, device, _wide(case, case.head_size))
     if case.rope is not None:
         q_rows[len(q) :] = contents.unowned_queries(case).to(q_rows)
     slots = written_slots(case)
@@ -126,7 +134,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     writes = tuple[Write, ...]()
     if case.cache is None:
         num_rows = case.num_rows + case.kv_rows_past
-        k, v = _rows(keys, num_rows, device), _rows(values, num_rows, device, widened=case.unlike_strides)
+        k, v = _rows(keys, num_rows, device, _wide(case, case.head_size)), _rows(values, num_rows, device, _wide_v(case))
     else:
         view = allocations.cache_view(case, case.cache)
         raw = allocations.poisoned(case, case.cache, device)
@@ -154,6 +162,8 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         k_before, v_before = (x[before].to(device) for x in (keys, values))
         if case.has_latent_cache:
             attn_reference.write_latent_cache(*latent_parts(k_before, v_before), kv_cache, layer, before.to(device))
+            if (edge := edges_of_scales.of(case)) is not None:
+                edges_of_scales.write(case, case.cache, edge, raw, before.to(device))
         else:
             # scales of another writer may be negative: those of the same numbers with the other sign
             sign = -1 if case.values.seed % 4 == 1 and buffers else 1
@@ -162,7 +172,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
                 allocations.inside(buffer)[before // view.block_size, before % view.block_size] *= sign
     out_buffer, out = _output(case, device)
     lse_buffer, lse = _lse(case, device)
-    return Step(
+    step = Step(
         layer=layer,
         batch=batch,
         q=q_rows,
@@ -177,6 +187,26 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         lse_buffer=lse_buffer,
         lse=lse,
     )
+    return _ended(step, case) if case.values.choice("storage", 6) == 5 else step
+
+
+def _ended(step: Step, case: Case) -> Step:
+    """The step whose inputs' storages end right behind what may be read: behind the last element of any tensor in them.
+
+    A view that reaches further, as of rows that are as long as the distance between them, is an error of torch then.
+    """
+    if step.raw is not None and step.view is not None and case.cache is not None:
+        views = [step.view, *(write.view for write in step.writes), *allocations.layer_views(case, case.cache)]
+        step = dataclasses.replace(step, raw=step.raw[: max(view.end for view in views)])
+    ends: dict[int, tuple[torch.UntypedStorage, int]] = {}
+    for tensor in step.inputs().values():
+        storage = tensor.untyped_storage()
+        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        end = (tensor.storage_offset() + extent) * tensor.itemsize if tensor.numel() else 0
+        ends[storage.data_ptr()] = storage, max(end, ends.get(storage.data_ptr(), (storage, 0))[1])
+    for storage, end in ends.values():
+        storage.resize_(end)
+    return step
 
 
 def _layer(
@@ -188,6 +218,8 @@ def _layer(
 ) -> Layer:
     sinks, rules = held.get("sinks") if held else contents.sinks(case, generator), case.rules
     tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
+    if case.q_scale and not held:
+        tensors["q_scale"] = contents.q_scale(case, generator)
     if case.alibi_slopes and not held:
         tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
     if case.cache is not None and not held:
@@ -212,24 +244,39 @@ def _layer(
     )
 
 
-def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str, *, widened: bool = False) -> torch.Tensor:
+def _rows(owned: torch.Tensor, num_rows: int, device: torch.device | str, wide: int = 0) -> torch.Tensor:
     """[num_rows, heads, D]: the owned rows, then poison in rows that no request owns. Poison surrounds the tensor.
 
-    If it is widened, poison also lies between its heads and between its rows.
+    If its heads are so wide, more than D, poison also lies between its heads and between its rows.
     """
     heads, size = owned.shape[1:]
-    shape = (num_rows + 2 * PADDING, heads + widened, size + PADDING * widened)
+    shape = (num_rows + 2 * PADDING, heads + (wide > 0), wide or size)
     rows = poison(shape, owned.dtype, device)[PADDING:-PADDING, :heads, :size]
     rows[: len(owned)] = owned.to(device)
     return rows
 
 
+def _wide(case: Case, size: int) -> int:
+    """The size of a head with padding, if the heads of the step have padding up to a whole number of vectors; else 0."""
+    has_wide_heads = case.unlike_strides and case.values.choice("wide heads", 3) > 0
+    return -(-(size + 1) // VECTOR) * VECTOR if has_wide_heads else 0
+
+
+def _wide_v(case: Case) -> int:
+    """The size of a head of v with padding, if its strides are to be unlike k's."""
+    if not case.unlike_strides:
+        return 0
+    wide = _wide(case, case.value_size)
+    return wide + VECTOR if wide else case.value_size + PADDING
+
+
 def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    width = case.num_heads * case.value_size
-    padded = width if case.dense_out else width + PADDING
+    wide = 0 if case.flat_out or case.dense_out else _wide(case, case.value_size)
+    width = case.num_heads * (wide or case.value_size)
+    padded = width if case.dense_out or wide else width + PADDING
     buffer = canary((case.num_rows + 2 * GUARD, padded), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
-    out = out if case.flat_out else out.unflatten(1, (case.num_heads, case.value_size))
+    out = out if case.flat_out else out.unflatten(1, (case.num_heads, -1))[..., : case.value_size]
     return buffer, with_idle_strides(case, out)
 
 
@@ -328,7 +375,7 @@ def _writes(
         if case.saturated:
             k, v = (_saturated(case, x, generator) for x in (k, v))
         num_rows = len(rows) + case.kv_rows_past
-        k, v = _written_rows(case, k, v, num_rows, device, widened=case.unlike_strides)
+        k, v = _written_rows(case, k, v, num_rows, device, _wide_v(case))
         for row in (row for row, slot in enumerate(slots) if slot < 0):
             k[row] = v[row] = torch.nan
         view = allocations.writer_view(case, cache)
@@ -349,7 +396,7 @@ def _writes(
                 k, v = (_with_ties(case, x, layer.kv_cache_dtype, s, generator) for x, s in zip((k, v), scales, strict=True))
             view = allocations.neighbour_view(case, cache, cache.neighbour)
             neighbour = dataclasses.replace(layer, layout=view.layout)
-            k, v = _written_rows(case, k, v, len(k), device, widened=False)
+            k, v = _written_rows(case, k, v, len(k), device, 0)
             writes.append(Write(neighbour, view, k, v, _embedded(rows, 0, device)))
     return tuple(writes)
 
@@ -364,18 +411,18 @@ def _with_idle_strides(case: Case, write: Write) -> Write:
 
 
 def _written_rows(
-    case: Case, k: torch.Tensor, v: torch.Tensor, num_rows: int, device: torch.device | str, *, widened: bool
+    case: Case, k: torch.Tensor, v: torch.Tensor, num_rows: int, device: torch.device | str, wide_v: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k and v of a write, with poison around them. Of a latent cache k says all, and v is the beginning of it.
 
     Args:
-        widened: whether v has larger strides than k.
+        wide_v: the size of a head of v with padding; 0: v has no padding.
     """
-    k = _rows(k, num_rows, device)
+    k = _rows(k, num_rows, device, _wide(case, case.head_size) if wide_v else 0)
     if not case.has_latent_cache:
-        return k, _rows(v, num_rows, device, widened=widened)
+        return k, _rows(v, num_rows, device, wide_v)
     v = k[..., : case.value_size]
-    return k, _rows(v, num_rows, device, widened=True) if widened else v
+    return k, _rows(v, num_rows, device, wide_v) if wide_v else v
 
 
 def _saturated(case: Case, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -4,6 +4,7 @@ So a function refuses them whether or not it checks values in tensors, and wheth
 before.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -53,20 +54,78 @@ def wrong_attention(
     Args:
         attention: see `attn_fuzz.targets.target.AttentionFunction`. The other arguments are those of a legal call.
     """
-    arguments: dict[str, Any] = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch}
-    outputs: dict[str, Any] = {"out": out, "lse": lse}
-    keys = ("kv_cache",) if layer.attn_type.reads_cache else ("k", "v")
-    for name in ("q", *keys, "out", "lse"):
-        right = {**arguments, **outputs}[name]
-        if right is None:
-            continue
-        for form, make in wrong_tensors(right, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
+    right: dict[str, Any] = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch}
 
-            def call(name: str = name, make: Callable[[], torch.Tensor] = make) -> object:
-                wrong = {**arguments, **outputs, name: make()}
-                return attention(*(wrong[each] for each in arguments), out=wrong["out"], lse=wrong["lse"])
+    def calling(make: Callable[[], dict[str, Any]], gradients: bool = False) -> Callable[[], object]:
+        def call() -> object:
+            with torch.set_grad_enabled(gradients):
+                wrong = {**right, "out": out, "lse": lse, **make()}
+                return attention(*(wrong[each] for each in right), out=wrong["out"], lse=wrong["lse"])
 
-            yield f"{name} {form}", call
+        return call
+
+    keys = {"kv_cache": kv_cache} if layer.attn_type.reads_cache else {"k": k, "v": v}
+    tensors = {name: tensor for name, tensor in {"q": q, **keys, "out": out, "lse": lse}.items() if tensor is not None}
+    for name, tensor in tensors.items():
+        for form, make in wrong_tensors(tensor, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
+            yield f"{name} {form}", calling(lambda name=name, make=make: {name: make()})
+    for words, dims, kept in _TOGETHER:
+        few = kept(layer, batch)
+        if few >= 0 and tensors.keys() >= {next(iter(dims))}:
+            shorter = functools.partial(_shorter, {name: tensors[name] for name in dims if name in tensors}, dims, few)
+            yield f"{' and '.join(name for name in dims if name in tensors)} of {few} {words}", calling(shorter)
+    for holder, held in (("layer", layer), ("batch", batch)):
+        for name, tensor in held.tensors.items():
+            for form, make in _wrong_parts(name, tensor, layer):
+                replaced = lambda holder=holder, held=held, name=name, make=make: {  # noqa: E731
+                    holder: dataclasses.replace(held, **{name: make()})
+                }
+                yield f"{name} {form}", calling(replaced)
+    for name, tensor in {**tensors, **layer.tensors, **batch.tensors}.items():
+        if tensor.dtype in _DIFFERENTIABLE:
+            yield f"a gradient asked of {name}", calling(functools.partial(_with_gradient, right, name, tensor), True)
+
+
+def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int) -> dict[str, torch.Tensor]:
+    """The tensors, alike, with fewer elements in a dimension. A flat output has its heads in its rows."""
+    found = {}
+    for name, tensor in tensors.items():
+        is_flat = name == "out" and tensor.dim() == 2 and dims[name] == 1
+        size = length * (tensor.shape[1] // tensors["q"].shape[1]) if is_flat else length
+        found[name] = tensor.narrow(dims[name], 0, size)
+    return found
+
+
+_TOGETHER: tuple[tuple[str, dict[str, int], Callable[[Layer, Batch], int]], ...] = (
+    ("rows", {"q": 0, "out": 0, "lse": 1}, lambda layer, batch: batch.num_actual_tokens - 1),
+    ("rows", {"k": 0, "v": 0}, lambda layer, batch: batch.num_actual_tokens - 1),
+    ("heads", {"q": 1, "out": 1, "lse": 0}, lambda layer, batch: layer.num_heads - 1),
+    ("heads", {"k": 1, "v": 1}, lambda layer, batch: layer.num_kv_heads - 1),
+)
+"""Tensors that agree with each other, and have too little of a dimension for the layer or the step: what has too little, the
+dimension by the tensor's name, and how much they have."""
+_DIFFERENTIABLE = (torch.float32, torch.float16, torch.bfloat16)
+_OF_ANY_LENGTH = {"block_table": (1,), "slot_mapping": (0,), "bidirectional_ranges": (1,)}
+_OF_ANY_STRIDES = ("k_scale_cache", "v_scale_cache")
+_SCALES = ("k_scale", "v_scale", "output_scale")
+
+
+def _wrong_parts(name: str, right: torch.Tensor, layer: Layer) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Ways in which a tensor of a layer or of a step can be wrong, as `wrong_tensors` has them."""
+    if name in _SCALES:  # of one element, and of one for each head, are legal
+        yield "longer than there are heads", lambda: right.new_ones(layer.num_kv_heads + 1)
+        yield from ((form, functools.partial(change, right)) for form, change in _FORMS.items())
+    else:
+        wrong = wrong_tensors(right, _OF_ANY_LENGTH.get(name, ()))
+        yield from ((form, make) for form, make in wrong if not (name in _OF_ANY_STRIDES and form.startswith("with gaps")))
+
+
+def _with_gradient(right: dict[str, Any], name: str, tensor: torch.Tensor) -> dict[str, Any]:
+    asked = tensor.detach().requires_grad_()
+    for holder in ("layer", "batch"):
+        if name in right[holder].tensors:
+            return {holder: dataclasses.replace(right[holder], **{name: asked})}
+    return {name: asked}
 
 
 def dims_of(layout: Layout | None, *names: str) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def adapted(case: Case, support: Support) -> tuple[Case | None, str]:
         return (None, reason) if reason else (case, "")
     for adapt in _ADAPTATIONS:
         case = adapt(case, support)
-    if reason := support.beyond(case) or support.limit(case):
+    if reason := support.beyond(case) or support.not_drawn(case):
         return None, reason
     try:
         contradictions.check(case)

@@ -12,7 +12,7 @@ from attn_amdgcn.code_objects import reader, text_of
 from attn_amdgcn.errors import Hazards
 from attn_amdgcn.memory import addresses
 from attn_fuzz.emulated import emulation
-from attn_fuzz.emulated.kept import kept
+from attn_fuzz.emulated.build_cache import cached
 
 Value = torch.Tensor | tuple[torch.Tensor, ...] | float | int | None
 """A tensor is a pointer to it. Several are a pointer to memory that holds a pointer to each of them."""
@@ -38,7 +38,7 @@ def _ready(file: Path, kernel: str, evenly: bool, changed: int) -> CodeObject:
 def _text(file: Path, kernel: str) -> str:
     """As `text_of`, and kept."""
     parts = (sha256(file.read_bytes()).hexdigest(), kernel, reader())
-    folder = kept("code-objects", parts, lambda made: (made / "kernel.s").write_text(text_of(file, kernel)))
+    folder = cached("code-objects", parts, lambda made: (made / "kernel.s").write_text(text_of(file, kernel)))
     return (folder / "kernel.s").read_text()
 
 

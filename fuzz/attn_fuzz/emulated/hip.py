@@ -2,7 +2,7 @@
 
 clang compiles a source twice: its host code for this machine, and its kernels to assembly for a GPU. The host code gets a
 runtime of ours, `hip_runtime.c`, which hands each launch to Python. So grids and arguments are those of the host code itself.
-What both passes make is kept (`attn_fuzz.emulated.kept`), by the source, the headers, the options and the compiler.
+What both passes make is kept (`attn_fuzz.emulated.build_cache`), by the source, the headers, the options and the compiler.
 
     ROCM_PATH             the folder of ROCm, 6.3 or newer; default: /opt/rocm. Only its include/, share/hip/version and
                           amdgcn/bitcode/ are needed
@@ -27,9 +27,9 @@ import torch
 from attn_amdgcn import Kernel, Program, Schedule, load, prepare
 from attn_amdgcn.assembly import Argument
 from attn_fuzz.emulated import permitted
+from attn_fuzz.emulated.build_cache import cached, digest_of
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.emulation import inputs_at, run
-from attn_fuzz.emulated.kept import digest_of, kept
 from attn_fuzz.errors import LimitError
 
 RUNTIME = Path(__file__).with_name("hip_runtime.c")
@@ -214,7 +214,7 @@ def compiled(source: Source, architecture: str) -> Binary:
     assert clang is not None
     command = [clang, "-x", "hip", f"--offload-arch={architecture}", f"--rocm-path={rocm()}", *source.options]
     command += [f"-I{folder}" for folder in source.folders]
-    folder = kept("hip", _parts(source, command), functools.partial(_compile, source, command, architecture))
+    folder = cached("hip", _parts(source, command), functools.partial(_compile, source, command, architecture))
     text = (folder / "kernels.s").read_text()
     programs = {name: prepare(load(text, name)) for name in re.findall(r"^\s*\.amdhsa_kernel (\S+)$", text, re.MULTILINE)}
     return Binary(ctypes.CDLL(str(folder / "host.so"), os.RTLD_LAZY), programs, architecture)

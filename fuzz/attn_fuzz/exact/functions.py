@@ -81,14 +81,14 @@ NAMED: dict[tuple[str, str], Callable[..., Any]] = {
     ("aiter.ops.triton._triton_kernels.unified_attention", "apply_softcap"): _soft_cap_in_base_2,
     ("sglang.kernels.ops.attention.decode_attention", "tanh"): _tanh,
     ("sglang.kernels.ops.attention.extend_attention", "tanh"): _tanh,
-    ("attn_fuzz.targets.others.lmdeploy_functions", "tanh"): _tanh,
-    ("attn_fuzz.targets.others.lmdeploy_functions", "log2"): _log2_of_e,
+    ("attn_fuzz.targets.packages.lmdeploy_functions", "tanh"): _tanh,
+    ("attn_fuzz.targets.packages.lmdeploy_functions", "log2"): _log2_of_e,
 }
-"""By module and name of a kernel's function: what is computed in its place."""
+"""Replacements of kernels' functions, by module and name."""
 
 
 def calling(interpreter: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    """What replaces `InterpretedFunction.__call__` while a call is followed."""
+    """The replacement of `InterpretedFunction.__call__` while a call is followed."""
 
     def call_function(self: Any, *arguments: Any, **named: Any) -> Any:
         function = NAMED.get((self.fn.__module__, self.fn.__qualname__))

@@ -26,7 +26,7 @@ END_SECONDS = 2.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run does.
+    """The settings of a run.
 
     Attributes:
         target: name of the target.
@@ -36,7 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         workers: processes at once.
         folder: where the running cases are written.
         failures: stop after so many failing launches.
-        limit: seconds that one launch may take.
+        case_seconds: seconds that one launch may take.
         sanitize: whether to check every memory access (`attn_fuzz.interpreted.sanitizer`).
         exactly: whether each launch is followed in exact mode, too (`attn_fuzz.exact`).
     """
@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     folder: Path
     failures: int = 1
-    limit: float = 60.0
+    case_seconds: float = 60.0
     sanitize: bool = False
     exactly: bool = False
 
@@ -67,7 +67,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one launch."""
+    """The result of one launch."""
 
     number: int
     calls: int
@@ -115,7 +115,7 @@ def in_shard(number: int, shard: tuple[int, int]) -> bool:
 
 @dataclass
 class _Shared:
-    """What the threads of a run share: each takes the next launch, and puts its result into the queue. `serves` says whether
+    """The state that threads of a run share: each takes the next launch, and puts its result into the queue. `serves` says if
     the target serves a case."""
 
     launches: Iterator[tuple[int, Launch]]
@@ -188,7 +188,9 @@ def _tell_rest(shared: _Shared, tell: Callable[[Result], None]) -> None:
 
 def _executor(plan: Plan, worker: int) -> Executor:
     ahead = plan.folder / f"exhaust-in-flight-{os.getpid()}-{worker}.json"
-    return Executor(plan.target, plan.device, plan.limit, ahead, sanitize=plan.sanitize, trial=TRIAL, exactly=plan.exactly)
+    return Executor(
+        plan.target, plan.device, plan.case_seconds, ahead, sanitize=plan.sanitize, trial=TRIAL, exactly=plan.exactly
+    )
 
 
 def _work(shared: _Shared, executor: Executor) -> None:

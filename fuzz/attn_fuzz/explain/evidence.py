@@ -57,7 +57,7 @@ def _storage(tensor: torch.Tensor) -> torch.Tensor:
 
 def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:
     """The outputs of one run of a case; None if the target raises, or has written wrong what is not an output."""
-    if contradiction(case) or target.beyond(case, device) or target.limit(case, device):
+    if contradiction(case) or target.beyond(case, device) or target.not_drawn(case, device):
         return None
     attempt = Attempt(case, target, device, prepare=fill)
     if attempt.error is not None or any(check(attempt) for _, check in CHECKS):

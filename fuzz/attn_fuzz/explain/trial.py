@@ -31,7 +31,7 @@ def explain(case: Case, target: Target, device: str, *, first: Case | None = Non
     """
     if not target.oracle:
         return Verdict(kind="agree")
-    with own_state():
+    with own_state(case):
         lines = _lines(case, first, target, device, time.monotonic() + seconds)
     return Verdict(kind="agree", explanation=tuple(lines))
 

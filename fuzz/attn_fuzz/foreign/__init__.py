@@ -9,7 +9,6 @@ docs/guide/foreign-kernels.md has a complete example.
 """
 
 from attn_fuzz.foreign.loading import REPAIRED, MissingSourcesError, findable, load, missing, repaired, sources
-from attn_fuzz.foreign.memory import with_nan_in_new_memory
 from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
 __all__ = [
@@ -22,5 +21,4 @@ __all__ = [
     "packed_keys_and_values",
     "repaired",
     "sources",
-    "with_nan_in_new_memory",
 ]

@@ -15,7 +15,7 @@ class _State:
     """How the launches of this process are run."""
 
     order: ProgramOrder = "in order"
-    draws = random.Random(0)
+    rng = random.Random(0)
 
 
 _state = _State()
@@ -28,18 +28,18 @@ def use(order: ProgramOrder, seed: int) -> None:
         order: "in order": by index, the last axis of the grid fastest. "shuffled": each launch by the next numbers of the seed.
         seed: with the same seed, the same launches run in the same orders.
     """
-    _state.order, _state.draws = order, random.Random(seed)
+    _state.order, _state.rng = order, random.Random(seed)
 
 
 @contextmanager
 def programs(order: ProgramOrder, seed: int) -> Iterator[None]:
     """`use` for the launches inside."""
-    before = _state.order, _state.draws
+    before = _state.order, _state.rng
     use(order, seed)
     try:
         yield
     finally:
-        _state.order, _state.draws = before
+        _state.order, _state.rng = before
 
 
 def order(programs: int) -> list[int]:
@@ -48,5 +48,5 @@ def order(programs: int) -> list[int]:
     if _state.order == "reversed":
         places.reverse()
     elif _state.order == "shuffled":
-        _state.draws.shuffle(places)
+        _state.rng.shuffle(places)
     return places

@@ -11,12 +11,9 @@ from typing import Any
 
 import torch
 from attn_fuzz.interpreted.eager import EagerMode
+from attn_fuzz.interpreted.new_memory import ALLOCATE
 from torch.multiprocessing.reductions import StorageWeakRef
 
-_ALLOCATE = {
-    *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::empty_permuted"),
-    *("aten::new_empty", "aten::new_empty_strided"),
-}
 _MOVE_NO_BYTE = {"aten::set_", "aten::resize_", "aten::as_strided_", "aten::transpose_", "aten::t_", "aten::squeeze_"}
 
 
@@ -58,7 +55,7 @@ class Unwritten(EagerMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func._schema.name in _ALLOCATE:
+        if func._schema.name in ALLOCATE:
             storage = result.untyped_storage()
             if address := storage.data_ptr():  # a tensor on the meta device has a size, and no memory
                 self._allocated[address] = _Allocation(storage, torch.zeros(storage.nbytes(), dtype=torch.bool))

@@ -5,6 +5,12 @@ from typing import Annotated
 import msgspec
 from attn_fuzz.errors import InputError
 
+CONTRACT = "attn_contract"
+
+
+REFUSALS = ("AssertionError", "CaseError", "ContractError", "UnsupportedError")
+"""Exceptions that say on purpose that a call is not legal, or that something does not hold: no broken patch raises them."""
+
 
 class MutantError(InputError):
     """A mutant file that cannot be read, a patch that does not apply, or a mutant that does not run."""
@@ -24,23 +30,31 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Patches that are installed together.
 
     Attributes:
-        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if none does. Several
-            texts: a message that has any of them counts.
+        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if REFUSALS alone do.
+            Several texts: a message that has any of them counts.
     """
 
     name: str
     patches: tuple[Patch, ...]
     raises: str | tuple[str, ...] | None = None
 
-    def check_announced(self, exception: str) -> None:
+    @property
+    def is_early(self) -> bool:
+        """Whether it patches the contract, which the processes of a run have imported before they know of a mutant."""
+        return any(patch.place.partition(".")[0] == CONTRACT for patch in self.patches)
+
+    def check_announced(self, exception: str, name: str) -> None:
         """Tell an exception that is the bug from one that only shows that the mutant is broken.
 
         Args:
             exception: what the mutated target raised, as text.
+            name: of its type.
 
         Raises:
             MutantError: no text of `raises` is a part of it.
         """
+        if self.raises is None and name in REFUSALS:
+            return
         if self.raises is None:
             raise MutantError(f"{self.name}: it has no `raises`, and raised {exception}")
         texts = (self.raises,) if isinstance(self.raises, str) else self.raises

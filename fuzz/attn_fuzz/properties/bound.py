@@ -28,7 +28,10 @@ An LSE differs by at most
 
     e + u32 (2 (B + 2 T + S) + M + L)
 
-This bound uses no statistics. It is the HARD bound, to first order in e, with each sum replaced by an upper bound of the sum.
+An e that is not small counts as exp(2 e) - 1 in place of 2 e, and never for more than 2: |o_c| <= v_c with any weights. What is
+coarser than float32 (`Rounding`) adds the terms of `oracle`, with T and S of all keys.
+
+This bound uses no statistics. It is the HARD bound with each sum replaced by an upper bound of the sum.
 """
 
 from collections.abc import Callable
@@ -45,6 +48,7 @@ from attn_fuzz.verdict.rounding import (
     value_scale,
 )
 from attn_reference import gather_kv_cache
+from attn_reference.attention import query_numbers
 
 FAR = 256.0
 """exp of less than -FAR is 0 in float32, and is 0 with any error of the exponent that is below half of FAR, too."""
@@ -86,9 +90,10 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
         for x in (key, value)
     )
     # [q, H]
-    product = abs(layer.scale) * torch.einsum("qhd,hd->qh", step.q[rows].double().abs(), largest_key)
+    query = query_numbers(step.q[rows], layer, torch.float64).abs()
+    product = abs(layer.scale) * torch.einsum("qhd,hd->qh", query, largest_key)
     # 2^-39 |scale| max_c |q_c| sum_c k_c, or 0
-    lost_of_query = rounds.of_lost_queries * step.q[rows].double().abs().amax(-1) + rounds.of_underflown_queries
+    lost_of_query = rounds.of_lost_queries * query.amax(-1) + rounds.of_underflown_queries
     lost = abs(layer.scale) * lost_of_query * largest_key.sum(-1)
     score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
     bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
@@ -96,12 +101,17 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     largest = torch.maximum(score + bias, sink)
     spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
 
+    span = torch.full_like(largest, n)
+    tiles = rounds.tiles(span, n)  # T + S
+    shift = rounds.of_maximum(largest, span, n)
+
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer)
         rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
-        return rounded + rounds.of_operands * product + lost
+        coarse = rounds.of_logits(torch.maximum(product, sink), most + spread, spread, biases) + shift
+        return rounded + (rounds.of_operands + rounds.of_cut_products) * product + lost + coarse
 
     is_far = sink * (1 - 2.0**-10) > score + bias + FAR
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
@@ -109,10 +119,18 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
     constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
-    rest = largest_value * (constant + 2 * logit_of_out[..., None]) + underflowed
+    saturated, of_sums = rounds.of_saturated_weights(shift)[..., None], rounds.of_sums(tiles, span, shift.neg().exp())
+    moved = torch.expm1(2 * logit_of_out.clamp(max=1)).clamp(max=2)[..., None]  # 2 e, or 2 where e is large
+    rest = largest_value * (constant + saturated + moved) + underflowed * shift.exp()[..., None]
+    # of sums in 16 bits, as in `oracle`, with l = exp(-shift)
+    eta, factors = (max(rounds.eta("outputs"), rounds.eta(name)) for name in ("products", "sums"))
+    lost_in_sums = eta * (3 * tiles + 2)[..., None] + factors * tiles[..., None] * n * largest_value
+    rest = rest + rounds.of_outputs(tiles)[..., None] * (largest_value + rest) + lost_in_sums * shift.exp()[..., None]
+    rest = rest + (of_sums + torch.zeros_like(shift))[..., None] * (largest_value + rest)
     # u_out (v_c + rest) + eta_out + rest
     out = rounds.of_output * (largest_value + rest) + rounds.of_underflow + rest
-    return out, logit + U32 * (2 * rounds.terms(n) + largest + spread)
+    lse = logit + U32 * (2 * rounds.terms(n) + largest + spread) + of_sums
+    return out, lse + rounds.unit("sums") * (largest + 2 * spread)
 
 
 def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import FEATURES
 from attn_fuzz.report import again, pictures, svg
 from attn_fuzz.report.drawn import can_have, why_not
-from attn_fuzz.report.grid import Limits
+from attn_fuzz.report.grid import Room
 from attn_fuzz.report.markup import element, facts, page, table
 from attn_fuzz.report.overview import headline, properties, requests
 from attn_fuzz.report.run import Found, Run
@@ -21,7 +21,7 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Verdict
 
-ROOM = Limits(rows=48, columns=128)
+ROOM = Room(rows=48, columns=128)
 
 
 def of_run(run: Run) -> bytes:

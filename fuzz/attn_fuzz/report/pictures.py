@@ -11,7 +11,7 @@ from attn_fuzz.cases import allocations, tensors
 from attn_fuzz.cases.case import Cache, Case, written_slots
 from attn_fuzz.cases.poison import bits, leftovers, poison
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.report.grid import NUM_OWNER_COLOURS, Cell, Limits, Picture, cell, cuts, sampled, span
+from attn_fuzz.report.grid import NUM_OWNER_COLOURS, Cell, Picture, Room, cell, cuts, sampled, span
 from attn_fuzz.verdict import oracle, ratios
 from attn_fuzz.verdict.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTEN
 from attn_fuzz.verdict.verdict import Verdict
@@ -22,15 +22,15 @@ MOST_PAIRS = 1 << 24
 MOST_STRETCHES = 96
 
 
-def draw(case: Case, verdict: Verdict | None, limits: Limits) -> list[Picture]:
+def draw(case: Case, verdict: Verdict | None, room: Room) -> list[Picture]:
     """All pictures of a case. Pictures of the output need a verdict on judged outputs."""
     step = tensors.build(case)
-    blocks = [] if case.cache is None else [block_table(case, step, limits), *_allocation(case, case.cache, step, limits)]
-    output = [] if verdict is None else [error_over_bound(case, name, x, limits) for name, x in verdict.pictures.items()]
-    return [*output, *visible_keys(case, step, verdict, limits), *blocks]
+    blocks = [] if case.cache is None else [block_table(case, step, room), *_allocation(case, case.cache, step, room)]
+    output = [] if verdict is None else [error_over_bound(case, name, x, room) for name, x in verdict.pictures.items()]
+    return [*output, *visible_keys(case, step, verdict, room), *blocks]
 
 
-def error_over_bound(case: Case, tensor: str, codes: bytes, limits: Limits) -> Picture:
+def error_over_bound(case: Case, tensor: str, codes: bytes, room: Room) -> Picture:
     """Error over bound by head and row of q.
 
     Args:
@@ -38,7 +38,7 @@ def error_over_bound(case: Case, tensor: str, codes: bytes, limits: Limits) -> P
     """
     by_row = torch.tensor(list(codes), dtype=torch.int64).reshape(-1, case.num_heads)
     by_row = torch.where(by_row == UNOWNED, -1, by_row)  # a cell shows its largest code, and any other code counts more
-    heads, rows = cuts(case.num_heads, limits.rows), cuts(len(by_row), limits.columns)
+    heads, rows = cuts(case.num_heads, room.rows), cuts(len(by_row), room.columns)
     worst = [[int(by_row[row, head].max()) for row in rows] for head in heads]
     starts = {start: f"r{r}" for r, start in reversed(list(enumerate(case.query_start_loc[:-1])))}
     return Picture(
@@ -63,7 +63,7 @@ def _heat(code: int, place: str) -> Cell:
     return Cell(str(int(10 * most * 0.999)), f"heat-{colour}", f"{place}: below {most:.2g} of its bound")
 
 
-def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits) -> Iterator[Picture]:
+def visible_keys(case: Case, step: Step, verdict: Verdict | None, room: Room) -> Iterator[Picture]:
     """One picture per request that has a query: which keys each query sees, and which rule hides the others.
 
     If there are too many requests, the wrong requests are drawn first.
@@ -84,7 +84,7 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, limits: Limits
             continue
         past = len(request.blocks) * case.cache.block_size - request.seq_len if case.cache else 0
         kinds = torch.cat([_kinds(part, step, request.causal) for part in found[r]])
-        rows, columns = cuts(kinds.shape[0], limits.rows), _key_cuts(kinds.shape[1], past, limits.columns)
+        rows, columns = cuts(kinds.shape[0], room.rows), _key_cuts(kinds.shape[1], past, room.columns)
         kinds = torch.nn.functional.pad(kinds, (0, past), value=_RULES.index("past"))
         first = request.context_len
         cells = [[_mask_cell(kinds[row, column], row, column, first) for column in columns] for row in rows]
@@ -145,41 +145,41 @@ def _mask_cell(kinds: torch.Tensor, row: slice, column: slice, first: int) -> Ce
     return cell(kind)._replace(title=f"{place}: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
 
 
-def block_table(case: Case, step: Step, limits: Limits) -> Picture:
+def block_table(case: Case, step: Step, room: Room) -> Picture:
     """The block table as the target gets it, with its unused entries."""
     table = step.batch.block_table
     assert table is not None
     users = Counter(block for request in case.requests for block in request.blocks)
     cells = []
-    for r, request in list(enumerate(case.requests))[: limits.rows]:
+    for r, request in list(enumerate(case.requests))[: room.rows]:
         used = [
             Cell(f"{block}*", "shared", f"{users[block]} requests") if users[block] > 1 else Cell(str(block), _owner(r))
             for block in request.blocks
         ]
         unused = [Cell(f"({'max' if entry == 2**31 - 1 else entry})", "garbage") for entry in table[r, len(used) :].tolist()]
-        cells.append([*used, *unused][: limits.columns // 3])
+        cells.append([*used, *unused][: room.columns // 3])
     cut = "" if table.numel() == sum(map(len, cells)) else f"; of {table.shape[0]} x {table.shape[1]} entries the first"
     names = [f"request {r}" for r in range(len(cells))]
     return Picture("block table", cells, names, note=f"a row per request{cut}", num_requests=len(case.requests))
 
 
-def _allocation(case: Case, cache: Cache, step: Step, limits: Limits) -> Iterator[Picture]:
+def _allocation(case: Case, cache: Cache, step: Step, room: Room) -> Iterator[Picture]:
     owners: dict[int, list[int]] = {}
     for r, request in enumerate(case.requests):
         for block in request.blocks:
             owners.setdefault(block, []).append(r)
-    yield slots(case, cache, step, owners, limits)
-    yield memory(case, cache, step, owners, limits)
+    yield slots(case, cache, step, owners, room)
+    yield memory(case, cache, step, owners, room)
 
 
-def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], limits: Limits) -> Picture:
+def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], room: Room) -> Picture:
     """For every block, the requests that own it, and the contents of its slots when attention begins."""
     assert step.view is not None
     assert step.raw is not None
     # [BS, D + Dv]: all heads of a slot are written together
     k, v = (inside[:, 0] for inside in step.view.first_block_elements())
     elements = torch.cat([k[:, : case.head_size], v[:, : case.value_size]], dim=1)
-    chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: limits.rows])
+    chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: room.rows])
     every = torch.tensor(chosen).view(-1, 1, 1) * step.view.block_stride + elements
     held = bits(step.raw)[every]
     empty = (leftovers if case.finite_slots else poison)((1,), step.raw.dtype, step.raw.device)
@@ -192,7 +192,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
         for i, block in enumerate(request.blocks)
         for offset in range(min(cache.block_size, request.seq_len - i * cache.block_size))
     }
-    columns = cuts(cache.block_size, limits.columns)
+    columns = cuts(cache.block_size, room.columns)
     cells = []
     for block, is_unused in zip(chosen, unused.tolist(), strict=True):
         kinds = []
@@ -217,7 +217,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
     )
 
 
-def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], limits: Limits) -> Picture:
+def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], room: Room) -> Picture:
     """The allocation from its first element to its last. A cell is a stretch of one block's K or V, or one of evenly spaced
     samples."""
     assert step.raw is not None
@@ -237,7 +237,7 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
         note = "a cell per stretch, not to scale; K and V alternate in it"
     if len(runs) > MOST_STRETCHES:
         runs, note = cuts(len(codes), MOST_STRETCHES), f"sampled: a cell for each {len(codes) / MOST_STRETCHES:.0f} elements"
-    width = max(1, min(limits.columns // 4, 16))
+    width = max(1, min(room.columns // 4, 16))
     cells = [_memory_cell(int(codes[run.start]), run, cache, owners, are_together) for run in runs]
     lines = [cells[i : i + width] for i in range(0, len(cells), width)]
     shape = "a plane of K and one of V" if cache.planes else "K and V in each block"

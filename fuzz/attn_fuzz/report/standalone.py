@@ -11,6 +11,7 @@ from attn_contract import Layer
 from attn_fuzz.cases import earlier_writes, tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.interpreted import new_memory
 from attn_fuzz.verdict.verdict import Verdict
 
 LITERAL_ELEMENTS = 64
@@ -28,6 +29,7 @@ def script(case: Case, verdict: Verdict) -> str:
         cache=_cache(step) if step.raw is not None else _dense(step),
         writes=_writes(step, case),
         earlier=_EARLIER.format(names=case.earlier) if case.earlier else "",
+        with_numbers=new_memory.numbers_in(case),
         reference="paged_attention(q, kv_cache, layer, batch"
         if step.raw is not None
         else "varlen_attention(q, k, v, layer, batch",
@@ -62,7 +64,7 @@ import sys
 import zlib
 
 import torch
-from attn_fuzz.interpreted import interpreter, program_order
+from attn_fuzz.interpreted import interpreter, new_memory, program_order
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -98,8 +100,8 @@ inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.
 reference = torch.zeros(len(q), layer.num_heads, layer.value_size, dtype=out.dtype, device=DEVICE)
 reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
-torch.use_deterministic_algorithms(True, warn_only=True)  # memory that the target allocates starts as NaN
-{earlier}target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+{earlier}with new_memory.filled(with_numbers={with_numbers}):
+    target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 scale = 1.0 if layer.output_scale is None else layer.output_scale.item()
 got = {{"out": out.reshape(reference.shape).double() * scale, "lse": None if lse is None else lse.T}}

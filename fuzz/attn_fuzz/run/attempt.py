@@ -16,9 +16,10 @@ from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.cases.wrong_arguments import wrong_attention
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
-from attn_fuzz.interpreted import permissions, program_order, sanitizer
+from attn_fuzz.interpreted import new_memory, permissions, program_order, sanitizer
 from attn_fuzz.run import devices, fence
 from attn_fuzz.run.exceptions import message_of
 from attn_fuzz.run.fence import Fence
@@ -80,7 +81,7 @@ class Attempt:
         self.events: tuple[str, ...] = ()
         built = time.perf_counter()
         try:
-            with own_state(), program_order.programs(case.program_order, case.values.seed):
+            with own_state(case), program_order.programs(case.program_order, case.values.seed):
                 self._call()
         except BaseException as raised:
             self.error = raised
@@ -154,17 +155,14 @@ def _judged_on(case: Case, device: str) -> str:
 
 
 @contextlib.contextmanager
-def own_state() -> Iterator[None]:
-    """Restore torch's global state after a target. Inside the block, uninitialized memory starts as NaN."""
+def own_state(case: Case) -> Iterator[None]:
+    """Restore torch's global state after a target. Inside the block, new memory holds what the case's seed says."""
     default_dtype, default_device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     folder = os.getcwd()
-    # fills uninitialized memory. torch.use_deterministic_algorithms does so, too, and imports torch's compiler, in two seconds
-    torch.set_deterministic_debug_mode("warn")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), new_memory.filled(with_numbers=new_memory.numbers_in(case)):
             yield
     finally:
-        torch.set_deterministic_debug_mode("default")
         torch.set_default_dtype(default_dtype)
         if torch.get_default_device() != default_device:
             torch.set_default_device(default_device)
@@ -265,8 +263,14 @@ def _function_of(cache_write: Write) -> str:
     return "write_kv_cache" if cache_write.rotation is None else "rope_and_write_kv_cache"
 
 
-class NotRefusedError(Exception):
+class NotRefusedError(FailedCheckError):
     """A call that contradicts the contract was not refused."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("served", "an illegal call", message)
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.message,)
 
 
 def _refusing(attention: AttentionFunction) -> AttentionFunction:

@@ -1,4 +1,4 @@
-"""What a target must not have done, whatever its outputs are: raised, accessed what is forbidden, or changed other memory.
+"""Checks of a call beside its outputs: the target has not raised, accessed forbidden memory, or changed other memory.
 
 `CHECKS` are asked in order. Each takes an `Attempt`, and returns a `Wrong`, or None if it finds nothing wrong.
 """
@@ -7,19 +7,22 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from attn_contract import UnsupportedError
 from attn_contract.rules import words_of
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
-from attn_fuzz.cases.tensors import PADDING, Step
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.interpreted import sanitizer
-from attn_fuzz.run.attempt import Attempt, NotRefusedError
+from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.exceptions import described
+from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.verdict.verdict import Kind
 
 
 class Wrong(NamedTuple):
-    """What a check found.
+    """The finding of a check.
 
     Args:
         about: what is wrong, as `Verdict.about` has it: the name of a tensor, or the type of an exception.
@@ -40,24 +43,37 @@ def forbidden_access(attempt: Attempt) -> Wrong | None:
 def wrong_error(attempt: Attempt) -> Wrong | None:
     """An exception that does not refuse what is beyond the target's support."""
     error = attempt.error
-    if error is None or attempt.is_refused or isinstance(error, NotRefusedError):
+    if error is None or attempt.is_refused or isinstance(error, FailedCheckError):
         return None
     must = _must_refuse(attempt) if attempt.beyond else ""
     return Wrong(f"{must}{type(error).__name__}", f"{must}{described(error)}{attempt.during}")
 
 
 def missing_refusal(attempt: Attempt) -> Wrong | None:
-    """An illegal call, or one beyond the support of a target that refuses, without a refusal.
+    """A call beyond the support of a target that refuses, without a refusal.
 
     A step without requests may be served by a target that serves causal steps alone: no query sees a key.
     """
-    if isinstance(attempt.error, NotRefusedError):
-        return Wrong("an illegal call", str(attempt.error))
     if attempt.error is not None or not (attempt.beyond and attempt.target.refuses):
         return None
     if not attempt.case.requests and attempt.beyond == words_of("non_causal"):
         return None
     return Wrong(str(attempt.beyond), f"{_must_refuse(attempt)}it was served")
+
+
+def broken_declaration(attempt: Attempt) -> Wrong | None:
+    """A call that the target declares to serve, by which it is selected, and refuses; or the other way round."""
+    case, error = attempt.case, attempt.error
+    if attempt.target.declares is None or not attempt.target.refuses or not case.requests:
+        return None
+    refusals = attempt.target.declares(attempt.device).refusals(config_of(case))
+    if refusals and error is None:
+        return Wrong(refusals[0].property, f"it declares {refusals[0]}, and it was served")
+    if not refusals and isinstance(error, UnsupportedError):
+        return Wrong(
+            "a declared call", f"it declares that it serves this call, and refused it{attempt.during}: {described(error)}"
+        )
+    return None
 
 
 def _must_refuse(attempt: Attempt) -> str:
@@ -120,14 +136,15 @@ def stray_write(attempt: Attempt) -> Wrong | None:
     for name, buffer in fresh.items():
         untouched = torch.ones_like(buffer, dtype=torch.bool)
         if name == "out":
-            untouched[GUARD : GUARD + case.num_rows, : case.num_heads * case.value_size] = ~owned[:, None]
+            of_out = untouched.as_strided(step.out.shape, step.out.stride(), step.out.storage_offset())
+            of_out[...] = ~owned.view(-1, *[1] * (step.out.dim() - 1))
         elif step.lse is not None:
             untouched[1:-1, GUARD : GUARD + case.num_rows] = ~owned
         changed = untouched & (bits(buffer) != bits(canary((1,), buffer.dtype, buffer.device)))
         if changed.any():
             first, second = changed.nonzero()[0].tolist()
             if name == "out":
-                where = _place_around_out(first - GUARD, second, case)
+                where = _place_around_out(first - GUARD, second, step, case)
             else:
                 where = _place_around_lse(first - 1, second - GUARD, case)
             return Wrong(name, f"it wrote to {name} {where}; {int(changed.sum())} elements")
@@ -138,9 +155,11 @@ CHECKS_OF_ERRORS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
 )
-"""Those that look at no tensor."""
+"""The checks that look at no tensor."""
 CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
-    *CHECKS_OF_ERRORS,
+    ("sanitizer", forbidden_access),
+    ("served", broken_declaration),
+    ("raised", wrong_error),
     ("served", missing_refusal),
     ("cache", written_cache),
     ("cache", wrong_cache_write),
@@ -195,21 +214,24 @@ def _wrong_rotation(expected: torch.Tensor, got: torch.Tensor) -> str | None:
     return f"q at row {row}, head {head}, dim {dim}: {numbers}; {int(differs.sum())} elements differ"
 
 
-def _place_around_out(row: int, column: int, case: Case) -> str:
+def _place_around_out(row: int, column: int, step: Step, case: Case) -> str:
     """Name an element of the buffer around `out` [T, H, value_size].
 
     Args:
         row: of the buffer, where 0 is the first row of `out`. It may be negative.
-        column: of the buffer, whose rows are longer than those of `out`.
+        column: of the buffer, whose rows may be longer than those of `out`.
     """
-    width = case.num_heads * case.value_size
+    head_step = step.out.stride(1) if step.out.dim() == 3 and case.num_heads > 1 else case.value_size
+    width = (case.num_heads - 1) * head_step + case.value_size
     if column < width:
+        if column % head_step >= case.value_size:
+            return f"row {row}, between two heads"
         return _row_in_words(row, "", case)
     if case.num_rows == 1 and row == 0:
         # torch takes a tensor of one row for contiguous, whatever its stride is: to a kernel, the next row begins here
         return _row_in_words(column // width, "", case)
     if row == -1:
-        return f"{width + PADDING - column} elements before row 0, outside the tensor"
+        return f"{step.out_buffer.shape[1] - column} elements before row 0, outside the tensor"
     return f"{column - width + 1} elements past the end of row {row}, outside the tensor"
 
 

@@ -23,7 +23,7 @@ import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, FaultError, HelperKilledError, InputError
-from attn_fuzz.patches.mutant import Mutant, MutantError
+from attn_fuzz.patches.mutant import INSTALLED, Mutant, MutantError
 from attn_fuzz.run import prepared
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import FENCED, Verdict
@@ -39,7 +39,7 @@ _DEATH = "the process was killed by "
 KILLED = f"{_DEATH}SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 NO_MEMORY = "out of memory"
-"""What messages of CUDA, HIP, torch and Triton hold if a GPU has no memory left."""
+"""The words in messages of CUDA, HIP, torch and Triton if a GPU has no memory left."""
 OUT_OF_MEMORY = "out of memory and run again"
 HELPER_KILLED = "a process that compiles or is a rank was killed from outside: run again"
 
@@ -51,7 +51,7 @@ class Executor:
     Args:
         target: name of the target.
         device: "cpu" or "cuda".
-        limit: seconds that one case may take. They include the compilation of kernels.
+        case_seconds: seconds that one case may take. They include the compilation of kernels.
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
@@ -64,7 +64,7 @@ class Executor:
 
     target: str
     device: str
-    limit: float
+    case_seconds: float
     ahead: Path
     mutant: Mutant | None = None
     sanitize: bool = False
@@ -168,7 +168,7 @@ class Executor:
         try:
             connection.send((case, options))
             # wait for the process, too: if the kernel forked it, the copy may hold the connection open
-            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.limit):
+            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.case_seconds):
                 self.end()
                 return self._too_long()
             if not connection.poll():
@@ -192,19 +192,19 @@ class Executor:
             raise answer
         # a device that is not `sound` is broken for good by a bad access: then the mutant does run
         if self.mutant is not None and answer.kind == "raised" and sound:
-            self.mutant.check_announced(answer.message)
+            self.mutant.check_announced(answer.message, answer.about.rpartition(": ")[2])
         return answer
 
     def _too_long(self) -> Verdict:
         """No answer in time. The emulator is slow: it may be at fault, unless a mutant is."""
-        message = f"no answer in {self.limit:g} s"
+        message = f"no answer in {self.case_seconds:g} s"
         if self.mutant is None and registry.load(self.target).compiles:
-            return Verdict(kind="limit", message=message, about=f"{message} (lifted by a larger --limit)")
+            return Verdict(kind="limit", message=message, about=f"{message} (lifted by a larger --case-seconds)")
         return Verdict(kind="hung", message=message)
 
     def _fuzzer_can(self, case: Case) -> bool:
         """Whether the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
-        with Executor(HARMLESS, self.device, self.limit, self.ahead.with_suffix(".again.json")) as sound:
+        with Executor(HARMLESS, self.device, self.case_seconds, self.ahead.with_suffix(".again.json")) as sound:
             try:
                 return not sound.run(case).failed
             except ExecutorError:
@@ -248,7 +248,10 @@ class Executor:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
         load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
-        self._process = prepared.start(self.device, _serve, theirs, load, daemon=True)
+        if self.mutant is not None and self.mutant.is_early:
+            self._process = prepared.start_patched(self.mutant, _serve, theirs, load, daemon=True)
+        else:
+            self._process = prepared.start(self.device, _serve, theirs, load, daemon=True)
         theirs.close()
         try:
             return self._connection.poll(START_SECONDS) and self._connection.recv()
@@ -288,7 +291,7 @@ def use_interpreter(device: str) -> None:
 
 
 class _Load(NamedTuple):
-    """What a child process loads: the fields of its Executor."""
+    """The order to a child process: the fields of its Executor that it needs."""
 
     target: str
     device: str
@@ -315,7 +318,7 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
     warnings.simplefilter("ignore")
     use_interpreter(load.device)
     try:
-        if load.mutant is not None:
+        if load.mutant is not None and load.mutant not in INSTALLED:
             from attn_fuzz.patches import installation
 
             installation.install(load.mutant)
@@ -357,18 +360,23 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
 def _answer(connection: multiprocessing.connection.Connection, judge: "_Judge", device: str) -> None:
     """Receive cases, and send a verdict on each, until the parent is gone."""
     from attn_fuzz.run import devices
+    from attn_fuzz.run.exceptions import described
 
     me = os.getpid()
     while True:
         case, options = connection.recv()
         try:
             answer = judge(case, options)
-        except InputError as error:
-            answer = error
         except FaultError as error:
             answer = FaultError(f"{case_file.dumps(case)}\n{error}")
-        except Exception:
-            answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
+        except Exception as error:
+            if any(mutant.is_early for mutant in INSTALLED):
+                message = f"in the fuzzer, which calls what is patched: {described(error)}"
+                answer = Verdict(kind="raised", message=message, about=type(error).__name__)
+            elif isinstance(error, InputError):
+                answer = error
+            else:
+                answer = ExecutorError(f"the fuzzer itself failed on {case_file.dumps(case)}\n{traceback.format_exc()}")
         if os.getpid() != me:
             os._exit(1)  # this is a copy that the kernel forked: only the original answers
         connection.send((answer, devices.is_sound(device)))

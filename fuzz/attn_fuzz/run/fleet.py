@@ -170,7 +170,7 @@ class Cluster:
     task: Any
 
     def look(self, target: str, waits: Callable[[], None]) -> Seen:
-        """What a target is on a node.
+        """A target as a node sees it.
 
         Args:
             target: its name.
@@ -190,10 +190,10 @@ class Cluster:
         except EOFError:
             raise FleetError("--ray: the node that looked at the target died") from None
 
-    def fixed(self, target: str, limit: float) -> list[str]:
+    def fixed(self, target: str, case_seconds: float) -> list[str]:
         """The names of a target's findings that no longer fail on a node; none if the node that was asked cannot say."""
         try:
-            return _next(self.start(target, node.fixed, target, self.device, limit))
+            return _next(self.start(target, node.fixed, target, self.device, case_seconds))
         except (InputError, ExecutorError, EOFError, OSError):  # the run has ended, and its report is still due
             return []
 
@@ -219,7 +219,7 @@ class Cluster:
 
 
 def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
-    """What a run can use of the cluster that this process is connected to.
+    """The part of the connected cluster that a run can use.
 
     Args:
         device: "auto", "cpu" or "cuda". auto: GPUs, if the nodes have some.

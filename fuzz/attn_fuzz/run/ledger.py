@@ -13,18 +13,21 @@ if TYPE_CHECKING:
     from attn_fuzz.run.executor import Executor
 
 
-def fixed(name: str, device: str, limit: float) -> list[Finding]:
+def fixed(name: str, device: str, case_seconds: float) -> list[Finding]:
     """A target's findings whose stored cases run on this device and no longer fail.
 
     Args:
-        limit: seconds that one case may take.
+        case_seconds: seconds that one case may take.
     """
     from attn_fuzz.run.executor import Executor
 
     target = registry.load(name)
     support = target.support(device)
-    findings = [finding for finding in target.findings_on(device) if support.limit(case_file.load(finding.path)) is None]
-    with tempfile.TemporaryDirectory() as scratch, Executor(name, device, limit, Path(scratch, "finding.json")) as executor:
+    findings = [finding for finding in target.findings_on(device) if support.not_drawn(case_file.load(finding.path)) is None]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Executor(name, device, case_seconds, Path(scratch, "finding.json")) as executor,
+    ):
         return no_longer_failing(findings, executor)
 
 

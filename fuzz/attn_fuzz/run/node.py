@@ -1,4 +1,4 @@
-"""What a node of a Ray cluster does for `attn_fuzz.run.fleet`. A process of Ray has a worker process of its machine run a plan.
+"""The work of a Ray cluster's node for `attn_fuzz.run.fleet`: a process of Ray has a worker process of its machine run a plan.
 
 The worker process and its executor are those of a run on one machine. They stay for the next plan: starting them takes seconds.
 """
@@ -63,9 +63,9 @@ def look(target: str, device: str) -> Iterator[Seen]:
     yield Seen(_device_name(device), registry.usable(target, device).support(device))
 
 
-def fixed(target: str, device: str, limit: float) -> Iterator[list[str]]:
+def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:
     """Say which of the target's findings no longer fail here, by name."""
-    yield [finding.name for finding in ledger.fixed(target, device, limit)]
+    yield [finding.name for finding in ledger.fixed(target, device, case_seconds)]
 
 
 def run(plan: FuzzPlan, device_name: str) -> Iterator[Message]:

@@ -13,15 +13,18 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from attn_fuzz.errors import ExecutorError
+from attn_fuzz.patches.mutant import Mutant, MutantError
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -154,6 +157,46 @@ def start(device: str, function: Callable[..., None], *arguments: object, daemon
     return process
 
 
+class _Later:
+    """Arguments of a process that it unpickles itself, and so imports the modules of, when it calls `of`."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Pickled, (bytes(ForkingPickler.dumps(self._arguments)),)
+
+
+class _Pickled:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def of(self) -> Any:
+        return pickle.loads(self._data)
+
+
+def start_patched(mutant: Mutant, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """`start` in a process that installs a mutant before it imports the modules of `function` and its arguments.
+
+    The process starts from nothing, which takes seconds: a fork of the server has imported the contract.
+    """
+    os.environ.update(ONE_THREAD)
+    held: Any = _Later(function, arguments)
+    process = spawn.Process(target=_call_patched, args=(dict(os.environ), mutant, held), daemon=daemon)
+    with interrupts_later():
+        process.start()
+    return process
+
+
+def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -> None:
+    from attn_fuzz.patches import installation
+
+    with contextlib.suppress(MutantError):  # `function` installs it again, and tells why it cannot be
+        installation.install(mutant)
+    function, arguments = held.of()
+    _call(environment, function, arguments)
+
+
 def is_lost(process: BaseProcess) -> bool:
     """Whether nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
     return process.exitcode == _LOST
@@ -166,7 +209,7 @@ def is_killed(process: BaseProcess) -> bool:
 
 
 def answer(device: str, seconds: float | None, function: Callable[..., None], *arguments: object) -> Any:
-    """What a function sends through the connection that is its first argument, in a process of its own.
+    """Run a function in a process of its own, and return the object that it sends through its first argument, a connection.
 
     A process that is killed from outside runs again, KILLS times.
 
@@ -271,6 +314,12 @@ def _is_fork() -> bool:
     server: Any = forkserver._forkserver
     has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
     return server._forkserver_address is not None and server._forkserver_pid is None and has_key
+
+
+def leave_server() -> None:
+    """In a fork of a server: the processes that this fork starts have a server of their own, and it may die."""
+    server: Any = forkserver._forkserver
+    server._forkserver_address = None
 
 
 @contextlib.contextmanager

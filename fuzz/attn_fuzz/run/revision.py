@@ -23,7 +23,7 @@ RUNS = 6
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a case at a revision.
+    """The result of a case at a revision.
 
     Attributes:
         result: "cannot tell": the target does not load, does not admit the case or rightly refuses it, or the process died.
@@ -59,7 +59,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.worktree / whole.relative_to(self.checkout))
 
     def import_path(self, path: Sequence[str]) -> list[str]:
-        """What `sys.path` is to be, given what it is here."""
+        """The `sys.path` of a process there, made of the one here."""
         first = [str(self.worktree / folder) for folder in self.folders]
         return [*first, *(self.moved(entry or os.getcwd()) for entry in path)]
 
@@ -69,25 +69,27 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return {name: self.moved(os.path.abspath(value)) for name, value in named.items()}
 
 
-def replay(case: Case, target: str, place: Place, device: str, limit: float, sanitize: bool) -> Replay:
+def replay(case: Case, target: str, place: Place, device: str, case_seconds: float, sanitize: bool) -> Replay:
     """Run a case on a target as a worktree has it now.
 
     Args:
         target: its name.
         device: "cpu" or "cuda".
-        limit: seconds that the case may take.
+        case_seconds: seconds that the case may take.
         sanitize: whether accesses of interpreted kernels are checked, where the target declares such kernels.
     """
-    seconds = START_SECONDS + RUNS * limit
+    seconds = START_SECONDS + RUNS * case_seconds
     try:
-        return prepared.answer(device, seconds, _replay, case, target, place, device, limit, sanitize)
+        return prepared.answer(device, seconds, _replay, case, target, place, device, case_seconds, sanitize)
     except TimeoutError:
         return Replay(result="cannot tell", words="the target did not load in time")
     except (EOFError, OSError):
         return Replay(result="cannot tell", words="the process died while the target was loaded")
 
 
-def _replay(connection: Connection, case: Case, name: str, place: Place, device: str, limit: float, sanitize: bool) -> None:
+def _replay(
+    connection: Connection, case: Case, name: str, place: Place, device: str, case_seconds: float, sanitize: bool
+) -> None:
     """The fresh process: it sends one Replay."""
     os.environ.update(place.environment())
     sys.path[:] = place.import_path(sys.path)
@@ -95,19 +97,19 @@ def _replay(connection: Connection, case: Case, name: str, place: Place, device:
     os.chdir(folder if os.path.isdir(folder) else place.worktree)
     os.dup2(2, 1)  # stdout is for results
     try:
-        connection.send(_replayed(case, name, place, device, limit, sanitize))
+        connection.send(_replayed(case, name, place, device, case_seconds, sanitize))
     except (InputError, ExecutorError, OSError) as error:
         connection.send(Replay(result="cannot tell", words=one_line(str(error), 300), is_of_worktree=_is_of(place)))
 
 
-def _replayed(case: Case, name: str, place: Place, device: str, limit: float, sanitize: bool) -> Replay:
+def _replayed(case: Case, name: str, place: Place, device: str, case_seconds: float, sanitize: bool) -> Replay:
     target = registry.usable(name, device)
-    if (reason := target.limit(case, device)) is not None:
+    if (reason := target.not_drawn(case, device)) is not None:
         return Replay(result="cannot tell", words=f"the target does not admit the case: {reason}", is_of_worktree=_is_of(place))
     checked = sanitize and target.can_be_sanitized(device)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Executor(name, device, limit, Path(scratch, "in-flight.json"), sanitize=checked) as executor,
+        Executor(name, device, case_seconds, Path(scratch, "in-flight.json"), sanitize=checked) as executor,
     ):
         verdict = executor.run(case)
     words = f"{verdict.kind}: {verdict.message}" if verdict.message else verdict.kind

@@ -40,12 +40,12 @@ EXACT_EVERY = 25
 eighth of the time."""
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
-"""What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
+"""A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
 finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
 
 
 class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one shard does.
+    """The settings of one shard.
 
     Attributes:
         target: name of the target.
@@ -54,7 +54,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         first: how many of the examples run; None if all do.
         past: cases of earlier runs, which run before any case is drawn.
         seed: of Hypothesis. The same plan draws the same cases.
-        limit: seconds that one case may take.
+        case_seconds: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
@@ -70,7 +70,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     examples: int
     seed: int
     folder: Path
-    limit: float = 60.0
+    case_seconds: float = 60.0
     until: float | None = None
     mutant: Mutant | None = None
     sanitize: bool = True
@@ -222,7 +222,9 @@ def start_executor(plan: FuzzPlan) -> "Executor":
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
     exactly = plan.exact_every > 0
-    return Executor(plan.target, plan.device, plan.limit, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced)
+    return Executor(
+        plan.target, plan.device, plan.case_seconds, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced
+    )
 
 
 def exact_every(target: Target, device: str) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
-from attn_fuzz.cases.case import Case, CaseError
+from attn_fuzz.cases.case import CHOICES, Case, CaseError
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
@@ -25,7 +26,7 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
-SEEDS_OF_SECOND_LOOK = (7919, 2 * 7919)
+SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 
@@ -110,6 +111,8 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
         if limit := limit_of(attempt.error):
             return verdict("limit", described(attempt.error), about=limit)
         check_no_fault(attempt.error)
+    if isinstance(attempt.error, FailedCheckError):
+        return verdict(attempt.error.kind, f"{attempt.error}{attempt.during}", about=attempt.error.about)
     for kind, check in CHECKS:
         if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle
@@ -165,10 +168,12 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
 def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
     """The failure that properties find in variants of the step, as kind, about and message of a verdict; None if they hold."""
     try:
-        with own_state(), program_order.programs(attempt.case.program_order, attempt.case.values.seed):
+        with own_state(attempt.case), program_order.programs(attempt.case.program_order, attempt.case.values.seed):
             broken = _broken_property(attempt)
     except sanitizer.Violation as violation:
         return "sanitizer", violation.about, f"on a variant of the step: {violation}"
+    except FailedCheckError as error:
+        return error.kind, error.about, f"on a variant of the step: {error}"
     except Exception as error:
         if limit := limit_of(error):
             return "limit", limit, f"on a variant of the step: {described(error)}"

@@ -98,7 +98,7 @@ class ServingEngine:
         self.requests: dict[int, ServedRequest] = {}
         self.reference = UncachedReference(model, device)
         self._new_id = itertools.count()
-        self._random = random.Random(0)
+        self._rng = random.Random(0)
         self._generator = torch.Generator().manual_seed(1)
         self._caches: dict[str, torch.Tensor] = {}
         self._impls: dict[str, AttentionImpl[Any]] = {}
@@ -320,7 +320,7 @@ class ServingEngine:
         return request.id
 
     def _tokens(self, count: int) -> list[int]:
-        return [self._random.randrange(VOCABULARY) for _ in range(count)]
+        return [self._rng.randrange(VOCABULARY) for _ in range(count)]
 
     def _int32(self, numbers: Sequence[int] | Sequence[list[int]]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int32, device=self.device)

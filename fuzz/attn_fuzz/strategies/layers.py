@@ -39,6 +39,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     latent = attn_type is AttentionType.DECODER and _is_latent(draw, support, chosen)
     if latent:
         chosen = chosen - {"rope"} | {"head_size_v"}  # a latent cache is written with keys that are rotated
+        if support.cache_dtypes and pick(draw, (False, True)):
+            chosen = chosen | {"quantized"}  # few rows over elements of one byte are a path of their own
     cache = _cache(draw, support, dtype, chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
@@ -61,6 +63,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         **widths,
         "scale": _scale(draw, support, widths["head_size"]),
         **numbers,
+        "q_scale": _q_scale(draw, support, cache, chosen),
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
         "narrow_sinks": "sinks" in chosen and pick(draw, (False, True)),
@@ -84,6 +87,8 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
         numbers["narrow_sinks"] = pick(draw, (False, True))
     if "bidirectional_ranges" in drawn.rules and "ranges_clamped" in support.rules:
         numbers["ranges_clamped"] = pick(draw, (False, True))
+    if drawn.case["q_scale"]:
+        numbers["q_scale"] = pick(draw, ("tensor", "head"))
     if not (drawn.cache and drawn.cache["layout"].has_latent_value):
         numbers["num_kv_heads"] = _num_kv_heads(draw, drawn.case["group_size"])
     case = {**drawn.case, **numbers, "scale": _scale(draw, support, drawn.case["head_size"])}
@@ -229,6 +234,14 @@ def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> b
         size % blocks == 0 for size in support.block_sizes
     )
     return has_sizes and (quantized or not layout.has_inline_scales)
+
+
+def _q_scale(draw: st.DrawFn, support: Support, cache: dict[str, Any], chosen: set[str]) -> str | None:
+    """A scale of float8 queries for one in two of the layers that can have it: queries that the step rotates cannot."""
+    is_float8 = cache.get("dtype") not in (None, "int8") and cache["layout"].latent_format is None
+    if "q_scale" not in support.rules or not is_float8 or "rope" in chosen:
+        return None
+    return pick(draw, (None, None, "tensor", "head"))
 
 
 def _multiple_of(layout: Layout | None, itemsize: int) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def _missing(device: str) -> str | None:
 
 
 def _modules() -> list[ModuleType]:
-    from attn_fuzz.targets.others import aiter_package
+    from attn_fuzz.targets.packages import aiter_package
 
     return aiter_package.load("unified_attention")
 

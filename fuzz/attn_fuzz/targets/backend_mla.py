@@ -17,7 +17,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.backends import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of, rng_of_lengths
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
@@ -107,11 +107,11 @@ def is_wide(layer: Layer) -> bool:
 
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
     """The longest decode, and the keys that are gathered at once, chosen by the step. Wide rows are decodes alone."""
-    choose = rng_of((batch.query_start_loc, batch.seq_lens))
+    rng = rng_of_lengths(batch)
     longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {
-        "num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)),
-        "context_chunk_keys": max(1, -(-longest // choose.randint(1, MOST_CHUNKS))),
+        "num_speculative_tokens": rng.choice((0, 0, 0, 1, 3)),
+        "context_chunk_keys": max(1, -(-longest // rng.randint(1, MOST_CHUNKS))),
     }
     if is_wide(layer):
         options["num_speculative_tokens"] = batch.max_query_len
@@ -120,8 +120,8 @@ def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
 
 def options_of_layer(layer: Layer, batch: Batch) -> dict[str, Any]:
     """The same options for each step of a layer, as an engine has them. Outputs that must not depend on a batch need them."""
-    choose = rng_of((layer.num_heads, layer.scale))
-    options = {"num_speculative_tokens": choose.choice((0, 0, 0, 1, 3)), "context_chunk_keys": choose.choice(_CHUNK_KEYS)}
+    rng = rng_of((layer.num_heads, layer.scale))
+    options = {"num_speculative_tokens": rng.choice((0, 0, 0, 1, 3)), "context_chunk_keys": rng.choice(_CHUNK_KEYS)}
     return {**options, "num_speculative_tokens": _ALL_ARE_DECODES} if is_wide(layer) else options
 
 
@@ -258,6 +258,7 @@ def support(device: str) -> Support:
         latent=LatentSizes(
             widths=_WIDTHS if device == "cpu" else ((64, 32), (128, 64), *_WIDTHS[-2:]), block_sizes=(16, 64, 80)
         ),
+        refused_sizes={"widths": ((528, 16), (496, 144)), "block_sizes": (8, 24)},
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),

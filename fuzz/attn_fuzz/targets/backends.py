@@ -1,8 +1,8 @@
 """Backends as targets: whole layers, made and called as an engine does, and judged like any kernel.
 
 A layer is made once and serves all calls of a case. The metadata of a step is built once and serves all layers that are called
-with the same Batch. What a backend serves is drawn, as `attn_fuzz.targets.served` states it. What a backend serves on the
-installed AITER depends on that AITER, so there what the backend declares is drawn. The backend must refuse the rest.
+with the same Batch. `attn_fuzz.targets.backend_supports` states the cases that are drawn for a backend. A backend on AITER
+serves what the installed AITER can do, so its own declaration states its cases. A backend must refuse all other cases.
 """
 
 import dataclasses
@@ -15,12 +15,14 @@ import torch
 from attn_contract import AttentionType, Batch, Capabilities, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings import aiter as aiter_findings
-from attn_fuzz.targets import declared, served
+from attn_fuzz.targets import backend_supports
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
+from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.target import Mode, Support, Target
 from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
@@ -30,7 +32,7 @@ def support_of(capabilities: Capabilities, sizes: Support) -> Support:
     can = capabilities
 
     def exclude(case: Case) -> str | None:
-        refusals = can.refusals(declared.config_of(case))
+        refusals = can.refusals(config_of(case))
         return str(refusals[0]) if refusals else sizes.exclude(case)
 
     return dataclasses.replace(
@@ -82,9 +84,11 @@ class BackendLayers:
         lse: torch.Tensor | None,
         **mode: bool,
     ) -> None:
-        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-        reads = k is None and self._may_read(q.device.type) and choose.random() < 0.5
-        impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
+        rng = rng_of_call(q, batch)
+        reads = k is None and self._may_read(q.device.type) and rng.random() < 0.5
+        # beside a float8 q the output says the layer's dtype, or nothing does
+        rows = q if layer.q_scale is None else out if layer.output_scale is None else q.new_empty(0, dtype=torch.float16)
+        impl, own_cache = self._impl(layer, rows, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
 
     def write_kv_cache(
@@ -224,7 +228,9 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
         bidirectional_ranges=ranges,
         qq_bias=qq_bias,
     )
-    assert common.num_reqs == batch.num_requests, "engines read it, and this package does not"
+    if common.num_reqs != batch.num_requests:  # engines read it, and this package does not
+        message = f"the metadata of {batch.num_requests} requests say num_reqs={common.num_reqs}"
+        raise FailedCheckError("property", "CommonAttentionMetadata.num_reqs", message)
     return common
 
 
@@ -242,6 +248,7 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
         "write_kv_cache": layers.write_kv_cache,
         "rope_and_write_kv_cache": layers.rope_and_write_kv_cache,
         "siblings": tuple(functools.partial(layers.attention, **mode) for mode in modes),
+        "declares": layers.capabilities,
         "checks_arguments": False,  # those of layers are: tests/optimized/backends
         "forget": layers.forget,
         "unavailable": layers.unavailable,
@@ -336,21 +343,21 @@ BACKEND_TRITON = backend_target(
     "backend-triton",
     _TRITON,
     description="the backend TRITON_ATTN: whole layers, within what it serves",
-    support=served.triton_attn,
+    support=backend_supports.triton_attn,
     modes=invariant_layers(_TRITON),
 )
 BACKEND_TRITON_DIFFKV = backend_target(
     "backend-triton-diffkv",
     _TRITON_DIFFKV,
     description="the backend TRITON_ATTN_DIFFKV: whole layers with K and V of two widths, within what it serves",
-    support=served.triton_attn_diffkv,
+    support=backend_supports.triton_attn_diffkv,
     modes=invariant_layers(_TRITON_DIFFKV),
 )
 BACKEND_ROCM_ATTN = backend_target(
     "backend-rocm-attn",
     _ROCM_ATTN,
     description="the backend ROCM_ATTN: whole layers, within what it serves",
-    support=served.rocm_attn,
+    support=backend_supports.rocm_attn,
 )
 BACKEND_AITER_UNIFIED = backend_target(
     "backend-aiter-unified",

@@ -89,7 +89,7 @@ def with_architecture(
     return base
 
 
-def schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
+def schedules(rng: random.Random, *, races: bool = True) -> "list[Schedule]":
     """Orders of what a launch may run in any order: one, or for a share of the launches two, with other junk.
 
     Args:
@@ -97,8 +97,8 @@ def schedules(choose: random.Random, *, races: bool = True) -> "list[Schedule]":
     """
     from attn_amdgcn import Schedule
 
-    first = Schedule(seed=choose.randrange(1 << 31))
-    if choose.random() >= CHECKED:
+    first = Schedule(seed=rng.randrange(1 << 31))
+    if rng.random() >= CHECKED:
         return [first]
-    another = Schedule(choose.choice(_ORDERS), choose.choice(_ORDERS), choose.randrange(1 << 31))
+    another = Schedule(rng.choice(_ORDERS), rng.choice(_ORDERS), rng.randrange(1 << 31))
     return [dataclasses.replace(first, races=races), another]

@@ -81,7 +81,7 @@ class Engine:
     planes: tuple[bool, ...] = (False, True)
     orders: tuple[PhysicalOrder, ...] = tuple(PhysicalOrder)
     num_layers: tuple[int, ...] = (1, 2, 3)
-    padding: tuple[int, ...] = (0, 8, 24)
+    padding: tuple[int, ...] = (0, 8, 32)
     other_views: bool = True
     writes: tuple[bool, ...] = (True, False)
     unwritten: bool = True
@@ -126,7 +126,7 @@ class Engine:
         """True if a request of self-attention may have fewer keys than queries."""
         return self.more_queries_than_keys and self.prompts and (self.several_queries or self.empty_requests)
 
-    def limit(self, case: Case) -> str | None:
+    def not_sent(self, case: Case) -> str | None:
         """The first property of a case that the engine never sends, in words; None if it sends the case."""
         if self is ANY_ENGINE:
             return None
@@ -266,7 +266,7 @@ VLLM: Final = Engine(
 
 def _restriction(field: str, value: Any) -> Callable[[Case], bool]:
     engine = Engine(**{field: value})
-    return lambda case: engine.limit(case) is None
+    return lambda case: engine.not_sent(case) is None
 
 
 _NARROWER: Final[Mapping[str, tuple[Any, ...]]] = {

@@ -17,7 +17,7 @@ from attn_contract import Batch, Layer, UnsupportedError
 from attn_fuzz.cases.poison import LEFTOVER, poison
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
 from attn_fuzz.verdict.rounding import Rounding
@@ -60,18 +60,18 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
         _check_output(layer, takes.has_output_scale)
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
-        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-        parts = [state(q[:rows], layer, choose) for _ in range(choose.randint(2, MOST_PARTS))]
-        bound = choose.randint(0, rows) if takes.has_prefix_bound and choose.random() < 0.5 else None
+        rng = rng_of_call(q, batch)
+        parts = [state(q[:rows], layer, rng) for _ in range(rng.randint(2, MOST_PARTS))]
+        bound = rng.randint(0, rows) if takes.has_prefix_bound and rng.random() < 0.5 else None
         for request in requests_of(q, k, v, kv_cache, layer, batch):
-            _attend(request, layer, parts, choose, takes.empty_lses, rows if bound is None else bound)
+            _attend(request, layer, parts, rng, takes.empty_lses, rows if bound is None else bound)
         first = {}
         if bound is not None:
             # no prefix lies there: numbers that would count, if they were read
             parts[0].out[bound:], parts[0].lse[:, bound:] = LEFTOVER, LEFTOVER
             first = {"prefill_tokens_with_context": bound}
         last = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
-        _merge(merge, parts, rows_of(out, layer, rows), None if lse is None else lse[:, :rows], choose, first, last)
+        _merge(merge, parts, rows_of(out, layer, rows), None if lse is None else lse[:, :rows], rng, first, last)
 
     return attention
 
@@ -81,7 +81,7 @@ def _merge(
     parts: list[State],
     out: torch.Tensor,
     lse: torch.Tensor | None,
-    choose: random.Random,
+    rng: random.Random,
     first: dict[str, Any],
     last: dict[str, Any],
 ) -> None:
@@ -94,10 +94,10 @@ def _merge(
     *inner, other = others
     options = first
     for part in inner:
-        into = choose.choice((merged, part))
+        into = rng.choice((merged, part))
         merge(*merged, *part, out=into.out, lse=into.lse, **options)
         merged, options = into, {}
-    if lse is not None and out.dtype == merged.out.dtype and choose.random() < 0.5:
+    if lse is not None and out.dtype == merged.out.dtype and rng.random() < 0.5:
         merged = State(out.copy_(merged.out), lse.copy_(merged.lse))
     merge(*merged, *other, out=out, lse=lse, **options, **last)
 
@@ -108,13 +108,13 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
-        choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
-        outs, lses = stacked(q[:rows], layer, choose.randint(1, most_parts), choose)
+        rng = rng_of_call(q, batch)
+        outs, lses = stacked(q[:rows], layer, rng.randint(1, most_parts), rng)
         parts = [State(*part) for part in zip(outs, lses, strict=True)]
         for request in requests_of(q, k, v, kv_cache, layer, batch):
-            _attend(request, layer, parts, choose, EVERY_OPTION.empty_lses, rows)
+            _attend(request, layer, parts, rng, EVERY_OPTION.empty_lses, rows)
         options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
-        if choose.random() < 0.5:
+        if rng.random() < 0.5:
             # exact: a quotient that is rounded, as a kernel's logarithm of base 2 is
             lses.copy_((lses.double() / torch.tensor(2.0, dtype=torch.float64).log()).float())
             options["lse_base"] = "2"
@@ -148,16 +148,16 @@ def _attend(
     request: attn_reference.Request,
     layer: Layer,
     parts: list[State],
-    choose: random.Random,
+    rng: random.Random,
     empty_lses: tuple[float, ...],
     bound: int,
 ) -> None:
     """Write a request's rows of each part. The sinks join one of the parts. Rows from `bound` on have nothing in the first."""
     keys = request.visible.shape[1]
-    inner = sorted(choose.choice((0, keys, choose.randint(0, keys))) for _ in parts[1:])
+    inner = sorted(rng.choice((0, keys, rng.randint(0, keys))) for _ in parts[1:])
     position = torch.arange(keys, device=request.visible.device)
     has_prefix = torch.arange(request.rows.start, request.rows.stop, device=position.device)[:, None] < bound
-    with_sinks = choose.randrange(len(parts)) if bound >= request.rows.stop else len(parts) - 1
+    with_sinks = rng.randrange(len(parts)) if bound >= request.rows.stop else len(parts) - 1
     for i, (begin, end) in enumerate(zip((0, *inner), (*inner, keys), strict=True)):
         held = (begin <= position) & (position < end)
         if i == 0:
@@ -166,7 +166,7 @@ def _attend(
             held = held | ((position < end) & ~has_prefix)
         part = dataclasses.replace(request, visible=request.visible & held)
         found = attn_reference.attend(part, layer if i == with_sinks else dataclasses.replace(layer, sinks=None))
-        write_state(parts[i], request.rows, found.out, found.lse, choose.choice(empty_lses))
+        write_state(parts[i], request.rows, found.out, found.lse, rng.choice(empty_lses))
 
 
 def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, empty_lse: float) -> None:
@@ -181,12 +181,12 @@ def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
     return out.view(len(out), layer.num_heads, layer.value_size)[:rows]
 
 
-def state(q: torch.Tensor, layer: Layer, choose: random.Random) -> State:
+def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
     """Memory for a part, with poison around and between its rows."""
     rows, heads, head_size = len(q), layer.num_heads, layer.value_size
-    head_step = head_size + choose.choice((0, 0, MOST_PADDING))
-    row_step = heads * head_step + choose.choice((0, MOST_PADDING))
-    lse_step = rows + choose.choice((0, 1, MOST_PADDING))
+    head_step = head_size + rng.choice((0, 0, MOST_PADDING))
+    row_step = heads * head_step + rng.choice((0, MOST_PADDING))
+    lse_step = rows + rng.choice((0, 1, MOST_PADDING))
     out = poison(((rows + 2) * row_step,), q.dtype, q.device)
     lse = poison(((heads + 2) * lse_step,), torch.float32, q.device)
     return State(
@@ -195,14 +195,14 @@ def state(q: torch.Tensor, layer: Layer, choose: random.Random) -> State:
     )
 
 
-def stacked(q: torch.Tensor, layer: Layer, parts: int, choose: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def stacked(q: torch.Tensor, layer: Layer, parts: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
     rows, heads, head_size = len(q), layer.num_heads, layer.value_size
-    padded = head_size + choose.choice((0, 0, MOST_PADDING))
-    outs, lses = choose.choice(("nthd", "tnhd", "htnd")), choose.choice(("nht", "nth", "thn"))
+    padded = head_size + rng.choice((0, 0, MOST_PADDING))
+    outs, lses = rng.choice(("nthd", "tnhd", "htnd")), rng.choice(("nht", "nth", "thn"))
     sizes = {"n": parts, "t": rows, "h": heads, "d": padded}
     out = poison(tuple(sizes[dim] for dim in outs), q.dtype, q.device)[..., :head_size]
-    lse = poison(tuple(sizes[dim] + choose.choice((0, 1)) for dim in lses), torch.float32, q.device)
+    lse = poison(tuple(sizes[dim] + rng.choice((0, 1)) for dim in lses), torch.float32, q.device)
     lse = lse[tuple(slice(sizes[dim]) for dim in lses)]
     return out.permute([outs.index(dim) for dim in "nthd"]), lse.permute([lses.index(dim) for dim in "nht"])
 
@@ -257,14 +257,14 @@ def _in_some_form(function: Callable[..., torch.Tensor], with_far_rows: Callable
     elements."""
 
     def merge(*states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None, **options: Any) -> None:
-        choose = rng_of((states[0].shape, [state.stride() for state in states]))
+        rng = rng_of((states[0].shape, [state.stride() for state in states]))
         forms: list[MergeFunction] = [function]
         if "output_scale" not in options:
             forms.append(functools.partial(_returned, function))
         if interprets(states[0]):
-            on_a_gpu = planned(drawn_gpu(choose))(function)
+            on_a_gpu = planned(drawn_gpu(rng))(function)
             forms += [on_a_gpu, functools.partial(with_far_rows, function)]
-        choose.choice(forms)(*states, out=out, lse=lse, **options)
+        rng.choice(forms)(*states, out=out, lse=lse, **options)
 
     return merge
 

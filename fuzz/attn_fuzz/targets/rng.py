@@ -17,6 +17,16 @@ def rng_of(sizes: Any) -> random.Random:
     return random.Random(repr(_plain(sizes)))
 
 
+def rng_of_call(q: torch.Tensor, batch: Batch) -> random.Random:
+    """A generator seeded by the shape of q and the lengths of a batch."""
+    return rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
+
+
+def rng_of_lengths(batch: Batch) -> random.Random:
+    """A generator seeded by the lengths of a batch."""
+    return rng_of((batch.query_start_loc, batch.seq_lens))
+
+
 def rng_of_metadata(arguments: Iterable[object]) -> random.Random:
     """A generator seeded by the metadata among the arguments of a call: lengths, slots and positions."""
     metadata: list[torch.Tensor] = []

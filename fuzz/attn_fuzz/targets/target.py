@@ -1,6 +1,7 @@
 """A target: functions that write a cache and attend, with a declaration of what they support and where they round."""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import torch
-from attn_contract import RULES, AttentionType, Batch, Layer, Layout
+from attn_contract import RULES, AttentionType, Batch, Capabilities, Layer, Layout
 from attn_contract.rules import words_of
 from attn_fuzz.cases.case import Case, ScaleKind
 from attn_fuzz.cases.tensors import Step
@@ -126,12 +127,14 @@ class Support:
         output_dtypes: of `out` where there is an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
-        exclude: returns why the target does not support a case, or None. It is for limits that no field can express, such as
-            two rules that are not supported together. What it excludes is drawn and thrown away.
+        exclude: returns why the target does not support a case, or None. It is for what no field can express, such as two
+            rules that are not supported together. What it excludes is drawn and thrown away.
         unused_slots: the numbers in slots that no query sees. "NaN" finds a kernel that reads them. "mostly finite" is for a
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
             "finite" is for an engine whose cache never holds NaN.
         latent: sizes of latent caches, instead of head_sizes, group_sizes and block_sizes.
+        refused_sizes: sizes one step beyond those that it serves, which it must refuse: by head_sizes, value_sizes (widths of
+            V), group_sizes, block_sizes, and widths of latent caches.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
         long_seq_len: the keys of a request that is drawn now and then: it is alone in its step and has one query. None: no
@@ -163,6 +166,7 @@ class Support:
     exclude: Callable[[Case], str | None] = _nothing
     unused_slots: Literal["NaN", "mostly finite", "finite"] = "NaN"
     latent: LatentSizes = LatentSizes()
+    refused_sizes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
@@ -178,6 +182,8 @@ class Support:
         for name in needed:
             if not getattr(self, name):
                 raise ValueError(f"Support.{name}: got none, expected at least one")
+        if unknown := [name for name in self.refused_sizes if name not in _REFUSED_SIZES]:
+            raise ValueError(f"Support.refused_sizes: got {unknown[0]!r}, expected names among {', '.join(_REFUSED_SIZES)}")
         if unknown := [name for name in self.rules if name not in RULES]:
             raise ValueError(f"Support.rules: got {unknown[0]!r}, expected names among {', '.join(RULES)}")
         if unserved := [name for name in self.required_rules if name not in self.rules]:
@@ -187,7 +193,7 @@ class Support:
         if AttentionType.DECODER in self.attn_types and not (self.causal or "non_causal" in self.rules):
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
-    def limit(self, case: Case) -> str | None:
+    def not_drawn(self, case: Case) -> str | None:
         """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
@@ -203,11 +209,11 @@ class Support:
             for name, view in (("writer", case.cache.writer), ("neighbour", case.cache.neighbour)):
                 choices[name] = (view or case.cache.layout, self.layouts)
         for name, (value, allowed) in choices.items():
-            if value not in allowed:
+            if value not in allowed and not (name in _LIMITS_OF_SIZES and self._refused_size(case)):
                 return f"{name} {value}, only {', '.join(map(str, allowed))}"
         if self.unused_slots == "finite" and case.cache is not None and not case.finite_slots:
             return "finite_slots False, only True"
-        return self.engine.limit(case)
+        return self.engine.not_sent(case)
 
     def beyond(self, case: Case) -> str | None:
         """The first property of a case that the target does not support and must refuse, in words; None if there is none."""
@@ -230,17 +236,37 @@ class Support:
             return f"a scale of the cache for each {scales}"
         if case.output_dtype is not None and case.output_dtype not in self.output_dtypes:
             return f"an output of {case.output_dtype}"
+        if size := self._refused_size(case):
+            return size
         try:
             return self.exclude(case)
         except Exception as error:
             raise DeclarationError(f"Support.exclude raises {type(error).__name__}: {one_line(str(error))}") from error
 
+    def _refused_size(self, case: Case) -> str | None:
+        """The first size of a case that is one of `refused_sizes`, in words."""
+        for name, (words, size) in _REFUSED_SIZES.items():
+            if (value := size(case)) is not None and value in self.refused_sizes.get(name, ()):
+                return f"{words} {value}"
+        return None
+
     def widened(self) -> "Support":
         """A Support that draws the same sizes, dtypes, layouts and forms, and every rule. Refusals are drawn from it."""
-        layouts = self.layouts or EVERYTHING.layouts
-        rules = (*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules))
-        drawn = {name: getattr(self, name) for name in _DRAWN}
-        return dataclasses.replace(EVERYTHING, attn_types=self._all_types, layouts=layouts, rules=rules, **drawn)
+        refused = self.refused_sizes
+        return dataclasses.replace(
+            self,
+            attn_types=self._all_types,
+            layouts=self.layouts or EVERYTHING.layouts,
+            rules=(*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules)),
+            required_rules=(),
+            causal=True,
+            cache_dtypes=EVERYTHING.cache_dtypes,
+            scales=EVERYTHING.scales,
+            output_dtypes=EVERYTHING.output_dtypes,
+            head_sizes=(*self.head_sizes, *refused.get("head_sizes", ())),
+            block_sizes=(*self.block_sizes, *refused.get("block_sizes", ())),
+            exclude=_nothing,
+        )
 
     @property
     def _all_types(self) -> tuple[AttentionType, ...]:
@@ -259,13 +285,35 @@ class Support:
         formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]
         formats += [{"output_dtypes": (one,)} for one in EVERYTHING.output_dtypes if one not in self.output_dtypes]
         nothing = [] if self.exclude is _nothing else [{}] * 3
+        sizes = [self._with_size(name, size) for name, refused in self.refused_sizes.items() for size in refused]
         layouts = self.layouts or EVERYTHING.layouts
         one_more = [
             dataclasses.replace(self, layouts=layouts, exclude=_nothing, **more)
-            for more in (*types, *types, *types, *rules, *formats, *nothing)
+            for more in (*types, *types, *types, *rules, *formats, *nothing, *sizes)
         ]
         return (self.widened(),) * max(1, len(one_more)) + tuple(one_more)
 
+    def _with_size(self, name: str, size: Any) -> dict[str, Any]:
+        """Fields of a Support that draws a refused size more often than any other."""
+        of_latent = {"widths": "widths", "group_sizes": "group_sizes", "block_sizes": "block_sizes"}.get(name)
+        fields: dict[str, Any] = {}
+        if of_latent is not None:
+            fields["latent"] = dataclasses.replace(self.latent, **{of_latent: (size,) * 4 + getattr(self.latent, of_latent)})
+        if name != "widths":
+            own = "head_sizes" if name == "value_sizes" else name
+            fields[own] = (size,) * 4 + getattr(self, own)
+        return fields
+
+
+_REFUSED_SIZES: dict[str, tuple[str, Callable[[Case], object]]] = {
+    "head_sizes": ("head size", lambda case: None if case.has_latent_cache else case.head_size),
+    "value_sizes": ("a V of width", lambda case: None if case.has_latent_cache else case.value_size),
+    "widths": ("latent widths", lambda case: (case.value_size, case.head_size - case.value_size)),
+    "group_sizes": ("query heads for each KV head:", lambda case: case.group_size),
+    "block_sizes": ("block size", lambda case: case.cache and case.cache.block_size),
+}
+"""By key of `Support.refused_sizes`: words for a message, and the size of a case."""
+_LIMITS_OF_SIZES = ("head_size", "head_size_v", "widths", "group_size", "block_size")
 
 EVERYTHING = Support(
     attn_types=tuple(AttentionType),
@@ -275,7 +323,7 @@ EVERYTHING = Support(
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
-    head_sizes=(32, 16, 64, 80, 96, 128, 20, 256),
+    head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256),
 )
 """A Support of everything that a case with one head size can have."""
 BESIDE_TWO_WIDTHS = (192, 33, 47)
@@ -291,24 +339,6 @@ WITH_LATENT = dataclasses.replace(
 They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not
 changed what any other target draws. tests/test_silence.py asks everybody else to refuse them.
 """
-
-_DRAWN = (
-    "engine",
-    "unused_slots",
-    "dtypes",
-    "head_sizes",
-    "group_sizes",
-    "block_sizes",
-    "latent",
-    "tile_sizes",
-    "max_tokens",
-    "max_seq_len",
-    "long_seq_len",
-    "many_requests",
-    "steps_per_layer",
-    "own_numbers",
-)
-
 
 FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
 """The fields of Target that are the functions to check."""
@@ -356,6 +386,8 @@ class Target:
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
+        declares: returns the Capabilities by which it is selected on a device type. A call that they serve must not be refused
+            with UnsupportedError, and a call that they refuse must be.
         checks_arguments: whether `attention` and its siblings refuse a tensor of another dtype, shape or device with a
             ValueError or a NotImplementedError, before they write anything. Earlier calls of a case are then such calls, too
             (`attn_fuzz.cases.wrong_arguments`). Functions with a parameter `validate` that is on by default must refuse wrong
@@ -401,6 +433,7 @@ class Target:
     events: Callable[[Step], Iterable[str]] = _no_events
     siblings: tuple[AttentionFunction, ...] = ()
     checks_arguments: bool = False
+    declares: Callable[[str], Capabilities] | None = None
     forget: Callable[[], None] = lambda: None
     properties: "tuple[Property, ...]" = ()
     oracle: bool = True
@@ -426,11 +459,21 @@ class Target:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
-    def limit(self, case: Case, device: str) -> str | None:
-        """As `Support.limit` of what it supports on a device type. A captured call has no limit: a Support's sizes say what is
-        drawn, not what the kernel can do.
+    def not_drawn(self, case: Case, device: str) -> str | None:
+        """As `Support.not_drawn`, on a device type; None for a captured call, which is run at any size.
+
+        The sizes of a Support say what is drawn, not what the kernel can do.
         """
-        return None if case.values.kind == "captured" else self.support(device).limit(case)
+        return None if case.values.kind == "captured" else self.support(device).not_drawn(case)
+
+    def wrapped(self, wrap: Callable[[str, Any], Any], **changes: Any) -> "Target":
+        """A copy with changes, of which each function is `wrap(field, function)`, with `field` of FUNCTIONS.
+
+        Siblings are left out: they would be called as before.
+        """
+        functions = {field: getattr(self, field) for field in FUNCTIONS}
+        functions = {field: wrap(field, function) for field, function in functions.items() if function is not None}
+        return dataclasses.replace(self, siblings=(), **functions, **changes)
 
     def findings_on(self, device: str) -> tuple[Finding, ...]:
         """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""
@@ -451,3 +494,17 @@ class Target:
 
 Mode = Callable[[Target], Target]
 """Makes another target of a target."""
+
+
+def within(context_of: Callable[[tuple[Any, ...]], AbstractContextManager[object]]) -> Callable[[str, Any], Any]:
+    """A `wrap` of Target.wrapped: each call runs within a context that is made of the call's positional arguments."""
+
+    def wrap(field: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with context_of(arguments):
+                return function(*arguments, **options)
+
+        return call
+
+    return wrap

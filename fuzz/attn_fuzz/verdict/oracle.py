@@ -33,6 +33,7 @@ none. A cap does not enlarge errors, since the slope of tanh is at most 1.
 
     2 |z_j|     with a cap or a bias: z is scaled to the exponential's base before s is, and s may be far smaller
     2 |z_j|     with a quantized cache: the scale of K multiplies the layer's scale or the score, in one or two more roundings
+    2 |z_j|     with a float8 query: its scale multiplies the layer's scale or the score likewise; q itself is read exactly
     8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
                 of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
                 more roundings of numbers up to 2; all of this times c
@@ -52,7 +53,10 @@ A kernel may multiply bfloat16 numbers as float16 ones, scaled so that the large
 element of q may lose 2^-39 of the largest.
 
 A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
-dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
+dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q, unless q was float8 before. Some kernels
+round the weights so beside a float8 q alone, where they dequantize nothing (`Rounding.float8_weights`); any other kernel is
+taken to multiply float8 queries, keys and values as float16 numbers, which holds all of them exactly: u_P and eta_P are those
+of float16.
 
 A kernel may cut q and the weights to int8 where the cache is int8 (`Rounding.int8_dots`). An element of q loses no more than
 itself, and no more than c = max(max_d |q_d|, 1e-6) / 127: eps_j has one more term |scale| sum_d min(|q_d|, c) |k_jd|. A weight
@@ -73,6 +77,10 @@ the merges but the last give, costs (M - 1) u_P sum_j w_j |v_jc|, and eta_P for 
 A kernel may divide the weights by the denominator of the keys so far before it rounds them (`Rounding.normalizes_first`). Then
 a weight that underflows loses eta_P, of which later tiles take a share, and not eta_P / l.
 
+What a kernel keeps in 16 bits or float8 in place of float32 adds the terms of docs/reference/judge.md, "Coarser than float32".
+Errors of the running maximum join eps_j, and divide l by their exponential where eta / l stands: l is relative to the kernel's
+own m. Of sums, T is the number of tiles that hold keys of the row: a tile without any adds 0 and has the factor 1.
+
 With an output_scale, the stored out is multiplied by the scale when it is read back: u_out = 2^-4, and eta_out is half a
 subnormal step times the scale. o is clamped to the range as the stored number is; clamping brings no two numbers further apart.
 The u32 of the quotient is a part of 2 u32 |o_c|.
@@ -82,7 +90,8 @@ product to the accumulator in turn, as float32 dots do on GPUs, B is the number 
 then round in the same direction.
 
 The sensitivity is bounded by the inequality of Cauchy and Schwarz, sum w e |v - o| <= sqrt(sum w e) sqrt(sum w e (v - o)^2),
-which needs only matrix products. A sink counts as one more key, whose value is 0.
+which needs only matrix products. A sink counts as one more key, whose value is 0. And the sum is at most the largest of
+|v_jc - o_c|, because weights that are off are weights: they make no output that is not between the values.
 
 Where q is 0, all weights of a row are equal, and sums of small integers are exact. Such a case is compared bit by bit, also
 with a cap (the cap of 0 is 0), with a tree of drafts (whose biases are 0 or hide a key), with fixed scales (which are then
@@ -218,7 +227,7 @@ class Oracle:
         return self._bound(
             eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
             + self.rounding.of_operands * scale * magnitudes
-            + self._lost_of_queries,
+            + self._further_errors,
             norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
             accumulation=2.0 * self._terms,
@@ -231,7 +240,7 @@ class Oracle:
         bound = self._bound(
             eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
             + self.rounding.of_operands * scale * magnitudes
-            + self._lost_of_queries,
+            + self._further_errors,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
             accumulation=LAMBDA * self._terms**0.5,
@@ -246,9 +255,50 @@ class Oracle:
     @cached_property
     def _steps_of_logits(self) -> torch.Tensor:
         """[H, q, k]: 2 |s_j| + 2 |s_j - m| + 4 + r_j"""
-        logits = torch.where(self.request.visible, self.state.logits, 0.0)
-        further = further_roundings(self.state.scores.abs(), _bias_magnitudes(self.request, self.state, self.layer), self.layer)
-        return 2 * logits.abs() + 2 * (logits - self.maximum[..., None]).abs() + 4 + further
+        return 2 * self._logits + 2 * self._distances + 4 + further_roundings(self.state.scores.abs(), self._biases, self.layer)
+
+    @cached_property
+    def _logits(self) -> torch.Tensor:
+        """[H, q, k]: |s_j|, 0 of keys that are not seen"""
+        return torch.where(self.request.visible, self.state.logits, 0.0).abs()
+
+    @cached_property
+    def _distances(self) -> torch.Tensor:
+        """[H, q, k]: |s_j - m|"""
+        return (torch.where(self.request.visible, self.state.logits, 0.0) - self.maximum[..., None]).abs()
+
+    @cached_property
+    def _biases(self) -> torch.Tensor | None:
+        return _bias_magnitudes(self.request, self.state, self.layer)
+
+    @cached_property
+    def _span(self) -> torch.Tensor:
+        """[q]: from the first to the last key that a row sees, both included; 0 of a row that sees none"""
+        visible, keys = self.request.visible, self.request.visible.shape[-1]
+        place = torch.arange(keys, device=visible.device)
+        if not keys:
+            return visible.sum(-1)
+        last, first = torch.where(visible, place, -1).amax(-1), torch.where(visible, place, keys).amin(-1)
+        return (last - first + 1).clamp(min=0)
+
+    @cached_property
+    def _tiles(self) -> torch.Tensor:
+        """[q]: T + S"""
+        return self.rounding.tiles(self._span, self.key.shape[1])
+
+    @cached_property
+    def _shift(self) -> torch.Tensor:
+        """[H, q]: the error of the maximum, where it is rounded between tiles"""
+        sinks = torch.where(self.sink.isinf(), 0.0, self.sink).abs()
+        largest = torch.maximum(self._logits.amax(-1), sinks) if self.key.shape[1] else sinks.expand(self.maximum.shape)
+        return self.rounding.of_maximum(largest, self._span, self.key.shape[1])
+
+    @cached_property
+    def _further_errors(self) -> torch.Tensor:
+        """[H, q, k]: the errors of logits that both bounds share"""
+        score = self.state.scores.abs()
+        of_steps = self.rounding.of_logits(score, self._logits, self._distances, self._biases)
+        return self._lost_of_queries + of_steps + self._shift[..., None] + self.rounding.of_cut_products * score
 
     @cached_property
     def _lost_of_queries(self) -> torch.Tensor | float:
@@ -265,12 +315,20 @@ class Oracle:
 
     @cached_property
     def _divided_later(self) -> torch.Tensor | float:
-        """l [H, q, 1], or 1 if the rounded weights are divided by it already."""
-        return 1.0 if self.rounding.rounding.normalizes_first else self.denominator[..., None]
+        """l exp(-shift) [H, q, 1], or 1 if the rounded weights are divided by it already."""
+        if self.rounding.rounding.normalizes_first:
+            return 1.0
+        return (self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_EPS)))[..., None]
 
     @cached_property
     def _squared_value(self) -> torch.Tensor:
         return self.value**2
+
+    @cached_property
+    def _ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[H, 1, D] each: the least and the largest v_c, or 0, which is the output of a row that sees nothing"""
+        values = torch.nn.functional.pad(self.value, (0, 0, 0, 1))
+        return values.amin(1, keepdim=True), values.amax(1, keepdim=True)
 
     @cached_property
     def _stored_magnitudes(self) -> torch.Tensor:
@@ -292,8 +350,10 @@ class Oracle:
             stored_norm: [H, 1, D], lam norm2(t_c); HARD: the sum of the magnitudes of t_c.
             accumulation: lam sqrt(B + 2 T + S); HARD: 2 (B + 2 T + S).
         """
+        least, largest = self._ends
         weights, rounding, out = self._perturbed(eps), self.rounding, self.state.out.transpose(0, 1)
-        magnitudes = weights.largest @ self.value.abs()  # sum_j w_j |v_jc|
+        magnitudes = torch.minimum(weights.largest @ self.value.abs(), torch.maximum(-least, largest))  # sum_j w_j |v_jc|
+        of_outputs, of_sums = rounding.of_outputs(self._tiles)[:, None], self._of_sums[..., None]
         rest = (
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest, magnitudes)
@@ -311,11 +371,19 @@ class Oracle:
             + rounding.of_parts * magnitudes
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
+            # the share of a weight that saturates
+            + rounding.of_saturated_weights(self._shift)[..., None] * magnitudes
         )
+        # of sums in 16 bits: a share of all that they sum up, and (3 (T + S) + 2) eta / l
+        rest = rest + of_outputs * (magnitudes + rest) + self._lost_in_sums(stored_norm)
+        # of a denominator in 16 bits
+        rest = rest + of_sums * (out.abs() + rest)
         # u_out (|o_c| + the rest) + eta_out: the output is rounded at the end, with all these errors in it
         error = rest + rounding.of_output * (self.stored_out.abs() + rest) + rounding.of_underflow
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
+        # of a denominator in 16 bits: its logarithm is rounded, and so is the sum of that and m
+        lse = lse + self._of_sums + rounding.unit("sums") * (self.finite_lse.abs() + self.denominator.log().abs())
         # and, of a sink that counts for all logits, its own error and the roundings from and to base 2
         lse = lse + weights.shared + U32 * rounding.of_base_2 * torch.where(weights.shared > 0, self.finite_lse.abs(), 0.0)
         return Bound(error.transpose(0, 1), lse.T)
@@ -325,7 +393,8 @@ class Oracle:
         weights = self.state.weights
         sink = torch.where(self.sink.isinf(), 0.0, self.sink)
         sink_weight = torch.where(self.sink.isinf(), 0.0, torch.exp(sink - self.maximum) / self.denominator)
-        sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4)
+        sink_eps = U32 * (2 * sink.abs() + 2 * (sink - self.maximum).abs() + 4) + self._shift
+        sink_eps = sink_eps + self.rounding.of_logits(sink.abs(), sink.abs(), (sink - self.maximum).abs(), None)
         counts_for_all = (self.sink >= self.maximum) & (sink_eps > SHARED_EPS)
         shared = torch.where(counts_for_all, sink_eps, 0.0)
         eps, sink_eps = eps + shared[..., None], sink_eps - shared
@@ -344,6 +413,20 @@ class Oracle:
             shared=shared,
         )
 
+    @cached_property
+    def _of_sums(self) -> torch.Tensor:
+        """[H, q]: by which share the denominator is off"""
+        total = self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_EPS))
+        return self.rounding.of_sums(self._tiles, self._span, total) + torch.zeros_like(total)
+
+    def _lost_in_sums(self, stored_norm: torch.Tensor) -> torch.Tensor:
+        """[H, q, D]: (3 (T + S) + 2) eta max(1, sigma) / l of an output, (T + S) eta / l of each weight that is rescaled"""
+        scale = value_scale(self.layer)
+        largest = 1.0 if scale is None else scale.double().max().clamp(min=1)
+        tiles, eta = self._tiles[:, None], max(self.rounding.eta("outputs"), self.rounding.eta("products"))
+        of_factors = max(self.rounding.eta("outputs"), self.rounding.eta("sums"))
+        return (eta * largest * (3 * tiles + 2) + of_factors * tiles * stored_norm) / self._divided_later
+
     def _cut_to_int8(self, weights: torch.Tensor) -> torch.Tensor | float:
         """[H, q, D]: what weights [H, q, k] lose that become int8 times the scales of their values."""
         if not self.rounding.makes_int8 or not self.value.numel():
@@ -359,7 +442,10 @@ class Oracle:
         value, out, errors = self.value, self.state.out.transpose(0, 1), weights.errors
         # sum_j w_j e_j (v_jc - o_c)^2, multiplied out
         squares = (errors @ self._squared_value - 2 * out * (errors @ value) + out**2 * weights.total_error).clamp(min=0)
-        return (weights.total_error * squares).sqrt() + weights.sink_error * out.abs()
+        by_weights = (weights.total_error * squares).sqrt() + weights.sink_error * out.abs()
+        # any weights give an output between the least and the largest value
+        least, largest = self._ends
+        return torch.minimum(by_weights, torch.maximum(out - least, largest - out))
 
 
 def _bias_magnitudes(request: Request, state: Attention, layer: Layer) -> torch.Tensor | None:

@@ -4,10 +4,11 @@
 bound of an output whose right value is unknown. Both use the symbols that `oracle` defines: u, eta, B, T, S, r and t.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
-from attn_contract import Layer, Layout
+from attn_contract import FLOAT8_DTYPES, Layer, Layout
 
 U32 = 2.0**-24
 UNIT_ROUNDOFF = {
@@ -16,6 +17,7 @@ UNIT_ROUNDOFF = {
     torch.bfloat16: 2.0**-8,
     torch.float8_e4m3fn: 2.0**-4,
     torch.float8_e4m3fnuz: 2.0**-4,
+    torch.float8_e5m2: 2.0**-3,
 }
 # GPUs may flush float32 and bfloat16 subnormals to zero; half of float16's smallest subnormal is 2^-25
 UNDERFLOW = {
@@ -24,15 +26,26 @@ UNDERFLOW = {
     torch.bfloat16: 2.0**-126,
     torch.float8_e4m3fn: 2.0**-10,
     torch.float8_e4m3fnuz: 2.0**-11,
+    torch.float8_e5m2: 2.0**-17,
 }
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0}
+LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 LEAST_OF_INT8 = 1e-6
 """The least magnitude by which kernels that make int8 scale."""
 SCALED_TO_INT8 = 8 * U32
 """To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
+U_TF32 = 2.0**-11
+"""Of a product whose bits beyond TF32's are cut: it loses between 0 and 2 u."""
 CAP_ROUNDINGS = 8
 LOST_IN_FLOAT16 = 2.0**-39
 """Half of float16's smallest subnormal, relative to a largest number of 2^14."""
+_16_BITS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_FLOAT8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fnuz": torch.float8_e4m3fnuz, "fp8_e5m2": torch.float8_e5m2}
+COARSE = {
+    "weights": ("q", *_16_BITS, *_FLOAT8),
+    "operands": ("tf32", "bfloat16"),
+    **dict.fromkeys(("products", "logits", "maximum", "sums", "outputs"), ("q", *_16_BITS)),
+}
+"""The fields of `Rounding` that are dtypes, with the dtypes that each may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +70,7 @@ class Rounding:
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
+        float8_weights: whether the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
         int8_dots: whether q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
             row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
             least such largest number.
@@ -76,8 +90,19 @@ class Rounding:
     rounds_scaled_query: bool = False
     float16_dots: bool = False
     float8_dots: bool = False
+    float8_weights: bool = False
     int8_dots: bool = False
     exact_division: bool = False
+    weights: str | None = None
+    weight_scale: float = 1.0
+    largest_weight: float = 1.0
+    sums_rounded: bool = False
+    operands: str | None = None
+    products: str | None = None
+    logits: str | None = None
+    maximum: str | None = None
+    sums: str | None = None
+    outputs: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("keys_per_tile", "splits", "merged_parts"):
@@ -86,6 +111,20 @@ class Rounding:
                 raise ValueError(f"Rounding: got {value!r} {name}, expected an int of at least 1")
         if not isinstance(self.narrow_sums, int) or isinstance(self.narrow_sums, bool) or self.narrow_sums < 0:
             raise ValueError(f"Rounding: got {self.narrow_sums!r} narrow_sums, expected an int of at least 0")
+        for name, dtypes in COARSE.items():
+            value = getattr(self, name)
+            if value is not None and value not in dtypes:
+                raise ValueError(f"Rounding: got {value!r} {name}, expected one of {', '.join(dtypes)}, or None")
+            if value is not None and self.exact_division:
+                raise ValueError(
+                    f"Rounding: got exact_division with {value!r} {name}, whose sums are not exact: expected one of them"
+                )
+        for name, least in (("weight_scale", 2.0**-126), ("largest_weight", 1.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
+                raise ValueError(f"Rounding: got {value!r} {name}, expected a finite number of at least {least:g}")
+        if self.weight_scale != 1 and not (self.float8_dots or self.weights in _FLOAT8):
+            raise ValueError(f"Rounding: got {self.weight_scale!r} weight_scale, expected 1 beside weights that are not float8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +134,8 @@ class CallRounding:
     Args:
         rounding: where the kernel rounds.
         layer: says whether the cache and the output are quantized.
-        dtype: of q, and of the weights that are multiplied by V.
+        dtype: of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
+            `float8_dots` or `float8_weights` says that they are float8.
         out_dtype: dtype of the stored output.
     """
 
@@ -104,17 +144,53 @@ class CallRounding:
     dtype: torch.dtype
     out_dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        if self.dtype in FLOAT8_DTYPES:
+            object.__setattr__(self, "dtype", torch.float16)
+
     @property
     def of_dequantized(self) -> float:
         """u_P if a kernel rounds dequantized K and V to q's dtype, else 0."""
-        rounds = self.layer.kv_cache_dtype is not None and self.rounding.rounds_dequantized
+        rounds = self.layer.kv_cache_dtype is not None and self.rounding.rounds_dequantized and not self._keeps_float8
         return UNIT_ROUNDOFF[self.dtype] if rounds else 0.0
 
     @property
+    def _keeps_float8(self) -> bool:
+        """True if float8 q, K and V meet each other and weights of their type."""
+        return self.rounding.float8_weights and self.layer.q_scale is not None
+
+    @property
     def _narrow(self) -> torch.dtype | None:
-        """The float8 to which q and the weights are rounded; None if they are not."""
+        """The float8 to which the weights, and a q of another type, are rounded; None if they are not."""
         cache_dtype = self.layer.kv_cache_dtype
-        return cache_dtype if self.rounding.float8_dots and cache_dtype in UNIT_ROUNDOFF else None
+        is_narrow = (self.rounding.float8_dots and cache_dtype in UNIT_ROUNDOFF) or self._keeps_float8
+        return cache_dtype if is_narrow else None
+
+    @property
+    def _narrow_query(self) -> torch.dtype | None:
+        """The float8 to which a q of another type is rounded."""
+        return self._narrow if self.layer.q_scale is None else None
+
+    def _dtype(self, name: str) -> torch.dtype | None:
+        """The dtype that a field of `COARSE` names; None for float32."""
+        value = getattr(self.rounding, name)
+        dtype = self.dtype if value == "q" else (_16_BITS | _FLOAT8).get(value)
+        return None if dtype is torch.float32 else dtype
+
+    def unit(self, name: str) -> float:
+        """u of what a field of `COARSE` names; 0 for float32."""
+        dtype = self._dtype(name)
+        return 0.0 if dtype is None else UNIT_ROUNDOFF[dtype]
+
+    def eta(self, name: str) -> float:
+        """eta of what a field of `COARSE` names; 0 for float32."""
+        dtype = self._dtype(name)
+        return 0.0 if dtype is None else UNDERFLOW[dtype]
+
+    @property
+    def _weights(self) -> torch.dtype:
+        """The dtype to which weights are rounded."""
+        return self._dtype("weights") or self._narrow or self.dtype
 
     @property
     def makes_int8(self) -> bool:
@@ -124,8 +200,21 @@ class CallRounding:
     @property
     def of_operands(self) -> float:
         """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
-        of_query = SCALED_TO_INT8 if self.makes_int8 else UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
-        return self.of_dequantized + of_query + self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
+        of_query = SCALED_TO_INT8 if self.makes_int8 else 0.0
+        if (narrow := self._narrow_query) is not None:
+            of_query = UNIT_ROUNDOFF[narrow]
+        scaled_query = self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
+        return self.of_dequantized + of_query + scaled_query + 2 * self._of_factors
+
+    @property
+    def _of_factors(self) -> float:
+        """u of `operands`."""
+        return U_TF32 if self.rounding.operands == "tf32" else self.unit("operands")
+
+    @property
+    def of_cut_products(self) -> float:
+        """2 u if the factors of a score are cut to TF32: the share that all products are expected to lose."""
+        return 2 * U_TF32 * (self.rounding.operands == "tf32")
 
     @property
     def of_weights(self) -> float:
@@ -133,17 +222,19 @@ class CallRounding:
 
         Each rounding of a sum of weights is one u_P more: the sum divides all weights alike.
         """
-        roundings = 1 + self.rounding.narrow_sums
+        sums = self.rounding.narrow_sums * UNIT_ROUNDOFF[self.dtype]
         return (
-            (SCALED_TO_INT8 if self.makes_int8 else roundings * UNIT_ROUNDOFF[self._narrow or self.dtype])
+            (SCALED_TO_INT8 if self.makes_int8 else UNIT_ROUNDOFF[self._weights] + sums)
             + self.of_dequantized
+            + 2 * self._of_factors
             + 3 * U32 * (self.layer.kv_cache_dtype is not None)
         )
 
     @property
     def of_cut_weights(self) -> float:
-        """u_P if weights are truncated: what cutting takes off all of them alike."""
-        return UNIT_ROUNDOFF[self.dtype] if self.rounding.truncates_weights and not self.makes_int8 else 0.0
+        """u_P if weights are truncated: what cutting takes off all of them alike. 2 u of factors that are cut to TF32."""
+        cut = self.rounding.truncates_weights and not self.makes_int8
+        return UNIT_ROUNDOFF[self._weights] * cut + self.of_cut_products
 
     @property
     def of_output(self) -> float:
@@ -161,12 +252,12 @@ class CallRounding:
         """eta_P"""
         if self.makes_int8:
             return UNDERFLOW[torch.float32]
-        return max(UNDERFLOW[self._narrow or self.dtype], self.of_lost_queries)
+        return max(UNDERFLOW[self._weights] / self.rounding.weight_scale, self.of_lost_queries)
 
     @property
     def of_underflown_queries(self) -> float:
         """The largest loss of an element of q that is rounded to float8, whatever the others are."""
-        return UNDERFLOW[self._narrow] if self._narrow else 0.0
+        return 0.0 if (narrow := self._narrow_query) is None else UNDERFLOW[narrow]
 
     @property
     def of_parts(self) -> float:
@@ -197,6 +288,90 @@ class CallRounding:
         in_a_row = keys if self.rounding.dot_is_chained else self.rounding.keys_per_tile
         return in_a_row + 2 * -(-keys // self.rounding.keys_per_tile) + self.rounding.splits
 
+    def parts(self, span: torch.Tensor) -> torch.Tensor:
+        """S of rows that see keys within so many positions in a row; 0 if the keys are not split."""
+        return torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
+
+    def tiles(self, span: torch.Tensor, keys: int) -> torch.Tensor:
+        """T + S of such rows. T is the tiles that they see: a tile without a visible key changes nothing."""
+        tiles = ((span - 2) // self.rounding.keys_per_tile + 2).clamp(max=-(-keys // self.rounding.keys_per_tile))
+        return torch.where(span > 0, tiles, 0) + self.parts(span)
+
+    def of_logits(
+        self,
+        score: torch.Tensor,
+        logit: torch.Tensor,
+        distance: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor | float:
+        """The error of a logit whose product and further steps are rounded to 16 bits.
+
+        Args:
+            score: |z| of each scaled product, or a bound of it.
+            logit: |s|.
+            distance: |s - m|.
+            bias: as in `further_roundings`.
+        """
+        if self.rounding.products is self.rounding.logits is None:
+            return 0.0
+        cap, steps = self.layer.logits_soft_cap, score + distance
+        if cap is not None:
+            steps = steps + 2 * score.clamp(max=cap)
+        if bias is not None:
+            steps = steps + 2 * bias
+        if cap is not None or bias is not None:
+            steps = steps + logit
+        lost = max(1.0, abs(self.layer.scale)) * (self.eta("products") + 4 * self.eta("logits"))
+        return self.unit("products") * score + self.unit("logits") * steps + lost
+
+    def of_maximum(self, largest: torch.Tensor, span: torch.Tensor, keys: int) -> torch.Tensor:
+        """The error of a logit by roundings of the running maximum.
+
+        Args:
+            largest: the largest magnitude of a row's logits and its sink.
+            span: as in `parts`.
+            keys: of the request.
+        """
+        # a maximum of logits of its own dtype is exact, and an LSE of a part is not
+        is_exact = self._dtype("logits") is self._dtype("maximum")
+        count = self.parts(span) if is_exact else self.tiles(span, keys)
+        of_parts = math.log(keys + 1) * (self.rounding.splits > 1)
+        return count * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
+
+    def of_sums(self, tiles: torch.Tensor, span: torch.Tensor, total: torch.Tensor | float) -> torch.Tensor | float:
+        """By which share a sum of weights is off that is kept in 16 bits, or whose weights are rounded.
+
+        Args:
+            tiles: T + S.
+            span: as in `tiles`.
+            total: l.
+        """
+        u, keys = self.unit("sums"), self.rounding.keys_per_tile
+        if not (u or self.rounding.sums_rounded):
+            return 0.0
+        rounded = UNIT_ROUNDOFF[self._weights] * (1 + self.rounding.truncates_weights)
+        in_tile = keys - 1 if self.rounding.dot_is_chained else math.ceil(math.log2(keys))
+        steps = torch.minimum(span, torch.full_like(span, in_tile)) + 3 * tiles
+        lost = self.of_lost_weights * span + self.eta("sums") * (span + steps)
+        return torch.expm1((u * steps + rounded + lost / total) / (1 - u))
+
+    def of_outputs(self, tiles: torch.Tensor) -> torch.Tensor:
+        """By which share of its summands an output is off that is summed up in 16 bits, or of products of 16 bits."""
+        u = self.unit("outputs")
+        return torch.expm1(u * (3 * tiles + 2) / (1 - u)) + self.unit("products")
+
+    def of_saturated_weights(self, shift: torch.Tensor) -> torch.Tensor:
+        """The share that a weight may lose because the largest number of float8 is less.
+
+        Args:
+            shift: the error of the maximum that the weights are relative to.
+        """
+        largest = LARGEST.get(self._weights)
+        if largest is None:
+            return torch.zeros_like(shift)
+        most = self.rounding.weight_scale * self.rounding.largest_weight
+        return (1 - largest / (most * torch.exp(shift))).clamp(min=0)
+
 
 def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor | float:
     """r: the roundings between a scaled product and its logit, in units of u32.
@@ -204,10 +379,12 @@ def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Lay
     Args:
         score: |z| of each scaled product, or a bound of |z|.
         bias: the sum of the magnitudes of all biases of a score, or a bound of this sum. None if there is no bias.
-        layer: says whether there are a cap and a quantized cache.
+        layer: says whether there are a cap, a quantized cache and a float8 q.
     """
     further = 0.0
     if layer.kv_cache_dtype is not None:
+        further = further + 2 * score
+    if layer.q_scale is not None:
         further = further + 2 * score
     if layer.logits_soft_cap is not None or bias is not None:
         further = further + 2 * score

@@ -1,4 +1,4 @@
-"""Limits on the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
+"""Budgets of the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +26,13 @@ SHIPPED = Path(__file__).with_name("budgets.toml")
 
 
 class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Other limits for some launches on an architecture.
+    """Other budgets for some launches on an architecture.
 
     Args:
-        fact: the fact that is limited, a field of `Facts`.
+        fact: the fact that has a budget, a field of `Facts`.
         triton: the releases of Triton that need the exception, of those that were compiled with. No other has it.
         reason: why the launches need the exception.
-        calls: the limit, by the name of the launch.
+        calls: the budget, by the name of the launch.
     """
 
     architecture: str
@@ -43,7 +43,7 @@ class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The default limits, and the exceptions.
+    """The default budgets, and the exceptions.
 
     Args:
         vgpr_spills, sgpr_spills_in_loops: the largest figures of a launch without an exception.
@@ -61,7 +61,7 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any(triton in exception.triton for exception in self.exceptions)
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
-        """The limits of a launch with a version of Triton."""
+        """The budgets of a launch with a version of Triton."""
         figure = getattr(self, fact) if fact in MOST else self.waves.get(architecture, 0)
         for exception in self.exceptions:
             if (exception.architecture, exception.fact) == (architecture, fact) and triton in exception.triton:
@@ -79,7 +79,7 @@ def load() -> Budgets:
 
 
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:
-    """Every fact of a binary that breaks its limit: the fact's name, its figure and the limit."""
+    """Every fact of a binary that is over its budget: the fact's name, its figure and the budget."""
 
     def allowed(fact: Fact) -> float:
         return budgets.allowed(fact, architecture, name, triton)

@@ -27,7 +27,7 @@ from attn_parity.binaries.shipped_calls import ShippedCall
 
 
 def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str], option: str = "") -> dict[str, Execution]:
-    """What came of the launches of a call, by name.
+    """The execution of each launch of a call, by the launch's name.
 
     Args:
         instructions: the digests of the assembly of the launches that are asked for, by name. Others run, too, and may be of
@@ -73,7 +73,7 @@ def _with_option(call: KernelCall, option: str) -> KernelCall:
 
 
 def _difference(call: KernelCall, like: KernelCall) -> str:
-    """What is compiled in and differs, in words."""
+    """The compiled-in values that differ, in words."""
     given, ships = (_compiled_in(one) for one in (call, like))
     other = [f"{name} is {given.get(name)}, and {value} ships" for name, value in ships.items() if given.get(name) != value]
     return "; ".join(other) or "its constants and types are the same, so an alignment or a width of a number is not"

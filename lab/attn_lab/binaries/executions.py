@@ -42,7 +42,7 @@ def run(
     report: Callable[[int, dict[Job, Execution]], None] = lambda done, ran: None,
     option: str = "",
 ) -> tuple[dict[Job, Execution], bool]:
-    """What came of the launches of calls, and whether an interrupt left calls out.
+    """The executions of the calls' launches, and whether an interrupt left calls out.
 
     Args:
         report: called after each call, with the number of finished calls and with what came of their launches.
@@ -61,7 +61,7 @@ def run(
 
 
 def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Execution]:
-    """What came of the launches of a call. A text says why none of them ran."""
+    """The executions of a call's launches. A text in place of them says why none ran."""
     architecture, _, instructions = job
     return {
         (architecture, launch): Execution("not run", 0, result, code[:DIGITS])

@@ -97,7 +97,7 @@ def facts_from(record: Mapping[str, str], path: Path) -> Facts:
 
 
 def updated(kept: Results, found: Results, names: Mapping[str, Sequence[str]]) -> Results:
-    """What was found, and of all other launches what was kept, in the order of the launches.
+    """Join new results with the stored results of all other launches, in the order of the launches.
 
     Args:
         names: every launch, by architecture. Of one that is none of them any more, nothing is kept.

@@ -21,7 +21,7 @@ from attn_parity.compile import (
     built,
     chosen_architectures,
     chosen_calls,
-    limit_option,
+    compile_seconds_option,
     only_option,
 )
 from attn_parity.console import notes, results
@@ -49,7 +49,7 @@ EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflic
 @click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
 @click.option("--drawn", type=Positive, metavar="N", help="Compile the launches of N drawn steps instead of those that ship.")
 @click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
-@limit_option
+@compile_seconds_option
 @click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
 @click.option("--option", default="", metavar="NAME=VALUE", help="With --run: compile so, as with num_stages=3.")
 @click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page that is made of it.")
@@ -61,7 +61,7 @@ def command(
     main: bool,
     drawn: int | None,
     seed: int,
-    limit: float,
+    compile_seconds: float,
     runs: bool,
     option: str,
     writes: bool,
@@ -70,7 +70,7 @@ def command(
 ) -> int:
     """Compile the launches that ship, and hold registers, spills, LDS and matrix instructions to budgets.
 
-    Exit 1 when one is over its budget, or computes something else; else 2 when one has no code after --limit.
+    Exit 1 when one is over its budget, or computes something else; else 2 when one has no code after --compile-seconds.
 
     With --write, what came of other launches is kept; and with --run, too, a launch is left out that agreed before, in the code
     that it has now. So an interrupted run goes on.
@@ -85,12 +85,12 @@ def command(
     if check:
         return _check()
     if drawn:
-        return _of_drawn(chosen_architectures(architectures), (seed, drawn), workers, limit)
+        return _of_drawn(chosen_architectures(architectures), (seed, drawn), workers, compile_seconds)
     kept = _kept(writes, partly)
     calls = chosen_calls(architectures, only=only, main=main)
     if runs and not any(name.startswith("gfx") for name in calls):
         raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
-    outcome = built(calls, workers, limit)
+    outcome = built(calls, workers, compile_seconds)
     found = _results(outcome)
     over = _over(found, calls, budgets.load())
     _print(found, over, outcome, None if partly else _names(calls))
@@ -109,7 +109,7 @@ def command(
 
 
 def _kept(writes: bool, partly: bool) -> Results:
-    """What is written again, where it is of other launches. It is read before Triton is imported, which takes seconds."""
+    """The stored results of launches that do not run now. They are read before Triton is imported, which takes seconds."""
     if not writes:
         return Results("")
     check_page_writable(page.PAGE, DATA.suffix)
@@ -120,12 +120,12 @@ def _kept(writes: bool, partly: bool) -> Results:
     return kept
 
 
-def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: int | None, limit: float) -> int:
+def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: int | None, compile_seconds: float) -> int:
     """Compile the launches of drawn steps, and tell which spill, and what no launch may do. The exit code."""
     from attn_lab.binaries import drawn_calls  # imports Triton
 
     calls = {name: drawn_calls.all_of(name, *drawn) for name in architectures}
-    outcome = built(calls, workers, limit, (drawn_calls.__name__, *drawn))
+    outcome = built(calls, workers, compile_seconds, (drawn_calls.__name__, *drawn))
     found = _results(outcome)
     over = _over(found, calls, Budgets(vgpr_spills=math.inf, sgpr_spills_in_loops=math.inf, waves={}))
     spilling = {job: spills for job, row in found.rows.items() if (spills := row.facts.vgpr_spills)}

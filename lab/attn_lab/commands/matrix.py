@@ -69,7 +69,7 @@ def command(check: bool, only: str | None, workers: int | None) -> int:
 
 
 def _parts(page: Path) -> list[str]:
-    """What a page has of coverage, and what of regions."""
+    """The part of a page on coverage, and the part on regions."""
     text = inputs.read_text(page) if page.is_file() else ""
     of_coverage, heading, of_regions = text.partition(f"\n{HEADING}")
     return [of_coverage, heading.removeprefix("\n") + of_regions]

@@ -29,13 +29,13 @@ from attn_parity.options import (
     Duration,
     Positive,
     Seed,
+    case_seconds_option,
     check_page_writable,
     check_writable,
     default_workers,
     device_name,
     device_option,
     json_option,
-    limit_option,
     say_half,
     say_what_runs_kernels,
     use_device,
@@ -78,7 +78,7 @@ PAGE = PAGES / "mutants.md"
     help="Run the tests of this folder on the mutants, too.",
 )
 @click.option(
-    "--tests-limit",
+    "--tests-seconds",
     type=Duration,
     default=300.0,
     show_default=True,
@@ -101,7 +101,7 @@ PAGE = PAGES / "mutants.md"
 @click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
 @check_option
 @workers_option
-@limit_option
+@case_seconds_option
 @device_option
 @json_option
 def command(
@@ -116,14 +116,14 @@ def command(
     chosen: tuple[str, ...],
     recorded: int,
     tests: Path | None,
-    tests_limit: float,
+    tests_seconds: float,
     of_page: bool,
     path: Path,
     writes: bool,
     rewrites: bool,
     check: bool,
     workers: int | None,
-    limit: float,
+    case_seconds: float,
     device: str,
     json_file: Path | None,
 ) -> int:
@@ -142,7 +142,7 @@ def command(
     if of_page and log:
         data = results_file.data_of(PAGE)
         tests = None if rewrites else tests
-        return _tests_of_page(log, data, only, tests, tests_limit, workers, writes or rewrites, json_file)
+        return _tests_of_page(log, data, only, tests, tests_seconds, workers, writes or rewrites, json_file)
     mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
     if log is None:
         for mutant in mutants:
@@ -156,7 +156,7 @@ def command(
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)
     at_most = examples or PROFILES[profile]
-    plan = FuzzPlan(target="", device=device, examples=at_most, seed=seed, folder=path.parent, limit=limit)
+    plan = FuzzPlan(target="", device=device, examples=at_most, seed=seed, folder=path.parent, case_seconds=case_seconds)
     workers = workers or default_workers(device)
     interrupted = False
     try:
@@ -166,7 +166,7 @@ def command(
                 _record_targets(log, _usable(chosen, device), recorded, plan, workers)
                 interrupted = _run(running, numbers, plan, log, workers)
                 if tests and not interrupted:
-                    _run_tests(running, tests, log, workers, tests_limit)
+                    _run_tests(running, tests, log, workers, tests_seconds)
     except KeyboardInterrupt:
         interrupted = True
     rows = [mutants_page.row(mutant, log, numbers, at_most, equivalent) for mutant in mutants]
@@ -181,7 +181,7 @@ def _tests_of_page(
     data: Path,
     only: Sequence[str],
     tests: Path | None,
-    limit: float,
+    tests_seconds: float,
     workers: int | None,
     writes: bool,
     json_file: Path | None,
@@ -202,7 +202,7 @@ def _tests_of_page(
             chosen = [mutant for mutant in mutants if not only or mutant.name in only]
             with log.alone() as lines:
                 say_half(lines)
-                _run_tests(chosen, tests, log, workers or default_workers("cpu"), limit)
+                _run_tests(chosen, tests, log, workers or default_workers("cpu"), tests_seconds)
     except KeyboardInterrupt:
         interrupted = True
     met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}
@@ -224,12 +224,12 @@ def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | Non
     return 0
 
 
-def _run_tests(mutants: Sequence[Generated], folder: Path, log: Log, workers: int, limit: float) -> None:
+def _run_tests(mutants: Sequence[Generated], folder: Path, log: Log, workers: int, tests_seconds: float) -> None:
     def say(runs: RecordedTests) -> None:
         notes.print(f"recorded: {runs.file}, part {runs.part}: {len(runs.tests)} tests pass", soft_wrap=True)
 
     suite.record(suite.test_files(folder), PACKAGE, log, workers, say)
-    suite.run(mutants, log, workers, limit, _report)
+    suite.run(mutants, log, workers, tests_seconds, _report)
 
 
 def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, workers: int) -> bool:

@@ -28,6 +28,7 @@ from attn_parity.console import notes, results
 from attn_parity.options import (
     PAGES,
     Positive,
+    case_seconds_option,
     check_exact,
     check_page_writable,
     check_writable,
@@ -36,7 +37,6 @@ from attn_parity.options import (
     device_option,
     exact_option,
     json_option,
-    limit_option,
     plain_table,
     progress_bar,
     sanitize_option,
@@ -51,13 +51,13 @@ EXAMPLES = 500
 PAGE = PAGES / "zoo.md"
 
 
-@click.command("zoo", epilog=f"Classes of mutants: {', '.join(get_args(known_bugs.Kind))}.")
-@click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
+@click.command("zoo", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.Kind))}.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run only this bug; may be given more than once.")
 @click.option(
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="A folder with mutants of your own, *.toml, whose Python is run.",
+    help="A folder with bugs of your own, *.toml, whose Python is run.",
 )
 @click.option(
     "--target",
@@ -65,9 +65,7 @@ PAGE = PAGES / "zoo.md"
     help="Run the bugs of kernels of `triton` alone, and on this target instead. @gfx942: run the bugs of all kernels, each on "
     "its own target compiled for gfx942.",
 )
-@click.option(
-    "--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each mutant and seed."
-)
+@click.option("--examples", type=Positive, default=EXAMPLES, show_default=True, help="The most examples for each bug and seed.")
 @first_seed_option
 @seeds_option
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
@@ -81,17 +79,17 @@ PAGE = PAGES / "zoo.md"
     "--rewrite",
     "rewrites",
     is_flag=True,
-    help="Run nothing; write the page again from its JSON and the mutants.",
+    help="Run nothing; write the page again from its JSON and the bugs.",
 )
 @check_option
 @page_option(PAGE)
 @click.option(
     "--corpus",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write the smallest failing case of each mutant into this folder, as NAME.json.",
+    help="Write the smallest failing case of each bug into this folder, as NAME.json.",
 )
 @workers_option
-@limit_option
+@case_seconds_option
 @device_option
 @sanitize_option
 @exact_option
@@ -110,96 +108,124 @@ def command(
     page: Path,
     corpus: Path | None,
     workers: int | None,
-    limit: float,
+    case_seconds: float,
     device: str,
     sanitize: bool | None,
     exactly: bool,
     json_file: Path | None,
 ) -> int:
-    """Put real bugs back, one at a time, and see whether the fuzzer finds each.
+    """Put known bugs back, one at a time, and see whether the fuzzer finds each.
 
-    Exit 1 if a mutant survives, 2 if a mutant does not run, and 130 if the run is interrupted. With --only and --write, what
-    came of the other mutants is kept. An interrupted run writes what came of those that have ended, and names the others.
+    Exit 1 if a bug survives, 2 if a bug's mutant does not run, and 130 if the run is interrupted. With --only and --write, the
+    results of the other bugs stay. An interrupted run writes the results of those that have ended, and names the others.
     """
-    # before the mutants, whose reading takes a second
-    checked = results_file.kept(page, Results, "zoo") if check or rewrites else None
-    at_home = known_bugs.load_all(folder) if folder else known_bugs.load_all()
-    if checked is not None:
-        return _check(page, checked, at_home, only, rewrites=rewrites)
-    everybody, left_out = _on_target(at_home, target) if target else (at_home, {})
+    # before the bugs, whose reading takes a second
+    stored = results_file.kept(page, Results, "zoo") if check or rewrites else None
+    all_bugs = known_bugs.load_all(folder) if folder else known_bugs.load_all()
+    if stored is not None:
+        return _check(page, stored, all_bugs, only, rewrites=rewrites)
+    on_target, left_out = _on_target(all_bugs, target) if target else (all_bugs, {})
     for name, why in left_out.items():
         notes.print(f"{name} is left out: {why}", soft_wrap=True)
-    residents = _chosen(everybody, only)
+    bugs = _chosen(on_target, only)
     data = results_file.data_of(page, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
     _check_files(json_file, page if writes else None)
-    kept = results_file.load(data, Results) if writes and only and data.is_file() else None
     device = use_device(device)
     check_exact(exactly, device)
-    missing = _missing_targets(residents, device)
-    running = [mutant for mutant in residents if mutant.name not in missing and (device != "cpu" or not mutant.needs_gpu)]
-    say_what_runs_kernels(device, [registry.load(mutant.target) for mutant in running])
-    numbers = range(seed, seed + seeds)
-    if kept is not None:
-        zoo_page.check_alike(kept, zoo_page.results(device_name(device), numbers, examples, (), target or ""))
+    found = zoo_page.results(device_name(device), range(seed, seed + seeds), examples, (), target or "")
+    before = results_file.load(data, Results) if writes and only and data.is_file() else found
+    zoo_page.check_alike(before, found)
     with tempfile.TemporaryDirectory() as scratch:
         plan = FuzzPlan(
-            target="", device=device, examples=examples, seed=seed, folder=Path(scratch), limit=limit, exact_every=int(exactly)
+            target="",
+            device=device,
+            examples=examples,
+            seed=seed,
+            folder=Path(scratch),
+            case_seconds=case_seconds,
+            exact_every=int(exactly),
         )
-        plans = _plans(plan, running, numbers, sanitize=sanitize, shrinks=shrinks)
-        outcome = _run(plans, workers or default_workers(device))
-    runs = {mutant.name: _ended(outcome, range(i * seeds, (i + 1) * seeds)) for i, mutant in enumerate(running)}
-    runs |= {name: [Progress(broken=why)] for name, why in missing.items()}
-    rows = [zoo_page.row(mutant.name, runs.get(mutant.name, [])) for mutant in residents]
-    _print(rows, residents)
-    for row, mutant in zip(rows, residents, strict=True):
-        if row.survived and not outcome.interrupted and is_unreached(mutant, seed, Path()):
-            notes.print(f"{mutant.name}: no case of {mutant.target} runs what it patches", soft_wrap=True)
+        runs, outcome = _run(plan, bugs, seeds, workers or default_workers(device), sanitize=sanitize, shrinks=shrinks)
+    rows = tuple(zoo_page.row(bug.name, runs.get(bug.name, [])) for bug in bugs)
+    found = msgspec.structs.replace(found, mutants=rows)
+    _print(rows, bugs)
+    if not outcome.interrupted:
+        _tell_unreached(rows, bugs, seed)
     if corpus:
         first = {name: progress[0].failure for name, progress in runs.items() if progress}
         files.write(corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
-    found = zoo_page.results(device_name(device), numbers, examples, rows, target or "")
     if json_file:
         write_json(json_file, msgspec.to_builtins(found))
     if outcome.error:
         raise ExecutorError(outcome.error)
-    broken = [row.error for row in rows if row.error]
-    if writes and not broken:
-        ended = msgspec.structs.replace(found, mutants=tuple(row for row in rows if row.found or not outcome.interrupted))
-        before = msgspec.structs.replace(found, mutants=()) if kept is None else kept
-        whole = zoo_page.updated(before, ended, [mutant.name for mutant in everybody])
+    if writes and not any(row.error for row in rows):
+        ended = tuple(row for row in rows if row.found or not outcome.interrupted)
+        whole = zoo_page.updated(before, msgspec.structs.replace(found, mutants=ended), [bug.name for bug in on_target])
         outputs.write(data, results_file.dumps(whole))
-        _check(page, results_file.kept(page, Results, "zoo"), at_home, (), rewrites=True)
-    if outcome.interrupted:
+        _check(page, results_file.kept(page, Results, "zoo"), all_bugs, (), rewrites=True)
+    return _exit_code(rows, interrupted=outcome.interrupted)
+
+
+def _run(
+    plan: FuzzPlan, bugs: list[KnownBug], seeds: int, workers: int, *, sanitize: bool | None, shrinks: bool
+) -> tuple[dict[str, list[Progress]], Outcome]:
+    """Look for each bug with as many seeds, from that of the plan.
+
+    Returns:
+        The runs of each bug by its name, one for each seed; none for a bug whose runs have not ended.
+    """
+    missing = _missing_targets(bugs, plan.device)
+    running = [bug for bug in bugs if bug.name not in missing and (plan.device != "cpu" or not bug.needs_gpu)]
+    say_what_runs_kernels(plan.device, [registry.load(bug.target) for bug in running])
+    plans = _plans(plan, running, range(plan.seed, plan.seed + seeds), sanitize=sanitize, shrinks=shrinks)
+    outcome = _run_plans(plans, workers)
+    runs = {bug.name: _ended(outcome, range(i * seeds, (i + 1) * seeds)) for i, bug in enumerate(running)}
+    return runs | {name: [Progress(broken=why)] for name, why in missing.items()}, outcome
+
+
+def _exit_code(rows: Sequence[Row], *, interrupted: bool) -> int:
+    """
+    Raises:
+        MutantError: a bug's mutant does not run.
+    """
+    if interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
             notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
         return 130
-    if broken:
+    if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     return int(any(row.survived for row in rows))
 
 
-def _chosen(everybody: Sequence[KnownBug], only: Sequence[str]) -> list[KnownBug]:
+def _tell_unreached(rows: Sequence[Row], bugs: Sequence[KnownBug], seed: int) -> None:
+    """Name the surviving bugs whose patches no drawn case runs."""
+    for row, bug in zip(rows, bugs, strict=True):
+        if row.survived and is_unreached(bug, seed, Path()):
+            notes.print(f"{bug.name}: no case of {bug.target} runs what it patches", soft_wrap=True)
+
+
+def _chosen(bugs: Sequence[KnownBug], only: Sequence[str]) -> list[KnownBug]:
     """The bugs with these names; all if no name is given.
 
     Raises:
         MutantError: there is no bug of a name.
     """
-    names = [mutant.name for mutant in everybody]
+    names = [bug.name for bug in bugs]
     if unknown := sorted(set(only) - set(names)):
         raise MutantError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(names)}")
-    return [mutant for mutant in everybody if not only or mutant.name in only]
+    return [bug for bug in bugs if not only or bug.name in only]
 
 
-def _on_target(everybody: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[str, str]]:
+def _on_target(bugs: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[str, str]]:
     """The bugs of kernels on another target, or on their own targets compiled for an architecture: `@` and its name.
 
     Returns:
         The bugs, and by name why others are left out: a target cannot be compiled, or no emulated GPU shows the bug.
     """
     if not target.startswith("@"):
-        return known_bugs.on_target(everybody, target, compiles=registry.load(target).compiles), {}
+        return known_bugs.on_target(bugs, target, compiles=registry.load(target).compiles), {}
     chosen, left_out = list[KnownBug](), dict[str, str]()
-    for bug in known_bugs.compiled_for(everybody, target.removeprefix("@")):
+    for bug in known_bugs.compiled_for(bugs, target.removeprefix("@")):
         try:
             registry.load(bug.target)
         except UnknownTargetError as error:
@@ -238,7 +264,7 @@ def _plans(plan: FuzzPlan, running: list[KnownBug], seeds: range, *, sanitize: b
     ]
 
 
-def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
+def _run_plans(plans: list[FuzzPlan], workers: int) -> Outcome:
     """Run every plan while a progress bar counts findings and examples. Each finding is told when it is made."""
     done = [Progress() for _ in plans]
     with progress_bar(len(plans)) as show_bar:
@@ -253,49 +279,49 @@ def _run(plans: list[FuzzPlan], workers: int) -> Outcome:
         return runner.run(plans, workers, stop_at_failure=False, report=show)
 
 
-def _missing_targets(residents: list[KnownBug], device: str) -> dict[str, str]:
-    """By mutant, why its target cannot run on this device. A mutant that needs a GPU is not looked at on a CPU."""
+def _missing_targets(bugs: list[KnownBug], device: str) -> dict[str, str]:
+    """Why a bug's target cannot run on this device, by the bug's name. On a CPU, bugs that need a GPU are passed over."""
     found = {}
-    for mutant in residents:
+    for bug in bugs:
         try:
-            if device != "cpu" or not mutant.needs_gpu:
-                registry.usable(mutant.target, device)
+            if device != "cpu" or not bug.needs_gpu:
+                registry.usable(bug.target, device)
         except UnknownTargetError as error:
-            found[mutant.name] = f"{mutant.name}: {error}"
+            found[bug.name] = f"{bug.name}: {error}"
     return found
 
 
 def _ended(outcome: Outcome, plans: range) -> list[Progress]:
-    """The runs of a mutant, by the indices of its plans; none if the run ended before one of them had its result."""
+    """The runs of a bug, by the indices of its plans; none if the run ended before one of them had its result."""
     runs = [outcome.progress[index] for index in plans]
     has_result = (i in outcome.finished or outcome.progress[i].failure or outcome.progress[i].broken for i in plans)
     return runs if all(has_result) else []
 
 
-def _print(rows: list[Row], residents: list[KnownBug]) -> None:
+def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
     sizes = ("requests", "queries", "keys")
-    table = plain_table("mutant", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
-    for row, mutant in zip(rows, residents, strict=True):
+    table = plain_table("bug", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
+    for row, bug in zip(rows, bugs, strict=True):
         counts = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
-        origin = zoo_page.real_bug(mutant.origin) or "own"
-        table.add_row(mutant.name, mutant.kind, origin, *counts, zoo_page.by(row, mutant), *map(str, row.size or ()))
+        origin = zoo_page.real_bug(bug.origin) or "own"
+        table.add_row(bug.name, bug.kind, origin, *counts, zoo_page.by(row, bug), *map(str, row.size or ()))
     results.print(table)
-    results.print(zoo_page.summary(rows, residents), soft_wrap=True)
+    results.print(zoo_page.summary(rows, bugs), soft_wrap=True)
 
 
-def _check(page: Path, found: Mapping[Path, Results], everybody: list[KnownBug], only: Sequence[str], *, rewrites: bool) -> int:
-    """The exit code: 0 if the page follows from its JSON and the mutants, and every mutant has results; else 1.
+def _check(page: Path, found: Mapping[Path, Results], all_bugs: list[KnownBug], only: Sequence[str], *, rewrites: bool) -> int:
+    """The exit code: 0 if the page follows from its JSON and the bugs, and every bug has results; else 1.
 
     Args:
-        everybody: the mutants on their own targets.
-        only: names of mutants, if the page is of some.
+        all_bugs: on their own targets.
+        only: names of bugs, if the page is of some.
     """
-    of_runs = [(each, _on_target(everybody, each.target) if each.target else (everybody, {})) for each in found.values()]
-    text = zoo_page.text([(each, left_out) for each, (_, left_out) in of_runs], _chosen(everybody, only))
+    of_runs = [(each, _on_target(all_bugs, each.target) if each.target else (all_bugs, {})) for each in found.values()]
+    text = zoo_page.text([(each, left_out) for each, (_, left_out) in of_runs], _chosen(all_bugs, only))
     if rewrites:
         return written.settle({page: text}, "", checks=False)
-    chosen = [(each, [mutant for mutant in residents if not only or mutant.name in only]) for each, (residents, _) in of_runs]
-    wrong = [line for each, residents in chosen for line in zoo_page.differences(each, residents)]
+    chosen = [(each, [bug for bug in bugs if not only or bug.name in only]) for each, (bugs, _) in of_runs]
+    wrong = [line for each, bugs in chosen for line in zoo_page.differences(each, bugs)]
     if not page.is_file() or inputs.read_text(page) != text:
-        wrong.append(f"{page} is not what {next(iter(found))} and the mutants make: run `python -m attn_lab zoo --rewrite`")
-    return results_file.checked(wrong, "; ".join(zoo_page.summary(each.mutants, residents) for each, residents in chosen))
+        wrong.append(f"{page} is not what {next(iter(found))} and the bugs make: run `python -m attn_lab zoo --rewrite`")
+    return results_file.checked(wrong, "; ".join(zoo_page.summary(each.mutants, bugs) for each, bugs in chosen))

@@ -13,7 +13,7 @@ from attn_parity.backend_runs import RUNS
 
 NEWEST = RECORDED[-1]
 Cell = tuple[str, str]
-"""What a backend answers, and why not more; "" where there is nothing to explain."""
+"""A backend's answer, and why it serves no more; "" where there is nothing to explain."""
 
 
 def backend_page() -> str:
@@ -63,7 +63,7 @@ def _runs() -> Iterator[tuple[str, ...]]:
 
 
 def _tables(aiter: Aiter) -> dict[str, dict[str, Cell]]:
-    """What every backend answers, by its name and the property; every backend has the same properties."""
+    """Each backend's answers by property. All backends have the same properties."""
     declared = {name: backend.capabilities(aiter) for name, backend in BACKENDS.items()}
     together = {one.property for capabilities in declared.values() for one in capabilities.combinations}
     return {name: dict(_answers(capabilities, sorted(together))) for name, capabilities in declared.items()}

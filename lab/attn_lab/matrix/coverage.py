@@ -77,7 +77,7 @@ def impossible(coverage: Coverage) -> list[tuple[str, str]]:
 
 
 class _Refusals:
-    """What one side refuses: by reason, in how many cases, and how many of those have which feature."""
+    """Counts of the cases that one side refuses, by reason, and by reason and feature."""
 
     def __init__(self) -> None:
         self.cases = Counter[str]()

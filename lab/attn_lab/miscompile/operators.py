@@ -136,7 +136,7 @@ def mutated(kernel: Kernel, place: int, instruction: Instruction) -> Kernel:
 
 
 def change(before: Instruction, after: Instruction) -> str:
-    """What an operator did, in words of the assembly."""
+    """The change that an operator made, in words of the assembly."""
     if after.name == "s_nop":
         return f"{before.text} -> nothing"
     if before.name != after.name:

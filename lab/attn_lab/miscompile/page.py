@@ -14,7 +14,7 @@ from attn_parity.options import PAGES
 DATA = PAGES / "miscompiled.csv"
 COLUMNS = ("mutant", "found by", "change", "source")
 REASONS = Path(__file__).with_name("survivors.toml")
-"""By the names of survivors that a person has read: `class`, one of CLASSES, and `why`."""
+"""The survivors that a person has read, by name: `class`, one of CLASSES, and `why`."""
 CLASSES = {
     "equivalent": "no input shows it",
     "case": "nothing in the cases depends on it",
@@ -42,7 +42,7 @@ before it runs. The fuzzer runs hundreds of cases instead, of many layers. What 
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What became of a mutant: see `attn_lab.miscompile.trials.Trial`."""
+    """The result of a mutant: see `attn_lab.miscompile.trials.Trial`."""
 
     name: str
     by: str

@@ -24,7 +24,7 @@ from attn_lab.miscompile.page import LARGEST, LONGEST
 DRAWN = 200
 """Cases from which some are chosen."""
 LAUNCHES = 12
-"""Of a kernel: that many are kept."""
+"""The number of launches of a kernel that are kept."""
 SCHEDULES = (Schedule(races=True), Schedule("descending", "descending", seed=1))
 
 
@@ -127,7 +127,7 @@ def families(architecture: str, seed: int, count: int) -> list[list[Case]]:
 
 
 def _layer(case: Case) -> tuple[object, ...]:
-    """What cases of one layer share, and those of two layers hardly ever do."""
+    """A key that cases of one layer share, and cases of two layers hardly ever do."""
     return (case.attn_type, case.dtype, case.num_kv_heads, case.group_size, case.head_size, case.scale, case.logits_soft_cap)
 
 

@@ -24,7 +24,7 @@ FAULTS = (
     ("without an end", "endless"),
     ("", "memory"),
 )
-"""What a fault's message holds, and how the fault is counted: the first that fits."""
+"""A part of a fault's message, and the class under which the fault is counted. The first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Mutant:
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What became of a mutant.
+    """The result of a mutant.
 
     Attributes:
         name: architecture, kernel, line of its assembly, kind, and which of the kind's changes there.
@@ -116,12 +116,12 @@ def _mutants(subject: Subject, kind: str, rng: random.Random) -> Iterator[Mutant
     kernel = subject.program.kernel
     places = [int(place) for place in np.flatnonzero(subject.executed)]
     rng.shuffle(places)
-    choose = random.Random(rng.random())
+    of_operators = random.Random(rng.random())
     for place in places:
         made = list(operators.OPERATORS[kind](kernel.instructions[place]))
         if not made:
             continue
-        number = choose.randrange(len(made))
+        number = of_operators.randrange(len(made))
         if _can_be_run(made[number], kernel):
             yield Mutant(subject, kind, place, number, made[number])
 
@@ -157,7 +157,7 @@ def tried(mutant: Mutant) -> Trial:
 
 
 def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, str, bool]:
-    """What finds a mutant in a launch, with a message, and whether the mutant computes other bits."""
+    """The check that finds a mutant in a launch, its message, and whether the mutant computes other bits."""
     try:
         memory = launch.run(program, SCHEDULES, 20 * launch.instructions + 100_000)
     except Fault as fault:

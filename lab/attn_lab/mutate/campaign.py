@@ -127,7 +127,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Key(NamedTuple):
-    """What a shard of a campaign runs: the mutant, its seed, the target, and which of the target's shards, or PROBE."""
+    """A shard of a campaign: the mutant, its seed, the target, and which of the target's shards, or PROBE."""
 
     mutant: str
     seed: int
@@ -140,7 +140,7 @@ Group = tuple[Key, ...]
 
 
 class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
-    """What became of one shard.
+    """The result of one shard.
 
     Attributes:
         key: which shard.
@@ -366,6 +366,6 @@ class _Campaign:
 
 
 def digest(package: str) -> str:
-    """Of the sources of a package, as they are now."""
+    """A digest of the sources of a package, as they are now."""
     text = "".join(text_of(module) for module in modules_of(package))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -114,7 +114,7 @@ def _distinct(mutants: Iterator[Generated]) -> Iterator[Generated]:
 
 
 def compiled(mutant: Generated) -> object:
-    """What Python makes of a mutant's module, without its lines; None if the module does not compile."""
+    """The code object of a mutant's module, without line numbers; None if the module does not compile."""
     try:
         (source,) = patched_sources([mutant.patch]).values()
     except PatchError:
@@ -139,7 +139,7 @@ def _line(place: Place, change: Change) -> int:
 
 
 def _told(change: Change) -> str:
-    """What a change replaces, and by what. Of long code only the part that differs is shown, with a little around it."""
+    """A change in words: old code -> new code. Long code is cut to the part that differs, with a little around it."""
     old, new = (" ".join(ast.unparse(code).split()) for code in change)
     if max(len(old), len(new)) > LONG:
         before, behind = _common(old, new), _common(old[::-1], new[::-1])

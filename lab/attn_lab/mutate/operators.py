@@ -218,7 +218,7 @@ def _is_sum(node: ast.expr) -> bool:
 
 
 def _is_integer(node: ast.AST) -> bool:
-    """As far as its words tell: no sign of floating point, of texts or of sequences."""
+    """True if an expression shows no sign of floating point, of texts or of sequences."""
     parts = list(ast.walk(node))
     is_other = any(isinstance(part, ast.JoinedStr | ast.Tuple | ast.List | ast.Dict) for part in parts)
     texts = any(isinstance(part, ast.Constant) and not isinstance(part.value, int) for part in parts)

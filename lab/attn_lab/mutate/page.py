@@ -1,4 +1,4 @@
-"""What became of generated mutants: rates, and survivors by class, as pages such as docs/generated/mutants.md."""
+"""The pages of generated mutants, such as docs/generated/mutants.md: rates, and survivors by class."""
 
 import re
 import zlib
@@ -19,7 +19,7 @@ BROKEN, EQUIVALENT = "does not run", "equivalent"
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What became of one mutant.
+    """The results of one mutant.
 
     Attributes:
         name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells, and
@@ -112,7 +112,7 @@ class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
 
 
 def row(mutant: Generated, log: Log, seeds: Sequence[int], examples: int, equivalent: dict[str, str]) -> Row:
-    """What a log knows of a mutant.
+    """The results of a mutant in a log.
 
     Args:
         examples: for each target.
@@ -222,13 +222,13 @@ JUDGES: dict[str, Judge] = {
 
 
 def rate(rows: Iterable[Row], judge: str) -> str:
-    """Of how many mutants a judge found how many, as a mean over the seeds; empty if it judged none."""
+    """The share of its mutants that a judge found, as a mean over the seeds; empty if it judged none."""
     judged = _judged(rows, judge)
     return f"{100 * sum(judged) / len(judged):.0f} % of {len(judged)}" if judged else ""
 
 
 def _judged(rows: Iterable[Row], judge: str) -> list[float]:
-    """Of each mutant that a judge judged and that counts, the share of the seeds that found it."""
+    """The share of seeds that found a mutant, for each mutant that counts and that a judge judged."""
     return [sum(found) / len(found) for row in rows if row.counts and (found := JUDGES[judge](row)) is not None]
 
 
@@ -292,7 +292,7 @@ changed since they ran.
 
 
 def short(results: Results) -> Results:
-    """What a file keeps: reasons that other files have are left out, and changes of mutants of which no page tells."""
+    """Results for a file, without reasons that other files have and without the changes of mutants that no page shows."""
 
     def kept(row: Row) -> Row:
         if row.state == EQUIVALENT:
@@ -303,7 +303,7 @@ def short(results: Results) -> Results:
 
 
 def whole(results: Results) -> Results:
-    """What `short` has left out: which mutants are equivalent."""
+    """Undo `short`: mark the mutants without a change as equivalent."""
 
     def of_row(row: Row) -> Row:
         return row if row.change else msgspec.structs.replace(row, state=EQUIVALENT)
@@ -353,7 +353,7 @@ def _of_suite(results: Results) -> list[str]:
 
 
 def _finders(rows: Sequence[Row]) -> list[str]:
-    """Of kernels and their launches, and of all other host code: by what their mutants are found first."""
+    """A table of the checks that find mutants first, for kernels with their launches and for all other host code."""
     columns = ("code", "mutants", *FINDERS, "tests alone", "nobody")
     cells = []
     for code, rooms in KERNELS_OR_HOST.items():
@@ -384,7 +384,7 @@ def _survivors(state: str, rows: Sequence[Row]) -> list[str]:
 
 
 def differences(results: Results, known: Iterable[Generated], equivalent: dict[str, str]) -> list[str]:
-    """What is not of today: mutants that no operator makes any more, or makes under another name; reasons that are new or gone.
+    """Entries that are out of date: mutants that no operator makes, or makes under another name; reasons that are new or gone.
 
     A change before a mutant's statement gives the mutant another number. Then the old name may be that of another mutant.
     """

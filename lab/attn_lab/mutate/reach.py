@@ -18,7 +18,7 @@ from attn_lab.mutate import reached
 
 
 class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
-    """What the cases of a target run.
+    """The statements that the cases of a target run.
 
     Attributes:
         target: its name.
@@ -36,7 +36,7 @@ class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
 
 
 class RecordedTests(msgspec.Struct, frozen=True, omit_defaults=True, tag="tests"):
-    """What tests of a file run that pass without a mutant.
+    """The statements that tests of a file run which pass without a mutant.
 
     Attributes:
         file: its path.

@@ -11,7 +11,7 @@ from attn_fuzz.patches import installation
 from attn_fuzz.patches.source import modules_of, text_of
 
 LINES: dict[str, set[int]] = {}
-"""By module, the lines of the statements that have run in this process since somebody cleared the sets."""
+"""The lines of the statements of each module that have run in this process since the sets were cleared."""
 _NOTE = "_note_line"
 KERNEL_DECORATORS = {"triton.jit", "compiled_once"}
 

@@ -185,7 +185,7 @@ def _recorded(file: str, part: int, package: str, interrupted: threading.Event) 
 
 
 def _runs(file: str, part: int, count: int, told: Sequence[Told]) -> RecordedTests:
-    """What tests run, of what their process has told; the first tells what ran before them."""
+    """The record of a file's tests, from the messages of their process. The first message has the statements run at import."""
     modules = {module for one in told for module in one.lines}
     noted = {module: [one.lines.get(module, set()) for one in told] for module in modules}
     imported = {module: lines[0] | (reached.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()}

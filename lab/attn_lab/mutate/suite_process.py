@@ -24,7 +24,7 @@ WAKE_SECONDS = 0.5
 
 
 class Told(NamedTuple):
-    """What a process of tests tells when a test has ended.
+    """The message of a process of tests when a test has ended.
 
     Attributes:
         test: its name.
@@ -65,7 +65,7 @@ def started(function: Callable[..., None], *arguments: Any) -> Iterator[tuple[Ba
 
 
 def received(connection: Connection, until: float, interrupted: Event) -> Any:
-    """What a process sends next.
+    """The next message of a process.
 
     Raises:
         TimeoutError: it sends nothing in time.
@@ -87,13 +87,13 @@ def received(connection: Connection, until: float, interrupted: Event) -> Any:
 
 
 def record(connection: Connection, file: str, part: int, package: str) -> None:
-    os.setsid()
+    _stand_alone()
     reached.install(package)
     _pytest(connection, [file], _Recorded(connection, part))
 
 
 def test(connection: Connection, tests: tuple[str, ...], mutant: Mutant, harmless: bool) -> None:
-    os.setsid()
+    _stand_alone()
     try:
         if harmless:
             installation.import_from({module: text_of(module) for module in patched_sources(mutant.patches)}, mutant.name)
@@ -105,6 +105,12 @@ def test(connection: Connection, tests: tuple[str, ...], mutant: Mutant, harmles
     files = dict.fromkeys(test.split("::")[0] for test in tests)
     # a file that the mutant keeps from being collected leaves the tests of others
     _pytest(connection, [*files, "-x", "--continue-on-collection-errors"], _Chosen(connection, tests, mutant))
+
+
+def _stand_alone() -> None:
+    """Tests kill the server of their processes, and their own group."""
+    os.setsid()
+    prepared.leave_server()
 
 
 class _Tells:

@@ -20,7 +20,7 @@ from attn_proofs.theorem import Theorem, decide, small_counterexample
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What became of a mutant: the claim that its source refutes, the counterexample's case, and the verdict on it.
+    """The result of a mutant: the claim that its source refutes, the counterexample's case, and the verdict on it.
 
     Attributes:
         claim: None if no claim is refuted by a counterexample that becomes a case.
@@ -56,7 +56,7 @@ def confirm(theorem: Theorem) -> Confirmation:
 
 @dataclass(frozen=True)
 class Broken:
-    """What became of the theorems.
+    """The theorems on a mutant's source.
 
     Attributes:
         theorems: those that are false.

@@ -1,4 +1,4 @@
-"""What became of the mutants: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
+"""Results of the zoo: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
 
 import re
 from collections import Counter
@@ -33,7 +33,7 @@ _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What became of one mutant.
+    """The results of one mutant.
 
     Attributes:
         name: the mutant's name. Its file says everything else about the mutant.
@@ -89,7 +89,7 @@ class Results(
 
 
 def row(name: str, runs: Sequence[Progress]) -> Row:
-    """What became of a mutant by its seeds; the case is of the first seed that found it.
+    """The results of a mutant; the case is of the first seed that found it.
 
     Args:
         runs: of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
@@ -138,7 +138,7 @@ def check_alike(kept: Results, run: Results) -> None:
 
 
 def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
-    """What was found, and of all other mutants what was kept, in the order of `names`. Both are of runs alike."""
+    """Join new results with the stored ones of all other mutants, in the order of `names`. Both are of runs alike."""
     rows = {row.name: row for row in (*kept.mutants, *found.mutants)}
     return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
 
@@ -203,8 +203,8 @@ description, and `--check` fails if the page is not made of the JSON files and t
   ([mutants.md](../reference/mutants.md#what-each-check-finds)).
 - Smallest case: the requests, query rows and keys of the case that the first seed's failure was shrunk to.
 
-A mutant must compile, import and run. An exception counts as a finding only if the mutant's file announces it
-(`raises = "a part of its message"`), and only if the mutant runs other cases; every other exception is an error of the mutant.
+A mutant must compile, import and run. A refusal counts as a finding, and so does any other exception that the mutant's file
+announces (`raises = "a part of its message"`), if the mutant runs other cases; every other exception is an error of the mutant.
 """
 ALSO = """
 **On {where}**: the mutants that change the source of a kernel{how}, with Hypothesis {hypothesis}, on seeds {seeds}, of at most

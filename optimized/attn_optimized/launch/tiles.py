@@ -18,6 +18,7 @@ from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, 
 
 # a request of a few hundred keys is split; most small cases are not, which would make them slow
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
+_FEW_ROWS = ("decode", "latent_decode", "latent_scaled_decode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def attention_tiles(
     phase = phase_of(workload, compute_units)
     if parameters is None and architecture == INTERPRETER:
         # few rows have code of their own
-        parameters = replace(_INTERPRETED, block_m=MIN_DOT) if phase == "decode" else _INTERPRETED
+        parameters = replace(_INTERPRETED, block_m=MIN_DOT) if phase in _FEW_ROWS else _INTERPRETED
     elif parameters is None:
         # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
         block_d = max(widths.row_block, widths.block_v)

@@ -17,6 +17,12 @@ def halves(text: str, **registers: object) -> np.ndarray:
     return after.vector[0, 0, :6].astype(np.uint16).view(np.float16)
 
 
+@pytest.mark.parametrize(("architecture", "register"), [("gfx942", "MODE"), ("gfx1250", "WAVE_MODE")])
+def test_the_mode_has_two_names(architecture, register):
+    after = ran(f"{OVERFLOW.replace('MODE', register)}\nv_cvt_f16_f32_e32 v0, v1", architecture, v={1: INPUTS[0]})
+    assert after.vector[0, 0, 0].astype(np.uint16).view(np.float16) == LARGEST
+
+
 def test_a_float16_that_overflows_becomes_the_largest_number_and_an_infinity_stays():
     found = halves(f"{OVERFLOW}\nv_cvt_f16_f32_e32 v0, v1", v={1: INPUTS})
     np.testing.assert_array_equal(found, np.array([LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 1.5], np.float16))

@@ -26,7 +26,7 @@ class Restrided:
     """A function that is called with other strides of the dimensions of one element, in tensors, layers and batches."""
 
     def __init__(self, function) -> None:
-        self.function, self.choose, self.changed = function, random.Random(0), 0
+        self.function, self.rng, self.changed = function, random.Random(0), 0
 
     def __call__(self, *arguments, **by_name):
         return self.function(*map(self._other, arguments), **{name: self._other(value) for name, value in by_name.items()})
@@ -39,8 +39,7 @@ class Restrided:
         if not isinstance(value, torch.Tensor) or 1 not in value.shape:
             return value
         strides = [
-            self.choose.choice(STRIDES) if size == 1 else stride
-            for size, stride in zip(value.shape, value.stride(), strict=True)
+            self.rng.choice(STRIDES) if size == 1 else stride for size, stride in zip(value.shape, value.stride(), strict=True)
         ]
         self.changed += 1
         return value.as_strided(value.shape, strides, value.storage_offset())

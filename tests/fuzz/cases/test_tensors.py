@@ -6,9 +6,9 @@ import attn_reference
 import msgspec
 import pytest
 import torch
-from attn_contract import KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
+from attn_contract import AttentionType, KVCacheView, Layout, PhysicalOrder, same_elements, same_footprint
 from attn_fuzz.cases import allocations, contents, tensors
-from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values, written_slots
+from attn_fuzz.cases.case import CHOICES, Cache, Case, Request, Rope, Values, written_slots
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED, neighbours, writers
 from attn_fuzz.cases.idle_strides import IDLE_STRIDES
 from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
@@ -38,6 +38,15 @@ def test_extreme_logits_lie_beyond_100_on_both_sides(head_size, scale, step_case
     logits = scale * torch.einsum("qhd,khd->qk", queries, keys)
     assert logits.max() > 100
     assert logits.min() < -100
+
+
+def seed_of(what: str, count: int, form: int) -> int:
+    """A seed with which something has one of its forms."""
+    return next(seed for seed in range(CHOICES) if Values(seed=seed).choice(what, count) == form)
+
+
+def ends_of_storages_are_drawn(case: Case) -> bool:
+    return case.values.choice("storage", 6) == 5
 
 
 def all_tensors(step: Step) -> dict[str, torch.Tensor]:
@@ -138,7 +147,7 @@ def test_only_keys_that_a_query_may_read_are_in_the_cache(case):
         assert is_poison(buffer)[~scales[name]].all()
         assert buffer[scales[name]].isfinite().all()
     assert view.offset > 0
-    assert len(step.raw) > view.end
+    assert len(step.raw) > view.end or ends_of_storages_are_drawn(case)
 
 
 @few
@@ -226,10 +235,11 @@ def test_outputs_start_as_canaries_and_are_inside_their_buffers(case):
         assert (bits(buffer) == bits(canary((1,), buffer.dtype, "cpu"))).all()
     step.out.fill_(0)
     width = case.num_heads * case.head_size
+    last = width if step.out.dim() == 2 or case.num_heads == 1 else step.out.stride(1) * (case.num_heads - 1) + case.head_size
     assert int((step.out_buffer.float() == 0).sum()) == case.num_rows * width
     assert step.out_buffer[:GUARD].isnan().all()
     assert step.out_buffer[GUARD + case.num_rows :].isnan().all()
-    assert step.out_buffer[:, width:].isnan().all()
+    assert step.out_buffer[:, last:].isnan().all()
 
 
 @few
@@ -288,8 +298,10 @@ def test_positions_of_a_rotation_are_rows_of_its_table_and_poison_lies_past_it(s
 @few
 @each_case
 def test_every_tensor_lies_inside_a_larger_one(case):
+    """Storages of inputs end behind them with some seeds. Those of outputs never do."""
     step = tensors.build(case)
-    for name, tensor in {**step.inputs(), "out": step.out, "lse": step.lse}.items():
+    inputs = {} if ends_of_storages_are_drawn(case) else step.inputs()
+    for name, tensor in {**inputs, "out": step.out, "lse": step.lse}.items():
         if tensor is None or name in step.memory:
             continue
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -409,3 +421,80 @@ def test_a_dimension_of_one_element_has_a_stride_that_nobody_would_give_it():
         }
         assert alone.keys() >= of_one
         assert all(strides == {stride} for strides in alone.values()), alone
+
+
+def extent(tensor: torch.Tensor) -> int:
+    """One past the last byte of a tensor in its storage."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (tensor.storage_offset() + last + 1) * tensor.itemsize
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@each_case
+def test_storages_of_inputs_end_behind_their_last_element_with_some_seeds_and_hold_the_same(case):
+    plain, ended = (replace(case, values=Values(seed=seed_of("storage", 6, form))) for form in (0, 5))
+    step = tensors.build(ended)
+    end_of: dict[int, int] = {}
+    for tensor in step.inputs().values():
+        key = tensor.untyped_storage().data_ptr()
+        end_of[key] = max(end_of.get(key, 0), extent(tensor) if tensor.numel() else 0)
+    for tensor in step.inputs().values():
+        assert tensor.untyped_storage().nbytes() == end_of[tensor.untyped_storage().data_ptr()]
+    if step.view is not None:
+        views = [step.view, *(write.view for write in step.writes), *allocations.layer_views(case, case.cache)]
+        assert len(step.raw) == max(view.end for view in views)
+    assert tensors.build(plain).q.untyped_storage().nbytes() > extent(tensors.build(plain).q)
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_heads_of_a_width_that_no_vector_divides_lie_in_rows_that_it_does(writes, step_case):
+    case = replace(step_case, head_size=20, group_size=2, dtype="float16", unlike_strides=True)
+    if not writes:
+        case = replace(case, attn_type=AttentionType.ENCODER_ONLY, cache=None, requests=(Request(query_len=3, seq_len=3),))
+    step = tensors.build(replace(case, values=Values(seed=seed_of("wide heads", 3, 1))))
+    for tensor in (step.q, step.k, step.v, step.out):
+        assert tensor.shape[-1] == 20
+        assert all(stride % 16 == 0 for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1)
+    assert step.v.stride(0) != step.k.stride(0)
+    between = torch.ones_like(step.out_buffer, dtype=torch.bool)
+    between.as_strided(step.out.shape, step.out.stride(), step.out.storage_offset())[...] = False
+    assert (bits(step.out_buffer) == bits(canary((1,), torch.float16, "cpu")))[between].all()
+    plain = tensors.build(case)
+    assert (plain.q.is_contiguous(), plain.out.stride(1)) == (True, 20)
+
+
+def test_blocks_of_dims_of_queries_are_unlike_in_half_of_the_rows_of_q(step_case):
+    """Half of the dims are small: every other one, or every other block, of either parity."""
+    case = replace(step_case, head_size=16, group_size=64, values=Values("random", seed_of("magnitudes of q", 4, 1)))
+    queries, _ = contents.queries(case, torch.Generator().manual_seed(0))
+    plain, _ = contents.queries(replace(case, values=Values("random")), torch.Generator().manual_seed(0))
+    assert ((queries == plain) | (queries == plain * 2.0**-8)).all()
+    small = [tuple(row) for row in (queries != plain).flatten(0, 1).tolist()]
+    expected = {tuple((dim >> bit & 1) == odd for dim in range(16)) for bit in range(4) for odd in (0, 1)}
+    assert {*small} == {(False,) * 16, *expected}
+    assert 0.3 < small.count((False,) * 16) / len(small) < 0.7
+
+
+@pytest.mark.parametrize("layout", ["LATENT_E8M0", "LATENT_E8M0_PLANES"])
+@pytest.mark.parametrize(("form", "byte"), [(2, 0), (3, 254), (0, None)])
+def test_scale_bytes_are_at_the_ends_of_their_range_with_some_seeds(layout, form, byte, step_case):
+    """In one group of the slots before the step, whose own rows hold zeros there."""
+    width, kept = (128, 64) if layout.endswith("PLANES") else (64, 0)
+    cache = Cache(layout=Layout[layout], block_size=4, num_blocks=4, dtype="fp8_e4m3fn")
+    case = replace(step_case, dtype="bfloat16", head_size=width + kept, head_size_v=width + kept, cache=cache)
+    case = replace(case, values=Values(kind="random", seed=seed_of("scale bytes", 4, form)))
+    step = tensors.build(case)
+    attn_reference.write_latent_cache(*step.writes[0].latent_parts, step.kv_cache, step.layer, step.writes[0].slot_mapping)
+    table, number = step.batch.block_table[0], torch.float64
+    keys, _ = attn_reference.gather_kv_cache(step.kv_cache, step.layer, table, 7, number)
+    group = case.values.choice("group with such a byte", width // case.latent_format.scale_dims)
+    dims = slice(group * case.latent_format.scale_dims, (group + 1) * case.latent_format.scale_dims)
+    largest = keys[:5, 0, dims].abs().max()
+    if byte is None:
+        assert largest > 1
+    else:
+        assert (0 < largest <= 448 * 2.0**-127) if byte == 0 else largest == 0
+        assert not keys[5:, 0, dims].any()
+    others = torch.ones(width, dtype=torch.bool)
+    others[dims] = False
+    assert (keys[:, 0, :width][:, others].abs().amax(1) > 0.5).all()

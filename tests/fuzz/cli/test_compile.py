@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from attn_amdgcn import load
 from attn_parity import compile as compile_command
-from attn_parity.binaries.build import Beside, Outcome, OverLimit, build, in_processes
+from attn_parity.binaries.build import Beside, Outcome, OutOfTime, build, in_processes
 from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.shipped_calls import chosen
 
@@ -100,8 +100,8 @@ def hung(folder: Path) -> int:
 
 def test_a_compiler_that_hangs_is_ended_at_the_limit_with_what_it_started(tmp_path):
     found = Beside(hung).within(2, tmp_path)
-    assert isinstance(found, OverLimit)
-    assert found == "has no code after 2 s, the limit: see --limit"
+    assert isinstance(found, OutOfTime)
+    assert found == "has no code after 2 s, see --compile-seconds"
     deadline = time.monotonic() + 5
     while Path(f"/proc/{tmp_path.joinpath('pid').read_text()}/stat").exists():
         assert time.monotonic() < deadline
@@ -132,16 +132,16 @@ def test_where_code_cannot_be_saved_nothing_is_compiled(make, words, attn_parity
 
 @pytest.mark.parametrize(("error", "code"), [(None, 2), ("no such thing", 1)])
 def test_the_limit_is_told_as_the_tools(error, code, attn_parity, monkeypatch):
-    def planted(jobs, workers, report, launches, limit):
-        assert limit == 7
-        errors = {jobs[0]: OverLimit("has no code after 7 s, the limit: see --limit")}
+    def planted(jobs, workers, report, launches, compile_seconds):
+        assert compile_seconds == 7
+        errors = {jobs[0]: OutOfTime("has no code after 7 s, see --compile-seconds")}
         return Outcome({}, errors | ({jobs[1]: error} if error else {}))
 
     monkeypatch.setattr("attn_parity.compile.build", planted)
-    run = attn_parity("compile", "--only", "merge", "--arch", "gfx942", "--limit", "7")
+    run = attn_parity("compile", "--only", "merge", "--arch", "gfx942", "--compile-seconds", "7")
     assert run.code == code
-    assert re.search(r"^gfx942 merge.*: has no code after 7 s, the limit: see --limit$", run.out, re.MULTILINE)
-    summary = f"0 wrong, {int(bool(error))} do not compile, 1 have no code after --limit"
+    assert re.search(r"^gfx942 merge.*: has no code after 7 s, see --compile-seconds$", run.out, re.MULTILINE)
+    summary = f"0 wrong, {int(bool(error))} do not compile, 1 have no code after --compile-seconds"
     assert " ".join(run.out.split()).endswith(summary)
 
 

@@ -24,7 +24,7 @@ from attn_parity.binaries.comparison import compared
 from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
 from attn_parity.binaries.saved_checks import check_plan, checked_program
-from attn_parity.binaries.saved_execution import Emulated, LimitError, emulate_saved
+from attn_parity.binaries.saved_execution import Emulated, OutOfTimeError, emulate_saved
 from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
@@ -293,14 +293,14 @@ def test_code_that_is_not_planned_here_is_named(saved, changes, words):
         check_plan(launch_of(saved), like)
 
 
-def emulated_with(saved: Path, folder: Path, new: str, old: str = "v_exp_f32", limit: float = 60) -> list[Emulated]:
+def emulated_with(saved: Path, folder: Path, new: str, old: str = "v_exp_f32", case_seconds: float = 60) -> list[Emulated]:
     """Run the saved launch with another instruction in the place of an old one."""
     path = saved / "gfx942-merge-fp32.s"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     digest = run_folder.digest(np.frombuffer(path.read_bytes(), np.uint8))
     change(saved, {"sha256.assembly": digest})
-    return emulate_saved(saved / "launches.json", folder, "gfx942", NAME, (NAME,), limit)
+    return emulate_saved(saved / "launches.json", folder, "gfx942", NAME, (NAME,), case_seconds)
 
 
 def test_the_saved_code_is_what_runs(saved, tmp_path):
@@ -324,11 +324,11 @@ def test_what_the_emulator_does_not_know_is_no_fault_of_the_launch(saved):
 
 
 def test_an_endless_loop_ends_at_the_limit_of_the_tool(saved, attn_parity):
-    with pytest.raises(LimitError, match=r"gfx942 merge, fp32, random: no end in 0\.5 s \(--limit\)"):
+    with pytest.raises(OutOfTimeError, match=r"gfx942 merge, fp32, random: no end in 0\.5 s \(--case-seconds\)"):
         emulated_with(saved, saved / "emulated", ".Lloop:\n\ts_branch .Lloop\n\ts_endpgm\n", "s_endpgm\n", 0.5)
-    run = attn_parity("emulate", "code/launches.json", "--limit", 0.5, "--workers", 1)
+    run = attn_parity("emulate", "code/launches.json", "--case-seconds", 0.5, "--workers", 1)
     assert (run.code, run.out) == (2, "")
-    assert run.err == "attn-parity: gfx942 merge, fp32, random: no end in 0.5 s (--limit)\n"
+    assert run.err == "attn-parity: gfx942 merge, fp32, random: no end in 0.5 s (--case-seconds)\n"
 
 
 def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

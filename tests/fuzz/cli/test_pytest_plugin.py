@@ -93,7 +93,7 @@ def test_beside_other_tests_and_without_the_option_it_does_nothing(tmp_path, chi
     assert "1 passed" in ended.stdout
 
 
-@pytest.mark.parametrize("option", ["--attn-examples=0", "--attn-seed=-1", "--attn-limit=0", "--attn-limit=inf"])
+@pytest.mark.parametrize("option", ["--attn-examples=0", "--attn-seed=-1", "--attn-case-seconds=0", "--attn-case-seconds=inf"])
 def test_a_number_out_of_range_is_a_usage_error(option, run_pytest):
     ended = run_pytest("--attn-target=reference-fp32", option)
     assert ended.returncode == 4

@@ -247,7 +247,7 @@ def test_exact_mode_sees_what_the_judge_would_see_first(name, tmp_path):
     )
     ahead = shard.in_flight(plan, 0)
     trial = "planted_exact:compared_alone"
-    with Executor(plan.target, "cpu", plan.limit, ahead, plan.mutant, trial=trial, exactly=True) as executor:
+    with Executor(plan.target, "cpu", plan.case_seconds, ahead, plan.mutant, trial=trial, exactly=True) as executor:
         failure = shard.fuzz(plan, executor).failure
     assert failure is not None
     assert failure.verdict.kind == "exact"

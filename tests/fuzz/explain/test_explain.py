@@ -13,7 +13,7 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import captures, case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Values
-from attn_fuzz.explain import kept, trial
+from attn_fuzz.explain import captured_outputs, trial
 from attn_fuzz.explain.evidence import seen
 from attn_fuzz.explain.search import changed
 from attn_fuzz.explain.variants import VARIANTS
@@ -167,7 +167,7 @@ def test_a_recorded_wrong_call_keeps_its_output(tmp_path):
         recording.see(call, out)
     (found,) = recording.found
     case = case_file.load(found.case)
-    verdict = kept.verdict(case, explains=True)
+    verdict = captured_outputs.verdict(case, explains=True)
     assert verdict.message == found.judgement.message
     assert verdict.message.endswith("; 3 rows are wrong, the first is row 0")
     assert verdict.explanation[1] == "explanation: the window has one key more on the left than was asked"
@@ -178,7 +178,7 @@ def test_an_output_beyond_the_bound_is_not_kept(tmp_path, monkeypatch):
     call = attn_fuzz.Call(q=step.q, kv_cache=step.kv_cache, layer=step.layer, batch=step.batch)
     monkeypatch.setattr(captures, "KEPT_ELEMENTS", step.q.numel() - 1)
     path = attn_fuzz.capture(call, tmp_path / "call.json", out=torch.zeros_like(step.q))
-    assert kept.verdict(case_file.load(path)) is None
+    assert captured_outputs.verdict(case_file.load(path)) is None
 
 
 @pytest.mark.parametrize("attn_type", [AttentionType.DECODER, AttentionType.ENCODER])

@@ -45,7 +45,9 @@ def test_programs_run_in_the_chosen_order(launch):
 
 @pytest.fixture(scope="module")
 def race(tmp_path_factory):
-    with Executor("planted_race:RACE", "cpu", limit=60, ahead=tmp_path_factory.mktemp("race") / "ahead.json") as executor:
+    with Executor(
+        "planted_race:RACE", "cpu", case_seconds=60, ahead=tmp_path_factory.mktemp("race") / "ahead.json"
+    ) as executor:
         yield executor
 
 

@@ -10,7 +10,7 @@ from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.report import pictures, terminal
-from attn_fuzz.report.grid import Limits, Picture
+from attn_fuzz.report.grid import Picture, Room
 from attn_fuzz.run.trial import try_case
 from planted import FLASH, NAN
 from rich.console import Console
@@ -18,14 +18,14 @@ from rich.console import Console
 from tests import pages
 
 replace = msgspec.structs.replace
-ROOM = Limits(rows=32, columns=96)
+ROOM = Room(rows=32, columns=96)
 
 
 def letters(picture: Picture) -> list[str]:
     return ["".join(cell.text for cell in row) for row in picture.cells]
 
 
-def drawn(case: Case, title: str, verdict=None, room: Limits = ROOM) -> Picture:
+def drawn(case: Case, title: str, verdict=None, room: Room = ROOM) -> Picture:
     return next(picture for picture in pictures.draw(case, verdict, room) if picture.title.startswith(title))
 
 
@@ -79,7 +79,7 @@ def test_masks_agree_with_the_reference(step_case):
 def test_a_large_mask_is_sampled(step_case):
     request = Request(query_len=200, seq_len=1000, blocks=tuple(range(250)), causal=True)
     case = replace(step_case, requests=(request,), cache=replace(step_case.cache, num_blocks=256))
-    picture = drawn(case, "request 0", room=Limits(rows=10, columns=50))
+    picture = drawn(case, "request 0", room=Room(rows=10, columns=50))
     rows = letters(picture)
     assert len(rows) == 10
     assert {len(row) for row in rows} == {50}
@@ -93,14 +93,14 @@ def test_a_sampled_mask_ends_with_its_keys(step_case):
     """A cell that held both the last keys and slots past them looked like keys that every query sees in part."""
     request = Request(query_len=200, seq_len=1001, blocks=tuple(range(251)), causal=False)
     case = replace(step_case, requests=(request,), cache=replace(step_case.cache, num_blocks=256))
-    assert letters(drawn(case, "request 0", room=Limits(rows=10, columns=50))) == ["#" * 49 + "."] * 10
+    assert letters(drawn(case, "request 0", room=Room(rows=10, columns=50))) == ["#" * 49 + "."] * 10
 
 
 def test_a_cell_of_keys_that_two_rules_hide_is_hidden_by_the_commoner(step_case):
     request = Request(query_len=1, seq_len=64, blocks=tuple(range(16)), causal=True)
     case = replace(step_case, requests=(request,), window=(12, -1), chunked_local=8)
     case = replace(case, cache=replace(step_case.cache, num_blocks=16))
-    picture = drawn(case, "request 0", room=Limits(rows=1, columns=8))
+    picture = drawn(case, "request 0", room=Room(rows=1, columns=8))
     assert letters(picture) == ["wwwwwwk#"]
     assert picture.cells[0][6].title == "p 63, key 48 to 55: 5 chunk, 3 window"
 

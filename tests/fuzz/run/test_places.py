@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import torch
-from attn_contract import Layout
+from attn_contract import Capabilities, Layout, Only, UnsupportedError
 from attn_fuzz import properties
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
@@ -16,11 +16,12 @@ from attn_fuzz.cases.tensors import PADDING, Step
 from attn_fuzz.interpreted.permissions import of_attention
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.run import checks
-from attn_fuzz.run.attempt import Attempt, NotRefusedError
+from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge, judge_finite
+from attn_optimized.backends.triton_attn import TritonAttentionBackend
 
 from tests.fuzz.verdict.test_properties import ALL
 
@@ -45,6 +46,7 @@ class Fault(NamedTuple):
         says: what the message must contain.
         attend: makes the fault after the reference has attended; it takes the arguments of the target.
         write, rotate: makes the fault after a cache write.
+        declares: fields of the target.
     """
 
     case: Case
@@ -52,6 +54,7 @@ class Fault(NamedTuple):
     attend: Callable[..., object] | None = None
     write: Callable[..., object] | None = None
     rotate: Callable[..., object] | None = None
+    declares: dict[str, Any] = {}  # noqa: RUF012
 
 
 def attempt_with(fault: Fault) -> Attempt:
@@ -65,14 +68,17 @@ def attempt_with(fault: Fault) -> Attempt:
 
         return function
 
-    target = Target(
-        name="planted",
-        description="planted",
-        attention=then(REFERENCE_FP32.attention, fault.attend),
-        write_kv_cache=then(REFERENCE_FP32.write_kv_cache, fault.write),
-        rope_and_write_kv_cache=then(REFERENCE_FP32.rope_and_write_kv_cache, fault.rotate),
-        support=REFERENCE_FP32.support,
-        rounding=REFERENCE_FP32.rounding,
+    target = dataclasses.replace(
+        Target(
+            name="planted",
+            description="planted",
+            attention=then(REFERENCE_FP32.attention, fault.attend),
+            write_kv_cache=then(REFERENCE_FP32.write_kv_cache, fault.write),
+            rope_and_write_kv_cache=then(REFERENCE_FP32.rope_and_write_kv_cache, fault.rotate),
+            support=REFERENCE_FP32.support,
+            rounding=REFERENCE_FP32.rounding,
+        ),
+        **fault.declares,
     )
     return Attempt(fault.case, target, "cpu")
 
@@ -188,14 +194,33 @@ def input_faults(rows: int, offset: int, says: str) -> Iterator[Fault]:
         yield Fault(case, f"{says} {name}", attend=changes_first(name, offset))
 
 
+def of_head_size(size: int) -> Capabilities:
+    return dataclasses.replace(TritonAttentionBackend.capabilities(NO_AITER), head_sizes=Only((size,), "so"))
+
+
+NO_AITER: Any = None
+NO_HEADS_OF_4 = dataclasses.replace(REFERENCE_FP32.support("cpu"), refused_sizes={"head_sizes": (4,)})
+NO_BLOCKS_OF_2 = dataclasses.replace(REFERENCE_FP32.support("cpu"), refused_sizes={"block_sizes": (2,)})
+
+
 def faults(rows: int) -> dict[Callable[..., object], list[Fault]]:
     """By check of CHECKS: faults in a step of so many rows that the check finds."""
     violation = Violation("load at kernel.py:7 in kernel, program (0, 0, 0): q[0, 1, 2]: only ...", "load of q")
     return {
         checks.forbidden_access: [Fault(case_of(rows), "q[0, 1, 2]", attend=raises(violation))],
         checks.wrong_error: [Fault(case_of(rows), "KeyError: 'row 1'", attend=raises(KeyError("row 1")))],
+        checks.broken_declaration: [
+            Fault(
+                case_of(rows),
+                "refused it: UnsupportedError: ",
+                attend=raises(UnsupportedError("it", "row 1", "so")),
+                declares={"declares": lambda device: of_head_size(HEAD_SIZE)},
+            ),
+            Fault(case_of(rows), "declares head size 4 not supported", declares={"declares": lambda device: of_head_size(8)}),
+        ],
         checks.missing_refusal: [
-            Fault(case_of(rows), "row 1: not refused", attend=raises(NotRefusedError("row 1: not refused")))
+            Fault(case_of(rows), "head size 4 is beyond its support", declares={"support": lambda device: NO_HEADS_OF_4}),
+            Fault(case_of(rows), "block size 2 is beyond its support", declares={"support": lambda device: NO_BLOCKS_OF_2}),
         ],
         checks.written_cache: list(cache_faults(rows, "attention")),
         checks.wrong_cache_write: list(cache_faults(rows, "write")),

@@ -130,12 +130,12 @@ def test_a_process_that_dies_or_hangs_is_a_verdict_and_the_next_case_gets_a_new_
     )
     with Executor(f"planted:{name}", "cpu", 60.0, ahead) as executor:
         assert executor.run(harmless).kind == "agree"
-        executor.limit = 0.5
+        executor.case_seconds = 0.5
         verdict = executor.run(step_case)
         assert verdict.kind == kind
         assert message in verdict.message
         assert case_file.load(ahead) == step_case
-        executor.limit = 60.0
+        executor.case_seconds = 60.0
         assert executor.run(harmless).kind == "agree"
     assert not ahead.exists()
 

@@ -31,7 +31,7 @@ def always() -> bool:
 
 
 def is_within(support: Support, case: Case) -> bool:
-    return support.limit(case) is None and support.beyond(case) is None
+    return support.not_drawn(case) is None and support.beyond(case) is None
 
 
 def tokens(case: Case) -> int:

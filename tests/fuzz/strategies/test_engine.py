@@ -84,7 +84,7 @@ def test_an_engine_is_drawn_directly(engine):
     assert not tally.rejected, "nothing is drawn and thrown away"
     for case in found:
         contradictions.check(case)
-        assert engine.limit(case) is None
+        assert engine.not_sent(case) is None
     assert len({case.window for case in found}) > 3
     assert {len(case.requests) for case in found} >= {1, 8}
 
@@ -97,9 +97,9 @@ def test_finite_slots_are_drawn_directly():
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Engine)])
 def test_every_field_of_an_engine_restricts_something(name, anything):
-    """A field that `limit` forgets would let past cases through that the engine never sends."""
+    """A field that `not_sent` forgets would let past cases through that the engine never sends."""
     narrower = replace(Engine(), **{name: getattr(PLAIN if name != "prompts" else DRAFTS, name)})
-    assert any(narrower.limit(case) for case in anything)
+    assert any(narrower.not_sent(case) for case in anything)
 
 
 def test_windows_by_causality_are_those_of_vllm():
@@ -215,7 +215,7 @@ def test_past_cases_are_adapted_to_what_an_engine_sends():
     assert admitted.adapted == len(admitted.cases)
     for case in admitted.cases:
         contradictions.check(case)
-        assert vllm_kernel().limit(case) is None
+        assert vllm_kernel().not_drawn(case) is None
         assert vllm_kernel().beyond(case) is None
     out = sum(map(len, admitted.left_out.values()))
     assert (

@@ -292,7 +292,7 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
     assert any(support.beyond(case) is None for case in found)
     assert any(support.beyond(case) for case in found) == (support.widened() != support)
     for case in found:
-        assert support.limit(case) is None
+        assert support.not_drawn(case) is None
         if case.cache is not None:
             assert {case.cache.writer, case.cache.neighbour} <= {None, *support.layouts}
         if len(case.requests) > 1:
@@ -377,7 +377,7 @@ def test_a_rule_that_a_support_requires_is_in_each_layer_and_a_layer_without_it_
 def test_many_cases_are_plain_in_every_way(drawn):
     """Where each choice is drawn by itself, none of these cases is so."""
     usual = plain(EVERYTHING)
-    held = [case for case in drawn if usual.engine.limit(case) is None and case.dtype in usual.dtypes]
+    held = [case for case in drawn if usual.engine.not_sent(case) is None and case.dtype in usual.dtypes]
     assert len(held) > len(drawn) / 5
     assert {bool(case.cache) for case in held} == {False, True}
     assert {rule for case in held for rule in case.rules} == {rule for case in drawn for rule in case.rules}

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from attn_fuzz.targets.others import aiter_mla_metadata
-from attn_fuzz.targets.others.aiter_mla_metadata import metadata
+from attn_fuzz.targets.packages import aiter_mla_metadata
+from attn_fuzz.targets.packages.aiter_mla_metadata import metadata
 
 
 @pytest.mark.parametrize("most_parts", [-1, 1, 3])

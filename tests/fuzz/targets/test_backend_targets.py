@@ -8,8 +8,16 @@ from attn_fuzz.cases.case import written_slots
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.backends import BackendLayers, installed, named
-from attn_fuzz.targets.declared import config_of
+from attn_fuzz.targets.attention_config import config_of
+from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
+from attn_fuzz.targets.backends import (
+    BACKEND_ROCM_ATTN,
+    BACKEND_TRITON,
+    BACKEND_TRITON_DIFFKV,
+    BackendLayers,
+    installed,
+    named,
+)
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
@@ -41,6 +49,33 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
         "backend-triton", examples=100, seed=2, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
     )
     assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+OURS = (BACKEND_TRITON, BACKEND_ROCM_ATTN, BACKEND_TRITON_DIFFKV, BACKEND_TRITON_MLA)
+
+
+@pytest.mark.parametrize("target", OURS, ids=lambda target: target.name)
+def test_sizes_beyond_the_bounds_of_a_backend_are_drawn_and_refused_by_what_it_declares(target):
+    support, capabilities, met = target.support("cpu"), target.declares("cpu"), set()
+    refused = {f"{WORDS[name]} {size}" for name, sizes in support.refused_sizes.items() for size in sizes}
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @given(case=cases(target.name, support))
+    def draw(case):
+        if (beyond := support.beyond(case)) in refused:
+            met.add(beyond)
+            assert capabilities.refusals(config_of(case)), beyond
+
+    draw()
+    assert met
+
+
+WORDS = {
+    "head_sizes": "head size",
+    "value_sizes": "a V of width",
+    "widths": "latent widths",
+    "block_sizes": "block size",
+}
 
 
 @pytest.mark.nightly

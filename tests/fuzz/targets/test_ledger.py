@@ -173,7 +173,7 @@ def test_every_stored_case_is_of_a_finding_and_replays_where_its_kernel_is(name,
     (finding,) = (each for each in target.findings if each.name == name)
     support = target.support("cpu")
     if "@" not in case.target:  # others have findings beyond what they draw, too
-        assert (support.limit(case), support.beyond(case)) == (None, None)
+        assert (support.not_drawn(case), support.beyond(case)) == (None, None)
     if reason := target.unavailable("cpu"):
         pytest.skip(reason)
     with Executor(case.target, "cpu", 240.0, tmp_path / "ahead.json") as executor:

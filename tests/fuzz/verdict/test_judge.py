@@ -9,12 +9,14 @@ import msgspec
 import planted
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract import RULES, AttentionType, Batch, Layer, Layout
+from attn_contract.rules import LOGITS
 from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.properties import bound as property_bound
 from attn_fuzz.properties import error_bound
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
@@ -23,6 +25,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.verdict import judge, oracle
 from attn_fuzz.verdict.rounding import UNIT_ROUNDOFF, CallRounding, Rounding
+from attn_reference.logits import logit_bias
 from hypothesis import given, settings
 
 from tests.calls import joined, paged_call
@@ -473,3 +476,34 @@ def test_weights_lose_more_in_float16_only_where_they_are_float16(cache, dtype, 
     layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, layout=Layout.BLOCKS_FIRST_NHD, **rules)
     rounding = Rounding(keys_per_tile=64, float16_dots=True)
     assert CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype).of_lost_weights == expected
+
+
+def sum_of_biases(step: tensors.Step, request: attn_reference.attention.Request) -> torch.Tensor:
+    """[H, q, k]: the sum over the rules of logits of |what the rule adds by itself|; 0 at keys that are not visible."""
+    rules = [rule for rule in RULES.values() if rule.acts_on is LOGITS and rule.holder != "call"]
+    total = torch.zeros(step.layer.num_heads, *request.visible.shape, dtype=torch.float64)
+    for rule in rules:
+        others = [other for other in rules if other is not rule]
+        layer, batch = (
+            dataclasses.replace(holder, **{other.name: other.off for other in others if other.holder == type(holder).__name__})
+            for holder in (step.layer, step.batch)
+        )
+        keys = torch.arange(request.visible.shape[1])
+        bias = logit_bias(request.query_positions, keys, layer, batch, request.index, torch.float64)
+        total += 0 if bias is None else bias.abs()
+    return torch.where(request.visible, total, 0)
+
+
+@few
+@each_case
+def test_bounds_count_the_bias_of_every_rule(case):
+    """Biases may cancel: a bound that forgets a rule, or takes the sum of all for its magnitude, is too small."""
+    step = answered(case)
+    for request in oracle.requests(step):
+        expected = sum_of_biases(step, request)
+        magnitudes = oracle._bias_magnitudes(request, attn_reference.attend(request, step.layer), step.layer)
+        found = torch.zeros_like(expected) if magnitudes is None else torch.where(request.visible, magnitudes, 0)
+        torch.testing.assert_close(found, expected)
+        largest, _ = property_bound._biases(step, max(request.visible.shape))
+        if expected.numel():
+            assert (largest >= expected.flatten(1).amax(1) * (1 - 1e-12)).all()

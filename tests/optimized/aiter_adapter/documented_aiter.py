@@ -2,7 +2,7 @@
 
 Each function takes exactly the recorded arguments, by keyword. It computes in float32 what AITER's sources document, with
 AITER's own conventions and not with the contract's. Agreement with this double shows that the adapter and the backends call
-AITER rightly. It does not show that AITER is right: `attn_fuzz.targets.others` runs AITER's own kernels.
+AITER rightly. It does not show that AITER is right: `attn_fuzz.targets.packages` runs AITER's own kernels.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ from functools import partial
 import attn_reference
 import pytest
 import torch
-from attn_fuzz.targets.ranks import TRITON_RANKS
+from attn_fuzz.targets.ranks.local_calls import TRITON_RANKS
 from attn_optimized.context_parallel import attention
 
 from tests.agreement import assert_within_bound

@@ -11,7 +11,14 @@ from attn_optimized.launch.splits import MOST_PARTS_BYTES, MOST_PROGRAMS_PER_UNI
 from attn_optimized.launch.table import Parameters, Phase, parameters_for
 from attn_optimized.launch.tiles import attention_tiles, reduce_grid, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
-from attn_optimized.launch.workload import DECODE_TILE_ROWS, SHORT_ROWS_PER_UNIT, SHORT_WINDOW_KEYS, Workload, phase_of
+from attn_optimized.launch.workload import (
+    DECODE_TILE_ROWS,
+    MIN_DOT,
+    SHORT_ROWS_PER_UNIT,
+    SHORT_WINDOW_KEYS,
+    Workload,
+    phase_of,
+)
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
 HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
@@ -88,6 +95,17 @@ def test_two_tiles_of_a_latent_cache_fit_without_a_bias():
         for has_bias in (False, True)
     )
     assert (without_bias.num_stages, with_bias.num_stages) == (2, 1)
+
+
+def test_a_bias_that_is_loaded_takes_a_tile_of_each_stage():
+    """253,952 bytes of 232,448 with three stages, as Triton 3.6 asked for on an H200: a one-byte latent cache and a tree."""
+    latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "quantized": True, "num_kv_heads": 1, "num_heads": 12}
+    call = CALL | latent | {"max_query_len": 2, "num_tokens": 2, "has_bias": True}
+    slopes, loaded = (
+        attention_tiles(Workload(**call, loads_bias=loads), "sm90", COMPUTE_UNITS).parameters.num_stages
+        for loads in (False, True)
+    )
+    assert (slopes, loaded) == (3, 2)
 
 
 def test_parameters_are_those_of_the_wider_of_k_and_v():
@@ -205,6 +223,13 @@ def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
     for whole in (of(71, 8), of(12, 17), of(12, 8, head_size=192), of(12, 8, batch_invariant=True)):
         assert whole.tiles.group == -(-whole.tiles.heads_per_kv_head // whole.tiles.groups_per_kv_head)
         assert whole.tiles.groups_per_kv_head == (2 if whole.tiles.heads_per_kv_head == 71 else 1)
+
+
+@pytest.mark.parametrize("kind", [{}, {"is_latent": True}, {"is_latent": True, "has_scaled_rows": True}])
+def test_few_rows_have_small_tiles_in_the_interpreter_too(kind):
+    """Of every kind of cache: they have code of their own."""
+    few, more = (tiles_of("interpreter", num_heads=heads, num_kv_heads=1, head_size=64, **kind) for heads in (16, 17))
+    assert few.block_m == MIN_DOT < more.block_m
 
 
 @pytest.mark.parametrize("query_lens", [[1] * 9, [0, 0, 0], [17], [12, 12], [11, 25, 0, 1], [17, 17, 17]])

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -480,6 +480,34 @@ def test_a_reader_that_takes_the_bytes_for_something_else_is_refused(written, re
     layers = {"writer": replace(DECODER, **written), "reader": replace(READER, **read)}
     with pytest.raises(ContractError, match=f"kv_sharing: got layer reader with {field} .*, that of writer"):
         on_mi300(layers, kv_sharing={"reader": "writer"})
+
+
+UNLIKE = {
+    "num_heads": ({"num_heads": 32}, False),
+    "num_kv_heads": ({"num_kv_heads": 8}, True),
+    "head_size": ({"head_size": 128}, True),
+    "dtype": ({"dtype": torch.float16}, True),
+    "attn_type": ({"attn_type": AttentionType.ENCODER_DECODER}, True),
+    "block_size": ({"block_size": 32}, True),
+    "layout": ({"layout": Layout.KV_FIRST_HND}, False),
+    "kv_cache_dtype": (E4M3FN, True),
+    "scales": ({**E4M3FN, "scales": "head"}, True),
+    "output_dtype": ({"output_dtype": torch.float8_e4m3fn}, False),
+    "rules": ({"rules": {"kv_sharing": True, "sinks": True}}, False),
+}
+"""By field of AttentionConfig: another value for the reader alone, and whether it then takes the bytes for something else."""
+
+
+def test_each_field_of_two_layers_that_share_is_made_unlike_alone():
+    assert UNLIKE.keys() == {field.name for field in fields(AttentionConfig)}
+    for name, (unlike, is_refused) in UNLIKE.items():
+        writer = replace(DECODER, **E4M3FN) if name == "scales" else DECODER
+        layers = {"writer": writer, "reader": replace(READER, **unlike)}
+        if is_refused:
+            with pytest.raises(ContractError, match="kv_sharing: got layer reader with "):
+                on_mi300(layers, kv_sharing={"reader": "writer"})
+        else:
+            check_shares(layers, on_mi300(layers, kv_sharing={"reader": "writer"}), ("writer", "reader"))
 
 
 def test_a_reader_may_compute_in_another_dtype_than_its_quantized_writer():

@@ -7,7 +7,7 @@ and cases that share a layer share it.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from attn_contract import Layer
@@ -16,7 +16,7 @@ from attn_fuzz.errors import LimitError
 from attn_fuzz.targets.emulated import STEPS_PER_LAYER, missing, schedules
 from attn_fuzz.targets.modes import ARCHITECTURES, NoModeError
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
-from attn_fuzz.targets.target import FUNCTIONS, Gpu, Support, Target
+from attn_fuzz.targets.target import Gpu, Support, Target, within
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -70,22 +70,19 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
     def planned() -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if target.planned is None else target.planned(Gpu(architecture))
 
-    def emulating(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
-            from attn_fuzz.emulated.launches import Launches
+    @contextlib.contextmanager
+    def emulated(arguments: tuple[Any, ...]) -> Iterator[None]:
+        from attn_fuzz.emulated.launches import Launches
 
-            launches = Launches(
-                f"{place}.modules",
-                architecture,
-                functools.partial(schedules, rng_of_metadata(arguments), races=target.races is None),
-                whole_storages=not is_planned,
-                large_storages=is_planned and _is_large(arguments),
-            )
-            with planned(), launches.emulated():
-                return function(*arguments, **options)
-
-        return call
+        launches = Launches(
+            f"{place}.modules",
+            architecture,
+            functools.partial(schedules, rng_of_metadata(arguments), races=target.races is None),
+            whole_storages=not is_planned,
+            large_storages=is_planned and _is_large(arguments),
+        )
+        with planned(), launches.emulated():
+            yield
 
     def support(device: str) -> Support:
         declared = target.support(device)
@@ -110,18 +107,15 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         with planned():
             return [*target.events(step)]
 
-    functions = {field: function for field in FUNCTIONS if (function := getattr(target, field)) is not None}
-    return dataclasses.replace(
-        target,
+    return target.wrapped(
+        within(emulated),
         support=support,
         rounding=rounding,
         unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
         events=events,
         # compiling takes long, and refusals and other modes of the kernels are host code's, which the interpreted target has
         refuses=False,
-        siblings=(),
         compiles=True,
         sanitizes=False,
         exact=False,
-        **{field: emulating(function) for field, function in functions.items()},
     )

@@ -40,12 +40,12 @@ class Spread:
     """Copies of tensors whose rows lie far apart.
 
     Args:
-        choose: makes the choices: which rows of a tensor, and whether strides are multiples of 16 bytes.
+        rng: makes the choices: which rows of a tensor, and whether strides are multiples of 16 bytes.
     """
 
-    def __init__(self, choose: random.Random) -> None:
-        self._choose = choose
-        self._unit_bytes = choose.choice((UNIT_BYTES, 0))
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._unit_bytes = rng.choice((UNIT_BYTES, 0))
         self._copies: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def rows(self, tensor: torch.Tensor | None, dims: Sequence[int] | None = None, multiple: int = 1) -> Any:
@@ -69,7 +69,7 @@ class Spread:
             return tensor
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in self._copies:  # an output may be an input, too
-            self._copies[key] = (tensor, _far(tensor, self._choose.choice(dims), unit_bytes, multiple, self._choose))
+            self._copies[key] = (tensor, _far(tensor, self._rng.choice(dims), unit_bytes, multiple, self._rng))
         return self._copies[key][1]
 
     def keep(self, tensor: torch.Tensor, far: torch.Tensor) -> None:
@@ -82,11 +82,11 @@ class Spread:
             bits(tensor).copy_(bits(far))
 
 
-def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, multiple: int, choose: random.Random) -> torch.Tensor:
+def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, multiple: int, rng: random.Random) -> torch.Tensor:
     """A copy of a tensor in memory that it has for itself, dense but for the stride of one dimension."""
     itemsize = tensor.element_size()
     unit = unit_bytes // itemsize or 1
-    apart = (REACH // tensor.shape[dim] - choose.randrange(UNIT_BYTES)) * unit
+    apart = (REACH // tensor.shape[dim] - rng.randrange(UNIT_BYTES)) * unit
     if not unit_bytes:
         apart = apart // UNIT_BYTES * UNIT_BYTES + max(1, ALIGNMENT // itemsize)
     return _copied_apart(tensor, dim, apart // multiple * multiple, REACH // 2 * unit)
@@ -114,9 +114,9 @@ def _memory(size: int) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def spread(choose: random.Random) -> Iterator[Spread]:
+def spread(rng: random.Random) -> Iterator[Spread]:
     """A Spread for one call, whose writes are copied back in the end, even if the call raises."""
-    copies = Spread(choose)
+    copies = Spread(rng)
     try:
         yield copies
     finally:
@@ -250,7 +250,9 @@ _CHANGED_BY = {
 def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCache]) -> Target:
     """A target whose calls get tensors with far rows."""
 
-    def far_apart(function: Callable[..., Any], parameters: Sequence[str]) -> Any:
+    def far_apart(field: str, function: Callable[..., Any]) -> Any:
+        parameters = _PARAMETERS[field]
+
         def call(*arguments: Any, **options: Any) -> None:
             given = dict(zip(parameters, arguments, strict=True)) | options
             with spread(rng_of_metadata(arguments)) as copies:
@@ -267,16 +269,13 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
         sizes = {"max_tokens": min(MOST_TOKENS, declared.max_tokens), "max_seq_len": min(MOST_KEYS, declared.max_seq_len)}
         return dataclasses.replace(declared, long_seq_len=None, many_requests=None, **sizes)
 
-    functions = {field: getattr(target, field) for field in _PARAMETERS}
-    return dataclasses.replace(
-        target,
+    return target.wrapped(
+        far_apart,
         support=support,
         unavailable=lambda device: _missing(device) or target.unavailable(device),
-        siblings=(),
         checks_arguments=False,
         sanitizes=False,
         exact=False,
-        **{field: far_apart(function, _PARAMETERS[field]) for field, function in functions.items() if function is not None},
     )
 
 

@@ -6,15 +6,13 @@ attention has launch parameters that no table holds.
 """
 
 import dataclasses
-import functools
 import random
-from collections.abc import Callable
 from typing import Any
 
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.rng import rng_of_metadata
-from attn_fuzz.targets.target import FUNCTIONS, Gpu, Target
+from attn_fuzz.targets.target import Gpu, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 COMPUTE_UNITS = (1, 3, 8)
@@ -27,31 +25,31 @@ _NVIDIA = ("sm70", "sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm1
 """GPUs that keep several tiles of keys in shared memory, whose size limits how many."""
 
 
-def drawn_gpu(choose: random.Random) -> Gpu:
+def drawn_gpu(rng: random.Random) -> Gpu:
     """One with a table of its own or of a chip like it; now and then one of NVIDIA's, or one that no table names."""
     from attn_optimized.launch.table import architectures
 
     strangers = (
-        f"sm{choose.randint(70, 129)}",
-        choose.choice(_NVIDIA),
-        f"gfx{choose.randint(0x900, 0x9FF):x}",
+        f"sm{rng.randint(70, 129)}",
+        rng.choice(_NVIDIA),
+        f"gfx{rng.randint(0x900, 0x9FF):x}",
     )
-    architecture, compute_units = choose.choice((*architectures(), *strangers)), choose.choice(COMPUTE_UNITS)
-    parameters = _parameters(choose) if choose.random() < 0.5 else {}
-    return Gpu(architecture, compute_units, parameters, batch_invariant=choose.random() < 0.2)
+    architecture, compute_units = rng.choice((*architectures(), *strangers)), rng.choice(COMPUTE_UNITS)
+    parameters = _parameters(rng) if rng.random() < 0.5 else {}
+    return Gpu(architecture, compute_units, parameters, batch_invariant=rng.random() < 0.2)
 
 
-def _parameters(choose: random.Random) -> dict[str, Any]:
+def _parameters(rng: random.Random) -> dict[str, Any]:
     return {
-        "block_m": choose.choice(SIDES),
-        "block_n": choose.choice(SIDES),
-        "num_warps": choose.choice((1, 2, 4, 8)),
-        "num_stages": choose.randint(1, 4),
-        "maxnreg": choose.choice((None, 128)),
-        "waves_per_eu": choose.choice((None, 2)),
-        "keys_per_split": choose.choice((16, 16, 33, 64, 512)),
-        "programs_per_unit": choose.randint(1, 3),
-        "uneven_waves": choose.randint(0, 4),
+        "block_m": rng.choice(SIDES),
+        "block_n": rng.choice(SIDES),
+        "num_warps": rng.choice((1, 2, 4, 8)),
+        "num_stages": rng.randint(1, 4),
+        "maxnreg": rng.choice((None, 128)),
+        "waves_per_eu": rng.choice((None, 2)),
+        "keys_per_split": rng.choice((16, 16, 33, 64, 512)),
+        "programs_per_unit": rng.randint(1, 3),
+        "uneven_waves": rng.randint(0, 4),
     }
 
 
@@ -59,14 +57,6 @@ def of(target: Target) -> Target:
     planned = target.planned
     if planned is None:
         raise NoModeError(f"{target.name} does not say how its host code plans for another GPU (Target.planned)")
-
-    def on_drawn_gpu(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
-            with planned(drawn_gpu(rng_of_metadata(arguments))):
-                return function(*arguments, **options)
-
-        return call
 
     def events(step: Step) -> list[str]:
         gpu = drawn_gpu(rng_of_metadata((step.batch,)))
@@ -77,15 +67,13 @@ def of(target: Target) -> Target:
         # a bound of every plan: no tile sums more keys at once than there are
         return dataclasses.replace(target.rounding("cuda"), keys_per_tile=LEAST_TILE, splits=MOST_PARTS)
 
-    return dataclasses.replace(
-        target,
+    return target.wrapped(
+        within(lambda arguments: planned(drawn_gpu(rng_of_metadata(arguments)))),
         rounding=rounding,
         unavailable=lambda device: target.unavailable(device) or _missing(device),
         events=events,
-        siblings=(),
         checks_arguments=False,
         modules=None,  # its launches are those of several architectures
-        **{field: on_drawn_gpu(function) for field in FUNCTIONS if (function := getattr(target, field)) is not None},
     )
 
 

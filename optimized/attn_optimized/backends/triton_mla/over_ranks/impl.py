@@ -21,7 +21,7 @@ from attn_optimized.backends.triton_mla.over_ranks.metadata import RankContextCh
 from attn_optimized.context_parallel import Exchange, LocalStep, attend_over_ranks
 from attn_optimized.context_parallel.agreement import TIMEOUT, Compared, OneOf, check_timeout, checksum, compare_calls
 from attn_optimized.context_parallel.attention import COMPARED, gathered
-from attn_optimized.kept import Kept
+from attn_optimized.signature_cache import SignatureCache
 
 COMPARED_PREFILL = (
     *("rows of query", "dtype of query", "head size of the latent vector", "head size of the cache", "scale"),
@@ -206,7 +206,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
 
 
 # decodes that were found right, but for the devices and memory of their tensors
-_CHECKED: Kept[bool] = Kept()
+_CHECKED: SignatureCache[bool] = SignatureCache()
 
 
 def is_captured(tensor: torch.Tensor) -> bool:

@@ -1,0 +1,54 @@
+"""What memory holds that torch allocates uninitialized, while a target runs: NaN, or in half of the cases a number.
+
+NaN shows that a weight of 0 multiplies it. It does not show where code takes NaN for "no key", as merges do: there a number is
+taken for what somebody has written. Integers are so large that an index leads out of every tensor.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from attn_fuzz.cases.case import Case
+from attn_fuzz.interpreted.eager import EagerMode
+
+ALLOCATE = {
+    *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::empty_permuted"),
+    *("aten::new_empty", "aten::new_empty_strided"),
+}
+"""Operations that return uninitialized memory."""
+NUMBER = 0x41
+"""A byte of which every floating type makes a number between 1 and 16."""
+holds_numbers = False
+"""Whether new memory of this process holds numbers, inside of `filled`."""
+
+
+def numbers_in(case: Case) -> bool:
+    """Whether new memory holds numbers in a case."""
+    return case.values.choice("new memory", 2) == 1
+
+
+@contextmanager
+def filled(with_numbers: bool) -> Iterator[None]:
+    """Inside the block torch fills new memory: floats with NaN, integers with their largest; or all with NUMBER."""
+    global holds_numbers
+    before, holds_numbers = holds_numbers, with_numbers
+    # torch.use_deterministic_algorithms does so, too, and imports torch's compiler, in two seconds
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        with _Numbers() if with_numbers else nullcontext():
+            yield
+    finally:
+        torch.set_deterministic_debug_mode("default")
+        holds_numbers = before
+
+
+class _Numbers(EagerMode):
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.name in ALLOCATE and made.dtype is not torch.bool and made.numel():
+            torch.empty(0, dtype=torch.uint8, device=made.device).set_(made.untyped_storage()).fill_(NUMBER)
+        return made

@@ -1,0 +1,96 @@
+"""SGLang's Triton attention of encoders: the extend of layers that see both ways, and the attention of vision models.
+
+Layers of ENCODER_ONLY are an extend without a prefix that is not causal (1729-1742), with the window of the layer (1811-1830).
+Vision models call context_attention_fwd for q, k and v of all images of a step (srt/layers/attention/vision.py:453-523).
+"""
+
+import dataclasses
+import functools
+
+import torch
+from attn_contract import AttentionType
+from attn_fuzz.targets.packages import sglang_package
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+EXTEND, PREFILL = ("extend_attention",), ("prefill_attention",)
+
+
+def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    [module] = sglang_package.load(*EXTEND)
+    rows = int(batch.query_start_loc[-1])
+    nothing = k.new_full((1, layer.num_kv_heads, layer.head_size), torch.nan)
+    module.extend_attention_fwd(
+        q[:rows],
+        k[:rows].contiguous(),
+        v[:rows].contiguous(),
+        out.view(q.shape)[:rows],
+        nothing,
+        nothing,
+        batch.query_start_loc.long(),
+        torch.zeros_like(batch.query_start_loc),
+        batch.query_start_loc.new_zeros(0, dtype=torch.int64),
+        None,
+        False,
+        None,
+        batch.max_query_len,
+        1.0,
+        1.0,
+        layer.scale,
+        sliding_window_size=layer.window[0],
+        page_size=1,
+    )
+
+
+def _vision(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    [module] = sglang_package.load(*PREFILL)
+    rows = int(batch.query_start_loc[-1])
+    module.context_attention_fwd(
+        q[:rows],
+        k[:rows],
+        v[:rows],
+        out.view(q.shape)[:rows],
+        batch.query_start_loc,
+        batch.seq_lens,
+        batch.max_query_len,
+        is_causal=False,
+        sm_scale=layer.scale,
+    )
+
+
+def _encoder_support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.ENCODER_ONLY,),
+        dtypes=("float16", "bfloat16"),
+        rules=("window",),
+        head_sizes=sglang_package.HEAD_SIZES,
+        engine=dataclasses.replace(sglang_package.ENGINE, windows=("symmetric",)),
+        tile_sizes=(32, 64),
+        max_seq_len=256,
+    )
+
+
+def _vision_support(device: str) -> Support:
+    return dataclasses.replace(_encoder_support(device), attn_types=(AttentionType.ENCODER,), rules=())
+
+
+SGLANG_ENCODER_ATTENTION = Target(
+    name="sglang-encoder-attention",
+    description="the Triton extend attention of SGLang 0.5.23, as its triton backend calls it for encoder-only models",
+    attention=_extend,
+    support=_encoder_support,
+    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
+    refuses=False,
+    unavailable=sglang_package.missing(*EXTEND),
+    modules=functools.partial(sglang_package.load, *EXTEND),
+)
+SGLANG_VISION_ATTENTION = Target(
+    name="sglang-vision-attention",
+    description="the Triton prefill attention of SGLang 0.5.23, as its vision models call it",
+    attention=_vision,
+    support=_vision_support,
+    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", normalizes_first=True),
+    refuses=False,
+    unavailable=sglang_package.missing(*PREFILL),
+    modules=functools.partial(sglang_package.load, *PREFILL),
+)

@@ -1,0 +1,81 @@
+"""vLLM's decode of latent attention (v1/attention/ops/triton_decode_attention.py), called as its TRITON_MLA backend calls it.
+
+v1/attention/backends/mla/triton_mla.py:248-341: each row of q has a length of its own and its request's block table, output and
+LSE are zeros before the call, and the LSE has the dtype of q. Widths are those of models: with `is_mla`, V is read from the
+first part of K, which is as wide as V for these alone.
+"""
+
+import functools
+
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz.findings import vllm
+from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+MODULES = ("triton_decode_attention",)
+SPLITS = (1, 4, 8)
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    [module] = vllm_package.load(*MODULES)
+    request, seq_lens = decoded_rows(batch)
+    rows = len(request)
+    splits = rng_of((q.shape, batch.seq_lens)).choice(SPLITS)
+    new_out = torch.zeros(rows, layer.num_heads, layer.value_size, dtype=q.dtype, device=q.device)
+    new_lse = torch.zeros(rows, layer.num_heads, dtype=q.dtype, device=q.device)
+    if rows:
+        cache = kv_cache.unsqueeze(2)
+        module.decode_attention_fwd(
+            q[:rows],
+            cache,
+            cache[..., : layer.value_size],
+            new_out,
+            new_lse,
+            batch.block_table[request],
+            seq_lens,
+            torch.full((rows, layer.num_heads, splits, layer.value_size + 1), torch.nan, device=q.device),
+            splits,
+            layer.scale,
+            kv_cache.shape[1],
+            k_scale=layer.k_scale,
+            v_scale=layer.k_scale,
+            is_mla=True,
+        )
+    rows_of(out, layer, rows)[:] = new_out
+    if lse is not None:
+        lse[:, :rows] = new_lse.T.float()
+
+
+def _support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("float16", "bfloat16"),
+        layouts=(Layout.LATENT,),
+        rules=("non_causal", "per_request_causal", "lse", "head_size_v"),
+        cache_dtypes=("fp8_e4m3fn",),
+        scales=("tensor",),
+        latent=LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 12), block_sizes=(16, 64)),
+        engine=VLLM,
+        exclude=has_row_without_keys,
+        max_tokens=8,
+        max_seq_len=160,
+    )
+
+
+VLLM_TRITON_MLA = Target(
+    name="vllm-triton-mla",
+    description="decode_attention_fwd of vLLM 0.33.0, as TRITON_MLA calls it",
+    attention=_attention,
+    support=_support,
+    refuses=False,
+    rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),
+    unavailable=vllm_package.missing(*MODULES),
+    modules=functools.partial(vllm_package.load, *MODULES),
+    findings=vllm.TRITON_MLA,
+)

@@ -1,0 +1,104 @@
+"""Shared by the targets of vLLM's kernels: its modules, and its engine.
+
+The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLLM=FOLDER` takes the sources of another release.
+"""
+
+import enum
+import functools
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from attn_contract import Layer
+from attn_fuzz import foreign
+from attn_fuzz.targets.packages import VLLM
+from attn_fuzz.targets.triton import missing_triton
+
+REQUIREMENT = VLLM.requirement
+FP8 = torch.float8_e4m3fn
+"""`current_platform.fp8_dtype()` on CUDA, gfx950 and gfx12."""
+OPS = "v1/attention/ops/"
+
+
+class KVQuantMode(enum.IntEnum):
+    """v1/kv_cache_interface.py:40."""
+
+    NONE = 0
+    FP8_PER_TENSOR = 1
+    INT8_PER_TOKEN_HEAD = 2
+    FP8_PER_TOKEN_HEAD = 3
+    INT4_PER_TOKEN_HEAD = 4
+
+
+def _silent(*message: object) -> None:
+    pass
+
+
+def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
+    import triton
+    import triton.language as tl
+
+    platform = SimpleNamespace(
+        fp8_dtype=lambda: FP8,
+        is_rocm=lambda: is_rocm,
+        is_cuda=lambda: not is_rocm,
+        is_cuda_alike=lambda: True,
+        is_xpu=lambda: False,
+        is_cpu=lambda: False,
+        is_fp8_fnuz=lambda: False,
+        has_device_capability=lambda capability: True,
+        get_device_capability=lambda: (9, 0),
+        is_device_capability_family=lambda capability: False,
+    )
+    rocm = {"on_gfx1x": lambda: False, "use_rocm_custom_paged_attention": lambda *arguments, **options: False}
+    fp8_types = {"FP8_DTYPE": FP8, "get_fp8_min_max": lambda: (torch.finfo(FP8).min, torch.finfo(FP8).max)}
+    return {
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        "vllm._custom_ops": {},
+        "vllm.logger": {"init_logger": lambda name: SimpleNamespace(debug_once=_silent, warning_once=_silent)},
+        "vllm.platforms": {"current_platform": platform},
+        "vllm.platforms.rocm": rocm,
+        "vllm.triton_utils": {"tl": tl, "triton": triton},
+        "vllm.utils.math_utils": {"RCP_LN2": 1.4426950408889634},
+        "vllm.model_executor.layers.quantization.utils.quant_utils": fp8_types,
+        "vllm.v1.kv_cache_interface": {
+            "KVQuantMode": KVQuantMode,
+            "get_kv_quant_mode": lambda kv_cache_dtype: KVQuantMode(int(kv_cache_dtype.startswith("fp8"))),
+            "is_quantized_kv_cache": lambda kv_cache_dtype: kv_cache_dtype.startswith("fp8"),
+        },
+        "vllm.v1.worker.workspace": {
+            "current_workspace_manager": None,
+            "is_workspace_manager_initialized": lambda: False,
+        },
+    }
+
+
+def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, ...]:
+    """K and V [NB, BS, HK, D + 4] and their scales [NB, BS, HK] float32 of a CONTENT_PACKED_SCALED cache.
+
+    v1/attention/backends/triton_attn.py:414-475 and :738-748 take them so.
+    """
+    half = layer.head_size + 4
+    k, v = kv_cache.transpose(1, 2).split(half, dim=3)
+    scales = kv_cache.view(torch.int8).unflatten(3, (2, half))[..., -4:].view(torch.float32)[..., 0].transpose(1, 2)
+    return k, v, scales[..., 0], scales[..., 1]
+
+
+@functools.cache
+def load(*names: str, is_rocm: bool = False) -> list[ModuleType]:
+    """Modules of vllm/v1/attention/ops."""
+    return foreign.load("vllm", tuple(f"{OPS}{name}.py" for name in names), stubs=stubs(is_rocm))
+
+
+def missing(*names: str) -> Any:
+    """`Target.unavailable` of a target that loads these modules of vllm/v1/attention/ops."""
+    return missing_files(*(f"{OPS}{name}.py" for name in names))
+
+
+def missing_files(*files: str) -> Any:
+    """`Target.unavailable` of a target that loads these files of the package."""
+
+    def unavailable(device: str) -> str | None:
+        return missing_triton(device) or foreign.missing("vllm", files, REQUIREMENT)
+
+    return unavailable

@@ -1,0 +1,28 @@
+"""A cache by signature: a first call's checks and launches, for later calls that are checked and launched alike."""
+
+from collections.abc import Hashable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MOST = 4096
+_ALL: list["SignatureCache[Any]"] = []
+
+
+class SignatureCache(dict[Hashable, T]):
+    """By signature, as attn_contract.signatures says. The oldest one leaves where there would be more than MOST."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _ALL.append(self)
+
+    def __setitem__(self, signature: Hashable, found: T) -> None:
+        if len(self) == MOST:
+            del self[next(iter(self))]
+        super().__setitem__(signature, found)
+
+
+def forget() -> None:
+    """Empty all caches. Kernels stay compiled."""
+    for cache in _ALL:
+        cache.clear()

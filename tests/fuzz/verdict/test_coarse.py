@@ -1,0 +1,103 @@
+"""Kernels that are coarser than float32 agree if they say so, and fail if they do not."""
+
+import dataclasses
+import math
+
+import planted_coarse
+import pytest
+import torch
+from attn_contract import AttentionType, Layer
+from attn_fuzz.verdict.rounding import CallRounding, Rounding
+
+NAMES = [name for name, value in vars(planted_coarse).items() if value in planted_coarse.KERNELS]
+LAYER = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=0.25, attn_type=AttentionType.ENCODER_ONLY)
+
+
+def of_call(dtype: torch.dtype = torch.bfloat16, keys_per_tile: int = 16, **does) -> CallRounding:
+    return CallRounding(rounding=Rounding(keys_per_tile=keys_per_tile, **does), layer=LAYER, dtype=dtype, out_dtype=dtype)
+
+
+@pytest.mark.parametrize("mode", ["", "@properties"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_declared_is_no_false_alarm(name, mode, fuzz_here):
+    progress, _ = fuzz_here(f"planted_coarse:{name}{mode}", examples=15)
+    assert progress.examples == 15
+    assert progress.failure is None, progress.failure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_declared_is_seen(name, fuzz_here, monkeypatch):
+    target = getattr(planted_coarse, name)
+    fine = dataclasses.replace(target, rounding=lambda device: Rounding(keys_per_tile=16, normalizes_first=True))
+    monkeypatch.setattr(planted_coarse, name, fine)
+    progress, _ = fuzz_here(f"planted_coarse:{name}", examples=200, on_failure="stop")
+    assert progress.failure is not None
+    assert progress.failure.verdict.kind in ("value", "lse")
+
+
+@pytest.mark.parametrize("mistake", planted_coarse.MISTAKES)
+@pytest.mark.parametrize("name", ["SUMS", "FLOAT8"])
+def test_a_coarse_kernel_hides_no_mistake(name, mistake, fuzz_here, monkeypatch):
+    wrong = planted_coarse.with_mistake(getattr(planted_coarse, name), planted_coarse.MISTAKES[mistake])
+    monkeypatch.setattr(planted_coarse, name, wrong)
+    progress, _ = fuzz_here(f"planted_coarse:{name}", examples=500, on_failure="stop")
+    assert progress.failure is not None
+
+
+def test_sums_round_in_each_tile_that_a_row_sees_and_in_each_part():
+    """A row of 18 keys may lie in three tiles of 16; no row lies in more tiles than there are."""
+    span = torch.tensor([0, 1, 2, 18, 64])
+    assert of_call().tiles(span, 64).tolist() == [0, 1, 2, 3, 4]
+    assert of_call(splits=3).tiles(span, 64).tolist() == [0, 2, 4, 6, 7]
+    assert of_call().of_outputs(span).tolist() == [0.0] * 5
+    assert of_call().of_sums(span, span, 1.0) == 0.0
+    u, tiles = 2.0**-8, torch.tensor([2.0])
+    rounded = of_call(outputs="q").of_outputs(tiles)
+    assert rounded == pytest.approx(math.expm1(8 * u / (1 - u)))
+    assert of_call(outputs="q", products="float16").of_outputs(tiles) == pytest.approx(rounded + 2.0**-11)
+    # 4 pairs of 16 weights, or 15 one after the other; 3 roundings of each tile; and the weights' own
+    for is_chained, steps in ((False, 4 + 6), (True, 15 + 6)):
+        found = of_call(sums="bfloat16", dot_is_chained=is_chained).of_sums(tiles, torch.tensor([20.0]), 1.0)
+        assert found == pytest.approx(math.expm1((u * steps + u) / (1 - u)))
+
+
+@pytest.mark.parametrize(
+    ("does", "u", "eta", "cut"),
+    [
+        ({"weights": "fp8_e4m3fn"}, 2.0**-4, 2.0**-10, 0),
+        ({"weights": "fp8_e4m3fn", "weight_scale": 256}, 2.0**-4, 2.0**-18, 0),
+        ({"weights": "fp8_e4m3fn", "weight_scale": 512}, 2.0**-4, 2.0**-19, 1 / 8),
+        ({"weights": "fp8_e4m3fnuz", "weight_scale": 256.0}, 2.0**-4, 2.0**-19, 1 / 16),
+        ({"weights": "fp8_e5m2", "largest_weight": 2.0**17}, 2.0**-3, 2.0**-17, 9 / 16),
+        ({"weights": "q"}, 2.0**-8, 2.0**-126, 0),
+    ],
+)
+def test_weights_in_float8_round_underflow_and_saturate(does, u, eta, cut):
+    call = of_call(**does)
+    assert (call.of_weights, call.of_lost_weights) == (u, eta)
+    assert call.of_saturated_weights(torch.zeros(())) == cut
+
+
+def test_a_maximum_past_the_largest_weight_saturates_more():
+    """A maximum that may be log(2) too low lets weights of 2 come."""
+    call = of_call(weights="fp8_e4m3fn", weight_scale=448, maximum="q")
+    assert call.of_saturated_weights(torch.tensor(math.log(2))) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"sums": "fp8_e4m3fn"}, "got 'fp8_e4m3fn' sums, expected one of q, float16, bfloat16, or None"),
+        ({"weights": torch.float16}, "got torch.float16 weights, expected one of q, float16, bfloat16, fp8_e4m3fn"),
+        ({"operands": "q"}, "got 'q' operands, expected one of tf32, bfloat16, or None"),
+        ({"weight_scale": 256}, "got 256 weight_scale, expected 1 beside weights that are not float8"),
+        ({"weights": "fp8_e5m2", "weight_scale": 0}, "got 0 weight_scale, expected a finite number of at least 1.17549e-38"),
+        ({"largest_weight": 0.5}, "got 0.5 largest_weight, expected a finite number of at least 1"),
+        ({"largest_weight": math.nan}, "got nan largest_weight"),
+        ({"outputs": "q", "exact_division": True}, "got exact_division with 'q' outputs, whose sums are not exact"),
+    ],
+)
+def test_a_declaration_that_says_nothing_sound_is_refused(wrong, expected):
+    with pytest.raises(ValueError, match="Rounding: ") as refused:
+        Rounding(keys_per_tile=16, **wrong)
+    assert expected in str(refused.value)
