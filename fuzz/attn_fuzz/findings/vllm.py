@@ -212,6 +212,7 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
         "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
+        link="vllm-project/vllm#53323, and the pull requests #53628 and #49588",
         explains=is_nan_before_windows,
     ),
     _EMPTY_REQUEST,

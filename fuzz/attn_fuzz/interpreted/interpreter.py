@@ -121,7 +121,11 @@ def _patch_methods(core: Any) -> None:
     interpreter = importlib.import_module("triton.runtime.interpreter")
     for holder in [each for each in vars(core).values() if inspect.isclass(each) and each.__module__ == core.__name__]:
         for name, method in list(vars(holder).items()):
-            if inspect.isfunction(method) and "_semantic" in inspect.signature(method).parameters and not core.is_builtin(method):
+            if (
+                inspect.isfunction(method)
+                and "_semantic" in inspect.signature(method).parameters
+                and not core.is_builtin(method)
+            ):
                 interpreter._patch_attr(holder, name, method, None, interpreter._LangPatchScope())
 
 
