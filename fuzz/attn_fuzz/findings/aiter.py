@@ -96,8 +96,8 @@ UNIFIED_ATTENTION = (
     Finding(
         name="aiter-hidden-tile",
         what="Where a row sees nothing of a tile, as a window or a split makes them, and its logits are negative, its weights "
-        "underflow: in float16 to 0 below about -17.3, and to a row of NaN below about -88.4. Without a split, a finite sink prevents "
-        "it.",
+        "underflow: in float16 to 0 below about -17.3, and to a row of NaN below about -88.4. Without a split, a finite "
+        "sink prevents it.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
         seen_in=SEEN_IN,

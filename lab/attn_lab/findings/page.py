@@ -27,13 +27,13 @@ Shared = dict[str, tuple[Finding, list[str]]]
 _INTRODUCTION = """# Known findings
 
 Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml` and the finding's declaration in
-`attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for each
-finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs them. Nothing
-is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`), and no target meets it or
-`sglang-aiter-decode-window`.
+`attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for
+each finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs
+them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`), and no
+target meets it or `sglang-aiter-decode-window`.
 
-- A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not, and
-  with 2 where it cannot run.
+- A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not,
+  and with 2 where it cannot run.
 - Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
   that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
   was run on a GPU.
