@@ -141,7 +141,7 @@ QUICK = {
     min((bug.name for bug in SHIPPED if bug.kind == kind and bug.name in FIRST), key=lambda name: FIRST[name])
     for kind in {bug.kind for bug in SHIPPED if bug.name in FIRST}
 }
-"""Of each class, the mutant that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
+"""The bug of each class that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
 
 
 def test_most_mutants_are_looked_for():

@@ -84,7 +84,7 @@ def _missing(interpreter: Any) -> list[str]:
 
 
 def _patching(interpreter: Any) -> Any:
-    """What replaces `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
+    """A replacement of `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
 
     def _patch_attr(holder: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
         function, semantic = getattr(member, "__wrapped__", member), interpreter.interpreter_semantic

@@ -52,7 +52,8 @@ def limit_of(error: BaseException | None) -> str | None:
             what = f"{instruction[1]}{instruction[2] or ''}" if instruction else message_of(each)
             return f"{what} (lifted by its meaning in attn_amdgcn.instructions)"
         if isinstance(each, AttributeError) and type(each.obj).__name__ == "InterpreterBuilder":
-            called = [frame.f_code.co_name for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
+            frames = [frame for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
+            called = [name for frame in frames if not (name := frame.f_code.co_name).startswith("__")]  # not a constexpr's call
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
         if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
             return LimitError(f"{function}: Triton's interpreter does not replace it").sentence
@@ -62,7 +63,7 @@ def limit_of(error: BaseException | None) -> str | None:
 
 
 def _builtin(error: ValueError) -> str:
-    """The function of Triton's language that says that no kernel calls it: one of a module that its interpreter leaves as it is."""
+    """The function of Triton's language that raised because no kernel calls it: of a module that the interpreter leaves."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     function = frame.f_locals.get("fn")
     return f"{function.__module__}.{function.__name__}" if _is_of_language(frame) and function is not None else ""

@@ -29,7 +29,9 @@ def generated() -> set[str]:
         library = importlib.import_module(f"triton.language.extra.{extra}.libdevice")
         found |= {f"libdevice.{name}" for name, _ in inspect.getmembers(library, callable) if not name.startswith("_")}
     info = importlib.import_module("triton.language.target_info")
-    return found | {f"target_info.{name}" for name, _ in inspect.getmembers(info, callable) if name.startswith(("is_", "current_"))}
+    return found | {
+        f"target_info.{name}" for name, _ in inspect.getmembers(info, callable) if name.startswith(("is_", "current_"))
+    }
 
 
 def stored() -> dict[str, set[str]]:

@@ -45,7 +45,7 @@ PHASES = {
     "window": {"num_tokens": 2048, "max_query_len": 2048, "window_keys": SHORT_WINDOW_KEYS},
     "rules": {"num_tokens": 2048, "max_query_len": 2048, "has_gaps": True},
 }
-"""What changes a decode of one request into a batch of another phase."""
+"""Changes that make a batch of another phase of a decode of one request."""
 
 
 COMPUTE_UNITS = 132
@@ -119,7 +119,7 @@ def test_parameters_are_those_of_the_wider_of_k_and_v():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_decodes_has_one_tile_of_its_size(architecture):
-    """Of 16 rows or of 64, or the interpreter's."""
+    """A tile of 16 rows or of 64, or the interpreter's."""
     for group in GROUPS:
         for max_query_len in range(1, DECODE_TILE_ROWS // group + 1):
             tiles = tiles_of(architecture, num_heads=8 * group, max_query_len=max_query_len)
@@ -171,7 +171,7 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
     ],
 )
 def test_phases(changed, phase):
-    """What tiles are chosen by; one for all batches where a request's output must not depend on the others."""
+    """The phase by which tiles are chosen; one for all batches where a request's output must not depend on the others."""
     workload = Workload(**(CALL | PREFILL | changed))
     assert phase_of(workload, COMPUTE_UNITS) == phase
     assert phase_of(replace(workload, batch_invariant=True), COMPUTE_UNITS) == "prefill"
@@ -227,7 +227,7 @@ def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
 
 @pytest.mark.parametrize("kind", [{}, {"is_latent": True}, {"is_latent": True, "has_scaled_rows": True}])
 def test_few_rows_have_small_tiles_in_the_interpreter_too(kind):
-    """Of every kind of cache: they have code of their own."""
+    """Every kind of cache has code of its own."""
     few, more = (tiles_of("interpreter", num_heads=heads, num_kv_heads=1, head_size=64, **kind) for heads in (16, 17))
     assert few.block_m == MIN_DOT < more.block_m
 
@@ -389,7 +389,7 @@ def test_a_step_of_decodes_and_chunks_is_split_by_its_work():
 
 
 def step(num_requests, max_query_len, max_seq_len, **changed):
-    """Of requests of one length."""
+    """A step of requests of one length."""
     tokens = {"num_tokens": num_requests * max_query_len, "max_query_len": max_query_len}
     return {"num_requests": num_requests, "max_seq_len": max_seq_len, **tokens, **changed}
 

@@ -1,4 +1,4 @@
-"""What is selected and why, with AITER as recorded: every skip with all its reasons, and layers that share memory agree."""
+"""Selections and their reasons, with AITER as recorded: every skip has all its reasons, and layers that share memory agree."""
 
 import functools
 import importlib
@@ -291,7 +291,7 @@ def test_the_first_that_serves_is_selected_and_what_is_skipped_does_not_serve(co
         return tuple(BACKENDS[backend].capabilities(aiter).refusals(asked, architecture.split(":")[0]))
 
     def layouts(backend: str) -> list[Layout | None]:
-        """Those with which it serves, in its order."""
+        """The layouts with which a backend serves, in its order."""
         is_left = config.layout is None and config.attn_type.reads_cache
         choices = BACKENDS[backend].capabilities(aiter).layouts.values if is_left else (config.layout,)
         fitting = [one for one in choices if one is None or one.has_inline_scales == (config.scales == "inline")]
@@ -612,7 +612,7 @@ def assigned(layout: Layout) -> Assignment:
 
 HOLDS = {"heads": DECODER, "more heads": replace(DECODER, num_heads=32, num_kv_heads=32), "nothing": ENCODER}
 LAYERS = st.lists(st.tuples(st.sampled_from(tuple(HOLDS)), st.booleans()), min_size=1, max_size=5)
-"""What the cache of each layer holds, or would hold, and whether it reads the cache of another layer."""
+"""For each layer what its cache holds, or would hold, and whether the layer reads the cache of another one."""
 
 
 @settings(max_examples=200)
