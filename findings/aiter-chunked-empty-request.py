@@ -14,7 +14,7 @@ k_cache = torch.ones(1, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones(1, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
 one = torch.ones((), device=DEVICE)
-module = load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill")
+module = load("aiter.ops.triton.attention.chunked_pa_prefill")
 chunked_prefill_paged_decode(
     module,
     q[:1],

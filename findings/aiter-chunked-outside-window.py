@@ -13,7 +13,7 @@ q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 v_cache = torch.full((1, 1, HEAD_SIZE, 16), torch.nan, dtype=q.dtype, device=DEVICE)
 v_cache[..., 15] = 1.0
 out = torch.full_like(q, -1.0)
-module = load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill")
+module = load("aiter.ops.triton.attention.chunked_pa_prefill")
 chunked_prefill_paged_decode(
     module,
     q,

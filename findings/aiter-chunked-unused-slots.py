@@ -14,7 +14,7 @@ v_cache = torch.full((1, 1, HEAD_SIZE, 16), torch.nan, dtype=q.dtype, device=DEV
 v_cache[..., 0] = 1.0
 out = torch.full_like(q, -1.0)
 one = torch.ones((), device=DEVICE)
-module = load("aiter.ops.triton.attention.chunked_pa_prefill", "aiter.ops.triton.chunked_pa_prefill")
+module = load("aiter.ops.triton.attention.chunked_pa_prefill")
 chunked_prefill_paged_decode(module, q, q, q, out, k_cache, v_cache, keys=1)
 logits = (q[0, 0].view(-1, 1, X) * k_cache[0, 0, :, :1]).float().sum(dim=(0, 2))
 weights = logits.softmax(dim=0)  # of the one key that is visible

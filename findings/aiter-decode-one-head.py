@@ -15,7 +15,7 @@ cache = torch.ones(1, 1, 16, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, torch.nan)
 one = torch.ones((), device=DEVICE)
 try:
-    load("aiter.ops.triton.attention.pa_decode", "aiter.ops.triton.pa_decode").paged_attention_decode(
+    load("aiter.ops.triton.attention.pa_decode").paged_attention_decode(
         output=out,
         query=q,
         key_cache=cache,

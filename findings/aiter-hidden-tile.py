@@ -13,7 +13,7 @@ q = torch.zeros(QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 q[..., 0] = LOGIT
 cache = torch.ones(5, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
-module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+module = load("aiter.ops.triton.attention.unified_attention")
 unified_attention(
     module,
     q,

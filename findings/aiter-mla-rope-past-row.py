@@ -13,7 +13,7 @@ buffer = torch.ones(2, 1, LATENT + ROTATED, dtype=q.dtype, device=DEVICE)
 buffer[1] = torch.nan
 out = torch.zeros(1, HEADS, LATENT, dtype=q.dtype, device=DEVICE)
 angles = torch.cat([torch.ones(1, ROTATED // 2), torch.zeros(1, ROTATED // 2)], dim=1).to(q)
-load("aiter.ops.triton.attention.mla_decode_rope", "aiter.ops.triton.mla_decode_rope").decode_attention_fwd_grouped_rope(
+load("aiter.ops.triton.attention.mla_decode_rope").decode_attention_fwd_grouped_rope(
     q=q,
     k_buffer=buffer,
     v_buffer=buffer[..., :LATENT],

@@ -11,7 +11,7 @@ q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k, v = torch.ones_like(q), torch.ones_like(q)
 out = torch.full_like(q, -1.0)
 one = torch.ones((), device=DEVICE)
-load("aiter.ops.triton.attention.pa_prefill", "aiter.ops.triton.pa_prefill").context_attention_fwd(
+load("aiter.ops.triton.attention.pa_prefill").context_attention_fwd(
     q=q,
     k=k,
     v=v,

@@ -11,7 +11,7 @@ QUERIES, KEYS, HEAD_SIZE = 2, 1, 32
 q = torch.ones(QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
-module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+module = load("aiter.ops.triton.attention.unified_attention")
 unified_attention(module, q, cache, cache, out, keys=KEYS, queries=QUERIES)
 position = torch.arange(QUERIES, device=DEVICE) + KEYS - QUERIES
 visible = torch.arange(KEYS, device=DEVICE) <= position[:, None]

@@ -13,7 +13,7 @@ torch.use_deterministic_algorithms(True, warn_only=True)  # memory that is alloc
 q = torch.ones(2, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 out = torch.full_like(q, -1.0)
-module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+module = load("aiter.ops.triton.attention.unified_attention")
 unified_attention(module, q, cache, cache, out, keys=1, max_seqlen_k=1024)
 weights = (q[0] @ cache[0, :1, 0].T).float().softmax(dim=1)
 owned = (weights @ cache[0, :1, 0].float())[0, 0]

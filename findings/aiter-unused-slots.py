@@ -13,7 +13,7 @@ k = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v = torch.full_like(k, torch.nan)
 v[0, 0] = 1.0
 out = torch.full_like(q, -1.0)
-module = load("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
+module = load("aiter.ops.triton.attention.unified_attention")
 unified_attention(module, q, k, v, out, keys=1)
 weights = (q[0] @ k[0, :1, 0].T).float().softmax(dim=1)
 compare((weights @ v[0, :1, 0].float())[0, 0], out[0, 0, 0])

@@ -75,3 +75,41 @@ def decode_attention_fwd(module, q, k, v, out, indptr, indices):
     }
     splits = {"num_kv_splits": _ints(q, 1), "max_kv_splits": 8}
     module.decode_attention_fwd(q, k, v, out, indptr, indices, **scratch, **splits, sm_scale=1.0, k_scale=1.0, v_scale=1.0)
+
+
+def image_metadata(module, q, *, blocks, window):
+    """FLEX_ATTENTION's, of an image that fills blocks of 16 slots. Block 0 is vLLM's null block."""
+    tokens, table = 16 * blocks, _ints(q, [*range(1, blocks + 1)])
+    seq_lens, starts = _ints(q, tokens), _ints(q, 0, tokens)
+    return module.FlexAttentionMetadata(
+        causal=True,
+        num_actual_tokens=tokens,
+        max_query_len=tokens,
+        query_start_loc=starts,
+        query_start_loc_cpu=starts.cpu(),
+        max_seq_len=tokens,
+        seq_lens=seq_lens,
+        block_table=table,
+        slot_mapping=None,
+        total_cache_tokens=tokens + 16,
+        block_size=16,
+        max_possible_sequence_length=tokens,
+        num_reqs=1,
+        physical_to_logical=module.physical_to_logical_mapping(table, seq_lens, 16, blocks + 1),
+        decode_offset=_ints(q, 0),
+        num_blocks_per_seq=_ints(q, blocks),
+        persistent_kv_indices=torch.empty(blocks, 16 * blocks, dtype=torch.int32, device=q.device),
+        persistent_kv_num_blocks=_ints(q, *[0] * blocks),
+        persistent_doc_ids=torch.empty(tokens, dtype=torch.int32, device=q.device),
+        sliding_window=window,
+        mm_prefix_range={0: [(0, tokens - 1)]},
+    )
+
+
+def keys_seen(block_mask, queries, blocks):
+    """How many slots each query sees: those that mask_mod shows, in blocks that the mask lists."""
+    slots = torch.arange(16 * (blocks + 1), device=queries.device)
+    zero = torch.zeros((), dtype=torch.int32, device=queries.device)  # of the batch, and of the heads
+    shown = block_mask.mask_mod(zero, zero, *torch.meshgrid(queries, slots, indexing="ij"))
+    listed = block_mask.to_dense()[0, 0, :, : blocks + 1].bool().repeat_interleave(16, dim=1)
+    return (shown & listed[queries // 16]).sum(dim=1)

@@ -7,7 +7,6 @@ value.
 
 import torch
 from kernels import DEVICE, compare, ints, load
-from names import interpretable
 
 KEYS, HEAD_SIZE = 65, 32
 
@@ -18,7 +17,7 @@ q[..., 0] = 1
 k[0, :KEYS, 0] = torch.tensor([32.0, *[-1000.0] * (KEYS - 2), 0.0], dtype=q.dtype, device=DEVICE)
 v[0, 0], v[0, KEYS - 1] = 1, 3
 slopes = torch.tensor([0.5], device=DEVICE)
-out = interpretable(load("lmdeploy.pytorch.kernels.cuda.flashattention")).flash_attn_varlen_func(
+out = load("lmdeploy.pytorch.kernels.cuda.flashattention").flash_attn_varlen_func(
     q, k, v, ints(0, 1), ints(0, KEYS), max_seqlen_q=1, softmax_scale=1.0, causal=True, alibi_slopes=slopes
 )
 

@@ -6,7 +6,6 @@ with 1, so both rows of a request are its value. The memory of new tensors holds
 
 import torch
 from kernels import DEVICE, compare, ints, load
-from names import interpretable
 
 REQUESTS, QUERIES, BLOCK_SIZE, HEAD_SIZE = 2, 2, 16, 32
 FP8 = 16  # QuantPolicy.FP8
@@ -16,7 +15,7 @@ k = torch.zeros(REQUESTS, BLOCK_SIZE, 1, HEAD_SIZE, dtype=torch.float32, device=
 v = k + torch.tensor([1.0, 2.0], device=DEVICE)[:, None, None, None]
 one = torch.ones((), device=DEVICE)
 torch.use_deterministic_algorithms(True)  # new memory is NaN
-attend = interpretable(load("lmdeploy.pytorch.kernels.cuda.pagedattention")).flash_attn_with_kvcache
+attend = load("lmdeploy.pytorch.kernels.cuda.pagedattention").flash_attn_with_kvcache
 out = attend(
     q,
     k.to(torch.float8_e4m3fn),

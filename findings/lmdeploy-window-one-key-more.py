@@ -5,18 +5,16 @@ All logits are 0, so the output is the mean of the last two values.
 """
 
 import torch
-from excerpt import excerpt
 from kernels import DEVICE, compare, ints, load
-from names import interpretable
 
 KEYS, WINDOW, BLOCK_SIZE, HEAD_SIZE = 4, 2, 16, 32
-sent = excerpt("lmdeploy", "pytorch/backends/cuda/attention/__init__.py", "_normalize_sliding_window")(WINDOW)
+sent = load("lmdeploy.pytorch.backends.cuda.attention")._normalize_sliding_window(WINDOW)
 
 q = torch.zeros(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k = torch.zeros(1, BLOCK_SIZE, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v = torch.zeros_like(k)
 v[0, :KEYS, 0] = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=q.dtype, device=DEVICE)[:, None]
-attend = interpretable(load("lmdeploy.pytorch.kernels.cuda.pagedattention")).flash_attn_with_kvcache
+attend = load("lmdeploy.pytorch.kernels.cuda.pagedattention").flash_attn_with_kvcache
 out = attend(q, k, v, cache_seqlens=ints(KEYS), page_table=ints(0)[None], softmax_scale=1.0, window_size=sent)
 
 seen = slice(KEYS - WINDOW, KEYS)

@@ -8,19 +8,11 @@ from types import SimpleNamespace
 
 import torch
 from calls import decode_attention_fwd
-from excerpt import excerpt
 from kernels import DEVICE, compare, ints, load
 
 KEYS, WINDOW, HEAD_SIZE = 3, 2, 32
-window_size = excerpt("sglang", "srt/models/gemma2.py", "get_attention_sliding_window_size")
-window_keys = excerpt(
-    "sglang",
-    "srt/layers/attention/triton_backend.py",
-    "update_sliding_window_buffer",
-    torch=torch,
-    SWAKVPool=dict,  # there is no pool
-    BaseSWAKVPool=dict,
-)
+window_size = load("sglang.srt.models.gemma2").get_attention_sliding_window_size
+window_keys = load("sglang.srt.layers.attention.triton_backend").update_sliding_window_buffer
 
 
 def pack_read_stream(plan, *, seq_lens, kv_start_idx, out, **rest):

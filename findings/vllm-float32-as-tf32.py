@@ -5,15 +5,12 @@ float32, and the values are 1 and 0. So the output is the weight of the first ke
 number is of unified_attention, the second of triton_prefill_attention.
 """
 
+import tf32  # noqa: F401
 import torch
 from calls import unified_attention
 from kernels import DEVICE, compare, ints, load
-from tf32 import cutting
-from triton.runtime.interpreter import InterpreterBuilder
 
 HEAD_SIZE = 128
-if DEVICE == "cpu":
-    InterpreterBuilder.create_dot = cutting(InterpreterBuilder.create_dot)
 q = torch.ones(2, 1, HEAD_SIZE, device=DEVICE)
 k, v = torch.ones_like(q), torch.zeros_like(q)
 k[0] += 3 / 8192

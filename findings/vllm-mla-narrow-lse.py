@@ -7,27 +7,15 @@ tensors and calls the kernel. What is compared is exp(LSE - 34), the weight of t
 from types import SimpleNamespace
 
 import torch
-from excerpt import excerpt
-from kernels import DEVICE, Launcher, compare, ints, load, no
+from kernels import DEVICE, compare, ints, load
 
 LATENT, WIDTH, HEADS = 256, 288, 16
-kernels = load("vllm.v1.attention.ops.triton_decode_attention")
-TritonMLAImpl = excerpt(
-    "vllm",
-    "v1/attention/backends/mla/triton_mla.py",
-    "TritonMLAImpl",
-    torch=torch,
-    MLACommonImpl=Launcher,
-    MLACommonMetadata=None,
-    envs=SimpleNamespace(VLLM_BATCH_INVARIANT=True),  # one split
-    is_workspace_manager_initialized=no,
-    decode_attention_fwd=kernels.decode_attention_fwd,
-)
+forward_mqa = load("vllm.v1.attention.backends.mla.triton_mla").TritonMLAImpl.forward_mqa
 q = torch.ones(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, WIDTH, dtype=q.dtype, device=DEVICE)
 decode = SimpleNamespace(block_table=ints([0]).view(1, 1), seq_lens=ints(2))
-backend = SimpleNamespace(kv_lora_rank=LATENT, scale=34 / WIDTH, dcp_world_size=1)
+backend = SimpleNamespace(kv_lora_rank=LATENT, scale=34 / WIDTH, dcp_world_size=1, _sm_count=1)
 layer = SimpleNamespace(_k_scale=torch.ones((), device=DEVICE))
 metadata = SimpleNamespace(decode=decode, max_seq_len=2, causal=True)
-_, lse = TritonMLAImpl.forward_mqa(backend, q, cache, metadata, layer)
+_, lse = forward_mqa(backend, q, cache, metadata, layer)
 compare(torch.tensor([2.0]), torch.exp(lse[0, :1].float().cpu() - 34))

@@ -10,28 +10,35 @@ from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import InputError
 from attn_fuzz.targets import registry
+from attn_lab.findings import folders
 from attn_lab.findings import page as findings_page
 from attn_lab.findings import scripts as finding_scripts
+from attn_lab.findings.folders import Checked
 from attn_lab.findings.scripts import CANNOT_RUN, DOES_NOT_SHOW, FOLDER, SHOWS, Repair, Report, Shown
 from msgspec.structs import replace
 
 NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
 REPORTS = {name: report for name in NAMES if (report := finding_scripts.report(name))}
 REPAIRED = [name for name, report in REPORTS.items() if report.repair]
-FINDINGS = findings_page.shared((name, registry.load(name).findings) for name in registry.names())
+FINDINGS = findings_page.known()
 
 
 def needs_package(name: str) -> None:
-    case = case_file.load(FINDINGS[name][0].path)
-    if reason := registry.load(case.target).unavailable("cpu"):
-        pytest.skip(reason)
+    if FINDINGS[name][1]:
+        reason = registry.load(case_file.load(FINDINGS[name][0].path).target).unavailable("cpu")
+    else:
+        reason = foreign.missing(name.partition("-")[0], (), name)
+    if reason or not finding_scripts.is_in(name):
+        pytest.skip(reason or "another release has it")
 
 
 def test_each_finding_has_a_script_a_report_and_a_result():
     assert sorted(FINDINGS) == NAMES == sorted(finding_scripts.results())
     for name in NAMES:
         assert 10 <= len((FOLDER / f"{name}.py").read_text().splitlines()) <= 60
-        compile(finding_scripts.script(name), name, "exec")
+        source = finding_scripts.source(name)
+        for text in (source.script(Path(source.package)), source.stand_ins(), source.test(Path(source.package))):
+            compile(text, name, "exec")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,13 +62,13 @@ def test_all_findings_but_these_have_a_repair():
 @pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
 def test_the_repairs_of_a_package_go_together(package, tmp_path):
     """No repair changes what another one looks for. What the targets load of the package is repaired, and is named."""
-    reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package}
+    reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package and not report.needs}
     needs_package(next(iter(reports)))
     finding_scripts.repaired(reports, tmp_path)
     for name in reports:
         for file, repair in reports[name].changes():
             assert repair.new.splitlines()[-1] in (tmp_path / file).read_text(), name
-    unloaded = {"sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
+    unloaded = {"sglang-aiter-decode-window", "sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
     assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*reports} - unloaded
 
 
@@ -81,7 +88,11 @@ def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compil
     without = {name for name, shown in finding_scripts.results().items() if shown.compiled is None}
     need_gpu = {name for name, (finding, _) in FINDINGS.items() if finding.needs_gpu}
     assert need_gpu == {name for name, report in REPORTS.items() if report.gpu} != set()
-    assert without - need_gpu == {name for name in NAMES if not finding_scripts.launches(name)} == {"vllm-flex-range-ahead"}
+    assert (
+        without - need_gpu
+        == {name for name, report in REPORTS.items() if not report.launches}
+        == {"sglang-aiter-decode-window", "vllm-flex-range-ahead", "vllm-flex-range-clamped"}
+    )
 
 
 def test_named_scripts_are_run_and_other_results_are_kept(tmp_path, monkeypatch):
@@ -107,6 +118,32 @@ def test_a_repair_of_a_text_that_is_not_there_is_refused(tmp_path):
     report = replace(REPORTS["vllm-window-ahead"], repair=[Repair("no such text", "")])
     with pytest.raises(ValueError, match="there is no 'no such text'"):
         finding_scripts.repaired({"vllm-window-ahead": report}, tmp_path)
+
+
+def test_a_folder_that_is_written_passes_its_check_and_one_with_another_patch_does_not(tmp_path):
+    needs_package("sglang-decode-window")
+    [_] = findings_page.write(tmp_path, ["sglang-decode-window"])
+    [(name, found)] = folders.check_all(tmp_path)
+    assert (name, found, found.passed) == ("sglang-decode-window", Checked((SHOWS, DOES_NOT_SHOW), (1, 0)), True)
+    patch = tmp_path / name / "fix.patch"
+    assert patch.read_text().startswith("--- a/python/sglang/")
+    patch.write_text(patch.read_text().replace("size + 1", "size + 2"))
+    [(_, found)] = folders.check_all(tmp_path / name)
+    assert (found, found.passed) == (Checked((SHOWS, SHOWS), (1, 1)), False)
+
+
+def test_a_folder_without_findings_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--check: got .*, which holds no show.py, expected a folder of --write"):
+        list(folders.check_all(tmp_path))
+
+
+def test_a_finding_whose_lines_the_source_has_no_longer_is_not_written(tmp_path, monkeypatch):
+    (tmp_path / "sglang" / "srt" / "layers" / "attention").mkdir(parents=True)
+    (tmp_path / "sglang" / "srt" / "layers" / "attention" / "triton_backend.py").write_text("# nothing\n")
+    monkeypatch.setenv("ATTN_PARITY_SGLANG", str(tmp_path))
+    [line] = findings_page.write(tmp_path / "written", ["sglang-decode-window"])
+    assert line.startswith("sglang-decode-window: not written, sglang/srt/layers/attention/triton_backend.py: there is no")
+    assert not (tmp_path / "written").exists()
 
 
 def hunt_of(examples: int, **known_after: dict[str, int]) -> dict:
@@ -193,6 +230,8 @@ def test_without_its_package_a_script_cannot_run(tmp_path):
 
 
 def test_a_script_that_imports_this_project_cannot_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(finding_scripts, "script", lambda name: "import attn_contract\n")
-    code, _ = finding_scripts.run("any")
+    source = finding_scripts.source("vllm-window-ahead")
+    monkeypatch.setattr(source, "script", lambda folder: "import attn_contract\n")
+    monkeypatch.setattr(finding_scripts, "source", lambda name: source)
+    code, _ = finding_scripts.run("any", sources=tmp_path)
     assert code not in (SHOWS, DOES_NOT_SHOW, CANNOT_RUN)

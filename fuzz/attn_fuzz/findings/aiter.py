@@ -96,8 +96,8 @@ UNIFIED_ATTENTION = (
     Finding(
         name="aiter-hidden-tile",
         what="Where a row sees nothing of a tile, as a window or a split makes them, and its logits are negative, its weights "
-        "underflow: in float16 below about -9, and to a row of NaN below about -103. Without a split, a finite sink prevents "
-        "it.",
+        "underflow: in float16 to 0 below about -17.3, and to a row of NaN below about -88.4. Without a split, a finite "
+        "sink prevents it.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
         seen_in=SEEN_IN,
@@ -744,3 +744,16 @@ GLUON_MLA = (
         ),
     ),
 )
+
+DECODES_OF_MAIN = (
+    Finding(
+        name="aiter-decode-empty-request",
+        what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
+        "requests behind it, and one row behind the last is written.",
+        cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
+        "takes row i for request i, whether or not each request has a query.",
+        seen_in="amd-aiter's main at e4048607",
+        explains=lambda case, verdict: False,
+    ),
+)
+"""Of a source later than the wheel's, which the targets are declared for."""

@@ -86,3 +86,16 @@ MERGE = (
         ),
     ),
 )
+
+HOST = (
+    Finding(
+        name="sglang-aiter-decode-window",
+        what="On AMD GPUs with the aiter backend, a decode or a verification of a layer with a window of W tokens sees W - 1 "
+        "keys. An extend sees W.",
+        cause="sglang/srt/layers/attention/aiter_backend.py:4793, 4150, 4302 and 1230 hand AITER's unified_attention "
+        "`sliding_window_size - 1` keys behind a query's own. The field is W - 1 already (models/gemma2.py:53).",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: False,
+    ),
+)
+"""Of host code, which no target runs."""

@@ -212,6 +212,7 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
         "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
         seen_in=SEEN_IN,
+        link="vllm-project/vllm#53323, and the pull requests #53628 and #49588",
         explains=is_nan_before_windows,
     ),
     _EMPTY_REQUEST,
@@ -306,5 +307,18 @@ FLEX = (
         "visible. The compiled kernel visits the blocks of the mask alone.",
         seen_in="vllm 0.33.0",
         explains=lambda case, verdict: _is_value(verdict) and _all(case, verdict, _leaves_out_blocks),
+    ),
+    Finding(
+        name="vllm-flex-range-clamped",
+        what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees the keys of its bidirectional "
+        "range that lie before its window.",
+        cause="vllm/v1/attention/backends/flex_attention.py:628-631, get_mask_mod adds ranges to what the window shows, and "
+        "nothing in the file reads the layer's mm_prefix_clamp_sliding_window, as triton_attn.py:731 does.",
+        seen_in="vllm 0.33.0",
+        explains=lambda case, verdict: (
+            _is_value(verdict)
+            and case.ranges_clamped
+            and _all(case, verdict, lambda case, request, worst: bool(request.bidirectional_ranges))
+        ),
     ),
 )

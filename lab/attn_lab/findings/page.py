@@ -4,7 +4,6 @@ They are made of the declarations of the targets, findings/NAME.toml and NAME.py
 (`attn_lab.findings.scripts`), and of docs/generated/findings-speed.json: after how many examples each finding was met.
 """
 
-import ast
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 
 import msgspec
 from attn_fuzz.errors import InputError
+from attn_fuzz.findings import aiter, sglang
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
+from attn_lab.findings import folders
 from attn_lab.findings import scripts as finding_scripts
-from attn_lab.findings.scripts import ARCHITECTURE, ROOT, Report, Shown
+from attn_lab.findings.scripts import ROOT, Report
 from attn_lab.written import table as table_of
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
@@ -26,13 +27,13 @@ Shared = dict[str, tuple[Finding, list[str]]]
 _INTRODUCTION = """# Known findings
 
 Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml` and the finding's declaration in
-`attn_fuzz.findings` say what is known: lines, cause, since when, harm, and who sends such a call. `python -m attn_lab findings
-NAME` prints all that, with the script, as a title and a body that are ready to be filed with the kernel's owner. Nothing is
-filed by a tool of this project.
+`attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for
+each finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs
+them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`), and no
+target meets it or `sglang-aiter-decode-window`.
 
-- `findings/NAME.py` is a script, which needs torch, Triton and the package's files alone. It prints what it expects, by a few
-  lines of torch, and what it got. It exits with 1 where the finding shows, with 0 where it does not, and with 2 where it cannot
-  run.
+- A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not,
+  and with 2 where it cannot run.
 - Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
   that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
   was run on a GPU.
@@ -121,94 +122,41 @@ def index(findings: Shared, speed: dict[str, Speed]) -> str:
     return "\n".join([_INTRODUCTION, *table_of(columns, rows, ("examples",))]) + "\n"
 
 
-def page(finding: Finding, shown: Shown) -> str:
-    """A title and a body for the owner of the kernel."""
-    report, script = _report(finding.name), finding_scripts.script(finding.name)
-    case = (ast.get_docstring(ast.parse(script)) or "").partition("\n\n")[2]
-    lines = [
-        f"# {report.title}",
-        "",
-        finding.what,
-        "",
-        f"**Version.** {finding.seen_in}. {_sentence(report.since)} {_sentence(report.newest)}",
-        "",
-        "**Lines.**",
-        "",
-        *(f"- `{line}`" for line in report.lines),
-        "",
-        f"**Cause.** {finding.cause}",
-        "",
-        f"**Smallest case.** {' '.join(case.split())} The script below prints",
-        "",
-        *_fenced(shown.interpreted),
-        "",
-        f"**Harm.** {_sentence(report.harm)}",
-        "",
-        "**Who sends such a call.**" + ("" if report.sent_by else " No engine that is known."),
-        "",
-        *(f"- `{line.partition(' ')[0]}` {line.partition(' ')[2]}".rstrip() for line in report.sent_by),
-        *([""] if report.sent_by else []),
-        *_confirmation(report, shown),
-        "",
-        "**Script.** It needs torch, Triton and the package's files. It exits with 1 where the bug shows, with 0 where it does",
-        "not, and with 2 where it cannot run.",
-        "",
-        "```python",
-        script.rstrip("\n"),
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _confirmation(report: Report, shown: Shown) -> Iterator[str]:
-    if report.gpu is not None:
-        yield "**How it was confirmed.** What is expected is computed in the script, by torch. The script ran on a CPU alone,"
-        yield "where it imitates the GPU in Triton's own interpreter."
-        yield _sentence(report.gpu)
-    elif shown.compiled is None:
-        yield "**How it was confirmed.** The script launches no kernel. It ran the package's own Python code on a CPU."
-        yield "It was not run on a GPU."
-    else:
-        yield from _confirmation_by_kernels(shown.interpreted, shown.compiled)
-    if shown.repaired is None:
-        yield "No change of a few lines was tried."
-        return
-    files = " and ".join(f"`{file}`" for file in dict.fromkeys(file for file, _ in report.changes()))
-    yield f"With these changes of {files} the script exits with 0, which shows that the lines are the cause:"
-    for _, repair in report.changes():
-        removed = (f"-{line}" for line in repair.old.rstrip("\n").split("\n"))
-        yield from ("", "```diff", *removed, *(f"+{line}" for line in repair.new.rstrip("\n").split("\n")), "```")
-
-
-def _confirmation_by_kernels(interpreted: str, compiled: str) -> Iterator[str]:
-    same = interpreted == compiled
-    yield "**How it was confirmed.** What is expected is computed in the script, by torch. The kernel ran on a CPU: by Triton's"
-    yield f"own interpreter, and compiled for {ARCHITECTURE}, on an emulator of its instructions."
-    yield "The output was the same." if same else "The outputs differ in their last digits."
-    yield "It was not run on a GPU."
-    if not same:
-        yield from ("The compiled kernel's output:", "", *_fenced(compiled))
-
-
-def _findings() -> Shared:
-    return shared((name, registry.load(name).findings) for name in registry.names())
+def known() -> Shared:
+    """All findings but those in compilers: of targets, and two that no target meets."""
+    found = shared((name, registry.load(name).findings) for name in registry.names())
+    return found | {finding.name: (finding, []) for finding in (*aiter.DECODES_OF_MAIN, *sglang.HOST)}
 
 
 def table() -> str:
     """The page of the targets' findings."""
-    return index(_findings(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
+    return index(known(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
 
 
 def of_finding(name: str) -> str:
-    """What can be filed with the owner of the kernel that a finding is of.
+    """What the owner of the kernel is told of a finding.
 
     Raises:
         InputError: there is no such finding.
     """
-    findings = _findings()
-    if name not in findings:
-        raise InputError(f"NAME: got {name}, which is no finding of a target{nearest(name, findings)}")
-    return page(findings[name][0], finding_scripts.results()[name])
+    [(finding, _)] = _named([name]).values()
+    return folders.issue(finding, _report(name), finding_scripts.results()[name])
+
+
+def write(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Write the folders of the named findings, or of all, beside the sources of their packages. Yields a line for each.
+
+    Raises:
+        InputError: there is no such finding.
+    """
+    return folders.write({name: finding for name, (finding, _) in _named(names).items()}, finding_scripts.results(), folder)
+
+
+def _named(names: Sequence[str]) -> Shared:
+    findings = known()
+    if unknown := [name for name in names if name not in findings]:
+        raise InputError(f"NAME: got {unknown[0]}, which is no finding of a target{nearest(unknown[0], findings)}")
+    return {name: findings[name] for name in names or findings}
 
 
 def _report(name: str) -> Report:
@@ -217,18 +165,10 @@ def _report(name: str) -> Report:
     return found
 
 
-def _fenced(text: str) -> list[str]:
-    return ["```", *text.rstrip("\n").splitlines(), "```"]
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
 def write_speed(files: Iterable[Path]) -> None:
     """Write speed.json of what `attn-parity fuzz --keep-going --json` wrote, of several seeds, on a CPU."""
     written = [msgspec.json.decode(path.read_bytes()) for path in files]
     hunts = [{run["target"]: run for run in each.get("runs", [each])} for each in written]
-    met_there = {name: found for name, found in _findings().items() if not found[0].needs_gpu}
+    met_there = {name: found for name, found in known().items() if not found[0].needs_gpu}
     lines = (f'"{name}":{msgspec.json.encode(of).decode()}' for name, of in speeds(met_there, hunts).items())
     SPEED.write_text("{\n" + ",\n".join(lines) + "\n}\n")

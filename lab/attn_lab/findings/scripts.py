@@ -1,31 +1,36 @@
 """The scripts that show findings to their owners: findings/NAME.py, and what they print."""
 
-import re
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
+from attn_lab.findings.texts import Source
 
 ROOT = Path(__file__).parents[3]
 FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
 CONFIRMED = ("closed form", "second implementation", "the package's own reference")
-_LOADED = {"aiter": "ops/triton", "lmdeploy": "pytorch", "sglang": "kernels/ops/attention", "vllm": "v1/attention"}
-"""The part of a package that its targets load; all of any other package."""
-_READ = {"sglang": ("sglang/srt/models/gemma2.py", "sglang/srt/layers/attention/triton_backend.py")}
-"""Other files of a package that scripts read."""
-_REPEATED = ("sglang/srt/layers/attention/triton_backend.py", "vllm/v1/attention/backends/mla/triton_mla.py")
+_LOADED = {
+    "aiter": ("ops/triton",),
+    "lmdeploy": ("pytorch",),
+    "sglang": ("kernels/ops/attention", "srt/layers/attention", "srt/models/gemma2.py"),
+    "vllm": ("v1/attention", "utils/math_utils.py"),
+}
+"""The parts of a package that its targets and scripts load; all of any other package."""
+_REPEATED = (
+    "sglang/srt/layers/attention/aiter_backend.py",
+    "sglang/srt/layers/attention/triton_backend.py",
+    "vllm/v1/attention/backends/mla/triton_mla.py",
+)
 """Files whose code the targets repeat, and do not load: a repair of them changes scripts alone."""
-_LOADS = re.compile(r"^from kernels import .*\bload\b", re.MULTILINE)
-_SHARED = re.compile(r"^from (\w+) import .*\n", re.MULTILINE)
-_DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
 _ALONE = """
 import runpy, sys
 
@@ -65,6 +70,8 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
+        launches: whether the script launches kernels.
+        needs: a file that the source must have; a source without it has not the finding. None: any has it.
         repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
             patch. Empty: no change of a few lines was found.
     """
@@ -78,6 +85,8 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     harm: str
     sent_by: list[str] = []
     gpu: str | None = None
+    launches: bool = True
+    needs: str | None = None
     repair: list[Repair] = []
 
     def __post_init__(self) -> None:
@@ -99,7 +108,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
             yield Path(repair.file or self.file), repair
 
 
-class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the script of a finding did.
 
     Attributes:
@@ -107,11 +116,13 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         compiled: what it printed with kernels that were compiled for gfx942 and emulated; None if it launches no kernel, or if
             the finding needs a GPU.
         repaired: what it printed with the repaired file; None if there is no repair.
+        run_on: the GPU on which `findings --check` passed, with its Triton; None if there was none.
     """
 
     interpreted: str
     compiled: str | None
     repaired: str | None = None
+    run_on: str | None = None
 
 
 def report(name: str) -> Report | None:
@@ -120,30 +131,21 @@ def report(name: str) -> Report | None:
     return msgspec.toml.decode(file.read_bytes(), type=Report) if file.is_file() else None
 
 
-def script(name: str) -> str:
-    """The script of a finding, complete: with what it imports from its folder."""
-    text, shared = (FOLDER / f"{name}.py").read_text(encoding="utf-8"), []
-    for line in _SHARED.finditer(text):
-        if (file := FOLDER / f"{line[1]}.py").is_file():
-            shared.append(_DOCSTRING.sub("", file.read_text(encoding="utf-8")).strip("\n") + "\n")
-            text = text.replace(line[0], "")
-    if shared and shared[-1].splitlines()[-1].startswith(" "):
-        shared[-1] += "\n"  # a function has two empty lines behind it
-    docstring = _DOCSTRING.match(text)
-    assert docstring is not None, f"{name}: a script begins with its docstring"
-    complete = "\n".join([docstring[0], "\n\n".join(shared), text[docstring.end() :].lstrip("\n")])
-    return complete.replace("  # noqa: E402", "")
-
-
-def launches(name: str) -> bool:
-    """Whether the script of a finding launches kernels: it loads a module that has them."""
-    return _LOADS.search((FOLDER / f"{name}.py").read_text(encoding="utf-8")) is not None
+def source(name: str) -> Source:
+    """findings/NAME.py, of the package that its name begins with."""
+    return Source(name, name.partition("-")[0])
 
 
 def is_emulated(name: str) -> bool:
     """Whether kernels that the script of a finding launches show it on the emulator, too."""
     found = report(name)
-    return launches(name) and (found is None or found.gpu is None)
+    return found is None or (found.launches and found.gpu is None)
+
+
+def is_in(name: str) -> bool:
+    """Whether the source of a finding's package that is here is one that has the finding."""
+    found = report(name)
+    return found is None or found.needs is None or (foreign.sources(name.partition("-")[0]).parent / found.needs).is_file()
 
 
 def results() -> dict[str, Shown]:
@@ -158,12 +160,18 @@ def run(name: str, *, sources: Path | None = None, architecture: str | None = No
         architecture: for which the kernels are compiled, to be emulated. None: they are interpreted, in a process that cannot
             import this project.
     """
+    text, package = source(name), name.partition("-")[0]
+    folder = foreign.sources(package) if sources is None else sources / package
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, f"{name}.py")
-        file.write_text(script(name), encoding="utf-8")
-        others = [] if sources is None else [str(sources)]
-        how = ["-I", "-c", _ALONE] if architecture is None else ["-P", "-m", "attn_fuzz.emulated.script", architecture]
-        done = subprocess.run([sys.executable, "-W", "ignore", *how, str(file), *others], capture_output=True, text=True)
+        file = Path(scratch, "show.py")
+        file.write_text(text.script(folder), encoding="utf-8")
+        Path(scratch, "stand_ins.py").write_text(text.stand_ins(), encoding="utf-8")
+        others = [scratch, str(folder.parent)]
+        how = ["-P", "-m", "attn_fuzz.emulated.script", str(architecture), str(file)]
+        if architecture is None:
+            how = ["-I", "-c", _ALONE, str(file), *others]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*others, os.environ.get("PYTHONPATH", "")])}
+        done = subprocess.run([sys.executable, "-W", "ignore", *how], capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
 
 
@@ -180,28 +188,43 @@ def repaired(reports: Mapping[str, Report], folder: Path) -> Path:
         ValueError: a file has not the text that is to be changed.
     """
     [package] = {report.file.parts[0] for report in reports.values()}
-    part = Path(package, _LOADED.get(package, ""))
-    installed = foreign.sources(package).parent
-    shutil.copytree(installed / part, folder / part, ignore=_other_than_sources, dirs_exist_ok=True)
-    changes = [change for report in reports.values() for change in report.changes()]
-    for file in {*(file for file, _ in changes), *map(Path, _READ.get(package, ()))}:
-        if part not in file.parents:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(installed / file, folder / file)
-    (folder / package / "__init__.py").touch()
+    sources = foreign.sources(package)
+    changes = [(placed(file, sources.parent), repair) for report in reports.values() for file, repair in report.changes()]
+    copied(sources, folder, [file for file, _ in changes])
     for file, repair in changes:
-        text = (folder / file).read_text(encoding="utf-8")
-        if repair.old not in text:
-            raise ValueError(f"{file}: there is no {repair.old!r}")
-        (folder / file).write_text(text.replace(repair.old, repair.new), encoding="utf-8")
+        (folder / file).write_text(changed((folder / file).read_text(encoding="utf-8"), repair, file), encoding="utf-8")
     loaded = [name for name, report in reports.items() if report.repair and str(report.file) not in _REPEATED]
     (folder / package / foreign.REPAIRED).write_text("".join(f"{name}\n" for name in loaded), encoding="utf-8")
     return folder
 
 
+def placed(file: Path, sources: Path) -> Path:
+    """A file of a report where the release in `sources` has it: AITER moved its kernels of attention to a folder."""
+    moved = file.with_name("attention") / file.name
+    return moved if not (sources / file).is_file() and (sources / moved).is_file() else file
+
+
+def changed(text: str, repair: Repair, file: Path) -> str:
+    if repair.old not in text:
+        raise ValueError(f"{file}: there is no {repair.old!r}")
+    return text.replace(repair.old, repair.new)
+
+
+def copied(package: Path, folder: Path, files: Iterable[Path]) -> None:
+    """Copy the sources that the scripts of a package load, and these files of it, into a folder."""
+    parts = [Path(package.name, part) for part in _LOADED.get(package.name, ("",))]
+    for part in [*parts, *(file for file in files if not any(part in file.parents for part in parts))]:
+        if (package.parent / part).is_dir():
+            shutil.copytree(package.parent / part, folder / part, ignore=_other_than_sources, dirs_exist_ok=True)
+        else:
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(package.parent / part, folder / part)
+    (folder / package.name / "__init__.py").touch()
+
+
 def all_repaired(folder: Path) -> list[str]:
     """Write the sources of each package that has findings into a folder, with all repairs. Returns the names in REPAIRED."""
-    reports = {name: found for name in _known() if (found := report(name))}
+    reports = {name: found for name in _known() if (found := report(name)) and is_in(name)}
     packages = {found.file.parts[0] for found in reports.values()}
     for package in sorted(packages):
         repaired({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
@@ -247,9 +270,18 @@ def run_all(names: Sequence[str]) -> None:
     known = _known()
     if unknown := sorted(set(names) - set(known)):
         raise InputError(f"NAME: got {', '.join(unknown)}, expected names of findings with a report in {FOLDER}")
-    shown = results() if names else {}
-    for number, name in enumerate(names or known, 1):
+    shown = results()
+    for number, name in enumerate(names or filter(is_in, known), 1):
         shown[name] = _shown(name)
         print(f"{name} ({number})", flush=True)
-    kept = {name: shown[name] for name in known if name in shown}
+    _keep({name: shown[name] for name in known if name in shown})
+
+
+def ran_on(name: str, gpu: str) -> None:
+    """Keep that the script and the test of a finding passed on this GPU."""
+    shown = results()
+    _keep(shown | {name: msgspec.structs.replace(shown[name], run_on=gpu)})
+
+
+def _keep(kept: Mapping[str, Shown]) -> None:
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")

@@ -87,8 +87,9 @@ def test_operands_cut_to_tf32_are_of_a_finding_that_needs_a_gpu(name, got, monke
         requests = (Request(query_len=2, seq_len=2),)
         case = msgspec.structs.replace(case, target=name, attn_type=AttentionType.ENCODER, requests=requests, cache=None)
     assert try_case(case, target, "cpu").kind == "agree"
-    cutting = runpy.run_path(str(finding_scripts.FOLDER / "tf32.py"))["cutting"]
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", cutting(InterpreterBuilder.create_dot))
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", InterpreterBuilder.create_dot)
+    monkeypatch.syspath_prepend(finding_scripts.FOLDER)
+    runpy.run_path(str(finding_scripts.FOLDER / "tf32.py"))
     verdict = try_case(case, target, "cpu")
     assert f"got {got}" in verdict.message
     assert finding.explains(case, verdict)

@@ -109,7 +109,8 @@ def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> No
         sliding_window=None if layer.window[0] < 0 else layer.window[0] + 1,
         kv_cache_dtype="auto",
     )
-    impl.forward(None, q, k, v, cache, metadata, out.view(q.shape)[:rows])
+    engine_layer = SimpleNamespace(mm_prefix_clamp_sliding_window=layer.ranges_clamped)
+    impl.forward(engine_layer, q, k, v, cache, metadata, out.view(q.shape)[:rows])
 
 
 def _build(module: ModuleType, batch: Batch, rows: int, num_blocks: int, block_size: int) -> Any:
@@ -178,7 +179,7 @@ def _support(device: str) -> Support:
         attn_types=(AttentionType.DECODER,),
         dtypes=("float32", "float16", "bfloat16"),
         layouts=(Layout.CONTENT_PACKED,),
-        rules=("non_causal", "window", "bidirectional_ranges"),
+        rules=("non_causal", "window", "bidirectional_ranges", "ranges_clamped"),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 64),
         engine=dataclasses.replace(VLLM, unowned_rows=(0,)),
