@@ -1,7 +1,7 @@
 """`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -124,15 +124,25 @@ def _select(
     model = model_input.model_on(architecture)
     layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
     wanted = _by_layer(backends, layers)
+    unserved: dict[str, str] = {}
+    if model_input.config is not None and model_input.config.in_part:
+        unserved = _unserved(layers, model.kv_sharing, architecture, aiter)
+        layers = {name: config for name, config in layers.items() if name not in unserved}
+        wanted = {name: backend for name, backend in wanted.items() if name in layers}
     _refuse_of_all_backends(layers, architecture, aiter)
-    shared = {"allocations": model.allocations, "kv_sharing": model.kv_sharing}
+    shared = {
+        "allocations": [names for group in model.allocations if len(names := [name for name in group if name in layers]) > 1],
+        "kv_sharing": {name: target for name, target in model.kv_sharing.items() if name in layers},
+    }
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
-    result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
+    result = {"error": "; ".join(unserved.values()) or None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
     results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
     engine = model_input.engine(architecture)
     if model_input.config is not None:
         print_config(model_input.config, layers, engine.tensor_parallel)
+        for why in unserved.values():
+            results.print(f"not served: {why}", soft_wrap=True)
     print_assignments(assignments)
     print_findings(layers, assignments)
     print_runs(assignments)
@@ -141,6 +151,26 @@ def _select(
         print_vllm(vllm, assignments)
         result |= {**model_input.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     return result
+
+
+def _unserved(
+    layers: dict[str, AttentionConfig], kv_sharing: Mapping[str, str], architecture: str, aiter: "Aiter"
+) -> dict[str, str]:
+    """Why no backend serves a layer, by its name, where another layer is served. UnsupportedError: none is."""
+    from attn_optimized.selector import select_model
+
+    why: dict[str, UnsupportedError] = {}
+    for name, config in layers.items():
+        alone = {name: config, **{target: layers[target] for reader, target in kv_sharing.items() if reader == name}}
+        sharing = {name: kv_sharing[name]} if name in kv_sharing else {}
+        try:
+            _refuse_of_all_backends(alone, architecture, aiter)
+            select_model(alone, kv_sharing=sharing, architecture=architecture, aiter=aiter)
+        except UnsupportedError as error:
+            why[name] = error
+    if len(why) == len(layers):
+        raise next(iter(why.values()))
+    return {name: str(error) for name, error in why.items()}
 
 
 def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: str, aiter: "Aiter") -> None:
