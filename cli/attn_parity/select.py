@@ -80,9 +80,21 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="Use only this backend, for LAYER or for all layers."
 )
+@click.option(
+    "--write-model-file",
+    "written",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the layers to a new model file, to be edited.",
+)
 @json_option
 def command(
-    file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
+    file: Path | None,
+    arch: str | None,
+    aiter_version: str,
+    backends: tuple[str, ...],
+    written: Path | None,
+    json_file: Path | None,
+    **layer: Any,
 ) -> int:
     """Select the backend of a layer, given by options, or of each layer of the model in FILE. Runs nothing; needs no GPU.
 
@@ -102,6 +114,10 @@ def command(
     try:
         model_input = selection_input.read(file, given)  # first: a wrong file is refused before much is imported
         about["model"] = model_input.name
+        if written is not None:
+            if written.exists():
+                raise click.UsageError(f"--write-model-file: {written} exists")
+            write_json(written, dataclasses.asdict(model_input.model_on(_architecture(arch))))
         result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
@@ -135,7 +151,10 @@ def _select(
         "kv_sharing": {name: target for name, target in model.kv_sharing.items() if name in layers},
     }
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
-    result = {"error": "; ".join(unserved.values()) or None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
+    result = {
+        "error": "; ".join(unserved.values()) or None,
+        "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()},
+    }
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
     results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
     engine = model_input.engine(architecture)

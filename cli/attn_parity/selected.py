@@ -40,7 +40,8 @@ def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], dev
         results.print(f"not answered: layers {spans(numbers)}: {why}", soft_wrap=True)
     table = plain_table("layer", "numbers", "asks for" if devices == 1 else f"asks for, on each of {devices} devices")
     for name, group in config.groups.items():
-        table.add_row(name, spans(group.layers), _asks_for(group, layers[name]))
+        if name in layers:
+            table.add_row(name, spans(group.layers), _asks_for(group, layers[name]))
     results.print(table)
     results.print()
 

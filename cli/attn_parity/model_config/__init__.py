@@ -1,8 +1,8 @@
 """A model config of Hugging Face, such as config.json, as the layers that `attn-parity select` asks about.
 
 `model_types` is a table of types that are answered without transformers, and `meaning` says which values a field may have.
-`unknown` refuses or lists the rest, `completed` fills in what a file leaves out, and `groups` sorts the layers. Any other type is
-answered from the model that transformers builds of it (`from_transformers`, `built`).
+`unknown` refuses or lists the rest, `completed` fills in what a file leaves out, and `groups` sorts the layers. Any other type
+is answered from the model that transformers builds of it (`from_transformers`, `built`).
 """
 
 import dataclasses
@@ -164,7 +164,9 @@ def _built(content: Mapping[str, Any], known: Collection[str]) -> ModelConfig:
         quantization=content.get("quantization_config", text.get("quantization_config")),
         filled={},
         filled_by="",
-        left_out=tuple(printable(name) for name in content if name.endswith("config") and ("vision" in name or "audio" in name)),
+        left_out=tuple(
+            printable(name) for name in content if name.endswith("config") and ("vision" in name or "audio" in name)
+        ),
         unknown=tuple(map(printable, dict.fromkeys(unread))),
         kv_sharing=sharing,
         not_answered=not_answered,

@@ -41,7 +41,7 @@ class Reason(StrEnum):
     SHAPE = "q, k and v of shapes that are no layer's"
 
 
-class NotAnswered(UnsupportedError):
+class NotAnsweredError(UnsupportedError):
     """A model or a layer that is not answered, by one of the closed list of reasons and what there was."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -75,19 +75,19 @@ class Call:
     rules: Mapping[str, Any] = field(default_factory=dict)
     sees_ahead: bool = False
     shared_with: int | None = None
-    refused: NotAnswered | None = None
+    refused: NotAnsweredError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A model's calls, and by layers that made none the class of the layer's mixer."""
+    """A model's calls, and by the number of a layer the classes of its parts that make none."""
 
     calls: tuple[Call, ...]
     without: Mapping[int, str]
 
 
 def built(config: Any, model_class: Any) -> Built:
-    """The calls of a model. NotAnswered: it cannot be built, or it calls no attention.
+    """The calls of a model. NotAnsweredError: it cannot be built, or it calls no attention.
 
     Args:
         config: a PreTrainedConfig of the part with the cache.
@@ -105,20 +105,20 @@ def built(config: Any, model_class: Any) -> Built:
             _spare_what_has_no_attention(names)
             tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
             decoder = {"decoder_input_ids": tokens} if getattr(config, "is_encoder_decoder", False) else {}
-            model(input_ids=tokens, **decoder)
-        except NotAnswered:
+            model.base_model(input_ids=tokens, **decoder)  # without logits, for whose sake some models cut masks
+        except NotAnsweredError:
             raise
         except Exception as error:  # any of a model's code
             if not kept:
-                raise NotAnswered(Reason.NOT_BUILT, f"{type(error).__name__}: {error}") from error
+                raise NotAnsweredError(Reason.NOT_BUILT, f"{type(error).__name__}: {error}") from error
             incomplete = error
         else:
             incomplete = None
     if incomplete is not None:
         detail = f"after {len(kept)} calls of attention: {type(incomplete).__name__}: {incomplete}"
-        raise NotAnswered(Reason.NOT_BUILT, detail) from incomplete
+        raise NotAnsweredError(Reason.NOT_BUILT, detail) from incomplete
     if not kept:
-        raise NotAnswered(Reason.NO_CALL, f"{model_class.__name__} attends by code of its own, or not at all")
+        raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} attends by code of its own, or not at all")
     keys: dict[int, int] = {}
     calls = tuple(_call(names, keys, *one) for one in kept)
     return Built(calls=calls, without=_without(model, names, {call.layer for call in calls}))
@@ -182,9 +182,9 @@ def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, va
         _, num_heads, _, head_size = query.shape
         _, num_kv_heads, _, key_size = key.shape
         if key_size != head_size or num_heads % num_kv_heads or value.shape[1] != num_kv_heads:
-            raise NotAnswered(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
+            raise NotAnsweredError(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
         rules, ahead = _asked(module, mask, dict(options))
-    except NotAnswered as error:
+    except NotAnsweredError as error:
         return Call(layer=layer, path=path, refused=error)
     return Call(
         layer=layer,
@@ -206,21 +206,23 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
     if is_causal not in (None, not ahead):
-        raise NotAnswered(Reason.ARGUMENT, f"is_causal={is_causal} beside a mask that says otherwise")
+        raise NotAnsweredError(Reason.ARGUMENT, f"is_causal={is_causal} beside a mask that says otherwise")
     if width is not None and "window" in rules and rules["window"][0] not in (width, width - 1):
-        raise NotAnswered(Reason.ARGUMENT, f"sliding_window={width} beside a mask of {rules['window'][0]} keys before a query")
+        raise NotAnsweredError(
+            Reason.ARGUMENT, f"sliding_window={width} beside a mask of {rules['window'][0]} keys before a query"
+        )
     if width is not None and "window" not in rules:
-        raise NotAnswered(Reason.ARGUMENT, f"sliding_window={width} beside a mask without a window")
+        raise NotAnsweredError(Reason.ARGUMENT, f"sliding_window={width} beside a mask without a window")
     if (cap := options.pop("softcap", None)) is not None:
         rules["logits_soft_cap"] = float(cap)
     if options.pop("s_aux", None) is not None:
         rules["sinks"] = True
     elif isinstance(getattr(module, "sinks", None), torch.Tensor):
-        raise NotAnswered(Reason.ARGUMENT, "the layer has sinks and does not hand them on")
+        raise NotAnsweredError(Reason.ARGUMENT, "the layer has sinks and does not hand them on")
     for name, value in options.items():
         if name not in _WITHOUT_EFFECT and value is not None:
             what = f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
-            raise NotAnswered(Reason.ARGUMENT, f"{name} ({what})")
+            raise NotAnsweredError(Reason.ARGUMENT, f"{name} ({what})")
     return rules, ahead
 
 
@@ -228,10 +230,10 @@ def _seen(module: Any, mask: Any) -> tuple[dict[str, Any], bool]:
     """The rules of a mask, and whether queries see keys after them."""
     if mask is None:
         if getattr(module, "is_causal", True):
-            raise NotAnswered(Reason.MASK, "none, in a causal layer: implementations of attention differ about it")
+            raise NotAnsweredError(Reason.MASK, "none, in a causal layer: implementations of attention differ about it")
         return {}, True
     if (function := getattr(mask, "mask_function", None)) is None:
-        raise NotAnswered(Reason.MASK, "the model's own, or one that the model changed")
+        raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
     function = _on_cpu(function)
     probes = (0, 1, 2, 300, _FAR, _FAR + 1)
     spans = {query: _span(function, query) for query in probes}
@@ -241,7 +243,7 @@ def _seen(module: Any, mask: Any) -> tuple[dict[str, Any], bool]:
         after = spans[0][1]
         return _window(spans, before, None if after >= _AHEAD - 1 else after), True
     if ahead or any(last != query for query, (_, last) in spans.items()):
-        raise NotAnswered(Reason.MASK, "keys after a query that are neither all nor as many for each")
+        raise NotAnsweredError(Reason.MASK, "keys after a query that are neither all nor as many for each")
     if spans[_FAR + 1][0] == spans[_FAR][0] and before != _FAR:
         return _chunk(function, spans), False
     return _window(spans, before, before), False
@@ -252,13 +254,13 @@ _AHEAD = 2**16
 
 def _window(spans: Mapping[int, tuple[int, int]], before: int, after: int | None) -> dict[str, Any]:
     if any(first != max(0, query - before) for query, (first, _) in spans.items() if query != _FAR + 1 or before != _FAR):
-        raise NotAnswered(Reason.MASK, "keys before a query that are neither all nor as many for each")
+        raise NotAnsweredError(Reason.MASK, "keys before a query that are neither all nor as many for each")
     if before == _FAR:
         if after not in (None, before):
-            raise NotAnswered(Reason.MASK, f"all keys before a query, and {after} after it")
+            raise NotAnsweredError(Reason.MASK, f"all keys before a query, and {after} after it")
         return {}
     if after is None:
-        raise NotAnswered(Reason.MASK, f"{before} keys before a query, and all after it")
+        raise NotAnsweredError(Reason.MASK, f"{before} keys before a query, and all after it")
     return {"window": (before, after)}
 
 
@@ -267,7 +269,7 @@ def _chunk(function: Callable[..., Any], spans: Mapping[int, tuple[int, int]]) -
     seeing = torch.as_tensor(function(torch.tensor(0), torch.tensor(0), queries, torch.tensor(_FAR))).expand(len(queries))
     size = _FAR + int(seeing.sum()) - spans[_FAR][0]
     if any(first != query // size * size for query, (first, _) in spans.items()):
-        raise NotAnswered(Reason.MASK, "keys before a query that are neither a window nor a chunk")
+        raise NotAnsweredError(Reason.MASK, "keys before a query that are neither a window nor a chunk")
     return {"chunked_local": size}
 
 
@@ -279,9 +281,9 @@ def _span(function: Callable[..., Any], query: int) -> tuple[int, int]:
             seen = function(torch.tensor(0), torch.tensor(0), torch.tensor(query), keys)
         at = torch.as_tensor(seen).expand(len(keys)).nonzero()[:, 0]
     except Exception as error:
-        raise NotAnswered(Reason.MASK, f"its function cannot be read: {type(error).__name__}: {error}") from error
+        raise NotAnsweredError(Reason.MASK, f"its function cannot be read: {type(error).__name__}: {error}") from error
     if not len(at) or int(at[-1] - at[0]) + 1 != len(at):
-        raise NotAnswered(Reason.MASK, "a query that sees no keys, or keys with others between them")
+        raise NotAnsweredError(Reason.MASK, "a query that sees no keys, or keys with others between them")
     return int(at[0]), int(at[-1])
 
 
@@ -301,8 +303,14 @@ def _on_cpu(function: Any) -> Any:
     return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
 
 
+_KEEPS_A_STATE = re.compile("Mamba|Mixer|SSM|Delta")
+
+
 def _without(model: torch.nn.Module, names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
-    """By the number of each layer that called no attention, the classes of its parts that layers with calls do not have."""
+    """By the number of a layer, the classes of its parts that are no attention of ours.
+
+    Of a layer that called none: those that layers with calls do not have. Of another layer: those that keep a state, by name.
+    """
     lists = [module for module in names if isinstance(module, torch.nn.ModuleList) and names[module].endswith(("layers", "h"))]
     if not lists:
         return {}
@@ -310,7 +318,10 @@ def _without(model: torch.nn.Module, names: Mapping[Any, str], calling: set[int]
     common = {type(part).__name__ for number, one in enumerate(layers) if number in calling for part in one.children()}
     own: dict[int, str] = {}
     for number, one in enumerate(layers):
-        if number not in calling:
+        if number in calling:
+            if states := [name for part in one.children() if _KEEPS_A_STATE.search(name := type(part).__name__)]:
+                own[number] = f"{', '.join(states)}, beside attention"
+        else:
             parts = [type(part).__name__ for part in one.children() if type(part).__name__ not in common]
             own[number] = ", ".join(dict.fromkeys(parts)) or type(one).__name__
     return own

@@ -9,7 +9,7 @@ from typing import Any
 from attn_contract import AttentionType, ContractError, Layout
 from attn_contract.arguments import shown
 from attn_contract.scope import OUT_OF_SCOPE, refuse_out_of_scope
-from attn_parity.model_config.built import Call, NotAnswered, Reason, built
+from attn_parity.model_config.built import Call, NotAnsweredError, Reason, built
 from attn_parity.model_config.groups import Group
 from attn_parity.model_config.model_types import CHUNKED, FULL, SLIDING, ModelType
 from attn_parity.model_config.unknown import unknown
@@ -32,7 +32,9 @@ def config_of(content: Mapping[str, Any]) -> Any:
         from transformers import CONFIG_MAPPING
         from transformers.utils import logging
     except ImportError as error:
-        expected = "one of the small table (docs/guide/models.md), or transformers to build it: pip install attn-parity[transformers]"
+        expected = (
+            "one of the small table (docs/guide/models.md), or transformers to build it: pip install attn-parity[transformers]"
+        )
         raise ContractError("model_type", shown(model_type), expected) from error
     logging.set_verbosity_error()
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
@@ -43,7 +45,9 @@ def config_of(content: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[model_type](**{name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL})
     except Exception as error:  # each of its checks has an error of its own
-        raise ContractError("config", "fields that contradict each other", f"fields that transformers takes: {error}") from error
+        raise ContractError(
+            "config", "fields that contradict each other", f"fields that transformers takes: {error}"
+        ) from error
 
 
 def check_class(names: Any, config: Any) -> str:
@@ -65,7 +69,7 @@ def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, 
     """Groups by name, whose cache a group reads by its name, and the numbers of layers that are not answered by the reason.
 
     Raises:
-        NotAnswered: of all layers.
+        NotAnsweredError: of all layers.
         UnsupportedError: the config asks for what is out of scope.
     """
     text = config.get_text_config(decoder=True)
@@ -78,18 +82,22 @@ def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, 
     for call in model.calls:
         try:
             group = _group(call, text, images)
-        except NotAnswered as error:
+        except NotAnsweredError as error:
             refused.setdefault(str(error), []).append(call.layer)
         else:
-            of_groups.setdefault((_kind(call), call.path, call.shared_with is not None, repr(group)), []).append(call)
+            of_groups.setdefault(
+                (_kind(call), call.path, call.shared_with is not None, repr(dataclasses.replace(group, layers=()))), []
+            ).append(call)
     for layer, mixer in model.without.items():
         refused.setdefault(f"{mixer}: {Reason.NO_CALL}", []).append(layer)
     if not of_groups:
-        raise NotAnswered(Reason.NO_CALL, "; ".join(refused)) if len(refused) > 1 else model.calls[0].refused
+        raise NotAnsweredError(Reason.NO_CALL, "; ".join(refused)) if len(refused) > 1 else model.calls[0].refused
     return *_named(of_groups, text, images), {why: tuple(numbers) for why, numbers in refused.items()}
 
 
-def _named(of_groups: Mapping[tuple[Any, ...], list[Call]], text: Any, images: int | None) -> tuple[dict[str, Group], dict[str, str]]:
+def _named(
+    of_groups: Mapping[tuple[Any, ...], list[Call]], text: Any, images: int | None
+) -> tuple[dict[str, Group], dict[str, str]]:
     groups: dict[str, Group] = {}
     sharing: dict[str, str] = {}
     home: dict[tuple[str, int], str] = {}
@@ -103,7 +111,7 @@ def _named(of_groups: Mapping[tuple[Any, ...], list[Call]], text: Any, images: i
         if shares:
             targets = {home[path, call.shared_with] for call in calls if call.shared_with is not None}
             if len(targets) > 1:
-                raise NotAnswered(Reason.SHAPE, f"layers {numbers} read caches of {' and '.join(sorted(targets))}")
+                raise NotAnsweredError(Reason.SHAPE, f"layers {numbers} read caches of {' and '.join(sorted(targets))}")
             sharing[name] = targets.pop()
     return groups, sharing
 
@@ -116,17 +124,17 @@ def _class_of(text: Any) -> Any:
         name = names.get(text.model_type)
         if isinstance(name, str) and getattr(transformers, name).config_class is type(text):
             return getattr(transformers, name)
-    raise NotAnswered(Reason.NOT_BUILT, f"no class of a language model of {text.model_type}")
+    raise NotAnsweredError(Reason.NOT_BUILT, f"no class of a language model of {text.model_type}")
 
 
 def _images(config: Any, text: Any) -> int | None:
-    """The tokens of an image that sees itself both ways; None if none does. NotAnswered: its code is not known."""
+    """The tokens of an image that sees itself both ways; None if none does. NotAnsweredError: its code is not known."""
     if config is text or "block_sequence_ids" not in _source(config):
         return None
-    if hasattr(text, "use_bidirectional_attention") and text.use_bidirectional_attention != "vision":
+    if config.model_type in _IMAGE_TOKENS and text.use_bidirectional_attention != "vision":
         return None
     if config.model_type not in _IMAGE_TOKENS:
-        raise NotAnswered(Reason.MASK, f"the code of {config.model_type} makes one of images, beside that of its text")
+        raise NotAnsweredError(Reason.MASK, f"the code of {config.model_type} makes one of images, beside that of its text")
     return _IMAGE_TOKENS[config.model_type]
 
 
@@ -144,7 +152,7 @@ def _kind(call: Call) -> str:
 
 
 def _group(call: Call, text: Any, images: int | None) -> Group:
-    """A call as a group of its layer alone. NotAnswered: it is none."""
+    """A call as a group of its layer alone. NotAnsweredError: it is none."""
     if call.refused is not None:
         raise call.refused
     rules = dict(call.rules)
@@ -152,8 +160,10 @@ def _group(call: Call, text: Any, images: int | None) -> Group:
     layout = None
     if call.shared_with is not None:
         rules["kv_sharing"] = True
-    if (latent := getattr(text, "kv_lora_rank", None)) and call.head_size != call.value_size or latent and call.num_kv_heads > 1:
-        sizes |= {"num_kv_heads": 1, "head_size": latent + text.qk_rope_head_dim}
+    latent, rope = getattr(text, "kv_lora_rank", None), getattr(text, "qk_rope_head_dim", None)
+    if latent and rope and call.head_size == (getattr(text, "qk_nope_head_dim", None) or 0) + rope:
+        # the absorbed form, which reads the cache, of the expanded form that transformers computes
+        sizes |= {"num_kv_heads": 1, "head_size": latent + rope}
         rules["head_size_v"] = latent
     elif call.value_size != call.head_size:
         rules["head_size_v"], layout = call.value_size, Layout.CONTENT_PACKED
@@ -168,9 +178,12 @@ def check_fields(content: Mapping[str, Any], config: Any) -> tuple[str, ...]:
     text = config.get_text_config(decoder=True)
     parts: Iterable[tuple[Mapping[str, Any], Any]] = [(content, config)]
     if text is not config:
-        parts = [*parts, *((content[name], text) for name in ("text_config", "llm_config") if isinstance(content.get(name), dict))]
+        parts = [
+            *parts,
+            *((content[name], text) for name in ("text_config", "llm_config") if isinstance(content.get(name), dict)),
+        ]
     for fields, of_it in parts:
-        known = {*type(of_it)().to_dict(), *_reads(_source(of_it)), *getattr(of_it, "attribute_map", {})}
+        known = {"is_causal", "is_decoder", *type(of_it)().to_dict(), *_reads(_source(of_it)), *getattr(of_it, "attribute_map", {})}
         record = ModelType(fields={}, inert=tuple(known | set(OUT_OF_SCOPE)))
         mine = {name: value for name, value in fields.items() if name not in known}
         unread += unknown(mine, of_it.model_type, record)
