@@ -10,10 +10,11 @@ from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, 
 from attn_contract.attention_config import Scales
 from attn_parity import model_file, selection_input
 from attn_parity.console import results
+from attn_parity.model_config.built import Reason
 from attn_parity.options import check_writable, json_option, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
 from attn_parity.selection_input import SelectionInput, of_options, own_float8
-from attn_parity.vllm_arguments import vllm_arguments
+from attn_parity.vllm_arguments import VllmArguments, vllm_arguments
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
@@ -140,7 +141,7 @@ def _select(
     model = model_input.model_on(architecture)
     layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
     wanted = _by_layer(backends, layers)
-    unserved: dict[str, str] = {}
+    unserved, every = dict[str, str](), layers
     if model_input.config is not None and model_input.config.in_part:
         unserved = _unserved(layers, model.kv_sharing, architecture, aiter)
         layers = {name: config for name, config in layers.items() if name not in unserved}
@@ -166,7 +167,9 @@ def _select(
     print_findings(layers, assignments)
     print_runs(assignments)
     if model_input.config is not None:
-        vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
+        vllm = vllm_arguments(every, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
+        if any(Reason.NO_CALL not in why for why in model_input.config.not_answered):
+            vllm = VllmArguments(None, None, {"any": ("layers that are not answered attend, too",)})
         print_vllm(vllm, assignments)
         result |= {**model_input.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     return result

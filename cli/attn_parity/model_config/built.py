@@ -21,7 +21,7 @@ from attn_contract.arguments import shown
 NAME = "attn-parity-select"
 _TOKENS = 8
 _FAR = 2**20 + 4321
-"""A position past the reach of any window, and in no chunk's first or last place."""
+"""A position past the reach of any window."""
 _WITHOUT_EFFECT = frozenset(
     {
         *("position_ids", "use_cache", "output_hidden_states", "output_attentions", "output_router_logits", "return_dict"),
@@ -97,6 +97,7 @@ def built(config: Any, model_class: Any) -> Built:
     with _recording(kept), torch.device("meta"), torch.no_grad():
         try:
             config._attn_implementation = NAME
+            config.output_hidden_states = True  # of all tokens: for the last ones alone, some models cut masks
             model = model_class(config).eval()
             for module in model.modules():
                 if (own := getattr(module, "config", None)) is not None:
@@ -105,7 +106,7 @@ def built(config: Any, model_class: Any) -> Built:
             _spare_what_has_no_attention(names)
             tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
             decoder = {"decoder_input_ids": tokens} if getattr(config, "is_encoder_decoder", False) else {}
-            model.base_model(input_ids=tokens, **decoder)  # without logits, for whose sake some models cut masks
+            model.base_model(input_ids=tokens, **decoder)
         except NotAnsweredError:
             raise
         except Exception as error:  # any of a model's code
@@ -235,7 +236,7 @@ def _seen(module: Any, mask: Any) -> tuple[dict[str, Any], bool]:
     if (function := getattr(mask, "mask_function", None)) is None:
         raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
     function = _on_cpu(function)
-    probes = (0, 1, 2, 300, _FAR, _FAR + 1)
+    probes = (0, 1, 2, 300, _FAR, _FAR + 1, _FAR + 2)
     spans = {query: _span(function, query) for query in probes}
     ahead = spans[0][1] > 0
     before = _FAR - spans[_FAR][0]
@@ -244,7 +245,7 @@ def _seen(module: Any, mask: Any) -> tuple[dict[str, Any], bool]:
         return _window(spans, before, None if after >= _AHEAD - 1 else after), True
     if ahead or any(last != query for query, (_, last) in spans.items()):
         raise NotAnsweredError(Reason.MASK, "keys after a query that are neither all nor as many for each")
-    if spans[_FAR + 1][0] == spans[_FAR][0] and before != _FAR:
+    if before != _FAR and spans[_FAR + 1][0] in (spans[_FAR][0], spans[_FAR + 2][0]):
         return _chunk(function, spans), False
     return _window(spans, before, before), False
 
@@ -253,7 +254,7 @@ _AHEAD = 2**16
 
 
 def _window(spans: Mapping[int, tuple[int, int]], before: int, after: int | None) -> dict[str, Any]:
-    if any(first != max(0, query - before) for query, (first, _) in spans.items() if query != _FAR + 1 or before != _FAR):
+    if any(first != (0 if before == _FAR else max(0, query - before)) for query, (first, _) in spans.items()):
         raise NotAnsweredError(Reason.MASK, "keys before a query that are neither all nor as many for each")
     if before == _FAR:
         if after not in (None, before):

@@ -183,7 +183,13 @@ def check_fields(content: Mapping[str, Any], config: Any) -> tuple[str, ...]:
             *((content[name], text) for name in ("text_config", "llm_config") if isinstance(content.get(name), dict)),
         ]
     for fields, of_it in parts:
-        known = {"is_causal", "is_decoder", *type(of_it)().to_dict(), *_reads(_source(of_it)), *getattr(of_it, "attribute_map", {})}
+        known = {
+            "is_causal",
+            "is_decoder",
+            *type(of_it)().to_dict(),
+            *_reads(_source(of_it)),
+            *getattr(of_it, "attribute_map", {}),
+        }
         record = ModelType(fields={}, inert=tuple(known | set(OUT_OF_SCOPE)))
         mine = {name: value for name, value in fields.items() if name not in known}
         unread += unknown(mine, of_it.model_type, record)

@@ -12,7 +12,14 @@ from tests.fuzz.answers import IN_PART
 
 transformers = pytest.importorskip("transformers")
 CONFIGS = Path(__file__).parents[1] / "configs"
-TINY = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 6, "vocab_size": 99}
+TINY = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 6,
+    "vocab_size": 99,
+    "pad_token_id": 0,
+}
 
 
 def answer(model_type: str, **fields: Any) -> dict[str, Any]:
@@ -37,7 +44,7 @@ def test_a_hybrid_model_is_answered_for_its_attention(name):
 def test_windows_and_sharing_are_those_of_the_built_model():
     kinds = ["sliding_attention", "full_attention"] * 3
     fields = {"layer_types": kinds, "sliding_window": 7, "head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 2}
-    config = model_config({"model_type": "gemma4_text", **TINY, **fields, "hidden_size_per_layer_input": 0})
+    config = model_config({"model_type": "gemma4_text", **TINY, **fields, "hidden_size_per_layer_input": 8})
     assert config.kv_sharing == {"sliding_attention_shared": "sliding_attention", "full_attention_shared": "full_attention"}
     groups = {name: (list(group.layers), group.head_size, group.rules.get("window")) for name, group in config.groups.items()}
     assert groups == {
