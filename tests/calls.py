@@ -134,6 +134,8 @@ def paged_call(
         "qq_bias": qq_bias,
     }
     (q,) = padded_rows(tokens.query, device=device)
+    if layer.q_scale is not None:
+        q = q.to(layer.kv_cache_dtype)
     return PagedCall(q, kv_cache, layer, _batch(tokens, device, **step))
 
 
@@ -187,7 +189,8 @@ def with_idle_strides(tensor: torch.Tensor, stride: int = 7) -> torch.Tensor:
 def forget(call: PagedCall, slots: torch.Tensor) -> PagedCall:
     """Fill slots of the call's cache with NaN, as of a block that was freed; returns the call."""
     layer = call.layer
-    nan = torch.full((len(slots), layer.num_kv_heads, layer.head_size), torch.nan, dtype=call.q.dtype, device=call.q.device)
+    dtype = call.q.dtype if layer.q_scale is None else torch.float32
+    nan = torch.full((len(slots), layer.num_kv_heads, layer.head_size), torch.nan, dtype=dtype, device=call.q.device)
     write_keys(nan, nan, call.kv_cache, layer, slots.to(call.q.device))
     return call
 

@@ -64,7 +64,7 @@ def program(page: str) -> str:
 
 
 def printed(page: str) -> str:
-    """What the page's program prints."""
+    """The output of the page's program."""
     found = blocks(page)
     return "".join(after.text for block, after in itertools.pairwise(found) if block.is_program and after.is_output)
 
@@ -102,5 +102,5 @@ def lines(text: str) -> list[str]:
 
 
 def without_numbers(text: str) -> list[str]:
-    """What remains of a report where the last digits depend on the machine, and with them the width of columns."""
+    """The words of a report without numbers and widths of columns, whose last digits depend on the machine."""
     return [" ".join(re.sub(r"-?\d+(\.\d+)?(e-\d+)?", "#", line).split()) for line in text.splitlines()]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
-    """What subprocess.run gives for [sys.executable, *arguments].
+    """subprocess.run of [sys.executable, *arguments].
 
     Args:
         arguments: "-c" and a program, "-m" and a module, or the path of a file; then what the program finds in sys.argv.
@@ -46,7 +46,7 @@ def signalled(
     env: Mapping[str, str],
     group=False,
 ) -> subprocess.CompletedProcess[str]:
-    """What a new interpreter ends with that gets signals once `when` is true of its processes. In the end none of them is left.
+    """The result of a new interpreter that gets signals once `when` is true of its processes. In the end none of them is left.
 
     Args:
         group: whether the signals go to all processes of its group, as Ctrl-C does.

@@ -16,7 +16,7 @@ NAMES: dict[str, Any] = {
     **Layout.__members__,
     **AttentionType.__members__,
 }
-"""What each edit may use, besides the names of its test's module."""
+"""Names that each edit may use, besides those of its test's module."""
 
 
 class Refusal(NamedTuple):

@@ -16,7 +16,7 @@ from tests.pages import ROOT
 TABLE = ROOT / "tests" / "size.toml"
 DATA = (".toml", ".json", ".csv", ".jsonl", ".txt")
 MOST_FILES = 25
-"""Of Python in a folder, `__init__` apart."""
+"""The most Python files of a folder, `__init__` apart."""
 
 
 def tracked() -> list[Path]:
@@ -37,7 +37,7 @@ def words(paths: list[Path]) -> int:
 
 
 def sizes() -> dict[str, dict[str, int]]:
-    """What is there, as tests/size.toml has it."""
+    """The sizes of today, in the form of tests/size.toml."""
     files = tracked()
     python = [path for path in files if path.suffix == ".py"]
     data = [path for path in files if path.suffix in DATA and path.parts[0] != "docs" and len(path.parts) > 1]

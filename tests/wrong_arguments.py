@@ -10,7 +10,7 @@ from attn_contract import ContractError, UnsupportedError
 from attn_fuzz.cases.wrong_arguments import wrong_tensors
 
 Calls = Iterator[tuple[str, Callable[[], object]]]
-"""What is wrong with a call, in words, and the call."""
+"""The fault of a call, in words, and the call."""
 TEXT = "no such thing"
 
 
@@ -45,7 +45,7 @@ def wrong_calls(
 
 
 def not_refused(calls: Calls, tensors: Collection[torch.Tensor | None] = ()) -> list[str]:
-    """What is wrong with the calls that are served, raise something else than a refusal, or write a tensor first.
+    """The faults of calls that are served, raise something else than a refusal, or write a tensor first.
 
     A call without an argument, or with a wrong number for one, has to name the argument.
     """

@@ -90,12 +90,12 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
         attn_types=_DECODERS,
     ),
     "ROCM_AITER_UNIFIED_ATTN": _of_vllm(
-        "ROCM_AITER_UNIFIED_ATTN", rules=("window", "sinks", "logits_soft_cap", "alibi_slopes")
+        "ROCM_AITER_UNIFIED_ATTN", rules=("window", "sinks", "logits_soft_cap", "q_scale", "alibi_slopes")
     ),
     "TRITON_ATTN": _of_vllm(
         "TRITON_ATTN",
         rules=(
-            *("window", "sinks", "logits_soft_cap", "alibi_slopes", "non_causal", "per_request_causal"),
+            *("window", "sinks", "logits_soft_cap", "q_scale", "alibi_slopes", "non_causal", "per_request_causal"),
             *("bidirectional_ranges", "batch_invariant"),
         ),
         dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
@@ -104,7 +104,7 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
     ),
     "TRITON_ATTN_DIFFKV": _of_vllm(
         "TRITON_ATTN_DIFFKV",
-        rules=("head_size_v", "window", "sinks", "logits_soft_cap", "alibi_slopes", "batch_invariant"),
+        rules=("head_size_v", "window", "sinks", "logits_soft_cap", "q_scale", "alibi_slopes", "batch_invariant"),
         attn_types=_DECODERS,
         dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
         kv_cache_dtypes=Only(FLOAT8_DTYPES, "vLLM declares no other"),

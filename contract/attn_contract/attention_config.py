@@ -11,7 +11,17 @@ from attn_contract.arguments import check_int, check_type, named, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer, checked_value_size, has_latent_value
+from attn_contract.layer import (
+    FLOAT8_DTYPES,
+    FLOAT_DTYPES,
+    Q_SCALE_BESIDE,
+    QUANTIZED_DTYPES,
+    Layer,
+    checked_value_size,
+    expected_cache_dtype,
+    has_latent_value,
+    why_not_stored,
+)
 from attn_contract.layouts import LATENT_FORMATS, Layout
 from attn_contract.rules import RULES, active_rules, rule_named
 
@@ -30,7 +40,8 @@ class AttentionConfig:
 
     Args:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
-        dtype: of q, k and v: float32, float16 or bfloat16.
+        dtype: of q, k and v: float32, float16 or bfloat16. With the rule q_scale that of k, v and the output: q is of
+            kv_cache_dtype.
         block_size: slots of a block; None exactly for the types that have no cache.
         layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend. With a head_size_v
             and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
@@ -69,6 +80,8 @@ class AttentionConfig:
         if self.layout is not None:
             check_type("layout", self.layout, Layout, f"None or a Layout: {', '.join(Layout)}")
         _check_one_of("dtype", self.dtype, FLOAT_DTYPES)
+        if why_not_stored(named(self.kv_cache_dtype)):
+            raise ContractError("kv_cache_dtype", named(self.kv_cache_dtype), expected_cache_dtype(named(self.kv_cache_dtype)))
         _check_one_of("kv_cache_dtype", self.kv_cache_dtype, (None, *QUANTIZED_DTYPES))
         _check_one_of("output_dtype", self.output_dtype, (None, *FLOAT8_DTYPES))
         _check_one_of("scales", self.scales, (None, *get_args(Scales)))
@@ -106,6 +119,10 @@ class AttentionConfig:
         object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
         if self.asks("per_request_causal") and not self.asks("non_causal"):
             raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
+        if self.asks("q_scale") and self.kv_cache_dtype not in FLOAT8_DTYPES:
+            raise ContractError("q_scale", f"True with kv_cache_dtype {named(self.kv_cache_dtype)}", Q_SCALE_BESIDE)
+        if self.asks("rope") and self.asks("q_scale"):
+            raise ContractError("rope", True, "False with q_scale: queries are rotated before they are quantized")
         if self.asks("rope") and self.asks("kv_sharing"):
             raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
         if self.has_latent_cache and self.scales not in (None, "tensor", "inline"):

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, shown
+from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, check_vector, named, shown
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
 from attn_contract.rules import (
+    CACHED,
     DECODER_ONLY,
     LOGITS,
     SELF_ATTENTION,
@@ -29,6 +30,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 QUANTIZED_DTYPES = (*FLOAT8_DTYPES, torch.int8)
 UNLIMITED = -1
+Q_SCALE_BESIDE = "None, or a float8 kv_cache_dtype, which q then has, too: engines quantize queries for float8 dots alone"
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """2^-126. GPUs may take a smaller number for 0, and kernels multiply and divide by these."""
 LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
@@ -75,6 +77,13 @@ def _check_sinks(name: str, value: Any, layer: "Layer") -> torch.Tensor:
     return value
 
 
+def _check_q_scale(name: str, value: Any, layer: "Layer") -> torch.Tensor:
+    check_scale(name, value, heads=layer.num_kv_heads)
+    if layer.kv_cache_dtype not in FLOAT8_DTYPES:
+        raise ContractError(name, f"a tensor with kv_cache_dtype {named(layer.kv_cache_dtype)}", Q_SCALE_BESIDE)
+    return value
+
+
 def _check_head_size_v(name: str, value: Any, _: object) -> int | None:
     if value is not None:
         check_int(name, value, minimum=1)
@@ -114,6 +123,9 @@ class Layer:
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
+        q_scale: float32, [] or [1] for all heads, or [HK]: q is float8, and the query is q times the number of its KV head, as
+            vLLM's `q_scale` and FlashAttention-3's `q_descale` have it. It is positive, and at least 2^-126. The cache is of
+            the same float8 type. q does not say the output's dtype then: `out` must be given.
         sinks: [H] float32, float16 or bfloat16: one logit per query head. It is not scaled, joins the denominator of each row's
             softmax and has no value (GPT-OSS). -inf is no sink. A finite one is at most 2^126 in magnitude.
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
@@ -158,6 +170,14 @@ class Layer:
         why_not="only DECODER has bidirectional ranges",
     )
     logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
+    q_scale: torch.Tensor | None = rule(
+        None,
+        words="float8 queries (q_scale)",
+        acts_on=LOGITS,
+        check=_check_q_scale,
+        attn_types=CACHED,
+        why_not="only a cache is float8, and dense keys have no scale",
+    )
     alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
     sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
     head_size_v: int | None = rule(
@@ -235,13 +255,8 @@ class Layer:
             check_type("kv_cache_dtype", self.kv_cache_dtype, torch.dtype, "None (q's dtype) or a torch.dtype")
             if self.layout is None:
                 raise ContractError("kv_cache_dtype", self.kv_cache_dtype, f"None: {self.attn_type} has no KV cache")
-        if self.kv_cache_dtype in (torch.float8_e5m2, torch.float8_e5m2fnuz):
-            raise ContractError(
-                "kv_cache_dtype", self.kv_cache_dtype, "an e4m3 float8: two bits of mantissa are too few for keys and values"
-            )
         if self.kv_cache_dtype not in (None, *QUANTIZED_DTYPES):
-            expected = "None (q's dtype), torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8"
-            raise ContractError("kv_cache_dtype", self.kv_cache_dtype, expected)
+            raise ContractError("kv_cache_dtype", self.kv_cache_dtype, expected_cache_dtype(named(self.kv_cache_dtype)))
         self._check_scales()
 
     def _check_scales(self) -> None:
@@ -332,6 +347,31 @@ def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
     if head_size_v is None or asking.attn_type is not AttentionType.DECODER:
         return False
     return asking.num_kv_heads == 1 and head_size_v <= asking.head_size
+
+
+def why_not_stored(name: str) -> str:
+    """Why no cache holds elements of a type, by its name in torch or an engine; empty for a type without a known reason."""
+    if "e5m2" in name:
+        return "two bits of mantissa are too few for keys and values"
+    for form, reason in _FOUR_BITS.items():
+        if form in name:
+            return reason
+    return ""
+
+
+_FOUR_BITS = {
+    "int4": "int4 packs two dims in a byte, and no layout addresses half a byte",
+    "mxfp4": "MXFP4 has a scale of eight bits for each 32 dims, which no layout has room for",
+    "nvfp4": "NVFP4 has a float8 scale for each 16 dims, and a second one for all, which no layout has room for",
+    "float4": "float4 packs two dims in a byte (MXFP4, NVFP4), and no layout has room for the scales of 16 or 32 dims",
+    "4bit": "dims of four bits are packed, and no layout addresses half a byte",
+}
+
+
+def expected_cache_dtype(name: str) -> str:
+    """The types of a cache, for a message about another one."""
+    reason = why_not_stored(name)
+    return "None (q's dtype), torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8" + (f": {reason}" if reason else "")
 
 
 def check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:

@@ -47,6 +47,7 @@ VISIBILITY, LOGITS, SOFTMAX, VALUES, CALL = ActsOn
 ALL_TYPES: Final = tuple(AttentionType)
 SELF_ATTENTION: Final = (AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
 DECODER_ONLY: Final = (AttentionType.DECODER,)
+CACHED: Final = tuple(attn_type for attn_type in AttentionType if attn_type.reads_cache)
 _RECORD = "attn_contract.rule"
 
 
@@ -189,13 +190,13 @@ for _rule in (
     _of_a_call(
         "kv_sharing",
         "a cache that another layer writes",
-        attn_types=tuple(attn_type for attn_type in AttentionType if attn_type.reads_cache),
+        attn_types=CACHED,
         why_not="it has no KV cache",
     ),
     _of_a_call(
         "over_ranks",
         "a cache that ranks share",
-        attn_types=tuple(attn_type for attn_type in AttentionType if attn_type.reads_cache),
+        attn_types=CACHED,
         why_not="it has no KV cache",
     ),
 ):

@@ -70,5 +70,7 @@ def results_of(instruction: Instruction, kernel: Kernel) -> int:
         return len({*SCALAR[name].results} - {"scc"})
     if name in VECTOR:
         return len(VECTOR[name].results)
+    if name.startswith("v_") and "swap_b32" in name:
+        return 2
     first = instruction.operands[0].of if instruction.operands else None
     return 1 if isinstance(first, Register) else 0

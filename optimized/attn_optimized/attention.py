@@ -39,16 +39,18 @@ def paged_attention(
 
     Online softmax over tiles of keys as in FlashAttention-2 (Dao, arXiv 2307.08691), pages looked up key by key as in
     PagedAttention (Kwon et al., arXiv 2309.06180), the keys of few queries split over the device as in Flash-Decoding (Dao et
-    al., 2023). Dots and softmax are float32; weights are rounded to q's dtype before they meet the values.
+    al., 2023). Dots and softmax are float32; weights are rounded to q's dtype before they meet the values, and beside a float8
+    q to float16, which holds every float8 number.
 
     Args:
-        q: [T, H, D] float32, float16 or bfloat16; the last dimension is dense.
+        q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type with a `layer.q_scale`; the last dimension is
+            dense.
         kv_cache: as `layer.layout` says, of q's dtype or `layer.kv_cache_dtype`. It holds this step's keys and values already:
             see write_kv_cache.
         layer, batch: what is fixed for the layer, and what changes every step. Sinks of another dtype than float32 cost a
             conversion in every call.
         out: [T, H, D] or [T, H * D], written in the rows that a request owns; a new tensor if None, whose other rows hold
-            anything. Of q's dtype, or float8 with `layer.output_scale`.
+            anything. Of q's dtype, or float8 with `layer.output_scale`. Beside a float8 q it is given, in any of these types.
         lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
         batch_invariant: give a request bit by bit the same output whatever else is in the batch, and however its prefill is cut
             into steps of whole tiles (`plan_of(...).tiles.queries`). Keys are then never split, and tiles never small: few

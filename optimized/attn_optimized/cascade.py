@@ -111,7 +111,9 @@ def cascade_attention_calls(
     yield reduce_call(suffix_plan, AttentionCall(q, keys, layer, batch, out, lse), parts)
 
 
-IMPLEMENTED_RULES = frozenset({"logits_soft_cap", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"})
+IMPLEMENTED_RULES = frozenset(
+    {"logits_soft_cap", "q_scale", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"}
+)
 """The rules that need no position of a key. Without a window `sink_tokens` does nothing, without ranges `ranges_clamped`."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 import vllm.envs as envs
 from attn_contract import (
+    FLOAT8_DTYPES,
     FLOAT_DTYPES,
     AttentionConfig,
     AttentionType,
@@ -23,6 +24,7 @@ from attn_contract import (
 from attn_contract.capabilities import Multiples, unsupported
 from vllm.config.cache import CacheDType
 from vllm.model_executor.layers.quantization.utils.quant_utils import QuantKey, kFp8StaticTensorSym
+from vllm.platforms import current_platform
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionLayer, MultipleOf
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec, KVQuantMode
@@ -177,6 +179,8 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         self.stored = cache_format(kv_cache_dtype) if self.layer.layout else CacheFormat()
         self.batch_invariant = envs.VLLM_BATCH_INVARIANT
         self._refuse_unsupported(kv_sharing=kv_sharing_target_layer_name is not None)
+        # read by vLLM's layer, which quantizes queries beside a float8 cache where its own Triton backend says so
+        self.supports_quant_query_input = self.stored.scales == "tensor" and _has_float8_dots()
         # vLLM reads these
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, self.layer.num_kv_heads, head_size
         self.scale, self.kv_cache_dtype, self.attn_type = self.layer.scale, kv_cache_dtype, attn_type
@@ -198,7 +202,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
 
         Args:
             layer: vLLM's layer, which has the scales of a float8 cache.
-            query: [T, H, D].
+            query: [T, H, D], float8 where vLLM's layer quantizes queries.
             key, value: [T, HK, D]; layers with a cache do not look at them.
             kv_cache: [NB, HK, BS, content] of vLLM's element type, any strides.
             attn_metadata: None while vLLM measures memory; output is then filled with 0.
@@ -218,7 +222,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
             raise UnsupportedError(self.capabilities.backend, "output_block_scale", reason)
         if attn_metadata is None:
             return output.zero_()
-        batch, contract_layer = attn_metadata.batch, self._with_loaded(layer, output_scale)
+        batch, contract_layer = attn_metadata.batch, self._with_loaded(layer, output_scale, query)
         options = {"out": output, "batch_invariant": self.batch_invariant}
         if self.layer.layout is None:
             return self.kernels.varlen_attention(query, key, value, contract_layer, batch, **options)
@@ -277,11 +281,15 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
     def fused_output_quant_supported(self, quant_key: QuantKey) -> bool:
         return quant_key == kFp8StaticTensorSym and quant_key.dtype in self.capabilities.output_dtypes
 
-    def _with_loaded(self, layer: AttentionLayer, output_scale: torch.Tensor | None = None) -> Layer:
+    def _with_loaded(
+        self, layer: AttentionLayer, output_scale: torch.Tensor | None = None, query: torch.Tensor | None = None
+    ) -> Layer:
         """The layer, completed by what vLLM's layer only has after its constructor: scales, and whether ranges are clamped."""
         changes: dict[str, Any] = {}
         if self.stored.scales == "tensor":  # the same attributes hold one scale per head if the checkpoint has them
             changes = {"kv_cache_dtype": self.stored.quantized, "k_scale": layer._k_scale, "v_scale": layer._v_scale}
+        if query is not None and query.dtype in FLOAT8_DTYPES:
+            changes["q_scale"] = layer._q_scale
         if output_scale is not None:
             changes["output_scale"] = output_scale
         if getattr(layer, "mm_prefix_clamp_sliding_window", False):
@@ -303,6 +311,15 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         config = dataclasses.replace(config, kv_cache_dtype=self.stored.quantized, scales=self.stored.scales)
         if refusals := self.capabilities.refusals(config):
             raise unsupported(self.capabilities.backend, refusals)
+
+
+def _has_float8_dots() -> bool:
+    """The answer of TritonAttentionImpl of vLLM 0.33 (v1/attention/backends/triton_attn.py:553-558)."""
+    if not current_platform.is_rocm():
+        return current_platform.is_cuda()
+    from vllm.platforms.rocm import on_gfx11, on_gfx90a
+
+    return not (on_gfx90a() or on_gfx11())
 
 
 def _is_served(stored: CacheFormat, capabilities: Capabilities) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, Only, UnsupportedError
 from attn_contract.attention_config import Scales
+from attn_contract.layer import why_not_stored
 from vllm.platforms import current_platform
 
 
@@ -47,8 +48,7 @@ def cache_format(kv_cache_dtype: str) -> CacheFormat:
         UnsupportedError: the contract has no such cache.
     """
     if kv_cache_dtype not in CACHE_FORMATS:
-        e5m2 = "two bits of mantissa are too few for keys and values"
-        reason = e5m2 if kv_cache_dtype == "fp8_e5m2" else "no layout of the contract holds it"
+        reason = why_not_stored(kv_cache_dtype) or "no layout of the contract holds it"
         raise UnsupportedError("attn_vllm", f"KV cache dtype {kv_cache_dtype}", reason, ", ".join(CACHE_FORMATS))
     return CACHE_FORMATS[kv_cache_dtype]
 

@@ -48,7 +48,9 @@ class Backend:
     def rounding(self, metadata: Any, max_seq_len: int) -> Rounding:
         """That of an unknown kernel with more splits: FlashAttention has up to 128, AMD's paged kernels one for 256 keys."""
         splits = max(128, -(-max_seq_len // 256))
-        return dataclasses.replace(UNKNOWN_KERNEL, splits=splits, merged_parts=self.merged_parts(metadata))
+        parts = self.merged_parts(metadata)
+        # beside a float8 q, kernels with float8 dots round weights to float8
+        return dataclasses.replace(UNKNOWN_KERNEL, splits=splits, merged_parts=parts, float8_weights=True)
 
 
 def _rocm_attn_pages(impl: Any) -> Layout:

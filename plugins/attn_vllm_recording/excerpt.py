@@ -208,7 +208,8 @@ class Excerpt:
 
 def _with_heads(layer: Layer, choice: Choice) -> Layer:
     """The layer of the chosen heads alone."""
-    of_heads = {"sinks": choice.heads, "alibi_slopes": choice.heads, "k_scale": choice.kv_heads, "v_scale": choice.kv_heads}
+    of_heads = dict.fromkeys(("sinks", "alibi_slopes"), choice.heads)
+    of_heads |= dict.fromkeys(("q_scale", "k_scale", "v_scale"), choice.kv_heads)
     tensors = {
         name: tensor[slice(*of_heads[name])]
         for name, tensor in layer.tensors.items()

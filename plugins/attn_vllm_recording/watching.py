@@ -150,7 +150,7 @@ class WatchedImpl:
         if backend is None:
             raise NotJudgedError(f"{class_of(self.impl).__qualname__} is no backend that the recording knows")
         _refuse(self.impl, query, output_block_scale, backend)
-        contract_layer = self._layer(layer, output_scale, backend)
+        contract_layer = self._layer(layer, query, output_scale, backend)
         batch = batch_of(backend, metadata, contract_layer)
         reads_new = key is not None and not backend.quantizes_new_tokens
         choice = choose(
@@ -175,7 +175,7 @@ class WatchedImpl:
         if record.wrong > wrong:
             LOG.error("attn-parity: call %d of %s is wrong: see %s", record.calls - 1, function, record.folder)
 
-    def _layer(self, layer: Any, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
+    def _layer(self, layer: Any, query: torch.Tensor, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
         """The layer that the model asked for, with tensors on the CPU. Scales are today's: checkpoints bring them late."""
         given = self.given["extra_impl_args"]
         extra = {name: value for name, value in given.items() if name not in _OFF or value != _OFF[name]}
@@ -203,6 +203,8 @@ class WatchedImpl:
             changes = {"kv_cache_dtype": stored.quantized, "layout": backend.pages(self.impl) or asked.layout}
             if stored.scales == "tensor":
                 changes |= {"k_scale": layer._k_scale.detach().cpu(), "v_scale": layer._v_scale.detach().cpu()}
+        if query.element_size() == 1:
+            changes["q_scale"] = layer._q_scale.detach().cpu()
         if output_scale is not None:
             changes["output_scale"] = output_scale.detach().cpu()
         if asked.attn_type is AttentionType.DECODER and layer.mm_prefix_clamp_sliding_window:
@@ -225,8 +227,6 @@ def _refuse(impl: Any, query: torch.Tensor, output_block_scale: torch.Tensor | N
     Raises:
         NotJudgedError: with the reason.
     """
-    if query.element_size() == 1:
-        raise NotJudgedError("a quantized query: the judge bounds the roundings of no kernel that multiplies float8")
     if output_block_scale is not None:
         raise NotJudgedError("an output in blocks with scales of their own")
     if impl.total_cp_world_size > 1:

@@ -30,7 +30,7 @@ _SUMS: dict[type, Callable[..., Any]] = {
 
 
 class Context(Protocol):
-    """What an operation needs of the program that it is in."""
+    """The program's state that an operation needs."""
 
     floors: bool
 

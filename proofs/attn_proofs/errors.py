@@ -1,4 +1,4 @@
-"""What goes wrong while a statement is extracted. Importing this module needs no extra."""
+"""Errors of extracting a statement. Importing this module needs no extra."""
 
 from attn_fuzz.errors import InputError
 
@@ -8,4 +8,4 @@ class UnsupportedConstructError(InputError):
 
 
 class UnknownTheoremError(InputError):
-    """There is no theorem of such a name."""
+    """No theorem has this name."""

@@ -49,7 +49,7 @@ class Access(NamedTuple):
 
 
 class Local(NamedTuple):
-    """What a variable of a function was given, and the conditions under which."""
+    """The value that a variable of a function was given, and the conditions of the assignment."""
 
     value: Any
     path: tuple[Term, ...]
@@ -127,7 +127,7 @@ class Extraction:
         return self.execute(self.sources.function(place), arguments, named)
 
     def local(self, function: str, name: str, turn: int = -1) -> Local:
-        """What a variable was given last, or in one of its assignments.
+        """The value of a variable after its last assignment, or after one of them.
 
         Raises:
             UnsupportedConstructError: the function was not executed, or has no such variable.

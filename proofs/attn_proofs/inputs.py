@@ -25,6 +25,8 @@ KIND = {
     "block_size": 16,
     "interior": "rows",
     "x": 4,
+    "q_format": "float",
+    "q_scale_step": 0,
     "kv_format": "float",
     "out_format": "float",
     "has_token_scales": False,
@@ -80,7 +82,7 @@ def record(sources: Sources, place: str, dtype: str, **given: Any) -> Record:
 
 
 def kind(**changes: Any) -> Record:
-    """What the attention kernel is compiled for. V is as wide as K, which one dot takes, if nothing else is given."""
+    """The attention kernel's KIND. Unless `changes` say otherwise, V is as wide as K, which one dot takes."""
     whole = KIND | changes
     widths = {"first_size": whole["head_size"], "value_size": whole["head_size"], "block_v": whole["block_d"], "block_rest": 0}
     return Record("Kind", widths | whole)

@@ -1,4 +1,4 @@
-"""What the names of Triton's language, and the few names of Python that host code uses, make of extracted values.
+"""Triton's language, and the few names of Python that host code uses, on extracted values.
 
 `tl.load` gives the memory of a tensor at an offset, an unknown function of it, where the mask holds, and `other`
 elsewhere. Reductions give fresh numbers (see `facts.py`). Of floats nothing is computed: an operation on them gives an
@@ -61,7 +61,7 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
 _DTYPES = {"int32": "int32", "int64": "int64", "uint32": "uint32"} | dict.fromkeys(
     ("float32", "float16", "bfloat16", "int8", "int16"), "float"
 )
-"""Of elements of a cache nothing is computed, whether they are floats or bytes, one by one or in pairs."""
+"""The dtype that stands for each dtype of Triton. Elements of a cache, floats or bytes, are "float": they are not computed."""
 _BYTES = {"int8": 1, "int16": 2}
 
 

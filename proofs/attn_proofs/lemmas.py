@@ -1,4 +1,4 @@
-"""What the proofs assume of products and quotients, proved of multiplication itself: see `attn_proofs.products`."""
+"""Lemmas on products and quotients that the proofs assume, proved of multiplication itself: see `attn_proofs.products`."""
 
 from collections.abc import Iterator
 

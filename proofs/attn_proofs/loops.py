@@ -35,7 +35,7 @@ Invariant = Callable[[Turn], list[Term]]
 
 @dataclass(frozen=True)
 class Obligation:
-    """What an invariant asks to be proved: that under a path its terms hold."""
+    """A proof obligation of an invariant: its terms hold on a path."""
 
     name: str
     path: tuple[Term, ...]
@@ -112,7 +112,7 @@ def _oblige(extraction: "Extraction", name: str, terms: list[Term], first: tuple
 
 
 def _equal(value: Any, other: Any) -> list[Term]:
-    """That two numbers are one."""
+    """The two numbers are equal."""
     return [value.term == other.term] if isinstance(value, Tensor) and isinstance(other, Tensor) and not value.shape else []
 
 
@@ -130,7 +130,7 @@ def _stores(node: ast.For, name: str | None = None) -> list[str]:
 
 
 def _increment(node: ast.For, name: str) -> int | None:
-    """What the body adds to a name in each turn, if that is a number and all that the body does to the name."""
+    """The number that the body adds to a name in each turn; None if it adds none, or assigns the name in another way."""
     for statement in node.body:
         match statement:
             case ast.AugAssign(target=ast.Name(id=target), op=ast.Add(), value=ast.Constant(value=int(amount))):
@@ -140,7 +140,7 @@ def _increment(node: ast.For, name: str) -> int | None:
 
 
 def _of_the_next_index(node: ast.For, name: str) -> ast.expr | None:
-    """What the body gives a name, if it does so once, by the next index and by what the loop does not change."""
+    """The expression that the body assigns to a name once, of the next index and of names that the loop leaves; or None."""
     assert isinstance(node.target, ast.Name)
     given = [
         statement.value for statement in node.body
@@ -157,7 +157,7 @@ def _of_the_next_index(node: ast.For, name: str) -> ast.expr | None:
 
 
 def _told_before(extraction: "Extraction", node: ast.For, ahead: dict[str, ast.expr], index: Tensor) -> dict[str, Any]:
-    """What expressions of the next index say in the turn before that of an index: the program loads nothing for it."""
+    """The values of expressions of the next index in the turn before an index: the program loads nothing for them."""
     assert isinstance(node.target, ast.Name)
     extraction.frame.environment[node.target.id] = number(index.term - 1, index.dtype)
     loaded = len(extraction.loads)
@@ -167,7 +167,7 @@ def _told_before(extraction: "Extraction", node: ast.For, ahead: dict[str, ast.e
 
 
 def _equal_lanes(extraction: "Extraction", value: Any, other: Any) -> list[Term]:
-    """That two tensors of one shape are one, in any lane; what these lanes compute is nothing that the program computes."""
+    """The two tensors of one shape are equal in any lane; the lanes compute nothing of the program."""
     one, two = as_tensor(value), as_tensor(other)
     lane = [z3.Int(fresh_name("lane")) for _ in one.shape]
     inside = [z3.And(index >= 0, index < size) for index, size in zip(lane, one.shape, strict=True)]

@@ -96,7 +96,7 @@ class Products:
 
     @property
     def exactly(self) -> list[Term]:
-        """That the products are those of multiplication."""
+        """Equations of the products with multiplication."""
         return [_PRODUCT(a, b) == a * b for a, b in self._products.values()]
 
 

@@ -166,7 +166,7 @@ def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
-    """What the border checks of a layer and a batch leave: contract/attn_contract/layer.py and batch.py."""
+    """The facts that the border checks of a layer and a batch ensure: contract/attn_contract/layer.py and batch.py."""
     numbers = [rules.seq_len, num_ranges, request, rules.sink_tokens]
     chunk = rules.chunked_local
     return [
@@ -177,7 +177,7 @@ def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
 
 
 def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
-    """What holds in the two loops over ranges, at row m and key j."""
+    """The invariants of the two loops over ranges, at row m and key j."""
     rules = scene.rules
     together, _ = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j)
 

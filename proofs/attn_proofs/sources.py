@@ -38,7 +38,7 @@ class Sources:
         return path_of(module).read_text(encoding="utf-8")
 
     def find(self, module: str, name: str) -> Located | None:
-        """What a name of a module's top level is; None if the module imports it from outside this project, or has no such
+        """The definition of a module's top-level name; None if the module imports it from outside this project, or has no such
         name."""
         for node in self.tree(module).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:

@@ -121,7 +121,7 @@ def integers(names: str) -> tuple[Term, ...]:
 
 
 def memory(name: str, dtype: str = "int64") -> Callable[[Term], Term]:
-    """What a tensor holds at an offset."""
+    """A tensor as a function of the offset."""
     sort = {"bool": z3.BoolSort(), "float": z3.RealSort()}.get(dtype, z3.IntSort())
     return z3.Function(f"memory of {name}", z3.IntSort(), sort)
 

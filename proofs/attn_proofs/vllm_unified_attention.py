@@ -28,7 +28,7 @@ Causality = Literal["causal", "not causal", "per request"]
 
 @dataclass(frozen=True)
 class Mask:
-    """What the kernel is compiled for.
+    """The constants for which the kernel is compiled.
 
     Attributes:
         causality: of the launch; per request, the kernel reads a flag.
@@ -51,7 +51,7 @@ class Mask:
 
     @property
     def constants(self) -> dict[str, int | bool]:
-        """As both functions take them."""
+        """The constants as both functions take them."""
         return {
             "SLIDING_WINDOW": self.window,
             "USE_MM_PREFIX": self.ranges > 0,
@@ -72,7 +72,7 @@ MASKS = (
 
 
 def claims(mask: Mask, sources: Sources | None = None) -> Iterator[Claim]:
-    """Of any request, any row of any tile of its queries, and any key of any tile of keys."""
+    """Claims on any request, any row of any tile of its queries, and any key of any tile of keys."""
     extraction = Extraction(sources or Sources())
     context, seq_len, query_len, block, request, m, tile, j = integers("context_len seq_len query_len block request m tile j")
     ranges = Pointer("ranges", "int32", 0) if mask.ranges else None

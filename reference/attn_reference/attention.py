@@ -9,7 +9,8 @@ visibility are one formula, which `attn_reference.masks` defines.
 
 **Logits**, in this order, with query head h reading KV head `h // (H // HK)`; the rules are in `attn_reference.logits`:
 
-    1.  s_j = scale * q.k_j                                      scaled dot products (Vaswani et al., arXiv:1706.03762)
+    1.  s_j = scale * q.k_j                                      scaled dot products (Vaswani et al., arXiv:1706.03762); with
+                                                                 a q_scale q is `stored * q_scale[h // (H // HK)]`
     2.  s_j = c * tanh(s_j / c)                                  logits_soft_cap c, if there is one (Gemma 2, arXiv:2408.00118;
                                                                  vLLM's and AITER's `softcap`)
     3.  s_j = s_j - slope_h * abs(j - p)                         ALiBi, if there are alibi_slopes (Press et al.,
@@ -48,9 +49,9 @@ holds one vector per token, which is k, and whose first head_size_v elements are
 CONTENT_PACKED cache are k and then v, each as wide as it is.
 
 **Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
-when it is written (`attn_reference.rounding`). A quantized cache is read as `stored * scale` (`attn_reference.quantization`),
-where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an output_scale, `out` is float8 and holds the quantized
-float32 output; the LSE is not scaled.
+when it is written (`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale`
+(`attn_reference.quantization`), the cache where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an
+output_scale, `out` is float8 and holds the quantized float32 output; the LSE is not scaled.
 """
 
 import itertools
@@ -62,15 +63,15 @@ import torch
 from attn_contract import Batch, ContractError, KVCacheView, Layer, UnsupportedError
 from attn_contract.arguments import check_type, shown
 from attn_contract.rules import refuse_unnamed
-from attn_contract.validation import check_paged_attention, check_varlen_attention
+from attn_contract.validation import check_paged_attention, check_varlen_attention, dtype_of_output
 
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import LOGIT_RULES, logit_bias, to_logits, with_sink
 from attn_reference.masks import VISIBILITY_RULES, visible
-from attn_reference.quantization import quantize
+from attn_reference.quantization import dequantize, quantize
 from attn_reference.rounding import rounded
 
-IMPLEMENTED_RULES = VISIBILITY_RULES | LOGIT_RULES | {"head_size_v"}
+IMPLEMENTED_RULES = VISIBILITY_RULES | LOGIT_RULES | {"head_size_v", "q_scale"}
 """The fields of Layer and Batch that the reference implements, beside `causal`."""
 
 ROWS_AT_ONCE = 256
@@ -91,13 +92,13 @@ def paged_attention(
     """Attention of a ragged batch over a paged KV cache (DECODER, ENCODER_DECODER).
 
     Args:
-        q: [T, H, D] float32, float16 or bfloat16.
+        q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type if there is a `layer.q_scale`.
         kv_cache: of q's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides; this step's keys are
             already written.
         layer, batch: what is fixed for the layer, and what changes every step.
         out: [T, H, Dv] or [T, H * Dv] of q's dtype, or float8 if there is a `layer.output_scale`, where Dv is
             `layer.value_size`, the width of V; only rows that a request owns are written. None: a new [T, H, Dv] of q's dtype,
-            with zeros in the other rows.
+            with zeros in the other rows. Beside a float8 q it is given, in a dtype of the caller's choice.
         lse: [H, T] float32, natural logarithms; if given, the columns of the same rows are written.
         batch_invariant: asks that a request's output does not depend on the rest of the batch, bit by bit. Refused here.
         precision: dtype of the arithmetic, torch.float32 or torch.float64.
@@ -302,7 +303,15 @@ def _requests(
             query_positions = context_len + torch.arange(rows.start - start, rows.stop - start, device=q.device)
             seen = visible(query_positions, key_positions, layer, batch, r)
             bias = logit_bias(query_positions, key_positions, layer, batch, r, precision)
-            yield Request(r, rows, q[rows].to(precision), key, value, seen, query_positions, bias)
+            yield Request(r, rows, query_numbers(q[rows], layer, precision), key, value, seen, query_positions, bias)
+
+
+def query_numbers(q: torch.Tensor, layer: Layer, precision: torch.dtype) -> torch.Tensor:
+    """Rows of q [q_len, H, D] in the dtype of the arithmetic: each number times the scale of its KV head, if there is one."""
+    if layer.q_scale is None:
+        return q.to(precision)
+    of_kv_heads = layer.q_scale.expand(layer.num_kv_heads)
+    return dequantize(q, of_kv_heads.repeat_interleave(layer.num_heads // layer.num_kv_heads)[:, None], precision)
 
 
 def _write(
@@ -311,12 +320,12 @@ def _write(
     """Attend to each request and write its rows of out and lse."""
     shape = (len(q), layer.num_heads, layer.value_size)
     if out is None:
-        out = q.new_zeros(shape)
+        out = q.new_zeros(shape, dtype=dtype_of_output(q, layer))
     out_heads = out.view(shape)
     for request in requests:
         attention = attend(request, layer)
         if layer.output_scale is None:
-            out_heads[request.rows] = rounded(attention.out, q.dtype)
+            out_heads[request.rows] = rounded(attention.out, out.dtype)
         else:
             out_heads[request.rows] = quantize(attention.out, layer.output_scale, out.dtype)
         if lse is not None:

@@ -8,7 +8,7 @@ import torch
 from attn_contract import Batch, Layer
 
 LOGIT_RULES = frozenset({"logits_soft_cap", "alibi_slopes", "qq_bias", "sinks"})
-"""The fields of Layer and Batch that this module implements."""
+"""The fields of Layer and Batch that this module implements: those of a logit but q_scale, which is part of a query."""
 
 
 def to_logits(scores: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor:

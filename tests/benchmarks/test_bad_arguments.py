@@ -1,4 +1,4 @@
-"""What `python -m benchmarks` refuses before any work, with a word on what is wrong."""
+"""`python -m benchmarks` refuses wrong arguments before any work, and names them."""
 
 import importlib.util
 import os

@@ -41,7 +41,7 @@ RENAMED = (
 
 
 def hash_of(architecture: str, path: str) -> tuple[dict, str]:
-    """Of the launch CALL of a module."""
+    """The hash of the launch CALL of a module."""
     spec = spec_from_file_location("planted", path)
     assert spec
     assert spec.loader
@@ -52,7 +52,7 @@ def hash_of(architecture: str, path: str) -> tuple[dict, str]:
 
 @pytest.fixture(scope="module")
 def hashed(tmp_path_factory):
-    """Of each text, on an AMD and an NVIDIA GPU."""
+    """The hashes of each text, for an AMD and an NVIDIA GPU."""
     texts = {
         "before": SOURCE,
         "moved": MOVED,

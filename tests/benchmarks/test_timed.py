@@ -1,4 +1,4 @@
-"""What the commands that time kernels check before they begin, and how they write their files."""
+"""Commands that time kernels check their options before they begin; and how they write their files."""
 
 import os
 from pathlib import Path

@@ -49,7 +49,8 @@ def asking_for(name: str) -> AttentionConfig:
     """A config that asks for one rule."""
     values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "logits_soft_cap": 30.0, "head_size_v": 32}
     needed = {"per_request_causal": {"non_causal": True}}
-    config = replace(CONFIG, num_kv_heads=1) if name == "head_size_v" else CONFIG
+    changes = {"head_size_v": {"num_kv_heads": 1}, "q_scale": {"kv_cache_dtype": E4M3FN, "scales": "tensor"}}
+    config = replace(CONFIG, **changes.get(name, {}))
     return config.with_rules(**{name: values.get(name, True)}, **needed.get(name, {}))
 
 

@@ -13,7 +13,7 @@ LATENT, SCALED, E8M0, PLANES = Layout.LATENT, Layout.LATENT_SCALED, Layout.LATEN
 
 
 class Addresses(NamedTuple):
-    """Of 3 blocks of 3 slots.
+    """Addresses in 3 blocks of 3 slots.
 
     Args:
         head_size, head_size_v: of the layer.
@@ -78,7 +78,7 @@ def dense(layout: Layout, **sizes: int) -> KVCacheView:
     ids=str,
 )
 def test_addresses(layout, changes, addresses):
-    """Of K and of V alike: V is the beginning of K's row."""
+    """K and V have the same addresses: V is the beginning of K's row."""
     view, of_layout = replace(dense(layout), **changes), ADDRESSES[layout]
     for index, address in zip(of_layout.indices, addresses, strict=True):
         block, slot, byte = index

@@ -425,12 +425,12 @@ PAIRS = [
 
 
 def test_every_layout_has_addresses():
-    """Those of latent ones are in test_latent_formats.py."""
+    """Addresses of latent layouts are in test_latent_formats.py."""
     assert {view.layout for view in (VIEWS | X_VIEWS).values()} == {*Layout} - {LATENT, *LATENT_FORMATS}
 
 
 def test_relations_are_their_definitions():
-    """Of every pair of views: byte by byte and address by address, in plain Python."""
+    """Every pair of views is compared byte by byte and address by address, in plain Python."""
 
     @functools.cache
     def addresses(view: KVCacheView, block: int) -> list[int]:

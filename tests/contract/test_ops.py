@@ -108,7 +108,7 @@ def test_an_argument_on_meta_among_others_is_named_and_nothing_is_left_unwritten
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """What the implementation is called with, by name; nothing is computed."""
+    """The arguments that the implementation is called with, by name; nothing is computed."""
     calls = SimpleNamespace()
     positional = {
         "paged_attention": ("q", "kv_cache", "layer", "batch"),

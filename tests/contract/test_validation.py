@@ -110,6 +110,12 @@ def fp8() -> Arguments:
     return paged() | fixed() | {"output_scale": torch.ones(1), "out": torch.zeros(8, 4, 8).to(torch.float8_e4m3fn)}
 
 
+def float8_q() -> Arguments:
+    """Queries of the cache's float8 type, with a scale of each KV head."""
+    q, out = torch.zeros(8, 4, 8).to(torch.float8_e4m3fn), torch.full((8, 4, 8), torch.nan).half()
+    return paged() | fixed() | {"q": q, "out": out, "q_scale": torch.ones(2)}
+
+
 def per_token() -> Arguments:
     """A quantized cache with a scale per token and head in tensors of their own."""
     return paged() | quantized(torch.int8, k_scale_cache=torch.ones(6, 4, 2), v_scale_cache=torch.ones(6, 4, 2))
@@ -193,6 +199,7 @@ OPERATION = {
     varlen: "varlen_attention",
     rules: "paged_attention",
     fp8: "paged_attention",
+    float8_q: "paged_attention",
     per_token: "paged_attention",
     inline: "paged_attention",
     mla: "paged_attention",

@@ -1,4 +1,4 @@
-"""What a page shows is true: its program runs and prints this, its commands print this, and its fragments compile."""
+"""Examples of pages are true: programs run and print the page's output, so do commands, and fragments compile."""
 
 import ast
 import importlib

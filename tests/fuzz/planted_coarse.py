@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import attn_reference
 import torch
-from attn_contract import Layer
+from attn_contract import Batch, Layer
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
-from planted import rotate, write
+from planted import rotate, with_one_key_more, without_last_key, write
 
 DTYPES = {
     "float16": torch.float16,
@@ -75,7 +75,7 @@ class Coarse:
 
     def logits(self, query: torch.Tensor, key: torch.Tensor, layer: Layer, bias: torch.Tensor | None) -> torch.Tensor:
         query, key = self.factors(query, key)
-        logits = self.kept(self.kept(query @ key.transpose(1, 2), "products") * layer.scale, "logits")
+        logits = self.kept(self.kept(query @ key.transpose(1, 2) * layer.scale, "products"), "logits")
         if (cap := layer.logits_soft_cap) is not None:
             logits = self.kept(cap * self.kept(torch.tanh(self.kept(logits / cap, "logits")), "logits"), "logits")
         return logits if bias is None else self.kept(logits + self.kept(bias, "logits"), "logits")
@@ -129,24 +129,112 @@ class Coarse:
         return out / divisor[..., None], m + torch.log(divisor)
 
 
-def attention_of(does: Rounding, rescales: str = "first", wrong: Callable[..., Layer] | None = None) -> AttentionFunction:
+class SumNotRescaled(Coarse):
+    def kept(self, x, name):
+        return (
+            torch.where(x <= 1, 1.0, x) if name == "sums" and x.dim() == 2 and bool((x <= 1).all()) else super().kept(x, name)
+        )
+
+
+class OutputNotRescaled(Coarse):
+    def kept(self, x, name):
+        return torch.ones_like(x) if name == "outputs" and x.dim() == 2 else super().kept(x, name)
+
+
+class LastTileDropped(Coarse):
+    def part(self, logits, value, m, total):
+        keys = max(0, value.shape[1] - 1) // self.does.keys_per_tile * self.does.keys_per_tile or value.shape[1]
+        return super().part(logits[..., :keys], value[:, :keys], m, total)
+
+
+class LseOfBase2(Coarse):
+    def rows(self, *args):
+        out, lse = super().rows(*args)
+        return out, lse / math.log(2)
+
+
+class LseWithoutMaximum(Coarse):
+    def rows(self, *args):
+        out, lse = super().rows(*args)
+        return out, torch.where(lse.isinf(), lse, lse - lse.clamp(min=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """What a wrong kernel takes for the layer, for the step, for the mask [q, k], for its KV heads, and for a softmax."""
+
+    layer: Callable[[Layer], Layer] = lambda layer: layer
+    batch: Callable[[Batch], Batch] = lambda batch: batch
+    see: Callable[[torch.Tensor], torch.Tensor] = lambda visible: visible
+    repeat: Callable[[torch.Tensor, int], torch.Tensor] = lambda x, group: x.repeat_interleave(group, 0)
+    kernel: type[Coarse] = Coarse
+
+
+def _layer(**fields) -> Mistake:
+    """A layer with other fields: numbers, or functions of the layer."""
+    return Mistake(
+        layer=lambda layer: dataclasses.replace(
+            layer, **{name: value(layer) if callable(value) else value for name, value in fields.items()}
+        )
+    )
+
+
+def _another_table(batch: Batch) -> Batch:
+    table = batch.block_table
+    return batch if table is None else dataclasses.replace(batch, block_table=table.roll(1, 0))
+
+
+def _of_left(change: int) -> Callable[[Layer], tuple[int, int]]:
+    return lambda layer: (max(0, layer.window[0] + change) if layer.window[0] >= 0 else -1, layer.window[1])
+
+
+RIGHT = Mistake()
+MISTAKES = {
+    "window one short": _layer(window=_of_left(-1)),
+    "window one long": _layer(window=_of_left(1)),
+    "right window lost": _layer(window=lambda layer: (layer.window[0], -1)),
+    "sinks dropped": _layer(sinks=None),
+    "sinks of the next head": _layer(sinks=lambda layer: None if layer.sinks is None else layer.sinks.roll(1)),
+    "scale of the head size": _layer(scale=lambda layer: layer.head_size**-0.5),
+    "soft cap dropped": _layer(logits_soft_cap=None),
+    "ALiBi of the other sign": _layer(alibi_slopes=lambda layer: None if layer.alibi_slopes is None else -layer.alibi_slopes),
+    "ALiBi of the next head": _layer(
+        alibi_slopes=lambda layer: None if layer.alibi_slopes is None else layer.alibi_slopes.roll(1)
+    ),
+    "chunks ignored": _layer(chunked_local=None),
+    "scale of K for V": _layer(v_scale=lambda layer: layer.k_scale),
+    "bias between drafts dropped": Mistake(batch=lambda batch: dataclasses.replace(batch, qq_bias=None)),
+    "another request's blocks": Mistake(batch=_another_table),
+    "last key missing": Mistake(see=without_last_key),
+    "one key more": Mistake(see=with_one_key_more),
+    "first key missing": Mistake(see=lambda visible: visible & (visible.cumsum(1) > 1)),
+    "mask of another row": Mistake(see=lambda visible: visible.roll(1, 0)),
+    "heads by remainder": Mistake(repeat=lambda x, group: x.repeat(group, 1, 1)),
+    "sum not rescaled": Mistake(kernel=SumNotRescaled),
+    "output not rescaled": Mistake(kernel=OutputNotRescaled),
+    "last tile dropped": Mistake(kernel=LastTileDropped),
+    "LSE of base 2": Mistake(kernel=LseOfBase2),
+    "LSE without its maximum": Mistake(kernel=LseWithoutMaximum),
+}
+
+
+def attention_of(does: Rounding, rescales: str = "first", mistake: Mistake = RIGHT) -> AttentionFunction:
     """`Coarse` over the requests of a step."""
 
     def attention(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:
-        asked, layer = layer, layer if wrong is None else wrong(layer)
+        asked, layer, batch = layer, mistake.layer(layer), mistake.batch(batch)
         if kv_cache is None:
             requests = attn_reference.varlen_requests(q, k, v, layer, batch, torch.float32)
         else:
             requests = attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32)
-        kernel, group = Coarse(does, q.dtype, rescales), layer.num_heads // layer.num_kv_heads
+        kernel, group = mistake.kernel(does, q.dtype, rescales), layer.num_heads // layer.num_kv_heads
         out = out.view(len(q), layer.num_heads, layer.value_size)
         for request in requests:
-            seen = request.visible.any(0)[:, None]
-            key, value = (
-                torch.where(seen, x.transpose(0, 1).repeat_interleave(group, 0), 0) for x in (request.key, request.value)
-            )
+            visible = mistake.see(request.visible)
+            seen = visible.any(0)[:, None]
+            key, value = (torch.where(seen, mistake.repeat(x.transpose(0, 1), group), 0) for x in (request.key, request.value))
             query = request.query.transpose(0, 1)
-            found, of_rows = kernel.rows(query, key, value, request.visible, layer, request.bias)
+            found, of_rows = kernel.rows(query, key, value, visible, layer, request.bias)
             found = found.transpose(0, 1)
             if asked.output_scale is None:
                 out[request.rows] = found.to(out.dtype)
@@ -156,6 +244,11 @@ def attention_of(does: Rounding, rescales: str = "first", wrong: Callable[..., L
                 lse[:, request.rows] = of_rows
 
     return attention
+
+
+def with_mistake(target: Target, mistake: Mistake) -> Target:
+    """One of `KERNELS` with a mistake."""
+    return dataclasses.replace(target, attention=attention_of(target.rounding("cpu"), mistake=mistake))
 
 
 def _coarse(name: str, *, rescales: str = "first", dtypes: tuple[str, ...] = SUPPORT.dtypes, **does) -> Target:
@@ -176,6 +269,7 @@ _IN_16_BITS = {"maximum": "q", "sums": "q", "outputs": "q"}
 SUMS = _coarse("sums", dtypes=("bfloat16", "float16"), **_IN_16_BITS)
 SPLIT_SUMS = _coarse("split-sums", dtypes=("bfloat16", "float16"), splits=3, **_IN_16_BITS)
 LOGITS = _coarse("logits", products="q", logits="q", dtypes=("bfloat16", "float16"))
+DECODE = _coarse("decode", products="q", logits="q", dtypes=("bfloat16", "float16"), splits=3, **_IN_16_BITS)
 OUTPUTS = _coarse("outputs", outputs="bfloat16")
 NORMALIZED = _coarse("normalized", rescales="normalized", outputs="q", normalizes_first=True, dtypes=("float16", "bfloat16"))
 FLOAT8 = _coarse("float8", weights="fp8_e4m3fn", weight_scale=256)
@@ -184,6 +278,6 @@ FLOAT8_SATURATED = _coarse("float8-saturated", weights="fp8_e4m3fnuz", weight_sc
 FLOAT8_LATE = _coarse("float8-late", weights="fp8_e5m2", largest_weight=256)
 OPERANDS = _coarse("operands", operands="tf32", dtypes=("float32",))
 KERNELS = (
-    *(SUMS, SPLIT_SUMS, LOGITS, OUTPUTS, NORMALIZED),
+    *(SUMS, SPLIT_SUMS, LOGITS, DECODE, OUTPUTS, NORMALIZED),
     *(FLOAT8, FLOAT8_UNSCALED, FLOAT8_SATURATED, FLOAT8_LATE, OPERANDS),
 )

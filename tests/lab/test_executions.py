@@ -180,7 +180,7 @@ def test_a_call_is_left_out_only_if_all_of_its_launches_agreed():
 
 
 def test_a_second_run_goes_on(attn_lab, tmp_path):
-    """What agrees is not run again, and a launch whose code is not that of its line is."""
+    """A launch that agrees is not run again, unless its code is not that of its line."""
     data = tmp_path / DATA
     data.parent.mkdir(parents=True)
     line = re.compile(r'^(gfx942,"merge, fp32",.*,\w{8}),(.*),(.*)$', re.MULTILINE)

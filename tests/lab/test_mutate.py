@@ -110,7 +110,7 @@ def log(tmp_path):
 
 
 class Ran(NamedTuple):
-    """What a plan runs: its mutants, its target, and "cases" of a shard alone, a whole "shard", or the "case" of a failure."""
+    """A plan's work: its mutants, its target, and "cases" of a shard alone, a whole "shard", or the "case" of a failure."""
 
     mutants: set[str]
     target: str

@@ -32,7 +32,7 @@ def f(x: int | 3, y: Literal[1, 2] = None) -> dict[4, 5]:
 
 
 def made(operator: str, source: str) -> list[str]:
-    """What an operator makes of the one line of a function's body, or of a function."""
+    """An operator's mutants of a function, or of the one line of a function's body."""
     tree = ast.parse(source)
     changed = []
     for place in places(tree):

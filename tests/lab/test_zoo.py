@@ -141,7 +141,7 @@ QUICK = {
     min((bug.name for bug in SHIPPED if bug.kind == kind and bug.name in FIRST), key=lambda name: FIRST[name])
     for kind in {bug.kind for bug in SHIPPED if bug.name in FIRST}
 }
-"""Of each class, the mutant that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
+"""The bug of each class that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
 
 
 def test_most_mutants_are_looked_for():
@@ -163,6 +163,38 @@ def test_a_mutant_fails_on_its_stored_case(name, tmp_path):
     case = case_file.load(files.SHIPPED / f"{name}.json")
     with Executor(animal.target, "cpu", 60.0, tmp_path / "ahead.json", animal) as executor:
         assert executor.run(case).failed
+
+
+@pytest.mark.parametrize(
+    ("place", "find", "replace", "message"),
+    [
+        ("validation.values.check_lengths", "seq_lens > batch.max_seq_len", "seq_lens >= batch.max_seq_len", "ContractError: "),
+        (
+            "layer.Layer.__post_init__",
+            "self._check_cache()",
+            "raise KeyError('no layer')",
+            "in the fuzzer, which calls what is ",
+        ),
+    ],
+    ids=["that the target calls", "that the fuzzer calls, too"],
+)
+def test_a_part_of_the_contract_is_patched(place, find, replace, message, step_case, tmp_path):
+    """In a process that has not imported it, and there alone."""
+    fault = KnownBug(
+        name="planted",
+        origin="",
+        kind="mask",
+        what="",
+        trigger="",
+        target="triton",
+        patches=(Patch(f"attn_contract.{place}", find, replace),),
+        raises="",
+    )
+    with Executor("triton", "cpu", 60.0, tmp_path / "ahead.json", fault.mutant) as executor:
+        verdict = executor.run(step_case)
+    assert (verdict.kind, verdict.message[: len(message)]) == ("raised", message)
+    with Executor("triton", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        assert executor.run(step_case).kind == "agree"
 
 
 def test_what_is_found_is_made_small(attn_lab):

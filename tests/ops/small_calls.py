@@ -56,7 +56,8 @@ def outputs(q: torch.Tensor, dtype: torch.dtype = torch.float32, *, has_lse: boo
 
 def paged_attention(device: torch.device, **options: Any) -> dict[str, Any]:
     call = paged_call(tokens(), block_size=BLOCK_SIZE, device=device, **options)
-    return {**op_arguments(call), **outputs(call.q, FP8 if "output_scale" in options else call.q.dtype)}
+    dtype = torch.float16 if "q_scale" in options else call.q.dtype
+    return {**op_arguments(call), **outputs(call.q, FP8 if "output_scale" in options else dtype)}
 
 
 def varlen_attention(device: torch.device, **options: Any) -> dict[str, Any]:
@@ -159,6 +160,9 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "paged_attention batch-invariant": lambda device: {**paged_attention(device), "batch_invariant": True},
     "paged_attention of int8": lambda device: paged_attention(device, **INT8_CACHE),
     "paged_attention of int8 with inline scales": lambda device: paged_attention(device, **INLINE_CACHE),
+    "paged_attention of float8 queries": lambda device: paged_attention(
+        device, **FLOAT8_CACHE, q_scale=torch.tensor([0.5, 2.0])
+    ),
     "paged_attention of float8 to float8": lambda device: paged_attention(
         device, **FLOAT8_CACHE, output_scale=torch.tensor(0.25)
     ),

@@ -31,7 +31,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def assert_same_bits(function: Callable, compiled: Callable, arguments: dict[str, Any]) -> None:
-    """Of what both return, and of all arguments afterwards; slices of one tensor stay slices of one tensor in both copies."""
+    """Compare both results, and all arguments afterwards. Slices of one tensor stay slices of one tensor in both copies."""
     for_eager, for_compiled = copy.deepcopy(arguments), copy.deepcopy(arguments)
     expected, got = function(**for_eager), compiled(**for_compiled)
     assert all(map(torch.equal, map(bits, expected), map(bits, got)))

@@ -16,7 +16,7 @@ NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, ROTARY_DIM = 4, 2, 32, 16
 NUM_REQUESTS, MAX_BLOCKS, BLOCK_SIZE = 4, 256, 16
 NUM_BLOCKS = NUM_REQUESTS * MAX_BLOCKS
 TOLERANCE = 2 * 2**-18 * 5
-"""Of two float32 means of values that are below 5, and of two LSEs of a few ones: each is right to 2**-18 of them."""
+"""For two float32 means of values below 5, and two LSEs of a few ones: each is right to 2**-18 of them."""
 
 Tensors = dict[str, torch.Tensor]
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0, equal_nan=True)
@@ -45,7 +45,7 @@ def captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def padded_step(query_lens: Sequence[int], context_lens: Sequence[int], *, num_tokens: int) -> Tensors:
-    """What changes every step, padded: requests without a query, rows of NaN, slots of -1, garbage in the block table."""
+    """The tensors that change every step, padded: requests without a query, rows of NaN, slots of -1, garbage of blocks."""
     padding = [0] * (NUM_REQUESTS - len(query_lens))
     starts = torch.tensor([0, *query_lens, *padding]).cumsum(0)
     seq_lens = torch.tensor([*(q + c for q, c in zip(query_lens, context_lens, strict=True)), *padding]).int()
@@ -70,7 +70,7 @@ def padded_step(query_lens: Sequence[int], context_lens: Sequence[int], *, num_t
 
 
 def layer_tensors(*, num_tokens: int) -> Tensors:
-    """What every step finds, and where it writes to. All blocks hold numbers: whatever a step's context is, it is there."""
+    """The tensors that every step reads and writes. All blocks hold numbers, so that any context of a step is there."""
     frequencies = 10000.0 ** -torch.arange(0, 1, 2 / ROTARY_DIM)
     angles = torch.arange(MAX_BLOCKS * BLOCK_SIZE)[:, None] * frequencies
     return {

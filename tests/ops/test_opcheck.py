@@ -1,4 +1,4 @@
-"""What `torch.library.opcheck` and the schemas' own words promise to torch.compile, on each device."""
+"""The promises of `torch.library.opcheck` and of the schemas to torch.compile, on each device."""
 
 from contextlib import nullcontext
 
@@ -49,7 +49,7 @@ def test_each_op_has_kernels_for_gpus_returns_nothing_and_writes_no_argument_twi
 @pytest.mark.parametrize("call_name", OPS)
 @pytest.mark.parametrize("is_fake", [False, True], ids=["run", "traced"])
 def test_none_in_place_of_a_tensor_is_refused(call_name, is_fake):
-    """Of every argument that the schema calls a tensor, whether the op runs or torch.compile traces it."""
+    """Every argument that the schema calls a tensor, whether the op runs or torch.compile traces it."""
     op = getattr(torch.ops.attn_parity, call_name).default
     arguments = CALLS[call_name](torch.device("cpu"))
     names = [argument.name for argument in op._schema.arguments if str(argument.type) == "Tensor"]

@@ -133,7 +133,8 @@ def assert_agrees() -> Callable[..., None]:
         num_tokens, num_heads, value_size = len(q), call.layer.num_heads, call.layer.value_size
         if attend is None:
             attend = attn_optimized.paged_attention if isinstance(call, PagedCall) else attn_optimized.varlen_attention
-        out_dtype = q.dtype if call.layer.output_scale is None else torch.float8_e4m3fn
+        out_dtype = q.dtype if call.layer.q_scale is None else torch.float16
+        out_dtype = out_dtype if call.layer.output_scale is None else torch.float8_e4m3fn
         guarded_out = torch.full((num_tokens, num_heads * value_size + GUARD), torch.nan, device=q.device).to(out_dtype)
         guarded_lse = torch.full((num_heads, num_tokens + GUARD), torch.nan, device=q.device)
         out, lse = guarded_out[:, : num_heads * value_size], guarded_lse[:, :num_tokens]

@@ -1,4 +1,4 @@
-"""What is chosen by a GPU's properties, with those that torch gives on GPUs which are not here."""
+"""Choices by a GPU's properties, with the properties that torch gives on GPUs which are not here."""
 
 from types import SimpleNamespace
 

@@ -43,7 +43,7 @@ PAGED = {
     "inline scales": {"query_lens": [5], "seq_lens": [60], **INLINE},
     "no request": {"query_lens": [], "seq_lens": []},
 }
-"""What `paged_call` builds."""
+"""Arguments of `paged_call`, by a name for the call."""
 
 
 def on_meta(value: Any) -> Any:
@@ -195,7 +195,7 @@ def test_no_stride_of_one_element_gives_another_kernel(make_of_one, device):
     function, arguments, out = make_of_one
 
     def run(changed: Callable[[torch.Tensor], torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
-        """What launches are compiled for, and all tensors that they got."""
+        """The signatures for which launches are compiled, and all tensors that they got."""
         values = [changed(value.clone()) if isinstance(value, torch.Tensor) else value for value in arguments]
         outputs = {name: changed(tensor.clone()) for name, tensor in out.items()}
         made = calls(function(*values, **outputs))

@@ -87,6 +87,31 @@ def test_any_scale(scale, rules, paged_call, assert_agrees):
     assert_agrees(paged_call([1, 5], [70, 90], scale=scale, **rules))
 
 
+# a scale of each head and one for all; keys that are split, a prefill, V of another width, a cap that would show a lost factor
+FLOAT8_QUERIES = {
+    "decode": ([1, 2], [500, 3], {"scale": -0.2}),
+    "prefill": ([70, 9], [80, 30], {"logits_soft_cap": 2.0, "sinks": SINKS}),
+    "latent": ([20, 1], [40, 90], {"layout": Layout.LATENT, "head_size": 48, "head_size_v": 32, "num_kv_heads": 1}),
+    "to float8": ([1, 5], [70, 90], {"output_scale": torch.tensor(0.01)}),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT8_QUERIES)
+@pytest.mark.parametrize("float8", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_float8_queries(name, float8, paged_call, assert_agrees):
+    query_lens, seq_lens, fields = FLOAT8_QUERIES[name]
+    scales = {"k_scale": torch.tensor(0.25)} if name == "latent" else ONE_SCALE
+    q_scale = torch.tensor(3.0) if name in ("latent", "prefill") else torch.tensor([0.25, 3.0])
+    assert_agrees(paged_call(query_lens, seq_lens, kv_cache_dtype=float8, q_scale=q_scale, **scales, **fields))
+
+
+def test_a_float8_query_says_no_dtype_of_the_output(paged_call):
+    call = paged_call([1], [5], kv_cache_dtype=torch.float8_e4m3fn, q_scale=torch.ones(2), **ONE_SCALE)
+    for attend in (attn_optimized.paged_attention, attn_reference.paged_attention):
+        with pytest.raises(ContractError, match="out: got None, expected a tensor: a float8 q does not say"):
+            attend(*call)
+
+
 LAYOUTS = [layout for layout in Layout if not layout.has_latent_value]
 CACHES = [
     *((layout, None) for layout in LAYOUTS if not layout.has_inline_scales),

@@ -1,4 +1,4 @@
-"""What is refused, in which words, before anything is written."""
+"""Refusals and their words, before anything is written."""
 
 import contextlib
 import os

@@ -80,7 +80,7 @@ def test_several_tiles_of_rows(device):
 
 
 def test_a_write_like_one_before_is_checked_like_that_one(device):
-    """What was found right of a signature is not checked again; devices, gradients and memory are."""
+    """A signature that was right is not checked again; devices, gradients and memory are."""
     widths = (40, 17)
     (kv_c, k_pe), cache = rows_of(widths, 5, torch.float16, device), poisoned_cache(widths, torch.float16, 16, device)
     slots = torch.arange(5, device=device)

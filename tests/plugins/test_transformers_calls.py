@@ -67,7 +67,7 @@ def test_a_name_that_somebody_else_registered_is_refused(monkeypatch):
 
 
 def logits_of(model, implementation, inputs) -> torch.Tensor:
-    """Of the tokens that are no padding."""
+    """The logits of the tokens that are no padding."""
     model.set_attn_implementation(implementation)
     logits = model(**inputs).logits
     mask = inputs.get("attention_mask")

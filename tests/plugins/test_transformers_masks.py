@@ -53,7 +53,7 @@ def mask_of(make, tokens, *, padding=None, cached=0, **options) -> torch.Tensor:
 
 
 def summary(reading: Reading) -> tuple:
-    """What the reading says, without indices."""
+    """The reading without indices."""
     return reading.attn_type, reading.rules, [(len(one.queries), one.seq_len) for one in reading.requests]
 
 

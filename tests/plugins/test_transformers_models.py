@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from tests.plugins.tiny_models import BUILDERS, features, prompts, tiny
 
 BOUND = 1e-5
-"""Of a logit, which are about 1, or of a hidden state of BERT: both sides compute in float32, in another order."""
+"""For logits of about 1, or hidden states of BERT: both sides compute in float32, in another order."""
 
 KINDS: dict[str, dict] = {
     "one prompt": {},

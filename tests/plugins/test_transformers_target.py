@@ -1,8 +1,12 @@
-"""The example that makes a target of a function of transformers' attention interface: sdpa agrees, and wrong ones are found."""
+"""The plugin as a target, and the example of a target of transformers' interface: both agree, and wrong ones are found."""
 
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Request
+from attn_fuzz.patches.mutant import Mutant, Patch
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_transformers import target as plugin_target
 
 from tests.pages import ROOT, run_command
 
@@ -60,3 +64,52 @@ def test_a_wrong_function_is_found(name, ended, tmp_path):
     case = case_file.load(tmp_path / "attn-parity-runs" / "my-transformers-attention-1.json")
     simplest = Case(target=case.target, head_size=case.head_size, requests=SIMPLEST, cache=case.cache)
     assert any(getattr(case, name) != getattr(simplest, name) for name in needed), case_file.dumps(case)
+
+
+PLUGIN = "attn_transformers.target:TRANSFORMERS_ATTENTION"
+FAULTS = {
+    "scales of pages that grow are lost": (
+        "paged_cache.PagedLayer._allocate",
+        "zip(self._by_block(), old, strict=False)",
+        "zip(self._by_block()[:1], old[:1], strict=False)",
+    ),
+    "beams share the page that they write": (
+        "paged_cache.PagedLayer.reorder_cache",
+        "tensor.index_copy_(dim, self._index(own), tensor.index_select(dim, self._index(shared)))",
+        "None",
+    ),
+    "the least number hides no key": ("biases.split_mask", "mask > torch.finfo(mask.dtype).min / 2", "mask > -torch.inf"),
+}
+
+
+@pytest.fixture
+def fuzzed(tmp_path):
+    """Fuzzes the plugin, patched or not, in a process of its own."""
+
+    def run(*patches: Patch, examples: int) -> shard.Progress:
+        mutant = Mutant(name="fault", patches=patches, raises="") if patches else None
+        plan = FuzzPlan(
+            target=PLUGIN, device="cpu", examples=examples, seed=1, folder=tmp_path, mutant=mutant, on_failure="stop"
+        )
+        with shard.start_executor(plan) as executor:
+            return shard.fuzz(plan, executor)
+
+    return run
+
+
+def test_the_plugin_agrees(fuzzed):
+    progress = fuzzed(examples=20)
+    assert progress.failure is None, progress.failure.verdict.message
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_plugin_is_found(name, fuzzed):
+    place, find, replace = FAULTS[name]
+    assert fuzzed(Patch(f"attn_transformers.{place}", find, replace), examples=60).failure is not None
+
+
+def test_without_transformers_the_target_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(plugin_target.extras, "MODULES", {"transformers": ("no_such_module",)})
+    plugin_target._missing.cache_clear()
+    assert "no_such_module" in plugin_target.TRANSFORMERS_ATTENTION.unavailable("cpu")
+    plugin_target._missing.cache_clear()

@@ -1,4 +1,4 @@
-"""What `attn_parity.vllm_arguments` declares of vLLM's backends, and the options that it writes, are vLLM's own."""
+"""The declarations of vLLM's backends in `attn_parity.vllm_arguments`, and the options that it writes, are vLLM's own."""
 
 import ast
 from pathlib import Path

@@ -45,7 +45,7 @@ def device() -> torch.device:
 
 
 class LoadedLayer(SimpleNamespace):
-    """What vLLM's Attention module has once its weights are loaded."""
+    """The attributes of vLLM's Attention module once its weights are loaded."""
 
     def __init__(self, device: torch.device, **more):
         super().__init__(_k_scale=torch.tensor(0.02, device=device), _v_scale=torch.tensor(0.03, device=device), **more)
@@ -352,7 +352,7 @@ def test_scales_of_every_head(backend, device):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_per_token_head"])
 def test_a_captured_step_serves_others(backend, kv_cache_dtype, device):
-    """What vLLM does: it captures a padded step, fills the same tensors anew, and replays. Nothing waits for the device."""
+    """As vLLM, capture a padded step, fill the same tensors anew, and replay. Nothing waits for the device."""
     if backend is ParityReferenceBackend:
         pytest.skip("the reference reads values: it says NEVER")
     torch.manual_seed(0)

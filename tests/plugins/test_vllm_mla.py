@@ -187,7 +187,7 @@ def expected_of(impl, q, tokens, query_lens) -> torch.Tensor:
 
 
 def gather(src_cache, dst, block_table, cu_seq_lens, token_to_seq, num_tokens, kv_cache_dtype, scale, seq_starts) -> None:
-    """What vLLM's op of this name does with an unquantized cache."""
+    """vLLM's op of this name on an unquantized cache."""
     starts = cu_seq_lens.tolist()
     for request in range(len(starts) - 1):
         for i in range(starts[request + 1] - starts[request]):
@@ -196,7 +196,7 @@ def gather(src_cache, dst, block_table, cu_seq_lens, token_to_seq, num_tokens, k
 
 
 def merge(output, prefix_output, prefix_lse, suffix_output, suffix_lse, output_lse=None, **_) -> None:
-    """What vLLM's op of this name does, in float64."""
+    """vLLM's op of this name, in float64."""
     lse = torch.logaddexp(prefix_lse.double(), suffix_lse.double())
     parts = ((prefix_output, prefix_lse), (suffix_output, suffix_lse))
     merged = sum((part_lse.double() - lse).exp().T[..., None] * part.double() for part, part_lse in parts)

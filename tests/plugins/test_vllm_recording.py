@@ -293,7 +293,7 @@ def test_rules_that_backends_do_not_agree_on_are_not_judged(name, options, reaso
     assert [reason in counted for counted in recorded.not_judged] == [True]
 
 
-def test_a_quantized_query_and_context_parallelism_are_not_judged(recorded, monkeypatch):
+def test_a_quantized_query_of_another_cache_and_context_parallelism_are_not_judged(recorded, monkeypatch):
     monkeypatch.setattr(triton_attn.TritonAttentionImpl, "forward", lambda self, *arguments: None)
     model = model_of(triton_attn.TritonAttentionBackend)
     metadata = model.builder.build(0, step_of_a_block(model, [2, 3]))
@@ -302,7 +302,7 @@ def test_a_quantized_query_and_context_parallelism_are_not_judged(recorded, monk
     model.attention.impl.total_cp_world_size = 2
     attended(model, q, metadata)
     attended(model, q, None)  # vLLM measures memory: no attention is computed
-    assert [reason.split(":")[0] for reason in recorded.not_judged] == ["a quantized query", "context parallelism"]
+    assert [reason.split(":")[0] for reason in recorded.not_judged] == ["q_scale", "context parallelism"]
     assert recorded.calls == 2
 
 

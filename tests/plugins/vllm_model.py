@@ -92,7 +92,7 @@ class Model:
 def spec_and_cache(
     backend: type[AttentionBackend], *, layout: KVCacheLayout = KVCacheLayout.LBHNC, kv_cache_dtype: str = "auto"
 ) -> tuple[FullAttentionSpec, torch.Tensor]:
-    """What vLLM makes for a layer of a backend: the spec with its changes, and a view of 16 blocks of 16 slots.
+    """vLLM's spec for a layer of a backend, with the backend's changes, and a view of 16 blocks of 16 slots.
 
     All bytes are those of NaN in all float types.
     """

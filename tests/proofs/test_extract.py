@@ -18,7 +18,7 @@ PLACE = "attn_optimized.launch.units"
 
 
 def extracted(body: str, *arguments, kernel: bool = True):
-    """What a function of this body returns, and its extraction."""
+    """The result of a function of this body, and its extraction."""
     decorator = "@triton.jit\n" if kernel else ""
     header = "import triton\nimport triton.language as tl\n\n"
     source = f"{header}{decorator}def function(a, b):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"

@@ -1,4 +1,4 @@
-"""What holds of vLLM's mask and bounds, and what does not. Nothing of vLLM is imported: its sources have to be on the path."""
+"""Claims on vLLM's mask and bounds, true and false. Nothing of vLLM is imported: its sources have to be on the path."""
 
 import pytest
 

@@ -29,7 +29,7 @@ BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: 
 
 
 class Tokens(NamedTuple):
-    """What MLA has of the T tokens of a step: the arguments of `expanded`, in its order."""
+    """MLA's tensors of the T tokens of a step: the arguments of `expanded`, in its order."""
 
     q_nope: torch.Tensor
     q_pe: torch.Tensor

@@ -1,5 +1,6 @@
 """Soft cap, ALiBi, qq_bias and sinks: logits that are known in closed form, and the order in which the rules apply."""
 
+import dataclasses
 import math
 
 import pytest
@@ -38,6 +39,20 @@ def test_soft_cap(paged_call):
     _, result = only_request(paged_call([scores_as([3.0, -0.5, 0.0])], scale=2.0, logits_soft_cap=5.0))
     assert result.scores.flatten().tolist() == [6, -1, 0]
     assert_logits(result, [5 * math.tanh(6 / 5), 5 * math.tanh(-1 / 5), 0])
+
+
+@pytest.mark.parametrize("float8", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_a_float8_query_is_its_number_times_the_scale_of_its_kv_head(float8, paged_call, randn):
+    """Every finite code once, in four heads; torch's own conversion says what number it is."""
+    codes = torch.arange(256, dtype=torch.uint8).view(float8)
+    numbers = codes[codes.float().isfinite()][:252].float().view(1, 4, 63)
+    scales = {"k_scale": torch.ones(1), "v_scale": torch.ones(1), "q_scale": torch.tensor([0.375, 5.0])}
+    call = paged_call([(numbers, randn(3, 2, 63), randn(3, 2, 63))], kv_cache_dtype=float8, **scales)
+    assert call.q.dtype == float8
+    request, result = only_request(call)
+    query = numbers.double() * torch.tensor([0.375, 0.375, 5.0, 5.0]).double()[:, None]
+    assert torch.equal(request.query, query)
+    assert torch.equal(result.out, attend(dataclasses.replace(request, query=query), call.layer).out)
 
 
 def test_a_soft_cap_of_zero_is_none(paged_call):

@@ -44,6 +44,7 @@ class ShippedCall:
         window: the number of keys that a query sees, with its own.
         bidirectional_ranges: the number of ranges of each request.
         float8_output: whether the output is e4m3fn, with a scale.
+        float8_queries: whether q is of kv_cache_dtype, with a scale.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ShippedCall:
     sinks: bool = False
     batch_invariant: bool = False
     float8_output: bool = False
+    float8_queries: bool = False
 
 
 def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCall]:
@@ -101,6 +103,8 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
     heads, kv_heads = shipped.num_heads, shipped.num_kv_heads
     q, k, v = _rows(shipped, num_tokens, heads + 2 * kv_heads).split([heads, kv_heads, kv_heads], dim=1)
     v = v[..., : shipped.head_size_v]
+    if shipped.float8_queries:
+        q = _rows(shipped, num_tokens, heads, shipped.kv_cache_dtype)
     out = _rows(shipped, num_tokens, heads, torch.float8_e4m3fn if shipped.float8_output else shipped.dtype)
     out = out[..., : shipped.head_size_v].contiguous()
     layer, batch = _layer(shipped), _batch(shipped, num_tokens)
@@ -153,6 +157,7 @@ def _layer(shipped: ShippedCall) -> Layer:
         sink_tokens=shipped.sink_tokens,
         chunked_local=shipped.chunked_local,
         logits_soft_cap=shipped.logits_soft_cap,
+        q_scale=_empty((), torch.float32) if shipped.float8_queries else None,
         alibi_slopes=_empty((shipped.num_heads,), torch.float32) if shipped.alibi_slopes else None,
         sinks=_empty((shipped.num_heads,), torch.float32) if shipped.sinks else None,
         layout=shipped.layout if reads_cache else None,

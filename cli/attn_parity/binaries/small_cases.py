@@ -35,7 +35,7 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
         _case(shipped, _second_lengths(shipped, queries, keys), keys),
         values=Values("signature", 1),
         lse=True,
-        fused_qkv=True,
+        fused_qkv=not shipped.float8_queries,
         unwritten=(0,) if shipped.op in ("write", "write latent", "rope") else (),
     )
     for case in (random, signature):
@@ -114,6 +114,7 @@ def _rules(shipped: ShippedCall, keys: int) -> dict[str, Any]:
         "sink_tokens": shipped.sink_tokens,
         "chunked_local": None if shipped.chunked_local is None else min(shipped.chunked_local, near),
         "logits_soft_cap": None if shipped.logits_soft_cap is None else SOFT_CAP,
+        "q_scale": "tensor" if shipped.float8_queries else None,
         "alibi_slopes": shipped.alibi_slopes,
         "sinks": "near" if shipped.sinks else None,
     }

@@ -10,6 +10,7 @@ from attn_contract.validation.attention import (
     check_own_tokens,
     check_paged_attention,
     check_varlen_attention,
+    dtype_of_output,
 )
 from attn_contract.validation.cache import (
     check_gather_kv_cache,
@@ -37,4 +38,5 @@ __all__ = [
     "check_write_kv_cache",
     "check_write_latent_cache",
     "check_write_tensors",
+    "dtype_of_output",
 ]

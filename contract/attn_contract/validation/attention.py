@@ -58,11 +58,11 @@ def check_paged_attention(
     """Check a call of attention that reads a KV cache (DECODER, ENCODER_DECODER).
 
     Args:
-        q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
+        q: [T, H, D] float32, float16 or bfloat16, or the cache's float8 with a `layer.q_scale`; finite in the rows of requests.
         kv_cache: shaped as the layer's layout says. K and V of a key that some query of the request sees are finite; all else
             that the cache holds may be NaN or infinite.
         out: [T, H, value_size] or [T, H * value_size] of q's dtype, or of a float8 type with an output_scale; None: the caller
-            allocates it.
+            allocates it in `dtype_of_output`. Beside a float8 q it is of any of these types.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
         values: whether to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
 
@@ -162,7 +162,10 @@ def _check_rules_of_step(layer: Layer, batch: Batch) -> None:
 
 def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None) -> None:
     check_heads("q", q, "T", layer.num_heads, layer.head_size)
-    check_float("q", q)
+    if layer.q_scale is None:
+        check_float("q", q)
+    elif q.dtype != layer.kv_cache_dtype:
+        raise ContractError("q", q.dtype, f"{layer.kv_cache_dtype}, as the cache: there is a q_scale")
     check_dense_last("q", q)
     if batch.num_actual_tokens > len(q):
         raise ContractError("num_actual_tokens", batch.num_actual_tokens, f"at most the {len(q)} rows of q")
@@ -180,11 +183,24 @@ def _check_out(out: torch.Tensor | None, q: torch.Tensor, layer: Layer) -> None:
     shapes = ((len(q), layer.num_heads, layer.value_size), (len(q), layer.num_heads * layer.value_size))
     if tuple(out.shape) not in shapes:
         raise ContractError("out", f"shape {tuple(out.shape)}", f"shape {shapes[0]} or {shapes[1]}")
-    if layer.output_scale is None and out.dtype != q.dtype:
+    if layer.output_scale is None and layer.q_scale is not None:
+        check_float("out", out)
+    elif layer.output_scale is None and out.dtype != q.dtype:
         raise ContractError("out", out.dtype, f"{q.dtype}, as q has")
     if layer.output_scale is not None and out.dtype not in FLOAT8_DTYPES:
         raise ContractError("out", out.dtype, float8)
     check_dense_last("out", out)
+
+
+def dtype_of_output(q: torch.Tensor, layer: Layer) -> torch.dtype:
+    """The dtype of an output that the caller does not give: q's.
+
+    Raises:
+        ContractError: q is float8, which says none.
+    """
+    if layer.q_scale is not None:
+        raise ContractError("out", None, "a tensor: a float8 q does not say the output's dtype")
+    return q.dtype
 
 
 def _check_keys_of_step(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch) -> None:

@@ -131,8 +131,8 @@ def check_layer_logits(layer: Layer) -> None:
 
 
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, as kernels divide by them."""
-    for name in ("k_scale", "v_scale", "output_scale"):
+    """Check q_scale, k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, to divide by."""
+    for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
         if name in tensors:
             scale = tensors[name].flatten().cpu()
             if len(wrong := (~scale.isfinite() | (scale < SMALLEST_NORMAL)).nonzero()):

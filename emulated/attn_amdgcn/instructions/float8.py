@@ -168,12 +168,8 @@ def scaled_pk_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
 
 @own_step("v_cvt_scale_pk8_bf16_fp8 v_cvt_scale_pk8_bf16_bf8")
 def scaled_pk8_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
-    """Eight bf16 of eight bytes, times a power of two, whose exponent is a byte. Of these 0x7f is known, which is 1."""
-    check_count(instruction, 3)
-    check_modifiers(instruction)
-    target, source, exponent = instruction.operands
-    if exponent != Operand(Literal(0x7F)):
-        raise unknown(instruction, "an exponent of other than 0x7f")
+    """Eight bf16 of eight bytes, times a power of two."""
+    target, source = _eight(instruction, Operand(Literal(0x7F)), "an exponent of other than 0x7f")
     write = writes_data(instruction, target, LOADS["b128"], kernel)
     row, table = data_row(instruction, source, 2, kernel), _bf16(instruction, kernel)
 
@@ -182,6 +178,45 @@ def scaled_pk8_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
         write(waves, np.stack([_pair_of_bf16(word >> np.uint32(first), table) for word in words for first in (0, 16)]))
 
     return step
+
+
+@own_step("v_cvt_scale_pk8_f32_fp8 v_cvt_scale_pk8_f32_bf8")
+def scaled_pk8_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
+    """Eight float32 of eight bytes, times a power of two."""
+    target, source = _eight(instruction, Operand(Literal(0x7F)), "an exponent of other than 0x7f")
+    first, table = data_row(instruction, target, 8, kernel), numbers(format_of(instruction, kernel))
+    row = data_row(instruction, source, 2, kernel)
+
+    def step(waves: Waves) -> None:
+        words = waves.vector[row].copy(), waves.vector[row + 1].copy()
+        for i in range(8):
+            put(waves, first + i, table.take(words[i // 4] >> np.uint32(8 * (i % 4)) & np.uint32(0xFF)))
+
+    return step
+
+
+@own_step("v_cvt_scalef32_pk8_fp8_f32 v_cvt_scalef32_pk8_bf8_f32")
+def scaled_pk8_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
+    """Eight codes of eight float32, divided by a factor."""
+    target, source = _eight(instruction, Operand(Literal(1.0)), "a factor of other than 1.0")
+    to, write = format_of(instruction, kernel), writes_data(instruction, target, LOADS["b64"], kernel)
+    row = data_row(instruction, source, 8, kernel)
+
+    def step(waves: Waves) -> None:
+        codes = encoded(waves.vector_f32[row : row + 8], to).astype(np.uint32)
+        write(waves, np.stack([sum(codes[4 * word + i] << np.uint32(8 * i) for i in range(4)) for word in range(2)]))
+
+    return step
+
+
+def _eight(instruction: Instruction, one: Operand, what: str) -> tuple[Operand, Operand]:
+    """The result and the source of a conversion of eight numbers, whose factor, the last operand, is known to be 1."""
+    check_count(instruction, 3)
+    check_modifiers(instruction)
+    target, source, factor = instruction.operands
+    if factor != one or type(factor.of.number) is not type(one.of.number):  # type: ignore[union-attr]
+        raise unknown(instruction, what)
+    return target, source
 
 
 def _bf16(instruction: Instruction, kernel: Kernel) -> np.ndarray:

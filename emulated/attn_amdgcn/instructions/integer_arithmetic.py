@@ -2,7 +2,8 @@
 
 Source: "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. gfx9 adds with a carry in
 v_addc_co_u32, later architectures in v_add_co_ci_u32. On gfx9 a result of 16 bits clears the upper half of its register, except
-that of an instruction with three sources (v_mad_u16). Sums and differences of at most 32 bits saturate under `clamp`.
+that of an instruction with three sources (v_mad_u16; v_mad_legacy_u16, as in gfx8, clears it: "VOP3 Instructions" in AMD's
+Vega ISA). Sums and differences of at most 32 bits saturate under `clamp`.
 """
 
 from collections.abc import Callable
@@ -156,6 +157,8 @@ def mul_hi_i24(a, b):
 @vector("v_mad_u32", "u32 = u32 u32 u32")
 @vector("v_mad_u16", "u16 = u16 u16 u16", keeps_half=True)
 @vector("v_mad_i16", "i16 = i16 i16 i16", keeps_half=True)
+@vector("v_mad_legacy_u16", "u16 = u16 u16 u16")
+@vector("v_mad_legacy_i16", "i16 = i16 i16 i16")
 def mad(a, b, c):
     return a * b + c
 

@@ -4,7 +4,10 @@ Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and i
 """
 
 import numpy as np
-from attn_amdgcn.instructions.forms import vector
+from attn_amdgcn.assembly import Instruction, Kernel
+from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, vector
+from attn_amdgcn.operands import put, row_of
+from attn_amdgcn.waves import Waves
 
 
 @vector("v_mov_b16", "b16 = b16")
@@ -19,3 +22,18 @@ def mov(a):
 def cndmask(a, b, mask):
     """Bits, which as those of floats may have sign modifiers."""
     return np.where(mask, b, a)
+
+
+@own_step("v_swap_b32")
+def swap(instruction: Instruction, kernel: Kernel) -> Step:
+    """Two registers change places."""
+    check_count(instruction, 2)
+    check_modifiers(instruction)
+    first, second = (row_of(operand, instruction, kernel) for operand in instruction.operands)
+
+    def step(waves: Waves) -> None:
+        kept = waves.vector[first].copy()
+        put(waves, first, waves.vector[second])
+        put(waves, second, kept)
+
+    return step

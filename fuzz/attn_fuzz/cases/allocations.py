@@ -152,20 +152,18 @@ def _strides(case: Case, cache: Cache, layer: int) -> KVCacheView:
 
 
 def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
-    """Strides of slots and heads in a page."""
-    if layout.has_dense_pages:
-        return {"slot_stride": 0, "head_stride": 0}
-    if "content" in layout.dims:
-        return {
-            "kv_stride": case.head_size,
-            "slot_stride": 2 * case.head_size,
-            "head_stride": 2 * cache.block_size * case.head_size,
-        }
-    if layout.has_latent_value:
-        return {"slot_stride": _row_sizes(case, cache)[K] + cache.slot_padding, "head_stride": 0}
-    if layout in (Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD):
-        return {"slot_stride": case.num_kv_heads * case.head_size, "head_stride": case.head_size}
-    return {"slot_stride": case.head_size, "head_stride": cache.block_size * case.head_size}
+    """Strides in a page whose dimensions are dense, in the order that the layout has them in."""
+    view = KVCacheView.dense(
+        layout,
+        num_blocks=1,
+        block_size=cache.block_size,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        head_size_v=case.head_size_v,
+        itemsize=case.itemsize,
+    )
+    strides = {"slot_stride": view.slot_stride + cache.slot_padding, "head_stride": view.head_stride}
+    return strides | ({"kv_stride": view.kv_stride} if "content" in layout.dims else {})
 
 
 def _page_size(case: Case, cache: Cache) -> int:
@@ -188,7 +186,7 @@ def _pages(cache: Cache) -> int:
 
 
 def _content_strides(case: Case, cache: Cache) -> dict[str, int]:
-    """By dimension of the physical order, and the whole's size as "": padding follows whatever makes up one block."""
+    """The stride of each dimension of the physical order, and the whole's size as "". Padding follows the dims of one block."""
     sizes = {
         "L": cache.num_layers,
         "B": cache.num_blocks,

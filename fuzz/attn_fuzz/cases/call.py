@@ -12,7 +12,7 @@ class Call:
     """The arguments of `attn_reference.paged_attention` or `varlen_attention`, as tensors on any device.
 
     Args:
-        q: [T, H, D] float32, float16 or bfloat16.
+        q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type with a `layer.q_scale`.
         layer, batch: the fields that are fixed for the layer, and the fields of this step.
         kv_cache: of a layer that reads a cache (DECODER, ENCODER_DECODER), this step's keys and values already written; shaped
             as `layer.layout` says.

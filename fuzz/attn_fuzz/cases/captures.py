@@ -7,7 +7,7 @@ The file holds these tensors, if the case has them. Each is dense:
                                     inline scales has its scales too. A latent cache has k alone: v is the beginning of it.
                                     Without a cache [rows, HK, D], and of v the width of V
     k_scale_cache, v_scale_cache    [slots, HK]
-    k_scale, v_scale                [1] or [HK]
+    q_scale, k_scale, v_scale       [1] or [HK]
     sinks, alibi_slopes             [H]
     qq_bias                         [Q, Q] with Q = max_query_len
     output_scale                    [1]
@@ -88,7 +88,7 @@ def capture(
     if any(not 0 <= r < call.batch.num_requests for r in kept):
         raise CaptureError(f"requests: got {list(kept)}, expected indices of {call.batch.num_requests} requests")
     unhashed = Values("captured", file=path.with_suffix(".safetensors").name, sha256="0" * 64)
-    case, blocks = _case(call, kept, target, unhashed)
+    case, blocks = _case(call, kept, target, unhashed, _dtype(call, out))
     if lse is not None:
         case = msgspec.structs.replace(case, lse=True)
     try:
@@ -151,7 +151,14 @@ def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCache
             layer.tensors[name][block, offset] = held[name].to(raw.device)
 
 
-def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple[Case, list[int]]:
+def _dtype(call: Call, out: torch.Tensor | None) -> torch.dtype:
+    """The dtype of a case: q's, or beside a float8 q the output's, or where that says none, a usual one of models."""
+    if call.layer.q_scale is None:
+        return call.q.dtype
+    return torch.bfloat16 if out is None or call.layer.output_scale is not None else out.dtype
+
+
+def _case(call: Call, kept: Sequence[int], target: str, values: Values, dtype: torch.dtype) -> tuple[Case, list[int]]:
     """The case, and for each block of its cache the number of that block in the call."""
     layer, batch, rules = call.layer, call.batch, _rules(call)
     starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
@@ -175,13 +182,13 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values) -> tuple
     case = Case(
         target=target,
         attn_type=layer.attn_type,
-        dtype=_NAMES[call.q.dtype],  # pyright: ignore[reportArgumentType]
+        dtype=_NAMES[dtype],  # pyright: ignore[reportArgumentType]
         num_kv_heads=layer.num_kv_heads,
         group_size=layer.num_heads // layer.num_kv_heads,
         head_size=layer.head_size,
         scale=layer.scale,
         **rules,
-        narrow_sinks=layer.sinks is not None and layer.sinks.dtype == call.q.dtype != torch.float32,
+        narrow_sinks=layer.sinks is not None and layer.sinks.dtype == dtype != torch.float32,
         per_request_causal=isinstance(batch.causal, torch.Tensor),
         requests=requests,
         cache=cache,
@@ -207,10 +214,16 @@ def _rules(call: Call) -> dict[str, Any]:
     if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {
-        name: _KINDS.get(name, True) if isinstance(value, torch.Tensor) else value
+        name: _kind(name, value, call.layer) if isinstance(value, torch.Tensor) else value
         for name, value in found.items()
         if name != "bidirectional_ranges"
     }
+
+
+def _kind(name: str, tensor: torch.Tensor, layer: Layer) -> Any:
+    if name == "q_scale":
+        return "head" if tensor.numel() > 1 else "tensor"
+    return _KINDS.get(name, True)
 
 
 def _output_dtype(layer: Layer) -> Float8:
@@ -345,11 +358,13 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each tensor in the file."""
     dtype, f32 = DTYPES[case.dtype], torch.float32
     rows, heads, kv_heads = case.query_start_loc[-1], case.num_heads, case.num_kv_heads
-    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"q": ((rows, heads, case.head_size), dtype)}
+    stored = DTYPES[case.cache.dtype or case.dtype] if case.cache is not None else dtype
+    of_q = dtype if case.q_scale is None else stored
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"q": ((rows, heads, case.head_size), of_q)}
     if case.cache is None:
         expected |= {"k": ((rows, kv_heads, case.head_size), dtype), "v": ((rows, kv_heads, case.value_size), dtype)}
     else:
-        num_slots, stored = num_slots_of_keys(case, case.cache), DTYPES[case.cache.dtype or case.dtype]
+        num_slots = num_slots_of_keys(case, case.cache)
         view = allocations.cache_view(case, case.cache)
         expected |= {name: ((num_slots, kv_heads, view.row_sizes[kv]), stored) for kv, name in _stored_parts(view)}
         if case.cache.scales == "token":
@@ -357,6 +372,8 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         elif case.cache.scales is not None:
             names = [f"{name}_scale" for _, name in _stored_parts(view)]
             expected |= dict.fromkeys(names, ((kv_heads if case.cache.scales == "head" else 1,), f32))
+    if case.q_scale is not None:
+        expected["q_scale"] = ((kv_heads if case.q_scale == "head" else 1,), f32)
     if case.sinks is not None:
         expected["sinks"] = ((heads,), dtype if case.narrow_sinks else f32)
     if case.alibi_slopes:

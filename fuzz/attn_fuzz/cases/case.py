@@ -35,6 +35,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Float8 = Literal["fp8_e4m3fn", "fp8_e4m3fnuz"]
 Quantized = Literal["fp8_e4m3fn", "fp8_e4m3fnuz", "int8"]
 ScaleKind = Literal["tensor", "head", "token"]
+QueryScaleKind = Literal["tensor", "head"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
 BiasKind = Literal["tree", "random", "hiding"]
@@ -190,6 +191,7 @@ class Case(
             CONTENT_PACKED may have it.
         window: (left, right), -1 unlimited.
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
+        q_scale: q is of the cache's float8 type, with one scale or one for each KV head; k, v and the output are of `dtype`.
         alibi_slopes: the layer has slopes, drawn from the seed.
         signed_slopes: slopes are negative, 0 and positive by turns, instead of positive.
         qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers. "hiding": random
@@ -240,6 +242,7 @@ class Case(
     chunked_local: Size | None = None
     ranges_clamped: bool = False
     logits_soft_cap: float | None = None
+    q_scale: QueryScaleKind | None = None
     alibi_slopes: bool = False
     signed_slopes: bool = False
     qq_bias: BiasKind | None = None

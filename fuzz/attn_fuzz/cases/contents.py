@@ -7,14 +7,16 @@ Value kinds (Case.values.kind), simplest first:
     exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
     one_hot     v is 256 in one channel of keys where sequences, blocks, tiles and rules end, else 0: outputs are the weights
     signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
-    random      everything normal
+    random      everything normal; in half of the rows of q some blocks of dims are far smaller than the others
     extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties; odd seeds have values up
                 to LARGEST_VALUES, unless a dtype or a scale for all tokens is too narrow for them
 """
 
 import math
 
+import attn_reference
 import torch
+from attn_contract import Layer
 from attn_contract.validation.values import LARGEST_LOGIT, LARGEST_VALUES
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.cases.poison import poison
@@ -68,6 +70,27 @@ def unowned_queries(case: Case) -> torch.Tensor:
     """q of the rows that no request owns [rows, H, D], where the step rotates q: numbers of a generator of their own."""
     generator = torch.Generator().manual_seed(case.values.seed + 1)
     return torch.randn((case.num_rows - case.query_start_loc[-1], case.num_heads, case.head_size), generator=generator)
+
+
+def q_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
+    """[], [1] or [HK] float32: scales by which queries of most kinds span their type's range. Neighbouring heads differ."""
+    count = case.num_kv_heads if case.q_scale == "head" else 1
+    exponents = (torch.arange(count) * 3 + int(torch.randint(0, 8, (), generator=generator))) % 8 - 5
+    scales = torch.exp2(exponents.float()) * (1 + torch.rand(count, generator=generator))
+    return scales.reshape(()) if count == 1 and case.values.seed % 2 else scales
+
+
+def stored_queries(case: Case, q: torch.Tensor, layer: Layer, generator: torch.Generator) -> torch.Tensor:
+    """q [rows, H, D] as a float8 layer is given it. Of the kind random, one element in 64 is any finite number of the type."""
+    assert layer.q_scale is not None
+    assert layer.kv_cache_dtype is not None
+    scales = layer.q_scale.cpu().expand(case.num_kv_heads).repeat_interleave(case.group_size)
+    stored = attn_reference.quantize(q, scales[:, None], layer.kv_cache_dtype)
+    if case.values.kind == "random":
+        codes = torch.randint(0, 256, q.shape, generator=generator).to(torch.uint8).view(stored.dtype)
+        chosen = (torch.randint(0, SPECIAL_ELEMENTS, q.shape, generator=generator) == 0) & codes.float().isfinite()
+        stored = torch.where(chosen, codes.view(torch.uint8), stored.view(torch.uint8)).view(stored.dtype)
+    return stored
 
 
 def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

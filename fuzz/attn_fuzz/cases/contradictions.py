@@ -39,6 +39,8 @@ def check(case: Case) -> None:
         raise CaseError(f"unwritten: a row past the last query row ({rows - 1})")
     if case.saturated and (case.cache is None or case.cache.dtype is None or not case.writes or case.rope is not None):
         raise CaseError("saturated: only a write to a quantized cache saturates, and a rotation makes NaN of infinities")
+    if case.q_scale is not None:
+        _check_float8_queries(case)
     _check_value_size(case)
     if case.cache is None:
         _check_dense(case)
@@ -63,6 +65,14 @@ def _check_rules(case: Case) -> None:
     for name in case.rules:
         if case.attn_type not in RULES[name].attn_types:
             raise CaseError(f"{name}: {case.attn_type} has none: {RULES[name].why_not}")
+
+
+def _check_float8_queries(case: Case) -> None:
+    """Check what Layer and a call of attention ask of q_scale."""
+    if case.cache is None or case.cache.dtype in (None, "int8") or case.cache.layout.latent_format is not None:
+        raise CaseError("q_scale: null, or a cache of a float8 type, without scales in latent rows")
+    if case.rope is not None or case.fused_qkv:
+        raise CaseError("q_scale: null where q is rotated in place or lies beside k and v, which are of another dtype")
 
 
 def _check_value_size(case: Case) -> None:

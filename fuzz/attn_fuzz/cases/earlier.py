@@ -197,6 +197,8 @@ def _table_strides(step: Step) -> Step | None:
 
 def _output_dtype(step: Step) -> Step | None:
     others = {torch.float8_e4m3fn: torch.float8_e4m3fnuz, torch.float8_e4m3fnuz: torch.float8_e4m3fn}
+    if step.layer.q_scale is not None:
+        others |= OTHER_DTYPE
     if step.out.dtype not in others:
         return None
     return dataclasses.replace(step, out=_like(step.out, others[step.out.dtype]))
@@ -217,6 +219,8 @@ def converted_cache(view: KVCacheView, raw: torch.Tensor, dtype: torch.dtype) ->
 
 def _dtype(step: Step) -> Step | None:
     """All of the layer's tensors of a step in another dtype."""
+    if step.layer.q_scale is not None:
+        return None  # q is of the cache's type: see `_output_dtype`
     dtype = OTHER_DTYPE[step.q.dtype]
     changes: dict[str, Any] = {"q": step.q.to(dtype)}
     if step.layer.output_scale is None:
@@ -302,7 +306,7 @@ def _of_heads(step: Step, num_kv_heads: int, group: int) -> Step:
     """The step of a layer that has the first heads alone."""
     layer, num_heads = step.layer, num_kv_heads * group
     held = {name: tensor[:num_heads] for name in ("alibi_slopes", "sinks") if (tensor := getattr(layer, name)) is not None}
-    for name in ("k_scale", "v_scale"):
+    for name in ("q_scale", "k_scale", "v_scale"):
         if (scale := getattr(layer, name)) is not None and scale.numel() == layer.num_kv_heads > 1:
             held[name] = scale[:num_kv_heads]
     for name in ("k_scale_cache", "v_scale_cache"):
@@ -342,12 +346,14 @@ def _head_size(step: Step) -> Step | None:
 
 
 def with_other_scales(layer: Layer) -> Layer | None:
-    """The layer with a scale of the cache for each head where there was one, or with one where each head had its own."""
-    if layer.k_scale is None or layer.v_scale is None or layer.num_kv_heads == 1:
+    """The layer with a scale of q or the cache for each head where there was one, or with one where each head had its own."""
+    scales = {name: scale for name in ("q_scale", "k_scale", "v_scale") if (scale := getattr(layer, name)) is not None}
+    if not scales or layer.num_kv_heads == 1 or layer.v_scale is None:
         return None
-    heads = layer.num_kv_heads if layer.k_scale.numel() == 1 else 1
-    k_scale, v_scale = (scale.reshape(-1)[:1].expand(heads).clone() for scale in (layer.k_scale, layer.v_scale))
-    return dataclasses.replace(layer, k_scale=k_scale, v_scale=v_scale)
+    heads = {name: layer.num_kv_heads if scale.numel() == 1 else 1 for name, scale in scales.items()}
+    return dataclasses.replace(
+        layer, **{name: scale.reshape(-1)[:1].expand(heads[name]).clone() for name, scale in scales.items()}
+    )
 
 
 def _scales(step: Step) -> Step | None:
@@ -415,6 +421,7 @@ def _num_actual_tokens(step: Step) -> Step | None:
 
 
 _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
+    "q_scale": lambda step: torch.ones(step.layer.num_kv_heads, device=step.q.device),
     "alibi_slopes": lambda step: torch.full((step.layer.num_heads,), 0.5, device=step.q.device),
     "sinks": lambda step: torch.zeros(step.layer.num_heads, device=step.q.device),
     "bidirectional_ranges": lambda step: torch.tensor([[0, 1]], dtype=torch.int32, device=step.q.device).repeat(
@@ -462,6 +469,19 @@ def _with_rule(step: Step, name: str, value: Any) -> Step | None:
     return _of_layer(**{name: value})(step) if RULES[name].holder == "Layer" else _with_batch(step, **{name: value})
 
 
+def _q_scale(step: Step) -> Step | None:
+    """A float8 q with scales of 1 where it was none, in the output's dtype; and the other way round."""
+    layer = step.layer
+    if layer.q_scale is None:
+        changed, dtype = dataclasses.replace(layer, q_scale=_TENSORS["q_scale"](step)), layer.kv_cache_dtype
+        assert dtype is not None
+    else:
+        changed = dataclasses.replace(layer, q_scale=None)
+        dtype = step.out.dtype if layer.output_scale is None else torch.float16
+    q = step.q.float().to(dtype)
+    return dataclasses.replace(step, layer=changed, q=q)
+
+
 _HELD = (*held_rules(Layer), *held_rules(Batch))
 _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "same": _same,
@@ -499,6 +519,7 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
     "head_size_v": _value_size(lambda layer: layer.value_size // 2),
     "no head_size_v": _value_size(lambda layer: layer.head_size),
+    "q_scale": _q_scale,
 }
 _NUMBERS = {
     CONTENTS: _other_contents,

@@ -10,7 +10,7 @@ TILES = (128, 64, 32, 16)
 LEAST_BLOCK = 4
 """A smaller block has an edge at almost every length."""
 BLOCK_EDGES = {more: f"keys at block {more:+d}" for more in (-1, 0, 1)}
-"""By the difference: the edges of blocks of the cache."""
+"""Names of the edges of the cache's blocks, by the difference of the keys from the edge."""
 
 
 def edges(case: Case) -> list[str]:

@@ -2,8 +2,9 @@
 
 Unused slots, unowned rows and the memory around the cache and the other inputs hold NaN (the poison), or an index that leads
 astray. `out`, `lse` and the memory around them hold another NaN (the canary). So a stray read gives NaN, and a stray write
-changes a byte. If the step rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so
-that NaN would not show which rows were rotated.
+changes a byte. With some seeds the storages of inputs end behind what may be read, and have no guard there. If the step
+rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so that NaN would not show
+which rows were rotated.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ VECTOR = 16  # elements that a kernel loads or stores at once, at most
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
 NO_RANGE = (1, 0)
 ALL_POSITIONS = (0, 2**31 - 1)
-HELD_BY_LAYER = ("alibi_slopes", "k_scale", "v_scale", "output_scale")
+HELD_BY_LAYER = ("q_scale", "alibi_slopes", "k_scale", "v_scale", "output_scale")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,11 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
             keys[[slot for slot in written_slots(case) if slot >= 0], :, edge.dims] = 0
     buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
     layer = _layer(case, buffers, held, generator, device)
-    q_rows = _rows(q.to(dtype), case.num_rows, device, _wide(case, case.head_size))
+    if case.q_scale is None:
+        q = q.to(dtype)
+    elif not held:
+        q = contents.stored_queries(case, q, layer, generator)
+    q_rows = _rows(q, case.num_rows, device, _wide(case, case.head_size))
     if case.rope is not None:
         q_rows[len(q) :] = contents.unowned_queries(case).to(q_rows)
     slots = written_slots(case)
@@ -213,6 +218,8 @@ def _layer(
 ) -> Layer:
     sinks, rules = held.get("sinks") if held else contents.sinks(case, generator), case.rules
     tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
+    if case.q_scale and not held:
+        tensors["q_scale"] = contents.q_scale(case, generator)
     if case.alibi_slopes and not held:
         tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
     if case.cache is not None and not held:

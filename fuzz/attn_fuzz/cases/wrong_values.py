@@ -29,7 +29,7 @@ def are_checked(function: Callable[..., Any]) -> bool:
 def of_attention(
     layer: Layer, batch: Batch, kv_cache: torch.Tensor | None
 ) -> Iterator[tuple[str, AbstractContextManager[Batch]]]:
-    """What is wrong in words, and a block inside which the call's tensors hold it; its value is the batch to call with.
+    """The wrong value in words, and a context in which the call's tensors hold it; its value is the batch to call with.
 
     Args:
         layer, batch, kv_cache: of a legal call.
@@ -90,7 +90,7 @@ def _of_layer(layer: Layer, batch: Batch) -> Iterator[_Wrong]:
         if tensor is not None and tensor.numel():
             for value in (math.nan, math.inf):
                 yield f"an element of {name}", tensor, value, tuple(size - 1 for size in tensor.shape)
-    yield from _of_scales(layer, ("k_scale", "v_scale", "output_scale"))
+    yield from _of_scales(layer, ("q_scale", "k_scale", "v_scale", "output_scale"))
 
 
 def _of_scales(layer: Layer, names: tuple[str, ...]) -> Iterator[_Wrong]:

@@ -23,7 +23,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 REDIS = ("redis://", "rediss://")
 ANSWER_SECONDS = 10
 MOST_BYTES = 1 << 26
-"""Of all cases of a target: they are in memory at once."""
+"""The most bytes of all cases of a target: they are in memory at once."""
 
 
 class DatabaseError(InputError):

@@ -1,4 +1,4 @@
-"""What was made once is kept in a folder of the user, by a digest of all that it depends on.
+"""A cache of compiled files in a folder of the user, by a digest of all that they depend on.
 
 XDG_CACHE_HOME names the folder that holds the folder attn-parity; default: ~/.cache. Where nothing can be written there, what
 is made is kept until this process ends. What was damaged since it was written is made anew.

@@ -1,4 +1,4 @@
-"""What a process asks of the one that compiles for it, and what it gets."""
+"""Messages between a fuzzing process and the process that compiles for it."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass

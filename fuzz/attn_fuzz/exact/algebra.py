@@ -1,4 +1,4 @@
-"""What a kernel computes with floats, on elements: exactly, or not at all.
+"""Arithmetic of a kernel's floats on elements: exactly, or not at all.
 
     sums, products, quotients, tl.dot    in both fields
     exp2, exp                            exponent -> value: exp2(a + b) = exp2(a) * exp2(b) holds for all a and b

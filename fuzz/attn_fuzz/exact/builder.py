@@ -50,7 +50,7 @@ _LIBDEVICE: dict[str, Callable[..., Elements]] = {
     "sub_rn": algebra.subtract,
     "mul_rn": algebra.multiply,
 }
-"""By name: functions of libdevice."""
+"""Functions of libdevice, by name."""
 _COMPARISONS = {
     "LT": np.less,
     "LE": np.less_equal,

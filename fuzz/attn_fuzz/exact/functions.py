@@ -84,11 +84,11 @@ NAMED: dict[tuple[str, str], Callable[..., Any]] = {
     ("attn_fuzz.targets.packages.lmdeploy_functions", "tanh"): _tanh,
     ("attn_fuzz.targets.packages.lmdeploy_functions", "log2"): _log2_of_e,
 }
-"""By module and name of a kernel's function: what is computed in its place."""
+"""Replacements of kernels' functions, by module and name."""
 
 
 def calling(interpreter: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    """What replaces `InterpretedFunction.__call__` while a call is followed."""
+    """The replacement of `InterpretedFunction.__call__` while a call is followed."""
 
     def call_function(self: Any, *arguments: Any, **named: Any) -> Any:
         function = NAMED.get((self.fn.__module__, self.fn.__qualname__))

@@ -1,4 +1,4 @@
-"""What the host does with floats beside launching kernels: torch's operators while a call is followed.
+"""Floats on the host, beside launches of kernels: torch's operators while a call is followed.
 
 An operator that moves floats takes their elements along. An operator that computes floats is carried if
 `attn_fuzz.exact.operators` says how. What any other operator makes of computed numbers has no element: it may decide a maximum,

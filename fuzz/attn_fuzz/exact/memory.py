@@ -77,7 +77,7 @@ class Memory:
         self._clouded.setdefault(_base(tensor), why)
 
     def cloud_of(self, tensor: torch.Tensor) -> str:
-        """Of which computed numbers a tensor's integers were made; empty if of none."""
+        """The computed numbers of which a tensor's integers were made; empty if of none."""
         return self._clouded.get(_base(tensor), "")
 
     def is_itself(self, tensor: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What torch's operators compute with floats, on elements: by the operator's name, without `aten::` and a trailing underscore.
+"""torch's operators on floats, on elements: by the operator's name, without `aten::` and a trailing underscore.
 
 A function takes the operator's arguments by the names of its schema. Tensors and numbers are elements there; dims, flags and
 dtypes are what they are. `result` is what torch itself has computed, for operators that say which elements they have chosen.

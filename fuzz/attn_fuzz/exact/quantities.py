@@ -24,7 +24,7 @@ SHORT_BITS = 11
 SHORT_DIGITS = 2
 """So is one that has no more significant digits, such as -1e20."""
 _MOST_DIFFERENT = 64
-"""Of the floats that a tensor of the host may hold. Each is looked for among the products."""
+"""The most different floats that a tensor of the host may hold. Each is looked for among the products."""
 _POWERS_OF_TWO = range(-2, 3)
 
 
@@ -120,7 +120,7 @@ def of_layer(layer: Layer) -> Quantities:
         numbers["head_size ** -0.5"] = usual  # what code takes for the scale where it takes a wrong one
     if layer.logits_soft_cap is not None:
         numbers["logits_soft_cap"] = layer.logits_soft_cap
-    for name in ("k_scale", "v_scale", "output_scale"):
+    for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
         tensor = getattr(layer, name)
         if tensor is not None and tensor.numel() == 1:
             numbers[name] = float(tensor)

@@ -1,4 +1,4 @@
-"""What exact mode cannot carry."""
+"""Errors for values that exact mode cannot carry."""
 
 
 class NotCarriedError(Exception):

@@ -1,4 +1,4 @@
-"""What attention is, in elements: one formula for each row and head, without tiles, maxima or an order of sums.
+"""Attention in elements: one formula for each row and head, without tiles, maxima or an order of sums.
 
     s_j = scale * q.k_j;  s_j = c * tanh(s_j / c) with a soft cap c;  s_j += -slope * |j - p| + qq_bias
     w_j = exp(s_j) if row p sees key j, else 0;  w_sink = exp(sink)
@@ -29,7 +29,7 @@ FAR_SINK = -algebra.LEAST_EXPONENT / 4
 
 @dataclass(frozen=True)
 class Rows:
-    """What a slice of a request's rows holds.
+    """A slice of a request's rows.
 
     Args:
         request: its index.

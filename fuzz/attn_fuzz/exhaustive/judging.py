@@ -27,13 +27,13 @@ FEWEST = 4
 
 
 def try_launch(case: Case, target: Target, device: str, *, exactly: bool = False) -> Verdict:
-    """As `attn_fuzz.run.trial.try_case`, with all requests judged together. In exact mode, a packed launch is one call: the
+    """`attn_fuzz.run.trial.try_case`, with all requests judged together. In exact mode, a packed launch is one call: the
     formula is evaluated for each of its requests, and every element is compared."""
     return try_case(case, target, device, judge_step=judge_together, exactly=exactly)
 
 
 def judge_together(case: Case, step: Step, rounding: Rounding) -> Judgement:
-    """As `attn_fuzz.verdict.judge.judge`, in less time if the step has many requests of few keys."""
+    """`attn_fuzz.verdict.judge.judge`, in less time if the step has many requests of few keys."""
     if len(case.requests) < FEWEST or (rounding.exact_division and has_exact_sums(case)):
         return judge(case, step, rounding)
     layer = step.layer

@@ -26,7 +26,7 @@ class LedgerError(InputError):
 
 
 class RunOf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a ledger is of. A run with another line, such as one of changed sources, goes through other calls."""
+    """The first line of a ledger. A run with another first line, such as one of changed sources, goes through other calls."""
 
     schema: str = SCHEMA
     target: str

@@ -29,7 +29,7 @@ from attn_fuzz.exhaustive.scope import Part
 from attn_fuzz.verdict.verdict import Verdict
 
 MOST_CALLS = 256
-"""Of one launch. A failing launch is split in halves, and a larger one saves little."""
+"""The most calls of one launch. A failing launch is split in halves, and a larger one saves little."""
 SUSPECTS, SEEDS = 8, 3
 """So many of the requests that a verdict names are run alone, each with so many seeds: alone, a request has other numbers."""
 

@@ -26,7 +26,7 @@ END_SECONDS = 2.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run does.
+    """The settings of a run.
 
     Attributes:
         target: name of the target.
@@ -67,7 +67,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one launch."""
+    """The result of one launch."""
 
     number: int
     calls: int
@@ -115,7 +115,7 @@ def in_shard(number: int, shard: tuple[int, int]) -> bool:
 
 @dataclass
 class _Shared:
-    """What the threads of a run share: each takes the next launch, and puts its result into the queue. `serves` says whether
+    """The state that threads of a run share: each takes the next launch, and puts its result into the queue. `serves` says if
     the target serves a case."""
 
     launches: Iterator[tuple[int, Launch]]

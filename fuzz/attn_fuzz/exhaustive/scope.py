@@ -1,4 +1,4 @@
-"""What an exhaustive run enumerates, as data.
+"""The scopes that an exhaustive run enumerates, as data.
 
 A scope is a tuple of parts. A part fixes the number of requests of a call, their lengths, the block sizes and the choices. A
 choice is one thing that a call can have or not, such as a window; its settings are the values beside "off". A part enumerates

@@ -58,7 +58,7 @@ class Part:
 
     @cached_property
     def view(self) -> KVCacheView | None:
-        """Of the cache; None without one."""
+        """The view of the cache; None without one."""
         if self.call.kv_cache is None or self.call.layer.layout is None:
             return None
         layer = self.call.layer

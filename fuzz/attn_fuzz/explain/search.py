@@ -28,7 +28,7 @@ OF_OUTPUT = 0.125
 OF_ERROR = 0.1
 """A pair is held to the bound only if it brings the largest error below this share."""
 _NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
-"""What a variant may raise that leads out of a tensor, or makes a call that the contract does not have."""
+"""Exceptions of a variant that leads out of a tensor, or makes a call that the contract does not have."""
 
 
 class Explained(NamedTuple):
@@ -80,7 +80,7 @@ class Seen:
 
     @cached_property
     def right(self) -> list[torch.Tensor]:
-        """Of each part [q, H]: where the output is right."""
+        """For each part bool [q, H]: where the output is right."""
         return [self.agrees(part, most=torch.inf) for part in self.parts]
 
     @property

@@ -1,4 +1,4 @@
-"""What a case has that a failure may need: the features and the aspects of the table of dimensions.
+"""Features and aspects of a case that a failure may need, from the table of dimensions.
 
 An aspect is a word about a case. A failure needs an aspect if the case no longer fails without it.
 """

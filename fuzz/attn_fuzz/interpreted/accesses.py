@@ -98,7 +98,7 @@ def _checking_load(create_masked_load: Any) -> Any:
 
 
 def _garbage(pointers: Any) -> Any:
-    """What lanes hold that a mask without `other` leaves out: anything on a GPU. Here all bits are set: NaN, -1, True."""
+    """The numbers in lanes that a mask without `other` leaves out: anything on a GPU. Here all bits are set: NaN, -1, True."""
     from triton.runtime import interpreter
 
     kind = pointers.get_element_ty()

@@ -229,7 +229,7 @@ def _refuse_nan_padding(base: Any) -> None:
 
 
 def scaled_operand(interpreter: Any) -> Callable[[Any], np.ndarray]:
-    """What replaces `_mxfp_value_handle_to_float32`: the elements of an operand of tl.dot_scaled, before they are scaled."""
+    """A replacement of `_mxfp_value_handle_to_float32`: the elements of an operand of tl.dot_scaled, before they are scaled."""
     of_pairs = interpreter._e2m1_to_f32
     return lambda operand: (
         of_pairs(operand.data)

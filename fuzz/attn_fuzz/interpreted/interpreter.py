@@ -19,6 +19,7 @@ all functions of the language.
 """
 
 import importlib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def _missing(interpreter: Any) -> list[str]:
 
 
 def _patching(interpreter: Any) -> Any:
-    """What replaces `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
+    """A replacement of `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
 
     def _patch_attr(holder: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
         function, semantic = getattr(member, "__wrapped__", member), interpreter.interpreter_semantic
@@ -105,6 +106,7 @@ def _patching_once(patch_language: Any, scope: Any, tl: Any) -> Any:
         if module not in patched:
             patched.add(module)
             patch_language(fn)
+            _patch_methods(tl.core)
             tl.tensor.__bool__ = language.truth
             tl.tensor.__index__ = control.index
             tl.tensor.T = language.transposed(importlib.import_module("triton.runtime.interpreter"))
@@ -112,6 +114,19 @@ def _patching_once(patch_language: Any, scope: Any, tl: Any) -> Any:
         return scope()  # nothing to restore
 
     return _patch_lang
+
+
+def _patch_methods(core: Any) -> None:
+    """Patch methods of Triton's classes that are not marked as builtins: `x.exp()` and `block_pointer.advance()` before 3.9."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    for holder in [each for each in vars(core).values() if inspect.isclass(each) and each.__module__ == core.__name__]:
+        for name, method in list(vars(holder).items()):
+            if (
+                inspect.isfunction(method)
+                and "_semantic" in inspect.signature(method).parameters
+                and not core.is_builtin(method)
+            ):
+                interpreter._patch_attr(holder, name, method, None, interpreter._LangPatchScope())
 
 
 def _to_ir(self: Any, builder: Any) -> Any:

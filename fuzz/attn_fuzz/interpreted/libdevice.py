@@ -165,13 +165,16 @@ TO_INTEGERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """By name: functions of floats whose whole results become integers, as a cast makes them."""
 
 
+UNKNOWN = "it is not computed here"
+
+
 def why_not(name: str) -> str | None:
     """Why the interpreter does not compute a function of libdevice, or None."""
     if name in FLOATS or name in INTEGERS or name in TO_INTEGERS or name in _METHODS:
         return None
     if "2u" in name and name.startswith(("float", "double")):
         return "Triton declares its unsigned result as signed"
-    return "its rounding is directed" if name.endswith(_DIRECTED) else "it is not computed here"
+    return "its rounding is directed" if name.endswith(_DIRECTED) else UNKNOWN
 
 
 def install(interpreter: Any) -> None:

@@ -20,7 +20,7 @@ _OF_NUMPY = ("fp32", "fp64", "int32", "int64", "uint32", "uint64")
 
 
 def reduced(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
-    """What replaces `ReduceOps.apply_impl` of Triton's module `triton.runtime.interpreter`."""
+    """A replacement of `ReduceOps.apply_impl` of Triton's module `triton.runtime.interpreter`."""
     standard = interpreter.tl.standard
     by_numpy = {
         id(standard._elementwise_max): largest,
@@ -81,7 +81,7 @@ def _tree(interpreter: Any, combine: Any, arrays: list[Any], inputs: tuple[Any, 
 
 
 def scanned(interpreter: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
-    """What replaces `ScanOps.apply_impl`: in each step, prefixes of twice the length."""
+    """A replacement of `ScanOps.apply_impl`: in each step, prefixes of twice the length."""
     standard = interpreter.tl.standard
     by_numpy = {id(standard._sum_combine): np.cumsum, id(standard._prod_combine): np.cumprod}
 
@@ -116,7 +116,7 @@ def _prefixes(interpreter: Any, combine: Any, arrays: list[Any], inputs: tuple[A
 
 
 def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any], dtypes: list[Any]) -> list[np.ndarray]:
-    """What the kernel's function makes of two blocks of each operand."""
+    """The kernel's function of two blocks of each operand."""
     tl, handle = interpreter.tl, interpreter.TensorHandle
 
     def blocks(arrays: list[Any]) -> list[Any]:
@@ -133,7 +133,7 @@ def _combined(interpreter: Any, combine: Any, left: list[Any], right: list[Any],
 
 
 def to_tensor(interpreter: Any) -> Callable[[Any, Any, Any], Any]:
-    """What replaces `ReduceScanOpInterface.to_tensor`: the tensor of a result whose first axis is that of programs."""
+    """A replacement of `ReduceScanOpInterface.to_tensor`: the tensor of a result whose first axis is that of programs."""
     tl, handle = interpreter.tl, interpreter.TensorHandle
 
     def to_tensor(self: Any, result: Any, dtype: Any) -> Any:

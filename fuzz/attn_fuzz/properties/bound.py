@@ -48,6 +48,7 @@ from attn_fuzz.verdict.rounding import (
     value_scale,
 )
 from attn_reference import gather_kv_cache
+from attn_reference.attention import query_numbers
 
 FAR = 256.0
 """exp of less than -FAR is 0 in float32, and is 0 with any error of the exponent that is below half of FAR, too."""
@@ -89,9 +90,10 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
         for x in (key, value)
     )
     # [q, H]
-    product = abs(layer.scale) * torch.einsum("qhd,hd->qh", step.q[rows].double().abs(), largest_key)
+    query = query_numbers(step.q[rows], layer, torch.float64).abs()
+    product = abs(layer.scale) * torch.einsum("qhd,hd->qh", query, largest_key)
     # 2^-39 |scale| max_c |q_c| sum_c k_c, or 0
-    lost_of_query = rounds.of_lost_queries * step.q[rows].double().abs().amax(-1) + rounds.of_underflown_queries
+    lost_of_query = rounds.of_lost_queries * query.amax(-1) + rounds.of_underflown_queries
     lost = abs(layer.scale) * lost_of_query * largest_key.sum(-1)
     score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
     bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
@@ -101,7 +103,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
 
     span = torch.full_like(largest, n)
     tiles = rounds.tiles(span, n)  # T + S
-    shift = rounds.of_maximum(largest, tiles, n)
+    shift = rounds.of_maximum(largest, span, n)
 
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""

@@ -24,7 +24,7 @@ def head_permutation() -> Property:
         elif step.k is not None and step.v is not None:
             changes |= {"k": step.k[:, kv_heads], "v": step.v[:, kv_heads]}
         moved = {name: layer.tensors[name][heads] for name in ("sinks", "alibi_slopes") if name in layer.tensors}
-        for name in ("k_scale", "v_scale", "k_scale_cache", "v_scale_cache"):
+        for name in ("q_scale", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache"):
             scale = layer.tensors.get(name)
             if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
                 moved[name] = scale[..., kv_heads]

@@ -52,11 +52,15 @@ def shifted_keys(error: ErrorBound) -> Property:
 def scale_in_query() -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
         layer = dataclasses.replace(step.layer, scale=step.layer.scale / 4)
-        return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, q=4 * step.q, layer=layer)))
+        if layer.q_scale is None:
+            moved = variant(step, call_target, q=4 * step.q, layer=layer)
+        else:
+            moved = variant(step, call_target, layer=dataclasses.replace(layer, q_scale=4 * layer.q_scale))
+        return same_bits(Outputs.of(step), Outputs.of(moved))
 
     return Property(
         name="scale in q",
-        says="Queries times 4 and a quarter of the scale give the same.",
+        says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same.",
         compared=compared(None),
         holds=holds,
     )

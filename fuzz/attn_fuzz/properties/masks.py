@@ -57,7 +57,9 @@ def last_row(error: ErrorBound | None = None, launch: Launch | None = None) -> P
     )
 
 
-_OF_DISTANCES = {"window", "ranges_clamped", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias", "head_size_v"}
+_OF_DISTANCES = {
+    *("window", "ranges_clamped", "logits_soft_cap", "q_scale", "alibi_slopes", "sinks", "qq_bias", "head_size_v"),
+}
 """Rules of distances, which hold as before if all positions become less. Any other rule may depend on positions."""
 
 

@@ -49,7 +49,7 @@ def split_keys(error: ErrorBound) -> Property:
     )
 
 
-_WITHOUT_POSITIONS = {"sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks", "head_size_v"}
+_WITHOUT_POSITIONS = {"sink_tokens", "ranges_clamped", "logits_soft_cap", "q_scale", "sinks", "head_size_v"}
 """Rules that hold for a part of the keys as for all keys. (Sink tokens do nothing without a window.) A step with any other rule
 is not asked."""
 

@@ -45,7 +45,7 @@ def save(case: Case, folder: Path, name: str, verdict: Verdict | None = None) ->
 
 
 def save_draft(case: Case, folder: Path, name: str, before: Path | None) -> Path:
-    """As `save`, over the draft that was saved before, or else into a file that was not there. The caller may delete it."""
+    """`save` over the draft that was saved before, or else into a file that was not there. The caller may delete it."""
     case = _in(folder, case)
     if before is None:
         return next(path for path in outputs.numbered(folder / f"{name}.json") if outputs.create(path, case_file.content(case)))

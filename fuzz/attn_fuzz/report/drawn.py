@@ -1,4 +1,4 @@
-"""What a run drew and threw away, and which features and pairs that its target supports it did not draw."""
+"""The draws of a run: what it threw away, and which features and pairs that its target supports it did not draw."""
 
 import dataclasses
 from collections import Counter
@@ -22,7 +22,7 @@ _BY_NAME = {feature.name: feature for feature in FEATURES}
 
 
 class Drawn(NamedTuple):
-    """What became of the draws of a run.
+    """Counts of the draws of a run.
 
     Attributes:
         examples: cases that ran.
@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
 
     @property
     def rejections(self) -> list[str]:
-        """What was thrown away, and a warning if it was much."""
+        """A line on the draws that were thrown away, and a warning if they were many."""
         lost = {reason: count for reason, count in self.rejected.items() if reason != SUPPORTED}
         if not lost:
             return []
@@ -78,7 +78,7 @@ class Drawn(NamedTuple):
         return [f"not drawn: {', '.join(parts)}"] if parts else []
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The counts as plain data."""
         return {
             "rejected": self.rejected,
             "remedies": self.remedies,
@@ -94,7 +94,7 @@ def _first(names: Sequence[str], joint: str = ", ") -> str:
 
 
 def drawn(progress: Sequence[Progress], support: Support) -> Drawn:
-    """What the shards of a run drew, for a target with this support."""
+    """The draws of a run's shards, for a target with this support."""
     size = len(FEATURES)
     together = [sum(row) for row in zip(*(p.together for p in progress if p.together), strict=True)] or [0] * size**2
     possible = [i for i, feature in enumerate(FEATURES) if can_have(support, feature)]

@@ -39,7 +39,7 @@ MEANINGS = {
     "stray": ("S", "written, and must not be"),
     "unowned": ("-", "row of no request"),
 }
-"""By kind of a cell: its letter, and the letter's meaning."""
+"""The letter of each kind of cell, and the letter's meaning."""
 
 
 class Cell(NamedTuple):

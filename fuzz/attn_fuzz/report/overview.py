@@ -13,7 +13,7 @@ _MEANING = {
     "recycled": "keys that no query sees are poisoned",
     "finite_slots": "slots without a key hold a finite number, not NaN",
 }
-"""What flags mean whose names do not tell."""
+"""Words for flags whose names do not explain them."""
 
 
 def summary(case: Case, verdict: Verdict | None) -> RenderableType:

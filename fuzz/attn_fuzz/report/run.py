@@ -54,7 +54,7 @@ class Found(NamedTuple):
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be said of the case of a distinct failure, in words."""
+        """Remarks on the case of a distinct failure, in words."""
         assert self.entry is not None
         found = []
         if not self.entry.again:
@@ -68,7 +68,7 @@ class Found(NamedTuple):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, with its case."""
+        """The failure as plain data, with its case."""
         case_file, script, first_file = (str(path) if path else None for path in (self.case_file, self.script, self.first_file))
         found = failure_json(self.failure) | {"past": self.past, "while_shrinking": self.while_shrinking}
         found |= {"first_file": first_file, "case_file": case_file, "script": script}
@@ -179,7 +179,7 @@ class Run:
 
     @property
     def not_run(self) -> list[str]:
-        """As `not_run` of the run's limits."""
+        """The lines of `not_run` for the run's limits."""
         return not_run(self.limits, self.replayed + self.examples)
 
     @property
@@ -204,7 +204,7 @@ class Run:
         return ", ".join([*parts, *paths])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, with the cases of its failures."""
+        """The run as plain data, with the cases of its failures."""
         return {
             "schema": SCHEMA,
             "target": self.target,
@@ -234,7 +234,7 @@ class Run:
 
 
 def _known_after(shards: Sequence[Progress]) -> dict[str, int]:
-    """By known finding, how many cases had been drawn, this one included, when the first failed because of it.
+    """For each known finding, how many cases had been drawn, this one included, when the first failed because of it.
 
     The shards count in their order, so that the number of workers changes nothing.
     """

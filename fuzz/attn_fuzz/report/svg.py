@@ -11,7 +11,7 @@ from attn_fuzz.verdict.ratios import BINS_PER_OCTAVE, BROKEN, NUM_BINS, OCTAVES
 
 LETTER_WIDTH, LINE = 7.5, 18
 BIN, AXIS, APART = 4, 48, 12
-"""Of a histogram: the width of a bin, the height at which the axis lies, and how far the outermost bins are from the others."""
+"""A histogram's width of a bin, height of the axis, and distance of the outermost bins from the others."""
 PAIR_SHADES = 5
 MOST_COLUMNS_WITH_TEXT = 64
 SMALLEST_CELL = 8

@@ -1,4 +1,4 @@
-"""What a target must not have done, whatever its outputs are: raised, accessed what is forbidden, or changed other memory.
+"""Checks of a call beside its outputs: the target has not raised, accessed forbidden memory, or changed other memory.
 
 `CHECKS` are asked in order. Each takes an `Attempt`, and returns a `Wrong`, or None if it finds nothing wrong.
 """
@@ -22,7 +22,7 @@ from attn_fuzz.verdict.verdict import Kind
 
 
 class Wrong(NamedTuple):
-    """What a check found.
+    """The finding of a check.
 
     Args:
         about: what is wrong, as `Verdict.about` has it: the name of a tensor, or the type of an exception.
@@ -155,7 +155,7 @@ CHECKS_OF_ERRORS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
 )
-"""Those that look at no tensor."""
+"""The checks that look at no tensor."""
 CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("served", broken_declaration),

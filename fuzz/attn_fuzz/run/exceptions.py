@@ -1,4 +1,4 @@
-"""What a verdict says of an exception that a target raised: its type, its message, and the place where it was raised."""
+"""Words for an exception that a target raised: its type, its message, and the place where it was raised."""
 
 import sys
 import traceback

@@ -39,7 +39,7 @@ _DEATH = "the process was killed by "
 KILLED = f"{_DEATH}SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 NO_MEMORY = "out of memory"
-"""What messages of CUDA, HIP, torch and Triton hold if a GPU has no memory left."""
+"""The words in messages of CUDA, HIP, torch and Triton if a GPU has no memory left."""
 OUT_OF_MEMORY = "out of memory and run again"
 HELPER_KILLED = "a process that compiles or is a rank was killed from outside: run again"
 
@@ -291,7 +291,7 @@ def use_interpreter(device: str) -> None:
 
 
 class _Load(NamedTuple):
-    """What a child process loads: the fields of its Executor."""
+    """The order to a child process: the fields of its Executor that it needs."""
 
     target: str
     device: str

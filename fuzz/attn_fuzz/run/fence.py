@@ -24,7 +24,7 @@ ALIGNMENT = 16
 
 
 class Fence(NamedTuple):
-    """What is fenced in a call: one side of each tensor, or of one of them.
+    """The fence of a call: at one side of each tensor, or of one of them.
 
     Args:
         side: of the tensors.
@@ -126,7 +126,7 @@ def _with_views_cut(step: Step, elements: int) -> Step:
 
 
 def _extents(step: Step, case: Case) -> dict[int, _Extent]:
-    """What the tensors of a step have of each allocation, by its address. An empty tensor has nothing."""
+    """The extent of a step's tensors in each allocation, by the allocation's address. An empty tensor has none."""
     named = {**step.inputs(), **step.layer.tensors, "out": step.out, "lse": step.lse}
     if step.raw is not None and case.cache is not None:
         named["kv_cache"] = step.raw[allocations.inside_guards(case, case.cache)]
@@ -149,7 +149,7 @@ def _together(one: _Extent, other: _Extent) -> _Extent:
 
 
 def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
-    """Of its storage: the first byte of a tensor, and the one behind its last."""
+    """A tensor's first byte in its storage, and the byte behind its last."""
     begin = int(tensor.storage_offset()) * tensor.itemsize
     if not tensor.numel():
         return begin, begin

@@ -170,7 +170,7 @@ class Cluster:
     task: Any
 
     def look(self, target: str, waits: Callable[[], None]) -> Seen:
-        """What a target is on a node.
+        """A target as a node sees it.
 
         Args:
             target: its name.
@@ -219,7 +219,7 @@ class Cluster:
 
 
 def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
-    """What a run can use of the cluster that this process is connected to.
+    """The part of the connected cluster that a run can use.
 
     Args:
         device: "auto", "cpu" or "cuda". auto: GPUs, if the nodes have some.

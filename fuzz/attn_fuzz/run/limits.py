@@ -16,9 +16,9 @@ from attn_fuzz.text import one_line
 
 _TOOLS = ("attn_amdgcn", "attn_fuzz")
 _PASSED_THROUGH = ("attn_contract", "attn_reference", "numpy", "torch", *sys.stdlib_module_names)
-"""What raises at a call for which the caller is to blame."""
+"""Packages that raise at a call for which the caller is to blame."""
 _NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.ranks.processes")
-"""What calls the code under test, and waits for its GPU; and what raises again what a rank has raised in another process."""
+"""Modules that call the code under test and wait for its GPU, or raise again an exception of a rank in another process."""
 _ON_PURPOSE = (
     ContractError,
     FailedCheckError,
@@ -30,7 +30,7 @@ _ON_PURPOSE = (
 )
 """Types of verdicts on the kernel, whoever raises them."""
 _OF_GPUS = (torch.AcceleratorError, torch.OutOfMemoryError)
-"""What a kernel has done to a GPU, any later call may tell."""
+"""Exceptions of any later call after a kernel's fault on a GPU."""
 _UNBOUND = re.compile(r"\S+\(\) (missing|takes|got) ")
 """How Python begins to tell that a call does not bind, such as a kernel's call of a function of Triton's."""
 _LATER = {"attn_amdgcn.errors": ("AmdgcnError",), "attn_fuzz.emulated.compiler": ("CompilerError",)}
@@ -54,9 +54,18 @@ def limit_of(error: BaseException | None) -> str | None:
         if isinstance(each, AttributeError) and type(each.obj).__name__ == "InterpreterBuilder":
             called = [frame.f_code.co_name for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
+        if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
+            return LimitError(f"{function}: Triton's interpreter does not replace it").sentence
         if isinstance(each, ModuleNotFoundError) and (absent := _absent(each.name)):
             return f"module {each.name} (lifted by installing {absent})"
     return None
+
+
+def _builtin(error: ValueError) -> str:
+    """The function of Triton's language that raised because no kernel calls it: of a module that the interpreter leaves."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    function = frame.f_locals.get("fn")
+    return f"{function.__module__}.{function.__name__}" if _is_of_language(frame) and function is not None else ""
 
 
 def _absent(module: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What a failing case needs in order to fail: each of its aspects is taken away, and the case is run again.
+"""The aspects that a failing case needs in order to fail: each is taken away, and the case is run again.
 
 Shrinking lowers fields, so a smallest case still has what is lowest: a dtype, a layout, a length. Other values of these fields
 say whether the failure needs them.

@@ -1,4 +1,4 @@
-"""What a node of a Ray cluster does for `attn_fuzz.run.fleet`. A process of Ray has a worker process of its machine run a plan.
+"""The work of a Ray cluster's node for `attn_fuzz.run.fleet`: a process of Ray has a worker process of its machine run a plan.
 
 The worker process and its executor are those of a run on one machine. They stay for the next plan: starting them takes seconds.
 """

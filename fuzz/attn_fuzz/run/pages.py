@@ -94,7 +94,7 @@ _OUT_OF_MEMORY = 2
 
 
 class DevicePages:
-    """Of the GPU that is torch's current one."""
+    """Pages of the GPU that is torch's current one."""
 
     def __init__(self) -> None:
         torch.cuda.synchronize()  # the driver's functions need the context that torch makes

@@ -176,7 +176,7 @@ class _Pickled:
 
 
 def start_patched(mutant: Mutant, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
-    """As `start`, in a process that installs a mutant before it imports what `function` and its arguments need.
+    """`start` in a process that installs a mutant before it imports the modules of `function` and its arguments.
 
     The process starts from nothing, which takes seconds: a fork of the server has imported the contract.
     """
@@ -209,7 +209,7 @@ def is_killed(process: BaseProcess) -> bool:
 
 
 def answer(device: str, seconds: float | None, function: Callable[..., None], *arguments: object) -> Any:
-    """What a function sends through the connection that is its first argument, in a process of its own.
+    """Run a function in a process of its own, and return the object that it sends through its first argument, a connection.
 
     A process that is killed from outside runs again, KILLS times.
 

@@ -23,7 +23,7 @@ RUNS = 6
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a case at a revision.
+    """The result of a case at a revision.
 
     Attributes:
         result: "cannot tell": the target does not load, does not admit the case or rightly refuses it, or the process died.
@@ -59,7 +59,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.worktree / whole.relative_to(self.checkout))
 
     def import_path(self, path: Sequence[str]) -> list[str]:
-        """What `sys.path` is to be, given what it is here."""
+        """The `sys.path` of a process there, made of the one here."""
         first = [str(self.worktree / folder) for folder in self.folders]
         return [*first, *(self.moved(entry or os.getcwd()) for entry in path)]
 

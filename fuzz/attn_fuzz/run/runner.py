@@ -53,7 +53,7 @@ class Workers(Protocol[W]):
 
 @dataclass
 class Outcome:
-    """What became of a run's shards.
+    """The results of a run's shards.
 
     Attributes:
         progress: of each shard, by its index; a shard that never started has no examples.
@@ -198,7 +198,7 @@ class _Pool(Generic[W]):
         self.waiting = [index for index in self.waiting if (until := self.plans[index].until) is None or now <= until]
 
     def drop_behind(self, failed: int) -> None:
-        """Of the plans behind a plan that has failed, wait only for those that have found a failure and are shrinking it."""
+        """Wait for no plan behind one that has failed, unless it has found a failure and is shrinking it."""
         self.waiting = [index for index in self.waiting if index < failed]
         self.busy = {
             worker: index

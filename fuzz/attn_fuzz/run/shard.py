@@ -40,12 +40,12 @@ EXACT_EVERY = 25
 eighth of the time."""
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
-"""What a shard does when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
+"""A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
 finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
 
 
 class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one shard does.
+    """The settings of one shard.
 
     Attributes:
         target: name of the target.

@@ -1,4 +1,4 @@
-"""What decides which cases a seed draws and which numbers a kernel computes: versions of packages, and our own sources."""
+"""Versions of packages and of our own sources: they decide which cases a seed draws, and which numbers a kernel computes."""
 
 import functools
 import hashlib

@@ -28,7 +28,7 @@ WAKE_SECONDS = 1.0
 RECEIVED = "received"
 
 Message = Progress | str | None
-"""What a worker says while it runs a plan: Progress after every case, and at the end None or the text of an error."""
+"""A message of a worker that runs a plan: Progress after every case, and at the end None or the text of an error."""
 
 
 @dataclass(frozen=True, eq=False)

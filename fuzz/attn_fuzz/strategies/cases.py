@@ -115,6 +115,9 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     engine, rules = support.engine, drawn.rules
     window_left, chunk = drawn.case.get("window", (-1, -1))[0], drawn.case.get("chunked_local", 0)
     requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules, window_left, chunk))
+    unlike_strides = pick(draw, engine.unlike_strides)
+    # out has strides of its own, too: neither flat nor dense
+    num_forms = 1 if unlike_strides and pick(draw, (False, True)) else None
     case = Case(
         target=target,
         **drawn.case,
@@ -124,10 +127,10 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
         rows_past=pick(draw, engine.rows_past),
         kv_rows_past=pick(draw, engine.kv_rows_past),
         slack=pick(draw, engine.slack[:1] * 3 + engine.slack),
-        fused_qkv=pick(draw, engine.fused_qkv),
-        unlike_strides=pick(draw, engine.unlike_strides),
-        flat_out=pick(draw, engine.flat_out),
-        dense_out=pick(draw, engine.dense_out),
+        fused_qkv=pick(draw, engine.fused_qkv) and not drawn.case["q_scale"],
+        unlike_strides=unlike_strides,
+        flat_out=pick(draw, engine.flat_out[:num_forms]),
+        dense_out=pick(draw, engine.dense_out[:num_forms]),
         lse="lse" in support.rules and pick(draw, (False, True)),
         values=values(draw, rules),
         program_order=pick(draw, PROGRAM_ORDERS),
@@ -147,13 +150,14 @@ def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
 
 
 def _with_few_rows(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Support:
-    """Half of the steps of a few heads over a latent cache decode one token for each request: a few rows are a path of its own.
+    """A third of the steps of a few heads over a latent cache decode one token for each request.
 
-    Of several KV heads each has a few rows in many steps. Here all heads share one.
+    Few rows are a path of their own. Each of several KV heads has few in many steps, but here all heads share one.
     """
     engine = support.engine
     is_latent = bool(drawn.cache) and drawn.cache["layout"].has_latent_value
-    if not is_latent or drawn.case["group_size"] > MANY_HEADS or "any" not in engine.query_lens or pick(draw, (False, True)):
+    has_few = is_latent and drawn.case["group_size"] <= MANY_HEADS and "any" in engine.query_lens
+    if not has_few or pick(draw, (True, True, False)):
         return support
     return dataclasses.replace(support, engine=dataclasses.replace(engine, query_lens=("one",), slack=(0,)))
 

@@ -63,6 +63,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         **widths,
         "scale": _scale(draw, support, widths["head_size"]),
         **numbers,
+        "q_scale": _q_scale(draw, support, cache, chosen),
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
         "narrow_sinks": "sinks" in chosen and pick(draw, (False, True)),
@@ -86,6 +87,8 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
         numbers["narrow_sinks"] = pick(draw, (False, True))
     if "bidirectional_ranges" in drawn.rules and "ranges_clamped" in support.rules:
         numbers["ranges_clamped"] = pick(draw, (False, True))
+    if drawn.case["q_scale"]:
+        numbers["q_scale"] = pick(draw, ("tensor", "head"))
     if not (drawn.cache and drawn.cache["layout"].has_latent_value):
         numbers["num_kv_heads"] = _num_kv_heads(draw, drawn.case["group_size"])
     case = {**drawn.case, **numbers, "scale": _scale(draw, support, drawn.case["head_size"])}
@@ -231,6 +234,14 @@ def _fits(support: Support, layout: Layout, itemsize: int, quantized: bool) -> b
         size % blocks == 0 for size in support.block_sizes
     )
     return has_sizes and (quantized or not layout.has_inline_scales)
+
+
+def _q_scale(draw: st.DrawFn, support: Support, cache: dict[str, Any], chosen: set[str]) -> str | None:
+    """A scale of float8 queries for one in two of the layers that can have it: queries that the step rotates cannot."""
+    is_float8 = cache.get("dtype") not in (None, "int8") and cache["layout"].latent_format is None
+    if "q_scale" not in support.rules or not is_float8 or "rope" in chosen:
+        return None
+    return pick(draw, (None, None, "tensor", "head"))
 
 
 def _multiple_of(layout: Layout | None, itemsize: int) -> tuple[int, int]:

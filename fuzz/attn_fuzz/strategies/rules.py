@@ -72,6 +72,7 @@ DRAWN_ELSEWHERE = {
     "bidirectional_ranges": "strategies.batches draws the ranges of each request",
     "ranges_clamped": "strategies.layers draws it where there are ranges",
     "head_size_v": "strategies.layers draws it with head_size",
+    "q_scale": "strategies.layers draws it beside caches of float8",
 }
 """By the name of a rule of a layer or of a step that has no number here: where it is drawn."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from attn_contract import AttentionConfig, AttentionType, Layout
+from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.target import BESIDE_TWO_WIDTHS, Support
 from attn_fuzz.targets.triton import TRITON
@@ -12,8 +13,14 @@ _ROCM_ATTN_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
 
 def triton_attn(device: str) -> Support:
-    """Everything. The `exclude` excludes nothing: with it the cases are those of a target that refuses something."""
-    return dataclasses.replace(TRITON.support(device), refused_sizes={"head_sizes": (257, 272)}, exclude=lambda case: None)
+    """Everything but float8 queries beside scales of tokens."""
+    return dataclasses.replace(TRITON.support(device), refused_sizes={"head_sizes": (257, 272)}, exclude=beyond_vllm_queries)
+
+
+def beyond_vllm_queries(case: Case) -> str | None:
+    """What vLLM 0.33's Triton backends do not serve of float8 queries."""
+    is_of_tokens = case.q_scale is not None and case.cache is not None and case.cache.scales_tokens
+    return "float8 queries beside scales of tokens" if is_of_tokens else None
 
 
 def triton_attn_diffkv(device: str) -> Support:
@@ -25,13 +32,13 @@ def triton_attn_diffkv(device: str) -> Support:
         layouts=(Layout.CONTENT_PACKED,),
         head_sizes=tuple(size for size in (*drawn.head_sizes, *BESIDE_TWO_WIDTHS) if 32 <= size <= 256),
         block_sizes=tuple(size for size in drawn.block_sizes if size % 16 == 0),
-        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
+        rules=("head_size_v", "window", "logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
         required_rules=("head_size_v",),
         refused_sizes={"head_sizes": (31, 257), "value_sizes": (257,), "block_sizes": (8, 24)},
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),
-        exclude=lambda case: None,
+        exclude=beyond_vllm_queries,
     )
 
 

@@ -86,7 +86,9 @@ class BackendLayers:
     ) -> None:
         rng = rng_of_call(q, batch)
         reads = k is None and self._may_read(q.device.type) and rng.random() < 0.5
-        impl, own_cache = self._impl(layer, q, kv_cache, reads=reads, **mode)
+        # beside a float8 q the output says the layer's dtype, or nothing does
+        rows = q if layer.q_scale is None else out if layer.output_scale is None else q.new_empty(0, dtype=torch.float16)
+        impl, own_cache = self._impl(layer, rows, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
 
     def write_kv_cache(

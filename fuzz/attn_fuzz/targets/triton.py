@@ -227,7 +227,7 @@ TRITON = Target(
 
 
 # what models have, among sizes that are cut and padded in every way
-_LATENT_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (20, 12), (8, 32), (40, 17), (256, 32), (512, 64))
+_LATENT_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (20, 12), (36, 12), (8, 32), (40, 17), (256, 32), (512, 64))
 
 
 def _latent_support(device: str) -> Support:
@@ -313,7 +313,7 @@ def _cascade_events(step: Step) -> Iterable[str]:
 
 
 _CASCADE_RULES = (
-    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "sinks", "qq_bias", "head_size_v"),
+    *("sink_tokens", "ranges_clamped", "logits_soft_cap", "q_scale", "sinks", "qq_bias", "head_size_v"),
     *("non_causal", "per_request_causal", "lse", "rope"),
 )
 

@@ -18,7 +18,7 @@ from unittest import mock
 import attn_reference
 import msgspec
 import torch
-from attn_contract import FLOAT8_DTYPES, Batch, ContractError, Layer
+from attn_contract import FLOAT8_DTYPES, FLOAT_DTYPES, Batch, ContractError, Layer
 from attn_contract.arguments import check_tensor
 from attn_fuzz import outputs
 from attn_fuzz.cases.call import Call
@@ -49,7 +49,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
     Args:
         call: the inputs of the kernel.
         out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.value_size`, the kernel's output. Its dtype is q's, or float8 if the
-            layer has an output_scale.
+            layer has an output_scale, or any of `FLOAT_DTYPES` beside a float8 q.
         lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
         rounding: where the kernel rounds. A float32 kernel whose products are TF32 needs one with operands="tf32".
 
@@ -62,7 +62,8 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
             `lse` is not a tensor on q's device of the right shape and dtype.
     """
     layer, q, rows = call.layer, call.q, len(call.q)
-    dtypes = (q.dtype,) if layer.output_scale is None else FLOAT8_DTYPES
+    own = (q.dtype,) if layer.q_scale is None else FLOAT_DTYPES
+    dtypes = own if layer.output_scale is None else FLOAT8_DTYPES
     shapes = [(rows, layer.num_heads, layer.value_size), (rows, layer.num_heads * layer.value_size)]
     _check_output("out", out, q, shapes, dtypes)
     if lse is not None:

@@ -33,6 +33,7 @@ none. A cap does not enlarge errors, since the slope of tanh is at most 1.
 
     2 |z_j|     with a cap or a bias: z is scaled to the exponential's base before s is, and s may be far smaller
     2 |z_j|     with a quantized cache: the scale of K multiplies the layer's scale or the score, in one or two more roundings
+    2 |z_j|     with a float8 query: its scale multiplies the layer's scale or the score likewise; q itself is read exactly
     8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
                 of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
                 more roundings of numbers up to 2; all of this times c
@@ -52,7 +53,10 @@ A kernel may multiply bfloat16 numbers as float16 ones, scaled so that the large
 element of q may lose 2^-39 of the largest.
 
 A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
-dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q.
+dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q, unless q was float8 before. Some kernels
+round the weights so beside a float8 q alone, where they dequantize nothing (`Rounding.float8_weights`); any other kernel is
+taken to multiply float8 queries, keys and values as float16 numbers, which holds all of them exactly: u_P and eta_P are those
+of float16.
 
 A kernel may cut q and the weights to int8 where the cache is int8 (`Rounding.int8_dots`). An element of q loses no more than
 itself, and no more than c = max(max_d |q_d|, 1e-6) / 127: eps_j has one more term |scale| sum_d min(|q_d|, c) |k_jd|. A weight
@@ -287,7 +291,7 @@ class Oracle:
         """[H, q]: the error of the maximum, where it is rounded between tiles"""
         sinks = torch.where(self.sink.isinf(), 0.0, self.sink).abs()
         largest = torch.maximum(self._logits.amax(-1), sinks) if self.key.shape[1] else sinks.expand(self.maximum.shape)
-        return self.rounding.of_maximum(largest, self._tiles, self.key.shape[1])
+        return self.rounding.of_maximum(largest, self._span, self.key.shape[1])
 
     @cached_property
     def _further_errors(self) -> torch.Tensor:

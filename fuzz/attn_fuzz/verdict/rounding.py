@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from attn_contract import Layer, Layout
+from attn_contract import FLOAT8_DTYPES, Layer, Layout
 
 U32 = 2.0**-24
 UNIT_ROUNDOFF = {
@@ -70,6 +70,7 @@ class Rounding:
         float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
+        float8_weights: whether the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
         int8_dots: whether q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
             row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
             least such largest number.
@@ -89,6 +90,7 @@ class Rounding:
     rounds_scaled_query: bool = False
     float16_dots: bool = False
     float8_dots: bool = False
+    float8_weights: bool = False
     int8_dots: bool = False
     exact_division: bool = False
     weights: str | None = None
@@ -132,7 +134,8 @@ class CallRounding:
     Args:
         rounding: where the kernel rounds.
         layer: says whether the cache and the output are quantized.
-        dtype: of q, and of the weights that are multiplied by V.
+        dtype: of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
+            `float8_dots` or `float8_weights` says that they are float8.
         out_dtype: dtype of the stored output.
     """
 
@@ -141,17 +144,32 @@ class CallRounding:
     dtype: torch.dtype
     out_dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        if self.dtype in FLOAT8_DTYPES:
+            object.__setattr__(self, "dtype", torch.float16)
+
     @property
     def of_dequantized(self) -> float:
         """u_P if a kernel rounds dequantized K and V to q's dtype, else 0."""
-        rounds = self.layer.kv_cache_dtype is not None and self.rounding.rounds_dequantized
+        rounds = self.layer.kv_cache_dtype is not None and self.rounding.rounds_dequantized and not self._keeps_float8
         return UNIT_ROUNDOFF[self.dtype] if rounds else 0.0
 
     @property
+    def _keeps_float8(self) -> bool:
+        """True if float8 q, K and V meet each other and weights of their type."""
+        return self.rounding.float8_weights and self.layer.q_scale is not None
+
+    @property
     def _narrow(self) -> torch.dtype | None:
-        """The float8 to which q and the weights are rounded; None if they are not."""
+        """The float8 to which the weights, and a q of another type, are rounded; None if they are not."""
         cache_dtype = self.layer.kv_cache_dtype
-        return cache_dtype if self.rounding.float8_dots and cache_dtype in UNIT_ROUNDOFF else None
+        is_narrow = (self.rounding.float8_dots and cache_dtype in UNIT_ROUNDOFF) or self._keeps_float8
+        return cache_dtype if is_narrow else None
+
+    @property
+    def _narrow_query(self) -> torch.dtype | None:
+        """The float8 to which a q of another type is rounded."""
+        return self._narrow if self.layer.q_scale is None else None
 
     def _dtype(self, name: str) -> torch.dtype | None:
         """The dtype that a field of `COARSE` names; None for float32."""
@@ -182,7 +200,9 @@ class CallRounding:
     @property
     def of_operands(self) -> float:
         """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
-        of_query = SCALED_TO_INT8 if self.makes_int8 else UNIT_ROUNDOFF[self._narrow] if self._narrow else 0.0
+        of_query = SCALED_TO_INT8 if self.makes_int8 else 0.0
+        if (narrow := self._narrow_query) is not None:
+            of_query = UNIT_ROUNDOFF[narrow]
         scaled_query = self.rounding.rounds_scaled_query * UNIT_ROUNDOFF[self.dtype]
         return self.of_dequantized + of_query + scaled_query + 2 * self._of_factors
 
@@ -237,7 +257,7 @@ class CallRounding:
     @property
     def of_underflown_queries(self) -> float:
         """The largest loss of an element of q that is rounded to float8, whatever the others are."""
-        return UNDERFLOW[self._narrow] if self._narrow else 0.0
+        return 0.0 if (narrow := self._narrow_query) is None else UNDERFLOW[narrow]
 
     @property
     def of_parts(self) -> float:
@@ -268,12 +288,14 @@ class CallRounding:
         in_a_row = keys if self.rounding.dot_is_chained else self.rounding.keys_per_tile
         return in_a_row + 2 * -(-keys // self.rounding.keys_per_tile) + self.rounding.splits
 
+    def parts(self, span: torch.Tensor) -> torch.Tensor:
+        """S of rows that see keys within so many positions in a row; 0 if the keys are not split."""
+        return torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
+
     def tiles(self, span: torch.Tensor, keys: int) -> torch.Tensor:
-        """T + S of rows that see keys within so many positions in a row: the tiles that they see, and the parts if there are
-        several. A tile without a visible key changes nothing."""
+        """T + S of such rows. T is the tiles that they see: a tile without a visible key changes nothing."""
         tiles = ((span - 2) // self.rounding.keys_per_tile + 2).clamp(max=-(-keys // self.rounding.keys_per_tile))
-        parts = torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
-        return torch.where(span > 0, tiles + parts, 0)
+        return torch.where(span > 0, tiles, 0) + self.parts(span)
 
     def of_logits(
         self,
@@ -302,16 +324,19 @@ class CallRounding:
         lost = max(1.0, abs(self.layer.scale)) * (self.eta("products") + 4 * self.eta("logits"))
         return self.unit("products") * score + self.unit("logits") * steps + lost
 
-    def of_maximum(self, largest: torch.Tensor, tiles: torch.Tensor, keys: int) -> torch.Tensor:
+    def of_maximum(self, largest: torch.Tensor, span: torch.Tensor, keys: int) -> torch.Tensor:
         """The error of a logit by roundings of the running maximum.
 
         Args:
             largest: the largest magnitude of a row's logits and its sink.
-            tiles: T + S.
+            span: as in `parts`.
             keys: of the request.
         """
+        # a maximum of logits of its own dtype is exact, and an LSE of a part is not
+        is_exact = self._dtype("logits") is self._dtype("maximum")
+        count = self.parts(span) if is_exact else self.tiles(span, keys)
         of_parts = math.log(keys + 1) * (self.rounding.splits > 1)
-        return tiles * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
+        return count * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
 
     def of_sums(self, tiles: torch.Tensor, span: torch.Tensor, total: torch.Tensor | float) -> torch.Tensor | float:
         """By which share a sum of weights is off that is kept in 16 bits, or whose weights are rounded.
@@ -354,10 +379,12 @@ def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Lay
     Args:
         score: |z| of each scaled product, or a bound of |z|.
         bias: the sum of the magnitudes of all biases of a score, or a bound of this sum. None if there is no bias.
-        layer: says whether there are a cap and a quantized cache.
+        layer: says whether there are a cap, a quantized cache and a float8 q.
     """
     further = 0.0
     if layer.kv_cache_dtype is not None:
+        further = further + 2 * score
+    if layer.q_scale is not None:
         further = further + 2 * score
     if layer.logits_soft_cap is not None or bias is not None:
         further = further + 2 * score

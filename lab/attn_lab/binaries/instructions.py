@@ -1,91 +1,100 @@
-"""The instructions that AMD's compilers make of other people's kernels, and those that the emulator does not know."""
+"""The instructions that Triton made of the kernels of other packages, and those that the emulator does not know.
 
-import hashlib
-import pickle
+Texts are those of Triton's cache, which `attn-parity compile TARGET --arch ARCHITECTURE` fills, and emulated targets do.
+"""
+
 import re
-import tempfile
+import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from attn_amdgcn import AmdgcnError, instructions, load, prepare
-from attn_amdgcn.assembly import Instruction, Kernel
+import msgspec
+from attn_amdgcn import AmdgcnError, instructions
+from attn_amdgcn.assembly import Instruction, Kernel, code_of
 from attn_amdgcn.errors import MALFORMED
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, ENDS
-from attn_fuzz.emulated.jobs import Pointer
-from attn_parity.binaries import target_calls
-from attn_parity.binaries.build import LIMIT, build
-from attn_parity.binaries.target_calls import Recorded
+from attn_amdgcn.program import ARCHITECTURES
 
-MOST_ALIKE = 2
-"""Launches of a kernel with the same dtypes of pointers that are compiled."""
+FILE = Path("tests/emulated/instructions.txt")
+PACKAGES = ("vllm", "sglang", "lmdeploy", "aiter", "conch", "flag_gems")
+_FILE = re.compile(rf'\.file\s+\d+\s+"[^"]*/({"|".join(PACKAGES)})/')
+_WAITS = ("s_delay_alu", "s_waitcnt", "s_waitcnt_depctr", "s_wait_alu")
+_OF_WHOLE_KERNELS = (*BRANCHES, *BARRIERS, *ENDS, *_WAITS, "s_setreg_imm32_b32")
+"""What is known by its name alone, or looked at with all of its kernel (`attn_amdgcn.prepare`)."""
+Forms = Mapping[str, frozenset[str]]
+"""Instructions as `form` writes them, each with its architectures."""
 
 
 class Text(NamedTuple):
-    """What was compiled of a launch.
+    """A text of Triton's cache: whose it is, what it is of, and its assembly."""
 
-    Attributes:
-        forms: its instructions, as `form` writes them.
-        unknown: why each form that the emulator does not know has no meaning; by "" what is wrong with the whole text.
-    """
-
+    package: str
     kernel: str
     architecture: str
-    digest: str
-    forms: frozenset[str]
-    unknown: dict[str, str]
+    triton: str
+    assembly: str
 
 
-def texts(target: str, architecture: str, *, seed: int, examples: int, workers: int) -> tuple[list[Text], list[str]]:
-    """Compile launches of drawn calls of a target, two of each kernel with the same dtypes, and read their texts.
+@dataclass
+class Package:
+    """What Triton made of a package's kernels. `unknown` has the reasons by form and architecture."""
 
-    Returns:
-        The texts, and what the compiler said of launches that it refused.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        recording = target_calls.recorded(target, architecture, seed, examples, LIMIT, Path(scratch))
-    launches = dict(_chosen(recording.launches))
-    others = ("attn_parity.binaries.target_calls", pickle.dumps({architecture: launches}))
-    outcome = build([(architecture, name) for name in launches], workers, launches=others)
-    found = [read(launches[name].job.kernel, one, binary.assembly) for (one, name), binary in outcome.binaries.items()]
-    return found, [f"{' '.join(job)}: {error}" for job, error in outcome.errors.items()]
+    kernels: set[str] = field(default_factory=set)
+    texts: int = 0
+    mnemonics: set[str] = field(default_factory=set)
+    unknown: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-def _chosen(launches: Mapping[str, Recorded]) -> Iterator[tuple[str, Recorded]]:
-    seen: dict[object, int] = {}
-    for name, each in launches.items():
-        dtypes = [str(value.dtype) for value in each.job.arguments.values() if isinstance(value, Pointer)]
-        key = (each.job.kernel, *dtypes)
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= MOST_ALIKE:
-            yield name, each
+def texts(folders: Iterable[Path]) -> Iterator[Text]:
+    """The texts of caches whose kernels are of PACKAGES, each once."""
+    seen: set[int] = set()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.amdgcn")):
+        assembly = path.read_text()
+        found, described = _FILE.search(assembly), path.with_suffix(".json")
+        if found is None or hash(assembly) in seen or not described.is_file():
+            continue
+        seen.add(hash(assembly))
+        about = msgspec.json.decode(described.read_bytes())
+        if about["arch"] in ARCHITECTURES:  # names of kernels may hold their constants, in capitals
+            kernel = re.split(r"_(?=[A-Z]{2}|num_|kv_group|logit_cap)", about["name"])[0]
+            yield Text(found[1], kernel, about["arch"], about["triton_version"], assembly)
 
 
-def read(name: str, architecture: str, text: str) -> Text:
-    """The forms of a text, and those that the emulator does not know."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    try:
-        kernel = load(text)
-    except AmdgcnError as error:
-        return Text(name, architecture, digest, frozenset(), {"": str(error)})
-    found = {form(instruction): instruction for instruction in kernel.instructions}
-    unknown = {each: why for each, instruction in found.items() if (why := why_unknown(instruction, kernel))}
-    if not unknown:
-        try:
-            prepare(kernel)
-        except AmdgcnError as error:
-            unknown = {"": str(error)}
-    return Text(name, architecture, digest, frozenset(found), unknown)
+def read(found: Iterable[Text]) -> tuple[dict[str, Package], Forms]:
+    """What is in texts: by package, and all forms that the emulator knows."""
+    packages: dict[str, Package] = defaultdict(Package)
+    whys: dict[tuple[str, str], str | None] = {}
+    for text in found:
+        package = packages[text.package]
+        package.kernels.add(text.kernel)
+        package.texts += 1
+        for each in code_of(text.assembly)[0]:
+            package.mnemonics |= {each.name} | ({each.second.name} if each.second else set())
+            if each.name in _OF_WHOLE_KERNELS:
+                continue
+            key = form(each), text.architecture
+            if key not in whys:
+                whys[key] = why_unknown(each, text.architecture)
+            if why := whys[key]:
+                package.unknown[key] = why
+    forms: dict[str, set[str]] = defaultdict(set)
+    for (each, architecture), why in whys.items():
+        if not why:
+            forms[each].add(architecture)
+    return dict(packages), {each: frozenset(architectures) for each, architectures in forms.items()}
 
 
-def why_unknown(instruction: Instruction, kernel: Kernel) -> str | None:
+def why_unknown(instruction: Instruction, architecture: str) -> str | None:
     """Why the emulator has no meaning for an instruction, or None."""
-    if instruction.name in (*BRANCHES, *ENDS, *BARRIERS):
-        return None
+    lanes = 64 if architecture.startswith("gfx9") else 32
+    settings = {"next_free_vgpr": 512, "accum_offset": 256} if lanes == 64 else {"next_free_vgpr": 1024}
     try:
-        instructions.step(instruction, kernel)
+        instructions.step(instruction, Kernel("", architecture, (), {}, (), 0, lanes, lanes, 0, 1024, settings))
     except (AmdgcnError, *MALFORMED) as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error)
     return None
 
 
@@ -94,12 +103,39 @@ def form(instruction: Instruction) -> str:
     text = re.sub(r"\b(v|s|a|ttmp)\[(\d+):(\d+)\]", lambda at: f"{at[1]}[0:{int(at[3]) - int(at[2])}]", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\d+\b", r"\g<1>0", text)
     text = re.sub(r"\b(offset[01]?):\d+", r"\g<1>:8", text)
-    text = re.sub(r"(?<=[ ,(])-?0x[0-9a-f]+\b", "0x1000", text)
-    text = re.sub(r"(?<=[ ,(])-?\d+(?=,|$| )", "1", text)
-    text = re.sub(r"(?<=[ ,|])-?\d+\.\d+", "1.0", text)
-    return re.sub(r"\.L\w+", ".L", text)
+    text = re.sub(r"(?<=[ ,(])-?0x[0-9a-f]{3,}\b", "0x1000", text)
+    return re.sub(r"(?<=, )-?\d+(?=,|$| )", "1", text)
 
 
-def mnemonics(forms: Iterable[str]) -> set[str]:
-    """The names of instructions, without their encodings."""
-    return {re.sub(r"(_e64_dpp|_e32|_e64|_dpp|_sdwa)$", "", half.split()[0]) for each in forms for half in each.split(" :: ")}
+def chosen(forms: Forms) -> dict[str, frozenset[str]]:
+    """The longest form of each mnemonic with the same modifiers, on each architecture."""
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for each in forms:
+        alike[(each.split()[0], *re.findall(r" ([a-z]\w*(?::\S+)?)(?= |$)", each.rpartition(",")[2][2:]))].append(each)
+    found = {}
+    for some in alike.values():
+        left = frozenset.union(*(forms[each] for each in some))
+        for each in sorted(some, key=lambda each: (-len(each), each)):
+            if architectures := forms[each] & left:
+                found[each], left = architectures, left - architectures
+    return found
+
+
+def stored() -> dict[str, frozenset[str]]:
+    """What `write` has written."""
+    found = {}
+    for paragraph in FILE.read_text(encoding="utf-8").split("\n\n"):
+        architectures, _, text = paragraph.partition(":\n")
+        found |= dict.fromkeys(" ".join(text.split()).split("; "), frozenset(architectures.split()))
+    return found
+
+
+def write(forms: Forms) -> None:
+    by_architectures: dict[str, list[str]] = defaultdict(list)
+    for each, architectures in sorted(chosen(forms).items()):
+        by_architectures[" ".join(sorted(architectures))].append(each)
+    paragraphs = (
+        f"{architectures}:\n" + textwrap.fill("; ".join(some), 128, break_long_words=False, break_on_hyphens=False)
+        for architectures, some in sorted(by_architectures.items())
+    )
+    FILE.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@
     trigger = "what a batch must have for it to matter"
     target = "triton"
     # needs_gpu = true where no interpreter can show it
-    # raises = "a part of the message" where the bug shows itself as an exception; a list where it does so as several
+    # raises = "a part of the message" where the bug shows itself as an exception that is no refusal; a list where as several
     # not_emulated = "why no run on an emulated GPU shows it"
 
     [[patch]]  # see attn_fuzz.patches.source
@@ -15,7 +15,8 @@
     find = "an expression or statements, as they stand in that function"
     replace = "what the bug made of them"
 
-A known bug has to run: an exception that its `raises` does not announce is a fault of the mutant, and finds nothing.
+A known bug has to run: an exception that is no refusal, and that its `raises` does not announce, is a fault of the mutant, and
+finds nothing.
 `attn_lab.mutate.generate` makes mutants by operators instead.
 """
 

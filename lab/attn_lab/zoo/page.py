@@ -203,8 +203,8 @@ description, and `--check` fails if the page is not made of the JSON files and t
   ([mutants.md](../reference/mutants.md#what-each-check-finds)).
 - Smallest case: the requests, query rows and keys of the case that the first seed's failure was shrunk to.
 
-A mutant must compile, import and run. An exception counts as a finding only if the mutant's file announces it
-(`raises = "a part of its message"`), and only if the mutant runs other cases; every other exception is an error of the mutant.
+A mutant must compile, import and run. A refusal counts as a finding, and so does any other exception that the mutant's file
+announces (`raises = "a part of its message"`), if the mutant runs other cases; every other exception is an error of the mutant.
 """
 ALSO = """
 **On {where}**: the mutants that change the source of a kernel{how}, with Hypothesis {hypothesis}, on seeds {seeds}, of at most

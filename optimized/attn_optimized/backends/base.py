@@ -76,7 +76,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
 
     Args:
         layer: what is fixed for the layer; `layout` is that of the tensors handed to the methods as kv_cache.
-        dtype: of query, key and value.
+        dtype: of query, key and value; with a q_scale of key, value and an output that is not quantized.
         block_size: slots of a block; None for types without a cache.
         allocation_layout: the layout by which other layers read the same raw allocation, None if nobody does or all use
             `layer.layout`. Where they keep K and V in planes, all methods reinterpret a blocks-first kv_cache as planes, so
@@ -142,8 +142,11 @@ class AttentionImplBase(ABC, Generic[Metadata]):
 
     def _check_step(self, query: torch.Tensor, batch: Batch, output: torch.Tensor, lse: torch.Tensor | None) -> None:
         """Refuse what a step is or asks for that the layer was not made for."""
-        self._check_dtype("query", query)
+        if self.layer.q_scale is None:
+            self._check_dtype("query", query)
         check_tensor("output", output)
+        if self.layer.output_scale is None and self.layer.q_scale is not None:
+            self._check_dtype("output", output)
         if self.layer.output_scale is not None and output.dtype not in FLOAT8_DTYPES:
             raise ContractError("output", output.dtype, "float8_e4m3fn or float8_e4m3fnuz: the layer has an output_scale")
         output_dtype = None if self.layer.output_scale is None else output.dtype

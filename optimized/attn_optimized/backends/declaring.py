@@ -90,6 +90,24 @@ def _is_before_sm89(config: AttentionConfig, architecture: str | None) -> bool:
     return int(architecture.removeprefix("sm")) < 89
 
 
+def _is_without_float8_dots(config: AttentionConfig, architecture: str | None) -> bool:
+    return config.asks("q_scale") and architecture is not None and architecture.startswith(("gfx90a", "gfx11"))
+
+
+FLOAT8_QUERIES = (
+    Combination(
+        property="float8 queries on gfx90a and gfx11",
+        applies=_is_without_float8_dots,
+        reason="vLLM quantizes no queries there: these GPUs have no float8 dots (vLLM 0.33, triton_attn.py:553-558)",
+    ),
+    Combination(
+        property="float8 queries beside scales of tokens",
+        applies=lambda config, _: config.asks("q_scale") and config.scales not in ("tensor", "head"),
+        reason="vLLM quantizes queries beside scales of the whole cache alone (vLLM 0.33, attention.py:471-478)",
+    ),
+)
+"""What vLLM's Triton backends say of float8 queries, in `supports_quant_query_input` and in the layer that asks for it."""
+
 FLOAT8_BEFORE_SM89 = Combination(
     property="a float8 cache on an NVIDIA GPU before sm89",
     applies=_is_before_sm89,

@@ -45,7 +45,11 @@ class RocmAiterMlaBackend(AttentionBackend):
             architectures=Only(("gfx942", "gfx950", "gfx1250"), "AITER needs ROCm, and vLLM takes it on CDNA 3 and later"),
             head_sizes=ANY,
             block_sizes=ANY,  # vLLM's builder lists the slots of tokens one by one
-            rules={"non_causal": YES, "batch_invariant": No("vLLM's backend does not declare it")},
+            rules={
+                "non_causal": YES,
+                "q_scale": No("no adapter hands it one"),
+                "batch_invariant": No("vLLM's backend does not declare it"),
+            },
             combinations=_COMBINATIONS,
         )
 

@@ -95,6 +95,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                 "sink_tokens": no_such_mask,
                 "chunked_local": no_such_mask,
                 "logits_soft_cap": answer(features.unified_soft_cap),
+                "q_scale": No("AITER 0.1.7's unified_attention has a q_descale and asserts that it is None"),
                 "alibi_slopes": answer(features.unified_alibi),
                 "sinks": answer(features.unified_sinks),
                 "bidirectional_ranges": _CAUSAL_ONLY,

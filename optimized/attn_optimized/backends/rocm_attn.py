@@ -67,6 +67,7 @@ class RocmAttentionBackend(AttentionBackend):
                     "vLLM cuts chunks into requests of their own, in metadata that this backend does not build"
                 ),
                 "logits_soft_cap": never_told,
+                "q_scale": No("vLLM's backend quantizes no query, and refuses a float8 one whose scale is not 1"),
                 "sinks": No("vLLM's decode is handed none, so that a request would lose them after its prefill"),
                 "bidirectional_ranges": never_told,
                 "ranges_clamped": never_told,

@@ -6,7 +6,7 @@ from attn_contract import Batch, Capabilities, ContractError
 import attn_optimized
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, AttentionImpl, BatchBuilder
-from attn_optimized.backends.declaring import triton_capabilities
+from attn_optimized.backends.declaring import FLOAT8_QUERIES, triton_capabilities
 
 
 class TritonAttentionImpl(AttentionImpl[Batch]):
@@ -44,7 +44,7 @@ class TritonAttentionBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        return triton_capabilities(cls.name)
+        return triton_capabilities(cls.name, combinations=FLOAT8_QUERIES)
 
 
 TritonAttentionImpl.backend = TritonAttentionBackend

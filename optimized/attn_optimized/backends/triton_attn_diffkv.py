@@ -9,7 +9,7 @@ from attn_contract import FLOAT8_DTYPES, YES, AttentionType, Capabilities, Combi
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import FLOAT8_BEFORE_SM89, NOT_OVER_RANKS, triton_capabilities
+from attn_optimized.backends.declaring import FLOAT8_BEFORE_SM89, FLOAT8_QUERIES, NOT_OVER_RANKS, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
@@ -40,6 +40,7 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
                 "head_size_v": YES,
                 "window": YES,
                 "logits_soft_cap": YES,
+                "q_scale": YES,
                 "alibi_slopes": YES,
                 "sinks": YES,
                 "batch_invariant": YES,
@@ -58,6 +59,7 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
                 "over_ranks": NOT_OVER_RANKS,
             },
             combinations=(
+                *FLOAT8_QUERIES,
                 Combination(
                     property="K and V of one width",
                     applies=lambda config, _: not config.asks("head_size_v"),

@@ -34,6 +34,10 @@ class Kind:
     """of "latent_scaled": dims of V that share a scale"""
     kept_dims: int
     """the last dims of V that are bfloat16, none or scale_dims; those of K behind V are, too"""
+    q_format: str
+    """of elements of q, which are numbers of float16 in dots unless it is "float": see quantization"""
+    q_scale_step: int
+    """elements from the scale of a KV head's queries to the next one's: 0 if all have one"""
     kv_format: str
     """of elements of K and V, and of the output: see quantization"""
     out_format: str

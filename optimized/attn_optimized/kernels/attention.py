@@ -35,6 +35,8 @@ def attention_kernel(
     acc_ptr, row_max_ptr, row_sum_ptr,
     # read: [T, H, D], and K and V; V begins stride_kv behind v_ptr
     q_ptr, k_ptr, v_ptr,
+    # one, or one per KV head; None, which is no argument of a compiled kernel, if KIND.q_format is "float"
+    q_scale_ptr,
     # one scale, or one per KV head, if has_scales; [NB, BS, HK] if KIND.has_token_scales; of K alone, [NB, BS, scales of
     # a row] float32 or ue8m0 bytes, if KIND.interior is "latent_scaled"
     k_scale_ptr, v_scale_ptr,
@@ -106,6 +108,9 @@ def attention_kernel(
         request=request, heads=heads, kv_head=heads // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
         first_row=first_row, query_len=query_len, first_query=first_query, end_query=end_query, hidden_zero=zero,
     )  # fmt: skip
+    Q_FORMAT: tl.constexpr = KIND.q_format
+    if Q_FORMAT != "float":
+        scale *= tl.load(q_scale_ptr + tile.kv_head * KIND.q_scale_step)
     tensors = Tensors(
         out_ptr=out_ptr, lse_ptr=lse_ptr, acc_ptr=acc_ptr, row_max_ptr=row_max_ptr, row_sum_ptr=row_sum_ptr, q_ptr=q_ptr,
         k_ptr=k_ptr, v_ptr=v_ptr, k_scale_ptr=k_scale_ptr, v_scale_ptr=v_scale_ptr, output_scale_ptr=output_scale_ptr,

@@ -7,7 +7,7 @@ not padded at all: q . k = q[:first] . k[:first] + q[first:] . k[first:]. In lat
 import triton
 import triton.language as tl
 
-from attn_optimized.kernels.load import load_dims, offset_of_keys
+from attn_optimized.kernels.load import load_dims, offset_of_keys, signed_queries
 from attn_optimized.kernels.quantization import decode
 
 
@@ -20,9 +20,7 @@ def load_rest_of_queries(rows, args, KIND: tl.constexpr):
         loaded = rows.owned[:, None] & (dim < KIND.head_size - KIND.first_size)
         row, head = rows.row.to(tl.int64), rows.head.to(tl.int64)
         offset = (row * args.strides.q_row + head * args.strides.q_head) * KIND.q_unit + KIND.first_size
-        q_rest = tl.load(args.tensors.q_ptr + offset[:, None] + dim, mask=loaded, other=0.0)
-        if KIND.scale_sign != 1:
-            q_rest *= KIND.scale_sign
+        q_rest = signed_queries(tl.load(args.tensors.q_ptr + offset[:, None] + dim, mask=loaded, other=0.0), KIND)
     return q_rest
 
 

@@ -34,7 +34,15 @@ def load_queries(rows, args, KIND: tl.constexpr, FIRST: tl.constexpr, STEP: tl.c
     in_head = dim < KIND.first_size
     loaded = rows.owned[:, None] & in_head
     offset = (rows.row.to(tl.int64) * args.strides.q_row + rows.head.to(tl.int64) * args.strides.q_head) * KIND.q_unit
-    q = tl.load(args.tensors.q_ptr + offset[:, None] + dim, mask=loaded, other=0.0)
+    return signed_queries(tl.load(args.tensors.q_ptr + offset[:, None] + dim, mask=loaded, other=0.0), KIND)
+
+
+@triton.jit
+def signed_queries(q, KIND: tl.constexpr):
+    """Queries as they were loaded -> the numbers that dots take. float16 holds each number of float8, and of its keys."""
+    Q_FORMAT: tl.constexpr = KIND.q_format
+    if Q_FORMAT != "float":
+        q = decode(q, Q_FORMAT, tl.float16, False)
     if KIND.scale_sign != 1:
         q *= KIND.scale_sign
     return q

@@ -15,7 +15,7 @@ from attn_optimized.launch.parts import Parts, rows_by_head
 from attn_optimized.launch.plan import AttentionPlan
 from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
 from attn_optimized.launch.units import in_units
-from attn_optimized.launch.workload import MIN_DOT
+from attn_optimized.launch.workload import MIN_DOT, itemsize_of_dots
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import scale_strides, without_idle_strides
 
@@ -28,7 +28,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
             each tile of queries whose keys are not split, and parts of the others, if the plan has splits.
     """
     layer, batch, out = call.layer, call.batch, rows_by_head(call)
-    q = without_idle_strides(call.q)
+    q, q_scale = without_idle_strides(call.q), layer.q_scale
     q_unit, row_strides = in_units(
         q.element_size(),
         stride_out_row=out.stride(0),
@@ -44,6 +44,8 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         **plan.tiles.kind,
         **form.kind,
         q_unit=q_unit,
+        q_format=stored_format(call.q, plan.architecture)[1],
+        q_scale_step=int(q_scale is not None and q_scale.numel() > 1),
         kv_unit=kv_unit,
         out_format=stored_format(out, plan.architecture)[1],
         **_latent_steps(plan, call, form),
@@ -97,7 +99,8 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
         "acc_ptr": any_floats if parts is None else parts.acc,
         "row_max_ptr": any_floats if parts is None else parts.row_max,
         "row_sum_ptr": any_floats if parts is None else parts.row_sum,
-        "q_ptr": q,
+        "q_ptr": stored_format(q, plan.architecture)[0],
+        "q_scale_ptr": layer.q_scale,
         "k_ptr": k,
         "v_ptr": v,
         "k_scale_ptr": any_floats if k_scale is None else k_scale,
@@ -156,7 +159,7 @@ def _latent_steps(plan: AttentionPlan, call: AttentionCall, form: KeyForm) -> di
     have them, and larger ones that do not hold decoded keys in registers, too.
     """
     tiles, architecture = plan.tiles, plan.architecture
-    is_measured = architecture in ("sm90", INTERPRETER) and call.q.element_size() == 2
+    is_measured = architecture in ("sm90", INTERPRETER) and itemsize_of_dots(call.q) == 2
     is_latent = form.interior == "latent"
     has_few_rows = tiles.block_m == MIN_DOT
     has_hidden_dots = is_measured and is_latent and not has_few_rows

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_contract import Batch, Layer, Layout
-from attn_contract.validation import check_paged_attention, check_varlen_attention
+from attn_contract.validation import check_paged_attention, check_varlen_attention, dtype_of_output
 
 from attn_optimized.quantization import stored_format
 from attn_optimized.strides import LatentRow, kv_cache_strides, token_scales, without_idle_strides
@@ -151,5 +151,9 @@ class AttentionCall(NamedTuple):
 
 
 def new_output(q: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """[T, H, Dv] of q's dtype and device."""
-    return q.new_empty((len(q), layer.num_heads, layer.value_size))
+    """[T, H, Dv] of q's dtype and device.
+
+    Raises:
+        ContractError: q is float8, which says no dtype of an output.
+    """
+    return q.new_empty((len(q), layer.num_heads, layer.value_size), dtype=dtype_of_output(q, layer))

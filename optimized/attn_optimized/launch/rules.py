@@ -12,6 +12,7 @@ IMPLEMENTED_RULES = frozenset(
         "chunked_local",
         "ranges_clamped",
         "logits_soft_cap",
+        "q_scale",
         "alibi_slopes",
         "sinks",
         "bidirectional_ranges",

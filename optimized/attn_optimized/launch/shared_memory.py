@@ -28,7 +28,8 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     """The most of the parameters' stages whose tiles fit shared memory; at least one, and all on other GPUs.
 
     Triton keeps a tile of q, one of logits if something is added to them, and tiles of K and V: as many as there are stages, or
-    one less for dots of few rows, which read no operand while the next is loaded.
+    one less for dots of few rows, which read no operand while the next is loaded. A bias that is loaded has as many tiles as K,
+    and one byte of a mask for each of a tile's elements.
     """
     stages = parameters.num_stages
     if architecture not in _MOST_BYTES:
@@ -36,7 +37,11 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     row_bytes = (1 if workload.quantized else workload.itemsize) * (
         widths.row_block + (0 if workload.is_latent else widths.block_v)
     )
-    own_bytes = block_m * (widths.row_block * workload.itemsize + (4 * parameters.block_n if workload.has_bias else 0))
-    buffers = (_MOST_BYTES[architecture] - own_bytes) // (parameters.block_n * row_bytes)
+    pairs = block_m * parameters.block_n
+    own_bytes = block_m * widths.row_block * workload.itemsize + (4 * pairs if workload.has_bias else 0)
+    stage_bytes = parameters.block_n * row_bytes
+    if workload.loads_bias:
+        own_bytes, stage_bytes = own_bytes + pairs, stage_bytes + 4 * pairs
+    buffers = (_MOST_BYTES[architecture] - own_bytes) // stage_bytes
     reads_while_loading = block_m >= ROWS_OF_ASYNC_DOT and workload.itemsize == 2
     return max(1, min(stages, buffers if reads_while_loading else buffers + 1))

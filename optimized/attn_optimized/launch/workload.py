@@ -48,7 +48,7 @@ class Workload:
     """The input of a plan beside the GPU: sizes, and upper bounds of lengths. The names are those of Layer and Batch.
 
     Args:
-        itemsize: bytes of an element of q.
+        itemsize: bytes of a number of q in dots.
         quantized: whether the cache's elements are of one byte.
         is_latent: whether V is the first dims of K.
         is_paged: whether K and V are blocks of a cache.
@@ -59,6 +59,7 @@ class Workload:
         has_gaps: whether the keys that a query sees may be other than one interval.
         has_bias: whether something is added to logits.
         has_slopes: whether that is so in every call of the layer: ALiBi.
+        loads_bias: whether what is added is loaded: qq_bias.
         batch_invariant: whether a request's output must not depend on the rest of the batch.
     """
 
@@ -79,12 +80,13 @@ class Workload:
     has_gaps: bool = False
     has_bias: bool = False
     has_slopes: bool = False
+    loads_bias: bool = False
     batch_invariant: bool = False
 
     @classmethod
     def of(cls, q: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool = False) -> Self:
         return cls(
-            itemsize=q.element_size(),
+            itemsize=itemsize_of_dots(q),
             quantized=layer.kv_cache_dtype is not None,
             head_size=layer.head_size,
             head_size_v=layer.head_size_v,
@@ -101,6 +103,7 @@ class Workload:
             has_gaps=has_gaps(layer, batch),
             has_bias=has_bias(layer, batch),
             has_slopes=layer.alibi_slopes is not None,
+            loads_bias=batch.qq_bias is not None,
             batch_invariant=batch_invariant,
         )
 
@@ -151,6 +154,11 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
         return "window"
     is_short = workload.num_tokens * workload.num_heads < SHORT_ROWS_PER_UNIT * compute_units
     return "short" if is_short else "prefill"
+
+
+def itemsize_of_dots(q: torch.Tensor) -> int:
+    """Bytes of a number of q as dots take it: float8 becomes float16 when it is loaded."""
+    return max(q.element_size(), torch.float16.itemsize)
 
 
 def group_of(heads: int, most: int) -> int:

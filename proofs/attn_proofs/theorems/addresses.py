@@ -28,12 +28,12 @@ SIZES = {"head_size": 64, "block_size": 48, "x": 8}
 PADDED = SIZES | {"head_size": 48}
 BLOCK_D = BLOCK_N = 64
 FEW_ROWS = 16
-"""Of a tile that loads V by two dims at once (kernels/load.py)."""
+"""The rows of a tile that loads V by two dims at once (kernels/load.py)."""
 TABLE = memory("block_table_ptr")
 
 
 def strides_of(extraction: Extraction, layout: str, unit: int, sizes: dict[str, int]) -> tuple[Record, dict[str, Term]]:
-    """What the host reads off a cache of a layout, and its strides by dimension: multiples of the unit."""
+    """The record that the host makes of a cache of a layout, and the cache's strides by dimension: multiples of the unit."""
     size, dims = size_of(layout, sizes), DIMS[layout]
     strides = {dim: z3.Int(f"stride_{dim}") * unit if unit > 1 else z3.Int(f"stride_{dim}") for dim in dims[:-1]}
     shape = tuple(as_number(size[dim]) for dim in dims)

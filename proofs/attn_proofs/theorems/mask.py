@@ -43,12 +43,12 @@ def _claims(goal: Callable[[Term, Rules], Term], *, gaps_only: bool = False, has
 
 
 def _hides(allowed: Callable[[Rules], Term], *, but: Callable[[Rules], Term] = lambda rules: rules.in_range):
-    """What is shown is allowed, but in a range."""
+    """Each key that the mask shows is allowed, or in a range."""
     return lambda shown, rules: z3.Implies(z3.And(shown, z3.Not(but(rules))), allowed(rules))
 
 
 def _shows(seen: Callable[[Rules], Term]):
-    """What is visible is shown."""
+    """The mask shows each visible key."""
     return lambda shown, rules: z3.Implies(z3.And(rules.is_key, seen(rules)), shown)
 
 

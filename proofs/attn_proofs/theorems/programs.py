@@ -102,7 +102,7 @@ class Search:
         return self.start(request) <= self.tile
 
     def _counted(self, count: Term, found: Term, request: Term) -> Term:
-        """Of a request among the first `count`: it is at most the found one exactly if it begins at or before the tile."""
+        """A request among the first `count` is at most the found one exactly if it begins at or before the tile."""
         looked_at = z3.And(request >= 0, request < count * self.at_once, request < R)
         return z3.Implies(looked_at, (request <= found) == self.begins(request))
 

@@ -127,7 +127,7 @@ class Program:
 
 
 def _call(sources: Sources) -> Iterator[Claim]:
-    """Of each launch: the programs' parts have each tile once."""
+    """In each launch, the programs' parts have each tile once."""
     for block_n in BLOCK_N:
         for heads_first in (False, True):
             program = Program(sources, heads_first=heads_first, block_n=block_n)
@@ -168,7 +168,7 @@ def _stores(extraction: Extraction, name: str, place: str | None = None) -> list
 
 
 def _empty(sources: Sources) -> Iterator[Claim]:
-    """What is written of a part without keys is that it has none."""
+    """A part without keys is written as such."""
     extraction = _attend(sources)
     begin = extraction.local("attend_tile", "begin", 1).value.term
     count = extraction.local("attend_tile", "tiles").value.count.term

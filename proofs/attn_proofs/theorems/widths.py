@@ -22,7 +22,7 @@ from attn_proofs.values import RANGES, as_tensor, integers, symbol
 INT32_MAX = 2**31 - 1
 KERNELS = "attn_optimized.kernels"
 MOST_PARTS = 2**20
-"""Of a reduction: more than any plan makes."""
+"""The most parts of a reduction: more than any plan makes."""
 TILED = {"HEAD_SIZE": 12, "BLOCK_ROWS": 8, "BLOCK_D": 16, "OUT_FORMAT": "float"}
 
 

@@ -13,13 +13,14 @@ from attn_proofs.inputs import pointer
 from attn_proofs.sources import Sources
 from attn_proofs.specification import element
 from attn_proofs.theorem import Claim, Model, Theorem
-from attn_proofs.theorems.addresses import _in_units, strides_of
+from attn_proofs.theorems.addresses import ROWS, X_PACKED, _in_units, strides_of
 from attn_proofs.values import Record, as_tensor, integers, memory, symbol
 
 WRITE = "attn_optimized.kernels.write_kv_cache"
 SIZES = {"head_size": 64, "block_size": 16, "x": 8}
 BLOCK_ROWS = 32
-LAYOUTS = ("BLOCKS_FIRST_NHD", "KV_FIRST_HND", "CONTENT_PACKED", "X_PACKED", "SHUFFLED")
+LAYOUTS = (*ROWS, *X_PACKED)
+"""CONTENT_PACKED_SCALED has a writer of its own."""
 MAPPED = memory("slot_mapping_ptr")
 PROGRAM, ROW, D = integers("program i d")
 _SIZES = {"num_query_tiles", "num_positions", "num_mapped", "num_cache_slots", "num_heads", "num_kv_heads"}

@@ -1,4 +1,4 @@
-"""What is slower, wrong, or faster by no more than the spread is never chosen."""
+"""A candidate that is slower, wrong, or faster by no more than the spread is never chosen."""
 
 import dataclasses
 import io
@@ -208,7 +208,7 @@ IDS = ["the first request's blocks", "keys ahead", "nothing written"]
 
 
 def planted(monkeypatch, parameters, wrong):
-    """What is launched with these parameters is wrong."""
+    """Launches with these parameters are wrong."""
     right = launches.paged_attention_calls
 
     def calls(*arguments, **options):

@@ -51,6 +51,11 @@ def test_v_permlane16(name, other):
         ran(f"{name} v1, v0, s0, s1", "gfx1100")
 
 
+def test_v_swap_leaves_lanes_that_are_off():
+    after = ran("v_swap_b32 v0, v1\nv_mov_b32_e32 v2, v0", "gfx1201", v={0: 5, 1: 7, 2: 9}, exec=1)
+    assert [row.tolist() for row in after.vector[:3, 0, :2]] == [[7, 5], [5, 7], [7, 9]]
+
+
 @pytest.mark.parametrize(("width", "architecture"), [(16, "gfx950"), (32, "gfx950"), (16, "gfx1250")])
 def test_v_permlane_swap(width, architecture):
     lanes = 64 if architecture == "gfx950" else 32

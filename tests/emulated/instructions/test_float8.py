@@ -94,6 +94,23 @@ def test_bfloat16_of_codes(word):
         ran(f"v_cvt_scale_pk8_bf16_{word} v[8:11], v[0:1], 0x80", "gfx1250")
 
 
+@pytest.mark.parametrize("word", ["fp8", "bf8"])
+def test_eight_float32_of_codes_and_back(word):
+    codes = CODES.astype(np.uint8).reshape(32, 8)  # eight of each lane
+    dtype = TYPES["gfx950", word]
+    v = dict(enumerate(np.ascontiguousarray(codes).view(np.uint32).T))
+    text = f"v_cvt_scale_pk8_f32_{word} v[8:15], v[0:1], 0x7f"
+    after = ran(text, "gfx1250", v=v).vector[8:16, 0]
+    numbers = torch.from_numpy(codes).view(dtype).float()
+    assert same(floats(after).T, numbers)
+    back = ran(f"v_cvt_scalef32_pk8_{word}_f32 v[0:1], v[8:15], 1.0", "gfx1250", v=dict(enumerate(after, 8))).vector[:2, 0]
+    found = torch.from_numpy(np.ascontiguousarray(back.T).view(np.uint8)).view(dtype)
+    assert same(found.float(), numbers)
+    for wrong in (text.replace("0x7f", "0x80"), f"v_cvt_scalef32_pk8_{word}_f32 v[0:1], v[8:15], 1"):
+        with pytest.raises(UnknownInstructionError, match="of other than"):
+            ran(wrong, "gfx1250")
+
+
 @pytest.mark.parametrize(("architecture", "word"), TYPES)
 def test_codes_of_numbers(architecture, word):
     dtype = TYPES[architecture, word]

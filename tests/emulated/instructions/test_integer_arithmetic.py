@@ -158,6 +158,12 @@ def test_three_sources_of_16_bits_leave_the_upper_half_on_gfx9(name):
     assert after.vector[3, 0, 0] == 0xABCD0000 | OF_HALVES[name][1](300, 301, 7) % 65536
 
 
+@pytest.mark.parametrize("name", ["v_mad_legacy_u16", "v_mad_legacy_i16"])
+def test_legacy_instructions_clear_the_upper_half(name):
+    after = ran(f"{name} v3, v0, v1, v2", v={0: 300, 1: 301, 2: 0x70007, 3: 0xABCD0000})
+    assert after.vector[3, 0, 0] == (300 * 301 + 7) % 65536
+
+
 def test_literals_have_the_width_of_their_operand():
     after = ran(
         "v_lshl_add_u64 v[4:5], v[0:1], 0, -1\nv_add_u32_e32 v2, 1.0, v0\nv_mad_i64_i32 v[6:7], s[0:1], v0, -2, 0",

@@ -7,11 +7,11 @@ import re
 import msgspec
 import pytest
 import torch
-from attn_contract import RULES, Batch, Layer
+from attn_contract import RULES, AttentionType, Batch, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz import report
 from attn_fuzz.cases import earlier, earlier_writes, tensors
-from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Values
+from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Case, Request, Values
 from attn_fuzz.cases.contradictions import CaseError, check
 from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits
@@ -219,6 +219,32 @@ def test_an_illegal_call_that_is_not_refused_is_found(attention, message, step_c
     assert re.search(message, str(error))
     unchecked = dataclasses.replace(REFERENCE_FP32, attention=attention)
     assert not isinstance(Attempt(replace(step_case, earlier=(ILLEGAL,)), unchecked, "cpu").error, NotRefusedError)
+
+
+def _without_gradients(*arguments, **outputs):
+    with torch.no_grad():
+        REFERENCE_FP32.attention(*arguments, **outputs)
+
+
+def _with_rows_of_zeros(q, k, v, kv_cache, layer, batch, *, out, lse):
+    if k is not None and len(k) == len(v) < batch.num_actual_tokens and k.shape[1] == layer.num_kv_heads:
+        k, v = (torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, batch.num_actual_tokens - len(rows))) for rows in (k, v))
+    REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        (_without_gradients, "an earlier call with a gradient asked of q was not refused"),
+        (_with_rows_of_zeros, "an earlier call with k and v of 4 rows was not refused"),
+    ],
+)
+def test_a_refusal_that_needs_several_tensors_or_gradients_is_asked_for(attention, message):
+    requests = (Request(query_len=2, seq_len=2, causal=False), Request(query_len=3, seq_len=3, causal=False))
+    case = Case(target="planted", attn_type=AttentionType.ENCODER, head_size=8, requests=requests, earlier=(ILLEGAL,))
+    target = dataclasses.replace(REFERENCE_FP32, attention=attention, checks_arguments=True)
+    assert str(Attempt(case, target, "cpu").error) == message
+    assert Attempt(case, dataclasses.replace(target, attention=REFERENCE_FP32.attention), "cpu").error is None
 
 
 @pytest.mark.parametrize("name", [name for name in registry.battery() if registry.load(name).checks_arguments])

@@ -298,8 +298,10 @@ def test_positions_of_a_rotation_are_rows_of_its_table_and_poison_lies_past_it(s
 @few
 @each_case
 def test_every_tensor_lies_inside_a_larger_one(case):
+    """Storages of inputs end behind them with some seeds. Those of outputs never do."""
     step = tensors.build(case)
-    for name, tensor in {**step.inputs(), "out": step.out, "lse": step.lse}.items():
+    inputs = {} if ends_of_storages_are_drawn(case) else step.inputs()
+    for name, tensor in {**inputs, "out": step.out, "lse": step.lse}.items():
         if tensor is None or name in step.memory:
             continue
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

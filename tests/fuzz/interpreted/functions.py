@@ -16,7 +16,8 @@ from triton.runtime.jit import JITFunction
 MOVES = "it moves elements"
 NO_NUMBER = "it has no number"
 COMPOSED = "it is made of functions that are checked"
-RAISES = "the interpreter raises NotImplementedError or AttributeError"
+LIMIT = "a limit of this tool, by its name: test_libdevice.py"
+TYPE = "a type: the functions that take it are checked"
 ALIAS = "a tensor's method, for the function of this name"
 
 
@@ -138,7 +139,17 @@ NOT_CHECKED: dict[str, str] = {
     **dict.fromkeys(("pair_uniform_to_normal", "philox", "philox_impl", "uint_to_uniform_float"), COMPOSED),
     **dict.fromkeys(("rand", "rand4x", "randint", "randint4x", "randn", "randn4x"), COMPOSED),
     **dict.fromkeys(("add", "sub", "mul"), "the operator, by its name"),
-    **dict.fromkeys(("inline_asm_elementwise", "map_elementwise"), RAISES),
+    **dict.fromkeys(("inline_asm_elementwise", "map_elementwise"), LIMIT),
+    **dict.fromkeys(("range", "static_range", "condition"), "a loop: test_loops.py"),
+    **dict.fromkeys(("block_type", "const", "constexpr", "constexpr_type", "dtype", "pointer_type", "slice"), TYPE),
+    **dict.fromkeys(("tensor", "tensor_descriptor", "tensor_descriptor_type", "tuple", "tuple_type", "PropagateNan"), TYPE),
+    **dict.fromkeys(
+        (f"libdevice.{name}" for name in ("byte_perm", "double2hiint", "double2loint", "hiloint2double", "jn", "yn")),
+        "no attention calls it",
+    ),
+    **dict.fromkeys((f"libdevice.{name}" for name in ("mul24", "mulhi", "rcp64h", "sad")), "no attention calls it"),
+    "tensor.T": "tl.trans",
+    "tensor.sort": "a stub of Triton's, which returns None in compiled code, too",
     **dict.fromkeys((f"{verb}_tensor_descriptor" for verb in ("make", "load", "store")), "tl.load with other addresses"),
     **dict.fromkeys(("atomic_load", "atomic_store", "atomic_poll"), "tl.load and tl.store, of programs that run one by one"),
     "store": "with tl.load",
@@ -149,10 +160,23 @@ NOT_CHECKED: dict[str, str] = {
 }
 
 
+_OF_MODULES = {
+    "cuda": LIMIT,
+    "hip": LIMIT,
+    "descriptor": "tl.load, tl.store and atomics with other addresses; every form of every argument: forms.py",
+    "target_info": "it is told no GPU",
+}
+"""By the modules that have them, and tl.tensor_descriptor."""
+
+
 def reason(name: str) -> str | None:
     """Why a function is not checked, or None."""
-    if name.startswith("libdevice."):
-        return libdevice.why_not(name.removeprefix("libdevice."))
+    kind, _, own = name.partition(".")
+    if kind in _OF_MODULES:
+        return _OF_MODULES[kind]
+    if kind == "libdevice" and name not in NOT_CHECKED:
+        why = libdevice.why_not(own)
+        return None if why == libdevice.UNKNOWN else why
     plain = name.removeprefix("tensor.")
     if name != plain and (plain in CHECKED or plain in NOT_CHECKED):
         return ALIAS

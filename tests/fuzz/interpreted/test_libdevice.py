@@ -10,7 +10,7 @@ from attn_fuzz.exact import algebra, call, elements, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.run.limits import limit_of
-from triton.language.extra import libdevice
+from triton.language.extra import cuda, hip, libdevice
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
 
@@ -31,6 +31,35 @@ def test_what_is_not_computed_is_a_limit_with_its_name():
         _kernel[(1,)](torch.ones(16), torch.empty(16), tl.constexpr(libdevice.rcp_rd))
     assert isinstance(raised.value.__cause__, LimitError)
     assert str(limit_of(raised.value)).startswith("rcp_rd of libdevice: its rounding is directed (lifted by compiled code")
+
+
+LIMITS = {
+    "tl.inline_asm_elementwise": lambda x: tl.inline_asm_elementwise("", "=r,r", [x], tl.float32, True, 1),
+    "tl.map_elementwise": lambda x: tl.map_elementwise(lambda y: y, x),
+    **{f"triton.language.extra.cuda.utils.{name}": getattr(cuda, name) for name in ("globaltimer", "smid", "num_warps")},
+    "triton.language.extra.cuda.gdc.gdc_wait": cuda.gdc_wait,
+    "triton.language.extra.hip.utils.memrealtime": hip.memrealtime,
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_asks_for_a_gpu_is_a_limit_with_its_name(name):
+    function = LIMITS[name] if name.startswith("tl.") else lambda x: LIMITS[name]()
+    with pytest.raises(triton.runtime.errors.InterpreterError) as raised:
+        _kernel[(1,)](torch.ones(16), torch.empty(16), tl.constexpr(function))
+    assert str(limit_of(raised.value)).startswith(f"{name}: ")
+
+
+METHODS = ("exp", "exp2", "log", "log2", "sin", "cos", "sqrt", "rsqrt", "erf", "floor", "ceil", "sqrt_rn")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_of_a_block_is_the_function_of_its_name(name):
+    """Before Triton 3.9 these methods are no builtins."""
+    x, by_method, by_function = torch.linspace(0.1, 3, 16), torch.empty(16), torch.empty(16)
+    _kernel[(1,)](x, by_method, tl.constexpr(lambda block: getattr(block, name)()))
+    _kernel[(1,)](x, by_function, tl.constexpr(lambda block: getattr(tl, name)(block)))
+    assert torch.equal(by_method, by_function)
 
 
 def followed(function):

@@ -255,7 +255,7 @@ def block_pointers_kernel(numbers_ptr, out_ptr, rows, SIZE: tl.constexpr):
     source = tl.make_block_ptr(numbers_ptr, shape, strides, (0, program), (SIZE, SIZE), (0, 1))
     tile = tl.load(tl.advance(source, (0, 1)), boundary_check=(1,), padding_option="zero")
     target = tl.make_block_ptr(out_ptr + program * SIZE * SIZE, (SIZE, SIZE), (SIZE, 1), (0, 0), (SIZE, SIZE), (1, 0))
-    tl.store(target, 2 * tile, boundary_check=(0,))
+    tl.store(target.advance((0, 0)), 2 * tile, boundary_check=(0,))
 
 
 @pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9), reason="this Triton has no block pointers")

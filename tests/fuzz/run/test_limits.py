@@ -9,7 +9,7 @@ import pytest
 import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compiler
-from attn_fuzz.errors import FaultError
+from attn_fuzz.errors import FailedCheckError, FaultError
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
@@ -33,6 +33,14 @@ def test_an_error_of_a_kernel_is_a_verdict_on_the_kernel(error, step_case):
     verdict = try_case(step_case, calling(error), "cpu")
     assert (verdict.kind, verdict.failed) == ("raised", True), verdict.message
     assert "(attn_fuzz" not in verdict.message
+
+
+def test_a_check_that_fails_while_a_target_runs_is_a_verdict_of_its_kind(step_case):
+    def fails(*arguments) -> None:
+        raise FailedCheckError("cache", "a scale", "it is lost")
+
+    verdict = try_case(step_case, calling(fails), "cpu")
+    assert (verdict.kind, verdict.about, verdict.message) == ("cache", "a scale", "it is lost")
 
 
 def test_an_adapter_that_cannot_be_called_so_is_a_verdict_on_it(step_case):

@@ -1,6 +1,7 @@
 """Targets of other kernels: they declare without their packages, and each of their findings replays where these are."""
 
 import dataclasses
+import re
 import runpy
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.pages import PAGES, blocks
+from tests.pages import PAGES, ROOT, blocks
 
 FOREIGN = [
     name for package in registry.packages().values() for name, place in package.places.items() if ".targets.packages." in place
@@ -35,6 +36,13 @@ CAPPED = [
     if "logits_soft_cap" in target.support("cpu").rules and name != "vllm-dcp-all-to-all"
 ]
 (EXAMPLE,) = (block for block in blocks(PAGES["docs/guide/foreign-kernels.md"]) if block.file)
+
+
+@pytest.mark.parametrize("package", registry.packages().values(), ids=lambda package: package.name)
+def test_the_installed_version_is_that_of_the_targets(package):
+    name, version = package.requirement.split("==")
+    text = "".join((ROOT / file).read_text(encoding="utf-8") for file in ("tox.ini", "pyproject.toml"))
+    assert set(re.findall(rf"\b{name}==([\w.]+)", text)) == {version}
 
 
 def needs(target: Target) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from attn_fuzz.errors import HelperKilledError
+from attn_fuzz.interpreted import new_memory
 from attn_fuzz.run import prepared
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
 
@@ -71,6 +72,20 @@ def results_and_errors():
     processes.close()
 
 
+def new_numbers(group):
+    return torch.empty(4)
+
+
+def new_memory_of_ranks():
+    """It holds in each of the processes what it holds here."""
+    processes = RankProcesses(3, ())
+    for with_numbers in (False, True):
+        with new_memory.filled(with_numbers):
+            made = torch.stack(processes.call(new_numbers, [()] * 3))
+        assert made.isnan().all() if not with_numbers else (made > 1).all()
+    processes.close()
+
+
 def a_dead_rank():
     processes = RankProcesses(2, (ValueError,))
     with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
@@ -113,6 +128,10 @@ def ids_of_ranks(path: Path):
 
 def test_each_rank_gives_its_result_or_its_error():
     in_a_process(results_and_errors)
+
+
+def test_new_memory_of_ranks_holds_what_it_holds_here():
+    in_a_process(new_memory_of_ranks)
 
 
 def test_a_rank_that_dies_is_an_error():

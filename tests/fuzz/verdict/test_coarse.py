@@ -35,6 +35,15 @@ def test_what_is_not_declared_is_seen(name, fuzz_here, monkeypatch):
     assert progress.failure.verdict.kind in ("value", "lse")
 
 
+@pytest.mark.parametrize("mistake", planted_coarse.MISTAKES)
+@pytest.mark.parametrize("name", ["SUMS", "FLOAT8"])
+def test_a_coarse_kernel_hides_no_mistake(name, mistake, fuzz_here, monkeypatch):
+    wrong = planted_coarse.with_mistake(getattr(planted_coarse, name), planted_coarse.MISTAKES[mistake])
+    monkeypatch.setattr(planted_coarse, name, wrong)
+    progress, _ = fuzz_here(f"planted_coarse:{name}", examples=500, on_failure="stop")
+    assert progress.failure is not None
+
+
 def test_sums_round_in_each_tile_that_a_row_sees_and_in_each_part():
     """A row of 18 keys may lie in three tiles of 16; no row lies in more tiles than there are."""
     span = torch.tensor([0, 1, 2, 18, 64])

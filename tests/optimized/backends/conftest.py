@@ -51,7 +51,7 @@ class BackendStep:
 
 @pytest.fixture
 def calls() -> list[Call]:
-    """What was called of AITER, in order."""
+    """The calls of AITER, in order."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""What each process of `test_triton_mla_over_ranks` runs: a step of latent attention on one rank, through the backend."""
+"""The process of `test_triton_mla_over_ranks` on a rank: a step of latent attention through the backend."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -306,7 +306,7 @@ def with_a_key_less(common: CommonAttentionMetadata) -> CommonAttentionMetadata:
 
 
 def with_output_in_the_query(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Of the signature that the output had."""
+    """Arguments with the output in the query, of the signature that the output had."""
     query, output = arguments["query"], arguments["output"]
     return {"output": query.as_strided(output.shape, output.stride())}
 

@@ -1,4 +1,4 @@
-"""What no backend takes: it says so by the argument's name, before it writes anything."""
+"""Every backend refuses wrong arguments by name, before it writes anything."""
 
 import contextlib
 from dataclasses import replace
@@ -160,7 +160,7 @@ ASKED = {
 @every_backend
 @pytest.mark.parametrize("what", ASKED)
 def test_a_step_is_refused_after_one_that_was_served(name, what, make_step, aiter, device):
-    """What a layer was found to serve in one step says nothing of a step that asks for more."""
+    """A step that was served says nothing of a later step that asks for more."""
     step = make_step([3, 1], [9, 5], **FORMS[name])
     impl, builder = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor), BACKENDS[name].builder
     impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)

@@ -1,4 +1,4 @@
-"""What each backend declares is what is stated here once more: it refuses no layer that it serves, and no other way round."""
+"""Each backend declares the layers that are stated here once more: no fewer and no more."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterator
@@ -294,7 +294,7 @@ def without(function: str | None, argument: str | None) -> Aiter:
 
 
 def in_words(rule: str, config: AttentionConfig) -> set[str]:
-    """What a backend that lacks a rule refuses of a config."""
+    """The words by which a backend that lacks a rule refuses a config."""
     if rule == "output_dtype":
         return {f"output dtype {named(config.output_dtype)}"} if config.output_dtype else set()
     return {rule} if rule == ANY_LAYER else {words_of(rule)} if config.asks(rule) else set()

@@ -47,7 +47,7 @@ def common_of(requests: list[Request], **changed: Any) -> CommonAttentionMetadat
 
 
 def requests(chunk: int) -> st.SearchStrategy[list[Request]]:
-    """Of any lengths; or about as many with contexts of whole chunks as are gathered at a time, and others without one."""
+    """Requests of any lengths; or about as many with contexts of whole chunks as are gathered at once, and others without."""
     contexts = st.sampled_from((0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk + 3))
     any_lengths = st.lists(st.builds(Request, st.integers(0, 5), contexts), min_size=1, max_size=20)
     full = st.builds(Request, st.integers(1, 4), st.just(3 * chunk))
@@ -190,7 +190,7 @@ STARTS = {
     "falling": lambda starts: torch.cat([starts[:1], starts[-1:], starts[1:-1]]),
     "longer than the longest": lambda starts: torch.cat([starts[:1], starts[-1:], starts[-1:]]),
 }
-"""Of no prefix sum of the lengths of queries."""
+"""Changes after which starts are no prefix sums of the lengths of queries."""
 
 
 WRONG_LENGTHS = [(name, one) for name in ("query_start_loc_cpu", "seq_lens_cpu") for one in WRONG]

@@ -224,7 +224,7 @@ AFTER_A_RIGHT_CALL = {
 
 @pytest.mark.parametrize("phase", [DECODES, PREFILLS])
 def test_a_call_is_refused_after_a_right_one_of_its_signature(phase, tmp_path):
-    """What was found right of a signature is not checked again; memory and gradients are, without `validate`, too."""
+    """A signature that was right is not checked again; memory and gradients are, without `validate`, too."""
     case = replace(phase, validate=False)
     scenarios = {what: partial(scenario, case=case) for what, (scenario, _) in AFTER_A_RIGHT_CALL.items()}
     (result,) = over_ranks(1, tmp_path, scenarios)

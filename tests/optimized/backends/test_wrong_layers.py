@@ -20,7 +20,7 @@ NOT_READ = {
     AttentionType.ENCODER_ONLY: (*OF_DECODERS, "block_table_tensor", "slot_mapping"),
     AttentionType.ENCODER_DECODER: (*OF_DECODERS, "seq_lens", "max_seq_len"),
 }
-"""What an engine tells of a step, and what layers of the attention type do not look at."""
+"""The fields of an engine's metadata at which layers of an attention type do not look."""
 OF_SOME_BACKENDS = ("query_start_loc_cpu", "seq_lens_cpu")
 LENGTHS = {AttentionType.DECODER: ([3, 1], [9, 40]), AttentionType.ENCODER_DECODER: ([3, 1], [9, 40])}
 KINDS = [(name, AttentionType.DECODER) for name in PLAIN]

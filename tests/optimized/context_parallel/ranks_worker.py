@@ -99,7 +99,7 @@ CHANGES: dict[str, dict[str, Callable]] = {
     "lengths": {"batch": lambda batch: replace(batch, seq_lens=batch.seq_lens + batch.seq_lens.new_tensor([2, -1, 0, 0, 0]))},
     "nothing": {},
 }
-"""What rank 1 makes of an argument that the other ranks have as it is."""
+"""Changes that rank 1 makes to an argument that the other ranks have as it is."""
 
 
 def differs(group: dist.ProcessGroup, *, change: str = "nothing", fields: dict | None = None, **options):
@@ -142,7 +142,7 @@ def dies_in_the_middle(group: dist.ProcessGroup):
 
 
 def over_ranks(num_ranks: int, folder: Path, scenarios: dict[str, Callable], device_type: str = "cpu") -> list[dict]:
-    """What each rank returns or raises in each scenario; {} of a rank that died.
+    """The results or errors of each rank by scenario; {} of a rank that died.
 
     Ranks meet by gloo on a "cpu", and by NCCL on "cuda".
     """

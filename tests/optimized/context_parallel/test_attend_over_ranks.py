@@ -102,7 +102,7 @@ def test_over_nccl_it_is_attention_over_all_keys(name, nccl_results):
 
 @pytest.fixture(scope="module")
 def nccl_results(tmp_path_factory):
-    """What two ranks return in each case. They compile the kernels once."""
+    """The results of two ranks in each case. They compile the kernels once."""
     cases = {name: partial(case.func, **case.keywords | {"kernels": "triton"}) for name, case in CASES.items()}
     return over_ranks(2, tmp_path_factory.mktemp("nccl"), cases, "cuda")
 

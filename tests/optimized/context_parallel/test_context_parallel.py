@@ -1,4 +1,4 @@
-"""What a rank attends to in a step: literal lengths and rows, the reference's formulas, and what is refused."""
+"""A rank's part of a step: literal lengths and rows, the reference's formulas, and refusals."""
 
 import gc
 import weakref

@@ -33,13 +33,13 @@ def place_of(row, stride_row):
 
 @triton.jit
 def excused_kernel(out_ptr, x_ptr, y_ptr, stride_row, PRECISION: tl.constexpr, SIDE: tl.constexpr):
-    """What dot_kernel does, with a product that says why it is small."""
+    """dot_kernel with a product that says why it is small."""
     place = place_of(tl.arange(0, SIDE), stride_row)
     tl.store(out_ptr + place, tl.dot(tl.load(x_ptr + place), tl.load(y_ptr + place), input_precision=PRECISION))
 
 
 def dot(precision: str, kernel: Any = dot_kernel) -> KernelCall:
-    """Of float32, at 32-bit offsets."""
+    """A call of the kernel on float32, at 32-bit offsets."""
     tensor = torch.empty(SIDE, SIDE, device="meta")
     tensors = {f"{name}_ptr": tensor for name in ("out", "x", "y")}
     constants = {"PRECISION": precision, "SIDE": SIDE}

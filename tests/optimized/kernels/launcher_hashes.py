@@ -38,7 +38,7 @@ def decode_calls(architecture: str, num_blocks: int) -> list[KernelCall]:
 
 
 def launcher_hash(call: KernelCall, architecture: str) -> str:
-    """Of what the launcher compiles where the driver says that this GPU is here."""
+    """The hash of the code that the launcher compiles where the driver says that this GPU is here."""
     target = gpu_target(architecture)
     driver.set_active(
         SimpleNamespace(

@@ -20,7 +20,7 @@ from triton import knobs
 
 
 def compiling(script: str, *arguments: str) -> Any:
-    """What a script beside this file prints, in a process without Triton's interpreter."""
+    """The output of a script beside this file, in a process without Triton's interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", Path(__file__).with_name(script), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

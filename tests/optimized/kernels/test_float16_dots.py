@@ -20,7 +20,7 @@ ONE = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}
 
 @dataclass(frozen=True)
 class Kind:
-    """Of `kernels.arguments.Kind`, what the function reads."""
+    """The fields of `kernels.arguments.Kind` that the function reads."""
 
     block_rest: int
 

@@ -26,7 +26,7 @@ def find_all(found_ptr, query_start_loc_ptr, num_requests, queries_per_tile, one
 
 
 def tiles(starts, num_tiles, device, *, one_tile_per_request=False):
-    """What each tile finds; starts that are not there are negative."""
+    """The request and rows that each tile finds; starts that are not there are negative."""
     there = torch.full((len(starts) + 2,), -(2**20), dtype=torch.int32, device=device)
     there[1:-1] = torch.tensor(starts)
     found = torch.zeros(num_tiles, 5, dtype=torch.int64, device=device)

@@ -45,7 +45,7 @@ PHASES = {
     "window": {"num_tokens": 2048, "max_query_len": 2048, "window_keys": SHORT_WINDOW_KEYS},
     "rules": {"num_tokens": 2048, "max_query_len": 2048, "has_gaps": True},
 }
-"""What changes a decode of one request into a batch of another phase."""
+"""Changes that make a batch of another phase of a decode of one request."""
 
 
 COMPUTE_UNITS = 132
@@ -97,6 +97,17 @@ def test_two_tiles_of_a_latent_cache_fit_without_a_bias():
     assert (without_bias.num_stages, with_bias.num_stages) == (2, 1)
 
 
+def test_a_bias_that_is_loaded_takes_a_tile_of_each_stage():
+    """253,952 bytes of 232,448 with three stages, as Triton 3.6 asked for on an H200: a one-byte latent cache and a tree."""
+    latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "quantized": True, "num_kv_heads": 1, "num_heads": 12}
+    call = CALL | latent | {"max_query_len": 2, "num_tokens": 2, "has_bias": True}
+    slopes, loaded = (
+        attention_tiles(Workload(**call, loads_bias=loads), "sm90", COMPUTE_UNITS).parameters.num_stages
+        for loads in (False, True)
+    )
+    assert (slopes, loaded) == (3, 2)
+
+
 def test_parameters_are_those_of_the_wider_of_k_and_v():
     """80 registers hold a tile of 64 values. Of 96 they hold none: ptxas refuses it."""
     narrow = tiles_of(phase="window", head_size=16).parameters
@@ -108,7 +119,7 @@ def test_parameters_are_those_of_the_wider_of_k_and_v():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_decodes_has_one_tile_of_its_size(architecture):
-    """Of 16 rows or of 64, or the interpreter's."""
+    """A tile of 16 rows or of 64, or the interpreter's."""
     for group in GROUPS:
         for max_query_len in range(1, DECODE_TILE_ROWS // group + 1):
             tiles = tiles_of(architecture, num_heads=8 * group, max_query_len=max_query_len)
@@ -160,7 +171,7 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
     ],
 )
 def test_phases(changed, phase):
-    """What tiles are chosen by; one for all batches where a request's output must not depend on the others."""
+    """The phase by which tiles are chosen; one for all batches where a request's output must not depend on the others."""
     workload = Workload(**(CALL | PREFILL | changed))
     assert phase_of(workload, COMPUTE_UNITS) == phase
     assert phase_of(replace(workload, batch_invariant=True), COMPUTE_UNITS) == "prefill"
@@ -216,7 +227,7 @@ def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
 
 @pytest.mark.parametrize("kind", [{}, {"is_latent": True}, {"is_latent": True, "has_scaled_rows": True}])
 def test_few_rows_have_small_tiles_in_the_interpreter_too(kind):
-    """Of every kind of cache: they have code of their own."""
+    """Every kind of cache has code of its own."""
     few, more = (tiles_of("interpreter", num_heads=heads, num_kv_heads=1, head_size=64, **kind) for heads in (16, 17))
     assert few.block_m == MIN_DOT < more.block_m
 
@@ -378,7 +389,7 @@ def test_a_step_of_decodes_and_chunks_is_split_by_its_work():
 
 
 def step(num_requests, max_query_len, max_seq_len, **changed):
-    """Of requests of one length."""
+    """A step of requests of one length."""
     tokens = {"num_tokens": num_requests * max_query_len, "max_query_len": max_query_len}
     return {"num_requests": num_requests, "max_seq_len": max_seq_len, **tokens, **changed}
 

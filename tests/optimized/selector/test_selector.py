@@ -1,4 +1,4 @@
-"""What is selected and why, with AITER as recorded: every skip with all its reasons, and layers that share memory agree."""
+"""Selections and their reasons, with AITER as recorded: every skip has all its reasons, and layers that share memory agree."""
 
 import functools
 import importlib
@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -291,7 +291,7 @@ def test_the_first_that_serves_is_selected_and_what_is_skipped_does_not_serve(co
         return tuple(BACKENDS[backend].capabilities(aiter).refusals(asked, architecture.split(":")[0]))
 
     def layouts(backend: str) -> list[Layout | None]:
-        """Those with which it serves, in its order."""
+        """The layouts with which a backend serves, in its order."""
         is_left = config.layout is None and config.attn_type.reads_cache
         choices = BACKENDS[backend].capabilities(aiter).layouts.values if is_left else (config.layout,)
         fitting = [one for one in choices if one is None or one.has_inline_scales == (config.scales == "inline")]
@@ -482,6 +482,34 @@ def test_a_reader_that_takes_the_bytes_for_something_else_is_refused(written, re
         on_mi300(layers, kv_sharing={"reader": "writer"})
 
 
+UNLIKE = {
+    "num_heads": ({"num_heads": 32}, False),
+    "num_kv_heads": ({"num_kv_heads": 8}, True),
+    "head_size": ({"head_size": 128}, True),
+    "dtype": ({"dtype": torch.float16}, True),
+    "attn_type": ({"attn_type": AttentionType.ENCODER_DECODER}, True),
+    "block_size": ({"block_size": 32}, True),
+    "layout": ({"layout": Layout.KV_FIRST_HND}, False),
+    "kv_cache_dtype": (E4M3FN, True),
+    "scales": ({**E4M3FN, "scales": "head"}, True),
+    "output_dtype": ({"output_dtype": torch.float8_e4m3fn}, False),
+    "rules": ({"rules": {"kv_sharing": True, "sinks": True}}, False),
+}
+"""By field of AttentionConfig: another value for the reader alone, and whether it then takes the bytes for something else."""
+
+
+def test_each_field_of_two_layers_that_share_is_made_unlike_alone():
+    assert UNLIKE.keys() == {field.name for field in fields(AttentionConfig)}
+    for name, (unlike, is_refused) in UNLIKE.items():
+        writer = replace(DECODER, **E4M3FN) if name == "scales" else DECODER
+        layers = {"writer": writer, "reader": replace(READER, **unlike)}
+        if is_refused:
+            with pytest.raises(ContractError, match="kv_sharing: got layer reader with "):
+                on_mi300(layers, kv_sharing={"reader": "writer"})
+        else:
+            check_shares(layers, on_mi300(layers, kv_sharing={"reader": "writer"}), ("writer", "reader"))
+
+
 def test_a_reader_may_compute_in_another_dtype_than_its_quantized_writer():
     layers = {"writer": replace(DECODER, **E4M3FN), "reader": replace(READER, **E4M3FN, dtype=torch.float16, num_heads=32)}
     check_shares(layers, on_mi300(layers, kv_sharing={"reader": "writer"}), ("writer", "reader"))
@@ -584,7 +612,7 @@ def assigned(layout: Layout) -> Assignment:
 
 HOLDS = {"heads": DECODER, "more heads": replace(DECODER, num_heads=32, num_kv_heads=32), "nothing": ENCODER}
 LAYERS = st.lists(st.tuples(st.sampled_from(tuple(HOLDS)), st.booleans()), min_size=1, max_size=5)
-"""What the cache of each layer holds, or would hold, and whether it reads the cache of another layer."""
+"""For each layer what its cache holds, or would hold, and whether the layer reads the cache of another one."""
 
 
 @settings(max_examples=200)

@@ -5,13 +5,14 @@ A rule that is not named here has one feature. Unless its value is a tensor, it 
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, get_args
 
 import torch
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import CONTENTS, Case, Request, SinkKind
+from attn_fuzz.cases.case import CONTENTS, Case, Float8, QueryScaleKind, Request, ScaleKind, SinkKind
+from attn_fuzz.cases.dimensions.cache import ONE_SCALE, of_scale
 from attn_fuzz.cases.dimensions.dimension import (
     Dimension,
     Setting,
@@ -172,6 +173,36 @@ SOFT_CAP = _rule("logits_soft_cap")(
     not_drawn("below 0.01 or above 10^5", OF_ANY_SIZE),
     illegal("subnormal, negative, above 2^32, NaN, infinity", "Layer refuses it: kernels divide by it"),
 )
+_FLOAT8 = {"dtype": "fp8_e4m3fn", "scales": "tensor"}
+_FLOAT8_FNUZ = {"dtype": "fp8_e4m3fnuz", "scales": "head"}
+
+
+def _q_scale_per(kind: QueryScaleKind, *settings: Setting) -> Value:
+    caches = itertools.product(get_args(Float8), (*get_args(ScaleKind), None))
+    apart = [unscoped({"dtype": dtype, "scales": scales}, q_scale=kind) for dtype, scales in caches]
+    name = f"float8 queries, scale per {kind}"
+    return feature(name, lambda case: case.q_scale == kind, *settings, *apart, cache_dtypes=_any_float8)
+
+
+def _any_float8(dtypes: Collection[str]) -> bool:
+    return any(dtype != "int8" for dtype in dtypes)
+
+
+def _of_codes(name: str, holds: Callable[[torch.Tensor], object]) -> Value:
+    """A region of steps whose float8 queries [rows, H, D], as float32 numbers, have a property."""
+    return in_step(name, lambda case, step: holds(step.q[: case.query_start_loc[-1]].float()))
+
+
+Q_SCALE = _rule("q_scale")(
+    _q_scale_per("tensor", setting(_FLOAT8, q_scale="tensor")),
+    _q_scale_per("head", setting(_FLOAT8_FNUZ, num_kv_heads=2, q_scale="head")),
+    aspect("float8 queries of any kind", always),
+    *of_scale("q_scale"),
+    _of_codes("the largest number", lambda q: (q.abs() == q.abs().amax()).any() and q.abs().amax() in (240, 448)),
+    _of_codes("subnormal numbers", lambda q: ((q != 0) & (q.abs() < 2.0**-7)).any()),
+    region("with an output of another float8", lambda case: case.cache and case.output_dtype not in (None, case.cache.dtype)),
+    *ONE_SCALE,
+)
 _SIGNED = (setting(alibi_slopes=True, signed_slopes=True, num_kv_heads=3), unscoped(alibi_slopes=True, signed_slopes=True))
 SLOPES = _rule("alibi_slopes", "signed_slopes")(
     feature("alibi_slopes", lambda case: not case.signed_slopes, setting(alibi_slopes=True)),
@@ -277,7 +308,7 @@ WIDTHS = _rule("head_size_v", choice="layout")(
     illegal("of other caches", "Layer refuses it: no layout but CONTENT_PACKED and latent ones has two widths"),
 )
 
-_OWN = (WINDOW, SINK_TOKENS, CHUNKED_LOCAL, RANGES, CLAMPED, SOFT_CAP, SLOPES, SINKS, NARROW_SINKS, WIDTHS, QQ_BIAS)
+_OWN = (WINDOW, SINK_TOKENS, CHUNKED_LOCAL, RANGES, CLAMPED, SOFT_CAP, Q_SCALE, SLOPES, SINKS, NARROW_SINKS, WIDTHS, QQ_BIAS)
 
 
 def _of_rule(name: str) -> list[Dimension]:

@@ -23,7 +23,7 @@ def _block(number: int) -> _Keys:
 
 
 def _past_end(count: Callable[[Part], int]) -> Change:
-    """As many keys as `count(part)` says are read from the cache, past the end of the sequence."""
+    """Read `count(part)` more keys from the cache, past the end of the sequence."""
 
     def changed(part: Part) -> Part | None:
         if part.view is None or count(part) <= part.seq_len:

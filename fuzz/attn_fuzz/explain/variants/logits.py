@@ -79,6 +79,20 @@ def _without_rope_dims(part: Part) -> Part | None:
     return part.having(query=part.request.query * (torch.arange(size) < width)) if width < size else None
 
 
+def _q_scale(wanted: Callable[[torch.Tensor, Part], torch.Tensor]) -> Change:
+    """Float8 queries with the factors [H] that `wanted` gives in place of their scales [H]."""
+
+    def changed(part: Part) -> Part | None:
+        layer = part.layer
+        if layer.q_scale is None:
+            return None
+        scales = layer.q_scale.double().expand(layer.num_kv_heads)
+        own = scales.repeat_interleave(layer.num_heads // layer.num_kv_heads)
+        return part.having(query=part.request.query * (wanted(own, part) / own)[:, None])
+
+    return changed
+
+
 def _of_kv_head(of_heads: torch.Tensor, part: Part) -> torch.Tensor:
     return of_heads[torch.arange(len(of_heads)) // (len(of_heads) // part.layer.num_kv_heads)]
 
@@ -118,6 +132,15 @@ VARIANTS = (
         _cap(lambda scores, bias, cap, scale: soft_cap(scores * LOG2_E, cap) / LOG2_E + bias),
     ),
     mistake("the soft cap clamps", _cap(lambda scores, bias, cap, scale: scores.clamp(-cap, cap) + bias)),
+    mistake("q_scale is left out", _q_scale(lambda scales, part: torch.ones_like(scales))),
+    mistake("q_scale is applied twice", _q_scale(lambda scales, part: scales * scales)),
+    mistake("q is divided by q_scale instead of multiplied", _q_scale(lambda scales, part: 1 / scales)),
+    mistake("q has the q_scale of the first head", _q_scale(lambda scales, part: scales[:1].expand_as(scales))),
+    mistake(
+        "q has the q_scale of the KV head behind it",
+        _q_scale(lambda scales, part: scales.roll(-(part.layer.num_heads // part.layer.num_kv_heads))),
+    ),
+    mistake("q is read as the other e4m3 type", *(_q_scale(lambda scales, part, f=f: scales * f) for f in (0.5, 2.0))),
     mistake("ALiBi is lost", lost("alibi_slopes")),
     mistake("ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
     mistake("ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),

@@ -24,8 +24,8 @@ def _heads(of: Callable[[torch.Tensor, int, int], torch.Tensor]) -> Change:
         if kv_heads == 1 or torch.equal(chosen, h // (heads // kv_heads)):
             return None
         # only the bound asks for scales, and numbers of scale 1 have the same roundings
-        ones = {"k_scale": torch.ones(1), "v_scale": torch.ones(1)}
-        ones |= {f"{name}_cache": torch.ones(1, 1, heads) for name in ones}
+        ones = {"q_scale": torch.ones(1), "k_scale": torch.ones(1), "v_scale": torch.ones(1)}
+        ones |= {f"{name}_scale_cache": torch.ones(1, 1, heads) for name in "kv"}
         scales = {name: one for name, one in ones.items() if getattr(layer, name) is not None}
         other = part.having(key=part.request.key[:, chosen], value=part.request.value[:, chosen])
         return dataclasses.replace(other, layer=dataclasses.replace(layer, num_kv_heads=heads, **scales))

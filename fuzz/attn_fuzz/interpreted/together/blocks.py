@@ -190,7 +190,7 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
 
 
 def _addresses(handle: Any, tl: Any) -> Method:
-    """What replaces `materialize_pointers` of a block pointer: the mask is a block, too, and both have the first axis."""
+    """A replacement of `materialize_pointers` of a block pointer: the mask is a block, too, and both have the first axis."""
 
     def materialize_pointers(self: Any, boundary_check: Any) -> tuple[Handle, Handle]:
         if not _runs_alone(running.current):

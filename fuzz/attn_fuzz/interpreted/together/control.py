@@ -246,13 +246,13 @@ class _Frame:
         return np.zeros_like(everybody) if lanes is None else everybody & ~lanes
 
     def result(self) -> Any:
-        """What the function returns, where no program is left."""
+        """The function's result, where no program is left."""
         running.current.frames.pop()
         running.current.active = self._entry
         return self._value
 
     def ends(self, value: Any) -> Any:
-        """What the function returns, where the active programs return a value at its end."""
+        """The function's result, where the active programs return a value at its end."""
         self._value = _merged(running.current.active, self._value, value, "a returned value")
         return self.result()
 

@@ -27,7 +27,7 @@ apart: dict[Any, str] = {}
 
 
 def launching(interpreter: Any) -> Callable[..., None]:
-    """What replaces `GridExecutor.__call__` of Triton's module `triton.runtime.interpreter`."""
+    """A replacement of `GridExecutor.__call__` of Triton's module `triton.runtime.interpreter`."""
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         taken = _parameters(self.fn)

@@ -63,7 +63,7 @@ class FewerError(BaseException):
 
 
 current = Running(np.zeros((1, 3), np.int32), None)
-"""What runs in this process."""
+"""The programs that run in this process."""
 at_once = AT_ONCE
 """How many programs of the next launch run together, at most."""
 
@@ -80,7 +80,7 @@ def programs_at_once(count: int) -> Iterator[None]:
 
 
 def apart(why: str) -> ApartError:
-    """What is raised where the running programs cannot go on together."""
+    """The error where the running programs cannot go on together."""
     current.refusal = current.refusal or why
     return ApartError(why)
 

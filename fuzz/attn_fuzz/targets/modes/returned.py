@@ -23,7 +23,9 @@ def by(attend: Callable[..., torch.Tensor]) -> Mode:
             out[:num_rows] = made[:num_rows].reshape(out[:num_rows].shape)
 
         def support(device: str) -> Support:
-            return dataclasses.replace(target.support(device), output_dtypes=())
+            support = target.support(device)
+            rules = tuple(name for name in support.rules if name != "q_scale")  # a float8 q says no dtype of the output
+            return dataclasses.replace(support, rules=rules, output_dtypes=())
 
         return dataclasses.replace(target, attention=attention, support=support, siblings=(), checks_arguments=False)
 

@@ -63,7 +63,7 @@ AITER = Package(
 )
 AITER_EMULATED = Package(
     "aiter",
-    "amd-aiter==0.1.7.post2.dev18",
+    AITER.requirement,
     {
         "aiter-gluon-unified": f"{_HERE}.aiter_gluon:AITER_GLUON_UNIFIED",
         "aiter-gluon-sparse": f"{_HERE}.aiter_gluon:AITER_GLUON_SPARSE",

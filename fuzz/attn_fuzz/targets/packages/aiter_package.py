@@ -12,9 +12,10 @@ from types import ModuleType
 import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.aiter import FOLDERS, STUBS
+from attn_fuzz.targets.packages import AITER
 from attn_fuzz.targets.triton import missing_triton
 
-REQUIREMENT = "amd-aiter==0.1.7.post2.dev18"
+REQUIREMENT = AITER.requirement
 PLACES = ("ops/triton/", "ops/triton/attention/")
 _OTHER_BACKENDS = {"aiter.ops.triton._triton_kernels.flash_attn_triton_amd": {"flash_attn_2": None, "flash_attn_3": None}}
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.packages import LMDEPLOY
 from attn_fuzz.targets.triton import missing_triton
 
-REQUIREMENT = "lmdeploy==0.18.0"
+REQUIREMENT = LMDEPLOY.requirement
 ATTENTION = "pytorch/backends/cuda/attention/"
 KERNELS = "pytorch/kernels/cuda/"
 OPS = ("fill_kv_cache", "flashattention", "flatten_kv_cache", "pagedattention", "turbo_quant")

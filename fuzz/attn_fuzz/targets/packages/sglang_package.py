@@ -14,10 +14,11 @@ import torch
 from attn_contract import Batch, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.target import Support
 from attn_fuzz.targets.triton import missing_triton
 
-REQUIREMENT = "sglang==0.5.23"
+REQUIREMENT = SGLANG.requirement
 HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from attn_contract import Layer
 from attn_fuzz import foreign
+from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.triton import missing_triton
 
-REQUIREMENT = "vllm==0.33.0"
+REQUIREMENT = VLLM.requirement
 FP8 = torch.float8_e4m3fn
 """`current_platform.fp8_dtype()` on CUDA, gfx950 and gfx12."""
 OPS = "v1/attention/ops/"

@@ -15,8 +15,10 @@ from collections.abc import Iterable
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
+from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import UNIFIED_ATTENTION
+from attn_fuzz.targets.backend_supports import beyond_vllm_queries
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
@@ -66,7 +68,7 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
         "softmax_segm_output": q.new_full((*scratch, padded), torch.nan, dtype=torch.float32),
         "softmax_segm_max": q.new_full(scratch, torch.nan, dtype=torch.float32),
         "softmax_segm_expsum": q.new_full(scratch, torch.nan, dtype=torch.float32),
-        "q_descale": None,
+        "q_descale": layer.q_scale,
     }
 
 
@@ -91,7 +93,7 @@ def _support(device: str) -> Support:
         layouts=(Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED),
         rules=(
             *("non_causal", "window", "bidirectional_ranges", "ranges_clamped"),
-            *("logits_soft_cap", "alibi_slopes", "sinks"),
+            *("logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
         ),
         cache_dtypes=("fp8_e4m3fn", "int8"),
         scales=("tensor",),
@@ -102,7 +104,15 @@ def _support(device: str) -> Support:
         tile_sizes=(16, 32),
         max_tokens=64,
         max_seq_len=256,
+        exclude=beyond_queries,
     )
+
+
+def beyond_queries(case: Case) -> str | None:
+    """Float8 queries that the engine never sends, or whose scales the kernel reads one of (triton_unified_attention.py:388)."""
+    if case.q_scale == "head" and case.num_kv_heads > 1:
+        return "a scale of float8 queries for each head"
+    return beyond_vllm_queries(case)
 
 
 def _events(step: Step) -> Iterable[str]:
@@ -113,7 +123,13 @@ def _events(step: Step) -> Iterable[str]:
 
 def rounding(device: str) -> Rounding:
     splits = NUM_PAR_SOFTMAX_SEGMENTS
-    return Rounding(keys_per_tile=32, dot_is_chained=device != "cpu", splits=splits, rounds_dequantized=True)
+    return Rounding(
+        keys_per_tile=32,
+        dot_is_chained=device != "cpu",
+        splits=splits,
+        rounds_dequantized=True,
+        float8_weights=True,  # times 128 or 256, which loses less of small weights (triton_unified_attention.py:592-599)
+    )
 
 
 VLLM_UNIFIED_ATTENTION = Target(

@@ -59,6 +59,7 @@ class AiterFlashAttentionBackend(AttentionBackend):
                 "sink_tokens": No("its `sink_size` has not been shown to mean the same, and unified_attention has none"),
                 "chunked_local": no_such_mask,
                 "logits_soft_cap": answer(features.prefill_soft_cap or features.unified_soft_cap),
+                "q_scale": No("vLLM's backend quantizes no query"),
                 "alibi_slopes": No(
                     "its extend attends to the context in chunks, and AITER would anchor ALiBi at each chunk's own end"
                 ),

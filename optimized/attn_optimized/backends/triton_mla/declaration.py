@@ -51,6 +51,7 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
             "chunked_local": No("vLLM cuts chunks in metadata that this backend does not build"),
             "ranges_clamped": No("vLLM's backend has no parameter for it"),
             "logits_soft_cap": a_position,
+            "q_scale": No("vLLM's backend keeps queries as they are: its kernel dequantizes the cache"),
             "alibi_slopes": a_position,
             "sinks": No("vLLM's backend declares none"),
             "bidirectional_ranges": No("vLLM's backend declares none"),
