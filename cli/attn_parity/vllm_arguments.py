@@ -165,6 +165,9 @@ def vllm_arguments(
                 reasons[str(refusal)] = None
             reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
         if not reasons:
+            if any(config.asks("chunked_local") for config in layers.values()):
+                later = (other for other in priorities(architecture, kind) if other != name and other not in why_not)
+                why_not |= dict.fromkeys(later, (f"vLLM cuts chunks around any backend, so also around {name}",))
             return VllmArguments(_line(name, layers, model, engine.tensor_parallel), name, why_not)
         why_not[name] = tuple(reasons)
     return VllmArguments(None, None, why_not)
