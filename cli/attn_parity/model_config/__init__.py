@@ -141,8 +141,8 @@ def _is_of_the_table(content: Mapping[str, Any], known: Collection[str]) -> bool
     """True if the types of a model and of its text part are in the table."""
     outer = content.get("model_type")
     text = content.get("text_config")
-    inner = text.get("model_type", outer) if outer in WRAPPERS and isinstance(text, dict) else outer
-    return outer in known and inner in known
+    inner = text.get("model_type", outer) if isinstance(outer, str) and outer in WRAPPERS and isinstance(text, dict) else outer
+    return all(not isinstance(name, str) or name in known for name in (outer, inner)) and isinstance(outer, str)
 
 
 def _built(content: Mapping[str, Any], known: Collection[str]) -> ModelConfig:

@@ -57,7 +57,7 @@ class Call:
 
     Args:
         layer: the number of the layer, counted from 0 in its list of layers.
-        path: the module's name in the model, without numbers.
+        path: the module's name in the model, without that number.
         num_heads, num_kv_heads, head_size, value_size: of q, k and v as handed.
         rules: window, chunked_local, logits_soft_cap and sinks, as in AttentionConfig.
         sees_ahead: queries see keys after them.
@@ -176,8 +176,8 @@ def _or_zeros(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, value, mask, scaling, options) -> Call:
     name = names.get(module, type(module).__name__)
     numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
-    layer = int(numbers[-1]) if numbers else getattr(module, "layer_idx", 0) or 0
-    path = re.sub(r"\.\d+(?=\.|$)", "", name)
+    layer = int(numbers[0]) if numbers else getattr(module, "layer_idx", 0) or 0
+    path = re.sub(r"\.\d+(?=\.|$)", "", name, count=1)
     of = keys.setdefault(id(key), layer)
     try:
         _, num_heads, _, head_size = query.shape
@@ -203,7 +203,7 @@ def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, va
 
 def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The rules that a call asks for, and whether its queries see ahead."""
-    rules, ahead = _seen(module, mask)
+    rules, ahead = _seen(mask)
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
     if is_causal not in (None, not ahead):
@@ -227,12 +227,10 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     return rules, ahead
 
 
-def _seen(module: Any, mask: Any) -> tuple[dict[str, Any], bool]:
+def _seen(mask: Any) -> tuple[dict[str, Any], bool]:
     """The rules of a mask, and whether queries see keys after them."""
     if mask is None:
-        if getattr(module, "is_causal", True):
-            raise NotAnsweredError(Reason.MASK, "none, in a causal layer: implementations of attention differ about it")
-        return {}, True
+        raise NotAnsweredError(Reason.MASK, "none: implementations of attention differ about it")
     if (function := getattr(mask, "mask_function", None)) is None:
         raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
     function = _on_cpu(function)
