@@ -93,6 +93,8 @@ def built(config: Any, model_class: Any) -> Built:
         config: a PreTrainedConfig of the part with the cache.
         model_class: the class of transformers to build.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise NotAnsweredError(Reason.NOT_BUILT, "an encoder and a decoder, of which a language model has the decoder alone")
     kept: list[tuple[Any, ...]] = []
     with _recording(kept), torch.device("meta"), torch.no_grad():
         try:
@@ -105,8 +107,7 @@ def built(config: Any, model_class: Any) -> Built:
             names = {module: name for name, module in model.named_modules()}
             _spare_what_has_no_attention(names)
             tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
-            decoder = {"decoder_input_ids": tokens} if getattr(config, "is_encoder_decoder", False) else {}
-            model.base_model(input_ids=tokens, **decoder)
+            model.base_model(input_ids=tokens)
         except NotAnsweredError:
             raise
         except Exception as error:  # any of a model's code

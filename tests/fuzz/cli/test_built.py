@@ -83,11 +83,12 @@ def test_an_argument_that_is_not_known_refuses_its_layers_by_name():
         ("olmoe", {"attention_sinks": False}, ContractError, "attention_sinks"),
         ("olmoe", {"num_hidden_layers": 10**6}, ContractError, "num_hidden_layers"),
         ("olmoe", {"architectures": ["LlamaForCausalLM"]}, ContractError, "architectures"),
+        ("mbart", {}, UnsupportedError, "an encoder and a decoder"),
         ("paligemma", {}, UnsupportedError, "of images"),
     ],
 )
 def test_refusals(model_type, fields, error, says):
-    content = {"model_type": model_type, **({} if model_type in ("paligemma", "cpmant") else TINY), **fields}
+    content = {"model_type": model_type, **({} if model_type in ("paligemma", "cpmant", "mbart") else TINY), **fields}
     with pytest.raises(error, match=says):
         model_config(content)
 
