@@ -147,10 +147,11 @@ def _select(
         layers = {name: config for name, config in layers.items() if name not in unserved}
         wanted = {name: backend for name, backend in wanted.items() if name in layers}
     _refuse_of_all_backends(layers, architecture, aiter)
-    shared = {
-        "allocations": [names for group in model.allocations if len(names := [name for name in group if name in layers]) > 1],
-        "kv_sharing": {name: target for name, target in model.kv_sharing.items() if name in layers},
-    }
+    allocations, kv_sharing = model.allocations, model.kv_sharing
+    if unserved:
+        allocations = [names for group in allocations if len(names := [name for name in group if name not in unserved]) > 1]
+        kv_sharing = {name: target for name, target in kv_sharing.items() if name not in unserved}
+    shared = {"allocations": allocations, "kv_sharing": kv_sharing}
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
     result = {
         "error": "; ".join(unserved.values()) or None,
