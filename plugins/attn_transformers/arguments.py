@@ -163,8 +163,9 @@ def step_of(arguments: Arguments) -> Step | None:
     at = [request.row * num_queries + i for request in reading.requests for i in request.queries]
     rows = torch.tensor(at, dtype=torch.int64, device=query.device)
     k, v = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (arguments.key, arguments.value))
-    if layer.layout is None:
-        k, v = k[rows], v[rows]
+    if layer.layout is None:  # a batch may have more keys than queries, as with a static cache
+        own = [request.row * num_keys + i for request in reading.requests for i in request.keys]
+        k, v = k[own], v[own]
     q = query.transpose(1, 2).flatten(0, 1)[rows]
     return Step(layer, reading.batch(num_keys, query.device), q.detach(), k.detach(), v.detach(), rows)
 

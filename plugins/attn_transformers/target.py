@@ -92,7 +92,10 @@ def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Laye
             padded[row, :, keys] = torch.where(visible, own, torch.nan).transpose(0, 1).to(q.dtype)
         seen[row, 0, queries, keys] = one.visible
         if bias is not None and one.bias is not None:
-            bias[row, :, queries, keys] = torch.where(one.visible, one.bias, 0)
+            # a softmax does not see what is added to a row: models count from another key. float32 would round too much of it
+            shifts = [0 if q.dtype == torch.float32 else choose.randint(-64, 64) for _ in one.query]
+            shifted = one.bias + torch.tensor(shifts, device=q.device)[:, None]
+            bias[row, :, queries, keys] = torch.where(one.visible, shifted, 0)
         rows.append((one.rows, begin))
     return Padded(query, key, value, seen, bias, rows)
 

@@ -24,6 +24,7 @@ DTYPES = {
 SUPPORT = dataclasses.replace(
     EVERYTHING,
     dtypes=("float32", "float16", "bfloat16"),
+    rules=tuple(name for name in EVERYTHING.rules if name != "q_scale"),
     head_sizes=(16, 32),
     group_sizes=(1, 2, 3),
     block_sizes=(4, 1, 16),
@@ -277,7 +278,10 @@ FLOAT8_UNSCALED = _coarse("float8-unscaled", weights="fp8_e4m3fnuz", sums_rounde
 FLOAT8_SATURATED = _coarse("float8-saturated", weights="fp8_e4m3fnuz", weight_scale=256)
 FLOAT8_LATE = _coarse("float8-late", weights="fp8_e5m2", largest_weight=256)
 OPERANDS = _coarse("operands", operands="tf32", dtypes=("float32",))
+SUMS_AND_FLOAT8 = _coarse(
+    "sums-and-float8", weights="fp8_e4m3fn", weight_scale=256, dtypes=("bfloat16", "float16"), **_IN_16_BITS
+)
 KERNELS = (
     *(SUMS, SPLIT_SUMS, LOGITS, DECODE, OUTPUTS, NORMALIZED),
-    *(FLOAT8, FLOAT8_UNSCALED, FLOAT8_SATURATED, FLOAT8_LATE, OPERANDS),
+    *(FLOAT8, FLOAT8_UNSCALED, FLOAT8_SATURATED, FLOAT8_LATE, SUMS_AND_FLOAT8, OPERANDS),
 )

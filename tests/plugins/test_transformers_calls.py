@@ -269,3 +269,13 @@ class TestRefused:
             UnsupportedError, match="this position_bias, or mask that is added to logits, not supported: it is not"
         ):
             model(input_ids=torch.tensor([[1, 2, 3, 4]]), decoder_input_ids=torch.tensor([[1]]))
+
+
+def test_a_bidirectional_batch_with_more_keys_than_queries_reads_its_own_keys():
+    """As a static cache gives them: two rows of three queries, and eight keys of which the last ones are hidden."""
+    query = torch.randn(2, 2, 3, 8, generator=GENERATOR)
+    key, value = torch.randn(2, 2, 2, 8, 8, generator=GENERATOR)
+    mask = (torch.arange(8) < 3).expand(2, 1, 3, 8)
+    found, _ = attention(attn_reference, SimpleNamespace(is_causal=False), query, key, value, mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=0, atol=BOUND)

@@ -52,7 +52,8 @@ def limit_of(error: BaseException | None) -> str | None:
             what = f"{instruction[1]}{instruction[2] or ''}" if instruction else message_of(each)
             return f"{what} (lifted by its meaning in attn_amdgcn.instructions)"
         if isinstance(each, AttributeError) and type(each.obj).__name__ == "InterpreterBuilder":
-            called = [frame.f_code.co_name for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
+            frames = [frame for frame, _ in traceback.walk_tb(each.__traceback__) if _is_of_language(frame)]
+            called = [name for frame in frames if not (name := frame.f_code.co_name).startswith("__")]  # not a constexpr's call
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
         if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
             return LimitError(f"{function}: Triton's interpreter does not replace it").sentence

@@ -81,6 +81,10 @@ def contradicting_fields():
     yield "scales without a dtype", "scales", caches(scales="tensor")
     yield "a dtype without scales", "scales", caches(dtype="fp8_e4m3fn")
     yield "int8 of fixed scales", "int8", caches(dtype="int8", scales="head")
+    yield "float8 queries beside a cache of the layer's dtype", "q_scale", {"q_scale": "tensor"}
+    float8 = caches(dtype="fp8_e4m3fn", scales="tensor")
+    yield "float8 queries that are rotated", "q_scale", {"q_scale": "head", "rope": Rope(rotary_dim=4), **float8}
+    yield "float8 queries beside k and v", "q_scale", {"q_scale": "head", "fused_qkv": True, **float8}
     yield "a writer of other elements", "writer", caches(writer=Layout.X_PACKED)
     yield "a writer of rows over planes", "planes", caches(writer=packed, planes=True)
     yield "a neighbour of another footprint", "neighbour", caches(neighbour=packed, planes=True)

@@ -26,6 +26,7 @@ RAGGED = (
     Request(query_len=1, seq_len=7, blocks=(1, 3), causal=True),
 )
 PLAIN = Case(target="planted", num_kv_heads=2, group_size=2, scale=0.25, requests=RAGGED, cache=CACHE, values=Values("random"))
+FLOAT8 = msgspec.structs.replace(CACHE, dtype="fp8_e4m3fnuz", scales="tensor")
 SMALLEST = Case(
     target="planted",
     requests=(Request(query_len=1, seq_len=1, blocks=(0,), causal=True),),
@@ -93,6 +94,7 @@ MISTAKES = {
         "a request reads by the block table of the request before it",
     ),
     "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the KV head behind"),
+    "q_scale": (_case(q_scale="head", cache=FLOAT8), _layer(q_scale=torch.ones(1)), "q_scale is left out"),
     "pair": (
         _case(sinks="near", window=(4, 0)),
         _layer(sinks=None, window=(-1, -1)),

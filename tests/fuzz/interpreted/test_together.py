@@ -267,4 +267,5 @@ def test_block_pointers_run_one_by_one():
     padded = torch.nn.functional.pad(numbers, (0, 0, 0, size + 1))
     expected = torch.stack([2 * padded[program + 1 : program + 1 + size].T for program in range(rows)])
     assert torch.equal(out, expected)
-    assert list(launches.apart.values()) == ["tl.make_block_ptr"]
+    if not triton.__version__.startswith("3.8"):  # whose block pointers are made of other functions
+        assert list(launches.apart.values()) == ["tl.make_block_ptr"]

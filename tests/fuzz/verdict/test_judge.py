@@ -132,6 +132,17 @@ def test_a_cache_that_is_rounded_when_it_is_dequantized_agrees_with_who_declares
     assert kinds == {False: {"agree", "value"}, True: {"agree"}}
 
 
+@pytest.mark.parametrize(("declares", "u_of_weights"), [(False, 2.0**-11), (True, 2.0**-4)])
+def test_weights_beside_a_float8_query_are_float16_or_what_is_declared(declares, u_of_weights):
+    """q itself was float8 before, and nothing is dequantized: no factor of a score is rounded."""
+    cache = {"layout": Layout.BLOCKS_FIRST_NHD, "kv_cache_dtype": torch.float8_e4m3fn, "k_scale": torch.ones(1)}
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=8, scale=1.0, v_scale=torch.ones(1), q_scale=torch.ones(1), **cache)
+    rounding = dataclasses.replace(ROUNDING, float8_weights=declares, rounds_dequantized=declares)
+    of_call = CallRounding(rounding=rounding, layer=layer, dtype=torch.float8_e4m3fn, out_dtype=torch.float32)
+    assert of_call.of_operands == of_call.of_underflown_queries == 0
+    assert of_call.of_weights == pytest.approx(u_of_weights, rel=1e-3)
+
+
 def _in_int8(numbers: torch.Tensor) -> torch.Tensor:
     """Each row cut to multiples of 1/127 of its largest magnitude."""
     step = numbers.abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127
