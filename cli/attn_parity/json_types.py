@@ -249,6 +249,7 @@ class Select(TypedDict):
     filled: NotRequired[Filled]
     left_out: NotRequired[list[str]]
     unknown: NotRequired[list[str]]
+    not_answered: NotRequired[dict[str, list[int]]]
     vllm: NotRequired[Vllm]
 
 

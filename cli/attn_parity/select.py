@@ -1,7 +1,7 @@
 """`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -10,10 +10,11 @@ from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, 
 from attn_contract.attention_config import Scales
 from attn_parity import model_file, selection_input
 from attn_parity.console import results
+from attn_parity.model_config.built import Reason
 from attn_parity.options import check_writable, json_option, write_json
 from attn_parity.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
 from attn_parity.selection_input import SelectionInput, of_options, own_float8
-from attn_parity.vllm_arguments import vllm_arguments
+from attn_parity.vllm_arguments import VllmArguments, vllm_arguments
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
@@ -80,9 +81,21 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="Use only this backend, for LAYER or for all layers."
 )
+@click.option(
+    "--write-model-file",
+    "written",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the layers to a new model file, to be edited.",
+)
 @json_option
 def command(
-    file: Path | None, arch: str | None, aiter_version: str, backends: tuple[str, ...], json_file: Path | None, **layer: Any
+    file: Path | None,
+    arch: str | None,
+    aiter_version: str,
+    backends: tuple[str, ...],
+    written: Path | None,
+    json_file: Path | None,
+    **layer: Any,
 ) -> int:
     """Select the backend of a layer, given by options, or of each layer of the model in FILE. Runs nothing; needs no GPU.
 
@@ -102,6 +115,10 @@ def command(
     try:
         model_input = selection_input.read(file, given)  # first: a wrong file is refused before much is imported
         about["model"] = model_input.name
+        if written is not None:
+            if written.exists():
+                raise click.UsageError(f"--write-model-file: {written} exists")
+            write_json(written, dataclasses.asdict(model_input.model_on(_architecture(arch))))
         result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
@@ -124,23 +141,59 @@ def _select(
     model = model_input.model_on(architecture)
     layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
     wanted = _by_layer(backends, layers)
+    unserved, every = dict[str, str](), layers
+    if model_input.config is not None and model_input.config.in_part:
+        unserved = _unserved(layers, model.kv_sharing, architecture, aiter)
+        layers = {name: config for name, config in layers.items() if name not in unserved}
+        wanted = {name: backend for name, backend in wanted.items() if name in layers}
     _refuse_of_all_backends(layers, architecture, aiter)
-    shared = {"allocations": model.allocations, "kv_sharing": model.kv_sharing}
+    allocations, kv_sharing = model.allocations, model.kv_sharing
+    if unserved:
+        allocations = [names for group in allocations if len(names := [name for name in group if name not in unserved]) > 1]
+        kv_sharing = {name: target for name, target in kv_sharing.items() if name not in unserved}
+    shared = {"allocations": allocations, "kv_sharing": kv_sharing}
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
-    result = {"error": None, "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()}}
+    result = {
+        "error": "; ".join(unserved.values()) or None,
+        "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()},
+    }
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
     results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
     engine = model_input.engine(architecture)
     if model_input.config is not None:
         print_config(model_input.config, layers, engine.tensor_parallel)
+        for why in unserved.values():
+            results.print(f"not served: {why}", soft_wrap=True)
     print_assignments(assignments)
     print_findings(layers, assignments)
     print_runs(assignments)
     if model_input.config is not None:
-        vllm = vllm_arguments(layers, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
+        vllm = vllm_arguments(every, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
+        if any(Reason.NO_CALL not in why for why in model_input.config.not_answered):
+            vllm = VllmArguments(None, None, {"any": ("layers that are not answered attend, too",)})
         print_vllm(vllm, assignments)
         result |= {**model_input.config.as_json(), "vllm": dataclasses.asdict(vllm)}
     return result
+
+
+def _unserved(
+    layers: dict[str, AttentionConfig], kv_sharing: Mapping[str, str], architecture: str, aiter: "Aiter"
+) -> dict[str, str]:
+    """Why no backend serves a layer, by its name, where another layer is served. UnsupportedError: none is."""
+    from attn_optimized.selector import select_model
+
+    why: dict[str, UnsupportedError] = {}
+    for name, config in layers.items():
+        alone = {name: config, **{target: layers[target] for reader, target in kv_sharing.items() if reader == name}}
+        sharing = {name: kv_sharing[name]} if name in kv_sharing else {}
+        try:
+            _refuse_of_all_backends(alone, architecture, aiter)
+            select_model(alone, kv_sharing=sharing, architecture=architecture, aiter=aiter)
+        except UnsupportedError as error:
+            why[name] = error
+    if len(why) == len(layers):
+        raise next(iter(why.values()))
+    return {name: str(error) for name, error in why.items()}
 
 
 def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: str, aiter: "Aiter") -> None:

@@ -36,9 +36,12 @@ def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], dev
         first, more = config.unknown[:_MOST_NAMES], len(config.unknown) - _MOST_NAMES
         others = f" and {more} more" if more > 0 else ""
         results.print(f"not known, so not looked at: {', '.join(first)}{others}", soft_wrap=True)
+    for why, numbers in config.not_answered.items():
+        results.print(f"not answered: layers {spans(numbers)}: {why}", soft_wrap=True)
     table = plain_table("layer", "numbers", "asks for" if devices == 1 else f"asks for, on each of {devices} devices")
     for name, group in config.groups.items():
-        table.add_row(name, spans(group.layers), _asks_for(group, layers[name]))
+        if name in layers:
+            table.add_row(name, spans(group.layers), _asks_for(group, layers[name]))
     results.print(table)
     results.print()
 

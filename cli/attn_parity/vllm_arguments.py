@@ -4,6 +4,7 @@ vLLM takes one backend for all layers by `--attention-backend`. A backend of our
 ours gives every phase a soft cap where vLLM's ROCM_AITER_FA caps its decode alone. So both are asked.
 """
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,7 +97,6 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
         rules=(
             *("window", "sinks", "logits_soft_cap", "q_scale", "alibi_slopes", "non_causal", "per_request_causal"),
             *("bidirectional_ranges", "batch_invariant"),
-            "chunked_local",  # vLLM cuts chunks into requests of their own before any backend sees them
         ),
         dtypes=Only(FLOAT_DTYPES, "vLLM declares no other dtype"),
         kv_cache_dtypes=Only(QUANTIZED_DTYPES, "vLLM declares no other"),
@@ -160,14 +160,22 @@ def vllm_arguments(
         for layer, config in layers.items():
             if wanted.get(layer, name) != name:
                 reasons[f"{layer} is asked for on {wanted[layer]}"] = None
-            ours = BACKENDS[name].capabilities(aiter)
-            for refusal in (*ours.refusals(config, architecture), *VLLM_BACKENDS[name].refusals(config)):
+            ours, handed = BACKENDS[name].capabilities(aiter), _without_chunks(config)
+            for refusal in (*ours.refusals(handed, architecture), *VLLM_BACKENDS[name].refusals(handed)):
                 reasons[str(refusal)] = None
             reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
         if not reasons:
+            if any(config.asks("chunked_local") for config in layers.values()):
+                later = (other for other in priorities(architecture, kind) if other != name and other not in why_not)
+                why_not |= dict.fromkeys(later, (f"vLLM cuts chunks around any backend, so also around {name}",))
             return VllmArguments(_line(name, layers, model, engine.tensor_parallel), name, why_not)
         why_not[name] = tuple(reasons)
     return VllmArguments(None, None, why_not)
+
+
+def _without_chunks(config: AttentionConfig) -> AttentionConfig:
+    """A layer as its backend sees it: around any, vLLM's ChunkedLocalAttention cuts chunks into requests of their own."""
+    return dataclasses.replace(config, rules={name: value for name, value in config.rules.items() if name != "chunked_local"})
 
 
 def _unspeakable(config: AttentionConfig, float8: torch.dtype) -> list[str]:

@@ -131,7 +131,7 @@ ANSWERS: dict[str, dict[str, Answer]] = {
 
 VLLM: dict[str, str | None] = {
     **dict.fromkeys(ANSWERS, "ROCM_ATTN"),
-    **dict.fromkeys(("llama-4-scout", "gemma-2-9b", "gemma-3-4b", "bart-large-cnn"), TRITON),
+    **dict.fromkeys(("gemma-2-9b", "gemma-3-4b", "bart-large-cnn"), TRITON),
     "gpt-oss-120b": FLASH,
     "whisper-large-v3": "ROCM_AITER_UNIFIED_ATTN",
     **dict.fromkeys(("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2", "minicpm3-4b", "glm-4.7-flash"), MLA),
@@ -143,8 +143,12 @@ REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
     "deepseek-v3.2": "attn_contract: sparse attention (index_topk) not supported: an indexer picks the keys",
-    "jamba-v0.1": "attn_contract: state-space layers (mamba_d_state) not supported: ",
     "mamba-2.8b": "attn_contract: state-space layers (state_size) not supported: ",
-    "qwen3-next-80b-a3b": "attn_contract: linear attention (linear_attention) not supported: ",
-    "minimax-text-01": "attn_contract: linear attention (linear_attention) not supported: ",
 }
+
+IN_PART: dict[str, tuple[list[int], str]] = {
+    "jamba-v0.1": ([4, 12, 20, 28], "JambaMambaMixer"),
+    "qwen3-next-80b-a3b": (list(range(3, 48, 4)), "Qwen3NextGatedDeltaNet"),
+    "minimax-text-01": (list(range(7, 80, 8)), "MiniMaxLightningAttention"),
+}
+"""The numbers of the layers with softmax attention, and the class of the mixer of the others, where transformers is."""

@@ -1,13 +1,14 @@
 """A model config of Hugging Face, such as config.json, as the layers that `attn-parity select` asks about.
 
-`model_types` is the table of what is known, and `meaning` says which values a field may have. `unknown` refuses or lists the
-rest, `completed` fills in what a file leaves out, and `groups` sorts the layers.
+`model_types` is a table of types that are answered without transformers, and `meaning` says which values a field may have.
+`unknown` refuses or lists the rest, `completed` fills in what a file leaves out, and `groups` sorts the layers. Any other type
+is answered from the model that transformers builds of it (`from_transformers`, `built`).
 """
 
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -46,6 +47,9 @@ class ModelConfig:
         filled_by: who says so.
         left_out: names of parts of the config that have no KV cache, and were not looked at.
         unknown: names of fields that are not known, and do not sound like attention.
+        kv_sharing: by the name of a group without keys of its own, the group whose cache it reads.
+        not_answered: numbers of layers that are in no group, by the reason.
+        in_part: an answer of some layers is wanted where no backend serves the others.
     """
 
     model_type: str
@@ -57,6 +61,9 @@ class ModelConfig:
     filled_by: str
     left_out: tuple[str, ...]
     unknown: tuple[str, ...]
+    kv_sharing: Mapping[str, str] = field(default_factory=dict)
+    not_answered: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    in_part: bool = False
 
     @property
     def name(self) -> str:
@@ -70,6 +77,7 @@ class ModelConfig:
             "filled": {"by": self.filled_by, "fields": dict(self.filled)},
             "left_out": self.left_out,
             "unknown": self.unknown,
+            "not_answered": dict(self.not_answered),
         }
 
 
@@ -85,7 +93,10 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         ContractError: a field is unknown, missing, of another type, or contradicts another one.
         UnsupportedError: the model asks for what is out of this project's scope.
     """
-    outer = _model_type("model_type", content.get("model_type"), (*MODEL_TYPES, *WRAPPERS, *OUT_OF_SCOPE_TYPES))
+    known = (*MODEL_TYPES, *WRAPPERS, *OUT_OF_SCOPE_TYPES)
+    if not _is_of_the_table(content, known):
+        return _built(content, known)
+    outer = content["model_type"]
     text, model_type = content, outer
     if wrapper := WRAPPERS.get(outer):
         check_type("text_config", content.get("text_config"), dict, f"an object: the fields of the text part of {outer}")
@@ -123,6 +134,43 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         filled_by=completed.by,
         left_out=tuple(map(printable, left_out)),
         unknown=tuple(map(printable, dict.fromkeys(unread))),
+    )
+
+
+def _is_of_the_table(content: Mapping[str, Any], known: Collection[str]) -> bool:
+    """True if the types of a model and of its text part are in the table."""
+    outer = content.get("model_type")
+    text = content.get("text_config")
+    inner = text.get("model_type", outer) if isinstance(outer, str) and outer in WRAPPERS and isinstance(text, dict) else outer
+    return all(not isinstance(name, str) or name in known for name in (outer, inner)) and isinstance(outer, str)
+
+
+def _built(content: Mapping[str, Any], known: Collection[str]) -> ModelConfig:
+    """A model of a type that is not in the table, as transformers builds it."""
+    from attn_parity.model_config import from_transformers
+
+    config = from_transformers.config_of(content)
+    if config is None:
+        _model_type("model_type", content.get("model_type"), known)
+    architecture = from_transformers.check_class(content.get("architectures"), config)
+    text = content.get("text_config") or {}
+    unread = from_transformers.check_fields(content, config)
+    layers, sharing, not_answered = from_transformers.layers_of(config)
+    return ModelConfig(
+        model_type=config.get_text_config(decoder=True).model_type,
+        architecture=architecture,
+        groups=layers,
+        dtype=_dtype(read(_DTYPE, text), read(_DTYPE, content)),
+        quantization=content.get("quantization_config", text.get("quantization_config")),
+        filled={},
+        filled_by="",
+        left_out=tuple(
+            printable(name) for name in content if name.endswith("config") and ("vision" in name or "audio" in name)
+        ),
+        unknown=tuple(map(printable, dict.fromkeys(unread))),
+        kv_sharing=sharing,
+        not_answered=not_answered,
+        in_part=True,
     )
 
 

@@ -38,12 +38,14 @@ def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
     cache = kv_cache(config.quantization, engine.float8)
     layers = {name: _fields(group, {**cache, **engine.fields, "dtype": dtype}, engine) for name, group in config.groups.items()}
     _widen_blocks(layers)
-    cached = tuple(name for name, group in config.groups.items() if group.attn_type.reads_cache)
+    reads = (name for name, group in config.groups.items() if group.attn_type.reads_cache)
+    cached = tuple(name for name in reads if name not in config.kv_sharing)
     return ModelFile(
         schema=model_file.SCHEMA,
         model=config.name,
         layers=layers,
         allocations=(cached,) if len(cached) > 1 else (),
+        kv_sharing=config.kv_sharing,
     )
 
 
@@ -67,12 +69,12 @@ def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str,
 
 
 def _widen_blocks(layers: Mapping[str, dict[str, Any]]) -> None:
-    """Give layers of fewer KV heads so many more slots a block, that all blocks have as many bytes, as vLLM does."""
-    cached = [fields for fields in layers.values() if "block_size" in fields]
-    most = max((fields["num_kv_heads"] for fields in cached), default=1)
-    for fields in cached:
-        if not most % fields["num_kv_heads"]:
-            fields["block_size"] *= most // fields["num_kv_heads"]
+    """Give layers of smaller rows so many more slots a block, that all blocks have as many bytes, as vLLM does."""
+    cached = [(fields, fields["num_kv_heads"] * fields["head_size"]) for fields in layers.values() if "block_size" in fields]
+    most = max((row for _, row in cached), default=1)
+    for fields, row in cached:
+        if not most % row:
+            fields["block_size"] *= most // row
 
 
 def _can_have(attn_type: AttentionType, name: str) -> bool:

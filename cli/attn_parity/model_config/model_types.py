@@ -335,8 +335,7 @@ OUT_OF_SCOPE_TYPES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("t5", "mt5", "umt5"), ("relative_attention_num_buckets",)),
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), ("index_topk",)),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), ("state_size",)),
-    **dict.fromkeys(("jamba", "bamba", "falcon_h1"), ("mamba_d_state",)),
-    **dict.fromkeys(("qwen3_next", "minimax", "minimax_m1", "minimax_text_01"), ("linear_attention",)),
+    **dict.fromkeys(("minimax_m1", "minimax_text_01"), ("linear_attention",)),
     "kimi_linear": ("linear_attention",),
 }
 """By model type, names in `attn_contract.scope` of what its layers always ask for, whether a field says so or not."""

@@ -40,12 +40,12 @@ FIXED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 
 _BEFORE_ATTENTION = (
     *("attention_bias", "attention_out_bias", "qkv_bias", "use_qkv_bias", "use_bias", "bias", "enable_bias", "use_qk_norm"),
-    *("qk_norm", "qk_norm_type", "qk_layernorm", "use_mrope"),
+    *("qk_norm", "qk_norm_type", "qk_layernorm", "use_mrope", "attn_output_gate", "attention_output_gate"),
     *("rope_theta", "rope_scaling", "rope_parameters", "rope_type", "rope_local_base_freq", "rotary_dim", "rotary_emb_base"),
     *("rotary_pct", "partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings", "n_positions"),
     *("max_source_positions", "max_target_positions", "max_seq_len", "pretraining_tp", "slow_but_exact"),
 )
-"""Fields of operations on q and k before attention, and of matrix products for them."""
+"""Fields of operations on q and k before attention, of gates after it, and of matrix products for them."""
 _HOW_IT_RUNS = (
     *("use_cache", "cache_implementation", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
     *("output_attentions", "attention_dropout"),

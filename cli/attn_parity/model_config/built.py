@@ -1,0 +1,327 @@
+"""The attention of a model that transformers builds of a config: what its layers hand to a function of attention.
+
+The model is built on the device meta, which holds shapes and no numbers, and run once over a few tokens. Nothing is loaded and
+no code that a config names is run. An attention registered for that run keeps the arguments of each call. A mask is kept as the
+function of positions that it is made of, and read at far positions.
+"""
+
+import contextlib
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from attn_contract import UnsupportedError
+from attn_contract.arguments import shown
+
+NAME = "attn-parity-select"
+_TOKENS = 8
+_FAR = 2**20 + 4321
+"""A position past the reach of any window."""
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("position_ids", "use_cache", "output_hidden_states", "output_attentions", "output_router_logits", "return_dict"),
+        *("cache_position", "layer_idx"),
+    }
+)
+
+
+class Reason(StrEnum):
+    """Why a layer, or all of a model, is not answered. There are no other reasons."""
+
+    NO_TYPE = "transformers has no such model type"
+    NOT_BUILT = "transformers builds no model of it on meta"
+    NO_CALL = "no call of transformers' attention"
+    ARGUMENT = "an argument of attention that is not known"
+    MASK = "a mask that is no rule of the contract"
+    SHAPE = "q, k and v of shapes that are no layer's"
+
+
+class NotAnsweredError(UnsupportedError):
+    """A model or a layer that is not answered, by one of the closed list of reasons and what there was."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__("transformers", str(reason), textwrap.shorten(detail, 300))
+
+    def __str__(self) -> str:
+        return f"{self.feature}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of attention.
+
+    Args:
+        layer: the number of the layer, counted from 0 in its list of layers.
+        path: the module's name in the model, without that number.
+        num_heads, num_kv_heads, head_size, value_size: of q, k and v as handed.
+        rules: window, chunked_local, logits_soft_cap and sinks, as in AttentionConfig.
+        sees_ahead: queries see keys after them.
+        shared_with: the layer whose keys it is handed; None: its own.
+        refused: why the call is no layer of the contract; None if it is one.
+    """
+
+    layer: int
+    path: str
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    head_size: int = 0
+    value_size: int = 0
+    scale: float = 0.0
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    sees_ahead: bool = False
+    shared_with: int | None = None
+    refused: NotAnsweredError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A model's calls, and by the number of a layer the classes of its parts that make none."""
+
+    calls: tuple[Call, ...]
+    without: Mapping[int, str]
+
+
+def built(config: Any, model_class: Any) -> Built:
+    """The calls of a model. NotAnsweredError: it cannot be built, or it calls no attention.
+
+    Args:
+        config: a PreTrainedConfig of the part with the cache.
+        model_class: the class of transformers to build.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise NotAnsweredError(Reason.NOT_BUILT, "an encoder and a decoder, of which a language model has the decoder alone")
+    kept: list[tuple[Any, ...]] = []
+    with _recording(kept), torch.device("meta"), torch.no_grad():
+        try:
+            config._attn_implementation = NAME
+            config.output_hidden_states = True  # of all tokens: for the last ones alone, some models cut masks
+            model = model_class(config).eval()
+            for module in model.modules():
+                if (own := getattr(module, "config", None)) is not None:
+                    own._attn_implementation = NAME
+            names = {module: name for name, module in model.named_modules()}
+            _spare_what_has_no_attention(names)
+            tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
+            model.base_model(input_ids=tokens)
+        except NotAnsweredError:
+            raise
+        except Exception as error:  # any of a model's code
+            if not kept:
+                raise NotAnsweredError(Reason.NOT_BUILT, f"{type(error).__name__}: {error}") from error
+            incomplete = error
+        else:
+            incomplete = None
+    if incomplete is not None:
+        detail = f"after {len(kept)} calls of attention: {type(incomplete).__name__}: {incomplete}"
+        raise NotAnsweredError(Reason.NOT_BUILT, detail) from incomplete
+    if not kept:
+        raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} attends by code of its own, or not at all")
+    keys: dict[int, int] = {}
+    calls = tuple(_call(names, keys, *one) for one in kept)
+    return Built(calls=calls, without=_without(model, names, {call.layer for call in calls}))
+
+
+@contextlib.contextmanager
+def _recording(kept: list[tuple[Any, ...]]) -> Iterator[None]:
+    """Registers an attention that keeps its arguments, and masks that keep their function, for a time."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **options):
+        kept.append((module, query, key, value, attention_mask, scaling, options))
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+    def mask(batch_size, q_length, kv_length, mask_function, **others):
+        made = torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device="meta")
+        made.mask_function = mask_function  # type: ignore[attr-defined]
+        return made
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask)
+    try:
+        yield
+    finally:
+        del AttentionInterface._global_mapping[NAME], AttentionMaskInterface._global_mapping[NAME]
+
+
+def _attends(module: torch.nn.Module) -> bool:
+    return "Attention" in type(module).__name__ or hasattr(module, "num_key_value_groups")
+
+
+def _spare_what_has_no_attention(names: Mapping[torch.nn.Module, str]) -> None:
+    """Lets parts of layers that cannot run on meta, such as a choice of experts, hand on zeros. No attention is in them."""
+    around = [name for module, name in names.items() if _attends(module)]
+    for module, name in names.items():
+        inside = any(name.startswith(f"{one}.") or one == name or one.startswith(f"{name}.") for one in around)
+        if re.search(r"\.\d+\.", name) and not inside:
+            module.forward = _or_zeros(module.forward)
+
+
+def _or_zeros(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args, **options):
+        try:
+            return forward(*args, **options)
+        except (RuntimeError, NotImplementedError):
+            tensors = (x for x in (*args, *options.values()) if isinstance(x, torch.Tensor) and x.is_floating_point())
+            if (first := next(tensors, None)) is None:
+                raise
+            return torch.zeros_like(first)
+
+    return run
+
+
+def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, value, mask, scaling, options) -> Call:
+    name = names.get(module, type(module).__name__)
+    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    layer = int(numbers[0]) if numbers else getattr(module, "layer_idx", 0) or 0
+    path = re.sub(r"\.\d+(?=\.|$)", "", name, count=1)
+    of = keys.setdefault(id(key), layer)
+    try:
+        _, num_heads, _, head_size = query.shape
+        _, num_kv_heads, _, key_size = key.shape
+        if key_size != head_size or num_heads % num_kv_heads or value.shape[1] != num_kv_heads:
+            raise NotAnsweredError(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
+        rules, ahead = _asked(module, mask, dict(options))
+    except NotAnsweredError as error:
+        return Call(layer=layer, path=path, refused=error)
+    return Call(
+        layer=layer,
+        path=path,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        value_size=value.shape[-1],
+        scale=head_size**-0.5 if scaling is None else float(scaling),
+        rules=rules,
+        sees_ahead=ahead,
+        shared_with=None if of == layer else of,
+    )
+
+
+def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The rules that a call asks for, and whether its queries see ahead."""
+    rules, ahead = _seen(mask)
+    options.pop("dropout", None)
+    is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
+    if is_causal not in (None, not ahead):
+        raise NotAnsweredError(Reason.ARGUMENT, f"is_causal={is_causal} beside a mask that says otherwise")
+    if width is not None and "window" in rules and rules["window"][0] not in (width, width - 1):
+        raise NotAnsweredError(
+            Reason.ARGUMENT, f"sliding_window={width} beside a mask of {rules['window'][0]} keys before a query"
+        )
+    if width is not None and "window" not in rules:
+        raise NotAnsweredError(Reason.ARGUMENT, f"sliding_window={width} beside a mask without a window")
+    if (cap := options.pop("softcap", None)) is not None:
+        rules["logits_soft_cap"] = float(cap)
+    if options.pop("s_aux", None) is not None:
+        rules["sinks"] = True
+    elif isinstance(getattr(module, "sinks", None), torch.Tensor):
+        raise NotAnsweredError(Reason.ARGUMENT, "the layer has sinks and does not hand them on")
+    for name, value in options.items():
+        if name not in _WITHOUT_EFFECT and value is not None:
+            what = f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
+            raise NotAnsweredError(Reason.ARGUMENT, f"{name} ({what})")
+    return rules, ahead
+
+
+def _seen(mask: Any) -> tuple[dict[str, Any], bool]:
+    """The rules of a mask, and whether queries see keys after them."""
+    if mask is None:
+        raise NotAnsweredError(Reason.MASK, "none: implementations of attention differ about it")
+    if (function := getattr(mask, "mask_function", None)) is None:
+        raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
+    function = _on_cpu(function)
+    probes = (0, 1, 2, 300, _FAR, _FAR + 1, _FAR + 2)
+    spans = {query: _span(function, query) for query in probes}
+    ahead = spans[0][1] > 0
+    before = _FAR - spans[_FAR][0]
+    if ahead and all(last - query == spans[0][1] for query, (_, last) in spans.items()):
+        after = spans[0][1]
+        return _window(spans, before, None if after >= _AHEAD - 1 else after), True
+    if ahead or any(last != query for query, (_, last) in spans.items()):
+        raise NotAnsweredError(Reason.MASK, "keys after a query that are neither all nor as many for each")
+    if before != _FAR and spans[_FAR + 1][0] in (spans[_FAR][0], spans[_FAR + 2][0]):
+        return _chunk(function, spans), False
+    return _window(spans, before, before), False
+
+
+_AHEAD = 2**16
+
+
+def _window(spans: Mapping[int, tuple[int, int]], before: int, after: int | None) -> dict[str, Any]:
+    if any(first != (0 if before == _FAR else max(0, query - before)) for query, (first, _) in spans.items()):
+        raise NotAnsweredError(Reason.MASK, "keys before a query that are neither all nor as many for each")
+    if before == _FAR:
+        if after not in (None, before):
+            raise NotAnsweredError(Reason.MASK, f"all keys before a query, and {after} after it")
+        return {}
+    if after is None:
+        raise NotAnsweredError(Reason.MASK, f"{before} keys before a query, and all after it")
+    return {"window": (before, after)}
+
+
+def _chunk(function: Callable[..., Any], spans: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    queries = torch.arange(_FAR, 2 * _FAR)
+    seeing = torch.as_tensor(function(torch.tensor(0), torch.tensor(0), queries, torch.tensor(_FAR))).expand(len(queries))
+    size = _FAR + int(seeing.sum()) - spans[_FAR][0]
+    if any(first != query // size * size for query, (first, _) in spans.items()):
+        raise NotAnsweredError(Reason.MASK, "keys before a query that are neither a window nor a chunk")
+    return {"chunked_local": size}
+
+
+def _span(function: Callable[..., Any], query: int) -> tuple[int, int]:
+    """The first and the last key that a query sees, of those up to _AHEAD after it."""
+    keys = torch.arange(query + _AHEAD)
+    try:
+        with torch.device("cpu"):
+            seen = function(torch.tensor(0), torch.tensor(0), torch.tensor(query), keys)
+        at = torch.as_tensor(seen).expand(len(keys)).nonzero()[:, 0]
+    except Exception as error:
+        raise NotAnsweredError(Reason.MASK, f"its function cannot be read: {type(error).__name__}: {error}") from error
+    if not len(at) or int(at[-1] - at[0]) + 1 != len(at):
+        raise NotAnsweredError(Reason.MASK, "a query that sees no keys, or keys with others between them")
+    return int(at[0]), int(at[-1])
+
+
+def _on_cpu(function: Any) -> Any:
+    """The function of a mask, with the paddings of its chunks, which are none without an attention mask, on the CPU."""
+    if not isinstance(function, FunctionType) or function.__closure__ is None:
+        return function
+
+    def here(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(here, value))
+        if isinstance(value, torch.Tensor) and value.is_meta and function.__qualname__.startswith("chunked_overlay."):
+            return torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+        return _on_cpu(value)
+
+    cells = tuple(CellType(here(cell.cell_contents)) for cell in function.__closure__)
+    return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+
+
+_KEEPS_A_STATE = re.compile("Mamba|Mixer|SSM|Delta")
+
+
+def _without(model: torch.nn.Module, names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
+    """By the number of a layer, the classes of its parts that are no attention of ours.
+
+    Of a layer that called none: those that layers with calls do not have. Of another layer: those that keep a state, by name.
+    """
+    lists = [module for module in names if isinstance(module, torch.nn.ModuleList) and names[module].endswith(("layers", "h"))]
+    if not lists:
+        return {}
+    layers = max(lists, key=len)
+    common = {type(part).__name__ for number, one in enumerate(layers) if number in calling for part in one.children()}
+    own: dict[int, str] = {}
+    for number, one in enumerate(layers):
+        if number in calling:
+            if states := [name for part in one.children() if _KEEPS_A_STATE.search(name := type(part).__name__)]:
+                own[number] = f"{', '.join(states)}, beside attention"
+        else:
+            parts = [type(part).__name__ for part in one.children() if type(part).__name__ not in common]
+            own[number] = ", ".join(dict.fromkeys(parts)) or type(one).__name__
+    return own
