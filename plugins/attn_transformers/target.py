@@ -17,7 +17,7 @@ from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from attn_fuzz import extras
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets import Engine, Support, Target
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.triton import TRITON
 
 from attn_transformers.registration import IMPLEMENTATIONS, register
@@ -50,19 +50,19 @@ def attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> Non
     from transformers import AttentionInterface
 
     register()
-    choose = rng_of((q.shape, batch.query_start_loc, batch.seq_lens))
+    rng = rng_of_call(q, batch)
     if kv_cache is None:
         requests = attn_reference.varlen_requests(q, k, v, layer, batch, torch.float32)
     else:
         requests = attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32)
-    step = _padded(list(requests), q, layer, choose)
-    key, value = _through_pages(step.key, step.value, choose)
+    step = _padded(list(requests), q, layer, rng)
+    key, value = _through_pages(step.key, step.value, rng)
     is_causal = layer.attn_type is AttentionType.DECODER
-    mask, more = _mask_of(step, is_causal, choose)
-    function: Any = AttentionInterface()[choose.choice([*IMPLEMENTATIONS])]
+    mask, more = _mask_of(step, is_causal, rng)
+    function: Any = AttentionInterface()[rng.choice([*IMPLEMENTATIONS])]
     module: Any = SimpleNamespace(is_causal=is_causal)
     rules = {"softcap": layer.logits_soft_cap, "s_aux": layer.sinks}
-    if layer.window[0] >= 0 and choose.random() < 0.5:
+    if layer.window[0] >= 0 and rng.random() < 0.5:
         rules["sliding_window"] = layer.window[0] + 1
     found, _ = function(module, step.query, key, value, mask, scaling=layer.scale, **rules, **more)
     hidden = ~step.seen[:, 0].any(2)
@@ -72,10 +72,10 @@ def attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> Non
         out.view(q.shape)[rows] = found[row, begin : begin + rows.stop - rows.start]
 
 
-def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Layer, choose: random.Random) -> Padded:
+def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Layer, rng: random.Random) -> Padded:
     count = len(requests)
-    num_queries = max(len(one.query) for one in requests) + choose.choice((0, 0, 2))
-    num_keys = max(len(one.key) for one in requests) + choose.choice((0, 0, 3))
+    num_queries = max(len(one.query) for one in requests) + rng.choice((0, 0, 2))
+    num_keys = max(len(one.key) for one in requests) + rng.choice((0, 0, 3))
     query = q.new_full((count, layer.num_heads, num_queries, layer.head_size), torch.nan)
     key, value = (q.new_full((count, layer.num_kv_heads, num_keys, layer.head_size), torch.nan) for _ in range(2))
     seen = torch.zeros((count, 1, num_queries, num_keys), dtype=torch.bool, device=q.device)
@@ -83,8 +83,8 @@ def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Laye
     bias = torch.zeros((count, layer.num_heads, num_queries, num_keys), device=q.device) if has_bias else None
     rows = []
     for row, one in enumerate(requests):
-        begin = choose.choice((0, num_queries - len(one.query)))
-        first = choose.choice((0, num_keys - len(one.key)))
+        begin = rng.choice((0, num_queries - len(one.query)))
+        first = rng.choice((0, num_keys - len(one.key)))
         queries, keys = slice(begin, begin + len(one.query)), slice(first, first + len(one.key))
         query[row, :, queries] = one.query.transpose(0, 1).to(q.dtype)
         visible = one.visible.any(0)[:, None, None]
@@ -93,28 +93,28 @@ def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Laye
         seen[row, 0, queries, keys] = one.visible
         if bias is not None and one.bias is not None:
             # a softmax does not see what is added to a row: models count from another key. float32 would round too much of it
-            shifts = [0 if q.dtype == torch.float32 else choose.randint(-64, 64) for _ in one.query]
+            shifts = [0 if q.dtype == torch.float32 else rng.randint(-64, 64) for _ in one.query]
             shifted = one.bias + torch.tensor(shifts, device=q.device)[:, None]
             bias[row, :, queries, keys] = torch.where(one.visible, shifted, 0)
         rows.append((one.rows, begin))
     return Padded(query, key, value, seen, bias, rows)
 
 
-def _mask_of(step: Padded, is_causal: bool, choose: random.Random) -> tuple[torch.Tensor | None, dict[str, Any]]:
+def _mask_of(step: Padded, is_causal: bool, rng: random.Random) -> tuple[torch.Tensor | None, dict[str, Any]]:
     """The mask as bools, as what is added to logits, or none where it says nothing; and a bias beside it."""
     seen = step.seen
     needs_none = torch.ones_like(seen).tril() if is_causal and seen.shape[2] > 1 else torch.ones_like(seen)
     more = {} if step.bias is None else {"position_bias": step.bias}
-    if torch.equal(seen, needs_none) and choose.random() < 0.5:
+    if torch.equal(seen, needs_none) and rng.random() < 0.5:
         return None, more
-    if choose.random() < 0.5:
+    if rng.random() < 0.5:
         return seen, more
-    hides = choose.choice((-torch.inf, torch.finfo(torch.float32).min))
+    hides = rng.choice((-torch.inf, torch.finfo(torch.float32).min))
     mask = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, hides)
-    return (mask, more) if step.bias is None or choose.random() < 0.5 else (mask + step.bias, {})
+    return (mask, more) if step.bias is None or rng.random() < 0.5 else (mask + step.bias, {})
 
 
-def _through_pages(key: torch.Tensor, value: torch.Tensor, choose: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def _through_pages(key: torch.Tensor, value: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [B, HK, K, D] as a PagedCache gives them back, bit by bit.
 
     They come in several steps, so that pages grow. Some more rows begin as copies of rows again and again, as beams do, and
@@ -123,18 +123,18 @@ def _through_pages(key: torch.Tensor, value: torch.Tensor, choose: random.Random
     from attn_transformers.paged_cache import PagedCache
 
     rows, num_keys, head_size = len(key), key.shape[2], key.shape[3]
-    more = choose.choice((0, 1, 2))
-    cuts = sorted({0, num_keys, *(choose.randint(1, num_keys) for _ in range(choose.randint(0, 3)))})
-    for dtype in (choose.choice(QUANTIZED), None):
-        options = _options(head_size, dtype, key, choose)
+    more = rng.choice((0, 1, 2))
+    cuts = sorted({0, num_keys, *(rng.randint(1, num_keys) for _ in range(rng.randint(0, 3)))})
+    for dtype in (rng.choice(QUANTIZED), None):
+        options = _options(head_size, dtype, key, rng)
         if options is None:
             continue
-        cache = PagedCache(**options, kv_cache_dtype=dtype)
+        cache: Any = PagedCache(**options, kv_cache_dtype=dtype)
         own = [tensor if dtype is None else tensor.nan_to_num() for tensor in (key, value)]
         kept = [tensor[[0] * (rows + more), :, :0] for tensor in own]
         got: Any = None
         for begin, end in itertools.pairwise(cuts):
-            beams = [*range(rows), *(choose.randrange(rows) for _ in range(more))]
+            beams = [*range(rows), *(rng.randrange(rows) for _ in range(more))]
             if begin:
                 cache.reorder_cache(torch.tensor(beams, device=key.device))
             new = [torch.cat([tensor[:, :, begin:end], -tensor[beams[rows:], :, begin:end]]) for tensor in own]
@@ -149,7 +149,7 @@ def _through_pages(key: torch.Tensor, value: torch.Tensor, choose: random.Random
     raise AssertionError("no layout")
 
 
-def _options(head_size: int, dtype: torch.dtype | None, key: torch.Tensor, choose: random.Random) -> dict[str, Any] | None:
+def _options(head_size: int, dtype: torch.dtype | None, key: torch.Tensor, rng: random.Random) -> dict[str, Any] | None:
     """A layout and a block size that a cache of such elements can have."""
     itemsize = (dtype or key.dtype).itemsize
 
@@ -165,7 +165,7 @@ def _options(head_size: int, dtype: torch.dtype | None, key: torch.Tensor, choos
     fitting = [(layout, size) for layout in Layout for size in (1, 2, 3, 16) if fits(layout, size)]
     if not fitting:
         return None
-    layout, block_size = choose.choice(fitting)
+    layout, block_size = rng.choice(fitting)
     return {"layout": layout, "block_size": block_size}
 
 

@@ -202,7 +202,7 @@ def _ended(step: Step, case: Case) -> Step:
     for tensor in step.inputs().values():
         storage = tensor.untyped_storage()
         extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        end = (tensor.storage_offset() + extent) * tensor.itemsize if tensor.numel() else 0
+        end = (int(tensor.storage_offset()) + extent) * tensor.itemsize if tensor.numel() else 0
         ends[storage.data_ptr()] = storage, max(end, ends.get(storage.data_ptr(), (storage, 0))[1])
     for storage, end in ends.values():
         storage.resize_(end)

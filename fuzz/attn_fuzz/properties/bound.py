@@ -94,7 +94,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     product = abs(layer.scale) * torch.einsum("qhd,hd->qh", query, largest_key)
     # 2^-39 |scale| max_c |q_c| sum_c k_c, or 0
     lost_of_query = rounds.of_lost_queries * query.amax(-1) + rounds.of_underflown_queries
-    lost = abs(layer.scale) * lost_of_query * largest_key.sum(-1)
+    lost = abs(layer.scale) * (lost_of_query * largest_key.sum(-1) + rounds.of_flushed * query.sum(-1))
     score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
     bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
     sink = torch.zeros_like(bias) if layer.sinks is None else layer.sinks.double().abs().nan_to_num(posinf=0.0)
@@ -121,7 +121,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     saturated, of_sums = rounds.of_saturated_weights(shift)[..., None], rounds.of_sums(tiles, span, shift.neg().exp())
     moved = torch.expm1(2 * logit_of_out.clamp(max=1)).clamp(max=2)[..., None]  # 2 e, or 2 where e is large
-    rest = largest_value * (constant + saturated + moved) + underflowed * shift.exp()[..., None]
+    rest = largest_value * (constant + saturated + moved) + underflowed * shift.exp()[..., None] + rounds.of_flushed
     # of sums in 16 bits, as in `oracle`, with l = exp(-shift)
     eta, factors = (max(rounds.eta("outputs"), rounds.eta(name)) for name in ("products", "sums"))
     lost_in_sums = eta * (3 * tiles + 2)[..., None] + factors * tiles[..., None] * n * largest_value

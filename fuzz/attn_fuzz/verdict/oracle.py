@@ -302,7 +302,10 @@ class Oracle:
 
     @cached_property
     def _lost_of_queries(self) -> torch.Tensor | float:
-        """[H, q, k]: |scale| (2^-39 max_d |q_d| + eta) sum_d |k_jd|, or |scale| sum_d min(|q_d|, c) |k_jd| of int8, or 0.0"""
+        """[H, q, k]: |scale| (2^-39 max_d |q_d| + eta) sum_d |k_jd|, or |scale| sum_d min(|q_d|, c) |k_jd| of int8, or 0.0
+
+        Flushed subnormals of K lose |scale| eta sum_d |q_d| more.
+        """
         if self.rounding.makes_int8 and self.key.shape[1]:
             magnitudes = self.query.abs()
             step = magnitudes.amax(-1, keepdim=True).clamp(min=LEAST_OF_INT8) / LARGEST[torch.int8]
@@ -311,7 +314,8 @@ class Oracle:
         if relative == absolute == 0 or self.key.shape[1] == 0:
             return 0.0
         lost, sums = relative * self.query.abs().amax(-1) + absolute, self.key.abs().sum(-1)
-        return abs(self.layer.scale) * lost[..., None] * sums[:, None, :]
+        of_keys = self.rounding.of_flushed * self.query.abs().sum(-1)
+        return abs(self.layer.scale) * (lost[..., None] * sums[:, None, :] + of_keys[..., None])
 
     @cached_property
     def _divided_later(self) -> torch.Tensor | float:
@@ -371,6 +375,8 @@ class Oracle:
             + rounding.of_parts * magnitudes
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
+            # eta of each value that is flushed
+            + rounding.of_flushed
             # the share of a weight that saturates
             + rounding.of_saturated_weights(self._shift)[..., None] * magnitudes
         )

@@ -31,6 +31,8 @@ UNDERFLOW = {
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 LEAST_OF_INT8 = 1e-6
 """The least magnitude by which kernels that make int8 scale."""
+FLUSHED_IN_FLOAT16 = 2.0**-14
+"""float16's smallest normal number: what matrix units that flush subnormals take for 0 is below."""
 SCALED_TO_INT8 = 8 * U32
 """To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
 U_TF32 = 2.0**-11
@@ -74,6 +76,8 @@ class Rounding:
         int8_dots: whether q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
             row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
             least such largest number.
+        flushes_float16: whether matrix units take float16's subnormal operands for 0, as those of gfx90a do (MIOpen, "MI200
+            MFMA behavior specifics").
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
     """
@@ -103,6 +107,7 @@ class Rounding:
     maximum: str | None = None
     sums: str | None = None
     outputs: str | None = None
+    flushes_float16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("keys_per_tile", "splits", "merged_parts"):
@@ -252,12 +257,18 @@ class CallRounding:
         """eta_P"""
         if self.makes_int8:
             return UNDERFLOW[torch.float32]
-        return max(UNDERFLOW[self._weights] / self.rounding.weight_scale, self.of_lost_queries)
+        least = max(UNDERFLOW[self._weights], self.of_flushed if self._weights is torch.float16 else 0.0)
+        return max(least / self.rounding.weight_scale, self.of_lost_queries)
+
+    @property
+    def of_flushed(self) -> float:
+        """The largest loss of an element of q, K and V, and of a weight, if matrix units flush float16's subnormals."""
+        return FLUSHED_IN_FLOAT16 if self.rounding.flushes_float16 and self.dtype is torch.float16 else 0.0
 
     @property
     def of_underflown_queries(self) -> float:
-        """The largest loss of an element of q that is rounded to float8, whatever the others are."""
-        return 0.0 if (narrow := self._narrow_query) is None else UNDERFLOW[narrow]
+        """The largest loss of an element of q that is rounded to float8 or flushed, whatever the others are."""
+        return self.of_flushed if (narrow := self._narrow_query) is None else UNDERFLOW[narrow]
 
     @property
     def of_parts(self) -> float:

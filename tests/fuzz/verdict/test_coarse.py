@@ -6,7 +6,9 @@ import math
 import planted_coarse
 import pytest
 import torch
-from attn_contract import AttentionType, Layer
+from attn_contract import AttentionType, Batch, Layer
+from attn_fuzz import Call
+from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.rounding import CallRounding, Rounding
 
 NAMES = [name for name, value in vars(planted_coarse).items() if value in planted_coarse.KERNELS]
@@ -99,3 +101,25 @@ def test_a_declaration_that_says_nothing_sound_is_refused(wrong, expected):
     with pytest.raises(ValueError, match="Rounding: ") as refused:
         Rounding(keys_per_tile=16, **wrong)
     assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_weight_that_is_flushed(flushes):
+    """exp(-10) is below 2^-14: matrix units of gfx90a multiply 0 by the value 2000."""
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=1, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
+    batch = Batch(
+        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
+        seq_lens=torch.tensor([2], dtype=torch.int32),
+        max_query_len=2,
+        max_seq_len=2,
+        num_actual_tokens=2,
+        causal=False,
+    )
+    q, k, v = (torch.tensor(numbers, dtype=torch.float16).view(2, 1, 1) for numbers in ([1, 1], [0, -10], [0, 2000]))
+    judgement = judge_call(
+        Call(q=q, k=k, v=v, layer=layer, batch=batch),
+        torch.zeros_like(q),
+        None,
+        Rounding(keys_per_tile=16, flushes_float16=flushes),
+    )
+    assert judgement.agrees is flushes

@@ -28,6 +28,8 @@ LARGE_SHARE = 0.3
 for a layer: a choice for each launch would compile most kernels twice."""
 _WITH_XF32 = ("gfx942",)
 """Architectures on which Triton makes XF32 of a plain tl.dot of float32. How hardware rounds to XF32 is not published."""
+_FLUSHING = ("gfx90a",)
+"""Architectures whose matrix instructions take float16's subnormal operands for 0."""
 _WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
@@ -100,7 +102,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         return dataclasses.replace(changed, long_seq_len=None, **sizes)
 
     def rounding(device: str) -> Rounding:
-        declared = target.rounding("cuda")
+        declared = dataclasses.replace(target.rounding("cuda"), flushes_float16=architecture in _FLUSHING)
         return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if is_planned else declared
 
     def events(step: Step) -> Iterable[str]:
