@@ -166,7 +166,7 @@ class Support:
     exclude: Callable[[Case], str | None] = _nothing
     unused_slots: Literal["NaN", "mostly finite", "finite"] = "NaN"
     latent: LatentSizes = LatentSizes()
-    refused_sizes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    refused_sizes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, hash=False)
     tile_sizes: tuple[int, ...] = (16, 32, 64)
     max_tokens: int = 256
     max_seq_len: int = 1024
