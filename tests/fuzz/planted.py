@@ -91,6 +91,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
         else:
             requests = attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32)
         out = out.view(q.shape)
+        of_weights = q.dtype if layer.q_scale is None else torch.float16
         group = layer.num_heads // layer.num_kv_heads
         for request in requests:
             seen = see(request.visible)
@@ -120,7 +121,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
                         of_keys = scales[:, keys, 0][:, None]
                         largest = of_keys.amax(-1, keepdim=True)
                         p = torch.where(seen[:, keys], p * (of_keys / largest), 0)
-                    acc = acc * alpha[..., None] + (p.to(q.dtype).float() @ value[:, keys]) * largest
+                    acc = acc * alpha[..., None] + (p.to(of_weights).float() @ value[:, keys]) * largest
                     m = m_new
                 parts.append((m, total, acc))
             sink = (
@@ -136,7 +137,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
                 )
             result = torch.where(denominator[..., None] > 0, numerator / denominator[..., None], 0).transpose(0, 1)
             if layer.output_scale is None:
-                out[request.rows] = result.to(q.dtype)
+                out[request.rows] = result.to(out.dtype)
             else:
                 out[request.rows] = attn_reference.quantize(result, layer.output_scale, out.dtype)
             if lse is not None:

@@ -10,7 +10,7 @@ import random
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
 from attn_contract.rules import active_rules, words_of
 from attn_fuzz.cases.case import Case
@@ -62,7 +62,9 @@ def _decode_each(function, q, kv_cache, layer, batch, *, out, lse) -> None:
     _refuse_without_a_cache(kv_cache)
     if batch.causal is not True:
         raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
-    query_lens = batch.query_start_loc.diff()
+    if (metadata := batch.query_start_loc).is_meta:
+        raise ContractError("query_start_loc", metadata.device, "a device with memory")
+    query_lens = metadata.diff()
     request = torch.repeat_interleave(torch.arange(batch.num_requests), query_lens)
     row = torch.arange(len(request))
     seen = (batch.seq_lens - batch.query_start_loc[1:])[request] + row + 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from attn_contract import UnsupportedError
+from attn_contract import AttentionConfig, Capabilities, UnsupportedError
 from attn_contract.rules import words_of
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
@@ -18,6 +18,7 @@ from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.exceptions import described
 from attn_fuzz.targets.attention_config import config_of
+from attn_fuzz.targets.modes import ARCHITECTURES
 from attn_fuzz.verdict.verdict import Kind
 
 
@@ -66,14 +67,24 @@ def broken_declaration(attempt: Attempt) -> Wrong | None:
     case, error = attempt.case, attempt.error
     if attempt.target.declares is None or not attempt.target.refuses or not case.requests:
         return None
-    refusals = attempt.target.declares(attempt.device).refusals(config_of(case))
+    declared, config = attempt.target.declares(attempt.device), config_of(case)
+    refusals = declared.refusals(config)
     if refusals and error is None:
         return Wrong(refusals[0].property, f"it declares {refusals[0]}, and it was served")
-    if not refusals and isinstance(error, UnsupportedError):
+    if not refusals and isinstance(error, UnsupportedError) and not _is_of_an_architecture(declared, config):
         return Wrong(
             "a declared call", f"it declares that it serves this call, and refused it{attempt.during}: {described(error)}"
         )
     return None
+
+
+def _is_of_an_architecture(declared: Capabilities, config: AttentionConfig) -> bool:
+    """Whether some architecture that runs the backend has its own refusal of a config: which one runs, a call knows alone."""
+    return any(
+        not refusal.property.startswith("architecture ")
+        for architecture in (*ARCHITECTURES, "sm80", "sm90")
+        for refusal in declared.refusals(config, architecture)
+    )
 
 
 def _must_refuse(attempt: Attempt) -> str:
