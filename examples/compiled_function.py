@@ -31,9 +31,9 @@ TARGET = Target(
     attention=attention,
     support=lambda device: Support(
         attn_types=(AttentionType.DECODER,), dtypes=("float32",), layouts=(Layout.KV_FIRST_NHD,), max_seq_len=128,
-        engine=Engine(query_lens=("one",), empty_requests=False, empty_batches=False, flat_out=(False,), fused_qkv=(False,)),
+        engine=Engine(query_lens=("one",), empty_requests=False, empty_batches=False, flat_out=(False,), fused_qkv=(False,),
+                      unlike_strides=(False,)),
     ),
-    refuses=False,
     unavailable=lambda device: None if os.path.exists(LIBRARY) else f"no {LIBRARY}: compile attention.cu",
-    rounding=lambda device: Rounding(keys_per_tile=1),
+    refuses=False, rounding=lambda device: Rounding(keys_per_tile=1),
 )  # fmt: skip

@@ -62,9 +62,10 @@ def _decode_each(function, q, kv_cache, layer, batch, *, out, lse) -> None:
     _refuse_without_a_cache(kv_cache)
     if batch.causal is not True:
         raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
-    if (metadata := batch.query_start_loc).is_meta:
-        raise ContractError("query_start_loc", metadata.device, "a device with memory")
-    query_lens = metadata.diff()
+    for name in ("query_start_loc", "seq_lens", "block_table"):
+        if getattr(batch, name).is_meta:
+            raise ContractError(name, "a tensor without memory", "a device's")
+    query_lens = batch.query_start_loc.diff()
     request = torch.repeat_interleave(torch.arange(batch.num_requests), query_lens)
     row = torch.arange(len(request))
     seen = (batch.seq_lens - batch.query_start_loc[1:])[request] + row + 1

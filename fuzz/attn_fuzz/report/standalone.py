@@ -239,7 +239,8 @@ for name, (written, right) in memory.items():
     changed = (all_bytes(written) != all_bytes(right)).nonzero().flatten()
     if len(changed):
         sys.exit(f"{{name}} differs in {{len(changed)}} bytes, the first at {{changed[0].item()}}")
-different = ((q != expected[0]) | (q.signbit() != expected[0].signbit())) & ~(q.isnan() & expected[0].isnan())
+got, right = q.float(), expected[0].float()
+different = ((got != right) | (got.signbit() != right.signbit())) & ~(got.isnan() & right.isnan())
 if different.any():
     sys.exit(f"q differs in {{different.sum().item()}} elements after its rotation")
 k, v = writes[0][:2]

@@ -87,8 +87,6 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
         numbers["narrow_sinks"] = pick(draw, (False, True))
     if "bidirectional_ranges" in drawn.rules and "ranges_clamped" in support.rules:
         numbers["ranges_clamped"] = pick(draw, (False, True))
-    if drawn.case["q_scale"]:
-        numbers["q_scale"] = pick(draw, ("tensor", "head"))
     if not (drawn.cache and drawn.cache["layout"].has_latent_value):
         numbers["num_kv_heads"] = _num_kv_heads(draw, drawn.case["group_size"])
     case = {**drawn.case, **numbers, "scale": _scale(draw, support, drawn.case["head_size"])}
