@@ -10,9 +10,10 @@ import random
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
 from attn_contract.rules import active_rules, words_of
+from attn_contract.validation import check_paged_attention
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.attention_config import config_of
@@ -62,9 +63,7 @@ def _decode_each(function, q, kv_cache, layer, batch, *, out, lse) -> None:
     _refuse_without_a_cache(kv_cache)
     if batch.causal is not True:
         raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
-    for name in ("query_start_loc", "seq_lens", "block_table"):
-        if getattr(batch, name).is_meta:
-            raise ContractError(name, "a tensor without memory", "a device's")
+    check_paged_attention(q, kv_cache, layer, batch, out, lse, values=False)
     query_lens = batch.query_start_loc.diff()
     request = torch.repeat_interleave(torch.arange(batch.num_requests), query_lens)
     row = torch.arange(len(request))
@@ -146,7 +145,7 @@ def _unified_support(device: str) -> Support:
 
 
 def _decode_support(device: str) -> Support:
-    engine = Engine(fused_qkv=(False,), dense_out=(True,))
+    engine = Engine(fused_qkv=(False,), unlike_strides=(False,), dense_out=(True,))
     sizes = {"head_sizes": (64, 128), "block_sizes": (16, 32), "cache_dtypes": FLOAT8, "scales": ("tensor",)}
     return _support(**sizes, rules=RULES[:3], engine=engine, max_tokens=64, exclude=_caps_what_it_biases)
 
@@ -157,7 +156,7 @@ def _caps_what_it_biases(case: Case) -> str | None:
 
 
 def _assembly_support(device: str) -> Support:
-    engine = Engine(scale_signs=(1,), other_scales=False, fused_qkv=(False,), dense_out=(True,))
+    engine = Engine(scale_signs=(1,), other_scales=False, fused_qkv=(False,), unlike_strides=(False,), dense_out=(True,))
     sizes = {"layouts": (Layout.SHUFFLED,), "head_sizes": (128,), "block_sizes": (16,), "max_tokens": 64, "max_seq_len": 128}
     return _support(**sizes, engine=engine, exclude=_beyond_assembly)
 
