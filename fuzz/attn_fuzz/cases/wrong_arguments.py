@@ -107,7 +107,7 @@ dimension by the tensor's name, and how much they have."""
 _DIFFERENTIABLE = (torch.float32, torch.float16, torch.bfloat16)
 _OF_ANY_LENGTH = {"block_table": (1,), "slot_mapping": (0,), "bidirectional_ranges": (1,)}
 _OF_ANY_STRIDES = ("k_scale_cache", "v_scale_cache")
-_SCALES = ("k_scale", "v_scale", "output_scale")
+_SCALES = ("q_scale", "k_scale", "v_scale", "output_scale")
 
 
 def _wrong_parts(name: str, right: torch.Tensor, layer: Layer) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
