@@ -128,7 +128,7 @@ class Kernels(SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
         if DEVICE == "cpu" and hasattr(module, "tl_exp2"):  # Triton's interpreter knows its own functions by their own names
-            module.tl_exp2, module.tl_log2 = exp2, log2
+            vars(module).update(tl_exp2=exp2, tl_log2=log2)
 
 
 class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -172,7 +172,7 @@ def load(name):
                 for each in [each for each in sys.modules if each.partition(".")[0] == package]:
                     del sys.modules[each]
         sys.meta_path.insert(0, finder)
-    is_there = os.path.isfile(os.path.join(finder.folder, *parts) + ".py")
+    is_there = os.path.isfile(os.path.join(vars(finder)["folder"], *parts) + ".py")
     return importlib.import_module(name if is_there else name.replace(".attention.", ".", 1))
 
 

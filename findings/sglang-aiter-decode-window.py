@@ -23,7 +23,7 @@ def unified_attention(*, v, out, window_size, seqused_k, **rest):
     out[0] = v.flatten(0, 1)[end - 1 - window_size[0] : end].mean(0)
 
 
-backend.unified_attention = unified_attention
+vars(backend).update(unified_attention=unified_attention)
 heads = dict.fromkeys(("tp_q_head_num", "tp_k_head_num", "tp_v_head_num"), 1)
 layer = SimpleNamespace(
     **heads,

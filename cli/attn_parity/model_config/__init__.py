@@ -152,6 +152,7 @@ def _built(content: Mapping[str, Any], known: Collection[str]) -> ModelConfig:
     config = from_transformers.config_of(content)
     if config is None:
         _model_type("model_type", content.get("model_type"), known)
+    assert config is not None, "another type is refused"
     architecture = from_transformers.check_class(content.get("architectures"), config)
     text = content.get("text_config") or {}
     unread = from_transformers.check_fields(content, config)

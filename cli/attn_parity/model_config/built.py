@@ -96,6 +96,8 @@ def built(config: Any, model_class: Any) -> Built:
     if getattr(config, "is_encoder_decoder", False):
         raise NotAnsweredError(Reason.NOT_BUILT, "an encoder and a decoder, of which a language model has the decoder alone")
     kept: list[tuple[Any, ...]] = []
+    names: dict[torch.nn.Module, str] = {}
+    model: Any = None
     with _recording(kept), torch.device("meta"), torch.no_grad():
         try:
             config._attn_implementation = NAME

@@ -79,10 +79,12 @@ def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, 
     images = _images(config, text)
     of_groups: dict[tuple[Any, ...], list[Call]] = {}
     refused: dict[str, list[int]] = {}
+    first: NotAnsweredError | None = None
     for call in model.calls:
         try:
             group = _group(call, text, images)
         except NotAnsweredError as error:
+            first = first or error
             refused.setdefault(str(error), []).append(call.layer)
         else:
             of_groups.setdefault(
@@ -91,7 +93,7 @@ def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, 
     for layer, mixer in model.without.items():
         refused.setdefault(f"{mixer}: {Reason.NO_CALL}", []).append(layer)
     if not of_groups:
-        raise NotAnsweredError(Reason.NO_CALL, "; ".join(refused)) if len(refused) > 1 else model.calls[0].refused
+        raise NotAnsweredError(Reason.NO_CALL, "; ".join(refused)) if first is None or len(refused) > 1 else first
     return *_named(of_groups, text, images), {why: tuple(numbers) for why, numbers in refused.items()}
 
 

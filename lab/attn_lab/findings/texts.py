@@ -121,7 +121,9 @@ def _statements(file: Path, package: str) -> list[_Statement]:
         names, said = _bound(node), "\n".join(lines[first - 1 : node.end_lineno])
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and names & {*_DICTIONARIES}:
             [entry] = (
-                value for key, value in zip(node.value.keys, node.value.values, strict=True) if ast.literal_eval(key) == package
+                value
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if key and ast.literal_eval(key) == package
             )
             inner = "\n".join(lines[entry.lineno - 1 : entry.end_lineno])
             said = f"{next(iter(names))} = {{\n{inner.rstrip(',')},\n}}"
