@@ -31,7 +31,7 @@ from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
 from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits, canary
-from attn_fuzz.cases.tensors import PADDING, Step
+from attn_fuzz.cases.tensors import PADDING, Step, extent
 
 OTHER_DTYPE = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
 
@@ -81,12 +81,7 @@ def with_own_outputs(step: Step) -> Step:
 def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A new tensor of the same shape, strides and alignment."""
     begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // dtype.itemsize
-    return canary((_extent(tensor) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
-
-
-def _extent(tensor: torch.Tensor) -> int:
-    """Elements of memory from the first to the last one of a tensor."""
-    return max(0, sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1)
+    return canary((extent(tensor) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
 
 
 @contextlib.contextmanager
@@ -243,7 +238,7 @@ def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
     if not tensor.numel():
         return None
     own = tensor.storage_offset() * tensor.element_size() % 16
-    other = tensor.new_empty(_extent(tensor) + 1).as_strided(tensor.shape, tensor.stride(), 0 if own else 1)
+    other = tensor.new_empty(extent(tensor) + 1).as_strided(tensor.shape, tensor.stride(), 0 if own else 1)
     bits(other).copy_(bits(tensor))
     return other
 

@@ -190,6 +190,13 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     return _ended(step, case) if case.values.choice("storage", 6) == 5 else step
 
 
+def extent(tensor: torch.Tensor) -> int:
+    """Elements of memory from the first to the last one of a tensor; 0 of a tensor without elements."""
+    if not tensor.numel():
+        return 0
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+
+
 def _ended(step: Step, case: Case) -> Step:
     """The step whose inputs' storages end right behind what may be read: behind the last element of any tensor in them.
 
@@ -201,8 +208,7 @@ def _ended(step: Step, case: Case) -> Step:
     ends: dict[int, tuple[torch.UntypedStorage, int]] = {}
     for tensor in step.inputs().values():
         storage = tensor.untyped_storage()
-        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        end = (int(tensor.storage_offset()) + extent) * tensor.itemsize if tensor.numel() else 0
+        end = (int(tensor.storage_offset()) + extent(tensor)) * tensor.itemsize if tensor.numel() else 0
         ends[storage.data_ptr()] = storage, max(end, ends.get(storage.data_ptr(), (storage, 0))[1])
     for storage, end in ends.values():
         storage.resize_(end)

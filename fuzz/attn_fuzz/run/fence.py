@@ -151,7 +151,4 @@ def _together(one: _Extent, other: _Extent) -> _Extent:
 def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
     """A tensor's first byte in its storage, and the byte behind its last."""
     begin = int(tensor.storage_offset()) * tensor.itemsize
-    if not tensor.numel():
-        return begin, begin
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (last + 1) * tensor.itemsize
+    return begin, begin + tensors.extent(tensor) * tensor.itemsize
