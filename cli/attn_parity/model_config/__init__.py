@@ -83,15 +83,16 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     if text is not config:
         text_fields = next((value for name, value in content.items() if getattr(config, name, None) is text), {})
         check_type("text_config", text_fields, dict, "an object: the fields of the text part")
-    architecture = from_transformers.check_class(content.get("architectures"), config)
+    names = content.get("architectures")
+    named = from_transformers.class_of(names, config)
     dtype = _dtype(text_fields, content)
     unread = from_transformers.check_fields(content, config)
-    groups, kv_sharing, not_answered = from_transformers.layers_of(config)
+    groups, kv_sharing, not_answered = from_transformers.layers_of(config, named)
     check_said_twice(text_fields, groups, from_transformers.fields_read(text))
     filled, by = from_transformers.filled(text_fields, text)
     return ModelConfig(
         model_type=text.model_type,
-        architecture=architecture,
+        architecture=config.model_type if names is None else names[0],
         groups=groups,
         dtype=dtype,
         quantization=content.get("quantization_config", text_fields.get("quantization_config")),

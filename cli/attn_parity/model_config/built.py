@@ -6,6 +6,7 @@ function of positions that it is made of, and read at far positions.
 """
 
 import contextlib
+import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +65,7 @@ class Call:
         rules: window, chunked_local, logits_soft_cap and sinks, as in AttentionConfig.
         attn_type: as in AttentionConfig.
         shared_with: the layer whose keys it is handed; None: its own.
+        in_two_parts: the model is an encoder and a decoder.
         refused: why the call is no layer of the contract; None if it is one.
     """
 
@@ -77,11 +79,8 @@ class Call:
     rules: Mapping[str, Any] = field(default_factory=dict)
     attn_type: AttentionType = AttentionType.DECODER
     shared_with: int | None = None
+    in_two_parts: bool = False
     refused: NotAnsweredError | None = None
-
-    @property
-    def of_encoder_and_decoder(self) -> bool:
-        return self.path.startswith(("encoder.", "decoder."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def built(config: Any, model_class: Any) -> Built:
         mixers = ", ".join(dict.fromkeys(_without(names, set()).values()))
         raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} of {mixers or 'code of its own'}")
     keys: dict[int, int] = {}
-    calls = calls or tuple(_call(names, keys, *one) for one in kept)
+    calls = calls or tuple(_call(names, keys, model.config.is_encoder_decoder, *one) for one in kept)
     return Built(calls=calls, without=_without(names, {call.layer for call in calls}))
 
 
@@ -208,7 +207,9 @@ def _or_zeros(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, value, mask, scaling, options) -> Call:
+def _call(
+    names: Mapping[Any, str], keys: dict[int, int], in_two_parts: bool, module, query, key, value, mask, scaling, options
+) -> Call:
     layer, path = _place(names.get(module, type(module).__name__), module)
     of = keys.setdefault(id(key), layer)
     try:
@@ -217,13 +218,9 @@ def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, va
         if key_size != head_size or num_heads % num_kv_heads or value.shape[1] != num_kv_heads:
             raise NotAnsweredError(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
         rules, ahead = _asked(module, mask, dict(options))
+        attn_type = _attn_type(ahead, key.shape[2] != query.shape[2], path.partition(".")[0] if in_two_parts else None)
     except NotAnsweredError as error:
         return Call(layer=layer, path=path, refused=error)
-    attn_type = AttentionType.DECODER
-    if ahead:
-        attn_type = AttentionType.ENCODER if path.startswith("encoder.") else AttentionType.ENCODER_ONLY
-    if ahead and path.startswith("decoder.") and key.shape[2] != query.shape[2]:
-        attn_type = AttentionType.ENCODER_DECODER
     return Call(
         layer=layer,
         path=path,
@@ -231,11 +228,33 @@ def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, va
         num_kv_heads=num_kv_heads,
         head_size=head_size,
         value_size=value.shape[-1],
-        scale=head_size**-0.5 if scaling is None else float(scaling),
+        scale=_scaled_before(module) * (head_size**-0.5 if scaling is None else float(scaling)),
         rules=rules,
         attn_type=attn_type,
+        in_two_parts=in_two_parts,
         shared_with=None if of == layer else of,
     )
+
+
+def _attn_type(ahead: bool, is_cross: bool, part: str | None) -> AttentionType:
+    """`part`: encoder or decoder; None in a model that has not both."""
+    if not ahead:
+        return AttentionType.DECODER
+    if part is None:
+        return AttentionType.ENCODER_ONLY
+    if part == "encoder":
+        return AttentionType.ENCODER
+    if is_cross:
+        return AttentionType.ENCODER_DECODER
+    raise NotAnsweredError(Reason.MASK, "a decoder behind an encoder, whose tokens see those after them")
+
+
+_SCALED = re.compile(r"(?:query|key)_states = .*\* self\.scaling")
+
+
+def _scaled_before(module: Any) -> float:
+    """The factor of q.k that a module multiplies q, or q and k, by before it hands them on."""
+    return float(getattr(module, "scaling", 1.0)) ** len(_SCALED.findall(inspect.getsource(type(module))))
 
 
 def _own_calls(names: Mapping[torch.nn.Module, str], config: Any) -> Iterator[Call]:
@@ -269,6 +288,8 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     rules, ahead = ({}, True) if mask is None else _seen(mask)
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
+    if is_causal is None and not ahead and getattr(module, "is_causal", True) is False:
+        is_causal = False
     if is_causal not in (None, not ahead):
         raise NotAnsweredError(Reason.ARGUMENT, f"is_causal={is_causal} beside a mask that says otherwise")
     if width is not None and "window" in rules and rules["window"][0] not in (width, width - 1):
@@ -364,6 +385,8 @@ def _on_cpu(function: Any) -> Any:
 
 
 _KEEPS_A_STATE = re.compile("Mamba|Mixer|SSM|Delta")
+_LISTS = re.compile(r"^(?!.*vision).*(layers?|blocks?|\bh)$")
+_OF_ANY_LAYER = re.compile(r"Norm$|Linear$|Dropout$|Activation$")
 
 
 def _without(names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
@@ -371,11 +394,7 @@ def _without(names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
 
     Of a layer that called none: those that layers with calls do not have. Of another layer: those that keep a state, by name.
     """
-    lists = [
-        module
-        for module in names
-        if isinstance(module, torch.nn.ModuleList) and re.search(r"(layers|blocks?|\bh)$", names[module])
-    ]
+    lists = [module for module, name in names.items() if isinstance(module, torch.nn.ModuleList) and _LISTS.search(name)]
     if not lists:
         return {}
     layers = max(lists, key=len)
@@ -387,6 +406,6 @@ def _without(names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
                 own[number] = f"{', '.join(states)}, beside attention"
         else:
             parts = [type(part).__name__ for part in one.children()]
-            parts = [name for name in dict.fromkeys(parts) if name not in common and not name.endswith("Norm")]
+            parts = [name for name in dict.fromkeys(parts) if name not in common and not _OF_ANY_LAYER.search(name)]
             own[number] = ", ".join(parts) or type(one).__name__
     return own

@@ -45,7 +45,7 @@ PASSED_OVER = re.compile(
     "|attention_(out_)?bias|(use_)?qkv_bias|(use_|enable_)?bias|no_bias|(use_)?qk_norm(_type)?|qk_layernorm|attn_output_gate"
     "|attention_output_gate|use_mrope|rope_(theta|scaling|parameters|type|local_base_freq)|rotary_(dim|emb_base|pct)"
     "|swa_rope_theta|partial_rotary_factor|(original_)?max_position_embeddings|n_positions|static_position_embeddings"
-    "|attention_value_scale|mlp_layer_types|use_routing_bias|add_bias_logits|num_ln_in_parallel_attn"
+    "|attention_value_scale|max_window_layers|mlp_layer_types|use_routing_bias|add_bias_logits|num_ln_in_parallel_attn"
     # embeddings, the logits of the vocabulary, feed-forward layers and mixtures of experts
     "|scale_(emb|embedding|depth)|embedding_multiplier|multimodal_projector_bias|lm_head_bias|routed_scaling_factor|mlp_bias"
     "|chunk_size_feed_forward|tie_encoder_decoder|forced_decoder_ids"

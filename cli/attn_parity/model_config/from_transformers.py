@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_contract import AttentionType, ContractError, Layout
-from attn_contract.arguments import shown
+from attn_contract.arguments import check_int, shown
 from attn_contract.scope import refuse_out_of_scope
 from attn_fuzz.extras import install
 from attn_parity.model_config import fields
@@ -26,6 +26,7 @@ FULL, SLIDING, CHUNKED, ENCODER = "full_attention", "sliding_attention", "chunke
 _MOST_LAYERS = 1000
 """No model has as many. A larger number is refused before a layer is built."""
 _NOT_OF_THE_MODEL = ("architectures", "auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
+_OUT_OF_SCOPE = ("index_topk", "relative_attention_num_buckets")
 _SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_types"),
     *("sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping"),
@@ -82,32 +83,35 @@ def text_of(config: Any) -> Any:
     return config if type(text) is type(config) else text
 
 
-def check_class(names: Any, config: Any) -> str:
-    """The class of the model, which must be transformers' own of the type: another one may attend in another way."""
+def class_of(names: Any, config: Any) -> Any:
+    """The model's class in `architectures`, or None. It must be transformers' own: another one may attend in another way."""
     import transformers
 
     if names is None:
-        return config.model_type
+        return None
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ContractError("architectures", shown(names), "a list of one name")
-    of_it = getattr(getattr(transformers, names[0], None), "config_class", None)
-    if of_it not in (type(config), type(text_of(config))):
+    name = next((one for one in dir(transformers) if one.lower() == names[0].lower()), "")  # files write MPT for Mpt
+    found = getattr(transformers, name, None)
+    if getattr(found, "config_class", None) not in (type(config), type(text_of(config))):
         expected = f"a class of transformers for {config.model_type}: another class may attend in another way"
         raise ContractError("architectures", shown(names[0]), expected)
-    return names[0]
+    return found
 
 
-def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, tuple[int, ...]]]:
+def layers_of(config: Any, named: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, tuple[int, ...]]]:
     """Groups by name, whose cache a group reads by its name, and the numbers of layers that are not answered by the reason.
+
+    Args:
+        named: the model's class; None if the config names none.
 
     Raises:
         NotAnsweredError: of all layers.
         UnsupportedError: the config asks for what is out of scope.
     """
     text = text_of(config)
-    if getattr(text, "index_topk", None):
-        refuse_out_of_scope(["index_topk"])
-    model = built(text, _class_of(text))
+    refuse_out_of_scope(name for name in _OUT_OF_SCOPE if getattr(text, name, None))
+    model = built(text, named if getattr(named, "config_class", None) is type(text) else _class_of(text))
     images = _images(config, text)
     of_groups: dict[tuple[Any, ...], list[Call]] = {}
     refused: dict[str, list[int]] = {}
@@ -190,6 +194,7 @@ def _images(config: Any, text: Any) -> Images | None:
         both_ways = text.use_bidirectional_attention == "vision"
         return Images(280 if config.model_type == "gemma4" else math.inf, False) if both_ways else None
     if config.model_type == "gemma3":
+        check_int("mm_tokens_per_image", config.mm_tokens_per_image, minimum=1)
         return Images(config.mm_tokens_per_image, True)
     if config.model_type == "paligemma" and "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
         return Images(math.inf, True)  # one range: the images and the prompt behind them
@@ -207,7 +212,7 @@ def _kind(call: Call) -> str:
     """The name of a call's group."""
     if call.attn_type is AttentionType.ENCODER_ONLY:
         return ENCODER
-    if call.of_encoder_and_decoder:
+    if call.in_two_parts:
         return call.path
     return next((name for rule, name in (("window", SLIDING), ("chunked_local", CHUNKED)) if rule in call.rules), FULL)
 
@@ -242,8 +247,21 @@ def check_fields(content: Mapping[str, Any], config: Any) -> tuple[str, ...]:
     unread: list[str] = []
     for of_it, part in _parts(content, config):
         own = {name: value for name, value in part.items() if not is_of_other_senses(name)}
-        unread += fields.check_fields(own, of_it.model_type or config.model_type, fields_read(of_it))
+        _check_aliases(own, of_it.attribute_map)
+        if of_it is not text_of(config):  # masks are made of the text's config
+            own = {name: value for name, value in own.items() if (name, value) != ("is_causal", True)}
+            read = fields_read(of_it) - {"is_causal"}
+        else:
+            read = fields_read(of_it)
+        unread += fields.check_fields(own, of_it.model_type or config.model_type, read)
     return tuple(unread)
+
+
+def _check_aliases(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """ContractError: two names of one field have different values. transformers takes one of them."""
+    for alias, name in names.items():
+        if alias in given and name in given and given[alias] != given[name]:
+            raise ContractError(alias, shown(given[alias]), f"{shown(given[name])}, as {name} says")
 
 
 def _parts(content: Mapping[str, Any], config: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attn_contract.arguments import check_type
+from attn_contract import ContractError
 
 
 def _bloom(module: Any, config: Any) -> dict[str, Any]:
@@ -12,7 +12,10 @@ def _bloom(module: Any, config: Any) -> dict[str, Any]:
 
 def _mpt(module: Any, config: Any) -> dict[str, Any]:
     # the code adds ALiBi whatever the field says
-    check_type("attn_config.alibi", config.attn_config.alibi or None, bool, "true")
+    if not config.attn_config.alibi:
+        raise ContractError(
+            "attn_config.alibi", config.attn_config.alibi, "true: transformers' code adds ALiBi whatever it says"
+        )
     return _read(module.n_heads, module.head_dim, module.softmax_scale, alibi_slopes=True)
 
 

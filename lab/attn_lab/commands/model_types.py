@@ -34,9 +34,10 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
 @click.argument("names", nargs=-1)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")
 def command(names: tuple[str, ...], check: bool) -> int:
-    """Ask `attn-parity select` about the defaults of each causal or image-text model type, and write docs/generated/model-types.md.
+    """Ask `attn-parity select` about each causal and image-text model type, and write docs/generated/model-types.md.
 
-    With NAMES, of these types alone, and without a page. Takes half an hour of a CPU: each model is built on meta.
+    The configs are the defaults of transformers' classes. With NAMES, of these types alone, and without a page. Each model is
+    built on meta, which takes half an hour of a CPU for all.
     """
     from transformers.models.auto import modeling_auto
 
@@ -49,11 +50,12 @@ def command(names: tuple[str, ...], check: bool) -> int:
         for name in names:
             notes.print(f"{name}: {answer(name)}", soft_wrap=True)
         return 0
+    given = "A type whose defaults make no model is given the fields that it needs."
     lines = [
         "# Which model types are answered",
         "",
-        f"`python -m attn_lab model_types` asks `attn-parity select` about the defaults of each config class of transformers "
-        f"{version('transformers')}, and writes this page. A type whose defaults make no model is given the fields that it needs.",
+        "`python -m attn_lab model_types` asks `attn-parity select` about the defaults of each config class of",
+        f"transformers {version('transformers')}, and writes this page. {given}",
     ]
     for heading, types in sections.items():
         lines += ["", f"## {heading}", "", *_section({name: answer(name) for name in sorted(types)})]
