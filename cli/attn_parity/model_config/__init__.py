@@ -5,6 +5,7 @@ fields that its code does not read.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,12 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
         ContractError: transformers is missing, or a field is unknown, of another type, or contradicts another one.
         UnsupportedError: the model asks for what is out of this project's scope, or cannot be read.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers warns of names of fields that were renamed
+        return _read(content)
+
+
+def _read(content: Mapping[str, Any]) -> ModelConfig:
     from attn_parity.model_config import from_transformers
 
     config = from_transformers.config_of(content)

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from attn_contract import ContractError
 from attn_parity.model_config import ModelConfig, model_config
 from attn_parity.model_config.deployed import Engine, deployed
 from attn_parity.selected import print_vllm, spans
