@@ -20,7 +20,6 @@ from vllm.distributed import parallel_state
 from vllm.model_executor.layers.attention import encoder_only_attention
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader.utils import initialize_model
-from vllm.transformers_utils.config import is_interleaved
 
 SIZES = {
     "hidden_size": 256,
@@ -98,9 +97,9 @@ def of_vllm(monkeypatch, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         model = ModelConfig(model=str(tmp_path), tokenizer=str(tmp_path), skip_tokenizer_init=True, dtype="bfloat16")
         # as vLLM's engine arguments make it
-        window = None if is_interleaved(model.hf_text_config) else model.get_sliding_window()
-        cache = CacheConfig()
-        cache.sliding_window = window
+        cache, kinds = CacheConfig(), getattr(model.hf_text_config, "layer_types", None)
+        if kinds is None or all(kind == "sliding_attention" for kind in kinds):
+            cache.sliding_window = model.get_sliding_window()
         with torch.device("meta"):
             initialize_model(VllmConfig(model_config=model, device_config=DeviceConfig(device="cpu"), cache_config=cache))
         return kept
