@@ -127,9 +127,7 @@ def as_selected(given: dict[str, Any]) -> tuple[Any, ...]:
     return *sizes, str(given["attn_type"]), {name: value for name, value in rules.items() if value is not None}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "fields"), [*MODELS.items(), *BOTH_WAYS], ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("architecture", "fields"), [*MODELS.items(), *BOTH_WAYS], ids=lambda one: str(one)[:60])
 def test_each_layer_is_what_vllm_constructs(architecture, fields, of_vllm):
     config = {**SIZES, **fields, "architectures": [architecture], "dtype": "bfloat16"}
     groups = model_config(config).groups

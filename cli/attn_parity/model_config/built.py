@@ -288,6 +288,9 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     rules, ahead = ({}, True) if mask is None else _seen(mask)
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
+    config = getattr(module, "config", None)
+    if width is None and getattr(config, "layer_types", None) is None:
+        width = getattr(config, "sliding_window", None)  # a cache drops keys by it
     if is_causal is None and not ahead and getattr(module, "is_causal", True) is False:
         is_causal = False
     if is_causal not in (None, not ahead):
