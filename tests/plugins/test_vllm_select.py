@@ -63,9 +63,8 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "FalconForCausalLM": {"model_type": "falcon", "alibi": True, "multi_query": False, "new_decoder_architecture": False},
 }
 # vLLM's classes read `is_causal` of these
-BOTH_WAYS = {
-    name: {**MODELS[name], "is_causal": False} for name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-}
+READ_IS_CAUSAL = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+BOTH_WAYS = [(name, {**MODELS[name], "is_causal": False}) for name in READ_IS_CAUSAL]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -284,7 +284,11 @@ def fields_read(config: Any) -> frozenset[str]:
     patterns = (r"config\.(\w+)", r'getattr\([\w.]*config, "(\w+)"', r'kwargs\.(?:pop|get|setdefault)\(\s*"(\w+)"')
     source = _source(config)
     in_code = (name for pattern in patterns for name in re.findall(pattern, source))
-    return frozenset({"is_causal", "is_decoder", *type(config)().to_dict(), *config.attribute_map, *in_code})
+    try:
+        of_class = [*type(config)().to_dict()]
+    except Exception:  # some classes refuse their own defaults
+        of_class = [name for one in type(config).__mro__ for name in vars(one).get("__annotations__", ())]
+    return frozenset({"is_causal", "is_decoder", *of_class, *config.attribute_map, *in_code})
 
 
 def filled(given: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], str]:
