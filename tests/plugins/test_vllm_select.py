@@ -123,7 +123,11 @@ def as_selected(given: dict[str, Any]) -> tuple[Any, ...]:
         "sinks": True if given["extra_impl_args"].get("sinks") is not None else None,
     }
     sizes = (heads, given["num_kv_heads"] or heads, given["head_size"], pytest.approx(given["scale"]))
-    return *sizes, str(given["attn_type"]), {name: value for name, value in rules.items() if value is not None}
+    return (
+        *sizes,
+        getattr(given["attn_type"], "value", given["attn_type"]),
+        {name: value for name, value in rules.items() if value is not None},
+    )
 
 
 @pytest.mark.parametrize(("architecture", "fields"), [*MODELS.items(), *BOTH_WAYS], ids=lambda one: str(one)[:60])
