@@ -85,11 +85,11 @@ def test_a_search_begins_with_the_most_work_and_the_middle():
 
 def test_a_step_that_no_kernel_serves_is_in_no_class_and_named():
     cascade = next(case for case in DRAWN if case.common_prefix_len)
-    wide = [replace(case, name=f"wide {i}", head_size=288) for i, case in enumerate((DRAWN[0], cascade))]
+    wide = [replace(case, name=f"wide {i}", head_size=528) for i, case in enumerate((DRAWN[0], cascade))]
     found, refused = served([wide[0], *DRAWN[:3], wide[1]], "sm90", COMPUTE_UNITS)
     assert found == DRAWN[:3]
     assert list(refused) == ["wide 0", "wide 1"]
-    assert all("head size 288 not supported" in why for why in refused.values())
+    assert all("head size 528 not supported" in why for why in refused.values())
 
 
 @by_name
