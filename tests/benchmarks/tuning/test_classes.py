@@ -32,7 +32,7 @@ by_name = pytest.mark.parametrize("call_class", CLASSES, ids=lambda call_class: 
 
 
 def test_every_call_has_a_class():
-    assert set(CLASSES) == set(itertools.product(get_args(Phase), (2, 4), (64, 128, 256), (False, True)))
+    assert set(CLASSES) == set(itertools.product(get_args(Phase), (2, 4), (64, 128, 256, 512), (False, True)))
     assert len({call_class.name for call_class in CLASSES}) == len(CLASSES)
     for entry in entries("sm90"):
         assert entry.phase in get_args(LatentPhase) or any(call_class.holds(entry) for call_class in CLASSES)

@@ -145,6 +145,37 @@ def test_a_fault_that_no_single_step_shows_is_found(engine):
         play_until_found(triton(DEVICE), engine)
 
 
+def scale_of_the_first_layer(monkeypatch):
+    """Layers that are made as if all had one scale."""
+    made, scales = base.AttentionImplBase.__init__, []
+
+    def make(self, layer, **options):
+        scales.append(layer.scale)
+        made(self, dataclasses.replace(layer, scale=scales[0]), **options)
+
+    monkeypatch.setattr(base.AttentionImplBase, "__init__", make)
+
+
+def metadata_of_the_first_group(monkeypatch):
+    """A builder that keeps a step's metadata for all layers of one attention type, whatever block tables they have."""
+    build, kept = base.BatchBuilder._build, {}
+
+    def build_once(self, common):
+        lengths = (common.query_start_loc_cpu.tolist(), common.seq_lens_cpu.tolist())
+        if kept.get(self.attn_type, (None,))[0] != lengths:
+            kept[self.attn_type] = lengths, build(self, common)
+        return kept[self.attn_type][1]
+
+    monkeypatch.setattr(base.BatchBuilder, "_build", build_once)
+
+
+@pytest.mark.parametrize("plant", [scale_of_the_first_layer, metadata_of_the_first_group])
+def test_a_fault_among_layers_that_differ_is_found(plant, monkeypatch):
+    plant(monkeypatch)
+    with pytest.raises(WrongOutputError):
+        play_until_found(triton(DEVICE))
+
+
 def test_a_missing_reinterpretation_of_a_shared_allocation_is_found(monkeypatch):
     monkeypatch.setattr(base, "_must_reinterpret", lambda layout, allocation_layout: False)
     with pytest.raises(WrongOutputError):
