@@ -12,12 +12,14 @@ import attn_reference
 import torch
 from attn_contract import ContractError, UnsupportedError
 
+from attn_transformers import caches
 from attn_transformers.arguments import Step, arguments_of, step_of
 from attn_transformers.attention import through_cache, written
 from attn_transformers.registration import intercepted
 
 if TYPE_CHECKING:
     from attn_fuzz import Recording
+    from attn_fuzz.shadow import Shadow
 
 
 @contextlib.contextmanager
@@ -28,6 +30,7 @@ def recording(
     every: int = 1,
     limit: int = 10,
     captures: Literal["wrong", "all"] = "wrong",
+    shadow: "Shadow | bool" = True,
 ) -> "Iterator[Recording]":
     """Judge the calls of an implementation of attention that models make inside the `with`, and capture the wrong ones.
 
@@ -37,19 +40,27 @@ def recording(
     Args:
         folder, every, limit, captures: as for `attn_fuzz.recording`.
         implementation: its name as `attn_implementation`, such as "sdpa" or one that you registered.
+        shadow: whether caches are held to a shadow, in every call of any implementation; or the shadow.
 
     Yields:
-        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged` and `found`.
+        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged`, `found`, and its `shadow`'s `faults`.
 
     Warns:
-        UserWarning: a call cannot be judged, with the reason; or no call was judged at all.
+        UserWarning: a call cannot be judged, with the reason; or no call was judged at all; or a cache is wrong.
     """
     import attn_fuzz
+    from attn_fuzz.shadow import Shadow
 
-    record = attn_fuzz.Recording(Path(folder), every, limit, captures)
+    record = attn_fuzz.Recording(Path(folder), every, limit, captures, shadow=Shadow() if shadow is True else shadow or None)
     watched = functools.partial(_watched, record=record, implementation=implementation)
-    with intercepted(implementation, lambda function: functools.partial(watched, function)):
+    with contextlib.ExitStack() as patches:
+        if record.shadow is not None:
+            patches.enter_context(caches.watched(record.shadow))
+        patches.enter_context(intercepted(implementation, lambda function: functools.partial(watched, function)))
         yield record
+    if record.shadow is not None and record.shadow.wrong:
+        first = record.shadow.faults[0] if record.shadow.faults else "see its `wrong`"
+        warnings.warn(f"recording: THE CACHE IS WRONG in {record.shadow.wrong} reads: {first}", stacklevel=3)
     if reason := record.why_nothing_was_judged("no model asked for it, or the model attends by code of its own"):
         warnings.warn(f"recording: NO CALL of attn_implementation={implementation!r} WAS JUDGED: {reason}", stacklevel=3)
 

@@ -24,6 +24,7 @@ class Read:
     positions: np.ndarray
     slots: np.ndarray | None
     handed: Contents | None
+    masked: int | None
 
     def slot(self, at: int) -> int | None:
         return None if self.slots is None else int(self.slots[at])
@@ -49,6 +50,9 @@ def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
     is_of_step = track.step == state.step
     end = track.last + 1 if is_of_step else track.end
     last = int(read.positions.max()) if len(read.positions) else -1
+    if read.masked not in (None, len(read.positions)):
+        at, detail = min(last + 1, end), f"{len(read.positions)} keys, and a mask for {read.masked}"
+        return _fault(state, read, Kind.WRONG_LENGTH, at, detail=detail)
     if last + 1 != end:
         return _fault(state, read, Kind.WRONG_LENGTH, min(last + 1, end), detail=f"{last + 1} keys in place of {end}")
     begin = state.first_seen(read.layer, track.first if is_of_step else max(0, end - 1))

@@ -33,6 +33,7 @@ class Shadow:
     Attributes:
         reads, wrong: how many reads were held to the shadow, and how many had faults.
         faults: those of the first reads that had any.
+        not_seen: what whoever tells the shadow could not tell, by reason, and how often.
     """
 
     def __init__(self, *, value_bytes: int = 0, pools: Mapping[Any, Hashable] | None = None, limit: int = 100) -> None:
@@ -40,6 +41,7 @@ class Shadow:
         check_int("limit", limit, minimum=0)
         self.reads, self.wrong, self.limit = 0, 0, limit
         self.faults: list[Fault] = []
+        self.not_seen: dict[str, int] = {}
         self._state = State(value_bytes, pools or {})
         self._was_read: set[Hashable] = set()
         self._ends_steps = True
@@ -119,6 +121,7 @@ class Shadow:
         keys: Any = None,
         values: Any = None,
         whole: bool = True,
+        masked: int | None = None,
     ) -> list[Fault]:
         """The faults in what attention is handed for a request's queries, which are the positions that this step wrote.
 
@@ -130,6 +133,7 @@ class Shadow:
             keys, values: [n, ...], as for `write`.
             whole: whether these are all keys that it is handed for this request: then none may be missing, and the last one is
                 the last that this step wrote.
+            masked: for how many keys attention has a mask; None: as many as it is handed.
 
         Raises:
             ContractError: an argument is malformed; it is named.
@@ -138,12 +142,26 @@ class Shadow:
         handed = _contents(keys, values, len(positions))
         self.reads += 1
         self._was_read.add(layer)
-        found = faults(self._state, Read(layer, request, positions, slots, handed), whole=whole)
+        found = faults(self._state, Read(layer, request, positions, slots, handed, masked), whole=whole)
         self._missing.pop((layer, request), None)
         for fault in found:
             if fault.expected is None:
                 self._missing[layer, request] = fault
         return self._noted(found)
+
+    def place(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> None:
+        """Note that what a request has written lies in slots from now on: in a ring that is read before it is overwritten."""
+        positions = _positions(positions)
+        slots = _slots(slots, positions)
+        number = self._state.number(request)
+        track = self._state.track(layer, number)
+        marks = track.get(positions)["mark"]
+        if slots is None:
+            raise ContractError("slots", None, "those where the positions lie")
+        if not marks.all():
+            raise ContractError("positions", positions.tolist(), "positions that the request has written")
+        track.place(positions, slots)
+        self._state.fill(layer, number, positions, slots, marks)
 
     def adopt(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> list[Fault]:
         """Note that a request takes what lies in slots for its own, as one that shares the blocks of a prefix does.
@@ -223,6 +241,10 @@ class Shadow:
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise ContractError("tokens", f"{array.dtype} of shape {array.shape}", "a list of whole numbers")
         self._state.tokens[self._state.number(request)] = array.astype(np.int64)
+
+    def pass_over(self, reason: str) -> None:
+        """Count something that is not held to the shadow."""
+        self.not_seen[reason] = self.not_seen.get(reason, 0) + 1
 
     def _written_late(self, layer: Hashable, request: Hashable, positions: np.ndarray) -> list[Fault]:
         fault = self._missing.get((layer, request))

@@ -64,6 +64,9 @@ class Track:
         self.put(positions, marks, slots, step)
         self.step = -1
 
+    def place(self, positions: np.ndarray, slots: np.ndarray) -> None:
+        self._data["slot"][positions - self.begin] = slots
+
     def truncate(self, end: int) -> None:
         """Forget the positions from `end` on."""
         if end < self.end:
