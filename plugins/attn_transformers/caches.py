@@ -16,6 +16,9 @@ from unittest import mock
 import torch
 from attn_fuzz.shadow import Contents, Shadow, contents_of
 
+QUANTIZED = 0.25
+"""Of the largest element of a token: more than a cache of 4 bits rounds, and less than between two tokens."""
+
 
 class Row(NamedTuple):
     """A sequence of a cache of `generate`."""
@@ -116,19 +119,17 @@ class _Rows:
         self.lengths[number][layer_idx], self.sizes[number] = end, len(keys)
         layer = cache.layers[layer_idx]
         self.shadow.narrow(layer_idx, window=_window_of(layer))
-        new = given = None
-        if _gives_what_it_got(layer):
-            new, given = _contents(key_states.to(keys.dtype), value_states.to(values.dtype)), _contents(keys, values)
+        new, given = _contents(key_states.to(keys.dtype), value_states.to(values.dtype)), _contents(keys, values)
         num_keys, count = keys.shape[2], end - begin
         seen = min(num_keys, end - int(offset)) if _is_static(layer) else num_keys
         positions = range(int(offset), int(offset) + seen)
         for row in range(len(keys)):
-            written = None if new is None else new[row * count : (row + 1) * count]
+            written = new[row * count : (row + 1) * count]
             self.shadow.write(layer_idx, Row(number, row), range(begin, end), keys=written)
+        masked = None if num_keys == mask_length else int(mask_length)
         for row in range(len(keys)):
-            handed = None if given is None else given[row * num_keys : row * num_keys + seen]
-            masked = None if num_keys == mask_length else int(mask_length)
-            self.shadow.read(layer_idx, Row(number, row), positions, keys=handed, masked=masked)
+            handed = given[row * num_keys : row * num_keys + seen]
+            self.shadow.read(layer_idx, Row(number, row), positions, keys=handed, masked=masked, close=_rounding(layer))
 
     def reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Iterator[None]:
         yield
@@ -154,7 +155,10 @@ class _Rows:
 
     def reset(self, cache: Any) -> Iterator[None]:
         yield
-        self._forget(self.numbers.pop(cache, 0))
+        number = self.numbers.get(cache, 0)
+        self._forget(number)
+        if number:
+            self.lengths[number] = {}
 
     def _become(self, cache: Any, sources: list[int]) -> None:
         number = self.numbers.get(cache, 0)
@@ -298,11 +302,11 @@ def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
     return (torch.tensor(blocks, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
 
 
-def _gives_what_it_got(layer: Any) -> bool:
-    """Whether a layer gives back the bits that it was given."""
+def _rounding(layer: Any) -> float:
+    """How far a layer may be off what it was given, of its largest element."""
     from transformers.cache_utils import BaseQuantizedLayer
 
-    return not isinstance(layer, BaseQuantizedLayer) and getattr(layer, "kv_cache_dtype", None) is None
+    return QUANTIZED if isinstance(layer, BaseQuantizedLayer) or getattr(layer, "kv_cache_dtype", None) is not None else 0.0
 
 
 def _is_static(layer: Any) -> bool:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from attn_fuzz import Recording
     from attn_fuzz.shadow import Shadow
 
+VALUE_BYTES = 1 << 26
+"""The most bytes of keys and values that a recording's shadow keeps, to say how a key was altered."""
+
 
 @contextlib.contextmanager
 def recording(
@@ -51,7 +54,9 @@ def recording(
     import attn_fuzz
     from attn_fuzz.shadow import Shadow
 
-    record = attn_fuzz.Recording(Path(folder), every, limit, captures, shadow=Shadow() if shadow is True else shadow or None)
+    record = attn_fuzz.Recording(
+        Path(folder), every, limit, captures, shadow=Shadow(value_bytes=VALUE_BYTES) if shadow is True else shadow or None
+    )
     watched = functools.partial(_watched, record=record, implementation=implementation)
     with contextlib.ExitStack() as patches:
         if record.shadow is not None:
