@@ -169,9 +169,10 @@ def not_shared(state: State, number: int, position: int, record: np.void) -> Kin
     if record["position"] != position:
         return Kind.WRONG_SLOT
     mine, theirs = state.tokens.get(number), state.tokens.get(int(record["request"]))
-    if mine is None or theirs is None or np.array_equal(mine[: position + 1], theirs[: position + 1]):
+    if mine is None or theirs is None:
         return None
-    return Kind.OTHER_REQUEST
+    known = min(position + 1, len(mine), len(theirs))
+    return None if np.array_equal(mine[:known], theirs[:known]) else Kind.OTHER_REQUEST
 
 
 def _fault(state: State, read: Read, kind: Kind, position: int, **more: Any) -> Fault:
