@@ -143,6 +143,18 @@ def test_right_caches_have_no_fault(kind):
     assert shadow.reads == 48 + (12 if kind in ("dynamic", "sliding") else 0)
 
 
+def test_a_report_of_cross_attention_is_named():
+    """transformers#41890: the cache of encoder keys had the decoder's sliding layers, which keep the last keys alone."""
+    for kind, wrong in (("dynamic", []), ("sliding", [(Kind.WRONG_LENGTH, 7), (Kind.WRONG_SLOT, 0)])):
+        shadow, cache = Shadow(value_bytes=1 << 20), cache_of(kind)
+        with caches.watched(shadow) as hold:
+            drive(cache, [20], rows=1)
+            for layer in cache.layers:
+                layer.keys = layer.keys[:]  # as after a reorder
+            hold(cache.layers[1].keys, cache.layers[1].values, 1)
+        assert [(fault.kind, fault.position) for fault in shadow.faults] == wrong
+
+
 def old_read(self, request_id, past_length, query_length):
     start = 0 if past_length < self.sliding_window else past_length % self.sliding_window
     count = past_length if past_length < self.sliding_window else self.sliding_window - 1
