@@ -12,6 +12,7 @@ GROUPS = {
     "Pages of docs/generated": {
         "binaries": "Compile the launches that ship, hold them to budgets, and run AMD's on the emulator.",
         "instructions": "Say which instructions of other packages' kernels the emulator does not know.",
+        "model_types": "Write the table of transformers' model types that `attn-parity select` answers.",
         "matrix": "Write the tables of what is supported and what the fuzzer draws.",
         "findings": "Run the scripts of findings, and write the table of findings.",
         "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",
