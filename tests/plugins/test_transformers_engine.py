@@ -174,6 +174,28 @@ def test_continuous_batching_of_hundreds_of_requests_by_the_kernels(name):
         assert served(model, requests, step=256) == theirs
 
 
+@pytest.mark.parametrize(("implementation", "is_causal"), [("sdpa", True), ("eager", False), ("paged|eager", False)])
+def test_a_missing_mask_means_what_it_means_to_the_implementation_that_is_replaced(implementation, is_causal):
+    query, key, value = torch.randn(3, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    with attn_transformers.replacing(implementation):
+        function = AttentionInterface().get_interface(implementation, sdpa_attention_forward)
+        found, _ = function(torch.nn.Module(), query, key, value, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("implementation", "is_causal"), [("sdpa", True), ("eager", False)])
+def test_a_recording_knows_what_a_missing_mask_means_to_an_implementation(implementation, is_causal, tmp_path):
+    def theirs(module, query, key, value, mask, **arguments):
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        return out.transpose(1, 2), None
+
+    states = torch.randn(3, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    with attn_transformers.recording(tmp_path, implementation) as recording:
+        AttentionInterface().get_interface(implementation, theirs)(torch.nn.Module(), *states, None)
+    assert (recording.judged, recording.wrong) == (1, 0)
+
+
 def test_replacing_names_what_it_can_replace_by():
     with pytest.raises(ContractError, match="by: got 'triton', expected one of attn_parity, attn_parity_triton"):
         attn_transformers.replacing("sdpa", by="triton").__enter__()
