@@ -55,8 +55,8 @@ def test_an_example_that_did_not_run_after_the_fix_shows_nothing(later, is_chang
     before = Run(examples=3, failed={2: "nan"})
     kept = Results(releases={PACKAGE: ["1.9.0", "1.10.0"]}, runs={TARGET: {"1.9.0": before, "1.10.0": later}})
     assert bool(page.changed(FIX, TARGET, kept)) == is_changed
-    assert page.shown(FIX, kept) is None  # nobody has looked at it
-    assert (page.shown(msgspec.structs.replace(FIX, example=2), kept) is not None) == is_changed
+    assert not page.shown(FIX, kept)  # nobody has looked at it
+    assert page.shown(msgspec.structs.replace(FIX, shown_by=(TARGET, 2)), kept) == is_changed
 
 
 def test_a_finding_is_looked_for_between_releases_that_differ(monkeypatch, tmp_path):
@@ -74,5 +74,5 @@ def test_what_was_looked_at_is_what_ran():
     for fix in fixes:
         assert set(fix.targets) <= set(registry.names())
         assert fix.release in kept.releases[fix.package]
-        assert fix.example is None or page.shown(fix, kept) is not None, fix
+        assert fix.shown_by is None or page.shown(fix, kept), fix
     assert set(kept.findings) <= {file.stem for file in scripts.FOLDER.glob("*.toml")}

@@ -6,6 +6,7 @@ release before it and agrees on the release that has it, on a target that loads 
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import runpy
@@ -47,7 +48,7 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         what: was wrong, in our words.
         pull: the number of the pull request; 0: not found.
         targets: of ours that load the file.
-        example: that shows it, by number from 0, once somebody has looked at it.
+        shown_by: the target and the example, by number from 0, that somebody looked at and that shows it.
         why: no example shows it, or how the example does. Both are written after the targets ran.
     """
 
@@ -57,8 +58,13 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: str
     pull: int = 0
     targets: list[str] = []
-    example: int | None = None
+    shown_by: tuple[str, int] | None = None
     why: str = ""
+
+    @property
+    def tried(self) -> list[str]:
+        """The targets, and then each with addresses beyond 32 bits: whatever the fix is about."""
+        return [f"{target}{mode}" for mode in ("", "@far") for target in self.targets]
 
 
 class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -67,7 +73,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     Attributes:
         extra: further examples that ran, since they fail on the release before.
         failed: the examples that failed, by number from 0, each with its verdict.
-        known: examples that a known finding explains.
+        known: the examples that a known finding explains.
         limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
         error: why the target does not load, or its adapter does not fit.
     """
@@ -75,10 +81,15 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     examples: int = 0
     extra: list[int] = []
     failed: dict[int, str] = {}
-    known: dict[str, int] = {}
-    limits: dict[str, int] = {}
-    refused: int = 0
+    known: dict[str, list[int]] = {}
+    limits: dict[str, list[int]] = {}
+    refused: list[int] = []
     error: str = ""
+
+    def agrees(self, index: int) -> bool:
+        """Whether an example ran, and neither failed, as of a known finding, nor was left out."""
+        others = {*self.failed, *self.refused, *itertools.chain(*self.known.values(), *self.limits.values())}
+        return not self.error and index not in others and (index < self.examples or index in self.extra)
 
 
 class Results(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,13 +182,12 @@ def _drawn(plan: FuzzPlan, examples: int) -> list[Case]:
 
 def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) -> None:
     asserts = verdict.kind == "raised" and verdict.about.startswith(_REFUSALS)
-    found.refused += asserts or verdict.kind == "refused"
-    if asserts:
-        return
-    if verdict.kind == "limit":
-        found.limits[verdict.about] = found.limits.get(verdict.about, 0) + 1
+    if asserts or verdict.kind == "refused":
+        found.refused.append(index)
+    elif verdict.kind == "limit":
+        found.limits.setdefault(verdict.about, []).append(index)
     elif finding is not None:
-        found.known[finding.name] = found.known.get(finding.name, 0) + 1
+        found.known.setdefault(finding.name, []).append(index)
     elif verdict.failed:
         found.failed[index] = _line(f"{verdict.kind}: {verdict.message}")
 
@@ -224,7 +234,7 @@ def run_fixes(
         seconds: for one target on one release.
         only: these targets alone.
     """
-    wanted = [(each, target) for each in fixes() for target in each.targets if not only or target in only]
+    wanted = [(each, target) for each in fixes() for target in each.tried if not only or target in only]
     for fix, target in wanted:
         known, runs = kept.releases[fix.package], kept.runs.setdefault(target, {})
         failed: list[int] = []

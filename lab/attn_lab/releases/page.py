@@ -22,21 +22,17 @@ PACKAGE-RELEASE for each release, such as `vllm-0.24.0/vllm`.
 """
 
 
-def shown(fix: Fix, kept: Results) -> tuple[str, int] | None:
-    """The target and the example that show a fix; None if none does."""
-    for target in fix.targets:
-        if fix.example in changed(fix, target, kept):
-            assert fix.example is not None
-            return target, fix.example
-    return None
+def shown(fix: Fix, kept: Results) -> bool:
+    """Whether the example that was looked at fails on the release before a fix, and agrees on the release that has it."""
+    return fix.shown_by is not None and fix.shown_by[1] in changed(fix, fix.shown_by[0], kept)
 
 
 def changed(fix: Fix, target: str, kept: Results) -> list[int]:
     """The examples of a target that fail on the release before a fix, and that ran and agree on the release that has it."""
     earlier, later = _around(fix, target, kept)
-    if earlier is None or later is None or earlier.error or later.error:
+    if earlier is None or later is None or earlier.error:
         return []
-    return [i for i in sorted(earlier.failed) if i not in later.failed and (i < later.examples or i in later.extra)]
+    return list(filter(later.agrees, sorted(earlier.failed)))
 
 
 def _around(fix: Fix, target: str, kept: Results) -> tuple[Run | None, Run | None]:
@@ -47,20 +43,16 @@ def _around(fix: Fix, target: str, kept: Results) -> tuple[Run | None, Run | Non
 def _state(fix: Fix, kept: Results) -> Iterator[str]:
     if not fix.targets:
         yield "no target loads the file"
-    elif (by := shown(fix, kept)) is not None:
-        yield f"**shown** by `{by[0]}` after {by[1] + 1}"
+    elif fix.shown_by is not None and shown(fix, kept):
+        yield f"**shown** by `{fix.shown_by[0]}` after {fix.shown_by[1] + 1}"
     else:
-        for target in fix.targets:
+        for target in fix.tried:
             earlier, _ = _around(fix, target, kept)
             if earlier is None:
-                yield f"`{target}`: not run"
-            elif earlier.error:
-                yield f"`{target}` does not load: {earlier.error}"
-            else:
-                others = len(changed(fix, target, kept))
-                yield f"`{target}`: not in {earlier.examples}" + (
-                    f", {others} changed by another cause or not looked at" * bool(others)
-                )
+                continue
+            others = len(changed(fix, target, kept))
+            failing = f", and {others} that change are not known to be this fix" if others else ""
+            yield f"`{target}` {f'does not load: {earlier.error}' if earlier.error else f'not in {earlier.examples}{failing}'}"
 
 
 def page(kept: Results) -> str:
@@ -83,7 +75,7 @@ def page(kept: Results) -> str:
             fix.what,
             fix.file,
             f"#{fix.pull}" if fix.pull else "not found",
-            "; ".join(_state(fix, kept)),
+            "; ".join(_state(fix, kept)) or "not run",
             fix.why,
         )
         for fix in fixes
