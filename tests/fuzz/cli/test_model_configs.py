@@ -236,7 +236,7 @@ def test_a_backend_that_the_table_has_for_memory_is_told_as_such(capsys):
 
 
 def test_a_limit_of_this_project_is_not_told_of_each_backend(select):
-    too_wide = {**CONFIGS["mimo-v2-flash"], "head_dim": 288, "swa_head_dim": 288}
+    too_wide = {**CONFIGS["mimo-v2-flash"], "head_dim": 528, "swa_head_dim": 528}
     ended, result = select(too_wide)
     assert ended.out.endswith("; all backends of this project have this limit, and vLLM's backends of the same names may not\n")
     assert "TRITON_ATTN" not in result["error"]
