@@ -248,6 +248,13 @@ def test_the_script_of_the_soft_cap_that_is_forgotten(place, code, monkeypatch, 
     assert ("what was got: True" in capsys.readouterr().out) == bool(code)
 
 
+def test_the_script_of_the_mask_with_one_entry_for_all_keys(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "findings" / "transformers" / "minimax-decode-mask.py"))
+    assert end.value.code == 1
+
+
 def test_continuous_batching_forgets_the_soft_cap_on_paged_eager(tmp_path):
     """A bug of transformers, which serves Gemma 2 without its cap: a recording finds it."""
     model, requests = tiny("gemma2"), ragged_requests(4)
