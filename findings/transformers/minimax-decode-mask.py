@@ -1,12 +1,12 @@
 """transformers: MiniMax decodes with a mask of one entry for all keys, so that padding changes a request's logits.
 
-From the second step of `generate` on, the softmax layers of MiniMax get a mask [B, 1, 1, 1] where there are several keys (seen in
-5.24). It is the entry of the first key, which broadcasts: a request that is padded on its left has False there. `eager` then adds
+From the second step of `generate` on, the softmax layers of MiniMax get a mask [B, 1, 1, 1] where there are several keys (seen
+in 5.24). It is the entry of the first key, which broadcasts: a request that is padded on its left has False there. `eager` adds
 the lowest number to each logit, which hides nothing, so that the request attends to its padding, too; `sdpa` hides every key.
 
-The model below is small and random. The script prints by how much the logits of a request differ, by step, between a call of its
-own and one in which it is padded beside a longer request. It needs torch and transformers alone, and no GPU. It exits with 1
-where the finding shows, with 0 where it does not, and with 2 where it cannot run.
+The model below is small and random. The script prints by how much the logits of a request differ, by step, between a call of
+its own and one in which it is padded beside a longer request. It needs torch and transformers alone, and no GPU. It exits with
+1 where the finding shows, with 0 where it does not, and with 2 where it cannot run.
 """
 
 import sys
