@@ -135,6 +135,7 @@ def as_selected(given: dict[str, Any], keys_more: int) -> tuple[Any, ...]:
 @pytest.mark.parametrize(("architecture", "fields"), [*MODELS.items(), *BOTH_WAYS], ids=lambda one: str(one)[:60])
 def test_each_layer_is_what_vllm_constructs(architecture, fields, of_vllm):
     config = {**SIZES, **fields, "architectures": [architecture], "dtype": "bfloat16"}
+    config = {name: value for name, value in config.items() if value is not None}
     groups = model_config(config).groups
     selected = {
         layer: (one.num_heads, one.num_kv_heads, one.head_size, one.scale, str(one.attn_type), dict(one.rules))
