@@ -33,6 +33,8 @@ SIZES = {
 }
 MIXED = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"] * 2}
 WINDOWED = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 4}
+UNGROUPED = {"num_key_value_heads": None}
+"""Of types that have no such field."""
 MODELS: Mapping[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama", "head_dim": 32},
     "MistralForCausalLM": {"model_type": "mistral", "sliding_window": 32, "head_dim": 64},
@@ -55,12 +57,11 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "NemotronForCausalLM": {"model_type": "nemotron", "head_dim": 64},
     "Ernie4_5ForCausalLM": {"model_type": "ernie4_5", "head_dim": 64},
     "HunYuanDenseV1ForCausalLM": {"model_type": "hunyuan_v1_dense", "head_dim": 64},
-    "ApertusForCausalLM": {"model_type": "apertus"},
-    "GPTNeoXForCausalLM": {"model_type": "gpt_neox"},
-    "GPT2LMHeadModel": {"model_type": "gpt2", "n_inner": 64, "num_key_value_heads": None},
-    "OPTForCausalLM": {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 256},
-    "BloomForCausalLM": {"model_type": "bloom"},
-    "FalconForCausalLM": {"model_type": "falcon", "alibi": True, "multi_query": False, "new_decoder_architecture": False},
+    "GPTNeoXForCausalLM": {"model_type": "gpt_neox", **UNGROUPED},
+    "GPT2LMHeadModel": {"model_type": "gpt2", "n_inner": 64, **UNGROUPED},
+    "OPTForCausalLM": {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 256, **UNGROUPED},
+    "BloomForCausalLM": {"model_type": "bloom", **UNGROUPED},
+    "FalconForCausalLM": {"model_type": "falcon", "alibi": True, "multi_query": False, **UNGROUPED},
 }
 KEYS_MORE = {"Cohere2ForCausalLM": 1}
 """Keys that a window of vLLM's class has more than that of transformers', whose answer is given."""
