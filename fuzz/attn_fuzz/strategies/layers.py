@@ -61,7 +61,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         "num_kv_heads": 1 if latent else _num_kv_heads(draw, group_size),
         "group_size": group_size,
         **widths,
-        "scale": _scale(draw, support, widths["head_size"]),
+        "scale": _scale(draw, support, widths["head_size"], numbers.get("logits_soft_cap")),
         **numbers,
         "q_scale": _q_scale(draw, support, cache, chosen),
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
@@ -89,7 +89,8 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
         numbers["ranges_clamped"] = pick(draw, (False, True))
     if not (drawn.cache and drawn.cache["layout"].has_latent_value):
         numbers["num_kv_heads"] = _num_kv_heads(draw, drawn.case["group_size"])
-    case = {**drawn.case, **numbers, "scale": _scale(draw, support, drawn.case["head_size"])}
+    scale = _scale(draw, support, drawn.case["head_size"], numbers.get("logits_soft_cap"))
+    case = {**drawn.case, **numbers, "scale": scale}
     return drawn._replace(case=case, cache={**drawn.cache, **_own_cache(draw, support, drawn.cache)})
 
 
@@ -147,12 +148,17 @@ def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[st
     return {"head_size": latent + rotated, "head_size_v": latent}
 
 
-def _scale(draw: st.DrawFn, support: Support, head_size: int) -> float:
-    """A softmax scale. It is positive but for one in ten, if the engine sends others; if it sends 0, one in twenty is tiny."""
+def _scale(draw: st.DrawFn, support: Support, head_size: int, cap: float | None) -> float:
+    """A softmax scale. It is positive but for one in ten, if the engine sends others; if it sends 0, one in twenty is tiny.
+
+    Beside the smallest cap it is large: all logits but 0 are then the cap's.
+    """
     if not support.engine.other_scales:
         return head_size**-0.5
     signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
     unit = pick(draw, (1.0,) * 19 + (2.0**-120,)) if 0 in signs else 1.0
+    if cap == SMALLEST_CAP:
+        unit = 2.0**20
     return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs) * unit
 
 
