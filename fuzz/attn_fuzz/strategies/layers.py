@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, ContractError, Layout
 from attn_fuzz.cases.case import ITEMSIZE
+from attn_fuzz.cases.contradictions import ROWS
 from attn_fuzz.strategies.choices import pick
-from attn_fuzz.strategies.rules import NUMBERS, rules, window
-from attn_fuzz.targets.engine import WindowKind
+from attn_fuzz.strategies.rules import NUMBERS, SMALLEST_CAP, rules, window
+from attn_fuzz.targets.engine import ANY_ENGINE, WindowKind
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ MODEL_WIDTHS = (192, 128)
 """K's and V's of MiMo-V2, and of MLA's expanded keys."""
 USUAL_GROUP, USUAL_BLOCK = 8, 128
 """The most query heads of a KV head, and slots of a block, that are drawn often."""
+ROW_UNIT = 32
+"""Elements of which padded rows have a multiple."""
 USUAL_HEADS = 3 * USUAL_GROUP
 """The most query heads of a layer that has several KV heads."""
 
@@ -44,6 +47,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     cache = _cache(draw, support, dtype, chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
+    if cache and cache["layout"] in ROWS and support.engine == ANY_ENGINE and pick(draw, (False, True)):
+        cache["slot_padding"] = -widths["head_size"] % ROW_UNIT or ROW_UNIT  # as rows of an odd number of dims may lie
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
     if ranges_clamped and "chunked_local" in support.rules and pick(draw, (False, False, True)):
         chosen = chosen | {"chunked_local"}  # which ranges reach beyond, and as far as the window clamps them
