@@ -221,6 +221,7 @@ TRITON = Target(
     siblings=_MODES,
     checks_arguments=True,
     forget=_forget_launches,
+    repeats=True,
     modules=modules,
     modes=_MODES_OF_ATTENTION,
     planned=planned,
