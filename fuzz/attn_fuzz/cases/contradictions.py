@@ -24,8 +24,8 @@ def check(case: Case) -> None:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
     if case.scale and not SMALLEST_NORMAL <= abs(case.scale) <= 1e6:
         raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 2^-126 and 1e6")
-    if case.logits_soft_cap is not None and not 1e-3 <= case.logits_soft_cap <= 1e6:
-        raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 1e-3 and 1e6")
+    if case.logits_soft_cap is not None and not SMALLEST_NORMAL <= case.logits_soft_cap <= 1e6:
+        raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 2^-126 and 1e6")
     if unknown := [name for name in case.earlier if name not in CHANGES]:
         raise CaseError(f"earlier: got {unknown[0]!r}, expected names among {', '.join(CHANGES)}")
     _check_rules(case)

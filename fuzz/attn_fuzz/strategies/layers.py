@@ -163,7 +163,7 @@ def _scale(draw: st.DrawFn, support: Support, head_size: int, cap: float | None)
     signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
     unit = pick(draw, (1.0,) * 19 + (2.0**-120,)) if 0 in signs else 1.0
     if cap == SMALLEST_CAP:
-        unit = 2.0**20
+        unit = 2.0**19
     return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs) * unit
 
 
