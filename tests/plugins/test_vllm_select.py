@@ -1,7 +1,8 @@
 """What `attn-parity select` reads off transformers' model, against what vLLM's class constructs of the same config by layer.
 
 vLLM's models are built on meta, with its attention replaced by one that keeps its arguments. These are dense models with
-attention of one kind or of two. Mixtures of experts, which need vLLM's groups of ranks, and latent attention are not compared.
+attention of one kind or of two. Mixtures of experts, which need vLLM's groups of ranks, latent
+attention and ALiBi, whose slopes meta does not hold, are not compared.
 """
 
 import inspect
@@ -60,8 +61,6 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "GPTNeoXForCausalLM": {"model_type": "gpt_neox", **UNGROUPED},
     "GPT2LMHeadModel": {"model_type": "gpt2", "n_inner": 64, **UNGROUPED},
     "OPTForCausalLM": {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 256, **UNGROUPED},
-    "BloomForCausalLM": {"model_type": "bloom", **UNGROUPED},
-    "FalconForCausalLM": {"model_type": "falcon", "alibi": True, "multi_query": False, **UNGROUPED},
 }
 KEYS_MORE = {"Cohere2ForCausalLM": 1}
 """Keys that a window of vLLM's class has more than that of transformers', whose answer is given."""
