@@ -331,14 +331,14 @@ def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, m
     assert verdict.kind == kind, verdict.message
 
 
-@pytest.mark.parametrize(("dtype", "output_dtype"), [("float32", None), ("float32", "fp8_e4m3fn"), ("bfloat16", None)])
+@pytest.mark.parametrize("output_dtype", [None, "fp8_e4m3fn"])
 @pytest.mark.parametrize("name", ["triton-merge", "triton-merge-parts", "vllm-merge-attn-states"])
-def test_parts_of_float8_queries_have_the_dtype_of_the_output(name, dtype, output_dtype):
+def test_parts_of_float8_queries_are_not_float8(name, output_dtype):
     """Found by a run on vLLM's files: parts that the target itself had rounded to 3 bits."""
     needs(target := registry.load(name))
     case = Case(
         target=name,
-        dtype=dtype,
+        dtype="float32",
         num_kv_heads=4,
         scale=1.0,
         q_scale="tensor",
