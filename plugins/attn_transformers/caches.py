@@ -8,7 +8,9 @@ of `get_mask_sizes`. Continuous batching has names for requests, and slots: thos
 import contextlib
 import functools
 import itertools
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -49,9 +51,10 @@ def watched(shadow: Shadow) -> Iterator[Callable[[torch.Tensor, torch.Tensor, in
         for name in ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
     ]
     hooks += _hooks_of_the_engine(shadow)
+    lock = threading.RLock()
     with contextlib.ExitStack() as patches:
         for owner, name, hook in hooks:
-            patches.enter_context(mock.patch.object(owner, name, _around(getattr(owner, name), hook, shadow)))
+            patches.enter_context(mock.patch.object(owner, name, _around(getattr(owner, name), hook, shadow, lock)))
         yield rows.hold
 
 
@@ -78,25 +81,28 @@ def _with_subclasses(kind: type) -> Iterator[type]:
         yield from _with_subclasses(below)
 
 
-def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow) -> Callable[..., Any]:
+def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow, lock: threading.RLock) -> Callable[..., Any]:
     """A method with a hook: a generator that runs up to its `yield` before the method, and gets its result. A fault of a hook
     is a reason, and ends no program."""
+
+    def advance(running: Iterator[None], *result: Any) -> bool:
+        try:
+            with lock:
+                running.send(*result) if result else next(running)  # pyright: ignore[reportAttributeAccessIssue]  # a generator
+            return True
+        except StopIteration:
+            return True
+        except Exception as error:
+            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
+            return False
 
     @functools.wraps(method)
     def method_with_hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         running = hook(self, *args, **kwargs)
-        try:
-            next(running)
-        except Exception as error:
-            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
-            return method(self, *args, **kwargs)
+        is_told = advance(running)
         result = method(self, *args, **kwargs)
-        try:
-            running.send(result)
-        except StopIteration:
-            pass
-        except Exception as error:
-            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
+        if is_told:
+            advance(running, result)
         return result
 
     return method_with_hook
@@ -112,6 +118,7 @@ class _Rows:
         self.lengths: dict[int, dict[int, int]] = {}
         self.sizes: dict[int, int] = {}
         self.inside: set[int] = set()
+        self.gone: deque[int] = deque()
         self.given: dict[int, dict[int, weakref.ref[torch.Tensor]]] = {}
 
     def update(
@@ -210,13 +217,15 @@ class _Rows:
 
     def _number(self, cache: Any) -> int | None:
         """The number of a cache; None of one that held keys before it was first seen."""
+        while self.gone:
+            self._forget(self.gone.popleft())
         number = self.numbers.get(cache)
         if number is None:
             number = 0 if any(_holds_keys(layer) for layer in cache.layers) else next(self.count)
             self.numbers[cache] = number
             if number:
                 self.lengths[number] = {}
-                weakref.finalize(cache, self._forget, number)
+                weakref.finalize(cache, self.gone.append, number)
             else:
                 self.shadow.pass_over("a cache that held keys before the recording")
         return number or None
