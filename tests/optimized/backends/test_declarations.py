@@ -235,6 +235,10 @@ def each_value(served: Served) -> Iterator[tuple[AttentionConfig, str | None]]:
             yield replace(plain, head_size=size), None
     for heads in range(1, 97):
         yield replace(plain, num_heads=heads), None
+    for name in [name for name in RULES if name != "head_size_v"]:
+        for value in NUMBERS.get(name, (True,)):
+            if (config := changed(plain, [{"rules": {name: value}}])) is not None:
+                yield config, None
     for layout in LAYOUTS if not is_wide else ():
         scaled = {"kv_cache_dtype": E4M3FN, "scales": "inline"} if layout.has_inline_scales else {}
         yield replace(plain, layout=layout, **scaled), None
