@@ -161,8 +161,11 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
                     try:
                         verdict = executor.run(cases[index], exactly=False)
                     except ExecutorError as error:
-                        found.error = _line(str(error).strip().splitlines()[-1])
-                        return
+                        why = _line(str(error).strip().splitlines()[-1])
+                        if not raised:  # it does not load
+                            found.error = why
+                            return
+                        verdict = Verdict(kind="limit", about=why)
                     _count(found, index, verdict, explanation(target.findings_on("cpu"), cases[index], verdict))
                     raised.append(verdict.message if verdict.kind == "raised" else "")
                 if is_ahead:
