@@ -6,6 +6,7 @@ release before it and agrees on the release that has it, on a target that loads 
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import Finding, explanation
@@ -34,6 +36,7 @@ SEED = 1
 MOST_EXAMPLES = 1000
 HOPELESS = 12
 """So many examples that all raise the same say that the adapter does not fit."""
+DIGESTED = 10
 SCRIPT_SECONDS = 120.0
 _REFUSALS = ("AssertionError", "NotImplementedError")
 """An earlier release says so of what it does not take yet."""
@@ -71,6 +74,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """What a target did with the first `examples` of its draw, on one release.
 
     Attributes:
+        draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
         extra: further examples that ran, since they fail on the release before.
         failed: the examples that failed, by number from 0, each with its verdict.
         known: the examples that a known finding explains.
@@ -79,6 +83,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """
 
     examples: int = 0
+    draw: str = ""
     extra: list[int] = []
     failed: dict[int, str] = {}
     known: dict[str, list[int]] = {}
@@ -150,7 +155,7 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
     ahead = [index for index in first if index >= found.examples and index not in found.extra]
     raised: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        plan = FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=Path(folder), sanitize=False)
+        plan = _plan(name, Path(folder))
         cases = _drawn(plan, max([examples, *(index + 1 for index in ahead)]))
         with shard.start_executor(plan) as executor:
             drawn = range(found.examples, examples)
@@ -176,6 +181,15 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
                     found.error = _line(raised[0])
                     found.failed.clear()
                     return
+
+
+def digest(name: str) -> str:
+    cases = _drawn(_plan(name, Path()), DIGESTED)
+    return hashlib.sha256("".join(case_file.dumps(case) for case in cases).encode()).hexdigest()[:12]
+
+
+def _plan(name: str, folder: Path) -> FuzzPlan:
+    return FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=folder, sanitize=False)
 
 
 @functools.cache
@@ -244,7 +258,9 @@ def run_fixes(
         for release in (before(known, fix.release), fix.release):
             if release is None or release not in known:
                 break
-            run = runs.setdefault(release, Run())
+            if release not in runs or runs[release].draw != digest(target):
+                runs[release] = Run(draw=digest(target))
+            run = runs[release]
             to_run = {*range(run.examples, examples), *(index for index in failed if index >= run.examples)} - {*run.extra}
             if to_run and not run.error:
                 with on(sources, fix.package, release):

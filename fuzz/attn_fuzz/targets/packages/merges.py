@@ -73,12 +73,7 @@ def _target(name: str, load: Callable[[], MergeFunction], takes: Merges, **field
     return dataclasses.replace(
         target,
         support=lambda device: dataclasses.replace(
-            target.support(device),
-            # an output of float8 queries has the model's dtype, and a state here that of q
-            rules=tuple(name for name in target.support(device).rules if name != "q_scale"),
-            output_dtypes=output_dtypes,
-            max_tokens=32,
-            max_seq_len=64,
+            target.support(device), output_dtypes=output_dtypes, max_tokens=32, max_seq_len=64
         ),
     )
 
