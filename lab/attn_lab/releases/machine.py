@@ -177,7 +177,7 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
                     found.extra.append(index)
                 else:
                     found.examples = index + 1
-                if len(raised) == HOPELESS and all(raised):
+                if not ahead and len(raised) == HOPELESS and all(raised):
                     found.error = _line(raised[0])
                     found.failed.clear()
                     return
@@ -221,7 +221,7 @@ def run_script(name: str, sources: Path) -> int:
         text = scripts.source(name)
         Path(scratch, "show.py").write_text(text.script(sources / package), encoding="utf-8")
         Path(scratch, "stand_ins.py").write_text(text.stand_ins(), encoding="utf-8")
-        process = prepared.start("cpu", _show, str(Path(scratch, "show.py")), [scratch, str(sources)], daemon=True)
+        process = prepared.start("cpu", _show, str(Path(scratch, "show.py")), [scratch, str(sources)])
         process.join(SCRIPT_SECONDS)
         if process.exitcode is None:
             process.kill()

@@ -99,5 +99,9 @@ def span(codes: Mapping[str, int], known: Sequence[str]) -> tuple[str, str, str]
     ran = ", ".join(release for release in known if release in codes)
     if not having:
         return "none that ran shows it", f"cannot run: {', '.join(cannot)}" if cannot else "", ran
-    first = having[0] + (" or before" if having[0] == known[0] else "")
+    first, earlier = having[0], [release for release in known[: known.index(having[0])] if release in codes]
+    if not earlier:
+        first += " or before"
+    elif codes[earlier[-1]] == scripts.CANNOT_RUN:
+        first += f" or before: {earlier[-1]} cannot run"
     return first, having[-1] + (" (the newest)" if having[-1] == known[-1] else ""), ran
