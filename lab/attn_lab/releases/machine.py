@@ -38,6 +38,8 @@ HOPELESS = 4
 """If so many examples all raise, the adapter does not fit."""
 DIGESTED = 10
 SCRIPT_SECONDS = 120.0
+_ENDED = 100
+"""Added to the exit code of a script that ran."""
 _REFUSALS = ("AssertionError", "NotImplementedError")
 """An earlier release says so of what it does not take yet."""
 
@@ -225,7 +227,8 @@ def run_script(name: str, sources: Path) -> int:
         process.join(SCRIPT_SECONDS)
         if process.exitcode is None:
             process.kill()
-    return scripts.CANNOT_RUN if process.exitcode is None else process.exitcode
+    ended = (process.exitcode or 0) - _ENDED  # a process that does not start has the code 1, too
+    return ended if ended in (scripts.SHOWS, scripts.DOES_NOT_SHOW) else scripts.CANNOT_RUN
 
 
 def _show(file: str, paths: list[str]) -> None:
@@ -236,10 +239,10 @@ def _show(file: str, paths: list[str]) -> None:
     try:
         runpy.run_path(file, run_name="__main__")
     except SystemExit as end:
-        os._exit(end.code if isinstance(end.code, int) else scripts.CANNOT_RUN)
+        os._exit(_ENDED + (end.code if isinstance(end.code, int) else scripts.CANNOT_RUN))
     except BaseException:  # whatever it is: the script does not fit the release
-        os._exit(scripts.CANNOT_RUN)
-    os._exit(scripts.DOES_NOT_SHOW)
+        os._exit(_ENDED + scripts.CANNOT_RUN)
+    os._exit(_ENDED + scripts.DOES_NOT_SHOW)
 
 
 def run_fixes(
