@@ -12,12 +12,17 @@ import attn_reference
 import torch
 from attn_contract import ContractError, UnsupportedError
 
+from attn_transformers import caches
 from attn_transformers.arguments import Step, arguments_of, step_of
 from attn_transformers.attention import through_cache, written
 from attn_transformers.registration import intercepted
 
 if TYPE_CHECKING:
     from attn_fuzz import Recording
+    from attn_fuzz.shadow import Shadow
+
+VALUE_BYTES = 1 << 26
+"""The most bytes of keys and values that a recording's shadow keeps, to say how a key was altered."""
 
 
 @contextlib.contextmanager
@@ -28,6 +33,7 @@ def recording(
     every: int = 1,
     limit: int = 10,
     captures: Literal["wrong", "all"] = "wrong",
+    shadow: "Shadow | bool" = True,
 ) -> "Iterator[Recording]":
     """Judge the calls of an implementation of attention that models make inside the `with`, and capture the wrong ones.
 
@@ -37,19 +43,28 @@ def recording(
     Args:
         folder, every, limit, captures: as for `attn_fuzz.recording`.
         implementation: its name as `attn_implementation`, such as "sdpa" or one that you registered.
+        shadow: whether caches are held to a shadow, in every call of any implementation; or the shadow.
 
     Yields:
-        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged` and `found`.
+        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged`, `found`, and its `shadow`'s `faults`.
 
     Warns:
-        UserWarning: a call cannot be judged, with the reason; or no call was judged at all.
+        UserWarning: a call cannot be judged, with the reason; or no call was judged at all; or a cache is wrong.
     """
     import attn_fuzz
+    from attn_fuzz.shadow import Shadow
 
-    record = attn_fuzz.Recording(Path(folder), every, limit, captures)
-    watched = functools.partial(_watched, record=record, implementation=implementation)
-    with intercepted(implementation, lambda function: functools.partial(watched, function)):
+    record = attn_fuzz.Recording(
+        Path(folder), every, limit, captures, shadow=Shadow(value_bytes=VALUE_BYTES) if shadow is True else shadow or None
+    )
+    with contextlib.ExitStack() as patches:
+        hold = None if record.shadow is None else patches.enter_context(caches.watched(record.shadow))
+        watched = functools.partial(_watched, record=record, implementation=implementation, hold=hold)
+        patches.enter_context(intercepted(implementation, lambda function: functools.partial(watched, function)))
         yield record
+    if record.shadow is not None and record.shadow.wrong:
+        first = record.shadow.faults[0] if record.shadow.faults else "see its `wrong`"
+        warnings.warn(f"recording: THE CACHE IS WRONG in {record.shadow.wrong} reads: {first}", stacklevel=3)
     if reason := record.why_nothing_was_judged("no model asked for it, or the model attends by code of its own"):
         warnings.warn(f"recording: NO CALL of attn_implementation={implementation!r} WAS JUDGED: {reason}", stacklevel=3)
 
@@ -64,6 +79,7 @@ def _watched(
     *,
     record: "Recording",
     implementation: str,
+    hold: Callable[[torch.Tensor, torch.Tensor, int], None] | None,
     **arguments: Any,
 ) -> Any:
     """The function's result. Its arguments and its output are judged.
@@ -71,6 +87,9 @@ def _watched(
     Arguments that the contract cannot say are a warning. An output of another shape cannot be judged either: it is in the
     recording's `found`. Both are counted in its `not_judged`.
     """
+    layer_index = getattr(module, "layer_idx", None)
+    if hold is not None and isinstance(layer_index, int):
+        hold(key, value, layer_index)
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
         key, value, _, arguments = through_cache(module, key, value, **arguments)

@@ -23,6 +23,7 @@ from attn_contract.arguments import check_tensor
 from attn_fuzz import outputs
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.captures import CaptureError, capture
+from attn_fuzz.shadow import Shadow
 from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -117,6 +118,7 @@ class Recording:
         captures: which of the judged calls are captured.
         rounding: as for `check`.
         most: how many calls to judge. None: all whose turn it is.
+        shadow: to which whoever records holds the cache, in every call. Its `faults` are a verdict of their own.
 
     Attributes:
         calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
@@ -130,6 +132,7 @@ class Recording:
     captures: Literal["wrong", "all"] = "wrong"
     rounding: Rounding = UNKNOWN_KERNEL
     most: int | None = None
+    shadow: Shadow | None = None
     calls: int = field(default=0, init=False)
     judged: int = field(default=0, init=False)
     wrong: int = field(default=0, init=False)

@@ -1,0 +1,84 @@
+"""What can be wrong with the keys that attention is handed."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The kind of a fault.
+
+    Of a key that is handed for a position of a request, `WRONG_SLOT` and `WRONG_RING` say that it is that of another position
+    of this request, in a layer whose window is not known and in one that slides; `OTHER_REQUEST`, that it is one of a request
+    which still uses it; `STALE_BLOCK`, one that was freed, rolled back or written anew since. `ALTERED` is a key that nobody
+    wrote, and that is neither rotated nor scaled.
+    """
+
+    WRONG_SLOT = "wrong slot"
+    WRONG_RING = "wrong ring"
+    OTHER_REQUEST = "key of another request"
+    STALE_BLOCK = "stale block"
+    LOST_KEY = "lost key"
+    WRONG_LENGTH = "wrong length"
+    ROTATED_TWICE = "position rotated twice"
+    NOT_ROTATED = "position not rotated"
+    SCALE = "scale of another token"
+    WRITE_AFTER_READ = "write after read"
+    ALTERED = "altered key"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A key: whose, and in which step it was written."""
+
+    layer: Hashable
+    request: Hashable
+    position: int
+    step: int
+    freed: int | None = None
+    """the step in which the request was freed"""
+
+    def __str__(self) -> str:
+        freed = "" if self.freed is None else f" (freed in step {self.freed})"
+        return f"layer {self.layer}, request {self.request}{freed}, position {self.position}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What attention was handed in place of a key. `str` of it is a line for people.
+
+    Args:
+        position: the first position of the request that is wrong.
+        step: of the read.
+        slot: that attention was handed for this position; None in a cache without slots.
+        expected_slot: where the position was written.
+        expected: the write of this position; None if there was none.
+        writer: who wrote the slot last, or, without slots, who wrote the key that was handed; None if nobody did.
+        count: how many of the keys that were handed are wrong.
+        detail: more, in words.
+    """
+
+    kind: Kind
+    layer: Hashable
+    request: Hashable
+    position: int
+    step: int
+    slot: int | None = None
+    expected_slot: int | None = None
+    expected: Written | None = None
+    writer: Written | None = None
+    count: int = 1
+    detail: str = ""
+
+    def __str__(self) -> str:
+        handed = "" if self.slot is None else f" was handed slot {self.slot}, last written"
+        handed = handed or " was handed a key written"
+        by = f"{handed} by {self.writer}" if self.writer else f"{handed} by nobody" if self.slot is not None else ""
+        place = "" if self.expected_slot is None else f" in slot {self.expected_slot}"
+        right = f"; right is the key of step {self.expected.step}{place}" if self.expected else "; no such key was written"
+        more = f"; {self.count} keys are wrong" if self.count > 1 else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        return (
+            f"{self.kind}: layer {self.layer}, request {self.request}, position {self.position}, step {self.step}"
+            f"{detail}{by}{right}{more}"
+        )

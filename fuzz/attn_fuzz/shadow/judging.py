@@ -1,0 +1,180 @@
+"""The faults in what attention is handed, from what a shadow knows."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from attn_fuzz.shadow.altered import change_of
+from attn_fuzz.shadow.contents import REAL, ZEROS, Contents
+from attn_fuzz.shadow.faults import Fault, Kind
+from attn_fuzz.shadow.state import State
+from attn_fuzz.shadow.tables import NO_SLOT, Track
+
+_ALL: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """The keys that attention is handed for a request in a layer: see `Shadow.read`."""
+
+    layer: Hashable
+    request: Hashable
+    positions: np.ndarray
+    slots: np.ndarray | None
+    handed: Contents | None
+    masked: int | None
+    close: float
+
+    def slot(self, at: int) -> int | None:
+        return None if self.slots is None else int(self.slots[at])
+
+
+def faults(state: State, read: Read, *, whole: bool) -> list[Fault]:
+    """A fault of the number of keys, and one of the first wrong key."""
+    track = state.tracks.get(read.layer, {}).get(state.numbers.get(read.request, -1))
+    if track is None:
+        return [_unknown(state, read)] if len(read.positions) else []
+    found = (_wrong_length(state, read, track) if whole else None, _wrong_key(state, read, track))
+    return [fault for fault in found if fault is not None]
+
+
+def _unknown(state: State, read: Read) -> Fault:
+    writer = None if read.slots is None else state.writer(state.slots(read.layer).get(read.slots[:1])[0])
+    detail = "the request has written nothing here, or was freed"
+    return _fault(state, read, Kind.LOST_KEY, int(read.positions[0]), slot=read.slot(0), writer=writer, detail=detail)
+
+
+def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
+    """What is missing of the positions that the queries of this step see, or is there beyond them."""
+    is_of_step = track.step == state.step
+    end = track.last + 1 if is_of_step else track.end
+    last = int(read.positions.max()) if len(read.positions) else -1
+    if read.masked not in (None, len(read.positions)):
+        at, detail = min(last + 1, end), f"{len(read.positions)} keys, and a mask for {read.masked}"
+        return _fault(state, read, Kind.WRONG_LENGTH, at, detail=detail)
+    if last + 1 != end:
+        return _fault(state, read, Kind.WRONG_LENGTH, min(last + 1, end), detail=f"{last + 1} keys in place of {end}")
+    begin = state.first_seen(read.layer, track.first if is_of_step else max(0, end - 1))
+    missing = np.setdiff1d(np.arange(begin, end), read.positions)
+    if not len(missing):
+        return None
+    return _fault(state, read, Kind.LOST_KEY, int(missing[0]), count=len(missing), detail="it is not handed")
+
+
+def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
+    expected = track.get(read.positions)
+    stored = None if read.slots is None else state.slots(read.layer).get(read.slots)
+    marks = expected["mark"]
+    got, mask = marks if stored is None else stored["mark"], np.full(len(marks), _ALL)
+    if read.handed is not None:
+        is_known = (marks & REAL) != 0
+        got, mask = np.where(is_known, read.handed.marks, got), np.where(is_known, read.handed.mask, mask)
+    query = track.first if track.step == state.step else track.end - 1
+    is_seen = (read.positions >= max(track.begin, state.first_seen(read.layer, query))) & (read.positions < track.end)
+    wrong = (((marks ^ got) & mask != 0) | (marks == 0)) & is_seen
+    if read.close and read.handed is not None:
+        for at in np.flatnonzero(wrong & (marks != 0)):
+            wrong[at] = not _is_close(state, int(marks[at]), read.handed[at : at + 1], read.close)
+    if not wrong.any():
+        return None
+    at = int(wrong.argmax())
+    position, place, record = int(read.positions[at]), int(expected["slot"][at]), None if stored is None else stored[at]
+    source = record
+    if record is None or (record["mark"] ^ got[at]) & mask[at]:
+        source = state.source(read.layer, state.numbers[read.request], got[at], mask[at])
+    if source is None and read.close and read.handed is not None:
+        close = (
+            mark for mark in state.marks(read.layer, position) if _is_close(state, mark, read.handed[at : at + 1], read.close)
+        )
+        source = next((state.source(read.layer, state.numbers[read.request], np.uint64(mark), _ALL) for mark in close), None)
+    kind, detail = Kind.LOST_KEY, ""
+    if marks[at]:
+        mark = got[at] if not read.close or source is None else source["mark"]
+        kind, detail = _kind(state, read, position, source, mark, elsewhere=read.slot(at) not in (None, place))
+    if kind is None:
+        kind, detail = _change(
+            state, int(marks[at]), position, None if read.handed is None else read.handed[at : at + 1], read.close
+        )
+    return _fault(
+        state,
+        read,
+        kind,
+        position,
+        slot=read.slot(at),
+        expected_slot=None if place == NO_SLOT else place,
+        writer=state.writer(source if stored is None else record),
+        count=int(wrong.sum()),
+        detail=detail,
+    )
+
+
+def _kind(state: State, read: Read, position: int, source: Any, mark: np.uint64, *, elsewhere: bool) -> tuple[Kind | None, str]:
+    """The kind of a wrong key by whose it is; None if nobody wrote it.
+
+    Args:
+        source: the write of the mark that was handed.
+        elsewhere: whether the slot is another one than that of the position.
+    """
+    if source is None or source["mark"] == 0:
+        if mark not in (0, ZEROS):
+            return None, ""
+        return Kind.WRONG_SLOT if elsewhere else Kind.LOST_KEY, "nobody wrote this slot" if mark == 0 else "zeros are there"
+    owner, where, number = int(source["request"]), int(source["position"]), state.numbers[read.request]
+    whose = f"it is that of request {state.name(owner)}, position {where}, step {int(source['step'])}"
+    track = state.tracks.get(read.layer, {}).get(owner)
+    is_live = track is not None and track.get(np.array([where]))["mark"][0] == source["mark"]
+    if not is_live or (owner == number and where == position):
+        return Kind.STALE_BLOCK, whose
+    if owner != number:
+        return Kind.OTHER_REQUEST, whose
+    return (Kind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else Kind.WRONG_RING), whose
+
+
+def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:
+    """Whether a key is close to the one of this mark, or this one is not kept."""
+    kept = state.kept(mark)
+    return kept is None or all(_are_close(old, new, close) for _, old, new in _pairs(kept, handed))
+
+
+def _pairs(kept: Contents, handed: Contents) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The key and the value that are kept, beside those that are handed, as far as both are known."""
+    pairs = (("key", kept.keys, handed.keys), ("value", kept.values, handed.values))
+    return [
+        (name, old[0].double().cpu(), new[0].double().cpu()) for name, old, new in pairs if old is not None and new is not None
+    ]
+
+
+def _are_close(old: torch.Tensor, new: torch.Tensor, close: float) -> bool:
+    return bool(((new - old).abs() <= close * old.abs().max()).all())
+
+
+def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[Kind, str]:
+    """How a key that nobody wrote differs from the one of this mark."""
+    kept = state.kept(mark)
+    if kept is None or handed is None:
+        return Kind.ALTERED, "its bytes are no longer kept" if kept is None and state.value_bytes else ""
+    for name, old, new in _pairs(kept, handed):
+        if not _are_close(old, new, close):
+            kind, detail = change_of(old, new, position)
+            return kind, f"the {name}: {detail}" if detail else ""
+    return Kind.ALTERED, ""
+
+
+def not_shared(state: State, number: int, position: int, record: np.void) -> Kind | None:
+    """Why a slot's last write cannot be taken for a position of a request; None if it can."""
+    if record["mark"] == 0:
+        return Kind.LOST_KEY
+    if record["position"] != position:
+        return Kind.WRONG_SLOT
+    mine, theirs = state.tokens.get(number), state.tokens.get(int(record["request"]))
+    if mine is None or theirs is None:
+        return None
+    known = min(position + 1, len(mine), len(theirs))
+    return None if np.array_equal(mine[:known], theirs[:known]) else Kind.OTHER_REQUEST
+
+
+def _fault(state: State, read: Read, kind: Kind, position: int, **more: Any) -> Fault:
+    expected = state.own(read.layer, read.request, position)
+    return Fault(kind, read.layer, read.request, position, state.step, expected=expected, **more)

@@ -1,0 +1,312 @@
+"""The shadow cache: what an engine wrote, and whether attention is handed it."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from attn_contract import ContractError
+from attn_contract.arguments import check_int
+from attn_fuzz.shadow.contents import Contents, contents_of
+from attn_fuzz.shadow.faults import Fault, Kind
+from attn_fuzz.shadow.judging import Read, faults, not_shared
+from attn_fuzz.shadow.state import State
+from attn_fuzz.shadow.tables import MOST_SLOT
+
+
+class Shadow:
+    """What each request wrote in each layer: a mark for each position, its slot and its step; and each slot's last write.
+
+    Three calls are enough for an engine of one's own, layer by layer: `write` the new keys of each request, `read` what
+    attention is handed, and `free` requests that end. What else moves keys or requests is told by `fork`, `reorder`, `adopt`,
+    `copy` and `roll_back`. A step ends when a layer that was read is written again, or by `next_step`.
+
+    Layers and requests have any hashable names. A position is one of the request, from 0. A slot is a number of a pool, one
+    pool for each layer unless `pools` says otherwise. Slots below 0 are not written, as those of padding.
+
+    Args:
+        value_bytes: how many bytes of keys and values to keep, the latest ones. Without them, a key that nobody wrote is
+            ALTERED: its cause is not known.
+        pools: the pool of a layer, where layers share memory.
+        limit: how many faults to keep in `faults`. Further ones are only counted, in `wrong`.
+
+    Attributes:
+        reads, wrong: how many reads were held to the shadow, and how many had faults.
+        faults: those of the first reads that had any.
+        not_seen: what whoever tells the shadow could not tell, by reason, and how often.
+    """
+
+    def __init__(self, *, value_bytes: int = 0, pools: Mapping[Any, Hashable] | None = None, limit: int = 100) -> None:
+        check_int("value_bytes", value_bytes, minimum=0)
+        check_int("limit", limit, minimum=0)
+        self.reads, self.wrong, self.limit = 0, 0, limit
+        self.faults: list[Fault] = []
+        self.not_seen: dict[str, int] = {}
+        self._state = State(value_bytes, pools or {})
+        self._was_read: set[Hashable] = set()
+        self._ends_steps = True
+        self._read_since: set[tuple[Hashable, Hashable]] = set()
+        self._missing: dict[tuple[Hashable, Hashable], Fault] = {}
+
+    @property
+    def step(self) -> int:
+        """The number of the step, from 0."""
+        return self._state.step
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tables, without the keys and values that are kept."""
+        return self._state.nbytes
+
+    def next_step(self) -> None:
+        """Begin a step. Whoever calls this once must call it for every step."""
+        self._ends_steps = False
+        self._state.step += 1
+
+    def narrow(self, layer: Hashable, *, window: int | None = None, chunk: int | None = None) -> None:
+        """Say that a layer's queries see the last `window` keys, themselves among them, or those of their chunk, alone."""
+        for name, given in (("window", window), ("chunk", chunk)):
+            if given is not None:
+                check_int(name, given, minimum=1)
+        self._state.narrow[layer] = (window, chunk)
+
+    def write(
+        self,
+        layer: Hashable,
+        request: Hashable,
+        positions: Any,
+        *,
+        slots: Any = None,
+        keys: Any = None,
+        values: Any = None,
+    ) -> list[Fault]:
+        """Note that a request's keys and values are written.
+
+        Args:
+            positions: [n], those of the keys, as numbers, a range, an array or a tensor.
+            slots: [n]; None in a cache without slots.
+            keys, values: [n, ...], tensors or arrays, as the cache holds them; keys can be Contents. None: not known.
+
+        Returns:
+            WRITE_AFTER_READ, where attention was handed a position before it was written; otherwise nothing.
+
+        Raises:
+            ContractError: an argument is malformed; it is named.
+        """
+        state = self._state
+        positions, slots = _positions(positions), _slots(slots, positions)
+        written = _contents(keys, values, len(positions))
+        number = state.number(request)
+        track = state.track(layer, number)
+        if self._ends_steps and layer in self._was_read:
+            state.step += 1
+            self._was_read.clear()
+        if not len(positions):
+            return []
+        marks = state.serials(len(positions)) if written is None else written.marks
+        track.slide(state.first_seen(layer, int(positions.min())))
+        track.put(positions, marks, slots, state.step)
+        if slots is not None:
+            state.fill(layer, number, positions, slots, marks)
+        if written is not None:
+            state.keep(written)
+        return self._written_late(layer, request, positions)
+
+    def read(
+        self,
+        layer: Hashable,
+        request: Hashable,
+        positions: Any,
+        *,
+        slots: Any = None,
+        keys: Any = None,
+        values: Any = None,
+        whole: bool = True,
+        masked: int | None = None,
+        close: float = 0.0,
+    ) -> list[Fault]:
+        """The faults in what attention is handed for a request's queries, which are the positions that this step wrote.
+
+        Keys are held to what was written. Where no keys are given, the slots' last writes are.
+
+        Args:
+            positions: [n], for which attention takes the keys that it is handed, in order.
+            slots: [n], where it finds them.
+            keys, values: [n, ...], as for `write`.
+            whole: whether these are all keys that it is handed for this request: then none may be missing, and the last one is
+                the last that this step wrote.
+            masked: for how many keys attention has a mask; None: as many as it is handed.
+            close: how far a key may be off, of the largest element of what was written, as in a quantized cache. Keys that
+                are not kept are not held to it.
+
+        Raises:
+            ContractError: an argument is malformed; it is named.
+        """
+        positions, slots = _positions(positions), _slots(slots, positions)
+        handed = _contents(keys, values, len(positions))
+        self.reads += 1
+        self._was_read.add(layer)
+        found = faults(self._state, Read(layer, request, positions, slots, handed, masked, close), whole=whole)
+        self._missing.pop((layer, request), None)
+        for fault in found:
+            # attention that comes before the step's write is handed a position that is written later
+            if fault.expected is None and (layer, request) in self._read_since:
+                self._missing[layer, request] = fault
+        self._read_since.add((layer, request))
+        return self._noted(found)
+
+    def place(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> None:
+        """Note that what a request has written lies in slots from now on: in a ring that is read before it is overwritten."""
+        positions = _positions(positions)
+        slots = _slots(slots, positions)
+        number = self._state.number(request)
+        track = self._state.track(layer, number)
+        marks = track.get(positions)["mark"]
+        if slots is None:
+            raise ContractError("slots", None, "those where the positions lie")
+        if not marks.all():
+            raise ContractError("positions", positions.tolist(), "positions that the request has written")
+        track.place(positions, slots)
+        self._state.fill(layer, number, positions, slots, marks)
+
+    def adopt(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> list[Fault]:
+        """Note that a request takes what lies in slots for its own, as one that shares the blocks of a prefix does.
+
+        Returns:
+            The first slot that holds no such position, or one behind other tokens, if both requests' tokens are known.
+        """
+        state, positions = self._state, _positions(positions)
+        slots = _slots(slots, positions)
+        if slots is None:
+            raise ContractError("slots", None, "the slots of the shared blocks")
+        number, records = state.number(request), state.slots(layer).get(slots)
+        state.track(layer, number).adopt(positions, records["mark"], slots, state.step)
+        for position, slot, record in zip(positions.tolist(), slots.tolist(), records, strict=True):
+            if (kind := not_shared(state, number, position, record)) is not None:
+                fault = Fault(
+                    kind, layer, request, position, state.step, slot, writer=state.writer(record), detail="of a shared block"
+                )
+                return self._noted([fault])
+        return []
+
+    def fork(self, request: Hashable, of: Hashable, length: int | None = None) -> None:
+        """Note that a request begins as a copy of another one, or of its first `length` positions, in all layers."""
+        if length is not None:
+            check_int("length", length, minimum=0)
+        self.reorder({request: of}, length)
+
+    def reorder(self, sources: Mapping[Any, Hashable], length: int | None = None) -> None:
+        """Note that requests become copies of requests, all at once, as beams do.
+
+        Args:
+            sources: for each request the one whose keys it has from now on.
+        """
+        state = self._state
+        if missing := [of for of in sources.values() if of not in state.numbers]:
+            raise ContractError("sources" if len(sources) > 1 else "of", missing[0], "a request that has written")
+        copies = []
+        for request, of in sources.items():
+            old = state.numbers[of]
+            tracks = {layer: tracks[old].copy(length) for layer, tracks in state.tracks.items() if old in tracks}
+            copies.append((request, tracks, state.tokens.get(old)))
+        for request, tracks, tokens in copies:
+            state.free(request)
+            number = state.number(request)
+            if tokens is not None:
+                state.tokens[number] = tokens[:length]
+            for layer, track in tracks.items():
+                state.tracks[layer][number] = track
+
+    def copy(self, layer: Hashable, from_slots: Any, to_slots: Any) -> None:
+        """Note that the pool of a layer copied slots, as a copy on write does."""
+        source, target = _numbers("from_slots", from_slots), _numbers("to_slots", to_slots)
+        if len(source) != len(target):
+            raise ContractError("to_slots", f"{len(target)} slots", f"{len(source)}, as from_slots")
+        pool = self._state.slots(layer)
+        pool.put(target, pool.get(source))
+
+    def roll_back(self, request: Hashable, length: int, *, layer: Hashable | None = None) -> None:
+        """Note that a request forgets the positions from `length` on, as those of rejected drafts, in all layers or in one."""
+        check_int("length", length, minimum=0)
+        state = self._state
+        number = state.numbers.get(request, -1)
+        for name, tracks in state.tracks.items():
+            if number in tracks and layer in (None, name):
+                tracks[number].truncate(length)
+        if number in state.tokens and layer is None:
+            state.tokens[number] = state.tokens[number][:length]
+
+    def free(self, request: Hashable) -> None:
+        """Note that a request has ended, or was preempted. A later request of this name is another one."""
+        self._state.free(request)
+
+    def tell(self, request: Hashable, tokens: Iterable[int]) -> None:
+        """Say which tokens a request has, all from position 0 on: sharing is held to them. A token may be any number, such as
+        a hash of an id and of an adapter."""
+        array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+            raise ContractError("tokens", f"{array.dtype} of shape {array.shape}", "a list of whole numbers")
+        self._state.tokens[self._state.number(request)] = array.astype(np.int64)
+
+    def pass_over(self, reason: str) -> None:
+        """Count something that is not held to the shadow."""
+        self.not_seen[reason] = self.not_seen.get(reason, 0) + 1
+
+    def _written_late(self, layer: Hashable, request: Hashable, positions: np.ndarray) -> list[Fault]:
+        self._read_since.discard((layer, request))
+        fault = self._missing.pop((layer, request), None)
+        if fault is None or fault.position not in positions:
+            return []
+        late = Fault(
+            Kind.WRITE_AFTER_READ, layer, request, fault.position, fault.step, fault.slot, detail="attention came first"
+        )
+        self.faults = [late if one is fault else one for one in self.faults]
+        return [late]
+
+    def _noted(self, found: list[Fault]) -> list[Fault]:
+        self.wrong += bool(found)
+        self.faults += found[: max(0, self.limit - len(self.faults))]
+        return found
+
+
+def _positions(given: Any) -> np.ndarray:
+    positions = _numbers("positions", given)
+    if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < 1 << 31:
+        raise ContractError("positions", f"{positions.min()} to {positions.max()}", "numbers from 0 on, below 2^31")
+    return positions
+
+
+def _slots(given: Any, positions: np.ndarray) -> np.ndarray | None:
+    if given is None:
+        return None
+    slots = _numbers("slots", given)
+    if len(slots) != len(positions):
+        raise ContractError("slots", f"{len(slots)} slots", f"{len(positions)}, as positions")
+    if len(slots) and int(slots.max()) >= MOST_SLOT:
+        raise ContractError("slots", int(slots.max()), f"less than {MOST_SLOT}")
+    return slots
+
+
+def _numbers(name: str, given: Any) -> np.ndarray:
+    """[n] int64"""
+    if isinstance(given, range):
+        return np.arange(given.start, given.stop, given.step)
+    given = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        raise ContractError(name, given, "a list of whole numbers") from None
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ContractError(name, f"{array.dtype} of shape {array.shape}", "a list of whole numbers")
+    return array.astype(np.int64)
+
+
+def _contents(keys: Any, values: Any, count: int) -> Contents | None:
+    if keys is None and values is None:
+        return None
+    if isinstance(keys, Contents) and values is not None:
+        raise ContractError("values", "values beside Contents", "None: Contents hold both")
+    found = keys if isinstance(keys, Contents) else contents_of(keys, values)
+    if len(found) != count:
+        raise ContractError("keys" if keys is not None else "values", f"{len(found)} tokens", f"{count}, as positions")
+    return found

@@ -1,0 +1,354 @@
+"""What transformers' caches are given and give back, told to a shadow cache.
+
+Attention of a model sees new keys before its cache does, and all keys after. A cache of `generate` has a row for each sequence:
+a request of the shadow is a row of a cache, and key j of a layer has the position for which transformers makes its mask, that
+of `get_mask_sizes`. Continuous batching has names for requests, and slots: those of the index that its cache reads and writes.
+"""
+
+import contextlib
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from attn_fuzz.shadow import Contents, Shadow, contents_of
+
+QUANTIZED = 0.25
+"""Of the largest element of a token: more than a cache of 4 bits rounds, and less than between two tokens."""
+
+
+class Row(NamedTuple):
+    """A sequence of a cache of `generate`."""
+
+    cache: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"row {self.row} of cache {self.cache}"
+
+
+@contextlib.contextmanager
+def watched(shadow: Shadow) -> Iterator[Callable[[torch.Tensor, torch.Tensor, int], None]]:
+    """Tell a shadow inside the `with`, in all threads, what caches do.
+
+    Yields:
+        what holds keys and values that a layer's attention is handed to the shadow: those that lie in a cache and that no
+            update gave back, as of cross-attention after its first step.
+    """
+    from transformers.cache_utils import Cache
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+    from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
+
+    rows, engine = _Rows(shadow), _Engine(shadow)
+    caches = [kind for kind in _with_subclasses(Cache) if "update" in vars(kind)]
+    hooks = [(kind, "update", rows.update) for kind in caches]
+    hooks += [
+        (Cache, name, getattr(rows, name))
+        for name in ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
+    ]
+    hooks.append((ContinuousBatchingIOs, "prepare_batch_tensors", engine.prepare_batch_tensors))
+    hooks += [
+        (PagedAttentionCache, name, getattr(engine, name))
+        for name in (
+            *("update", "search_prefix_match", "mark_complete_blocks", "free_blocks", "free_all_requests"),
+            *("prepare_fork_request", "perform_cache_copy"),
+        )
+    ]
+    with contextlib.ExitStack() as patches:
+        for owner, name, hook in hooks:
+            patches.enter_context(mock.patch.object(owner, name, _around(getattr(owner, name), hook, shadow)))
+        yield rows.hold
+
+
+def _with_subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _with_subclasses(below)
+
+
+def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow) -> Callable[..., Any]:
+    """A method with a hook: a generator that runs up to its `yield` before the method, and gets its result. A fault of a hook
+    is a reason, and ends no program."""
+
+    @functools.wraps(method)
+    def method_with_hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+        running = hook(self, *args, **kwargs)
+        try:
+            next(running)
+        except Exception as error:
+            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
+            return method(self, *args, **kwargs)
+        result = method(self, *args, **kwargs)
+        try:
+            running.send(result)
+        except StopIteration:
+            pass
+        except Exception as error:
+            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
+        return result
+
+    return method_with_hook
+
+
+class _Rows:
+    """Hooks of transformers' Cache: of one that is new, or was reset, when it is first updated."""
+
+    def __init__(self, shadow: Shadow) -> None:
+        self.shadow = shadow
+        self.numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.count = itertools.count(1)
+        self.lengths: dict[int, dict[int, int]] = {}
+        self.sizes: dict[int, int] = {}
+        self.inside: set[int] = set()
+        self.given: dict[int, dict[int, weakref.ref[torch.Tensor]]] = {}
+
+    def update(
+        self, cache: Any, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Iterator[None]:
+        number = self._number(cache)
+        if number is None or number in self.inside:
+            yield
+            return
+        begin = self.lengths[number].get(layer_idx, 0)
+        end = begin + key_states.shape[2]
+        mask_length, offset = cache.get_mask_sizes(key_states.shape[2], layer_idx)
+        self.inside.add(number)
+        try:
+            keys, values = yield
+        finally:
+            self.inside.discard(number)
+        if keys.shape[0] != key_states.shape[0] or keys.dim() != 4:
+            return  # a layer that keeps no keys
+        self.lengths[number][layer_idx], self.sizes[number] = end, len(keys)
+        self.given.setdefault(number, {})[layer_idx] = weakref.ref(keys)
+        layer = cache.layers[layer_idx]
+        self.shadow.narrow(layer_idx, window=_window_of(layer))
+        new, given = _contents(key_states.to(keys.dtype), value_states.to(values.dtype)), _contents(keys, values)
+        num_keys, count = keys.shape[2], end - begin
+        seen = min(num_keys, end - int(offset)) if _is_static(layer) else num_keys
+        positions = range(int(offset), int(offset) + seen)
+        for row in range(len(keys)):
+            written = new[row * count : (row + 1) * count]
+            self.shadow.write(layer_idx, Row(number, row), range(begin, end), keys=written)
+        masked = None if num_keys == mask_length else int(mask_length)
+        for row in range(len(keys)):
+            handed = given[row * num_keys : row * num_keys + seen]
+            self.shadow.read(layer_idx, Row(number, row), positions, keys=handed, masked=masked, close=_rounding(layer))
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
+        """See `watched`. An error is a reason, and ends no program."""
+        try:
+            self._hold(keys, values, layer_idx)
+        except Exception as error:
+            self.shadow.pass_over(f"attention of a layer: {type(error).__name__}: {error}")
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
+        for cache, number in list(self.numbers.items()):
+            layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+            given = self.given.get(number, {}).get(layer_idx)
+            if given is None or given() is keys or getattr(layer, "keys", None) is not keys:
+                continue
+            self.shadow.narrow(layer_idx)
+            handed, num_keys = _contents(keys, values), keys.shape[2]
+            seen = min(num_keys, self.lengths[number].get(layer_idx, 0)) if _is_static(layer) else num_keys
+            for row in range(len(keys)):
+                own = handed[row * num_keys : row * num_keys + seen]
+                self.shadow.read(layer_idx, Row(number, row), range(seen), keys=own, close=_rounding(layer))
+
+    def reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Iterator[None]:
+        yield
+        self._become(cache, beam_idx.tolist())
+
+    def batch_repeat_interleave(self, cache: Any, repeats: int) -> Iterator[None]:
+        yield
+        rows = self.sizes.get(self.numbers.get(cache, 0), 0)
+        self._become(cache, [row for row in range(rows) for _ in range(repeats)])
+
+    def batch_select_indices(self, cache: Any, indices: torch.Tensor) -> Iterator[None]:
+        yield
+        rows = range(self.sizes.get(self.numbers.get(cache, 0), 0))
+        self._become(cache, torch.tensor(rows)[indices.cpu()].tolist())
+
+    def crop(self, cache: Any, tokens_to_remove: int) -> Iterator[None]:
+        yield
+        number = self.numbers.get(cache, 0)
+        for layer, length in self.lengths.get(number, {}).items():
+            left = self.lengths[number][layer] = max(0, length - abs(tokens_to_remove))
+            for row in range(self.sizes[number]):
+                self.shadow.roll_back(Row(number, row), left, layer=layer)
+
+    def reset(self, cache: Any) -> Iterator[None]:
+        yield
+        number = self.numbers.get(cache, 0)
+        self._forget(number)
+        if number:
+            self.lengths[number] = {}
+
+    def _become(self, cache: Any, sources: list[int]) -> None:
+        number = self.numbers.get(cache, 0)
+        rows = self.sizes.get(number, 0)
+        if not rows:
+            return
+        self.shadow.reorder({Row(number, row): Row(number, of) for row, of in enumerate(sources)})
+        for row in range(len(sources), rows):
+            self.shadow.free(Row(number, row))
+        self.sizes[number] = len(sources)
+
+    def _number(self, cache: Any) -> int | None:
+        """The number of a cache; None of one that held keys before it was first seen."""
+        number = self.numbers.get(cache)
+        if number is None:
+            number = 0 if any(_holds_keys(layer) for layer in cache.layers) else next(self.count)
+            self.numbers[cache] = number
+            if number:
+                self.lengths[number] = {}
+                weakref.finalize(cache, self._forget, number)
+            else:
+                self.shadow.pass_over("a cache that held keys before the recording")
+        return number or None
+
+    def _forget(self, number: int) -> None:
+        for row in range(self.sizes.pop(number, 0)):
+            self.shadow.free(Row(number, row))
+        self.lengths.pop(number, None)
+        self.given.pop(number, None)
+
+
+class _Engine:
+    """Hooks of continuous batching, whose cache is given no request: the step is the one that was prepared last."""
+
+    def __init__(self, shadow: Shadow) -> None:
+        self.shadow = shadow
+        self.step: list[tuple[str, int, int]] = []
+        self.is_blind = False
+
+    def prepare_batch_tensors(self, inputs: Any, requests_in_batch: list[Any], *args: Any, **kwargs: Any) -> Iterator[None]:
+        self.step = [(one.state.request_id, one.state.position_offset, one.query_length) for one in requests_in_batch]
+        yield
+
+    def update(
+        self,
+        cache: Any,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        kwargs: dict[str, Any],
+    ) -> Iterator[None]:
+        keys, values = yield
+        if self.is_blind or kwargs.get("block_table") is not None:
+            self.is_blind = True
+            self.shadow.pass_over("keys that FlashAttention reads and writes by a block table")
+            return
+        allocator = cache.layer_to_allocator[layer_idx]
+        window = getattr(allocator, "sliding_window", None)
+        self.shadow.narrow(layer_idx, window=window)
+        written = _slots(allocator, kwargs["write_index"][allocator.index])
+        read = _slots(allocator, kwargs["read_index"][allocator.index])
+        new, given = _contents(key_states, value_states), _contents(keys, values)
+        starts, row = kwargs["cu_seq_lens_k"].tolist(), 0
+        parts = []
+        for (request, past, count), (begin, end) in zip(self.step, itertools.pairwise(starts), strict=False):
+            parts.append((request, range(past, past + count), slice(row, row + count), slice(begin, end)))
+            row += count
+        for request, positions, rows, _ in parts:
+            # a ring is read before it is overwritten
+            slots = written[rows] if window is None else None
+            self.shadow.write(layer_idx, request, positions, slots=slots, keys=new[rows])
+        for request, positions, rows, handed in parts:
+            num_keys = handed.stop - handed.start
+            slots = read[handed] if len(read) else written[rows] if window is None else torch.full((num_keys,), -1)
+            first = 0 if window is None else max(0, positions.stop - num_keys)
+            self.shadow.read(layer_idx, request, range(first, first + num_keys), slots=slots, keys=given[handed])
+        for request, positions, rows, _ in parts if window is not None else ():
+            self.shadow.place(layer_idx, request, positions, written[rows])
+
+    def search_prefix_match(self, cache: Any, request_id: str, prompt_ids: list[int]) -> Iterator[None]:
+        length = yield
+        self.shadow.tell(request_id, prompt_ids)
+        if length:
+            for layer, allocator in cache.layer_to_allocator.items():
+                slots = _slots_of_blocks(allocator, allocator.block_table[request_id])[:length]
+                self.shadow.adopt(layer, request_id, range(length), slots)
+
+    def mark_complete_blocks(self, cache: Any, state: Any, complete_blocks: dict[str, int]) -> Iterator[None]:
+        """A block that another one equals is given up for it."""
+        tables = {name: list(one.block_table.get(state.request_id, ())) for name, one in cache.cache_allocators.items()}
+        yield
+        if not complete_blocks:
+            return
+        self.shadow.tell(state.request_id, state.initial_tokens + state.generated_tokens)
+        for layer, allocator in cache.layer_to_allocator.items():
+            old, new = tables[allocator.layer_type], allocator.block_table.get(state.request_id, ())
+            size = allocator.tokens_per_page
+            for place, (before, after) in enumerate(zip(old, new, strict=False)):
+                if before != after:
+                    positions = range(place * size, (place + 1) * size)
+                    self.shadow.adopt(layer, state.request_id, positions, _slots_of_blocks(allocator, [after]))
+
+    def free_blocks(self, cache: Any, request_id: str, no_cache: bool = False) -> Iterator[None]:
+        # without a cache, the request may come back from the CPU, with the keys that it had
+        is_held = not no_cache and any(request_id in one.block_table for one in cache.cache_allocators.values())
+        yield
+        if is_held:
+            self.shadow.free(request_id)
+
+    def free_all_requests(self, cache: Any, clear_ledgers: bool = False) -> Iterator[None]:
+        held = {request for one in cache.cache_allocators.values() for request in one.block_table}
+        yield
+        for request in held:
+            self.shadow.free(request)
+
+    def prepare_fork_request(self, cache: Any, src_state: Any, dst_req_ids: list[str], *args: Any) -> Iterator[None]:
+        forked = yield
+        for request in forked:
+            self.shadow.fork(request, of=src_state.request_id)
+
+    def perform_cache_copy(self, cache: Any, copy_src_and_dst: dict[str, tuple[list[int], list[int]]]) -> Iterator[None]:
+        yield
+        for layer, allocator in cache.layer_to_allocator.items():
+            source, target = (_slots_of_blocks(allocator, blocks) for blocks in copy_src_and_dst[allocator.layer_type])
+            self.shadow.copy(layer, source, target)
+
+
+def _contents(keys: torch.Tensor, values: torch.Tensor) -> Contents:
+    """Of [B, HK, K, D], row after row."""
+    return contents_of(*(x.detach().transpose(1, 2).flatten(0, 1) for x in (keys, values)))
+
+
+def _slots(allocator: Any, index: torch.Tensor) -> torch.Tensor:
+    """The slots of physical indices, [n]: a layer's tokens, numbered block after block; -1 in the sectors of no request."""
+    block, offset = index // allocator.block_physical_stride, index % allocator.block_physical_stride
+    slots = block * allocator.tokens_per_page + offset
+    return torch.where(index < 2 * allocator.write_trash_index, -1, slots).cpu()
+
+
+def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
+    size = allocator.tokens_per_page
+    return (torch.tensor(blocks, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
+
+
+def _rounding(layer: Any) -> float:
+    """How far a layer may be off what it was given, of its largest element."""
+    from transformers.cache_utils import BaseQuantizedLayer
+
+    return QUANTIZED if isinstance(layer, BaseQuantizedLayer) or getattr(layer, "kv_cache_dtype", None) is not None else 0.0
+
+
+def _is_static(layer: Any) -> bool:
+    """Whether a layer gives room that is not written yet, too, which the mask hides."""
+    from transformers.cache_utils import StaticLayer
+
+    return isinstance(layer, StaticLayer)
+
+
+def _window_of(layer: Any) -> int | None:
+    if not getattr(layer, "is_sliding", False):
+        return None
+    return getattr(layer, "sliding_window", None) or layer.max_cache_len
+
+
+def _holds_keys(layer: Any) -> bool:
+    return bool(getattr(layer, "is_initialized", False)) and hasattr(layer, "keys") and bool(int(layer.get_seq_length()))
