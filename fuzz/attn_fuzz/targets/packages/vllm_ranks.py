@@ -184,8 +184,7 @@ def _support(device: str) -> Support:
     return dataclasses.replace(
         EVERYTHING,
         attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
-        # an output of float8 queries has the model's dtype, and a state here that of q
-        rules=tuple(name for name in EVERYTHING.rules if name not in ("sinks", "q_scale")),
+        rules=tuple(name for name in EVERYTHING.rules if name != "sinks"),
         head_sizes=HEAD_SIZES,
         output_dtypes=(),
         # each token and head has a program of its own
