@@ -1,0 +1,1 @@
+"""Cache managers of other packages, behind the protocol of `attn_fuzz.serving.manager`."""
