@@ -18,7 +18,7 @@ from attn_fuzz.serving.manager import Group, Slots
 try:
     from transformers import DynamicCache, LlamaConfig, StaticCache
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
-    from transformers.generation.continuous_batching import cache as batching
+    from transformers.generation.continuous_batching import cache as paging
     from transformers.generation.continuous_batching.cache_allocators import SlidingAttentionCacheAllocator
     from transformers.generation.continuous_batching.distributed import DistributedHelper
 except ModuleNotFoundError as error:
@@ -134,7 +134,7 @@ def dynamic_hybrid() -> GenerateCache:
     return GenerateCache(lambda config: DynamicCache(config=config), (SLIDING, FULL), croppable=False)
 
 
-def dynamic_assisted() -> GenerateCache:
+def assisted() -> GenerateCache:
     return _Assisted(_recording, (SLIDING, FULL))
 
 
@@ -155,14 +155,14 @@ class BatchingCache:
     max_tokens = MAX_TOKENS
     PAGE_SIZE = 16
 
-    def __init__(self, layer_types: Sequence[str], num_blocks: int = 14) -> None:
+    def __init__(self, layer_types: Sequence[str], num_blocks: int = 10) -> None:
         self.groups = _groups(layer_types, reads_first=True)
         self.groups = [group._replace(reads_first=group.window is not None) for group in self.groups]
         settings = ContinuousBatchingConfig(page_size=self.PAGE_SIZE, num_blocks=num_blocks, max_batch_tokens=512, max_memory_percent=0.5)
         memory = (None, 1 << 34, 0, 0)
-        with unittest.mock.patch.object(batching, "get_device_and_memory_breakdown", lambda: memory):
+        with unittest.mock.patch.object(paging, "get_device_and_memory_breakdown", lambda: memory):
             helper = DistributedHelper(None, None)
-            self.cache = batching.PagedAttentionCache(_config(layer_types), settings, "cpu", helper, torch.float32)
+            self.cache = paging.PagedAttentionCache(_config(layer_types), settings, "cpu", helper, torch.float32)
         self.states: dict[int, Any] = {}
         self._pending: list[tuple[int, int]] = []
 
@@ -241,20 +241,9 @@ class BatchingCache:
         return free
 
 
-def batching_full() -> BatchingCache:
+def batching() -> BatchingCache:
     return BatchingCache((FULL, FULL))
 
 
 def batching_hybrid() -> BatchingCache:
     return BatchingCache((SLIDING, FULL, SLIDING, SLIDING))
-
-
-MAKERS: dict[str, Callable[[], Any]] = {
-    "transformers-dynamic": dynamic,
-    "transformers-dynamic-hybrid": dynamic_hybrid,
-    "transformers-assisted": dynamic_assisted,
-    "transformers-static": static,
-    "transformers-static-hybrid": static_hybrid,
-    "transformers-batching": batching_full,
-    "transformers-batching-hybrid": batching_hybrid,
-}

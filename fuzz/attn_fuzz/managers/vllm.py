@@ -91,6 +91,7 @@ class VllmManager:
         groups: window and chunk say which manager a group has.
         block_sizes: of the groups.
         num_blocks: of the pool, with its null block.
+        by_priority: as the scheduling policy "priority" preempts (sched/scheduler.py:932).
         options: of KVCacheManager.
     """
 
@@ -100,13 +101,14 @@ class VllmManager:
         self,
         groups: Sequence[Group] = (Group(),),
         block_sizes: Sequence[int] = (BLOCK_SIZE,),
-        num_blocks: int = 15,
+        num_blocks: int = 11,
         retention: int | None = None,
+        by_priority: bool = False,
         **options: Any,
     ) -> None:
         modules = load()
         interface = self._interface = modules["kv_cache_interface"]
-        self.groups, self.block_sizes = groups, block_sizes
+        self.groups, self.block_sizes, self.by_priority = groups, block_sizes, by_priority
         specs = [self._spec(group, size) for group, size in zip(groups, block_sizes, strict=True)]
         config = interface.KVCacheConfig(
             num_blocks=num_blocks,
@@ -201,34 +203,32 @@ def chunked() -> VllmManager:
 
 def hybrid() -> VllmManager:
     """A full group and two sliding ones, as Gemma 3 has them."""
-    return VllmManager((Group(), WINDOW, Group("second window", window=19)), (BLOCK_SIZE,) * 3, 31)
+    return VllmManager((Group(), WINDOW, Group("second window", window=19)), (BLOCK_SIZE,) * 3, 22)
 
 
 def hybrid_sizes() -> VllmManager:
     """A full group of larger blocks than the sliding one."""
-    return VllmManager((Group(), WINDOW), (2 * BLOCK_SIZE, BLOCK_SIZE), 25)
+    return VllmManager((Group(), WINDOW), (2 * BLOCK_SIZE, BLOCK_SIZE), 14)
 
 
 def hybrid_chunked() -> VllmManager:
     """As Llama 4 has them."""
-    return VllmManager((Group(), CHUNK), (BLOCK_SIZE,) * 2, 25)
+    return VllmManager((Group(), CHUNK), (BLOCK_SIZE,) * 2, 16)
 
 
 def eagle() -> VllmManager:
     """A draft model takes the last block of a hit again."""
-    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 25, use_eagle=True)
+    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, use_eagle=True)
 
 
 def sparse() -> VllmManager:
     """Of the windows, those at the ends of prompts alone are kept."""
-    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 25, retention=0)
+    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, retention=0)
+
+
+def priority() -> VllmManager:
+    return VllmManager(num_blocks=8, by_priority=True)
 
 
 def uncached() -> VllmManager:
-    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 25, enable_caching=False)
-
-
-MAKERS: dict[str, Callable[[], VllmManager]] = {
-    f"vllm-{make.__name__.replace('_', '-')}": make
-    for make in (full, sliding, chunked, hybrid, hybrid_sizes, hybrid_chunked, eagle, sparse, uncached)
-}
+    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, enable_caching=False)

@@ -70,6 +70,7 @@ class Scheduled(NamedTuple):
     request: ManagedRequest
     start: int
     end: int
+    drafts: int
     rejected: int
 
 
@@ -100,6 +101,7 @@ class ManagedEngine:
         if not self.groups or not all(isinstance(group, Group) for group in self.groups):
             raise ProtocolError(f"manager: groups: got {self.groups!r}, expected attn_fuzz.serving.manager.Group, at least one")
         self.max_tokens: int = getattr(self.manager, "max_tokens", MAX_TOKENS)
+        self.by_priority = bool(getattr(self.manager, "by_priority", False))
         self.has_salts = bool(getattr(self.manager, "salts", False))
         self.has = {name for name in OPTIONAL if callable(getattr(self.manager, name, None))}
         names = [group.name for group in self.groups]
@@ -114,8 +116,6 @@ class ManagedEngine:
         words = f"request {request.id} arrives: {{}} tokens"
         if like is not None:
             other = self.seen[like]
-            if request.salt == other.salt or not self.has_salts:
-                request.salt = other.salt
             shared = other.tokens[:num_shared]
             request.extend(shared)
             words += f", of which the first {len(shared)} are those of request {other.id}"
@@ -145,14 +145,18 @@ class ManagedEngine:
         """Run a batch of requests: append, copy, write and read in each group, roll back, commit."""
         self.shadow.next_step()
         self._say("")
-        batch = [scheduled for id, chunk in work.items() if (scheduled := self._schedule(self.requests[id], chunk))]
+        batch: list[Scheduled] = []
+        for id, chunk in work.items():
+            self._schedule(self.requests[id], chunk, batch)
+        if not self.steps[-1]:
+            self.steps.pop()
         if "copies" in self.has and batch:
             for source, target in self._ask("copies", is_a=Sequence):
                 self.shadow.copy(self.groups[0].name, [source], [target])
         handed = [[self._slots("slots", scheduled, group) for scheduled in batch] for group in range(len(self.groups))]
         for group in range(len(self.groups)):
             self._run(group, batch, handed[group])
-        for request, _, end, rejected in batch:
+        for request, _, end, _, rejected in batch:
             request.num_computed_tokens, request.num_known_tokens = end - rejected, 0
             request.drop(rejected)
             if rejected:
@@ -185,19 +189,11 @@ class ManagedEngine:
         for id in list(self.requests):
             self.finish(id)
 
-    def _schedule(self, request: ManagedRequest, work: Work) -> Scheduled | None:
-        """Have the manager make room for a chunk. If there is none, the request is preempted, and None is returned."""
-        if not request.is_held:
-            request.is_held = True
-            found = self._ask("allocate", request.id, tuple(request.tokens), request.salt, is_a=int)
-            if not 0 <= found < len(request.tokens):
-                raise self._fault(
-                    "count",
-                    f"allocate: request {request.id} of {len(request.tokens)} tokens: got {found} keys of a known prefix, expected "
-                    f"0 to {len(request.tokens) - 1}: the last token is always computed",
-                )
-            request.num_computed_tokens = request.num_known_tokens = found
-            self._add(f"request {request.id} begins" + f", {found} of its keys are known" * bool(found))
+    def _schedule(self, request: ManagedRequest, work: Work, batch: list[Scheduled]) -> None:
+        """Have the manager make room for a chunk, and add it to the batch. If there is none, a request is preempted."""
+        is_new = not request.is_held
+        if is_new:
+            self._begin(request)
         start, waiting = request.num_computed_tokens, len(request.tokens) - request.num_computed_tokens
         num_tokens = min(work.num_tokens, waiting)
         drafts = work.num_drafts if num_tokens == waiting and "roll_back" in self.has else 0
@@ -207,12 +203,29 @@ class ManagedEngine:
         end = start + num_tokens + drafts
         with_drafts = f" with {drafts} drafts, of which {rejected} are rejected" * bool(drafts)
         self._add(f"request {request.id} computes tokens {start} to {end - 1}{with_drafts}")
-        if not self._ask("append", request.id, tuple(request.tokens[start:end]), drafts, is_a=bool):
-            request.drop(drafts)
-            self.steps[-1] += ", gets no room, and is preempted"
-            self._free(request)
-            return None
-        return Scheduled(request, start, end, rejected)
+        while not self._ask("append", request.id, tuple(request.tokens[start:end]), drafts, is_a=bool):
+            if is_new or not batch or not self.by_priority:
+                request.drop(drafts)
+                self.steps[-1] += ", gets no room, and is preempted"
+                return self._free(request)
+            victim = batch.pop()
+            victim.request.drop(victim.drafts)
+            self.steps[-1] += f", gets no room, and request {victim.request.id} is preempted, which computes nothing then"
+            self._free(victim.request)
+        batch.append(Scheduled(request, start, end, drafts, rejected))
+        return None
+
+    def _begin(self, request: ManagedRequest) -> None:
+        request.is_held = True
+        found = self._ask("allocate", request.id, tuple(request.tokens), request.salt, is_a=int)
+        if not 0 <= found < len(request.tokens):
+            raise self._fault(
+                "count",
+                f"allocate: request {request.id} of {len(request.tokens)} tokens: got {found} keys of a known prefix, expected 0 to "
+                f"{len(request.tokens) - 1}: the last token is always computed",
+            )
+        request.num_computed_tokens = request.num_known_tokens = found
+        self._add(f"request {request.id} begins" + f", {found} of its keys are known" * bool(found))
 
     def _run(self, index: int, batch: Sequence[Scheduled], handed: Sequence[Slots]) -> None:
         """Write and read the keys of a group."""
@@ -226,7 +239,7 @@ class ManagedEngine:
                 (self._write if is_write else self._read)(index, scheduled, slots)
 
     def _write(self, index: int, scheduled: Scheduled, slots: Slots) -> None:
-        request, start, end, _ = scheduled
+        request, start, end, *_ = scheduled
         if len(slots) < end - start:
             raise self._fault(
                 "count", f"request {request.id}: the manager says {len(slots)} slots to write, expected {end - start}"
@@ -243,7 +256,7 @@ class ManagedEngine:
 
     def _read(self, index: int, scheduled: Scheduled, slots: Slots) -> None:
         """Judge the keys that the chunk's queries see; in a group that reads first, those from before the step."""
-        request, start, end, _ = scheduled
+        request, start, end, *_ = scheduled
         group = self.groups[index]
         first, last = group.first_visible(start), start if group.reads_first else end
         held = [p for p in range(max(first, end - len(slots)), last) if slots[len(slots) - end + p] is not None]
