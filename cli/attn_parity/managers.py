@@ -1,11 +1,13 @@
 """`attn-parity fuzz --manager`: play traffic against a cache manager, and judge the keys that attention would read."""
 
 import secrets
+from collections.abc import Callable
 
 import click
 from attn_fuzz import managers
 from attn_fuzz.errors import FaultError, InputError, LimitError
 from attn_fuzz.serving.managed import ManagedEngine, ManagerFaultError
+from attn_fuzz.serving.manager import Manager
 from attn_fuzz.serving.scheduler import Traffic, explore
 from attn_parity.console import results
 from click.core import ParameterSource
@@ -31,8 +33,15 @@ def fuzz(name: str, examples: int, seed: int | None) -> int:
     Raises:
         InputError: the manager is not found, is not made, or breaks the protocol.
     """
-    make = managers.load(name)
-    seed = secrets.randbelow(1 << 31) if seed is None else seed
+    return fuzz_made(name, managers.load(name), examples, secrets.randbelow(1 << 31) if seed is None else seed)
+
+
+def fuzz_made(name: str, make: Callable[[], Manager], examples: int, seed: int) -> int:
+    """Fuzz what `make` makes.
+
+    Raises:
+        FaultError: this tool fails.
+    """
     failures: list[ManagerFaultError] = []
     tried, interrupted = 0, False
 

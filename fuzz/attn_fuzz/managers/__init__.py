@@ -28,7 +28,9 @@ NAMES = {
     ),
 }
 MANAGERS = {
-    f"{package}-{name.replace('_', '-')}": f"attn_fuzz.managers.{package}:{name}" for package in NAMES for name in NAMES[package]
+    f"{package}-{name.replace('_', '-')}": f"attn_fuzz.managers.{package}:{name}"
+    for package in NAMES
+    for name in NAMES[package]
 }
 
 

@@ -1,12 +1,12 @@
 """SGLang's radix cache, with its allocators of tokens and of pages.
 
-The lines that are cited are those of the wheel of SGLang 0.5.23, in srt/mem_cache. The table of requests is one of our own: that
-of memory_pool.py does not import without kernels. `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
+The files that are cited are those of the wheel of SGLang 0.5.23, in srt/mem_cache. The table of requests is one of our own:
+that of memory_pool.py does not import without kernels. `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
 """
 
 import functools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -68,9 +68,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
                 "resolve_collector_class",
             )
         ),
-        "sglang.srt.platforms": {
-            "current_platform": SimpleNamespace(capabilities=SimpleNamespace(supports_triton=False))
-        },
+        "sglang.srt.platforms": {"current_platform": SimpleNamespace(capabilities=SimpleNamespace(supports_triton=False))},
         "sglang.srt.runtime_context": {"get_observability": nothing, "get_parallel": nothing},
         "sglang.srt.utils": {
             "get_bool_env_var": lambda name, default="false": False,

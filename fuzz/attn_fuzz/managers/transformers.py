@@ -78,7 +78,9 @@ class GenerateCache:
             read, of_values = ([int(number) for number in tensor[0, 0, :, 0]] for tensor in (keys, -values))
             if read != of_values or len(read) != length:
                 got = f"keys {read}, values {of_values}, and a mask of {length} keys"
-                raise ValueError(f"{group.name}: expected keys and values of the same tokens, and a mask of their number: {got}")
+                raise ValueError(
+                    f"{group.name}: expected keys and values of the same tokens, and a mask of their number: {got}"
+                )
             end = start + len(tokens)
             at = {position: slot for position, slot in zip(range(offset, offset + length), read, strict=True) if slot > 0}
             handed.append(([at.get(position) for position in range(end)], new))
@@ -158,9 +160,11 @@ class BatchingCache:
     def __init__(self, layer_types: Sequence[str], num_blocks: int = 10) -> None:
         self.groups = _groups(layer_types, reads_first=True)
         self.groups = [group._replace(reads_first=group.window is not None) for group in self.groups]
-        settings = ContinuousBatchingConfig(page_size=self.PAGE_SIZE, num_blocks=num_blocks, max_batch_tokens=512, max_memory_percent=0.5)
+        settings = ContinuousBatchingConfig(
+            page_size=self.PAGE_SIZE, num_blocks=num_blocks, max_batch_tokens=512, max_memory_percent=0.5
+        )
         memory = (None, 1 << 34, 0, 0)
-        with unittest.mock.patch.object(paging, "get_device_and_memory_breakdown", lambda: memory):
+        with unittest.mock.patch.object(paging, "get_device_and_memory_breakdown", return_value=memory):
             helper = DistributedHelper(None, None)
             self.cache = paging.PagedAttentionCache(_config(layer_types), settings, "cpu", helper, torch.float32)
         self.states: dict[int, Any] = {}
@@ -171,7 +175,9 @@ class BatchingCache:
         return self.states[request].past
 
     def _state(self, request: int, tokens: list[int], past: int) -> Any:
-        state = SimpleNamespace(request_id=str(request), initial_tokens=tokens, generated_tokens=[], status=None, past=past, new=0)
+        state = SimpleNamespace(
+            request_id=str(request), initial_tokens=tokens, generated_tokens=[], status=None, past=past, new=0
+        )
         state.current_len = lambda: state.past
         return state
 

@@ -8,7 +8,7 @@ the step (:2412). `ATTN_PARITY_VLLM=FOLDER` takes the sources of another release
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -43,7 +43,7 @@ def _hash(key: object) -> bytes:
 
 
 def _stubs() -> dict[str, dict[str, Any]]:
-    """What the files import beside themselves: logging, events, statistics, and the parts of a request that no manager reads."""
+    """What the files import beside themselves: logging, events, statistics, and parts of a request that no manager reads."""
 
     def silent(*words: object) -> None: ...
 
@@ -67,9 +67,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
         "vllm.v1.attention.backends.registry": _names("MambaAttentionBackendEnum", MAMBA2=0),
         "vllm.v1.engine": {**_names("EngineCoreEvent", "EngineCoreEventType", "EngineCoreRequest"), **reasons},
         "vllm.v1.kv_hints": _names("KvHintsEnvelope"),
-        "vllm.v1.metrics.stats": _names(
-            "KVCacheEvictionEvent", "PrefillStats", "PrefixCacheStats", "RequestSpecDecodeMetrics"
-        ),
+        "vllm.v1.metrics.stats": _names("KVCacheEvictionEvent", "PrefillStats", "PrefixCacheStats", "RequestSpecDecodeMetrics"),
         "vllm.v1.structured_output.request": {"StructuredOutputRequest": nothing},
         "vllm.v1.utils": {"ConstantList": lambda tokens: tokens, "tensor_data": None},
     }

@@ -1,10 +1,12 @@
 """An engine without a model: it plays requests against a cache manager, and judges each key that attention would read.
 
-What a key holds depends on its group, its position, the tokens up to it, and the salt. So requests with a common prefix may share it.
+What a key holds depends on its group, its position, the tokens up to it, and the salt: requests with a common prefix may
+share it.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -65,7 +67,7 @@ class ManagedRequest:
 
 
 class Scheduled(NamedTuple):
-    """A request in a step: the step computes the keys of positions [start, end), of which the last `rejected` are taken back."""
+    """A request in a step, which computes the keys of positions [start, end), of which the last `rejected` are taken back."""
 
     request: ManagedRequest
     start: int
@@ -92,7 +94,8 @@ class ManagedEngine:
         self.seen: list[ManagedRequest] = []
         """all requests, as they are or were at their end: others begin like them"""
         self._failed, self._rng = failed, random.Random(0)
-        self.is_failed = False
+        self.is_busy = False
+        """an action has begun, and has not ended: it failed, or goes on"""
         self.manager = make()
         for name, signature in REQUIRED.items():
             if not callable(getattr(self.manager, name, None)):
@@ -120,10 +123,8 @@ class ManagedEngine:
             request.extend(shared)
             words += f", of which the first {len(shared)} are those of request {other.id}"
         request.extend(self._tokens(min(prompt_len, self.max_tokens - 8 - len(request.tokens))))
-        self._say(words.format(len(request.tokens)) + f", salt {request.salt}" * self.has_salts)
-        self.requests[request.id] = request
-        self.seen.append(request)
-        return request.id
+        self.steps.append(words.format(len(request.tokens)) + f", salt {request.salt}" * self.has_salts)
+        return self._add_request(request)
 
     def fork(self, id: int, num_shared_tokens: int, num_new_tokens: int) -> int | None:
         """Add a beam: a request with another last token. A request whose prompt is not computed has no beams yet."""
@@ -132,24 +133,47 @@ class ManagedEngine:
             return None
         child = ManagedRequest(id=len(self.seen), salt=parent.salt, num_computed_tokens=num_shared_tokens, is_held=True)
         child.extend([*parent.tokens[:num_shared_tokens], *self._tokens(num_new_tokens)])
-        self._say(f"request {child.id} forks from request {parent.id} after {num_shared_tokens} tokens, as a beam")
-        if not self._ask("fork", parent.id, child.id, is_a=bool):
-            self.steps[-1] += ", and gets no room"
-            return None
-        self.shadow.fork(child.id, parent.id, num_shared_tokens)
-        self.requests[child.id] = child
-        self.seen.append(child)
-        return child.id
+        with self._action(f"request {child.id} forks from request {parent.id} after {num_shared_tokens} tokens, as a beam"):
+            if not self._ask("fork", parent.id, child.id, is_a=bool):
+                self.steps[-1] += ", and gets no room"
+                return None
+            self.shadow.fork(child.id, parent.id, num_shared_tokens)
+        return self._add_request(child)
 
     def step(self, work: Mapping[int, Work]) -> None:
         """Run a batch of requests: append, copy, write and read in each group, roll back, commit."""
+        with self._action(""):
+            self._step(work)
+        if not self.steps[-1]:
+            self.steps.pop()
+        for id in [id for id, request in self.requests.items() if len(request.tokens) >= self.max_tokens - 8]:
+            self.finish(id)
+
+    def preempt(self, id: int) -> None:
+        """Take all slots from a request. Its next step computes its tokens again."""
+        if self.requests[id].is_held:
+            with self._action(f"request {id} is preempted"):
+                self._free(self.requests[id])
+
+    def finish(self, id: int) -> None:
+        request = self.requests.pop(id)
+        with self._action(f"request {id} ends"):
+            if request.is_held:
+                self._free(request)
+
+    def end(self) -> None:
+        """Read all keys once more, and free all requests, so that no damage stays unseen. After a failure nothing is done."""
+        if self.is_busy:
+            return
+        self.step({id: Work(1) for id, request in self.requests.items() if request.is_held})
+        for id in list(self.requests):
+            self.finish(id)
+
+    def _step(self, work: Mapping[int, Work]) -> None:
         self.shadow.next_step()
-        self._say("")
         batch: list[Scheduled] = []
         for id, chunk in work.items():
             self._schedule(self.requests[id], chunk, batch)
-        if not self.steps[-1]:
-            self.steps.pop()
         if "copies" in self.has and batch:
             for source, target in self._ask("copies", is_a=Sequence):
                 self.shadow.copy(self.groups[0].name, [source], [target])
@@ -166,28 +190,11 @@ class ManagedEngine:
                 self._ask("commit", request.id)
             if request.num_computed_tokens == len(request.tokens):
                 request.extend(self._tokens(1))
-            if len(request.tokens) >= self.max_tokens - 8:
-                self.finish(request.id)
 
-    def preempt(self, id: int) -> None:
-        """Take all slots from a request. Its next step computes its tokens again."""
-        if self.requests[id].is_held:
-            self._say(f"request {id} is preempted")
-            self._free(self.requests[id])
-
-    def finish(self, id: int) -> None:
-        self._say(f"request {id} ends")
-        request = self.requests.pop(id)
-        if request.is_held:
-            self._free(request)
-
-    def end(self) -> None:
-        """Read all keys once more, and free all requests, so that no damage stays unseen."""
-        if self.is_failed:
-            return
-        self.step({id: Work(1) for id, request in self.requests.items() if request.is_held})
-        for id in list(self.requests):
-            self.finish(id)
+    def _add_request(self, request: ManagedRequest) -> int:
+        self.requests[request.id] = request
+        self.seen.append(request)
+        return request.id
 
     def _schedule(self, request: ManagedRequest, work: Work, batch: list[Scheduled]) -> None:
         """Have the manager make room for a chunk, and add it to the batch. If there is none, a request is preempted."""
@@ -221,8 +228,8 @@ class ManagedEngine:
         if not 0 <= found < len(request.tokens):
             raise self._fault(
                 "count",
-                f"allocate: request {request.id} of {len(request.tokens)} tokens: got {found} keys of a known prefix, expected 0 to "
-                f"{len(request.tokens) - 1}: the last token is always computed",
+                f"allocate: request {request.id} of {len(request.tokens)} tokens: got {found} keys of a known prefix, expected "
+                f"0 to {len(request.tokens) - 1}: the last token is always computed",
             )
         request.num_computed_tokens = request.num_known_tokens = found
         self._add(f"request {request.id} begins" + f", {found} of its keys are known" * bool(found))
@@ -295,22 +302,24 @@ class ManagedEngine:
         except Exception as error:
             told = ", ".join(str(argument) if isinstance(argument, int) else "..." for argument in arguments)
             raise self._fault("raised", f"{method}({told}) raises {type(error).__name__}: {error}") from error
-        if is_a is not None and (not isinstance(answer, is_a) or is_a is int and isinstance(answer, bool)):
+        if is_a is not None and (not isinstance(answer, is_a) or (is_a is int and isinstance(answer, bool))):
             raise ProtocolError(f"manager: {method}: got {answer!r}, expected {REQUIRED.get(method, is_a.__name__)}")
         return answer
 
     def _fault(self, kind: str, message: str) -> ManagerFaultError:
-        self.is_failed = True
         fault = ManagerFaultError(kind, message, self.steps)
         self._failed(fault)
         return fault
 
-    def _say(self, words: str) -> None:
+    @contextmanager
+    def _action(self, words: str) -> Iterator[None]:
         self.steps.append(words)
+        before, self.is_busy = self.is_busy, True
+        yield
+        self.is_busy = before
 
     def _add(self, words: str) -> None:
         self.steps[-1] += ("; " if self.steps[-1] else f"step {self.shadow.step}: ") + words
 
     def _tokens(self, count: int) -> list[int]:
         return [self._rng.randrange(VOCABULARY) for _ in range(count)]
-

@@ -1,4 +1,4 @@
-"""The protocol of a cache manager that can be fuzzed: it says in which slot each key lies, and an engine writes and reads there.
+"""The protocol of a cache manager that can be fuzzed: it says in which slot each key lies. An engine writes and reads there.
 
 A slot is the place of one key: an int that two keys have only if one overwrites the other, whatever their groups and requests.
 A manager of tensors hands out a new number for each key that it is given, and says which numbers its tensors hold.
@@ -35,8 +35,8 @@ Slots = Sequence[int | None]
 class Manager(Protocol):
     """What a user adapts a cache manager to. `attn-parity fuzz --manager MODULE:NAME` calls NAME() for each example.
 
-    For a request, a step is: `append`, then `slots`, then the writes, the reads, `roll_back` if drafts were rejected, and `commit`.
-    A step has several requests: all are appended before the first `slots`.
+    In a step, all requests are appended to, then asked for their slots. The keys are written and read, `roll_back` follows for
+    requests with rejected drafts, and `commit` for each.
 
     These attributes and methods may be missing, and then there is no such traffic:
         groups: a sequence of Group; default: one of full attention.
@@ -52,11 +52,11 @@ class Manager(Protocol):
     """
 
     def allocate(self, request: int, tokens: Sequence[int], salt: int) -> int:
-        """A request begins, or begins again after a preemption. Returns how many of its first keys a cache of prefixes holds."""
+        """A request begins, or begins again after a preemption. Returns how many of its first keys are known."""
         ...
 
     def append(self, request: int, tokens: Sequence[int], drafts: int) -> bool:
-        """Make room for the next tokens, of which the last `drafts` may be rejected. False: no room; then the request is freed."""
+        """Make room for the next tokens; the last `drafts` may be rejected. False: no room, and the request is freed."""
         ...
 
     def slots(self, request: int, group: int) -> Slots:

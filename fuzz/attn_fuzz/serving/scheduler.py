@@ -71,7 +71,6 @@ class Scheduler(RuleBasedStateMachine):
         return list(self.engine.requests.values())[number % len(self.engine.requests)]
 
 
-
 class Traffic(Scheduler):
     """The actions against a cache manager: requests begin like any earlier one, and beams are those of the manager."""
 
@@ -96,7 +95,6 @@ class Traffic(Scheduler):
 
     def teardown(self) -> None:
         self.engine.end()
-
 
 
 def play(
