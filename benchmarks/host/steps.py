@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import AttentionType, Layout, UnsupportedError
 from attn_contract.layouts import K, V
+from attn_optimized import paged_attention, write_kv_cache
 from attn_optimized.backends import BACKENDS, AttentionBackend
 
 from benchmarks.ranks import steps as latent
@@ -22,6 +23,7 @@ from benchmarks.speed.latent import vllm_triton as vllm_latent
 from benchmarks.speed.participants import AITER, VLLM, Prepared, aiter_triton, vllm_triton
 from benchmarks.speed.peers import Kernels
 
+FUNCTIONS, OPS = "functions", "torch.ops.attn_parity"
 LAYERS = 32
 LAYOUTS = (Layout.BLOCKS_FIRST_NHD, Layout.X_PACKED, Layout.SHUFFLED, Layout.KV_FIRST_NHD)
 DECODES = Attention(name="64 decodes", query_lens=(1,) * 64, seq_lens=(100,) * 64)
@@ -52,7 +54,10 @@ class Parts(NamedTuple):
 def participants(
     case: Attention | latent.StepCase, num_layers: int, device: torch.device, peers: Kernels
 ) -> Iterator[tuple[str, Parts | str]]:
-    """Our backends, by their names, then vLLM's and AITER's functions. In place of parts, why somebody does not join."""
+    """Our backends, by their names, our functions and ops, then vLLM's and AITER's functions.
+
+    In place of parts, why somebody does not join.
+    """
     if isinstance(case, latent.StepCase):
         yield from _of_latent(case, num_layers, device, peers)
         return
@@ -60,6 +65,8 @@ def participants(
         if not name.endswith("MLA"):
             yield name, _or_why(functools.partial(_backend, backend, case, num_layers, device))
     calls = [attention_call(case, device, seed=0) for _ in range(num_layers)]
+    yield FUNCTIONS, _our_functions(calls)
+    yield OPS, _our_ops(calls) if device.type == "cuda" else "on a CPU the ops run the reference"
     if peers.vllm is not None:
         yield VLLM, _or_why(functools.partial(_vllm, peers.vllm, calls))
     if peers.aiter is not None:
@@ -151,6 +158,36 @@ def _latent_backend(backend: type[AttentionBackend], case: latent.StepCase, made
         return impls[layer].forward_mqa(q, made[layer].absorbed.kv_cache, metadata, output=out)
 
     return Parts(latent.built(case, made[0], backend), write, attend)
+
+
+def _our_functions(calls: Sequence[Call]) -> Parts:
+    new, out, batch = _New.of(calls[0]), torch.empty_like(calls[0].q), calls[0].batch
+
+    def write(layer: int) -> None:
+        write_kv_cache(new.key, new.value, calls[layer].cache, calls[layer].layer, new.slots)
+
+    def attend(layer: int, metadata: Any) -> torch.Tensor:
+        return paged_attention(calls[layer].q, calls[layer].cache, calls[layer].layer, metadata, out=out)
+
+    return Parts(functools.partial(replace, batch), write, attend)
+
+
+def _our_ops(calls: Sequence[Call]) -> Parts:
+    """With arguments by position, as a compiled graph has them."""
+    new, out, layer, batch = _New.of(calls[0]), torch.empty_like(calls[0].q), calls[0].layer, calls[0].batch
+    ops = torch.ops.attn_parity
+    settings = str(layer.layout), layer.num_kv_heads, layer.scale, str(layer.attn_type)
+    lengths = batch.query_start_loc, batch.seq_lens, batch.max_query_len, batch.max_seq_len, batch.num_actual_tokens
+    step = *settings, *lengths, batch.block_table, batch.causal, None
+
+    def write(number: int) -> None:
+        ops.write_kv_cache(new.key, new.value, calls[number].cache, str(layer.layout), new.slots)
+
+    def attend(number: int, _: Any) -> torch.Tensor:
+        ops.paged_attention(calls[number].q, calls[number].cache, *step, out, None)
+        return out
+
+    return Parts(None, write, attend)
 
 
 def _vllm(module: SimpleNamespace, calls: Sequence[Call]) -> Parts:

@@ -16,7 +16,7 @@ from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention, floor_ms
 
 META = torch.device("meta")
-HEAD_SIZES = (64, 128, 256)
+HEAD_SIZES = (64, 128, 256, 512)
 CHECKED: dict[Phase, tuple[Attention, ...]] = {
     "decode": (
         Attention(name="split keys", query_lens=(1, 1, 1), seq_lens=(1500, 700, 33)),

@@ -142,7 +142,7 @@ def _select(
     layers = {name: model_file.config(name, fields) for name, fields in model.layers.items()}
     wanted = _by_layer(backends, layers)
     unserved, every = dict[str, str](), layers
-    if model_input.config is not None and model_input.config.in_part:
+    if model_input.config is not None:
         unserved = _unserved(layers, model.kv_sharing, architecture, aiter)
         layers = {name: config for name, config in layers.items() if name not in unserved}
         wanted = {name: backend for name, backend in wanted.items() if name in layers}

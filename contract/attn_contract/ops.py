@@ -10,13 +10,13 @@ written by the rules' records, and a call comes back as values by the schema's n
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import StrEnum
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from attn_contract.arguments import check_dims
+from attn_contract.arguments import check_dims, check_int
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
@@ -100,10 +100,10 @@ def _named_arguments(op: str, call: Callable[[Given], None]) -> Callable[..., No
     """
 
     def function(*values: Any, **options: Any) -> None:
-        must_be_tensor = _tensors_of(op)
-        given = dict(zip(must_be_tensor, values, strict=False)) | options
-        for name, value in given.items():
-            if value is None and must_be_tensor[name]:
+        names, must_be_tensors = _arguments_of(op)
+        given = dict(zip(names, values, strict=False)) | options
+        for name in must_be_tensors:
+            if given[name] is None:
                 raise ContractError(name, None, "a tensor")
         call(given)
 
@@ -111,10 +111,10 @@ def _named_arguments(op: str, call: Callable[[Given], None]) -> Callable[..., No
 
 
 @cache
-def _tensors_of(op: str) -> dict[str, bool]:
-    """The arguments of an op's schema, in their order, and whether each must be a tensor."""
-    schema = getattr(torch.ops.attn_parity, op).default._schema
-    return {argument.name: isinstance(argument.type, torch.TensorType) for argument in schema.arguments}
+def _arguments_of(op: str) -> tuple[list[str], list[str]]:
+    """The names of an op's arguments in their order, and of those that must be tensors."""
+    arguments = getattr(torch.ops.attn_parity, op).default._schema.arguments
+    return [one.name for one in arguments], [one.name for one in arguments if isinstance(one.type, torch.TensorType)]
 
 
 def _write_nothing(given: Given) -> None:
@@ -150,40 +150,29 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
 
 
 def _paged_attention(implementation: ModuleType, given: Given) -> None:
-    q, kv_cache = given["q"], given["kv_cache"]
-    check_dims("q", q, ("T", "num_heads", "head_size"))
-    layer = _layer(given, num_heads=q.shape[1], head_size=q.shape[2])
-    batch = _batch(given, causal=_causal(given))
-    implementation.paged_attention(q, kv_cache, layer, batch, **_outputs(given))
+    layer, batch = _described(_of_paged_attention, given)
+    implementation.paged_attention(given["q"], given["kv_cache"], layer, batch, **_outputs(given))
 
 
 def _varlen_attention(implementation: ModuleType, given: Given) -> None:
-    q, k, v = given["q"], given["k"], given["v"]
-    check_dims("q", q, ("T", "num_heads", "head_size"))
-    check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
-    layer = _layer(given, num_heads=q.shape[1], num_kv_heads=k.shape[1], head_size=q.shape[2])
-    implementation.varlen_attention(q, k, v, layer, _batch(given, causal=False), **_outputs(given))
+    layer, batch = _described(_of_varlen_attention, given)
+    implementation.varlen_attention(given["q"], given["k"], given["v"], layer, batch, **_outputs(given))
 
 
 def _write_kv_cache(implementation: ModuleType, given: Given) -> None:
-    layer = _written_layer(given)
+    (layer,) = _described(_of_write, given)
     implementation.write_kv_cache(given["k"], given["v"], given["kv_cache"], layer, given["slot_mapping"])
 
 
 def _rope_and_write_kv_cache(implementation: ModuleType, given: Given) -> None:
-    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
-    layer = _written_layer(given, num_heads=given["q"].shape[1])
+    (layer,) = _described(_of_rope_and_write, given)
     tensors = [given[name] for name in ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache")]
     implementation.rope_and_write_kv_cache(*tensors, layer, given["slot_mapping"], is_neox=given["is_neox"])
 
 
 def _write_latent_cache(implementation: ModuleType, given: Given) -> None:
-    kv_c, k_pe = given["kv_c"], given["k_pe"]
-    check_dims("kv_c", kv_c, ("T_kv", "head_size_v"))
-    check_dims("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
-    sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": kv_c.shape[1] + k_pe.shape[1], "head_size_v": kv_c.shape[1]}
-    layer = _layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0)
-    implementation.write_latent_cache(kv_c, k_pe, given["kv_cache"], layer, given["slot_mapping"])
+    (layer,) = _described(_of_latent_write, given)
+    implementation.write_latent_cache(given["kv_c"], given["k_pe"], given["kv_cache"], layer, given["slot_mapping"])
 
 
 def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
@@ -194,10 +183,97 @@ def _merge_attn_parts(implementation: ModuleType, given: Given) -> None:
     implementation.merge_attn_parts(**given)
 
 
+Describe = Callable[[Given], tuple[Layer | Batch, ...]]
+"""From the arguments of a call to its layer and its step, with all checks of both."""
+
+
+def _described(describe: Describe, given: Given) -> list[Any]:
+    """`describe(given)`, with what an earlier call of the same signature has checked.
+
+    An op has no Layer or Batch that its caller made once for all steps. To check both in each call took the host five times as
+    long as the call of a function. The first call of a signature is described with tensors on meta, so that nothing but shapes,
+    strides and dtypes can count.
+    """
+    values, tensors = [], []
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor):
+            tensors.append((name, value.shape, value.stride(), value.dtype))
+        elif isinstance(value, list):  # a schema has no tuples
+            values.append((name, tuple(value)))
+        elif name != "max_seq_len":  # each step of a decode has another one
+            values.append((name, value))
+    holders = []
+    for described in _checked(describe, tuple(values), tuple(tensors)):
+        holder = object.__new__(described.holder)
+        vars(holder).update(described.fields)
+        for field, argument in described.arguments:
+            vars(holder)[field] = given[argument]
+        holders.append(holder)
+    if "max_seq_len" in given:
+        check_int("max_seq_len", given["max_seq_len"], minimum=0)
+    return holders
+
+
+class _Described(NamedTuple):
+    """A Layer or a Batch: its signature and the fields that all calls of one signature share, and the arguments of others."""
+
+    holder: type[Layer | Batch]
+    fields: Given
+    arguments: list[tuple[str, str]]
+
+
+@lru_cache(maxsize=4096)
+def _checked(
+    describe: Describe,
+    values: tuple[tuple[str, Any], ...],
+    tensors: tuple[tuple[str, torch.Size, tuple[int, ...], torch.dtype], ...],
+) -> list[_Described]:
+    given: Given = {name: torch.empty_strided(*sizes, dtype=dtype, device="meta") for name, *sizes, dtype in tensors}
+    argument_of = {id(tensor): name for name, tensor in given.items()}
+    found = []
+    for made in describe({**given, **dict(values), "max_seq_len": 0}):
+        settings = {field.name: getattr(made, field.name) for field in fields(made)}
+        arguments = [(name, argument_of[id(value)]) for name, value in settings.items() if id(value) in argument_of]
+        if isinstance(made, Batch):
+            arguments.append(("max_seq_len", "max_seq_len"))
+        found.append(_Described(type(made), settings | {"signature": made.signature}, arguments))
+    return found
+
+
+def _of_paged_attention(given: Given) -> tuple[Layer, Batch]:
+    q = given["q"]
+    check_dims("q", q, ("T", "num_heads", "head_size"))
+    return _layer(given, num_heads=q.shape[1], head_size=q.shape[2]), _batch(given, causal=_causal(given))
+
+
+def _of_varlen_attention(given: Given) -> tuple[Layer, Batch]:
+    q, k = given["q"], given["k"]
+    check_dims("q", q, ("T", "num_heads", "head_size"))
+    check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
+    layer = _layer(given, num_heads=q.shape[1], num_kv_heads=k.shape[1], head_size=q.shape[2])
+    return layer, _batch(given, causal=False)
+
+
+def _of_write(given: Given) -> tuple[Layer]:
+    return (_written_layer(given),)
+
+
+def _of_rope_and_write(given: Given) -> tuple[Layer]:
+    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
+    return (_written_layer(given, num_heads=given["q"].shape[1]),)
+
+
+def _of_latent_write(given: Given) -> tuple[Layer]:
+    kv_c, k_pe = given["kv_c"], given["k_pe"]
+    check_dims("kv_c", kv_c, ("T_kv", "head_size_v"))
+    check_dims("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
+    sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": kv_c.shape[1] + k_pe.shape[1], "head_size_v": kv_c.shape[1]}
+    return (_layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0),)
+
+
 def _layer(given: Given, **sizes: Any) -> Layer:
     """The layer that a call describes: the arguments that are fields of Layer, and sizes that shapes of tensors say."""
     settings: Given = {field.name: given[field.name] for field in fields(Layer) if field.name in given}
-    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}  # a schema has no tuples
     for name, kind in (("attn_type", AttentionType), ("layout", Layout)):
         if name in settings:
             settings[name] = _named(kind, name, settings[name])

@@ -12,8 +12,10 @@ GROUPS = {
     "Pages of docs/generated": {
         "binaries": "Compile the launches that ship, hold them to budgets, and run AMD's on the emulator.",
         "instructions": "Say which instructions of other packages' kernels the emulator does not know.",
+        "model_types": "Write the table of transformers' model types that `attn-parity select` answers.",
         "matrix": "Write the tables of what is supported and what the fuzzer draws.",
         "findings": "Run the scripts of findings, and write the table of findings.",
+        "releases": "Say which fixes of others the fuzzer shows, on releases of their packages.",
         "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",
         "schemas": "Write the JSON schemas of what --json of users' commands writes into a folder.",
         "pages": "Check that all pages are what the code, or the results beside them, make of them.",

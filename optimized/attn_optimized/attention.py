@@ -62,7 +62,7 @@ def paged_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: a head size above 256, or tensors on a CPU without Triton's
+        UnsupportedError: a head size above 512, or tensors on a CPU without Triton's
             interpreter. Nothing was written.
     """
     return _attend(q, PagedKeys(kv_cache), layer, batch, out, lse, batch_invariant=batch_invariant, validate=validate)
@@ -99,7 +99,7 @@ def varlen_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: a head size above 256, or tensors on a CPU without Triton's
+        UnsupportedError: a head size above 512, or tensors on a CPU without Triton's
             interpreter. Nothing was written.
     """
     return _attend(q, DenseKeys(k, v), layer, batch, out, lse, batch_invariant=batch_invariant, validate=validate)

@@ -16,6 +16,9 @@ from unittest import mock
 import torch
 from attn_fuzz.shadow import Contents, Shadow, contents_of
 
+QUANTIZED = 0.25
+"""Of the largest element of a token: more than a cache of 4 bits rounds, and less than between two tokens."""
+
 
 class Row(NamedTuple):
     """A sequence of a cache of `generate`."""
@@ -28,8 +31,13 @@ class Row(NamedTuple):
 
 
 @contextlib.contextmanager
-def watched(shadow: Shadow) -> Iterator[None]:
-    """Tell a shadow inside the `with`, in all threads, what caches do."""
+def watched(shadow: Shadow) -> Iterator[Callable[[torch.Tensor, torch.Tensor, int], None]]:
+    """Tell a shadow inside the `with`, in all threads, what caches do.
+
+    Yields:
+        what holds keys and values that a layer's attention is handed to the shadow: those that lie in a cache and that no
+            update gave back, as of cross-attention after its first step.
+    """
     from transformers.cache_utils import Cache
     from transformers.generation.continuous_batching.cache import PagedAttentionCache
     from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
@@ -52,7 +60,7 @@ def watched(shadow: Shadow) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         for owner, name, hook in hooks:
             patches.enter_context(mock.patch.object(owner, name, _around(getattr(owner, name), hook, shadow)))
-        yield
+        yield rows.hold
 
 
 def _with_subclasses(kind: type) -> Iterator[type]:
@@ -95,6 +103,7 @@ class _Rows:
         self.lengths: dict[int, dict[int, int]] = {}
         self.sizes: dict[int, int] = {}
         self.inside: set[int] = set()
+        self.given: dict[int, dict[int, weakref.ref[torch.Tensor]]] = {}
 
     def update(
         self, cache: Any, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -114,21 +123,40 @@ class _Rows:
         if keys.shape[0] != key_states.shape[0] or keys.dim() != 4:
             return  # a layer that keeps no keys
         self.lengths[number][layer_idx], self.sizes[number] = end, len(keys)
+        self.given.setdefault(number, {})[layer_idx] = weakref.ref(keys)
         layer = cache.layers[layer_idx]
         self.shadow.narrow(layer_idx, window=_window_of(layer))
-        new = given = None
-        if _gives_what_it_got(layer):
-            new, given = _contents(key_states.to(keys.dtype), value_states.to(values.dtype)), _contents(keys, values)
+        new, given = _contents(key_states.to(keys.dtype), value_states.to(values.dtype)), _contents(keys, values)
         num_keys, count = keys.shape[2], end - begin
         seen = min(num_keys, end - int(offset)) if _is_static(layer) else num_keys
         positions = range(int(offset), int(offset) + seen)
         for row in range(len(keys)):
-            written = None if new is None else new[row * count : (row + 1) * count]
+            written = new[row * count : (row + 1) * count]
             self.shadow.write(layer_idx, Row(number, row), range(begin, end), keys=written)
+        masked = None if num_keys == mask_length else int(mask_length)
         for row in range(len(keys)):
-            handed = None if given is None else given[row * num_keys : row * num_keys + seen]
-            masked = None if num_keys == mask_length else int(mask_length)
-            self.shadow.read(layer_idx, Row(number, row), positions, keys=handed, masked=masked)
+            handed = given[row * num_keys : row * num_keys + seen]
+            self.shadow.read(layer_idx, Row(number, row), positions, keys=handed, masked=masked, close=_rounding(layer))
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
+        """See `watched`. An error is a reason, and ends no program."""
+        try:
+            self._hold(keys, values, layer_idx)
+        except Exception as error:
+            self.shadow.pass_over(f"attention of a layer: {type(error).__name__}: {error}")
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
+        for cache, number in list(self.numbers.items()):
+            layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+            given = self.given.get(number, {}).get(layer_idx)
+            if given is None or given() is keys or getattr(layer, "keys", None) is not keys:
+                continue
+            self.shadow.narrow(layer_idx)
+            handed, num_keys = _contents(keys, values), keys.shape[2]
+            seen = min(num_keys, self.lengths[number].get(layer_idx, 0)) if _is_static(layer) else num_keys
+            for row in range(len(keys)):
+                own = handed[row * num_keys : row * num_keys + seen]
+                self.shadow.read(layer_idx, Row(number, row), range(seen), keys=own, close=_rounding(layer))
 
     def reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Iterator[None]:
         yield
@@ -154,7 +182,10 @@ class _Rows:
 
     def reset(self, cache: Any) -> Iterator[None]:
         yield
-        self._forget(self.numbers.pop(cache, 0))
+        number = self.numbers.get(cache, 0)
+        self._forget(number)
+        if number:
+            self.lengths[number] = {}
 
     def _become(self, cache: Any, sources: list[int]) -> None:
         number = self.numbers.get(cache, 0)
@@ -183,6 +214,7 @@ class _Rows:
         for row in range(self.sizes.pop(number, 0)):
             self.shadow.free(Row(number, row))
         self.lengths.pop(number, None)
+        self.given.pop(number, None)
 
 
 class _Engine:
@@ -298,11 +330,11 @@ def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
     return (torch.tensor(blocks, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
 
 
-def _gives_what_it_got(layer: Any) -> bool:
-    """Whether a layer gives back the bits that it was given."""
+def _rounding(layer: Any) -> float:
+    """How far a layer may be off what it was given, of its largest element."""
     from transformers.cache_utils import BaseQuantizedLayer
 
-    return not isinstance(layer, BaseQuantizedLayer) and getattr(layer, "kv_cache_dtype", None) is None
+    return QUANTIZED if isinstance(layer, BaseQuantizedLayer) or getattr(layer, "kv_cache_dtype", None) is not None else 0.0
 
 
 def _is_static(layer: Any) -> bool:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from attn_fuzz import Recording
     from attn_fuzz.shadow import Shadow
 
+VALUE_BYTES = 1 << 26
+"""The most bytes of keys and values that a recording's shadow keeps, to say how a key was altered."""
+
 
 @contextlib.contextmanager
 def recording(
@@ -51,11 +54,12 @@ def recording(
     import attn_fuzz
     from attn_fuzz.shadow import Shadow
 
-    record = attn_fuzz.Recording(Path(folder), every, limit, captures, shadow=Shadow() if shadow is True else shadow or None)
-    watched = functools.partial(_watched, record=record, implementation=implementation)
+    record = attn_fuzz.Recording(
+        Path(folder), every, limit, captures, shadow=Shadow(value_bytes=VALUE_BYTES) if shadow is True else shadow or None
+    )
     with contextlib.ExitStack() as patches:
-        if record.shadow is not None:
-            patches.enter_context(caches.watched(record.shadow))
+        hold = None if record.shadow is None else patches.enter_context(caches.watched(record.shadow))
+        watched = functools.partial(_watched, record=record, implementation=implementation, hold=hold)
         patches.enter_context(intercepted(implementation, lambda function: functools.partial(watched, function)))
         yield record
     if record.shadow is not None and record.shadow.wrong:
@@ -75,6 +79,7 @@ def _watched(
     *,
     record: "Recording",
     implementation: str,
+    hold: Callable[[torch.Tensor, torch.Tensor, int], None] | None,
     **arguments: Any,
 ) -> Any:
     """The function's result. Its arguments and its output are judged.
@@ -82,6 +87,9 @@ def _watched(
     Arguments that the contract cannot say are a warning. An output of another shape cannot be judged either: it is in the
     recording's `found`. Both are counted in its `not_judged`.
     """
+    layer_index = getattr(module, "layer_idx", None)
+    if hold is not None and isinstance(layer_index, int):
+        hold(key, value, layer_index)
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
         key, value, _, arguments = through_cache(module, key, value, **arguments)

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import attn_fuzz
 from attn_fuzz import outputs
+from attn_fuzz.shadow import Shadow
 
+from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.settings import VARIABLE, Settings
 from attn_vllm_recording.summary import FILE, SCHEMA
 
@@ -25,6 +27,7 @@ class ProcessRecording:
 
     Attributes:
         recording: the judged calls.
+        blocks: what the scheduler hands to all calls.
         layers, calls: how many layers were built, and how many calls were made, by the name of their backend.
 
     Raises:
@@ -40,6 +43,7 @@ class ProcessRecording:
         self.pid = os.getpid()
         self.settings = settings
         self.recording = attn_fuzz.Recording(Path(folder), settings.every, settings.limit, most=settings.most)
+        self.blocks, self._saved_faults = Blocks(Shadow(limit=settings.limit)), 0
         self.layers: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.save()
@@ -51,8 +55,17 @@ class ProcessRecording:
         except OSError as error:
             LOG.warning("attn-parity: the recording cannot be written: %s", error)
 
+    def save_faults(self) -> None:
+        """Save and log if the last step had faults."""
+        shadow = self.blocks.shadow
+        if shadow.wrong > self._saved_faults:
+            if not self._saved_faults:
+                LOG.error("attn-parity: the blocks of a step are wrong: %s", next(iter(shadow.faults), ""))
+            self._saved_faults = shadow.wrong
+            self.save()
+
     def state(self) -> dict[str, Any]:
-        record = self.recording
+        record, shadow = self.recording, self.blocks.shadow
         found = [
             {
                 "index": one.index,
@@ -79,4 +92,8 @@ class ProcessRecording:
             "ratio": record.ratio,
             "not_judged": dict(record.not_judged),
             "found": found,
+            "reads": shadow.reads,
+            "wrong_reads": shadow.wrong,
+            "not_seen": dict(shadow.not_seen),
+            "faults": [str(fault) for fault in shadow.faults],
         }

@@ -17,7 +17,7 @@ from attn_fuzz.text import one_line, printable
 from attn_vllm_recording.settings import VARIABLE
 
 FILE: Final = "recording.json"
-SCHEMA: Final = "attn-parity.vllm-recording/1"
+SCHEMA: Final = "attn-parity.vllm-recording/2"
 
 NO_PROCESS = (
     f"no process has loaded the recording: was {VARIABLE} set where vLLM was started, is attn-parity installed beside vLLM, "
@@ -78,8 +78,8 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: all judged calls are right. 1: one is wrong. 2: none is, and none was judged or a file was left out."""
-        if self.total("wrong"):
+        """0: all judged calls and all blocks are right. 1: one is wrong. 2: no call was judged, or a file was left out."""
+        if self.total("wrong") or self.total("wrong_reads"):
             return 1
         return 0 if self.total("judged") and not self.left_out else 2
 
@@ -93,7 +93,13 @@ class Summary:
         if reasons := self.counts("not_judged").most_common():
             lines.append("not judged:")
             lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
+        if reads := self.total("reads"):
+            lines.append(f"blocks: {reads} rows of steps held to what was written, {self.total('wrong_reads')} wrong")
+        if reasons := self.counts("not_seen").most_common():
+            lines.append("blocks not held to what was written:")
+            lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
         for folder, state in self.processes:
+            lines += [f"wrong blocks: {printable(folder.name)}: {_shown(fault)}" for fault in state["faults"]]
             for found in state["found"]:
                 lines += _lines_of(folder, found)
         return lines
@@ -155,8 +161,9 @@ def _read(path: Path) -> dict[str, Any]:
     state = inputs.read_record(path, SCHEMA, MAX_BYTES)
     if wrong := next((name for name, is_right in _FIELDS.items() if name not in state or not is_right(state[name])), None):
         raise InputError(f"{path}: {wrong}: not what a recording writes")
-    if not state["wrong"] <= state["judged"] <= state["calls"]:
-        raise InputError(f"{path}: {state['wrong']} wrong of {state['judged']} judged of {state['calls']} calls")
+    if not (state["wrong"] <= state["judged"] <= state["calls"] and state["wrong_reads"] <= state["reads"]):
+        calls = f"{state['wrong']} wrong of {state['judged']} judged of {state['calls']} calls"
+        raise InputError(f"{path}: {calls}, {state['wrong_reads']} wrong of {state['reads']} reads")
     return state
 
 
@@ -196,12 +203,13 @@ _OF_FOUND: Final[dict[str, Callable[[Any], bool]]] = {
     "case": _is_case,
     "error": _is_text_or_none,
 }
-_COUNTED: Final = ("layers", "calls_by_backend", "not_judged")
+_COUNTED: Final = ("layers", "calls_by_backend", "not_judged", "not_seen")
 _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("pid", "every", "most", "calls", "judged", "wrong"), _is_count),
+    **dict.fromkeys(("pid", "every", "most", "calls", "judged", "wrong", "reads", "wrong_reads"), _is_count),
     **dict.fromkeys(("host", "program"), _is_text),
     **dict.fromkeys(_COUNTED, _are_counts),
     "ratio": lambda value: type(value) in (int, float) and value >= 0,
     "found": _are_found,
+    "faults": lambda value: isinstance(value, list) and all(map(_is_text, value)),
 }
 """The fields of a process's file, and which values a process can have written."""

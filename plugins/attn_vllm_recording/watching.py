@@ -17,8 +17,10 @@ import torch
 from attn_contract import AttentionType, ContractError, Layer, UnsupportedError
 from attn_vllm.layer import cache_format, layer_of
 from vllm.model_executor.layers.attention import Attention, MLAAttention
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from attn_vllm_recording.backends import Backend, backend_of, batch_of, class_of, name_of
+from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
 from attn_vllm_recording.excerpt import Excerpt, choose
 from attn_vllm_recording.process import LOG, ProcessRecording
@@ -42,6 +44,7 @@ def watch(setting: str) -> None:
     _begin(Settings.of(setting))
     mock.patch.object(Attention, "__init__", _watched_init(Attention.__init__)).start()
     mock.patch.object(MLAAttention, "forward_impl", _counted(MLAAttention.forward_impl)).start()
+    mock.patch.object(GPUModelRunner, "execute_model", _with_rows(GPUModelRunner.execute_model)).start()
 
 
 def _begin(settings: Settings) -> ProcessRecording:
@@ -80,6 +83,35 @@ def _watched_init(init: Callable[..., None]) -> Callable[..., None]:
         recording.save()
 
     return watched_init
+
+
+def _with_rows(execute_model: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of vLLM's model runner, whose requests the layers' calls are told meanwhile."""
+
+    @functools.wraps(execute_model)
+    def with_rows(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        process = current()
+        blocks = process.blocks
+        if self.vllm_config.kv_transfer_config is None:
+            _seen(blocks, blocks.begin, scheduler_output)
+            blocks.rows = lambda: self.input_batch.req_ids
+        else:
+            blocks.shadow.pass_over("keys that a KV connector may have loaded")
+        try:
+            return execute_model(self, scheduler_output, *args, **kwargs)
+        finally:
+            blocks.rows = tuple
+            process.save_faults()
+
+    return with_rows
+
+
+def _seen(blocks: Blocks, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Tell the shadow. An error is a reason: a recording never ends a server."""
+    try:
+        function(*arguments, **named)
+    except Exception as error:
+        blocks.shadow.pass_over(f"{type(error).__name__}: {error}")
 
 
 def _counted(forward_impl: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,6 +158,10 @@ class WatchedImpl:
             return self.original(*arguments)
         process = current()
         process.calls[self.name] += 1
+        if self.given["attn_type"] == AttentionType.DECODER and self.impl.total_cp_world_size == 1 and kv_cache.dim() == 4:
+            name = layer.kv_sharing_target_layer_name or layer.layer_name
+            blocks = process.blocks
+            _seen(blocks, blocks.hold, name, attn_metadata, kv_cache.shape[2], window=layer.sliding_window)
         is_due = process.recording.is_due()
         if is_captured := torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             process.recording.pass_over("it was captured in a CUDA graph, and replays of a graph are not seen")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from benchmarks.host import command, steps
 from benchmarks.host.command import measured
 from benchmarks.host.results import SCHEMA, HostRun, Times
-from benchmarks.host.steps import TINY, Parts, participants
+from benchmarks.host.steps import FUNCTIONS, TINY, Parts, participants
 from benchmarks.speed import results
 from benchmarks.speed.participants import VLLM
 from benchmarks.speed.peers import Kernels
@@ -46,15 +46,14 @@ def test_times_are_of_one_layer_and_the_least_of_all_rounds(monkeypatch):
     assert counts == {"build": 5, "write": 16, "attend": 16}, "the metadata of the layers are built once more"
 
 
-@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
-def test_backends_write_and_attend(case, monkeypatch):
+@pytest.mark.parametrize(("case", "name"), [(DECODES, "TRITON_ATTN"), (DECODES, FUNCTIONS), (LATENT, "TRITON_MLA")])
+def test_participants_write_and_attend(case, name, monkeypatch):
     """This step's tokens are in every layer's cache, and the output is finite."""
     caches = []
     monkeypatch.setattr(steps, "attention_call", _keeping(steps.attention_call, lambda call: caches.append(call.kv_cache)))
     monkeypatch.setattr(
         steps.latent, "whole_step", _keeping(steps.latent.whole_step, lambda step: caches.append(step.absorbed.kv_cache))
     )
-    name = "TRITON_ATTN" if case is DECODES else "TRITON_MLA"
     parts = dict(participants(case, 2, CPU, NOBODY))[name]
     assert isinstance(parts, Parts)
     for cache in caches:

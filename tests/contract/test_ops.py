@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+import weakref
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -168,6 +169,22 @@ def test_paged_attention_without_options_is_a_plain_layer(recorded):
     assert_same(
         {name: vars(recorded)[name] for name in ("q", "kv_cache", "out")}, {n: arguments[n] for n in ("q", "kv_cache", "out")}
     )
+
+
+def test_a_later_call_of_a_signature_has_its_own_tensors_and_length(recorded):
+    first = paged_arguments() | {"sinks": torch.ones(4)}
+    ops.paged_attention(**first)
+    earlier, signature = weakref.ref(first.pop("sinks")), recorded.layer.signature
+    later = paged_arguments() | {"sinks": torch.zeros(4), "max_seq_len": 9}
+    ops.paged_attention(**later)
+    layer, batch = recorded.layer, recorded.batch
+    assert earlier() is None
+    assert layer.sinks.data_ptr() == layer.tensors["sinks"].data_ptr() == later["sinks"].data_ptr()
+    assert batch.seq_lens.data_ptr() == batch.tensors["seq_lens"].data_ptr() == later["seq_lens"].data_ptr()
+    assert batch.max_seq_len == 9
+    assert signature == layer.signature == Layer(**LAYER, sinks=later["sinks"], layout=NHD).signature
+    with pytest.raises(ContractError, match=r"^max_seq_len: got -1, expected an int, at least 0"):
+        ops.paged_attention(**later | {"max_seq_len": -1})
 
 
 @pytest.mark.parametrize(("dtype", "scales"), QUANTIZED)

@@ -143,7 +143,7 @@ REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
     "deepseek-v3.2": "attn_contract: sparse attention (index_topk) not supported: an indexer picks the keys",
-    "mamba-2.8b": "attn_contract: state-space layers (state_size) not supported: ",
+    "mamba-2.8b": "no call of transformers' attention: MambaForCausalLM of MambaMixer",
 }
 
 IN_PART: dict[str, tuple[list[int], str]] = {

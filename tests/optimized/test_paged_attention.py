@@ -52,6 +52,7 @@ CASES = {
     "head size 80, block size 48": case([5, 1], [100, 48], head_size=80, block_size=48),
     "head size 1": case([5, 1], [30, 48], head_size=1),
     "head size 256": case([2], [70], head_size=256),
+    "head size 512": case([2], [70], head_size=512),
     "one slot per block": case([5, 1], [20, 3], block_size=1),
     "block larger than a tile": case([5, 1], [150, 80], block_size=144),
     "window, more queries than keys": case([70], [30], window=(4, -1)),

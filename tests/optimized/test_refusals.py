@@ -15,9 +15,9 @@ from tests.optimized.conftest import FUNCTIONS
 
 
 def test_too_large(paged_call):
-    call = paged_call([1], [3], head_size=272)
+    call = paged_call([1], [3], head_size=528)
     out = torch.full_like(call.q, 7)
-    with pytest.raises(UnsupportedError, match=r"^attn_optimized: head size 272 not supported: .*; use attn_reference$"):
+    with pytest.raises(UnsupportedError, match=r"^attn_optimized: head size 528 not supported: .*; use attn_reference$"):
         attn_optimized.paged_attention(*call, out=out)
     assert (out == 7).all()
 

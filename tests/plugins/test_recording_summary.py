@@ -36,6 +36,10 @@ STATE = {
     "ratio": 0.5,
     "not_judged": {"MLA": 1},
     "found": [],
+    "reads": 0,
+    "wrong_reads": 0,
+    "not_seen": {},
+    "faults": [],
 }
 RIGHT = "judged (every 2), 0 wrong, largest error 0.5 of its bound"
 
@@ -140,6 +144,18 @@ def test_what_is_no_file_is_named_and_left_out(kind, tmp_path):
     summary = Summary.of(tmp_path)
     assert summary.lines()[1].startswith(f"left out: {path}: ")
     assert summary.exit_code == 2
+
+
+def test_wrong_blocks_are_an_exit_code_of_one(tmp_path):
+    wrote(tmp_path, "a", reads=7, wrong_reads=1, faults=["stale block: layer 0"], not_seen={"a connector": 2})
+    summary = Summary.of(tmp_path)
+    assert summary.exit_code == 1
+    assert summary.lines()[-4:] == [
+        "blocks: 7 rows of steps held to what was written, 1 wrong",
+        "blocks not held to what was written:",
+        "      2  a connector",
+        "wrong blocks: a: stale block: layer 0",
+    ]
 
 
 def test_texts_of_files_reach_the_terminal_as_printable_lines(tmp_path):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from attn_contract import ContractError
+from attn_contract import Batch, ContractError
 
 pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
 pytest.importorskip("msgspec", reason="needs the extra fuzz: recordings are cases")
@@ -42,12 +42,12 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5) -> list[list[int]]:
+def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, blocks: int = 256) -> list[list[int]]:
     """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`."""
     outputs = model.generate_batch(
         inputs=requests,
         generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0),
-        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=256, max_batch_tokens=step),
+        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=blocks, max_batch_tokens=step),
         progress_bar=False,
     )
     return [output.generated_tokens for output in outputs.values()]
@@ -112,6 +112,32 @@ def test_attention_reads_the_pages_of_the_engine_and_requests_share_those_of_a_c
     assert shared > 10
 
 
+KEY_ROWS = {
+    "two pages, the last one in part": ([32, 33, 34, 35, 0, 1], [2, 0]),
+    "a ring": ([34, 35, 32, 33], None),
+    "a page from its middle on": ([33, 34, 35, 0], None),
+    "keys of two blocks by turns": ([32, 1, 34, 3], None),
+    "rows behind a page's last slot": ([36, 37], None),
+}
+
+
+@pytest.mark.parametrize(("rows", "expected"), KEY_ROWS.values(), ids=KEY_ROWS)
+def test_keys_are_a_list_of_pages_in_the_order_of_their_slots_alone(rows, expected):
+    """Pages of 4 slots in blocks of 16 rows."""
+    batch = Batch(
+        query_start_loc=torch.tensor([0, 1], dtype=torch.int32),
+        seq_lens=torch.tensor([len(rows)], dtype=torch.int32),
+        max_query_len=1,
+        max_seq_len=len(rows),
+        num_actual_tokens=1,
+        causal=True,
+        block_table=torch.arange(len(rows), dtype=torch.int32)[None],
+    )
+    step = SimpleNamespace(batch=batch, q=torch.zeros(1, 1, 8))
+    found = EnginePages(torch.zeros(3, 2, 4, 1, 8), torch.tensor(rows), rows_of_block=16).batch(step)
+    assert (found and found.block_table.tolist()) == (expected and [expected])
+
+
 def test_a_page_that_is_not_the_requests_own_changes_the_tokens(on_pages, monkeypatch):
     """The tokens come from the pages, and not from what the engine gathers of them."""
     model, requests = tiny("llama"), ragged_requests(6)
@@ -146,6 +172,28 @@ def test_continuous_batching_of_hundreds_of_requests_by_the_kernels(name):
     theirs = served(model, requests, step=256)
     with attn_transformers.replacing("sdpa", "attn_parity_triton"):
         assert served(model, requests, step=256) == theirs
+
+
+@pytest.mark.parametrize(("implementation", "is_causal"), [("sdpa", True), ("eager", False), ("paged|eager", False)])
+def test_a_missing_mask_means_what_it_means_to_the_implementation_that_is_replaced(implementation, is_causal):
+    query, key, value = torch.randn(3, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    with attn_transformers.replacing(implementation):
+        function = AttentionInterface().get_interface(implementation, sdpa_attention_forward)
+        found, _ = function(torch.nn.Module(), query, key, value, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("implementation", "is_causal"), [("sdpa", True), ("eager", False)])
+def test_a_recording_knows_what_a_missing_mask_means_to_an_implementation(implementation, is_causal, tmp_path):
+    def theirs(module, query, key, value, mask, **arguments):
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        return out.transpose(1, 2), None
+
+    states = torch.randn(3, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    with attn_transformers.recording(tmp_path, implementation) as recording:
+        AttentionInterface().get_interface(implementation, theirs)(torch.nn.Module(), *states, None)
+    assert (recording.judged, recording.wrong) == (1, 0)
 
 
 def test_replacing_names_what_it_can_replace_by():

@@ -18,6 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 import attn_vllm
 import attn_vllm_recording
 from attn_contract import Batch, Layer, Layout
+from attn_fuzz.shadow import Kind
 from attn_vllm_recording import VARIABLE, backends, excerpt, watching
 from attn_vllm_recording.errors import NotJudgedError
 from attn_vllm_recording.settings import Settings
@@ -29,6 +30,7 @@ from vllm.v1.attention.backends import flash_attn, triton_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tests.plugins import vllm_kernels
 from tests.plugins.vllm_model import HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, STEPS, Model, common_of, rows, served, spec_and_cache
@@ -46,6 +48,7 @@ def recorded(tmp_path, monkeypatch):
     """The recording of this process, which judges every call of the models that are built from now on."""
     monkeypatch.setattr(Attention, "__init__", Attention.__init__)  # and back, when the test ends
     monkeypatch.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
+    monkeypatch.setattr(GPUModelRunner, "execute_model", lambda self, scheduled: self.run())
     monkeypatch.setattr(watching, "_recordings", {})
     monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
     attn_vllm_recording.register()
@@ -64,11 +67,52 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr(Attention, "__init__", Attention.__init__)
         undone.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
+        undone.setattr(GPUModelRunner, "execute_model", GPUModelRunner.execute_model)
         undone.setattr(watching, "_recordings", {})
         attn_vllm_recording.register()
         together = served("TRITON_ATTN", layout=layout, per_layer_sliding_window=4, logits_soft_cap=2.0)
         assert_right(watching.current().recording)
     assert together.equal(alone)
+
+
+@pytest.mark.parametrize("last_table", [[[5, 2, 9], [3, 11, 7]], [[5, 2, 9], [5, 11, 7]]], ids=["right", "a block of another"])
+def test_blocks_of_steps_are_held_to_what_was_written(last_table, recorded):
+    """vLLM's layer and metadata, in steps of a model runner that is not vLLM's: its hook is."""
+    backend = AttentionBackendEnum.TRITON_ATTN.get_class()
+    spec, kv_cache = spec_and_cache(backend)
+    model, generator, lengths = Model(backend, spec, kv_cache=kv_cache), torch.Generator().manual_seed(0), [0, 0]
+    for index, counts in enumerate(STEPS):
+        new = [
+            SimpleNamespace(req_id=name, prompt_token_ids=[1] * n, num_computed_tokens=0, lora_request=None, mm_features=[])
+            for name, n in zip("ab", counts, strict=True)
+        ]
+        cached = SimpleNamespace(req_ids=list("ab"), resumed_req_ids=set(), num_computed_tokens=list(lengths))
+        none = SimpleNamespace(req_ids=[], resumed_req_ids=set(), num_computed_tokens=[])
+        scheduled = SimpleNamespace(
+            finished_req_ids=set(),
+            scheduled_spec_decode_tokens={},
+            scheduled_new_reqs=[] if index else new,
+            scheduled_cached_reqs=cached if index else none,
+        )
+        lengths = [n + count for n, count in zip(lengths, counts, strict=True)]
+        table = torch.tensor(last_table if index == 2 else [[5, 2, 9], [3, 11, 7]]).int()
+        common = common_of(counts, lengths, table, model.device, block_size=16)
+        q, k, v = (rows(generator, sum(counts), heads, model.device) for heads in (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS))
+        runner = SimpleNamespace(
+            vllm_config=SimpleNamespace(kv_transfer_config=None),
+            input_batch=SimpleNamespace(req_ids=list("ab")),
+            run=functools.partial(model.step, q, k, v, common),
+        )
+        GPUModelRunner.execute_model(runner, scheduled)
+    assert (recorded.calls, recorded.wrong) == (3, 0)  # attention is right, over the keys that it is handed
+    shadow = watching.current().blocks.shadow
+    assert (shadow.reads, shadow.not_seen) == (6, {})
+    if last_table[1][0] == 3:
+        assert shadow.wrong == 0
+        return
+    (first,) = shadow.faults
+    assert (first.kind, first.request, first.position, first.slot) == (Kind.OTHER_REQUEST, "b", 0, 5 * 16)
+    assert first.writer.request == "a"
 
 
 @pytest.mark.parametrize(

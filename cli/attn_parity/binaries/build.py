@@ -14,6 +14,7 @@ from multiprocessing import active_children, get_context
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from attn_fuzz import current_folder
 from attn_fuzz.run import prepared
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ def _pass(
     interpreter: bool,
 ) -> None:
     """Do jobs until a process dies. The process was at one or more of the jobs that are left then."""
-    pool = ProcessPoolExecutor(workers, mp_context=_context(interpreter), initializer=_begin)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=_context(interpreter), initializer=_begin, initargs=(current_folder.folders,)
+    )
     futures: dict[Future[Result | str], Work] = {}
     try:
         # submissions start the processes
@@ -167,8 +170,12 @@ def _compiling() -> Iterator[None]:
             os.environ["TRITON_INTERPRET"] = given
 
 
-def _begin() -> None:
+def _begin(folders: Mapping[str, str]) -> None:
+    """Args:
+    folders: of modules of the current folder, which a kernel may be in.
+    """
     prepared.end_with_parent()
+    current_folder.folders.update(folders)
     warnings.simplefilter("ignore")
 
 

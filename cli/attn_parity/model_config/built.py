@@ -6,6 +6,7 @@ function of positions that it is made of, and read at far positions.
 """
 
 import contextlib
+import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +16,13 @@ from types import CellType, FunctionType
 from typing import Any
 
 import torch
-from attn_contract import UnsupportedError
+from attn_contract import AttentionType, UnsupportedError
 from attn_contract.arguments import shown
+from attn_parity.model_config.own_code import READERS
 
 NAME = "attn-parity-select"
 _TOKENS = 8
+_TOKENS_OF_ENCODER = 12
 _FAR = 2**20 + 4321
 """A position past the reach of any window."""
 _WITHOUT_EFFECT = frozenset(
@@ -57,11 +60,12 @@ class Call:
 
     Args:
         layer: the number of the layer, counted from 0 in its list of layers.
-        path: the module's name in the model, without that number.
+        path: the module's name in the model, without that number and the names of lists.
         num_heads, num_kv_heads, head_size, value_size: of q, k and v as handed.
         rules: window, chunked_local, logits_soft_cap and sinks, as in AttentionConfig.
-        sees_ahead: queries see keys after them.
+        attn_type: as in AttentionConfig.
         shared_with: the layer whose keys it is handed; None: its own.
+        in_two_parts: the model is an encoder and a decoder.
         refused: why the call is no layer of the contract; None if it is one.
     """
 
@@ -73,8 +77,9 @@ class Call:
     value_size: int = 0
     scale: float = 0.0
     rules: Mapping[str, Any] = field(default_factory=dict)
-    sees_ahead: bool = False
+    attn_type: AttentionType = AttentionType.DECODER
     shared_with: int | None = None
+    in_two_parts: bool = False
     refused: NotAnsweredError | None = None
 
 
@@ -93,39 +98,65 @@ def built(config: Any, model_class: Any) -> Built:
         config: a PreTrainedConfig of the part with the cache.
         model_class: the class of transformers to build.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        raise NotAnsweredError(Reason.NOT_BUILT, "an encoder and a decoder, of which a language model has the decoder alone")
     kept: list[tuple[Any, ...]] = []
-    names: dict[torch.nn.Module, str] = {}
-    model: Any = None
     with _recording(kept), torch.device("meta"), torch.no_grad():
         try:
-            config._attn_implementation = NAME
-            config.output_hidden_states = True  # of all tokens: for the last ones alone, some models cut masks
-            model = model_class(config).eval()
-            for module in model.modules():
-                if (own := getattr(module, "config", None)) is not None:
-                    own._attn_implementation = NAME
-            names = {module: name for name, module in model.named_modules()}
-            _spare_what_has_no_attention(names)
-            tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
-            model.base_model(input_ids=tokens)
-        except NotAnsweredError:
-            raise
+            model = _model(config, model_class)
         except Exception as error:  # any of a model's code
-            if not kept:
-                raise NotAnsweredError(Reason.NOT_BUILT, f"{type(error).__name__}: {error}") from error
-            incomplete = error
-        else:
-            incomplete = None
-    if incomplete is not None:
-        detail = f"after {len(kept)} calls of attention: {type(incomplete).__name__}: {incomplete}"
-        raise NotAnsweredError(Reason.NOT_BUILT, detail) from incomplete
-    if not kept:
-        raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} attends by code of its own, or not at all")
+            raise NotAnsweredError(Reason.NOT_BUILT, f"{type(error).__name__}: {error}") from error
+        names = {module: name for name, module in model.named_modules()}
+        calls = tuple(_own_calls(names, config))
+        if not calls:
+            _spare_what_has_no_attention(names)
+            _run(model, kept)
+    if not calls and not kept:
+        mixers = ", ".join(dict.fromkeys(_without(names, set()).values()))
+        raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} of {mixers or 'code of its own'}")
     keys: dict[int, int] = {}
-    calls = tuple(_call(names, keys, *one) for one in kept)
-    return Built(calls=calls, without=_without(model, names, {call.layer for call in calls}))
+    calls = calls or tuple(_call(names, keys, model.config.is_encoder_decoder, *one) for one in kept)
+    return Built(calls=calls, without=_without(names, {call.layer for call in calls}))
+
+
+def _model(config: Any, model_class: Any) -> Any:
+    """A model whose attention is the one that keeps its arguments, or the model's own where it has no other."""
+    config.output_hidden_states = True  # of all tokens: for the last ones alone, some models cut masks
+    config._attn_implementation = NAME
+    try:
+        model = model_class(config).eval()
+    except KeyError as error:
+        if error.args != (NAME,):
+            raise
+        config._attn_implementation = "eager"
+        return model_class(config).eval()
+    for module in model.modules():
+        if hasattr(own := getattr(module, "config", None), "_attn_implementation"):
+            own._attn_implementation = NAME
+    return model
+
+
+def _run(model: Any, kept: list[tuple[Any, ...]]) -> None:
+    """Runs a model. Some code reads numbers, which meta has not, with a cache, or of positions where it is given no mask."""
+    whole = {"attention_mask": torch.ones(1, _TOKENS, dtype=torch.int64)}
+    failed: Exception | None = None
+    for options in ({}, {"use_cache": False}, whole, {"use_cache": False, **whole}):
+        kept.clear()
+        try:
+            model.base_model(**_inputs(model), **options)
+        except Exception as error:  # any of a model's code
+            failed = failed or error
+        else:
+            return
+    raise NotAnsweredError(Reason.NOT_BUILT, f"{type(failed).__name__}: {failed}") from failed
+
+
+def _inputs(model: Any) -> dict[str, torch.Tensor]:
+    config, tokens = model.config, torch.zeros(1, _TOKENS, dtype=torch.int64)
+    if not config.is_encoder_decoder:
+        return {"input_ids": tokens}
+    if model.main_input_name == "input_features":
+        sound = {"input_features": torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)}
+        return {**sound, "decoder_input_ids": tokens}
+    return {"input_ids": torch.zeros(1, _TOKENS_OF_ENCODER, dtype=torch.int64), "decoder_input_ids": tokens}
 
 
 @contextlib.contextmanager
@@ -167,7 +198,7 @@ def _or_zeros(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args, **options):
         try:
             return forward(*args, **options)
-        except (RuntimeError, NotImplementedError):
+        except Exception:  # any of a model's code
             tensors = (x for x in (*args, *options.values()) if isinstance(x, torch.Tensor) and x.is_floating_point())
             if (first := next(tensors, None)) is None:
                 raise
@@ -176,11 +207,10 @@ def _or_zeros(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, value, mask, scaling, options) -> Call:
-    name = names.get(module, type(module).__name__)
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
-    layer = int(numbers[0]) if numbers else getattr(module, "layer_idx", 0) or 0
-    path = re.sub(r"\.\d+(?=\.|$)", "", name, count=1)
+def _call(
+    names: Mapping[Any, str], keys: dict[int, int], in_two_parts: bool, module, query, key, value, mask, scaling, options
+) -> Call:
+    layer, path = _place(names.get(module, type(module).__name__), module)
     of = keys.setdefault(id(key), layer)
     try:
         _, num_heads, _, head_size = query.shape
@@ -188,6 +218,7 @@ def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, va
         if key_size != head_size or num_heads % num_kv_heads or value.shape[1] != num_kv_heads:
             raise NotAnsweredError(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
         rules, ahead = _asked(module, mask, dict(options))
+        attn_type = _attn_type(ahead, key.shape[2] != query.shape[2], path.partition(".")[0] if in_two_parts else None)
     except NotAnsweredError as error:
         return Call(layer=layer, path=path, refused=error)
     return Call(
@@ -197,18 +228,68 @@ def _call(names: Mapping[Any, str], keys: dict[int, int], module, query, key, va
         num_kv_heads=num_kv_heads,
         head_size=head_size,
         value_size=value.shape[-1],
-        scale=head_size**-0.5 if scaling is None else float(scaling),
+        scale=_scaled_before(module) * (head_size**-0.5 if scaling is None else float(scaling)),
         rules=rules,
-        sees_ahead=ahead,
+        attn_type=attn_type,
+        in_two_parts=in_two_parts,
         shared_with=None if of == layer else of,
     )
 
 
+def _attn_type(ahead: bool, is_cross: bool, part: str | None) -> AttentionType:
+    """`part`: encoder or decoder; None in a model that has not both."""
+    if not ahead:
+        return AttentionType.DECODER
+    if part is None:
+        return AttentionType.ENCODER_ONLY
+    if part == "encoder":
+        return AttentionType.ENCODER
+    if is_cross:
+        return AttentionType.ENCODER_DECODER
+    raise NotAnsweredError(Reason.MASK, "a decoder behind an encoder, whose tokens see those after them")
+
+
+_SCALED = re.compile(r"(?:query|key)_states = .*\* self\.scaling")
+
+
+def _scaled_before(module: Any) -> float:
+    """The factor of q.k that a module multiplies q, or q and k, by before it hands them on."""
+    return float(getattr(module, "scaling", 1.0)) ** len(_SCALED.findall(inspect.getsource(type(module))))
+
+
+def _own_calls(names: Mapping[torch.nn.Module, str], config: Any) -> Iterator[Call]:
+    """Calls of modules that attend by code of their own."""
+    for module, name in names.items():
+        if (reader := READERS.get(type(module).__name__)) is not None:
+            layer, path = _place(name, module)
+            if not getattr(config, "is_causal", True):
+                refused = NotAnsweredError(
+                    Reason.ARGUMENT, f"is_causal={config.is_causal}, which {type(module).__name__} does not read"
+                )
+                yield Call(layer=layer, path=path, refused=refused)
+            else:
+                yield Call(layer=layer, path=path, **reader(module, config))
+
+
+def _place(name: str, module: Any) -> tuple[int, str]:
+    """The number of a module's layer, and its path."""
+    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    layer = int(numbers[0]) if numbers else getattr(module, "layer_idx", 0) or 0
+    path = re.sub(r"\.\d+(?=\.|$)", "", name, count=1)
+    return layer, re.sub(r"^(model|transformer)\.|\b(layers|block|layer)\.", "", path)
+
+
 def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The rules that a call asks for, and whether its queries see ahead."""
-    rules, ahead = _seen(mask)
+    if mask is None and options.get("is_causal", getattr(module, "is_causal", True)) is not False:
+        raise NotAnsweredError(
+            Reason.MASK, "none, for a layer that may be causal: implementations of attention differ about it"
+        )
+    rules, ahead = ({}, True) if mask is None else _seen(mask)
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
+    if is_causal is None and not ahead and getattr(module, "is_causal", True) is False:
+        is_causal = False
     if is_causal not in (None, not ahead):
         raise NotAnsweredError(Reason.ARGUMENT, f"is_causal={is_causal} beside a mask that says otherwise")
     if width is not None and "window" in rules and rules["window"][0] not in (width, width - 1):
@@ -232,8 +313,6 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
 
 def _seen(mask: Any) -> tuple[dict[str, Any], bool]:
     """The rules of a mask, and whether queries see keys after them."""
-    if mask is None:
-        raise NotAnsweredError(Reason.MASK, "none: implementations of attention differ about it")
     if (function := getattr(mask, "mask_function", None)) is None:
         raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
     function = _on_cpu(function)
@@ -306,14 +385,16 @@ def _on_cpu(function: Any) -> Any:
 
 
 _KEEPS_A_STATE = re.compile("Mamba|Mixer|SSM|Delta")
+_LISTS = re.compile(r"^(?!.*vision).*(layers?|blocks?|\bh)$")
+_OF_ANY_LAYER = re.compile(r"Norm$|Linear$|Dropout$|Activation$")
 
 
-def _without(model: torch.nn.Module, names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
+def _without(names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
     """By the number of a layer, the classes of its parts that are no attention of ours.
 
     Of a layer that called none: those that layers with calls do not have. Of another layer: those that keep a state, by name.
     """
-    lists = [module for module in names if isinstance(module, torch.nn.ModuleList) and names[module].endswith(("layers", "h"))]
+    lists = [module for module, name in names.items() if isinstance(module, torch.nn.ModuleList) and _LISTS.search(name)]
     if not lists:
         return {}
     layers = max(lists, key=len)
@@ -324,6 +405,7 @@ def _without(model: torch.nn.Module, names: Mapping[Any, str], calling: set[int]
             if states := [name for part in one.children() if _KEEPS_A_STATE.search(name := type(part).__name__)]:
                 own[number] = f"{', '.join(states)}, beside attention"
         else:
-            parts = [type(part).__name__ for part in one.children() if type(part).__name__ not in common]
-            own[number] = ", ".join(dict.fromkeys(parts)) or type(one).__name__
+            parts = [type(part).__name__ for part in one.children()]
+            parts = [name for name in dict.fromkeys(parts) if name not in common and not _OF_ANY_LAYER.search(name)]
+            own[number] = ", ".join(parts) or type(one).__name__
     return own

@@ -1,81 +1,117 @@
-"""A config of any other model type, answered from the model that transformers builds of it (`built`)."""
+"""A model config by transformers: its class, the class of its models, and the layers of the model that is built (`built`)."""
 
+import copy
 import dataclasses
+import importlib
+import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from attn_contract import AttentionType, ContractError, Layout
-from attn_contract.arguments import shown
-from attn_contract.scope import OUT_OF_SCOPE, refuse_out_of_scope
+from attn_contract.arguments import check_int, shown
+from attn_contract.scope import refuse_out_of_scope
+from attn_fuzz.extras import install
+from attn_parity.model_config import fields
 from attn_parity.model_config.built import Call, NotAnsweredError, Reason, built
-from attn_parity.model_config.groups import Group
-from attn_parity.model_config.model_types import CHUNKED, FULL, SLIDING, ModelType
-from attn_parity.model_config.unknown import unknown
+from attn_parity.model_config.group import Group
+from attn_parity.versions import version
 
+FULL, SLIDING, CHUNKED, ENCODER = "full_attention", "sliding_attention", "chunked_attention", "encoder"
 _MOST_LAYERS = 1000
 """No model has as many. A larger number is refused before a layer is built."""
 _NOT_OF_THE_MODEL = ("architectures", "auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
-_IMAGE_TOKENS = {"gemma4": 280}
-"""Tokens of an image, the most by default, by the type of a model whose images see themselves both ways in windowed layers."""
+_OUT_OF_SCOPE = ("index_topk", "relative_attention_num_buckets")
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_types"),
+    *("sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping"),
+)
 
 
 def config_of(content: Mapping[str, Any]) -> Any:
-    """transformers' config of what a file says; None where transformers has no such type.
+    """transformers' config of what a file says.
 
     Raises:
-        ContractError: transformers is missing, or takes no such fields.
+        ContractError: transformers is missing, has no such type, or takes no such fields.
     """
-    model_type = content.get("model_type")
     try:
-        from transformers import CONFIG_MAPPING
         from transformers.utils import logging
     except ImportError as error:
-        expected = (
-            "one of the small table (docs/guide/models.md), or transformers to build it: pip install attn-parity[transformers]"
-        )
-        raise ContractError("model_type", shown(model_type), expected) from error
-    logging.set_verbosity_error()
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        return None
-    layers = [part.get("num_hidden_layers") for part in (content, content.get("text_config")) if isinstance(part, dict)]
-    if any(isinstance(number, int) and number > _MOST_LAYERS for number in layers):
-        raise ContractError("num_hidden_layers", max(filter(None, layers)), f"an int up to {_MOST_LAYERS}")
-    try:
-        return CONFIG_MAPPING[model_type](**{name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL})
-    except Exception as error:  # each of its checks has an error of its own
         raise ContractError(
-            "config", "fields that contradict each other", f"fields that transformers takes: {error}"
+            "transformers", "nothing", f"transformers, which builds the model: {install('transformers')}"
         ) from error
+    logging.set_verbosity_error()
+    config_class = _config_class(content.get("model_type"), content.get("architectures"))
+    for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+        for name in ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"):
+            if isinstance(number := part.get(name), int) and number > _MOST_LAYERS:
+                raise ContractError(name, number, f"an int up to {_MOST_LAYERS}")
+    given = {name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL}
+    try:
+        return config_class(**copy.deepcopy(given))  # a class writes into the dicts that it is given
+    except Exception as error:  # each of its checks has an error of its own
+        by = f"transformers {version('transformers')}"
+        said = textwrap.shorten(str(error.__cause__ or error), 200)
+        raise ContractError("config", "fields that contradict each other", f"fields that {by} takes: {said}") from error
 
 
-def check_class(names: Any, config: Any) -> str:
-    """The class of the model, which must be transformers' own of the type: another one may attend in another way."""
+def _config_class(model_type: Any, architectures: Any) -> Any:
+    """By the model type, or by the class of the model: other code may have a type of its own and transformers' class."""
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        return CONFIG_MAPPING[model_type]
+    if isinstance(model_type, str) and isinstance(architectures, list) and len(architectures) == 1:
+        of_it = getattr(getattr(transformers, str(architectures[0]), None), "config_class", None)
+        if of_it is not None:
+            return of_it
+    near = ", ".join(get_close_matches(str(model_type)[:100], CONFIG_MAPPING, n=3, cutoff=0))
+    other = "of any other model, select takes a model file, which says what its layers ask for (docs/guide/models.md)"
+    got = "nothing" if model_type is None else shown(model_type)
+    raise ContractError("model_type", got, f"one that transformers {version('transformers')} has, such as {near}; {other}")
+
+
+def text_of(config: Any) -> Any:
+    """The config of the part with the KV cache; of an encoder and a decoder, the config itself."""
+    text = config.get_text_config(decoder=True)
+    return config if type(text) is type(config) else text
+
+
+def class_of(names: Any, config: Any) -> Any:
+    """The model's class in `architectures`, or None. It must be transformers' own: another one may attend in another way."""
     import transformers
 
     if names is None:
-        return config.model_type
+        return None
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ContractError("architectures", shown(names), "a list of one name")
-    of_it = getattr(getattr(transformers, names[0], None), "config_class", None)
-    if of_it is None or of_it.model_type not in (config.model_type, config.get_text_config(decoder=True).model_type):
+    name = next((one for one in dir(transformers) if one.lower() == names[0].lower()), "")  # files write MPT for Mpt
+    found = getattr(transformers, name, None)
+    if getattr(found, "config_class", None) not in (type(config), type(text_of(config))):
         expected = f"a class of transformers for {config.model_type}: another class may attend in another way"
         raise ContractError("architectures", shown(names[0]), expected)
-    return names[0]
+    return found
 
 
-def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, tuple[int, ...]]]:
+def layers_of(config: Any, named: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, tuple[int, ...]]]:
     """Groups by name, whose cache a group reads by its name, and the numbers of layers that are not answered by the reason.
+
+    Args:
+        named: the model's class; None if the config names none.
 
     Raises:
         NotAnsweredError: of all layers.
         UnsupportedError: the config asks for what is out of scope.
     """
-    text = config.get_text_config(decoder=True)
-    if getattr(text, "index_topk", None):
-        refuse_out_of_scope(["index_topk"])
-    model = built(text, _class_of(text))
+    text = text_of(config)
+    refuse_out_of_scope(name for name in _OUT_OF_SCOPE if getattr(text, name, None))
+    model = built(text, named if getattr(named, "config_class", None) is type(text) else _class_of(text))
     images = _images(config, text)
     of_groups: dict[tuple[Any, ...], list[Call]] = {}
     refused: dict[str, list[int]] = {}
@@ -98,7 +134,7 @@ def layers_of(config: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, 
 
 
 def _named(
-    of_groups: Mapping[tuple[Any, ...], list[Call]], text: Any, images: int | None
+    of_groups: Mapping[tuple[Any, ...], list[Call]], text: Any, images: "Images | None"
 ) -> tuple[dict[str, Group], dict[str, str]]:
     groups: dict[str, Group] = {}
     sharing: dict[str, str] = {}
@@ -119,41 +155,69 @@ def _named(
 
 
 def _class_of(text: Any) -> Any:
+    """transformers' class of the models of a config: the one of its type, else the first of its module that takes tokens."""
     import transformers
+    from transformers import PreTrainedModel
     from transformers.models.auto import modeling_auto
 
-    for names in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES):
-        name = names.get(text.model_type)
-        if isinstance(name, str) and getattr(transformers, name).config_class is type(text):
+    of_decoders = (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES)
+    for names in (modeling_auto.MODEL_MAPPING_NAMES,) if text.is_encoder_decoder else of_decoders:
+        if isinstance(name := names.get(text.model_type), str):
             return getattr(transformers, name)
+    module = importlib.import_module(type(text).__module__.replace(".configuration_", ".modeling_"))
+    classes = [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, PreTrainedModel)]
+    of_tokens = [one for one in classes if one.config_class is type(text) and one.main_input_name == "input_ids"]
+    for ending in (r"ForCausalLM", r"TextModel", r"(?<!PreTrained)Model", r"Decoder"):
+        if found := next((one for one in of_tokens if re.search(f"{ending}$", one.__name__)), None):
+            return found
     raise NotAnsweredError(Reason.NOT_BUILT, f"no class of a language model of {text.model_type}")
 
 
-def _images(config: Any, text: Any) -> int | None:
-    """The tokens of an image that sees itself both ways; None if none does. NotAnsweredError: its code is not known."""
+@dataclass(frozen=True)
+class Images:
+    """Images that see themselves both ways, which a model of text alone does not show.
+
+    Args:
+        longest: the tokens of an image, at most.
+        in_all_layers: False if layers without a window are causal.
+    """
+
+    longest: float
+    in_all_layers: bool
+
+
+def _images(config: Any, text: Any) -> Images | None:
+    """None: images are causal, as text is. NotAnsweredError: the code for images is not known."""
     if config is text or "block_sequence_ids" not in _source(config):
         return None
-    if config.model_type in _IMAGE_TOKENS and text.use_bidirectional_attention != "vision":
-        return None
-    if config.model_type not in _IMAGE_TOKENS:
-        raise NotAnsweredError(Reason.MASK, f"the code of {config.model_type} makes one of images, beside that of its text")
-    return _IMAGE_TOKENS[config.model_type]
+    if config.model_type in ("gemma4", "gemma4_unified"):
+        both_ways = text.use_bidirectional_attention == "vision"
+        return Images(280 if config.model_type == "gemma4" else math.inf, False) if both_ways else None
+    if config.model_type == "gemma3":
+        check_int("mm_tokens_per_image", config.mm_tokens_per_image, minimum=1)
+        return Images(config.mm_tokens_per_image, True)
+    if config.model_type == "paligemma" and "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
+        return Images(math.inf, True)  # one range: the images and the prompt behind them
+    raise NotAnsweredError(Reason.MASK, f"the code of {config.model_type} makes one of images, beside that of its text")
 
 
 def _source(config: Any) -> str:
     """The code of a config and of its models, as text."""
-    from pathlib import Path
-
     package = Path(sys.modules[type(config).__module__].__file__ or "").parent
     files = (file for kind in ("configuration", "modeling") for file in sorted(package.glob(f"{kind}_*.py")))
     return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _kind(call: Call) -> str:
+    """The name of a call's group."""
+    if call.attn_type is AttentionType.ENCODER_ONLY:
+        return ENCODER
+    if call.in_two_parts:
+        return call.path
     return next((name for rule, name in (("window", SLIDING), ("chunked_local", CHUNKED)) if rule in call.rules), FULL)
 
 
-def _group(call: Call, text: Any, images: int | None) -> Group:
+def _group(call: Call, text: Any, images: Images | None) -> Group:
     """A call as a group of its layer alone. NotAnsweredError: it is none."""
     if call.refused is not None:
         raise call.refused
@@ -169,36 +233,63 @@ def _group(call: Call, text: Any, images: int | None) -> Group:
         rules["head_size_v"] = latent
     elif call.value_size != call.head_size:
         rules["head_size_v"], layout = call.value_size, Layout.CONTENT_PACKED
-    attn_type = AttentionType.ENCODER_ONLY if call.sees_ahead else AttentionType.DECODER
-    group = Group(layers=(call.layer,), scale=call.scale, rules=rules, layout=layout, attn_type=attn_type, **sizes)
-    return group.with_ranges(images) if images is not None and "window" in rules else group
+    group = Group(layers=(call.layer,), scale=call.scale, rules=rules, layout=layout, attn_type=call.attn_type, **sizes)
+    if images is not None and (images.in_all_layers or "window" in rules):
+        return group.with_ranges(images.longest)
+    return group
 
 
 def check_fields(content: Mapping[str, Any], config: Any) -> tuple[str, ...]:
-    """Refuse fields that transformers' config class does not have and that sound like attention; names of other such fields."""
+    """Refuse fields that sound like attention and that transformers does not read; the names of other such fields.
+
+    An object of fields is looked into, unless it is about another sense than text.
+    """
     unread: list[str] = []
-    text = config.get_text_config(decoder=True)
-    parts: Iterable[tuple[Mapping[str, Any], Any]] = [(content, config)]
-    if text is not config:
-        parts = [
-            *parts,
-            *((content[name], text) for name in ("text_config", "llm_config") if isinstance(content.get(name), dict)),
-        ]
-    for fields, of_it in parts:
-        known = {
-            "is_causal",
-            "is_decoder",
-            *type(of_it)().to_dict(),
-            *_reads(_source(of_it)),
-            *getattr(of_it, "attribute_map", {}),
-        }
-        record = ModelType(fields={}, inert=tuple(known | set(OUT_OF_SCOPE)))
-        mine = {name: value for name, value in fields.items() if name not in known}
-        unread += unknown(mine, of_it.model_type, record)
+    for of_it, part in _parts(content, config):
+        own = {name: value for name, value in part.items() if not is_of_other_senses(name)}
+        _check_aliases(own, of_it.attribute_map)
+        if of_it is not text_of(config):  # masks are made of the text's config
+            own = {name: value for name, value in own.items() if (name, value) != ("is_causal", True)}
+            read = fields_read(of_it) - {"is_causal"}
+        else:
+            read = fields_read(of_it)
+        unread += fields.check_fields(own, of_it.model_type or config.model_type, read)
     return tuple(unread)
 
 
-def _reads(source: str) -> set[str]:
-    """Names of fields that code reads of a config, or of the arguments of a config's class."""
+def _check_aliases(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """ContractError: two names of one field have different values. transformers takes one of them."""
+    for alias, name in names.items():
+        if alias in given and name in given and given[alias] != given[name]:
+            raise ContractError(alias, shown(given[alias]), f"{shown(given[name])}, as {name} says")
+
+
+def _parts(content: Mapping[str, Any], config: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    from transformers import PreTrainedConfig
+
+    yield config, content
+    for name, value in content.items():
+        inner = getattr(config, name, None)
+        if isinstance(value, dict) and isinstance(inner, PreTrainedConfig) and not is_of_other_senses(name):
+            yield from _parts(value, inner)
+
+
+def is_of_other_senses(name: str) -> bool:
+    """True for the name of a config of a part that has no KV cache."""
+    return name.endswith("config") and ("vision" in name or "audio" in name)
+
+
+def fields_read(config: Any) -> frozenset[str]:
+    """Fields that the class of a config has, and names that the model's code reads of a config."""
     patterns = (r"config\.(\w+)", r'getattr\([\w.]*config, "(\w+)"', r'kwargs\.(?:pop|get|setdefault)\(\s*"(\w+)"')
-    return {name for pattern in patterns for name in re.findall(pattern, source)}
+    source = _source(config)
+    in_code = (name for pattern in patterns for name in re.findall(pattern, source))
+    return frozenset({"is_causal", "is_decoder", *type(config)().to_dict(), *config.attribute_map, *in_code})
+
+
+def filled(given: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], str]:
+    """Sizes that a file leaves out, of transformers' config class, and who says so."""
+    aliases = {config.attribute_map.get(name, name) for name in given}
+    left_out = [name for name in _SIZES if name not in given and config.attribute_map.get(name, name) not in aliases]
+    values = {name: value for name in left_out if (value := getattr(config, name, None)) is not None}
+    return values, f"transformers {version('transformers')}"

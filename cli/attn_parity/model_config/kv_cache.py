@@ -6,7 +6,7 @@ from typing import Any
 
 from attn_contract import ContractError
 from attn_contract.arguments import check_type, shown
-from attn_parity.model_config.unknown import printable
+from attn_parity.model_config.fields import printable
 
 _SCALES = {None: "tensor", "tensor": "tensor", "attn_head": "head"}
 """The kind of scales by `strategy`."""

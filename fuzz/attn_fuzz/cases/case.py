@@ -52,6 +52,8 @@ CHANGES = (
         "cache strides",
         "table strides",
         "dtype",
+        "cache dtype",
+        "layout",
         "rows",
         "heads",
         "kv_heads",

@@ -184,7 +184,8 @@ def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
 def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """k_scale and v_scale in a shape that the contract allows. They are powers of two if sums must be exact.
 
-    Up to eight heads differ from each other in both, and K from V in each head. A latent cache has k_scale alone.
+    Up to eight heads differ from each other in both, and K from V in each head. By the seed, K or V has one scale beside those
+    of the other's heads. A latent cache has k_scale alone.
     """
     if cache.scales not in ("tensor", "head"):
         return {}
@@ -200,6 +201,9 @@ def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[s
         name: part.reshape(()) if is_scalar else part
         for name, part in zip(("k_scale", "v_scale"), scales.split(count), strict=True)
     }
+    if count > 1 and (one := case.values.choice("one scale for all heads", 6)) > 3:
+        name = ("k_scale", "v_scale")[one - 4]
+        found[name] = found[name][:1]
     return {"k_scale": found["k_scale"]} if case.has_latent_cache else found
 
 

@@ -9,6 +9,7 @@ of them is the case's own call with one change, on the same tensors wherever the
     a rule's name                       the rule is on where it was off. Where it was on, it has another number; a rule without
                                         a number is off. The layers of a model differ so, and share the objects of a step
     heads, kv_heads, head_size          a layer with fewer heads or dims, as the layers of some models differ
+    cache dtype, layout                 a layer whose cache is quantized otherwise, or has slots and heads the other way round
     no, and a rule's name               a rule with a number is off
     max_query_len, requests, ...        another step of the same layer
     contents                            the same tensors with other numbers, which are restored after the call
@@ -33,6 +34,13 @@ from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import PADDING, Step, extent
 
+_OTHER_FLOAT8 = {
+    None: torch.float8_e4m3fn,
+    torch.float8_e4m3fn: torch.float8_e4m3fnuz,
+    torch.float8_e4m3fnuz: torch.float8_e4m3fn,
+}
+"""By the type of a quantized cache; None: of one that is not."""
+_SWAPPED = {"NHD": "HND", "HND": "NHD"}
 OTHER_DTYPE = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
 
 
@@ -210,6 +218,44 @@ def converted_cache(view: KVCacheView, raw: torch.Tensor, dtype: torch.dtype) ->
     if view.layout.is_x_packed and view.itemsize != dtype.itemsize:
         return None
     return dataclasses.replace(view, itemsize=dtype.itemsize), raw.to(dtype)
+
+
+def with_other_cache(layer: Layer, view: KVCacheView, raw: torch.Tensor) -> tuple[Layer, KVCacheView, torch.Tensor] | None:
+    """A layer whose cache is float8 where it is not quantized, and else of the other type of float8."""
+    own, layout = layer.kv_cache_dtype, view.layout
+    if own not in _OTHER_FLOAT8 or layout.has_inline_scales or layer.q_scale is not None:
+        return None
+    other = _OTHER_FLOAT8[own]
+    if own is not None:
+        return dataclasses.replace(layer, kv_cache_dtype=other), view, raw.view(other)
+    converted = converted_cache(view, raw, other)
+    if converted is None:
+        return None
+    one = torch.ones((), device=raw.device)
+    scales = {"k_scale": one, "v_scale": None if layout.has_latent_value else one}
+    return dataclasses.replace(layer, kv_cache_dtype=other, **scales), *converted
+
+
+def swapped(layer: Layer, view: KVCacheView) -> tuple[Layer, KVCacheView] | None:
+    """The same tensor in a layout with slots and heads the other way round, which as many heads as slots allow."""
+    prefix, _, order = view.layout.name.rpartition("_")
+    if order not in _SWAPPED or view.block_size != view.num_kv_heads:
+        return None
+    layout = type(view.layout)[f"{prefix}_{_SWAPPED[order]}"]
+    view = dataclasses.replace(view, layout=layout, slot_stride=view.head_stride, head_stride=view.slot_stride)
+    return dataclasses.replace(layer, layout=layout), view
+
+
+def _cache_dtype(step: Step) -> Step | None:
+    if step.raw is None or step.view is None:
+        return None
+    other = with_other_cache(step.layer, step.view, step.raw)
+    return None if other is None else dataclasses.replace(step, **dict(zip(("layer", "view", "raw"), other, strict=True)))
+
+
+def _layout(step: Step) -> Step | None:
+    other = None if step.view is None else swapped(step.layer, step.view)
+    return None if other is None else dataclasses.replace(step, layer=other[0], view=other[1])
 
 
 def _dtype(step: Step) -> Step | None:
@@ -490,6 +536,8 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "cache strides": _of_cache(restrided_cache),
     "table strides": _table_strides,
     "dtype": _dtype,
+    "cache dtype": _cache_dtype,
+    "layout": _layout,
     "alignment": _of_tensor("q", realigned),
     "k alignment": _of_tensor("k", realigned),
     "v alignment": _of_tensor("v", realigned),

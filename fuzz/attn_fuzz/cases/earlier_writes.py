@@ -19,6 +19,8 @@ from attn_fuzz.cases.earlier import (
     restored,
     restrided,
     restrided_cache,
+    swapped,
+    with_other_cache,
     with_other_scales,
 )
 from attn_fuzz.cases.tensors import Rotation, Step, Write
@@ -119,18 +121,17 @@ def _scales(write: Write, step: Step) -> _Changed | None:
 
 
 def _layout(write: Write, step: Step) -> _Changed | None:
-    """The same tensor in a layout with slots and heads the other way round, which as many heads as slots allow."""
+    other = swapped(write.layer, write.view)
+    return None if other is None else (dataclasses.replace(write, layer=other[0], view=other[1]), step)
+
+
+def _cache_dtype(write: Write, step: Step) -> _Changed | None:
     assert step.raw is not None
-    swapped = {"NHD": "HND", "HND": "NHD"}
-    prefix, _, order = write.view.layout.name.rpartition("_")
-    if order not in swapped or write.view.block_size != write.view.num_kv_heads:
+    other = with_other_cache(write.layer, write.view, step.raw)
+    if other is None:
         return None
-    layout = type(write.view.layout)[f"{prefix}_{swapped[order]}"]
-    layer = dataclasses.replace(write.layer, layout=layout)
-    view = dataclasses.replace(
-        write.view, layout=layout, slot_stride=write.view.head_stride, head_stride=write.view.slot_stride
-    )
-    return dataclasses.replace(write, layer=layer, view=view), step
+    layer, view, raw = other
+    return dataclasses.replace(write, layer=layer, view=view), dataclasses.replace(step, raw=raw)
 
 
 def _rotation(write: Write, step: Step) -> _Changed | None:
@@ -166,6 +167,7 @@ CHANGES: dict[str, Callable[[Write, Step], _Changed | None]] = {
     "q strides": _query_strides,
     "angle strides": _angle_strides,
     "dtype": _dtype,
+    "cache dtype": _cache_dtype,
     "scales": _scales,
     "layout": _layout,
     "rotation": _rotation,

@@ -8,12 +8,13 @@
 docs/guide/foreign-kernels.md has a complete example.
 """
 
-from attn_fuzz.foreign.loading import REPAIRED, MissingSourcesError, findable, load, missing, repaired, sources
+from attn_fuzz.foreign.loading import REPAIRED, MissingSourcesError, call, findable, load, missing, repaired, sources
 from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
 __all__ = [
     "REPAIRED",
     "MissingSourcesError",
+    "call",
     "findable",
     "keys_and_values",
     "load",

@@ -9,9 +9,10 @@ not in `sys.modules`: what they import, also later and inside of functions, is l
 import builtins
 import importlib.abc
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -119,6 +120,22 @@ def load(package: str, files: Sequence[str], *, stubs: Stubs | None = None, fold
     loaded = _Modules(package, files, stubs or {}, folder or sources(package))
     with loaded.importable():
         return [importlib.import_module(name) for name in loaded.files]
+
+
+def call(function: Callable[..., Any], *arguments: Any, hints: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """Call a function of any release. An option that it has no parameter for is left out where it is None or False.
+
+    Args:
+        hints: options that are left out whatever they are: the result is the same, or earlier releases could not be told.
+
+    Raises:
+        LimitError: the function has no parameter for an option that asks for something.
+    """
+    taken = inspect.signature(function).parameters
+    for name in [name for name in options if name not in taken]:
+        if (value := options.pop(name)) is not None and value is not False:
+            raise LimitError(f"{function.__name__} of these sources takes no {name}", "a release that takes it")
+    return function(*arguments, **options, **{name: value for name, value in (hints or {}).items() if name in taken})
 
 
 class _Modules(importlib.abc.MetaPathFinder):

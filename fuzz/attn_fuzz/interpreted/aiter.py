@@ -22,6 +22,7 @@ ARCHITECTURE = "gfx942"
 FOLDERS = (
     "ops/triton/_triton_kernels/",
     "ops/triton/_triton_kernels/attention/",
+    "ops/triton/_triton_kernels/quant/",
     "ops/triton/utils/",
     "ops/triton/utils/_triton/",
 )

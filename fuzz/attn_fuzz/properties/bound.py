@@ -108,7 +108,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""
         biases = most + spread + score + 2 * further_bias if bias.any() else None
-        further = further_roundings(product, biases, layer)
+        further = further_roundings(product, biases, layer, small_tanh=rounds.rounding.small_tanh)
         rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
         coarse = rounds.of_logits(torch.maximum(product, sink), most + spread, spread, biases) + shift
         return rounded + (rounds.of_operands + rounds.of_cut_products) * product + lost + coarse

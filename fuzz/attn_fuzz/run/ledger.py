@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attn_fuzz.cases import case_file
-from attn_fuzz.findings.finding import Finding, explanation
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def fixed(name: str, device: str, case_seconds: float) -> list[Finding]:
 
 
 def no_longer_failing(findings: Iterable[Finding], executor: "Executor") -> list[Finding]:
-    """The findings whose stored case no longer fails on the executor's target as the finding says."""
+    """The findings whose stored case passes on the executor's target. One that fails in another way says nothing of the bug."""
     stored = [(finding, case_file.load(finding.path)) for finding in findings]
-    own = [(finding, case, executor.run(case)) for finding, case in stored if case.target == executor.target]
-    return [
-        finding for finding, case, verdict in own if verdict.kind != "limit" and explanation([finding], case, verdict) is None
-    ]
+    own = [(finding, executor.run(case)) for finding, case in stored if case.target == executor.target]
+    return [finding for finding, verdict in own if verdict.kind != "limit" and not verdict.failed]

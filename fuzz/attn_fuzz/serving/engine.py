@@ -1,12 +1,14 @@
 """A small serving engine. It shows backends what happens between steps: blocks that come and go, drafts, forks, preemption.
 
-As in vLLM, layers of one attention type form a group with block tables of its own, all groups take blocks from one pool, and an
-allocation holds one layer of each group. After every layer of every step the output is compared with `serving.uncached`.
+As in vLLM, layers of one attention type, block size and window form a group with block tables of its own, all groups take
+blocks from one pool, and the allocation holds one layer of each group. A group with a window gives blocks back whose keys it
+does not see any more: in its tables the null block, which nobody writes, stands for them. After every layer of every step the
+output is compared with `serving.uncached`.
 """
 
 import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import AttentionType, KVCacheView
 from attn_fuzz.cases.poison import DTYPES, canary
-from attn_fuzz.serving.models import ModelLayer, ServedModel
+from attn_fuzz.serving.models import Group, ModelLayer, ServedModel
 from attn_fuzz.serving.uncached import MAX_MODEL_LEN, VOCABULARY, Attended, UncachedReference
 from attn_optimized.backends import BACKENDS, AttentionImpl, CommonAttentionMetadata
 
-DECODER, CROSS = AttentionType.DECODER, AttentionType.ENCODER_DECODER
-NO_BLOCK = -1
+CROSS = AttentionType.ENCODER_DECODER
+NO_BLOCK, NULL_BLOCK = -1, 0
 
 
 class Work(NamedTuple):
@@ -39,7 +41,7 @@ class ServedRequest:
     encoder_tokens: list[int]
     num_computed_tokens: int = 0
     encoder_is_written: bool = False
-    blocks: dict[AttentionType, list[int]] = field(default_factory=lambda: {DECODER: [], CROSS: []})
+    blocks: dict[Group, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def sequence(self, attn_type: AttentionType) -> list[int]:
         """The tokens whose keys layers of a type see: the request's own tokens, or the encoder's tokens."""
@@ -63,7 +65,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.ref_counts = [0] * num_blocks
-        self.free = list(reversed(range(num_blocks)))
+        self.free = list(reversed(range(NULL_BLOCK + 1, num_blocks)))
 
     def allocate(self) -> int:
         block = self.free.pop()
@@ -102,9 +104,8 @@ class ServingEngine:
         self._generator = torch.Generator().manual_seed(1)
         self._caches: dict[str, torch.Tensor] = {}
         self._impls: dict[str, AttentionImpl[Any]] = {}
-        self._pages: list[torch.Tensor] = []
-        for _, parts in itertools.groupby(model.layers, key=lambda part: part.allocation):
-            self._allocate(list(parts), num_blocks)
+        self.groups = tuple(dict.fromkeys(part.group for part in model.layers))
+        self._pages = self._allocate(num_blocks)
 
     @property
     def has_cross_attention(self) -> bool:
@@ -124,15 +125,16 @@ class ServingEngine:
         batch = [scheduled for id, chunk in work.items() if (scheduled := self._schedule(id, chunk))]
         if not batch:
             return
-        metadata = {attn_type: self.metadata(attn_type, batch) for attn_type in (DECODER, CROSS)}
+        metadata = {group: self.metadata(group, batch) for group in self.groups}
         for part in self.model.layers:
-            self._run(part, batch, metadata[part.layer.attn_type])
+            self._run(part, batch, metadata[part.group])
         for request, query_len, num_rejected in batch:
             request.encoder_is_written = True
             request.num_computed_tokens += query_len
             self.reject(request, num_rejected)
             if request.num_computed_tokens == len(request.tokens):
                 request.tokens += self._tokens(1)
+            self._slide(request)
         self.check_blocks()
 
     def reject(self, request: ServedRequest, num_rejected: int) -> None:
@@ -144,9 +146,13 @@ class ServingEngine:
         """Add a request that begins with another request's computed tokens, in the same blocks: a beam, or a common prefix."""
         parent = self.requests[id]
         num_shared = min(num_shared_tokens, parent.num_computed_tokens)
-        shared = {DECODER: parent.blocks[DECODER][: self._num_blocks(num_shared)], CROSS: list(parent.blocks[CROSS])}
+        if any(group.unseen_blocks(num_shared) < blocks.count(NULL_BLOCK) for group, blocks in parent.blocks.items()):
+            num_shared = 0  # keys that its next query sees are gone
+        shared: dict[Group, list[int]] = defaultdict(list)
+        for group, blocks in parent.blocks.items():
+            shared[group] = blocks[: len(blocks) if group.attn_type is CROSS else group.num_blocks(num_shared)]
         for block in itertools.chain(*shared.values()):
-            self.pool.share(block)
+            self._share(block)
         child = ServedRequest(
             id=next(self._new_id),
             tokens=parent.tokens[:num_shared] + self._tokens(num_new_tokens),
@@ -161,9 +167,7 @@ class ServingEngine:
         """Take all blocks from a request. Its next steps compute its tokens again."""
         request = self.requests[id]
         for blocks in request.blocks.values():
-            for block in blocks:
-                if self.pool.release(block):
-                    self._fill(block)
+            self._release(blocks)
             blocks.clear()
         request.num_computed_tokens, request.encoder_is_written = 0, False
         self.check_blocks()
@@ -178,46 +182,59 @@ class ServingEngine:
         Raises:
             AssertionError: the count of a block is wrong, or both groups hold a block.
         """
-        held = [{block for r in self.requests.values() for block in r.blocks[group]} for group in (DECODER, CROSS)]
-        counts = Counter(block for r in self.requests.values() for blocks in r.blocks.values() for block in blocks)
+        held = {group: Counter(block for r in self.requests.values() for block in r.blocks[group]) for group in self.groups}
+        counts = sum(held.values(), Counter())
+        del counts[NULL_BLOCK]
         num_blocks = len(self.pool.ref_counts)
         assert self.pool.ref_counts == [counts[block] for block in range(num_blocks)]
-        assert sorted(self.pool.free) == [block for block in range(num_blocks) if not counts[block]]
-        assert not held[0] & held[1], f"blocks {held[0] & held[1]} hold tokens of the decoder and of the encoder"
+        assert sorted(self.pool.free) == [block for block in range(1, num_blocks) if not counts[block]]
+        for one, other in itertools.combinations(held, 2):
+            shared = held[one].keys() & held[other].keys() - {NULL_BLOCK}
+            assert not shared, f"blocks {shared} hold tokens of {one} and of {other}"
 
-    def _allocate(self, parts: Sequence[ModelLayer], num_blocks: int) -> None:
-        """Make a raw allocation, the view of each layer that shares it, and the backends' layers."""
-        dtype, block_size = DTYPES[self.model.dtype], self.model.block_size
-        views = {}
-        for part in parts:
+    def _allocate(self, num_blocks: int) -> torch.Tensor:
+        """Make the raw allocation, the view of each layer and the backends' layers. Return the pages [NB, 2, bytes]."""
+        dtype, views = DTYPES[self.model.dtype], {}
+        for part in self.model.layers:
             layer = part.layer
             assert layer.layout is not None, f"{part.name} has no cache"
             views[part.name] = KVCacheView.dense(
                 layer.layout,
                 num_blocks=num_blocks,
-                block_size=block_size,
+                block_size=part.block_size,
                 num_kv_heads=layer.num_kv_heads,
                 head_size=layer.head_size,
-                itemsize=dtype.itemsize,
+                itemsize=(layer.kv_cache_dtype or dtype).itemsize,
             )
             impl = BACKENDS[part.backend].impl(
-                layer, dtype=dtype, block_size=block_size, allocation_layout=part.allocation_layout, aiter=self.model.aiter
+                layer,
+                dtype=dtype,
+                block_size=part.block_size,
+                allocation_layout=part.allocation_layout,
+                aiter=self.model.aiter,
             )
             assert isinstance(impl, AttentionImpl), f"{part.name}: {part.backend} is a backend of latent attention"
             self._impls[part.name] = impl
-        first = parts[0]
+        first, *others = self.model.layers
+        num_bytes = {view.end * view.itemsize for view in views.values()}
+        assert len(num_bytes) == 1, f"the views of one allocation end at {num_bytes} bytes"
         raw = torch.full((views[first.name].end,), self.model.free_slots, dtype=dtype, device=self.device)
-        self._caches |= {name: view.tensor(raw) for name, view in views.items()}
+        for part in (first, *others):
+            self._caches[part.name] = views[part.name].tensor(raw.view(part.layer.kv_cache_dtype or dtype))
         is_planes = (first.allocation_layout or views[first.name].layout).dims[0] == "kv"
-        self._pages.append(raw.view(2, num_blocks, -1).transpose(0, 1) if is_planes else raw.view(num_blocks, 2, -1))
+        return raw.view(2, num_blocks, -1).transpose(0, 1) if is_planes else raw.view(num_blocks, 2, -1)
 
-    def metadata(self, attn_type: AttentionType, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
+    def metadata(self, group: Group, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
         """The metadata of a step, which all layers of a group share."""
         query_start_loc = self._int32([0, *itertools.accumulate(scheduled.query_len for scheduled in batch)])
-        tables = [scheduled.request.blocks[attn_type] for scheduled in batch]
-        width = max(map(len, tables)) + 1
-        written = [self._written(scheduled, attn_type) for scheduled in batch]
-        slots = [slot for table, positions in zip(tables, written, strict=True) for slot in self._slots(table, positions)]
+        tables = [scheduled.request.blocks[group] for scheduled in batch]
+        width, size = max(map(len, tables)) + 1, group.block_size
+        written = [self._written(scheduled, group.attn_type) for scheduled in batch]
+        slots = [
+            table[position // size] * size + position % size
+            for table, positions in zip(tables, written, strict=True)
+            for position in positions
+        ]
         encoder_lens = [len(scheduled.request.encoder_tokens) for scheduled in batch]
         seq_lens = self._int32([scheduled.seq_len for scheduled in batch])
         return CommonAttentionMetadata(
@@ -249,22 +266,36 @@ class ServingEngine:
 
     def _reserve(self, request: ServedRequest, seq_len: int) -> bool:
         """Allocate the blocks of a step, and copy shared blocks that the step writes to. Return whether there are enough."""
-        own, cross = request.blocks[DECODER], request.blocks[CROSS]
-        first, end = request.num_computed_tokens // self.model.block_size, self._num_blocks(seq_len)
-        shared = [i for i in range(first, min(end, len(own))) if self.pool.ref_counts[own[i]] > 1]
-        new = max(0, end - len(own))
-        new_cross = 0 if request.encoder_is_written else self._num_blocks(len(request.encoder_tokens))
-        if len(shared) + new + new_cross > len(self.pool.free) or seq_len > MAX_MODEL_LEN:
+        shared: dict[Group, range | list[int]] = {}
+        new: dict[Group, int] = {}
+        for group in self.groups:
+            own = request.blocks[group]
+            if group.attn_type is CROSS:
+                shared[group] = []
+                new[group] = 0 if request.encoder_is_written else group.num_blocks(len(request.encoder_tokens))
+            else:
+                end = group.num_blocks(seq_len)
+                written = range(request.num_computed_tokens // group.block_size, min(end, len(own)))
+                shared[group] = [i for i in written if self.pool.ref_counts[own[i]] > 1]
+                new[group] = max(0, end - len(own))
+        if sum(map(len, shared.values())) + sum(new.values()) > len(self.pool.free) or seq_len > MAX_MODEL_LEN:
             return False
-        for i in shared:
-            copy = self.pool.allocate()
-            for pages in self._pages:
-                pages[copy] = pages[own[i]]
-            self.pool.release(own[i])
-            own[i] = copy
-        own += [self.pool.allocate() for _ in range(new)]
-        cross += [self.pool.allocate() for _ in range(new_cross)]
+        for group in self.groups:
+            own = request.blocks[group]
+            for i in shared[group]:
+                copy = self.pool.allocate()
+                self._pages[copy] = self._pages[own[i]]
+                self.pool.release(own[i])
+                own[i] = copy
+            own += [self.pool.allocate() for _ in range(new[group])]
         return True
+
+    def _slide(self, request: ServedRequest) -> None:
+        """Give back the blocks whose keys no later query of a request sees."""
+        for group, blocks in request.blocks.items():
+            unseen = group.unseen_blocks(request.num_computed_tokens)
+            self._release(blocks[:unseen])
+            blocks[:unseen] = [NULL_BLOCK] * unseen
 
     def _run(self, part: ModelLayer, batch: Sequence[Scheduled], common: CommonAttentionMetadata) -> None:
         """Run one layer as the backend does, first the cache update and then attention, and check the output."""
@@ -303,16 +334,14 @@ class ServingEngine:
             return range(0 if request.encoder_is_written else len(request.encoder_tokens))
         return range(request.num_computed_tokens, scheduled.seq_len)
 
-    def _slots(self, table: Sequence[int], positions: Iterable[int]) -> list[int]:
-        size = self.model.block_size
-        return [table[position // size] * size + position % size for position in positions]
+    def _share(self, block: int) -> None:
+        if block != NULL_BLOCK:
+            self.pool.share(block)
 
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.model.block_size)
-
-    def _fill(self, block: int) -> None:
-        for pages in self._pages:
-            pages[block] = self.model.free_slots
+    def _release(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            if block != NULL_BLOCK and self.pool.release(block):
+                self._pages[block] = self.model.free_slots
 
     def _add(self, request: ServedRequest) -> int:
         self.requests[request.id] = request

@@ -1,14 +1,16 @@
 """Models for the serving engine: the same layers, on the backends, layouts and views that the selector gives an architecture.
 
-full     self-attention
-cross    cross-attention, in the same allocation
-window   self-attention with a sliding window and sinks
+full     self-attention, of heads twice as wide as the others
+cross    cross-attention, in blocks of more slots; some models have its cache in float8
+window   self-attention with a sliding window and sinks, of more heads and KV heads
+
+All are in one allocation, in which a block of each has as many bytes.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attn_contract import AttentionConfig, AttentionType, Layer, Layout
@@ -22,9 +24,11 @@ from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.selector import select_model
 
 BLOCK_SIZE = 16
-NUM_HEADS, NUM_KV_HEADS = 2, 1
-SINKS = (0.5, 2.0)
-ALLOCATIONS = (("full", "cross"), ("window",))
+HEADS = {"full": (2, 1), "cross": (3, 1), "window": (6, 2)}
+"""Query and KV heads."""
+SINKS = (0.5, 2.0, 1.0, -1.0, 0.0, 3.0)
+K_SCALE, V_SCALE = 0.03125, 0.0625
+"""Of float8 caches."""
 CROSS = AttentionType.ENCODER_DECODER
 WITHOUT_AITER = Aiter(missing="this model is served without AITER")
 
@@ -36,8 +40,9 @@ class ModelLayer:
     Args:
         name: of the layer, for messages.
         backend: a name in attn_optimized.backends.BACKENDS.
-        layer: of type DECODER or ENCODER_DECODER. Its `layout` is the layout of the view that the backend gets.
-        allocation: index of the model's raw allocation that holds the cache.
+        layer: of type DECODER or ENCODER_DECODER. Its `layout` is the layout of the view that the backend gets. Layers of one
+            attention type, block size and window form a group, which has block tables of its own.
+        block_size: slots of a block.
         allocation_layout: as for AttentionImpl.
         rope: whether its cache update rotates.
     """
@@ -45,19 +50,37 @@ class ModelLayer:
     name: str
     backend: str
     layer: Layer
-    allocation: int
+    block_size: int
     allocation_layout: Layout | None = None
     rope: bool = False
+
+    @property
+    def group(self) -> "Group":
+        return Group(self.layer.attn_type, self.block_size, self.layer.window[0])
+
+
+class Group(NamedTuple):
+    """Layers with the same block tables."""
+
+    attn_type: AttentionType
+    block_size: int
+    window_left: int
+
+    def num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def unseen_blocks(self, position: int) -> int:
+        """Leading blocks that no query from a position on sees a key of."""
+        return max(0, position - self.window_left) // self.block_size if self.window_left >= 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """Layers that are served together. Their caches have the same number of heads and the same head size.
+    """Layers that are served together, in one allocation.
 
     Args:
-        layers: in the order in which a step runs them, allocation by allocation.
-        dtype: of queries, keys, values and caches, by name.
-        block_size: slots of a block.
+        layers: in the order in which a step runs them.
+        dtype: of queries, keys, values and caches that are not quantized, by name.
         rounding: where the layers' kernels round.
         free_slots: the number in slots that are not written since their block was free.
         aiter: AMD's AITER for the backends that use it; the installed one if None.
@@ -65,7 +88,6 @@ class ServedModel:
 
     layers: tuple[ModelLayer, ...]
     dtype: Dtype
-    block_size: int
     rounding: Rounding
     free_slots: float = math.nan
     aiter: Aiter | None = None
@@ -79,6 +101,7 @@ def served(
     aiter: Aiter = WITHOUT_AITER,
     dtype: Dtype = "float32",
     head_size: int = 32,
+    cross_cache: torch.dtype | None = None,
     cross_layout: Layout | None = None,
     backends: Mapping[str, str] | None = None,
     rope: bool = True,
@@ -89,50 +112,61 @@ def served(
     Args:
         device: "cpu" or "cuda".
         architecture, aiter, backends: as for attn_optimized.selector.select_model.
+        head_size: of `cross` and `window`; `full` has twice as many dims.
+        cross_cache: the float8 type of the cache of `cross`, in as many more slots as its elements are smaller.
         cross_layout: layout of the cross-attention's cache, if the engine decides it.
         rope: whether the cache update of `full` rotates.
         rounding, dtype, free_slots: as in ServedModel.
     """
-    shape: dict[str, Any] = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_size": head_size}
+    shapes: dict[str, dict[str, Any]] = {
+        name: {"num_heads": heads, "num_kv_heads": kv_heads, "head_size": 2 * head_size if name == "full" else head_size}
+        for name, (heads, kv_heads) in HEADS.items()
+    }
+    smaller = 1 if cross_cache is None else DTYPES[dtype].itemsize // cross_cache.itemsize
+    block_sizes = {"full": BLOCK_SIZE, "cross": 2 * BLOCK_SIZE * smaller, "window": BLOCK_SIZE}
+    quantized = {"kv_cache_dtype": cross_cache, "scales": "tensor"} if cross_cache is not None else {}
+    scales = {"k_scale": torch.tensor(K_SCALE, device=device), "v_scale": torch.tensor(V_SCALE, device=device)}
     attn_types = {"full": AttentionType.DECODER, "cross": CROSS, "window": AttentionType.DECODER}
-    rules: dict[str, dict[str, Any]] = {"full": {"rope": rope}, "cross": {}, "window": {"window": (19, 19), "sinks": True}}
+    rules: dict[str, dict[str, Any]] = {"full": {"rope": rope}, "cross": {}, "window": {"window": (9, 9), "sinks": True}}
     configs = {
         name: AttentionConfig(
-            **shape,
+            **shapes[name],
+            **(quantized if name == "cross" else {}),
             attn_type=attn_types[name],
             dtype=DTYPES[dtype],
-            block_size=BLOCK_SIZE,
+            block_size=block_sizes[name],
             layout=cross_layout if name == "cross" else None,
             rules=rules[name],
         )
         for name in rules
     }
-    assignments = select_model(configs, allocations=ALLOCATIONS[:1], architecture=architecture, aiter=aiter, backends=backends)
+    assignments = select_model(configs, allocations=[[*rules]], architecture=architecture, aiter=aiter, backends=backends)
     layers = tuple(
         ModelLayer(
             name=name,
             backend=assignments[name].backend,
             layer=Layer(
-                **shape,
+                **shapes[name],
                 attn_type=attn_types[name],
                 window=configs[name].value_of("window"),
-                scale=head_size**-0.5,
+                scale=shapes[name]["head_size"] ** -0.5,
+                kv_cache_dtype=configs[name].kv_cache_dtype,
+                **(scales if configs[name].kv_cache_dtype is not None else {}),
                 sinks=torch.tensor(SINKS, device=device) if configs[name].asks("sinks") else None,
                 layout=assignments[name].layout,
             ),
-            allocation=allocation,
+            block_size=block_sizes[name],
             allocation_layout=assignments[name].allocation_layout,
             rope=configs[name].asks("rope"),
         )
-        for allocation, names in enumerate(ALLOCATIONS)
-        for name in names
+        for name in rules
     )
-    return ServedModel(layers=layers, dtype=dtype, block_size=BLOCK_SIZE, rounding=rounding, free_slots=free_slots, aiter=aiter)
+    return ServedModel(layers=layers, dtype=dtype, rounding=rounding, free_slots=free_slots, aiter=aiter)
 
 
 def triton(device: str) -> ServedModel:
     """All layers on TRITON_ATTN, this project's own kernels."""
-    return served(device, "interpreter", rounding=TRITON.rounding(device))
+    return served(device, "interpreter", rounding=TRITON.rounding(device), cross_cache=torch.float8_e4m3fn)
 
 
 def rocm(device: str) -> ServedModel:

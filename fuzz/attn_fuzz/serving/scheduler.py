@@ -7,12 +7,13 @@ import hypothesis
 from attn_fuzz.serving.engine import ServingEngine, Work
 from attn_fuzz.serving.managed import ManagedEngine
 from attn_fuzz.serving.models import ServedModel
+from attn_fuzz.serving.uncached import MAX_MODEL_LEN
 from attn_fuzz.strategies.independent import INDEPENDENT
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-NUM_BLOCKS = 14
+NUM_BLOCKS = 18
 MAX_REQUESTS = 5
 # lengths around the ends of blocks and of a kernel's tiles
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
@@ -43,8 +44,8 @@ class Scheduler(RuleBasedStateMachine):
     @precondition(lambda self: self.engine.requests)
     @rule(num_drafts=DRAFTS, num_accepted=DRAFTS)
     def decode(self, num_drafts: int, num_accepted: int) -> None:
-        """Run one token of every request and the drafts after it. Most steps of an engine are like this."""
-        self.engine.step(dict.fromkeys(self.engine.requests, Work(1, num_drafts, num_accepted)))
+        """Run one token of every request and the drafts after it, or all that waits of a prompt. Most steps are like this."""
+        self.engine.step(dict.fromkeys(self.engine.requests, Work(MAX_MODEL_LEN, num_drafts, num_accepted)))
 
     @precondition(lambda self: 0 < len(self.engine.requests) < MAX_REQUESTS)
     @rule(request=REQUEST, num_shared_tokens=LENGTHS, num_new_tokens=LENGTHS)

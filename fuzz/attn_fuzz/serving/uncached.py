@@ -77,11 +77,13 @@ class UncachedReference:
         positions = [position for length in lens for position in range(length)]
         tokens = itertools.chain.from_iterable(sequence.tokens for sequence in sequences)
         key, value = self.keys_and_values(part, tokens, positions)
-        kv_cache = torch.stack([key, value])[:, :, None]
         layer = dataclasses.replace(part.layer, layout=Layout.KV_FIRST_NHD)
+        kv_cache = key.new_empty((2, len(key), 1, *key.shape[1:]), dtype=layer.kv_cache_dtype or key.dtype)
         if part.rope:
             is_new = [position >= len(s.tokens) - s.query_len for s in sequences for position in range(len(s.tokens))]
             query = self._rotate(query, is_new, key, value, positions, kv_cache, layer)
+        else:
+            attn_reference.write_kv_cache(key, value, kv_cache, layer, torch.arange(len(key), device=self.device))
         batch = self._batch(sequences, lens, causal=layer.attn_type is AttentionType.DECODER)
         call = Call(q=query, layer=layer, batch=batch, kv_cache=kv_cache)
         judgement = judge_call(call, output, None, self.model.rounding)

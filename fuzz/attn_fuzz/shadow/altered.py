@@ -20,8 +20,10 @@ def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tup
         position: by which the written key is rotated.
     """
     old, new = (x.double().reshape(-1, x.shape[-1] if x.dim() else 1).cpu() for x in (written, handed))
-    if old.shape != new.shape or not (old.isfinite().all() and new.isfinite().all()):
-        return Kind.ALTERED, ""
+    if old.shape != new.shape:
+        return Kind.ALTERED, f"of {new.numel()} elements in place of {old.numel()}"
+    if not (old.isfinite().all() and new.isfinite().all()):
+        return Kind.ALTERED, "NaN or infinity"
     factor = (old * new).sum(1) / (old * old).sum(1).clamp_min(1e-300)
     if bool(((new - factor[:, None] * old).norm(dim=1) <= _CLOSE * new.norm(dim=1)).all()) and bool((factor > 0).all()):
         return Kind.SCALE, f"{float(factor[0]):.4g} times what was written"

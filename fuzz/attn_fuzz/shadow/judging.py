@@ -25,6 +25,7 @@ class Read:
     slots: np.ndarray | None
     handed: Contents | None
     masked: int | None
+    close: float
 
     def slot(self, at: int) -> int | None:
         return None if self.slots is None else int(self.slots[at])
@@ -73,6 +74,9 @@ def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
     query = track.first if track.step == state.step else track.end - 1
     is_seen = (read.positions >= max(track.begin, state.first_seen(read.layer, query))) & (read.positions < track.end)
     wrong = (((marks ^ got) & mask != 0) | (marks == 0)) & is_seen
+    if read.close and read.handed is not None:
+        for at in np.flatnonzero(wrong & (marks != 0)):
+            wrong[at] = not _is_close(state, int(marks[at]), read.handed[at : at + 1], read.close)
     if not wrong.any():
         return None
     at = int(wrong.argmax())
@@ -80,11 +84,19 @@ def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
     source = record
     if record is None or (record["mark"] ^ got[at]) & mask[at]:
         source = state.source(read.layer, state.numbers[read.request], got[at], mask[at])
+    if source is None and read.close and read.handed is not None:
+        close = (
+            mark for mark in state.marks(read.layer, position) if _is_close(state, mark, read.handed[at : at + 1], read.close)
+        )
+        source = next((state.source(read.layer, state.numbers[read.request], np.uint64(mark), _ALL) for mark in close), None)
     kind, detail = Kind.LOST_KEY, ""
     if marks[at]:
-        kind, detail = _kind(state, read, position, source, got[at], elsewhere=read.slot(at) not in (None, place))
+        mark = got[at] if not read.close or source is None else source["mark"]
+        kind, detail = _kind(state, read, position, source, mark, elsewhere=read.slot(at) not in (None, place))
     if kind is None:
-        kind, detail = _change(state, int(marks[at]), position, None if read.handed is None else read.handed[at : at + 1])
+        kind, detail = _change(
+            state, int(marks[at]), position, None if read.handed is None else read.handed[at : at + 1], read.close
+        )
     return _fault(
         state,
         read,
@@ -120,16 +132,33 @@ def _kind(state: State, read: Read, position: int, source: Any, mark: np.uint64,
     return (Kind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else Kind.WRONG_RING), whose
 
 
-def _change(state: State, mark: int, position: int, handed: Contents | None) -> tuple[Kind, str]:
+def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:
+    """Whether a key is close to the one of this mark, or this one is not kept."""
+    kept = state.kept(mark)
+    return kept is None or all(_are_close(old, new, close) for _, old, new in _pairs(kept, handed))
+
+
+def _pairs(kept: Contents, handed: Contents) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The key and the value that are kept, beside those that are handed, as far as both are known."""
+    pairs = (("key", kept.keys, handed.keys), ("value", kept.values, handed.values))
+    return [
+        (name, old[0].double().cpu(), new[0].double().cpu()) for name, old, new in pairs if old is not None and new is not None
+    ]
+
+
+def _are_close(old: torch.Tensor, new: torch.Tensor, close: float) -> bool:
+    return bool(((new - old).abs() <= close * old.abs().max()).all())
+
+
+def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[Kind, str]:
     """How a key that nobody wrote differs from the one of this mark."""
     kept = state.kept(mark)
     if kept is None or handed is None:
         return Kind.ALTERED, "its bytes are no longer kept" if kept is None and state.value_bytes else ""
-    for name in ("keys", "values"):
-        old, new = getattr(kept, name), getattr(handed, name)
-        if old is not None and new is not None and not torch.equal(old.cpu(), new.cpu()):
-            kind, detail = change_of(old[0], new[0], position)
-            return kind, f"the value: {detail}" if name == "values" and detail else detail
+    for name, old, new in _pairs(kept, handed):
+        if not _are_close(old, new, close):
+            kind, detail = change_of(old, new, position)
+            return kind, f"the {name}: {detail}" if detail else ""
     return Kind.ALTERED, ""
 
 
@@ -140,9 +169,10 @@ def not_shared(state: State, number: int, position: int, record: np.void) -> Kin
     if record["position"] != position:
         return Kind.WRONG_SLOT
     mine, theirs = state.tokens.get(number), state.tokens.get(int(record["request"]))
-    if mine is None or theirs is None or np.array_equal(mine[: position + 1], theirs[: position + 1]):
+    if mine is None or theirs is None:
         return None
-    return Kind.OTHER_REQUEST
+    known = min(position + 1, len(mine), len(theirs))
+    return None if np.array_equal(mine[:known], theirs[:known]) else Kind.OTHER_REQUEST
 
 
 def _fault(state: State, read: Read, kind: Kind, position: int, **more: Any) -> Fault:

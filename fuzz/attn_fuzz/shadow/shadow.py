@@ -45,6 +45,7 @@ class Shadow:
         self._state = State(value_bytes, pools or {})
         self._was_read: set[Hashable] = set()
         self._ends_steps = True
+        self._read_since: set[tuple[Hashable, Hashable]] = set()
         self._missing: dict[tuple[Hashable, Hashable], Fault] = {}
 
     @property
@@ -122,6 +123,7 @@ class Shadow:
         values: Any = None,
         whole: bool = True,
         masked: int | None = None,
+        close: float = 0.0,
     ) -> list[Fault]:
         """The faults in what attention is handed for a request's queries, which are the positions that this step wrote.
 
@@ -134,6 +136,8 @@ class Shadow:
             whole: whether these are all keys that it is handed for this request: then none may be missing, and the last one is
                 the last that this step wrote.
             masked: for how many keys attention has a mask; None: as many as it is handed.
+            close: how far a key may be off, of the largest element of what was written, as in a quantized cache. Keys that
+                are not kept are not held to it.
 
         Raises:
             ContractError: an argument is malformed; it is named.
@@ -142,11 +146,13 @@ class Shadow:
         handed = _contents(keys, values, len(positions))
         self.reads += 1
         self._was_read.add(layer)
-        found = faults(self._state, Read(layer, request, positions, slots, handed, masked), whole=whole)
+        found = faults(self._state, Read(layer, request, positions, slots, handed, masked, close), whole=whole)
         self._missing.pop((layer, request), None)
         for fault in found:
-            if fault.expected is None:
+            # attention that comes before the step's write is handed a position that is written later
+            if fault.expected is None and (layer, request) in self._read_since:
                 self._missing[layer, request] = fault
+        self._read_since.add((layer, request))
         return self._noted(found)
 
     def place(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> None:
@@ -247,10 +253,10 @@ class Shadow:
         self.not_seen[reason] = self.not_seen.get(reason, 0) + 1
 
     def _written_late(self, layer: Hashable, request: Hashable, positions: np.ndarray) -> list[Fault]:
-        fault = self._missing.get((layer, request))
+        self._read_since.discard((layer, request))
+        fault = self._missing.pop((layer, request), None)
         if fault is None or fault.position not in positions:
             return []
-        del self._missing[layer, request]
         late = Fault(
             Kind.WRITE_AFTER_READ, layer, request, fault.position, fault.step, fault.slot, detail="attention came first"
         )

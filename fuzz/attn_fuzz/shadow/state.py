@@ -1,6 +1,7 @@
 """What a shadow knows: names, tables, and the keys and values that it keeps."""
 
-from collections import OrderedDict, deque
+import itertools
+from collections import deque
 from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
@@ -40,7 +41,8 @@ class State:
         self._names: list[Hashable] = []
         self._freed: dict[int, int] = {}
         self._dropped: deque[tuple[Hashable, int, Track]] = deque(maxlen=_DROPPED_KEPT)
-        self._kept: OrderedDict[int, Contents] = OrderedDict()
+        self._writes: deque[Contents] = deque()
+        self._kept: dict[int, tuple[Contents, int]] = {}
         self._kept_bytes, self._serial = 0, 0
 
     @property
@@ -97,18 +99,33 @@ class State:
 
     def keep(self, written: Contents) -> None:
         """Keep keys and values by their mark: requests that share a key find it, too."""
-        for row, mark in enumerate(written.marks.tolist() if self.value_bytes else ()):
-            if mark in self._kept:
-                self._kept.move_to_end(mark)
-                continue
-            one = written[row : row + 1].clone()
-            self._kept_bytes += one.nbytes
-            self._kept[mark] = one
+        if not self.value_bytes:
+            return
+        kept = written.clone()
+        self._writes.append(kept)
+        self._kept.update(zip(kept.marks.tolist(), zip(itertools.repeat(kept), itertools.count()), strict=False))
+        self._kept_bytes += kept.nbytes
         while self._kept_bytes > self.value_bytes:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            oldest = self._writes.popleft()
+            self._kept_bytes -= oldest.nbytes
+            for mark in oldest.marks.tolist():
+                if mark in self._kept and self._kept[mark][0] is oldest:
+                    del self._kept[mark]
 
     def kept(self, mark: int) -> Contents | None:
-        return self._kept.get(mark)
+        """The key and value of a mark, [1, ...]; None if they are not kept."""
+        written, row = self._kept.get(mark, (None, 0))
+        return None if written is None else written[row : row + 1]
+
+    def _tracks(self, layer: Hashable) -> list[tuple[int, Track]]:
+        """Those of requests that live, and then the ones that were freed last."""
+        freed = [(owner, track) for of, owner, track in reversed(self._dropped) if of == layer]
+        return [*self.tracks.get(layer, {}).items(), *freed]
+
+    def marks(self, layer: Hashable, position: int) -> list[int]:
+        """Those of a position, of all requests, and of some that were freed."""
+        found = (track.get(np.array([position]))["mark"][0] for _, track in self._tracks(layer))
+        return [int(mark) for mark in found if mark]
 
     def first_seen(self, layer: Hashable, query: int) -> int:
         """The first position that a query of the layer sees."""
@@ -136,9 +153,7 @@ class State:
         """The write of a mark, as a record of a slot: of the same request, of others, of freed ones, or only in a slot."""
         if mark & REAL == 0 or mark == ZEROS:
             return None
-        tracks = sorted(self.tracks.get(layer, {}).items(), key=lambda one: one[0] != number)
-        tracks += [(owner, track) for of, owner, track in reversed(self._dropped) if of == layer]
-        for owner, track in tracks:
+        for owner, track in sorted(self._tracks(layer), key=lambda one: one[0] != number):
             same = ((track.marks ^ mark) & mask) == 0
             if same.any():
                 position = track.begin + int(same.argmax())

@@ -15,6 +15,8 @@ ONE_IN = 40
 """One step in so many is a long request. A run draws steps that it lacks, and takes twice as many of them."""
 ONE_IN_FAR = 4
 """Likewise, where the window reaches far back."""
+ONE_IN_CHUNKS = 2
+"""Likewise, where chunks are longer than tiles: over the end of one."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 
 
@@ -83,7 +85,7 @@ def batches(
     if is_far and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
         return (Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
     is_long = is_decoder and support.engine.contexts and chunk > max(support.tile_sizes) + 1
-    if is_long and support.engine.several_queries and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
+    if is_long and support.engine.several_queries and pick(draw, range(ONE_IN_CHUNKS)) == ONE_IN_CHUNKS - 1:
         request = _over_an_end(draw, support, chunk, causal)
         return (_with_ranges(draw, support, block_size, rules, window_left, chunk, request),)
     if attn_type is AttentionType.DECODER and support.many_requests is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:

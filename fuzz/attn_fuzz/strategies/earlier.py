@@ -22,6 +22,8 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
     **dict.fromkeys(("k strides", "v strides", "k alignment", "v alignment"), lambda case: case.cache is None),
     **dict.fromkeys(("cache strides", "cache alignment"), lambda case: case.cache is not None),
     "table strides": lambda case: case.cache is not None,
+    "cache dtype": lambda case: case.cache is not None and case.cache.dtype != "int8" and case.q_scale is None,
+    "layout": lambda case: case.cache is not None and case.cache.block_size == case.num_kv_heads,
     "rows": lambda case: case.rows_past,
     "heads": lambda case: case.group_size > 1,
     "kv_heads": lambda case: case.num_kv_heads > 1,

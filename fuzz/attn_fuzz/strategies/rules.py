@@ -54,14 +54,23 @@ def _one_of(*values: Any, sizes: Callable[[Support], tuple[int, ...]] | None = N
 
 
 def _chunks(support: Support) -> tuple[int, ...]:
-    return *_around(support), *_far(support)
+    """Half of them are far: short windows and chunks are launched in another way than long ones."""
+    return *_around(support), *_far(support) * 4
+
+
+SMALLEST_CAP = 2.0**-120
+
+
+def _edge_caps(support: Support) -> tuple[float, ...]:
+    """A cap of which the scale may be so many times as no float32 is; for an engine that sends any scale."""
+    return (SMALLEST_CAP,) * 2 if support.engine.other_scales and 0 in support.engine.scale_signs else ()
 
 
 NUMBERS: dict[str, _Number] = {
     "window": partial(window, kind="any"),
     "sink_tokens": _one_of(1, 2, 4, sizes=_around),
     "chunked_local": _one_of(16, 1, 2, 7, sizes=_chunks),
-    "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3),
+    "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3, sizes=_edge_caps),
     "alibi_slopes": _one_of(True),
     "qq_bias": _one_of("tree", "random", "hiding"),
     "sinks": _one_of("zero", "near", "above", "below", "off", "some"),

@@ -14,7 +14,7 @@ _ROCM_ATTN_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
 def triton_attn(device: str) -> Support:
     """Everything but float8 queries beside scales of tokens."""
-    return dataclasses.replace(TRITON.support(device), refused_sizes={"head_sizes": (257, 272)}, exclude=beyond_vllm_queries)
+    return dataclasses.replace(TRITON.support(device), refused_sizes={"head_sizes": (513, 528)}, exclude=beyond_vllm_queries)
 
 
 def beyond_vllm_queries(case: Case) -> str | None:
@@ -30,11 +30,11 @@ def triton_attn_diffkv(device: str) -> Support:
         drawn,
         attn_types=(AttentionType.DECODER,),
         layouts=(Layout.CONTENT_PACKED,),
-        head_sizes=tuple(size for size in (*drawn.head_sizes, *BESIDE_TWO_WIDTHS) if 32 <= size <= 256),
+        head_sizes=tuple(size for size in (*drawn.head_sizes, *BESIDE_TWO_WIDTHS) if size >= 32),
         block_sizes=tuple(size for size in drawn.block_sizes if size % 16 == 0),
         rules=("head_size_v", "window", "logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
         required_rules=("head_size_v",),
-        refused_sizes={"head_sizes": (31, 257), "value_sizes": (257,), "block_sizes": (8, 24)},
+        refused_sizes={"head_sizes": (31, 513), "value_sizes": (513,), "block_sizes": (8, 24)},
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),

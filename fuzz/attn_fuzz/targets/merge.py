@@ -61,7 +61,8 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
         rng = rng_of_call(q, batch)
-        parts = [state(q[:rows], layer, rng) for _ in range(rng.randint(2, MOST_PARTS))]
+        like = parts_like(q, out, layer, rows)
+        parts = [state(like, layer, rng) for _ in range(rng.randint(2, MOST_PARTS))]
         bound = rng.randint(0, rows) if takes.has_prefix_bound and rng.random() < 0.5 else None
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, rng, takes.empty_lses, rows if bound is None else bound)
@@ -109,7 +110,7 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
         merge = load_merge()
         rows = int(batch.query_start_loc[-1])
         rng = rng_of_call(q, batch)
-        outs, lses = stacked(q[:rows], layer, rng.randint(1, most_parts), rng)
+        outs, lses = stacked(parts_like(q, out, layer, rows), layer, rng.randint(1, most_parts), rng)
         parts = [State(*part) for part in zip(outs, lses, strict=True)]
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, rng, EVERY_OPTION.empty_lses, rows)
@@ -179,6 +180,13 @@ def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, 
 def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
     """The first rows of an output, [rows, H, D of V], whichever of its two shapes it has."""
     return out.view(len(out), layer.num_heads, layer.value_size)[:rows]
+
+
+def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
+    """The first rows of a tensor of the dtype of parts: of q; of the output where q is float8; float32 if both are."""
+    if layer.q_scale is None:
+        return q[:rows]
+    return out[:rows] if layer.output_scale is None else q[:rows].float()
 
 
 def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:

@@ -323,11 +323,12 @@ EVERYTHING = Support(
     cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
     scales=("tensor", "head", "token"),
     output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
-    head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256),
+    head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256, 512),
 )
 """A Support of everything that a case with one head size can have."""
-BESIDE_TWO_WIDTHS = (192, 33, 47)
-"""Head sizes that are drawn where K and V may have two: one of models, and odd ones, after which V begins at an odd element."""
+BESIDE_TWO_WIDTHS = (192, 33, 47, 320)
+"""Head sizes that are drawn where K and V may have two: one of models, odd ones, after which V begins at an odd element, and
+one that two dots take of which the first has 256 dims."""
 WITH_LATENT = dataclasses.replace(
     EVERYTHING,
     layouts=tuple(Layout),

@@ -107,6 +107,7 @@ def _triton_rounding(device: str) -> Rounding:
         splits=8 if interpreted else 64,
         float16_dots=True,
         exact_division=True,
+        small_tanh=True,
     )
 
 

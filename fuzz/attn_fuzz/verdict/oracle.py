@@ -36,7 +36,9 @@ none. A cap does not enlarge errors, since the slope of tanh is at most 1.
     2 |z_j|     with a float8 query: its scale multiplies the layer's scale or the score likewise; q itself is read exactly
     8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
                 of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
-                more roundings of numbers up to 2; all of this times c
+                more roundings of numbers up to 2; all of this times c. A kernel may have another formula for small x
+                (`Rounding.small_tanh`): where (1 - t) / (1 + t) begins, at x = 1/8, its error is below 12 u32 x, so that
+                8 min(c, 2 |z_j|) bounds all of it
     3 b_j       the biases: each bias is computed, scaled to the base and added; b is the sum of the biases' magnitudes, since
                 biases may cancel
 
@@ -255,7 +257,9 @@ class Oracle:
     @cached_property
     def _steps_of_logits(self) -> torch.Tensor:
         """[H, q, k]: 2 |s_j| + 2 |s_j - m| + 4 + r_j"""
-        return 2 * self._logits + 2 * self._distances + 4 + further_roundings(self.state.scores.abs(), self._biases, self.layer)
+        small_tanh = self.rounding.rounding.small_tanh
+        further = further_roundings(self.state.scores.abs(), self._biases, self.layer, small_tanh=small_tanh)
+        return 2 * self._logits + 2 * self._distances + 4 + further
 
     @cached_property
     def _logits(self) -> torch.Tensor:

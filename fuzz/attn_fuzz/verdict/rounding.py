@@ -80,6 +80,7 @@ class Rounding:
             MFMA behavior specifics").
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
+        small_tanh: whether the tanh of a soft cap is right to a few units of itself where it is small, too, and not of 1.
     """
 
     keys_per_tile: int
@@ -97,6 +98,7 @@ class Rounding:
     float8_weights: bool = False
     int8_dots: bool = False
     exact_division: bool = False
+    small_tanh: bool = False
     weights: str | None = None
     weight_scale: float = 1.0
     largest_weight: float = 1.0
@@ -384,23 +386,26 @@ class CallRounding:
         return (1 - largest / (most * torch.exp(shift))).clamp(min=0)
 
 
-def further_roundings(score: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor | float:
+def further_roundings(
+    score: torch.Tensor, bias: torch.Tensor | None, layer: Layer, *, small_tanh: bool
+) -> torch.Tensor | float:
     """r: the roundings between a scaled product and its logit, in units of u32.
 
     Args:
         score: |z| of each scaled product, or a bound of |z|.
         bias: the sum of the magnitudes of all biases of a score, or a bound of this sum. None if there is no bias.
         layer: says whether there are a cap, a quantized cache and a float8 q.
+        small_tanh: as in `Rounding`.
     """
-    further = 0.0
+    further, cap = 0.0, layer.logits_soft_cap
     if layer.kv_cache_dtype is not None:
         further = further + 2 * score
     if layer.q_scale is not None:
         further = further + 2 * score
-    if layer.logits_soft_cap is not None or bias is not None:
+    if cap is not None or bias is not None:
         further = further + 2 * score
-    if layer.logits_soft_cap is not None:
-        further = further + CAP_ROUNDINGS * layer.logits_soft_cap
+    if cap is not None:
+        further = further + CAP_ROUNDINGS * ((2 * score).clamp(max=cap) if small_tanh else cap)
     if bias is not None:
         further = further + 3 * bias
     return further

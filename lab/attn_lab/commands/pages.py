@@ -22,6 +22,7 @@ CHECKS = (
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
     "python -m attn_lab findings --check",
+    "python -m attn_lab releases --check",
 )
 
 

@@ -22,7 +22,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """The results of one mutant.
 
     Attributes:
-        name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page tells, and
+        name, change: as in `attn_lab.mutate.generate.Generated`; in a file "#" and a digest of a change that no page lists, and
             nothing of one that equivalent.toml tells.
         examples: for each seed, after how many examples it was found; None where it survived.
         by: the kind of the verdict that found it first.
@@ -71,6 +71,11 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     def counts(self) -> bool:
         """Whether it is in the rates."""
         return self.state in ("", NOT_RUN_BY_ANY)
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
+        return not self.tests and (bool(self.state) or None in self.examples)
 
 
 def digest_of(change: str) -> str:
@@ -260,7 +265,8 @@ gets as well. The rate of the other host code is that of the tests.
 
 A rate counts the mutants that are found. A mutant is in no rate if it does not import or compile, if it is equivalent, or if
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
-ends at once. A mutant that no target runs is in the rates, and survives. `equivalent.toml` says of each equivalent mutant why.
+ends at once. A mutant that no target runs is in the rates, and survives. The lists leave out mutants that a test finds.
+`equivalent.toml` says of each equivalent mutant why.
 `python -m attn_lab mutate --check` fails if this page is not made of the JSON files beside it, or if an operator does not make
 one of their mutants any more.
 """
@@ -297,7 +303,7 @@ def short(results: Results) -> Results:
     def kept(row: Row) -> Row:
         if row.state == EQUIVALENT:
             return Row(row.name)
-        return msgspec.structs.replace(row, change=row.change if row.state or None in row.examples else row.digest)
+        return msgspec.structs.replace(row, change=row.change if row.is_listed else row.digest)
 
     return msgspec.structs.replace(results, mutants=tuple(map(kept, results.mutants)))
 
@@ -329,7 +335,7 @@ def _of_sample(results: Results) -> list[str]:
     lines += [*_finders(rows), "", *_rates("operator", rows, lambda row: row.operator), ""]
     lines += _rates("room", rows, lambda row: row.room)
     for state in ("", NOT_RUN_BY_ANY, BROKEN, UNFINISHED):
-        lines += _survivors(state, [row for row in rows if row.state == state and (state or None in row.examples)])
+        lines += _survivors(state, [row for row in rows if row.state == state and row.is_listed])
     return lines
 
 

@@ -7,7 +7,7 @@ from attn_contract import UnsupportedError
 
 from attn_optimized.launch.workload import MIN_DOT, Workload
 
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE = 512
 MAX_LATENT_SIZE, MAX_REST_SIZE = 512, 128
 """The widest V of a latent cache, and the most dims of K behind it."""
 

@@ -32,7 +32,7 @@ by_name = pytest.mark.parametrize("call_class", CLASSES, ids=lambda call_class: 
 
 
 def test_every_call_has_a_class():
-    assert set(CLASSES) == set(itertools.product(get_args(Phase), (2, 4), (64, 128, 256), (False, True)))
+    assert set(CLASSES) == set(itertools.product(get_args(Phase), (2, 4), (64, 128, 256, 512), (False, True)))
     assert len({call_class.name for call_class in CLASSES}) == len(CLASSES)
     for entry in entries("sm90"):
         assert entry.phase in get_args(LatentPhase) or any(call_class.holds(entry) for call_class in CLASSES)
@@ -85,11 +85,11 @@ def test_a_search_begins_with_the_most_work_and_the_middle():
 
 def test_a_step_that_no_kernel_serves_is_in_no_class_and_named():
     cascade = next(case for case in DRAWN if case.common_prefix_len)
-    wide = [replace(case, name=f"wide {i}", head_size=288) for i, case in enumerate((DRAWN[0], cascade))]
+    wide = [replace(case, name=f"wide {i}", head_size=528) for i, case in enumerate((DRAWN[0], cascade))]
     found, refused = served([wide[0], *DRAWN[:3], wide[1]], "sm90", COMPUTE_UNITS)
     assert found == DRAWN[:3]
     assert list(refused) == ["wide 0", "wide 1"]
-    assert all("head size 288 not supported" in why for why in refused.values())
+    assert all("head size 528 not supported" in why for why in refused.values())
 
 
 @by_name

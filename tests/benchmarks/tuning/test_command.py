@@ -33,7 +33,7 @@ from benchmarks.speed import drawn
 every = drawn.draw_cases
 def with_wide_heads(number, seed):
     first, *others = every(number, seed)
-    return [dataclasses.replace(first, head_size=288), *others]
+    return [dataclasses.replace(first, head_size=528), *others]
 drawn.draw_cases = with_wide_heads
 runpy.run_module("benchmarks", run_name="__main__")
 """
@@ -54,7 +54,7 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
     assert len(found.steps) == 3
     assert all(step.kernels and step.ms for step in found.steps)
     assert list(found.refused) == [refused]
-    assert f"left out: {refused}: attn_optimized: head size 288" in ended.stdout
+    assert f"left out: {refused}: attn_optimized: head size 528" in ended.stdout
     assert found.classes
     for searched in found.classes:
         assert f"{searched.name}: {searched.why}" in ended.stdout

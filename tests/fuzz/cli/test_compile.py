@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from attn_amdgcn import load
+from attn_fuzz import current_folder
 from attn_parity import compile as compile_command
 from attn_parity.binaries.build import Beside, Outcome, OutOfTime, build, in_processes
 from attn_parity.binaries.kernarg import kernarg_of
@@ -89,6 +90,16 @@ def test_a_compiler_that_dies_costs_its_job_alone():
     assert not interrupted
     assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "the process died"}
     assert done == list(range(1, 9))
+
+
+def test_a_compilers_process_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
+    """A kernel of a target module:attribute is in one, where this package is installed and the folder is on no path."""
+    (tmp_path / "planted_kernels.py").write_text("answer = 7\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(current_folder, "folders", {})
+    current_folder.admit("planted_kernels:TARGET")
+    job = ("from planted_kernels import answer; assert answer == 7",)
+    assert in_processes(exec, [job], 1) == ({job: None}, False)
 
 
 def hung(folder: Path) -> int:

@@ -1,56 +1,62 @@
-"""What is said of a config's layers, against what a model of transformers that is built of the config does in each layer."""
+"""What is said of a config's layers, against what a small model of transformers, which is run on a CPU, does in each layer."""
 
-import copy
 import math
-import sys
 from typing import Any
 
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, UnsupportedError
-from attn_parity.model_config import MODEL_TYPES, Group, model_config
-from attn_parity.model_config.meaning import Meaning
+from attn_contract import AttentionType
+from attn_parity.model_config import Group, model_config
 
 transformers = pytest.importorskip("transformers")
 
 TOKENS = 20
-LAYERS = 8
-SIZES: dict[Meaning, Any] = {
-    Meaning.HIDDEN_SIZE: 32,
-    Meaning.NUM_LAYERS: LAYERS,
-    Meaning.DECODER_LAYERS: LAYERS,
-    Meaning.HEADS: 4,
-    Meaning.DECODER_HEADS: 2,
-    Meaning.KV_HEADS: 2,
-    Meaning.HEAD_SIZE: 16,
-    Meaning.VALUE_SIZE: 12,
-    Meaning.WINDOW: 5,
-    Meaning.USE_WINDOW: True,
-    Meaning.FIRST_WINDOWED: 3,
-    Meaning.CHUNK: 7,
-    Meaning.SOFT_CAP: 9.0,
-    Meaning.SCALE: 0.3,
-    Meaning.SCALE_DIVISOR: 25,
-    Meaning.DTYPE: "float32",
-    Meaning.LATENT_SIZE: 24,
-    Meaning.NOPE_SIZE: 12,
-    Meaning.ROPE_SIZE: 8,
-}
-# of the expanded form, which a model of transformers computes
-OF_LATENT = {"num_key_value_heads": 4, "v_head_dim": 16, "q_lora_rank": 20, "head_dim": 8, "qk_head_dim": 20}
-OF_OTHER_PARTS = {
-    **dict.fromkeys(
-        ("vocab_size", "max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions"), 64
-    ),
-    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp"), 8),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "word_embed_proj_dim", "num_mel_bins"), 32),
+LAYERS = 6
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 64),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "intermediate_size_mlp"), 8),
     **dict.fromkeys(("num_local_experts", "n_routed_experts"), 2),
     **dict.fromkeys(("num_experts_per_tok", "n_group", "topk_group"), 1),
-    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
 }
-# these attend by code of their own, which hands nobody its arguments
-OWN_CODE = {"bloom", "mpt", "falcon"}
+WINDOWED = {"head_dim": 16, "sliding_window": 5}
+OF_TWO = {
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), LAYERS),
+    "d_model": 64,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "decoder_start_token_id": 0,
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32),
+}
+TYPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": WINDOWED,
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3},
+    "gemma2": {**WINDOWED, "attn_logit_softcapping": 9.0, "query_pre_attn_scalar": 25},
+    "gemma3_text": {**WINDOWED, "query_pre_attn_scalar": 25},
+    "cohere2": WINDOWED,
+    "gpt_oss": WINDOWED,
+    "llama4_text": {"head_dim": 16, "attention_chunk_size": 7},
+    "granite": {"attention_multiplier": 0.3},
+    "mimo_v2_flash": {**WINDOWED, "v_head_dim": 12},
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 24,
+        "q_lora_rank": 20,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+    },
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 64},
+    "gpt2": {},
+    "bert": {},
+    "bart": OF_TWO,
+    "whisper": {**OF_TWO, "num_mel_bins": 32, "max_source_positions": 64, "max_target_positions": 64},
+}
 SCALE_Q = {"opt", "whisper"}
 
 
@@ -68,35 +74,20 @@ def calls(monkeypatch) -> list[dict[str, Any]]:
     return kept
 
 
-def class_of(model_type: str) -> Any:
-    """The config class of a type's models."""
-    return transformers.CONFIG_MAPPING[MODEL_TYPES[model_type].class_of or model_type]
+def built(model_type: str, fields: dict[str, Any], attention: str) -> tuple[dict[str, Any], Any]:
+    """A small config, and transformers' model of it."""
+    has = transformers.CONFIG_MAPPING[model_type]().to_dict() | transformers.CONFIG_MAPPING[model_type].attribute_map
+    config = {name: value for name, value in {**({} if "d_model" in fields else SIZES), **fields}.items() if name in has}
+    made = transformers.CONFIG_MAPPING[model_type](**config)
+    return config, transformers.AutoModel.from_config(made, attn_implementation=attention).eval()
 
 
-def tiny(model_type: str) -> dict[str, Any]:
-    """A small config of a type, with a value for every field that its attention reads and its class has."""
-    has = class_of(model_type)().to_dict()
-    fields = {
-        name: SIZES[meaning] for name, meaning in MODEL_TYPES[model_type].fields.items() if meaning in SIZES and name in has
-    }
-    if "head_dim" not in has and "hidden_size" in fields:
-        fields["hidden_size"] = 64
-    is_latent = Meaning.LATENT_SIZE in MODEL_TYPES[model_type].fields.values()
-    others = {name: value for name, value in (OF_OTHER_PARTS | (OF_LATENT if is_latent else {})).items() if name in has}
-    if set(has.get("rope_parameters") or {}) - {"rope_type", "rope_theta", "partial_rotary_factor"}:
-        del others["rope_parameters"]  # one for each kind of layer, or one with more fields
-    return copy.deepcopy({"model_type": model_type, **fields, **others})  # a config writes into the dicts that it is given
-
-
-def run(config: dict[str, Any]) -> None:
-    fields = {name: value for name, value in config.items() if name != "model_type"}
-    built = class_of(config["model_type"])(**fields)
-    model = transformers.AutoModel.from_config(built, attn_implementation="kept").eval()
+def run(model: Any) -> None:
     tokens = torch.arange(TOKENS)[None] % 60 + 1
     with torch.no_grad():
-        if config["model_type"] == "whisper":
+        if model.main_input_name == "input_features":
             model(input_features=torch.zeros(1, 32, 128), decoder_input_ids=tokens)
-        elif MODEL_TYPES[config["model_type"]].kind == "encoder_decoder":
+        elif model.config.is_encoder_decoder:
             model(input_ids=tokens[:, :12], decoder_input_ids=tokens)
         else:
             model(input_ids=tokens, use_cache=False)
@@ -114,84 +105,73 @@ def visible(group: Group, queries: int, keys: int) -> torch.Tensor:
     return seen
 
 
-def check(group: Group, call: dict[str, Any], *, scales_q: bool) -> None:
+def check(group: Group, call: dict[str, Any], config: dict[str, Any], *, scales_q: bool) -> None:
     """Hold a group to what a layer asked for. Where the model scales q, the call has a scale of 1."""
     _, heads, queries, head_size = call["q"].shape
     keys = call["k"].shape[2]
-    if (
-        "head_size_v" in group.rules and group.layout is None
-    ):  # the group is absorbed, with one head of keys: of the expanded heads it keeps the scale
-        sizes = SIZES[Meaning.LATENT_SIZE], SIZES[Meaning.ROPE_SIZE]
-        assert (group.num_kv_heads, group.head_size, group.rules["head_size_v"]) == (1, sum(sizes), sizes[0])
-        assert (heads, head_size) == (group.num_heads, SIZES[Meaning.NOPE_SIZE] + SIZES[Meaning.ROPE_SIZE])
+    if (latent := config.get("kv_lora_rank")) is not None:  # the group is absorbed, with one head of keys
+        rotated = config["qk_rope_head_dim"]
+        assert (group.num_kv_heads, group.head_size, group.rules["head_size_v"]) == (1, latent + rotated, latent)
+        assert (heads, head_size) == (group.num_heads, config["qk_nope_head_dim"] + rotated)
     else:
         assert (heads, call["k"].shape[1], head_size) == (group.num_heads, group.num_kv_heads, group.head_size)
         assert call["v"].shape == (*call["k"].shape[:3], group.rules.get("head_size_v", head_size))
-    assert math.isclose(1.0 if scales_q else group.scale, call["scale"] or head_size**-0.5)
+    assert math.isclose(group.scale, head_size**-0.5 if scales_q else call["scale"] or head_size**-0.5)
     sees = torch.ones(queries, keys, dtype=torch.bool) if call["mask"] is None else call["mask"][0, 0, :, :keys] == 0
     assert torch.equal(sees, visible(group, queries, keys))
     assert call.get("softcap") == group.rules.get("logits_soft_cap")
     assert (call.get("s_aux") is not None) == ("sinks" in group.rules)
 
 
-def asked(call: dict[str, Any]) -> tuple[Any, ...]:
-    """What a layer asks of attention besides its numbers."""
-    mask = None if call["mask"] is None else call["mask"].tolist()
-    return call["q"].shape, call["k"].shape, call["v"].shape, call["scale"], call.get("softcap"), mask
-
-
-@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in OWN_CODE])
-def test_each_layer_asks_for_what_its_group_says(model_type, calls, monkeypatch):
-    config = tiny(model_type)
-    run(config)
-    groups = model_config(config).groups
-    if MODEL_TYPES[model_type].kind == "encoder_decoder":
+@pytest.mark.parametrize("model_type", TYPES)
+def test_each_layer_asks_for_what_its_group_says(model_type, calls):
+    config, model = built(model_type, TYPES[model_type], "kept")
+    run(model)
+    groups = model_config({"model_type": model_type, **config}).groups
+    if model.config.is_encoder_decoder:
         order = ["encoder.self_attn"] * LAYERS + ["decoder.self_attn", "decoder.encoder_attn"] * LAYERS
     else:
         by_layer = {layer: name for name, group in groups.items() for layer in group.layers}
         order = [by_layer[layer] for layer in range(LAYERS)]
     assert len(calls) == len(order)
     for name, call in zip(order, calls, strict=True):
-        check(groups[name], call, scales_q=model_type in SCALE_Q)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert model_config(config).groups == groups
+        check(groups[name], call, config, scales_q=model_type in SCALE_Q)
 
 
-FLAGS = {
-    *("is_causal", "is_decoder", "is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"),
-    *(name for record in MODEL_TYPES.values() for name in (*record.fixed, *record.inert) if "." not in name),
+OWN_CODE: dict[str, dict[str, Any]] = {
+    "bloom": {},
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": LAYERS, "vocab_size": 64},
+    "falcon": {},
+    "gpt_neo": {
+        "num_layers": LAYERS,
+        "num_heads": 4,
+        "window_size": 5,
+        "attention_types": [[["global", "local"], 3]],
+    },
+    "gpt_neox_japanese": {},
+    "xglm": {"d_model": 64, "num_layers": LAYERS, "attention_heads": 4, "ffn_dim": 32, "vocab_size": 64},
 }
 
 
-@pytest.mark.parametrize("value", [True, False])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "bert", "bart", "gpt2"])
-def test_a_flag_that_is_passed_over_changes_no_layer(model_type, value, calls):
-    config, has = tiny(model_type), class_of(model_type)().to_dict()
-    groups = model_config(config).groups
+@pytest.mark.parametrize("model_type", OWN_CODE)
+def test_own_code_sees_the_keys_that_its_group_says(model_type, monkeypatch):
+    kept: list[torch.Tensor] = []
+    softmax = torch.nn.functional.softmax
 
-    def is_passed_over(name: str) -> bool:
-        try:
-            read = model_config({**config, name: value})
-        except (ContractError, UnsupportedError):
-            return False
-        return read.groups == groups and name not in read.unknown
+    def keep(scores, *arguments, **options):
+        kept.append(scores)
+        return softmax(scores, *arguments, **options)
 
-    flags = [name for name in FLAGS - {*config} if isinstance(has.get(name), bool | None) and is_passed_over(name)]
-    run(config)
-    expected = [asked(call) for call in calls]
-    calls.clear()
-    run({**config, **dict.fromkeys(flags, value)})
-    assert [asked(call) for call in calls] == expected
-    assert ("is_causal" in flags) == value
-
-
-def test_mimo_counts_the_keys_before_a_token(calls):
-    """A public file has both fields of 128, and transformers' window 129 keys."""
-    config = {**tiny("mimo_v2_flash"), "sliding_window": 7, "sliding_window_size": 7}
-    run(config)
-    groups = model_config(config).groups
-    assert groups["sliding_attention"].rules["window"] == (7, 7)
-    check(groups["sliding_attention"], calls[1], scales_q=False)
+    config, model = built(model_type, OWN_CODE[model_type], "eager")
+    monkeypatch.setattr(torch.nn.functional, "softmax", keep)
+    run(model)
+    groups = model_config({"model_type": model_type, **config}).groups
+    by_layer = {layer: group for group in groups.values() for layer in group.layers}
+    assert len(kept) == LAYERS
+    for layer, scores in enumerate(kept):
+        scores = scores.reshape(-1, TOKENS, TOKENS)
+        assert len(scores) == by_layer[layer].num_heads
+        assert torch.equal(scores[0] > torch.finfo(scores.dtype).min / 2, visible(by_layer[layer], TOKENS, TOKENS))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ STORED = names.stored()
 
 
 def test_the_names_of_this_triton_are_stored():
-    assert names.generated() == STORED[triton.__version__], "python -m interpreted --write-names"
+    """In a process of its own: a kernel that failed in this one may have left the interpreter in Triton's modules."""
+    assert set(run("--names")) == STORED[triton.__version__], "python -m interpreted --write-names"
 
 
 @pytest.mark.parametrize("name", sorted(set.union(*STORED.values())))

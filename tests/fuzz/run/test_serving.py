@@ -10,10 +10,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attn_contract import AttentionType
 from attn_fuzz.serving import scheduler
-from attn_fuzz.serving.engine import Scheduled, ServingEngine
-from attn_fuzz.serving.models import ServedModel, rocm, served, triton
+from attn_fuzz.serving.engine import NULL_BLOCK, Scheduled, ServingEngine
+from attn_fuzz.serving.models import Group, ServedModel, rocm, served, triton
 from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, base
@@ -79,10 +78,11 @@ class Tallies(ServingEngine):
         pass
 
     def _reserve(self, request, seq_len):
-        before = list(request.blocks[AttentionType.DECODER])
+        before = {group: list(blocks) for group, blocks in request.blocks.items()}
         enough = super()._reserve(request, seq_len)
         self.seen["no block left"] += not enough
-        self.seen["copied on write"] += enough and request.blocks[AttentionType.DECODER][: len(before)] != before
+        self.seen["copied on write"] += any(request.blocks[group][: len(own)] != own for group, own in before.items())
+        self.seen["a window's block given back"] += any(NULL_BLOCK in own for own in before.values())
         return enough
 
     def _schedule(self, id, work):
@@ -101,6 +101,7 @@ def test_a_short_run_meets_what_lies_between_steps():
     model = triton(DEVICE)
     scheduler.play(model, DEVICE, seed=1, sequences=8, actions=ACTIONS, engine=Tallies, phases=[Phase.generate])
     met = {"no block left", "copied on write", "first chunk of several", "extended", "decoded", "rejected", "computed again"}
+    met |= {"a window's block given back"}
     assert {name for name, count in Tallies.seen.items() if count} == met
 
 
@@ -115,10 +116,10 @@ class CountsRejectedDrafts(ServingEngine):
         super().reject(request, num_rejected)
         self.num_rejected[request.id] = num_rejected
 
-    def metadata(self, attn_type: AttentionType, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
-        common = super().metadata(attn_type, batch)
+    def metadata(self, group: Group, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
+        common = super().metadata(group, batch)
         seq_lens = common.seq_lens + self._int32([self.num_rejected.get(scheduled.request.id, 0) for scheduled in batch])
-        room = [len(scheduled.request.blocks[AttentionType.DECODER]) * self.model.block_size for scheduled in batch]
+        room = [len(scheduled.request.blocks[group]) * group.block_size for scheduled in batch]
         seq_lens = torch.minimum(seq_lens, self._int32(room))
         return dataclasses.replace(common, seq_lens=seq_lens, max_seq_len=int(seq_lens.max()))
 
@@ -144,6 +145,37 @@ def test_a_fault_that_no_single_step_shows_is_found(engine):
         play_until_found(triton(DEVICE), engine)
 
 
+def scale_of_the_first_layer(monkeypatch):
+    """Layers that are made as if all had one scale."""
+    made, scales = base.AttentionImplBase.__init__, []
+
+    def make(self, layer, **options):
+        scales.append(layer.scale)
+        made(self, dataclasses.replace(layer, scale=scales[0]), **options)
+
+    monkeypatch.setattr(base.AttentionImplBase, "__init__", make)
+
+
+def metadata_of_the_first_group(monkeypatch):
+    """A builder that keeps a step's metadata for all layers of one attention type, whatever block tables they have."""
+    build, kept = base.BatchBuilder._build, {}
+
+    def build_once(self, common):
+        lengths = (common.query_start_loc_cpu.tolist(), common.seq_lens_cpu.tolist())
+        if kept.get(self.attn_type, (None,))[0] != lengths:
+            kept[self.attn_type] = lengths, build(self, common)
+        return kept[self.attn_type][1]
+
+    monkeypatch.setattr(base.BatchBuilder, "_build", build_once)
+
+
+@pytest.mark.parametrize("plant", [scale_of_the_first_layer, metadata_of_the_first_group])
+def test_a_fault_among_layers_that_differ_is_found(plant, monkeypatch):
+    plant(monkeypatch)
+    with pytest.raises(WrongOutputError):
+        play_until_found(triton(DEVICE))
+
+
 def test_a_missing_reinterpretation_of_a_shared_allocation_is_found(monkeypatch):
     monkeypatch.setattr(base, "_must_reinterpret", lambda layout, allocation_layout: False)
     with pytest.raises(WrongOutputError):
@@ -154,7 +186,7 @@ class LosesLastBlock(ServingEngine):
     """A leak: of the blocks that a preempted request had, the last stays counted. No kernel has to run to see it."""
 
     def preempt(self, id):
-        if blocks := self.requests[id].blocks[AttentionType.DECODER]:
+        if blocks := self.requests[id].blocks[self.groups[0]]:
             blocks.pop()
         super().preempt(id)
 

@@ -324,11 +324,23 @@ def test_bad_input_is_refused_by_name(argument, call):
 
 
 def test_values_are_kept_within_their_bound():
-    shadow = Shadow(value_bytes=100 * 32)
+    shadow = Shadow(value_bytes=300 * 32)
     keys = torch.randn(1000, 8)
-    shadow.write(0, "a", range(1000), keys=keys)
+    for begin in range(0, 1000, 100):
+        shadow.write(0, "a", range(begin, begin + 100), keys=keys[begin : begin + 100])
     turned = keys * math.pi
-    assert shadow.read(0, "a", range(950, 1000), keys=turned[950:], whole=False)[0].kind == Kind.SCALE
+    assert shadow.read(0, "a", range(700, 1000), keys=turned[700:], whole=False)[0].kind == Kind.SCALE
     early = shadow.read(0, "a", range(10), keys=turned[:10], whole=False)[0]
     assert early.kind == Kind.ALTERED
     assert "no longer kept" in early.detail
+
+
+def test_a_rounded_key_is_close_to_its_own_and_not_to_anothers():
+    shadow = Shadow(value_bytes=1 << 20)
+    keys = torch.randn(2, 5, 16)
+    for request in range(2):
+        shadow.write(0, request, range(5), keys=keys[request])
+    rounded = keys.to(torch.float8_e4m3fn).float()
+    assert not shadow.read(0, 0, range(5), keys=rounded[0], close=0.25)
+    found = shadow.read(0, 0, range(5), keys=rounded[1], close=0.25)
+    assert (found[0].kind, found[0].writer.request) == (Kind.OTHER_REQUEST, 1)

@@ -3,6 +3,8 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from attn_fuzz import findings
 from attn_fuzz.cases import case_file
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.report.run import Run
+from attn_fuzz.run import ledger
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.targets import registry
@@ -66,6 +69,13 @@ def test_a_run_says_what_no_longer_fails(attn_parity):
     assert "finding planted-sinks: its stored case no longer fails. Fixed?" in run.out
 
 
+@pytest.mark.parametrize(("kind", "passes"), [("agree", True), ("sanitizer", False), ("nan", False), ("limit", False)])
+def test_a_stored_case_that_fails_in_another_way_does_not_pass(kind, passes):
+    """AITER's main fails the case of aiter-split-without-keys by a store, before its NaN is seen."""
+    executor: Any = SimpleNamespace(target=case_file.load(SINKS.path).target, run=lambda case: Verdict(kind=kind))
+    assert ledger.no_longer_failing([SINKS], executor) == [SINKS] * passes
+
+
 def test_another_targets_case_is_not_missed(attn_parity):
     run = attn_parity("fuzz", "--target", "planted_findings:ANOTHERS", "--examples", 10, "--seed", 1, "--workers", 1)
     assert "Fixed?" not in run.out
@@ -97,6 +107,8 @@ def test_a_stored_case_replays(attn_parity):
 OWN = """
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from attn_fuzz.findings.finding import Finding
 from planted_findings import UNKNOWN_TOO, SINKS

@@ -329,3 +329,23 @@ def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, m
         monkeypatch.setattr(vllm_write, "division_error", lambda device: on_cuda)
     verdict = try_case(WITH_TIES, dataclasses.replace(target, unavailable=lambda device: None), "cpu")
     assert verdict.kind == kind, verdict.message
+
+
+@pytest.mark.parametrize("output_dtype", [None, "fp8_e4m3fn"])
+@pytest.mark.parametrize("name", ["triton-merge", "triton-merge-parts", "vllm-merge-attn-states"])
+def test_parts_of_float8_queries_are_not_float8(name, output_dtype):
+    """Found by a nightly comparison of vLLM's releases: parts that the target itself had rounded to 3 bits."""
+    needs(target := registry.load(name))
+    case = Case(
+        target=name,
+        dtype="float32",
+        scale=1.0,
+        q_scale="tensor",
+        output_dtype=output_dtype,
+        requests=(Request(query_len=1, seq_len=1, blocks=(0,)),),
+        cache=Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=1, num_blocks=2, dtype="fp8_e4m3fn", scales="tensor"),
+        program_order="in order",
+        values=Values("exact"),
+    )
+    verdict = try_case(case, target, "cpu")
+    assert verdict.kind == "agree", verdict

@@ -108,20 +108,20 @@ class Served:
 SERVED = {
     "TRITON_ATTN": Served(
         rules={*RULES} - {"head_size_v", "over_ranks"},
-        head_sizes=range(1, 257),
+        head_sizes=range(1, 513),
         block_sizes=range(1, MOST),
         attn_types=AttentionType,
         cache_dtypes=(*FLOAT8, torch.int8),
         scales=("tensor", "head", "token", "inline"),
         output_dtypes=FLOAT8,
     ),
-    # vLLM 0.33: K of 32 dims and more, V of any other width. A tile of ours holds 256 dims
+    # vLLM 0.33: K of 32 dims and more, V of any other width. A tile of ours holds 512 dims
     "TRITON_ATTN_DIFFKV": Served(
         rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks", "batch_invariant", "kv_sharing"),
-        head_sizes=range(32, 257),
+        head_sizes=range(32, 513),
         block_sizes=range(16, MOST, 16),
         layouts=(Layout.CONTENT_PACKED,),
-        widths={(v, k - v) for v, k in itertools.product(range(1, 257), range(32, 257)) if v != k},
+        widths={(v, k - v) for v, k in itertools.product(range(1, 513), range(32, 513)) if v != k},
         beyond=before_sm89,
         plain=replace(PLAIN, layout=Layout.CONTENT_PACKED, rules={"head_size_v": 16}),
     ),
@@ -235,6 +235,10 @@ def each_value(served: Served) -> Iterator[tuple[AttentionConfig, str | None]]:
             yield replace(plain, head_size=size), None
     for heads in range(1, 97):
         yield replace(plain, num_heads=heads), None
+    for name in [name for name in RULES if name != "head_size_v"]:
+        for value in NUMBERS.get(name, (True,)):
+            if (config := changed(plain, [{"rules": {name: value}}])) is not None:
+                yield config, None
     for layout in LAYOUTS if not is_wide else ():
         scaled = {"kv_cache_dtype": E4M3FN, "scales": "inline"} if layout.has_inline_scales else {}
         yield replace(plain, layout=layout, **scaled), None
@@ -322,7 +326,7 @@ def test_what_an_aiter_lacks_is_refused_and_nothing_else(backend, function, argu
 
 @settings(max_examples=60)
 @given(
-    head_size=st.sampled_from((24, 64, 128, 257)),
+    head_size=st.sampled_from((24, 64, 128, 513)),
     block_size=st.sampled_from((16, 48)),
     dtype=st.sampled_from(ANY_DTYPE),
     logits_soft_cap=st.sampled_from((None, 5.0)),

@@ -208,7 +208,7 @@ def test_the_rest_of_the_batch_changes_nothing(device):
         ({"kv_b_proj": torch.zeros(HEADS * 40, LATENT + 1).half()}, ContractError, "kv_b_proj: got shape"),
         ({"kv_b_proj": torch.zeros(HEADS * 40, LATENT)}, ContractError, "kv_b_proj: got torch.float32"),
         ({"kv_b_proj": torch.zeros(()).half()}, ContractError, r"kv_b_proj: got shape \(\), expected 2 dimensions"),
-        ({"kv_b_proj": torch.zeros(HEADS * 280, LATENT).half()}, UnsupportedError, "expanded heads of 272 dims"),
+        ({"kv_b_proj": torch.zeros(HEADS * 536, LATENT).half()}, UnsupportedError, "expanded heads of 528 dims"),
         ({"kv_b_proj": torch.zeros(HEADS * 50, LATENT).half(), "v_head_dim": 40}, UnsupportedError, "and 40 of V"),
         ({"kv_b_proj": torch.zeros(HEADS * 8, LATENT).half(), "v_head_dim": 8}, ContractError, "kv_b_proj: got shape"),
     ],
@@ -219,8 +219,8 @@ def test_wrong_sizes_are_refused_by_name(options, error, words, device):
 
 
 def test_expanded_heads_are_as_wide_as_a_tile(device):
-    weight = torch.zeros(HEADS * (256 - ROPE + VALUE), LATENT).half().to(device)
-    assert impl_of(step_of([1], [3], device), kv_b_proj=weight).expanded.head_size == 256
+    weight = torch.zeros(HEADS * (512 - ROPE + VALUE), LATENT).half().to(device)
+    assert impl_of(step_of([1], [3], device), kv_b_proj=weight).expanded.head_size == 512
 
 
 def test_what_a_step_lacks_is_refused(device):

@@ -138,6 +138,7 @@ SCENARIOS = [
     (disagrees(window=(3, 0)), of_rank_1("attention over ranks: a sliding", "UnsupportedError")),
     # what is checked before the ranks compare their calls, and behind
     (wrong(timeout=3), of_rank_1("timeout: got 3, expected a timedelta")),
+    (wrong(timeout=timedelta(microseconds=999)), of_rank_1("timeout: got 0:00:00.000999, expected a timedelta from 1 ms")),
     (wrong(timeout=timedelta(0)), of_rank_1("timeout: got 0:00:00, expected a timedelta from 1 ms to 365 days")),
     (wrong(timeout=timedelta.max), of_rank_1("timeout: got 999999999 days, 23:59:59.999999, expected")),
     (wrong(compare=None), of_rank_1("compare: got None, expected a bool")),

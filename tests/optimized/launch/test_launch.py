@@ -21,7 +21,7 @@ from attn_optimized.launch.workload import (
 )
 
 ARCHITECTURES = ("interpreter", "sm90", "gfx942", "gfx1201")
-HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256)
+HEAD_SIZES = (1, 16, 40, 64, 80, 96, 128, 256, 512)
 GROUPS = (1, 2, 3, 5, 7, 8, 16, 64)
 
 

@@ -21,7 +21,7 @@ PHASES = get_args(Phase)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_call_has_parameters(architecture):
     for phase, itemsize, quantized in itertools.product(PHASES, (2, 4), (False, True)):
-        for block_d in (16, 32, 64, 128, 256):
+        for block_d in (16, 32, 64, 128, 256, 512):
             call = {"phase": phase, "itemsize": itemsize, "block_d": block_d, "quantized": quantized}
             chosen = parameters_for(architecture, **call)
             assert min(chosen.block_m, chosen.block_n) >= 16
@@ -48,7 +48,7 @@ def test_the_first_entry_that_fits_counts():
     decode = [entry for entry in entries("sm90") if entry.phase == "decode" and entry.itemsize == 2 and not entry.quantized]
     sizes = [entry.most_block_d for entry in decode]
     assert sizes == sorted(set(sizes))
-    assert sizes[-1] == 256
+    assert sizes[-1] == 512
     call = {"phase": "decode", "itemsize": 2, "quantized": False}
     for entry in decode:
         assert parameters_for("sm90", **call, block_d=entry.most_block_d) == entry.parameters

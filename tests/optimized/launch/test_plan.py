@@ -39,7 +39,7 @@ def layers(draw: st.DrawFn) -> Layer:
         fields |= {"layout": Layout.LATENT, "head_size_v": value_size, "head_size": value_size + draw(st.just(0) | sizes(128))}
     else:
         fields |= {"layout": Layout.CONTENT_PACKED} if kind == "paged" else {}
-        fields |= {"head_size": draw(sizes(256)), "head_size_v": draw(st.none() | sizes(256))}
+        fields |= {"head_size": draw(sizes(512)), "head_size_v": draw(st.none() | sizes(512))}
     if kind != "dense" and draw(st.booleans()):
         scale = torch.empty((), device="meta")
         fields |= {"kv_cache_dtype": torch.float8_e4m3fn, "k_scale": scale, "v_scale": scale if kind == "paged" else None}
@@ -74,7 +74,7 @@ longest_queries = st.sampled_from((1, 2, 5, 16, 17, 64, 300, 4096))
 def too_large(layer: Layer) -> bool:
     if layer.layout is Layout.LATENT:
         return layer.value_size > 512 or layer.head_size - layer.value_size > 128
-    return max(layer.head_size, layer.value_size) > 256
+    return max(layer.head_size, layer.value_size) > 512
 
 
 def padded(size: int) -> int:

@@ -56,9 +56,10 @@ SIZES = (
     dimension("head_size", "size", "head_size", "Layer.head_size KVCacheView.head_size KVCacheView.head_size_v")(
         aspect("head size no power of two", lambda case: case.head_size.bit_count() > 1),
         region("above 128", lambda case: case.head_size > 128),
+        region("above 256", lambda case: case.head_size > 256 and not case.has_latent_cache),
         region("odd", lambda case: case.head_size % 2 and not case.has_latent_cache),
         in_step("rows of no multiple of 16 bytes", lambda case, step: case.head_size * step.q.element_size() % 16),
-        not_drawn("below 16, or above 256", "Triton's dot needs 16, to which all are padded; models have at most 256"),
+        not_drawn("below 16, or above 512", "Triton's dot needs 16, to which all are padded; models have at most 512"),
     ),
 )
 

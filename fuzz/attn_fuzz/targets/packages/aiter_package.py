@@ -33,7 +33,7 @@ def _file(name: str) -> str:
 def load(*names: str) -> list[ModuleType]:
     """Modules of aiter/ops/triton. One that another imports comes with it."""
     folder = foreign.sources("aiter")
-    folders = [place for place in (*PLACES, *FOLDERS) if (folder / place).is_dir()]
+    folders = [place for place in (*PLACES, *FOLDERS, "ops/triton/_triton_kernels/quant/") if (folder / place).is_dir()]
     return foreign.load("aiter", (*map(_file, names), *folders), stubs={**STUBS, **_OTHER_BACKENDS})
 
 

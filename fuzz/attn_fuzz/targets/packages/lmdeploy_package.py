@@ -75,6 +75,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
         "lmdeploy.messages": {"QuantPolicy": QuantPolicy},
         "lmdeploy.utils": {"get_logger": lambda name: logger},
         "lmdeploy.pytorch": {"envs": None},
+        "lmdeploy.pytorch.backends.cuda.attention.v4": {"TritonV4AttentionBuilder": None},
         "lmdeploy.pytorch.backends.base": {"BuildSpec": _Generic},
         "lmdeploy.pytorch.backends.cuda.step_metadata": {
             **dict.fromkeys(nothing, _Generic),

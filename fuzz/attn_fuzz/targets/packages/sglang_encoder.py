@@ -9,6 +9,7 @@ import functools
 
 import torch
 from attn_contract import AttentionType
+from attn_fuzz import foreign
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -20,7 +21,8 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = sglang_package.load(*EXTEND)
     rows = int(batch.query_start_loc[-1])
     nothing = k.new_full((1, layer.num_kv_heads, layer.head_size), torch.nan)
-    module.extend_attention_fwd(
+    foreign.call(
+        module.extend_attention_fwd,
         q[:rows],
         k[:rows].contiguous(),
         v[:rows].contiguous(),
@@ -38,14 +40,15 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         1.0,
         layer.scale,
         sliding_window_size=layer.window[0],
-        page_size=1,
+        hints={"page_size": 1},
     )
 
 
 def _vision(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = sglang_package.load(*PREFILL)
     rows = int(batch.query_start_loc[-1])
-    module.context_attention_fwd(
+    foreign.call(
+        module.context_attention_fwd,
         q[:rows],
         k[:rows],
         v[:rows],
@@ -54,7 +57,7 @@ def _vision(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         batch.seq_lens,
         batch.max_query_len,
         is_causal=False,
-        sm_scale=layer.scale,
+        hints={"sm_scale": layer.scale},
     )
 
 

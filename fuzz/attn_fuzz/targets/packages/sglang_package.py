@@ -22,7 +22,8 @@ REQUIREMENT = SGLANG.requirement
 HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
-OPS = "kernels/ops/attention/"
+PLACES = ("kernels/ops/attention/", "srt/layers/attention/triton_ops/")
+"""Of the kernels, and before 0.5.16."""
 COMPUTE_UNITS = 132
 """`get_device_core_count` of an H200."""
 ENGINE = Engine(
@@ -58,15 +59,23 @@ def _stubs() -> dict[str, dict[str, Any]]:
     }
 
 
+def _place() -> str:
+    try:
+        folder = foreign.sources("sglang")
+    except foreign.MissingSourcesError:
+        return PLACES[0]
+    return next((place for place in PLACES if (folder / place / "decode_attention.py").is_file()), PLACES[0])
+
+
 def _files(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{OPS}{name}.py" for name in names)
+    return tuple(f"{_place()}{name}.py" for name in names)
 
 
 @functools.cache
 def load(*names: str) -> list[ModuleType]:
     """Modules of sglang/kernels/ops/attention. One that another imports comes with it."""
     logging.getLogger("sglang").setLevel(logging.WARNING)
-    return foreign.load("sglang", (*_files(names), OPS), stubs=_stubs())
+    return foreign.load("sglang", (*_files(names), _place()), stubs=_stubs())
 
 
 def missing(*names: str) -> Callable[[str], str | None]:

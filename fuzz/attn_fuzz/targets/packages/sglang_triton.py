@@ -48,9 +48,10 @@ def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
     metadata.get_num_kv_splits_triton[(1,)](
         *(splits, batch.seq_lens, requests, 1, layer.num_heads, layer.num_kv_heads, MAX_KV_SPLITS, COMPUTE_UNITS),
         MAX_NUM_SEQ=256,
-        uneven_batch_ptr=uneven,
+        **({"uneven_batch_ptr": uneven} if "uneven_batch_ptr" in metadata.get_num_kv_splits_triton.arg_names else {}),
     )
-    module.decode_attention_fwd(
+    foreign.call(
+        module.decode_attention_fwd,
         q[:requests],
         k_cache.flatten(0, 1),
         v_cache.flatten(0, 1),
@@ -66,8 +67,7 @@ def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
         1.0,
         logit_cap=layer.logits_soft_cap or 0.0,
         sinks=layer.sinks,
-        page_size=k_cache.shape[1],
-        uneven_batch=uneven,
+        hints={"page_size": k_cache.shape[1], "uneven_batch": uneven},
     )
 
 
@@ -75,7 +75,8 @@ def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
     _, module, _ = sglang_package.load(*MODULES)
     prefixes = batch.seq_lens - batch.query_start_loc.diff()
     indptr, indices = window_slots(batch, prefixes, layer.window[0], k_cache.shape[1])
-    module.extend_attention_fwd(
+    foreign.call(
+        module.extend_attention_fwd,
         *extend_arguments(q, k, v, out, k_cache, v_cache, batch, indptr, indices),
         batch.max_query_len,
         1.0,
@@ -84,7 +85,7 @@ def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
         logit_cap=layer.logits_soft_cap or 0.0,
         sliding_window_size=layer.window[0],
         sinks=layer.sinks,
-        page_size=k_cache.shape[1],
+        hints={"page_size": k_cache.shape[1]},
     )
 
 

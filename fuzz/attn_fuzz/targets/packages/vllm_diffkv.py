@@ -27,7 +27,8 @@ SPEC_3D_MAX_Q = 16
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module, *_] = _modules()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
-    module.unified_attention_diffkv(
+    foreign.call(
+        module.unified_attention_diffkv,
         k=k_cache,
         v=v_cache,
         causal=True,

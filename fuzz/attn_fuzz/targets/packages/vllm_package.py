@@ -52,6 +52,7 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
     )
     rocm = {"on_gfx1x": lambda: False, "use_rocm_custom_paged_attention": lambda *arguments, **options: False}
     fp8_types = {"FP8_DTYPE": FP8, "get_fp8_min_max": lambda: (torch.finfo(FP8).min, torch.finfo(FP8).max)}
+    is_quantized = {"is_quantized_kv_cache": lambda kv_cache_dtype: kv_cache_dtype.startswith("fp8")}
     return {
         "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
         "vllm._custom_ops": {},
@@ -64,8 +65,9 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
         "vllm.v1.kv_cache_interface": {
             "KVQuantMode": KVQuantMode,
             "get_kv_quant_mode": lambda kv_cache_dtype: KVQuantMode(int(kv_cache_dtype.startswith("fp8"))),
-            "is_quantized_kv_cache": lambda kv_cache_dtype: kv_cache_dtype.startswith("fp8"),
+            **is_quantized,
         },
+        "vllm.utils.torch_utils": is_quantized,  # before 0.33
         "vllm.v1.worker.workspace": {
             "current_workspace_manager": None,
             "is_workspace_manager_initialized": lambda: False,

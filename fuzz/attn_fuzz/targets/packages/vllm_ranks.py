@@ -25,7 +25,7 @@ from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, rows_of, write_state
+from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, requests_of, rows_of, write_state
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
@@ -34,6 +34,8 @@ from attn_reference import context_parallel
 from attn_reference.rounding import rounded
 
 FILES = ("v1/attention/ops/dcp.py",)
+EARLIER_FILES = ("v1/attention/ops/common.py", "v1/attention/ops/dcp_alltoall.py")
+"""Before 0.29."""
 INTERLEAVES = (1, 1, 2, 16)
 HEAD_SIZES = (32, 16, 64, 128, 256)
 """`tl.arange(0, HEAD_DIM)`: powers of two, as Lkv = 512 and the head sizes of models are."""
@@ -46,6 +48,13 @@ class _Kernel:
 
     def __class_getitem__(cls, key: object) -> type:
         return cls
+
+
+class _Context:
+    """In place of CPTritonContext, which keeps a compiled kernel."""
+
+    def call_kernel(self, kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
+        kernel[grid](*arguments, **constants)
 
 
 def _launched(spec_of: Callable[..., Any]) -> Callable[..., None]:
@@ -80,7 +89,15 @@ def _module() -> ModuleType:
         },
         "vllm.v1.worker.ubatching": {"dbo_current_ubatch_id": nothing},
     }
-    [module] = foreign.load("vllm", FILES, stubs=vllm_package.stubs(is_rocm=False) | names)
+    stubs = vllm_package.stubs(is_rocm=False) | names
+    if foreign.missing("vllm", FILES, ""):
+        stubs["vllm.distributed.parallel_state"] = {"GroupCoordinator": nothing}
+        modules = foreign.load("vllm", EARLIER_FILES, stubs=stubs)
+        module = ModuleType("dcp")
+        module.__dict__.update({name: value for each in modules for name, value in vars(each).items()})
+        module.__dict__["CPTritonContext"] = _Context
+        return module
+    [module] = foreign.load("vllm", FILES, stubs=stubs)
     kernel = module.CorrectAttnCPOutKernel.kernel
     kernel.constexprs = getattr(kernel, "constexprs", ())  # counted for a launcher of theirs; an interpreted kernel has none
     return module
@@ -108,8 +125,9 @@ def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool, **length
     sent = sent.to(outs.device)
     seq_lens = lengths.get("seq_lens", (None,) * num_ranks)
     for rank in range(num_ranks):
-        sizes = (num_ranks, own_heads, head_size, pack, seq_lens[rank], lengths.get("query_start_loc"))
-        module._dcp_a2a_pack_send(outs[rank], lses[rank], sent[rank], *sizes)
+        sizes = (num_ranks, own_heads, head_size, pack)
+        hints = {"seq_lens": seq_lens[rank], "query_start_loc": lengths.get("query_start_loc")}  # 0.28 masks by them
+        foreign.call(module._dcp_a2a_pack_send, outs[rank], lses[rank], sent[rank], *sizes, hints=hints)
     merged = [
         module._dcp_a2a_unpack_combine(sent[:, rank].contiguous(), head_size, pack, True, is_base_e)
         for rank in range(num_ranks)
@@ -131,7 +149,8 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
         rows, num_tokens, num_heads = int(batch.query_start_loc[-1]), len(q), layer.num_heads
         # heads come in as many parts as there are ranks: further ones are copies of the first
         heads = [*range(num_heads), *[0] * (-num_heads % num_ranks)]
-        outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=q.dtype, device=q.device)
+        dtype = parts_like(q, out, layer, rows).dtype
+        outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=dtype, device=q.device)
         lses = torch.full((num_ranks, num_heads, num_tokens), -torch.inf, device=q.device)
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             for rank in range(num_ranks):
@@ -154,7 +173,7 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
         by_row = lses[:, heads].transpose(1, 2)
         by_row = by_row if rng.random() < 0.5 else by_row.contiguous()
         merged, merged_lse = merge(outs[:, :, heads].contiguous(), by_row, is_base_e=is_base_e, **lengths)
-        rows_of(out, layer, rows)[:] = rounded(merged[:rows, :num_heads], q.dtype)
+        rows_of(out, layer, rows)[:] = rounded(merged[:rows, :num_heads], dtype)
         if lse is not None:
             natural = merged_lse.double() * (1 if is_base_e else torch.tensor(2.0, dtype=torch.float64).log())
             lse[:, :rows] = natural[:rows, :num_heads].T.float()
@@ -166,7 +185,8 @@ def _support(device: str) -> Support:
     return dataclasses.replace(
         EVERYTHING,
         attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
-        rules=tuple(name for name in EVERYTHING.rules if name != "sinks"),
+        # an output of float8 queries has the model's dtype, and a state here that of q
+        rules=tuple(name for name in EVERYTHING.rules if name not in ("sinks", "q_scale")),
         head_sizes=HEAD_SIZES,
         output_dtypes=(),
         # each token and head has a program of its own
@@ -183,7 +203,9 @@ def _target(name: str, attention: AttentionFunction, merged_parts: int, **fields
         support=_support,
         refuses=False,
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=merged_parts),
-        unavailable=vllm_package.missing_files(*FILES),
+        unavailable=lambda device: (
+            vllm_package.missing_files(*FILES)(device) and vllm_package.missing_files(*EARLIER_FILES)(device)
+        ),
         **fields,
     )
 

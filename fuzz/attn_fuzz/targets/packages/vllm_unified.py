@@ -34,7 +34,8 @@ ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module, _ = vllm_package.load(*MODULES)
-    module.unified_attention(
+    foreign.call(
+        module.unified_attention,
         max_seqlen_k=batch.max_seq_len,
         causal=batch.causal,
         output_scale=layer.output_scale,

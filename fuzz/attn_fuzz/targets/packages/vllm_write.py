@@ -103,9 +103,8 @@ def _write_scaled_rows(
     k, v = k[: len(slot_mapping)], v[: len(slot_mapping)]  # as the engine sends them: v1/worker/gpu_model_runner.py:4038
     contract = kv_cache.clone()
     attn_reference.write_kv_cache(k, v, contract, layer, slot_mapping)
-    module.triton_reshape_and_cache_flash_per_token_head_quant(
-        k, v, k_cache, v_cache, k_scales, v_scales, slot_mapping, kv_quant_mode=mode
-    )
+    write, hints = module.triton_reshape_and_cache_flash_per_token_head_quant, {"kv_quant_mode": mode}
+    foreign.call(write, k, v, k_cache, v_cache, k_scales, v_scales, slot_mapping, hints=hints)
     of_contract = vllm_package.keys_values_and_scales(contract, layer)
     for rows, stored, scales, (right, right_scales) in (
         (k, k_cache, k_scales, of_contract[::2]),

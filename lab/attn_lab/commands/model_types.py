@@ -1,0 +1,89 @@
+"""`python -m attn_lab model_types`: which model types of transformers `attn-parity select` answers, and why not the others."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+from attn_contract import ContractError, UnsupportedError
+from attn_lab import written
+from attn_parity.console import notes
+from attn_parity.model_config import ModelConfig, model_config
+from attn_parity.options import PAGES
+from attn_parity.versions import version
+
+PAGE = PAGES / "model-types.md"
+GIVEN: Mapping[str, Mapping[str, Any]] = {
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    "deepseek_ocr2": {"text_config": {"num_experts_per_tok": 2}},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
+}
+"""By its name, fields for a type whose defaults make no model, or one without attention, in transformers itself."""
+
+
+@click.command("model_types")
+@click.argument("names", nargs=-1)
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")
+def command(names: tuple[str, ...], check: bool) -> int:
+    """Ask `attn-parity select` about each causal and image-text model type, and write docs/generated/model-types.md.
+
+    The configs are the defaults of transformers' classes. With NAMES, of these types alone, and without a page. Each model is
+    built on meta, which takes half an hour of a CPU for all.
+    """
+    from transformers.models.auto import modeling_auto
+
+    warnings.simplefilter("ignore")
+    sections = {
+        "Causal language models": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "Image-text models": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    if names:
+        for name in names:
+            notes.print(f"{name}: {answer(name)}", soft_wrap=True)
+        return 0
+    given = "A type whose defaults make no model is given the fields that it needs."
+    lines = [
+        "# Which model types are answered",
+        "",
+        "`python -m attn_lab model_types` asks `attn-parity select` about the defaults of each config class of",
+        f"transformers {version('transformers')}, and writes this page. {given}",
+    ]
+    for heading, types in sections.items():
+        lines += ["", f"## {heading}", "", *_section({name: answer(name) for name in sorted(types)})]
+    return written.settle({PAGE: "\n".join((*lines, ""))}, "python -m attn_lab model_types", checks=check)
+
+
+def answer(name: str) -> ModelConfig | str:
+    """What `select` reads of a type's defaults, or why it refuses them."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return model_config({**GIVEN.get(name, {}), "model_type": name})
+    except (ContractError, UnsupportedError) as error:
+        return str(error).removeprefix("attn_contract: ").replace(CONFIG_MAPPING[name].__name__, "its config")
+
+
+def _section(answers: Mapping[str, ModelConfig | str]) -> Iterator[str]:
+    whole = [name for name, one in answers.items() if isinstance(one, ModelConfig) and not one.not_answered]
+    parts = {name: one for name, one in answers.items() if isinstance(one, ModelConfig) and one.not_answered}
+    refused: dict[str, list[str]] = defaultdict(list)
+    for name, one in answers.items():
+        if isinstance(one, str):
+            refused[one].append(name)
+    yield f"{len(whole)} are answered, {len(parts)} in part, {len(answers) - len(whole) - len(parts)} refused."
+    yield from ("", f"**Answered**: {', '.join(f'`{name}`' for name in whole)}.", "")
+    rows = ((f"`{name}`", "; ".join(one.not_answered)) for name, one in parts.items())
+    yield from written.table(("in part", "layers that are not answered"), rows)
+    yield ""
+    yield from written.table(
+        ("refused", "why"), ((", ".join(f"`{one}`" for one in of_it), why) for why, of_it in refused.items())
+    )

@@ -1,0 +1,35 @@
+"""`python -m attn_lab releases`: which fixes of others the fuzzer shows, and which releases have which findings."""
+
+from pathlib import Path
+
+import click
+from attn_lab import written
+from attn_lab.options import check_option
+from attn_lab.releases import machine
+from attn_lab.releases import page as pages
+from attn_parity.console import results
+
+
+@click.command("releases")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--sources",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder with a folder PACKAGE-RELEASE for each release. Without it, nothing runs.",
+)
+@click.option("--examples", type=click.IntRange(1, machine.MOST_EXAMPLES), default=100, show_default=True)
+@click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
+@check_option
+def command(names: tuple[str, ...], sources: Path | None, examples: int, seconds: float, check: bool) -> int:
+    """Run targets around each fix of lab/attn_lab/releases/fixes.toml, then the findings' scripts, and write the page.
+
+    NAME is a target or a finding: then that one alone runs. What has run stays, and is not run again.
+    """
+    kept = machine.results()
+    if sources:
+        kept.releases |= {package: machine.releases(sources, package) for package in machine.PACKAGES}
+        for line in machine.run_fixes(sources, kept, machine.RESULTS, examples=examples, seconds=seconds, only=names):
+            results.print(line, soft_wrap=True, markup=False)
+        for line in machine.run_findings(sources, kept, machine.RESULTS, names):
+            results.print(line, soft_wrap=True, markup=False)
+    return written.settle({pages.PAGE: pages.page(kept)}, "python -m attn_lab releases", checks=check)

@@ -1,0 +1,271 @@
+"""Runs targets and scripts of findings on releases of other projects, one after the other, and keeps each result at once.
+
+A target's examples are the general draw of one seed, the same on each release. A fix is shown by an example that fails on the
+release before it and agrees on the release that has it, on a target that loads the file of the fix.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import re
+import runpy
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.findings.finding import Finding, explanation
+from attn_fuzz.foreign import loading
+from attn_fuzz.run import prepared, shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets import registry
+from attn_fuzz.verdict.verdict import Verdict
+from attn_lab.findings import scripts
+
+FIXES = Path(__file__).with_name("fixes.toml")
+RESULTS = scripts.ROOT / "docs" / "generated" / "releases.json"
+PACKAGES = ("aiter", "lmdeploy", "sglang", "vllm")
+SEED = 1
+MOST_EXAMPLES = 1000
+HOPELESS = 12
+"""So many examples that all raise the same say that the adapter does not fit."""
+SCRIPT_SECONDS = 120.0
+_REFUSALS = ("AssertionError", "NotImplementedError")
+"""An earlier release says so of what it does not take yet."""
+
+
+class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fix of attention that others made.
+
+    Attributes:
+        package, release: the first release that has it.
+        file: that it changed, in the package.
+        what: was wrong, in our words.
+        pull: the number of the pull request; 0: not found.
+        targets: of ours that load the file.
+        shown_by: the target and the example, by number from 0, that somebody looked at and that shows it.
+        why: no example shows it, or how the example does. Both are written after the targets ran.
+    """
+
+    package: str
+    release: str
+    file: str
+    what: str
+    pull: int = 0
+    targets: list[str] = []
+    shown_by: tuple[str, int] | None = None
+    why: str = ""
+
+    @property
+    def tried(self) -> list[str]:
+        """The targets, and then each with addresses beyond 32 bits: whatever the fix is about."""
+        return [f"{target}{mode}" for mode in ("", "@far") for target in self.targets]
+
+
+class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """What a target did with the first `examples` of its draw, on one release.
+
+    Attributes:
+        extra: further examples that ran, since they fail on the release before.
+        failed: the examples that failed, by number from 0, each with its verdict.
+        known: the examples that a known finding explains.
+        limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
+        error: why the target does not load, or its adapter does not fit.
+    """
+
+    examples: int = 0
+    extra: list[int] = []
+    failed: dict[int, str] = {}
+    known: dict[str, list[int]] = {}
+    limits: dict[str, list[int]] = {}
+    refused: list[int] = []
+    error: str = ""
+
+    def agrees(self, index: int) -> bool:
+        """Whether an example ran, and neither failed, as of a known finding, nor was left out."""
+        others = {*self.failed, *self.refused, *itertools.chain(*self.known.values(), *self.limits.values())}
+        return not self.error and index not in others and (index < self.examples or index in self.extra)
+
+
+class Results(msgspec.Struct, forbid_unknown_fields=True):
+    """Releases of each package, in their order; runs by target and release; exit codes of scripts by finding and release."""
+
+    seed: int = SEED
+    releases: dict[str, list[str]] = {}
+    runs: dict[str, dict[str, Run]] = {}
+    findings: dict[str, dict[str, int]] = {}
+
+
+def fixes() -> list[Fix]:
+    return msgspec.convert(msgspec.toml.decode(FIXES.read_bytes())["fix"], list[Fix])
+
+
+def results(file: Path = RESULTS) -> Results:
+    return msgspec.json.decode(file.read_bytes(), type=Results) if file.is_file() else Results()
+
+
+def keep(kept: Results, file: Path = RESULTS) -> None:
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+
+
+def version(release: str) -> tuple[int, ...]:
+    """A release's place in the order: 0.5.10.post1 lies behind 0.5.10."""
+    return tuple(map(int, re.findall(r"\d+", release)))
+
+
+def releases(sources: Path, package: str) -> list[str]:
+    """The releases of a package in a folder with a folder PACKAGE-RELEASE for each, from the oldest on."""
+    found = (folder.name.removeprefix(f"{package}-") for folder in sources.glob(f"{package}-*") if (folder / package).is_dir())
+    return sorted(found, key=version)
+
+
+def before(known: Sequence[str], release: str) -> str | None:
+    """The release before one; None if it is the oldest, or not known."""
+    return known[known.index(release) - 1] if release in known[1:] else None
+
+
+@contextlib.contextmanager
+def on(sources: Path, package: str, release: str) -> Iterator[None]:
+    """While this lasts, new processes take a package's sources from this release."""
+    name = loading.variable(package)
+    os.environ[name], earlier = str(sources / f"{package}-{release}"), os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ.update({} if earlier is None else {name: earlier})
+
+
+def run_target(name: str, found: Run, *, examples: int, seconds: float, first: Iterable[int] = ()) -> None:
+    """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
+    target, until = registry.load(name), time.monotonic() + seconds
+    if target.unavailable is not None and (why := target.unavailable("cpu")):
+        found.error = _line(why)
+        return
+    ahead = [index for index in first if index >= found.examples and index not in found.extra]
+    raised: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        plan = FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=Path(folder), sanitize=False)
+        cases = _drawn(plan, max([examples, *(index + 1 for index in ahead)]))
+        with shard.start_executor(plan) as executor:
+            drawn = range(found.examples, examples)
+            for index, is_ahead in [*((index, True) for index in ahead), *((index, False) for index in drawn)]:
+                if not is_ahead and time.monotonic() > until:
+                    return
+                if index not in found.extra:
+                    try:
+                        verdict = executor.run(cases[index], exactly=False)
+                    except ExecutorError as error:
+                        found.error = _line(str(error).strip().splitlines()[-1])
+                        return
+                    _count(found, index, verdict, explanation(target.findings_on("cpu"), cases[index], verdict))
+                    raised.append(verdict.message if verdict.kind == "raised" else "")
+                if is_ahead:
+                    found.extra.append(index)
+                else:
+                    found.examples = index + 1
+                if len(raised) == HOPELESS and raised[0] and len(set(raised)) == 1:
+                    found.error = _line(raised[0])
+                    found.failed.clear()
+                    return
+
+
+@functools.cache
+def _drawn(plan: FuzzPlan, examples: int) -> list[Case]:
+    return shard.drawn(msgspec.structs.replace(plan, first=examples))
+
+
+def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) -> None:
+    asserts = verdict.kind == "raised" and verdict.about.startswith(_REFUSALS)
+    if asserts or verdict.kind == "refused":
+        found.refused.append(index)
+    elif verdict.kind == "limit":
+        found.limits.setdefault(verdict.about, []).append(index)
+    elif finding is not None:
+        found.known.setdefault(finding.name, []).append(index)
+    elif verdict.failed:
+        found.failed[index] = _line(f"{verdict.kind}: {verdict.message}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:160]
+
+
+def run_script(name: str, sources: Path) -> int:
+    """The exit code of a finding's script on a release, in a process that has imported torch and Triton already."""
+    package = name.partition("-")[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        text = scripts.source(name)
+        Path(scratch, "show.py").write_text(text.script(sources / package), encoding="utf-8")
+        Path(scratch, "stand_ins.py").write_text(text.stand_ins(), encoding="utf-8")
+        process = prepared.start("cpu", _show, str(Path(scratch, "show.py")), [scratch, str(sources)], daemon=True)
+        process.join(SCRIPT_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+    return scripts.CANNOT_RUN if process.exitcode is None else process.exitcode
+
+
+def _show(file: str, paths: list[str]) -> None:
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    os.environ["TRITON_INTERPRET"] = "1"
+    sys.path[:0] = paths
+    try:
+        runpy.run_path(file, run_name="__main__")
+    except SystemExit as end:
+        os._exit(end.code if isinstance(end.code, int) else scripts.CANNOT_RUN)
+    except BaseException:  # whatever it is: the script does not fit the release
+        os._exit(scripts.CANNOT_RUN)
+    os._exit(scripts.DOES_NOT_SHOW)
+
+
+def run_fixes(
+    sources: Path, kept: Results, file: Path, *, examples: int, seconds: float, only: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run the targets of all fixes on the release before each and on its own. What has run is not run again.
+
+    Args:
+        kept: goes on; it is kept in `file` after each run.
+        seconds: for one target on one release.
+        only: these targets alone.
+    """
+    wanted = [(each, target) for each in fixes() for target in each.tried if not only or target in only]
+    for fix, target in wanted:
+        known, runs = kept.releases[fix.package], kept.runs.setdefault(target, {})
+        failed: list[int] = []
+        for release in (before(known, fix.release), fix.release):
+            if release is None or release not in known:
+                break
+            run = runs.setdefault(release, Run())
+            to_run = {*range(run.examples, examples), *(index for index in failed if index >= run.examples)} - {*run.extra}
+            if to_run and not run.error:
+                with on(sources, fix.package, release):
+                    run_target(target, run, examples=examples, seconds=seconds, first=failed)
+                keep(kept, file)
+                yield f"{target} {release}: {run}"
+            failed = sorted(run.failed)
+
+
+def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] = ()) -> Iterator[str]:
+    """Run the findings' scripts: on the newest release and the oldest, and between two that differ."""
+    for name in sorted(each.stem for each in scripts.FOLDER.glob("*.toml")):
+        package, codes = name.partition("-")[0], kept.findings.setdefault(name, {})
+        known = kept.releases.get(package)
+        if not known or (only and name not in only):
+            continue
+        waiting = [(0, len(known) - 1)]
+        while waiting:
+            low, high = waiting.pop()
+            for at in (high, low):
+                if known[at] not in codes:
+                    codes[known[at]] = run_script(name, sources / f"{package}-{known[at]}")
+                    keep(kept, file)
+                    yield f"{name} {known[at]}: {codes[known[at]]}"
+            if codes[known[low]] != codes[known[high]] and high - low > 1:
+                middle = (low + high) // 2
+                waiting += [(low, middle), (middle, high)]

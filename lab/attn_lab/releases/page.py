@@ -1,0 +1,103 @@
+"""docs/generated/releases.md: which fixes of others the fuzzer shows, and from which release to which each finding is there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from attn_lab.findings import scripts
+from attn_lab.releases import machine
+from attn_lab.releases.machine import Fix, Results, Run
+from attn_lab.written import table
+
+PAGE = machine.RESULTS.with_suffix(".md")
+_INTRODUCTION = """# Releases of others: fixes that nobody here chose
+
+{count} fixes of attention in Triton and Python files of vLLM, SGLang, LMDeploy and AITER. They were read off the differences
+between consecutive releases before any of them was run: `lab/attn_lab/releases/fixes.toml` has the rule. {loaded} are in files
+that a target of ours loads. Of these, **{shown} are shown**: an example of the target's general draw (seed {seed}) fails on the
+release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
+{of_loaded} of those loaded, and {of_all} of all. Each example ran on a CPU, interpreted. Where a fix is not shown, the cell
+says how many examples ran.
+
+`python -m attn_lab releases --sources FOLDER --examples {most}` goes on from here, and writes this page. FOLDER has a folder
+PACKAGE-RELEASE for each release, such as `vllm-0.24.0/vllm`.
+"""
+
+
+def shown(fix: Fix, kept: Results) -> bool:
+    """Whether the example that was looked at fails on the release before a fix, and agrees on the release that has it."""
+    return fix.shown_by is not None and fix.shown_by[1] in changed(fix, fix.shown_by[0], kept)
+
+
+def changed(fix: Fix, target: str, kept: Results) -> list[int]:
+    """The examples of a target that fail on the release before a fix, and that ran and agree on the release that has it."""
+    earlier, later = _around(fix, target, kept)
+    if earlier is None or later is None or earlier.error:
+        return []
+    return list(filter(later.agrees, sorted(earlier.failed)))
+
+
+def _around(fix: Fix, target: str, kept: Results) -> tuple[Run | None, Run | None]:
+    runs, earlier = kept.runs.get(target, {}), machine.before(kept.releases[fix.package], fix.release)
+    return runs.get(earlier or ""), runs.get(fix.release)
+
+
+def _state(fix: Fix, kept: Results) -> Iterator[str]:
+    if not fix.targets:
+        yield "no target loads the file"
+    elif fix.shown_by is not None and shown(fix, kept):
+        yield f"**shown** by `{fix.shown_by[0]}` after {fix.shown_by[1] + 1}"
+    else:
+        for target in fix.tried:
+            earlier, _ = _around(fix, target, kept)
+            if earlier is None:
+                continue
+            others = len(changed(fix, target, kept))
+            failing = f", and {others} that change are not known to be this fix" if others else ""
+            yield f"`{target}` {f'does not load: {earlier.error}' if earlier.error else f'not in {earlier.examples}{failing}'}"
+
+
+def page(kept: Results) -> str:
+    fixes = machine.fixes()
+    loaded, found = [fix for fix in fixes if fix.targets], [fix for fix in fixes if shown(fix, kept)]
+    lines = [
+        _INTRODUCTION.format(
+            count=len(fixes),
+            loaded=len(loaded),
+            shown=len(found),
+            seed=kept.seed,
+            of_loaded=f"{len(found) / len(loaded):.0%}",
+            of_all=f"{len(found) / len(fixes):.0%}",
+            most=machine.MOST_EXAMPLES,
+        )
+    ]
+    rows = [
+        (
+            f"{fix.package} {fix.release}",
+            fix.what,
+            fix.file,
+            f"#{fix.pull}" if fix.pull else "not found",
+            "; ".join(_state(fix, kept)) or "not run",
+            fix.why,
+        )
+        for fix in fixes
+    ]
+    lines += table(("fixed in", "wrong before", "file", "pull request", "examples", "why"), rows)
+    lines += ["", "## Findings", "", _FINDINGS, ""]
+    lines += table(
+        ("finding", "first release with it", "last release with it", "ran on"),
+        ((name, *span(codes, kept.releases[name.partition("-")[0]])) for name, codes in sorted(kept.findings.items()) if codes),
+    )
+    return "\n".join(lines) + "\n"
+
+
+_FINDINGS = """The script of each finding ran on the oldest and the newest release, and between two that differ. "Or before":
+the oldest release has it. "Cannot run": the release lacks the function, or the script does not fit."""
+
+
+def span(codes: Mapping[str, int], known: Sequence[str]) -> tuple[str, str, str]:
+    having = [release for release in known if codes.get(release) == scripts.SHOWS]
+    cannot = [release for release in known if codes.get(release) == scripts.CANNOT_RUN]
+    ran = ", ".join(release for release in known if release in codes)
+    if not having:
+        return "none that ran shows it", f"cannot run: {', '.join(cannot)}" if cannot else "", ran
+    first = having[0] + (" or before" if having[0] == known[0] else "")
+    return first, having[-1] + (" (the newest)" if having[-1] == known[-1] else ""), ran

@@ -1,0 +1,78 @@
+"""`python -m attn_lab releases`: fixes of others on the releases around them, and scripts of findings by release."""
+
+import msgspec
+import pytest
+from attn_fuzz.targets import registry
+from attn_lab.findings import scripts
+from attn_lab.releases import machine, page
+from attn_lab.releases.machine import Fix, Results, Run
+
+WRONG = "def error(layer, batch):\n    return int(batch.num_requests > 1)\n"
+RIGHT = "def error(layer, batch):\n    return 0\n"
+PACKAGE, TARGET = "planted_foreign", "planted_repaired:TARGET"
+FIX = Fix(PACKAGE, "1.10.0", "faults.py", "wrong", targets=[TARGET])
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Three releases, of which the last two are right. Their order is not that of their names."""
+    for release, text in {"1.9.0": WRONG, "1.10.0": RIGHT, "1.10.0.post1": RIGHT}.items():
+        folder = tmp_path / "releases" / f"{PACKAGE}-{release}" / PACKAGE
+        folder.mkdir(parents=True)
+        (folder / "faults.py").write_text(text)
+    monkeypatch.setattr(machine, "fixes", lambda: [FIX])
+    return tmp_path / "releases"
+
+
+def test_a_fix_is_what_fails_before_it_and_agrees_after_and_nothing_runs_twice(sources, tmp_path):
+    kept, file = Results(releases={PACKAGE: machine.releases(sources, PACKAGE)}), tmp_path / "results.json"
+    assert kept.releases[PACKAGE] == ["1.9.0", "1.10.0", "1.10.0.post1"]
+    assert len(list(machine.run_fixes(sources, kept, file, examples=12, seconds=600))) == 2
+    earlier, later = (kept.runs[TARGET][release] for release in ("1.9.0", "1.10.0"))
+    assert earlier.examples == later.examples == 12
+    assert earlier.failed
+    assert not later.failed
+    assert page.changed(FIX, TARGET, kept) == sorted(earlier.failed)
+    assert machine.results(file) == kept
+    assert not list(machine.run_fixes(sources, kept, file, examples=12, seconds=600))
+
+
+def test_an_adapter_that_never_fits_is_no_failing_kernel(sources, tmp_path):
+    (sources / f"{PACKAGE}-1.9.0" / PACKAGE / "faults.py").write_text("def error(layer):\n    return 0\n")
+    kept = Results(releases={PACKAGE: machine.releases(sources, PACKAGE)})
+    [*_] = machine.run_fixes(sources, kept, tmp_path / "results.json", examples=20, seconds=600)
+    run = kept.runs[TARGET]["1.9.0"]
+    assert run.error.startswith("TypeError: error() takes 1 positional argument")
+    assert not page.changed(FIX, TARGET, kept)
+    assert "does not load: TypeError" in page.page(kept)
+
+
+@pytest.mark.parametrize(
+    ("later", "is_changed"),
+    [(Run(examples=3), True), (Run(examples=2), False), (Run(examples=2, extra=[2]), True), (Run(3, failed={2: "nan"}), False)],
+)
+def test_an_example_that_did_not_run_after_the_fix_shows_nothing(later, is_changed):
+    before = Run(examples=3, failed={2: "nan"})
+    kept = Results(releases={PACKAGE: ["1.9.0", "1.10.0"]}, runs={TARGET: {"1.9.0": before, "1.10.0": later}})
+    assert bool(page.changed(FIX, TARGET, kept)) == is_changed
+    assert not page.shown(FIX, kept)  # nobody has looked at it
+    assert page.shown(msgspec.structs.replace(FIX, shown_by=(TARGET, 2)), kept) == is_changed
+
+
+def test_a_finding_is_looked_for_between_releases_that_differ(monkeypatch, tmp_path):
+    name = "vllm-window-ahead"
+    monkeypatch.setattr(machine, "run_script", lambda name, sources: int(4 <= int(sources.name.rpartition(".")[2]) < 7))
+    kept = Results(releases={"vllm": [f"0.{minor}" for minor in range(7)]})
+    [*_] = machine.run_findings(tmp_path, kept, tmp_path / "results.json", [name])
+    assert kept.findings[name] == {"0.6": 1, "0.0": 0, "0.3": 0, "0.4": 1}
+    assert page.span(kept.findings[name], kept.releases["vllm"])[:2] == ("0.4", "0.6 (the newest)")
+
+
+def test_what_was_looked_at_is_what_ran():
+    kept, fixes = machine.results(), machine.fixes()
+    assert {fix.package for fix in fixes} == set(machine.PACKAGES)
+    for fix in fixes:
+        assert set(fix.targets) <= set(registry.names())
+        assert fix.release in kept.releases[fix.package]
+        assert fix.shown_by is None or page.shown(fix, kept), fix
+    assert set(kept.findings) <= {file.stem for file in scripts.FOLDER.glob("*.toml")}

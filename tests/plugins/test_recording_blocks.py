@@ -1,0 +1,158 @@
+"""Steps as vLLM's model runner makes them, without vLLM: right blocks have no fault, and mistakes of a scheduler are named."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attn_fuzz.shadow import Kind
+from attn_vllm_recording.blocks import Blocks
+
+BLOCK = 4
+
+
+class Engine:
+    """Requests in rows, with blocks of 4 slots in two groups of layers, one of them with a window of 6 keys."""
+
+    def __init__(self) -> None:
+        self.blocks = Blocks()
+        self.blocks.rows = lambda: list(self.lengths)
+        self.lengths: dict[str, int] = {}
+        self.tables: dict[str, list[int]] = {}
+        self.free = list(range(1, 40))
+
+    def step(self, counts: dict[str, int], *, new=(), finished=(), resumed=(), **mistakes) -> None:
+        """Compute `counts` tokens of requests. `mistakes` are changes of what attention is given."""
+        for request in finished:
+            table = self.tables.pop(request)
+            self.free = [one for one in table if not any(one in other for other in self.tables.values())] + self.free
+            del self.lengths[request]
+        for one in new:
+            self.lengths[one.req_id], self.tables[one.req_id] = one.num_computed_tokens, list(one.block_ids)
+        cached = [request for request in counts if request not in [one.req_id for one in new]]
+        self.blocks.begin(
+            SimpleNamespace(
+                finished_req_ids=set(finished),
+                scheduled_spec_decode_tokens={},
+                scheduled_new_reqs=list(new),
+                scheduled_cached_reqs=SimpleNamespace(
+                    req_ids=cached, resumed_req_ids=set(resumed), num_computed_tokens=[self.lengths[one] for one in cached]
+                ),
+            )
+        )
+        starts, slots = [0], []
+        for request in self.lengths:
+            count, context = counts.get(request, 0), self.lengths[request]
+            table = self.tables[request]
+            while len(table) * BLOCK < context + count:
+                table.append(self.free.pop(0))
+            slots += [table[p // BLOCK] * BLOCK + p % BLOCK for p in range(context, context + count)]
+            starts.append(starts[-1] + count)
+            self.lengths[request] += count
+        for name, window in (("layer.0", None), ("layer.1", 6)):
+            metadata = self.metadata(starts, slots, window, **mistakes)
+            for _ in range(2):  # layers of a group have the same metadata
+                self.blocks.hold(name, metadata, BLOCK, window=window)
+
+    def metadata(self, starts, slots, window, *, tables=None, slot_mapping=None, seq_lens=None) -> SimpleNamespace:
+        rows = [list((tables or {}).get(request, table)) for request, table in self.tables.items()]
+        if window is not None:  # blocks that have slid out are block 0
+            rows = [[0 if (place + 1) * BLOCK <= n - window - 8 else block for place, block in enumerate(row)]
+                    for row, n in zip(rows, self.lengths.values(), strict=True)]  # fmt: skip
+        width = max(map(len, rows))
+        return SimpleNamespace(
+            query_start_loc=torch.tensor([*starts, starts[-1]]).int(),  # a row of padding
+            seq_lens=torch.tensor([*(seq_lens or self.lengths.values()), 0]).int(),
+            block_table=torch.tensor([*(row + [0] * (width - len(row)) for row in rows), [0] * width]).int(),
+            slot_mapping=torch.tensor([*(slot_mapping or slots), -1]),
+        )
+
+
+def new(request, tokens, *, computed=0, blocks=(), adapter=None):
+    lora = None if adapter is None else SimpleNamespace(lora_int_id=adapter)
+    return SimpleNamespace(
+        req_id=request,
+        prompt_token_ids=tokens,
+        num_computed_tokens=computed,
+        block_ids=blocks,
+        lora_request=lora,
+        mm_features=[],
+    )
+
+
+def started() -> Engine:
+    engine = Engine()
+    engine.step({"a": 7, "b": 5}, new=[new("a", [*range(7)]), new("b", [*range(50, 60)])])
+    engine.step({"a": 1, "b": 5})
+    assert engine.blocks.shadow.faults == []
+    return engine
+
+
+def test_right_blocks_have_no_fault():
+    """Chunks, decodes beyond a window, a shared prefix, a request that is preempted, one that ends, and rejected drafts."""
+    engine = started()
+    for _ in range(12):
+        engine.step({"a": 1, "b": 2})
+    engine.step({"a": 1, "c": 3}, new=[new("c", [*range(4), 30, 31, 32], computed=4, blocks=engine.tables["a"][:1])])
+    engine.lengths["b"] -= 2
+    engine.step({"b": 3, "c": 1})
+    engine.tables["b"], engine.lengths["b"] = [], 0
+    engine.step({"b": 6, "c": 1}, resumed=["b"])
+    engine.step({"b": 6, "d": 2}, new=[new("d", [1, 2])], finished=["a"])
+    engine.step({"b": 1, "c": 1, "d": 1})
+    shadow = engine.blocks.shadow
+    assert (shadow.wrong, shadow.not_seen) == (0, {}), shadow.faults
+    assert shadow.reads > 70
+
+
+def test_a_warm_up_is_not_held():
+    engine = Engine()
+    engine.blocks.rows = tuple
+    engine.lengths, engine.tables = {"a": 0}, {"a": []}
+    engine.step({"a": 4})
+    assert engine.blocks.shadow.reads == 0
+
+
+def shares_by_mistake(engine):
+    engine.tables["b"][0] = engine.tables["a"][0]
+    engine.step({"a": 1, "b": 1})
+
+
+def other_row(engine):
+    engine.step({"a": 1, "b": 1}, tables={"a": engine.tables["b"]})
+
+
+def stale_lengths(engine):
+    engine.step({"a": 2, "b": 1}, seq_lens=[9, 11])
+
+
+def writes_elsewhere(engine):
+    engine.step({"a": 1}, slot_mapping=[39 * BLOCK])
+
+
+def another_adapter(engine):
+    shared = engine.tables["a"][:1]
+    engine.step({"c": 3}, new=[new("c", [*range(4), 9, 9, 9], computed=4, blocks=shared, adapter=1)])
+
+
+def frees_too_early(engine):
+    engine.free = [engine.tables["a"][0], *engine.free]
+    engine.step({"c": 4}, new=[new("c", [1, 2, 3, 4])])
+    engine.step({"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "request_", "position"),
+    [
+        (shares_by_mistake, Kind.OTHER_REQUEST, "b", 0),
+        (other_row, Kind.OTHER_REQUEST, "a", 0),
+        (stale_lengths, Kind.WRONG_LENGTH, "a", 9),
+        (writes_elsewhere, Kind.WRONG_SLOT, "a", 8),
+        (another_adapter, Kind.OTHER_REQUEST, "c", 0),
+        (frees_too_early, Kind.OTHER_REQUEST, "a", 0),
+    ],
+)
+def test_a_mistake_of_a_scheduler_is_named(mistake, kind, request_, position):
+    engine = started()
+    mistake(engine)
+    first = engine.blocks.shadow.faults[0]
+    assert (first.kind, first.request, first.position, first.layer) == (kind, request_, position, "layer.0"), str(first)
