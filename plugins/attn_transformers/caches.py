@@ -44,7 +44,7 @@ def watched(shadow: Shadow) -> Iterator[Callable[[torch.Tensor, torch.Tensor, in
 
     rows, engine = _Rows(shadow), _Engine(shadow)
     caches = [kind for kind in _with_subclasses(Cache) if "update" in vars(kind)]
-    hooks = [(kind, "update", rows.update) for kind in caches]
+    hooks: list[tuple[type, str, Callable[..., Any]]] = [(kind, "update", rows.update) for kind in caches]
     hooks += [
         (Cache, name, getattr(rows, name))
         for name in ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")

@@ -90,7 +90,7 @@ class Blocks:
         rows = zip(requests, itertools.pairwise(starts), lengths, table, strict=False)
         reads = []
         for request, (begin, end), length, blocks in rows:
-            context = length - (end - begin) if self.computed is None else self.computed.get(request, length - (end - begin))
+            context: int = (self.computed or {}).get(request, length - (end - begin))
             if begin == end or context < 0:
                 continue
             first = 0 if window is None else max(0, context - window + 1)
