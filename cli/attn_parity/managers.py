@@ -1,12 +1,13 @@
 """`attn-parity fuzz --manager`: play traffic against a cache manager, and judge the keys that attention would read."""
 
+import contextlib
 import secrets
 from collections.abc import Callable
 
 import click
 from attn_fuzz import managers
 from attn_fuzz.errors import FaultError, InputError, LimitError
-from attn_fuzz.serving.managed import ManagedEngine, ManagerFaultError
+from attn_fuzz.serving.managed import ManagedEngine, ManagerFaultError, shortened
 from attn_fuzz.serving.manager import Manager
 from attn_fuzz.serving.scheduler import Traffic, explore
 from attn_parity.console import results
@@ -66,6 +67,8 @@ def fuzz_made(name: str, make: Callable[[], Manager], examples: int, seed: int) 
         results.print(f"interrupted after {tried} traces, no fault" if interrupted else f"{examples} examples, no fault")
         return 130 if interrupted else 0
     shortest = min(failures, key=lambda fault: len(fault.steps))
+    with contextlib.suppress(KeyboardInterrupt):
+        shortest = shortened(make, shortest)
     for step in shortest.steps:
         results.print(f"  {step}", soft_wrap=True)
     results.print(f"{shortest.kind}: {shortest}", soft_wrap=True)

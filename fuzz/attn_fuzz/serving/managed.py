@@ -29,6 +29,14 @@ class ProtocolError(InputError):
     """A manager lacks a method of the protocol, or a method returns what the protocol does not know."""
 
 
+class Action(NamedTuple):
+    """A call of a method of the engine. `made` is the id of the request that it added, as far as it has."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    made: int | None = None
+
+
 class ManagerFaultError(AssertionError):
     """The verdict on a manager.
 
@@ -36,11 +44,12 @@ class ManagerFaultError(AssertionError):
         kind: "cache": a key that is read is not the one that was written for it; "raised": the manager raises; "count": it says
             more or fewer keys or slots than there are.
         steps: what was done until then, in words.
+        actions: the same for `replay`.
     """
 
-    def __init__(self, kind: str, message: str, steps: Sequence[str]) -> None:
+    def __init__(self, kind: str, message: str, steps: Sequence[str], actions: Sequence[Action]) -> None:
         super().__init__(message)
-        self.kind, self.steps = kind, tuple(steps)
+        self.kind, self.steps, self.actions = kind, tuple(steps), tuple(actions)
 
 
 @dataclass(kw_only=True)
@@ -90,6 +99,7 @@ class ManagedEngine:
 
     def __init__(self, make: Callable[[], Manager], failed: Callable[[ManagerFaultError], None] = lambda fault: None) -> None:
         self.steps: list[str] = []
+        self.actions: list[Action] = []
         self.requests: dict[int, ManagedRequest] = {}
         self.seen: list[ManagedRequest] = []
         """all requests, as they are or were at their end: others begin like them"""
@@ -116,6 +126,7 @@ class ManagedEngine:
     def add_request(self, prompt_len: int, salt: int = 0, like: int | None = None, num_shared: int = 0) -> int:
         """Add a request, whose first tokens, and salt, may be those of the request with the number `like` of `seen`."""
         request = ManagedRequest(id=len(self.seen), salt=salt if self.has_salts else 0)
+        self.actions.append(Action("add_request", (prompt_len, salt, like, num_shared), request.id))
         words = f"request {request.id} arrives: {{}} tokens"
         if like is not None:
             other = self.seen[like]
@@ -133,6 +144,7 @@ class ManagedEngine:
             return None
         child = ManagedRequest(id=len(self.seen), salt=parent.salt, num_computed_tokens=num_shared_tokens, is_held=True)
         child.extend([*parent.tokens[:num_shared_tokens], *self._tokens(num_new_tokens)])
+        self.actions.append(Action("fork", (id, num_shared_tokens, num_new_tokens), child.id))
         with self._action(f"request {child.id} forks from request {parent.id} after {num_shared_tokens} tokens, as a beam"):
             if not self._ask("fork", parent.id, child.id, is_a=bool):
                 self.steps[-1] += ", and gets no room"
@@ -142,6 +154,7 @@ class ManagedEngine:
 
     def step(self, work: Mapping[int, Work]) -> None:
         """Run a batch of requests: append, copy, write and read in each group, roll back, commit."""
+        self.actions.append(Action("step", (work,)))
         with self._action(""):
             self._step(work)
         if not self.steps[-1]:
@@ -152,10 +165,12 @@ class ManagedEngine:
     def preempt(self, id: int) -> None:
         """Take all slots from a request. Its next step computes its tokens again."""
         if self.requests[id].is_held:
+            self.actions.append(Action("preempt", (id,)))
             with self._action(f"request {id} is preempted"):
                 self._free(self.requests[id])
 
     def finish(self, id: int) -> None:
+        self.actions.append(Action("finish", (id,)))
         request = self.requests.pop(id)
         with self._action(f"request {id} ends"):
             if request.is_held:
@@ -307,7 +322,7 @@ class ManagedEngine:
         return answer
 
     def _fault(self, kind: str, message: str) -> ManagerFaultError:
-        fault = ManagerFaultError(kind, message, self.steps)
+        fault = ManagerFaultError(kind, message, self.steps, self.actions)
         self._failed(fault)
         return fault
 
@@ -323,3 +338,39 @@ class ManagedEngine:
 
     def _tokens(self, count: int) -> list[int]:
         return [self._rng.randrange(VOCABULARY) for _ in range(count)]
+
+
+def replay(make: Callable[[], Manager], actions: Sequence[Action]) -> ManagerFaultError | None:
+    """The fault to which actions lead, if any. What concerns a request that no action adds is left out."""
+    engine = ManagedEngine(make)
+    ids: dict[int, int] = {}
+    try:
+        for method, arguments, made in actions:
+            new: int | None = None
+            if method == "add_request":
+                prompt_len, salt, like, num_shared = arguments
+                new = engine.add_request(prompt_len, salt, ids.get(like), num_shared)
+            elif method == "step":
+                engine.step({ids[id]: work for id, work in arguments[0].items() if ids.get(id) in engine.requests})
+            elif ids.get(arguments[0]) in engine.requests:
+                new = getattr(engine, method)(ids[arguments[0]], *arguments[1:])
+            if made is not None and new is not None:
+                ids[made] = new
+        engine.end()
+    except ManagerFaultError as fault:
+        return fault
+    return None
+
+
+def shortened(make: Callable[[], Manager], fault: ManagerFaultError) -> ManagerFaultError:
+    """A fault of this kind to which none of its actions is needless. Hypothesis leaves some."""
+    at = len(fault.actions) - 1
+    while at >= 0:
+        try:
+            fewer = replay(make, fault.actions[:at] + fault.actions[at + 1 :])
+        except Exception:  # with other actions something else may fail: the fault that is known is told
+            fewer = None
+        if fewer is not None and fewer.kind == fault.kind and len(fewer.actions) < len(fault.actions):
+            fault, at = fewer, len(fewer.actions)
+        at -= 1
+    return fault

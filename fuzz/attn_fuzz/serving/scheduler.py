@@ -17,6 +17,8 @@ NUM_BLOCKS = 18
 MAX_REQUESTS = 5
 # lengths around the ends of blocks and of a kernel's tiles
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
+PROMPTS = st.sampled_from([1, 2, 15, 16, 17, 33, 64])
+SHARED = st.sampled_from([1, 15, 16, 17, 31, 32, 33, 48, 64, 80])
 DRAFTS = st.sampled_from([0, 1, 2, 4])
 WORK = st.builds(Work, num_tokens=st.sampled_from([1, 3, 16, 64]), num_drafts=DRAFTS, num_accepted=DRAFTS)
 # the index of a request, modulo the number of requests
@@ -79,12 +81,12 @@ class Traffic(Scheduler):
         super().__init__(engine)
 
     @precondition(lambda self: len(self.engine.requests) < MAX_REQUESTS)
-    @rule(prompt_len=LENGTHS, salt=st.integers(0, 1))
+    @rule(prompt_len=PROMPTS, salt=st.integers(0, 1))
     def add_request(self, prompt_len: int, salt: int) -> None:
         self.engine.add_request(prompt_len, salt)
 
     @precondition(lambda self: self.engine.seen and len(self.engine.requests) < MAX_REQUESTS)
-    @rule(request=st.integers(0, 9), num_shared_tokens=st.integers(1, 80), num_new_tokens=LENGTHS, salt=st.integers(0, 1))
+    @rule(request=st.integers(0, 9), num_shared_tokens=SHARED, num_new_tokens=LENGTHS, salt=st.integers(0, 1))
     def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int, salt: int) -> None:
         like = len(self.engine.seen) - 1 - request % len(self.engine.seen)
         self.engine.add_request(num_new_tokens, salt, like, num_shared_tokens)

@@ -200,7 +200,7 @@ def test_a_failure_that_does_not_come_again_is_reported(capsys):
     assert "raised: append(0, ..., 0) raises RuntimeError: no" in capsys.readouterr().out
 
 
-def test_an_interruption_keeps_what_was_found(monkeypatch):
+def test_an_interruption_without_a_fault_is_exit_code_130(monkeypatch):
     def interrupt(self: object, *arguments: object) -> None:
         raise KeyboardInterrupt
 
