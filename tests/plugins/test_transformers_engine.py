@@ -42,12 +42,17 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, blocks: int = 256) -> list[list[int]]:
-    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`."""
+def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, **batching) -> list[list[int]]:
+    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`.
+
+    Args:
+        batching: further options of its config.
+    """
+    batching = {"block_size": 8, "num_blocks": 256, "max_batch_tokens": step, **batching}
     outputs = model.generate_batch(
         inputs=requests,
         generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0),
-        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=blocks, max_batch_tokens=step),
+        continuous_batching_config=ContinuousBatchingConfig(**batching),
         progress_bar=False,
     )
     return [output.generated_tokens for output in outputs.values()]
