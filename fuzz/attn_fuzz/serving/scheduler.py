@@ -19,6 +19,7 @@ MAX_REQUESTS = 5
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
 PROMPTS = st.sampled_from([1, 2, 15, 16, 17, 33, 64])
 SHARED = st.sampled_from([1, 15, 16, 17, 31, 32, 33, 48, 64, 80])
+NEW = st.sampled_from([1, 0, 2, 15, 16, 17, 33])
 DRAFTS = st.sampled_from([0, 1, 2, 4])
 WORK = st.builds(Work, num_tokens=st.sampled_from([1, 3, 16, 64]), num_drafts=DRAFTS, num_accepted=DRAFTS)
 # the index of a request, modulo the number of requests
@@ -86,7 +87,7 @@ class Traffic(Scheduler):
         self.engine.add_request(prompt_len, salt)
 
     @precondition(lambda self: self.engine.seen and len(self.engine.requests) < MAX_REQUESTS)
-    @rule(request=st.integers(0, 9), num_shared_tokens=SHARED, num_new_tokens=LENGTHS, salt=st.integers(0, 1))
+    @rule(request=st.integers(0, 9), num_shared_tokens=SHARED, num_new_tokens=NEW, salt=st.integers(0, 1))
     def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int, salt: int) -> None:
         like = len(self.engine.seen) - 1 - request % len(self.engine.seen)
         self.engine.add_request(num_new_tokens, salt, like, num_shared_tokens)
