@@ -210,7 +210,9 @@ def _table_not_repointed(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, _radix(), "checkpoint", checkpoint)
 
 
-@mutant("sgl-project/sglang#12224", "two ways of releasing a request both free its last slot", "sglang-tokens", "count")
+@mutant(
+    "sgl-project/sglang#12224", "two ways of releasing a request both free its last slot", "sglang-tokens", "cache or count"
+)
 def _freed_twice(patch: pytest.MonkeyPatch) -> None:
     def free(original: Any, self: Any, slots: Any, *, start_pos: int) -> None:
         original(self, slots, start_pos=start_pos)
@@ -246,7 +248,9 @@ def _counted_twice(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, _radix(), "_split_node", split)
 
 
-@mutant("sgl-project/sglang-jax#1618", "a request frees the slots that the tree has just adopted", "sglang-pages", "count")
+@mutant(
+    "sgl-project/sglang-jax#1618", "a request frees the slots that the tree has just adopted", "sglang-pages", "cache or count"
+)
 def _frees_what_the_tree_has(patch: pytest.MonkeyPatch) -> None:
     def insert(original: Any, self: Any, params: Any) -> Any:
         result = original(self, params)

@@ -67,13 +67,26 @@ def test_a_manager_agrees_with_the_shadow_cache(name):
     play(loaded(name), sequences=8)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(each, marks=pytest.mark.nightly if each.manager == "vllm-priority" else ()) for each in MUTANTS],
+    ids=lambda mutant: mutant.name,
+)
 def test_a_public_report_is_found_when_it_is_put_back(mutant: Mutant, monkeypatch):
     make = loaded(mutant.manager)
     mutant.patch(monkeypatch)
     with pytest.raises(ManagerFaultError) as fault:
         play(make, sequences=400)
-    assert fault.value.kind == mutant.kind
+    assert fault.value.kind in mutant.kind.split(" or ")
+
+
+def test_vllm_knows_blocks_that_nobody_wrote():
+    """vllm-project/vllm#43569, open: what the policy "priority" preempts may have been scheduled in the same step."""
+    manager, prompt = loaded("vllm-priority")(), tuple(range(17))
+    assert manager.allocate(0, prompt, 0) == 0
+    assert manager.append(0, prompt, 0)
+    manager.free(0)
+    assert manager.allocate(0, prompt, 0) == 16
 
 
 class Tallies(ManagedEngine):
