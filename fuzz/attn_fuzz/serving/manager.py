@@ -4,7 +4,7 @@ A slot is the place of one key: an int that two keys have only if one overwrites
 A manager of tensors hands out a new number for each key that it is given, and says which numbers its tensors hold.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -67,4 +67,3 @@ class Manager(Protocol):
 
 
 OPTIONAL = ("write_slots", "copies", "fork", "roll_back", "commit", "free_slots")
-Copies = Iterable[tuple[int, int]]

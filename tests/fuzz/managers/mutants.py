@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from attn_fuzz.managers import sglang, transformers, vllm
+from attn_fuzz.managers import sglang, vllm
 
 
 class Mutant(NamedTuple):
@@ -144,7 +144,9 @@ def _fork_without_room(patch: pytest.MonkeyPatch) -> None:
                     kept.extend(blocks)
         return children
 
-    patch.setattr(transformers.paging.PagedAttentionCache, "prepare_fork_request", fork)
+    from attn_fuzz.managers.transformers import paging
+
+    patch.setattr(paging.PagedAttentionCache, "prepare_fork_request", fork)
 
 
 @mutant(
@@ -153,14 +155,14 @@ def _fork_without_room(patch: pytest.MonkeyPatch) -> None:
     "transformers-batching-hybrid",
 )
 def _ring(patch: pytest.MonkeyPatch) -> None:
-    allocator = transformers.SlidingAttentionCacheAllocator
+    from attn_fuzz.managers.transformers import SlidingAttentionCacheAllocator
 
     def read(self: Any, request: str, past: int, new: int) -> list[int]:
         start = 0 if past < self.sliding_window else past % self.sliding_window
         length = min(past, self.sliding_window - 1)
         return self._token_indices_to_physical_indices(request, start, length) + [self.sentinel_index] * new
 
-    patch.setattr(allocator, "get_read_indices", read)
+    patch.setattr(SlidingAttentionCacheAllocator, "get_read_indices", read)
 
 
 @mutant(
