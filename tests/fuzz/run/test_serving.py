@@ -158,15 +158,19 @@ def scale_of_the_first_layer(monkeypatch):
 
 def metadata_of_the_first_group(monkeypatch):
     """A builder that keeps a step's metadata for all layers of one attention type, whatever block tables they have."""
-    build, kept = base.BatchBuilder._build, {}
+    build, step, kept = base.BatchBuilder._build, ServingEngine.step, {}
 
     def build_once(self, common):
-        lengths = (common.query_start_loc_cpu.tolist(), common.seq_lens_cpu.tolist())
-        if kept.get(self.attn_type, (None,))[0] != lengths:
-            kept[self.attn_type] = lengths, build(self, common)
-        return kept[self.attn_type][1]
+        if self.attn_type not in kept:
+            kept[self.attn_type] = build(self, common)
+        return kept[self.attn_type]
+
+    def begin_step(self, work):
+        kept.clear()
+        step(self, work)
 
     monkeypatch.setattr(base.BatchBuilder, "_build", build_once)
+    monkeypatch.setattr(ServingEngine, "step", begin_step)
 
 
 @pytest.mark.parametrize("plant", [scale_of_the_first_layer, metadata_of_the_first_group])
