@@ -130,7 +130,8 @@ def _model(config: Any, model_class: Any) -> Any:
         config._attn_implementation = "eager"
         return model_class(config).eval()
     for module in model.modules():
-        if hasattr(own := getattr(module, "config", None), "_attn_implementation"):
+        own: Any = getattr(module, "config", None)
+        if hasattr(own, "_attn_implementation"):
             own._attn_implementation = NAME
     return model
 

@@ -33,7 +33,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
 
     def nothing(*arguments: object, **options: object) -> None: ...
 
-    def ceil_align(number: int, unit: int) -> int:
+    def ceil_align(number: Any, unit: int) -> Any:
         return -(-number // unit) * unit
 
     def get_num_new_pages(

@@ -30,9 +30,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def _config(layer_types: Sequence[str]) -> LlamaConfig:
-    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 1}
-    sizes["num_hidden_layers"] = len(layer_types)
-    return LlamaConfig(**sizes, layer_types=list(layer_types), sliding_window=WINDOW, max_position_embeddings=MAX_TOKENS)
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    layers: dict[str, Any] = {"layer_types": list(layer_types), "sliding_window": WINDOW}
+    return LlamaConfig(**sizes, **layers, num_hidden_layers=len(layer_types), max_position_embeddings=MAX_TOKENS)
 
 
 def _groups(layer_types: Sequence[str], *, reads_first: bool = False) -> list[Group]:
@@ -120,8 +120,8 @@ def _recording(config: LlamaConfig) -> DynamicCache:
     """As assisted generation has it: a sliding layer keeps what a roll-back needs."""
     cache = DynamicCache(config=config)
     for layer in cache.layers:
-        if hasattr(layer, "activate_past_recording"):
-            layer.activate_past_recording()
+        if (activate := getattr(layer, "activate_past_recording", None)) is not None:
+            activate()
     return cache
 
 

@@ -125,7 +125,7 @@ def served(
     smaller = 1 if cross_cache is None else DTYPES[dtype].itemsize // cross_cache.itemsize
     block_sizes = {"full": BLOCK_SIZE, "cross": 2 * BLOCK_SIZE * smaller, "window": BLOCK_SIZE}
     quantized = {"kv_cache_dtype": cross_cache, "scales": "tensor"} if cross_cache is not None else {}
-    scales = {"k_scale": torch.tensor(K_SCALE, device=device), "v_scale": torch.tensor(V_SCALE, device=device)}
+    scales: dict[str, Any] = {"k_scale": torch.tensor(K_SCALE, device=device), "v_scale": torch.tensor(V_SCALE, device=device)}
     attn_types = {"full": AttentionType.DECODER, "cross": CROSS, "window": AttentionType.DECODER}
     rules: dict[str, dict[str, Any]] = {"full": {"rope": rope}, "cross": {}, "window": {"window": (9, 9), "sinks": True}}
     configs = {

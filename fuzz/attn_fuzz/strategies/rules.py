@@ -49,7 +49,7 @@ def _far(support: Support) -> tuple[int, ...]:
 _Number = Callable[[st.DrawFn, Support], Any]
 
 
-def _one_of(*values: Any, sizes: Callable[[Support], tuple[int, ...]] | None = None) -> _Number:
+def _one_of(*values: Any, sizes: Callable[[Support], tuple[float, ...]] | None = None) -> _Number:
     return lambda draw, support: pick(draw, values if sizes is None else (*values, *sizes(support)))
 
 

@@ -15,7 +15,7 @@ between consecutive releases before any of them was run: `lab/attn_lab/releases/
 that a target of ours loads. Of these, **{shown} are shown**: an example of the target's general draw (seed {seed}) fails on the
 release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
 {of_loaded} of those loaded, and {of_all} of all. {far} of them are shown by the mode `@far` alone, which moves addresses beyond
-32 bits and which few targets ran in. Each example ran on a CPU, interpreted. Where a fix is not shown, the cell says how many
+32 bits, and in which few targets ran. Each example ran on a CPU, interpreted. Where a fix is not shown, the cell says how many
 examples ran.
 
 `python -m attn_lab releases --sources FOLDER --examples {most}` goes on from here, and writes this page. FOLDER has a folder

@@ -50,11 +50,11 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _chunks(layer: Layer) -> dict[str, object]:
+def _chunks(layer: Layer) -> dict[str, Any]:
     return {} if layer.chunked_local is None else {"chunk_lookback": 0, "window_size": (layer.chunked_local - 1, 0)}
 
 
-def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) -> dict[str, object]:
+def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) -> dict[str, Any]:
     """Arguments of unified_attention and unified_attention_diffkv, beside K and V. The segments' memory is full of NaN."""
     rows = batch.num_actual_tokens
     threshold = MIN_LAUNCH_GRID_SIZE_2D // layer.num_kv_heads
