@@ -18,6 +18,7 @@ MODULES = (
     "attn_fuzz.cases.case",
     "attn_fuzz.foreign",
     "attn_fuzz.properties",
+    "attn_fuzz.shadow",
     "attn_fuzz.targets",
     "attn_fuzz.targets.modes",
     "attn_transformers",

@@ -70,6 +70,11 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     help="The target to check; `attn-parity targets` lists them. With --keep-going it may be given more than once.",
 )
 @click.option(
+    "--manager",
+    metavar="NAME|MODULE:NAME",
+    help="Play requests against a cache manager instead, and judge the keys that attention would read.",
+)
+@click.option(
     "--keep-going",
     is_flag=True,
     help="Go on past each failure, and end with a table of distinct failures. Targets take turns. Default: "
@@ -108,8 +113,11 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 @ray_option
 @needs_option
 @working_dir_option
+@click.pass_context
 def command(
+    context: click.Context,
     names: tuple[str, ...],
+    manager: str | None,
     keep_going: bool,
     profile: str,
     examples: int | None,
@@ -133,6 +141,11 @@ def command(
 
     Exit 1 if a case fails, and 3 if none does and cases could not be run because of a limit of this tool.
     """
+    if manager is not None:
+        from attn_parity import managers
+
+        managers.check_options(context)
+        return managers.fuzz(manager, examples or PROFILES[profile], seed)
     if len(names) > 1 and not keep_going:
         raise click.UsageError("--target: several targets take turns in a run with --keep-going")
     folder = report_folder or FOLDER

@@ -10,6 +10,8 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import Kind
 from attn_optimized.selector import Assignment
 from attn_parity.binaries.facts import Facts
+from attn_parity.drift.changes import Change
+from attn_parity.drift.sides import Side
 
 
 class AsFound(TypedDict):
@@ -143,6 +145,22 @@ class Bisect(TypedDict):
     first_bad: Commit | None
     candidates: list[Commit]
     tried: list[Tried]
+
+
+class Drift(TypedDict):
+    """The result of `attn-parity drift`: two sides, of which the first call has one, and what changed by target.
+
+    `interrupted` says whether targets are left to run.
+    """
+
+    schema: Literal["attn-parity.drift/1"]
+    package: str
+    seed: int
+    examples: int
+    before: Side | None
+    after: Side
+    changes: dict[str, Change]
+    interrupted: bool
 
 
 class ExhaustedPart(TypedDict):
@@ -282,6 +300,7 @@ OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
     "fuzz-runs": FuzzRuns,
     "bisect": Bisect,
+    "drift": Drift,
     "exhaust": Exhaust,
     "compile": Compile,
     "select": Select,

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,7 +277,7 @@ def say_half(lines: outputs.Lines) -> None:
         notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again", soft_wrap=True)
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
+def write_json(path: Path, result: Mapping[str, object]) -> None:
     """Write a result as JSON. NaN and infinities become null: JSON has no such numbers."""
     try:
         outputs.write(path, json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")

@@ -11,6 +11,7 @@ from attn_fuzz import extras
 if TYPE_CHECKING:
     from attn_fuzz.cases.call import Call
     from attn_fuzz.cases.captures import CaptureError, capture
+    from attn_fuzz.shadow.shadow import Shadow
     from attn_fuzz.verdict.judge import DisagreementError, Judgement
     from attn_fuzz.verdict.live import Recording, check, recording
     from attn_fuzz.verdict.rounding import Rounding
@@ -23,6 +24,7 @@ _HOMES = {
     "Judgement": "verdict.judge",
     "Rounding": "verdict.rounding",
     "Recording": "verdict.live",
+    "Shadow": "shadow.shadow",
     "check": "verdict.live",
     "recording": "verdict.live",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "Judgement",
     "Recording",
     "Rounding",
+    "Shadow",
     "capture",
     "check",
     "recording",

@@ -8,7 +8,9 @@ of `get_mask_sizes`. Continuous batching has names for requests, and slots: thos
 import contextlib
 import functools
 import itertools
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -39,28 +41,38 @@ def watched(shadow: Shadow) -> Iterator[Callable[[torch.Tensor, torch.Tensor, in
             update gave back, as of cross-attention after its first step.
     """
     from transformers.cache_utils import Cache
-    from transformers.generation.continuous_batching.cache import PagedAttentionCache
-    from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 
-    rows, engine = _Rows(shadow), _Engine(shadow)
-    caches = [kind for kind in _with_subclasses(Cache) if "update" in vars(kind)]
-    hooks = [(kind, "update", rows.update) for kind in caches]
+    rows = _Rows(shadow)
+    hooks: list[tuple[type, str, Callable[..., Any]]] = [
+        (kind, "update", rows.update) for kind in _with_subclasses(Cache) if "update" in vars(kind)
+    ]
     hooks += [
         (Cache, name, getattr(rows, name))
         for name in ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
     ]
-    hooks.append((ContinuousBatchingIOs, "prepare_batch_tensors", engine.prepare_batch_tensors))
-    hooks += [
-        (PagedAttentionCache, name, getattr(engine, name))
-        for name in (
-            *("update", "search_prefix_match", "mark_complete_blocks", "free_blocks", "free_all_requests"),
-            *("prepare_fork_request", "perform_cache_copy"),
-        )
-    ]
+    hooks += _hooks_of_the_engine(shadow)
+    lock = threading.RLock()
     with contextlib.ExitStack() as patches:
         for owner, name, hook in hooks:
-            patches.enter_context(mock.patch.object(owner, name, _around(getattr(owner, name), hook, shadow)))
+            patches.enter_context(mock.patch.object(owner, name, _around(getattr(owner, name), hook, shadow, lock)))
         yield rows.hold
+
+
+def _hooks_of_the_engine(shadow: Shadow) -> list[tuple[type, str, Callable[..., Any]]]:
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+    from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
+    from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
+
+    engine = _Engine(shadow)
+    methods = {
+        ContinuousBatchingIOs: ("prepare_batch_tensors",),
+        OffloadingManager: ("restore_scheduled_requests",),
+        PagedAttentionCache: (
+            *("update", "search_prefix_match", "mark_complete_blocks", "free_blocks", "free_all_requests"),
+            *("prepare_fork_request", "perform_cache_copy"),
+        ),
+    }
+    return [(owner, name, getattr(engine, name)) for owner, names in methods.items() for name in names]
 
 
 def _with_subclasses(kind: type) -> Iterator[type]:
@@ -69,25 +81,28 @@ def _with_subclasses(kind: type) -> Iterator[type]:
         yield from _with_subclasses(below)
 
 
-def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow) -> Callable[..., Any]:
+def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow, lock: threading.RLock) -> Callable[..., Any]:
     """A method with a hook: a generator that runs up to its `yield` before the method, and gets its result. A fault of a hook
     is a reason, and ends no program."""
+
+    def advance(running: Iterator[None], *result: Any) -> bool:
+        try:
+            with lock:
+                running.send(*result) if result else next(running)  # pyright: ignore[reportAttributeAccessIssue]  # a generator
+            return True
+        except StopIteration:
+            return True
+        except Exception as error:
+            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
+            return False
 
     @functools.wraps(method)
     def method_with_hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         running = hook(self, *args, **kwargs)
-        try:
-            next(running)
-        except Exception as error:
-            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
-            return method(self, *args, **kwargs)
+        is_told = advance(running)
         result = method(self, *args, **kwargs)
-        try:
-            running.send(result)
-        except StopIteration:
-            pass
-        except Exception as error:
-            shadow.pass_over(f"{method.__qualname__}: {type(error).__name__}: {error}")
+        if is_told:
+            advance(running, result)
         return result
 
     return method_with_hook
@@ -103,6 +118,7 @@ class _Rows:
         self.lengths: dict[int, dict[int, int]] = {}
         self.sizes: dict[int, int] = {}
         self.inside: set[int] = set()
+        self.gone: deque[int] = deque()
         self.given: dict[int, dict[int, weakref.ref[torch.Tensor]]] = {}
 
     def update(
@@ -173,10 +189,12 @@ class _Rows:
         self._become(cache, torch.tensor(rows)[indices.cpu()].tolist())
 
     def crop(self, cache: Any, tokens_to_remove: int) -> Iterator[None]:
+        """A positive number is the length that is left, before transformers 5.24."""
         yield
         number = self.numbers.get(cache, 0)
         for layer, length in self.lengths.get(number, {}).items():
-            left = self.lengths[number][layer] = max(0, length - abs(tokens_to_remove))
+            left = max(0, length + tokens_to_remove) if tokens_to_remove <= 0 else min(length, tokens_to_remove)
+            self.lengths[number][layer] = left
             for row in range(self.sizes[number]):
                 self.shadow.roll_back(Row(number, row), left, layer=layer)
 
@@ -199,13 +217,15 @@ class _Rows:
 
     def _number(self, cache: Any) -> int | None:
         """The number of a cache; None of one that held keys before it was first seen."""
+        while self.gone:
+            self._forget(self.gone.popleft())
         number = self.numbers.get(cache)
         if number is None:
             number = 0 if any(_holds_keys(layer) for layer in cache.layers) else next(self.count)
             self.numbers[cache] = number
             if number:
                 self.lengths[number] = {}
-                weakref.finalize(cache, self._forget, number)
+                weakref.finalize(cache, self.gone.append, number)
             else:
                 self.shadow.pass_over("a cache that held keys before the recording")
         return number or None
@@ -301,6 +321,17 @@ class _Engine:
         for request in held:
             self.shadow.free(request)
 
+    def restore_scheduled_requests(self, manager: Any, requests_in_batch: list[Any]) -> Iterator[None]:
+        """Requests come back from the CPU into other blocks."""
+        restored = [one.state for one in requests_in_batch if one.state.is_cpu_offloaded]
+        yield
+        for state, (layer, allocator) in itertools.product(restored, manager.cache.layer_to_allocator.items()):
+            window, length = getattr(allocator, "sliding_window", None), state.position_offset
+            positions = torch.arange(0 if window is None else max(0, length - window), length)
+            own = positions if window is None else positions % window
+            slots = _slots_of_blocks(allocator, allocator.block_table[state.request_id])[own]
+            self.shadow.place(layer, state.request_id, positions, slots)
+
     def prepare_fork_request(self, cache: Any, src_state: Any, dst_req_ids: list[str], *args: Any) -> Iterator[None]:
         forked = yield
         for request in forked:
@@ -332,9 +363,10 @@ def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
 
 def _rounding(layer: Any) -> float:
     """How far a layer may be off what it was given, of its largest element."""
-    from transformers.cache_utils import BaseQuantizedLayer
+    from transformers import cache_utils
 
-    return QUANTIZED if isinstance(layer, BaseQuantizedLayer) or getattr(layer, "kv_cache_dtype", None) is not None else 0.0
+    base = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # since 5.24
+    return QUANTIZED if isinstance(layer, base) or getattr(layer, "kv_cache_dtype", None) is not None else 0.0
 
 
 def _is_static(layer: Any) -> bool:
@@ -351,4 +383,5 @@ def _window_of(layer: Any) -> int | None:
 
 
 def _holds_keys(layer: Any) -> bool:
-    return bool(getattr(layer, "is_initialized", False)) and hasattr(layer, "keys") and bool(int(layer.get_seq_length()))
+    has_length = getattr(layer, "is_initialized", False) and hasattr(layer, "keys") and hasattr(layer, "get_seq_length")
+    return bool(has_length) and int(layer.get_seq_length()) > 0

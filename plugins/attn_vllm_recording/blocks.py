@@ -88,9 +88,9 @@ class Blocks:
         starts, lengths = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
         written, table = metadata.slot_mapping.cpu(), batch.block_table.cpu().long()
         rows = zip(requests, itertools.pairwise(starts), lengths, table, strict=False)
-        reads = []
+        reads, computed = [], self.computed or {}
         for request, (begin, end), length, blocks in rows:
-            context = length - (end - begin) if self.computed is None else self.computed.get(request, length - (end - begin))
+            context = computed[request] if request in computed else length - (end - begin)
             if begin == end or context < 0:
                 continue
             first = 0 if window is None else max(0, context - window + 1)

@@ -238,11 +238,14 @@ def test_models_that_generate_have_no_fault(tmp_path, name, options):
     assert recording.shadow.reads
 
 
-def test_requests_that_come_and_go_have_no_fault(tmp_path):
+@pytest.mark.parametrize("on_the_cpu", [0.0, 0.01], ids=["computed anew", "brought back from the CPU"])
+def test_requests_that_come_and_go_have_no_fault(tmp_path, monkeypatch, on_the_cpu):
     """Shared prefixes, chunks of prompts, and requests that are preempted: there are 12 blocks for 24 requests."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **options: empty(*args, **options))  # it asks for a GPU
     model = tiny("llama")
     model.set_attn_implementation("paged|eager")
     with attn_transformers.recording(tmp_path, "paged|eager", every=50) as recording:
-        served(model, ragged_requests(24), new_tokens=8)
-        served(model, ragged_requests(24), new_tokens=8, blocks=12)
+        served(model, ragged_requests(24), new_tokens=12, num_blocks=12, cpu_offload_space=on_the_cpu)
     assert (recording.shadow.wrong, recording.shadow.not_seen) == (0, {}), recording.shadow.faults
+    assert recording.shadow.reads > 500

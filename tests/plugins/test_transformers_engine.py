@@ -42,12 +42,17 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, blocks: int = 256) -> list[list[int]]:
-    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`."""
+def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, **batching) -> list[list[int]]:
+    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`.
+
+    Args:
+        batching: further options of its config.
+    """
+    batching = {"block_size": 8, "num_blocks": 256, "max_batch_tokens": step, **batching}
     outputs = model.generate_batch(
         inputs=requests,
         generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0),
-        continuous_batching_config=ContinuousBatchingConfig(block_size=8, num_blocks=blocks, max_batch_tokens=step),
+        continuous_batching_config=ContinuousBatchingConfig(**batching),
         progress_bar=False,
     )
     return [output.generated_tokens for output in outputs.values()]
@@ -246,6 +251,13 @@ def test_the_script_of_the_soft_cap_that_is_forgotten(place, code, monkeypatch, 
         runpy.run_path(str(ROOT / "findings" / "transformers" / "paged-eager-soft-cap.py"))
     assert end.value.code == code
     assert ("what was got: True" in capsys.readouterr().out) == bool(code)
+
+
+def test_the_script_of_the_mask_with_one_entry_for_all_keys(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "findings" / "transformers" / "minimax-decode-mask.py"))
+    assert end.value.code == 1
 
 
 def test_continuous_batching_forgets_the_soft_cap_on_paged_eager(tmp_path):

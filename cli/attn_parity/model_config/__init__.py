@@ -88,7 +88,7 @@ def _read(content: Mapping[str, Any]) -> ModelConfig:
     text = config.get_text_config(decoder=True)
     text_fields = content
     if text is not config:
-        text_fields = next((value for name, value in content.items() if getattr(config, name, None) is text), {})
+        text_fields = next((value for name, value in content.items() if vars(config).get(name) is text), {})
         check_type("text_config", text_fields, dict, "an object: the fields of the text part")
     names = content.get("architectures")
     named = from_transformers.class_of(names, config)

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import CellType, FunctionType
@@ -110,11 +110,12 @@ def built(config: Any, model_class: Any) -> Built:
             _spare_what_has_no_attention(names)
             _run(model, kept)
     if not calls and not kept:
-        mixers = ", ".join(dict.fromkeys(_without(names, set()).values()))
+        mixers = ", ".join(dict.fromkeys(_without(names, (), set()).values()))
         raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} of {mixers or 'code of its own'}")
     keys: dict[int, int] = {}
+    called = [module for module, *_ in kept] or [module for module in names if type(module).__name__ in READERS]
     calls = calls or tuple(_call(names, keys, model.config.is_encoder_decoder, *one) for one in kept)
-    return Built(calls=calls, without=_without(names, {call.layer for call in calls}))
+    return Built(calls=calls, without=_without(names, called, {call.layer for call in calls}))
 
 
 def _model(config: Any, model_class: Any) -> Any:
@@ -288,6 +289,9 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     rules, ahead = ({}, True) if mask is None else _seen(mask)
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
+    config = getattr(module, "config", None)
+    if width is None and getattr(config, "layer_types", None) is None:
+        width = getattr(config, "sliding_window", None)  # a cache drops keys by it
     if is_causal is None and not ahead and getattr(module, "is_causal", True) is False:
         is_causal = False
     if is_causal not in (None, not ahead):
@@ -385,11 +389,11 @@ def _on_cpu(function: Any) -> Any:
 
 
 _KEEPS_A_STATE = re.compile("Mamba|Mixer|SSM|Delta")
-_LISTS = re.compile(r"^(?!.*vision).*(layers?|blocks?|\bh)$")
+_LISTS = re.compile(r"(layers?|blocks?|\bh)$")
 _OF_ANY_LAYER = re.compile(r"Norm$|Linear$|Dropout$|Activation$")
 
 
-def _without(names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
+def _without(names: Mapping[Any, str], called: Collection[Any], calling: set[int]) -> dict[int, str]:
     """By the number of a layer, the classes of its parts that are no attention of ours.
 
     Of a layer that called none: those that layers with calls do not have. Of another layer: those that keep a state, by name.
@@ -397,7 +401,8 @@ def _without(names: Mapping[Any, str], calling: set[int]) -> dict[int, str]:
     lists = [module for module, name in names.items() if isinstance(module, torch.nn.ModuleList) and _LISTS.search(name)]
     if not lists:
         return {}
-    layers = max(lists, key=len)
+    of_calls = [one for one in lists if any(names.get(module, "").startswith(f"{names[one]}.") for module in called)]
+    layers = max(of_calls or lists, key=len)
     common = {type(part).__name__ for number, one in enumerate(layers) if number in calling for part in one.children()}
     own: dict[int, str] = {}
     for number, one in enumerate(layers):

@@ -48,7 +48,8 @@ PASSED_OVER = re.compile(
     "|attention_value_scale|max_window_layers|mlp_layer_types|use_routing_bias|add_bias_logits|num_ln_in_parallel_attn"
     # embeddings, the logits of the vocabulary, feed-forward layers and mixtures of experts
     "|scale_(emb|embedding|depth)|embedding_multiplier|multimodal_projector_bias|lm_head_bias|routed_scaling_factor|mlp_bias"
-    "|chunk_size_feed_forward|tie_encoder_decoder|forced_decoder_ids"
+    "|chunk_size_feed_forward|tie_encoder_decoder|forced_decoder_ids|n_inner|n_ctx|seq_length|model_max_length"
+    "|initial_context_length|use_parallel_block"
 )
 """Whole names of fields that change nothing about attention, in any model."""
 

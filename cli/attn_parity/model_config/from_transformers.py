@@ -269,7 +269,7 @@ def _parts(content: Mapping[str, Any], config: Any) -> Iterator[tuple[Any, Mappi
 
     yield config, content
     for name, value in content.items():
-        inner = getattr(config, name, None)
+        inner = vars(config).get(name)  # an attribute that layers differ in is an error
         if isinstance(value, dict) and isinstance(inner, PreTrainedConfig) and not is_of_other_senses(name):
             yield from _parts(value, inner)
 
@@ -284,12 +284,17 @@ def fields_read(config: Any) -> frozenset[str]:
     patterns = (r"config\.(\w+)", r'getattr\([\w.]*config, "(\w+)"', r'kwargs\.(?:pop|get|setdefault)\(\s*"(\w+)"')
     source = _source(config)
     in_code = (name for pattern in patterns for name in re.findall(pattern, source))
-    return frozenset({"is_causal", "is_decoder", *type(config)().to_dict(), *config.attribute_map, *in_code})
+    try:
+        of_class = [*type(config)().to_dict()]
+    except Exception:  # some classes refuse their own defaults
+        of_class = [name for one in type(config).__mro__ for name in vars(one).get("__annotations__", ())]
+    return frozenset({"is_causal", "is_decoder", *of_class, *config.attribute_map, *in_code})
 
 
 def filled(given: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], str]:
     """Sizes that a file leaves out, of transformers' config class, and who says so."""
     aliases = {config.attribute_map.get(name, name) for name in given}
     left_out = [name for name in _SIZES if name not in given and config.attribute_map.get(name, name) not in aliases]
-    values = {name: value for name in left_out if (value := getattr(config, name, None)) is not None}
+    has = config.to_dict()
+    values = {name: has[name] for name in left_out if has.get(name) is not None}
     return values, f"transformers {version('transformers')}"

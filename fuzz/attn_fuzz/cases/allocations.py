@@ -11,7 +11,7 @@ from attn_contract import KVCacheView, Layout, PhysicalOrder
 from attn_contract.latent_format import E8M0_NAN, LatentFormat
 from attn_contract.layouts import K, V
 from attn_fuzz.cases.case import Cache, Case
-from attn_fuzz.cases.contradictions import scatters_heads
+from attn_fuzz.cases.contradictions import ROWS, scatters_heads
 from attn_fuzz.cases.idle_strides import idle_stride
 from attn_fuzz.cases.poison import DTYPES, E8M0_LEFTOVER, leftovers, poison
 
@@ -44,7 +44,7 @@ def neighbour_view(case: Case, cache: Cache, layout: Layout) -> KVCacheView:
     if layout.has_latent_value or ("content" in layout.dims and cache.holds_content_rows):
         return dataclasses.replace(view, layout=layout)
     # pages in a block, or a head's rows of K and then those of V where other blocks lie between the heads
-    rows = cache.block_size * case.head_size
+    rows = cache.block_size * (case.head_size + cache.slot_padding)
     kv_stride = view.kv_stride
     if not cache.planes:
         kv_stride = rows if scatters_heads(case, cache) else rows * case.num_kv_heads
@@ -158,11 +158,12 @@ def _interior(case: Case, cache: Cache, layout: Layout) -> dict[str, int]:
         num_blocks=1,
         block_size=cache.block_size,
         num_kv_heads=case.num_kv_heads,
-        head_size=case.head_size,
+        head_size=case.head_size + (cache.slot_padding if layout in ROWS else 0),
         head_size_v=case.head_size_v,
         itemsize=case.itemsize,
     )
-    strides = {"slot_stride": view.slot_stride + cache.slot_padding, "head_stride": view.head_stride}
+    of_latent = cache.slot_padding if layout.has_latent_value else 0
+    strides = {"slot_stride": view.slot_stride + of_latent, "head_stride": view.head_stride}
     return strides | ({"kv_stride": view.kv_stride} if "content" in layout.dims else {})
 
 

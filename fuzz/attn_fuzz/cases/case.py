@@ -105,7 +105,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             except the content-packed ones can view either form, by their strides (vLLM #43945).
         padding: unused elements after each block.
         slot_padding: unused elements after each row of a latent cache: a multiple of 4 if rows hold float32 scales, and none
-            if the scales of a page lie behind its rows.
+            if the scales of a page lie behind its rows. Or after each row of K and of V, in layouts that have them apart.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
         dtype: of a quantized cache; None: the cache has the layer's dtype.
@@ -401,7 +401,7 @@ def num_elements(case: Case) -> int:
         row = (
             2 * (case.head_size + 4) * case.num_kv_heads
         )  # 4 more elements per row make room for scales, inline or in a tensor of their own
-        slots = case.cache.block_size * (row + case.cache.slot_padding)
+        slots = case.cache.block_size * (row + 2 * case.num_kv_heads * case.cache.slot_padding)
         block = case.cache.num_layers * (slots + case.num_kv_heads * case.cache.padding)
         in_cache = (
             case.cache.num_blocks + 2

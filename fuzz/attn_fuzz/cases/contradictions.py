@@ -24,8 +24,8 @@ def check(case: Case) -> None:
         raise CaseError(f"cache: {case.attn_type} {'needs one' if case.attn_type.reads_cache else 'has none'}")
     if case.scale and not SMALLEST_NORMAL <= abs(case.scale) <= 1e6:
         raise CaseError(f"scale: got {case.scale}, expected 0, or a magnitude between 2^-126 and 1e6")
-    if case.logits_soft_cap is not None and not 1e-3 <= case.logits_soft_cap <= 1e6:
-        raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 1e-3 and 1e6")
+    if case.logits_soft_cap is not None and not SMALLEST_NORMAL <= case.logits_soft_cap <= 1e6:
+        raise CaseError(f"logits_soft_cap: got {case.logits_soft_cap}, expected null, or a number between 2^-126 and 1e6")
     if unknown := [name for name in case.earlier if name not in CHANGES]:
         raise CaseError(f"earlier: got {unknown[0]!r}, expected names among {', '.join(CHANGES)}")
     _check_rules(case)
@@ -118,8 +118,8 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         raise CaseError("cache.scales: int8 has a scale for each token")
     if cache.layout.has_latent_value and (cache.planes or cache.dtype == "int8" or cache.scales in ("head", "token")):
         raise CaseError("cache: a latent one has no plane of V, and if it is quantized, one scale or those in its rows")
-    if cache.slot_padding and (not cache.layout.has_latent_value or cache.layout.has_dense_pages):
-        raise CaseError("cache.slot_padding: only rows of a latent cache have it, and not those of dense pages")
+    if cache.slot_padding and (cache.layout.has_dense_pages or cache.holds_content_rows):
+        raise CaseError("cache.slot_padding: only rows of a latent cache, or of K and V apart, have it, and no dense pages")
     if not cache.holds_content_rows and (cache.order, cache.num_layers) != (PhysicalOrder.LBHNC, 1):
         raise CaseError("cache.order, cache.num_layers: only content-packed allocations have them")
     if cache.layer >= cache.num_layers:
@@ -147,12 +147,12 @@ def writers(case: Case, cache: Cache) -> tuple[Layout, ...]:
         return X_PACKED if cache.block_size == 16 // case.itemsize else (cache.layout,)
     if cache.layout.has_inline_scales or case.head_size_v is not None:
         return (cache.layout,)
-    return ROWS if cache.planes else (*ROWS, Layout.CONTENT_PACKED)
+    return ROWS if cache.planes or cache.slot_padding else (*ROWS, Layout.CONTENT_PACKED)
 
 
 def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts that can have the same footprint as the cache's layout (`attn_contract.same_footprint`)."""
-    if cache.layout.has_inline_scales or case.head_size_v is not None:
+    if cache.layout.has_inline_scales or case.head_size_v is not None or cache.slot_padding:
         return (cache.layout,)
     head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)
     fits = case.head_size % head_unit == 0 and cache.block_size % block_unit == 0 and not scatters_heads(case, cache)

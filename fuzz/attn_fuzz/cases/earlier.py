@@ -436,9 +436,12 @@ def _max_query_len(step: Step) -> Step | None:
 
 
 def _max_seq_len(step: Step) -> Step | None:
-    """A step of fewer keys. Without a cache the keys are the step's own tokens, so there it is a looser bound."""
+    """A step of far fewer keys, which are split into fewer parts.
+
+    Without a cache the keys are the step's own tokens, so there it is a looser bound.
+    """
     batch = step.batch
-    fewer = max(batch.max_query_len, batch.max_seq_len // 2)
+    fewer = max(batch.max_query_len, batch.max_seq_len // 16)
     is_fewer = step.layer.attn_type.reads_cache and fewer < batch.max_seq_len
     return _with_batch(step, max_seq_len=fewer if is_fewer else 2 * batch.max_seq_len + 64)
 

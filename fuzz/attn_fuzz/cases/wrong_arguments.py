@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, Layer, Layout
+from attn_fuzz.cases.tensors import extent
 
 _INTEGERS = {1: torch.bool, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -69,6 +70,12 @@ def wrong_attention(
     for name, tensor in tensors.items():
         for form, make in wrong_tensors(tensor, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
             yield f"{name} {form}", calling(lambda name=name, make=make: {name: make()})
+    if kv_cache is not None and kv_cache.numel() and layer.layout is not None and (unit := layer.layout.unit_of_strides) > 1:
+        half = functools.partial(_later, kv_cache, unit // 2)
+        yield f"kv_cache at no multiple of {unit} elements", calling(lambda: {"kv_cache": half()})
+    if layer.output_scale is None and layer.q_scale is None:
+        other = torch.float16 if out.dtype == torch.float32 else torch.float32
+        yield f"out of {other} beside {q.dtype}", calling(lambda: {"out": out.to(other)})
     for words, dims, kept in _TOGETHER:
         few = kept(layer, batch)
         if few >= 0 and tensors.keys() >= {next(iter(dims))}:
@@ -94,6 +101,11 @@ def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int
         size = length * (tensor.shape[1] // tensors["q"].shape[1]) if is_flat else length
         found[name] = tensor.narrow(dims[name], 0, size)
     return found
+
+
+def _later(right: torch.Tensor, elements: int) -> torch.Tensor:
+    """A tensor of the same shape and strides that begins so many elements behind the beginning of its memory."""
+    return right.new_empty(extent(right) + elements).as_strided(right.shape, right.stride(), elements)
 
 
 _TOGETHER: tuple[tuple[str, dict[str, int], Callable[[Layer, Batch], int]], ...] = (

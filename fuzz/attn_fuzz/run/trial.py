@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
-from attn_fuzz.cases.case import CHOICES, Case, CaseError
+from attn_fuzz.cases.case import CHOICES, MODE, Case, CaseError
+from attn_fuzz.cases.earlier import restored
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
+from attn_fuzz.properties.relation import CallTarget, Outputs, again, same_bits
 from attn_fuzz.run import devices
 from attn_fuzz.run.attempt import Attempt, call_attention, own_state
 from attn_fuzz.run.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
@@ -27,6 +29,9 @@ from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
 
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
+PLANNED_ANEW = {"max_query_len", "max_seq_len", "num_actual_tokens", "requests", MODE}
+"""Changes of an earlier call for which a call may be cut into other parts."""
+MOST_CAPS = 2.0**64
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 
@@ -155,6 +160,8 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
     try:
         if attempt.error is not None:
             raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
+        if case.logits_soft_cap is not None and abs(case.scale) > MOST_CAPS * case.logits_soft_cap:
+            raise NotCarriedError("a scale of so many caps that kernels keep the quotient finite")
         wrong = comparison.inequality(attempt.followed, attempt.step, attempt.expected)
     except NotCarriedError as error:
         event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"
@@ -186,7 +193,7 @@ def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
     """The name of the first property that does not hold, and a message; or None. Properties become events of the attempt.
 
     Each property needs more calls of the target. So a case checks only PROPERTIES_OF_CASE of the properties that apply to it.
-    The case's seed chooses them.
+    The case's seed chooses them. A launch that an earlier call has left is looked for in all cases in which it may be another.
     """
     properties = attempt.target.properties
     calls = asked = 0
@@ -196,6 +203,8 @@ def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
         calls += 1
         call_attention(part, attempt.target)
 
+    if message := _left_by_earlier_calls(attempt, call_target):
+        return "earlier calls", f"without the earlier calls: {message}"
     for each in random.Random(attempt.case.values.seed).sample(properties, len(properties)):
         before = calls
         if message := each(attempt.called, call_target):
@@ -206,3 +215,19 @@ def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
         if asked == PROPERTIES_OF_CASE:
             break
     return None
+
+
+def _left_by_earlier_calls(attempt: Attempt, call_target: CallTarget) -> str | None:
+    """The first bit that the call gives only after the earlier calls. Their launch may be right within the bound.
+
+    q is random: sums of a case's own numbers may be the same in any order.
+    """
+    if not {*attempt.case.earlier} & PLANNED_ANEW or not attempt.target.repeats or attempt.target.compiles:
+        return None
+    step = attempt.called
+    q = torch.randn(step.q.shape, generator=torch.Generator().manual_seed(attempt.case.values.seed))
+    with restored([step.q]):
+        step.q.copy_(q)
+        after = again(step, call_target)
+        attempt.target.forget()
+        return same_bits(Outputs.of(again(step, call_target)), Outputs.of(after))

@@ -1,9 +1,11 @@
 """A scheduler that Hypothesis plays. It looks for actions after which a backend is wrong, and then for fewer actions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
-from attn_fuzz.serving.engine import ServedRequest, ServingEngine, Work
+from attn_fuzz.serving.engine import ServingEngine, Work
+from attn_fuzz.serving.managed import ManagedEngine
 from attn_fuzz.serving.models import ServedModel
 from attn_fuzz.serving.uncached import MAX_MODEL_LEN
 from attn_fuzz.strategies.independent import INDEPENDENT
@@ -15,6 +17,9 @@ NUM_BLOCKS = 18
 MAX_REQUESTS = 5
 # lengths around the ends of blocks and of a kernel's tiles
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
+PROMPTS = st.sampled_from([1, 2, 15, 16, 17, 33, 64])
+SHARED = st.sampled_from([1, 15, 16, 17, 31, 32, 33, 48, 64, 80])
+NEW = st.sampled_from([1, 0, 2, 15, 16, 17, 33])
 DRAFTS = st.sampled_from([0, 1, 2, 4])
 WORK = st.builds(Work, num_tokens=st.sampled_from([1, 3, 16, 64]), num_drafts=DRAFTS, num_accepted=DRAFTS)
 # the index of a request, modulo the number of requests
@@ -24,9 +29,9 @@ REQUEST = st.integers(0, MAX_REQUESTS - 1)
 class Scheduler(RuleBasedStateMachine):
     """The actions of a scheduler, as rules that Hypothesis applies in any order."""
 
-    def __init__(self, model: ServedModel, engine: type[ServingEngine] = ServingEngine, device: str = "cpu") -> None:
+    def __init__(self, engine: Any) -> None:
         super().__init__()
-        self.engine = engine(model, num_blocks=NUM_BLOCKS, device=device)
+        self.engine = engine
 
     @precondition(lambda self: len(self.engine.requests) < MAX_REQUESTS)
     @rule(prompt_len=LENGTHS, encoder_len=LENGTHS)
@@ -66,8 +71,34 @@ class Scheduler(RuleBasedStateMachine):
     def finish(self, request: int) -> None:
         self.engine.finish(self._request(request).id)
 
-    def _request(self, number: int) -> ServedRequest:
+    def _request(self, number: int) -> Any:
         return list(self.engine.requests.values())[number % len(self.engine.requests)]
+
+
+class Traffic(Scheduler):
+    """The actions against a cache manager: requests begin like any earlier one, and beams are those of the manager."""
+
+    def __init__(self, engine: ManagedEngine) -> None:
+        super().__init__(engine)
+
+    @precondition(lambda self: len(self.engine.requests) < MAX_REQUESTS)
+    @rule(prompt_len=PROMPTS, salt=st.integers(0, 1))
+    def add_request(self, prompt_len: int, salt: int) -> None:
+        self.engine.add_request(prompt_len, salt)
+
+    @precondition(lambda self: self.engine.seen and len(self.engine.requests) < MAX_REQUESTS)
+    @rule(request=st.integers(0, 9), num_shared_tokens=SHARED, num_new_tokens=NEW, salt=st.integers(0, 1))
+    def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int, salt: int) -> None:
+        like = len(self.engine.seen) - 1 - request % len(self.engine.seen)
+        self.engine.add_request(num_new_tokens, salt, like, num_shared_tokens)
+
+    @precondition(lambda self: "fork" in self.engine.has and 0 < len(self.engine.requests) < MAX_REQUESTS)
+    @rule(request=REQUEST)
+    def fork_a_beam(self, request: int) -> None:
+        super().fork_a_beam(request)
+
+    def teardown(self) -> None:
+        self.engine.end()
 
 
 def play(
@@ -95,11 +126,23 @@ def play(
         WrongOutputError: a backend is wrong. The notes of the error list the shortest sequence that Hypothesis found.
     """
 
-    def scheduler() -> Scheduler:
-        return Scheduler(model, engine, device)
+    explore(
+        lambda: Scheduler(engine(model, num_blocks=NUM_BLOCKS, device=device)),
+        seed=seed,
+        sequences=sequences,
+        actions=actions,
+        **options,
+    )
+
+
+def explore(scheduler: Callable[[], Scheduler], *, seed: int, sequences: int, actions: int, **options: Any) -> None:
+    """Have Hypothesis draw sequences of actions, and make a failing one short. Arguments as for `play`."""
+
+    def made() -> Scheduler:
+        return scheduler()
 
     run_state_machine_as_test(
-        hypothesis.seed(seed)(scheduler),  # pyright: ignore[reportArgumentType]: it takes any function that makes one
+        hypothesis.seed(seed)(made),  # pyright: ignore[reportArgumentType]: it takes any function that makes one
         settings=hypothesis.settings(
             INDEPENDENT,
             max_examples=sequences,

@@ -80,56 +80,69 @@ def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
     if not wrong.any():
         return None
     at = int(wrong.argmax())
-    position, place, record = int(read.positions[at]), int(expected["slot"][at]), None if stored is None else stored[at]
-    source = record
-    if record is None or (record["mark"] ^ got[at]) & mask[at]:
-        source = state.source(read.layer, state.numbers[read.request], got[at], mask[at])
-    if source is None and read.close and read.handed is not None:
-        close = (
-            mark for mark in state.marks(read.layer, position) if _is_close(state, mark, read.handed[at : at + 1], read.close)
-        )
-        source = next((state.source(read.layer, state.numbers[read.request], np.uint64(mark), _ALL) for mark in close), None)
-    kind, detail = Kind.LOST_KEY, ""
-    if marks[at]:
-        mark = got[at] if not read.close or source is None else source["mark"]
-        kind, detail = _kind(state, read, position, source, mark, elsewhere=read.slot(at) not in (None, place))
-    if kind is None:
-        kind, detail = _change(
-            state, int(marks[at]), position, None if read.handed is None else read.handed[at : at + 1], read.close
-        )
-    return _fault(
-        state,
-        read,
-        kind,
-        position,
-        slot=read.slot(at),
-        expected_slot=None if place == NO_SLOT else place,
-        writer=state.writer(source if stored is None else record),
-        count=int(wrong.sum()),
-        detail=detail,
-    )
+    stored_at = None if stored is None else stored[at]
+    return _fault_of_key(state, read, at, expected[at], stored_at, got[at], mask[at], int(wrong.sum()))
 
 
-def _kind(state: State, read: Read, position: int, source: Any, mark: np.uint64, *, elsewhere: bool) -> tuple[Kind | None, str]:
-    """The kind of a wrong key by whose it is; None if nobody wrote it.
+def _fault_of_key(
+    state: State, read: Read, at: int, expected: Any, stored: Any, got: np.uint64, mask: np.uint64, count: int
+) -> Fault:
+    """The fault of the key that is handed as number `at`.
 
     Args:
-        source: the write of the mark that was handed.
-        elsewhere: whether the slot is another one than that of the position.
+        expected: the record of its position.
+        stored: the record of its slot; None in a cache without slots.
+        got: the mark of the key.
+        mask: the bits of the mark that are known.
+        count: how many keys are wrong.
     """
-    if source is None or source["mark"] == 0:
-        if mark not in (0, ZEROS):
-            return None, ""
-        return Kind.WRONG_SLOT if elsewhere else Kind.LOST_KEY, "nobody wrote this slot" if mark == 0 else "zeros are there"
+    position, place, slot = int(read.positions[at]), int(expected["slot"]), read.slot(at)
+    handed = None if read.handed is None else read.handed[at : at + 1]
+    source = stored if stored is not None and (stored["mark"] ^ got) & mask == 0 else None
+    if source is None:
+        source = _source(state, read, position, got, mask, handed)
+    writer = source if stored is None else stored
+    kind, detail = Kind.LOST_KEY, ""
+    if expected["mark"] and source is not None and source["mark"]:
+        kind = _kind_of_source(state, read, position, source)
+        detail = "" if writer is source else f"it is that of {state.writer(source)}"
+    elif expected["mark"] and got in (0, ZEROS):
+        kind = Kind.LOST_KEY if slot in (None, place) else Kind.WRONG_SLOT
+        detail = "zeros are there" if got else "nobody wrote this slot"
+    elif expected["mark"]:
+        kind, detail = _change(state, int(expected["mark"]), position, handed, read.close)
+    expected_slot = None if place == NO_SLOT else place
+    more = {"slot": slot, "expected_slot": expected_slot, "writer": state.writer(writer), "count": count, "detail": detail}
+    return _fault(state, read, kind, position, **more)
+
+
+def _source(
+    state: State, read: Read, position: int, got: np.uint64, mask: np.uint64, handed: Contents | None
+) -> np.void | None:
+    """The write of a key that is handed, as a record of a slot; None if nobody wrote it."""
+    number = state.numbers[read.request]
+    if (source := state.source(read.layer, number, got, mask)) is not None or not read.close or handed is None:
+        return source
+    for mark in state.marks(read.layer, position):
+        if _is_close(state, mark, handed, read.close):
+            return state.source(read.layer, number, np.uint64(mark), _ALL)
+    return None
+
+
+def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Kind:
+    """The kind of a wrong key by whose it is.
+
+    Args:
+        source: the write of the key that was handed, as a record of a slot.
+    """
     owner, where, number = int(source["request"]), int(source["position"]), state.numbers[read.request]
-    whose = f"it is that of request {state.name(owner)}, position {where}, step {int(source['step'])}"
     track = state.tracks.get(read.layer, {}).get(owner)
     is_live = track is not None and track.get(np.array([where]))["mark"][0] == source["mark"]
     if not is_live or (owner == number and where == position):
-        return Kind.STALE_BLOCK, whose
+        return Kind.STALE_BLOCK
     if owner != number:
-        return Kind.OTHER_REQUEST, whose
-    return (Kind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else Kind.WRONG_RING), whose
+        return Kind.OTHER_REQUEST
+    return Kind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else Kind.WRONG_RING
 
 
 def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:

@@ -61,9 +61,6 @@ class State:
             raise ContractError("request", request, "a name that can be hashed") from None
         return self.numbers[request]
 
-    def name(self, number: int) -> Hashable:
-        return self._names[number]
-
     def track(self, layer: Hashable, number: int) -> Track:
         try:
             self._layers.setdefault(layer, len(self._layers))

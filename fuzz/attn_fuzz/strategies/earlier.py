@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 _SAFE = ("same", "requests", CONTENTS)
 """Changes for every target: the call asks for no more than the case's own. A target that does not refuse gets no other change.
 A target whose engine never sends some forms of tensors gets illegal calls beside these, if it refuses."""
+MANY_KEYS = 128
+"""Of a request whose keys kernels split."""
 _APPLIES: dict[str, Callable[[Case], object]] = {
     "output strides": lambda case: case.num_rows,
     ILLEGAL: lambda case: case.num_rows,
@@ -43,7 +45,8 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     A case alone has several changes, the rarest one last. A family has one, because a GPU compiles a layer anew for many of
     them. Half of the cases that are to be refused for one rule come after a call of the same layer without the rule. Of the
     others, a sixth has no change but other numbers in the same tensors: engines write each step into the tensors of the step
-    before, and a kernel may keep what it has converted of the first one.
+    before, and a kernel may keep what it has converted of the first one. Many decodes of many keys come after one of few:
+    the bound of their lengths says how their keys are split.
     """
     names = [name for name in CHANGES if _may_change(name, family[0], support, refuses)]
     first = pick(draw, range(len(names)))
@@ -56,12 +59,20 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
         changes = (CONTENTS,)
     before = [name for name in ("same", MODE) if name in names]
     sequences = ((),) * 6 + (changes,) * 4 + tuple((name, changes[-1]) for name in before)
+    if not serving and "max_seq_len" in names and _is_long_decode(family[0]) and pick(draw, (False, True, True)):
+        changes = ("max_seq_len",)
+        sequences = ((), changes, changes)
     return tuple(
         msgspec.structs.replace(case, earlier=pick(draw, sequences))
         if all(_may_change(change, case, support, refuses) for change in changes)
         else case
         for case in family
     )
+
+
+def _is_long_decode(case: Case) -> bool:
+    longest = max((request.seq_len for request in case.requests), default=0)
+    return case.cache is not None and case.max_query_len - case.slack <= 1 and longest >= MANY_KEYS
 
 
 def _turns_off(name: str, case: Case, support: Support) -> bool:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from attn_contract import AttentionType, ContractError, Layout
 from attn_fuzz.cases.case import ITEMSIZE
+from attn_fuzz.cases.contradictions import ROWS
 from attn_fuzz.strategies.choices import pick
-from attn_fuzz.strategies.rules import NUMBERS, rules, window
-from attn_fuzz.targets.engine import WindowKind
+from attn_fuzz.strategies.rules import NUMBERS, SMALLEST_CAP, rules, window
+from attn_fuzz.targets.engine import ANY_ENGINE, WindowKind
 from attn_fuzz.targets.target import Support
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ MODEL_WIDTHS = (192, 128)
 """K's and V's of MiMo-V2, and of MLA's expanded keys."""
 USUAL_GROUP, USUAL_BLOCK = 8, 128
 """The most query heads of a KV head, and slots of a block, that are drawn often."""
+ROW_UNIT = 32
+"""Elements of which padded rows have a multiple."""
 USUAL_HEADS = 3 * USUAL_GROUP
 """The most query heads of a layer that has several KV heads."""
 
@@ -44,6 +47,8 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     cache = _cache(draw, support, dtype, chosen, latent) if attn_type.reads_cache else {}
     step = _multiple_of(cache.get("layout"), _itemsize(dtype, cache.get("dtype")))[0]
     widths = _latent_widths(draw, support, cache["layout"]) if latent else _widths(draw, support, step, "head_size_v" in chosen)
+    if cache and cache["layout"] in ROWS and support.engine == ANY_ENGINE and pick(draw, (False, True)):
+        cache["slot_padding"] = -widths["head_size"] % ROW_UNIT or ROW_UNIT  # as rows of an odd number of dims may lie
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
     if ranges_clamped and "chunked_local" in support.rules and pick(draw, (False, False, True)):
         chosen = chosen | {"chunked_local"}  # which ranges reach beyond, and as far as the window clamps them
@@ -61,7 +66,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         "num_kv_heads": 1 if latent else _num_kv_heads(draw, group_size),
         "group_size": group_size,
         **widths,
-        "scale": _scale(draw, support, widths["head_size"]),
+        "scale": _scale(draw, support, widths["head_size"], numbers.get("logits_soft_cap")),
         **numbers,
         "q_scale": _q_scale(draw, support, cache, chosen),
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
@@ -89,7 +94,8 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
         numbers["ranges_clamped"] = pick(draw, (False, True))
     if not (drawn.cache and drawn.cache["layout"].has_latent_value):
         numbers["num_kv_heads"] = _num_kv_heads(draw, drawn.case["group_size"])
-    case = {**drawn.case, **numbers, "scale": _scale(draw, support, drawn.case["head_size"])}
+    scale = _scale(draw, support, drawn.case["head_size"], numbers.get("logits_soft_cap"))
+    case = {**drawn.case, **numbers, "scale": scale}
     return drawn._replace(case=case, cache={**drawn.cache, **_own_cache(draw, support, drawn.cache)})
 
 
@@ -147,12 +153,17 @@ def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[st
     return {"head_size": latent + rotated, "head_size_v": latent}
 
 
-def _scale(draw: st.DrawFn, support: Support, head_size: int) -> float:
-    """A softmax scale. It is positive but for one in ten, if the engine sends others; if it sends 0, one in twenty is tiny."""
+def _scale(draw: st.DrawFn, support: Support, head_size: int, cap: float | None) -> float:
+    """A softmax scale. It is positive but for one in ten, if the engine sends others; if it sends 0, one in twenty is tiny.
+
+    Beside the smallest cap it is large: all logits but 0 are then the cap's.
+    """
     if not support.engine.other_scales:
         return head_size**-0.5
     signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
     unit = pick(draw, (1.0,) * 19 + (2.0**-120,)) if 0 in signs else 1.0
+    if cap == SMALLEST_CAP:
+        unit = 2.0**19
     return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs) * unit
 
 

@@ -18,7 +18,7 @@ from attn_fuzz.targets.backends import BackendLayers, backend_target, common_met
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
 from attn_fuzz.targets.rng import rng_of, rng_of_lengths
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Mode, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -86,18 +86,20 @@ def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.
     def permutations() -> tuple[torch.Tensor, torch.Tensor]:
         order = torch.stack([torch.randperm(latent_size, generator=draw) for _ in range(num_heads)])
         sign = 1 - 2 * torch.randint(2, order.shape, generator=draw)
-        return order, sign.to(dtype)
+        return order, sign.float()
 
     (key, key_sign), (value, value_sign) = permutations(), permutations()
     w_uk, w_uv = (
-        torch.zeros(num_heads, latent_size, latent_size, dtype=dtype).scatter_(2, order[..., None], sign[..., None])
+        torch.zeros(num_heads, latent_size, latent_size).scatter_(2, order[..., None], sign[..., None])
         for order, sign in ((key, key_sign), (value, value_sign))
     )
-    left_over = torch.zeros(num_heads, 8, latent_size, dtype=dtype)
+    left_over = torch.zeros(num_heads, 8, latent_size)
     if latent_size + 8 > _MOST_EXPANDED:  # never multiplied: see `is_wide`
         w_uk, w_uv = w_uk[:, :16], w_uv[:, :16]
     kv_b_proj = torch.cat([w_uk, left_over, w_uv], dim=1).flatten(0, 1)
-    return Weights(*(tensor.to(device) for tensor in (kv_b_proj, key, value, key_sign, value_sign)))
+    # float8 of a query that is to be refused has no scatter
+    kv_b_proj, key_sign, value_sign = (part.to(device, dtype) for part in (kv_b_proj, key_sign, value_sign))
+    return Weights(kv_b_proj, key.to(device), value.to(device), key_sign, value_sign)
 
 
 def is_wide(layer: Layer) -> bool:
@@ -273,15 +275,18 @@ def rounding(device: str) -> Rounding:
     return dataclasses.replace(triton, merged_parts=1 + MOST_CHUNKS, rounds_dequantized=True, exact_division=False)
 
 
-def _invariant(target: Target) -> Target:
-    attention = functools.partial(_LAYERS.attention, batch_invariant=True, options_of=options_of_layer)
+def invariant_by(attention: AttentionFunction) -> Mode:
+    """As `invariant.by`, of attention whose chunks are the layer's: see `options_of_layer`."""
 
-    def merging(device: str) -> Rounding:
-        support = target.support(device)
-        longest = max(support.max_seq_len, support.long_seq_len or 0)
-        return dataclasses.replace(rounding(device), merged_parts=1 + -(-longest // min(_CHUNK_KEYS)))
+    def of(target: Target) -> Target:
+        def merging(device: str) -> Rounding:
+            support = target.support(device)
+            longest = max(support.max_seq_len, support.long_seq_len or 0)
+            return dataclasses.replace(rounding(device), merged_parts=1 + -(-longest // min(_CHUNK_KEYS)))
 
-    return dataclasses.replace(invariant.by(attention)(target), rounding=merging)
+        return dataclasses.replace(invariant.by(attention)(target), rounding=merging)
+
+    return of
 
 
 _LAYERS = MlaLayers(named("TRITON_MLA"), installed)
@@ -297,5 +302,5 @@ BACKEND_TRITON_MLA = backend_target(
     events=phases,
     sanitizes=False,
     exact=False,
-    modes={"invariant": _invariant},
+    modes={"invariant": invariant_by(functools.partial(_LAYERS.attention, batch_invariant=True, options_of=options_of_layer))},
 )

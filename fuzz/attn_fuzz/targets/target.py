@@ -396,6 +396,7 @@ class Target:
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
+        repeats: whether a call gives the same bits whatever was called before it.
         properties: relations between outputs that the target promises (`attn_fuzz.properties`). A case checks two of the
             properties that apply to it.
         oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
@@ -436,6 +437,7 @@ class Target:
     checks_arguments: bool = False
     declares: Callable[[str], Capabilities] | None = None
     forget: Callable[[], None] = lambda: None
+    repeats: bool = False
     properties: "tuple[Property, ...]" = ()
     oracle: bool = True
     findings: tuple[Finding, ...] = ()

@@ -66,6 +66,7 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
     )
 
 
+_ODD_SIZES = (17, 33)
 _LARGE_GROUP = 71
 """Query heads of a KV head: Falcon-7B's. The kernels cut them into two groups, of which the second has fewer heads."""
 
@@ -73,6 +74,7 @@ _LARGE_GROUP = 71
 def _triton_support(device: str) -> Support:
     support = dataclasses.replace(EVERYTHING, group_sizes=(*EVERYTHING.group_sizes, _LARGE_GROUP))
     if device == "cpu":
+        support = dataclasses.replace(support, head_sizes=(*support.head_sizes, *_ODD_SIZES))
         return dataclasses.replace(support, max_tokens=128, max_seq_len=512, long_seq_len=1100)
     return dataclasses.replace(
         support,
@@ -219,6 +221,7 @@ TRITON = Target(
     siblings=_MODES,
     checks_arguments=True,
     forget=_forget_launches,
+    repeats=True,
     modules=modules,
     modes=_MODES_OF_ATTENTION,
     planned=planned,

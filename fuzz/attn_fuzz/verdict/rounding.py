@@ -61,7 +61,8 @@ class Rounding:
         splits: the most parts into which the keys are split.
         rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
         merged_parts: the number of parts of the keys whose outputs are rounded to q's dtype and then merged, one after the
-            other. 1: the output is rounded once. Parts that are all merged at once count as 2: one rounding more.
+            other. 1: the output is rounded once. Parts that are all merged at once count as 2: one rounding more. Beside a
+            float8 q their dtype is that of `out`.
         normalizes_first: whether weights are divided by the denominator before they are rounded to V's dtype, instead of the
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
@@ -273,9 +274,14 @@ class CallRounding:
         return self.of_flushed if (narrow := self._narrow_query) is None else UNDERFLOW[narrow]
 
     @property
+    def _parts(self) -> torch.dtype:
+        """The dtype of merged parts: of q; beside a float8 q, which is no dtype of an output, that of the output."""
+        return self.dtype if self.layer.q_scale is None or self.layer.output_scale is not None else self.out_dtype
+
+    @property
     def of_parts(self) -> float:
-        """(M - 1) u of q's dtype: each of M parts is rounded with its weight, and again in each merge but the last."""
-        return (self.rounding.merged_parts - 1) * UNIT_ROUNDOFF[self.dtype]
+        """(M - 1) u of the parts' dtype: each of M parts is rounded with its weight, and again in each merge but the last."""
+        return (self.rounding.merged_parts - 1) * UNIT_ROUNDOFF[self._parts]
 
     @property
     def of_base_2(self) -> int:
@@ -294,7 +300,7 @@ class CallRounding:
     def of_underflow(self) -> torch.Tensor | float:
         """Half the smallest step of a stored output, times the scale that reads it back, and of each part but one of M."""
         scale = 1.0 if self.layer.output_scale is None else self.layer.output_scale.double()
-        return UNDERFLOW[self.out_dtype] * scale + (self.rounding.merged_parts - 1) * UNDERFLOW[self.dtype]
+        return UNDERFLOW[self.out_dtype] * scale + (self.rounding.merged_parts - 1) * UNDERFLOW[self._parts]
 
     def terms(self, keys: int) -> int:
         """B + 2 T + S of a sum over so many keys: the terms in a row, twice the tiles, and the splits."""

@@ -16,13 +16,13 @@ from attn_parity.versions import version
 PAGE = PAGES / "model-types.md"
 GIVEN: Mapping[str, Mapping[str, Any]] = {
     "bamba": {"attn_layer_indices": [9, 18, 27]},
-    "deepseek_ocr2": {"text_config": {"num_experts_per_tok": 2}},
+    "dbrx": {"attn_config": {"kv_n_heads": 8, "rope_theta": 500000.0}},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
-    "hunyuan_vl": {"text_config": {"head_dim": 128}},
+    "hunyuan_vl": {"text_config": {"head_dim": 128, "eod_token_id": 0}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},

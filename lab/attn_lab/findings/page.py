@@ -29,8 +29,8 @@ _INTRODUCTION = """# Known findings
 Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml` and the finding's declaration in
 `attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for
 each finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs
-them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`), and no
-target meets it or `sglang-aiter-decode-window`.
+them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`): there
+`aiter-unified-attention` fails, within 7 cases of seed 1. No target meets `sglang-aiter-decode-window`.
 
 - A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not,
   and with 2 where it cannot run.
@@ -51,9 +51,11 @@ target meets it or `sglang-aiter-decode-window`.
   `python findings/compilers/llvm-partial-spill.py`: LLVM 24, which Triton 3.9.0 brings, spills two words of a value for gfx942
   and gfx950 as four, over the address of a tensor. SGLang's extend attention then loads from another address: the case beside
   the script shows it.
-- One finding is in transformers, and has a script alone. `python findings/transformers/paged-eager-soft-cap.py`:
+- Two findings are in transformers, and have a script alone. `python findings/transformers/paged-eager-soft-cap.py`:
   continuous batching (`generate_batch`) serves Gemma 2 without its soft cap of logits, as `"paged|eager"` drops the argument
   `softcap`. A [recording](../guide/transformers.md#4-continuous-batching) found it.
+  `python findings/transformers/minimax-decode-mask.py`: MiniMax decodes with a mask of one entry for all keys, so that a
+  request that is padded beside a longer one gets other logits.
 
 In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over hunts with
 different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it

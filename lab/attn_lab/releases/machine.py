@@ -6,6 +6,7 @@ release before it and agrees on the release that has it, on a target that loads 
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import Finding, explanation
@@ -32,9 +34,12 @@ RESULTS = scripts.ROOT / "docs" / "generated" / "releases.json"
 PACKAGES = ("aiter", "lmdeploy", "sglang", "vllm")
 SEED = 1
 MOST_EXAMPLES = 1000
-HOPELESS = 12
-"""So many examples that all raise the same say that the adapter does not fit."""
+HOPELESS = 4
+"""If so many examples all raise, the adapter does not fit."""
+DIGESTED = 10
 SCRIPT_SECONDS = 120.0
+_ENDED = 100
+"""Added to the exit code of a script that ran."""
 _REFUSALS = ("AssertionError", "NotImplementedError")
 """An earlier release says so of what it does not take yet."""
 
@@ -71,6 +76,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """What a target did with the first `examples` of its draw, on one release.
 
     Attributes:
+        draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
         extra: further examples that ran, since they fail on the release before.
         failed: the examples that failed, by number from 0, each with its verdict.
         known: the examples that a known finding explains.
@@ -79,6 +85,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """
 
     examples: int = 0
+    draw: str = ""
     extra: list[int] = []
     failed: dict[int, str] = {}
     known: dict[str, list[int]] = {}
@@ -150,7 +157,7 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
     ahead = [index for index in first if index >= found.examples and index not in found.extra]
     raised: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        plan = FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=Path(folder), sanitize=False)
+        plan = _plan(name, Path(folder))
         cases = _drawn(plan, max([examples, *(index + 1 for index in ahead)]))
         with shard.start_executor(plan) as executor:
             drawn = range(found.examples, examples)
@@ -161,18 +168,30 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
                     try:
                         verdict = executor.run(cases[index], exactly=False)
                     except ExecutorError as error:
-                        found.error = _line(str(error).strip().splitlines()[-1])
-                        return
+                        why = _line(str(error).strip().splitlines()[-1])
+                        if not raised:  # it does not load
+                            found.error = why
+                            return
+                        verdict = Verdict(kind="limit", about=why)
                     _count(found, index, verdict, explanation(target.findings_on("cpu"), cases[index], verdict))
                     raised.append(verdict.message if verdict.kind == "raised" else "")
                 if is_ahead:
                     found.extra.append(index)
                 else:
                     found.examples = index + 1
-                if len(raised) == HOPELESS and raised[0] and len(set(raised)) == 1:
+                if not ahead and len(raised) == HOPELESS and all(raised):
                     found.error = _line(raised[0])
                     found.failed.clear()
                     return
+
+
+def digest(name: str) -> str:
+    cases = _drawn(_plan(name, Path()), DIGESTED)
+    return hashlib.sha256("".join(case_file.dumps(case) for case in cases).encode()).hexdigest()[:12]
+
+
+def _plan(name: str, folder: Path) -> FuzzPlan:
+    return FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=folder, sanitize=False)
 
 
 @functools.cache
@@ -193,7 +212,8 @@ def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) ->
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:160]
+    """One line, without folders of this machine."""
+    return re.sub(r"(?<!\S)/\S+/", "", " ".join(text.split()))[:160]
 
 
 def run_script(name: str, sources: Path) -> int:
@@ -203,11 +223,12 @@ def run_script(name: str, sources: Path) -> int:
         text = scripts.source(name)
         Path(scratch, "show.py").write_text(text.script(sources / package), encoding="utf-8")
         Path(scratch, "stand_ins.py").write_text(text.stand_ins(), encoding="utf-8")
-        process = prepared.start("cpu", _show, str(Path(scratch, "show.py")), [scratch, str(sources)], daemon=True)
+        process = prepared.start("cpu", _show, str(Path(scratch, "show.py")), [scratch, str(sources)])
         process.join(SCRIPT_SECONDS)
         if process.exitcode is None:
             process.kill()
-    return scripts.CANNOT_RUN if process.exitcode is None else process.exitcode
+    ended = (process.exitcode or 0) - _ENDED  # a process that does not start has the code 1, too
+    return ended if ended in (scripts.SHOWS, scripts.DOES_NOT_SHOW) else scripts.CANNOT_RUN
 
 
 def _show(file: str, paths: list[str]) -> None:
@@ -218,10 +239,10 @@ def _show(file: str, paths: list[str]) -> None:
     try:
         runpy.run_path(file, run_name="__main__")
     except SystemExit as end:
-        os._exit(end.code if isinstance(end.code, int) else scripts.CANNOT_RUN)
+        os._exit(_ENDED + (end.code if isinstance(end.code, int) else scripts.CANNOT_RUN))
     except BaseException:  # whatever it is: the script does not fit the release
-        os._exit(scripts.CANNOT_RUN)
-    os._exit(scripts.DOES_NOT_SHOW)
+        os._exit(_ENDED + scripts.CANNOT_RUN)
+    os._exit(_ENDED + scripts.DOES_NOT_SHOW)
 
 
 def run_fixes(
@@ -241,7 +262,9 @@ def run_fixes(
         for release in (before(known, fix.release), fix.release):
             if release is None or release not in known:
                 break
-            run = runs.setdefault(release, Run())
+            if release not in runs or runs[release].draw != digest(target):
+                runs[release] = Run(draw=digest(target))
+            run = runs[release]
             to_run = {*range(run.examples, examples), *(index for index in failed if index >= run.examples)} - {*run.extra}
             if to_run and not run.error:
                 with on(sources, fix.package, release):

@@ -14,8 +14,9 @@ _INTRODUCTION = """# Releases of others: fixes that nobody here chose
 between consecutive releases before any of them was run: `lab/attn_lab/releases/fixes.toml` has the rule. {loaded} are in files
 that a target of ours loads. Of these, **{shown} are shown**: an example of the target's general draw (seed {seed}) fails on the
 release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
-{of_loaded} of those loaded, and {of_all} of all. Each example ran on a CPU, interpreted. Where a fix is not shown, the cell
-says how many examples ran.
+{of_loaded} of those loaded, and {of_all} of all. {far} of them are shown by the mode `@far` alone, which moves addresses beyond
+32 bits and which few targets ran in. Each example ran on a CPU, interpreted. Where a fix is not shown, the cell says how many
+examples ran.
 
 `python -m attn_lab releases --sources FOLDER --examples {most}` goes on from here, and writes this page. FOLDER has a folder
 PACKAGE-RELEASE for each release, such as `vllm-0.24.0/vllm`.
@@ -63,6 +64,7 @@ def page(kept: Results) -> str:
             count=len(fixes),
             loaded=len(loaded),
             shown=len(found),
+            far=sum(fix.shown_by is not None and fix.shown_by[0].endswith("@far") for fix in found),
             seed=kept.seed,
             of_loaded=f"{len(found) / len(loaded):.0%}",
             of_all=f"{len(found) / len(fixes):.0%}",
@@ -99,5 +101,9 @@ def span(codes: Mapping[str, int], known: Sequence[str]) -> tuple[str, str, str]
     ran = ", ".join(release for release in known if release in codes)
     if not having:
         return "none that ran shows it", f"cannot run: {', '.join(cannot)}" if cannot else "", ran
-    first = having[0] + (" or before" if having[0] == known[0] else "")
+    first, earlier = having[0], [release for release in known[: known.index(having[0])] if release in codes]
+    if not earlier:
+        first += " or before"
+    elif codes[earlier[-1]] == scripts.CANNOT_RUN:
+        first += f" or before: {earlier[-1]} cannot run"
     return first, having[-1] + (" (the newest)" if having[-1] == known[-1] else ""), ran

@@ -288,6 +288,23 @@ def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
     assert try_case(case, target, "cpu").failed
 
 
+@pytest.mark.parametrize(("repeats", "kind"), [(True, "property"), (False, "agree")])
+def test_other_bits_after_a_call_of_fewer_keys_are_found_where_they_are_promised(repeats, kind, step_case):
+    kept = []
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        kept.append(batch.max_seq_len)
+        REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+        if kept[0] != batch.max_seq_len:
+            owned = out[: batch.query_start_loc[-1]]
+            owned.copy_(torch.nextafter(owned, torch.full_like(owned, torch.inf)))
+
+    target = dataclasses.replace(REFERENCE_FP32, attention=attention, forget=kept.clear, repeats=repeats)
+    case = replace(step_case, earlier=("max_seq_len",), values=Values("random", 1))
+    assert try_case(case, target, "cpu").kind == kind
+    assert try_case(replace(case, earlier=("window",)), target, "cpu").kind == "agree"
+
+
 STRIDES_OF_K = list(earlier_writes.CHANGES).index("k strides")
 
 

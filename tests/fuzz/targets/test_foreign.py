@@ -9,6 +9,7 @@ import pytest
 import torch
 from attn_contract import KVCacheView, Layer, Layout
 from attn_fuzz import foreign
+from attn_fuzz.errors import LimitError
 
 FILES = {
     "__init__.py": "raise RuntimeError('the package itself is not to be imported')",
@@ -129,3 +130,12 @@ def test_a_package_elsewhere_is_found_first_and_only_meanwhile(owner):
         assert importlib.util.find_spec("owner").origin == str(owner / "__init__.py")
     assert sys.path == path
     assert importlib.util.find_spec("owner") is None
+
+
+def test_an_option_of_another_release_is_left_out_only_where_it_asks_for_nothing():
+    def kernel(x, scale=1):
+        return x * scale
+
+    assert foreign.call(kernel, 3, scale=2, sinks=None, causal=False, hints={"page_size": 16}) == 6
+    with pytest.raises(LimitError, match="kernel of these sources takes no sinks"):
+        foreign.call(kernel, 3, sinks=1)

@@ -301,7 +301,7 @@ def _contradictions_with_scales() -> Iterator[tuple[Layout, dict[str, Any], str]
             yield (
                 layout,
                 {"cache": {"slot_padding": 4}},
-                "cache.slot_padding: only rows of a latent cache have it, and not those",
+                "cache.slot_padding: only rows of a latent cache, or of K and V apart",
             )
 
 
@@ -316,9 +316,9 @@ def test_cases_of_formats_with_scales_that_contradict_themselves(layout, changes
     assert_contradicts(case, changes, message)
 
 
-def test_rows_of_other_caches_have_no_gaps():
-    case = next(case for case in draw(SMALL) if case.cache is not None and not case.has_latent_cache)
-    with pytest.raises(CaseError, match=r"^cache\.slot_padding: only rows of a latent cache have it"):
+def test_dense_pages_have_no_gaps():
+    case = next(case for case in draw(SMALL) if case.cache is not None and case.cache.layout.is_x_packed)
+    with pytest.raises(CaseError, match=r"^cache\.slot_padding: only rows of a latent cache, or of K and V apart, have it"):
         contradictions.check(replace(case, cache=replace(case.cache, slot_padding=8)))
 
 

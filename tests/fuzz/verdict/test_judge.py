@@ -141,6 +141,8 @@ def test_weights_beside_a_float8_query_are_float16_or_what_is_declared(declares,
     of_call = CallRounding(rounding=rounding, layer=layer, dtype=torch.float8_e4m3fn, out_dtype=torch.float32)
     assert of_call.of_operands == of_call.of_underflown_queries == 0
     assert of_call.of_weights == pytest.approx(u_of_weights, rel=1e-3)
+    parts = dataclasses.replace(of_call, rounding=Rounding(keys_per_tile=64, merged_parts=3), out_dtype=torch.bfloat16)
+    assert parts.of_parts == 2 * 2.0**-8, "each part but one is rounded to the output's dtype"
 
 
 def _in_int8(numbers: torch.Tensor) -> torch.Tensor:

@@ -171,7 +171,7 @@ ALLOCATION = (
     _allocation("slot_padding", "slot_stride head_stride")(
         feature(
             "padded rows",
-            of_cache(lambda cache: cache.slot_padding),
+            of_cache(lambda cache: cache.slot_padding and cache.layout.has_latent_value),
             *_PADDED_ROWS,
             layouts=_any_layout(_has_padded_rows),
             padding=any,

@@ -94,13 +94,20 @@ class _Generic:
         return cls
 
 
+def _files() -> tuple[str, ...]:
+    """FILES, of which releases before 0.13 have no TurboQuant."""
+    return tuple(file for file in FILES if "turbo_quant" not in file or (foreign.sources("lmdeploy") / file).is_file())
+
+
 @functools.cache
 def load() -> list[ModuleType]:
     """The modules of FILES."""
     from attn_fuzz.targets.packages import lmdeploy_functions as functions
 
-    modules = foreign.load("lmdeploy", FILES, stubs=_stubs())
+    modules = foreign.load("lmdeploy", _files(), stubs=_stubs())
     for module in modules:
+        if hasattr(module, "_nv_cap"):  # before 0.17, in place of get_device_props
+            vars(module)["_nv_cap"] = DEVICE["compute_capability"]
         replaced = {"tl_exp2": functions.exp2, "tl_log2": functions.log2, "tanh": functions.tanh}
         vars(module).update({name: function for name, function in replaced.items() if hasattr(module, name)})
     return modules
@@ -118,7 +125,7 @@ def kernels() -> dict[str, ModuleType]:
 
 def missing(device: str) -> str | None:
     """`Target.unavailable` of a target that loads FILES."""
-    return missing_triton(device) or foreign.missing("lmdeploy", FILES, REQUIREMENT)
+    return missing_triton(device) or foreign.missing("lmdeploy", FILES[:-1], REQUIREMENT)
 
 
 def missing_block_pointers(device: str) -> str | None:

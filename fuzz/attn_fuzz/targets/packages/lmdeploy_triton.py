@@ -75,22 +75,22 @@ def _launches_for_rocm(device: torch.device) -> Iterator[None]:
 def _built(layer: Layer, block: int) -> Any:
     """The object of `Attention` for a layer (nn/attention.py:51-69). Its window is the model's (models/gpt_oss.py:56)."""
     backend, kernels = lmdeploy_package.backend(), lmdeploy_package.kernels()
-    built = backend._build_paged_attention(
-        SimpleNamespace(
-            num_heads=layer.num_heads,
-            head_dim=layer.head_size,
-            scale=layer.scale if layer.k_scale is None else layer.scale * float(layer.k_scale),
-            num_kv_heads=layer.num_kv_heads,
-            v_head_dim=layer.head_size,
-            alibi=layer.alibi_slopes is not None,
-            sliding_window=None if layer.window[0] < 0 else layer.window[0] + 1,
-            logit_softcapping=layer.logits_soft_cap or 0.0,
-            causal=True,
-            use_flash_mla=False,
-            learnable_sink=layer.sinks is not None,
-            block_sparse_size=block,
-        )
-    )
+    spec = {
+        "num_heads": layer.num_heads,
+        "scale": layer.scale if layer.k_scale is None else layer.scale * float(layer.k_scale),
+        "num_kv_heads": layer.num_kv_heads,
+        "alibi": layer.alibi_slopes is not None,
+        "sliding_window": None if layer.window[0] < 0 else layer.window[0] + 1,
+        "logit_softcapping": layer.logits_soft_cap or 0.0,
+        "causal": True,
+        "use_flash_mla": False,
+        "learnable_sink": layer.sinks is not None,
+        "block_sparse_size": block,
+    }
+    if hasattr(backend, "_build_paged_attention"):
+        built = backend._build_paged_attention(SimpleNamespace(**spec, head_dim=layer.head_size, v_head_dim=layer.head_size))
+    else:  # before 0.18
+        built = backend.TritonAttentionBuilder.build(**spec, head_size=layer.head_size, v_head_size=layer.head_size)
     built.fill_kv_cache = kernels["fill_kv_cache"].fill_kv_cache
     built.paged_attention_fwd = kernels["pagedattention"].flash_attn_with_kvcache
     built.flatten_kv_cache = kernels["flatten_kv_cache"].flatten_kv_cache

@@ -54,6 +54,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
         "vllm.utils.torch_utils": {
             "async_tensor_h2d": lambda tensor, device: tensor.to(device),
             "is_torch_equal_or_newer": lambda version: True,
+            "is_quantized_kv_cache": lambda kv_cache_dtype: False,  # before 0.33
         },
         "vllm.v1.attention.backend": backend,
         "vllm.v1.kv_cache_interface": {

@@ -6,6 +6,10 @@ is (W - 1, 0), which the kernel takes for (W - 1, W - 1) in steps that are not c
 sizes. The engine sends no qq_bias. Models with ALiBi are causal decoders without sinks: the kernel adds slope * (j - p), which
 is no bias by distance where keys lie ahead. Models with ranges are causal, and with both the kernel does not compile: in
 triton_attention_helpers.py:361-398 the mask of one row grows in a loop.
+
+A chunk of C tokens is a window of C with a look-back of 0 chunks (998-1000 of the kernel's file). One model has chunks, with a
+look-back of 1 (models/rnj1.py:143), for which the contract has no rule: 0 takes the same code. They come in causal decoders
+without ranges. R-SWA and ALiBi-sqrt (models/step1.py:145) are no rules of the contract either.
 """
 
 import dataclasses
@@ -41,9 +45,13 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         output_scale=layer.output_scale,
         mm_prefix_range=batch.bidirectional_ranges,
         mm_prefix_clamp_sliding_window=layer.ranges_clamped,
-        **arguments(q, layer, batch, out),
+        **(arguments(q, layer, batch, out) | _chunks(layer)),
         **_cache(kv_cache, layer, batch.num_requests),
     )
+
+
+def _chunks(layer: Layer) -> dict[str, object]:
+    return {} if layer.chunked_local is None else {"chunk_lookback": 0, "window_size": (layer.chunked_local - 1, 0)}
 
 
 def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) -> dict[str, object]:
@@ -93,7 +101,7 @@ def _support(device: str) -> Support:
         dtypes=("float32", "float16", "bfloat16"),
         layouts=(Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED),
         rules=(
-            *("non_causal", "window", "bidirectional_ranges", "ranges_clamped"),
+            *("non_causal", "window", "chunked_local", "bidirectional_ranges", "ranges_clamped"),
             *("logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
         ),
         cache_dtypes=("fp8_e4m3fn", "int8"),
@@ -105,8 +113,15 @@ def _support(device: str) -> Support:
         tile_sizes=(16, 32),
         max_tokens=64,
         max_seq_len=256,
-        exclude=beyond_queries,
+        exclude=_beyond,
     )
+
+
+def _beyond(case: Case) -> str | None:
+    others = case.window != (-1, -1) or case.bidirectional_ranges
+    if case.chunked_local is not None and (others or not all(request.causal for request in case.requests)):
+        return "chunks with a window, with ranges, or in a step that is not causal"
+    return beyond_queries(case)
 
 
 def beyond_queries(case: Case) -> str | None:

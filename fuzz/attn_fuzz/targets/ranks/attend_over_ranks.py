@@ -133,6 +133,7 @@ TRITON_OVER_RANKS = dataclasses.replace(
     unavailable=unavailable,
     checks_arguments=False,
     forget=_forget,
+    repeats=False,  # the network may add in any order
     modules=None,  # launches are emulated and planned in this process, and its ranks are others
     modes={},
     planned=None,

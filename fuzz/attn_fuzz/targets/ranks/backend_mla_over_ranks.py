@@ -4,6 +4,7 @@ Each rank has a part of the heads, and of the keys. What all ranks return is jud
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -13,6 +14,8 @@ from attn_fuzz.targets.backend_mla import (
     Weights,
     attend_phases,
     builder_options,
+    invariant_by,
+    options_of_layer,
     own_rows,
     phases,
     rounding,
@@ -23,7 +26,7 @@ from attn_fuzz.targets.backends import common_metadata
 from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.ranks.processes import TIMEOUT
 from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard
-from attn_fuzz.targets.rng import rng_of_call
+from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.target import Support
 from attn_reference import context_parallel
 
@@ -49,8 +52,8 @@ class RankStep(NamedTuple):
     options: dict[str, Any]
 
 
-def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    results = on_all_ranks(_attend, _steps(q, kv_cache, layer, batch))
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False) -> None:
+    results = on_all_ranks(_attend, _steps(q, kv_cache, layer, batch, batch_invariant=batch_invariant))
     outs, lses = zip(*results, strict=True)
     by_head, of_heads = torch.cat(outs, dim=1), torch.cat(lses)
     rows = int(batch.query_start_loc[-1])
@@ -62,16 +65,19 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         lse[:, rows_written] = of_heads[:, rows_written]
 
 
-def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> list[RankStep]:
+def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool) -> list[RankStep]:
+    """The step of each rank. The steps of a batch-invariant layer have the same ranks and chunks, as an engine has them."""
     from attn_optimized.context_parallel import Dealing, Exchange
 
     rng = rng_of_call(q, batch)
-    num_ranks = rng.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
-    interleave = rng.choice(INTERLEAVES)
-    exchange = rng.choice(get_args(Exchange))
+    fixed = rng_of((layer.num_heads, layer.scale)) if batch_invariant else rng
+    num_ranks = fixed.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    interleave = fixed.choice(INTERLEAVES)
+    exchange = "all_to_all" if batch_invariant else rng.choice(get_args(Exchange))
+    options_of = options_of_layer if batch_invariant else builder_options
     options = {
         "exchange": exchange,
-        "batch_invariant": exchange == "all_to_all" and rng.random() < 0.5,
+        "batch_invariant": batch_invariant or (exchange == "all_to_all" and rng.random() < 0.5),
         "validate": rng.random() < 0.5,
     }
     latent, of_layer = own_rows(q, kv_cache, layer, batch), weights_of(layer, q)
@@ -84,7 +90,7 @@ def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) 
         local = dataclasses.replace(batch, block_table=own.block_table, slot_mapping=slots)
         heads = slice(layer.num_heads // num_ranks * rank, layer.num_heads // num_ranks * (rank + 1))
         dealing = Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
-        builder = {**builder_options(layer, batch), "dealing": dealing}
+        builder = {**options_of(layer, batch), "dealing": dealing}
         common = common_metadata(local, layer.attn_type)
         steps.append(RankStep(q[:, heads], latent, own, of_layer.of_heads(heads), common, builder, options))
     return steps
@@ -156,4 +162,5 @@ BACKEND_TRITON_MLA_OVER_RANKS = dataclasses.replace(
     events=phases,
     sanitizes=False,
     exact=False,
+    modes={"invariant": invariant_by(functools.partial(_attention, batch_invariant=True))},
 )
