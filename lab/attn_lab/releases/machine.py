@@ -78,7 +78,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     Attributes:
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
         extra: further examples that ran, since they fail on the release before.
-        failed: the examples that failed, by number from 0, each with its verdict.
+        failed: the examples that failed, by number from 0, each with the kind of its verdict.
         known: the examples that a known finding explains.
         limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
         error: why the target does not load, or its adapter does not fit.
@@ -117,7 +117,7 @@ def results(file: Path = RESULTS) -> Results:
 
 
 def keep(kept: Results, file: Path = RESULTS) -> None:
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+    file.write_bytes(msgspec.json.encode(kept) + b"\n")
 
 
 def version(release: str) -> tuple[int, ...]:
@@ -208,7 +208,7 @@ def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) ->
     elif finding is not None:
         found.known.setdefault(finding.name, []).append(index)
     elif verdict.failed:
-        found.failed[index] = _line(f"{verdict.kind}: {verdict.message}")
+        found.failed[index] = verdict.kind
 
 
 def _line(text: str) -> str:

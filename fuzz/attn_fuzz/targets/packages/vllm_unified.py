@@ -15,6 +15,7 @@ without ranges. R-SWA and ALiBi-sqrt (models/step1.py:145) are no rules of the c
 import dataclasses
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
@@ -81,7 +82,7 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
     }
 
 
-def _cache(kv_cache: torch.Tensor, layer: Layer, num_requests: int) -> dict[str, object]:
+def _cache(kv_cache: torch.Tensor, layer: Layer, num_requests: int) -> dict[str, Any]:
     if layer.layout is Layout.CONTENT_PACKED_SCALED:
         k, v, k_scales, v_scales = vllm_package.keys_values_and_scales(kv_cache, layer)
         mode = KVQuantMode.INT8_PER_TOKEN_HEAD if kv_cache.dtype == torch.int8 else KVQuantMode.FP8_PER_TOKEN_HEAD
