@@ -11,10 +11,10 @@ import torch
 from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
 
 BLOCKS = blocks(PAGES["docs/guide/fuzz-your-kernel.md"])
-(ADAPTER,) = (block.text for block in BLOCKS if block.file)
+(ADAPTER,) = (block.text for block in BLOCKS if block.file == "my_target.py")
 (DIFF,) = (block.text for block in BLOCKS if block.language == "diff")
-FUZZ, PYTEST, COMPILED, FENCED, FAR = (block.text for block in BLOCKS if block.is_command)
-FOUND = [block.text for block in BLOCKS if block.is_output][-1]
+FUZZ, PYTEST, COMPILED, FENCED, FAR, _MANAGER = (block.text for block in BLOCKS if block.is_command)
+_RIGHT, FOUND, _OF_MANAGER = (block.text for block in BLOCKS if block.is_output)
 
 
 @pytest.fixture

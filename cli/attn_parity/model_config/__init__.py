@@ -73,7 +73,8 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     """A model's attention, read off the model that transformers builds of its config.
 
     Raises:
-        ContractError: transformers is missing, or a field is unknown, of another type, or contradicts another one.
+        ContractError: a field is unknown, of another type, or contradicts another one.
+        ModuleNotFoundError: transformers is missing.
         UnsupportedError: the model asks for what is out of this project's scope, or cannot be read.
     """
     with warnings.catch_warnings():

@@ -16,7 +16,6 @@ from typing import Any
 from attn_contract import AttentionType, ContractError, Layout
 from attn_contract.arguments import check_int, shown
 from attn_contract.scope import refuse_out_of_scope
-from attn_fuzz.extras import install
 from attn_parity.model_config import fields
 from attn_parity.model_config.built import Call, NotAnsweredError, Reason, built
 from attn_parity.model_config.group import Group
@@ -37,14 +36,11 @@ def config_of(content: Mapping[str, Any]) -> Any:
     """transformers' config of what a file says.
 
     Raises:
-        ContractError: transformers is missing, has no such type, or takes no such fields.
+        ContractError: transformers has no such type, or takes no such fields.
+        ModuleNotFoundError: transformers is missing.
     """
-    try:
-        from transformers.utils import logging
-    except ImportError as error:
-        raise ContractError(
-            "transformers", "nothing", f"transformers, which builds the model: {install('transformers')}"
-        ) from error
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     config_class = _config_class(content.get("model_type"), content.get("architectures"))
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):

@@ -111,11 +111,11 @@ def test_a_backend_for_all_layers_and_another_for_one(attn_parity, model_file):
 
 
 def test_where_nothing_serves_it_ends_with_1_and_all_reasons(attn_parity, tmp_path):
-    run = attn_parity("select", "--heads", "8", "--head-size", "512", *ON_MI300, "--json", "selected.json")
+    run = attn_parity("select", "--heads", "8", "--head-size", "528", *ON_MI300, "--json", "selected.json")
     assert run.code == 1
-    assert run.out.count("head size 512 not supported") == 4
+    assert run.out.count("head size 528 not supported") == 4
     result = json.loads((tmp_path / "selected.json").read_text())
-    assert "head size 512" in result["error"]
+    assert "head size 528" in result["error"]
     assert result["layers"] == {}
 
 
@@ -139,7 +139,7 @@ def test_where_there_is_no_rocm_vllm_has_no_backend_of_amd(attn_parity):
 
 
 def test_where_there_is_no_rocm_and_nothing_serves_no_one_is_told_to_install_aiter(attn_parity):
-    run = attn_parity("select", "--heads", "8", "--head-size", "512", "--arch", "sm90", "--aiter", "none")
+    run = attn_parity("select", "--heads", "8", "--head-size", "528", "--arch", "sm90", "--aiter", "none")
     assert run.code == 1
     assert run.out.startswith("layer: every backend of this project on sm90: ")
     assert run.out.count("architecture sm90 not supported: AITER needs ROCm") == 2

@@ -332,10 +332,10 @@ def test_an_unknown_backend_is_refused_with_those_known():
 
 def test_where_none_serves_all_say_why():
     with pytest.raises(UnsupportedError) as refused:
-        select(replace(DECODER, head_size=512).with_rules(sinks=True), architecture="gfx942", aiter=NO_AITER)
+        select(replace(DECODER, head_size=528).with_rules(sinks=True), architecture="gfx942", aiter=NO_AITER)
     for backend in priorities("gfx942"):
         line = next(line for line in refused.value.reason.splitlines() if line.startswith(f"  {backend}: "))
-        assert "head size 512" in line
+        assert "head size 528" in line
         assert ("AITER is not installed" in line) == ("AITER" in backend)
 
 
