@@ -85,7 +85,13 @@ def test_who_does_not_join_says_why(monkeypatch):
     assert isinstance(joined["ROCM_ATTN"], Parts), "with a layout of its own"
 
 
-def test_the_command_writes_what_it_shows(tmp_path):
+@pytest.fixture
+def one_round(monkeypatch):
+    """No test looks at a time."""
+    monkeypatch.setattr(command, "ROUNDS", 1)
+
+
+def test_the_command_writes_what_it_shows(one_round, tmp_path):
     path = tmp_path / "host.json"
     done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
     assert done.exit_code == 0, done.output
@@ -99,7 +105,7 @@ def test_the_command_writes_what_it_shows(tmp_path):
     assert "pip install 'attn-parity[aiter]'" in done.output, "and not what rich takes for markup"
 
 
-def test_what_was_measured_before_an_interrupt_is_kept(tmp_path, monkeypatch):
+def test_what_was_measured_before_an_interrupt_is_kept(one_round, tmp_path, monkeypatch):
     path = tmp_path / "host.json"
 
     def interrupted(case, *arguments):
