@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import AttentionType, KVCacheView
 from attn_fuzz.cases.poison import DTYPES, canary
-from attn_fuzz.serving.models import Group, ModelLayer, ServedModel
+from attn_fuzz.serving.models import LayerGroup, ModelLayer, ServedModel
 from attn_fuzz.serving.uncached import MAX_MODEL_LEN, VOCABULARY, Attended, UncachedReference
 from attn_optimized.backends import BACKENDS, AttentionImpl, CommonAttentionMetadata
 
@@ -41,7 +41,7 @@ class ServedRequest:
     encoder_tokens: list[int]
     num_computed_tokens: int = 0
     encoder_is_written: bool = False
-    blocks: dict[Group, list[int]] = field(default_factory=lambda: defaultdict(list))
+    blocks: dict[LayerGroup, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def sequence(self, attn_type: AttentionType) -> list[int]:
         """The tokens whose keys layers of a type see: the request's own tokens, or the encoder's tokens."""
@@ -148,7 +148,7 @@ class ServingEngine:
         num_shared = min(num_shared_tokens, parent.num_computed_tokens)
         if any(group.unseen_blocks(num_shared) < blocks.count(NULL_BLOCK) for group, blocks in parent.blocks.items()):
             num_shared = 0  # keys that its next query sees are gone
-        shared: dict[Group, list[int]] = defaultdict(list)
+        shared: dict[LayerGroup, list[int]] = defaultdict(list)
         for group, blocks in parent.blocks.items():
             shared[group] = blocks[: len(blocks) if group.attn_type is CROSS else group.num_blocks(num_shared)]
         for block in itertools.chain(*shared.values()):
@@ -224,7 +224,7 @@ class ServingEngine:
         is_planes = (first.allocation_layout or views[first.name].layout).dims[0] == "kv"
         return raw.view(2, num_blocks, -1).transpose(0, 1) if is_planes else raw.view(num_blocks, 2, -1)
 
-    def metadata(self, group: Group, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
+    def metadata(self, group: LayerGroup, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
         """The metadata of a step, which all layers of a group share."""
         query_start_loc = self._int32([0, *itertools.accumulate(scheduled.query_len for scheduled in batch)])
         tables = [scheduled.request.blocks[group] for scheduled in batch]
@@ -266,8 +266,8 @@ class ServingEngine:
 
     def _reserve(self, request: ServedRequest, seq_len: int) -> bool:
         """Allocate the blocks of a step, and copy shared blocks that the step writes to. Return whether there are enough."""
-        shared: dict[Group, range | list[int]] = {}
-        new: dict[Group, int] = {}
+        shared: dict[LayerGroup, range | list[int]] = {}
+        new: dict[LayerGroup, int] = {}
         for group in self.groups:
             own = request.blocks[group]
             if group.attn_type is CROSS:

@@ -55,11 +55,11 @@ class ModelLayer:
     rope: bool = False
 
     @property
-    def group(self) -> "Group":
-        return Group(self.layer.attn_type, self.block_size, self.layer.window[0])
+    def group(self) -> "LayerGroup":
+        return LayerGroup(self.layer.attn_type, self.block_size, self.layer.window[0])
 
 
-class Group(NamedTuple):
+class LayerGroup(NamedTuple):
     """Layers with the same block tables."""
 
     attn_type: AttentionType

@@ -12,7 +12,7 @@ import pytest
 import torch
 from attn_fuzz.serving import scheduler
 from attn_fuzz.serving.engine import NULL_BLOCK, Scheduled, ServingEngine
-from attn_fuzz.serving.models import Group, ServedModel, rocm, served, triton
+from attn_fuzz.serving.models import LayerGroup, ServedModel, rocm, served, triton
 from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, base
@@ -116,7 +116,7 @@ class CountsRejectedDrafts(ServingEngine):
         super().reject(request, num_rejected)
         self.num_rejected[request.id] = num_rejected
 
-    def metadata(self, group: Group, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
+    def metadata(self, group: LayerGroup, batch: Sequence[Scheduled]) -> CommonAttentionMetadata:
         common = super().metadata(group, batch)
         seq_lens = common.seq_lens + self._int32([self.num_rejected.get(scheduled.request.id, 0) for scheduled in batch])
         room = [len(scheduled.request.blocks[group]) * group.block_size for scheduled in batch]
