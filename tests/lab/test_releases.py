@@ -1,6 +1,7 @@
 """`python -m attn_lab releases`: fixes of others on the releases around them, and scripts of findings by release."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -64,11 +65,26 @@ def test_an_example_that_did_not_run_after_the_fix_shows_nothing(later, is_chang
 
 def test_a_finding_is_looked_for_between_releases_that_differ(monkeypatch, tmp_path):
     name = "vllm-window-ahead"
-    monkeypatch.setattr(machine, "run_script", lambda name, sources: int(4 <= int(sources.name.rpartition(".")[2]) < 7))
+
+    def run(name, *, sources, seconds):
+        return int(4 <= int(sources.name.rpartition(".")[2]) < 7), ""
+
+    monkeypatch.setattr(scripts, "run", run)
     kept = Results(releases={"vllm": [f"0.{minor}" for minor in range(7)]})
     [*_] = machine.run_findings(tmp_path, kept, tmp_path / "results.json", [name])
     assert kept.findings[name] == {"0.6": 1, "0.0": 0, "0.3": 0, "0.4": 1}
     assert page.span(kept.findings[name], kept.releases["vllm"])[:2] == ("0.4", "0.6 (the newest)")
+
+
+@pytest.mark.parametrize("architecture", [None, "gfx942"])
+@pytest.mark.parametrize(
+    ("script", "seconds", "why"), [("raise KeyError('lost')", None, "lost"), ("while True: ...", 2, "end in 2 s")]
+)
+def test_a_script_that_does_not_fit_shows_nothing(script, seconds, why, architecture, monkeypatch, tmp_path):
+    """An exception ends Python with 1, with which a script says that it shows the finding."""
+    monkeypatch.setattr(scripts, "source", lambda name: SimpleNamespace(script=lambda folder: script, stand_ins=lambda: ""))
+    code, output = scripts.run("vllm-planted", sources=tmp_path, architecture=architecture, seconds=seconds)
+    assert (code, why in output) == (scripts.CANNOT_RUN, True), output
 
 
 def test_what_was_looked_at_is_what_ran():

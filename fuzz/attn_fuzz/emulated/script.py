@@ -2,12 +2,14 @@
 
     python -m attn_fuzz.emulated.script gfx942 SCRIPT
 
-The script's tensors are on the CPU, and it may ask for Triton's interpreter, which it does not get.
+The script's tensors are on the CPU, and it may ask for Triton's interpreter, which it does not get. Exit 2 if the script
+raises: with 1 a script says that a kernel is wrong.
 """
 
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +41,11 @@ def install(architecture: str) -> None:
 def main(architecture: str, script: str) -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     install(architecture)
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

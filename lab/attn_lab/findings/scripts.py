@@ -32,7 +32,7 @@ _REPEATED = (
 )
 """Files whose code the targets repeat, and do not load: a repair of them changes scripts alone."""
 _ALONE = """
-import runpy, sys
+import runpy, sys, traceback
 
 class Blocked:
     def find_spec(self, name, *rest):
@@ -43,6 +43,9 @@ sys.meta_path.insert(0, Blocked())
 sys.path[:0] = sys.argv[2:]
 try:
     runpy.run_path(sys.argv[1], run_name="__main__")
+except Exception:
+    traceback.print_exc()
+    sys.exit(2)
 finally:
     assert not [name for name in sys.modules if name.startswith("attn_")]
 """
@@ -152,13 +155,18 @@ def results() -> dict[str, Shown]:
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Shown])
 
 
-def run(name: str, *, sources: Path | None = None, architecture: str | None = None) -> tuple[int, str]:
+def run(
+    name: str, *, sources: Path | None = None, architecture: str | None = None, seconds: float | None = None
+) -> tuple[int, str]:
     """The exit code and the output of a finding's complete script, in a process of its own.
+
+    The code is CANNOT_RUN where the script raises: it does not fit these sources, and shows nothing.
 
     Args:
         sources: a folder with other sources of the package.
         architecture: for which the kernels are compiled, to be emulated. None: they are interpreted, in a process that cannot
             import this project.
+        seconds: after which the script cannot run.
     """
     text, package = source(name), name.partition("-")[0]
     folder = foreign.sources(package) if sources is None else sources / package
@@ -171,7 +179,11 @@ def run(name: str, *, sources: Path | None = None, architecture: str | None = No
         if architecture is None:
             how = ["-I", "-c", _ALONE, str(file), *others]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([*others, os.environ.get("PYTHONPATH", "")])}
-        done = subprocess.run([sys.executable, "-W", "ignore", *how], capture_output=True, text=True, env=environment)
+        command = [sys.executable, "-W", "ignore", *how]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return CANNOT_RUN, f"it did not end in {seconds:g} s"
     return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
 
 

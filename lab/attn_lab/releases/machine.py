@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import os
 import re
-import runpy
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +21,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.foreign import loading
-from attn_fuzz.run import prepared, shard
+from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
@@ -38,8 +36,6 @@ HOPELESS = 4
 """If so many examples all raise, the adapter does not fit."""
 DIGESTED = 10
 SCRIPT_SECONDS = 120.0
-_ENDED = 100
-"""Added to the exit code of a script that ran."""
 _REFUSALS = ("AssertionError", "NotImplementedError")
 """An earlier release says so of what it does not take yet."""
 
@@ -216,35 +212,6 @@ def _line(text: str) -> str:
     return re.sub(r"(?<!\S)/\S+/", "", " ".join(text.split()))[:160]
 
 
-def run_script(name: str, sources: Path) -> int:
-    """The exit code of a finding's script on a release, in a process that has imported torch and Triton already."""
-    package = name.partition("-")[0]
-    with tempfile.TemporaryDirectory() as scratch:
-        text = scripts.source(name)
-        Path(scratch, "show.py").write_text(text.script(sources / package), encoding="utf-8")
-        Path(scratch, "stand_ins.py").write_text(text.stand_ins(), encoding="utf-8")
-        process = prepared.start("cpu", _show, str(Path(scratch, "show.py")), [scratch, str(sources)])
-        process.join(SCRIPT_SECONDS)
-        if process.exitcode is None:
-            process.kill()
-    ended = (process.exitcode or 0) - _ENDED  # a process that does not start has the code 1, too
-    return ended if ended in (scripts.SHOWS, scripts.DOES_NOT_SHOW) else scripts.CANNOT_RUN
-
-
-def _show(file: str, paths: list[str]) -> None:
-    for stream in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    os.environ["TRITON_INTERPRET"] = "1"
-    sys.path[:0] = paths
-    try:
-        runpy.run_path(file, run_name="__main__")
-    except SystemExit as end:
-        os._exit(_ENDED + (end.code if isinstance(end.code, int) else scripts.CANNOT_RUN))
-    except BaseException:  # whatever it is: the script does not fit the release
-        os._exit(_ENDED + scripts.CANNOT_RUN)
-    os._exit(_ENDED + scripts.DOES_NOT_SHOW)
-
-
 def run_fixes(
     sources: Path, kept: Results, file: Path, *, examples: int, seconds: float, only: Sequence[str] = ()
 ) -> Iterator[str]:
@@ -286,7 +253,7 @@ def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] =
             low, high = waiting.pop()
             for at in (high, low):
                 if known[at] not in codes:
-                    codes[known[at]] = run_script(name, sources / f"{package}-{known[at]}")
+                    codes[known[at]] = scripts.run(name, sources=sources / f"{package}-{known[at]}", seconds=SCRIPT_SECONDS)[0]
                     keep(kept, file)
                     yield f"{name} {known[at]}: {codes[known[at]]}"
             if codes[known[low]] != codes[known[high]] and high - low > 1:
