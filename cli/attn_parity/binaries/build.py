@@ -171,9 +171,7 @@ def _compiling() -> Iterator[None]:
 
 
 def _begin(folders: Mapping[str, str]) -> None:
-    """Args:
-    folders: of modules of the current folder, which a kernel may be in.
-    """
+    """Begin a compiling process. A kernel may be in a module of the current folder: `folders` has the folder of each."""
     prepared.end_with_parent()
     current_folder.folders.update(folders)
     warnings.simplefilter("ignore")

@@ -1,15 +1,16 @@
 """`attn-parity drift`: what changed for the targets of a package between two versions of its sources."""
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+from attn_fuzz import inputs
 from attn_fuzz.errors import NOT_RUN, InputError
 from attn_parity.console import notes, results
+from attn_parity.fuzz import FOLDER
 from attn_parity.options import Duration, Positive, Seed, check_writable, device_option, use_device, write_json
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from attn_parity.json_types import Drift
 
 SCHEMA = "attn-parity.drift/1"
-FOLDER = Path("attn-parity-runs")
 EXAMPLES, MINUTES = 100, 60.0
 SHARE = 0.7
 """Of a target's time: it draws cases. In the rest, a process begins, and asks for each known finding."""
@@ -126,13 +126,10 @@ def _last(file: Path, package: str) -> "Drift | None":
     """The result of the last call, or None."""
     if not file.is_file():
         return None
-    try:
-        last = json.loads(file.read_bytes())
-        if (last["schema"], last["package"]) != (SCHEMA, package):
-            raise InputError(f"{file}: got {last['schema']} of {last['package']}, expected {SCHEMA} of {package}")
-        return last
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: it is no result of drift: {error}") from None
+    last = inputs.read_record(file, SCHEMA)
+    if last.get("package") != package:
+        raise InputError(f"{file}: package: got {last.get('package')}, expected {package}")
+    return cast("Drift", last)
 
 
 def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
