@@ -216,7 +216,7 @@ def unseen_slots(call: PagedCall) -> torch.Tensor:
     block_size = KVCacheView.of(call.kv_cache, call.layer.layout, **sizes).block_size
     hidden = [torch.ones(seq_len, dtype=torch.bool) for seq_len in batch.seq_lens.tolist()]
     for request in attn_reference.paged_requests(*call, torch.float32):
-        hidden[request.index] &= ~request.visible.any(0).cpu()
+        hidden[request.index] &= ~request.seen.cpu()
     slots = [torch.empty(0, dtype=torch.int64)]
     for blocks, is_hidden in zip(batch.block_table.cpu().long(), hidden, strict=True):
         position = is_hidden.nonzero().flatten()

@@ -34,6 +34,16 @@ def _check_qq_bias(name: str, value: Any, batch: "Batch") -> torch.Tensor:
     return value
 
 
+def _check_selected(selected: torch.Tensor, num_tokens: int) -> None:
+    check_tensor("selected", selected)
+    check_dims("selected", selected, ("1 or num_kv_heads", "T", "max_units"))
+    if selected.dtype != torch.int32:
+        raise ContractError("selected", selected.dtype, "torch.int32")
+    check_dense_last("selected", selected)
+    if selected.shape[1] < num_tokens:
+        raise ContractError("selected", f"{selected.shape[1]} rows", f"at least num_actual_tokens ({num_tokens})")
+
+
 _OF_DECODERS: dict[str, Any] = {"attn_types": DECODER_ONLY, "why_not": "only DECODER has it"}
 
 
@@ -58,6 +68,10 @@ class Batch:
             `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.
         slot_mapping: [S] int64: row s of k and v is written to slot `block * block_size + offset`; -1 writes nothing. None if
             nothing is written.
+        selected: [1, T, W] int32, or [HK, T, W] if each KV head has its own: the units of `Layer.selection_unit` tokens that
+            the query in a row of q may see, of its own request, from 0. Their order means nothing. A negative entry, anywhere,
+            is no unit. Each unit is named once, and has a key of the request. A row of negative entries sees no key. None
+            exactly where the layer has no selection_unit.
         bidirectional_ranges: [R, max_ranges, 2] int32, dense: inclusive ranges [first, last] of positions of each request, in
             which queries and keys see each other both ways (the images of a multimodal prompt). A range with `last < first` is
             empty. DECODER only.
@@ -77,6 +91,7 @@ class Batch:
     causal: bool | torch.Tensor
     block_table: torch.Tensor | None = None
     slot_mapping: torch.Tensor | None = None
+    selected: torch.Tensor | None = None
     bidirectional_ranges: torch.Tensor | None = rule(
         None, words="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
     )
@@ -100,6 +115,8 @@ class Batch:
             if self.block_table.dtype != torch.int32:
                 raise ContractError("block_table", self.block_table.dtype, "torch.int32")
             check_dense_last("block_table", self.block_table)
+        if self.selected is not None:
+            _check_selected(self.selected, self.num_actual_tokens)
         for name, record in held_rules(self).items():
             object.__setattr__(self, name, record.checked(getattr(self, name), self))
         for name, tensor in self.tensors.items():

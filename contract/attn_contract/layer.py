@@ -55,6 +55,12 @@ def _check_chunk(name: str, value: Any, _: object) -> int | None:
     return value
 
 
+def _check_unit(name: str, value: Any, _: object) -> int | None:
+    if value is not None:
+        check_int(name, value, minimum=1)
+    return value
+
+
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
     if value is None:
         return None
@@ -119,6 +125,9 @@ class Layer:
         sink_tokens: the first keys of a request, which stay visible outside the window (StreamingLLM; AITER's `sink_size`).
             Not the same as `sinks`.
         chunked_local: C: positions are cut into chunks of C, and a query sees only keys of its chunk (Llama 4). None is off.
+        selection_unit: g: each step selects the keys that a query sees, in units of g tokens: unit c is the positions
+            [c * g, (c + 1) * g). `Batch.selected` names the units (DeepSeek-V3.2's tokens, arXiv:2512.02556; blocks of
+            MiniMax-M3). The other rules hide keys of selected units, too. DECODER only. None: nothing is selected.
         ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
@@ -162,6 +171,14 @@ class Layer:
         0, words="sink_tokens (keys that stay visible)", acts_on=VISIBILITY, check=_check_sink_tokens, **_OF_POSITIONS
     )
     chunked_local: int | None = rule(None, words="chunked_local", acts_on=VISIBILITY, check=_check_chunk, **_OF_POSITIONS)
+    selection_unit: int | None = rule(
+        None,
+        words="a selection of keys (selection_unit)",
+        acts_on=VISIBILITY,
+        check=_check_unit,
+        attn_types=DECODER_ONLY,
+        why_not="only DECODER has a selection",
+    )
     ranges_clamped: bool = rule(
         False,
         words="bidirectional ranges clamped by the window",

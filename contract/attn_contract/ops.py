@@ -64,8 +64,8 @@ _ATTENTION_OPTIONS = f"{_OUTPUT_SCALE}, bool batch_invariant=False"
 _SCHEMAS = {
     "paged_attention": (
         f"Tensor q, Tensor kv_cache, str layout, int num_kv_heads, float scale, str attn_type, {_STEP}, Tensor block_table, "
-        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, {_options(_RULES)}, {_SCALES}, {_SCALE_CACHES}, "
-        f"{_ATTENTION_OPTIONS}"
+        f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, Tensor? selected=None, {_options(_RULES)}, {_SCALES}, "
+        f"{_SCALE_CACHES}, {_ATTENTION_OPTIONS}"
     ),
     "varlen_attention": (
         f"Tensor q, Tensor k, Tensor v, float scale, str attn_type, {_STEP}, {_OUTPUTS}, *, {_options(_ENCODER_RULES)}, "

@@ -207,7 +207,7 @@ PLAIN_FIELDS: Final = frozenset(
         *("num_heads", "num_kv_heads", "head_size", "scale", "attn_type", "layout", "kv_cache_dtype"),
         *("k_scale", "v_scale", "k_scale_cache", "v_scale_cache", "output_scale"),
         *("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens", "causal"),
-        *("block_table", "slot_mapping"),
+        *("block_table", "slot_mapping", "selected"),
     }
 )
 """The fields of Layer and Batch that are no rules: every implementation reads them, or declares which values it serves.

@@ -67,7 +67,7 @@ from attn_contract.validation import check_paged_attention, check_varlen_attenti
 
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import LOGIT_RULES, logit_bias, to_logits, with_sink
-from attn_reference.masks import VISIBILITY_RULES, visible
+from attn_reference.masks import VISIBILITY_RULES, selected_units, visible
 from attn_reference.quantization import dequantize, quantize
 from attn_reference.rounding import rounded
 
@@ -165,11 +165,18 @@ class Request:
     value: torch.Tensor
     """[seq_len, HK, Dv]"""
     visible: torch.Tensor
-    """[q_len, seq_len] bool"""
+    """[q_len, seq_len] bool, or [H, q_len, seq_len] if heads see unlike keys: see `visible`"""
     query_positions: torch.Tensor
     """[q_len] int64, p of each query"""
     bias: torch.Tensor | None
     """[H, q_len, seq_len], what step 3 adds to a logit; None where it adds nothing"""
+    selected: torch.Tensor | None = None
+    """[1 or H, q_len, W], the units that the queries select; None where all keys may be seen"""
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """[seq_len] bool: the keys that some query sees. K and V of the others may hold anything."""
+        return self.visible.flatten(0, -2).any(0)
 
 
 def paged_requests(
@@ -230,7 +237,7 @@ def attend(request: Request, layer: Layer) -> Attention:
     num_heads, num_kv_heads = layer.num_heads, layer.num_kv_heads
     if (request.query.shape[1], request.key.shape[1]) != (num_heads, num_kv_heads):
         raise ContractError("layer", f"{num_heads} heads, {num_kv_heads} KV heads", "as many as the request has")
-    value = torch.where(request.visible.any(dim=0)[:, None, None], request.value, 0)
+    value = torch.where(request.seen[:, None, None], request.value, 0)
 
     # n: KV head, g: query head of its group
     query_groups = request.query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads))
@@ -303,7 +310,9 @@ def _requests(
             query_positions = context_len + torch.arange(rows.start - start, rows.stop - start, device=q.device)
             seen = visible(query_positions, key_positions, layer, batch, r)
             bias = logit_bias(query_positions, key_positions, layer, batch, r, precision)
-            yield Request(r, rows, query_numbers(q[rows], layer, precision), key, value, seen, query_positions, bias)
+            units = None if batch.selected is None else selected_units(query_positions, layer, batch, r)
+            query = query_numbers(q[rows], layer, precision)
+            yield Request(r, rows, query, key, value, seen, query_positions, bias, units)
 
 
 def query_numbers(q: torch.Tensor, layer: Layer, precision: torch.dtype) -> torch.Tensor:

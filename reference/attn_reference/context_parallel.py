@@ -114,7 +114,7 @@ def local_request(request: Request, rank: int, num_ranks: int, interleave: int =
         request,
         key=request.key[tokens],
         value=request.value[tokens],
-        visible=request.visible[:, tokens],
+        visible=request.visible[..., tokens],
         bias=None if request.bias is None else request.bias[..., tokens],
     )
 

@@ -2,12 +2,13 @@
 
 p is the position of a query and j the position of a key (`attn_reference.attention`). All rules together are one formula:
 
-    visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  qq_bias does not hide j
+    visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  selected  and  qq_bias does not hide j
     base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
     in_window     = (left < 0 or p - j <= left)  and  (right < 0 or j - p <= right)
     in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
     in_range      = some [a, b] of the request's bidirectional_ranges holds both p and j
                     and  (not ranges_clamped  or  left < 0  or  p - j <= left)
+    selected      = selection_unit is None  or  j // selection_unit is among the units that the step selects for the query
 
 In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. A window leaves the first sink_tokens
 keys visible (StreamingLLM; Xiao et al., arXiv:2309.17453; AITER's `sink_size`), but causality and chunks hide them too.
@@ -20,11 +21,16 @@ causality, window and chunks say (vLLM's `mm_prefix_range`). With ranges_clamped
 range too, as in Gemma 3's own code (`create_attention_mask` in google/gemma_pytorch), in transformers
 (`create_masks_for_vision_model`) and in Gemma 4. A range with b < a is none.
 
+A selection is what an indexer picked for each query: tokens (DeepSeek-V3.2, arXiv:2512.02556), or blocks of tokens (MiniMax-M3;
+NSA, arXiv:2502.11089). It hides keys, and shows none that another rule hides: of a unit that the query stands in, causality
+leaves the tokens up to its own. Each KV head may have a selection of its own; its query heads share it.
+
 A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
 (ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1
 and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
 
-In the functions, p is [q_len, 1] and j is [1, k_len]. A rule gives a bool tensor that broadcasts to [q_len, k_len].
+In the functions, p is [q_len, 1] and j is [1, k_len]. A rule gives a bool tensor that broadcasts to [q_len, k_len]; a selection
+of each head, to [H, q_len, k_len].
 """
 
 import torch
@@ -33,7 +39,9 @@ from attn_contract.arguments import check_dims, check_int, check_tensor, check_t
 
 from attn_reference.logits import place_qq_bias
 
-VISIBILITY_RULES = frozenset({"window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped"})
+VISIBILITY_RULES = frozenset(
+    {"window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped", "selection_unit"}
+)
 """The fields of Layer and Batch that `visible` implements, beside `causal`."""
 
 
@@ -45,14 +53,14 @@ def visible(
     Args:
         query_positions: [q_len] integers, p of each query; negative where q_len > seq_len.
         key_positions: [k_len] integers, j of each key.
-        layer, batch: their rules, and the request's seq_len, causal flag, ranges and qq_bias.
+        layer, batch: their rules, and the request's seq_len, causal flag, ranges, selection and qq_bias.
         request: r, the index of the request in the batch.
 
     Returns:
-        [q_len, k_len] bool.
+        [q_len, k_len] bool, or [H, q_len, k_len] if each KV head has a selection of its own.
 
     Raises:
-        ContractError: an argument is of another type or shape, or the batch has no such request.
+        ContractError: an argument is of another type or shape, the batch has no such request, or its step no such query.
     """
     _check_visible(query_positions, key_positions, layer, batch, request)
     p, j = query_positions[:, None], key_positions[None, :]
@@ -63,6 +71,9 @@ def visible(
         seen &= in_chunk(p, j, layer.chunked_local)
     if batch.bidirectional_ranges is not None:
         seen |= in_range(p, j, batch.bidirectional_ranges[request], layer.window[0] if layer.ranges_clamped else -1)
+    if layer.selection_unit is not None:
+        of_heads = is_selected(j, selected_units(query_positions, layer, batch, request), layer.selection_unit)
+        seen = seen & (of_heads[0] if len(of_heads) == 1 else of_heads)
     if batch.qq_bias is not None:
         seen &= ~is_hidden(place_qq_bias(query_positions, key_positions, batch, request))
     return seen & (j >= 0) & (j < batch.seq_lens[request])
@@ -113,6 +124,35 @@ def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) 
     for first, last in ranges.tolist():
         together |= (first <= p) & (p <= last) & (first <= j) & (j <= last)
     return together & in_window(p, j, (left, -1))
+
+
+def is_selected(j: torch.Tensor, units: torch.Tensor, selection_unit: int) -> torch.Tensor:
+    """[..., k_len]: the key lies in one of the units that a query selects. A unit below 0 holds no key.
+
+    The division is a floor: a key lies in the unit `j // selection_unit`.
+
+    Args:
+        units: [..., W] integers, for each query.
+    """
+    return ((j // selection_unit)[..., None] == units[..., None, :]).any(-1)
+
+
+def selected_units(query_positions: torch.Tensor, layer: Layer, batch: Batch, request: int) -> torch.Tensor:
+    """[1 or H, q_len, W]: the units that the step selects for the queries at these positions of a request.
+
+    Raises:
+        ContractError: the layer has a selection_unit and the step no selection, or no query of the request is at a position.
+    """
+    if batch.selected is None:
+        raise ContractError("batch.selected", None, f"a tensor: the layer has a selection_unit ({layer.selection_unit})")
+    start, end = batch.query_start_loc[request : request + 2].tolist()
+    rows = end - int(batch.seq_lens[request]) + query_positions.long()
+    if len(wrong := ((rows < start) | (rows >= end)).nonzero()):
+        i = int(wrong[0])
+        expected = f"the position of one of the {end - start} queries of request {request}"
+        raise ContractError(f"query_positions[{i}]", int(query_positions[i]), expected)
+    of_kv_heads = batch.selected[:, rows]
+    return of_kv_heads if len(of_kv_heads) == 1 else of_kv_heads.repeat_interleave(layer.num_heads // layer.num_kv_heads, 0)
 
 
 def is_hidden(qq_bias: torch.Tensor) -> torch.Tensor:

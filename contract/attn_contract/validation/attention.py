@@ -25,6 +25,7 @@ from attn_contract.validation.values import (
     check_lengths,
     check_logit_values,
     check_scale_values,
+    check_selected,
     check_slots,
 )
 
@@ -77,6 +78,7 @@ def check_paged_attention(
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
     _check_rules_of_step(layer, batch)
+    _check_selection(layer, batch)
     _check_query(q, layer, batch, out, lse)
     check_rotated_dtype("q", q.dtype, layer)
     view = check_cache(kv_cache, layer, q.dtype)
@@ -91,6 +93,7 @@ def check_paged_attention(
         check_block_table(batch.block_table, batch.seq_lens, view)
         if batch.slot_mapping is not None:
             check_slots(batch.slot_mapping, view)
+        check_selected(layer, batch)
         check_logit_values(layer, batch)
         check_scale_values(layer.tensors)
     return view
@@ -128,7 +131,7 @@ def check_varlen_attention(
     _check_rules_of_step(layer, batch)
     _check_query(q, layer, batch, out, lse)
     _check_keys_of_step(k, v, q, layer, batch)
-    for name in ("block_table", "slot_mapping"):
+    for name in ("block_table", "slot_mapping", "selected"):
         if getattr(batch, name) is not None:
             raise ContractError(name, "a tensor", f"None: {layer.attn_type} has no KV cache")
     if batch.causal is not False:
@@ -158,6 +161,16 @@ def check_own_tokens(
 def _check_rules_of_step(layer: Layer, batch: Batch) -> None:
     for name, rule in held_rules(batch).items():
         rule.check_defined(getattr(batch, name), layer.attn_type)
+
+
+def _check_selection(layer: Layer, batch: Batch) -> None:
+    if (layer.selection_unit is None) != (batch.selected is None):
+        if batch.selected is None:
+            raise ContractError("selected", None, f"a tensor: the layer has a selection_unit ({layer.selection_unit})")
+        raise ContractError("selected", "a tensor", "None: the layer has no selection_unit")
+    if batch.selected is not None and len(batch.selected) not in (1, layer.num_kv_heads):
+        got, heads = f"shape {tuple(batch.selected.shape)}", layer.num_kv_heads
+        raise ContractError("selected", got, f"1 or num_kv_heads ({heads}) in its first dimension")
 
 
 def _check_query(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None, lse: torch.Tensor | None) -> None:

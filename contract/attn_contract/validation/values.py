@@ -92,6 +92,25 @@ def check_slots(slot_mapping: torch.Tensor, view: KVCacheView) -> None:
         raise ContractError("slot_mapping", f"slot {int(written[twice[0]])} twice", "every slot at most once")
 
 
+def check_selected(layer: Layer, batch: Batch) -> None:
+    """Check that each row of a request selects units that have a key of the request, and no unit twice."""
+    if batch.selected is None or layer.selection_unit is None:
+        return
+    selected, starts = batch.selected.cpu().long(), batch.query_start_loc.cpu().long()
+    rows = int(starts[-1])
+    units = -(-batch.seq_lens.cpu().long() // layer.selection_unit)
+    of_row = units.repeat_interleave(starts.diff())[None, :, None]
+    own = selected[:, :rows]
+    if len(wrong := (own >= of_row).nonzero()):
+        h, t, i = wrong[0].tolist()
+        expected = f"negative (no unit), or a unit of the request, 0 to {int(of_row[0, t, 0]) - 1}"
+        raise ContractError(f"selected[{h}, {t}, {i}]", int(own[h, t, i]), expected)
+    ordered = own.sort(-1).values
+    if len(twice := ((ordered.diff(dim=-1) == 0) & (ordered[..., 1:] >= 0)).nonzero()):
+        h, t, i = twice[0].tolist()
+        raise ContractError(f"selected[{h}, {t}]", f"unit {int(ordered[h, t, i])} twice", "each unit at most once")
+
+
 def check_positions(positions: torch.Tensor, num_rows: int) -> None:
     """Check that every position has a row of cos_sin_cache."""
     at = positions.cpu()

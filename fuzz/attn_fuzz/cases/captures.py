@@ -211,6 +211,8 @@ def _rules(call: Call) -> dict[str, Any]:
         CaptureError: a case has no field for one of them.
     """
     found = active_rules(call.layer, call.batch)
+    if call.batch.selected is not None:
+        raise CaptureError("no case can represent this call: a case draws its selection, and does not hold one")
     if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {
@@ -265,7 +267,7 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
     seq_lens, table = call.batch.seq_lens.tolist(), call.batch.block_table.tolist()
     seen = [torch.zeros(seq_len, dtype=torch.bool) for seq_len in seq_lens]
     for request in attn_reference.paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float32):
-        seen[request.index] |= request.visible.any(0).cpu()
+        seen[request.index] |= request.seen.cpu()
     tables: list[tuple[int, ...]] = [()] * len(seq_lens)
     numbers: dict[int, int] = {}
     blocks: list[int] = []

@@ -39,6 +39,7 @@ QueryScaleKind = Literal["tensor", "head"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
 BiasKind = Literal["tree", "random", "hiding"]
+SelectionKind = Literal["some", "holes", "all", "ahead"]
 ProgramOrder = Literal["in order", "reversed", "shuffled"]
 PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
@@ -195,6 +196,11 @@ class Case(
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
         q_scale: q is of the cache's float8 type, with one scale or one for each KV head; k, v and the output are of `dtype`.
         alibi_slopes: the layer has slopes, drawn from the seed.
+        selection_unit: as in `attn_contract.Layer`.
+        selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit behind them.
+            "holes": the same, with entries of no unit anywhere. "all": all of those. "ahead": a few units of the request, which
+            causality may hide. Some rows select nothing.
+        selected_per_head: each KV head has a selection of its own.
         signed_slopes: slopes are negative, 0 and positive by turns, instead of positive.
         qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers. "hiding": random
             numbers, and -inf anywhere, so that a query may not even see its own key.
@@ -243,6 +249,9 @@ class Case(
     sink_tokens: Count = 0
     chunked_local: Size | None = None
     ranges_clamped: bool = False
+    selection_unit: Size | None = None
+    selected: SelectionKind = "some"
+    selected_per_head: bool = False
     logits_soft_cap: float | None = None
     q_scale: QueryScaleKind | None = None
     alibi_slopes: bool = False
@@ -410,6 +419,8 @@ def num_elements(case: Case) -> int:
     table = len(case.requests) * (max((len(r.blocks) for r in case.requests), default=0) + case.table_padding + 2 * ranges)
     rows = case.num_rows + case.kv_rows_past + 2 * GUARD
     tree = (case.max_query_len + 1) ** 2 if case.qq_bias else 0
+    longest = max((request.seq_len for request in case.requests), default=0)
+    selected = case.num_rows * case.num_kv_heads * longest // case.selection_unit if case.selection_unit else 0
     angles = sum(request.seq_len for request in case.requests) * case.rope.rotary_dim if case.rope else 0
     dense = rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head
-    return table + in_cache + dense + tree + angles
+    return table + in_cache + dense + tree + selected + angles

@@ -171,6 +171,39 @@ def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
     return bias
 
 
+def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
+    """[1 or HK, rows of requests, W] int32: the units of the kind that the case names. One row in eight selects nothing."""
+    heads = case.num_kv_heads if case.selected_per_head else 1
+    chosen = [
+        _chosen_units(case, request, position, generator)
+        for _ in range(heads)
+        for request in case.requests
+        for position in range(request.context_len, request.seq_len)
+    ]
+    width = max((len(units) for units in chosen), default=0) + int(torch.randint(0, 4, (), generator=generator))
+    rows = torch.full((len(chosen), width), -1, dtype=torch.int32)
+    for row, units in zip(rows, chosen, strict=True):
+        places = torch.arange(len(units))
+        if case.selected == "holes":
+            places = torch.randperm(width, generator=generator)[: len(units)]
+        row[places] = units
+    if case.selected == "holes":
+        rows[rows < 0] -= torch.randint(0, 3, rows.shape, generator=generator, dtype=torch.int32)[rows < 0]
+    return rows.view(heads, case.query_start_loc[-1], width)
+
+
+def _chosen_units(case: Case, request: Request, position: int, generator: torch.Generator) -> torch.Tensor:
+    """The units that the query at a position selects, in any order."""
+    assert case.selection_unit is not None
+    keys = request.seq_len if case.selected == "ahead" or not request.causal else max(position + 1, 0)
+    units = torch.randperm(-(-keys // case.selection_unit), generator=generator).int()
+    if not len(units) or not torch.randint(0, 8, (), generator=generator):
+        return units[:0]
+    if case.selected == "all":
+        return units
+    return units[: int(torch.randint(1, len(units) + 1, (), generator=generator))]
+
+
 def _ancestors(count: int, generator: torch.Generator) -> torch.Tensor:
     """[count, count]: whether token j is token i or one of its ancestors in a random tree."""
     back = torch.randint(1, 4, (count,), generator=generator).tolist()

@@ -513,6 +513,22 @@ def _with_rule(step: Step, name: str, value: Any) -> Step | None:
     return _of_layer(**{name: value})(step) if RULES[name].holder == "Layer" else _with_batch(step, **{name: value})
 
 
+def _selection_unit(step: Step) -> Step | None:
+    """A selection that leaves each query nothing where it was none; of units of more tokens, units of half as many."""
+    if (unit := step.layer.selection_unit) is None:
+        nothing = torch.full((1, len(step.q), 1), -1, dtype=torch.int32, device=step.q.device)
+        layer = dataclasses.replace(step.layer, selection_unit=value_on("selection_unit"))
+        return dataclasses.replace(step, layer=layer, batch=dataclasses.replace(step.batch, selected=nothing))
+    return _with_rule(step, "selection_unit", unit // 2) if unit > 1 else None
+
+
+def _no_selection_unit(step: Step) -> Step | None:
+    if step.layer.selection_unit is None:
+        return None
+    layer, batch = dataclasses.replace(step.layer, selection_unit=None), dataclasses.replace(step.batch, selected=None)
+    return dataclasses.replace(step, layer=layer, batch=batch)
+
+
 def _q_scale(step: Step) -> Step | None:
     """A float8 q with scales of 1 where it was none, in the output's dtype; and the other way round."""
     layer = step.layer
@@ -566,6 +582,8 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "head_size_v": _value_size(lambda layer: layer.value_size // 2),
     "no head_size_v": _value_size(lambda layer: layer.head_size),
     "q_scale": _q_scale,
+    "selection_unit": _selection_unit,
+    "no selection_unit": _no_selection_unit,
 }
 _NUMBERS = {
     CONTENTS: _other_contents,

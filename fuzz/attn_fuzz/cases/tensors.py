@@ -315,6 +315,8 @@ def _batch(
         tensors["bidirectional_ranges"] = _ranges(case, device)
     if case.qq_bias:
         tensors["qq_bias"] = _qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device)
+    if case.selection_unit:
+        tensors["selected"] = _selected(case, contents.selected(case, generator), device)
     fields: dict[str, Any] = {"causal": any(causal)}
     fields |= {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
     return Batch(
@@ -332,6 +334,14 @@ def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
     rows = [[*ranges, *[NO_RANGE] * (most + 1 - len(ranges))] for ranges in own]
     everything = [ALL_POSITIONS] * (most + 1)
     return torch.tensor([everything, *rows, everything], dtype=torch.int32, device=device)[1:-1]
+
+
+def _selected(case: Case, selected: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """[1 or HK, rows of q, W]. Unit 0, which every request has, is what surrounds rows, and rows that no request owns hold."""
+    heads, rows, width = selected.shape
+    buffer = torch.zeros((heads, case.num_rows + 2 * PADDING, width + PADDING), dtype=torch.int32)
+    buffer[:, PADDING : PADDING + rows, :width] = selected
+    return buffer.to(device)[:, PADDING:-PADDING, :width]
 
 
 def _qq_bias(bias: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -359,7 +369,7 @@ def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tenso
     """Slots of the keys that some query sees, according to the reference."""
     slots = set()
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
-        seen = request.visible.any(0).nonzero().flatten().tolist()
+        seen = request.seen.nonzero().flatten().tolist()
         slots |= {slot_of(case.requests[request.index], cache, position) for position in seen}
     return slots
 

@@ -58,13 +58,13 @@ def specified(step: Step) -> Iterator[Rows]:
 def _rows(request: Request, step: Step) -> Rows:
     layer = step.layer
     group = layer.num_heads // layer.num_kv_heads
-    visible = request.visible.cpu().numpy()
-    seen = np.asarray(visible.any(0))  # keys that no row sees may hold anything
+    of_heads = np.broadcast_to(request.visible.cpu().numpy(), (layer.num_heads, *request.visible.shape[-2:]))
+    seen = request.seen.cpu().numpy()  # keys that no row sees may hold anything
     query, key, value = (_block(each) for each in (request.query, request.key, request.value))
     key, value = (each.moved(lambda part: np.where(seen[:, None, None], part, 0)) for each in (key, value))
     out, totals, empty = [], [], []
     for head in range(layer.num_heads):
-        q, k, v = query[:, head], key[:, head // group], value[:, head // group]
+        q, k, v, visible = query[:, head], key[:, head // group], value[:, head // group], of_heads[head]
         logits = _logits(q, k, head, request, step)
         weights = np.where(visible, _value(algebra.exp(logits)), np.uint64(0))
         total, none = fields.total(weights, 1, VALUES), ~visible.any(1)

@@ -9,6 +9,7 @@ reference is too slow.
     masks       masks that hide nothing, and keys that are hidden from everyone
     far         the same keys, far behind the beginning of their sequence
     parts       attention to parts of the keys, merged
+    selection   selections that are written in another way
 
 A property takes a step whose outputs are written, calls the target again on variants of the step, and compares outputs bit by
 bit, or within a bound of rounding errors (`bound`). Some properties take an error bound, because a variant may be launched in
@@ -35,6 +36,7 @@ from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
 from attn_fuzz.properties.memory import block_permutation, garbage
 from attn_fuzz.properties.parts import split_keys
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Launch, Property, compared
+from attn_fuzz.properties.selection import order_of_selection
 from attn_fuzz.properties.values import additivity, doubled_values, weights
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "head_permutation",
     "last_row",
     "neighbours_rules",
+    "order_of_selection",
     "padded_batch",
     "repetition",
     "request_order",

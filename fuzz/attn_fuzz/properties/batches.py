@@ -151,6 +151,7 @@ def padded_batch(error: ErrorBound | None = None) -> Property:
             max_query_len=batch.max_query_len + (batch.qq_bias is None),
             max_seq_len=2 * batch.max_seq_len + 1,
             num_actual_tokens=len(step.q) + 1,
+            selected=None if batch.selected is None else torch.nn.functional.pad(batch.selected, (0, 0, 0, 1)),
             **more,
         )
         changes = {"batch": padded, "q": _one_row_more(step.q)}
@@ -202,6 +203,7 @@ def _rearranged(
         step.batch,
         query_start_loc=lens.cumsum(0, dtype=torch.int32).to(device),
         num_actual_tokens=num_actual_tokens,
+        selected=None if step.batch.selected is None else step.batch.selected[:, moved],
         **{name: tensor[chosen] for name, tensor in _per_request(step).items()},
     )
     changes: dict[str, Any] = {"batch": batch, "q": step.q[moved]}
@@ -225,6 +227,9 @@ def _run(step: Step, r: int, first: int, last: int, end: int, call_target: CallT
         ranges = batch.bidirectional_ranges[r]
         ranges = ranges[ranges[:, 0] <= ranges[:, 1]]
         changed["bidirectional_ranges"] = ranges[None] if len(ranges) else None
+    if batch.selected is not None and step.layer.selection_unit is not None:
+        own = batch.selected[:, first:last]
+        changed["selected"] = torch.where(own * step.layer.selection_unit < seq_lens, own, -1)
     if batch.qq_bias is not None:
         changed["qq_bias"] = batch.qq_bias[:queries, :queries]
     alone = dataclasses.replace(

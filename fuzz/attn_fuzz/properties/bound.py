@@ -101,9 +101,11 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     largest = torch.maximum(score + bias, sink)
     spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
 
-    span = torch.full_like(largest, n)
-    tiles = rounds.tiles(span, n)  # T + S
-    shift = rounds.of_maximum(largest, span, n)
+    selected = step.batch.selected
+    places = n if selected is None else max(n, selected.shape[2] * (layer.selection_unit or 1))
+    span = torch.full_like(largest, places)
+    tiles = rounds.tiles(span, places)  # T + S
+    shift = rounds.of_maximum(largest, span, places)
 
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""
@@ -117,7 +119,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
-    constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(n) + rounds.of_scales
+    constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(places) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     saturated, of_sums = rounds.of_saturated_weights(shift)[..., None], rounds.of_sums(tiles, span, shift.neg().exp())
     moved = torch.expm1(2 * logit_of_out.clamp(max=1)).clamp(max=2)[..., None]  # 2 e, or 2 where e is large
@@ -129,7 +131,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     rest = rest + (of_sums + torch.zeros_like(shift))[..., None] * (largest_value + rest)
     # u_out (v_c + rest) + eta_out + rest
     out = rounds.of_output * (largest_value + rest) + rounds.of_underflow + rest
-    lse = logit + U32 * (2 * rounds.terms(n) + largest + spread) + of_sums
+    lse = logit + U32 * (2 * rounds.terms(places) + largest + spread) + of_sums
     return out, lse + rounds.unit("sums") * (largest + 2 * spread)
 
 

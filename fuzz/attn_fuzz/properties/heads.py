@@ -1,6 +1,7 @@
 """Heads and channels in another order."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from attn_fuzz.cases.poison import bits
@@ -16,7 +17,7 @@ def head_permutation() -> Property:
             return None
         kv_heads = torch.arange(layer.num_kv_heads, device=device).flip(0)
         heads = torch.arange(layer.num_heads, device=device).view(layer.num_kv_heads, -1)[kv_heads].flatten()
-        changes = {"q": step.q[:, heads]}
+        changes: dict[str, Any] = {"q": step.q[:, heads]}
         if step.raw is not None and step.view is not None:
             changes["raw"] = step.raw.clone()
             for places in elements(step.view, device):
@@ -28,6 +29,9 @@ def head_permutation() -> Property:
             scale = layer.tensors.get(name)
             if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
                 moved[name] = scale[..., kv_heads]
+        selected = step.batch.selected
+        if selected is not None and len(selected) > 1:
+            changes["batch"] = dataclasses.replace(step.batch, selected=selected[kv_heads])
         part = Outputs.of(variant(step, call_target, layer=dataclasses.replace(layer, **moved), **changes))
         back = heads.argsort()
         return same_bits(Outputs.of(step), Outputs(part.out[:, back], None if part.lse is None else part.lse[:, back]))

@@ -105,26 +105,30 @@ _RULES = (*_VISIBLE, "causal", "window", "chunk", "tree", "other", "past")
 
 
 def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
-    """[q, k]: indices into _RULES, from the rules of the reference. If several rules hide a key, the first one counts."""
+    """[q, k]: indices into _RULES, from the rules of the reference. If several rules hide a key, the first one counts.
+
+    Of heads that see unlike keys, the first.
+    """
     layer, batch = step.layer, step.batch
-    p, j = part.query_positions[:, None], torch.arange(part.visible.shape[1])[None]
+    visible = part.visible if part.visible.dim() == 2 else part.visible[0]
+    p, j = part.query_positions[:, None], torch.arange(visible.shape[1])[None]
     in_window = masks.in_window(p, j, layer.window)
     unexplained = "tree" if batch.qq_bias is not None else "other"
     held = {
         "causal": masks.is_causal(p, j) | torch.tensor(not causal),
         "window": in_window | masks.is_sink_token(j, layer.sink_tokens),
         "chunk": masks.in_chunk(p, j, layer.chunked_local) if layer.chunked_local else torch.ones_like(in_window),
-        unexplained: part.visible,
+        unexplained: visible,
     }
-    kinds = torch.full(part.visible.shape, _RULES.index("visible"))
-    kinds[part.visible & ~in_window] = _RULES.index("sink-token")
+    kinds = torch.full(visible.shape, _RULES.index("visible"))
+    kinds[visible & ~in_window] = _RULES.index("sink-token")
     for rule in (unexplained, "chunk", "window", "causal"):
-        kinds[~held[rule].expand_as(kinds) & ~part.visible] = _RULES.index(rule)
+        kinds[~held[rule].expand_as(kinds) & ~visible] = _RULES.index(rule)
     if batch.bidirectional_ranges is not None:
-        kinds[part.visible & ~(held["causal"] & held["window"] & held["chunk"])] = _RULES.index("range")
+        kinds[visible & ~(held["causal"] & held["window"] & held["chunk"])] = _RULES.index("range")
         left = layer.window[0] if layer.ranges_clamped else -1
         together = masks.in_range(p, j, batch.bidirectional_ranges[part.index], left)
-        kinds[together & ~part.visible] = _RULES.index("tree")
+        kinds[together & ~visible] = _RULES.index("tree")
     return kinds
 
 

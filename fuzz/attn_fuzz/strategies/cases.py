@@ -25,6 +25,8 @@ STEPS = 2
 
 MANY_HEADS = 16
 """With more query heads than these, a layer with a V of its own width gets fewer tokens."""
+MOST_SELECTING = 24
+"""The most tokens of a step whose queries select keys: each query and KV head is a program of its own."""
 
 
 def cases(target: str, support: Support, refuses: bool = True, tally: Tally | None = None) -> st.SearchStrategy[Case]:
@@ -141,7 +143,12 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
 
 
 def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
-    """Less work for a layer of many query heads, as latent caches have: its examples take as long as those of others."""
+    """Less work for a layer of many query heads, as latent caches have, and for one whose queries select keys.
+
+    Its examples take as long as those of others then.
+    """
+    if "selection_unit" in drawn.rules:
+        return dataclasses.replace(support, max_tokens=min(support.max_tokens, MOST_SELECTING))
     factor = drawn.case["group_size"] // MANY_HEADS
     if "head_size_v" not in drawn.rules or factor < 2:
         return support

@@ -71,6 +71,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         "q_scale": _q_scale(draw, support, cache, chosen),
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
+        **_selection(draw, support, chosen),
         "narrow_sinks": "sinks" in chosen and pick(draw, (False, True)),
         "output_dtype": pick(draw, support.output_dtypes) if "output_dtype" in chosen else None,
     }
@@ -88,6 +89,7 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
         numbers["window"] = window(draw, support, drawn.window_kind)
     if "alibi_slopes" in drawn.rules and support.engine.signed_slopes:
         numbers["signed_slopes"] = pick(draw, (False, True))
+    numbers |= _selection(draw, support, drawn.rules)
     if "sinks" in drawn.rules:
         numbers["narrow_sinks"] = pick(draw, (False, True))
     if "bidirectional_ranges" in drawn.rules and "ranges_clamped" in support.rules:
@@ -97,6 +99,14 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
     scale = _scale(draw, support, drawn.case["head_size"], numbers.get("logits_soft_cap"))
     case = {**drawn.case, **numbers, "scale": scale}
     return drawn._replace(case=case, cache={**drawn.cache, **_own_cache(draw, support, drawn.cache)})
+
+
+def _selection(draw: st.DrawFn, support: Support, chosen: set[str]) -> dict[str, Any]:
+    """What queries select, where they do."""
+    if "selection_unit" not in chosen:
+        return {}
+    engine = support.engine
+    return {"selected": pick(draw, engine.selections), "selected_per_head": pick(draw, engine.selected_per_head)}
 
 
 def _own_cache(draw: st.DrawFn, support: Support, cache: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ USUAL = ("window", "sinks")
 BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
 """Rules that layers with ALiBi lack if the engine sends no `mixed_alibi`."""
 # Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
-WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4}
+WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4, "selection_unit": 3}
 
 
 def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:
@@ -70,6 +70,7 @@ NUMBERS: dict[str, _Number] = {
     "window": partial(window, kind="any"),
     "sink_tokens": _one_of(1, 2, 4, sizes=_around),
     "chunked_local": _one_of(16, 1, 2, 7, sizes=_chunks),
+    "selection_unit": lambda draw, support: pick(draw, support.engine.selection_units),
     "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3, sizes=_edge_caps),
     "alibi_slopes": _one_of(True),
     "qq_bias": _one_of("tree", "random", "hiding"),

@@ -7,10 +7,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from attn_contract import AttentionType, PhysicalOrder
-from attn_fuzz.cases.case import Cache, Case
+from attn_fuzz.cases.case import Cache, Case, SelectionKind
 
 WindowKind = Literal["any", "left", "symmetric", "by causality"]
 RangeKind = Literal["any", "inside"]
@@ -36,6 +36,9 @@ class Engine:
         other_scales: softmax scales that are not 1 / sqrt(D).
         ranges: "inside": bidirectional ranges lie inside the prompt, and none is empty. "any": they may begin before it, end
             behind it, or be empty.
+        selection_units: tokens of the units that queries select.
+        selections: kinds of selections; see Case.
+        selected_per_head: whether each KV head has a selection of its own.
         signed_slopes: ALiBi slopes that are negative or 0.
         mixed_alibi: ALiBi with sinks or with ranges, or in steps that are not causal.
         mixed_ranges: bidirectional ranges in steps that are not causal.
@@ -68,6 +71,9 @@ class Engine:
     scale_signs: tuple[int, ...] = (1, 0, -1)
     other_scales: bool = True
     ranges: tuple[RangeKind, ...] = ("any",)
+    selection_units: tuple[int, ...] = (1, 4, 16, 2, 3, 128)
+    selections: tuple[SelectionKind, ...] = get_args(SelectionKind)
+    selected_per_head: tuple[bool, ...] = (False, True)
     signed_slopes: bool = True
     mixed_alibi: bool = True
     mixed_ranges: bool = True
@@ -180,6 +186,9 @@ _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     "one_token_windows": lambda case: case.window[0] == 0,
     "mixed_alibi": _mixes_alibi,
     "mixed_ranges": lambda case: case.bidirectional_ranges and not all(request.causal for request in case.requests),
+    "selection_units": lambda case: case.selection_unit,
+    "selections": lambda case: case.selected if case.selection_unit else None,
+    "selected_per_head": lambda case: case.selected_per_head if case.selection_unit and case.num_kv_heads > 1 else None,
     "contexts": _has_context,
     "prompts": _has_prompt,
     "scale_signs": _sign,

@@ -154,7 +154,7 @@ def _attend(
     bound: int,
 ) -> None:
     """Write a request's rows of each part. The sinks join one of the parts. Rows from `bound` on have nothing in the first."""
-    keys = request.visible.shape[1]
+    keys = request.visible.shape[-1]
     inner = sorted(rng.choice((0, keys, rng.randint(0, keys))) for _ in parts[1:])
     position = torch.arange(keys, device=request.visible.device)
     has_prefix = torch.arange(request.rows.start, request.rows.stop, device=position.device)[:, None] < bound

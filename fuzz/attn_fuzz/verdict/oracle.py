@@ -197,7 +197,7 @@ class Oracle:
         self.rounding = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=out_dtype)
         self.state = state = attend(request, layer)
         group = layer.num_heads // layer.num_kv_heads
-        seen = request.visible.any(0)[:, None]
+        seen = request.seen[:, None]
         self.query = request.query.transpose(0, 1)  # [H, q, D]
         self.key, self.value = (  # [H, k, D] each
             torch.where(seen, x.transpose(0, 1).repeat_interleave(group, 0), 0.0) for x in (request.key, request.value)
@@ -252,7 +252,14 @@ class Oracle:
     @cached_property
     def _terms(self) -> int:
         """B + 2 T + S"""
-        return self.rounding.terms(self.key.shape[1])
+        return self.rounding.terms(self._places)
+
+    @cached_property
+    def _places(self) -> int:
+        """The keys of the request, or the places of a selection if it has more: entries that name no unit have some, too."""
+        units = self.request.selected
+        keys, unit = self.key.shape[1], self.layer.selection_unit
+        return keys if units is None or unit is None else max(keys, units.shape[-1] * unit)
 
     @cached_property
     def _steps_of_logits(self) -> torch.Tensor:
@@ -277,8 +284,11 @@ class Oracle:
 
     @cached_property
     def _span(self) -> torch.Tensor:
-        """[q]: from the first to the last key that a row sees, both included; 0 of a row that sees none"""
+        """[q] or [H, q]: from the first to the last key that a row sees, both included; 0 of a row that sees none. A selection
+        may have them in any places."""
         visible, keys = self.request.visible, self.request.visible.shape[-1]
+        if self.request.selected is not None:
+            return torch.where(visible.any(-1), self._places, 0)
         place = torch.arange(keys, device=visible.device)
         if not keys:
             return visible.sum(-1)
@@ -287,15 +297,15 @@ class Oracle:
 
     @cached_property
     def _tiles(self) -> torch.Tensor:
-        """[q]: T + S"""
-        return self.rounding.tiles(self._span, self.key.shape[1])
+        """[q] or [H, q]: T + S"""
+        return self.rounding.tiles(self._span, self._places)
 
     @cached_property
     def _shift(self) -> torch.Tensor:
         """[H, q]: the error of the maximum, where it is rounded between tiles"""
         sinks = torch.where(self.sink.isinf(), 0.0, self.sink).abs()
         largest = torch.maximum(self._logits.amax(-1), sinks) if self.key.shape[1] else sinks.expand(self.maximum.shape)
-        return self.rounding.of_maximum(largest, self._span, self.key.shape[1])
+        return self.rounding.of_maximum(largest, self._span, self._places)
 
     @cached_property
     def _further_errors(self) -> torch.Tensor:
@@ -361,7 +371,7 @@ class Oracle:
         least, largest = self._ends
         weights, rounding, out = self._perturbed(eps), self.rounding, self.state.out.transpose(0, 1)
         magnitudes = torch.minimum(weights.largest @ self.value.abs(), torch.maximum(-least, largest))  # sum_j w_j |v_jc|
-        of_outputs, of_sums = rounding.of_outputs(self._tiles)[:, None], self._of_sums[..., None]
+        of_outputs, of_sums = rounding.of_outputs(self._tiles)[..., None], self._of_sums[..., None]
         rest = (
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest, magnitudes)
@@ -433,7 +443,7 @@ class Oracle:
         """[H, q, D]: (3 (T + S) + 2) eta max(1, sigma) / l of an output, (T + S) eta / l of each weight that is rescaled"""
         scale = value_scale(self.layer)
         largest = 1.0 if scale is None else scale.double().max().clamp(min=1)
-        tiles, eta = self._tiles[:, None], max(self.rounding.eta("outputs"), self.rounding.eta("products"))
+        tiles, eta = self._tiles[..., None], max(self.rounding.eta("outputs"), self.rounding.eta("products"))
         of_factors = max(self.rounding.eta("outputs"), self.rounding.eta("sums"))
         return (eta * largest * (3 * tiles + 2) + of_factors * tiles * stored_norm) / self._divided_later
 

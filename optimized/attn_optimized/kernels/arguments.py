@@ -58,6 +58,8 @@ class Kind:
     """1, -1 or 0"""
     has_gaps: bool
     """whether the keys that a query sees may be other than one interval: sink tokens, chunks, ranges, qq_bias"""
+    selection_unit: int
+    """tokens of a unit of the keys that each query selects, one query a tile; 0 if none selects any: see selection.py"""
     has_unmasked_loop: bool
     """whether tiles of keys that every query sees have a loop of their own, without a mask"""
     skips_masked_loop: bool
@@ -111,6 +113,7 @@ class Tensors(NamedTuple):
     qq_bias_ptr: tl.tensor
     bidirectional_ranges_ptr: tl.tensor
     block_table_ptr: tl.tensor
+    selected_ptr: tl.tensor
 
 
 class Flags(NamedTuple):
@@ -125,7 +128,8 @@ class Flags(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of the batch, of groups of heads, and of parts of the keys: see query_tiles.py and split_keys.py."""
+    """Sizes of the batch, of groups of heads, of parts of the keys, and of a row of the selection: see query_tiles.py,
+    split_keys.py and selection.py."""
 
     num_tokens: tl.tensor
     group: tl.tensor
@@ -133,6 +137,7 @@ class Sizes(NamedTuple):
     num_splits: tl.tensor
     tiles_per_split: tl.tensor
     first_part: tl.tensor
+    num_selected: tl.tensor
 
 
 class Strides(NamedTuple):
@@ -161,6 +166,8 @@ class Strides(NamedTuple):
     lse_head: tl.tensor
     block_table: tl.tensor
     qq_bias: tl.tensor
+    selected_head: tl.tensor
+    selected_row: tl.tensor
 
 
 class Arguments(NamedTuple):

@@ -21,6 +21,7 @@ from attn_optimized.kernels.load import (
 from attn_optimized.kernels.logits import Operands, added_to_logits, scores
 from attn_optimized.kernels.online_softmax import add_values, begin_rows, in_columns, softmax_step
 from attn_optimized.kernels.query_tiles import Tile, find_tile, hidden_zero, rows_of_tile
+from attn_optimized.kernels.selection import selection_of
 from attn_optimized.kernels.split_keys import tiles_of_part, tiles_of_split
 from attn_optimized.kernels.store import finish, offset_of_state
 from attn_optimized.kernels.visibility import Rules, positions_of, seen_keys, visible_keys
@@ -44,6 +45,8 @@ def attention_kernel(
     output_scale_ptr, sinks_ptr, alibi_slopes_ptr, qq_bias_ptr, bidirectional_ranges_ptr,
     # the batch: [R + 1], [R], [R, max_blocks], and [R] if has_causal
     query_start_loc_ptr, seq_lens_ptr, block_table_ptr, causal_ptr,
+    # [1 or HK, T, num_selected]; None if KIND.selection_unit is 0
+    selected_ptr,
     has_lse, has_sinks, has_alibi_slopes, has_causal, has_scales, has_output_scale,
     # whether a tile all of whose keys are one part writes its output itself
     writes_output,
@@ -70,6 +73,8 @@ def attention_kernel(
     stride_k_scale_block, stride_k_scale_slot, stride_k_scale_head,
     stride_v_scale_block, stride_v_scale_slot, stride_v_scale_head,
     stride_state_part, stride_state_head, stride_lse_head, stride_block_table, stride_qq_bias,
+    # entries of a query; 0 each without a selection
+    num_selected, stride_selected_head, stride_selected_row,
     KIND: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one request, at most `group` query heads of one KV head, one split of the keys.
@@ -116,6 +121,7 @@ def attention_kernel(
         k_ptr=k_ptr, v_ptr=v_ptr, k_scale_ptr=k_scale_ptr, v_scale_ptr=v_scale_ptr, output_scale_ptr=output_scale_ptr,
         sinks_ptr=sinks_ptr, alibi_slopes_ptr=alibi_slopes_ptr, qq_bias_ptr=qq_bias_ptr,
         bidirectional_ranges_ptr=bidirectional_ranges_ptr, block_table_ptr=block_table_ptr,
+        selected_ptr=selected_ptr,
     )  # fmt: skip
     flags = Flags(
         has_lse=has_lse, has_sinks=has_sinks, has_alibi_slopes=has_alibi_slopes, has_scales=has_scales,
@@ -128,7 +134,7 @@ def attention_kernel(
     )  # fmt: skip
     sizes = Sizes(
         num_tokens=num_tokens, group=group, group_inverse=group_inverse, num_splits=num_splits,
-        tiles_per_split=tiles_per_split, first_part=first_part,
+        tiles_per_split=tiles_per_split, first_part=first_part, num_selected=num_selected,
     )  # fmt: skip
     strides = Strides(
         acc_part=stride_acc_part, acc_row=stride_acc_row, out_row=stride_out_row, out_head=stride_out_head,
@@ -137,6 +143,7 @@ def attention_kernel(
         k_scale_slot=stride_k_scale_slot, k_scale_head=stride_k_scale_head, v_scale_block=stride_v_scale_block,
         v_scale_slot=stride_v_scale_slot, v_scale_head=stride_v_scale_head, state_part=stride_state_part,
         state_head=stride_state_head, lse_head=stride_lse_head, block_table=stride_block_table, qq_bias=stride_qq_bias,
+        selected_head=stride_selected_head, selected_row=stride_selected_row,
     )  # fmt: skip
     args = Arguments(tensors, flags, rules, sizes, strides)
     # two ifs: the compiler decides the first
@@ -174,7 +181,8 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     rows = rows_of_tile(tile, args.sizes, 0, KIND, BLOCK_M)
     positions = positions_of(tile, rows)
     seen_by_some, seen_by_each = seen_keys(tile, rows, positions, args, KIND)
-    tiles = key_tiles(seen_by_some, KIND.block_n)
+    selection = selection_of(tile, args, KIND)
+    tiles = key_tiles(seen_by_some, selection, KIND)
     begin, end, is_part = tl.full((), 0, tl.int64), tiles.count, False
     if KIND.is_partial:
         state_offset = offset_of_state(tile, rows, args)
@@ -203,7 +211,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     queries = Queries(
         tile=tile, rows=rows, positions=positions, seen_by_each=seen_by_each, q=q, q_odd=q_odd, q_rest=q_rest, factor=factor
     )
-    source = source_of_keys(tile, args, KIND)
+    source = source_of_keys(tile, selection, args, KIND)
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
         if MASKED:
@@ -269,7 +277,7 @@ def attend_keys(
     next_block = load_blocks(source, first, end_key, loops, args.rules.sink_tokens, KIND, MASKED, False)
     for i in range(begin, end):
         # [N]
-        first_key, key, in_tile = keys_of_tile(i, loops, KIND, MASKED)
+        first_key, key, in_tile = keys_of_tile(i, loops, source.selection, KIND, MASKED)
         block = next_block
         # in the last turn, the same ones once more
         next_block = load_blocks(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from attn_optimized.kernels.selection import keys_at
 from attn_optimized.kernels.visibility import keys_seen_by_all
 
 
@@ -38,10 +39,13 @@ class Loops(NamedTuple):
 
 
 @triton.jit
-def key_tiles(seen, BLOCK_N: tl.constexpr):
-    """The tiles that hold what some query of a tile sees."""
-    first_tile = seen.begin // BLOCK_N - seen.num_sink_tiles
-    count = tl.maximum(tl.cdiv(seen.end, BLOCK_N) - first_tile, seen.num_sink_tiles)
+def key_tiles(seen, selection, KIND: tl.constexpr):
+    """The tiles that hold what some query of a tile sees, or all places of its selection."""
+    if KIND.selection_unit > 0:
+        count = tl.cdiv(selection.count.to(tl.int64) * KIND.selection_unit, KIND.block_n)
+        return KeyTiles(seen.begin, seen.end, tl.full((), 0, tl.int64), count, 0, 0)
+    first_tile = seen.begin // KIND.block_n - seen.num_sink_tiles
+    count = tl.maximum(tl.cdiv(seen.end, KIND.block_n) - first_tile, seen.num_sink_tiles)
     return KeyTiles(seen.begin, seen.end, first_tile, count, seen.first_sink_tile, seen.num_sink_tiles)
 
 
@@ -67,12 +71,17 @@ def loops_over(tiles, begin, end, tile, positions, rules, KIND: tl.constexpr):
 
 
 @triton.jit
-def keys_of_tile(i, loops, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """The tile of step `i` of a loop: its first key, its keys [N], and whether any query may see them [N]."""
+def keys_of_tile(i, loops, selection, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """The tile of step `i` of a loop: its first key, its keys [N], and whether any query may see them [N].
+
+    Of a selection, the first key is a place, and keys are in any order.
+    """
     n = tl.where(i < loops.unmasked_begin, i, i + loops.unmasked_end - loops.unmasked_begin) if MASKED else i
     tile = loops.first_tile + n
-    if KIND.has_gaps and MASKED:
+    if KIND.has_gaps and MASKED and KIND.selection_unit == 0:
         tile = tl.where(n < loops.num_sink_tiles, loops.first_sink_tile + n, tile).to(tl.int32)
     first_key = tile * KIND.block_n  # int32: a key of its request
     key = first_key + tl.arange(0, KIND.block_n)
+    if KIND.selection_unit > 0:
+        key = keys_at(key, selection, KIND)
     return first_key, key, (loops.first_key <= key) & (key < loops.end_key)

@@ -65,11 +65,13 @@ def load_packed_keys(
 
 
 @triton.constexpr_function
-def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED):
+def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED, SELECTION_UNIT):
     """The number of slots of a dim of V that a tile loads together, a power of two: they are contiguous.
 
-    With a mask, they are those of 16 bytes.
+    With a mask, they are those of 16 bytes. Of a selection, no more than are sure to lie in one unit.
     """
+    if SELECTION_UNIT > 0:
+        return min(X, SELECTION_UNIT & -SELECTION_UNIT)
     return X if MASKED or INTERIOR == "shuffled" else min(BLOCK_SIZE & -BLOCK_SIZE, BLOCK_N)
 
 
@@ -79,6 +81,7 @@ def load_packed_values(
     table_ptr,
     stride_block,
     first_key,
+    key,
     in_tile,
     STRIDE_UNIT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -88,15 +91,19 @@ def load_packed_values(
     X: tl.constexpr,
     INTERIOR: tl.constexpr,
     MASKED: tl.constexpr,
+    SELECTION_UNIT: tl.constexpr,
 ):
-    """Values [N, D] from pages [D, BS] or [BS/x, D, x], in the order of memory; in_tile is [N].
+    """Values [N, D] from pages [D, BS] or [BS/x, D, x], in the order of memory; key and in_tile are [N].
 
     A mask of single slots would make each element a load and a register of its own. So the slots of 16 bytes are loaded if one
     of them is in the tile, and the others are set to 0: they are in the same page, and may hold anything.
     """
-    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED)
+    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED, SELECTION_UNIT)
     # [N/S]; blocks are looked up anew, once for S slots: so the compiler sees that they are in one block
-    key = first_key + tl.arange(0, BLOCK_N // S) * S  # int32: a key of its request
+    if SELECTION_UNIT > 0:
+        key = tl.max(tl.reshape(key, [BLOCK_N // S, S]), 1) - (S - 1)
+    else:
+        key = first_key + tl.arange(0, BLOCK_N // S) * S  # int32: a key of its request
     unsigned_key = key.to(tl.uint32, bitcast=True)
     in_tile = tl.reshape(in_tile, [BLOCK_N // S, S])
     if MASKED:
@@ -108,7 +115,10 @@ def load_packed_values(
     first_slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)[:, None, None]
     dim = tl.arange(0, BLOCK_D)[None, :, None]
     in_page = dim * (X if INTERIOR == "shuffled" else BLOCK_SIZE) + tl.arange(0, S)[None, None, :]  # int32: in its page
-    row = (block * stride_block * STRIDE_UNIT)[:, None, None] + first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)
+    in_row = first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)
+    if INTERIOR == "shuffled" and S < X:
+        in_row = first_slot // X * (X * HEAD_SIZE) + first_slot % X
+    row = (block * stride_block * STRIDE_UNIT)[:, None, None] + in_row
     pointer = head_ptr + row + in_page
     in_head = dim < HEAD_SIZE
     if MASKED:

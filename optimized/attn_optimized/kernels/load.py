@@ -14,7 +14,10 @@ FEW_ROWS = tl.constexpr(16)
 
 
 class Source(NamedTuple):
-    """Pointers to the keys and values of a request and a KV head, and with `k_dim_ptr`, `v_dim_ptr` to dims [1, D], [1, Dv]."""
+    """Pointers to the keys and values of a request and a KV head, and with `k_dim_ptr`, `v_dim_ptr` to dims [1, D], [1, Dv].
+
+    `selection` says which of the keys the tile's query selects.
+    """
 
     request_table_ptr: tl.tensor
     k_head_ptr: tl.tensor
@@ -23,6 +26,7 @@ class Source(NamedTuple):
     v_dim_ptr: tl.tensor
     first_row: tl.tensor
     kv_head: tl.tensor
+    selection: tl.tensor
 
 
 @triton.jit
@@ -58,7 +62,7 @@ def load_scales(tile, args):
 
 
 @triton.jit
-def source_of_keys(tile, args, KIND: tl.constexpr):
+def source_of_keys(tile, selection, args, KIND: tl.constexpr):
     """The keys and values of a tile of queries."""
     dim, value_dim = tl.arange(0, KIND.block_d)[None, :], tl.arange(0, KIND.block_v)[None, :]
     request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
@@ -72,6 +76,7 @@ def source_of_keys(tile, args, KIND: tl.constexpr):
         v_dim_ptr=v_head_ptr + value_dim,
         first_row=tile.first_row,
         kv_head=tile.kv_head,
+        selection=selection,
     )
 
 
@@ -87,7 +92,7 @@ def load_blocks(source, i, end_key, loops, sink_tokens, KIND: tl.constexpr, MASK
     """
     block = 0
     if KIND.is_paged:
-        _, key, in_tile = keys_of_tile(i, loops, KIND, MASKED)
+        _, key, in_tile = keys_of_tile(i, loops, source.selection, KIND, MASKED)
         # a division by a power of two is one shift if the number has no sign
         unsigned_key = key.to(tl.uint32, bitcast=True)
         block_ptr = source.request_table_ptr + unsigned_key // KIND.block_size
@@ -133,8 +138,9 @@ def load_keys_and_values(
             source.k_head_ptr, page, slot, in_tile, KIND.block_size, KIND.head_size, KIND.block_d, KIND.x, MASKED
         )
         v = load_packed_values(
-            source.v_head_ptr, source.request_table_ptr, args.strides.block, first_key, in_tile,
+            source.v_head_ptr, source.request_table_ptr, args.strides.block, first_key, key, in_tile,
             KIND.kv_unit, KIND.block_size, KIND.head_size, KIND.block_n, KIND.block_d, KIND.x, INTERIOR, MASKED,
+            KIND.selection_unit,
         )  # fmt: skip
     v_odd = v
     if PAIRS:

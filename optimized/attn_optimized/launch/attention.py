@@ -53,6 +53,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         has_integer_bfloat16=not has_bfloat16_conversion(plan.architecture),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
+        selection_unit=layer.selection_unit or 0,
         has_unmasked_loop=has_unmasked_loop,
         # measured on an H200; on RDNA it takes registers that spill
         skips_masked_loop=is_partial and has_unmasked_loop and plan.architecture in ("sm90", INTERPRETER),
@@ -84,6 +85,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         stride_lse_head=0 if call.lse is None else call.lse.stride(0),
         stride_block_table=0 if batch.block_table is None else batch.block_table.stride(0),
         stride_qq_bias=0 if batch.qq_bias is None else batch.qq_bias.stride(0),
+        **_selection(batch.selected),
     )
 
 
@@ -113,6 +115,7 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
         "query_start_loc_ptr": batch.query_start_loc,
         "seq_lens_ptr": batch.seq_lens,
         "block_table_ptr": any_ints if batch.block_table is None else batch.block_table,
+        "selected_ptr": batch.selected,
         "causal_ptr": batch.causal if isinstance(batch.causal, torch.Tensor) else any_bools,
     }
 
@@ -176,6 +179,8 @@ def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
     unmasked tile, the tile at the left edge comes first. So a batch-invariant call, which must sum a request's keys in one
     order whatever else is in the batch, has no loop for unmasked tiles if there is a left edge.
     """
+    if layer.selection_unit is not None:
+        return False  # any entry may be negative
     return not (plan.has_short_window or (plan.batch_invariant and has_left_edge(layer)))
 
 
@@ -195,6 +200,17 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
         "work_shares": plan.work_shares,
         "min_tiles_per_split": plan.min_tiles_per_split,
         "max_tiles": plan.max_tiles,
+    }
+
+
+def _selection(selected: torch.Tensor | None) -> dict[str, int]:
+    """Entries of a row of the selection, and its strides. All KV heads may share one."""
+    if selected is None:
+        return {"num_selected": 0, "stride_selected_head": 0, "stride_selected_row": 0}
+    return {
+        "num_selected": selected.shape[2],
+        "stride_selected_head": selected.stride(0) if len(selected) > 1 else 0,
+        "stride_selected_row": selected.stride(1),
     }
 
 

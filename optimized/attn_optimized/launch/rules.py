@@ -17,6 +17,7 @@ IMPLEMENTED_RULES = frozenset(
         "sinks",
         "bidirectional_ranges",
         "qq_bias",
+        "selection_unit",
     }
 )
 """The rules of a layer and of a step that the kernels implement. Any other is refused before a launch."""
@@ -37,6 +38,13 @@ def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
         "num_ranges": 0 if batch.bidirectional_ranges is None else batch.bidirectional_ranges.shape[1],
         "qq_bias_len": 0 if batch.qq_bias is None else len(batch.qq_bias),
     }
+
+
+def selected_keys(layer: Layer, batch: Batch) -> int | None:
+    """The most keys that a query can select; None if queries select none."""
+    if layer.selection_unit is None or batch.selected is None:
+        return None
+    return batch.selected.shape[2] * layer.selection_unit
 
 
 def has_gaps(layer: Layer, batch: Batch) -> bool:
@@ -66,7 +74,9 @@ def has_bias(layer: Layer, batch: Batch) -> bool:
 
 
 def window_keys(layer: Layer, batch: Batch) -> int | None:
-    """An upper bound of the keys that a query sees through its window or in its chunk; None if there is no such bound."""
+    """An upper bound of the keys that a query sees by its window, its chunk or its selection; None if there is none."""
+    if (places := selected_keys(layer, batch)) is not None:
+        return places
     if has_sink_tokens(layer) or batch.bidirectional_ranges is not None:
         return None
     left, right = layer.window

@@ -103,7 +103,7 @@ def attention_tiles(
         groups_per_kv_head=-(-heads // group),
         heads_per_kv_head=heads,
         group=group,
-        queries=block_m // group,
+        queries=1 if workload.has_selection else block_m // group,
         small_block_m=small_block_m if small_block_m < block_m else 0,
         block_m=block_m,
         parameters=replace(parameters, num_stages=num_stages),

@@ -55,7 +55,9 @@ class Workload:
         has_scaled_rows: whether rows of a latent cache hold the scales of their dims.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
-        window_keys: the most keys that one query sees through its window or in its chunk; None: there is no such bound.
+        window_keys: the most keys that one query sees through its window, in its chunk or by its selection; None: there is no
+            such bound.
+        has_selection: whether each query selects keys of its own: a tile has one query.
         has_gaps: whether the keys that a query sees may be other than one interval.
         has_bias: whether something is added to logits.
         has_slopes: whether that is so in every call of the layer: ALiBi.
@@ -77,6 +79,7 @@ class Workload:
     is_paged: bool = True
     has_scaled_rows: bool = False
     window_keys: int | None = None
+    has_selection: bool = False
     has_gaps: bool = False
     has_bias: bool = False
     has_slopes: bool = False
@@ -100,6 +103,7 @@ class Workload:
             max_query_len=batch.max_query_len,
             max_seq_len=rounded(batch.max_seq_len),
             window_keys=window_keys(layer, batch),
+            has_selection=layer.selection_unit is not None,
             has_gaps=has_gaps(layer, batch),
             has_bias=has_bias(layer, batch),
             has_slopes=layer.alibi_slopes is not None,
@@ -118,12 +122,17 @@ class Workload:
         return self.num_heads // self.num_kv_heads
 
     @property
+    def most_queries(self) -> int:
+        """The most queries of a request that a tile can have."""
+        return min(self.max_query_len, 1) if self.has_selection else self.max_query_len
+
+    @property
     def most_heads(self) -> int:
         """The most query heads of a group of a cache that is not latent."""
         is_narrow = max(self.head_size, self.value_size) <= MOST_GROUPED_DIMS
-        if self.batch_invariant or not is_narrow or not 0 < self.max_query_len <= MOST_SPECULATED:
+        if self.batch_invariant or not is_narrow or not 0 < self.most_queries <= MOST_SPECULATED:
             return MAX_GROUP
-        fitting = DECODE_TILE_ROWS // self.max_query_len
+        fitting = DECODE_TILE_ROWS // self.most_queries
         return fitting if fitting * MOST_GROUPS >= self.heads_per_kv_head else MAX_GROUP
 
     @property
@@ -136,13 +145,13 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
     """The phase of most of a batch, by which its tiles are chosen; see `table.Entry`. One phase for all calls of a layer if
     batch_invariant."""
     if workload.is_latent:
-        has_few_rows = workload.max_query_len * workload.num_heads <= FEW_LATENT_ROWS
+        has_few_rows = workload.most_queries * workload.num_heads <= FEW_LATENT_ROWS
         if has_few_rows and not workload.batch_invariant:
             return "latent_scaled_decode" if workload.has_scaled_rows else "latent_decode"
         return "latent_scaled" if workload.has_scaled_rows else "latent"
-    if workload.batch_invariant:
+    if workload.batch_invariant and not workload.has_selection:
         return "rules" if workload.has_slopes else "prefill"
-    rows = workload.max_query_len * group_of(workload.heads_per_kv_head, workload.most_heads)
+    rows = workload.most_queries * group_of(workload.heads_per_kv_head, workload.most_heads)
     if rows <= DECODE_TILE_ROWS:
         return "decode" if rows <= MIN_DOT else "wide_decode"
     has_many_requests = workload.num_requests >= MIN_REQUESTS_OF_MIXED_BATCH

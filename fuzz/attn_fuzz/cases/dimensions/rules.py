@@ -11,7 +11,17 @@ from typing import Any, get_args
 import torch
 from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import held_rules
-from attn_fuzz.cases.case import CONTENTS, Case, Float8, QueryScaleKind, Request, ScaleKind, SinkKind
+from attn_fuzz.cases.case import (
+    CONTENTS,
+    Cache,
+    Case,
+    Float8,
+    QueryScaleKind,
+    Request,
+    ScaleKind,
+    SelectionKind,
+    SinkKind,
+)
 from attn_fuzz.cases.dimensions.cache import ONE_SCALE, of_scale
 from attn_fuzz.cases.dimensions.dimension import (
     Dimension,
@@ -162,6 +172,39 @@ CLAMPED = dimension("ranges_clamped", "rule", "ranges_clamped", "Layer.ranges_cl
     region("with a left window", lambda case: case.ranges_clamped and case.window[0] >= 0),
 )
 
+
+def _selected(kind: SelectionKind, *settings: Setting) -> Value:
+    return feature(
+        f"a selection, {kind}", lambda case: case.selected == kind, *settings, selections=lambda kinds: kind in kinds
+    )
+
+
+def _unit(name: str, holds: Callable[[int, Cache], object]) -> Value:
+    return region(name, lambda case: case.cache is not None and holds(case.selection_unit or 1, case.cache))
+
+
+SELECTION = _rule("selection_unit", "selected")(
+    _selected("some", *values_of("selection_unit", (1, 2), (3,))),
+    _selected("holes", setting(selection_unit=1, selected="holes")),
+    _selected("all", setting(selection_unit=2, selected="all")),
+    _selected("ahead", setting(selection_unit=1, selected="ahead")),
+    aspect("a selection of any kind", always),
+    _unit("of single tokens", lambda unit, cache: unit == 1),
+    _unit("of parts of a block", lambda unit, cache: 1 < unit < cache.block_size),
+    _unit("of whole blocks", lambda unit, cache: unit == cache.block_size),
+    _unit("over the end of a block", lambda unit, cache: unit % cache.block_size and cache.block_size % unit),
+    in_step("a row that selects nothing", lambda case, step: (step.batch.selected < 0).all(-1).any()),
+    in_step("no entry in any row", lambda case, step: step.batch.selected.shape[2] == 0),
+    illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
+)
+SELECTION_OF_HEADS = dimension("selected_per_head", "rule", "selected_per_head", rule="selection_unit", choice="form")(
+    aspect(
+        "a selection of each KV head",
+        lambda case: case.selected_per_head and case.num_kv_heads > 1,
+        setting(selection_unit=1, selected_per_head=True, num_kv_heads=2),
+    ),
+)
+
 # --- logits and their sum ---
 
 
@@ -308,7 +351,22 @@ WIDTHS = _rule("head_size_v", choice="layout")(
     illegal("of other caches", "Layer refuses it: no layout but CONTENT_PACKED and latent ones has two widths"),
 )
 
-_OWN = (WINDOW, SINK_TOKENS, CHUNKED_LOCAL, RANGES, CLAMPED, SOFT_CAP, Q_SCALE, SLOPES, SINKS, NARROW_SINKS, WIDTHS, QQ_BIAS)
+_OWN = (
+    WINDOW,
+    SINK_TOKENS,
+    CHUNKED_LOCAL,
+    RANGES,
+    CLAMPED,
+    SELECTION,
+    SELECTION_OF_HEADS,
+    SOFT_CAP,
+    Q_SCALE,
+    SLOPES,
+    SINKS,
+    NARROW_SINKS,
+    WIDTHS,
+    QQ_BIAS,
+)
 
 
 def _of_rule(name: str) -> list[Dimension]:

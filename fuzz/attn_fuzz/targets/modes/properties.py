@@ -84,3 +84,5 @@ def _of_support(
         yield properties.forgotten_keys(error)
     if {"lse", "non_causal"} <= rules:
         yield properties.split_keys(error)
+    if "selection_unit" in rules:
+        yield properties.order_of_selection(error)
