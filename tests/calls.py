@@ -105,6 +105,7 @@ def paged_call(
     causal: bool | Sequence[bool] | torch.Tensor = True,
     bidirectional_ranges: torch.Tensor | Sequence[Any] | None = None,
     qq_bias: torch.Tensor | None = None,
+    selected: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
     **rules: Any,
 ) -> PagedCall:
@@ -132,6 +133,7 @@ def paged_call(
         "block_table": blocks.table,
         "bidirectional_ranges": None if bidirectional_ranges is None else torch.as_tensor(bidirectional_ranges).int(),
         "qq_bias": qq_bias,
+        "selected": selected,
     }
     (q,) = padded_rows(tokens.query, device=device)
     if layer.q_scale is not None:

@@ -71,7 +71,7 @@ ACCEPTED = [
     {"scale": -FLOAT32_TINY},
     {"scale": -(2.0**64)},
     {"window": (0, 0)},
-    {"window": (MOST, -1), "sink_tokens": MOST, "chunked_local": MOST, "ranges_clamped": True},
+    {"window": (MOST, -1), "sink_tokens": MOST, "chunked_local": MOST, "selection_unit": MOST, "ranges_clamped": True},
     {"chunked_local": 1},
     {"sinks": torch.zeros(4, dtype=torch.bfloat16)},
     {"sinks": torch.zeros(1).expand(1), "num_heads": 1, "num_kv_heads": 1},

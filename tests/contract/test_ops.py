@@ -193,14 +193,21 @@ def test_every_option_of_paged_attention_reaches_the_layer_or_the_batch(recorded
         "causal_per_request": torch.tensor([True]),
         "bidirectional_ranges": torch.zeros(1, 1, 2, dtype=torch.int32),
         "qq_bias": torch.zeros(2, 2),
+        "selected": torch.zeros(1, 1, 1, dtype=torch.int32),
     }
     arguments = paged_arguments() | RULES | scales | per_request | {"causal": None, "lse": torch.zeros(4, 1)}
-    arguments |= {"ranges_clamped": True, "batch_invariant": True, "kv_cache": arguments["kv_cache"].to(dtype)}
+    arguments |= {
+        "selection_unit": 4,
+        "ranges_clamped": True,
+        "batch_invariant": True,
+        "kv_cache": arguments["kv_cache"].to(dtype),
+    }
     ops.paged_attention(**arguments)
-    layer = Layer(**LAYER | RULES | scales | {"window": (5, 6)}, ranges_clamped=True, layout=NHD, kv_cache_dtype=dtype)
+    of_layer = LAYER | RULES | scales | {"window": (5, 6), "selection_unit": 4, "ranges_clamped": True}
+    layer = Layer(**of_layer, layout=NHD, kv_cache_dtype=dtype)
     assert_same(values_of(recorded.layer), values_of(layer))
     assert recorded.batch.causal.data_ptr() == per_request["causal_per_request"].data_ptr()
-    for name in ("bidirectional_ranges", "qq_bias"):
+    for name in ("bidirectional_ranges", "qq_bias", "selected"):
         assert getattr(recorded.batch, name).data_ptr() == per_request[name].data_ptr()
     assert recorded.lse.data_ptr() == arguments["lse"].data_ptr()
     assert recorded.batch_invariant is True

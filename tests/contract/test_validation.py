@@ -90,6 +90,12 @@ def rules() -> Arguments:
     return paged() | packed | per_request | per_layer | {"window": (4, 4), "ranges_clamped": True}
 
 
+def selecting() -> Arguments:
+    """Units of 2 tokens, of which each KV head selects its own; the last row of q belongs to no request."""
+    of_rows = [[0, 2], [1, -1], [1, 0], [-1, -1], [1, -3], [0, 1], [9, 9], [9, 9]]
+    return paged() | {"selection_unit": 2, "selected": torch.tensor([of_rows] * 2).int()}
+
+
 def quantized(dtype: torch.dtype, **scales: torch.Tensor) -> Arguments:
     return {"kv_cache_dtype": dtype, "kv_cache": cache(dtype=dtype)} | scales
 
@@ -198,6 +204,7 @@ OPERATION = {
     cross: "paged_attention",
     varlen: "varlen_attention",
     rules: "paged_attention",
+    selecting: "paged_attention",
     fp8: "paged_attention",
     float8_q: "paged_attention",
     per_token: "paged_attention",
@@ -269,8 +276,12 @@ def one_row_in_place(arguments: Arguments) -> Arguments:
 
 
 def with_nan(tensor: torch.Tensor, *index: int) -> torch.Tensor:
+    return with_number(tensor, torch.nan, *index)
+
+
+def with_number(tensor: torch.Tensor, number: float, *index: int) -> torch.Tensor:
     changed = tensor.clone()
-    changed[index] = torch.nan
+    changed[index] = number
     return changed
 
 

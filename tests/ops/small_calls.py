@@ -30,6 +30,8 @@ BATCH_RULES = {
     "bidirectional_ranges": [[(1, 7)], [(0, -1)]],
     "ranges_clamped": True,
     "qq_bias": torch.arange(36.0).view(6, 6) / 36,
+    "selection_unit": 2,
+    "selected": torch.tensor([[[0, -1, 3]] * 3 + [[1, 0, -1]] * 3, [[-1, 4, 2]] * 3 + [[-1, -1, -1]] * 3]).int(),
 }
 
 

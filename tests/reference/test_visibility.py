@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attn_contract import RULES, Batch, Layer, Layout
+from attn_contract import RULES, Batch, ContractError, Layer, Layout
 from attn_contract.rules import VISIBILITY, held_rules
 from attn_reference import attend, paged_requests, varlen_requests, visible
 from attn_reference.masks import in_range
@@ -21,6 +21,10 @@ RANGES = [[1, 4], [6, 6], [4, 2], [-2, 0]]
 SOME_HIDDEN = [[0, -math.inf, 0.5, 0], [1, 0, 0, -math.inf], [-math.inf, 0, -1, 0], [0, 0, -math.inf, -math.inf]]
 
 
+SELECTED = [[2, -1, 0], [-1, 1, 3], [-2, -1, -1], [3, 0, 2]]
+"""The units of each query. One selects nothing, and one a unit that causality hides in part."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     causal: bool = False
@@ -29,6 +33,7 @@ class Rules:
     chunked_local: int | None = None
     bidirectional_ranges: bool = False
     ranges_clamped: bool = False
+    selection_unit: int | None = None
     qq_bias: bool = False
 
 
@@ -43,7 +48,8 @@ def sees(i: int, j: int, q_len: int, seq_len: int, rules: Rules) -> bool:
     together = rules.bidirectional_ranges and any(first <= p <= last and first <= j <= last for first, last in RANGES)
     in_range = together and (not rules.ranges_clamped or left < 0 or p - j <= left)
     hidden = rules.qq_bias and j >= context_len and SOME_HIDDEN[i][j - context_len] == -math.inf
-    return 0 <= j < seq_len and (base or in_range) and not hidden
+    selected = rules.selection_unit is None or j // rules.selection_unit in SELECTED[i]
+    return 0 <= j < seq_len and (base or in_range) and selected and not hidden
 
 
 def truth_table(q_len: int, seq_len: int, rules: Rules) -> torch.Tensor:
@@ -86,6 +92,7 @@ OPTIONS = {
     "chunked_local": [None, 3],
     "bidirectional_ranges": [False, True],
     "ranges_clamped": [False, True],
+    "selection_unit": [None, 2],
     "qq_bias": [False, True],
 }
 ALL = [Rules(causal=True, **dict(zip(OPTIONS, values, strict=True))) for values in itertools.product(*OPTIONS.values())]
@@ -108,6 +115,7 @@ def test_the_truth_table_itself():
     assert truth_table(2, 4, Rules(causal=True, chunked_local=3)).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
     assert truth_table(2, 4, Rules(causal=True, chunked_local=3, sink_tokens=1)).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
     assert truth_table(3, 2, Rules(chunked_local=3)).int().tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert truth_table(2, 5, Rules(causal=True, selection_unit=2)).int().tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]
     in_range = Rules(causal=True, window=(0, 0), bidirectional_ranges=True)
     assert truth_table(2, 5, in_range).int().tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
     assert truth_table(2, 5, replace(in_range, ranges_clamped=True)).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
@@ -169,10 +177,44 @@ def requests_of(paged_call, tokens, rules):
         if rules.bidirectional_ranges
         else None,
         qq_bias=larger(torch.tensor(SOME_HIDDEN)) if rules.qq_bias else None,
+        selected=selected_of([(len(query), len(key)) for query, key, _ in tokens], rules.selection_unit),
     )
     requests = list(paged_requests(*call, torch.float64))
     assert [request.index for request in requests] == list(range(len(tokens)))
     return requests
+
+
+def selected_of(lengths, selection_unit):
+    """The units that have a key of the request. Rows that no request owns select unit 0, which each of them has."""
+    if selection_unit is None:
+        return None
+    rows = [
+        [unit if unit * selection_unit < seq_len else -1 for unit in SELECTED[i]]
+        for q_len, seq_len in lengths
+        for i in range(q_len)
+    ]
+    return torch.nn.functional.pad(torch.tensor([rows], dtype=torch.int32), (0, 0, 0, 8))
+
+
+@pytest.mark.parametrize("selection_unit", [1, 2, 3, 5])
+def test_each_kv_head_has_its_own_selection(selection_unit, paged_call, randn):
+    """Two heads of a KV head share its selection. Each query sees the keys of its units, up to its own position."""
+    units = torch.tensor([[[0, -1], [-1, 1]], [[1, 0], [-7, -1]]]).int()
+    tokens = [(randn(2, 4, 4), randn(7, 2, 4), randn(7, 2, 4))]
+    selected = torch.nn.functional.pad(units, (0, 0, 0, 8))
+    (request,) = paged_requests(*paged_call(tokens, selection_unit=selection_unit, selected=selected), torch.float64)
+    for head, query, key in itertools.product(range(4), range(2), range(7)):
+        sees_it = key <= 5 + query and key // selection_unit in units[head // 2, query].tolist()
+        assert bool(request.visible[head, query, key]) == sees_it, (head, query, key)
+    assert request.seen.tolist() == [key // selection_unit in (0, 1) for key in range(7)]
+
+
+def test_a_position_without_a_query_selects_nothing_that_is_known(paged_call, randn):
+    tokens = [(randn(2, 1, 4), randn(7, 1, 4), randn(7, 1, 4))]
+    selected = torch.zeros(1, 10, 1, dtype=torch.int32)
+    _, _, layer, batch = paged_call(tokens, selection_unit=2, selected=selected)
+    with pytest.raises(ContractError, match=r"^query_positions\[1\]: got 4, expected the position of one of the 2 queries"):
+        visible(torch.tensor([5, 4]), torch.arange(7), layer, batch, 0)
 
 
 def larger(qq_bias):
