@@ -117,7 +117,7 @@ _TOGETHER: tuple[tuple[str, dict[str, int], Callable[[Layer, Batch], int]], ...]
 """Tensors that agree with each other, and have too little of a dimension for the layer or the step: what has too little, the
 dimension by the tensor's name, and how much they have."""
 _DIFFERENTIABLE = (torch.float32, torch.float16, torch.bfloat16)
-_OF_ANY_LENGTH = {"block_table": (1,), "slot_mapping": (0,), "bidirectional_ranges": (1,)}
+_OF_ANY_LENGTH = {"block_table": (1,), "slot_mapping": (0,), "bidirectional_ranges": (1,), "selected": (0, 1, 2)}
 _OF_ANY_STRIDES = ("k_scale_cache", "v_scale_cache")
 _SCALES = ("q_scale", "k_scale", "v_scale", "output_scale")
 

@@ -42,10 +42,11 @@ class Loops(NamedTuple):
 def key_tiles(seen, selection, KIND: tl.constexpr):
     """The tiles that hold what some query of a tile sees, or all places of its selection."""
     if KIND.selection_unit > 0:
+        first_tile = tl.full((), 0, tl.int64)
         count = tl.cdiv(selection.count.to(tl.int64) * KIND.selection_unit, KIND.block_n)
-        return KeyTiles(seen.begin, seen.end, tl.full((), 0, tl.int64), count, 0, 0)
-    first_tile = seen.begin // KIND.block_n - seen.num_sink_tiles
-    count = tl.maximum(tl.cdiv(seen.end, KIND.block_n) - first_tile, seen.num_sink_tiles)
+    else:
+        first_tile = seen.begin // KIND.block_n - seen.num_sink_tiles
+        count = tl.maximum(tl.cdiv(seen.end, KIND.block_n) - first_tile, seen.num_sink_tiles)
     return KeyTiles(seen.begin, seen.end, first_tile, count, seen.first_sink_tile, seen.num_sink_tiles)
 
 
