@@ -99,7 +99,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
             stored, scales = stored_values(torch.where(request.seen[:, None, None], request.value, 0), layer)
             scales = scales.expand(len(stored), layer.num_kv_heads, 1)
             key, value, scales = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (request.key, stored, scales))
-            value = torch.where(seen.any(0)[:, None], value, 0)
+            value = torch.where(seen.any(-2)[..., None], value, 0)
             logits = layer.scale * (query @ key.transpose(1, 2))
             if layer.logits_soft_cap is not None:
                 # by exponentials, which fast kernels have
