@@ -37,6 +37,7 @@ KIND = {
     "has_sums_in_columns": False,
     "scale_sign": 1,
     "has_gaps": False,
+    "selection_unit": 0,
     "has_unmasked_loop": True,
     "skips_masked_loop": False,
     "has_soft_cap": False,

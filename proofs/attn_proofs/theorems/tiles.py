@@ -209,7 +209,7 @@ THEOREMS = (
     _theorem(
         "window", "No tile is skipped that holds a key which a query of the tile sees through its window and in its chunk.",
         _covered(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk)),
-        f"{KEY_TILES}.key_tiles", "tl.cdiv(seen.end, BLOCK_N)", "seen.end // BLOCK_N",
+        f"{KEY_TILES}.key_tiles", "tl.cdiv(seen.end, KIND.block_n)", "seen.end // KIND.block_n",
     ),
     _theorem(
         "sinks", "No tile is skipped that holds a visible sink token.",
