@@ -40,13 +40,6 @@ def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
     }
 
 
-def selected_keys(layer: Layer, batch: Batch) -> int | None:
-    """The most keys that a query can select; None if queries select none."""
-    if layer.selection_unit is None or batch.selected is None:
-        return None
-    return batch.selected.shape[2] * layer.selection_unit
-
-
 def has_gaps(layer: Layer, batch: Batch) -> bool:
     """True if the keys that a query sees may be other than its window."""
     tensors = batch.bidirectional_ranges, batch.qq_bias
@@ -74,9 +67,7 @@ def has_bias(layer: Layer, batch: Batch) -> bool:
 
 
 def window_keys(layer: Layer, batch: Batch) -> int | None:
-    """An upper bound of the keys that a query sees by its window, its chunk or its selection; None if there is none."""
-    if (places := selected_keys(layer, batch)) is not None:
-        return places
+    """An upper bound of the keys that a query sees through its window or in its chunk; None if there is no such bound."""
     if has_sink_tokens(layer) or batch.bidirectional_ranges is not None:
         return None
     left, right = layer.window
@@ -85,3 +76,10 @@ def window_keys(layer: Layer, batch: Batch) -> int | None:
     if layer.chunked_local is not None:
         bounds.append(layer.chunked_local)
     return min(bounds, default=None)
+
+
+def most_keys(layer: Layer, batch: Batch) -> int | None:
+    """An upper bound of the keys that a query sees by its selection, window or chunk; None if there is no such bound."""
+    if layer.selection_unit is None or batch.selected is None:
+        return window_keys(layer, batch)
+    return batch.selected.shape[2] * layer.selection_unit

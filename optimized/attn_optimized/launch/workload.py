@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from attn_contract import Batch, Layer
 
-from attn_optimized.launch.rules import has_bias, has_gaps, window_keys
+from attn_optimized.launch.rules import has_bias, has_gaps, most_keys
 from attn_optimized.launch.table import LatentPhase, Phase
 
 MIN_DOT = 16
@@ -102,7 +102,7 @@ class Workload:
             num_requests=batch.num_requests,
             max_query_len=batch.max_query_len,
             max_seq_len=rounded(batch.max_seq_len),
-            window_keys=window_keys(layer, batch),
+            window_keys=most_keys(layer, batch),
             has_selection=layer.selection_unit is not None,
             has_gaps=has_gaps(layer, batch),
             has_bias=has_bias(layer, batch),
@@ -149,7 +149,7 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
         if has_few_rows and not workload.batch_invariant:
             return "latent_scaled_decode" if workload.has_scaled_rows else "latent_decode"
         return "latent_scaled" if workload.has_scaled_rows else "latent"
-    if workload.batch_invariant and not workload.has_selection:
+    if workload.batch_invariant:
         return "rules" if workload.has_slopes else "prefill"
     rows = workload.most_queries * group_of(workload.heads_per_kv_head, workload.most_heads)
     if rows <= DECODE_TILE_ROWS:
