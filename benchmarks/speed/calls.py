@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_contract.layouts import K, V
+from torch.nn.functional import pad
 
 from benchmarks.speed.cases import Attention, RowOp
 
@@ -75,6 +76,7 @@ def attention_call(
         logits_soft_cap=case.logits_soft_cap,
         sinks=_sinks(case, device, generator) if case.sinks else None,
         layout=case.layout if reads_cache else None,
+        selection_unit=case.selection[0] if case.selection else None,
         **_scales(case.float8_cache, device, float8, has_v=not case.is_latent),
     )
     blocks = [-(-n // case.block_size) for n in case.seq_lens]
@@ -94,11 +96,28 @@ def attention_call(
         num_actual_tokens=case.num_tokens,
         causal=case.causal,
         block_table=block_table,
+        selected=_selected(case, case.selection, device, generator) if case.selection else None,
     )
     if reads_cache:
         return Call(case, q, layer, batch, kv_cache=kv_cache)
     k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
     return Call(case, q, layer, batch, k=k, v=v[..., : case.head_size_v].contiguous())
+
+
+def _selected(
+    case: Attention, selection: tuple[int, int], device: torch.device, generator: torch.Generator | None
+) -> torch.Tensor:
+    """[HK, T, W] int32: some of the units up to that of each query, none of them twice, and -1 where it has fewer."""
+    unit, width = selection
+    rows = []
+    for request, query_len in enumerate(case.query_lens):
+        last = torch.tensor([case.keys(request, i).stop - 1 for i in range(query_len)], device=device) // unit
+        shape = (case.num_kv_heads, query_len, max(case.seq_lens) // unit + 1)
+        order = torch.rand(shape, device=device, generator=generator)
+        order.masked_fill_(torch.arange(shape[2], device=device) > last[:, None], -1)
+        best, units = order.topk(min(width, shape[2]))
+        rows.append(pad(torch.where(best < 0, -1, units).int(), (0, width - units.shape[-1]), value=-1))
+    return torch.cat(rows, 1)
 
 
 def random_cache(

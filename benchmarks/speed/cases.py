@@ -4,7 +4,7 @@ import dataclasses
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from attn_contract import AttentionType, Layout
 
@@ -33,6 +33,7 @@ class Attention:
         itemsize: bytes of an element of q, and of a cache that is not float8: 2 of bfloat16, 4 of float32.
         head_size_v: the width of V, as in `attn_contract`; None: that of K. With the layout LATENT, V is the first dims of K.
         is_expanded: prompts of a latent layer, without a cache: a query sees the keys of its request up to its own.
+        selection: tokens of a unit, and the units that a query selects. Each KV head has a selection of its own.
         common_prefix_len: leading keys that all requests have in the same blocks; cascade attention reads them once.
         traffic: of a drawn case, a key of `traffic.TRAFFIC`.
     """
@@ -54,6 +55,7 @@ class Attention:
     float8_cache: bool = False
     head_size_v: int | None = None
     is_expanded: bool = False
+    selection: tuple[int, int] | None = None
     common_prefix_len: int = 0
     reach: Reach | None = None
     traffic: str | None = None
@@ -92,14 +94,20 @@ class Attention:
     @property
     def flops(self) -> float:
         """Two dots of each visible pair of a query and a key, in every head."""
-        pairs = sum(len(self.keys(r, i)) for r, query_len in enumerate(self.query_lens) for i in range(query_len))
-        return 2.0 * (self.head_size + self.value_size) * self.num_heads * pairs
+        return 2.0 * (self.head_size + self.value_size) * self.num_heads * self.pairs
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it sees, for one head."""
+        most = math.prod(self.selection) if self.selection else max(self.seq_lens)
+        return sum(min(len(self.keys(r, i)), most) for r, query_len in enumerate(self.query_lens) for i in range(query_len))
 
     @property
     def bytes(self) -> float:
         """K and V of every key that some query sees, once for each KV head, and q and the output."""
         seen = sum(self.keys(r, n - 1).stop - self.keys(r, 0).start for r, n in enumerate(self.query_lens))
         seen -= self.common_prefix_len * (len(self.query_lens) - 1)
+        seen = min(seen, self.pairs)  # queries that select keys may share none
         row = self.head_size + (0 if self.is_latent else self.value_size)
         stored = row * self.num_kv_heads * seen * (1 if self.float8_cache else self.itemsize)
         return float(stored + (self.head_size + self.value_size) * self.num_tokens * self.num_heads * self.itemsize)
@@ -125,6 +133,7 @@ class Attention:
             block_size=min(self.block_size, 16 if self.common_prefix_len else 48),  # a prefix is of whole blocks
             window=self.window and min(self.window, 8),
             chunked_local=self.chunked_local and min(self.chunked_local, 8),
+            selection=self.selection and (min(self.selection[0], 4), min(self.selection[1], 3)),
             common_prefix_len=min(self.common_prefix_len, 16),
         )
 
@@ -196,6 +205,12 @@ def ragged() -> tuple[int, ...]:
 
 KI = 1024
 _WHISPER = {"num_heads": 20, "num_kv_heads": 20, "head_size": 64}
+_SELECTED_TOKENS: dict[str, Any] = {
+    "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "layout": Layout.LATENT, "block_size": 64, "selection": (1, 2 * KI)
+}  # fmt: skip
+"""DeepSeek-V3.2's."""
+_SELECTED_BLOCKS: dict[str, Any] = {"num_heads": 64, "num_kv_heads": 4, "block_size": 128, "selection": (128, 16)}
+"""MiniMax-M3's."""
 _GPT_OSS = {"num_heads": 64, "num_kv_heads": 8, "head_size": 64, "sinks": True}
 _BIG, _LONG = Reach("bandwidth", 0.90, 1.00), Reach("bandwidth", 0.88, 0.97)
 _PREFILL, _FASTER = Reach("matmul", 0.58, 0.80), Reach("AITER", 1.5, 3.0)
@@ -253,6 +268,11 @@ CASES: tuple[Case, ...] = (
     decode("decode, SHUFFLED, 64 x 8k", 64, 8 * KI, layout=Layout.SHUFFLED),
     decode("decode, X_PACKED, 64 x 8k", 64, 8 * KI, layout=Layout.X_PACKED),
     decode("decode, blocks of 544, 64 x 8k", 64, 8 * KI, block_size=544),
+    decode("selection of tokens, MLA N16, 64 x 2k of 32k", 64, 32 * KI, num_heads=16, **_SELECTED_TOKENS),
+    decode("selection of tokens, MLA N128, 64 x 2k of 32k", 64, 32 * KI, num_heads=128, **_SELECTED_TOKENS),
+    decode("selection of tokens, MLA N16, 4 x 2k of 512k", 4, 512 * KI, num_heads=16, **_SELECTED_TOKENS),
+    decode("selection of blocks, H64/HK4, 32 x 16 x 128 of 128k", 32, 128 * KI, **_SELECTED_BLOCKS),
+    _prefill("selection of blocks, H64/HK4, prefill, 1 x 8k", 1, 8 * KI, **_SELECTED_BLOCKS),
     decode("cascade, 64 requests share 8k, 256 of their own", 64, 8 * KI + 256, common_prefix_len=8 * KI),
     RowOp(name="cache write, 8192 tokens", op="write"),
     RowOp(name="cache write, fp8, 8192 tokens", op="write", float8_cache=True),

@@ -52,6 +52,11 @@ def _attended(call: Call, request: int, first: int, queries: list[int]) -> torch
     for row, keys in zip(logits, ranges, strict=True):
         row[..., : keys.start] = -torch.inf
         row[..., keys.stop :] = -torch.inf
+    if layer.selection_unit is not None and call.batch.selected is not None:
+        units = torch.arange(num_keys, device=q.device) // layer.selection_unit
+        for row, query in zip(logits, queries, strict=True):
+            selected = call.batch.selected[:, first + query]
+            row.masked_fill_(~torch.stack([torch.isin(units, of_head) for of_head in selected])[:, None], -torch.inf)
     if layer.sinks is not None:
         sinks = layer.sinks.double().view(layer.num_kv_heads, -1, 1).expand(*logits.shape[:-1], 1)
         logits = torch.cat([logits, sinks], dim=-1)

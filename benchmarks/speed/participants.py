@@ -109,6 +109,7 @@ def sdpa(name: str, call: Call) -> Prepared:
         (case.causal and query_len not in (1, seq_len), "a causal step on a context"),
         (case.window is not None, "a window"),
         (case.chunked_local is not None, "chunks"),
+        (case.selection is not None, "a selection"),
         (case.sinks, "sinks"),
         (case.logits_soft_cap is not None, "a soft cap"),
         (case.float8_cache, "a float8 cache"),
@@ -142,7 +143,7 @@ def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
     For encoders, as there, its `context_attention_fwd`.
     """
     case, layer, batch, out = call.case, call.layer, call.batch, poisoned(call)
-    _refuse(VLLM, (case.chunked_local is not None, "chunks"))
+    _refuse(VLLM, (case.chunked_local is not None, "chunks"), (case.selection is not None, "a selection"))
     if call.kv_cache is None:
         run = functools.partial(
             module.context_attention_fwd,
@@ -193,6 +194,7 @@ def aiter_triton(module: SimpleNamespace, call: Call) -> Prepared:
         AITER,
         (call.kv_cache is None, "attention without a cache"),
         (case.chunked_local is not None, "chunks"),
+        (case.selection is not None, "a selection"),
         # one query sees the same keys with and without a causal mask
         (not case.causal and max(case.query_lens) > 1, "non-causal attention"),
         (case.block_size & (case.block_size - 1) > 0, f"blocks of {case.block_size}: one is a tile, a power of two"),

@@ -10,7 +10,7 @@ from attn_contract.layouts import A_LATENT_LAYOUT
 
 _STATE = "its layers keep a state instead of keys and values, and have no softmax"
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
-_SPARSE = ("sparse attention", "an indexer picks the keys that a query sees, and here positions alone decide what a query sees")
+_INDEXER = ("an indexer", "nothing here scores keys and picks some; a layer with a selection_unit attends to keys that were picked")
 _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends over ranks"
 
 OUT_OF_SCOPE = {
@@ -29,7 +29,7 @@ OUT_OF_SCOPE = {
         "V of another width than K",
         "it is given by head_size_v, which a cache has in layout CONTENT_PACKED or a latent one",
     ),
-    "index_topk": _SPARSE,
+    "index_topk": _INDEXER,
     "linear_attention": ("linear attention", _STATE),
     "state_size": ("state-space layers", _STATE),
     "mamba_d_state": ("state-space layers", _STATE),
