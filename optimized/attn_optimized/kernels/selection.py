@@ -34,5 +34,5 @@ def keys_at(place, selection, KIND: tl.constexpr):
     """[N]: the key at each place of the selection, -1 if there is none."""
     entry = place // KIND.selection_unit
     unit = tl.load(selection.ptr + entry, mask=(place >= 0) & (entry < selection.count), other=-1)
-    # int32: a key of its request
-    return tl.where(unit < 0, -1, unit * KIND.selection_unit + place % KIND.selection_unit)
+    key = unit * KIND.selection_unit + place % KIND.selection_unit  # int32: a key of its request
+    return tl.where(unit < 0, -1, key)
