@@ -175,7 +175,7 @@ def test_bad_input_is_named(attn_lab, options, words):
     assert words in run.err
 
 
-ROWS = {("gfx942", name): Row("gfx942", name, "merge", 4, GOOD, "01234567") for name in ("a", "b, split")}
+ROWS = {("gfx942", name): Row("gfx942", name, "", 4, GOOD, "01234567") for name in ("a", "b, split")}
 RAN = {
     ("gfx942", "a"): Execution("agree", 0.5, code="01234567"),
     ("gfx942", "b, split"): Execution("value", 2.5, 'out: "wrong", by far', "89abcdef"),
