@@ -78,21 +78,6 @@ def test_a_run_takes_the_place_of_those_alike(folder):
     assert len(performance.read(DATA).host) == 1
 
 
-@pytest.mark.parametrize("content", ["{", '{"schema": "attn-parity.fuzz/1"}', "0.52 -> -0.52"])
-def test_another_file_is_refused_by_name(folder, content):
-    results.write(CHOSEN, folder / "run.json")
-    old, _, new = content.partition(" -> ")
-    (folder / "other.json").write_text((folder / "run.json").read_text().replace(old, new) if new else content)
-    ended = page("other.json")
-    assert ended.exit_code == 2
-    assert "other.json: " in ended.output
-
-
-def test_a_run_of_many_cases_is_read(tmp_path):
-    results.write(run_of(*[case("a" * 2000)] * 1000), tmp_path / "run.json")
-    assert len(results.read(tmp_path / "run.json").cases) == 1000
-
-
 @pytest.mark.parametrize(
     ("reach", "participants", "reached", "text"),
     [

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.peers import tables
 from benchmarks.peers.results import Row
 from benchmarks.speed.calls import FLOAT8_OF, attention_call
 from benchmarks.speed.cases import CASES, Attention
@@ -152,12 +151,6 @@ def test_a_signal_ends_it_with_what_was_found(folder):
     assert run.returncode == 130, run.stderr
     assert "interrupted; so far: " in run.stdout
     assert json.loads((folder / "found.json").read_text())["triton"]
-
-
-def test_a_launch_that_fits_no_compute_unit_says_so():
-    facts = dict.fromkeys(tables.KINDS["bounds"].facts, 8.0) | {"waves": 0}
-    shown = tables.cells(tables.KINDS["bounds"], Row("gfx942", CROSS, THEIRS, "wide_kernel", facts))
-    assert shown[2:4] == ["wide: wants more LDS or registers than there are", ""]
 
 
 def test_a_float8_cache_is_of_the_architectures_type():
