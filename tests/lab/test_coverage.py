@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.features import undefined
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.commands import matrix
 from attn_lab.matrix import coverage
@@ -172,12 +171,3 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_l
     assert "Hypothesis 1.2.3" in run.err
     assert hypothesis.__version__ in run.err
     assert "hypothesis==1.2.3" in run.err
-
-
-def test_workers_count_what_one_process_does(monkeypatch):
-    plans = runner.shards(replace(PLAN, examples=300))
-    assert len(plans) > 1
-    here = coverage.cover(plans, 1, matrix.SIDES)
-    monkeypatch.setattr(coverage, "ProcessPoolExecutor", ProcessPoolExecutor)
-    assert coverage.cover(plans, 2, matrix.SIDES) == here
-    assert here.examples == 300

@@ -130,31 +130,6 @@ def test_calls_whose_process_fails_did_not_run_and_others_go_on():
     assert ran["gfx942", "merge, fp32"].verdict == "raised"
 
 
-def test_an_interrupted_run_keeps_what_ran(monkeypatch):
-    calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
-    done = {calls[0]: {"decode": Execution("agree", 0.25)}}
-    monkeypatch.setattr(executions, "in_processes", lambda *arguments, **named: (done, True))
-    ran, interrupted = executions.run(calls, 1)
-    assert interrupted
-    assert ran == {JOB: Execution("agree", 0.25, code="digest")}
-
-
-def test_what_came_of_each_call_is_told_at_once(monkeypatch):
-    calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
-
-    def one_by_one(work, jobs, workers, report, **named):
-        found = {}
-        for job in jobs:
-            found[job] = {job[1]: Execution("agree", 0.25)}
-            report(found)
-        return found, False
-
-    monkeypatch.setattr(executions, "in_processes", one_by_one)
-    told = []
-    executions.run(calls, 1, lambda done, ran: told.append((done, list(ran))))
-    assert told == [(1, [JOB]), (2, [JOB, ("gfx942", "merge")])]
-
-
 @dataclass(frozen=True)
 class Compiled:
     """As much of a binary as says what its code is."""
@@ -170,13 +145,6 @@ def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left
     code = executions.calls_of({JOB: Compiled("s_endpgm")})[0][2][0][1]
     kept = Results("3.9.0", ran={JOB: Execution(verdict, 0.25, code=code[:8])})
     assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
-
-
-def test_a_call_is_left_out_only_if_all_of_its_launches_agreed():
-    binaries = {JOB: Compiled("s_endpgm"), ("gfx942", "decode, reduction"): Compiled("s_endpgm")}
-    code = executions.calls_of(binaries)[0][2][0][1][:8]
-    kept = Results("3.9.0", ran={JOB: Execution("agree", 0.25, code=code)})
-    assert len(executions.calls_of(binaries, kept)) == 1
 
 
 def test_a_second_run_goes_on(attn_lab, tmp_path):

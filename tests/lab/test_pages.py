@@ -9,7 +9,8 @@ def test_what_is_not_current_is_named_and_written_again(capsys, tmp_path):
     for name in ("same", "edited"):
         (tmp_path / name).write_text("a")
     assert written.settle(texts, "write", checks=True) == 1
-    assert capsys.readouterr().out.split("\n") == [f"{tmp_path / n} is not current: run `write`" for n in ("edited", "none")] + [""]
+    named = [f"{tmp_path / name} is not current: run `write`" for name in ("edited", "none")]
+    assert capsys.readouterr().out.splitlines() == named
     assert not (tmp_path / "none").exists()
     assert written.settle(texts, "write", checks=False) == 0
     assert {path: path.read_text() for path in texts} == texts
