@@ -16,7 +16,7 @@ from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS, Repair, Repo
 from msgspec.structs import replace
 
 NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
-REPORTS = {name: report for name in NAMES if (report := finding_scripts.report(name))}
+REPORTS = {name: finding_scripts.report(name) for name in NAMES}
 REPAIRED = [name for name, report in REPORTS.items() if report.repair]
 FINDINGS = findings_page.known()
 
