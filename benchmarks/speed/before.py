@@ -1,14 +1,19 @@
 """This project's kernels as another folder has them, such as an earlier commit, beside today's in one run."""
 
+import importlib
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 from benchmarks.speed.participants import BEFORE, OURS
-from benchmarks.speed.peers import MissingPeerError, as_package, imported
+from benchmarks.speed.peers import MissingPeerError
 from benchmarks.speed.results import CaseResult
+
+PACKAGE = "attn_optimized"
 
 
 def load_before(folder: Path) -> SimpleNamespace:
@@ -19,19 +24,33 @@ def load_before(folder: Path) -> SimpleNamespace:
     Raises:
         MissingPeerError: the folder has no such package or functions, or they do not import beside today's `attn_contract`.
     """
-    root = folder / "optimized" / "attn_optimized"
+    root = folder / "optimized" / PACKAGE
     if not root.is_dir():
         raise MissingPeerError(f"--before: got {folder}, expected a folder that holds optimized/attn_optimized")
-    with as_package("attn_optimized", root):
-        attention, cascade = imported("attn_optimized.attention"), imported("attn_optimized.cascade")
     try:
+        with _instead(ModuleType(PACKAGE), root):
+            attention, cascade = (importlib.import_module(f"{PACKAGE}.{name}") for name in ("attention", "cascade"))
         return SimpleNamespace(
             paged_attention=attention.paged_attention,
             varlen_attention=attention.varlen_attention,
             cascade_attention=cascade.cascade_attention,
         )
-    except AttributeError as error:
+    except Exception as error:  # whatever an earlier source raises
         raise MissingPeerError(f"--before: got {folder}, expected one with today's functions of attention: {error}") from error
+
+
+@contextmanager
+def _instead(package: ModuleType, root: Path) -> Iterator[None]:
+    """While it lasts, the package is that of a folder, whose own `__init__.py` does not run."""
+    today = {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == PACKAGE}
+    package.__path__ = [str(root)]
+    sys.modules[PACKAGE] = package
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        sys.modules.update(today)
 
 
 def gains(cases: Sequence[CaseResult]) -> Iterator[str]:

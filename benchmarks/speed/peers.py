@@ -1,56 +1,33 @@
-"""vLLM's and AITER's Triton kernels, from their own files as they are, without importing the rest of their packages.
+"""vLLM's and AITER's Triton kernels, loaded from a folder such as an unpacked wheel, without the rest of their packages.
 
-`import vllm` wants dozens of packages, and `import aiter` ROCm. What the kernels' modules import is little: packages are taken
-for their folders, without what their `__init__` does, and these modules are stood in for, none of which computes anything:
+`import vllm` wants dozens of packages, and `import aiter` ROCm. `attn_fuzz.foreign` loads the kernels' modules without them.
+Other modules that these import have fixed contents, which compute nothing: those of the fuzzer's targets, and here
 
-    vllm.envs, vllm.logger              batch invariance off; Python's logger
-    vllm.platforms                      which GPU this is; the float8 type of its kind
-    vllm.triton_utils                   `triton` and `tl`
-    vllm.v1.kv_cache_interface          the numbers of KVQuantMode that are used here
-    aiter ... arch_info                 not on ROCm: gfx942, for which the kernel's choices are made
-    aiter ... device_info               not on a GPU: 16 compute units
+    vllm.platforms              which GPU this is; the float8 type of its kind
+    aiter ... arch_info         not on ROCm: gfx942, for which the kernel's choices are made
+    aiter ... device_info       not on a GPU: 16 compute units
 
 Off ROCm, `waves_per_eu`, which only Triton's compiler for AMD knows, is taken out of AITER's launch options.
 
 The GPU is the one that is here, or, for what is compiled and not run, one of the architecture that is given.
 """
 
-import enum
-import importlib
 import importlib.metadata
 import importlib.util
-import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
+from attn_fuzz import foreign
+from attn_fuzz.interpreted import aiter as aiter_sources
+from attn_fuzz.targets.packages import aiter_package, vllm_package
 from attn_parity.binaries.architectures import ARCHITECTURES
-
-AITER_MODULES = ("aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention")
-"""Where it is, the newest first."""
-AITER_ARCHITECTURE, INTERPRETED_COMPUTE_UNITS = "gfx942", 16
-
-
-class KVQuantMode(enum.IntEnum):
-    NONE = 0
-    FP8_PER_TENSOR = 1
-    INT8_PER_TOKEN_HEAD = 2
-    FP8_PER_TOKEN_HEAD = 3
-    INT4_PER_TOKEN_HEAD = 4
 
 
 class MissingPeerError(RuntimeError):
     """The package is not there, or has other functions than expected."""
-
-
-class _Logger(logging.Logger):
-    debug_once, info_once, warning_once = logging.Logger.debug, logging.Logger.info, logging.Logger.warning
 
 
 def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
@@ -62,33 +39,13 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
     """
-    root = _package("vllm", folder)
-    gpu = architecture or _gpu()
-    capability = _capability(gpu)
-    platform = SimpleNamespace(
-        fp8_dtype=lambda: torch.float8_e4m3fnuz if gpu == "gfx942" else torch.float8_e4m3fn,
-        is_device_capability_family=lambda family: capability // 10 == family // 10,
-        has_device_capability=lambda least: capability >= least,
-        is_cuda_alike=lambda: bool(gpu),
-        is_rocm=lambda: gpu.startswith("gfx"),
-    )
-    answers = {
-        "envs": {"VLLM_BATCH_INVARIANT": False},
-        "logger": {"init_logger": _Logger},
-        "platforms": {"current_platform": platform},
-        "triton_utils": {"tl": tl, "triton": triton},
-        "v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
-    }
-    with as_package("vllm", root, ("utils", "v1", "v1.attention", "v1.attention.ops"), answers):
-        unified = imported("vllm.v1.attention.ops.triton_unified_attention")
-        prefill = imported("vllm.v1.attention.ops.triton_prefill_attention")
-    # on ROCm it imports vllm.platforms.rocm when it is called, which is not there any more
-    vars(prefill)["_prefer_narrow_kv_tile"] = lambda: gpu.startswith(("gfx11", "gfx120"))
+    root, gpu = _package("vllm", folder), architecture or _gpu()
+    unified, prefill = _of_vllm(root, gpu, "triton_unified_attention", "triton_prefill_attention")
     return SimpleNamespace(
         version=_version("vllm", root),
         unified_attention=unified.unified_attention,
         MAX_3D_QUERY_LEN=unified.MAX_3D_QUERY_LEN,
-        KVQuantMode=KVQuantMode,
+        KVQuantMode=vllm_package.KVQuantMode,
         context_attention_fwd=prefill.context_attention_fwd,
     )
 
@@ -100,18 +57,7 @@ def load_vllm_with_writes(folder: Path | None) -> SimpleNamespace:
         MissingPeerError: there is none, or its modules import what is not there.
     """
     kernels, root = load_vllm(folder), _package("vllm", folder)
-    least, most = torch.finfo(torch.float8_e4m3fn).min, torch.finfo(torch.float8_e4m3fn).max
-    answers = {
-        "model_executor.layers.quantization.utils.quant_utils": {
-            "FP8_DTYPE": torch.float8_e4m3fn,
-            "get_fp8_min_max": lambda: (least, most),
-        },
-        "platforms": {"current_platform": SimpleNamespace(is_rocm=lambda: _gpu().startswith("gfx"), is_xpu=lambda: not _gpu())},
-        "triton_utils": {"tl": tl, "triton": triton},
-        "v1.kv_cache_interface": {"KVQuantMode": KVQuantMode, "is_quantized_kv_cache": lambda name: name != "auto"},
-    }
-    with as_package("vllm", root, ("v1", "v1.attention", "v1.attention.ops"), answers):
-        module = imported("vllm.v1.attention.ops.triton_reshape_and_cache_flash")
+    [module] = _of_vllm(root, _gpu(), "triton_reshape_and_cache_flash")
     return SimpleNamespace(**vars(kernels), triton_reshape_and_cache_flash=module.triton_reshape_and_cache_flash)
 
 
@@ -122,11 +68,27 @@ def load_vllm_latent(folder: Path | None) -> SimpleNamespace:
         MissingPeerError: there is none, or its module imports what is not there.
     """
     root = _package("vllm", folder)
-    platform = SimpleNamespace(is_rocm=lambda: _gpu().startswith("gfx"))
-    answers = {"platforms": {"current_platform": platform}, "triton_utils": {"tl": tl, "triton": triton}}
-    with as_package("vllm", root, ("v1", "v1.attention", "v1.attention.ops"), answers):
-        module = imported("vllm.v1.attention.ops.triton_decode_attention")
+    [module] = _of_vllm(root, _gpu(), "triton_decode_attention")
     return SimpleNamespace(version=_version("vllm", root), decode_attention_fwd=module.decode_attention_fwd)
+
+
+def _of_vllm(root: Path, gpu: str, *names: str) -> list[ModuleType]:
+    """Modules of vllm/v1/attention/ops."""
+    capability, on_rocm = _capability(gpu), gpu.startswith("gfx")
+    platform = SimpleNamespace(
+        fp8_dtype=lambda: torch.float8_e4m3fnuz if gpu == "gfx942" else torch.float8_e4m3fn,
+        is_device_capability_family=lambda family: capability // 10 == family // 10,
+        has_device_capability=lambda least: capability >= least,
+        is_cuda_alike=lambda: bool(gpu),
+        is_rocm=lambda: on_rocm,
+        is_xpu=lambda: not gpu,
+    )
+    stubs = {
+        **vllm_package.stubs(on_rocm),
+        "vllm.platforms": {"current_platform": platform},
+        "vllm.platforms.rocm": {"on_gfx1x": lambda: gpu.startswith(("gfx11", "gfx120"))},
+    }
+    return _loaded("vllm", root, [f"{vllm_package.OPS}{name}.py" for name in names], (vllm_package.OPS,), stubs)
 
 
 def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
@@ -139,27 +101,45 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
         MissingPeerError: there is none, or its modules import what is not there.
     """
     root = _package("aiter", folder)
-    names = [name for name in AITER_MODULES if root.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()]
-    if not names:
+    # where it is, the newest first
+    places = [f"{place}unified_attention.py" for place in reversed(aiter_package.PLACES)]
+    files = [place for place in places if (root / place).is_file()]
+    if not files:
         raise MissingPeerError(f"{root} has no Triton unified_attention; PyPI's package `aiter` is another one than AMD's")
     gpu = architecture or _gpu()
     on_rocm = gpu.startswith("gfx")
-    answers: dict[str, dict[str, Any]] = {}
-    if architecture or not on_rocm:
-        answers["ops.triton.utils._triton.arch_info"] = {
-            "get_arch": lambda: gpu if on_rocm else AITER_ARCHITECTURE,
-            "is_fp8_avail": lambda: not on_rocm or gpu in ("gfx942", "gfx950"),
-        }
-    if architecture or not gpu:
-        units = ARCHITECTURES[gpu].compute_units if gpu else INTERPRETED_COMPUTE_UNITS
-        answers["ops.triton.utils.device_info"] = {"get_num_sms": lambda: units}
-    packages = ("ops", "ops.triton", "ops.triton.attention", "ops.triton.utils", "ops.triton.utils._triton")
-    with as_package("aiter", root, packages, answers):
-        module = imported(names[0])
+    asked = gpu if on_rocm else aiter_sources.ARCHITECTURE
+    if architecture:
+        units = ARCHITECTURES[architecture].compute_units
+    else:
+        units = torch.cuda.get_device_properties().multi_processor_count if gpu else aiter_sources.COMPUTE_UNITS
+    is_fp8_avail, is_rdna = asked in ("gfx942", "gfx950"), asked.startswith(("gfx11", "gfx12"))
+    arch = SimpleNamespace(name=asked, family="rdna" if is_rdna else "cdna", is_rdna=is_rdna, is_cdna=not is_rdna)
+    stubs = {
+        **aiter_sources.STUBS,
+        "aiter.ops.triton.utils._triton.arch_info": {"get_arch": lambda: asked, "is_fp8_avail": lambda: is_fp8_avail},
+        "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: units},
+        "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {"get_arch": lambda: arch},
+    }
+    [module] = _loaded("aiter", root, files[:1], (*aiter_package.PLACES, *aiter_sources.FOLDERS), stubs)
     if not on_rocm:
         for name in ("select_2d_config", "select_3d_config"):
             setattr(module, name, _without_waves(getattr(module, name)))
     return SimpleNamespace(version=_version("amd-aiter", root), unified_attention=module.unified_attention)
+
+
+def _loaded(
+    package: str, root: Path, files: Sequence[str], folders: Sequence[str], stubs: Mapping[str, Mapping[str, Any]]
+) -> list[ModuleType]:
+    """Modules of a package's files.
+
+    Raises:
+        MissingPeerError: they do not import.
+    """
+    try:
+        return foreign.load(package, [*files, *(each for each in folders if (root / each).is_dir())], stubs=stubs, folder=root)
+    except Exception as error:  # a file that is missing, or another version that asks for more than is answered
+        raise MissingPeerError(f"{package} does not import: {type(error).__name__}: {error}") from error
 
 
 class Kernels(NamedTuple):
@@ -223,53 +203,6 @@ def _package(name: str, folder: Path | None) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingPeerError(f"{name} is left out: it is not installed, and no --{name} FOLDER was given")
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-@contextmanager
-def as_package(
-    name: str, root: Path, packages: tuple[str, ...] = (), answers: Mapping[str, dict[str, Any]] | None = None
-) -> Iterator[None]:
-    """The names of a package's parts, while it lasts: folders, and modules that are stood in for. No `__init__.py` runs."""
-    before = _drop(name)
-    _add(name, __path__=[str(root)])
-    for package in packages:
-        _add(f"{name}.{package}", __path__=[str(root.joinpath(*package.split(".")))])
-    for module, contents in (answers or {}).items():
-        _add(f"{name}.{module}", **contents)
-    try:
-        yield
-    finally:
-        _drop(name)
-        sys.modules.update(before)
-
-
-def _drop(name: str) -> dict[str, ModuleType]:
-    """Take a package and all its parts out of sys.modules."""
-    dropped = {part: module for part, module in sys.modules.items() if part == name or part.startswith(f"{name}.")}
-    for part in dropped:
-        del sys.modules[part]
-    return dropped
-
-
-def _add(name: str, **contents: Any) -> None:
-    module = ModuleType(name)
-    module.__dict__.update(contents)
-    sys.modules[name] = module
-    package, _, attribute = name.rpartition(".")
-    if package in sys.modules:
-        setattr(sys.modules[package], attribute, module)
-
-
-def imported(name: str) -> ModuleType:
-    """A module.
-
-    Raises:
-        MissingPeerError: it does not import.
-    """
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a file that is missing, or another version that asks for more than is answered
-        raise MissingPeerError(f"{name} does not import: {type(error).__name__}: {error}") from error
 
 
 def _version(distribution: str, root: Path) -> str:

@@ -9,6 +9,7 @@ from attn_fuzz import inputs
 from benchmarks.host.results import SCHEMA as OF_HOST
 from benchmarks.host.results import HostRun
 from benchmarks.speed import results
+from benchmarks.speed.cases import floor_ms
 from benchmarks.speed.clock import Positive, Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.results import CaseResult, Head, Result, Run
@@ -17,7 +18,7 @@ SCHEMA = "attn-parity.performance/1"
 
 
 class StoredCase(msgspec.Struct, frozen=True, array_like=True):
-    """A CaseResult.
+    """A CaseResult. Its floor follows from the rates of the run.
 
     Attributes:
         found: of each participant of the run the median, the 10th and the 90th percentile; or what is wrong and why, as in
@@ -26,9 +27,8 @@ class StoredCase(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     traffic: str | None
-    flops: float
-    bytes: float
-    floor_ms: Positive
+    flops: int
+    bytes: int
     found: list[tuple[Positive, Positive, Positive] | str | None]
 
 
@@ -82,9 +82,7 @@ def of_run(run: Run) -> StoredRun:
     """The part of a run that is stored."""
     names = list(dict.fromkeys(name for case in run.cases for name in case.results))
     cases = [
-        StoredCase(
-            case.name, case.traffic, case.flops, case.bytes, _short(case.floor_ms), [_found(case.results.get(n)) for n in names]
-        )
+        StoredCase(case.name, case.traffic, int(case.flops), int(case.bytes), [_found(case.results.get(n)) for n in names])
         for case in run.cases
     ]
     head = {name: getattr(run, name) for name in Head.__struct_fields__}
@@ -107,8 +105,9 @@ def _short(number: float) -> float:
 def case_of(run: StoredRun, case: StoredCase) -> CaseResult:
     """A case with the results of its participants."""
     found = {name: _result(cell) for name, cell in zip(run.participants, case.found, strict=True) if cell is not None}
-    head = {name: getattr(case, name) for name in ("name", "traffic", "flops", "bytes", "floor_ms")}
-    return CaseResult(**head, results=found)
+    head = {name: getattr(case, name) for name in ("name", "traffic", "flops", "bytes")}
+    floor = floor_ms(case.flops, case.bytes, copy_bandwidth=run.rates.copy, matmul_rate=run.rates.matmul_burst)
+    return CaseResult(**head, floor_ms=floor, results=found)
 
 
 def _result(cell: tuple[float, float, float] | str) -> Result:

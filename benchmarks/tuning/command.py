@@ -133,17 +133,17 @@ def _gpu(arch: str | None, *, tiny: bool) -> _Gpu:
 def _check_table(arch: str | None, *, write: bool) -> None:
     from attn_contract import ContractError
     from attn_optimized.launch import table as launch_table
+    from attn_parity.options import check_writable
 
-    from benchmarks.tuning import table
     from benchmarks.tuning.space import check_derivable
 
     try:
         if arch:
             check_derivable(arch)
-        if write:
-            table.check_writable(launch_table.FOLDER)
     except ContractError as error:
         raise click.UsageError(str(error)) from error
+    if write:
+        check_writable(launch_table.FOLDER / f"{arch or 'table'}.json", "--write")
 
 
 def _cases(

@@ -3,12 +3,11 @@
 import dataclasses
 import itertools
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attn_contract import ContractError
+from attn_fuzz import outputs
 from attn_optimized.launch import table as launch_table
 from attn_optimized.launch.table import Entry, Parameters
 
@@ -54,23 +53,10 @@ def text(entries: Sequence[Entry]) -> str:
     return f'{{"schema": "{launch_table.SCHEMA}", "entries": [\n{lines}\n]}}\n'
 
 
-def check_writable(folder: Path) -> None:
-    """
-    Raises:
-        ContractError: no file can be made in the folder.
-    """
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ContractError("--write", f"{folder}: {error.strerror}", "a folder in which a table can be written") from error
-
-
 def write(architecture: str, found: dict[CallClass, Entry]) -> Path:
     """Write an architecture's table, whole or not at all, and have the launches of this process read it."""
     path = launch_table.FOLDER / f"{architecture}.json"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text(updated(architecture, found)), encoding="utf-8")
-    partial.replace(path)
+    outputs.write(path, text(updated(architecture, found)))
     launch_table.entries.cache_clear()
     return path
 

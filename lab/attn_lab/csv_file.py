@@ -1,4 +1,7 @@
-"""Results as CSV, a line for each. The versions of what they are of stand in the first cell: `architecture (Triton 3.9.0)`."""
+"""Results as CSV, a line for each. The versions of what they are of stand in the first cell: `architecture (Triton 3.9.0)`.
+
+A line whose first cell is empty has that of the line before it.
+"""
 
 import csv
 import io
@@ -15,7 +18,11 @@ def save(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], v
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([f"{columns[0]} ({', '.join(map(' '.join, versions.items()))})", *columns[1:]])
-    writer.writerows([printable("" if cell is None else str(cell), kept="\n") for cell in row] for row in rows)
+    last = ""
+    for row in rows:
+        first, *others = (printable("" if cell is None else str(cell), kept="\n") for cell in row)
+        writer.writerow(["" if first == last else first, *others])
+        last = first
     outputs.write(path, text.getvalue())
 
 
@@ -29,5 +36,7 @@ def load(path: Path, columns: Sequence[str]) -> tuple[dict[str, str], list[dict[
     first = re.fullmatch(rf"{columns[0]} \((.+)\)", head[0])
     if first is None or head[1:] != list(columns[1:]) or any(len(line) != len(columns) for line in lines):
         raise InputError(f"{path}: expected lines of {', '.join(columns)}, and versions in the first cell")
+    for line, before in zip(lines[1:], lines, strict=False):
+        line[0] = line[0] or before[0]
     named = (each.rpartition(" ") for each in first[1].split(", "))
     return {name: version for name, _, version in named}, [dict(zip(columns, line, strict=True)) for line in lines]

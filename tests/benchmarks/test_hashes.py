@@ -135,11 +135,3 @@ def test_a_launch_that_comes_again_is_no_change(monkeypatch):
         outcomes = {number: {"sha256": sha256} for number, sha256 in enumerate(later)}
         monkeypatch.setattr(attn_parity.binaries.build, "in_processes", lambda *_, outcomes=outcomes: (outcomes, False))
         assert comes_again(("gfx942", "decode"), earlier) == same
-
-
-def test_a_file_of_another_kind_is_named(tmp_path):
-    (tmp_path / "other.json").write_text("{}")
-    result = CliRunner().invoke(
-        hashes, [str(tmp_path / "no.json"), "--only", "merge", "--compare", str(tmp_path / "other.json")]
-    )
-    assert result.exit_code == 2

@@ -5,7 +5,6 @@ import itertools
 import msgspec
 import pytest
 import torch
-from attn_contract import UnsupportedError
 from click.testing import CliRunner
 
 from benchmarks.host import command, steps
@@ -13,7 +12,6 @@ from benchmarks.host.command import measured
 from benchmarks.host.results import SCHEMA, HostRun, Times
 from benchmarks.host.steps import FUNCTIONS, TINY, Parts, participants
 from benchmarks.speed import results
-from benchmarks.speed.participants import VLLM
 from benchmarks.speed.peers import Kernels
 
 NOBODY = Kernels(None, None, None)
@@ -74,17 +72,6 @@ def _keeping(make, keep):
     return made
 
 
-def test_who_does_not_join_says_why(monkeypatch):
-    def refuse(*_):
-        raise UnsupportedError(VLLM, "blocks", "it takes none", None)
-
-    monkeypatch.setattr(steps, "vllm_triton", refuse)
-    joined = dict(participants(DECODES, 2, CPU, Kernels(object(), None, None)))
-    assert "it takes none" in joined[VLLM]
-    assert "AITER is not installed" in joined["ROCM_AITER_FA"]
-    assert isinstance(joined["ROCM_ATTN"], Parts), "with a layout of its own"
-
-
 @pytest.fixture
 def one_round(monkeypatch):
     """No test looks at a time."""
@@ -103,19 +90,3 @@ def test_the_command_writes_what_it_shows(one_round, tmp_path):
     assert "AITER is not installed" in decodes.refused["ROCM_AITER_FA"]
     assert latent.times.keys() >= {"TRITON_MLA"}
     assert "pip install 'attn-parity[aiter]'" in done.output, "and not what rich takes for markup"
-
-
-def test_what_was_measured_before_an_interrupt_is_kept(one_round, tmp_path, monkeypatch):
-    path = tmp_path / "host.json"
-
-    def interrupted(case, *arguments):
-        if case is LATENT:
-            raise KeyboardInterrupt
-        return participants(case, *arguments)
-
-    monkeypatch.setattr(steps, "participants", interrupted)
-    done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
-    assert done.exit_code == 130
-    assert "1 of 2 cases measured" in done.output
-    run = results.read_as(path, SCHEMA, HostRun)
-    assert [step.name for step in run.steps] == [DECODES.name]

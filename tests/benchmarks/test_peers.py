@@ -39,6 +39,7 @@ from vllm.platforms import current_platform as platform
 
 def _prefer_narrow_kv_tile():
     from vllm.platforms.rocm import on_gfx1x
+    return on_gfx1x()
 
 def context_attention_fwd():
     asked = platform.is_cuda_alike(), platform.has_device_capability(80), platform.is_device_capability_family(90)
@@ -102,8 +103,8 @@ def test_they_can_be_told_of_a_gpu_that_is_not_here(folder, architecture, units,
 
 
 def test_what_is_missing_is_named(folder):
-    (folder / "vllm/v1/attention/ops/triton_prefill_attention.py").write_text("import vllm.platforms.rocm")
-    with pytest.raises(MissingPeerError, match=r"triton_prefill_attention does not import: ModuleNotFoundError"):
+    (folder / "vllm/v1/attention/ops/triton_prefill_attention.py").write_text("import vllm.nothing")
+    with pytest.raises(MissingPeerError, match=r"vllm does not import: ModuleNotFoundError: vllm\.nothing is "):
         load_vllm(folder)
     (folder / "aiter/ops/triton/unified_attention.py").unlink()
     with pytest.raises(MissingPeerError, match=r"no Triton unified_attention; PyPI's package `aiter` is another one"):

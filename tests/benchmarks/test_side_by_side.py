@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from benchmarks.__main__ import cli
-from benchmarks.peers import command, tables
 from benchmarks.peers.results import Row
 from benchmarks.speed.calls import FLOAT8_OF, attention_call
 from benchmarks.speed.cases import CASES, Attention
@@ -155,24 +151,6 @@ def test_a_signal_ends_it_with_what_was_found(folder):
     assert run.returncode == 130, run.stderr
     assert "interrupted; so far: " in run.stdout
     assert json.loads((folder / "found.json").read_text())["triton"]
-
-
-def test_a_changed_fact_changes_the_page_and_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / command.FOLDER, command.FOLDER)
-    shutil.copy(ROOT / command.PAGE, command.PAGE)
-    check = ["peers", "--check"]
-    assert CliRunner().invoke(cli, check).exit_code == 0
-    facts = command.FOLDER / "binaries.csv"
-    facts.write_text(facts.read_text().replace("attention_kernel,1,202,", "attention_kernel,1,203,", 1))
-    ended = CliRunner().invoke(cli, check)
-    assert (ended.exit_code, "is not current" in " ".join(ended.output.split())) == (1, True)
-
-
-def test_a_launch_that_fits_no_compute_unit_says_so():
-    facts = dict.fromkeys(tables.KINDS["bounds"].facts, 8.0) | {"waves": 0}
-    shown = tables.cells(tables.KINDS["bounds"], Row("gfx942", CROSS, THEIRS, "wide_kernel", facts))
-    assert shown[2:4] == ["wide: wants more LDS or registers than there are", ""]
 
 
 def test_a_float8_cache_is_of_the_architectures_type():

@@ -76,22 +76,6 @@ def test_an_exception_is_of_one_launch_architecture_and_version():
     assert over(allowed=allowed, vgpr_spills=7, version="3.9.1")
 
 
-def test_exceptions_that_nobody_needs_are_told():
-    allowed = Budgets(
-        vgpr_spills=0,
-        sgpr_spills_in_loops=0,
-        waves={"gfx942": 2},
-        exceptions=(SPILLS, Exceptions("gfx942", "waves", ("3.9.0",), "", {"gone": 1})),
-    )
-    names = {"gfx942": ["decode"]}
-    told = budgets.unneeded(allowed, {("gfx942", "decode"): replace(GOOD, vgpr_spills=3)}, names, "3.9.0")
-    assert told == [
-        "gfx942 decode: vgpr_spills is 3, and 7 is allowed",
-        "gfx942 gone: there is no such launch",
-    ]
-    assert not budgets.unneeded(allowed, {}, {}, "3.6.0")
-
-
 def test_the_projects_budgets_are_of_launches_that_there_are():
     names = {architecture: list(chosen(architecture)) for architecture in ARCHITECTURES}
     for version in RELEASES:
@@ -175,7 +159,7 @@ def test_bad_input_is_named(attn_lab, options, words):
     assert words in run.err
 
 
-ROWS = {("gfx942", name): Row("gfx942", name, "merge", 4, GOOD, "01234567") for name in ("a", "b, split")}
+ROWS = {("gfx942", name): Row("gfx942", name, "", 4, GOOD, "01234567") for name in ("a", "b, split")}
 RAN = {
     ("gfx942", "a"): Execution("agree", 0.5, code="01234567"),
     ("gfx942", "b, split"): Execution("value", 2.5, 'out: "wrong", by far', "89abcdef"),
@@ -236,16 +220,3 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path):
     assert wrong()[0] == "gfx942 decode: vgpr_spills is 9, at most 0 allowed"
     path.write_text(path.read_text().replace("| 128, 16 |", "| 64, 16 |", 1))
     assert "is not current" in wrong()[0]
-
-
-def test_the_page_says_what_came_of_launches():
-    names = ("gfx942", "gfx1201", "gfx950", "sm90")
-    rows = {(name, "decode"): Row(name, "decode", "attention_kernel", 4, GOOD, "c0de") for name in names}
-    wrong = Execution("value", 3, "out of request 0 at row 1", "01d")
-    ran = {DECODE: Execution("agree", 0.25, "", "c0de"), ("gfx1201", "decode"): wrong}
-    lines = page.text(Results("3.9.0", rows, ran), ["decode"]).splitlines()
-    assert "| `gfx942` | 1 | 1 | 0 | 0 | 1 | 0.25 |" in lines
-    assert "| `gfx1201` | 1 | 0 | 1 | 0 | 0 | 0 |" in lines
-    assert "| `gfx950` | 1 | 0 | 0 | 1 | 0 | 0 |" in lines
-    assert "- gfx1201 decode: value: out of request 0 at row 1" in lines
-    assert "| decode | 128, 2; 0.25 | 128, 2; value | 128, 2 | 128, 2 |" in lines

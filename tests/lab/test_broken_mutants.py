@@ -4,13 +4,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_fuzz.cases.case import Case
 from attn_fuzz.patches.mutant import REFUSALS, MutantError, Patch
-from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
-from attn_fuzz.run.runner import Outcome
-from attn_fuzz.run.shard import Failure, Progress
-from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -58,18 +53,6 @@ BROKEN = [
     (planted("announced-otherwise", NO_SUCH_FUNCTION, raises="largest"), "it has raises = 'largest', and raised"),
 ]
 """Mutants, each with the beginning of why it does not run."""
-
-
-CASE = Case(target="triton")
-FAILURE = {
-    "case": CASE,
-    "first": CASE,
-    "verdict": Verdict(kind="value", message=""),
-    "first_verdict": Verdict(kind="value", message=""),
-    "found_after": 3,
-    "found_seconds": 1.0,
-    "minimal": False,
-}
 
 
 def toml(mutant: KnownBug) -> str:
@@ -135,22 +118,6 @@ def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked
     assert "got 'backend-nowhere', expected one of" in rows["no-target"].error
     assert rows["sound"].by in ("value", "bitwise")
     assert zoo_page.SURVIVED not in run.out
-
-
-def test_an_interrupted_run_says_what_is_unfinished(attn_lab, tmp_path, monkeypatch):
-    found = Progress(examples=3, failure=Failure(**FAILURE))
-    progress = [Progress(examples=9), found, Progress(examples=25), Progress()]
-    outcome = Outcome(progress, interrupted=True, finished={2})
-    monkeypatch.setattr(runner, "run", lambda plans, *_, **__: outcome)
-    (tmp_path / "animals").mkdir()
-    for name in "abcd":
-        (tmp_path / "animals" / f"{name}.toml").write_text(toml(msgspec.structs.replace(SOUND, name=name)))
-    run = attn_lab("zoo", "--dir", "animals", "--json", "zoo.json")
-    assert run.code == 130
-    rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
-    assert [rows[name].found for name in "abcd"] == [(), (3,), (None,), ()]
-    assert run.out.count(zoo_page.UNFINISHED) == 2
-    assert "1 of 2 found" in run.out
 
 
 def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):

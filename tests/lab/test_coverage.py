@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.features import undefined
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.commands import matrix
 from attn_lab.matrix import coverage
@@ -153,23 +152,6 @@ def page(attn_lab, drawn_once, tmp_path, monkeypatch) -> Path:
     return tmp_path / "docs" / "generated" / "coverage.md"
 
 
-def test_check_exits_0_on_the_page_as_written_and_1_where_one_number_differs(attn_lab, page):
-    text = page.read_text()
-    assert attn_lab("matrix", "--check").code == 0
-    assert page.read_text() == text
-    counted = next(line for line in text.splitlines() if line.startswith("| LSE | "))
-    number = counted.split(" | ")[-2]
-    changed = text.replace(counted, counted.replace(f" | {number} | ", f" | {int(number) + 1} | "))
-    assert changed != text
-    page.write_text(changed)
-    run = attn_lab("matrix", "--check")
-    assert run.code == 1
-    assert "is not current: run `python -m attn_lab matrix`" in run.out
-    assert page.read_text() == changed, "--check changes nothing"
-    assert attn_lab("matrix").code == 0
-    assert page.read_text() == text
-
-
 def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_lab, page, monkeypatch):
     monkeypatch.setattr(coverage, "missing", lambda drawn: [("window", "sinks")])
     monkeypatch.setattr(coverage, "impossible", lambda drawn: [("encoder", "slot -1")])
@@ -189,12 +171,3 @@ def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_l
     assert "Hypothesis 1.2.3" in run.err
     assert hypothesis.__version__ in run.err
     assert "hypothesis==1.2.3" in run.err
-
-
-def test_workers_count_what_one_process_does(monkeypatch):
-    plans = runner.shards(replace(PLAN, examples=300))
-    assert len(plans) > 1
-    here = coverage.cover(plans, 1, matrix.SIDES)
-    monkeypatch.setattr(coverage, "ProcessPoolExecutor", ProcessPoolExecutor)
-    assert coverage.cover(plans, 2, matrix.SIDES) == here
-    assert here.examples == 300

@@ -3,14 +3,14 @@
 import re
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compilation
 from attn_lab.binaries import execute, executions
-from attn_lab.binaries.results import DATA, Results
+from attn_lab.binaries.results import DATA, Results, load
 from attn_parity.binaries import execution
 from attn_parity.binaries.build import build
 from attn_parity.binaries.rows import Execution
@@ -130,31 +130,6 @@ def test_calls_whose_process_fails_did_not_run_and_others_go_on():
     assert ran["gfx942", "merge, fp32"].verdict == "raised"
 
 
-def test_an_interrupted_run_keeps_what_ran(monkeypatch):
-    calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
-    done = {calls[0]: {"decode": Execution("agree", 0.25)}}
-    monkeypatch.setattr(executions, "in_processes", lambda *arguments, **named: (done, True))
-    ran, interrupted = executions.run(calls, 1)
-    assert interrupted
-    assert ran == {JOB: Execution("agree", 0.25, code="digest")}
-
-
-def test_what_came_of_each_call_is_told_at_once(monkeypatch):
-    calls = [("gfx942", name, ((name, "digest"),)) for name in ("decode", "merge")]
-
-    def one_by_one(work, jobs, workers, report, **named):
-        found = {}
-        for job in jobs:
-            found[job] = {job[1]: Execution("agree", 0.25)}
-            report(found)
-        return found, False
-
-    monkeypatch.setattr(executions, "in_processes", one_by_one)
-    told = []
-    executions.run(calls, 1, lambda done, ran: told.append((done, list(ran))))
-    assert told == [(1, [JOB]), (2, [JOB, ("gfx942", "merge")])]
-
-
 @dataclass(frozen=True)
 class Compiled:
     """As much of a binary as says what its code is."""
@@ -172,30 +147,24 @@ def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left
     assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
 
 
-def test_a_call_is_left_out_only_if_all_of_its_launches_agreed():
-    binaries = {JOB: Compiled("s_endpgm"), ("gfx942", "decode, reduction"): Compiled("s_endpgm")}
-    code = executions.calls_of(binaries)[0][2][0][1][:8]
-    kept = Results("3.9.0", ran={JOB: Execution("agree", 0.25, code=code)})
-    assert len(executions.calls_of(binaries, kept)) == 1
-
-
 def test_a_second_run_goes_on(attn_lab, tmp_path):
     """A launch that agrees is not run again, unless its code is not that of its line."""
-    data = tmp_path / DATA
+    data, merge = tmp_path / DATA, ("gfx942", "merge, fp32")
     data.parent.mkdir(parents=True)
-    line = re.compile(r'^(gfx942,"merge, fp32",.*,\w{8}),(.*),(.*)$', re.MULTILINE)
-    data.write_text(line.sub(r"\1,,", (ROOT / DATA).read_text()))
+    kept = load(ROOT / DATA)
+    del kept.ran[merge]
+    kept.save(data)
     first, second = (attn_lab(*MERGE, "--workers", "1", "--write") for _ in range(2))
-    kept = data.read_text()
+    kept = load(data)
     assert (first.code, second.code) == (0, 0), first.out + second.out
     assert "1 of 1 launches agree" in first.out
     assert re.search(r"^merge, fp32 +agree +0\.\d\d +\d+ +0 +\d\.\d\d", first.out, re.MULTILINE), first.out
     assert "1 calls agreed before" in second.err
     assert "0 of 0 launches agree" in second.out
-    data.write_text(line.sub(r"\1,\2,00000000", kept))
+    replace(kept, ran=kept.ran | {merge: kept.ran[merge]._replace(code="00000000")}).save(data)
     third = attn_lab(*MERGE, "--workers", "1", "--write")
     assert "1 of 1 launches agree" in third.out
-    assert data.read_text() == kept
+    assert load(data) == kept
 
 
 def test_a_launch_is_compiled_with_an_option_and_judged(monkeypatch):

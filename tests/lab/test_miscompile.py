@@ -1,13 +1,12 @@
 """Is a change of each kind made, and found? Does the page say what was found, and why the rest was not?"""
 
-import msgspec
 import numpy as np
 import pytest
 from attn_amdgcn import checked, load, prepare
 from attn_amdgcn.assembly import code_of
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.miscompile import operators, page, trials
-from attn_lab.miscompile.subjects import SCHEDULES, Launch, Subject
+from attn_lab.miscompile.subjects import Launch, Subject
 
 from tests.emulated.kernels import kernel_text
 
@@ -114,19 +113,6 @@ def test_a_seed_draws_the_same_mutants_and_a_longer_sample_begins_with_them(subj
     assert {name.split(":")[3] for name in names} == set(operators.OPERATORS) - {"swapped-matrices"}
 
 
-def test_an_instruction_that_no_case_runs_is_not_changed(subject):
-    idle = Subject("gfx942", "kernel", subject.program, np.zeros_like(subject.executed), subject.launches)
-    assert trials.drawn([idle], 10, "1") == []
-
-
-def test_kinds_take_turns_among_kernels(subject):
-    """Each kind gets a mutant before one of them gets another, though a kernel comes back."""
-    other = Subject("gfx942", "other", subject.program, subject.executed, subject.launches)
-    names = [mutant.name.split(":") for mutant in trials.drawn([subject, other], 9, "1")]
-    assert len({kind for _, _, _, kind, _ in names}) == 9
-    assert {kernel for _, kernel, _, _, _ in names} == {"kernel", "other"}
-
-
 def test_a_log_gets_what_it_lacks(subject, monkeypatch, tmp_path):
     monkeypatch.setattr(trials, "families", lambda architecture, seed, count: [[]] * count)
     monkeypatch.setattr(trials, "subjects", lambda architecture, cases: [subject])
@@ -136,28 +122,3 @@ def test_a_log_gets_what_it_lacks(subject, monkeypatch, tmp_path):
         file.write(b'{"name": "cut sh')  # as an end of the process leaves it
     assert len(page.logged(log)) == 3
     assert trials.logged_trials("gfx942", 1, 2, 3, 0, str(log)) == 0
-
-
-def test_the_page_counts_mutants_and_gives_reasons(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "DATA", tmp_path / "rows.csv")
-    found = page.Row("gfx942:kernel:7:edge:0", "value", "a -> b", "k.py:1")
-    survivor = page.Row("gfx942:kernel:9:edge:0", "", "|c|, -> d", "k.py:2")
-    page.save([found, survivor], "3.9.0")
-    triton, rows = page.read()
-    assert (triton, rows) == ("3.9.0", [msgspec.structs.replace(found, change="", source=""), survivor])
-    text = "\n".join(page.text(triton, rows, {survivor.name: page.Reason("case", "No row ends there.")}))
-    assert "**1/2, 50% of the mutants are found**, by: value 1." in text
-    assert "| edge | 1/2, 50% | 1/2, 50% |" in text
-    assert "| case | nothing in the cases depends on it | 1 |" in text
-    assert "gfx942:kernel:9:edge:0" not in text
-    text = "\n".join(page.text(triton, rows, {survivor.name: page.Reason("hole", "Nobody looks.")}))
-    assert "| `gfx942:kernel:9:edge:0` | `\\|c\\|, -> d` | k.py:2 | hole | Nobody looks. |" in text
-    monkeypatch.setattr(page, "REASONS", tmp_path / "survivors.toml")
-    (tmp_path / "survivors.toml").write_text('["a:b:1:edge:0"]\nclass = "lucky"\nwhy = ""\n')
-    with pytest.raises(ValueError, match="class 'lucky', and one of equivalent, case, bound, hole is expected"):
-        page.read_reasons()
-
-
-def test_launches_are_checked_for_races():
-    assert any(schedule.races for schedule in SCHEDULES)
-    assert len({schedule.waves for schedule in SCHEDULES}) > 1

@@ -1,6 +1,5 @@
 """Generated mutants have names that last; a campaign goes on where it ended; rates count what they say."""
 
-import ast
 import itertools
 import json
 from collections import Counter
@@ -17,7 +16,7 @@ from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
 from attn_lab.commands.mutate import PAGE
-from attn_lab.mutate import campaign, generate, reach, reached, reasons, suite
+from attn_lab.mutate import campaign, generate, reach, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
@@ -157,17 +156,6 @@ def test_shards_of_ci_come_before_those_of_nightly():
     assert keys[:6] == campaign.order(MUTANT, 0, ["a", "b"], 300)
 
 
-def test_a_mutant_runs_alone_on_its_quickest_targets():
-    keys = campaign.order(MUTANT, 0, ["a", "b", "c", "d"], 150)
-    assert [key.target for key in keys if key.shard == campaign.PROBE] == ["a", "b", "c"]
-    assert [key.target for key in keys if key.shard == 0] == ["a", "b", "c", "d"]
-
-
-def test_on_a_gpu_a_mutant_joins_a_group_at_once(tmp_path):
-    log = Log(tmp_path / "mutants.jsonl", "cuda", generate.PACKAGE)
-    assert [key.shard for key in campaign.order(MUTANT, 0, ["a", "b"], 300, log.probed)] == [0, 0, 1, 1]
-
-
 BOTH = {MUTANT.name, OTHER.name}
 
 
@@ -224,14 +212,6 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     assert [row.examples for row in [mutants_page.row(each, log, [0], 300, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
 
 
-def test_a_mutant_that_a_later_target_finds_runs_no_other(log, ran):
-    """With two workers both targets run at once."""
-    log.add(Trial(Key(MUTANT.name, 0, "slow", 0), 7, 1.0, "value"))
-    campaign.run([MUTANT], [0], PLAN, log, 2)
-    assert ran[0] == []
-    assert mutants_page.row(MUTANT, log, [0], 300, {}).examples == (7,)
-
-
 def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monkeypatch):
     run = runner.run
 
@@ -248,14 +228,6 @@ def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monk
     of_quick = [(run.mutants, run.part) for run in ran[0] if run.target == "quick" and run.part != "cases"][:5]
     halves = [({MUTANT.name}, "case"), ({OTHER.name}, "case")]
     assert of_quick == [(BOTH, "shard"), *halves, ({MUTANT.name}, "shard"), ({OTHER.name}, "shard")]
-
-
-def test_mutants_of_one_place_are_in_no_group(log, ran):
-    done, _ = ran
-    forced = generate.by_name([f"attn_optimized.launch.units.in_units:forced:{number}" for number in (1, 2)])
-    log.add(Reach("here", 1.0, {forced[0].module: {forced[0].line: 1}}))
-    campaign.run(forced, [0], PLAN, log, 1)
-    assert len([run for run in done if run.part == "shard"]) == 2 * 2, "either mutant has two shards"
 
 
 def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monkeypatch, step_case):
@@ -299,11 +271,6 @@ def test_a_file_that_is_no_log_is_refused_before_mutants_are_made(content, attn_
     assert path.read_text(encoding="latin-1") == content
 
 
-def test_results_of_a_mutant_that_nobody_makes_are_an_error():
-    with pytest.raises(ValueError, match="mutant 'nobody': expected module"):
-        mutants_page.Row("nobody", "a change")
-
-
 def test_a_line_that_was_cut_off_is_run_again(log):
     key = Key(MUTANT.name, 0, "quick", 0)
     log.add(Trial(key, 150, 1.0))
@@ -329,16 +296,6 @@ def test_two_runs_do_not_write_one_log(attn_lab, log):
     assert log.path.read_bytes() == before
     with log.alone():
         log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
-
-
-@pytest.mark.parametrize("content", [None, b"", b'{"schema":"attn-par', b'{"schema":"attn-parity.mutants-log/1","device":"c'])
-def test_a_run_that_ends_at_once_leaves_a_log(tmp_path, content):
-    path = tmp_path / "log.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with Log(path, "cpu", generate.PACKAGE).alone():
-        pass
-    assert Log(path, "cpu", generate.PACKAGE).trials == {}
 
 
 def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
@@ -378,19 +335,6 @@ def test_the_shipped_reasons_are_of_mutants_that_exist():
     assert not reasons.load(EQUIVALENT).keys() & reasons.load(NOT_FOUND).keys()
 
 
-def test_a_survivor_is_told_with_its_cause(log):
-    row = mutants_page.row(MUTANT, log, [0], 300, {})
-    causes = {MUTANT.name: "it needs a GPU"}
-    assert mutants_page.explained(msgspec.structs.replace(row, state="", examples=(7, None)), causes).why == "it needs a GPU"
-    assert (
-        mutants_page.explained(msgspec.structs.replace(row, state=NOT_RUN_BY_ANY, examples=()), causes).why == "it needs a GPU"
-    )
-    assert mutants_page.explained(msgspec.structs.replace(row, state="", examples=(7, 3)), causes).why == ""
-
-
-ROW = mutants_page.Row(MUTANT.name, MUTANT.change)
-
-
 def results_of(rows: list[mutants_page.Row]) -> Results:
     return Results("CPU", "6.170", len(rows), 0, (0,), 300, None, tuple(rows))
 
@@ -399,40 +343,6 @@ def results_of(rows: list[mutants_page.Row]) -> Results:
 def generated(tmp_path):
     """The folder of the page, which is empty."""
     (tmp_path / PAGE).parent.mkdir(parents=True)
-
-
-@pytest.mark.usefixtures("generated")
-def test_a_page_is_made_of_its_json(attn_lab, log, monkeypatch):
-    rows = [mutants_page.row(MUTANT, log, [0], 300, {MUTANT.name: "the same"})]
-    found = results_of(rows)
-    monkeypatch.setattr(reasons, "load", lambda path: {MUTANT.name: "the same"} if path == EQUIVALENT else {})
-    DATA.write_bytes(results_file.dumps(found))
-    assert results_file.load(DATA, Results) == found
-    for more, code in (("", 0), ("more", 1)):
-        PAGE.write_text(mutants_page.text([found]) + more)
-        assert attn_lab("mutate", "--check").code == code
-    again = attn_lab("mutate", "--rewrite", "--only", OTHER.name, "--log", log.path)
-    assert again.code == 0
-    assert f"{UNFINISHED}: {OTHER.name}" in again.out
-    gone = replace(found, mutants=(replace(rows[0], name="attn_optimized.gone:edge:1"),))
-    assert "no operator makes it any more" in "".join(mutants_page.differences(gone, [MUTANT], {}))
-
-
-def test_what_a_file_leaves_out_comes_back():
-    seen, missed = replace(ROW, examples=(7, 9)), replace(ROW, examples=(7, None))
-    kept = mutants_page.short(results_of([seen, missed, replace(ROW, state="equivalent")]))
-    assert kept.mutants[2] == mutants_page.Row(ROW.name)
-    back = mutants_page.whole(kept).mutants
-    assert back == (replace(seen, change=seen.digest), missed, replace(kept.mutants[2], state="equivalent"))
-
-
-def test_a_page_that_gives_a_change_the_name_of_another_mutant_is_not_current(log):
-    row = msgspec.structs.replace(mutants_page.row(MUTANT, log, [0], 300, {}), name=OTHER.name)
-    found = results_of([row])
-    expected = f"{OTHER.name}: it makes another change by now; {MUTANT.name} makes {MUTANT.change}"
-    assert mutants_page.differences(found, [MUTANT, OTHER], {}) == [expected]
-    rewritten = replace(found, mutants=(replace(row, change="a -> b"),))
-    assert mutants_page.differences(rewritten, [MUTANT, OTHER], {}) == [], "its code is written in another way by now"
 
 
 LINES_OF_TEST = {MUTANT.module: {MUTANT.line: [0], OTHER.line: [0]}}
@@ -527,23 +437,3 @@ def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn
     run = attn_lab("mutate", "--of-page", "--only", "nobody", "--log", log.path)
     assert run.code == 2
     assert "got nobody, which docs/generated/mutants.md does not have" in run.err
-
-
-def test_kernels_that_are_compiled_note_nothing(monkeypatch):
-    """The notes stand in the sources that a process imports: with kernels left out, only the host's statements have one."""
-    whole, host = (reached._noting("attn_optimized.merge", kernels=kernels) for kernels in (True, False))
-    assert whole == host
-    whole, host = (ast.parse(reached._noting("attn_optimized.kernels.store", kernels=kernels)) for kernels in (True, False))
-    for tree, notes in ((whole, True), (host, False)):
-        (kernel,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "store_output"]
-        assert ("_note_line(" in ast.unparse(kernel)) == notes
-    assert "_note_line(" in ast.unparse(host)
-
-
-def test_a_call_with_targets_uses_no_other_of_the_log(tmp_path):
-    log = Log(tmp_path / "log.jsonl", "cpu", generate.PACKAGE)
-    for name in ("triton", "backend-triton"):
-        log.add(Reach(name, 1.0, LINES))
-    log.use_only(["backend-triton"])
-    assert [*log.reaches] == ["backend-triton"]
-    assert len(Log(log.path, "cpu", generate.PACKAGE).reaches) == 2, "the file has all of them"

@@ -37,11 +37,3 @@ def test_a_region_that_no_case_lies_in_is_counted_as_0(monkeypatch):
     positive = msgspec.structs.replace(made(Setting({}, {})), scale=1.0)
     found = regions.counts([(positive, None), (msgspec.structs.replace(positive, scale=0.0), None)])
     assert found == {("scale", "imaginary"): 0, ("scale", "positive"): 1, ("scale", regions.NONE): 1}
-
-
-def test_the_page_has_a_row_for_each_region(counts):
-    page = regions.region_page(counts)
-    for own in DIMENSIONS:
-        assert f"| {own.name} | " in page
-        assert all(f"| {own.name} | {value.name} | " in page for value in own.values)
-    assert "| scales | below 2^-126, NaN, infinity | illegal | " in page

@@ -247,16 +247,6 @@ def small_page(attn_lab, tmp_path):
     return tmp_path / "zoo.md"
 
 
-def test_a_page_that_was_edited_is_noticed_and_written_again(attn_lab, small_page):
-    before = small_page.read_text()
-    small_page.write_text(before.replace("TF32", "TF33", 1))
-    run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32")
-    assert run.code == 1
-    assert "zoo.md is not what zoo.json and the bugs make" in run.out
-    assert attn_lab("zoo", "--rewrite", "--page", "zoo.md", "--only", "tf32").code == 0
-    assert small_page.read_text() == before
-
-
 def test_results_of_other_mutants_are_noticed(attn_lab, small_page):
     run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "seed-43817")
     assert run.code == 1

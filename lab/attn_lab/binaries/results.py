@@ -20,9 +20,9 @@ FAULTS = ("lost_addresses", "tf32_instructions", "narrow_products")
 """Facts that are 0 of every binary that is kept."""
 FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name not in (*FAULTS, "lds_limit"))
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
-COLUMNS = ("architecture", "launch", "kernel", "warps", *FACTS, "code", "emulated", "emulated code")
-"""`emulated` is the largest error / bound of a launch that agrees, or what came of another one. `emulated code` is the
-code that ran, if it is another one."""
+COLUMNS = ("architecture", "launch", "warps", *FACTS, "code", "emulated", "emulated code")
+"""A launch tells its kernel. `emulated` is the largest error / bound of a launch that agrees, or what came of another one.
+`emulated code` is the code that ran, if it is another one."""
 
 
 @dataclass
@@ -40,8 +40,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Write the file: all launches, and of those that ran the code and what came of it."""
         lines = (
-            [*job, row.kernel.removesuffix("_kernel"), row.num_warps, *fact_cells(row.facts), row.code, *self._emulated(job)]
-            for job, row in self.rows.items()
+            [*job, row.num_warps, *fact_cells(row.facts), row.code, *self._emulated(job)] for job, row in self.rows.items()
         )
         csv_file.save(path, COLUMNS, lines, {"Triton": self.triton})
 
@@ -68,7 +67,7 @@ def load(path: Path) -> Results:
     results = Results(versions["Triton"])
     for record in records:
         job = record["architecture"], record["launch"]
-        row = Row(*job, record["kernel"], int(record["warps"]), facts_from(record, path), record["code"])
+        row = Row(*job, "", int(record["warps"]), facts_from(record, path), record["code"])
         results.rows[job] = row
         if came := record["emulated"]:
             verdict, _, why = came.partition(": ")

@@ -54,7 +54,6 @@ def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: P
     for name, finding in findings.items():
         package = foreign.sources(name.partition("-")[0])
         report, text, layout = scripts.report(name), scripts.source(name), LAYOUTS[package.name]
-        assert report is not None
         try:
             changes = patch(report, package)
         except (ValueError, FileNotFoundError) as error:

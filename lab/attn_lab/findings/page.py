@@ -17,7 +17,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
 from attn_lab.findings import folders
 from attn_lab.findings import scripts as finding_scripts
-from attn_lab.findings.scripts import ROOT, Report
+from attn_lab.findings.scripts import ROOT
 from attn_lab.written import table as table_of
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
@@ -111,7 +111,7 @@ def index(findings: Shared, speed: dict[str, Speed]) -> str:
     """The table of all findings."""
 
     def cells(name: str, finding: Finding) -> tuple[str, ...]:
-        report = _report(name)
+        report = finding_scripts.report(name)
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speed[name].median if name in speed else "not measured"
         seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
@@ -142,7 +142,7 @@ def of_finding(name: str) -> str:
         InputError: there is no such finding.
     """
     [(finding, _)] = _named([name]).values()
-    return folders.issue(finding, _report(name), finding_scripts.results()[name])
+    return folders.issue(finding, finding_scripts.report(name), finding_scripts.results()[name])
 
 
 def write(folder: Path, names: Sequence[str]) -> Iterator[str]:
@@ -159,12 +159,6 @@ def _named(names: Sequence[str]) -> Shared:
     if unknown := [name for name in names if name not in findings]:
         raise InputError(f"NAME: got {unknown[0]}, which is no finding of a target{nearest(unknown[0], findings)}")
     return {name: findings[name] for name in names or findings}
-
-
-def _report(name: str) -> Report:
-    if (found := finding_scripts.report(name)) is None:
-        raise FileNotFoundError(f"{name}: expected its report {finding_scripts.FOLDER / name}.toml")
-    return found
 
 
 def write_speed(files: Iterable[Path]) -> None:

@@ -128,10 +128,12 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     run_on: str | None = None
 
 
-def report(name: str) -> Report | None:
-    """The report of a finding; None if there is none."""
-    file = FOLDER / f"{name}.toml"
-    return msgspec.toml.decode(file.read_bytes(), type=Report) if file.is_file() else None
+def report(name: str) -> Report:
+    """
+    Raises:
+        FileNotFoundError: the finding has no report.
+    """
+    return msgspec.toml.decode((FOLDER / f"{name}.toml").read_bytes(), type=Report)
 
 
 def source(name: str) -> Source:
@@ -142,13 +144,13 @@ def source(name: str) -> Source:
 def is_emulated(name: str) -> bool:
     """Whether kernels that the script of a finding launches show it on the emulator, too."""
     found = report(name)
-    return found is None or (found.launches and found.gpu is None)
+    return found.launches and found.gpu is None
 
 
 def is_in(name: str) -> bool:
     """Whether the source of a finding's package that is here is one that has the finding."""
-    found = report(name)
-    return found is None or found.needs is None or (foreign.sources(name.partition("-")[0]).parent / found.needs).is_file()
+    needs = report(name).needs
+    return needs is None or (foreign.sources(name.partition("-")[0]).parent / needs).is_file()
 
 
 def results() -> dict[str, Shown]:
@@ -236,7 +238,7 @@ def copied(package: Path, folder: Path, files: Iterable[Path]) -> None:
 
 def all_repaired(folder: Path) -> list[str]:
     """Write the sources of each package that has findings into a folder, with all repairs. Returns the names in REPAIRED."""
-    reports = {name: found for name in _known() if (found := report(name)) and is_in(name)}
+    reports = {name: report(name) for name in _known() if is_in(name)}
     packages = {found.file.parts[0] for found in reports.values()}
     for package in sorted(packages):
         repaired({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
@@ -260,7 +262,7 @@ def _showing(name: str, architecture: str | None) -> str:
 
 
 def _repaired(name: str) -> str | None:
-    if not (found := report(name)) or not found.repair:
+    if not (found := report(name)).repair:
         return None
     with tempfile.TemporaryDirectory() as folder:
         code, output = run(name, sources=repaired({name: found}, Path(folder)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from attn_proofs.sources import path_of
 from attn_proofs.theorem import Result, Theorem
 
 _HEADER = """# What is proved for all lengths
@@ -20,7 +19,8 @@ case has the counterexample's lengths, heads, windows and ranges, within what a 
 leaves open, such as a layout, is the theorem's own. Cases of the theorems on numbers beyond 2^31 have no number of the
 solver: their target spreads rows 2^32 units apart.
 
-`attn-parity prove --json FILE` prints and writes the seconds of each theorem. `python -m attn_lab proofs --mutants --json
+`attn-parity prove --show` prints the formulas of a theorem, and the lines of source that they come from; `--json FILE` writes
+the seconds of each theorem. `python -m attn_lab proofs --mutants --json
 FILE` runs all cases, states all theorems about each mutant, and writes which of them are false.
 
 ## What the statements are about
@@ -68,7 +68,7 @@ def text(proved: Sequence[tuple[Theorem, Sequence[Result]]]) -> str:
     parts = [_HEADER, f"## The {len(proved)} theorems\n\n{claims} claims, each a question to the solver.\n"]
     families = dict.fromkeys(theorem.family for theorem, _ in proved)
     for family in families:
-        parts.append(f"### {family}\n\n| theorem | says | claims | functions | mutant |\n|---|---|---|---|---|")
+        parts.append(f"### {family}\n\n| theorem | says | claims | mutant |\n|---|---|---|---|")
         parts += [_row(theorem, results) for theorem, results in proved if theorem.family == family]
         parts[-1] += "\n"
     return "\n".join(parts)
@@ -78,8 +78,7 @@ def _row(theorem: Theorem, results: Sequence[Result]) -> str:
     (patch, *_) = theorem.mutant
     says = f"{theorem.says} {theorem.assumes}".strip()
     change = f"in `{patch.place.rpartition('.')[2]}`: {_code(patch.find)} becomes {_code(patch.replace)}"
-    files = sorted({path_of(module).name for result in results for module in result.claim.lines})
-    return f"| `{theorem.name}` | {says} | {len(results)} | {', '.join(files)} | {change} |"
+    return f"| `{theorem.name}` | {says} | {len(results)} | {change} |"
 
 
 def _code(source: str) -> str:

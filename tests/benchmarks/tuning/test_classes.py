@@ -6,14 +6,13 @@ from typing import get_args
 
 import pytest
 from attn_optimized import plan_of
-from attn_optimized.launch.table import LatentPhase, Parameters, Phase, entries, parameters_for
+from attn_optimized.launch.table import LatentPhase, Parameters, Phase, entries
 
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.drawn import draw_cases
 from benchmarks.tuning.classes import CLASSES, META, MOST_CASES, calls_of, cases_by_class, class_of, served, stand_ins
 from benchmarks.tuning.search import FIRST_CASES
 from benchmarks.tuning.space import (
-    DERIVABLE,
     OPTIONS,
     REGISTERS,
     SPACES,
@@ -118,19 +117,6 @@ def test_candidates_are_new_and_may_fit(call_class, architecture):
     assert {replace(each, **{name: getattr(today, name) for name in SPLITS}) for each in others} <= {today}
 
 
-def test_the_nearest_candidates_come_first():
-    call_class = CLASSES[1]
-    today = parameters_for("sm90", phase="decode", itemsize=2, block_d=128, quantized=False)
-
-    def differences(candidate):
-        names = ("block_m", "block_n", "num_warps", "num_stages", "maxnreg")
-        return sum(getattr(candidate, name) != getattr(today, name) for name in names)
-
-    found = list(map(differences, variants(call_class, "sm90", today, (*TILE, *OPTIONS))))
-    assert found == sorted(found)
-    assert found[0] == 1 < found[-1]
-
-
 def test_what_cannot_fit_the_registers_is_not_compiled():
     """An accumulator of 128 x 256 float32 and logits of 128 x 64 in 4 warps of 32 lanes are 320 registers each."""
     prefill = next(each for each in CLASSES if each.phase == "prefill" and each.most_block_d == 256)
@@ -148,7 +134,3 @@ def test_fewer_warps_are_more_programs():
     today = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=1, programs_per_unit=4)
     programs = {n: with_as_many_waves(replace(today, num_warps=n), today).programs_per_unit for n in (1, 2, 4, 8, 32)}
     assert programs == {1: 16, 2: 8, 4: 4, 8: 2, 32: 1}
-
-
-def test_derivable_architectures_have_tables():
-    assert all(entries(architecture) for architecture in DERIVABLE)

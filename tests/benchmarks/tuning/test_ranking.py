@@ -108,14 +108,6 @@ def test_todays_stay_where_nothing_is_better():
     assert {each.verdict for each in found.candidates} == {"ranked"}
 
 
-def test_a_reason_names_the_facts_of_both():
-    found = ranked(FACTS._replace(spills=7), FACTS)
-    assert found.why == (
-        "no spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key, 1.000 cycles; "
-        "today's: 7 spills, 8 matrix instructions, 2 waves per SIMD, 1.000 instructions per row and key, 1.000 cycles"
-    )
-
-
 def test_without_facts_of_todays_nothing_is_replaced():
     assert ranked(None, FACTS).why == "today's parameters: were not compiled in time"
     assert ranked(FACTS, None).why == "no candidate but today's was compiled"
@@ -138,15 +130,6 @@ def test_todays_are_never_pruned_and_others_may_spill_as_much():
 def test_of_several_binaries_the_worst_facts_count():
     other = Facts(spills=3, matrix_instructions=4, shared_bytes=99, shared_limit=100, waves=1, instructions=None, cycles=2.0)
     assert Facts.worst([FACTS, other]) == Facts(3, 4, 8192, 100, 1, 1.0, 2.0)
-
-
-def test_what_is_not_known_is_not_said_and_prunes_nothing():
-    unknown = Facts(shared_bytes=99)
-    assert Facts.worst([unknown, unknown]) == unknown
-    assert str(unknown) == ""
-    found = search_of(FACTS, unknown)
-    ranking.prune(found)
-    assert found.candidates[1].verdict == "waiting"
 
 
 ASSEMBLY = """

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from attn_contract import ContractError
 from attn_optimized.launch import table as launch_table
 from attn_optimized.launch.table import Entry, Parameters, parameters_for
 
@@ -125,12 +124,3 @@ def test_other_classes_are_never_merged():
     quantized = next(each for each in CLASSES if each.quantized)
     apart = [entry(DECODE_256), entry(quantized)]
     assert table.merged(apart) == apart
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    table.check_writable(tmp_path)
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ContractError, match=r"--write: got .*none: No such file or directory, expected a folder in which"):
-        table.check_writable(tmp_path / "none")
-    with pytest.raises(ContractError, match="/proc"):
-        table.check_writable(Path("/proc"))

@@ -186,18 +186,3 @@ def test_a_quantized_model_without_a_quantized_cache_is_answered():
     config = {**LLAMA, "quantization_config": {**quark, "layer_quant_config": of_layers, "softmax_quant_spec": None}}
     (layer,) = deployed(model_config(config), Engine(float8="fp8_e4m3fn")).layers.values()
     assert "kv_cache_dtype" not in layer
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"model_type": "llama", "hidden_size": 64, "hidden_size": 128}', "is there twice"),
-        (b"null", "config.json: "),
-    ],
-)
-def test_a_file_that_is_no_config_is_one_line(content, said, attn_parity, tmp_path):
-    (tmp_path / "config.json").write_bytes(content)
-    run = attn_parity("select", "config.json", *ON_MI300)
-    assert run.code == 2
-    assert said in run.err
-    assert run.err.count("\n") == 1

@@ -37,15 +37,15 @@ few = settings(max_examples=80, deadline=None, database=None)
 each_case = given(cases("anything", dataclasses.replace(EVERYTHING, head_sizes=(16, 32), max_tokens=32, max_seq_len=64)))
 
 
+def rounding_as(rounding: Rounding, attention) -> Target:
+    """A kernel that declares how it rounds."""
+    support = {"support": lambda device: EVERYTHING, "rounding": lambda device: rounding}
+    return Target(name="planted", description="", attention=attention, **support)
+
+
 def seeing(see) -> Target:
     """A kernel that is right but for which keys it sees."""
-    return Target(
-        name="seeing",
-        description="",
-        attention=planted.flash(4, 1, see),
-        support=lambda device: EVERYTHING,
-        rounding=lambda device: ROUNDING,
-    )
+    return rounding_as(ROUNDING, planted.flash(4, 1, see))
 
 
 def valued(case, kind, dtype, **changes):
@@ -121,13 +121,7 @@ def test_a_cache_that_is_rounded_when_it_is_dequantized_agrees_with_who_declares
     for seed in range(12):
         case = replace(valued(step_case, "random", dtype, cache=cache, scale=2.0), values=Values("random", seed))
         for declared in kinds:
-            target = Target(
-                name="rounding",
-                description="",
-                attention=rounding_attention,
-                support=lambda device: EVERYTHING,
-                rounding=lambda device, declared=declared: dataclasses.replace(ROUNDING, rounds_dequantized=declared),
-            )
+            target = rounding_as(dataclasses.replace(ROUNDING, rounds_dequantized=declared), rounding_attention)
             kinds[declared].add(try_case(case, target, "cpu").kind)
     assert kinds == {False: {"agree", "value"}, True: {"agree"}}
 
@@ -170,13 +164,7 @@ def test_a_query_and_weights_cut_to_int8_agree_with_who_declares_that(kind, step
     for seed in range(8):
         case = replace(valued(step_case, kind, "bfloat16", cache=cache, scale=0.2), values=Values(kind, seed))
         for declared in kinds:
-            target = Target(
-                name="cutting",
-                description="",
-                attention=cutting_attention,
-                support=lambda device: EVERYTHING,
-                rounding=lambda device, declared=declared: dataclasses.replace(ROUNDING, int8_dots=declared),
-            )
+            target = rounding_as(dataclasses.replace(ROUNDING, int8_dots=declared), cutting_attention)
             kinds[declared].add(try_case(case, target, "cpu").kind)
     assert kinds[True] == {"agree"}
     assert "value" in kinds[False]
@@ -204,13 +192,7 @@ def test_weights_that_are_divided_before_they_are_rounded_agree_with_who_declare
         values=Values("one_hot"),
     )
     for declared, kind in ((False, "value"), (True, "agree")):
-        target = Target(
-            name="dividing",
-            description="",
-            attention=dividing_attention,
-            support=lambda device: EVERYTHING,
-            rounding=lambda device, declared=declared: Rounding(keys_per_tile=64, normalizes_first=declared),
-        )
+        target = rounding_as(Rounding(keys_per_tile=64, normalizes_first=declared), dividing_attention)
         assert try_case(case, target, "cpu").kind == kind
 
 
