@@ -10,6 +10,7 @@ from attn_fuzz.exact.host import Host
 from attn_fuzz.exact.memory import Memory
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
+from attn_fuzz.interpreted import tapes
 
 
 class Call:
@@ -49,6 +50,7 @@ def following(call: Call | None) -> Iterator[None]:
     """
     global current
     before, current = current, call
+    tapes.in_use = call is None
     try:
         with nullcontext() if call is None else call.host:
             yield
@@ -57,6 +59,7 @@ def following(call: Call | None) -> Iterator[None]:
         raise
     finally:
         current = before
+        tapes.in_use = before is None
 
 
 def refuse(what: str) -> None:

@@ -11,7 +11,8 @@
     the order of a launch's programs             `attn_fuzz.interpreted.program_order`
     many programs of a launch run together       `attn_fuzz.interpreted.together`
     types of the language, each made once        `attn_fuzz.interpreted.types`
-    the language, patched once per module of kernels and not in every call, and its functions called at once
+    operations of the language, played again     `attn_fuzz.interpreted.tapes`
+    the language, patched once per module of kernels and not in every call
     launches, without NumPy's warnings: a GPU computes infinities and NaN without a word
 
 What is not replaced is right as it comes, or raises. `tests/fuzz/interpreted/test_interpreter.py` goes through all dtypes and
@@ -23,7 +24,7 @@ import inspect
 from typing import Any
 
 import numpy as np
-from attn_fuzz.interpreted import arithmetic, language, libdevice, memory, reductions, types
+from attn_fuzz.interpreted import arithmetic, language, libdevice, memory, reductions, tapes, types
 from attn_fuzz.interpreted.together import blocks, control, launches
 
 # set on Triton's InterpreterBuilder, for kernels that refuse bfloat16 where it is computed as bit patterns
@@ -84,16 +85,10 @@ def _missing(interpreter: Any) -> list[str]:
 
 
 def _patching(interpreter: Any) -> Any:
-    """A replacement of `_patch_attr`: functions of the language, without a check whether they are called in a kernel."""
+    """A replacement of `_patch_attr`: functions of the language as tapes, without a check whether a kernel calls them."""
 
     def _patch_attr(holder: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
-        function, semantic = getattr(member, "__wrapped__", member), interpreter.interpreter_semantic
-
-        def in_kernel(*args: Any, **kwargs: Any) -> Any:
-            kwargs["_semantic"] = semantic
-            return function(*args, **kwargs)
-
-        scope.set_attr(holder, name, in_kernel)
+        scope.set_attr(holder, name, tapes.taped(getattr(member, "__wrapped__", member), interpreter))
 
     return _patch_attr
 

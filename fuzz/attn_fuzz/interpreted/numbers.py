@@ -70,7 +70,7 @@ def cast(data: np.ndarray, source: str, target: str, *, toward_zero: bool = Fals
 def decoded(data: np.ndarray, name: str) -> np.ndarray:
     """The numbers of a dtype in a dtype of NumPy that holds them exactly: float32 for bfloat16 and float8, else as they are."""
     if name == "bf16":
-        return (data.astype(np.uint32) << 16).view(np.float32)
+        return np.left_shift(data, 16, dtype=np.uint32).view(np.float32)
     if name in _FLOAT8:
         bits = torch.from_numpy(np.array(data, ndmin=1)).view(_FLOAT8[name][0])
         found = bits.float().numpy().reshape(data.shape)
@@ -161,7 +161,11 @@ def _to_float32(numbers: np.ndarray) -> np.ndarray:
 
 def _to_bfloat16(numbers: np.ndarray) -> np.ndarray:
     bits = numbers.view(np.uint32)
-    nearest = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    rounded = (bits >> 16) & 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    nearest = rounded.astype(np.uint16)
     is_nan = numbers != numbers
     return np.where(is_nan, _QUIET_NAN, nearest) if is_nan.any() else nearest
 

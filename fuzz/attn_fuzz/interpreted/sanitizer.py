@@ -325,11 +325,13 @@ class Watch(_Launches):
             places = np.repeat(places, width // itemsize)
         lanes = _Lanes(element, places)
         # as an unsigned number, a negative index is larger than any size
-        self._require(element.view(np.uint64) < len(region.rights), region, lanes, access, "outside of its memory")
+        if element.view(np.uint64).max() >= len(region.rights):
+            self._require(element.view(np.uint64) < len(region.rights), region, lanes, access, "outside of its memory")
         rights = region.rights.take(element)
-        if access != "load":
+        everywhere = np.bitwise_and.reduce(rights)
+        if access != "load" and not everywhere & WRITE:
             self._require(rights & WRITE != 0, region, lanes, access, f"{_only(region.writes)} may be written")
-        if access != "store":
+        if access != "store" and not everywhere & READ:
             self._require(rights & READ != 0, region, lanes, access, f"{_only(region.reads)} may be read")
         if region.owned:
             self._check_owner(region, lanes, access, rights)
@@ -364,7 +366,7 @@ class Watch(_Launches):
         if region.name == "q":
             firsts = np.flatnonzero(np.diff(lanes.places, prepend=-1))  # of each program
             self._requests[lanes.places[firsts]] |= np.bitwise_or.reduceat(rights, firsts) & _ALL_REQUESTS
-        elif self._requests.any():
+        elif self._requests.any() and not np.bitwise_and.reduce(rights) & np.bitwise_and.reduce(self._requests):
             requests = self._requests[lanes.places]
             allowed = (rights & requests != 0) | (requests == 0)
             self._require(allowed, region, lanes, access, "it belongs to another request than the program's queries")

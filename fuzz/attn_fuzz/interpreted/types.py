@@ -1,8 +1,8 @@
-"""The types of Triton's language, each made once: an interpreted operation spends most of its time on making them anew.
+"""The types of Triton's language, each made once: each block that an interpreted operation gives has one.
 
-Nothing that a kernel computes changes. A type is what its element and shape say. Nobody alters a type that is made. What a type
-is cast to or computed in depends on the types alone. The operands of an operation that goes element by element keep their sizes
-of 1, along which NumPy repeats them. Integers are not added a second time for an assertion that is off.
+Nothing that a kernel computes changes. A type is what its element and shape say. Nobody alters a type that is made. Operands of
+an operation that goes element by element keep their sizes of 1, along which NumPy repeats them. Integers are not added a second
+time for an assertion that is off.
 """
 
 import importlib
@@ -16,10 +16,7 @@ _HOOKS = {
     "triton.language.semantic": ("TritonSemantic",),
     "triton.runtime.interpreter": ("_get_np_dtype", "TensorHandle"),
 }
-_RULES = (
-    *("cast", "broadcast_impl_value", "computation_type_impl", "binary_op_type_checking_impl"),
-    "binary_op_sanitize_overflow_impl",
-)
+_RULES = ("broadcast_impl_value", "binary_op_type_checking_impl", "binary_op_sanitize_overflow_impl")
 
 
 def missing() -> list[str]:
@@ -42,10 +39,7 @@ def install() -> None:
     block_type.__init__ = _block_type_init(core)
     tensor.__init__ = _tensor_init(core)
     dtype.__eq__ = _dtype_eq(dtype.__eq__)
-    rules.cast = _casting(rules.cast)
-    rules.broadcast_impl_value = _broadcast(rules.broadcast_impl_value)
-    rules.binary_op_type_checking_impl = _operands(core, rules, interpreter.interpreter_builder)
-    rules.computation_type_impl = _computation_type(rules.computation_type_impl)
+    rules.binary_op_type_checking_impl = _operands(rules, interpreter.interpreter_builder)
     rules.binary_op_sanitize_overflow_impl = _overflow_where_asserted(rules.binary_op_sanitize_overflow_impl)
 
 
@@ -122,68 +116,29 @@ def _numpy_dtypes(get: Callable[[Any], np.dtype]) -> Callable[[Any], np.dtype]:
     return _get_np_dtype
 
 
-def _casting(convert: Callable[..., Any]) -> Callable[..., Any]:
-    def to_other_type(self: Any, input: Any, dst_ty: Any, *rounding: Any, **named: Any) -> Any:
-        return input if input.dtype is dst_ty else convert(self, input, dst_ty, *rounding, **named)
-
-    return to_other_type
-
-
-def _broadcast(broadcast: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    def to_one_shape(self: Any, lhs: Any, rhs: Any) -> Any:
-        return (lhs, rhs) if lhs.type.name == rhs.type.name else broadcast(self, lhs, rhs)
-
-    return to_one_shape
-
-
-def _operands(core: Any, rules: Any, builder: Any) -> Callable[..., tuple[Any, Any]]:
+def _operands(rules: Any, builder: Any) -> Callable[..., tuple[Any, Any]]:
     check, broadcast = rules.binary_op_type_checking_impl, rules.broadcast_impl_value
-    known: dict[Any, tuple[Any, Any]] = {}
+    unnoted = rules(builder)
 
     class OfOneType(rules):
         """Triton's rules, by which two operands get one type, and keep their sizes of 1."""
 
         def broadcast_impl_value(self, lhs: Any, rhs: Any) -> tuple[Any, Any]:
-            return self.agreed(broadcast, lhs, rhs)
-
-        def agreed(self, agree: Callable[..., Any], lhs: Any, rhs: Any, *asked: Any, **named: Any) -> tuple[Any, Any]:
-            key = (agree, lhs.type.name, rhs.type.name, asked, *named.items())
-            if key not in known:
-                left, right = agree(self, lhs, rhs, *asked, **named)
-                known[key] = left.type, right.type
-            left, right = known[key]
-            return self._as(left, lhs), self._as(right, rhs)
+            left, right = broadcast(unnoted, lhs, rhs)
+            return self._as(left.type, lhs), self._as(right.type, rhs)
 
         def _as(self, kind: Any, operand: Any) -> Any:
-            if operand.type.name != kind.name:
-                operand = self.cast(operand, kind.scalar)
             if operand.type.name == kind.name:
                 return operand
-            handle, sizes = operand.handle, operand.handle.data.shape[1:]  # the first axis is of the programs
-            if missing := len(kind.shape) - len(sizes):
-                handle = self.builder.create_reshape(handle, (*[1] * missing, *sizes), False)
+            handle = operand.handle
+            for _ in range(len(kind.shape) - len(operand.shape)):
+                handle = self.builder.create_expand_dims(handle, 0)
             return self.tensor(handle, kind)
 
-    of_one_type = OfOneType(builder)
-
     def binary_op_type_checking_impl(self: Any, lhs: Any, rhs: Any, *asked: Any, **named: Any) -> tuple[Any, Any]:
-        if type(lhs) is core.tensor and type(rhs) is core.tensor:
-            return of_one_type.agreed(check, lhs, rhs, *asked, **named)
-        return check(of_one_type, lhs, rhs, *asked, **named)
+        return check(OfOneType(self.builder), lhs, rhs, *asked, **named)
 
     return binary_op_type_checking_impl
-
-
-def _computation_type(compute: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
-
-    def computation_type_impl(self: Any, a_ty: Any, a_is_scalar: bool, b_ty: Any, b_is_scalar: bool, div_or_mod: bool) -> Any:
-        key = (a_ty.name, a_is_scalar, b_ty.name, b_is_scalar, div_or_mod)
-        if key not in known:
-            known[key] = compute(self, a_ty, a_is_scalar, b_ty, b_is_scalar, div_or_mod)
-        return known[key]
-
-    return computation_type_impl
 
 
 def _overflow_where_asserted(check: Callable[..., None]) -> Callable[..., None]:

@@ -28,6 +28,8 @@ from attn_fuzz.patches.mutant import Mutant, MutantError
 
 # its BLAS works on small matrices, and other workers need the other cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# each case takes and frees blocks of megabytes, and a page that came back from the system would have to be mapped and cleared
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
 # or Python would put the current folder before all others, until the process has the path of its parent
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 # Triton reads it when a kernel is defined, and its own language has jitted functions
@@ -134,7 +136,7 @@ def _have_server() -> None:
     before = server._forkserver_pid
     forkserver.set_forkserver_preload(_IMPORTED)
     resource_tracker.ensure_running()  # before the interrupts wait: it lets them come again
-    with _environment(ONE_THREAD | INTERPRETS | SAFE_PATH), _interrupts_blocked():
+    with _environment(ONE_THREAD | KEEPS_MEMORY | INTERPRETS | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
     _deaths += before not in (None, server._forkserver_pid)
     if _deaths > MOST_DEATHS:

@@ -23,8 +23,12 @@ CANDIDATES = 4
 STEPS = 2
 """Steps of the layer that are drawn for each one that is taken, likewise."""
 
-MANY_HEADS = 16
-"""With more query heads than these, a layer with a V of its own width gets fewer tokens."""
+WIDE_ROW = 2048
+"""Elements of a row of q, of all heads, from twice of which on a layer gets fewer tokens and keys: 16 heads of 128 dims."""
+FEW_TOKENS, FEW_KEYS = 16, 64
+"""The least that is left to such a layer."""
+FEW_ROWS = 16
+"""Query heads of a latent cache that a tile of few rows holds."""
 MOST_SELECTING = 24
 """The most tokens of a step whose queries select keys: each query and KV head is a program of its own."""
 
@@ -143,16 +147,17 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
 
 
 def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
-    """Less work for a layer of many query heads, as latent caches have, and for one whose queries select keys.
+    """Less work for a layer of wide rows, and for one whose queries select keys.
 
     Its examples take as long as those of others then.
     """
     if "selection_unit" in drawn.rules:
         return dataclasses.replace(support, max_tokens=min(support.max_tokens, MOST_SELECTING))
-    factor = drawn.case["group_size"] // MANY_HEADS
-    if "head_size_v" not in drawn.rules or factor < 2:
+    heads = drawn.case["num_kv_heads"] * drawn.case["group_size"]
+    factor = heads * max(drawn.case["head_size"], drawn.case.get("head_size_v") or 0) // WIDE_ROW
+    if factor < 2:
         return support
-    tokens, keys = max(MANY_HEADS, support.max_tokens // factor), max(4 * MANY_HEADS, support.max_seq_len // factor)
+    tokens, keys = max(FEW_TOKENS, support.max_tokens // factor), max(FEW_KEYS, support.max_seq_len // factor)
     return dataclasses.replace(support, max_tokens=tokens, max_seq_len=keys)
 
 
@@ -163,7 +168,7 @@ def _with_few_rows(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Supp
     """
     engine = support.engine
     is_latent = bool(drawn.cache) and drawn.cache["layout"].has_latent_value
-    has_few = is_latent and drawn.case["group_size"] <= MANY_HEADS and "any" in engine.query_lens
+    has_few = is_latent and drawn.case["group_size"] <= FEW_ROWS and "any" in engine.query_lens
     if not has_few or pick(draw, (True, True, False)):
         return support
     return dataclasses.replace(support, engine=dataclasses.replace(engine, query_lens=("one",), slack=(0,)))

@@ -200,7 +200,7 @@ class Oracle:
         seen = request.seen[:, None]
         self.query = request.query.transpose(0, 1)  # [H, q, D]
         self.key, self.value = (  # [H, k, D] each
-            torch.where(seen, x.transpose(0, 1).repeat_interleave(group, 0), 0.0) for x in (request.key, request.value)
+            torch.where(seen, x.transpose(0, 1), 0.0).repeat_interleave(group, 0) for x in (request.key, request.value)
         )
         self.stored_out = _clamped(state.out.transpose(0, 1), out_dtype, layer)  # [H, q, D]
         self.sink = torch.full_like(self.stored_out[:, :1, 0], -torch.inf)  # [H, 1]
@@ -227,8 +227,8 @@ class Oracle:
         head_size, scale = self.query.shape[-1], abs(self.layer.scale)
         magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
         return self._bound(
-            eps=U32 * ((head_size + 2) * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_operands * scale * magnitudes
+            eps=scale * (U32 * (head_size + 2) + self.rounding.of_operands) * magnitudes
+            + U32 * self._steps_of_logits
             + self._further_errors,
             norm=lambda weights, magnitudes: magnitudes,
             stored_norm=self._stored_magnitudes.sum(1, keepdim=True),
@@ -240,8 +240,8 @@ class Oracle:
         head_size, scale = self.query.shape[-1], abs(self.layer.scale)
         magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
         bound = self._bound(
-            eps=U32 * (head_size**0.5 * scale * magnitudes + self._steps_of_logits)
-            + self.rounding.of_operands * scale * magnitudes
+            eps=scale * (U32 * head_size**0.5 + self.rounding.of_operands) * magnitudes
+            + U32 * self._steps_of_logits
             + self._further_errors,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
             stored_norm=LAMBDA * (self._stored_magnitudes**2).sum(1, keepdim=True).sqrt(),
@@ -372,27 +372,31 @@ class Oracle:
         weights, rounding, out = self._perturbed(eps), self.rounding, self.state.out.transpose(0, 1)
         magnitudes = torch.minimum(weights.largest @ self.value.abs(), torch.maximum(-least, largest))  # sum_j w_j |v_jc|
         of_outputs, of_sums = rounding.of_outputs(self._tiles)[..., None], self._of_sums[..., None]
+        share = (
+            # u_P of weights that are truncated
+            rounding.of_cut_weights
+            # lam u32 sqrt(B + 2 T + S)
+            + U32 * accumulation
+            # (M - 1) u_out
+            + rounding.of_parts
+            # of a weight that saturates
+            + rounding.of_saturated_weights(self._shift)[..., None]
+        )
         rest = (
             # lam u_P norm2(w v_c)
             rounding.of_weights * norm(weights.largest, magnitudes)
-            # u_P sum_j w_j |v_jc| of weights that are truncated
-            + rounding.of_cut_weights * magnitudes
+            # the share that is lost of sum_j w_j |v_jc|
+            + share * magnitudes
             # lam (eta_P / l) norm2(t_c), or without l
             + rounding.of_lost_weights / self._divided_later * stored_norm
             # sum_j min(w_j a_j, max(max_i w_i a_i, 127e-6 / l) / 127) |v_jc| / a_j of weights in int8
             + self._cut_to_int8(weights.largest)
             # sum_j w_j |v_jc - o_c| e_j
             + self._sensitivity(weights)
-            # lam u32 sqrt(B + 2 T + S) sum_j w_j |v_jc|
-            + U32 * accumulation * magnitudes
-            # (M - 1) u_out sum_j w_j |v_jc|
-            + rounding.of_parts * magnitudes
             # 2 u32 |o_c| for each scale that multiplies the output
             + rounding.of_scales * out.abs()
             # eta of each value that is flushed
             + rounding.of_flushed
-            # the share of a weight that saturates
-            + rounding.of_saturated_weights(self._shift)[..., None] * magnitudes
         )
         # of sums in 16 bits: a share of all that they sum up, and (3 (T + S) + 2) eta / l
         rest = rest + of_outputs * (magnitudes + rest) + self._lost_in_sums(stored_norm)

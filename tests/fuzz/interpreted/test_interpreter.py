@@ -128,7 +128,7 @@ def test_a_dtype_that_is_not_known_is_refused():
     [
         (triton_interpreter, "_patch_lang"),
         (triton_interpreter.InterpreterBuilder, "cast_impl"),
-        (TritonSemantic, "computation_type_impl"),
+        (TritonSemantic, "broadcast_impl_value"),
     ],
 )
 def test_a_triton_that_moved_its_hooks_is_named(holder, name, monkeypatch):
