@@ -10,7 +10,7 @@ from attn_contract.layouts import A_LATENT_LAYOUT
 
 _STATE = "its layers keep a state instead of keys and values, and have no softmax"
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
-_INDEXER = ("an indexer", "nothing here scores keys and picks some; a layer with a selection_unit attends to keys that were picked")
+_INDEXER = ("an indexer", "nothing here scores keys; a layer with a selection_unit attends to keys that were picked")
 _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends over ranks"
 
 OUT_OF_SCOPE = {

@@ -142,7 +142,7 @@ VLLM: dict[str, str | None] = {
 REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
-    "deepseek-v3.2": "attn_contract: an indexer (index_topk) not supported: nothing here scores keys and picks some",
+    "deepseek-v3.2": "attn_contract: an indexer (index_topk) not supported: nothing here scores keys",
     "mamba-2.8b": "no call of transformers' attention: MambaForCausalLM of MambaMixer",
 }
 
