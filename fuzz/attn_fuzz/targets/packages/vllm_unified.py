@@ -9,7 +9,12 @@ triton_attention_helpers.py:361-398 the mask of one row grows in a loop.
 
 A chunk of C tokens is a window of C with a look-back of 0 chunks (998-1000 of the kernel's file). One model has chunks, with a
 look-back of 1 (models/rnj1.py:143), for which the contract has no rule: 0 takes the same code. They come in causal decoders
-without ranges. R-SWA and ALiBi-sqrt (models/step1.py:145) are no rules of the contract either.
+without ranges. The engine keeps the keys of a window of C tokens, which begins before the chunk does: keys that only the chunk
+hides are the request's own, and V is masked by the window alone (571-585). R-SWA and ALiBi-sqrt (models/step1.py:145) are no
+rules of the contract either.
+
+The kernel loads entries of the block table up to the end of a tile of keys (431), which has 128 keys at most. Rows of the
+engine's table have entries for a multiple of 128 tokens (worker/block_table.py:29-42): no entry behind a row is loaded.
 """
 
 import dataclasses
@@ -119,9 +124,9 @@ def _support(device: str) -> Support:
 
 
 def _beyond(case: Case) -> str | None:
-    others = case.window != (-1, -1) or case.bidirectional_ranges
+    others = case.window != (-1, -1) or case.bidirectional_ranges or case.recycled
     if case.chunked_local is not None and (others or not all(request.causal for request in case.requests)):
-        return "chunks with a window, with ranges, or in a step that is not causal"
+        return "chunks with a window, with ranges, with recycled keys, or in a step that is not causal"
     return beyond_queries(case)
 
 
