@@ -14,7 +14,7 @@ hides are the request's own, and V is masked by the window alone (571-585). R-SW
 rules of the contract either.
 
 The kernel loads entries of the block table up to the end of a tile of keys (431), which has 128 keys at most. Rows of the
-engine's table have entries for a multiple of 128 tokens (worker/block_table.py:29-42): no entry behind a row is loaded.
+engine's table have entries for a multiple of 128 tokens (worker/block_table.py:29-42), so no entry behind a row is loaded.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
         "seqused_k": batch.seq_lens,
         "softmax_scale": layer.scale,
         "window_size": (layer.window[0], min(layer.window[0], 0)),
-        "block_table": batch.block_table,
+        "block_table": _block_table(batch),
         "softcap": layer.logits_soft_cap or 0,
         "alibi_slopes": layer.alibi_slopes,
         "sinks": layer.sinks,
@@ -85,6 +85,12 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
         "softmax_segm_expsum": q.new_full(scratch, torch.nan, dtype=torch.float32),
         "q_descale": layer.q_scale,
     }
+
+
+def _block_table(batch: Batch) -> torch.Tensor:
+    """The block table in rows of a multiple of 8 entries, which are those of 128 tokens if blocks have 16 slots."""
+    assert batch.block_table is not None
+    return torch.nn.functional.pad(batch.block_table, (0, -batch.block_table.shape[1] % 8))
 
 
 def _cache(kv_cache: torch.Tensor, layer: Layer, num_requests: int) -> dict[str, Any]:
