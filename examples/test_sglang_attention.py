@@ -18,7 +18,7 @@ PACKAGE = "sglang"
 FOLDERS = [each for folder in Path(__file__).absolute().parents for each in (folder / "python", folder)]
 SOURCES = next((folder for folder in FOLDERS if (folder / PACKAGE).is_dir()), None)
 TARGETS = ("sglang-triton", "sglang-encoder-attention", "sglang-verify-splitkv", "sglang-merge-state")
-MINUTES, MISFIT = "1", 3
+MINUTES, MISFIT = "0.2", 3
 
 
 @pytest.mark.skipif(SOURCES is None, reason="no folder above this file holds sglang")
@@ -32,7 +32,7 @@ def test_drawn_calls_agree_with_a_reference(target, tmp_path):
         "--examples",
         "30",
         "--minutes",
-        "0.2",
+        MINUTES,
         "--seed",
         "0",
         "--json",

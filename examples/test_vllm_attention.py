@@ -18,7 +18,7 @@ PACKAGE = "vllm"
 FOLDERS = Path(__file__).absolute().parents
 SOURCES = next((folder for folder in FOLDERS if (folder / PACKAGE).is_dir()), None)
 TARGETS = ("vllm-unified-attention", "vllm-rocm-attention", "vllm-encoder-attention", "vllm-merge-attn-states")
-MINUTES, MISFIT = "1", 3
+MINUTES, MISFIT = "0.2", 3
 
 
 @pytest.mark.skipif(SOURCES is None, reason="no folder above this file holds vllm")
@@ -32,7 +32,7 @@ def test_drawn_calls_agree_with_a_reference(target, tmp_path):
         "--examples",
         "30",
         "--minutes",
-        "0.2",
+        MINUTES,
         "--seed",
         "0",
         "--json",

@@ -2,10 +2,11 @@
 
 The model is built on the device meta, which holds shapes and no numbers, and run once over a few tokens. Nothing is loaded and
 no code that a config names is run. An attention registered for that run keeps the arguments of each call. A mask is kept as the
-function of positions that it is made of, and read at far positions.
+function of positions that it is made of, and read at far positions: once for all layers that share it.
 """
 
 import contextlib
+import functools
 import inspect
 import re
 import textwrap
@@ -172,7 +173,7 @@ def _recording(kept: list[tuple[Any, ...]]) -> Iterator[None]:
 
     def mask(batch_size, q_length, kv_length, mask_function, **others):
         made = torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device="meta")
-        made.mask_function = mask_function  # type: ignore[attr-defined]
+        made.seen = functools.cache(functools.partial(_seen, mask_function))  # type: ignore[attr-defined]
         return made
 
     AttentionInterface.register(NAME, attend)
@@ -256,7 +257,12 @@ _SCALED = re.compile(r"(?:query|key)_states = .*\* self\.scaling")
 
 def _scaled_before(module: Any) -> float:
     """The factor of q.k that a module multiplies q, or q and k, by before it hands them on."""
-    return float(getattr(module, "scaling", 1.0)) ** len(_SCALED.findall(inspect.getsource(type(module))))
+    return float(getattr(module, "scaling", 1.0)) ** _times_scaled(type(module))
+
+
+@functools.cache
+def _times_scaled(module_class: type) -> int:
+    return len(_SCALED.findall(inspect.getsource(module_class)))
 
 
 def _own_calls(names: Mapping[torch.nn.Module, str], config: Any) -> Iterator[Call]:
@@ -287,7 +293,10 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
         raise NotAnsweredError(
             Reason.MASK, "none, for a layer that may be causal: implementations of attention differ about it"
         )
-    rules, ahead = ({}, True) if mask is None else _seen(mask)
+    if mask is not None and not hasattr(mask, "seen"):
+        raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
+    rules, ahead = ({}, True) if mask is None else mask.seen()
+    rules = dict(rules)
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
     config = getattr(module, "config", None)
@@ -316,10 +325,8 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     return rules, ahead
 
 
-def _seen(mask: Any) -> tuple[dict[str, Any], bool]:
-    """The rules of a mask, and whether queries see keys after them."""
-    if (function := getattr(mask, "mask_function", None)) is None:
-        raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
+def _seen(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """The rules of a mask that a function of positions makes, and whether queries see keys after them."""
     function = _on_cpu(function)
     probes = (0, 1, 2, 300, _FAR, _FAR + 1, _FAR + 2)
     spans = {query: _span(function, query) for query in probes}

@@ -87,8 +87,10 @@ def class_of(names: Any, config: Any) -> Any:
         return None
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ContractError("architectures", shown(names), "a list of one name")
-    name = next((one for one in dir(transformers) if one.lower() == names[0].lower()), "")  # files write MPT for Mpt
-    found = getattr(transformers, name, None)
+    found = getattr(transformers, names[0], None)
+    if found is None:  # files write MPT for Mpt; to list all names takes a second
+        name = next((one for one in dir(transformers) if one.lower() == names[0].lower()), "")
+        found = getattr(transformers, name, None)
     if getattr(found, "config_class", None) not in (type(config), type(text_of(config))):
         expected = f"a class of transformers for {config.model_type}: another class may attend in another way"
         raise ContractError("architectures", shown(names[0]), expected)

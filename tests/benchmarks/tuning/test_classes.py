@@ -25,9 +25,17 @@ from benchmarks.tuning.space import (
 from benchmarks.tuning.table import entry_of
 
 COMPUTE_UNITS = 132
-DRAWN = served(draw_cases(60, seed=3), "sm90", COMPUTE_UNITS)[0]
-BY_CLASS = cases_by_class(DRAWN, COMPUTE_UNITS)
 by_name = pytest.mark.parametrize("call_class", CLASSES, ids=lambda call_class: call_class.name)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return served(draw_cases(60, seed=3), "sm90", COMPUTE_UNITS)[0]
+
+
+@pytest.fixture(scope="module")
+def by_class(drawn):
+    return cases_by_class(drawn, COMPUTE_UNITS)
 
 
 def test_every_call_has_a_class():
@@ -37,10 +45,9 @@ def test_every_call_has_a_class():
         assert entry.phase in get_args(LatentPhase) or any(call_class.holds(entry) for call_class in CLASSES)
 
 
-@pytest.mark.parametrize("call_class", BY_CLASS, ids=lambda call_class: call_class.name)
-def test_drawn_calls_are_launched_by_the_entry_of_their_class(call_class):
-    entry = entry_of("sm90", call_class).parameters
-    for case in BY_CLASS[call_class]:
+def test_drawn_calls_are_launched_by_the_entry_of_their_class(by_class):
+    for call_class, case in ((call_class, case) for call_class, cases in by_class.items() for case in cases):
+        entry = entry_of("sm90", call_class).parameters
         call = attention_call(case, META, seed=0)
         plan = plan_of(call.q, call.layer, call.batch, architecture="sm90", compute_units=COMPUTE_UNITS)
         # a pipeline has no more stages than shared memory holds
@@ -55,25 +62,25 @@ def test_checked_cases_are_of_their_class(call_class):
 
 
 @by_name
-def test_a_class_that_no_model_has_gets_cases_of_its_own(call_class):
-    assert {class_of(case, COMPUTE_UNITS) for case in stand_ins(call_class, BY_CLASS, COMPUTE_UNITS)} <= {call_class}
-    if call_class.phase in {each.phase for each in BY_CLASS}:
-        assert stand_ins(call_class, BY_CLASS, COMPUTE_UNITS)
+def test_a_class_that_no_model_has_gets_cases_of_its_own(call_class, by_class):
+    assert {class_of(case, COMPUTE_UNITS) for case in stand_ins(call_class, by_class, COMPUTE_UNITS)} <= {call_class}
+    if call_class.phase in {each.phase for each in by_class}:
+        assert stand_ins(call_class, by_class, COMPUTE_UNITS)
 
 
-def test_the_calls_of_a_cascade_see_every_pair_once():
-    cascades = [case for case in DRAWN if case.common_prefix_len]
+def test_the_calls_of_a_cascade_see_every_pair_once(drawn):
+    cascades = [case for case in drawn if case.common_prefix_len]
     assert cascades
-    for case in DRAWN:
+    for case in drawn:
         calls = calls_of(case)
         assert len(calls) == (2 if case in cascades else 1)
         assert sum(each.flops for each in calls) == case.flops
         assert not any(each.common_prefix_len for each in calls)
 
 
-def test_a_search_begins_with_the_most_work_and_the_middle():
-    assert sum(map(len, BY_CLASS.values())) > len(DRAWN) // 2
-    for cases in BY_CLASS.values():
+def test_a_search_begins_with_the_most_work_and_the_middle(drawn, by_class):
+    assert sum(map(len, by_class.values())) > len(drawn) // 2
+    for cases in by_class.values():
         assert 1 <= len(cases) <= MOST_CASES
         floors = [max(case.flops / 7e14, case.bytes / 3e12) for case in cases]
         assert floors[0] == max(floors)
@@ -82,11 +89,11 @@ def test_a_search_begins_with_the_most_work_and_the_middle():
             assert abs(more - less) <= 1
 
 
-def test_a_step_that_no_kernel_serves_is_in_no_class_and_named():
-    cascade = next(case for case in DRAWN if case.common_prefix_len)
-    wide = [replace(case, name=f"wide {i}", head_size=528) for i, case in enumerate((DRAWN[0], cascade))]
-    found, refused = served([wide[0], *DRAWN[:3], wide[1]], "sm90", COMPUTE_UNITS)
-    assert found == DRAWN[:3]
+def test_a_step_that_no_kernel_serves_is_in_no_class_and_named(drawn):
+    cascade = next(case for case in drawn if case.common_prefix_len)
+    wide = [replace(case, name=f"wide {i}", head_size=528) for i, case in enumerate((drawn[0], cascade))]
+    found, refused = served([wide[0], *drawn[:3], wide[1]], "sm90", COMPUTE_UNITS)
+    assert found == drawn[:3]
     assert list(refused) == ["wide 0", "wide 1"]
     assert all("head size 528 not supported" in why for why in refused.values())
 

@@ -7,7 +7,6 @@ import re
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,10 +76,11 @@ def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(number, 
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_gets_its_completion(shell):
-    ended = run({"_ATTN_PARITY_COMPLETE": f"{shell}_source"})
-    assert "attn-parity" in ended.stdout
-    assert ended.returncode == 0
+def test_a_shell_gets_its_completion(shell, attn_parity, monkeypatch):
+    monkeypatch.setenv("_ATTN_PARITY_COMPLETE", f"{shell}_source")
+    ended = attn_parity()
+    assert "attn-parity" in ended.out
+    assert ended.code == 0
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,11 @@ def test_a_shell_gets_its_completion(shell):
         (["select", "--dtype", "b"], ["bfloat16"]),
     ],
 )
-def test_words_are_completed(words, completed):
+def test_words_are_completed(words, completed, attn_parity, monkeypatch):
     line = " ".join(["attn-parity", *words])
-    ended = run({"_ATTN_PARITY_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))})
-    assert [word.split(",")[1] for word in ended.stdout.split()] == completed
+    for name, value in (("_ATTN_PARITY_COMPLETE", "bash_complete"), ("COMP_WORDS", line), ("COMP_CWORD", str(len(words)))):
+        monkeypatch.setenv(name, value)
+    assert [word.split(",")[1] for word in attn_parity().out.split()] == completed
 
 
 STARTUP_FILES = re.findall(r"^\| (\w+), `~/(.+?)` \| `(.+)` \|$", PAGES["docs/reference/command-line.md"], re.MULTILINE)
@@ -138,10 +139,6 @@ def wait_for(text: bytes, terminal: int) -> None:
         if select.select([terminal], [], [], 1)[0]:
             shown += os.read(terminal, 65536)
     assert text in shown
-
-
-def run(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 
 def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path):
     """Arguments lie where the emulator's reader says: launches.json and attn_amdgcn read the metadata in ways of their own."""
-    assert attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code").code == 0
+    compiled = attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code", "--workers", 1)
+    assert compiled.code == 0
     launches = json.loads((tmp_path / "code" / "launches.json").read_text())["launches"]
     assert [launch["architecture"] for launch in launches] == ["gfx942", "gfx1201"]
     for launch in launches:

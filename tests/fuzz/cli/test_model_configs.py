@@ -97,7 +97,7 @@ def test_latent_attention_has_one_kv_head_on_every_device(architecture, heads, s
 
 def test_yarn_scales_the_logits_of_latent_attention():
     config = {**CONFIGS["deepseek-v3"], "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0}}
-    plain, scaled = (model_config(one).groups["full_attention"].scale for one in (CONFIGS["deepseek-v3"], config))
+    plain, scaled = (_built(json.dumps(one)).groups["full_attention"].scale for one in (CONFIGS["deepseek-v3"], config))
     assert scaled == pytest.approx(plain * 1.3688879**2)
     assert scaled == pytest.approx(0.1352337)
     unscaled = {**config, "rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": 0}}
@@ -128,7 +128,7 @@ def test_layers_follow_their_fields(name, changes, numbers):
 @pytest.mark.parametrize(("devices", "sizes"), [(1, {4: 32, 8: 16}), (4, {1: 32, 2: 16}), (8, {1: 16})])
 def test_blocks_of_layers_that_share_memory_have_as_many_bytes(devices, sizes):
     """By the KV heads of a device."""
-    layers = deployed(model_config(CONFIGS["mimo-v2-flash"]), Engine(float8="fp8_e4m3fn", tensor_parallel=devices)).layers
+    layers = deployed(_built(json.dumps(CONFIGS["mimo-v2-flash"])), Engine(float8="fp8_e4m3fn", tensor_parallel=devices)).layers
     assert {fields["num_kv_heads"]: fields["block_size"] for fields in layers.values()} == sizes
     assert {fields["layout"] for fields in layers.values()} == {"CONTENT_PACKED"}
 

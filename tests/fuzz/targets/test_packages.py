@@ -1,6 +1,7 @@
 """Targets of other kernels: they declare without their packages, and each of their findings replays where these are."""
 
 import dataclasses
+import itertools
 import re
 import runpy
 from pathlib import Path
@@ -331,8 +332,13 @@ def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, m
     assert verdict.kind == kind, verdict.message
 
 
-@pytest.mark.parametrize("output_dtype", [None, "fp8_e4m3fn"])
-@pytest.mark.parametrize("name", ["triton-merge", "triton-merge-parts", "vllm-merge-attn-states"])
+@pytest.mark.parametrize(
+    ("name", "output_dtype"),
+    [
+        *itertools.product(("triton-merge", "triton-merge-parts", "vllm-merge-attn-states"), (None, "fp8_e4m3fn")),
+        *itertools.product(("vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"), (None,)),
+    ],
+)
 def test_parts_of_float8_queries_are_not_float8(name, output_dtype):
     """Found by a run on vLLM's files: parts that the target itself had rounded to 3 bits."""
     needs(target := registry.load(name))

@@ -25,7 +25,7 @@ from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.merge import EVERY_OPTION, State, requests_of, rows_of, write_state
+from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, requests_of, rows_of, write_state
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
@@ -149,7 +149,8 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
         rows, num_tokens, num_heads = int(batch.query_start_loc[-1]), len(q), layer.num_heads
         # heads come in as many parts as there are ranks: further ones are copies of the first
         heads = [*range(num_heads), *[0] * (-num_heads % num_ranks)]
-        outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=q.dtype, device=q.device)
+        dtype = parts_like(q, out, layer, rows).dtype
+        outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=dtype, device=q.device)
         lses = torch.full((num_ranks, num_heads, num_tokens), -torch.inf, device=q.device)
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             for rank in range(num_ranks):
@@ -172,7 +173,7 @@ def _over_ranks(merge: Merge, num_ranks_of: tuple[int, ...], *, has_lengths: boo
         by_row = lses[:, heads].transpose(1, 2)
         by_row = by_row if rng.random() < 0.5 else by_row.contiguous()
         merged, merged_lse = merge(outs[:, :, heads].contiguous(), by_row, is_base_e=is_base_e, **lengths)
-        rows_of(out, layer, rows)[:] = rounded(merged[:rows, :num_heads], q.dtype)
+        rows_of(out, layer, rows)[:] = rounded(merged[:rows, :num_heads], dtype)
         if lse is not None:
             natural = merged_lse.double() * (1 if is_base_e else torch.tensor(2.0, dtype=torch.float64).log())
             lse[:, :rows] = natural[:rows, :num_heads].T.float()

@@ -9,7 +9,12 @@ triton_attention_helpers.py:361-398 the mask of one row grows in a loop.
 
 A chunk of C tokens is a window of C with a look-back of 0 chunks (998-1000 of the kernel's file). One model has chunks, with a
 look-back of 1 (models/rnj1.py:143), for which the contract has no rule: 0 takes the same code. They come in causal decoders
-without ranges. R-SWA and ALiBi-sqrt (models/step1.py:145) are no rules of the contract either.
+without ranges. The engine keeps the keys of a window of C tokens, which begins before the chunk does: keys that only the chunk
+hides are the request's own, and V is masked by the window alone (571-585). R-SWA and ALiBi-sqrt (models/step1.py:145) are no
+rules of the contract either.
+
+The kernel loads entries of the block table up to the end of a tile of keys (431), which has 128 keys at most. Rows of the
+engine's table have entries for a multiple of 128 tokens (worker/block_table.py:29-42), so no entry behind a row is loaded.
 """
 
 import dataclasses
@@ -69,7 +74,7 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
         "seqused_k": batch.seq_lens,
         "softmax_scale": layer.scale,
         "window_size": (layer.window[0], min(layer.window[0], 0)),
-        "block_table": batch.block_table,
+        "block_table": _block_table(batch),
         "softcap": layer.logits_soft_cap or 0,
         "alibi_slopes": layer.alibi_slopes,
         "sinks": layer.sinks,
@@ -80,6 +85,12 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
         "softmax_segm_expsum": q.new_full(scratch, torch.nan, dtype=torch.float32),
         "q_descale": layer.q_scale,
     }
+
+
+def _block_table(batch: Batch) -> torch.Tensor:
+    """The block table in rows of a multiple of 8 entries, which are those of 128 tokens if blocks have 16 slots."""
+    assert batch.block_table is not None
+    return torch.nn.functional.pad(batch.block_table, (0, -batch.block_table.shape[1] % 8))
 
 
 def _cache(kv_cache: torch.Tensor, layer: Layer, num_requests: int) -> dict[str, Any]:
@@ -119,9 +130,9 @@ def _support(device: str) -> Support:
 
 
 def _beyond(case: Case) -> str | None:
-    others = case.window != (-1, -1) or case.bidirectional_ranges
+    others = case.window != (-1, -1) or case.bidirectional_ranges or case.recycled
     if case.chunked_local is not None and (others or not all(request.causal for request in case.requests)):
-        return "chunks with a window, with ranges, or in a step that is not causal"
+        return "chunks with a window, with ranges, with recycled keys, or in a step that is not causal"
     return beyond_queries(case)
 
 
