@@ -185,6 +185,7 @@ def _unit(name: str, holds: Callable[[int, Cache], object]) -> Value:
 
 SELECTION = _rule("selection_unit", "selected")(
     _selected("some", *values_of("selection_unit", (1, 2), (3,))),
+    _selected("top", setting(selection_unit=1, selected="top")),
     _selected("holes", setting(selection_unit=1, selected="holes")),
     _selected("all", setting(selection_unit=2, selected="all")),
     _selected("ahead", setting(selection_unit=1, selected="ahead")),
@@ -196,6 +197,13 @@ SELECTION = _rule("selection_unit", "selected")(
     in_step("a row that selects nothing", lambda case, step: (step.batch.selected < 0).all(-1).any()),
     in_step("no entry in any row", lambda case, step: step.batch.selected.shape[2] == 0),
     illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
+)
+EMPTY_SELECTIONS = dimension("empty_selections", "rule", "empty_selections", rule="selection_unit", choice="form")(
+    aspect(
+        "rows that select nothing",
+        lambda case: case.selection_unit is not None and case.empty_selections,
+        setting(selection_unit=1, empty_selections=True),
+    ),
 )
 SELECTION_OF_HEADS = dimension("selected_per_head", "rule", "selected_per_head", rule="selection_unit", choice="form")(
     aspect(
@@ -358,6 +366,7 @@ _OWN = (
     RANGES,
     CLAMPED,
     SELECTION,
+    EMPTY_SELECTIONS,
     SELECTION_OF_HEADS,
     SOFT_CAP,
     Q_SCALE,
