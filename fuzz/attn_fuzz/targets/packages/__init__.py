@@ -53,6 +53,7 @@ AITER = Package(
         "aiter-mla-decode": f"{_HERE}.aiter_mla:AITER_MLA_DECODE",
         "aiter-mla-decode-rope": f"{_HERE}.aiter_mla:AITER_MLA_DECODE_ROPE",
         "aiter-sparse-mla": f"{_HERE}.aiter_mla:AITER_SPARSE_MLA",
+        "aiter-decode-sparse": f"{_HERE}.aiter_sparse:AITER_DECODE_SPARSE",
         "aiter-paged-decode": f"{_HERE}.aiter_paged:AITER_PAGED_DECODE",
         "aiter-chunked-prefill": f"{_HERE}.aiter_paged:AITER_CHUNKED_PREFILL",
         "aiter-prefill-attention": f"{_HERE}.aiter_dense:AITER_PREFILL_ATTENTION",
@@ -66,8 +67,8 @@ AITER_EMULATED = Package(
     AITER.requirement,
     {
         "aiter-gluon-unified": f"{_HERE}.aiter_gluon:AITER_GLUON_UNIFIED",
-        "aiter-gluon-sparse": f"{_HERE}.aiter_gluon:AITER_GLUON_SPARSE",
-        "aiter-gluon-sparse-gfx1250": f"{_HERE}.aiter_gluon:AITER_GLUON_SPARSE_GFX1250",
+        "aiter-gluon-sparse": f"{_HERE}.aiter_sparse:AITER_GLUON_SPARSE",
+        "aiter-gluon-sparse-gfx1250": f"{_HERE}.aiter_sparse:AITER_GLUON_SPARSE_GFX1250",
         "aiter-gluon-decode": f"{_HERE}.aiter_gluon:AITER_GLUON_DECODE",
         "aiter-gluon-decode-gfx942": f"{_HERE}.aiter_gluon:AITER_GLUON_DECODE_GFX942",
         "aiter-gluon-mla-decode": f"{_HERE}.aiter_gluon:AITER_GLUON_MLA_DECODE",
