@@ -18,6 +18,8 @@ VLLM = Package(
         "vllm-dcp-reduce-scatter": f"{_HERE}.vllm_ranks:VLLM_DCP_REDUCE_SCATTER",
         "vllm-dcp-all-to-all": f"{_HERE}.vllm_ranks:VLLM_DCP_ALL_TO_ALL",
         "vllm-triton-mla": f"{_HERE}.vllm_mla:VLLM_TRITON_MLA",
+        "vllm-minimax-m3": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3",
+        "vllm-minimax-m3-rocm": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3_ROCM",
         "vllm-merge-attn-states": f"{_HERE}.merges:VLLM_MERGE",
     },
 )
