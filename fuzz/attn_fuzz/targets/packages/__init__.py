@@ -20,6 +20,7 @@ VLLM = Package(
         "vllm-triton-mla": f"{_HERE}.vllm_mla:VLLM_TRITON_MLA",
         "vllm-minimax-m3": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3",
         "vllm-minimax-m3-rocm": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3_ROCM",
+        "vllm-sparse-mla": f"{_HERE}.vllm_sparse_mla:VLLM_SPARSE_MLA",
         "vllm-merge-attn-states": f"{_HERE}.merges:VLLM_MERGE",
     },
 )
