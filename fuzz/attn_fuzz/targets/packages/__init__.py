@@ -21,6 +21,7 @@ VLLM = Package(
         "vllm-minimax-m3": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3",
         "vllm-minimax-m3-rocm": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3_ROCM",
         "vllm-sparse-mla": f"{_HERE}.vllm_sparse_mla:VLLM_SPARSE_MLA",
+        "vllm-qsa": f"{_HERE}.vllm_qsa:VLLM_QSA",
         "vllm-merge-attn-states": f"{_HERE}.merges:VLLM_MERGE",
     },
 )
