@@ -35,6 +35,8 @@ SGLANG = Package(
         "sglang-decode-deterministic": f"{_HERE}.sglang_deterministic:SGLANG_DECODE_DETERMINISTIC",
         "sglang-encoder-attention": f"{_HERE}.sglang_encoder:SGLANG_ENCODER_ATTENTION",
         "sglang-vision-attention": f"{_HERE}.sglang_encoder:SGLANG_VISION_ATTENTION",
+        "sglang-sparse-mla": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA",
+        "sglang-sparse-mla-prefill": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA_PREFILL",
         "sglang-verify-splitkv": f"{_HERE}.sglang_verify:SGLANG_VERIFY_SPLITKV",
     },
 )
