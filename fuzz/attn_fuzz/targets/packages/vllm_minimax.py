@@ -1,9 +1,11 @@
 """vLLM's block-sparse attention of MiniMax-M3, as MiniMaxM3SparseTritonImpl calls it: a decode with splits, and a prefill.
 
 models/minimax_m3/common/sparse_attention.py:452-520: requests that decode come first and have as many queries each; all others
-are prefills. A block is a page of 128 slots, and each KV head has a selection of its own. The indexer names as many blocks
-for a query as a row has entries, or all blocks that it sees: the prefill reads no sign, but counts the visible blocks
-(common/ops/sparse_attn.py:122-124). On ROCm the prefill is another one, in tiles of 32 keys on gfx942 (amd/ops/sparse_attn.py).
+are prefills. A block is a page of 128 slots, and each KV head has a selection of its own. The indexer names as many blocks for
+a query as a row has entries, or all blocks that it sees: the prefill reads no sign, but counts the visible blocks
+(common/ops/sparse_attn.py:122-124). Both read the keys of a block up to the request's last, and hide those that are ahead of
+the query: an engine has written them, also where no query selects them. On ROCm the prefill is another one, in tiles of 32 keys
+on gfx942 (amd/ops/sparse_attn.py).
 
 Parts of the decode are rounded to the dtype of q before they are merged (common/ops/sparse_attn.py:663).
 """
@@ -30,6 +32,7 @@ ENGINE = dataclasses.replace(
     selections=("top",),
     empty_selections=False,
     selected_per_head=(True,),
+    recycled=False,
     other_scales=False,
     empty_requests=False,
 )
