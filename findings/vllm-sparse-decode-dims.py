@@ -19,5 +19,5 @@ kernels.rocm_sparse_attn_prefill(q, kv, None, None, **call, output=out[0], **slo
 try:
     kernels.rocm_sparse_attn_decode_bf16(q, kv, **call, output=out[1], **slots, num_splits=2)
 except Exception as error:
-    print(f"{type(error).__name__}: {error}")
+    print(str(error).splitlines()[-1])
 compare(torch.ones(2), out[:, 0, 0, 0].cpu())

@@ -55,7 +55,7 @@ def describing(make: Any, tensor_handle: type) -> Any:
 
     def make_tensor_descriptor(self: Any, base: Any, shape: Any, strides: Any, *rest: Any, **named: Any) -> Any:
         *others, last = strides
-        handle = getattr(last, "handle", None)
+        handle: Any = getattr(last, "handle", None)
         number = handle.data.item() if isinstance(handle, tensor_handle) else last
         return make(self, base, shape, [*others, number], *rest, **named)
 

@@ -26,8 +26,8 @@ from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsa/"
 SPLITS, TILE = (1, 2, 4), 32
-TILES_OF_PREFILL = (64, 8, 2)
-"""Entries, warps and stages on an H200 (triton_sparse_mla_prefill.py:46-50)."""
+TILES_OF_PREFILL = (TILE, 8, 2)
+"""Entries, warps and stages: the prefill steps down to fewer entries where 64 do not fit (triton_sparse_mla_prefill.py:370)."""
 ENGINE = dataclasses.replace(
     SPARSE_TOKENS, padding=(0,), num_layers=(1,), empty_requests=False, unowned_rows=(0,), dense_out=(True,)
 )
@@ -128,7 +128,7 @@ SGLANG_SPARSE_MLA_PREFILL = dataclasses.replace(
     name="sglang-sparse-mla-prefill",
     description="sparse_mla_prefill of SGLang 0.5.23, also over the union of adjacent rows",
     attention=_prefill,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
+    rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu"),
     unavailable=_missing("triton_sparse_mla_prefill"),
     modules=functools.partial(_load, "triton_sparse_mla_prefill"),
 )
