@@ -25,7 +25,12 @@ from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
-FILES = (f"{HOST}pa_decode_sparse.py", *(f"{GLUON}{each}/attention/pa_decode_sparse.py" for each in ("gfx950", "gfx1250")))
+FILES = (
+    f"{HOST}pa_decode_sparse.py",
+    *(f"{GLUON}{each}/attention/pa_decode_sparse.py" for each in ("gfx950", "gfx1250")),
+    "ops/triton/_triton_kernels/attention/pa_decode_sparse.py",
+)
+"""The file with the host code, and those whose kernels it imports by other names."""
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
