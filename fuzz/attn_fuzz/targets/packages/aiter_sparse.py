@@ -6,7 +6,8 @@ are Triton, and Gluon on gfx950 and gfx1250. The contract cannot say that rows a
 
 Triton and gfx1250 round q times the scale to the dtype of q (_triton_kernels/attention/pa_decode_sparse.py:118,
 _gluon_kernels/gfx1250/attention/pa_decode_sparse.py:188-191), and need sinks, as all models have: -1e30 stands for none. A row
-has an entry at least, if only one of -1: nothing writes the output of a row without any, as a graph's padding has it.
+has an entry at least, if only one of -1: nothing writes the output of a row without any, as a graph's padding has it. Gluon
+divides by 0 in a row without keys; a query of DeepSeek-V4 always sees the keys of its window.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ FILES = (
     "ops/triton/_triton_kernels/attention/pa_decode_sparse.py",
 )
 """The file with the host code, and those whose kernels it imports by other names."""
+ENGINE = dataclasses.replace(SPARSE_TOKENS, empty_requests=False, unowned_rows=(0,))
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -62,7 +64,7 @@ _target = functools.partial(
     rules=("head_size_v", "sinks", "non_causal", "per_request_causal", "selection_unit"),
     required_rules=("selection_unit",),
     latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 64, 128), block_sizes=(16, 1, 64)),
-    engine=dataclasses.replace(SPARSE_TOKENS, empty_requests=False, unowned_rows=(0,)),
+    engine=dataclasses.replace(ENGINE, empty_selections=False),
     max_tokens=6,
 )
 _ROUNDING = Rounding(keys_per_tile=16, splits=16, dot_is_chained=True)
@@ -86,7 +88,11 @@ AITER_DECODE_SPARSE = dataclasses.replace(
     description="AITER's pa_decode_sparse in Triton, over the tokens that each row selects",
     architectures=(),
     support=lambda device: dataclasses.replace(
-        AITER_GLUON_SPARSE.support(device), dtypes=("bfloat16", "float16"), unused_slots="NaN", max_seq_len=160
+        AITER_GLUON_SPARSE.support(device),
+        dtypes=("bfloat16", "float16"),
+        engine=ENGINE,
+        unused_slots="NaN",
+        max_seq_len=160,
     ),
     rounding=lambda device: dataclasses.replace(_ROUNDING, rounds_scaled_query=True, dot_is_chained=device != "cpu"),
     modules=functools.partial(aiter_gluon.loaded, FILES, ARCHITECTURE),
