@@ -718,6 +718,13 @@ GLUON_SPARSE_GFX1250 = (
         explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_holes(case),
     ),
     Finding(
+        name="aiter-gluon-sparse-no-sink",
+        what="With one split, heads whose sink is -inf, which has no weight, are NaN.",
+        cause=f"{_GLUON}/pa_decode_sparse.py:219-221: the sum of weights begins as exp2(sink - sink), which is NaN.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
+    ),
+    Finding(
         name="aiter-gluon-slot-0",
         what="NaN in slot 0 of the cache makes the output of rows with an index of -1 NaN.",
         cause=f"{_GLUON}/pa_decode_sparse.py:348-352: slot 0 is read in the place of -1, and V is nowhere masked: its weight "
