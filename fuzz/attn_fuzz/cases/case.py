@@ -39,7 +39,7 @@ QueryScaleKind = Literal["tensor", "head"]
 ValueKind = Literal["exact", "one_hot", "signature", "random", "extreme", "captured"]
 SinkKind = Literal["off", "zero", "near", "above", "below", "some"]
 BiasKind = Literal["tree", "random", "hiding"]
-SelectionKind = Literal["some", "holes", "all", "ahead"]
+SelectionKind = Literal["some", "top", "holes", "all", "ahead"]
 ProgramOrder = Literal["in order", "reversed", "shuffled"]
 PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
@@ -198,8 +198,10 @@ class Case(
         alibi_slopes: the layer has slopes, drawn from the seed.
         selection_unit: as in `attn_contract.Layer`.
         selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit behind them.
-            "holes": the same, with entries of no unit anywhere. "all": all of those. "ahead": a few units of the request, which
-            causality may hide. Some rows select nothing.
+            "top": as many for each query as a row has entries, or all that it sees, as an indexer picks the best. "holes": as
+            "some", with entries of no unit anywhere. "all": all of those. "ahead": a few units of the request, which causality
+            may hide.
+        empty_selections: some rows select nothing, though they see keys.
         selected_per_head: each KV head has a selection of its own.
         signed_slopes: slopes are negative, 0 and positive by turns, instead of positive.
         qq_bias: "tree": drafts form a tree, and a token sees only its ancestors. "random": random numbers. "hiding": random
@@ -251,6 +253,7 @@ class Case(
     ranges_clamped: bool = False
     selection_unit: Size | None = None
     selected: SelectionKind = "some"
+    empty_selections: bool = False
     selected_per_head: bool = False
     logits_soft_cap: float | None = None
     q_scale: QueryScaleKind | None = None

@@ -172,15 +172,20 @@ def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[1 or HK, rows of requests, W] int32: the units of the kind that the case names. One row in eight selects nothing."""
+    """[1 or HK, rows of requests, W] int32: the units of the kind that the case names."""
     heads = case.num_kv_heads if case.selected_per_head else 1
+    most = _most_units(case, generator)
     chosen = [
-        _chosen_units(case, request, position, generator)
+        _chosen_units(case, request, position, most, generator)
         for _ in range(heads)
         for request in case.requests
         for position in range(request.context_len, request.seq_len)
     ]
-    width = max((len(units) for units in chosen), default=0) + int(torch.randint(0, 4, (), generator=generator))
+    longest = max((len(units) for units in chosen), default=0)
+    # as many holes as units, and more: whole tiles of places may hold no key
+    further = 2 * longest + 4 if case.selected == "holes" else 4
+    width = longest + int(torch.randint(0, further, (), generator=generator))
+    width = most if case.selected == "top" else width
     rows = torch.full((len(chosen), width), -1, dtype=torch.int32)
     for row, units in zip(rows, chosen, strict=True):
         places = torch.arange(len(units))
@@ -192,15 +197,22 @@ def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
     return rows.view(heads, case.query_start_loc[-1], width)
 
 
-def _chosen_units(case: Case, request: Request, position: int, generator: torch.Generator) -> torch.Tensor:
-    """The units that the query at a position selects, in any order."""
+def _most_units(case: Case, generator: torch.Generator) -> int:
+    """How many units an indexer picks for a query: from one to two more than the longest request has."""
+    assert case.selection_unit is not None
+    longest = max((request.seq_len for request in case.requests), default=0)
+    return int(torch.randint(1, -(-longest // case.selection_unit) + 3, (), generator=generator))
+
+
+def _chosen_units(case: Case, request: Request, position: int, most: int, generator: torch.Generator) -> torch.Tensor:
+    """The units that the query at a position selects, in any order. One row in eight selects nothing, if rows may."""
     assert case.selection_unit is not None
     keys = request.seq_len if case.selected == "ahead" or not request.causal else max(position + 1, 0)
     units = torch.randperm(-(-keys // case.selection_unit), generator=generator).int()
-    if not len(units) or not torch.randint(0, 8, (), generator=generator):
+    if not len(units) or (case.empty_selections and not torch.randint(0, 8, (), generator=generator)):
         return units[:0]
-    if case.selected == "all":
-        return units
+    if case.selected in ("all", "top"):
+        return units[:most] if case.selected == "top" else units
     return units[: int(torch.randint(1, len(units) + 1, (), generator=generator))]
 
 

@@ -386,10 +386,14 @@ BACKENDS = {
 _SPARSE_MLA = "aiter/ops/triton/_triton_kernels/unified_attention_sparse_mla.py, _kernel_unified_attention_sparse_mla_2d"
 
 
-def _hides_leading_tiles(case: "Case") -> bool:
-    """Whether a row may see no key of its first block, and sees a later one."""
-    has_edge = case.chunked_local is not None or (case.window[0] >= 0 and not case.sink_tokens)
-    return has_edge and case.cache is not None and any(r.seq_len > case.cache.block_size for r in case.requests)
+def _are_zero(verdict: "Verdict") -> bool:
+    """Whether all wrong numbers are 0."""
+    return bool(verdict.differences) and all(difference.got == 0 for difference in verdict.differences)
+
+
+def _has_holes(case: "Case") -> bool:
+    """Whether a tile of entries may name no token, and a later one may name some."""
+    return case.selection_unit is not None and case.selected == "holes"
 
 
 def _is_latent(config: AttentionConfig) -> bool:
@@ -430,7 +434,7 @@ SPARSE_MLA = (
         "relative to it.",
         seen_in=SEEN_IN,
         meets=_is_latent,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_leading_tiles(case),
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_holes(case),
     ),
 )
 
@@ -633,12 +637,6 @@ def _is_no_power_of_two(case: "Case") -> bool:
     return case.group_size.bit_count() > 1 or (case.num_kv_heads * case.group_size).bit_count() > 1
 
 
-def _hides_tiles_of_slots(case: "Case") -> bool:
-    """Whether 16 slots in a row, a tile, may be -1 in front of a slot that is none."""
-    has_edge = case.chunked_local is not None or case.window[0] >= 0
-    return has_edge and any(request.seq_len > 16 for request in case.requests)
-
-
 _GLUON_UNUSED_SLOTS = Finding(
     name="aiter-gluon-unused-slots",
     what="NaN in a slot of V past the end of a sequence makes the output NaN.",
@@ -717,7 +715,14 @@ GLUON_SPARSE_GFX1250 = (
         cause=f"{_GLUON}/pa_decode_sparse.py:372-381: after a tile without a key the running maximum is -inf, and -inf minus "
         "-inf is NaN.",
         seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _hides_tiles_of_slots(case),
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_holes(case),
+    ),
+    Finding(
+        name="aiter-gluon-sparse-no-sink",
+        what="With one split, heads whose sink is -inf, which has no weight, are NaN.",
+        cause=f"{_GLUON}/pa_decode_sparse.py:219-221: the sum of weights begins as exp2(sink - sink), which is NaN.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
     ),
     Finding(
         name="aiter-gluon-slot-0",
@@ -745,6 +750,18 @@ GLUON_MLA = (
     ),
 )
 
+DECODE_SPARSE = (
+    Finding(
+        name="aiter-decode-sparse-no-sink",
+        what="With one split, heads whose sink is -inf, which has no weight, are 0.",
+        cause="aiter/ops/triton/_triton_kernels/attention/pa_decode_sparse.py:157-159, _pa_decode_sparse: the sum of weights "
+        "begins as exp2(sink - sink), which is NaN.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise") and case.sinks in ("off", "some") and _are_zero(verdict)
+        ),
+    ),
+)
 DECODES_OF_MAIN = (
     Finding(
         name="aiter-decode-empty-request",

@@ -322,3 +322,14 @@ FLEX = (
         ),
     ),
 )
+SPARSE_MLA = (
+    Finding(
+        name="vllm-sparse-decode-dims",
+        what="The decode in parts over chosen rows, whose number of dims is no power of two, raises.",
+        cause="vllm/v1/attention/ops/rocm_aiter_mla_sparse.py:3407, _sparse_attn_decode_reduce_kernel: tl.arange(0, COMB_DIM), "
+        "where COMB_DIM is the width of a row, 576 of a model with a rotation (3938).",
+        seen_in="vllm 0.33.0",
+        meets=lambda config: config.has_latent_cache and config.head_size.bit_count() > 1,
+        explains=lambda case, verdict: verdict.kind == "raised" and case.head_size.bit_count() > 1,
+    ),
+)

@@ -8,12 +8,23 @@
 docs/guide/foreign-kernels.md has a complete example.
 """
 
-from attn_fuzz.foreign.loading import REPAIRED, MissingSourcesError, call, findable, load, missing, repaired, sources
+from attn_fuzz.foreign.loading import (
+    REPAIRED,
+    MissingSourcesError,
+    as_on_a_gpu,
+    call,
+    findable,
+    load,
+    missing,
+    repaired,
+    sources,
+)
 from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
 __all__ = [
     "REPAIRED",
     "MissingSourcesError",
+    "as_on_a_gpu",
     "call",
     "findable",
     "keys_and_values",

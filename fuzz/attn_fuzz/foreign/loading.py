@@ -18,7 +18,9 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
+import torch
 from attn_fuzz.errors import LimitError
 
 REPAIRED = "REPAIRED"
@@ -136,6 +138,13 @@ def call(function: Callable[..., Any], *arguments: Any, hints: Mapping[str, Any]
         if (value := options.pop(name)) is not None and value is not False:
             raise LimitError(f"{function.__name__} of these sources takes no {name}", "a release that takes it")
     return function(*arguments, **options, **{name: value for name, value in (hints or {}).items() if name in taken})
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """While this lasts, each tensor says that it is a GPU's: host code may ask, though its kernels are interpreted."""
+    with mock.patch.object(torch.Tensor, "is_cuda", True), mock.patch.object(torch.Tensor, "is_cpu", False):
+        yield
 
 
 class _Modules(importlib.abc.MetaPathFinder):

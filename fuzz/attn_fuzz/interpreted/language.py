@@ -23,6 +23,8 @@ def install(interpreter: Any) -> None:
     if not hasattr(transformer, "visit_Compare"):  # Triton 3.6: assigned values are not visited
         transformer.visit_Assign = _visiting_value(transformer.visit_Assign)
     transformer.visit_Module = _visit_module
+    semantic = type(interpreter.interpreter_semantic)
+    semantic.make_tensor_descriptor = describing(semantic.make_tensor_descriptor, interpreter.TensorHandle)
     # an interpreted function is given the globals of this module
     setattr(interpreter, rewriting.CONTROL, control)
     setattr(interpreter, _LOGICAL, _logical(interpreter.tl.tensor))
@@ -46,6 +48,18 @@ def transposed(interpreter: Any) -> property:
         return tl.tensor(block, tl.block_type(self.dtype, [*others, columns, rows]))
 
     return property(swap)
+
+
+def describing(make: Any, tensor_handle: type) -> Any:
+    """`TritonSemantic.make_tensor_descriptor` of a last stride that is an argument: it asks for its truth (see `truth`)."""
+
+    def make_tensor_descriptor(self: Any, base: Any, shape: Any, strides: Any, *rest: Any, **named: Any) -> Any:
+        *others, last = strides
+        handle: Any = getattr(last, "handle", None)
+        number = handle.data.item() if isinstance(handle, tensor_handle) else last
+        return make(self, base, shape, [*others, number], *rest, **named)
+
+    return make_tensor_descriptor
 
 
 def _visit_module(self: Any, node: ast.Module) -> ast.AST:

@@ -106,7 +106,11 @@ def _selection(draw: st.DrawFn, support: Support, chosen: set[str]) -> dict[str,
     if "selection_unit" not in chosen:
         return {}
     engine = support.engine
-    return {"selected": pick(draw, engine.selections), "selected_per_head": pick(draw, engine.selected_per_head)}
+    return {
+        "selected": pick(draw, engine.selections),
+        "empty_selections": engine.empty_selections and pick(draw, (False, True)),
+        "selected_per_head": pick(draw, engine.selected_per_head),
+    }
 
 
 def _own_cache(draw: st.DrawFn, support: Support, cache: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Engine:
             behind it, or be empty.
         selection_units: tokens of the units that queries select.
         selections: kinds of selections; see Case.
+        empty_selections: queries that see keys and select none.
         selected_per_head: whether each KV head has a selection of its own.
         signed_slopes: ALiBi slopes that are negative or 0.
         mixed_alibi: ALiBi with sinks or with ranges, or in steps that are not causal.
@@ -73,6 +74,7 @@ class Engine:
     ranges: tuple[RangeKind, ...] = ("any",)
     selection_units: tuple[int, ...] = (1, 4, 16, 2, 3, 128)
     selections: tuple[SelectionKind, ...] = get_args(SelectionKind)
+    empty_selections: bool = True
     selected_per_head: tuple[bool, ...] = (False, True)
     signed_slopes: bool = True
     mixed_alibi: bool = True
@@ -188,6 +190,7 @@ _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     "mixed_ranges": lambda case: case.bidirectional_ranges and not all(request.causal for request in case.requests),
     "selection_units": lambda case: case.selection_unit,
     "selections": lambda case: case.selected if case.selection_unit else None,
+    "empty_selections": lambda case: case.selection_unit is not None and case.empty_selections,
     "selected_per_head": lambda case: case.selected_per_head if case.selection_unit and case.num_kv_heads > 1 else None,
     "contexts": _has_context,
     "prompts": _has_prompt,

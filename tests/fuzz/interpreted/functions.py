@@ -124,6 +124,7 @@ CHECKED: dict[str, Callable[[], None]] = {
     "load": memory.loaded_and_stored,
     **{name: memory.updated(name) for name in memory.ATOMIC},
     "atomic_cas": memory.swapped,
+    "a descriptor, strides that are arguments": memory.described,
     "types": blocks.made_once,
     **{f"libdevice.{name}": device_library.checked(name) for name in device_library.names() if not libdevice.why_not(name)},
 }

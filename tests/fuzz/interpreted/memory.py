@@ -123,3 +123,18 @@ def swapped() -> None:
         swap_kernel[(1,)](memory, compared, value, before, LANES=32)
         assert torch.equal(memory, expected), dtype
         assert torch.equal(before, held), dtype
+
+
+@triton.jit
+def described_kernel(source, target, stride_row, stride_column):
+    described = tl.make_tensor_descriptor(source, [4, 8], [stride_row, stride_column], [4, 8])
+    place = tl.arange(0, 4)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(target + place, described.load([0, 0]))
+
+
+def described() -> None:
+    """A descriptor takes strides that are arguments: Triton compiles the last one, an argument of 1, as a constant."""
+    source, target = torch.arange(64.0).view(4, 16), torch.zeros(4, 8)
+    described_kernel[(1,)](source, target, 16, 1)
+    assert torch.equal(source[:, :8], target)
+    refused("a stride of 2", lambda: described_kernel[(1,)](source, target, 16, 2))

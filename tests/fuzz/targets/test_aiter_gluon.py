@@ -18,8 +18,9 @@ FINDINGS = {finding.name: finding for each in GROUPS for finding in each}
         ("aiter-gluon-stride-of-blocks", "value", {"requests": {"query_len": 1}}),  # Triton's kernel
         ("aiter-gluon-power-of-two-heads", "raised", {"group_size": 4}),
         ("aiter-gluon-infinite-sink", "nan", {"scale": 1.0}),
+        ("aiter-gluon-sparse-no-sink", "nan", {"sinks": "zero"}),
         ("aiter-gluon-infinite-sink", "nan", {"requests": {"query_len": 1}}),
-        ("aiter-gluon-hidden-tile", "value", {"window": (-1, -1)}),
+        ("aiter-gluon-hidden-tile", "value", {"selected": "some"}),
         ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),
         ("aiter-gluon-mla-one-part", "value", {"requests": {"query_len": 2}}),
         ("aiter-gluon-tile-without-keys", "nan", {"values": Values("random", 0)}),

@@ -183,8 +183,14 @@ def _unit(name: str, holds: Callable[[int, Cache], object]) -> Value:
     return region(name, lambda case: case.cache is not None and holds(case.selection_unit or 1, case.cache))
 
 
+def _entries(step: Step) -> torch.Tensor:
+    assert step.batch.selected is not None
+    return step.batch.selected
+
+
 SELECTION = _rule("selection_unit", "selected")(
     _selected("some", *values_of("selection_unit", (1, 2), (3,))),
+    _selected("top", setting(selection_unit=1, selected="top")),
     _selected("holes", setting(selection_unit=1, selected="holes")),
     _selected("all", setting(selection_unit=2, selected="all")),
     _selected("ahead", setting(selection_unit=1, selected="ahead")),
@@ -193,9 +199,16 @@ SELECTION = _rule("selection_unit", "selected")(
     _unit("of parts of a block", lambda unit, cache: 1 < unit < cache.block_size),
     _unit("of whole blocks", lambda unit, cache: unit == cache.block_size),
     _unit("over the end of a block", lambda unit, cache: unit % cache.block_size and cache.block_size % unit),
-    in_step("a row that selects nothing", lambda case, step: (step.batch.selected < 0).all(-1).any()),
-    in_step("no entry in any row", lambda case, step: step.batch.selected.shape[2] == 0),
+    in_step("a row that selects nothing", lambda case, step: (_entries(step) < 0).all(-1).any()),
+    in_step("no entry in any row", lambda case, step: _entries(step).shape[2] == 0),
     illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
+)
+EMPTY_SELECTIONS = dimension("empty_selections", "rule", "empty_selections", rule="selection_unit", choice="form")(
+    aspect(
+        "rows that select nothing",
+        lambda case: case.selection_unit is not None and case.empty_selections,
+        setting(selection_unit=1, empty_selections=True),
+    ),
 )
 SELECTION_OF_HEADS = dimension("selected_per_head", "rule", "selected_per_head", rule="selection_unit", choice="form")(
     aspect(
@@ -358,6 +371,7 @@ _OWN = (
     RANGES,
     CLAMPED,
     SELECTION,
+    EMPTY_SELECTIONS,
     SELECTION_OF_HEADS,
     SOFT_CAP,
     Q_SCALE,

@@ -153,7 +153,7 @@ class _AnyStrides:
         return slots
 
     def batch(self, batch: Batch) -> Batch:
-        tensors = {name: self._spread.elements(getattr(batch, name)) for name in ("block_table", "qq_bias")}
+        tensors = {name: self._spread.elements(getattr(batch, name)) for name in ("block_table", "qq_bias", "selected")}
         return dataclasses.replace(batch, **tensors)
 
 

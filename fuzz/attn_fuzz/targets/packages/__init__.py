@@ -18,6 +18,10 @@ VLLM = Package(
         "vllm-dcp-reduce-scatter": f"{_HERE}.vllm_ranks:VLLM_DCP_REDUCE_SCATTER",
         "vllm-dcp-all-to-all": f"{_HERE}.vllm_ranks:VLLM_DCP_ALL_TO_ALL",
         "vllm-triton-mla": f"{_HERE}.vllm_mla:VLLM_TRITON_MLA",
+        "vllm-minimax-m3": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3",
+        "vllm-minimax-m3-rocm": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3_ROCM",
+        "vllm-sparse-mla": f"{_HERE}.vllm_sparse_mla:VLLM_SPARSE_MLA",
+        "vllm-qsa": f"{_HERE}.vllm_qsa:VLLM_QSA",
         "vllm-merge-attn-states": f"{_HERE}.merges:VLLM_MERGE",
     },
 )
@@ -31,6 +35,8 @@ SGLANG = Package(
         "sglang-decode-deterministic": f"{_HERE}.sglang_deterministic:SGLANG_DECODE_DETERMINISTIC",
         "sglang-encoder-attention": f"{_HERE}.sglang_encoder:SGLANG_ENCODER_ATTENTION",
         "sglang-vision-attention": f"{_HERE}.sglang_encoder:SGLANG_VISION_ATTENTION",
+        "sglang-sparse-mla": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA",
+        "sglang-sparse-mla-prefill": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA_PREFILL",
         "sglang-verify-splitkv": f"{_HERE}.sglang_verify:SGLANG_VERIFY_SPLITKV",
     },
 )
@@ -53,6 +59,7 @@ AITER = Package(
         "aiter-mla-decode": f"{_HERE}.aiter_mla:AITER_MLA_DECODE",
         "aiter-mla-decode-rope": f"{_HERE}.aiter_mla:AITER_MLA_DECODE_ROPE",
         "aiter-sparse-mla": f"{_HERE}.aiter_mla:AITER_SPARSE_MLA",
+        "aiter-decode-sparse": f"{_HERE}.aiter_sparse:AITER_DECODE_SPARSE",
         "aiter-paged-decode": f"{_HERE}.aiter_paged:AITER_PAGED_DECODE",
         "aiter-chunked-prefill": f"{_HERE}.aiter_paged:AITER_CHUNKED_PREFILL",
         "aiter-prefill-attention": f"{_HERE}.aiter_dense:AITER_PREFILL_ATTENTION",
@@ -66,8 +73,8 @@ AITER_EMULATED = Package(
     AITER.requirement,
     {
         "aiter-gluon-unified": f"{_HERE}.aiter_gluon:AITER_GLUON_UNIFIED",
-        "aiter-gluon-sparse": f"{_HERE}.aiter_gluon:AITER_GLUON_SPARSE",
-        "aiter-gluon-sparse-gfx1250": f"{_HERE}.aiter_gluon:AITER_GLUON_SPARSE_GFX1250",
+        "aiter-gluon-sparse": f"{_HERE}.aiter_sparse:AITER_GLUON_SPARSE",
+        "aiter-gluon-sparse-gfx1250": f"{_HERE}.aiter_sparse:AITER_GLUON_SPARSE_GFX1250",
         "aiter-gluon-decode": f"{_HERE}.aiter_gluon:AITER_GLUON_DECODE",
         "aiter-gluon-decode-gfx942": f"{_HERE}.aiter_gluon:AITER_GLUON_DECODE_GFX942",
         "aiter-gluon-mla-decode": f"{_HERE}.aiter_gluon:AITER_GLUON_MLA_DECODE",

@@ -8,10 +8,6 @@ unified_attention (attention/unified_attention.py) takes its Gluon 2D kernel for
 kernel for other decodes of a SHUFFLED cache, and Triton's 3D kernel for those of other caches, all on gfx1250 alone (:36-51,
 :314-315, :550). Parts are merged in Gluon if they are at most 8 (:626-636). A tile of a prefill is a block, or 64 keys.
 
-pa_decode_sparse (attention/pa_decode_sparse.py) attends to slots that are given one by one, -1 for none; the whole row is K
-and V. On gfx1250 q times the scale is rounded to q's dtype (_gluon_kernels/gfx1250/attention/pa_decode_sparse.py:188-191), and
-sinks are needed: -1e30 stands for none.
-
 pa_decode_gluon (gluon/pa_decode_gluon.py) has 1 to 4 queries for each request, of which here each has 1. With `ps` and more
 than one part it merges them by FlyDSL, which is not Gluon and is not here (:5049-5150): the calls with several parts have no
 `ps`. A float8 cache has one scale, or one for each token and head; q stays bfloat16, and so do the dots (`compute_type`). With
@@ -19,7 +15,7 @@ scales of tokens weights are multiplied by them, relative to the largest of a ti
 
 With a float8 cache and q in bfloat16 unified_attention takes Triton's 2D kernel instead of Gluon's (attention/
 unified_attention.py:49-62), and Gluon's 3D kernel for SHUFFLED decodes. The contract cannot say what else these functions take:
-nvfp4, q in float8, and rows of 512 float8 with a scale for each 64 (attention/pa_decode_sparse.py:168-190).
+nvfp4 and q in float8.
 
 For SHUFFLED blocks of fewer than 64 keys the 2D kernel calls async_gather as Triton 3.7 had it
 (_gluon_kernels/gfx1250/attention/unified_attention_2d.py:594): Triton 3.8 and 3.9 refuse it.
@@ -31,8 +27,7 @@ mla.py:2834). Parts of the first are rounded to the dtype of the output before t
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -48,8 +43,7 @@ from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.packages.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
-from attn_fuzz.targets.rng import rng_of, rng_of_lengths
+from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -59,10 +53,9 @@ GLUON_FOLDERS = (
     "ops/triton/_gluon_kernels/gfx950/attention/",
     "ops/triton/_gluon_kernels/gfx1250/attention/",
 )
-_HOST, _GLUON = "ops/triton/attention/", "ops/triton/_gluon_kernels/"
-UNIFIED = (f"{_HOST}unified_attention.py", f"{_GLUON}gfx1250/attention/unified_attention_reduce.py")
-SPARSE = (f"{_HOST}pa_decode_sparse.py", *(f"{_GLUON}{each}/attention/pa_decode_sparse.py" for each in ("gfx950", "gfx1250")))
-MLA = (f"{_HOST}mla.py", f"{_GLUON}gfx1250/attention/mla.py", "ops/triton/_triton_kernels/attention/mla.py")
+HOST, GLUON = "ops/triton/attention/", "ops/triton/_gluon_kernels/"
+UNIFIED = (f"{HOST}unified_attention.py", f"{GLUON}gfx1250/attention/unified_attention_reduce.py")
+MLA = (f"{HOST}mla.py", f"{GLUON}gfx1250/attention/mla.py", "ops/triton/_triton_kernels/attention/mla.py")
 DECODE, MLA_DECODE = (("ops/triton/gluon/pa_decode_gluon.py",), ("ops/triton/gluon/mla_gluon.py",))
 """The file with the host code, and those whose kernels it imports by other names."""
 PARTITION = 256
@@ -85,17 +78,17 @@ def _stubs(architecture: str) -> dict[str, dict[str, object]]:
     }
 
 
-def _modules(files: tuple[str, ...]) -> list[ModuleType]:
+def modules(files: tuple[str, ...]) -> list[ModuleType]:
     """Files of AITER, as they are on the architecture for which launches are compiled now."""
-    return _loaded(files, jobs.architecture.get() or "gfx950")
+    return loaded(files, jobs.architecture.get() or "gfx950")
 
 
 @functools.cache
-def _loaded(files: tuple[str, ...], architecture: str) -> list[ModuleType]:
+def loaded(files: tuple[str, ...], architecture: str) -> list[ModuleType]:
     return foreign.load("aiter", (*files, *FOLDERS, *GLUON_FOLDERS), stubs=_stubs(architecture))
 
 
-def _missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
+def missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
     def unavailable(device: str) -> str | None:
         try:
             folder = foreign.sources("aiter")
@@ -108,17 +101,10 @@ def _missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
     return unavailable
 
 
-@contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
-    """pa_decode_sparse asks whether its tensors are a GPU's."""
-    with mock.patch.object(torch.Tensor, "is_cuda", True):
-        yield
-
-
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     is_shuffled, rows = layer.layout is Layout.SHUFFLED, batch.num_actual_tokens
     k_cache, v_cache = (foreign.packed_keys_and_values if is_shuffled else foreign.keys_and_values)(kv_cache, layer)
-    _modules(UNIFIED)[0].unified_attention(
+    modules(UNIFIED)[0].unified_attention(
         q=q[:rows],
         k=k_cache,
         v=v_cache,
@@ -140,27 +126,6 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = chosen_slots(q, kv_cache, layer, batch, rng_of_lengths(batch))
-    if not slots:
-        return
-    sinks = None if layer.sinks is None else layer.sinks.float()
-    if sinks is None and jobs.architecture.get() != "gfx950":
-        sinks = torch.full((layer.num_heads,), -1e30)
-    ends = torch.tensor([0, *map(len, slots)]).cumsum(0).int()
-    with _as_on_a_gpu():
-        found = _modules(SPARSE)[0].pa_decode_sparse(
-            q=q[: len(slots)],
-            unified_kv=kv_cache.flatten(0, 1),
-            kv_indices=torch.tensor([slot for each in slots for slot in each], dtype=torch.int32),
-            kv_indptr=ends,
-            attn_sink=sinks,
-            softmax_scale=layer.scale,
-            kv_splits=rng_of((ends,)).choice((None, 1, 4)),
-        )
-    rows_of(out, layer, len(slots))[:] = found
-
-
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     request, seq_lens = decoded_rows(batch)
     rows = len(request)
@@ -172,7 +137,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         each if per_token is None else per_token.transpose(1, 2).unsqueeze(3).contiguous()
         for each, per_token in ((layer.k_scale, layer.k_scale_cache), (layer.v_scale, layer.v_scale_cache))
     ]
-    _modules(DECODE)[0].pa_decode_gluon(
+    modules(DECODE)[0].pa_decode_gluon(
         output=out.view(q.shape)[:rows],
         query=q[:rows].contiguous(),
         key_cache=k_cache,
@@ -202,7 +167,7 @@ def _mla_decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     found = torch.empty(len(request), layer.num_heads, layer.value_size, dtype=q.dtype)
     latent, rotated = q[: len(request)].split([layer.value_size, layer.head_size - layer.value_size], dim=2)
     rows = kv_cache.flatten(0, 1)
-    _modules(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.value_size)
+    modules(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.value_size)
     rows_of(out, layer, len(request))[:] = found
 
 
@@ -210,7 +175,7 @@ def _mla(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rows = int(batch.query_start_loc[-1])
     if not rows:
         return
-    module = _modules(MLA)[0]
+    module = modules(MLA)[0]
     attend = module.mla_decode_fwd if batch.max_query_len == 1 else module.mla_prefill_fwd
     attend(
         q=q[:rows],
@@ -259,23 +224,14 @@ def _target(
         support=lambda device: support,
         refuses=False,
         rounding=lambda device: rounding,
-        unavailable=_missing(files),
-        modules=functools.partial(_modules, files),
+        unavailable=missing(files),
+        modules=functools.partial(modules, files),
         architectures=architectures,
         findings=findings,
     )
 
 
-_latent_target = functools.partial(_target, layouts=(Layout.LATENT,))
-_ROUNDING = Rounding(keys_per_tile=16, splits=16, dot_is_chained=True)
-_sparse_target = functools.partial(
-    _latent_target,
-    attention=_sparse,
-    files=SPARSE,
-    rules=("head_size_v", "sinks", "non_causal", "per_request_causal", "window", "sink_tokens", "chunked_local"),
-    latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 64, 128), block_sizes=(16, 1, 64)),
-    max_tokens=6,
-)
+latent_target = functools.partial(_target, layouts=(Layout.LATENT,))
 AITER_GLUON_UNIFIED = _target(
     "aiter-gluon-unified",
     "AITER's unified_attention on gfx1250, whose kernels are Gluon",
@@ -292,20 +248,6 @@ AITER_GLUON_UNIFIED = _target(
     cache_dtypes=("fp8_e4m3fn",),
     scales=("tensor",),
     exclude=_excluded,
-)
-AITER_GLUON_SPARSE = _sparse_target(
-    "aiter-gluon-sparse",
-    "AITER's pa_decode_sparse in Gluon, over the keys that each row sees",
-    ("gfx950",),
-    rounding=_ROUNDING,
-    findings=aiter.GLUON_SPARSE,
-)
-AITER_GLUON_SPARSE_GFX1250 = _sparse_target(
-    "aiter-gluon-sparse-gfx1250",
-    "AITER's pa_decode_sparse in Gluon for gfx1250, over the keys that each row sees",
-    ("gfx1250",),
-    rounding=dataclasses.replace(_ROUNDING, rounds_scaled_query=True),
-    findings=aiter.GLUON_SPARSE_GFX1250,
 )
 _decode_target = functools.partial(
     _target,
@@ -332,7 +274,7 @@ AITER_GLUON_DECODE_GFX942 = _decode_target(
     ("gfx942",),
     cache_dtypes=("fp8_e4m3fnuz",),
 )
-AITER_GLUON_MLA_DECODE = _latent_target(
+AITER_GLUON_MLA_DECODE = latent_target(
     "aiter-gluon-mla-decode",
     "AITER's mla_gluon, the decode of latent attention on gfx950",
     ("gfx950",),
@@ -344,13 +286,13 @@ AITER_GLUON_MLA_DECODE = _latent_target(
     latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32, 24), block_sizes=(16, 1, 64)),
     max_tokens=6,
 )
-AITER_GLUON_MLA = _latent_target(
+AITER_GLUON_MLA = latent_target(
     "aiter-gluon-mla",
     "AITER's mla_prefill_fwd and mla_decode_fwd on gfx1250, whose kernels are Gluon",
     ("gfx1250",),
     _mla,
     MLA,
-    dataclasses.replace(_ROUNDING, truncates_weights=True),
+    Rounding(keys_per_tile=16, splits=16, dot_is_chained=True, truncates_weights=True),
     aiter.GLUON_MLA,
     rules=("head_size_v",),
     latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32), block_sizes=(64, 32, 16)),

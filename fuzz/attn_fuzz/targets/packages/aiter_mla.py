@@ -5,9 +5,8 @@ as rows of a buffer without blocks. With `use_rope` it rotates q and the last ke
 key back. Here q and that key are turned back before the call, by a multiple of 90 degrees for each pair of dims: such a turn is
 exact.
 
-unified_attention_sparse_mla.py sees, for each row of q, the slots that an indexer has chosen, and skips entries of -1. Here the
-indexer chooses all keys that the row sees by the rules of the layer: in any order and then -1, or in their order with -1 in the
-place of each hidden key.
+unified_attention_sparse_mla.py sees, for each row of q, the slots of the tokens that an indexer has chosen, and skips entries
+of -1, wherever they are. A row has at least one key: the file says that tests fail where all entries of a row are -1.
 
 `ATTN_PARITY_AITER=FOLDER` takes the sources of another release.
 """
@@ -22,7 +21,7 @@ from attn_fuzz.findings.aiter import MLA_DECODE_ROPE, SPARSE_MLA
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import aiter_package
-from attn_fuzz.targets.packages.latent_rows import chosen_slots, decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, has_row_without_keys, selected_slots
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -108,8 +107,7 @@ class _Rotation:
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     [module] = aiter_package.load(*SPARSE)
     rows = int(batch.query_start_loc[-1])
-    chosen = chosen_slots(q, kv_cache, layer, batch, rng_of((q.shape, batch.seq_lens)))
-    if any(chosen):
+    if rows:
         module.unified_attention_sparse_mla(
             q=q[:rows],
             kv=kv_cache.unsqueeze(2),
@@ -119,7 +117,7 @@ def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             seqused_k=batch.seq_lens,
             max_seqlen_k=batch.max_seq_len,
             softmax_scale=layer.scale,
-            topk_indices=torch.tensor(chosen, dtype=torch.int32, device=q.device),
+            topk_indices=selected_slots(layer, batch, kv_cache.shape[1])[0],
             block_table=batch.block_table,
             kv_lora_rank=layer.value_size,
         )
@@ -140,6 +138,7 @@ def _support(rules: tuple[str, ...], latent: LatentSizes) -> Support:
 
 
 _DECODE_SIZES = LatentSizes(widths=((512, 64), (256, 32), (96, 48)), group_sizes=(16, 12, 24), block_sizes=(16, 1, 64))
+_SPARSE_ENGINE = dataclasses.replace(SPARSE_TOKENS, empty_selections=False)
 _SPARSE_SIZES = LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 32, 12), block_sizes=(16, 64))
 AITER_MLA_DECODE = Target(
     name="aiter-mla-decode",
@@ -161,9 +160,11 @@ AITER_MLA_DECODE_ROPE = dataclasses.replace(
 )
 AITER_SPARSE_MLA = Target(
     name="aiter-sparse-mla",
-    description="AITER's Triton unified_attention_sparse_mla, over the keys that each row sees",
+    description="AITER's Triton unified_attention_sparse_mla, over the tokens that each row selects",
     attention=_sparse,
-    support=lambda device: _support(("window", "sink_tokens", "chunked_local"), _SPARSE_SIZES),
+    support=lambda device: dataclasses.replace(
+        _support(("selection_unit",), _SPARSE_SIZES), required_rules=("selection_unit",), engine=_SPARSE_ENGINE
+    ),
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
     unavailable=aiter_package.missing(*SPARSE),

@@ -1,12 +1,19 @@
 """Calls of kernels that decode one row at a time: each row of q is a request of its own, with the keys that it sees."""
 
+import dataclasses
 import random
 from typing import NamedTuple
 
-import attn_reference
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.case import Case
+from attn_fuzz.targets.engine import VLLM
+
+SPARSE_TOKENS = dataclasses.replace(
+    VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,)
+)
+"""Selections of tokens that all heads share, and none of which causality hides: kernels know no causality beside them. An
+engine puts -1 behind the tokens of a row, and where a token is another rank's."""
 
 
 class DecodedRows(NamedTuple):
@@ -27,23 +34,40 @@ def decoded_rows(batch: Batch) -> DecodedRows:
     return DecodedRows(request, seq_lens.int())
 
 
-def chosen_slots(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, rng: random.Random) -> list[list[int]]:
-    """The slots of the keys that each row sees, as an indexer chooses them: as many of each row, with -1 for none.
+def selected_tokens(layer: Layer, batch: Batch) -> torch.Tensor:
+    """[1 or HK, rows, W * selection_unit] int32: the positions of the tokens that each row selects and sees by causality.
 
-    Either a key that a row does not see is -1 in its place, or the keys are in any order, and -1 stands behind them.
+    In the order of the selection; -1 in the place of every other token.
     """
-    table_of, block_size, in_place = batch.block_table, kv_cache.shape[1], rng.choice((False, True))
-    assert table_of is not None
-    chosen: list[list[int]] = []
-    for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
-        table = table_of[request.index].tolist()
-        for seen in request.visible:
-            slots = [table[key // block_size] * block_size + key % block_size for key in range(len(seen))]
-            visible = [slot for slot, is_seen in zip(slots, seen, strict=True) if is_seen]
-            hidden = [slot if is_seen else -1 for slot, is_seen in zip(slots, seen, strict=True)]
-            chosen.append(hidden if in_place else rng.sample(visible, len(visible)))
-    most = max(map(len, chosen), default=0) + rng.choice((0, 1, block_size))
-    return [slots + [-1] * (most - len(slots)) for slots in chosen]
+    assert batch.selected is not None
+    assert layer.selection_unit is not None
+    request, seq_lens = decoded_rows(batch)
+    units = batch.selected[:, : len(request), :, None]
+    tokens = units * layer.selection_unit + torch.arange(layer.selection_unit, dtype=torch.int32, device=units.device)
+    return torch.where((units >= 0) & (tokens < seq_lens[:, None, None]), tokens, -1).flatten(2)
+
+
+def selected_slots(layer: Layer, batch: Batch, block_size: int) -> torch.Tensor:
+    """[1 or HK, rows, W * selection_unit] int32: the slots of `selected_tokens`."""
+    assert batch.block_table is not None
+    tokens, (request, _) = selected_tokens(layer, batch), decoded_rows(batch)
+    blocks = batch.block_table[request].expand(len(tokens), -1, -1).gather(2, (tokens.clamp(min=0) // block_size).long())
+    return torch.where(tokens < 0, -1, blocks * block_size + tokens % block_size)
+
+
+def ragged(slots: torch.Tensor, rng: random.Random, least: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots [rows, W] one row after the other, and where each row begins, [rows + 1] int32.
+
+    A row ends with its last slot that is not -1, or has W entries. It has `least` at least, if only of -1.
+    """
+    width = slots.shape[1]
+    places = torch.arange(1, width + 1, device=slots.device)
+    last = torch.where(slots >= 0, places, 0).amax(1) if width else places.new_zeros(len(slots))
+    lengths = torch.full_like(last, width) if rng.choice((False, True)) else last
+    lengths = lengths.clamp(min=least)
+    padded = torch.nn.functional.pad(slots, (0, least), value=-1)
+    flat = padded[torch.arange(width + least, device=slots.device) < lengths[:, None]]
+    return flat, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def has_row_without_keys(case: Case) -> str | None:

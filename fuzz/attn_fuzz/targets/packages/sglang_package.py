@@ -50,7 +50,7 @@ A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090)
 """
 
 
-def _stubs() -> dict[str, dict[str, Any]]:
+def stubs() -> dict[str, dict[str, Any]]:
     flag = SimpleNamespace(get=lambda: False)
     no = ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported")
     return {
@@ -75,7 +75,7 @@ def _files(names: tuple[str, ...]) -> tuple[str, ...]:
 def load(*names: str) -> list[ModuleType]:
     """Modules of sglang/kernels/ops/attention. One that another imports comes with it."""
     logging.getLogger("sglang").setLevel(logging.WARNING)
-    return foreign.load("sglang", (*_files(names), _place()), stubs=_stubs())
+    return foreign.load("sglang", (*_files(names), _place()), stubs=stubs())
 
 
 def missing(*names: str) -> Callable[[str], str | None]:

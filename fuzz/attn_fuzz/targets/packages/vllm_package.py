@@ -49,8 +49,10 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
         has_device_capability=lambda capability: True,
         get_device_capability=lambda: (9, 0),
         is_device_capability_family=lambda capability: False,
+        is_arch_support_pdl=lambda: False,
     )
-    rocm = {"on_gfx1x": lambda: False, "use_rocm_custom_paged_attention": lambda *arguments, **options: False}
+    no = ("on_gfx1x", "on_gfx950", "on_mi3xx")
+    rocm = {**{name: lambda: False for name in no}, "use_rocm_custom_paged_attention": lambda *arguments, **options: False}
     fp8_types = {"FP8_DTYPE": FP8, "get_fp8_min_max": lambda: (torch.finfo(FP8).min, torch.finfo(FP8).max)}
     is_quantized = {"is_quantized_kv_cache": lambda kv_cache_dtype: kv_cache_dtype.startswith("fp8")}
     return {

@@ -1,0 +1,134 @@
+"""SGLang's Triton attention over chosen latent rows, of DeepSeek Sparse Attention (kernels/ops/attention/dsa).
+
+triton_sparse_mla.py and triton_sparse_mla_decode.py on ROCm attend in one part, or in parts of 64 entries or more that are
+rounded to bfloat16 (triton_sparse_mla.py:1107). The number of parts follows from a GPU's compute units. A tile of bfloat16 has
+32 entries on gfx942 (:152-174). triton_sparse_mla_prefill.py on CUDA attends in one part, up to the last entry that is not -1,
+and may gather the entries of 2 or 4 rows together (`union`), where rows have a power of two of entries.
+
+Outputs are bfloat16, and rows of the cache are dense. Entries are slots; -1 may stand anywhere.
+"""
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import torch
+from attn_contract import AttentionType, Layout
+from attn_fuzz import foreign
+from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.packages import SGLANG, sglang_package
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, has_row_without_keys, selected_slots
+from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.verdict.rounding import Rounding
+
+FOLDER = "kernels/ops/attention/dsa/"
+SPLITS, TILE = (1, 2, 4), 32
+TILES_OF_PREFILL = (TILE, 8, 2)
+"""Entries, warps and stages: the prefill steps down to fewer entries where 64 do not fit (triton_sparse_mla_prefill.py:370)."""
+ENGINE = dataclasses.replace(
+    SPARSE_TOKENS, padding=(0,), num_layers=(1,), empty_requests=False, unowned_rows=(0,), dense_out=(True,)
+)
+
+
+@functools.cache
+def _load(name: str) -> list[ModuleType]:
+    """The module, with what it asks of a GPU. Triton's interpreter adds no constexpr to a tensor, but a number."""
+    from triton import knobs
+
+    stubs = sglang_package.stubs() | {
+        "sglang.kernels.ops.attention.metadata": {"q8kv8_topk_length_from_indices": None},
+        "sglang.kernels.ops.quantization.fp8_kernel": {"is_fp8_fnuz": lambda: True},
+    }
+    names = dict.fromkeys((name, "triton_sparse_mla"))
+    modules = foreign.load("sglang", tuple(f"{FOLDER}{each}.py" for each in names), stubs=stubs)
+    known = {
+        "_sparse_mla_block_k": lambda kv: TILE,
+        "_cu_count": lambda device=None: sglang_package.COMPUTE_UNITS,
+        "_config": lambda device: TILES_OF_PREFILL,
+        **({"_G": 128} if knobs.runtime.interpret else {}),
+    }
+    for module in modules:
+        vars(module).update({name: value for name, value in known.items() if name in vars(module)})
+    return modules
+
+
+def _padded(slots: torch.Tensor) -> torch.Tensor:
+    """With a power of two of entries, as an indexer gives them."""
+    width = 1 << max(slots.shape[1] - 1, 15).bit_length()
+    return torch.nn.functional.pad(slots, (0, width - slots.shape[1]), value=-1)
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
+    rows = len(slots)
+    if not rows:
+        return
+    latent, rotated = q[:rows].split([layer.value_size, layer.head_size - layer.value_size], dim=2)
+    rng, cache = rng_of_lengths(batch), kv_cache.flatten(0, 1).unsqueeze(1)
+    indices, splits = _padded(slots).unsqueeze(1), rng.choice(SPLITS)
+    call = (latent, rotated, cache, indices, layer.scale, layer.value_size)
+    if rng.choice((False, True)):
+        found = _load("triton_sparse_mla_decode")[0].triton_sparse_mla_decode_splitk(*call, kv_splits=splits, workspace=[])
+    else:
+        found = _load("triton_sparse_mla")[0]._triton_sparse_mla_fwd_splitk(*call, splits)
+    rows_of(out, layer, rows)[:] = found[0]
+
+
+def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
+    rows, rng = len(slots), rng_of_lengths(batch)
+    if rows:
+        rows_of(out, layer, rows)[:] = _load("triton_sparse_mla_prefill")[0].sparse_mla_prefill(
+            q[:rows],
+            kv_cache.flatten(0, 1),
+            _padded(slots),
+            layer.scale,
+            layer.value_size,
+            union=rng.choice((0, 2, 4)),
+            union_config=TILES_OF_PREFILL,
+            int64_indexing=rng.choice((False, True)),
+        )
+
+
+def _missing(*names: str) -> Any:
+    files = tuple(f"{FOLDER}{name}.py" for name in names)
+    return lambda device: missing_triton(device) or foreign.missing("sglang", files, SGLANG.requirement)
+
+
+def _support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("bfloat16",),
+        layouts=(Layout.LATENT,),
+        rules=("selection_unit", "head_size_v"),
+        required_rules=("selection_unit",),
+        latent=LatentSizes(widths=((512, 64), (128, 32)), group_sizes=(16, 8, 64), block_sizes=(1, 64, 16)),
+        engine=ENGINE,
+        exclude=has_row_without_keys,
+        max_tokens=8,
+        max_seq_len=300,
+    )
+
+
+SGLANG_SPARSE_MLA = Target(
+    name="sglang-sparse-mla",
+    description="the fused and the split Triton sparse MLA of SGLang 0.5.23",
+    attention=_attention,
+    support=_support,
+    refuses=False,
+    rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu", splits=max(SPLITS), merged_parts=2),
+    unavailable=_missing("triton_sparse_mla", "triton_sparse_mla_decode"),
+    modules=functools.partial(_load, "triton_sparse_mla"),
+)
+SGLANG_SPARSE_MLA_PREFILL = dataclasses.replace(
+    SGLANG_SPARSE_MLA,
+    name="sglang-sparse-mla-prefill",
+    description="sparse_mla_prefill of SGLang 0.5.23, also over the union of adjacent rows",
+    attention=_prefill,
+    rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu"),
+    unavailable=_missing("triton_sparse_mla_prefill"),
+    modules=functools.partial(_load, "triton_sparse_mla_prefill"),
+)

@@ -1,0 +1,101 @@
+"""vLLM's Triton attention over chosen latent rows on ROCm (v1/attention/ops/rocm_aiter_mla_sparse.py).
+
+v1/attention/backends/mla/rocm_aiter_mla_sparse.py:890-980 takes it for bfloat16 without a rotation, and for float16 or many
+heads with sinks: a decode in parts, whose number follows from sizes, or else a prefill. Slots are given one row after the
+other; -1 may stand anywhere (:230-244). A row of padding has none, and its output is 0.
+"""
+
+import functools
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from attn_contract import AttentionType, Layout
+from attn_fuzz import foreign
+from attn_fuzz.findings.vllm import SPARSE_MLA
+from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, has_row_without_keys, ragged, selected_slots
+from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+FILES = (f"{vllm_package.OPS}rocm_aiter_mla_sparse.py",)
+SPLITS = (1, 2, 3, 8)
+
+
+def _nothing(*arguments: object, **options: object) -> None:
+    pass
+
+
+def _stubs() -> dict[str, dict[str, Any]]:
+    common = vllm_package.stubs(is_rocm=True)
+    common["vllm.platforms.rocm"] |= {"_ON_GFX942": True, "_ON_GFX950": False}
+    return {
+        **common,
+        "vllm.compilation.breakable_cudagraph": {"eager_break_during_capture": lambda function: function},
+        "vllm.config": {"CUDAGraphMode": None, "get_current_vllm_config": None},
+        "vllm.forward_context": {"get_forward_context": None},
+        "vllm.utils.torch_utils": {"LayerNameType": str, "direct_register_custom_op": _nothing},
+        "vllm.v1.attention.backends.mla.indexer": {"DeepseekV32IndexerMetadata": SimpleNamespace},
+        "vllm.v1.attention.ops.common": {"pack_seq_triton": None, "unpack_seq_triton": None},
+    }
+
+
+@functools.cache
+def _load() -> list[ModuleType]:
+    return foreign.load("vllm", FILES, stubs=_stubs())
+
+
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
+    rows, rng = len(slots), rng_of_lengths(batch)
+    if not rows:
+        return
+    indices, indptr = ragged(slots, rng)
+    splits = rng.choice(SPLITS)
+    [module] = _load()
+    call = {
+        "q": q[:rows],
+        "kv": kv_cache.flatten(0, 1).unsqueeze(1),
+        "scale": layer.scale,
+        "head_dim": layer.head_size,
+        "nope_head_dim": layer.value_size,
+        "rope_head_dim": layer.head_size - layer.value_size,
+        "attn_sink": layer.sinks,
+        "output": rows_of(out, layer, rows),
+        "ragged_indices": indices,
+        "ragged_indptr": indptr,
+    }
+    with foreign.as_on_a_gpu():
+        if splits > 1:
+            module.rocm_sparse_attn_decode_bf16(**call, num_splits=splits)
+        else:
+            module.rocm_sparse_attn_prefill(**call, indices=None, topk_length=None)
+
+
+def _support(device: str) -> Support:
+    return Support(
+        attn_types=(AttentionType.DECODER,),
+        dtypes=("bfloat16", "float16"),
+        layouts=(Layout.LATENT,),
+        rules=("selection_unit", "head_size_v", "sinks"),
+        required_rules=("selection_unit",),
+        latent=LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
+        engine=SPARSE_TOKENS,
+        exclude=has_row_without_keys,
+        max_tokens=8,
+        max_seq_len=160,
+    )
+
+
+VLLM_SPARSE_MLA = Target(
+    name="vllm-sparse-mla",
+    description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM 0.33.0",
+    attention=_attention,
+    support=_support,
+    refuses=False,
+    rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu", splits=max(SPLITS)),
+    unavailable=vllm_package.missing_files(*FILES),
+    modules=_load,
+    findings=SPARSE_MLA,
+)
