@@ -127,7 +127,8 @@ class Layer:
         chunked_local: C: positions are cut into chunks of C, and a query sees only keys of its chunk (Llama 4). None is off.
         selection_unit: g: each step selects the keys that a query sees, in units of g tokens: unit c is the positions
             [c * g, (c + 1) * g). `Batch.selected` names the units (DeepSeek-V3.2's tokens, arXiv:2512.02556; blocks of
-            MiniMax-M3). The other rules hide keys of selected units, too. DECODER only. None: nothing is selected.
+            MiniMax-M3). The other rules hide keys of selected units, too. In X_PACKED and SHUFFLED it is a multiple of the
+            elements of 16 bytes. DECODER only. None: nothing is selected.
         ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.

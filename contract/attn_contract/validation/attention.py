@@ -78,7 +78,7 @@ def check_paged_attention(
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
     _check_rules_of_step(layer, batch)
-    _check_selection(layer, batch)
+    _check_selection(layer, batch, kv_cache)
     _check_query(q, layer, batch, out, lse)
     check_rotated_dtype("q", q.dtype, layer)
     view = check_cache(kv_cache, layer, q.dtype)
@@ -163,11 +163,18 @@ def _check_rules_of_step(layer: Layer, batch: Batch) -> None:
         rule.check_defined(getattr(batch, name), layer.attn_type)
 
 
-def _check_selection(layer: Layer, batch: Batch) -> None:
+def _check_selection(layer: Layer, batch: Batch, kv_cache: torch.Tensor) -> None:
     if (layer.selection_unit is None) != (batch.selected is None):
         if batch.selected is None:
             raise ContractError("selected", None, f"a tensor: the layer has a selection_unit ({layer.selection_unit})")
         raise ContractError("selected", "a tensor", "None: the layer has no selection_unit")
+    if layer.selection_unit is not None and layer.layout is not None:
+        _, slots = layer.layout.units(kv_cache.element_size())
+        if layer.selection_unit % slots:
+            expected = (
+                f"a multiple of {slots} (16 bytes) in layout {layer.layout}, whose pages hold V of so many tokens together"
+            )
+            raise ContractError("selection_unit", layer.selection_unit, expected)
     if batch.selected is not None and len(batch.selected) not in (1, layer.num_kv_heads):
         got, heads = f"shape {tuple(batch.selected.shape)}", layer.num_kv_heads
         raise ContractError("selected", got, f"1 or num_kv_heads ({heads}) in its first dimension")

@@ -108,6 +108,8 @@ def _check_allocation(case: Case, cache: Cache) -> None:
         sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"
         rest = f", and paddings that are multiples of {unit}" if unit > 1 else ""
         raise CaseError(f"cache.layout: {cache.layout} needs {sizes}{rest}")
+    if case.selection_unit is not None and case.selection_unit % block_unit:
+        raise CaseError(f"selection_unit: in layout {cache.layout} a multiple of {block_unit}")
     if cache.layout.has_inline_scales and cache.dtype is None:
         raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
     if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):

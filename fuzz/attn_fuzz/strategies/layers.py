@@ -71,6 +71,7 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
         "q_scale": _q_scale(draw, support, cache, chosen),
         "signed_slopes": "alibi_slopes" in chosen and support.engine.signed_slopes and pick(draw, (False, True)),
         "ranges_clamped": ranges_clamped,
+        **_selection_unit(draw, support, cache, dtype, chosen),
         **_selection(draw, support, chosen),
         "narrow_sinks": "sinks" in chosen and pick(draw, (False, True)),
         "output_dtype": pick(draw, support.output_dtypes) if "output_dtype" in chosen else None,
@@ -99,6 +100,16 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
     scale = _scale(draw, support, drawn.case["head_size"], numbers.get("logits_soft_cap"))
     case = {**drawn.case, **numbers, "scale": scale}
     return drawn._replace(case=case, cache={**drawn.cache, **_own_cache(draw, support, drawn.cache)})
+
+
+def _selection_unit(
+    draw: st.DrawFn, support: Support, cache: dict[str, Any], dtype: str, chosen: set[str]
+) -> dict[str, int | None]:
+    """Tokens of a unit, rounded up to what the layout allows."""
+    if "selection_unit" not in chosen:
+        return {"selection_unit": None}
+    unit, step = pick(draw, support.engine.selection_units), _multiple_of(cache["layout"], _itemsize(dtype, cache["dtype"]))[1]
+    return {"selection_unit": -(-unit // step) * step}
 
 
 def _selection(draw: st.DrawFn, support: Support, chosen: set[str]) -> dict[str, Any]:

@@ -70,7 +70,6 @@ NUMBERS: dict[str, _Number] = {
     "window": partial(window, kind="any"),
     "sink_tokens": _one_of(1, 2, 4, sizes=_around),
     "chunked_local": _one_of(16, 1, 2, 7, sizes=_chunks),
-    "selection_unit": lambda draw, support: pick(draw, support.engine.selection_units),
     "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3, sizes=_edge_caps),
     "alibi_slopes": _one_of(True),
     "qq_bias": _one_of("tree", "random", "hiding"),
@@ -83,6 +82,7 @@ DRAWN_ELSEWHERE = {
     "ranges_clamped": "strategies.layers draws it where there are ranges",
     "head_size_v": "strategies.layers draws it with head_size",
     "q_scale": "strategies.layers draws it beside caches of float8",
+    "selection_unit": "strategies.layers draws it as the cache's layout allows",
 }
 """By the name of a rule of a layer or of a step that has no number here: where it is drawn."""
 
@@ -109,7 +109,7 @@ def _chosen(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[
 
 def _possible(support: Support, attn_type: AttentionType) -> list[str]:
     """Names of what is chosen as rules are; a quantized cache and a quantized output count as such."""
-    named = [*NUMBERS, "bidirectional_ranges", "rope", "head_size_v"]
+    named = [*NUMBERS, "bidirectional_ranges", "selection_unit", "rope", "head_size_v"]
     if attn_type is not AttentionType.DECODER and not support.engine.mixed_alibi:
         named.remove("alibi_slopes")
     if attn_type is AttentionType.ENCODER_DECODER and not any(layout.takes_two_widths for layout in support.layouts):

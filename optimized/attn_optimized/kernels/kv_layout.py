@@ -65,13 +65,11 @@ def load_packed_keys(
 
 
 @triton.constexpr_function
-def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED, SELECTION_UNIT):
+def slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED):
     """The number of slots of a dim of V that a tile loads together, a power of two: they are contiguous.
 
-    With a mask, they are those of 16 bytes. Of a selection, no more than are sure to lie in one unit.
+    With a mask, they are those of 16 bytes.
     """
-    if SELECTION_UNIT > 0:
-        return min(X, SELECTION_UNIT & -SELECTION_UNIT)
     return X if MASKED or INTERIOR == "shuffled" else min(BLOCK_SIZE & -BLOCK_SIZE, BLOCK_N)
 
 
@@ -98,9 +96,10 @@ def load_packed_values(
     A mask of single slots would make each element a load and a register of its own. So the slots of 16 bytes are loaded if one
     of them is in the tile, and the others are set to 0: they are in the same page, and may hold anything.
     """
-    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED, SELECTION_UNIT)
+    S: tl.constexpr = slots_side_by_side(BLOCK_SIZE, BLOCK_N, X, INTERIOR, MASKED)
     # [N/S]; blocks are looked up anew, once for S slots: so the compiler sees that they are in one block
     if SELECTION_UNIT > 0:
+        # a multiple of S, so that S slots are in one unit
         key = tl.max(tl.reshape(key, [BLOCK_N // S, S]), 1) - (S - 1)
     else:
         key = first_key + tl.arange(0, BLOCK_N // S) * S  # int32: a key of its request
@@ -115,10 +114,7 @@ def load_packed_values(
     first_slot = (unsigned_key % BLOCK_SIZE).to(tl.int64)[:, None, None]
     dim = tl.arange(0, BLOCK_D)[None, :, None]
     in_page = dim * (X if INTERIOR == "shuffled" else BLOCK_SIZE) + tl.arange(0, S)[None, None, :]  # int32: in its page
-    in_row = first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)
-    if INTERIOR == "shuffled" and S < X:
-        in_row = first_slot // X * (X * HEAD_SIZE) + first_slot % X
-    row = (block * stride_block * STRIDE_UNIT)[:, None, None] + in_row
+    row = (block * stride_block * STRIDE_UNIT)[:, None, None] + first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)
     pointer = head_ptr + row + in_page
     in_head = dim < HEAD_SIZE
     if MASKED:
