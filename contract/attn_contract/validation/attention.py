@@ -171,9 +171,7 @@ def _check_selection(layer: Layer, batch: Batch, kv_cache: torch.Tensor) -> None
     if layer.selection_unit is not None and layer.layout is not None:
         _, slots = layer.layout.units(kv_cache.element_size())
         if layer.selection_unit % slots:
-            expected = (
-                f"a multiple of {slots} (16 bytes) in layout {layer.layout}, whose pages hold V of so many tokens together"
-            )
+            expected = f"a multiple of {slots} (16 bytes) in layout {layer.layout}"
             raise ContractError("selection_unit", layer.selection_unit, expected)
     if batch.selected is not None and len(batch.selected) not in (1, layer.num_kv_heads):
         got, heads = f"shape {tuple(batch.selected.shape)}", layer.num_kv_heads

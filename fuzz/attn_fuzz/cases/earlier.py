@@ -515,11 +515,14 @@ def _with_rule(step: Step, name: str, value: Any) -> Step | None:
 
 def _selection_unit(step: Step) -> Step | None:
     """A selection that leaves each query nothing where it was none; of units of more tokens, units of half as many."""
+    if step.layer.layout is None or step.kv_cache is None:
+        return None
+    slots = step.layer.layout.units(step.kv_cache.element_size())[1]
     if (unit := step.layer.selection_unit) is None:
         nothing = torch.full((1, len(step.q), 1), -1, dtype=torch.int32, device=step.q.device)
-        layer = dataclasses.replace(step.layer, selection_unit=value_on("selection_unit"))
+        layer = dataclasses.replace(step.layer, selection_unit=2 * slots)
         return dataclasses.replace(step, layer=layer, batch=dataclasses.replace(step.batch, selected=nothing))
-    return _with_rule(step, "selection_unit", unit // 2) if unit > 1 else None
+    return _with_rule(step, "selection_unit", unit // 2) if unit % (2 * slots) == 0 else None
 
 
 def _no_selection_unit(step: Step) -> Step | None:
