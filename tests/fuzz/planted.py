@@ -120,7 +120,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
                     if layer.v_scale is None and len(keys):
                         of_keys = scales[:, keys, 0][:, None]
                         largest = of_keys.amax(-1, keepdim=True)
-                        p = torch.where(seen[:, keys], p * (of_keys / largest), 0)
+                        p = torch.where(seen[..., keys], p * (of_keys / largest), 0)
                     acc = acc * alpha[..., None] + (p.to(of_weights).float() @ value[:, keys]) * largest
                     m = m_new
                 parts.append((m, total, acc))
@@ -193,7 +193,8 @@ def _lse_in_base_2(q, kv_cache, batch, out, lse) -> None:
 
 
 def _before_out(q, kv_cache, batch, out, lse) -> None:
-    out.as_strided((1,), (1,), out.storage_offset() - 1).fill_(0)
+    if out.storage_offset():
+        out.as_strided((1,), (1,), out.storage_offset() - 1).fill_(0)
 
 
 def _unowned_rows(q, kv_cache, batch, out, lse) -> None:

@@ -208,8 +208,8 @@ MISTAKES = {
     "another request's blocks": Mistake(batch=_another_table),
     "last key missing": Mistake(see=without_last_key),
     "one key more": Mistake(see=with_one_key_more),
-    "first key missing": Mistake(see=lambda visible: visible & (visible.cumsum(1) > 1)),
-    "mask of another row": Mistake(see=lambda visible: visible.roll(1, 0)),
+    "first key missing": Mistake(see=lambda visible: visible & (visible.cumsum(-1) > 1)),
+    "mask of another row": Mistake(see=lambda visible: visible.roll(1, -2)),
     "heads by remainder": Mistake(repeat=lambda x, group: x.repeat(group, 1, 1)),
     "sum not rescaled": Mistake(kernel=SumNotRescaled),
     "output not rescaled": Mistake(kernel=OutputNotRescaled),
@@ -232,7 +232,7 @@ def attention_of(does: Rounding, rescales: str = "first", mistake: Mistake = RIG
         out = out.view(len(q), layer.num_heads, layer.value_size)
         for request in requests:
             visible = mistake.see(request.visible)
-            seen = visible.any(0)[:, None]
+            seen = visible.any(-2)[..., None]
             key, value = (torch.where(seen, mistake.repeat(x.transpose(0, 1), group), 0) for x in (request.key, request.value))
             query = request.query.transpose(0, 1)
             found, of_rows = kernel.rows(query, key, value, visible, layer, request.bias)

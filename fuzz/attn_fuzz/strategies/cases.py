@@ -158,7 +158,7 @@ def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
     if factor < 2:
         return support
     tokens, keys = max(FEW_TOKENS, support.max_tokens // factor), max(FEW_KEYS, support.max_seq_len // factor)
-    return dataclasses.replace(support, max_tokens=tokens, max_seq_len=keys)
+    return dataclasses.replace(support, max_tokens=min(tokens, support.max_tokens), max_seq_len=min(keys, support.max_seq_len))
 
 
 def _with_few_rows(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Support:

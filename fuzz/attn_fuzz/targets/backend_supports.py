@@ -13,8 +13,10 @@ _ROCM_ATTN_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
 
 def triton_attn(device: str) -> Support:
-    """Everything but float8 queries beside scales of tokens."""
-    return dataclasses.replace(TRITON.support(device), refused_sizes={"head_sizes": (513, 528)}, exclude=beyond_vllm_queries)
+    """Everything but a selection, and float8 queries beside scales of tokens."""
+    drawn = TRITON.support(device)
+    rules = tuple(rule for rule in drawn.rules if rule != "selection_unit")
+    return dataclasses.replace(drawn, rules=rules, refused_sizes={"head_sizes": (513, 528)}, exclude=beyond_vllm_queries)
 
 
 def beyond_vllm_queries(case: Case) -> str | None:

@@ -188,7 +188,8 @@ _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     "one_token_windows": lambda case: case.window[0] == 0,
     "mixed_alibi": _mixes_alibi,
     "mixed_ranges": lambda case: case.bidirectional_ranges and not all(request.causal for request in case.requests),
-    "selection_units": lambda case: case.selection_unit,
+    # packed pages round it up
+    "selection_units": lambda case: None if case.cache and case.cache.layout.is_x_packed else case.selection_unit,
     "selections": lambda case: case.selected if case.selection_unit else None,
     "empty_selections": lambda case: case.selection_unit is not None and case.empty_selections,
     "selected_per_head": lambda case: case.selected_per_head if case.selection_unit and case.num_kv_heads > 1 else None,

@@ -71,6 +71,7 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         "output_dtypes": Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz), "its kernels encode no other type"),
         "rules": {
             **dict.fromkeys(IMPLEMENTED_RULES, YES),
+            "selection_unit": No("vLLM's backend takes no selection, and a step's metadata holds none"),
             "head_size_v": No("engines ask TRITON_ATTN_DIFFKV for K and V of two widths, and TRITON_MLA for a latent cache"),
             "non_causal": YES,
             "per_request_causal": YES,

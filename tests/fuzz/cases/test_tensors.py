@@ -103,9 +103,11 @@ def seen_slots(case: Case) -> set[int]:
     """Slots of keys that some query sees: position by position, from the specification's formula."""
     slots = set()
     left, right = case.window
-    ancestors = tensors.build(case).batch.qq_bias
-    for request in case.requests:
+    batch = tensors.build(case).batch
+    ancestors, unit = batch.qq_bias, case.selection_unit
+    for r, request in enumerate(case.requests):
         for i in range(request.query_len):
+            units = set() if unit is None else set(batch.selected[:, case.query_start_loc[r] + i].flatten().tolist())
             p = request.context_len + i
             for j in range(request.seq_len):
                 window = (left < 0 or p - j <= left) and (right < 0 or j - p <= right)
@@ -115,7 +117,7 @@ def seen_slots(case: Case) -> set[int]:
                 together = any(a <= p <= b and a <= j <= b for a, b in request.bidirectional_ranges) and not clamped
                 key = j - request.context_len
                 hidden = ancestors is not None and key >= 0 and ancestors[i, key] == -torch.inf
-                if (base or together) and not hidden:
+                if (base or together) and not hidden and (unit is None or j // unit in units):
                     size = case.cache.block_size
                     slots.add(request.blocks[j // size] * size + j % size)
     return slots

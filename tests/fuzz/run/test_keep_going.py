@@ -99,7 +99,7 @@ def test_it_does_not_hide_a_fault_behind_a_predicate_that_is_too_broad(run_of):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_shards_that_end_in_another_order_lead_to_the_same_entries(seed, run_of):
-    in_order, shuffled = (hunted(run_of, THREE, HIDING, examples=50, order=order) for order in (None, random.Random(seed)))
+    in_order, shuffled = (hunted(run_of, THREE, HIDING, examples=75, order=order) for order in (None, random.Random(seed)))
     assert found(in_order) == found(shuffled)
     assert len(in_order.entries) == 5
 

@@ -23,6 +23,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 PLAIN = Engine(
     windows=("left",),
     one_token_windows=False,
+    selection_units=(1,),
+    selections=("some",),
+    empty_selections=False,
+    selected_per_head=(False,),
     signed_slopes=False,
     mixed_alibi=False,
     mixed_ranges=False,

@@ -174,6 +174,7 @@ CLAMPED = dimension("ranges_clamped", "rule", "ranges_clamped", "Layer.ranges_cl
 
 
 def _selected(kind: SelectionKind, *settings: Setting) -> Value:
+    settings = (*settings, unscoped(selection_unit=16, selected=kind))  # which each layout allows
     return feature(
         f"a selection, {kind}", lambda case: case.selected == kind, *settings, selections=lambda kinds: kind in kinds
     )
