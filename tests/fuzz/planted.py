@@ -207,7 +207,8 @@ def _unowned_lse(q, kv_cache, batch, out, lse) -> None:
 
 
 def _changes_q(q, kv_cache, batch, out, lse) -> None:
-    q[: _owned(batch)] += 1
+    own = q[: _owned(batch)]
+    own.copy_(own.float() + 1)
 
 
 def _is_slow(q, kv_cache, batch, out, lse) -> None:

@@ -43,7 +43,6 @@ class ShippedCall:
         head_size_v: the width of V, as in Layer.
         window: the number of keys that a query sees, with its own.
         bidirectional_ranges: the number of ranges of each request.
-        selected: the units of selection_unit tokens that a query selects.
         float8_output: whether the output is e4m3fn, with a scale.
         float8_queries: whether q is of kv_cache_dtype, with a scale.
     """
@@ -71,8 +70,6 @@ class ShippedCall:
     chunked_local: int | None = None
     sink_tokens: int = 0
     bidirectional_ranges: int = 0
-    selection_unit: int | None = None
-    selected: int = 0
     logits_soft_cap: float | None = None
     alibi_slopes: bool = False
     sinks: bool = False
@@ -159,7 +156,6 @@ def _layer(shipped: ShippedCall) -> Layer:
         window=(-1, -1) if shipped.window is None else (shipped.window - 1, shipped.window - 1),
         sink_tokens=shipped.sink_tokens,
         chunked_local=shipped.chunked_local,
-        selection_unit=shipped.selection_unit,
         logits_soft_cap=shipped.logits_soft_cap,
         q_scale=_empty((), torch.float32) if shipped.float8_queries else None,
         alibi_slopes=_empty((shipped.num_heads,), torch.float32) if shipped.alibi_slopes else None,
@@ -181,7 +177,6 @@ def _batch(shipped: ShippedCall, num_tokens: int) -> Batch:
         num_actual_tokens=num_tokens,
         causal=shipped.attn_type is AttentionType.DECODER,
         block_table=_empty((shipped.requests, blocks), torch.int32) if shipped.attn_type.reads_cache else None,
-        selected=_empty((1, num_tokens, shipped.selected), torch.int32) if shipped.selection_unit else None,
         bidirectional_ranges=_empty((shipped.requests, shipped.bidirectional_ranges, 2), torch.int32)
         if shipped.bidirectional_ranges
         else None,

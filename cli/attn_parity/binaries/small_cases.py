@@ -113,7 +113,6 @@ def _rules(shipped: ShippedCall, keys: int) -> dict[str, Any]:
         "window": (-1, -1) if window is None else (window - 1, window - 1),
         "sink_tokens": shipped.sink_tokens,
         "chunked_local": None if shipped.chunked_local is None else min(shipped.chunked_local, near),
-        "selection_unit": shipped.selection_unit,
         "logits_soft_cap": None if shipped.logits_soft_cap is None else SOFT_CAP,
         "q_scale": "tensor" if shipped.float8_queries else None,
         "alibi_slopes": shipped.alibi_slopes,
