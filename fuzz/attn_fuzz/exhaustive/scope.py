@@ -83,7 +83,7 @@ def _choices(scopes: str) -> dict[str, Choice]:
 
 
 FEW, ALL = _choices("few"), _choices("all")
-MASKS = ("causality", *(name for name, rule in RULES_OF_CALLS.items() if rule.acts_on is VISIBILITY))
+MASKS = ("causality", *(name for name, rule in RULES_OF_CALLS.items() if rule.acts_on is VISIBILITY and name in FEW))
 LOGIT_RULES = (*(name for name, rule in RULES_OF_CALLS.items() if rule.acts_on in (LOGITS, SOFTMAX)), "lse")
 FORMATS = tuple(name for name in FEW if name not in (*MASKS, *LOGIT_RULES))
 OF_TWO_REQUESTS = (

@@ -189,12 +189,20 @@ def _entries(step: Step) -> torch.Tensor:
     return step.batch.selected
 
 
-SELECTION = _rule("selection_unit", "selected")(
-    _selected("some", *values_of("selection_unit", (1, 2), (3,))),
-    _selected("top", setting(selection_unit=1, selected="top")),
-    _selected("holes", setting(selection_unit=1, selected="holes")),
-    _selected("all", setting(selection_unit=2, selected="all")),
-    _selected("ahead", setting(selection_unit=1, selected="ahead")),
+_PACKED_APART = "a packed launch draws other selections than its calls alone"
+SELECTION = dimension(
+    "selection_unit",
+    "rule",
+    "selection_unit selected",
+    "Layer.selection_unit Batch.selected",
+    rule="selection_unit",
+    left_out=_PACKED_APART,
+)(
+    _selected("some", unscoped(selection_unit=1)),
+    _selected("top", unscoped(selection_unit=1, selected="top")),
+    _selected("holes", unscoped(selection_unit=1, selected="holes")),
+    _selected("all", unscoped(selection_unit=2, selected="all")),
+    _selected("ahead", unscoped(selection_unit=1, selected="ahead")),
     aspect("a selection of any kind", always),
     _unit("of single tokens", lambda unit, cache: unit == 1),
     _unit("of parts of a block", lambda unit, cache: 1 < unit < cache.block_size),
@@ -204,18 +212,22 @@ SELECTION = _rule("selection_unit", "selected")(
     in_step("no entry in any row", lambda case, step: _entries(step).shape[2] == 0),
     illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
 )
-EMPTY_SELECTIONS = dimension("empty_selections", "rule", "empty_selections", rule="selection_unit", choice="form")(
+EMPTY_SELECTIONS = dimension(
+    "empty_selections", "rule", "empty_selections", rule="selection_unit", choice="form", left_out=_PACKED_APART
+)(
     aspect(
         "rows that select nothing",
         lambda case: case.selection_unit is not None and case.empty_selections,
-        setting(selection_unit=1, empty_selections=True),
+        unscoped(selection_unit=1, empty_selections=True),
     ),
 )
-SELECTION_OF_HEADS = dimension("selected_per_head", "rule", "selected_per_head", rule="selection_unit", choice="form")(
+SELECTION_OF_HEADS = dimension(
+    "selected_per_head", "rule", "selected_per_head", rule="selection_unit", choice="form", left_out=_PACKED_APART
+)(
     aspect(
         "a selection of each KV head",
         lambda case: case.selected_per_head and case.num_kv_heads > 1,
-        setting(selection_unit=1, selected_per_head=True, num_kv_heads=2),
+        unscoped(selection_unit=1, selected_per_head=True, num_kv_heads=2),
     ),
 )
 
