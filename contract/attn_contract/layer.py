@@ -49,13 +49,7 @@ def _check_sink_tokens(name: str, value: Any, _: object) -> int:
     return value
 
 
-def _check_chunk(name: str, value: Any, _: object) -> int | None:
-    if value is not None:
-        check_int(name, value, minimum=1)
-    return value
-
-
-def _check_unit(name: str, value: Any, _: object) -> int | None:
+def _check_optional_size(name: str, value: Any, _: object) -> int | None:
     if value is not None:
         check_int(name, value, minimum=1)
     return value
@@ -87,12 +81,6 @@ def _check_q_scale(name: str, value: Any, layer: "Layer") -> torch.Tensor:
     check_scale(name, value, heads=layer.num_kv_heads)
     if layer.kv_cache_dtype not in FLOAT8_DTYPES:
         raise ContractError(name, f"a tensor with kv_cache_dtype {named(layer.kv_cache_dtype)}", Q_SCALE_BESIDE)
-    return value
-
-
-def _check_head_size_v(name: str, value: Any, _: object) -> int | None:
-    if value is not None:
-        check_int(name, value, minimum=1)
     return value
 
 
@@ -171,12 +159,14 @@ class Layer:
     sink_tokens: int = rule(
         0, words="sink_tokens (keys that stay visible)", acts_on=VISIBILITY, check=_check_sink_tokens, **_OF_POSITIONS
     )
-    chunked_local: int | None = rule(None, words="chunked_local", acts_on=VISIBILITY, check=_check_chunk, **_OF_POSITIONS)
+    chunked_local: int | None = rule(
+        None, words="chunked_local", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
+    )
     selection_unit: int | None = rule(
         None,
         words="a selection of keys (selection_unit)",
         acts_on=VISIBILITY,
-        check=_check_unit,
+        check=_check_optional_size,
         attn_types=DECODER_ONLY,
         why_not="only DECODER has a selection",
     )
@@ -202,7 +192,7 @@ class Layer:
         None,
         words="head_size_v (a width of V of its own)",
         acts_on=VALUES,
-        check=_check_head_size_v,
+        check=_check_optional_size,
     )
     layout: Layout | None = None
     kv_cache_dtype: torch.dtype | None = None
