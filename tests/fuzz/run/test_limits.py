@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compiler
 from attn_fuzz.errors import FailedCheckError, FaultError
-from attn_fuzz.interpreted import interpreter
+from attn_fuzz.interpreted import interpreter, new_memory
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -134,6 +135,15 @@ def test_any_other_exception_of_a_tool_is_its_fault(module, name, target, step_c
     with pytest.raises(FaultError, match=r"a fault of this tool, not of the kernel:(.|\n)*TypeError: "):
         try_case(step_case, target, "cpu")
     assert try_case(step_case, calling(assertion), "cpu").kind == "raised"
+
+
+@pytest.mark.parametrize("with_numbers", [False, True])
+def test_an_operation_of_torch_that_fails_is_its_callers(with_numbers, step_case, monkeypatch):
+    """Whoever writes numbers into new memory, or notes who wrote it, stands between the caller and torch."""
+    monkeypatch.setattr(new_memory, "numbers_in", lambda case: with_numbers)
+    verdict = try_case(step_case, calling(lambda given, _: given.as_strided((17,), (1,))), "cpu")
+    assert (verdict.kind, verdict.failed) == ("raised", True)
+    assert re.search(r"out of bounds for storage .*/test_limits\.py:", verdict.message)
 
 
 def test_a_fault_ends_a_run_with_the_case_and_no_failure(attn_parity, tmp_path):
