@@ -23,6 +23,7 @@ The order of the names is that of a sequence: ("no window", "same") calls withou
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -126,7 +127,18 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         query_lens = batch.query_start_loc.diff()
         halves = torch.where(batch.seq_lens >= query_lens, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
         contents.append((batch.seq_lens, halves))
+        if batch.selected is not None and step.layer.selection_unit is not None:
+            contents.append((batch.selected, _of_shorter(batch, halves, step.layer.selection_unit)))
     return contents
+
+
+def _of_shorter(batch: Batch, seq_lens: torch.Tensor, unit: int) -> torch.Tensor:
+    """The selection of a step whose requests have fewer keys: no unit instead of one that has no key of its request left."""
+    assert batch.selected is not None
+    rows = torch.zeros(batch.selected.shape[1], dtype=torch.int64, device=seq_lens.device)
+    for (first, last), seq_len in zip(itertools.pairwise(batch.query_start_loc.tolist()), seq_lens, strict=True):
+        rows[first:last] = seq_len
+    return torch.where(batch.selected * unit < rows[:, None], batch.selected, -1)
 
 
 def _of_layer(**changes: Any) -> Callable[[Step], Step | None]:
