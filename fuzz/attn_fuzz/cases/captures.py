@@ -10,6 +10,7 @@ The file holds these tensors, if the case has them. Each is dense:
     q_scale, k_scale, v_scale       [1] or [HK]
     sinks, alibi_slopes             [H]
     qq_bias                         [Q, Q] with Q = max_query_len
+    selected                        [1 or HK, rows, W], without the last columns if they name no unit
     output_scale                    [1]
     out, lse                        [rows, H, Dv] and [H, rows]: what the call gave, if it was captured too
 
@@ -161,6 +162,7 @@ def _dtype(call: Call, out: torch.Tensor | None) -> torch.dtype:
 def _case(call: Call, kept: Sequence[int], target: str, values: Values, dtype: torch.dtype) -> tuple[Case, list[int]]:
     """The case, and for each block of its cache the number of that block in the call."""
     layer, batch, rules = call.layer, call.batch, _rules(call)
+    selection = _selection(call, kept)
     starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
     ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
@@ -188,6 +190,8 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values, dtype: t
         head_size=layer.head_size,
         scale=layer.scale,
         **rules,
+        selected_width=None if selection is None else selection.shape[2],
+        selected_per_head=selection is not None and len(selection) > 1,
         narrow_sinks=layer.sinks is not None and layer.sinks.dtype == dtype != torch.float32,
         per_request_causal=isinstance(batch.causal, torch.Tensor),
         requests=requests,
@@ -211,15 +215,22 @@ def _rules(call: Call) -> dict[str, Any]:
         CaptureError: a case has no field for one of them.
     """
     found = active_rules(call.layer, call.batch)
-    if call.batch.selected is not None:
-        raise CaptureError("no case can represent this call: a case draws its selection, and does not hold one")
     if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {
         name: _kind(name, value, call.layer) if isinstance(value, torch.Tensor) else value
         for name, value in found.items()
-        if name != "bidirectional_ranges"
+        if name not in ("bidirectional_ranges", "selected")
     }
+
+
+def _selection(call: Call, kept: Sequence[int]) -> torch.Tensor | None:
+    """[1 or HK, rows, W]: what the rows of the requests select, up to the last column that names a unit."""
+    if call.batch.selected is None:
+        return None
+    selected = call.batch.selected[:, _rows(call, kept)]
+    used = (selected >= 0).flatten(0, 1).any(0).nonzero()
+    return selected[..., : int(used[-1]) + 1 if len(used) else 0]
 
 
 def _kind(name: str, tensor: torch.Tensor, layer: Layer) -> Any:
@@ -295,6 +306,8 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
         found |= _keys_and_values(call, case, case.cache, blocks)
     if call.batch.qq_bias is not None:
         found["qq_bias"] = call.batch.qq_bias[: case.max_query_len, : case.max_query_len]
+    if (selection := _selection(call, kept)) is not None:
+        found["selected"] = selection
     expected = _expected(case)
     for name in call.layer.tensors:
         if name not in expected:
@@ -382,6 +395,8 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         expected["alibi_slopes"] = ((heads,), f32)
     if case.qq_bias is not None:
         expected["qq_bias"] = ((case.max_query_len, case.max_query_len), f32)
+    if case.selected_width is not None:
+        expected["selected"] = ((kv_heads if case.selected_per_head else 1, rows, case.selected_width), torch.int32)
     if case.output_dtype is not None:
         expected["output_scale"] = ((1,), f32)
     return expected

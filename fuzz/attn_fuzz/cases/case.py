@@ -201,6 +201,7 @@ class Case(
             "top": as many for each query as a row has entries, or all that it sees, as an indexer picks the best. "holes": as
             "some", with entries of no unit anywhere. "all": all of those. "ahead": a few units of the request, which causality
             may hide.
+        selected_width: only of a captured call with a selection: how many entries a row of it has.
         empty_selections: some rows select nothing, though they see keys.
         selected_per_head: each KV head has a selection of its own.
         signed_slopes: slopes are negative, 0 and positive by turns, instead of positive.
@@ -253,6 +254,7 @@ class Case(
     ranges_clamped: bool = False
     selection_unit: Size | None = None
     selected: SelectionKind = "some"
+    selected_width: Count | None = None
     empty_selections: bool = False
     selected_per_head: bool = False
     logits_soft_cap: float | None = None
@@ -423,7 +425,8 @@ def num_elements(case: Case) -> int:
     rows = case.num_rows + case.kv_rows_past + 2 * GUARD
     tree = (case.max_query_len + 1) ** 2 if case.qq_bias else 0
     longest = max((request.seq_len for request in case.requests), default=0)
-    selected = case.num_rows * case.num_kv_heads * longest // case.selection_unit if case.selection_unit else 0
+    width = case.selected_width or (longest // case.selection_unit if case.selection_unit else 0)
+    selected = case.num_rows * case.num_kv_heads * width
     angles = sum(request.seq_len for request in case.requests) * case.rope.rotary_dim if case.rope else 0
     dense = rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head
     return table + in_cache + dense + tree + selected + angles

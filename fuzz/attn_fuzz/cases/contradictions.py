@@ -178,6 +178,8 @@ def _check_values(case: Case) -> None:
     captured = case.values.kind == "captured"
     if (captured, captured) != (case.values.file is not None, case.values.sha256 is not None):
         raise CaseError("values.file, values.sha256: a captured case has both, and no other one has")
+    if (captured and case.selection_unit is not None) != (case.selected_width is not None):
+        raise CaseError("selected_width: a captured case with a selection has it, and no other one has")
     if captured and case.cache is not None and (case.writes or case.recycled or case.cache.neighbour is not None):
         raise CaseError("writes, recycled, cache.neighbour: off in a captured case, whose cache holds what it held")
 

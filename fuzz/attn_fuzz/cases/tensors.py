@@ -316,7 +316,7 @@ def _batch(
     if case.qq_bias:
         tensors["qq_bias"] = _qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device)
     if case.selection_unit:
-        tensors["selected"] = _selected(case, contents.selected(case, generator), device)
+        tensors["selected"] = _selected(case, held["selected"] if held else contents.selected(case, generator), device)
     fields: dict[str, Any] = {"causal": any(causal)}
     fields |= {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
     return Batch(

@@ -29,8 +29,7 @@ from attn_fuzz.verdict.verdict import Verdict
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace
-RULES = tuple(rule for rule in EVERYTHING.rules if rule != "selection_unit")  # no case holds a selection
-SUPPORT = dataclasses.replace(EVERYTHING, rules=RULES, head_sizes=(16, 32), max_tokens=32, max_seq_len=64)
+SUPPORT = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), max_tokens=32, max_seq_len=64)
 
 
 def call_of(case: Case) -> Call:

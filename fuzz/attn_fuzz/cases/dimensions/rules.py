@@ -193,7 +193,7 @@ _PACKED_APART = "a packed launch draws other selections than its calls alone"
 SELECTION = dimension(
     "selection_unit",
     "rule",
-    "selection_unit selected",
+    "selection_unit selected selected_width",
     "Layer.selection_unit Batch.selected",
     rule="selection_unit",
     left_out=_PACKED_APART,
