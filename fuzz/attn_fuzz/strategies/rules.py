@@ -14,7 +14,7 @@ USUAL = ("window", "sinks")
 BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
 """Rules that layers with ALiBi lack if the engine sends no `mixed_alibi`."""
 # Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
-WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4, "selection_unit": 3}
+WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4, "selection_unit": 2}
 
 
 def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:
