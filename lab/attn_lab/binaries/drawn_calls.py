@@ -15,6 +15,7 @@ from attn_contract import AttentionConfig, Batch, Layer
 from attn_contract.arguments import named
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
@@ -38,7 +39,7 @@ def all_of(architecture: str, seed: int, steps: int) -> dict[str, KernelCall]:
     for index, case in enumerate(_cases(seed, steps)):
         step = tensors.build(case)
         for part, call in _launches(step, architecture):
-            calls[f"{seed}.{index} {part}: {_in_words(step)}"] = call
+            calls[f"{seed}.{index} {part}: {_in_words(step, DTYPES[case.dtype])}"] = call
     return calls
 
 
@@ -107,17 +108,17 @@ def _on_meta_batch(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **{name: _on_meta(tensor) for name, tensor in batch.tensors.items()})
 
 
-def _in_words(step: Step) -> str:
-    """The kernel calls of a step."""
-    layer, q = step.layer, step.q
+def _in_words(step: Step, dtype: torch.dtype) -> str:
+    """The kernel calls of a step of a layer of a dtype, which a quantized q does not have."""
+    layer = step.layer
     sizes = f"{layer.num_heads}/{layer.num_kv_heads} heads of {layer.head_size}"
     if layer.head_size_v is not None:
         sizes += f" and {layer.head_size_v}"
     output_dtype = None if layer.output_scale is None else step.out.dtype
     block_size = None if step.view is None else step.view.block_size
     asked = {"block_size": block_size, "batch": step.batch, "output_dtype": output_dtype, "lse": step.lse is not None}
-    config = AttentionConfig.of(layer, q.dtype, **asked)
-    words = [str(layer.attn_type), named(q.dtype), sizes, f"{step.batch.max_query_len} queries"]
+    config = AttentionConfig.of(layer, dtype, **asked)
+    words = [str(layer.attn_type), named(dtype), sizes, f"{step.batch.max_query_len} queries"]
     words += [] if layer.layout is None else [layer.layout.name]
     words += [f"{named(layer.kv_cache_dtype)} by {config.scales}"] if layer.kv_cache_dtype else []
     return ", ".join((*words, *config.rules))
