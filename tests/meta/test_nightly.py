@@ -46,7 +46,7 @@ def test_an_interrupted_part_goes_on_behind_what_ended(tmp_path):
     fails = command("raise SystemExit(3)")
     waits = command("import time; time.sleep(600)")
     started = time.monotonic()
-    assert nightly.run("part", [first, waits], tmp_path, seconds=3) is None
+    assert nightly.run("part", [first, waits], tmp_path, seconds=10) is None
     assert time.monotonic() - started < 60
     ended = nightly.run("part", [first, fails], tmp_path, seconds=60)
     assert ended is not None

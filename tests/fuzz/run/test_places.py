@@ -275,6 +275,8 @@ def step_for(name: str, rows: int) -> Step:
     changes: dict[str, Any] = {"scale": 0.25, "values": Values("random", 3)}
     if name == "forgotten keys":
         changes["window"] = (0, -1)
+    if name == "order of selection":
+        changes |= {"selection_unit": 1, "selected": "all"}
     case = case_of(rows, **changes)
     if name == "chunked prefill" and rows == 2:
         case = replace(case, requests=(Request(2, 3, (0, 1), True),))

@@ -413,9 +413,9 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
             except (ContractError, IndexError):  # it does not fit the layer's other fields
                 continue
             is_other = changed_code != code
-            if name in ("num_kv_heads", "window", "chunked_local"):
+            if name in ("num_kv_heads", "window", "chunked_local", "selected"):
                 if len(changed_code) != len(code):
-                    continue  # many heads fill the GPU, and a window or a chunk leaves few keys: they are not split
+                    continue  # many heads fill the GPU; a window, a chunk or a selection leaves few keys: they are not split
                 is_other = without_reduction(changed_code) != without_reduction(code)
             if name == "scale" and (value > 0) != (case.scale > 0):
                 assert is_other

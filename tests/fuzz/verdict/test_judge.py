@@ -476,14 +476,14 @@ def test_weights_lose_more_in_float16_only_where_they_are_float16(cache, dtype, 
 def sum_of_biases(step: tensors.Step, request: attn_reference.attention.Request) -> torch.Tensor:
     """[H, q, k]: the sum over the rules of logits of |what the rule adds by itself|; 0 at keys that are not visible."""
     rules = [rule for rule in RULES.values() if rule.acts_on is LOGITS and rule.holder != "call"]
-    total = torch.zeros(step.layer.num_heads, *request.visible.shape, dtype=torch.float64)
+    total = torch.zeros(step.layer.num_heads, *request.visible.shape[-2:], dtype=torch.float64)
     for rule in rules:
         others = [other for other in rules if other is not rule]
         layer, batch = (
             dataclasses.replace(holder, **{other.name: other.off for other in others if other.holder == type(holder).__name__})
             for holder in (step.layer, step.batch)
         )
-        keys = torch.arange(request.visible.shape[1])
+        keys = torch.arange(request.visible.shape[-1])
         bias = logit_bias(request.query_positions, keys, layer, batch, request.index, torch.float64)
         total += 0 if bias is None else bias.abs()
     return torch.where(request.visible, total, 0)
@@ -499,6 +499,6 @@ def test_bounds_count_the_bias_of_every_rule(case):
         magnitudes = oracle._bias_magnitudes(request, attn_reference.attend(request, step.layer), step.layer)
         found = torch.zeros_like(expected) if magnitudes is None else torch.where(request.visible, magnitudes, 0)
         torch.testing.assert_close(found, expected)
-        largest, _ = property_bound._biases(step, max(request.visible.shape))
+        largest, _ = property_bound._biases(step, max(request.visible.shape[-2:]))
         if expected.numel():
             assert (largest >= expected.flatten(1).amax(1) * (1 - 1e-12)).all()

@@ -42,6 +42,7 @@ ALL = (
     properties.last_row(),
     properties.forgotten_keys(ERROR),
     properties.split_keys(ERROR),
+    properties.order_of_selection(ERROR),
 )
 replace = msgspec.structs.replace
 
@@ -250,6 +251,7 @@ SEEN = replace(
     STEP, num_kv_heads=2, group_size=2, scale=0.25, requests=requests((1, 5), (2, 7), (5, 11)), values=Values("random", 3)
 )
 WINDOWED = replace(SEEN, window=(2, -1), alibi_slopes=True)
+SELECTED = replace(SEEN, selection_unit=2, selected="all")
 
 
 @dataclasses.dataclass
@@ -320,6 +322,11 @@ FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
     "windows": (SEEN, lambda c: c.next_up(c.layer.window != (-1, -1)), {"wide window"}),
     "causality": (SEEN, lambda c: c.next_up(c.batch.causal is False), {"last row"}),
     "an anchor": (WINDOWED, lambda c: c.anchor_alibi_at_the_first_key(), {"forgotten keys"}),
+    "the first entry": (
+        SELECTED,
+        lambda c: c.scale_out(1.5, bool((c.batch.selected[..., 0] < 0).all())),
+        {"order of selection"},
+    ),
     "the number of keys": (SEEN, lambda c: c.count_keys(), {"split keys", "chunked prefill"}),
 }
 
