@@ -137,10 +137,15 @@ def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[st
     }
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _ended(command: str, seconds: float) -> int | None:
     """The exit code of a command, or None if it was interrupted."""
     print(f"$ {command}", flush=True)
-    process = subprocess.Popen(shlex.split(command), cwd=ROOT, process_group=0)
+    # whoever starts this program in the background makes it and its children ignore SIGINT
+    process = subprocess.Popen(shlex.split(command), cwd=ROOT, process_group=0, preexec_fn=_heed_interrupts)
     try:
         return process.wait(max(seconds, 0))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
