@@ -175,15 +175,17 @@ def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
     """[1 or HK, rows of requests, W] int32: the units of the kind that the case names."""
     heads = case.num_kv_heads if case.selected_per_head else 1
     most = _most_units(case, generator)
+    # an indexer that found nothing for a whole step hands over rows without an entry
+    all_empty = case.empty_selections and not torch.randint(0, 4, (), generator=generator)
     chosen = [
-        _chosen_units(case, request, position, most, generator)
+        _chosen_units(case, request, position, 0 if all_empty else most, generator)
         for _ in range(heads)
         for request in case.requests
         for position in range(request.context_len, request.seq_len)
     ]
     longest = max((len(units) for units in chosen), default=0)
     # as many holes as units, and more: whole tiles of places may hold no key
-    further = 2 * longest + 4 if case.selected == "holes" else 4
+    further = 2 * longest + 4 if case.selected == "holes" and not all_empty else 4
     width = longest + int(torch.randint(0, further, (), generator=generator))
     width = most if case.selected == "top" else width
     rows = torch.full((len(chosen), width), -1, dtype=torch.int32)
@@ -205,11 +207,12 @@ def _most_units(case: Case, generator: torch.Generator) -> int:
 
 
 def _chosen_units(case: Case, request: Request, position: int, most: int, generator: torch.Generator) -> torch.Tensor:
-    """The units that the query at a position selects, in any order. One row in eight selects nothing, if rows may."""
+    """The units that the query at a position selects, in any order. One row in eight selects nothing, if rows may; and each one
+    does if `most` is 0."""
     assert case.selection_unit is not None
     keys = request.seq_len if case.selected == "ahead" or not request.causal else max(position + 1, 0)
     units = torch.randperm(-(-keys // case.selection_unit), generator=generator).int()
-    if not len(units) or (case.empty_selections and not torch.randint(0, 8, (), generator=generator)):
+    if not len(units) or not most or (case.empty_selections and not torch.randint(0, 8, (), generator=generator)):
         return units[:0]
     if case.selected in ("all", "top"):
         return units[:most] if case.selected == "top" else units
