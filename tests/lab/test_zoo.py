@@ -344,7 +344,9 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
     not_run = {bug.name for bug in SHIPPED if bug.not_emulated.startswith("no run on gfx942 has ended yet")}
     assert not_run >= {"q-scale-of-the-first-head", "q-scale-twice", "q-scale-lost-in-decode"}
     assert unseen == never | not_run
-    assert in_kernels - {*targets} == {*left_out} == unseen
+    planned_already = {bug.name for bug in SHIPPED if bug.in_kernel and bug.target.endswith("@planned")}
+    assert planned_already == {"selection-parts-of-the-request"}
+    assert in_kernels - {*targets} == {*left_out} == unseen | planned_already
 
 
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):

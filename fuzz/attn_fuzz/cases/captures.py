@@ -162,7 +162,6 @@ def _dtype(call: Call, out: torch.Tensor | None) -> torch.dtype:
 def _case(call: Call, kept: Sequence[int], target: str, values: Values, dtype: torch.dtype) -> tuple[Case, list[int]]:
     """The case, and for each block of its cache the number of that block in the call."""
     layer, batch, rules = call.layer, call.batch, _rules(call)
-    selection = _selection(call, kept)
     starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     causal = batch.causal.tolist() if isinstance(batch.causal, torch.Tensor) else [batch.causal] * batch.num_requests
     ranges = batch.bidirectional_ranges.tolist() if batch.bidirectional_ranges is not None else [[]] * batch.num_requests
@@ -190,8 +189,8 @@ def _case(call: Call, kept: Sequence[int], target: str, values: Values, dtype: t
         head_size=layer.head_size,
         scale=layer.scale,
         **rules,
-        selected_width=None if selection is None else selection.shape[2],
-        selected_per_head=selection is not None and len(selection) > 1,
+        selected_width=_selected_width(call, kept),
+        selected_per_head=batch.selected is not None and len(batch.selected) > 1,
         narrow_sinks=layer.sinks is not None and layer.sinks.dtype == dtype != torch.float32,
         per_request_causal=isinstance(batch.causal, torch.Tensor),
         requests=requests,
@@ -224,13 +223,12 @@ def _rules(call: Call) -> dict[str, Any]:
     }
 
 
-def _selection(call: Call, kept: Sequence[int]) -> torch.Tensor | None:
-    """[1 or HK, rows, W]: what the rows of the requests select, up to the last column that names a unit."""
+def _selected_width(call: Call, kept: Sequence[int]) -> int | None:
+    """How many entries a row of the selection has, up to the last column in which a request's row names a unit."""
     if call.batch.selected is None:
         return None
-    selected = call.batch.selected[:, _rows(call, kept)]
-    used = (selected >= 0).flatten(0, 1).any(0).nonzero()
-    return selected[..., : int(used[-1]) + 1 if len(used) else 0]
+    names_unit = (call.batch.selected[:, _rows(call, kept)] >= 0).flatten(0, 1).any(0).nonzero()
+    return int(names_unit[-1]) + 1 if len(names_unit) else 0
 
 
 def _kind(name: str, tensor: torch.Tensor, layer: Layer) -> Any:
@@ -306,8 +304,8 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
         found |= _keys_and_values(call, case, case.cache, blocks)
     if call.batch.qq_bias is not None:
         found["qq_bias"] = call.batch.qq_bias[: case.max_query_len, : case.max_query_len]
-    if (selection := _selection(call, kept)) is not None:
-        found["selected"] = selection
+    if call.batch.selected is not None:
+        found["selected"] = call.batch.selected[:, rows, : case.selected_width]
     expected = _expected(case)
     for name in call.layer.tensors:
         if name not in expected:

@@ -23,7 +23,6 @@ The order of the names is that of a sequence: ("no window", "same") calls withou
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -128,17 +127,11 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         halves = torch.where(batch.seq_lens >= query_lens, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
         contents.append((batch.seq_lens, halves))
         if batch.selected is not None and step.layer.selection_unit is not None:
-            contents.append((batch.selected, _of_shorter(batch, halves, step.layer.selection_unit)))
+            # no unit instead of one that has no key of its shortened request
+            keys = halves.repeat_interleave(query_lens)
+            own = batch.selected[:, : len(keys)]
+            contents.append((own, torch.where(own * step.layer.selection_unit < keys[:, None], own, -1)))
     return contents
-
-
-def _of_shorter(batch: Batch, seq_lens: torch.Tensor, unit: int) -> torch.Tensor:
-    """The selection of a step whose requests have fewer keys: no unit instead of one that has no key of its request left."""
-    assert batch.selected is not None
-    rows = torch.zeros(batch.selected.shape[1], dtype=torch.int64, device=seq_lens.device)
-    for (first, last), seq_len in zip(itertools.pairwise(batch.query_start_loc.tolist()), seq_lens, strict=True):
-        rows[first:last] = seq_len
-    return torch.where(batch.selected * unit < rows[:, None], batch.selected, -1)
 
 
 def _of_layer(**changes: Any) -> Callable[[Step], Step | None]:
