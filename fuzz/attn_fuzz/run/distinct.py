@@ -249,6 +249,8 @@ class DistinctFailures:
             self._shrinking[len(self.plans)] = line
             self.changed(entry)
             alone = {"past": (hit.failure.first,), "examples": 0, "until": self.until, "on_failure": "explain"}
+            if hit.failure.first_verdict.kind == "exact":
+                alone["exact_every"] = 1
             self.plans.append(msgspec.structs.replace(hit.plan, **alone))
 
     def _count(self, line: _Line, hit: _Hit) -> bool:

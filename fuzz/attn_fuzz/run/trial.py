@@ -31,7 +31,7 @@ PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
 PLANNED_ANEW = {"max_query_len", "max_seq_len", "num_actual_tokens", "requests", MODE}
 """Changes of an earlier call for which a call may be cut into other parts."""
-MOST_CAPS = 2.0**64
+MOST_CAPS, LEAST_SCALE = 2.0**64, 2.0**-100
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, by where the target rounds."""
 
@@ -162,6 +162,8 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
             raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
         if case.logits_soft_cap is not None and abs(case.scale) > MOST_CAPS * case.logits_soft_cap:
             raise NotCarriedError("a scale of so many caps that kernels keep the quotient finite")
+        if 0 < abs(case.scale) < LEAST_SCALE:
+            raise NotCarriedError("a scale so small that kernels keep its products normal numbers")
         wrong = comparison.inequality(attempt.followed, attempt.step, attempt.expected)
     except NotCarriedError as error:
         event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"

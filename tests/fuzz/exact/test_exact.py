@@ -229,6 +229,12 @@ def test_what_is_not_carried_is_judged_and_named():
     assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: {why}")
 
 
+def test_products_below_normal_numbers_are_not_compared():
+    verdict = try_case(a_case(cache=FP8, scale=0.8 * 2.0**-123), registry.load("triton"), "cpu", exactly=True)
+    why = "a scale so small that kernels keep its products normal numbers"
+    assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: {why}")
+
+
 def test_processes_of_ranks_are_refused():
     verdict = try_case(a_case(target="triton-over-ranks"), registry.load("triton-over-ranks"), "cpu", exactly=True)
     assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: what processes of ranks compute")

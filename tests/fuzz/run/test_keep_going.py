@@ -178,6 +178,14 @@ def test_a_failure_that_does_not_come_again_is_kept_and_said_to_be(sink_case):
     assert (entry.again, entry.failure.case) == (False, sink_case)
 
 
+@pytest.mark.parametrize(("kind", "exact_every"), [("exact", 1), ("value", 25)])
+def test_a_failure_runs_again_in_its_own_mode(kind, exact_every, sink_case):
+    (drawn,) = draws("a target", examples=25)
+    hunt = DistinctFailures([[msgspec.structs.replace(each, exact_every=25) for each in drawn]])
+    hunt.ended(0, noted(entry_of(sink_case, Verdict(kind=kind, about="out"), needs=None).failure))
+    assert hunt.plans[1].exact_every == exact_every
+
+
 def test_a_failure_that_shrinks_to_a_known_one_widens_its_entry(sink_case):
     """Its dtype is another one than the entry seemed to need, so the entry does not need it."""
     hunt, _, dropped = start(sink_case, {"dtype": "float16"}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "slack": 3})
