@@ -126,7 +126,7 @@ def attend_over_ranks(
         compare_calls(group, call, COMPARED, wait)
     num_tokens, num_heads = len(q), layer.num_heads
     heads = _gathering(_HEADS_OR_LSES, group, q, timeout)  # while memory for the output is made ready
-    of_rank = kv_cache, local_layer(layer, step.dealing), step.batch
+    of_rank = kv_cache, local_layer(layer, step.dealing), step.of_layer(layer)
     # a column that no request owns keeps an LSE of -inf, so that its row counts for nothing
     if exchange == "all_to_all":
         row = _Row(num_tokens, layer.value_size, q.dtype)
@@ -147,9 +147,10 @@ def attend_over_ranks(
 COMPARED = (
     *("rows of q", "heads of q", "head size of q", "dtype of q", "num_heads", "num_kv_heads", "head size of V"),
     *("attn_type", "scale", "logits_soft_cap", "sinks", "output_scale", "number of ranks", "interleave", "exchange"),
-    *("requests", "num_actual_tokens", "rows of the local step", "query_start_loc", "seq_lens", "causal"),
+    *("requests", "num_actual_tokens", "rows of the local step", "selection_unit"),
+    *("query_start_loc", "seq_lens", "causal", "selected"),
 )
-"""Arguments that must be the same on all ranks; the last three by a checksum of their values."""
+"""Arguments that must be the same on all ranks; the last four by a checksum of their values."""
 
 
 def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
@@ -215,9 +216,11 @@ def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict
         "requests": whole.num_requests,
         "num_actual_tokens": whole.num_actual_tokens,
         "rows of the local step": step.batch.num_requests,
+        "selection_unit": layer.selection_unit or 0,
         "query_start_loc": partial(checksum, whole.query_start_loc),
         "seq_lens": partial(checksum, whole.seq_lens),
         "causal": lambda: checksum(torch.as_tensor(whole.causal).expand(whole.num_requests)),
+        "selected": lambda: 0 if step.batch.selected is None else checksum(step.batch.selected),
     }
 
 

@@ -5,6 +5,9 @@ rank's keys from the first one on: those of the first p + 1 tokens if it is caus
 each request. In causal drafts and prefills the queries of a request see unlike numbers of keys: there, each query becomes a
 request of its own, with the block table of its request.
 
+A unit that a query selects lies on one rank, if `interleave` is a multiple of the unit. So a rank attends to the selected units
+that are its own, by their local numbers.
+
 Rules that hide keys by a distance or a position (windows, chunks, ranges) are refused, and so are rules that add to a logit by
 it (ALiBi, qq_bias): a rank's neighbouring keys are no neighbours in the sequence.
 """
@@ -17,7 +20,7 @@ from attn_contract import Batch, ContractError, Layer
 from attn_contract.arguments import check_int, check_type
 from attn_contract.rules import refuse_unnamed
 
-IMPLEMENTED_RULES = frozenset({"head_size_v", "logits_soft_cap", "sinks"})
+IMPLEMENTED_RULES = frozenset({"head_size_v", "logits_soft_cap", "selection_unit", "sinks"})
 """The fields of Layer and Batch that attention over ranks implements, beside `causal`."""
 
 
@@ -60,7 +63,7 @@ class LocalStep:
 
     Args:
         whole: the step of the whole sequences, with the rank's own block table.
-        batch: the step of the rank's keys.
+        batch: the step of the rank's keys. What is selected are units of the whole sequences: see `of_layer`.
         dealing: how the tokens were dealt.
 
     Raises:
@@ -75,6 +78,19 @@ class LocalStep:
         check_type("whole", self.whole, Batch, "a Batch")
         check_type("batch", self.batch, Batch, "a Batch")
         check_type("dealing", self.dealing, Dealing, "a Dealing")
+
+    def of_layer(self, layer: Layer) -> Batch:
+        """The step of the rank's keys with the selected units of `layer.selection_unit` tokens that are the rank's own."""
+        selected, unit, batch = self.batch.selected, layer.selection_unit, self.batch
+        if selected is None or unit is None:
+            return batch
+        first = selected * unit
+        local = self.dealing.local_index(first) // unit
+        is_own = (selected >= 0) & (self.dealing.rank_of(first) == self.dealing.rank)
+        if _sees_unlike_keys(self.whole):  # a row's request ends at the keys that the row sees
+            rows = batch.num_actual_tokens
+            is_own[:, :rows] &= local[:, :rows] * unit < batch.seq_lens[:, None]
+        return replace(batch, selected=torch.where(is_own, local, -1))
 
 
 def local_step(batch: Batch, dealing: Dealing) -> LocalStep:
@@ -95,8 +111,7 @@ def local_step(batch: Batch, dealing: Dealing) -> LocalStep:
         raise ContractError("block_table", None, "a tensor: ranks share the keys of a cache")
     refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, batch)
     local = {"max_seq_len": _longest(batch.max_seq_len, dealing), "causal": False, "slot_mapping": None}
-    if batch.causal is False or batch.max_query_len <= 1 or not batch.num_requests:
-        # all queries of a request see the same keys
+    if not _sees_unlike_keys(batch):
         return LocalStep(batch, replace(batch, seq_lens=local_lengths(batch.seq_lens, dealing), **local), dealing)
     request, seen = _rows(batch)
     row_starts = torch.arange(batch.num_actual_tokens + 1, dtype=torch.int32, device=seen.device)
@@ -115,7 +130,7 @@ def local_layer(layer: Layer, dealing: Dealing) -> Layer:
     """The layer as a rank attends with it: the sinks are rank 0's, and the output is quantized after the merge.
 
     Raises:
-        ContractError: an argument is of another type, or the layer reads no cache.
+        ContractError: an argument is of another type, the layer reads no cache, or its units lie on several ranks.
         UnsupportedError: the layer has a rule of positions.
     """
     check_type("layer", layer, Layer, "a Layer")
@@ -126,6 +141,9 @@ def local_layer(layer: Layer, dealing: Dealing) -> Layer:
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache: ranks share its keys")
     refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, layer)
+    if layer.selection_unit is not None and dealing.interleave % layer.selection_unit:
+        expected = f"a multiple of selection_unit ({layer.selection_unit}): a unit lies on one rank"
+        raise ContractError("dealing.interleave", dealing.interleave, expected)
     local = replace(layer, sinks=layer.sinks if dealing.rank == 0 else None, output_scale=None)
     return of_layer.setdefault(dealing, local)
 
@@ -142,6 +160,11 @@ def local_lengths(lengths: torch.Tensor, dealing: Dealing) -> torch.Tensor:
     of_rounds = lengths // dealing.tokens_of_round * dealing.interleave
     of_last_round = lengths % dealing.tokens_of_round - dealing.rank * dealing.interleave
     return of_rounds + of_last_round.clamp(0, dealing.interleave)
+
+
+def _sees_unlike_keys(batch: Batch) -> bool:
+    """Whether queries of one request see unlike numbers of keys, so that each query is a request of the rank's step."""
+    return batch.causal is not False and batch.max_query_len > 1 and batch.num_requests > 0
 
 
 def _longest(length: int, dealing: Dealing) -> int:

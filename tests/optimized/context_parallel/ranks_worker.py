@@ -97,6 +97,7 @@ CHANGES: dict[str, dict[str, Callable]] = {
     "cache": {"kv_cache": torch.Tensor.half},
     # of the same sum, also where each is multiplied by its place
     "lengths": {"batch": lambda batch: replace(batch, seq_lens=batch.seq_lens + batch.seq_lens.new_tensor([2, -1, 0, 0, 0]))},
+    "selected": {"batch": lambda batch: replace(batch, selected=batch.selected.flip(1))},
     "nothing": {},
 }
 """Changes that rank 1 makes to an argument that the other ranks have as it is."""

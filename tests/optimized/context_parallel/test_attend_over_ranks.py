@@ -121,6 +121,7 @@ def of_rank_1(error, kind="ContractError"):
 disagrees = partial(partial, ranks_worker.disagrees)
 differs = partial(partial, ranks_worker.differs)
 wrong = partial(partial, ranks_worker.has_a_wrong_option)
+SELECTS = {"selection_unit": 1, "selected": torch.arange(9, dtype=torch.int32)[None, :, None]}
 SCENARIOS = [
     (disagrees(interleave=2), both("interleave: got 2 on rank 1, expected 1, as on rank 0")),
     (disagrees(exchange="reduce_scatter"), both("exchange: got reduce_scatter on rank 1, expected all_to_all, as on rank 0")),
@@ -130,6 +131,7 @@ SCENARIOS = [
     (differs(change="rows"), both("rows of q: got 18 on rank 1, expected 9, as on rank 0")),
     (differs(change="dtypes"), both("dtype of q: got float16 on rank 1, expected float32, as on rank 0")),
     (differs(change="lengths"), both("seq_lens: got values of checksum ")),
+    (differs(change="selected", fields=SELECTS), both("selected: got values of checksum ")),
     (ranks_worker.makes_another_kind_of_call, both("call: got another function's on rank ")),
     (differs(change="cache"), of_rank_1("kv_cache: got torch.float16")),
     (differs(change="gradient"), of_rank_1("q: got requires_grad=True")),

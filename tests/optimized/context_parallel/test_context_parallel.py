@@ -151,6 +151,35 @@ def test_no_such_dealing(fields, message):
     assert str(caught.value).startswith(message)
 
 
+def of_selection(step: Batch, device, *, unit: int, **dealing) -> list[list[int]]:
+    """The units that a rank's step selects, of rows that each select the units 0, none and the last three."""
+    selected = torch.tensor([0, -1, 8 // unit, 8 // unit - 1, 8 // unit - 2], dtype=torch.int32, device=device)
+    selecting = replace(step, selected=selected.expand(1, 7, 5))
+    layer = Layer(**SIZES, layout=Layout.KV_FIRST_NHD, selection_unit=unit)
+    return local_step(selecting, Dealing(**dealing)).of_layer(layer).selected[0].tolist()
+
+
+def test_a_rank_selects_its_own_units_by_their_local_numbers(step, device):
+    """Of tokens 0, 8, 7, 6 rank 0 has 0, 8 and 6. Of units of two it has 0, 4 and 2, if two tokens are dealt at a time."""
+    decode = replace(step, query_start_loc=step.query_start_loc.clamp(max=1), max_query_len=1)
+    assert of_selection(decode, device, unit=1, num_ranks=2, rank=0)[0] == [0, -1, 4, -1, 3]
+    assert of_selection(decode, device, unit=1, num_ranks=2, rank=1)[0] == [-1, -1, -1, 3, -1]
+    assert of_selection(decode, device, unit=2, num_ranks=2, rank=0, interleave=2)[0] == [0, -1, 2, -1, 1]
+    assert of_selection(decode, device, unit=2, num_ranks=2, rank=0, interleave=4)[0] == [0, -1, 2, -1, -1]
+
+
+def test_a_unit_behind_the_keys_that_a_row_sees_is_none_of_its_request(step, device):
+    """Rows see 7, 7, 8, 9, 0, 1 and 0 keys of the whole sequence."""
+    rows = of_selection(step, device, unit=1, num_ranks=2, rank=0)
+    assert rows == [[0, -1, -1, -1, 3]] * 3 + [[0, -1, 4, -1, 3], [-1] * 5, [0, -1, -1, -1, -1], [-1] * 5]
+
+
+def test_a_unit_lies_on_one_rank():
+    layer = Layer(**SIZES, layout=Layout.KV_FIRST_NHD, selection_unit=4)
+    with pytest.raises(ContractError, match=r"^dealing.interleave: got 2, expected a multiple of selection_unit \(4\)"):
+        local_layer(layer, Dealing(num_ranks=2, rank=0, interleave=2))
+
+
 @pytest.mark.parametrize(
     "rule", [{"window": (3, 0)}, {"sink_tokens": 1}, {"chunked_local": 4}, {"alibi_slopes": torch.ones(2)}], ids=str
 )

@@ -16,7 +16,7 @@ from attn_fuzz.exact import call as exact
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.ranks.local_calls import TRITON_RANKS
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
-from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, dealt, refuse_without_a_cache
+from attn_fuzz.targets.ranks.shards import Shard, dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.triton import TRITON, missing_triton
 
@@ -57,7 +57,7 @@ def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, rng:
     from attn_optimized.context_parallel import Dealing, Exchange
 
     num_ranks = rng.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
-    numbers = {"num_ranks": num_ranks, "interleave": rng.choice(INTERLEAVES)}
+    numbers = {"num_ranks": num_ranks, "interleave": interleave(rng, layer)}
     options = {"exchange": rng.choice(get_args(Exchange)), "compare": rng.random() < 0.5}
     if layer.output_scale is not None:
         options["out_dtype"] = out_dtype

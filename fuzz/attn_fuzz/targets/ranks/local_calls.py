@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Layout
+from attn_contract import AttentionType, Layer, Layout
 from attn_contract.arguments import INT32_MAX
-from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_target, requests_of, rows_of, stacked, write_state
-from attn_fuzz.targets.ranks.shards import INTERLEAVES, dealt, refuse_without_a_cache
+from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, parts_target, requests_of, rows_of, stacked, write_state
+from attn_fuzz.targets.ranks.shards import dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
@@ -31,9 +31,9 @@ class Choice(NamedTuple):
     order: list[int]
 
 
-def _choice(rng: random.Random) -> Choice:
+def _choice(rng: random.Random, layer: Layer) -> Choice:
     num_ranks = rng.choice(NUM_RANKS)
-    return Choice(num_ranks, rng.choice(INTERLEAVES), rng.sample(range(num_ranks), num_ranks))
+    return Choice(num_ranks, interleave(rng, layer), rng.sample(range(num_ranks), num_ranks))
 
 
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -42,18 +42,24 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
     refuse_without_a_cache(kv_cache, layer)
     rng = rng_of_call(q, batch)
-    num_ranks, interleave, order = _choice(rng)
+    num_ranks, dealt_at_once, order = _choice(rng, layer)
     rows = int(batch.query_start_loc[-1])
     outs, lses = stacked(q, layer, num_ranks, rng)
     for rank in range(num_ranks):
-        dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
+        dealing = ranks.Dealing(num_ranks=num_ranks, rank=rank, interleave=dealt_at_once)
         # the largest bound that a step may have, which a rank's step has a bound for, too
         ranks.local_step(dataclasses.replace(batch, max_seq_len=INT32_MAX), dealing)
         own, step = dealt(kv_cache, layer, batch, dealing, rng)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
         attn_optimized.paged_attention(
-            q, own.kv_cache, ranks.local_layer(own.layer, dealing), step.batch, out=outs[rank], lse=part_lse, validate=True
+            q,
+            own.kv_cache,
+            ranks.local_layer(own.layer, dealing),
+            step.of_layer(own.layer),
+            out=outs[rank],
+            lse=part_lse,
+            validate=True,
         )
         lses[rank].copy_(part_lse)
     outs, lses = outs[order, :rows], lses[order, :, :rows]
@@ -73,12 +79,12 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rng = rng_of_call(q, batch)
-    num_ranks, interleave, order = _choice(rng)
+    num_ranks, dealt_at_once, order = _choice(rng, layer)
     rows = int(batch.query_start_loc[-1])
-    outs, lses = stacked(q[:rows], layer, num_ranks, rng)
+    outs, lses = stacked(parts_like(q, out, layer, rows), layer, num_ranks, rng)
     for request in requests_of(q, k, v, kv_cache, layer, batch):
         for rank, place in enumerate(order):
-            held = context_parallel.local_request(request, rank, num_ranks, interleave)
+            held = context_parallel.local_request(request, rank, num_ranks, dealt_at_once)
             found = attn_reference.attend(held, context_parallel.local_layer(layer, rank))
             empty = rng.choice(EVERY_OPTION.empty_lses)
             write_state(State(outs[place], lses[place]), request.rows, found.out, found.lse, empty)
@@ -96,7 +102,7 @@ def ranks_support(device: str) -> Support:
     return dataclasses.replace(
         TRITON.support(device),
         attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
-        rules=("logits_soft_cap", "sinks", "non_causal", "per_request_causal", "lse"),
+        rules=("selection_unit", "logits_soft_cap", "sinks", "non_causal", "per_request_causal", "lse"),
         long_seq_len=None,
         **sizes,
     )

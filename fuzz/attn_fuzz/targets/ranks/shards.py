@@ -4,6 +4,7 @@ All other slots are NaN, and the rank's block table leads astray behind its last
 """
 
 import dataclasses
+import math
 import random
 from typing import Any, NamedTuple
 
@@ -15,6 +16,11 @@ from attn_reference import context_parallel
 
 INTERLEAVES = (1, 1, 2, 3, 16, 64)
 NO_BLOCK = (-1, 2**31 - 1)
+
+
+def interleave(rng: random.Random, layer: Layer) -> int:
+    """How many tokens a rank is dealt at a time: whole units of a selection."""
+    return math.lcm(rng.choice(INTERLEAVES), layer.selection_unit or 1)
 
 
 class Shard(NamedTuple):
