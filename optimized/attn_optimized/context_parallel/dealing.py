@@ -87,7 +87,7 @@ class LocalStep:
         first = selected * unit
         local = self.dealing.local_index(first) // unit
         is_own = (selected >= 0) & (self.dealing.rank_of(first) == self.dealing.rank)
-        if _sees_unlike_keys(self.whole):  # a row's request ends at the keys that the row sees
+        if not _sees_same_keys(self.whole):  # a row's request ends at the keys that the row sees
             rows = batch.num_actual_tokens
             is_own[:, :rows] &= local[:, :rows] * unit < batch.seq_lens[:, None]
         return replace(batch, selected=torch.where(is_own, local, -1))
@@ -111,7 +111,7 @@ def local_step(batch: Batch, dealing: Dealing) -> LocalStep:
         raise ContractError("block_table", None, "a tensor: ranks share the keys of a cache")
     refuse_unnamed("attention over ranks", IMPLEMENTED_RULES, batch)
     local = {"max_seq_len": _longest(batch.max_seq_len, dealing), "causal": False, "slot_mapping": None}
-    if not _sees_unlike_keys(batch):
+    if _sees_same_keys(batch):
         return LocalStep(batch, replace(batch, seq_lens=local_lengths(batch.seq_lens, dealing), **local), dealing)
     request, seen = _rows(batch)
     row_starts = torch.arange(batch.num_actual_tokens + 1, dtype=torch.int32, device=seen.device)
@@ -162,9 +162,9 @@ def local_lengths(lengths: torch.Tensor, dealing: Dealing) -> torch.Tensor:
     return of_rounds + of_last_round.clamp(0, dealing.interleave)
 
 
-def _sees_unlike_keys(batch: Batch) -> bool:
-    """Whether queries of one request see unlike numbers of keys, so that each query is a request of the rank's step."""
-    return batch.causal is not False and batch.max_query_len > 1 and batch.num_requests > 0
+def _sees_same_keys(batch: Batch) -> bool:
+    """Whether all queries of a request see the same keys. Else each query is a request of the rank's step."""
+    return batch.causal is False or batch.max_query_len <= 1 or not batch.num_requests
 
 
 def _longest(length: int, dealing: Dealing) -> int:
