@@ -84,25 +84,27 @@ def _watched(
 ) -> Any:
     """The function's result. Its arguments and its output are judged.
 
-    Arguments that the contract cannot say are a warning. An output of another shape cannot be judged either: it is in the
-    recording's `found`. Both are counted in its `not_judged`.
+    Arguments that the contract cannot say are a warning, as are errors of the recording's own. An output of another shape
+    cannot be judged either: it is in the recording's `found`. All are counted in its `not_judged`.
     """
     layer_index = getattr(module, "layer_idx", None)
     if hold is not None and isinstance(layer_index, int):
         hold(key, value, layer_index)
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
-        key, value, _, arguments = through_cache(module, key, value, **arguments)
-    none_is_causal = "eager" not in implementation
-    try:
-        with torch.no_grad():
-            read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
-            step = step_of(read)
-            if step is not None:
-                _see(record, step, _output(result[0], query, value.shape[3], step.rows), _name(implementation, module))
-    except (ContractError, UnsupportedError) as error:
-        record.pass_over(str(error))
-        warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
+        try:
+            with torch.no_grad():
+                key, value, _, arguments = through_cache(module, key, value, **arguments)
+                none_is_causal = "eager" not in implementation
+                read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
+                step = step_of(read)
+                if step is not None:
+                    _see(record, step, _output(result[0], query, value.shape[3], step.rows), _name(implementation, module))
+        except Exception as error:
+            known = isinstance(error, (ContractError, UnsupportedError))
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            record.pass_over(reason)
+            warnings.warn(f"recording: a call of {implementation} was not judged: {reason}", stacklevel=2)
     return result
 
 

@@ -20,10 +20,11 @@ import attn_transformers
 from attn_transformers.attention import attention
 from attn_transformers.engine_pages import EnginePages
 from attn_transformers.registration import whole_mask
-from transformers import AttentionInterface, AttentionMaskInterface, ContinuousBatchingConfig, GenerationConfig
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.pages import ROOT
+from tests.plugins.engine import served
 from tests.plugins.tiny_models import prompts, tiny
 
 
@@ -42,25 +43,12 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, **batching) -> list[list[int]]:
-    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`.
-
-    Args:
-        batching: further options of its config.
-    """
-    batching = {"block_size": 8, "num_blocks": 256, "max_batch_tokens": step, **batching}
-    outputs = model.generate_batch(
-        inputs=requests,
-        generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0),
-        continuous_batching_config=ContinuousBatchingConfig(**batching),
-        progress_bar=False,
-    )
-    return [output.generated_tokens for output in outputs.values()]
-
-
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [("mistral", "sdpa"), ("gemma3", "sdpa"), ("gpt_oss", "paged|eager"), ("mistral", "paged|eager")],
+    [
+        *(("mistral", "sdpa"), ("gemma3", "sdpa"), ("gemma3n", "sdpa")),
+        *(("gpt_oss", "paged|eager"), ("mistral", "paged|eager"), ("gemma3n", "paged|eager")),
+    ],
 )
 def test_continuous_batching_generates_the_same(name, implementation):
     model, requests = tiny(name), ragged_requests(12)
