@@ -87,6 +87,7 @@ def recorded(name: str, number: int, seed: int) -> dict[str, Any]:
         "calls": recording.calls,
         "judged": recording.judged,
         "wrong": recording.wrong,
+        "hidden": recording.hidden,
         "not_judged": recording.not_judged,
         "reads": shadow.reads,
         "wrong_reads": shadow.wrong,
@@ -97,8 +98,8 @@ def recorded(name: str, number: int, seed: int) -> dict[str, Any]:
 
 
 def is_right(counts: dict[str, Any], number: int) -> bool:
-    found = counts["wrong"] or counts["wrong_reads"] or counts["not_judged"] or counts["not_seen"]
-    return not found and counts["requests"] == number and counts["calls"] == counts["judged"] > 0 < counts["reads"]
+    is_quiet = not any(counts[name] for name in ("wrong", "hidden", "wrong_reads", "not_judged", "not_seen"))
+    return is_quiet and counts["requests"] == number and counts["calls"] == counts["judged"] > 0 < counts["reads"]
 
 
 def _results(names: list[str], number: int, seed: int, workers: int) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,9 @@ from attn_transformers.registration import whole_mask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tests.nightly import ENGINE
 from tests.pages import ROOT
+from tests.plugins import tiny_models
 from tests.plugins.engine import served
 from tests.plugins.tiny_models import prompts, tiny
 
@@ -189,6 +191,10 @@ def test_a_recording_knows_what_a_missing_mask_means_to_an_implementation(implem
     assert (recording.judged, recording.wrong) == (1, 0)
 
 
+def test_every_model_of_the_engine_is_a_command_of_the_nightly_part():
+    assert list(ENGINE) == list(tiny_models.ENGINE)
+
+
 def test_replacing_names_what_it_can_replace_by():
     with pytest.raises(ContractError, match="by: got 'triton', expected one of attn_parity, attn_parity_triton"):
         attn_transformers.replacing("sdpa", by="triton").__enter__()
@@ -290,6 +296,19 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
     assert (
         "NO CALL of attn_implementation='mine' WAS JUDGED: 2 could not be, the first because of: attn_transformers" in messages
     )
+
+
+def test_an_error_of_a_recording_ends_no_program(tmp_path, monkeypatch):
+    def failing(*args, **options):
+        raise IndexError("of its own")
+
+    monkeypatch.setattr("attn_transformers.arguments.read", failing)
+    model = tiny("mistral")
+    model.set_attn_implementation("sdpa")
+    expected = model(**prompts((4,))).logits
+    with pytest.warns(UserWarning, match="NO CALL"), attn_transformers.recording(tmp_path, "sdpa") as recording:
+        assert torch.equal(model(**prompts((4,))).logits, expected)
+    assert recording.not_judged == {"IndexError: of its own": 2}
 
 
 def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch):
