@@ -129,6 +129,12 @@ def small(name: str, **changes: object) -> dict[str, object]:
         ("llama-3.1-8b", {"rswa_window": 5}, "R-SWA (rswa_window) not supported"),
         ("deepseek-v3.2", {"indexer_of_the_future": True}, "an indexer (index_topk) not supported"),
         ("llama-3.1-8b", {"attention_head_dim": 64}, "attention_head_dim: got 64, expected 128, as in the model"),
+        ("llama-3.1-8b", {"num_heads": 16}, "num_heads: got 16, expected 32, as in the model"),
+        ("llama-3.1-8b", {"num_kv_heads": 32}, "num_kv_heads: got 32, expected 8, as in the model"),
+        ("llama-3.1-8b", {"use_sliding_window": True}, "use_sliding_window: got True, expected False, as in the model"),
+        ("gpt-oss-120b", {"use_sliding_window": False}, "use_sliding_window: got False, expected True, as in the model"),
+        ("llama-3.1-8b", {"use_sinks": False}, "use_sinks: got False"),
+        ("llama-3.1-8b", {"moe_attention_gate": True}, "moe_attention_gate: got True"),
         ("gemma-3-4b", {"images_are_causal": False}, "images_are_causal: got False"),
         ("internvl3-8b", {"use_bidirectional_image": True}, "use_bidirectional_image: got True"),
         ("llama-3.1-8b", {"kv_lora_rank": 8}, "MLA (kv_lora_rank) not supported"),
@@ -159,8 +165,16 @@ def test_what_is_not_known_is_told():
 
 def test_fields_of_others_than_attention_are_passed_over_or_told():
     """Of the states of linear layers, of a model with rewards, of images, and of how text is generated."""
-    others = {"mamba_ssm_dtype": "float32", "num_reward_heads": 0, "encoder_no_repeat_ngram_size": 0}
+    others = {"mamba_ssm_dtype": "float32", "num_reward_heads": 0, "encoder_no_repeat_ngram_size": 0, "mask_init_id": 12}
     assert model_config({**LLAMA, **others}).unknown == ()
+    told = {
+        "mtp_loss_scaling_factor": 0.05,
+        "block_mlp_init_scale": 1.0,
+        "encoder_patch_size": 16,
+        "position_embedding_xdrope": False,
+        "use_rotary_pos_emb": True,
+    }
+    assert model_config({**LLAMA, **told}).unknown == tuple(told)
     seeing = small("gemma-3-4b", use_unified_vision_chunk=True, img_token_compression_config={"merge": 2}, ignore_index=-100)
     read = model_config(seeing)
     assert read.unknown == ("use_unified_vision_chunk",)
