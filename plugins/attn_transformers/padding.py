@@ -9,7 +9,7 @@ padding. Not held are cross-attention, and models that are told of padding in an
 import contextlib
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 from unittest import mock
@@ -29,7 +29,8 @@ def models_watched() -> Iterator[None]:
     """Keep inside the `with`, in all threads, what the models are given that run."""
     from transformers import GenerationMixin, PreTrainedModel
 
-    call, prepare = PreTrainedModel.__call__, GenerationMixin.prepare_inputs_for_generation
+    call: Callable[..., Any] = PreTrainedModel.__call__
+    prepare: Callable[..., Any] = vars(GenerationMixin)["prepare_inputs_for_generation"]
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         names = dict.fromkeys(inspect.signature(self.forward).parameters)
