@@ -22,6 +22,7 @@ PAGE = ROOT / "tests" / "README.md"
 NOTES = ROOT / "attn-parity-runs"
 MOST_SECONDS = 150 * 60
 BEGIN, END = "<!-- nightly -->\n", "<!-- end of nightly -->\n"
+ENGINE = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3_moe", "glm4", "cohere2", "gemma3n", "smollm3")
 AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 
 
@@ -61,6 +62,11 @@ def _faults() -> Iterator[str]:
     yield f"{tests}/cli/test_emulate.py tests/plugins/test_recording_summary.py -k malformed --malformed 0:500"
 
 
+def _engine() -> Iterator[str]:
+    for name in ENGINE:
+        yield f"python -m tests.plugins.engine {name}"
+
+
 def _launches() -> Iterator[str]:
     yield "python -m attn_lab binaries --write"
     yield "python -m attn_lab binaries --drawn 60 --arch gfx942,gfx1201,sm90"
@@ -89,6 +95,7 @@ PARTS = {
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),
+    "engine": (_engine, "continuous batching of ten models, 500 requests each: recordings find nothing"),
     "launches": (_launches, "every launch that ships, compiled and held to budgets"),
     "emulated": (_emulated, "every launch that ships for AMD, run on the emulator"),
     "release": (_release, "source distribution and wheel, in an environment of their own, used from another folder"),

@@ -49,6 +49,10 @@ class SelectionInput:
         return deployed(self.source, self.engine(architecture)) if isinstance(self.source, ModelConfig) else self.source
 
 
+MOST_BYTES = 1 << 24
+"""Of a model config, whose quantization may name each of the model's parts."""
+
+
 def own_float8(architecture: str) -> str:
     """The float8 type that an architecture computes with: e4m3fnuz on gfx940 to gfx942, and OCP's on all later ones."""
     return "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
@@ -66,10 +70,10 @@ def read(file: Path | None, given: Mapping[str, Any]) -> SelectionInput:
         if "tensor_parallel" in given:
             raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
         return SelectionInput(source=_one_layer(given))
-    content = inputs.read_json(file)
+    content = inputs.read_json(file, MOST_BYTES, constant=float)
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
-        return SelectionInput(source=model_file.model_file(content))
+        return SelectionInput(source=model_file.model_file(inputs.read_json(file)))
     _refuse([name for name in given if name not in _OF_THE_ENGINE], "the config says it")
     return SelectionInput(source=model_config(content), given=given)
 

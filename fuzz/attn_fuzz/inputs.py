@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,10 @@ _TOML_TOKEN = re.compile(
     rf"|[.=\[\],{{}}\n]|{_NUMBER}",
     re.DOTALL,
 )
+
+
+def _no_number(name: str) -> NoReturn:
+    raise InputError(f"{one_line(name, MESSAGE)} is not a finite number")
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -93,8 +97,11 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
         raise InputError(f"{path}: {error}") from None
 
 
-def read_json(path: Path, most: int = MAX_BYTES) -> Any:
+def read_json(path: Path, most: int = MAX_BYTES, constant: Callable[[str], Any] = _no_number) -> Any:
     """What a JSON file holds.
+
+    Args:
+        constant: makes a value of Infinity, -Infinity or NaN, which Python writes and JSON has not.
 
     Raises:
         InputError: as `read_text`, or the text is not JSON, or beyond the bounds. The message begins with the path.
@@ -102,7 +109,7 @@ def read_json(path: Path, most: int = MAX_BYTES) -> Any:
     text = read_text(path, most)
     try:
         check_json(text)
-        return json.loads(text, parse_float=_finite, parse_constant=_no_number)
+        return json.loads(text, parse_float=_finite, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
 
@@ -197,7 +204,3 @@ def _finite(number: str) -> float:
     if float(number) in (float("inf"), float("-inf")):
         _no_number(number)
     return float(number)
-
-
-def _no_number(name: str) -> NoReturn:
-    raise InputError(f"{one_line(name, MESSAGE)} is not a finite number")

@@ -5,8 +5,9 @@ engine accepts no such name. `recording` judges the calls of another implementat
 they are called; `recording` needs the extra `fuzz`, too.
 
 `arguments` translates a call of transformers into one of the contract: `masks` finds the requests and rules that a mask says,
-`reading` proves them, and `biases` reads what is added to logits. `attention` makes the call. `own_attention` is about models
-that transformers' interface does not reach. `paged_cache` keeps a model's keys and values in pages of any layout.
+`reading` proves them, and `biases` reads what is added to logits. `attention` makes the call. `padding` tells real tokens from
+padding. `own_attention` is about models that transformers' interface does not reach. `paged_cache` keeps a model's keys and
+values in pages of any layout.
 """
 
 from attn_transformers.recording import recording

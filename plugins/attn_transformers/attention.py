@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from attn_transformers.arguments import OF_THE_ENGINE, Step, arguments_of, step_of
-from attn_transformers.engine_pages import EnginePages, pages_of
+from attn_transformers.engine_pages import FULL_ATTENTION, SLIDING_ATTENTION, EnginePages, pages_of
 
 
 def attention(
@@ -56,18 +56,22 @@ def through_cache(
     """All keys and values of a step of continuous batching, whose paged cache gets the new ones; their pages there, and the
     other arguments.
 
-    Without such a cache, key and value hold all of them, and the arguments stay as they are.
+    Without such a cache, key and value hold all of them. A layer that takes its keys from another layer has none, and is handed
+    the lengths of all kinds of layers.
 
     Args:
         cache: the paged cache, which a function of attention updates before transformers 5.24.
         updated_cache: the paged cache that the layer has updated, as since transformers 5.24 (`registration.intercepted`).
     """
-    if cache is None and updated_cache is None:
-        return key, value, None, arguments
-    layer_index: Any = module.layer_idx
-    if cache is not None:
-        key, value = cache.update(key_states=key, value_states=value, layer_idx=layer_index, kwargs=arguments)
-    pages = pages_of(updated_cache if cache is None else cache, layer_index, arguments)
+    pages = None
+    if cache is not None or updated_cache is not None:
+        layer_index: Any = module.layer_idx
+        if cache is not None:
+            key, value = cache.update(key_states=key, value_states=value, layer_idx=layer_index, kwargs=arguments)
+        pages = pages_of(updated_cache if cache is None else cache, layer_index, arguments)
+    elif isinstance(lengths := arguments.get("cu_seq_lens_k"), dict):
+        kind = FULL_ATTENTION if arguments.get("sliding_window") is None else SLIDING_ATTENTION
+        arguments = {**arguments, "cu_seq_lens_k": lengths[kind]}
     return key, value, pages, {name: given for name, given in arguments.items() if name not in OF_THE_ENGINE}
 
 

@@ -15,7 +15,8 @@ from attn_contract import Batch
 
 from attn_transformers.arguments import Step
 
-FULL_ATTENTION = "full_attention"
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+"""The engine's names of kinds of layers."""
 
 
 @dataclass(frozen=True, eq=False)

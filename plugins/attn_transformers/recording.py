@@ -15,6 +15,7 @@ from attn_contract import ContractError, UnsupportedError
 from attn_transformers import caches
 from attn_transformers.arguments import Step, arguments_of, step_of
 from attn_transformers.attention import through_cache, written
+from attn_transformers.padding import hidden_tokens, models_watched
 from attn_transformers.registration import intercepted
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ def recording(
         shadow: whether caches are held to a shadow, in every call of any implementation; or the shadow.
 
     Yields:
-        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged`, `found`, and its `shadow`'s `faults`.
+        an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged`, `found`, `hidden`, and its `shadow`'s `faults`.
 
     Warns:
-        UserWarning: a call cannot be judged, with the reason; or no call was judged at all; or a cache is wrong.
+        UserWarning: a call cannot be judged, with the reason; or no call was judged at all; or a cache is wrong; or a mask
+            hides every key of a token that is no padding.
     """
     import attn_fuzz
     from attn_fuzz.shadow import Shadow
@@ -58,6 +60,7 @@ def recording(
         Path(folder), every, limit, captures, shadow=Shadow(value_bytes=VALUE_BYTES) if shadow is True else shadow or None
     )
     with contextlib.ExitStack() as patches:
+        patches.enter_context(models_watched())
         hold = None if record.shadow is None else patches.enter_context(caches.watched(record.shadow))
         watched = functools.partial(_watched, record=record, implementation=implementation, hold=hold)
         patches.enter_context(intercepted(implementation, lambda function: functools.partial(watched, function)))
@@ -65,6 +68,11 @@ def recording(
     if record.shadow is not None and record.shadow.wrong:
         first = record.shadow.faults[0] if record.shadow.faults else "see its `wrong`"
         warnings.warn(f"recording: THE CACHE IS WRONG in {record.shadow.wrong} reads: {first}", stacklevel=3)
+    if record.hidden:
+        warnings.warn(
+            f"recording: A MASK HIDES EVERY KEY of {record.hidden} tokens that are no padding, first {record.first_hidden}",
+            stacklevel=3,
+        )
     if reason := record.why_nothing_was_judged("no model asked for it, or the model attends by code of its own"):
         warnings.warn(f"recording: NO CALL of attn_implementation={implementation!r} WAS JUDGED: {reason}", stacklevel=3)
 
@@ -84,25 +92,29 @@ def _watched(
 ) -> Any:
     """The function's result. Its arguments and its output are judged.
 
-    Arguments that the contract cannot say are a warning. An output of another shape cannot be judged either: it is in the
-    recording's `found`. Both are counted in its `not_judged`.
+    Arguments that the contract cannot say are a warning, as are errors of the recording's own. An output of another shape
+    cannot be judged either: it is in the recording's `found`. All are counted in its `not_judged`.
     """
     layer_index = getattr(module, "layer_idx", None)
     if hold is not None and isinstance(layer_index, int):
         hold(key, value, layer_index)
     with _updated_once(arguments.get("cache")):
         result = function(module, query, key, value, attention_mask, **arguments)
-        key, value, _, arguments = through_cache(module, key, value, **arguments)
-    none_is_causal = "eager" not in implementation
-    try:
-        with torch.no_grad():
-            read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
-            step = step_of(read)
-            if step is not None:
-                _see(record, step, _output(result[0], query, value.shape[3], step.rows), _name(implementation, module))
-    except (ContractError, UnsupportedError) as error:
-        record.pass_over(str(error))
-        warnings.warn(f"recording: a call of {implementation} was not judged: {error}", stacklevel=2)
+        try:
+            with torch.no_grad():
+                key, value, _, arguments = through_cache(module, key, value, **arguments)
+                name = _name(implementation, module)
+                record.note_hidden(hidden_tokens(module, query, key, attention_mask, **arguments), function=name)
+                none_is_causal = "eager" not in implementation
+                read = arguments_of(module, query, key, value, attention_mask, none_is_causal=none_is_causal, **arguments)
+                step = step_of(read)
+                if step is not None:
+                    _see(record, step, _output(result[0], query, value.shape[3], step.rows), name)
+        except Exception as error:
+            known = isinstance(error, (ContractError, UnsupportedError))
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            record.pass_over(reason)
+            warnings.warn(f"recording: a call of {implementation} was not judged: {reason}", stacklevel=2)
     return result
 
 

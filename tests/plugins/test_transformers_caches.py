@@ -17,7 +17,8 @@ from transformers import cache_utils
 from transformers.generation.continuous_batching.cache_allocators import cache_allocator
 from transformers.generation.continuous_batching.cache_allocators.sliding_attention import SlidingAttentionCacheAllocator
 
-from tests.plugins.test_transformers_engine import ragged_requests, served
+from tests.plugins.engine import served
+from tests.plugins.test_transformers_engine import ragged_requests
 from tests.plugins.tiny_models import prompts, tiny
 
 WINDOW = 8

@@ -20,10 +20,13 @@ import attn_transformers
 from attn_transformers.attention import attention
 from attn_transformers.engine_pages import EnginePages
 from attn_transformers.registration import whole_mask
-from transformers import AttentionInterface, AttentionMaskInterface, ContinuousBatchingConfig, GenerationConfig
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tests.nightly import ENGINE
 from tests.pages import ROOT
+from tests.plugins import tiny_models
+from tests.plugins.engine import served
 from tests.plugins.tiny_models import prompts, tiny
 
 
@@ -42,25 +45,12 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
-def served(model, requests: list[list[int]], *, step: int = 32, new_tokens: int = 5, **batching) -> list[list[int]]:
-    """The tokens that continuous batching generates for each request, in pages of 8 tokens and steps of at most `step`.
-
-    Args:
-        batching: further options of its config.
-    """
-    batching = {"block_size": 8, "num_blocks": 256, "max_batch_tokens": step, **batching}
-    outputs = model.generate_batch(
-        inputs=requests,
-        generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0),
-        continuous_batching_config=ContinuousBatchingConfig(**batching),
-        progress_bar=False,
-    )
-    return [output.generated_tokens for output in outputs.values()]
-
-
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [("mistral", "sdpa"), ("gemma3", "sdpa"), ("gpt_oss", "paged|eager"), ("mistral", "paged|eager")],
+    [
+        *(("mistral", "sdpa"), ("gemma3", "sdpa"), ("gemma3n", "sdpa")),
+        *(("gpt_oss", "paged|eager"), ("mistral", "paged|eager"), ("gemma3n", "paged|eager")),
+    ],
 )
 def test_continuous_batching_generates_the_same(name, implementation):
     model, requests = tiny(name), ragged_requests(12)
@@ -201,6 +191,10 @@ def test_a_recording_knows_what_a_missing_mask_means_to_an_implementation(implem
     assert (recording.judged, recording.wrong) == (1, 0)
 
 
+def test_every_model_of_the_engine_is_a_command_of_the_nightly_part():
+    assert list(ENGINE) == list(tiny_models.ENGINE)
+
+
 def test_replacing_names_what_it_can_replace_by():
     with pytest.raises(ContractError, match="by: got 'triton', expected one of attn_parity, attn_parity_triton"):
         attn_transformers.replacing("sdpa", by="triton").__enter__()
@@ -302,6 +296,19 @@ def test_a_recording_says_what_it_cannot_judge(tmp_path, monkeypatch):
     assert (
         "NO CALL of attn_implementation='mine' WAS JUDGED: 2 could not be, the first because of: attn_transformers" in messages
     )
+
+
+def test_an_error_of_a_recording_ends_no_program(tmp_path, monkeypatch):
+    def failing(*args, **options):
+        raise IndexError("of its own")
+
+    monkeypatch.setattr("attn_transformers.arguments.read", failing)
+    model = tiny("mistral")
+    model.set_attn_implementation("sdpa")
+    expected = model(**prompts((4,))).logits
+    with pytest.warns(UserWarning, match="NO CALL"), attn_transformers.recording(tmp_path, "sdpa") as recording:
+        assert torch.equal(model(**prompts((4,))).logits, expected)
+    assert recording.not_judged == {"IndexError: of its own": 2}
 
 
 def test_a_recording_says_that_an_output_has_another_shape(tmp_path, monkeypatch):

@@ -152,11 +152,52 @@ def llama() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED, attn_implementation="eager"))
 
 
+def qwen3_moe() -> Any:
+    """Norms of queries and keys, and experts."""
+    config = transformers.Qwen3MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def glm4() -> Any:
+    """A half of each head rotates."""
+    return transformers.Glm4ForCausalLM(transformers.Glm4Config(**GROUPED))
+
+
+def cohere2() -> Any:
+    """Three of four layers have a window, and the last one does not rotate."""
+    return transformers.Cohere2ForCausalLM(
+        transformers.Cohere2Config(**{**GROUPED, "num_hidden_layers": 4}, sliding_window=WINDOW)
+    )
+
+
+def gemma3n() -> Any:
+    """The last two of four layers have the keys of the first two."""
+    config = transformers.Gemma3nTextConfig(
+        **{**GROUPED, "num_hidden_layers": 4},
+        num_kv_shared_layers=2,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=None,
+    )
+    return transformers.Gemma3nForCausalLM(config)
+
+
+def smollm3() -> Any:
+    """One of two layers does not rotate."""
+    return transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(**GROUPED, no_rope_layers=[1, 0]))
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     build.__name__: build for build in (gpt_oss, gemma2, gemma3, llama4, mistral, whisper, bart, bert, bloom, mpt, deepseek_v3)
 }
-OF_ENGINES: dict[str, Callable[[], Any]] = {"llama": llama}
-"""Models for continuous batching alone: beside layers with a window it shares no page among requests."""
+ENGINE: dict[str, Callable[[], Any]] = {
+    build.__name__: build for build in (llama, mistral, gemma2, gemma3, gpt_oss, qwen3_moe, glm4, cohere2, gemma3n, smollm3)
+}
+"""Models for continuous batching, which serves neither chunks, nor ALiBi, nor V of another width than K."""
 
 
 def tiny(name: str) -> Any:
@@ -166,7 +207,7 @@ def tiny(name: str) -> Any:
     queries and keys are enlarged.
     """
     torch.manual_seed(0)
-    model = (BUILDERS | OF_ENGINES)[name]().eval().requires_grad_(False)
+    model = (BUILDERS | ENGINE)[name]().eval().requires_grad_(False)
     for parameter, weight in model.named_parameters():
         if any(
             part in parameter for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight", "q_b_proj.weight")

@@ -106,7 +106,7 @@ def _read(content: Mapping[str, Any]) -> ModelConfig:
         quantization=content.get("quantization_config", text_fields.get("quantization_config")),
         filled=filled,
         filled_by=by,
-        left_out=tuple(map(printable, filter(from_transformers.is_of_other_senses, content))),
+        left_out=tuple(map(printable, filter(from_transformers.is_another_part, content))),
         unknown=tuple(map(printable, dict.fromkeys(unread))),
         kv_sharing=kv_sharing,
         not_answered=not_answered,

@@ -3,7 +3,8 @@
 A field is read if transformers' config class has it, or if the model's code names it. Of the others, PASSED_OVER change
 nothing about attention, FIXED must have a value whose meaning is known, and SAID_TWICE must say what the built model does. Any
 other one whose name has one of ATTENTION_WORDS is refused unless it is null: false may turn off what is on without the field.
-The names of all other fields are listed.
+Of other parts, such as experts and images, and of flags that are off, fewer words are refused. How positions rotate q and k is
+no matter of attention, which comes after. The names of all other fields are listed.
 """
 
 import difflib
@@ -17,12 +18,20 @@ from attn_contract.scope import refuse_out_of_scope
 from attn_parity.model_config.group import Group
 
 ATTENTION_WORDS = (
-    *("attn", "attention", "head", "window", "sliding", "swa", "rope", "rotary", "alibi", "bias", "sink", "chunk", "lookback"),
+    *("attn", "attention", "head", "window", "sliding", "swa", "alibi", "bias", "sink", "chunk", "lookback"),
     *("soft_?cap", "softmax", "position", "relative", "causal", "bidirectional", "mask", "prefix_lm", "query", "qk", "kv"),
     *("mla", "latent", "lora_rank", "cache", "quantiz", "layer_type", "per_layer", "heterogeneous", "pattern", "_config"),
     *("index", "sparse", "linear", "mamba", "ssm", "encoder", "decoder", "scale", "scaling", "multiplier"),
 )
 _SOUNDS_LIKE_ATTENTION = re.compile("|".join(ATTENTION_WORDS))
+_OTHER_SENSES = re.compile("vision|audio|image|img_|video")
+_OTHER_PARTS = re.compile(f"{_OTHER_SENSES.pattern}|patch|projector|mlp|ffn|moe|expert|router|loss|init|^mtp_")
+_SOUNDS_LIKE_A_MASK = re.compile("attn|attention|causal|bidirectional|mask|prefix_lm")
+"""What a field about another part than the layers that are answered can ask of their attention."""
+_SOUNDS_LIKE_A_PART = re.compile(
+    "position|head|bias|encoder|decoder|index|pattern|mamba|ssm|linear|quantiz|per_layer|layer_type"
+)
+"""What a flag that is off takes from a model, and from no layer of attention that is left."""
 _LONGEST_NAME = 100
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -39,17 +48,19 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 PASSED_OVER = re.compile(
     # of the file, of training, of how code runs, and operations before or after attention
     "architectures|auto_map|model_type|torch_dtype|dtype|transformers_version|_name_or_path|quantization_config"
-    "|.*(_token_ids?|_token_index|dropout(_prob)?|pdrop|_eps|epsilon)|init_(config|device|std)|gradient_checkpointing"
-    "|use_cache|cache_implementation|_?attn_implementation(_autoset)?|output_attentions|attn_impl|reorder_and_upcast_attn"
+    "|.*(_id|_token_ids|_token_index|dropout(_prob)?|pdrop|_eps|epsilon)|init_(config|device|std)|gradient_checkpointing"
+    "|ignore_index|use_cache|cache_implementation|_?attn_implementation(_autoset)?|output_attentions|(use_)?flash_attn|use_flash_attention|attn_impl|reorder_and_upcast_attn"
     "|attention_softmax_in_fp32|masked_softmax_fusion|bias_dropout_fusion|skip_bias_add(_qkv)?|offset_alibi|slow_but_exact"
     "|attention_(out_)?bias|(use_)?qkv_bias|(use_|enable_)?bias|no_bias|(use_)?qk_norm(_type)?|qk_layernorm|attn_output_gate"
     "|attention_output_gate|use_mrope|rope_(theta|scaling|parameters|type|local_base_freq)|rotary_(dim|emb_base|pct)"
     "|swa_rope_theta|partial_rotary_factor|(original_)?max_position_embeddings|n_positions|static_position_embeddings"
-    "|attention_value_scale|max_window_layers|mlp_layer_types|use_routing_bias|add_bias_logits|num_ln_in_parallel_attn"
+    "|attention_value_scale|max_window_layers|mlp_layer_types|use_routing_bias|add_bias_logits|weight_share_add_bias|num_ln_in_parallel_attn"
+    # the states of layers that do not attend
+    r"|(mamba|ssm)_(\w+_)?dtype"
     # embeddings, the logits of the vocabulary, feed-forward layers and mixtures of experts
     "|scale_(emb|embedding|depth)|embedding_multiplier|multimodal_projector_bias|lm_head_bias|routed_scaling_factor|mlp_bias"
-    "|chunk_size_feed_forward|tie_encoder_decoder|forced_decoder_ids|n_inner|n_ctx|seq_length|model_max_length"
-    "|initial_context_length|use_parallel_block"
+    "|chunk_size_feed_forward|tie_encoder_decoder|num_reward_heads|forced_decoder_ids|n_inner|n_ctx|seq_length|model_max_length"
+    "|initial_context_length|use_parallel_block|encoder_(no_repeat_ngram_size|repetition_penalty)"
 )
 """Whole names of fields that change nothing about attention, in any model."""
 
@@ -86,6 +97,10 @@ SAID_TWICE: Mapping[str, Callable[[Mapping[str, Group]], Collection[Any]]] = {
     "add_full_attention_sink_bias": lambda groups: {
         "sinks" in one.rules for one in groups.values() if "window" not in one.rules
     },
+    "use_sliding_window": lambda groups: {any("window" in one.rules for one in groups.values())},
+    "num_heads": lambda groups: {one.num_heads for one in groups.values()},
+    "num_kv_heads": lambda groups: {one.num_kv_heads for one in groups.values()},
+    "attention_head_dim": lambda groups: {one.head_size for one in groups.values()},
     "v_head_dim": lambda groups: {one.rules.get("head_size_v", one.head_size) for one in groups.values()},
     "attention_chunk_size": lambda groups: {
         size
@@ -115,13 +130,23 @@ def check_fields(fields: Mapping[str, Any], model_type: str, read: Collection[st
             _check_fixed(name, value, model_type)
         elif name in known or (len(name) <= _LONGEST_NAME and PASSED_OVER.fullmatch(name)):
             continue
-        elif value is None or not _SOUNDS_LIKE_ATTENTION.search(name.lower()):
+        elif value is None or not _sounds_like_attention(name.lower(), is_off=value is False):
             unread.append(name)
         else:
             near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted({*known, *FIXED}), n=3, cutoff=0)
             expected = f"null: it is not known what it asks of {model_type} (near: {', '.join(near)})"
             raise ContractError(printable(name), shown(value), expected)
     return tuple(unread)
+
+
+def _sounds_like_attention(name: str, *, is_off: bool) -> bool:
+    if is_off:
+        name = _SOUNDS_LIKE_A_PART.sub(" ", name)
+    return bool((_SOUNDS_LIKE_A_MASK if _OTHER_PARTS.search(name) else _SOUNDS_LIKE_ATTENTION).search(name))
+
+
+def is_of_other_senses(name: str) -> bool:
+    return bool(_OTHER_SENSES.search(name))
 
 
 def check_said_twice(fields: Mapping[str, Any], groups: Mapping[str, Group], read: Collection[str]) -> None:

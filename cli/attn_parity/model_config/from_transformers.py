@@ -88,13 +88,17 @@ def class_of(names: Any, config: Any) -> Any:
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ContractError("architectures", shown(names), "a list of one name")
     found = getattr(transformers, names[0], None)
-    if found is None:  # files write MPT for Mpt; to list all names takes a second
-        name = next((one for one in dir(transformers) if one.lower() == names[0].lower()), "")
+    if found is None:  # files write MPT for Mpt, and KimiK25 for Kimi_K25; to list all names takes a second
+        name = next((one for one in dir(transformers) if _plain(one) == _plain(names[0])), "")
         found = getattr(transformers, name, None)
     if getattr(found, "config_class", None) not in (type(config), type(text_of(config))):
         expected = f"a class of transformers for {config.model_type}: another class may attend in another way"
         raise ContractError("architectures", shown(names[0]), expected)
     return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def layers_of(config: Any, named: Any) -> tuple[dict[str, Group], dict[str, str], dict[str, tuple[int, ...]]]:
@@ -105,10 +109,8 @@ def layers_of(config: Any, named: Any) -> tuple[dict[str, Group], dict[str, str]
 
     Raises:
         NotAnsweredError: of all layers.
-        UnsupportedError: the config asks for what is out of scope.
     """
     text = text_of(config)
-    refuse_out_of_scope(name for name in _OUT_OF_SCOPE if getattr(text, name, None))
     model = built(text, named if getattr(named, "config_class", None) is type(text) else _class_of(text))
     images = _images(config, text)
     of_groups: dict[tuple[Any, ...], list[Call]] = {}
@@ -241,10 +243,15 @@ def check_fields(content: Mapping[str, Any], config: Any) -> tuple[str, ...]:
     """Refuse fields that sound like attention and that transformers does not read; the names of other such fields.
 
     An object of fields is looked into, unless it is about another sense than text.
+
+    Raises:
+        ContractError: naming the field.
+        UnsupportedError: the config asks for what is out of scope, whatever its other fields say.
     """
+    refuse_out_of_scope(name for name in _OUT_OF_SCOPE if getattr(text_of(config), name, None))
     unread: list[str] = []
     for of_it, part in _parts(content, config):
-        own = {name: value for name, value in part.items() if not is_of_other_senses(name)}
+        own = {name: value for name, value in part.items() if not is_another_part(name)}
         _check_aliases(own, of_it.attribute_map)
         if of_it is not text_of(config):  # masks are made of the text's config
             own = {name: value for name, value in own.items() if (name, value) != ("is_causal", True)}
@@ -268,13 +275,13 @@ def _parts(content: Mapping[str, Any], config: Any) -> Iterator[tuple[Any, Mappi
     yield config, content
     for name, value in content.items():
         inner = vars(config).get(name)  # an attribute that layers differ in is an error
-        if isinstance(value, dict) and isinstance(inner, PreTrainedConfig) and not is_of_other_senses(name):
+        if isinstance(value, dict) and isinstance(inner, PreTrainedConfig) and not is_another_part(name):
             yield from _parts(value, inner)
 
 
-def is_of_other_senses(name: str) -> bool:
+def is_another_part(name: str) -> bool:
     """True for the name of a config of a part that has no KV cache."""
-    return name.endswith("config") and ("vision" in name or "audio" in name)
+    return name.endswith("config") and fields.is_of_other_senses(name)
 
 
 def fields_read(config: Any) -> frozenset[str]:

@@ -124,6 +124,8 @@ class Recording:
         calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
         not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
+        hidden, first_hidden: of how many tokens a mask hid every key though they are no padding, once for each layer, and which
+            was the first. By such a mask it is right to attend to nothing.
     """
 
     folder: Path
@@ -140,6 +142,8 @@ class Recording:
     ratio: float = field(default=0.0, init=False)
     statistical_ratio: float = field(default=0.0, init=False)
     found: list[Found] = field(default_factory=list, init=False)
+    hidden: int = field(default=0, init=False)
+    first_hidden: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
@@ -172,6 +176,12 @@ class Recording:
         if reason not in self.not_judged and len(self.not_judged) >= MOST_REASONS:
             reason = "other reasons"
         self.not_judged[reason] = self.not_judged.get(reason, 0) + 1
+
+    def note_hidden(self, tokens: Sequence[str], *, function: str = "") -> None:
+        """Count tokens that are no padding and of which a mask hides every key, in words."""
+        if tokens and not self.hidden:
+            self.first_hidden = ", ".join(filter(None, (function, tokens[0])))
+        self.hidden += len(tokens)
 
     def judge(
         self,

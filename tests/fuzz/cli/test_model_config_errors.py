@@ -126,7 +126,17 @@ def small(name: str, **changes: object) -> dict[str, object]:
             "add_full_attention_sink_bias: got True, expected False",
         ),
         ("minimax-m2", {"attn_type_list": [0] + [1] * 61}, "attn_type_list: got [0, 1, "),
-        ("deepseek-v3.2", {"rswa_window": 5}, "R-SWA (rswa_window) not supported"),
+        ("llama-3.1-8b", {"rswa_window": 5}, "R-SWA (rswa_window) not supported"),
+        ("deepseek-v3.2", {"indexer_of_the_future": True}, "an indexer (index_topk) not supported"),
+        ("llama-3.1-8b", {"attention_head_dim": 64}, "attention_head_dim: got 64, expected 128, as in the model"),
+        ("llama-3.1-8b", {"num_heads": 16}, "num_heads: got 16, expected 32, as in the model"),
+        ("llama-3.1-8b", {"num_kv_heads": 32}, "num_kv_heads: got 32, expected 8, as in the model"),
+        ("llama-3.1-8b", {"use_sliding_window": True}, "use_sliding_window: got True, expected False, as in the model"),
+        ("gpt-oss-120b", {"use_sliding_window": False}, "use_sliding_window: got False, expected True, as in the model"),
+        ("llama-3.1-8b", {"use_sinks": False}, "use_sinks: got False"),
+        ("llama-3.1-8b", {"moe_attention_gate": True}, "moe_attention_gate: got True"),
+        ("gemma-3-4b", {"images_are_causal": False}, "images_are_causal: got False"),
+        ("internvl3-8b", {"use_bidirectional_image": True}, "use_bidirectional_image: got True"),
         ("llama-3.1-8b", {"kv_lora_rank": 8}, "MLA (kv_lora_rank) not supported"),
     ],
 )
@@ -151,6 +161,39 @@ def test_what_is_not_known_is_told():
     gemma = small("gemma-3-4b", outer=1)
     gemma["text_config"]["inner"] = 1  # pyright: ignore[reportIndexIssue]
     assert model_config(gemma).unknown == ("outer", "inner")
+
+
+def test_fields_of_others_than_attention_are_passed_over_or_told():
+    """Of the states of linear layers, of a model with rewards, of images, and of how text is generated."""
+    others = {"mamba_ssm_dtype": "float32", "num_reward_heads": 0, "encoder_no_repeat_ngram_size": 0, "mask_init_id": 12}
+    assert model_config({**LLAMA, **others}).unknown == ()
+    told = {
+        "mtp_loss_scaling_factor": 0.05,
+        "block_mlp_init_scale": 1.0,
+        "encoder_patch_size": 16,
+        "position_embedding_xdrope": False,
+        "use_rotary_pos_emb": True,
+    }
+    assert model_config({**LLAMA, **told}).unknown == tuple(told)
+    seeing = small("gemma-3-4b", use_unified_vision_chunk=True, img_token_compression_config={"merge": 2}, ignore_index=-100)
+    read = model_config(seeing)
+    assert read.unknown == ("use_unified_vision_chunk",)
+    assert "img_token_compression_config" in read.left_out
+
+
+def test_a_class_is_found_under_another_spelling():
+    kimi = {"model_type": "kimi_k25", "text_config": {**CONFIGS["kimi-k2"], "model_type": "deepseek_v3"}, "dtype": "bfloat16"}
+    named = {**kimi, "architectures": ["KimiK25ForConditionalGeneration"]}
+    assert model_config(named).groups == model_config(kimi).groups
+
+
+def test_what_python_writes_of_infinity_is_read_in_a_config_alone(attn_parity, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "time_step_limit": [0.0, float("inf")], "names": "n" * 2**20}))
+    run = attn_parity("select", "config.json", *ON_MI300)
+    assert run.code == 0, run.err
+    (tmp_path / "model.json").write_text('{"schema": "model", "scale": Infinity}')
+    run = attn_parity("select", "model.json", *ON_MI300)
+    assert (run.code, "Infinity is not a finite number" in run.err) == (2, True)
 
 
 def test_the_command_prints_what_is_not_known(attn_parity, tmp_path):
