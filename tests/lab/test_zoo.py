@@ -27,6 +27,7 @@ from attn_lab import results_file
 from attn_lab.commands import zoo as zoo_command
 from attn_lab.zoo import known_bugs as mutants
 from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo import unreached
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import Results, Row
 from click.testing import CliRunner
@@ -279,7 +280,8 @@ def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
     assert len(case_file.load(Path("small/no-write.json")).requests) == row.size[0]
 
 
-def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path):
+def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(unreached, "CASES", 5)
     (tmp_path / "harmless.toml").write_text(
         """
         name = "harmless"
@@ -298,6 +300,7 @@ def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path):
     run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 10)
     assert run.code == 1
     assert "SURVIVED" in run.out
+    assert "no case of triton" not in run.err, "the first cases run what it patches"
     (row,) = result.mutants
     assert (row.found, row.examples, row.size) == ((None,), None, None)
 

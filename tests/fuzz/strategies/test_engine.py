@@ -178,7 +178,7 @@ def test_all_that_a_support_allows_is_drawn_in_the_end(engine):
     """A feature that `can_have` promises in vain would be named at the end of every run."""
     rules = ("window", "lse", "non_causal", "alibi_slopes", "sinks")
     support = replace(EVERYTHING, engine=engine, rules=rules, attn_types=(AttentionType.DECODER,))
-    found, _ = draw(support, examples=200)
+    found, _ = draw(support, examples=120)
     met = {name for case in found for name in features(case)}
     assert {feature.name for feature in FEATURES if can_have(support, feature)} == met
     assert not any(why_not(support, *pair) for case in found for pair in combinations(features(case), 2))

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 
 @pytest.mark.parametrize("target", ["backend-triton", "backend-rocm-attn", "backend-triton-diffkv"])
 def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, fuzz_apart):
-    progress = fuzz_apart(target, examples=25)
+    progress = fuzz_apart(target, examples=15)
     assert progress.failure is None, progress.failure.verdict.message
 
 
@@ -59,7 +59,7 @@ def test_sizes_beyond_the_bounds_of_a_backend_are_drawn_and_refused_by_what_it_d
     support, capabilities, met = target.support("cpu"), target.declares("cpu"), set()
     refused = {f"{WORDS[name]} {size}" for name, sizes in support.refused_sizes.items() for size in sizes}
 
-    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(case=cases(target.name, support))
     def draw(case):
         if (beyond := support.beyond(case)) in refused:

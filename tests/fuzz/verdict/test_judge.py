@@ -33,7 +33,7 @@ from tests.calls import joined, paged_call
 replace = msgspec.structs.replace
 ROUNDING = Rounding(keys_per_tile=4, exact_division=True)
 NAMES = EVERYTHING.dtypes
-few = settings(max_examples=80, deadline=None, database=None)
+few = settings(max_examples=40, deadline=None, database=None)
 each_case = given(cases("anything", dataclasses.replace(EVERYTHING, head_sizes=(16, 32), max_tokens=32, max_seq_len=64)))
 
 
