@@ -200,7 +200,7 @@ def test_a_part_of_the_contract_is_patched(place, find, replace, message, step_c
 
 def test_what_is_found_is_made_small(attn_lab):
     """In what is left, no field can be lowered; what depends on the batch needs one."""
-    requests = {"seed-43817": 1, "vllm-13418": 2, "vllm-33688": 4}
+    requests = {"seed-43817": 1, "vllm-13418": 2}
     run, result = zoo(attn_lab, "--seed", 2, *(f"--only={name}" for name in requests))
     assert run.code == 0, run.out
     assert {row.name for row in result.mutants} == requests.keys()
@@ -211,7 +211,7 @@ def test_what_is_found_is_made_small(attn_lab):
 
 
 def test_seeds_are_medians_and_only_the_first_is_shrunk(attn_lab):
-    run, result = zoo(attn_lab, "--only", "seed-38450", "--seeds", 3)
+    run, result = zoo(attn_lab, "--only", "diagonal", "--seeds", 3)
     assert run.code == 0, run.out
     (row,) = result.mutants
     assert result.seeds == (0, 1, 2)
