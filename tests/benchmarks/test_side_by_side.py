@@ -130,6 +130,7 @@ def test_what_a_wrapper_passes_is_what_is_compiled(folder):
     assert "ValueError: are not for us" in run.stdout
 
 
+@pytest.mark.nightly
 def test_launches_run_and_are_counted(folder):
     """128 programs of one wave copy 256 bytes each: two lines of 128 by one load, and two by one store."""
     (folder / "aiter/ops/triton/unified_attention.py").write_text(COPIES_Q)

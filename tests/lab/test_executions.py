@@ -1,5 +1,6 @@
 """`python -m attn_lab binaries --run`: the code that ships runs on small cases, and what is wrong or other code is told."""
 
+import functools
 import re
 import threading
 from contextlib import AbstractContextManager
@@ -71,6 +72,7 @@ def test_what_agrees_says_how_closely():
     assert counts["lines of 128"] >= counts["least lines of 128"]
 
 
+@functools.cache
 def compiled(name: str):
     return build([("gfx942", name)], 1).binaries
 

@@ -47,11 +47,12 @@ def patched_sources(patches: Sequence[Patch]) -> dict[str, str]:
     by_module: dict[str, list[Patch]] = {}
     for patch in patches:
         by_module.setdefault(module_and_path(patch.place)[0], []).append(patch)
-    return {module: _patched(module, its_patches) for module, its_patches in by_module.items()}
+    return {module: _patched(module, text_of(module), tuple(its)) for module, its in by_module.items()}
 
 
-def _patched(module: str, patches: Sequence[Patch]) -> str:
-    source = _Source(module)
+@functools.lru_cache(maxsize=1024)  # a mutant is checked when it is read, and patched again when it is looked for
+def _patched(module: str, unpatched: str, patches: tuple[Patch, ...]) -> str:
+    source = _Source(module, unpatched)
     edits = sorted(source.edit(patch) for patch in patches)
     for before, after in itertools.pairwise(edits):
         if after.begin < before.end:
@@ -64,7 +65,7 @@ def _patched(module: str, patches: Sequence[Patch]) -> str:
         compile(patched, module, "exec")
     except (SyntaxError, ValueError) as error:
         raise PatchError(f"{module} does not compile any more: {error}") from None
-    if unknown := sorted(undefined_names(patched) - undefined_names(text_of(module))):
+    if unknown := sorted(undefined_names(patched) - undefined_names(unpatched)):
         raise PatchError(f"{module} reads a name that is not defined: {', '.join(unknown)}")
     return patched
 
@@ -134,9 +135,9 @@ class _Edit(NamedTuple):
 class _Source:
     """The source of a module with its syntax tree, in which patches are looked up."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, text: str) -> None:
         self.module = module
-        self.text = text_of(module).encode()
+        self.text = text.encode()
         self.tree = _tree(self.text)
         self.line_begins = [0]
         for line in self.text.splitlines(keepends=True):
@@ -249,6 +250,10 @@ def _tree(text: bytes) -> ast.Module:
     return ast.parse(text)
 
 
+def _source(module: str) -> _Source:
+    return _Source(module, text_of(module))
+
+
 def _readings(text: str, name: str) -> dict[str, list[_Piece]]:
     """The pieces of code that a text can be read as, by kind."""
     text = textwrap.dedent(text).strip("\n")
@@ -317,7 +322,7 @@ def file_of(module: str) -> Path | None:
 
 def _hint(place: str) -> str:
     """The place that may be meant by a place that is not there: a place of the same name, or else of a similar name."""
-    names = [f"{module}.{path}".rstrip(".") for module in modules_of(place) for path, _ in _scopes(_Source(module).tree)]
+    names = [f"{module}.{path}".rstrip(".") for module in modules_of(place) for path, _ in _scopes(_source(module).tree)]
     last = place.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     nearest = difflib.get_close_matches(place, same or names, 1, cutoff=0 if same else 0.6)
@@ -328,7 +333,7 @@ def _stands_in(modules: Sequence[str], find: dict[str, list[_Piece]]) -> str:
     """The functions where the code of a patch stands now, if there are any."""
     names = []
     for module in modules:
-        source = _Source(module)
+        source = _source(module)
         for path, scope in _scopes(source.tree):
             holds = any(
                 run == pieces for kind, pieces in find.items() if pieces for run in source.runs(scope, kind, len(pieces))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 replace = msgspec.structs.replace
 SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 each_case = given(cases("anything", SMALL))
-few = settings(max_examples=150, deadline=None, database=None)
+few = settings(max_examples=60, deadline=None, database=None)
 
 
 def is_poison(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from interpreted.loops import loops
 
 from tests import processes
 
-EXAMPLES = 80
+EXAMPLES = 40
 
 
 @pytest.fixture(scope="module")
