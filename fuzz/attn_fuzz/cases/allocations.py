@@ -227,13 +227,9 @@ def _guard(case: Case, cache: Cache) -> int:
 
 
 def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
-    """True if a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does.
-
-    An earlier call of another alignment then has its cache at an even byte, for which kernels have the wider loads.
-    """
+    """True if a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
     has_bytes = cache.dtype is not None and not (cache.layout.has_inline_scales or cache.layout.is_x_packed)
-    is_moved = case.unlike_strides or "cache alignment" in case.earlier
-    return is_moved and has_bytes and cache.writer is None and cache.neighbour is None
+    return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 
 
 def rows_of_latent(view: KVCacheView, device: torch.device | str) -> torch.Tensor:

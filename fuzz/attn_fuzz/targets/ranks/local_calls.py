@@ -52,15 +52,8 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         own, step = dealt(kv_cache, layer, batch, dealing, rng)
         # dense in the last dimension, as an LSE must be; rows that no request owns have none
         part_lse = torch.full(lses.shape[1:], -torch.inf, device=q.device)
-        attn_optimized.paged_attention(
-            q,
-            own.kv_cache,
-            ranks.local_layer(own.layer, dealing),
-            step.of_layer(own.layer),
-            out=outs[rank],
-            lse=part_lse,
-            validate=True,
-        )
+        of_rank = own.kv_cache, ranks.local_layer(own.layer, dealing), step.of_layer(own.layer)
+        attn_optimized.paged_attention(q, *of_rank, out=outs[rank], lse=part_lse, validate=True)
         lses[rank].copy_(part_lse)
     outs, lses = outs[order, :rows], lses[order, :, :rows]
     out, lse = rows_of(out, layer, rows), None if lse is None else lse[:, :rows]
