@@ -1,18 +1,18 @@
-"""The blocks that vLLM's scheduler hands to attention, held to a shadow cache: slots alone, and not the bytes that lie in them.
+"""The blocks that vLLM's scheduler hands to attention, held to a shadow cache: slots, and the keys and values that lie in them.
 
 A step's metadata says for each row where its new keys are written (`slot_mapping`) and where all its keys are read
 (`block_table`, `seq_lens`); the model runner says which request the row is, and the scheduler's output which requests are new,
-with their tokens, and which have ended. Layers of one group have the same metadata: the first one that is called is held. This
-module imports nothing of vLLM.
+with their tokens, and which have ended. Layers of one group have the same metadata: the first one that is called is held, with
+the bytes of its cache. This module imports nothing of vLLM.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
-from attn_fuzz.shadow import Shadow
+from attn_fuzz.shadow import PagedStep, Reader, Shadow
 
 MOST_BYTES: Final = 1 << 30
 """The most bytes of a process's shadow, some 20 million tokens of one group. Steps beyond are not held to it."""
@@ -24,24 +24,24 @@ class Blocks:
 
     Attributes:
         rows: gives the requests of the step that runs, in the order of its rows. None between steps, as in warm-ups.
-        computed: how many tokens of each request of the step the scheduler has computed before. None where drafts are
-            verified: it does not know yet how many were rejected, and the metadata's lengths are taken for true.
+        contexts: how many tokens of each request of the step were computed before, the fewest and the most: a scheduler that
+            runs ahead does not know yet how many drafts of the last step were rejected.
         shared: for each new request, how many tokens' keys lie in blocks that it shares.
     """
 
     shadow: Shadow = field(default_factory=Shadow)
     rows: Callable[[], Sequence[str]] = tuple
-    computed: dict[str, int] | None = None
+    contexts: dict[str, tuple[int, int]] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
-    _groups: dict[Any, set[str]] = field(default_factory=dict)
     _held: set[int] = field(default_factory=set)
-    _verifies: bool = False
+    _drafts: dict[str, int] = field(default_factory=dict)
 
-    def begin(self, scheduled: Any) -> None:
+    def begin(self, scheduled: Any, *, is_async: bool) -> None:
         """Begin a step.
 
         Args:
             scheduled: vLLM's SchedulerOutput.
+            is_async: whether it was made before the last step's drafts were verified, and takes them all for accepted.
         """
         self.shadow.next_step()
         self._held.clear()
@@ -53,28 +53,35 @@ class Blocks:
             if new.prompt_token_ids is not None:
                 self.shadow.tell(new.req_id, _identities(new))
         cached = scheduled.scheduled_cached_reqs
-        self._verifies |= bool(scheduled.scheduled_spec_decode_tokens)
         known = {**self.shared, **dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))}
-        self.computed = None if self._verifies else known
+        unknown = self._drafts if is_async else {}
+        self.contexts = {request: (most - unknown.get(request, 0), most) for request, most in known.items()}
+        self._drafts = {request: len(drafts) for request, drafts in scheduled.scheduled_spec_decode_tokens.items()}
         for request, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             if request in cached.resumed_req_ids:
-                for seen in self._groups.values():
-                    seen.discard(request)
                 self.shadow.roll_back(request, 0)
                 self.shared[request] = computed
 
-    def hold(self, layer: str, metadata: Any, block_size: int, *, window: int | None = None) -> None:
+    def hold(
+        self,
+        layer: str,
+        metadata: Any,
+        block_size: int,
+        *,
+        window: int | None = None,
+        reader: Callable[[], Reader | None] = lambda: None,
+    ) -> None:
         """Hold a layer's step to the shadow.
 
         Args:
             layer: its name, or that of the layer whose cache it shares.
-            metadata: of a backend, with `slot_mapping`, and the Batch's other fields.
+            metadata: of a backend, with `slot_mapping`, and the Batch's other fields, or those of MLA.
             window: how many keys a query of the layer sees, itself among them.
+            reader: makes the reader of the layer's cache; see PagedStep. It is called for a layer that is held.
 
         Raises:
             AttributeError: the metadata has no such fields.
         """
-        batch = getattr(metadata, "batch", metadata)
         requests = self.rows()
         if not requests or id(metadata) in self._held:
             return
@@ -83,33 +90,40 @@ class Blocks:
             self.shadow.pass_over(f"steps after the shadow had {MOST_BYTES} bytes")
             return
         self._held.add(id(metadata))
-        seen = self._groups.setdefault(layer, set())
+        batch = _batch(metadata)
+        step = PagedStep(
+            requests=requests,
+            query_start_loc=batch.query_start_loc,
+            seq_lens=batch.seq_lens,
+            block_table=batch.block_table,
+            block_size=block_size,
+            slot_mapping=metadata.slot_mapping,
+            contexts=self.contexts,
+            shared=self.shared,
+            reader=reader(),
+        )
         self.shadow.narrow(layer, window=window)
-        starts, lengths = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
-        written, table = metadata.slot_mapping.cpu(), batch.block_table.cpu().long()
-        rows = zip(requests, itertools.pairwise(starts), lengths, table, strict=False)
-        reads, computed = [], self.computed or {}
-        for request, (begin, end), length, blocks in rows:
-            context = computed[request] if request in computed else length - (end - begin)
-            if begin == end or context < 0:
-                continue
-            first = 0 if window is None else max(0, context - window + 1)
-            positions = torch.arange(first, length)
-            slots = blocks[positions // block_size] * block_size + positions % block_size
-            if request not in seen:
-                seen.add(request)
-                shared = positions < min(context, self.shared.get(request, 0))
-                self.shadow.adopt(layer, request, positions[shared], slots[shared])
-            self.shadow.write(layer, request, range(context, context + end - begin), slots=written[begin:end])
-            reads.append((request, positions, slots))
-        for request, positions, slots in reads:
-            self.shadow.read(layer, request, positions, slots=slots)
+        step.hold(self.shadow, layer)
 
     def _forget(self, request: str) -> None:
         self.shadow.free(request)
         self.shared.pop(request, None)
-        for seen in self._groups.values():
-            seen.discard(request)
+
+
+def _batch(metadata: Any) -> Any:
+    """The step's `query_start_loc`, `seq_lens` and `block_table`; MLA has those of its decodes, which come first, apart."""
+    if hasattr(metadata, "block_table") or not hasattr(metadata, "prefill"):
+        return getattr(metadata, "batch", metadata)
+    decodes, prefills = metadata.decode, metadata.prefill
+    lengths, tables = [], []
+    if decodes is not None:
+        lengths.append(decodes.seq_lens[: metadata.num_decodes])
+        tables.append(decodes.block_table[: metadata.num_decodes])
+    if prefills is not None:
+        context = 0 if prefills.chunked_context is None else prefills.chunked_context.context_lens
+        lengths.append(prefills.query_start_loc.diff() + context)
+        tables.append(prefills.block_table)
+    return SimpleNamespace(query_start_loc=metadata.query_start_loc, seq_lens=torch.cat(lengths), block_table=torch.cat(tables))
 
 
 def _identities(new: Any) -> list[int]:

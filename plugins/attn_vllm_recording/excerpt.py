@@ -195,15 +195,26 @@ class Excerpt:
                 raise NotJudgedError("a block table leads outside the cache")
             rows_of_table.append(torch.tensor([numbers.setdefault(block, len(numbers)) for block in blocks], dtype=torch.int32))
         used = torch.tensor(list(numbers), dtype=torch.int64, device=kv_cache.device)
+        pages = cache_of(kv_cache[used].detach().cpu(), self.whole)
+        heads = slice(*self.choice.kv_heads)
         if layout.is_x_packed:  # each page is dense, with its heads outermost
-            pages = kv_cache[used].transpose(0, 1).flatten(2).unflatten(2, (self.whole.num_kv_heads, -1))
-            pages = pages[:, :, slice(*self.choice.kv_heads)].flatten(2)
+            pages = pages.unflatten(2, (self.whole.num_kv_heads, -1))[:, :, heads].flatten(2)
         else:
-            pages = kv_cache[:, slice(*self.choice.kv_heads)][used]
-        pages = pages.detach().cpu().contiguous()
-        if self.layer.kv_cache_dtype is not None:
-            pages = pages.view(self.layer.kv_cache_dtype)
-        return pages, torch.nn.utils.rnn.pad_sequence(rows_of_table, batch_first=True)
+            pages = pages[:, heads]
+        return pages.contiguous(), torch.nn.utils.rnn.pad_sequence(rows_of_table, batch_first=True)
+
+
+def cache_of(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """vLLM's cache, shaped as the layer's layout says.
+
+    Raises:
+        NotJudgedError: the cache is not what its backend allocates.
+    """
+    if layer.layout is None:
+        raise NotJudgedError("a layer without a cache")
+    _block_size(kv_cache, layer.layout, layer)
+    shaped = kv_cache.transpose(0, 1).flatten(2) if layer.layout.is_x_packed else kv_cache
+    return shaped if layer.kv_cache_dtype is None else shaped.view(layer.kv_cache_dtype)
 
 
 def _with_heads(layer: Layer, choice: Choice) -> Layer:

@@ -15,14 +15,16 @@ from unittest import mock
 
 import torch
 from attn_contract import AttentionType, ContractError, Layer, UnsupportedError
+from attn_fuzz.shadow import Reader, reader_of
 from attn_vllm.layer import cache_format, layer_of
 from vllm.model_executor.layers.attention import Attention, MLAAttention
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from attn_vllm_recording.backends import Backend, backend_of, batch_of, class_of, name_of
 from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
-from attn_vllm_recording.excerpt import Excerpt, choose
+from attn_vllm_recording.excerpt import Excerpt, cache_of, choose
 from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
 
@@ -44,7 +46,9 @@ def watch(setting: str) -> None:
     _begin(Settings.of(setting))
     mock.patch.object(Attention, "__init__", _watched_init(Attention.__init__)).start()
     mock.patch.object(MLAAttention, "forward_impl", _counted(MLAAttention.forward_impl)).start()
-    mock.patch.object(GPUModelRunner, "execute_model", _with_rows(GPUModelRunner.execute_model)).start()
+    for runner in (GPUModelRunner, SecondModelRunner):
+        mock.patch.object(runner, "execute_model", _with_steps(runner.execute_model)).start()
+    mock.patch.object(SecondModelRunner, "prepare_inputs", _with_rows(SecondModelRunner.prepare_inputs)).start()
 
 
 def _begin(settings: Settings) -> ProcessRecording:
@@ -85,23 +89,38 @@ def _watched_init(init: Callable[..., None]) -> Callable[..., None]:
     return watched_init
 
 
-def _with_rows(execute_model: Callable[..., Any]) -> Callable[..., Any]:
+def _with_steps(execute_model: Callable[..., Any]) -> Callable[..., Any]:
     """A step of vLLM's model runner, whose requests the layers' calls are told meanwhile."""
 
     @functools.wraps(execute_model)
-    def with_rows(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    def with_steps(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         process = current()
         blocks = process.blocks
-        if self.vllm_config.kv_transfer_config is None:
-            _seen(blocks, blocks.begin, scheduler_output)
-            blocks.rows = lambda: self.input_batch.req_ids
-        else:
+        if self.vllm_config.kv_transfer_config is not None:
             blocks.shadow.pass_over("keys that a KV connector may have loaded")
+        elif not kwargs.get("dummy_run"):
+            is_async = bool(self.vllm_config.scheduler_config.async_scheduling)
+            _seen(blocks, blocks.begin, scheduler_output, is_async=is_async)
+            if hasattr(self, "input_batch"):
+                blocks.rows = lambda: self.input_batch.req_ids
         try:
             return execute_model(self, scheduler_output, *args, **kwargs)
         finally:
             blocks.rows = tuple
             process.save_faults()
+
+    return with_steps
+
+
+def _with_rows(prepare_inputs: Callable[..., Any]) -> Callable[..., Any]:
+    """The inputs of a step of vLLM's second model runner, which tell the requests of its rows."""
+
+    @functools.wraps(prepare_inputs)
+    def with_rows(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = prepare_inputs(self, *args, **kwargs)
+        if self.vllm_config.kv_transfer_config is None:
+            current().blocks.rows = lambda: inputs.req_ids
+        return inputs
 
     return with_rows
 
@@ -115,9 +134,15 @@ def _seen(blocks: Blocks, function: Callable[..., Any], *arguments: Any, **named
 
 
 def _counted(forward_impl: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(forward_impl)
+
     @functools.wraps(forward_impl)
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         recording = current()
+        given = signature.bind(self, *args, **kwargs).arguments
+        kv_cache, metadata = given["kv_cache"], given["attn_metadata"]
+        if metadata is not None and self.impl.dcp_world_size == 1 and kv_cache.dim() == 3:
+            _seen(recording.blocks, recording.blocks.hold, self.layer_name, metadata, kv_cache.shape[1])
         recording.calls[type(self.impl).__qualname__] += 1
         if recording.recording.is_due():
             recording.recording.pass_over("MLA: its keys and values are one latent vector")
@@ -158,10 +183,15 @@ class WatchedImpl:
             return self.original(*arguments)
         process = current()
         process.calls[self.name] += 1
-        if self.given["attn_type"] == AttentionType.DECODER and self.impl.total_cp_world_size == 1 and kv_cache.dim() == 4:
-            name = layer.kv_sharing_target_layer_name or layer.layer_name
-            blocks = process.blocks
-            _seen(blocks, blocks.hold, name, attn_metadata, kv_cache.shape[2], window=layer.sliding_window)
+        writes = layer.attn_backend.forward_includes_kv_cache_update
+        if not writes:
+            self._hold(process.blocks, layer, query, kv_cache, attn_metadata)
+        result = self._recorded(process, arguments)
+        if writes:
+            self._hold(process.blocks, layer, query, kv_cache, attn_metadata)
+        return result
+
+    def _recorded(self, process: ProcessRecording, arguments: tuple[Any, ...]) -> torch.Tensor:
         is_due = process.recording.is_due()
         if is_captured := torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             process.recording.pass_over("it was captured in a CUDA graph, and replays of a graph are not seen")
@@ -179,6 +209,25 @@ class WatchedImpl:
         finally:
             process.save()
         return result
+
+    def _hold(self, blocks: Blocks, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any) -> None:
+        """Hold what attention is handed to the shadow, once the step's keys are written."""
+        if self.given["attn_type"] == AttentionType.DECODER and self.impl.total_cp_world_size == 1 and kv_cache.dim() == 4:
+            name = layer.kv_sharing_target_layer_name or layer.layer_name
+            reader = functools.partial(self._reader, blocks, layer, query, kv_cache)
+            _seen(blocks, blocks.hold, name, metadata, kv_cache.shape[2], window=layer.sliding_window, reader=reader)
+
+    def _reader(self, blocks: Blocks, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor) -> Reader | None:
+        """Reads what is stored: a scale of the whole tensor may change after keys were written. None: it cannot be read."""
+        try:
+            if self.backend is None:
+                raise NotJudgedError(f"{self.name} is no backend that the recording knows")
+            asked = self._layer(layer, query, None, self.backend)
+            ones = {name: torch.ones(1) for name in ("k_scale", "v_scale") if name in asked.tensors}
+            return reader_of(cache_of(kv_cache, asked), dataclasses.replace(asked, **ones))
+        except (NotJudgedError, ContractError, UnsupportedError) as reason:
+            blocks.shadow.pass_over(f"the bytes in the slots: {reason}")
+            return None
 
     def _before(self, arguments: tuple[Any, ...]) -> "_Before":
         layer, query, key, value, kv_cache, metadata, _, output_scale, output_block_scale = arguments

@@ -30,6 +30,7 @@ from vllm.v1.attention.backends import flash_attn, triton_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tests.plugins import vllm_kernels
@@ -49,6 +50,8 @@ def recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(Attention, "__init__", Attention.__init__)  # and back, when the test ends
     monkeypatch.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
     monkeypatch.setattr(GPUModelRunner, "execute_model", lambda self, scheduled: self.run())
+    monkeypatch.setattr(SecondModelRunner, "prepare_inputs", lambda self: self.inputs)
+    monkeypatch.setattr(SecondModelRunner, "execute_model", lambda self, scheduled: self.prepare_inputs() and self.run())
     monkeypatch.setattr(watching, "_recordings", {})
     monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
     attn_vllm_recording.register()
@@ -67,7 +70,12 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr(Attention, "__init__", Attention.__init__)
         undone.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
-        undone.setattr(GPUModelRunner, "execute_model", GPUModelRunner.execute_model)
+        for runner, name in (
+            (GPUModelRunner, "execute_model"),
+            (SecondModelRunner, "execute_model"),
+            (SecondModelRunner, "prepare_inputs"),
+        ):
+            undone.setattr(runner, name, getattr(runner, name))
         undone.setattr(watching, "_recordings", {})
         attn_vllm_recording.register()
         together = served("TRITON_ATTN", layout=layout, per_layer_sliding_window=4, logits_soft_cap=2.0)
@@ -75,9 +83,18 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path, monkeypatch):
     assert together.equal(alone)
 
 
-@pytest.mark.parametrize("last_table", [[[5, 2, 9], [3, 11, 7]], [[5, 2, 9], [5, 11, 7]]], ids=["right", "a block of another"])
-def test_blocks_of_steps_are_held_to_what_was_written(last_table, recorded):
-    """vLLM's layer and metadata, in steps of a model runner that is not vLLM's: its hook is."""
+@pytest.mark.parametrize("runner", [GPUModelRunner, SecondModelRunner], ids=["first runner", "second runner"])
+@pytest.mark.parametrize(
+    ("last_table", "altered", "fault"),
+    [
+        ([[5, 2, 9], [3, 11, 7]], None, None),
+        ([[5, 2, 9], [5, 11, 7]], None, (Kind.OTHER_REQUEST, "b", 0, 5 * 16)),
+        ([[5, 2, 9], [3, 11, 7]], 5, (Kind.ALTERED, "a", 0, 5 * 16)),
+    ],
+    ids=["right", "a block of another", "bytes of a block"],
+)
+def test_blocks_of_steps_are_held_to_what_was_written(last_table, altered, fault, runner, recorded):
+    """vLLM's layer and metadata, in steps of a model runner that is not vLLM's: its hooks are."""
     backend = AttentionBackendEnum.TRITON_ATTN.get_class()
     spec, kv_cache = spec_and_cache(backend)
     model, generator, lengths = Model(backend, spec, kv_cache=kv_cache), torch.Generator().manual_seed(0), [0, 0]
@@ -98,21 +115,24 @@ def test_blocks_of_steps_are_held_to_what_was_written(last_table, recorded):
         table = torch.tensor(last_table if index == 2 else [[5, 2, 9], [3, 11, 7]]).int()
         common = common_of(counts, lengths, table, model.device, block_size=16)
         q, k, v = (rows(generator, sum(counts), heads, model.device) for heads in (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS))
-        runner = SimpleNamespace(
-            vllm_config=SimpleNamespace(kv_transfer_config=None),
-            input_batch=SimpleNamespace(req_ids=list("ab")),
+        if index == 2 and altered is not None:
+            kv_cache[altered] += 1
+        stand_in = SimpleNamespace(
+            vllm_config=SimpleNamespace(kv_transfer_config=None, scheduler_config=SimpleNamespace(async_scheduling=False)),
             run=functools.partial(model.step, q, k, v, common),
         )
-        GPUModelRunner.execute_model(runner, scheduled)
+        rows_of_step = SimpleNamespace(req_ids=list("ab"))
+        if runner is GPUModelRunner:
+            stand_in.input_batch = rows_of_step
+        else:
+            stand_in.inputs = rows_of_step
+            stand_in.prepare_inputs = functools.partial(runner.prepare_inputs, stand_in)
+        runner.execute_model(stand_in, scheduled)
     assert (recorded.calls, recorded.wrong) == (3, 0)  # attention is right, over the keys that it is handed
     shadow = watching.current().blocks.shadow
     assert (shadow.reads, shadow.not_seen) == (6, {})
-    if last_table[1][0] == 3:
-        assert shadow.wrong == 0
-        return
-    (first,) = shadow.faults
-    assert (first.kind, first.request, first.position, first.slot) == (Kind.OTHER_REQUEST, "b", 0, 5 * 16)
-    assert first.writer.request == "a"
+    found = [(first.kind, first.request, first.position, first.slot, first.writer.request) for first in shadow.faults]
+    assert found == ([] if fault is None else [(*fault, "a")])
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,19 @@ class Shadow:
         """The bytes of all tables, without the keys and values that are kept."""
         return self._state.nbytes
 
+    def first_seen(self, layer: Hashable, query: int) -> int:
+        """The first position that a query of a layer sees: see `narrow`."""
+        return self._state.first_seen(layer, query)
+
+    def length(self, layer: Hashable, request: Hashable) -> int:
+        """The end of the positions that a request has in a layer; 0 if it has none."""
+        track = self._state.tracks.get(layer, {}).get(self._state.numbers.get(request, -1))
+        return 0 if track is None else track.end
+
+    def has_written(self, layer: Hashable, slots: Any) -> bool:
+        """Whether anything was written into any of these slots of the layer's pool."""
+        return bool(self._state.slots(layer).get(_numbers("slots", slots))["mark"].any())
+
     def next_step(self) -> None:
         """Begin a step. Whoever calls this once must call it for every step."""
         self._ends_steps = False

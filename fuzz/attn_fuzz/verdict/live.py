@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from attn_fuzz import outputs
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.captures import CaptureError, capture
 from attn_fuzz.shadow import Shadow
+from attn_fuzz.verdict.held_caches import held_caches
 from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -121,6 +122,8 @@ class Recording:
         shadow: to which whoever records holds the cache, in every call. Its `faults` are a verdict of their own.
 
     Attributes:
+        requests: names of the requests of the next step, row by row, from whoever makes the calls. Without them, caches of
+            functions and ops are not held to the shadow.
         calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
         not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
@@ -135,6 +138,7 @@ class Recording:
     rounding: Rounding = UNKNOWN_KERNEL
     most: int | None = None
     shadow: Shadow | None = None
+    requests: Sequence[Hashable] = field(default=(), init=False)
     calls: int = field(default=0, init=False)
     judged: int = field(default=0, init=False)
     wrong: int = field(default=0, init=False)
@@ -245,6 +249,7 @@ def recording(
     captures: Literal["wrong", "all"] = "wrong",
     rounding: Rounding = UNKNOWN_KERNEL,
     most: int | None = None,
+    shadow: Shadow | None = None,
 ) -> Iterator[Recording]:
     """Judge the calls of attention that this process makes inside the `with`, and capture the wrong calls.
 
@@ -252,19 +257,23 @@ def recording(
     it calls. The torch ops do so, and so do TRITON_ATTN and vLLM's PARITY backends. `attn_optimized` must be imported before
     the `with`. Hand calls of other kernels to `see`. A replayed CUDA graph makes no calls.
 
+    With a shadow, every call over a cache of DECODER layers is held to it, in steps whose `requests` were set. Writes are seen
+    as calls are. The engine tells the shadow which requests end (`free`), and whose drafts are rejected (`roll_back`).
+
     Args:
-        folder, every, limit, captures, rounding, most: see Recording.
+        folder, every, limit, captures, rounding, most, shadow: see Recording.
 
     Warns:
         UserWarning: no call was judged, with the reason.
     """
-    recording = Recording(Path(folder), every, limit, captures, rounding, most)
+    recording = Recording(Path(folder), every, limit, captures, rounding, most, shadow)
     with ExitStack() as patches:
-        for module in (attn_reference, sys.modules.get("attn_optimized")):
+        for module in filter(None, (attn_reference, sys.modules.get("attn_optimized"))):
             for name, watch in {"paged_attention": _watch_paged, "varlen_attention": _watch_varlen}.items():
-                if module is not None:
-                    watched = watch(getattr(module, name), f"{module.__name__}.{name}", recording)
-                    patches.enter_context(mock.patch.object(module, name, watched))
+                watched = watch(getattr(module, name), f"{module.__name__}.{name}", recording)
+                patches.enter_context(mock.patch.object(module, name, watched))
+        if shadow is not None:  # around the judged functions
+            patches.enter_context(held_caches(shadow, lambda: recording.requests))
         yield recording
     if reason := recording.why_nothing_was_judged(
         "attn_reference and attn_optimized were not called, and nothing came to `see`"

@@ -1,0 +1,119 @@
+"""Steps of paged attention, held to a shadow: where each request's new keys are written, and where all its keys are found."""
+
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import attn_reference
+import torch
+from attn_contract import ContractError, KVCacheView, Layer
+from attn_fuzz.shadow.contents import Contents, contents_of
+from attn_fuzz.shadow.shadow import Shadow
+
+Reader = Callable[[torch.Tensor], Contents]
+"""What a cache holds in slots, [n] int64."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PagedStep:
+    """What a layer of a step is handed, row by row.
+
+    Args:
+        requests: their names. Further rows, as those of padding, are not held.
+        query_start_loc, seq_lens, block_table: as in Batch.
+        block_size: slots of a block.
+        slot_mapping: [S], where the new keys are written; None: where the block table has them.
+        contexts: how many tokens a request has before this step, where somebody knows it other than by `seq_lens`: the fewest
+            and the most.
+        shared: how many positions of a request that is new in the layer lie in blocks of others; None: all before this step.
+        reader: gives the keys and values that lie in slots; None: the slots alone are held.
+    """
+
+    requests: Sequence[Hashable]
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    block_size: int
+    slot_mapping: torch.Tensor | None = None
+    contexts: Mapping[Any, tuple[int, int]] = field(default_factory=dict)
+    shared: Mapping[Any, int] | None = None
+    reader: Reader | None = None
+
+    def hold(self, shadow: Shadow, layer: Hashable) -> None:
+        """Tell a shadow what the step writes, and then hold what it reads.
+
+        Args:
+            layer: the name of the layer whose cache it is. A window or chunks are told before: see `Shadow.narrow`.
+        """
+        written = None if self.slot_mapping is None else self.slot_mapping.cpu()
+        starts, lengths = self.query_start_loc.tolist(), self.seq_lens.tolist()
+        rows = zip(self.requests, itertools.pairwise(starts), lengths, self.block_table.cpu().long(), strict=False)
+        reads = []
+        for request, (begin, end), length, blocks in rows:
+            context = self._context(request, length - (end - begin))
+            if begin == end or context < 0:
+                continue
+            first = shadow.first_seen(layer, context)
+            new = range(context, context + end - begin)
+            if not shadow.length(layer, request) and not self._adopt(shadow, layer, request, blocks, range(first, context)):
+                shadow.pass_over("a request whose first keys were written before anybody watched")
+                continue
+            slots = self._slots(blocks, new) if written is None else written[begin:end]
+            shadow.write(layer, request, new, slots=slots, keys=self._contents(slots))
+            reads.append((request, range(first, length), self._slots(blocks, range(first, length))))
+        for request, positions, slots in reads:
+            shadow.read(layer, request, positions, slots=slots, keys=self._contents(slots))
+
+    def _context(self, request: Hashable, told: int) -> int:
+        least, most = self.contexts.get(request, (told, told))
+        return told if least <= told <= most else most
+
+    def _adopt(self, shadow: Shadow, layer: Hashable, request: Hashable, blocks: torch.Tensor, before: range) -> bool:
+        """Take the positions that lie in blocks of others. False: it is not known that there are any, and nobody wrote them."""
+        shared = range(before.start, before.stop if self.shared is None else min(before.stop, self.shared.get(request, 0)))
+        slots = self._slots(blocks, shared)
+        if self.shared is None and len(shared) and not shadow.has_written(layer, slots):
+            return False
+        shadow.adopt(layer, request, shared, slots)
+        return True
+
+    def _slots(self, blocks: torch.Tensor, positions: range) -> torch.Tensor:
+        """[n] int64; -1 behind the end of the block table."""
+        places = torch.arange(positions.start, max(positions.start, positions.stop))
+        numbers = torch.nn.functional.pad(blocks, (0, 1), value=-1)[(places // self.block_size).clamp(max=len(blocks))]
+        return torch.where(numbers < 0, -1, numbers * self.block_size + places % self.block_size)
+
+    def _contents(self, slots: torch.Tensor) -> Contents | None:
+        """None, too, where slots lead out of the cache: the shadow says so of the slots."""
+        try:
+            return None if self.reader is None else self.reader(slots)
+        except ContractError:
+            return None
+
+
+def view_of(kv_cache: torch.Tensor, layer: Layer) -> KVCacheView:
+    """A cache as its layer describes it."""
+    assert layer.layout is not None
+    return KVCacheView.of(
+        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
+    )
+
+
+def reader_of(kv_cache: torch.Tensor, layer: Layer) -> Reader:
+    """Reads a cache of the contract: the numbers that attention takes, after scales.
+
+    Args:
+        kv_cache: shaped as `layer.layout` says.
+        layer: its layout, kv_cache_dtype and scales are used.
+    """
+    size = view_of(kv_cache, layer).block_size
+
+    def read(slots: torch.Tensor) -> Contents:
+        blocks, places = (slots // size).unique(return_inverse=True)
+        table = blocks.to(device=kv_cache.device, dtype=torch.int32)
+        rows = (places * size + slots % size).to(kv_cache.device)
+        gathered = attn_reference.gather_kv_cache(kv_cache, layer, table, len(blocks) * size, torch.float32)
+        return contents_of(*(part[rows] for part in gathered))
+
+    return read
