@@ -108,7 +108,7 @@ def test_what_is_served(backend, asked):
         ({"use_dcp": True}, ["DCP not supported"]),
         ({"dtype": torch.float64}, ["dtype not supported"]),
         ({"kv_cache_dtype": "fp8_e5m2"}, ["kv_cache_dtype not supported", "two bits of mantissa"]),
-        ({"kv_cache_dtype": "int4_per_token_head"}, ["kv_cache_dtype not supported", "no layout of the contract"]),
+        ({"kv_cache_dtype": "int4_per_token_head"}, ["kv_cache_dtype not supported", "no layout addresses half a byte"]),
         ({"kv_cache_dtype": "float16"}, ["queries are torch.bfloat16"]),
     ],
     ids=str,
@@ -169,9 +169,9 @@ def test_what_vllm_does_not_ask_is_refused_with_all_reasons(monkeypatch):
     impl(num_heads=142, head_size=64, scale=1.0, num_kv_heads=2)
     monkeypatch.setattr(impl, "capabilities", dataclasses.replace(impl.capabilities, group_sizes=Only((1, 2), "planted")))
     with pytest.raises(
-        NotImplementedError, match=r"PARITY_TRITON: head size 512 .*; query heads for each KV head: 128 .*planted"
+        NotImplementedError, match=r"PARITY_TRITON: head size 513 .*; query heads for each KV head: 128 .*planted"
     ):
-        impl(num_heads=256, head_size=512, scale=1.0, num_kv_heads=2)
+        impl(num_heads=256, head_size=513, scale=1.0, num_kv_heads=2)
 
 
 def test_a_declaration_that_says_no_is_heeded(monkeypatch):
