@@ -205,21 +205,27 @@ def _described(describe: Describe, given: Given) -> list[Any]:
     holders = []
     for described in _checked(describe, tuple(values), tuple(tensors)):
         holder = object.__new__(described.holder)
-        vars(holder).update(described.fields)
-        for field, argument in described.arguments:
-            vars(holder)[field] = given[argument]
+        own = {field: given[argument] for field, argument in described.tensors}
+        vars(holder).update(described.fields, tensors=own, **own)
         holders.append(holder)
     if "max_seq_len" in given:
         check_int("max_seq_len", given["max_seq_len"], minimum=0)
+        vars(holders[-1])["max_seq_len"] = given["max_seq_len"]
     return holders
 
 
 class _Described(NamedTuple):
-    """A Layer or a Batch: its signature and the fields that all calls of one signature share, and the arguments of others."""
+    """A Layer or a Batch: what all calls of one signature share, and the arguments that its tensors are.
+
+    Attributes:
+        fields: values by the names of attributes. Those that Layer and Batch keep once they were asked for are among them, since
+            each call has new objects.
+        tensors: the names of a field and of the argument.
+    """
 
     holder: type[Layer | Batch]
     fields: Given
-    arguments: list[tuple[str, str]]
+    tensors: list[tuple[str, str]]
 
 
 @lru_cache(maxsize=4096)
@@ -233,10 +239,9 @@ def _checked(
     found = []
     for made in describe({**given, **dict(values), "max_seq_len": 0}):
         settings = {field.name: getattr(made, field.name) for field in fields(made)}
-        arguments = [(name, argument_of[id(value)]) for name, value in settings.items() if id(value) in argument_of]
-        if isinstance(made, Batch):
-            arguments.append(("max_seq_len", "max_seq_len"))
-        found.append(_Described(type(made), settings | {"signature": made.signature}, arguments))
+        own = [(name, argument_of[id(tensor)]) for name, tensor in made.tensors.items()]
+        kept = {"signature": made.signature} | ({"num_requests": made.num_requests} if isinstance(made, Batch) else {})
+        found.append(_Described(type(made), settings | kept, own))
     return found
 
 
