@@ -140,6 +140,7 @@ BACKEND_ROCM_AITER_MLA_SPARSE = backend_target(
     rope_and_write_kv_cache=None,
     write_latent_cache=_MLA.write_latent_cache,
     modules=TRITON.modules,
+    planned=TRITON.planned,
 )
 BACKEND_MINIMAX_M3_SPARSE = backend_target(
     "backend-minimax-m3-sparse",
@@ -147,4 +148,5 @@ BACKEND_MINIMAX_M3_SPARSE = backend_target(
     description="the backend MINIMAX_M3_SPARSE: whole layers over picked blocks of 128 tokens",
     support=minimax_m3_sparse,
     modules=TRITON.modules,
+    planned=TRITON.planned,
 )
