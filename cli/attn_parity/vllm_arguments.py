@@ -112,7 +112,7 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
     "ROCM_AITER_MLA": _of_mla("ROCM_AITER_MLA", block_sizes=_ANY_BLOCKS),
     "TRITON_MLA": _of_mla("TRITON_MLA", "batch_invariant"),
     "ROCM_AITER_TRITON_MLA": _of_mla("ROCM_AITER_TRITON_MLA", block_sizes=_ANY_BLOCKS),
-    "ROCM_AITER_MLA_SPARSE": _of_mla("ROCM_AITER_MLA_SPARSE", "selection_unit", "sinks", block_sizes=_ANY_BLOCKS),
+    "ROCM_AITER_MLA_SPARSE": _of_mla("ROCM_AITER_MLA_SPARSE", "selection_unit", "sinks", block_sizes=ANY),
     "MINIMAX_M3_SPARSE": _of_vllm(
         "MINIMAX_M3_SPARSE",
         rules=("selection_unit",),

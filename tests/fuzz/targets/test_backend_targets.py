@@ -71,7 +71,11 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
     ids=["-1 is unit 0", "rows of the tokens before", "half of the picks", "rows without what lies between them"],
 )
 def test_a_fault_of_what_was_picked_is_found(target, wrong, fuzz_apart):
-    patch = Patch("attn_optimized.backends.topk_indices.selecting", "selected=buffer)", f"selected={wrong})")
+    patch = Patch(
+        "attn_optimized.backends.topk_indices.selecting",
+        "dataclasses.replace(step, selected=buffer)",
+        f"dataclasses.replace(step, selected={wrong})",
+    )
     fault = Mutant(name="fault", patches=(patch,), raises="")
     progress = fuzz_apart(target, examples=100, seed=3, mutant=fault, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
