@@ -22,6 +22,7 @@ from vllm.model_executor.layers.attention import encoder_only_attention
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.platforms import current_platform
 
 SIZES = {
     "hidden_size": 256,
@@ -125,6 +126,7 @@ def of_vllm(monkeypatch, tmp_path):
     # its backend is asked of the platform, which has none without a GPU
     monkeypatch.setattr(encoder_only_attention, "get_attn_backend", lambda *_, **__: None)
     monkeypatch.setattr(encoder_only_attention, "create_encoder_only_attention_backend", lambda *_: None)
+    monkeypatch.setattr(type(current_platform), "device_type", "meta")
     return build
 
 
