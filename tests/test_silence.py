@@ -143,9 +143,23 @@ def assembly(layer_type: type[Layer], **settings: Any) -> None:
     paged(aiter_adapter.pa_fwd_asm, AITER)(layer_type, layout=Layout.SHUFFLED, **settings)
 
 
+def selecting(backend: str, layer_type: type[Layer], layout: Layout, **settings: Any) -> None:
+    """A layer of a backend whose layers attend to what an indexer picked."""
+    unit = 1 if layout is Layout.LATENT else 128
+    form = {**LATENT, "selection_unit": 1} if layout is Layout.LATENT else {"head_size": 128, "selection_unit": 128}
+    layer = layer_type(**{**SHAPE, **form, "layout": layout, **settings})
+    buffer = torch.zeros(4, 128, dtype=torch.int32, device=DEVICE)
+    buffer = buffer if unit == 1 else buffer.expand(layer.num_kv_heads, -1, -1)
+    size = 16 if unit == 1 else unit
+    BACKENDS[backend].impl(layer, dtype=torch.float16, block_size=size, aiter=AITER, topk_indices_buffer=buffer)
+
+
 def kernel_of(backend: str) -> Callable[[type[Layer]], Any]:
     def run(layer_type: type[Layer], **settings: Any) -> None:
         layout = BACKENDS[backend].capabilities(AITER).layouts.values[0]
+        if "SPARSE" in backend:
+            selecting(backend, layer_type, layout, **settings)
+            return
         if backend in SERVE_TWO_WIDTHS:
             settings = {**TWO_WIDTHS, **settings}
         if layout is Layout.LATENT:

@@ -43,6 +43,12 @@ RUNS = {
     "TRITON_ATTN": (Run("this project's Triton kernels", _OWN, "backend-triton"),),
     "TRITON_ATTN_DIFFKV": (Run("this project's Triton kernels", _OWN, "backend-triton-diffkv"),),
     "TRITON_MLA": (Run("this project's Triton kernels", _OWN, "backend-triton-mla"),),
+    "ROCM_AITER_MLA_SPARSE": (
+        Run("this project's Triton kernels", "emulated as gfx942, interpreted", "backend-rocm-aiter-mla-sparse"),
+    ),
+    "MINIMAX_M3_SPARSE": (
+        Run("this project's Triton kernels", "emulated as gfx942, interpreted", "backend-minimax-m3-sparse"),
+    ),
     "ROCM_AITER_UNIFIED_ATTN": (
         _UNIFIED,
         Run("this project's Triton kernels, for all but decoders", _OWN, "backend-triton"),

@@ -112,6 +112,15 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
     "ROCM_AITER_MLA": _of_mla("ROCM_AITER_MLA", block_sizes=_ANY_BLOCKS),
     "TRITON_MLA": _of_mla("TRITON_MLA", "batch_invariant"),
     "ROCM_AITER_TRITON_MLA": _of_mla("ROCM_AITER_TRITON_MLA", block_sizes=_ANY_BLOCKS),
+    "ROCM_AITER_MLA_SPARSE": _of_mla("ROCM_AITER_MLA_SPARSE", "selection_unit", "sinks", block_sizes=ANY),
+    "MINIMAX_M3_SPARSE": _of_vllm(
+        "MINIMAX_M3_SPARSE",
+        rules=("selection_unit",),
+        attn_types=_DECODERS,
+        head_sizes=Only((128,), "vLLM declares no other"),
+        block_sizes=Only((128,), "vLLM declares no other"),
+        kv_cache_dtypes=Only(FLOAT8_DTYPES, "vLLM declares no other"),
+    ),
 }
 """Properties of vLLM's backends, by our names, which are vLLM's."""
 
@@ -149,25 +158,30 @@ def vllm_arguments(
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
     why_not: dict[str, tuple[str, ...]] = {}
-    # layers of two kinds have no backend in common, whose reasons are then printed
-    kinds: list[CacheKind] = [cache_kind(config) for config in layers.values()]
-    kind = max(kinds, key=get_args(CacheKind).index)
+    # layers of two kinds have no backend in common, whose reasons are then printed. vLLM's models choose that of one kind
+    kinds: dict[str, CacheKind] = {layer: cache_kind(config) for layer, config in layers.items()}
+    asked = [kind for kind in kinds.values() if kind != "selection"] or ["selection"]
+    kind = max(asked, key=get_args(CacheKind).index)
     for name in priorities(architecture, kind):
         if name.startswith("ROCM_") and not architecture.startswith("gfx"):
             why_not[name] = ("vLLM has it on ROCm alone",)
             continue
         reasons: dict[str, None] = {}
         for layer, config in layers.items():
-            if wanted.get(layer, name) != name:
+            chosen = priorities(architecture, "selection")[0] if kinds[layer] == "selection" else name
+            if wanted.get(layer, chosen) != chosen:
                 reasons[f"{layer} is asked for on {wanted[layer]}"] = None
-            ours, handed = BACKENDS[name].capabilities(aiter), _without_chunks(config)
-            for refusal in (*ours.refusals(handed, architecture), *VLLM_BACKENDS[name].refusals(handed)):
+            ours, handed = BACKENDS[chosen].capabilities(aiter), _without_chunks(config)
+            for refusal in (*ours.refusals(handed, architecture), *VLLM_BACKENDS[chosen].refusals(handed)):
                 reasons[str(refusal)] = None
             reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
         if not reasons:
             if any(config.asks("chunked_local") for config in layers.values()):
                 later = (other for other in priorities(architecture, kind) if other != name and other not in why_not)
                 why_not |= dict.fromkeys(later, (f"vLLM cuts chunks around any backend, so also around {name}",))
+            if by_models := [layer for layer, kind in kinds.items() if kind == "selection" != asked[0]]:
+                itself = f"vLLM's model chooses it for {', '.join(by_models)}, whatever the argument says"
+                why_not[priorities(architecture, "selection")[0]] = (itself,)
             return VllmArguments(_line(name, layers, model, engine.tensor_parallel), name, why_not)
         why_not[name] = tuple(reasons)
     return VllmArguments(None, None, why_not)

@@ -11,6 +11,11 @@ from attn_contract.layouts import A_LATENT_LAYOUT
 _STATE = "its layers keep a state instead of keys and values, and have no softmax"
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
 _INDEXER = ("an indexer", "nothing here scores keys; a layer with a selection_unit attends to keys that were picked")
+_COMPRESSED = (
+    "compressed keys",
+    "a layer attends to entries that stand for several tokens each, in a second cache, beside the tokens of a window: a layer "
+    "here has one source of keys",
+)
 _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends over ranks"
 
 OUT_OF_SCOPE = {
@@ -30,6 +35,20 @@ OUT_OF_SCOPE = {
         "it is given by head_size_v, which a cache has in layout CONTENT_PACKED or a latent one",
     ),
     "index_topk": _INDEXER,
+    "compress_rates": _COMPRESSED,
+    "compress_ratios": _COMPRESSED,
+    "index_kpool": (
+        "an indexer of pools",
+        "the tokens of the open pool are seen beside index_topk picked ones, and vLLM's backends on ROCm take index_topk",
+    ),
+    "indexer_budget": (
+        "an indexer of groups of tokens (QSA)",
+        "no backend here is one of vLLM's for them; a layer with a selection_unit of as many tokens says what they attend to",
+    ),
+    "region_block_size": (
+        "an indexer of regions",
+        "vLLM has its backend on NVIDIA's GPUs alone; a layer with a selection_unit of as many tokens says what they attend to",
+    ),
     "linear_attention": ("linear attention", _STATE),
     "state_size": ("state-space layers", _STATE),
     "mamba_d_state": ("state-space layers", _STATE),

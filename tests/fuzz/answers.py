@@ -32,6 +32,12 @@ def latent(numbers: str, heads: int, size: int, rotated: int, *, nope: int, scal
     return {"full_attention": group(numbers, heads, 1, size + rotated, MLA, scale=scale, head_size_v=size)}
 
 
+def indexed(numbers: str, heads: int, *, nope: int) -> dict[str, Answer]:
+    """A decoder with latent attention to the tokens that an indexer picks."""
+    scale = (nope + 64) ** -0.5
+    return {"indexed_attention": group(numbers, heads, 1, 576, MLA_SPARSE, scale=scale, selection_unit=1, head_size_v=512)}
+
+
 def sliding(*sizes: Any, **rules: Any) -> dict[str, Answer]:
     return {"sliding_attention": group(*sizes, **rules)}
 
@@ -52,6 +58,7 @@ def window(width: int) -> list[int]:
 
 TRITON = "TRITON_ATTN"
 MLA = "TRITON_MLA"
+MLA_SPARSE = "ROCM_AITER_MLA_SPARSE"
 DIFFKV = "TRITON_ATTN_DIFFKV"
 FLASH = "ROCM_AITER_FA"
 
@@ -127,6 +134,13 @@ ANSWERS: dict[str, dict[str, Answer]] = {
     "kimi-k2": latent("0-60", 64, 512, 64, nope=128),
     "minicpm3-4b": latent("0-61", 40, 256, 32, nope=64),
     "glm-4.7-flash": latent("0-46", 20, 512, 64, nope=192),
+    "deepseek-v3.2": indexed("0-60", 128, nope=128),
+    "glm-5": indexed("0-77", 64, nope=192),
+    # blocks of 128 tokens are those of the cache, in all layers
+    "minimax-m3": {
+        "full_attention": group("0-2", 64, 4, 128, "ROCM_AITER_UNIFIED_ATTN"),
+        "indexed_attention": group("3-59", 64, 4, 128, "MINIMAX_M3_SPARSE", selection_unit=128),
+    },
 }
 
 VLLM: dict[str, str | None] = {
@@ -135,6 +149,7 @@ VLLM: dict[str, str | None] = {
     "gpt-oss-120b": FLASH,
     "whisper-large-v3": "ROCM_AITER_UNIFIED_ATTN",
     **dict.fromkeys(("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2", "minicpm3-4b", "glm-4.7-flash"), MLA),
+    **dict.fromkeys(("deepseek-v3.2", "glm-5"), MLA_SPARSE),
     "mimo-v2-flash": None,
 }
 """The one backend of the command line for vLLM; None: vLLM's model chooses it."""
@@ -142,7 +157,11 @@ VLLM: dict[str, str | None] = {
 REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
-    "deepseek-v3.2": "attn_contract: an indexer (index_topk) not supported: nothing here scores keys",
+    "deepseek-v4": "attn_contract: compressed keys (compress_rates) not supported: a layer attends to entries that stand for",
+    "deepseek-v4.1": "attn_contract: compressed keys (compress_ratios) not supported: a layer attends to entries",
+    "glm-5.3-flash": "attn_contract: an indexer of pools (index_kpool) not supported: the tokens of the open pool",
+    "qwen4-exp": "attn_contract: an indexer of groups of tokens (QSA) (indexer_budget) not supported: no backend here",
+    "step5": "attn_contract: an indexer of regions (region_block_size) not supported: vLLM has its backend on NVIDIA's GPUs",
     "mamba-2.8b": "no call of transformers' attention: MambaForCausalLM of MambaMixer",
 }
 

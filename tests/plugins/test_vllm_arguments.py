@@ -1,7 +1,9 @@
 """The declarations of vLLM's backends in `attn_parity.vllm_arguments`, and the options that it writes, are vLLM's own."""
 
 import ast
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +19,8 @@ from vllm.v1.attention.backend import AttentionBackend, MultipleOf
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 HEAD_SIZES = range(1, 1025)
-# AITER's unified backend asks torch for an AMD GPU when it is imported
-IMPORTABLE = [name for name in VLLM_BACKENDS if name != "ROCM_AITER_UNIFIED_ATTN"]
+# AITER's unified backend asks torch for an AMD GPU when it is imported, and MiniMax-M3's imports the model's code for images
+IMPORTABLE = [name for name in VLLM_BACKENDS if name not in ("ROCM_AITER_UNIFIED_ATTN", "MINIMAX_M3_SPARSE")]
 
 
 @pytest.fixture(params=IMPORTABLE)
@@ -40,13 +42,17 @@ def test_sizes_and_dtypes_are_vllms(backend):
             assert list(sizes) == blocks
         case Multiples(of=base):
             assert blocks == [MultipleOf(base)]
+        case _:  # ours are the backend's own
+            assert blocks == [1, MultipleOf(16)]
     per_token = {f"{kind}_per_token_head" for kind in ("int8", "fp8")} <= set(theirs.supported_kv_cache_dtypes)
     assert ("inline" in declared.scales) == per_token
     assert "fp8" in theirs.supported_kv_cache_dtypes
 
 
-def test_what_vllm_can_be_asked_about_is_what_it_answers(backend):
+def test_what_vllm_can_be_asked_about_is_what_it_answers(backend, monkeypatch):
     name, theirs = backend
+    # it asks torch for an AMD GPU when it is imported
+    monkeypatch.setitem(sys.modules, "vllm.platforms.rocm", SimpleNamespace(on_mi3xx=lambda: True))
     declared = VLLM_BACKENDS[name]
     assert {kind for kind in AttentionType if declared.attn_types[kind]} == set(
         filter(theirs.supports_attn_type, AttentionType)
@@ -56,6 +62,18 @@ def test_what_vllm_can_be_asked_about_is_what_it_answers(backend):
     assert bool(declared.answer("bidirectional_ranges")) == (theirs.supports_mm_prefix() and name != "TRITON_ATTN_DIFFKV")
     assert bool(declared.answer("batch_invariant")) == theirs.supports_batch_invariance()
     assert bool(declared.answer("window")) == theirs.supports_sliding_window()
+
+
+def test_the_backend_of_minimax_is_vllms():
+    """It is not importable without the model's code for images, so its source is read."""
+    source = ast.parse((Path(vllm.__file__).parent / "models/minimax_m3/common/sparse_attention.py").read_text())
+    theirs = next(one for one in source.body if isinstance(one, ast.ClassDef) and one.name == "MiniMaxM3SparseBackend")
+    text, declared = ast.unparse(theirs), VLLM_BACKENDS["MINIMAX_M3_SPARSE"]
+    assert "supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float16]" in text
+    assert "get_supported_head_sizes(cls) -> list[int]:\n        return [128]" in text
+    assert "return [128]" in text[text.index("get_supported_kernel_block_sizes") :]
+    assert (declared.head_sizes, declared.block_sizes) == (Only((128,), "vLLM declares no other"),) * 2
+    assert not [name for name in ("supports_sink", "supports_sliding_window", "supports_non_causal") if name in text]
 
 
 def test_vllm_has_every_option():

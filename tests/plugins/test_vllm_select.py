@@ -1,13 +1,13 @@
 """What `attn-parity select` reads off transformers' model, against what vLLM's class constructs of the same config by layer.
 
-vLLM's models are built on meta, with its attention replaced by one that keeps its arguments. These are dense models with
-attention of one kind or of two. Mixtures of experts, which need vLLM's groups of ranks, latent
-attention and ALiBi, whose slopes meta does not hold, are not compared.
+vLLM's models are built on meta, with its attention replaced by one that keeps its arguments. These are models without experts,
+with attention of one kind or of two. Mixtures of experts, which need vLLM's groups of ranks, and ALiBi, whose slopes meta does
+not hold, are not compared.
 """
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -20,7 +20,9 @@ from vllm.config import CacheConfig, DeviceConfig, ModelConfig, VllmConfig, set_
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers.attention import encoder_only_attention
 from vllm.model_executor.layers.attention.attention import Attention
+from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.platforms import current_platform
 
 SIZES = {
     "hidden_size": 256,
@@ -62,6 +64,18 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {"model_type": "gpt2", "n_inner": 64, **UNGROUPED},
     "OPTForCausalLM": {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 256, **UNGROUPED},
 }
+LATENT = {
+    **{"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8},
+    **{"v_head_dim": 16, "first_k_dense_replace": 4, "moe_layer_freq": 1, "n_routed_experts": 2, "num_experts_per_tok": 1},
+    **{"n_group": 1, "topk_group": 1, "moe_intermediate_size": 8, "n_shared_experts": 1},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+INDEXED = {**LATENT, "index_topk": 128, "index_n_heads": 2, "index_head_dim": 128}
+LATENT_MODELS: Mapping[str, dict[str, Any]] = {
+    "DeepseekV3ForCausalLM": {"model_type": "deepseek_v3", **LATENT},
+    "DeepseekV32ForCausalLM": {"model_type": "deepseek_v32", **INDEXED},
+    "GlmMoeDsaForCausalLM": {"model_type": "glm_moe_dsa", **INDEXED, "mlp_layer_types": ["dense"] * 4},
+}
 KEYS_MORE = {"Cohere2ForCausalLM": 1}
 """Keys that a window of vLLM's class has more than that of transformers', whose answer is given."""
 # vLLM's classes read `is_causal` of these
@@ -85,14 +99,16 @@ def one_rank(tmp_path_factory):
 def of_vllm(monkeypatch, tmp_path):
     """Builds vLLM's model; returns what each layer's attention is given, by the layer's number."""
     kept: dict[int, dict[str, Any]] = {}
-    signature = inspect.signature(Attention.__init__)
 
-    def keep(self, *arguments, **options):
-        torch.nn.Module.__init__(self)
-        given = signature.bind(self, *arguments, **options)
-        given.apply_defaults()
-        numbers = [int(part) for part in given.arguments["prefix"].split(".") if part.isdigit()]
-        kept[numbers[0]] = given.arguments
+    def keeping(signature: inspect.Signature) -> Callable[..., None]:
+        def keep(self, *arguments, **options):
+            torch.nn.Module.__init__(self)
+            given = signature.bind(self, *arguments, **options)
+            given.apply_defaults()
+            numbers = [int(part) for part in given.arguments["prefix"].split(".") if part.isdigit()]
+            kept[numbers[0]] = given.arguments
+
+        return keep
 
     def build(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -105,10 +121,12 @@ def of_vllm(monkeypatch, tmp_path):
             initialize_model(VllmConfig(model_config=model, device_config=DeviceConfig(device="cpu"), cache_config=cache))
         return kept
 
-    monkeypatch.setattr(Attention, "__init__", keep)
+    for attention in (Attention, MLAAttention):
+        monkeypatch.setattr(attention, "__init__", keeping(inspect.signature(attention.__init__)))
     # its backend is asked of the platform, which has none without a GPU
     monkeypatch.setattr(encoder_only_attention, "get_attn_backend", lambda *_, **__: None)
     monkeypatch.setattr(encoder_only_attention, "create_encoder_only_attention_backend", lambda *_: None)
+    monkeypatch.setattr(type(current_platform), "device_type", "meta")
     return build
 
 
@@ -145,3 +163,19 @@ def test_each_layer_is_what_vllm_constructs(architecture, fields, of_vllm):
     theirs = {layer: as_selected(given, KEYS_MORE.get(architecture, 0)) for layer, given in of_vllm(config).items()}
     assert sorted(selected) == list(range(SIZES["num_hidden_layers"]))
     assert {layer: theirs[layer] == one for layer, one in selected.items()} == dict.fromkeys(selected, True), (selected, theirs)
+
+
+@pytest.mark.parametrize("architecture", LATENT_MODELS)
+def test_each_latent_layer_is_what_vllm_constructs(architecture, of_vllm):
+    config = {**SIZES, **LATENT_MODELS[architecture], "architectures": [architecture], "dtype": "bfloat16"}
+    ((_, group),) = model_config(config).groups.items()
+    theirs = of_vllm(config)
+    assert sorted(theirs) == list(group.layers) == list(range(SIZES["num_hidden_layers"]))
+    for given in theirs.values():
+        latent, rotated = given["kv_lora_rank"], given["qk_rope_head_dim"]
+        sizes = (given["num_heads"], latent + rotated, pytest.approx(given["scale"]))
+        assert (group.num_heads, group.head_size, group.scale) == sizes
+        # vLLM's backend of layers with an indexer takes tokens alone
+        unit = {"selection_unit": 1} if given["use_sparse"] else {}
+        assert group.rules == {"head_size_v": latent, **unit}
+        assert given["use_sparse"] == ("index_topk" in config)

@@ -63,7 +63,7 @@ class Call:
         layer: the number of the layer, counted from 0 in its list of layers.
         path: the module's name in the model, without that number and the names of lists.
         num_heads, num_kv_heads, head_size, value_size: of q, k and v as handed.
-        rules: window, chunked_local, logits_soft_cap and sinks, as in AttentionConfig.
+        rules: window, chunked_local, selection_unit, logits_soft_cap and sinks, as in AttentionConfig.
         attn_type: as in AttentionConfig.
         shared_with: the layer whose keys it is handed; None: its own.
         in_two_parts: the model is an encoder and a decoder.
@@ -297,6 +297,8 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
         raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
     rules, ahead = ({}, True) if mask is None else mask.seen()
     rules = dict(rules)
+    if (unit := _picked_unit(module, options)) is not None:
+        rules["selection_unit"] = unit
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
     config = getattr(module, "config", None)
@@ -323,6 +325,24 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
             what = f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
             raise NotAnsweredError(Reason.ARGUMENT, f"{name} ({what})")
     return rules, ahead
+
+
+def _picked_unit(module: Any, options: dict[str, Any]) -> int | None:
+    """Tokens of the units that the indexer of a layer picked, or that of a layer before it; None: the call is for all keys."""
+    tokens, blocks = options.pop("indices", None), options.pop("block_indices", None)
+    if tokens is None and blocks is None:
+        return None
+    picks = [pick for pick in (tokens, blocks) if pick is not None]
+    if len(picks) > 1 or (tokens is not None and tokens.dim() != 3):
+        shapes = " and ".join(str(tuple(pick.shape)) for pick in picks)
+        raise NotAnsweredError(Reason.ARGUMENT, f"indices or block_indices ({shapes})")
+    if tokens is not None:
+        return 1
+    if blocks.dim() != 4 or blocks.shape[1] != module.config.num_key_value_heads:
+        raise NotAnsweredError(
+            Reason.ARGUMENT, f"block_indices ({tuple(blocks.shape)}), which are not one row for each KV head"
+        )
+    return module.indexer.block_size
 
 
 def _seen(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:

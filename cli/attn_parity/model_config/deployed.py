@@ -1,5 +1,6 @@
 """The layers of a model config as an engine runs them on one device: its dtypes, its blocks, its share of the heads."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,10 @@ def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
     if dtype is None:
         raise ContractError("dtype", "nothing", "float32, float16 or bfloat16: the config does not say it, so give --dtype")
     cache = kv_cache(config.quantization, engine.float8)
-    layers = {name: _fields(group, {**cache, **engine.fields, "dtype": dtype}, engine) for name, group in config.groups.items()}
+    # vLLM's cache has blocks of one size, which hold whole units of a selection
+    block_size = math.lcm(16, *(group.rules.get("selection_unit", 1) for group in config.groups.values()))
+    asked = {"block_size": block_size, **cache, **engine.fields, "dtype": dtype}
+    layers = {name: _fields(group, asked, engine) for name, group in config.groups.items()}
     _widen_blocks(layers)
     reads = (name for name, group in config.groups.items() if group.attn_type.reads_cache)
     cached = tuple(name for name in reads if name not in config.kv_sharing)
@@ -62,10 +66,7 @@ def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str,
     }
     if group.layout is not None:
         fields["layout"] = str(group.layout)
-    fields |= {name: value for name, value in asked.items() if _can_have(group.attn_type, name)}
-    if group.attn_type.reads_cache:
-        fields.setdefault("block_size", 16)
-    return fields
+    return fields | {name: value for name, value in asked.items() if _can_have(group.attn_type, name)}
 
 
 def _widen_blocks(layers: Mapping[str, dict[str, Any]]) -> None:

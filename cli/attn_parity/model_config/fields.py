@@ -53,7 +53,7 @@ PASSED_OVER = re.compile(
     "|attention_softmax_in_fp32|masked_softmax_fusion|bias_dropout_fusion|skip_bias_add(_qkv)?|offset_alibi|slow_but_exact"
     "|attention_(out_)?bias|(use_)?qkv_bias|(use_|enable_)?bias|no_bias|(use_)?qk_norm(_type)?|qk_layernorm|attn_output_gate"
     "|attention_output_gate|use_mrope|rope_(theta|scaling|parameters|type|local_base_freq)|rotary_(dim|emb_base|pct)"
-    "|swa_rope_theta|partial_rotary_factor|(original_)?max_position_embeddings|n_positions|static_position_embeddings"
+    "|swa_rope_theta|indexer_rope_interleave|partial_rotary_factor|(original_)?max_position_embeddings|n_positions|static_position_embeddings"
     "|attention_value_scale|max_window_layers|mlp_layer_types|use_routing_bias|add_bias_logits|weight_share_add_bias|num_ln_in_parallel_attn"
     # the states of layers that do not attend
     r"|(mamba|ssm)_(\w+_)?dtype"

@@ -22,10 +22,14 @@ from attn_parity.model_config.group import Group
 from attn_parity.versions import version
 
 FULL, SLIDING, CHUNKED, ENCODER = "full_attention", "sliding_attention", "chunked_attention", "encoder"
+INDEXED = "indexed_attention"
 _MOST_LAYERS = 1000
 """No model has as many. A larger number is refused before a layer is built."""
 _NOT_OF_THE_MODEL = ("architectures", "auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
-_OUT_OF_SCOPE = ("index_topk", "relative_attention_num_buckets")
+_OUT_OF_SCOPE = (
+    *("compress_rates", "compress_ratios", "index_kpool", "indexer_budget", "region_block_size"),
+    "relative_attention_num_buckets",
+)
 _SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_types"),
     *("sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping"),
@@ -42,7 +46,7 @@ def config_of(content: Mapping[str, Any]) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    config_class = _config_class(content.get("model_type"), content.get("architectures"))
+    config_class = _config_class(content)
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
         for name in ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"):
             if isinstance(number := part.get(name), int) and number > _MOST_LAYERS:
@@ -56,21 +60,34 @@ def config_of(content: Mapping[str, Any]) -> Any:
         raise ContractError("config", "fields that contradict each other", f"fields that {by} takes: {said}") from error
 
 
-def _config_class(model_type: Any, architectures: Any) -> Any:
-    """By the model type, or by the class of the model: other code may have a type of its own and transformers' class."""
+def _config_class(content: Mapping[str, Any]) -> Any:
+    """By the model type, or by the class of the model: other code may have a type of its own and transformers' class.
+
+    Of an unknown type, a field that asks for what is out of scope is a better reason than the type.
+    """
     import transformers
     from transformers import CONFIG_MAPPING
 
+    model_type, architectures = content.get("model_type"), content.get("architectures")
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return CONFIG_MAPPING[model_type]
     if isinstance(model_type, str) and isinstance(architectures, list) and len(architectures) == 1:
         of_it = getattr(getattr(transformers, str(architectures[0]), None), "config_class", None)
         if of_it is not None:
             return of_it
+    refuse_out_of_scope(name for name in _names(content) if name in _OUT_OF_SCOPE)
     near = ", ".join(get_close_matches(str(model_type)[:100], CONFIG_MAPPING, n=3, cutoff=0))
     other = "of any other model, select takes a model file, which says what its layers ask for (docs/guide/models.md)"
     got = "nothing" if model_type is None else shown(model_type)
     raise ContractError("model_type", got, f"one that transformers {version('transformers')} has, such as {near}; {other}")
+
+
+def _names(fields: Mapping[str, Any]) -> Iterator[str]:
+    """The names of fields, at any depth of a text's config."""
+    for name, value in fields.items():
+        yield name
+        if isinstance(value, dict) and not is_another_part(name):
+            yield from _names(value)
 
 
 def text_of(config: Any) -> Any:
@@ -214,7 +231,8 @@ def _kind(call: Call) -> str:
         return ENCODER
     if call.in_two_parts:
         return call.path
-    return next((name for rule, name in (("window", SLIDING), ("chunked_local", CHUNKED)) if rule in call.rules), FULL)
+    names = {"selection_unit": INDEXED, "window": SLIDING, "chunked_local": CHUNKED}
+    return next((name for rule, name in names.items() if rule in call.rules), FULL)
 
 
 def _group(call: Call, text: Any, images: Images | None) -> Group:
@@ -226,8 +244,9 @@ def _group(call: Call, text: Any, images: Images | None) -> Group:
     layout = None
     if call.shared_with is not None:
         rules["kv_sharing"] = True
-    latent, rope = getattr(text, "kv_lora_rank", None), getattr(text, "qk_rope_head_dim", None)
-    if latent and rope and call.head_size == (getattr(text, "qk_nope_head_dim", None) or 0) + rope:
+    own = text.per_layer_config[call.layer] if text.is_heterogeneous else text
+    latent, rope = getattr(own, "kv_lora_rank", None), getattr(own, "qk_rope_head_dim", None)
+    if latent and rope and call.head_size == (getattr(own, "qk_nope_head_dim", None) or 0) + rope:
         # the absorbed form, which reads the cache, of the expanded form that transformers computes
         sizes |= {"num_kv_heads": 1, "head_size": latent + rope}
         rules["head_size_v"] = latent

@@ -8,8 +8,10 @@ from attn_optimized.backends.base import (
     MLAAttentionImpl,
 )
 from attn_optimized.backends.metadata import CommonAttentionMetadata
+from attn_optimized.backends.minimax_m3_sparse import MiniMaxM3SparseBackend
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend
 from attn_optimized.backends.rocm_aiter_mla import RocmAiterMlaBackend, RocmAiterTritonMlaBackend
+from attn_optimized.backends.rocm_aiter_mla_sparse import RocmAiterMlaSparseBackend
 from attn_optimized.backends.rocm_aiter_unified_attn import RocmAiterUnifiedAttentionBackend
 from attn_optimized.backends.rocm_attn import RocmAttentionBackend
 from attn_optimized.backends.triton_attn import TritonAttentionBackend
@@ -27,6 +29,8 @@ BACKENDS: dict[str, type[AttentionBackend]] = {
         RocmAiterMlaBackend,
         TritonMlaBackend,
         RocmAiterTritonMlaBackend,
+        RocmAiterMlaSparseBackend,
+        MiniMaxM3SparseBackend,
     )
 }
 

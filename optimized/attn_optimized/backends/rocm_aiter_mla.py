@@ -32,6 +32,17 @@ class RocmAiterMlaImpl(MLAAttentionImpl[MlaMetadata]):
         raise NotImplementedError(_NO_ADAPTER)
 
 
+def _has_unpadded_heads(config: AttentionConfig) -> bool:
+    return config.group_size > _PADDED_HEADS and config.group_size % _HEADS != 0
+
+
+UNPADDED_HEADS = Combination(
+    property=f"more than {_PADDED_HEADS} heads that are no multiple of {_HEADS}",
+    applies=lambda config, _: _has_unpadded_heads(config),
+    reason=f"the kernels take multiples of {_HEADS}, and vLLM pads to them up to {_PADDED_HEADS}",
+)
+
+
 class RocmAiterMlaBackend(AttentionBackend):
     name = "ROCM_AITER_MLA"
     impl = RocmAiterMlaImpl
@@ -54,16 +65,8 @@ class RocmAiterMlaBackend(AttentionBackend):
         )
 
 
-def _has_unpadded_heads(config: AttentionConfig) -> bool:
-    return config.group_size > _PADDED_HEADS and config.group_size % _HEADS != 0
-
-
 _COMBINATIONS = (
-    Combination(
-        property=f"more than {_PADDED_HEADS} heads that are no multiple of {_HEADS}",
-        applies=lambda config, _: _has_unpadded_heads(config),
-        reason=f"the kernels take multiples of {_HEADS}, and vLLM pads to them up to {_PADDED_HEADS}",
-    ),
+    UNPADDED_HEADS,
     Combination(
         property="steps that are not causal, but on gfx950",
         applies=lambda config, architecture: config.asks("non_causal") and architecture not in (None, "gfx950"),

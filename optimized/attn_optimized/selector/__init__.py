@@ -7,7 +7,9 @@ from attn_optimized.selector.layer import Selection, Skipped, select
 from attn_optimized.selector.model import Assignment, select_model
 from attn_optimized.selector.priorities import (
     LATENT_PRIORITIES,
+    LATENT_SELECTION_PRIORITIES,
     PRIORITIES,
+    SELECTION_PRIORITIES,
     TWO_WIDTHS_PRIORITIES,
     CacheKind,
     cache_kind,
@@ -18,7 +20,9 @@ from attn_optimized.selector.priorities import (
 
 __all__ = [
     "LATENT_PRIORITIES",
+    "LATENT_SELECTION_PRIORITIES",
     "PRIORITIES",
+    "SELECTION_PRIORITIES",
     "TWO_WIDTHS_PRIORITIES",
     "Assignment",
     "CacheKind",

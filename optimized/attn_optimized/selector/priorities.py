@@ -49,17 +49,28 @@ LATENT_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 TWO_WIDTHS_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PRIORITIES, ("TRITON_ATTN_DIFFKV",)))
 """Backends of layers with K and V of two widths in a cache likewise."""
 
-CacheKind = Literal["one width", "two widths", "latent"]
+# vLLM has other backends of these on NVIDIA's GPUs, and its model of MiniMax-M3 chooses by itself everywhere
+SELECTION_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PRIORITIES, ("MINIMAX_M3_SPARSE",)))
+LATENT_SELECTION_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    dict.fromkeys(PRIORITIES, ("ROCM_AITER_MLA_SPARSE",))
+)
+"""Backends of layers that attend to keys that an indexer picks likewise, in rows of K and V and in latent rows."""
+
+CacheKind = Literal["one width", "two widths", "latent", "selection", "latent selection"]
 """The property that decides which backends are tried. `one width`: K and V are as wide, or the layer has no cache."""
 _ROWS: Mapping[CacheKind, Mapping[str, tuple[str, ...]]] = {
     "one width": PRIORITIES,
     "two widths": TWO_WIDTHS_PRIORITIES,
     "latent": LATENT_PRIORITIES,
+    "selection": SELECTION_PRIORITIES,
+    "latent selection": LATENT_SELECTION_PRIORITIES,
 }
 
 
 def cache_kind(config: AttentionConfig) -> CacheKind:
     """The kind of a layer's cache."""
+    if config.asks("selection_unit"):
+        return "latent selection" if config.has_latent_cache else "selection"
     if config.has_latent_cache:
         return "latent"
     return "two widths" if config.has_two_widths else "one width"

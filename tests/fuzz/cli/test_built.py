@@ -62,8 +62,19 @@ def test_layers_are_cut_where_a_mask_is():
     assert answer("smollm3", **windowed) == {"sliding_attention": (*full[:4], {"window": (8, 8)})}
 
 
+SPARSE = {"sparse_attention_freq": [0, 0, 1, 1, 1, 1], "use_sparse_attention": True, "sparse_num_index_heads": 2}
+
+
+def test_what_an_indexer_picks_are_units_of_its_layers():
+    sparse = {**SPARSE, "sparse_block_size": 32}
+    full = ([0, 1], 4, 2, 16, {})
+    got = answer("minimax_m3_vl_text", head_dim=16, sparse_attention_config=sparse)
+    assert got == {"full_attention": full, "indexed_attention": ([2, 3, 4, 5], *full[1:4], {"selection_unit": 32})}
+
+
 def test_an_argument_that_is_not_known_refuses_its_layers_by_name():
-    sparse = {"sparse_attention_freq": [0, 0, 1, 1, 1, 1], "use_sparse_attention": True}
+    """Picks of fewer heads than the KV heads are no selection of the contract."""
+    sparse = {**SPARSE, "sparse_num_index_heads": 1}
     config = model_config({"model_type": "minimax_m3_vl_text", **TINY, "sparse_attention_config": sparse})
     assert [group.layers for group in config.groups.values()] == [(0, 1)]
     ((why, layers),) = config.not_answered.items()

@@ -10,6 +10,7 @@ from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
+from attn_fuzz.targets.backend_sparse import BACKEND_MINIMAX_M3_SPARSE, BACKEND_ROCM_AITER_MLA_SPARSE
 from attn_fuzz.targets.backends import (
     BACKEND_ROCM_ATTN,
     BACKEND_TRITON,
@@ -23,7 +24,13 @@ from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
 
 
-@pytest.mark.parametrize("target", ["backend-triton", "backend-rocm-attn", "backend-triton-diffkv"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("backend-triton", "backend-rocm-attn", "backend-triton-diffkv"),
+        *("backend-rocm-aiter-mla-sparse", "backend-minimax-m3-sparse"),
+    ],
+)
 def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, fuzz_apart):
     progress = fuzz_apart(target, examples=25)
     assert progress.failure is None, progress.failure.verdict.message
@@ -51,7 +58,31 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
-OURS = (BACKEND_TRITON, BACKEND_ROCM_ATTN, BACKEND_TRITON_DIFFKV, BACKEND_TRITON_MLA)
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", ["backend-rocm-aiter-mla-sparse", "backend-minimax-m3-sparse"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "buffer.clamp(min=0)",
+        "buffer.roll(1, dims=1)",
+        "buffer[..., : buffer.shape[2] // 2]",
+        "buffer.as_strided(buffer.shape, (buffer.stride(0), buffer.shape[2], 1))",
+    ],
+    ids=["-1 is unit 0", "rows of the tokens before", "half of the picks", "rows without what lies between them"],
+)
+def test_a_fault_of_what_was_picked_is_found(target, wrong, fuzz_apart):
+    patch = Patch(
+        "attn_optimized.backends.topk_indices.selecting",
+        "dataclasses.replace(step, selected=buffer)",
+        f"dataclasses.replace(step, selected={wrong})",
+    )
+    fault = Mutant(name="fault", patches=(patch,), raises="")
+    progress = fuzz_apart(target, examples=100, seed=3, mutant=fault, on_failure="stop")
+    assert progress.failure is not None, f"survived {progress.examples} examples"
+
+
+SELECTING = (BACKEND_ROCM_AITER_MLA_SPARSE, BACKEND_MINIMAX_M3_SPARSE)
+OURS = (BACKEND_TRITON, BACKEND_ROCM_ATTN, BACKEND_TRITON_DIFFKV, BACKEND_TRITON_MLA, *SELECTING)
 
 
 @pytest.mark.parametrize("target", OURS, ids=lambda target: target.name)

@@ -15,7 +15,8 @@ FORMS = {
     "TRITON_ATTN_DIFFKV": {"layout": Layout.CONTENT_PACKED, "head_size_v": 48},
 }
 """The cache of a step, and the width of V."""
-PLAIN = [name for name, backend in BACKENDS.items() if issubclass(backend.impl, AttentionImpl)]
+PLAIN = [name for name, backend in BACKENDS.items() if issubclass(backend.impl, AttentionImpl) and "SPARSE" not in name]
+"""Backends of layers that attend to all keys. See test_selecting.py for the others."""
 ROTATING = [name for name in PLAIN if name not in ("ROCM_AITER_FA", "TRITON_ATTN_DIFFKV")]
 # prefill, extend and decode: a backend of phases may write in the first what it refuses in the last
 MIXED = {"query_lens": [7, 20, 1], "seq_lens": [7, 90, 40]}

@@ -58,6 +58,21 @@ def before_sm89(config: AttentionConfig, architecture: str | None) -> bool:
     return config.kv_cache_dtype is not None and architecture in BEFORE_SM89
 
 
+def beyond_float8_queries(config: AttentionConfig, architecture: str | None) -> bool:
+    """vLLM 0.33 quantizes queries beside scales of a cache or head, on GPUs with float8 dots."""
+    without_dots = architecture is not None and architecture.startswith(("gfx90a", "gfx11"))
+    return config.asks("q_scale") and (without_dots or config.scales not in ("tensor", "head"))
+
+
+def beyond_diffkv(config: AttentionConfig, architecture: str | None) -> bool:
+    return before_sm89(config, architecture) or beyond_float8_queries(config, architecture)
+
+
+def beyond_sparse_mla(config: AttentionConfig, architecture: str | None) -> bool:
+    unpadded = config.num_heads > 128 and config.num_heads % 16 != 0
+    return config.value_of("selection_unit") != 1 or unpadded or (config.asks("sinks") and architecture == "gfx1250")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Served:
     """The layers that a backend serves.
@@ -107,22 +122,26 @@ class Served:
 
 SERVED = {
     "TRITON_ATTN": Served(
-        rules={*RULES} - {"head_size_v", "over_ranks"},
+        rules={*RULES} - {"head_size_v", "over_ranks", "selection_unit"},
         head_sizes=range(1, 513),
         block_sizes=range(1, MOST),
         attn_types=AttentionType,
         cache_dtypes=(*FLOAT8, torch.int8),
         scales=("tensor", "head", "token", "inline"),
         output_dtypes=FLOAT8,
+        beyond=beyond_float8_queries,
     ),
     # vLLM 0.33: K of 32 dims and more, V of any other width. A tile of ours holds 512 dims
     "TRITON_ATTN_DIFFKV": Served(
-        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks", "batch_invariant", "kv_sharing"),
+        rules=(
+            *("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks", "batch_invariant", "kv_sharing"),
+            "q_scale",
+        ),
         head_sizes=range(32, 513),
         block_sizes=range(16, MOST, 16),
         layouts=(Layout.CONTENT_PACKED,),
         widths={(v, k - v) for v, k in itertools.product(range(1, 513), range(32, 513)) if v != k},
-        beyond=before_sm89,
+        beyond=beyond_diffkv,
         plain=replace(PLAIN, layout=Layout.CONTENT_PACKED, rules={"head_size_v": 16}),
     ),
     # vLLM 0.33: the head sizes of its paged decode; a cache of planes, packed for HIP's kernels
@@ -171,9 +190,37 @@ SERVED = {
         beyond=before_sm89,
         plain=replace(PLAIN, rules={"head_size_v": 32}),
     ),
+    # vLLM 0.33: blocks of 1 slot or of tiles of 16, sinks on MI300 and MI350, AITER's kernels on CDNA 3 and later
+    "ROCM_AITER_MLA_SPARSE": Served(
+        rules=("head_size_v", "selection_unit", "sinks"),
+        head_sizes=(),
+        block_sizes={1, *range(16, MOST, 16)},
+        dtypes=HALVES,
+        layouts=(Layout.LATENT,),
+        architectures=("gfx942", "gfx950", "gfx1250", "interpreter", *(name for name in ARCHITECTURES if name[:2] == "sm")),
+        widths={*itertools.product(range(1, 513), range(129))},
+        beyond=beyond_sparse_mla,
+        plain=replace(PLAIN, rules={"head_size_v": 32, "selection_unit": 1}),
+    ),
+    # vLLM 0.33: a page is a block that is picked
+    "MINIMAX_M3_SPARSE": Served(
+        rules=("selection_unit",),
+        head_sizes=(128,),
+        block_sizes=(128,),
+        dtypes=HALVES,
+        layouts=(Layout.CONTENT_PACKED,),
+        beyond=lambda config, architecture: config.value_of("selection_unit") != 128,
+        plain=replace(PLAIN, head_size=128, block_size=128, layout=Layout.CONTENT_PACKED, rules={"selection_unit": 128}),
+    ),
 }
 """By the name of a backend."""
-NUMBERS = {"window": ((-1, 3), (0, -1), (3, 3)), "sink_tokens": (2,), "chunked_local": (16,), "logits_soft_cap": (5.0,)}
+NUMBERS = {
+    "window": ((-1, 3), (0, -1), (3, 3)),
+    "sink_tokens": (2,),
+    "chunked_local": (16,),
+    "selection_unit": (None, 1, 4, 128),
+    "logits_soft_cap": (5.0,),
+}
 """By the name of a rule that a config holds as a number: values that are unlike each other. Other rules are on or off."""
 
 SIZES = st.integers(1, 321) | st.sampled_from((16, 32, 64, 128, 192, 256))
@@ -340,6 +387,7 @@ def test_the_constructors_refuse_what_is_declared_and_say_who_serves(head_size, 
     serving = " or ".join(name for name, reasons in refusals.items() if not reasons)
     for name in [name for name, reasons in refusals.items() if reasons]:
         of_mla = {"kv_b_proj": None, "v_head_dim": None} if name == "TRITON_MLA" else {}
+        of_mla |= {"topk_indices_buffer": None} if "SPARSE" in name else {}
         with pytest.raises(UnsupportedError) as refused:
             BACKENDS[name].impl(layer, dtype=dtype, block_size=block_size, aiter=AITER, **of_mla)
         assert str(refused.value).startswith(f"{name}: ")

@@ -113,7 +113,7 @@ def test_every_architecture_knows_every_backend_and_the_one_that_serves_all(arch
 
 @pytest.mark.parametrize("kind", ["", "Latent", None, ["latent"]])
 def test_an_unknown_kind_of_cache_is_refused_with_those_known(kind):
-    with pytest.raises(ContractError, match="one of one width, two widths, latent") as refused:
+    with pytest.raises(ContractError, match="one of one width, two widths, latent, selection, latent selection") as refused:
         priorities("gfx942", kind)
     assert refused.value.argument == "kind"
 
@@ -257,18 +257,24 @@ ROWS_OF_CDNA = [f"{name}:sramecc+:xnack-" for name in ("gfx90a", "gfx942", "gfx9
 @st.composite
 def configs(draw: st.DrawFn) -> AttentionConfig:
     """Layers of each kind of cache, with rules and formats that few backends serve."""
-    kind = draw(st.sampled_from(("one width", "one width", "two widths", "latent")))
+    kind = draw(st.sampled_from(("one width", "one width", "two widths", "latent", "selection", "latent selection")))
+    unit = draw(st.sampled_from((1, 128))) if "selection" in kind else None
     head_size = draw(st.sampled_from((24, 32, 64, 80, 128, 256)))
     fields: dict[str, Any] = {"head_size": head_size, "block_size": draw(st.sampled_from((16, 32, 48)))}
     fields |= {"dtype": draw(st.sampled_from((torch.float32, torch.float16, torch.bfloat16)))}
     fields |= {"layout": draw(st.none() | st.sampled_from((Layout.X_PACKED, Layout.CONTENT_PACKED)))}
     rules = dict.fromkeys(draw(st.lists(st.sampled_from(FLAGS), max_size=2)), True)
     rules |= {"window": (7, 0)} if draw(st.booleans()) else {}
+    if kind == "selection":
+        fields |= {"block_size": draw(st.sampled_from((16, 128))), "rules": {"selection_unit": unit}}
+        return replace(DECODER, **fields)
     if kind != "one width":
-        heads = {"num_heads": 8, "num_kv_heads": 1 if kind == "latent" else 2}
-        layout = Layout.LATENT if kind == "latent" else Layout.CONTENT_PACKED
-        value_size = head_size // 2 if kind == "latent" else draw(st.sampled_from((16, 96)))
-        fields |= {**heads, "layout": draw(st.sampled_from((None, layout))), "rules": {"head_size_v": value_size}}
+        is_latent = kind != "two widths"
+        heads = {"num_heads": 8, "num_kv_heads": 1 if is_latent else 2}
+        layout = Layout.LATENT if is_latent else Layout.CONTENT_PACKED
+        value_size = head_size // 2 if is_latent else draw(st.sampled_from((16, 96)))
+        rules = {"head_size_v": value_size, "selection_unit": unit}
+        fields |= {**heads, "layout": draw(st.sampled_from((None, layout))), "rules": rules}
         fields["dtype"] = draw(st.sampled_from((torch.float16, torch.bfloat16)))
         return replace(DECODER, **fields)
     if draw(st.booleans()):

@@ -66,6 +66,21 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
     return Capabilities(**served, **own)
 
 
+WIDEST = MAX_LATENT_SIZE + MAX_REST_SIZE
+
+
+def _is_too_wide(config: AttentionConfig) -> bool:
+    value_size = config.value_size
+    return config.has_latent_cache and (value_size > MAX_LATENT_SIZE or config.head_size - value_size > MAX_REST_SIZE)
+
+
+TOO_WIDE = Combination(
+    property=f"a latent V wider than {MAX_LATENT_SIZE}, or a K wider than V by more than {MAX_REST_SIZE}",
+    applies=lambda config, _: _is_too_wide(config),
+    reason="a tile holds whole rows, in these two parts",
+)
+
+
 class TritonMlaBackend(AttentionBackend):
     name = NAME
     impl = TritonMlaImpl
@@ -80,28 +95,15 @@ class TritonMlaBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        widest = MAX_LATENT_SIZE + MAX_REST_SIZE
         return mla_capabilities(
             cls.name,
             available=YES,
             architectures=ANY,
-            head_sizes=Multiples(1, "a tile holds whole rows", at_most=widest),
+            head_sizes=Multiples(1, "a tile holds whole rows", at_most=WIDEST),
             block_sizes=Multiples(16, "vLLM's kernel takes blocks in units of 16 slots"),
             rules={"non_causal": YES, "batch_invariant": YES},
-            combinations=(
-                Combination(
-                    property=f"a latent V wider than {MAX_LATENT_SIZE}, or a K wider than V by more than {MAX_REST_SIZE}",
-                    applies=lambda config, _: _is_too_wide(config),
-                    reason="a tile holds whole rows, in these two parts",
-                ),
-                FLOAT8_BEFORE_SM89,
-            ),
+            combinations=(TOO_WIDE, FLOAT8_BEFORE_SM89),
         )
-
-
-def _is_too_wide(config: AttentionConfig) -> bool:
-    value_size = config.value_size
-    return config.has_latent_cache and (value_size > MAX_LATENT_SIZE or config.head_size - value_size > MAX_REST_SIZE)
 
 
 TritonMlaImpl.backend = TritonMlaBackend

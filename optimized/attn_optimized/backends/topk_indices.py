@@ -1,0 +1,25 @@
+"""The units that an indexer picked in a step, in a buffer that an engine makes once for all layers (vLLM's name for it)."""
+
+import dataclasses
+
+import torch
+from attn_contract import Batch, ContractError
+from attn_contract.arguments import check_dims, check_tensor
+
+NAME = "topk_indices_buffer"
+
+
+def check_buffer(buffer: torch.Tensor, dims: tuple[str, ...]) -> None:
+    """Refuse what layers cannot read in any step."""
+    check_tensor(NAME, buffer)
+    check_dims(NAME, buffer, dims)
+    if buffer.dtype != torch.int32:
+        raise ContractError(NAME, buffer.dtype, "torch.int32")
+
+
+def selecting(step: Batch, buffer: torch.Tensor) -> Batch:
+    """A step with the units of its rows, which are the first of the buffer [1 or HK, max tokens, k]."""
+    try:
+        return dataclasses.replace(step, selected=buffer)
+    except ContractError as error:  # the rest of the step was accepted before
+        raise ContractError(NAME, error.got, error.expected) from error
