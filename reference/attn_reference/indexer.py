@@ -68,27 +68,30 @@ def index_logits(
     for r in range(batch.num_requests):
         rows, p = rows_of(batch, r)
         keys = gather_index_keys(index_cache, indexer, batch, r, view)
-        of_keys = _score(_numbers(q[rows]), None if weights is None else weights[rows].double(), keys, indexer)
-        seen = (torch.arange(len(keys), device=q.device) + 1) * indexer.key_unit <= p[:, None] + 1
-        of_units = greatest_of_units(torch.where(seen, of_keys, -torch.inf), indexer)
+        of_units = score(numbers_of(q[rows]), None if weights is None else weights[rows].double(), keys, p, indexer)
         logits[:, rows, : of_units.shape[-1]] = of_units
     return logits.to(precision)
 
 
-def _score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, indexer: Indexer) -> torch.Tensor:
-    """[HS, q_len, keys]: the logits of all keys of a request, in float64."""
-    products = torch.einsum("thd,kd->htk", q, keys).unflatten(0, (indexer.num_selections, -1))
-    if indexer.score is IndexScore.MAX:
-        return products.amax(1)
-    assert weights is not None
-    of_heads = weights.T.unflatten(0, (indexer.num_selections, -1))[..., None]
-    return (of_heads * products.relu()).sum(1)
+def score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
+    """[HS, q_len, units]: the logits of a request's units; -inf where a query does not see the unit.
 
-
-def greatest_of_units(of_keys: torch.Tensor, indexer: Indexer) -> torch.Tensor:
-    """[..., units]: the greatest number of each unit, of numbers of keys [..., keys]. A unit without a key has -inf."""
+    Args:
+        q: [q_len, Hi, D] float64.
+        weights: [q_len, Hi] float64 of SUM_RELU, None of MAX.
+        keys: [keys, D] float64.
+        p: [q_len] integers, the position of each query.
+    """
+    products = (q @ keys.T).transpose(0, 1).unflatten(0, (indexer.num_selections, -1))
+    if indexer.score is IndexScore.MAX or weights is None:
+        of_keys = products.amax(1)
+    else:
+        of_heads = weights.T.unflatten(0, (indexer.num_selections, -1))[..., None]
+        of_keys = (of_heads * products.relu()).sum(1)
+    seen = (torch.arange(len(keys), device=p.device) + 1) * indexer.key_unit <= p[:, None] + 1
+    of_keys = torch.where(seen, of_keys, -torch.inf)
     per_unit = indexer.selection_unit // indexer.key_unit
-    missing = -of_keys.shape[-1] % per_unit
+    missing = -len(keys) % per_unit
     return torch.nn.functional.pad(of_keys, (0, missing), value=-torch.inf).unflatten(-1, (-1, per_unit)).amax(-1)
 
 
@@ -151,7 +154,7 @@ def gather_index_keys(
     elements = _elements(index_cache)
     stored = elements[at].view(indexer.cache_dtype or index_cache.dtype)
     if not indexer.layout.has_scales:
-        return _numbers(stored)
+        return numbers_of(stored)
     scale = elements[view.scale(block, slot)[:, None] + torch.arange(BYTES_OF_SCALE, device=i.device)]
     return dequantize(stored, scale.view(torch.float32), torch.float64)
 
@@ -202,7 +205,7 @@ def _elements(index_cache: torch.Tensor) -> torch.Tensor:
     return vector.view(torch.uint8) if vector.itemsize == 1 else vector
 
 
-def _numbers(stored: torch.Tensor) -> torch.Tensor:
+def numbers_of(stored: torch.Tensor) -> torch.Tensor:
     """Float or float8 numbers in float64, exactly."""
     if stored.dtype in FLOAT8:
         return dequantize(stored, torch.ones((), device=stored.device), torch.float64)
