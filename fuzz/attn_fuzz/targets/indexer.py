@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 import attn_reference
 import torch
-from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, ScaleFormat
+from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, PhysicalOrder, ScaleFormat
 from attn_contract.indexer import TILE
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import bits, canary, poison
@@ -358,12 +358,15 @@ EVERY_TERM: Final[Terms] = {
 
 
 def index_engine(**fields: Any) -> Engine:
-    """Steps of an index layer: as many units as a row of `selected` has entries, and no other form of q or out."""
+    """Steps of an index layer, which knows nothing of K and V, and has no form of q or out."""
     settings = {
         "selections": ("top",),
         "empty_selections": False,
         "other_views": False,
         "other_scales": False,
+        "scale_signs": (1,),
+        "orders": (PhysicalOrder.LBHNC,),
+        "planes": (False,),
         "flat_out": (False,),
         "dense_out": (True,),
         "fused_qkv": (False,),

@@ -26,7 +26,6 @@ VLLM = Package(
         "vllm-paged-mqa-logits": f"{_HERE}.vllm_indexer:VLLM_PAGED_MQA_LOGITS",
         "vllm-paged-mqa-logits-torch": f"{_HERE}.vllm_indexer:VLLM_PAGED_MQA_LOGITS_TORCH",
         "vllm-minimax-indexer": f"{_HERE}.vllm_minimax_indexer:VLLM_MINIMAX_INDEXER",
-        "vllm-minimax-indexer-rocm": f"{_HERE}.vllm_minimax_indexer:VLLM_MINIMAX_INDEXER_ROCM",
         "vllm-minimax-index-decode": f"{_HERE}.vllm_minimax_indexer:VLLM_MINIMAX_INDEX_DECODE",
         "vllm-minimax-index-decode-rocm": f"{_HERE}.vllm_minimax_indexer:VLLM_MINIMAX_INDEX_DECODE_ROCM",
         "vllm-merge-attn-states": f"{_HERE}.merges:VLLM_MERGE",

@@ -10,7 +10,7 @@ has it.
 here as it does where there is no Gluon (pa_mqa_logits.py:676-711). stage1 gives logits of each head, which vLLM fills with -inf
 before and adds up behind, on RDNA (v1/attention/ops/rocm_aiter_mla_sparse.py:846-857). Its stores have no bound: a row is
 written to the end of a chunk of 256 logits (_triton_kernels/attention/pa_mqa_logits.py:303-310), and the next row's beginning
-with it, unless rows are a multiple of 256 long, as here. """
+with it, unless rows are a multiple of 256 long, as here."""
 
 import functools
 from types import ModuleType, SimpleNamespace

@@ -78,7 +78,6 @@ _FIELDS: dict[str, Any] = {
     "group_sizes": (16, 64, 32),
     "head_sizes": (128, 64, 32),
     "unavailable": vllm_package.missing_files(*vllm_sparse_mla.FILES),
-    "modules": lambda: [_load(FNUZ)],
 }
 VLLM_INDEXER = index_target(
     "vllm-indexer",
@@ -93,6 +92,7 @@ VLLM_PAGED_MQA_LOGITS = index_target(
     lambda: Stages(index_logits=functools.partial(_paged_logits, function="rocm_fp8_paged_mqa_logits_triton")),
     QUANTIZED | {"layout": (FLAT,)},
     description="rocm_fp8_paged_mqa_logits_triton of vLLM 0.33.0",
+    modules=lambda: [_load(FNUZ)],
     engine=index_engine(query_lens=("equal",), **_SIZES),
     **(_FIELDS | {"block_sizes": (64, 128)}),
 )

@@ -2,7 +2,8 @@
 
 models/minimax_m3/common/ops/index_topk.py, and amd/ops/index_topk.py on ROCm: prefills score and select by two functions,
 decodes by one, whose selection is judged end to end. A block is a page. Each index head selects for one KV head. Autotuned
-kernels run with one of their configurations, the smallest.
+kernels run with one of their configurations, the smallest. ROCm's prefill is no target: it loads q by a tensor descriptor, with
+which the interpreter does not run programs together.
 """
 
 import dataclasses
@@ -113,9 +114,12 @@ def _prefill(file: str) -> Stages:
     return Stages(index_logits=functools.partial(_score, file=file), select=functools.partial(_select, file=file))
 
 
-VLLM_MINIMAX_INDEXER, VLLM_MINIMAX_INDEXER_ROCM = (
-    _target(name, file, functools.partial(_prefill, file), _ENGINE, "minimax_m3_index_score and minimax_m3_index_topk")
-    for name, file in (("vllm-minimax-indexer", COMMON), ("vllm-minimax-indexer-rocm", ROCM))
+VLLM_MINIMAX_INDEXER = _target(
+    "vllm-minimax-indexer",
+    COMMON,
+    functools.partial(_prefill, COMMON),
+    _ENGINE,
+    "minimax_m3_index_score and minimax_m3_index_topk",
 )
 VLLM_MINIMAX_INDEX_DECODE, VLLM_MINIMAX_INDEX_DECODE_ROCM = (
     _target(
