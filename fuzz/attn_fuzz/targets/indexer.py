@@ -42,7 +42,8 @@ from attn_reference.indexer import rows_of as request_rows
 
 Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
 """By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
-default, and the selection_unit for key_unit. FLAT takes the place of TILED where blocks have no whole tiles."""
+default, and the selection_unit for key_unit. A top_k is the most that is drawn. FLAT takes the place of TILED where blocks have
+no whole tiles."""
 NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
 """Kinds of numbers. "random": normal ones. "equal": all keys are the same, so all logits of a row are. "zero": no product is
 positive, so all logits of SUM_RELU are 0. "near": scales are neighbours in float32, or one dim is so small, that logits are one
@@ -254,7 +255,8 @@ def _indexer(layer: Layer, batch: Batch, block_size: int, terms: Terms, rng: ran
         chosen["layout"] = IndexLayout.FLAT
     if not chosen.get("layout", IndexLayout.PLAIN).has_scales:
         chosen = {name: value for name, value in chosen.items() if name not in ("scale_format", "largest")}
-    top_k = max(batch.selected.shape[2], 1)
+    width = max(batch.selected.shape[2], 1)
+    top_k = min(width, chosen.pop("top_k", width))
     first = min(chosen.get("first_units", 0), top_k)
     last = min(chosen.get("last_units", 0), top_k - first)
     return Indexer(

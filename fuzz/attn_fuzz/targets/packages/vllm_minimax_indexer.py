@@ -24,6 +24,7 @@ TERMS = {
     "layout": (IndexLayout.PLAIN,),
     "cache_dtype": (None, torch.float8_e4m3fn),
     "score": (IndexScore.MAX,),
+    "top_k": (16,),
     **FORCED,
 }
 
@@ -102,6 +103,7 @@ def _target(name: str, file: str, stages: Any, engine: Any, words: str) -> Any:
         head_sizes=(128, 32),
         block_sizes=(BLOCK,),
         max_seq_len=700,
+        long_seq_len=80 * BLOCK,  # more than the 64 blocks that a selection sorts at once
         tile_sizes=(BLOCK,),
         exclude=_odd_heads,
         max_tokens=8 if engine is _DECODES else 16,
