@@ -11,7 +11,8 @@ Stage by stage, each is given what the reference makes of the stage before, or w
     write_index_cache   every byte of the cache is compared with what the reference writes
     gather              the keys of all requests, one behind the other: every byte is one of the cache
     index_logits        each logit that a row sees, within a derived bound (`attn_fuzz.verdict.indexer`)
-    select              by the very logits that it is given; those that a row does not see hold anything
+    select              by the very logits that it is given, which are drawn if the target makes none: half of them are
+                        neighbours in float32. Those that a row does not see hold anything
     choose              logits and selection in one: the selection could be made of some logits within the bound
 
 Nothing is attended to: the output of the step is 0.
@@ -152,7 +153,7 @@ def check(step: IndexStep, stages: Stages, rng: random.Random) -> None:
         if message := wrong_logits(oracle, logits, step.indexer, step.batch):
             raise FailedCheckError("value", "index_logits", message)
     if stages.select is not None:
-        given = logits.float() if stages.index_logits else _with_garbage(logits, rng)
+        given = logits.float() if stages.index_logits else _with_garbage(_near(logits, rng), rng)
         if message := wrong_selection(stages.select(given, step.indexer, step.batch), given, step.indexer, step.batch):
             raise FailedCheckError("value", "selected", message)
     if stages.choose is not None:
@@ -171,6 +172,15 @@ def _check_gathered(step: IndexStep, cache: torch.Tensor, gather: Callable[..., 
         if len(wrong):
             message = f"gathered {name} of key {int(wrong[0, 0])} are not those of the cache; {len(wrong)} bytes differ"
             raise FailedCheckError("cache", f"gathered {name}", message)
+
+
+def _near(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """In half of the steps, logits of which each is one of three neighbours in float32; else as they are."""
+    if rng.random() < 0.5:
+        return logits
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    neighbours = rng.choice((1.0, -1.0, 0.1, 1000.0)) * (1 + torch.randint(0, 3, logits.shape, generator=generator) * 2.0**-23)
+    return torch.where(logits > -torch.inf, neighbours, logits)
 
 
 def _with_garbage(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
