@@ -19,6 +19,7 @@ from attn_contract.capabilities import (
     Refusal,
 )
 from attn_contract.errors import ContractError, MiscompiledError, UnsupportedError
+from attn_contract.indexer import IndexCacheView, Indexer, IndexLayout, IndexScore, ScaleFormat
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES, QUANTIZED_DTYPES, Layer
 from attn_contract.layouts import Layout, PhysicalOrder
@@ -39,6 +40,10 @@ __all__ = [
     "Capabilities",
     "Combination",
     "ContractError",
+    "IndexCacheView",
+    "IndexLayout",
+    "IndexScore",
+    "Indexer",
     "KVCacheView",
     "Layer",
     "Layout",
@@ -49,6 +54,7 @@ __all__ = [
     "PhysicalOrder",
     "Refusal",
     "Rule",
+    "ScaleFormat",
     "UnsupportedError",
     "check_shared_allocation",
     "same_elements",

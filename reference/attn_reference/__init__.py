@@ -2,9 +2,9 @@
 
 Start with `attn_reference.attention` and `masks`. Their docstrings are the specification: what attention computes, and which
 keys a query sees. `masks` and `logits` hold the rules one by one; `kv_cache` reads and writes the cache, `merge` joins partial
-results, and `context_parallel` deals keys to ranks; `latent` says how MLA is this attention; `quantization`, `rotary` and
-`rounding` define every bit. Importing the package makes its functions the CPU implementation of the torch ops `attn_parity::*`:
-a model that is moved to the CPU runs them without a change.
+results, and `context_parallel` deals keys to ranks; `latent` says how MLA is this attention, and `indexer` how sparse attention
+chooses its keys; `quantization`, `rotary` and `rounding` define every bit. Importing the package makes its functions the
+CPU implementation of the torch ops `attn_parity::*`: a model that is moved to the CPU runs them without a change.
 """
 
 import sys
@@ -23,6 +23,7 @@ from attn_reference.attention import (
     varlen_attention,
     varlen_requests,
 )
+from attn_reference.indexer import index_logits, select, write_index_cache
 from attn_reference.kv_cache import gather_kv_cache, write_kv_cache, write_latent_cache
 from attn_reference.masks import visible
 from attn_reference.merge import merge_attn_parts, merge_attn_states
@@ -40,6 +41,7 @@ __all__ = [
     "e8m0_scales",
     "gather_kv_cache",
     "group_scales",
+    "index_logits",
     "merge_attn_parts",
     "merge_attn_states",
     "paged_attention",
@@ -47,9 +49,11 @@ __all__ = [
     "quantize",
     "rope_and_write_kv_cache",
     "row_scales",
+    "select",
     "varlen_attention",
     "varlen_requests",
     "visible",
+    "write_index_cache",
     "write_kv_cache",
     "write_latent_cache",
 ]

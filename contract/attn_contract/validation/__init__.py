@@ -19,6 +19,7 @@ from attn_contract.validation.cache import (
     check_write_latent_cache,
     check_write_tensors,
 )
+from attn_contract.validation.indexer import check_index_logits, check_select, check_write_index_cache
 from attn_contract.validation.merge import LseBase, check_merge_attn_parts, check_merge_attn_states
 from attn_contract.validation.values import check_layer_logits, check_lengths, check_scale_values
 
@@ -26,6 +27,7 @@ __all__ = [
     "LseBase",
     "check_attention_tensors",
     "check_gather_kv_cache",
+    "check_index_logits",
     "check_layer_logits",
     "check_lengths",
     "check_merge_attn_parts",
@@ -34,7 +36,9 @@ __all__ = [
     "check_paged_attention",
     "check_rope_and_write_kv_cache",
     "check_scale_values",
+    "check_select",
     "check_varlen_attention",
+    "check_write_index_cache",
     "check_write_kv_cache",
     "check_write_latent_cache",
     "check_write_tensors",

@@ -6,6 +6,7 @@ import torch
 
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
+from attn_contract.indexer import IndexCacheView
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import SMALLEST_NORMAL, Layer
 
@@ -64,7 +65,7 @@ def check_keys_are_own(batch: Batch, query_lens: torch.Tensor) -> None:
         raise ContractError(f"seq_lens[{r}]", int(batch.seq_lens[r]), expected)
 
 
-def check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: KVCacheView) -> None:
+def check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: KVCacheView | IndexCacheView) -> None:
     """Check that block_table [R, max_blocks] has a block of the cache for every key. Later entries are garbage."""
     table, seq_lens = block_table.cpu(), seq_lens.cpu().long()
     capacity = table.shape[1] * view.block_size
@@ -79,7 +80,7 @@ def check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: K
         raise ContractError(f"block_table[{r}, {i}]", int(table[r, i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
 
 
-def check_slots(slot_mapping: torch.Tensor, view: KVCacheView) -> None:
+def check_slots(slot_mapping: torch.Tensor, view: KVCacheView | IndexCacheView) -> None:
     """Check that slot_mapping [S] holds -1 or slots of the cache, and no slot twice: the order of two writes is undefined."""
     slots = slot_mapping.cpu()
     if len(wrong := ((slots < -1) | (slots >= view.num_slots)).nonzero()):

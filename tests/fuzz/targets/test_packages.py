@@ -163,7 +163,10 @@ COMPILED = [name for name, target in TARGETS.items() if target.modules]
 
 def test_all_that_launch_kernels_name_their_modules_but_those_that_do_so_from_several_ranks():
     are_no_triton = {name for name, target in TARGETS.items() if target.compiled_for}
-    assert {*FOREIGN} - {*COMPILED} - are_no_triton == {"vllm-flex-masks", "vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"}
+    from_ranks = {"vllm-flex-masks", "vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"}
+    # the emulator knows no mode of gfx942's conversion to float8, and torch computes the other's logits
+    not_compiled = {"vllm-indexer", "vllm-paged-mqa-logits-torch"}
+    assert {*FOREIGN} - {*COMPILED} - are_no_triton == from_ranks | not_compiled
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -27,7 +27,7 @@ def _nothing(*arguments: object, **options: object) -> None:
     pass
 
 
-def _stubs() -> dict[str, dict[str, Any]]:
+def stubs() -> dict[str, dict[str, Any]]:
     common = vllm_package.stubs(is_rocm=True)
     common["vllm.platforms.rocm"] |= {"_ON_GFX942": True, "_ON_GFX950": False}
     return {
@@ -43,7 +43,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _load() -> list[ModuleType]:
-    return foreign.load("vllm", FILES, stubs=_stubs())
+    return foreign.load("vllm", FILES, stubs=stubs())
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

@@ -1,0 +1,240 @@
+"""Choosing keys: the terms of the layer that selects what sparse attention attends to.
+
+A model that attends to few of its keys scores all of them first, with a small layer of its own: the indexer (DeepSeek-V3.2,
+arXiv:2512.02556). The best units of tokens are `Batch.selected` of the attention layer behind it. There are three calls:
+
+    write_index_cache   store this step's index keys, rows of `head_size` numbers, in the index cache
+    index_logits        score what each query sees: one logit for each unit
+    select              name the `top_k` units of the greatest logits
+
+`attn_reference.indexer` defines what they compute, and `Indexer` has the sizes and rules. Three terms say how families differ:
+
+    selection_unit  tokens of a unit, as in `Layer`: what is chosen
+    key_unit        tokens that share one index key: 1, or selection_unit. A shared key exists once all its tokens do
+    score           from the products of one key with the index queries to one number: SUM_RELU or MAX
+
+    model                        selection_unit  key_unit  score     top_k  first, last units
+    DeepSeek-V3.2, GLM-5         1               1         SUM_RELU  2048   0, 0
+    GLM-5.3-Flash's pools        4               4         SUM_RELU   512   0, 0
+    Qwen4's groups               4               4         SUM_RELU   512   0, 0   all weights are 1 / sqrt(head_size)
+    Step5's regions              8               8         SUM_RELU   512   0, 0   one selection for each group of index heads
+    MiniMax-M3's blocks          128             1         MAX         16   by config; one selection for each index head
+
+What a model does to q and k before is no term: norms, rotations, pooling and Hadamard transforms are inputs, and so is the
+factor by which q was quantized, which engines fold into the weights. These need other terms, and are left out: keys in mxfp4,
+and entries that stand for compressed tokens in attention itself, with a second cache (DeepSeek-V4); candidates that a layer
+passes on to later ones (V4.1). Ranks that share the keys of a request merge what they select; the merged selection is judged as
+any other.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from attn_contract.arguments import check_int, check_tensor, check_type, named, shown
+from attn_contract.errors import ContractError
+from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES
+
+BYTES_OF_SCALE = 4
+TILE = 16
+"""Keys, and bytes of each key, of a tile of TILED."""
+SMALLEST_MAGNITUDE = 1e-4
+"""The least magnitude that a scale is made for: engines take `max(largest magnitude of the row, 1e-4)`."""
+
+
+class IndexScore(StrEnum):
+    """From the products of a key with the index queries of one selection to the key's logit."""
+
+    SUM_RELU = "sum_relu"
+    """`sum_h weights[h] * max(q_h . k, 0)`: the lightning indexer (arXiv:2512.02556, equation 1). Weights may be negative."""
+    MAX = "max"
+    """`max_h q_h . k`. There are no weights (MiniMax-M3)."""
+
+
+class IndexLayout(StrEnum):
+    """Where the numbers of an index cache lie. The shape of FLAT and TILED says nothing of it.
+
+    Element d of the key in slot s of block b, from the first element of the cache, with blocks of BS slots and D = head_size:
+    """
+
+    PLAIN = "PLAIN"
+    """[NB, BS, D] of a float dtype or float8, without scales, of any strides but for dense rows."""
+    FLAT = "FLAT"
+    """[NB, BS, D + 4] bytes. Byte `b*page + s*D + d`; the scale is a float32 at byte `b*page + BS*D + 4*s` (DeepGEMM)."""
+    TILED = "TILED"
+    """[NB, BS, D + 4] bytes. Byte `b*page + (s//16)*16*D + (d//16)*256 + (s%16)*16 + d%16`, and scales as in FLAT: tiles of
+    16 keys and 16 bytes of each, which a matrix instruction of AMD's reads at once (vLLM's SHUFFLE, AITER's preshuffle)."""
+
+    @property
+    def has_scales(self) -> bool:
+        """True if each key has a float32 scale, behind the keys of its block."""
+        return self is not IndexLayout.PLAIN
+
+
+class ScaleFormat(StrEnum):
+    """The numbers that a scale may be. Both are stored as float32."""
+
+    FLOAT32 = "float32"
+    """Any."""
+    UE8M0 = "ue8m0"
+    """The next power of two that is not smaller (vLLM's and SGLang's `scale_fmt`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexer:
+    """The index layer of a model.
+
+    Args:
+        num_heads: index queries Hi of a token.
+        head_size: D, the width of index queries and keys.
+        top_k: how many units a query selects. It selects all that have a logit if they are not more.
+        num_selections: HS: heads form so many groups of neighbours, and each group selects by itself: 1, or one per KV head.
+        selection_unit: tokens of a unit.
+        key_unit: tokens that share an index key: 1 or selection_unit.
+        score: how a key's logit is made of products.
+        first_units, last_units: of the units that have a logit, so many of the first and of the last are always selected, and
+            count among the top_k.
+        layout: of the index cache.
+        cache_dtype: torch.float8_e4m3fn or torch.float8_e4m3fnuz; FLAT and TILED have one. None: PLAIN keys of k's dtype.
+        scale_format: of scales that are written. Only FLAT and TILED have scales.
+        largest: the magnitude that a row's largest number is stored as: 0 < largest. None: the largest of cache_dtype. vLLM
+            takes 224 for float8_e4m3fnuz, whose largest number is 240.
+
+    Raises:
+        ContractError: a field has another type, is out of range or contradicts another one.
+    """
+
+    num_heads: int
+    head_size: int
+    top_k: int
+    num_selections: int = 1
+    selection_unit: int = 1
+    key_unit: int = 1
+    score: IndexScore = IndexScore.SUM_RELU
+    first_units: int = 0
+    last_units: int = 0
+    layout: IndexLayout = IndexLayout.PLAIN
+    cache_dtype: torch.dtype | None = None
+    scale_format: ScaleFormat = ScaleFormat.FLOAT32
+    largest: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "head_size", "top_k", "num_selections", "selection_unit", "key_unit"):
+            check_int(name, getattr(self, name), minimum=1)
+        for name in ("first_units", "last_units"):
+            check_int(name, getattr(self, name), minimum=0)
+        for name, kind in (("score", IndexScore), ("layout", IndexLayout), ("scale_format", ScaleFormat)):
+            check_type(name, getattr(self, name), kind, f"one of {kind.__name__}: {', '.join(kind)}")
+        if self.num_heads % self.num_selections:
+            expected = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
+            raise ContractError("num_heads", self.num_heads, expected)
+        if self.key_unit not in (1, self.selection_unit):
+            expected = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
+            raise ContractError("key_unit", self.key_unit, expected)
+        if self.first_units + self.last_units > self.top_k:
+            given = f"{self.last_units} beside first_units {self.first_units}"
+            raise ContractError("last_units", given, f"both together at most top_k ({self.top_k})")
+        self._check_cache()
+
+    @property
+    def has_open_unit(self) -> bool:
+        """True if the tokens of a unit share a key. The unit that a query stands in may then have no key yet."""
+        return self.key_unit > 1
+
+    @property
+    def selected_width(self) -> int:
+        """Entries of a row of `select`'s result."""
+        return self.top_k + self.has_open_unit
+
+    @property
+    def row_size(self) -> int:
+        """Elements of a slot in the shape of the cache."""
+        return self.head_size + BYTES_OF_SCALE * self.layout.has_scales
+
+    def num_units(self, max_seq_len: int) -> int:
+        """Columns of logits for requests of at most so many keys."""
+        return -(-max_seq_len // self.selection_unit)
+
+    def view_of(self, index_cache: torch.Tensor) -> "IndexCacheView":
+        """The addresses of a cache's elements.
+
+        Raises:
+            ContractError: the cache has another shape or dtype, or strides that its layout cannot have.
+        """
+        check_tensor("index_cache", index_cache)
+        shape, sizes = tuple(index_cache.shape), self.row_size
+        if len(shape) != 3 or shape[2] != sizes or not shape[1]:
+            expected = f"shape (NB, BS, {sizes}), BS at least 1" + (": keys and a float32 each" * self.layout.has_scales)
+            raise ContractError("index_cache", f"shape {shape}", expected)
+        dtypes = (torch.uint8,) if self.layout.has_scales else (self.cache_dtype,) if self.cache_dtype else FLOAT_DTYPES
+        if index_cache.dtype not in dtypes:
+            raise ContractError("index_cache", index_cache.dtype, f"{' or '.join(map(named, dtypes))} in {self.layout}")
+        self._check_strides(index_cache)
+        return IndexCacheView(self.layout, shape[0], shape[1], self.head_size, index_cache.stride(0), index_cache.stride(1))
+
+    def _check_strides(self, index_cache: torch.Tensor) -> None:
+        block_size, row = index_cache.shape[1:]
+        strides = tuple(index_cache.stride())
+        if strides[2] != 1:
+            raise ContractError("index_cache", f"stride {strides[2]} in the last dimension", "1: it must be dense")
+        if not self.layout.has_scales:
+            return
+        if block_size > 1 and strides[1] != row:
+            raise ContractError("index_cache", f"stride {strides[1]} of slots", f"{row}: pages of {self.layout} are dense")
+        if index_cache.shape[0] > 1 and strides[0] < block_size * row:
+            raise ContractError("index_cache", f"stride {strides[0]} of blocks", f"at least {block_size * row}: a page each")
+        at = (index_cache.storage_offset(), strides[0] * (index_cache.shape[0] > 1), block_size * self.head_size)
+        if any(offset % BYTES_OF_SCALE for offset in at):
+            raise ContractError("index_cache", f"pages at {at[0]}, strides {strides}", "float32 scales at multiples of 4 bytes")
+        if self.layout is IndexLayout.TILED and block_size % TILE:
+            raise ContractError("index_cache", f"{block_size} slots in a block", f"a multiple of {TILE} in {self.layout}")
+
+    def _check_cache(self) -> None:
+        if self.cache_dtype is not None and self.cache_dtype not in FLOAT8_DTYPES:
+            expected = f"None, {' or '.join(map(named, FLOAT8_DTYPES))}"
+            raise ContractError("cache_dtype", named(shown(self.cache_dtype)), expected)
+        if self.layout.has_scales and self.cache_dtype is None:
+            raise ContractError("cache_dtype", None, f"a float8 dtype: keys in {self.layout} have scales")
+        if self.scale_format is not ScaleFormat.FLOAT32 and not self.layout.has_scales:
+            raise ContractError(
+                "scale_format", self.scale_format, f"{ScaleFormat.FLOAT32}: keys in {self.layout} have no scale"
+            )
+        if self.layout is IndexLayout.TILED and self.head_size % TILE:
+            raise ContractError("head_size", self.head_size, f"a multiple of {TILE} in {self.layout}")
+        if self.largest is not None:
+            if not self.layout.has_scales:
+                raise ContractError("largest", shown(self.largest), f"None: keys in {self.layout} have no scale")
+            most = torch.finfo(self.cache_dtype).max if self.cache_dtype else 0.0
+            if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
+                raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
+
+
+@dataclass(frozen=True)
+class IndexCacheView:
+    """Where the elements of an index cache lie, from the cache's first element. The arguments are sizes and strides."""
+
+    layout: IndexLayout
+    num_blocks: int
+    block_size: int
+    head_size: int
+    block_stride: int
+    slot_stride: int
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_blocks * self.block_size
+
+    def element(self, block: torch.Tensor, slot: torch.Tensor, dim: torch.Tensor) -> torch.Tensor:
+        """The index of an element; the arguments are int64, and broadcast."""
+        page = block * self.block_stride
+        if self.layout is IndexLayout.PLAIN:
+            return page + slot * self.slot_stride + dim
+        if self.layout is IndexLayout.FLAT:
+            return page + slot * self.head_size + dim
+        tile = slot // TILE * TILE * self.head_size + dim // TILE * TILE * TILE
+        return page + tile + slot % TILE * TILE + dim % TILE
+
+    def scale(self, block: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+        """The index of the first byte of a key's scale."""
+        return block * self.block_stride + self.block_size * self.head_size + slot * BYTES_OF_SCALE

@@ -1,0 +1,493 @@
+"""Targets that choose keys: an index cache is written, units are scored, and the best are selected.
+
+A step of an index layer is made of a step of attention over a selection, so that drawing, shrinking, verdicts and findings are
+those of every target. The case says the lengths, blocks, drafts and padding; its query heads are index heads, its head size
+theirs, its selection_unit the unit, and the width of its `selected` is top_k. The case's seed draws the rest: the terms of the
+index layer that a target serves, and the numbers, of one of `NUMBERS`. Slots without a key hold NaN, and so do rows of no
+request.
+
+Stage by stage, each is given what the reference makes of the stage before, or what the target has made and was found right:
+
+    write_index_cache   every byte of the cache is compared with what the reference writes
+    gather              the keys of all requests, one behind the other: every byte is one of the cache
+    index_logits        each logit that a row sees, within a derived bound (`attn_fuzz.verdict.indexer`)
+    select              by the very logits that it is given, which are drawn if the target makes none: half of them are
+                        neighbours in float32. Those that a row does not see hold anything
+    choose              logits and selection in one: the selection could be made of some logits within the bound
+
+Nothing is attended to: the output of the step is 0.
+"""
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import attn_reference
+import torch
+from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, PhysicalOrder, ScaleFormat
+from attn_contract.indexer import TILE
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.poison import bits, canary, poison
+from attn_fuzz.errors import FailedCheckError
+from attn_fuzz.targets.engine import ANY_ENGINE, Engine
+from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.target import AttentionFunction, Support, Target
+from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
+from attn_fuzz.verdict.rounding import Rounding
+from attn_reference.indexer import rows_of as request_rows
+
+Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
+"""By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
+default, and the selection_unit for key_unit. A top_k is the most that is drawn. FLAT takes the place of TILED where blocks have
+no whole tiles."""
+NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
+"""Kinds of numbers. "random": normal ones. "equal": all keys are the same, so all logits of a row are. "zero": no product is
+positive, so all logits of SUM_RELU are 0. "near": scales are neighbours in float32, or one dim is so small, that logits are one
+another's neighbours or the same. "small": small integers, of which many logits are equal. "one": all keys are 0 but a few,
+where units, blocks or tiles of the cache begin and end."""
+GUARD, MOST_PADDING = 64, 48
+EDGES = (0, 1, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexStep:
+    """One step of an index layer.
+
+    Attributes:
+        indexer, batch: the layer and the step, whose block table is that of the index cache.
+        q: [T, Hi, D] of a float dtype or float8; rows are padded, and rows of no request hold NaN.
+        weights: [T, Hi] float32, or None.
+        k: [slots, D] of the dtype of the model: rows for `slot_mapping`; NaN in rows that are not written.
+        slot_mapping: [slots] int64: every slot that holds a key of a request, in some order, and -1.
+        buffer: the memory that the index cache is a part of, with nothing written yet.
+        index_cache: a view of `buffer`.
+    """
+
+    indexer: Indexer
+    batch: Batch
+    q: torch.Tensor
+    weights: torch.Tensor | None
+    k: torch.Tensor
+    slot_mapping: torch.Tensor
+    buffer: torch.Tensor
+    index_cache: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        """Rows that requests own."""
+        return int(self.batch.query_start_loc[-1])
+
+    def written_by(self, write: Callable[..., object]) -> torch.Tensor:
+        """A copy of the buffer, written by a function: see `Stages.write_index_cache`."""
+        buffer = self.buffer.clone()
+        write(self.k, self.cache_in(buffer), self.indexer, self.slot_mapping)
+        return buffer
+
+    def cache_in(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The view of a copy of the buffer that `index_cache` is of the buffer."""
+        cache = self.index_cache
+        own = buffer.view(cache.dtype)
+        return own.as_strided(cache.shape, cache.stride(), cache.storage_offset())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """The functions of a target, with the arguments and results of those of `attn_reference`. None: it has no such function.
+
+    `gather` gets the cache, the indexer, the batch and the number of keys, and returns codes and scales as GatheredKeys has
+    them. `index_logits` may return more units than the step has, and `select` entries of any width.
+    """
+
+    write_index_cache: Callable[[torch.Tensor, torch.Tensor, Indexer, torch.Tensor], object] | None = None
+    gather: Callable[[torch.Tensor, Indexer, Batch, int], tuple[torch.Tensor, torch.Tensor]] | None = None
+    index_logits: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
+    select: Callable[[torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
+    choose: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
+
+
+def attention_by(stages: Callable[[], Stages], terms: Terms) -> AttentionFunction:
+    """A step of an index layer in place of attention, which is judged here.
+
+    Args:
+        stages: loads the functions.
+        terms: what the target serves of the terms of an index layer.
+    """
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        step = index_step(q, kv_cache, layer, batch, terms)
+        if step.rows:
+            check(step, stages(), rng_of((step.batch.query_start_loc, step.batch.seq_lens)))
+        rows_of(out, layer, step.rows).zero_()
+
+    return attention
+
+
+def check(step: IndexStep, stages: Stages, rng: random.Random) -> None:
+    """Ask each function of a target, and judge what it gives.
+
+    Raises:
+        FailedCheckError: a byte of the cache, a logit or a selection is wrong.
+    """
+    right = step.written_by(attn_reference.write_index_cache)
+    if stages.write_index_cache is not None:
+        written = step.written_by(stages.write_index_cache)
+        if len(wrong := (written != right).nonzero()):
+            at = int(wrong[0])
+            numbers = f"got 0x{int(written[at]):02X}, expected 0x{int(right[at]):02X}; {len(wrong)} bytes differ"
+            raise FailedCheckError("cache", "index_cache", f"{_place(step, at)}: {numbers}")
+    cache = step.cache_in(right)
+    if stages.gather is not None:
+        _check_gathered(step, cache, stages.gather)
+    oracle = index_oracle(step.q, step.weights, cache, step.indexer, step.batch)
+    logits = oracle.logits.float()
+    if stages.index_logits is not None:
+        before = [tensor.clone() for tensor in (right, step.q)]
+        logits = stages.index_logits(step.q, step.weights, cache, step.indexer, step.batch)
+        if not all(torch.equal(bits(a), bits(b)) for a, b in zip(before, (right, step.q), strict=True)):
+            raise FailedCheckError("input", "index_cache", "index_logits changed the index cache or q")
+        if message := wrong_logits(oracle, logits, step.indexer, step.batch):
+            raise FailedCheckError("value", "index_logits", message)
+    if stages.select is not None:
+        given = logits.float() if stages.index_logits else _with_garbage(_near(logits, rng), rng)
+        if message := wrong_selection(stages.select(given, step.indexer, step.batch), given, step.indexer, step.batch):
+            raise FailedCheckError("value", "selected", message)
+    if stages.choose is not None:
+        chosen = stages.choose(step.q, step.weights, cache, step.indexer, step.batch)
+        if message := wrong_selection(chosen, oracle.logits, step.indexer, step.batch, oracle.bound):
+            raise FailedCheckError("value", "selected", message)
+
+
+def _check_gathered(step: IndexStep, cache: torch.Tensor, gather: Callable[..., Any]) -> None:
+    right = gathered_keys(cache, step.indexer, step.batch, len(step.q))
+    found = gather(cache, step.indexer, step.batch, len(right.codes))
+    for name, got, expected in zip(("codes", "scales"), found, (right.codes, right.scales), strict=True):
+        width = expected[:1].numel() * expected.itemsize
+        of_keys = (tensor.view(torch.uint8).view(len(expected), width) for tensor in (got, expected))
+        wrong = torch.ne(*of_keys).nonzero()
+        if len(wrong):
+            message = f"gathered {name} of key {int(wrong[0, 0])} are not those of the cache; {len(wrong)} bytes differ"
+            raise FailedCheckError("cache", f"gathered {name}", message)
+
+
+def _near(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """In half of the steps, logits of which each is one of three neighbours in float32; else as they are."""
+    if rng.random() < 0.5:
+        return logits
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    neighbours = rng.choice((1.0, -1.0, 0.1, 1000.0)) * (1 + torch.randint(0, 3, logits.shape, generator=generator) * 2.0**-23)
+    return torch.where(logits > -torch.inf, neighbours, logits)
+
+
+def _with_garbage(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Logits with rows and columns beyond the step's, and numbers that nothing may look at where a row sees no unit."""
+    heads, rows, units = logits.shape
+    garbage = rng.choice((torch.nan, torch.inf, -torch.inf, 3e38))
+    wide = torch.full((heads, rows + 1, units + rng.choice((0, 1, MOST_PADDING))), garbage)
+    wide[:, :rows, :units] = torch.where(logits > -torch.inf, logits, garbage)
+    return wide[:, :rows]
+
+
+@contextmanager
+def guarded(shape: tuple[int, ...], dtype: torch.dtype, about: str) -> Iterator[torch.Tensor]:
+    """A tensor to write results to. What lies between its rows, which are longer, and around them must not change.
+
+    Raises:
+        FailedCheckError: it has changed.
+    """
+    *rows, columns = shape
+    wide = (*(size + 1 for size in rows), columns + GUARD)
+    buffer = canary(wide, torch.float32, "cpu") if dtype is torch.float32 else torch.full(wide, -2, dtype=dtype)
+    inner = buffer[tuple(slice(size) for size in shape)]
+    yield inner
+    after = buffer.clone()
+    before = canary(wide, torch.float32, "cpu") if dtype is torch.float32 else torch.full(wide, -2, dtype=dtype)
+    after[tuple(slice(size) for size in shape)] = before[tuple(slice(size) for size in shape)]
+    if len(wrong := (bits(after) != bits(before)).nonzero()):
+        where = ", ".join(map(str, wrong[0].tolist()))
+        raise FailedCheckError(
+            "guard", about, f"it wrote to [{where}] of {about}, which has shape {shape}; {len(wrong)} elements"
+        )
+
+
+def index_step(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, terms: Terms) -> IndexStep:
+    """The step of an index layer that a step of attention over a selection stands for.
+
+    Args:
+        q: of the case: its first numbers are the seed.
+        kv_cache: of the case: its sizes are used.
+        layer, batch: of the case.
+        terms: see `attention_by`.
+    """
+    rows = int(batch.query_start_loc[-1])
+    rng = _rng(q[:rows], batch)
+    indexer = _indexer(layer, batch, kv_cache.shape[2], terms, rng)
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    numbers = rng.choice(NUMBERS)
+    buffer, index_cache = _cache(kv_cache, indexer, rng)
+    slots = _slots_of_keys(batch, index_cache.shape[1], indexer)
+    k, q_rows, weights = _numbers(numbers, index_cache.shape[0] * index_cache.shape[1], rows, indexer, generator)
+    order = [*slots, *[-1] * rng.choice((0, 1, 3))]
+    rng.shuffle(order)
+    mapping = torch.tensor(order, dtype=torch.int64)
+    dtype = _dtype_of_keys(indexer, numbers)
+    written = torch.where(mapping[:, None] >= 0, k[mapping.clamp(min=0)], torch.nan).to(dtype)
+    return IndexStep(
+        indexer=indexer,
+        batch=batch,
+        q=_padded(q_rows, len(q), rng, _dtype_of_q(indexer, dtype)),
+        weights=_padded(weights, len(q), rng, torch.float32) if indexer.score is IndexScore.SUM_RELU else None,
+        k=written,
+        slot_mapping=mapping,
+        buffer=buffer,
+        index_cache=index_cache,
+    )
+
+
+def _rng(q: torch.Tensor, batch: Batch) -> random.Random:
+    """Of q's first numbers, which the case's seed draws, so that shorter requests choose alike. Where q is 0, of lengths."""
+    first = q.flatten()[:4].float().tolist()
+    return rng_of(first if any(first) else (batch.query_start_loc, batch.seq_lens, q.shape))
+
+
+def _indexer(layer: Layer, batch: Batch, block_size: int, terms: Terms, rng: random.Random) -> Indexer:
+    assert batch.selected is not None
+    assert layer.selection_unit is not None
+    chosen = {name: rng.choice(values) for name, values in terms.items() if not isinstance(values, Mapping)}
+    chosen |= {name: values.get(chosen["cache_dtype"]) for name, values in terms.items() if isinstance(values, Mapping)}
+    if chosen.get("key_unit", 1) is None:
+        chosen["key_unit"] = layer.selection_unit
+    if chosen.get("layout") is IndexLayout.TILED and block_size // chosen.get("key_unit", 1) % TILE:
+        chosen["layout"] = IndexLayout.FLAT
+    if not chosen.get("layout", IndexLayout.PLAIN).has_scales:
+        chosen = {name: value for name, value in chosen.items() if name not in ("scale_format", "largest")}
+    width = max(batch.selected.shape[2], 1)
+    top_k = min(width, chosen.pop("top_k", width))
+    first = min(chosen.get("first_units", 0), top_k)
+    last = min(chosen.get("last_units", 0), top_k - first)
+    return Indexer(
+        num_heads=layer.num_heads,
+        head_size=layer.head_size,
+        top_k=top_k,
+        num_selections=len(batch.selected),
+        selection_unit=layer.selection_unit,
+        **(chosen | {"first_units": first, "last_units": last}),
+    )
+
+
+def _cache(kv_cache: torch.Tensor, indexer: Indexer, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory of bytes, and an index cache in it, full of NaN. Pages are padded, and more memory lies around them."""
+    blocks, block_size = kv_cache.shape[0], kv_cache.shape[2] // indexer.key_unit
+    dtype = torch.uint8 if indexer.layout.has_scales else indexer.cache_dtype or kv_cache.dtype
+    page = block_size * indexer.row_size + rng.choice((0, 0, 16, MOST_PADDING))
+    before = GUARD // dtype.itemsize
+    code = 0x80 if indexer.cache_dtype is torch.float8_e4m3fnuz else 0xFF
+    size = (before + blocks * page) * dtype.itemsize + GUARD
+    buffer = torch.full((size,), code, dtype=torch.uint8)
+    own = buffer.view(dtype)
+    cache = own.as_strided((blocks, block_size, indexer.row_size), (page, indexer.row_size, 1), before)
+    if indexer.layout.has_scales and blocks:
+        scales = buffer.as_strided((blocks, block_size * 4), (page, 1), before + block_size * indexer.head_size)
+        scales[:] = torch.full((block_size,), torch.nan).view(torch.uint8)
+    return buffer, cache
+
+
+def _slots_of_keys(batch: Batch, block_size: int, indexer: Indexer) -> list[int]:
+    """The slots that hold a key of some request, each once: requests may share blocks."""
+    assert batch.block_table is not None
+    tables = zip(batch.seq_lens.tolist(), batch.block_table.tolist(), strict=True)
+    keys = ((table, i) for seq_len, table in tables for i in range(seq_len // indexer.key_unit))
+    return sorted({table[i // block_size] * block_size + i % block_size for table, i in keys})
+
+
+def _dtype_of_keys(indexer: Indexer, numbers: str) -> torch.dtype:
+    """Of the rows to write: those of the model; of neighbours, whose scales are to differ in their last bit, float32."""
+    return torch.float32 if numbers == "near" and indexer.layout.has_scales else torch.bfloat16
+
+
+def _dtype_of_q(indexer: Indexer, dtype: torch.dtype) -> torch.dtype:
+    return indexer.cache_dtype or dtype
+
+
+def _numbers(
+    kind: str, slots: int, rows: int, indexer: Indexer, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """k [slots, D], q [rows, Hi, D] and weights [rows, Hi] in float32, of one of NUMBERS."""
+    k = torch.randn(slots, indexer.head_size, generator=generator)
+    q = torch.randn(rows, indexer.num_heads, indexer.head_size, generator=generator)
+    weights = torch.randn(rows, indexer.num_heads, generator=generator)
+    if kind == "small":
+        return k.clamp(-1, 1).round(), q.clamp(-2, 2).round(), weights.clamp(-2, 2).round()
+    if kind == "equal":
+        k = k[:1].expand(slots, -1) if slots else k
+    elif kind == "zero":
+        k, q = k.abs(), -q.abs()
+    elif kind == "near" and slots:
+        steps = torch.randint(0, 3, (slots,), generator=generator)
+        k = k[:1] / k[:1].abs().amax() * torch.ones(slots, 1)
+        if indexer.layout.has_scales:
+            # the largest number of a row is 1: a step more, and the scale is the next float32
+            k = k * (1 + steps[:, None] * 2.0**-23)
+        else:
+            k[:, 0] = steps * (2.0**-20 if indexer.cache_dtype is None else 2.0**-9)
+    elif kind == "one":
+        at = torch.tensor([slot for slot in EDGES if slot < slots], dtype=torch.int64)
+        kept, k = k[at], torch.zeros_like(k)
+        k[at] = kept
+    return k, q, weights
+
+
+def _padded(rows: torch.Tensor, count: int, rng: random.Random, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a tensor that has `count`, whose others hold NaN. Now and then rows are longer than their numbers."""
+    wide = rows.shape[1] + rng.choice((0, 0, 1))
+    padded = poison((count + 1, wide, *rows.shape[2:]), dtype, rows.device)[:count, : rows.shape[1]]
+    padded[: len(rows)] = attn_reference.quantize(rows, torch.ones(()), dtype) if dtype.itemsize == 1 else rows.to(dtype)
+    return padded
+
+
+def _place(step: IndexStep, at: int) -> str:
+    """Where a byte of the buffer lies, in words."""
+    cache = step.index_cache
+    page = cache.stride(0) * cache.itemsize
+    byte = at - int(cache.storage_offset()) * cache.itemsize
+    block, byte = byte // page, byte % page
+    return f"byte {byte} of block {block} of the index cache ({step.indexer.layout})"
+
+
+FORCED: Final = {"first_units": (0, 0, 0, 1, 2), "last_units": (0, 0, 0, 1, 2)}
+EVERY_TERM: Final[Terms] = {
+    "layout": tuple(IndexLayout),
+    "cache_dtype": (torch.float8_e4m3fn, torch.float8_e4m3fnuz),
+    "scale_format": tuple(ScaleFormat),
+    "score": tuple(IndexScore),
+    "key_unit": (1, None),
+    **FORCED,
+}
+
+
+def index_engine(**fields: Any) -> Engine:
+    """Steps of an index layer, which knows nothing of K and V, and has no form of q or out."""
+    settings = {
+        "selections": ("top",),
+        "empty_selections": False,
+        "other_views": False,
+        "other_scales": False,
+        "scale_signs": (1,),
+        "orders": (PhysicalOrder.LBHNC,),
+        "planes": (False,),
+        "flat_out": (False,),
+        "dense_out": (True,),
+        "fused_qkv": (False,),
+        "unlike_strides": (False,),
+        "saturated": False,
+        "recycled": False,
+        "padding": (0,),
+        "num_layers": (1,),
+    }
+    return dataclasses.replace(ANY_ENGINE, **(settings | fields))
+
+
+def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields: Any) -> Target:
+    """A target that chooses keys.
+
+    Args:
+        name: of the target.
+        stages, terms: see `attention_by`.
+        fields: other fields of Target, and those of its Support beside the ones that all such targets have.
+    """
+    support = {
+        "attn_types": (AttentionType.DECODER,),
+        "dtypes": ("bfloat16",),
+        "layouts": (Layout.CONTENT_PACKED,),
+        "rules": ("selection_unit",),
+        "required_rules": ("selection_unit",),
+        "head_sizes": (32, 128, 16, 64),
+        "group_sizes": (4, 1, 16, 64),
+        "block_sizes": (16, 64, 1),
+        "engine": index_engine(),
+        "max_tokens": 16,
+        "max_seq_len": 300,
+    }
+    of_support = {field.name for field in dataclasses.fields(Support)}
+    support |= {field: fields.pop(field) for field in [*fields] if field in of_support}
+    return Target(
+        name=name,
+        attention=attention_by(stages, terms),
+        support=lambda device: Support(**support),
+        rounding=lambda device: Rounding(keys_per_tile=1),
+        refuses=False,
+        oracle=False,
+        exact=False,
+        properties=(),
+        **fields,
+    )
+
+
+def beyond_blocks(case: Case) -> str | None:
+    """Why a case is left out: its blocks hold no whole number of units."""
+    cache, unit = case.cache, case.selection_unit
+    return "blocks that a unit does not divide" if cache and unit and cache.block_size % unit else None
+
+
+class GatheredKeys(NamedTuple):
+    """The index keys of all requests, one behind the other, as engines gather them for a prefill.
+
+    Attributes:
+        codes: [keys, D], as they are stored.
+        scales: [keys] float32.
+        starts, ends: [T] int32: the keys that each row sees are `[starts, ends)`; of rows of no request 0 and 0.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    starts: torch.Tensor
+    ends: torch.Tensor
+
+
+def gathered_keys(index_cache: torch.Tensor, indexer: Indexer, batch: Batch, rows: int) -> GatheredKeys:
+    """Gather the keys of a cache with scales for `rows` rows of q."""
+    assert batch.block_table is not None
+    assert indexer.cache_dtype is not None
+    view, lengths = indexer.view_of(index_cache), (batch.seq_lens // indexer.key_unit).tolist()
+    request = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+    before = [0, *itertools.accumulate(lengths)]
+    i = torch.arange(before[-1]) - torch.tensor(before)[request]
+    block, slot = batch.block_table[request, i // view.block_size].long()[:, None], (i % view.block_size)[:, None]
+    memory = index_cache.as_strided((index_cache.untyped_storage().nbytes() - index_cache.storage_offset(),), (1,))
+    codes = memory[view.element(block, slot, torch.arange(indexer.head_size))].view(indexer.cache_dtype)
+    scales = memory[view.scale(block, slot) + torch.arange(4)].view(torch.float32).flatten()
+    starts, ends = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+    for r in range(batch.num_requests):
+        own, p = request_rows(batch, r)
+        starts[own], ends[own] = before[r], (before[r] + (p + 1).clamp(min=0) // indexer.key_unit).int()
+    return GatheredKeys(codes, scales, starts, ends)
+
+
+def of_ranges(logits: torch.Tensor, keys: GatheredKeys, units: int) -> torch.Tensor:
+    """[1, T, units]: logits [T, keys] of gathered keys, with each row's own ones first, and NaN behind them."""
+    found = torch.full((1, len(logits), units), torch.nan)
+    for row, (start, end) in enumerate(zip(keys.starts.tolist(), keys.ends.tolist(), strict=True)):
+        found[0, row, : end - start] = logits[row, start:end]
+    return found
+
+
+def drafts_of(batch: Batch) -> int:
+    """The queries of each request, of a step in which all have as many."""
+    return int(batch.query_start_loc[-1]) // max(batch.num_requests, 1)
+
+
+REFERENCE_INDEXER = index_target(
+    "reference-indexer",
+    lambda: Stages(
+        write_index_cache=attn_reference.write_index_cache,
+        index_logits=attn_reference.index_logits,
+        select=attn_reference.select,
+    ),
+    EVERY_TERM,
+    description="the reference's index cache, logits and selection: a check of the judge",
+    exclude=beyond_blocks,
+)

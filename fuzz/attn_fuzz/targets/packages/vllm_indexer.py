@@ -1,0 +1,106 @@
+"""vLLM's index layer of DeepSeek-V3.2 on ROCm (v1/attention/ops/rocm_aiter_mla_sparse.py): writer, gathering and logits.
+
+The writer is flat where blocks have one slot, and else tiled (:188). The gathering is of either (:381-437). The decode of flat
+blocks of a multiple of 64 slots is Triton (:624-691); DeepSeek-V4 takes it. The dtype is that of the platform: float8_e4m3fnuz
+on gfx942, of which scales are made for 224.
+
+A torch function stands in for AITER where that is missing (:441-539). It reads a flat cache for one query of each request, and
+for drafts rows of D + 4 bytes, which no writer makes: steps have one query here. The one for prefills rounds the products of
+each head to bfloat16 (:872-921), and is no target.
+"""
+
+import functools
+import itertools
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from attn_contract import IndexLayout, ScaleFormat
+from attn_fuzz import foreign
+from attn_fuzz.targets.indexer import Stages, drafts_of, guarded, index_engine, index_target
+from attn_fuzz.targets.packages import vllm_package, vllm_sparse_mla
+
+FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
+FLAT, TILED = IndexLayout.FLAT, IndexLayout.TILED
+QUANTIZED = {"cache_dtype": (FNUZ, FN), "scale_format": tuple(ScaleFormat), "largest": {FNUZ: 224.0}}
+
+
+@functools.cache
+def _load(dtype: torch.dtype) -> ModuleType:
+    stubs = vllm_sparse_mla.stubs()
+    platform = stubs["vllm.platforms"]["current_platform"]
+    stubs["vllm.platforms"] = {"current_platform": SimpleNamespace(**(vars(platform) | {"fp8_dtype": lambda: dtype}))}
+    stubs["vllm.utils.math_utils"] |= {"cdiv": lambda a, b: -(-a // b)}
+    [module] = foreign.load("vllm", vllm_sparse_mla.FILES, stubs=stubs)
+    return module
+
+
+def _written(k, index_cache, indexer, slot_mapping) -> None:
+    _load(indexer.cache_dtype).indexer_k_quant_and_cache_triton(
+        k[: len(slot_mapping)], index_cache, slot_mapping, indexer.head_size, indexer.scale_format.value
+    )
+
+
+def _gathered(index_cache, indexer, batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = batch.seq_lens.long()
+    starts = torch.tensor([0, *itertools.accumulate(lengths.tolist())], dtype=torch.int32)
+    request = torch.repeat_interleave(torch.arange(batch.num_requests, dtype=torch.int32), lengths)
+    codes = torch.zeros(count, indexer.head_size, dtype=torch.uint8).view(indexer.cache_dtype)
+    scales = torch.zeros(count, 4, dtype=torch.uint8)
+    _load(indexer.cache_dtype).cp_gather_indexer_k_quant_cache_triton(
+        index_cache,
+        codes,
+        scales,
+        batch.block_table,
+        starts,
+        request,
+        cache_layout="NORMAL" if indexer.layout is FLAT else None,
+    )
+    return codes, scales.view(torch.float32).flatten()
+
+
+def _paged_logits(q, weights, index_cache, indexer, batch, *, function: str) -> torch.Tensor:
+    module, rows = _load(indexer.cache_dtype), int(batch.query_start_loc[-1])
+    queries = q[:rows].unflatten(0, (-1, drafts_of(batch))).contiguous()
+    # a model's longest request is whole blocks here: the torch function takes no other
+    length = -(-batch.max_seq_len // index_cache.shape[1]) * index_cache.shape[1]
+    found = torch.full((1, len(q), length), torch.nan)
+    with guarded((rows, length), torch.float32, "logits") as logits:
+        workspace = SimpleNamespace(get_simultaneous=lambda *shapes: (logits,))
+        vars(module).update(current_workspace_manager=lambda: workspace, _decode_cu_count=lambda: 16)
+        cache, given = index_cache.contiguous().unsqueeze(2), weights[:rows].contiguous()
+        found[0, :rows] = getattr(module, function)(queries, cache, given, batch.seq_lens, batch.block_table, length)
+    return found
+
+
+_SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)}
+_FIELDS: dict[str, Any] = {
+    "group_sizes": (16, 64, 32),
+    "head_sizes": (128, 64, 32),
+    "unavailable": vllm_package.missing_files(*vllm_sparse_mla.FILES),
+}
+VLLM_INDEXER = index_target(
+    "vllm-indexer",
+    lambda: Stages(write_index_cache=_written, gather=_gathered),
+    QUANTIZED | {"layout": (TILED,)},
+    description="the writer of index keys of vLLM 0.33.0 for ROCm, and the gathering of keys",
+    engine=index_engine(**_SIZES),
+    **_FIELDS,
+)
+VLLM_PAGED_MQA_LOGITS = index_target(
+    "vllm-paged-mqa-logits",
+    lambda: Stages(index_logits=functools.partial(_paged_logits, function="rocm_fp8_paged_mqa_logits_triton")),
+    QUANTIZED | {"layout": (FLAT,)},
+    description="rocm_fp8_paged_mqa_logits_triton of vLLM 0.33.0",
+    modules=lambda: [_load(FNUZ)],
+    engine=index_engine(query_lens=("equal",), **_SIZES),
+    **(_FIELDS | {"block_sizes": (64, 128)}),
+)
+VLLM_PAGED_MQA_LOGITS_TORCH = index_target(
+    "vllm-paged-mqa-logits-torch",
+    lambda: Stages(index_logits=functools.partial(_paged_logits, function="fp8_paged_mqa_logits_torch")),
+    QUANTIZED | {"layout": (FLAT,)},
+    description="fp8_paged_mqa_logits_torch of vLLM 0.33.0, which stands in where AITER is missing",
+    engine=index_engine(query_lens=("one",), **_SIZES),
+    **_FIELDS,
+)
