@@ -114,6 +114,11 @@ VARIANTS = (
     mistake("the scale is left out", _scale(lambda scale, part: 1.0)),
     mistake("the scale is head_size ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.head_size**-0.5)),
     mistake("the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.value_size**-0.5)),
+    mistake(
+        "the scale is a number of heads ** -0.5 and not the layer's",
+        _scale(lambda scale, part: part.layer.num_heads**-0.5),
+        _scale(lambda scale, part: part.layer.num_kv_heads**-0.5),
+    ),
     mistake("the scale is applied twice", _scale(lambda scale, part: scale * scale)),
     mistake("the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
     mistake("the dims of K behind V are left out of the logits", _without_rope_dims),
