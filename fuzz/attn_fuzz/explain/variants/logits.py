@@ -147,8 +147,16 @@ VARIANTS = (
     ),
     mistake("q is read as the other e4m3 type", *(_q_scale(lambda scales, part, f=f: scales * f) for f in (0.5, 2.0))),
     mistake("ALiBi is lost", lost("alibi_slopes")),
-    mistake("ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
-    mistake("ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),
+    mistake(
+        "ALiBi's distance is one too large",
+        _alibi(lambda part: (part.j - part.p).abs() + 1),
+        _alibi(lambda part: (part.j - part.p - 1).abs()),
+    ),
+    mistake(
+        "ALiBi's distance is one too small",
+        _alibi(lambda part: (part.j - part.p).abs() - 1),
+        _alibi(lambda part: (part.j - part.p + 1).abs()),
+    ),
     mistake("ALiBi's distance has a sign: keys ahead are favoured", _alibi(lambda part: part.p - part.j)),
     mistake("ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
     mistake(
