@@ -21,7 +21,8 @@ from attn_fuzz.targets.target import Target
 KEYS, LONGEST = 19, 192
 """How many keys a grown request has more, up to how many."""
 WIDER = 4
-MORE_BLOCKS = 8
+MORE_BLOCKS = 11
+"""No multiple of a power of two, so that ids whose upper bits are lost are not in order."""
 
 
 def filled(step: Step) -> None:
