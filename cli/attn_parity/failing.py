@@ -18,8 +18,8 @@ from attn_fuzz.run.shard import Failure, Progress
 from attn_parity.console import results
 
 EXPLAIN = "attn_fuzz.explain.trial:explain"
-EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten")
-"""The kinds of verdicts on outputs. Of any other, the message is the explanation."""
+EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope")
+"""The kinds of verdicts on outputs and on cache writes. Of any other, the message is the explanation."""
 EXPLAINING = 60.0
 """After so many seconds no further failure of a run is explained."""
 

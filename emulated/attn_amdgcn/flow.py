@@ -47,12 +47,41 @@ class Flow:
                 yield block
 
     @cached_property
-    def loops(self) -> list[range]:
-        """The instructions of each loop that holds no other: those from a label to a jump back to it."""
-        code = self.kernel.instructions
-        back = [(self.kernel.labels[label_of(each)], i) for i, each in enumerate(code) if each.name in BRANCHES]
-        found = [range(first, last + 1) for first, last in back if first <= last]
-        return [one for one in found if not any(_lies_in(other, one) for other in found)]
+    def _before(self) -> list[list[int]]:
+        """The blocks that each block may follow."""
+        found: list[list[int]] = [[] for _ in self.after]
+        for block, after in enumerate(self.after):
+            for one in after:
+                found[one].append(block)
+        return found
+
+    @cached_property
+    def _passed(self) -> list[set[int]]:
+        """The blocks that every way from the kernel's beginning to each block passes, itself included."""
+        found = [{0}, *(set(range(len(self.after))) for _ in self.after[1:])]
+        is_new = True
+        while is_new:
+            is_new = False
+            for block, before in enumerate(self._before):
+                if block and before and (passed := set.intersection(*(found[one] for one in before)) | {block}) != found[block]:
+                    found[block], is_new = passed, True
+        return found
+
+    @cached_property
+    def loops(self) -> list[set[int]]:
+        """The blocks of each loop that holds no other: those between its first block and a jump back to it.
+
+        Code that few lanes run may lie behind a loop, and jump back into the middle of it: this is no loop of its own.
+        """
+        found = [
+            {first, block} | _reached(block, self._before_but(first))
+            for block, after in enumerate(self.after)
+            for first in self._passed[block].intersection(after)
+        ]
+        return [one for one in found if not any(other < one for other in found)]
+
+    def _before_but(self, first: int) -> Callable[[int], Iterable[int]]:
+        return lambda block: () if block == first else self._before[block]
 
 
 def hot_loop(kernel: Kernel) -> int | None:
@@ -61,15 +90,10 @@ def hot_loop(kernel: Kernel) -> int | None:
     Loops that hold another loop do not count.
     """
 
-    def work(loop: range) -> tuple[int, int]:
-        names = [kernel.instructions[i].name for i in loop]
-        return sum(name.startswith(MATRIX) for name in names), len(loop)
-
-    return len(max(loops, key=work)) if (loops := Flow(kernel).loops) else None
-
-
-def _lies_in(inner: range, outer: range) -> bool:
-    return inner != outer and outer.start <= inner.start and inner.stop <= outer.stop
+    flow = Flow(kernel)
+    codes = [[each for block in loop for each in flow.code(block)] for loop in flow.loops]
+    work = [(sum(each.name.startswith(MATRIX) for each in code), len(code)) for code in codes]
+    return max(work)[1] if work else None
 
 
 def _reached(start: int, follow: Callable[[int], Iterable[int]]) -> set[int]:

@@ -106,3 +106,6 @@ def test_the_hot_loop_is_the_innermost_one_with_most_matrix_instructions():
     assert count("s_nop 0") is None
     assert count(*long) == 11
     assert count(*looped(".LBB0_3", *short, *long)) == 3
+    behind = ("s_branch .LBB0_9", ".LBB0_8:", "s_nop 1", "s_branch .LBB0_6", ".LBB0_9:", "s_nop 2")
+    loop_with_code_behind = looped(".LBB0_5", product, "s_cbranch_execz .LBB0_8", ".LBB0_6:", *("s_nop 0",) * 3)
+    assert count(*loop_with_code_behind, *behind) == 9, "a jump back to its middle is no loop of its own"

@@ -21,6 +21,8 @@ from attn_fuzz.targets.target import Target
 KEYS, LONGEST = 19, 192
 """How many keys a grown request has more, up to how many."""
 WIDER = 4
+MORE_BLOCKS = 11
+"""No multiple of a power of two, so that ids whose upper bits are lost are not in order."""
 
 
 def filled(step: Step) -> None:
@@ -80,6 +82,7 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
     if case.values.kind == "captured":
         return
     yield lambda case: msgspec.structs.replace(case, lse=True)
+    yield _with_more_blocks
     yield _with_wider_rules
     if not case.has_latent_cache:
         yield lambda case: msgspec.structs.replace(
@@ -88,6 +91,15 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
     yield _with_more_keys
     yield _with_more_queries
     yield _with_more_requests
+
+
+def _with_more_blocks(case: Case) -> Case:
+    """A wrong block table or stride then leads to a block that no request has, and not out of the cache."""
+    if case.cache is None:
+        return case
+    return msgspec.structs.replace(
+        case, cache=msgspec.structs.replace(case.cache, num_blocks=case.cache.num_blocks + MORE_BLOCKS)
+    )
 
 
 def _with_wider_rules(case: Case) -> Case:

@@ -20,7 +20,7 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
 PAIR_SECONDS = 4.0
-"""How long pairs of variants are searched."""
+"""How long pairs of variants are searched, in time of the CPU."""
 ENOUGH = 4
 """How many outputs a mistake must explain if there are so many: the failing case's, and those of three richer ones."""
 OF_OUTPUT = 0.125
@@ -147,7 +147,7 @@ def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_S
     found = [_explains((variant,), seen) for variant in VARIANTS]
     explained = max(each.outputs for each in found)
     if explained < min(ENOUGH, len(seen)):
-        return list(itertools.islice(_pairs(seen, time.monotonic() + seconds), most))
+        return list(itertools.islice(_pairs(seen, time.process_time() + seconds), most))
     best = [each for each in found if each.outputs == explained]
     return sorted(best, key=lambda each: not each.everywhere)[:most]
 
@@ -167,9 +167,22 @@ def _made(part: Part, change: Change) -> Part | None:
         return None
 
 
+def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
+    """Whether the first of the mistakes reads beyond the cache, where nobody knows what lies."""
+    for change in variants[0].changes:
+        try:
+            change(part)
+        except (IndexError, RuntimeError):
+            return True
+        except _NOT_HERE:
+            pass
+    return False
+
+
 def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
-    everywhere = True
-    for explained, each in enumerate(seen):
+    """How many outputs mistakes explain, up to the first that they do not. Those that lead out of the cache do not count."""
+    everywhere, explained = True, 0
+    for each in seen:
         # parts with something wrong first: most variants fail there
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
             if right.all() and not everywhere:
@@ -177,11 +190,15 @@ def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
             others = changed(part, variants)
             if not others and right.all():
                 continue
+            if not others and _leads_out(part, variants):
+                break
             agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
             if not agreeing:
                 return Explained(variants, explained, everywhere)
             everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
-    return Explained(variants, len(seen), everywhere)
+        else:
+            explained += 1
+    return Explained(variants, explained, everywhere)
 
 
 def _agrees(seen: Seen, part: Part) -> torch.Tensor:
@@ -198,13 +215,12 @@ def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
     least = OF_ERROR * first.error(part, ~right)
     if least == torch.inf:
         return
-    alone = [(variant, changed(part, [variant])) for variant in VARIANTS if variant not in results.VARIANTS]
-    for (one, others), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
-        if time.monotonic() > until:
+    others = [variant for variant in VARIANTS if variant in results.OF_LSE or variant not in results.VARIANTS]
+    alone = [(variant, changed(part, [variant])) for variant in others]
+    for (one, made), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
+        if time.process_time() > until:
             return
-        if one is second or not any(
-            first.error(both, ~right) <= least for other in others for both in changed(other, [second])
-        ):
+        if one is second or not any(first.error(both, ~right) <= least for other in made for both in changed(other, [second])):
             continue
         found = _explains((one, second), seen)
         if found.outputs == len(seen) and found.everywhere:

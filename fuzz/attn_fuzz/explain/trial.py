@@ -4,7 +4,7 @@ import time
 
 import msgspec
 from attn_fuzz.cases.case import Case
-from attn_fuzz.explain import evidence, places
+from attn_fuzz.explain import evidence, places, writes
 from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
 from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.run.attempt import own_state
@@ -13,7 +13,7 @@ from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict
 
 SECONDS = 6.0
-"""How long more outputs are looked for."""
+"""How long more outputs are looked for, in time of the CPU."""
 READS_HIDDEN = (
     "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
     "What was read has the weight 0, and 0 * NaN is NaN"
@@ -32,13 +32,16 @@ def explain(case: Case, target: Target, device: str, *, first: Case | None = Non
     if not target.oracle:
         return Verdict(kind="agree")
     with own_state(case):
-        lines = _lines(case, first, target, device, time.monotonic() + seconds)
+        lines = _lines(case, first, target, device, time.process_time() + seconds)
     return Verdict(kind="agree", explanation=tuple(lines))
 
 
 def _lines(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[str]:
     found = _outputs(case, first, target, device, until)
     if not found:
+        cases = [evidence.with_random_numbers(case), *([] if first is None else [first])]
+        if lines := writes.explanations(cases, target, device):
+            return lines
         poisoned, plain = (evidence.seen(case, target, device, fill) for fill in (None, evidence.filled))
         reads = poisoned is not None and plain is not None and not poisoned.is_right and plain.is_right
         return [READS_HIDDEN] if reads else []
@@ -62,7 +65,7 @@ def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
 
 
 def _outputs(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[Seen]:
-    """Wrong outputs of the case, of the case as it was found, and of richer ones."""
+    """Wrong outputs of the case, of richer ones, and of the case as it was found, which may have more than one cause."""
     found = []
 
     def wrong(case: Case) -> bool:
@@ -76,10 +79,10 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
     if not wrong(rich):
         rich = case
         wrong(case)
-    other = first if first != case and time.monotonic() < until else None
+    for grow in evidence.grown(rich):
+        if time.process_time() < until and wrong(richer := grow(rich)):
+            rich = richer
+    other = first if first != case and time.process_time() < until else None
     if other is not None and not wrong(evidence.with_random_numbers(other)):
         wrong(other)
-    for grow in evidence.grown(rich):
-        if time.monotonic() < until and wrong(richer := grow(rich)):
-            rich = richer
     return found

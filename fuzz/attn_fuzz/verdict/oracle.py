@@ -126,8 +126,10 @@ from attn_fuzz.verdict.rounding import (
 from attn_reference import Attention, Request, attend, dequantize, paged_requests, quantize, varlen_requests
 
 LAMBDA = 6.0
-# a larger eps bounds nothing, and its exponential must stay finite, since weights of 0 are multiplied by the exponential
-LARGEST_EPS = 64.0
+# of a weight: a larger one bounds nothing, and sums of its products must stay finite
+LARGEST_LOG = 64.0
+# of the error of a maximum: beyond it all weights may underflow
+LARGEST_SHIFT = 500.0
 # of a sink that is the maximum: from here on its error counts as one that all logits share
 SHARED_EPS = 1.0
 
@@ -336,7 +338,7 @@ class Oracle:
         """l exp(-shift) [H, q, 1], or 1 if the rounded weights are divided by it already."""
         if self.rounding.rounding.normalizes_first:
             return 1.0
-        return (self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_EPS)))[..., None]
+        return (self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_SHIFT)))[..., None]
 
     @cached_property
     def _squared_value(self) -> torch.Tensor:
@@ -422,17 +424,19 @@ class Oracle:
         counts_for_all = (self.sink >= self.maximum) & (sink_eps > SHARED_EPS)
         shared = torch.where(counts_for_all, sink_eps, 0.0)
         eps, sink_eps = eps + shared[..., None], sink_eps - shared
-        # exp(eps_j) - 1: by which share a weight can grow
-        growth = torch.expm1(torch.where(self.request.visible, eps, 0.0).clamp(max=LARGEST_EPS))
-        sink_growth = torch.expm1(sink_eps.clamp(max=LARGEST_EPS))
-        # sum_i w_i exp(-eps_i): the least denominator, relative to the right one
-        least = (weights / (1 + growth)).sum(-1) + sink_weight / (1 + sink_growth)
-        least = torch.where(least > 0, least, 1.0)[..., None]  # 0 of a row that sees nothing
-        errors = weights * growth / least
+        eps, sink_eps = torch.where(self.request.visible, eps, 0.0), sink_eps[..., None]
+        # ln w_j, also of weights that are 0 in float64: an eps_j may be as large as the distance from m
+        logs = torch.where(weights > 0, weights.log(), self.state.logits - self.maximum[..., None])
+        sink_log = sink_weight.log()[..., None]
+        # ln sum_i w_i exp(-eps_i): the least denominator, relative to the right one
+        least = torch.cat([logs - eps, sink_log - sink_eps], -1).logsumexp(-1, keepdim=True)
+        least = torch.where(least.isinf(), 0.0, least)  # of a row that sees nothing
+        largest = torch.exp((logs + eps - least).clamp(max=LARGEST_LOG))
+        errors = -torch.expm1(-eps) * largest
         return _Weights(
-            largest=weights * (1 + growth) / least,
+            largest=largest,
             errors=errors,
-            sink_error=(sink_weight * sink_growth)[..., None] / least,
+            sink_error=-torch.expm1(-sink_eps) * torch.exp((sink_log + sink_eps - least).clamp(max=LARGEST_LOG)),
             total_error=errors.sum(-1, keepdim=True),
             shared=shared,
         )
@@ -440,7 +444,7 @@ class Oracle:
     @cached_property
     def _of_sums(self) -> torch.Tensor:
         """[H, q]: by which share the denominator is off"""
-        total = self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_EPS))
+        total = self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_SHIFT))
         return self.rounding.of_sums(self._tiles, self._span, total) + torch.zeros_like(total)
 
     def _lost_in_sums(self, stored_norm: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import captures, case_file, tensors
-from attn_fuzz.cases.case import Cache, Case, Request, Values
+from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.explain import captured_outputs, trial
 from attn_fuzz.explain.evidence import seen
 from attn_fuzz.explain.search import changed
@@ -74,6 +74,12 @@ def _with_a_wider_window(q, kv_cache, layer, batch):
     return q, kv_cache, dataclasses.replace(layer, window=(left + (left >= 0), right)), batch
 
 
+def _without_table(q, kv_cache, layer, batch):
+    """Blocks beyond the cache are wild memory: here its last block."""
+    blocks = batch.block_table[:, :1] + torch.arange(batch.block_table.shape[1], dtype=torch.int32)
+    return q, kv_cache, layer, dataclasses.replace(batch, block_table=blocks.clamp(0, len(kv_cache) - 1))
+
+
 def _explained(case: Case, target: Target) -> tuple[str, ...]:
     return trial.explain(case, target, "cpu").explanation
 
@@ -91,10 +97,15 @@ MISTAKES = {
     "table": (
         PLAIN,
         _batch(lambda batch: {"block_table": batch.block_table[[0, 0]].contiguous()}),
-        "a request reads by the block table of the request before it",
+        "every request reads by the first one's block table",
     ),
     "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the KV head behind"),
     "q_scale": (_case(q_scale="head", cache=FLOAT8), _layer(q_scale=torch.ones(1)), "q_scale is left out"),
+    "no table": (
+        PLAIN,
+        _with(_without_table),
+        "the block table is not followed: the blocks are taken to lie one after the other",
+    ),
     "pair": (
         _case(sinks="near", window=(4, 0)),
         _layer(sinks=None, window=(-1, -1)),
@@ -128,6 +139,36 @@ def test_an_lse_of_base_2_is_named():
     assert where.startswith("wrong in lse: all 4 rows (the first is row 0, request 0, position 8)")
     assert first == "explanation: the LSE is a logarithm of base 2"
     assert not others
+
+
+def _rotating(change: Callable[..., Any]) -> Target:
+    """A rotating cache write with other arguments; the reference attends."""
+
+    def rotate(q, k, v, positions, table, kv_cache, layer, slots, *, is_neox):
+        positions, is_neox = change(positions, is_neox)
+        attn_reference.rope_and_write_kv_cache(q, k, v, positions, table, kv_cache, layer, slots, is_neox=is_neox)
+
+    return dataclasses.replace(_layer(), rope_and_write_kv_cache=rotate)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda positions, is_neox: (positions, not is_neox), "rotated in pairs of dims of the other style"),
+        (lambda positions, is_neox: ((positions - 1).clamp(min=0), is_neox), "rotated by one position too few"),
+    ],
+)
+def test_a_wrong_rotation_is_named(change, sentence):
+    (line,) = _explained(_case(rope=Rope(rotary_dim=8)), _rotating(change))
+    assert line.startswith(f"explanation: K and q are {sentence}")
+
+
+def test_an_exchange_in_a_cache_write_is_named():
+    def write(k, v, kv_cache, layer, slots):
+        attn_reference.write_kv_cache(v, k, kv_cache, layer, slots)
+
+    target = dataclasses.replace(_layer(), write_kv_cache=write)
+    assert _explained(PLAIN, target) == ("explanation: K is exchanged with V",)
 
 
 def test_what_no_mistake_explains_is_said_so(monkeypatch):

@@ -123,3 +123,21 @@ def test_a_weight_that_is_flushed(flushes):
         Rounding(keys_per_tile=16, flushes_float16=flushes),
     )
     assert judgement.agrees is flushes
+
+
+def test_a_rounding_may_exchange_logits_however_far_apart():
+    """114141 and 113963 are one number of bfloat16, and the weight of the second is exp(-178)."""
+    layer = dataclasses.replace(LAYER, scale=1.0, head_size=1)
+    q, k, v = (torch.tensor(numbers).view(2, 1, 1) for numbers in ([0.0, 1.0], [114141.0, 113963.0], [1.0, -1.0]))
+    batch = Batch(
+        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
+        seq_lens=torch.tensor([2], dtype=torch.int32),
+        max_query_len=2,
+        max_seq_len=2,
+        num_actual_tokens=2,
+        causal=False,
+    )
+    out = torch.zeros_like(q)
+    for does in ({}, {"logits": "bfloat16"}):
+        judgement = judge_call(Call(q=q, k=k, v=v, layer=layer, batch=batch), out, None, Rounding(keys_per_tile=16, **does))
+        assert judgement.agrees is bool(does)

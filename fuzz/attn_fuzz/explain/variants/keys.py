@@ -41,6 +41,10 @@ def _zeros(size: int) -> Change:
     return lambda part: part.with_zeros(-part.seq_len % size) if part.seq_len % size else None
 
 
+def _at(position: int) -> _Keys:
+    return lambda part: part.j == position if part.seq_len > position else None
+
+
 def _own(part: Part) -> torch.Tensor:
     return part.j >= part.context_len
 
@@ -59,9 +63,13 @@ _SOME: dict[str, _Keys] = {
     **{f"the keys of the {word} block are": _block(n) for n, word in enumerate(_NUMBERS)},
 }
 
+_AT_EDGES = [_at(edge - before) for edge in range(TILES[0], 12 * TILES[0], TILES[0]) for before in (0, 1)]
+
 VARIANTS = (
     *(mistake(f"{words} lost", without(keys)) for words, keys in _SOME.items()),
     *(mistake(f"{words} counted twice", twice(keys)) for words, keys in _SOME.items()),
+    mistake("a key where two tiles or splits meet is lost", *(without(keys) for keys in _AT_EDGES)),
+    mistake("a key where two tiles or splits meet is counted twice", *(twice(keys) for keys in _AT_EDGES)),
     mistake(
         "a request has as many keys as queries: its length is taken from them",
         without(lambda part: part.j >= part.seq_len - part.context_len),

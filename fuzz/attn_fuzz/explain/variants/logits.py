@@ -114,6 +114,11 @@ VARIANTS = (
     mistake("the scale is left out", _scale(lambda scale, part: 1.0)),
     mistake("the scale is head_size ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.head_size**-0.5)),
     mistake("the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.value_size**-0.5)),
+    mistake(
+        "the scale is a number of heads ** -0.5 and not the layer's",
+        _scale(lambda scale, part: part.layer.num_heads**-0.5),
+        _scale(lambda scale, part: part.layer.num_kv_heads**-0.5),
+    ),
     mistake("the scale is applied twice", _scale(lambda scale, part: scale * scale)),
     mistake("the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
     mistake("the dims of K behind V are left out of the logits", _without_rope_dims),
@@ -142,8 +147,16 @@ VARIANTS = (
     ),
     mistake("q is read as the other e4m3 type", *(_q_scale(lambda scales, part, f=f: scales * f) for f in (0.5, 2.0))),
     mistake("ALiBi is lost", lost("alibi_slopes")),
-    mistake("ALiBi's distance is one too large", _alibi(lambda part: (part.j - part.p).abs() + 1)),
-    mistake("ALiBi's distance is one too small", _alibi(lambda part: (part.j - part.p).abs() - 1)),
+    mistake(
+        "ALiBi's distance is one too large",
+        _alibi(lambda part: (part.j - part.p).abs() + 1),
+        _alibi(lambda part: (part.j - part.p - 1).abs()),
+    ),
+    mistake(
+        "ALiBi's distance is one too small",
+        _alibi(lambda part: (part.j - part.p).abs() - 1),
+        _alibi(lambda part: (part.j - part.p + 1).abs()),
+    ),
     mistake("ALiBi's distance has a sign: keys ahead are favoured", _alibi(lambda part: part.p - part.j)),
     mistake("ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
     mistake(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from attn_contract import KVCacheView
 from attn_fuzz.explain.part import Part
+from attn_fuzz.explain.variants.keys import TILES
 from attn_fuzz.explain.variants.variant import Change, mistake
 
 _Table = Callable[[torch.Tensor, int, Part], torch.Tensor | None]
@@ -57,14 +58,28 @@ def _table(change: _Table) -> Change:
 
 def _row(of: Callable[[int, Part], int]) -> _Table:
     def row(table: torch.Tensor, r: int, part: Part) -> torch.Tensor | None:
-        other = of(r, part)
-        return table[other] if other != r and 0 <= other < len(table) else None
+        other = of(r, part) % len(table)
+        return table[other] if other != r else None
 
     return row
 
 
 def _identity(table: torch.Tensor) -> torch.Tensor:
     return torch.arange(table.shape[1], dtype=table.dtype)
+
+
+def _tile_in_one_block(size: int, *, of: str = "kv") -> Change:
+    """The block of a tile's first key holds all keys of the tile, for K, V or both."""
+
+    def changed(part: Part) -> Part | None:
+        if part.view is None or part.view.block_size >= size:
+            return None
+        position, block_size = torch.arange(len(part.request.key)), part.view.block_size
+        chosen = position // size * size // block_size * block_size + position % block_size
+        value = part.request.value[chosen]
+        return part.having(value=value) if of == "v" else part.having(key=part.request.key[chosen], value=value)
+
+    return changed
 
 
 def _slot_by_mask(part: Part) -> Part | None:
@@ -194,10 +209,20 @@ VARIANTS = (
     mistake(
         "the block table is not followed: the blocks are taken to lie one after the other",
         _table(lambda table, r, part: table[r, :1] + _identity(table)),
+    ),
+    mistake(
+        "the block table is not followed: the first blocks of the cache are taken for each request's",
         _table(lambda table, r, part: _identity(table)),
     ),
+    mistake("a tile of keys is taken to lie in one block", *(_tile_in_one_block(size) for size in TILES)),
+    mistake("V of a tile of keys is taken to lie in one block", *(_tile_in_one_block(size, of="v") for size in TILES)),
     mistake("the slot in a block is found by a bit mask, right for a power of two alone", _slot_by_mask),
     mistake("the strides of slots and heads are exchanged (NHD for HND)", _view(_swapped)),
+    mistake(
+        "inside a block, rows of K and V are taken to lie densely",
+        _view(lambda view: {"slot_stride": view.num_kv_heads * view.row_size, "head_stride": view.row_size}),
+        _view(lambda view: {"slot_stride": view.row_size, "head_stride": view.block_size * view.row_size}),
+    ),
     mistake("the strides of the cache are taken for dense ones", _view(_of_dense)),
     mistake("V's strides are taken for dense ones", _view(_of_dense, of="v")),
     mistake(

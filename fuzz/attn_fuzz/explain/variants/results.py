@@ -50,16 +50,20 @@ def _keys(dtype: torch.dtype) -> Change:
     return lambda part: part.having(key=part.request.key.to(dtype).double(), value=part.request.value.to(dtype).double())
 
 
-VARIANTS = (
+OF_LSE = (
     mistake("the LSE is a logarithm of base 2", _then(lambda out, lse: (out, lse * LOG2_E))),
     mistake("the LSE is multiplied by ln(2) once too often", _then(lambda out, lse: (out, lse / LOG2_E))),
     mistake("the LSE has the other sign", _then(lambda out, lse: (out, -lse))),
+    mistake("the LSE of a head is that of the head behind it", _then(lambda out, lse: (out, lse.roll(-1, 1)))),
+    mistake("the LSE is written with rows and heads exchanged", _then(lambda out, lse: (out, lse.reshape(lse.T.shape).T))),
+)
+VARIANTS = (
+    *OF_LSE,
     mistake("every row has the result of the request's first row", _first_of(0)),
     mistake("a row has the result of the row before it", _moved(1, 0)),
     mistake("a row has the result of the row behind it", _moved(-1, 0)),
     mistake("all heads have the result of the first one", _first_of(1)),
     mistake("a head has the result of the head behind it", _moved(-1, 1)),
-    mistake("the LSE of a head is that of the head behind it", _then(lambda out, lse: (out, lse.roll(-1, 1)))),
     mistake("the output is not divided by output_scale", _output_scale(1)),
     mistake("the output is divided by output_scale twice", _output_scale(-1)),
     mistake("the output is multiplied by output_scale instead of divided", _output_scale(2)),

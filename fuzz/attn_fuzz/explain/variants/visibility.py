@@ -123,6 +123,7 @@ VARIANTS = (
         "the causal mask is aligned with the first key (top left) and not with the last (bottom right)",
         _causal(lambda part: part.p - part.context_len),
     ),
+    mistake("every query's causal mask ends where the first query's does", _causal(_first)),
     mistake("the causal mask hides the key of the query's own token", _causal(lambda part: part.p - 1)),
     mistake("the causal mask shows one key too many", _causal(lambda part: part.p + 1)),
     mistake("the window hides the sink tokens", lost("sink_tokens")),
