@@ -183,7 +183,6 @@ def test_launches_of_a_targets_drawn_calls_are_compiled_and_none_runs(attn_parit
     assert "gfx942: 4 drawn calls of triton-write@gfx942 launch " in run.out
     rows = json.loads((tmp_path / "found.json").read_text())["binaries"]
     assert {row["kernel"] for row in rows} == {"write_kv_cache_kernel"}
-    assert {bool(row["loop"]) for row in rows} == {False, True}, "whole rows are written without a loop"
-    assert all(bool(row["loop"]) == ("interior='x_packed'" in row["call"]) for row in rows)
+    assert not any(row["loop"] for row in rows), "the kernel has no loop, although code of few lanes jumps back"
     assert all(row["facts"]["vgprs"] and row["architecture"] == "gfx942" for row in rows)
     assert len({row["code"] for row in rows}) == len(rows)
