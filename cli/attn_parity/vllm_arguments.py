@@ -160,8 +160,8 @@ def vllm_arguments(
     why_not: dict[str, tuple[str, ...]] = {}
     # layers of two kinds have no backend in common, whose reasons are then printed. vLLM's models choose that of one kind
     kinds: dict[str, CacheKind] = {layer: cache_kind(config) for layer, config in layers.items()}
-    asked = [kind for kind in kinds.values() if kind != "selection"] or ["selection"]
-    kind = max(asked, key=get_args(CacheKind).index)
+    asked: list[CacheKind] = [kind for kind in kinds.values() if kind != "selection"]
+    kind = max(asked or kinds.values(), key=get_args(CacheKind).index)
     for name in priorities(architecture, kind):
         if name.startswith("ROCM_") and not architecture.startswith("gfx"):
             why_not[name] = ("vLLM has it on ROCm alone",)
@@ -179,7 +179,7 @@ def vllm_arguments(
             if any(config.asks("chunked_local") for config in layers.values()):
                 later = (other for other in priorities(architecture, kind) if other != name and other not in why_not)
                 why_not |= dict.fromkeys(later, (f"vLLM cuts chunks around any backend, so also around {name}",))
-            if by_models := [layer for layer, kind in kinds.items() if kind == "selection" != asked[0]]:
+            if by_models := [layer for layer, of_it in kinds.items() if of_it == "selection" != kind]:
                 itself = f"vLLM's model chooses it for {', '.join(by_models)}, whatever the argument says"
                 why_not[priorities(architecture, "selection")[0]] = (itself,)
             return VllmArguments(_line(name, layers, model, engine.tensor_parallel), name, why_not)

@@ -65,10 +65,18 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "OPTForCausalLM": {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 256, **UNGROUPED},
 }
 LATENT = {
-    **{"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8},
-    **{"v_head_dim": 16, "first_k_dense_replace": 4, "moe_layer_freq": 1, "n_routed_experts": 2, "num_experts_per_tok": 1},
-    **{"n_group": 1, "topk_group": 1, "moe_intermediate_size": 8, "n_shared_experts": 1},
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 4,
+    "moe_layer_freq": 1,
+    "moe_intermediate_size": 8,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_experts_per_tok"), 1),
+    "n_routed_experts": 2,
 }
 INDEXED = {**LATENT, "index_topk": 128, "index_n_heads": 2, "index_head_dim": 128}
 LATENT_MODELS: Mapping[str, dict[str, Any]] = {

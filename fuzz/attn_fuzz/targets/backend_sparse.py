@@ -36,7 +36,7 @@ class SparseLayers(BackendLayers):
     by_head: bool = False
     _buffers: dict[Hashable, torch.Tensor] = field(init=False, repr=False, default_factory=dict)
 
-    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode) -> None:
+    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: Any) -> None:
         buffer = self._indexed(layer, batch, q.device)
         super().attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse, topk_indices_buffer=buffer, **mode)
 
@@ -75,7 +75,7 @@ class SparseLayers(BackendLayers):
 class SparseMlaLayers(SparseLayers):
     """A backend whose cache is latent."""
 
-    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode) -> None:
+    def attention(self, q, k, v, kv_cache, layer, batch, *, out, lse, **mode: Any) -> None:
         buffer = self._indexed(layer, batch, q.device)
         impl, own_cache = self._impl(layer, q, kv_cache, topk_indices_buffer=buffer, **mode)
         metadata = self._metadata(batch, layer.attn_type)

@@ -82,7 +82,7 @@ class BackendLayers:
         *,
         out: torch.Tensor,
         lse: torch.Tensor | None,
-        **mode: bool,
+        **mode: Any,
     ) -> None:
         rng = rng_of_call(q, batch)
         reads = k is None and self._may_read(q.device.type) and rng.random() < 0.5
@@ -145,7 +145,7 @@ class BackendLayers:
             known = self._steps[attn_type] = (batch, metadata)
         return known[1]
 
-    def _impl(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, **options: bool) -> tuple[Any, Any]:
+    def _impl(self, layer: Layer, rows: torch.Tensor, kv_cache: torch.Tensor | None, **options: Any) -> tuple[Any, Any]:
         """The backend's layer, which is made once, and the cache as an engine would hand it to the layer. See `_arguments`."""
         arguments, kv_cache = self._arguments(layer, rows, kv_cache, **options)
         fields = (getattr(layer, one.name) for one in dataclasses.fields(layer))

@@ -57,6 +57,8 @@ TARGETS = {
     "TRITON_ATTN_DIFFKV": "backend-triton-diffkv",
     "ROCM_ATTN": "backend-rocm-attn",
     "TRITON_MLA": "backend-triton-mla",
+    "ROCM_AITER_MLA_SPARSE": "backend-rocm-aiter-mla-sparse",
+    "MINIMAX_M3_SPARSE": "backend-minimax-m3-sparse",
 }
 _ON_THE_DOUBLE = "AITER needs AMD's GPUs: tests/fuzz/targets/test_aiter_calls.py calls it on a double"
 _ON_DISK = "packages on disk: tests/optimized/aiter_adapter/test_aiter_adapter.py"
@@ -140,7 +142,7 @@ def test_the_target_calls_the_entry(entry, monkeypatch):
 def _break(entry: str, patched: pytest.MonkeyPatch) -> None:
     """Have a call of the entry raise."""
     if entry in BACKENDS:
-        method = "forward_mqa" if entry == "TRITON_MLA" else "forward"
+        method = "forward_mqa" if "MLA" in entry else "forward"
         patched.setattr(BACKENDS[entry].impl, method, _raise)
     elif "::" in entry:
         function = getattr(torch.ops.attn_parity, entry.removeprefix("attn_parity::"))

@@ -1,6 +1,5 @@
 """ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE: layers that attend to what an indexer picked into a buffer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,7 +33,7 @@ class Step:
 
     name: str
     call: PagedCall
-    new: tuple[torch.Tensor, torch.Tensor]
+    new: tuple[torch.Tensor, ...]
     common: CommonAttentionMetadata
     buffer: torch.Tensor
 
@@ -43,7 +42,7 @@ class Step:
         sizes = {"dtype": self.call.q.dtype, "block_size": BLOCK_SIZE[self.name]}
         return {"layer": self.call.layer, **sizes, "topk_indices_buffer": self.buffer}
 
-    def forward(self, impl: Any, out: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def forward(self, impl: Any, out: torch.Tensor) -> partial[torch.Tensor]:
         """The layer's method, with the arguments of this step."""
         metadata = BACKENDS[self.name].builder(AttentionType.DECODER).build(self.common)
         given = {"query": self.call.q, "kv_cache": self.call.kv_cache, "attn_metadata": metadata, "output": out}
@@ -135,9 +134,10 @@ def test_each_call_reads_the_buffer_anew(name, device):
     written(impl, step)
     step.forward(impl, out_of(step))()
     step.buffer[..., 0] = -1
-    changed = replace(step.call.batch, selected=step.call.batch.selected.clone())
-    assert changed.selected is not None
-    changed.selected[..., 0] = -1
+    assert step.call.batch.selected is not None
+    selected = step.call.batch.selected.clone()
+    selected[..., 0] = -1
+    changed = replace(step.call.batch, selected=selected)
     out = out_of(step)
     step.forward(impl, out)()
     assert_within_bound(step.call._replace(batch=changed), out, rounding=TRITON.rounding(device.type))
@@ -148,7 +148,8 @@ def test_each_call_reads_the_buffer_anew(name, device):
 def test_wrong_arguments_are_refused_by_name(name, validate, device):
     step = step_of(name, device)
     arguments = step.arguments
-    make = partial(BACKENDS[name].impl, topk_indices_buffer=arguments.pop("topk_indices_buffer"), validate=validate)
+    impl_class: Any = BACKENDS[name].impl
+    make = partial(impl_class, topk_indices_buffer=arguments.pop("topk_indices_buffer"), validate=validate)
     assert not_refused(wrong_calls(make, arguments)) == []
     impl = make(**arguments)
     written(impl, step)
@@ -221,7 +222,8 @@ def test_a_step_that_asks_for_more_is_refused(name, unasked, device):
 
 def test_latent_attention_to_picks_has_no_prefill(device):
     step = step_of(MLA, device)
-    impl, builder = BACKENDS[MLA].impl(**step.arguments), BACKENDS[MLA].builder
+    impl: Any = BACKENDS[MLA].impl(**step.arguments)
+    builder = BACKENDS[MLA].builder
     with pytest.raises(ContractError, match=r"attn_metadata\.prefill: got None"):
         impl.forward_mha()
     with pytest.raises(UnsupportedError, match="only decoders have a latent cache"):
