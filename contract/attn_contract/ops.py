@@ -218,8 +218,8 @@ class _Described(NamedTuple):
     """A Layer or a Batch: what all calls of one signature share, and the arguments that its tensors are.
 
     Attributes:
-        fields: values by the names of attributes. Those that Layer and Batch keep once they were asked for are among them, since
-            each call has new objects.
+        fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
+            has new objects.
         tensors: the names of a field and of the argument.
     """
 
