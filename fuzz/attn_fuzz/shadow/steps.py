@@ -49,21 +49,21 @@ class PagedStep:
         written = None if self.slot_mapping is None else self.slot_mapping.cpu()
         starts, lengths = self.query_start_loc.tolist(), self.seq_lens.tolist()
         rows = zip(self.requests, itertools.pairwise(starts), lengths, self.block_table.cpu().long(), strict=False)
-        reads = []
+        writes, reads = [], []
         for request, (begin, end), length, blocks in rows:
             context = self._context(request, length - (end - begin))
             if begin == end or context < 0:
                 continue
             first = shadow.first_seen(layer, context)
-            new = range(context, context + end - begin)
+            new, seen = range(context, context + end - begin), range(first, length)
             if not shadow.length(layer, request) and not self._adopt(shadow, layer, request, blocks, range(first, context)):
                 shadow.pass_over("a request whose first keys were written before anybody watched")
                 continue
-            slots = self._slots(blocks, new) if written is None else written[begin:end]
-            shadow.write(layer, request, new, slots=slots, keys=self._contents(slots))
-            reads.append((request, range(first, length), self._slots(blocks, range(first, length))))
-        for request, positions, slots in reads:
-            shadow.read(layer, request, positions, slots=slots, keys=self._contents(slots))
+            writes.append((request, new, self._slots(blocks, new) if written is None else written[begin:end]))
+            reads.append((request, seen, self._slots(blocks, seen)))
+        for tell, calls in ((shadow.write, writes), (shadow.read, reads)):
+            for (request, positions, slots), keys in zip(calls, self._contents([each[2] for each in calls]), strict=True):
+                tell(layer, request, positions, slots=slots, keys=keys)
 
     def _context(self, request: Hashable, told: int) -> int:
         least, most = self.contexts.get(request, (told, told))
@@ -84,12 +84,16 @@ class PagedStep:
         numbers = torch.nn.functional.pad(blocks, (0, 1), value=-1)[(places // self.block_size).clamp(max=len(blocks))]
         return torch.where(numbers < 0, -1, numbers * self.block_size + places % self.block_size)
 
-    def _contents(self, slots: torch.Tensor) -> Contents | None:
-        """None, too, where slots lead out of the cache: the shadow says so of the slots."""
+    def _contents(self, slots: Sequence[torch.Tensor]) -> list[Contents | None]:
+        """Those of each request. None, too, where slots lead out of the cache: the shadow says so of the slots."""
+        if self.reader is None or not slots:
+            return [None] * len(slots)
         try:
-            return None if self.reader is None else self.reader(slots)
+            whole = self.reader(torch.cat(list(slots)))
         except ContractError:
-            return None
+            return [None] if len(slots) == 1 else [self._contents([one])[0] for one in slots]
+        ends = itertools.accumulate(map(len, slots), initial=0)
+        return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def view_of(kv_cache: torch.Tensor, layer: Layer) -> KVCacheView:
