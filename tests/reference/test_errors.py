@@ -6,7 +6,7 @@ import inspect
 import attn_reference
 import pytest
 import torch
-from attn_contract import Batch, ContractError, Layer, Layout, UnsupportedError
+from attn_contract import Batch, ContractError, Indexer, Layer, Layout, UnsupportedError
 from attn_reference import (
     attend,
     dequantize,
@@ -14,6 +14,7 @@ from attn_reference import (
     e8m0_scales,
     gather_kv_cache,
     group_scales,
+    index_logits,
     merge_attn_parts,
     merge_attn_states,
     paged_attention,
@@ -21,16 +22,18 @@ from attn_reference import (
     quantize,
     rope_and_write_kv_cache,
     row_scales,
+    select,
     varlen_attention,
     varlen_requests,
     visible,
+    write_index_cache,
     write_kv_cache,
     write_latent_cache,
 )
 
 FUNCTIONS = (
     *(attend, dequantize, gather_kv_cache, merge_attn_parts, merge_attn_states, paged_attention, paged_requests, quantize),
-    *(e8m0_numbers, e8m0_scales, group_scales),
+    *(e8m0_numbers, e8m0_scales, group_scales, index_logits, select, write_index_cache),
     *(rope_and_write_kv_cache, row_scales, varlen_attention, varlen_requests, visible, write_kv_cache, write_latent_cache),
 )
 OPTIONAL = ("out", "lse", "prefill_tokens_with_context", "output_scale")
@@ -52,6 +55,8 @@ def right_arguments(call, varlen_call, randn):
     rotation = {"q": randn(2, 2, 4), "positions": torch.tensor([0, 4]), "cos_sin_cache": torch.ones(5, 4), "is_neox": True}
     states = {f"{name}_{side}": randn(*shape) for side in "ab" for name, shape in (("out", (3, 2, 4)), ("lse", (2, 3)))}
     scale, no_scale = {"scale": torch.tensor(0.5)}, {"output_scale": None}
+    rows, index = len(call.q), {"indexer": Indexer(num_heads=2, head_size=4, top_k=2), "batch": call.batch}
+    index_cache = torch.zeros(len(call.kv_cache), 4, 4)
     latent = Layer(num_heads=2, num_kv_heads=1, head_size=4, head_size_v=3, scale=1.0, layout=Layout.LATENT)
     return {
         attend: {"request": next(paged_requests(**paged)), "layer": call.layer},
@@ -65,6 +70,13 @@ def right_arguments(call, varlen_call, randn):
             "seq_len": 6,
             "dtype": torch.float32,
         },
+        index_logits: {
+            "q": randn(rows, 2, 4),
+            "weights": randn(rows, 2),
+            "index_cache": index_cache,
+            **index,
+            "precision": torch.float64,
+        },
         merge_attn_parts: {"outs": randn(2, 3, 2, 4), "lses": randn(2, 2, 3)} | outputs | {"lse_base": "e"} | no_scale,
         merge_attn_states: states | outputs | {"prefill_tokens_with_context": 2} | no_scale,
         paged_attention: paged | outputs | {"batch_invariant": False},
@@ -72,6 +84,7 @@ def right_arguments(call, varlen_call, randn):
         quantize: {"values": randn(3, 4), **scale, "dtype": torch.int8},
         rope_and_write_kv_cache: write | rotation,
         row_scales: {"rows": randn(3, 4), "dtype": torch.float8_e4m3fn},
+        select: {"logits": randn(1, rows, call.batch.max_seq_len), **index},
         varlen_attention: varlen | outputs | {"batch_invariant": False},
         varlen_requests: varlen,
         visible: {
@@ -79,6 +92,12 @@ def right_arguments(call, varlen_call, randn):
             "key_positions": torch.arange(6),
             **_of(paged, "layer", "batch"),
             "request": 0,
+        },
+        write_index_cache: {
+            "k": randn(2, 4),
+            "index_cache": index_cache,
+            "indexer": index["indexer"],
+            "slot_mapping": torch.tensor([-1, 3]),
         },
         write_kv_cache: write,
         write_latent_cache: {
