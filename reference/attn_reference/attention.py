@@ -111,7 +111,7 @@ def paged_attention(
         UnsupportedError: batch_invariant is set.
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=True)
-    _check_precision(precision)
+    check_precision(precision)
     _refuse_batch_invariant(batch_invariant)
     return _write(_paged_requests(q, kv_cache, layer, batch, precision, view), q, layer, out, lse)
 
@@ -145,7 +145,7 @@ def varlen_attention(
         UnsupportedError: batch_invariant is set.
     """
     check_varlen_attention(q, k, v, layer, batch, out, lse, values=True)
-    _check_precision(precision)
+    check_precision(precision)
     _refuse_batch_invariant(batch_invariant)
     return _write(_varlen_requests(q, k, v, layer, batch, precision), q, layer, out, lse)
 
@@ -188,7 +188,7 @@ def paged_requests(
         ContractError: as `paged_attention` does.
     """
     view = check_paged_attention(q, kv_cache, _without_output(layer), batch, None, None, values=True)
-    _check_precision(precision)
+    check_precision(precision)
     return _paged_requests(q, kv_cache, layer, batch, precision, view)
 
 
@@ -201,7 +201,7 @@ def varlen_requests(
         ContractError: as `varlen_attention` does.
     """
     check_varlen_attention(q, k, v, _without_output(layer), batch, None, None, values=True)
-    _check_precision(precision)
+    check_precision(precision)
     return _varlen_requests(q, k, v, layer, batch, precision)
 
 
@@ -342,7 +342,7 @@ def _write(
     return out
 
 
-def _check_precision(precision: torch.dtype) -> None:
+def check_precision(precision: torch.dtype) -> None:
     if precision not in (torch.float32, torch.float64):
         raise ContractError("precision", shown(precision), "torch.float32 or torch.float64")
 

@@ -33,6 +33,7 @@ from attn_contract import Batch, IndexCacheView, Indexer, IndexScore, ScaleForma
 from attn_contract.indexer import BYTES_OF_SCALE, SMALLEST_MAGNITUDE
 from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
 
+from attn_reference.attention import check_precision
 from attn_reference.quantization import FLOAT8, dequantize, quantize
 
 
@@ -63,6 +64,7 @@ def index_logits(
         ContractError: an argument contradicts the contract, or the block table leads out of the cache.
     """
     view = check_index_logits(q, weights, index_cache, indexer, batch, values=True)
+    check_precision(precision)
     units = indexer.num_units(batch.max_seq_len)
     logits = torch.full((indexer.num_selections, len(q), units), -torch.inf, dtype=torch.float64, device=q.device)
     for r in range(batch.num_requests):
