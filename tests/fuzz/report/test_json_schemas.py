@@ -52,9 +52,17 @@ def test_binaries(attn_parity, tmp_path):
     assert check("compile", (tmp_path / "here.json").read_text())["binaries"]
 
 
-@pytest.mark.parametrize(("file", "code"), [("gemma-3.json", 0), ("dflash.json", 0), ("deepseek-v3.2", 1)])
-def test_a_selection(file, code, attn_parity, tmp_path):
-    options = ("--arch", "gfx942", "--aiter", "2026-08", "--json", "selected.json")
+@pytest.mark.parametrize(
+    ("file", "arch", "code"),
+    [
+        ("gemma-3.json", "gfx942", 0),
+        ("dflash.json", "gfx942", 0),
+        ("deepseek-v3.2", "gfx942", 0),
+        ("deepseek-v3.2", "gfx90a", 1),
+    ],
+)
+def test_a_selection(file, arch, code, attn_parity, tmp_path):
+    options = ("--arch", arch, "--aiter", "2026-08", "--json", "selected.json")
     assert attn_parity("select", ROOT / "examples" / "models" / file, *options).code == code
     check("select", (tmp_path / "selected.json").read_text())
 
