@@ -7,6 +7,6 @@ handed. It sees no attention, and its verdict stands beside that of a recording:
 from attn_fuzz.shadow.contents import Contents, contents_of
 from attn_fuzz.shadow.faults import Fault, Kind, Written
 from attn_fuzz.shadow.shadow import Shadow
-from attn_fuzz.shadow.steps import PagedStep, Reader, reader_of, view_of
+from attn_fuzz.shadow.steps import PagedStep, Reader, reader_of
 
-__all__ = ["Contents", "Fault", "Kind", "PagedStep", "Reader", "Shadow", "Written", "contents_of", "reader_of", "view_of"]
+__all__ = ["Contents", "Fault", "Kind", "PagedStep", "Reader", "Shadow", "Written", "contents_of", "reader_of"]

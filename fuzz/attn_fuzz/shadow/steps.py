@@ -7,7 +7,7 @@ from typing import Any
 
 import attn_reference
 import torch
-from attn_contract import ContractError, KVCacheView, Layer
+from attn_contract import ContractError, Layer
 from attn_fuzz.shadow.contents import Contents, contents_of
 from attn_fuzz.shadow.shadow import Shadow
 
@@ -96,14 +96,6 @@ class PagedStep:
         return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def view_of(kv_cache: torch.Tensor, layer: Layer) -> KVCacheView:
-    """A cache as its layer describes it."""
-    assert layer.layout is not None
-    return KVCacheView.of(
-        kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size, head_size_v=layer.head_size_v
-    )
-
-
 def reader_of(kv_cache: torch.Tensor, layer: Layer) -> Reader:
     """Reads a cache of the contract: the numbers that attention takes, after scales.
 
@@ -111,7 +103,7 @@ def reader_of(kv_cache: torch.Tensor, layer: Layer) -> Reader:
         kv_cache: shaped as `layer.layout` says.
         layer: its layout, kv_cache_dtype and scales are used.
     """
-    size = view_of(kv_cache, layer).block_size
+    size = layer.view_of(kv_cache).block_size
 
     def read(slots: torch.Tensor) -> Contents:
         blocks, places = (slots // size).unique(return_inverse=True)

@@ -11,7 +11,7 @@ from unittest import mock
 import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layer
-from attn_fuzz.shadow import PagedStep, Shadow, reader_of, view_of
+from attn_fuzz.shadow import PagedStep, Shadow, reader_of
 
 WRITES = ("write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
 READS = ("paged_attention", "cascade_attention")
@@ -75,7 +75,7 @@ class _Caches:
             query_start_loc=batch.query_start_loc,
             seq_lens=batch.seq_lens,
             block_table=batch.block_table,
-            block_size=view_of(kv_cache, layer).block_size,
+            block_size=layer.view_of(kv_cache).block_size,
             slot_mapping=slots,
             reader=reader_of(kv_cache, layer),
         )
