@@ -10,7 +10,10 @@ from attn_contract.layouts import A_LATENT_LAYOUT
 
 _STATE = "its layers keep a state instead of keys and values, and have no softmax"
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
-_INDEXER = ("an indexer", "no kernel here scores keys; a layer with a selection_unit attends to keys that were picked")
+_INDEXER = (
+    "an indexer",
+    "attn_contract.Indexer has its terms, and a layer with a selection_unit attends to keys that were picked",
+)
 _COMPRESSED = (
     "compressed keys",
     "a layer attends to entries that stand for several tokens each, in a second cache, beside the tokens of a window: a layer "

@@ -19,6 +19,7 @@ Nothing is attended to: the output of the step is 0.
 """
 
 import dataclasses
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import AttentionFunction, Support, Target
+from attn_fuzz.targets.triton import missing_triton, modules, planned
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference.indexer import rows_of as request_rows
@@ -94,6 +96,14 @@ class IndexStep:
         own = buffer.view(cache.dtype)
         return own.as_strided(cache.shape, cache.stride(), cache.storage_offset())
 
+    def on(self, device: torch.device) -> "IndexStep":
+        """The same step on a device, strides and what lies between rows included."""
+        buffer = self.buffer.to(device)
+        moved = {name: _moved(getattr(self, name), device) for name in ("q", "weights", "k", "slot_mapping")}
+        return dataclasses.replace(
+            self, **moved, batch=_batch_on(self.batch, device), buffer=buffer, index_cache=self.cache_in(buffer)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
@@ -119,52 +129,66 @@ def attention_by(stages: Callable[[], Stages], terms: Terms) -> AttentionFunctio
     """
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        step = index_step(q, kv_cache, layer, batch, terms)
+        cpu = torch.device("cpu")
+        step = index_step(q.to(cpu), kv_cache, layer, _batch_on(batch, cpu), terms)
         if step.rows:
-            check(step, stages(), rng_of((step.batch.query_start_loc, step.batch.seq_lens)))
+            check(step, stages(), rng_of((step.batch.query_start_loc, step.batch.seq_lens)), q.device)
         rows_of(out, layer, step.rows).zero_()
 
     return attention
 
 
-def check(step: IndexStep, stages: Stages, rng: random.Random) -> None:
+def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.device | None = None) -> None:
     """Ask each function of a target, and judge what it gives.
+
+    Args:
+        step: on the CPU, where it is judged.
+        device: where the functions get it; None: on the CPU.
 
     Raises:
         FailedCheckError: a byte of the cache, a logit or a selection is wrong.
     """
+    called = step if device is None else step.on(device)
     right = step.written_by(attn_reference.write_index_cache)
     if stages.write_index_cache is not None:
-        written = step.written_by(stages.write_index_cache)
+        written = called.written_by(stages.write_index_cache).cpu()
         if len(wrong := (written != right).nonzero()):
             at = int(wrong[0])
             numbers = f"got 0x{int(written[at]):02X}, expected 0x{int(right[at]):02X}; {len(wrong)} bytes differ"
             raise FailedCheckError("cache", "index_cache", f"{_place(step, at)}: {numbers}")
-    cache = step.cache_in(right)
+    buffer = right.clone().to(called.buffer.device)
+    cache, arguments = called.cache_in(buffer), (called.indexer, called.batch)
     if stages.gather is not None:
-        _check_gathered(step, cache, stages.gather)
-    oracle = index_oracle(step.q, step.weights, cache, step.indexer, step.batch)
+        _check_gathered(step, step.cache_in(right), cache, arguments, stages.gather)
+    oracle = index_oracle(step.q, step.weights, step.cache_in(right), step.indexer, step.batch)
     logits = oracle.logits.float()
     if stages.index_logits is not None:
-        before = [tensor.clone() for tensor in (right, step.q)]
-        logits = stages.index_logits(step.q, step.weights, cache, step.indexer, step.batch)
-        if not all(torch.equal(bits(a), bits(b)) for a, b in zip(before, (right, step.q), strict=True)):
+        q = called.q.clone()
+        logits = stages.index_logits(called.q, called.weights, cache, *arguments).cpu()
+        if not (torch.equal(buffer.cpu(), right) and torch.equal(bits(q), bits(called.q))):
             raise FailedCheckError("input", "index_cache", "index_logits changed the index cache or q")
         if message := wrong_logits(oracle, logits, step.indexer, step.batch):
             raise FailedCheckError("value", "index_logits", message)
     if stages.select is not None:
         given = logits.float() if stages.index_logits else _with_garbage(_near(logits, rng), rng)
-        if message := wrong_selection(stages.select(given, step.indexer, step.batch), given, step.indexer, step.batch):
+        selected = stages.select(_moved(given, called.q.device), *arguments).cpu()
+        if message := wrong_selection(selected, given, step.indexer, step.batch):
             raise FailedCheckError("value", "selected", message)
     if stages.choose is not None:
-        chosen = stages.choose(step.q, step.weights, cache, step.indexer, step.batch)
+        chosen = stages.choose(called.q, called.weights, cache, *arguments).cpu()
         if message := wrong_selection(chosen, oracle.logits, step.indexer, step.batch, oracle.bound):
             raise FailedCheckError("value", "selected", message)
 
 
-def _check_gathered(step: IndexStep, cache: torch.Tensor, gather: Callable[..., Any]) -> None:
-    right = gathered_keys(cache, step.indexer, step.batch, len(step.q))
-    found = gather(cache, step.indexer, step.batch, len(right.codes))
+def _check_gathered(
+    step: IndexStep,
+    right_cache: torch.Tensor,
+    cache: torch.Tensor,
+    arguments: tuple[Indexer, Batch],
+    gather: Callable[..., Any],
+) -> None:
+    right = gathered_keys(right_cache, step.indexer, step.batch, len(step.q))
+    found = [tensor.cpu() for tensor in gather(cache, *arguments, len(right.codes))]
     for name, got, expected in zip(("codes", "scales"), found, (right.codes, right.scales), strict=True):
         width = expected[:1].numel() * expected.itemsize
         of_keys = (tensor.view(torch.uint8).view(len(expected), width) for tensor in (got, expected))
@@ -212,6 +236,21 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, about: str) -> Iterator[
         raise FailedCheckError(
             "guard", about, f"it wrote to [{where}] of {about}, which has shape {shape}; {len(wrong)} elements"
         )
+
+
+def _moved(tensor: Any, device: torch.device) -> Any:
+    """A tensor on a device, with its strides and all memory that it is a view of; None as it is."""
+    if tensor is None or tensor.device == device:
+        return tensor
+    whole = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _batch_on(batch: Batch, device: torch.device) -> Batch:
+    """A batch whose tensors are on a device."""
+    given = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    moved = {name: _moved(value, device) for name, value in given.items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(batch, **moved)
 
 
 def index_step(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, terms: Terms) -> IndexStep:
@@ -491,3 +530,39 @@ REFERENCE_INDEXER = index_target(
     description="the reference's index cache, logits and selection: a check of the judge",
     exclude=beyond_blocks,
 )
+
+
+def _triton_stages() -> Stages:
+    import attn_optimized
+
+    return Stages(
+        write_index_cache=functools.partial(attn_optimized.write_index_cache, validate=True),
+        index_logits=functools.partial(attn_optimized.index_logits, validate=True),
+        select=functools.partial(attn_optimized.select, validate=True),
+    )
+
+
+_NO_OUT = "its functions take no tensor to write to"
+_TRITON_ON_CPU = index_target(
+    "triton-indexer",
+    _triton_stages,
+    EVERY_TERM,
+    description="the Triton kernels of an index layer: index cache, logits and selection",
+    exclude=beyond_blocks,
+    unavailable=missing_triton,
+    modules=modules,
+    planned=planned,
+    sanitizes=True,
+    modes={"returned": _NO_OUT, "far": "its caches are made by the target, and are small"},
+)
+
+
+def _triton_support(device: str) -> Support:
+    support = _TRITON_ON_CPU.support(device)
+    if device == "cpu":
+        return support
+    # several tiles of queries and keys, and more units than the selection looks at in a turn
+    return dataclasses.replace(support, block_sizes=(16, 64, 128), max_tokens=128, max_seq_len=3000)
+
+
+TRITON_INDEXER = dataclasses.replace(_TRITON_ON_CPU, support=_triton_support)

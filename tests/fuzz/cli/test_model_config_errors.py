@@ -128,7 +128,7 @@ def small(name: str, **changes: object) -> dict[str, object]:
         ("minimax-m2", {"attn_type_list": [0] + [1] * 61}, "attn_type_list: got [0, 1, "),
         ("llama-3.1-8b", {"rswa_window": 5}, "R-SWA (rswa_window) not supported"),
         ("deepseek-v3.2", {"indexer_of_the_future": True}, "indexer_of_the_future: got True, expected null"),
-        ("deepseek-v3", {"index_topk": 2048}, "an indexer (index_topk) not supported: no kernel here scores keys"),
+        ("deepseek-v3", {"index_topk": 2048}, "an indexer (index_topk) not supported: attn_contract.Indexer has"),
         ("llama-3.1-8b", {"attention_head_dim": 64}, "attention_head_dim: got 64, expected 128, as in the model"),
         ("llama-3.1-8b", {"num_heads": 16}, "num_heads: got 16, expected 32, as in the model"),
         ("llama-3.1-8b", {"num_kv_heads": 32}, "num_kv_heads: got 32, expected 8, as in the model"),

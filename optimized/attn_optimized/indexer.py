@@ -1,0 +1,290 @@
+"""Choosing keys for attention over a selection: the index cache, the logits of units, and the selection of the best."""
+
+import torch
+from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
+from attn_contract.arguments import check_type
+from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
+
+from attn_optimized.device import architecture_of, has_bfloat16_conversion
+from attn_optimized.kernel_call import KernelCall, Launch
+from attn_optimized.kernels.index_logits import IndexLogitsKind, index_logits_kernel
+from attn_optimized.kernels.select_units import SelectKind, select_units_kernel
+from attn_optimized.kernels.write_index_cache import IndexWriteKind, write_index_cache_kernel
+from attn_optimized.kv_cache import INTEGER_OF_SIZE
+from attn_optimized.launch.indexer import logit_tiles, select_tiles
+from attn_optimized.launch.tiles import row_grid, row_tiles
+from attn_optimized.launch.units import in_units
+from attn_optimized.quantization import stored_format
+from attn_optimized.strides import without_idle_strides
+
+
+def write_index_cache(
+    k: torch.Tensor,
+    index_cache: torch.Tensor,
+    indexer: Indexer,
+    slot_mapping: torch.Tensor,
+    *,
+    validate: bool = False,
+) -> None:
+    """Write rows of index keys to slots of an index cache; every other byte stays as it is.
+
+    A key with a scale is stored as float8, k / scale, of `scale = max(a, 1e-4) / F`: a is the largest magnitude of its row, and
+    F is `indexer.largest`; ue8m0 takes the next power of two. Keys without a scale are rounded once.
+
+    Args:
+        k: [T_k, D] float32, float16 or bfloat16, finite; the last dimension is dense. Rows past S are not read.
+        index_cache: shaped as `indexer.layout` says.
+        indexer: its head_size, layout, cache_dtype, scale_format and largest are used.
+        slot_mapping: [S] int64, `block * BS + offset`; -1 writes nothing.
+        validate: also check the slots, which waits for the device.
+
+    Raises:
+        ContractError: the arguments contradict the contract. Nothing was written.
+        UnsupportedError: rows of more than MAX_ROW_SIZE dims, or tensors on a CPU without Triton's interpreter. Nothing was
+            written.
+    """
+    check_write_index_cache(k, index_cache, indexer, slot_mapping, values=validate)
+    write_index_cache_call(k, index_cache, indexer, slot_mapping).run(k.device)
+
+
+def write_index_cache_call(
+    k: torch.Tensor,
+    index_cache: torch.Tensor,
+    indexer: Indexer,
+    slot_mapping: torch.Tensor,
+    *,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `write_index_cache`. No argument is checked, and no element is read.
+
+    Args:
+        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of k's device.
+    """
+    architecture = architecture or architecture_of(k.device, k.dtype)
+    tiles = row_tiles(architecture, head_size=indexer.head_size)
+    if indexer.cache_dtype is None:
+        # as integers: a copy of a float may change the bits of a NaN
+        integer = INTEGER_OF_SIZE[k.element_size()]
+        k, stored, cache_format = k.view(integer), index_cache.view(integer), "float"
+    else:
+        stored, cache_format = stored_format(index_cache.view(indexer.cache_dtype), architecture)
+    num_blocks, block_size, _ = index_cache.shape
+    k = without_idle_strides(k)
+    row_unit, of_rows = in_units(k.element_size(), stride_k=k.stride(0))
+    cache_unit, of_cache = _cache_strides(stored, indexer)
+    kind = IndexWriteKind(
+        row_unit=row_unit,
+        cache_unit=cache_unit,
+        layout=indexer.layout.lower(),
+        cache_format=cache_format,
+        has_e8m0_scales=indexer.scale_format is ScaleFormat.UE8M0,
+        head_size=indexer.head_size,
+        block_rows=tiles.block_rows,
+        block_d=tiles.block_d,
+    )
+    largest = 1.0 if indexer.cache_dtype is None else float(indexer.largest or torch.finfo(indexer.cache_dtype).max)
+    launch = Launch.of(
+        write_index_cache_kernel,
+        row_grid(tiles, len(slot_mapping)),
+        {"KIND": kind},
+        tiles.options,
+        num_mapped=len(slot_mapping),
+        num_cache_slots=num_blocks * block_size,
+        block_size=block_size,
+        largest=largest,
+        **of_rows,
+        **of_cache,
+    )
+    return KernelCall(launch, {"index_cache_ptr": stored, "k_ptr": k, "slot_mapping_ptr": slot_mapping})
+
+
+def index_logits(
+    q: torch.Tensor,
+    weights: torch.Tensor | None,
+    index_cache: torch.Tensor,
+    indexer: Indexer,
+    batch: Batch,
+    *,
+    validate: bool = False,
+) -> torch.Tensor:
+    """Score the units that each row sees (DeepSeek-V3.2, arXiv:2512.02556, equation 1; or the largest product, MiniMax-M3).
+
+    Args:
+        q: [T, Hi, D] index queries, of a float dtype or float8; the last dimension is dense.
+        weights: [T, Hi] float32 of SUM_RELU, None of MAX.
+        index_cache: shaped as `indexer.layout` says. Its blocks are those of `batch.block_table`, and hold keys, not tokens.
+        indexer: the terms of the index layer.
+        batch: causal.
+        validate: also check lengths and blocks, which waits for the device.
+
+    Returns:
+        [HS, T, units] float32 for `indexer.num_units(batch.max_seq_len)` units. What a row does not see may hold anything, and
+        so may rows of no request. A row's logits do not depend on the other rows and requests.
+
+    Raises:
+        ContractError: the arguments contradict the contract.
+        UnsupportedError: heads of more than MAX_HEAD_SIZE dims, or tensors on a CPU without Triton's interpreter.
+    """
+    check_index_logits(q, weights, index_cache, indexer, batch, values=validate)
+    units = indexer.num_units(batch.max_seq_len)
+    logits = torch.empty((indexer.num_selections, len(q), units), dtype=torch.float32, device=q.device)
+    index_logits_call(q, weights, index_cache, indexer, batch, logits=logits).run(q.device)
+    return logits
+
+
+def index_logits_call(
+    q: torch.Tensor,
+    weights: torch.Tensor | None,
+    index_cache: torch.Tensor,
+    indexer: Indexer,
+    batch: Batch,
+    *,
+    logits: torch.Tensor,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `index_logits`, which writes to `logits`: see `write_index_cache_call`."""
+    assert batch.block_table is not None
+    cache_dtype = indexer.cache_dtype or index_cache.dtype
+    operand = _operand_dtype(q.dtype, cache_dtype)
+    architecture = architecture or architecture_of(q.device, operand)
+    tiles = logit_tiles(architecture, indexer, operand.itemsize)
+    q = without_idle_strides(q)
+    stored_q, q_format = stored_format(q, architecture)
+    stored, cache_format = stored_format(index_cache.view(cache_dtype), architecture)
+    q_unit, of_q = in_units(q.element_size(), stride_q_row=q.stride(0), stride_q_head=q.stride(1))
+    cache_unit, of_cache = _cache_strides(stored, indexer)
+    kind = IndexLogitsKind(
+        q_unit=q_unit,
+        cache_unit=cache_unit,
+        layout=indexer.layout.lower(),
+        q_format=q_format,
+        cache_format=cache_format,
+        operand=str(operand).removeprefix("torch."),
+        has_integer_bfloat16=not has_bfloat16_conversion(architecture),
+        has_weights=indexer.score is IndexScore.SUM_RELU,
+        head_size=indexer.head_size,
+        num_heads=indexer.num_heads // indexer.num_selections,
+        key_unit=indexer.key_unit,
+        keys_per_unit=indexer.selection_unit // indexer.key_unit,
+        block_q=tiles.block_q,
+        block_h=tiles.block_h,
+        block_units=tiles.block_units,
+        block_keys=tiles.block_keys,
+        block_d=tiles.block_d,
+    )
+    num_selections, num_tokens, num_units = logits.shape
+    # see kernels/query_tiles.py
+    tiles_of_queries = batch.num_actual_tokens // tiles.block_q + batch.num_requests if batch.num_requests else 0
+    launch = Launch.of(
+        index_logits_kernel,
+        (tiles_of_queries, -(-num_units // tiles.block_units), num_selections),
+        {"KIND": kind},
+        {"num_warps": tiles.num_warps},
+        num_requests=batch.num_requests,
+        num_tokens=num_tokens,
+        num_units=num_units,
+        block_size=index_cache.shape[1],
+        stride_logits_selection=logits.stride(0),
+        stride_logits_row=logits.stride(1),
+        stride_weights_row=0 if weights is None else weights.stride(0),
+        stride_block_table=batch.block_table.stride(0),
+        **of_q,
+        **of_cache,
+    )
+    tensors = {
+        "logits_ptr": logits,
+        "q_ptr": stored_q,
+        "index_cache_ptr": stored,
+        "weights_ptr": weights,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "seq_lens_ptr": batch.seq_lens,
+        "block_table_ptr": batch.block_table,
+    }
+    return KernelCall(launch, tensors)
+
+
+def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, validate: bool = False) -> torch.Tensor:
+    """Name the units that each row selects, exactly: the first and last ones that `indexer` forces, and those of the greatest
+    logits.
+
+    Args:
+        logits: [HS, T, units] float32; the last dimension is dense. What a row does not see is not looked at.
+        indexer: the terms of the index layer.
+        batch: causal.
+        validate: also check the lengths, which waits for the device.
+
+    Returns:
+        [HS, T, indexer.selected_width] int32, as `Batch.selected` has it: units in rising order, then -1, and in the last
+        column the open unit, if the layer has one. Of equal logits, those of the first units are taken. A row of no request
+        has -1.
+
+    Raises:
+        ContractError: the arguments contradict the contract.
+        UnsupportedError: logits of another dtype, or tensors on a CPU without Triton's interpreter.
+    """
+    check_type("validate", validate, bool, "a bool")
+    check_select(logits, indexer, batch, values=validate)
+    if logits.dtype != torch.float32:
+        reason = "it compares the bits of float32"
+        raise UnsupportedError("attn_optimized", f"logits of {logits.dtype}", reason, "attn_reference")
+    shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
+    selected = torch.empty(shape, dtype=torch.int32, device=logits.device)
+    select_call(logits, indexer, batch, selected=selected).run(logits.device)
+    return selected
+
+
+def select_call(
+    logits: torch.Tensor,
+    indexer: Indexer,
+    batch: Batch,
+    *,
+    selected: torch.Tensor,
+    architecture: str | None = None,
+) -> KernelCall:
+    """The launch of `select`, which writes to `selected`: see `write_index_cache_call`."""
+    architecture = architecture or architecture_of(logits.device, logits.dtype)
+    tiles = select_tiles(architecture)
+    kind = SelectKind(
+        selection_unit=indexer.selection_unit,
+        key_unit=indexer.key_unit,
+        block=tiles.block,
+        block_requests=tiles.block_requests,
+    )
+    num_selections, num_tokens, num_units = logits.shape
+    launch = Launch.of(
+        select_units_kernel,
+        (num_tokens, num_selections),
+        {"KIND": kind},
+        {"num_warps": tiles.num_warps},
+        num_requests=batch.num_requests,
+        num_units=num_units,
+        top_k=indexer.top_k,
+        first_units=indexer.first_units,
+        last_units=indexer.last_units,
+        stride_selected_selection=selected.stride(0),
+        stride_selected_row=selected.stride(1),
+        stride_logits_selection=logits.stride(0),
+        stride_logits_row=logits.stride(1),
+    )
+    tensors: dict[str, torch.Tensor | None] = {
+        "selected_ptr": selected,
+        "logits_ptr": logits,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "seq_lens_ptr": batch.seq_lens,
+    }
+    return KernelCall(launch, tensors)
+
+
+def _cache_strides(index_cache: torch.Tensor, indexer: Indexer) -> tuple[int, dict[str, int]]:
+    """The unit that strides of a cache count in, and the strides: pages of a layout with scales are dense."""
+    cache = without_idle_strides(index_cache)
+    slot = cache.stride(1) if indexer.layout is IndexLayout.PLAIN else 0
+    return in_units(cache.element_size(), stride_block=cache.stride(0), stride_slot=slot)
+
+
+def _operand_dtype(q: torch.dtype, cache: torch.dtype) -> torch.dtype:
+    """The dtype of operands of dots, which holds each number of both. float16 holds those of float8."""
+    wide = {dtype for dtype in (q, cache) if dtype.itemsize > 1}
+    if len(wide) > 1:
+        return torch.float32
+    return wide.pop() if wide else torch.float16

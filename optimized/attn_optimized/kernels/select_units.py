@@ -1,0 +1,123 @@
+"""Selecting the units of the greatest logits, exactly: a radix select, by one program for each row.
+
+Float32 numbers become integers of the same order. Eight rounds find the code of the last unit that is selected, 4 bits each,
+from the highest: a round counts, by digit, the units whose code begins with what is known. No unit is moved and no number is
+rounded, so that the result depends on nothing but the logits. Of units that tie for the last places, the first are selected.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from attn_optimized.kernels.compiled_once import compiled_once
+
+_DIGITS = tl.constexpr(16)
+_BITS = tl.constexpr(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectKind:
+    """The constants that the kernel is compiled for: its one `tl.constexpr`."""
+
+    selection_unit: int
+    key_unit: int
+    """Tokens of a unit, and of an index key."""
+    block: int
+    """Units that a turn looks at."""
+    block_requests: int
+    """Requests that a turn of the search for a row's request looks at."""
+
+
+@compiled_once(aligned=())
+def select_units_kernel(
+    # written: [HS, T, top_k], and one more entry for the open unit if there is one
+    selected_ptr,
+    # read: [HS, T, units], [R + 1], [R]
+    logits_ptr, query_start_loc_ptr, seq_lens_ptr,
+    num_requests, num_units, top_k, first_units, last_units,
+    # in elements
+    stride_selected_selection, stride_selected_row, stride_logits_selection, stride_logits_row,
+    KIND: tl.constexpr,
+):  # fmt: skip
+    """One row of one selection. Grid: (T, HS). A row of no request selects nothing."""
+    # int64 from here on: rows get multiplied by strides
+    row, selection = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    position = position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND)
+    seen_tokens = (position + 1) // KIND.key_unit * KIND.key_unit
+    # unchecked, a length may reach beyond the logits
+    n = tl.minimum((seen_tokens + KIND.selection_unit - 1) // KIND.selection_unit, num_units)
+    row_ptr = logits_ptr + selection * stride_logits_selection + row * stride_logits_row
+    threshold, ties = tl.full((), 0, tl.uint32), top_k
+    if n > top_k:
+        threshold, ties = last_selected(row_ptr, n, top_k, first_units, last_units, KIND)
+    to_ptr = selected_ptr + selection * stride_selected_selection + row * stride_selected_row
+    count, seen_ties = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    for first in range(0, n, KIND.block):
+        unit = first + tl.arange(0, KIND.block)
+        code = codes_of(row_ptr, unit, n, first_units, last_units)
+        is_tie = (unit < n) & (code == threshold)
+        numbered = tl.cumsum(is_tie.to(tl.int32), 0)
+        chosen = (unit < n) & ((code > threshold) | (is_tie & (seen_ties + numbered <= ties)))
+        place = tl.cumsum(chosen.to(tl.int32), 0)
+        tl.store(to_ptr + count + place - 1, unit, mask=chosen)
+        count += tl.sum(chosen.to(tl.int32), 0)
+        seen_ties += tl.sum(is_tie.to(tl.int32), 0)
+    for first in range(count, top_k, KIND.block):
+        entry = first + tl.arange(0, KIND.block)
+        tl.store(to_ptr + entry, tl.full([KIND.block], -1, tl.int32), mask=entry < top_k)
+    if KIND.key_unit > 1:
+        is_open = (position >= 0) & ((position + 1) % KIND.selection_unit != 0)
+        tl.store(to_ptr + top_k, tl.where(is_open, position // KIND.selection_unit, -1).to(tl.int32))
+
+
+@triton.jit
+def position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND: tl.constexpr):
+    """The position of a row's query, int32; -1 if it stands before the sequence, or if the row is of no request."""
+    request = tl.full((), 0, tl.int32)
+    for first in range(0, num_requests, KIND.block_requests):
+        candidate = first + tl.arange(0, KIND.block_requests)
+        end = tl.load(query_start_loc_ptr + 1 + candidate, mask=candidate < num_requests, other=2**31 - 1)
+        request += tl.sum((end <= row).to(tl.int32), 0)
+    is_owned = request < num_requests
+    end_row = tl.load(query_start_loc_ptr + 1 + request, mask=is_owned, other=0)
+    position = tl.load(seq_lens_ptr + request, mask=is_owned, other=0) - (end_row - row.to(tl.int32))
+    return tl.where(is_owned, tl.maximum(position, -1), -1)
+
+
+@triton.jit
+def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr):
+    """The code of the top_k-th greatest of n units, more than top_k, and how many units of that code are selected."""
+    digit = tl.arange(0, _DIGITS)
+    known, mask = tl.full((), 0, tl.uint32), tl.full((), 0, tl.uint32)
+    missing = top_k
+    for turn in range(32 // _BITS):
+        shift = (32 - _BITS) - _BITS * turn
+        # [block, digits]: summed behind the loop
+        found = tl.zeros([KIND.block, _DIGITS], tl.int32)
+        for first in range(0, n, KIND.block):
+            unit = first + tl.arange(0, KIND.block)
+            code = codes_of(row_ptr, unit, n, first_units, last_units)
+            candidate = (unit < n) & ((code & mask) == known)
+            own_digit = ((code >> shift) & (_DIGITS - 1)).to(tl.int32)
+            found += (candidate[:, None] & (own_digit[:, None] == digit[None, :])).to(tl.int32)
+        counts = tl.sum(found, 0)
+        # units of each digit and of greater ones: the digit looked for is the greatest that has at least `missing`
+        at_least = tl.sum(tl.where(digit[None, :] >= digit[:, None], counts[None, :], 0), 1)
+        chosen = tl.sum((at_least >= missing).to(tl.int32), 0) - 1
+        missing -= tl.sum(tl.where(digit > chosen, counts, 0), 0)
+        known = known | (chosen.to(tl.uint32) << shift)
+        mask = mask | (tl.full((), _DIGITS - 1, tl.uint32) << shift)
+    return known, missing
+
+
+@triton.jit
+def codes_of(row_ptr, unit, n, first_units, last_units):
+    """The code of each unit's logit, uint32 of the order of the logits; of units that are always selected, the greatest."""
+    logit = tl.load(row_ptr + unit, mask=unit < n, other=0.0)
+    # -0.0 becomes 0.0, which it ties with
+    bits = (logit + 0.0).to(tl.int32, bitcast=True)
+    # the order of negative numbers is turned round, and all of them come before the positive ones
+    code = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+    forced = (unit < first_units) | (unit >= n - last_units)
+    return tl.where(forced, 0xFFFFFFFF, code)
