@@ -14,6 +14,8 @@ from attn_optimized.kernels.compiled_once import compiled_once
 
 _DIGITS = tl.constexpr(16)
 _BITS = tl.constexpr(4)
+_TOGETHER = tl.constexpr(4)
+"""Units of a turn that a thread has. They are counted in one number, 4 bits for each digit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class SelectKind:
     key_unit: int
     """Tokens of a unit, and of an index key."""
     block: int
-    """Units that a turn looks at."""
+    """Units that a turn looks at, less than 2^15."""
     block_requests: int
     """Requests that a turn of the search for a row's request looks at."""
 
@@ -52,17 +54,22 @@ def select_units_kernel(
     if n > top_k:
         threshold, ties = last_selected(row_ptr, n, top_k, first_units, last_units, KIND)
     to_ptr = selected_ptr + selection * stride_selected_selection + row * stride_selected_row
-    count, seen_ties = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    # of the units before the turn: those above the threshold, and those that tie with it
+    num_above, num_ties = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     for first in range(0, n, KIND.block):
         unit = first + tl.arange(0, KIND.block)
         code = codes_of(row_ptr, unit, n, first_units, last_units)
-        is_tie = (unit < n) & (code == threshold)
-        numbered = tl.cumsum(is_tie.to(tl.int32), 0)
-        chosen = (unit < n) & ((code > threshold) | (is_tie & (seen_ties + numbered <= ties)))
-        place = tl.cumsum(chosen.to(tl.int32), 0)
-        tl.store(to_ptr + count + place - 1, unit, mask=chosen)
-        count += tl.sum(chosen.to(tl.int32), 0)
-        seen_ties += tl.sum(is_tie.to(tl.int32), 0)
+        is_above, is_tie = (unit < n) & (code > threshold), (unit < n) & (code == threshold)
+        # both counts in one sum: a turn has less than 2^15 units
+        own = is_above.to(tl.int32) + (is_tie.to(tl.int32) << 16)
+        before = tl.cumsum(own, 0) - own
+        above_before, ties_before = num_above + (before & 0xFFFF), num_ties + (before >> 16)
+        chosen = is_above | (is_tie & (ties_before < ties))
+        tl.store(to_ptr + above_before + tl.minimum(ties_before, ties), unit, mask=chosen)
+        found = tl.sum(own, 0)
+        num_above += found & 0xFFFF
+        num_ties += found >> 16
+    count = num_above + tl.minimum(num_ties, ties)
     for first in range(count, top_k, KIND.block):
         entry = first + tl.arange(0, KIND.block)
         tl.store(to_ptr + entry, tl.full([KIND.block], -1, tl.int32), mask=entry < top_k)
@@ -91,17 +98,19 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
     digit = tl.arange(0, _DIGITS)
     known, mask = tl.full((), 0, tl.uint32), tl.full((), 0, tl.uint32)
     missing = top_k
-    for turn in range(32 // _BITS):
-        shift = (32 - _BITS) - _BITS * turn
-        # [block, digits]: summed behind the loop
-        found = tl.zeros([KIND.block, _DIGITS], tl.int32)
+    for bits in range(0, 32, _BITS):
+        shift = 32 - _BITS - bits
+        # [digits, threads], so that no number leaves its thread in the loop
+        found = tl.full([_DIGITS, KIND.block // _TOGETHER], 0, tl.int32)
         for first in range(0, n, KIND.block):
             unit = first + tl.arange(0, KIND.block)
             code = codes_of(row_ptr, unit, n, first_units, last_units)
             candidate = (unit < n) & ((code & mask) == known)
-            own_digit = ((code >> shift) & (_DIGITS - 1)).to(tl.int32)
-            found += (candidate[:, None] & (own_digit[:, None] == digit[None, :])).to(tl.int32)
-        counts = tl.sum(found, 0)
+            own_digit = (code >> shift) & (_DIGITS - 1)
+            of_digits = candidate.to(tl.int64) << (own_digit * _BITS).to(tl.int64)
+            together = tl.sum(tl.reshape(of_digits, [_TOGETHER, KIND.block // _TOGETHER]), 0)
+            found += ((together[None, :] >> (digit * _BITS).to(tl.int64)[:, None]) & (_DIGITS - 1)).to(tl.int32)
+        counts = tl.sum(found, 1)
         # units of each digit and of greater ones: the digit looked for is the greatest that has at least `missing`
         at_least = tl.sum(tl.where(digit[None, :] >= digit[:, None], counts[None, :], 0), 1)
         chosen = tl.sum((at_least >= missing).to(tl.int32), 0) - 1

@@ -51,7 +51,7 @@ def _logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
 
 
 @functools.cache
-def _paged(dtype: torch.dtype) -> list[ModuleType]:
+def load_paged(dtype: torch.dtype) -> list[ModuleType]:
     """The host code of the paged kernels on an architecture without Gluon, whose float8 is of the dtype."""
     stubs: dict[str, dict[str, Any]] = {
         "aiter": {"dtypes": SimpleNamespace(fp8=dtype)},
@@ -76,7 +76,7 @@ def _decoded(q, index_cache, indexer, batch) -> tuple[torch.Tensor, torch.Tensor
 
 def _paged_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     queries, cache = _decoded(q, index_cache, indexer, batch)
-    [_, kernels] = _paged(indexer.cache_dtype)
+    [_, kernels] = load_paged(indexer.cache_dtype)
     requests, drafts, heads, size = queries.shape
     pages = cache.flatten(1)
     codes = pages[:, : cache.shape[1] * size].view(indexer.cache_dtype).view(len(cache), -1, size)
@@ -98,7 +98,7 @@ def _paged_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
 
 def _stage1_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     queries, cache = _decoded(q, index_cache, indexer, batch)
-    [host, _] = _paged(indexer.cache_dtype)
+    [host, _] = load_paged(indexer.cache_dtype)
     rows, length, heads = queries.shape[0] * queries.shape[1], -(-batch.max_seq_len // CHUNK) * CHUNK, indexer.num_heads
     with guarded((heads, rows, length), torch.float32, "logits of heads") as of_heads:
         of_heads.fill_(-torch.inf)
@@ -112,7 +112,7 @@ def _stage1_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
 
 
 def _kernels() -> list[ModuleType]:
-    return _paged(FNUZ)[1:]
+    return load_paged(FNUZ)[1:]
 
 
 _SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)}

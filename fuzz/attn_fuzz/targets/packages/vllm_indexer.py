@@ -26,7 +26,7 @@ QUANTIZED = {"cache_dtype": (FNUZ, FN), "scale_format": tuple(ScaleFormat), "lar
 
 
 @functools.cache
-def _load(dtype: torch.dtype) -> ModuleType:
+def load(dtype: torch.dtype) -> ModuleType:
     stubs = vllm_sparse_mla.stubs()
     platform = stubs["vllm.platforms"]["current_platform"]
     stubs["vllm.platforms"] = {"current_platform": SimpleNamespace(**(vars(platform) | {"fp8_dtype": lambda: dtype}))}
@@ -36,7 +36,7 @@ def _load(dtype: torch.dtype) -> ModuleType:
 
 
 def _written(k, index_cache, indexer, slot_mapping) -> None:
-    _load(indexer.cache_dtype).indexer_k_quant_and_cache_triton(
+    load(indexer.cache_dtype).indexer_k_quant_and_cache_triton(
         k[: len(slot_mapping)], index_cache, slot_mapping, indexer.head_size, indexer.scale_format.value
     )
 
@@ -47,7 +47,7 @@ def _gathered(index_cache, indexer, batch, count: int) -> tuple[torch.Tensor, to
     request = torch.repeat_interleave(torch.arange(batch.num_requests, dtype=torch.int32), lengths)
     codes = torch.zeros(count, indexer.head_size, dtype=torch.uint8).view(indexer.cache_dtype)
     scales = torch.zeros(count, 4, dtype=torch.uint8)
-    _load(indexer.cache_dtype).cp_gather_indexer_k_quant_cache_triton(
+    load(indexer.cache_dtype).cp_gather_indexer_k_quant_cache_triton(
         index_cache,
         codes,
         scales,
@@ -60,7 +60,7 @@ def _gathered(index_cache, indexer, batch, count: int) -> tuple[torch.Tensor, to
 
 
 def _paged_logits(q, weights, index_cache, indexer, batch, *, function: str) -> torch.Tensor:
-    module, rows = _load(indexer.cache_dtype), int(batch.query_start_loc[-1])
+    module, rows = load(indexer.cache_dtype), int(batch.query_start_loc[-1])
     queries = q[:rows].unflatten(0, (-1, drafts_of(batch))).contiguous()
     # a model's longest request is whole blocks here: the torch function takes no other
     length = -(-batch.max_seq_len // index_cache.shape[1]) * index_cache.shape[1]
@@ -92,7 +92,7 @@ VLLM_PAGED_MQA_LOGITS = index_target(
     lambda: Stages(index_logits=functools.partial(_paged_logits, function="rocm_fp8_paged_mqa_logits_triton")),
     QUANTIZED | {"layout": (FLAT,)},
     description="rocm_fp8_paged_mqa_logits_triton of vLLM 0.33.0",
-    modules=lambda: [_load(FNUZ)],
+    modules=lambda: [load(FNUZ)],
     engine=index_engine(query_lens=("equal",), **_SIZES),
     **(_FIELDS | {"block_sizes": (64, 128)}),
 )
