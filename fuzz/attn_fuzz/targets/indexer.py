@@ -150,8 +150,8 @@ def check(step: IndexStep, stages: Stages, rng: random.Random) -> None:
         logits = stages.index_logits(step.q, step.weights, cache, step.indexer, step.batch)
         if not all(torch.equal(bits(a), bits(b)) for a, b in zip(before, (right, step.q), strict=True)):
             raise FailedCheckError("input", "index_cache", "index_logits changed the index cache or q")
-        if message := wrong_logits(oracle, logits, step.indexer, step.batch):
-            raise FailedCheckError("value", "index_logits", message)
+        if wrong := wrong_logits(oracle, logits, step.indexer, step.batch):
+            raise FailedCheckError(wrong.kind, "index_logits", wrong.message, wrong.ratio)
     if stages.select is not None:
         given = logits.float() if stages.index_logits else _with_garbage(_near(logits, rng), rng)
         if message := wrong_selection(stages.select(given, step.indexer, step.batch), given, step.indexer, step.batch):
