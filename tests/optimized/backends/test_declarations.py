@@ -192,7 +192,7 @@ SERVED = {
         beyond=before_sm89,
         plain=replace(PLAIN, rules={"head_size_v": 32}),
     ),
-    # vLLM 0.33: blocks of 1 slot or of tiles of 16, picks in tiles of 128, sinks on MI300 and MI350, AITER's kernels on CDNA 3 and later
+    # vLLM 0.33: blocks of 1 slot or of tiles of 16, picks in tiles of 128, sinks on MI300 and MI350, AITER on CDNA 3 and later
     "ROCM_AITER_MLA_SPARSE": Served(
         rules=("head_size_v", "selection_unit", "sinks"),
         head_sizes=(),
