@@ -75,6 +75,7 @@ class Platform(Nothing):
 UNITS = {"multi_processor_count": 16, "compute_capability": (9, 4), "warps_per_sm": 32}
 VALUES = {
     "aiter": {
+        "aiter.dtypes": {"fp8": torch.float8_e4m3fnuz},
         "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16, "get_num_xcds": lambda: 8},
         "aiter.ops.triton.utils._triton.arch_info": {
             "get_arch": lambda: "gfx942",

@@ -67,6 +67,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--sliding-window", type=click.IntRange(min=1), help="Keys that a token sees, itself included, as models give the number."
 )
 @click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Dtype of a quantized output.")
+@click.option("--top-k", type=int, help="Units that an indexer picks for a query.")
 @_rule_options
 @click.option("--tensor-parallel", type=click.IntRange(min=1), help="Devices that share the heads of a model config.")
 @click.option("--arch", metavar="NAME", help="Architecture, such as gfx942 or sm90; default: this machine's.")

@@ -48,6 +48,7 @@ class AttentionConfig:
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
         output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
+        top_k: the most units that an indexer picks for a query, as in Indexer; None: nobody says, or the layer selects none.
         rules: by the rule's name, the value of each rule that the layer or one of its steps asks for: as in Layer, or True for
             a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
             and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants
@@ -69,6 +70,7 @@ class AttentionConfig:
     kv_cache_dtype: torch.dtype | None = None
     scales: Scales | None = None
     output_dtype: torch.dtype | None = None
+    top_k: int | None = None
     rules: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +103,10 @@ class AttentionConfig:
             expected = f"one for scales {self.scales}: only {holding} hold their own"
             raise ContractError("layout", self.layout, expected)
         self._check_rules()
+        if self.top_k is not None:
+            check_int("top_k", self.top_k, minimum=1)
+            if not self.asks("selection_unit"):
+                raise ContractError("top_k", self.top_k, "None without a selection_unit: the layer attends to all keys")
 
     def _check_rules(self) -> None:
         """Check values as Layer and Batch do, as far as they are known without tensors; drop those that are off."""

@@ -140,6 +140,7 @@ class Capabilities:
         layouts: of the KV cache, in order of preference; empty for a backend without a cache.
         kv_cache_dtypes, scales: of quantized caches.
         output_dtypes: of an output that is quantized with output_scale.
+        top_ks: units that an indexer picks for a query at most, of a backend that serves selection_unit.
         rules: an answer by the name of each rule that the author has thought of. Any other rule is refused as not declared.
         combinations: what it does not support together.
 
@@ -160,6 +161,7 @@ class Capabilities:
     scales: Values
     output_dtypes: Values
     rules: Mapping[str, Answer]
+    top_ks: Values = ANY
     combinations: tuple[Combination, ...] = ()
 
     def __post_init__(self) -> None:
@@ -208,6 +210,7 @@ class Capabilities:
             ("KV cache dtype", config.kv_cache_dtype, self.kv_cache_dtypes),
             ("scales of a quantized cache:", config.scales, self.scales),
             ("output dtype", config.output_dtype, self.output_dtypes),
+            ("top_k", config.top_k, self.top_ks),
         ):
             if value is not None and value not in values:
                 yield Refusal(f"{name} {named(value)}", f"{values.why} (it takes {values})")

@@ -50,12 +50,13 @@ class FailedCheckError(Exception):
         kind: of the verdict (`attn_fuzz.verdict.verdict.Kind`), such as "property".
         about: what the failure is about, as `Verdict.about` has it.
         message: one line for a person.
+        ratio: the largest error / bound, of a value.
     """
 
-    def __init__(self, kind: str, about: str, message: str) -> None:
-        super().__init__(kind, about, message)
+    def __init__(self, kind: str, about: str, message: str, ratio: float = 0.0) -> None:
+        super().__init__(kind, about, message, ratio)
         self.kind: Any = kind  # its type imports torch
-        self.about, self.message = about, message
+        self.about, self.message, self.ratio = about, message, ratio
 
     def __str__(self) -> str:
         return self.message

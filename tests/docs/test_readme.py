@@ -29,7 +29,7 @@ def test_what_the_zoo_came_to():
 
 def test_how_many_findings_there_are():
     findings = (ROOT / "docs" / "generated" / "findings.md").read_text()
-    packages = {"AITER": "amd-aiter", "vLLM": "vllm", "SGLang": "sglang", "LMDeploy": "lmdeploy"}
+    packages = {"AITER": "(?:amd-|ROCm/)aiter", "vLLM": "vllm", "SGLang": "sglang", "LMDeploy": "lmdeploy"}
     for name, package in packages.items():
         rows = re.findall(rf" \| {package}(?:'s)? ", findings)
         assert f" {len(rows)} in {name}" in README.replace("\n  ", " ")

@@ -64,7 +64,7 @@ class Call:
         path: the module's name in the model, without that number and the names of lists.
         num_heads, num_kv_heads, head_size, value_size: of q, k and v as handed.
         rules: window, chunked_local, selection_unit, logits_soft_cap and sinks, as in AttentionConfig.
-        attn_type: as in AttentionConfig.
+        attn_type, top_k: as in AttentionConfig.
         shared_with: the layer whose keys it is handed; None: its own.
         in_two_parts: the model is an encoder and a decoder.
         refused: why the call is no layer of the contract; None if it is one.
@@ -79,6 +79,7 @@ class Call:
     scale: float = 0.0
     rules: Mapping[str, Any] = field(default_factory=dict)
     attn_type: AttentionType = AttentionType.DECODER
+    top_k: int | None = None
     shared_with: int | None = None
     in_two_parts: bool = False
     refused: NotAnsweredError | None = None
@@ -220,7 +221,9 @@ def _call(
         _, num_kv_heads, _, key_size = key.shape
         if key_size != head_size or num_heads % num_kv_heads or value.shape[1] != num_kv_heads:
             raise NotAnsweredError(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
-        rules, ahead = _asked(module, mask, dict(options))
+        options = dict(options)
+        unit, top_k = _picked(module, options)
+        rules, ahead = _asked(module, mask, options)
         attn_type = _attn_type(ahead, key.shape[2] != query.shape[2], path.partition(".")[0] if in_two_parts else None)
     except NotAnsweredError as error:
         return Call(layer=layer, path=path, refused=error)
@@ -232,8 +235,9 @@ def _call(
         head_size=head_size,
         value_size=value.shape[-1],
         scale=_scaled_before(module) * (head_size**-0.5 if scaling is None else float(scaling)),
-        rules=rules,
+        rules=rules if unit is None else rules | {"selection_unit": unit},
         attn_type=attn_type,
+        top_k=top_k,
         in_two_parts=in_two_parts,
         shared_with=None if of == layer else of,
     )
@@ -297,8 +301,6 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
         raise NotAnsweredError(Reason.MASK, "the model's own, or one that the model changed")
     rules, ahead = ({}, True) if mask is None else mask.seen()
     rules = dict(rules)
-    if (unit := _picked_unit(module, options)) is not None:
-        rules["selection_unit"] = unit
     options.pop("dropout", None)
     is_causal, width = options.pop("is_causal", None), options.pop("sliding_window", None)
     config = getattr(module, "config", None)
@@ -327,22 +329,25 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     return rules, ahead
 
 
-def _picked_unit(module: Any, options: dict[str, Any]) -> int | None:
-    """Tokens of the units that the indexer of a layer picked, or that of a layer before it; None: the call is for all keys."""
+def _picked(module: Any, options: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Tokens of a unit that the indexer of a layer picked, or that of a layer before it, and how many units it picks.
+
+    Nothing: the call is for all keys.
+    """
     tokens, blocks = options.pop("indices", None), options.pop("block_indices", None)
     if tokens is None and blocks is None:
-        return None
+        return None, None
     picks = [pick for pick in (tokens, blocks) if pick is not None]
     if len(picks) > 1 or (tokens is not None and tokens.dim() != 3):
         shapes = " and ".join(str(tuple(pick.shape)) for pick in picks)
         raise NotAnsweredError(Reason.ARGUMENT, f"indices or block_indices ({shapes})")
     if tokens is not None:
-        return 1
+        return 1, getattr(module.config, "index_topk", None)
     if blocks.dim() != 4 or blocks.shape[1] != module.config.num_key_value_heads:
         raise NotAnsweredError(
             Reason.ARGUMENT, f"block_indices ({tuple(blocks.shape)}), which are not one row for each KV head"
         )
-    return module.indexer.block_size
+    return module.indexer.block_size, module.indexer.topk_blocks
 
 
 def _seen(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:

@@ -66,6 +66,8 @@ def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str,
     }
     if group.layout is not None:
         fields["layout"] = str(group.layout)
+    if group.top_k is not None:
+        fields["top_k"] = group.top_k
     return fields | {name: value for name, value in asked.items() if _can_have(group.attn_type, name)}
 
 

@@ -17,6 +17,7 @@ class Group:
         num_heads, num_kv_heads, head_size, attn_type: as in AttentionConfig.
         scale: the factor of q.k.
         rules: by the rule's name, as in AttentionConfig.
+        top_k: as in AttentionConfig.
         layout: the one that holds its rows; None leaves the choice to the backend.
     """
 
@@ -27,6 +28,7 @@ class Group:
     scale: float
     attn_type: AttentionType = AttentionType.DECODER
     rules: Mapping[str, Any] = field(default_factory=dict)
+    top_k: int | None = None
     layout: Layout | None = None
 
     def with_ranges(self, longest: float) -> "Group":

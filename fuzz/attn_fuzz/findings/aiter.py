@@ -762,6 +762,44 @@ DECODE_SPARSE = (
         ),
     ),
 )
+MQA_LOGITS = (
+    Finding(
+        name="aiter-mqa-logits-strided",
+        what="On gfx942, float8_e4m3fn queries or index keys that are a part of longer rows are read at wrong places, and "
+        "behind the last one.",
+        cause="aiter/ops/triton/attention/fp8_mqa_logits.py:131-132 and 157-165, fp8_mqa_logits: the strides are taken "
+        "before Q and KV are converted to float8_e4m3fnuz, and what is converted is dense.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "nan", "sanitizer") and case.fused_qkv and case.writes and case.num_rows > 1
+        ),
+    ),
+)
+MQA_LOGITS_STAGE1 = (
+    Finding(
+        name="aiter-mqa-logits-stage1-stores",
+        what="Where max_model_len is no multiple of 256, up to 255 columns behind a row are written: the beginning of the rows "
+        "that follow, and the memory behind the last one.",
+        cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:304-311, _deepgemm_fp8_paged_mqa_logits_stage1: the "
+        "store of a chunk of 256 columns has no mask. max_model_len is given, and not used.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: verdict.kind in ("guard", "sanitizer") and case.slack > 0,
+    ),
+)
+MQA_LOGITS_RAGGED = (
+    Finding(
+        name="aiter-mqa-logits-ragged-drafts",
+        what="Query n of the N queries of a request sees the keys of query N - n: the first one sees a column behind the last "
+        "key, and from three queries on the last one does not see its own key.",
+        cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:191, _deepgemm_fp8_paged_mqa_logits_ragged_k: of L "
+        "keys, query n sees i <= L - n. It should be i <= L - N + n, as in the kernels beside it (:300 and :455). "
+        "_deepgemm_fp8_paged_mqa_logits_stage1_ragged_k has the same line (:96).",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "nan") and any(request.query_len > 2 for request in case.requests)
+        ),
+    ),
+)
 DECODES_OF_MAIN = (
     Finding(
         name="aiter-decode-empty-request",

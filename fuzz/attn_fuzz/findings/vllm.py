@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SEEN_IN = "vllm 0.33.0, and 0.29.0"
 UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
+_INDEXER = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 OF_TWO_WIDTHS = "vllm/v1/attention/ops/triton_unified_attention_diffkv.py"
 
 
@@ -72,6 +73,20 @@ def _has_a_hidden_tile(case: "Case", request: "Request", worst: "Difference") ->
     query, left = worst.row - case.query_start_loc[worst.request], case.window[0]
     begin = max(0, request.context_len + max(0, query - 63) - left)
     return left >= 0 and begin // 32 * 32 + 32 <= request.context_len + query - left
+
+
+def _has_wrong_logits(case: "Case", verdict: "Verdict") -> bool:
+    """Whether index logits are wrong that were read in a cache whose blocks have several slots."""
+    return verdict.kind in ("value", "nan") and case.cache is not None and case.cache.block_size > 1
+
+
+def _is_of_bfloat16(case: "Case", verdict: "Verdict") -> bool:
+    """Whether index logits are as wrong as each head's product may be that was rounded to bfloat16, by 2^-9 of itself.
+
+    A bound of `attn_fuzz.verdict.indexer` is n 2^-23 of the sum of the products' magnitudes, and n is D + Hs + 4.
+    """
+    roundings = case.head_size + case.num_kv_heads * case.group_size + 4
+    return verdict.kind == "value" and verdict.ratio <= 2.0**14 / roundings + 1
 
 
 def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
@@ -331,5 +346,38 @@ SPARSE_MLA = (
         seen_in="vllm 0.33.0",
         meets=lambda config: config.has_latent_cache and config.head_size.bit_count() > 1,
         explains=lambda case, verdict: verdict.kind == "raised" and case.head_size.bit_count() > 1,
+    ),
+)
+_ROWS_OF_DRAFTS = Finding(
+    name="vllm-index-decode-drafts",
+    what="Where requests have several queries, as when drafts are verified, index keys are read in blocks of several slots as "
+    "rows of D numbers and a scale. All writers put the scales of a block behind its numbers. With one query it is read so.",
+    cause=f"{_INDEXER}:489-490, fp8_paged_mqa_logits_torch: kv_cache[..., :dim] and kv_cache[..., dim:].",
+    seen_in="vllm 0.33.0",
+    explains=lambda case, verdict: _has_wrong_logits(case, verdict) and any(r.query_len > 1 for r in case.requests),
+)
+PAGED_MQA_LOGITS_TORCH = (_ROWS_OF_DRAFTS,)
+INDEX_DECODE = (
+    Finding(
+        name="vllm-index-decode-tiles",
+        what="On ROCm without AITER, a decode scores wrong numbers: index keys are written in tiles of 16 slots and 16 dims "
+        "where blocks have 16 slots or more, and are read one slot after the other.",
+        cause=f"{_INDEXER}:196, indexer_k_quant_and_cache_triton, writes tiles. rocm_fp8_paged_mqa_logits (:859-868) hands the "
+        "cache to fp8_paged_mqa_logits_torch (:458-482), which knows none. Neither does AITER's "
+        "deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs with AITER (:840-858).",
+        seen_in="vllm 0.33.0",
+        explains=_has_wrong_logits,
+    ),
+    _ROWS_OF_DRAFTS,
+)
+MQA_LOGITS_TORCH = (
+    Finding(
+        name="vllm-mqa-logits-bfloat16",
+        what="In prefills on ROCm without AITER, the product of a query and an index key is rounded to bfloat16 for each head "
+        "before heads are summed: 257 is 256. AITER's kernels and vLLM's function for decodes keep float32.",
+        cause=f"{_INDEXER}:899-900 and 917, fp8_mqa_logits_torch: q and k become bfloat16, which holds float8 exactly, and the "
+        "result of torch.einsum has the dtype of its operands.",
+        seen_in="vllm 0.33.0",
+        explains=_is_of_bfloat16,
     ),
 )

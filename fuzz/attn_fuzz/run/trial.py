@@ -106,10 +106,10 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
     attended = time.perf_counter()
 
     def verdict(
-        kind: Kind, message: str, judgement: Judgement | None = None, about: str = ""
+        kind: Kind, message: str, judgement: Judgement | None = None, about: str = "", ratio: float = 0.0
     ) -> tuple[Verdict, Judgement | None]:
         seconds = {**attempt.seconds, "judge": time.perf_counter() - attended}
-        plain = Verdict(kind=kind, message=message, about=about, seconds=seconds, events=attempt.events)
+        plain = Verdict(kind=kind, message=message, about=about, ratio=ratio, seconds=seconds, events=attempt.events)
         return (plain if judgement is None else _with_judgement(plain, attempt, judgement)), judgement
 
     if attempt.error is not None:
@@ -117,7 +117,8 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
             return verdict("limit", described(attempt.error), about=limit)
         check_no_fault(attempt.error)
     if isinstance(attempt.error, FailedCheckError):
-        return verdict(attempt.error.kind, f"{attempt.error}{attempt.during}", about=attempt.error.about)
+        error = attempt.error
+        return verdict(error.kind, f"{error}{attempt.during}", about=error.about, ratio=error.ratio)
     for kind, check in CHECKS:
         if wrong := check(attempt):
             shows_outputs = check is stray_write and target.oracle

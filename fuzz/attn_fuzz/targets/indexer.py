@@ -1,10 +1,10 @@
 """Targets that choose keys: an index cache is written, units are scored, and the best are selected.
 
 A step of an index layer is made of a step of attention over a selection, so that drawing, shrinking, verdicts and findings are
-those of every target. The case says the lengths, blocks, drafts and padding; its query heads are index heads, its head size
-theirs, its selection_unit the unit, and the width of its `selected` is top_k. The case's seed draws the rest: the terms of the
-index layer that a target serves, and the numbers, of one of `NUMBERS`. Slots without a key hold NaN, and so do rows of no
-request.
+those of every target. The case says the lengths, blocks, drafts and padding, and whether rows of q are a part of longer ones
+(`fused_qkv`). Its query heads are index heads, its head size theirs, its selection_unit the unit, and the width of its
+`selected` is top_k. The case's seed draws the rest: the terms of the index layer that a target serves, and the numbers, of one
+of `NUMBERS`. Slots without a key hold NaN, and so do rows of no request.
 
 Stage by stage, each is given what the reference makes of the stage before, or what the target has made and was found right:
 
@@ -167,8 +167,8 @@ def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.dev
         logits = stages.index_logits(called.q, called.weights, cache, *arguments).cpu()
         if not (torch.equal(buffer.cpu(), right) and torch.equal(bits(q), bits(called.q))):
             raise FailedCheckError("input", "index_cache", "index_logits changed the index cache or q")
-        if message := wrong_logits(oracle, logits, step.indexer, step.batch):
-            raise FailedCheckError("value", "index_logits", message)
+        if wrong := wrong_logits(oracle, logits, step.indexer, step.batch):
+            raise FailedCheckError(wrong.kind, "index_logits", wrong.message, wrong.ratio)
     if stages.select is not None:
         given = logits.float() if stages.index_logits else _with_garbage(_near(logits, rng), rng)
         selected = stages.select(_moved(given, called.q.device), *arguments).cpu()
@@ -273,13 +273,13 @@ def index_step(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Bat
     order = [*slots, *[-1] * rng.choice((0, 1, 3))]
     rng.shuffle(order)
     mapping = torch.tensor(order, dtype=torch.int64)
-    dtype = _dtype_of_keys(indexer, numbers)
+    dtype, has_wide_weights = _dtype_of_keys(indexer, numbers), rng.choice((False, False, True))
     written = torch.where(mapping[:, None] >= 0, k[mapping.clamp(min=0)], torch.nan).to(dtype)
     return IndexStep(
         indexer=indexer,
         batch=batch,
-        q=_padded(q_rows, len(q), rng, _dtype_of_q(indexer, dtype)),
-        weights=_padded(weights, len(q), rng, torch.float32) if indexer.score is IndexScore.SUM_RELU else None,
+        q=_padded(q_rows, len(q), q.stride(0) > q.shape[1:].numel(), _dtype_of_q(indexer, dtype)),
+        weights=_padded(weights, len(q), has_wide_weights, torch.float32) if indexer.score is IndexScore.SUM_RELU else None,
         k=written,
         slot_mapping=mapping,
         buffer=buffer,
@@ -380,10 +380,9 @@ def _numbers(
     return k, q, weights
 
 
-def _padded(rows: torch.Tensor, count: int, rng: random.Random, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of a tensor that has `count`, whose others hold NaN. Now and then rows are longer than their numbers."""
-    wide = rows.shape[1] + rng.choice((0, 0, 1))
-    padded = poison((count + 1, wide, *rows.shape[2:]), dtype, rows.device)[:count, : rows.shape[1]]
+def _padded(rows: torch.Tensor, count: int, wide: bool, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a tensor that has `count`, whose others hold NaN. Wide rows are longer than their numbers."""
+    padded = poison((count + 1, rows.shape[1] + wide, *rows.shape[2:]), dtype, rows.device)[:count, : rows.shape[1]]
     padded[: len(rows)] = attn_reference.quantize(rows, torch.ones(()), dtype) if dtype.itemsize == 1 else rows.to(dtype)
     return padded
 
@@ -409,7 +408,7 @@ EVERY_TERM: Final[Terms] = {
 
 
 def index_engine(**fields: Any) -> Engine:
-    """Steps of an index layer, which knows nothing of K and V, and has no form of q or out."""
+    """Steps of an index layer, which knows nothing of K and V, and has no form of out."""
     settings = {
         "selections": ("top",),
         "empty_selections": False,
@@ -420,7 +419,6 @@ def index_engine(**fields: Any) -> Engine:
         "planes": (False,),
         "flat_out": (False,),
         "dense_out": (True,),
-        "fused_qkv": (False,),
         "unlike_strides": (False,),
         "saturated": False,
         "recycled": False,

@@ -17,6 +17,7 @@ the very logits that it was made of, the bound is 0, and only ties are free.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from attn_contract import Batch, Indexer, IndexScore
@@ -60,8 +61,19 @@ def index_oracle(
     return IndexOracle(logits, bound)
 
 
-def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch: Batch) -> str | None:
-    """What is wrong with logits [HS, T, units or more], in one line; None if nothing is. Forced units may have any logit."""
+class WrongLogits(NamedTuple):
+    """What is wrong with logits: a kind of verdict, one line, and the largest error / bound of a finite logit."""
+
+    kind: Literal["value", "nan"]
+    message: str
+    ratio: float
+
+
+def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch: Batch) -> WrongLogits | None:
+    """What is wrong with logits [HS, T, units or more]; None if nothing is. Forced units may have any logit.
+
+    The kind is "nan" if a wrong logit is NaN or infinite.
+    """
     got = got[..., : oracle.logits.shape[-1]].double()
     judged = (oracle.logits > -torch.inf) & ~_forced(oracle.logits, indexer, batch)
     error = (got - oracle.logits).abs().nan_to_num(nan=torch.inf)
@@ -71,10 +83,12 @@ def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch
     ratio = torch.where(wrong, error / oracle.bound, -1.0)
     place = tuple((ratio == ratio.amax()).nonzero()[0].tolist())
     selection, row, unit = place
-    return (
+    message = (
         f"logit of unit {unit} at row {row}, selection {selection}: got {float(got[place]):.9g}, expected "
         f"{float(oracle.logits[place]):.9g} +- {float(oracle.bound[place]):.2g}; {int(wrong.sum())} logits are wrong"
     )
+    finite = ratio.isfinite()
+    return WrongLogits("value" if finite.all() else "nan", message, float(torch.where(finite, ratio, 0.0).amax()))
 
 
 def wrong_selection(

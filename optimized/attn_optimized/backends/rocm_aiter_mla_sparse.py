@@ -5,6 +5,7 @@ differs in two things. Where a row sees no more keys than an indexer picks, vLLM
 vLLM takes a picked id of -1 for slot 0 of the cache, if it stands among the first min(k, p + 1); here it is no token, anywhere.
 """
 
+import dataclasses
 from typing import Any, NoReturn
 
 import torch
@@ -28,14 +29,12 @@ from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, AttentionMetadataBuilder, MLAAttentionImpl
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 from attn_optimized.backends.rocm_aiter_mla import UNPADDED_HEADS
-from attn_optimized.backends.topk_indices import NAME as BUFFER
 from attn_optimized.backends.topk_indices import check_buffer, selecting
 from attn_optimized.backends.triton_mla import MlaMetadata
 from attn_optimized.backends.triton_mla.declaration import TOO_WIDE, WIDEST, mla_capabilities
 from attn_optimized.backends.triton_mla.metadata import MlaDecodeMetadata
 
 NAME = "ROCM_AITER_MLA_SPARSE"
-_IDS_AT_A_TIME = 128
 
 
 class SparseMlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
@@ -80,9 +79,7 @@ class RocmAiterMlaSparseImpl(MLAAttentionImpl[MlaMetadata]):
     def __init__(self, layer: Layer, *, topk_indices_buffer: torch.Tensor, **arguments: Any) -> None:
         super().__init__(layer, **arguments)
         check_buffer(topk_indices_buffer, ("max tokens", "k"))
-        if (k := topk_indices_buffer.shape[1]) % _IDS_AT_A_TIME:
-            reason = f"vLLM's kernel converts {_IDS_AT_A_TIME} at a time, and its backend drops what is over"
-            raise UnsupportedError(NAME, f"{k} picked ids in a row of {BUFFER}", reason)
+        self._refuse(dataclasses.replace(self.config, top_k=topk_indices_buffer.shape[1]))
         self.topk_indices_buffer = topk_indices_buffer[None]
 
     def forward_mqa(
@@ -120,6 +117,7 @@ class RocmAiterMlaSparseBackend(AttentionBackend):
             ),
             head_sizes=Multiples(1, "a tile holds whole rows", at_most=WIDEST),
             block_sizes=ANY,
+            top_ks=Multiples(128, "vLLM's kernel converts so many picked ids at a time, and its backend drops what is over"),
             rules={
                 "selection_unit": YES,
                 "sinks": YES,

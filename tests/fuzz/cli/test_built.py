@@ -68,7 +68,10 @@ SPARSE = {"sparse_attention_freq": [0, 0, 1, 1, 1, 1], "use_sparse_attention": T
 def test_what_an_indexer_picks_are_units_of_its_layers():
     sparse = {**SPARSE, "sparse_block_size": 32}
     full = ([0, 1], 4, 2, 16, {})
-    got = answer("minimax_m3_vl_text", head_dim=16, sparse_attention_config=sparse)
+    fields = {"head_dim": 16, "sparse_attention_config": {**sparse, "sparse_topk_blocks": 5}}
+    got = answer("minimax_m3_vl_text", **fields)
+    groups = model_config({"model_type": "minimax_m3_vl_text", **TINY, **fields}).groups
+    assert [group.top_k for group in groups.values()] == [None, 5]
     assert got == {"full_attention": full, "indexed_attention": ([2, 3, 4, 5], *full[1:4], {"selection_unit": 32})}
 
 

@@ -89,6 +89,14 @@ def test_the_line_for_vllm_is_of_the_layers_whose_backend_it_can_choose(select):
     assert "indexed_attention: block size 64 not supported: a block of the cache is a block that is picked" in result["error"]
 
 
+@pytest.mark.parametrize(("top_k", "served"), [(2048, True), (1920, True), (2000, False)])
+def test_picks_are_served_where_vllm_converts_them_all(top_k, served, select):
+    ended, result = select({**CONFIGS["deepseek-v3.2"], "index_topk": top_k})
+    assert f"selection_unit 1, head_size_v 512, top_k {top_k}" in " ".join(ended.out.split()) or not served
+    assert (ended.code == 0) == served
+    assert served or f"indexed_attention: top_k {top_k} not supported: vLLM's kernel converts" in result["error"]
+
+
 @pytest.mark.parametrize("heads", [16, 128])
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx950", "gfx1201", "sm90"])
 def test_latent_attention_has_one_kv_head_on_every_device(architecture, heads, select):

@@ -12,8 +12,9 @@ from attn_fuzz.verdict.verdict import Kind, Verdict
 FINDINGS = {
     finding.name: finding
     for findings in (
-        *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX),
+        *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX, vllm.MQA_LOGITS_TORCH, vllm.INDEX_DECODE),
         *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
+        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED),
     )
     for finding in findings
 }
@@ -132,3 +133,39 @@ def test_an_earlier_call_may_have_a_request_without_a_key(query_len, seq_len, ea
     request = Request(query_len=query_len, seq_len=seq_len, blocks=(0,) * seq_len, causal=True)
     finding, case = known("aiter-mha-lse-of-empty-requests", requests=(full, request), earlier=earlier)
     assert finding.explains(case, Verdict(kind="sanitizer", about="store of an address")) == explained
+
+
+def wrong_logits(ratio: float = 0.0, kind: Kind = "value") -> Verdict:
+    return Verdict(kind=kind, about="index_logits", ratio=ratio)
+
+
+@pytest.mark.parametrize(("ratio", "explained"), [(1.5, True), (195.0, True), (197.0, False), (1e5, False)])
+def test_bfloat16_is_less_exact_by_2_to_the_14(ratio, explained):
+    """The bound has 84 roundings of the stored case, which has 64 dims and 16 heads: 2^14 / 84 is 195."""
+    finding, case = known("vllm-mqa-logits-bfloat16")
+    assert finding.explains(case, wrong_logits(ratio)) == explained
+    assert not finding.explains(case, wrong_logits(kind="nan"))
+
+
+def test_blocks_of_one_slot_have_no_tiles_and_their_scales_behind_each_key():
+    for name in ("vllm-index-decode-tiles", "vllm-index-decode-drafts"):
+        finding, case = known(name)
+        assert case.cache is not None
+        assert finding.explains(case, wrong_logits(1e5))
+        case = msgspec.structs.replace(case, cache=msgspec.structs.replace(case.cache, block_size=1))
+        assert not finding.explains(case, wrong_logits(1e5))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "changes"),
+    [
+        ("aiter-mqa-logits-strided", "sanitizer", {"fused_qkv": False}),
+        ("aiter-mqa-logits-stage1-stores", "guard", {"slack": 0}),
+        ("aiter-mqa-logits-ragged-drafts", "nan", {"requests": (DECODE, PREFILL)}),
+        ("vllm-index-decode-drafts", "value", {"requests": (DECODE,)}),
+    ],
+)
+def test_index_logits_are_explained_where_a_case_has_what_they_need(name, kind, changes):
+    finding, case = known(name)
+    assert finding.explains(case, wrong_logits(kind=kind))
+    assert not finding.explains(msgspec.structs.replace(case, **changes), wrong_logits(kind=kind))

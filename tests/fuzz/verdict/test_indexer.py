@@ -146,10 +146,22 @@ def test_the_bound_is_narrow() -> None:
     oracle = index_oracle(q, weights, keys, made, batch)
     right = index_logits(q, weights, keys, made, batch)
     assert wrong_logits(oracle, right, made, batch) is None
-    message = wrong_logits(oracle, right.bfloat16(), made, batch)
-    assert message is not None
-    assert "at row 0, selection 0: got" in message
-    assert "nan" in str(wrong_logits(oracle, right * torch.nan, made, batch))
+    wrong = wrong_logits(oracle, right.bfloat16(), made, batch)
+    assert wrong is not None
+    assert wrong.kind == "value"
+    assert "at row 0, selection 0: got" in wrong.message
+    assert 1 < wrong.ratio < 2.0**15 / (16 + 8 + 4)
+
+
+def test_an_infinite_logit_or_none_is_no_value_and_the_ratio_is_of_the_others() -> None:
+    made, batch = indexer(), step(1, 2)
+    q, keys, weights = torch.ones(1, 1, 8), torch.ones(1, 2, 8), torch.ones(1, 1)
+    oracle = index_oracle(q, weights, keys, made, batch)
+    right = index_logits(q, weights, keys, made, batch)
+    for factors, ratio in (([torch.nan, 1.0], 0.0), ([-torch.inf, 2.0], float(8 / oracle.bound[0, 0, 0]))):
+        wrong = wrong_logits(oracle, right * torch.tensor(factors), made, batch)
+        assert wrong is not None
+        assert (wrong.kind, wrong.ratio) == ("nan", ratio)
 
 
 def test_logits_that_a_row_does_not_see_may_be_anything() -> None:

@@ -97,6 +97,7 @@ class Served:
     cache_dtypes: Collection[torch.dtype] = FLOAT8
     scales: Collection[str] = ("tensor",)
     output_dtypes: Collection[torch.dtype] = ()
+    top_ks: Collection[int] = range(1, MOST)
     widths: Collection[tuple[int, int]] = ()
     beyond: Callable[[AttentionConfig, str | None], bool] = lambda config, architecture: False
     plain: AttentionConfig = PLAIN
@@ -115,6 +116,7 @@ class Served:
             config.kv_cache_dtype in (None, *self.cache_dtypes),
             config.scales in (None, *self.scales),
             config.output_dtype in (None, *self.output_dtypes),
+            config.top_k is None or config.top_k in self.top_ks,
             (wide is None) != bool(self.widths) and (wide is None or (wide, config.head_size - wide) in self.widths),
         )
         return all(fields) and not self.beyond(config, architecture)
@@ -190,7 +192,7 @@ SERVED = {
         beyond=before_sm89,
         plain=replace(PLAIN, rules={"head_size_v": 32}),
     ),
-    # vLLM 0.33: blocks of 1 slot or of tiles of 16, sinks on MI300 and MI350, AITER's kernels on CDNA 3 and later
+    # vLLM 0.33: blocks of 1 slot or of tiles of 16, picks in tiles of 128, sinks on MI300 and MI350, AITER on CDNA 3 and later
     "ROCM_AITER_MLA_SPARSE": Served(
         rules=("head_size_v", "selection_unit", "sinks"),
         head_sizes=(),
@@ -199,6 +201,7 @@ SERVED = {
         layouts=(Layout.LATENT,),
         architectures=("gfx942", "gfx950", "gfx1250", "interpreter", *(name for name in ARCHITECTURES if name[:2] == "sm")),
         widths={*itertools.product(range(1, 513), range(129))},
+        top_ks=range(128, MOST, 128),
         beyond=beyond_sparse_mla,
         plain=replace(PLAIN, rules={"head_size_v": 32, "selection_unit": 1}),
     ),
@@ -243,6 +246,7 @@ def changes(plain: AttentionConfig) -> st.SearchStrategy[dict[str, Any]]:
         st.builds(dict, num_heads=st.integers(1, 96)),
         of_widths if kept else st.builds(dict, head_size=SIZES),
         st.builds(dict, block_size=SIZES),
+        st.builds(dict, top_k=SIZES),
     )
 
 
@@ -280,6 +284,8 @@ def each_value(served: Served) -> Iterator[tuple[AttentionConfig, str | None]]:
         yield replace(plain, block_size=size), None
         if not is_wide:
             yield replace(plain, head_size=size), None
+        if plain.asks("selection_unit"):
+            yield replace(plain, top_k=size), None
     for heads in range(1, 97):
         yield replace(plain, num_heads=heads), None
     for name in [name for name in RULES if name != "head_size_v"]:

@@ -1,24 +1,26 @@
-"""AITER's Triton kernels that score index keys: fp8_mqa_logits of gathered keys, and paged ones of a decode.
+"""AITER's Triton kernels that score index keys: fp8_mqa_logits of gathered keys, and those of a decode.
 
 They were read at commit e4048607a5 of ROCm/aiter, which `ATTN_PARITY_AITER=FOLDER` names; paths are below ops/triton/attention.
 
-The host code of fp8_mqa_logits runs as it is, and takes Triton on gfx942, where it converts float8_e4m3fn. It reads the strides
-of q before it converts q (fp8_mqa_logits.py:116-151), so that only dense rows are right: q of that type is dense here, as vLLM
-has it.
+The host code of fp8_mqa_logits runs as it is, and takes Triton on gfx942, where it converts float8_e4m3fn.
 
 `deepgemm_fp8_paged_mqa_logits` ends with the key of a compiled kernel, which an interpreter has not: its kernel is launched
 here as it does where there is no Gluon (pa_mqa_logits.py:676-711). stage1 gives logits of each head, which vLLM fills with -inf
-before and adds up behind, on RDNA (v1/attention/ops/rocm_aiter_mla_sparse.py:846-857). Its stores have no bound: a row is
-written to the end of a chunk of 256 logits (_triton_kernels/attention/pa_mqa_logits.py:303-310), and the next row's beginning
-with it, unless rows are a multiple of 256 long, as here."""
+before and adds up behind, on RDNA (v1/attention/ops/rocm_aiter_mla_sparse.py:846-857). Rows of logits are max_seq_len long,
+and where the case's bounds have no slack, a whole number of chunks.
+
+`deepgemm_fp8_paged_mqa_logits_ragged_k` is given the slots of all keys, of a cache whose blocks have one slot.
+"""
 
 import functools
+import itertools
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from attn_contract import IndexLayout
 from attn_fuzz import foreign
+from attn_fuzz.findings import aiter
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS
 from attn_fuzz.targets.indexer import (
     Stages,
@@ -42,7 +44,6 @@ TERMS = {"layout": (IndexLayout.FLAT,), "cache_dtype": (FNUZ, FN)}
 def _logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     keys = gathered_keys(index_cache, indexer, batch, len(q))
     [module] = aiter_package.load("fp8_mqa_logits")
-    q = q.contiguous() if indexer.cache_dtype is FN else q
     # the arguments of vLLM 0.33.0, rocm_aiter_mla_sparse.py:991-993
     logits = foreign.call(
         module.fp8_mqa_logits, q, keys.codes, keys.scales, weights, keys.starts, keys.ends, hints={"clean_logits": False}
@@ -99,7 +100,9 @@ def _paged_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
 def _stage1_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     queries, cache = _decoded(q, index_cache, indexer, batch)
     [host, _] = load_paged(indexer.cache_dtype)
-    rows, length, heads = queries.shape[0] * queries.shape[1], -(-batch.max_seq_len // CHUNK) * CHUNK, indexer.num_heads
+    rows, length, heads = queries.shape[0] * queries.shape[1], batch.max_seq_len, indexer.num_heads
+    if length == int(batch.seq_lens.max()):
+        length = -(-length // CHUNK) * CHUNK
     with guarded((heads, rows, length), torch.float32, "logits of heads") as of_heads:
         of_heads.fill_(-torch.inf)
         table = batch.block_table.contiguous()
@@ -111,6 +114,19 @@ def _stage1_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     return found
 
 
+def _ragged_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
+    queries, cache = _decoded(q, index_cache, indexer, batch)
+    [host, _] = load_paged(indexer.cache_dtype)
+    lengths = batch.seq_lens.tolist()
+    slots = [slot for table, n in zip(batch.block_table.tolist(), lengths, strict=True) for slot in table[:n]]
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    with guarded((len(q), batch.max_seq_len), torch.float32, "logits") as logits:
+        host.deepgemm_fp8_paged_mqa_logits_ragged_k(
+            queries, cache.flatten(0, 2), weights, logits, ends, torch.tensor(slots, dtype=torch.int32), batch.max_seq_len
+        )
+    return logits[None]
+
+
 def _kernels() -> list[ModuleType]:
     return load_paged(FNUZ)[1:]
 
@@ -118,6 +134,14 @@ def _kernels() -> list[ModuleType]:
 _SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)}
 _DECODES = index_engine(query_lens=("equal",), **_SIZES)
 _FIELDS: dict[str, Any] = {"group_sizes": (16, 64, 32), "head_sizes": (128, 64, 32)}
+_OF_DECODES: dict[str, Any] = {
+    **_FIELDS,
+    "engine": _DECODES,
+    "unavailable": lambda device: (
+        missing_triton(device) or foreign.missing("aiter", (HOST, KERNELS), aiter_package.REQUIREMENT)
+    ),
+    "modules": _kernels,
+}
 AITER_MQA_LOGITS = index_target(
     "aiter-mqa-logits",
     lambda: Stages(index_logits=_logits),
@@ -126,23 +150,29 @@ AITER_MQA_LOGITS = index_target(
     engine=index_engine(**_SIZES),
     unavailable=aiter_package.missing("fp8_mqa_logits"),
     modules=lambda: aiter_package.load("fp8_mqa_logits"),
+    findings=aiter.MQA_LOGITS,
     **_FIELDS,
 )
-AITER_PAGED_MQA_LOGITS, AITER_PAGED_MQA_LOGITS_STAGE1 = (
-    index_target(
-        name,
-        lambda logits=logits: Stages(index_logits=logits),
-        TERMS,
-        description=f"{words}, of the keys of a flat index cache",
-        engine=_DECODES,
-        unavailable=lambda device: (
-            missing_triton(device) or foreign.missing("aiter", (HOST, KERNELS), aiter_package.REQUIREMENT)
-        ),
-        modules=_kernels,
-        **_FIELDS,
-    )
-    for name, logits, words in (
-        ("aiter-paged-mqa-logits", _paged_logits, "the Triton kernel of AITER's deepgemm_fp8_paged_mqa_logits"),
-        ("aiter-paged-mqa-logits-stage1", _stage1_logits, "AITER's deepgemm_fp8_paged_mqa_logits_stage1, added up"),
-    )
+AITER_PAGED_MQA_LOGITS = index_target(
+    "aiter-paged-mqa-logits",
+    lambda: Stages(index_logits=_paged_logits),
+    TERMS,
+    description="the Triton kernel of AITER's deepgemm_fp8_paged_mqa_logits, of the keys of a flat index cache",
+    **_OF_DECODES,
+)
+AITER_PAGED_MQA_LOGITS_STAGE1 = index_target(
+    "aiter-paged-mqa-logits-stage1",
+    lambda: Stages(index_logits=_stage1_logits),
+    TERMS,
+    description="AITER's deepgemm_fp8_paged_mqa_logits_stage1, added up, of the keys of a flat index cache",
+    findings=aiter.MQA_LOGITS_STAGE1,
+    **_OF_DECODES,
+)
+AITER_RAGGED_MQA_LOGITS = index_target(
+    "aiter-ragged-mqa-logits",
+    lambda: Stages(index_logits=_ragged_logits),
+    TERMS,
+    description="AITER's deepgemm_fp8_paged_mqa_logits_ragged_k, of the keys of a flat index cache",
+    findings=aiter.MQA_LOGITS_RAGGED,
+    **(_OF_DECODES | {"block_sizes": (1,)}),
 )

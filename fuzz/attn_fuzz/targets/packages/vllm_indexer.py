@@ -2,22 +2,24 @@
 
 The writer is flat where blocks have one slot, and else tiled (:188). The gathering is of either (:381-437). The decode of flat
 blocks of a multiple of 64 slots is Triton (:624-691); DeepSeek-V4 takes it. The dtype is that of the platform: float8_e4m3fnuz
-on gfx942, of which scales are made for 224.
+on gfx942, of which scales are made for 224, and float8_e4m3fn on gfx950.
 
-A torch function stands in for AITER where that is missing (:441-539). It reads a flat cache for one query of each request, and
-for drafts rows of D + 4 bytes, which no writer makes: steps have one query here. The one for prefills rounds the products of
-each head to bfloat16 (:872-921), and is no target.
+Torch functions stand in for AITER where it is missing or off: one for decodes (:441-539), and one for prefills (:872-921). The
+first is a target on a flat cache, and another one as an engine reaches it: by the function that chooses between kernels
+(:756-902), on a cache of the writer, as on gfx950 while VLLM_ROCM_USE_AITER is off.
 """
 
 import functools
 import itertools
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from attn_contract import IndexLayout, ScaleFormat
 from attn_fuzz import foreign
-from attn_fuzz.targets.indexer import Stages, drafts_of, guarded, index_engine, index_target
+from attn_fuzz.findings import vllm
+from attn_fuzz.targets.indexer import Stages, drafts_of, gathered_keys, guarded, index_engine, index_target, of_ranges
 from attn_fuzz.targets.packages import vllm_package, vllm_sparse_mla
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -28,6 +30,9 @@ QUANTIZED = {"cache_dtype": (FNUZ, FN), "scale_format": tuple(ScaleFormat), "lar
 @functools.cache
 def load(dtype: torch.dtype) -> ModuleType:
     stubs = vllm_sparse_mla.stubs()
+    stubs["vllm.platforms.rocm"] |= {"_ON_GFX942": dtype is FNUZ, "_ON_GFX950": dtype is FN}
+    aiter_is_off = {"is_enabled": lambda: False, "is_rdna_aiter_enabled": lambda: False}
+    stubs["vllm._aiter_ops"] = {"rocm_aiter_ops": SimpleNamespace(**aiter_is_off)}
     platform = stubs["vllm.platforms"]["current_platform"]
     stubs["vllm.platforms"] = {"current_platform": SimpleNamespace(**(vars(platform) | {"fp8_dtype": lambda: dtype}))}
     stubs["vllm.utils.math_utils"] |= {"cdiv": lambda a, b: -(-a // b)}
@@ -59,7 +64,7 @@ def _gathered(index_cache, indexer, batch, count: int) -> tuple[torch.Tensor, to
     return codes, scales.view(torch.float32).flatten()
 
 
-def _paged_logits(q, weights, index_cache, indexer, batch, *, function: str) -> torch.Tensor:
+def _paged_logits(q, weights, index_cache, indexer, batch, *, call: Callable[..., torch.Tensor]) -> torch.Tensor:
     module, rows = load(indexer.cache_dtype), int(batch.query_start_loc[-1])
     queries = q[:rows].unflatten(0, (-1, drafts_of(batch))).contiguous()
     # a model's longest request is whole blocks here: the torch function takes no other
@@ -69,8 +74,22 @@ def _paged_logits(q, weights, index_cache, indexer, batch, *, function: str) -> 
         workspace = SimpleNamespace(get_simultaneous=lambda *shapes: (logits,))
         vars(module).update(current_workspace_manager=lambda: workspace, _decode_cu_count=lambda: 16)
         cache, given = index_cache.contiguous().unsqueeze(2), weights[:rows].contiguous()
-        found[0, :rows] = getattr(module, function)(queries, cache, given, batch.seq_lens, batch.block_table, length)
+        found[0, :rows] = call(module, queries, cache, given, batch.seq_lens, batch.block_table, length)
     return found
+
+
+def _chosen(module, q, cache, weights, seq_lens, block_table, length: int) -> torch.Tensor:
+    """rocm_aiter_sparse_attn_indexer:1382, whose engine hands on how many keys each row sees (mla/indexer.py:1264-1280)."""
+    drafts = q.shape[1]
+    of_rows = (seq_lens[:, None] - drafts + 1 + torch.arange(drafts)).clamp(min=0).int()
+    return module.rocm_fp8_paged_mqa_logits(q, cache, weights, of_rows, block_table, None, length)
+
+
+def _gathered_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
+    keys = gathered_keys(index_cache, indexer, batch, len(q))
+    given = ((keys.codes, keys.scales[:, None]), weights, keys.starts, keys.ends)
+    logits = load(indexer.cache_dtype).fp8_mqa_logits_torch(q, *given)
+    return of_ranges(logits, keys, indexer.num_units(batch.max_seq_len))
 
 
 _SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)}
@@ -89,7 +108,11 @@ VLLM_INDEXER = index_target(
 )
 VLLM_PAGED_MQA_LOGITS = index_target(
     "vllm-paged-mqa-logits",
-    lambda: Stages(index_logits=functools.partial(_paged_logits, function="rocm_fp8_paged_mqa_logits_triton")),
+    lambda: Stages(
+        index_logits=functools.partial(
+            _paged_logits, call=lambda module, *given: module.rocm_fp8_paged_mqa_logits_triton(*given)
+        )
+    ),
     QUANTIZED | {"layout": (FLAT,)},
     description="rocm_fp8_paged_mqa_logits_triton of vLLM 0.33.0",
     modules=lambda: [load(FNUZ)],
@@ -98,9 +121,30 @@ VLLM_PAGED_MQA_LOGITS = index_target(
 )
 VLLM_PAGED_MQA_LOGITS_TORCH = index_target(
     "vllm-paged-mqa-logits-torch",
-    lambda: Stages(index_logits=functools.partial(_paged_logits, function="fp8_paged_mqa_logits_torch")),
+    lambda: Stages(
+        index_logits=functools.partial(_paged_logits, call=lambda module, *given: module.fp8_paged_mqa_logits_torch(*given))
+    ),
     QUANTIZED | {"layout": (FLAT,)},
     description="fp8_paged_mqa_logits_torch of vLLM 0.33.0, which stands in where AITER is missing",
-    engine=index_engine(query_lens=("one",), **_SIZES),
+    engine=index_engine(query_lens=("equal",), **_SIZES),
+    findings=vllm.PAGED_MQA_LOGITS_TORCH,
+    **_FIELDS,
+)
+VLLM_INDEX_DECODE = index_target(
+    "vllm-index-decode",
+    lambda: Stages(write_index_cache=_written, index_logits=functools.partial(_paged_logits, call=_chosen)),
+    QUANTIZED | {"layout": (TILED,), "cache_dtype": (FN,)},
+    description="a decode of the index layer of vLLM 0.33.0 on gfx950 while AITER is off: its writer, and what it reads by",
+    engine=index_engine(query_lens=("equal",), **_SIZES),
+    findings=vllm.INDEX_DECODE,
+    **_FIELDS,
+)
+VLLM_MQA_LOGITS_TORCH = index_target(
+    "vllm-mqa-logits-torch",
+    lambda: Stages(index_logits=_gathered_logits),
+    QUANTIZED | {"layout": (FLAT,)},
+    description="fp8_mqa_logits_torch of vLLM 0.33.0, which stands in where AITER is missing",
+    engine=index_engine(**_SIZES),
+    findings=vllm.MQA_LOGITS_TORCH,
     **_FIELDS,
 )
