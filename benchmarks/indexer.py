@@ -111,7 +111,7 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
     layer = Indexer(num_heads=HEADS, head_size=HEAD_SIZE, top_k=TOP_K, layout=IndexLayout.FLAT, cache_dtype=torch.float8_e4m3fn)
     starts = torch.arange(step.requests + 1, dtype=torch.int32, device=step.q.device)
     of_step: dict[str, Any] = {"query_start_loc": starts, "seq_lens": step.seq_lens, "block_table": step.block_table}
-    sizes = {"max_query_len": 1, "max_seq_len": step.keys, "num_actual_tokens": step.requests}
+    sizes: dict[str, Any] = {"max_query_len": 1, "max_seq_len": step.keys, "num_actual_tokens": step.requests}
     batch = Batch(causal=True, **of_step, **sizes)
     ours = functools.partial(attn_optimized.index_logits, step.q, step.weights, step.index_cache, layer, batch)
     logits = ours()

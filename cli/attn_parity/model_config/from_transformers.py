@@ -252,8 +252,15 @@ def _group(call: Call, text: Any, images: Images | None) -> Group:
         rules["head_size_v"] = latent
     elif call.value_size != call.head_size:
         rules["head_size_v"], layout = call.value_size, Layout.CONTENT_PACKED
-    sizes |= {"scale": call.scale, "top_k": call.top_k}
-    group = Group(layers=(call.layer,), rules=rules, layout=layout, attn_type=call.attn_type, **sizes)
+    group = Group(
+        layers=(call.layer,),
+        scale=call.scale,
+        rules=rules,
+        top_k=call.top_k,
+        layout=layout,
+        attn_type=call.attn_type,
+        **sizes,
+    )
     if images is not None and (images.in_all_layers or "window" in rules):
         return group.with_ranges(images.longest)
     return group
