@@ -217,12 +217,13 @@ class _Begun:
         """Run the shards of the one target until a case fails."""
         ((name, plan),) = self.plans.items()
         target, past = self.targets[name], self.past[name]
-        plans = [*runner.replays(plan, list(past)), *runner.shards(plan)]
+        shards = runner.in_turns(runner.shards(plan), self.executor.supports[name])
+        plans = [*runner.replays(plan, list(past)), *shards]
         executor = self.executor.of_shards(len(plans))
         file = f"{failing.safe(target.name)}-{plan.seed}"
         work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
         results.print(f"target {target.name} on {executor.device_name}, {work}, {executor.words}, --seed {plan.seed}")
-        outcome, files_of = _run(plans, executor, plan.folder, file)
+        outcome, files_of = _run(plans, executor, plan.folder, file, total=len(past) + plan.examples)
         if any(progress.failure for progress in outcome.progress):
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
@@ -381,11 +382,17 @@ def _past(
     return admitted.cases
 
 
-def _run(plans: Sequence[FuzzPlan], executor: Executor, folder: Path, name: str) -> tuple[Outcome, list[failing.EarlyFiles]]:
-    """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard."""
+def _run(
+    plans: Sequence[FuzzPlan], executor: Executor, folder: Path, name: str, total: int
+) -> tuple[Outcome, list[failing.EarlyFiles]]:
+    """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard.
+
+    Args:
+        total: how many cases the shards run.
+    """
     done = [shard.Progress() for _ in plans]
     files_of = [failing.EarlyFiles() for _ in plans]
-    with progress_bar(sum(len(plan.past) + plan.examples for plan in plans)) as show_bar:
+    with progress_bar(total) as show_bar:
 
         def show(index: int, progress: shard.Progress) -> None:
             before = done[index].failure

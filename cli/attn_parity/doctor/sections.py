@@ -119,7 +119,8 @@ def fuzzed(plan: FuzzPlan, workers: int) -> Section:
     target = registry.load(plan.target)
     if reason := target.unavailable(plan.device):
         return {"unavailable": reason}
-    done = runner.run(runner.shards(plan), workers, stop_at_failure=True)
+    plans = runner.in_turns(runner.shards(plan), target.support(plan.device))
+    done = runner.run(plans, workers, stop_at_failure=True)
     return {
         "seed": plan.seed,
         "examples": sum(progress.examples for progress in done.progress),

@@ -24,13 +24,14 @@ class _Enough(Exception):  # noqa: N818 - ends a run, is no error
 
 
 def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], tally: Tally) -> None:
-    """Draw the plan's cases, and hand each one to `draw`, until `draw` raises.
+    """Draw the plan's cases, and hand each one whose turn it is to `draw`, until `draw` raises.
 
     Hypothesis runs the example that failed once more. Its choices must then give the same case, so a failing family is not
     added to the tally.
     """
     support = target.support(plan.device)
-    num_drawn, is_simplest = 0, True
+    num_drawn, num_families, is_simplest = 0, 0, True
+    turn, turns = plan.turn
 
     @st.composite
     def behind_the_simplest(draw: st.DrawFn) -> tuple[Case, ...]:
@@ -52,14 +53,17 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], t
     )
     @hypothesis.given(behind_the_simplest())
     def agree(family: tuple[Case, ...]) -> None:
-        nonlocal num_drawn
+        nonlocal num_drawn, num_families
+        runs = num_families % turns == turn
         for case in family:
             if num_drawn == (plan.first or plan.examples):
                 raise _Enough
-            draw(case)
+            if runs:
+                draw(case)
             num_drawn += 1
+        num_families += 1
         for case in family:
-            tally.add(case)
+            tally.add(case, runs=runs)
 
     with contextlib.suppress(_Enough), warnings.catch_warnings():
         # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length

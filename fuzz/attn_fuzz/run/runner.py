@@ -20,6 +20,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.prepared import LostError
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.workers import WAKE_SECONDS, Message, here
+from attn_fuzz.targets.target import Support
 
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10
@@ -78,6 +79,22 @@ def shards(plan: FuzzPlan, size: int = SHARD_EXAMPLES) -> list[FuzzPlan]:
         msgspec.structs.replace(plan, examples=number, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
         for i, number in enumerate(examples)
     ]
+
+
+def in_turns(plans: Sequence[FuzzPlan], support: Support) -> list[FuzzPlan]:
+    """On a GPU, plans that run about one family of a shard each.
+
+    Kernels are compiled for each family, one after the other. The families of a shard would wait for each other, while other
+    workers have nothing to do.
+
+    Args:
+        support: of the target.
+    """
+
+    def turns(plan: FuzzPlan) -> int:
+        return 1 if plan.device == "cpu" or support.steps_per_layer == 1 else -(-plan.examples // support.steps_per_layer)
+
+    return [msgspec.structs.replace(plan, turn=(i, count)) for plan in plans for count in (turns(plan),) for i in range(count)]
 
 
 def replays(plan: FuzzPlan, past: Sequence[Case]) -> list[FuzzPlan]:

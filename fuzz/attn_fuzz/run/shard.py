@@ -52,6 +52,8 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         device: "cpu" or "cuda".
         examples: how many cases to draw.
         first: how many of the examples run; None if all do.
+        turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
+            from the second one on. All families are drawn, because each depends on those before it.
         past: cases of earlier runs, which run before any case is drawn.
         seed: of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
@@ -78,6 +80,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     fenced: bool = False
     on_failure: OnFailure = "shrink"
     first: int | None = None
+    turn: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()
 
 
@@ -125,7 +128,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
-            (`attn_fuzz.strategies.tally`).
+            (`attn_fuzz.strategies.tally`). Of plans that differ in their turn alone, the first one tells.
         edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
@@ -192,7 +195,7 @@ def fuzz(plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None
             drawing.draw_cases(plan, target, shard.draw, shard.tally)
     except (_CaseFails, _OutOfTime):
         pass
-    if shard.tally.rejected:
+    if shard.rejected:
         shard.tell(remedies=shard.tally.remedies())
     if shard.tally.kept:
         shard.tell(edges=frozenset(shard.tally.edges), triples=frozenset(shard.tally.triples))
@@ -276,6 +279,10 @@ class _Shard:
     def tell(self, **changes: object) -> None:
         self.progress = msgspec.structs.replace(self.progress, seconds=time.monotonic() - self.started, **changes)
         self.report(self.progress)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return dict(self.tally.rejected) if self.plan.turn[0] == 0 else {}
 
     def is_late(self) -> bool:
         return self.plan.until is not None and time.time() > self.plan.until
@@ -422,7 +429,7 @@ class _Shard:
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
-            rejected=dict(self.tally.rejected),
+            rejected=self.rejected,
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
         )
 

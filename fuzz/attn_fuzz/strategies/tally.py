@@ -33,36 +33,37 @@ class Tally:
 
     Attributes:
         kept: cases that were drawn and run.
+        edges: that these cases have.
+        triples: of features, that these cases have.
         rejected: by reason, how many cases were drawn and thrown away.
     """
 
     def __init__(self) -> None:
         self.kept = 0
+        self.edges = set[str]()
+        self.triples = set[tuple[str, ...]]()
         self.rejected = Counter[str]()
         self._met = Counter[tuple[str, ...]]()
         self._worth: dict[tuple[str, ...], float] = {}
         self._kept: list[Case] = []
         self._rejected: dict[str, list[Case]] = defaultdict(list)
 
-    def add(self, case: Case) -> None:
-        """Count a case that has run."""
-        self.kept += 1
-        held = traits(case)
-        for together in itertools.chain(_meetings(held), itertools.product(edges(case), held)):
+    def add(self, case: Case, *, runs: bool = True) -> None:
+        """Count a case that has run.
+
+        Args:
+            runs: whether it has run here, and not elsewhere.
+        """
+        held, own_edges = traits(case), edges(case)
+        for together in itertools.chain(_meetings(held), itertools.product(own_edges, held)):
             self._met[together] += 1
             self._worth[together] = (1 + self._met[together]) ** -2
+        if runs:
+            self.kept += 1
+            self.edges.update(own_edges)
+            self.triples.update(triples(held))
         if len(self._kept) < SAMPLE:
             self._kept.append(case)
-
-    @property
-    def edges(self) -> set[str]:
-        """The edges that cases had which have run."""
-        return {together[0] for together in self._met if " at " in together[0]}
-
-    @property
-    def triples(self) -> set[tuple[str, ...]]:
-        """The triples of features that cases had which have run."""
-        return {together for together in self._met if len(together) == len(AXES[0])}
 
     def novelty(self, case: Case) -> float:
         """The worth of a case: 1 for each pair or triple of its traits that was never drawn, and less the oftener it was.

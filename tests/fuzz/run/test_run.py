@@ -5,9 +5,10 @@ import json
 import msgspec
 import pytest
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import runner
+from attn_fuzz.run import runner, shard
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets import registry
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):
@@ -22,8 +23,32 @@ def test_a_seed_means_the_same_cases(fuzz_here):
 def test_shards_cover_the_plan_with_seeds_of_their_own(tmp_path):
     plan = FuzzPlan(target="reference-fp32", device="cpu", examples=1001, seed=3, folder=tmp_path)
     shards = runner.shards(plan)
-    assert sum(shard.examples for shard in shards) == 1001
-    assert len({shard.seed for shard in shards}) == len(shards) > 1
+    assert sum(each.examples for each in shards) == 1001
+    assert len({each.seed for each in shards}) == len(shards) > 1
+
+
+def test_families_of_a_shard_run_apart_on_a_gpu_and_are_those_of_the_shard(tmp_path):
+    plan = FuzzPlan(target="triton", device="cuda", examples=70, seed=3, folder=tmp_path)
+    support = registry.load(plan.target).support(plan.device)
+    whole, turns = shard.drawn(plan), [shard.drawn(turn) for turn in runner.in_turns([plan], support)]
+    assert len(turns) == 3
+    assert min(map(len, turns)) > 0
+    assert sorted(map(repr, whole)) == sorted(repr(case) for turn in turns for case in turn)
+    assert turns[0] == whole[: len(turns[0])]
+    assert runner.in_turns([msgspec.structs.replace(plan, device="cpu")], support)[0].turn == (0, 1)
+
+
+def test_turns_together_tell_what_their_shard_tells(tmp_path):
+    plan = FuzzPlan(target="planted:FLASH", device="cpu", examples=12, seed=3, folder=tmp_path)
+    whole, *turns = runner.run(
+        [plan, *(msgspec.structs.replace(plan, turn=(i, 3)) for i in range(3))], 1, stop_at_failure=True
+    ).progress
+    assert [progress.examples for progress in turns] == [4, 4, 4]
+    assert [sum(counts) for counts in zip(*(progress.together for progress in turns), strict=True)] == whole.together
+    assert set().union(*(progress.triples for progress in turns)) == whole.triples
+    assert set().union(*(progress.edges for progress in turns)) == whole.edges
+    assert [progress.rejected for progress in turns] == [whole.rejected, {}, {}]
+    assert max(len(progress.triples) for progress in turns) < len(whole.triples)
 
 
 def test_a_seed_means_the_same_run_with_any_number_of_workers(tmp_path):
