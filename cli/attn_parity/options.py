@@ -64,7 +64,7 @@ device_option = click.option(
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=1, max=256),
-    help="Number of processes; default: one for each CPU that this process may use, at most 8 on a GPU.",
+    help="Number of processes; default: one for each CPU that this process may use, and on a GPU for each 2 GiB of memory.",
 )
 
 
@@ -187,8 +187,16 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
+WORKER_BYTES = 2 << 30
+"""Of a GPU's memory, for what CUDA and a case take."""
+
+
 def default_workers(device: str) -> int:
-    return usable_cpus() if device == "cpu" else min(8, usable_cpus())
+    import torch
+
+    if device == "cpu":
+        return usable_cpus()
+    return max(1, min(usable_cpus(), torch.cuda.get_device_properties(device).total_memory // WORKER_BYTES))
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:

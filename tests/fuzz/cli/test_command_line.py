@@ -10,11 +10,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
+import torch
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, MOVED, cpus, executors
+from attn_parity import COMMANDS, MOVED, cpus, executors, options
 
 from tests import processes
 from tests.pages import PAGES, ROOT
@@ -256,6 +258,15 @@ def test_workers_are_the_cpus_that_the_process_may_use(monkeypatch):
     for quota, workers in ((float("inf"), 6), (1.5, 2), (0.1, 1), (64.0, 6)):
         monkeypatch.setattr(cpus, "quota", lambda quota=quota: quota)
         assert cpus.usable_cpus() == workers
+
+
+def test_workers_on_a_gpu_have_its_memory(monkeypatch):
+    monkeypatch.setattr(options, "usable_cpus", lambda: 16)
+    for gib, workers in ((140, 16), (16, 8), (1, 1)):
+        properties = SimpleNamespace(total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
+        assert options.default_workers("cuda") == workers
+    assert options.default_workers("cpu") == 16
 
 
 def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
