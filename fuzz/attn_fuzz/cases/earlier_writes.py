@@ -8,9 +8,10 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
+import msgspec
 import torch
 from attn_contract import ContractError, KVCacheView
-from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.cases.earlier import (
     OTHER_DTYPE,
     converted_cache,
@@ -36,6 +37,12 @@ def chosen(case: Case, number: int) -> tuple[str, ...]:
     """
     names = tuple(CHANGES)
     return tuple(names[(case.values.seed + number + i) % len(names)] for i in range(len(case.earlier)))
+
+
+def choosing_alike(values: Values, other: Values) -> Values:
+    """The values with a seed close to their own that chooses the changes which another one's seed chooses."""
+    count, seed = len(CHANGES), other.seed % len(CHANGES)
+    return msgspec.structs.replace(values, seed=max(seed, values.seed - (values.seed - seed) % count))
 
 
 @contextlib.contextmanager

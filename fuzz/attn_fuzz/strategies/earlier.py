@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from attn_contract import RULES, AttentionType
+from attn_fuzz.cases import earlier_writes
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MAX_EARLIER, MODE, Case
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.tally import Tally
@@ -42,28 +43,32 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     """The cases of a family. Half of them have earlier calls: changes that the run lacks most, or one of them after the case's
     own call or a sibling's.
 
-    A case alone has several changes, the rarest one last. A family has one, because a GPU compiles a layer anew for many of
-    them. Half of the cases that are to be refused for one rule come after a call of the same layer without the rule. Of the
-    others, a sixth has no change but other numbers in the same tensors: engines write each step into the tensors of the step
-    before, and a kernel may keep what it has converted of the first one. Many decodes of many keys come after one of few:
-    the bound of their lengths says how their keys are split.
+    A case alone has several changes, the rarest one last. A family has one change of calls and one of writes, because a GPU
+    compiles a layer anew for many of them; a sibling's call, which is compiled anew each time, is not made beside them. Half
+    of the cases that are to be refused for one rule come after a call of the same layer without the rule. Of the others, a
+    sixth has no change but other numbers in the same tensors: engines write each step into the tensors of the step before, and
+    a kernel may keep what it has converted of the first one. Many decodes of many keys come after one of few: the bound of
+    their lengths says how their keys are split.
     """
+    is_alone = len(family) == 1
     names = [name for name in CHANGES if _may_change(name, family[0], support, refuses)]
     first = pick(draw, range(len(names)))
     rotated = (*names[first:], *names[:first])
-    changes = tally.rarest_changes(family[0], rotated, MAX_EARLIER if len(family) == 1 else 1)
+    changes = tally.rarest_changes(family[0], rotated, MAX_EARLIER if is_alone else 1)
     serving = [name for name in names if _turns_off(name, family[0], support)]
     if serving and pick(draw, (False, True)):
         changes = (*changes[1:], pick(draw, serving))
     elif not serving and pick(draw, (False,) * 5 + (True,)):
         changes = (CONTENTS,)
-    before = [name for name in ("same", MODE) if name in names]
+    before = [name for name in ("same", MODE if is_alone else "same") if name in names]
     sequences = ((),) * 6 + (changes,) * 4 + tuple((name, changes[-1]) for name in before)
     if not serving and "max_seq_len" in names and _is_long_decode(family[0]) and pick(draw, (False, True, True)):
         changes = ("max_seq_len",)
         sequences = ((), changes, changes)
     return tuple(
-        msgspec.structs.replace(case, earlier=pick(draw, sequences))
+        msgspec.structs.replace(
+            case, earlier=pick(draw, sequences), values=earlier_writes.choosing_alike(case.values, family[0].values)
+        )
         if all(_may_change(change, case, support, refuses) for change in changes)
         else case
         for case in family

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -192,9 +193,12 @@ def test_a_sixth_of_the_cases_with_an_earlier_call_come_after_other_numbers_alon
 @settings(few, max_examples=3)
 @given(family=families("triton", TRITON.support("cuda")))
 def test_the_cases_of_a_family_share_their_change(family):
-    """A GPU compiles a layer anew for a change of it."""
+    """A GPU compiles a layer anew for a change of it, and for another mode."""
+    found = [case for case in family if case.earlier]
     assert len(family) > 1
-    assert len({case.earlier[-1] for case in family if case.earlier}) <= 1
+    assert len({case.earlier[-1] for case in found}) <= 1
+    assert {*itertools.chain(*(case.earlier[:-1] for case in found))} <= {"same"}
+    assert len({earlier_writes.chosen(case, 0)[0] for case in found}) <= 1
 
 
 def _refuses_too_late(q, k, v, kv_cache, layer, batch, *, out, lse):
