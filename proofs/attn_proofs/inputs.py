@@ -10,6 +10,7 @@ ARGUMENTS = "attn_optimized.kernels.arguments"
 DTYPES_OF_POINTERS = {
     "block_table_ptr": "int32",
     "bidirectional_ranges_ptr": "int32",
+    "selected_ptr": "int32",
     "query_start_loc_ptr": "int32",
     "seq_lens_ptr": "int32",
     "causal_ptr": "bool",

@@ -26,9 +26,13 @@ RUN = (
     *("mask.causal", "mask.window-right", "rules.causal", "rules.sinks-off", "tiles.once", "programs.search", "programs.rows"),
     *("splits.cover", "splits.call", "splits.read", "addresses.key-rows", "addresses.value-pairs", "addresses.units"),
     *("inside.read", "inside.written", "tiles.biased", "writer.slots", "writer.keys", "widths.writer"),
+    *("selection.row", "selection.visited", "selection.shown"),
 )
 """Theorems whose mutants' cases are run here, in a minute; `python -m attn_lab proofs --mutants` runs all."""
-FIRST = ("mask.window-right", "rules.sinks-off", "splits.read", "inside.written", "writer.slots", "widths.writer")
+FIRST = (
+    *("mask.window-right", "rules.sinks-off", "splits.read", "inside.written", "writer.slots", "widths.writer"),
+    "selection.row",
+)
 """Those of RUN that each run of the tests has: a family each. All are refuted in each run."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges", "tiles.biased"}
 """Theorems about numbers beyond 2^31, whose target, and not the counterexample, says how far rows lie apart; and one about

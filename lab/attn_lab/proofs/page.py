@@ -40,7 +40,9 @@ FILE` runs all cases, states all theorems about each mutant, and writes which of
   and V are proved for heads of 64 dims in blocks of 48 slots with 8 elements in 16 bytes, and for heads of 48 dims in
   tiles of 64 (family `inside`); those of the writer in blocks of 16. In the families `mask` and `tiles`, heads have 16
   dims and blocks 16 slots, all tiles have as many rows (`small_block_m` is 0), V is as wide as K (`block_rest` is 0), and
-  the loop without a mask is compiled (`has_unmasked_loop`). Masks of ranges and chunks are proved for BLOCK_N 64.
+  the loop without a mask is compiled (`has_unmasked_loop`). Masks of ranges and chunks are proved for BLOCK_N 64. In the
+  family `selection`, the loop without a mask is left out, as in each launch over a selection, and units have 1, 2, 3, 4,
+  16 or 128 tokens. The other families are about calls without a selection.
 * **The contract** gives ranges: lengths, rows and rules as the border checks leave them (`contract/attn_contract`). A
   tile has at least one query, and its queries are the request's: the theorems of the family `programs` say so.
 
@@ -58,6 +60,7 @@ FILE` runs all cases, states all theorems about each mutant, and writes which of
 * That `math.gcd` is the greatest common divisor: the theorem on units uses that a number divides it exactly if it divides all.
 * Sums of 64 bits of lanes that access nothing, and 32 bits of chunks. An address that is accessed is inside of a tensor
   (family `inside`), whose memory exists.
+* A selection beside sink tokens, chunks or ranges, and the addresses of keys that a selection names.
 * The plan's choices (tiles, splits, waves): only that any choice covers every query and key.
 """
 
