@@ -9,10 +9,11 @@ other places: one product is rounded once, wherever the rounding is.
 
 v_dot2_f32_f16 and v_dot2c_f32_f16 add a float32 and the two products of float16, the lower halves' first. A denormal float32
 becomes 0, as a source and as the result, whatever the modes say. Each sum is rounded here, in the order of AMD's pseudocode;
-AMD does not say that hardware does so. v_dot2_f32_bf16 and v_dot2c_f32_bf16 do the same with bfloat16, whose denormals are kept.
+AMD does not say that hardware does so. v_dot2_f32_bf16 and v_dot2c_f32_bf16 do the same with bfloat16, and keep its denormals.
 
 Source: "VOP3 Instructions" in AMD's RDNA3 ISA and in AMD's RDNA4 ISA; "VOP2" and "VOP3P Instructions" in AMD's Instinct MI300
-ISA, and of bfloat16 in AMD's Instinct MI355 ISA; in LLVM getInlineEncodingV2BF16 for constants, and performFMACombine for denormals.
+ISA, and of bfloat16 in AMD's Instinct MI355 ISA; in LLVM getInlineEncodingV2BF16 for constants, and performFMACombine for
+denormals.
 """
 
 from collections.abc import Callable

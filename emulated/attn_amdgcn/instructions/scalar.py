@@ -216,6 +216,18 @@ def cselect(a, b, scc):
     return np.where(scc, a, b)
 
 
+@scalar("s_bcnt1_i32_b32", "i32 scc = b32")
+@scalar("s_bcnt1_i32_b64", "i32 scc = b64")
+def count_ones(a):
+    return np.bitwise_count(a).astype(np.int32)
+
+
+@scalar("s_bcnt0_i32_b32", "i32 scc = b32")
+@scalar("s_bcnt0_i32_b64", "i32 scc = b64")
+def count_zeros(a):
+    return count_ones(~a)
+
+
 @scalar("s_brev_b32", "b32 = b32")
 @scalar("s_brev_b64", "b64 = b64")
 def reverse(a):

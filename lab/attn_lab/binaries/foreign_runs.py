@@ -7,7 +7,7 @@ process runs all targets: its start takes longer than most cases.
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
+from attn_parity.versions import version
 
 CACHE, RUNS = "cache", "runs.jsonl"
 """What a folder of runs holds: a cache of Triton, and a line for each target on an architecture."""
@@ -54,6 +55,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     said: tuple[str, ...] = ()
 
     @property
+    def cases(self) -> int:
+        return sum(self.verdicts.values())
+
+    @property
     def ran(self) -> int:
         return sum(count for kind, count in self.verdicts.items() if kind not in NOT_RUN)
 
@@ -68,46 +73,55 @@ def try_on(case: Case, harmless: Target, device: str, *, target: str) -> Verdict
     return try_case(case, registry.load(target), device)
 
 
-def run(
-    folder: Path, targets: Sequence[tuple[str, str]], architectures: Sequence[str], examples: int, seed: int, triton: str
-) -> Iterator[Run]:
-    """Run cases of each dtype of targets, given as package and name, on architectures, and add a line to the folder for each pair.
+def run(folder: Path, targets: Sequence[str], architectures: Sequence[str], examples: int, seed: int) -> Iterator[Run]:
+    """Run cases of each dtype of targets on architectures, and add a line to the folder for each target and architecture.
 
-    What the folder already has is left out, and so is an architecture for which a target has no code.
+    What the folder already has is left out, and so are targets of no Triton kernels here, and architectures without code.
     """
-    done = {(each.target, each.architecture, each.triton) for each in stored(folder)}
+    triton = version("triton") or ""
+    done = {(each.target, each.architecture, each.triton) for each in stored([folder])}
     with Executor(HARMLESS, "cpu", CASE_SECONDS, folder / "case.json", trial=TRIAL) as executor:
-        for (package, target), architecture in itertools.product(targets, architectures):
-            if (target, architecture, triton) in done:
+        for architecture, name in itertools.product(architectures, targets):
+            if (name, architecture, triton) in done or (package := _package_of(name, architecture)) is None:
                 continue
-            if (verdicts := _verdicts(executor, f"{target}@{architecture}", examples, seed)) is None:
-                continue
+            verdicts = _verdicts(executor, f"{name}@{architecture}", examples, seed)
             kinds, said = Counter(kind for kind, _ in verdicts), dict.fromkeys(": ".join(each) for each in verdicts if each[1])
             found = Run(
-                package=package, target=target, architecture=architecture, triton=triton, verdicts=dict(kinds), said=tuple(said)
+                package=package, target=name, architecture=architecture, triton=triton, verdicts=dict(kinds), said=tuple(said)
             )
             with (folder / RUNS).open("ab") as end:
-                end.write(msgspec.json.encode(found) + b"\n")
+                end.write(line(found))
             yield found
 
 
-def stored(folder: Path) -> list[Run]:
-    """The runs that a folder has, or folders below it."""
-    return [msgspec.json.decode(line, type=Run) for path in sorted(folder.rglob(RUNS)) for line in path.read_bytes().splitlines()]
-
-
-def _verdicts(executor: Executor, name: str, examples: int, seed: int) -> list[tuple[str, str]] | None:
-    """Kind and message of each case of a target; None if it has no code for its architecture, or is not here."""
+def _package_of(name: str, architecture: str) -> str | None:
+    """The package of a target's kernels; None if it has none of Triton, or cannot run here."""
     try:
-        target = registry.load(name)
-        if target.unavailable("cpu"):
-            return None
-        cases = [*_cases(target, examples, seed)]
+        target, compiled = registry.load(name), registry.load(f"{name}@{architecture}")
     except UnknownTargetError:
         return None
+    if target.modules is None or compiled.unavailable("cpu"):
+        return None
+    return target.modules()[0].__name__.partition(".")[0]
+
+
+def line(run: Run) -> bytes:
+    return msgspec.json.encode(run) + b"\n"
+
+
+def stored(folders: Iterable[Path]) -> list[Run]:
+    """The runs that folders have."""
+    files = sorted(path for folder in folders for path in folder.rglob(RUNS))
+    return [msgspec.json.decode(each, type=Run) for path in files for each in path.read_bytes().splitlines()]
+
+
+def _verdicts(executor: Executor, name: str, examples: int, seed: int) -> list[tuple[str, str]]:
+    """Kind and message of each case of a target."""
+    target, found = registry.load(name), []
+    try:
+        cases = [*_cases(target, examples, seed)]
     except LimitError as error:
         return [("limit", str(error))]
-    found = []
     for case in cases:
         try:
             verdict = executor.run(case, target=name)

@@ -37,7 +37,8 @@ def test_a_float16_that_overflows_becomes_the_largest_number_and_an_infinity_sta
 
 def test_packed_float16_that_overflow_become_the_largest_number():
     pairs = np.resize(np.array([0x7BFFFBFF, 0x7C00FC00, 0x3C007BFF], np.uint32), 64)
-    for text in ("v_pk_add_f16 v0, v1, v1", "v_pk_mul_f16 v0, v1, 2.0 op_sel_hi:[1,0]", "v_pk_fma_f16 v0, v1, 1.0, v1 op_sel_hi:[1,0,1]"):
+    sums = "v_pk_add_f16 v0, v1, v1", "v_pk_fma_f16 v0, v1, 1.0, v1 op_sel_hi:[1,0,1]"
+    for text in (*sums, "v_pk_mul_f16 v0, v1, 2.0 op_sel_hi:[1,0]"):
         after = ran(f"{OVERFLOW}\n{text}", "gfx942", v={1: pairs}).vector[0, 0, :3]
         assert [f"{bits:08x}" for bits in after] == ["7bfffbff", "7c00fc00", "40007bff"]
 

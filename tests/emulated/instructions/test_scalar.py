@@ -99,6 +99,17 @@ def test_a_result_and_the_condition_code(text, value, scc):
     assert (int(after.scalar[0, target]), bool(after.scc[0])) == (value, scc)
 
 
+@pytest.mark.parametrize("value", [0, 1, 0x1234, 0xFFFF_0000_8000_7FFF, 1 << 63, ALL])
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
+def test_ones_and_zeros_are_counted(architecture, value):
+    for bits in (32, 64):
+        field = f"{value & (1 << bits) - 1:0{bits}b}"
+        for one in "01":
+            text = f"s_bcnt{one}_i32_b{bits} s2, s{'[0:1]' if bits == 64 else 0}"
+            after = ran(text, architecture, s={0: value & 0xFFFFFFFF, 1: value >> 32})
+            assert (int(after.scalar[0, 2]), bool(after.scc[0])) == (field.count(one), one in field)
+
+
 @pytest.mark.parametrize("value", [0, 0x1234, 0x8000, 0xFFFF_0000_8000_7FFF, 1 << 63, ALL])
 @pytest.mark.parametrize(("first", "count"), [(0, 16), (15, 17), (20, 44), (63, 1), (0, 64), (5, 0)])
 def test_a_field_of_64_bits(value, first, count):
