@@ -4,10 +4,12 @@
 """
 
 import collections
+import functools
 import re
 
 import pytest
 from attn_amdgcn.assembly import code_of
+from attn_fuzz.targets import registry
 from attn_lab.binaries import foreign_runs, instructions
 from attn_lab.binaries.foreign_runs import Run
 from attn_lab.binaries.instructions import Made, Of
@@ -69,11 +71,30 @@ def test_a_line_of_the_table_says_what_ran_and_what_agrees():
     assert [*instructions.rows(made, runs)] == [(*of, 2, 5, 1, 7, 5, 4)]
 
 
-def test_a_folder_keeps_what_ran_and_runs_only_what_it_lacks(tmp_path):
-    run = Run(package="vllm", target="vllm-a", architecture="gfx942", triton="3.9.0", verdicts={"agree": 1})
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / foreign_runs.RUNS).write_bytes(foreign_runs.line(run))
-    assert foreign_runs.stored([tmp_path]) == [run]
+def test_a_folder_keeps_what_ran_and_runs_only_what_it_lacks(tmp_path, monkeypatch):
+    ran = []
+
+    def verdicts(executor, name, examples, seed):
+        ran.append(name)
+        return [("agree", ""), ("agree", ""), ("limit", "float16: of this tool")]
+
+    monkeypatch.setattr(foreign_runs, "_verdicts", verdicts)
+    monkeypatch.setattr(foreign_runs, "_package_of", lambda name, architecture: None if name == "elsewhere" else "vllm")
+    run = functools.partial(foreign_runs.run, tmp_path, ["vllm-a", "elsewhere"], ["gfx942", "gfx950"], 1, 0)
+    assert len([*run()]) == 2
+    assert [*run()] == []
+    found = foreign_runs.stored([tmp_path.parent])
+    assert ran == ["vllm-a@gfx942", "vllm-a@gfx950"]
+    assert [(run.architecture, run.verdicts, run.said) for run in found] == [
+        (architecture, {"agree": 2, "limit": 1}, ("limit: float16: of this tool",)) for architecture in ("gfx942", "gfx950")
+    ]
+
+
+def test_each_dtype_has_cases():
+    target = registry.load("triton@gfx1201")
+    found = [*foreign_runs._cases(target, 2, 0)]
+    assert [case.dtype for case in found] == [dtype for dtype in target.support("cpu").dtypes for _ in range(2)]
+    assert all(case.has_work for case in found)
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line['package']}-{line['triton']}-{line['architecture']}")

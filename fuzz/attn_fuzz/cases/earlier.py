@@ -115,8 +115,8 @@ def restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Other numbers for q, k and v or the cache, the layer's tensors, lengths, and the entries of the block table in use.
 
-    A request has its own blocks, in reverse order: a kernel that writes through the table writes each slot once. One that shares
-    blocks with another request keeps its blocks and its length.
+    A request has its own blocks, in reverse order: a kernel that writes through the table writes each slot once. A request that
+    shares blocks with another one keeps its blocks and its length.
     """
     batch = step.batch
     keys = (step.k, step.v) if step.raw is None else (step.raw,)
@@ -126,7 +126,9 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         used = -(-batch.seq_lens // step.view.block_size)[:, None]
         places = torch.arange(batch.block_table.shape[1], device=used.device)
         in_use = places < used
-        shares = (torch.bincount(batch.block_table[in_use], minlength=1)[torch.where(in_use, batch.block_table, 0)] > 1) & in_use
+        shares = (
+            torch.bincount(batch.block_table[in_use], minlength=1)[torch.where(in_use, batch.block_table, 0)] > 1
+        ) & in_use
         is_alone = ~shares.any(1)
         reverse = torch.where(in_use & is_alone[:, None], used - 1 - places, places)
         contents.append((batch.block_table, batch.block_table.gather(1, reverse)))

@@ -102,7 +102,7 @@ def _package_of(name: str, architecture: str) -> str | None:
         return None
     if target.modules is None or compiled.unavailable("cpu"):
         return None
-    return target.modules()[0].__name__.partition(".")[0]
+    return next(iter(target.modules())).__name__.partition(".")[0]
 
 
 def line(run: Run) -> bytes:

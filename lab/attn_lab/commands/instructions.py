@@ -28,7 +28,8 @@ def command(
     """
     use_interpreter("cpu")
     if targets is not None:
-        _run(folders[0], targets, chosen_architectures(architectures), examples, seed)
+        chosen = [name for name in chosen_architectures(architectures) if name.startswith("gfx")]
+        _run(folders[0], targets, chosen, examples, seed)
     from attn_lab.binaries import foreign_runs, instructions
 
     made, forms = instructions.read(instructions.texts(folders))
@@ -46,7 +47,7 @@ def command(
     return int(bool(unknown))
 
 
-def _run(folder: Path, targets: str, architectures: tuple[str, ...], examples: int, seed: int) -> None:
+def _run(folder: Path, targets: str, architectures: list[str], examples: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     from attn_lab.binaries import foreign_runs
 
