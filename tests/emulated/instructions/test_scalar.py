@@ -91,6 +91,11 @@ def test_bits_are_reversed(value):
         ("s_cselect_b32 s2, 7, 8", 7, True),
         ("s_bitset0_b32 s0, 35", 0xFFFFFFF7, True),
         ("s_not_b32 s2, s0", 0, False),
+        ("s_pack_ll_b32_b16 s2, 0x12345678, 0x9abcdef0", 0xDEF05678, True),  # the condition code stays
+        ("s_pack_lh_b32_b16 s2, 0x12345678, 0x9abcdef0", 0x9ABC5678, True),
+        ("s_pack_hl_b32_b16 s2, 0x12345678, 0x9abcdef0", 0xDEF01234, True),
+        ("s_pack_hh_b32_b16 s2, 0x12345678, 0x9abcdef0", 0x9ABC1234, True),
+        ("s_pack_ll_b32_b16 s2, s1, 0", 3, True),
     ],
 )
 def test_a_result_and_the_condition_code(text, value, scc):
