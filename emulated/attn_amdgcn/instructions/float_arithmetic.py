@@ -136,8 +136,8 @@ _CONSTANTS = (0.0, *(sign * number for number in (0.5, 1.0, 2.0, 4.0) for sign i
 def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32.
 
-    Of gfx1250's v_fma_mix_f32_bf16 and its like a half is a bf16, which is the upper half of its float32. A constant such as 1.0
-    is a float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
+    Of gfx1250's v_fma_mix_f32_bf16 and its like a half is a bf16, which is the upper half of its float32. A constant such as
+    1.0 is a float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
     """
     operand = instruction.operands[1 + i]
     halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
