@@ -90,7 +90,7 @@ def run(folder: Path, targets: Sequence[str], architectures: Sequence[str], exam
                 package=package, target=name, architecture=architecture, triton=triton, verdicts=dict(kinds), said=tuple(said)
             )
             with (folder / RUNS).open("ab") as end:
-                end.write(line(found))
+                end.write(msgspec.json.encode(found) + b"\n")
             yield found
 
 
@@ -103,10 +103,6 @@ def _package_of(name: str, architecture: str) -> str | None:
     if target.modules is None or compiled.unavailable("cpu"):
         return None
     return next(iter(target.modules())).__name__.partition(".")[0]
-
-
-def line(run: Run) -> bytes:
-    return msgspec.json.encode(run) + b"\n"
 
 
 def stored(folders: Iterable[Path]) -> list[Run]:
