@@ -34,8 +34,8 @@ SPARE = 4
 KNOWN = "known"
 """Counts cases whose failure a known finding explains, beside kinds of verdicts."""
 AGREE = ("agree", KNOWN)
-NOT_RUN = ("limit", "refused", "fault")
-"""Kinds of what this tool cannot run, of code that Triton makes wrong (`miscompiled`), and of this tool's own faults."""
+NOT_RUN = ("limit", "hung", "refused", "fault")
+"""Kinds of what this tool cannot run, or not in time, of code that Triton makes wrong (`miscompiled`), and of this tool's own faults."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
