@@ -35,7 +35,7 @@ KNOWN = "known"
 """Counts cases whose failure a known finding explains, beside kinds of verdicts."""
 AGREE = ("agree", KNOWN)
 NOT_RUN = ("limit", "hung", "refused", "fault")
-"""Kinds of what this tool cannot run, or not in time, of code that Triton makes wrong (`miscompiled`), and of our own faults."""
+"""Kinds of what this tool cannot run, or not in time, of code that Triton makes wrong (`miscompiled`), and of our faults."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
