@@ -44,6 +44,18 @@ def test_the_longest_form_of_each_mnemonic_and_modifiers_is_chosen_on_each_archi
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("ds_load_b64 v[4:5], v7 offset:1024", "ds_load_b64 v[0:1], v0 offset:8"),
+        ("ds_swizzle_b32 v3, v4 offset:swizzle(SWAP,16)", "ds_swizzle_b32 v0, v0 offset:swizzle(SWAP,16)"),
+        ("s_add_i32 s5, s6, -7", "s_add_i32 s0, s0, 1"),
+    ],
+)
+def test_a_form_has_one_register_and_one_number_of_a_kind(text, form):
+    assert instructions.form(code_of(text)[0][0]) == form
+
+
 def test_forms_are_added_to_those_that_are_stored(tmp_path, monkeypatch):
     known, new = frozenset({"gfx942"}), frozenset({"gfx1201"})
     monkeypatch.setattr(instructions, "FILE", tmp_path / "instructions.txt")

@@ -125,7 +125,7 @@ def form(instruction: Instruction) -> str:
         return re.sub(r"v\d+, v\d+", "v0, v1", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\[(\d+):(\d+)\]", lambda at: f"{at[1]}[0:{int(at[3]) - int(at[2])}]", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\d+\b", r"\g<1>0", text)
-    text = re.sub(r"\b(offset[01]?):\w+", r"\g<1>:8", text)
+    text = re.sub(r"\b(offset[01]?):\w+\b(?!\()", r"\g<1>:8", text)
     text = re.sub(r"(?<=[ ,(])-?0x[0-9a-f]{3,}\b", "0x1000", text)
     return re.sub(r"(?<=, )-?\d+(?=,|$| )", "1", text)
 
