@@ -1,13 +1,24 @@
 """The emulator knows what Triton makes of the attention kernels of other packages: instructions.txt, without a compiler.
 
-`python -m attn_lab instructions FOLDER --write` writes the file from texts that were compiled.
+`python -m attn_lab instructions FOLDER --write` writes the file, and the table kernels.csv, from texts that were compiled.
 """
+
+import collections
+import functools
+import re
 
 import pytest
 from attn_amdgcn.assembly import code_of
-from attn_lab.binaries import instructions
+from attn_fuzz.targets import registry
+from attn_lab.binaries import foreign_runs, instructions
+from attn_lab.binaries.foreign_runs import Run
+from attn_lab.binaries.instructions import Made, Of
+
+from tests.emulated.kernels import kernel_text
+from tests.pages import ROOT
 
 STORED = instructions.stored()
+LINES = instructions.stored_rows()
 
 
 @pytest.mark.parametrize("architecture", sorted(frozenset.union(*STORED.values())))
@@ -31,3 +42,88 @@ def test_the_longest_form_of_each_mnemonic_and_modifiers_is_chosen_on_each_archi
         "v_add_f32 v0, v0, v0": every - one,
         "v_add_f32 v0, v0, v0 clamp": one,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("ds_load_b64 v[4:5], v7 offset:1024", "ds_load_b64 v[0:1], v0 offset:8"),
+        ("ds_swizzle_b32 v3, v4 offset:swizzle(SWAP,16)", "ds_swizzle_b32 v0, v0 offset:swizzle(SWAP,16)"),
+        ("s_add_i32 s5, s6, -7", "s_add_i32 s0, s0, 1"),
+    ],
+)
+def test_a_form_has_one_register_and_one_number_of_a_kind(text, form):
+    assert instructions.form(code_of(text)[0][0]) == form
+
+
+def test_forms_are_added_to_those_that_are_stored(tmp_path, monkeypatch):
+    known, new = frozenset({"gfx942"}), frozenset({"gfx1201"})
+    monkeypatch.setattr(instructions, "FILE", tmp_path / "instructions.txt")
+    instructions.FILE.write_text("gfx942:\nv_add_f32 v0, v0, v0; v_sub_f32 v0, v0, v0\n")
+    instructions.write({"v_add_f32 v0, v0, v0": new})
+    assert instructions.stored() == {"v_add_f32 v0, v0, v0": known | new, "v_sub_f32 v0, v0, v0": known}
+
+
+def test_a_mode_is_unknown_by_all_of_its_kernel():
+    ovfl = "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1"
+    for beside, is_known in (("v_mul_f32 v0, v0, v0", True), ("v_rcp_f16_e32 v0, v0", False)):
+        text = instructions.Text("vllm", "kernel", "gfx942", "3.9.0", kernel_text(ovfl, beside))
+        made, _ = instructions.read([text])
+        assert (not made[Of("vllm", "3.9.0", "gfx942")].unknown) == is_known
+
+
+def test_a_line_of_the_table_says_what_ran_and_what_agrees():
+    of = Of("vllm", "3.9.0", "gfx942")
+    about = {"package": of.package, "triton": of.triton, "architecture": of.architecture}
+    runs = [
+        Run(**about, target="vllm-a", verdicts={"agree": 2, "known": 1, "limit": 1}),
+        Run(**about, target="vllm-b", verdicts={"value": 1, "refused": 1, "agree": 1}),
+    ]
+    made = {of: Made(kernels={"a", "b"}, texts=5, mnemonics={"v_add_f32"})}
+    assert [*instructions.rows(made, runs)] == [(*of, 2, 5, 1, 7, 5, 4)]
+
+
+def test_a_folder_keeps_what_ran_and_runs_only_what_it_lacks(tmp_path, monkeypatch):
+    ran = []
+
+    def verdicts(executor, name, examples, seed):
+        ran.append(name)
+        return [("agree", ""), ("agree", ""), ("limit", "float16: of this tool")]
+
+    monkeypatch.setattr(foreign_runs, "_verdicts", verdicts)
+    monkeypatch.setattr(foreign_runs, "_package_of", lambda name, architecture: None if name == "elsewhere" else "vllm")
+    run = functools.partial(foreign_runs.run, tmp_path, ["vllm-a", "elsewhere"], ["gfx942", "gfx950"], 1, 0)
+    assert len([*run()]) == 2
+    assert [*run()] == []
+    found = foreign_runs.stored([tmp_path.parent])
+    assert ran == ["vllm-a@gfx942", "vllm-a@gfx950"]
+    assert [(run.architecture, run.verdicts, run.said) for run in found] == [
+        (architecture, {"agree": 2, "limit": 1}, ("limit: float16: of this tool",)) for architecture in ("gfx942", "gfx950")
+    ]
+
+
+def test_each_dtype_has_cases():
+    target = registry.load("triton@gfx1201")
+    found = [*foreign_runs._cases(target, 2, 0)]
+    assert [case.dtype for case in found] == [dtype for dtype in target.support("cpu").dtypes for _ in range(2)]
+    assert all(case.has_work for case in found)
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line['package']}-{line['triton']}-{line['architecture']}")
+def test_the_table_holds_together(line):
+    known = {each.split()[0] for each, architectures in STORED.items() if line["architecture"] in architectures}
+    numbers = {name: int(line[name]) for name in instructions.COLUMNS[3:]}
+    assert numbers["texts"] >= numbers["kernels"] > 0
+    assert numbers["cases"] >= numbers["ran"] >= numbers["agree"] > 0
+    assert numbers["mnemonics"] <= len(known) + len(instructions.BY_NAME)
+
+
+def test_the_page_counts_what_the_table_has():
+    page = (ROOT / "docs/reference/emulator.md").read_text(encoding="utf-8")
+    counted = collections.defaultdict(collections.Counter)
+    for line in LINES:
+        counted[line["package"]].update({name: int(line[name]) for name in ("texts", "cases", "ran", "agree")})
+    for package, numbers in counted.items():
+        cells = re.search(rf"^\| {package} .*\|$", page, re.MULTILINE)
+        assert cells, package
+        assert [int(cell.replace(",", "")) for cell in cells[0].split("|")[-5:-1]] == [*numbers.values()]

@@ -9,12 +9,14 @@ other places: one product is rounded once, wherever the rounding is.
 
 v_dot2_f32_f16 and v_dot2c_f32_f16 add a float32 and the two products of float16, the lower halves' first. A denormal float32
 becomes 0, as a source and as the result, whatever the modes say. Each sum is rounded here, in the order of AMD's pseudocode;
-AMD does not say that hardware does so.
+AMD does not say that hardware does so. v_dot2_f32_bf16 and v_dot2c_f32_bf16 do the same with bfloat16, and keep its denormals.
 
 Source: "VOP3 Instructions" in AMD's RDNA3 ISA and in AMD's RDNA4 ISA; "VOP2" and "VOP3P Instructions" in AMD's Instinct MI300
-ISA; in LLVM getInlineEncodingV2BF16 for constants, and performFMACombine for denormals.
+ISA, and of bfloat16 in AMD's Instinct MI355 ISA; in LLVM getInlineEncodingV2BF16 for constants, and performFMACombine for
+denormals.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -72,9 +74,19 @@ def _high(bits: np.ndarray) -> np.ndarray:
 @vector("v_dot2_f32_f16", "f32 = b32 b32 f32")
 @vector("v_dot2c_f32_f16", "f32 = b32 b32 *f32")
 def dot2_f16(a, b, c):
+    return _sum(a, b, c, lambda bits: bits.view(F16).astype(F32))
+
+
+@vector("v_dot2_f32_bf16", "f32 = b32 b32 f32")
+@vector("v_dot2c_f32_bf16", "f32 = b32 b32 *f32")
+def dot2_f32_bf16(a, b, c):
+    return _sum(a, b, c, bf16_to_f32)
+
+
+def _sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, in_float32: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     total = _flushed(c)
     for part in (_low, _high):
-        total = _flushed(fma32(part(a).view(F16).astype(F32), part(b).view(F16).astype(F32), total))
+        total = _flushed(fma32(in_float32(part(a)), in_float32(part(b)), total))
     return total
 
 

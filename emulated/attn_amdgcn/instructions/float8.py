@@ -2,12 +2,13 @@
 
 fp8 has 3 bits of mantissa and bf8 has 2. gfx940 to gfx942 have the formats e4m3fnuz and e5m2fnuz: no infinities, no -0, and
 0x80 is the NaN. Others have OCP's e4m3fn, which has no infinities, and e5m2. With fp16_overflow off, a number beyond the
-largest one becomes an infinity, or the NaN of a format without infinities. Rounding is to nearest even, and denormals are
-kept.
+largest one becomes an infinity, or the NaN of a format without infinities; with FP16_OVFL it becomes the largest one, and so
+does an infinity (OCP's saturating mode). Rounding is to nearest even, and denormals are kept.
 
 Source: "Number Formats" and V_CVT_PK_FP8_F32 in AMD's Instinct MI300 ISA, V_CVT_F32_FP8 in AMD's RDNA4 ISA, and
 V_CVT_SCALEF32_PK_F32_FP8 in AMD's Instinct MI355 ISA; llvm.amdgcn.cvt.scale.pk8 in LLVM's intrinsics for gfx1250; "OCP 8-bit
-Floating Point Specification", tables 1 and 2.
+Floating Point Specification", tables 1 and 2. FP16_OVFL: AMD's emulator rocjitsu (pull request 9030 of ROCm/rocm-systems),
+and what Triton sets it for (pull request 7337).
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from functools import cache
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.instructions import modes
 from attn_amdgcn.instructions.formats import LOADS, data_row, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
 from attn_amdgcn.instructions.fused import F64
@@ -60,7 +62,8 @@ _WITHOUT_NEGATIVE_ZERO = ("gfx940", "gfx941", "gfx942")
 
 def format_of(instruction: Instruction, kernel: Kernel) -> Format:
     word = "bf8" if "bf8" in instruction.name else "fp8"
-    return FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]
+    found = FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]
+    return replace(found, beyond=found.largest) if modes.sets_overflow(kernel) else found
 
 
 def encoded(a: np.ndarray, to: Format) -> np.ndarray:
@@ -137,16 +140,21 @@ def scaled_pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
     """The same, times a power of two, which is the last operand's exponent. A factor of other than 1 is refused."""
     check_count(instruction, 3)
     _check_factor(instruction)
+    _check_first_half(instruction)
     return _pk_to_f32(instruction, kernel)
 
 
 def _check_factor(instruction: Instruction) -> None:
-    """Refuse a factor of other than 1.0, and op_sel of another operand than the first one."""
-    factor = instruction.operands[2]
+    """Refuse a factor, the last operand, of other than 1.0."""
+    factor = instruction.operands[-1]
     # an integer in the text stands for the factor's bits
     is_float = isinstance(factor.of, Literal) and isinstance(factor.of.number, float)
     if not is_float or factor != Operand(Literal(1.0)):
         raise unknown(instruction, "a factor of other than 1.0")
+
+
+def _check_first_half(instruction: Instruction) -> None:
+    """Refuse op_sel of another operand than the first one."""
     halves = instruction.modifiers.get("op_sel", (0,))
     if not isinstance(halves, tuple) or any(halves[1:]):
         raise unknown(instruction, f"op_sel:{halves}")
@@ -158,6 +166,7 @@ def scaled_pk_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 3)
     check_modifiers(instruction, "op_sel")
     _check_factor(instruction)
+    _check_first_half(instruction)
     codes, row, table = (
         _reads_codes(instruction, kernel, 16),
         row_of(instruction.operands[0], instruction, kernel),
@@ -253,17 +262,29 @@ def _whole_result(instruction: Instruction) -> tuple[str, ...]:
 def pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
     """Two codes, the first one in the lower byte, in one half of a register; the other half stays."""
     check_count(instruction, 3)
+    return _two_codes(instruction, kernel)
+
+
+@own_step("v_cvt_scalef32_pk_fp8_f32 v_cvt_scalef32_pk_bf8_f32")
+def scaled_pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
+    """The same, of numbers that are divided by a factor, of which 1.0 is known."""
+    check_count(instruction, 4)
+    _check_factor(instruction)
+    return _two_codes(instruction, kernel)
+
+
+def _two_codes(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "op_sel")
     if instruction.encoding.endswith("dpp"):
         raise unknown(instruction, "DPP")
-    to, halves = format_of(instruction, kernel), instruction.modifiers.get("op_sel", (0, 0, 0))
-    if not isinstance(halves, tuple) or halves[:2] != (0, 0) or len(halves) not in (3, 4):
+    halves = instruction.modifiers.get("op_sel", (0, 0, 0))
+    if not isinstance(halves, tuple) or any(halves[:-1]) or len(halves) not in (3, 4):
         raise unknown(instruction, f"op_sel:{halves}")
-    target = instruction.operands[0]
+    target, *sources = instruction.operands[:3]
     if halves[-1]:
         target = replace(target, of=replace(target.of, half="h"))
-    write = writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
-    reads = [value_of(signed_value(operand, KINDS["f32"], kernel)) for operand in instruction.operands[1:]]
+    to, write = format_of(instruction, kernel), writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
+    reads = [value_of(signed_value(operand, KINDS["f32"], kernel)) for operand in sources]
 
     def step(waves: Waves) -> None:
         low, high = (encoded(read(waves), to) for read in reads)

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal
+from attn_amdgcn.instructions.convert import f32_to_bf16
 from attn_amdgcn.instructions.forms import (
     Step,
     check_count,
@@ -135,8 +136,8 @@ _CONSTANTS = (0.0, *(sign * number for number in (0.5, 1.0, 2.0, 4.0) for sign i
 def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     """A source of v_fma_mix: float32, or, with op_sel_hi, the half of a register that op_sel names, made float32.
 
-    Of gfx1250's v_fma_mix_f32_bf16 a half is a bf16, which is the upper half of its float32. A constant such as 1.0 is a
-    float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
+    Of gfx1250's v_fma_mix_f32_bf16 and its like a half is a bf16, which is the upper half of its float32. A constant such as
+    1.0 is a float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
     """
     operand = instruction.operands[1 + i]
     halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
@@ -160,18 +161,23 @@ def _narrow_sum(a, b, c):
     return fma32(a, b, c).astype(F16)
 
 
-@own_step("v_fma_mix_f32 v_fma_mix_f32_bf16 v_fma_mixlo_f16 v_fma_mixhi_f16")
+def _sum_in_bf16(a, b, c):
+    return f32_to_bf16(fma32(a, b, c))
+
+
+@own_step("v_fma_mix_f32 v_fma_mix_f32_bf16 v_fma_mixlo_f16 v_fma_mixhi_f16 v_fma_mixlo_bf16 v_fma_mixhi_bf16")
 def fma_mix(instruction: Instruction, kernel: Kernel) -> Step:
-    """A sum rounded to float32. mixlo and mixhi round it again, to float16, and write one half of the result's register."""
+    """A sum rounded to float32. mixlo and mixhi round it again, to 16 bits, and write one half of the result's register."""
     check_count(instruction, 4)
-    check_modifiers(instruction, "op_sel", "op_sel_hi", "clamp")
+    to = "f32" if instruction.name.startswith("v_fma_mix_f32") else instruction.name.rpartition("_")[2]
+    check_modifiers(instruction, "op_sel", "op_sel_hi", *(("clamp",) if to != "bf16" else ()))
     reads = [mix_source(instruction, kernel, i) for i in range(3)]
-    target, short = instruction.operands[0], not instruction.name.startswith("v_fma_mix_f32")
-    if instruction.name == "v_fma_mixhi_f16":
+    target = instruction.operands[0]
+    if instruction.name.startswith("v_fma_mixhi"):
         target = replace(target, of=replace(target.of, half="h"))
-    kind = KINDS["f16" if short else "f32"]
+    kind = KINDS["u16" if to == "bf16" else to]
     write, end = writes_vector(target, kind, kernel, keeps_half=True), finishes(instruction, kind)
-    total = overflowing(instruction, kernel, _narrow_sum) if short else fma32
+    total = {"f32": fma32, "f16": overflowing(instruction, kernel, _narrow_sum), "bf16": _sum_in_bf16}[to]
 
     def step(waves: Waves) -> None:
         value = total(*[read(waves) for read in reads])

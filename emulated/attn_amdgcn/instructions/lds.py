@@ -2,10 +2,10 @@
 
 An address is vaddr plus `offset`, in bytes and modulo 2 ** 32, so vaddr may be negative. The forms of two addresses add
 offset0 and offset1 times an element's size, and st64 or stride64 another factor of 64. An address beyond the workgroup's LDS is
-a fault.
+a fault. But for gfx1250 Triton gives lanes that are to store nothing the address 0x7fffffff, where hardware writes nothing.
 
 Source: "LDS Indexed Instructions" in AMD's Instinct MI300 ISA, and "DS Instructions" in AMD's RDNA4 ISA; for negative vaddr
-isDSOffsetLegal in LLVM.
+isDSOffsetLegal in LLVM; for 0x7fffffff Triton's pull request 10588.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
+NOWHERE = 0x7FFFFFFF
+"""The address of a lane that is to write nothing into LDS."""
 _PAIRS = {"read2": 1, "read2st64": 64, "load_2addr": 1, "load_2addr_stride64": 64}
 _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride64": 64}
 """By the name of a form with two addresses: the factor of its offsets."""
@@ -101,7 +103,31 @@ def store(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     check_modifiers(instruction, "offset")
     form = STORES[instruction.name.split("_", 2)[2]]
     address, source = instruction.operands
-    return _store(instruction, address, _offset(instruction), [source], form, kernel)
+    if kernel.architecture != "gfx1250":
+        return _store(instruction, address, _offset(instruction), [source], form, kernel)
+    row, values = SourceRow(data_row(instruction, address, 1, kernel)), data_value(instruction, [source], form, kernel)
+    named = piece("waves.vector{}", row), _offset(instruction), values, form, Alone(instruction)
+    return (piece("{}(waves, {}, {}, {}, {}, {})", _writes_but_nowhere, *named),)
+
+
+def _writes_but_nowhere(
+    waves: Waves, address: np.ndarray, offset: np.ndarray, values: np.ndarray, form: Format, instruction: Instruction
+) -> None:
+    """Write values of the lanes whose address is not NOWHERE."""
+    nowhere = address == NOWHERE
+    if not nowhere.any():
+        writes(waves, _place_at(waves, address, offset, form.size), values, form, instruction)
+        return
+    each = [array.reshape(-1, *array.shape[-2:]) for array in (nowhere, (address.astype(np.int64) + offset) & 0xFFFFFFFF)]
+    for some, place, data in zip(*each, values.reshape(len(each[0]), -1, *values.shape[-2:]), strict=True):
+        lanes = lanes_but(some, waves)
+        writes_lanes(waves, place_of(waves, place, form.size, lanes), data, form, instruction, lanes)
+
+
+def lanes_but(nowhere: np.ndarray, waves: Waves) -> np.ndarray:
+    """[waves, lanes]: the lanes that are on and are to write something."""
+    on = np.ones(waves.shape, bool) if waves.lanes is None else waves.lanes
+    return on & ~nowhere
 
 
 def _store(

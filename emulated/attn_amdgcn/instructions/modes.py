@@ -4,9 +4,10 @@ Both: rounding to nearest even; denormals of float16 and float64 kept. Triton's:
 signaling NaN is made quiet; gfx12 has no such mode and works so); `dx10_clamp` (clamp makes 0 of a NaN). The assembly's:
 denormals of float32 are zeros of their sign, in sources and results, but not in matrix instructions, whose sums no mode
 changes; of a signaling NaN and a number the larger and the smaller one are the number; no clamp.
-float16 and float8 that overflow become infinities or NaN,
-unless the kernel sets FP16_OVFL: then a float16 that overflows becomes the largest number, and an infinity that is made of an
-infinity stays one. Triton sets it in each kernel that makes float8 of float32, also where it does so by arithmetic of integers.
+float16, bfloat16 and float8 that overflow become infinities or NaN,
+unless the kernel sets FP16_OVFL: then one that overflows becomes the largest number, and an infinity of 16 bits that is made of
+an infinity stays one. Triton sets it in each kernel that makes float8 of float32, also where it does so by arithmetic of
+integers.
 
 A NaN that an instruction makes is 0xFFC00000, or its like in other widths, and a NaN that it passes on is that of a source,
 made quiet. Of which source is left open but where an instruction's own text says so.
@@ -98,9 +99,18 @@ FP16_OVFL = (Named("hwreg(HW_REG_MODE, 23, 1)"), Named("hwreg(HW_REG_WAVE_MODE, 
 """By its name before gfx12, and from there on ("MODE Register" in AMD's RDNA4 ISA)."""
 _OVERFLOWING = (
     *("v_cvt_f16_f32", "v_add_f16", "v_sub_f16", "v_subrev_f16", "v_mul_f16", "v_fma_f16"),
-    *("v_fma_mixlo_f16", "v_fma_mixhi_f16"),
+    *("v_fma_mixlo_f16", "v_fma_mixhi_f16", "v_pk_add_f16", "v_pk_mul_f16", "v_pk_fma_f16"),
 )
-"""Those whose results are known to obey FP16_OVFL here. Of other narrow results, such as packed ones and float8, none is."""
+"""Those of 16 bits whose results are known to obey FP16_OVFL here. Of others, such as reciprocals, none is."""
+_PACKING = {
+    "v_cvt_pk_bf16_f32": np.uint32(0x7F7F0000).view(np.float32),
+    **dict.fromkeys(("v_cvt_pk_f16_f32", "v_cvt_pkrtz_f16_f32", "v_cvt_pk_rtz_f16_f32"), np.float32(65504)),
+}
+"""Those that round two float32, which do so, too: the largest number of their results."""
+_TO_FLOAT8 = re.compile(r"v_cvt_(scalef32_)?pk8?_(fp8|bf8)_f32")
+"""Those of 8 bits, whose meanings are in `float8`."""
+_WITHIN = re.compile(r"v_(pk_)?(max|min|med)\w*|\w+_(fp8|bf8)")
+"""Those whose result is one of their sources, or an exact number of float8: it does not overflow."""
 _TYPE = re.compile(r"[biu]\d+|b?f\d+|fp8")
 
 
@@ -109,7 +119,7 @@ def check_overflow(instruction: Instruction, kernel: Kernel) -> None:
     place = kernel.instructions.index(instruction)
     before, after = kernel.instructions[:place], kernel.instructions[place + 1 :]
     early = [each for each in before if _is_narrow(each) or _passes(each, place, kernel)]
-    unknown = [each for each in after if _is_narrow(each) and each.name not in _OVERFLOWING]
+    unknown = [each for each in after if _is_narrow(each) and not _obeys(each)]
     if instruction.operands[1].of != Literal(1) or early or unknown:
         why = f": `{(early + unknown)[0].text}` beside it" if early + unknown else ""
         raise UnknownInstructionError(f"line {instruction.line}: `{instruction.text}`{why}")
@@ -123,16 +133,24 @@ def _passes(instruction: Instruction, place: int, kernel: Kernel) -> bool:
     return instruction.name.startswith("s_cbranch")
 
 
+def _obeys(instruction: Instruction) -> bool:
+    return instruction.name in (*_OVERFLOWING, *_PACKING) or _TO_FLOAT8.fullmatch(instruction.name) is not None
+
+
 def _is_narrow(instruction: Instruction) -> bool:
-    """Whether the result is a float16 or a float8. A mnemonic names its result's type first."""
+    """Whether the result is a float of 16 or 8 bits that may overflow. A mnemonic names its result's type first."""
+    if _WITHIN.fullmatch(instruction.name):
+        return False
     types = [word for word in instruction.name.split("_") if _TYPE.fullmatch(word)]
-    return types[:1] in (["f16"], ["fp8"], ["bf8"])
+    return types[:1] in (["f16"], ["bf16"], ["fp8"], ["bf8"])
 
 
 def overflowing(instruction: Instruction, kernel: Kernel, function: Callable) -> Callable:
     """The meaning of an instruction in the mode that the kernel sets for results that overflow."""
-    if instruction.name not in _OVERFLOWING or not any(_sets_overflow(each) for each in kernel.instructions):
+    if instruction.name not in (*_OVERFLOWING, *_PACKING) or not sets_overflow(kernel):
         return function
+    if largest := _PACKING.get(instruction.name):
+        return lambda *sources: function(*(_within(largest, source) for source in sources))
 
     def clamped(*sources: np.ndarray) -> np.ndarray:
         found = function(*sources)
@@ -140,6 +158,15 @@ def overflowing(instruction: Instruction, kernel: Kernel, function: Callable) ->
         return np.where(np.isinf(found) & finite, np.copysign(np.float16(65504), found), found)
 
     return clamped
+
+
+def _within(largest: np.float32, source: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(source), np.clip(source, -largest, largest), source)
+
+
+def sets_overflow(kernel: Kernel) -> bool:
+    """Whether the kernel sets FP16_OVFL, which it then does for all of its narrow floats (`check_overflow`)."""
+    return any(_sets_overflow(each) for each in kernel.instructions)
 
 
 def _sets_overflow(instruction: Instruction) -> bool:

@@ -139,6 +139,7 @@ def _short_step(function: Callable[..., np.ndarray], kind: str, sources: int, in
     reads = [_short_pair(instruction, operand, i, kind, kernel) for i, operand in enumerate(instruction.operands[1:])]
     row = row_of(instruction.operands[0], instruction, kernel)
     end = finishes(instruction, KINDS["f16"]) if kind == "f16" else None
+    function = modes.overflowing(instruction, kernel, function)
 
     def step(waves: Waves) -> None:
         value = function(*[read(waves) for read in reads])

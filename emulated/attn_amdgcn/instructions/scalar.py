@@ -3,6 +3,9 @@
 Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions import moves
@@ -214,6 +217,28 @@ def bitset(instruction: Instruction, kernel: Kernel) -> Step:
 @scalar("s_cselect_b64", "b64 = b64 b64 scc")
 def cselect(a, b, scc):
     return np.where(scc, a, b)
+
+
+def _packed(of_low: int, of_high: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The half of the first source that `of_low` names, 0 or 1, below the half of the second one that `of_high` names."""
+    low, high = np.uint32(16 * of_low), np.uint32(16 * of_high)
+    return lambda a, b: a >> low & np.uint32(0xFFFF) | b >> high << np.uint32(16)
+
+
+for _of_low, _of_high in itertools.product((0, 1), repeat=2):
+    scalar(f"s_pack_{'lh'[_of_low]}{'lh'[_of_high]}_b32_b16", "b32 = b32 b32")(_packed(_of_low, _of_high))
+
+
+@scalar("s_bcnt1_i32_b32", "i32 scc = b32")
+@scalar("s_bcnt1_i32_b64", "i32 scc = b64")
+def count_ones(a):
+    return np.bitwise_count(a).astype(np.int32)
+
+
+@scalar("s_bcnt0_i32_b32", "i32 scc = b32")
+@scalar("s_bcnt0_i32_b64", "i32 scc = b64")
+def count_zeros(a):
+    return count_ones(~a)
 
 
 @scalar("s_brev_b32", "b32 = b32")

@@ -6,12 +6,14 @@ M0, global instructions read bits 17:2, and buffer instructions bits 17:0, on gf
 nothing. A lane beyond the workgroup's LDS writes nothing on hardware; here it is a fault, unless M0 is 0x7fffffff. This number
 Triton gives to waves that are to load nothing.
 
-gfx1250's load takes the byte of LDS from a register of the lane. `offset` is added to both addresses.
+gfx1250's load takes the byte of LDS from a register of the lane. `offset` is added to both addresses. A lane whose register has
+0x7fffffff loads nothing, and reads no global memory.
 
 Source: "Memory Buffer Load to LDS" and, among "Flat Memory Instructions", "Addressing" in AMD's CDNA4 ISA. For global loads it
 has the distances of one and of four words; that of three is taken from buffer loads.
 0x7fffffff is seen in code that Triton 3.9 makes of `buffer_load_to_shared`, where a tile has fewer elements than the waves have
-lanes. llvm.amdgcn.global.load.async.to.lds in LLVM's "AMDGPU DMA Operations".
+lanes; lanes that a mask leaves out: Triton's pull request 9761. llvm.amdgcn.global.load.async.to.lds in LLVM's "AMDGPU DMA
+Operations".
 """
 
 from collections.abc import Callable
@@ -29,8 +31,6 @@ SIZES = {"gfx942": ("dword",), "gfx950": ("dword", "dwordx3", "dwordx4")}
 """What each architecture loads into LDS, beside bytes and halves of words."""
 BITS_OF_M0 = {"gfx942": 0xFFFF, "gfx950": 0x3FFFF}
 """Those that a buffer instruction reads."""
-NOWHERE = 0x7FFFFFFF
-"""M0 of a wave that is to load nothing."""
 
 
 @own_step(" ".join(f"global_load_lds_{size}" for size in SIZES["gfx950"]))
@@ -54,17 +54,11 @@ def writes(instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kern
 
     def write(waves: Waves, values: np.ndarray) -> None:
         address = (waves.scalar[:, M0] & np.uint32(bits_of_m0)).astype(np.int64)[:, None] + of_lane
-        nowhere = waves.scalar[:, M0] == NOWHERE
-        lanes = _but(nowhere, waves) if nowhere.any() else waves.lanes
+        nowhere = waves.scalar[:, M0] == lds.NOWHERE
+        lanes = lds.lanes_but(nowhere[:, None], waves) if nowhere.any() else waves.lanes
         lds.writes_lanes(waves, lds.place_of(waves, address, form.size, lanes), values, form, instruction, lanes)
 
     return write
-
-
-def _but(nowhere: np.ndarray, waves: Waves) -> np.ndarray:
-    """[waves, lanes]: the lanes that are on, without those of some waves."""
-    on = np.ones(waves.shape, bool) if waves.lanes is None else waves.lanes
-    return on & ~nowhere[:, None]
 
 
 @own_step(" ".join(f"global_load_async_to_lds_{size}" for size in ("b8", "b32", "b64", "b128")))
@@ -79,8 +73,10 @@ def global_load_async(instruction: Instruction, kernel: Kernel) -> Step:
     offset = np.int64(number(instruction, "offset"))
 
     def step(waves: Waves) -> None:
-        values = values_at(waves, places(waves), form, instruction, waves.lanes)
-        place = lds.place_of(waves, waves.vector[row] + offset, form.size, waves.lanes)
-        lds.writes_lanes(waves, place, values, form, instruction, waves.lanes)
+        nowhere = waves.vector[row] == lds.NOWHERE
+        lanes = lds.lanes_but(nowhere, waves) if nowhere.any() else waves.lanes
+        values = values_at(waves, places(waves), form, instruction, lanes)
+        place = lds.place_of(waves, waves.vector[row] + offset, form.size, lanes)
+        lds.writes_lanes(waves, place, values, form, instruction, lanes)
 
     return step

@@ -113,18 +113,29 @@ def restored(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Other numbers for q, k and v or the cache, the layer's tensors, lengths, and the entries of the block table in use."""
+    """Other numbers for q, k and v or the cache, the layer's tensors, lengths, and the entries of the block table in use.
+
+    A request has its own blocks, in reverse order: a kernel that writes through the table writes each slot once. A request that
+    shares blocks with another one keeps its blocks and its length.
+    """
     batch = step.batch
     keys = (step.k, step.v) if step.raw is None else (step.raw,)
     floats = [step.q, *step.layer.tensors.values(), *(tensor for tensor in keys if tensor is not None)]
     contents = [(tensor, torch.ones_like(tensor, dtype=torch.float32).to(tensor.dtype)) for tensor in floats]
     if batch.block_table is not None and step.view is not None:
-        used = -(-batch.seq_lens // step.view.block_size)
-        in_use = torch.arange(batch.block_table.shape[1], device=used.device) < used[:, None]
-        contents.append((batch.block_table, torch.where(in_use, batch.block_table[:, :1], batch.block_table)))
+        used = -(-batch.seq_lens // step.view.block_size)[:, None]
+        places = torch.arange(batch.block_table.shape[1], device=used.device)
+        in_use = places < used
+        shares = (
+            torch.bincount(batch.block_table[in_use], minlength=1)[torch.where(in_use, batch.block_table, 0)] > 1
+        ) & in_use
+        is_alone = ~shares.any(1)
+        reverse = torch.where(in_use & is_alone[:, None], used - 1 - places, places)
+        contents.append((batch.block_table, batch.block_table.gather(1, reverse)))
         # a request that has a key for each query keeps that
         query_lens = batch.query_start_loc.diff()
-        halves = torch.where(batch.seq_lens >= query_lens, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
+        shortened = is_alone & (batch.seq_lens >= query_lens)
+        halves = torch.where(shortened, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
         contents.append((batch.seq_lens, halves))
         if batch.selected is not None and step.layer.selection_unit is not None:
             # no unit instead of one that has no key of its shortened request

@@ -3,27 +3,33 @@
 Texts are those of Triton's cache, which `attn-parity compile TARGET --arch ARCHITECTURE` fills, and emulated targets do.
 """
 
+import csv
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from attn_amdgcn import AmdgcnError, instructions
-from attn_amdgcn.assembly import Instruction, Kernel, code_of
+from attn_amdgcn import AmdgcnError, instructions, load
+from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.errors import MALFORMED
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, ENDS
 from attn_amdgcn.program import ARCHITECTURES
+from attn_lab.binaries.foreign_runs import Run
 
 FILE = Path("tests/emulated/instructions.txt")
+TABLE = Path("tests/emulated/kernels.csv")
+COLUMNS = ("package", "triton", "architecture", "kernels", "texts", "mnemonics", "cases", "ran", "agree")
 PACKAGES = ("vllm", "sglang", "lmdeploy", "aiter", "conch", "flag_gems")
 _FILE = re.compile(rf'\.file\s+\d+\s+"[^"]*/({"|".join(PACKAGES)})/')
 _WAITS = ("s_delay_alu", "s_waitcnt", "s_waitcnt_depctr", "s_wait_alu")
-_OF_WHOLE_KERNELS = (*BRANCHES, *BARRIERS, *ENDS, *_WAITS, "s_setreg_imm32_b32")
-"""What is known by its name alone, or looked at with all of its kernel (`attn_amdgcn.prepare`)."""
+BY_NAME = (*BRANCHES, *BARRIERS, *ENDS, *_WAITS)
+"""What `attn_amdgcn.prepare` knows by its name alone."""
+_SETS_MODES = "s_setreg_imm32_b32"
+"""What is known or not by all of its kernel."""
 Forms = Mapping[str, frozenset[str]]
 """Instructions as `form` writes them, each with its architectures."""
 
@@ -38,14 +44,22 @@ class Text(NamedTuple):
     assembly: str
 
 
+class Of(NamedTuple):
+    """What made texts: a package's kernels, a version of Triton, and an architecture."""
+
+    package: str
+    triton: str
+    architecture: str
+
+
 @dataclass
-class Package:
-    """What Triton made of a package's kernels. `unknown` has the reasons by form and architecture."""
+class Made:
+    """What Triton made of a package's kernels for an architecture. `unknown` has the reasons by form."""
 
     kernels: set[str] = field(default_factory=set)
     texts: int = 0
     mnemonics: set[str] = field(default_factory=set)
-    unknown: dict[tuple[str, str], str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 def texts(folders: Iterable[Path]) -> Iterator[Text]:
@@ -63,36 +77,43 @@ def texts(folders: Iterable[Path]) -> Iterator[Text]:
             yield Text(found[1], kernel, about["arch"], about["triton_version"], assembly)
 
 
-def read(found: Iterable[Text]) -> tuple[dict[str, Package], Forms]:
-    """What is in texts: by package, and all forms that the emulator knows."""
-    packages: dict[str, Package] = defaultdict(Package)
+def read(found: Iterable[Text]) -> tuple[dict[Of, Made], Forms]:
+    """What is in texts, and all forms that the emulator knows."""
+    made: dict[Of, Made] = defaultdict(Made)
     whys: dict[tuple[str, str], str | None] = {}
     for text in found:
-        package = packages[text.package]
-        package.kernels.add(text.kernel)
-        package.texts += 1
-        for each in code_of(text.assembly)[0]:
-            package.mnemonics |= {each.name} | ({each.second.name} if each.second else set())
-            if each.name in _OF_WHOLE_KERNELS:
+        each = made[Of(text.package, text.triton, text.architecture)]
+        each.kernels.add(text.kernel)
+        each.texts += 1
+        kernel = load(text.assembly)
+        for instruction in kernel.instructions:
+            each.mnemonics |= {instruction.name} | ({instruction.second.name} if instruction.second else set())
+            if instruction.name == _SETS_MODES and (why := _why_unknown_in(kernel, instruction)):
+                each.unknown[instruction.text] = why
+            if instruction.name in (*BY_NAME, _SETS_MODES):
                 continue
-            key = form(each), text.architecture
+            key = form(instruction), text.architecture
             if key not in whys:
-                whys[key] = why_unknown(each, text.architecture)
+                whys[key] = why_unknown(instruction, text.architecture)
             if why := whys[key]:
-                package.unknown[key] = why
+                each.unknown[key[0]] = why
     forms: dict[str, set[str]] = defaultdict(set)
     for (each, architecture), why in whys.items():
         if not why:
             forms[each].add(architecture)
-    return dict(packages), {each: frozenset(architectures) for each, architectures in forms.items()}
+    return dict(made), {each: frozenset(architectures) for each, architectures in forms.items()}
 
 
 def why_unknown(instruction: Instruction, architecture: str) -> str | None:
     """Why the emulator has no meaning for an instruction, or None."""
     lanes = 64 if architecture.startswith("gfx9") else 32
     settings = {"next_free_vgpr": 512, "accum_offset": 256} if lanes == 64 else {"next_free_vgpr": 1024}
+    return _why_unknown_in(Kernel("", architecture, (), {}, (), 0, lanes, lanes, 0, 1024, settings), instruction)
+
+
+def _why_unknown_in(kernel: Kernel, instruction: Instruction) -> str | None:
     try:
-        instructions.step(instruction, Kernel("", architecture, (), {}, (), 0, lanes, lanes, 0, 1024, settings))
+        instructions.step(instruction, kernel)
     except (AmdgcnError, *MALFORMED) as error:
         return str(error)
     return None
@@ -104,7 +125,7 @@ def form(instruction: Instruction) -> str:
         return re.sub(r"v\d+, v\d+", "v0, v1", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\[(\d+):(\d+)\]", lambda at: f"{at[1]}[0:{int(at[3]) - int(at[2])}]", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\d+\b", r"\g<1>0", text)
-    text = re.sub(r"\b(offset[01]?):\w+", r"\g<1>:8", text)
+    text = re.sub(r"\b(offset[01]?):\w+\b(?!\()", r"\g<1>:8", text)
     text = re.sub(r"(?<=[ ,(])-?0x[0-9a-f]{3,}\b", "0x1000", text)
     return re.sub(r"(?<=, )-?\d+(?=,|$| )", "1", text)
 
@@ -133,6 +154,9 @@ def stored() -> dict[str, frozenset[str]]:
 
 
 def write(forms: Forms) -> None:
+    """Add forms to those that are stored."""
+    known = stored()
+    forms = {each: forms.get(each, frozenset()) | known.get(each, frozenset()) for each in {*forms, *known}}
     by_architectures: dict[str, list[str]] = defaultdict(list)
     for each, architectures in sorted(chosen(forms).items()):
         by_architectures[" ".join(sorted(architectures))].append(each)
@@ -141,3 +165,28 @@ def write(forms: Forms) -> None:
         for architectures, some in sorted(by_architectures.items())
     )
     FILE.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+
+
+def rows(made: Mapping[Of, Made], runs: Iterable[Run]) -> Iterator[tuple[str | int, ...]]:
+    """The lines of the table: what texts hold, and how many cases were drawn, ran and agree."""
+    ran: dict[Of, list[Run]] = defaultdict(list)
+    for run in runs:
+        ran[Of(run.package, run.triton, run.architecture)].append(run)
+    for of in sorted({*made, *ran}):
+        each, cases = made.get(of, Made()), ran[of]
+        counts = [sum(getattr(run, name) for run in cases) for name in ("cases", "ran", "agree")]
+        yield *of, len(each.kernels), each.texts, len(each.mnemonics), *counts
+
+
+def stored_rows() -> list[dict[str, str]]:
+    """The lines of the table that is stored, each as a dict by column."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def write_rows(lines: Iterable[Sequence[str | int]]) -> None:
+    """Write lines into the table, in the places of those of the same package, Triton and architecture."""
+    kept = {tuple(line.values())[:3]: tuple(line.values()) for line in (stored_rows() if TABLE.exists() else [])}
+    kept |= {tuple(line[:3]): tuple(line) for line in lines}
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(line for _, line in sorted(kept.items()))])

@@ -124,14 +124,24 @@ def single(value: float) -> np.float32:
     return found if abs(found) >= np.finfo(np.float32).tiny or math.isnan(found) else np.float32(math.copysign(0, found))
 
 
-@pytest.mark.parametrize("text", ["v_dot2_f32_f16 v9, v0, v1, v2", "v_dot2c_f32_f16_e32 v2, v0, v1"])
-def test_two_products_of_float16_and_a_float32(text):
-    for low_a, low_b, high, c in itertools.product(HALVES, HALVES, HALVES[3:6], SUMS):
-        after = ran(text, "gfx942", v={0: high << 16 | low_a, 1: 0x4000 << 16 | low_b, 2: c})
+def check_two_products(text, architecture, codes, number_of, two):
+    """The sum of a float32, of drawn products of lower halves and then of one by two, rounded after each."""
+    for low_a, low_b, high, c in itertools.product(codes, codes, codes[3:6], SUMS):
+        after = ran(text, architecture, v={0: high << 16 | low_a, 1: two << 16 | low_b, 2: c})
         found = after.vector[9 if " v9" in text else 2, 0, :1].view(np.float32)[0]
         with np.errstate(all="ignore"):
             total = single(float(np.array([c], np.uint32).view(np.float32)[0]))
-            for x, y in ((half(low_a), half(low_b)), (half(high), 2.0)):
+            for x, y in ((number_of(low_a), number_of(low_b)), (number_of(high), 2.0)):
                 exact = Fraction(x) * Fraction(y) + Fraction(float(total)) if math.isfinite(x * y + float(total)) else None
                 total = single(exact) if exact is not None else np.float32(x * y + float(total))
         assert found == total or (math.isnan(found) and math.isnan(total)), f"{low_a:#x} {low_b:#x} {high:#x} {c:#x}"
+
+
+@pytest.mark.parametrize("text", ["v_dot2_f32_f16 v9, v0, v1, v2", "v_dot2c_f32_f16_e32 v2, v0, v1"])
+def test_two_products_of_float16_and_a_float32(text):
+    check_two_products(text, "gfx942", HALVES, half, two=0x4000)
+
+
+@pytest.mark.parametrize("text", ["v_dot2_f32_bf16 v9, v0, v1, v2", "v_dot2c_f32_bf16_e32 v2, v0, v1"])
+def test_two_products_of_bfloat16_and_a_float32(text):
+    check_two_products(text, "gfx950", [*EDGES[:1], *EDGES[2:4], *EDGES[8:13], *EDGES[14:18:2], 0x7FC1], number, two=0x4000)

@@ -113,7 +113,29 @@ def test_eight_float32_of_codes_and_back(word):
 
 @pytest.mark.parametrize(("architecture", "word"), TYPES)
 def test_codes_of_numbers(architecture, word):
-    dtype = TYPES[architecture, word]
+    dtype, values = TYPES[architecture, word], values_around(TYPES[architecture, word])
+    expected = values.to(dtype).float()
+    if dtype is torch.float8_e4m3fn:  # some versions of torch return the largest number for all beyond it
+        expected = torch.where(values.abs() > 464, torch.nan, expected)
+    for name, factor in ((f"v_cvt_pk_{word}_f32", ""), (f"v_cvt_scalef32_pk_{word}_f32", ", 1.0")):
+        if factor and architecture != "gfx950":
+            continue
+        check_codes(name, factor, architecture, values, expected, dtype)
+
+
+@pytest.mark.parametrize(("architecture", "word"), TYPES)
+def test_codes_beyond_the_largest_number_in_the_mode_that_saturates(architecture, word):
+    dtype, values = TYPES[architecture, word], values_around(TYPES[architecture, word])
+    most = torch.finfo(dtype).max
+    expected = values.clamp(-most, most).to(dtype).float()
+    mode = "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\n"
+    check_codes(f"{mode}v_cvt_pk_{word}_f32", "", architecture, values, expected, dtype)
+    if architecture == "gfx950":
+        check_codes(f"{mode}v_cvt_scalef32_pk_{word}_f32", ", 1.0", architecture, values, expected, dtype)
+
+
+def values_around(dtype: torch.dtype) -> torch.Tensor:
+    """[n, 64]: the numbers of a type, what lies between and beside them, beyond them, and edges of float32."""
     exact = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(dtype).float()
     exact = exact[exact.isfinite()].sort().values
     halfway = (exact[1:] + exact[:-1]) / 2
@@ -122,13 +144,17 @@ def test_codes_of_numbers(architecture, word):
     edges = floats(np.array(EDGES32, np.uint32))
     around = [torch.nextafter(halfway, torch.tensor(side)) for side in (-torch.inf, torch.inf)]
     values = torch.cat([exact, halfway, *around, drawn, edges, torch.tensor([most * 1.05, -most * 4, least, -least])])
-    values = torch.cat([values, values[: -len(values) % 64]]).view(-1, 64)
+    return torch.cat([values, values[: -len(values) % 64]]).view(-1, 64)
+
+
+def check_codes(
+    name: str, factor: str, architecture: str, values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """Convert values and 1 into each half of a register, and compare: the other half stays."""
     v = {0: values.numpy(), 1: np.float32(1), 9: JUNK}
-    expected = values.to(dtype).float()
-    if dtype is torch.float8_e4m3fn:  # some versions of torch return the largest number for all beyond it
-        expected = torch.where(values.abs() > 464, torch.nan, expected)
-    for text, shift in ((f"v_cvt_pk_{word}_f32 v9, v0, v1", 0), (f"v_cvt_pk_{word}_f32 v9, v0, v1 op_sel:[0,0,1]", 16)):
-        after = ran(text, architecture, v=v, num_waves=len(values)).vector[9]
+    halves = "0,0,0,1" if factor else "0,0,1"
+    for modifier, shift in (("", 0), (f" op_sel:[{halves}]", 16)):
+        after = ran(f"{name} v9, v0, v1{factor}{modifier}", architecture, v=v, num_waves=len(values)).vector[9]
         assert (after >> np.uint32(16 - shift) & 0xFFFF == JUNK >> 16 - shift & 0xFFFF).all()
         found = torch.from_numpy((after >> np.uint32(shift)).astype(np.uint8)).view(dtype).float()
         assert same(found, expected)

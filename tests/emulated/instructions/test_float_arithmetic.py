@@ -239,6 +239,21 @@ def test_a_mix_of_bfloat16():
         assert ran(text, "gfx1250", v=v).vector[9, 0, 0] == bits32(rounded(expected, "f32")), text
 
 
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [
+        ("v0, v1, neg(0) op_sel_hi:[1,0,0]", Fraction(1.5) * Fraction(float(np.float32(3.1)))),
+        ("-v0, v1, |v0| op_sel:[1,0,1] op_sel_hi:[1,0,1]", 2 * Fraction(float(np.float32(3.1))) + 2),
+    ],
+)
+@pytest.mark.parametrize(("half", "shift"), [("lo", 0), ("hi", 16)])
+def test_a_mix_in_half_of_a_register_as_bfloat16(half, shift, text, exact):
+    v = {0: bits32(1.5) >> 16 | bits32(-2.0), 1: np.float32(3.1), 9: JUNK}
+    after = int(ran(f"v_fma_mix{half}_bf16 v9, {text}", "gfx1250", v=v).vector[9, 0, 0])
+    assert after >> 16 - shift & 0xFFFF == JUNK >> 16 - shift & 0xFFFF
+    assert after >> shift & 0xFFFF == bits32(rounded(Fraction(rounded(exact, "f32")), "bf16")) >> 16
+
+
 @pytest.mark.parametrize("setting", ["float_round_mode_32", "ieee_mode", "float_denorm_mode_32"])
 def test_other_modes_are_refused(setting):
     instructions, labels = code_of("s_endpgm")

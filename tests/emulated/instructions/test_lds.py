@@ -159,3 +159,24 @@ def test_an_address_may_be_negative_before_its_offset_is_added():
     assert after.vector[4, 0].tolist() == [*VALUES[0, 1:], VALUES[1, 0]]
     with pytest.raises(Fault, match="4 bytes at byte 4294967292 of LDS"):
         ran("ds_read_b32 v4, v0 offset:252", v={0: -256})
+
+
+@pytest.mark.parametrize("exec_mask", [0xFFFFFFFF, ~(1 << 5) & 0xFFFFFFFF])
+@pytest.mark.parametrize("count", [1, 3])
+def test_lanes_of_gfx1250_at_the_address_of_nowhere_store_nothing(count, exec_mask):
+    """As Triton's masked copies store the other value; several stores behind each other run together."""
+    lanes = LANES[:32].astype(np.uint32)
+    v = {i: lanes * 8 + 256 * i for i in range(count)} | {9 + i: VALUES[0, :32] + np.uint32(i) for i in range(2 * count)}
+    for i in range(count):
+        v[i][7 + i] = 0x7FFFFFFF
+    text = "\n".join(f"ds_store_b64 v{i}, v[{9 + 2 * i}:{10 + 2 * i}] offset:16" for i in range(count))
+    found = ran(text, "gfx1250", v=v, lds_bytes=1024, exec=exec_mask).shared.lds[0]
+    expected = np.full(256, JUNK, np.uint32)
+    for i in range(count):
+        for lane in range(32):
+            if lane != 7 + i and exec_mask >> lane & 1:
+                for word in range(2):
+                    expected[(lane * 8 + 256 * i + 16) // 4 + word] = v[9 + 2 * i + word][lane]
+    assert found.tolist() == expected.tolist()
+    with pytest.raises(Fault, match="of LDS, of which a workgroup has 1024 bytes"):
+        ran(text, "gfx1201", v=v, lds_bytes=1024, exec=exec_mask)

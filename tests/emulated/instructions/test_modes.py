@@ -28,11 +28,35 @@ def test_a_float16_that_overflows_becomes_the_largest_number_and_an_infinity_sta
     np.testing.assert_array_equal(found, np.array([LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 1.5], np.float16))
     found = halves(f"{OVERFLOW}\nv_fma_mixlo_f16 v0, v1, 2.0, neg(0)", v={1: INPUTS})
     np.testing.assert_array_equal(found, np.array([LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 3.0], np.float16))
+    for text in ("v_cvt_pk_f16_f32 v0, v1, v1", "v_cvt_pkrtz_f16_f32 v0, v1, v1"):
+        found = halves(f"{OVERFLOW}\n{text}", v={1: INPUTS})
+        np.testing.assert_array_equal(found, np.array([LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 1.5], np.float16))
     found = halves("v_cvt_f16_f32_e32 v0, v1", v={1: INPUTS})
     np.testing.assert_array_equal(found, np.array([np.inf, -np.inf, np.inf, -np.inf, np.nan, 1.5], np.float16))
 
 
-@pytest.mark.parametrize("narrow", ["v_pk_mul_f16 v0, v1, v1", "v_cvt_pk_fp8_f32 v0, v1, v1", "v_rcp_f16_e32 v0, v1"])
+def test_packed_float16_that_overflow_become_the_largest_number():
+    pairs = np.resize(np.array([0x7BFFFBFF, 0x7C00FC00, 0x3C007BFF], np.uint32), 64)
+    sums = "v_pk_add_f16 v0, v1, v1", "v_pk_fma_f16 v0, v1, 1.0, v1 op_sel_hi:[1,0,1]"
+    for text in (*sums, "v_pk_mul_f16 v0, v1, 2.0 op_sel_hi:[1,0]"):
+        after = ran(f"{OVERFLOW}\n{text}", "gfx942", v={1: pairs}).vector[0, 0, :3]
+        assert [f"{bits:08x}" for bits in after] == ["7bfffbff", "7c00fc00", "40007bff"]
+
+
+def test_a_bfloat16_that_overflows_becomes_the_largest_number_and_an_infinity_stays():
+    most = np.float32(3.4e38)
+    numbers = np.resize(np.array([most, -most, np.inf, -np.inf, np.nan, 1.5], np.float32), 64)
+    after = ran(f"{OVERFLOW}\nv_cvt_pk_bf16_f32 v0, v1, v1", "gfx950", v={1: numbers}).vector[0, 0, :6]
+    assert (after >> np.uint32(16) == after & np.uint32(0xFFFF)).all()
+    assert [hex(bits & 0xFFFF) for bits in after] == ["0x7f7f", "0xff7f", "0x7f80", "0xff80", "0x7fc0", "0x3fc0"]
+
+
+def test_results_that_cannot_overflow_may_stand_beside_the_mode():
+    ran(f"{OVERFLOW}\nv_max_f16_e32 v0, v1, v1\nv_pk_max_f16 v0, v1, v1", "gfx942")
+    ran(f"{OVERFLOW}\nv_cvt_scalef32_pk_bf16_fp8 v0, v1, 1.0", "gfx950")
+
+
+@pytest.mark.parametrize("narrow", ["v_pk_mul_bf16 v0, v1, v1", "v_rcp_f16_e32 v0, v1"])
 def test_the_mode_is_refused_beside_narrow_results_of_which_it_is_not_known(narrow):
     ran(f"{OVERFLOW}\nv_cvt_f32_f16 v0, v1\nv_mul_f32 v0, v1, v1\nv_cvt_f32_fp8 v0, v1", "gfx942")
     with pytest.raises(UnknownInstructionError, match=rf"HW_REG_MODE, 23, 1.*: `{narrow}` beside it"):

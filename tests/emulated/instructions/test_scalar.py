@@ -91,12 +91,28 @@ def test_bits_are_reversed(value):
         ("s_cselect_b32 s2, 7, 8", 7, True),
         ("s_bitset0_b32 s0, 35", 0xFFFFFFF7, True),
         ("s_not_b32 s2, s0", 0, False),
+        ("s_pack_ll_b32_b16 s2, 0x12345678, 0x9abcdef0", 0xDEF05678, True),  # the condition code stays
+        ("s_pack_lh_b32_b16 s2, 0x12345678, 0x9abcdef0", 0x9ABC5678, True),
+        ("s_pack_hl_b32_b16 s2, 0x12345678, 0x9abcdef0", 0xDEF01234, True),
+        ("s_pack_hh_b32_b16 s2, 0x12345678, 0x9abcdef0", 0x9ABC1234, True),
+        ("s_pack_ll_b32_b16 s2, s1, 0", 3, True),
     ],
 )
 def test_a_result_and_the_condition_code(text, value, scc):
     after = ran(text, s={0: 0xFFFFFFFF, 1: 3}, scc=True)
     target = {"s_addk_i32": 0, "s_bitset0_b32": 0, "s_mulk_i32": 1}.get(text.split()[0], 2)
     assert (int(after.scalar[0, target]), bool(after.scc[0])) == (value, scc)
+
+
+@pytest.mark.parametrize("value", [0, 1, 0x1234, 0xFFFF_0000_8000_7FFF, 1 << 63, ALL])
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
+def test_ones_and_zeros_are_counted(architecture, value):
+    for bits in (32, 64):
+        field = f"{value & (1 << bits) - 1:0{bits}b}"
+        for one in "01":
+            text = f"s_bcnt{one}_i32_b{bits} s2, s{'[0:1]' if bits == 64 else 0}"
+            after = ran(text, architecture, s={0: value & 0xFFFFFFFF, 1: value >> 32})
+            assert (int(after.scalar[0, 2]), bool(after.scc[0])) == (field.count(one), one in field)
 
 
 @pytest.mark.parametrize("value", [0, 0x1234, 0x8000, 0xFFFF_0000_8000_7FFF, 1 << 63, ALL])

@@ -1,11 +1,25 @@
 """Scalar floats of gfx12 against exact fractions."""
 
 import math
+from fractions import Fraction
 
 import pytest
 from attn_amdgcn import UnknownInstructionError
 
-from tests.emulated.floats import EDGES32, bits16, bits32, f32, is_same32, plain_sum, product, product_sum
+from tests.emulated.floats import (
+    EDGES16,
+    EDGES32,
+    bits16,
+    bits32,
+    f16,
+    f32,
+    is_same16,
+    is_same32,
+    plain_sum,
+    product,
+    product_sum,
+    rounded,
+)
 from tests.emulated.lines import ran
 
 
@@ -28,6 +42,38 @@ def test_of_two(name):
         for b in EDGES32[1::3]:
             found, expected = one(f"{name} s9, s1, s2", a, b), BINARY[name](f32(a), f32(b))
             assert is_same32(found, expected) or (found << 1 & 0xFFFFFFFF == 0 == expected and "num" in name), (hex(a), hex(b))
+
+
+HALVES = {
+    "s_add_f16": lambda a, b: plain_sum(a, b, "f16"),
+    "s_sub_f16": lambda a, b: plain_sum(a, -b, "f16"),
+    "s_mul_f16": lambda a, b: product(a, b, "f16"),
+    "s_max_num_f16": lambda a, b: b if math.isnan(a) else a if math.isnan(b) else max(a, b),
+    "s_min_num_f16": lambda a, b: b if math.isnan(a) else a if math.isnan(b) else min(a, b),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_of_two_float16_with_0_above(name):
+    for a in EDGES16[::3]:
+        for b in EDGES16[1::3]:
+            found = one(f"{name} s9, s1, s2", a | 0xAAAA0000, b, old=0xFFFFFFFF)
+            expected = HALVES[name](f16(a), f16(b))
+            assert found >> 16 == 0
+            assert is_same16(found, expected) or (found << 1 & 0xFFFF == 0 == expected and "num" in name), (hex(a), hex(b))
+
+
+@pytest.mark.parametrize("bits", EDGES32)
+def test_a_float16_of_a_float32_with_0_above(bits):
+    number, found = f32(bits), one("s_cvt_f16_f32 s9, s1", bits, old=0xFFFFFFFF)
+    expected = number if math.isnan(number) or math.isinf(number) else rounded(Fraction(number), "f16")
+    assert found >> 16 == 0
+    assert is_same16(found, math.copysign(0.0, number) if expected == 0 else expected)
+
+
+def test_roundings_of_float16():
+    for name, value, expected in (("trunc", -2.5, -2.0), ("floor", -2.5, -3.0), ("ceil", -2.5, -2.0), ("rndne", 2.5, 2.0)):
+        assert one(f"s_{name}_f16 s9, s1", bits16(value) | 0x3C000000) == bits16(expected)
 
 
 def test_fused_sums_and_roundings():

@@ -74,6 +74,26 @@ def test_a_change_is_of_the_step_and_nothing_is_left_behind(case):
 
 
 @few
+@given(case=cases("anything", SMALL))
+def test_other_contents_keep_the_blocks_of_each_request(case):
+    """A kernel that writes through the table, as LMDeploy's, writes no slot twice."""
+    step = tensors.build(case)
+    if step.batch.block_table is None:
+        return
+    block_size = step.view.block_size
+
+    def blocks():
+        used = [-(-length // block_size) for length in step.batch.seq_lens.tolist()]
+        return [row[:count] for row, count in zip(step.batch.block_table.tolist(), used, strict=True)]
+
+    before = blocks()
+    others = [{block for other in before[:at] + before[at + 1 :] for block in other} for at in range(len(before))]
+    with earlier.changed(step, "contents"):
+        for own, found, other in zip(before, blocks(), others, strict=True):
+            assert found == own if other & {*own} else found == own[::-1][: len(found)]
+
+
+@few
 @given(case=cases("triton-write", SMALL))
 def test_a_change_of_a_write_is_of_that_write_and_nothing_is_left_behind(case):
     step = tensors.build(case)
