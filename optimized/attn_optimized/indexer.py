@@ -243,7 +243,7 @@ def select_call(
 ) -> KernelCall:
     """The launch of `select`, which writes to `selected`: see `write_index_cache_call`."""
     architecture = architecture or architecture_of(logits.device, logits.dtype)
-    tiles = select_tiles(architecture)
+    tiles = select_tiles(architecture, indexer)
     kind = SelectKind(
         selection_unit=indexer.selection_unit,
         key_unit=indexer.key_unit,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Indexer, Layer, Layout, UnsupportedError
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from attn_optimized.launch.table import Parameters
     from attn_optimized.launch.workload import Workload
 
+UNITS_PER_TURN = 64
+"""Units that half of the selections look at in a turn on a GPU that is emulated. Shipped ones take 4096, and no drawn request
+has more, so that no selection had a second turn."""
 PARTS_PER_ROUND = 2
 """Parts that half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
 requests have more, so that hardly any reduction had a second round."""
@@ -130,10 +133,11 @@ def modules() -> Iterable[ModuleType]:
 def planned(gpu: Gpu) -> Iterator[None]:
     """While this lasts, launches on the CPU are planned as on a GPU.
 
-    Half of the reductions take few parts at once, so that they have several rounds.
+    Half of the reductions take few parts at once, so that they have several rounds, and half of the selections few units.
     """
-    from attn_optimized import attention, device
+    from attn_optimized import attention, device, indexer
     from attn_optimized.launch import parts
+    from attn_optimized.launch.indexer import SelectTiles, select_tiles
     from attn_optimized.launch.plan import attention_plan
     from attn_optimized.launch.tiles import ReduceTiles, reduce_tiles
 
@@ -148,8 +152,14 @@ def planned(gpu: Gpu) -> Iterator[None]:
         has_rounds = random.Random(f"{head_size} {num_parts}").random() < 0.5
         return dataclasses.replace(shipped, block_parts=PARTS_PER_ROUND) if has_rounds else shipped
 
+    def tiles_of_selection(architecture: str, layer: Indexer) -> SelectTiles:
+        shipped = select_tiles(architecture, layer)
+        has_turns = random.Random(f"{layer.head_size} {layer.top_k}").random() < 0.5
+        return dataclasses.replace(shipped, block=UNITS_PER_TURN, num_warps=1) if has_turns else shipped
+
     with (
         mock.patch.object(device, "INTERPRETER", gpu.architecture),
+        mock.patch.object(indexer, "select_tiles", tiles_of_selection),
         mock.patch.object(attention, "compute_units_of", return_value=gpu.compute_units),
         mock.patch.object(attention, "attention_plan", plan),
         mock.patch.object(parts, "reduce_tiles", tiles),

@@ -72,8 +72,8 @@ class SelectTiles:
     num_warps: int
 
 
-def select_tiles(architecture: str) -> SelectTiles:
-    """Tiles of `select`."""
+def select_tiles(architecture: str, indexer: Indexer) -> SelectTiles:
+    """Tiles of `select`: the same for every layer."""
     if architecture == INTERPRETER:
         # so few that the units of a small step take several turns
         return SelectTiles(block=128, block_requests=4, num_warps=1)

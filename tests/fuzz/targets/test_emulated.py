@@ -18,7 +18,7 @@ import msgspec
 import pytest
 import torch
 import triton
-from attn_contract import ContractError, MiscompiledError
+from attn_contract import ContractError, Indexer, MiscompiledError
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Rope
 from attn_fuzz.cases.tensors import build
@@ -37,9 +37,10 @@ from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import emulated, registry
 from attn_fuzz.targets.modes import ARCHITECTURES
 from attn_fuzz.targets.target import Gpu
-from attn_fuzz.targets.triton import PARTS_PER_ROUND, interprets, planned
+from attn_fuzz.targets.triton import PARTS_PER_ROUND, UNITS_PER_TURN, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.zoo import known_bugs as mutants
+from attn_optimized import indexer
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
@@ -342,6 +343,15 @@ def test_half_of_the_reductions_take_few_parts_at_once():
     assert {*rounds} == {PARTS_PER_ROUND, 4}
     assert 30 < rounds.count(PARTS_PER_ROUND) < 70
     assert parts.reduce_tiles("gfx942", head_size=64, num_parts=3).block_parts == 4
+
+
+def test_half_of_the_selections_look_at_few_units_in_a_turn():
+    """Shipped ones look at more than a drawn request has, so that a bug of a second turn survived."""
+    with planned(Gpu("gfx942")):
+        layers = [Indexer(num_heads=1, head_size=32, top_k=k) for k in range(1, 101)]
+        blocks = [indexer.select_tiles("gfx942", layer).block for layer in layers]
+    assert {*blocks} == {UNITS_PER_TURN, 4096}
+    assert 30 < blocks.count(UNITS_PER_TURN) < 70
 
 
 def code_of(case: Case) -> list[tuple]:
