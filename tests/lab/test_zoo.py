@@ -17,7 +17,7 @@ from attn_contract.rules import held_rules
 from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import files
 from attn_fuzz.patches import installation
-from attn_fuzz.patches.mutant import MutantError, Patch
+from attn_fuzz.patches.mutant import INSTALLED, MutantError, Patch
 from attn_fuzz.patches.source import patched_sources, text_of
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.runner import Outcome
@@ -45,7 +45,8 @@ def mutant(*patches: Patch) -> KnownBug:
 
 @pytest.fixture
 def victim(tmp_path, monkeypatch):
-    """A package that nobody has imported, and the search for modules as it was."""
+    """A package that nobody has imported. Behind it nothing is installed, and the search for modules is as it was."""
+    installed = list(INSTALLED)
     package = tmp_path / "victim"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -53,6 +54,7 @@ def victim(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     yield package
+    INSTALLED[:] = installed
     for name in [name for name in sys.modules if name.split(".")[0] == "victim"]:
         del sys.modules[name]
 

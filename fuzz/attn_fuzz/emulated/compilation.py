@@ -123,7 +123,8 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
     if mutants := pickle.load(requests):
         from attn_fuzz.patches import installation
 
-        installation.install(*mutants)
+        for mutant in mutants:
+            installation.install(mutant)
     while True:
         try:
             current_folder.folders.update(pickle.load(requests))
