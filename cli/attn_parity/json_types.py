@@ -235,6 +235,7 @@ class Group(TypedDict):
     scale: float
     attn_type: AttentionType
     rules: dict[str, Any]
+    top_k: int | None
     layout: str | None
 
 
