@@ -2,7 +2,6 @@
 
 import torch
 from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
-from attn_contract.arguments import check_type
 from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
 
 from attn_optimized.device import architecture_of, has_bfloat16_conversion
@@ -222,7 +221,6 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, validate: bo
         ContractError: the arguments contradict the contract.
         UnsupportedError: logits of another dtype, or tensors on a CPU without Triton's interpreter.
     """
-    check_type("validate", validate, bool, "a bool")
     check_select(logits, indexer, batch, values=validate)
     if logits.dtype != torch.float32:
         reason = "it compares the bits of float32"
