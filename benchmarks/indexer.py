@@ -170,26 +170,10 @@ def others_logits(step: Decode) -> Iterator[tuple[str, Callable[[], Any]]]:
             functools.partial(function, q, cache, step.weights, step.seq_lens, step.block_table, step.keys),
         )
     if aiter_mqa_logits.AITER_PAGED_MQA_LOGITS.unavailable("cuda") is None:
-        [_, kernels] = aiter_mqa_logits.load_paged(torch.float8_e4m3fn)
-        yield "AITER", functools.partial(_aiter, kernels, step, q, logits, units)
+        given = (q, cache, step.weights, logits, step.seq_lens, step.block_table, units)
 
+        def aiter() -> "torch.Tensor":
+            aiter_mqa_logits.launch_paged(*given)
+            return logits
 
-def _aiter(kernels: Any, step: Decode, q: "torch.Tensor", logits: "torch.Tensor", units: int) -> "torch.Tensor":
-    """The launch of AITER's host code (pa_mqa_logits.py:676-711)."""
-    import torch
-
-    pages = step.index_cache.flatten(1)
-    codes = pages[:, : BLOCK_SIZE * HEAD_SIZE].view(torch.float8_e4m3fn).view(len(pages), -1, HEAD_SIZE)
-    scales = pages[:, BLOCK_SIZE * HEAD_SIZE :].view(torch.float32)
-    splits = (max(1, units // step.requests) + 4) // 5 * 5
-    kernels._deepgemm_fp8_paged_mqa_logits[(step.requests * splits,)](
-        *(step.requests, 1, HEADS, q, *q.stride()[:3], codes, *codes.stride()[:2], scales, *scales.stride(), step.seq_lens),
-        *(step.block_table, step.weights, step.weights.stride(0), logits, logits.stride(0), step.keys),
-        step.block_table.shape[1],
-        ChunkQ=HEADS,
-        ChunkK=256,
-        SplitKV=splits,
-        HiddenDim=HEAD_SIZE,
-        KVBlockSize=BLOCK_SIZE,
-    )
-    return logits
+        yield "AITER", aiter

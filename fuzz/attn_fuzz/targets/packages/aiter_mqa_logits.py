@@ -77,24 +77,34 @@ def _decoded(q, index_cache, indexer, batch) -> tuple[torch.Tensor, torch.Tensor
 
 def _paged_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     queries, cache = _decoded(q, index_cache, indexer, batch)
-    [_, kernels] = load_paged(indexer.cache_dtype)
+    with guarded((len(q), batch.max_seq_len), torch.float32, "logits") as logits:
+        launch_paged(queries, cache, weights, logits, batch.seq_lens, batch.block_table.contiguous(), COMPUTE_UNITS)
+    return logits[None]
+
+
+def launch_paged(queries, cache, weights, logits, seq_lens, table, units: int) -> None:
+    """The launch of AITER's host code (pa_mqa_logits.py:676-711), on a GPU with so many compute units.
+
+    Args:
+        queries, cache: as `_decoded` gives them; the cache's keys have the dtype of the queries.
+        logits: [rows, columns], as many columns as the longest request has keys. They are written.
+        table: [B, max_blocks].
+    """
+    [_, kernels] = load_paged(queries.dtype)
     requests, drafts, heads, size = queries.shape
     pages = cache.flatten(1)
-    codes = pages[:, : cache.shape[1] * size].view(indexer.cache_dtype).view(len(cache), -1, size)
+    codes = pages[:, : cache.shape[1] * size].view(queries.dtype).view(len(cache), -1, size)
     scales = pages[:, cache.shape[1] * size :].view(torch.float32)
-    splits = (max(1, COMPUTE_UNITS // (requests * drafts)) + 4) // 5 * 5
-    table = batch.block_table.contiguous()
-    with guarded((len(q), batch.max_seq_len), torch.float32, "logits") as logits:
-        kernels._deepgemm_fp8_paged_mqa_logits[(requests * drafts * splits,)](
-            *(requests, drafts, heads, queries, *queries.stride()[:3], codes, *codes.stride()[:2], scales, *scales.stride()),
-            *(batch.seq_lens, table, weights, weights.stride(0), logits, logits.stride(0), batch.max_seq_len, table.shape[1]),
-            ChunkQ=heads,
-            ChunkK=CHUNK,
-            SplitKV=splits,
-            HiddenDim=size,
-            KVBlockSize=cache.shape[1],
-        )
-    return logits[None]
+    splits = (max(1, units // (requests * drafts)) + 4) // 5 * 5
+    kernels._deepgemm_fp8_paged_mqa_logits[(requests * drafts * splits,)](
+        *(requests, drafts, heads, queries, *queries.stride()[:3], codes, *codes.stride()[:2], scales, *scales.stride()),
+        *(seq_lens, table, weights, weights.stride(0), logits, logits.stride(0), logits.shape[1], table.shape[1]),
+        ChunkQ=heads,
+        ChunkK=CHUNK,
+        SplitKV=splits,
+        HiddenDim=size,
+        KVBlockSize=cache.shape[1],
+    )
 
 
 def _stage1_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
