@@ -444,7 +444,7 @@ def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields
         "required_rules": ("selection_unit",),
         "head_sizes": (32, 128, 16, 64),
         "group_sizes": (4, 1, 16, 64),
-        "block_sizes": (16, 64, 1),
+        "block_sizes": (16, 64, 1, 128),
         "engine": index_engine(),
         "max_tokens": 16,
         "max_seq_len": 300,

@@ -104,6 +104,7 @@ def index_logits_kernel(
     seen = tl.maximum(context_len + query + 1, 0) // KIND.key_unit
     table_ptr = block_table_ptr + request * stride_block_table
     best = tl.full([KIND.block_q, KIND.block_units], float("-inf"), tl.float32)
+    # at least once: a unit has a key
     for first_in_unit in range(0, KIND.keys_per_unit, KIND.block_keys):
         keys = load_index_keys(
             index_cache_ptr, table_ptr, first_unit, first_in_unit, end_key, block_size, stride_block, stride_slot, KIND
@@ -157,6 +158,7 @@ def logits_of_keys(
     in_turn = tl.arange(0, KIND.block_h)[None, :]
     dim = tl.arange(0, KIND.block_d)[None, None, :]
     logits = tl.full([KIND.block_q, N], 0.0 if KIND.has_weights else float("-inf"), tl.float32)
+    # at least once: a selection has a head
     for first_head in range(0, KIND.num_heads, KIND.block_h):
         is_head = first_head + in_turn < KIND.num_heads
         head = selection * KIND.num_heads + first_head + in_turn

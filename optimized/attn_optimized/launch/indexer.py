@@ -12,11 +12,13 @@ from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.widths import MAX_HEAD_SIZE, padded, power_of_2
 from attn_optimized.launch.workload import MIN_DOT
 
-_MOST_ROWS, _MOST_KEYS = 64, 128
+_MOST = 64, 128
 """Rows of a dot, pairs of query and head, and keys. On an H200, decodes of 32k keys and 64 heads are 1.47 times as fast with
 128 keys as with 64."""
-_MOST_ROWS_OF_GFX11, _MOST_KEYS_OF_GFX11 = 32, 64
+_MOST_OF_GFX11 = 32, 64
 """Twice as many of either make Triton 3.9 spill 98 vector registers and more, of an index layer of 64 heads and float8 keys."""
+_MOST_OF_INTERPRETER = 16, 32
+"""So few that many heads and large units take several turns."""
 _BYTES_OF_ROWS, _BYTES_OF_KEYS = 16 << 10, 32 << 10
 """Of the operands of a dot. Both may be in shared memory at once, of which the smallest GPUs have 64 KiB."""
 
@@ -47,8 +49,9 @@ def logit_tiles(architecture: str, indexer: Indexer, itemsize: int) -> LogitTile
         reason = f"a tile holds whole heads of at most {MAX_HEAD_SIZE}"
         raise UnsupportedError("attn_optimized", f"head size {indexer.head_size}", reason, "attn_reference")
     block_d = padded(indexer.head_size)
-    is_gfx11 = architecture.startswith("gfx11")
-    most_rows, most_keys = (_MOST_ROWS_OF_GFX11, _MOST_KEYS_OF_GFX11) if is_gfx11 else (_MOST_ROWS, _MOST_KEYS)
+    most_rows, most_keys = _MOST_OF_GFX11 if architecture.startswith("gfx11") else _MOST
+    if architecture == INTERPRETER:
+        most_rows, most_keys = _MOST_OF_INTERPRETER
     rows = max(MIN_DOT, min(most_rows, _BYTES_OF_ROWS // (block_d * itemsize)))
     keys = max(MIN_DOT, min(most_keys, _BYTES_OF_KEYS // (block_d * itemsize)))
     block_h = min(power_of_2(indexer.num_heads // indexer.num_selections), rows)

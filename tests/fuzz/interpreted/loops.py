@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attn_contract import Batch, Indexer
 from attn_fuzz.interpreted import interpreter
 
 FOLDER = Path(__file__).parents[3] / "optimized" / "attn_optimized" / "kernels"
@@ -60,6 +61,24 @@ def count_turns() -> dict[str, set[int]]:
     return turns
 
 
+def _select_without_requests() -> None:
+    """Rows of no request alone, as a CUDA graph has them before its first step: the fuzzer draws at least one request."""
+    import attn_optimized
+
+    indexer = Indexer(head_size=16, num_heads=1, top_k=4)
+    none = torch.zeros(1, dtype=torch.int32)
+    batch = Batch(
+        query_start_loc=none,
+        seq_lens=none[:0],
+        max_query_len=1,
+        max_seq_len=9,
+        num_actual_tokens=0,
+        causal=True,
+        block_table=torch.zeros(0, 1, dtype=torch.int32),
+    )
+    assert (attn_optimized.select(torch.zeros(1, 2, 9), indexer, batch) == -1).all()
+
+
 def main(examples: int) -> None:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     torch.set_num_threads(1)
@@ -68,6 +87,7 @@ def main(examples: int) -> None:
     from attn_fuzz.run.attempt import Attempt
     from attn_fuzz.strategies.cases import cases
     from attn_fuzz.strategies.independent import INDEPENDENT
+    from attn_fuzz.targets.indexer import TRITON_INDEXER
     from attn_fuzz.targets.merge import TRITON_MERGE_PARTS
     from attn_fuzz.targets.triton import TRITON
     from hypothesis import HealthCheck, given, seed, settings
@@ -85,6 +105,8 @@ def main(examples: int) -> None:
 
     draw(TRITON, examples)
     draw(TRITON_MERGE_PARTS, examples // 4)
+    draw(TRITON_INDEXER, 3 * examples)  # few layers have many index heads
+    _select_without_requests()
     print(json.dumps({place: sorted(numbers) for place, numbers in turns.items()}))
 
 
