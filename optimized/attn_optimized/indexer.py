@@ -1,7 +1,10 @@
 """Choosing keys for attention over a selection: the index cache, the logits of units, and the selection of the best."""
 
+from collections.abc import Callable, Hashable
+
 import torch
 from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
+from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
 
 from attn_optimized.device import architecture_of, has_bfloat16_conversion
@@ -13,8 +16,21 @@ from attn_optimized.kv_cache import INTEGER_OF_SIZE
 from attn_optimized.launch.indexer import logit_tiles, select_tiles
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
+from attn_optimized.launch.workload import rounded
 from attn_optimized.quantization import stored_format
+from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import without_idle_strides
+
+# what the layers of a model and the steps of a decode share
+_LAUNCHES: SignatureCache[Launch] = SignatureCache()
+
+
+def _shared(signature: Hashable, make: Callable[[], Launch]) -> Launch:
+    """The launch of a signature, made once."""
+    launch = _LAUNCHES.get(signature)
+    if launch is None:
+        launch = _LAUNCHES[signature] = make()
+    return launch
 
 
 def write_index_cache(
@@ -60,17 +76,32 @@ def write_index_cache_call(
         architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of k's device.
     """
     architecture = architecture or architecture_of(k.device, k.dtype)
-    tiles = row_tiles(architecture, head_size=indexer.head_size)
     if indexer.cache_dtype is None:
         # as integers: a copy of a float may change the bits of a NaN
         integer = INTEGER_OF_SIZE[k.element_size()]
         k, stored, cache_format = k.view(integer), index_cache.view(integer), "float"
     else:
         stored, cache_format = stored_format(index_cache.view(indexer.cache_dtype), architecture)
+    signature = (
+        write_index_cache_kernel,
+        architecture,
+        k.device,
+        indexer,
+        *map(tensor_signature, (k, index_cache, slot_mapping)),
+    )
+    launch = _shared(signature, lambda: _write_launch(k, stored, cache_format, indexer, len(slot_mapping), architecture))
+    return KernelCall(launch, {"index_cache_ptr": stored, "k_ptr": k, "slot_mapping_ptr": slot_mapping})
+
+
+def _write_launch(
+    k: torch.Tensor, index_cache: torch.Tensor, cache_format: str, indexer: Indexer, num_mapped: int, architecture: str
+) -> Launch:
+    """The launch of a write of k and a cache as the kernel takes them."""
+    tiles = row_tiles(architecture, head_size=indexer.head_size)
     num_blocks, block_size, _ = index_cache.shape
     k = without_idle_strides(k)
     row_unit, of_rows = in_units(k.element_size(), stride_k=k.stride(0))
-    cache_unit, of_cache = _cache_strides(stored, indexer)
+    cache_unit, of_cache = _cache_strides(index_cache, indexer)
     kind = IndexWriteKind(
         row_unit=row_unit,
         cache_unit=cache_unit,
@@ -82,19 +113,18 @@ def write_index_cache_call(
         block_d=tiles.block_d,
     )
     largest = 1.0 if indexer.cache_dtype is None else float(indexer.largest or torch.finfo(indexer.cache_dtype).max)
-    launch = Launch.of(
+    return Launch.of(
         write_index_cache_kernel,
-        row_grid(tiles, len(slot_mapping)),
+        row_grid(tiles, num_mapped),
         {"KIND": kind},
         tiles.options,
-        num_mapped=len(slot_mapping),
+        num_mapped=num_mapped,
         num_cache_slots=num_blocks * block_size,
         block_size=block_size,
         largest=largest,
         **of_rows,
         **of_cache,
     )
-    return KernelCall(launch, {"index_cache_ptr": stored, "k_ptr": k, "slot_mapping_ptr": slot_mapping})
 
 
 def index_logits(
@@ -126,9 +156,11 @@ def index_logits(
     """
     check_index_logits(q, weights, index_cache, indexer, batch, values=validate)
     units = indexer.num_units(batch.max_seq_len)
-    logits = torch.empty((indexer.num_selections, len(q), units), dtype=torch.float32, device=q.device)
+    # as wide as the next steps of a decode need them, so that they share a launch
+    shape = indexer.num_selections, len(q), rounded(units)
+    logits = torch.empty(shape, dtype=torch.float32, device=q.device)
     index_logits_call(q, weights, index_cache, indexer, batch, logits=logits).run(q.device)
-    return logits
+    return logits[:, :, :units]
 
 
 def index_logits_call(
@@ -146,12 +178,50 @@ def index_logits_call(
     cache_dtype = indexer.cache_dtype or index_cache.dtype
     operand = _operand_dtype(q.dtype, cache_dtype)
     architecture = architecture or architecture_of(q.device, operand)
-    tiles = logit_tiles(architecture, indexer, operand.itemsize)
-    q = without_idle_strides(q)
     stored_q, q_format = stored_format(q, architecture)
     stored, cache_format = stored_format(index_cache.view(cache_dtype), architecture)
-    q_unit, of_q = in_units(q.element_size(), stride_q_row=q.stride(0), stride_q_head=q.stride(1))
-    cache_unit, of_cache = _cache_strides(stored, indexer)
+    signature = (
+        index_logits_kernel,
+        architecture,
+        q.device,
+        indexer,
+        batch.signature,
+        *map(tensor_signature, (q, weights, index_cache, logits)),
+    )
+
+    tensors = {
+        "logits_ptr": logits,
+        "q_ptr": stored_q,
+        "index_cache_ptr": stored,
+        "weights_ptr": weights,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "seq_lens_ptr": batch.seq_lens,
+        "block_table_ptr": batch.block_table,
+    }
+    formats = {"q_format": q_format, "cache_format": cache_format, "operand": operand}
+    launch = _shared(signature, lambda: _logits_launch(q, weights, stored, indexer, batch, logits, architecture, **formats))
+    return KernelCall(launch, tensors)
+
+
+def _logits_launch(
+    q: torch.Tensor,
+    weights: torch.Tensor | None,
+    index_cache: torch.Tensor,
+    indexer: Indexer,
+    batch: Batch,
+    logits: torch.Tensor,
+    architecture: str,
+    *,
+    q_format: str,
+    cache_format: str,
+    operand: torch.dtype,
+) -> Launch:
+    """The launch that scores keys of a cache as the kernel takes it."""
+    assert batch.block_table is not None
+    tiles = logit_tiles(architecture, indexer, operand.itemsize)
+    q_strides = without_idle_strides(q).stride()
+    q_unit, of_q = in_units(q.element_size(), stride_q_row=q_strides[0], stride_q_head=q_strides[1])
+    cache_unit, of_cache = _cache_strides(index_cache, indexer)
     kind = IndexLogitsKind(
         q_unit=q_unit,
         cache_unit=cache_unit,
@@ -174,7 +244,7 @@ def index_logits_call(
     num_selections, num_tokens, num_units = logits.shape
     # see kernels/query_tiles.py
     tiles_of_queries = batch.num_actual_tokens // tiles.block_q + batch.num_requests if batch.num_requests else 0
-    launch = Launch.of(
+    return Launch.of(
         index_logits_kernel,
         (tiles_of_queries, -(-num_units // tiles.block_units), num_selections),
         {"KIND": kind},
@@ -190,16 +260,6 @@ def index_logits_call(
         **of_q,
         **of_cache,
     )
-    tensors = {
-        "logits_ptr": logits,
-        "q_ptr": stored_q,
-        "index_cache_ptr": stored,
-        "weights_ptr": weights,
-        "query_start_loc_ptr": batch.query_start_loc,
-        "seq_lens_ptr": batch.seq_lens,
-        "block_table_ptr": batch.block_table,
-    }
-    return KernelCall(launch, tensors)
 
 
 def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, validate: bool = False) -> torch.Tensor:
@@ -241,6 +301,38 @@ def select_call(
 ) -> KernelCall:
     """The launch of `select`, which writes to `selected`: see `write_index_cache_call`."""
     architecture = architecture or architecture_of(logits.device, logits.dtype)
+    num_units = _units_in_memory(logits)
+    signature = (
+        select_units_kernel,
+        architecture,
+        logits.device,
+        indexer,
+        batch.signature,
+        (logits.shape[:2], logits.stride(), num_units),
+        tensor_signature(selected),
+    )
+    launch = _shared(signature, lambda: _select_launch(logits, num_units, indexer, batch, selected, architecture))
+    tensors: dict[str, torch.Tensor | None] = {
+        "selected_ptr": selected,
+        "logits_ptr": logits,
+        "query_start_loc_ptr": batch.query_start_loc,
+        "seq_lens_ptr": batch.seq_lens,
+    }
+    return KernelCall(launch, tensors)
+
+
+def _units_in_memory(logits: torch.Tensor) -> int:
+    """Units of a row that a launch may look at, for lengths that nobody checked: those that are there, or as many as the next
+    steps of a decode have, if the memory of the logits holds as many behind the beginning of each row."""
+    selections, rows, units = logits.shape
+    wide = rounded(units)
+    last_row = logits.storage_offset() + (selections - 1) * logits.stride(0) + (rows - 1) * logits.stride(1)
+    return wide if (last_row + wide) * logits.itemsize <= logits.untyped_storage().nbytes() else units
+
+
+def _select_launch(
+    logits: torch.Tensor, num_units: int, indexer: Indexer, batch: Batch, selected: torch.Tensor, architecture: str
+) -> Launch:
     tiles = select_tiles(architecture, indexer)
     kind = SelectKind(
         selection_unit=indexer.selection_unit,
@@ -248,8 +340,8 @@ def select_call(
         block=tiles.block,
         block_requests=tiles.block_requests,
     )
-    num_selections, num_tokens, num_units = logits.shape
-    launch = Launch.of(
+    num_selections, num_tokens, _ = logits.shape
+    return Launch.of(
         select_units_kernel,
         (num_tokens, num_selections),
         {"KIND": kind},
@@ -264,13 +356,6 @@ def select_call(
         stride_logits_selection=logits.stride(0),
         stride_logits_row=logits.stride(1),
     )
-    tensors: dict[str, torch.Tensor | None] = {
-        "selected_ptr": selected,
-        "logits_ptr": logits,
-        "query_start_loc_ptr": batch.query_start_loc,
-        "seq_lens_ptr": batch.seq_lens,
-    }
-    return KernelCall(launch, tensors)
 
 
 def _cache_strides(index_cache: torch.Tensor, indexer: Indexer) -> tuple[int, dict[str, int]]:

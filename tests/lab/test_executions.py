@@ -29,7 +29,7 @@ def call_named(name: str) -> ShippedCall:
     return found
 
 
-@pytest.mark.parametrize("shipped", CALLS, ids=lambda shipped: shipped.name)
+@pytest.mark.parametrize("shipped", [call for call in CALLS if call.indexer is None], ids=lambda shipped: shipped.name)
 def test_small_cases_are_ragged(shipped):
     random, signature = small_cases(shipped, queries=32, keys=64)
     assert random.rules.keys() - {"lse"} == signature.rules.keys() - {"lse"}
@@ -38,6 +38,15 @@ def test_small_cases_are_ragged(shipped):
         assert all(any(sizes) for sizes in zip(*([n % 16, n % 32, n % 64] for n in lengths(case)), strict=True))
         assert max(lengths(case)) > (64 if shipped.attn_type.reads_cache else 32)
     assert min(request.query_len for request in random.requests) == 0
+
+
+@pytest.mark.parametrize("shipped", [call for call in CALLS if call.indexer], ids=lambda shipped: shipped.name)
+def test_small_cases_of_index_layers_are_ragged(shipped):
+    for case in small_cases(shipped, queries=16, keys=32):
+        assert case.num_heads == shipped.indexer.num_heads
+        assert max(lengths(case)) > 32 * shipped.indexer.selection_unit
+        assert any(length % shipped.indexer.selection_unit for length in lengths(case)) or shipped.indexer.selection_unit == 1
+        assert min(request.query_len for request in case.requests) == 0
 
 
 def lengths(case: Case) -> list[int]:

@@ -10,7 +10,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
-from attn_optimized.indexer import index_logits_call
+from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.launch.indexer import logit_tiles, select_tiles
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
@@ -194,6 +194,30 @@ def test_tiles_of_logits(architecture):
         rows, keys = tiles.block_q * tiles.block_h, tiles.block_units * tiles.block_keys
         assert min(rows, keys, tiles.block_d) >= 16
         assert max(rows * tiles.block_d, keys * tiles.block_d, rows * keys) / tiles.num_warps <= MOST_OF_ATTENTION
+
+
+def test_layers_and_steps_of_a_decode_share_launches(device):
+    launches = []
+    for seq_len in (401, 402):
+        batch, logits = step(device, (1, seq_len)), torch.zeros(1, 1, 512, device=device)
+        q, weights = queries(SMALL, 1, device)
+        slots = torch.full((1,), seq_len, dtype=torch.int64, device=device)
+        selected = torch.zeros(1, 1, SMALL.top_k, dtype=torch.int32, device=device)
+        calls_of_step = (
+            write_index_cache_call(torch.zeros(1, 16, device=device), cache_of(SMALL, 26, device), SMALL, slots),
+            index_logits_call(q, weights, cache_of(SMALL, 26, device), SMALL, batch, logits=logits),
+            select_call(logits[:, :, :seq_len], SMALL, batch, selected=selected),
+        )
+        launches.append([call.launch for call in calls_of_step])
+    first, second = launches
+    assert all(a is b for a, b in zip(first, second, strict=True))
+
+
+def test_a_selection_looks_at_no_unit_behind_the_memory(device):
+    batch, selected = step(device, (2, 9)), torch.zeros(1, 2, SMALL.top_k, dtype=torch.int32, device=device)
+    for units in (9, 511, 512):
+        logits = torch.zeros(1, 2, units, device=device)[:, :, :9]
+        assert select_call(logits, SMALL, batch, selected=selected).launch.numbers["num_units"] <= units
 
 
 def test_no_program_runs_without_a_row(device):

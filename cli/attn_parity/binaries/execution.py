@@ -9,8 +9,11 @@ from itertools import cycle
 from unittest.mock import patch
 
 import attn_optimized
+import torch
 from attn_amdgcn import Schedule
+from attn_contract import Batch, Indexer
 from attn_fuzz.cases.case import Case
+from attn_fuzz.targets import indexer
 from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
@@ -19,6 +22,7 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_fuzz.verdict.verdict import Verdict
 from attn_optimized.attention import paged_attention_calls, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.latent_cache import write_latent_cache_call
@@ -26,7 +30,7 @@ from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
-from attn_parity.binaries.shipped_calls import ShippedCall, kernel_calls
+from attn_parity.binaries.shipped_calls import INDEX_OPS, ShippedCall, kernel_calls
 from attn_parity.binaries.small_cases import small_cases
 
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
@@ -85,8 +89,9 @@ def cases_of(of_call: Shipped) -> tuple[Case, Case]:
 
 
 def error_of(of_call: Shipped, verdict: Verdict) -> float:
-    """The largest error / bound of outputs. A cache is compared bitwise, and what attends to it then is the reference."""
-    return 0.0 if of_call.call.op in ("write", "rope") else verdict.ratio
+    """The largest error / bound of outputs. A cache is compared bitwise, and what attends to it then is the reference. An index
+    layer attends to nothing."""
+    return 0.0 if of_call.call.op in ("write", "rope", *INDEX_OPS) else verdict.ratio
 
 
 def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
@@ -124,12 +129,15 @@ def target_of(of_call: Shipped) -> Target:
         support=lambda device: EVERYTHING,
         refuses=False,
         rounding=lambda device: rounding,
+        oracle=shipped.indexer is None,  # a step of an index layer is judged in its place
         forget=TRITON.forget,
     )
 
 
 def _attention(of_call: Shipped) -> Callable[..., object]:
     shipped = of_call.call
+    if shipped.indexer is not None:
+        return _index_layer(of_call, shipped.indexer)
     match shipped.op:
         case "write" | "write latent" | "rope":
             return REFERENCE_FP32.attention
@@ -168,6 +176,47 @@ def _attention(of_call: Shipped) -> Callable[..., object]:
         _run(iter(calls), of_call)
 
     return attention
+
+
+def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
+    """A step of an index layer, of which the launch of the call runs one stage. No number is a neighbour of another: such keys
+    are float32, which is other code."""
+    architecture = of_call.architecture
+
+    def write(k: torch.Tensor, index_cache: torch.Tensor, indexer: Indexer, slot_mapping: torch.Tensor) -> None:
+        call = write_index_cache_call(k, index_cache, indexer, slot_mapping, architecture=architecture)
+        _run(iter([call]), of_call)
+
+    def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
+        logits = torch.empty((indexer.num_selections, len(q), indexer.num_units(batch.max_seq_len)))
+        call = index_logits_call(q, weights, index_cache, indexer, batch, logits=logits, architecture=architecture)
+        _run(iter([call]), of_call)
+        return logits
+
+    def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
+        shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
+        selected = torch.empty(shape, dtype=torch.int32)
+        _run(iter([select_call(logits, indexer, batch, selected=selected, architecture=architecture)]), of_call)
+        return selected
+
+    match of_call.call.op:
+        case "index write":
+            stages = indexer.Stages(write_index_cache=write)
+        case "index logits":
+            stages = indexer.Stages(index_logits=index_logits)
+        case _:
+            stages = indexer.Stages(select=select)
+    terms = {
+        "layout": (layer.layout,),
+        "cache_dtype": (layer.cache_dtype,),
+        "scale_format": (layer.scale_format,),
+        "largest": (layer.largest,),
+        "score": (layer.score,),
+        "key_unit": (layer.key_unit,),
+        "first_units": (layer.first_units,),
+        "last_units": (layer.last_units,),
+    }
+    return indexer.attention_by(lambda: stages, terms, ("random", "small", "one"))
 
 
 def _write(of_call: Shipped, call: Callable[..., KernelCall]) -> Callable[..., object]:

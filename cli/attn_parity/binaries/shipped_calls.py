@@ -5,15 +5,27 @@ Their tensors are on the device meta, and take no memory.
 
 import functools
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
 import torch
-from attn_contract import AttentionType, Batch, ContractError, KVCacheView, Layer, Layout
+from attn_contract import (
+    AttentionType,
+    Batch,
+    ContractError,
+    Indexer,
+    IndexLayout,
+    IndexScore,
+    KVCacheView,
+    Layer,
+    Layout,
+    ScaleFormat,
+)
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.cascade import cascade_attention_calls
+from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
@@ -24,6 +36,8 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 CACHE_BYTES = 8 << 30
 """Bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs that serve."""
 MAX_POSITION = 32768
+INDEX_OPS = ("index write", "index logits", "index select")
+"""The ops of an index layer."""
 MERGED_PARTS = 8
 """Parts of a merge: the ranks of a node."""
 
@@ -45,10 +59,15 @@ class ShippedCall:
         bidirectional_ranges: the number of ranges of each request.
         float8_output: whether the output is e4m3fn, with a scale.
         float8_queries: whether q is of kv_cache_dtype, with a scale.
+        indexer: the index layer of an op of INDEX_OPS, which of the other fields has cache_bytes, dtype, block_size and the
+            lengths.
     """
 
     name: str
-    op: Literal["paged", "varlen", "cascade", "write", "write latent", "rope", "merge", "merge parts"] = "paged"
+    op: Literal[
+        "paged", "varlen", "cascade", "write", "write latent", "rope", "merge", "merge parts",
+        "index write", "index logits", "index select",
+    ] = "paged"  # fmt: skip
     main: bool = False
     dtype: torch.dtype = torch.bfloat16
     num_heads: int = 32
@@ -76,6 +95,7 @@ class ShippedCall:
     batch_invariant: bool = False
     float8_output: bool = False
     float8_queries: bool = False
+    indexer: Indexer | None = None
 
 
 def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCall]:
@@ -87,7 +107,8 @@ def kernel_calls(shipped: ShippedCall, architecture: str) -> dict[str, KernelCal
     if architecture not in ARCHITECTURES:
         raise ContractError("architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
     calls: dict[str, KernelCall] = {}
-    for call in _launches(shipped, architecture):
+    launches = _launches if shipped.indexer is None else _launches_of_index_layer
+    for call in launches(shipped, architecture):
         part = "reduction" if call.launch.kernel is reduce_parts_kernel else "suffix"
         calls[f"{shipped.name}, {part}" if calls else shipped.name] = call
     return calls
@@ -135,6 +156,29 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
             outs = _empty((MERGED_PARTS, *out.shape), shipped.dtype)
             lses = _empty((MERGED_PARTS, heads, num_tokens), torch.float32)
             yield merge_attn_parts_call(outs, lses, out=out, lse=lses[0], architecture=architecture)
+
+
+def _launches_of_index_layer(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
+    indexer = shipped.indexer
+    assert indexer is not None
+    num_tokens = shipped.requests * shipped.query_len
+    batch, units = _batch(shipped, num_tokens), indexer.num_units(shipped.seq_len)
+    logits = _empty((indexer.num_selections, num_tokens, units), torch.float32)
+    cache_dtype = indexer.cache_dtype or shipped.dtype
+    page = shipped.block_size * indexer.row_size * cache_dtype.itemsize
+    shape = shipped.cache_bytes // page, shipped.block_size, indexer.row_size
+    cache = _empty(shape, torch.uint8 if indexer.layout.has_scales else cache_dtype)
+    match shipped.op:
+        case "index write":
+            k = _empty((num_tokens, indexer.head_size), shipped.dtype)
+            yield write_index_cache_call(k, cache, indexer, _integers(num_tokens), architecture=architecture)
+        case "index logits":
+            q = _empty((num_tokens, indexer.num_heads, indexer.head_size), cache_dtype)
+            weights = _empty((num_tokens, indexer.num_heads), torch.float32) if indexer.score is IndexScore.SUM_RELU else None
+            yield index_logits_call(q, weights, cache, indexer, batch, logits=logits, architecture=architecture)
+        case "index select":
+            selected = _empty((indexer.num_selections, num_tokens, indexer.selected_width), torch.int32)
+            yield select_call(logits, indexer, batch, selected=selected, architecture=architecture)
 
 
 def _layer(shipped: ShippedCall) -> Layer:
@@ -234,14 +278,25 @@ def _fields(table: dict[str, Any], groups: dict[str, dict[str, Any]]) -> dict[st
     """The fields of an entry and of its groups, under the names of `ShippedCall`."""
     fields = table.copy()
     named = [name for group in fields.pop("with", ()) for name in groups[group].items()]
-    return {name: _OF_TEXT[name](value) if name in _OF_TEXT else value for name, value in [*named, *fields.items()]}
+    return _values([*named, *fields.items()], _OF_TEXT)
 
 
-_OF_TEXT: dict[str, Callable[[str], Any]] = {
+def _values(entries: Iterable[tuple[str, Any]], of_text: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    return {name: of_text[name](value) if name in of_text else value for name, value in entries}
+
+
+_OF_INDEXER: dict[str, Callable[[Any], Any]] = {
+    "score": IndexScore,
+    "layout": IndexLayout,
+    "cache_dtype": lambda name: getattr(torch, name),
+    "scale_format": ScaleFormat,
+}
+_OF_TEXT: dict[str, Callable[[Any], Any]] = {
     "dtype": lambda name: getattr(torch, name),
     "kv_cache_dtype": lambda name: getattr(torch, name),
     "layout": lambda name: Layout[name],
     "attn_type": lambda name: AttentionType[name],
+    "indexer": lambda fields: Indexer(**_values(fields.items(), _OF_INDEXER)),
 }
 CALLS: tuple[ShippedCall, ...] = tuple(_read())
 """The calls that serving makes, in every phase, with every kind of cache and of rule; each name once."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import torch
-from attn_contract import AttentionType, Layout
+from attn_contract import AttentionType, Indexer, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_optimized.launch.workload import DECODE_TILE_ROWS
@@ -30,6 +30,8 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
         queries, keys: of a tile of the attention kernel. Lengths lie just beyond a tile or two. Some request has one token, and
             some has none.
     """
+    if shipped.indexer is not None:
+        return _index_case(shipped, shipped.indexer, 1), _index_case(shipped, shipped.indexer, 2)
     random = _case(shipped, _first_lengths(shipped, queries, keys), keys)
     signature = msgspec.structs.replace(
         _case(shipped, _second_lengths(shipped, queries, keys), keys),
@@ -103,6 +105,31 @@ def _case(shipped: ShippedCall, lengths: list[tuple[int, int]], keys: int) -> Ca
         values=Values("random"),
         **_rules(shipped, keys),
     )
+
+
+def _index_case(shipped: ShippedCall, indexer: Indexer, seed: int) -> Case:
+    """A step that stands for one of an index layer (`attn_fuzz.targets.indexer`). Some rows see more units than they select."""
+    unit = indexer.selection_unit
+    lengths = [(2, 37 * unit), (0, 3), (1, 1), (3, 18 * unit + 1)]
+    blocks_of, num_blocks = _blocks(shipped, [seq_len for _, seq_len in lengths], 0)
+    case = Case(
+        target="shipped",
+        dtype="bfloat16",
+        num_kv_heads=indexer.num_selections,
+        group_size=indexer.num_heads // indexer.num_selections,
+        head_size=indexer.head_size,
+        selection_unit=unit,
+        selected="top",
+        selected_per_head=indexer.num_selections > 1,
+        requests=tuple(
+            Request(query_len=query_len, seq_len=seq_len, blocks=blocks, causal=True)
+            for (query_len, seq_len), blocks in zip(lengths, blocks_of, strict=True)
+        ),
+        cache=Cache(layout=Layout.CONTENT_PACKED, block_size=shipped.block_size, num_blocks=num_blocks),
+        values=Values("random", seed),
+    )
+    contradictions.check(case)
+    return case
 
 
 def _rules(shipped: ShippedCall, keys: int) -> dict[str, Any]:

@@ -30,15 +30,16 @@ from typing import Any, Final, NamedTuple
 import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, PhysicalOrder, ScaleFormat
-from attn_contract.indexer import TILE
+from attn_contract.indexer import BYTES_OF_SCALE, TILE
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import bits, canary, poison
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.modes import far
+from attn_fuzz.targets.rng import rng_of, rng_of_lengths, rng_of_metadata
 from attn_fuzz.targets.target import AttentionFunction, Support, Target
-from attn_fuzz.targets.triton import missing_triton, modules, planned
+from attn_fuzz.targets.triton import TRITON, missing_triton, modules, planned
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference.indexer import rows_of as request_rows
@@ -120,17 +121,18 @@ class Stages:
     choose: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
 
 
-def attention_by(stages: Callable[[], Stages], terms: Terms) -> AttentionFunction:
+def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[str] = NUMBERS) -> AttentionFunction:
     """A step of an index layer in place of attention, which is judged here.
 
     Args:
         stages: loads the functions.
         terms: what the target serves of the terms of an index layer.
+        numbers: of NUMBERS, those that are drawn.
     """
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         cpu = torch.device("cpu")
-        step = index_step(q.to(cpu), kv_cache, layer, _batch_on(batch, cpu), terms)
+        step = index_step(q.to(cpu), kv_cache, layer, _batch_on(batch, cpu), terms, numbers)
         if step.rows:
             check(step, stages(), rng_of((step.batch.query_start_loc, step.batch.seq_lens)), q.device)
         rows_of(out, layer, step.rows).zero_()
@@ -253,27 +255,29 @@ def _batch_on(batch: Batch, device: torch.device) -> Batch:
     return dataclasses.replace(batch, **moved)
 
 
-def index_step(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, terms: Terms) -> IndexStep:
+def index_step(
+    q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, terms: Terms, numbers: Sequence[str] = NUMBERS
+) -> IndexStep:
     """The step of an index layer that a step of attention over a selection stands for.
 
     Args:
         q: of the case: its first numbers are the seed.
         kv_cache: of the case: its sizes are used.
         layer, batch: of the case.
-        terms: see `attention_by`.
+        terms, numbers: see `attention_by`.
     """
     rows = int(batch.query_start_loc[-1])
     rng = _rng(q[:rows], batch)
     indexer = _indexer(layer, batch, kv_cache.shape[2], terms, rng)
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
-    numbers = rng.choice(NUMBERS)
+    kind = rng.choice(numbers)
     buffer, index_cache = _cache(kv_cache, indexer, rng)
     slots = _slots_of_keys(batch, index_cache.shape[1], indexer)
-    k, q_rows, weights = _numbers(numbers, index_cache.shape[0] * index_cache.shape[1], rows, indexer, generator)
+    k, q_rows, weights = _numbers(kind, index_cache.shape[0] * index_cache.shape[1], rows, indexer, generator)
     order = [*slots, *[-1] * rng.choice((0, 1, 3))]
     rng.shuffle(order)
     mapping = torch.tensor(order, dtype=torch.int64)
-    dtype, has_wide_weights = _dtype_of_keys(indexer, numbers), rng.choice((False, False, True))
+    dtype, has_wide_weights = _dtype_of_keys(indexer, kind), rng.choice((False, False, True))
     written = torch.where(mapping[:, None] >= 0, k[mapping.clamp(min=0)], torch.nan).to(dtype)
     return IndexStep(
         indexer=indexer,
@@ -530,13 +534,52 @@ REFERENCE_INDEXER = index_target(
 )
 
 
-def _triton_stages() -> Stages:
+def _triton_functions() -> Iterator[Callable[..., Any]]:
+    """Those of `Stages` that write a cache, score units and select them."""
     import attn_optimized
 
-    return Stages(
-        write_index_cache=functools.partial(attn_optimized.write_index_cache, validate=True),
-        index_logits=functools.partial(attn_optimized.index_logits, validate=True),
-        select=functools.partial(attn_optimized.select, validate=True),
+    for function in (attn_optimized.write_index_cache, attn_optimized.index_logits, attn_optimized.select):
+        yield functools.partial(function, validate=True)
+
+
+def _triton_stages() -> Stages:
+    write, index_logits, select = _triton_functions()
+    return Stages(write_index_cache=write, index_logits=index_logits, select=select)
+
+
+def _with_far_rows(
+    write: Callable[..., object], logits_of: Callable[..., torch.Tensor], select: Callable[..., torch.Tensor]
+) -> Stages:
+    """The functions, of which each gets tensors with far rows, and pages of the cache among them."""
+
+    def pages(copies: far.Spread, index_cache: torch.Tensor, indexer: Indexer) -> torch.Tensor:
+        if indexer.layout.has_scales:
+            return copies.rows(index_cache, (0,), BYTES_OF_SCALE)
+        return copies.rows(index_cache)
+
+    def write_index_cache(k, index_cache, indexer, slot_mapping) -> None:
+        with far.spread(rng_of_metadata((slot_mapping,))) as copies:
+            write(copies.rows(k), pages(copies, index_cache, indexer), indexer, slot_mapping)
+
+    def index_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
+        with far.spread(rng_of_lengths(batch)) as copies:
+            batch = dataclasses.replace(batch, block_table=copies.elements(batch.block_table))
+            cache = pages(copies, index_cache, indexer)
+            return logits_of(copies.rows(q), copies.elements(weights), cache, indexer, batch)
+
+    def select_units(logits, indexer, batch) -> torch.Tensor:
+        with far.spread(rng_of_lengths(batch)) as copies:
+            return select(copies.elements(logits), indexer, batch)
+
+    return Stages(write_index_cache=write_index_cache, index_logits=index_logits, select=select_units)
+
+
+def _far(target: Target) -> Target:
+    return dataclasses.replace(
+        target,
+        attention=attention_by(lambda: _with_far_rows(*_triton_functions()), EVERY_TERM),
+        unavailable=lambda device: far.missing(device) or target.unavailable(device),
+        sanitizes=False,
     )
 
 
@@ -550,8 +593,9 @@ _TRITON_ON_CPU = index_target(
     unavailable=missing_triton,
     modules=modules,
     planned=planned,
+    forget=TRITON.forget,
     sanitizes=True,
-    modes={"returned": _NO_OUT, "far": "its caches are made by the target, and are small"},
+    modes={"returned": _NO_OUT, "far": _far},
 )
 
 

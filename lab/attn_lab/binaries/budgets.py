@@ -133,9 +133,11 @@ def _is_off(fact: Fact, actual: float, budget: float) -> bool:
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
     """True if a launch has dots for which the architecture has matrix instructions: 16-bit dots, and float32 dots on CDNA."""
     from attn_optimized.kernels.attention import attention_kernel  # imports Triton
+    from attn_optimized.kernels.index_logits import index_logits_kernel
 
     q: Any = call.tensors.get("q_ptr")
-    return call.launch.kernel is attention_kernel and (q.element_size() == 2 or architecture.startswith("gfx9"))
+    has_dots = call.launch.kernel in (attention_kernel, index_logits_kernel)
+    return has_dots and (q.element_size() == 2 or architecture.startswith("gfx9"))
 
 
 def rounds_products(call: "KernelCall") -> bool:

@@ -26,12 +26,13 @@ def index_key_offset(page, slot, dim, stride_slot, KIND: tl.constexpr):
         offset = page + slot * KIND.head_size + dim
     else:
         tile = page + slot // _TILE * (_TILE * KIND.head_size)
-        offset = tile + dim // _TILE * (_TILE * _TILE) + slot % _TILE * _TILE + dim % _TILE
+        in_tile = slot % _TILE * _TILE + dim % _TILE
+        offset = tile + dim // _TILE * (_TILE * _TILE) + in_tile  # int32: dims of one key
     return offset
 
 
 @triton.jit
 def index_scale_ptr(index_cache_ptr, page, slot, block_size, HEAD_SIZE: tl.constexpr):
     """Pointers to the scales of keys, behind the keys of their pages. Elements are bytes."""
-    behind = page + block_size * HEAD_SIZE + slot * 4  # int64, as page is
+    behind = page + block_size.to(tl.int64) * HEAD_SIZE + slot * 4
     return (index_cache_ptr + behind).to(tl.pointer_type(tl.float32), bitcast=True)

@@ -46,7 +46,7 @@ def select_units_kernel(
     # int64 from here on: rows get multiplied by strides
     row, selection = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     position = position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND)
-    seen_tokens = (position + 1) // KIND.key_unit * KIND.key_unit
+    seen_tokens = (position + 1) // KIND.key_unit * KIND.key_unit  # int32: at most position + 1
     # unchecked, a length may reach beyond the logits
     n = tl.minimum((seen_tokens + KIND.selection_unit - 1) // KIND.selection_unit, num_units)
     row_ptr = logits_ptr + selection * stride_logits_selection + row * stride_logits_row
@@ -109,9 +109,10 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
             code = codes_of(row_ptr, unit, n, first_units, last_units)
             candidate = (unit < n) & ((code & mask) == known)
             own_digit = (code >> shift) & (_DIGITS - 1)
-            of_digits = candidate.to(tl.int64) << (own_digit * _BITS).to(tl.int64)
+            of_digits = candidate.to(tl.int64) << (own_digit * _BITS).to(tl.int64)  # int32: bits of a number
             together = tl.sum(tl.reshape(of_digits, [_TOGETHER, KIND.block // _TOGETHER]), 0)
-            found += ((together[None, :] >> (digit * _BITS).to(tl.int64)[:, None]) & (_DIGITS - 1)).to(tl.int32)
+            first_bit = (digit * _BITS).to(tl.int64)[:, None]  # int32: bits of a number
+            found += ((together[None, :] >> first_bit) & (_DIGITS - 1)).to(tl.int32)
         counts = tl.sum(found, 1)
         # units of each digit and of greater ones: the digit looked for is the greatest that has at least `missing`
         at_least = tl.sum(tl.where(digit[None, :] >= digit[:, None], counts[None, :], 0), 1)

@@ -15,8 +15,8 @@ from attn_optimized.launch.workload import MIN_DOT
 _MOST = 64, 128
 """Rows of a dot, pairs of query and head, and keys. On an H200, decodes of 32k keys and 64 heads are 1.47 times as fast with
 128 keys as with 64."""
-_MOST_OF_GFX11 = 32, 64
-"""Twice as many of either make Triton 3.9 spill 98 vector registers and more, of an index layer of 64 heads and float8 keys."""
+_MOST_OF_GFX11 = 32, 32
+"""Twice as many of either make Triton 3.9 spill 40 to 98 vector registers and more, of layers of `shipped_calls.toml`."""
 _MOST_OF_INTERPRETER = 16, 32
 """So few that many heads and large units take several turns."""
 _BYTES_OF_ROWS, _BYTES_OF_KEYS = 16 << 10, 32 << 10

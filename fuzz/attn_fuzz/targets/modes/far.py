@@ -272,11 +272,18 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
     return target.wrapped(
         far_apart,
         support=support,
-        unavailable=lambda device: _missing(device) or target.unavailable(device),
+        unavailable=lambda device: missing(device) or target.unavailable(device),
         checks_arguments=False,
         sanitizes=False,
         exact=False,
     )
+
+
+def missing(device: str) -> str | None:
+    """Why tensors cannot lie so on a device."""
+    if device != "cpu":
+        return "it needs memory that costs nothing until it is written: --device cpu"
+    return _missing_memory()
 
 
 def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
@@ -293,9 +300,7 @@ def merge_attn_parts(merge: Callable[..., object], outs, lses, *, out, lse, **op
 
 
 @functools.cache
-def _missing(device: str) -> str | None:
-    if device != "cpu":
-        return "it needs memory that costs nothing until it is written: --device cpu"
+def _missing_memory() -> str | None:
     try:
         _memory(1 << 40)
     except (OSError, ValueError, AttributeError) as error:
