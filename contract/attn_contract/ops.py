@@ -20,6 +20,7 @@ from attn_contract.arguments import check_dims, check_int
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
+from attn_contract.indexer import Indexer, IndexLayout, IndexScore, ScaleFormat
 from attn_contract.layer import FLOAT_DTYPES, Layer
 from attn_contract.layouts import Layout
 from attn_contract.rules import Rule, held_rules
@@ -50,6 +51,7 @@ def _options(rules: Iterable[Rule]) -> str:
     return ", ".join(map(option, rules))
 
 
+_INDEXER_FIELDS = tuple(field.name for field in fields(Indexer))
 _RULES = (*held_rules(Layer).values(), *held_rules(Batch).values())
 _ENCODER_RULES = tuple(rule for rule in _RULES if AttentionType.ENCODER in rule.attn_types)
 # A SymInt may change from step to step without a new compilation; an int would be a constant of the compiled graph.
@@ -59,6 +61,8 @@ _SCALES = "Tensor? k_scale=None, Tensor? v_scale=None"
 _SCALE_CACHES = "Tensor? k_scale_cache=None, Tensor? v_scale_cache=None"
 _WRITTEN_SCALE_CACHES = "Tensor(c!)? k_scale_cache=None, Tensor(d!)? v_scale_cache=None"
 _OUTPUT_SCALE = "Tensor? output_scale=None"
+_INDEX_CACHE = 'str layout="PLAIN", ScalarType? cache_dtype=None'
+_UNITS = "int selection_unit=1, int key_unit=1"
 _ATTENTION_OPTIONS = f"{_OUTPUT_SCALE}, bool batch_invariant=False"
 
 _SCHEMAS = {
@@ -86,6 +90,15 @@ _SCHEMAS = {
         f"{_OUTPUT_SCALE}"
     ),
     "merge_attn_parts": f'Tensor outs, Tensor lses, {_OUTPUTS}, *, str lse_base="e", {_OUTPUT_SCALE}',
+    "write_index_cache": (
+        f'Tensor k, Tensor(a!) index_cache, Tensor slot_mapping, *, {_INDEX_CACHE}, str scale_format="float32", '
+        "float? largest=None"
+    ),
+    "index_logits": (
+        f"Tensor q, Tensor? weights, Tensor index_cache, {_STEP}, Tensor block_table, Tensor(a!) out, *, "
+        f'int num_selections=1, {_UNITS}, str score="sum_relu", {_INDEX_CACHE}'
+    ),
+    "select": (f"Tensor logits, int top_k, {_STEP}, Tensor(a!) out, *, {_UNITS}, int first_units=0, int last_units=0"),
 }
 
 Given = dict[str, Any]
@@ -133,17 +146,17 @@ for _op, _arguments in _SCHEMAS.items():
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
-    """Make a package's seven functions the ops of a device.
+    """Make a package's functions the ops of a device.
 
     Args:
-        implementation: has `paged_attention`, `varlen_attention`, `write_kv_cache`, `rope_and_write_kv_cache`,
-            `write_latent_cache`, `merge_attn_states` and `merge_attn_parts` with the signatures of `attn_reference`, and
-            `batch_invariant` for the first two.
+        implementation: has a function of the name of each op with the signature of `attn_reference`, and `batch_invariant` for
+            the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
     attention, merges = (_paged_attention, _varlen_attention), (_merge_attn_states, _merge_attn_parts)
     writes = (_write_kv_cache, _rope_and_write_kv_cache, _write_latent_cache)
-    for call in (*attention, *writes, *merges):
+    index_layer = (_write_index_cache, _index_logits, _select)
+    for call in (*attention, *writes, *merges, *index_layer):
         op = call.__name__.removeprefix("_")
         kernel = _named_arguments(op, partial(call, implementation))
         torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)
@@ -181,6 +194,28 @@ def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
 
 def _merge_attn_parts(implementation: ModuleType, given: Given) -> None:
     implementation.merge_attn_parts(**given)
+
+
+def _write_index_cache(implementation: ModuleType, given: Given) -> None:
+    check_dims("k", given["k"], ("T_k", "head_size"))
+    indexer = _indexer(given, head_size=given["k"].shape[1])
+    implementation.write_index_cache(given["k"], given["index_cache"], indexer, given["slot_mapping"])
+
+
+def _index_logits(implementation: ModuleType, given: Given) -> None:
+    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
+    _, num_heads, head_size = given["q"].shape
+    indexer = _indexer(given, num_heads=num_heads, head_size=head_size)
+    (batch,) = _described(_of_index_layer, given)
+    implementation.index_logits(given["q"], given["weights"], given["index_cache"], indexer, batch, out=given["out"])
+
+
+def _select(implementation: ModuleType, given: Given) -> None:
+    check_dims("logits", given["logits"], ("num_selections", "T", "units"))
+    selections = given["logits"].shape[0]
+    indexer = _indexer(given, num_heads=selections, num_selections=selections)
+    (batch,) = _described(_of_index_layer, given)
+    implementation.select(given["logits"], indexer, batch, out=given["out"])
 
 
 Describe = Callable[[Given], tuple[Layer | Batch, ...]]
@@ -274,6 +309,25 @@ def _of_latent_write(given: Given) -> tuple[Layer]:
     check_dims("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
     sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": kv_c.shape[1] + k_pe.shape[1], "head_size_v": kv_c.shape[1]}
     return (_layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0),)
+
+
+def _of_index_layer(given: Given) -> tuple[Batch]:
+    return (_batch(given, causal=True),)
+
+
+def _indexer(given: Given, **sizes: int) -> Indexer:
+    """The index layer that a call describes: the arguments that are fields of Indexer, and sizes that shapes of tensors say."""
+    terms = {name: given[name] for name in _INDEXER_FIELDS if name in given}
+    return _made_indexer(**terms, **sizes)
+
+
+@cache
+def _made_indexer(**terms: Any) -> Indexer:
+    for name, kind in (("layout", IndexLayout), ("score", IndexScore), ("scale_format", ScaleFormat)):
+        if name in terms:
+            terms[name] = _named(kind, name, terms[name])
+    # no op has more sizes than it uses
+    return Indexer(**({"num_heads": 1, "head_size": 1, "top_k": 1} | terms))
 
 
 def _layer(given: Given, **sizes: Any) -> Layer:

@@ -134,6 +134,7 @@ def index_logits(
     indexer: Indexer,
     batch: Batch,
     *,
+    out: torch.Tensor | None = None,
     validate: bool = False,
 ) -> torch.Tensor:
     """Score the units that each row sees (DeepSeek-V3.2, arXiv:2512.02556, equation 1; or the largest product, MiniMax-M3).
@@ -144,17 +145,21 @@ def index_logits(
         index_cache: shaped as `indexer.layout` says. Its blocks are those of `batch.block_table`, and hold keys, not tokens.
         indexer: the terms of the index layer.
         batch: causal.
+        out: [HS, T, units or more] float32, whose last dimension is dense: what to return, and write to. None: a new tensor.
         validate: also check lengths and blocks, which waits for the device.
 
     Returns:
-        [HS, T, units] float32 for `indexer.num_units(batch.max_seq_len)` units. What a row does not see may hold anything, and
-        so may rows of no request. A row's logits do not depend on the other rows and requests.
+        out, or [HS, T, units] float32 for `indexer.num_units(batch.max_seq_len)` units. What a row does not see may hold
+        anything, and so may rows of no request. A row's logits do not depend on the other rows and requests.
 
     Raises:
         ContractError: the arguments contradict the contract.
         UnsupportedError: heads of more than MAX_HEAD_SIZE dims, or tensors on a CPU without Triton's interpreter.
     """
-    check_index_logits(q, weights, index_cache, indexer, batch, values=validate)
+    check_index_logits(q, weights, index_cache, indexer, batch, out, values=validate)
+    if out is not None:
+        index_logits_call(q, weights, index_cache, indexer, batch, logits=out).run(q.device)
+        return out
     units = indexer.num_units(batch.max_seq_len)
     # as wide as the next steps of a decode need them, so that they share a launch
     shape = indexer.num_selections, len(q), rounded(units)
@@ -262,7 +267,14 @@ def _logits_launch(
     )
 
 
-def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, validate: bool = False) -> torch.Tensor:
+def select(
+    logits: torch.Tensor,
+    indexer: Indexer,
+    batch: Batch,
+    *,
+    out: torch.Tensor | None = None,
+    validate: bool = False,
+) -> torch.Tensor:
     """Name the units that each row selects, exactly: the first and last ones that `indexer` forces, and those of the greatest
     logits.
 
@@ -270,6 +282,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, validate: bo
         logits: [HS, T, units] float32; the last dimension is dense. What a row does not see is not looked at.
         indexer: the terms of the index layer.
         batch: causal.
+        out: what to return, and write to: its last dimension is dense. None: a new tensor.
         validate: also check the lengths, which waits for the device.
 
     Returns:
@@ -281,14 +294,15 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, validate: bo
         ContractError: the arguments contradict the contract.
         UnsupportedError: logits of another dtype, or tensors on a CPU without Triton's interpreter.
     """
-    check_select(logits, indexer, batch, values=validate)
+    check_select(logits, indexer, batch, out, values=validate)
     if logits.dtype != torch.float32:
         reason = "it compares the bits of float32"
         raise UnsupportedError("attn_optimized", f"logits of {logits.dtype}", reason, "attn_reference")
-    shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
-    selected = torch.empty(shape, dtype=torch.int32, device=logits.device)
-    select_call(logits, indexer, batch, selected=selected).run(logits.device)
-    return selected
+    if out is None:
+        shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
+        out = torch.empty(shape, dtype=torch.int32, device=logits.device)
+    select_call(logits, indexer, batch, selected=out).run(logits.device)
+    return out
 
 
 def select_call(

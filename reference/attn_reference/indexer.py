@@ -44,6 +44,7 @@ def index_logits(
     indexer: Indexer,
     batch: Batch,
     *,
+    out: torch.Tensor | None = None,
     precision: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Score the units that each row sees.
@@ -55,16 +56,17 @@ def index_logits(
             key i of a request lies in its logical block `i // BS`.
         indexer: the terms of the index layer.
         batch: causal.
+        out: [HS, T, units or more] of the precision, whose first units are written; None: a new tensor.
         precision: of the result: torch.float32, or torch.float64, in which every product and sum of float8 is exact.
 
     Returns:
-        [HS, T, units] for `indexer.num_units(batch.max_seq_len)` units; -inf where a row does not see the unit.
+        out, or [HS, T, units] for `indexer.num_units(batch.max_seq_len)` units; -inf where a row does not see the unit.
 
     Raises:
         ContractError: an argument contradicts the contract, or the block table leads out of the cache.
     """
-    view = check_index_logits(q, weights, index_cache, indexer, batch, values=True)
     check_precision(precision)
+    view = check_index_logits(q, weights, index_cache, indexer, batch, out, values=True, dtype=precision)
     units = indexer.num_units(batch.max_seq_len)
     logits = torch.full((indexer.num_selections, len(q), units), -torch.inf, dtype=torch.float64, device=q.device)
     for r in range(batch.num_requests):
@@ -72,7 +74,7 @@ def index_logits(
         keys = gather_index_keys(index_cache, indexer, batch, r, view)
         of_units = score(numbers_of(q[rows]), None if weights is None else weights[rows].double(), keys, p, indexer)
         logits[:, rows, : of_units.shape[-1]] = of_units
-    return logits.to(precision)
+    return logits.to(precision) if out is None else write_first_columns(out, logits)
 
 
 def score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
@@ -103,13 +105,20 @@ def seen_units(p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
     return -(-tokens // indexer.selection_unit)
 
 
-def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
+def write_first_columns(out: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """`out`, with a result in its first columns."""
+    out[..., : result.shape[-1]] = result
+    return out
+
+
+def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Name the units that each row selects.
 
     Args:
         logits: [HS, T, units] float32 or float64; what a row does not see is not looked at.
         indexer: the terms of the index layer.
         batch: causal.
+        out: what to return, and write to; None: a new tensor.
 
     Returns:
         [HS, T, indexer.selected_width] int32, as `Batch.selected` has it. Of equal logits those of the first units are taken.
@@ -117,7 +126,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor
     Raises:
         ContractError: an argument contradicts the contract.
     """
-    check_select(logits, indexer, batch, values=True)
+    check_select(logits, indexer, batch, out, values=True)
     selected = torch.full((*logits.shape[:2], indexer.selected_width), -1, dtype=torch.int32, device=logits.device)
     for r in range(batch.num_requests):
         rows, p = rows_of(batch, r)
@@ -126,7 +135,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor
             selected[:, row, : min(indexer.top_k, n)] = _best(logits[:, row, :n], indexer).int()
             if indexer.has_open_unit and (position + 1) % indexer.selection_unit and position >= 0:
                 selected[:, row, -1] = position // indexer.selection_unit
-    return selected
+    return selected if out is None else write_first_columns(out, selected)
 
 
 def _best(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:

@@ -100,12 +100,20 @@ CALLS: dict[str, Any] = {
             "index_cache": torch.zeros(3, 4, 32),
             "indexer": indexer(),
             "batch": batch(),
+            "out": torch.zeros(1, 3, 13),
             "values": True,
             **changed,
         }
     ),
     "select": lambda **changed: check_select(
-        **{"logits": torch.zeros(1, 3, 9), "indexer": indexer(), "batch": batch(), "values": True, **changed}
+        **{
+            "logits": torch.zeros(1, 3, 9),
+            "indexer": indexer(),
+            "batch": batch(),
+            "out": torch.zeros(1, 3, 3, dtype=torch.int32),
+            "values": True,
+            **changed,
+        }
     ),
     "write": lambda **changed: check_write_index_cache(
         **{

@@ -151,6 +151,51 @@ def merge_attn_parts(device: torch.device, **options: Any) -> dict[str, Any]:
     return {"outs": outs, "lses": lses, **outputs(outs[0], has_lse=True), **options}
 
 
+STEP = {"max_query_len": 2, "max_seq_len": 9, "num_actual_tokens": 3}
+
+
+def index_step(device: torch.device) -> dict[str, Any]:
+    """Requests of 2 and 1 queries, of 9 and 4 keys."""
+    starts, lens = torch.tensor([0, 2, 3], device=device), torch.tensor([9, 4], device=device)
+    return {"query_start_loc": starts.int(), "seq_lens": lens.int(), **STEP}
+
+
+def index_cache(device: torch.device, *, is_float8: bool) -> dict[str, Any]:
+    if not is_float8:
+        return {"index_cache": torch.randn(3, BLOCK_SIZE, HEAD_SIZE, device=device)}
+    # zeros: any byte of a scale would do, but NaN is not equal to itself
+    cache = torch.zeros(3, BLOCK_SIZE, HEAD_SIZE + 4, dtype=torch.uint8, device=device)
+    return {"index_cache": cache, "layout": "FLAT", "cache_dtype": FP8}
+
+
+def write_index_cache(device: torch.device, *, is_float8: bool = False, **options: Any) -> dict[str, Any]:
+    """Three rows, one of which goes nowhere; a fourth belongs to nobody."""
+    slots = torch.tensor([1, -1, 9], device=device)
+    k = torch.randn(4, HEAD_SIZE, device=device)
+    return {"k": k, "slot_mapping": slots, **index_cache(device, is_float8=is_float8), **options}
+
+
+def index_logits(device: torch.device, *, is_float8: bool = False, **options: Any) -> dict[str, Any]:
+    units = -(-STEP["max_seq_len"] // options.get("selection_unit", 1))
+    return {
+        "q": torch.randn(3, NUM_HEADS, HEAD_SIZE, device=device),
+        "weights": None if options.get("score") == "max" else torch.randn(3, NUM_HEADS, device=device),
+        **index_step(device),
+        **index_cache(device, is_float8=is_float8),
+        "block_table": torch.tensor([[1, 2, 0], [0, 1, 2]], dtype=torch.int32, device=device),
+        "out": torch.zeros(options.get("num_selections", 1), 3, units, device=device),
+        **options,
+    }
+
+
+def select(device: torch.device, **options: Any) -> dict[str, Any]:
+    unit = options.get("selection_unit", 1)
+    width = 3 + (options.get("key_unit", 1) > 1)
+    logits = torch.randn(2, 3, -(-STEP["max_seq_len"] // unit), device=device)
+    out = torch.zeros(2, 3, width, dtype=torch.int32, device=device)
+    return {"logits": logits, "top_k": 3, **index_step(device), "out": out, **options}
+
+
 def to_float8(call: dict[str, Any], **options: Any) -> dict[str, Any]:
     out = torch.empty_like(call["out"], dtype=torch.float8_e4m3fn)
     return {**call, "out": out, "output_scale": torch.tensor(0.25, device=out.device), **options}
@@ -192,4 +237,13 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "merge_attn_parts": merge_attn_parts,
     "merge_attn_parts to float8": lambda device: to_float8(merge_attn_parts(device)),
     "merge_attn_parts of base 2": lambda device: merge_attn_parts(device, lse_base="2"),
+    "write_index_cache": write_index_cache,
+    "write_index_cache of float8": lambda device: write_index_cache(
+        device, is_float8=True, scale_format="ue8m0", largest=224.0
+    ),
+    "index_logits": index_logits,
+    "index_logits of float8": lambda device: index_logits(device, is_float8=True),
+    "index_logits of units": lambda device: index_logits(device, num_selections=2, selection_unit=4, key_unit=1, score="max"),
+    "select": select,
+    "select units": lambda device: select(device, selection_unit=4, key_unit=4, first_units=1, last_units=1),
 }

@@ -21,8 +21,10 @@ def check_index_logits(
     index_cache: torch.Tensor,
     indexer: Indexer,
     batch: Batch,
+    out: torch.Tensor | None = None,
     *,
     values: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> IndexCacheView:
     """Check a call that scores units.
 
@@ -31,6 +33,7 @@ def check_index_logits(
         weights: [T, Hi] float32, or None where the score is MAX.
         index_cache: shaped as the layout says.
         batch: causal, with a block table.
+        out: [HS, T, at least `indexer.num_units(batch.max_seq_len)`] of `dtype`, or None.
         values: whether to check lengths and blocks, too.
 
     Returns:
@@ -40,7 +43,7 @@ def check_index_logits(
         ContractError: naming the first argument that is wrong.
     """
     _check_call(indexer, batch, values)
-    check_tensors({"q": q, **given(weights=weights), "index_cache": index_cache}, {}, step=batch)
+    check_tensors({"q": q, **given(weights=weights), "index_cache": index_cache}, given(out=out), step=batch)
     if tuple(q.shape[1:]) != (indexer.num_heads, indexer.head_size) or q.dim() != 3:
         expected = f"shape (T, {indexer.num_heads}, {indexer.head_size})"
         raise ContractError("q", f"shape {tuple(q.shape)}", expected)
@@ -53,25 +56,31 @@ def check_index_logits(
     if batch.block_table is None:
         raise ContractError("block_table", None, "a tensor: index keys are read from their cache")
     view = indexer.view_of(index_cache)
+    units = indexer.num_units(batch.max_seq_len)
+    if out is not None:
+        _check_out(out, (indexer.num_selections, len(q), units), dtype, may_be_wider=True)
     if values:
         check_lengths(batch)
         check_block_table(batch.block_table, batch.seq_lens.cpu() // indexer.key_unit, view)
     return view
 
 
-def check_select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, values: bool) -> None:
+def check_select(
+    logits: torch.Tensor, indexer: Indexer, batch: Batch, out: torch.Tensor | None = None, *, values: bool
+) -> None:
     """Check a call that selects units.
 
     Args:
         logits: [HS, T, units] float32 or float64, of at least `indexer.num_units(batch.max_seq_len)` units.
         batch: causal.
+        out: [HS, T, indexer.selected_width] int32, or None.
         values: whether to check lengths, too.
 
     Raises:
         ContractError: naming the first argument that is wrong.
     """
     _check_call(indexer, batch, values)
-    check_tensors({"logits": logits}, {}, step=batch)
+    check_tensors({"logits": logits}, given(out=out), step=batch)
     check_dims("logits", logits, ("num_selections", "T", "units"))
     if logits.dtype not in (torch.float32, torch.float64):
         raise ContractError("logits", logits.dtype, "torch.float32 or torch.float64")
@@ -81,8 +90,21 @@ def check_select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, values
         expected = f"shape ({indexer.num_selections}, at least {batch.num_actual_tokens}, at least {units})"
         raise ContractError("logits", f"shape {tuple(logits.shape)}", expected)
     check_dense_last("logits", logits)
+    if out is not None:
+        _check_out(out, (heads, rows, indexer.selected_width), torch.int32, may_be_wider=False)
     if values:
         check_lengths(batch)
+
+
+def _check_out(out: torch.Tensor, shape: tuple[int, int, int], dtype: torch.dtype, *, may_be_wider: bool) -> None:
+    check_dims("out", out, ("num_selections", "T", "columns"))
+    *rows, columns = shape
+    if list(out.shape[:2]) != rows or out.shape[2] < columns or (out.shape[2] > columns and not may_be_wider):
+        expected = f"shape ({rows[0]}, {rows[1]}, {'at least ' if may_be_wider else ''}{columns})"
+        raise ContractError("out", f"shape {tuple(out.shape)}", expected)
+    if out.dtype != dtype:
+        raise ContractError("out", out.dtype, str(dtype))
+    check_dense_last("out", out)
 
 
 def check_write_index_cache(
