@@ -326,8 +326,9 @@ def _made_indexer(**terms: Any) -> Indexer:
     for name, kind in (("layout", IndexLayout), ("score", IndexScore), ("scale_format", ScaleFormat)):
         if name in terms:
             terms[name] = _named(kind, name, terms[name])
-    # no op has more sizes than it uses
-    return Indexer(**({"num_heads": 1, "head_size": 1, "top_k": 1} | terms))
+    # an op has no argument for a size that it does not use
+    settings: Given = {"num_heads": 1, "head_size": 1, "top_k": 1, **terms}
+    return Indexer(**settings)
 
 
 def _layer(given: Given, **sizes: Any) -> Layer:
