@@ -32,7 +32,7 @@ def _tests() -> Iterator[str]:
 
 
 def _proofs() -> Iterator[str]:
-    yield "attn-parity prove"
+    yield "python -m attn_lab proofs --check"
     yield "python -m attn_lab proofs --mutants"
 
 
@@ -90,8 +90,8 @@ def _release() -> Iterator[str]:
 
 PARTS = {
     "tests": (_tests, "tests marked `nightly`: faults planted in kernels, clusters, storms"),
-    "proofs": (_proofs, "all theorems about the kernels' source, and their mutants"),
-    "coverage": (_coverage, "which features the fuzzer draws together: 40,000 cases of each page"),
+    "proofs": (_proofs, "all theorems about the kernels' source, their page, and their mutants"),
+    "coverage": (_coverage, "which features the fuzzer draws together, of 40,000 cases, and which regions"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -101,9 +100,9 @@ def command_in(folder: Path, *arguments: object) -> tuple[list[str], dict[str, s
 
 
 def run_in(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Processes that the command starts compile."""
     given, env = command_in(folder, *arguments)
-    command = [sys.executable, "-W", "ignore", *given]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=400)
+    return processes.run(given, cwd=folder, env=env)
 
 
 def found(folder: Path) -> list[Row]:

@@ -77,7 +77,7 @@ def test_an_exception_is_of_one_launch_architecture_and_version():
 
 
 def test_the_projects_budgets_are_of_launches_that_there_are():
-    names = {architecture: list(chosen(architecture)) for architecture in ARCHITECTURES}
+    names = {architecture: list(of_architecture(architecture)) for architecture in ARCHITECTURES}
     for version in RELEASES:
         assert not budgets.unneeded(budgets.load(), {}, names, version)
     assert all(exception.reason for exception in budgets.load().exceptions)
@@ -191,13 +191,14 @@ def test_what_came_of_other_launches_is_kept():
     assert not updated(replace(results(1, "a"), triton="3.8.0"), results(2, "b"), {"gfx942": ["a"]}).ran
 
 
-def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path):
+def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path, monkeypatch):
     facts = replace(GOOD, waves=16, fused_multiply_adds=0)
     rows = {
         (name, call): Row(name, call, "merge", 4, replace(facts, lds_limit=architecture.lds_limit))
         for name, architecture in ARCHITECTURES.items()
-        for call in chosen(name)
+        for call in of_architecture(name)
     }
+    monkeypatch.setattr("attn_parity.binaries.shipped_calls.chosen", of_architecture)
     path, data = tmp_path / page.PAGE, tmp_path / results.DATA
     path.parent.mkdir(parents=True)
 

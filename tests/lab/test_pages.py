@@ -23,4 +23,4 @@ def test_a_page_that_is_not_current_is_named_with_what_its_check_printed(capsys)
     printed = capsys.readouterr().out
     assert f"{wrong}: exit 3, " in printed
     assert "\na.md is not current\n" in f"\n{printed}"
-    assert "python -c pass: current, " in printed
+    assert "python -c pass: passed, " in printed

@@ -34,7 +34,7 @@ from click.testing import CliRunner
 
 from tests.pages import ROOT
 
-SHIPPED = mutants.load_all()
+SHIPPED = [mutants.read(path) for path in sorted(mutants.FOLDER.glob("*.toml"))]
 PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
 KEPT = results_file.load(PAGE.with_suffix(".json"), Results)
 
@@ -201,15 +201,12 @@ def test_a_part_of_the_contract_is_patched(place, find, replace, message, step_c
 
 
 def test_what_is_found_is_made_small(attn_lab):
-    """In what is left, no field can be lowered; what depends on the batch needs one."""
-    requests = {"seed-43817": 1, "vllm-13418": 2}
-    run, result = zoo(attn_lab, "--seed", 2, *(f"--only={name}" for name in requests))
+    run, result = zoo(attn_lab, "--seed", 2, "--only", "vllm-13418")
     assert run.code == 0, run.out
-    assert {row.name for row in result.mutants} == requests.keys()
-    for row in result.mutants:
-        assert row.size[0] <= requests[row.name], row.name
-        told = rf"^{row.name}: \w+ after {row.found[0]} examples$"
-        assert re.search(told, run.err, re.MULTILINE), "each finding is told when it is made"
+    (row,) = result.mutants
+    assert row.size[0] <= 2, "it depends on the batch"
+    told = rf"^vllm-13418: \w+ after {row.found[0]} examples$"
+    assert re.search(told, run.err, re.MULTILINE), "each finding is told when it is made"
 
 
 def test_seeds_are_medians_and_only_the_first_is_shrunk(attn_lab):
@@ -219,7 +216,7 @@ def test_seeds_are_medians_and_only_the_first_is_shrunk(attn_lab):
     assert result.seeds == (0, 1, 2)
     assert len(row.found) == 3
     assert row.examples == statistics.median(row.found)
-    assert row.size is not None
+    assert row.size[0] == 1
 
 
 def test_what_needs_a_gpu_is_not_run_without_one(attn_lab):

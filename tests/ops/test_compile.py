@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 ops = torch.ops.attn_parity
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 4, 2, 16
@@ -109,6 +108,8 @@ def test_attention_sees_the_step_that_is_written_before_it(device, backend, is_q
 
 def test_one_compilation_serves_steps_of_every_length(device, backend):
     """The first step has no two sizes that are equal by chance: dynamo would expect them to stay equal."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds, of each process that collects this file
+
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
     for query_lens, context_lens in (([3, 2, 1, 5, 2], [2, 6, 0, 1, 4]), ([7, 2], [0, 1]), ([1, 1, 1], [3, 7, 0])):

@@ -24,11 +24,7 @@ from tests.plugins.tiny_models import prompts, tiny
 WINDOW = 8
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    attn_transformers.register()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def drive(cache, counts, *, before=None, rows=2):

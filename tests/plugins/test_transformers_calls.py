@@ -53,11 +53,7 @@ def test_a_missing_extra_is_named(missing, call, words):
     assert ended.stderr.splitlines()[-1] == f"ModuleNotFoundError: {words}"
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    attn_transformers.register()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def test_a_name_that_somebody_else_registered_is_refused(monkeypatch):

@@ -29,12 +29,7 @@ from tests.plugins import tiny_models
 from tests.plugins.engine import served
 from tests.plugins.tiny_models import prompts, tiny
 
-
-@pytest.fixture(autouse=True)
-def registered():
-    attn_transformers.register()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def ragged_requests(number: int) -> list[list[int]]:

@@ -25,11 +25,7 @@ LEFT, RIGHT = prompts((9, 2)), prompts((9, 2), padded="right")
 MORE = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    attn_transformers.register()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def blind(mask, *, row):

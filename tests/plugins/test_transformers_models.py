@@ -13,7 +13,6 @@ import torch
 
 pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
 
-import attn_transformers
 from attn_transformers.attention import attention
 from attn_transformers.registration import whole_mask
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -31,11 +30,7 @@ KINDS: dict[str, dict] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    attn_transformers.register()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def ran(name, model, implementation, lengths=(7, 4, 9), **options) -> tuple[torch.Tensor, torch.Tensor]:

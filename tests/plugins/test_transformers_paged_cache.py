@@ -6,7 +6,6 @@ from attn_contract import ContractError, Layout
 
 pytest.importorskip("transformers", "5.20", reason="needs transformers: pip install 'attn-parity[transformers]'")
 
-import attn_transformers
 from attn_transformers.paged_cache import PagedCache
 
 from tests.plugins.tiny_models import prompts, tiny
@@ -15,11 +14,7 @@ FLOAT_LAYOUTS = [layout for layout in Layout if not (layout.has_inline_scales or
 BEAMS = {**prompts((7, 4, 9)), "num_beams": 3, "max_new_tokens": 8, "do_sample": False}
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    attn_transformers.register()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""The plugin as a target, and the example of a target of transformers' interface: both agree, and wrong ones are found."""
+"""The plugin as a target, and the example of a target of transformers' interface: wrong ones are found.
+
+That transformers' sdpa agrees is on docs/guide/transformers.md.
+"""
 
 import pytest
 from attn_fuzz.cases import case_file
@@ -38,13 +41,6 @@ def ended(tmp_path):
         return run_command(f"{FUZZ} {examples}", tmp_path)
 
     return run
-
-
-def test_sdpa_agrees(ended):
-    run = ended("pass", 48)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "48 examples" in run.stdout
-    assert "all agree" in run.stdout
 
 
 WRONG = {
@@ -98,7 +94,7 @@ def fuzzed(tmp_path):
 
 
 def test_the_plugin_agrees(fuzzed):
-    progress = fuzzed(examples=20)
+    progress = fuzzed(examples=8)
     assert progress.failure is None, progress.failure.verdict.message
 
 

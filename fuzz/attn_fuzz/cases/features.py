@@ -108,14 +108,17 @@ def undefined(first: str, second: str) -> str | None:
     Some case can if a setting of the one over a setting of the other is valid, and still has both. If not, the reason is what
     contradicts such a case.
     """
-    reasons = [reason for _, reason in _with_both(first, second)]
-    return None if None in reasons else next(iter(reasons), "a case has one or the other")
+    why = ""
+    for _, reason in _with_both(first, second):
+        if reason is None:
+            return None
+        why = why or reason
+    return why or "a case has one or the other"
 
 
-@functools.cache
-def examples(first: str, second: str) -> tuple[Case, ...]:
+def examples(first: str, second: str) -> Iterator[Case]:
     """Small cases that have both features."""
-    return tuple(case for case, reason in _with_both(first, second) if reason is None)
+    return (case for case, reason in _with_both(first, second) if reason is None)
 
 
 def _with_both(first: str, second: str) -> Iterator[tuple[Case, str | None]]:

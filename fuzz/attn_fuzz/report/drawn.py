@@ -165,8 +165,12 @@ def why_not(support: Support, first: str, second: str) -> str | None:
     both_have_lengths = all(_BY_NAME[name].group == "phase" for name in (first, second))
     if both_have_lengths:
         related = dataclasses.replace(related, query_lens=engine.query_lens)
-    reasons = [related.not_sent(case) for case in examples(first, second)]
-    return None if None in reasons else f"its engine sends {reasons[0]}"
+    why = ""
+    for case in examples(first, second):
+        if (reason := related.not_sent(case)) is None:
+            return None
+        why = why or reason
+    return f"its engine sends {why}"
 
 
 def _has_cache(support: Support) -> bool:

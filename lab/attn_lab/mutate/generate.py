@@ -75,7 +75,8 @@ def by_name(names: Sequence[str], package: str = PACKAGE) -> list[Generated]:
     Raises:
         MutantError: there is no mutant of a name.
     """
-    known = {mutant.name: mutant for mutant in of_package(package)}
+    modules = [module for module in modules_of(package) if any(name.startswith((f"{module}.", f"{module}:")) for name in names)]
+    known = {mutant.name: mutant for module in modules for mutant in of_module(module)}
     if unknown := [name for name in names if name not in known]:
         function = unknown[0].split(":")[0]
         there = [name for name in known if name.split(":")[0] == function]

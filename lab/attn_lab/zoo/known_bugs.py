@@ -112,11 +112,11 @@ def compiled_for(bugs: Sequence[KnownBug], architecture: str) -> list[KnownBug]:
     ]
 
 
-def load(path: Path) -> KnownBug:
-    """Read a mutant file and check that its patches apply.
+def read(path: Path) -> KnownBug:
+    """Read a mutant file. Whether its patches apply is not known then.
 
     Raises:
-        MutantError: it is not TOML, lacks a field or has an unknown one, or a patch does not apply.
+        MutantError: it is not TOML, lacks a field or has an unknown one.
     """
     try:
         content = inputs.read_toml(path)
@@ -124,11 +124,24 @@ def load(path: Path) -> KnownBug:
         raise MutantError(str(error)) from None
     try:
         mutant = msgspec.convert(content, KnownBug)
-        patched_sources(mutant.patches)
-    except (ValueError, RecursionError) as error:  # not a mutant, or not to be applied
+    except (ValueError, RecursionError) as error:
         raise MutantError(f"{path}: {error}") from None
     if not mutant.patches:
         raise MutantError(f"{path}: it has no [[patch]]")
+    return mutant
+
+
+def load(path: Path) -> KnownBug:
+    """Read a mutant file and check that its patches apply.
+
+    Raises:
+        MutantError: it is no mutant, or a patch does not apply.
+    """
+    mutant = read(path)
+    try:
+        patched_sources(mutant.patches)
+    except (ValueError, RecursionError) as error:
+        raise MutantError(f"{path}: {error}") from None
     return mutant
 
 

@@ -247,7 +247,7 @@ def test_processes_of_ranks_are_refused():
     ids=["values narrower than keys", "rows never written", "the cache write alone"],
 )
 def test_exact_mode_sees_what_the_judge_would_see_first(name, tmp_path):
-    (bug,) = (bug for bug in mutants.load_all() if bug.name == name)
+    bug = mutants.load(mutants.FOLDER / f"{name}.toml")
     plan = FuzzPlan(
         target=bug.target, device="cpu", examples=100, seed=0, folder=tmp_path, exact_every=1, mutant=bug, on_failure="stop"
     )

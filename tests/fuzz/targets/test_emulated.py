@@ -404,7 +404,7 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
         return one, another, with_own_numbers(draw, support, one), draw(steps("triton@gfx942", support, one))
 
     @hypothesis.seed(1)
-    @hypothesis.settings(INDEPENDENT, max_examples=80, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(INDEPENDENT, max_examples=60, phases=[hypothesis.Phase.generate])
     @hypothesis.given(layers())
     def compare(drawn) -> None:
         one, another, numbers, case = drawn
