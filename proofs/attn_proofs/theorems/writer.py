@@ -23,7 +23,6 @@ LAYOUTS = (*ROWS, *X_PACKED)
 """CONTENT_PACKED_SCALED has a writer of its own."""
 MAPPED = memory("slot_mapping_ptr")
 PROGRAM, ROW, D = integers("program i d")
-_SIZES = {"num_query_tiles", "num_positions", "num_mapped", "num_cache_slots", "num_heads", "num_kv_heads"}
 
 
 def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str, Any]]:
