@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timed import check_options, interruptible
+from benchmarks.timed import cases_named, check_options, interruptible
 
 SECONDS = 420
 SECONDS_AFTER_A_FAILURE = 10
@@ -81,14 +81,10 @@ def _cases(num_ranks: int, only: tuple[str, ...], *, tiny: bool) -> tuple[list, 
 
     checks = [] if tiny else [*attention.CHECKS, *steps.CHECKS]
     timed = [*attention.TINY, *steps.TINY] if tiny else [*attention.TIMED, *steps.TIMED]
-    checks, timed = (
-        [case for case in cases if not only or any(text in case.name for text in only)] for cases in (checks, timed)
-    )
-    if not checks and not timed:
-        raise click.BadParameter(f"no case has {' or '.join(map(repr, only))} in its name", param_hint="--only")
-    if uneven := [case for case in (*checks, *timed) if case.num_heads % num_ranks]:
+    chosen = cases_named([*checks, *timed], only)
+    if uneven := [case for case in chosen if case.num_heads % num_ranks]:
         raise click.BadParameter(f"{num_ranks} ranks cannot share {uneven[0].num_heads} heads", param_hint="--ranks")
-    return checks, timed
+    return [case for case in chosen if case in checks], [case for case in chosen if case in timed]
 
 
 def _over_processes(

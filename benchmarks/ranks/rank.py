@@ -18,6 +18,7 @@ import torch.distributed as dist
 from benchmarks.ranks import steps
 from benchmarks.ranks.cases import Case, local_call, whole_call
 from benchmarks.ranks.steps import StepCase
+from benchmarks.timed import interpret
 
 REPLAYS, WARM_UP = 40, 5
 TIMEOUT = timedelta(seconds=120)
@@ -55,7 +56,7 @@ def main(
     if device_type == "cuda":
         torch.cuda.set_device(device)
     else:
-        _interpret()
+        interpret()
     backend = "nccl" if device_type == "cuda" else "gloo"
     torch.set_num_threads(1)  # as engines start their workers: all threads of all ranks would fight for the CPUs
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks, timeout=TIMEOUT)
@@ -73,13 +74,6 @@ def main(
             if found.problem:
                 os._exit(1)  # the other ranks may wait for this one: their timeout ends them
     dist.destroy_process_group()
-
-
-def _interpret() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
-    from attn_fuzz.interpreted.interpreter import install
-
-    install()
 
 
 class Way(NamedTuple):

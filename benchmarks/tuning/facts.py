@@ -8,12 +8,10 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
 
-from benchmarks.peers.loops import bounds_of, hot_loop
+from benchmarks.peers.loops import bounds_of, hot_loop, innermost_loops
 from benchmarks.peers.rates import RATED, UnknownRateError
 
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
-_LABEL, _BRANCH = re.compile(r"^(\.?[A-Za-z_$][\w$.]*):"), re.compile(r"^\s+s_c?branch\w*\s+(\S+)")
-_INSTRUCTION = re.compile(r"^\s+[a-z]+_\w+")
 
 
 class Facts(NamedTuple):
@@ -98,21 +96,10 @@ def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | 
 
 def loop_instructions(assembly: str) -> int | None:
     """Instructions of the loop over tiles that need no mask: the shortest with a good part of the kernel's multiplications."""
-    lines = assembly.splitlines()
     multiply = next((kind for kind in _MULTIPLIES if kind.search(assembly)), None)
     if multiply is None:
         return None
-    labels: dict[str, int] = {}
-    loops: list[list[str]] = []
-    for i, line in enumerate(lines):
-        if label := _LABEL.match(line):
-            labels[label[1]] = i
-        elif (branch := _BRANCH.match(line)) and branch[1] in labels:
-            loops.append([line for line in lines[labels[branch[1]] : i + 1] if _INSTRUCTION.match(line)])
+    counts = [(len(loop), sum(multiply.match(name) is not None for name in loop)) for loop in innermost_loops(assembly)]
     # the loops over tiles with and without a mask have about half each
     enough = len(multiply.findall(assembly)) / 4
-    return min((len(loop) for loop in loops if sum(map(_count(multiply), loop)) >= enough), default=None)
-
-
-def _count(multiply: re.Pattern[str]):
-    return lambda line: multiply.search(line) is not None
+    return min((length for length, multiplications in counts if multiplications >= enough), default=None)

@@ -8,16 +8,9 @@ from typing import Any
 import click
 from attn_fuzz import extras
 from attn_parity.console import results
-from attn_parity.options import (
-    PAGES,
-    check_writable,
-    json_option,
-    plain_table,
-    write_json,
-)
+from attn_parity.options import check_writable, json_option, plain_table, write_json
 
-PAGE = PAGES / "proofs.md"
-SCHEMA, MUTANTS_SCHEMA = "attn-parity.prove/1", "attn-parity.prove-mutants/1"
+SCHEMA = "attn-parity.prove/1"
 
 
 @click.command("prove")

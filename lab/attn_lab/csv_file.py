@@ -1,4 +1,4 @@
-"""Results as CSV, a line for each. The versions of what they are of stand in the first cell: `architecture (Triton 3.9.0)`.
+"""Results as CSV, a line for each. The versions of what they are of stand in the first cell: `launch (Triton 3.9.0)`.
 
 A line whose first cell is empty has that of the line before it.
 """

@@ -63,23 +63,27 @@ class Model:
         return z3.is_true(self.model.eval(term, model_completion=True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Theorem:
     """A statement about the shipped source.
 
     Attributes:
         name: FAMILY.NAME.
         says: the statement, in a sentence.
-        assumes: what it assumes beyond the family's assumptions.
         claims: makes the statement from sources.
-        mutant: a change of the source that makes the statement false.
+        place: of the mutant, a change of the source that makes the statement false: the function that it changes.
+        find: the mutant's: what is there.
+        replace: the mutant's: what comes instead.
         case: makes a case of a counterexample, which fails on the changed source.
+        assumes: what it assumes beyond the family's assumptions.
     """
 
     name: str
     says: str
     claims: Callable[[Sources], Iterable[Claim]]
-    mutant: tuple[Patch, ...]
+    place: str
+    find: str
+    replace: str
     case: Callable[[Model], Case]
     assumes: str = ""
 
@@ -88,13 +92,13 @@ class Theorem:
         return self.name.partition(".")[0]
 
     @property
-    def known_bug(self) -> Mutant:
-        return Mutant(name=self.name, patches=self.mutant)
+    def mutant(self) -> Mutant:
+        return Mutant(name=self.name, patches=(Patch(self.place, self.find, self.replace),))
 
     @property
     def mutated(self) -> Sources:
         """The sources with the mutant's change."""
-        return Sources(patched_sources(self.mutant))
+        return Sources(patched_sources(self.mutant.patches))
 
 
 @dataclass(frozen=True)

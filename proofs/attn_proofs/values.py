@@ -5,7 +5,7 @@ fit its type. The theorems on widths prove these notes. So a statement about int
 proved.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,17 +175,3 @@ def mapped(
     if not shape:
         result.at()  # at once: notes of numbers are those of the path where they are computed
     return result
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """The tensors of a value."""
-    if isinstance(value, Record):
-        for part in value.fields.values():
-            yield from leaves(part)
-    elif isinstance(value, tuple):
-        for part in value:
-            yield from leaves(part)
-    elif isinstance(value, Pointer):
-        yield from leaves(value.offset)
-    else:
-        yield value

@@ -4,14 +4,12 @@
 """
 
 import collections
-import functools
+import json
 import re
 
 import pytest
 from attn_amdgcn.assembly import code_of
-from attn_fuzz.targets import registry
-from attn_lab.binaries import foreign_runs, instructions
-from attn_lab.binaries.foreign_runs import Run
+from attn_lab.binaries import instructions
 from attn_lab.binaries.instructions import Made, Of
 
 from tests.emulated.kernels import kernel_text
@@ -72,41 +70,14 @@ def test_a_mode_is_unknown_by_all_of_its_kernel():
         assert (not made[Of("vllm", "3.9.0", "gfx942")].unknown) == is_known
 
 
-def test_a_line_of_the_table_says_what_ran_and_what_agrees():
+def test_a_line_of_the_table_says_what_ran_and_what_agrees(tmp_path):
     of = Of("vllm", "3.9.0", "gfx942")
-    about = {"package": of.package, "triton": of.triton, "architecture": of.architecture}
-    runs = [
-        Run(**about, target="vllm-a", verdicts={"agree": 2, "known": 1, "limit": 1}),
-        Run(**about, target="vllm-b", verdicts={"value": 1, "refused": 1, "agree": 1}),
-    ]
+    run = {"target": "vllm-a@gfx942", "versions": {"triton": "3.9.0"}, "refused": 0, "limits": {}, "known": {}, "failures": []}
+    found = [run | {"examples": 4, "limits": {"time": 1}}, run | {"examples": 3, "refused": 1, "failures": [{"later": 0}]}]
+    (tmp_path / "runs.json").write_text(json.dumps({"schema": "attn-parity.fuzz-runs/1", "runs": found}))
+    (tmp_path / "run.json").write_text(json.dumps(run | {"examples": 5, "failures": [{"later": 2}, {}]}))
     made = {of: Made(kernels={"a", "b"}, texts=5, mnemonics={"v_add_f32"})}
-    assert [*instructions.rows(made, runs)] == [(*of, 2, 5, 1, 7, 5, 4)]
-
-
-def test_a_folder_keeps_what_ran_and_runs_only_what_it_lacks(tmp_path, monkeypatch):
-    ran = []
-
-    def verdicts(executor, name, examples, seed):
-        ran.append(name)
-        return [("agree", ""), ("agree", ""), ("limit", "float16: of this tool")]
-
-    monkeypatch.setattr(foreign_runs, "_verdicts", verdicts)
-    monkeypatch.setattr(foreign_runs, "_package_of", lambda name, architecture: None if name == "elsewhere" else "vllm")
-    run = functools.partial(foreign_runs.run, tmp_path, ["vllm-a", "elsewhere"], ["gfx942", "gfx950"], 1, 0)
-    assert len([*run()]) == 2
-    assert [*run()] == []
-    found = foreign_runs.stored([tmp_path.parent])
-    assert ran == ["vllm-a@gfx942", "vllm-a@gfx950"]
-    assert [(run.architecture, run.verdicts, run.said) for run in found] == [
-        (architecture, {"agree": 2, "limit": 1}, ("limit: float16: of this tool",)) for architecture in ("gfx942", "gfx950")
-    ]
-
-
-def test_each_dtype_has_cases():
-    target = registry.load("triton@gfx1201")
-    found = [*foreign_runs._cases(target, 2, 0)]
-    assert [case.dtype for case in found] == [dtype for dtype in target.support("cpu").dtypes for _ in range(2)]
-    assert all(case.has_work for case in found)
+    assert [*instructions.rows(made, instructions.runs([tmp_path]))] == [(*of, 2, 5, 1, 12, 10, 5)]
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line['package']}-{line['triton']}-{line['architecture']}")

@@ -68,7 +68,7 @@ def test_there_are_thirty_theorems_with_names_and_mutants_of_their_own():
 
 @pytest.mark.parametrize("theorem", THEOREMS, ids=lambda theorem: theorem.name)
 def test_the_mutant_applies(theorem):
-    assert patched_sources(theorem.mutant)
+    assert patched_sources(theorem.mutant.patches)
 
 
 @pytest.mark.parametrize("theorem", [t for t in THEOREMS if t.family in QUICK], ids=lambda theorem: theorem.name)
@@ -118,7 +118,7 @@ def test_a_counterexample_fails_on_the_mutant_and_agrees_as_shipped(name):
     theorem = named(name)
     found = refutation(theorem)
     assert found is not None
-    assert counterexamples.run(found[1], theorem.known_bug).failed
+    assert counterexamples.run(found[1], theorem.mutant).failed
     assert not counterexamples.run(found[1], None).failed
 
 

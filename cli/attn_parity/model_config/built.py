@@ -37,7 +37,6 @@ _WITHOUT_EFFECT = frozenset(
 class Reason(StrEnum):
     """Why a layer, or all of a model, is not answered. There are no other reasons."""
 
-    NO_TYPE = "transformers has no such model type"
     NOT_BUILT = "transformers builds no model of it on meta"
     NO_CALL = "no call of transformers' attention"
     ARGUMENT = "an argument of attention that is not known"

@@ -54,16 +54,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
-    """The smallest failing case in a launch, and its verdict.
-
-    Attributes:
-        launched: the launch, and its verdict. It is the case itself if the case was not packed.
-    """
+    """The smallest failing case in a launch, and its verdict."""
 
     case: Case
     verdict: Verdict
-    launched: Case
-    launched_verdict: Verdict
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,7 +209,7 @@ def _result(number: int, launch: Launch, executor: Executor, serves: Callable[[C
     failed = None
     if verdict.failed:
         case, smallest = packing.smallest(launch.case, verdict, run_if_served)
-        failed = Failed(case=case, verdict=smallest, launched=launch.case, launched_verdict=verdict)
+        failed = Failed(case=case, verdict=smallest)
     return Result(number=number, calls=launch.num_calls, verdict=verdict, failed=failed)
 
 

@@ -17,7 +17,6 @@ MOST = 1 << 14
 _FOLDED = ("create_make_range", "create_splat", "create_expand_dims")
 """Beside `get_...`: methods that give a constant of constants."""
 _PLAIN = (int, bool, str, type(None))
-_GROUPS = (tuple, list, slice)
 in_use = True
 """Whether operations are played in this process. Exact mode runs them as they are: its constants belong to a call."""
 

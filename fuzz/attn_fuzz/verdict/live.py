@@ -4,6 +4,7 @@ Both take the arguments of a call for true: the cache, the block table and the l
 """
 
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from unittest import mock
 import attn_reference
 import msgspec
 import torch
-from attn_contract import FLOAT8_DTYPES, FLOAT_DTYPES, Batch, ContractError, Layer
+from attn_contract import FLOAT8_DTYPES, FLOAT_DTYPES, ContractError
 from attn_contract.arguments import check_tensor
 from attn_fuzz import outputs
 from attn_fuzz.cases.call import Call
@@ -269,8 +270,8 @@ def recording(
     recording = Recording(Path(folder), every, limit, captures, rounding, most, shadow)
     with ExitStack() as patches:
         for module in filter(None, (attn_reference, sys.modules.get("attn_optimized"))):
-            for name, watch in {"paged_attention": _watch_paged, "varlen_attention": _watch_varlen}.items():
-                watched = watch(getattr(module, name), f"{module.__name__}.{name}", recording)
+            for name in ("paged_attention", "varlen_attention"):
+                watched = _watched(getattr(module, name), f"{module.__name__}.{name}", recording)
                 patches.enter_context(mock.patch.object(module, name, watched))
         if shadow is not None:  # around the judged functions
             patches.enter_context(held_caches(shadow, lambda: recording.requests))
@@ -281,39 +282,17 @@ def recording(
         warnings.warn(f"recording: NO CALL WAS JUDGED: {reason}", stacklevel=3)
 
 
-def _watch_paged(function: Callable[..., torch.Tensor], name: str, recording: Recording) -> Callable[..., torch.Tensor]:
-    def paged_attention(
-        q: torch.Tensor,
-        kv_cache: torch.Tensor,
-        layer: Layer,
-        batch: Batch,
-        *,
-        lse: torch.Tensor | None = None,
-        **options: Any,
-    ) -> torch.Tensor:
-        out = function(q, kv_cache, layer, batch, lse=lse, **options)
-        recording.see(Call(q=q, layer=layer, batch=batch, kv_cache=kv_cache), out, lse, function=name)
+def _watched(function: Callable[..., torch.Tensor], name: str, recording: Recording) -> Callable[..., torch.Tensor]:
+    signature = inspect.signature(function)
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        out = function(*arguments, **options)
+        given = signature.bind(*arguments, **options).arguments
+        call = Call(**{each.name: given[each.name] for each in dataclasses.fields(Call) if each.name in given})
+        recording.see(call, out, given.get("lse"), function=name)
         return out
 
-    return paged_attention
-
-
-def _watch_varlen(function: Callable[..., torch.Tensor], name: str, recording: Recording) -> Callable[..., torch.Tensor]:
-    def varlen_attention(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: Layer,
-        batch: Batch,
-        *,
-        lse: torch.Tensor | None = None,
-        **options: Any,
-    ) -> torch.Tensor:
-        out = function(q, k, v, layer, batch, lse=lse, **options)
-        recording.see(Call(q=q, layer=layer, batch=batch, k=k, v=v), out, lse, function=name)
-        return out
-
-    return varlen_attention
+    return watched
 
 
 def _captured(

@@ -18,7 +18,7 @@ from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.errors import MALFORMED
 from attn_amdgcn.instructions.control import BARRIERS, BRANCHES, ENDS
 from attn_amdgcn.program import ARCHITECTURES
-from attn_lab.binaries.foreign_runs import Run
+from attn_fuzz import inputs
 
 FILE = Path("tests/emulated/instructions.txt")
 TABLE = Path("tests/emulated/kernels.csv")
@@ -42,6 +42,15 @@ class Text(NamedTuple):
     architecture: str
     triton: str
     assembly: str
+
+
+class Run(NamedTuple):
+    """How many cases of a package's kernels were drawn on an architecture, ran, and agree or fail by known findings alone."""
+
+    of: "Of"
+    cases: int
+    ran: int
+    agree: int
 
 
 class Of(NamedTuple):
@@ -75,6 +84,18 @@ def texts(folders: Iterable[Path]) -> Iterator[Text]:
         if about["arch"] in ARCHITECTURES:  # names of kernels may hold their constants, in capitals
             kernel = re.split(r"_(?=[A-Z]{2}|num_|kv_group|logit_cap)", about["name"])[0]
             yield Text(found[1], kernel, about["arch"], about["triton_version"], assembly)
+
+
+def runs(folders: Iterable[Path]) -> Iterator[Run]:
+    """What the files of `attn-parity fuzz --json` in folders say of targets PACKAGE-...@ARCHITECTURE."""
+    for path in sorted(path for folder in folders for path in folder.glob("*.json")):
+        record = inputs.read_json(path)
+        for run in record.get("runs", [record]):
+            name, _, architecture = run["target"].partition("@")
+            ran = run["examples"] - run["refused"] - sum(run["limits"].values())
+            failing = sum(1 + failure.get("later", 0) for failure in run["failures"])
+            of = Of(name.partition("-")[0], run["versions"]["triton"], architecture)
+            yield Run(of, run["examples"], ran, ran - failing)
 
 
 def read(found: Iterable[Text]) -> tuple[dict[Of, Made], Forms]:
@@ -171,10 +192,10 @@ def rows(made: Mapping[Of, Made], runs: Iterable[Run]) -> Iterator[tuple[str | i
     """The lines of the table: what texts hold, and how many cases were drawn, ran and agree."""
     ran: dict[Of, list[Run]] = defaultdict(list)
     for run in runs:
-        ran[Of(run.package, run.triton, run.architecture)].append(run)
+        ran[run.of].append(run)
     for of in sorted({*made, *ran}):
-        each, cases = made.get(of, Made()), ran[of]
-        counts = [sum(getattr(run, name) for run in cases) for name in ("cases", "ran", "agree")]
+        each = made.get(of, Made())
+        counts = (sum(getattr(run, name) for run in ran[of]) for name in ("cases", "ran", "agree"))
         yield *of, len(each.kernels), each.texts, len(each.mnemonics), *counts
 
 

@@ -18,9 +18,11 @@ from attn_parity.options import PAGES
 DATA = PAGES / "binaries.csv"
 FAULTS = ("lost_addresses", "tf32_instructions", "narrow_products")
 """Facts that are 0 of every binary that is kept."""
-FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name not in (*FAULTS, "lds_limit"))
+NOT_KEPT = (*FAULTS, "agprs", "sgprs", "sgpr_spills", "widest_load")
+"""Facts that the page and the budgets do not read of a file: 0 of a row that was read."""
+FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name not in (*NOT_KEPT, "lds_limit"))
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
-COLUMNS = ("architecture", "launch", "warps", *FACTS, "code", "emulated", "emulated code")
+COLUMNS = ("launch", "architecture", "warps", *FACTS, "code", "emulated", "emulated code")
 """A launch tells its kernel. `emulated` is the largest error / bound of a launch that agrees, or what came of another one.
 `emulated code` is the code that ran, if it is another one."""
 
@@ -38,9 +40,11 @@ class Results:
     ran: dict[Job, Execution] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the file: all launches, and of those that ran the code and what came of it."""
+        """Write the file, the lines of a launch together. Of those that ran it has the code, and what came of it."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in self.rows))}
         lines = (
-            [*job, row.num_warps, *fact_cells(row.facts), row.code, *self._emulated(job)] for job, row in self.rows.items()
+            [name, architecture, row.num_warps, *fact_cells(row.facts), row.code, *self._emulated((architecture, name))]
+            for (architecture, name), row in sorted(self.rows.items(), key=lambda each: numbers[each[0][1]])
         )
         csv_file.save(path, COLUMNS, lines, {"Triton": self.triton})
 
@@ -87,7 +91,7 @@ def facts_from(record: Mapping[str, str], path: Path) -> Facts:
     Raises:
         InputError: a cell is no number.
     """
-    given: dict[str, Any] = {fact: record[fact] or None for fact in FACTS} | dict.fromkeys(FAULTS, 0)
+    given: dict[str, Any] = {fact: record[fact] or None for fact in FACTS} | dict.fromkeys(NOT_KEPT, 0)
     given["lds_limit"] = ARCHITECTURES[record["architecture"]].lds_limit
     try:
         return msgspec.convert(given, Facts, strict=False)

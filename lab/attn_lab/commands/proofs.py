@@ -51,7 +51,7 @@ def _confirm(theorems: list[Any], folder: Path, json_file: Path | None) -> int:
     try:
         for theorem in theorems:
             if json_file:
-                false = broken(theorem.known_bug, THEOREMS)
+                false = broken(theorem.mutant, THEOREMS)
                 row = {
                     "mutant": theorem.name,
                     "refutes": false.theorems,

@@ -51,7 +51,7 @@ def confirm(theorem: Theorem) -> Confirmation:
     if found is None:
         return Confirmation()
     claim, case = found
-    return Confirmation(claim, case, counterexamples.run(case, theorem.known_bug))
+    return Confirmation(claim, case, counterexamples.run(case, theorem.mutant))
 
 
 @dataclass(frozen=True)

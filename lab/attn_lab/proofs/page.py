@@ -78,9 +78,8 @@ def text(proved: Sequence[tuple[Theorem, Sequence[Result]]]) -> str:
 
 
 def _row(theorem: Theorem, results: Sequence[Result]) -> str:
-    (patch, *_) = theorem.mutant
     says = f"{theorem.says} {theorem.assumes}".strip()
-    change = f"in `{patch.place.rpartition('.')[2]}`: {_code(patch.find)} becomes {_code(patch.replace)}"
+    change = f"in `{theorem.place.rpartition('.')[2]}`: {_code(theorem.find)} becomes {_code(theorem.replace)}"
     return f"| `{theorem.name}` | {says} | {len(results)} | {change} |"
 
 

@@ -14,7 +14,6 @@ from attn_fuzz.run.shard import Progress
 from attn_lab.written import table
 from attn_lab.zoo.known_bugs import KnownBug
 
-replace = msgspec.structs.replace
 SCHEMA = "attn-parity.zoo/3"
 SURVIVED, NEEDS_GPU, UNFINISHED, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "unfinished", "DOES NOT RUN"
 JUDGES = {

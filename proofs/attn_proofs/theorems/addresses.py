@@ -10,7 +10,6 @@ from typing import Any
 import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Access, Extraction
@@ -259,62 +258,58 @@ def _case(layout: str, *, queries: int = 20, **fields: Any):
     return case
 
 
-def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str, case: Any) -> Theorem:
-    return Theorem(name=f"addresses.{name}", says=says, claims=claims, mutant=(Patch(place, find, replace),), case=case)
-
-
 KERNELS = "attn_optimized.kernels"
 THEOREMS = (
-    _theorem(
-        "key-rows", "K is read where the contract says, in the layouts whose slots are rows of dims.", _read(0, ROWS),
+    Theorem(
+        "addresses.key-rows", "K is read where the contract says, in the layouts whose slots are rows of dims.", _read(0, ROWS),
         f"{KERNELS}.load.source_of_keys", "tile.kv_head * args.strides.k_head * KIND.kv_unit",
             "tile.kv_head * args.strides.k_slot * KIND.kv_unit",
         _case("BLOCKS_FIRST_HND"),
     ),
-    _theorem(
-        "value-rows", "V is read where the contract says, in the layouts whose slots are rows of dims.", _read(1, ROWS),
+    Theorem(
+        "addresses.value-rows", "V is read where the contract says, in the layouts whose slots are rows of dims.",
+            _read(1, ROWS),
         f"{KERNELS}.load.source_of_keys", "args.strides.kv + tile.kv_head * args.strides.v_head",
-            "args.strides.block + tile.kv_head * args.strides.v_head",
-        _case("KV_FIRST_NHD"),
+            "args.strides.block + tile.kv_head * args.strides.v_head", _case("KV_FIRST_NHD"),
     ),
-    _theorem(
-        "value-pairs",
+    Theorem(
+        "addresses.value-pairs",
             "Where a load takes two dims of V at once, of a byte each, both are read where the contract says, in their key's "
             "row, from an even element on.",
             _pairs,
         f"{KERNELS}.load.load_value_pairs", "(KIND.kv_unit // 2)", "KIND.kv_unit",
         _case("BLOCKS_FIRST_NHD", queries=1, head_size=48, padding=16, cache={"dtype": "fp8_e4m3fn", "scales": "tensor"}),
     ),
-    _theorem(
-        "packed-keys", "K is read where the contract says, in pages that are packed in units of x elements.",
+    Theorem(
+        "addresses.packed-keys", "K is read where the contract says, in pages that are packed in units of x elements.",
             _read(0, X_PACKED),
         f"{KERNELS}.kv_layout.load_packed_keys", "page + slot * X", "page + slot", _case("X_PACKED"),
     ),
-    _theorem(
-        "packed-values", "V is read where the contract says, in the packed pages of X_PACKED and of SHUFFLED.",
+    Theorem(
+        "addresses.packed-values", "V is read where the contract says, in the packed pages of X_PACKED and of SHUFFLED.",
             _read(1, X_PACKED),
         f"{KERNELS}.kv_layout.load_packed_values", 'first_slot * (HEAD_SIZE if INTERIOR == "shuffled" else 1)',
             "first_slot * HEAD_SIZE", _case("X_PACKED"),
     ),
-    _theorem(
-        "scaled-rows",
+    Theorem(
+        "addresses.scaled-rows",
             "K and V are read where the contract says, in the layout whose rows of bytes have a scale behind each of them.",
             _both(_read(0, (SCALED,)), _read(1, (SCALED,))),
         STRIDES, "half = shape[3] // 2", "half = layer.head_size", _case(SCALED, cache={"dtype": "int8"}),
     ),
-    _theorem(
-        "block-table",
+    Theorem(
+        "addresses.block-table",
             "The block table is read in the request's row, and at no entry behind the request's keys: those are garbage.",
             _table,
         f"{KERNELS}.load.load_blocks", "mask=in_tile & (key < end_key)", "mask=key >= 0", _case("KV_FIRST_NHD"),
     ),
-    _theorem(
-        "queries", "q is read at the row, head and dims of each row that the tile has.", _rows("q", is_store=False),
+    Theorem(
+        "addresses.queries", "q is read at the row, head and dims of each row that the tile has.", _rows("q", is_store=False),
         f"{KERNELS}.load.load_queries", "rows.head.to(tl.int64) * args.strides.q_head",
             "rows.head.to(tl.int64) * args.strides.q_row", _case("KV_FIRST_NHD"),
     ),
-    _theorem(
-        "output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.",
+    Theorem(
+        "addresses.output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.",
             _rows("out", is_store=True),
         f"{KERNELS}.store.store_output", "dim < KIND.value_size", "dim < KIND.block_v", _case("KV_FIRST_NHD"),
     ),

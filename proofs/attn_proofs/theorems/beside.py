@@ -9,7 +9,6 @@ from typing import Any
 import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import dense, paged
 from attn_proofs.extract import Access, Extraction
@@ -166,35 +165,34 @@ def _paged(**fields: Any):
     return case
 
 
-def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str, case: Any) -> Theorem:
-    return Theorem(name=f"addresses.{name}", says=says, claims=claims, mutant=(Patch(place, find, replace),), case=case)
-
-
 THEOREMS = (
-    _theorem(
-        "lse", "The LSE is written at the head and row of each row that the tile has, and nowhere else.", _lse,
+    Theorem(
+        "addresses.lse", "The LSE is written at the head and row of each row that the tile has, and nowhere else.", _lse,
         f"{KERNELS}.store.store_output", "head * strides.lse_head", "head * strides.out_head", _paged(lse=True),
     ),
-    _theorem(
-        "sinks", "The first part of the keys reads the sink of the head; a layer without sinks reads one element.", _sinks,
+    Theorem(
+        "addresses.sinks", "The first part of the keys reads the sink of the head; a layer without sinks reads one element.",
+            _sinks,
         f"{KERNELS}.online_softmax.begin_rows", "rows.head * has_sinks", "rows.query * has_sinks", _paged(sinks="near"),
     ),
-    _theorem(
-        "token-scales", "The scales of a key are read at its block, slot and KV head.", _token_scales,
+    Theorem(
+        "addresses.token-scales", "The scales of a key are read at its block, slot and KV head.", _token_scales,
         f"{KERNELS}.logits.scores", "slot * strides.v_scale_slot", "slot * strides.k_scale_slot",
         _paged(cache={"dtype": "int8", "scales": "token"}, unlike_strides=True),
     ),
-    _theorem(
-        "dense-rows", "Without a cache, a key is the row of k and v that its request begins at, and its number.", _dense,
+    Theorem(
+        "addresses.dense-rows", "Without a cache, a key is the row of k and v that its request begins at, and its number.",
+            _dense,
         f"{KERNELS}.load.load_keys_and_values", "source.first_row + key", "key",
-        lambda model: dense([model.within("first_row", 5, 60), 33], num_kv_heads=2, head_size=12, scale=0.25),
+            lambda model: dense([model.within("first_row", 5, 60), 33], num_kv_heads=2, head_size=12, scale=0.25),
     ),
-    _theorem(
-        "biases", "The slope is that of the row's head; qq_bias is read at query and key where it knows both.", _biases,
+    Theorem(
+        "addresses.biases", "The slope is that of the row's head; qq_bias is read at query and key where it knows both.",
+            _biases,
         f"{KERNELS}.logits.qq_bias", "new_key < bias_len", "new_key <= bias_len", _paged(qq_bias="random"),
     ),
-    _theorem(
-        "units", "The strides in units of the host's unit, times this unit, are the strides.", _units,
+    Theorem(
+        "addresses.units", "The strides in units of the host's unit, times this unit, are the strides.", _units,
         UNITS, "math.gcd(*strides.values()) % widest == 0", "math.gcd(*strides.values()) % 2 == 0", _paged(dtype="float16"),
     ),
 )  # fmt: skip

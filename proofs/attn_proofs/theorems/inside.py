@@ -13,7 +13,6 @@ from typing import Any
 import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
@@ -122,22 +121,19 @@ def _case(model: Model) -> Case:
     return paged([(20, keys), (3, 40)], num_kv_heads=heads, scale=0.25, **fields)
 
 
-def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str) -> Theorem:
-    return Theorem(name=f"inside.{name}", says=says, claims=claims, mutant=(Patch(place, find, replace),), case=_case)
-
-
 THEOREMS = (
-    _theorem(
-        "read", "What is read of K and V lies inside of the cache, for all sizes and strides, in each layout.", _read,
+    Theorem(
+        "inside.read", "What is read of K and V lies inside of the cache, for all sizes and strides, in each layout.", _read,
         f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_v)[None, :] < KIND.value_size",
-        "tl.arange(0, KIND.block_v)[None, :] <= KIND.value_size",
+        "tl.arange(0, KIND.block_v)[None, :] <= KIND.value_size", _case,
     ),
-    _theorem(
-        "written", "What is written of K and V lies inside of the cache, for all sizes and strides, in each layout.", _written,
-        f"{KERNELS}.write_kv_cache.write_keys_and_values", "dim < KIND.head_size", "dim < KIND.block_d",
+    Theorem(
+        "inside.written", "What is written of K and V lies inside of the cache, for all sizes and strides, in each layout.",
+            _written,
+        f"{KERNELS}.write_kv_cache.write_keys_and_values", "dim < KIND.head_size", "dim < KIND.block_d", _case,
     ),
-    _theorem(
-        "rows", "q is read, and the output and the LSE are written, inside of their tensors.", _rows,
-        f"{KERNELS}.load.load_queries", "dim < KIND.first_size", "dim <= KIND.first_size",
+    Theorem(
+        "inside.rows", "q is read, and the output and the LSE are written, inside of their tensors.", _rows,
+        f"{KERNELS}.load.load_queries", "dim < KIND.first_size", "dim <= KIND.first_size", _case,
     ),
 )  # fmt: skip

@@ -8,7 +8,6 @@ every set of rules.
 from collections.abc import Callable, Iterator
 
 import z3
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import of_scene
 from attn_proofs.scenes import BLOCK_N, Scene, scene
 from attn_proofs.sources import Sources
@@ -52,14 +51,6 @@ def _shows(seen: Callable[[Rules], Term]):
     return lambda shown, rules: z3.Implies(z3.And(rules.is_key, seen(rules)), shown)
 
 
-def _theorem(name: str, says: str, goal, place: str, find: str, replace: str, **options) -> Theorem:
-    return Theorem(
-        name=f"mask.{name}", says=says, claims=_claims(goal, **options), mutant=(Patch(f"{VISIBILITY}.{place}",
-            find, replace),),
-        case=of_scene,
-    )  # fmt: skip
-
-
 def _loops(function: str, part: int | None) -> Callable[[Sources], Iterator[Claim]]:
     def claims(sources: Sources) -> Iterator[Claim]:
         for has_chunks in (False, True):
@@ -70,70 +61,66 @@ def _loops(function: str, part: int | None) -> Callable[[Sources], Iterator[Clai
     return claims
 
 
-def _loop_theorem(name: str, says: str, function: str, part: int | None, find: str, replace: str) -> Theorem:
-    patch = Patch(f"{VISIBILITY}.{function}", find, replace)
-    return Theorem(name=f"mask.{name}", says=says, claims=_loops(function, part), mutant=(patch,), case=of_scene)
-
-
 THEOREMS = (
-    _loop_theorem(
-        "ranges-hidden",
+    Theorem(
+        "mask.ranges-hidden",
             "The loop over ranges adds to the mask no key but those of a range that holds the query, clamped or not.",
-        "in_any_range", 0, "position.to(tl.int64) - args.rules.range_left", "position.to(tl.int64) - args.rules.range_left - 1",
+            _loops("in_any_range", 0),
+        f"{VISIBILITY}.in_any_range", "position.to(tl.int64) - args.rules.range_left",
+            "position.to(tl.int64) - args.rules.range_left - 1", of_scene,
     ),
-    _loop_theorem(
-        "ranges-shown",
+    Theorem(
+        "mask.ranges-shown",
             "The loop over ranges keeps the mask, and adds every key of a range that holds the query, clamped or not.",
-        "in_any_range", 1, "first <= position", "first < position",
+        _loops("in_any_range", 1), f"{VISIBILITY}.in_any_range", "first <= position", "first < position", of_scene,
     ),
-    _loop_theorem(
-        "ranges-bounds",
+    Theorem(
+        "mask.ranges-bounds",
             "The loop over ranges widens the tile's keys to those of the ranges that hold a query, within the request.",
-        "with_ranges", None, "positions.first <= last", "positions.last <= last",
+        _loops("with_ranges", None), f"{VISIBILITY}.with_ranges", "positions.first <= last", "positions.last <= last", of_scene,
     ),
-    _theorem(
-        "keys", "The mask shows no position beyond the request's keys.",
-        lambda shown, rules: z3.Implies(shown, rules.is_key),
-        "in_window", "tl.minimum(end_position + right + 1, seq_len)", "tl.minimum(end_position + right + 1, seq_len + 1)",
+    Theorem(
+        "mask.keys", "The mask shows no position beyond the request's keys.",
+            _claims(lambda shown, rules: z3.Implies(shown, rules.is_key)),
+        f"{VISIBILITY}.in_window", "tl.minimum(end_position + right + 1, seq_len)",
+            "tl.minimum(end_position + right + 1, seq_len + 1)", of_scene,
     ),
-    _theorem(
-        "causal", "The mask of a causal request shows no key after the query, but in a range that holds both.",
-        _hides(lambda rules: rules.is_causal),
-        "not_ahead", "tl.minimum(seq_len, position + rules.max_ahead + 1)", "seq_len",
+    Theorem(
+        "mask.causal", "The mask of a causal request shows no key after the query, but in a range that holds both.",
+        _claims(_hides(lambda rules: rules.is_causal)),
+        f"{VISIBILITY}.not_ahead", "tl.minimum(seq_len, position + rules.max_ahead + 1)", "seq_len", of_scene,
     ),
-    _theorem(
-        "window-left", "The mask shows no key left of the window, but sink tokens, and keys in a range with the query.",
-        _hides(lambda rules: rules.in_left, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token)),
-        "among", "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True)",
-        "(key[None, :] - begin.to(tl.int32)[:, None] + 1).to(tl.uint32, bitcast=True)",
+    Theorem(
+        "mask.window-left", "The mask shows no key left of the window, but sink tokens, and keys in a range with the query.",
+        _claims(_hides(lambda rules: rules.in_left, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token))),
+        f"{VISIBILITY}.among", "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True)",
+        "(key[None, :] - begin.to(tl.int32)[:, None] + 1).to(tl.uint32, bitcast=True)", of_scene,
     ),
-    _theorem(
-        "window-right", "The mask shows no key right of the window, but sink tokens, and keys in a range with the query.",
-        _hides(lambda rules: rules.in_right, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token)),
-        "in_window", "end_position + right + 1", "end_position + right + 2",
+    Theorem(
+        "mask.window-right", "The mask shows no key right of the window, but sink tokens, and keys in a range with the query.",
+        _claims(_hides(lambda rules: rules.in_right, but=lambda rules: z3.Or(rules.in_range, rules.is_sink_token))),
+        f"{VISIBILITY}.in_window", "end_position + right + 1", "end_position + right + 2", of_scene,
     ),
-    _theorem(
-        "chunk", "The mask shows no key of another chunk, but in a range that holds both.",
-        _hides(lambda rules: rules.in_chunk),
-        "in_chunk", "tl.where(end_position < 0, 0, (end_position // size + 1) * size)", "(end_position // size + 1) * size",
-        has_chunks=True,
+    Theorem(
+        "mask.chunk", "The mask shows no key of another chunk, but in a range that holds both.",
+            _claims(_hides(lambda rules: rules.in_chunk), has_chunks=True),
+        f"{VISIBILITY}.in_chunk", "tl.where(end_position < 0, 0, (end_position // size + 1) * size)",
+            "(end_position // size + 1) * size", of_scene,
     ),
-    _theorem(
-        "shows-window", "The mask shows every key that window, causality and chunk leave.",
-        _shows(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk)),
-        "num_keys", "end - begin", "end - begin - 1",
+    Theorem(
+        "mask.shows-window", "The mask shows every key that window, causality and chunk leave.",
+        _claims(_shows(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk))),
+        f"{VISIBILITY}.num_keys", "end - begin", "end - begin - 1", of_scene,
     ),
-    _theorem(
-        "shows-sinks", "The mask shows every sink token that causality and chunk leave.",
-        _shows(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk)),
-        "visible_keys", "key < args.rules.sink_tokens", "key < args.rules.sink_tokens - 1",
-        gaps_only=True,
+    Theorem(
+        "mask.shows-sinks", "The mask shows every sink token that causality and chunk leave.",
+        _claims(_shows(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk)), gaps_only=True),
+        f"{VISIBILITY}.visible_keys", "key < args.rules.sink_tokens", "key < args.rules.sink_tokens - 1", of_scene,
     ),
-    _theorem(
-        "shows-ranges", "The mask shows every key of a range that holds the query, clamped or not.",
-        _shows(lambda rules: rules.in_range),
-        "visible_keys", "in_any_range(visible, tile, rows, seen.position, key, args)",
-        "visible & in_any_range(visible, tile, rows, seen.position, key, args)",
-        gaps_only=True,
+    Theorem(
+        "mask.shows-ranges", "The mask shows every key of a range that holds the query, clamped or not.",
+        _claims(_shows(lambda rules: rules.in_range), gaps_only=True),
+        f"{VISIBILITY}.visible_keys", "in_any_range(visible, tile, rows, seen.position, key, args)",
+        "visible & in_any_range(visible, tile, rows, seen.position, key, args)", of_scene,
     ),
 )  # fmt: skip

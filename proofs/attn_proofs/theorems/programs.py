@@ -13,7 +13,6 @@ from typing import Any
 
 import z3
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import lemmas
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
@@ -378,53 +377,45 @@ LIMIT = (
 )
 THEOREMS = (
     Theorem(
-        name="programs.search",
-            says="find_tile finds the last request whose first tile is not above the tile, among any number.",
-        claims=lambda sources: _search(sources, steps=True), case=_ragged,
-        mutant=(Patch(f"{QUERY_TILES}.find_tile", "row // queries_per_tile + candidate <= tile",
-            "row // queries_per_tile + candidate < tile"),),
+        "programs.search", "find_tile finds the last request whose first tile is not above the tile, among any number.",
+            lambda sources: _search(sources, steps=True),
+        f"{QUERY_TILES}.find_tile", "row // queries_per_tile + candidate <= tile", "row // queries_per_tile + candidate < tile",
+            _ragged,
     ),
     Theorem(
-        name="programs.query",
-            says="The program of tile start(r) + t // queries_per_tile has query t of request r, and no other program has it.",
-        claims=lambda sources: _search(sources, steps=False), case=_ragged,
-        mutant=(Patch(f"{QUERY_TILES}.find_tile", "tile - request - first_row // queries_per_tile",
-            "tile - request - (first_row + 1) // queries_per_tile"),),
+        "programs.query",
+            "The program of tile start(r) + t // queries_per_tile has query t of request r, and no other program has it.",
+            lambda sources: _search(sources, steps=False),
+        f"{QUERY_TILES}.find_tile", "tile - request - first_row // queries_per_tile",
+            "tile - request - (first_row + 1) // queries_per_tile", _ragged,
     ),
     Theorem(
-        name="programs.grid", says="The grid has the tile of every query of every request.",
-        claims=_grid, case=_ragged,
-        mutant=(Patch(f"{PLAN}.attention_grid", "-(-workload.num_tokens // tiles.queries) + num_requests - 1",
-            "workload.num_tokens // tiles.queries + num_requests - 1"),),
+        "programs.grid", "The grid has the tile of every query of every request.", _grid,
+        f"{PLAN}.attention_grid", "-(-workload.num_tokens // tiles.queries) + num_requests - 1",
+            "workload.num_tokens // tiles.queries + num_requests - 1", _ragged,
     ),
     Theorem(
-        name="programs.rows",
-            says="Each query of a tile and each head of its group is one row of the tile, for each group that a tile holds.",
-        assumes=LIMIT,
-        claims=_rows, case=_grouped,
-        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "tile.heads.to(tl.int32) * sizes.group", "tile.heads.to(tl.int32)"),),
+        "programs.rows",
+            "Each query of a tile and each head of its group is one row of the tile, for each group that a tile holds.", _rows,
+        f"{QUERY_TILES}.rows_of_tile", "tile.heads.to(tl.int32) * sizes.group", "tile.heads.to(tl.int32)", _grouped, LIMIT,
     ),
     Theorem(
-        name="programs.groups",
-            says="Where the query heads of a KV head are cut into groups, however the host cuts them, each of them is a "
-            "row of one group for each query, and no row is written for a head that is another KV head's.",
-        assumes=f"A precondition: at most {MOST_HEADS} query heads for each KV head.",
-        claims=_groups, case=_cut,
-        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head",
-            "head <= (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head"),),
+        "programs.groups",
+            "Where the query heads of a KV head are cut into groups, however the host cuts them, each of them is a "
+            "row of one group for each query, and no row is written for a head that is another KV head's.", _groups,
+        f"{QUERY_TILES}.rows_of_tile", "head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head",
+            "head <= (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head", _cut,
+            f"A precondition: at most {MOST_HEADS} query heads for each KV head.",
     ),
     Theorem(
-        name="programs.owned",
-            says="A row is written exactly if its query is one of the tile's queries; it is then a row of its request.",
-        claims=_owned, case=one_tile,
-        mutant=(Patch(f"{QUERY_TILES}.rows_of_tile", "query < tile.end_query.to(tl.int32)",
-            "query <= tile.end_query.to(tl.int32)"),),
+        "programs.owned",
+            "A row is written exactly if its query is one of the tile's queries; it is then a row of its request.", _owned,
+        f"{QUERY_TILES}.rows_of_tile", "query < tile.end_query.to(tl.int32)", "query <= tile.end_query.to(tl.int32)", one_tile,
     ),
     Theorem(
-        name="programs.inverse",
-            says="The host's inverse gives the query of each row of a tile, for groups of up to 256; with 257 it does not.",
-        assumes=LIMIT,
-        claims=_inverse, case=_grouped,
-        mutant=(Patch(f"{LAUNCH}._sizes", "-(-(1 << 16) // plan.tiles.group)", "(1 << 16) // plan.tiles.group"),),
+        "programs.inverse",
+            "The host's inverse gives the query of each row of a tile, for groups of up to 256; with 257 it does not.",
+            _inverse,
+        f"{LAUNCH}._sizes", "-(-(1 << 16) // plan.tiles.group)", "(1 << 16) // plan.tiles.group", _grouped, LIMIT,
     ),
 )  # fmt: skip

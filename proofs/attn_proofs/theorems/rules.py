@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import msgspec
 import z3
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
@@ -89,18 +88,16 @@ def _flags_case(model: Model) -> Case:
 
 THEOREMS = (
     Theorem(
-        name="rules.sinks-off", says="Where the host compiles sink tokens out, the window shows them anyway.", claims=_off,
-        case=_sinks_case, mutant=(Patch(f"{RULES}.has_sink_tokens", "max(layer.window) >= 0", "min(layer.window) >= 0"),),
+        "rules.sinks-off", "Where the host compiles sink tokens out, the window shows them anyway.", _off,
+        f"{RULES}.has_sink_tokens", "max(layer.window) >= 0", "min(layer.window) >= 0", _sinks_case,
     ),
     Theorem(
-        name="rules.distance",
-            says="The distance that the host passes for an edge hides the keys that the edge hides; -1 hides none.",
-        claims=_distances, case=_window_case,
-        mutant=(Patch("attn_optimized.launch.units.distance", "edge < 0", "edge <= 0"),),
+        "rules.distance", "The distance that the host passes for an edge hides the keys that the edge hides; -1 hides none.",
+            _distances,
+        "attn_optimized.launch.units.distance", "edge < 0", "edge <= 0", _window_case,
     ),
     Theorem(
-        name="rules.causal", says="With a causal flag for each request, a program goes by the flag of its own request.",
-            claims=_causal,
-        case=_flags_case, mutant=(Patch(KERNEL, "tl.load(causal_ptr + request)", "tl.load(causal_ptr)"),),
+        "rules.causal", "With a causal flag for each request, a program goes by the flag of its own request.", _causal,
+        KERNEL, "tl.load(causal_ptr + request)", "tl.load(causal_ptr)", _flags_case,
     ),
 )  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 
 import z3
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
@@ -124,36 +123,32 @@ def _case(model: Model) -> Case:
     return paged(lengths, selection_unit=3, selected="holes", scale=0.25)
 
 
-def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str) -> Theorem:
-    return Theorem(name=f"selection.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=_case)
-
-
 THEOREMS = (
-    _theorem(
-        "row", "The entries of a query are those of its row for its KV head. A row that is no token's has none.",
+    Theorem(
+        "selection.row", "The entries of a query are those of its row for its KV head. A row that is no token's has none.",
         _row,
-        f"{SELECTION}.selection_of", "tile.first_row + tile.first_query", "tile.first_row",
+        f"{SELECTION}.selection_of", "tile.first_row + tile.first_query", "tile.first_row", _case,
     ),
-    _theorem(
-        "places", "Each key of a tile is a token of the unit that its entry names, or -1: no other key is visited.",
+    Theorem(
+        "selection.places", "Each key of a tile is a token of the unit that its entry names, or -1: no other key is visited.",
         _places,
-        f"{SELECTION}.keys_at", "other=-1", "other=0",
+        f"{SELECTION}.keys_at", "other=-1", "other=0", _case,
     ),
-    _theorem(
-        "visited", "Each token of each entry is a key of a tile: the tiles that are skipped hold no selected key.",
+    Theorem(
+        "selection.visited", "Each token of each entry is a key of a tile: the tiles that are skipped hold no selected key.",
         _visited,
         f"{KEY_TILES}.key_tiles", "tl.cdiv(selection.count.to(tl.int64) * KIND.selection_unit, KIND.block_n)",
-        "selection.count.to(tl.int64) * KIND.selection_unit // KIND.block_n",
+        "selection.count.to(tl.int64) * KIND.selection_unit // KIND.block_n", _case,
     ),
-    _theorem(
-        "once", "No key is visited twice, if no unit is named twice.",
+    Theorem(
+        "selection.once", "No key is visited twice, if no unit is named twice.",
         _once,
-        f"{SELECTION}.keys_at", "place % KIND.selection_unit", "place % KIND.selection_unit // 2",
+        f"{SELECTION}.keys_at", "place % KIND.selection_unit", "place % KIND.selection_unit // 2", _case,
     ),
-    _theorem(
-        "shown", "A place that holds no key is hidden, and a key that is shown is the request's, and loaded.",
+    Theorem(
+        "selection.shown", "A place that holds no key is hidden, and a key that is shown is the request's, and loaded.",
         _shown,
         f"{VISIBILITY}.among", "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True)",
-        "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.int64)",
+        "(key[None, :] - begin.to(tl.int32)[:, None]).to(tl.int64)", _case,
     ),
 )  # fmt: skip

@@ -4,12 +4,11 @@ A program of split s takes [begin, end) of the order of tiles (see theorems/tile
 split has all tiles of its tile of queries; else the state of its part. The reduction reads all parts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import z3
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs import inputs, language
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Access, Extraction
@@ -310,52 +309,42 @@ def _window(model: Model) -> Case:
     return paged([(1, keys)], scale=0.25, num_kv_heads=1, group_size=4, window=(124, -1))
 
 
-def _theorem(
-    name: str, says: str, claims: Any, place: str, find: str, replace: str, case: Callable[[Model], Case] = _split
-) -> Theorem:
-    assumes = (
-        "The host's fewest tiles of a part is at least 1 (launch/plan.py rounds up)." if name in ("cover", "whole") else ""
-    )
-    return Theorem(
-        name=f"splits.{name}",
-        says=says,
-        assumes=assumes,
-        claims=claims,
-        mutant=(Patch(f"{KERNELS}.{place}", find, replace),),
-        case=case,
-    )
-
-
+AT_LEAST_ONE = "The host's fewest tiles of a part is at least 1 (launch/plan.py rounds up)."
 THEOREMS = (
-    _theorem(
-        "cover", "Each tile of keys is one split's, for every number of splits.", _cover,
-        "split_keys.tiles_of_split", "begin + tiles_per_split", "begin + tiles_per_split - 1",
+    Theorem(
+        "splits.cover", "Each tile of keys is one split's, for every number of splits.", _cover,
+        f"{KERNELS}.split_keys.tiles_of_split", "begin + tiles_per_split", "begin + tiles_per_split - 1", _split, AT_LEAST_ONE,
     ),
-    _theorem(
-        "call",
+    Theorem(
+        "splits.call",
             "The programs of a call whose keys are split have each tile of keys once: none is left out, none is of two.",
             _call,
-        "split_keys.tiles_of_split", "tl.maximum(sizes.tiles_per_split, tl.cdiv(num_tiles, sizes.num_splits))",
+        f"{KERNELS}.split_keys.tiles_of_split", "tl.maximum(sizes.tiles_per_split, tl.cdiv(num_tiles, sizes.num_splits))",
             "sizes.tiles_per_split", _window,
     ),
-    _theorem(
-        "whole", "Where a split's tiles are no part, the first split has all tiles and the other splits have none.", _whole,
-        "split_keys.tiles_of_split", "num_tiles > tiles_per_split", "num_tiles > tiles_per_split * 2",
+    Theorem(
+        "splits.whole", "Where a split's tiles are no part, the first split has all tiles and the other splits have none.",
+            _whole,
+        f"{KERNELS}.split_keys.tiles_of_split", "num_tiles > tiles_per_split", "num_tiles > tiles_per_split * 2", _split,
+            AT_LEAST_ONE,
     ),
-    _theorem(
-        "empty",
+    Theorem(
+        "splits.empty",
             "Each split writes its largest logits, and a split without tiles writes that it saw no key, and nothing else.",
             _empty,
-        "attention.attend_tile", "(tile.split > 0) & (begin >= tiles.count)", "(tile.split > 1) & (begin >= tiles.count)",
+        f"{KERNELS}.attention.attend_tile", "(tile.split > 0) & (begin >= tiles.count)",
+            "(tile.split > 1) & (begin >= tiles.count)", _split,
     ),
-    _theorem(
-        "reduced", "The reduction reads the state of a row and part where the part's program has written it.", _same_place,
-        "reduce_parts.reduce_parts_kernel", "(part * rows + token[:, None]) * heads + head[:, None]",
-        "(part * rows + token[:, None]) * heads + part",
+    Theorem(
+        "splits.reduced", "The reduction reads the state of a row and part where the part's program has written it.",
+            _same_place,
+        f"{KERNELS}.reduce_parts.reduce_parts_kernel", "(part * rows + token[:, None]) * heads + head[:, None]",
+            "(part * rows + token[:, None]) * heads + part", _split,
     ),
-    _theorem(
-        "read", "The reduction reads sums and values only of parts that saw a key, and so what their programs have written.",
-        _what_was_written,
-        "reduce_parts.reduce_parts_kernel", 'there & (row_max > float("-inf"))', "there",
+    Theorem(
+        "splits.read",
+            "The reduction reads sums and values only of parts that saw a key, and so what their programs have written.",
+            _what_was_written,
+        f"{KERNELS}.reduce_parts.reduce_parts_kernel", 'there & (row_max > float("-inf"))', "there", _split,
     ),
 )  # fmt: skip

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import z3
 from attn_fuzz.cases.case import Case, Values
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import of_scene, paged
 from attn_proofs.scenes import BLOCK_N, INTERPRETED_BLOCK_N, Scene, scene
 from attn_proofs.sources import Sources
@@ -200,63 +199,61 @@ def _looked_up(sources: Sources) -> Iterator[Claim]:
             yield made.claim(f"a tile {'with' if masked else 'without'} a mask", [*path, n >= 0, n < made.block_n], goal)
 
 
-def _theorem(name: str, says: str, claims, place: str, find: str, replaced: str, case=of_scene) -> Theorem:
-    return Theorem(name=f"tiles.{name}", says=says, claims=claims, mutant=(Patch(place, find, replaced),), case=case)
-
-
 VISIBILITY = "attn_optimized.kernels.visibility"
 THEOREMS = (
-    _theorem(
-        "window", "No tile is skipped that holds a key which a query of the tile sees through its window and in its chunk.",
-        _covered(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk)),
-        f"{KEY_TILES}.key_tiles", "tl.cdiv(seen.end, KIND.block_n)", "seen.end // KIND.block_n",
+    Theorem(
+        "tiles.window",
+            "No tile is skipped that holds a key which a query of the tile sees through its window and in its chunk.",
+            _covered(lambda rules: z3.And(rules.is_causal, rules.in_window, rules.in_chunk)),
+        f"{KEY_TILES}.key_tiles", "tl.cdiv(seen.end, KIND.block_n)", "seen.end // KIND.block_n", of_scene,
     ),
-    _theorem(
-        "sinks", "No tile is skipped that holds a visible sink token.",
+    Theorem(
+        "tiles.sinks", "No tile is skipped that holds a visible sink token.",
         _covered(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk), gaps=True),
-        f"{VISIBILITY}.seen_keys", "tl.cdiv(sink_end, KIND.block_n)", "sink_end // KIND.block_n",
+        f"{VISIBILITY}.seen_keys", "tl.cdiv(sink_end, KIND.block_n)", "sink_end // KIND.block_n", of_scene,
     ),
-    _theorem(
-        "ranges", "No tile is skipped that holds a key of a range that holds a query of the tile.",
+    Theorem(
+        "tiles.ranges", "No tile is skipped that holds a key of a range that holds a query of the tile.",
         _covered(lambda rules: rules.in_range, gaps=True),
         f"{VISIBILITY}.seen_keys", "begin, end = with_ranges(begin, end, tile, positions, args)",
-        "_, end = with_ranges(begin, end, tile, positions, args)",
+        "_, end = with_ranges(begin, end, tile, positions, args)", of_scene,
     ),
-    _theorem(
-        "visited", "Each tile of a split is that of one turn of one of the two loops.",
+    Theorem(
+        "tiles.visited", "Each tile of a split is that of one turn of one of the two loops.",
         _visited,
         f"{KEY_TILES}.keys_of_tile", "i + loops.unmasked_end - loops.unmasked_begin",
-            "i + loops.unmasked_end - loops.unmasked_begin - 1",
+            "i + loops.unmasked_end - loops.unmasked_begin - 1", of_scene,
     ),
-    _theorem(
-        "unmasked", "A tile without a mask holds only keys that every query of the tile sees.",
+    Theorem(
+        "tiles.unmasked", "A tile without a mask holds only keys that every query of the tile sees.",
         _all_see,
-        f"{KEY_TILES}.loops_over", "end_key // KIND.block_n", "tl.cdiv(end_key, KIND.block_n)",
+        f"{KEY_TILES}.loops_over", "end_key // KIND.block_n", "tl.cdiv(end_key, KIND.block_n)", of_scene,
     ),
-    _theorem(
-        "biased", "With a qq_bias, a tile without a mask holds no token of the step: a bias may hide it from all queries.",
-        _none_hidden,
+    Theorem(
+        "tiles.biased",
+            "With a qq_bias, a tile without a mask holds no token of the step: a bias may hide it from all queries.",
+            _none_hidden,
         f"{VISIBILITY}.keys_seen_by_all", "tl.minimum(end, positions.context_len)", "end", _hidden_from_all,
     ),
-    _theorem(
-        "once", "Sink tiles and the other tiles do not overlap.",
+    Theorem(
+        "tiles.once", "Sink tiles and the other tiles do not overlap.",
         _once,
         f"{VISIBILITY}.seen_keys", "tl.minimum(tl.cdiv(sink_end, KIND.block_n), begin // KIND.block_n)",
-            "tl.cdiv(sink_end, KIND.block_n)",
+            "tl.cdiv(sink_end, KIND.block_n)", of_scene,
     ),
-    _theorem(
-        "loaded", "Every key that the mask shows to a query is loaded.",
+    Theorem(
+        "tiles.loaded", "Every key that the mask shows to a query is loaded.",
         _loaded,
-        f"{KEY_TILES}.keys_of_tile", "loops.first_key <= key", "loops.first_key < key",
+        f"{KEY_TILES}.keys_of_tile", "loops.first_key <= key", "loops.first_key < key", of_scene,
     ),
-    _theorem(
-        "keys", "A tile loads only keys of the request: what lies behind them in the block table is garbage.",
+    Theorem(
+        "tiles.keys", "A tile loads only keys of the request: what lies behind them in the block table is garbage.",
         _keys_only,
-        f"{KEY_TILES}.keys_of_tile", "key < loops.end_key", "key <= loops.end_key",
+        f"{KEY_TILES}.keys_of_tile", "key < loops.end_key", "key <= loops.end_key", of_scene,
     ),
-    _theorem(
-        "looked-up", "The block of a key that is loaded was looked up for this key, one tile ahead.",
-        _looked_up,
+    Theorem(
+        "tiles.looked-up", "The block of a key that is loaded was looked up for this key, one tile ahead.", _looked_up,
         "attn_optimized.kernels.attention.attend_keys", "tl.minimum(begin, end - 1)", "tl.minimum(begin + 1, end - 1)",
+            of_scene,
     ),
 )  # fmt: skip

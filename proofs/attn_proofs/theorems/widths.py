@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import z3
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import of_scene, paged
 from attn_proofs.extract import Extraction
 from attn_proofs.kernels import run_kernel
@@ -189,43 +188,37 @@ def _far(target: str, requests: list[tuple[int, int]]):
 
 THEOREMS = (
     Theorem(
-        name="widths.rows",
-        says="Queries, heads and rows of a tile fit the 32 bits that `rows_of_tile` holds them in, for each group, and where "
-            "the query heads of a KV head are cut into groups.",
-        claims=_rows_fit, case=one_tile,
-        mutant=(
-            Patch(f"{KERNELS}.query_tiles.rows_of_tile", "(tile_row * sizes.group_inverse) >> 16",
-                "(tile_row * (sizes.group_inverse * 1024)) >> 26"),
-        ),
+        "widths.rows",
+            "Queries, heads and rows of a tile fit the 32 bits that `rows_of_tile` holds them in, for each group, and where "
+            "the query heads of a KV head are cut into groups.", _rows_fit,
+        f"{KERNELS}.query_tiles.rows_of_tile", "(tile_row * sizes.group_inverse) >> 16",
+            "(tile_row * (sizes.group_inverse * 1024)) >> 26", one_tile,
     ),
     Theorem(
-        name="widths.writer",
-        says="write_kv_cache computes no number in 32 bits that may not fit: tokens, heads and slots are of 64 bits.",
-        claims=_offsets_fit(_written), case=_far("triton@far", [(20, 150), (3, 40)]),
-        mutant=(Patch(f"{KERNELS}.write_kv_cache.write_kv_cache_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
+        "widths.writer",
+            "write_kv_cache computes no number in 32 bits that may not fit: tokens, heads and slots are of 64 bits.",
+            _offsets_fit(_written),
+        f"{KERNELS}.write_kv_cache.write_kv_cache_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)",
+            _far("triton@far", [(20, 150), (3, 40)]),
     ),
     Theorem(
-        name="widths.reduction",
-        says="The reduction computes no number in 32 bits that may not fit: its tokens, heads, rows and parts are of 64 bits.",
-        assumes="At most 2^20 parts.",
-        claims=_offsets_fit(_reduced), case=_far("triton@far", [(20, 150), (3, 40)]),
-        mutant=(Patch(f"{KERNELS}.reduce_parts.reduce_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),),
+        "widths.reduction",
+            "The reduction computes no number in 32 bits that may not fit: its tokens, heads, rows and parts are of 64 bits.",
+            _offsets_fit(_reduced),
+        f"{KERNELS}.reduce_parts.reduce_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)",
+            _far("triton@far", [(20, 150), (3, 40)]), "At most 2^20 parts.",
     ),
     Theorem(
-        name="widths.merges",
-        says="The merges of parts and of two states compute no number in 32 bits that may not fit.",
-        assumes="At most 2^20 parts.",
-        claims=_offsets_fit(_merged_parts, _merged_states), case=_far("triton-merge-parts", [(4, 60), (3, 40)]),
-        mutant=(
-            Patch(f"{KERNELS}.merge_attn_parts.merge_attn_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),
-        ),
+        "widths.merges", "The merges of parts and of two states compute no number in 32 bits that may not fit.",
+            _offsets_fit(_merged_parts, _merged_states),
+        f"{KERNELS}.merge_attn_parts.merge_attn_parts_kernel", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)",
+            _far("triton-merge-parts", [(4, 60), (3, 40)]), "At most 2^20 parts.",
     ),
     Theorem(
-        name="widths.positions",
-        says="Positions, keys and tiles fit 32 bits where the attention kernel holds them so, for all rules but chunks.",
-        assumes="The rows of a tile fit (theorem programs.rows has them in integers).",
-        claims=_fits, case=of_scene,
-        mutant=(Patch("attn_optimized.kernels.visibility.seen_keys", "in_window(each, each, rules, seq_len)",
-            "in_window(each.to(tl.int32), each.to(tl.int32), rules, seq_len)"),),
+        "widths.positions",
+            "Positions, keys and tiles fit 32 bits where the attention kernel holds them so, for all rules but chunks.", _fits,
+        "attn_optimized.kernels.visibility.seen_keys", "in_window(each, each, rules, seq_len)",
+            "in_window(each.to(tl.int32), each.to(tl.int32), rules, seq_len)", of_scene,
+            "The rows of a tile fit (theorem programs.rows has them in integers).",
     ),
 )  # fmt: skip

@@ -6,7 +6,6 @@ from typing import Any
 import z3
 from attn_contract import Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Patch
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
 from attn_proofs.inputs import pointer
@@ -23,7 +22,6 @@ LAYOUTS = (*ROWS, *X_PACKED)
 """CONTENT_PACKED_SCALED has a writer of its own."""
 MAPPED = memory("slot_mapping_ptr")
 PROGRAM, ROW, D = integers("program i d")
-_SIZES = {"num_query_tiles", "num_positions", "num_mapped", "num_cache_slots", "num_heads", "num_kv_heads"}
 
 
 def _run(sources: Sources, layout: str, unit: int) -> tuple[Extraction, dict[str, Any]]:
@@ -146,34 +144,31 @@ def _case(layout: str, **fields: Any):
     return case
 
 
-def _theorem(name: str, says: str, claims: Any, place: str, find: str, replace: str, case: Any) -> Theorem:
-    return Theorem(name=f"writer.{name}", says=says, claims=claims, mutant=(Patch(place, find, replace),), case=case)
-
-
 THEOREMS = (
-    _theorem(
-        "slots",
+    Theorem(
+        "writer.slots",
             "A row of k and v is written exactly if its slot is one of the cache's slots: slot -1 is written nowhere.",
             _masks,
         f"{WRITE}.write_keys_and_values", "(mapped >= 0) & (mapped < cache.num_slots)", "mapped < cache.num_slots",
         _case("BLOCKS_FIRST_NHD", unwritten=(3, 4)),
     ),
-    _theorem(
-        "pairs", "Each row of k and v, and each of its heads, is one row of one program: what is written is written once.",
+    Theorem(
+        "writer.pairs",
+            "Each row of k and v, and each of its heads, is one row of one program: what is written is written once.",
             _programs,
         f"{WRITE}.pairs_of_tile", "pair // num_heads, pair % num_heads", "pair % num_heads, pair // num_heads",
             _case("BLOCKS_FIRST_NHD"),
     ),
-    _theorem(
-        "keys", "K is written to the element of its slot, head and dim that the contract says.", _addresses(LAYOUTS, 0),
+    Theorem(
+        "writer.keys", "K is written to the element of its slot, head and dim that the contract says.", _addresses(LAYOUTS, 0),
         f"{WRITE}.store_elements", "block * cache.stride_block + head * cache.stride_head",
             "block * cache.stride_block + head * cache.stride_slot",
         _case("BLOCKS_FIRST_HND"),
     ),
-    _theorem(
-        "values", "V is written to the element of its slot, head and dim that the contract says.", _addresses(LAYOUTS, 1),
+    Theorem(
+        "writer.values", "V is written to the element of its slot, head and dim that the contract says.",
+            _addresses(LAYOUTS, 1),
         f"{WRITE}.store_elements", "cache.stride_kv.to(tl.int64) * KIND.kv_unit",
-            "cache.stride_block.to(tl.int64) * KIND.kv_unit",
-        _case("KV_FIRST_HND"),
+            "cache.stride_block.to(tl.int64) * KIND.kv_unit", _case("KV_FIRST_HND"),
     ),
 )  # fmt: skip

@@ -11,7 +11,6 @@ not. So the declarations say what the docstrings and the asserts of the function
 """
 
 import dataclasses
-import functools
 
 import torch
 from attn_contract import AttentionType, Layout
@@ -20,7 +19,7 @@ from attn_fuzz.findings.aiter import MHA_VARLEN
 from attn_fuzz.findings.aiter import PREFILL as PREFILL_FINDINGS
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages import aiter_package
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 PREFILL, EXTEND, MHA = ("prefill_attention",), ("extend_attention",), ("mha",)
@@ -101,72 +100,56 @@ def gathered(kv_cache, layer, batch, lengths: torch.Tensor) -> tuple[torch.Tenso
     return caches[0][blocks, offsets], caches[1][blocks, offsets], indptr
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY),
-        dtypes=("float16", "bfloat16", "float32"),
-        layouts=(Layout.KV_FIRST_NHD,),
-        rules=("non_causal",),
-        head_sizes=(32, 64, 80, 96, 128),
-        engine=dataclasses.replace(_GIVES_KEYS, contexts=False, other_scales=False),
-        tile_sizes=(32, 128),
-        max_tokens=144,
-        max_seq_len=256,
-    )
-
-
-def _extend_support(device: str) -> Support:
-    return dataclasses.replace(
-        _support(device),
+_SUPPORT = Support(
+    attn_types=(AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY),
+    dtypes=("float16", "bfloat16", "float32"),
+    layouts=(Layout.KV_FIRST_NHD,),
+    rules=("non_causal",),
+    head_sizes=(32, 64, 80, 96, 128),
+    engine=dataclasses.replace(_GIVES_KEYS, contexts=False, other_scales=False),
+    tile_sizes=(32, 128),
+    max_tokens=144,
+    max_seq_len=256,
+)
+AITER_PREFILL_ATTENTION = aiter_package.target(
+    *PREFILL,
+    name="aiter-prefill-attention",
+    description="AITER's Triton prefill_attention, for steps without a context",
+    attention=_prefill,
+    support=_SUPPORT,
+    rounding=Rounding(keys_per_tile=128, normalizes_first=True),
+    findings=PREFILL_FINDINGS,
+    dense_keys=lambda case: [True] * len(case.requests),
+)
+AITER_EXTEND_ATTENTION = aiter_package.target(
+    *EXTEND,
+    unavailable=aiter_package.needs_rocm(*EXTEND),
+    name="aiter-extend-attention",
+    description="AITER's Triton extend_attention, which reads this step's keys from k and v",
+    attention=_extend,
+    support=dataclasses.replace(
+        _SUPPORT,
         attn_types=(AttentionType.DECODER,),
         rules=("non_causal", "logits_soft_cap"),
         engine=_GIVES_KEYS,
         tile_sizes=(32, 64, 128),
-    )
-
-
-def _mha_support(device: str) -> Support:
-    types = (AttentionType.DECODER, AttentionType.ENCODER_DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
-    return dataclasses.replace(
-        _support(device),
-        attn_types=types,
-        rules=("non_causal", "alibi_slopes", "lse"),
-        engine=_ENGINE,
-        tile_sizes=(32, 64, 128),
-    )
-
-
-AITER_PREFILL_ATTENTION = Target(
-    name="aiter-prefill-attention",
-    description="AITER's Triton prefill_attention, for steps without a context",
-    attention=_prefill,
-    support=_support,
-    rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", normalizes_first=True),
-    refuses=False,
-    unavailable=aiter_package.missing(*PREFILL),
-    modules=functools.partial(aiter_package.load, *PREFILL),
-    findings=PREFILL_FINDINGS,
+    ),
+    rounding=Rounding(keys_per_tile=64),
     dense_keys=lambda case: [True] * len(case.requests),
 )
-AITER_EXTEND_ATTENTION = Target(
-    name="aiter-extend-attention",
-    description="AITER's Triton extend_attention, which reads this step's keys from k and v",
-    attention=_extend,
-    support=_extend_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
-    refuses=False,
-    unavailable=aiter_package.needs_rocm(*EXTEND),
-    modules=functools.partial(aiter_package.load, *EXTEND),
-    dense_keys=lambda case: [True] * len(case.requests),
-)
-AITER_MHA_VARLEN = Target(
+AITER_MHA_VARLEN = aiter_package.target(
+    *MHA,
+    unavailable=aiter_package.needs_rocm(*MHA),
     name="aiter-mha-varlen",
     description="AITER's Triton flash_attn_varlen_func, the forward pass: keys as rows, outputs and LSE",
     attention=_mha,
-    support=_mha_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
-    refuses=False,
-    unavailable=aiter_package.needs_rocm(*MHA),
-    modules=functools.partial(aiter_package.load, *MHA),
+    support=dataclasses.replace(
+        _SUPPORT,
+        attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY),
+        rules=("non_causal", "alibi_slopes", "lse"),
+        engine=_ENGINE,
+        tile_sizes=(32, 64, 128),
+    ),
+    rounding=Rounding(keys_per_tile=64),
     findings=MHA_VARLEN,
 )

@@ -16,14 +16,13 @@ import functools
 import random
 
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import Layer
 from attn_fuzz.findings.aiter import MLA_DECODE_ROPE, SPARSE_MLA
-from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import aiter_package
-from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, has_row_without_keys, selected_slots
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, latent_support, selected_slots
 from attn_fuzz.targets.rng import rng_of
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 DECODE, SPARSE = ("mla_decode_rope",), ("unified_attention_sparse_mla",)
@@ -123,32 +122,18 @@ def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         )
 
 
-def _support(rules: tuple[str, ...], latent: LatentSizes) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float16", "bfloat16"),
-        layouts=(Layout.LATENT,),
-        rules=("non_causal", "per_request_causal", "head_size_v", *rules),
-        latent=latent,
-        engine=VLLM,
-        exclude=has_row_without_keys,
-        max_tokens=8,
-        max_seq_len=160,
-    )
-
-
+_RULES = ("non_causal", "per_request_causal", "head_size_v")
 _DECODE_SIZES = LatentSizes(widths=((512, 64), (256, 32), (96, 48)), group_sizes=(16, 12, 24), block_sizes=(16, 1, 64))
 _SPARSE_ENGINE = dataclasses.replace(SPARSE_TOKENS, empty_selections=False)
 _SPARSE_SIZES = LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 32, 12), block_sizes=(16, 64))
-AITER_MLA_DECODE = Target(
+AITER_MLA_DECODE = aiter_package.target(
+    *DECODE,
+    unavailable=aiter_package.needs_rocm(*DECODE),
     name="aiter-mla-decode",
     description="AITER's Triton decode of latent attention, mla_decode_rope without its rotation",
     attention=functools.partial(_decode, rotates=False),
-    support=lambda device: _support(("logits_soft_cap",), _DECODE_SIZES),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), dot_is_chained=device != "cpu"),
-    unavailable=aiter_package.needs_rocm(*DECODE),
-    modules=functools.partial(aiter_package.load, *DECODE),
+    support=latent_support(rules=(*_RULES, "logits_soft_cap"), latent=_DECODE_SIZES),
+    rounding=Rounding(keys_per_tile=32, splits=max(SPLITS)),
 )
 AITER_MLA_DECODE_ROPE = dataclasses.replace(
     AITER_MLA_DECODE,
@@ -158,16 +143,12 @@ AITER_MLA_DECODE_ROPE = dataclasses.replace(
     findings=MLA_DECODE_ROPE,
     races="Each program that has the last keys of a request writes its rotated key: one for each group of heads.",
 )
-AITER_SPARSE_MLA = Target(
+AITER_SPARSE_MLA = aiter_package.target(
+    *SPARSE,
     name="aiter-sparse-mla",
     description="AITER's Triton unified_attention_sparse_mla, over the tokens that each row selects",
     attention=_sparse,
-    support=lambda device: dataclasses.replace(
-        _support(("selection_unit",), _SPARSE_SIZES), required_rules=("selection_unit",), engine=_SPARSE_ENGINE
-    ),
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
-    unavailable=aiter_package.missing(*SPARSE),
-    modules=functools.partial(aiter_package.load, *SPARSE),
+    support=latent_support(rules=(*_RULES, "selection_unit"), latent=_SPARSE_SIZES, engine=_SPARSE_ENGINE),
+    rounding=Rounding(keys_per_tile=64),
     findings=SPARSE_MLA,
 )

@@ -23,7 +23,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter import MLA_ASSEMBLY, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import emulated
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.packages import aiter_assembly, aiter_mla_metadata
+from attn_fuzz.targets.packages import aiter_assembly, aiter_mla_metadata, sglang_package
 from attn_fuzz.targets.packages.aiter_assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import LatentSizes, Support, Target
@@ -145,16 +145,6 @@ def _prefill_stage(
     run(_PREFILL_FILES[group], (-(-max_seqlen_q * group // _PREFILL_ROWS), len(qo_indptr) - 1, splits), arguments)
 
 
-def _indices(kv_cache: torch.Tensor, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slots of all keys, where those of each request begin, and 1 of each request: pages of one slot."""
-    block_size = kv_cache.shape[1]
-    slots = []
-    for table, seq_len in zip(batch.block_table.tolist(), batch.seq_lens.tolist(), strict=True):
-        slots += [table[key // block_size] * block_size + key % block_size for key in range(seq_len)]
-    indptr = torch.cat([batch.seq_lens.new_zeros(1), batch.seq_lens.cumsum(0)]).int()
-    return torch.tensor(slots, dtype=torch.int32), indptr, torch.ones_like(batch.seq_lens)
-
-
 def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "decode") -> None:
     if (layer.head_size, layer.value_size) != (HEAD_SIZE, VALUE_SIZE):
         raise NotImplementedError(f"heads of {layer.head_size} and {layer.value_size}: it writes {VALUE_SIZE} whatever out has")
@@ -166,11 +156,12 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
         launch = Launch(f"mla/{file}.co", f"_ZN5aiter{len(file)}{file}E", grid, arguments, in_step=bool(IN_STEP.search(file)))
         aiter_assembly.run(launch, architecture, schedules)
 
-    indices, indptr, last_page_lens = _indices(kv_cache, batch)
+    indptr, indices = sglang_package.slots(batch, torch.zeros_like(batch.seq_lens), batch.seq_lens, kv_cache.shape[1])
     kv, query = kv_cache.reshape(-1, 1, 1, layer.head_size), q[:rows].contiguous()
     new_out = torch.empty(rows, layer.num_heads, layer.value_size, dtype=out.dtype)
     most = int(batch.query_start_loc.diff().max())
-    common = (batch.query_start_loc[: requests + 1], indptr, indices, last_page_lens, most)
+    # pages of one slot
+    common = (batch.query_start_loc[: requests + 1], indptr, indices.int(), torch.ones_like(batch.seq_lens), most)
     if kind == "prefill":
         module.aiter.mla_prefill_asm_fwd = functools.partial(_prefill_stage, run)
         module.mla_prefill_fwd(query, kv, new_out, *common, sm_scale=layer.scale)

@@ -8,11 +8,14 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.aiter import FOLDERS, STUBS
 from attn_fuzz.targets.packages import AITER
+from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import missing_triton
 
 REQUIREMENT = AITER.requirement
@@ -61,3 +64,8 @@ def needs_rocm(*names: str) -> Callable[[str], str | None]:
         return missing(*names)(device)
 
     return unavailable
+
+
+def target(*names: str, **declared: Any) -> Target:
+    """A target of these modules; `declared` is for `triton_target`."""
+    return triton_target(**{"unavailable": missing(*names), "modules": functools.partial(load, *names), **declared})

@@ -82,58 +82,47 @@ def _chunked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module.chunked_prefill_paged_decode(**chunked_prefill.arguments(rows, q, k, v, kv_cache, layer, batch, out))
 
 
-def _support(device: str, **fields: Any) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float16", "bfloat16"),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        max_tokens=96,
-        max_seq_len=256,
-        engine=_ENGINE,
-        **fields,
-    )
+def _support(**fields: Any) -> Support:
+    drawn: dict[str, Any] = {
+        "attn_types": (AttentionType.DECODER,),
+        "dtypes": ("float16", "bfloat16"),
+        "cache_dtypes": ("fp8_e4m3fn",),
+        "scales": ("tensor",),
+        "max_tokens": 96,
+        "max_seq_len": 256,
+        "engine": _ENGINE,
+    }
+    return Support(**{**drawn, **fields})
 
 
-def _decode_support(device: str) -> Support:
-    support = _support(
-        device,
-        layouts=(Layout.KV_FIRST_HND, Layout.KV_FIRST_NHD),
-        rules=("alibi_slopes",),
-        head_sizes=(64, 16, 256),
-        block_sizes=(16, 32, 64),
-        exclude=lambda case: "a scale for each head" if case.cache and case.cache.scales == "head" else None,
-        long_seq_len=2500,
-    )
-    return dataclasses.replace(support, engine=dataclasses.replace(_ENGINE, other_scales=False))
-
-
-def _prefill_support(device: str) -> Support:
-    return _support(
-        device,
-        layouts=(Layout.X_PACKED,),
-        rules=("window", "alibi_slopes"),
-        head_sizes=(32, 64, 80, 96, 128),
-        block_sizes=(16, 32, 48, 80),
-        exclude=lambda case: "ALiBi with a window" if case.alibi_slopes and case.window != (-1, -1) else None,
-        tile_sizes=(32, 64),
-    )
-
-
-def _chunked_support(device: str) -> Support:
-    return dataclasses.replace(
-        _prefill_support(device),
-        block_sizes=(16, 32, 64, 128),
-        engine=dataclasses.replace(_ENGINE, empty_requests=True),
-        unused_slots="mostly finite",
-    )
-
-
+_DECODE_SUPPORT = _support(
+    layouts=(Layout.KV_FIRST_HND, Layout.KV_FIRST_NHD),
+    rules=("alibi_slopes",),
+    head_sizes=(64, 16, 256),
+    block_sizes=(16, 32, 64),
+    exclude=lambda case: "a scale for each head" if case.cache and case.cache.scales == "head" else None,
+    long_seq_len=2500,
+    engine=dataclasses.replace(_ENGINE, other_scales=False),
+)
+_PREFILL_SUPPORT = _support(
+    layouts=(Layout.X_PACKED,),
+    rules=("window", "alibi_slopes"),
+    head_sizes=(32, 64, 80, 96, 128),
+    block_sizes=(16, 32, 48, 80),
+    exclude=lambda case: "ALiBi with a window" if case.alibi_slopes and case.window != (-1, -1) else None,
+    tile_sizes=(32, 64),
+)
+_CHUNKED_SUPPORT = dataclasses.replace(
+    _PREFILL_SUPPORT,
+    block_sizes=(16, 32, 64, 128),
+    engine=dataclasses.replace(_ENGINE, empty_requests=True),
+    unused_slots="mostly finite",
+)
 AITER_PAGED_DECODE = Target(
     name="aiter-paged-decode",
     description="AITER's Triton pa_decode: each query as a request of its own",
     attention=_decode,
-    support=_decode_support,
+    support=lambda device: _DECODE_SUPPORT,
     rounding=lambda device: Rounding(
         keys_per_tile=64,
         dot_is_chained=device != "cpu",
@@ -147,17 +136,13 @@ AITER_PAGED_DECODE = Target(
     modules=functools.partial(aiter_package.load, *DECODE),
     findings=PAGED_DECODE,
 )
-AITER_PAGED_PREFILL = Target(
+AITER_PAGED_PREFILL = aiter_package.target(
+    *PREFILL,
     name="aiter-paged-prefill",
     description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
     attention=_prefill,
-    support=_prefill_support,
-    rounding=lambda device: Rounding(
-        keys_per_tile=64, dot_is_chained=device != "cpu", rounds_dequantized=True, normalizes_first=True
-    ),
-    refuses=False,
-    unavailable=aiter_package.missing(*PREFILL),
-    modules=functools.partial(aiter_package.load, *PREFILL),
+    support=_PREFILL_SUPPORT,
+    rounding=Rounding(keys_per_tile=64, rounds_dequantized=True, normalizes_first=True),
     dense_keys=lambda case: [True] * len(case.requests),
     findings=PAGED_PREFILL,
 )
@@ -166,7 +151,7 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     name="aiter-chunked-prefill",
     description="AITER's Triton chunked_pa_prefill: pa_prefill for requests of several queries, and a decode for the others",
     attention=_chunked,
-    support=_chunked_support,
+    support=lambda device: _CHUNKED_SUPPORT,
     unavailable=aiter_package.missing(*CHUNKED),
     modules=functools.partial(aiter_package.load, *CHUNKED, *PREFILL),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],

@@ -2,12 +2,13 @@
 
 import dataclasses
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets.target import Support
 
 SPARSE_TOKENS = dataclasses.replace(
     VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,)
@@ -74,3 +75,18 @@ def has_row_without_keys(case: Case) -> str | None:
     """Why a case is left out: such a row divides by 0. It is padding, or a rank's part that the merge selects away."""
     empty = any(request.query_len > request.seq_len and (request.causal or not request.seq_len) for request in case.requests)
     return "a row without keys" if empty else None
+
+
+def latent_support(**fields: Any) -> Support:
+    """Latent decodes whose rows all have keys, with more fields. A kernel of selections serves no other layer."""
+    drawn: dict[str, Any] = {
+        "attn_types": (AttentionType.DECODER,),
+        "dtypes": ("float16", "bfloat16"),
+        "layouts": (Layout.LATENT,),
+        "required_rules": tuple(rule for rule in fields["rules"] if rule == "selection_unit"),
+        "engine": VLLM,
+        "exclude": has_row_without_keys,
+        "max_tokens": 8,
+        "max_seq_len": 160,
+    }
+    return Support(**{**drawn, **fields})

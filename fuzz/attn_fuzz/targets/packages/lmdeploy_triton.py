@@ -26,8 +26,9 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.lmdeploy import BLOCK_DECODE, DECODE, PREFILL
 from attn_fuzz.targets.packages import lmdeploy_package
+from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.targets.packages.lmdeploy_package import UNITS, QuantPolicy
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -119,42 +120,6 @@ def _metadata(batch: Batch, layer: Layer, is_decoding: bool) -> SimpleNamespace:
     )
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float16", "bfloat16"),
-        layouts=(Layout.BLOCKS_FIRST_NHD,),
-        rules=("window", "logits_soft_cap", "alibi_slopes", "sinks"),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        head_sizes=(64, 32, 80, 96, 128),
-        block_sizes=(16, 32, 64),
-        unused_slots="finite",
-        engine=lmdeploy_package.ENGINE,
-        exclude=_is_scaled_late,
-        tile_sizes=(32, 64),
-        max_tokens=160,
-        max_seq_len=320,
-    )
-
-
-def _support_of_decodes(device: str) -> Support:
-    engine = dataclasses.replace(lmdeploy_package.ENGINE, query_lens=("one",))
-    return dataclasses.replace(_support(device), engine=engine, tile_sizes=(16, 32, 64))
-
-
-def _support_of_blocks(device: str) -> Support:
-    engine = dataclasses.replace(lmdeploy_package.ENGINE, query_lens=("equal",))
-    return dataclasses.replace(
-        _support_of_decodes(device),
-        causal=False,
-        rules=("non_causal",),
-        engine=engine,
-        exclude=_has_many_tiles,
-        max_tokens=64,
-    )
-
-
 def _is_scaled_late(case: Case) -> str | None:
     """The scale of V comes after the kernel has rounded the output, which is denormal in float16 where the scale is large."""
     return "a float8 cache with float16" if case.is_quantized and case.dtype == "float16" else None
@@ -168,18 +133,40 @@ def _has_many_tiles(case: Case) -> str | None:
     return "more tiles of queries than compute units" if case.num_kv_heads * math.ceil(rows / 16) > UNITS else None
 
 
-def _rounding(device: str) -> Rounding:
-    # merged_parts: the output of a float8 cache is rounded once more, after the scale of V
-    return Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=UNITS, merged_parts=2)
-
-
-LMDEPLOY_DECODE = Target(
+_SUPPORT = Support(
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    layouts=(Layout.BLOCKS_FIRST_NHD,),
+    rules=("window", "logits_soft_cap", "alibi_slopes", "sinks"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    head_sizes=(64, 32, 80, 96, 128),
+    block_sizes=(16, 32, 64),
+    unused_slots="finite",
+    engine=lmdeploy_package.ENGINE,
+    exclude=_is_scaled_late,
+    tile_sizes=(32, 64),
+    max_tokens=160,
+    max_seq_len=320,
+)
+_DECODES = dataclasses.replace(
+    _SUPPORT, engine=dataclasses.replace(lmdeploy_package.ENGINE, query_lens=("one",)), tile_sizes=(16, 32, 64)
+)
+_BLOCKS = dataclasses.replace(
+    _DECODES,
+    causal=False,
+    rules=("non_causal",),
+    engine=dataclasses.replace(lmdeploy_package.ENGINE, query_lens=("equal",)),
+    exclude=_has_many_tiles,
+    max_tokens=64,
+)
+LMDEPLOY_DECODE = triton_target(
     name="lmdeploy-decode",
     description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
     attention=_decode,
-    support=_support_of_decodes,
-    rounding=_rounding,
-    refuses=False,
+    support=_DECODES,
+    # merged_parts: the output of a float8 cache is rounded once more, after the scale of V
+    rounding=Rounding(keys_per_tile=64, splits=UNITS, merged_parts=2),
     unavailable=lmdeploy_package.missing,
     modules=lmdeploy_package.load,
     findings=DECODE,
@@ -188,7 +175,7 @@ LMDEPLOY_BLOCK_DECODE = dataclasses.replace(
     LMDEPLOY_DECODE,
     name="lmdeploy-block-decode",
     description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it for a block of each request",
-    support=_support_of_blocks,
+    support=lambda device: _BLOCKS,
     findings=BLOCK_DECODE,
 )
 LMDEPLOY_PREFILL = dataclasses.replace(
@@ -196,7 +183,7 @@ LMDEPLOY_PREFILL = dataclasses.replace(
     name="lmdeploy-prefill",
     description="the Triton attention of LMDeploy 0.18.0 over a flattened cache, as its TritonAttentionImpl calls it",
     attention=_prefill,
-    support=_support,
+    support=lambda device: _SUPPORT,
     unavailable=lmdeploy_package.missing_block_pointers,
     findings=PREFILL,
 )

@@ -10,7 +10,6 @@ row in another way at another place of its tile, so the steps are whole tiles.
 """
 
 import dataclasses
-import functools
 
 import torch
 from attn_contract import AttentionType, Batch, Layer
@@ -18,7 +17,6 @@ from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import slots, window_slots
-from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 DECODE, EXTEND = ("decode_attention",), ("extend_attention",)
@@ -69,71 +67,39 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
 def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     """Each request has one query."""
     [module] = sglang_package.load(*DECODE)
-    k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
-    requests, page = batch.num_requests, k_cache.shape[1]
-    indptr, indices = window_slots(batch, batch.seq_lens, -1, page)
-    scratch = (requests, layer.num_heads, MAX_KV_SPLITS)
-    module.decode_attention_fwd(
-        q[:requests],
-        k_cache.flatten(0, 1),
-        v_cache.flatten(0, 1),
-        out.view(q.shape)[:requests],
-        indptr,
-        indices,
-        q.new_full((*scratch, layer.head_size), torch.nan, dtype=torch.float32),
-        q.new_full(scratch, torch.nan, dtype=torch.float32),
-        (batch.seq_lens + SPLIT_TILE_SIZE - 1) // SPLIT_TILE_SIZE,
-        MAX_KV_SPLITS,
-        layer.scale,
-        1.0,
-        1.0,
-        logit_cap=layer.logits_soft_cap or 0.0,
-        sinks=layer.sinks,
-        page_size=page,
-        uneven_batch=batch.seq_lens.new_zeros(1),
-    )
+    caches, splits = foreign.keys_and_values(kv_cache, layer), (batch.seq_lens + SPLIT_TILE_SIZE - 1) // SPLIT_TILE_SIZE
+    parts = {"splits": splits, "max_splits": MAX_KV_SPLITS, "uneven": batch.seq_lens.new_zeros(1)}
+    sglang_package.decode(module, q, caches, layer, batch, out.view(q.shape), window=-1, **parts)
 
 
-def _extend_support(device: str) -> Support:
-    return sglang_package.support(
+SGLANG_EXTEND_DETERMINISTIC = sglang_package.target(
+    *EXTEND,
+    name="sglang-extend-deterministic",
+    description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
+    attention=_extend,
+    support=sglang_package.support(
         attn_types=(AttentionType.DECODER,),
         rules=("window", "logits_soft_cap", "sinks"),
         tile_sizes=(64, 128),
         max_tokens=160,
-    )
-
-
-def _decode_support(device: str) -> Support:
-    return sglang_package.support(
+    ),
+    rounding=Rounding(keys_per_tile=64),
+    properties=(properties.batch_composition(), properties.chunked_prefill(lambda step: CHUNK)),
+)
+SGLANG_DECODE_DETERMINISTIC = sglang_package.target(
+    *DECODE,
+    name="sglang-decode-deterministic",
+    description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
+    attention=_decode,
+    support=sglang_package.support(
         attn_types=(AttentionType.DECODER,),
         rules=("logits_soft_cap", "sinks"),
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("one",)),
         tile_sizes=(64, SPLIT_TILE_SIZE),
         max_seq_len=600,
         long_seq_len=MAX_CONTEXT_LEN,
-    )
-
-
-SGLANG_EXTEND_DETERMINISTIC = Target(
-    name="sglang-extend-deterministic",
-    description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
-    attention=_extend,
-    support=_extend_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
-    refuses=False,
-    unavailable=sglang_package.missing(*EXTEND),
-    modules=functools.partial(sglang_package.load, *EXTEND),
-    properties=(properties.batch_composition(), properties.chunked_prefill(lambda step: CHUNK)),
-)
-SGLANG_DECODE_DETERMINISTIC = Target(
-    name="sglang-decode-deterministic",
-    description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
-    attention=_decode,
-    support=_decode_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=MAX_KV_SPLITS),
-    refuses=False,
-    unavailable=sglang_package.missing(*DECODE),
-    modules=functools.partial(sglang_package.load, *DECODE),
+    ),
+    rounding=Rounding(keys_per_tile=64, splits=MAX_KV_SPLITS),
     properties=(properties.batch_composition(),),
     findings=DECODE_FINDINGS,
 )

@@ -5,13 +5,12 @@ Vision models call context_attention_fwd for q, k and v of all images of a step 
 """
 
 import dataclasses
-import functools
 
 import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages import sglang_package
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 EXTEND, PREFILL = ("extend_attention",), ("prefill_attention",)
@@ -61,39 +60,28 @@ def _vision(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _encoder_support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.ENCODER_ONLY,),
-        dtypes=("float16", "bfloat16"),
-        rules=("window",),
-        head_sizes=sglang_package.HEAD_SIZES,
-        engine=dataclasses.replace(sglang_package.ENGINE, windows=("symmetric",)),
-        tile_sizes=(32, 64),
-        max_seq_len=256,
-    )
-
-
-def _vision_support(device: str) -> Support:
-    return dataclasses.replace(_encoder_support(device), attn_types=(AttentionType.ENCODER,), rules=())
-
-
-SGLANG_ENCODER_ATTENTION = Target(
+_SUPPORT = Support(
+    attn_types=(AttentionType.ENCODER_ONLY,),
+    dtypes=("float16", "bfloat16"),
+    rules=("window",),
+    head_sizes=sglang_package.HEAD_SIZES,
+    engine=dataclasses.replace(sglang_package.ENGINE, windows=("symmetric",)),
+    tile_sizes=(32, 64),
+    max_seq_len=256,
+)
+SGLANG_ENCODER_ATTENTION = sglang_package.target(
+    *EXTEND,
     name="sglang-encoder-attention",
     description="the Triton extend attention of SGLang 0.5.23, as its triton backend calls it for encoder-only models",
     attention=_extend,
-    support=_encoder_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu"),
-    refuses=False,
-    unavailable=sglang_package.missing(*EXTEND),
-    modules=functools.partial(sglang_package.load, *EXTEND),
+    support=_SUPPORT,
+    rounding=Rounding(keys_per_tile=64),
 )
-SGLANG_VISION_ATTENTION = Target(
+SGLANG_VISION_ATTENTION = sglang_package.target(
+    *PREFILL,
     name="sglang-vision-attention",
     description="the Triton prefill attention of SGLang 0.5.23, as its vision models call it",
     attention=_vision,
-    support=_vision_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", normalizes_first=True),
-    refuses=False,
-    unavailable=sglang_package.missing(*PREFILL),
-    modules=functools.partial(sglang_package.load, *PREFILL),
+    support=dataclasses.replace(_SUPPORT, attn_types=(AttentionType.ENCODER,), rules=()),
+    rounding=Rounding(keys_per_tile=64, normalizes_first=True),
 )

@@ -11,11 +11,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from attn_contract import Batch, Layout
+from attn_contract import Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages import SGLANG
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import missing_triton
 
 REQUIREMENT = SGLANG.requirement
@@ -126,6 +127,50 @@ def extend_arguments(
     return *own, k_cache.flatten(0, 1), v_cache.flatten(0, 1), batch.query_start_loc.long(), indptr, indices, None, True, None
 
 
+def decode(
+    module: ModuleType,
+    q: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
+    layer: Layer,
+    batch: Batch,
+    out: torch.Tensor,
+    *,
+    window: int,
+    splits: torch.Tensor,
+    max_splits: int,
+    uneven: torch.Tensor,
+) -> None:
+    """decode_attention_fwd (2479) for a query of each request, over its last `window` keys, or all of them if that is negative.
+
+    Args:
+        splits: parts of each request's keys, [R] int32.
+        uneven: whether requests have unlike numbers of them, as the kernel takes it.
+    """
+    k_cache, v_cache = caches
+    requests, page = batch.num_requests, k_cache.shape[1]
+    indptr, indices = window_slots(batch, batch.seq_lens, window, page)
+    scratch = (requests, layer.num_heads, max_splits)
+    foreign.call(
+        module.decode_attention_fwd,
+        q[:requests],
+        k_cache.flatten(0, 1),
+        v_cache.flatten(0, 1),
+        out[:requests],
+        indptr,
+        indices,
+        q.new_full((*scratch, layer.head_size), torch.nan, dtype=torch.float32),
+        q.new_full(scratch, torch.nan, dtype=torch.float32),
+        splits,
+        max_splits,
+        layer.scale,
+        1.0,
+        1.0,
+        logit_cap=layer.logits_soft_cap or 0.0,
+        sinks=layer.sinks,
+        hints={"page_size": page, "uneven_batch": uneven},
+    )
+
+
 def support(**fields: Any) -> Support:
     """Sizes and dtypes of the pool that are drawn, with more fields."""
     drawn: dict[str, Any] = {
@@ -138,3 +183,8 @@ def support(**fields: Any) -> Support:
         "max_seq_len": 320,
     }
     return Support(**{**drawn, **fields})
+
+
+def target(*names: str, **declared: Any) -> Target:
+    """A target of these modules; `declared` is for `triton_target`."""
+    return triton_target(unavailable=missing(*names), modules=functools.partial(load, *names), **declared)

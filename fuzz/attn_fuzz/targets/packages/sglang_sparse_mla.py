@@ -14,13 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import SGLANG, sglang_package
-from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, has_row_without_keys, selected_slots
+from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, latent_support, selected_slots
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -98,28 +98,18 @@ def _missing(*names: str) -> Any:
     return lambda device: missing_triton(device) or foreign.missing("sglang", files, SGLANG.requirement)
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("bfloat16",),
-        layouts=(Layout.LATENT,),
-        rules=("selection_unit", "head_size_v"),
-        required_rules=("selection_unit",),
-        latent=LatentSizes(widths=((512, 64), (128, 32)), group_sizes=(16, 8, 64), block_sizes=(1, 64, 16)),
-        engine=ENGINE,
-        exclude=has_row_without_keys,
-        max_tokens=8,
-        max_seq_len=300,
-    )
-
-
-SGLANG_SPARSE_MLA = Target(
+SGLANG_SPARSE_MLA = triton_target(
     name="sglang-sparse-mla",
     description="the fused and the split Triton sparse MLA of SGLang 0.5.23",
     attention=_attention,
-    support=_support,
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu", splits=max(SPLITS), merged_parts=2),
+    support=latent_support(
+        dtypes=("bfloat16",),
+        rules=("selection_unit", "head_size_v"),
+        latent=LatentSizes(widths=((512, 64), (128, 32)), group_sizes=(16, 8, 64), block_sizes=(1, 64, 16)),
+        engine=ENGINE,
+        max_seq_len=300,
+    ),
+    rounding=Rounding(keys_per_tile=TILE, splits=max(SPLITS), merged_parts=2),
     unavailable=_missing("triton_sparse_mla", "triton_sparse_mla_decode"),
     modules=functools.partial(_load, "triton_sparse_mla"),
 )

@@ -12,7 +12,6 @@ reads this step's keys from k and v. The lines that are cited are those of the w
 `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
 """
 
-import functools
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +22,6 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.sglang import TRITON
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import COMPUTE_UNITS, extend_arguments, is_decode, window_slots
-from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("decode_attention", "extend_attention", "metadata")
@@ -42,33 +40,14 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
     module, _, metadata = sglang_package.load(*MODULES)
     requests = batch.num_requests
-    indptr, indices = window_slots(batch, batch.seq_lens, layer.window[0], k_cache.shape[1])
-    scratch = (requests, layer.num_heads, MAX_KV_SPLITS)
     splits, uneven = torch.empty(requests, dtype=torch.int32, device=q.device), batch.seq_lens.new_zeros(1)
     metadata.get_num_kv_splits_triton[(1,)](
         *(splits, batch.seq_lens, requests, 1, layer.num_heads, layer.num_kv_heads, MAX_KV_SPLITS, COMPUTE_UNITS),
         MAX_NUM_SEQ=256,
         **({"uneven_batch_ptr": uneven} if "uneven_batch_ptr" in metadata.get_num_kv_splits_triton.arg_names else {}),
     )
-    foreign.call(
-        module.decode_attention_fwd,
-        q[:requests],
-        k_cache.flatten(0, 1),
-        v_cache.flatten(0, 1),
-        out[:requests],
-        indptr,
-        indices,
-        q.new_full((*scratch, layer.head_size), torch.nan, dtype=torch.float32),
-        q.new_full(scratch, torch.nan, dtype=torch.float32),
-        splits,
-        MAX_KV_SPLITS,
-        layer.scale,
-        1.0,
-        1.0,
-        logit_cap=layer.logits_soft_cap or 0.0,
-        sinks=layer.sinks,
-        hints={"page_size": k_cache.shape[1], "uneven_batch": uneven},
-    )
+    parts = {"splits": splits, "max_splits": MAX_KV_SPLITS, "uneven": uneven}
+    sglang_package.decode(module, q, (k_cache, v_cache), layer, batch, out, window=layer.window[0], **parts)
 
 
 def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
@@ -89,10 +68,6 @@ def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
     )
 
 
-def _support(device: str) -> Support:
-    return sglang_package.support(attn_types=(AttentionType.DECODER,), rules=("window", "logits_soft_cap", "sinks"))
-
-
 def _dense_keys(case: Case) -> list[bool]:
     return [not is_decode([request.query_len for request in case.requests])] * len(case.requests)
 
@@ -101,15 +76,13 @@ def _events(step: Step) -> Iterable[str]:
     return ["decode" if is_decode(step.batch.query_start_loc.diff().tolist()) else "extend"]
 
 
-SGLANG_TRITON = Target(
+SGLANG_TRITON = sglang_package.target(
+    *MODULES,
     name="sglang-triton",
     description="the Triton decode and extend attention of SGLang 0.5.23, as its triton backend calls them",
     attention=_attention,
-    support=_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=MAX_KV_SPLITS),
-    refuses=False,
-    unavailable=sglang_package.missing(*MODULES),
-    modules=functools.partial(sglang_package.load, *MODULES),
+    support=sglang_package.support(attn_types=(AttentionType.DECODER,), rules=("window", "logits_soft_cap", "sinks")),
+    rounding=Rounding(keys_per_tile=64, splits=MAX_KV_SPLITS),
     dense_keys=_dense_keys,
     events=_events,
     findings=TRITON,

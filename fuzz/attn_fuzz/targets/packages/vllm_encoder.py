@@ -3,13 +3,11 @@
 Lines of v1/attention/backends/triton_attn.py: 782-796 are the call, 505-506 the window (W - 1, W - 1).
 """
 
-import functools
-
 from attn_contract import AttentionType
 from attn_fuzz.findings.vllm import ENCODER
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("triton_prefill_attention",)
@@ -34,8 +32,12 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _support(device: str) -> Support:
-    return Support(
+VLLM_ENCODER_ATTENTION = vllm_package.target(
+    *MODULES,
+    name="vllm-encoder-attention",
+    description="the triton_prefill_attention of vLLM 0.33.0, as its TRITON_ATTN calls it for encoders",
+    attention=_attention,
+    support=Support(
         attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY),
         dtypes=("float32", "float16", "bfloat16"),
         rules=("window", "sinks"),
@@ -51,17 +53,7 @@ def _support(device: str) -> Support:
         tile_sizes=(32, 128),
         max_tokens=320,
         max_seq_len=256,
-    )
-
-
-VLLM_ENCODER_ATTENTION = Target(
-    name="vllm-encoder-attention",
-    description="the triton_prefill_attention of vLLM 0.33.0, as its TRITON_ATTN calls it for encoders",
-    attention=_attention,
-    support=_support,
-    rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu"),
-    refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
-    modules=functools.partial(vllm_package.load, *MODULES),
+    ),
+    rounding=Rounding(keys_per_tile=128),
     findings=ENCODER,
 )

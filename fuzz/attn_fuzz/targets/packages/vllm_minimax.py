@@ -15,12 +15,12 @@ import functools
 import itertools
 from types import ModuleType
 
-from attn_contract import AttentionType, Layout
+from attn_contract import Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.verdict.rounding import Rounding
 
 COMMON = "models/minimax_m3/common/ops/sparse_attn.py"
@@ -82,33 +82,23 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, files: tuple[str, .
         )
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
+VLLM_MINIMAX_M3 = triton_target(
+    name="vllm-minimax-m3",
+    description="minimax_m3_sparse_attn and minimax_m3_sparse_attn_decode of vLLM 0.33.0",
+    attention=functools.partial(_attention, files=(COMMON,)),
+    support=vllm_package.support(
         dtypes=("bfloat16",),
         layouts=(Layout.CONTENT_PACKED,),
         rules=("selection_unit",),
         required_rules=("selection_unit",),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
         head_sizes=(128, 64),
         group_sizes=(16, 8),
         block_sizes=(BLOCK,),
         engine=ENGINE,
         tile_sizes=(BLOCK,),
         max_seq_len=700,
-    )
-
-
-VLLM_MINIMAX_M3 = Target(
-    name="vllm-minimax-m3",
-    description="minimax_m3_sparse_attn and minimax_m3_sparse_attn_decode of vLLM 0.33.0",
-    attention=functools.partial(_attention, files=(COMMON,)),
-    support=_support,
-    refuses=False,
-    rounding=lambda device: Rounding(
-        keys_per_tile=BLOCK, dot_is_chained=device != "cpu", splits=8, merged_parts=2, rounds_dequantized=True
     ),
+    rounding=Rounding(keys_per_tile=BLOCK, splits=8, merged_parts=2, rounds_dequantized=True),
     unavailable=vllm_package.missing_files(COMMON),
     modules=functools.partial(_load, COMMON),
 )

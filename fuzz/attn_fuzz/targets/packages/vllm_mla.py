@@ -8,14 +8,12 @@ first part of K, which is as wide as V for these alone.
 import functools
 
 import torch
-from attn_contract import AttentionType, Layout
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages.latent_rows import decoded_rows, latent_support
 from attn_fuzz.targets.rng import rng_of
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.target import LatentSizes, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("triton_decode_attention",)
@@ -52,27 +50,17 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         lse[:, :rows] = new_lse.T.float()
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float16", "bfloat16"),
-        layouts=(Layout.LATENT,),
-        rules=("non_causal", "per_request_causal", "lse", "head_size_v"),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        latent=LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 12), block_sizes=(16, 64)),
-        engine=VLLM,
-        exclude=has_row_without_keys,
-        max_tokens=8,
-        max_seq_len=160,
-    )
-
-
+_SUPPORT = latent_support(
+    rules=("non_causal", "per_request_causal", "lse", "head_size_v"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    latent=LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 12), block_sizes=(16, 64)),
+)
 VLLM_TRITON_MLA = Target(
     name="vllm-triton-mla",
     description="decode_attention_fwd of vLLM 0.33.0, as TRITON_MLA calls it",
     attention=_attention,
-    support=_support,
+    support=lambda device: _SUPPORT,
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),
     unavailable=vllm_package.missing(*MODULES),

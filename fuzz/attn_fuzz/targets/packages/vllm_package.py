@@ -9,9 +9,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from attn_contract import Layer
+from attn_contract import AttentionType, Layer
 from attn_fuzz import foreign
+from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
+from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import missing_triton
 
 REQUIREMENT = VLLM.requirement
@@ -106,3 +109,24 @@ def missing_files(*files: str) -> Any:
         return missing_triton(device) or foreign.missing("vllm", files, REQUIREMENT)
 
     return unavailable
+
+
+def target(*names: str, is_rocm: bool = False, **declared: Any) -> Target:
+    """A target of these modules of vllm/v1/attention/ops; `declared` is for `triton_target`."""
+    modules = functools.partial(load, *names, is_rocm=is_rocm)
+    return triton_target(unavailable=missing(*names), modules=modules, **declared)
+
+
+def support(**fields: Any) -> Support:
+    """Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""
+    drawn: dict[str, Any] = {
+        "attn_types": (AttentionType.DECODER,),
+        "dtypes": ("float16", "bfloat16"),
+        "cache_dtypes": ("fp8_e4m3fn",),
+        "scales": ("tensor",),
+        "head_sizes": (32, 64, 80, 96, 128),
+        "block_sizes": (16, 32, 48, 80, 544),
+        "engine": engine.VLLM,
+        "max_seq_len": 256,
+    }
+    return Support(**{**drawn, **fields})

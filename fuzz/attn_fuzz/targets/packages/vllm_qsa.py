@@ -14,8 +14,9 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, selected_tokens
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 FILES = ("models/qwen4_exp/amd/ops/qsa.py",)
@@ -42,8 +43,11 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         )
 
 
-def _support(device: str) -> Support:
-    return Support(
+VLLM_QSA = triton_target(
+    name="vllm-qsa",
+    description="qsa_sparse_paged_attention of vLLM 0.33.0 for ROCm",
+    attention=_attention,
+    support=Support(
         attn_types=(AttentionType.DECODER,),
         dtypes=("bfloat16",),
         layouts=(Layout.CONTENT_PACKED,),
@@ -54,16 +58,8 @@ def _support(device: str) -> Support:
         block_sizes=(16, 64, 48),
         engine=dataclasses.replace(SPARSE_TOKENS, selection_units=(GROUP,), selections=("top", "some"), other_scales=False),
         max_seq_len=300,
-    )
-
-
-VLLM_QSA = Target(
-    name="vllm-qsa",
-    description="qsa_sparse_paged_attention of vLLM 0.33.0 for ROCm",
-    attention=_attention,
-    support=_support,
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu", splits=64),
+    ),
+    rounding=Rounding(keys_per_tile=16, splits=64),
     unavailable=vllm_package.missing_files(*FILES),
     modules=_load,
 )

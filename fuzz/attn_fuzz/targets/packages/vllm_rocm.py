@@ -8,15 +8,13 @@ causal (ops/prefix_prefill.py: context_attention_fwd), and a target of its own. 
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
-from attn_contract import AttentionType, Layout
+from attn_contract import Layout
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import chunked_prefill, vllm_package
-from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("chunked_prefill_paged_decode", "prefix_prefill")
@@ -34,46 +32,31 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float16", "bfloat16"),
-        layouts=(Layout.X_PACKED,),
-        rules=("window", "non_causal", "logits_soft_cap"),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        output_dtypes=("fp8_e4m3fn",),
-        head_sizes=(32, 64, 80, 96, 128),
-        block_sizes=(16, 32, 48, 80, 544),
-        engine=_ENGINE,
-        tile_sizes=(32, 64, 128),
-        max_tokens=160,
-        max_seq_len=256,
-    )
-
-
-def _alibi_support(device: str) -> Support:
-    return dataclasses.replace(
-        _support(device),
-        rules=("alibi_slopes",),
-        output_dtypes=(),
-        engine=dataclasses.replace(_ENGINE, signed_slopes=False),
-    )
+_SUPPORT = vllm_package.support(
+    layouts=(Layout.X_PACKED,),
+    rules=("window", "non_causal", "logits_soft_cap"),
+    output_dtypes=("fp8_e4m3fn",),
+    engine=_ENGINE,
+    tile_sizes=(32, 64, 128),
+    max_tokens=160,
+)
+_ALIBI_SUPPORT = dataclasses.replace(
+    _SUPPORT, rules=("alibi_slopes",), output_dtypes=(), engine=dataclasses.replace(_ENGINE, signed_slopes=False)
+)
 
 
 def _events(step: Step) -> Iterable[str]:
     return {"decode" if length == 1 else "prefill" for length in step.batch.query_start_loc.diff().tolist() if length}
 
 
-VLLM_ROCM_ATTENTION = Target(
+VLLM_ROCM_ATTENTION = vllm_package.target(
+    *MODULES,
+    is_rocm=True,
     name="vllm-rocm-attention",
     description="the Triton chunked_prefill_paged_decode of vLLM 0.33.0, as its ROCM_ATTN calls it",
     attention=_attention,
-    support=_support,
-    rounding=lambda device: Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", rounds_dequantized=True),
-    refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
-    modules=functools.partial(vllm_package.load, *MODULES, is_rocm=True),
+    support=_SUPPORT,
+    rounding=Rounding(keys_per_tile=128, rounds_dequantized=True),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     events=_events,
     findings=ROCM_ATTN,
@@ -82,6 +65,6 @@ VLLM_ROCM_ALIBI = dataclasses.replace(
     VLLM_ROCM_ATTENTION,
     name="vllm-rocm-alibi",
     description="the same for models with ALiBi, which have a prefill kernel of their own",
-    support=_alibi_support,
+    support=lambda device: _ALIBI_SUPPORT,
     findings=ROCM_ALIBI,
 )

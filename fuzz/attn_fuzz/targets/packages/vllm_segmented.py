@@ -8,16 +8,14 @@ with the parameters of `select_segmented_config`, which a server has that does n
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
-from attn_contract import AttentionType, Layout
+from attn_contract import Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import SEGMENTED
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("segmented_attention", "triton_unified_attention", "triton_attention_helpers")
@@ -47,41 +45,26 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float16", "bfloat16"),
-        layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD),
-        rules=("window", "non_causal", "sinks"),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        head_sizes=(64, 128, 256),
-        group_sizes=(1, 2, 3, 4, 5, 7, 8, 16),
-        block_sizes=(16, 32, 48, 80, 544),
-        engine=dataclasses.replace(VLLM, writes=(True,), unwritten=False),
-        tile_sizes=(32, 64),
-        max_tokens=160,
-        max_seq_len=256,
-    )
-
-
 def _events(step: Step) -> Iterable[str]:
     return ["two queries or fewer" if step.batch.max_query_len <= 2 else "more queries"]
 
 
-def _rounding(device: str) -> Rounding:
-    return Rounding(keys_per_tile=32, dot_is_chained=device != "cpu", splits=64, rounds_dequantized=True)
-
-
-VLLM_SEGMENTED_ATTENTION = Target(
+VLLM_SEGMENTED_ATTENTION = vllm_package.target(
+    *MODULES,
+    is_rocm=True,
     name="vllm-segmented-attention",
     description="the Triton segmented attention of vLLM 0.33.0, as its ROCM_SEGMENTED_ATTN calls it on RDNA",
     attention=_attention,
-    support=_support,
-    rounding=_rounding,
-    refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
-    modules=functools.partial(vllm_package.load, *MODULES, is_rocm=True),
+    support=vllm_package.support(
+        layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD),
+        rules=("window", "non_causal", "sinks"),
+        head_sizes=(64, 128, 256),
+        group_sizes=(1, 2, 3, 4, 5, 7, 8, 16),
+        engine=dataclasses.replace(VLLM, writes=(True,), unwritten=False),
+        tile_sizes=(32, 64),
+        max_tokens=160,
+    ),
+    rounding=Rounding(keys_per_tile=32, splits=64, rounds_dequantized=True),
     events=_events,
     findings=SEGMENTED,
 )

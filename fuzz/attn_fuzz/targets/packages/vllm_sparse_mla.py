@@ -9,14 +9,14 @@ import functools
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import SPARSE_MLA
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, has_row_without_keys, ragged, selected_slots
+from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, latent_support, ragged, selected_slots
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 FILES = (f"{vllm_package.OPS}rocm_aiter_mla_sparse.py",)
@@ -73,28 +73,17 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             module.rocm_sparse_attn_prefill(**call, indices=None, topk_length=None)
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("bfloat16", "float16"),
-        layouts=(Layout.LATENT,),
-        rules=("selection_unit", "head_size_v", "sinks"),
-        required_rules=("selection_unit",),
-        latent=LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
-        engine=SPARSE_TOKENS,
-        exclude=has_row_without_keys,
-        max_tokens=8,
-        max_seq_len=160,
-    )
-
-
-VLLM_SPARSE_MLA = Target(
+VLLM_SPARSE_MLA = triton_target(
     name="vllm-sparse-mla",
     description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM 0.33.0",
     attention=_attention,
-    support=_support,
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu", splits=max(SPLITS)),
+    support=latent_support(
+        dtypes=("bfloat16", "float16"),
+        rules=("selection_unit", "head_size_v", "sinks"),
+        latent=LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
+        engine=SPARSE_TOKENS,
+    ),
+    rounding=Rounding(keys_per_tile=16, splits=max(SPLITS)),
     unavailable=vllm_package.missing_files(*FILES),
     modules=_load,
     findings=SPARSE_MLA,

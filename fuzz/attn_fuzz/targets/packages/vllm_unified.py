@@ -18,7 +18,6 @@ engine's table have entries for a multiple of 128 tokens (worker/block_table.py:
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,7 +31,6 @@ from attn_fuzz.targets.backend_supports import beyond_vllm_queries
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
-from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("triton_unified_attention", "triton_attention_helpers")
@@ -107,28 +105,6 @@ def _cache(kv_cache: torch.Tensor, layer: Layer, num_requests: int) -> dict[str,
     return {"k": k, "v": v, "k_descale": k_scale.expand(shape), "v_descale": v_scale.expand(shape), "kv_quant_mode": mode}
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
-        dtypes=("float32", "float16", "bfloat16"),
-        layouts=(Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED),
-        rules=(
-            *("non_causal", "window", "chunked_local", "bidirectional_ranges", "ranges_clamped"),
-            *("logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
-        ),
-        cache_dtypes=("fp8_e4m3fn", "int8"),
-        scales=("tensor",),
-        output_dtypes=("fp8_e4m3fn",),
-        head_sizes=(32, 64, 80, 96, 128),
-        block_sizes=(16, 32, 48, 80, 544),
-        engine=ENGINE,
-        tile_sizes=(16, 32),
-        max_tokens=64,
-        max_seq_len=256,
-        exclude=_beyond,
-    )
-
-
 def _beyond(case: Case) -> str | None:
     others = case.window != (-1, -1) or case.bidirectional_ranges or case.recycled
     if case.chunked_local is not None and (others or not all(request.causal for request in case.requests)):
@@ -160,15 +136,27 @@ def rounding(device: str) -> Rounding:
     )
 
 
-VLLM_UNIFIED_ATTENTION = Target(
+VLLM_UNIFIED_ATTENTION = vllm_package.target(
+    *MODULES,
     name="vllm-unified-attention",
     description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
     attention=_attention,
-    support=_support,
-    rounding=rounding,
-    refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
+    support=vllm_package.support(
+        attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
+        dtypes=("float32", "float16", "bfloat16"),
+        layouts=(Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED),
+        rules=(
+            *("non_causal", "window", "chunked_local", "bidirectional_ranges", "ranges_clamped"),
+            *("logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
+        ),
+        cache_dtypes=("fp8_e4m3fn", "int8"),
+        output_dtypes=("fp8_e4m3fn",),
+        engine=ENGINE,
+        tile_sizes=(16, 32),
+        max_tokens=64,
+        exclude=_beyond,
+    ),
+    rounding=rounding("cpu"),
     events=_events,
     findings=UNIFIED_ATTENTION,
-    modules=functools.partial(vllm_package.load, *MODULES),
 )

@@ -21,10 +21,9 @@ import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import WRITE
-from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("triton_reshape_and_cache_flash",)
@@ -137,28 +136,21 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     attn_reference.paged_attention(q, kv_cache, layer, batch, out=out)
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
-        dtypes=("float32", "float16", "bfloat16"),
-        layouts=(Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED),
-        rules=("non_causal",),
-        cache_dtypes=("fp8_e4m3fn", "int8"),
-        scales=("tensor",),
-        head_sizes=(32, 64, 80, 96, 128),
-        block_sizes=(16, 32, 48, 80, 544),
-        engine=VLLM,
-        max_tokens=64,
-        max_seq_len=128,
-    )
-
-
+_SUPPORT = vllm_package.support(
+    attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
+    dtypes=("float32", "float16", "bfloat16"),
+    layouts=(Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED),
+    rules=("non_causal",),
+    cache_dtypes=("fp8_e4m3fn", "int8"),
+    max_tokens=64,
+    max_seq_len=128,
+)
 VLLM_WRITE = Target(
     name="vllm-reshape-and-cache",
     description="the triton_reshape_and_cache_flash of vLLM 0.33.0 and its sibling for scales of tokens; the reference attends",
     attention=_attention,
     write_kv_cache=_write_kv_cache,
-    support=_support,
+    support=lambda device: _SUPPORT,
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,
     unavailable=vllm_package.missing(*MODULES),

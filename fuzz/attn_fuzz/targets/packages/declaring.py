@@ -1,0 +1,23 @@
+"""What targets of other packages' Triton kernels declare alike."""
+
+import dataclasses
+from typing import Any
+
+from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.verdict.rounding import Rounding
+
+
+def triton_target(*, support: Support, rounding: Rounding, **declared: Any) -> Target:
+    """A target that refuses nothing: its engine sends what the kernel serves.
+
+    Args:
+        support: on any device.
+        rounding: of a kernel whose dots a GPU adds to the sums so far. Triton's interpreter rounds each dot by itself.
+        declared: other fields of Target.
+    """
+    return Target(
+        support=lambda device: support,
+        rounding=lambda device: dataclasses.replace(rounding, dot_is_chained=device != "cpu"),
+        refuses=False,
+        **declared,
+    )
