@@ -103,8 +103,8 @@ def test_a_stray_write_of_an_earlier_call_is_of_its_finding(tmp_path):
     """Found by a hunt: in the call before, the request without a query has half of its one key, which is none."""
     target = TARGETS["aiter-mha-varlen"]
     needs(target)
-    requests = tuple(Request(query_len=length, seq_len=1, blocks=(0,), causal=True) for length in (1, 0))
-    cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=1, num_blocks=1)
+    requests = tuple(Request(query_len=1 - i, seq_len=1, blocks=(i,), causal=True) for i in range(2))
+    cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=1, num_blocks=2)
     case = Case(
         target=target.name,
         head_size=32,
