@@ -156,7 +156,8 @@ def rounding(device: str) -> Rounding:
         dot_is_chained=device != "cpu",
         splits=splits,
         rounds_dequantized=True,
-        float8_weights=True,  # times 128 or 256, which loses less of small weights (triton_unified_attention.py:592-599)
+        float8_weights=True,
+        weight_scale=256,  # triton_unified_attention.py:592-599
     )
 
 
