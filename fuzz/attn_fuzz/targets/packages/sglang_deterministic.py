@@ -16,6 +16,7 @@ import torch
 from attn_contract import AttentionType, Batch, Layer
 from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
+from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import slots, window_slots
 from attn_fuzz.targets.target import Support, Target
@@ -38,14 +39,16 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     indptr, indices = window_slots(batch, prefixes, size, page)
     window_start = None
     if size > 0:
-        first = prefixes - indptr.diff()
-        indptr, indices = module.align_window_kv_to_tiles(indptr, indices, first, batch.num_requests)
         window_start = prefixes - indptr.diff()
+        if hasattr(module, "align_window_kv_to_tiles"):  # from 0.5.22 on
+            indptr, indices = module.align_window_kv_to_tiles(indptr, indices, window_start, batch.num_requests)
+            window_start = prefixes - indptr.diff()
     _, own = slots(batch, prefixes, batch.seq_lens, page)
     unified_indptr, unified_indices, prefix_lens = module.build_unified_kv_indices(
         indptr, indices, batch.query_start_loc[:-1], query_lens, own, batch.num_requests
     )
-    module.extend_attention_fwd_unified(
+    foreign.call(
+        module.extend_attention_fwd_unified,
         q[:rows],
         out.view(q.shape)[:rows],
         k_cache.flatten(0, 1),
@@ -62,7 +65,7 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
         sliding_window_size=size,
         sinks=layer.sinks,
         window_start_pos=window_start,
-        page_size=page,
+        hints={"page_size": page},
     )
 
 
@@ -73,15 +76,16 @@ def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     requests, page = batch.num_requests, k_cache.shape[1]
     indptr, indices = window_slots(batch, batch.seq_lens, -1, page)
     scratch = (requests, layer.num_heads, MAX_KV_SPLITS)
-    module.decode_attention_fwd(
+    foreign.call(
+        module.decode_attention_fwd,
         q[:requests],
         k_cache.flatten(0, 1),
         v_cache.flatten(0, 1),
         out.view(q.shape)[:requests],
         indptr,
         indices,
-        q.new_full((*scratch, layer.head_size), torch.nan, dtype=torch.float32),
-        q.new_full(scratch, torch.nan, dtype=torch.float32),
+        far.parts((*scratch, layer.head_size), q.device),
+        far.parts(scratch, q.device, width=layer.head_size),
         (batch.seq_lens + SPLIT_TILE_SIZE - 1) // SPLIT_TILE_SIZE,
         MAX_KV_SPLITS,
         layer.scale,
@@ -89,8 +93,7 @@ def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
         1.0,
         logit_cap=layer.logits_soft_cap or 0.0,
         sinks=layer.sinks,
-        page_size=page,
-        uneven_batch=batch.seq_lens.new_zeros(1),
+        hints={"page_size": page, "uneven_batch": batch.seq_lens.new_zeros(1)},
     )
 
 

@@ -21,6 +21,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.sglang import TRITON
+from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import COMPUTE_UNITS, extend_arguments, is_decode, window_slots
 from attn_fuzz.targets.target import Support, Target
@@ -58,8 +59,8 @@ def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
         out[:requests],
         indptr,
         indices,
-        q.new_full((*scratch, layer.head_size), torch.nan, dtype=torch.float32),
-        q.new_full(scratch, torch.nan, dtype=torch.float32),
+        far.parts((*scratch, layer.head_size), q.device),
+        far.parts(scratch, q.device, width=layer.head_size),
         splits,
         MAX_KV_SPLITS,
         layer.scale,
