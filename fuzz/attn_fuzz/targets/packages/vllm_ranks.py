@@ -134,7 +134,6 @@ def _target(name: str, attention: AttentionFunction, merged_parts: int, **fields
         support=rank_merges.support,
         refuses=False,
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=merged_parts),
-        modules=_modules,
         unavailable=lambda device: (
             vllm_package.missing_files(*FILES)(device) and vllm_package.missing_files(*EARLIER_FILES)(device)
         ),
