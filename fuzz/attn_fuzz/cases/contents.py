@@ -73,10 +73,11 @@ def unowned_queries(case: Case) -> torch.Tensor:
 
 
 def q_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[], [1] or [HK] float32: scales by which queries of most kinds span their type's range. Neighbouring heads differ."""
+    """[], [1] or [HK] float32: scales by which queries of most kinds span their range, or 1. Neighbouring heads differ."""
     count = case.num_kv_heads if case.q_scale == "head" else 1
     exponents = (torch.arange(count) * 3 + int(torch.randint(0, 8, (), generator=generator))) % 8 - 5
     scales = torch.exp2(exponents.float()) * (1 + torch.rand(count, generator=generator))
+    scales = torch.where(exponents == 0, 1.0, scales)  # what an engine has without calibration
     return scales.reshape(()) if count == 1 and case.values.seed % 2 else scales
 
 

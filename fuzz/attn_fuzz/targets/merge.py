@@ -174,7 +174,7 @@ def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, 
     """Write rows of a part. A part without a key holds anything, and has `empty_lse`."""
     seen = lse > -torch.inf
     part.out[rows] = torch.where(seen.T[..., None], out, torch.nan).to(part.out.dtype)
-    part.lse[:, rows] = torch.where(seen, lse, empty_lse).float()
+    part.lse[:, rows] = torch.where(seen, lse, empty_lse).to(part.lse.dtype)
 
 
 def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:

@@ -131,7 +131,7 @@ class Rounding:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
                 raise ValueError(f"Rounding: got {value!r} {name}, expected a finite number of at least {least:g}")
-        if self.weight_scale != 1 and not (self.float8_dots or self.weights in _FLOAT8):
+        if self.weight_scale != 1 and not (self.float8_dots or self.float8_weights or self.weights in _FLOAT8):
             raise ValueError(f"Rounding: got {self.weight_scale!r} weight_scale, expected 1 beside weights that are not float8")
 
 
@@ -201,6 +201,11 @@ class CallRounding:
         return self._dtype("weights") or self._narrow or self.dtype
 
     @property
+    def _weight_scale(self) -> float:
+        """What weights are multiplied by before they are rounded, which only those of float8 are."""
+        return self.rounding.weight_scale if self._weights in FLOAT8_DTYPES else 1.0
+
+    @property
     def makes_int8(self) -> bool:
         """True if q and the weights are cut to int8."""
         return self.rounding.int8_dots and self.layer.kv_cache_dtype is torch.int8
@@ -261,7 +266,7 @@ class CallRounding:
         if self.makes_int8:
             return UNDERFLOW[torch.float32]
         least = max(UNDERFLOW[self._weights], self.of_flushed if self._weights is torch.float16 else 0.0)
-        return max(least / self.rounding.weight_scale, self.of_lost_queries)
+        return max(least / self._weight_scale, self.of_lost_queries)
 
     @property
     def of_flushed(self) -> float:
@@ -388,7 +393,7 @@ class CallRounding:
         largest = LARGEST.get(self._weights)
         if largest is None:
             return torch.zeros_like(shift)
-        most = self.rounding.weight_scale * self.rounding.largest_weight
+        most = self._weight_scale * self.rounding.largest_weight
         return (1 - largest / (most * torch.exp(shift))).clamp(min=0)
 
 

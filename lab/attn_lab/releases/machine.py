@@ -73,7 +73,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
     Attributes:
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
-        extra: further examples that ran, since they fail on the release before.
+        extra: further examples that ran, since they fail on the release before, or were picked by what a fix is about.
         failed: the examples that failed, by number from 0, each with the kind of its verdict.
         known: the examples that a known finding explains.
         limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
@@ -88,6 +88,10 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     limits: dict[str, list[int]] = {}
     refused: list[int] = []
     error: str = ""
+
+    @property
+    def count(self) -> int:
+        return self.examples + sum(index >= self.examples for index in self.extra)
 
     def agrees(self, index: int) -> bool:
         """Whether an example ran, and neither failed, as of a known finding, nor was left out."""

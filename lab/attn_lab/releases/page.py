@@ -15,8 +15,9 @@ between consecutive releases before any of them was run: `lab/attn_lab/releases/
 that a target of ours loads. Of these, **{shown} are shown**: an example of the target's general draw (seed {seed}) fails on the
 release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
 {of_loaded} of those loaded, and {of_all} of all. {far} of them are shown by the mode `@far` alone, which moves addresses beyond
-32 bits, and in which few targets ran. Each example ran on a CPU, interpreted. Where a fix is not shown, the cell says how many
-examples ran.
+32 bits, and in which few targets ran. Each example ran on a CPU, interpreted. "After 30" is the example's place in the draw.
+For the fixes that the first examples do not show, those of the first {most} ran that can show them by their metadata, such as
+those with a window. Where a fix is not shown, the cell says how many examples ran.
 
 `python -m attn_lab releases --sources FOLDER --examples {most}` goes on from here, and writes this page. FOLDER has a folder
 PACKAGE-RELEASE for each release, such as `vllm-0.24.0/vllm`.
@@ -53,7 +54,7 @@ def _state(fix: Fix, kept: Results) -> Iterator[str]:
                 continue
             others = len(changed(fix, target, kept))
             failing = f", and {others} that change are not known to be this fix" if others else ""
-            yield f"`{target}` {f'does not load: {earlier.error}' if earlier.error else f'not in {earlier.examples}{failing}'}"
+            yield f"`{target}` {f'does not load: {earlier.error}' if earlier.error else f'not in {earlier.count}{failing}'}"
 
 
 def page(kept: Results) -> str:

@@ -1,5 +1,6 @@
 """Tensors that reach beyond 2^31 elements take no memory, hold what they are copies of, and show offsets of 32 bits."""
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -99,3 +100,20 @@ def test_a_system_without_such_memory_says_so(monkeypatch):
     far._missing.cache_clear()
     assert "Cannot allocate memory" in (registry.load("triton@far").unavailable("cpu") or "")
     far._missing.cache_clear()
+
+
+def test_rows_of_parts_lie_apart_in_this_mode_alone_and_meet_where_offsets_have_32_bits():
+    cpu, (rows, heads, splits, width) = torch.device("cpu"), (5, 2, 3, 96)
+    assert far.parts((rows, heads, splits, width), cpu).is_contiguous()
+    found: list[torch.Tensor] = []
+
+    def write(*arguments):
+        found.extend((far.parts((rows, heads, splits, width), cpu), far.parts((rows, heads, splits), cpu, width=width)))
+
+    target = far.of(dataclasses.replace(registry.load("vllm-triton-mla"), write_latent_cache=write))
+    target.write_latent_cache(None, None, None, None, torch.zeros(0, dtype=torch.int64))
+    outs, lses = found
+    assert outs.isnan().all()
+    assert lses.isnan().all()
+    assert outs.stride(0) == width * lses.stride(0)
+    assert abs(4 * outs.stride(0) - 2**32) < heads * splits * width, "rows 0 and 4 overlap modulo 2^32"

@@ -34,7 +34,7 @@ CAPPED = [
     name
     for name, target in TARGETS.items()
     # the message of an all-to-all packs the bits of computed numbers, which exact mode does not follow
-    if "logits_soft_cap" in target.support("cpu").rules and name != "vllm-dcp-all-to-all"
+    if "logits_soft_cap" in target.support("cpu").rules and not name.endswith("-dcp-all-to-all")
 ]
 (EXAMPLE,) = (block for block in blocks(PAGES["docs/guide/foreign-kernels.md"]) if block.file)
 
@@ -156,12 +156,13 @@ def test_the_number_of_a_block_may_exceed_the_columns_of_a_list_of_blocks():
 
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+EXCHANGES = ("reduce-scatter", "all-to-all")
 TWENTY = ("--examples", 20, "--seed", 5, "--workers", 1)
 """Behind the past cases, which have sizes and forms that few examples meet."""
 COMPILED = [name for name, target in TARGETS.items() if target.modules]
 
 
-def test_all_that_launch_kernels_name_their_modules_but_those_that_do_so_from_several_ranks():
+def test_all_that_launch_kernels_name_their_modules_but_those_that_vllm_launches_from_several_ranks():
     are_no_triton = {name for name, target in TARGETS.items() if target.compiled_for}
     from_ranks = {"vllm-flex-masks", "vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"}
     # the emulator knows no mode of gfx942's conversion to float8, and torch computes the others' logits
@@ -336,11 +337,21 @@ def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, m
     assert verdict.kind == kind, verdict.message
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_row_with_its_own_scale_holds_the_neighbours_of_a_tie_and_no_other_number(dtype):
+    row = torch.linspace(-3, 3, 64)[None]
+    scale = attn_reference.row_scales(row, dtype)
+    stored = attn_reference.quantize(row, scale, dtype)
+    assert vllm_write._is_near(row, stored, scale[:, 0] * (1 + 2.0**-23))
+    cut_off = (row / scale).trunc().to(dtype) if dtype is torch.int8 else stored.view(torch.uint8).add(1).view(dtype)
+    assert not vllm_write._is_near(row, cut_off, scale[:, 0])
+
+
 @pytest.mark.parametrize(
     ("name", "output_dtype"),
     [
         *itertools.product(("triton-merge", "triton-merge-parts", "vllm-merge-attn-states"), (None, "fp8_e4m3fn")),
-        *itertools.product(("vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"), (None,)),
+        *itertools.product((f"{package}-dcp-{each}" for package in ("vllm", "sglang") for each in EXCHANGES), (None,)),
     ],
 )
 def test_parts_of_float8_queries_are_not_float8(name, output_dtype):

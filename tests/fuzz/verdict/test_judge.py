@@ -139,6 +139,17 @@ def test_weights_beside_a_float8_query_are_float16_or_what_is_declared(declares,
     assert parts.of_parts == 2 * 2.0**-8, "each part but one is rounded to the output's dtype"
 
 
+def test_scaled_float8_weights_lose_less_and_weights_of_16_bits_are_not_scaled():
+    cache = {"layout": Layout.BLOCKS_FIRST_NHD, "kv_cache_dtype": torch.float8_e4m3fn, "k_scale": torch.ones(1)}
+    layer = Layer(num_heads=1, num_kv_heads=1, head_size=8, scale=1.0, v_scale=torch.ones(1), q_scale=torch.ones(1), **cache)
+    rounding = dataclasses.replace(ROUNDING, float8_weights=True, weight_scale=256)
+    of_call = CallRounding(rounding=rounding, layer=layer, dtype=torch.float8_e4m3fn, out_dtype=torch.float32)
+    assert of_call.of_lost_weights == 2.0**-10 / 256
+    beside = dataclasses.replace(of_call, layer=dataclasses.replace(layer, q_scale=None), dtype=torch.float16)
+    unscaled = dataclasses.replace(beside, rounding=ROUNDING)
+    assert beside.of_lost_weights == unscaled.of_lost_weights
+
+
 def _in_int8(numbers: torch.Tensor) -> torch.Tensor:
     """Each row cut to multiples of 1/127 of its largest magnitude."""
     step = numbers.abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127

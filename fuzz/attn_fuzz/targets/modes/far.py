@@ -6,7 +6,7 @@ out of it. So they give wrong numbers, and no crash.
 
 Where kernels take any strides (`with_any_strides`) the rows of any dimension lie far apart. Of other targets those do of which
 the engine sends strides: rows of q, k, v and out, and of the block table. The cache is dense, and has so many blocks that those
-of the call lie far apart in it.
+of the call lie far apart in it. Parts of the keys, which engines keep in one memory for all steps, lie apart by `parts`.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import mmap
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from attn_contract import Batch, Layer
@@ -31,6 +32,8 @@ UNIT_BYTES = 16
 """Kernels count the strides of most tensors in units of 16 bytes, where all of the strides are multiples of that."""
 ALIGNMENT = 4
 """The unit of every stride, in bytes: scales in the rows of a cache are float32."""
+PART_ROWS_APART = 1 << 30
+"""Elements, so that offsets of 32 bits lead to the same place for two rows: what a kernel writes there, it reads there, too."""
 MOST_TOKENS, MOST_KEYS = 48, 192
 _SCALES = ("k_scale_cache", "v_scale_cache")
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
@@ -121,6 +124,24 @@ def spread(rng: random.Random) -> Iterator[Spread]:
         yield copies
     finally:
         copies.write_back()
+
+
+_is_far = False
+"""Whether a call of this mode runs."""
+
+
+def parts(shape: Sequence[int], device: torch.device, width: int | None = None) -> torch.Tensor:
+    """Memory of a step for parts of the keys, [rows, ...] float32 and full of NaN. In this mode its rows lie far apart.
+
+    Args:
+        width: of other parts, [*shape, width]: these lie as they do, by strides that are divided by the width. None: they are
+            such parts themselves.
+    """
+    memory = torch.full(tuple(shape), torch.nan, device=device)
+    if not _is_far:
+        return memory
+    whole, own = (shape[-1], 1) if width is None else (width, width)
+    return _copied_apart(memory, 0, PART_ROWS_APART // whole * whole // own, REACH // 2)
 
 
 def with_any_strides(target: Target) -> Target:
@@ -255,7 +276,7 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
 
         def call(*arguments: Any, **options: Any) -> None:
             given = dict(zip(parameters, arguments, strict=True)) | options
-            with spread(rng_of_metadata(arguments)) as copies:
+            with mock.patch(f"{__name__}._is_far", True), spread(rng_of_metadata(arguments)) as copies:
                 far = tensors_of(copies)
                 given["kv_cache"], given["layer"] = far.cached(given["kv_cache"], given["layer"])
                 given |= {name: getattr(far, how)(given[name]) for name, how in _CHANGED_BY.items() if name in given}

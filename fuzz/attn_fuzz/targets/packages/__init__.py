@@ -46,6 +46,8 @@ SGLANG = Package(
         "sglang-sparse-mla": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA",
         "sglang-sparse-mla-prefill": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA_PREFILL",
         "sglang-verify-splitkv": f"{_HERE}.sglang_verify:SGLANG_VERIFY_SPLITKV",
+        "sglang-dcp-reduce-scatter": f"{_HERE}.sglang_ranks:SGLANG_DCP_REDUCE_SCATTER",
+        "sglang-dcp-all-to-all": f"{_HERE}.sglang_ranks:SGLANG_DCP_ALL_TO_ALL",
     },
 )
 LMDEPLOY = Package(

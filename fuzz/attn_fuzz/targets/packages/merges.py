@@ -1,10 +1,12 @@
 """merge_attn_states of vLLM's Triton and merge_state of SGLang's: the reference attends to parts of the keys, and they merge.
 
-The states are contiguous, a part without a key has an output of 0, and no merge writes into a tensor that it reads: so their
-engines call them (vllm/v1/attention/backends/flash_attn.py and model_executor/layers/attention/mla_attention.py;
-sglang/srt/layers/attention/merge_state.py). vLLM's LSE of such a part is -inf or +inf, as FlashAttention-3 and 2 return it. In
-vLLM, the prefix of rows without one is memory that nobody has written (mla_attention.py:3297). Their suffix is the step itself,
-and has keys.
+A part without a key has an output of 0, and no merge writes into a tensor that it reads: so their engines call them
+(vllm/v1/attention/backends/flash_attn.py and model_executor/layers/attention/mla_attention.py;
+sglang/srt/layers/attention/merge_state.py). SGLang's states are contiguous. In vLLM, an LSE may be the transpose of a backend's
+[rows, H] (v1/attention/backends/mla/prefill/trtllm_ragged.py:257), and both outputs may be the first dims of wider ones
+(model_executor/layers/attention/sparse_mla_attention.py:1241). Its LSE of a part without a key is -inf or +inf, as
+FlashAttention-3 and 2 return it. Its prefix of rows without one is memory that nobody has written (mla_attention.py:3297).
+Their suffix is the step itself, and has keys.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import torch
 from attn_fuzz.findings import sglang, vllm
 from attn_fuzz.targets.merge import TWO_STATES, MergeFunction, Merges, merge_target
 from attn_fuzz.targets.packages import sglang_package, vllm_package
+from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Target
 
 VLLM_MODULES = ("triton_merge_attn_states",)
@@ -24,7 +27,7 @@ BYTES = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 def _dense(merge: Callable[..., Any]) -> MergeFunction:
-    """A merge of contiguous tensors [rows, H, D] and [H, rows] into new ones. Where a part has no key, its output is 0."""
+    """A merge of tensors [rows, H, D] and [H, rows], made dense, into new ones. Where a part has no key, its output is 0."""
 
     def merged(out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
         new_out = torch.full(out.shape, torch.nan, dtype=out.dtype, device=out.device)
@@ -50,6 +53,10 @@ def _of_vllm() -> MergeFunction:
     [module] = vllm_package.load(*VLLM_MODULES)
 
     def merge(out_a, lse_a, out_b, lse_b, out, lse, **options) -> None:
+        rng = rng_of((out.shape, sorted(options)))
+        lse_a, lse_b = (x.T.contiguous().T if rng.random() < 0.5 else x for x in (lse_a, lse_b))
+        wider = rng.choice((0, 0, 8))
+        out_a, out_b = (torch.nn.functional.pad(x, (0, wider), value=torch.nan)[..., : x.shape[2]] for x in (out_a, out_b))
         module.merge_attn_states(out, out_a, lse_a, out_b, lse_b, output_lse=lse, **options)
 
     return _dense(merge)

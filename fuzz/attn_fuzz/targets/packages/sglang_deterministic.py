@@ -36,14 +36,16 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     indptr, indices = window_slots(batch, prefixes, size, page)
     window_start = None
     if size > 0:
-        first = prefixes - indptr.diff()
-        indptr, indices = module.align_window_kv_to_tiles(indptr, indices, first, batch.num_requests)
         window_start = prefixes - indptr.diff()
+        if hasattr(module, "align_window_kv_to_tiles"):  # from 0.5.22 on
+            indptr, indices = module.align_window_kv_to_tiles(indptr, indices, window_start, batch.num_requests)
+            window_start = prefixes - indptr.diff()
     _, own = slots(batch, prefixes, batch.seq_lens, page)
     unified_indptr, unified_indices, prefix_lens = module.build_unified_kv_indices(
         indptr, indices, batch.query_start_loc[:-1], query_lens, own, batch.num_requests
     )
-    module.extend_attention_fwd_unified(
+    foreign.call(
+        module.extend_attention_fwd_unified,
         q[:rows],
         out.view(q.shape)[:rows],
         k_cache.flatten(0, 1),
@@ -60,7 +62,7 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
         sliding_window_size=size,
         sinks=layer.sinks,
         window_start_pos=window_start,
-        page_size=page,
+        hints={"page_size": page},
     )
 
 

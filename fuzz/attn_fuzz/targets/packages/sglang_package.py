@@ -14,6 +14,7 @@ import torch
 from attn_contract import Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.targets.target import Support, Target
@@ -158,8 +159,8 @@ def decode(
         out[:requests],
         indptr,
         indices,
-        q.new_full((*scratch, layer.head_size), torch.nan, dtype=torch.float32),
-        q.new_full(scratch, torch.nan, dtype=torch.float32),
+        far.parts((*scratch, layer.head_size), q.device),
+        far.parts(scratch, q.device, width=layer.head_size),
         splits,
         max_splits,
         layer.scale,

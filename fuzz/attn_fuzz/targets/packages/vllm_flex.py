@@ -11,6 +11,7 @@ demand powers of two.
 
 import dataclasses
 import functools
+import inspect
 import logging
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
@@ -73,7 +74,7 @@ def _module() -> ModuleType:
     return module
 
 
-def _attend(query, key, value, score_mod, block_mask, scale, *, enable_gqa, kernel_options, return_aux) -> torch.Tensor:
+def _attend(query, key, value, score_mod, block_mask, scale, *, enable_gqa, kernel_options, return_aux=None) -> torch.Tensor:
     """Softmax over the keys that are visible: those of listed blocks that mask_mod lets through. All are [1, H, rows, D]."""
     rows, keys = query.shape[2], key.shape[2]
     q_size, kv_size = block_mask.BLOCK_SIZE
@@ -102,9 +103,12 @@ def _listed(block_mask, num_blocks: int) -> torch.Tensor:
 
 def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     module, rows = _module(), int(batch.query_start_loc[-1])
-    null_block = torch.full_like(kv_cache[:1], torch.nan)
-    cache = torch.cat([null_block, kv_cache]).transpose(1, 2).contiguous().transpose(1, 2)
+    cache = torch.cat([torch.full_like(kv_cache[:1], torch.nan), kv_cache])
     metadata = _build(module, batch, rows, len(cache), kv_cache.shape[2])
+    if "kv_cache.unbind(1)" in inspect.getsource(module.FlexAttentionImpl.forward):  # before 0.26: [NB, 2, BS, HK, D]
+        cache = torch.stack(foreign.keys_and_values(cache, layer)).transpose(0, 1)
+    else:
+        cache = cache.transpose(1, 2).contiguous().transpose(1, 2)
     impl = module.FlexAttentionImpl(
         *(layer.num_heads, layer.head_size, layer.scale, layer.num_kv_heads, None),
         sliding_window=None if layer.window[0] < 0 else layer.window[0] + 1,

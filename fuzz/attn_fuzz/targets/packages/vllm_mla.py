@@ -1,15 +1,17 @@
 """vLLM's decode of latent attention (v1/attention/ops/triton_decode_attention.py), called as its TRITON_MLA backend calls it.
 
 v1/attention/backends/mla/triton_mla.py:248-341: each row of q has a length of its own and its request's block table, output and
-LSE are zeros before the call, and the LSE has the dtype of q. Widths are those of models: with `is_mla`, V is read from the
-first part of K, which is as wide as V for these alone.
+LSE are zeros before the call, and the LSE has the dtype of q. Widths are those of models: DeepSeek, MiniCPM3, and Mistral 4.
 """
 
+import dataclasses
 import functools
 
 import torch
 from attn_fuzz.findings import vllm
+from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, latent_support
 from attn_fuzz.targets.rng import rng_of
@@ -37,7 +39,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             new_lse,
             batch.block_table[request],
             seq_lens,
-            torch.full((rows, layer.num_heads, splits, layer.value_size + 1), torch.nan, device=q.device),
+            far.parts((rows, layer.num_heads, splits, layer.value_size + 1), q.device),
             splits,
             layer.scale,
             kv_cache.shape[1],
@@ -54,7 +56,8 @@ _SUPPORT = latent_support(
     rules=("non_causal", "per_request_causal", "lse", "head_size_v"),
     cache_dtypes=("fp8_e4m3fn",),
     scales=("tensor",),
-    latent=LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 12), block_sizes=(16, 64)),
+    engine=dataclasses.replace(VLLM, fused_qkv=(False,)),  # 257: torch.cat
+    latent=LatentSizes(widths=((512, 64), (256, 32), (256, 64)), group_sizes=(16, 12), block_sizes=(16, 64)),
 )
 VLLM_TRITON_MLA = Target(
     name="vllm-triton-mla",

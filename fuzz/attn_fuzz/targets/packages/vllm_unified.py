@@ -19,6 +19,7 @@ engine's table have entries for a multiple of 128 tokens (worker/block_table.py:
 
 import dataclasses
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,9 +50,16 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         output_scale=layer.output_scale,
         mm_prefix_range=batch.bidirectional_ranges,
         mm_prefix_clamp_sliding_window=layer.ranges_clamped,
-        **(arguments(q, layer, batch, out) | _chunks(layer)),
+        **(arguments(q, layer, batch, out) | _chunks(layer) | _query_scale(module, layer)),
         **_cache(kv_cache, layer, batch.num_requests),
     )
+
+
+def _query_scale(module: ModuleType, layer: Layer) -> dict[str, Any]:
+    """Before 0.22 the engine serves float8 queries of the scale 1 alone, and hands over none."""
+    is_known = "q_scale" in module.kernel_unified_attention.arg_names
+    is_one = layer.q_scale is not None and bool((layer.q_scale == 1).all())
+    return {"q_descale": None} if is_one and not is_known else {}
 
 
 def _chunks(layer: Layer) -> dict[str, Any]:
@@ -132,7 +140,8 @@ def rounding(device: str) -> Rounding:
         dot_is_chained=device != "cpu",
         splits=splits,
         rounds_dequantized=True,
-        float8_weights=True,  # times 128 or 256, which loses less of small weights (triton_unified_attention.py:592-599)
+        float8_weights=True,
+        weight_scale=256,  # triton_unified_attention.py:592-599
     )
 
 

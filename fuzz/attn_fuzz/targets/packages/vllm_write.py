@@ -4,8 +4,9 @@ do_kv_cache_update of TritonAttentionImpl calls them. Lines of v1/attention/back
 calls.
 
 The sibling multiplies by 1 / scale where the contract divides, rounds int8 half away from zero, and has scales of 1e-6 or more
-(ops/triton_reshape_and_cache_flash.py:221-234). So a number may differ from the contract's by one step of its type, and a scale
-by two roundings. A row that keeps to this is replaced by the contract's; all other bytes are judged as the kernel left them.
+(ops/triton_reshape_and_cache_flash.py:221-234). So a scale may differ from the contract's by two roundings, and a number whose
+quotient is near to a tie may be stored as either neighbour. A row that keeps to this is replaced by the contract's; all other
+bytes are judged as the kernel left them.
 
 The first one divides by `/`, which Triton compiles for NVIDIA to div.full.f32. Its quotient is off by up to two units in the
 last place. So a number of float8 whose quotient is so near to a tie may be stored as either neighbour, which are as near to it.
@@ -28,6 +29,8 @@ from attn_fuzz.verdict.rounding import Rounding
 
 MODULES = ("triton_reshape_and_cache_flash",)
 SMALLEST_SCALE = 1e-6
+PRODUCT_ERROR = 6
+"""Units in the last place of float32 by which a product with 1 / scale may be off, with the roundings of the scale."""
 
 
 def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
@@ -79,7 +82,7 @@ def division_error(device: torch.device) -> int:
 
 
 def _is_quotient(rows: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, units: int) -> torch.Tensor:
-    """True if each number of rows [S, HK, D] is stored as a quotient that is off by up to so many units."""
+    """For each number of rows [S, HK, D]: whether it is stored as a quotient that is off by up to so many units."""
     quotient, one = rows.double() / scale.double(), torch.ones_like(scale)
     ends = [attn_reference.quantize(quotient * (1 + sign * units * 2.0**-23), one, stored.dtype) for sign in (-1, 1)]
     codes, (first, last) = _ordered(stored), map(_ordered, ends)
@@ -87,7 +90,9 @@ def _is_quotient(rows: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, 
 
 
 def _ordered(stored: torch.Tensor) -> torch.Tensor:
-    """Numbers of float8 as ints in their order, in which -0 comes before 0, and NaN with its sign at an end."""
+    """Numbers as ints in their order. In that of float8, -0 comes before 0, and NaN with its sign at an end."""
+    if stored.dtype == torch.int8:
+        return stored.int()
     byte = stored.contiguous().view(torch.uint8).int()
     return torch.where(byte >= 0x80, 0x7F - byte, byte)
 
@@ -117,10 +122,11 @@ def _write_scaled_rows(
 
 
 def _is_near(row: torch.Tensor, stored: torch.Tensor, scales: torch.Tensor) -> bool:
-    """True if a row [HK, D] is stored to one step of its type, and its scales [HK] to two roundings."""
+    """True if a row [HK, D] is stored as its quotients to PRODUCT_ERROR, and its scales [HK] to two roundings."""
     expected = attn_reference.row_scales(row, stored.dtype).clamp(min=SMALLEST_SCALE)
-    steps = _codes(attn_reference.quantize(row, expected, stored.dtype)) - _codes(stored)
-    return bool((steps.abs() <= 1).all()) and torch.allclose(scales, expected[:, 0], rtol=2.0**-22, atol=0, equal_nan=True)
+    is_equal = _codes(attn_reference.quantize(row, expected, stored.dtype)) == _codes(stored)
+    is_near = is_equal | _is_quotient(row, stored, expected, PRODUCT_ERROR)
+    return bool(is_near.all()) and torch.allclose(scales, expected[:, 0], rtol=2.0**-22, atol=0, equal_nan=True)
 
 
 def _codes(stored: torch.Tensor) -> torch.Tensor:
