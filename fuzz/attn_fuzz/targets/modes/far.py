@@ -218,7 +218,10 @@ class _LargeCache:
         """A dense tensor of so many more blocks, in the order of dimensions that the given one has in memory."""
         if tensor is None:
             return None
-        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+        # the stride of a dimension of one element means nothing
+        steps = list(zip(tensor.shape, tensor.stride(), strict=True))
+        inside = [max((size * step for size, step in steps[i + 1 :] if size > 1), default=1) for i in range(len(steps))]
+        order = sorted(range(tensor.dim()), key=lambda i: steps[i][1] if steps[i][0] > 1 else inside[i], reverse=True)
         shape = [size * (self._apart if i == dim else 1) for i, size in enumerate(tensor.shape)]
         ordered = [shape[i] for i in order]
         stride = torch.empty(ordered, device="meta").stride()
