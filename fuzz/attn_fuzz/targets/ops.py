@@ -8,7 +8,9 @@ import dataclasses
 from typing import Any
 
 import torch
-from attn_contract import Batch, ContractError, Layer
+from attn_contract import Batch, ContractError, Indexer, Layer
+from attn_fuzz.cases.poison import poison
+from attn_fuzz.targets.indexer import EVERY_TERM, REFERENCE_INDEXER, TRITON_INDEXER, Stages, attention_by
 from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
@@ -99,6 +101,44 @@ def _latent(target: Target) -> Target:
     )
 
 
+def _of_index_layer(op: str, indexer: Indexer, batch: Batch | None = None, **tensors: Any) -> None:
+    """Call an op with the fields of an indexer, and of a step, whose names its schema has."""
+    names = {argument.name for argument in getattr(torch.ops.attn_parity, op).default._schema.arguments}
+    holders = [each for each in (indexer, batch) if each is not None]
+    fields = [(each, field.name) for each in holders for field in dataclasses.fields(each) if field.name in names]
+    _call(op, **{name: getattr(each, name) for each, name in fields}, **tensors)
+
+
+def _write_index_cache(k, index_cache, indexer: Indexer, slot_mapping) -> None:
+    _of_index_layer("write_index_cache", indexer, k=k, index_cache=index_cache, slot_mapping=slot_mapping)
+
+
+def _index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
+    shape = (indexer.num_selections, len(q), indexer.num_units(batch.max_seq_len))
+    out = poison(shape, torch.float32, q.device)
+    _of_index_layer("index_logits", indexer, batch, q=q, weights=weights, index_cache=index_cache, out=out)
+    return out
+
+
+def _select(logits, indexer: Indexer, batch: Batch) -> torch.Tensor:
+    shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
+    out = torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int32, device=logits.device)
+    _of_index_layer("select", indexer, batch, logits=logits, out=out)
+    return out
+
+
+def _indexer(target: Target) -> Target:
+    stages = Stages(write_index_cache=_write_index_cache, index_logits=_index_logits, select=_select)
+    return dataclasses.replace(
+        REFERENCE_INDEXER,
+        description="the torch ops of an index layer: the reference on a CPU, the Triton kernels on a GPU",
+        attention=attention_by(lambda: stages, EVERY_TERM),
+        support=lambda device: (REFERENCE_INDEXER if device == "cpu" else TRITON_INDEXER).support(device),
+        unavailable=target.unavailable,
+        forget=target.forget,
+    )
+
+
 TORCH_OPS = Target(
     name="torch-ops",
     description="the torch ops attn_parity::*: the reference on a CPU, the Triton kernels on a GPU",
@@ -109,7 +149,7 @@ TORCH_OPS = Target(
     rounding=_rounding,
     unavailable=_missing,
     forget=TRITON.forget,
-    modes={"latent": _latent},
+    modes={"latent": _latent, "indexer": _indexer},
 )
 TORCH_OPS_MERGE = merge_target(
     "torch-ops-merge",

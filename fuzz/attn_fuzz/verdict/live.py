@@ -4,6 +4,7 @@ Both take the arguments of a call for true: the cache, the block table and the l
 """
 
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -285,6 +286,7 @@ def recording(
 def _watched(function: Callable[..., torch.Tensor], name: str, recording: Recording) -> Callable[..., torch.Tensor]:
     signature = inspect.signature(function)
 
+    @functools.wraps(function)  # its signature, too, which whoever wraps it next asks for
     def watched(*arguments: Any, **options: Any) -> torch.Tensor:
         out = function(*arguments, **options)
         given = signature.bind(*arguments, **options).arguments

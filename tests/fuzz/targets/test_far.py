@@ -97,9 +97,9 @@ def test_a_system_without_such_memory_says_so(monkeypatch):
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(far, "_memory", none)
-    far._missing.cache_clear()
+    far._missing_memory.cache_clear()
     assert "Cannot allocate memory" in (registry.load("triton@far").unavailable("cpu") or "")
-    far._missing.cache_clear()
+    far._missing_memory.cache_clear()
 
 
 def test_rows_of_parts_lie_apart_in_this_mode_alone_and_meet_where_offsets_have_32_bits():
