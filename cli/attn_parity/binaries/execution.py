@@ -13,7 +13,8 @@ import torch
 from attn_amdgcn import Schedule
 from attn_contract import Batch, Indexer
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets import indexer
+from attn_fuzz.targets.indexer import Stages, unwritten_logits, unwritten_selection
+from attn_fuzz.targets.indexer import attention_by as index_attention_by
 from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
@@ -188,24 +189,23 @@ def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
         _run(iter([call]), of_call)
 
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
-        logits = torch.empty((indexer.num_selections, len(q), indexer.num_units(batch.max_seq_len)))
+        logits = unwritten_logits(q, indexer, batch)
         call = index_logits_call(q, weights, index_cache, indexer, batch, logits=logits, architecture=architecture)
         _run(iter([call]), of_call)
         return logits
 
     def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
-        shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
-        selected = torch.empty(shape, dtype=torch.int32)
+        selected = unwritten_selection(logits, indexer)
         _run(iter([select_call(logits, indexer, batch, selected=selected, architecture=architecture)]), of_call)
         return selected
 
     match of_call.call.op:
         case "index write":
-            stages = indexer.Stages(write_index_cache=write)
+            stages = Stages(write_index_cache=write)
         case "index logits":
-            stages = indexer.Stages(index_logits=index_logits)
+            stages = Stages(index_logits=index_logits)
         case _:
-            stages = indexer.Stages(select=select)
+            stages = Stages(select=select)
     terms = {
         "layout": (layer.layout,),
         "cache_dtype": (layer.cache_dtype,),
@@ -216,7 +216,7 @@ def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
         "first_units": (layer.first_units,),
         "last_units": (layer.last_units,),
     }
-    return indexer.attention_by(lambda: stages, terms, ("random", "small", "one"))
+    return index_attention_by(lambda: stages, terms, ("random", "small", "one"))
 
 
 def _write(of_call: Shipped, call: Callable[..., KernelCall]) -> Callable[..., object]:

@@ -534,6 +534,18 @@ REFERENCE_INDEXER = index_target(
 )
 
 
+def unwritten_logits(q: torch.Tensor, indexer: Indexer, batch: Batch, *, wider: int = 0) -> torch.Tensor:
+    """[HS, T, units + wider] float32, NaN: where logits are to be written."""
+    units = indexer.num_units(batch.max_seq_len) + wider
+    return poison((indexer.num_selections, len(q), units), torch.float32, q.device)
+
+
+def unwritten_selection(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:
+    """[HS, T, indexer.selected_width] int32, where a selection is to be written. Each entry is more than any unit."""
+    shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
+    return torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int32, device=logits.device)
+
+
 def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
     """Those of `Stages` that write a cache, score units and select them. Half of the calls are given a tensor to write to."""
     import attn_optimized
@@ -541,15 +553,13 @@ def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tens
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
         rng, out = rng_of_lengths(batch), None
         if rng.random() < 0.5:
-            units = indexer.num_units(batch.max_seq_len) + rng.choice((0, 3))
-            out = poison((indexer.num_selections, len(q), units), torch.float32, q.device)
+            out = unwritten_logits(q, indexer, batch, wider=rng.choice((0, 3)))
         return attn_optimized.index_logits(q, weights, index_cache, indexer, batch, out=out, validate=True)
 
     def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
         rng, out = rng_of_lengths(batch), None
         if rng.random() < 0.5:
-            shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
-            out = torch.full(shape, _NO_UNIT, dtype=torch.int32, device=logits.device)
+            out = unwritten_selection(logits, indexer)
         return attn_optimized.select(logits, indexer, batch, out=out, validate=True)
 
     return functools.partial(attn_optimized.write_index_cache, validate=True), index_logits, select
@@ -596,8 +606,6 @@ def _far(target: Target) -> Target:
     )
 
 
-_NO_UNIT = 2**31 - 1
-"""In an entry of a selection before it is written: more than any unit."""
 _TRITON_ON_CPU = index_target(
     "triton-indexer",
     _triton_stages,

@@ -9,8 +9,15 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, ContractError, Indexer, Layer
-from attn_fuzz.cases.poison import poison
-from attn_fuzz.targets.indexer import EVERY_TERM, REFERENCE_INDEXER, TRITON_INDEXER, Stages, attention_by
+from attn_fuzz.targets.indexer import (
+    EVERY_TERM,
+    REFERENCE_INDEXER,
+    TRITON_INDEXER,
+    Stages,
+    attention_by,
+    unwritten_logits,
+    unwritten_selection,
+)
 from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Support, Target
@@ -114,15 +121,13 @@ def _write_index_cache(k, index_cache, indexer: Indexer, slot_mapping) -> None:
 
 
 def _index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
-    shape = (indexer.num_selections, len(q), indexer.num_units(batch.max_seq_len))
-    out = poison(shape, torch.float32, q.device)
+    out = unwritten_logits(q, indexer, batch)
     _of_index_layer("index_logits", indexer, batch, q=q, weights=weights, index_cache=index_cache, out=out)
     return out
 
 
 def _select(logits, indexer: Indexer, batch: Batch) -> torch.Tensor:
-    shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
-    out = torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int32, device=logits.device)
+    out = unwritten_selection(logits, indexer)
     _of_index_layer("select", indexer, batch, logits=logits, out=out)
     return out
 
