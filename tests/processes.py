@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -31,11 +32,19 @@ def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.e
     given = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         paths = Path(folder, "out"), Path(folder, "err")
-        process = prepared.start("cuda" if torch.cuda.is_available() else "cpu", _run, given, cwd, dict(env), paths)
+        process = _start(given, cwd, dict(env), paths)
         process.join()
         out, err = (path.read_text() if path.exists() else "" for path in paths)
     assert process.exitcode is not None
     return subprocess.CompletedProcess(given, process.exitcode, out, err)
+
+
+def _start(*arguments: object) -> BaseProcess:
+    if not torch.cuda.is_available():
+        return prepared.start("cpu", _run, *arguments)
+    process = prepared.spawn.Process(target=_run, args=arguments)  # the command says whether Triton interprets
+    process.start()
+    return process
 
 
 def signalled(

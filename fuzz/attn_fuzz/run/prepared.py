@@ -1,8 +1,9 @@
 """Processes in which torch and Triton are imported already, and no kernel is.
 
-On a CPU a process is a fork of a server that has imported them. Its first case has run after half a second instead of five.
-Runs of many mutants need that, and so does shrinking a case that kills its process. No target is imported in the server, so a
-process can still install a mutant. A run has one server: a worker is a fork of it, and so is the process that a worker starts.
+A process is a fork of a server that has imported them. Its first case has run after half a second instead of five. Runs of many
+mutants need that, and so does shrinking a case that kills its process. No target is imported in the server, so a process can
+still install a mutant. A run has one server: a worker is a fork of it, and so is the process that a worker starts. The server
+of a run on a GPU has asked nothing of the GPU, because CUDA survives no fork.
 
 A server may be killed, for example by a system that is short of memory. Nobody learns any more how its forks end, so the forks
 say nothing about what they ran: each is `is_lost`, and is killed. The main process starts another server, and whatever ran in
@@ -118,12 +119,18 @@ spawn = _SpawnContext()
 """Starts processes from nothing. They import nothing from the current folder."""
 
 
+_device: str | None = None
+"""The device of the processes that this process's server starts, which Triton's kernels are interpreted or compiled for."""
+
+
 def context(device: str) -> SpawnContext | ForkServerContext:
     """How to start a process that runs a target on "cpu" or "cuda".
 
-    With a GPU every process starts from nothing: CUDA survives no fork, and compiling takes longer than importing.
+    It is forked by a server, or starts from nothing if this process has a server for the other device.
     """
-    if device != "cpu":
+    global _device
+    _device = _device or device
+    if device != _device:
         os.environ.update(ONE_THREAD)
         return spawn
     return _Context()
@@ -136,7 +143,8 @@ def _have_server() -> None:
     before = server._forkserver_pid
     forkserver.set_forkserver_preload(_IMPORTED)
     resource_tracker.ensure_running()  # before the interrupts wait: it lets them come again
-    with _environment(ONE_THREAD | KEEPS_MEMORY | INTERPRETS | SAFE_PATH), _interrupts_blocked():
+    interprets = INTERPRETS if _device == "cpu" else {}
+    with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
     _deaths += before not in (None, server._forkserver_pid)
     if _deaths > MOST_DEATHS:
@@ -153,8 +161,9 @@ def start(device: str, function: Callable[..., None], *arguments: object, daemon
     Raises:
         ExecutorError: too many servers have died.
     """
-    process = context(device).Process(target=_call, args=(dict(os.environ), function, arguments), daemon=daemon)
-    with interrupts_later() if device != "cpu" else contextlib.nullcontext():
+    method = context(device)
+    process = method.Process(target=_call, args=(device, dict(os.environ), function, arguments), daemon=daemon)
+    with interrupts_later() if method is spawn else contextlib.nullcontext():
         process.start()
     return process
 
@@ -196,7 +205,7 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
     with contextlib.suppress(MutantError):  # `function` installs it again, and tells why it cannot be
         installation.install(mutant)
     function, arguments = held.of()
-    _call(environment, function, arguments)
+    _call(None, environment, function, arguments)
 
 
 def is_lost(process: BaseProcess) -> bool:
@@ -239,7 +248,11 @@ def answer(device: str, seconds: float | None, function: Callable[..., None], *a
             process.join()
 
 
-def _call(environment: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+def _call(
+    device: str | None, environment: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    global _device
+    _device = device
     os.environ.clear()  # a fork has the environment in which its server was started
     os.environ.update(environment)
     end_with_parent()

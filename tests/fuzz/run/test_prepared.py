@@ -54,8 +54,31 @@ def test_a_process_has_the_environment_of_its_parent_and_starts_others_from_the_
     assert of_fork[1] == "since the server was started"
 
 
-def test_a_gpu_is_never_met_by_a_fork():
-    assert prepared.context("cuda").get_start_method() == "spawn"
+def test_a_run_on_a_gpu_has_a_server_that_does_not_interpret():
+    told()
+    assert prepared.context("cuda").get_start_method() == "spawn", "this process has a server, which interprets"
+    ours, theirs = multiprocessing.Pipe()
+    prepared.spawn.Process(target=_tell_of_a_gpu, args=(theirs,)).start()
+    (imported, interprets, _), (asked_of_gpu, is_interpreted, others) = ours.recv(), ours.recv()
+    assert imported == ["torch", "triton", "attn_reference"]
+    assert interprets is None
+    assert not asked_of_gpu
+    assert not is_interpreted
+    assert others == ["forkserver", "spawn"]
+
+
+def _tell_of_a_gpu(connection) -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+    prepared.start("cuda", _tell, connection).join()
+    prepared.start("cuda", _tell_what_is_asked, connection).join()
+
+
+def _tell_what_is_asked(connection) -> None:
+    import torch
+    from triton import knobs
+
+    methods = [prepared.context(device).get_start_method() for device in ("cuda", "cpu")]
+    connection.send((torch.cuda.is_initialized(), knobs.runtime.interpret, methods))
 
 
 def _kills_once(connection, killed: Path, of_server: bool) -> None:
