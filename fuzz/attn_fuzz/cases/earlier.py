@@ -138,11 +138,27 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         halves = torch.where(shortened, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
         contents.append((batch.seq_lens, halves))
         if batch.selected is not None and step.layer.selection_unit is not None:
-            # no unit instead of one that has no key of its shortened request
-            keys = halves.repeat_interleave(query_lens)
-            own = batch.selected[:, : len(keys)]
-            contents.append((own, torch.where(own * step.layer.selection_unit < keys[:, None], own, -1)))
+            own = batch.selected[:, : int(query_lens.sum())]
+            contents.append((own, _selected_of(own, halves, batch, step.layer.selection_unit)))
     return contents
+
+
+def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, selection_unit: int) -> torch.Tensor:
+    """The selection [1 or HK, rows, W] of a batch whose requests have other lengths.
+
+    A row that names a unit behind the keys that its query sees then names the first units instead: as many as before, or all.
+    Kernels that count visible units read no entry's sign.
+    """
+    ends = batch.query_start_loc[1:]
+    query_lens = batch.query_start_loc.diff()
+    behind = ends.repeat_interleave(query_lens) - torch.arange(own.shape[1], device=own.device)  # 1: the last query
+    keys = seq_lens.repeat_interleave(query_lens)
+    is_causal = torch.as_tensor(batch.causal, device=own.device).expand(len(ends)).repeat_interleave(query_lens)
+    units = -(-torch.where(is_causal, keys - behind + 1, keys) // selection_unit)
+    named = torch.minimum((own >= 0).sum(-1), units)
+    places = torch.arange(own.shape[2], dtype=own.dtype, device=own.device)
+    first = torch.where(places < named[..., None], places, -1)
+    return torch.where((own >= units[:, None]).any(-1, keepdim=True), first, own)
 
 
 def _of_layer(**changes: Any) -> Callable[[Step], Step | None]:
