@@ -18,8 +18,10 @@ def _sees_a_key_more(case: "Case", verdict: "Verdict") -> bool:
 
 
 def _decodes_a_quantized_block(case: "Case", verdict: "Verdict") -> bool:
-    of_block = any(request.query_len > 1 for request in case.requests)
-    return case.is_quantized and verdict.kind in ("value", "nan") and of_block
+    queries = max((request.query_len for request in case.requests), default=0)
+    if verdict.kind == "sanitizer":  # a second tile of 16 heads and queries is taken for a KV head
+        return case.is_quantized and queries > 1 and queries * case.group_size > 16
+    return case.is_quantized and queries > 1 and verdict.kind in ("value", "nan")
 
 
 WINDOW = Finding(
@@ -46,7 +48,7 @@ BLOCK_DECODE = (
         name="lmdeploy-block-decode-quantized",
         what="A decode of several tokens of each request, as block diffusion models make it, is wrong if the cache is "
         "quantized. Of R requests, row r of the step attends to the keys of request r, and the rows from R on are what the "
-        "memory held.",
+        "memory held. From a second tile of 16 heads and queries on, keys behind the last KV head are read.",
         cause=f"{KERNELS}/pagedattention.py:325-364, _fwd_grouped_split_quant_kernel: it has no seq_len, and takes the index "
         "of the request for that of the row. Its sibling for other caches has it (82-92).",
         seen_in=SEEN_IN,

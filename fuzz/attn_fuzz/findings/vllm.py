@@ -65,6 +65,14 @@ def _sees_ahead(case: "Case") -> bool:
     return case.window[0] >= 0 and any(request.query_len > 1 and not request.causal for request in case.requests)
 
 
+def _has_a_tile_past_its_blocks(case: "Case") -> bool:
+    """Whether the last tile of 32 keys of a request with one query ends behind its last block."""
+    if case.cache is None:
+        return False
+    keys = [request.seq_len for request in case.requests if request.query_len == 1]
+    return any(-n % 32 > -n % case.cache.block_size for n in keys)
+
+
 def _has_a_hidden_tile(case: "Case", request: "Request", worst: "Difference") -> bool:
     """Whether a tile of 32 keys may be hidden from the wrong query, and not from the first query of its tile of queries.
 
@@ -229,6 +237,15 @@ ROCM_ATTN = (
         seen_in=SEEN_IN,
         link="vllm-project/vllm#53323, and the pull requests #53628 and #49588",
         explains=is_nan_before_windows,
+    ),
+    Finding(
+        name="vllm-rocm-table-past-end",
+        what="In a decode with a block size that is no power of two, an entry behind a request's last block is loaded, also "
+        "where the table has none.",
+        cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
+        "behind the last block, and the load of its entries has no mask.",
+        seen_in="vllm 0.33.0, and the line in 0.20.0",
+        explains=lambda case, verdict: verdict.kind in ("sanitizer", "crashed") and _has_a_tile_past_its_blocks(case),
     ),
     _EMPTY_REQUEST,
 )
