@@ -26,8 +26,10 @@ LDS_BYTES = L1_BYTES = 128
 _MATRIX = re.compile(r"v_mfma_\w+?_(\d+)x(\d+)x(\d+)(?:_(\d+)b)?_?(\w+)")
 _SLOW = re.compile(r"v_(?:exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi|mad_u64|mad_i64)_")
 _LDS_WIDTH = re.compile(r"ds_(?:read|write|load|store)(2?)(?:st64)?_b(\d+)")
-_MEMORY = re.compile(r"(global|buffer|flat|scratch)_(load|store)_(\w+)")
-_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1, "byte": 1}
+_MEMORY = re.compile(r"(global|buffer|flat|scratch)_(load|store)_(?:lds_)?(\w+)")
+_OF_CDNA = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1, "byte": 1}
+_OF_RDNA = {"b128": 16, "b64": 8, "b32": 4, "b16": 2, "u16": 2, "i16": 2, "d16": 2, "b8": 1, "u8": 1, "i8": 1}
+_WIDTHS = _OF_CDNA | _OF_RDNA
 
 
 class Cost(NamedTuple):

@@ -8,7 +8,7 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.compilation import compiled
 from attn_parity.binaries.facts import facts_of as read_off
 
-from benchmarks.peers.loops import bounds_of, hot_loop, innermost_loops
+from benchmarks.peers.loops import bounds_of, hot_loop, innermost_loops, pipeline_of
 from benchmarks.peers.rates import RATED, UnknownRateError
 
 _MULTIPLIES = (re.compile(r"v_(?:s?mfma|s?wmma)"), re.compile(r"v_(?:pk_|dual_)?fmac?_f32"))
@@ -28,10 +28,14 @@ class Facts(NamedTuple):
     """Per pair of row and key; of AMD's alone."""
     cycles: float | None = None
     """The fewest cycles of a SIMD for a pair of row and key, by AMD's published rates (`benchmarks.peers`). Only for RATED."""
+    ahead: float | None = None
+    """How far the hot loop loads ahead of what it computes (`benchmarks.peers.loops.Pipeline`); of AMD's alone."""
+    barriers: float | None = None
+    """Of a turn of the hot loop, per pair of row and key; of AMD's alone."""
 
     @classmethod
     def worst(cls, found: list["Facts"]) -> "Facts":
-        spills, matrix_instructions, shared_bytes, shared_limits, waves, instructions, cycles = (
+        spills, matrix_instructions, shared_bytes, shared_limits, waves, instructions, cycles, ahead, barriers = (
             [value for value in values if value is not None] for values in zip(*found, strict=True)
         )
         return cls(
@@ -42,6 +46,8 @@ class Facts(NamedTuple):
             waves=min(waves, default=None),
             instructions=max(instructions, default=None),
             cycles=max(cycles, default=None),
+            ahead=min(ahead, default=None),
+            barriers=max(barriers, default=None),
         )
 
     def __str__(self) -> str:
@@ -51,6 +57,8 @@ class Facts(NamedTuple):
             (self.waves, f"{self.waves or 0:g} waves per SIMD"),
             (self.instructions, f"{self.instructions or 0:.3f} instructions per row and key"),
             (self.cycles, f"{self.cycles or 0:.3f} cycles"),
+            (self.ahead, f"loads {self.ahead or 0:.2f} turns ahead"),
+            (self.barriers, f"{1024 * (self.barriers or 0):.2f} barriers per 1024 of these pairs"),
         )
         return ", ".join(text for value, text in named if value is not None)
 
@@ -68,6 +76,7 @@ def facts_of(call: KernelCall, architecture: str) -> Facts | None:
         return Facts(shared_bytes=binary.metadata.shared, instructions=instructions)
     facts = read_off(binary, architecture)
     turn = cycles_per_turn(assembly, facts.waves) if architecture in RATED else None
+    pipeline = pipeline_of(assembly)
     return Facts(
         spills=facts.vgpr_spills,
         matrix_instructions=facts.matrix_instructions,
@@ -76,6 +85,8 @@ def facts_of(call: KernelCall, architecture: str) -> Facts | None:
         waves=facts.waves,
         instructions=instructions,
         cycles=None if turn is None else turn * num_warps / pairs,
+        ahead=None if pipeline is None else pipeline.ahead,
+        barriers=None if pipeline is None else pipeline.barriers / pairs,
     )
 
 

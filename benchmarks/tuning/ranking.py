@@ -5,13 +5,15 @@ In this order, each deciding only between those that are alike in all before it:
 1. fewest vector registers spilled to memory;
 2. matrix instructions, where any candidate has them;
 3. most waves per SIMD, up to ENOUGH_WAVES: these hide a load's latency, and more are not worth smaller tiles;
-4. fewest cycles per pair of row and key in the hot loop, by AMD's published rates; where there are none, fewest instructions;
+4. loads that the hot loop waits for only after it has computed for ENOUGH_AHEAD of a turn: these hide their own latency;
+5. fewest barriers per pair of row and key in the hot loop;
+6. fewest cycles per pair of row and key in the hot loop, by AMD's published rates; where there are none, fewest instructions;
    of those with nearly as few, the one with the fewest rows, as more and smaller programs fill a GPU better.
 
 Today's parameters stay where the first takes more cycles or instructions: those that load what is spilled are among them.
+Those that load ahead, as today's do not, may take WORTH_OF_AHEAD times as many.
 
-How deep loads are pipelined and how keys are split, no binary tells: candidates have today's `num_stages`, and are split for as
-many waves as today.
+How keys are split, no binary tells: candidates are split for as many waves as today.
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from benchmarks.tuning.space import family_of
 
 ENOUGH_WAVES = {"cdna": 2, "rdna": 4}
 """RDNA's waves are half as wide."""
+ENOUGH_AHEAD, WORTH_OF_AHEAD = 0.5, 1.25
+"""So much more work takes less time than a wave waits in each turn for a load of HBM: hundreds of cycles."""
 FEW_SPILLS = 64
 """Which may lie outside the loop and cost little: the fastest on an H200 are not without."""
 NEARLY = 0.9
@@ -67,7 +71,8 @@ def rank(search: Search, architecture: str) -> None:
 def _is_better(facts: Facts, today: Facts, architecture: str) -> bool:
     ours, theirs = _order(facts, architecture), _order(today, architecture)
     comes_first = ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < NEARLY * theirs[-1])
-    return comes_first and ours[-1] <= theirs[-1] < float("inf")
+    hides_loads = ours[3] < theirs[3]
+    return comes_first and ours[-1] <= theirs[-1] * (WORTH_OF_AHEAD if hides_loads else 1) < float("inf")
 
 
 def best(search: Search, architecture: str, count: int) -> list[Candidate]:
@@ -84,11 +89,13 @@ def _first(ranked: Sequence[tuple[Candidate, Facts]], architecture: str) -> tupl
     return min(as_good, key=lambda each: (each[0][0].parameters.block_m, each[1]))[0]
 
 
-def _order(facts: Facts, architecture: str) -> tuple[int, bool, float, float]:
+def _order(facts: Facts, architecture: str) -> tuple[int, bool, float, bool, float, float]:
     """Smaller is better."""
     waves = min(facts.waves or 0, ENOUGH_WAVES[family_of(architecture)])
     work = facts.cycles if architecture in RATED else facts.instructions
-    return facts.spills or 0, facts.matrix_instructions == 0, -waves, float("inf") if work is None else work
+    waits = (facts.ahead or 0) < ENOUGH_AHEAD
+    known = (facts.spills or 0, facts.matrix_instructions == 0, -waves, waits, facts.barriers or 0)
+    return *known, float("inf") if work is None else work
 
 
 def _waiting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Facts]]:

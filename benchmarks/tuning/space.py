@@ -79,8 +79,8 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
     },
 }
 TILE, OPTIONS = ("block_m", "block_n", "num_warps"), ("num_stages", "maxnreg", "waves_per_eu")
-HINTS = ("waves_per_eu",)
-"""The options of which a binary tells something."""
+TOLD = ("num_stages", "waves_per_eu")
+"""The options of which an AMD binary tells something."""
 SPLITS = tuple(_SPLITS)
 LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
 REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}

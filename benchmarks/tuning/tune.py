@@ -20,7 +20,7 @@ from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
 from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, failure, judge, time_stage
-from benchmarks.tuning.space import HINTS, TILE, variants, with_as_many_waves
+from benchmarks.tuning.space import TILE, TOLD, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
 END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 0.94, "judge": 1.0}
@@ -134,7 +134,7 @@ def derive(
     save: Save,
     console: Console,
 ) -> None:
-    """Compile, and rank by the facts of the binaries: other tiles, and then of the best ones how many waves to compile for."""
+    """Compile, and rank by the facts of the binaries: other options of today's tile, other tiles, other options of these."""
     run.unfinished = [call_class.name for call_class in by_class]
     for i, (call_class, cases) in enumerate(by_class.items()):
         left = budget - (time.monotonic() - started)
@@ -144,7 +144,7 @@ def derive(
         found = Search(name=call_class.name, candidates=[Candidate(parameters=today)])
         run.classes.append(found)
         deadline = time.monotonic() + left / (len(by_class) - i)
-        for names in (TILE, HINTS):
+        for names in (TOLD, TILE, TOLD):
             if time.monotonic() >= deadline:
                 break
             bases = [each.parameters for each in best(found, run.architecture, BEST_TILES)] or [today]

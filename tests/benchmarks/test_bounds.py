@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.peers.loops import bounds_of, hot_loop, innermost_loops
+from benchmarks.peers.loops import Pipeline, bounds_of, hot_loop, innermost_loops, pipeline_of
 from benchmarks.peers.rates import Cost, UnknownRateError, cost_of
 
 ASSEMBLY = """
@@ -49,6 +49,41 @@ def test_the_hot_loop_is_the_shortest_of_those_that_multiply_most():
     assert of_larger_tile is not None
     assert (of_larger_tile.matrix_cycles, of_larger_tile.instructions) == (32.0, 6)
     assert hot_loop(ASSEMBLY.replace("v_mfma_f32", "v_add_f32")) is None
+
+
+MULTIPLY, WAIT, BARRIER = "v_mfma_f32_32x32x8_bf16 a[0:15], v[0:1], v[2:3], a[0:15]", "s_waitcnt vmcnt({})", "s_barrier"
+LOAD, NARROW, STORE = (
+    "buffer_load_dwordx4 v[0:3], v4, s[0:3], 0 offen",
+    "global_load_dword v5, v[6:7], off",
+    "ds_write_b128 v0, v[0:3]",
+)
+
+
+@pytest.mark.parametrize(
+    ("turn", "pipeline"),
+    [
+        # all is waited for at once
+        ([LOAD, WAIT.format(0), STORE, BARRIER, MULTIPLY, MULTIPLY, BARRIER], Pipeline(0.0, 2, 1)),
+        # the load of this turn is waited for in the next one
+        ([WAIT.format(0), STORE, BARRIER, LOAD, MULTIPLY, MULTIPLY], Pipeline(1.0, 1, 1)),
+        # one load may still be under way, so that each is waited for a turn later
+        ([LOAD, WAIT.format(1), BARRIER, MULTIPLY, MULTIPLY], Pipeline(1.0, 1, 0)),
+        # 16 bytes wait for one of two, and 4 bytes for none
+        ([LOAD, MULTIPLY, NARROW, WAIT.format(0), MULTIPLY], Pipeline(0.4, 0, 0)),
+        ([LOAD.replace("buffer_load_dwordx4", "global_load_lds_dwordx4"), MULTIPLY, WAIT.format(0)], Pipeline(1.0, 0, 0)),
+        ([LOAD.replace("dwordx4", "b128"), MULTIPLY, "s_wait_loadcnt 0x0", "s_barrier_wait -1"], Pipeline(1.0, 1, 0)),
+    ],
+)
+def test_how_far_a_loop_loads_ahead(turn, pipeline):
+    loop = "\n".join(f"\t{line}" for line in [*turn, "s_cbranch_scc1 .LBB0_1"])
+    assert pipeline_of(f".LBB0_1:\n{loop}\n") == pipeline
+    longer = f".LBB0_1:\n\ts_nop 0\n{loop}\n.LBB0_2:\n{loop.replace('_1', '_2')}\n"
+    assert pipeline_of(longer) == pipeline
+
+
+def test_a_loop_that_loads_nothing_has_no_pipeline():
+    assert pipeline_of(f".LBB0_1:\n\t{MULTIPLY}\n\ts_cbranch_scc1 .LBB0_1\n") is None
+    assert pipeline_of(f".LBB0_1:\n\t{LOAD}\n\ts_cbranch_scc1 .LBB0_1\n") is None
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from benchmarks.tuning.results import Candidate, Search
 FACTS = Facts(spills=0, matrix_instructions=8, shared_bytes=8192, shared_limit=65536, waves=2, instructions=1.0, cycles=1.0)
 PARAMETERS = Parameters(block_m=64, block_n=32, num_warps=4, num_stages=1)
 BEST_FIRST = [
-    FACTS._replace(waves=5, cycles=0.5),  # no more waves than are enough
+    FACTS._replace(waves=5, ahead=0.5, cycles=0.9),  # no more waves than are enough
+    FACTS._replace(waves=2, ahead=0.9, barriers=0.01, cycles=0.3),  # no further ahead than is enough
+    FACTS._replace(waves=5, ahead=0.4, cycles=0.5),
     FACTS._replace(cycles=0.6),
     FACTS._replace(waves=9, cycles=0.7, instructions=0.01),
+    FACTS._replace(barriers=0.01, cycles=0.2),
     FACTS._replace(waves=1, cycles=0.1),
     FACTS._replace(matrix_instructions=0, waves=9, cycles=0.01),
     FACTS._replace(spills=1, waves=9, cycles=0.01),
@@ -47,6 +50,12 @@ def test_each_fact_decides_among_what_is_alike_before_it(worse):
     random.Random(worse).shuffle(others)
     found = ranked(BEST_FIRST[-1]._replace(spills=3, cycles=9.0), *others)
     assert index(found) == 1 + others.index(BEST_FIRST[worse - 1])
+
+
+def test_loads_ahead_are_worth_some_more_work():
+    ahead = FACTS._replace(ahead=0.8)
+    assert index(ranked(FACTS, ahead._replace(cycles=1.2))) == 1
+    assert index(ranked(FACTS, ahead._replace(cycles=1.3))) is None
 
 
 def test_waves_count_up_to_what_is_enough():
