@@ -106,11 +106,11 @@ def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | 
 
 
 def loop_instructions(assembly: str) -> int | None:
-    """Instructions of the loop over tiles that need no mask: the shortest with a good part of the kernel's multiplications."""
+    """Instructions of the loop over tiles that need no mask: the shortest of those that multiply most."""
     multiply = next((kind for kind in _MULTIPLIES if kind.search(assembly)), None)
     if multiply is None:
         return None
-    counts = [(len(loop), sum(multiply.match(name) is not None for name in loop)) for loop in innermost_loops(assembly)]
-    # the loops over tiles with and without a mask have about half each
-    enough = len(multiply.findall(assembly)) / 4
-    return min((length for length, multiplications in counts if multiplications >= enough), default=None)
+    loops = innermost_loops(assembly)
+    counts = [sum(multiply.match(name) is not None for name in loop) for loop in loops]
+    most = max(counts, default=0)
+    return min((len(loop) for loop, count in zip(loops, counts, strict=True) if count == most), default=None) if most else None
