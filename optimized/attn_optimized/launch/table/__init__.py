@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 SCHEMA = "attn-parity.launch-table/1"
 MAX_BYTES = 1 << 20
 # Chips whose kernels compile to much the same code.
-_LIKE = {"gfx90a": "gfx942", "gfx950": "gfx942", "gfx1250": "gfx1201"}
+_LIKE = {"gfx90a": "gfx942", "gfx1250": "gfx1201"}
 _LEAST = {
     "block_m": 16,
     "block_n": 16,
