@@ -23,7 +23,7 @@ from attn_contract.layer import (
     why_not_stored,
 )
 from attn_contract.layouts import LATENT_FORMATS, Layout
-from attn_contract.rules import RULES, active_rules, rule_named
+from attn_contract.rules import RULES, active_rules, check_together, rule_named
 
 Scales = Literal["tensor", "head", "token", "inline"]
 """The granularity of a quantized cache's scales.
@@ -123,6 +123,7 @@ class AttentionConfig:
                 kept[name] = value
         kept["head_size_v"] = checked_value_size(kept.get("head_size_v"), self)
         object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
+        check_together(self.rules)
         if self.asks("per_request_causal") and not self.asks("non_causal"):
             raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
         if self.asks("q_scale") and self.kv_cache_dtype not in FLOAT8_DTYPES:

@@ -18,13 +18,15 @@ arXiv:2512.02556). The best units of tokens are `Batch.selected` of the attentio
     GLM-5.3-Flash's pools        4               4         SUM_RELU   512   0, 0
     Qwen4's groups               4               4         SUM_RELU   512   0, 0   all weights are 1 / sqrt(head_size)
     Step5's regions              8               8         SUM_RELU   512   0, 0   one selection for each group of index heads
+    DeepSeek-V4's entries        4               4         SUM_RELU   512   0, 0
     MiniMax-M3's blocks          128             1         MAX         16   by config; one selection for each index head
 
 What a model does to q and k before is no term: norms, rotations, pooling and Hadamard transforms are inputs, and so is the
-factor by which q was quantized, which engines fold into the weights. These need other terms, and are left out: keys in mxfp4,
-and entries that stand for compressed tokens in attention itself, with a second cache (DeepSeek-V4); candidates that a layer
-passes on to later ones (V4.1). Ranks that share the keys of a request merge what they select; the merged selection is judged as
-any other.
+factor by which q was quantized, which engines fold into the weights. Where attention, too, has one key for the tokens of a unit
+(DeepSeek-V4's entries of 4 tokens), `Layer.key_unit` says so, and its selection_unit counts these keys: 1.
+
+Left out are keys in mxfp4, and candidates that a layer passes on to later ones (V4.1). Ranks that share the keys of a request
+merge what they select; the merged selection is judged as any other.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from attn_contract.rules import (
     SOFTMAX,
     VALUES,
     VISIBILITY,
+    active_rules,
+    check_together,
     held_rules,
     holds_rules,
     rule,
@@ -34,6 +36,8 @@ Q_SCALE_BESIDE = "None, or a float8 kv_cache_dtype, which q then has, too: engin
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """2^-126. GPUs may take a smaller number for 0, and kernels multiply and divide by these."""
 LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
+
+Count = TypeVar("Count", int, torch.Tensor)
 
 
 def _check_window(name: str, value: Any, _: object) -> tuple[int, int]:
@@ -52,6 +56,12 @@ def _check_sink_tokens(name: str, value: Any, _: object) -> int:
 def _check_optional_size(name: str, value: Any, _: object) -> int | None:
     if value is not None:
         check_int(name, value, minimum=1)
+    return value
+
+
+def _check_key_unit(name: str, value: Any, _: object) -> int | None:
+    if value is not None:
+        check_int(name, value, minimum=2)
     return value
 
 
@@ -114,9 +124,16 @@ class Layer:
             Not the same as `sinks`.
         chunked_local: C: positions are cut into chunks of C, and a query sees only keys of its chunk (Llama 4). None is off.
         selection_unit: g: each step selects the keys that a query sees, in units of g tokens: unit c is the positions
-            [c * g, (c + 1) * g). `Batch.selected` names the units (DeepSeek-V3.2's tokens, arXiv:2512.02556; blocks of
-            MiniMax-M3). The other rules hide keys of selected units, too. In X_PACKED and SHUFFLED it is a multiple of the
-            elements of 16 bytes. DECODER only. None: nothing is selected.
+            [c * g, (c + 1) * g). Beside a key_unit, g counts keys, and unit c is the keys of these numbers. `Batch.selected`
+            names the units (DeepSeek-V3.2's tokens, arXiv:2512.02556; blocks of MiniMax-M3). The other rules hide keys of
+            selected units, too. In X_PACKED and SHUFFLED it is a multiple of the elements of 16 bytes. DECODER
+            only. None: nothing is selected.
+        key_unit: g, at least 2: g tokens share one key of the cache, which a model made of them (DeepSeek-V4's entries of 4 and
+            of 128 tokens). Key c stands for the tokens [c * g, (c + 1) * g), at the position of the last of them, and exists
+            once all of them do: a request has `seq_len // g` keys, and the query at p sees the first `(p + 1) // g` of them.
+            Lengths and positions of queries count tokens. Slots, block tables and selection_unit count keys. How a key is made
+            is no part of attention: whoever stores it gives its row the slot. Another layer's call sees the tokens of a window,
+            and `merge_attn_states` makes one softmax of both. It has none of the other rules of positions, and is causal.
         ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
@@ -170,6 +187,19 @@ class Layer:
         attn_types=DECODER_ONLY,
         why_not="only DECODER has a selection",
     )
+    key_unit: int | None = rule(
+        None,
+        words="keys of several tokens (key_unit)",
+        acts_on=VISIBILITY,
+        check=_check_key_unit,
+        attn_types=DECODER_ONLY,
+        why_not="only DECODER has keys of several tokens",
+        excludes=(
+            *("window", "sink_tokens", "chunked_local", "ranges_clamped", "alibi_slopes", "bidirectional_ranges", "qq_bias"),
+            *("non_causal", "per_request_causal", "rope", "over_ranks"),
+        ),
+        why_excluded="a key of several tokens has no other rule of positions, is seen causally, and is stored as it is",
+    )
     ranges_clamped: bool = rule(
         False,
         words="bidirectional ranges clamped by the window",
@@ -222,6 +252,7 @@ class Layer:
             value = record.checked(getattr(self, name), self)
             object.__setattr__(self, name, value)
             record.check_defined(value, self.attn_type)
+        check_together(active_rules(self))
         self._check_cache()
         object.__setattr__(self, "head_size_v", checked_value_size(self.head_size_v, self))
         if self.output_scale is not None:
@@ -231,6 +262,10 @@ class Layer:
     def value_size(self) -> int:
         """The width of v and of out."""
         return self.head_size_v or self.head_size
+
+    def num_keys(self, num_tokens: Count) -> Count:
+        """How many keys so many tokens of a request have in the cache."""
+        return num_tokens // (self.key_unit or 1)
 
     def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
         """This layer's view of a cache tensor, which has the addresses of its elements.

@@ -65,10 +65,13 @@ class Rule:
         acts_on: the step of attention that the rule changes.
         attn_types: the attention types that have the rule.
         why_not: why the other attention types do not have it; empty if all have it.
+        excludes: rules that a call with this one cannot ask for.
+        why_excluded: why not; empty if there are none.
         check: what a value must fulfil beyond its type. A rule without a check takes every value of its type.
 
     Raises:
-        TypeError: a type that RULE_TYPES lacks, an off value of another type, or attention types without a reason.
+        TypeError: a type that RULE_TYPES lacks, an off value of another type, or attention types or excluded rules without a
+            reason.
     """
 
     name: str
@@ -79,6 +82,8 @@ class Rule:
     acts_on: ActsOn
     attn_types: tuple[AttentionType, ...] = ALL_TYPES
     why_not: str = ""
+    excludes: tuple[str, ...] = ()
+    why_excluded: str = ""
     check: Check | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +97,8 @@ class Rule:
             raise TypeError(f"rule {self.name}: {shown(self.off)} cannot be the off value of {self.type}")
         if bool(self.why_not) != (set(self.attn_types) != set(ALL_TYPES)):
             raise TypeError(f"rule {self.name}: why_not says why some attention types lack the rule, and only then")
+        if bool(self.why_excluded) != bool(self.excludes):
+            raise TypeError(f"rule {self.name}: why_excluded says why it excludes rules, and only then")
 
     @property
     def is_tensor(self) -> bool:
@@ -126,6 +133,8 @@ def rule(
     acts_on: ActsOn,
     attn_types: tuple[AttentionType, ...] = ALL_TYPES,
     why_not: str = "",
+    excludes: tuple[str, ...] = (),
+    why_excluded: str = "",
     check: Check | None = None,
 ) -> Any:
     """The default of a field of Layer or Batch that is a rule. The arguments are those of Rule."""
@@ -134,6 +143,8 @@ def rule(
         "acts_on": acts_on,
         "attn_types": attn_types,
         "why_not": why_not,
+        "excludes": excludes,
+        "why_excluded": why_excluded,
         "check": check,
     }
     return dataclasses.field(default=off, metadata={_RECORD: record})
@@ -263,6 +274,14 @@ def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, i
     for name in active_rules(*holders):
         if name not in names:
             raise UnsupportedError(implementation, words_of(name), "it does not implement this rule", instead)
+
+
+def check_together(asked: Collection[str]) -> None:
+    """Raise ContractError where one of the rules that a call asks for, by name, excludes another one."""
+    for rule in (RULES[name] for name in asked if name in RULES):
+        for name in rule.excludes:
+            if name in asked:
+                raise ContractError(rule.name, f"one beside {words_of(name)}", f"{rule.off}: {rule.why_excluded}")
 
 
 @lru_cache

@@ -16,8 +16,8 @@ _INDEXER = (
 )
 _COMPRESSED = (
     "compressed keys",
-    "a layer attends to entries that stand for several tokens each, in a second cache, beside the tokens of a window: a layer "
-    "here has one source of keys",
+    "no backend here is one of vLLM's for them; a layer with a key_unit attends to them, another one to the tokens of the "
+    "window, and merge_attn_states makes one softmax of both",
 )
 _RANKS = "a layer is one rank's, and attn_optimized.context_parallel attends over ranks"
 

@@ -39,6 +39,7 @@ KIND = {
     "scale_sign": 1,
     "has_gaps": False,
     "selection_unit": 0,
+    "key_unit": 1,
     "has_unmasked_loop": True,
     "skips_masked_loop": False,
     "has_soft_cap": False,

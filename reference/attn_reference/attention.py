@@ -2,7 +2,8 @@
 
 Request r has `q_len = query_start_loc[r + 1] - query_start_loc[r]` queries and `seq_len = seq_lens[r]` keys. Its query i
 stands at position `p = seq_len - q_len + i`: the new tokens are the last ones of the sequence. Key j stands at position j. The
-keys from `context_len = seq_len - q_len` on are this step's own tokens.
+keys from `context_len = seq_len - q_len` on are this step's own tokens. With a key_unit g, a request has `seq_len // g` keys:
+`attn_reference.masks` says where they stand.
 
 **Visibility.** `visible(p, j)` says whether the query at p sees the key at j: causality, windows, chunks and all other rules of
 visibility are one formula, which `attn_reference.masks` defines.
@@ -67,7 +68,7 @@ from attn_contract.validation import check_paged_attention, check_varlen_attenti
 
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import LOGIT_RULES, logit_bias, to_logits, with_sink
-from attn_reference.masks import VISIBILITY_RULES, selected_units, visible
+from attn_reference.masks import VISIBILITY_RULES, position_of, selected_units, visible
 from attn_reference.quantization import dequantize, quantize
 from attn_reference.rounding import rounded
 
@@ -274,7 +275,8 @@ def _paged_requests(
     assert block_table is not None
 
     def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return gather_rows(kv_cache, layer, block_table[r], seq_lens[r], precision, view)
+        num_keys = seq_lens[r] if layer.key_unit is None else seq_lens[r] // layer.key_unit
+        return gather_rows(kv_cache, layer, block_table[r], num_keys, precision, view)
 
     return _requests(q, layer, batch, precision, keys_and_values)
 
@@ -303,8 +305,8 @@ def _requests(
         if start == end:
             continue
         key, value = keys_and_values(r, slice(start, end))
-        key_positions = torch.arange(len(key), device=q.device)
-        context_len = len(key) - (end - start)
+        key_positions = position_of(torch.arange(len(key), device=q.device), layer.key_unit)
+        context_len = int(batch.seq_lens[r]) - (end - start)
         for first in range(start, end, ROWS_AT_ONCE):
             rows = slice(first, min(first + ROWS_AT_ONCE, end))
             query_positions = context_len + torch.arange(rows.start - start, rows.stop - start, device=q.device)

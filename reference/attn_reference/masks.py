@@ -1,6 +1,7 @@
 """Visibility: which keys a query sees. The specification, one function per rule, and `visible`, which composes the rules.
 
-p is the position of a query and j the position of a key (`attn_reference.attention`). All rules together are one formula:
+p is the position of a query and j the position of a key: of key c, from 0, it is c, or with a key_unit the position of the last
+of the tokens that share the key, (c + 1) * key_unit - 1. All rules together are one formula:
 
     visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  selected  and  qq_bias does not hide j
     base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
@@ -8,7 +9,7 @@ p is the position of a query and j the position of a key (`attn_reference.attent
     in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
     in_range      = some [a, b] of the request's bidirectional_ranges holds both p and j
                     and  (not ranges_clamped  or  left < 0  or  p - j <= left)
-    selected      = selection_unit is None  or  j // selection_unit is among the units that the step selects for the query
+    selected      = selection_unit is None  or  c // selection_unit is among the units that the step selects for the query
 
 In a window (left, right) both edges are inclusive, -1 is unlimited and 0 a real edge. A window leaves the first sink_tokens
 keys visible (StreamingLLM; Xiao et al., arXiv:2309.17453; AITER's `sink_size`), but causality and chunks hide them too.
@@ -25,6 +26,10 @@ A selection is what an indexer picked for each query: tokens (DeepSeek-V3.2, arX
 NSA, arXiv:2502.11089). It hides keys, and shows none that another rule hides: of a unit that the query stands in, causality
 leaves the tokens up to its own. Each KV head may have a selection of its own; its query heads share it.
 
+Where key_unit tokens share a key, `j <= p` says that all of them are the query's own or earlier ones, and `j < seq_len` that
+they are there: the query sees the first `(p + 1) // key_unit` keys, of the `seq_len // key_unit` that the request has. A layer
+of DeepSeek-V4 attends to such keys and to the tokens of a window in one softmax: two calls, and `merge_attn_states` of both.
+
 A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
 (ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1
 and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
@@ -40,7 +45,7 @@ from attn_contract.arguments import check_dims, check_int, check_tensor, check_t
 from attn_reference.logits import place_qq_bias
 
 VISIBILITY_RULES = frozenset(
-    {"window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped", "selection_unit"}
+    {"window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped", "selection_unit", "key_unit"}
 )
 """The fields of Layer and Batch that `visible` implements, beside `causal`."""
 
@@ -72,11 +77,22 @@ def visible(
     if batch.bidirectional_ranges is not None:
         seen |= in_range(p, j, batch.bidirectional_ranges[request], layer.window[0] if layer.ranges_clamped else -1)
     if layer.selection_unit is not None:
-        of_heads = is_selected(j, selected_units(query_positions, layer, batch, request), layer.selection_unit)
+        c = key_at(j, layer.key_unit)
+        of_heads = is_selected(c, selected_units(query_positions, layer, batch, request), layer.selection_unit)
         seen = seen & (of_heads[0] if len(of_heads) == 1 else of_heads)
     if batch.qq_bias is not None:
         seen &= ~is_hidden(place_qq_bias(query_positions, key_positions, batch, request))
     return seen & (j >= 0) & (j < batch.seq_lens[request])
+
+
+def position_of(c: torch.Tensor, key_unit: int | None) -> torch.Tensor:
+    """j of key c: where several tokens share a key, the position of the last of them."""
+    return c if key_unit is None else (c + 1) * key_unit - 1
+
+
+def key_at(j: torch.Tensor, key_unit: int | None) -> torch.Tensor:
+    """c of the key at position j: the inverse of `position_of`."""
+    return j if key_unit is None else (j + 1) // key_unit - 1
 
 
 def is_causal(p: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
@@ -126,15 +142,15 @@ def in_range(p: torch.Tensor, j: torch.Tensor, ranges: torch.Tensor, left: int) 
     return together & in_window(p, j, (left, -1))
 
 
-def is_selected(j: torch.Tensor, units: torch.Tensor, selection_unit: int) -> torch.Tensor:
+def is_selected(c: torch.Tensor, units: torch.Tensor, selection_unit: int) -> torch.Tensor:
     """[..., k_len]: the key lies in one of the units that a query selects. A unit below 0 holds no key.
 
-    The division is a floor: a key lies in the unit `j // selection_unit`.
+    The division is a floor: a key lies in the unit `c // selection_unit`.
 
     Args:
         units: [..., W] integers, for each query.
     """
-    return ((j // selection_unit)[..., None] == units[..., None, :]).any(-1)
+    return ((c // selection_unit)[..., None] == units[..., None, :]).any(-1)
 
 
 def selected_units(query_positions: torch.Tensor, layer: Layer, batch: Batch, request: int) -> torch.Tensor:

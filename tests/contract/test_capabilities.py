@@ -47,7 +47,7 @@ ALL = Capabilities(
 
 def asking_for(name: str) -> AttentionConfig:
     """A config that asks for one rule."""
-    values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "selection_unit": 4}
+    values = {"window": (3, 0), "sink_tokens": 2, "chunked_local": 8, "selection_unit": 4, "key_unit": 4}
     values |= {"logits_soft_cap": 30.0, "head_size_v": 32}
     needed = {"per_request_causal": {"non_causal": True}}
     changes = {"head_size_v": {"num_kv_heads": 1}, "q_scale": {"kv_cache_dtype": E4M3FN, "scales": "tensor"}}

@@ -73,6 +73,7 @@ ACCEPTED = [
     {"window": (0, 0)},
     {"window": (MOST, -1), "sink_tokens": MOST, "chunked_local": MOST, "selection_unit": MOST, "ranges_clamped": True},
     {"chunked_local": 1},
+    {"key_unit": 2, "selection_unit": 3, "logits_soft_cap": 50.0, "sinks": torch.zeros(4)},
     {"sinks": torch.zeros(4, dtype=torch.bfloat16)},
     {"sinks": torch.zeros(1).expand(1), "num_heads": 1, "num_kv_heads": 1},
     {"output_scale": torch.tensor(1.0)},

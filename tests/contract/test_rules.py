@@ -71,6 +71,11 @@ class TestRegistration:
         assert holders == sorted(holders, key=["Layer", "Batch", "call"].index)
         assert list(RULES).index("extra") < list(RULES).index("qq_bias")
 
+    def test_rules_exclude_rules_that_there_are(self):
+        assert {name for record in RULES.values() for name in record.excludes} <= set(RULES)
+        with pytest.raises(TypeError, match="rule extra: why_excluded says why it excludes rules, and only then"):
+            layer_with(int, 0, excludes=("window",))
+
     def test_fields_of_a_subclass_are_registered_once(self):
         grown = layer_with(int, 0)
         before = dict(RULES)

@@ -96,6 +96,11 @@ def selecting() -> Arguments:
     return paged() | {"selection_unit": 2, "selected": torch.tensor([of_rows] * 2).int()}
 
 
+def sharing() -> Arguments:
+    """Two tokens share a key: requests of 2, 2 and 1 keys."""
+    return paged() | {"key_unit": 2}
+
+
 def quantized(dtype: torch.dtype, **scales: torch.Tensor) -> Arguments:
     return {"kv_cache_dtype": dtype, "kv_cache": cache(dtype=dtype)} | scales
 

@@ -204,6 +204,9 @@ def to_float8(call: dict[str, Any], **options: Any) -> dict[str, Any]:
 CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "paged_attention": paged_attention,
     "paged_attention with every rule": lambda device: with_every_rule(paged_attention, device, **BATCH_RULES),
+    "paged_attention of shared keys": lambda device: paged_attention(
+        device, key_unit=2, selection_unit=2, selected=torch.tensor([[[0, 1]] * 3 + [[0, -1]] * 3]).int()
+    ),
     "paged_attention batch-invariant": lambda device: {**paged_attention(device), "batch_invariant": True},
     "paged_attention of int8": lambda device: paged_attention(device, **INT8_CACHE),
     "paged_attention of int8 with inline scales": lambda device: paged_attention(device, **INLINE_CACHE),

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import attn_reference
 import pytest
 import torch
 from attn_contract import RULES, Batch, ContractError, Layer, Layout
@@ -95,12 +96,14 @@ OPTIONS = {
     "selection_unit": [None, 2],
     "qq_bias": [False, True],
 }
+ALONE = "key_unit"
+"""It excludes other rules, and has a test of its own."""
 ALL = [Rules(causal=True, **dict(zip(OPTIONS, values, strict=True))) for values in itertools.product(*OPTIONS.values())]
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.acts_on is VISIBILITY])
 def test_every_rule_of_visibility_is_in_the_table(name):
-    assert name in OPTIONS, f"{name}: no test compares it with a formula of integers"
+    assert name in (*OPTIONS, ALONE), f"{name}: no test compares it with a formula of integers"
 
 
 def test_the_truth_table_itself():
@@ -194,6 +197,65 @@ def selected_of(lengths, selection_unit):
         for i in range(q_len)
     ]
     return torch.nn.functional.pad(torch.tensor([rows], dtype=torch.int32), (0, 0, 0, 8))
+
+
+def sharing(paged_call, tokens, seq_lens, **fields):
+    """A call over keys of several tokens: those of `tokens`, of requests that have so many tokens."""
+    q, kv_cache, layer, batch = paged_call(tokens, **fields)
+    lengths = torch.tensor(seq_lens, dtype=torch.int32)
+    return q, kv_cache, layer, replace(batch, seq_lens=lengths, max_seq_len=max(seq_lens))
+
+
+def test_keys_of_four_tokens_by_hand(paged_call):
+    """Nine tokens are two keys, of the tokens 0 to 3 and 4 to 7. The queries stand at positions 2 to 8. All logits are 0."""
+    query, key, value = torch.zeros(7, 1, 4), torch.ones(2, 1, 4), torch.tensor([1.0, 3.0])[:, None, None].expand(2, 1, 4)
+    call = sharing(paged_call, [(query, key, value)], [9], key_unit=4)
+    (request,) = paged_requests(*call, torch.float64)
+    assert request.visible.int().tolist() == [[0, 0], [1, 0], [1, 0], [1, 0], [1, 0], [1, 1], [1, 1]]
+    attention = attend(request, call[2])
+    assert attention.out[:, 0, 0].tolist() == [0, 1, 1, 1, 1, 2, 2]
+    assert attention.lse[0].exp().tolist() == pytest.approx([0, 1, 1, 1, 1, 2, 2])
+
+
+@pytest.mark.parametrize("key_unit", [2, 3, 4, 128])
+def test_keys_of_several_tokens(key_unit, paged_call, randn):
+    """A key is seen once the query stands at its last token or behind it. A selection of units of two keys hides others."""
+    sizes = sorted({*range(7), key_unit - 1, key_unit, key_unit + 1, 4 * key_unit - 1, 4 * key_unit, 4 * key_unit + 1, 12})
+    lengths = [(q_len, seq_len) for q_len in (1, 3, 5) for seq_len in sizes]
+    tokens = [(randn(q_len, 1, 4), *randn(2, seq_len // key_unit, 1, 4)) for q_len, seq_len in lengths]
+    rows = [[0 if seq_len >= key_unit else -1] for q_len, seq_len in lengths for _ in range(q_len)]
+    selected = torch.nn.functional.pad(torch.tensor([rows], dtype=torch.int32), (0, 0, 0, 8))
+    for of_selection in ({}, {"selection_unit": 2, "selected": selected}):
+        call = sharing(paged_call, tokens, [seq_len for _, seq_len in lengths], key_unit=key_unit, **of_selection)
+        for request, (q_len, seq_len) in zip(paged_requests(*call, torch.float64), lengths, strict=True):
+            seen = [
+                [
+                    all(token <= seq_len - q_len + i for token in range(key * key_unit, (key + 1) * key_unit))
+                    and (not of_selection or key in (0, 1))
+                    for key in range(seq_len // key_unit)
+                ]
+                for i in range(q_len)
+            ]
+            assert request.visible.tolist() == seen, (q_len, seq_len)
+
+
+def test_two_sources_are_one_softmax_over_both(paged_call, randn):
+    """The tokens of a window and keys of four tokens, merged, are attention over all these keys with one sink."""
+    tokens, shared = randn(2, 9, 1, 4), randn(2, 2, 1, 4)
+    q, sinks = randn(3, 2, 4), torch.tensor([0.5, -1.0])
+    in_window = paged_call([(q, *tokens)], window=(2, -1), sinks=sinks, scale=0.5)
+    in_keys = sharing(paged_call, [(q, *shared)], [9], key_unit=4, scale=0.5)
+    states = []
+    for call in (in_window, in_keys):
+        out, lse = torch.zeros(len(call[0]), 2, 4), torch.zeros(2, len(call[0]))
+        attn_reference.paged_attention(*call, out=out, lse=lse)
+        states += [out, lse]
+    merged = attn_reference.merge_attn_states(*states)
+    for i, p in enumerate((6, 7, 8)):
+        key, value = (torch.cat([x[p - 2 : p + 1, 0], y[: (p + 1) // 4, 0]]) for x, y in zip(tokens, shared, strict=True))
+        for h in range(2):
+            weights = torch.softmax(torch.cat([0.5 * key @ q[i, h], sinks[h : h + 1]]), 0)
+            torch.testing.assert_close(merged[i, h], weights[:-1] @ value)
 
 
 @pytest.mark.parametrize("selection_unit", [1, 2, 3, 5])

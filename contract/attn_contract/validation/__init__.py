@@ -9,6 +9,7 @@ from attn_contract.validation.attention import (
     check_attention_tensors,
     check_own_tokens,
     check_paged_attention,
+    check_rules_of_step,
     check_varlen_attention,
     dtype_of_output,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "check_own_tokens",
     "check_paged_attention",
     "check_rope_and_write_kv_cache",
+    "check_rules_of_step",
     "check_scale_values",
     "check_select",
     "check_varlen_attention",

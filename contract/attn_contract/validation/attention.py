@@ -8,7 +8,7 @@ from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import FLOAT8_DTYPES, Layer
-from attn_contract.rules import held_rules
+from attn_contract.rules import active_rules, check_together, held_rules
 from attn_contract.validation.shapes import (
     check_cache,
     check_float,
@@ -77,7 +77,7 @@ def check_paged_attention(
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
     if layer.layout is None:
         raise ContractError("layer.attn_type", layer.attn_type, "a type that reads the KV cache; use varlen_attention")
-    _check_rules_of_step(layer, batch)
+    check_rules_of_step(layer, batch)
     _check_selection(layer, batch, kv_cache)
     _check_query(q, layer, batch, out, lse)
     check_rotated_dtype("q", q.dtype, layer)
@@ -90,7 +90,7 @@ def check_paged_attention(
         )
     if values:
         check_lengths(batch)
-        check_block_table(batch.block_table, batch.seq_lens, view)
+        check_block_table(batch.block_table, layer.num_keys(batch.seq_lens), view)
         if batch.slot_mapping is not None:
             check_slots(batch.slot_mapping, view)
         check_selected(layer, batch)
@@ -128,7 +128,7 @@ def check_varlen_attention(
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
     if layer.layout is not None:
         raise ContractError("layer.attn_type", layer.attn_type, "ENCODER or ENCODER_ONLY; use paged_attention")
-    _check_rules_of_step(layer, batch)
+    check_rules_of_step(layer, batch)
     _check_query(q, layer, batch, out, lse)
     _check_keys_of_step(k, v, q, layer, batch)
     for name in ("block_table", "slot_mapping", "selected"):
@@ -158,9 +158,16 @@ def check_own_tokens(
     _check_keys_of_step(k, v, q, layer, batch)
 
 
-def _check_rules_of_step(layer: Layer, batch: Batch) -> None:
+def check_rules_of_step(layer: Layer, batch: Batch) -> None:
+    """Check that the layer may have the rules of a step.
+
+    Raises:
+        ContractError: its attention type has no such rule, or one of its rules excludes it.
+    """
     for name, rule in held_rules(batch).items():
         rule.check_defined(getattr(batch, name), layer.attn_type)
+    non_causal = ("non_causal",) if layer.attn_type is AttentionType.DECODER and batch.causal is not True else ()
+    check_together({*active_rules(layer, batch), *non_causal})
 
 
 def _check_selection(layer: Layer, batch: Batch, kv_cache: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import Layer
 from attn_contract.layouts import A_LATENT_LAYOUT
+from attn_contract.rules import active_rules, check_together
 from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value, check_rotated_dtype
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_positions, check_scale_values, check_slots
@@ -91,6 +92,7 @@ def check_rope_and_write_kv_cache(
     check_vector("positions", positions, torch.int64)
     read = {"k": k, "v": v, "positions": positions, "cos_sin_cache": cos_sin_cache}
     view = _check_write(read, kv_cache, layer, slot_mapping, written={"q": q}, values=values)
+    check_together({*active_rules(layer), "rope"})
     check_heads("q", q, "T", layer.num_heads, layer.head_size)
     if q.dtype != k.dtype:
         raise ContractError("q", q.dtype, f"{k.dtype}, as k has")

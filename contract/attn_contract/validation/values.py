@@ -65,15 +65,15 @@ def check_keys_are_own(batch: Batch, query_lens: torch.Tensor) -> None:
         raise ContractError(f"seq_lens[{r}]", int(batch.seq_lens[r]), expected)
 
 
-def check_block_table(block_table: torch.Tensor, seq_lens: torch.Tensor, view: KVCacheView | IndexCacheView) -> None:
-    """Check that block_table [R, max_blocks] has a block of the cache for every key. Later entries are garbage."""
-    table, seq_lens = block_table.cpu(), seq_lens.cpu().long()
+def check_block_table(block_table: torch.Tensor, num_keys: torch.Tensor, view: KVCacheView | IndexCacheView) -> None:
+    """Check that block_table [R, max_blocks] has a block of the cache for each of num_keys [R]. Later entries are garbage."""
+    table, num_keys = block_table.cpu(), num_keys.cpu().long()
     capacity = table.shape[1] * view.block_size
-    if len(long := (seq_lens > capacity).nonzero()):
+    if len(long := (num_keys > capacity).nonzero()):
         r = int(long[0])
-        expected = f"at most {capacity}: block_table has {table.shape[1]} columns of {view.block_size} slots"
-        raise ContractError(f"seq_lens[{r}]", int(seq_lens[r]), expected)
-    blocks_used = (seq_lens + view.block_size - 1) // view.block_size
+        expected = f"at most {capacity} keys: block_table has {table.shape[1]} columns of {view.block_size} slots"
+        raise ContractError(f"seq_lens[{r}]", int(num_keys[r]), expected)
+    blocks_used = (num_keys + view.block_size - 1) // view.block_size
     used = torch.arange(table.shape[1]) < blocks_used[:, None]
     if len(wrong := (used & ((table < 0) | (table >= view.num_blocks))).nonzero()):
         r, i = wrong[0].tolist()
@@ -99,7 +99,7 @@ def check_selected(layer: Layer, batch: Batch) -> None:
         return
     selected, starts = batch.selected.cpu().long(), batch.query_start_loc.cpu().long()
     rows = int(starts[-1])
-    units = -(-batch.seq_lens.cpu().long() // layer.selection_unit)
+    units = -(-layer.num_keys(batch.seq_lens.cpu().long()) // layer.selection_unit)
     of_row = units.repeat_interleave(starts.diff())[None, :, None]
     own = selected[:, :rows]
     if len(wrong := (own >= of_row).nonzero()):

@@ -273,16 +273,16 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
     """
     assert call.kv_cache is not None
     assert call.batch.block_table is not None
-    seq_lens, table = call.batch.seq_lens.tolist(), call.batch.block_table.tolist()
-    seen = [torch.zeros(seq_len, dtype=torch.bool) for seq_len in seq_lens]
+    num_keys, table = call.layer.num_keys(call.batch.seq_lens).tolist(), call.batch.block_table.tolist()
+    seen = [torch.zeros(count, dtype=torch.bool) for count in num_keys]
     for request in attn_reference.paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float32):
         seen[request.index] |= request.seen.cpu()
-    tables: list[tuple[int, ...]] = [()] * len(seq_lens)
+    tables: list[tuple[int, ...]] = [()] * len(num_keys)
     numbers: dict[int, int] = {}
     blocks: list[int] = []
     for r in kept:
         row = []
-        for i, first in enumerate(range(0, seq_lens[r], block_size)):
+        for i, first in enumerate(range(0, num_keys[r], block_size)):
             block, is_seen = table[r][i], seen[r][first : first + block_size].any()
             number = numbers.setdefault(block, len(blocks)) if is_seen else len(blocks)
             if number == len(blocks):

@@ -196,7 +196,8 @@ class Case(
         sink_tokens, chunked_local, ranges_clamped, logits_soft_cap: as in `attn_contract.Layer`.
         q_scale: q is of the cache's float8 type, with one scale or one for each KV head; k, v and the output are of `dtype`.
         alibi_slopes: the layer has slopes, drawn from the seed.
-        selection_unit: as in `attn_contract.Layer`.
+        selection_unit, key_unit: as in `attn_contract.Layer`. Where tokens share a key, the row of k and v of the last of them
+            is the key that the step writes, and the rows of the others have slot -1.
         selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit behind them.
             "top": as many for each query as a row has entries, or all that it sees, as an indexer picks the best. "holes": as
             "some", with entries of no unit anywhere. "all": all of those. "ahead": a few units of the request, which causality
@@ -253,6 +254,7 @@ class Case(
     chunked_local: Size | None = None
     ranges_clamped: bool = False
     selection_unit: Size | None = None
+    key_unit: Annotated[int, Meta(ge=2, le=1 << 20)] | None = None
     selected: SelectionKind = "some"
     selected_width: Count | None = None
     empty_selections: bool = False
@@ -315,7 +317,15 @@ class Case(
     @property
     def has_work(self) -> bool:
         """True if a kernel has something to compute: a request with queries and keys."""
-        return any(request.query_len and request.seq_len for request in self.requests)
+        return any(request.query_len and self.num_keys(request) for request in self.requests)
+
+    def num_keys(self, request: Request) -> int:
+        """The keys of a request."""
+        return request.seq_len // (self.key_unit or 1)
+
+    def position(self, key: int) -> int:
+        """The position of a key of a request."""
+        return (key + 1) * (self.key_unit or 1) - 1
 
     @property
     def query_start_loc(self) -> list[int]:
@@ -368,7 +378,8 @@ def written_slots(case: Case) -> list[int]:
         self_attention = case.attn_type is AttentionType.DECODER
         first = request.seq_len - request.query_len if self_attention else 0
         for position in range(first, request.seq_len):
-            slots.append(slot_of(request, cache, position) if position >= 0 else -1)
+            key, rest = divmod(position + 1, case.key_unit or 1)
+            slots.append(slot_of(request, cache, key - 1) if key > 0 and not rest else -1)
     if case.attn_type is AttentionType.DECODER:
         for row in case.unwritten:
             slots[row] = -1
@@ -377,7 +388,7 @@ def written_slots(case: Case) -> list[int]:
 
 
 def slot_bits(request: Request, cache: Cache, first: int, end: int) -> dict[int, int]:
-    """The slots of a request's positions [first, end), as one int for each block: bit i is the block's slot i.
+    """The slots of a request's keys [first, end), as one int for each block: bit i is the block's slot i.
 
     Bits cost little where a small file asks for many slots.
     """
@@ -393,18 +404,18 @@ def num_slots_of_keys(case: Case, cache: Cache) -> int:
     """The number of slots that hold a key of some request."""
     held: dict[int, int] = {}
     for request in case.requests:
-        for block, bits in slot_bits(request, cache, 0, request.seq_len).items():
+        for block, bits in slot_bits(request, cache, 0, case.num_keys(request)).items():
             held[block] = held.get(block, 0) | bits
     return sum(bits.bit_count() for bits in held.values())
 
 
 def slots_of_keys(case: Case, cache: Cache) -> list[int]:
     """The slots that hold a key of some request, in ascending order."""
-    return sorted({slot_of(request, cache, position) for request in case.requests for position in range(request.seq_len)})
+    return sorted({slot_of(request, cache, key) for request in case.requests for key in range(case.num_keys(request))})
 
 
-def slot_of(request: Request, cache: Cache, position: int) -> int:
-    return request.blocks[position // cache.block_size] * cache.block_size + position % cache.block_size
+def slot_of(request: Request, cache: Cache, key: int) -> int:
+    return request.blocks[key // cache.block_size] * cache.block_size + key % cache.block_size
 
 
 def num_elements(case: Case) -> int:
@@ -424,9 +435,9 @@ def num_elements(case: Case) -> int:
     table = len(case.requests) * (max((len(r.blocks) for r in case.requests), default=0) + case.table_padding + 2 * ranges)
     rows = case.num_rows + case.kv_rows_past + 2 * GUARD
     tree = (case.max_query_len + 1) ** 2 if case.qq_bias else 0
-    longest = max((request.seq_len for request in case.requests), default=0)
+    longest = max(map(case.num_keys, case.requests), default=0)
     width = case.selected_width or (longest // case.selection_unit if case.selection_unit else 0)
     selected = case.num_rows * case.num_kv_heads * width
     angles = sum(request.seq_len for request in case.requests) * case.rope.rotary_dim if case.rope else 0
-    dense = rows * case.group_size * head + sum(r.seq_len for r in case.requests) * head
+    dense = rows * case.group_size * head + sum(map(case.num_keys, case.requests)) * head
     return table + in_cache + dense + tree + selected + angles

@@ -121,23 +121,23 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
         keys = (keys.sign() * size).clamp(-1000, 1000)
         keys[::3] = keys[:1].clone()
         if case.values.seed % 2 and case.dtype != "float16" and (cache is None or cache.dtype is None or cache.scales_tokens):
-            longest = max((request.seq_len for request in case.requests), default=0)
+            longest = max(map(case.num_keys, case.requests), default=0)
             # a number of the normal distribution is below 8, and bfloat16 may round up
             values *= LARGEST_VALUES / 16 / max(longest, 1)
     elif kind == "one_hot":
         values = torch.zeros(shape_of_v)
         for r, request in enumerate(case.requests):
-            for channel, position in enumerate(_edges(case, request)[: case.value_size]):
-                values[_slot(case, r, position), :, channel] = 256
+            for channel, key in enumerate(_edges(case, request)[: case.value_size]):
+                values[_slot(case, r, key), :, channel] = 256
     elif kind == "signature":
         values = _signatures(shape_of_v)
         keys = keys / 8
         dims = int(direction.abs().sum())  # all of them, or those of a latent key that are no value
         for r, request in enumerate(case.requests):
-            if request.seq_len and abs(case.scale) > SMALLEST_SCALE and dims:
-                position = int(torch.randint(0, request.seq_len, (), generator=generator))
-                logit = math.log(request.seq_len) + 3
-                keys[_slot(case, r, position)] = direction * (logit / (case.scale * dims))
+            if (num_keys := case.num_keys(request)) and abs(case.scale) > SMALLEST_SCALE and dims:
+                key = int(torch.randint(0, num_keys, (), generator=generator))
+                logit = math.log(num_keys) + 3
+                keys[_slot(case, r, key)] = direction * (logit / (case.scale * dims))
     return keys, values
 
 
@@ -203,7 +203,7 @@ def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
 def _most_units(case: Case, generator: torch.Generator) -> int:
     """How many units an indexer picks for a query: from one to two more than the longest request has."""
     assert case.selection_unit is not None
-    longest = max((request.seq_len for request in case.requests), default=0)
+    longest = max(map(case.num_keys, case.requests), default=0)
     return int(torch.randint(1, -(-longest // case.selection_unit) + 3, (), generator=generator))
 
 
@@ -211,7 +211,8 @@ def _chosen_units(case: Case, request: Request, position: int, most: int, genera
     """The units that the query at a position selects, in any order. One row in eight selects nothing, if rows may; and each one
     does if `most` is 0."""
     assert case.selection_unit is not None
-    keys = request.seq_len if case.selected == "ahead" or not request.causal else max(position + 1, 0)
+    tokens = request.seq_len if case.selected == "ahead" or not request.causal else max(position + 1, 0)
+    keys = tokens // (case.key_unit or 1)
     units = torch.randperm(-(-keys // case.selection_unit), generator=generator).int()
     if not len(units) or not most or (case.empty_selections and not torch.randint(0, 8, (), generator=generator)):
         return units[:0]
@@ -322,8 +323,9 @@ def _signatures(shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def _edges(case: Case, request: Request) -> list[int]:
-    """Positions where masks and tiles often go wrong: both ends, and the edges of the case's rules, of blocks and of tiles."""
-    last = request.seq_len - 1
+    """Keys where masks and tiles often go wrong: both ends, and the edges of the case's rules, of blocks and of tiles."""
+    num_keys = case.num_keys(request)
+    last = num_keys - 1
     near = [0, last, last - 1, 1]
     for first, end in request.bidirectional_ranges:
         near += [end, end + 1, first, first - 1]
@@ -334,12 +336,12 @@ def _edges(case: Case, request: Request) -> list[int]:
     periods = [case.chunked_local] if case.chunked_local else []
     periods += [case.cache.block_size if case.cache else TILES // 2, TILES]
     for period in periods:
-        for edge in range(period, request.seq_len, period):
+        for edge in range(period, num_keys, period):
             near += [edge - 1, edge]
-    return [position for position in dict.fromkeys(near) if 0 <= position < request.seq_len]
+    return [key for key in dict.fromkeys(near) if 0 <= key < num_keys]
 
 
-def _slot(case: Case, r: int, position: int) -> int:
+def _slot(case: Case, r: int, key: int) -> int:
     if case.cache is not None:
-        return slot_of(case.requests[r], case.cache, position)
-    return case.query_start_loc[r] + position
+        return slot_of(case.requests[r], case.cache, key)
+    return case.query_start_loc[r] + key

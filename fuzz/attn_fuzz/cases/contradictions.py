@@ -4,6 +4,7 @@ import bisect
 
 from attn_contract import RULES, AttentionType, ContractError, Layout, PhysicalOrder
 from attn_contract.layer import SMALLEST_NORMAL
+from attn_contract.rules import check_together
 from attn_fuzz.cases.case import CHANGES, MAX_ELEMENTS, Cache, Case, CaseError, Rope, num_elements, slot_bits
 
 ROWS = (Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND)
@@ -65,6 +66,10 @@ def _check_rules(case: Case) -> None:
     for name in case.rules:
         if case.attn_type not in RULES[name].attn_types:
             raise CaseError(f"{name}: {case.attn_type} has none: {RULES[name].why_not}")
+    try:
+        check_together(case.rules)
+    except ContractError as error:
+        raise CaseError(str(error)) from None
 
 
 def _check_float8_queries(case: Case) -> None:
@@ -186,9 +191,10 @@ def _check_values(case: Case) -> None:
 
 def _check_blocks(case: Case, cache: Cache) -> None:
     for r, request in enumerate(case.requests):
-        used = -(-request.seq_len // cache.block_size)
+        used = -(-case.num_keys(request) // cache.block_size)
         if len(request.blocks) != used:
-            raise CaseError(f"requests[{r}].blocks: got {len(request.blocks)}, expected {used} for {request.seq_len} keys")
+            num_keys = case.num_keys(request)
+            raise CaseError(f"requests[{r}].blocks: got {len(request.blocks)}, expected {used} for {num_keys} keys")
         if any(block >= cache.num_blocks for block in request.blocks):
             raise CaseError(f"requests[{r}].blocks: a block past the cache's last ({cache.num_blocks - 1})")
         if len(set(request.blocks)) != len(request.blocks):
@@ -198,17 +204,19 @@ def _check_blocks(case: Case, cache: Cache) -> None:
 
 
 def _check_written_once(case: Case, cache: Cache) -> None:
-    is_decoder, starts = case.attn_type is AttentionType.DECODER, case.query_start_loc
+    is_decoder, starts, key_unit = case.attn_type is AttentionType.DECODER, case.query_start_loc, case.key_unit or 1
     unwritten: dict[int, list[int]] = {}
     for row in case.unwritten if is_decoder else ():
         r = bisect.bisect_right(starts, row) - 1
         unwritten.setdefault(r, []).append(row - starts[r])
     written: dict[int, int] = {}
     for r, request in enumerate(case.requests):
-        bits_of = slot_bits(request, cache, max(0, request.context_len) if is_decoder else 0, request.seq_len)
+        first = max(0, request.context_len) // key_unit if is_decoder else 0
+        bits_of = slot_bits(request, cache, first, case.num_keys(request))
         for row in unwritten.get(r, ()):
-            if (position := request.context_len + row) >= 0:
-                bits_of[request.blocks[position // cache.block_size]] &= ~(1 << position % cache.block_size)
+            key, rest = divmod(request.context_len + row + 1, key_unit)
+            if key > 0 and not rest:
+                bits_of[request.blocks[(key - 1) // cache.block_size]] &= ~(1 << (key - 1) % cache.block_size)
         for block, bits in bits_of.items():
             if written.get(block, 0) & bits:
                 raise CaseError("requests.blocks: two requests would write one slot")

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
 from attn_contract.rules import held_rules
+from attn_contract.validation import check_rules_of_step
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
 from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits, canary
@@ -60,9 +61,12 @@ def changed(step: Step, name: str) -> Iterator[Step | None]:
 
 def _changed(step: Step, name: str) -> Step | None:
     try:
-        return _CHANGES[name](step)
-    except ContractError:  # no rule of this attention type; no bias for so many queries
+        other = _CHANGES[name](step)
+        if other is not None:
+            check_rules_of_step(other.layer, other.batch)
+    except ContractError:  # no rule of this attention type, or beside this one; no bias for so many queries
         return None
+    return other
 
 
 @contextlib.contextmanager
@@ -123,7 +127,7 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
     floats = [step.q, *step.layer.tensors.values(), *(tensor for tensor in keys if tensor is not None)]
     contents = [(tensor, torch.ones_like(tensor, dtype=torch.float32).to(tensor.dtype)) for tensor in floats]
     if batch.block_table is not None and step.view is not None:
-        used = -(-batch.seq_lens // step.view.block_size)[:, None]
+        used = -(-step.layer.num_keys(batch.seq_lens) // step.view.block_size)[:, None]
         places = torch.arange(batch.block_table.shape[1], device=used.device)
         in_use = places < used
         shares = (
@@ -139,22 +143,23 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         contents.append((batch.seq_lens, halves))
         if batch.selected is not None and step.layer.selection_unit is not None:
             own = batch.selected[:, : int(query_lens.sum())]
-            contents.append((own, _selected_of(own, halves, batch, step.layer.selection_unit)))
+            contents.append((own, _selected_of(own, halves, batch, step.layer)))
     return contents
 
 
-def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, selection_unit: int) -> torch.Tensor:
+def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, layer: Layer) -> torch.Tensor:
     """The selection [1 or HK, rows, W] of a batch whose requests have other lengths.
 
     A row that names a unit behind the keys that its query sees then names the first units instead: as many as before, or all.
     Kernels that count visible units read no entry's sign.
     """
+    assert layer.selection_unit is not None
     ends = batch.query_start_loc[1:]
     query_lens = batch.query_start_loc.diff()
     behind = ends.repeat_interleave(query_lens) - torch.arange(own.shape[1], device=own.device)  # 1: the last query
-    keys = seq_lens.repeat_interleave(query_lens)
+    tokens = seq_lens.repeat_interleave(query_lens)
     is_causal = torch.as_tensor(batch.causal, device=own.device).expand(len(ends)).repeat_interleave(query_lens)
-    units = -(-torch.where(is_causal, keys - behind + 1, keys) // selection_unit)
+    units = -(-layer.num_keys(torch.where(is_causal, tokens - behind + 1, tokens)) // layer.selection_unit)
     named = torch.minimum((own >= 0).sum(-1), units)
     places = torch.arange(own.shape[2], dtype=own.dtype, device=own.device)
     first = torch.where(places < named[..., None], places, -1)
@@ -564,6 +569,18 @@ def _no_selection_unit(step: Step) -> Step | None:
     return dataclasses.replace(step, layer=layer, batch=batch)
 
 
+def _key_unit(step: Step) -> Step | None:
+    """Half as many keys, each of twice as many tokens. A selection might name those that are lost."""
+    return None if step.batch.selected is not None else _of_layer(key_unit=2 * (step.layer.key_unit or 1))(step)
+
+
+def _no_key_unit(step: Step) -> Step | None:
+    """As many keys, of one token each."""
+    if step.layer.key_unit is None:
+        return None
+    return _of_layer(key_unit=None)(_with_batch(step, seq_lens=step.layer.num_keys(step.batch.seq_lens)))
+
+
 def _q_scale(step: Step) -> Step | None:
     """A float8 q with scales of 1 where it was none, in the output's dtype; and the other way round."""
     layer = step.layer
@@ -619,6 +636,8 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "q_scale": _q_scale,
     "selection_unit": _selection_unit,
     "no selection_unit": _no_selection_unit,
+    "key_unit": _key_unit,
+    "no key_unit": _no_key_unit,
 }
 _NUMBERS = {
     CONTENTS: _other_contents,

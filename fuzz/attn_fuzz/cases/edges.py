@@ -16,7 +16,7 @@ BLOCK_EDGES = {more: f"keys at block {more:+d}" for more in (-1, 0, 1)}
 def edges(case: Case) -> list[str]:
     """The edges of blocks and tiles that a case has: of the lengths of requests that have a query, and of the window."""
     requests = [request for request in case.requests if request.query_len]
-    keys = [request.seq_len for request in requests]
+    keys = [case.num_keys(request) for request in requests]
     found = at_tiles("queries", (request.query_len for request in requests)) + at_tiles("keys", keys)
     if case.cache is not None and case.cache.block_size >= LEAST_BLOCK:
         size = case.cache.block_size

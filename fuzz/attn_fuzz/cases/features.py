@@ -86,7 +86,8 @@ def made(setting: Setting) -> Case:
     requests = []
     for r in range(max(len(lengths), len(flags))):
         query_len, seq_len = lengths[r % len(lengths)]
-        first, used = r * 2, -(-seq_len // cache.block_size) if has_cache else 0
+        num_keys = seq_len // (setting.fields.get("key_unit") or 1)
+        first, used = r * 2, -(-num_keys // cache.block_size) if has_cache else 0
         requests.append(Request(query_len, seq_len, tuple(range(first, first + used)), flags[r % len(flags)], ranges))
     return Case(
         target="",

@@ -370,7 +370,7 @@ def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tenso
     slots = set()
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
         seen = request.seen.nonzero().flatten().tolist()
-        slots |= {slot_of(case.requests[request.index], cache, position) for position in seen}
+        slots |= {slot_of(case.requests[request.index], cache, key) for key in seen}
     return slots
 
 

@@ -77,7 +77,7 @@ def _of_blocks(layer: Layer, batch: Batch, kv_cache: torch.Tensor | None) -> Ite
     if kv_cache is None or batch.block_table is None or layer.layout is None:
         return
     view = layer.view_of(kv_cache)
-    for request, length in reversed(list(enumerate(batch.seq_lens.tolist()))):
+    for request, length in reversed(list(enumerate(layer.num_keys(batch.seq_lens).tolist()))):
         if length > 0:
             at = (request, (length - 1) // view.block_size)
             yield "an entry of block_table in use", batch.block_table, view.num_blocks, at

@@ -147,7 +147,7 @@ def _with_block_size(case: Case, cache: Cache, block_size: int) -> Case:
         shared = _shared(case.requests[: len(tables)], request, cache.block_size) // block_size
         table = list(tables[0][:shared]) if shared else []
         for block in itertools.chain(request.blocks, range(1 << 20)):
-            if len(table) == -(-request.seq_len // block_size):
+            if len(table) == -(-case.num_keys(request) // block_size):
                 break
             if block not in taken:
                 table.append(block)

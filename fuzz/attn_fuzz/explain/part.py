@@ -12,6 +12,7 @@ from attn_fuzz.cases.call import Call
 from attn_reference import Request, visible
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import logit_bias, to_logits
+from attn_reference.masks import position_of
 
 Outputs = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From out [q, H, D] and the LSE [q, H] of a part to those of a variant."""
@@ -41,6 +42,11 @@ class Part:
     @cached_property
     def j(self) -> torch.Tensor:
         """[1, k], the position of each key."""
+        return position_of(self.c, self.layer.key_unit)
+
+    @cached_property
+    def c(self) -> torch.Tensor:
+        """[1, k], each key."""
         return torch.arange(len(self.request.key), device=self.request.key.device)[None]
 
     @cached_property
@@ -50,6 +56,10 @@ class Part:
     @cached_property
     def seq_len(self) -> int:
         return int(self.call.batch.seq_lens[self.index])
+
+    @cached_property
+    def num_keys(self) -> int:
+        return self.call.layer.num_keys(self.seq_len)
 
     @cached_property
     def context_len(self) -> int:
@@ -70,7 +80,7 @@ class Part:
         """The request's row of the block table, as far as it holds keys."""
         assert self.view is not None
         assert self.call.batch.block_table is not None
-        return self.call.batch.block_table[self.index, : -(-self.seq_len // self.view.block_size)]
+        return self.call.batch.block_table[self.index, : -(-self.num_keys // self.view.block_size)]
 
     def having(self, **fields: Any) -> "Part":
         """The part with other fields of its request."""
@@ -119,7 +129,7 @@ class Part:
 
         Args:
             table: [blocks], in place of the request's row of the block table.
-            num_keys: in place of seq_len.
+            num_keys: in place of the request's.
             layer: fields of the layer that differ, such as scales.
             view: strides that differ.
 
@@ -151,9 +161,9 @@ class Part:
         return self.having(key=key, value=value)
 
     def longer(self, key: torch.Tensor, value: torch.Tensor) -> "Part":
-        """The part with more keys, under the rules that it has, as if seq_len were the number of these keys."""
+        """The part with more keys, under the rules that it has, as if the request had the tokens of these keys."""
         seq_lens = self.batch.seq_lens.clone()
-        seq_lens[self.index] = len(key)
+        seq_lens[self.index] = len(key) * (self.layer.key_unit or 1)
         return self.having(key=key, value=value).ruled(batch={"seq_lens": seq_lens})
 
     def with_zeros(self, more: int) -> "Part":

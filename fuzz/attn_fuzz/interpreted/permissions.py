@@ -1,7 +1,7 @@
 """Derives what one call may read and write, for each element of every tensor of a step. The sanitizer enforces it.
 
-    attention   reads rows of q (and of k and v) that a request owns; slots [0, seq_len) of the request's blocks, in the view of
-                its own layer; the scales of these slots; the entries of the block table that lead to these blocks; and all
+    attention   reads rows of q (and of k and v) that a request owns; slots of the request's keys, in the view of its own layer;
+                the scales of these slots; the entries of the block table that lead to these blocks; and all
                 elements of the other inputs.
                 writes the rows of `out` and `lse` that a request owns.
     a write     reads the rows of k and v that have a slot; slot_mapping; the scales; and the angles of its positions.
@@ -176,11 +176,11 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
     cache = torch.zeros(len(step.raw), dtype=torch.int32)
     slot_rights, beside_rights = torch.zeros(2, view.num_slots, dtype=torch.int32)
     table = torch.zeros(step.batch.block_table.shape, dtype=torch.int32)
-    for r, seq_len in enumerate(step.batch.seq_lens.tolist()):
-        blocks = step.batch.block_table[r, : -(-seq_len // block_size)].long()
-        slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:seq_len]
+    for r, num_keys in enumerate(step.layer.num_keys(step.batch.seq_lens).tolist()):
+        blocks = step.batch.block_table[r, : -(-num_keys // block_size)].long()
+        slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:num_keys]
         slot_rights[slots] |= READ | bits[r]
-        beside_rights[_beside(view, blocks, seq_len)] |= READ | bits[r]
+        beside_rights[_beside(view, blocks, num_keys)] |= READ | bits[r]
         table[r, : len(blocks)] = READ
     held, beside = slot_rights.nonzero().flatten(), beside_rights.nonzero().flatten()
     for kv in (K, V):
@@ -194,12 +194,12 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
             yield region(name, scales, slot_rights.view(view.num_blocks, block_size, 1), **rule)
 
 
-def _beside(view: KVCacheView, blocks: torch.Tensor, seq_len: int) -> torch.Tensor:
+def _beside(view: KVCacheView, blocks: torch.Tensor, num_keys: int) -> torch.Tensor:
     """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: in x-packed layouts alone."""
     if not view.layout.is_x_packed:
         return blocks[:0]
-    position = torch.arange(seq_len, -(-seq_len // view.x) * view.x)
-    return blocks[position // view.block_size] * view.block_size + position % view.block_size
+    key = torch.arange(num_keys, -(-num_keys // view.x) * view.x)
+    return blocks[key // view.block_size] * view.block_size + key % view.block_size
 
 
 def _elements(view: KVCacheView, kv: int, slots: torch.Tensor) -> torch.Tensor:

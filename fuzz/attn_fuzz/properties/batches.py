@@ -220,16 +220,17 @@ def _run(step: Step, r: int, first: int, last: int, end: int, call_target: CallT
     """
     batch, queries = step.batch, last - first
     seq_lens = batch.seq_lens[r : r + 1] - (end - last)
+    num_keys = step.layer.num_keys(seq_lens)
     changed: dict[str, Any] = {"seq_lens": seq_lens}
     if batch.block_table is not None and step.view is not None:
-        changed["block_table"] = batch.block_table[r : r + 1, : -(-int(seq_lens) // step.view.block_size)]
+        changed["block_table"] = batch.block_table[r : r + 1, : -(-int(num_keys) // step.view.block_size)]
     if batch.bidirectional_ranges is not None:
         ranges = batch.bidirectional_ranges[r]
         ranges = ranges[ranges[:, 0] <= ranges[:, 1]]
         changed["bidirectional_ranges"] = ranges[None] if len(ranges) else None
     if batch.selected is not None and step.layer.selection_unit is not None:
         own = batch.selected[:, first:last]
-        changed["selected"] = torch.where(own * step.layer.selection_unit < seq_lens, own, -1)
+        changed["selected"] = torch.where(own * step.layer.selection_unit < num_keys, own, -1)
     if batch.qq_bias is not None:
         changed["qq_bias"] = batch.qq_bias[:queries, :queries]
     alone = dataclasses.replace(

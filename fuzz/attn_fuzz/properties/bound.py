@@ -136,14 +136,14 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
 
 
 def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """[seq_len, HK, D] float32 of a request."""
+    """[keys, HK, D] float32 of a request."""
     if step.kv_cache is None:
         assert step.k is not None
         assert step.v is not None
         return step.k[rows].float(), step.v[rows].float()
     assert step.batch.block_table is not None
-    seq_len = int(step.batch.seq_lens[r])
-    return gather_kv_cache(step.kv_cache, step.layer, step.batch.block_table[r], seq_len, torch.float32)
+    num_keys = step.layer.num_keys(int(step.batch.seq_lens[r]))
+    return gather_kv_cache(step.kv_cache, step.layer, step.batch.block_table[r], num_keys, torch.float32)
 
 
 def _biases(step: Step, reach: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,8 +37,8 @@ def far_keys(one_in: int = ONE_IN) -> Property:
         # a query before its sequence would come to see keys
         if layer.attn_type is not AttentionType.DECODER or not contexts or min(contexts) < 0 or step.view is None:
             return None
-        if layer.selection_unit is not None:
-            return None  # it names positions
+        if layer.selection_unit is not None or layer.key_unit is not None:
+            return None  # the one names positions, the other has no window
         if step.view.layout.has_inline_scales or int(batch.seq_lens.sum()) % one_in:
             return None
         unit = math.lcm(step.view.block_size, _WHOLE_TILES, layer.chunked_local or 1)

@@ -21,7 +21,8 @@ from attn_fuzz.properties.slots import without_first_blocks
 
 def wide_window(error: ErrorBound | None = None, launch: Launch | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.layer.attn_type is AttentionType.ENCODER_DECODER or -1 not in step.layer.window:
+        has_window = step.layer.attn_type is not AttentionType.ENCODER_DECODER and step.layer.key_unit is None
+        if not has_window or -1 not in step.layer.window:
             return None
         longest = max(step.batch.max_seq_len, step.batch.max_query_len)
         left, right = (longest if edge == -1 else edge for edge in step.layer.window)
@@ -31,7 +32,7 @@ def wide_window(error: ErrorBound | None = None, launch: Launch | None = None) -
     return Property(
         name="wide window",
         says="A window that is wider than every sequence gives what none gives.",
-        applies="layers whose window is unlimited on a side, or that have none",
+        applies="layers whose window is unlimited on a side, or that have none, without key_unit",
         compared=compared(error, launch),
         holds=holds,
     )
@@ -39,7 +40,9 @@ def wide_window(error: ErrorBound | None = None, launch: Launch | None = None) -
 
 def last_row(error: ErrorBound | None = None, launch: Launch | None = None) -> Property:
     def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.layer.attn_type is not AttentionType.DECODER or step.batch.qq_bias is not None:
+        if step.layer.attn_type is not AttentionType.DECODER or step.layer.key_unit is not None:
+            return None
+        if step.batch.qq_bias is not None:
             return None  # a qq_bias hides keys from the last query, which other queries see where they are not causal
         rows = torch.tensor([end - 1 for start, end in request_rows(step.batch) if start < end], device=step.q.device).long()
         if not len(rows):
@@ -51,7 +54,7 @@ def last_row(error: ErrorBound | None = None, launch: Launch | None = None) -> P
     return Property(
         name="last row",
         says="The last query of a request, which sees all keys either way, gives the same causal and not.",
-        applies="decoders without qq_bias",
+        applies="decoders without qq_bias and key_unit",
         compared=compared(error, launch),
         holds=holds,
     )

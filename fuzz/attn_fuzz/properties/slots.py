@@ -57,9 +57,9 @@ def slots_of_keys(step: Step) -> torch.Tensor:
     table, size = step.batch.block_table, step.view.block_size
     assert table is not None
     holds = torch.zeros(step.view.num_blocks * size, dtype=torch.bool, device=step.q.device)
-    for r, seq_len in enumerate(step.batch.seq_lens.tolist()):
-        positions = torch.arange(seq_len, device=step.q.device)
-        holds[table[r].long()[positions // size] * size + positions % size] = True
+    for r, num_keys in enumerate(step.layer.num_keys(step.batch.seq_lens).tolist()):
+        key = torch.arange(num_keys, device=step.q.device)
+        holds[table[r].long()[key // size] * size + key % size] = True
     return holds
 
 
@@ -67,7 +67,7 @@ def used_entries(step: Step) -> torch.Tensor:
     """[R, max_blocks] bool: the entries of the block table that lead to keys."""
     assert step.batch.block_table is not None
     assert step.view is not None
-    used = -(-step.batch.seq_lens // step.view.block_size)
+    used = -(-step.layer.num_keys(step.batch.seq_lens) // step.view.block_size)
     return torch.arange(step.batch.block_table.shape[1], device=step.q.device) < used[:, None]
 
 

@@ -71,18 +71,18 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, room: Room) ->
     differing = {difference.request for difference in verdict.differences} if verdict else set[int]()
     asking = [r for r, request in enumerate(case.requests) if request.query_len]
     chosen = sorted(asking, key=lambda r: r not in differing)[:MOST_REQUESTS]
-    small = [r for r in chosen if case.requests[r].query_len * case.requests[r].seq_len <= MOST_PAIRS]
+    small = [r for r in chosen if case.requests[r].query_len * case.num_keys(case.requests[r]) <= MOST_PAIRS]
     found: dict[int, list[Request]] = {r: [] for r in small}
     for part in oracle.requests(step) if small else ():
         if part.index in found:
             found[part.index].append(part)
     for r in sorted(chosen):
         request = case.requests[r]
-        title = f"request {r}: mask, {request.query_len} x {request.seq_len} (queries x keys)"
+        title = f"request {r}: mask, {request.query_len} x {case.num_keys(request)} (queries x keys)"
         if r not in found:
             yield Picture(title, [], [], note=f"not drawn: more than {MOST_PAIRS} pairs of a query and a key")
             continue
-        past = len(request.blocks) * case.cache.block_size - request.seq_len if case.cache else 0
+        past = len(request.blocks) * case.cache.block_size - case.num_keys(request) if case.cache else 0
         kinds = torch.cat([_kinds(part, step, request.causal) for part in found[r]])
         rows, columns = cuts(kinds.shape[0], room.rows), _key_cuts(kinds.shape[1], past, room.columns)
         kinds = torch.nn.functional.pad(kinds, (0, past), value=_RULES.index("past"))
@@ -111,7 +111,7 @@ def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
     """
     layer, batch = step.layer, step.batch
     visible = part.visible if part.visible.dim() == 2 else part.visible[0]
-    p, j = part.query_positions[:, None], torch.arange(visible.shape[1])[None]
+    p, j = part.query_positions[:, None], masks.position_of(torch.arange(visible.shape[1])[None], layer.key_unit)
     in_window = masks.in_window(p, j, layer.window)
     unexplained = "tree" if batch.qq_bias is not None else "other"
     held = {
@@ -194,7 +194,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
         block * cache.block_size + offset
         for request in case.requests
         for i, block in enumerate(request.blocks)
-        for offset in range(min(cache.block_size, request.seq_len - i * cache.block_size))
+        for offset in range(min(cache.block_size, case.num_keys(request) - i * cache.block_size))
     }
     columns = cuts(cache.block_size, room.columns)
     cells = []

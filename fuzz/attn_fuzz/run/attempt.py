@@ -150,7 +150,7 @@ def _judged_on(case: Case, device: str) -> str:
 
     A small case needs hundreds of small operations, and each of them takes longer on a GPU that processes share.
     """
-    products = case.num_heads * case.head_size * sum(request.query_len * request.seq_len for request in case.requests)
+    products = case.num_heads * case.head_size * sum(request.query_len * case.num_keys(request) for request in case.requests)
     return "cpu" if num_elements(case) <= CPU_ELEMENTS and products <= CPU_PRODUCTS else device
 
 

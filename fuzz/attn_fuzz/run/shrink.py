@@ -262,7 +262,7 @@ def with_requests(case: Case, requests: Sequence[Request]) -> Case:
         free = iter([block for block in range(case.cache.num_blocks) if block not in taken])
         fitted = []
         for request in requests:
-            used = -(-request.seq_len // case.cache.block_size)
+            used = -(-case.num_keys(request) // case.cache.block_size)
             blocks = list(request.blocks[:used])
             while len(blocks) < used:
                 blocks.append(next(free, case.cache.num_blocks))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
-from attn_contract import AttentionType
+from attn_contract import RULES, AttentionType
 from attn_contract.arguments import INT32_MAX
 from attn_fuzz.cases.case import Request
 from attn_fuzz.strategies.choices import pick
@@ -28,7 +28,8 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
 
     - With drafts (qq_bias), a few queries are drawn most often, or one: a bias of one draft has strides that say nothing.
     - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins.
-    - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins.
+    - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins. So they are
+      where tokens share a key: one may end between two queries.
     """
     tiles = tile_lengths(support)
     kinds = {"decode": (DECODE,), "few": (FEW,), "tiles": (tiles,), "mixed": (DECODE, FEW, tiles)}
@@ -37,7 +38,7 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     if "bidirectional_ranges" in rules:
         several = [n for n in tiles if n > max(support.tile_sizes)] or [support.max_tokens]
         return {**kinds, "several": (several,)}[pick(draw, ("few", "mixed", "tiles", "several", "several"))]
-    if "chunked_local" in rules:
+    if rules & {"chunked_local", "key_unit"}:
         return kinds[pick(draw, ("few", "decode", "mixed", "tiles"))]
     return kinds[pick(draw, ("decode", "few", "decode", "mixed", "tiles"))]
 
@@ -68,19 +69,21 @@ def batches(
     rules: set[str],
     window_left: int,
     chunk: int,
+    key_unit: int,
 ) -> tuple[Request, ...]:
     """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
 
     A long one is drawn more often for a window that reaches back beyond a tile: kernels split the keys inside it where there is
     little else to do. For a chunk that is longer than a tile (0: there are no chunks), one request is drawn as often whose
-    queries lie over a chunk's end: some see all keys of a tile that is hidden from their neighbours.
+    queries lie over a chunk's end: some see all keys of a tile that is hidden from their neighbours. Where key_unit tokens
+    share a key, requests have as many keys as else, and so many times the tokens.
     """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
-    per_request = is_decoder and "per_request_causal" in support.rules and pick(draw, (False, True))
+    per_request = is_decoder and "per_request_causal" in allowed(support, rules) and pick(draw, (False, True))
     causal = is_decoder and pick(draw, flags)
     if attn_type.reads_cache and support.long_seq_len is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
-        return (Request(query_len=1, seq_len=support.long_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
+        return (Request(query_len=1, seq_len=support.long_seq_len * key_unit - pick(draw, (0, 1, 37)), causal=causal),)
     is_far = attn_type.reads_cache and support.engine.contexts and window_left > max(support.tile_sizes) + 1
     if is_far and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
         return (Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
@@ -89,7 +92,7 @@ def batches(
         request = _over_an_end(draw, support, chunk, causal)
         return (_with_ranges(draw, support, block_size, rules, window_left, chunk, request),)
     if attn_type is AttentionType.DECODER and support.many_requests is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
-        return _many_requests(draw, support.many_requests, causal)
+        return _many_requests(draw, support.many_requests, causal, key_unit)
     groups = query_lens(draw, support, rules)
     match pick(draw, support.engine.query_lens):
         case "equal":
@@ -99,8 +102,8 @@ def batches(
     requests: list[Request] = []
     tokens = keys = 0
     for _ in range(_num_requests(draw, support, is_decoder and False not in flags)):
-        query_len, seq_len = _lengths(draw, support, groups, attn_type, block_size, "chunked_local" in rules)
-        tokens, keys = tokens + query_len, keys + seq_len
+        query_len, seq_len = _lengths(draw, support, groups, attn_type, block_size, "chunked_local" in rules, key_unit)
+        tokens, keys = tokens + query_len, keys + seq_len // key_unit
         if requests and (tokens > support.max_tokens or keys > 2 * support.max_seq_len):
             break
         flag = pick(draw, flags) if per_request else causal
@@ -119,18 +122,24 @@ def _over_an_end(draw: st.DrawFn, support: Support, chunk: int, causal: bool) ->
     return Request(query_len=min(support.max_tokens, seq_len), seq_len=seq_len, causal=causal)
 
 
-def _many_requests(draw: st.DrawFn, count: int, causal: bool) -> tuple[Request, ...]:
+def _many_requests(draw: st.DrawFn, count: int, causal: bool, key_unit: int) -> tuple[Request, ...]:
     """As many requests of few keys, most of which decode: more than a kernel looks at together."""
     least, every = pick(draw, (1, 15, 40)), pick(draw, (2, 7, count))
-    return tuple(Request(query_len=int(r % every != 1), seq_len=least + r % 3, causal=causal) for r in range(count))
+    lengths = ((least + r % 3) * key_unit - r % key_unit for r in range(count))
+    return tuple(Request(query_len=int(r % every != 1), seq_len=length, causal=causal) for r, length in enumerate(lengths))
 
 
 def _causal_flags(support: Support, rules: set[str]) -> list[bool]:
     """The causal flags that requests of a decoder may have."""
     engine = support.engine
     may_mix = {"alibi_slopes": engine.mixed_alibi, "bidirectional_ranges": engine.mixed_ranges}
-    may_be_non_causal = "non_causal" in support.rules and all(can for rule, can in may_mix.items() if rule in rules)
+    may_be_non_causal = "non_causal" in allowed(support, rules) and all(can for rule, can in may_mix.items() if rule in rules)
     return [flag for flag, can in ((True, support.causal), (False, may_be_non_causal)) if can]
+
+
+def allowed(support: Support, rules: set[str]) -> set[str]:
+    """Rules of a support that none of a layer's rules excludes."""
+    return {*support.rules}.difference(*(RULES[rule].excludes for rule in rules & RULES.keys()))
 
 
 def _num_requests(draw: st.DrawFn, support: Support, must_be_causal: bool) -> int:
@@ -147,11 +156,13 @@ def _lengths(
     attn_type: AttentionType,
     block_size: int,
     chunks: bool,
+    key_unit: int,
 ) -> tuple[int, int]:
     """query_len and seq_len of a request.
 
     In self-attention either the context or the whole sequence ends at an edge. A sequence that is shorter than its queries is
-    odd and allowed: some queries see nothing, and stand before position 0, where chunks are easily miscounted.
+    odd and allowed: some queries see nothing, and stand before position 0, where chunks are easily miscounted. Where tokens
+    share a key, the edge is one of whole keys, or a token beside it.
     """
     engine = support.engine
     query_len = pick(draw, pick(draw, groups))
@@ -161,7 +172,7 @@ def _lengths(
         return query_len, query_len
     if attn_type is AttentionType.DECODER and not engine.contexts:
         return query_len, query_len
-    seq_len = length(draw, support, block_size)
+    seq_len = length(draw, support, block_size) if key_unit == 1 else _shared_length(draw, support, block_size, key_unit)
     if attn_type is AttentionType.DECODER:
         short = ["short"] * (8 if chunks else 1) if engine.more_queries_than_keys else []
         kind = pick(draw, ["context"] * 8 + ["sequence"] * 7 + short)
@@ -173,6 +184,12 @@ def _lengths(
         if not engine.prompts:
             seq_len = max(seq_len, query_len + 1)
     return query_len, seq_len if engine.empty_requests else max(1, seq_len)
+
+
+def _shared_length(draw: st.DrawFn, support: Support, block_size: int, key_unit: int) -> int:
+    """The tokens of a few keys, or of as many as `length` draws, or a token more or less. Half of the lengths are of few."""
+    keys = pick(draw, (0, 1, 2)) if pick(draw, (False, True)) else length(draw, support, block_size)
+    return max(0, keys * key_unit + pick(draw, (0, -1, 1, key_unit // 2)))
 
 
 def _with_ranges(

@@ -26,7 +26,7 @@ def caches(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str,
         layer_cache: the fields of the cache that were drawn with the layer.
     """
     requests, block_size = case.requests, layer_cache["block_size"]
-    needed = [-(-request.seq_len // block_size) for request in requests]
+    needed = [-(-case.num_keys(request) // block_size) for request in requests]
     few = [0, 1, 2, 5] if block_size <= 128 else [0, 1]
     is_small = block_size * case.num_kv_heads * case.head_size <= SMALL_PAGE
     high = [HIGH_ID, HIGH_ID] if is_small else []
@@ -41,7 +41,7 @@ def caches(draw: st.DrawFn, support: Support, case: Case, layer_cache: dict[str,
         ids.reverse()
     shares = [0] * len(requests)
     if len(requests) > 1 and support.engine.shared_blocks and pick(draw, (False, True)):
-        shares = [_shareable(requests[0], request, block_size, case.attn_type, case.writes) for request in requests]
+        shares = [_shareable(requests[0], request, block_size, case) for request in requests]
     owned: list[Request] = []
     for r, request in enumerate(requests):
         shared = list(owned[0].blocks[: shares[r]]) if r else []
@@ -64,9 +64,9 @@ def _among(draw: st.DrawFn, support: Support, cache: Cache, layouts: tuple[Layou
     return pick(draw, (None, pick(draw, [layout for layout in layouts if layout in allowed] or [None])))
 
 
-def _shareable(first: Request, request: Request, block_size: int, attn_type: AttentionType, writes: bool) -> int:
+def _shareable(first: Request, request: Request, block_size: int, case: Case) -> int:
     """Leading blocks of `first` that both requests can share: they hold context of both, so neither request writes them."""
-    if attn_type is AttentionType.ENCODER_DECODER:
-        return 0 if writes else min(first.seq_len, request.seq_len) // block_size
+    if case.attn_type is AttentionType.ENCODER_DECODER:
+        return 0 if case.writes else min(first.seq_len, request.seq_len) // block_size
     contexts = (max(0, r.seq_len - r.query_len) for r in (first, request))
-    return min(contexts) // block_size
+    return min(contexts) // (case.key_unit or 1) // block_size

@@ -5,7 +5,7 @@ import dataclasses
 import msgspec
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope, Values
-from attn_fuzz.strategies.batches import batches
+from attn_fuzz.strategies.batches import allowed, batches
 from attn_fuzz.strategies.caches import caches
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.earlier import with_earlier
@@ -120,14 +120,15 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     support = _with_few_rows(draw, _with_fewer_tokens(support, drawn), drawn)
     engine, rules = support.engine, drawn.rules
     window_left, chunk = drawn.case.get("window", (-1, -1))[0], drawn.case.get("chunked_local", 0)
-    requests = draw(batches(support, attn_type, drawn.cache.get("block_size", 16), rules, window_left, chunk))
+    block_size, key_unit = drawn.cache.get("block_size", 16), drawn.case.get("key_unit", 1)
+    requests = draw(batches(support, attn_type, block_size, rules, window_left, chunk, key_unit))
     unlike_strides = pick(draw, engine.unlike_strides)
     # out has strides of its own, too: neither flat nor dense
     num_forms = 1 if unlike_strides and pick(draw, (False, True)) else None
     case = Case(
         target=target,
         **drawn.case,
-        per_request_causal=_is_per_request(draw, support, attn_type, requests),
+        per_request_causal=_is_per_request(draw, support, rules, attn_type, requests),
         requests=requests,
         unowned_rows=pick(draw, engine.unowned_rows),
         rows_past=pick(draw, engine.rows_past),
@@ -174,11 +175,13 @@ def _with_few_rows(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Supp
     return dataclasses.replace(support, engine=dataclasses.replace(engine, query_lens=("one",), slack=(0,)))
 
 
-def _is_per_request(draw: st.DrawFn, support: Support, attn_type: AttentionType, requests: tuple[Request, ...]) -> bool:
+def _is_per_request(
+    draw: st.DrawFn, support: Support, rules: set[str], attn_type: AttentionType, requests: tuple[Request, ...]
+) -> bool:
     """True if the step has a causal flag for each request: where flags differ, and sometimes where they agree."""
     if len({request.causal for request in requests}) > 1:
         return True
-    possible = attn_type is AttentionType.DECODER and {"non_causal", "per_request_causal"} <= set(support.rules)
+    possible = attn_type is AttentionType.DECODER and {"non_causal", "per_request_causal"} <= allowed(support, rules)
     return possible and pick(draw, (False,) * 7 + (True,))
 
 

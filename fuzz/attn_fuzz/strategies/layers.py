@@ -50,11 +50,13 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     if cache and cache["layout"] in ROWS and support.engine == ANY_ENGINE and pick(draw, (False, True)):
         cache["slot_padding"] = -widths["head_size"] % ROW_UNIT or ROW_UNIT  # as rows of an odd number of dims may lie
     ranges_clamped = "bidirectional_ranges" in chosen and "ranges_clamped" in support.rules and pick(draw, (False, True))
-    if ranges_clamped and "chunked_local" in support.rules and pick(draw, (False, False, True)):
+    if ranges_clamped and "chunked_local" in support.rules and pick(draw, (False, True)):
         chosen = chosen | {"chunked_local"}  # which ranges reach beyond, and as far as the window clamps them
     has_no_effect = "sink_tokens" in chosen or ranges_clamped
     if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
         chosen = chosen | {"window"}
+    if "key_unit" in chosen and "selection_unit" in support.rules and pick(draw, (False, False, True)):
+        chosen = chosen | {"selection_unit"}  # as in half of DeepSeek-V4's layers
     window_kind = pick(draw, support.engine.windows)
     numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in chosen and name != "window"}
     if "window" in chosen:

@@ -15,6 +15,8 @@ BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
 """Rules that layers with ALiBi lack if the engine sends no `mixed_alibi`."""
 # Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
 WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4, "selection_unit": 2}
+ONE_IN = 4
+"""One layer in so many has a rule that excludes others. Were it chosen as all rules are, many layers would lack the others."""
 
 
 def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:
@@ -70,6 +72,7 @@ NUMBERS: dict[str, _Number] = {
     "window": partial(window, kind="any"),
     "sink_tokens": _one_of(1, 2, 4, sizes=_around),
     "chunked_local": _one_of(16, 1, 2, 7, sizes=_chunks),
+    "key_unit": _one_of(4, 2, 128, 3),
     "logits_soft_cap": _one_of(50.0, 5.0, 1.0, 0.25, 1e5, 0.01, 4e3, sizes=_edge_caps),
     "alibi_slopes": _one_of(True),
     "qq_bias": _one_of("tree", "random", "hiding"),
@@ -90,12 +93,22 @@ DRAWN_ELSEWHERE = {
 def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
     """Names of rules that the attention type has and the target supports, with those that it requires."""
     required = {rule for rule in support.required_rules if attn_type in RULES[rule].attn_types}
-    chosen = _chosen(draw, support, attn_type) | required
+    possible, alone = _compatible(draw, _possible(support, attn_type), required)
+    chosen = _chosen(draw, possible) | alone | required
     return chosen if support.engine.mixed_alibi or "alibi_slopes" not in chosen else chosen - BESIDE_ALIBI
 
 
-def _chosen(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
-    possible = _possible(support, attn_type)
+def _compatible(draw: st.DrawFn, possible: list[str], required: set[str]) -> tuple[list[str], set[str]]:
+    """Names that may stand beside each other; and a rule that excludes others, which a layer has that is required to, or one in
+    ONE_IN."""
+    exclusive = [rule for rule in possible if rule in RULES and RULES[rule].excludes]
+    may_be = [rule for rule in exclusive if not required.intersection(RULES[rule].excludes)]
+    alone = {rule for rule in may_be if rule in required or pick(draw, range(ONE_IN)) == ONE_IN - 1}
+    others = {*exclusive}.union(*(RULES[rule].excludes for rule in alone))
+    return [rule for rule in possible if rule not in others], alone
+
+
+def _chosen(draw: st.DrawFn, possible: list[str]) -> set[str]:
     if not possible:
         return set()
     each = [rule for rule in possible for _ in range(WEIGHT.get(rule, 1))]
@@ -110,6 +123,8 @@ def _chosen(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[
 def _possible(support: Support, attn_type: AttentionType) -> list[str]:
     """Names of what is chosen as rules are; a quantized cache and a quantized output count as such."""
     named = [*NUMBERS, "bidirectional_ranges", "selection_unit", "rope", "head_size_v"]
+    if not support.causal:
+        named = [rule for rule in named if rule not in RULES or "non_causal" not in RULES[rule].excludes]
     if attn_type is not AttentionType.DECODER and not support.engine.mixed_alibi:
         named.remove("alibi_slopes")
     if attn_type is AttentionType.ENCODER_DECODER and not any(layout.takes_two_widths for layout in support.layouts):

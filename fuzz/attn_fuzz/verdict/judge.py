@@ -224,7 +224,7 @@ def check_scores(case: Case) -> None:
     Raises:
         CaseError: they do not.
     """
-    scores = case.num_heads * max((min(r.query_len, ROWS_AT_ONCE) * r.seq_len for r in case.requests), default=0)
+    scores = case.num_heads * max((min(r.query_len, ROWS_AT_ONCE) * case.num_keys(r) for r in case.requests), default=0)
     if scores > MAX_SCORES:
         raise CaseError(f"case: the reference would hold {scores} scores at once, expected at most {MAX_SCORES}")
 

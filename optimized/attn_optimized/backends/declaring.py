@@ -72,6 +72,7 @@ def triton_capabilities(backend: str, **narrower: Any) -> Capabilities:
         "rules": {
             **dict.fromkeys(IMPLEMENTED_RULES, YES),
             "selection_unit": No("vLLM's backend takes no selection, and a step's metadata holds none"),
+            "key_unit": No("vLLM's backend has a cache of tokens, and a step's metadata counts keys by tokens"),
             "head_size_v": No("engines ask TRITON_ATTN_DIFFKV for K and V of two widths, and TRITON_MLA for a latent cache"),
             "non_causal": YES,
             "per_request_causal": YES,

@@ -59,7 +59,9 @@ class Kind:
     has_gaps: bool
     """whether the keys that a query sees may be other than one interval: sink tokens, chunks, ranges, qq_bias"""
     selection_unit: int
-    """tokens of a unit of the keys that each query selects, one query a tile; 0 if none selects any: see selection.py"""
+    """keys of a unit that each query selects, one query a tile; 0 if none selects any: see selection.py"""
+    key_unit: int
+    """tokens that share a key; 1 if each has its own"""
     has_unmasked_loop: bool
     """whether tiles of keys that every query sees have a loop of their own, without a mask"""
     skips_masked_loop: bool
@@ -92,6 +94,11 @@ class Kind:
     """the other dims of q and K, padded to a power of two; 0 if there is one dot"""
     block_v: int
     """value_size, padded to a power of two"""
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens that a tile of keys stands for."""
+        return self.block_n * self.key_unit
 
 
 class Tensors(NamedTuple):

@@ -107,7 +107,7 @@ def attention_kernel(
     if KIND.is_partial:
         tiles_per_split = tiles_of_part(
             query_start_loc_ptr, seq_lens_ptr, num_requests, queries_per_tile, num_splits, balanced_splits,
-            filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.block_n,
+            filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.tile_tokens,
         )  # fmt: skip
     tile = Tile(
         request=request, heads=heads, kv_head=heads // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
@@ -179,7 +179,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """
     # [M]
     rows = rows_of_tile(tile, args.sizes, 0, KIND, BLOCK_M)
-    positions = positions_of(tile, rows)
+    positions = positions_of(tile, rows, KIND)
     seen_by_some, seen_by_each = seen_keys(tile, rows, positions, args, KIND)
     selection = selection_of(tile, args, KIND)
     tiles = key_tiles(seen_by_some, selection, KIND)

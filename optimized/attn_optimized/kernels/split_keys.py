@@ -42,6 +42,7 @@ def tiles_of_part(
         work_shares: shares of the work of all tiles of queries, for the heads that one program has; 0: keys are cut by length.
         min_tiles_per_split: the fewest tiles worth a part beyond those, and the fewest of a share.
         max_tiles: an upper bound of the tiles that a tile of queries sees, by what the host knows.
+        BLOCK_N: tokens that a tile of keys stands for.
     """
     request = tl.arange(0, MOST_LENGTHS)
     is_request = request < num_requests

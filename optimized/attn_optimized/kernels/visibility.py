@@ -35,7 +35,10 @@ class Rules(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Positions of a tile's first query, of its last, and of each of its rows [M]; and of the request's first query."""
+    """Positions of a tile's first query, of its last, and of each of its rows [M]; and of the request's first query.
+
+    Where several tokens share a key, a query stands at the last key that it sees, and -1 if it sees none.
+    """
 
     first: tl.tensor
     last: tl.tensor
@@ -63,15 +66,23 @@ class SeenByEach(NamedTuple):
 
 
 @triton.jit
-def positions_of(tile, rows):
+def positions_of(tile, rows, KIND: tl.constexpr):
     """The positions of a tile of queries."""
     context_len = tile.seq_len - tile.query_len
     return Positions(
-        first=context_len + tile.first_query,
-        last=context_len + tile.end_query - 1,
-        each=context_len + rows.query,
+        first=last_key(context_len + tile.first_query, KIND),
+        last=last_key(context_len + tile.end_query - 1, KIND),
+        each=last_key(context_len + rows.query, KIND),
         context_len=context_len,
     )
+
+
+@triton.jit
+def last_key(position, KIND: tl.constexpr):
+    """The last key all of whose tokens the query at a position sees: its own, or if several tokens share a key, -1 for none."""
+    if KIND.key_unit > 1:
+        position = tl.maximum(position + 1, 0) // KIND.key_unit - 1
+    return position
 
 
 @triton.jit

@@ -18,6 +18,7 @@ IMPLEMENTED_RULES = frozenset(
         "bidirectional_ranges",
         "qq_bias",
         "selection_unit",
+        "key_unit",
     }
 )
 """The rules of a layer and of a step that the kernels implement. Any other is refused before a launch."""

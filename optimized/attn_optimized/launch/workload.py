@@ -54,7 +54,7 @@ class Workload:
         is_paged: whether K and V are blocks of a cache.
         has_scaled_rows: whether rows of a latent cache hold the scales of their dims.
         num_tokens, num_requests: of the batch, padding included.
-        max_seq_len: an upper bound, possibly loose, rounded up to ROUNDED_KEYS.
+        max_seq_len: an upper bound, possibly loose, of the keys of a request, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window, in its chunk or by its selection; None: there is no
             such bound.
         has_selection: whether each query selects keys of its own: a tile has one query.
@@ -101,7 +101,7 @@ class Workload:
             num_tokens=batch.num_actual_tokens,
             num_requests=batch.num_requests,
             max_query_len=batch.max_query_len,
-            max_seq_len=rounded(batch.max_seq_len),
+            max_seq_len=rounded(batch.max_seq_len // (layer.key_unit or 1)),
             window_keys=most_keys(layer, batch),
             has_selection=layer.selection_unit is not None,
             has_gaps=has_gaps(layer, batch),

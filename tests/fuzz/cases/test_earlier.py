@@ -83,7 +83,7 @@ def test_other_contents_keep_the_blocks_of_each_request(case):
     block_size = step.view.block_size
 
     def blocks():
-        used = [-(-length // block_size) for length in step.batch.seq_lens.tolist()]
+        used = [-(-(length // (step.layer.key_unit or 1)) // block_size) for length in step.batch.seq_lens.tolist()]
         return [row[:count] for row, count in zip(step.batch.block_table.tolist(), used, strict=True)]
 
     before = blocks()

@@ -56,7 +56,7 @@ def all_tensors(step: Step) -> dict[str, torch.Tensor]:
 def slots_of_keys(case: Case) -> set[int]:
     assert case.cache is not None
     size = case.cache.block_size
-    return {r.blocks[j // size] * size + j % size for r in case.requests for j in range(r.seq_len)}
+    return {r.blocks[j // size] * size + j % size for r in case.requests for j in range(r.seq_len // (case.key_unit or 1))}
 
 
 def test_poison_and_canary_are_nan_and_differ_where_a_dtype_has_room():
@@ -109,7 +109,8 @@ def seen_slots(case: Case) -> set[int]:
         for i in range(request.query_len):
             units = set() if unit is None else set(batch.selected[:, case.query_start_loc[r] + i].flatten().tolist())
             p = request.context_len + i
-            for j in range(request.seq_len):
+            for c in range(request.seq_len // (case.key_unit or 1)):
+                j = c if case.key_unit is None else (c + 1) * case.key_unit - 1
                 window = (left < 0 or p - j <= left) and (right < 0 or j - p <= right)
                 chunk = case.chunked_local is None or p // case.chunked_local == j // case.chunked_local
                 base = (not request.causal or j <= p) and (window or j < case.sink_tokens) and chunk
@@ -117,9 +118,9 @@ def seen_slots(case: Case) -> set[int]:
                 together = any(a <= p <= b and a <= j <= b for a, b in request.bidirectional_ranges) and not clamped
                 key = j - request.context_len
                 hidden = ancestors is not None and key >= 0 and ancestors[i, key] == -torch.inf
-                if (base or together) and not hidden and (unit is None or j // unit in units):
+                if (base or together) and not hidden and (unit is None or c // unit in units):
                     size = case.cache.block_size
-                    slots.add(request.blocks[j // size] * size + j % size)
+                    slots.add(request.blocks[c // size] * size + c % size)
     return slots
 
 

@@ -156,6 +156,16 @@ EDGES = {
     "sink tokens outside a window": some_request(
         lambda case, r: case.sink_tokens and 0 <= case.window[0] < r.context_len - case.sink_tokens
     ),
+    "tokens that complete no key": some_request(lambda case, r: case.key_unit and 0 < r.seq_len < case.key_unit),
+    "a last key that the last token completes": some_request(
+        lambda case, r: case.key_unit and r.query_len and r.seq_len and r.seq_len % case.key_unit == 0
+    ),
+    "the end of a key between two queries": some_request(
+        lambda case, r: (
+            case.key_unit and r.context_len > 0 and r.context_len // case.key_unit < (r.seq_len - 1) // case.key_unit
+        )
+    ),
+    "a selection of keys of several tokens": lambda case: case.key_unit and case.selection_unit,
     "several chunks": some_request(lambda case, r: case.chunked_local is not None and r.seq_len > 2 * case.chunked_local),
     "queries before chunks": some_request(lambda case, r: case.chunked_local is not None and r.context_len < 0),
     "a range over the context's end": some_request(
@@ -299,7 +309,7 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
             assert {case.cache.writer, case.cache.neighbour} <= {None, *support.layouts}
         if len(case.requests) > 1:
             assert sum(request.query_len for request in case.requests) <= support.max_tokens
-            assert sum(request.seq_len for request in case.requests) <= 2 * support.max_seq_len
+            assert sum(map(case.num_keys, case.requests)) <= 2 * support.max_seq_len
 
 
 def test_what_only_exclude_excludes_is_drawn_to_be_refused():

@@ -93,7 +93,7 @@ def _blocks(case: Case) -> list[int]:
 
 
 def _has_full_blocks(case: Case) -> bool:
-    return case.cache is not None and any(request.seq_len >= case.cache.block_size for request in case.requests)
+    return case.cache is not None and any(case.num_keys(request) >= case.cache.block_size for request in case.requests)
 
 
 _LENGTHS = "parts of a scope name the lengths of requests"

@@ -184,6 +184,10 @@ def _unit(name: str, holds: Callable[[int, Cache], object]) -> Value:
     return region(name, lambda case: case.cache is not None and holds(case.selection_unit or 1, case.cache))
 
 
+def _tokens(name: str, holds: Callable[[Request, int], object]) -> Value:
+    return region(name, lambda case: any(holds(request, case.key_unit or 1) for request in case.requests))
+
+
 def _entries(step: Step) -> torch.Tensor:
     assert step.batch.selected is not None
     return step.batch.selected
@@ -211,6 +215,14 @@ SELECTION = dimension(
     in_step("a row that selects nothing", lambda case, step: (_entries(step) < 0).all(-1).any()),
     in_step("no entry in any row", lambda case, step: _entries(step).shape[2] == 0),
     illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
+)
+KEY_UNIT = _rule("key_unit", left_out=_PACKED_APART)(
+    feature("key_unit", always, unscoped(key_unit=2), unscoped(key_unit=4)),
+    _tokens("fewer tokens than share a key", lambda r, unit: r.query_len and 0 < r.seq_len < unit),
+    _tokens("tokens behind the last key", lambda r, unit: r.query_len and r.seq_len > unit and r.seq_len % unit),
+    _tokens("a last key that the last token completes", lambda r, unit: r.query_len and r.seq_len and r.seq_len % unit == 0),
+    _tokens("queries before and behind the end of a key", lambda r, unit: r.context_len // unit < (r.seq_len - 1) // unit),
+    region("a selection of such keys", lambda case: case.selection_unit is not None),
 )
 EMPTY_SELECTIONS = dimension(
     "empty_selections", "rule", "empty_selections", rule="selection_unit", choice="form", left_out=_PACKED_APART

@@ -15,9 +15,9 @@ def _block(number: int) -> _Keys:
     """The keys of the number-th of several blocks, from the end if it is negative."""
 
     def keys(part: Part) -> torch.Tensor | None:
-        if part.view is None or part.seq_len <= part.view.block_size:
+        if part.view is None or part.num_keys <= part.view.block_size:
             return None
-        return part.j // part.view.block_size == (number if number >= 0 else len(part.blocks) + number)
+        return part.c // part.view.block_size == (number if number >= 0 else len(part.blocks) + number)
 
     return keys
 
@@ -26,7 +26,7 @@ def _past_end(count: Callable[[Part], int]) -> Change:
     """Read `count(part)` more keys from the cache, past the end of the sequence."""
 
     def changed(part: Part) -> Part | None:
-        if part.view is None or count(part) <= part.seq_len:
+        if part.view is None or count(part) <= part.num_keys:
             return None
         return part.longer(*part.gathered(num_keys=count(part)))
 
@@ -38,11 +38,11 @@ def _to_block_end(part: Part) -> int:
 
 
 def _zeros(size: int) -> Change:
-    return lambda part: part.with_zeros(-part.seq_len % size) if part.seq_len % size else None
+    return lambda part: part.with_zeros(-part.num_keys % size) if part.num_keys % size else None
 
 
-def _at(position: int) -> _Keys:
-    return lambda part: part.j == position if part.seq_len > position else None
+def _at(key: int) -> _Keys:
+    return lambda part: part.c == key if part.num_keys > key else None
 
 
 def _own(part: Part) -> torch.Tensor:
@@ -50,12 +50,12 @@ def _own(part: Part) -> torch.Tensor:
 
 
 def _last_tile(size: int) -> _Keys:
-    return lambda part: part.j >= (part.seq_len - 1) // size * size if part.seq_len > size else None
+    return lambda part: part.c >= (part.num_keys - 1) // size * size if part.num_keys > size else None
 
 
 _SOME: dict[str, _Keys] = {
-    "the last key is": lambda part: part.j == part.seq_len - 1,
-    **{f"the {word} key is": lambda part, n=n: part.j == n for n, word in enumerate(_NUMBERS[:3])},
+    "the last key is": lambda part: part.c == part.num_keys - 1,
+    **{f"the {word} key is": lambda part, n=n: part.c == n for n, word in enumerate(_NUMBERS[:3])},
     "the key of the query's own token is": lambda part: part.j == part.p,
     "the keys of this step's own tokens are": _own,
     "the keys before this step's own tokens (the context) are": lambda part: ~_own(part),
@@ -76,17 +76,20 @@ VARIANTS = (
     ),
     mistake(
         "the keys behind the last whole tile are lost",
-        *(without(lambda part, size=size: part.j >= part.seq_len // size * size) for size in TILES),
+        *(without(lambda part, size=size: part.c >= part.num_keys // size * size) for size in TILES),
     ),
     mistake("the last tile of keys is lost", *(without(_last_tile(size)) for size in TILES)),
     mistake(
         "the whole tiles of keys before this step's own tokens are lost",
         *(without(lambda part, size=size: part.j < part.context_len // size * size) for size in TILES),
     ),
-    mistake("the first tile of keys is lost", *(without(lambda part, size=size: part.j < size) for size in TILES)),
+    mistake("the first tile of keys is lost", *(without(lambda part, size=size: part.c < size) for size in TILES)),
     mistake("the last tile of keys is counted twice", *(twice(_last_tile(size)) for size in TILES)),
     mistake("the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
-    mistake("a request has as many keys as the longest request", _past_end(lambda part: int(part.call.batch.seq_lens.max()))),
-    mistake("one key past the end of the sequence is seen", _past_end(lambda part: part.seq_len + 1)),
+    mistake(
+        "a request has as many keys as the longest request",
+        _past_end(lambda part: part.call.layer.num_keys(int(part.call.batch.seq_lens.max()))),
+    ),
+    mistake("one key past the end of the sequence is seen", _past_end(lambda part: part.num_keys + 1)),
     mistake("keys of 0 past the end of the sequence, up to the end of the tile, take part", *(_zeros(size) for size in TILES)),
 )

@@ -93,6 +93,14 @@ def _placed(distance: Callable[[Part], int]) -> Change:
     return lambda part: part.having(query_positions=part.request.query_positions + distance(part)).ruled()
 
 
+def _incomplete(part: Part) -> Part | None:
+    """A key that several tokens share is seen from the first of them on."""
+    if part.layer.key_unit is None:
+        return None
+    more = part.longer(*part.gathered(num_keys=-(-part.seq_len // part.layer.key_unit)))
+    return _placed(lambda part: (part.layer.key_unit or 1) - 1)(more)
+
+
 def _first(part: Part) -> int:
     return part.context_len
 
@@ -136,6 +144,8 @@ VARIANTS = (
     ),
     mistake("all queries see the first query's chunk", _chunk_of(_first)),
     mistake("all queries see the last query's chunk", _chunk_of(_last)),
+    mistake("keys that several tokens share (key_unit) are taken for keys of one token each", lost("key_unit")),
+    mistake("a key that several tokens share is seen before all of them are there", _incomplete),
     mistake("the bidirectional ranges are lost", lost("bidirectional_ranges")),
     mistake("the window clamps bidirectional ranges where it must not, or the other way round", _clamp),
     mistake("the last position of a bidirectional range is left out", rule("bidirectional_ranges", _one_position_shorter)),
