@@ -89,7 +89,7 @@ def _release() -> Iterator[str]:
 
 
 PARTS = {
-    "tests": (_tests, "tests marked `nightly`: faults planted in kernels, clusters, storms"),
+    "tests": (_tests, "tests marked `nightly`: whole commands, long draws, faults planted in kernels, clusters, storms"),
     "proofs": (_proofs, "all theorems about the kernels' source, their page, and their mutants"),
     "coverage": (_coverage, "which features the fuzzer draws together, of 40,000 cases, and which regions"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),

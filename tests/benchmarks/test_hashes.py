@@ -69,6 +69,7 @@ def hashed(tmp_path_factory):
     return {key: found[job] for key, job in jobs.items()}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("architecture", ["gfx942", "sm90"])
 def test_a_changed_constant_changes_the_hash_and_a_moved_line_or_a_new_name_does_not(hashed, architecture):
     before, text = hashed[architecture, "before"]
@@ -109,6 +110,7 @@ def compiled_once(monkeypatch):
     monkeypatch.setattr(attn_parity.binaries.build, "in_processes", remembered)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("compiled_once")
 def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -109,6 +109,7 @@ def found(folder: Path) -> list[Row]:
     return [Row(**row) for row in json.loads((folder / "found.json").read_text())["rows"]]
 
 
+@pytest.mark.nightly
 def test_what_a_wrapper_passes_is_what_is_compiled(folder):
     only = [option for name in (CROSS, WINDOW) for option in ("--only", name)]
     run = run_in(folder, "binaries", "--arch", "gfx942", *only, "--workers", 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.mostly_nightly import mostly_nightly
 from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
 
 BLOCKS = blocks(PAGES["docs/guide/fuzz-your-kernel.md"])
@@ -38,7 +39,7 @@ def test_the_adapter_on_the_page_is_the_one_in_the_examples():
 SHAPES = ("separate_tensors", "decode_only", "prefill_only", "dense_varlen", "compiled_function")
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", mostly_nightly(SHAPES, ("compiled_function",)))
 def test_an_adapter_for_each_shape_of_kernel(name, tmp_path):
     """It agrees, all that its engine sends is drawn, and it finds a scale that is ignored."""
     folder = Path(shutil.copytree(ROOT / "examples", tmp_path / "mine", ignore=shutil.ignore_patterns("__pycache__")))
@@ -89,6 +90,7 @@ def test_the_last_axis_may_be_named_from_the_end(tmp_path):
     assert "all agree" in ended.stdout
 
 
+@pytest.mark.nightly
 def test_pytest_finds_it_too(planted):
     ended = run_command(PYTEST, planted)
     assert ended.returncode == 1, ended.stdout + ended.stderr
@@ -103,6 +105,7 @@ def test_it_reads_nothing_past_its_tensors():
     assert "16 fenced" in ended.stdout
 
 
+@pytest.mark.nightly
 def test_its_rows_are_multiplied_by_strides_in_32_bits():
     ended = run_command(FAR, ROOT / "examples")
     assert ended.returncode == 1, ended.stdout + ended.stderr

@@ -11,6 +11,7 @@ import pytest
 from attn_parity import main
 from attn_parity.console import results
 
+from tests.mostly_nightly import mostly_nightly
 from tests.pages import (
     PAGES,
     ROOT,
@@ -38,7 +39,11 @@ FOLLOWED = [
 ]
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+SLOW = ("docs/guide/fuzz-your-kernel.md", "docs/guide/transformers.md", "docs/reference/mutants.md")
+"""Pages with several runs of the fuzzer or of the zoo, whose commands have tests of their own."""
+
+
+@pytest.mark.parametrize("name", mostly_nightly(FOLLOWED, {*FOLLOWED} - {*SLOW}))
 def test_a_page_is_followed_to_the_letter(name, tmp_path):
     page, folder = PAGES[name], tmp_path / "folder"
     shutil.copytree(ROOT / "examples", folder, ignore=shutil.ignore_patterns("__pycache__"))

@@ -115,12 +115,6 @@ def of_drawn(jobs, workers, report, launches, compile_seconds) -> Outcome:
     return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})
 
 
-def test_launches_of_drawn_steps_compile(attn_lab):
-    run = attn_lab("binaries", "--drawn", "3", "--arch", "gfx942")
-    assert run.code == 0, run.out + run.err
-    assert re.search(r"^\d launches of 3 drawn steps, --seed 0, compiled with Triton \S+: \d spill registers, 0 do ", run.out)
-
-
 def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
     """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
     monkeypatch.setattr("attn_parity.compile.build", of_drawn)
@@ -133,6 +127,7 @@ def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
     assert summary.endswith("1 spill registers, 1 do what no launch may, 1 do not compile")
 
 
+@pytest.mark.nightly
 def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypatch):
     strict = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 99})
     monkeypatch.setattr(budgets, "load", lambda: strict)

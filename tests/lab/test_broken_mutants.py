@@ -74,6 +74,7 @@ def toml(mutant: KnownBug) -> str:
     """
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
     (tmp_path / "animals").mkdir()

@@ -107,6 +107,7 @@ def test_a_defined_pair_that_was_never_drawn_is_missing_and_an_undefined_one_tha
     assert coverage.missing(coverage_of(*defined, planes_of_content)) == []
 
 
+@pytest.mark.nightly
 def test_what_is_counted_is_what_a_fuzz_run_draws(fuzz_here):
     plan = replace(PLAN, target="planted:FLASH", examples=20, seed=7)
     _, ran = fuzz_here("planted:FLASH", examples=20, seed=7)
@@ -123,6 +124,7 @@ sys.stdout.write("".join(map(case_file.dumps, shard.drawn(plan))))
 """
 
 
+@pytest.mark.nightly
 def test_neither_hashes_nor_other_modules_change_what_is_drawn(tmp_path, child_environment):
     """Hypothesis mixes in numbers from the source of whatever is loaded; a seed would mean other cases after every edit.
 

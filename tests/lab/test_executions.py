@@ -134,6 +134,7 @@ def test_a_wrong_launch_does_not_agree(monkeypatch):
     assert found["merge, fp32"].error > 1
 
 
+@pytest.mark.nightly
 def test_calls_whose_process_fails_did_not_run_and_others_go_on():
     calls = [("gfx942", "no such call", (("no such call", ""),)), ("gfx942", "merge, fp32", (("merge, fp32", ""),))]
     ran, _ = executions.run(calls, 1)
@@ -158,6 +159,7 @@ def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left
     assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
 
 
+@pytest.mark.nightly
 def test_a_second_run_goes_on(attn_lab, tmp_path, monkeypatch):
     """A launch that agrees is not run again."""
     monkeypatch.setattr("attn_parity.compile.build", lambda *arguments: Outcome(compiled("merge, fp32")))

@@ -124,6 +124,7 @@ def test_a_finding_whose_lines_the_source_has_no_longer_is_not_written(tmp_path,
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.nightly
 def test_a_second_bug_behind_a_broad_predicate_is_found_on_repaired_sources_alone(attn_parity, tmp_path, monkeypatch):
     def hunted(sources: Path) -> dict:
         monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(sources))

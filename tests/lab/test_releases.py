@@ -10,6 +10,8 @@ from attn_lab.findings import scripts
 from attn_lab.releases import machine, page
 from attn_lab.releases.machine import Fix, Results, Run
 
+from tests.mostly_nightly import mostly_nightly
+
 WRONG = "def error(layer, batch):\n    return int(batch.num_requests > 1)\n"
 RIGHT = "def error(layer, batch):\n    return 0\n"
 PACKAGE, TARGET = "planted_foreign", "planted_repaired:TARGET"
@@ -76,7 +78,7 @@ def test_a_finding_is_looked_for_between_releases_that_differ(monkeypatch, tmp_p
     assert page.span(kept.findings[name], kept.releases["vllm"])[:2] == ("0.4", "0.6 (the newest)")
 
 
-@pytest.mark.parametrize("architecture", [None, "gfx942"])
+@pytest.mark.parametrize("architecture", mostly_nightly([None, "gfx942"], [None]))
 @pytest.mark.parametrize(
     ("script", "seconds", "why"), [("raise KeyError('lost')", None, "lost"), ("while True: ...", 2, "end in 2 s")]
 )

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.mostly_nightly import mostly_nightly
+from tests.ops.small_calls import CALLS, IN_EACH_RUN
+
 ops = torch.ops.attn_parity
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 4, 2, 16
 NUM_BLOCKS, BLOCK_SIZE = 12, 4
@@ -39,6 +42,7 @@ def assert_same_bits(function: Callable, compiled: Callable, arguments: dict[str
             assert torch.equal(bits(value), bits(for_compiled[name])), name
 
 
+@pytest.mark.parametrize("call", mostly_nightly(CALLS, IN_EACH_RUN), indirect=True)
 def test_every_call(call, backend):
     def function(**arguments):
         call.op(**arguments)

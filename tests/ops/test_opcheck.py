@@ -7,7 +7,8 @@ import torch
 from attn_contract import ContractError
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.ops.small_calls import CALLS
+from tests.mostly_nightly import mostly_nightly
+from tests.ops.small_calls import CALLS, IN_EACH_RUN
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -18,6 +19,7 @@ def is_float8(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float8_e4m3fn
 
 
+@pytest.mark.parametrize("call", mostly_nightly(CALLS, IN_EACH_RUN), indirect=True)
 def test_opcheck(call):
     """For float8 without opcheck's own test of the schema, which multiplies what it compares: torch has no such arithmetic. The
     test below asks the same, of bits."""

@@ -26,7 +26,12 @@ def test_too_large(paged_call):
     ("interpret", "element", "words"),
     [
         ("0", "float32", ["a tensor on cpu not supported", "use attn_reference", "TRITON_INTERPRET=1"]),
-        ("1", "bfloat16", ["bfloat16 under Triton's interpreter not supported", "attn_fuzz.interpreted.interpreter.install()"]),
+        pytest.param(
+            "1",
+            "bfloat16",
+            ["bfloat16 under Triton's interpreter not supported", "attn_fuzz.interpreted.interpreter.install()"],
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_where_no_kernel_can_run(interpret, element, words):

@@ -182,7 +182,11 @@ def same_hash(parent_hash, tokens):
             id="transformers#47708",
         ),
         pytest.param(
-            "llama", [(cache_allocator, "compute_block_hash", same_hash)], Kind.OTHER_REQUEST, id="openvino.genai#3722"
+            "llama",
+            [(cache_allocator, "compute_block_hash", same_hash)],
+            Kind.OTHER_REQUEST,
+            id="openvino.genai#3722",
+            marks=pytest.mark.nightly,
         ),
     ],
 )
@@ -235,7 +239,13 @@ def test_models_that_generate_have_no_fault(tmp_path, name, options):
     assert recording.shadow.reads
 
 
-@pytest.mark.parametrize("on_the_cpu", [0.0, 0.01], ids=["computed anew", "brought back from the CPU"])
+@pytest.mark.parametrize(
+    "on_the_cpu",
+    [
+        pytest.param(0.0, id="computed anew", marks=pytest.mark.nightly),
+        pytest.param(0.01, id="brought back from the CPU"),
+    ],
+)
 def test_requests_that_come_and_go_have_no_fault(tmp_path, monkeypatch, on_the_cpu):
     """Shared prefixes, chunks of prompts, and requests that are preempted: there are 12 blocks for 24 requests."""
     empty = torch.empty

@@ -19,6 +19,7 @@ from attn_transformers.arguments import arguments_of
 from attn_transformers.attention import attention
 from transformers.models.gemma3 import modeling_gemma3
 
+from tests import processes
 from tests.plugins.tiny_models import prompts, tiny
 
 BOUND = 1e-5
@@ -28,13 +29,9 @@ PACKED = {"input_ids": IDS, "position_ids": torch.tensor([[*range(6), *range(9)]
 WITH_A_HOLE = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 5 + [0] + [1] * 9])}
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 def test_an_import_brings_no_transformers_and_no_fuzzer():
     code = "import sys, attn_transformers; sys.exit(bool({'transformers', 'hypothesis', 'msgspec'} & {*sys.modules}))"
-    assert run_python(code).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -48,8 +45,9 @@ def test_an_import_brings_no_transformers_and_no_fuzzer():
         ),
     ],
 )
-def test_a_missing_extra_is_named(missing, call, words):
-    ended = run_python(f"import sys; sys.modules[{missing!r}] = None; import attn_transformers; attn_transformers.{call}")
+def test_a_missing_extra_is_named(missing, call, words, tmp_path):
+    code = f"import sys; sys.modules[{missing!r}] = None; import attn_transformers; attn_transformers.{call}"
+    ended = processes.run(["-c", code], cwd=tmp_path)
     assert ended.stderr.splitlines()[-1] == f"ModuleNotFoundError: {words}"
 
 

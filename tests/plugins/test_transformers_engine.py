@@ -40,12 +40,12 @@ def ragged_requests(number: int) -> list[list[int]]:
     return [(prefix[: 16 + i % 4] if i % 3 else []) + tail for i, tail in enumerate(tails)]
 
 
+OTHERS = (("gemma3", "sdpa"), ("gemma3n", "sdpa"), ("mistral", "paged|eager"), ("gemma3n", "paged|eager"))
+
+
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [
-        *(("mistral", "sdpa"), ("gemma3", "sdpa"), ("gemma3n", "sdpa")),
-        *(("gpt_oss", "paged|eager"), ("mistral", "paged|eager"), ("gemma3n", "paged|eager")),
-    ],
+    [("mistral", "sdpa"), ("gpt_oss", "paged|eager"), *(pytest.param(*each, marks=pytest.mark.nightly) for each in OTHERS)],
 )
 def test_continuous_batching_generates_the_same(name, implementation):
     model, requests = tiny(name), ragged_requests(12)
@@ -81,7 +81,7 @@ def on_pages(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "paged|eager"])
+@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("paged|eager", marks=pytest.mark.nightly)])
 def test_attention_reads_the_pages_of_the_engine_and_requests_share_those_of_a_common_prefix(implementation, on_pages):
     """Prefixes of two pages are shared. The pages of both layers are views of the engine's one allocation."""
     model, requests = tiny("llama"), ragged_requests(12)

@@ -56,7 +56,13 @@ def difference(mine: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tens
 
 
 every_way = pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in BUILDERS for kind in KINDS if name != "bert" or not KINDS[kind]]
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.nightly] * (kind in ("one prompt", "static cache") and name != "gemma3"))
+        for name in BUILDERS
+        for kind in KINDS
+        if name != "bert" or not KINDS[kind]
+    ],
 )
 
 

@@ -25,7 +25,9 @@ def gemma3():
         return model, model.generate(**BEAMS)
 
 
-@pytest.mark.parametrize(("implementation", "block_size"), [("attn_parity", 4), ("eager", 16)])
+@pytest.mark.parametrize(
+    ("implementation", "block_size"), [("attn_parity", 4), pytest.param("eager", 16, marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("layout", FLOAT_LAYOUTS)
 def test_a_model_generates_the_same_from_any_layout(gemma3, layout, implementation, block_size):
     """With beams, which share pages: most of 17 tokens lie in pages of 4, and the pages of 16 are copied in each step."""

@@ -126,15 +126,24 @@ def single(value: float) -> np.float32:
 
 def check_two_products(text, architecture, codes, number_of, two):
     """The sum of a float32, of drawn products of lower halves and then of one by two, rounded after each."""
-    for low_a, low_b, high, c in itertools.product(codes, codes, codes[3:6], SUMS):
+    of_lanes = [*itertools.product(codes, codes, codes[3:6], SUMS)]
+    for begin in range(0, len(of_lanes), 64):
+        bits = np.array(of_lanes[begin : begin + 64], np.uint32)
+        low_a, low_b, high, c = np.resize(bits, (64, 4)).T
         after = ran(text, architecture, v={0: high << 16 | low_a, 1: two << 16 | low_b, 2: c})
-        found = after.vector[9 if " v9" in text else 2, 0, :1].view(np.float32)[0]
-        with np.errstate(all="ignore"):
-            total = single(float(np.array([c], np.uint32).view(np.float32)[0]))
-            for x, y in ((number_of(low_a), number_of(low_b)), (number_of(high), 2.0)):
-                exact = Fraction(x) * Fraction(y) + Fraction(float(total)) if math.isfinite(x * y + float(total)) else None
-                total = single(exact) if exact is not None else np.float32(x * y + float(total))
-        assert found == total or (math.isnan(found) and math.isnan(total)), f"{low_a:#x} {low_b:#x} {high:#x} {c:#x}"
+        found = after.vector[9 if " v9" in text else 2, 0, : len(bits)].view(np.float32)
+        for lane, given in enumerate(of_lanes[begin : begin + 64]):
+            total = of_two_products(*given, number_of)
+            assert found[lane] == total or (math.isnan(found[lane]) and math.isnan(total)), [*map(hex, given)]
+
+
+def of_two_products(low_a, low_b, high, c, number_of) -> np.float32:
+    with np.errstate(all="ignore"):
+        total = single(float(np.array([c], np.uint32).view(np.float32)[0]))
+        for x, y in ((number_of(low_a), number_of(low_b)), (number_of(high), 2.0)):
+            exact = Fraction(x) * Fraction(y) + Fraction(float(total)) if math.isfinite(x * y + float(total)) else None
+            total = single(exact) if exact is not None else np.float32(x * y + float(total))
+    return total
 
 
 @pytest.mark.parametrize("text", ["v_dot2_f32_f16 v9, v0, v1, v2", "v_dot2c_f32_f16_e32 v2, v0, v1"])

@@ -40,7 +40,7 @@ def call_of(case: Case) -> Call:
     return Call(q=step.q, layer=step.layer, batch=step.batch, kv_cache=step.kv_cache, **dense)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=25, deadline=None, database=None)
 @given(cases("anything", SUPPORT, refuses=False))
 def test_a_captured_call_attends_to_the_same_numbers(case):
     call = call_of(case)

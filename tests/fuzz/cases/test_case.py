@@ -38,7 +38,7 @@ def test_a_file_from_before_the_rules_still_means_what_it_did(step_case):
     assert case_file.loads(text) == step_case
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, database=None)
 @given(cases("reference-fp32", EVERYTHING))
 def test_a_case_is_what_its_file_says(case):
     text = case_file.dumps(case)
@@ -146,7 +146,7 @@ def test_a_case_that_no_machine_holds_is_refused(step_case, monkeypatch):
         contradictions.check(replace(step_case, cache=cache, requests=requests))
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=60, deadline=None, database=None)
 @given(cases("reference-fp32", SMALL), st.data())
 def test_a_case_edited_into_nonsense_is_refused_or_runs(case, data):
     """No edit of one field, at any depth, gets past the check and then makes the fuzzer itself fail."""

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 replace = msgspec.structs.replace
 SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)
 each_case = given(cases("anything", SMALL))
-few = settings(max_examples=60, deadline=None, database=None)
+few = settings(max_examples=25, deadline=None, database=None)
 
 
 def is_poison(tensor: torch.Tensor) -> torch.Tensor:
@@ -433,7 +433,7 @@ def extent(tensor: torch.Tensor) -> int:
     return (tensor.storage_offset() + last + 1) * tensor.itemsize
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@few
 @each_case
 def test_storages_of_inputs_end_behind_their_last_element_with_some_seeds_and_hold_the_same(case):
     plain, ended = (replace(case, values=Values(seed=seed_of("storage", 6, form))) for form in (0, 5))

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -22,6 +21,8 @@ from attn_fuzz.exhaustive.ledger import RunOf
 from attn_fuzz.run.executor import Executor
 from attn_lab.__main__ import lab
 from hypothesis.database import InMemoryExampleDatabase
+
+from tests import processes
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 
@@ -377,8 +378,8 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
 
 
 def test_a_process_of_its_own_says_the_same(tmp_path, child_environment):
-    command = [sys.executable, "-c", "from attn_parity import main; main()", "replay", "missing.json"]
-    ended = subprocess.run(command, cwd=tmp_path, env=child_environment, capture_output=True, text=True, check=False)
+    command = ["-c", "from attn_parity import main; main()", "replay", "missing.json"]
+    ended = processes.run(command, cwd=tmp_path, env=child_environment)
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr

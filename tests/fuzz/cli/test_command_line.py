@@ -65,7 +65,8 @@ def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(child_enviro
     ("number", "arguments"),
     [
         (4, ["fuzz", "--target", "planted:FLASH", "--examples", "100000", "--workers", "1", "--corpus", "none"]),
-        (4, ["compile", "--arch", "gfx942", "--workers", "2"]),  # two workers and multiprocessing's own
+        # two workers and multiprocessing's own
+        pytest.param(4, ["compile", "--arch", "gfx942", "--workers", "2"], marks=pytest.mark.nightly),
         pytest.param(3, ["exhaust", "--workers", "1"], marks=pytest.mark.nightly),
     ],
     ids=["fuzz", "compile", "exhaust"],
@@ -108,6 +109,7 @@ def test_every_shell_has_a_startup_file():
     assert [shell for shell, _, _ in STARTUP_FILES] == ["bash", "zsh", "fish"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("shell", "startup", "line"), STARTUP_FILES, ids=[shell for shell, _, _ in STARTUP_FILES])
 def test_a_shell_with_the_documented_line_completes_what_is_typed(shell, startup, line, tmp_path):
     """In an interactive shell, with the Tab key."""
@@ -283,16 +285,16 @@ LIMIT = "a function that this tool does not know"
 
 
 def test_cases_that_this_tool_cannot_run_are_counted_and_fail_nothing(attn_parity, tmp_path):
-    drawn = ("--examples", 40, "--seed", 1, "--corpus", "none", "--workers", 1, "--json", "run.json")
+    drawn = ("--examples", 20, "--seed", 1, "--corpus", "none", "--workers", 1, "--json", "run.json")
     for more in ([], ["--keep-going"]):
         run = attn_parity("fuzz", "--target", "planted:LIMITED", *drawn, *more)
         assert run.code == 3, run.out
         told = json.loads((tmp_path / "run.json").read_text())
         [(limit, count)] = told["limits"].items()
         assert limit == f"{LIMIT} (lifted by compiled code: on a GPU, or as TARGET@gfx942)"
-        assert f"{count} of 40 not run, by limits of this tool" in run.out
-        assert f"not run: {count} cases: {limit}\nwarning: {1 - count / 40:.0%} of the cases ran; " in run.err
-        assert 0 < count < 40
+        assert f"{count} of 20 not run, by limits of this tool" in run.out
+        assert f"not run: {count} cases: {limit}\nwarning: {1 - count / 20:.0%} of the cases ran; " in run.err
+        assert 0 < count < 20
         assert not told["failures"]
         assert not list(tmp_path.glob("attn-parity-runs/*.json"))
         assert "all agree" not in run.out

@@ -69,6 +69,7 @@ def poisoned(folder: Path, *command: str, python_path: str = "") -> subprocess.C
     return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.nightly
 def test_no_module_of_the_current_folder_runs(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -82,8 +83,15 @@ def test_no_module_of_the_current_folder_runs(tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "python_path"),
-    [(("-m", "attn_parity"), ""), (("-c", "from attn_parity import main; main()"), os.pathsep)],
-    ids=["as a module", "with an empty entry of PYTHONPATH"],
+    [
+        pytest.param(("-m", "attn_parity"), "", id="as a module"),
+        pytest.param(
+            ("-c", "from attn_parity import main; main()"),
+            os.pathsep,
+            id="with an empty entry of PYTHONPATH",
+            marks=pytest.mark.nightly,
+        ),
+    ],
 )
 def test_a_folder_that_python_put_on_the_path_is_taken_off(tmp_path, how, python_path):
     folder = tmp_path / "model"

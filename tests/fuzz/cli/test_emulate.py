@@ -342,6 +342,7 @@ def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(forms.VECTOR, name, replace(meaning, make=make))
 
 
+@pytest.mark.nightly
 def test_a_rounding_of_reciprocals_does_not_reach_a_cache(saved, tmp_path, monkeypatch):
     """What docs/guide/amd-hardware.md says: divisions correct v_rcp_f32, and nothing corrects v_exp_f32."""
     for folder, name in ((saved, NAME), (tmp_path / "write", WRITE)):
@@ -527,6 +528,7 @@ def test_a_tensor_that_cannot_be_is_named(tmp_path, tensor, words):
         compared(*folders)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None or not HEADERS.is_dir(), reason="needs g++ and HIP's headers of Triton")
 def test_the_loader_puts_bytes_where_they_belong(saved, attn_parity, tmp_path):
     """HIP is a stub, which prints what it is given, and flips a bit of the first argument's tensor."""

@@ -114,6 +114,7 @@ def test_a_command_without_any_extra_runs_or_names_one(command, tmp_path, monkey
         assert re.fullmatch(r"attn-parity: this needs \w+, which is missing: pip install 'attn-parity\[\w+\]'.*", line)
 
 
+@pytest.mark.nightly
 def test_an_import_without_an_extra_names_it():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     page = PAGES["docs/reference/python-api.md"]

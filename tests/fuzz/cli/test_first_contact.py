@@ -70,6 +70,7 @@ def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
     assert failure["case"]["sinks"]
 
 
+@pytest.mark.nightly
 def test_compiled_says_what_the_compiler_says(monkeypatch):
     asked = []
     monkeypatch.setattr(shipped_calls, "chosen", lambda *names, **which: asked.append((names, which)) or ["decode", "merge"])

@@ -71,6 +71,7 @@ HEADS = {
 TAILS = dict.fromkeys(("TOML", "mutants"), "a=1\n[b]\n")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_grows_as_the_text_does(kind, unit, tmp_path):

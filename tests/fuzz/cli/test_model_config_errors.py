@@ -182,6 +182,7 @@ def test_fields_of_others_than_attention_are_passed_over_or_told():
     assert "img_token_compression_config" in read.left_out
 
 
+@pytest.mark.nightly
 def test_a_class_is_found_under_another_spelling():
     kimi = {"model_type": "kimi_k25", "text_config": {**CONFIGS["kimi-k2"], "model_type": "deepseek_v3"}, "dtype": "bfloat16"}
     named = {**kimi, "architectures": ["KimiK25ForConditionalGeneration"]}

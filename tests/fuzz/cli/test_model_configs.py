@@ -15,6 +15,7 @@ from attn_parity.selected import print_vllm, spans
 from attn_parity.vllm_arguments import VllmArguments
 
 from tests.fuzz.answers import ANSWERS, IN_PART, REFUSED, VLLM
+from tests.mostly_nightly import mostly_nightly
 
 pytest.importorskip("transformers")
 CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parents[1] / "configs").glob("*.json")}
@@ -49,7 +50,13 @@ def test_every_config_has_an_answer():
     assert len(CONFIGS) >= 26
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+IN_EACH_RUN = (
+    *("llama-3.1-8b", "gpt-oss-120b", "gemma-3-4b", "deepseek-v3", "bloom-7b1", "bert-base", "bart-large-cnn", "minimax-m3"),
+)
+"""Each has a rule, a kind of attention or a format that the others have not. To build a model takes a second."""
+
+
+@pytest.mark.parametrize("name", mostly_nightly(ANSWERS, IN_EACH_RUN))
 def test_a_config_is_answered(name, select):
     ended, result = select(CONFIGS[name])
     assert ended.code == 0, ended.out + ended.err
@@ -89,7 +96,9 @@ def test_the_line_for_vllm_is_of_the_layers_whose_backend_it_can_choose(select):
     assert "indexed_attention: block size 64 not supported: a block of the cache is a block that is picked" in result["error"]
 
 
-@pytest.mark.parametrize(("top_k", "served"), [(2048, True), (1920, True), (2000, False)])
+@pytest.mark.parametrize(
+    ("top_k", "served"), [(2048, True), pytest.param(1920, True, marks=pytest.mark.nightly), (2000, False)]
+)
 def test_picks_are_served_where_vllm_converts_them_all(top_k, served, select):
     ended, result = select({**CONFIGS["deepseek-v3.2"], "index_topk": top_k})
     assert f"selection_unit 1, head_size_v 512, top_k {top_k}" in " ".join(ended.out.split()) or not served
@@ -108,6 +117,7 @@ def test_latent_attention_has_one_kv_head_on_every_device(architecture, heads, s
     assert result["vllm"]["backend"] == "TRITON_MLA"
 
 
+@pytest.mark.nightly
 def test_yarn_scales_the_logits_of_latent_attention():
     config = {**CONFIGS["deepseek-v3"], "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0}}
     plain, scaled = (_built(json.dumps(one)).groups["full_attention"].scale for one in (CONFIGS["deepseek-v3"], config))

@@ -17,6 +17,8 @@ from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import ledger, run, scope
 from attn_fuzz.exhaustive.scope import Choice, Part, Scope
 
+from tests.mostly_nightly import mostly_nightly
+
 WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
 ALONE = Part(
     what="one request",
@@ -211,7 +213,10 @@ def test_half_a_line_of_a_killed_run_is_dropped_and_said(attn_parity, tmp_path):
     assert "of 16 launches fail;" in again.out
 
 
-@pytest.mark.parametrize("content", [b"", b'{"schema":"attn-parity.exh', b'{"schema":"attn-parity.exhaust-ledger/1","ta'])
+BEGINNINGS = (b"", b'{"schema":"attn-parity.exh', b'{"schema":"attn-parity.exhaust-ledger/1","ta')
+
+
+@pytest.mark.parametrize("content", mostly_nightly(BEGINNINGS, (b"",)))
 def test_a_ledger_that_a_killed_run_has_hardly_begun_is_begun_again(attn_parity, tmp_path, content):
     folder = tmp_path / "attn-parity-runs"
     folder.mkdir()

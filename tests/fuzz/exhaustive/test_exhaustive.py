@@ -287,10 +287,11 @@ def launched_by_layer() -> list[Case]:
     return [launch.case for launch in launches_of(own, target, "reference-fp32")][1::2]
 
 
-def test_judging_together_is_judging_one_by_one():
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.nightly)])
+def test_judging_together_is_judging_one_by_one(every):
     target = registry.load("reference-fp32")
     rounding = target.rounding("cpu")
-    for case in launched_by_layer():
+    for case in launched_by_layer()[::every]:
         step = Attempt(case, target, "cpu").step
         together, alone = judging.judge_together(case, step, rounding), judge(case, step, rounding)
         assert together.kind == alone.kind == "agree"

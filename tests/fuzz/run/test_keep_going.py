@@ -72,6 +72,7 @@ def found(hunt: DistinctFailures) -> list[tuple]:
     ]
 
 
+@pytest.mark.nightly
 def test_it_finds_three_faults_of_one_target_and_counts_what_they_explain(run_of):
     hunt = hunted(run_of, THREE, examples=50)
     needed = {(entry.failure.verdict.kind, *sorted(entry.needs)) for entry in hunt.entries}
@@ -85,6 +86,7 @@ def test_it_finds_three_faults_of_one_target_and_counts_what_they_explain(run_of
     assert all(entry.failure.minimal and entry.again for entry in hunt.entries)
 
 
+@pytest.mark.nightly
 def test_it_does_not_hide_a_fault_behind_a_predicate_that_is_too_broad(run_of):
     """Each case of the second fault has a soft cap, which is what the first fault needs. With seed 1 the second comes first."""
     hunt = hunted(run_of, HIDING, examples=50, seed=2)
@@ -97,6 +99,7 @@ def test_it_does_not_hide_a_fault_behind_a_predicate_that_is_too_broad(run_of):
     assert hidden.needed_parts == CAP_AND_SINKS
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(5))
 def test_shards_that_end_in_another_order_lead_to_the_same_entries(seed, run_of):
     in_order, shuffled = (hunted(run_of, THREE, HIDING, examples=75, order=order) for order in (None, random.Random(seed)))
@@ -324,6 +327,7 @@ TARGET = dataclasses.replace(THREE, findings=FINDINGS)
 """
 
 
+@pytest.mark.nightly
 def test_two_workers_find_what_one_finds_and_its_declarations_are_findings(run_of, attn_parity, tmp_path):
     options = ("--examples", 50, "--seed", 1, "--workers", 2, "--corpus", "none", "--json", "run.json")
     run = attn_parity("fuzz", "--keep-going", "--target", THREE, *options)
@@ -361,6 +365,7 @@ def test_several_targets_take_turns_and_each_has_its_results(attn_parity, tmp_pa
     assert [path.name for path in sorted((tmp_path / "here").iterdir())] == ["planted-picky-1.html", "planted-sound-1.html"]
 
 
+@pytest.mark.nightly
 def test_one_that_is_interrupted_reports_what_it_found(tmp_path, child_environment):
     program = ["-m", "attn_parity", "fuzz", "--keep-going", "--target", THREE, "--minutes", 60, "--seed", 1, "--workers", 1]
     ended = processes.signalled(

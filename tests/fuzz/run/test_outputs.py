@@ -37,6 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.nightly
 def test_runs_of_one_seed_on_a_target_that_changes_keep_the_files_of_both(attn_parity, tmp_path):
     (tmp_path / "mine.py").write_text(TARGETS)
 

@@ -24,6 +24,7 @@ from attn_fuzz.verdict.judge import judge, judge_finite
 from attn_optimized.backends.triton_attn import TritonAttentionBackend
 
 from tests.fuzz.verdict.test_properties import ALL
+from tests.mostly_nightly import mostly_nightly
 
 replace = msgspec.structs.replace
 HEADS, HEAD_SIZE, BLOCK_SIZE = 2, 4, 2
@@ -236,7 +237,7 @@ def test_every_check_has_faults():
     assert all(faults(rows)[check] for rows in (1, 2) for _, check in CHECKS)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", mostly_nightly([1, 2], [2]))
 @pytest.mark.parametrize("check", [check for _, check in CHECKS], ids=lambda check: check.__name__)
 def test_a_check_names_the_place_of_a_fault(check, rows):
     for fault in faults(rows)[check]:
@@ -270,15 +271,15 @@ CHUNKS = dataclasses.replace(properties.chunked_prefill(lambda step: 1, properti
 OF_PROPERTIES = [each for each in ALL if each.name != "chunked prefill"] + [CHUNKS]
 
 
-def step_for(name: str, rows: int) -> Step:
-    """A step of so many rows that a property applies to, if there is one: with the reference's outputs."""
+def step_for(name: str) -> Step:
+    """A step of two rows that a property applies to, with the reference's outputs."""
     changes: dict[str, Any] = {"scale": 0.25, "values": Values("random", 3)}
     if name == "forgotten keys":
         changes["window"] = (0, -1)
     if name == "order of selection":
         changes |= {"selection_unit": 1, "selected": "all"}
-    case = case_of(rows, **changes)
-    if name == "chunked prefill" and rows == 2:
+    case = case_of(2, **changes)
+    if name == "chunked prefill":
         case = replace(case, requests=(Request(2, 3, (0, 1), True),))
     step = tensors.build(case)
     for write in step.writes:
@@ -293,14 +294,11 @@ def call_reference(step: Step) -> None:
     REFERENCE_FP32.attention(step.q, step.k, step.v, step.kv_cache, step.layer, step.batch, out=step.out, lse=step.lse)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("each", OF_PROPERTIES, ids=lambda each: each.name.replace(" ", "_"))
-def test_a_property_names_the_place_of_a_fault(each, rows):
+def test_a_property_names_the_place_of_a_fault(each):
     """The fault is in the outputs of the step. Where only variants are compared, it is in theirs, whose rows are the same."""
-    if rows == 1 and each.name in ("request order", "chunked prefill"):
-        return  # they need two rows
-    for row, head, dim in itertools.product(range(rows), range(HEADS), range(HEAD_SIZE)):
-        step = step_for(each.name, rows)
+    for row, head, dim in itertools.product(range(2), range(HEADS), range(HEAD_SIZE)):
+        step = step_for(each.name)
         assert each(step, call_reference) is None
         step.out[row, head, dim] -= 9
         message = each(step, call_reference)

@@ -18,6 +18,7 @@ from attn_fuzz.targets.target import RopeFunction, Support
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 
 from tests import processes
+from tests.mostly_nightly import mostly_nightly
 
 KINDS = {
     "NAN": {"nan"},
@@ -40,7 +41,14 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+IN_EACH_RUN = (
+    *("NAN", "LSE_IN_BASE_2", "UNOWNED_LSE", "CHANGES_Q", "RAISES", "LAST_ROW_UNWRITTEN", "ONE_KEY_SHORT", "WRITE_AND_MORE"),
+    "ROTATES_ONLY_WHAT_IS_WRITTEN",
+)
+"""One of each kind."""
+
+
+@pytest.fixture(scope="module", params=mostly_nightly(KINDS, IN_EACH_RUN))
 def fuzzed(request, fuzz_in, tmp_path_factory) -> tuple[str, Progress]:
     """The name of a planted fault, and how its fuzzing ended: once for all tests that ask."""
     # seed 1 begins with larger cases, and takes three times as long
@@ -68,7 +76,7 @@ def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(fuzzed, scri
     assert script_ends(script) == 0
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_nightly(range(2), [0]))
 def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(
     seed, fuzz_here, script_ends, tmp_path, monkeypatch, capsys
 ):
@@ -86,7 +94,9 @@ def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(
             assert script_ends(script) == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("ONE_KEY_SHORT", {"value", "lse"}), ("SEGFAULTS", {"crashed"})])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("ONE_KEY_SHORT", {"value", "lse"}), pytest.param("SEGFAULTS", {"crashed"}, marks=pytest.mark.nightly)]
+)
 def test_from_the_command_line_to_the_repaired_kernel(name, kinds, attn_parity, tmp_path, child_environment):
     run = attn_parity(
         *("fuzz", "--target", f"planted:{name}", "--examples", 40, "--seed", 1, "--workers", 1, "--json", "run.json"),
@@ -174,7 +184,7 @@ def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
 
 
 def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuzz_here):
-    progress, cases = fuzz_here("planted:NO_NARROW_SINKS", examples=40)
+    progress, cases = fuzz_here("planted:NO_NARROW_SINKS", examples=15)
     assert progress.failure is None
     assert cases
     assert not any(case.narrow_sinks for case in cases)

@@ -13,6 +13,8 @@ import pytest
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import prepared
 
+from tests.mostly_nightly import mostly_nightly
+
 
 def _tell(connection) -> None:
     imported = [name for name in ("torch", "triton", "attn_reference", "attn_optimized") if name in sys.modules]
@@ -89,7 +91,7 @@ def _kills_once(connection, killed: Path, of_server: bool) -> None:
     connection.send("answer")
 
 
-@pytest.mark.parametrize("of_server", [False, True])
+@pytest.mark.parametrize("of_server", mostly_nightly([False, True], [False]))
 def test_what_is_killed_from_outside_runs_again(tmp_path, of_server):
     assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
 
@@ -111,6 +113,7 @@ def test_the_server_of_a_fork_that_has_its_own_lives_on():
     assert prepared._deaths == deaths
 
 
+@pytest.mark.nightly
 def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypatch):
     """Python itself would start the other one, in the environment of this process."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -20,6 +20,7 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 
 from tests import processes
+from tests.mostly_nightly import mostly_nightly
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
@@ -28,6 +29,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes t
 LONG = ["-m", "attn_parity", "fuzz", "--examples", "100000", "--seed", "1", "--json", "run.json", "--report", "runs"]
 
 
+@pytest.mark.nightly
 @needs_proc
 def test_ctrl_c_ends_a_run_that_found_nothing_with_130(child_environment, tmp_path):
     called, in_flight = tmp_path / "called", []
@@ -132,7 +134,7 @@ def test_a_worker_says_nothing_of_an_interrupt_that_a_callback_swallows(error, i
     assert (ended.returncode, "Traceback" in ended.stderr) == (0, is_told), ended.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", mostly_nightly([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
 def test_a_signal_while_modules_are_imported_ends_the_command_without_a_traceback(number, tmp_path, child_environment):
     """Torch, too, imports numpy again after it failed. That raised an ImportError, once in some fifty interrupted runs."""
     (tmp_path / "swallows.py").write_text(
@@ -242,7 +244,7 @@ def test_a_helper_that_is_always_killed_is_no_verdict(step_case, tmp_path):
         executor.run(step_case)
 
 
-@pytest.mark.parametrize("moment", ["before the case", "while the case runs"])
+@pytest.mark.parametrize("moment", ["while the case runs", pytest.param("before the case", marks=pytest.mark.nightly)])
 def test_a_case_whose_server_is_killed_runs_again(step_case, tmp_path, monkeypatch, moment):
     """Python gives exit code 255 to each process whose server has died, though it may run on."""
     monkeypatch.setenv("PLANTED_CALLED", str(tmp_path / "called"))
@@ -323,6 +325,7 @@ def test_a_script_that_cannot_be_written_leaves_its_case(full_for, attn_parity, 
     assert not (tmp_path / "runs" / "planted-raises-1.py").exists()
 
 
+@pytest.mark.nightly
 @needs_full
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_run_ends_as_it_should_where_nothing_can_be_printed(stream, tmp_path, child_environment):
@@ -336,7 +339,10 @@ def test_a_run_ends_as_it_should_where_nothing_can_be_printed(stream, tmp_path, 
     assert (tmp_path / "runs" / "planted-raises-1.json").exists()
 
 
-@pytest.mark.parametrize("words", ["select --heads 8 --head-size 64 --arch gfx942", "--help", "fuzz --help", "--version"])
+WORDS = ("select --heads 8 --head-size 64 --arch gfx942", "--help", "fuzz --help", "--version")
+
+
+@pytest.mark.parametrize("words", mostly_nightly(WORDS, ("--help",)))
 def test_a_command_whose_results_nobody_reads_ends_without_a_line(words, tmp_path, child_environment):
     command = f"{sys.executable} -c 'from attn_parity import main; main()' {words}"
     ended = subprocess.run(

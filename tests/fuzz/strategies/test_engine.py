@@ -20,6 +20,8 @@ from attn_fuzz.targets.engine import RESTRICTIONS, VLLM, Engine
 from attn_fuzz.targets.target import EVERYTHING, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from tests.mostly_nightly import mostly_nightly
+
 PLAIN = Engine(
     windows=("left",),
     one_token_windows=False,
@@ -82,7 +84,7 @@ def anything() -> list[Case]:
     return draw(EVERYTHING, 250)[0]
 
 
-@pytest.mark.parametrize("engine", [VLLM, PLAIN, DRAFTS], ids=["VLLM", "PLAIN", "DRAFTS"])
+@pytest.mark.parametrize("engine", mostly_nightly([VLLM, PLAIN, DRAFTS], [VLLM]), ids=["VLLM", "PLAIN", "DRAFTS"])
 def test_an_engine_is_drawn_directly(engine):
     found, tally = draw(replace(EVERYTHING, engine=engine))
     assert not tally.rejected, "nothing is drawn and thrown away"
@@ -171,8 +173,11 @@ def test_what_was_not_drawn_is_named_for_what_the_target_supports():
 
 @pytest.mark.parametrize(
     "engine",
-    [VLLM, replace(VLLM, query_lens=("one",)), replace(VLLM, query_lens=("equal",), mixed_ranges=False, mixed_alibi=False)],
-    ids=["vLLM", "one query", "equal queries"],
+    [
+        pytest.param(VLLM, id="vLLM"),
+        pytest.param(replace(VLLM, query_lens=("one",)), id="one query", marks=pytest.mark.nightly),
+        pytest.param(replace(VLLM, query_lens=("equal",), mixed_ranges=False, mixed_alibi=False), id="equal queries"),
+    ],
 )
 def test_all_that_a_support_allows_is_drawn_in_the_end(engine):
     """A feature that `can_have` promises in vain would be named at the end of every run."""

@@ -72,11 +72,11 @@ def tried(case: Case) -> Verdict:
     return try_case(case, TRITON_GFX942, "cpu")
 
 
-@pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
-def test_drawn_examples_agree(architecture, fuzz_here):
-    ended, cases = fuzz_here(f"planted_emulated:SMALL_TRITON@{architecture}", examples=5, seed=4)
+def test_drawn_examples_agree(fuzz_here):
+    """On gfx1201: `tox run -e emulated-main` runs launches for gfx942."""
+    ended, cases = fuzz_here("planted_emulated:SMALL_TRITON@gfx1201", examples=4, seed=4)
     assert ended.failure is None, ended.failure
-    assert ended.examples == len(cases) == 5
+    assert ended.examples == len(cases) == 4
     assert ended.ratio > 0
 
 
@@ -101,7 +101,10 @@ def test_a_kernel_that_the_compiler_refuses_is_one_error(step_case, monkeypatch)
     assert compiler._process() is process
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGKILL, "HelperKilledError"), (signal.SIGSEGV, "CompilerError")])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGKILL, "HelperKilledError"), pytest.param(signal.SIGSEGV, "CompilerError", marks=pytest.mark.nightly)],
+)
 def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_case, monkeypatch, number, error):
     compiler._process().send_signal(number)
     monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
@@ -244,6 +247,7 @@ def test_a_kernel_that_is_in_none_of_the_modules_is_an_error_that_says_so():
         compiler.ready(Job("planted_kernel", "refused_kernel", "gfx942", {}, "planted_emulated:WITHOUT_KERNELS.modules"))
 
 
+@pytest.mark.nightly
 def test_the_compiling_process_ends_with_its_parent():
     """It holds the parent's stderr: this returns when both have ended."""
     code = """
@@ -393,6 +397,7 @@ def fields_of(layer: DrawnLayer) -> dict[str, object]:
     return layer.case | {f"cache.{name}": value for name, value in layer.cache.items()}
 
 
+@pytest.mark.nightly
 def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compiled_for():
     """By field of a layer: whether another value gives other code, for each layer in which the field has one."""
     own, kept = defaultdict[str, list[bool]](list), defaultdict[str, list[bool]](list)

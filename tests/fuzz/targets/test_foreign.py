@@ -1,7 +1,6 @@
 """Modules of a package load without the package, import what they were given, and leave nothing behind; caches are views."""
 
 import importlib.util
-import subprocess
 import sys
 
 import attn_reference
@@ -10,6 +9,8 @@ import torch
 from attn_contract import KVCacheView, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
+
+from tests import processes
 
 FILES = {
     "__init__.py": "raise RuntimeError('the package itself is not to be imported')",
@@ -72,7 +73,7 @@ def test_the_real_package_imports_afterwards(owner):
         f"foreign.load('owner', ('ops/late.py',), folder=__import__('pathlib').Path({str(owner)!r}))\n"
         "import owner\nprint(owner.REAL)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=owner.parent, capture_output=True, text=True, check=False)
+    ended = processes.run(["-c", code], cwd=owner.parent)
     assert ended.stdout == "True\n", ended.stderr
 
 

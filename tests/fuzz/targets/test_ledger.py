@@ -64,7 +64,7 @@ def test_a_run_says_what_is_known(attn_parity, tmp_path):
 
 
 def test_a_run_says_what_no_longer_fails(attn_parity):
-    run = attn_parity("fuzz", "--target", "planted_findings:FIXED", "--examples", 10, "--seed", 1, "--workers", 1)
+    run = attn_parity("fuzz", "--target", "planted_findings:FIXED", "--examples", 1, "--seed", 1, "--workers", 1)
     assert run.code == 0
     assert "finding planted-sinks: its stored case no longer fails. Fixed?" in run.out
 
@@ -76,8 +76,9 @@ def test_a_stored_case_that_fails_in_another_way_does_not_pass(kind, passes):
     assert ledger.no_longer_failing([SINKS], executor) == [SINKS] * passes
 
 
+@pytest.mark.nightly
 def test_another_targets_case_is_not_missed(attn_parity):
-    run = attn_parity("fuzz", "--target", "planted_findings:ANOTHERS", "--examples", 10, "--seed", 1, "--workers", 1)
+    run = attn_parity("fuzz", "--target", "planted_findings:ANOTHERS", "--examples", 1, "--seed", 1, "--workers", 1)
     assert "Fixed?" not in run.out
 
 
@@ -91,8 +92,9 @@ def test_on_a_cpu_a_finding_that_needs_a_gpu_excuses_nothing(fuzz_here, attn_par
     assert "as the known finding" not in run.out
 
 
+@pytest.mark.nightly
 def test_on_a_cpu_a_finding_that_needs_a_gpu_is_not_missed(attn_parity):
-    run = attn_parity("fuzz", "--target", "planted_findings:NEEDS_GPU_FIXED", "--examples", 10, "--seed", 1, "--workers", 1)
+    run = attn_parity("fuzz", "--target", "planted_findings:NEEDS_GPU_FIXED", "--examples", 1, "--seed", 1, "--workers", 1)
     assert run.code == 0
     assert "Fixed?" not in run.out
 

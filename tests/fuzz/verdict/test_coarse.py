@@ -11,6 +11,8 @@ from attn_fuzz import Call
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.rounding import CallRounding, Rounding
 
+from tests.mostly_nightly import mostly_nightly
+
 NAMES = [name for name, value in vars(planted_coarse).items() if value in planted_coarse.KERNELS]
 LAYER = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=0.25, attn_type=AttentionType.ENCODER_ONLY)
 
@@ -19,10 +21,11 @@ def of_call(dtype: torch.dtype = torch.bfloat16, keys_per_tile: int = 16, **does
     return CallRounding(rounding=Rounding(keys_per_tile=keys_per_tile, **does), layer=LAYER, dtype=dtype, out_dtype=dtype)
 
 
+@pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", [*NAMES, "SUMS_AND_FLOAT8@properties", "LOGITS@properties", "OPERANDS@properties"])
-def test_what_is_declared_is_no_false_alarm(name, fuzz_here):
-    progress, _ = fuzz_here(f"planted_coarse:{name}", examples=15)
-    assert progress.examples == 15
+def test_what_is_declared_is_no_false_alarm(name, examples, fuzz_here):
+    progress, _ = fuzz_here(f"planted_coarse:{name}", examples=examples)
+    assert progress.examples == examples
     assert progress.failure is None, progress.failure
 
 
@@ -36,7 +39,10 @@ def test_what_is_not_declared_is_seen(name, fuzz_here, monkeypatch):
     assert progress.failure.verdict.kind in ("value", "lse")
 
 
-@pytest.mark.parametrize("mistake", planted_coarse.MISTAKES)
+FOUND_LATE = {"soft cap dropped", "ALiBi of the other sign", "ALiBi of the next head", "chunks ignored"}
+
+
+@pytest.mark.parametrize("mistake", mostly_nightly(planted_coarse.MISTAKES, {*planted_coarse.MISTAKES} - FOUND_LATE))
 def test_the_coarsest_kernel_hides_no_mistake(mistake, fuzz_here, monkeypatch):
     wrong = planted_coarse.with_mistake(planted_coarse.SUMS_AND_FLOAT8, planted_coarse.MISTAKES[mistake])
     monkeypatch.setattr(planted_coarse, "SUMS_AND_FLOAT8", wrong)

@@ -122,6 +122,7 @@ def tokens(model) -> list:
     return model.generate(prompt, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, do_sample=False).tolist()
 
 
+@pytest.mark.nightly
 def test_every_call_of_gpt_oss_is_right(gpt_oss, tmp_path, attn_parity):
     """Sinks in every layer, a window in every other; one call is captured and agrees on the command line."""
     with attn_fuzz.recording(tmp_path / "calls", captures="all", limit=1) as recording:

@@ -365,7 +365,10 @@ def test_every_property_has_such_a_fault():
     assert {name for _, _, names in FAULTS.values() for name in names} == {each.name for each in ALL}
 
 
-@pytest.mark.parametrize("kind", ["exact", "one_hot", "signature", "random", "extreme"])
+@pytest.mark.parametrize(
+    "kind",
+    ["random", "extreme", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("exact", "one_hot", "signature"))],
+)
 @pytest.mark.parametrize("name", [*STEPS, "window and alibi"])
 def test_no_property_is_broken_by_the_reference(name, kind):
     case = {**STEPS, "window and alibi": WINDOWED}[name]
