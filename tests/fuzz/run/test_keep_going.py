@@ -72,7 +72,6 @@ def found(hunt: DistinctFailures) -> list[tuple]:
     ]
 
 
-@pytest.mark.nightly
 def test_it_finds_three_faults_of_one_target_and_counts_what_they_explain(run_of):
     hunt = hunted(run_of, THREE, examples=50)
     needed = {(entry.failure.verdict.kind, *sorted(entry.needs)) for entry in hunt.entries}
