@@ -21,6 +21,7 @@ VLLM = Package(
         "vllm-minimax-m3": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3",
         "vllm-minimax-m3-rocm": f"{_HERE}.vllm_minimax:VLLM_MINIMAX_M3_ROCM",
         "vllm-sparse-mla": f"{_HERE}.vllm_sparse_mla:VLLM_SPARSE_MLA",
+        "vllm-two-caches": f"{_HERE}.vllm_two_caches:VLLM_TWO_CACHES",
         "vllm-qsa": f"{_HERE}.vllm_qsa:VLLM_QSA",
         "vllm-indexer": f"{_HERE}.vllm_indexer:VLLM_INDEXER",
         "vllm-paged-mqa-logits": f"{_HERE}.vllm_indexer:VLLM_PAGED_MQA_LOGITS",
