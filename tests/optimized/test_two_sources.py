@@ -69,7 +69,12 @@ def merged(kernels: ModuleType, q: torch.Tensor, sources) -> torch.Tensor:
 
 @pytest.mark.parametrize("key_unit", [4, 128])
 @pytest.mark.parametrize("layout", CACHES)
-def test_both_sources_are_one_softmax(layout, key_unit):
+def test_both_sources_are_one_softmax(layout, key_unit, device):
+    with torch.device(device):
+        check_both_sources(layout, key_unit)
+
+
+def check_both_sources(layout: Layout, key_unit: int) -> None:
     torch.manual_seed(0)
     q = torch.randn(ROWS, HEADS, SIZE, dtype=CACHES[layout])
     tokens = source(layout, [seq_len for _, seq_len in LENGTHS], window=(WINDOW - 1, 0), sinks=torch.randn(HEADS))
