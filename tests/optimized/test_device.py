@@ -67,11 +67,11 @@ def test_no_architecture_is_guessed(name):
 
 @pytest.mark.parametrize("architecture", AMD)
 def test_tiles_follow_the_wave_size(architecture):
-    """RDNA: fewer rows for each wave, since one of 32 lanes has half the registers; AMD's compiler wants one stage."""
+    """RDNA: fewer rows for each wave, since one of 32 lanes has half the registers. gfx950 alone loads straight to LDS."""
     workload = Workload(**LLAMA, num_tokens=512, num_requests=1, max_query_len=512, max_seq_len=512)
     tiles = attention_tiles(workload, architecture, compute_units=64)
     assert tiles.block_m // tiles.parameters.num_warps == AMD[architecture].warp_size // 2
-    assert tiles.parameters.num_stages == 1
+    assert tiles.parameters.num_stages == (2 if architecture == "gfx950" else 1)
 
 
 def test_one_long_request_fills_each_gpu(on):

@@ -187,7 +187,8 @@ def units(call: KernelCall) -> set[int]:
     """The units that strides of a launch count in: fields of a kind, or constants."""
     constants = {name: value for name, value in call.launch.constants.items() if name != "KIND"}
     kind = vars(call.launch.constants["KIND"]) if "KIND" in call.launch.constants else {}
-    return {value for name, value in (kind | constants).items() if name.lower().endswith("unit")}
+    of_keys = ("selection_unit", "key_unit")
+    return {value for name, value in (kind | constants).items() if name.lower().endswith("unit") and name not in of_keys}
 
 
 def test_no_stride_of_one_element_gives_another_kernel(make_of_one, device):

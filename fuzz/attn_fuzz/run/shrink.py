@@ -113,7 +113,8 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
         yield replace(case, earlier=case.earlier[:i] + case.earlier[i + 1 :])
     for r in range(len(case.requests)):
         yield with_requests(case, case.requests[:r] + case.requests[r + 1 :])
-    yield _without_rule(case, "bidirectional_ranges")
+    for name in ("bidirectional_ranges", "key_unit"):
+        yield _without_rule(case, name)
     for name, value in SIMPLEST.items():
         yield replace(case, **{name: value})
     for kind in VALUES[: VALUES.index(case.values.kind)]:
@@ -155,6 +156,10 @@ def _without_rule(case: Case, name: str) -> Case:
         return replace(case, head_size_v=None, cache=rows)
     if name == "bidirectional_ranges":
         return replace(case, requests=tuple(replace(request, bidirectional_ranges=()) for request in case.requests))
+    if name == "key_unit" and case.key_unit is not None:  # as many tokens as there were keys, for which there are blocks
+        tokens = [max(r.query_len if r.context_len >= 0 else 0, case.num_keys(r)) for r in case.requests]
+        requests = [replace(r, seq_len=count) for r, count in zip(case.requests, tokens, strict=True)]
+        return with_requests(replace(case, key_unit=None), requests)
     return replace(case, **{name: SIMPLEST[name]}) if name in SIMPLEST else case
 
 

@@ -309,7 +309,7 @@ def _cascade_attention(q, k, v, kv_cache, layer, batch, *, out, lse, validate=Tr
 
 def common_prefix(batch: Batch, layer: Layer, kv_cache: torch.Tensor | None) -> int:
     """The number of leading keys that all requests with a query share, in whole blocks of their contexts."""
-    if layer.layout is None or kv_cache is None or batch.block_table is None:
+    if layer.layout is None or kv_cache is None or batch.block_table is None or batch.device is None:
         return 0
     block_size = layer.view_of(kv_cache).block_size
     query_lens = batch.query_start_loc.diff()

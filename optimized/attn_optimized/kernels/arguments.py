@@ -95,11 +95,6 @@ class Kind:
     block_v: int
     """value_size, padded to a power of two"""
 
-    @property
-    def tile_tokens(self) -> int:
-        """Tokens that a tile of keys stands for."""
-        return self.block_n * self.key_unit
-
 
 class Tensors(NamedTuple):
     """Pointers. An optional tensor that is not there is some other memory, and is not read."""

@@ -107,7 +107,7 @@ def attention_kernel(
     if KIND.is_partial:
         tiles_per_split = tiles_of_part(
             query_start_loc_ptr, seq_lens_ptr, num_requests, queries_per_tile, num_splits, balanced_splits,
-            filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.tile_tokens,
+            filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.block_n * KIND.key_unit,
         )  # fmt: skip
     tile = Tile(
         request=request, heads=heads, kv_head=heads // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
