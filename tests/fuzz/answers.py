@@ -158,7 +158,7 @@ REFUSED: dict[str, str] = {
     "t5-base": "attn_contract: relative position bias (relative_attention_num_buckets) not supported: ",
     "bert-relative": "attn_contract: relative position embeddings (relative_key_query) not supported: ",
     "deepseek-v4": "attn_contract: compressed keys (compress_rates) not supported: no backend here is one of vLLM's for them",
-    "deepseek-v4.1": "attn_contract: compressed keys (compress_ratios) not supported: no backend here is one of vLLM's for them",
+    "deepseek-v4.1": "attn_contract: compressed keys (compress_ratios) not supported: no backend here is one of vLLM's",
     "glm-5.3-flash": "attn_contract: an indexer of pools (index_kpool) not supported: the tokens of the open pool",
     "qwen4-exp": "attn_contract: an indexer of groups of tokens (QSA) (indexer_budget) not supported: no backend here",
     "step5": "attn_contract: an indexer of regions (region_block_size) not supported: vLLM has its backend on NVIDIA's GPUs",
