@@ -275,8 +275,7 @@ def _paged_requests(
     assert block_table is not None
 
     def keys_and_values(r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        num_keys = seq_lens[r] if layer.key_unit is None else seq_lens[r] // layer.key_unit
-        return gather_rows(kv_cache, layer, block_table[r], num_keys, precision, view)
+        return gather_rows(kv_cache, layer, block_table[r], layer.num_keys(seq_lens[r]), precision, view)
 
     return _requests(q, layer, batch, precision, keys_and_values)
 
