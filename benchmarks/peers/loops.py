@@ -71,7 +71,7 @@ def pipeline_of(assembly: str) -> Pipeline | None:
     loop = min((loop for loop, count in zip(loops, counts, strict=True) if count == max(counts)), key=len)
     return Pipeline(
         ahead=_ahead(loop) / max(counts),
-        barriers=sum(line.startswith(("s_barrier", "s_wait_barrier", "s_barrier_wait")) for line in loop),
+        barriers=sum(line.split()[0] in ("s_barrier", "s_barrier_wait") for line in loop),
         lds_writes=sum(line.startswith(("ds_write", "ds_store")) for line in loop),
     )
 

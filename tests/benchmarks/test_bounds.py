@@ -71,7 +71,10 @@ LOAD, NARROW, STORE = (
         # 16 bytes wait for one of two, and 4 bytes for none
         ([LOAD, MULTIPLY, NARROW, WAIT.format(0), MULTIPLY], Pipeline(0.4, 0, 0)),
         ([LOAD.replace("buffer_load_dwordx4", "global_load_lds_dwordx4"), MULTIPLY, WAIT.format(0)], Pipeline(1.0, 0, 0)),
-        ([LOAD.replace("dwordx4", "b128"), MULTIPLY, "s_wait_loadcnt 0x0", "s_barrier_wait -1"], Pipeline(1.0, 1, 0)),
+        (
+            [LOAD.replace("dwordx4", "b128"), MULTIPLY, "s_wait_loadcnt 0x0", "s_barrier_signal -1", "s_barrier_wait -1"],
+            Pipeline(1.0, 1, 0),
+        ),
     ],
 )
 def test_how_far_a_loop_loads_ahead(turn, pipeline):
