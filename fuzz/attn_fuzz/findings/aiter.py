@@ -156,6 +156,16 @@ PAGED_DECODE = (
         explains=lambda case, verdict: verdict.kind == "raised" and case.group_size == 1,
     ),
 )
+EXTEND = (
+    Finding(
+        name="aiter-fractional-soft-cap",
+        what="A soft cap that is no whole number, such as 0.5, does not compile (Triton 3.6 to 3.9, for each GPU).",
+        cause="aiter/ops/triton/utils/_triton/kernel_repr.py:11, _sanitize_constexpr_value: the dot of the number stands in "
+        "the kernel's name, which is then no identifier.",
+        seen_in=f"{SEEN_IN}, and main at e4048607",
+        explains=lambda case, verdict: verdict.kind == "raised" and (case.logits_soft_cap or 0.0) % 1.0 != 0.0,
+    ),
+)
 PAGED_PREFILL = (
     Finding(
         name="aiter-prefill-outside-window",

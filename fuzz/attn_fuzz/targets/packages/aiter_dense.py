@@ -15,6 +15,7 @@ import dataclasses
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
+from attn_fuzz.findings.aiter import EXTEND as EXTEND_FINDINGS
 from attn_fuzz.findings.aiter import MHA_VARLEN
 from attn_fuzz.findings.aiter import PREFILL as PREFILL_FINDINGS
 from attn_fuzz.targets.engine import Engine
@@ -135,6 +136,7 @@ AITER_EXTEND_ATTENTION = aiter_package.target(
         tile_sizes=(32, 64, 128),
     ),
     rounding=Rounding(keys_per_tile=64),
+    findings=EXTEND_FINDINGS,
     dense_keys=lambda case: [True] * len(case.requests),
 )
 AITER_MHA_VARLEN = aiter_package.target(
