@@ -74,7 +74,10 @@ def test_a_race_is_found():
 
 
 def test_gfx90a_spills_through_the_resource_of_its_private_segment():
-    """The resource is in s[0:3], the arguments are at s[4:5], and the kernel adds its wave's offset, s7, to the resource."""
+    """The resource is in s[0:3], the arguments are at s[4:5], and the kernel adds its wave's offset, s7, to the resource.
+
+    s32 holds the bytes of all 64 lanes: 4 of each.
+    """
     settings = (
         "user_sgpr_private_segment_buffer 1",
         "user_sgpr_kernarg_segment_ptr 1",
@@ -88,7 +91,7 @@ def test_gfx90a_spills_through_the_resource_of_its_private_segment():
         "s_addc_u32 s1, s1, 0",
         LSHL,
         "buffer_store_dword v0, off, s[0:3], 0 offset:8",
-        "s_movk_i32 s32, 0x4",
+        "s_movk_i32 s32, 0x100",
         "buffer_load_dword v3, off, s[0:3], s32 offset:4",
         "s_waitcnt vmcnt(0)",
         "global_store_dword v1, v3, s[8:9]",

@@ -12,7 +12,7 @@ A resource has no stride here, which makes its buffer raw, and no swizzle:
 
 gfx90a reaches scratch by buffer instructions. A kernel's first scalar registers are then the resource of the private segment,
 which is swizzled so that each lane has its own bytes, and to whose base the kernel adds the offset of its wave. This resource
-has bit 119, and its base is PRIVATE_BASE.
+has bit 119, and its base is PRIVATE_BASE. Base and soffset are not swizzled: they count the bytes of all lanes.
 
 Source: "Buffer Addressing" and "Range checking" in AMD's Instinct MI300 ISA and RDNA4 ISA; "Relaxed Buffer OOB Mode"
 in LLVM's User Guide for AMDGPU Backend.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import Fault, UnknownInstructionError
 from attn_amdgcn.instructions import scratch, to_lds
 from attn_amdgcn.instructions.formats import (
     LOADS,
@@ -214,7 +214,10 @@ def _range_of(waves: Waves, words: np.ndarray, further: np.ndarray, architecture
 def _found_range(waves: Waves, words: np.ndarray, further: np.ndarray, architecture: str) -> Range:
     if architecture == "gfx90a" and (words[:, 2:] == PRIVATE_WORDS[2:]).all():
         base = (words[:, 0].astype(np.int64) | (words[:, 1].astype(np.int64) & 0xFFFF) << 32) - PRIVATE_BASE
-        return Range((base - private_offset(waves) + further)[..., None], np.array([[0]]), 0, is_private=True)
+        place, lanes = base - private_offset(waves) + further, waves.shape[1]
+        if (place % (4 * lanes)).any():
+            raise UnknownInstructionError("a place in scratch that is no multiple of a word of each lane")
+        return Range((place // lanes)[..., None], np.array([[0]]), 0, is_private=True)
     described = _described_gfx1250 if architecture == "gfx1250" else _described
     base, records, strange = described(words.astype(np.int64), 0 if architecture.startswith("gfx9") else 3)
     if strange.any():
