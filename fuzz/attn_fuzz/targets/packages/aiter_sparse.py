@@ -35,11 +35,13 @@ FILES = (
 ENGINE = dataclasses.replace(SPARSE_TOKENS, empty_requests=False, unowned_rows=(0,))
 
 
-def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, host: str | None = None) -> None:
+    """`host`: the architecture whose kernels the host code takes; None: the one that they are compiled for."""
     slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
     if not len(slots):
         return
-    architecture, rng = jobs.architecture.get() or ARCHITECTURE, rng_of_lengths(batch)
+    architecture, rng = host or jobs.architecture.get(), rng_of_lengths(batch)
+    assert architecture is not None
     sinks = None if layer.sinks is None else layer.sinks.float()
     if sinks is None and architecture != "gfx950":
         sinks = torch.full((layer.num_heads,), -1e30, device=q.device)
@@ -86,6 +88,7 @@ AITER_DECODE_SPARSE = dataclasses.replace(
     AITER_GLUON_SPARSE,
     name="aiter-decode-sparse",
     description="AITER's pa_decode_sparse in Triton, over the tokens that each row selects",
+    attention=functools.partial(_attention, host=ARCHITECTURE),
     architectures=(),
     support=lambda device: dataclasses.replace(
         AITER_GLUON_SPARSE.support(device),
