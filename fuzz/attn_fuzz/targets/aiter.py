@@ -15,6 +15,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
+from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -146,5 +147,5 @@ AITER_UNIFIED_ATTENTION = Target(
     events=_events,
     findings=UNIFIED_ATTENTION,
     modules=_modules,
-    races="Where the heads of a group do not divide the 16 rows of a tile, its last query is the first of the next tile.",
+    races=SHARES_A_QUERY,
 )

@@ -6,6 +6,9 @@ from typing import Any
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
+SHARES_A_QUERY = "Where the heads of a group do not divide the 16 rows of a tile, its last query is the first of the next tile."
+"""`Target.races` of unified_attention, in AITER and in vLLM."""
+
 
 def triton_target(*, support: Support, rounding: Rounding, **declared: Any) -> Target:
     """A target that refuses nothing: its engine sends what the kernel serves.

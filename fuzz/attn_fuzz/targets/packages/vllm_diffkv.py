@@ -17,6 +17,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import DIFFKV
 from attn_fuzz.targets.packages import vllm_package, vllm_unified, vllm_write
+from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.target import Support, Target
 
 MODULES = ("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash")
@@ -85,5 +86,6 @@ VLLM_DIFFKV = Target(
     unavailable=vllm_package.missing(*MODULES),
     events=_events,
     findings=DIFFKV,
+    races=SHARES_A_QUERY,
     modules=functools.partial(_modules, is_rocm=True),
 )

@@ -31,6 +31,7 @@ from attn_fuzz.findings.vllm import UNIFIED_ATTENTION
 from attn_fuzz.targets.backend_supports import beyond_vllm_queries
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -168,4 +169,5 @@ VLLM_UNIFIED_ATTENTION = vllm_package.target(
     rounding=rounding("cpu"),
     events=_events,
     findings=UNIFIED_ATTENTION,
+    races=SHARES_A_QUERY,
 )
