@@ -281,9 +281,9 @@ class KVCacheView(KVCacheSizes):
 
     def first_block_elements(self) -> tuple[torch.Tensor, torch.Tensor]:
         """[BS, HK, row] int64 of K and of V: the element index of everything in block 0. If V is a part of K, both are K's."""
-        slot = torch.arange(self.block_size).view(-1, 1, 1)
-        head = torch.arange(self.num_kv_heads).view(-1, 1)
-        k, v = (self.element(kv, 0, slot, head, torch.arange(self.row_sizes[kv])) for kv in (K, V))
+        slot = torch.arange(self.block_size, device="cpu").view(-1, 1, 1)
+        head = torch.arange(self.num_kv_heads, device="cpu").view(-1, 1)
+        k, v = (self.element(kv, 0, slot, head, torch.arange(self.row_sizes[kv], device="cpu")) for kv in (K, V))
         return k, v
 
 

@@ -69,7 +69,9 @@ def local_length(length: int, rank: int, num_ranks: int, interleave: int = 1) ->
 
 def tokens_of_rank(length: int, rank: int, num_ranks: int, interleave: int = 1) -> torch.Tensor:
     """[local_length] int64: which of the first `length` tokens a rank has, in its order."""
-    return global_index(torch.arange(local_length(length, rank, num_ranks, interleave)), rank, num_ranks, interleave)
+    return global_index(
+        torch.arange(local_length(length, rank, num_ranks, interleave), device="cpu"), rank, num_ranks, interleave
+    )
 
 
 def local_slots(

@@ -131,7 +131,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, out: torch.T
     for r in range(batch.num_requests):
         rows, p = rows_of(batch, r)
         for row, position in enumerate(p.tolist(), rows.start):
-            n = int(seen_units(torch.tensor(position), indexer))
+            n = int(seen_units(torch.tensor(position, device="cpu"), indexer))
             selected[:, row, : min(indexer.top_k, n)] = _best(logits[:, row, :n], indexer).int()
             if indexer.has_open_unit and (position + 1) % indexer.selection_unit and position >= 0:
                 selected[:, row, -1] = position // indexer.selection_unit

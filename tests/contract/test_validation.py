@@ -394,6 +394,14 @@ def test_accepts(accepted, package):
     call(*made(accepted), package)
 
 
+@pytest.mark.parametrize("package", ["attn_contract.validation", "attn_reference"])
+@pytest.mark.parametrize("accepted", ACCEPTED, ids=[f"{one.call}: {one.edit}" for one in ACCEPTED])
+def test_another_default_device_changes_nothing(accepted, package):
+    arguments = made(accepted)
+    with torch.device("meta"):
+        call(*arguments, package)
+
+
 def test_parameters_pass_where_no_gradient_is_wanted():
     with torch.no_grad():
         call(paged, paged() | {"sinks": torch.nn.Parameter(torch.zeros(4))}, "attn_reference")

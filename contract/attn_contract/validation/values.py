@@ -74,7 +74,7 @@ def check_block_table(block_table: torch.Tensor, num_keys: torch.Tensor, view: K
         expected = f"at most {capacity} keys: block_table has {table.shape[1]} columns of {view.block_size} slots"
         raise ContractError(f"seq_lens[{r}]", int(num_keys[r]), expected)
     blocks_used = (num_keys + view.block_size - 1) // view.block_size
-    used = torch.arange(table.shape[1]) < blocks_used[:, None]
+    used = torch.arange(table.shape[1], device=table.device) < blocks_used[:, None]
     if len(wrong := (used & ((table < 0) | (table >= view.num_blocks))).nonzero()):
         r, i = wrong[0].tolist()
         raise ContractError(f"block_table[{r}, {i}]", int(table[r, i]), f"a block of the cache, 0 to {view.num_blocks - 1}")

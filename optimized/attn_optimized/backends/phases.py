@@ -83,7 +83,7 @@ def host_query_lens(step: Batch, query_start_loc_cpu: torch.Tensor, seq_lens_cpu
     _check_host("query_start_loc_cpu", query_start_loc_cpu, step.query_start_loc)
     if seq_lens_cpu is not None:
         _check_host("seq_lens_cpu", seq_lens_cpu, step.seq_lens)
-    known = torch.zeros(len(step.seq_lens), dtype=torch.int32) if seq_lens_cpu is None else seq_lens_cpu
+    known = torch.zeros(len(step.seq_lens), dtype=torch.int32, device="cpu") if seq_lens_cpu is None else seq_lens_cpu
     on_host = dataclasses.replace(step, query_start_loc=query_start_loc_cpu, seq_lens=known)
     return check_lengths(on_host, ("query_start_loc_cpu", "seq_lens_cpu"))
 

@@ -197,8 +197,8 @@ def _chunk(prefill: PhaseMetadata, begins: torch.Tensor, lens: torch.Tensor) -> 
     num_requests = int(lens.nonzero()[-1]) + 1
     lens, query_lens = lens[:num_requests], prefill.query_lens[:num_requests]
     starts = start_loc(lens)
-    request = torch.repeat_interleave(torch.arange(num_requests), lens)
-    position = torch.arange(len(request)) + (begins[:num_requests] - starts[:-1])[request]
+    request = torch.repeat_interleave(torch.arange(num_requests, device="cpu"), lens)
+    position = torch.arange(len(request), device="cpu") + (begins[:num_requests] - starts[:-1])[request]
     max_len = int(lens.max())
     batch = Batch(
         query_start_loc=prefill.batch.query_start_loc[: num_requests + 1],

@@ -103,7 +103,7 @@ class RankMlaMetadataBuilder(MlaMetadataBuilder):
 
     def _gathered_from(self, chunk: ContextChunk, device: torch.device) -> RankContextChunk:
         rank = self.dealing.rank_of(chunk.position)
-        is_of_rank = rank[:, None] == torch.arange(self.dealing.num_ranks)
+        is_of_rank = rank[:, None] == torch.arange(self.dealing.num_ranks, device=rank.device)
         so_far = is_of_rank.cumsum(0)
         rows_sent = int(so_far[-1].max())
         place = so_far.gather(1, rank[:, None])[:, 0] - 1
