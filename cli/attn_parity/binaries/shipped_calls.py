@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from attn_contract import (
@@ -119,16 +119,31 @@ def name_of_call(launch: str) -> str:
     return launch.removesuffix(", reduction").removesuffix(", suffix")
 
 
-def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
+class Step(NamedTuple):
+    """The arguments of a call on meta, but for its cache. k and v are of the tokens of the step."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    layer: Layer
+    batch: Batch
+    out: torch.Tensor
+
+
+def step_of(shipped: ShippedCall) -> Step:
     num_tokens = (shipped.requests - 1) * shipped.query_len + max(shipped.query_len, shipped.longest)
     heads, kv_heads = shipped.num_heads, shipped.num_kv_heads
     q, k, v = _rows(shipped, num_tokens, heads + 2 * kv_heads).split([heads, kv_heads, kv_heads], dim=1)
-    v = v[..., : shipped.head_size_v]
     if shipped.float8_queries:
         q = _rows(shipped, num_tokens, heads, shipped.kv_cache_dtype)
     out = _rows(shipped, num_tokens, heads, torch.float8_e4m3fn if shipped.float8_output else shipped.dtype)
     out = out[..., : shipped.head_size_v].contiguous()
-    layer, batch = _layer(shipped), _batch(shipped, num_tokens)
+    return Step(q, k, v[..., : shipped.head_size_v], _layer(shipped), _batch(shipped, num_tokens), out)
+
+
+def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
+    q, k, v, layer, batch, out = step_of(shipped)
+    num_tokens, heads = len(q), shipped.num_heads
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
     plan = plan_of(q, layer, batch, batch_invariant=shipped.batch_invariant, **gpu)
     match shipped.op:
@@ -228,8 +243,14 @@ def _batch(shipped: ShippedCall, num_tokens: int) -> Batch:
 
 
 def _cache(shipped: ShippedCall) -> torch.Tensor:
+    view = cache_view(shipped)
+    return view.tensor(_empty((view.end,), shipped.kv_cache_dtype or shipped.dtype))
+
+
+def cache_view(shipped: ShippedCall) -> KVCacheView:
+    """The view of a cache of `cache_bytes`."""
     dtype = shipped.kv_cache_dtype or shipped.dtype
-    view = KVCacheView.dense(
+    return KVCacheView.dense(
         shipped.layout,
         num_blocks=_num_blocks(shipped),
         block_size=shipped.block_size,
@@ -238,7 +259,6 @@ def _cache(shipped: ShippedCall) -> torch.Tensor:
         itemsize=dtype.itemsize,
         head_size_v=shipped.head_size_v,
     )
-    return view.tensor(_empty((view.end,), dtype))
 
 
 def _num_blocks(shipped: ShippedCall) -> int:

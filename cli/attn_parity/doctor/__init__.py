@@ -26,10 +26,22 @@ REPORT = Path("attn-parity-doctor.json")
     type=click.Path(dir_okay=False, path_type=Path),
     help=f"With --full: the file for the result; default: {REPORT}.",
 )
-def command(full: bool, examples: int | None, seed: int | None, json_file: Path | None) -> int:
+@click.option(
+    "--read",
+    "report_file",
+    type=click.Path(path_type=Path),
+    help="Say by a file of --full with how many stages each launch is to ship, and print a patch of the table.",
+)
+def command(full: bool, examples: int | None, seed: int | None, json_file: Path | None, report_file: Path | None) -> int:
     """Say what this machine has, and what to install for the rest. With --full, run everything that can run here."""
     import torch
 
+    if report_file is not None:
+        if full or (examples, seed, json_file) != (None, None, None):
+            raise click.UsageError("--read goes with no other option")
+        from attn_parity.doctor.read import stages_to_ship  # of the extra
+
+        return stages_to_ship(report_file)
     if full:
         from attn_parity.doctor.full import report  # of the extra
 

@@ -56,6 +56,12 @@ def _in_words(section: Section) -> str:
         return f"{section['examples']} examples, {failures}, largest error {section['max_ratio']:.2f} of its bound"
     if "kernels" in section and "spilling" in section:
         return f"{len(section['kernels'])} compiled, {len(section['spilling'])} spill registers"
+    if "shipped" in section:
+        shipped, other = section["shipped"], section["other"]
+        if "times" not in other:
+            return f"{other['num_stages']} not timed: {other['why_not'].splitlines()[-1][:100]}"
+        times = ", ".join(f"{each['times']['ms']:.3f} ms with {each['num_stages']}" for each in (shipped, other))
+        return f"{times}, largest error {max(shipped['error'], other['error']):.2f} of its bound"
     if "ratio" in section:
         return f"{section['triton_ms']:.3f} ms, {section['ratio']:.2f} of torch's SDPA on dense keys"
     return "written"

@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attn_contract import Batch, Layer, Layout
 from attn_fuzz.report.run import failure_json
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import build
+from attn_parity.binaries.build import Outcome, build
 from attn_parity.cpus import usable_cpus
+from attn_parity.doctor import clock
 from attn_parity.versions import version
 
 SCHEMA = "attn-parity.doctor/1"
 PACKAGES = ("attn-parity", "torch", "triton", "pytorch-triton-rocm", "amd-aiter", "hypothesis", "numpy", "vllm")
 # those of AMD's to compile for where there is no GPU
 OF_AMD = tuple(name for name in ARCHITECTURES if name.startswith("gfx"))
-REPEATS = 20
-# by name: the query and key length of each request
+# by name: requests, and the query and key length of each
 TIMED = {
-    "decode, 64 x 8k": ([1] * 64, [8192] * 64),
-    "decode, 1 x 128k": ([1], [131072]),
-    "prefill, 4 x 4k": ([4096] * 4, [4096] * 4),
+    "decode, 64 x 8k": (64, 1, 8192),
+    "decode, 1 x 128k": (1, 1, 131072),
+    "prefill, 4 x 4k": (4, 4096, 4096),
 }
 
 Section = dict[str, Any]
@@ -55,8 +54,12 @@ def sections(
     for name in registry.battery():
         plan = FuzzPlan(target=name, device=device, examples=examples, seed=seed, folder=folder)
         yield f"fuzz {name}", lambda plan=plan: fuzzed(plan, workers)
-    for name, lengths in TIMED.items():
-        yield f"time {name}", lambda lengths=lengths: timed(device, *lengths)
+    for name, sizes in TIMED.items():
+        yield f"time {name}", lambda sizes=sizes: timed(device, *sizes)
+    if device == "cuda" and not _not_compiled(architecture := _this_architecture()):
+        from attn_parity.doctor import stages
+
+        yield from stages.sections(architecture, workers)
 
 
 def outcome(work: Callable[[], Section]) -> Section:
@@ -98,20 +101,29 @@ def aiter() -> Section:
 
 def compiled(architecture: str, workers: int) -> Section:
     """Compile the main launches that ship: registers, spills, instructions."""
-    from attn_optimized.device import missing_compiler
     from attn_parity.binaries.shipped_calls import chosen
 
-    if architecture not in ARCHITECTURES:
-        return {"unavailable": f"the size of a compute unit of {architecture} is not known: {', '.join(ARCHITECTURES)} are"}
-    if reason := missing_compiler(architecture):
+    if reason := _not_compiled(architecture):
         return {"unavailable": reason}
     done = build([(architecture, name) for name in chosen(architecture, main=True)], workers)
     if done.interrupted:
         raise KeyboardInterrupt
-    kernels = {name: dataclasses.asdict(binary.facts) for (_, name), binary in done.binaries.items()}
-    spilling = [name for name, facts in kernels.items() if facts["vgpr_spills"]]
     error = {"error": "\n".join(f"{name}: {error}" for (_, name), error in done.errors.items())} if done.errors else {}
-    return {"kernels": kernels, "spilling": spilling, **error}
+    return {**facts_of(done), **error}
+
+
+def facts_of(done: Outcome) -> Section:
+    kernels = {name: dataclasses.asdict(binary.facts) for (_, name), binary in done.binaries.items()}
+    return {"kernels": kernels, "spilling": [name for name, facts in kernels.items() if facts["vgpr_spills"]]}
+
+
+def _not_compiled(architecture: str) -> str | None:
+    """Why no launch is compiled for an architecture; None if it is."""
+    from attn_optimized.device import missing_compiler
+
+    if architecture not in ARCHITECTURES:
+        return f"the size of a compute unit of {architecture} is not known: {', '.join(ARCHITECTURES)} are"
+    return missing_compiler(architecture)
 
 
 def fuzzed(plan: FuzzPlan, workers: int) -> Section:
@@ -132,55 +144,28 @@ def fuzzed(plan: FuzzPlan, workers: int) -> Section:
     }
 
 
-def timed(device: str, query_lens: list[int], seq_lens: list[int]) -> Section:
+def timed(device: str, requests: int, query_len: int, seq_len: int) -> Section:
     """Time the paged kernel (bfloat16, 32 query heads on 8, head size 128, blocks of 16) beside torch's SDPA on dense keys."""
     if device != "cuda":
         return {"unavailable": "no GPU in use: an interpreter's speed says nothing"}
     import attn_optimized
+    from attn_parity.binaries.shipped_calls import ShippedCall
+    from attn_parity.doctor.stages import tensors_on
 
-    num_heads, num_kv_heads, head_size, block_size = 32, 8, 128, 16
-    options = {"dtype": torch.bfloat16, "device": device}
-    num_requests, query_len, seq_len = len(query_lens), query_lens[0], seq_lens[0]
-    num_blocks = num_requests * seq_len // block_size
-    block_table = torch.randperm(num_blocks, device=device).int().view(num_requests, -1)
-    kv_cache = torch.randn(num_blocks, 2, block_size, num_kv_heads, head_size, **options)
-    q = torch.randn(num_requests * query_len, num_heads, head_size, **options)
-    layer = Layer(
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_size=head_size,
-        scale=head_size**-0.5,
-        layout=Layout.BLOCKS_FIRST_NHD,
-    )
-    batch = Batch(
-        query_start_loc=torch.arange(num_requests + 1, dtype=torch.int32, device=device) * query_len,
-        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
-        max_query_len=query_len,
-        max_seq_len=seq_len,
-        num_actual_tokens=len(q),
-        causal=True,
-        block_table=block_table,
-    )
-    dense_q = torch.randn(num_requests, num_heads, query_len, head_size, **options)
-    dense_k, dense_v = (torch.randn(num_requests, num_kv_heads, seq_len, head_size, **options) for _ in range(2))
-    out = torch.empty_like(q)
-    ours = _median_ms(lambda: attn_optimized.paged_attention(q, kv_cache, layer, batch, out=out))
+    shipped = ShippedCall(name="timed", requests=requests, query_len=query_len, seq_len=seq_len)
+    call, out = tensors_on(torch.device(device), shipped)
+    kv_cache = call.kv_cache
+    assert kv_cache is not None
+    options = {"dtype": shipped.dtype, "device": device}
+    dense_q = torch.randn(requests, shipped.num_heads, query_len, shipped.head_size, **options)
+    dense_k, dense_v = torch.randn(2, requests, shipped.num_kv_heads, seq_len, shipped.head_size, **options)
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    peer = _median_ms(lambda: sdpa(dense_q, dense_k, dense_v, is_causal=query_len > 1, enable_gqa=True))
+    runs = [
+        lambda: attn_optimized.paged_attention(call.q, kv_cache, call.layer, call.batch, out=out),
+        lambda: sdpa(dense_q, dense_k, dense_v, is_causal=query_len > 1, enable_gqa=True),
+    ]
+    ours, peer = (spread.ms for spread in clock.in_turns(runs))
     return {"triton_ms": ours, "torch_sdpa_dense_ms": peer, "ratio": ours / peer}
-
-
-def _median_ms(run: Callable[[], object]) -> float:
-    run()  # compiles
-    times = []
-    for _ in range(REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[REPEATS // 2]
 
 
 def _this_architecture() -> str:

@@ -12,7 +12,7 @@ from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.shared_memory import stages_that_fit
-from attn_optimized.launch.table import Parameters, parameters_for
+from attn_optimized.launch.table import Entry, Parameters, entry_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, group_of, phase_of
 
@@ -87,11 +87,7 @@ def attention_tiles(
         # few rows have code of their own
         parameters = replace(_INTERPRETED, block_m=MIN_DOT) if phase in _FEW_ROWS else _INTERPRETED
     elif parameters is None:
-        # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
-        block_d = max(widths.row_block, widths.block_v)
-        parameters = parameters_for(
-            architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized
-        )
+        parameters = entry_of(workload, architecture, compute_units).parameters
     group = group_of(heads, parameters.block_m if workload.is_latent else workload.most_heads)
     # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
     rows = DECODE_TILE_ROWS if phase == "wide_decode" else group
@@ -108,6 +104,14 @@ def attention_tiles(
         block_m=block_m,
         parameters=replace(parameters, num_stages=num_stages),
     )
+
+
+def entry_of(workload: Workload, architecture: str, compute_units: int) -> Entry:
+    """The entry of the architecture's table by which a workload is launched."""
+    phase, widths = phase_of(workload, compute_units), Widths.of(workload)
+    # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
+    block_d = max(widths.row_block, widths.block_v)
+    return entry_for(architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized)
 
 
 @dataclass(frozen=True, kw_only=True)

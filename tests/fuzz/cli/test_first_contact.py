@@ -70,6 +70,19 @@ def test_a_failing_target_is_in_the_report_with_its_case(monkeypatch, tmp_path):
     assert failure["case"]["sinks"]
 
 
+def test_variants_are_told_in_a_line(monkeypatch, tmp_path, capsys):
+    shipped, other = ({"num_stages": n, "error": 0.4, "times": {"ms": 1 + 0.5 / n}} for n in (1, 2))
+    spills = {"num_stages": 2, "why_not": "12 registers are spilled"}
+    work = {
+        "both": lambda: {"shipped": shipped, "other": other},
+        "one": lambda: {"shipped": shipped, "other": spills},
+    }
+    assert full(monkeypatch, tmp_path, work)[0] == 0
+    told = capsys.readouterr().out
+    assert "1.500 ms with 1, 1.250 ms with 2, largest error 0.40 of its bound" in told
+    assert "2 not timed: 12 registers are spilled" in told
+
+
 @pytest.mark.nightly
 def test_compiled_says_what_the_compiler_says(monkeypatch):
     asked = []

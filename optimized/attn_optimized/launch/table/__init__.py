@@ -115,6 +115,11 @@ class Entry:
 
 
 def parameters_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
+    """See `entry_for`."""
+    return entry_for(architecture, phase=phase, itemsize=itemsize, block_d=block_d, quantized=quantized).parameters
+
+
+def entry_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Entry:
     """The first entry that fits; see `device.architecture_of` for the names.
 
     Raises:
@@ -123,7 +128,7 @@ def parameters_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d
     for entry in entries(architecture):
         fits = entry.phase == phase and entry.itemsize == itemsize and entry.quantized == quantized
         if fits and block_d <= entry.most_block_d:
-            return entry.parameters
+            return entry
     wanted = f"one of {phase} for elements of {itemsize} bytes and head size {block_d}, quantized {quantized}"
     raise ContractError(f"{table_of(architecture)}.json", "no such entry", wanted)
 

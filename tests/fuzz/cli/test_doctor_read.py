@@ -1,0 +1,81 @@
+"""A report of two numbers of stages: a table changes by times beyond the spread, and by no others."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import msgspec
+import pytest
+from attn_optimized.launch import table
+from attn_optimized.launch.table import Entry
+from attn_parity import main
+from attn_parity.doctor import sections
+from attn_parity.doctor.clock import Spread
+from attn_parity.doctor.stages import Pair, Variant
+
+DECODE, DECODE_256, PREFILL = (
+    next(each for each in table.entries("gfx942") if (each.phase, each.most_block_d, each.itemsize, each.quantized) == key)
+    for key in (("decode", 128, 2, False), ("decode", 256, 2, False), ("prefill", 128, 2, False))
+)
+
+
+def pair_of(entry: Entry, gain: float | None, architecture: str = "gfx942") -> Pair:
+    times = [None, None] if gain is None else [Spread(ms, 0.99 * ms, 1.01 * ms) for ms in (gain, 1.0)]
+    return Pair(architecture, entry, Variant(1, times=times[0]), Variant(2, times=times[1], why_not=None if gain else "spills"))
+
+
+@pytest.fixture
+def read(monkeypatch, tmp_path, capsys):
+    """What `doctor --read` prints of launches, by name."""
+    monkeypatch.chdir(tmp_path)
+
+    def printed(**pairs: Pair) -> str:
+        machine = {"packages": {"torch": "2.13", "triton": "3.9.0"}, "devices": [{"name": "MI300X"}]}
+        found = {f"stages of {name}": msgspec.to_builtins(pair) for name, pair in pairs.items()}
+        report = {"schema": sections.SCHEMA, "time": "2026-12-01T00:00:00Z", "sections": {"machine": machine, **found}}
+        (tmp_path / "here.json").write_text(json.dumps(report))
+        with pytest.raises(SystemExit):
+            main(["doctor", "--read", "here.json"])
+        output = capsys.readouterr()
+        return output.out + output.err
+
+    return printed
+
+
+def test_the_patch_gives_the_table_what_is_faster_beyond_the_spread(read, tmp_path):
+    text = read(
+        a=pair_of(DECODE, 1.5),
+        b=pair_of(DECODE, 1.01),
+        c=pair_of(DECODE_256, 1.01),
+        d=pair_of(PREFILL, 1.5),
+        e=pair_of(PREFILL, 0.8),
+    )
+    chosen = {line.split()[0]: line.split()[-1] for line in text.splitlines()[1:6]}
+    assert chosen == {"a": "2", "b": "1", "c": "1", "d": "2", "e": "1"}
+    place = tmp_path / "optimized/attn_optimized/launch/table/gfx942.json"
+    place.parent.mkdir(parents=True)
+    place.write_text((table.FOLDER / "gfx942.json").read_text())
+    patch = text[text.index("--- a/") :]
+    subprocess.run(["git", "apply", "--unidiff-zero"], input=patch, text=True, check=True, cwd=tmp_path)
+    entries = json.loads(place.read_text())["entries"]
+    changed = [entry for entry, old in zip(entries, table.entries("gfx942"), strict=True) if entry["source"] != old.source]
+    assert [(each["phase"], each["most_block_d"], each["parameters"]["num_stages"]) for each in changed] == [("decode", 128, 2)]
+    assert changed[0]["source"].startswith(
+        "measured: MI300X, torch 2.13, Triton 3.9.0, 2026-12-01, attn-parity doctor --full: 1.23"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ({"a": pair_of(DECODE, 1.5), "b": pair_of(DECODE, None)}, "b: 2 are not timed: spills"),
+        ({"a": pair_of(replace(DECODE, source="of another day"), 1.5)}, "a: today's table has another entry"),
+        ({"a": pair_of(DECODE, 1.5, "gfx90a")}, "gfx90a has no table of its own"),
+        ({}, "no launches of one GPU in two variants"),
+        ({"a": pair_of(DECODE, 1.5, "mi300")}, "such as gfx90a, gfx942"),
+    ],
+)
+def test_what_changes_no_table_says_why(pairs, words, read):
+    text = read(**pairs)
+    assert words in text
+    assert "+++" not in text
