@@ -8,7 +8,7 @@ from attn_contract import ContractError, UnsupportedError
 from attn_fuzz.emulated.compilation import gpu_target
 from attn_optimized import device
 from attn_optimized.launch.splits import splits_of
-from attn_optimized.launch.table import parameters_for
+from attn_optimized.launch.table import entry_for
 from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.workload import Workload
 
@@ -78,7 +78,7 @@ def test_one_long_request_fills_each_gpu(on):
     for architecture, properties in AMD.items():
         on(properties)
         units = device.compute_units_of(CUDA)
-        parameters = parameters_for(architecture, phase="decode", itemsize=2, block_d=128, quantized=False)
+        parameters = entry_for(architecture, phase="decode", itemsize=2, block_d=128, quantized=False).parameters
         workload = Workload(**LLAMA, num_tokens=1, num_requests=1, max_query_len=1, max_seq_len=131072)
         at_once = parameters.programs_per_unit * units
         call = {"num_programs": 8, "groups": 8, "queries": 4, "one_tile_per_request": True, "max_keys": 131072}

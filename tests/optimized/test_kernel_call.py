@@ -21,7 +21,7 @@ from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.kernel_call import KernelCall, Launch
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.latent_cache import write_latent_cache_call
-from attn_optimized.launch.table import parameters_for
+from attn_optimized.launch.table import entry_for
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -413,7 +413,7 @@ def test_keys_that_are_compared_one_by_one_have_tiles_of_their_own(rule, phase, 
     call = paged_call([200], [300], dtype=torch.bfloat16, num_heads=2, num_kv_heads=2, head_size=64, **rule)
     for architecture in ("sm90", "gfx942", "gfx1201"):
         plan = attn_optimized.plan_of(call.q, call.layer, call.batch, architecture=architecture, compute_units=64)
-        expected = parameters_for(architecture, phase=phase, itemsize=2, block_d=64, quantized=False)
+        expected = entry_for(architecture, phase=phase, itemsize=2, block_d=64, quantized=False).parameters
         assert plan.tiles.parameters == expected
 
 

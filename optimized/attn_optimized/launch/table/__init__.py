@@ -114,11 +114,6 @@ class Entry:
         check_type("source", self.source, str, "where the parameters are from, in words")
 
 
-def parameters_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Parameters:
-    """See `entry_for`."""
-    return entry_for(architecture, phase=phase, itemsize=itemsize, block_d=block_d, quantized=quantized).parameters
-
-
 def entry_for(architecture: str, *, phase: AnyPhase, itemsize: int, block_d: int, quantized: bool) -> Entry:
     """The first entry that fits; see `device.architecture_of` for the names.
 
