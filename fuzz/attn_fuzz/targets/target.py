@@ -289,7 +289,7 @@ class Support:
         layouts = self.layouts or EVERYTHING.layouts
         one_more = [
             dataclasses.replace(self, layouts=layouts, exclude=_nothing, **more)
-            for more in (*types, *types, *types, *rules, *formats, *nothing, *sizes)
+            for more in (*types * 3, *rules, *formats, *nothing, *sizes * 3)
         ]
         return (self.widened(),) * max(1, len(one_more)) + tuple(one_more)
 
