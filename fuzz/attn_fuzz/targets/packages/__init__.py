@@ -47,6 +47,8 @@ SGLANG = Package(
         "sglang-sparse-mla": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA",
         "sglang-sparse-mla-prefill": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA_PREFILL",
         "sglang-two-caches": f"{_HERE}.sglang_two_caches:SGLANG_TWO_CACHES",
+        "sglang-unified-decode": f"{_HERE}.sglang_unified_kv:SGLANG_UNIFIED_DECODE",
+        "sglang-unified-prefill": f"{_HERE}.sglang_unified_kv:SGLANG_UNIFIED_PREFILL",
         "sglang-verify-splitkv": f"{_HERE}.sglang_verify:SGLANG_VERIFY_SPLITKV",
         "sglang-dcp-reduce-scatter": f"{_HERE}.sglang_ranks:SGLANG_DCP_REDUCE_SCATTER",
         "sglang-dcp-all-to-all": f"{_HERE}.sglang_ranks:SGLANG_DCP_ALL_TO_ALL",
