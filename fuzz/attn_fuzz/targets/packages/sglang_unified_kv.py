@@ -28,7 +28,7 @@ from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/unified_kv_kernels/"
-FILE = f"{FOLDER}runtime.py"
+FILES = tuple(f"{FOLDER}{name}.py" for name in ("runtime", "paged_decode", "paged_decode_indices", "paged_prefill"))
 WINDOWS, SPLITS = (16, 1, 5, 128), (None, 1, 2, 4)
 
 
@@ -43,7 +43,7 @@ def _load() -> list[ModuleType]:
         "sglang.kernels.ops.quantization.fp8_kernel": {"is_fp8_fnuz": lambda: True},
         "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: sglang_package.COMPUTE_UNITS},
     }
-    return foreign.load("sglang", (FILE, FOLDER), stubs=stubs | own)
+    return foreign.load("sglang", (*FILES, FOLDER), stubs=stubs | own)
 
 
 def _tokens(kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -149,7 +149,7 @@ SGLANG_UNIFIED_DECODE = triton_target(
         engine=dataclasses.replace(sglang_package.ENGINE, planes=(False,), fused_qkv=(False,)),
     ),
     rounding=Rounding(keys_per_tile=16, splits=16),
-    unavailable=lambda device: missing_triton(device) or foreign.missing("sglang", (FILE,), SGLANG.requirement),
+    unavailable=lambda device: missing_triton(device) or foreign.missing("sglang", FILES, SGLANG.requirement),
     modules=_load,
     findings=UNIFIED_KV,
 )
