@@ -93,6 +93,7 @@ VALUES = {
     },
     "sglang": {
         "sglang.srt.utils": dict.fromkeys(("is_hip", "is_gfx95_supported", "is_gfx1250_supported"), no),
+        "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16},
         "aiter.ops.triton.utils.types": {"e4m3_dtype": torch.float8_e4m3fn},
         "aiter": {},
     },

@@ -743,6 +743,46 @@ GLUON_SPARSE_GFX1250 = (
         explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
     ),
 )
+_PREFILL_SPARSE = "aiter/ops/triton/attention/pa_prefill_sparse.py"
+GLUON_PREFILL_SPARSE = (
+    Finding(
+        name="aiter-gluon-prefill-sink-per-part",
+        what="On gfx950 pa_prefill_sparse adds a sink to each part of a row's keys, so it counts as often as there are parts. "
+        "In a step of up to 128 rows of 16 heads, a row of more than 64 keys has several.",
+        cause="aiter/ops/triton/gluon/mla_gluon.py:678-689, _mla_gluon: the sum and the LSE of each part hold the sink, and "
+        "_mla_softmax_reducev_kernel merges parts by these.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise") and bool(case.sinks) and any(one.seq_len > 64 for one in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-gluon-prefill-holes",
+        what="On gfx950 pa_prefill_sparse takes an index of -1, which it says it skips, for a key: the row in front of the "
+        "pool.",
+        cause=f"{_PREFILL_SPARSE}:171-190 hands the indices to mla_gluon (aiter/ops/triton/gluon/mla_gluon.py), which does not "
+        "look for -1.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: verdict.kind in _WRONG and _has_holes(case),
+    ),
+)
+GLUON_PREFILL_SPARSE_GFX1250 = (
+    Finding(
+        name="aiter-gluon-prefill-short-holes",
+        what="On gfx1250 pa_prefill_sparse takes an index of -1, of the pool and of the step's own rows, for a key, if the "
+        "rows of a step have up to 16 indices of the pool on average.",
+        cause=f"{_PREFILL_SPARSE}:90-91: without has_invalid, such lists pass for lists without -1.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: verdict.kind in _WRONG and _has_holes(case),
+    ),
+    Finding(
+        name="aiter-gluon-prefill-no-sink",
+        what="In pa_prefill_sparse on gfx1250, heads whose sink is -inf, which has no weight, are NaN.",
+        cause=f"{_GLUON}/pa_prefill_sparse.py:186: the sum of weights begins as exp2(sink - sink), which is NaN.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
+    ),
+)
 GLUON_MLA = (
     _GLUON_UNUSED_SLOTS,
     Finding(
@@ -810,7 +850,7 @@ MQA_LOGITS_RAGGED = (
         ),
     ),
 )
-DECODES_OF_MAIN = (
+OF_MAIN = (
     Finding(
         name="aiter-decode-empty-request",
         what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
@@ -818,6 +858,15 @@ DECODES_OF_MAIN = (
         cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
         "takes row i for request i, whether or not each request has a query.",
         seen_in="amd-aiter's main at e4048607",
+        explains=lambda case, verdict: False,
+    ),
+    Finding(
+        name="aiter-prefill-sparse-sinks",
+        what="On GPUs other than gfx950 and gfx1250, a step of pa_prefill_sparse with sinks raises, and one without sinks gets "
+        "those of memory that nobody wrote.",
+        cause=f"{_PREFILL_SPARSE}:202-203: `attn_sink or torch.empty(1)` asks whether a tensor of several numbers is true, and "
+        "has_attn_sink is what follows from the result.",
+        seen_in=_MAIN,
         explains=lambda case, verdict: False,
     ),
 )

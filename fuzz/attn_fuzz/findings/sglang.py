@@ -87,6 +87,18 @@ MERGE = (
     ),
 )
 
+UNIFIED_KV = (
+    Finding(
+        name="sglang-unified-kv-far-rows",
+        what="In a pool of more than 2^31 elements, 4 GiB of a layer, keys in rows from 2^22 on are read 2^32 elements before "
+        "their place: in rows of other requests, or in front of the pool.",
+        cause="sglang/kernels/ops/attention/dsv4/unified_kv_kernels/paged_decode.py:345 and 511, and paged_prefill.py:135: the "
+        "int32 number of a row is multiplied by the 512 elements of a row in 32 bits.",
+        seen_in=SEEN_IN,
+        explains=lambda case, verdict: verdict.kind in ("value", "nan", "bitwise", "exact") and case.target.endswith("@far"),
+    ),
+)
+
 HOST = (
     Finding(
         name="sglang-aiter-decode-window",

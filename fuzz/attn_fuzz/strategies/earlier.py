@@ -65,13 +65,15 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     if not serving and "max_seq_len" in names and _is_long_decode(family[0]) and pick(draw, (False, True, True)):
         changes = ("max_seq_len",)
         sequences = ((), changes, changes)
+    alike = [
+        msgspec.structs.replace(case, values=earlier_writes.choosing_alike(case.values, family[0].values)) for case in family
+    ]
     return tuple(
-        msgspec.structs.replace(
-            case, earlier=pick(draw, sequences), values=earlier_writes.choosing_alike(case.values, family[0].values)
-        )
-        if all(_may_change(change, case, support, refuses) for change in changes)
+        msgspec.structs.replace(changed, earlier=pick(draw, sequences))
+        if support.exclude(changed) == support.exclude(case)
+        and all(_may_change(change, case, support, refuses) for change in changes)
         else case
-        for case in family
+        for case, changed in zip(family, alike, strict=True)
     )
 
 

@@ -30,7 +30,8 @@ Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml
 `attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for
 each finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs
 them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`): there
-`aiter-unified-attention` fails, within 7 cases of seed 1. No target meets `sglang-aiter-decode-window`.
+`aiter-unified-attention` fails, within 7 cases of seed 1. No target meets `sglang-aiter-decode-window`
+and `aiter-prefill-sparse-sinks`.
 
 - A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not,
   and with 2 where it cannot run.
@@ -127,7 +128,7 @@ def index(findings: Shared, speed: dict[str, Speed]) -> str:
 def known() -> Shared:
     """All findings but those in compilers: of targets, and two that no target meets."""
     found = shared((name, registry.load(name).findings) for name in registry.names())
-    return found | {finding.name: (finding, []) for finding in (*aiter.DECODES_OF_MAIN, *sglang.HOST)}
+    return found | {finding.name: (finding, []) for finding in (*aiter.OF_MAIN, *sglang.HOST)}
 
 
 def table() -> str:

@@ -435,6 +435,14 @@ def test_cases_of_a_family_share_their_layer_and_keep_to_the_support():
     assert all(len({support.beyond(case) for case in family}) == 1 for family in found)
 
 
+def test_a_seed_that_its_family_gives_a_case_is_not_one_that_the_target_excludes():
+    exclude = lambda case: "its choice" if case.values.choice("anything", 3) == 1 else None  # noqa: E731
+    support = replace(EVERYTHING, steps_per_layer=4, exclude=exclude)
+    found = drawn_families(support)
+    assert max(map(len, found)) == 4
+    assert all(len({support.beyond(case) is None for case in family}) == 1 for family in found)
+
+
 def test_cases_of_a_family_have_their_own_numbers_where_a_support_says_so():
     support = replace(EVERYTHING, steps_per_layer=4, own_numbers=True)
     found = drawn_families(support)

@@ -7,7 +7,10 @@ from attn_fuzz.cases.case import Values
 from attn_fuzz.findings import aiter
 from attn_fuzz.verdict.verdict import Verdict
 
-GROUPS = (aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA)
+GROUPS = (
+    *(aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA),
+    *(aiter.GLUON_PREFILL_SPARSE, aiter.GLUON_PREFILL_SPARSE_GFX1250),
+)
 FINDINGS = {finding.name: finding for each in GROUPS for finding in each}
 
 
@@ -19,6 +22,10 @@ FINDINGS = {finding.name: finding for each in GROUPS for finding in each}
         ("aiter-gluon-power-of-two-heads", "raised", {"group_size": 4}),
         ("aiter-gluon-infinite-sink", "nan", {"scale": 1.0}),
         ("aiter-gluon-sparse-no-sink", "nan", {"sinks": "zero"}),
+        ("aiter-gluon-prefill-sink-per-part", "value", {"requests": {"seq_len": 64}}),
+        ("aiter-gluon-prefill-holes", "value", {"selected": "all"}),
+        ("aiter-gluon-prefill-short-holes", "nan", {"selected": "all"}),
+        ("aiter-gluon-prefill-no-sink", "nan", {"sinks": "zero"}),
         ("aiter-gluon-infinite-sink", "nan", {"requests": {"query_len": 1}}),
         ("aiter-gluon-hidden-tile", "value", {"selected": "some"}),
         ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),

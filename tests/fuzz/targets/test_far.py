@@ -60,6 +60,18 @@ def test_a_tensor_without_two_rows_stays_where_it_is():
         assert copies.rows(None) is None
 
 
+def test_a_pool_has_rows_that_32_bits_do_not_reach_and_is_full_of_nan_otherwise(monkeypatch):
+    like, before = torch.zeros(2, 3, 512, dtype=torch.bfloat16), resident_bytes()
+    assert far.pool(5, like).isnan().sum() == 5 * 512
+    monkeypatch.setattr(far, "_is_far", True)
+    rows = far.pool(5, like)
+    rows[-1] = 1
+    assert (rows.shape, rows.dtype, rows.stride()) == ((REACH // 512, 512), like.dtype, (512, 1))
+    assert rows.storage_offset() == REACH // 2  # a row that is read 2^31 elements before its place is memory
+    assert rows[-1].sum() == 512
+    assert resident_bytes() - before < 100 << 20
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("target", "place", "find", "replace"),

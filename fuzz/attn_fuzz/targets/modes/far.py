@@ -144,6 +144,15 @@ def parts(shape: Sequence[int], device: torch.device, width: int | None = None) 
     return _copied_apart(memory, 0, PART_ROWS_APART // whole * whole // own, REACH // 2)
 
 
+def pool(rows: int, like: torch.Tensor) -> torch.Tensor:
+    """Memory for so many rows as those of `like`, full of NaN. In this mode it has 2^32 elements, which are 0."""
+    width = like.shape[-1]
+    if not _is_far:
+        return like.new_full((rows, width), torch.nan)
+    memory = _memory(2 * REACH * like.element_size()).view(like.dtype)  # half of it before and behind the rows
+    return memory[REACH // 2 : REACH // 2 + REACH].view(-1, width)
+
+
 def with_any_strides(target: Target) -> Target:
     """The mode of kernels that take tensors of any strides, and may count them in units of 16 bytes, for `Target.modes`."""
     return _with(target, _AnyStrides)

@@ -18,11 +18,9 @@ from attn_fuzz import foreign
 from attn_fuzz.emulated import jobs
 from attn_fuzz.findings import aiter
 from attn_fuzz.interpreted.aiter import ARCHITECTURE
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import aiter_gluon
 from attn_fuzz.targets.packages.aiter_gluon import GLUON, HOST
-from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, ragged, selected_slots
-from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, over_slots, ragged
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -35,20 +33,17 @@ FILES = (
 ENGINE = dataclasses.replace(SPARSE_TOKENS, empty_requests=False, unowned_rows=(0,))
 
 
-def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, host: str | None = None) -> None:
+def _attend(q, slots, kv_cache, layer, out, rng, *, host: str | None = None) -> None:
     """`host`: the architecture whose kernels the host code takes; None: the one that they are compiled for."""
-    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
-    if not len(slots):
-        return
-    architecture, rng = host or jobs.architecture.get(), rng_of_lengths(batch)
+    architecture = host or jobs.architecture.get()
     assert architecture is not None
     sinks = None if layer.sinks is None else layer.sinks.float()
     if sinks is None and architecture != "gfx950":
         sinks = torch.full((layer.num_heads,), -1e30, device=q.device)
     indices, indptr = ragged(slots, rng, least=1)
     with foreign.as_on_a_gpu():
-        found = aiter_gluon.loaded(FILES, architecture)[0].pa_decode_sparse(
-            q=q[: len(slots)],
+        out[:] = aiter_gluon.loaded(FILES, architecture)[0].pa_decode_sparse(
+            q=q,
             unified_kv=kv_cache.flatten(0, 1),
             kv_indices=indices,
             kv_indptr=indptr,
@@ -56,19 +51,17 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, host: str | None = 
             softmax_scale=layer.scale,
             kv_splits=rng.choice((None, 1, 4)),
         )
-    rows_of(out, layer, len(slots))[:] = found
 
 
-_target = functools.partial(
+sparse_target = functools.partial(
     aiter_gluon.latent_target,
-    attention=_attention,
-    files=FILES,
     rules=("head_size_v", "sinks", "non_causal", "per_request_causal", "selection_unit"),
     required_rules=("selection_unit",),
     latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 64, 128), block_sizes=(16, 1, 64)),
     engine=dataclasses.replace(ENGINE, empty_selections=False),
     max_tokens=6,
 )
+_target = functools.partial(sparse_target, attention=over_slots(_attend), files=FILES)
 _ROUNDING = Rounding(keys_per_tile=16, splits=16, dot_is_chained=True)
 AITER_GLUON_SPARSE = _target(
     "aiter-gluon-sparse",
@@ -88,7 +81,7 @@ AITER_DECODE_SPARSE = dataclasses.replace(
     AITER_GLUON_SPARSE,
     name="aiter-decode-sparse",
     description="AITER's pa_decode_sparse in Triton, over the tokens that each row selects",
-    attention=functools.partial(_attention, host=ARCHITECTURE),
+    attention=over_slots(functools.partial(_attend, host=ARCHITECTURE)),
     architectures=(),
     support=lambda device: dataclasses.replace(
         AITER_GLUON_SPARSE.support(device),

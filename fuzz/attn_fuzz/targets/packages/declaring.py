@@ -1,6 +1,8 @@
 """What targets of other packages' Triton kernels declare alike."""
 
 import dataclasses
+from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 from attn_fuzz.targets.target import Support, Target
@@ -24,3 +26,13 @@ def triton_target(*, support: Support, rounding: Rounding, **declared: Any) -> T
         refuses=False,
         **declared,
     )
+
+
+def choose_config(modules: Iterable[ModuleType], which: int) -> None:
+    """Leave each autotuned kernel of these modules one of its configurations: the interpreter has no time to compare."""
+    from triton.runtime.autotuner import Autotuner, Heuristics
+
+    for each in (each for module in modules for each in vars(module).values()):
+        kernel = each.fn if isinstance(each, Heuristics) else each
+        if isinstance(kernel, Autotuner):
+            kernel.configs = [kernel.configs[which]]

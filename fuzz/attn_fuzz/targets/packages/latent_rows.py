@@ -2,13 +2,18 @@
 
 import dataclasses
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_fuzz.cases import edges_of_scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 
 SPARSE_TOKENS = dataclasses.replace(
     VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,)
@@ -75,6 +80,65 @@ def has_row_without_keys(case: Case) -> str | None:
     """Why a case is left out: such a row divides by 0. It is padding, or a rank's part that the merge selects away."""
     empty = any(request.query_len > request.seq_len and (request.causal or not request.seq_len) for request in case.requests)
     return "a row without keys" if empty else None
+
+
+def dealt(slots: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots [rows, W] as those of two sources, -1 in each where the other one has the slot: none, all, or some of each row."""
+    share = rng.choice((0.0, 0.3, 0.7, 1.0))
+    drawn = [[rng.random() < share for _ in range(slots.shape[1])] for _ in range(len(slots))]
+    is_second = torch.tensor(drawn, dtype=torch.bool, device=slots.device).view(slots.shape)
+    return torch.where(is_second, -1, slots), torch.where(is_second, slots, -1)
+
+
+def shuffled(
+    blocks: torch.Tensor, slots: torch.Tensor, block_size: int, rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy of a cache with its blocks in another order, of the same strides, and where `slots` are in it."""
+    order = torch.tensor(rng.sample(range(len(blocks)), len(blocks)), device=blocks.device)
+    moved = torch.empty_strided(blocks.shape, blocks.stride(), dtype=blocks.dtype, device=blocks.device)
+    moved[order] = blocks
+    return moved, torch.where(slots < 0, -1, order[slots.clamp(min=0) // block_size].int() * block_size + slots % block_size)
+
+
+def over_slots(attend: Callable[..., object]) -> AttentionFunction:
+    """Attention by `attend(q, slots, kv_cache, layer, out, rng)`: of the rows that requests own, each with slots [rows, W]."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        slots = selected_slots(layer, batch, layer.view_of(kv_cache).block_size)[0]
+        if rows := len(slots):
+            attend(q[:rows], slots, kv_cache, layer, rows_of(out, layer, rows), rng_of_lengths(batch))
+
+    return attention
+
+
+def selection_target(attend: Callable[..., object], *, support: dict[str, Any], **declared: Any) -> Target:
+    """A target of kernels that attend to the slots that each row selects, by `over_slots`.
+
+    Args:
+        support: fields of Support; `rules` are those beside the selection.
+        declared: for `triton_target`.
+    """
+    rules = ("selection_unit", "head_size_v", *support.get("rules", ()))
+    drawn = latent_support(**{"engine": SPARSE_TOKENS, **support, "rules": rules})
+    return triton_target(attention=over_slots(attend), support=drawn, **declared)
+
+
+def _not_an_entry(case: Case) -> str | None:
+    """Why a case of ENTRIES is left out: no engine writes a scale of 2^-127, which exp2 of an AMD GPU gives as 0."""
+    edge = edges_of_scales.of(case)
+    return "a scale of 2^-127" if edge and edge.byte == edges_of_scales.LEAST else has_row_without_keys(case)
+
+
+ENTRIES: dict[str, Any] = {
+    "dtypes": ("bfloat16",),
+    "layouts": (Layout.LATENT_E8M0_PLANES,),
+    "cache_dtypes": ("fp8_e4m3fn",),
+    "scales": ("tensor",),
+    "rules": ("sinks",),
+    "exclude": _not_an_entry,
+    "latent": LatentSizes(widths=((512, 0),), group_sizes=(16, 12, 64), block_sizes=(16, 4, 64)),
+}
+"""What a target of DeepSeek-V4's caches of 584 bytes a slot supports, for `selection_target`."""
 
 
 def latent_support(**fields: Any) -> Support:

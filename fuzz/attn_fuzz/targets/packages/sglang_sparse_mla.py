@@ -15,11 +15,8 @@ from typing import Any
 
 import torch
 from attn_fuzz import foreign
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import SGLANG, sglang_package
-from attn_fuzz.targets.packages.declaring import triton_target
-from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, latent_support, selected_slots
-from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, selection_target
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
@@ -61,36 +58,28 @@ def _padded(slots: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(slots, (0, width - slots.shape[1]), value=-1)
 
 
-def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
-    rows = len(slots)
-    if not rows:
-        return
-    latent, rotated = q[:rows].split([layer.value_size, layer.head_size - layer.value_size], dim=2)
-    rng, cache = rng_of_lengths(batch), kv_cache.flatten(0, 1).unsqueeze(1)
-    indices, splits = _padded(slots).unsqueeze(1), rng.choice(SPLITS)
+def _attend(q, slots, kv_cache, layer, out, rng) -> None:
+    latent, rotated = q.split([layer.value_size, layer.head_size - layer.value_size], dim=2)
+    cache, indices, splits = kv_cache.flatten(0, 1).unsqueeze(1), _padded(slots).unsqueeze(1), rng.choice(SPLITS)
     call = (latent, rotated, cache, indices, layer.scale, layer.value_size)
     if rng.choice((False, True)):
         found = _load("triton_sparse_mla_decode")[0].triton_sparse_mla_decode_splitk(*call, kv_splits=splits, workspace=[])
     else:
         found = _load("triton_sparse_mla")[0]._triton_sparse_mla_fwd_splitk(*call, splits)
-    rows_of(out, layer, rows)[:] = found[0]
+    out[:] = found[0]
 
 
-def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
-    rows, rng = len(slots), rng_of_lengths(batch)
-    if rows:
-        rows_of(out, layer, rows)[:] = _load("triton_sparse_mla_prefill")[0].sparse_mla_prefill(
-            q[:rows],
-            kv_cache.flatten(0, 1),
-            _padded(slots),
-            layer.scale,
-            layer.value_size,
-            union=rng.choice((0, 2, 4)),
-            union_config=TILES_OF_PREFILL,
-            int64_indexing=rng.choice((False, True)),
-        )
+def _prefill(q, slots, kv_cache, layer, out, rng) -> None:
+    out[:] = _load("triton_sparse_mla_prefill")[0].sparse_mla_prefill(
+        q,
+        kv_cache.flatten(0, 1),
+        _padded(slots),
+        layer.scale,
+        layer.value_size,
+        union=rng.choice((0, 2, 4)),
+        union_config=TILES_OF_PREFILL,
+        int64_indexing=rng.choice((False, True)),
+    )
 
 
 def _missing(*names: str) -> Any:
@@ -98,27 +87,28 @@ def _missing(*names: str) -> Any:
     return lambda device: missing_triton(device) or foreign.missing("sglang", files, SGLANG.requirement)
 
 
-SGLANG_SPARSE_MLA = triton_target(
+_target = functools.partial(
+    selection_target,
+    support={
+        "dtypes": ("bfloat16",),
+        "latent": LatentSizes(widths=((512, 64), (128, 32)), group_sizes=(16, 8, 64), block_sizes=(1, 64, 16)),
+        "engine": ENGINE,
+        "max_seq_len": 300,
+    },
+)
+SGLANG_SPARSE_MLA = _target(
+    _attend,
     name="sglang-sparse-mla",
     description="the fused and the split Triton sparse MLA of SGLang 0.5.23",
-    attention=_attention,
-    support=latent_support(
-        dtypes=("bfloat16",),
-        rules=("selection_unit", "head_size_v"),
-        latent=LatentSizes(widths=((512, 64), (128, 32)), group_sizes=(16, 8, 64), block_sizes=(1, 64, 16)),
-        engine=ENGINE,
-        max_seq_len=300,
-    ),
     rounding=Rounding(keys_per_tile=TILE, splits=max(SPLITS), merged_parts=2),
     unavailable=_missing("triton_sparse_mla", "triton_sparse_mla_decode"),
     modules=functools.partial(_load, "triton_sparse_mla"),
 )
-SGLANG_SPARSE_MLA_PREFILL = dataclasses.replace(
-    SGLANG_SPARSE_MLA,
+SGLANG_SPARSE_MLA_PREFILL = _target(
+    _prefill,
     name="sglang-sparse-mla-prefill",
     description="sparse_mla_prefill of SGLang 0.5.23, also over the union of adjacent rows",
-    attention=_prefill,
-    rounding=lambda device: Rounding(keys_per_tile=TILE, dot_is_chained=device != "cpu"),
+    rounding=Rounding(keys_per_tile=TILE),
     unavailable=_missing("triton_sparse_mla_prefill"),
     modules=functools.partial(_load, "triton_sparse_mla_prefill"),
 )

@@ -8,7 +8,7 @@ which the interpreter does not run programs together.
 
 import dataclasses
 import functools
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.indexer import FORCED, Stages, drafts_of, index_engine, index_target
 from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.declaring import choose_config
 
 COMMON, ROCM = (f"models/minimax_m3/{side}/ops/index_topk.py" for side in ("common", "amd"))
 BLOCK = 128
@@ -29,30 +30,17 @@ TERMS = {
 }
 
 
-class _OneConfig(SimpleNamespace):
-    """Triton, with one configuration to choose from."""
-
-    def __getattr__(self, name: str) -> Any:
-        import triton
-
-        return getattr(triton, name)
-
-    def autotune(self, configs: list[Any], **options: Any) -> Any:
-        import triton
-
-        return triton.autotune(configs[-1:], **options)
-
-
 @functools.cache
 def _load(file: str) -> list[ModuleType]:
     stubs = vllm_package.stubs(is_rocm=file == ROCM)
-    stubs["vllm.triton_utils"] |= {"triton": _OneConfig()}
     stubs["vllm.utils.math_utils"] |= {"round_up": lambda number, unit: -(-number // unit) * unit}
     stubs["vllm.models.minimax_m3.common.ops.sparse_attn"] = {"SPARSE_BLOCK_SIZE": BLOCK}
     stubs["vllm.utils.platform_utils"] = {"num_compute_units": lambda *device: 16}
     stubs["vllm.platforms"]["current_platform"].is_device_capability = lambda capability: False
     files = (file, "models/minimax_m3/amd/ops/sparse_pa.py") if file == ROCM else (file,)
-    return foreign.load("vllm", files, stubs=stubs)[:1]
+    modules = foreign.load("vllm", files, stubs=stubs)
+    choose_config(modules, -1)
+    return modules[:1]
 
 
 def _odd_heads(case: Case) -> str | None:

@@ -11,11 +11,8 @@ from typing import Any
 
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import SPARSE_MLA
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.packages.declaring import triton_target
-from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, latent_support, ragged, selected_slots
-from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.packages.latent_rows import ragged, selection_target
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -46,23 +43,19 @@ def _load() -> list[ModuleType]:
     return foreign.load("vllm", FILES, stubs=stubs())
 
 
-def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    slots = selected_slots(layer, batch, kv_cache.shape[1])[0]
-    rows, rng = len(slots), rng_of_lengths(batch)
-    if not rows:
-        return
+def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     indices, indptr = ragged(slots, rng)
     splits = rng.choice(SPLITS)
     [module] = _load()
     call = {
-        "q": q[:rows],
+        "q": q,
         "kv": kv_cache.flatten(0, 1).unsqueeze(1),
         "scale": layer.scale,
         "head_dim": layer.head_size,
         "nope_head_dim": layer.value_size,
         "rope_head_dim": layer.head_size - layer.value_size,
         "attn_sink": layer.sinks,
-        "output": rows_of(out, layer, rows),
+        "output": out,
         "ragged_indices": indices,
         "ragged_indptr": indptr,
     }
@@ -73,16 +66,14 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             module.rocm_sparse_attn_prefill(**call, indices=None, topk_length=None)
 
 
-VLLM_SPARSE_MLA = triton_target(
+VLLM_SPARSE_MLA = selection_target(
+    _attend,
     name="vllm-sparse-mla",
     description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM 0.33.0",
-    attention=_attention,
-    support=latent_support(
-        dtypes=("bfloat16", "float16"),
-        rules=("selection_unit", "head_size_v", "sinks"),
-        latent=LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
-        engine=SPARSE_TOKENS,
-    ),
+    support={
+        "rules": ("sinks",),
+        "latent": LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
+    },
     rounding=Rounding(keys_per_tile=16, splits=max(SPLITS)),
     unavailable=vllm_package.missing_files(*FILES),
     modules=_load,
