@@ -221,7 +221,7 @@ KEY_UNIT = _rule("key_unit", left_out=_PACKED_APART)(
     _tokens("fewer tokens than share a key", lambda r, unit: r.query_len and 0 < r.seq_len < unit),
     _tokens("tokens behind the last key", lambda r, unit: r.query_len and r.seq_len > unit and r.seq_len % unit),
     _tokens("a last key that the last token completes", lambda r, unit: r.query_len and r.seq_len and r.seq_len % unit == 0),
-    _tokens("queries before and behind the end of a key", lambda r, unit: r.context_len // unit < (r.seq_len - 1) // unit),
+    _tokens("queries before and behind the end of a key", lambda r, g: max(0, r.context_len + 1) // g < r.seq_len // g),
     region("a selection of such keys", lambda case: case.selection_unit is not None),
 )
 EMPTY_SELECTIONS = dimension(
