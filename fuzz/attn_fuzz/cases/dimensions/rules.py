@@ -216,8 +216,8 @@ SELECTION = dimension(
     in_step("no entry in any row", lambda case, step: _entries(step).shape[2] == 0),
     illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
 )
-KEY_UNIT = _rule("key_unit", left_out=_PACKED_APART)(
-    feature("key_unit", always, unscoped(key_unit=2), unscoped(key_unit=4)),
+KEY_UNIT = _rule("key_unit")(
+    feature("key_unit", always, *values_of("key_unit", (2, 4), (3,))),
     _tokens("fewer tokens than share a key", lambda r, unit: r.query_len and 0 < r.seq_len < unit),
     _tokens("tokens behind the last key", lambda r, unit: r.query_len and r.seq_len > unit and r.seq_len % unit),
     _tokens("a last key that the last token completes", lambda r, unit: r.query_len and r.seq_len and r.seq_len % unit == 0),
