@@ -81,7 +81,7 @@ def _case(model: Model) -> Case:
 THEOREMS = (
     Theorem(
         "keys.last",
-            "The last key of a position is the last one all of whose tokens are at or before it, and p + 1 tokens have so many keys.",
+            "Up to a position's last key are the keys all of whose tokens are at or before it: as many as so many tokens have.",
             _last,
         f"{VISIBILITY}.last_key", "tl.maximum(position + 1, 0)", "tl.maximum(position, 0)", _of_position,
     ),
