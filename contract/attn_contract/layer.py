@@ -263,9 +263,14 @@ class Layer:
         """The width of v and of out."""
         return self.head_size_v or self.head_size
 
+    @property
+    def tokens_per_key(self) -> int:
+        """The tokens that share a key, or 1."""
+        return self.key_unit or 1
+
     def num_keys(self, num_tokens: Count) -> Count:
         """How many keys so many tokens of a request have in the cache."""
-        return num_tokens // (self.key_unit or 1)
+        return num_tokens // self.tokens_per_key
 
     def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
         """This layer's view of a cache tensor, which has the addresses of its elements.

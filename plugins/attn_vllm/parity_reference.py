@@ -28,6 +28,7 @@ CAPABILITIES = Capabilities(
     output_dtypes=Only((torch.float8_e4m3fn, torch.float8_e4m3fnuz), "it encodes no other type"),
     rules={
         **dict.fromkeys(attn_reference.IMPLEMENTED_RULES, YES),
+        "selection_unit": No("vLLM's step has no selection"),
         "key_unit": No("vLLM's step counts keys by tokens"),
         "non_causal": YES,
         "per_request_causal": YES,

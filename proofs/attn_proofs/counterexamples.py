@@ -35,7 +35,7 @@ def paged(requests: list[tuple[int, int]], *, causal: bool = True, ranges: Any =
     padding = fields.pop("padding", 0)
     made, used = [], 0
     for query_len, seq_len in requests:
-        count = -(-seq_len // block_size)
+        count = -(-(seq_len // fields.get("key_unit", 1)) // block_size)
         # later blocks first: a kernel that takes a key's number for its block reads another one
         blocks = tuple(range(used + count - 1, used - 1, -1))
         made.append(Request(query_len, seq_len, blocks, causal, tuple(ranges)))

@@ -8,10 +8,11 @@ from attn_proofs.values import integers
 
 
 def multiples() -> Iterator[Claim]:
-    """Two multiples of b > 0 are at least b apart; a product of naturals is one."""
+    """Two multiples of b > 0 are at least b apart; a product of naturals is one, and no less than a factor."""
     b, q, r, s = integers("b q r s")
     yield Claim("multiples are apart", (b > 0, q < r, r == q + 1 + s, s >= 0), b * q + b <= b * r)
     yield Claim("naturals", (b >= 0, q >= 0), b * q >= 0)
+    yield Claim("a factor", (b >= 1, q >= 0), b * q >= q)
 
 
 def floors() -> Iterator[Claim]:

@@ -68,7 +68,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        gaps = "any rules" if self.kind.has_gaps else "a window at most"
+        gaps = "any rules" if self.kind.has_gaps else "a window at most" if self.rules.key_unit is None else "shared keys"
         bias = " and a bias" if self.kind.has_bias else ""
         chunks = ", chunks" if self.rules.chunked_local is not None else ""
         return f"BLOCK_N {self.block_n}, {gaps}{chunks}{bias}"
@@ -95,6 +95,7 @@ class Scene:
             z3.Int("num_tokens") == z3.Int("query_len"),
             z3.Int("group") == 1,
             z3.Int("heads") == 0,
+            z3.Int("key_unit") == 3,
             z3.Int("kv_head") == 0,
             *(z3.Int(name) <= most for name, most in numbers.items()),
             *(z3.And(ranges(i) >= -300, ranges(i) <= 600) for i in range(4)),
@@ -110,9 +111,17 @@ def scene(sources: Sources, **options: Any) -> Scene:
 
 
 def _run(
-    sources: Sources, *, block_n: int, has_gaps: bool, has_chunks: bool = False, has_bias: bool = False, **kind: Any
+    sources: Sources,
+    *,
+    block_n: int,
+    has_gaps: bool,
+    has_chunks: bool = False,
+    has_bias: bool = False,
+    shares_keys: bool = False,
+    **kind: Any,
 ) -> Scene:
-    """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most."""
+    """`attend_tile` on row m of a tile, with all rules of the contract, or with a window at most; or where any number of tokens
+    share a key, which excludes the other rules."""
     names = ("seq_len", "query_len", "first_query", "end_query", "num_ranges", "request")
     seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
     p, j, m = integers("p j m")
@@ -122,13 +131,15 @@ def _run(
     causal = z3.Bool("causal")
     numbers["max_ahead"] = number(z3.If(causal, 0, numbers["max_ahead"]), "int32")  # theorem rules.causal
     together, definition = some_range_holds(extraction.products, request, num_ranges, p, j)
+    if shares_keys:
+        kind["key_unit"] = symbol("key_unit", least=2)
     made = inputs.kind(block_n=block_n, has_gaps=has_gaps, has_bias=has_bias, **kind)
     rules = Rules(
         p=p, j=j, seq_len=seq_len, causal=causal, left=z3.Int("window_left"), right=z3.Int("window_right"),
         sink_tokens=z3.Int("sink_tokens") if has_gaps else z3.IntVal(0),
         chunked_local=z3.Int("chunked_local") if has_chunks else None, products=extraction.products,
         ranges_clamped=z3.Bool("ranges_clamped"), together=together(num_ranges) if has_gaps else z3.BoolVal(False),
-        hidden=z3.BoolVal(False),
+        hidden=z3.BoolVal(False), key_unit=z3.Int("key_unit") if shares_keys else None,
     )  # fmt: skip
     assumptions = [
         *_contract(rules, num_ranges, request), *definition, first_query >= 0, first_query < end_query, end_query <= query_len,
@@ -140,7 +151,20 @@ def _run(
     extraction.call(ATTEND_TILE, inputs.tile(sources), arguments, made, BLOCK_M)
     row = extraction.local("rows_of_tile", "query", 0).value.at(m)
     made_scene.assumptions += [p == seq_len - query_len + row, made_scene.owned]
+    if shares_keys:
+        made_scene.assumptions += _shared(made_scene)
     return made_scene
+
+
+def _shared(made: Scene) -> list[Term]:
+    """What the contract says where tokens share a key, and two lemmas: key j is apart from the last keys of positions, and keys
+    are no more than their tokens."""
+    rules, products, unit = made.rules, made.extraction.products, made.rules.key_unit
+    made.extraction.local("last_key", "position").value.at(z3.Int("m"))  # of row m: a quotient is known once it is asked for
+    lasts = [last for _, divisor, last in products.quotients if divisor.eq(unit)]
+    apart = [fact for last in lasts for fact in products.apart(unit, rules.j, last)]
+    no_more = [z3.Implies(keys >= 0, keys <= products.times(keys, unit)) for keys in (rules.j, *lasts)]
+    return [rules.causal, rules.left == -1, rules.right == -1, unit >= 2, unit <= INT32_MAX, *apart, *no_more]
 
 
 def _layer_and_batch(has_gaps: bool, has_chunks: bool) -> tuple[Record, Record]:

@@ -2,8 +2,9 @@
 
 This page is written by hand, once. The readable statement is `attn_reference.masks`; names are those of the contract.
 
-    visible(p, j) = 0 <= j < seq_len  and  (base(p, j)  or  in_range(p, j))  and  the bias does not hide j
-    base          = (not causal or j <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
+    visible(p, j) = 0 <= j and last(j) < seq_len  and  (base(p, j)  or  in_range(p, j))  and  the bias does not hide j
+    last(j)       = (j + 1) * key_unit - 1, the last token of the key; j where each token has its own
+    base          = (not causal or last(j) <= p)  and  (in_window or j < sink_tokens)  and  in_chunk
     in_window     = (left < 0 or p - j <= left)  and  (right < 0 or j - p <= right)
     in_chunk      = chunked_local is None  or  p // chunked_local == j // chunked_local
     in_range      = a range holds p and j  and  (not ranges_clamped  or  left < 0  or  p - j <= left)
@@ -38,14 +39,21 @@ class Rules:
     """whether one of the request's ranges holds both p and j: see `some_range_holds`"""
     hidden: Term
     """whether the bias between query and key is -inf"""
+    key_unit: Term | None = None
+    """tokens that share a key, if any do"""
+
+    @property
+    def last(self) -> Term:
+        """The last token of the key."""
+        return self.j if self.key_unit is None else self.products.times(self.j + 1, self.key_unit) - 1
 
     @property
     def is_key(self) -> Term:
-        return z3.And(self.j >= 0, self.j < self.seq_len)
+        return z3.And(self.j >= 0, self.last < self.seq_len)
 
     @property
     def is_causal(self) -> Term:
-        return z3.Or(z3.Not(self.causal), self.j <= self.p)
+        return z3.Or(z3.Not(self.causal), self.last <= self.p)
 
     @property
     def in_left(self) -> Term:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import triton
 from attn_fuzz.errors import InputError
-from attn_lab.binaries import budgets, page, results
+from attn_lab.binaries import budgets, drawn_calls, page, results
 from attn_lab.binaries.budgets import Budgets, Exceptions
 from attn_lab.binaries.results import Results, load, updated
 from attn_parity.binaries.architectures import ARCHITECTURES
@@ -113,6 +113,12 @@ def of_drawn(jobs, workers, report, launches, compile_seconds) -> Outcome:
     facts = [replace(GOOD, vgpr_spills=9), replace(GOOD, lds_bytes=65537)]
     made = [SimpleNamespace(name="attention_kernel", num_warps=4, facts=each, assembly="", hot_loop=None) for each in facts]
     return Outcome(dict(zip(jobs, made, strict=False)), {jobs[2]: "no such thing"})
+
+
+def test_each_kernel_of_an_index_layer_is_drawn():
+    launches = drawn_calls.all_of("gfx942", 0, len(drawn_calls.TARGETS))
+    kernels = {call.launch.kernel.__name__ for name, call in launches.items() if " index " in name}
+    assert kernels == {"write_index_cache_kernel", "index_logits_kernel", "select_units_kernel"}
 
 
 def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):

@@ -88,6 +88,7 @@ class ShippedCall:
     window: int | None = None
     chunked_local: int | None = None
     sink_tokens: int = 0
+    key_unit: int | None = None
     bidirectional_ranges: int = 0
     logits_soft_cap: float | None = None
     alibi_slopes: bool = False
@@ -214,6 +215,7 @@ def _layer(shipped: ShippedCall) -> Layer:
         attn_type=shipped.attn_type,
         window=(-1, -1) if shipped.window is None else (shipped.window - 1, shipped.window - 1),
         sink_tokens=shipped.sink_tokens,
+        key_unit=shipped.key_unit,
         chunked_local=shipped.chunked_local,
         logits_soft_cap=shipped.logits_soft_cap,
         q_scale=_empty((), torch.float32) if shipped.float8_queries else None,

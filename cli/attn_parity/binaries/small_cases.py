@@ -73,10 +73,13 @@ def _for_cascade(shipped: ShippedCall, keys: int) -> list[tuple[int, int]]:
 def _case(shipped: ShippedCall, lengths: list[tuple[int, int]], keys: int) -> Case:
     if not shipped.attn_type.reads_cache:
         lengths = [(query_len, query_len) for query_len, _ in lengths]
+    key_unit = shipped.key_unit or 1
+    if key_unit > 1:  # a key is completed between two queries
+        lengths = [(query_len, num_keys * key_unit + query_len // 2) for query_len, num_keys in lengths]
     prefix_blocks = _prefix_blocks(shipped, keys)
     if prefix_blocks:
         lengths = [(query_len, seq_len + prefix_blocks * shipped.block_size) for query_len, seq_len in lengths]
-    blocks_of, num_blocks = _blocks(shipped, [seq_len for _, seq_len in lengths], prefix_blocks)
+    blocks_of, num_blocks = _blocks(shipped, [seq_len // key_unit for _, seq_len in lengths], prefix_blocks)
     requests = tuple(
         Request(
             query_len=query_len,
@@ -139,6 +142,7 @@ def _rules(shipped: ShippedCall, keys: int) -> dict[str, Any]:
     return {
         "window": (-1, -1) if window is None else (window - 1, window - 1),
         "sink_tokens": shipped.sink_tokens,
+        "key_unit": shipped.key_unit,
         "chunked_local": None if shipped.chunked_local is None else min(shipped.chunked_local, near),
         "logits_soft_cap": None if shipped.logits_soft_cap is None else SOFT_CAP,
         "q_scale": "tensor" if shipped.float8_queries else None,

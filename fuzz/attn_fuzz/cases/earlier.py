@@ -571,7 +571,7 @@ def _no_selection_unit(step: Step) -> Step | None:
 
 def _key_unit(step: Step) -> Step | None:
     """Half as many keys, each of twice as many tokens. A selection might name those that are lost."""
-    return None if step.batch.selected is not None else _of_layer(key_unit=2 * (step.layer.key_unit or 1))(step)
+    return None if step.batch.selected is not None else _of_layer(key_unit=2 * step.layer.tokens_per_key)(step)
 
 
 def _no_key_unit(step: Step) -> Step | None:

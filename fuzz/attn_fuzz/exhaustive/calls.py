@@ -182,13 +182,13 @@ def ranges_of(query_len: int, seq_len: int, kind: Ranges) -> list[tuple[tuple[in
 
 def _batches(part: Part, template: Case, setting: Setting) -> tuple[Batch, ...]:
     requests = requests_of(part, template.attn_type, setting.causality, setting.ranges)
-    return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0)
+    return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0, template.key_unit or 1)
 
 
 @functools.lru_cache(maxsize=64)
-def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: int) -> tuple[Batch, ...]:
+def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: int, key_unit: int) -> tuple[Batch, ...]:
     """One batch of each orbit, the shortest first."""
-    found = symmetry.batches([requests] * num_requests, block_size)
+    found = symmetry.batches([requests] * num_requests, block_size, key_unit)
     return tuple(sorted(found, key=lambda batch: sum(r.query_len + r.seq_len for r in batch)))
 
 

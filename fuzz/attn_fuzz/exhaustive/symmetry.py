@@ -40,29 +40,30 @@ def canonical(batch: Sequence[Request]) -> Batch:
     return max((renamed(order) for order in _orders(batch)), key=_rank)
 
 
-def batches(requests: Sequence[Sequence[Request]], block_size: int) -> Iterator[Batch]:
+def batches(requests: Sequence[Sequence[Request]], block_size: int, key_unit: int = 1) -> Iterator[Batch]:
     """One batch of each orbit, of requests without blocks.
 
     Args:
         requests: the requests that may stand in each place of the batch.
         block_size: 0 where there is no cache, and so no block.
+        key_unit: tokens that share a key.
     """
     seen = set[Batch]()
     for chosen in itertools.product(*requests):
-        for batch in tables(chosen, block_size):
+        for batch in tables(chosen, block_size, key_unit):
             one = canonical(batch)
             if one not in seen:
                 seen.add(one)
                 yield one
 
 
-def tables(batch: Sequence[Request], block_size: int) -> Iterator[Batch]:
+def tables(batch: Sequence[Request], block_size: int, key_unit: int) -> Iterator[Batch]:
     """The batch with each block table, up to renaming of blocks.
 
     A row names each block once. Requests may share any blocks in which no two of them write one slot; the caller leaves out
     the tables in which they do.
     """
-    used = [-(-request.seq_len // block_size) if block_size else 0 for request in batch]
+    used = [-(-(request.seq_len // key_unit) // block_size) if block_size else 0 for request in batch]
 
     def rows(at: int, named: int) -> Iterator[tuple[tuple[int, ...], ...]]:
         if at == len(used):

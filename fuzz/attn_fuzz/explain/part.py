@@ -163,7 +163,7 @@ class Part:
     def longer(self, key: torch.Tensor, value: torch.Tensor) -> "Part":
         """The part with more keys, under the rules that it has, as if the request had the tokens of these keys."""
         seq_lens = self.batch.seq_lens.clone()
-        seq_lens[self.index] = len(key) * (self.layer.key_unit or 1)
+        seq_lens[self.index] = len(key) * self.layer.tokens_per_key
         return self.having(key=key, value=value).ruled(batch={"seq_lens": seq_lens})
 
     def with_zeros(self, more: int) -> "Part":

@@ -38,7 +38,9 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     if "bidirectional_ranges" in rules:
         several = [n for n in tiles if n > max(support.tile_sizes)] or [support.max_tokens]
         return {**kinds, "several": (several,)}[pick(draw, ("few", "mixed", "tiles", "several", "several"))]
-    if rules & {"chunked_local", "key_unit"}:
+    if "key_unit" in rules:
+        return kinds[pick(draw, ("few", "few", "mixed", "tiles", "decode"))]
+    if "chunked_local" in rules:
         return kinds[pick(draw, ("few", "decode", "mixed", "tiles"))]
     return kinds[pick(draw, ("decode", "few", "decode", "mixed", "tiles"))]
 
@@ -172,7 +174,9 @@ def _lengths(
         return query_len, query_len
     if attn_type is AttentionType.DECODER and not engine.contexts:
         return query_len, query_len
-    seq_len = length(draw, support, block_size) if key_unit == 1 else _shared_length(draw, support, block_size, key_unit)
+    seq_len = length(draw, support, block_size)
+    if key_unit > 1:
+        seq_len = _shared_length(draw, seq_len, key_unit, query_len)
     if attn_type is AttentionType.DECODER:
         short = ["short"] * (8 if chunks else 1) if engine.more_queries_than_keys else []
         kind = pick(draw, ["context"] * 8 + ["sequence"] * 7 + short)
@@ -186,10 +190,11 @@ def _lengths(
     return query_len, seq_len if engine.empty_requests else max(1, seq_len)
 
 
-def _shared_length(draw: st.DrawFn, support: Support, block_size: int, key_unit: int) -> int:
-    """The tokens of a few keys, or of as many as `length` draws, or a token more or less. Half of the lengths are of few."""
-    keys = pick(draw, (0, 1, 2)) if pick(draw, (False, True)) else length(draw, support, block_size)
-    return max(0, keys * key_unit + pick(draw, (0, -1, 1, key_unit // 2)))
+def _shared_length(draw: st.DrawFn, num_keys: int, key_unit: int, query_len: int) -> int:
+    """The tokens of so many keys or, for half of the lengths, of few; or a token more or less, or half a key or half of the
+    queries less: behind a context of such a length, a key is completed between two queries."""
+    keys = pick(draw, (0, 1, 2)) if pick(draw, (False, True)) else num_keys
+    return max(0, keys * key_unit - pick(draw, (0, 1, -1, key_unit // 2, query_len // 2 + 1)))
 
 
 def _with_ranges(

@@ -55,8 +55,10 @@ def layer(draw: st.DrawFn, support: Support) -> DrawnLayer:
     has_no_effect = "sink_tokens" in chosen or ranges_clamped
     if has_no_effect and "window" in support.rules and pick(draw, (True, True, True, False)):
         chosen = chosen | {"window"}
-    if "key_unit" in chosen and "selection_unit" in support.rules and pick(draw, (False, False, True)):
-        chosen = chosen | {"selection_unit"}  # as in half of DeepSeek-V4's layers
+    if "key_unit" in chosen and "selection_unit" in {*support.rules}.difference(support.required_rules):
+        # about half of those that are taken, as DeepSeek-V4 has them: they have more features than the others
+        selects = pick(draw, (False, False, False, True))
+        chosen = chosen | {"selection_unit"} if selects else chosen - {"selection_unit"}
     window_kind = pick(draw, support.engine.windows)
     numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in chosen and name != "window"}
     if "window" in chosen:

@@ -19,8 +19,10 @@ from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets.indexer import EVERY_TERM, TRITON_INDEXER, IndexStep, index_step, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
+from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
@@ -28,7 +30,7 @@ from attn_optimized.latent_cache import write_latent_cache_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.shipped_calls import CACHE_BYTES
 
-TARGETS = ("triton", "triton-latent", *(f"triton-latent@{mode}" for mode in MODE_OF_FORMAT.values()))
+TARGETS = ("triton", "triton-latent", *(f"triton-latent@{mode}" for mode in MODE_OF_FORMAT.values()), TRITON_INDEXER.name)
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""
 
 
@@ -38,8 +40,13 @@ def all_of(architecture: str, seed: int, steps: int) -> dict[str, KernelCall]:
     calls: dict[str, KernelCall] = {}
     for index, case in enumerate(_cases(seed, steps)):
         step = tensors.build(case)
-        for part, call in _launches(step, architecture):
-            calls[f"{seed}.{index} {part}: {_in_words(step, DTYPES[case.dtype])}"] = call
+        if case.target == TRITON_INDEXER.name:
+            assert step.kv_cache is not None
+            of_layer = index_step(step.q, step.kv_cache, step.layer, step.batch, EVERY_TERM)
+            launches, words = _launches_of_index_layer(of_layer, architecture), _index_layer_in_words(of_layer)
+        else:
+            launches, words = _launches(step, architecture), _in_words(step, DTYPES[case.dtype])
+        calls |= {f"{seed}.{index} {part}: {words}": call for part, call in launches}
     return calls
 
 
@@ -77,6 +84,17 @@ def _launches(step: Step, architecture: str) -> Iterator[tuple[str, KernelCall]]
         yield "write", _write(step, architecture)
 
 
+def _launches_of_index_layer(step: IndexStep, architecture: str) -> Iterator[tuple[str, KernelCall]]:
+    """The launches of an index layer's step, each with what it is."""
+    step, gpu = step.on(torch.device("meta")), {"architecture": architecture}
+    cache, indexer, batch = _on_meta(step.index_cache, CACHE_BYTES), step.indexer, step.batch
+    logits = unwritten_logits(step.q, indexer, batch)
+    selected = unwritten_selection(logits, indexer)
+    yield "index write", write_index_cache_call(step.k, cache, indexer, step.slot_mapping, **gpu)
+    yield "index logits", index_logits_call(step.q, step.weights, cache, indexer, batch, logits=logits, **gpu)
+    yield "index selection", select_call(logits, indexer, batch, selected=selected, **gpu)
+
+
 def _write(step: Step, architecture: str) -> KernelCall:
     write = step.writes[0]
     assert step.raw is not None
@@ -106,6 +124,13 @@ def _on_meta_layer(layer: Layer) -> Layer:
 
 def _on_meta_batch(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **{name: _on_meta(tensor) for name, tensor in batch.tensors.items()})
+
+
+def _index_layer_in_words(step: IndexStep) -> str:
+    indexer = step.indexer
+    words = [f"{indexer.num_heads} heads of {indexer.head_size}", indexer.layout.name, str(indexer.score)]
+    words += [named(indexer.cache_dtype)] if indexer.cache_dtype else []
+    return ", ".join((*words, f"units of {indexer.selection_unit}", f"top_k {indexer.top_k}"))
 
 
 def _in_words(step: Step, dtype: torch.dtype) -> str:

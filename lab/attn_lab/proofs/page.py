@@ -42,7 +42,8 @@ FILE` runs all cases, states all theorems about each mutant, and writes which of
   dims and blocks 16 slots, all tiles have as many rows (`small_block_m` is 0), V is as wide as K (`block_rest` is 0), and
   the loop without a mask is compiled (`has_unmasked_loop`). Masks of ranges and chunks are proved for BLOCK_N 64. In the
   family `selection`, the loop without a mask is left out, as in each launch over a selection, and units have 1, 2, 3, 4,
-  16 or 128 tokens. The other families are about calls without a selection.
+  16 or 128 tokens. In the family `keys`, any number of tokens share a key. The other families are about calls without a
+  selection, in which each token has its own key.
 * **The contract** gives ranges: lengths, rows and rules as the border checks leave them (`contract/attn_contract`). A
   tile has at least one query, and its queries are the request's: the theorems of the family `programs` say so.
 

@@ -54,7 +54,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
         has_gaps=has_gaps(layer, batch),
         selection_unit=layer.selection_unit or 0,
-        key_unit=layer.key_unit or 1,
+        key_unit=layer.tokens_per_key,
         has_unmasked_loop=has_unmasked_loop,
         # measured on an H200; on RDNA it takes registers that spill
         skips_masked_loop=is_partial and has_unmasked_loop and plan.architecture in ("sm90", INTERPRETER),

@@ -101,7 +101,7 @@ class Workload:
             num_tokens=batch.num_actual_tokens,
             num_requests=batch.num_requests,
             max_query_len=batch.max_query_len,
-            max_seq_len=rounded(batch.max_seq_len // (layer.key_unit or 1)),
+            max_seq_len=rounded(layer.num_keys(batch.max_seq_len)),
             window_keys=most_keys(layer, batch),
             has_selection=layer.selection_unit is not None,
             has_gaps=has_gaps(layer, batch),

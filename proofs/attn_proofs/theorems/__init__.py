@@ -1,7 +1,20 @@
 """All theorems, by family."""
 
 from attn_proofs.theorem import Theorem
-from attn_proofs.theorems import addresses, beside, inside, mask, programs, rules, selection, splits, tiles, widths, writer
+from attn_proofs.theorems import (
+    addresses,
+    beside,
+    inside,
+    keys,
+    mask,
+    programs,
+    rules,
+    selection,
+    splits,
+    tiles,
+    widths,
+    writer,
+)
 
-FAMILIES = (mask, rules, tiles, selection, programs, splits, addresses, beside, inside, writer, widths)
+FAMILIES = (mask, rules, tiles, keys, selection, programs, splits, addresses, beside, inside, writer, widths)
 THEOREMS: tuple[Theorem, ...] = tuple(theorem for family in FAMILIES for theorem in family.THEOREMS)

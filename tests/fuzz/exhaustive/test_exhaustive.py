@@ -128,7 +128,7 @@ def contradictions(setting: Setting, part: Part, of: Case) -> list[str]:
     for template in calls.templates(setting, of, part.block_sizes):
         requests = calls.requests_of(part, template.attn_type, setting.causality, setting.ranges)
         own = [r for r in requests if r.query_len and r.seq_len][:1]
-        (batch,) = symmetry.batches([own], template.cache.block_size if template.cache else 0)
+        (batch,) = symmetry.batches([own], template.cache.block_size if template.cache else 0, template.key_unit or 1)
         found.append(contradiction(calls.call(template, (batch,))))
     return [why for why in found if why is not None]
 

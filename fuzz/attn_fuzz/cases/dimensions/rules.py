@@ -216,12 +216,12 @@ SELECTION = dimension(
     in_step("no entry in any row", lambda case, step: _entries(step).shape[2] == 0),
     illegal("a unit past the request, a unit twice", "`validation.values` refuses it"),
 )
-KEY_UNIT = _rule("key_unit", left_out=_PACKED_APART)(
-    feature("key_unit", always, unscoped(key_unit=2), unscoped(key_unit=4)),
+KEY_UNIT = _rule("key_unit")(
+    feature("key_unit", always, *values_of("key_unit", (2, 4), (3,))),
     _tokens("fewer tokens than share a key", lambda r, unit: r.query_len and 0 < r.seq_len < unit),
     _tokens("tokens behind the last key", lambda r, unit: r.query_len and r.seq_len > unit and r.seq_len % unit),
     _tokens("a last key that the last token completes", lambda r, unit: r.query_len and r.seq_len and r.seq_len % unit == 0),
-    _tokens("queries before and behind the end of a key", lambda r, unit: r.context_len // unit < (r.seq_len - 1) // unit),
+    _tokens("queries before and behind the end of a key", lambda r, g: max(0, r.context_len + 1) // g < r.seq_len // g),
     region("a selection of such keys", lambda case: case.selection_unit is not None),
 )
 EMPTY_SELECTIONS = dimension(

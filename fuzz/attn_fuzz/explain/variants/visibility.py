@@ -98,7 +98,7 @@ def _incomplete(part: Part) -> Part | None:
     if part.layer.key_unit is None:
         return None
     more = part.longer(*part.gathered(num_keys=-(-part.seq_len // part.layer.key_unit)))
-    return _placed(lambda part: (part.layer.key_unit or 1) - 1)(more)
+    return _placed(lambda part: part.layer.tokens_per_key - 1)(more)
 
 
 def _first(part: Part) -> int:
