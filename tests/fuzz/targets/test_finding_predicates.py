@@ -1,12 +1,15 @@
 """A finding explains what its bug can cause, and no more: its stored case with other errors, lengths and slots."""
 
+import attn_reference
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Request
-from attn_fuzz.findings import aiter, vllm
+from attn_fuzz.cases.tensors import build
+from attn_fuzz.findings import aiter, sglang, vllm
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.verdict.judge import Difference
+from attn_fuzz.verdict.oracle import requests
 from attn_fuzz.verdict.verdict import Kind, Verdict
 
 FINDINGS = {
@@ -14,7 +17,7 @@ FINDINGS = {
     for findings in (
         *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX, vllm.MQA_LOGITS_TORCH, vllm.INDEX_DECODE),
         *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
-        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED),
+        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED, sglang.DECODE),
     )
     for finding in findings
 }
@@ -106,6 +109,22 @@ def test_decodes_alone_round_products():
     finding, case = known("aiter-chunked-rounded-products", requests=(DECODE, PREFILL))
     assert finding.explains(case, wrong(2.0, request=0))
     assert not finding.explains(case, wrong(2.0, request=1))
+
+
+def test_products_are_rounded_and_their_sums_are_not():
+    """Sums in 16 bits, as SGLang's were before 0.5.22, are another bug."""
+    finding, case = known("sglang-decode-rounded-products")
+    step = build(case)
+    [write] = step.writes
+    assert step.kv_cache is not None
+    attn_reference.write_kv_cache(write.k, write.v, step.kv_cache, step.layer, write.slot_mapping)
+    [request] = requests(step)
+    products = (request.query[0] * request.key)[:, 0].half()  # of the first head
+    for logits, explained in ((products.double().sum(1), True), (products.sum(1), False)):
+        weights = logits.double().softmax(0)
+        got = float(weights @ request.value[:, 0, 0])
+        assert finding.explains(case, wrong(got)) == explained
+        assert not finding.explains(case, wrong(got, kind="nan"))
 
 
 def test_each_kernel_of_a_chunked_prefill_has_a_finding_of_its_window():
