@@ -154,8 +154,8 @@ def test_an_earlier_call_may_have_a_request_without_a_key(query_len, seq_len, ea
     assert finding.explains(case, Verdict(kind="sanitizer", about="store of an address")) == explained
 
 
-def wrong_logits(ratio: float = 0.0, kind: Kind = "value") -> Verdict:
-    return Verdict(kind=kind, about="index_logits", ratio=ratio)
+def wrong_logits(ratio: float = 0.0, kind: Kind = "value", message: str = "") -> Verdict:
+    return Verdict(kind=kind, about="index_logits", ratio=ratio, message=message)
 
 
 @pytest.mark.parametrize(("ratio", "explained"), [(1.5, True), (195.0, True), (197.0, False), (1e5, False)])
@@ -178,7 +178,7 @@ def test_blocks_of_one_slot_have_no_tiles_and_their_scales_behind_each_key():
 @pytest.mark.parametrize(
     ("name", "kind", "changes"),
     [
-        ("aiter-mqa-logits-strided", "sanitizer", {"fused_qkv": False}),
+        ("aiter-mqa-logits-strided", "value", {"fused_qkv": False}),
         ("aiter-mqa-logits-stage1-stores", "guard", {"slack": 0}),
         ("aiter-mqa-logits-ragged-drafts", "nan", {"requests": (DECODE, PREFILL)}),
         ("vllm-index-decode-drafts", "value", {"requests": (DECODE,)}),
@@ -188,3 +188,11 @@ def test_index_logits_are_explained_where_a_case_has_what_they_need(name, kind, 
     finding, case = known(name)
     assert finding.explains(case, wrong_logits(kind=kind))
     assert not finding.explains(msgspec.structs.replace(case, **changes), wrong_logits(kind=kind))
+
+
+@pytest.mark.parametrize(("tensor", "explained"), [("Q_ptr", True), ("KV_ptr", False)])
+def test_keys_that_are_dense_are_read_where_they_lie(tensor, explained):
+    """AITER 0.1.7 reads behind the keys of a range that begins inside of a tile: another bug."""
+    finding, case = known("aiter-mqa-logits-strided")
+    message = f"load at fp8_mqa_logits.py:96, program (3, 0, 0): 0 bytes behind the memory of {tensor}"
+    assert finding.explains(case, wrong_logits(kind="sanitizer", message=message)) == explained
