@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from attn_fuzz.findings import vllm
 from attn_fuzz.findings.finding import Finding
 
 if TYPE_CHECKING:
@@ -114,6 +115,18 @@ MERGE = (
             and bool(verdict.differences)
             and all(math.isnan(difference.got) for difference in verdict.differences)
         ),
+    ),
+)
+
+DCP_REDUCE_SCATTER = (
+    Finding(
+        name="sglang-dcp-large-lse",
+        what="The weights of ranks do not add up to 1 where LSEs are large: the merged output is multiplied by exp of the "
+        "rounding of the merged LSE, which is up to 1.5e-5 for LSEs from 256 to 512. vLLM's kernel has it, too.",
+        cause="sglang/kernels/ops/attention/dcp_kernels.py:297-309, _correct_attn_cp_out_kernel: a weight is exp(lse - merged "
+        "lse), and the merged LSE was rounded to float32. _dcp_lse_combine_kernel divides by the sum of the weights.",
+        seen_in=SEEN_IN,
+        explains=vllm.LARGE_LSE.explains,
     ),
 )
 
