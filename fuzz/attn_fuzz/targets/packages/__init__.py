@@ -47,6 +47,7 @@ SGLANG = Package(
         "sglang-sparse-mla": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA",
         "sglang-sparse-mla-prefill": f"{_HERE}.sglang_sparse_mla:SGLANG_SPARSE_MLA_PREFILL",
         "sglang-verify-splitkv": f"{_HERE}.sglang_verify:SGLANG_VERIFY_SPLITKV",
+        "sglang-verify-tree": f"{_HERE}.sglang_tree:SGLANG_VERIFY_TREE",
         "sglang-dcp-reduce-scatter": f"{_HERE}.sglang_ranks:SGLANG_DCP_REDUCE_SCATTER",
         "sglang-dcp-all-to-all": f"{_HERE}.sglang_ranks:SGLANG_DCP_ALL_TO_ALL",
     },
