@@ -52,7 +52,7 @@ def _by_distance(bias: torch.Tensor) -> torch.Tensor:
     return torch.where(other < 0, 0.0, bias.gather(1, other.clamp(min=0)))
 
 
-SGLANG_VERIFY_TREE = sglang_package.target(
+_TARGET = sglang_package.target(
     *MODULES,
     name="sglang-verify-tree",
     description="the Triton extend attention of SGLang 0.5.23, as its triton backend verifies a tree of drafts",
@@ -66,3 +66,5 @@ SGLANG_VERIFY_TREE = sglang_package.target(
     rounding=Rounding(keys_per_tile=64),
     dense_keys=lambda case: [True] * len(case.requests),
 )
+# what is to be compiled for the emulator carries no function as an argument, as score_mod is one
+SGLANG_VERIFY_TREE = dataclasses.replace(_TARGET, modules=None)
