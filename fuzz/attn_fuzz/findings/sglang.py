@@ -1,12 +1,16 @@
 """Bugs that the fuzzer has found in SGLang's Triton attention."""
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from attn_fuzz.findings import vllm
 from attn_fuzz.findings.finding import Finding
 
 if TYPE_CHECKING:
+    import torch
     from attn_fuzz.cases.case import Case
+    from attn_fuzz.verdict.verdict import Verdict
 
 SEEN_IN = "sglang 0.5.23"
 
@@ -25,6 +29,33 @@ def _leaves_parts(prefix: int) -> bool:
     return prefix <= (VERIFY_SPLITS - 1) * per_part
 
 
+def _has_rounded_products(case: "Case", verdict: "Verdict") -> bool:
+    """Whether the worst number of each request is that of exact sums of products which are rounded to 16 bits."""
+    if verdict.kind not in ("value", "bitwise") or not _is_decode(case) or case.group_size > 1:
+        return False
+    outs = _of_rounded_products(case)
+    return all(abs(each.got - float(outs[each.row, each.head, each.dim])) <= each.bound for each in verdict.differences)
+
+
+def _of_rounded_products(case: "Case") -> "torch.Tensor":
+    """[T, H, D] float64, right outputs of a decode but for its products: 1 times a rounded product of q and k is summed."""
+    import attn_reference
+    import torch
+    from attn_fuzz.cases.tensors import build
+    from attn_fuzz.verdict.oracle import requests
+
+    step = build(case)
+    for write in step.writes:
+        assert step.raw is not None
+        attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+    outs = torch.zeros(case.num_rows, case.num_heads, case.head_size, dtype=torch.float64)
+    for each in requests(step):
+        products = (each.query * each.key).to(step.q.dtype).double()
+        of_products = dataclasses.replace(each, query=torch.ones_like(each.query), key=products)
+        outs[each.rows] = attn_reference.attend(of_products, step.layer).out
+    return outs
+
+
 DECODE = (
     Finding(
         name="sglang-decode-rounded-products",
@@ -34,7 +65,7 @@ DECODE = (
         cause="sglang/kernels/ops/attention/decode_attention.py:352, _fwd_kernel_stage1: `(q[None, :] * k).to(tl.float32)` "
         "multiplies in 16 bits. The comment above says that it is so on purpose, to save a tile of float32.",
         seen_in=SEEN_IN,
-        explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and _is_decode(case) and case.group_size == 1,
+        explains=_has_rounded_products,
     ),
 )
 TRITON = (
@@ -96,6 +127,17 @@ UNIFIED_KV = (
         "int32 number of a row is multiplied by the 512 elements of a row in 32 bits.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: verdict.kind in ("value", "nan", "bitwise", "exact") and case.target.endswith("@far"),
+    ),
+)
+DCP_REDUCE_SCATTER = (
+    Finding(
+        name="sglang-dcp-large-lse",
+        what="The weights of ranks do not add up to 1 where LSEs are large: the merged output is multiplied by exp of the "
+        "rounding of the merged LSE, which is up to 1.5e-5 for LSEs from 256 to 512. vLLM's kernel has it, too.",
+        cause="sglang/kernels/ops/attention/dcp_kernels.py:297-309, _correct_attn_cp_out_kernel: a weight is exp(lse - merged "
+        "lse), and the merged LSE was rounded to float32. _dcp_lse_combine_kernel divides by the sum of the weights.",
+        seen_in=SEEN_IN,
+        explains=vllm.LARGE_LSE.explains,
     ),
 )
 

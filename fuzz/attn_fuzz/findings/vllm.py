@@ -295,7 +295,7 @@ ENCODER = (
 )
 WRITE: tuple[Finding, ...] = ()
 MERGE: tuple[Finding, ...] = ()
-_LARGE_LSE = Finding(
+LARGE_LSE = Finding(
     name="vllm-dcp-large-lse",
     what="The weights of ranks do not add up to 1 where LSEs are large: the merged output is multiplied by exp of the rounding "
     "of the merged LSE, which is up to 1.5e-5 for LSEs from 256 to 512, and up to 6e-5 from 1024 to 2048.",
@@ -305,7 +305,7 @@ _LARGE_LSE = Finding(
     seen_in="vllm 0.33.0",
     explains=lambda case, verdict: _is_value(verdict) and case.dtype == "float32" and _all(case, verdict, _is_scaled),
 )
-DCP_REDUCE_SCATTER = (_LARGE_LSE,)
+DCP_REDUCE_SCATTER = (LARGE_LSE,)
 TRITON_MLA = (
     Finding(
         name="vllm-mla-narrow-lse",
@@ -327,7 +327,7 @@ DCP_ALL_TO_ALL = (
         seen_in="vllm 0.33.0",
         explains=lambda case, verdict: verdict.kind == "crashed" and not case.requests,
     ),
-    _LARGE_LSE,
+    LARGE_LSE,
 )
 FLEX = (
     Finding(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from attn_fuzz.errors import RefusedByTritonError
 
 _FIRST, _LAST = 1 << 12, 1 << 48
 """The bytes that a process may have."""
@@ -21,6 +22,8 @@ def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:
     handle, triton = interpreter.TensorHandle, interpreter._interpreter
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+        if (name := mask.dtype.scalar.name) != "int1":
+            raise RefusedByTritonError(f"a load with a mask of {name}: Triton compiles masks of int1")
         kind = pointers.get_element_ty()
         stored = np.dtype(interpreter._get_np_dtype(kind))
         others = np.zeros(pointers.data.shape, stored) if other is None else other.data

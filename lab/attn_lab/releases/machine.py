@@ -64,8 +64,16 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def tried(self) -> list[str]:
-        """The targets, and then each with addresses beyond 32 bits: whatever the fix is about."""
-        return [f"{target}{mode}" for mode in ("", "@far") for target in self.targets]
+        """The targets, and then each with addresses beyond 32 bits: whatever the fix is about.
+
+        Code of an architecture is emulated for it.
+        """
+        return [
+            f"{target}{mode}{architecture}"
+            for mode in ("", "@far")
+            for target in self.targets
+            for architecture in ([f"@{each}" for each in registry.load(target).architectures] or [""])
+        ]
 
 
 class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):

@@ -15,7 +15,8 @@ between consecutive releases before any of them was run: `lab/attn_lab/releases/
 that a target of ours loads. Of these, **{shown} are shown**: an example of the target's general draw (seed {seed}) fails on the
 release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
 {of_loaded} of those loaded, and {of_all} of all. {far} of them are shown by the mode `@far` alone, which moves addresses beyond
-32 bits, and in which few targets ran. Each example ran on a CPU, interpreted. "After 30" is the example's place in the draw.
+32 bits, and in which few targets ran. Each example ran on a CPU: interpreted, or emulated for the architecture behind the `@`.
+"After 30" is the example's place in the draw.
 For the fixes that the first examples do not show, those of the first {most} ran that can show them by their metadata, such as
 those with a window. Where a fix is not shown, the cell says how many examples ran.
 
@@ -65,7 +66,7 @@ def page(kept: Results) -> str:
             count=len(fixes),
             loaded=len(loaded),
             shown=len(found),
-            far=sum(fix.shown_by is not None and fix.shown_by[0].endswith("@far") for fix in found),
+            far=sum(fix.shown_by is not None and "@far" in fix.shown_by[0] for fix in found),
             seed=kept.seed,
             of_loaded=f"{len(found) / len(loaded):.0%}",
             of_all=f"{len(found) / len(fixes):.0%}",

@@ -19,8 +19,16 @@ def copy_kernel(source, target, ONE: tl.constexpr, LANES: tl.constexpr):
     tl.store(target + lane, tl.load(source + lane, mask=odd, other=ONE), mask=lane != 3)
 
 
+@triton.jit
+def masked_kernel(source, target, mask):
+    tl.store(target, tl.load(source, mask=tl.load(mask)))
+
+
 def loaded_and_stored() -> None:
     """tl.load and tl.store of each dtype of torch into each: masks, the number for hidden lanes, and the cast."""
+    one = torch.ones(1)
+    masked_kernel[(1,)](one, torch.zeros(1), one.bool())
+    refused("a mask of int8", lambda: masked_kernel[(1,)](one, torch.zeros(1), one.to(torch.int8)))
     lanes = 1024
     for source in [name for name in NAMES if name != "fp8e4b15"]:
         bits = patterns(source)[:lanes]

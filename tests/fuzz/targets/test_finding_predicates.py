@@ -1,12 +1,15 @@
 """A finding explains what its bug can cause, and no more: its stored case with other errors, lengths and slots."""
 
+import attn_reference
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Request
-from attn_fuzz.findings import aiter, vllm
+from attn_fuzz.cases.tensors import build
+from attn_fuzz.findings import aiter, sglang, vllm
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.verdict.judge import Difference
+from attn_fuzz.verdict.oracle import requests
 from attn_fuzz.verdict.verdict import Kind, Verdict
 
 FINDINGS = {
@@ -14,7 +17,7 @@ FINDINGS = {
     for findings in (
         *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX, vllm.MQA_LOGITS_TORCH, vllm.INDEX_DECODE),
         *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
-        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED),
+        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED, sglang.DECODE),
     )
     for finding in findings
 }
@@ -108,6 +111,22 @@ def test_decodes_alone_round_products():
     assert not finding.explains(case, wrong(2.0, request=1))
 
 
+def test_products_are_rounded_and_their_sums_are_not():
+    """Sums in 16 bits, as SGLang's were before 0.5.22, are another bug."""
+    finding, case = known("sglang-decode-rounded-products")
+    step = build(case)
+    [write] = step.writes
+    assert step.kv_cache is not None
+    attn_reference.write_kv_cache(write.k, write.v, step.kv_cache, step.layer, write.slot_mapping)
+    [request] = requests(step)
+    products = (request.query[0] * request.key)[:, 0].half()  # of the first head
+    for logits, explained in ((products.double().sum(1), True), (products.sum(1), False)):
+        weights = logits.double().softmax(0)
+        got = float(weights @ request.value[:, 0, 0])
+        assert finding.explains(case, wrong(got)) == explained
+        assert not finding.explains(case, wrong(got, kind="nan"))
+
+
 def test_each_kernel_of_a_chunked_prefill_has_a_finding_of_its_window():
     """A decode is not explained by the finding of prefills where its own is repaired, and the other way around."""
     of_decodes, case = known("aiter-chunked-outside-window", requests=(DECODE, PREFILL))
@@ -135,8 +154,8 @@ def test_an_earlier_call_may_have_a_request_without_a_key(query_len, seq_len, ea
     assert finding.explains(case, Verdict(kind="sanitizer", about="store of an address")) == explained
 
 
-def wrong_logits(ratio: float = 0.0, kind: Kind = "value") -> Verdict:
-    return Verdict(kind=kind, about="index_logits", ratio=ratio)
+def wrong_logits(ratio: float = 0.0, kind: Kind = "value", message: str = "") -> Verdict:
+    return Verdict(kind=kind, about="index_logits", ratio=ratio, message=message)
 
 
 @pytest.mark.parametrize(("ratio", "explained"), [(1.5, True), (195.0, True), (197.0, False), (1e5, False)])
@@ -159,7 +178,7 @@ def test_blocks_of_one_slot_have_no_tiles_and_their_scales_behind_each_key():
 @pytest.mark.parametrize(
     ("name", "kind", "changes"),
     [
-        ("aiter-mqa-logits-strided", "sanitizer", {"fused_qkv": False}),
+        ("aiter-mqa-logits-strided", "value", {"fused_qkv": False}),
         ("aiter-mqa-logits-stage1-stores", "guard", {"slack": 0}),
         ("aiter-mqa-logits-ragged-drafts", "nan", {"requests": (DECODE, PREFILL)}),
         ("vllm-index-decode-drafts", "value", {"requests": (DECODE,)}),
@@ -169,3 +188,11 @@ def test_index_logits_are_explained_where_a_case_has_what_they_need(name, kind, 
     finding, case = known(name)
     assert finding.explains(case, wrong_logits(kind=kind))
     assert not finding.explains(msgspec.structs.replace(case, **changes), wrong_logits(kind=kind))
+
+
+@pytest.mark.parametrize(("tensor", "explained"), [("Q_ptr", True), ("KV_ptr", False)])
+def test_keys_that_are_dense_are_read_where_they_lie(tensor, explained):
+    """AITER 0.1.7 reads behind the keys of a range that begins inside of a tile: another bug."""
+    finding, case = known("aiter-mqa-logits-strided")
+    message = f"load at fp8_mqa_logits.py:96, program (3, 0, 0): 0 bytes behind the memory of {tensor}"
+    assert finding.explains(case, wrong_logits(kind="sanitizer", message=message)) == explained

@@ -50,6 +50,7 @@ SGLANG = Package(
         "sglang-unified-decode": f"{_HERE}.sglang_unified_kv:SGLANG_UNIFIED_DECODE",
         "sglang-unified-prefill": f"{_HERE}.sglang_unified_kv:SGLANG_UNIFIED_PREFILL",
         "sglang-verify-splitkv": f"{_HERE}.sglang_verify:SGLANG_VERIFY_SPLITKV",
+        "sglang-verify-tree": f"{_HERE}.sglang_tree:SGLANG_VERIFY_TREE",
         "sglang-dcp-reduce-scatter": f"{_HERE}.sglang_ranks:SGLANG_DCP_REDUCE_SCATTER",
         "sglang-dcp-all-to-all": f"{_HERE}.sglang_ranks:SGLANG_DCP_ALL_TO_ALL",
     },

@@ -282,7 +282,8 @@ AITER_GLUON_MLA_DECODE = latent_target(
     MLA_DECODE,
     Rounding(keys_per_tile=64, splits=256, dot_is_chained=True, merged_parts=5),
     rules=("head_size_v",),
-    engine=dataclasses.replace(_ENGINE, padding=(0,)),  # Triton compiles no loads into LDS of rows that are not aligned
+    # a matmul makes q, and Triton compiles no loads into LDS of rows that are not aligned
+    engine=dataclasses.replace(_ENGINE, fused_qkv=(False,), padding=(0,)),
     latent=LatentSizes(widths=((512, 64),), group_sizes=(16, 8, 32, 24), block_sizes=(16, 1, 64)),
     max_tokens=6,
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from attn_fuzz import foreign
+from attn_fuzz.findings import sglang
 from attn_fuzz.targets.packages import rank_merges, sglang_package
 from attn_fuzz.targets.target import AttentionFunction, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -78,6 +79,7 @@ SGLANG_DCP_REDUCE_SCATTER = _target(
     rank_merges.over_ranks(_corrected, (2, 4, 8)),
     support=rank_merges.support,
     description="correct_attn_out of SGLang 0.5.23 (decode context parallelism): the reference attends on each rank",
+    findings=sglang.DCP_REDUCE_SCATTER,
 )
 SGLANG_DCP_ALL_TO_ALL = _target(
     "sglang-dcp-all-to-all",

@@ -83,10 +83,13 @@ def _attend(query, key, value, score_mod, block_mask, scale, *, enable_gqa, kern
     zero = torch.zeros((), dtype=torch.int32)
     visible = block_mask.mask_mod(zero, zero, q_index, kv_index) & listed[:rows, :keys]
     group = query.shape[1] // key.shape[1]
-    seen = visible.any(0)
-    key, value = (x[:, :, seen].repeat_interleave(group, 1).float() for x in (key, value))
-    logits = (query.float() @ key.mT * scale).masked_fill(~visible[:, seen], -torch.inf)
-    return (torch.softmax(logits, dim=-1).nan_to_num(nan=0.0) @ value).to(query.dtype)
+    key, value = (x.repeat_interleave(group, 1).float() for x in (key, value))
+    # row by row: NaN that one row sees would be 0 * NaN for the others
+    outs = [
+        torch.softmax(query[:, :, [row]].float() @ key[:, :, seen].mT * scale, -1) @ value[:, :, seen]
+        for row, seen in enumerate(visible)
+    ]
+    return torch.cat(outs, 2).to(query.dtype)
 
 
 def _listed(block_mask, num_blocks: int) -> torch.Tensor:
