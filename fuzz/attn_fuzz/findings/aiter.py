@@ -642,10 +642,10 @@ MLA_ASSEMBLY_OF_MAIN = (
     ),
     Finding(
         name="aiter-mla-8-heads-float32",
-        what="gfx942, bfloat16, 8 heads and one query, keys in one split: float32 numbers are stored into the output of 16 "
+        what="bfloat16, 8 heads and one query, keys in one split: float32 numbers are stored into the output of 16 "
         "bits, which is wrong, and as many bytes behind it are overwritten.",
         cause="aiter/mla.py:623-645 gives the output itself as the place of the only split, and "
-        "hsa/gfx942/mla/mla_a16w16_qh8_qseqlen1_gqaratio8_v3.co stores float32 (0x7104 to 0x7174): it does not read "
+        "mla_a16w16_qh8_qseqlen1_gqaratio8_v3.co of gfx942 (0x7104 to 0x7174) and of gfx950 stores float32: it does not read "
         "out_16_nosplit (0x120), which asm_mla.cu:781 sets.",
         seen_in=_MAIN,
         explains=lambda case, verdict: (

@@ -41,6 +41,8 @@ SPLITS = (None, None, 1, 3, 16)
 """None: mla_decode_fwd chooses, as engines have it."""
 PARTS = (-1, -1, 1, 2, 4)
 """max_split_per_batch of metadata. -1: as vLLM 0.33 has it (v1/attention/backends/mla/rocm_aiter_mla.py:1752-1773)."""
+MOST_QUERIES_OF_FLOAT8 = 4
+"""aiter/mla.py:119-133 and asm_mla.cu:279-282 of the wheel, aiter/mla.py:345-359 of main."""
 _FILES = {
     ("bf16", "bf16", 128, None): ("mla_dec_stage1_bf16_a16w16_subQ128_mqa128", 128),
     ("bf16", "bf16", 16, 1): ("mla_dec_stage1_bf16_a16w16_subQ16_mqa16", 16),
@@ -92,7 +94,7 @@ _PERSISTENT_ASKED = {
     ("fp8", "fp8", 16, 4): (4, 128),
 }
 """The same with metadata, on gfx942."""
-IN_STEP = re.compile("a8w8_qh(16|64)|qh8_qseqlen2")
+IN_STEP = re.compile("a8w8_qh(8|16|64)_|qh8_qseqlen2")
 """Files that are right only if waves keep in step: docs/reference/emulator.md says what is not ordered in them."""
 _PREFILL_FILES = {16: "mla_pfl_bf16_a16w16_causal_subQ16_mqa16", 128: "mla_pfl_bf16_a16w16_causal_subQ128_mqa128"}
 _PREFILL_ROWS = 128
@@ -322,6 +324,8 @@ def _excluded(architecture: str, kind: str, case: Case) -> str | None:
     types = _types(kind, is_quantized=case.is_quantized)
     heads, queries, persistent = case.group_size, max((each.query_len for each in case.requests), default=1), kind != "decode"
     factor = folds(architecture, *types, heads, queries) if persistent else 1
+    if types[0] == "fp8" and queries > MOST_QUERIES_OF_FLOAT8:
+        return f"q of float8 and {queries} queries of a request, for which get_meta_param has no entry"
     try:
         choices(architecture, *types, heads // factor, queries, persistent=persistent)
     except NoKernelError as error:
