@@ -63,6 +63,14 @@ def _load_into_lds(first: int, second: int) -> str:
     return " ".join([f"buffer_load_dwordx4 v{second & 255}, {resource}, {_scalar(second >> 24)}", *flags, "lds"])
 
 
+def _global_load_into_lds(first: int, second: int) -> str:
+    offset, base = (first & 0x1FFF ^ 0x1000) - 0x1000, second >> 16 & 127
+    address, saddr = (
+        (_vector((second & 255) + 256, 2), "off") if base == 0x7F else (f"v{second & 255}", _registers("s", base, 2))
+    )
+    return f"global_load_lds_dwordx4 {address}, {saddr}" + f" offset:{offset}" * bool(offset)
+
+
 def _swap(lanes: int) -> Callable[[int, int], str]:
     return lambda first, second: f"v_permlane{lanes}_swap_b32_e32 v{first >> 17 & 255}, {_vector(first & 511)}"
 
@@ -76,6 +84,7 @@ _TABLE = (
     (0xFFFFFF00, 0xD3B70000, 0xE0000000, 2, _mfma("32x32x16_bf16", 16, 4)),
     (0xFFFFFF00, 0xD2680000, 0xFFFC0000, 2, _convert_pair),
     (0xFFFFC000, 0xE05D0000, 0x00E0FF00, 2, _load_into_lds),
+    (0xFFFFE000, 0xDDF48000, 0xFF80FF00, 2, _global_load_into_lds),
     (0xFE01FE00, 0x7E00B200, 0x00000000, 1, _swap(16)),
     (0xFE01FE00, 0x7E00B400, 0x00000000, 1, _swap(32)),
 )

@@ -1,5 +1,6 @@
 """Launches of code objects that somebody else has compiled: tensors become buffers, and buffers become tensors again."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_amdgcn import LaunchError, Program, Report, Schedule, load, prepare
+from attn_amdgcn.assembly import Argument
 from attn_amdgcn.code_objects import reader, text_of
 from attn_amdgcn.errors import Hazards
 from attn_amdgcn.memory import addresses
@@ -16,6 +18,9 @@ from attn_fuzz.emulated.build_cache import cached
 
 Value = torch.Tensor | tuple[torch.Tensor, ...] | float | int | None
 """A tensor is a pointer to it. Several are a pointer to memory that holds a pointer to each of them."""
+
+_LARGEST = 8
+"""Bytes of the largest argument that is no struct."""
 
 
 class CodeObject(NamedTuple):
@@ -62,6 +67,9 @@ def run(
     """
     kernel = code.program.kernel
     own = {each.offset: each for each in kernel.arguments if not each.kind.startswith("hidden_")}
+    whole = own[0].size if own.keys() == {0} and own[0].size > _LARGEST else 0  # the struct is one argument
+    if whole:
+        own = {offset: Argument(offset, _LARGEST, "by_value") for offset in arguments if offset < whole}
     pointers = {offset for offset, each in own.items() if each.kind == "global_buffer"}
     arguments = {offset: value for offset, value in arguments.items() if offset <= max(own, default=-1)}
     if wrong := sorted((arguments.keys() - own.keys()) | (pointers - arguments.keys())):
@@ -77,6 +85,18 @@ def run(
     for name, tensors in tables.items():
         pointed: list[Any] = [places[f"{name}, pointer {i}"] for i in range(len(tensors))]
         given[name][:] = torch.tensor([at[buffer] + byte for buffer, byte in pointed])
-    inputs = inputs._replace(arguments=[places[name] for name in names], parts=emulation.EVERYTHING)
+    values = [places[name] for name in names]
+    if whole:
+        values = [sum(_encoded(value, at) << 8 * offset for offset, value in zip(own, values, strict=True))]
+    inputs = inputs._replace(arguments=values, parts=emulation.EVERYTHING)
     _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)
     return report
+
+
+def _encoded(value: Any, at: Mapping[str, int]) -> int:
+    """An argument as the number that its bytes are."""
+    if isinstance(value, tuple):
+        buffer, byte = value
+        return at[buffer] + byte
+    number = struct.unpack("<I", struct.pack("<f", value))[0] if isinstance(value, float) else value or 0
+    return number & (1 << 8 * _LARGEST) - 1

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
+_MAIN = "ROCm/aiter e4048607a5 (main)"
 MHA_TILE_ROWS = 128
 """Rows of q in one program of _attn_fwd."""
 SPLIT_KEYS = 512
@@ -281,7 +282,7 @@ PA_ASSEMBLY = (
         cause="hsa/gfx942/pa and hsa/gfx950/pa, all files of blocks of 16 without mtp: `s_cmp_lt_u32 s73, 16` enters the loop "
         "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
         "lengths.",
-        seen_in=SEEN_IN,
+        seen_in=f"{SEEN_IN}, and main at e4048607",
         link="ROCm/aiter#5654, which repairs one file",
         meets=_is_decoder,
         explains=_has_short_tail,
@@ -291,7 +292,7 @@ PA_ASSEMBLY = (
         what="NaN in a slot of V past the end of a sequence, or in block 0 of the cache, makes the output NaN.",
         cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN. Blocks "
         "behind the end of a block table's row have the number 0.",
-        seen_in=SEEN_IN,
+        seen_in=f"{SEEN_IN}, and main at e4048607",
         meets=_is_decoder,
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
@@ -476,7 +477,7 @@ FMHA_ASSEMBLY = (
         "They should be 0 and minus infinity. vLLM's extends make such calls, where a context ends before the last chunk.",
         cause="hsa/gfx942/fmha_v3_fwd/*/fwd_hd128_bf16_*_group.co: the number of keys is taken as it is (s_mov_b32 s38, s7), "
         "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys. "
-        "gfx950's file for heads of 128 does it, too.",
+        "gfx950's file for heads of 128 does it, too. The files of main (e4048607) do not.",
         seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which repairs the files",
         meets=_is_decoder,
@@ -487,7 +488,7 @@ FMHA_ASSEMBLY = (
         what="On MI300X and gfx950, where a causal request has 512 or more queries more than keys, the LSE of some rows "
         "without keys may be the logarithm of a number from 1 to 32. It should be minus infinity.",
         cause="fwd_hd128_bf16_causal_*.co of gfx942, MI300, and of gfx950: a tile of keys is visited before the first key, "
-        "and the mask leaves some of them, which read as 0.",
+        "and the mask leaves some of them, which read as 0. The files of main (e4048607) do not.",
         seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which repairs the files",
         meets=_is_decoder,
@@ -523,7 +524,7 @@ _SLOT_0 = Finding(
     what="NaN in slot 0 of the cache makes the output NaN, also of requests that have no key there.",
     cause="All files below hsa/gfx942/mla: indices of keys behind the end of a sequence are loaded as 0, so a tile that is not "
     "full reads slot 0, and nothing masks V: its weight is 0, and 0 * NaN is NaN.",
-    seen_in=SEEN_IN,
+    seen_in=f"{SEEN_IN}, and main at e4048607",
     explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
 )
 MLA_PREFILL_ASSEMBLY = (_SLOT_0,)
@@ -534,7 +535,7 @@ MLA_ASSEMBLY = (
         what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
         cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
         "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
-        seen_in=SEEN_IN,
+        seen_in=f"{SEEN_IN}, and main at e4048607",
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "value", "bitwise")
             and case.group_size == 128
@@ -547,7 +548,7 @@ MLA_ASSEMBLY = (
         what="A scale above 1 / log2(e) = 0.69, and several queries of a request: a query that sees no key of a split is NaN.",
         cause="hsa/gfx942/mla/mla_a16w16_qh16_m16x4_n16x1_coex0_mask1.co and others hide a key by the logit -3.4e38, which the "
         "scale makes -inf, and the maximum of such logits is subtracted from them. Scales of models are smaller.",
-        seen_in=SEEN_IN,
+        seen_in=f"{SEEN_IN}, and main at e4048607",
         explains=lambda case, verdict: (
             is_nan(case, verdict) and case.scale > 0.69 and any(request.query_len > 1 for request in case.requests)
         ),
@@ -557,8 +558,9 @@ MLA_ASSEMBLY = (
         what="gfx950, float8, 16 heads, 3 or 4 queries of a request, and more than one split of the keys: all splits store "
         "their parts at one place, and the output is made of memory that nobody has written.",
         cause="hsa/gfx950/mla/mla_a8w8_qh16_qseqlen4_gqaratio16.co: v_lshlrev_b32 at 0x91f8 overwrites the register that has "
-        "the split's offset (0x8ec8 to 0x8ecc) before the stores from 0x9218 on. gfx942's file of this name is right.",
-        seen_in=SEEN_IN,
+        "the split's offset (0x8ec8 to 0x8ecc) before the stores from 0x9218 on. gfx942's file of this name is right. "
+        "Main has mla_a8w8_qh64_qseqlen4_gqaratio16.co in its place, which stores at one place, too.",
+        seen_in=f"{SEEN_IN}, and main at e4048607",
         explains=lambda case, verdict: (
             (verdict.kind in ("nan", "value", "bitwise") or (verdict.kind, verdict.about) == ("sanitizer", "access"))
             and case.group_size == 16
@@ -580,6 +582,105 @@ MLA_ASSEMBLY = (
 )
 
 
+def _is_access_by(case: "Case", verdict: "Verdict", instruction: str) -> bool:
+    return (verdict.kind, verdict.about) == ("sanitizer", "access") and instruction in verdict.message
+
+
+def _is_wrong_in_16_bits(case: "Case", verdict: "Verdict", *group_sizes: int) -> bool:
+    is_number = verdict.kind in ("nan", "value", "bitwise", "unwritten")
+    return is_number and not case.is_quantized and case.group_size in group_sizes
+
+
+_OF_32_AND_64_HEADS = "hsa/gfx942/mla/MLA_A16W16_1TG_4W_32mx1_16nx1_Coex0_Msk1_QH16.co, and 64mx1 there and of gfx950"
+MLA_ASSEMBLY_OF_MAIN = (
+    Finding(
+        name="aiter-mla-output-pointer",
+        what="bfloat16, without metadata, 32 heads (gfx942) or 64 heads and several queries of a request: where keys are in "
+        "one split, the output is stored at a null pointer.",
+        cause=f"{_OF_32_AND_64_HEADS}: with one split (s_cmp_le_u32 s67, 1 at 0x67e4 and 0x69bc) they store 16-bit outputs at "
+        "ptr_RP (0xf0; from 0x6d88 and 0x6f58 on), which csrc/py_itfs_cu/asm_mla.cu:782 sets to null without metadata. "
+        "op_tests/test_mla.py:627 leaves out 64 heads and several queries, because they fault.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            _is_access_by(case, verdict, "buffer_store") and case.group_size in (32, 64) and not case.is_quantized
+        ),
+    ),
+    Finding(
+        name="aiter-mla-32-heads-empty-splits",
+        what="gfx950, bfloat16, 32 heads, without metadata: the output of a request of more than 16 keys may be made of memory "
+        "that nobody has written. 17 keys in two splits are enough.",
+        cause="aiter/mla.py:598-617: the reduction reads up to one split for each 16 keys (mgc), and "
+        "hsa/gfx950/mla/MLA_A16W16_1TG_4W_16mx4_32nx1_Coex0_Msk1_QH16.co writes one for each 32.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            _is_wrong_in_16_bits(case, verdict, 32) and any(each.seq_len > 16 for each in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-64-heads-not-causal",
+        what="bfloat16, without metadata, 32 heads (gfx942) or 64 heads, and several queries of a request: each query but the "
+        "last one sees the keys behind it, too. Of 32 heads the second half of the queries has no output.",
+        cause=f"{_OF_32_AND_64_HEADS}, have no causal mask, and asm_mla.cu:911-943 takes them for any max_seqlen_q. A "
+        "workgroup of 32mx1 has 32 rows (s_mov_b32 s65, 32 at 0x23bc), and the grid is made for 64 (:915).",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            _is_wrong_in_16_bits(case, verdict, 32, 64) and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-8-heads-unscaled-values",
+        what="gfx942, float8, 8 heads: with a scale of the cache that is not 1 the output lacks it.",
+        cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co multiplies by kv_scale once, at 0x2268, for the logits. "
+        "The file for 16 heads multiplies the output by it, too (0x65d8).",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            verdict.kind in ("value", "bitwise")
+            and case.group_size == 8
+            and case.cache is not None
+            and case.cache.dtype == "fp8_e4m3fnuz"
+        ),
+    ),
+    Finding(
+        name="aiter-mla-8-heads-float32",
+        what="bfloat16, 8 heads and one query, keys in one split: float32 numbers are stored into the output of 16 "
+        "bits, which is wrong, and as many bytes behind it are overwritten.",
+        cause="aiter/mla.py:623-645 gives the output itself as the place of the only split, and "
+        "mla_a16w16_qh8_qseqlen1_gqaratio8_v3.co of gfx942 (0x7104 to 0x7174) and of gfx950 stores float32: it does not read "
+        "out_16_nosplit (0x120), which asm_mla.cu:781 sets.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            _is_access_by(case, verdict, "buffer_store") and case.group_size == 8 and not case.is_quantized
+        ),
+    ),
+    Finding(
+        name="aiter-mla-8-heads-two-queries",
+        what="gfx950, bfloat16, 8 heads and 2 queries of a request: bytes behind the last row of q are read, and the first "
+        "query may see the key of the second one.",
+        cause="hsa/gfx950/mla/mla_a16w16_qh8_qseqlen2_gqaratio8.co and its _causal load 32 and more bytes behind their 16 "
+        "rows (lines 216 and 219). Only the second has a causal mask, and mla_asm.csv has both in rows that differ in their "
+        "files alone: get_heuristic_kernel_mla (asm_mla.cu:142-178) finds the first in the order of a std::unordered_map. With "
+        "libstdc++ that is the one without a mask if the map has gfx950's rows, and the other if it has gfx942's, too.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            (_is_access_by(case, verdict, "buffer_load") or _is_wrong_in_16_bits(case, verdict, 8))
+            and case.group_size == 8
+            and any(request.query_len > 1 for request in case.requests)
+        ),
+    ),
+    Finding(
+        name="aiter-mla-8-heads-past-end",
+        what="gfx942, float8, 8 heads: bytes behind the last slot of the cache are read.",
+        cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co, 0x244c: lanes behind the 576 dims of a row load, too, and "
+        "the buffer has no bound.",
+        seen_in=_MAIN,
+        explains=lambda case, verdict: (
+            _is_access_by(case, verdict, "buffer_load") and case.group_size == 8 and case.is_quantized
+        ),
+    ),
+)
+"""Of files that the wheel has not: with the wheel no case meets them."""
+
+
 def _has_short_end(case: "Case") -> bool:
     """Whether the last block of 16 keys of a request has fewer keys than the request has queries."""
     return any((each.seq_len - 1) % 16 + 1 < each.query_len <= each.seq_len for each in case.requests)
@@ -596,7 +697,8 @@ MLA_PERSISTENT = (
         what=f"float8, 128 heads, {_SHORT_END} Rows of the output are made of memory that nobody has written.",
         cause="csrc/kernels/mla/metadata/v1_2_device.cuh:138-140 subtracts the queries behind a tile from the end of its keys, "
         "so a part can have none. hsa/gfx942/mla/mla_a8w8_qh128_m32x4_n16x2_msk0_ps.co ends the workgroup at such a work "
-        "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work.",
+        "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work. "
+        "AITER's main (e4048607) makes no such part.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "value", "bitwise") and case.group_size == 128 and _has_short_end(case)
@@ -606,8 +708,9 @@ MLA_PERSISTENT = (
         name="aiter-mla-unscaled-values",
         what="float8, 16 heads and 3 or 4 queries of a request: with a scale of the cache that is not 1 the output lacks it.",
         cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
-        "The file for 2 queries multiplies the output by it, too (0x85ec).",
-        seen_in=SEEN_IN,
+        "The file for 2 queries multiplies the output by it, too (0x85ec). Main has mla_a8w8_qh64_qseqlen4_gqaratio16_ps.co in "
+        "its place, which does not either.",
+        seen_in=f"{SEEN_IN}, and main at e4048607",
         explains=lambda case, verdict: (
             verdict.kind in ("value", "bitwise")
             and case.group_size == 16
@@ -619,8 +722,8 @@ MLA_PERSISTENT = (
         name="aiter-mla-unmasked-parts",
         what=f"16 heads, {_SHORT_END} A query that sees no key of the last part gets the weights of all of them.",
         cause="The _ps files of hsa/gfx942/mla for 16 heads mask nothing of a part of which a query sees nothing: its LSE "
-        "should be minus infinity, and is that of the whole part. AITER's main has a tail_done_threshold for them (e4048607, "
-        "v1_2_device.cuh:485-490) and was not run. Issue 3013 tells of errors for 2 queries of float8.",
+        "should be minus infinity, and is that of the whole part. AITER's main (e4048607) makes no such part: "
+        "tail_done_threshold, v1_2_device.cuh:485-490. Issue 3013 tells of errors for 2 queries of float8.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "value", "bitwise") and case.group_size == 16 and _has_short_end(case)
@@ -629,7 +732,6 @@ MLA_PERSISTENT = (
 )
 
 
-_MAIN = "ROCm/aiter e4048607a5 (main)"
 _GLUON = "aiter/ops/triton/_gluon_kernels/gfx1250/attention"
 _WRONG = ("nan", "value", "bitwise", "sanitizer")
 

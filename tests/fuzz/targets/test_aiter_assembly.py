@@ -10,7 +10,7 @@ from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets.packages import aiter_assembly, aiter_mla_assembly
 from attn_fuzz.targets.packages.aiter_assembly import NoKernelError
 
-BF16, FP8 = torch.bfloat16, torch.float8_e4m3fnuz
+BF16 = torch.bfloat16
 MLA = "attn_fuzz.targets.packages.aiter_mla_assembly"
 pytestmark = pytest.mark.skipif(
     (reason := aiter_mla_assembly.AITER_MLA_ASSEMBLY.compiled_for("gfx942").unavailable("cpu")) is not None, reason=str(reason)
@@ -20,27 +20,69 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("dtype", "heads", "queries", "file"),
     [
-        (BF16, 128, 3, "mla_dec_stage1_bf16_a16w16_subQ128_mqa128"),
-        (BF16, 16, 1, "mla_dec_stage1_bf16_a16w16_subQ16_mqa16"),
-        (BF16, 16, 4, "mla_a16w16_qh16_m16x4_n16x1_coex0_mask1"),
-        (BF16, 16, 5, "mla_a16w16_qh16_m32x4_n16x1_coex0_mask1"),
-        (FP8, 16, 2, "mla_a8w8_qh16_qseqlen2_gqaratio16"),
-        (FP8, 16, 3, "mla_a8w8_qh16_qseqlen4_gqaratio16"),
-        (FP8, 128, 4, "mla_a8w8_qh128_m32x4_n16x2_msk1"),
-        (FP8, 16, 5, None),
-        (BF16, 32, 1, None),
+        ("bf16", 128, 3, "mla_dec_stage1_bf16_a16w16_subQ128_mqa128"),
+        ("bf16", 16, 1, "mla_dec_stage1_bf16_a16w16_subQ16_mqa16"),
+        ("bf16", 16, 4, "mla_a16w16_qh16_m16x4_n16x1_coex0_mask1"),
+        ("bf16", 16, 5, "mla_a16w16_qh16_m32x4_n16x1_coex0_mask1"),
+        ("fp8", 16, 2, "mla_a8w8_qh16_qseqlen2_gqaratio16"),
+        ("fp8", 16, 3, "mla_a8w8_qh16_qseqlen4_gqaratio16"),
+        ("fp8", 128, 4, "mla_a8w8_qh128_m32x4_n16x2_msk1"),
+        ("fp8", 16, 5, None),
+        ("bf16", 32, 1, None),
     ],
 )
 def test_a_decode_takes_the_file_that_host_code_names(dtype, heads, queries, file):
-    q, kv = torch.zeros(queries, heads, 576, dtype=dtype), torch.zeros(1, 1, 1, 576, dtype=dtype)
+    if aiter_mla_assembly.table("gfx942"):
+        pytest.skip("main's host code has a table")
     if file is None:
         with pytest.raises(NoKernelError, match=f"{heads} heads, {queries} queries"):
-            aiter_mla_assembly.file_of(q, kv, queries)
+            aiter_mla_assembly.choices("gfx942", dtype, dtype, heads, queries)
         return
-    assert aiter_mla_assembly.file_of(q, kv, queries)[0] == file
-    assert (aiter_assembly.files() / "gfx942" / "mla" / f"{file}.co").is_file()
+    [choice] = aiter_mla_assembly.choices("gfx942", dtype, dtype, heads, queries)
+    assert choice.file == f"{file}.co"
+    assert (aiter_assembly.files() / "gfx942" / "mla" / choice.file).is_file()
     host_code = (aiter_assembly.files().parent / "csrc" / "py_itfs_cu" / "asm_mla.cu").read_text()
-    assert re.search(rf'"_ZN5aiter{len(file)}{file}E",\s*"/mla/{file}.co"', host_code)
+    assert re.search(rf'"{choice.kernel}",\s*"/mla/{file}.co"', host_code)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "heads", "queries", "persistent", "files"),
+    [
+        ("gfx942", "bf16", 32, 2, False, ["MLA_A16W16_1TG_4W_32mx1_16nx1_Coex0_Msk1_QH16"]),
+        ("gfx942", "bf16", 64, 1, False, None),
+        ("gfx942", "fp8", 16, 3, False, ["mla_a8w8_qh64_qseqlen4_gqaratio16"]),
+        ("gfx942", "fp8", 64, 1, True, ["mla_a8w8_qh64_qseqlen1_gqaratio64_v3_ps"]),
+        ("gfx942", "bf16", 8, 1, True, None),
+        ("gfx950", "bf16", 64, 1, False, ["mla_a16w16_qh64_qseqlen1_gqaratio64_v3"]),
+        ("gfx950", "bf16", 8, 2, False, ["mla_a16w16_qh8_qseqlen2_gqaratio8", "mla_a16w16_qh8_qseqlen2_gqaratio8_causal"]),
+    ],
+)
+def test_a_decode_of_main_takes_what_its_table_has(architecture, dtype, heads, queries, persistent, files, monkeypatch):
+    rows = [
+        {"qType": q, "kvType": q, "Gqa": str(each), "ps": ps, "qSeqLen": at, "prefill": "0", "causal": "1", "lse": "0"}
+        | {"knl_name": f"_ZN5aiter{len(file)}{file}E", "co_name": f"{file}.co"}
+        for q, each, ps, at, file in (
+            ("bf16", 32, "0", "0", "MLA_A16W16_1TG_4W_32mx1_16nx1_Coex0_Msk1_QH16"),
+            ("fp8", 16, "0", "4", "mla_a8w8_qh64_qseqlen4_gqaratio16"),
+            ("fp8", 64, "1", "1", "mla_a8w8_qh64_qseqlen1_gqaratio64_v3_ps"),
+            ("bf16", 8, "1", "2", "mla_dec_stage1_bf16_a16w16_subQ16_mqa16_ps"),
+        )
+    ]
+    of_gfx950 = [
+        {**rows[0], "cprr": "0", "Gqa": heads, "qSeqLen": at, "co_name": f"{file}.co"}
+        for heads, at, file in (
+            ("64", "1", "mla_a16w16_qh64_qseqlen1_gqaratio64_v3"),
+            ("8", "2", "mla_a16w16_qh8_qseqlen2_gqaratio8"),
+            ("8", "2", "mla_a16w16_qh8_qseqlen2_gqaratio8_causal"),
+        )
+    ]
+    monkeypatch.setattr(aiter_mla_assembly, "table", {"gfx942": rows, "gfx950": of_gfx950}.__getitem__)
+    if files is None:
+        with pytest.raises(NoKernelError, match=f"{heads} heads, {queries} queries"):
+            aiter_mla_assembly.choices(architecture, dtype, dtype, heads, queries, persistent=persistent)
+        return
+    found = aiter_mla_assembly.choices(architecture, dtype, dtype, heads, queries, persistent=persistent)
+    assert [each.file for each in found] == [f"{file}.co" for file in files]
 
 
 @pytest.mark.parametrize(
@@ -64,12 +106,18 @@ def attend_to_40_keys() -> None:
     aiter_mla_assembly._attend("gfx942", q, cache, layer(576, 16, 512, 0.1, None), batch(*numbers, 1, table), out)
 
 
-def test_known_hazards_are_those_of_files_of_the_wheel():
-    assert [name for name in aiter_assembly.known_hazards() if not (aiter_assembly.files() / name).is_file()] == []
+def test_known_hazards_are_those_of_a_file_s_contents(tmp_path, monkeypatch):
+    name = "gfx942/mla/mla_a16w16_qh16_m16x4_n16x1_coex0_mask1.co"
+    assert aiter_assembly.known_hazards(name)
+    other = tmp_path / name
+    other.parent.mkdir(parents=True)
+    other.write_bytes((aiter_assembly.files() / name).read_bytes() + b"0")
+    monkeypatch.setattr(aiter_assembly, "files", lambda: tmp_path)
+    assert not aiter_assembly.known_hazards(name)
 
 
 def test_a_hazard_that_is_not_known_is_a_failure(monkeypatch):
-    monkeypatch.setattr(aiter_assembly, "known_hazards", dict)
+    monkeypatch.setattr(aiter_assembly, "known_hazards", lambda name: ())
     with pytest.raises(Violation, match=r"m16x4.* line \d+ .* loads v11, and no wait stands before"):
         attend_to_40_keys()
 

@@ -37,7 +37,7 @@ def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, b
     numbers = (LOG2_E / DIMS**0.5, blocks, 1, q.numel() * 2, block_bytes, BLOCK * DIMS * 2)
     behind_them = (group, None) if IS_WHEEL else (0, group, None)  # main has mtp, too: csrc/py_itfs_cu/asm_pa.cu, KernelArgs
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, *behind_them))}
-    code, hazards = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"], row["knl_name"]), {}
+    code, hazards = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["co_name"], row["knl_name"]), {}
     code_objects.run(code, arguments, (1, 1, 1), [Schedule(races=True)], hazards)
 
     right = torch.softmax(q.double() @ k[:keys].double().T / DIMS**0.5, -1) @ v[:keys].double()
@@ -91,14 +91,14 @@ def test_several_queries_take_a_file_of_their_own(kv, group, size, queries, file
     assert [each for each, _ in aiter_pa_assembly.choices("gfx942", BF16, kv, group, size, queries)] == [f"pa/{file}.co"]
 
 
-@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["co_name"])
 @pytest.mark.parametrize("keys", [1, 33, 256, 270])
 def test_a_file_computes_attention(row, keys):
     out, right, _ = attended(row, keys)
     assert (out - right).abs().max() < 0.02 * right.abs().max()
 
 
-@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["co_name"])
 @pytest.mark.parametrize(("keys", "sees_more"), [(239, False), (241, True), (255, True), (495, False)])
 def test_lengths_that_are_wrong_on_hardware_see_slots_behind_the_last_key(row, keys, sees_more):
     """ROCm/aiter#5654 tells of NaN for contexts of 241 to 255, of one file on gfx950."""
@@ -120,18 +120,18 @@ def test_blocks_beyond_2_to_the_16_are_rows_of_zeros_until_it_was_repaired(first
     Another file is judged by neither answer: ATTN_PARITY_AITER=FOLDER chooses the wheel's or main's.
     """
     name = "pa_bf16_noquant_gqa8_1tg_4w"
-    row = {"qType": "bf16", "Gqa": "8", "knl_file": f"{name}.co", "knl_name": f"_ZN5aiter{len(name)}{name}E"}
-    digest = hashlib.sha256((aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"]).read_bytes()).hexdigest()
+    row = {"qType": "bf16", "Gqa": "8", "co_name": f"{name}.co", "knl_name": f"_ZN5aiter{len(name)}{name}E"}
+    digest = hashlib.sha256((aiter_assembly.files() / "gfx942" / "pa" / row["co_name"]).read_bytes()).hexdigest()
     if digest not in GQA8:
-        pytest.skip(f"{row['knl_file']} of SHA-256 {digest} is not known")
+        pytest.skip(f"{row['co_name']} of SHA-256 {digest} is not known")
     out, right, _ = attended(row, 32, first_block=first, block_bytes=32768)
     expected = right if GQA8[digest] or first < 1 << 16 else torch.zeros_like(out)
     assert (out - expected).abs().max() < 0.02 * right.abs().max()
 
 
-@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize("row", noquant(), ids=lambda row: row["co_name"])
 def test_known_waits_are_those_that_the_file_lacks(row):
-    known = aiter_assembly.known_hazards()[f"gfx942/pa/{row['knl_file']}"]
+    known = aiter_assembly.known_hazards(f"gfx942/pa/{row['co_name']}")
     found = set().union(*(attended(row, keys)[2] for keys in (270, 520, 800)))
     assert found == known
 
@@ -143,7 +143,7 @@ def several() -> list:
 
 
 @of_the_wheel
-@pytest.mark.parametrize("row", several(), ids=lambda row: row["knl_file"])
+@pytest.mark.parametrize("row", several(), ids=lambda row: row["co_name"])
 @pytest.mark.parametrize("queries", [2, 3])
 def test_the_third_query_begins_with_a_maximum_that_nobody_wrote(row, queries):
     """All keys are 1 and all queries -16, so each logit is -181, and each output the 1 of all values."""
@@ -154,7 +154,7 @@ def test_the_third_query_begins_with_a_maximum_that_nobody_wrote(row, queries):
     pointers = (out, q, pages, pages, torch.zeros(1, dtype=torch.int32), lengths, scales, scales)
     numbers = (LOG2_E / DIMS**0.5, 1, 1, 16 * DIMS * 2, BLOCK * DIMS, BLOCK * DIMS, 16)
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, first))}
-    code = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["knl_file"], row["knl_name"])
+    code = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["co_name"], row["knl_name"])
     code_objects.run(code, arguments, (1, 1, 1), [Schedule()], {})
     assert out[:2].sub(1).abs().max() < 0.02
     assert queries == 2 or not bool((out[2].sub(1).abs() < 0.02).all())

@@ -1,7 +1,7 @@
 """AITER's assembly: code objects of the wheel, run on the emulator behind host code of ours, which does what AITER's C++ does.
 
-Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu of the wheel of amd-aiter 0.1.7.post2.dev18.
-`ATTN_PARITY_AITER=FOLDER` takes the sources and files of another release, also of a checkout.
+Which file is chosen, its arguments and its grid are read in csrc/py_itfs_cu, of the wheel of amd-aiter 0.1.7.post2.dev18 and of
+AITER's main at e4048607. `ATTN_PARITY_AITER=FOLDER` takes the sources and files of another release, also of a checkout.
 """
 
 import csv
@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,22 @@ def files() -> Path:
     return root() / "hsa"
 
 
-@functools.cache
 def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
-    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++."""
-    with (files() / architecture / name).open(newline="") as lines:
-        return list(csv.DictReader(lines))
+    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++; none without it.
+
+    The column of files is co_name, as main has it; the wheel's knl_file is renamed.
+    """
+    return _table(files() / architecture / name)
+
+
+@functools.cache
+def _table(file: Path) -> Sequence[Mapping[str, str]]:
+    if not file.is_file():
+        return ()
+    with file.open(newline="") as lines:
+        return [
+            {"co_name" if name == "knl_file" else name: each for name, each in row.items()} for row in csv.DictReader(lines)
+        ]
 
 
 def missing(folder: str, architecture: str, device: str) -> str | None:
@@ -75,8 +87,9 @@ def missing(folder: str, architecture: str, device: str) -> str | None:
 
 
 @functools.cache
-def known_hazards() -> Mapping[str, Collection[tuple[int, int]]]:
-    """By ARCHITECTURE/FOLDER/FILE: hazards that the files of the wheel have, as `attn_amdgcn.errors.Hazards` names them.
+def listed_hazards() -> Mapping[str, Collection[tuple[int, int]]]:
+    """By ARCHITECTURE/FOLDER/FILE and the first 8 digits of the file's SHA-256: hazards that it has, as
+    `attn_amdgcn.errors.Hazards` names them.
 
     aiter_hazards.json has runs of them: the first instruction's line, how many lines further the other one is, and how many
     pairs follow one another.
@@ -86,6 +99,11 @@ def known_hazards() -> Mapping[str, Collection[tuple[int, int]]]:
         name: frozenset((first + i, first + i + further) for first, further, count in each for i in range(count))
         for name, each in runs.items()
     }
+
+
+def known_hazards(name: str) -> Collection[tuple[int, int]]:
+    """Those of the file NAME below hsa/, with the contents that it has here."""
+    return listed_hazards().get(f"{name} {sha256((files() / name).read_bytes()).hexdigest()[:8]}", ())
 
 
 def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> None:
@@ -102,7 +120,7 @@ def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> N
     if launch.in_step:
         schedules = [dataclasses.replace(each, waves="together") for each in schedules]
     code = code_objects.ready(files() / architecture / launch.file, launch.kernel, evenly=launch.in_step)
-    known = known_hazards().get(f"{architecture}/{launch.file}", ())
+    known = known_hazards(f"{architecture}/{launch.file}")
     hazards: dict[tuple[int, int], Fault] = {}
     try:
         code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)

@@ -78,9 +78,11 @@ def _launch(
         starts: of the requests among the rows of q and of k, [requests + 1] int32 each.
 
     Raises:
-        NotImplementedError: the file multiplies a request's first row by the bytes of a row in 32 bits (s_mul_i32), which
-            AITER #1957 repairs in later files.
+        NotImplementedError: V has another width, or the file multiplies a request's first row by the bytes of a row in 32 bits
+            (s_mul_i32), which AITER #1957 repairs in later files.
     """
+    if v.shape[-1] != VALUE_SIZE:
+        raise NotImplementedError(f"V of {v.shape[-1]}: fmha_v3_fwd has no file for it")
     heads, is_causal, tile = q.shape[-2], "causal" in file, QUERIES[q.shape[-1]]
     tiles = -(-max_query_len // tile)
     if is_causal:  # a workgroup takes a tile of the first half and one of the second (:139-142)

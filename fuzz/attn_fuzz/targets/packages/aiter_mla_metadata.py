@@ -37,17 +37,28 @@ class Metadata(NamedTuple):
     reduce_partial_map: torch.Tensor
 
 
-def metadata(qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int) -> Metadata:
+def metadata(
+    qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int,
+    *, factor: int = 1, is_main: bool = False,
+) -> Metadata:  # fmt: skip
     """As get_mla_metadata_v1 makes them.
 
     Args:
-        heads: of q, 16 or 128, on one KV head.
+        heads: of q, on one KV head.
         most_parts: max_split_per_batch; -1: as many as there are workgroups.
+        factor: each request is this many of `heads` heads, which follow one another and share its keys.
+        is_main: as main, which plans each tile of queries by itself, and leaves no part of fewer keys than the most queries
+            of a request behind (tail_done_threshold).
     """
-    queries, keys = qo_indptr.tolist(), kv_indptr.tolist()
-    requests = len(keys) - 1
-    blocks = [-(-(end - begin) // KEYS) for begin, end in itertools.pairwise(keys)]
+    spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]
+    lengths = [length for length in qo_indptr.diff().tolist() for _ in range(factor)]
+    queries = [0, *itertools.accumulate(lengths)]
+    requests = len(spans)
+    blocks = [-(-(end - begin) // KEYS) for begin, end in spans]
     parts = workgroups if most_parts < 0 else min(workgroups, most_parts * requests)
+    if is_main:
+        return _metadata_of_main(queries, spans, heads, workgroups, parts)
+    keys = [0, *(end for _, end in spans)]
     payload = -(-(sum(blocks) + requests * OVERHEAD) // parts) + OVERHEAD
     works: list[tuple[int, ...]] = []
     indptr, reduced, final, partial = [0], [0], [], []
@@ -85,13 +96,63 @@ def metadata(qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workg
     return Metadata(*tensors)
 
 
-def reduce(partial, lse, indptr, final_map, partial_map, out, final_lse) -> None:
+def _metadata_of_main(queries: list[int], spans: list[tuple[int, int]], heads: int, workgroups: int, parts: int) -> Metadata:
+    """metadata/v1_2_device.cuh:386-700 of main, for pages of one slot and a causal mask."""
+    most = max(end - begin for begin, end in itertools.pairwise(queries))
+    tiles = [
+        (request, *tile, *span)
+        for request, (rows, span) in enumerate(zip(itertools.pairwise(queries), spans, strict=True))
+        for tile in _tiles(*rows, heads)
+    ]
+    blocks = [-(-(last - first) // KEYS) for *_, first, last in tiles]
+    payload = -(-sum(each + OVERHEAD for each in blocks) // parts) + OVERHEAD
+    works: list[tuple[int, ...]] = []
+    indptr, reduced, final, partial = [0], [0], [], []
+    tile = block = row = 0
+    earlier: list[int] = []  # the first partial rows of the tile's parts so far
+    for _ in range(workgroups):
+        left = payload
+        while tile < len(tiles):
+            request, begin, end, size, hidden, first, last = tiles[tile]
+            start, rest = first + block * KEYS, blocks[tile] - block
+            fits, taken = left >= rest + OVERHEAD, left - OVERHEAD
+            if not fits and taken <= 0:
+                break
+            stop = min(start + taken * KEYS, last - hidden)
+            is_last = fits or last - stop < most
+            stop = last - hidden if is_last else stop
+            is_part = not is_last or bool(earlier)
+            works.append((request, row if is_part else -1, begin, end, start, stop, last - stop, 0))
+            earlier += [row] * is_part
+            row += size * is_part
+            if not is_last:
+                block += taken
+                break
+            final.append((begin, end))
+            partial += earlier
+            reduced.append(len(partial))
+            left -= rest + OVERHEAD
+            tile, block, earlier = tile + 1, 0, []
+        indptr.append(len(works))
+    tensors = (torch.tensor(each, dtype=torch.int32) for each in (indptr, works, reduced, final, partial or [0]))
+    return Metadata(*tensors)
+
+
+def _tiles(begin: int, end: int, heads: int) -> list[tuple[int, int, int, int]]:
+    """Of a request's rows of q: the first row and the one behind the last, the rows of a tile, and the queries behind it."""
+    count = end - begin if heads * 2 > ROWS else max(1, -(-(end - begin) * heads // ROWS))
+    size = -(-(end - begin) // count)
+    return [(begin + i * size, min(begin + (i + 1) * size, end), size, count - 1 - i) for i in range(count)]
+
+
+def reduce(partial, lse, indptr, final_map, partial_map, *others) -> None:
     """mla_reduce_v1: merge the parts of each tile that has several.
 
     Args:
         partial, lse: [rows, 1, H, D] and [rows, 1, H, 1] float32.
-        out, final_lse: [T, H, D] and [T, H].
+        others: of main the most queries and splits first; then out, [T, H, D], and its LSE, [T, H], which main lets be None.
     """
+    *_, out, final_lse = others
     for tile, (first, last) in enumerate(itertools.pairwise(indptr.tolist())):
         if last - first < 2:
             continue
@@ -100,4 +161,5 @@ def reduce(partial, lse, indptr, final_map, partial_map, out, final_lse) -> None
         sums = lse[rows, 0, :, 0]  # [parts, queries, H]
         total = sums.logsumexp(0).nan_to_num(torch.inf, neginf=torch.inf)
         out[begin:end] = ((sums - total).exp()[..., None] * partial[rows, 0]).sum(0)
-        final_lse[begin:end] = total
+        if final_lse is not None:
+            final_lse[begin:end] = total

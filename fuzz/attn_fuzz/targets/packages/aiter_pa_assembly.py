@@ -42,13 +42,15 @@ from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 HEAD_SIZE = 128
+_OF_ONE_LAUNCH = {"ps": "0", "qTile": "0", "quant_type": "0"}
+"""What pa_fwd asks of columns that main alone has: the other files are those of pa_ps_fwd, of which works are a part."""
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 def choices(
     architecture: str, q_type: torch.dtype, kv_type: torch.dtype, group: int, block_size: int, queries: int = 1
 ) -> list[tuple[str, str]]:
-    """The files, and their kernels, of which `get_heuristic_kernel` finds one (asm_pa.cu:46-89).
+    """The files, and their kernels, of which `get_heuristic_kernel` finds one (asm_pa.cu:46-89 of the wheel, :89-160 of main).
 
     With high_precision 1, its default, files of every precision match. Which of them comes first is the order of a hash map.
 
@@ -60,11 +62,12 @@ def choices(
         NoKernelError: it finds none.
     """
     types = _TYPES[q_type], _TYPES.get(kv_type, "fp8")
-    rows, mask = table(architecture, "pa/pa_asm.csv"), int(queries > 1)
+    mask = int(queries > 1)
+    rows = [row for row in table(architecture, "pa/pa_asm.csv") if _OF_ONE_LAUNCH.items() <= {**_OF_ONE_LAUNCH, **row}.items()]
     for mtp, gqa in itertools.product((queries + 10, 1) if queries > 1 else (0,), (group, -(-group // 8) * 8)):
         wanted = (*types, gqa, mtp, mask, block_size)
         found = [
-            (f"pa/{row['knl_file']}", row["knl_name"])
+            (f"pa/{row['co_name']}", row["knl_name"])
             for row in rows
             if (row["qType"], row["kvType"], *(int(row[name]) for name in ("Gqa", "Mtp", "Msk", "blkSz"))) == wanted
         ]
@@ -84,6 +87,11 @@ def _choice(architecture: str, q: torch.Tensor, kv_cache: torch.Tensor, layer: L
     return rng_of_lengths(batch).choice(found)
 
 
+def _has_mtp(architecture: str) -> bool:
+    """Whether the struct of arguments has max_qlen - 1 before the group's size, as main's (asm_pa.cu:43-46)."""
+    return any("ps" in row for row in table(architecture, "pa/pa_asm.csv"))
+
+
 def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[Launch]:
     key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
     file, kernel = _choice(architecture, q, kv_cache, layer, batch)
@@ -98,6 +106,7 @@ def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[L
         q.stride(0) * q.element_size(),
         key_cache.stride(0) * key_cache.element_size(),
         key_cache.stride(1) * key_cache.element_size(),
+        *((int(batch.query_start_loc.diff().max()) - 1,) if _has_mtp(architecture) else ()),
         layer.num_heads // layer.num_kv_heads,
     )
     tokens = int(batch.query_start_loc[-1])
