@@ -36,10 +36,13 @@ ROWS = (
 
 def readable_aiter() -> "Aiter":
     """The installed AITER, or the one in the folder that `ATTN_PARITY_AITER` names."""
-    from attn_optimized.aiter_adapter import find_aiter
+    from attn_optimized.aiter_adapter import Aiter, find_aiter
 
-    with foreign.findable("aiter"):
-        return find_aiter()
+    try:
+        with foreign.findable("aiter"):
+            return find_aiter()
+    except foreign.MissingSourcesError as error:
+        return Aiter(missing=str(error))
 
 
 @functools.cache
@@ -74,7 +77,7 @@ def _support(device: str) -> Support:
         dtypes=("float16", "bfloat16"),
         layouts=ROWS,
         head_sizes=(32, 16, 64, 128),
-        block_sizes=(16, 32, 64, 128),
+        block_sizes=(16, 32, 64, 128, 48, 80, 528),
         rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", *(("qq_bias",) if device != "cpu" else ())),
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz") if device == "cpu" else (_native_float8(device),),
         scales=("tensor",),
@@ -86,7 +89,19 @@ def _support(device: str) -> Support:
 
 
 def _beyond(case: Case) -> str | None:
-    return "ALiBi with sinks" if case.alibi_slopes and case.sinks else None
+    if case.alibi_slopes and case.sinks:
+        return "ALiBi with sinks"
+    size = case.cache.block_size if case.cache else 16
+    return f"block size {size}" if size.bit_count() > 1 and not _takes_block(size) else None
+
+
+def _takes_block(size: int) -> bool:
+    """Whether the AITER takes a block size that is no power of two; without one, whether the newest does."""
+    from attn_optimized.aiter_adapter import is_beside_tiles, unified_block_sizes
+    from attn_optimized.backends.declaring import declared_aiter
+
+    aiter = declared_aiter(readable_aiter())
+    return size in unified_block_sizes(aiter) and not is_beside_tiles(aiter, size)
 
 
 def _events(step: Step) -> Iterable[str]:
@@ -125,10 +140,7 @@ def _missing(device: str) -> str | None:
         return "AITER's kernels are compiled for ROCm GPUs: --device cpu interprets this one"
     from attn_optimized.aiter_adapter import features_of, import_aiter
 
-    try:
-        return features_of(readable_aiter() if device == "cpu" else import_aiter()).unified
-    except foreign.MissingSourcesError as error:
-        return str(error)
+    return features_of(readable_aiter() if device == "cpu" else import_aiter()).unified
 
 
 def _modules() -> list[ModuleType]:

@@ -18,7 +18,7 @@ from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings import aiter as aiter_findings
 from attn_fuzz.targets import backend_supports
-from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, usable_aiter
+from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, readable_aiter, usable_aiter
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
@@ -287,11 +287,11 @@ def installed(device: str) -> Any:
 
 @functools.cache
 def interpreted_on_a_cpu(device: str) -> Any:
-    """The installed AITER, on a CPU with its unified_attention under Triton's interpreter.
+    """The installed AITER; on a CPU that of `readable_aiter`, with its unified_attention under Triton's interpreter.
 
     There it has no qq_bias: the kernel joins two masks with `and`, which the interpreter takes for the last one alone.
     """
-    aiter = installed(device)
+    aiter = readable_aiter() if device == "cpu" else installed(device)
     if device != "cpu" or "unified_attention" not in aiter.signatures:
         return aiter
     signature = aiter.signatures["unified_attention"]

@@ -156,7 +156,9 @@ def on(sources: Path, package: str, release: str) -> Iterator[None]:
         os.environ.update({} if earlier is None else {name: earlier})
 
 
-def run_target(name: str, found: Run, *, examples: int, seconds: float, first: Iterable[int] = ()) -> None:
+def run_target(
+    name: str, found: Run, cases: Sequence[Case], *, examples: int, seconds: float, first: Iterable[int] = ()
+) -> None:
     """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
     target, until = registry.load(name), time.monotonic() + seconds
     if target.unavailable is not None and (why := target.unavailable("cpu")):
@@ -166,7 +168,6 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
     raised: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         plan = _plan(name, Path(folder))
-        cases = _drawn(plan, max([examples, *(index + 1 for index in ahead)]))
         with shard.start_executor(plan) as executor:
             drawn = range(found.examples, examples)
             for index, is_ahead in [*((index, True) for index in ahead), *((index, False) for index in drawn)]:
@@ -194,7 +195,7 @@ def run_target(name: str, found: Run, *, examples: int, seconds: float, first: I
 
 
 def digest(name: str) -> str:
-    cases = _drawn(_plan(name, Path()), DIGESTED)
+    cases = _drawn(name, DIGESTED)
     return hashlib.sha256("".join(case_file.dumps(case) for case in cases).encode()).hexdigest()[:12]
 
 
@@ -203,8 +204,8 @@ def _plan(name: str, folder: Path) -> FuzzPlan:
 
 
 @functools.cache
-def _drawn(plan: FuzzPlan, examples: int) -> list[Case]:
-    return shard.drawn(msgspec.structs.replace(plan, first=examples))
+def _drawn(name: str, examples: int) -> list[Case]:
+    return shard.drawn(msgspec.structs.replace(_plan(name, Path()), first=examples))
 
 
 def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) -> None:
@@ -246,8 +247,9 @@ def run_fixes(
             run = runs[release]
             to_run = {*range(run.examples, examples), *(index for index in failed if index >= run.examples)} - {*run.extra}
             if to_run and not run.error:
+                cases = _drawn(target, max([examples, *(index + 1 for index in failed)]))  # of no release
                 with on(sources, fix.package, release):
-                    run_target(target, run, examples=examples, seconds=seconds, first=failed)
+                    run_target(target, run, cases, examples=examples, seconds=seconds, first=failed)
                 keep(kept, file)
                 yield f"{target} {release}: {run}"
             failed = sorted(run.failed)

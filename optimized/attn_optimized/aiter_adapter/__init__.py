@@ -1,19 +1,23 @@
 """AMD's AITER, called through the contract: found without importing it, known by its signatures, converted or refused.
 
-AITER is optional and moves: what the installed one can do is read from its functions' arguments, never from a version. Nothing
-here imports it before one of its functions is called.
+AITER is optional and moves: what the installed one can do is read from its functions' arguments and, where no argument tells,
+from its source, never from a version. Nothing here imports it before one of its functions is called.
 """
 
 from attn_optimized.aiter_adapter.features import (
+    BLOCKS_BESIDE_TILES,
     GROUP_SIZES,
     PAGED_ATTENTION_BLOCK_SIZES,
     PAGED_ATTENTION_HEAD_SIZES,
     PREFILL_HEAD_SIZES,
-    UNIFIED_BLOCK_SIZES,
+    TILES_OF_GFX1250,
     UNIFIED_HEAD_SIZES,
     Features,
     features_of,
+    is_beside_tiles,
+    is_no_tile_of,
     may_run_assembly,
+    unified_block_sizes,
 )
 from attn_optimized.aiter_adapter.flash_attn_varlen import flash_attn_varlen
 from attn_optimized.aiter_adapter.installation import RECORDED, Aiter, find_aiter, import_aiter, recorded
@@ -23,12 +27,13 @@ from attn_optimized.aiter_adapter.signatures import Signature
 from attn_optimized.aiter_adapter.unified_attention import native_float8, unified_attention
 
 __all__ = [
+    "BLOCKS_BESIDE_TILES",
     "GROUP_SIZES",
     "PAGED_ATTENTION_BLOCK_SIZES",
     "PAGED_ATTENTION_HEAD_SIZES",
     "PREFILL_HEAD_SIZES",
     "RECORDED",
-    "UNIFIED_BLOCK_SIZES",
+    "TILES_OF_GFX1250",
     "UNIFIED_HEAD_SIZES",
     "Aiter",
     "Features",
@@ -37,10 +42,13 @@ __all__ = [
     "find_aiter",
     "flash_attn_varlen",
     "import_aiter",
+    "is_beside_tiles",
+    "is_no_tile_of",
     "may_run_assembly",
     "native_float8",
     "pa_fwd_asm",
     "paged_attention_v1",
     "recorded",
     "unified_attention",
+    "unified_block_sizes",
 ]

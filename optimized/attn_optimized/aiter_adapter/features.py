@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from attn_contract import Multiples, Only
+from attn_contract.capabilities import Values
 
 from attn_optimized.aiter_adapter.installation import Aiter
 
@@ -17,11 +18,10 @@ UNIFIED_HEAD_SIZES = Only(
     "unified_attention pads other heads to a power of two, and reduce_segments does not compile for those (seen in 0.1.7; no "
     "signature tells whether that is over)",
 )
-UNIFIED_BLOCK_SIZES = Only(
-    (16, 32, 64, 128, 256),
-    "unified_attention takes a block for a tile of keys, a power of two from 16 on (ROCm/aiter#2393 ends that, and no "
-    "signature tells whether it is in)",
+BLOCKS_BESIDE_TILES = (
+    "unified_attention asserts, if it splits keys, that a tile of 64 holds whole blocks (seen from 0.1.16 to e404860)"
 )
+TILES_OF_GFX1250 = "unified_attention takes a block for a tile of keys there, a power of two (seen in e404860)"
 PAGED_ATTENTION_HEAD_SIZES = Multiples(
     64, "paged_attention_v1 gives each of its 4 waves 16 dims of V at a time (vLLM #34570)", at_most=256
 )
@@ -85,6 +85,26 @@ _ARGUMENTS = {
     "decode_multi_token": ("paged_attention_v1", "mtp"),
     "decode_assembly": ("pa_fwd_asm", None),
 }
+
+
+def unified_block_sizes(aiter: Aiter) -> Values:
+    """Block sizes that unified_attention of an AITER takes. See `is_beside_tiles` and `is_no_tile_of` for two exceptions."""
+    if "rounded" in aiter.unified_tiles:
+        return Multiples(16, "unified_attention was compared with the reference in vLLM's blocks alone")
+    return Only(
+        (16, 32, 64, 128, 256),
+        "unified_attention takes a block for a tile of keys, a power of two from 16 on (ROCm/aiter#2393, in 0.1.12, ends that)",
+    )
+
+
+def is_beside_tiles(aiter: Aiter, block_size: int) -> bool:
+    """True for a block size that BLOCKS_BESIDE_TILES keeps from an AITER: 48."""
+    return "of whole blocks" in aiter.unified_tiles and block_size < 64 and 64 % block_size != 0
+
+
+def is_no_tile_of(architecture: str | None, block_size: int) -> bool:
+    """True for a block size that TILES_OF_GFX1250 keeps from an architecture."""
+    return architecture == "gfx1250" and block_size.bit_count() > 1
 
 
 def features_of(aiter: Aiter) -> Features:

@@ -13,7 +13,7 @@ from typing import Any
 
 from attn_contract import UnsupportedError
 
-from attn_optimized.aiter_adapter.signatures import FUNCTIONS, Signature, of_callable, read_source
+from attn_optimized.aiter_adapter.signatures import FUNCTIONS, Signature, of_callable, read_source, read_unified_tiles
 
 RECORDED = ("0.1.7", "2026-08")
 """Versions whose signatures are recorded here, oldest first, so that any machine can use them."""
@@ -30,6 +30,7 @@ class Aiter:
         version: as its package says; None for a checkout.
         location: folder of the package; None of a recorded one.
         signatures: by the function's name; those that it has not are absent.
+        unified_tiles: those of `signatures.UNIFIED_TILES` that are true of it.
         functions: those that are loaded already. The others are imported when they are first called.
     """
 
@@ -37,6 +38,7 @@ class Aiter:
     version: str | None = None
     location: Path | None = None
     signatures: Mapping[str, Signature] = field(default_factory=dict)
+    unified_tiles: frozenset[str] = frozenset()
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -109,7 +111,9 @@ def find_aiter() -> Aiter:
             signatures[function] = found[0]
     if not signatures:
         return Aiter(missing=f"the AITER at {folder} has none of {', '.join(FUNCTIONS)}: it is built without attention")
-    return Aiter(version=_version(folder), location=folder, signatures=signatures)
+    unified = signatures.get("unified_attention")
+    tiles = frozenset() if unified is None else read_unified_tiles(_file(folder, unified.module))
+    return Aiter(version=_version(folder), location=folder, signatures=signatures, unified_tiles=tiles)
 
 
 def import_aiter() -> Aiter:
@@ -138,6 +142,7 @@ def recorded(version: str) -> Aiter:
             entry["function"]: Signature(entry["function"], entry["module"], tuple(entry["arguments"]), entry["defaults"])
             for entry in record["signatures"]
         },
+        unified_tiles=frozenset(record["unified_tiles"]),
     )
 
 
@@ -145,7 +150,11 @@ def _signature(folder: Path, module: str, function: str) -> Signature | None:
     imported = getattr(sys.modules.get(module), function, None)
     if imported is not None and (signature := of_callable(imported, module, function)) is not None:
         return signature
-    return read_source(folder.joinpath(*module.split(".")[1:]).with_suffix(".py"), module, function)
+    return read_source(_file(folder, module), module, function)
+
+
+def _file(folder: Path, module: str) -> Path:
+    return folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 def _version(folder: Path) -> str | None:

@@ -15,6 +15,11 @@ FUNCTIONS = {
     "pa_fwd_asm": ("aiter.ops.attention",),
 }
 """The functions that are called here, and the modules that hold or held them, the newest first."""
+UNIFIED_TILES = {"rounded": "next_power_of_2(block_size)", "of whole blocks": "TILE_SIZE % block_size == 0"}
+"""What no signature tells of unified_attention's tiles, and the text of its source that does.
+
+A tile is a block, rounded up to a power of two (ROCm/aiter#2393). A tile of keys that are split must hold whole blocks.
+"""
 
 
 class _Unknown:
@@ -60,6 +65,15 @@ def read_source(path: Path, module: str, function: str) -> Signature | None:
             names = tuple(argument.arg for argument in (*positional, *node.args.kwonlyargs))
             return Signature(function, module, names, defaults)
     return None
+
+
+def read_unified_tiles(path: Path) -> frozenset[str]:
+    """Those of UNIFIED_TILES that a source file of unified_attention has; none if it cannot be read."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(name for name, text in UNIFIED_TILES.items() if text in source)
 
 
 def of_callable(function: Callable[..., Any], module: str, name: str) -> Signature | None:

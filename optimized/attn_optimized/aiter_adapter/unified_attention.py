@@ -1,10 +1,19 @@
 """AITER's Triton unified_attention: causal attention over a paged cache, for steps of any mix of requests."""
 
+import math
+
 import torch
 from attn_contract import YES, AttentionType, Batch, Layer, No
 from attn_contract.validation import check_paged_attention
 
-from attn_optimized.aiter_adapter.features import UNIFIED_BLOCK_SIZES, UNIFIED_HEAD_SIZES
+from attn_optimized.aiter_adapter.features import (
+    BLOCKS_BESIDE_TILES,
+    TILES_OF_GFX1250,
+    UNIFIED_HEAD_SIZES,
+    is_beside_tiles,
+    is_no_tile_of,
+    unified_block_sizes,
+)
 from attn_optimized.aiter_adapter.installation import Aiter
 from attn_optimized.aiter_adapter.key_values import key_value_rows
 from attn_optimized.aiter_adapter.refusals import NO_SUCH_MASK, cache, dtype, refuse, rules, size
@@ -65,7 +74,9 @@ def unified_attention(
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     causal = batch.causal is True or batch.num_requests == 0
-    native = None if layer.output_scale is None else native_float8(architecture_of(q.device, q.dtype))
+    architecture = architecture_of(q.device, q.dtype)
+    native = None if layer.output_scale is None else native_float8(architecture)
+    block = f"block size {view.block_size}"
     refuse(
         _NAME,
         (layer.attn_type is not AttentionType.DECODER, f"{layer.attn_type} attention", _ONLY_CAUSAL),
@@ -80,7 +91,9 @@ def unified_attention(
         dtype(q.dtype),
         cache(layer, (None, "tensor"), "it reads float8 with one k_scale and one v_scale"),
         size("head size", layer.head_size, UNIFIED_HEAD_SIZES),
-        size("block size", view.block_size, UNIFIED_BLOCK_SIZES),
+        size("block size", view.block_size, unified_block_sizes(aiter)),
+        (is_beside_tiles(aiter, view.block_size), block, BLOCKS_BESIDE_TILES),
+        (is_no_tile_of(architecture, view.block_size), f"{block} on gfx1250", TILES_OF_GFX1250),
         (
             native is not None and out.dtype != native,
             f"an output of {out.dtype}",
@@ -134,7 +147,7 @@ def _dense(qq_bias: torch.Tensor) -> torch.Tensor:
 
 def _readable(block_table: torch.Tensor, block_size: int) -> torch.Tensor:
     """The table with memory behind each row for the rest of a tile's blocks; what it holds is never followed."""
-    more = -(-_TILE_KEYS // block_size) - 1
+    more = -(-(_TILE_KEYS - math.gcd(_TILE_KEYS, block_size)) // block_size)
     elements = block_table.untyped_storage().nbytes() // block_table.element_size()
     last = block_table.storage_offset() + (len(block_table) - 1) * block_table.stride(0) + block_table.shape[1]
     if block_table.shape[1] and last + more <= elements:

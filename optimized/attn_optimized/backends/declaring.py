@@ -18,7 +18,7 @@ from attn_contract import (
 )
 from attn_contract.attention_config import Scales
 
-from attn_optimized.aiter_adapter import RECORDED, Aiter, Features, features_of, recorded
+from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
@@ -117,9 +117,9 @@ FLOAT8_BEFORE_SM89 = Combination(
 )
 
 
-def declared_features(aiter: Aiter) -> Features:
-    """The features of an AITER; of a missing one, those of the newest record: missing is one reason, and not ten."""
-    return features_of(aiter if aiter.missing is None else recorded(RECORDED[-1]))
+def declared_aiter(aiter: Aiter) -> Aiter:
+    """The AITER; for a missing one, the newest record: missing is one reason, and not ten."""
+    return aiter if aiter.missing is None else recorded(RECORDED[-1])
 
 
 def answer(why_not: str | None) -> Answer:

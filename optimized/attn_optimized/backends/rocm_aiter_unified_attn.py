@@ -19,15 +19,20 @@ from attn_contract import (
 from attn_contract.layer import UNLIMITED
 
 from attn_optimized.aiter_adapter import (
+    BLOCKS_BESIDE_TILES,
     GROUP_SIZES,
-    UNIFIED_BLOCK_SIZES,
+    TILES_OF_GFX1250,
     UNIFIED_HEAD_SIZES,
     Aiter,
+    features_of,
+    is_beside_tiles,
+    is_no_tile_of,
     native_float8,
     unified_attention,
+    unified_block_sizes,
 )
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_features, triton_capabilities
+from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_aiter, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 _CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
@@ -73,7 +78,8 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        features = declared_features(aiter)
+        declared = declared_aiter(aiter)
+        features = features_of(declared)
         no_such_mask = No("AITER's unified_attention knows causality and a window, and no other mask")
         return triton_capabilities(
             cls.name,
@@ -81,7 +87,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
             architectures=Only(("gfx",), "AITER needs ROCm"),
             dtypes=Only((torch.float16, torch.bfloat16), "the dots of AITER's unified_attention round float32 to TF32 or XF32"),
             head_sizes=UNIFIED_HEAD_SIZES,
-            block_sizes=UNIFIED_BLOCK_SIZES,
+            block_sizes=unified_block_sizes(declared),
             group_sizes=GROUP_SIZES,
             layouts=Only(LAYOUTS_OF_ROWS, "AITER's unified_attention reads rows of one head's dims, by their strides"),
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "AITER's unified_attention reads no int8"),
@@ -126,6 +132,16 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                     applies=_has_foreign_output,
                     reason="AITER's unified_attention clamps to float8_e4m3fn on gfx950, and to float8_e4m3fnuz elsewhere",
                 ),
+                Combination(
+                    property="blocks of 48",
+                    applies=lambda config, _: is_beside_tiles(declared, _block_size(config)),
+                    reason=BLOCKS_BESIDE_TILES,
+                ),
+                Combination(
+                    property="blocks that are no power of two on gfx1250",
+                    applies=lambda config, architecture: is_no_tile_of(architecture, _block_size(config)),
+                    reason=TILES_OF_GFX1250,
+                ),
             ),
         )
 
@@ -133,6 +149,11 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
 def _has_bare_window_in_float16(config: AttentionConfig) -> bool:
     windowed = config.attn_type is AttentionType.DECODER and config.value_of("window")[0] != UNLIMITED
     return windowed and config.dtype == torch.float16 and not config.asks("sinks")
+
+
+def _block_size(config: AttentionConfig) -> int:
+    """Of a decoder, whose blocks AITER's kernel reads; 64, which it serves, of any other."""
+    return config.block_size if config.block_size is not None and config.attn_type is AttentionType.DECODER else 64
 
 
 def _has_alibi_and_sinks(config: AttentionConfig) -> bool:

@@ -250,7 +250,8 @@ def unified_attention(
         rows = slice(int(cu_seqlens_q[r]), int(cu_seqlens_q[r + 1]))
         num_queries, num_keys = rows.stop - rows.start, int(seqused_k[r])
         assert num_queries <= max_seqlen_q
-        looked_up = max(1, -(-num_keys // _TILE_KEYS) * _TILE_KEYS // k.shape[1])
+        tiles = -(-num_keys // _TILE_KEYS)
+        looked_up = max(1, -(-tiles * _TILE_KEYS // k.shape[1]))
         assert looked_up <= _elements_behind(block_table[r]), "a tile's last keys are looked up past the block table's memory"
         keys = paged_rows(k, block_table[r], num_keys) * (1.0 if k_descale is None else k_descale)
         values = paged_rows(v, block_table[r], num_keys) * (1.0 if v_descale is None else v_descale)

@@ -107,6 +107,21 @@ class TestFinding:
         install(**{f"{folder}__in__unified_attention": "def unified_attention(q, sinks=None): ..."})
         assert find_aiter().signatures["unified_attention"].module == f"aiter.{folder.replace('__in__', '.')}.unified_attention"
 
+    @pytest.mark.parametrize(
+        ("lines", "tiles"),
+        [
+            ("TILE_SIZE = block_size", set()),
+            ("TILE_SIZE = min(64, triton.next_power_of_2(block_size))", {"rounded"}),
+            (
+                "TILE_SIZE = min(64, triton.next_power_of_2(block_size))\n    assert TILE_SIZE % block_size == 0",
+                {"rounded", "of whole blocks"},
+            ),
+        ],
+    )
+    def test_how_unified_attention_makes_tiles_of_blocks_is_read(self, lines, tiles, install):
+        install(ops__in__triton__in__unified_attention=f"def unified_attention(block_size):\n    {lines}\n")
+        assert find_aiter().unified_tiles == tiles
+
     def test_source_that_cannot_be_parsed_has_no_signature(self, install):
         install(ops__in__mha="def flash_attn_varlen_func(:", ops__in__attention="def pa_fwd_asm(Q): ...")
         assert list(find_aiter().signatures) == ["pa_fwd_asm"]
@@ -207,6 +222,23 @@ class TestUnifiedAttention:
         roomy = torch.nn.functional.pad(table, (0, 8))[:, : table.shape[1]]
         self.attend(aiter, call._replace(batch=replace(call.batch, block_table=roomy)))
         assert calls[-1].arguments["block_table"].data_ptr() == roomy.data_ptr()
+
+    @pytest.mark.parametrize("block_size", [80, 528])
+    def test_blocks_need_not_be_powers_of_two(self, block_size, paged_call, aiter):
+        """Tiles do not begin where blocks do: the last one of 160 keys ends in a third block of 80."""
+        call = paged_call([18, 3, 1], [80, 33, 2 * block_size], dtype=torch.float16, block_size=block_size)
+        table = call.batch.block_table[:, :2].contiguous()
+        assert_agrees(call, self.attend(aiter, call._replace(batch=replace(call.batch, block_table=table))))
+
+    @pytest.mark.parametrize("tiles", [{"rounded"}, {}], ids=["rounded", "blocks"])
+    def test_blocks_of_48_are_served_where_tiles_are_rounded_alone(self, tiles, paged_call, aiter):
+        aiter = replace(aiter, unified_tiles=frozenset(tiles))
+        call = paged_call([18, 3], [96, 33], dtype=torch.float16, block_size=48)
+        if tiles:
+            assert_agrees(call, self.attend(aiter, call))
+        else:
+            with pytest.raises(UnsupportedError, match=r"block size 48 .* power of two .*#2393"):
+                self.attend(aiter, call)
 
     def test_only_rows_that_count_are_handed_over(self, paged_call, aiter, calls):
         call = paged_call([2, 1], [20, 33], dtype=torch.float16)
@@ -479,7 +511,7 @@ REFUSED = [
     ("unified_attention", {"kv_cache_dtype": torch.float8_e4m3fn}, "scales per token"),
     ("unified_attention", {"kv_cache_dtype": torch.float8_e4m3fn, **HEAD_SCALES}, "scales per head"),
     ("unified_attention", {"head_size": 80}, "head size 80 .* power of two"),
-    ("unified_attention", {"block_size": 48}, "block size 48 .* power of two"),
+    ("unified_attention", {"block_size": 48}, "block size 48 .* tile of 64 holds whole blocks"),
     ("unified_attention", {"layout": Layout.SHUFFLED}, "layout SHUFFLED"),
     ("paged_attention_v1", {"query_lens": [2, 1]}, "one query token"),
     ("paged_attention_v1", {"query_lens": [0, 1]}, "one query token"),

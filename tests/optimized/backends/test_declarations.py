@@ -41,12 +41,12 @@ def beyond_rocm_attn(config: AttentionConfig, architecture: str | None) -> bool:
 
 
 def beyond_unified(config: AttentionConfig, architecture: str | None) -> bool:
-    """Decoders are AITER's. It clamps outputs to the one type of float8 or to the other."""
+    """Decoders are AITER's. It clamps outputs to the one type of float8 or to the other. A tile holds no blocks of 48."""
     own = E4M3FN if architecture == "gfx950" else E4M3FNUZ
     has_bare_window = config.dtype == torch.float16 and config.value_of("window")[0] >= 0 and not config.asks("sinks")
     is_foreign = architecture is not None and config.output_dtype not in (None, own)
     both = config.asks("alibi_slopes") and config.asks("sinks")
-    return config.attn_type is AttentionType.DECODER and (both or has_bare_window or is_foreign)
+    return config.attn_type is AttentionType.DECODER and (both or has_bare_window or is_foreign or config.block_size == 48)
 
 
 def beyond_fa(config: AttentionConfig, architecture: str | None) -> bool:
@@ -157,11 +157,11 @@ SERVED = {
         output_dtypes=FLOAT8,
         beyond=beyond_rocm_attn,
     ),
-    # AITER's unified_attention: powers of two
+    # AITER's unified_attention: head sizes are powers of two
     "ROCM_AITER_UNIFIED_ATTN": Served(
         rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias", "rope", "kv_sharing"),
         head_sizes=(16, 32, 64, 128, 256),
-        block_sizes=(16, 32, 64, 128, 256),
+        block_sizes=range(16, MOST, 16),
         attn_types=AttentionType,
         group_sizes=range(1, 65),
         dtypes=HALVES,
@@ -337,6 +337,22 @@ OF_FUNCTION = {
 }
 LACKING = [*OPTIONAL, *((function, None) for function in OF_FUNCTION), (None, None)]
 """A function and its argument; a function; or all of them, where AITER is not installed."""
+
+
+@pytest.mark.parametrize(
+    ("aiter", "architecture", "refused"),
+    [
+        (AITER, "gfx942", {24, 48}),
+        (AITER, "gfx1250", {24, 48, 80, 544}),
+        (replace(AITER, unified_tiles=frozenset({"rounded"})), "gfx942", {24}),
+        (recorded("0.1.7"), "gfx942", {24, 48, 80, 544}),
+    ],
+    ids=["2026-08", "2026-08 on gfx1250", "0.1.12", "0.1.7"],
+)
+def test_a_decoder_has_blocks_that_tiles_of_unified_attention_take(aiter, architecture, refused):
+    capabilities = BACKENDS["ROCM_AITER_UNIFIED_ATTN"].capabilities(aiter)
+    configs = [replace(PLAIN, block_size=size) for size in (16, 24, 32, 48, 64, 80, 128, 544)]
+    assert {config.block_size for config in configs if capabilities.refusals(config, architecture)} == refused
 
 
 def without(function: str | None, argument: str | None) -> Aiter:

@@ -8,10 +8,11 @@ from attn_optimized.aiter_adapter import (
     PAGED_ATTENTION_BLOCK_SIZES,
     PAGED_ATTENTION_HEAD_SIZES,
     Aiter,
+    features_of,
     may_run_assembly,
 )
 from attn_optimized.backends.base import AttentionBackend
-from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_features, triton_capabilities
+from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_aiter, triton_capabilities
 from attn_optimized.backends.rocm_aiter_fa.impl import AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_aiter_fa.metadata import DECODER_PHASES, NAME, AiterFlashAttentionMetadataBuilder
 
@@ -23,7 +24,7 @@ class AiterFlashAttentionBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        features = declared_features(aiter)
+        features = features_of(declared_aiter(aiter))
         needed = (features.prefill, features.prefill_lse, features.unified, features.decode)
         no_encoder = No(DECODER_PHASES)
         no_such_mask = No("AITER's flash_attn_varlen_func knows causality and a window, and no other mask")
