@@ -132,7 +132,7 @@ def _many_requests(draw: st.DrawFn, count: int, causal: bool, key_unit: int) -> 
 
 
 def _causal_flags(support: Support, rules: set[str]) -> list[bool]:
-    """The causal flags that requests of a decoder may have. Queries that select keys are mostly causal, as those of models are."""
+    """The causal flags that requests of a decoder may have. Where queries select keys, most are causal, as in models."""
     engine = support.engine
     may_mix = {"alibi_slopes": engine.mixed_alibi, "bidirectional_ranges": engine.mixed_ranges}
     may_be_non_causal = "non_causal" in allowed(support, rules) and all(can for rule, can in may_mix.items() if rule in rules)
