@@ -200,8 +200,8 @@ class Case(
             is the key that the step writes, and the rows of the others have slot -1.
         selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit behind them.
             "top": as many for each query as a row has entries, or all that it sees, as an indexer picks the best. "holes": as
-            "some", with entries of no unit anywhere. "all": all of those. "ahead": a few units of the request, which causality
-            may hide.
+            "some", with entries of no unit anywhere. "all": all of those. "ahead": as "holes", but of all units of the
+            request, of which causality may hide some.
         selected_width: only of a captured call with a selection: how many entries a row of it has.
         empty_selections: some rows select nothing, though they see keys.
         selected_per_head: each KV head has a selection of its own.

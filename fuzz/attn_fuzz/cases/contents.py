@@ -175,7 +175,7 @@ def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
 def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
     """[1 or HK, rows of requests, W] int32: the units of the kind that the case names."""
     heads = case.num_kv_heads if case.selected_per_head else 1
-    most = _most_units(case, generator)
+    most, has_holes = _most_units(case, generator), case.selected in ("holes", "ahead")
     # an indexer that found nothing for a whole step hands over rows without an entry
     all_empty = case.empty_selections and not torch.randint(0, 4, (), generator=generator)
     chosen = [
@@ -186,16 +186,16 @@ def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
     ]
     longest = max((len(units) for units in chosen), default=0)
     # as many holes as units, and more: whole tiles of places may hold no key
-    further = 2 * longest + 4 if case.selected == "holes" and not all_empty else 4
+    further = 2 * longest + 4 if has_holes and not all_empty else 4
     width = longest + int(torch.randint(0, further, (), generator=generator))
     width = most if case.selected == "top" else width
     rows = torch.full((len(chosen), width), -1, dtype=torch.int32)
     for row, units in zip(rows, chosen, strict=True):
         places = torch.arange(len(units))
-        if case.selected == "holes":
+        if has_holes:
             places = torch.randperm(width, generator=generator)[: len(units)]
         row[places] = units
-    if case.selected == "holes":
+    if has_holes:
         rows[rows < 0] -= torch.randint(0, 3, rows.shape, generator=generator, dtype=torch.int32)[rows < 0]
     return rows.view(heads, case.query_start_loc[-1], width)
 

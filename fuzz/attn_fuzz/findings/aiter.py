@@ -404,7 +404,7 @@ def _are_zero(verdict: "Verdict") -> bool:
 
 def _has_holes(case: "Case") -> bool:
     """Whether a tile of entries may name no token, and a later one may name some."""
-    return case.selection_unit is not None and case.selected == "holes"
+    return case.selection_unit is not None and case.selected in ("holes", "ahead")
 
 
 def _is_latent(config: AttentionConfig) -> bool:

@@ -29,7 +29,7 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     - With drafts (qq_bias), a few queries are drawn most often, or one: a bias of one draft has strides that say nothing.
     - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins.
     - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins. So they are
-      where tokens share a key: one may end between two queries.
+      where tokens share a key, or are selected as a unit: one may end between two queries.
     """
     tiles = tile_lengths(support)
     kinds = {"decode": (DECODE,), "few": (FEW,), "tiles": (tiles,), "mixed": (DECODE, FEW, tiles)}
@@ -38,7 +38,7 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     if "bidirectional_ranges" in rules:
         several = [n for n in tiles if n > max(support.tile_sizes)] or [support.max_tokens]
         return {**kinds, "several": (several,)}[pick(draw, ("few", "mixed", "tiles", "several", "several"))]
-    if "key_unit" in rules:
+    if not {"key_unit", "selection_unit"}.isdisjoint(rules):
         return kinds[pick(draw, ("few", "few", "mixed", "tiles", "decode"))]
     if "chunked_local" in rules:
         return kinds[pick(draw, ("few", "decode", "mixed", "tiles"))]
@@ -132,11 +132,12 @@ def _many_requests(draw: st.DrawFn, count: int, causal: bool, key_unit: int) -> 
 
 
 def _causal_flags(support: Support, rules: set[str]) -> list[bool]:
-    """The causal flags that requests of a decoder may have."""
+    """The causal flags that requests of a decoder may have. Where queries select keys, most are causal, as in models."""
     engine = support.engine
     may_mix = {"alibi_slopes": engine.mixed_alibi, "bidirectional_ranges": engine.mixed_ranges}
     may_be_non_causal = "non_causal" in allowed(support, rules) and all(can for rule, can in may_mix.items() if rule in rules)
-    return [flag for flag, can in ((True, support.causal), (False, may_be_non_causal)) if can]
+    weight = 3 if "selection_unit" in rules else 1
+    return ([True] * weight if support.causal else []) + ([False] if may_be_non_causal else [])
 
 
 def allowed(support: Support, rules: set[str]) -> set[str]:

@@ -144,7 +144,20 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
     )
     if "window" in rules and drawn.window_kind == "by causality":
         case = replace(case, window=window_by_causality(case.window[0], case))
+    if "ahead" in engine.selections and _has_units_ahead(case) and pick(draw, (False, True, True)):
+        case = replace(case, selected="ahead")
     return _with_cache(draw, support, case, drawn) if drawn.cache else case
+
+
+def _has_units_ahead(case: Case) -> bool:
+    """True if a request has units behind those that its first query sees."""
+    if case.selection_unit is None:
+        return False
+    unit, key_unit = case.selection_unit, case.key_unit or 1
+    counts = (
+        (r, [-(-(max(tokens, 0) // key_unit) // unit) for tokens in (r.context_len + 1, r.seq_len)]) for r in case.requests
+    )
+    return any(r.causal and r.query_len and first < last for r, (first, last) in counts)
 
 
 def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:

@@ -79,7 +79,7 @@ def select_tiles(architecture: str, indexer: Indexer) -> SelectTiles:
     """Tiles of `select`: the same for every layer."""
     if architecture == INTERPRETER:
         # so few that the units of a small step take several turns
-        return SelectTiles(block=128, block_requests=4, num_warps=1)
+        return SelectTiles(block=64, block_requests=4, num_warps=1)
     # one program has a row: 1024 threads, of which each has 4 units in a turn
     num_warps = 16 if architecture.startswith("gfx9") else 32
     return SelectTiles(block=4096, block_requests=256, num_warps=num_warps)
