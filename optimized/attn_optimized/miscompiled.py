@@ -4,6 +4,8 @@
   spill no register cannot have it.
 * LLVM 22, of Triton 3.6, may write a vector register where lanes meet again, before it switches on those that were off: see
   findings/compilers/llvm-copies-before-exec.py. Later ones repair a part of this (LLVM's issue 222368).
+* LLVM 24, of Triton 3.8 and 3.9, may wait for a loop's stores into LDS behind the barrier that hands them to other waves: see
+  findings/compilers/llvm-wait-behind-barrier.py.
 """
 
 import functools
@@ -16,6 +18,10 @@ from attn_contract import MiscompiledError, UnsupportedError
 _SPILLS = re.compile(r"\.(?:sgpr|vgpr)_spill_count:\s*[1-9]")
 _FIRST_THAT_LOSES = (3, 9)
 _SWITCHES_LANES_ON = re.compile(r"s_or_b(64 exec|32 exec_lo), ")
+_LDS = re.compile(r"ds_(store|write)?\w*")
+_WAITS_FOR_LDS = re.compile(r"s_waitcnt .*lgkmcnt\((\d+)\)|s_wait_(?:loadcnt_|storecnt_)?dscnt (0x[0-9a-f]+)")
+_MOST_LATER = 64
+"""Accesses of LDS that are counted behind a store: no wait leaves more under way."""
 _WRITES_LANES = re.compile(r"(v_(?!readlane|readfirstlane|writelane)|ds_|scratch_|buffer_|global_|flat_)\w+")
 
 
@@ -28,7 +34,8 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
         architecture: such as "gfx942".
 
     Raises:
-        MiscompiledError: a load or store has an address that another value replaces, or lanes are written while they are off.
+        MiscompiledError: a load or store has an address that another value replaces, lanes are written while they are off, or
+            a barrier does not wait for a wave's stores into LDS.
         UnsupportedError: pyyaml is missing, or the code has what nobody can read, so nobody can look.
     """
     if early := early_writes(assembly):
@@ -37,6 +44,13 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
             f"what Triton {triton.__version__} makes of a kernel for {architecture}",
             f"LLVM writes registers while lanes are off, the first by `{early[0]}`",
             "another release of Triton",
+        )
+    if unwaited := unwaited_stores(assembly):
+        raise MiscompiledError(
+            "attn_optimized.miscompiled",
+            f"what Triton {triton.__version__} makes of a kernel for {architecture}",
+            f"LLVM lets waves pass a barrier before their stores into LDS are done, the first by `{unwaited[0]}`",
+            "another release of Triton, or num_stages=1",
         )
     if _release() < _FIRST_THAT_LOSES or not _SPILLS.search(assembly):
         return
@@ -61,8 +75,7 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
 
 def early_writes(assembly: str) -> list[str]:
     """The vector instructions between a label to which a wave without lanes jumps and the `s_or` that switches lanes on."""
-    lines = [line.partition(";")[0].strip() for line in assembly.splitlines()]
-    code = [line for line in lines if line and (line.endswith(":") or not line.startswith("."))]
+    code = _code(assembly)
     targets = {line.split()[1] + ":" for line in code if line.startswith("s_cbranch_execz ")}
     found: list[str] = []
     for place, line in enumerate(code):
@@ -82,6 +95,63 @@ def _before_lanes_are_on(code: list[str], begin: int) -> list[str]:
         if _WRITES_LANES.match(line):
             writes.append(line)
     return []
+
+
+def unwaited_stores(assembly: str) -> list[str]:
+    """The stores into LDS that may be under way when their wave comes to a barrier."""
+    blocks, begin = [], 0
+    code = _code(assembly)
+    for place, line in enumerate(code, 1):
+        if line.startswith(("s_cbranch", "s_branch", "s_endpgm")) or (code[place : place + 1] and code[place].endswith(":")):
+            blocks.append(code[begin:place])
+            begin = place
+    if not blocks:
+        return []
+    labels = {block[0].removesuffix(":"): number for number, block in enumerate(blocks) if block[0].endswith(":")}
+    found: list[str] = []
+    arriving: dict[int, tuple[str, int] | None] = {}
+    to_visit: list[tuple[int, tuple[str, int] | None]] = [(0, None)]
+    while to_visit:
+        number, under_way = to_visit.pop()
+        if number in arriving and not _is_newer(under_way, arriving[number]):
+            continue
+        arriving[number] = under_way
+        leaving = _left(blocks[number], under_way, found)
+        *_, last = blocks[number]
+        followers = [labels[name] for name in last.split()[1:] if name in labels] if last.startswith(("s_cb", "s_br")) else []
+        if not last.startswith(("s_branch", "s_endpgm")) and number + 1 < len(blocks):
+            followers.append(number + 1)
+        to_visit += [(each, leaving) for each in followers]
+    return list(dict.fromkeys(found))
+
+
+def _is_newer(one: tuple[str, int] | None, other: tuple[str, int] | None) -> bool:
+    """Whether fewer accesses of LDS lie behind a store than behind another: a wait that covers it covers the other one, too."""
+    return one is not None and (other is None or one[1] < other[1])
+
+
+def _left(block: list[str], under_way: tuple[str, int] | None, found: list[str]) -> tuple[str, int] | None:
+    """The last store that is under way behind a block, and how many accesses of LDS came after it. LDS keeps their order."""
+    for line in block:
+        if access := _LDS.match(line):
+            if access[1]:
+                under_way = line, 0
+            elif under_way is not None:
+                under_way = under_way[0], min(under_way[1] + 1, _MOST_LATER)
+        elif under_way is None:
+            continue
+        elif wait := _WAITS_FOR_LDS.match(line):
+            left = int(wait[1]) if wait[1] else int(wait[2], 16) & 0x3F
+            under_way = None if left <= under_way[1] else under_way
+        elif line.startswith(("s_barrier_signal", "s_barrier")) and not line.startswith("s_barrier_wait"):
+            found.append(under_way[0])
+    return under_way
+
+
+def _code(assembly: str) -> list[str]:
+    """The instructions and labels of a kernel."""
+    lines = [line.partition(";")[0].strip() for line in assembly.splitlines()]
+    return [line for line in lines if line and (line.endswith(":") or not line.startswith("."))]
 
 
 def _release() -> tuple[int, ...]:

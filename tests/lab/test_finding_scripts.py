@@ -90,7 +90,7 @@ def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compil
         without - need_gpu
         == {name for name, report in REPORTS.items() if not report.launches}
         == {
-            *("sglang-aiter-decode-window", "vllm-flex-range-ahead", "vllm-flex-range-clamped"),
+            *("aiter-fractional-soft-cap", "sglang-aiter-decode-window", "vllm-flex-range-ahead", "vllm-flex-range-clamped"),
             *("vllm-index-decode-drafts", "vllm-mqa-logits-bfloat16"),
         }
     )

@@ -501,6 +501,36 @@ def test_on_amd_code_that_writes_lanes_while_they_are_off_is_refused(line, is_re
         miscompiled.refuse_miscompiled(text, "gfx942")
 
 
+TURN = (
+    *(".LBB0_1:", "{}", "s_barrier", "s_waitcnt lgkmcnt(0)", "ds_read_b128 v[0:3], v4"),
+    *("ds_write_b64 v4, v[6:7]", "s_cbranch_scc1 .LBB0_1"),
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ("s_waitcnt vmcnt(0)", True),
+        ("s_waitcnt lgkmcnt(1)", True),
+        ("s_waitcnt vmcnt(0) lgkmcnt(0)", False),
+        ("s_wait_dscnt 0x0", False),
+        ("s_wait_loadcnt_dscnt 0x300", False),
+        ("s_wait_loadcnt_dscnt 0x1", True),
+    ],
+)
+def test_on_amd_a_barrier_that_does_not_wait_for_stores_into_lds_is_refused(line, is_refused):
+    """As in a prefill over X_PACKED with two stages for gfx950, under Triton 3.9."""
+    text = kernel_text(*(each.format(line) for each in TURN))
+    refused = pytest.raises(MiscompiledError, match=r"the first by `ds_write_b64 v4, v\[6:7\]`")
+    with refused if is_refused else nullcontext():
+        miscompiled.refuse_miscompiled(text, "gfx942")
+
+
+def test_accesses_of_lds_behind_a_store_need_no_wait_of_their_own():
+    text = kernel_text("ds_write_b64 v4, v[6:7]", "ds_read_b64 v[0:1], v4", "s_waitcnt lgkmcnt(1)", "s_barrier")
+    assert not miscompiled.unwaited_stores(text)
+
+
 def test_code_that_cannot_be_read_is_no_error_of_the_emulator(monkeypatch):
     monkeypatch.setattr(miscompiled.triton, "__version__", "3.9.0")
     miscompiled.refuse_miscompiled.cache_clear()

@@ -27,8 +27,8 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
     """Two cases of a call: one of random numbers, and one in which each output names the slots that were read.
 
     Args:
-        queries, keys: of a tile of the attention kernel. Lengths lie just beyond a tile or two. Some request has one token, and
-            some has none.
+        queries, keys: of a tile of the attention kernel. Lengths lie just beyond a tile or two, or four: a loop with several
+            stages has met its own stores then. Some request has one token, and some has none.
     """
     if shipped.indexer is not None:
         return _index_case(shipped, shipped.indexer, 1), _index_case(shipped, shipped.indexer, 2)
@@ -49,10 +49,10 @@ def _first_lengths(shipped: ShippedCall, queries: int, keys: int) -> list[tuple[
     """Queries and keys of each request."""
     most = shipped.query_len
     if shipped.longest:
-        return [(queries + 3, queries + keys + 8), (1, 2 * keys + 5), (0, 3), (1, 1)]
+        return [(queries + 3, queries + keys + 8), (1, 4 * keys + 5), (0, 3), (1, 1)]
     if most <= 4:
-        return [(most, 2 * keys + 5), (1, 1), (0, 3), (most, keys - 1), *_for_cascade(shipped, keys)]
-    return [(queries + 5, queries + keys + 8), (1, 1), (0, 3), (7, 2 * keys + 9)]
+        return [(most, 4 * keys + 5), (1, 1), (0, 3), (most, keys - 1), *_for_cascade(shipped, keys)]
+    return [(queries + 5, queries + keys + 8), (1, 1), (0, 3), (7, 4 * keys + 9)]
 
 
 def _second_lengths(shipped: ShippedCall, queries: int, keys: int) -> list[tuple[int, int]]:

@@ -19,6 +19,10 @@ from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, 
 # a request of a few hundred keys is split; most small cases are not, which would make them slow
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
 _FEW_ROWS = ("decode", "latent_decode", "latent_scaled_decode")
+_MANY_ROWS = ("prefill", "mixed", "short")
+"""Phases that have one stage over X_PACKED and SHUFFLED caches, whose tiles go through registers to be transposed: on an H200 a
+prefill of 128 dims is 1.28 and 1.25 times as fast as with two (`attn-parity doctor --full`). Triton 3.8 and 3.9 compile two
+wrongly for gfx950: see `miscompiled`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,8 @@ def attention_tiles(
     block_m = max(parameters.block_m, power_of_2(rows))
     small_block_m = padded(group) if phase == "mixed" else 0
     num_stages = stages_that_fit(architecture, workload, widths, block_m, parameters)
+    if workload.is_x_packed and phase in _MANY_ROWS:
+        num_stages = 1
     return AttentionTiles(
         widths=widths,
         groups_per_kv_head=-(-heads // group),

@@ -52,6 +52,7 @@ class Workload:
         quantized: whether the cache's elements are of one byte.
         is_latent: whether V is the first dims of K.
         is_paged: whether K and V are blocks of a cache.
+        is_x_packed: whether the dims of a row lie apart in a page of the cache.
         has_scaled_rows: whether rows of a latent cache hold the scales of their dims.
         num_tokens, num_requests: of the batch, padding included.
         max_seq_len: an upper bound, possibly loose, of the keys of a request, rounded up to ROUNDED_KEYS.
@@ -77,6 +78,7 @@ class Workload:
     head_size_v: int | None = None
     is_latent: bool = False
     is_paged: bool = True
+    is_x_packed: bool = False
     has_scaled_rows: bool = False
     window_keys: int | None = None
     has_selection: bool = False
@@ -95,6 +97,7 @@ class Workload:
             head_size_v=layer.head_size_v,
             is_latent=layer.layout is not None and layer.layout.has_latent_value,
             is_paged=layer.layout is not None,
+            is_x_packed=layer.layout is not None and layer.layout.is_x_packed,
             has_scaled_rows=layer.layout is not None and layer.layout.latent_format is not None,
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from attn_optimized.launch.table import parameters_for
+from attn_optimized.launch.table import entry_for
 
 from benchmarks.speed.drawn import draw_cases
 from benchmarks.tuning.results import SCHEMA, Tuning
@@ -82,7 +82,7 @@ def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
     (searched,) = found.classes
     assert f"{searched.name}: " in ended.stdout
     today = searched.candidates[0]
-    assert today.parameters == parameters_for("gfx1201", phase="prefill", itemsize=2, block_d=64, quantized=True)
+    assert today.parameters == entry_for("gfx1201", phase="prefill", itemsize=2, block_d=64, quantized=True).parameters
     assert today.verdict == "ranked"
     assert today.facts is not None
     assert today.facts.spills is not None

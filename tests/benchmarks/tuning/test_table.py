@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from attn_optimized.launch import table as launch_table
-from attn_optimized.launch.table import Entry, Parameters, parameters_for
+from attn_optimized.launch.table import Entry, Parameters, entry_for
 
 from benchmarks.tuning import table
 from benchmarks.tuning.classes import CLASSES, CallClass
@@ -37,13 +37,13 @@ def folder(tmp_path, monkeypatch):
 def launched(architecture):
     """Parameters by call."""
     return {
-        (call_class, block_d): parameters_for(
+        (call_class, block_d): entry_for(
             architecture,
             phase=call_class.phase,
             itemsize=call_class.itemsize,
             block_d=block_d,
             quantized=call_class.quantized,
-        )
+        ).parameters
         for call_class in CLASSES
         for block_d in (16, 32, 64, 128, 256)
     }

@@ -10,14 +10,16 @@ import pytest
 from attn_amdgcn import AmdgcnError, launch, load, prepare
 from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS
 
-LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL = (
-    FOLDER / "compilers" / f"{name}.py" for name in ("ptxas-lost-shift", "llvm-copies-before-exec", "llvm-partial-spill")
+LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER = (
+    FOLDER / "compilers" / f"{name}.py"
+    for name in ("ptxas-lost-shift", "llvm-copies-before-exec", "llvm-partial-spill", "llvm-wait-behind-barrier")
 )
 WRONG = ["/*0010*/ IMAD R4, R4, 0x1f8, R5 ;", "/*0020*/ IMAD.SHL.U32 R5, R4, 0x10, RZ ;"]
 JUMP, LABEL, ON = "s_cbranch_execz .LBB0_1", ".LBB0_1:", "s_or_b64 exec, exec, s[2:3]"
 COPY = "v_accvgpr_write_b32 a0, v221"
 READ, LOAD = "v_readlane_b32 s12, v48, 14", "buffer_load_dword v46, v46, s[12:15], 0 offen"
 WRITE, OTHER = "v_writelane_b32 v48, s12, 14", "s_mov_b64 s[12:13], s[0:1]"
+STORE = "ds_write_b64 v4, v[6:7]"
 COPIED, COPY_LOAD = "s_mov_b64 s[8:9], s[12:13]", "buffer_load_dword v46, v46, s[8:11], 0 offen"
 
 
@@ -120,3 +122,23 @@ def _sums_are_right(code: str, tensors: int, masks: int, bound: int = 100, rows:
 def test_llvm_24_overwrites_an_address_and_earlier_ones_do_not():
     done = subprocess.run([sys.executable, "-W", "ignore", PARTIAL_SPILL], capture_output=True, text=True)
     assert done.returncode == (SHOWS if "Triton 3.9." in done.stdout else DOES_NOT_SHOW), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [BEHIND_BARRIER], indirect=True)
+@pytest.mark.parametrize(
+    ("turn", "is_unwaited"),
+    [
+        (["s_waitcnt vmcnt(0)", "s_barrier", "s_waitcnt lgkmcnt(0)", STORE], True),
+        (["s_waitcnt vmcnt(0) lgkmcnt(0)", "s_barrier", STORE], False),
+        (["s_barrier", STORE, "s_waitcnt lgkmcnt(0)"], False),
+    ],
+)
+def test_a_store_of_a_turn_is_waited_for_before_the_barrier_of_the_next(script, turn, is_unwaited):
+    assert script.unwaited([".LBB0_1:", *turn, "s_cbranch_scc1 .LBB0_1"]) == [STORE] * is_unwaited
+
+
+def test_llvm_24_waits_behind_a_barrier():
+    done = subprocess.run([sys.executable, "-W", "ignore", BEHIND_BARRIER], capture_output=True, text=True)
+    if done.returncode not in (SHOWS, DOES_NOT_SHOW):
+        pytest.skip("this Triton does not read the IR of 3.9")
+    assert done.returncode == (SHOWS if any(f"Triton 3.{minor}." in done.stdout for minor in (8, 9)) else DOES_NOT_SHOW)

@@ -8,7 +8,7 @@ import pytest
 from attn_contract import UnsupportedError
 from attn_optimized.launch.plan import attention_grid, attention_plan
 from attn_optimized.launch.splits import MOST_PARTS_BYTES, MOST_PROGRAMS_PER_UNIT, Splits, splits_of
-from attn_optimized.launch.table import Parameters, Phase, parameters_for
+from attn_optimized.launch.table import Parameters, Phase, entry_for
 from attn_optimized.launch.tiles import attention_tiles, reduce_grid, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
 from attn_optimized.launch.workload import (
@@ -75,13 +75,15 @@ def test_tiles_of_keys_that_shared_memory_does_not_hold_have_fewer_stages():
     def stages(architecture="sm90", **changed):
         return tiles_of(architecture, "prefill", head_size=256, **changed).parameters.num_stages
 
-    assert parameters_for("sm90", phase="prefill", itemsize=2, block_d=256, quantized=False).num_stages == 3
+    assert entry_for("sm90", phase="prefill", itemsize=2, block_d=256, quantized=False).parameters.num_stages == 3
     assert (stages(), stages(is_paged=False), stages("sm80")) == (2, 2, 1)
 
 
 def test_dots_of_few_rows_have_a_stage_more_than_tiles_of_keys():
     """They read no operand while the next is loaded: 3 tiles of 64 keys of 256 dims, and q, are 196,608 bytes and 8,192."""
-    most = replace(parameters_for("sm90", phase="decode", itemsize=2, block_d=256, quantized=False), block_n=64, num_stages=9)
+    most = replace(
+        entry_for("sm90", phase="decode", itemsize=2, block_d=256, quantized=False).parameters, block_n=64, num_stages=9
+    )
     decode = Workload(**(CALL | {"head_size": 256}))
     assert attention_tiles(decode, "sm90", COMPUTE_UNITS, most).parameters.num_stages == 4
 
@@ -89,7 +91,9 @@ def test_dots_of_few_rows_have_a_stage_more_than_tiles_of_keys():
 def test_two_tiles_of_a_latent_cache_fit_without_a_bias():
     """Two stages keep two tiles of a latent cache: 237,568 bytes of 232,448, with 64 rows of q and a tile of logits."""
     latent = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_kv_heads": 1, "max_query_len": 5, "num_tokens": 5}
-    most = replace(parameters_for("sm90", phase="latent", itemsize=2, block_d=576, quantized=False), block_n=64, num_stages=2)
+    most = replace(
+        entry_for("sm90", phase="latent", itemsize=2, block_d=576, quantized=False).parameters, block_n=64, num_stages=2
+    )
     without_bias, with_bias = (
         attention_tiles(Workload(**(CALL | latent | {"has_bias": has_bias})), "sm90", COMPUTE_UNITS, most).parameters
         for has_bias in (False, True)
@@ -112,8 +116,8 @@ def test_parameters_are_those_of_the_wider_of_k_and_v():
     """80 registers hold a tile of 64 values. Of 96 they hold none: ptxas refuses it."""
     narrow = tiles_of(phase="window", head_size=16).parameters
     wide = tiles_of(phase="window", head_size=16, head_size_v=96).parameters
-    assert narrow == parameters_for("sm90", phase="window", itemsize=2, block_d=16, quantized=False)
-    assert wide == parameters_for("sm90", phase="window", itemsize=2, block_d=128, quantized=False)
+    assert narrow == entry_for("sm90", phase="window", itemsize=2, block_d=16, quantized=False).parameters
+    assert wide == entry_for("sm90", phase="window", itemsize=2, block_d=128, quantized=False).parameters
     assert wide.maxnreg > narrow.maxnreg
 
 

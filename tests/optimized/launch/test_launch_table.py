@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from attn_contract import ContractError
 from attn_optimized.launch import table
-from attn_optimized.launch.table import Entry, Parameters, Phase, architectures, entries, parameters_for, table_of
+from attn_optimized.launch.table import Entry, Parameters, Phase, architectures, entries, entry_for, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ def test_every_call_has_parameters(architecture):
     for phase, itemsize, quantized in itertools.product(PHASES, (2, 4), (False, True)):
         for block_d in (16, 32, 64, 128, 256, 512):
             call = {"phase": phase, "itemsize": itemsize, "block_d": block_d, "quantized": quantized}
-            chosen = parameters_for(architecture, **call)
+            chosen = entry_for(architecture, **call).parameters
             assert min(chosen.block_m, chosen.block_n) >= 16
             assert chosen.maxnreg is None or architecture.startswith("sm"), "AMD's compiler has no such option"
             assert chosen.waves_per_eu is None or architecture.startswith("gfx"), "NVIDIA's has no such option"
@@ -51,7 +51,7 @@ def test_the_first_entry_that_fits_counts():
     assert sizes[-1] == 512
     call = {"phase": "decode", "itemsize": 2, "quantized": False}
     for entry in decode:
-        assert parameters_for("sm90", **call, block_d=entry.most_block_d) == entry.parameters
+        assert entry_for("sm90", **call, block_d=entry.most_block_d).parameters == entry.parameters
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_table_without_an_entry_that_fits_is_refused_with_the_call(written):
     written(json.dumps({"schema": table.SCHEMA, "entries": []}))
     words = "sm90.json: got no such entry, expected one of decode for elements of 2 bytes and head size 64, quantized False"
     with pytest.raises(ContractError, match=f"^{words}$"):
-        table.parameters_for("sm90", phase="decode", itemsize=2, block_d=64, quantized=False)
+        table.entry_for("sm90", phase="decode", itemsize=2, block_d=64, quantized=False)
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
