@@ -75,7 +75,7 @@ RUNS = {
             "AITER's mla_decode_fwd, assembly (here the backend refuses every layer)",
             "emulated as gfx942, gfx950",
             "aiter-mla-assembly",
-            aiter.MLA_ASSEMBLY,
+            (*aiter.MLA_ASSEMBLY, *aiter.MLA_ASSEMBLY_OF_MAIN),
         ),
     ),
     "ROCM_AITER_TRITON_MLA": (

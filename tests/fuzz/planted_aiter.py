@@ -259,6 +259,8 @@ def _beyond_fa(config, architecture: str) -> str | None:
 def _beyond_unified(config, architecture: str) -> str | None:
     if config.attn_type is not AttentionType.DECODER:
         return None
+    if config.block_size == 48:
+        return "blocks of 48, of which a tile of 64 holds no whole number"
     if config.asks("alibi_slopes") and config.asks("sinks"):
         return "ALiBi with sinks"
     if config.dtype == torch.float16 and config.value_of("window")[0] >= 0 and not config.asks("sinks"):

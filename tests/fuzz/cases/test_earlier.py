@@ -191,7 +191,7 @@ WITH_ILLEGAL_CALLS = [
 @pytest.mark.parametrize("name", WITH_ILLEGAL_CALLS)
 def test_illegal_calls_are_drawn_for_every_target_that_has_some(name, tmp_path):
     """Of a target with an engine of its own, such as backend-triton-mla, none was drawn."""
-    plan = FuzzPlan(target=name, device="cpu", examples=30, seed=1, folder=tmp_path)
+    plan = FuzzPlan(target=name, device="cpu", examples=100, seed=1, folder=tmp_path)
     assert any(ILLEGAL in case.earlier for part in runner.shards(plan) for case in shard.drawn(part))
 
 

@@ -149,7 +149,7 @@ def test_a_spilled_resource_is_no_failure_of_the_kernel():
 
 
 def test_a_fault_counts_as_the_sanitizers_finding(step_case, other_text):
-    other_text(lambda text: re.sub(r"\ts_waitcnt .*", "\ts_nop 0", text))
+    other_text(lambda text: re.sub(r"\ts_waitcnt .*", "\ts_waitcnt lgkmcnt(0)", text))
     verdict = tried(step_case)
     assert (verdict.kind, verdict.about) == ("sanitizer", "Fault")
     assert re.search(r" for gfx942: line \d+ .* and no wait stands before its use", verdict.message)

@@ -80,7 +80,10 @@ REASONS = {
     "ROCM_AITER_TRITON_MLA": "it refuses every layer",
     "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
-    "attn_optimized.aiter_adapter.native_float8": "a part of unified_attention",
+    **{
+        f"attn_optimized.aiter_adapter.{name}": "a part of unified_attention"
+        for name in ("native_float8", "unified_block_sizes", "is_beside_tiles", "is_no_tile_of")
+    },
     "attn_optimized.aiter_adapter.may_run_assembly": "a part of flash_attn_varlen",
     "attn_optimized.selector.select": "no kernel: tests/optimized/selector draws layers, architectures and AITERs",
     "attn_optimized.selector.select_model": "no kernel: tests/optimized/selector draws models",

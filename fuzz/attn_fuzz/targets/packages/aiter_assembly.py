@@ -58,11 +58,14 @@ def files() -> Path:
 
 
 def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
-    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++; none without it.
+    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++; none without it, or without AITER.
 
     The column of files is co_name, as main has it; the wheel's knl_file is renamed.
     """
-    return _table(files() / architecture / name)
+    try:
+        return _table(files() / architecture / name)
+    except foreign.MissingSourcesError:
+        return ()
 
 
 @functools.cache
