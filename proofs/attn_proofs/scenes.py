@@ -160,6 +160,7 @@ def _shared(made: Scene) -> list[Term]:
     """What the contract says where tokens share a key, and two lemmas: key j is apart from the last keys of positions, and keys
     are no more than their tokens."""
     rules, products, unit = made.rules, made.extraction.products, made.rules.key_unit
+    assert unit is not None
     made.extraction.local("last_key", "position").value.at(z3.Int("m"))  # of row m: a quotient is known once it is asked for
     lasts = [last for _, divisor, last in products.quotients if divisor.eq(unit)]
     apart = [fact for last in lasts for fact in products.apart(unit, rules.j, last)]
