@@ -58,7 +58,7 @@ def files() -> Path:
 
 
 def table(architecture: str, name: str) -> Sequence[Mapping[str, str]]:
-    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++; none without it, or without AITER.
+    """The rows of a table of kernels, such as pa/pa_asm.csv, from which AITER's build makes C++; none without table or AITER.
 
     The column of files is co_name, as main has it; the wheel's knl_file is renamed.
     """
