@@ -24,7 +24,7 @@ from attn_fuzz.targets.packages.aiter_gluon import GLUON, HOST
 from attn_fuzz.targets.packages.aiter_sparse import AITER_DECODE_SPARSE, sparse_target
 from attn_fuzz.targets.packages.aiter_sparse import FILES as DECODE
 from attn_fuzz.targets.packages.declaring import choose_config
-from attn_fuzz.targets.packages.latent_rows import ENTRIES, dealt, over_slots, ragged, shuffled
+from attn_fuzz.targets.packages.latent_rows import ENTRIES, dealt, over_slots, ragged, shuffled, two_caches
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -36,7 +36,6 @@ PREFILL = (
     "ops/triton/gluon/mla_gluon.py",
 )
 """The file with the host code, and those whose kernels it imports."""
-SLOT = 584
 
 
 @functools.cache
@@ -103,16 +102,13 @@ def _packed(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _decode(q, slots, kv_cache, layer, out, rng) -> None:
-    block_size = layer.view_of(kv_cache).block_size
-    pages = kv_cache.view(torch.uint8)[:, : block_size * SLOT].unflatten(1, (block_size, SLOT))
-    tokens, entries = dealt(slots, rng)
-    moved, entries = shuffled(pages, entries, block_size, rng)
+    rows, tokens, moved, entries = two_caches(kv_cache, slots, layer, rng)
     has_entries = bool((entries >= 0).any())
     second = dict(zip(("extra_cache", "extra_indices", "extra_indptr"), (moved, *ragged(entries, rng)), strict=True))
     with foreign.as_on_a_gpu():
         out[:] = aiter_gluon.loaded(DECODE, "gfx950")[0].pa_decode_sparse(
             q,
-            pages,
+            rows,
             *ragged(tokens, rng),
             layer.sinks,
             layer.scale,

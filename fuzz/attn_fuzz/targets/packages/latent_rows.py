@@ -22,6 +22,10 @@ SPARSE_TOKENS = dataclasses.replace(
 engine puts -1 behind the tokens of a row, and where a token is another rank's."""
 
 
+_SLOT = 584
+"""Bytes of a slot of ENTRIES."""
+
+
 class DecodedRows(NamedTuple):
     """Each is [rows], of the rows that requests own."""
 
@@ -98,6 +102,21 @@ def shuffled(
     moved = torch.empty_strided(blocks.shape, blocks.stride(), dtype=blocks.dtype, device=blocks.device)
     moved[order] = blocks
     return moved, torch.where(slots < 0, -1, order[slots.clamp(min=0) // block_size].int() * block_size + slots % block_size)
+
+
+def two_caches(
+    kv_cache: torch.Tensor, slots: torch.Tensor, layer: Layer, rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A cache of ENTRIES as DeepSeek-V4's two: rows [NB, BS, 584] of bytes and slots of the tokens, and those of the entries.
+
+    A slot's bytes lie in two planes of its block.
+    """
+    block_size = layer.view_of(kv_cache).block_size
+    pages = kv_cache.view(torch.uint8)
+    tokens, entries = dealt(slots, rng)
+    moved, entries = shuffled(pages, entries, block_size, rng)
+    rows = (each[:, : block_size * _SLOT].unflatten(1, (block_size, _SLOT)) for each in (pages, moved))
+    return next(rows), tokens, next(rows), entries
 
 
 def over_slots(attend: Callable[..., object]) -> AttentionFunction:

@@ -14,14 +14,14 @@ import torch
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages import SGLANG, sglang_package
 from attn_fuzz.targets.packages.declaring import choose_config
-from attn_fuzz.targets.packages.latent_rows import ENTRIES, dealt, selection_target, shuffled
+from attn_fuzz.targets.packages.latent_rows import ENTRIES, selection_target, two_caches
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/triton_sparse_decode/"
 FILES = tuple(f"{FOLDER}{name}.py" for name in ("__init__", "triton_mla_kernels_decode_fused"))
-SLOT, UNREAD = 584, 1 << 30
+UNREAD = 1 << 30
 MORE = (0, 1, 64, 512, 1024)
 """Entries behind those of a row: engines have 512 of compressed tokens, and more."""
 
@@ -35,17 +35,14 @@ def _load() -> list[ModuleType]:
 
 
 def _attend(q, slots, kv_cache, layer, out, rng) -> None:
-    block_size = layer.view_of(kv_cache).block_size
-    pages = kv_cache.view(torch.uint8)
-    tokens, entries = dealt(slots, rng)
-    moved, entries = shuffled(pages, entries, block_size, rng)
+    rows, tokens, moved, entries = two_caches(kv_cache, slots, layer, rng)
     indices, lengths = _padded(tokens, rng)
     second = (None, None, None)
     if bool((entries >= 0).any()) or rng.choice((False, True)):
-        second = (_rows(moved, block_size), *_padded(entries, rng))
+        second = (moved.unsqueeze(2), *_padded(entries, rng))
     found, _ = _load()[0].triton_fp8_attention_fwd(
         q=q.unsqueeze(1),
-        k_cache=_rows(pages, block_size),
+        k_cache=rows.unsqueeze(2),
         head_dim_v=layer.value_size,
         softmax_scale=layer.scale,
         indices=indices,
@@ -56,11 +53,6 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
         extra_topk_length=second[2],
     )
     out[:] = found.squeeze(1)
-
-
-def _rows(pages: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[blocks, slots, 1, 584], as SGLang's pool has it; a slot's bytes lie in two planes of its block."""
-    return pages[:, : block_size * SLOT].unflatten(1, (block_size, 1, SLOT))
 
 
 def _padded(slots: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor | None]:

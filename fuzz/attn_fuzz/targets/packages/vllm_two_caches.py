@@ -8,15 +8,14 @@ another order, and the call is judged as attention over the selection. The GPUs 
 import functools
 from types import ModuleType
 
-import torch
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.packages.latent_rows import ENTRIES, dealt, ragged, selection_target, shuffled
+from attn_fuzz.targets.packages.latent_rows import ENTRIES, ragged, selection_target, two_caches
 from attn_fuzz.targets.packages.vllm_sparse_mla import FILES, stubs
 from attn_fuzz.verdict.rounding import Rounding
 
-ROTATED, SLOT = 64, 584
-"""Dims of a row that are bfloat16, and bytes of a slot."""
+ROTATED = 64
+"""Dims of a row that are bfloat16."""
 
 
 @functools.cache
@@ -25,10 +24,7 @@ def _load() -> list[ModuleType]:
 
 
 def _attend(q, slots, kv_cache, layer, out, rng) -> None:
-    block_size = layer.view_of(kv_cache).block_size
-    pages = kv_cache.view(torch.uint8)
-    tokens, entries = dealt(slots, rng)
-    moved, entries = shuffled(pages, entries, block_size, rng)
+    rows, tokens, moved, entries = two_caches(kv_cache, slots, layer, rng)
     of_tokens, tokens_indptr = ragged(tokens, rng)
     of_entries, entries_indptr = ragged(entries, rng)
     swa_only = not bool((entries >= 0).any())
@@ -36,8 +32,8 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     with foreign.as_on_a_gpu():
         module.rocm_sparse_attn_decode(
             q=q,
-            kv_cache=None if swa_only else _rows(moved, block_size),
-            swa_k_cache=_rows(pages, block_size),
+            kv_cache=None if swa_only else moved,
+            swa_k_cache=rows,
             swa_only=swa_only,
             topk_indices=None,
             topk_lens=None,
@@ -54,10 +50,6 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
             rope_head_dim=ROTATED,
             output=out,
         )
-
-
-def _rows(pages: torch.Tensor, block_size: int) -> torch.Tensor:
-    return pages[:, : block_size * SLOT].unflatten(1, (block_size, SLOT))
 
 
 VLLM_TWO_CACHES = selection_target(
