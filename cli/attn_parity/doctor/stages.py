@@ -63,6 +63,10 @@ class Pair(msgspec.Struct):
     shipped: Variant
     other: Variant
 
+    def is_of(self, entry: Entry) -> bool:
+        """Whether what ships has its stages by an entry. Some launches have fewer: for their layout, or for want of memory."""
+        return self.entry == entry and self.shipped.num_stages == entry.parameters.num_stages
+
     @property
     def gain(self) -> float | None:
         """How many times as fast the other variant is."""

@@ -19,9 +19,11 @@ DECODE, DECODE_256, PREFILL = (
 )
 
 
-def pair_of(entry: Entry, gain: float | None, architecture: str = "gfx942") -> Pair:
+def pair_of(entry: Entry, gain: float | None, architecture: str = "gfx942", stages: tuple[int, int] = (1, 2)) -> Pair:
     times = [None, None] if gain is None else [Spread(ms, 0.99 * ms, 1.01 * ms) for ms in (gain, 1.0)]
-    return Pair(architecture, entry, Variant(1, times=times[0]), Variant(2, times=times[1], why_not=None if gain else "spills"))
+    shipped, other = (Variant(number, times=each) for number, each in zip(stages, times, strict=True))
+    other.why_not = None if gain else "spills"
+    return Pair(architecture, entry, shipped, other)
 
 
 @pytest.fixture
@@ -79,3 +81,14 @@ def test_what_changes_no_table_says_why(pairs, words, read):
     text = read(**pairs)
     assert words in text
     assert "+++" not in text
+
+
+def test_a_launch_with_stages_of_its_own_says_nothing_of_the_entry(read):
+    """As a prefill over X_PACKED, which ships with one stage where the entry of prefills has two."""
+    [entry] = (
+        each
+        for each in table.entries("sm90")
+        if (each.phase, each.itemsize, each.most_block_d, each.quantized) == ("prefill", 2, 128, False)
+    )
+    pairs = {"a": pair_of(entry, 1.5, "sm90", (2, 1)), "b": pair_of(entry, 0.8, "sm90", (1, 2))}
+    assert '+  {"phase": "prefill"' in read(**pairs)
