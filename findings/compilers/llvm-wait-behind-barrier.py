@@ -1,4 +1,4 @@
-"""LLVM 24, of Triton 3.8 and 3.9, for AMD GPUs: a loop's stores into LDS are waited for behind the barrier, and not before it.
+"""LLVM, of Triton 3.8 and 3.9, for AMD GPUs: a loop's stores into LDS are waited for behind the barrier, and not before it.
 
 The LLVM IR beside this file is a prefill of 128 dims in bfloat16 over a cache in vLLM's x-packed layout, as Triton 3.9.0 made
 it of this project's kernel for gfx950 with num_stages=2. Each turn of its loop stores a tile of V into LDS, and the next turn

@@ -4,7 +4,7 @@
   spill no register cannot have it.
 * LLVM 22, of Triton 3.6, may write a vector register where lanes meet again, before it switches on those that were off: see
   findings/compilers/llvm-copies-before-exec.py. Later ones repair a part of this (LLVM's issue 222368).
-* LLVM 24, of Triton 3.8 and 3.9, may wait for a loop's stores into LDS behind the barrier that hands them to other waves: see
+* LLVM, of Triton 3.8 and 3.9, may wait for a loop's stores into LDS behind the barrier that hands them to other waves: see
   findings/compilers/llvm-wait-behind-barrier.py.
 """
 
@@ -143,7 +143,7 @@ def _left(block: list[str], under_way: tuple[str, int] | None, found: list[str])
         elif wait := _WAITS_FOR_LDS.match(line):
             left = int(wait[1]) if wait[1] else int(wait[2], 16) & 0x3F
             under_way = None if left <= under_way[1] else under_way
-        elif line.startswith(("s_barrier_signal", "s_barrier")) and not line.startswith("s_barrier_wait"):
+        elif line.startswith("s_barrier") and not line.startswith("s_barrier_wait"):
             found.append(under_way[0])
     return under_way
 

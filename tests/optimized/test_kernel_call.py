@@ -23,6 +23,7 @@ from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache
 from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.table import entry_for
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
+from attn_parity.binaries import facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton import JITFunction
@@ -524,6 +525,7 @@ def test_on_amd_a_barrier_that_does_not_wait_for_stores_into_lds_is_refused(line
     refused = pytest.raises(MiscompiledError, match=r"the first by `ds_write_b64 v4, v\[6:7\]`")
     with refused if is_refused else nullcontext():
         miscompiled.refuse_miscompiled(text, "gfx942")
+    assert facts._amd_spills(text) == (0, is_refused)  # `compile` and the budgets name it, too
 
 
 def test_accesses_of_lds_behind_a_store_need_no_wait_of_their_own():

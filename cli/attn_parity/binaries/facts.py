@@ -33,8 +33,8 @@ class Facts:
         vgpr_spills: registers of a lane that are kept in memory; on NVIDIA the words of a thread's stack.
         sgpr_spills: scalar registers that are kept in vector registers or in memory.
         sgpr_spills_in_loops: instructions of loops that move such registers.
-        lost_addresses: accesses whose address the compiler lost (`attn_amdgcn.origins`), and registers that it writes while
-            lanes are off (`attn_optimized.miscompiled`).
+        lost_addresses: accesses whose address the compiler lost (`attn_amdgcn.origins`); registers that it writes while
+            lanes are off, and stores into LDS that a barrier does not wait for (`attn_optimized.miscompiled`).
         lds_bytes, lds_limit: bytes of shared memory of a program, and the most that a program may have.
         waves: how many waves a SIMD can hold, by their registers and LDS.
         matrix_instructions: the number of mfma, wmma, mma or wgmma instructions.
@@ -144,12 +144,13 @@ def _amd_registers(text: str) -> dict[str, int | None]:
 
 
 def _amd_spills(text: str) -> tuple[int, int]:
-    """The moves of spilled scalar registers in loops; accesses whose address is lost, and registers written too early."""
+    """The moves of spilled scalar registers in loops; and what the compiler made wrong, as `Facts.lost_addresses` counts it."""
     from attn_amdgcn import lane_moves_in_loops, load, lost_addresses  # needs the extra `emulated`
-    from attn_optimized.miscompiled import early_writes
+    from attn_optimized.miscompiled import early_writes, unwaited_stores
 
     kernel = load(text)
-    return lane_moves_in_loops(kernel), len(lost_addresses(kernel, text)) + len(early_writes(text))
+    wrong = (*lost_addresses(kernel, text), *early_writes(text), *unwaited_stores(text))
+    return lane_moves_in_loops(kernel), len(wrong)
 
 
 def _nvidia_registers(cubin: bytes) -> dict[str, int | None]:

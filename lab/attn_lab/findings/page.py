@@ -51,7 +51,7 @@ and `aiter-prefill-sparse-sinks`.
   gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
   `python findings/compilers/llvm-partial-spill.py`: LLVM 24, which Triton 3.9.0 brings, spills two words of a value for gfx942
   and gfx950 as four, over the address of a tensor. SGLang's extend attention then loads from another address: the case beside
-  the script shows it. `python findings/compilers/llvm-wait-behind-barrier.py`: LLVM 24, which Triton 3.8.0 and 3.9.0 bring,
+  the script shows it. `python findings/compilers/llvm-wait-behind-barrier.py`: LLVM, as Triton 3.8.0 and 3.9.0 bring it,
   lets waves of a pipelined loop for gfx950 pass a barrier before their stores into LDS are done.
 - Two findings are in transformers, and have a script alone. `python findings/transformers/paged-eager-soft-cap.py`:
   continuous batching (`generate_batch`) serves Gemma 2 without its soft cap of logits, as `"paged|eager"` drops the argument

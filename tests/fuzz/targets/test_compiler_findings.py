@@ -137,7 +137,7 @@ def test_a_store_of_a_turn_is_waited_for_before_the_barrier_of_the_next(script, 
     assert script.unwaited([".LBB0_1:", *turn, "s_cbranch_scc1 .LBB0_1"]) == [STORE] * is_unwaited
 
 
-def test_llvm_24_waits_behind_a_barrier():
+def test_llvm_of_triton_38_and_39_waits_behind_a_barrier():
     done = subprocess.run([sys.executable, "-W", "ignore", BEHIND_BARRIER], capture_output=True, text=True)
     if done.returncode not in (SHOWS, DOES_NOT_SHOW):
         pytest.skip("this Triton does not read the IR of 3.9")
