@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attn_fuzz.findings import sglang, vllm
+from attn_fuzz.findings import sglang
 from attn_fuzz.targets.merge import TWO_STATES, MergeFunction, Merges, merge_target
 from attn_fuzz.targets.packages import sglang_package, vllm_package
 from attn_fuzz.targets.rng import rng_of
@@ -92,7 +92,6 @@ VLLM_MERGE = _target(
     description="the Triton merge_attn_states of vLLM 0.33.0: parts of the keys by the reference, merged",
     unavailable=vllm_package.missing(*VLLM_MODULES),
     modules=functools.partial(vllm_package.load, *VLLM_MODULES),
-    findings=vllm.MERGE,
 )
 SGLANG_MERGE = _target(
     "sglang-merge-state",

@@ -21,7 +21,6 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
-from attn_fuzz.findings.vllm import WRITE
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
 from attn_fuzz.targets.target import Target
@@ -161,5 +160,4 @@ VLLM_WRITE = Target(
     refuses=False,
     unavailable=vllm_package.missing(*MODULES),
     modules=functools.partial(vllm_package.load, *MODULES, is_rocm=True),
-    findings=WRITE,
 )
