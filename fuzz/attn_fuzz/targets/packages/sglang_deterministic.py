@@ -19,7 +19,7 @@ from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import slots, window_slots
 from attn_fuzz.verdict.rounding import Rounding
 
-DECODE, EXTEND = ("decode_attention",), ("extend_attention",)
+DECODE, EXTEND = sglang_package.ops("decode_attention"), sglang_package.ops("extend_attention")
 SPLIT_TILE_SIZE = 256
 MAX_CONTEXT_LEN = 2048
 MAX_KV_SPLITS = MAX_CONTEXT_LEN // SPLIT_TILE_SIZE
@@ -28,7 +28,7 @@ CHUNK = 64
 
 
 def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
-    [module] = sglang_package.load(*EXTEND)
+    [module] = EXTEND.load()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
     rows, page, size = int(batch.query_start_loc[-1]), k_cache.shape[1], layer.window[0]
     query_lens = batch.query_start_loc.diff()
@@ -68,14 +68,13 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
 
 def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     """Each request has one query."""
-    [module] = sglang_package.load(*DECODE)
+    [module] = DECODE.load()
     caches, splits = foreign.keys_and_values(kv_cache, layer), (batch.seq_lens + SPLIT_TILE_SIZE - 1) // SPLIT_TILE_SIZE
     parts = {"splits": splits, "max_splits": MAX_KV_SPLITS, "uneven": batch.seq_lens.new_zeros(1)}
     sglang_package.decode(module, q, caches, layer, batch, out.view(q.shape), window=-1, **parts)
 
 
-SGLANG_EXTEND_DETERMINISTIC = sglang_package.target(
-    *EXTEND,
+SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
     name="sglang-extend-deterministic",
     description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
     attention=_extend,
@@ -88,8 +87,7 @@ SGLANG_EXTEND_DETERMINISTIC = sglang_package.target(
     rounding=Rounding(keys_per_tile=64),
     properties=(properties.batch_composition(), properties.chunked_prefill(lambda step: CHUNK)),
 )
-SGLANG_DECODE_DETERMINISTIC = sglang_package.target(
-    *DECODE,
+SGLANG_DECODE_DETERMINISTIC = DECODE.target(
     name="sglang-decode-deterministic",
     description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
     attention=_decode,

@@ -4,9 +4,7 @@ The lines that are cited are those of the wheel of SGLang 0.5.23; those without 
 srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
 """
 
-import functools
 import logging
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,16 +14,15 @@ from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
-from attn_fuzz.targets.packages.declaring import triton_target
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.packages.declaring import Sources
+from attn_fuzz.targets.target import Support
 
-REQUIREMENT = SGLANG.requirement
 HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
 PLACES = ("kernels/ops/attention/", "srt/layers/attention/triton_ops/")
 """Of the kernels, and before 0.5.16."""
+logging.getLogger("sglang").setLevel(logging.WARNING)
 COMPUTE_UNITS = 132
 """`get_device_core_count` of an H200."""
 ENGINE = Engine(
@@ -61,32 +58,9 @@ def stubs() -> dict[str, dict[str, Any]]:
     }
 
 
-def _place() -> str:
-    try:
-        folder = foreign.sources("sglang")
-    except foreign.MissingSourcesError:
-        return PLACES[0]
-    return next((place for place in PLACES if (folder / place / "decode_attention.py").is_file()), PLACES[0])
-
-
-def _files(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{_place()}{name}.py" for name in names)
-
-
-@functools.cache
-def load(*names: str) -> list[ModuleType]:
+def ops(*names: str) -> Sources:
     """Modules of sglang/kernels/ops/attention. One that another imports comes with it."""
-    logging.getLogger("sglang").setLevel(logging.WARNING)
-    return foreign.load("sglang", (*_files(names), _place()), stubs=stubs())
-
-
-def missing(*names: str) -> Callable[[str], str | None]:
-    """`Target.unavailable` of a target that loads these modules."""
-
-    def unavailable(device: str) -> str | None:
-        return missing_triton(device) or foreign.missing("sglang", _files(names), REQUIREMENT)
-
-    return unavailable
+    return Sources(SGLANG, names, stubs, PLACES, PLACES)
 
 
 def window_slots(batch: Batch, end: torch.Tensor, size: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,8 +158,3 @@ def support(**fields: Any) -> Support:
         "max_seq_len": 320,
     }
     return Support(**{**drawn, **fields})
-
-
-def target(*names: str, **declared: Any) -> Target:
-    """A target of these modules; `declared` is for `triton_target`."""
-    return triton_target(unavailable=missing(*names), modules=functools.partial(load, *names), **declared)

@@ -8,7 +8,6 @@ the kernel (207 says causal=True). Those are not drawn.
 vLLM's model of MiMo-V2 alone chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
 """
 
-import functools
 from collections.abc import Iterable
 
 import torch
@@ -20,13 +19,18 @@ from attn_fuzz.targets.packages import vllm_package, vllm_unified, vllm_write
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.target import Support, Target
 
-MODULES = ("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash")
+SOURCES, ON_ROCM = (
+    vllm_package.ops(
+        *("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash"), is_rocm=is_rocm
+    )
+    for is_rocm in (False, True)
+)
 SPEC_3D_MAX_Q = 16
 """ops/triton_unified_attention_diffkv.py:54: the most queries of a request whose keys are split, without a window."""
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module, *_] = _modules()
+    [module, *_] = SOURCES.load()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
     foreign.call(
         module.unified_attention_diffkv,
@@ -40,16 +44,14 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
-    [*_, module] = _modules(is_rocm=k.device.type == "cpu")  # on CUDA the module of writes asks the device for its capability
+    # on CUDA the module of writes asks the device for its capability
+    [*_, module] = (ON_ROCM if k.device.type == "cpu" else SOURCES).load()
 
     def write(dtype: str, *scales: torch.Tensor) -> None:
         rows = kv_cache.transpose(1, 2)
         module.triton_reshape_and_cache_flash_diffkv(k, v, rows, slot_mapping, dtype, *scales)
 
     vllm_write.written(write, k, v, kv_cache, layer, slot_mapping)
-
-
-_modules = functools.partial(vllm_package.load, *MODULES)
 
 
 def _support(device: str) -> Support:
@@ -83,9 +85,9 @@ VLLM_DIFFKV = Target(
     support=_support,
     rounding=vllm_unified.rounding,
     refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
+    unavailable=ON_ROCM.missing,
     events=_events,
     findings=DIFFKV,
     races=SHARES_A_QUERY,
-    modules=functools.partial(_modules, is_rocm=True),
+    modules=ON_ROCM.load,
 )

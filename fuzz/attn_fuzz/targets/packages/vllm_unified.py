@@ -35,7 +35,7 @@ from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("triton_unified_attention", "triton_attention_helpers")
+SOURCES = vllm_package.ops("triton_unified_attention", "triton_attention_helpers")
 MIN_LAUNCH_GRID_SIZE_2D = 128
 NUM_PAR_SOFTMAX_SEGMENTS = 16
 MAX_3D_QUERY_LEN = 8
@@ -43,7 +43,7 @@ ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    module, _ = vllm_package.load(*MODULES)
+    module, _ = SOURCES.load()
     foreign.call(
         module.unified_attention,
         max_seqlen_k=batch.max_seq_len,
@@ -146,8 +146,7 @@ def rounding(device: str) -> Rounding:
     )
 
 
-VLLM_UNIFIED_ATTENTION = vllm_package.target(
-    *MODULES,
+VLLM_UNIFIED_ATTENTION = SOURCES.target(
     name="vllm-unified-attention",
     description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
     attention=_attention,
