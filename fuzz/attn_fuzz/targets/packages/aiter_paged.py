@@ -14,7 +14,7 @@ pa_decode sums the weights of a tile after it has rounded them to the dtype of q
 """
 
 import dataclasses
-from typing import Any
+import functools
 
 import torch
 from attn_contract import AttentionType, Layout
@@ -82,19 +82,16 @@ def _chunked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module.chunked_prefill_paged_decode(**chunked_prefill.arguments(rows, q, k, v, kv_cache, layer, batch, out))
 
 
-def _support(**fields: Any) -> Support:
-    drawn: dict[str, Any] = {
-        "attn_types": (AttentionType.DECODER,),
-        "dtypes": ("float16", "bfloat16"),
-        "cache_dtypes": ("fp8_e4m3fn",),
-        "scales": ("tensor",),
-        "max_tokens": 96,
-        "max_seq_len": 256,
-        "engine": _ENGINE,
-    }
-    return Support(**{**drawn, **fields})
-
-
+_support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    max_tokens=96,
+    max_seq_len=256,
+    engine=_ENGINE,
+)
 _DECODE_SUPPORT = _support(
     layouts=(Layout.KV_FIRST_HND, Layout.KV_FIRST_NHD),
     rules=("alibi_slopes",),

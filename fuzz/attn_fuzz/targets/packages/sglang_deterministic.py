@@ -12,7 +12,7 @@ row in another way at another place of its tile, so the steps are whole tiles.
 import dataclasses
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
 from attn_fuzz.targets.packages import sglang_package
@@ -79,7 +79,6 @@ SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
     description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
     attention=_extend,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         rules=("window", "logits_soft_cap", "sinks"),
         tile_sizes=(64, 128),
         max_tokens=160,
@@ -92,7 +91,6 @@ SGLANG_DECODE_DETERMINISTIC = DECODE.target(
     description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
     attention=_decode,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         rules=("logits_soft_cap", "sinks"),
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("one",)),
         tile_sizes=(64, SPLIT_TILE_SIZE),

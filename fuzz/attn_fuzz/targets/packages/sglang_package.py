@@ -4,12 +4,13 @@ The lines that are cited are those of the wheel of SGLang 0.5.23; those without 
 srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
 """
 
+import functools
 import logging
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from attn_contract import Batch, Layer, Layout
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far
@@ -22,7 +23,6 @@ LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
 PLACES = ("kernels/ops/attention/", "srt/layers/attention/triton_ops/")
 """Of the kernels, and before 0.5.16."""
-logging.getLogger("sglang").setLevel(logging.WARNING)
 COMPUTE_UNITS = 132
 """`get_device_core_count` of an H200."""
 ENGINE = Engine(
@@ -47,6 +47,8 @@ ENGINE = Engine(
 """The calls of TritonAttnBackend: every request has a query and a key, and gives k and v in every step.
 A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090).
 """
+
+logging.getLogger("sglang").setLevel(logging.WARNING)
 
 
 def stubs() -> dict[str, dict[str, Any]]:
@@ -146,15 +148,15 @@ def decode(
     )
 
 
-def support(**fields: Any) -> Support:
-    """Sizes and dtypes of the pool that are drawn, with more fields."""
-    drawn: dict[str, Any] = {
-        "dtypes": ("float16", "bfloat16"),
-        "layouts": (LAYOUT,),
-        "head_sizes": HEAD_SIZES,
-        "engine": ENGINE,
-        "tile_sizes": (32, 64),
-        "max_tokens": 96,
-        "max_seq_len": 320,
-    }
-    return Support(**{**drawn, **fields})
+support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    layouts=(LAYOUT,),
+    head_sizes=HEAD_SIZES,
+    engine=ENGINE,
+    tile_sizes=(32, 64),
+    max_tokens=96,
+    max_seq_len=320,
+)
+"""Sizes and dtypes of the pool that are drawn, with more fields."""

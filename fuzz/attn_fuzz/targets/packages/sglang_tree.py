@@ -7,7 +7,7 @@ biases also hand over relative_bias_score_mod, and a bias for each draft, head a
 import dataclasses
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import extend_arguments, slots
@@ -57,7 +57,6 @@ SGLANG_VERIFY_TREE = SOURCES.target(
     description="the Triton extend attention of SGLang 0.5.23, as its triton backend verifies a tree of drafts",
     attention=_attention,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         rules=("qq_bias", "logits_soft_cap", "sinks"),
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),
         max_tokens=48,

@@ -15,7 +15,7 @@ reads this step's keys from k and v. The lines that are cited are those of the w
 from collections.abc import Iterable
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
@@ -80,7 +80,7 @@ SGLANG_TRITON = SOURCES.target(
     name="sglang-triton",
     description="the Triton decode and extend attention of SGLang 0.5.23, as its triton backend calls them",
     attention=_attention,
-    support=sglang_package.support(attn_types=(AttentionType.DECODER,), rules=("window", "logits_soft_cap", "sinks")),
+    support=sglang_package.support(rules=("window", "logits_soft_cap", "sinks")),
     rounding=Rounding(keys_per_tile=64, splits=MAX_KV_SPLITS),
     dense_keys=_dense_keys,
     events=_events,

@@ -8,7 +8,6 @@ prefix from the cache and the drafts from k and v. Its parts are memory of torch
 import dataclasses
 
 import torch
-from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.sglang import VERIFY
@@ -52,7 +51,6 @@ SGLANG_VERIFY_SPLITKV = SOURCES.target(
     description="the Triton verify_splitkv_fwd of SGLang 0.5.23, as its triton backend calls it for drafts on gfx950",
     attention=_attention,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),
         max_tokens=48,
         max_seq_len=600,

@@ -11,13 +11,12 @@ vLLM's model of MiMo-V2 alone chooses the backend (model_executor/models/mimo_v2
 from collections.abc import Iterable
 
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import DIFFKV
 from attn_fuzz.targets.packages import vllm_package, vllm_unified, vllm_write
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
-from attn_fuzz.targets.target import Support, Target
 
 SOURCES, ON_ROCM = (
     vllm_package.ops(
@@ -54,40 +53,28 @@ def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, la
     vllm_write.written(write, k, v, kv_cache, layer, slot_mapping)
 
 
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float32", "float16", "bfloat16"),
-        layouts=(Layout.CONTENT_PACKED,),
-        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
-        required_rules=("head_size_v",),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        head_sizes=(32, 64, 80, 96, 128, 192),
-        block_sizes=(16, 32, 48, 80, 544),
-        engine=vllm_unified.ENGINE,
-        tile_sizes=(16, 32),
-        max_tokens=64,
-        max_seq_len=256,
-    )
-
-
 def _events(step: Step) -> Iterable[str]:
     longest, windowed = step.batch.max_query_len, step.layer.window[0] >= 0
     return ["3D"] if longest <= 1 or (longest <= SPEC_3D_MAX_Q and not windowed) else ["2D"]
 
 
-VLLM_DIFFKV = Target(
+VLLM_DIFFKV = ON_ROCM.target(
     name="vllm-diffkv",
     description="unified_attention_diffkv of vLLM 0.33.0 and its cache write, as TRITON_ATTN_DIFFKV calls them",
     attention=_attention,
     write_kv_cache=_write_kv_cache,
-    support=_support,
-    rounding=vllm_unified.rounding,
-    refuses=False,
-    unavailable=ON_ROCM.missing,
+    support=vllm_package.support(
+        dtypes=("float32", "float16", "bfloat16"),
+        layouts=(Layout.CONTENT_PACKED,),
+        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
+        required_rules=("head_size_v",),
+        head_sizes=(32, 64, 80, 96, 128, 192),
+        engine=vllm_unified.ENGINE,
+        tile_sizes=(16, 32),
+        max_tokens=64,
+    ),
+    rounding=vllm_unified.ROUNDING,
     events=_events,
     findings=DIFFKV,
     races=SHARES_A_QUERY,
-    modules=ON_ROCM.load,
 )

@@ -94,16 +94,15 @@ def ops(*names: str, is_rocm: bool = False) -> Sources:
     return Sources(VLLM, names, functools.partial(stubs, is_rocm), (OPS,))
 
 
-def support(**fields: Any) -> Support:
-    """Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""
-    drawn: dict[str, Any] = {
-        "attn_types": (AttentionType.DECODER,),
-        "dtypes": ("float16", "bfloat16"),
-        "cache_dtypes": ("fp8_e4m3fn",),
-        "scales": ("tensor",),
-        "head_sizes": (32, 64, 80, 96, 128),
-        "block_sizes": (16, 32, 48, 80, 544),
-        "engine": engine.VLLM,
-        "max_seq_len": 256,
-    }
-    return Support(**{**drawn, **fields})
+support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    head_sizes=(32, 64, 80, 96, 128),
+    block_sizes=(16, 32, 48, 80, 544),
+    engine=engine.VLLM,
+    max_seq_len=256,
+)
+"""Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""

@@ -134,16 +134,13 @@ def _events(step: Step) -> Iterable[str]:
     return ["3D"] if batch.max_query_len <= 1 or (batch.max_query_len <= MAX_3D_QUERY_LEN and is_causal) else ["2D"]
 
 
-def rounding(device: str) -> Rounding:
-    splits = NUM_PAR_SOFTMAX_SEGMENTS
-    return Rounding(
-        keys_per_tile=32,
-        dot_is_chained=device != "cpu",
-        splits=splits,
-        rounds_dequantized=True,
-        float8_weights=True,
-        weight_scale=256,  # triton_unified_attention.py:592-599
-    )
+ROUNDING = Rounding(
+    keys_per_tile=32,
+    splits=NUM_PAR_SOFTMAX_SEGMENTS,
+    rounds_dequantized=True,
+    float8_weights=True,
+    weight_scale=256,  # triton_unified_attention.py:592-599
+)
 
 
 VLLM_UNIFIED_ATTENTION = SOURCES.target(
@@ -165,7 +162,7 @@ VLLM_UNIFIED_ATTENTION = SOURCES.target(
         max_tokens=64,
         exclude=_beyond,
     ),
-    rounding=rounding("cpu"),
+    rounding=ROUNDING,
     events=_events,
     findings=UNIFIED_ATTENTION,
     races=SHARES_A_QUERY,
