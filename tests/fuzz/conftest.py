@@ -16,6 +16,7 @@ from attn_contract import Layout
 from attn_fuzz import outputs
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.interpreted import program_order
+from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
@@ -137,6 +138,18 @@ def fuzz_apart(tmp_path: Path) -> Callable[..., shard.Progress]:
             return shard.fuzz(plan, executor)
 
     return run
+
+
+@pytest.fixture
+def finds_fault(fuzz_apart: Callable[..., shard.Progress]) -> Callable[..., None]:
+    """Asserts that so many examples of a target find a fault: another text at a place of its code."""
+
+    def check(target: str, place: str, find: str, replace: str, *, examples: int, seed: int = 1) -> None:
+        fault = Mutant(name="fault", patches=(Patch(place, find, replace),), raises="")
+        progress = fuzz_apart(target, examples, seed=seed, mutant=fault, on_failure="stop")
+        assert progress.failure is not None, f"survived {progress.examples} examples"
+
+    return check
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The adapter of AITER, and its backends agree on a double of AITER, and faults in them are found."""
 
 import pytest
-from attn_fuzz.patches.mutant import Mutant, Patch
 
 TARGETS = ("UNIFIED", "PREFILL", "DECODE", "DECODE_ASSEMBLY", "FA", "UNIFIED_BACKEND")
 ADAPTER = "attn_optimized.aiter_adapter"
@@ -44,7 +43,5 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
     ],
     ids=lambda value: value if value.startswith("planted") else "",
 )
-def test_a_fault_is_found(target, place, find, replace, fuzz_apart):
-    fault = Mutant(name="fault", patches=(Patch(place, find, replace),), raises="")
-    progress = fuzz_apart(target, examples=300, mutant=fault, on_failure="stop")
-    assert progress.failure is not None, f"survived {progress.examples} examples"
+def test_a_fault_is_found(target, place, find, replace, finds_fault):
+    finds_fault(target, place, find, replace, examples=300)

@@ -6,7 +6,6 @@ from attn_contract import AttentionConfig, AttentionType, Layer
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import written_slots
 from attn_fuzz.cases.poison import DTYPES
-from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
@@ -52,12 +51,8 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
         "a layer that is no decoder's is given the decoders' qq_bias",
     ],
 )
-def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
-    patch = Patch(f"attn_optimized.backends.{place}", find, replace)
-    progress = fuzz_apart(
-        "backend-triton", examples=100, seed=2, mutant=Mutant(name="fault", patches=(patch,), raises=""), on_failure="stop"
-    )
-    assert progress.failure is not None, f"survived {progress.examples} examples"
+def test_a_fault_of_a_layer_is_found(place, find, replace, finds_fault):
+    finds_fault("backend-triton", f"attn_optimized.backends.{place}", find, replace, examples=100, seed=2)
 
 
 @pytest.mark.nightly
@@ -72,15 +67,9 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, fuzz_apart):
     ],
     ids=["-1 is unit 0", "rows of the tokens before", "half of the picks", "rows without what lies between them"],
 )
-def test_a_fault_of_what_was_picked_is_found(target, wrong, fuzz_apart):
-    patch = Patch(
-        "attn_optimized.backends.topk_indices.selecting",
-        "dataclasses.replace(step, selected=buffer)",
-        f"dataclasses.replace(step, selected={wrong})",
-    )
-    fault = Mutant(name="fault", patches=(patch,), raises="")
-    progress = fuzz_apart(target, examples=100, seed=3, mutant=fault, on_failure="stop")
-    assert progress.failure is not None, f"survived {progress.examples} examples"
+def test_a_fault_of_what_was_picked_is_found(target, wrong, finds_fault):
+    find, replace = (f"dataclasses.replace(step, selected={selected})" for selected in ("buffer", wrong))
+    finds_fault(target, "attn_optimized.backends.topk_indices.selecting", find, replace, examples=100, seed=3)
 
 
 SELECTING = (BACKEND_ROCM_AITER_MLA_SPARSE, BACKEND_MINIMAX_M3_SPARSE)
@@ -103,20 +92,13 @@ def test_sizes_beyond_the_bounds_of_a_backend_are_drawn_and_refused_by_what_it_d
     assert met
 
 
-WORDS = {
-    "head_sizes": "head size",
-    "value_sizes": "a V of width",
-    "widths": "latent widths",
-    "block_sizes": "block size",
-}
+WORDS = {"head_sizes": "head size", "value_sizes": "a V of width", "widths": "latent widths", "block_sizes": "block size"}
 
 
 @pytest.mark.nightly
-def test_a_step_that_is_not_looked_at_after_the_first_one_is_found(fuzz_apart):
-    patch = Patch("attn_optimized.backends.base.AttentionImplBase._check_step", "key in self._served", "bool(self._served)")
-    fault = Mutant(name="fault", patches=(patch,), raises="")
-    progress = fuzz_apart("backend-rocm-attn", examples=200, mutant=fault, on_failure="stop")
-    assert progress.failure is not None, f"survived {progress.examples} examples"
+def test_a_step_that_is_not_looked_at_after_the_first_one_is_found(finds_fault):
+    place = "attn_optimized.backends.base.AttentionImplBase._check_step"
+    finds_fault("backend-rocm-attn", place, "key in self._served", "bool(self._served)", examples=200)
 
 
 @pytest.mark.nightly

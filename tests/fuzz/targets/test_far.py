@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.far import REACH, spread
@@ -78,12 +77,7 @@ def test_a_pool_has_rows_that_32_bits_do_not_reach_and_is_full_of_nan_otherwise(
     [
         ("triton@far", "kernels.store.store_output", "rows.row.to(tl.int64)", "rows.row"),
         ("triton@far", "kernels.write_kv_cache.write_kv_cache_kernel", f"{PROGRAM}.to(tl.int64)", PROGRAM),
-        (
-            "triton-merge",
-            "kernels.merge_attn_states.merge_attn_states_kernel",
-            "tl.program_id(0).to(tl.int64)",
-            "tl.program_id(0)",
-        ),
+        ("triton-merge", "kernels.merge_attn_states.merge_attn_states_kernel", f"{PROGRAM}.to(tl.int64)", PROGRAM),
         ("triton-latent@far", "kernels.key_rest.load_rest_of_queries", "rows.row.to(tl.int64)", "rows.row.to(tl.int32)"),
         (
             "triton-latent@scaled@far",
@@ -93,10 +87,8 @@ def test_a_pool_has_rows_that_32_bits_do_not_reach_and_is_full_of_nan_otherwise(
         ),
     ],
 )
-def test_an_offset_of_32_bits_is_found(target, place, find, replace, fuzz_apart):
-    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, replace),), raises="")
-    progress = fuzz_apart(target, examples=150, mutant=fault, on_failure="stop")
-    assert progress.failure is not None, f"survived {progress.examples} examples"
+def test_an_offset_of_32_bits_is_found(target, place, find, replace, finds_fault):
+    finds_fault(target, f"attn_optimized.{place}", find, replace, examples=150)
 
 
 def test_compiled_kernels_run_on_such_tensors_on_the_emulator(fuzz_apart):

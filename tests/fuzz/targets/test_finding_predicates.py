@@ -4,7 +4,7 @@ import attn_reference
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import Case, Request
+from attn_fuzz.cases.case import Case, Request, Values
 from attn_fuzz.cases.tensors import build
 from attn_fuzz.findings import aiter, sglang, vllm
 from attn_fuzz.findings.finding import Finding
@@ -18,6 +18,8 @@ FINDINGS = {
         *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX, vllm.MQA_LOGITS_TORCH, vllm.INDEX_DECODE),
         *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
         *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED, sglang.DECODE),
+        *(aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA),
+        *(aiter.GLUON_PREFILL_SPARSE, aiter.GLUON_PREFILL_SPARSE_GFX1250),
     )
     for finding in findings
 }
@@ -180,14 +182,33 @@ def test_blocks_of_one_slot_have_no_tiles_and_their_scales_behind_each_key():
     [
         ("aiter-mqa-logits-strided", "value", {"fused_qkv": False}),
         ("aiter-mqa-logits-stage1-stores", "guard", {"slack": 0}),
-        ("aiter-mqa-logits-ragged-drafts", "nan", {"requests": (DECODE, PREFILL)}),
-        ("vllm-index-decode-drafts", "value", {"requests": (DECODE,)}),
+        ("aiter-mqa-logits-ragged-drafts", "nan", {"requests": {"query_len": 2}}),
+        ("vllm-index-decode-drafts", "value", {"requests": {"query_len": 1}}),
+        ("aiter-gluon-stride-of-blocks", "value", {"cache": {"planes": True}}),
+        ("aiter-gluon-stride-of-blocks", "value", {"requests": {"query_len": 1}}),  # Triton's kernel
+        ("aiter-gluon-power-of-two-heads", "raised", {"group_size": 4}),
+        ("aiter-gluon-infinite-sink", "nan", {"scale": 1.0}),
+        ("aiter-gluon-sparse-no-sink", "nan", {"sinks": "zero"}),
+        ("aiter-gluon-prefill-sink-per-part", "value", {"requests": {"seq_len": 64}}),
+        ("aiter-gluon-prefill-holes", "value", {"selected": "all"}),
+        ("aiter-gluon-prefill-short-holes", "nan", {"selected": "all"}),
+        ("aiter-gluon-prefill-no-sink", "nan", {"sinks": "zero"}),
+        ("aiter-gluon-infinite-sink", "nan", {"requests": {"query_len": 1}}),
+        ("aiter-gluon-hidden-tile", "value", {"selected": "some"}),
+        ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),
+        ("aiter-gluon-mla-one-part", "value", {"requests": {"query_len": 2}}),
+        ("aiter-gluon-tile-without-keys", "nan", {"values": Values("random", 0)}),
+        ("aiter-gluon-negative-scales", "value", {"cache": {"scales": "tensor"}}),
     ],
 )
-def test_index_logits_are_explained_where_a_case_has_what_they_need(name, kind, changes):
-    finding, case = known(name)
-    assert finding.explains(case, wrong_logits(kind=kind))
-    assert not finding.explains(msgspec.structs.replace(case, **changes), wrong_logits(kind=kind))
+def test_a_finding_explains_a_case_that_has_what_its_lines_need_alone(name, kind, changes):
+    (finding, case), verdict = known(name), Verdict(kind=kind, about="out")
+    assert finding.explains(case, verdict)
+    if "cache" in changes:
+        changes = {"cache": msgspec.structs.replace(case.cache, **changes["cache"])}
+    if "requests" in changes:
+        changes = {"requests": tuple(msgspec.structs.replace(each, **changes["requests"]) for each in case.requests)}
+    assert not finding.explains(msgspec.structs.replace(case, **changes), verdict)
 
 
 @pytest.mark.parametrize(("tensor", "explained"), [("Q_ptr", True), ("KV_ptr", False)])

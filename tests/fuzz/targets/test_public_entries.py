@@ -15,7 +15,6 @@ import torch
 from attn_contract import ops
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.run import shard
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan
@@ -185,17 +184,14 @@ class _WithSchema:
         ("triton-merge", "merge.merge_attn_states", "return out", "return out_b"),
     ],
 )
-def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, fuzz_apart):
-    fault = Mutant(name="fault", patches=(Patch(f"attn_optimized.{place}", find, replace),), raises="")
-    assert fuzz_apart(target, examples=60, mutant=fault, on_failure="stop").failure is not None
+def test_a_wrong_tensor_that_is_returned_is_found(target, place, find, replace, finds_fault):
+    finds_fault(target, f"attn_optimized.{place}", find, replace, examples=60)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("lacking", ["*tensors", "rotated"])
-def test_a_launch_of_another_write_is_found(lacking, fuzz_apart):
+def test_a_launch_of_another_write_is_found(lacking, finds_fault):
     """Launches are kept by a key that lacks something."""
     key = ["*tensors", "rotated", "layer.signature", "k.device", "offset_of_scales(kv_cache, layer)"]
     find, replace = (f"({', '.join(part for part in key if part != left_out)})" for left_out in (None, lacking))
-    fault = Mutant(name="fault", patches=(Patch("attn_optimized.kv_cache._signature", find, replace),), raises="")
-    progress = fuzz_apart("triton-write", examples=300, mutant=fault, on_failure="stop")
-    assert progress.failure is not None, f"survived {progress.examples} examples"
+    finds_fault("triton-write", "attn_optimized.kv_cache._signature", find, replace, examples=300)
