@@ -16,4 +16,4 @@ try:
 except RuntimeError as error:
     print(error)
     out = torch.tensor(torch.nan)
-compare(torch.tensor(0.5), out.cpu())
+compare(0.5, out)

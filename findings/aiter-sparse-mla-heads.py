@@ -10,7 +10,6 @@ from kernels import DEVICE, compare, ints, load
 LATENT, WIDTH, HEADS = 256, 288, 24
 q = torch.ones(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
 kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
-out = torch.full((1, HEADS, LATENT), torch.nan, dtype=q.dtype, device=DEVICE)
 kernels = load("aiter.ops.triton.attention.unified_attention_sparse_mla")
-unified_attention_sparse_mla(kernels, q, kv, out, topk_indices=ints([0]))
-compare(torch.ones(HEADS), out[0, :, 0].cpu())
+out = unified_attention_sparse_mla(kernels, q, kv, latent_size=LATENT, topk_indices=ints([0]))
+compare(torch.ones(HEADS), out[0, :, 0])

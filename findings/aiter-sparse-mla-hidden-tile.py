@@ -12,7 +12,6 @@ LATENT, WIDTH, HEADS, LOGIT = 256, 288, 16, -200.0
 q = torch.zeros(1, HEADS, WIDTH, dtype=torch.float16, device=DEVICE)
 q[..., 0] = LOGIT
 kv = torch.ones(1, 16, 1, WIDTH, dtype=q.dtype, device=DEVICE)
-out = torch.full((1, HEADS, LATENT), -1.0, dtype=q.dtype, device=DEVICE)
 kernels = load("aiter.ops.triton.attention.unified_attention_sparse_mla")
-unified_attention_sparse_mla(kernels, q, kv, out, topk_indices=ints([-1] * 16 + [0]))
-compare(torch.ones(2), out[0, [0, 15], 0].cpu())
+out = unified_attention_sparse_mla(kernels, q, kv, latent_size=LATENT, topk_indices=ints([-1] * 16 + [0]))
+compare([1.0, 1.0], out[0, [0, 15], 0])

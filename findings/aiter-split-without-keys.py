@@ -11,8 +11,5 @@ from kernels import DEVICE, compare, load
 HEAD_SIZE = 32
 q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
-out = torch.full_like(q, -1.0)
 module = load("aiter.ops.triton.attention.unified_attention")
-unified_attention(module, q, cache, cache, out, keys=0, max_seqlen_k=1024)
-weights = torch.exp((q[0] @ cache[0, :0, 0].T).float())
-compare((weights @ cache[0, :0, 0].float())[0, 0], out[0, 0, 0])  # a sum of nothing is 0
+compare(0.0, unified_attention(module, q, cache, cache, keys=0, max_seqlen_k=1024)[0, 0, 0])  # a sum of nothing

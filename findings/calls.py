@@ -1,4 +1,7 @@
-"""Calls of modules of kernels that several scripts of this folder make: of one request, but for what a script says itself."""
+"""Calls of modules of kernels that several scripts of this folder make: of one request, but for what a script says itself.
+
+Each returns the output, which holds -1 before the call.
+"""
 
 import torch
 
@@ -7,8 +10,13 @@ def _ints(q, *numbers):
     return torch.tensor(numbers, dtype=torch.int32, device=q.device)
 
 
-def unified_attention(module, q, k, v, out, *, keys, queries=1, **others):
+def _unwritten(q, out=None):
+    return torch.full_like(q, -1.0) if out is None else out
+
+
+def unified_attention(module, q, k, v, out=None, *, keys, queries=1, **others):
     """vLLM's and AITER's, without a window. A cache of up to 16 keys is one block."""
+    out = _unwritten(q, out)
     call = {
         "cu_seqlens_q": _ints(q, 0, queries),
         "max_seqlen_q": queries,
@@ -24,10 +32,12 @@ def unified_attention(module, q, k, v, out, *, keys, queries=1, **others):
         "v_descale": None,
     }
     module.unified_attention(q=q, k=k, v=v, out=out, **(call | others))
+    return out
 
 
-def chunked_prefill_paged_decode(module, q, k, v, out, k_cache, v_cache, *, keys, queries=1, **others):
+def chunked_prefill_paged_decode(module, q, k, v, k_cache, v_cache, out=None, *, keys, queries=1, **others):
     """vLLM's and AITER's. A cache of up to 16 keys is one block."""
+    out = _unwritten(q, out)
     one = torch.ones((), device=q.device)
     call = {
         "kv_cache_dtype": "auto",
@@ -41,17 +51,21 @@ def chunked_prefill_paged_decode(module, q, k, v, out, k_cache, v_cache, *, keys
     }
     tensors = {"query": q, "key": k, "value": v, "output": out, "key_cache": k_cache, "value_cache": v_cache}
     module.chunked_prefill_paged_decode(**tensors, **(call | others))
+    return out
 
 
-def run_segmented_attention(module, q, out, k_cache, v_cache, *, keys, scale=1.0, **others):
+def run_segmented_attention(module, q, k_cache, v_cache, *, keys, scale=1.0, **others):
     """vLLM's, over the blocks of a cache in their order."""
+    out = _unwritten(q)
     one, table = torch.ones((), device=q.device), _ints(q, list(range(len(k_cache))))
     lengths = (_ints(q, 0, len(q)), _ints(q, keys), len(q), keys)
     module.run_segmented_attention(q, out, k_cache, v_cache, table, *lengths, one, one, scale, **others)
+    return out
 
 
-def unified_attention_sparse_mla(module, q, kv, out, *, topk_indices):
-    """AITER's, of one query and one key."""
+def unified_attention_sparse_mla(module, q, kv, *, latent_size, topk_indices):
+    """AITER's, of one query and one key. The output holds NaN before the call."""
+    out = torch.full_like(q[..., :latent_size], torch.nan)
     module.unified_attention_sparse_mla(
         q=q,
         kv=kv,
@@ -63,18 +77,21 @@ def unified_attention_sparse_mla(module, q, kv, out, *, topk_indices):
         softmax_scale=1.0,
         topk_indices=topk_indices,
         block_table=_ints(q, [0]),
-        kv_lora_rank=out.shape[2],
+        kv_lora_rank=latent_size,
     )
+    return out
 
 
-def decode_attention_fwd(module, q, k, v, out, indptr, indices):
+def decode_attention_fwd(module, q, k, v, indptr, indices):
     """SGLang's, of one head, with keys that are not split."""
+    out = _unwritten(q)
     scratch = {
         "attn_logits": torch.empty(1, 1, 8, q.shape[2], device=q.device),
         "attn_lse": torch.empty(1, 1, 8, device=q.device),
     }
     splits = {"num_kv_splits": _ints(q, 1), "max_kv_splits": 8}
     module.decode_attention_fwd(q, k, v, out, indptr, indices, **scratch, **splits, sm_scale=1.0, k_scale=1.0, v_scale=1.0)
+    return out
 
 
 def image_metadata(module, q, *, blocks, window):

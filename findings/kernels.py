@@ -183,10 +183,11 @@ def ints(*numbers):
 
 
 def compare(expected, got):
-    """Print both, and exit: with 1 where they differ, else with 0."""
+    """Print both, and exit: with 1 where they differ, else with 0. What is expected may be numbers."""
+    expected, got = torch.as_tensor(expected).float().cpu(), got.float().cpu()
     for name, tensor in (("expected", expected), ("got", got)):
         print(f"{name:9}", *(f"{number:.4g}" for number in tensor.flatten().tolist()))
-    sys.exit(0 if torch.allclose(got.float(), expected.float(), rtol=1e-3, atol=1e-4) else 1)
+    sys.exit(0 if torch.allclose(got, expected, rtol=1e-3, atol=1e-4) else 1)
 
 
 def cannot_run(kind, error, trace):

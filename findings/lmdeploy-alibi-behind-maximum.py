@@ -20,7 +20,4 @@ slopes = torch.tensor([0.5], device=DEVICE)
 out = load("lmdeploy.pytorch.kernels.cuda.flashattention").flash_attn_varlen_func(
     q, k, v, ints(0, 1), ints(0, KEYS), max_seqlen_q=1, softmax_scale=1.0, causal=True, alibi_slopes=slopes
 )
-
-distance = torch.arange(KEYS, device=DEVICE).flip(0)
-weights = ((q[0] @ k[0, :KEYS].T).float() - slopes * distance).softmax(dim=1)
-compare((weights @ v[0, :KEYS].float())[0, 0], out[0, 0, 0])
+compare(2.0, out[0, 0, 0])

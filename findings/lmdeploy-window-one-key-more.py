@@ -16,7 +16,4 @@ v = torch.zeros_like(k)
 v[0, :KEYS, 0] = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=q.dtype, device=DEVICE)[:, None]
 attend = load("lmdeploy.pytorch.kernels.cuda.pagedattention").flash_attn_with_kvcache
 out = attend(q, k, v, cache_seqlens=ints(KEYS), page_table=ints(0)[None], softmax_scale=1.0, window_size=sent)
-
-seen = slice(KEYS - WINDOW, KEYS)
-weights = (q[0] @ k[0, seen, 0].T).float().softmax(dim=1)
-compare((weights @ v[0, seen, 0].float())[0, 0], out[0, 0, 0])
+compare(3.0, out[0, 0, 0])

@@ -16,8 +16,5 @@ k[0] = 1 + 1 / 32
 k[1, 0, :4] = 2.0
 v = torch.zeros_like(k)
 v[0] = 1.0
-out = torch.full_like(q, torch.nan)
 module = load("sglang.kernels.ops.attention.decode_attention")
-decode_attention_fwd(module, q, k, v, out, ints(0, 2), ints(0, 1))
-weights = (q[0].float() @ k[:, 0].float().T).softmax(dim=1)
-compare((weights @ v[:, 0].float())[0, 0], out[0, 0, 0])
+compare(0.5, decode_attention_fwd(module, q, k, v, ints(0, 2), ints(0, 1))[0, 0, 0])

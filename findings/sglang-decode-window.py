@@ -26,8 +26,5 @@ indptr, indices, *_ = window_keys(ints(0, 0), translator, None, None, radius, in
 q = torch.zeros(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k = torch.zeros(KEYS, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
 v = k + torch.tensor([1.0, 2.0, 4.0], dtype=q.dtype, device=DEVICE)[:, None, None]
-out = torch.full_like(q, torch.nan)
 module = load("sglang.kernels.ops.attention.decode_attention")
-decode_attention_fwd(module, q, k, v, out, indptr, indices)
-weights = (q[0] @ k[-WINDOW:, 0].T).float().softmax(dim=1)
-compare((weights @ v[-WINDOW:, 0].float())[0, 0], out[0, 0, 0])
+compare(3.0, decode_attention_fwd(module, q, k, v, indptr, indices)[0, 0, 0])

@@ -9,6 +9,4 @@ from kernels import DEVICE, compare, load
 outputs = torch.zeros(2, 1, 1, 32, device=DEVICE)
 lses = torch.full((2, 1, 1), -torch.inf, device=DEVICE)
 got, lse = load("sglang.kernels.ops.attention.merge_state").merge_state_triton(outputs[0], lses[0], outputs[1], lses[1])
-weights = torch.exp(lses)  # 0, and a sum of nothing is 0
-expected = torch.stack([(weights[..., None] * outputs).sum(dim=0)[0, 0, 0], torch.logsumexp(lses, dim=0)[0, 0]])
-compare(expected, torch.stack([got[0, 0, 0], lse[0, 0]]))
+compare([0.0, -torch.inf], torch.stack([got[0, 0, 0], lse[0, 0]]))

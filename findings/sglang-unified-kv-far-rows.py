@@ -18,4 +18,4 @@ decode = load("sglang.kernels.ops.attention.dsv4.unified_kv_kernels.paged_decode
 prefill = load("sglang.kernels.ops.attention.dsv4.unified_kv_kernels.paged_prefill").sparse_attn_v4_paged_prefill
 out = [decode(q, pool, key, one, sinks, 1.0, kv_splits=splits) for splits in (1, 2)]
 out.append(prefill(q, pool, key, one, pool[:1], key[:0], none, sinks, 1.0))
-compare(torch.full((3,), 2.0), torch.stack(out)[:, 0, 0, 0].cpu())
+compare([2.0, 2.0, 2.0], torch.stack(out)[:, 0, 0, 0])

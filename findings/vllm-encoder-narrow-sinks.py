@@ -26,6 +26,4 @@ load("vllm.v1.attention.ops.triton_prefill_attention").context_attention_fwd(
     sliding_window_k=-1,
     sinks=sinks,
 )
-logit = (q[0, 0] @ k[0, 0]).float()
-weights = torch.stack([logit, sinks[0].float()]).softmax(dim=0)
-compare(weights[0] * v[0, 0, 0], out[0, 0, 0])
+compare(0.5, out[0, 0, 0])

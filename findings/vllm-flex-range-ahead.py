@@ -12,4 +12,4 @@ from kernels import DEVICE, compare, load
 BLOCKS = 3
 queries = torch.arange(0, 16 * BLOCKS, 16, device=DEVICE)
 metadata = image_metadata(load("vllm.v1.attention.backends.flex_attention"), queries, blocks=BLOCKS, window=16)
-compare(torch.full((3,), 16 * BLOCKS, device=DEVICE), keys_seen(metadata._build_block_mask_direct(), queries, BLOCKS))
+compare([48.0, 48.0, 48.0], keys_seen(metadata._build_block_mask_direct(), queries, BLOCKS))

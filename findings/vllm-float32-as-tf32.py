@@ -15,20 +15,11 @@ q = torch.ones(2, 1, HEAD_SIZE, device=DEVICE)
 k, v = torch.ones_like(q), torch.zeros_like(q)
 k[0] += 3 / 8192
 v[0] = 1
-of_decoder, of_encoder = torch.full_like(q, torch.nan), torch.full_like(q, torch.nan)
+of_encoder = torch.full_like(q, torch.nan)
 one = torch.ones(1, 1, device=DEVICE)
 module = load("vllm.v1.attention.ops.triton_unified_attention")
-unified_attention(
-    module,
-    q[:1],
-    torch.nn.functional.pad(k, (0, 0, 0, 0, 0, 14))[None],
-    torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 14))[None],
-    of_decoder[:1],
-    keys=2,
-    block_table=ints([0]),
-    k_descale=one,
-    v_descale=one,
-)
+blocks = [torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, 14))[None] for rows in (k, v)]
+of_decoder = unified_attention(module, q[:1], *blocks, keys=2, block_table=ints([0]), k_descale=one, v_descale=one)
 load("vllm.v1.attention.ops.triton_prefill_attention").context_attention_fwd(
     q=q,
     k=k,

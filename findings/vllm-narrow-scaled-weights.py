@@ -13,17 +13,6 @@ module = load("vllm.v1.attention.ops.triton_unified_attention")
 q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.full((1, 16, 1, HEAD_SIZE), 127, dtype=torch.int8, device=DEVICE)
 scales = torch.full((1, 16, 1), 17.5 * 2.0**-24, device=DEVICE)
-out = torch.full_like(q, torch.nan)
-unified_attention(
-    module,
-    q,
-    cache,
-    cache,
-    out,
-    keys=1,
-    kv_quant_mode=module.KVQuantMode.INT8_PER_TOKEN_HEAD,
-    k_scale_cache=scales,
-    v_scale_cache=scales,
-)
-value = cache[0, 0, 0, 0].float() * scales[0, 0, 0]
-compare(value * 1e4, out[0, 0, 0].float() * 1e4)
+mode = module.KVQuantMode.INT8_PER_TOKEN_HEAD
+out = unified_attention(module, q, cache, cache, keys=1, kv_quant_mode=mode, k_scale_cache=scales, v_scale_cache=scales)
+compare(127 * 17.5 * 2.0**-24 * 1e4, out[0, 0, 0].float() * 1e4)

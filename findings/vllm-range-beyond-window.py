@@ -11,22 +11,17 @@ from kernels import DEVICE, compare, ints, load
 TOKENS, WINDOW, HEAD_SIZE = 17, 2, 32
 q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(2, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
-out = torch.full_like(q, torch.nan)
 module = load("vllm.v1.attention.ops.triton_unified_attention")
-unified_attention(
+one = torch.ones(1, 1, device=DEVICE)
+out = unified_attention(
     module,
-    q,
-    cache,
-    cache,
-    out,
+    *(q, cache, cache),
     keys=TOKENS,
     queries=TOKENS,
     window_size=(WINDOW - 1, 0),
     block_table=ints([0, 1, 0, 0]),
-    k_descale=torch.ones(1, 1, device=DEVICE),
-    v_descale=torch.ones(1, 1, device=DEVICE),
+    k_descale=one,
+    v_descale=one,
     mm_prefix_range=ints([[0, TOKENS - 1]]),
 )
-keys = cache.view(-1, HEAD_SIZE)[:TOKENS].float()
-weights = (q[:, 0].float() @ keys.T).softmax(dim=1)  # the range hides nothing
-compare((weights @ keys)[-2:, 0], out[-2:, 0, 0])
+compare([1.0, 1.0], out[-2:, 0, 0])

@@ -13,11 +13,6 @@ q = torch.ones(1, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k_cache = torch.ones(2, 1, HEAD_SIZE // X, 16, X, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones(2, 1, HEAD_SIZE, 16, dtype=q.dtype, device=DEVICE)
 v_cache[0] = torch.nan
-out = torch.full_like(q, -1.0)
 module = load("vllm.v1.attention.ops.chunked_prefill_paged_decode")
-chunked_prefill_paged_decode(
-    module, q, q, q, out, k_cache, v_cache, keys=KEYS, block_table=ints([0, 1]), max_seq_len=KEYS, sliding_window=WINDOW
-)
-keys, values = torch.ones(WINDOW, HEAD_SIZE, device=DEVICE), v_cache[1, 0, :, :1].T.float()
-weights = (q[0].float() @ keys.T).softmax(dim=1)
-compare((weights @ values)[0, 0], out[0, 0, 0])
+call = {"keys": KEYS, "block_table": ints([0, 1]), "max_seq_len": KEYS, "sliding_window": WINDOW}
+compare(1.0, chunked_prefill_paged_decode(module, q, q, q, k_cache, v_cache, **call)[0, 0, 0])

@@ -13,11 +13,6 @@ QUERIES, KEYS, WINDOW, HEAD_SIZE = 3, 66, 2, 64
 q = torch.ones(QUERIES, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 k_cache = torch.full((5, 16, 1, HEAD_SIZE), -3.0, dtype=q.dtype, device=DEVICE)
 v_cache = torch.ones_like(k_cache)
-out = torch.full_like(q, torch.nan)
 module = load("vllm.v1.attention.ops.segmented_attention")
-run_segmented_attention(module, q, out, k_cache, v_cache, keys=KEYS, scale=HEAD_SIZE ** (-0.5), sliding_window=WINDOW - 1)
-keys, values = (cache.flatten(0, 1)[:KEYS, 0].float() for cache in (k_cache, v_cache))
-distance = torch.arange(KEYS - QUERIES, KEYS, device=DEVICE)[:, None] - torch.arange(KEYS, device=DEVICE)
-hidden = (distance < 0) | (distance >= WINDOW)
-weights = (q[:, 0].float() @ keys.T * HEAD_SIZE**-0.5).masked_fill(hidden, -torch.inf).softmax(dim=1)
-compare((weights @ values)[:, 0], out[:, 0, 0])
+call = {"keys": KEYS, "scale": HEAD_SIZE ** (-0.5), "sliding_window": WINDOW - 1}
+compare([1.0, 1.0, 1.0], run_segmented_attention(module, q, k_cache, v_cache, **call)[:, 0, 0])

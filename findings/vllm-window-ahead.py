@@ -10,23 +10,7 @@ from kernels import DEVICE, compare, load
 TOKENS, WINDOW, HEAD_SIZE = 3, 2, 32
 q = torch.zeros(TOKENS, 1, HEAD_SIZE, dtype=torch.float16, device=DEVICE)
 cache = torch.ones(1, 16, 1, HEAD_SIZE, dtype=q.dtype, device=DEVICE)
-out = torch.full_like(q, torch.nan)
 module = load("vllm.v1.attention.ops.triton_unified_attention")
-unified_attention(
-    module,
-    q,
-    cache,
-    cache,
-    out,
-    keys=TOKENS,
-    queries=TOKENS,
-    causal=False,
-    window_size=(WINDOW - 1, 0),
-    k_descale=torch.ones(1, 1, device=DEVICE),
-    v_descale=torch.ones(1, 1, device=DEVICE),
-)
-position = torch.arange(TOKENS, device=DEVICE)
-hidden = (position[:, None] - position).abs() >= WINDOW
-keys = cache[0, :TOKENS, 0].float()
-weights = (q[:, 0].float() @ keys.T).masked_fill(hidden, -torch.inf).softmax(dim=1)
-compare((weights @ keys)[:, 0], out[:, 0, 0])
+one = torch.ones(1, 1, device=DEVICE)
+call = {"causal": False, "window_size": (WINDOW - 1, 0), "k_descale": one, "v_descale": one}
+compare([1.0, 1.0, 1.0], unified_attention(module, q, cache, cache, keys=TOKENS, queries=TOKENS, **call)[:, 0, 0])

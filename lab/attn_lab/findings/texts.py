@@ -14,6 +14,8 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parents[3] / "findings"
 _DICTIONARIES = ("FILES", "VALUES")
 """Of stand-ins, by package."""
+_LOAD = re.compile(r'\bload\("([\w.]+)"\)')
+"""A script loads a module by its name."""
 
 
 class Layout(NamedTuple):
@@ -158,17 +160,7 @@ class Source:
         first = min(node.lineno for node in self.rest)
         self.body = "\n".join(text.splitlines()[first - 1 :])
         self.imitates = "tf32" in shared
-        self.loaded = list(
-            dict.fromkeys(
-                node.args[0].value
-                for each in self.rest
-                for node in ast.walk(each)
-                if isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id == "load"
-                and isinstance(node.args[0], ast.Constant)
-            )
-        )
+        self.loaded = list(dict.fromkeys(_LOAD.findall(self.body)))
 
     def _shared(self, wanted: set[str], files: Sequence[str], without: frozenset[str], effects: str | None) -> list[_Statement]:
         """What the files define of these names but `without`, and what that uses, with effects whose text holds `effects`."""
@@ -189,7 +181,7 @@ class Source:
         effects = None if "cannot_run" in without else "excepthook"
         shared = self._shared(_used(self.rest), files, without | {"load"}, effects)
         imports = {each.text for each in [*self.imports, *shared] if isinstance(each.node, ast.Import | ast.ImportFrom)}
-        body = re.sub(r'\bload\("([\w.]+)"\)', lambda found: f'import_module("{resolved(found[1], folder)}")', self.body)
+        body = _LOAD.sub(lambda found: f'import_module("{resolved(found[1], folder)}")', self.body)
         rest = _joined(each for each in shared if each.text not in imports)
         return "\n".join(sorted(imports | {"from importlib import import_module"}, key=_import_order)), rest, body
 
@@ -235,7 +227,7 @@ _COMPARE = """
 
 
 def compare(expected, got):
-    torch.testing.assert_close(got.float(), expected.float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(got.float().cpu(), torch.as_tensor(expected).float().cpu(), rtol=1e-3, atol=1e-4)
 
 
 """
