@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.speed.calls import Call
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.participants import FA3, FLASHMLA, Participant, Prepared, has_rows, paged_rows, poisoned, refuse
+from benchmarks.speed.participants import FA3, FLASHMLA, Participant, Prepared, paged_rows, poisoned, refuse
 
 WIDEST = 256
 """The widest heads of FlashAttention-3."""
@@ -22,7 +22,8 @@ SIZES, BLOCK = (576, 512), 64
 def participants(fa3_ops: Any | None, flashmla_ops: Any | None) -> Iterator[Participant]:
     """Those whose ops were loaded."""
     if fa3_ops is not None:
-        yield Participant(FA3, functools.partial(fa3, fa3_ops), has_rows)
+        rows = functools.partial(fa3, fa3_ops)
+        yield Participant(FA3, rows, lambda case: isinstance(case, Attention) and not case.is_latent)
     if flashmla_ops is not None:
         yield Participant(
             FLASHMLA,
@@ -93,7 +94,6 @@ def flashmla(ops: Any, call: Call) -> Prepared:
         cache, out = call.cache.view(-1, 1, case.head_size), poisoned(call)
         selecting = {"q": call.q, "kv": cache, "indices": slots, "sm_scale": layer.scale, "d_v": SIZES[1], "out_": out}
         return Prepared(_bound(ops.sparse_prefill_fwd, **selecting), lambda _: out)
-    out = poisoned(call)
     arguments = {
         "q": call.q.view(requests, query_len, *call.q.shape[1:]),
         "kcache": call.cache.unsqueeze(2),
@@ -102,11 +102,10 @@ def flashmla(ops: Any, call: Call) -> Prepared:
         "block_table": batch.block_table,
         "softmax_scale": layer.scale,
         "is_causal": query_len > 1,
-        "out_": out.view(requests, query_len, case.num_heads, -1),
     }
     _, _, schedule, num_splits = _bound(ops.dense_decode_fwd, **arguments)()
     schedules = {"tile_scheduler_metadata": schedule, "num_splits": num_splits}
-    return Prepared(_bound(ops.dense_decode_fwd, **arguments, **schedules), lambda _: out)
+    return Prepared(_bound(ops.dense_decode_fwd, **arguments, **schedules), lambda found: found[0].flatten(0, 1))
 
 
 def _slots(call: Call, selected: torch.Tensor) -> torch.Tensor:

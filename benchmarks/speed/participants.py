@@ -44,7 +44,7 @@ class Participant(NamedTuple):
     joins: Callable[[Any], bool] = lambda case: isinstance(case, Attention)
 
 
-def has_rows(case: object) -> bool:
+def _has_rows(case: object) -> bool:
     """Whether K and V of a case are rows of one width."""
     return isinstance(case, Attention) and case.head_size_v is None
 
@@ -70,9 +70,9 @@ def participants(
     alone = functools.partial(without_cascade, attn_optimized)
     found.append(Participant(WITHOUT_CASCADE, alone, lambda case: isinstance(case, Attention) and case.common_prefix_len > 0))
     if vllm is not None:
-        found.append(Participant(VLLM, functools.partial(vllm_triton, vllm), has_rows))
+        found.append(Participant(VLLM, functools.partial(vllm_triton, vllm), _has_rows))
     if aiter is not None:
-        found.append(Participant(AITER, functools.partial(aiter_triton, aiter), has_rows))
+        found.append(Participant(AITER, functools.partial(aiter_triton, aiter), _has_rows))
     return found + [
         Participant(name, functools.partial(sdpa, name), lambda case: isinstance(case, Attention) and not case.is_latent)
         for name, backend in SDPA.items()
