@@ -143,10 +143,11 @@ def _missing(device: str) -> str | None:
     return features_of(readable_aiter() if device == "cpu" else import_aiter()).unified
 
 
+@functools.cache
 def _modules() -> list[ModuleType]:
     from attn_fuzz.targets.packages import aiter_package
 
-    return aiter_package.load("unified_attention")
+    return aiter_package.ops("unified_attention").load()
 
 
 AITER_UNIFIED_ATTENTION = Target(

@@ -5,17 +5,15 @@ The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLL
 
 import enum
 import functools
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from attn_contract import AttentionType, Layer
-from attn_fuzz import foreign
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
-from attn_fuzz.targets.packages.declaring import triton_target
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.packages.declaring import Sources
+from attn_fuzz.targets.target import Support
 
 REQUIREMENT = VLLM.requirement
 FP8 = torch.float8_e4m3fn
@@ -91,42 +89,20 @@ def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.
     return k, v, scales[..., 0], scales[..., 1]
 
 
-@functools.cache
-def load(*names: str, is_rocm: bool = False) -> list[ModuleType]:
+def ops(*names: str, is_rocm: bool = False) -> Sources:
     """Modules of vllm/v1/attention/ops."""
-    return foreign.load("vllm", tuple(f"{OPS}{name}.py" for name in names), stubs=stubs(is_rocm))
+    return Sources(VLLM, names, functools.partial(stubs, is_rocm), (OPS,))
 
 
-def missing(*names: str) -> Any:
-    """`Target.unavailable` of a target that loads these modules of vllm/v1/attention/ops."""
-    return missing_files(*(f"{OPS}{name}.py" for name in names))
-
-
-def missing_files(*files: str) -> Any:
-    """`Target.unavailable` of a target that loads these files of the package."""
-
-    def unavailable(device: str) -> str | None:
-        return missing_triton(device) or foreign.missing("vllm", files, REQUIREMENT)
-
-    return unavailable
-
-
-def target(*names: str, is_rocm: bool = False, **declared: Any) -> Target:
-    """A target of these modules of vllm/v1/attention/ops; `declared` is for `triton_target`."""
-    modules = functools.partial(load, *names, is_rocm=is_rocm)
-    return triton_target(unavailable=missing(*names), modules=modules, **declared)
-
-
-def support(**fields: Any) -> Support:
-    """Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""
-    drawn: dict[str, Any] = {
-        "attn_types": (AttentionType.DECODER,),
-        "dtypes": ("float16", "bfloat16"),
-        "cache_dtypes": ("fp8_e4m3fn",),
-        "scales": ("tensor",),
-        "head_sizes": (32, 64, 80, 96, 128),
-        "block_sizes": (16, 32, 48, 80, 544),
-        "engine": engine.VLLM,
-        "max_seq_len": 256,
-    }
-    return Support(**{**drawn, **fields})
+support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    head_sizes=(32, 64, 80, 96, 128),
+    block_sizes=(16, 32, 48, 80, 544),
+    engine=engine.VLLM,
+    max_seq_len=256,
+)
+"""Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""
