@@ -25,11 +25,13 @@ class Kind(NamedTuple):
         bits: 16, 32 or 64.
         dtype: of numpy.
         mask: the bits that are kept, where others are dropped.
+        is_bfloat: whether a float in the text stands for the bits of its bfloat16.
     """
 
     bits: int
     dtype: type
     mask: int = -1
+    is_bfloat: bool = False
 
 
 KINDS = {
@@ -37,6 +39,8 @@ KINDS = {
     "u16": Kind(16, np.uint16),
     "i16": Kind(16, np.int16),
     "f16": Kind(16, np.float16),
+    "bf16": Kind(16, np.uint16, is_bfloat=True),
+    "2bf16": Kind(32, np.uint32, is_bfloat=True),
     "b32": Kind(32, np.uint32),
     "u32": Kind(32, np.uint32),
     "i32": Kind(32, np.int32),
@@ -48,8 +52,8 @@ KINDS = {
     "i64": Kind(64, np.int64),
     "f64": Kind(64, np.float64),
 }
-"""By the names that the mnemonics use; u5 and i5 are the counts of shifts. A `mask` is a bit for each lane in scalar registers,
-read as bool."""
+"""By the names that the mnemonics use; u5 and i5 are the counts of shifts, and 2bf16 are two bfloat16. A `mask` is a bit for
+each lane in scalar registers, read as bool."""
 
 _SPECIAL = {"vcc": VCC, "vcc_lo": VCC, "vcc_hi": VCC + 1, "exec": EXEC, "exec_lo": EXEC, "exec_hi": EXEC + 1, "m0": M0}
 
@@ -86,6 +90,8 @@ def scalar_index(register: Register) -> int | None:
 
 def bits_of(number: float, kind: Kind) -> int:
     """The bits of a literal. An integer is its own bits, and a float has the operand's width."""
+    if isinstance(number, float) and kind.is_bfloat:
+        return int(np.float32(number).view(np.uint32)) >> 16
     if isinstance(number, float):
         dtype, bits = {16: (np.float16, np.uint16), 32: (np.float32, np.uint32), 64: (np.float64, np.uint64)}[kind.bits]
         return int(dtype(number).view(bits))

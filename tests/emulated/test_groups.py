@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from attn_amdgcn import Fault
 from attn_amdgcn.instructions.forms import GROUPED, VECTOR
+from attn_amdgcn.operands import KINDS
 
 from tests.emulated.lines import ran
-from tests.emulated.tables import bits_of_kind, edges
+from tests.emulated.tables import edges
 
 BETWEEN = "\nv_swap_b32 v190, v190\n"
 """Instructions do not change places with this one."""
@@ -24,7 +25,7 @@ def both(lines: list[str], **given) -> tuple[np.ndarray, np.ndarray]:
 
 
 def named(kind: str, number: int) -> str:
-    return "s[20:21]" if kind == "mask" else f"v[{number}:{number + 1}]" if bits_of_kind(kind) == 64 else f"v{number}"
+    return "s[20:21]" if kind == "mask" else f"v[{number}:{number + 1}]" if KINDS[kind].bits == 64 else f"v{number}"
 
 
 @pytest.mark.parametrize("name", [name for name in GROUPED if name in VECTOR])
@@ -32,7 +33,7 @@ def test_instructions_that_run_as_one_write_what_each_of_them_writes(name):
     meaning = VECTOR[name]
     rng = np.random.default_rng(len(name))
     kind = next((kind for kind in meaning.sources if kind != "mask"), "b32").lstrip("*")
-    values = np.array(edges({"u5": "u32", "i5": "i32"}.get(kind, kind)), np.uint64)
+    values = np.array(edges(kind if kind[0] == "f" else f"u{KINDS[kind].bits}"), np.uint64)
     v = {number: rng.choice(values, (WAVES, 64)).astype(np.uint32) for number in range(10, 90)}
     lines = []
     for i in range(COUNT):

@@ -325,6 +325,8 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
     destinations = instruction.operands[: len(results)]
     operands = [*instruction.operands[len(results) :], *(destinations[0] for _ in read_again)]
     op_sel: Any = instruction.modifiers.get("op_sel", ())
+    if op_sel and len(op_sel) != len(instruction.operands):
+        raise unknown(instruction, f"op_sel names {len(op_sel)} halves")
     values = []
     for i, (operand, kind) in enumerate(zip(operands, sources, strict=True)):
         name = kind.lstrip("*")

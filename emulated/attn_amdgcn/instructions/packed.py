@@ -154,15 +154,13 @@ def _short_pair(instruction: Instruction, operand: Operand, i: int, kind: str, k
     if operand.neg or operand.abs:
         raise unknown(instruction, "the sign of a packed operand")
     halves, signs = _halves(instruction, i), _signs(instruction, i, 16)
-    dtype = np.uint16 if kind == "bf16" else KINDS[kind].dtype
+    dtype = KINDS[kind].dtype
     if isinstance(operand.of, Literal):
         number = operand.of.number
-        if isinstance(number, float) and kind == "bf16":
-            number = int(np.float32(number).view(np.uint32)) >> 16
         if isinstance(number, int) and not -16 <= number <= 64:  # a literal of 32 bits has two halves
             bits = [number >> 16 * half & 0xFFFF for half in halves]
         else:
-            bits = _constant(instruction, number, "u16" if kind == "bf16" else kind, halves)
+            bits = _constant(instruction, number, kind, halves)
         constant = np.array([[bits]], np.uint16)
         constant = (constant if signs is None else constant ^ signs).view(dtype)
         return lambda waves: constant

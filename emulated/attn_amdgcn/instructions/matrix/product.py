@@ -232,10 +232,7 @@ def _c(instruction: Instruction, kernel: Kernel, kind: str, count: int, attribut
 
 
 def _constant(number: float, kind: str) -> np.ndarray:
-    if kind == "bf16":  # a constant with a point has the upper half of its float32
-        bits = bits_of(number, KINDS["f32"]) >> 16 if isinstance(number, float) else bits_of(number, KINDS["b16"])
-        return _widened(np.array(bits, np.uint16), kind)
-    if kind == "f16":
+    if kind in ("f16", "bf16"):
         return _widened(np.array(bits_of(number, KINDS[kind]), np.uint16), kind)
     unsigned = np.uint64 if kind == "f64" else np.uint32
     return np.array(bits_of(number, KINDS[kind]), unsigned).view(KINDS[kind].dtype)
