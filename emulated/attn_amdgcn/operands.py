@@ -67,11 +67,13 @@ def vector_row(register: Register, kernel: Kernel) -> int | None:
     return None
 
 
-def row_of(operand: Operand, instruction: Instruction, kernel: Kernel) -> int:
-    """The row of an operand that must be a vector or accumulation register."""
-    row = vector_row(operand.of, kernel) if isinstance(operand.of, Register) else None
-    if row is None:
-        raise unknown(instruction)
+def row_of(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:
+    """The first row of an operand that must be so many vector or accumulation registers, without a sign."""
+    register = operand.of
+    row = vector_row(register, kernel) if isinstance(register, Register) and not register.half else None
+    is_plain = not (operand.neg or operand.abs or operand.sext)
+    if row is None or not isinstance(register, Register) or register.count != count or not is_plain:
+        raise unknown(instruction, f"{count} vector registers are expected")
     return row
 
 
@@ -231,11 +233,6 @@ def vector_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
     return piece("({} >> {}).astype({}).view({})", bits_value(operand, kernel), shift, np.uint16, kind.dtype)
 
 
-def reads_vector(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
-    """Reads a value of a kind for each lane, without the operand's modifiers."""
-    return value_of(vector_value(operand, kind, kernel))
-
-
 def mask_value(operand: Operand, kernel: Kernel) -> Piece:
     """A bit for each lane."""
     if isinstance(operand.of, Literal):
@@ -333,6 +330,22 @@ def halves(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def unknown(instruction: Instruction, why: str = "") -> UnknownInstructionError:
     return UnknownInstructionError(f"line {instruction.line}: `{instruction.text}`{f': {why}' if why else ''}")
+
+
+def number(instruction: Instruction, modifier: str, default: int = 0) -> int:
+    """A modifier that is a number, such as `offset:16`; the default if the instruction has none."""
+    value = instruction.modifiers.get(modifier, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise unknown(instruction, f"{modifier} is no number")
+    return value
+
+
+def numbers(instruction: Instruction, modifier: str, count: int, default: int = 0) -> tuple[int, ...]:
+    """A modifier that is so many numbers, such as `op_sel:[0,1]`; all of them the default if the instruction has none."""
+    value = instruction.modifiers.get(modifier, (default,) * count)
+    if not isinstance(value, tuple) or len(value) != count:
+        raise unknown(instruction, f"{modifier}: {count} numbers are expected")
+    return value
 
 
 def label_of(instruction: Instruction) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.forms import made_vector, vector
+from attn_amdgcn.operands import number
 
 U32 = np.uint32
 
@@ -192,7 +193,7 @@ def bitop3(instruction: Instruction, kernel: Kernel):
 
     The table is computed as the exclusive or of some products of the sources (its algebraic normal form).
     """
-    table = int(instruction.modifiers.get("bitop3", 0))  # type: ignore[arg-type]
+    table = number(instruction, "bitop3")
     products = [factors for factors in range(1, 8) if _is_summand(table, factors)]
     constant = _is_summand(table, 0)
 

@@ -18,11 +18,11 @@ from functools import cache
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions import modes
-from attn_amdgcn.instructions.formats import data_row, writes_rows
+from attn_amdgcn.instructions.formats import writes_rows
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
 from attn_amdgcn.instructions.fused import F64
 from attn_amdgcn.instructions.matrix.elements import small_floats
-from attn_amdgcn.operands import KINDS, reads_bits, unknown, writes_vector
+from attn_amdgcn.operands import KINDS, number, numbers, reads_bits, row_of, unknown, writes_vector
 from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import Waves
 
@@ -79,7 +79,7 @@ def encoded(a: np.ndarray, to: Format) -> np.ndarray:
 
 
 @cache
-def numbers(of: Format) -> np.ndarray:
+def values_of(of: Format) -> np.ndarray:
     """[256] float32: the number of each code."""
     special = "fnuz" if not of.has_negative_zero else "ocp" if of.beyond == of.nan else "ieee"
     return small_floats(7 - of.mantissa, of.mantissa, of.bias, special)
@@ -101,7 +101,7 @@ def part(instruction: Instruction, bits: int) -> int:
         raise unknown(instruction, f"op_sel:{halves}")
     if (isinstance(source, Register) and source.half == "h") or halves[:1] == (1,):
         return 16
-    return 8 * int(instruction.modifiers.get("byte_sel", 0))  # type: ignore[arg-type]
+    return 8 * number(instruction, "byte_sel")
 
 
 def _of_both(*names: str) -> str:
@@ -130,9 +130,9 @@ def decode(instruction: Instruction, kernel: Kernel) -> Step:
         check_modifiers(instruction)
     else:
         check_modifiers(instruction, "op_sel", *(() if "bf16" in name else ("src0_sel", *_whole_result(instruction))))
-    codes, table = _reads_codes(instruction, source, count, kernel), numbers(format_of(instruction, kernel)).view(np.uint32)
+    codes, table = _reads_codes(instruction, source, count, kernel), values_of(format_of(instruction, kernel)).view(np.uint32)
     registers = count // 2 if "bf16" in name else count
-    write = writes_rows(data_row(instruction, target, registers, kernel), registers)
+    write = writes_rows(row_of(instruction, target, registers, kernel), registers)
     if "bf16" not in name:
         return lambda waves: write(waves, table.take(codes(waves)))
 
@@ -149,7 +149,7 @@ def _reads_codes(instruction: Instruction, source: Operand, count: int, kernel: 
         raise unknown(instruction, "DPP")
     if source.neg or source.abs or source.sext:
         raise unknown(instruction, "the sign of a code")
-    row = data_row(instruction, source, 2, kernel) if count == 8 else None
+    row = row_of(instruction, source, 2, kernel) if count == 8 else None
     read, first = reads_bits(source, kernel), 0 if count == 8 else part(instruction, 8 * count)
     shifts = np.array([first + 8 * i for i in range(min(count, 4))], np.uint32)[:, None, None]
 
@@ -198,8 +198,8 @@ def encode_two(instruction: Instruction, kernel: Kernel) -> Step:
     check_modifiers(instruction, "op_sel")
     if instruction.encoding.endswith("dpp"):
         raise unknown(instruction, "DPP")
-    halves = instruction.modifiers.get("op_sel", (0, 0, 0))
-    if not isinstance(halves, tuple) or any(halves[:-1]) or len(halves) not in (3, 4):
+    halves = numbers(instruction, "op_sel", len(instruction.operands))
+    if any(halves[:-1]):
         raise unknown(instruction, f"op_sel:{halves}")
     target, *sources = instruction.operands[:3]
     if halves[-1]:
@@ -219,8 +219,8 @@ def encode_eight(instruction: Instruction, kernel: Kernel) -> Step:
     _check_factor(instruction, 2)
     check_modifiers(instruction)
     target, source = instruction.operands[:2]
-    encode, write = _encodes(instruction, kernel), writes_rows(data_row(instruction, target, 2, kernel), 2)
-    row = data_row(instruction, source, 8, kernel)
+    encode, write = _encodes(instruction, kernel), writes_rows(row_of(instruction, target, 2, kernel), 2)
+    row = row_of(instruction, source, 8, kernel)
 
     def step(waves: Waves) -> None:
         codes = encode(waves.vector_f32[row : row + 8]).astype(np.uint32)

@@ -28,7 +28,7 @@ from attn_amdgcn.instructions.forms import (
 )
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
 from attn_amdgcn.instructions.modes import flushed, overflowing
-from attn_amdgcn.operands import KINDS, Read, bits_value, unknown, vector_value, writes_vector
+from attn_amdgcn.operands import KINDS, Read, bits_value, numbers, unknown, vector_value, writes_vector
 from attn_amdgcn.pieces import piece, value_of
 from attn_amdgcn.waves import Waves
 
@@ -126,9 +126,7 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     1.0 is a float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
     """
     operand = instruction.operands[1 + i]
-    halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
-    assert isinstance(halves, tuple)
-    assert isinstance(wide, tuple)
+    halves, wide = (numbers(instruction, name, 3) for name in ("op_sel", "op_sel_hi"))
     if not wide[i]:
         return value_of(signed_value(operand, KINDS["f32"], kernel))
     short = not instruction.name.endswith("bf16")
