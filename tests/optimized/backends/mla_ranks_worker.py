@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from attn_contract import AttentionType, Layout
 from attn_fuzz.targets.backend_mla import MlaStep, Weights, attend_phases, own_rows, weights
+from attn_fuzz.targets.backends import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, over_ranks
 from attn_optimized.context_parallel import Dealing
@@ -81,24 +82,13 @@ def rank_step(case: Case, rank: int, num_ranks: int, device: str = "cpu") -> Ran
     slot_mapping = torch.cat(slots)
     after = calls.paged_call(local, **make)
     before = calls.forget(calls.paged_call(local, **make), slot_mapping[slot_mapping >= 0])
-    batch = whole.batch
-    common = CommonAttentionMetadata(
-        query_start_loc=batch.query_start_loc,
-        query_start_loc_cpu=batch.query_start_loc.cpu(),
-        seq_lens=batch.seq_lens,
-        seq_lens_cpu=batch.seq_lens.cpu(),
-        num_actual_tokens=batch.num_actual_tokens,
-        max_query_len=batch.max_query_len,
-        max_seq_len=batch.max_seq_len,
-        block_table_tensor=blocks.table.to(device),
-        slot_mapping=slot_mapping.to(device),
-        causal=case.causal,
-    )
+    common = common_metadata(whole.batch, AttentionType.DECODER)
+    common = replace(common, block_table_tensor=blocks.table.to(device), slot_mapping=slot_mapping.to(device))
     all_weights, heads = weights(HEADS, LATENT, torch.float16, torch.device(device)), HEADS // num_ranks
     chosen = slice(rank * heads, (rank + 1) * heads)
     return RankStep(
         q=whole.q[:, chosen],
-        new=own_rows(whole.q, whole.kv_cache, whole.layer, batch),
+        new=own_rows(whole.q, whole.kv_cache, whole.layer, whole.batch),
         before=before.kv_cache,
         after=after.kv_cache,
         common=common,
