@@ -182,6 +182,11 @@ def shuffled_blocks(seq_lens: Sequence[int], block_size: int) -> Blocks:
     return Blocks(table, torch.cat(slots), total)
 
 
+def is_new(query_lens: Sequence[int], seq_lens: Sequence[int]) -> torch.Tensor:
+    """[S] bool: which keys, request after request, a step brings: the last ones, as many as there are queries."""
+    return torch.cat([torch.arange(n) >= n - q_len for q_len, n in zip(query_lens, seq_lens, strict=True)])
+
+
 def padded_rows(*parts: torch.Tensor, device: torch.device | str = "cpu") -> tuple[torch.Tensor, ...]:
     """Slices [T + UNOWNED_ROWS, heads, D] of one tensor, as of a fused q, k and v; NaN in what no part fills.
 
