@@ -141,5 +141,5 @@ AITER_GLUON_TWO_CACHES = sparse_target(
     files=DECODE,
     rounding=Rounding(keys_per_tile=64, splits=16, dot_is_chained=True),
     findings=aiter.GLUON_SPARSE,
-    **{name: ENTRIES[name] for name in ("layouts", "cache_dtypes", "scales", "exclude")},
+    **{name: ENTRIES[name] for name in ("layouts", "cache_dtypes", "scales")},
 )
