@@ -27,11 +27,11 @@ def _padded(lists: list[list[int]]) -> torch.Tensor:
 def test_a_token_of_the_window_is_listed_beside_its_entry():
     """Entry 1 stands for tokens 4 to 7, of which the window of position 7 has 6 and 7."""
     assert list(STEP.lists()) == RIGHT
-    check(STEP, _padded(RIGHT), torch.tensor(LENGTHS))
+    check(STEP.lists(), _padded(RIGHT), torch.tensor(LENGTHS), STEP.positions)
 
 
 def test_the_order_of_a_list_means_nothing():
-    check(STEP, _padded([[12, 0, 1, 11], [-1, 13, 0, 12], *RIGHT[2:]]), torch.tensor(LENGTHS))
+    check(STEP.lists(), _padded([[12, 0, 1, 11], [-1, 13, 0, 12], *RIGHT[2:]]), torch.tensor(LENGTHS), STEP.positions)
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_a_wrong_list_is_named(row, list_, length, said):
     lists, lengths = [*RIGHT], [*LENGTHS]
     lists[row], lengths[row] = list_, length
     with pytest.raises(FailedCheckError) as raised:
-        check(STEP, _padded(lists), torch.tensor(lengths))
+        check(STEP.lists(), _padded(lists), torch.tensor(lengths), STEP.positions)
     assert raised.value.message.startswith(said)

@@ -25,6 +25,8 @@ VLLM = Package(
         "vllm-combined-lists": f"{_HERE}.vllm_combined_lists:VLLM_COMBINED_LISTS",
         "vllm-combined-lists-rocm": f"{_HERE}.vllm_combined_lists:VLLM_COMBINED_LISTS_ROCM",
         "vllm-combined-lists-v41": f"{_HERE}.vllm_combined_lists:VLLM_COMBINED_LISTS_V41",
+        "vllm-selected-slots": f"{_HERE}.vllm_selected_slots:VLLM_SELECTED_SLOTS",
+        "vllm-selected-pools": f"{_HERE}.vllm_selected_slots:VLLM_SELECTED_POOLS",
         "vllm-qsa": f"{_HERE}.vllm_qsa:VLLM_QSA",
         "vllm-indexer": f"{_HERE}.vllm_indexer:VLLM_INDEXER",
         "vllm-paged-mqa-logits": f"{_HERE}.vllm_indexer:VLLM_PAGED_MQA_LOGITS",

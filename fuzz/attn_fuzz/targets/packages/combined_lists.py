@@ -10,7 +10,7 @@ order, as many times -1 as the query chose no entry, and -1 behind its length.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -97,14 +97,19 @@ Combine = Callable[[Prefill, torch.Tensor, torch.Tensor], object]
 """Writes lists [T, W] and lengths [T], int32, into tensors that hold -2."""
 
 
-def check(step: Prefill, lists: torch.Tensor, lengths: torch.Tensor) -> None:
-    for row, right in enumerate(step.lists()):
-        length, found = int(lengths[row]), lists[row].tolist()
-        if length != len(right):
-            message = f"query {row} at position {int(step.positions[row])} has a list of {length}, expected {len(right)}"
+def check(right: Iterable[list[int]], lists: torch.Tensor, lengths: torch.Tensor, positions: torch.Tensor) -> None:
+    """Compare lists [T, W] of queries at positions [T] with the right ones, in any order.
+
+    Raises:
+        FailedCheckError: a length, a list or what is behind it is wrong.
+    """
+    given = zip(lists.tolist(), lengths.tolist(), positions.tolist(), right, strict=True)
+    for row, (found, length, p, expected) in enumerate(given):
+        if length != len(expected):
+            message = f"query {row} at position {p} has a list of {length}, expected {len(expected)}"
             raise FailedCheckError("value", "lengths", message)
-        if sorted(found[:length]) != sorted(right) or any(each != -1 for each in found[length:]):
-            message = f"query {row} at position {int(step.positions[row])}: got {found}, expected {right} and then -1"
+        if sorted(found[:length]) != sorted(expected) or any(each != -1 for each in found[length:]):
+            message = f"query {row} at position {p}: got {found}, expected {expected} and then -1"
             raise FailedCheckError("value", "lists", message)
 
 
@@ -161,7 +166,7 @@ def _attention_by(combine: Combine, terms: Terms) -> AttentionFunction:
             lengths = torch.full(shape[:1], -2, dtype=torch.int32)
             with guarded(shape, torch.int32, "lists") as lists:
                 combine(step, lists, lengths)
-            check(step, lists, lengths)
+            check(step.lists(), lists, lengths, step.positions)
         rows_of(out, layer, rows).zero_()
 
     return attention
