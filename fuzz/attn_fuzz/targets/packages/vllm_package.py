@@ -106,7 +106,7 @@ class _Anything(metaclass=_Attributes):
 def load_amid_anything(file: str, beside: tuple[str, ...] = ()) -> ModuleType:
     """A file of the package, and files that it imports. Else they find Triton, the platform, two functions, and anything."""
     imports = {
-        node.module
+        node.module or ""
         for each in (file, *beside)
         for node in ast.parse((foreign.sources("vllm") / each).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm")
