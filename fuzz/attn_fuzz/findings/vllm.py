@@ -55,6 +55,13 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
     return False
 
 
+def _sees_a_range_beyond_its_window(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether the wrong query is in a bidirectional range that begins before the query's window."""
+    position = request.context_len + worst.row - case.query_start_loc[worst.request]
+    begin = position - case.window[0]
+    return case.window[0] >= 0 and any(first < begin <= position <= last for first, last in request.bidirectional_ranges)
+
+
 def _splits_two_widths(case: "Case") -> bool:
     """Whether unified_attention_diffkv splits keys. Without a window it splits those of requests of up to 16 queries."""
     return case.max_query_len <= 1 or (case.max_query_len <= 16 and case.window[0] < 0)
@@ -141,7 +148,7 @@ _UNIFIED_ATTENTION = (
         "window alone and not for ranges (mm_prefix_range) that win over it.",
         seen_in=SEEN_IN,
         explains=lambda case, verdict: (
-            _is_value(verdict) and case.window[0] >= 0 and case.bidirectional_ranges and not case.ranges_clamped
+            _is_value(verdict) and not case.ranges_clamped and _all(case, verdict, _sees_a_range_beyond_its_window)
         ),
     ),
     Finding(
