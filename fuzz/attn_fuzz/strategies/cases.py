@@ -18,7 +18,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
-VALUES = ("exact", "one_hot", "signature", "random", "extreme")
+VALUES = ("exact", "one_hot", "signature", "random", "extreme", "below")
 CANDIDATES = 4
 """Layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
 STEPS = 2
@@ -201,7 +201,7 @@ def _is_per_request(
 
 def values(draw: st.DrawFn, rules: set[str], engine: Engine) -> Values:
     """A kind of values. Large logits are drawn twice as often with a cap, because a cap changes large logits most."""
-    kind = pick(draw, VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))
+    kind = pick(draw, VALUES + ("extreme",) * ("logits_soft_cap" in rules))
     drawn = Values(kind=kind, seed=draw(st.integers(0, 2**32 - 1)))
     return drawn if engine.least_scales else edges_of_scales.without_least(drawn)
 
