@@ -74,6 +74,13 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
     return False
 
 
+def _sees_a_range_beyond_its_window(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether the wrong query is in a bidirectional range that begins before the query's window."""
+    position = request.context_len + worst.row - case.query_start_loc[worst.request]
+    begin = position - case.window[0]
+    return case.window[0] >= 0 and any(first < begin <= position <= last for first, last in request.bidirectional_ranges)
+
+
 def _splits_two_widths(case: "Case") -> bool:
     """Whether unified_attention_diffkv splits keys. Without a window it splits those of requests of up to 16 queries."""
     return case.max_query_len <= 1 or (case.max_query_len <= 16 and case.window[0] < 0)
@@ -164,7 +171,7 @@ _UNIFIED_ATTENTION = (
         "values of these keys count as 0, though their weights count.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist < SLIDING_WINDOW`, which holds for the "
         "window alone and not for ranges (mm_prefix_range) that win over it.",
-        explains=of(VALUES, lambda case: case.window[0] >= 0 and case.bidirectional_ranges and not case.ranges_clamped),
+        explains=_each(VALUES, _sees_a_range_beyond_its_window, lambda case: not case.ranges_clamped),
     ),
     _since_29(
         name="vllm-scales-outside-window",

@@ -58,7 +58,7 @@ def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkey
         monkeypatch.delenv(f"ATTN_PARITY_{package}", raising=False)
     run = attn_parity("fuzz", "--target", name, "--examples", 1, "--device", "cpu")
     assert run.code == 2
-    needs_main = name.startswith(("aiter-gluon", "aiter-decode-sparse", "aiter-prefill-sparse"))
+    needs_main = name.startswith(("aiter-gluon", "aiter-decode-sparse", "aiter-prefill-sparse", "aiter-combined-lists"))
     needed = "a checkout of github.com/ROCm/aiter" if needs_main else "pip install --no-deps "
     assert needed in run.err
 

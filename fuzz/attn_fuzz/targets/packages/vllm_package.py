@@ -3,6 +3,7 @@
 The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLLM=FOLDER` takes the sources of another release.
 """
 
+import ast
 import enum
 import functools
 from types import SimpleNamespace
@@ -76,6 +77,47 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
             "is_workspace_manager_initialized": lambda: False,
         },
     }
+
+
+LAUNCHER = ("model_executor/warmup/jit_warmup.py", "model_executor/warmup/jit_warmup_triton_helper.py")
+
+
+class _Attributes(type):
+    def __getattr__(cls, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Anything(metaclass=_Attributes):
+    """What a file imports for its classes and its host code, and a kernel's launch does not need."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+    def __call__(self, *arguments: object, **options: object) -> "_Anything":
+        return self
+
+    def __class_getitem__(cls, parameters: object) -> "type[_Anything]":
+        return cls
+
+
+def load_amid_anything(file: str, beside: tuple[str, ...] = ()) -> ModuleType:
+    """A file of the package, and files that it imports. Else they find Triton, the platform, two functions, and anything."""
+    imports = {
+        node.module or ""
+        for each in (file, *beside)
+        for node in ast.parse((foreign.sources("vllm") / each).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm")
+    }
+    anything = {"__getattr__": lambda name: type(name, (_Anything,), {})}
+    known = {name: stubs(is_rocm=True)[name] for name in ("vllm.platforms", "vllm.triton_utils")}
+    known["vllm.triton_utils"]["HAS_TRITON"] = True
+    known["vllm.utils.math_utils"] = {
+        "next_power_of_2": lambda number: 1 << max(number - 1, 0).bit_length(),
+        "cdiv": lambda a, b: -(-a // b),
+    }
+    module, *_ = foreign.load("vllm", (file, *beside), stubs=dict.fromkeys(imports, anything) | known)
+    return module
 
 
 def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, ...]:
