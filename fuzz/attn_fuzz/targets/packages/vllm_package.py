@@ -6,11 +6,12 @@ The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLL
 import ast
 import enum
 import functools
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from attn_contract import AttentionType, Layer
+from attn_fuzz import foreign
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
