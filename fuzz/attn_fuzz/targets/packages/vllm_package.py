@@ -6,6 +6,7 @@ The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLL
 import ast
 import enum
 import functools
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -119,6 +120,11 @@ def load_amid_anything(file: str, beside: tuple[str, ...] = ()) -> ModuleType:
     }
     module, *_ = foreign.load("vllm", (file, *beside), stubs=dict.fromkeys(imports, anything) | known)
     return module
+
+
+def missing_files(*files: str) -> Callable[[str], str | None]:
+    """`Target.unavailable` of a target that loads these files of the package."""
+    return Sources(VLLM, tuple(file.removesuffix(".py") for file in files), dict).missing
 
 
 def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, ...]:
