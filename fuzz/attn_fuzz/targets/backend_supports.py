@@ -61,8 +61,8 @@ def rocm_attn(device: str) -> Support:
     )
 
 
-def beyond_rocm_attn(config: AttentionConfig, architecture: str | None = None) -> str | None:
-    """Two rules that ROCM_ATTN does not serve together, on any architecture."""
+def beyond_rocm_attn(config: AttentionConfig) -> str | None:
+    """Two rules that ROCM_ATTN does not serve together."""
     if not config.asks("alibi_slopes"):
         return None
     if config.asks("window"):

@@ -227,12 +227,11 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, about: str) -> Iterator[
     """
     *rows, columns = shape
     wide = (*(size + 1 for size in rows), columns + GUARD)
-    buffer = canary(wide, torch.float32, "cpu") if dtype is torch.float32 else torch.full(wide, -2, dtype=dtype)
-    inner = buffer[tuple(slice(size) for size in shape)]
-    yield inner
-    after = buffer.clone()
     before = canary(wide, torch.float32, "cpu") if dtype is torch.float32 else torch.full(wide, -2, dtype=dtype)
-    after[tuple(slice(size) for size in shape)] = before[tuple(slice(size) for size in shape)]
+    buffer, inner = before.clone(), tuple(slice(size) for size in shape)
+    yield buffer[inner]
+    after = buffer.clone()
+    after[inner] = before[inner]
     if len(wrong := (bits(after) != bits(before)).nonzero()):
         where = ", ".join(map(str, wrong[0].tolist()))
         raise FailedCheckError(

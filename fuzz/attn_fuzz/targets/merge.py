@@ -22,7 +22,7 @@ from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Tar
 from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
 from attn_fuzz.verdict.rounding import Rounding
 
-MOST_PARTS = 3
+MOST_PARTS, MOST_AT_ONCE = 3, 5
 MOST_PADDING = 8
 MergeFunction = Callable[..., object]
 """`merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse)`, with the options that `Merges` says."""
@@ -237,11 +237,11 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], takes: Merg
     )
 
 
-def parts_target(name: str, load_merge: Callable[[], MergeFunction], *, most_parts: int = 5, **fields: Any) -> Target:
+def parts_target(name: str, load_merge: Callable[[], MergeFunction], **fields: Any) -> Target:
     """A merge of any number of states as a target: see `merge_target`."""
     return Target(
         name=name,
-        attention=parts_attention_by(load_merge, most_parts),
+        attention=parts_attention_by(load_merge, MOST_AT_ONCE),
         support=lambda device: _support(device, EVERYTHING.output_dtypes),
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=2),
         **fields,

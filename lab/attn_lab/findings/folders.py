@@ -35,18 +35,12 @@ def patch(report: Report, package: Path) -> str:
     Raises:
         ValueError: a file has not the text that is to be changed.
     """
-    before: dict[Path, str] = {}
-    after: dict[Path, str] = {}
-    for named, repair in report.changes():
-        file = scripts.placed(named, package.parent)
-        before.setdefault(file, (package.parent / file).read_text(encoding="utf-8"))
-        after[file] = scripts.changed(after.get(file, before[file]), repair, file)
-    prefix = LAYOUTS[package.name].prefix
-    found = (
-        difflib.unified_diff(text.splitlines(True), after[file].splitlines(True), f"a/{prefix}{file}", f"b/{prefix}{file}")
-        for file, text in before.items()
-    )
-    return "".join(line for lines in found for line in lines)
+    prefix, found = LAYOUTS[package.name].prefix, []
+    for file, after in scripts.changed([report], package.parent).items():
+        before = (package.parent / file).read_text(encoding="utf-8")
+        names = (f"a/{prefix}{file}", f"b/{prefix}{file}")
+        found += difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names)
+    return "".join(found)
 
 
 def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: Path) -> Iterator[str]:

@@ -203,25 +203,35 @@ def repaired(reports: Mapping[str, Report], folder: Path) -> Path:
     """
     [package] = {report.file.parts[0] for report in reports.values()}
     sources = foreign.sources(package)
-    changes = [(placed(file, sources.parent), repair) for report in reports.values() for file, repair in report.changes()]
-    copied(sources, folder, [file for file, _ in changes])
-    for file, repair in changes:
-        (folder / file).write_text(changed((folder / file).read_text(encoding="utf-8"), repair, file), encoding="utf-8")
+    files = changed(reports.values(), sources.parent)
+    copied(sources, folder, files)
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
     loaded = [name for name, report in reports.items() if report.repair and str(report.file) not in _REPEATED]
     (folder / package / foreign.REPAIRED).write_text("".join(f"{name}\n" for name in loaded), encoding="utf-8")
     return folder
 
 
-def placed(file: Path, sources: Path) -> Path:
+def changed(reports: Iterable[Report], sources: Path) -> dict[Path, str]:
+    """The files in `sources` that the repairs change, as they are behind these.
+
+    Raises:
+        ValueError: a file has not the text that is to be changed.
+    """
+    texts: dict[Path, str] = {}
+    for named, repair in (each for report in reports for each in report.changes()):
+        file = _placed(named, sources)
+        text = texts.get(file) or (sources / file).read_text(encoding="utf-8")
+        if repair.old not in text:
+            raise ValueError(f"{file}: there is no {repair.old!r}")
+        texts[file] = text.replace(repair.old, repair.new)
+    return texts
+
+
+def _placed(file: Path, sources: Path) -> Path:
     """A file of a report where the release in `sources` has it: AITER moved its kernels of attention to a folder."""
     moved = file.with_name("attention") / file.name
     return moved if not (sources / file).is_file() and (sources / moved).is_file() else file
-
-
-def changed(text: str, repair: Repair, file: Path) -> str:
-    if repair.old not in text:
-        raise ValueError(f"{file}: there is no {repair.old!r}")
-    return text.replace(repair.old, repair.new)
 
 
 def copied(package: Path, folder: Path, files: Iterable[Path]) -> None:

@@ -46,7 +46,7 @@ def fails_on_one(group, which):
     dist.barrier(group)
 
 
-def a_rank_that_fails():
+def nobody_waits_for_a_rank_that_fails():
     for which in (0, 1):
         processes = RankProcesses(3, (RuntimeError,))  # of gloo, whose other end has gone
         begin = time.monotonic()
@@ -63,7 +63,7 @@ def in_a_process(call, *arguments):
     assert process.exitcode == 0
 
 
-def results_and_errors():
+def each_rank_gives_its_result_or_its_error():
     processes = RankProcesses(3, (ValueError,))
     assert [float(total) for total in processes.call(of_rank, [(1,), (2,), (4,)])] == [7, 7, 7]
     assert [float(total) for total in processes.call(of_rank, [(1,), (2,)])] == [3, 3]
@@ -76,7 +76,7 @@ def new_numbers(group):
     return torch.empty(4)
 
 
-def new_memory_of_ranks():
+def new_memory_holds_what_it_holds_here():
     """It holds in each of the processes what it holds here."""
     processes = RankProcesses(3, ())
     for with_numbers in (False, True):
@@ -86,7 +86,7 @@ def new_memory_of_ranks():
     processes.close()
 
 
-def a_dead_rank():
+def a_rank_that_dies_is_an_error():
     processes = RankProcesses(2, (ValueError,))
     with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
         processes.call(dies, [(), ()])
@@ -96,7 +96,7 @@ def a_dead_rank():
     assert len(set(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
 
 
-def a_killed_rank():
+def a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel():
     processes = RankProcesses(3, (ValueError,))
     with pytest.raises(HelperKilledError, match="SIGKILL has ended the process of a rank"):
         processes.call(is_killed, [()] * 3)
@@ -113,7 +113,7 @@ class Reset:
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
 
-def a_rank_that_is_reset():
+def a_rank_whose_connection_is_reset_is_an_error():
     processes = RankProcesses(2, (ValueError,))
     ends, processes._ends = processes._ends, [Reset()]
     with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
@@ -126,28 +126,20 @@ def ids_of_ranks(path: Path):
     path.write_text(repr(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3)))
 
 
-def test_each_rank_gives_its_result_or_its_error():
-    in_a_process(results_and_errors)
-
-
-def test_new_memory_of_ranks_holds_what_it_holds_here():
-    in_a_process(new_memory_of_ranks)
-
-
-def test_a_rank_that_dies_is_an_error():
-    in_a_process(a_dead_rank)
-
-
-def test_a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel():
-    in_a_process(a_killed_rank)
-
-
-def test_a_rank_whose_connection_is_reset_is_an_error():
-    in_a_process(a_rank_that_is_reset)
-
-
-def test_nobody_waits_for_a_rank_that_fails():
-    in_a_process(a_rank_that_fails)
+@pytest.mark.parametrize(
+    "what_holds",
+    [
+        each_rank_gives_its_result_or_its_error,
+        new_memory_holds_what_it_holds_here,
+        a_rank_that_dies_is_an_error,
+        a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel,
+        a_rank_whose_connection_is_reset_is_an_error,
+        nobody_waits_for_a_rank_that_fails,
+    ],
+    ids=lambda what_holds: what_holds.__name__,
+)
+def test_ranks(what_holds):
+    in_a_process(what_holds)
 
 
 def test_the_ranks_end_with_the_process_that_made_them(tmp_path):
