@@ -19,6 +19,7 @@ from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.backends import BackendLayers, backend_target, named
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.packages.latent_rows import decoded_rows
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton
@@ -66,14 +67,11 @@ def _decode_each(function, q, kv_cache, layer, batch, *, out, lse) -> None:
     if batch.causal is not True:
         raise UnsupportedError("AITER's decode", "non-causal attention", "a query is at its last key")
     check_paged_attention(q, kv_cache, layer, batch, out, lse, values=False)
-    query_lens = batch.query_start_loc.diff()
-    request = torch.repeat_interleave(torch.arange(batch.num_requests), query_lens)
-    row = torch.arange(len(request))
-    seen = (batch.seq_lens - batch.query_start_loc[1:])[request] + row + 1
+    request, seq_lens = decoded_rows(batch)
     one_each = dataclasses.replace(
         batch,
         query_start_loc=torch.arange(len(request) + 1, dtype=torch.int32),
-        seq_lens=seen.clamp(min=0).int(),
+        seq_lens=seq_lens,
         max_query_len=1,
         num_actual_tokens=len(request),
         block_table=batch.block_table[request],
@@ -236,28 +234,24 @@ def _tokens_as_cached(q, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Te
 def _fa_support(device: str) -> Support:
     sizes = {"head_sizes": (64, 128, 256), "block_sizes": (16, 32), "cache_dtypes": OWN_FLOAT8, "scales": ("tensor",)}
     engine = Engine(more_queries_than_keys=False, writes=(True,), unwritten=False)
-    exclude = functools.partial(_excluded, _beyond_fa)
-    return _support(**sizes, rules=("window", "logits_soft_cap", "sinks"), engine=engine, exclude=exclude)
+    rules = ("window", "logits_soft_cap", "sinks")
+    return _support(**sizes, rules=rules, engine=engine, exclude=lambda case: _beyond_fa(config_of(case)))
 
 
 def _backend_support(device: str) -> Support:
     """Decoders are served by AITER's kernel, and all other attention types by the project's kernels."""
     support = dataclasses.replace(_unified_support(device), rules=(*RULES, "qq_bias", "rope"), attn_types=tuple(AttentionType))
     own = {"head_sizes": (32, 16, 64, 128, 256), "output_dtypes": FLOAT8}
-    return dataclasses.replace(support, **own, exclude=functools.partial(_excluded, _beyond_unified))
+    return dataclasses.replace(support, **own, exclude=lambda case: _beyond_unified(config_of(case)))
 
 
-def _excluded(beyond, case: Case) -> str | None:
-    return beyond(config_of(case), "gfx942")
-
-
-def _beyond_fa(config, architecture: str) -> str | None:
+def _beyond_fa(config) -> str | None:
     is_lossy = config.asks("sinks") or config.asks("logits_soft_cap")
     is_assembled = config.dtype == torch.bfloat16 and config.head_size == 128
     return "sinks or a soft cap in assembly kernels" if is_lossy and is_assembled else None
 
 
-def _beyond_unified(config, architecture: str) -> str | None:
+def _beyond_unified(config) -> str | None:
     if config.attn_type is not AttentionType.DECODER:
         return None
     if config.block_size == 48:
@@ -266,8 +260,8 @@ def _beyond_unified(config, architecture: str) -> str | None:
         return "ALiBi with sinks"
     if config.dtype == torch.float16 and config.value_of("window")[0] >= 0 and not config.asks("sinks"):
         return "a window without sinks in float16"
-    own = torch.float8_e4m3fn if architecture == "gfx950" else torch.float8_e4m3fnuz
-    return None if config.output_dtype in (None, own) else "an output that is not of the device's own float8 type"
+    is_own = config.output_dtype in (None, torch.float8_e4m3fnuz)
+    return None if is_own else "an output that is not of the device's own float8 type"
 
 
 _FA = BackendLayers(named("ROCM_AITER_FA"), documented, _builder_options)

@@ -15,7 +15,8 @@ from attn_contract import AttentionType, Layer
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, requests_of, rows_of, write_state
 from attn_fuzz.targets.rng import rng_of_call
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support
+from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
+from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 from attn_reference.rounding import rounded
 
@@ -100,15 +101,31 @@ def over_ranks(
     return attention
 
 
-def support(device: str) -> Support:
-    return dataclasses.replace(
+def rank_target(
+    name: str, attention: AttentionFunction, *, merged_parts: int = 2, without: tuple[str, ...] = ("sinks",), **fields: Any
+) -> Target:
+    """A target of attention by `over_ranks`.
+
+    Args:
+        without: rules that the merge does not know.
+        fields: other fields of Target.
+    """
+    support = dataclasses.replace(
         EVERYTHING,
         attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
-        rules=tuple(name for name in EVERYTHING.rules if name != "sinks"),
+        rules=tuple(rule for rule in EVERYTHING.rules if rule not in without),
         head_sizes=HEAD_SIZES,
         output_dtypes=(),
         # each token and head has a program of its own
         group_sizes=(1, 2, 3, 8),
         max_tokens=8,
         max_seq_len=128,
+    )
+    return Target(
+        name=name,
+        attention=attention,
+        support=lambda device: support,
+        refuses=False,
+        rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=merged_parts),
+        **fields,
     )

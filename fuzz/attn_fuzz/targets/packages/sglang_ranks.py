@@ -8,15 +8,13 @@ LSEs are float32. Where a rank has no key, the output is 0: both kernels multipl
 first are powers of two (`tl.arange(0, N_ROUNDED)`). `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
 """
 
-import dataclasses
+import functools
 from typing import Any
 
 import torch
 from attn_fuzz import foreign
 from attn_fuzz.findings import sglang
 from attn_fuzz.targets.packages import rank_merges, sglang_package
-from attn_fuzz.targets.target import AttentionFunction, Support, Target
-from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = sglang_package.ops("dcp_kernels")
 
@@ -56,33 +54,16 @@ def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool) -> Any:
     return torch.cat(merged, 1).double(), None
 
 
-def _support_without_lse(device: str) -> Support:
-    declared = rank_merges.support(device)
-    return dataclasses.replace(declared, rules=tuple(rule for rule in declared.rules if rule != "lse"))
-
-
-def _target(name: str, attention: AttentionFunction, **fields: Any) -> Target:
-    return Target(
-        name=name,
-        attention=attention,
-        refuses=False,
-        rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=2),
-        unavailable=SOURCES.missing,
-        modules=SOURCES.load,
-        **fields,
-    )
-
-
+_target = functools.partial(rank_merges.rank_target, unavailable=SOURCES.missing, modules=SOURCES.load)
 SGLANG_DCP_REDUCE_SCATTER = _target(
     "sglang-dcp-reduce-scatter",
     rank_merges.over_ranks(_corrected, (2, 4, 8)),
-    support=rank_merges.support,
     description="correct_attn_out of SGLang 0.5.23 (decode context parallelism): the reference attends on each rank",
     findings=sglang.DCP_REDUCE_SCATTER,
 )
 SGLANG_DCP_ALL_TO_ALL = _target(
     "sglang-dcp-all-to-all",
     rank_merges.over_ranks(_packed, (2, 3, 4, 5, 8)),
-    support=_support_without_lse,
+    without=("sinks", "lse"),
     description="pack and combine of SGLang 0.5.23 (decode context parallelism): the reference attends on each rank",
 )

@@ -22,8 +22,6 @@ from attn_fuzz.findings import vllm
 from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.packages import VLLM, rank_merges, vllm_package
 from attn_fuzz.targets.packages.declaring import Sources
-from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.verdict.rounding import Rounding
 
 
 class _Kernel:
@@ -129,29 +127,22 @@ def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool, **length
     return torch.cat([out for out, _ in merged], 1).double(), torch.cat([lse for _, lse in merged], 1)
 
 
-def _target(name: str, attention: AttentionFunction, merged_parts: int, **fields: Any) -> Target:
-    return Target(
-        name=name,
-        attention=attention,
-        support=rank_merges.support,
-        refuses=False,
-        rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=merged_parts),
-        unavailable=lambda device: SOURCES.missing(device) and EARLIER.missing(device),
-        **fields,
-    )
+def _missing(device: str) -> str | None:
+    return SOURCES.missing(device) and EARLIER.missing(device)
 
 
-VLLM_DCP_REDUCE_SCATTER = _target(
+VLLM_DCP_REDUCE_SCATTER = rank_merges.rank_target(
     "vllm-dcp-reduce-scatter",
     rank_merges.over_ranks(_corrected, (2, 4, 8), narrow_lses=True),
-    3,  # the share of a rank is rounded once more
+    merged_parts=3,  # the share of a rank is rounded once more
+    unavailable=_missing,
     description="correct_attn_out of vLLM 0.33.0 (decode context parallelism): the reference attends on each rank",
     findings=vllm.DCP_REDUCE_SCATTER,
 )
-VLLM_DCP_ALL_TO_ALL = _target(
+VLLM_DCP_ALL_TO_ALL = rank_merges.rank_target(
     "vllm-dcp-all-to-all",
     rank_merges.over_ranks(_packed, (2, 3, 4, 5, 8), has_lengths=True, narrow_lses=True),
-    2,
+    unavailable=_missing,
     description="pack and unpack kernels of vLLM 0.33.0 (decode context parallelism): the reference attends on each rank",
     findings=vllm.DCP_ALL_TO_ALL,
 )

@@ -6,8 +6,8 @@ another order, and the call is judged as attention over the selection. The GPUs 
 """
 
 from attn_fuzz import foreign
+from attn_fuzz.targets.packages import vllm_sparse_mla
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, ragged, selection_target, two_caches
-from attn_fuzz.targets.packages.vllm_sparse_mla import SOURCES
 from attn_fuzz.verdict.rounding import Rounding
 
 ROTATED = 64
@@ -19,7 +19,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     of_tokens, tokens_indptr = ragged(tokens, rng)
     of_entries, entries_indptr = ragged(entries, rng)
     swa_only = not bool((entries >= 0).any())
-    [module] = SOURCES.load()
+    [module] = vllm_sparse_mla.SOURCES.load()
     with foreign.as_on_a_gpu():
         module.rocm_sparse_attn_decode(
             q=q,
@@ -49,6 +49,6 @@ VLLM_TWO_CACHES = selection_target(
     description="rocm_sparse_attn_decode of vLLM 0.33.0, over two caches of 584 bytes a slot",
     support=ENTRIES,
     rounding=Rounding(keys_per_tile=32, splits=16),
-    unavailable=SOURCES.missing,
-    modules=SOURCES.load,
+    unavailable=vllm_sparse_mla.SOURCES.missing,
+    modules=vllm_sparse_mla.SOURCES.load,
 )
