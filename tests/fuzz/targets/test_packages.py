@@ -376,3 +376,19 @@ def test_parts_of_float8_queries_are_not_float8(name, output_dtype):
     )
     verdict = try_case(case, target, "cpu")
     assert verdict.kind == "agree", verdict
+
+
+def test_a_rank_whose_token_is_no_key_yet_is_not_masked():
+    """Found by a run: one token, of two that make a key. A kernel that masks by lengths gets them in tokens."""
+    needs(target := registry.load("vllm-dcp-all-to-all"))
+    case = Case(
+        target=target.name,
+        scale=1.0,
+        key_unit=2,
+        selected="some",
+        requests=(Request(query_len=1, seq_len=1, causal=True),),
+        cache=Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=1, num_blocks=1),
+        program_order="in order",
+        values=Values("exact"),
+    )
+    assert try_case(case, target, "cpu").kind == "agree"

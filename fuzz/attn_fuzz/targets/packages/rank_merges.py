@@ -31,12 +31,11 @@ Merge = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 def _on_each_rank(
     request: attn_reference.Request, layer: Layer, num_ranks: int, interleave: int
-) -> tuple[State, slice, list[int]]:
-    """Attention on each rank, stacked; the request's rows; and how many of its keys each rank holds."""
+) -> tuple[State, attn_reference.Request]:
+    """Attention on each rank, stacked, and the request."""
     held = [context_parallel.local_request(request, rank, num_ranks, interleave) for rank in range(num_ranks)]
     found = [attn_reference.attend(part, context_parallel.local_layer(layer, rank)) for rank, part in enumerate(held)]
-    stacked = State(torch.stack([each.out for each in found]), torch.stack([each.lse for each in found]))
-    return stacked, request.rows, [len(part.key) for part in held]
+    return State(torch.stack([each.out for each in found]), torch.stack([each.lse for each in found])), request
 
 
 def stored_in(dtype: torch.dtype, parts: State, log_of_base: float) -> State:
@@ -59,7 +58,7 @@ def over_ranks(
 
     Args:
         num_ranks_of: numbers of ranks to choose from.
-        has_lengths: whether the merge takes local lengths, and masks requests of which a rank has no key.
+        has_lengths: whether the merge takes local lengths, and masks requests of which a rank has no token.
         narrow_lses: whether LSEs may have the dtype of the output, and not float32.
     """
 
@@ -72,23 +71,23 @@ def over_ranks(
         dtype = parts_like(q, out, layer, rows).dtype
         log_of_base = 1.0 if is_base_e else math.log(2.0)
         found = [_on_each_rank(each, layer, num_ranks, interleave) for each in requests_of(q, k, v, kv_cache, layer, batch)]
-        is_small = all(bool((part.lse.nan_to_num(neginf=0.0).abs() < LARGE_LSE).all()) for part, *_ in found)
+        is_small = all(bool((part.lse.nan_to_num(neginf=0.0).abs() < LARGE_LSE).all()) for part, _ in found)
         # a merged LSE has the dtype of the parts'
         may_be_narrow = narrow_lses and is_small and lse is None
         lse_dtype = rng.choice((dtype, torch.float32)) if may_be_narrow else torch.float32
         outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=dtype, device=q.device)
         lses = torch.full((num_ranks, num_heads, num_tokens), -torch.inf, dtype=lse_dtype, device=q.device)
-        for part, rows_held, num_keys in found:
+        local = [
+            [context_parallel.local_length(n, rank, num_ranks, interleave) for n in batch.seq_lens.tolist()]
+            for rank in range(num_ranks)
+        ]
+        for part, request in found:
             for rank, (out_part, lse_part) in enumerate(zip(*stored_in(lse_dtype, part, log_of_base), strict=True)):
-                is_masked = has_lengths and not num_keys[rank]
+                is_masked = has_lengths and not local[rank][request.index]
                 empty = LEFTOVER if is_masked else rng.choice(EVERY_OPTION.empty_lses)
-                write_state(State(outs[rank], lses[rank]), rows_held, out_part, lse_part, empty)
+                write_state(State(outs[rank], lses[rank]), request.rows, out_part, lse_part, empty)
         lengths: dict[str, Any] = {}
         if has_lengths:
-            local = [
-                [context_parallel.local_length(n, rank, num_ranks, interleave) for n in batch.seq_lens.tolist()]
-                for rank in range(num_ranks)
-            ]
             lengths["seq_lens"] = [torch.tensor(one, dtype=torch.int32, device=q.device) for one in local]
             lengths["query_start_loc"] = batch.query_start_loc
         by_row = lses[:, heads].transpose(1, 2)
