@@ -34,7 +34,7 @@ def triton_target(*, support: Support, rounding: Rounding, **declared: Any) -> T
     )
 
 
-def _as_they_are(modules: list[ModuleType]) -> None:
+def as_they_are(modules: list[ModuleType]) -> None:
     pass
 
 
@@ -56,7 +56,7 @@ class Sources:
     stubs: Callable[[], Stubs]
     places: tuple[str, ...] = ("",)
     folders: tuple[str, ...] = ()
-    change: Callable[[list[ModuleType]], object] = _as_they_are
+    change: Callable[[list[ModuleType]], object] = as_they_are
 
     def load(self) -> list[ModuleType]:
         """The modules, in the order of their names. They are loaded once."""

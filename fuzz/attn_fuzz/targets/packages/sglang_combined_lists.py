@@ -5,25 +5,21 @@ request begin anywhere, and chosen entries may be -1. Queries of no request have
 (`swa_indices`) are not here.
 """
 
-import functools
-from types import ModuleType
-
-from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.packages import SGLANG, sglang_package
 from attn_fuzz.targets.packages.combined_lists import Prefill, Terms, lists_target
-from attn_fuzz.targets.triton import missing_triton
-
-FILES = ("kernels/ops/attention/dsv4/sparse_prefill_kernels.py",)
+from attn_fuzz.targets.packages.declaring import Sources
 
 
-@functools.cache
-def _load() -> list[ModuleType]:
-    stubs = {"sglang.srt.utils": {"ceil_align": lambda number, unit: -(-number // unit) * unit}}
-    return foreign.load("sglang", FILES, stubs=sglang_package.stubs() | stubs)
+def _stubs() -> Stubs:
+    return sglang_package.stubs() | {"sglang.srt.utils": {"ceil_align": lambda number, unit: -(-number // unit) * unit}}
+
+
+SOURCES = Sources(SGLANG, ("kernels/ops/attention/dsv4/sparse_prefill_kernels",), _stubs)
 
 
 def _combine(step: Prefill, lists, lengths) -> None:
-    _load()[0].combine_topk_swa_indices(
+    SOURCES.load()[0].combine_topk_swa_indices(
         topk_indices=step.chosen,
         query_start_loc=step.query_start_loc,
         query_pos=step.positions,
@@ -44,6 +40,6 @@ SGLANG_COMBINED_LISTS = lists_target(
     _combine,
     Terms(holes=True, ragged=True, unowned=(0, 1, 3)),
     description="combine_topk_swa_indices of SGLang 0.5.23",
-    unavailable=lambda device: missing_triton(device) or foreign.missing("sglang", FILES, SGLANG.requirement),
-    modules=_load,
+    unavailable=SOURCES.missing,
+    modules=SOURCES.load,
 )

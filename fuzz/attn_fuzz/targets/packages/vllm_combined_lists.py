@@ -12,23 +12,20 @@ from typing import Any
 
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.combined_lists import Prefill, Terms, lists_target
+from attn_fuzz.targets.packages.declaring import Sources
 
 OPS = "common/ops/cache_utils"
-COMMON, ROCM, V41 = (f"models/{file}.py" for file in (f"deepseek_v4/{OPS}", "deepseek_v4/amd/rocm", f"deepseek_v41/{OPS}"))
+COMMON, ROCM, V41 = (f"models/{file}" for file in (f"deepseek_v4/{OPS}", "deepseek_v4/amd/rocm", f"deepseek_v41/{OPS}"))
 
 
-@functools.cache
-def _load(file: str) -> list[ModuleType]:
-    if file == ROCM:
-        return [vllm_package.load_amid_anything(file)]
-    module = vllm_package.load_amid_anything(file, vllm_package.LAUNCHER)
-    vars(module)["kernel"] = module.CombineTopkSwaIndicesKernel.kernel  # where a kernel of this name is looked up to compile it
-    return [module]
+def _name_kernel(modules: list[ModuleType]) -> None:
+    """A kernel of this name is looked up there to compile it."""
+    vars(modules[0])["kernel"] = modules[0].CombineTopkSwaIndicesKernel.kernel
 
 
-def _combine(step: Prefill, lists, lengths, *, file: str) -> None:
-    [module] = _load(file)
-    into = {} if file == ROCM else {"out": (lists, lengths)}
+def _combine(step: Prefill, lists, lengths, *, sources: Sources) -> None:
+    module, *_ = sources.load()
+    into = {} if ROCM in sources.names else {"out": (lists, lengths)}
     found, of_lists = module.combine_topk_swa_indices(
         step.chosen,
         step.query_start_loc,
@@ -45,13 +42,17 @@ def _combine(step: Prefill, lists, lengths, *, file: str) -> None:
 
 
 def _target(name: str, file: str, terms: Terms) -> Any:
+    if file == ROCM:
+        sources = vllm_package.amid_anything(file)
+    else:
+        sources = vllm_package.amid_anything(file, *vllm_package.LAUNCHER, change=_name_kernel)
     return lists_target(
         name,
-        functools.partial(_combine, file=file),
+        functools.partial(_combine, sources=sources),
         terms,
-        description=f"combine_topk_swa_indices of vLLM 0.33.0 ({file})",
-        unavailable=vllm_package.missing_files(file),
-        modules=functools.partial(_load, file),
+        description=f"combine_topk_swa_indices of vLLM 0.33.0 ({file}.py)",
+        unavailable=sources.missing,
+        modules=sources.load,
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from attn_contract import AttentionType, Layer
 from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
-from attn_fuzz.targets.packages.declaring import Sources
+from attn_fuzz.targets.packages.declaring import Sources, as_they_are
 from attn_fuzz.targets.target import Support
 
 REQUIREMENT = VLLM.requirement
@@ -81,7 +82,7 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
     }
 
 
-LAUNCHER = ("model_executor/warmup/jit_warmup.py", "model_executor/warmup/jit_warmup_triton_helper.py")
+LAUNCHER = ("model_executor/warmup/jit_warmup", "model_executor/warmup/jit_warmup_triton_helper")
 
 
 class _Attributes(type):
@@ -103,12 +104,16 @@ class _Anything(metaclass=_Attributes):
         return cls
 
 
-def load_amid_anything(file: str, beside: tuple[str, ...] = ()) -> ModuleType:
-    """A file of the package, and files that it imports. Else they find Triton, the platform, two functions, and anything."""
+def amid_anything(*names: str, change: Callable[[list[ModuleType]], object] = as_they_are) -> Sources:
+    """Modules of the package. Else they find Triton, the platform, two functions, and anything."""
+    return Sources(VLLM, names, functools.partial(_anything, names), change=change)
+
+
+def _anything(names: tuple[str, ...]) -> Stubs:
     imports = {
         node.module or ""
-        for each in (file, *beside)
-        for node in ast.parse((foreign.sources("vllm") / each).read_text(encoding="utf-8")).body
+        for name in names
+        for node in ast.parse((foreign.sources("vllm") / f"{name}.py").read_text(encoding="utf-8")).body
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm")
     }
     anything = {"__getattr__": lambda name: type(name, (_Anything,), {})}
@@ -118,13 +123,7 @@ def load_amid_anything(file: str, beside: tuple[str, ...] = ()) -> ModuleType:
         "next_power_of_2": lambda number: 1 << max(number - 1, 0).bit_length(),
         "cdiv": lambda a, b: -(-a // b),
     }
-    module, *_ = foreign.load("vllm", (file, *beside), stubs=dict.fromkeys(imports, anything) | known)
-    return module
-
-
-def missing_files(*files: str) -> Callable[[str], str | None]:
-    """`Target.unavailable` of a target that loads these files of the package."""
-    return Sources(VLLM, tuple(file.removesuffix(".py") for file in files), dict).missing
+    return dict.fromkeys(imports, anything) | known
 
 
 def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, ...]:

@@ -9,7 +9,6 @@ them, with those of the pool that is not full yet. ROCm's attention takes as man
 fit_kpool_indices_to_aiter (rocm_aiter_mla_sparse.py:130) lets the tail replace the last ones.
 """
 
-import functools
 import random
 from types import ModuleType
 
@@ -18,22 +17,24 @@ from attn_fuzz.targets.indexer import guarded, index_engine, judged_target
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.combined_lists import check
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, selected_tokens
 from attn_fuzz.targets.rng import rng_of_lengths
 
 MLA = "v1/attention/backends/mla/"
-COMMON, ROCM, POOLS = f"{MLA}sparse_utils.py", f"{MLA}rocm_aiter_mla_sparse.py", "models/glm5next/amd/ops/kpool_compress.py"
 TILE = 16
 """Columns of a program; engines have 128."""
 
 
-@functools.cache
-def _load(file: str) -> ModuleType:
-    module = vllm_package.load_amid_anything(file, vllm_package.LAUNCHER if file == COMMON else ())
-    if file == COMMON:
-        kernel = module.ConvertReqIndexToGlobalIndexKernel.kernel
-        vars(module)[kernel.__name__] = kernel  # where a kernel of this name is looked up to compile it
-    return module
+def _name_kernel(modules: list[ModuleType]) -> None:
+    """A kernel of its name is looked up there to compile it."""
+    kernel = modules[0].ConvertReqIndexToGlobalIndexKernel.kernel
+    vars(modules[0])[kernel.__name__] = kernel
+
+
+COMMON = vllm_package.amid_anything(f"{MLA}sparse_utils", *vllm_package.LAUNCHER, change=_name_kernel)
+ROCM = vllm_package.amid_anything(f"{MLA}rocm_aiter_mla_sparse")
+POOLS = vllm_package.amid_anything("models/glm5next/amd/ops/kpool_compress")
 
 
 def _slots(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -59,7 +60,7 @@ def _arguments(tokens, request, block_table, block_size: int, stride: int) -> di
 
 def _kept(tokens, request, block_table, block_size: int, seen, rng: random.Random) -> None:
     stride = block_size + rng.choice((0, 3))
-    found = _load(COMMON).triton_convert_req_index_to_global_index(
+    found = COMMON.load()[0].triton_convert_req_index_to_global_index(
         **_arguments(tokens, request, block_table, block_size, stride)
     )
     right, width = _right(tokens, request, block_table, block_size, stride), tokens.shape[1]
@@ -71,7 +72,7 @@ def _on_ranks(tokens, request, block_table, block_size: int, seen, rng: random.R
     """One rank is all of them: the functions are the same then."""
     stride, ranks = block_size + rng.choice((0, 3)), rng.choice((1, 2, 3))
     rank, run = rng.randrange(ranks), rng.choice([size for size in (1, 2, 4, 16) if block_size % size == 0])
-    found, lengths = _load(COMMON).triton_filter_and_convert_dcp_index(
+    found, lengths = COMMON.load()[0].triton_filter_and_convert_dcp_index(
         **_arguments(tokens, request, block_table, block_size, stride),
         dcp_size=ranks,
         dcp_rank=rank,
@@ -87,7 +88,7 @@ def _on_rocm(tokens, request, block_table, block_size: int, seen, rng: random.Ra
     packed = tokens.sort(dim=1, descending=True).values
     ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     with guarded((1, int(ends[-1])), torch.int32, "slots") as flat:
-        _load(ROCM).triton_convert_req_index_to_global_index(
+        ROCM.load()[0].triton_convert_req_index_to_global_index(
             cu_seqlens=ends, paged_kv_indices=flat, **_arguments(packed, request, block_table, block_size, stride)
         )
     found = torch.full(tokens.shape, -1, dtype=torch.int32)
@@ -101,11 +102,11 @@ def _pools(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         width, full = batch.selected.shape[2] + 1, (seen // size).tolist()
         chosen = [rng.sample(range(count), min(count, width)) for count in full]
         pools = torch.tensor([[*row, *[-1] * (width - len(row))] for row in chosen], dtype=torch.int32)
-        found = _load(POOLS).expand_pools_and_append_tail(pools, seen, size)
+        found = POOLS.load()[0].expand_pools_and_append_tail(pools, seen, size)
         tails = [[*range(count * size, length)] for count, length in zip(full, seen.tolist(), strict=True)]
         expanded = [[c * size + i for c in row for i in range(size)] for row in chosen]
         _check_holes(expanded, tails, found, seen)
-        fitted = _load(ROCM).fit_kpool_indices_to_aiter(found, width * size)
+        fitted = ROCM.load()[0].fit_kpool_indices_to_aiter(found, width * size)
         kept = [row[: width * size - len(tail)] for row, tail in zip(expanded, tails, strict=True)]
         _check_holes(kept, tails, fitted, seen)
     rows_of(out, layer, rows).zero_()
@@ -118,7 +119,7 @@ def _check_holes(own, tails, found, seen) -> None:
     check(right, found.sort(dim=1, descending=True).values, lengths, seen - 1)
 
 
-def _target(name: str, attention, files: tuple[str, ...], units: tuple[int, ...], description: str):
+def _target(name: str, attention, sources: tuple[Sources, ...], units: tuple[int, ...], description: str):
     selections = {"selections": ("top", "some", "holes", "all"), "selected_per_head": (False,)}
     return judged_target(
         name,
@@ -126,8 +127,8 @@ def _target(name: str, attention, files: tuple[str, ...], units: tuple[int, ...]
         description=f"{description} of vLLM 0.33.0",
         engine=index_engine(selection_units=units, more_queries_than_keys=False, **selections),
         group_sizes=(1,),
-        unavailable=vllm_package.missing_files(*files),
-        modules=lambda: [_load(file) for file in files],
+        unavailable=lambda device: next(filter(None, (each.missing(device) for each in sources)), None),
+        modules=lambda: [each.load()[0] for each in sources],
     )
 
 
