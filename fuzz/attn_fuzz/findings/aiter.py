@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
 _MAIN = "ROCm/aiter e4048607a5 (main)"
+FAR_LOGITS = ("extreme", "below")
+"""Kinds of values that have logits beyond 100."""
 MHA_TILE_ROWS = 128
 """Rows of q in one program of _attn_fwd."""
 SPLIT_KEYS = 512
@@ -40,7 +42,7 @@ def _has_decodes(case: "Case") -> bool:
 
 def _overflows(case: "Case", verdict: "Verdict") -> bool:
     """Whether an output is NaN where products of q and k may be beyond the range of float16."""
-    return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind == "extreme"
+    return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind in FAR_LOGITS
 
 
 def _sees_no_tile(case: "Case", request: "Request") -> bool:
@@ -817,7 +819,7 @@ GLUON_SPARSE = (
         "the running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are "
         "in the reduction of parts (:981).",
         seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.values.kind == "extreme",
+        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.values.kind in FAR_LOGITS,
     ),
 )
 GLUON_SPARSE_GFX1250 = (
