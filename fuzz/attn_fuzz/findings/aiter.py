@@ -68,6 +68,27 @@ def _is_of_decodes(case: "Case", verdict: "Verdict") -> bool:
     return bool(lengths) and all(length == 1 for length in lengths)
 
 
+def _is_behind_an_empty_decode(case: "Case", verdict: "Verdict") -> bool:
+    """Whether a request without a query, in a step of decodes, may have moved what is wrong."""
+    empty = [index for index, request in enumerate(case.requests) if not request.query_len]
+    if case.max_query_len > 1 or not empty:
+        return False
+    if verdict.kind in ("guard", "sanitizer"):
+        return True
+    wrong = [each.request for each in verdict.differences]
+    return verdict.kind in ("value", "bitwise", "nan", "unwritten") and bool(wrong) and min(wrong) > empty[0]
+
+
+def _takes_programs_for_rows() -> bool:
+    from attn_fuzz import foreign
+
+    try:
+        kernels = foreign.sources("aiter") / "ops/triton/_triton_kernels/attention/unified_attention.py"
+        return "cur_batch_in_all_start_index: tl.int32 = q_block_global_idx" in kernels.read_text()
+    except (OSError, foreign.MissingSourcesError):
+        return False
+
+
 def _is_decoder(config: AttentionConfig) -> bool:
     return config.attn_type is AttentionType.DECODER
 
@@ -132,6 +153,17 @@ UNIFIED_ATTENTION = (
         seen_in=SEEN_IN,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
         explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
+    ),
+    Finding(
+        name="aiter-decode-empty-request",
+        what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
+        "requests behind it, and one row behind the last is written.",
+        cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
+        "takes row i for request i, whether or not each request has a query.",
+        seen_in="amd-aiter's main at e4048607",
+        meets=_is_decoder,
+        explains=_is_behind_an_empty_decode,
+        is_in_sources=_takes_programs_for_rows,
     ),
 )
 
@@ -957,15 +989,6 @@ MQA_LOGITS_RAGGED = (
     ),
 )
 OF_MAIN = (
-    Finding(
-        name="aiter-decode-empty-request",
-        what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
-        "requests behind it, and one row behind the last is written.",
-        cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
-        "takes row i for request i, whether or not each request has a query.",
-        seen_in="amd-aiter's main at e4048607",
-        explains=lambda case, verdict: False,
-    ),
     Finding(
         name="aiter-prefill-sparse-sinks",
         what="On GPUs other than gfx950 and gfx1250, a step of pa_prefill_sparse with sinks raises, and one without sinks gets "
