@@ -5,6 +5,7 @@ import math
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -13,21 +14,43 @@ from tests.emulated.lines import ran
 FORMATS = {"bf16": (8, -126, 127), "f16": (11, -14, 15), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
 """Bits of the mantissa, and the least and the largest exponent of a normal number."""
 
-EDGES32 = [
-    *(0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x007FFFFF, 0x00800000, 0x80800000, 0x33800000, 0x3F000000),
-    *(0x3F800000, 0xBF800000, 0x3F800001, 0x3FC00000, 0x4B800001, 0xCB000001, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000),
-    *(0xFF800000, 0x7FC00001, 0xFFC00000, 0x7F800001, 0x40490FDB),
+_LETTERS = {"f16": "e", "f32": "f", "f64": "d"}
+QUIET = {"bf16": 0x7FC0, "f16": 0x7E00, "f32": 0x7FC00000, "f64": 0x7FF8 << 48}
+"""A quiet NaN."""
+NUMBERS = [
+    0.75,
+    0.999,
+    2.5,
+    3.0,
+    7.9,
+    255.0,
+    65519.0,
+    65520.0,
+    8388607.5,
+    2147483520.0,
+    4294967040.0,
+    2.0**31,
+    2.0**32,
+    2.0**33,
 ]
-"""Bits: zeros, denormals, normal numbers, infinities, quiet NaN and a signaling one."""
-EDGES16 = [
-    *(0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x0400, 0x8400, 0x1400, 0x3800, 0x3C00, 0xBC00, 0x3C01, 0x3E00, 0x6401, 0xE801),
-    *(0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E01, 0xFE00, 0x7C01, 0x4248),
+NUMBERS += [
+    1 + 2.0**-11,
+    1 + 3 * 2.0**-11,
+    2.0**-25,
+    3 * 2.0**-25,
+    2.0**-26,
+    1 + 2.0**-24,
+    1 + 3 * 2.0**-24,
+    1e-46,
+    1e-300,
+    1e300,
 ]
+"""What lies about the limits of integers, and between neighbours in another format."""
 
 
-def rounded(exact: Fraction, name: str) -> float:
+def rounded(exact: Fraction, kind: str) -> float:
     """The nearest number of a format, or of two the one whose last bit is 0."""
-    bits, least, most = FORMATS[name]
+    bits, least, most = FORMATS[kind]
     if exact == 0:
         return 0.0
     magnitude = abs(exact)
@@ -39,24 +62,44 @@ def rounded(exact: Fraction, name: str) -> float:
     return math.copysign(value, 1 if exact > 0 else -1)
 
 
-def f32(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]
+def number(bits: int, kind: str) -> float:
+    if kind == "bf16":
+        return number(bits << 16, "f32")
+    letter = _LETTERS[kind]
+    return struct.unpack(f"<{letter}", bits.to_bytes(struct.calcsize(letter), "little"))[0]
 
 
-def bits32(value: float) -> int:
-    """Of a number that float32 has, or a NaN."""
-    return 0x7FC00000 if math.isnan(value) else struct.unpack("<I", struct.pack("<f", value))[0]
+def bits_of(value: float, kind: str) -> int:
+    """Of a number that the format has, or a NaN."""
+    if math.isnan(value):
+        return QUIET[kind]
+    return bits_of(value, "f32") >> 16 if kind == "bf16" else int.from_bytes(struct.pack(f"<{_LETTERS[kind]}", value), "little")
 
 
-def f16(bits: int) -> float:
-    return struct.unpack("<e", struct.pack("<H", bits))[0]
+def is_same(found: int, expected: float, kind: str) -> bool:
+    """Whether the bits are those of a number; of a NaN, whether they are those of any quiet NaN."""
+    return found & QUIET[kind] == QUIET[kind] if math.isnan(expected) else found == bits_of(expected, kind)
 
 
-def bits16(value: float) -> int:
-    return 0x7E00 if math.isnan(value) else 0xFC00 if value == -math.inf else struct.unpack("<H", struct.pack("<e", value))[0]
+def edges(kind: str) -> list[int]:
+    """Bits of zeros, denormals, normal numbers, infinities, quiet NaN and signaling ones, each with both signs."""
+    mantissa, most = FORMATS[kind][0] - 1, FORMATS[kind][2]
+    last, half, power = 1, 1 << mantissa - 1, 1 << mantissa
+    one, infinity, far = most * power, (2 * most + 1) * power, FORMATS[kind][0] * power
+    positive = [0, last, power - last, power, one - far, one - power, one - last, one, one + last, one + half, one + power]
+    positive += [one + power + (0x921FB54442D18 >> 52 - mantissa), one + far + last, infinity - last, infinity]
+    positive += [infinity + last, infinity + half, infinity + half + 5]
+    positive += [bits_of(rounded(Fraction(value), kind), kind) for value in NUMBERS]
+    sign = 2 * (most + 1) * power
+    return [each + of for each in dict.fromkeys(positive) for of in (0, sign)]
 
 
-def product_sum(a: float, b: float, c: float, name: str) -> float:
+f32, f16 = partial(number, kind="f32"), partial(number, kind="f16")
+bits32, bits16 = partial(bits_of, kind="f32"), partial(bits_of, kind="f16")
+EDGES32, EDGES16 = edges("f32"), edges("f16")
+
+
+def product_sum(a: float, b: float, c: float, kind: str) -> float:
     """a * b + c, rounded once."""
     if not all(map(math.isfinite, (a, b, c))):
         product = (
@@ -68,19 +111,19 @@ def product_sum(a: float, b: float, c: float, name: str) -> float:
     total = Fraction(a) * Fraction(b) + Fraction(c)
     if total == 0:
         return math.copysign(0.0, a) * math.copysign(1.0, b) + math.copysign(0.0, c) if c == 0 and a * b == 0 else 0.0
-    return rounded(total, name)
+    return rounded(total, kind)
 
 
-def plain_sum(a: float, b: float, name: str) -> float:
+def plain_sum(a: float, b: float, kind: str) -> float:
     if not (math.isfinite(a) and math.isfinite(b)) or a == b == 0:
         return a + b
-    return rounded(Fraction(a) + Fraction(b), name)
+    return rounded(Fraction(a) + Fraction(b), kind)
 
 
-def product(a: float, b: float, name: str) -> float:
+def product(a: float, b: float, kind: str) -> float:
     if not (math.isfinite(a) and math.isfinite(b)) or 0 in (a, b):
         return a * b
-    value = rounded(Fraction(a) * Fraction(b), name)
+    value = rounded(Fraction(a) * Fraction(b), kind)
     return math.copysign(value, math.copysign(1, a) * math.copysign(1, b))
 
 
@@ -100,16 +143,3 @@ def results(
         sources = [source.reshape(-1, 32) for source in sources]
     after = ran(text, architecture, v={9: old, **dict(enumerate(sources))}, num_waves=len(sources[0]))
     return list(zip(rows, after.vector[row].ravel().tolist(), strict=False))
-
-
-def is_same32(found: int, expected: float) -> bool:
-    """Whether the bits are those of a float32; of a NaN, whether they are those of any quiet NaN."""
-    if math.isnan(expected):
-        return found & 0x7FC00000 == 0x7FC00000
-    return found == bits32(expected)
-
-
-def is_same16(found: int, expected: float) -> bool:
-    if math.isnan(expected):
-        return found & 0x7E00 == 0x7E00
-    return found == bits16(expected)

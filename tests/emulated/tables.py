@@ -2,123 +2,160 @@
 
 import itertools
 import math
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from tests.emulated import floats
 from tests.emulated.lines import ran
 
-WAVES = 4
-EDGES = (0, 1, 2, 3, 5, 15, 16, 31, 32, 63, 64, 100, 127, 128, 255, 0xFFF, 0x7FFF, 0x8000, 0xFFFF)
-EDGES += (0x01020304, 0x12345678, 0x7FFFFFFF)
-_FORMATS = {16: "<e", 32: "<f", 64: "<d"}
+EDGES = (0, 1, 2, 3, 5, 15, 16, 31, 32, 63, 64, 100, 127, 128, 255, 0xFFF, 2049, 2051, 0x7FFF, 0x8000, 0xFFFF)
+EDGES += (0x1000001, 0x1000003, 0x01020304, 0x12345678, 0x7FFFFFC0, 0x7FFFFFFF)
+SHORT = {"b16", "u16", "i16", "f16", "bf16"}
+_LANES = np.arange(64, dtype=np.uint64)
+OLD = 0xABCDABCD
+"""What stands in the register of a result before."""
 
 
 def bits_of_kind(kind: str) -> int:
-    return int(kind[1:])
+    return 32 if kind[0] == "2" else int(kind.lstrip("biuf"))
 
 
 def edges(kind: str) -> list[int]:
     """Bits of edge values of a kind: small numbers, powers of two and their neighbours; for floats each class."""
+    if kind[0] == "2":
+        return [low | high << 16 for low, high in itertools.product(edges(kind[1:]), repeat=2)]
+    if kind in floats.FORMATS:
+        return floats.edges(kind)
     bits = bits_of_kind(kind)
-    if kind[0] == "f":
-        exponent, mantissa = {16: (5, 10), 32: (8, 23), 64: (11, 52)}[bits]
-        infinity, one = (1 << exponent) - 1 << mantissa, ((1 << exponent - 1) - 1) << mantissa
-        positive = [0, 1, (1 << mantissa) - 1, 1 << mantissa, one - 1, one, one + 1, one + (1 << mantissa)]
-        positive += [infinity - 1, infinity]
-        positive += [infinity + 1, infinity + (1 << mantissa - 1), infinity + (1 << mantissa - 1) + 5]
-        return [each | sign << bits - 1 for each in positive for sign in (0, 1)]
     mask, high = (1 << bits) - 1, 1 << bits - 1
     found = {*(edge & mask for edge in EDGES), *(~edge & mask for edge in EDGES[:10]), high, high + 1, high - 1, mask, mask - 1}
     return sorted(found)
 
 
-def number_of(bits: int, kind: str) -> int | float:
-    """What bits stand for."""
-    width = bits_of_kind(kind)
-    if kind[0] == "i":
-        return bits - (bits >> width - 1 << width)
-    return struct.unpack(_FORMATS[width], bits.to_bytes(width // 8, "little"))[0] if kind[0] == "f" else bits
+def number_of(bits: int, kind: str) -> int | float | tuple[float, float]:
+    """What bits stand for; those of a mask are 0 or 1."""
+    if kind[0] == "2":
+        return number_of(bits & 0xFFFF, kind[1:]), number_of(bits >> 16, kind[1:])
+    if kind in floats.FORMATS:
+        return floats.number(bits, kind)
+    return bits - (bits >> bits_of_kind(kind) - 1 << bits_of_kind(kind)) if kind[0] == "i" else bits
 
 
-def drawn(kinds: list[str], lanes: int) -> list[list[int]]:
-    """For each operand the bits of `lanes` lanes: every pair of edges if they fit, else drawn ones. A mask is 0 or 1."""
-    rng = np.random.default_rng(len(kinds) + lanes)
+def drawn(kinds: Sequence[str], most: int, multiple: int) -> list[tuple[int, ...]]:
+    """Bits of the operands: all combinations of edges if they are no more than `most`, else half as many drawn ones."""
+    rng = np.random.default_rng(len(kinds))
     each = [[0, 1] if kind == "mask" else edges(kind) for kind in kinds]
-    if math.prod(map(len, each)) <= lanes:
-        rows = list(itertools.islice(itertools.cycle(itertools.product(*each)), lanes))
+    if math.prod(map(len, each)) <= most:
+        rows = [*itertools.product(*each)]
     else:
-        rows = [[values[rng.integers(len(values))] for values in each] for _ in range(lanes)]
-    return [list(column) for column in zip(*rows, strict=True)]
+        rows = [tuple(values[rng.integers(len(values))] for values in each) for _ in range(most // 2)]
+    return [*itertools.islice(itertools.cycle(rows), -(-len(rows) // multiple) * multiple)]
+
+
+class Places(NamedTuple):
+    """How the values of operands lie in registers.
+
+    Attributes:
+        file: "v", or "s": there each wave has one value.
+        lanes: of a wave.
+        half: "l" or "h": operands of 16 bits are in this half of their registers; without it they are in the lower one.
+        is_packed: an operand has two values in each lane.
+    """
+
+    file: str
+    lanes: int
+    half: str
+    is_packed: bool
+
+    def name(self, kind: str, number: int) -> str:
+        file = "s" if kind == "mask" else self.file
+        if (self.lanes if kind == "mask" else bits_of_kind(kind) << self.is_packed) == 64:
+            return f"{file}[{number}:{number + 1}]"
+        return f"{file}{number}.{self.half}" if self.half and kind != "mask" and bits_of_kind(kind) == 16 else f"{file}{number}"
+
+    def words(self, kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two registers that have the values [waves, lanes], the lower bits first."""
+        bits = 64 if kind == "mask" else bits_of_kind(kind)
+        if kind == "mask":
+            values = (values << _LANES[: self.lanes]).sum(1)
+        elif self.is_packed:
+            values = values[:, ::2] | values[:, 1::2] << np.uint64(bits)
+        elif bits == 16:
+            values = values << np.uint64(16) | np.uint64(0x1234) if self.half == "h" else values | np.uint64(0x56780000)
+        return values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)
+
+    def values(self, kind: str, registers: np.ndarray) -> np.ndarray:
+        """Of two registers. Two values of one lane are side by side."""
+        low, high = registers.astype(np.uint64)
+        both = low | high << np.uint64(32)
+        if kind == "mask":
+            return both[:, None] >> _LANES[: self.lanes] & np.uint64(1)
+        bits = np.uint64(bits_of_kind(kind))
+        mask = np.uint64((1 << int(bits)) - 1)
+        if self.is_packed:
+            return np.stack([both & mask, both >> bits & mask], -1)
+        return (both >> np.uint64(16) if self.half == "h" and bits == 16 else both) & mask
 
 
 def check(
-    name: str, signature: str, formula: Callable, architecture: str = "gfx942", *, half: str = "", more: str = ""
+    name: str,
+    signature: str,
+    formula: Callable,
+    architecture: str = "gfx942",
+    *,
+    half: str = "",
+    more: str = "",
+    of_bits: bool = False,
 ) -> None:
-    """Run `name_e64` with edge values in vector registers.
+    """Run `name_e64` with edge values in vector registers, or a scalar instruction with those of one lane in each wave.
 
     Args:
-        name: without an encoding.
-        signature: kinds, as in `attn_amdgcn.instructions.forms`.
-        formula: from Python's numbers to the results: numbers modulo the width, or a truth for a mask.
+        name: without an encoding. The two halves of packed registers get values of their own.
+        signature: kinds, as in `attn_amdgcn.instructions.forms`; 2f16 are two float16, and *f32 is what the
+            register of the result holds before.
+        formula: from Python's numbers to the results: numbers modulo the width, or a truth for a mask. For a NaN any quiet
+            NaN is right.
         architecture: gfx9 has 64 lanes.
-        half: "l" or "h": operands of 16 bits are in this half of their registers; without it they are in the lower one.
+        half: as of `Places`.
         more: modifiers.
+        of_bits: the formula is one of bits, of floats too.
     """
-    results, sources = (side.split() for side in signature.split("="))
-    wide = architecture.startswith("gfx9")
-    lanes = 64 if wide else 32
-    values = drawn(sources, WAVES * lanes)
-    texts, v, s = [], {}, {}
-
-    def named(kind: str, number: int) -> str:
-        if kind == "mask":
-            return f"s[{number}:{number + 1}]" if wide else f"s{number}"
-        if bits_of_kind(kind) == 64:
-            return f"v[{number}:{number + 1}]"
-        return f"v{number}.{half}" if half and bits_of_kind(kind) == 16 else f"v{number}"
-
-    for i, (kind, column) in enumerate(zip(sources, values, strict=True)):
-        number = 10 + 2 * i
-        texts.append(named(kind, number))
-        array = np.array(column, np.uint64).reshape(WAVES, lanes)
-        if kind == "mask":
-            column[:] = column[:lanes] * WAVES  # the same mask in all waves
-            word = sum(bit << lane for lane, bit in enumerate(column[:lanes]))
-            s |= {number: word & 0xFFFFFFFF, number + 1: word >> 32}
-        elif bits_of_kind(kind) == 16:
-            v[number] = (array << np.uint64(16) | np.uint64(0x1234)) if half == "h" else (array | np.uint64(0x56780000))
-        else:
-            v |= {number: array & np.uint64(0xFFFFFFFF), number + 1: array >> np.uint64(32)}
-    v = {number: np.asarray(array).astype(np.uint32) for number, array in v.items()}
-    targets = [named(kind, 40 + 10 * i) for i, kind in enumerate(results)]
-    after = ran(f"{name}_e64 {', '.join(targets + texts)} {more}", architecture, v={**v, 40: 0xABCDABCD}, s=s, num_waves=WAVES)
-    found = [_read(after, kind, 40 + 10 * i, lanes) for i, kind in enumerate(results)]
-    for row, given in enumerate(zip(*values, strict=True)):
-        numbers = [number_of(bits, kind) if kind != "mask" else bits for bits, kind in zip(given, sources, strict=True)]
-        expected = formula(*numbers)
-        for kind, got, want in zip(results, found, expected if isinstance(expected, tuple) else (expected,), strict=True):
-            assert got[row] == _register(kind, want, wide, half), f"{name}{given}: {got[row]:#x}, and {want:#x} is expected"
+    results, named = (side.split() for side in signature.split("="))
+    sources = [kind.removeprefix("*") for kind in named]
+    is_scalar, lanes = name.startswith(("s_", "v_s_")), 64 if architecture.startswith("gfx9") else 32
+    places = Places("s" if is_scalar else "v", lanes, half, name.startswith("v_pk_"))
+    row = (1 if is_scalar else lanes) << places.is_packed
+    rows = drawn(sources, 512 if is_scalar else 8192, row)
+    registers: dict[str, dict] = {"v": {40: OLD}, "s": {}}
+    for i, (kind, column) in enumerate(zip(sources, zip(*rows, strict=True), strict=True)):
+        for j, word in enumerate(places.words(kind, np.array(column, np.uint64).reshape(-1, row))):
+            file = "s" if kind == "mask" else places.file
+            registers[file][(40 if named[i][0] == "*" else 10 + 2 * i) + j] = word.ravel() if file == "s" else word
+    targets = [places.name(kind, 40 + 10 * i) for i, kind in enumerate(results) if kind != "scc"]
+    operands = targets + [places.name(kind, 10 + 2 * i) for i, kind in enumerate(named) if kind[0] != "*"]
+    text = f"{name}{'' if is_scalar else '_e64'} {', '.join(operands)} {more}"
+    after = ran(text, architecture, **registers, num_waves=len(rows) // row)
+    kinds, found = [], []
+    for i, kind in enumerate(results):
+        file = after.scalar.T if is_scalar or kind == "mask" else after.vector
+        values = after.scc if kind == "scc" else places.values(kind, file[40 + 10 * i : 42 + 10 * i])
+        parts = [values & np.uint64(0xFFFF), values >> np.uint64(16)] if kind[0] == "2" else [values]
+        kinds += [kind.removeprefix("2")] * len(parts)
+        found += [part.ravel().tolist() for part in parts]
+    if results[0] in SHORT and not places.is_packed:
+        is_kept = not is_scalar and (lanes == 32 or len(sources) == 3)
+        rest = OLD & 0xFFFF if half == "h" else OLD >> 16 if is_kept else 0
+        whole = after.scalar[:, 40] if is_scalar else after.vector[40]
+        assert ((whole & 0xFFFF if half == "h" else whole >> 16) == rest).all(), f"{name}: the other half of the register"
+    for given, *got in zip(rows, *found, strict=True):
+        expected = formula(*(given if of_bits else map(number_of, given, sources)))
+        for kind, bits, want in zip(kinds, got, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            assert is_right(bits, want, kind, of_bits), f"{name}{given}: {bits:#x}, and {want} is expected"
 
 
-def _read(after, kind: str, number: int, lanes: int) -> list[int]:
-    if kind == "mask":
-        words = [int(low) | (int(high) << 32 if lanes == 64 else 0) for low, high in after.scalar[:, number : number + 2]]
-        return [word >> lane & 1 for word in words for lane in range(lanes)]
-    low = after.vector[number].astype(np.uint64)
-    if bits_of_kind(kind) == 64:
-        low |= after.vector[number + 1].astype(np.uint64) << np.uint64(32)
-    return low.ravel().tolist()
-
-
-def _register(kind: str, want: int, wide: bool, half: str) -> int:
-    """A register that held 0xABCDABCD."""
-    if kind == "mask":
-        return int(want)
-    want %= 1 << bits_of_kind(kind)
-    if bits_of_kind(kind) != 16:
-        return want
-    if half == "h":
-        return want << 16 | 0xABCD
-    return want | (0 if wide else 0xABCD0000)
+def is_right(bits: int, want: float, kind: str, of_bits: bool) -> bool:
+    if kind in floats.FORMATS and not of_bits:
+        return floats.is_same(bits, want, kind)
+    return bits == (int(want) if kind in ("mask", "scc") else int(want) % (1 << bits_of_kind(kind)))

@@ -5,7 +5,8 @@ A division of float16 is computed in float32, and needs the last one alone, as R
 Their pseudocode in AMD's ISA documents (CDNA4, RDNA3.5 and RDNA4 agree) is followed but for some places where a division that
 LLVM expands would be wrong. What stands here instead is this project's reading:
 * v_div_scale_f32 asks whether 1 / S1 is a denormal float64, which it never is: the float32 is meant. If the quotient is a
-  denormal, too, it scales S1 by 2 ** 64 there, which overflows: 2 ** -64 is meant.
+  denormal, too, it scales S1 by 2 ** 64 there, which overflows: 2 ** -64 is meant. A quotient that rounds to 0 is taken as a
+  denormal one, or else one of just 2 ** -150 would end as the least denormal.
 * v_div_fmas_f32 multiplies by 2 ** 32 there, which undoes no scale of v_div_scale. Here it multiplies by 2 ** 64 if the
   exponent of S2 is above 127 and by 2 ** -64 otherwise, and the product is rounded once.
 * v_div_fixup_f32 returns the sign's infinity if the quotient S0 is a NaN, as it is where a quotient overflows.
@@ -52,7 +53,7 @@ def div_scale(value, denominator, numerator):
     if is_ordinary(numerator, denominator):
         return value, np.zeros(value.shape, bool)
     up, down = np.ldexp(value, 64), np.ldexp(value, -64)
-    small_quotient, small_reciprocal = is_denormal(numerator / denominator), is_denormal(1 / denominator)
+    small_quotient, small_reciprocal = np.abs(numerator / denominator) < TINY, is_denormal(1 / denominator)
     large_quotient = exponent(numerator) - exponent(denominator) >= 96
     if_denominator, if_numerator = np.where(value == denominator, up, value), np.where(value == numerator, up, value)
     cases = [

@@ -125,31 +125,30 @@ def _has_elements(operands: Any) -> bool:
     return any(isinstance(getattr(each, "data", None), Elements) for each in operands)
 
 
-def _on_elements(handle: Any, method: Method, operation: Callable[..., Elements]) -> Method:
-    def op(self: Any, *operands: Handle) -> Handle:
-        if not _has_elements(operands):
-            return method(self, *operands)
-        return handle(operation(*map(elements_of, operands)), operands[0].dtype.scalar)
+def _for_elements(method: Method, compute: Callable[..., Handle]) -> Method:
+    """A method that computes with elements if one of its operands is a block of them, and as before otherwise."""
+
+    def op(self: Any, *operands: Any, **named: Any) -> Any:
+        if _has_elements(operands):
+            return compute(*operands, **named)
+        return method(self, *operands, **named)
 
     return op
 
 
-def _comparison(handle: Any, truth: Any, method: Method, operation: Any) -> Method:
-    def compare(self: Any, x: Handle, y: Handle) -> Handle:
-        if not _has_elements((x, y)):
-            return method(self, x, y)
-        return handle(operation(elements_of(x).order, elements_of(y).order), truth)
+def _on_elements(handle: Any, method: Method, operation: Callable[..., Elements]) -> Method:
+    return _for_elements(method, lambda *blocks: handle(operation(*map(elements_of, blocks)), blocks[0].dtype.scalar))
 
-    return compare
+
+def _comparison(handle: Any, truth: Any, method: Method, operation: Any) -> Method:
+    return _for_elements(method, lambda *blocks: handle(operation(*(elements_of(each).order for each in blocks)), truth))
 
 
 def _refusing(name: str, method: Method) -> Method:
-    def refuse(self: Any, *operands: Any, **named: Any) -> Any:
-        if not _has_elements(operands):
-            return method(self, *operands, **named)
+    def refuse(*_: Any, **__: Any) -> Any:
         raise NotCarriedError(f"tl.{name.removeprefix('create_')} of floats")
 
-    return refuse
+    return _for_elements(method, refuse)
 
 
 def _constant(handle: Any, dtype: Any, method: Method) -> Method:
@@ -171,32 +170,26 @@ def _null_value(handle: Any, method: Method) -> Method:
 
 
 def _clamp(handle: Any, method: Method) -> Method:
-    def clamp(self: Any, x: Handle, low: Handle, high: Handle, propagate_nan: Any) -> Handle:
-        if not _has_elements((x, low, high)):
-            return method(self, x, low, high, propagate_nan)
+    def clamp(x: Handle, low: Handle, high: Handle, _propagate_nan: Any) -> Handle:
         block, least, most = map(elements_of, (x, low, high))
         clamped = algebra.smaller(algebra.larger(block, least), most)
         return handle(elements.selected(np.isnan(block.order), block, clamped), x.dtype.scalar)
 
-    return clamp
+    return _for_elements(method, clamp)
 
 
 def _dot(handle: Any, method: Method) -> Method:
-    def dot(self: Any, x: Handle, y: Handle, added: Handle, *rest: Any) -> Handle:
-        if not _has_elements((x, y, added)):
-            return method(self, x, y, added, *rest)
+    def dot(x: Handle, y: Handle, added: Handle, *_: Any) -> Handle:
         return handle(algebra.add(algebra.dot(elements_of(x), elements_of(y)), elements_of(added)), added.dtype.scalar)
 
-    return dot
+    return _for_elements(method, dot)
 
 
 def _select(handle: Any, method: Method) -> Method:
-    def select(self: Any, condition: Handle, x: Handle, y: Handle) -> Handle:
-        if not _has_elements((x, y)):
-            return method(self, condition, x, y)
+    def select(condition: Handle, x: Handle, y: Handle) -> Handle:
         return handle(elements.selected(condition.data, elements_of(x), elements_of(y)), y.dtype.scalar)
 
-    return select
+    return _for_elements(method, select)
 
 
 def _of_alike(handle: Any, method: Method) -> Method:

@@ -24,7 +24,13 @@ _BUILDER_HOOKS = {
     "create_trans": 0,
     "create_splat": 1,
 }
-_ACCESS_HOOKS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+# by method that accesses memory: what a message calls it, and the positions of the pointers, the mask and the value
+_ACCESS_HOOKS: dict[str, tuple[sanitizer.Access, int, int | None, int | None]] = {
+    "create_masked_load": ("load", 0, 1, None),
+    "create_masked_store": ("store", 0, 2, 1),
+    "create_atomic_rmw": ("atomic", 1, 3, None),
+    "create_atomic_cas": ("atomic", 0, None, None),
+}
 
 
 def install(checks: sanitizer.Checks = "rights") -> None:
@@ -57,10 +63,9 @@ def install(checks: sanitizer.Checks = "rights") -> None:
     assert executor is not None
     for name, operand in _BUILDER_HOOKS.items():
         setattr(builder, name, _keeping_region(getattr(builder, name), operand, begins=name == "create_addptr"))
-    builder.create_masked_load = _checking_load(builder.create_masked_load)
-    builder.create_masked_store = _checking_store(builder.create_masked_store)
-    builder.create_atomic_rmw = _checking_rmw(builder.create_atomic_rmw)
-    builder.create_atomic_cas = _checking_cas(builder.create_atomic_cas)
+    builder.create_masked_load = _poisoning(builder.create_masked_load)
+    for name, access in _ACCESS_HOOKS.items():
+        setattr(builder, name, _checking(getattr(builder, name), *access))
     executor._init_args_hst = _announcing_launch(executor._init_args_hst)
     executor.__call__ = _without_modes(executor.__call__)
 
@@ -86,12 +91,23 @@ def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
     return op
 
 
-def _checking_load(create_masked_load: Any) -> Any:
-    def load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+def _checking(method: Any, access: sanitizer.Access, at: int, mask_at: int | None, value_at: int | None) -> Any:
+    """A method that has its access checked before it happens."""
+
+    def op(builder: Any, *operands: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
-            sanitizer.current.check("load", pointers, mask.data, running.current.active)
-            if sanitizer.current.poisons and other is None and not mask.data.all():
-                other = _garbage(pointers)
+            mask = None if mask_at is None else operands[mask_at].data
+            value = () if value_at is None else (operands[value_at],)
+            sanitizer.current.check(access, operands[at], mask, running.current.active, *value)
+        return method(builder, *operands, **named)
+
+    return op
+
+
+def _poisoning(create_masked_load: Any) -> Any:
+    def load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+        if sanitizer.current is not None and sanitizer.current.poisons and other is None and not mask.data.all():
+            other = _garbage(pointers)
         return create_masked_load(builder, pointers, mask, other, *rest, **named)
 
     return load
@@ -107,33 +123,6 @@ def _garbage(pointers: Any) -> Any:
     if stored != np.bool_:
         lanes.reshape(-1).view(np.uint8).fill(0xFF)
     return interpreter.TensorHandle(lanes, kind)
-
-
-def _checking_store(create_masked_store: Any) -> Any:
-    def store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        if sanitizer.current is not None:
-            sanitizer.current.check("store", pointers, mask.data, running.current.active, value)
-        return create_masked_store(builder, pointers, value, mask, *rest, **named)
-
-    return store
-
-
-def _checking_rmw(create_atomic_rmw: Any) -> Any:
-    def rmw(builder: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        if sanitizer.current is not None:
-            sanitizer.current.check("atomic", pointers, mask.data, running.current.active)
-        return create_atomic_rmw(builder, op, pointers, value, mask, *rest)
-
-    return rmw
-
-
-def _checking_cas(create_atomic_cas: Any) -> Any:
-    def cas(builder: Any, pointers: Any, *rest: Any) -> Any:
-        if sanitizer.current is not None:
-            sanitizer.current.check("atomic", pointers, None, running.current.active)
-        return create_atomic_cas(builder, pointers, *rest)
-
-    return cas
 
 
 def _announcing_launch(init_args_hst: Any) -> Any:

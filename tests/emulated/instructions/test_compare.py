@@ -65,6 +65,12 @@ def test_floats(kind):
         check(f"v_cmp_{name}_{kind}", f"mask = {kind} {kind}", lambda a, b, true=true: relation(a, b) in true)
 
 
+@pytest.mark.parametrize("name", [name for name in TRUE_WHERE if name not in ("f", "t", "tru")])
+def test_scalar_floats(name):
+    for kind in ("f16", "f32"):
+        check(f"s_cmp_{name}_{kind}", f"scc = {kind} {kind}", lambda a, b: relation(a, b) in TRUE_WHERE[name], "gfx1201")
+
+
 CLASSES = {
     "f16": [0x7C01, 0x7E00, 0xFC00, 0xC000, 0x8001, 0x8000, 0, 0x03FF, 0x0400, 0x7C00],
     "f32": [0x7F800001, 0x7FC00000, 0xFF800000, 0xC0000000, 0x80000001, 0x80000000, 0, 0x7FFFFF, 0x800000, 0x7F800000],

@@ -1,7 +1,9 @@
 """Sums, products, roundings of vector registers against exact fractions."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,14 +13,12 @@ from attn_amdgcn.instructions.fused import fma32, fma64
 from attn_amdgcn.program import prepare
 
 from tests.emulated.floats import (
-    EDGES16,
     EDGES32,
     bits16,
     bits32,
-    f16,
+    bits_of,
     f32,
-    is_same16,
-    is_same32,
+    is_same,
     plain_sum,
     product,
     product_sum,
@@ -26,23 +26,61 @@ from tests.emulated.floats import (
     rounded,
 )
 from tests.emulated.lines import JUNK, ran
+from tests.emulated.tables import check
 
 FEW = [0, 0x80000000, 0x3F800000, 0xC0400000, 0x7F800000, 0x7FC00000]
 
-BINARY = {
-    "v_add": plain_sum,
-    "v_sub": lambda a, b, name: plain_sum(a, -b, name),
-    "v_subrev": lambda a, b, name: plain_sum(b, -a, name),
-    "v_mul": product,
+
+def whole(of: Callable[[float], int], a: float, kind: str) -> float:
+    return math.copysign(float(of(a)), a) if math.isfinite(a) else a
+
+
+FORMULAS: dict[str, Callable[..., float]] = {
+    "add": plain_sum,
+    "sub": lambda a, b, kind: plain_sum(a, -b, kind),
+    "subrev": lambda a, b, kind: plain_sum(b, -a, kind),
+    "mul": product,
+    "fma": product_sum,
+    "floor": partial(whole, math.floor),
+    "ceil": partial(whole, math.ceil),
+    "trunc": partial(whole, math.trunc),
+    "rndne": partial(whole, round),
 }
+"""By the middle of the names: from numbers and their format."""
+MIDDLE = "add", "sub", "mul", "floor", "ceil", "trunc", "rndne"
+PACKED = [(f"v_pk_{name}", kind, "gfx950") for name in ("add", "mul", "fma") for kind in ("f16", "f32")]
+PACKED += [(f"v_pk_{name}", "bf16", "gfx1250") for name in ("add", "mul", "fma")]
 
 
-@pytest.mark.parametrize("name", BINARY)
-def test_sums_and_products(name):
-    for (a, b), found in results(f"{name}_f32_e32 v9, v0, v1", EDGES32, EDGES32):
-        assert is_same32(found, BINARY[name](f32(a), f32(b), "f32")), (hex(a), hex(b), hex(found))
-    for (a, b), found in results(f"{name}_f16_e32 v9, v0, v1", EDGES16, EDGES16, old=0xFFFFFFFF):
-        assert is_same16(found, BINARY[name](f16(a), f16(b), "f16")), (hex(a), hex(b), hex(found))
+@pytest.mark.parametrize(
+    ("name", "kind", "architecture"),
+    [(f"v_{name}", kind, "gfx942") for name in FORMULAS for kind in ("f16", "f32")]
+    + [(f"s_{name}", kind, "gfx1201") for name in MIDDLE for kind in ("f16", "f32")]
+    + PACKED,
+)
+def test_sums_products_and_roundings(name, kind, architecture):
+    formula = FORMULAS[name.split("_")[-1]]
+    sources = {"fma": 3, "floor": 1, "ceil": 1, "trunc": 1, "rndne": 1}.get(name.split("_")[-1], 2)
+    check(f"{name}_{kind}", f"{kind} = {' '.join([kind] * sources)}", partial(formula, kind=kind), architecture)
+
+
+def fraction(a: float) -> float:
+    return min(rounded(Fraction(a) - math.floor(a), "f32"), 1 - 2.0**-24) if math.isfinite(a) else math.nan
+
+
+def mantissa(a: int) -> int:
+    return bits32(math.frexp(f32(a))[0]) if math.isfinite(f32(a)) else a
+
+
+def scaled(a: float, n: int) -> float:
+    return math.copysign(rounded(Fraction(a) * Fraction(2) ** max(min(n, 1000), -1000), "f32"), a) if math.isfinite(a) else a
+
+
+def test_parts_of_a_float32():
+    check("v_fract_f32", "f32 = f32", fraction)
+    check("v_ldexp_f32", "f32 = f32 i32", scaled)
+    check("v_frexp_exp_i32_f32", "i32 = f32", lambda a: math.frexp(a)[1] if math.isfinite(a) else 0)
+    check("v_frexp_mant_f32", "f32 = f32", mantissa, of_bits=True)
 
 
 def random_floats(count: int, seed: int, *, exponents: tuple[int, int]) -> np.ndarray:
@@ -81,17 +119,6 @@ def test_fused_sums_that_rounding_twice_would_miss(a, b, c):
     assert found == product_sum(a, b, c, "f32")
 
 
-def test_fused_sums_of_edge_values():
-    edges = EDGES32[::2]
-    for (a, b, c), found in results("v_fma_f32 v9, v0, v1, v2", edges, edges, edges):
-        expected = product_sum(f32(a), f32(b), f32(c), "f32")
-        assert is_same32(found, expected), (hex(a), hex(b), hex(c), hex(found))
-    edges = EDGES16[::2]
-    for (a, b, c), found in results("v_fma_f16 v9, v0, v1, v2", edges, edges, edges, old=0xABCD0000):
-        assert found >> 16 == 0xABCD
-        assert is_same16(found & 0xFFFF, product_sum(f16(a), f16(b), f16(c), "f16")), (hex(a), hex(b), hex(c))
-
-
 def test_a_fused_sum_of_float64_is_rounded_once():
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(2, 300))
@@ -122,7 +149,7 @@ def test_the_forms_of_fused_sums(text, order):
         "01-|0|": lambda a, b: (a, b, -abs(a)),
     }
     for (a, b), found in results(text, EDGES32, EDGES32, old=bits32(2.5)):
-        assert is_same32(found, product_sum(*sums[order](f32(a), f32(b)), "f32")), (hex(a), hex(b), hex(found))
+        assert is_same(found, product_sum(*sums[order](f32(a), f32(b)), "f32"), "f32"), (hex(a), hex(b), hex(found))
 
 
 def test_mac_rounds_twice_and_flushes():
@@ -138,54 +165,12 @@ def test_mac_rounds_twice_and_flushes():
     assert ran("v_madmk_f32 v9, v0, 0x40400000, v1", v={0: np.float32(2), 1: np.float32(1)}).vector[9, 0, 0] == bits32(7.0)
 
 
-def _half_even(value: float) -> float:
-    return math.copysign(float(round(value)), value)
-
-
-ROUNDINGS = {
-    "v_floor": lambda a: math.copysign(float(math.floor(a)), a),
-    "v_ceil": lambda a: math.copysign(float(math.ceil(a)), a),
-    "v_trunc": lambda a: math.copysign(float(math.trunc(a)), a),
-    "v_rndne": _half_even,
-}
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_roundings(name):
-    values = [*EDGES32, *map(bits32, (0.5, -0.5, 1.5, 2.5, -2.5, -0.75, 0.999, 8388607.5, -3.0))]
-    for (a,), found in results(f"{name}_f32_e32 v9, v0", values):
-        assert is_same32(found, ROUNDINGS[name](f32(a)) if math.isfinite(f32(a)) else f32(a)), hex(a)
-    for (a,), found in results(f"{name}_f16_e32 v9, v0", [*EDGES16, *map(bits16, (0.5, 1.5, 2.5, -2.5))]):
-        assert is_same16(found, ROUNDINGS[name](f16(a)) if math.isfinite(f16(a)) else f16(a)), hex(a)
-
-
-def test_fract_is_below_1():
-    for (a,), found in results(
-        "v_fract_f32_e32 v9, v0", [bits32(v) for v in (0.0, 1.25, -1.25, 3.0)] + [0x80000001, 0xB0000000]
-    ):
-        exact = Fraction(f32(a)) - math.floor(f32(a))
-        assert f32(found) == min(rounded(exact, "f32"), 1 - 2.0**-24)
-
-
-def test_ldexp_and_frexp():
-    exponents = [0, 1, 0xFFFFFFFF, 24, 0xFFFFFFE8, 127, 0xFFFFFF6A, 300, 0xFFFFFE00, 0x7FFFFFFF, 0x80000000]
-    for (a, n), found in results("v_ldexp_f32 v9, v0, v1", EDGES32, exponents):
-        power = max(min(n - (n >> 31 << 32), 1000), -1000)
-        value = f32(a)
-        expected = rounded(Fraction(value) * Fraction(2) ** power, "f32") if math.isfinite(value) and value else value
-        assert is_same32(found, math.copysign(expected, value) if not math.isnan(value) else value), (hex(a), power)
-    for (a,), found in results("v_frexp_mant_f32_e32 v9, v0", EDGES32):
-        assert found == (bits32(math.frexp(f32(a))[0]) if math.isfinite(f32(a)) else a)
-    for (a,), found in results("v_frexp_exp_i32_f32_e32 v9, v0", EDGES32):
-        assert found == (math.frexp(f32(a))[1] if math.isfinite(f32(a)) else 0) & 0xFFFFFFFF
-
-
 def test_modifiers():
     clamp = {f32(a): found for (a,), found in results("v_add_f32_e64 v9, v0, v0 clamp", FEW)}
     assert [f32(clamp[f32(a)]) for a in (0xC0400000, 0x3F800000, 0x7F800000)] == [0.0, 1.0, 1.0]
     assert f32(dict(results("v_add_f32_e64 v9, v0, v0 clamp", [0x7FC00000]))[(0x7FC00000,)]) == 0.0
     for (a, b), found in results("v_mul_f32_e64 v9, -|v0|, v1", FEW, FEW):
-        assert is_same32(found, product(-abs(f32(a)), f32(b), "f32"))
+        assert is_same(found, product(-abs(f32(a)), f32(b), "f32"), "f32")
     with pytest.raises(UnknownInstructionError, match="mul"):
         ran("v_add_f32_e64 v9, v0, v0 mul:2")
     high = ran("v_add_f16_e64 v9, v0, v1 op_sel:[1,0,1]", v={0: 0x3C000000, 1: 0x4000, 9: 0x1234})
@@ -205,53 +190,43 @@ def test_dpp_lanes_that_are_off_and_dual_halves():
     assert (f32(int(dual.vector[9, 0, 0])), f32(int(dual.vector[0, 0, 0]))) == (10.0, -2.0)
 
 
-@pytest.mark.parametrize("architecture", ["gfx942", "gfx1100"])
-def test_mixed_sums(architecture):
-    v = {0: bits16(1.5) | bits16(-2.0) << 16, 1: np.float32(3.1), 2: bits16(0.25) << 16, 9: JUNK}
-    third = float(np.float32(3.1))
-    for text, expected in (
-        ("v_fma_mix_f32 v9, v0, v1, neg(0) op_sel_hi:[1,0,0]", rounded(Fraction(1.5) * Fraction(third), "f32")),
-        ("v_fma_mix_f32 v9, -v1, 2.0, v0 op_sel_hi:[0,1,1]", rounded(Fraction(1.5) - 2 * Fraction(third), "f32")),
-        (
-            "v_fma_mix_f32 v9, -v0, v1, |v2| op_sel:[1,0,1] op_sel_hi:[1,0,1]",
-            rounded(2 * Fraction(third) + Fraction(1, 4), "f32"),
-        ),
-    ):
-        assert ran(text, architecture, v=v).vector[9, 0, 0] == bits32(expected), text
-    low = ran("v_fma_mixlo_f16 v9, v0, v1, v2 op_sel:[0,0,1] op_sel_hi:[1,0,1]", architecture, v=v).vector[9, 0, 0]
-    expected = bits16(rounded(Fraction(rounded(Fraction(1.5) * Fraction(third) + Fraction(1, 4), "f32")), "f16"))
-    assert low == JUNK & 0xFFFF0000 | expected
-    high = ran("v_fma_mixhi_f16 v9, v0, v1, v2 op_sel:[0,0,1] op_sel_hi:[1,0,1]", architecture, v=v).vector[9, 0, 0]
-    assert high == JUNK & 0xFFFF | expected << 16
-
-
-def test_a_mix_of_bfloat16():
-    v = {0: bits32(1.5) >> 16 | bits32(-2.0), 1: np.float32(3.1), 9: JUNK}
-    for text, expected in (
-        ("v_fma_mix_f32_bf16 v9, v0, v1, neg(0) op_sel_hi:[1,0,0]", Fraction(1.5) * Fraction(float(np.float32(3.1)))),
-        (
-            "v_fma_mix_f32_bf16 v9, v1, 2.0, v0 op_sel:[0,1,0] op_sel_hi:[0,1,1]",
-            Fraction(1.5) + 2 * Fraction(float(np.float32(3.1))),
-        ),
-        ("v_fma_mix_f32_bf16 v9, v1, 2.0, v0 op_sel_hi:[0,1,1]", Fraction(1.5)),
-        ("v_fma_mix_f32_bf16 v9, -v0, v1, |v0| op_sel:[1,0,1] op_sel_hi:[1,0,1]", 2 * Fraction(float(np.float32(3.1))) + 2),
-    ):
-        assert ran(text, "gfx1250", v=v).vector[9, 0, 0] == bits32(rounded(expected, "f32")), text
+THIRD = Fraction(float(np.float32(3.1)))
+MIXES = {
+    "v0, v1, neg(0) op_sel_hi:[1,0,0]": Fraction(1.5) * THIRD,
+    "-v0, v1, |v2| op_sel:[1,0,1] op_sel_hi:[1,0,1]": 2 * THIRD + Fraction(1, 4),
+    "v0, v1, v2 op_sel:[0,0,1] op_sel_hi:[1,0,1]": Fraction(1.5) * THIRD + Fraction(1, 4),
+}
+"""The sums, where the lower half of v0 is 1.5 and the upper one -2, v1 is a float32, and the upper half of v2 is 1 / 4."""
+OF_CONSTANTS = [
+    ("f32", "gfx942", "-v1, 2.0, v0 op_sel_hi:[0,1,1]", Fraction(1.5) - 2 * THIRD),
+    ("f32", "gfx1100", "-v1, 2.0, v0 op_sel_hi:[0,1,1]", Fraction(1.5) - 2 * THIRD),
+    ("f32_bf16", "gfx1250", "v1, 2.0, v0 op_sel:[0,1,0] op_sel_hi:[0,1,1]", Fraction(1.5) + 2 * THIRD),
+    ("f32_bf16", "gfx1250", "v1, 2.0, v0 op_sel_hi:[0,1,1]", Fraction(1.5)),
+]
+WHERE = (
+    ("f32", "gfx942"),
+    ("f32", "gfx1100"),
+    ("f16", "gfx942"),
+    ("f16", "gfx1100"),
+    ("f32_bf16", "gfx1250"),
+    ("bf16", "gfx1250"),
+)
 
 
 @pytest.mark.parametrize(
-    ("text", "exact"),
-    [
-        ("v0, v1, neg(0) op_sel_hi:[1,0,0]", Fraction(1.5) * Fraction(float(np.float32(3.1)))),
-        ("-v0, v1, |v0| op_sel:[1,0,1] op_sel_hi:[1,0,1]", 2 * Fraction(float(np.float32(3.1))) + 2),
-    ],
+    ("kind", "architecture", "operands", "exact"), [(*where, *mix) for where in WHERE for mix in MIXES.items()] + OF_CONSTANTS
 )
-@pytest.mark.parametrize(("half", "shift"), [("lo", 0), ("hi", 16)])
-def test_a_mix_in_half_of_a_register_as_bfloat16(half, shift, text, exact):
-    v = {0: bits32(1.5) >> 16 | bits32(-2.0), 1: np.float32(3.1), 9: JUNK}
-    after = int(ran(f"v_fma_mix{half}_bf16 v9, {text}", "gfx1250", v=v).vector[9, 0, 0])
-    assert after >> 16 - shift & 0xFFFF == JUNK >> 16 - shift & 0xFFFF
-    assert after >> shift & 0xFFFF == bits32(rounded(Fraction(rounded(exact, "f32")), "bf16")) >> 16
+def test_mixed_sums(kind, architecture, operands, exact):
+    of = "bf16" if "bf16" in kind else "f16"
+    v = {0: bits_of(1.5, of) | bits_of(-2.0, of) << 16, 1: np.float32(3.1), 2: bits_of(0.25, of) << 16, 9: JUNK}
+    single = rounded(exact, "f32")
+    if kind.startswith("f32"):
+        assert ran(f"v_fma_mix_{kind} v9, {operands}", architecture, v=v).vector[9, 0, 0] == bits32(single)
+        return
+    for half, shift in (("lo", 0), ("hi", 16)):
+        after = int(ran(f"v_fma_mix{half}_{kind} v9, {operands}", architecture, v=v).vector[9, 0, 0])
+        assert after >> 16 - shift & 0xFFFF == JUNK >> 16 - shift & 0xFFFF
+        assert after >> shift & 0xFFFF == bits_of(rounded(Fraction(single), of), of)
 
 
 @pytest.mark.parametrize("setting", ["float_round_mode_32", "ieee_mode", "float_denorm_mode_32"])
