@@ -117,6 +117,3 @@ class MiniMaxM3SparseBackend(AttentionBackend):
                 ),
             ),
         )
-
-
-MiniMaxM3SparseImpl.backend = MiniMaxM3SparseBackend

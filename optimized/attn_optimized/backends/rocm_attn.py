@@ -96,6 +96,3 @@ _ALIBI = (
 
 def _is_causal(config: AttentionConfig) -> bool:
     return config.attn_type is AttentionType.DECODER and not config.asks("non_causal")
-
-
-RocmAttentionImpl.backend = RocmAttentionBackend

@@ -78,6 +78,3 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
                 FLOAT8_BEFORE_SM89,
             ),
         )
-
-
-TritonAttentionDiffKVImpl.backend = TritonAttentionDiffKVBackend
