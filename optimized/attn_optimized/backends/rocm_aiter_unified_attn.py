@@ -35,8 +35,6 @@ from attn_optimized.backends.base import AttentionBackend, BatchBuilder
 from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_aiter, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
-_CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
-
 
 class RocmAiterUnifiedAttentionImpl(TritonAttentionImpl):
     """A layer on AITER's unified_attention if it is a decoder's, for prefill, extend and decode alike, else on our kernels.
@@ -104,11 +102,11 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                 "q_scale": No("AITER 0.1.7's unified_attention has a q_descale and asserts that it is None"),
                 "alibi_slopes": answer(features["unified_alibi"]),
                 "sinks": answer(features["unified_sinks"]),
-                "bidirectional_ranges": _CAUSAL_ONLY,
-                "ranges_clamped": _CAUSAL_ONLY,
                 "qq_bias": answer(features["unified_qq_bias"]),
-                "non_causal": _CAUSAL_ONLY,
-                "per_request_causal": _CAUSAL_ONLY,
+                **dict.fromkeys(
+                    ("non_causal", "per_request_causal", "bidirectional_ranges", "ranges_clamped"),
+                    No("AITER's unified_attention asserts causal (vLLM #40176)"),
+                ),
                 "lse": No("AITER's unified_attention returns none"),
                 "batch_invariant": No("AITER's unified_attention splits keys or does not, by what else is in the batch"),
                 "rope": YES,
