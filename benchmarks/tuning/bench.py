@@ -10,7 +10,7 @@ from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed import check
 from benchmarks.speed.calls import Call, attention_call
-from benchmarks.speed.cases import Attention, copies, floor_ms
+from benchmarks.speed.cases import Attention, copies
 from benchmarks.speed.clock import Loop, Spread, loop_of, side_by_side
 from benchmarks.speed.machine import Rates
 from benchmarks.tuning.launches import launches
@@ -86,8 +86,7 @@ def step_of(bench: Bench, rates: Rates, replays: int) -> Step:
 
 @functools.cache
 def timed_case(case: Attention, rates: Rates) -> TimedCase:
-    floor = floor_ms(case.flops, case.bytes, copy_bandwidth=rates.copy, matmul_rate=rates.matmul_burst)
-    return TimedCase(name=case.name, floor_ms=floor)
+    return TimedCase(name=case.name, floor_ms=rates.floor_ms(case.flops, case.bytes))
 
 
 _EXPECTED: dict[Attention, tuple[list[int], torch.Tensor]] = {}

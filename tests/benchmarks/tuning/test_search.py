@@ -22,7 +22,7 @@ from benchmarks.tuning.space import OPTIONS, SPACES, SPLITS, TILE
 CPU = torch.device("cpu")
 NEVER = float("inf")
 TODAY = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=2, keys_per_split=512, programs_per_unit=2)
-RATES = Rates(read=3e12, copy=3e12, matmul_burst=7e14, matmul_sustained=6e14)
+RATES = Rates(read=3e12, copy=3e12, matmul=6e14, launch=1e-3)
 DECODE = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("decode", 4, 64))
 PREFILL = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("prefill", 4, 64))
 
