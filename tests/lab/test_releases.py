@@ -43,6 +43,17 @@ def test_a_fix_is_what_fails_before_it_and_agrees_after_and_nothing_runs_twice(s
     assert not list(run())
 
 
+def test_two_releases_of_a_package_leave_what_is_known_of_the_others(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", (PACKAGE, "vllm"))
+    kept = Results(releases={PACKAGE: ["1.8.0", "1.10.0", "1.11.0"], "vllm": ["0.33.0"]})
+    machine.know(kept, sources)
+    assert kept.releases == {PACKAGE: ["1.8.0", "1.9.0", "1.10.0", "1.10.0.post1", "1.11.0"], "vllm": ["0.33.0"]}
+    monkeypatch.setattr(machine, "fixes", lambda: [FIX, msgspec.structs.replace(FIX, release="1.11.0")])
+    run = machine.run_fixes(sources, kept, tmp_path / "results.json", examples=0, seconds=600, only=[TARGET], picked=[3])
+    assert [line.split()[1] for line in run] == ["1.9.0:", "1.10.0:"]  # of 1.11.0 nothing is there
+    assert all(each.extra[0] == 3 for each in kept.runs[TARGET].values())
+
+
 def test_an_adapter_that_never_fits_is_no_failing_kernel(sources, tmp_path):
     (sources / f"{PACKAGE}-1.9.0" / PACKAGE / "faults.py").write_text("def error(layer):\n    return 0\n")
     kept = Results(releases={PACKAGE: machine.releases(sources, PACKAGE)})
@@ -65,8 +76,18 @@ def test_an_example_that_did_not_run_after_the_fix_shows_nothing(later, is_chang
     assert page.shown(msgspec.structs.replace(FIX, shown_by=(TARGET, 2)), kept) == is_changed
 
 
+def test_a_fix_is_shown_by_two_runs_of_one_draw():
+    runs = {"1.9.0": Run(examples=1, draw="one", failed={0: "nan"}), "1.10.0": Run(examples=1, draw="other")}
+    kept = Results(releases={PACKAGE: ["1.9.0", "1.10.0"]}, runs={TARGET: runs})
+    assert not page.changed(FIX, TARGET, kept)
+    runs["1.10.0"].draw = "one"
+    assert page.changed(FIX, TARGET, kept) == [0]
+
+
 def test_a_finding_is_looked_for_between_releases_that_differ(monkeypatch, tmp_path):
     name = "vllm-window-ahead"
+    for minor in range(7):
+        (tmp_path / f"vllm-0.{minor}" / "vllm").mkdir(parents=True)
 
     def run(name, *, sources, seconds):
         return int(4 <= int(sources.name.rpartition(".")[2]) < 7), ""

@@ -10,6 +10,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
+from attn_fuzz.verdict.indexer import wrong_selection
 from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.launch.indexer import logit_tiles, select_tiles
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
@@ -138,6 +139,24 @@ def test_a_selection_is_the_reference_s_with_ties(fields, device):
 def test_a_selection_is_in_rising_order(device):
     selected = attn_optimized.select(torch.randn(1, 1, 400, device=device), replace(SMALL, top_k=300), step(device, (1, 400)))
     assert (selected.diff() > 0).all()
+
+
+def test_selecting_again_gives_the_same_and_what_two_ranks_select_merges_to_one_selection(device):
+    """Each rank has every other unit, with ties among them. The best of both ranks' best are judged as any selection."""
+    indexer, lengths, ranks = replace(SMALL, top_k=40), (400, 151), (0, 1)
+    batch, logits = step(device, *((1, length) for length in lengths)), hard_logits(10, 400, 1)[:, 3:5].to(device)
+    whole = attn_optimized.select(logits, indexer, batch)
+    assert torch.equal(attn_optimized.select(logits, indexer, batch), whole)
+    found = []
+    for rank in ranks:
+        of_rank = step(device, *((1, len(range(rank, length, 2))) for length in lengths))
+        found.append(attn_optimized.select(logits[..., rank::2].contiguous(), indexer, of_rank) * 2 + rank)
+    candidates = torch.cat(found, -1)
+    best = logits.gather(-1, candidates.long())
+    merged = candidates.gather(-1, attn_optimized.select(best, indexer, step(device, (1, 80), (1, 80))).long())
+    assert wrong_selection(merged, logits, indexer, batch) is None
+    merged[0, 1, 0] = next(unit for unit in range(151) if unit not in whole[0, 1] and unit not in merged[0, 1])
+    assert wrong_selection(merged, logits, indexer, batch) is not None
 
 
 def test_what_the_kernels_cannot_do_is_refused(device):

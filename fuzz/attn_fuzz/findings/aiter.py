@@ -29,6 +29,8 @@ SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
 _in_wheel = functools.partial(Finding, seen_in=SEEN_IN)
 _in_main = functools.partial(Finding, seen_in="ROCm/aiter e4048607a5 (main)")
 _in_both = functools.partial(Finding, seen_in=f"{SEEN_IN}, and main at e4048607")
+FAR_LOGITS = ("extreme", "below")
+"""Kinds of values that have logits beyond 100."""
 MHA_TILE_ROWS = 128
 """Rows of q in one program of _attn_fwd."""
 SPLIT_KEYS = 512
@@ -60,7 +62,7 @@ def _has_decodes(case: "Case") -> bool:
 
 def _overflows(case: "Case", verdict: "Verdict") -> bool:
     """Whether an output is NaN where products of q and k may be beyond the range of float16."""
-    return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind == "extreme"
+    return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind in FAR_LOGITS
 
 
 def _sees_no_tile(case: "Case") -> bool:
@@ -89,6 +91,27 @@ def _is_of_decodes(case: "Case", verdict: "Verdict") -> bool:
     """Whether all requests that are wrong have one query."""
     lengths = [case.requests[each.request].query_len for each in verdict.differences]
     return bool(lengths) and all(length == 1 for length in lengths)
+
+
+def _is_behind_an_empty_decode(case: "Case", verdict: "Verdict") -> bool:
+    """Whether a request without a query, in a step of decodes, may have moved what is wrong."""
+    empty = [index for index, request in enumerate(case.requests) if not request.query_len]
+    if case.max_query_len > 1 or not empty:
+        return False
+    if verdict.kind in ("guard", "sanitizer"):
+        return True
+    wrong = [each.request for each in verdict.differences]
+    return verdict.kind in ("value", "bitwise", "nan", "unwritten") and bool(wrong) and min(wrong) > empty[0]
+
+
+def _takes_programs_for_rows() -> bool:
+    from attn_fuzz import foreign
+
+    try:
+        kernels = foreign.sources("aiter") / "ops/triton/_triton_kernels/attention/unified_attention.py"
+        return "cur_batch_in_all_start_index: tl.int32 = q_block_global_idx" in kernels.read_text()
+    except (OSError, foreign.MissingSourcesError):
+        return False
 
 
 def _is_decoder(config: AttentionConfig) -> bool:
@@ -149,6 +172,17 @@ UNIFIED_ATTENTION = (
         cause=f"{KERNELS}, reduce_segments: it divides by tiles_per_segment, which is 0.",
         meets=lambda config: _is_decoder(config) and not _has_window(config),
         explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and has_queries_without_keys(case),
+    ),
+    Finding(
+        name="aiter-decode-empty-request",
+        what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
+        "requests behind it, and one row behind the last is written.",
+        cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
+        "takes row i for request i, whether or not each request has a query.",
+        seen_in="amd-aiter's main at e4048607",
+        meets=_is_decoder,
+        explains=_is_behind_an_empty_decode,
+        is_in_sources=_takes_programs_for_rows,
     ),
 )
 
@@ -742,7 +776,7 @@ GLUON_SPARSE = (
         cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:238 and 374: after a tile without a key "
         "the running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are "
         "in the reduction of parts (:981).",
-        explains=of(WRONG, lambda case: case.values.kind == "extreme"),
+        explains=of(WRONG, lambda case: case.values.kind in FAR_LOGITS),
     ),
 )
 GLUON_SPARSE_GFX1250 = (
@@ -867,15 +901,6 @@ MQA_LOGITS_RAGGED = (
     ),
 )
 OF_MAIN = (
-    Finding(
-        name="aiter-decode-empty-request",
-        what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
-        "requests behind it, and one row behind the last is written.",
-        cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
-        "takes row i for request i, whether or not each request has a query.",
-        seen_in="amd-aiter's main at e4048607",
-        explains=lambda case, verdict: False,
-    ),
     _in_main(
         name="aiter-prefill-sparse-sinks",
         what="On GPUs other than gfx950 and gfx1250, a step of pa_prefill_sparse with sinks raises, and one without sinks gets "

@@ -44,6 +44,8 @@ class Finding:
         explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
         needs_gpu: whether code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
             finding explains nothing on a CPU (`Target.findings_on`).
+        is_in_sources: whether the sources that a run takes have the lines of the bug, which came after the release that the
+            target is declared for. It explains nothing on others, likewise.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Finding:
     meets: Callable[[AttentionConfig], bool] = _every_layer
     explains: Callable[["Case", "Verdict"], bool]
     needs_gpu: bool = False
+    is_in_sources: Callable[[], bool] = lambda: True
 
     @property
     def path(self) -> Path:

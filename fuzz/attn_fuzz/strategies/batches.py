@@ -77,9 +77,10 @@ def batches(
     """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
 
     A long one is drawn more often for a window that reaches back beyond a tile: kernels split the keys inside it where there is
-    little else to do. For a chunk that is longer than a tile (0: there are no chunks), one request is drawn as often whose
-    queries lie over a chunk's end: some see all keys of a tile that is hidden from their neighbours. Where key_unit tokens
-    share a key, requests have as many keys as else, and so many times the tokens.
+    little else to do. It may have ranges, with which parts before the window are not left out. For a chunk that is longer than
+    a tile (0: there are no chunks), one request is drawn as often whose queries lie over a chunk's end: some see all keys of a
+    tile that is hidden from their neighbours. Where key_unit tokens share a key, requests have as many keys as else, and so
+    many times the tokens.
     """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
@@ -89,7 +90,8 @@ def batches(
         return (Request(query_len=1, seq_len=support.long_seq_len * key_unit - pick(draw, (0, 1, 37)), causal=causal),)
     is_far = attn_type.reads_cache and support.engine.contexts and window_left > max(support.tile_sizes) + 1
     if is_far and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
-        return (Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal),)
+        request = Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal)
+        return (_with_ranges(draw, support, block_size, rules, window_left, chunk, request),)
     is_long = is_decoder and support.engine.contexts and chunk > max(support.tile_sizes) + 1
     if is_long and support.engine.several_queries and pick(draw, range(ONE_IN_CHUNKS)) == ONE_IN_CHUNKS - 1:
         request = _over_an_end(draw, support, chunk, causal)

@@ -71,6 +71,7 @@ def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refu
     return tuple(
         msgspec.structs.replace(changed, earlier=pick(draw, sequences))
         if support.exclude(changed) == support.exclude(case)
+        and support.engine.not_sent(changed) == support.engine.not_sent(case)
         and all(_may_change(change, case, support, refuses) for change in changes)
         else case
         for case, changed in zip(family, alike, strict=True)

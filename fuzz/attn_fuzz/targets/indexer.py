@@ -31,7 +31,6 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, PhysicalOrder, ScaleFormat
 from attn_contract.indexer import BYTES_OF_SCALE, TILE
-from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import bits, canary, poison
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
@@ -46,8 +45,8 @@ from attn_reference.indexer import rows_of as request_rows
 
 Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
 """By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
-default, and the selection_unit for key_unit. A top_k is the most that is drawn. FLAT takes the place of TILED where blocks have
-no whole tiles."""
+default, and for key_unit the selection_unit, if it divides a block. A top_k is the most that is drawn. FLAT takes the place of
+TILED where blocks have no whole tiles."""
 NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
 """Kinds of numbers. "random": normal ones. "equal": all keys are the same, so all logits of a row are. "zero": no product is
 positive, so all logits of SUM_RELU are 0. "near": scales are neighbours in float32, or one dim is so small, that logits are one
@@ -303,7 +302,7 @@ def _indexer(layer: Layer, batch: Batch, block_size: int, terms: Terms, rng: ran
     chosen = {name: rng.choice(values) for name, values in terms.items() if not isinstance(values, Mapping)}
     chosen |= {name: values.get(chosen["cache_dtype"]) for name, values in terms.items() if isinstance(values, Mapping)}
     if chosen.get("key_unit", 1) is None:
-        chosen["key_unit"] = layer.selection_unit
+        chosen["key_unit"] = 1 if block_size % layer.selection_unit else layer.selection_unit
     if chosen.get("layout") is IndexLayout.TILED and block_size // chosen.get("key_unit", 1) % TILE:
         chosen["layout"] = IndexLayout.FLAT
     if not chosen.get("layout", IndexLayout.PLAIN).has_scales:
@@ -479,12 +478,6 @@ def judged_target(name: str, attention: AttentionFunction, **fields: Any) -> Tar
     )
 
 
-def beyond_blocks(case: Case) -> str | None:
-    """Why a case is left out: its blocks hold no whole number of units."""
-    cache, unit = case.cache, case.selection_unit
-    return "blocks that a unit does not divide" if cache and unit and cache.block_size % unit else None
-
-
 class GatheredKeys(NamedTuple):
     """The index keys of all requests, one behind the other, as engines gather them for a prefill.
 
@@ -541,7 +534,6 @@ REFERENCE_INDEXER = index_target(
     ),
     EVERY_TERM,
     description="the reference's index cache, logits and selection: a check of the judge",
-    exclude=beyond_blocks,
 )
 
 
@@ -622,7 +614,6 @@ _TRITON_ON_CPU = index_target(
     _triton_stages,
     EVERY_TERM,
     description="the Triton kernels of an index layer: index cache, logits and selection",
-    exclude=beyond_blocks,
     unavailable=missing_triton,
     modules=modules,
     planned=planned,

@@ -479,8 +479,8 @@ class Target:
         return dataclasses.replace(self, siblings=(), **functions, **changes)
 
     def findings_on(self, device: str) -> tuple[Finding, ...]:
-        """The findings that can show on a device type: on a CPU none that needs a GPU, so that a failure there stays one."""
-        return tuple(finding for finding in self.findings if device != "cpu" or not finding.needs_gpu)
+        """The findings that can show on a device type, in the sources that are loaded: elsewhere a failure stays one."""
+        return tuple(each for each in self.findings if (device != "cpu" or not each.needs_gpu) and each.is_in_sources())
 
     def can_be_sanitized(self, device: str) -> bool:
         """True if `attn_fuzz.interpreted.sanitizer` can check its kernels there, which it does as they are interpreted."""

@@ -17,18 +17,24 @@ from attn_parity.console import results
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A folder with a folder PACKAGE-RELEASE for each release. Without it, nothing runs.",
 )
-@click.option("--examples", type=click.IntRange(1, machine.MOST_EXAMPLES), default=100, show_default=True)
+@click.option("--examples", type=click.IntRange(0, machine.MOST_EXAMPLES), default=100, show_default=True)
+@click.option(
+    "--example", "picked", type=click.IntRange(0, machine.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
+)
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
 @check_option
-def command(names: tuple[str, ...], sources: Path | None, examples: int, seconds: float, check: bool) -> int:
+def command(
+    names: tuple[str, ...], sources: Path | None, examples: int, picked: tuple[int, ...], seconds: float, check: bool
+) -> int:
     """Run targets around each fix of lab/attn_lab/releases/fixes.toml, then the findings' scripts, and write the page.
 
     NAME is a target or a finding: then that one alone runs. What has run stays, and is not run again.
     """
     kept = machine.results()
     if sources:
-        kept.releases |= {package: machine.releases(sources, package) for package in machine.PACKAGES}
-        for line in machine.run_fixes(sources, kept, machine.RESULTS, examples=examples, seconds=seconds, only=names):
+        machine.know(kept, sources)
+        options = {"examples": examples, "seconds": seconds, "only": names, "picked": picked}
+        for line in machine.run_fixes(sources, kept, machine.RESULTS, **options):
             results.print(line, soft_wrap=True, markup=False)
         for line in machine.run_findings(sources, kept, machine.RESULTS, names):
             results.print(line, soft_wrap=True, markup=False)

@@ -30,7 +30,7 @@ Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml
 `attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for
 each finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs
 them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`): there
-`aiter-unified-attention` fails, within 7 cases of seed 1. No target meets `sglang-aiter-decode-window`
+`aiter-unified-attention` meets it. No target meets `sglang-aiter-decode-window`
 and `aiter-prefill-sparse-sinks`.
 
 - A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not,

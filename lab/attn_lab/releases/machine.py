@@ -34,7 +34,7 @@ SEED = 1
 MOST_EXAMPLES = 1000
 HOPELESS = 4
 """If so many examples all raise, the adapter does not fit."""
-DIGESTED = 10
+DIGESTED = 100
 SCRIPT_SECONDS = 120.0
 _REFUSALS = ("AssertionError", "NotImplementedError")
 """An earlier release says so of what it does not take yet."""
@@ -139,6 +139,12 @@ def releases(sources: Path, package: str) -> list[str]:
     return sorted(found, key=version)
 
 
+def know(kept: Results, sources: Path) -> None:
+    """Add the releases in a folder to those that results know."""
+    for package in PACKAGES:
+        kept.releases[package] = sorted({*kept.releases.get(package, []), *releases(sources, package)}, key=version)
+
+
 def before(known: Sequence[str], release: str) -> str | None:
     """The release before one; None if it is the oldest, or not known."""
     return known[known.index(release) - 1] if release in known[1:] else None
@@ -226,22 +232,34 @@ def _line(text: str) -> str:
 
 
 def run_fixes(
-    sources: Path, kept: Results, file: Path, *, examples: int, seconds: float, only: Sequence[str] = ()
+    sources: Path,
+    kept: Results,
+    file: Path,
+    *,
+    examples: int,
+    seconds: float,
+    only: Sequence[str] = (),
+    picked: Sequence[int] = (),
 ) -> Iterator[str]:
-    """Run the targets of all fixes on the release before each and on its own. What has run is not run again.
+    """Run the targets of all fixes on the release before each and on its own, where both are in the folder of sources.
+
+    What has run is not run again, unless the fuzzer draws others now.
 
     Args:
         kept: goes on; it is kept in `file` after each run.
         seconds: for one target on one release.
         only: these targets alone.
+        picked: further examples, by number from 0.
     """
     wanted = [(each, target) for each in fixes() for target in each.tried if not only or target in only]
     for fix, target in wanted:
         known, runs = kept.releases[fix.package], kept.runs.setdefault(target, {})
-        failed: list[int] = []
-        for release in (before(known, fix.release), fix.release):
-            if release is None or release not in known:
-                break
+        around = (before(known, fix.release), fix.release)
+        if not {*around} <= {*releases(sources, fix.package)}:
+            continue
+        failed = [*picked]
+        for release in around:
+            assert release is not None
             if release not in runs or runs[release].draw != digest(target):
                 runs[release] = Run(draw=digest(target))
             run = runs[release]
@@ -252,14 +270,14 @@ def run_fixes(
                     run_target(target, run, cases, examples=examples, seconds=seconds, first=failed)
                 keep(kept, file)
                 yield f"{target} {release}: {run}"
-            failed = sorted(run.failed)
+            failed = sorted({*picked, *run.failed})
 
 
 def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] = ()) -> Iterator[str]:
-    """Run the findings' scripts: on the newest release and the oldest, and between two that differ."""
+    """Run the findings' scripts: on the newest release in the folder and the oldest, and between two that differ."""
     for name in sorted(each.stem for each in scripts.FOLDER.glob("*.toml")):
         package, codes = name.partition("-")[0], kept.findings.setdefault(name, {})
-        known = kept.releases.get(package)
+        known = releases(sources, package)
         if not known or (only and name not in only):
             continue
         waiting = [(0, len(known) - 1)]

@@ -16,12 +16,13 @@ that a target of ours loads. Of these, **{shown} are shown**: an example of the 
 release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
 {of_loaded} of those loaded, and {of_all} of all. {far} of them are shown by the mode `@far` alone, which moves addresses beyond
 32 bits, and in which few targets ran. Each example ran on a CPU: interpreted, or emulated for the architecture behind the `@`.
-"After 30" is the example's place in the draw.
+"After 30 of draw 4f99" is the example's place in a draw, and the draw's digest: the fuzzer changed between some of the runs,
+and draws others now. Two runs of one draw show a fix, and no others.
 For the fixes that the first examples do not show, those of the first {most} ran that can show them by their metadata, such as
 those with a window. Where a fix is not shown, the cell says how many examples ran.
 
 `python -m attn_lab releases --sources FOLDER --examples {most}` goes on from here, and writes this page. FOLDER has a folder
-PACKAGE-RELEASE for each release, such as `vllm-0.24.0/vllm`.
+PACKAGE-RELEASE for each release that is to run, such as `vllm-0.24.0/vllm`. `--example N` runs one further example.
 """
 
 
@@ -31,9 +32,12 @@ def shown(fix: Fix, kept: Results) -> bool:
 
 
 def changed(fix: Fix, target: str, kept: Results) -> list[int]:
-    """The examples of a target that fail on the release before a fix, and that ran and agree on the release that has it."""
+    """The examples of a target that fail on the release before a fix, and that ran and agree on the release that has it.
+
+    None of runs whose draws differ: there one number is two examples.
+    """
     earlier, later = _around(fix, target, kept)
-    if earlier is None or later is None or earlier.error:
+    if earlier is None or later is None or earlier.error or earlier.draw != later.draw:
         return []
     return list(filter(later.agrees, sorted(earlier.failed)))
 
@@ -47,15 +51,22 @@ def _state(fix: Fix, kept: Results) -> Iterator[str]:
     if not fix.targets:
         yield "no target loads the file"
     elif fix.shown_by is not None and shown(fix, kept):
-        yield f"**shown** by `{fix.shown_by[0]}` after {fix.shown_by[1] + 1}"
+        earlier, _ = _around(fix, fix.shown_by[0], kept)
+        assert earlier is not None
+        yield f"**shown** by `{fix.shown_by[0]}` after {fix.shown_by[1] + 1}{_of_draw(earlier)}"
     else:
         for target in fix.tried:
             earlier, _ = _around(fix, target, kept)
             if earlier is None:
                 continue
+            ran = f"not in {earlier.count}{_of_draw(earlier)}"
             others = len(changed(fix, target, kept))
             failing = f", and {others} that change are not known to be this fix" if others else ""
-            yield f"`{target}` {f'does not load: {earlier.error}' if earlier.error else f'not in {earlier.count}{failing}'}"
+            yield f"`{target}` {f'does not load: {earlier.error}' if earlier.error else ran + failing}"
+
+
+def _of_draw(run: Run) -> str:
+    return f" of draw {run.draw[:4]}" if run.draw else ""
 
 
 def page(kept: Results) -> str:

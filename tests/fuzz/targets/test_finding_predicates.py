@@ -208,3 +208,22 @@ def test_a_range_is_beyond_the_window_of_a_query_that_it_holds(window, ranges, i
     [request] = case.requests
     case = msgspec.structs.replace(case, requests=(msgspec.structs.replace(request, bidirectional_ranges=ranges),))
     assert finding.explains(case, wrong(2.0)) == is_explained
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "slack", "verdict", "is_explained"),
+    [
+        ((0, 1), 0, wrong(2.0, request=1), True),
+        ((1, 0), 0, wrong(2.0), False),
+        ((1, 0), 0, Verdict(kind="guard", about="out"), True),
+        ((1, 1), 0, wrong(2.0, request=1), False),
+        ((0, 1), 1, wrong(2.0, request=1), False),
+    ],
+    ids=["behind it", "before it", "one row behind", "no empty request", "a bound of two queries"],
+)
+def test_an_empty_request_of_a_decode_moves_the_rows_behind_it(query_lens, slack, verdict, is_explained):
+    finding, case = known("aiter-decode-empty-request", slack=slack)
+    requests = tuple(
+        msgspec.structs.replace(each, query_len=n, seq_len=1) for each, n in zip(case.requests, query_lens, strict=True)
+    )
+    assert finding.explains(msgspec.structs.replace(case, requests=requests), verdict) == is_explained

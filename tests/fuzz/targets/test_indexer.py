@@ -17,7 +17,7 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import indexer
-from attn_fuzz.targets.indexer import EVERY_TERM, Stages, beyond_blocks, gathered_keys, guarded, index_target
+from attn_fuzz.targets.indexer import EVERY_TERM, Stages, gathered_keys, guarded, index_target
 from attn_fuzz.targets.rng import rng_of
 from attn_reference.indexer import rows_of, seen_units
 
@@ -34,7 +34,6 @@ SMALL: dict[str, Any] = {
     "block_sizes": (16, 4),
     "max_tokens": 8,
     "max_seq_len": 70,
-    "exclude": beyond_blocks,
     "description": "a test",
 }
 WITH_SCALES = {**EVERY_TERM, "layout": (IndexLayout.FLAT, IndexLayout.TILED)}
