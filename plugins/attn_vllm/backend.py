@@ -178,7 +178,10 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         )
         self.stored = cache_format(kv_cache_dtype) if self.layer.layout else CacheFormat()
         self.batch_invariant = envs.VLLM_BATCH_INVARIANT
-        self._refuse_unsupported(kv_sharing=kv_sharing_target_layer_name is not None)
+        kv_sharing = kv_sharing_target_layer_name is not None
+        refuse_unsupported(
+            self.capabilities, self.layer, self.stored, batch_invariant=self.batch_invariant, kv_sharing=kv_sharing
+        )
         # read by vLLM's layer, which quantizes queries beside a float8 cache where its own Triton backend says so
         self.supports_quant_query_input = self.stored.scales == "tensor" and _has_float8_dots()
         # vLLM reads these
@@ -226,7 +229,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
         options = {"out": output, "batch_invariant": self.batch_invariant}
         if self.layer.layout is None:
             return self.kernels.varlen_attention(query, key, value, contract_layer, batch, **options)
-        return self.kernels.paged_attention(query, self._view(kv_cache), contract_layer, batch, **options)
+        return self.kernels.paged_attention(query, self.stored.view(kv_cache), contract_layer, batch, **options)
 
     def do_kv_cache_update(
         self,
@@ -238,7 +241,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
     ) -> None:
         """Write key and value [T_kv, HK, D] to the slots of slot_mapping [S]. Encoders have no cache and write nothing."""
         if self.layer.layout is not None:
-            self.kernels.write_kv_cache(key, value, self._view(kv_cache), self._with_loaded(layer), slot_mapping)
+            self.kernels.write_kv_cache(key, value, self.stored.view(kv_cache), self._with_loaded(layer), slot_mapping)
 
     def do_rope_and_kv_cache_update(
         self,
@@ -269,7 +272,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
             value,
             positions,
             cos_sin_cache,
-            self._view(kv_cache),
+            self.stored.view(kv_cache),
             self._with_loaded(layer),
             layer_slot_mapping,
             is_neox=is_neox,
@@ -296,21 +299,21 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
             changes["ranges_clamped"] = True
         return dataclasses.replace(self.layer, **changes) if changes else self.layer
 
-    def _view(self, kv_cache: torch.Tensor) -> torch.Tensor:
-        """The cache with its own element type: vLLM passes float8 caches as bytes."""
-        return kv_cache if self.stored.quantized is None else kv_cache.view(self.stored.quantized)
 
-    def _refuse_unsupported(self, *, kv_sharing: bool) -> None:
-        config = AttentionConfig.of(
-            self.layer,
-            torch.get_default_dtype(),  # while vLLM builds a model, this is the model's dtype
-            block_size=_a_block_size(self.capabilities) if self.layer.layout else None,
-            batch_invariant=self.batch_invariant,
-            kv_sharing=kv_sharing,
-        )
-        config = dataclasses.replace(config, kv_cache_dtype=self.stored.quantized, scales=self.stored.scales)
-        if refusals := self.capabilities.refusals(config):
-            raise unsupported(self.capabilities.backend, refusals)
+def refuse_unsupported(
+    capabilities: Capabilities, layer: Layer, stored: CacheFormat, *, batch_invariant: bool, kv_sharing: bool
+) -> None:
+    """Raise an UnsupportedError with all the reasons for which a backend does not serve a layer."""
+    config = AttentionConfig.of(
+        layer,
+        torch.get_default_dtype(),  # while vLLM builds a model, this is the model's dtype
+        block_size=_a_block_size(capabilities) if layer.layout else None,
+        batch_invariant=batch_invariant,
+        kv_sharing=kv_sharing,
+    )
+    config = dataclasses.replace(config, kv_cache_dtype=stored.quantized, scales=stored.scales)
+    if refusals := capabilities.refusals(config):
+        raise unsupported(capabilities.backend, refusals)
 
 
 def _has_float8_dots() -> bool:

@@ -23,6 +23,10 @@ class CacheFormat(NamedTuple):
         """The layout of vLLM's caches: rows of K, then V, each followed by its scale if scales are per token and head."""
         return Layout.CONTENT_PACKED_SCALED if self.scales == "inline" else Layout.CONTENT_PACKED
 
+    def view(self, kv_cache: torch.Tensor) -> torch.Tensor:
+        """A cache with its own element type: vLLM passes float8 caches as bytes."""
+        return kv_cache if self.quantized is None else kv_cache.view(self.quantized)
+
 
 LAYOUTS: Final = Only((Layout.CONTENT_PACKED, Layout.CONTENT_PACKED_SCALED), "vLLM's caches have K, then V, in each row")
 SCALES: Final = Only(("tensor", "head", "inline"), "vLLM keeps no scales beside a cache")

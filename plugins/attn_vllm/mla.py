@@ -12,8 +12,7 @@ from typing import Any, ClassVar, cast
 import attn_optimized
 import torch
 import vllm.envs as envs
-from attn_contract import AttentionConfig, AttentionType, Batch, Layer, Layout, UnsupportedError
-from attn_contract.capabilities import unsupported
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.triton_mla import TritonMlaBackend
 from attn_optimized.backends.triton_mla.context import attend_to_context, expanded_layer
@@ -32,6 +31,7 @@ from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionLayer, MultipleOf
 from vllm.v1.attention.backends.mla.prefill.base import MLADimensions, MLAPrefillBackend
 
+from attn_vllm.backend import refuse_unsupported
 from attn_vllm.layer import cache_format
 
 NAME = "PARITY_TRITON_MLA"
@@ -157,16 +157,8 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
             layout=Layout.LATENT,
         )
         self.batch_invariant = envs.VLLM_BATCH_INVARIANT
-        config = AttentionConfig.of(
-            self.layer,
-            torch.get_default_dtype(),  # while vLLM builds a model, this is the model's dtype
-            block_size=_A_BLOCK,
-            batch_invariant=self.batch_invariant,
-            kv_sharing=kv_sharing_target_layer_name is not None,
-        )
-        config = dataclasses.replace(config, kv_cache_dtype=self.stored.quantized, scales=self.stored.scales)
-        if refusals := CAPABILITIES.refusals(config):
-            raise unsupported(NAME, refusals)
+        kv_sharing = kv_sharing_target_layer_name is not None
+        refuse_unsupported(CAPABILITIES, self.layer, self.stored, batch_invariant=self.batch_invariant, kv_sharing=kv_sharing)
         super().__init__(
             num_heads,
             head_size,
@@ -221,7 +213,7 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
             block_table=decode.block_table,
         )
         contract_layer = self._with_scale(layer._k_scale, num_heads=query.shape[1])
-        cache = self._view(kv_c_and_k_pe_cache)
+        cache = self.stored.view(kv_c_and_k_pe_cache)
         attn_optimized.paged_attention(
             query, cache, contract_layer, batch, out=out, lse=lse, batch_invariant=self.batch_invariant
         )
@@ -241,7 +233,7 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
         if kv_cache.numel():
             rotated = k_pe.flatten(1)
             attn_optimized.write_latent_cache(
-                kv_c_normed, rotated, self._view(kv_cache), self._with_scale(k_scale), slot_mapping.flatten()
+                kv_c_normed, rotated, self.stored.view(kv_cache), self._with_scale(k_scale), slot_mapping.flatten()
             )
 
     def _with_scale(self, k_scale: torch.Tensor, **changes: Any) -> Layer:
@@ -249,10 +241,6 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
         if self.stored.quantized is not None:
             changes |= {"kv_cache_dtype": self.stored.quantized, "k_scale": k_scale}
         return dataclasses.replace(self.layer, **changes)
-
-    def _view(self, kv_cache: torch.Tensor) -> torch.Tensor:
-        """The cache with its own element type: vLLM passes float8 caches as bytes to the write."""
-        return kv_cache if self.stored.quantized is None else kv_cache.view(self.stored.quantized)
 
 
 class ParityTritonMlaPrefill(MLAPrefillBackend):

@@ -342,7 +342,7 @@ def pages(layout: Layout, **changes: int) -> KVCacheView:
 
 
 NAMED = {"blocks": dense(BLOCKS_FIRST_NHD), "planes": dense(KV_FIRST_NHD), "HND planes": dense(KV_FIRST_HND)}
-NAMED_PLANES = {"planes": NAMED["planes"]}
+PLANES = {name: NAMED[name] for name in ("planes", "HND planes")}
 
 
 @pytest.mark.parametrize(
@@ -353,54 +353,11 @@ def test_allocations_that_layers_may_share(names, shared_contents):
     check_shared_allocation({name: NAMED[name] for name in names}, shared_contents)
 
 
-@pytest.mark.parametrize(
-    ("names", "shared_contents", "message"),
-    [
-        (
-            ["planes", "HND planes", "blocks"],
-            [],
-            ("blocks: got BLOCKS_FIRST_NHD", "expected the footprint of HND planes (KV_FIRST_H"),
-        ),
-        (
-            ["planes", "HND planes"],
-            [("planes", "HND planes")],
-            ("HND planes: got KV_FIRST_HND", "expected the elements of planes (KV_FIRST_NHD"),
-        ),
-        (["planes"], [("planes", "plane")], ("shared_contents: got 'plane'", "expected one of the layers: planes")),
-    ],
-)
-def test_allocations_that_layers_may_not_share(names, shared_contents, message):
+@refusals.parametrize([one for one in refusals.of(__file__) if one.call == "shared allocation"])
+def test_allocations_that_layers_may_not_share(refusal):
     with pytest.raises(ContractError) as error:
-        check_shared_allocation({name: NAMED[name] for name in names}, shared_contents)
-    assert str(error.value).startswith(message[0])
-    assert message[1] in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("views", "shared_contents", "message"),
-    [
-        ([NAMED["planes"]], [], "views: got [KVCacheView"),
-        ({"planes": halves(2, 3, 3, 2, 4)}, [], "planes: got tensor("),
-        ({5: NAMED["planes"]}, [], "views: got the key 5, expected a layer's name"),
-        (NAMED_PLANES, 5, "shared_contents: got 5, expected pairs of names"),
-        (NAMED_PLANES, torch.tensor(0.0), "shared_contents: got tensor(0.), expected pairs of names"),
-        (NAMED_PLANES, ["ab"], "shared_contents: got 'ab', expected a pair"),
-        (NAMED_PLANES, [("planes",)], "shared_contents: got ('planes',), expected a pair"),
-        (NAMED_PLANES, [([], "planes")], "shared_contents: got [], expected one of the layers: planes"),
-        (NAMED_PLANES, [("planes", None)], "shared_contents: got None, expected one of the layers: planes"),
-    ],
-)
-def test_arguments_of_another_type_are_refused_by_name(views, shared_contents, message):
-    with pytest.raises(ContractError) as error:
-        check_shared_allocation(views, shared_contents)
-    assert str(error.value).startswith(message)
-
-
-def test_a_message_shows_the_strides():
-    with pytest.raises(ContractError) as error:
-        check_shared_allocation(NAMED)
-    assert error.value.argument == "planes"
-    assert error.value.got == "KV_FIRST_NHD with strides kv 72, block 24, slot 8, head 4 in 2-byte elements"
+        check_shared_allocation(**refusal.changed({"views": {"planes": NAMED["planes"]}, "shared_contents": []}, globals()))
+    refusal.check(error.value)
 
 
 OF_LATENT = [dense(LATENT), *(dense(layout, **latent_sizes(layout)) for layout in LATENT_FORMATS)]

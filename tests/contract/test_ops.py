@@ -159,16 +159,47 @@ SCALE_CACHES = {"k_scale_cache": torch.ones(1, 3, 2), "v_scale_cache": torch.one
 QUANTIZED = [(FP8, FIXED_SCALES), (torch.int8, SCALE_CACHES)]
 
 
-def test_paged_attention_without_options_is_a_plain_layer(recorded):
-    arguments = paged_arguments()
-    ops.paged_attention(**arguments)
-    assert_same(values_of(recorded.layer), values_of(Layer(**LAYER, layout=NHD)))
-    names = ("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens", "causal", "block_table")
-    assert_same(values_of(recorded.batch), values_of(Batch(**{name: arguments[name] for name in names})))
-    assert (recorded.lse, recorded.batch_invariant) == (None, False)
-    assert_same(
-        {name: vars(recorded)[name] for name in ("q", "kv_cache", "out")}, {n: arguments[n] for n in ("q", "kv_cache", "out")}
+OPTIONS = RULES | {"lse": torch.zeros(4, 1), "batch_invariant": True}
+PAGED_OPTIONS = OPTIONS | {
+    "causal": None,
+    "causal_per_request": torch.tensor([True]),
+    "bidirectional_ranges": torch.zeros(1, 1, 2, dtype=torch.int32),
+    "ranges_clamped": True,
+    "qq_bias": torch.zeros(2, 2),
+    "selected": torch.zeros(1, 1, 1, dtype=torch.int32),
+    "selection_unit": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options"),
+    [
+        ("paged_attention", None, {}),
+        *(("paged_attention", dtype, PAGED_OPTIONS | scales) for dtype, scales in QUANTIZED),
+        ("varlen_attention", None, {}),
+        ("varlen_attention", None, OPTIONS),
+    ],
+)
+def test_arguments_become_a_layer_and_a_batch_and_none_is_lost(recorded, name, dtype, options):
+    arguments = ARGUMENTS[name]() | options
+    if dtype is not None:
+        arguments["kv_cache"] = arguments["kv_cache"].to(dtype)
+    getattr(ops, name)(**arguments)
+    of_layer, of_batch = (
+        {field.name: arguments[field.name] for field in fields(kind) if field.name in arguments} for kind in (Layer, Batch)
     )
+    of_layer["attn_type"] = AttentionType(arguments["attn_type"])
+    of_layer |= {"layout": Layout(arguments["layout"])} if "layout" in arguments else {}
+    of_layer |= {"window": tuple(arguments["window"])} if "window" in arguments else {}
+    assert_same(values_of(recorded.layer), values_of(Layer(**LAYER | of_layer, kv_cache_dtype=dtype)))
+    of_batch["causal"] = arguments.get("causal_per_request") if arguments.get("causal") is None else arguments["causal"]
+    if name == "varlen_attention":
+        of_batch["causal"] = False
+    assert_same(values_of(recorded.batch), values_of(Batch(**of_batch)))
+    assert recorded.batch_invariant is arguments.get("batch_invariant", False)
+    passed = {argument: value for argument, value in vars(recorded).items() if argument in arguments}
+    assert_same(passed, {argument: arguments[argument] for argument in passed})
+    assert {"q", "out", "lse", *(("kv_cache",) if "layout" in arguments else ("k", "v"))} <= set(passed)
 
 
 def test_a_later_call_of_a_signature_has_its_own_tensors_and_length(recorded):
@@ -185,32 +216,6 @@ def test_a_later_call_of_a_signature_has_its_own_tensors_and_length(recorded):
     assert signature == layer.signature == Layer(**LAYER, sinks=later["sinks"], layout=NHD).signature
     with pytest.raises(ContractError, match=r"^max_seq_len: got -1, expected an int, at least 0"):
         ops.paged_attention(**later | {"max_seq_len": -1})
-
-
-@pytest.mark.parametrize(("dtype", "scales"), QUANTIZED)
-def test_every_option_of_paged_attention_reaches_the_layer_or_the_batch(recorded, dtype, scales):
-    per_request = {
-        "causal_per_request": torch.tensor([True]),
-        "bidirectional_ranges": torch.zeros(1, 1, 2, dtype=torch.int32),
-        "qq_bias": torch.zeros(2, 2),
-        "selected": torch.zeros(1, 1, 1, dtype=torch.int32),
-    }
-    arguments = paged_arguments() | RULES | scales | per_request | {"causal": None, "lse": torch.zeros(4, 1)}
-    arguments |= {
-        "selection_unit": 4,
-        "ranges_clamped": True,
-        "batch_invariant": True,
-        "kv_cache": arguments["kv_cache"].to(dtype),
-    }
-    ops.paged_attention(**arguments)
-    of_layer = LAYER | RULES | scales | {"window": (5, 6), "selection_unit": 4, "ranges_clamped": True}
-    layer = Layer(**of_layer, layout=NHD, kv_cache_dtype=dtype)
-    assert_same(values_of(recorded.layer), values_of(layer))
-    assert recorded.batch.causal.data_ptr() == per_request["causal_per_request"].data_ptr()
-    for name in ("bidirectional_ranges", "qq_bias", "selected"):
-        assert getattr(recorded.batch, name).data_ptr() == per_request[name].data_ptr()
-    assert recorded.lse.data_ptr() == arguments["lse"].data_ptr()
-    assert recorded.batch_invariant is True
 
 
 def test_every_layout_and_type_has_its_name(recorded):
@@ -231,23 +236,6 @@ def test_every_layout_and_type_has_its_name(recorded):
     assert recorded.layer.attn_type is AttentionType.ENCODER_DECODER
     ops.varlen_attention(**varlen_arguments() | {"attn_type": "encoder_only"})
     assert recorded.layer.attn_type is AttentionType.ENCODER_ONLY
-
-
-def test_varlen_attention_without_options_is_a_plain_layer(recorded):
-    arguments = varlen_arguments()
-    ops.varlen_attention(**arguments)
-    assert_same(values_of(recorded.layer), values_of(Layer(**LAYER, attn_type=AttentionType.ENCODER)))
-    names = ("query_start_loc", "seq_lens", "max_query_len", "max_seq_len", "num_actual_tokens")
-    assert_same(values_of(recorded.batch), values_of(Batch(**{name: arguments[name] for name in names}, causal=False)))
-    assert (recorded.lse, recorded.batch_invariant) == (None, False)
-
-
-def test_every_option_of_varlen_attention_reaches_the_layer(recorded):
-    ops.varlen_attention(**varlen_arguments() | RULES | {"lse": torch.zeros(4, 1), "batch_invariant": True})
-    layer = Layer(**LAYER | RULES | {"window": (5, 6)}, attn_type=AttentionType.ENCODER)
-    assert_same(values_of(recorded.layer), values_of(layer))
-    assert recorded.lse is not None
-    assert recorded.batch_invariant is True
 
 
 @pytest.mark.parametrize(("dtype", "scales"), [(None, {}), *QUANTIZED])

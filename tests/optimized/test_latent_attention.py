@@ -9,7 +9,6 @@ from attn_contract import Layout, UnsupportedError
 from attn_contract.layer import FLOAT8_DTYPES
 from attn_contract.layouts import LATENT_FORMATS
 from attn_optimized.attention import paged_attention_calls
-from attn_optimized.launch.tiles import attention_tiles
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload
 
@@ -159,27 +158,6 @@ def workload(**changed) -> Workload:
     sizes = {"head_size": 576, "head_size_v": 512, "is_latent": True, "num_heads": 16, "num_kv_heads": 1}
     batch = {"num_tokens": 64, "num_requests": 64, "max_query_len": 1, "max_seq_len": 8192}
     return Workload(**({"itemsize": 2, "quantized": False} | sizes | batch | changed))
-
-
-@pytest.mark.parametrize(
-    ("changed", "rows", "groups"),
-    [
-        ({}, 16, 1),
-        ({"num_heads": 12}, 16, 1),
-        ({"num_heads": 128}, 64, 2),
-        ({"num_heads": 96}, 64, 2),
-        ({"num_heads": 127}, 64, 2),
-        ({"num_heads": 71}, 64, 2),
-        ({"max_query_len": 4, "num_tokens": 256}, 64, 1),
-        ({"batch_invariant": True}, 64, 1),
-    ],
-)
-def test_heads_and_queries_share_a_tile(changed, rows, groups):
-    tiles = attention_tiles(workload(**changed), "sm90", 132)
-    heads = changed.get("num_heads", 16)
-    assert (tiles.block_m, tiles.groups_per_kv_head, tiles.heads_per_kv_head) == (rows, groups, heads)
-    assert tiles.group == -(-heads // groups)
-    assert tiles.queries == rows // tiles.group
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`attn-parity doctor`: report what this machine has."""
 
-import dataclasses
 import importlib.util
 import platform
 from pathlib import Path
@@ -74,7 +73,6 @@ def _aiter() -> dict[str, str]:
     aiter = find_aiter()
     if aiter.missing is not None:
         return {"AITER": aiter.missing}
-    features = dataclasses.asdict(features_of(aiter))
     return {"AITER": f"{aiter} in {aiter.location}"} | {
-        f"AITER, {name.replace('_', ' ')}": why_not or "yes" for name, why_not in features.items()
+        f"AITER, {name.replace('_', ' ')}": why_not or "yes" for name, why_not in features_of(aiter).items()
     }

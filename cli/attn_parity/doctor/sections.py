@@ -95,7 +95,7 @@ def aiter() -> Section:
     if found.missing is not None:
         return {"unavailable": found.missing}
     signatures = {name: signature.arguments for name, signature in found.signatures.items()}
-    features = dataclasses.asdict(features_of(found))
+    features = features_of(found)
     return {"version": found.version, "imports": import_aiter().missing or True, "features": features, "signatures": signatures}
 
 

@@ -155,7 +155,7 @@ def _missing(device: str) -> str | None:
         return "AITER's kernels are compiled for ROCm GPUs: --device cpu interprets this one"
     from attn_optimized.aiter_adapter import features_of, import_aiter
 
-    return features_of(readable_aiter() if device == "cpu" else import_aiter()).unified
+    return features_of(readable_aiter() if device == "cpu" else import_aiter())["unified"]
 
 
 @functools.cache

@@ -3,8 +3,6 @@
 An argument in a signature is not yet support: see `may_run_assembly`.
 """
 
-from dataclasses import dataclass
-
 import torch
 from attn_contract import Multiples, Only
 from attn_contract.capabilities import Values
@@ -33,38 +31,6 @@ PAGED_ATTENTION_BLOCK_SIZES = Only(
 )
 ASSEMBLY_HEAD_SIZES = Only((128,), "pa_fwd_asm's kernels are assembled for it")
 ASSEMBLY_BLOCK_SIZES = Only((16,), "pa_fwd_asm's kernels are assembled for it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """Each None if the AITER has it, else why not, in words.
-
-    Attributes:
-        prefill: flash_attn_varlen_func; `prefill_sinks` and so on are its arguments.
-        unified: unified_attention, likewise.
-        decode: paged_attention_v1; `decode_multi_token` is more than one query token per request.
-        decode_assembly: pa_fwd_asm.
-    """
-
-    prefill: str | None
-    prefill_sinks: str | None
-    prefill_window: str | None
-    prefill_soft_cap: str | None
-    prefill_alibi: str | None
-    prefill_lse: str | None
-    prefill_block_table: str | None
-    unified: str | None
-    unified_sinks: str | None
-    unified_window: str | None
-    unified_soft_cap: str | None
-    unified_alibi: str | None
-    unified_qq_bias: str | None
-    unified_q_scales: str | None
-    unified_output_scale: str | None
-    decode: str | None
-    decode_window: str | None
-    decode_multi_token: str | None
-    decode_assembly: str | None
 
 
 _ARGUMENTS = {
@@ -122,9 +88,13 @@ def is_foreign_cache(aiter: Aiter, architecture: str | None, kv_cache_dtype: tor
     return is_float8 and asserts and kv_cache_dtype != native_float8(aiter, architecture)
 
 
-def features_of(aiter: Aiter) -> Features:
-    """The features that an AITER's signatures declare."""
-    return Features(**{name: _why_not(aiter, *place) for name, place in _ARGUMENTS.items()})
+def features_of(aiter: Aiter) -> dict[str, str | None]:
+    """For each feature None if an AITER's signatures declare it, else why not, in words.
+
+    `prefill` is flash_attn_varlen_func, `prefill_sinks` its argument for them, and likewise `unified` (unified_attention),
+    `decode` (paged_attention_v1, `decode_multi_token` for several queries of a request) and `decode_assembly` (pa_fwd_asm).
+    """
+    return {name: _why_not(aiter, *place) for name, place in _ARGUMENTS.items()}
 
 
 def window_edges(aiter: Aiter) -> int:

@@ -392,6 +392,10 @@ class AttentionBackend(ABC):
     impl: ClassVar[type[AttentionImplBase[Any]]]
     builder: ClassVar[type[AttentionMetadataBuilder[Any]]]
 
+    def __init_subclass__(cls) -> None:
+        if "impl" in vars(cls):  # one that is inherited stays its own backend's
+            cls.impl.backend = cls
+
     @classmethod
     @abstractmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:

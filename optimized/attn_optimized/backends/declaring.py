@@ -41,6 +41,7 @@ _LAYOUTS = (
     Layout.CONTENT_PACKED,
     Layout.CONTENT_PACKED_SCALED,
 )
+CHUNKS_ARE_REQUESTS = No("vLLM cuts chunks into requests of their own, in metadata that this backend does not build")
 NOT_OVER_RANKS = No("vLLM's backend declares none: attn_optimized.context_parallel attends over ranks without a backend")
 _SCALES: tuple[Scales, ...] = ("tensor", "head", "token", "inline")
 

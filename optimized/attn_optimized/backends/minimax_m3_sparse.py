@@ -29,6 +29,10 @@ from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 BLOCK = 128
 """Tokens of a block that is picked, and slots of a block of the cache: one is the other."""
+_WITHOUT_PARAMETER = (
+    *("window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped"),
+    *("logits_soft_cap", "alibi_slopes", "sinks", "qq_bias", "kv_sharing"),
+)
 
 
 class MiniMaxM3SparseImpl(TritonAttentionImpl):
@@ -72,7 +76,6 @@ class MiniMaxM3SparseBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        no_parameter = No("vLLM's layer has no parameter for it")
         return triton_capabilities(
             cls.name,
             attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders alone")), AttentionType.DECODER: YES},
@@ -85,23 +88,13 @@ class MiniMaxM3SparseBackend(AttentionBackend):
             output_dtypes=Only((), "vLLM's layer quantizes no output"),
             rules={
                 "selection_unit": YES,
-                "window": no_parameter,
-                "sink_tokens": no_parameter,
-                "chunked_local": no_parameter,
-                "ranges_clamped": no_parameter,
-                "logits_soft_cap": no_parameter,
+                **dict.fromkeys(_WITHOUT_PARAMETER, No("vLLM's layer has no parameter for it")),
                 "q_scale": No("vLLM's Triton kernels take no float8 queries"),
-                "alibi_slopes": no_parameter,
-                "sinks": no_parameter,
                 "head_size_v": No("vLLM's kernels take K and V of one width"),
-                "bidirectional_ranges": no_parameter,
-                "qq_bias": no_parameter,
-                "non_causal": No("vLLM's kernels are causal"),
-                "per_request_causal": No("vLLM's kernels are causal"),
+                **dict.fromkeys(("non_causal", "per_request_causal"), No("vLLM's kernels are causal")),
                 "lse": No("vLLM's kernels return none"),
                 "batch_invariant": No("vLLM's backend does not declare it"),
                 "rope": No("vLLM's layer rotates before the cache write"),
-                "kv_sharing": no_parameter,
                 "over_ranks": NOT_OVER_RANKS,
             },
             combinations=(
@@ -117,6 +110,3 @@ class MiniMaxM3SparseBackend(AttentionBackend):
                 ),
             ),
         )
-
-
-MiniMaxM3SparseImpl.backend = MiniMaxM3SparseBackend

@@ -91,7 +91,3 @@ class RocmAiterTritonMlaImpl(RocmAiterMlaImpl):
 class RocmAiterTritonMlaBackend(RocmAiterMlaBackend):
     name = "ROCM_AITER_TRITON_MLA"
     impl = RocmAiterTritonMlaImpl
-
-
-RocmAiterMlaImpl.backend = RocmAiterMlaBackend
-RocmAiterTritonMlaImpl.backend = RocmAiterTritonMlaBackend

@@ -160,5 +160,3 @@ _COMBINATIONS = (
         reason="vLLM declares them for gfx942 and gfx950",
     ),
 )
-
-RocmAiterMlaSparseImpl.backend = RocmAiterMlaSparseBackend

@@ -44,8 +44,6 @@ from attn_optimized.backends.declaring import (
 )
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
-_CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
-
 
 class RocmAiterUnifiedAttentionImpl(TritonAttentionImpl):
     """A layer on AITER's unified_attention if it is a decoder's, for prefill, extend and decode alike, else on our kernels.
@@ -92,7 +90,7 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
         no_such_mask = No("AITER's unified_attention knows causality and a window, and no other mask")
         return triton_capabilities(
             cls.name,
-            available=answer(aiter.missing or features.unified),
+            available=answer(aiter.missing or features["unified"]),
             architectures=Only(("gfx",), "AITER needs ROCm"),
             dtypes=Only((torch.float16, torch.bfloat16), "the dots of AITER's unified_attention round float32 to TF32 or XF32"),
             head_sizes=UNIFIED_HEAD_SIZES,
@@ -102,22 +100,22 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "AITER's unified_attention reads no int8"),
             scales=Only(("tensor",), "AITER's unified_attention takes one k_scale and one v_scale"),
             output_dtypes=Only(
-                () if features.unified_output_scale else FLOAT8_DTYPES,
-                features.unified_output_scale or "AITER's unified_attention clamps to these",
+                () if features["unified_output_scale"] else FLOAT8_DTYPES,
+                features["unified_output_scale"] or "AITER's unified_attention clamps to these",
             ),
             rules={
-                "window": answer(features.unified_window),
+                "window": answer(features["unified_window"]),
                 "sink_tokens": no_such_mask,
                 "chunked_local": no_such_mask,
-                "logits_soft_cap": answer(features.unified_soft_cap),
+                "logits_soft_cap": answer(features["unified_soft_cap"]),
                 "q_scale": No("AITER 0.1.7's unified_attention has a q_descale and asserts that it is None"),
-                "alibi_slopes": answer(features.unified_alibi),
-                "sinks": answer(features.unified_sinks),
-                "bidirectional_ranges": _CAUSAL_ONLY,
-                "ranges_clamped": _CAUSAL_ONLY,
-                "qq_bias": answer(features.unified_qq_bias),
-                "non_causal": _CAUSAL_ONLY,
-                "per_request_causal": _CAUSAL_ONLY,
+                "alibi_slopes": answer(features["unified_alibi"]),
+                "sinks": answer(features["unified_sinks"]),
+                "qq_bias": answer(features["unified_qq_bias"]),
+                **dict.fromkeys(
+                    ("non_causal", "per_request_causal", "bidirectional_ranges", "ranges_clamped"),
+                    No("AITER's unified_attention asserts causal (vLLM #40176)"),
+                ),
                 "lse": No("AITER's unified_attention returns none"),
                 "batch_invariant": No("AITER's unified_attention splits keys or does not, by what else is in the batch"),
                 "rope": YES,
@@ -174,6 +172,3 @@ def _has_foreign_output(aiter: Aiter, config: AttentionConfig, architecture: str
     if architecture is None or config.output_dtype is None or config.attn_type is not AttentionType.DECODER:
         return False
     return config.output_dtype != native_float8(aiter, architecture)
-
-
-RocmAiterUnifiedAttentionImpl.backend = RocmAiterUnifiedAttentionBackend

@@ -21,7 +21,7 @@ from attn_contract import (
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import NOT_OVER_RANKS, triton_capabilities
+from attn_optimized.backends.declaring import CHUNKS_ARE_REQUESTS, NOT_OVER_RANKS, triton_capabilities
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
@@ -38,7 +38,6 @@ class RocmAttentionBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        never_told = No("vLLM's backend has no parameter for it, and would ignore it silently")
         return triton_capabilities(
             cls.name,
             attn_types={
@@ -56,22 +55,15 @@ class RocmAttentionBackend(AttentionBackend):
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "its paged decode reads no int8"),
             scales=Only(("tensor", "head"), "its cache has no room for scales of tokens"),
             rules={
-                "window": YES,
-                "alibi_slopes": YES,
-                "non_causal": YES,
-                "rope": YES,
-                "kv_sharing": YES,
+                **dict.fromkeys(("window", "alibi_slopes", "non_causal", "rope", "kv_sharing"), YES),
                 "over_ranks": NOT_OVER_RANKS,
-                "sink_tokens": never_told,
-                "chunked_local": No(
-                    "vLLM cuts chunks into requests of their own, in metadata that this backend does not build"
+                **dict.fromkeys(
+                    ("sink_tokens", "logits_soft_cap", "bidirectional_ranges", "ranges_clamped", "qq_bias"),
+                    No("vLLM's backend has no parameter for it, and would ignore it silently"),
                 ),
-                "logits_soft_cap": never_told,
+                "chunked_local": CHUNKS_ARE_REQUESTS,
                 "q_scale": No("vLLM's backend quantizes no query, and refuses a float8 one whose scale is not 1"),
                 "sinks": No("vLLM's decode is handed none, so that a request would lose them after its prefill"),
-                "bidirectional_ranges": never_told,
-                "ranges_clamped": never_told,
-                "qq_bias": never_told,
                 "per_request_causal": No("vLLM's kernels are compiled for one causal flag in a step"),
                 "lse": No("vLLM's decode keeps none"),
                 "batch_invariant": No("vLLM's decode takes another kernel for another batch"),
@@ -96,6 +88,3 @@ _ALIBI = (
 
 def _is_causal(config: AttentionConfig) -> bool:
     return config.attn_type is AttentionType.DECODER and not config.asks("non_causal")
-
-
-RocmAttentionImpl.backend = RocmAttentionBackend

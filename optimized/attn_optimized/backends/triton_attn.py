@@ -45,6 +45,3 @@ class TritonAttentionBackend(AttentionBackend):
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
         return triton_capabilities(cls.name, combinations=FLOAT8_QUERIES)
-
-
-TritonAttentionImpl.backend = TritonAttentionBackend

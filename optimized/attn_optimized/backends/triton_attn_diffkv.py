@@ -9,9 +9,17 @@ from attn_contract import FLOAT8_DTYPES, YES, AttentionType, Capabilities, Combi
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import FLOAT8_BEFORE_SM89, FLOAT8_QUERIES, NOT_OVER_RANKS, triton_capabilities
+from attn_optimized.backends.declaring import (
+    CHUNKS_ARE_REQUESTS,
+    FLOAT8_BEFORE_SM89,
+    FLOAT8_QUERIES,
+    NOT_OVER_RANKS,
+    triton_capabilities,
+)
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
+
+_SERVED = ("head_size_v", "window", "logits_soft_cap", "q_scale", "alibi_slopes", "sinks", "batch_invariant", "kv_sharing")
 
 
 class TritonAttentionDiffKVImpl(TritonAttentionImpl):
@@ -26,8 +34,6 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
         a_decoder = No("vLLM's backend is for decoders alone")
-        never_told = No("vLLM's backend hands none to its kernel")
-        declared_only = No("vLLM's backend declares it, hands none to its kernel and would ignore it silently")
         return triton_capabilities(
             cls.name,
             attn_types={**dict.fromkeys(AttentionType, a_decoder), AttentionType.DECODER: YES},
@@ -37,23 +43,12 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
             scales=Only(("tensor",), "vLLM's kernel takes one scale of K and one of V"),
             output_dtypes=Only((), "vLLM's backend refuses to quantize the output"),
             rules={
-                "head_size_v": YES,
-                "window": YES,
-                "logits_soft_cap": YES,
-                "q_scale": YES,
-                "alibi_slopes": YES,
-                "sinks": YES,
-                "batch_invariant": YES,
-                "kv_sharing": YES,
+                **dict.fromkeys(_SERVED, YES),
                 "non_causal": No("vLLM's backend declares it, and attends causally in every step"),
                 "per_request_causal": No("vLLM's backend attends causally in every step"),
-                "bidirectional_ranges": declared_only,
-                "ranges_clamped": never_told,
-                "sink_tokens": never_told,
-                "chunked_local": No(
-                    "vLLM cuts chunks into requests of their own, in metadata that this backend does not build"
-                ),
-                "qq_bias": never_told,
+                "bidirectional_ranges": No("vLLM's backend declares it, hands none to its kernel and would ignore it silently"),
+                **dict.fromkeys(("ranges_clamped", "sink_tokens", "qq_bias"), No("vLLM's backend hands none to its kernel")),
+                "chunked_local": CHUNKS_ARE_REQUESTS,
                 "lse": No("vLLM's kernel keeps none"),
                 "rope": No("vLLM's write that rotates takes K and V of one width"),
                 "over_ranks": NOT_OVER_RANKS,
@@ -78,6 +73,3 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
                 FLOAT8_BEFORE_SM89,
             ),
         )
-
-
-TritonAttentionDiffKVImpl.backend = TritonAttentionDiffKVBackend

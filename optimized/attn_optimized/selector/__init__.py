@@ -6,11 +6,7 @@ Data in, data out: nothing here runs a kernel or asks a device, but `this_archit
 from attn_optimized.selector.layer import Selection, Skipped, select
 from attn_optimized.selector.model import Assignment, select_model
 from attn_optimized.selector.priorities import (
-    LATENT_PRIORITIES,
-    LATENT_SELECTION_PRIORITIES,
     PRIORITIES,
-    SELECTION_PRIORITIES,
-    TWO_WIDTHS_PRIORITIES,
     CacheKind,
     cache_kind,
     parse_architecture,
@@ -19,11 +15,7 @@ from attn_optimized.selector.priorities import (
 )
 
 __all__ = [
-    "LATENT_PRIORITIES",
-    "LATENT_SELECTION_PRIORITIES",
     "PRIORITIES",
-    "SELECTION_PRIORITIES",
-    "TWO_WIDTHS_PRIORITIES",
     "Assignment",
     "CacheKind",
     "Selection",

@@ -39,31 +39,17 @@ reasons."""
 _MLA = ("ROCM_AITER_MLA", "TRITON_MLA", "ROCM_AITER_TRITON_MLA")
 _MLA_ELSEWHERE = ("TRITON_MLA", "ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA")
 
-LATENT_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {pattern: _MLA if pattern in ("gfx942", "gfx950") else _MLA_ELSEWHERE for pattern in PRIORITIES}
-)
-"""Backends of latent attention (MLA) likewise: no other backend has its cache, and they have no other."""
-
-# vLLM's model of MiMo-V2 chooses, and no order of a platform: FLASH_ATTN_DIFFKV where FlashAttention 3 or 4 runs, which this
-# project does not have, and this one everywhere else
-TWO_WIDTHS_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PRIORITIES, ("TRITON_ATTN_DIFFKV",)))
-"""Backends of layers with K and V of two widths in a cache likewise."""
-
-# vLLM has other backends of these on NVIDIA's GPUs, and its model of MiniMax-M3 chooses by itself everywhere
-SELECTION_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PRIORITIES, ("MINIMAX_M3_SPARSE",)))
-LATENT_SELECTION_PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    dict.fromkeys(PRIORITIES, ("ROCM_AITER_MLA_SPARSE",))
-)
-"""Backends of layers that attend to keys that an indexer picks likewise, in rows of K and V and in latent rows."""
-
 CacheKind = Literal["one width", "two widths", "latent", "selection", "latent selection"]
 """The property that decides which backends are tried. `one width`: K and V are as wide, or the layer has no cache."""
 _ROWS: Mapping[CacheKind, Mapping[str, tuple[str, ...]]] = {
     "one width": PRIORITIES,
-    "two widths": TWO_WIDTHS_PRIORITIES,
-    "latent": LATENT_PRIORITIES,
-    "selection": SELECTION_PRIORITIES,
-    "latent selection": LATENT_SELECTION_PRIORITIES,
+    # vLLM's model of MiMo-V2 chooses, and no order of a platform: FLASH_ATTN_DIFFKV where FlashAttention 3 or 4 runs, which
+    # this project does not have, and this one everywhere else
+    "two widths": {"*": ("TRITON_ATTN_DIFFKV",)},
+    "latent": {"gfx942": _MLA, "gfx950": _MLA, "*": _MLA_ELSEWHERE},
+    # vLLM has other backends of these on NVIDIA's GPUs, and its model of MiniMax-M3 chooses by itself everywhere
+    "selection": {"*": ("MINIMAX_M3_SPARSE",)},
+    "latent selection": {"*": ("ROCM_AITER_MLA_SPARSE",)},
 }
 
 

@@ -156,20 +156,18 @@ class TestFinding:
 
 class TestFeatures:
     def test_the_recorded_version_has_all(self):
-        assert not any(dataclasses.asdict(features_of(recorded("2026-08"))).values())
+        assert not any(features_of(recorded("2026-08")).values())
 
     def test_what_a_signature_lacks_is_said_of_that_feature_alone(self):
         whole = recorded("2026-08")
         prefill = whole.signatures["flash_attn_varlen_func"]
         fewer = replace(prefill, arguments=tuple(name for name in prefill.arguments if name != "sink_ptr"))
-        reasons = dataclasses.asdict(
-            features_of(replace(whole, signatures={**whole.signatures, "flash_attn_varlen_func": fewer}))
-        )
+        reasons = features_of(replace(whole, signatures={**whole.signatures, "flash_attn_varlen_func": fewer}))
         assert [name for name, reason in reasons.items() if reason] == ["prefill_sinks"]
         assert "`sink_ptr`" in reasons["prefill_sinks"]
 
     def test_without_aiter_every_feature_has_its_reason(self):
-        assert set(dataclasses.asdict(features_of(Aiter(missing="not there"))).values()) == {"not there"}
+        assert set(features_of(Aiter(missing="not there")).values()) == {"not there"}
 
     def test_an_unknown_version_is_an_error(self):
         with pytest.raises(ValueError, match=r"AITER: got version '1999-01', expected one of .*2026-08"):
@@ -583,7 +581,7 @@ class TestInstalled:
     """The real package of this environment, whose version pyproject.toml pins: 0.1.7."""
 
     def test_features(self):
-        reasons = dataclasses.asdict(features_of(find_aiter()))
+        reasons = features_of(find_aiter())
         assert [name for name, reason in reasons.items() if reason] == ["prefill_sinks", "unified_q_scales"]
 
     def test_sinks_in_a_prefill_are_refused(self, paged_call):

@@ -110,6 +110,7 @@ def make_step(device: torch.device) -> Callable[..., BackendStep]:
         common = common_metadata(call.batch, attn_type)
         common = replace(
             common,
+            max_query_len=max(query_lens),
             seq_lens_cpu=common.seq_lens_cpu if host_lens else None,
             block_table_tensor=blocks.table.to(device),
             slot_mapping=blocks.slots[new].to(device),

@@ -87,7 +87,7 @@ def step_of(name: str, device: torch.device, **layer: Any) -> Step:
         name=name,
         call=forget(call, blocks.slots[new]),
         new=padded_rows(tokens.key[new], tokens.value[new], device=device),
-        common=replace(common, slot_mapping=blocks.slots[new].to(device)),
+        common=replace(common, max_query_len=max(query_lens), slot_mapping=blocks.slots[new].to(device)),
         buffer=(buffer[0] if name == MLA else buffer).to(device),
     )
 

@@ -56,7 +56,8 @@ def step_of(query_lens: Sequence[int], seq_lens: Sequence[int], device: torch.de
     call, new = paged_call(rows, device=device, **form), is_new(query_lens, seq_lens)
     slots, num_tokens = shuffled_blocks(seq_lens, BLOCK_SIZE).slots[new].to(device), sum(query_lens)
     common = common_metadata(call.batch, AttentionType.DECODER)
-    common = replace(common, num_actual_tokens=num_tokens, slot_mapping=slots, **changed)
+    fields = {"num_actual_tokens": num_tokens, "max_query_len": max(query_lens), "slot_mapping": slots, **changed}
+    common = replace(common, **fields)
     draw = torch.Generator().manual_seed(1)
     return Step(
         q=torch.randn(num_tokens, HEADS, NOPE + ROPE, generator=draw).half().to(device),

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from attn_contract import UnsupportedError
 from attn_optimized.launch.plan import attention_grid, attention_plan
 from attn_optimized.launch.splits import MOST_PARTS_BYTES, MOST_PROGRAMS_PER_UNIT, Splits, splits_of
 from attn_optimized.launch.table import Parameters, Phase, entry_for
@@ -261,24 +260,10 @@ def test_one_tile_for_each_request_wastes_no_program():
     assert not plan(num_tokens=600, num_requests=2, max_query_len=500).one_tile_per_request
 
 
-def test_heads_are_neighbours_where_a_grid_may_have_so_many_tiles():
-    """CUDA's second dimension ends at 65535."""
-    few, many = (plan(num_tokens=n, num_requests=n) for n in (65535, 65536))
-    assert (few.heads_first, few.launch_grid) == (True, (8, 65535, 1))
-    assert (many.heads_first, many.launch_grid) == (False, (65536, 8, 1))
-
-
 def test_programs_begin_in_the_order_of_their_work_unless_there_are_many_waves():
     few, many = (plan(num_tokens=n, num_requests=1, max_query_len=n, max_seq_len=n) for n in (2048, 65536))
     assert (few.heads_first, few.launch_grid[0]) == (True, 8)
     assert (many.heads_first, many.launch_grid[1]) == (False, 8)
-
-
-def test_more_heads_than_a_grid_has_programs_are_served_where_they_are_neighbours_alone():
-    many = {"num_heads": 65536, "num_kv_heads": 65536, "max_query_len": 1}
-    assert plan(**many, num_tokens=2, num_requests=2).launch_grid == (65536, 2, 1)
-    with pytest.raises(UnsupportedError, match="65536 groups of query heads beside 65536 tiles of queries"):
-        plan(**many, num_tokens=65536, num_requests=65536)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

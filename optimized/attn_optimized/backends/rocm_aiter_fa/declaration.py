@@ -33,7 +33,7 @@ class AiterFlashAttentionBackend(AttentionBackend):
     def capabilities(cls, aiter: Aiter) -> Capabilities:
         declared = declared_aiter(aiter)
         features = features_of(declared)
-        needed = (features.prefill, features.prefill_lse, features.unified, features.decode)
+        needed = (features["prefill"], features["prefill_lse"], features["unified"], features["decode"])
         no_encoder = No(DECODER_PHASES)
         no_such_mask = No("AITER's flash_attn_varlen_func knows causality and a window, and no other mask")
         non_causal = No(
@@ -64,15 +64,15 @@ class AiterFlashAttentionBackend(AttentionBackend):
             scales=Only(("tensor",), "AITER's decode takes one k_scale and one v_scale"),
             output_dtypes=Only((), "AITER's flash_attn_varlen_func has no output_scale"),
             rules={
-                "window": answer(features.prefill_window or features.unified_window),
+                "window": answer(features["prefill_window"] or features["unified_window"]),
                 "sink_tokens": No("its `sink_size` has not been shown to mean the same, and unified_attention has none"),
                 "chunked_local": no_such_mask,
-                "logits_soft_cap": answer(features.prefill_soft_cap or features.unified_soft_cap),
+                "logits_soft_cap": answer(features["prefill_soft_cap"] or features["unified_soft_cap"]),
                 "q_scale": No("vLLM's backend quantizes no query"),
                 "alibi_slopes": No(
                     "its extend attends to the context in chunks, and AITER would anchor ALiBi at each chunk's own end"
                 ),
-                "sinks": answer(features.prefill_sinks or features.unified_sinks),
+                "sinks": answer(features["prefill_sinks"] or features["unified_sinks"]),
                 "bidirectional_ranges": no_such_mask,
                 "ranges_clamped": no_such_mask,
                 "qq_bias": No("AITER's flash_attn_varlen_func has no such bias"),
@@ -102,6 +102,3 @@ class AiterFlashAttentionBackend(AttentionBackend):
 
 def _may_run_assembly(config: AttentionConfig) -> bool:
     return may_run_assembly(config.head_size, config.dtype, alibi=config.asks("alibi_slopes"))
-
-
-AiterFlashAttentionImpl.backend = AiterFlashAttentionBackend

@@ -104,6 +104,3 @@ class TritonMlaBackend(AttentionBackend):
             rules={"non_causal": YES, "batch_invariant": YES},
             combinations=(TOO_WIDE, FLOAT8_BEFORE_SM89),
         )
-
-
-TritonMlaImpl.backend = TritonMlaBackend

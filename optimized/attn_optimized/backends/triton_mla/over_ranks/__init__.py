@@ -10,6 +10,4 @@ class TritonMlaOverRanksBackend(TritonMlaBackend):
     builder = RankMlaMetadataBuilder
 
 
-TritonMlaOverRanksImpl.backend = TritonMlaOverRanksBackend
-
 __all__ = ["RankMlaMetadata", "RankMlaMetadataBuilder", "TritonMlaOverRanksBackend", "TritonMlaOverRanksImpl"]
