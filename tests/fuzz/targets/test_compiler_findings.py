@@ -7,12 +7,18 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from attn_amdgcn import AmdgcnError, launch, load, prepare
+from attn_amdgcn import AmdgcnError, Fault, Schedule, launch, load, prepare
 from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS
 
-LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER = (
+LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER, READS_BEHIND_BARRIER = (
     FOLDER / "compilers" / f"{name}.py"
-    for name in ("ptxas-lost-shift", "llvm-copies-before-exec", "llvm-partial-spill", "llvm-wait-behind-barrier")
+    for name in (
+        "ptxas-lost-shift",
+        "llvm-copies-before-exec",
+        "llvm-partial-spill",
+        "llvm-wait-behind-barrier",
+        "llvm-reads-behind-barrier",
+    )
 )
 WRONG = ["/*0010*/ IMAD R4, R4, 0x1f8, R5 ;", "/*0020*/ IMAD.SHL.U32 R5, R4, 0x10, RZ ;"]
 JUMP, LABEL, ON = "s_cbranch_execz .LBB0_1", ".LBB0_1:", "s_or_b64 exec, exec, s[2:3]"
@@ -142,3 +148,40 @@ def test_llvm_of_triton_38_and_39_waits_behind_a_barrier():
     if done.returncode not in (SHOWS, DOES_NOT_SHOW):
         pytest.skip("this Triton does not read the IR of 3.9")
     assert done.returncode == (SHOWS if any(f"Triton 3.{minor}." in done.stdout for minor in (8, 9)) else DOES_NOT_SHOW)
+
+
+@pytest.mark.parametrize("script", [READS_BEHIND_BARRIER], indirect=True)
+@pytest.mark.parametrize(
+    ("code", "is_sunk"),
+    [
+        (["ds_read2st64_b64 v[0:3], v9 offset1:4", "ds_read_b32 v4, v9", "s_barrier"], False),
+        (["ds_read_b32 v4, v9", "s_barrier", "s_cbranch_vccnz .LBB0_2", "ds_read2_b64 v[0:3], v9 offset1:4"], True),
+        (["s_barrier", "ds_read_b128 v[0:3], v9", "ds_read_b32 v4, v9"], True),
+    ],
+)
+def test_what_the_ir_reads_before_a_barrier_is_sunk_if_the_code_reads_less(script, code, is_sunk):
+    place = "ptr addrspace(3) %0, align 8"
+    ir = [f"%{i} = load {of}, {place}" for i, of in enumerate(("<4 x half>", "<2 x i32>", "float"), 1)]
+    ir = "\n".join([*ir, "tail call void @llvm.amdgcn.s.barrier()"])
+    assert bool(script.sunk(ir, "\n".join(code))) == is_sunk
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("script", [READS_BEHIND_BARRIER], indirect=True)
+def test_reads_are_sunk_where_the_emulator_finds_a_race(script):
+    code = script.machine_code(script.LLVM_IR)
+    buffers = {name: np.zeros(2 * count, np.uint8) for name, count in (("q", 1280), ("k", 2560), ("v", 4096), ("out", 4096))}
+    buffers["block_table"] = np.zeros(8, np.uint8)
+    arguments = [*((name, 0) for name in buffers), 32, None, None]
+    has_race = False
+    try:
+        launch(prepare(load(code)), (1, 1, 1), arguments, buffers, lds_bytes=1 << 14, schedule=Schedule(races=True))
+    except Fault as fault:
+        has_race = "race" in fault.what
+    assert has_race == bool(script.sunk(script.LLVM_IR, code))
+
+
+def test_llvm_of_triton_36_and_370_reads_behind_a_barrier():
+    done = subprocess.run([sys.executable, "-W", "ignore", READS_BEHIND_BARRIER], capture_output=True, text=True)
+    shows = any(f"Triton {release}" in done.stdout for release in ("3.6.", "3.7.0"))
+    assert done.returncode == (SHOWS if shows else DOES_NOT_SHOW), done.stdout + done.stderr

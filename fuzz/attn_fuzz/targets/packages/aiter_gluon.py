@@ -43,6 +43,7 @@ from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
+from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import missing_triton
@@ -212,6 +213,7 @@ def _target(
     files: tuple[str, ...],
     rounding: Rounding,
     findings: tuple[Finding, ...] = (),
+    races: str | None = None,
     **supported: Any,
 ) -> Target:
     """A target of bfloat16 decoders; `supported` are further fields of its Support."""
@@ -228,6 +230,7 @@ def _target(
         modules=functools.partial(modules, files),
         architectures=architectures,
         findings=findings,
+        races=races,
     )
 
 
@@ -240,6 +243,7 @@ AITER_GLUON_UNIFIED = _target(
     UNIFIED,
     Rounding(keys_per_tile=64, splits=8, dot_is_chained=True, truncates_weights=True),
     aiter.GLUON_UNIFIED,
+    SHARES_A_QUERY,
     layouts=(Layout.KV_FIRST_NHD, Layout.SHUFFLED),
     rules=("window", "sinks"),
     head_sizes=(64, 128),
