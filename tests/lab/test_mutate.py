@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.patches.source import patched_sources
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
@@ -104,7 +104,7 @@ def log(tmp_path):
 
 
 class Ran(NamedTuple):
-    """A plan's work: its mutants, its target, and "cases" of a shard alone, a whole "shard", or the "case" of a failure."""
+    """A plan's work: its mutants, its target, and "cases" of a shard alone, or a whole "shard"."""
 
     mutants: set[str]
     target: str
@@ -124,7 +124,7 @@ def ran(monkeypatch):
                 outcome.interrupted = True
                 return outcome
             names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
-            ran.append(Ran(names, plan.target, "cases" if plan.first else "case" if plan.past else "shard"))
+            ran.append(Ran(names, plan.target, "cases" if plan.first else "shard"))
             endings = [answers[name] for name in sorted(names) if name in answers]
             ended(index, endings[0] if endings and not plan.first else Progress(examples=plan.first or plan.examples))
         return outcome
@@ -199,9 +199,8 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     answers[guilty.name] = failing(step_case)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     (innocent,) = BOTH - {guilty.name}
-    of_quick = [(run.mutants, run.part) for run in done if run.target == "quick" and run.part != "cases"]
-    halves = [({MUTANT.name}, "case"), ({guilty.name}, "case")]
-    assert of_quick == [(BOTH, "shard"), *halves, *(({name}, "shard") for name in (guilty.name, innocent, innocent))]
+    of_quick = [run.mutants for run in done if run.target == "quick" and run.part == "shard"]
+    assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}, {innocent}]
     assert [run.mutants for run in done if (run.target, run.part) == ("slow", "shard")] == [{innocent}] * 2
     assert mutants_page.row(guilty, log, [0], 300, {}).examples == (20 + 20 + 7,)
     assert [row.examples for row in [mutants_page.row(each, log, [0], 300, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
@@ -220,13 +219,11 @@ def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monk
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert all(trial.by is None and trial.together == 1 for trial in log.trials.values())
     assert len(log.trials) == 2 * 2 * 3
-    of_quick = [(run.mutants, run.part) for run in ran[0] if run.target == "quick" and run.part != "cases"][:5]
-    halves = [({MUTANT.name}, "case"), ({OTHER.name}, "case")]
-    assert of_quick == [(BOTH, "shard"), *halves, ({MUTANT.name}, "shard"), ({OTHER.name}, "shard")]
+    of_quick = [run.mutants for run in ran[0] if run.target == "quick" and run.part == "shard"][:3]
+    assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}]
 
 
-def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monkeypatch, step_case):
-    monkeypatch.setattr(shard, "drawn", lambda plan: [replace(step_case, requests=()), step_case])
+def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)

@@ -1,11 +1,10 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
 Each mutant first runs PROBED cases of its quickest targets alone, which find most mutants. The others run in groups: up to
-GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, halves of
-the group run it again, until one mutant is left that fails this case. This mutant runs the shard alone, and then the others run
-it without this mutant. So a mutant is found only by a run of its own. If no mutant of the group fails the case by itself, its
-halves run the shard. A mutant that hides another one's failure after its first PROBED cases makes the other one survive. As
-many groups run at once as there are workers, and none waits for another.
+GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, each half
+of the group runs the shard, until one mutant is left. So a mutant is found only by a run of its own. A mutant that hides
+another one's failure after its first PROBED cases makes the other one survive. As many groups run at once as there are workers,
+and none waits for another.
 
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
@@ -20,12 +19,11 @@ from typing import NamedTuple
 
 import msgspec
 from attn_fuzz import inputs, outputs
-from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
 from attn_fuzz.outputs import Lines
 from attn_fuzz.patches.mutant import Mutant
 from attn_fuzz.patches.source import PatchError, modules_of, patched_sources, text_of
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.text import one_line
@@ -244,8 +242,10 @@ class _Campaign:
         self.mutants, self.plan, self.log, self.workers, self.report = mutants, plan, log, workers, report
         self.outcome = Outcome([])
         self._groups: Iterator[Group] = iter(())
+        self._halves: list[Group] = []
         self._plans: list[FuzzPlan] = []
-        self._then: list[Callable[[Progress], None]] = []
+        self._group_of: list[Group] = []
+        self._open = 0
         self.ended = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
 
     def waiting(self, keys: Sequence[Key]) -> list[Key]:
@@ -259,71 +259,34 @@ class _Campaign:
     def together(self, turns: Sequence[Sequence[Key]]) -> None:
         """Run the shards of each turn with groups of mutants, until no shard waits that a group can run."""
         self._groups = (group for turn in turns for group in self._grouped(self.waiting(turn)))
-        self._plans, self._then = [], []
-        for _ in range(self.workers):
-            self._begin_next()
-        self._run(self._plans, lambda index, progress: self._then[index](progress))
+        self._plans, self._group_of = [], []
+        self._begin()
+        self._run(self._plans, lambda index, progress: self._end(self._group_of[index], progress))
 
-    def _begin_next(self) -> None:
-        """Begin with the next group that still waits."""
-        for group in self._groups:
-            if self._begin(group):
+    def _begin(self) -> None:
+        """Have as many groups run as there are workers. Halves of a group that failed come before other groups."""
+        while self._open < self.workers:
+            group = self._halves.pop(0) if self._halves else next(self._groups, None)
+            if group is None:
                 return
-
-    def _begin(self, group: Sequence[Key]) -> bool:
-        """Whether shards of a group still wait, which then run together."""
-        waiting = tuple(self.waiting(group))
-        if waiting:
-            self._plan_then(self._plan(waiting), lambda progress: self._end(waiting, progress))
-        return bool(waiting)
-
-    def _plan_then(self, plan: FuzzPlan, then: Callable[[Progress], None]) -> None:
-        """Have a plan run, behind the one that runs next, and call `then` when it has ended."""
-        self._plans.append(plan)
-        self._then.append(then)
+            if waiting := tuple(self.waiting(group)):
+                self._plans.append(self._plan(waiting))
+                self._group_of.append(waiting)
+                self._open += 1
 
     def _end(self, group: Group, progress: Progress) -> None:
         """Take in what became of a group's shard. The group that failed a case is cut until one mutant is left."""
+        self._open -= 1
         if len(group) == 1:
             self._add(Trial.of(group[0], progress))
-        elif progress.failure:
-            return self._halve(group, group, progress.failure.case)
-        elif progress.broken:  # such as a group that raises in every case
-            return self._halve(group, group, next(case for case in shard.drawn(self._plan(group)) if case.has_work))
+        elif progress.failure or progress.broken:  # such as a group that raises in every case
+            half = len(group) // 2
+            self._halves += [group[:half], group[half:]]
         else:
             seconds = round(progress.seconds / len(group), 2)
             for key in group:
                 self._add(Trial(key, progress.examples, seconds, together=len(group)))
-        return self._begin_next()
-
-    def _halve(self, group: Group, left: Sequence[Key], case: Case) -> None:
-        """Run a case of a group with the first half of its mutants that are left, and then look among those that fail it."""
-        first, second = left[: len(left) // 2], left[len(left) // 2 :]
-
-        def then(progress: Progress) -> None:
-            fails = bool(progress.failure or progress.broken)
-            if len(left) > 1:
-                self._halve(group, first if fails else second, case)
-            elif fails:
-                self._alone_then_others(group, left[0])
-            else:
-                half = len(group) // 2
-                begun = [self._begin(each) for each in (group[:half], group[half:])]
-                if not any(begun):
-                    self._begin_next()
-
-        plan = msgspec.structs.replace(self._plan(tuple(first or left)), past=(case,), examples=0)
-        self._plan_then(plan, then)
-
-    def _alone_then_others(self, group: Group, suspect: Key) -> None:
-        """Run the shard with a mutant that fails a case of it by itself, and then with the others of its group."""
-
-        def then(progress: Progress) -> None:
-            self._add(Trial.of(suspect, progress))
-            if not self._begin([key for key in group if key != suspect]):
-                self._begin_next()
-
-        self._plan_then(self._plan((suspect,)), then)
+        self._begin()
 
     def _grouped(self, keys: Sequence[Key]) -> list[Group]:
         """Groups of the same shard, for mutants whose patches do not overlap."""
