@@ -1,6 +1,5 @@
 """`python -m benchmarks tune`: better launch parameters, for the GPU that is here or from binaries for one that is not."""
 
-import contextlib
 import functools
 import importlib.metadata
 import os
@@ -246,19 +245,20 @@ def _search(
     from attn_parity.binaries import shipped_calls
 
     from benchmarks.speed import machine
-    from benchmarks.tuning.compilers import Compilers, compiled
-    from benchmarks.tuning.tune import NothingToCompile, derive, measure
+    from benchmarks.tuning.compilers import compiled, in_parallel
+    from benchmarks.tuning.facts import Facts
+    from benchmarks.tuning.tune import derive, measure
 
     # engines' caches are large; on a GPU, what is compiled is what is timed
     cache_bytes = 0 if gpu.is_here else shipped_calls.CACHE_BYTES
     compiler = functools.partial(
         compiled, architecture=gpu.architecture, compute_units=gpu.compute_units, cache_bytes=cache_bytes
     )
-    processes = contextlib.nullcontext(NothingToCompile()) if tiny else Compilers(compiler, workers)
-    with processes as compilers:
-        if not gpu.is_here:
-            derive(run, by_class, compilers, console=console, **common)
-            return
-        run.rates = machine.rates(gpu.device, tiny=tiny)
-        most = TINY if tiny else None
-        measure(run, drawn, by_class, gpu.device, compilers, run.rates, most=most, console=console, **common)
+    # what is interpreted is not compiled
+    compile_all = (lambda jobs, *_: {job: Facts() for job in jobs}) if tiny else in_parallel(compiler, workers)
+    if not gpu.is_here:
+        derive(run, by_class, compile_all, console=console, **common)
+        return
+    run.rates = machine.rates(gpu.device, tiny=tiny)
+    most = TINY if tiny else None
+    measure(run, drawn, by_class, gpu.device, compile_all, run.rates, most=most, console=console, **common)

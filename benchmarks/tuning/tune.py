@@ -3,10 +3,8 @@
 import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
 
 import torch
-from attn_optimized.launch.table import Parameters
 from rich.console import Console
 
 from benchmarks.speed.cases import Attention
@@ -15,7 +13,7 @@ from benchmarks.speed.run import free
 from benchmarks.tuning import report
 from benchmarks.tuning.bench import Bench, step_of, timed_case
 from benchmarks.tuning.classes import CallClass
-from benchmarks.tuning.compilers import Job
+from benchmarks.tuning.compilers import Compile, Job
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
@@ -29,30 +27,12 @@ END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 
 Save = Callable[[CallClass | None], None]
 
 
-class Compiling(Protocol):
-    """See `Compilers`."""
-
-    def begin(self, jobs: Collection[Job]) -> None: ...
-
-    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> Mapping[Job, Facts | str]: ...
-
-
-class NothingToCompile:
-    """In place of compilers where kernels are interpreted."""
-
-    def begin(self, jobs: Collection[Job]) -> None:
-        pass
-
-    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> Mapping[Job, Facts | str]:
-        return {job: Facts() for job in jobs}
-
-
 def measure(
     run: Tuning,
     drawn: Sequence[Attention],
     by_class: Mapping[CallClass, list[Attention]],
     device: torch.device,
-    compilers: Compiling,
+    compile_all: Compile,
     rates: Rates,
     *,
     budget: float,
@@ -68,29 +48,25 @@ def measure(
         most: candidates of a stage at most; tiny cases, if given.
     """
     is_tiny = most is not None
-    deadlines = {stage: started + share * budget for stage, share in END_OF.items()}
     searches = [_begun(run, call_class, cases, rates, most) for call_class, cases in by_class.items()]
-    steps = [Job(case, None) for case in drawn]
-    compilers.begin(steps)
-    jobs = {search: _begin(compilers, search, "tiles") for search in searches}
-    ready = _finished(compilers, steps, deadlines["steps"], console, "the drawn steps")
-    time_steps(run, [job.case for job in ready], device, rates, deadlines["steps"], is_tiny=is_tiny, console=console)
+    compiled_by, deadline = _times_of("steps", started, budget)
+    ready = _finished(compile_all, [Job(case, None) for case in drawn], compiled_by, console, "the drawn steps")
+    time_steps(run, [job.case for job in ready], device, rates, deadline, is_tiny=is_tiny, console=console)
     save(None)
-    for stage, next_stage in zip(STAGES, (*STAGES[1:], None), strict=True):
+    for stage in STAGES:
+        compiled_by, deadline = _times_of(stage, started, budget)
+        contenders = _compiled(compile_all, searches, stage, compiled_by, console)
         for search in searches:
-            contenders = _compiled(compilers, search, stage, jobs[search], deadlines[stage], console)
-            time_stage(search, stage, contenders, device, deadline=deadlines[stage], is_tiny=is_tiny)
+            time_stage(search, stage, contenders[search], device, deadline=deadline, is_tiny=is_tiny)
             console.print(f"{stage}: {report.best_line(search.found)}", soft_wrap=True)
-            if next_stage is not None:
-                jobs[search] = _begin(compilers, search, next_stage)
-            else:
+            if stage == STAGES[-1]:
                 decide(search.found)
-                if search.found.chosen is not None:
-                    compilers.begin(_judge_jobs(search))
             save(None)
+    chosen = [search for search in searches if search.found.chosen is not None]
+    to_judge = [Job(case, search.found.chosen) for search in chosen for case in search.call_class.checked]
+    _finished(compile_all, to_judge, _times_of("judge", started, budget)[0], console, "what is chosen")
     for search in searches:
-        if search.found.chosen is not None:
-            _finished(compilers, _judge_jobs(search), deadlines["judge"], console, search.found.name)
+        if search in chosen:
             judge(search, device)
         if search.today.verdict == "final":
             run.unfinished.remove(search.found.name)
@@ -127,7 +103,7 @@ def time_steps(
 def derive(
     run: Tuning,
     by_class: Mapping[CallClass, list[Attention]],
-    compilers: Compiling,
+    compile_all: Compile,
     *,
     budget: float,
     started: float,
@@ -158,7 +134,7 @@ def derive(
                 if each.facts is None and each.verdict == "waiting"
             }
             every = list(itertools.chain.from_iterable(jobs.values()))
-            facts = _finished(compilers, every, deadline, console, call_class.name)
+            facts = _finished(compile_all, every, deadline, console, call_class.name)
             for each in found.candidates:
                 if each.parameters in jobs:
                     _record(each, [facts.get(job) for job in jobs[each.parameters]])
@@ -183,29 +159,28 @@ def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], rates: Ra
     return ClassSearch(call_class, cases, run.architecture, found, most)
 
 
-def _begin(compilers: Compiling, search: ClassSearch, stage: str) -> dict[Parameters, list[Job]]:
-    """The jobs of a stage's contenders, today's among them."""
-    cases = search.cases_of(stage)
-    contenders = [search.today, *search.contenders(stage)]
-    jobs = {each.parameters: [Job(case, each.parameters) for case in cases] for each in contenders}
-    compilers.begin(list(itertools.chain.from_iterable(jobs.values())))
-    return jobs
+def _times_of(stage: str, started: float, budget: float) -> tuple[float, float]:
+    """When a stage's binaries are to be there, and when it is to end: half of its time is the compilers'."""
+    begins = dict(zip(END_OF, (0.0, *END_OF.values()), strict=False))
+    return started + budget * (begins[stage] + END_OF[stage]) / 2, started + budget * END_OF[stage]
 
 
 def _compiled(
-    compilers: Compiling,
-    search: ClassSearch,
-    stage: str,
-    jobs: Mapping[Parameters, list[Job]],
-    deadline: float,
-    console: Console,
-) -> list[Candidate]:
-    """Contenders of a stage whose binaries are there."""
-    every = list(itertools.chain.from_iterable(jobs.values()))
-    facts = _finished(compilers, every, deadline, console, f"{stage}: {search.found.name}")
-    contenders = [each for each in search.found.candidates if each.parameters in jobs]
-    ready = [each for each in contenders if _record(each, [facts.get(job) for job in jobs[each.parameters]])]
-    return [each for each in ready if each is not search.today]
+    compile_all: Compile, searches: Sequence[ClassSearch], stage: str, deadline: float, console: Console
+) -> dict[ClassSearch, list[Candidate]]:
+    """Each search's contenders of a stage, without today's, whose binaries are there."""
+    contenders = {search: [search.today, *search.contenders(stage)] for search in searches}
+    jobs = {
+        (search, each.parameters): [Job(case, each.parameters) for case in search.cases_of(stage)]
+        for search, some in contenders.items()
+        for each in some
+    }
+    facts = _finished(compile_all, list(itertools.chain.from_iterable(jobs.values())), deadline, console, stage)
+    ready = {
+        search: [each for each in some if _record(each, [facts.get(job) for job in jobs[search, each.parameters]])]
+        for search, some in contenders.items()
+    }
+    return {search: [each for each in some if each is not search.today] for search, some in ready.items()}
 
 
 def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
@@ -220,17 +195,15 @@ def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
     return len(facts) == len(found)
 
 
-def _judge_jobs(search: ClassSearch) -> list[Job]:
-    return [Job(case, search.found.chosen) for case in search.call_class.checked]
-
-
 def _finished(
-    compilers: Compiling, jobs: Collection[Job], deadline: float, console: Console, of_what: str
+    compile_all: Compile, jobs: Collection[Job], deadline: float, console: Console, of_what: str
 ) -> Mapping[Job, Facts | str]:
     with console.status("") as status:
-        facts = compilers.finish(
-            jobs, deadline=deadline, step=lambda done: status.update(f"{of_what}: {done} of {len(jobs)} compiled")
-        )
+
+        def step(done: int) -> None:
+            status.update(f"{of_what}: {done} of {len(jobs)} compiled")
+
+        facts = compile_all(jobs, deadline, step)
     if len(facts) < len(jobs):
         console.print(f"{of_what}: {len(facts)} of {len(jobs)} compiled in time")
     return facts

@@ -90,7 +90,6 @@ def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
     assert today.facts.shared_bytes
     assert today.facts.waves
     assert today.facts.instructions
-    assert {each.parameters.num_stages for each in searched.candidates} == {today.parameters.num_stages}
     assert not any(each.times for each in searched.candidates), "nothing is timed"
 
 
