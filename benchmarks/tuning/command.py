@@ -73,7 +73,7 @@ def tune(
 
     gpu = _gpu(arch, tiny=tiny)
     _check_table(arch, write=write)
-    drawn, by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
+    by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
     run = _head(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", of_commit, tiny=tiny)
     saved = _Saved(run, path, gpu.architecture if write else None)
 
@@ -81,7 +81,7 @@ def tune(
         return f"{len(by_class) - len(run.unfinished)} classes searched, {len(run.unfinished)} not"
 
     with interruptible(saved, so_far, console):
-        _search(run, gpu, drawn, by_class, workers, tiny=tiny, budget=budget, started=started, save=saved)
+        _search(run, gpu, by_class, workers, tiny=tiny, budget=budget, started=started, save=saved)
     if run.unfinished:
         console.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more")
     console.print(f"{len(saved.entries)} of {len(run.classes)} classes have better parameters")
@@ -147,8 +147,8 @@ def _check_table(arch: str | None, *, write: bool) -> None:
 
 def _cases(
     number: int, seed: int, only: tuple[str, ...], gpu: _Gpu, *, of_all_classes: bool
-) -> tuple[list["Attention"], dict["CallClass", list["Attention"]], dict[str, str]]:
-    """Drawn steps that our kernels serve, their calls by class, and by name why other steps are refused.
+) -> tuple[dict["CallClass", list["Attention"]], dict[str, str]]:
+    """The calls, by class, of drawn steps that our kernels serve, and by name why other steps are refused.
 
     Args:
         of_all_classes: whether a class that no model has gets cases, too.
@@ -167,7 +167,7 @@ def _cases(
             f"{classes.CLASSES[0].name!r}",
             param_hint="--only",
         )
-    return drawn, by_class, refused
+    return by_class, refused
 
 
 def _head(gpu: _Gpu, refused: dict[str, str], options: str, of_commit: str | None, *, tiny: bool) -> "Tuning":
@@ -230,7 +230,6 @@ class _Saved:
 def _search(
     run: "Tuning",
     gpu: _Gpu,
-    drawn: list["Attention"],
     by_class: dict["CallClass", list["Attention"]],
     workers: int,
     *,
@@ -261,4 +260,4 @@ def _search(
         return
     run.rates = machine.rates(gpu.device, tiny=tiny)
     most = TINY if tiny else None
-    measure(run, drawn, by_class, gpu.device, compile_all, run.rates, most=most, console=console, **common)
+    measure(run, by_class, gpu.device, compile_all, run.rates, most=most, console=console, **common)

@@ -22,10 +22,10 @@ META = torch.device("meta")
 
 
 class Job(NamedTuple):
-    """A case to be compiled. `parameters`: None: as it is launched today."""
+    """A case to be compiled."""
 
     case: Attention
-    parameters: Parameters | None
+    parameters: Parameters
 
 
 Compile = Callable[[Collection[Job], float, Callable[[int], None]], Mapping[Job, Facts | str]]
@@ -33,9 +33,7 @@ Compile = Callable[[Collection[Job], float, Callable[[int], None]], Mapping[Job,
 with how many are done."""
 
 
-def compiled(
-    case: Attention, parameters: Parameters | None, *, architecture: str, compute_units: int, cache_bytes: int = 0
-) -> Facts:
+def compiled(case: Attention, parameters: Parameters, *, architecture: str, compute_units: int, cache_bytes: int = 0) -> Facts:
     """The worst facts of the attention kernels of a case, all of whose kernels are compiled.
 
     Args:
@@ -49,7 +47,7 @@ def compiled(
         return Facts.worst([facts for each in every if (facts := facts_of(each, architecture)) is not None])
 
 
-def in_parallel(compiler: Callable[[Attention, Parameters | None], Facts], workers: int) -> Compile:
+def in_parallel(compiler: Callable[[Attention, Parameters], Facts], workers: int) -> Compile:
     """Compile each job once. A job whose compiler crashes costs itself and no other.
 
     Args:

@@ -1,4 +1,4 @@
-"""A case's launches, with parameters of one's own or as they are today, on a device or on meta."""
+"""A case's launches with parameters of one's own, on a device or on meta."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,6 @@ from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import plan_of
 from attn_optimized.attention import paged_attention_calls
-from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch.table import Parameters
 
@@ -20,19 +19,16 @@ SEED = 1
 
 def launches(
     call: Call,
-    parameters: Parameters | None,
+    parameters: Parameters,
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
     architecture: str | None = None,
     compute_units: int | None = None,
 ) -> Iterator[KernelCall]:
-    """See `paged_attention_calls`; without parameters, also `cascade_attention_calls`."""
+    """See `paged_attention_calls`."""
     assert call.kv_cache is not None, "classes of calls are told apart by cases that read a cache"
     gpu = {"architecture": architecture, "compute_units": compute_units}
-    prefix = call.case.common_prefix_len
-    if prefix and parameters is None:
-        return cascade_attention_calls(call.q, call.kv_cache, call.layer, call.batch, prefix, out=out, lse=lse, **gpu)
     plan = plan_of(call.q, call.layer, call.batch, **gpu, parameters=parameters)
     return paged_attention_calls(call.q, call.kv_cache, call.layer, call.batch, plan, out=out, lse=lse)
 

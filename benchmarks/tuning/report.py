@@ -1,4 +1,4 @@
-"""Lines that a search prints about drawn steps and classes."""
+"""Lines that a search prints about classes."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -6,7 +6,7 @@ from dataclasses import fields
 from attn_optimized.launch.table import Parameters
 from rich.console import Console
 
-from benchmarks.tuning.results import Candidate, Search, Step, Tuning
+from benchmarks.tuning.results import Candidate, Search, Tuning
 from benchmarks.tuning.search import gain
 
 
@@ -15,14 +15,6 @@ def print_all(run: Tuning, console: Console) -> None:
         console.print()
         for line in class_lines(found):
             console.print(line, soft_wrap=True)
-
-
-def step_line(step: Step) -> str:
-    """The whole, its share of the floor, and each kernel: milliseconds and programs."""
-    kernels = "; ".join(
-        f"{each.name.removesuffix('_kernel')} {each.ms:.4f} on {' x '.join(map(str, each.grid))}" for each in step.kernels
-    )
-    return f"{step.floor_ms / step.ms:4.0%} {step.ms:.4f} ms, floor {step.floor_ms:.4f}: {kernels} | {step.name}"
 
 
 def best_line(found: Search) -> str:

@@ -1,4 +1,4 @@
-"""The JSON file that a search writes: schema `attn-parity.tune/2`."""
+"""The JSON file that a search writes: schema `attn-parity.tune/3`."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.tuning.facts import Facts
 
-SCHEMA = "attn-parity.tune/2"
+SCHEMA = "attn-parity.tune/3"
 
 
 class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -29,24 +29,6 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     why: str | None = None
     facts: Facts | None = None
     times: dict[str, Spread] = msgspec.field(default_factory=dict)
-
-
-class Kernel(msgspec.Struct, frozen=True, kw_only=True):
-    """One launch of a step. `grid`: its programs."""
-
-    name: str
-    grid: tuple[int, ...]
-    ms: float
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A drawn step as it is launched today: milliseconds of the whole, and of each of its kernels alone."""
-
-    name: str
-    traffic: str | None
-    floor_ms: float
-    ms: float
-    kernels: tuple[Kernel, ...]
 
 
 class TimedCase(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +75,5 @@ class Tuning(msgspec.Struct, kw_only=True):
     source: str
     refused: dict[str, str] = msgspec.field(default_factory=dict)
     rates: Rates | None = None
-    steps: list[Step] = msgspec.field(default_factory=list)
     classes: list[Search] = msgspec.field(default_factory=list)
     unfinished: list[str] = msgspec.field(default_factory=list)

@@ -9,19 +9,18 @@ from rich.console import Console
 
 from benchmarks.speed.cases import Attention
 from benchmarks.speed.machine import Rates
-from benchmarks.speed.run import free
 from benchmarks.tuning import report
-from benchmarks.tuning.bench import Bench, step_of, timed_case
+from benchmarks.tuning.bench import timed_case
 from benchmarks.tuning.classes import CallClass
 from benchmarks.tuning.compilers import Compile, Job
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
-from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, failure, judge, time_stage
+from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, decide, judge, time_stage
 from benchmarks.tuning.space import TILE, TOLD, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
-END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 0.94, "judge": 1.0}
+END_OF = {"tiles": 0.3, "options": 0.5, "splits": 0.7, "all": 0.93, "judge": 1.0}
 """The share of the budget by which a stage ends."""
 
 Save = Callable[[CallClass | None], None]
@@ -29,7 +28,6 @@ Save = Callable[[CallClass | None], None]
 
 def measure(
     run: Tuning,
-    drawn: Sequence[Attention],
     by_class: Mapping[CallClass, list[Attention]],
     device: torch.device,
     compile_all: Compile,
@@ -41,18 +39,14 @@ def measure(
     console: Console,
     most: int | None = None,
 ) -> None:
-    """Time drawn steps as they are launched today, and search class after class, stage by stage, into `run`.
+    """Search class after class, stage by stage, into `run`.
 
     Args:
-        by_class: the calls of these steps.
+        by_class: the calls of drawn steps.
         most: candidates of a stage at most; tiny cases, if given.
     """
     is_tiny = most is not None
     searches = [_begun(run, call_class, cases, rates, most) for call_class, cases in by_class.items()]
-    compiled_by, deadline = _times_of("steps", started, budget)
-    ready = _finished(compile_all, [Job(case, None) for case in drawn], compiled_by, console, "the drawn steps")
-    time_steps(run, [job.case for job in ready], device, rates, deadline, is_tiny=is_tiny, console=console)
-    save(None)
     for stage in STAGES:
         compiled_by, deadline = _times_of(stage, started, budget)
         contenders = _compiled(compile_all, searches, stage, compiled_by, console)
@@ -62,8 +56,8 @@ def measure(
             if stage == STAGES[-1]:
                 decide(search.found)
             save(None)
-    chosen = [search for search in searches if search.found.chosen is not None]
-    to_judge = [Job(case, search.found.chosen) for search in chosen for case in search.call_class.checked]
+    chosen = {search: parameters for search in searches if (parameters := search.found.chosen) is not None}
+    to_judge = [Job(case, parameters) for search, parameters in chosen.items() for case in search.call_class.checked]
     _finished(compile_all, to_judge, _times_of("judge", started, budget)[0], console, "what is chosen")
     for search in searches:
         if search in chosen:
@@ -72,32 +66,6 @@ def measure(
             run.unfinished.remove(search.found.name)
         save(search.call_class)
     report.print_all(run, console)
-
-
-def time_steps(
-    run: Tuning,
-    cases: Sequence[Attention],
-    device: torch.device,
-    rates: Rates,
-    deadline: float,
-    *,
-    is_tiny: bool,
-    console: Console,
-) -> None:
-    """Time drawn steps as they are launched today, until a deadline. A step that does not run is printed, and left out."""
-    for case in cases:
-        if time.monotonic() >= deadline:
-            console.print(f"no time for {len(cases) - len(run.steps)} of {len(cases)} drawn steps")
-            return
-        try:
-            bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
-            run.steps.append(step_of(bench, rates, REPLAYS))
-            console.print(report.step_line(run.steps[-1]), soft_wrap=True)
-            del bench
-        except Exception as error:  # compilers and drivers raise anything
-            verdict, why = failure(error)
-            console.print(f"{case.name}: {verdict}: {why}")
-        free()
 
 
 def derive(

@@ -54,8 +54,6 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
     assert ended.returncode == 0, ended.stderr
     found = read(path)
     assert (found.schema, found.of_value, found.machine, found.unfinished) == (SCHEMA, False, "CPU", [])
-    assert len(found.steps) == 1
-    assert all(step.kernels and step.ms for step in found.steps)
     assert list(found.refused) == [refused]
     assert f"left out: {refused}: attn_optimized: head size 528" in ended.stdout
     assert found.classes
@@ -101,6 +99,5 @@ def test_an_interrupt_keeps_what_was_found(tmp_path):
     ended = processes.signalled(arguments, lambda _: path.is_file(), signal.SIGINT, cwd=tmp_path, env=env)
     assert ended.returncode == 130, ended.stderr
     found = read(path)
-    assert len(found.steps) == 5
     assert len(found.unfinished) == len(found.classes) > 1
     assert f"interrupted: 0 classes searched, {len(found.unfinished)} not" in " ".join(ended.stdout.split())

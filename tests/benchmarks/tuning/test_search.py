@@ -123,7 +123,7 @@ def searched(monkeypatch, milliseconds, *, call_class=DECODE, facts=lambda job: 
     run = Tuning(of_value=False, architecture="sm90", machine="", versions={}, command="", commit="", source="")
     saved, console = [], Console(file=io.StringIO())
     arguments = {"budget": budget, "started": time.monotonic(), "save": saved.append, "console": console}
-    tune.measure(run, [], {call_class: cases}, CPU, compile_all, RATES, **arguments)
+    tune.measure(run, {call_class: cases}, CPU, compile_all, RATES, **arguments)
     assert saved[-1] == call_class
     return run
 
