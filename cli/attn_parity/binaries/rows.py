@@ -20,7 +20,7 @@ class Row:
     """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts.
 
     Attributes:
-        kernel: empty in a row of a file.
+        kernel, num_warps: empty and 0 in a row of a file.
         code: the first digits of the digest of its assembly; empty if nobody noted it.
         loop: how many instructions its hot loop has (`attn_amdgcn.hot_loop`); None without one, and for NVIDIA.
     """
