@@ -258,18 +258,6 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def check_page_writable(path: Path, data: str = ".json") -> None:
-    """Fail before the work if a page, or the file of its facts beside it, cannot be written.
-
-    Args:
-        data: the suffix of that file.
-    """
-    if path.suffix == data:
-        raise click.UsageError(f"--page: {path} is where the facts go, beside a page such as {path.with_suffix('.md')}")
-    check_writable(path, "--page")
-    check_writable(path.with_suffix(data), "--page")
-
-
 def check_writable(path: Path | None, option: str = "--json", made: Path | None = None) -> None:
     """Fail before the work if a file cannot be written. The file may lie in `made`, a folder that the command makes."""
     try:

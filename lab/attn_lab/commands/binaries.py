@@ -11,7 +11,7 @@ from attn_lab import results_file, written
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
-from attn_lab.options import check_option
+from attn_lab.options import check_option, check_pages_writable
 from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
@@ -28,7 +28,6 @@ from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
     Seed,
-    check_page_writable,
     default_workers,
     plain_table,
     progress_bar,
@@ -112,7 +111,7 @@ def _kept(writes: bool, partly: bool) -> Results:
     """The stored results of launches that do not run now. They are read before Triton is imported, which takes seconds."""
     if not writes:
         return Results("")
-    check_page_writable(page.PAGE, DATA.suffix)
+    check_pages_writable((page.PAGE, DATA))
     kept = load(DATA) if partly or DATA.is_file() else Results("")
     if partly and kept.triton != version("triton"):
         here = f"Triton {kept.triton}, and here is {version('triton')}"

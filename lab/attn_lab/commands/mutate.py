@@ -21,7 +21,7 @@ from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
-from attn_lab.options import check_option, first_seed_option, seeds_option
+from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -30,7 +30,6 @@ from attn_parity.options import (
     Positive,
     Seed,
     case_seconds_option,
-    check_page_writable,
     check_writable,
     default_workers,
     device_name,
@@ -136,7 +135,7 @@ def command(
     equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     check_writable(json_file)
     if writes or rewrites:
-        check_page_writable(PAGE)
+        check_pages_writable((PAGE, results_file.data_of(PAGE)))
     device = use_device(device)
     log = None if lists else Log(path, device, PACKAGE)
     if of_page and log:
