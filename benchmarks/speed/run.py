@@ -126,7 +126,7 @@ def measured(
 def problem_of(case: Bounded, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
     if isinstance(case, RowOp):
         made = [row_op(case, device, seed) for seed in range(count)]
-        return Problem({OURS: lambda: [prepared for prepared, _ in made]}, list(range(case.num_tokens)), made[0][1])
+        return Problem({OURS: lambda: [prepared for prepared, _ in made]}, [0], made[0][1])
     assert isinstance(case, Attention)
     calls = [attention_call(case, device, seed) for seed in range(count)]
     rows = check.sampled_rows(calls[0])
