@@ -3,7 +3,11 @@
 import functools
 from collections.abc import Callable, Sequence
 
+import attn_fuzz.cases.call
 import torch
+from attn_fuzz.verdict.judge import Judgement, judge_call
+from attn_fuzz.verdict.rounding import Rounding
+from attn_optimized import plan_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch.table import Parameters
 
@@ -11,8 +15,8 @@ from benchmarks.speed import check
 from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention, copies, floor_ms
 from benchmarks.speed.clock import Loop, Spread, loop_of, side_by_side
+from benchmarks.speed.launches import launches
 from benchmarks.speed.machine import Rates
-from benchmarks.tuning.launches import launches
 from benchmarks.tuning.results import TimedCase
 
 SECONDS, LAST_SECONDS = 0.3, 1.0
@@ -72,6 +76,19 @@ def expected_of(case: Attention, call: Call) -> tuple[list[int], torch.Tensor]:
         rows = check.sampled_rows(call)
         _EXPECTED[case] = rows, check.expected_rows(call, rows)
     return _EXPECTED[case]
+
+
+def judged(case: Attention, parameters: Parameters, device: torch.device) -> Judgement:
+    """A case run with these parameters, beside the reference."""
+    call = attention_call(case, device, seed=1)
+    out = torch.full_like(call.q, torch.nan)
+    lse = torch.full(call.q.shape[1::-1], torch.nan, device=device)
+    for launch in launches(call, parameters, out=out, lse=lse):
+        launch.run(device)
+    splits = plan_of(call.q, call.layer, call.batch, parameters=parameters).splits
+    rounding = Rounding(keys_per_tile=parameters.block_n, dot_is_chained=device.type != "cpu", splits=splits)
+    given = attn_fuzz.cases.call.Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache)
+    return judge_call(given, out, lse, rounding, generic=True)
 
 
 def _launch(calls: Sequence[KernelCall], device: torch.device) -> None:

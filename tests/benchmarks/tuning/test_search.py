@@ -9,9 +9,10 @@ import torch
 from attn_optimized.launch.table import Parameters
 from rich.console import Console
 
+from benchmarks.speed import launches
 from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
-from benchmarks.tuning import launches, search, tune
+from benchmarks.tuning import search, tune
 from benchmarks.tuning.bench import Bench
 from benchmarks.tuning.classes import CLASSES
 from benchmarks.tuning.facts import Facts
