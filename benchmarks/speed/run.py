@@ -154,7 +154,7 @@ def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[s
     """
     return [
         *participants(kernels.vllm, kernels.aiter, before),
-        *latent.participants(kernels.vllm_latent, tries),
+        *latent.participants(kernels.vllm, tries),
     ]
 
 
