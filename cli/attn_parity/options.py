@@ -69,15 +69,7 @@ workers_option = click.option(
 
 
 def seconds_option(name: str, default: float, words: str) -> Callable[[Callable], Callable]:
-    """An option for seconds, whose name was --limit: that name is refused with this one."""
-
-    def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            raise click.UsageError(f"--limit is {name}", context)
-
-    was = click.option("--limit", hidden=True, expose_value=False, callback=refuse)
-    option = click.option(name, type=Duration, default=default, show_default=True, help=words)
-    return lambda command: option(was(command))
+    return click.option(name, type=Duration, default=default, show_default=True, help=words)
 
 
 case_seconds_option = seconds_option("--case-seconds", 60.0, "Seconds that a case may take, compilation included.")
