@@ -36,7 +36,7 @@ STARTS = f'{{"schema":"{SCHEMA}"'.encode()
 PROBE = -1
 """In place of a shard's number: the first PROBED cases of the first shard, which a mutant runs alone."""
 PROBED, PROBED_TARGETS = 20, 3
-"""Cases of a target that a mutant runs alone on a CPU before it joins a group, and of how many targets."""
+"""Cases of a target that a mutant runs alone before it joins a group, and of how many targets."""
 MAX_LOG_BYTES = 1 << 28
 GROUP = 64
 """The most mutants that are installed together."""
@@ -49,19 +49,18 @@ class Log:
 
     Args:
         path: of the file. Without one the first entry makes it.
-        device: "cpu" or "cuda".
         package: whose mutants these are.
 
     Raises:
-        InputError: the file is of another device or of other sources, or it is no log.
+        InputError: the file is of other sources, or it is no log.
     """
 
-    def __init__(self, path: Path, device: str, package: str) -> None:
+    def __init__(self, path: Path, package: str) -> None:
         self.path = path
         self.trials: dict[Key, Trial] = {}
         self.reaches: dict[str, Reach] = {}
         self.tests: dict[tuple[str, int], RecordedTests] = {}
-        self._header = Header(schema=SCHEMA, device=device, sources=digest(package))
+        self._header = Header(schema=SCHEMA, sources=digest(package))
         self._lines: Lines | None = None
         if os.path.lexists(path):
             *lines, half = inputs.read_bytes(path, MAX_LOG_BYTES).split(b"\n")
@@ -71,7 +70,7 @@ class Log:
         """Take in the lines of the file. Without any it is to be begun."""
         try:
             if lines and msgspec.json.decode(lines[0], type=Header) != self._header:
-                raise InputError(f"{self.path}: it is of other sources or of another device; give another file")
+                raise InputError(f"{self.path}: it is of other sources; give another file")
             for line in lines[1:]:
                 self._keep(msgspec.json.decode(line, type=Trial | Reach | RecordedTests))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -95,11 +94,6 @@ class Log:
             finally:
                 self._lines = None
 
-    @property
-    def probed(self) -> int:
-        """How many targets a mutant runs alone before it joins a group. A process on a GPU starts longer than its cases run."""
-        return PROBED_TARGETS if self._header.device == "cpu" else 0
-
     def use_only(self, targets: Collection[str]) -> None:
         """Leave out what other targets run, which another call has recorded."""
         self.reaches = {name: each for name, each in self.reaches.items() if name in targets}
@@ -120,7 +114,6 @@ class Log:
 
 class Header(msgspec.Struct, frozen=True):
     schema: str
-    device: str
     sources: str
 
 
@@ -178,7 +171,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         return self.by is not None or self.broken
 
 
-def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int, probed: int = PROBED_TARGETS) -> list[Key]:
+def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -> list[Key]:
     """A mutant's shards in the order in which they run: the probes, the first shard of each target, and so on.
 
     A profile with more examples begins with the shards of one with less.
@@ -186,10 +179,9 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int, p
     Args:
         targets: those that run the mutant, the quickest first.
         examples: for each target.
-        probed: how many targets a mutant runs alone first: `Log.probed`.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))
-    shards = [(PROBE, target) for target in targets[:probed]]
+    shards = [(PROBE, target) for target in targets[:PROBED_TARGETS]]
     shards += [(i, target) for i in range(count) for target in targets]
     return [Key(mutant.name, seed, target, i) for i, target in shards]
 
@@ -215,7 +207,7 @@ def run(
     probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
-        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples, log.probed)
+        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
         probes.append([key for key in keys if key.shard == PROBE])
         for key in keys[len(probes[-1]) :]:
             turns.setdefault((key.shard, key.target), []).append(key)
