@@ -38,9 +38,6 @@ from attn_parity.versions import version
 if TYPE_CHECKING:
     from attn_parity.compile import Calls
 
-EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflicts / phases")
-"""Columns of what launches did on the emulator."""
-
 
 @click.command("binaries")
 @architectures_option
@@ -189,10 +186,10 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: st
 
         found, interrupted = executions.run(calls, workers or default_workers("cpu"), report, option)
     for architecture in dict.fromkeys(architecture for architecture, _ in found):
-        table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
+        table = plain_table("launch", "run", "error / bound", right=("error / bound",))
         for (one, name), execution in found.items():
             if one == architecture:
-                table.add_row(name, execution.verdict, f"{execution.error:.2f}", *_executed(execution.counts))
+                table.add_row(name, execution.verdict, f"{execution.error:.2f}")
         results.print(f"\n{architecture}, emulated", style="bold")
         results.print(table)
     for line in (
@@ -206,19 +203,6 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: st
         notes.print(f"{before} calls agreed before, and were not run again: {DATA}", soft_wrap=True)
     results.print(f"{begun}{agree} of {len(found)} launches agree, in {time.monotonic() - started:.0f} s")
     return found, interrupted
-
-
-def _executed(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The cells of what a launch executed: counts, and no times (docs/reference/emulator.md)."""
-    if not counts:
-        return ("", "", "", "")
-    from attn_amdgcn.counts import CLASSES
-
-    lines, least, conflicts, phases = (
-        counts[name] for name in ("lines of 128", "least lines of 128", "LDS conflicts", "LDS phases")
-    )
-    ratios = (f"{part / whole:.2f}" if whole else "" for part, whole in ((lines, least), (conflicts, phases)))
-    return (str(sum(counts[name] for name in CLASSES)), str(counts["matrix"]), *ratios)
 
 
 def _check(*, rewrites: bool = False) -> int:
