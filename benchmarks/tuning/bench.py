@@ -13,11 +13,9 @@ from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed import check
 from benchmarks.speed.calls import Call, attention_call
-from benchmarks.speed.cases import Attention, copies, floor_ms
+from benchmarks.speed.cases import Attention, copies
 from benchmarks.speed.clock import Loop, Spread, loop_of, side_by_side
 from benchmarks.speed.launches import launches
-from benchmarks.speed.machine import Rates
-from benchmarks.tuning.results import TimedCase
 
 SECONDS, LAST_SECONDS = 0.3, 1.0
 """About the seconds for the replays of one call, and for all those of the last stage together."""
@@ -59,12 +57,6 @@ class Bench:
         error = check.relative_error(self._out[self._rows], self._expected)
         if error > check.LIMIT:
             raise WrongError(f"relative error {error:.2g}, at most {check.LIMIT:.2g} is allowed")
-
-
-@functools.cache
-def timed_case(case: Attention, rates: Rates) -> TimedCase:
-    floor = floor_ms(case.flops, case.bytes, copy_bandwidth=rates.copy, matmul_rate=rates.matmul_burst)
-    return TimedCase(name=case.name, floor_ms=floor)
 
 
 _EXPECTED: dict[Attention, tuple[list[int], torch.Tensor]] = {}

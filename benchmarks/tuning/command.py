@@ -243,7 +243,6 @@ def _search(
     """
     from attn_parity.binaries import shipped_calls
 
-    from benchmarks.speed import machine
     from benchmarks.tuning.compilers import compiled, in_parallel
     from benchmarks.tuning.facts import Facts
     from benchmarks.tuning.tune import derive, measure
@@ -258,6 +257,5 @@ def _search(
     if not gpu.is_here:
         derive(run, by_class, compile_all, console=console, **common)
         return
-    run.rates = machine.rates(gpu.device, tiny=tiny)
     most = TINY if tiny else None
-    measure(run, by_class, gpu.device, compile_all, run.rates, most=most, console=console, **common)
+    measure(run, by_class, gpu.device, compile_all, most=most, console=console, **common)

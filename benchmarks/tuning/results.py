@@ -6,7 +6,6 @@ import msgspec
 from attn_optimized.launch.table import Parameters
 
 from benchmarks.speed.clock import Spread
-from benchmarks.speed.machine import Rates
 from benchmarks.tuning.facts import Facts
 
 SCHEMA = "attn-parity.tune/3"
@@ -31,11 +30,6 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     times: dict[str, Spread] = msgspec.field(default_factory=dict)
 
 
-class TimedCase(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    floor_ms: float
-
-
 class Search(msgspec.Struct, kw_only=True):
     """The search for one class of calls.
 
@@ -43,7 +37,7 @@ class Search(msgspec.Struct, kw_only=True):
         chosen: in place of today's parameters; None: they stay.
         why: one line.
         gain: today's time over that of the chosen ones, the geometric mean over the cases.
-        cases: what is timed; those that a search begins with are the first.
+        cases: the names of what is timed; those that a search begins with are the first.
         candidates: today's first.
     """
 
@@ -51,7 +45,7 @@ class Search(msgspec.Struct, kw_only=True):
     chosen: Parameters | None = None
     why: str = "not finished"
     gain: float | None = None
-    cases: list[TimedCase] = msgspec.field(default_factory=list)
+    cases: list[str] = msgspec.field(default_factory=list)
     candidates: list[Candidate] = msgspec.field(default_factory=list)
 
 
@@ -61,7 +55,6 @@ class Tuning(msgspec.Struct, kw_only=True):
     Attributes:
         of_value: whether what was found means anything: all but `--tiny`.
         refused: drawn steps that our kernels do not serve, and why; they are in no class.
-        rates: of the GPU, which floors are made of; None if nothing was timed.
         unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
     """
 
@@ -74,6 +67,5 @@ class Tuning(msgspec.Struct, kw_only=True):
     commit: str
     source: str
     refused: dict[str, str] = msgspec.field(default_factory=dict)
-    rates: Rates | None = None
     classes: list[Search] = msgspec.field(default_factory=list)
     unfinished: list[str] = msgspec.field(default_factory=list)

@@ -3,20 +3,19 @@
 import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 
 import torch
+from attn_optimized.launch.table import Parameters
 from rich.console import Console
 
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.machine import Rates
-from benchmarks.tuning import report
-from benchmarks.tuning.bench import timed_case
 from benchmarks.tuning.classes import CallClass
 from benchmarks.tuning.compilers import Compile, Job
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
-from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, decide, judge, time_stage
+from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, decide, gain, judge, time_stage
 from benchmarks.tuning.space import TILE, TOLD, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
@@ -31,7 +30,6 @@ def measure(
     by_class: Mapping[CallClass, list[Attention]],
     device: torch.device,
     compile_all: Compile,
-    rates: Rates,
     *,
     budget: float,
     started: float,
@@ -46,13 +44,13 @@ def measure(
         most: candidates of a stage at most; tiny cases, if given.
     """
     is_tiny = most is not None
-    searches = [_begun(run, call_class, cases, rates, most) for call_class, cases in by_class.items()]
+    searches = [_begun(run, call_class, cases, most) for call_class, cases in by_class.items()]
     for stage in STAGES:
         compiled_by, deadline = _times_of(stage, started, budget)
         contenders = _compiled(compile_all, searches, stage, compiled_by, console)
         for search in searches:
             time_stage(search, stage, contenders[search], device, deadline=deadline, is_tiny=is_tiny)
-            console.print(f"{stage}: {report.best_line(search.found)}", soft_wrap=True)
+            console.print(f"{stage}: {_best(search.found)}", soft_wrap=True)
             if stage == STAGES[-1]:
                 decide(search.found)
             save(None)
@@ -65,7 +63,7 @@ def measure(
         if search.today.verdict == "final":
             run.unfinished.remove(search.found.name)
         save(search.call_class)
-    report.print_all(run, console)
+        console.print(f"{search.found.name}: {search.found.why}", soft_wrap=True)
 
 
 def derive(
@@ -115,16 +113,32 @@ def derive(
         console.print(f"{found.name}: {found.why}{no_time}")
 
 
-def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], rates: Rates, most: int | None) -> ClassSearch:
+def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], most: int | None) -> ClassSearch:
     today = entry_of(run.architecture, call_class).parameters
     found = Search(
         name=call_class.name,
-        cases=[timed_case(case, rates) for case in cases],
+        cases=[case.name for case in cases],
         candidates=[Candidate(parameters=today)],
     )
     run.classes.append(found)
     run.unfinished.append(found.name)
     return ClassSearch(call_class, cases, run.architecture, found, most)
+
+
+def _best(found: Search) -> str:
+    """The best candidate of a class so far, and how it differs from today's parameters."""
+    today, *others = found.candidates
+    timed = [each for each in others if each.times]
+    if not timed or not today.times:
+        return f"{found.name}: nothing timed"
+    best = max(timed, key=lambda each: (len(each.times), gain(each, today)))
+    changed = [
+        f"{field.name} {old} -> {new}"
+        for field in fields(Parameters)
+        if (old := getattr(today.parameters, field.name)) != (new := getattr(best.parameters, field.name))
+    ]
+    of_all = f"{len(timed)} of {len(others)} candidates"
+    return f"{found.name}: {gain(best, today):.3f} in {len(best.times)} cases, {of_all}: {', '.join(changed)}"
 
 
 def _times_of(stage: str, started: float, budget: float) -> tuple[float, float]:

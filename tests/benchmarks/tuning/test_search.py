@@ -11,7 +11,6 @@ from rich.console import Console
 
 from benchmarks.speed import launches
 from benchmarks.speed.clock import Spread
-from benchmarks.speed.machine import Rates
 from benchmarks.tuning import search, tune
 from benchmarks.tuning.bench import Bench
 from benchmarks.tuning.classes import CLASSES
@@ -23,7 +22,6 @@ from benchmarks.tuning.space import OPTIONS, SPACES, SPLITS, TILE
 CPU = torch.device("cpu")
 NEVER = float("inf")
 TODAY = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=2, keys_per_split=512, programs_per_unit=2)
-RATES = Rates(read=3e12, copy=3e12, matmul_burst=7e14, matmul_sustained=6e14)
 DECODE = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("decode", 4, 64))
 PREFILL = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("prefill", 4, 64))
 
@@ -124,7 +122,7 @@ def searched(monkeypatch, milliseconds, *, call_class=DECODE, facts=lambda job: 
     run = Tuning(of_value=False, architecture="sm90", machine="", versions={}, command="", commit="", source="")
     saved, console = [], Console(file=io.StringIO())
     arguments = {"budget": budget, "started": time.monotonic(), "save": saved.append, "console": console}
-    tune.measure(run, {call_class: cases}, CPU, compile_all, RATES, **arguments)
+    tune.measure(run, {call_class: cases}, CPU, compile_all, **arguments)
     assert saved[-1] == call_class
     return run
 
