@@ -108,8 +108,8 @@ def begun(
     head = head_of_run(device, peers, commit, console, tiny=tiny)
     run = results.Run(**head, rates=machine.rates(device, tiny=tiny))
     console.print(
-        f"read {run.rates.read / 1e12:.3g} TB/s, copy {run.rates.copy / 1e12:.3g} TB/s, matmul burst "
-        f"{run.rates.matmul_burst / 1e12:.4g} TFLOP/s, sustained {run.rates.matmul_sustained / 1e12:.4g} TFLOP/s"
+        f"read {run.rates.read / 1e12:.3g} TB/s, copy {run.rates.copy / 1e12:.3g} TB/s, matmul "
+        f"{run.rates.matmul / 1e12:.4g} TFLOP/s, an empty launch {1e3 * run.rates.launch:.3g} us"
     )
     return run
 

@@ -154,6 +154,19 @@ def varlen_call(
     return VarlenCall(q, k, v, _layer(tokens, device, attn_type=attn_type, **rules), _batch(tokens, device, causal=False))
 
 
+def one_request(query_len: int, seq_len: int, *, causal: bool = False, **tensors: torch.Tensor) -> Batch:
+    """A batch of one request, without poison: its lengths are the bounds, and no row follows."""
+    return Batch(
+        query_start_loc=torch.tensor([0, query_len], dtype=torch.int32),
+        seq_lens=torch.tensor([seq_len], dtype=torch.int32),
+        max_query_len=query_len,
+        max_seq_len=seq_len,
+        num_actual_tokens=query_len,
+        causal=causal,
+        **tensors,
+    )
+
+
 def shuffled_blocks(seq_lens: Sequence[int], block_size: int) -> Blocks:
     """Blocks in no order for requests of these lengths, and spare ones that belong to none."""
     used = [-(-seq_len // block_size) for seq_len in seq_lens]
@@ -167,6 +180,11 @@ def shuffled_blocks(seq_lens: Sequence[int], block_size: int) -> Blocks:
         position = torch.arange(seq_len)
         slots.append(blocks[position // block_size] * block_size + position % block_size)
     return Blocks(table, torch.cat(slots), total)
+
+
+def is_new(query_lens: Sequence[int], seq_lens: Sequence[int]) -> torch.Tensor:
+    """[S] bool: which keys, request after request, a step brings: the last ones, as many as there are queries."""
+    return torch.cat([torch.arange(n) >= n - q_len for q_len, n in zip(query_lens, seq_lens, strict=True)])
 
 
 def padded_rows(*parts: torch.Tensor, device: torch.device | str = "cpu") -> tuple[torch.Tensor, ...]:

@@ -284,11 +284,6 @@ HOST = decode("4 requests of 16 keys", 4, 16)
 """A call that is over before the next one is made: what it costs is Python."""
 
 
-def floor_ms(flops: float, bytes: float, *, copy_bandwidth: float, matmul_rate: float) -> float:
-    """The longer of moving the bytes and computing the FLOPs; rates are per second."""
-    return 1e3 * max(bytes / copy_bandwidth, flops / matmul_rate)
-
-
 def copies(case: Bounded, *, cold_bytes: float = 200e6, at_most: int = 16) -> int:
     """The number of copies of the inputs, so that a call finds none of its own in the L2 cache."""
     return min(at_most, max(1, math.ceil(cold_bytes / case.bytes)))

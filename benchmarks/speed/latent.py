@@ -79,7 +79,8 @@ def participants(vllm: SimpleNamespace | None, tries: Mapping[str, Sequence[int]
         name = " ".join(f"{name}={value}" for name, value in changed.items())
         yield Participant(name, functools.partial(ours_with, changed), joins)
     if vllm is not None:
-        yield Participant(VLLM, functools.partial(vllm_triton, vllm), lambda case: joins(case) and len({*case.query_lens}) == 1)
+        rows = functools.partial(vllm_triton, vllm)
+        yield Participant(VLLM, rows, lambda case: joins(case) and len({*case.query_lens}) == 1 and case.selection is None)
 
 
 def ours_with(changed: Mapping[str, int], call: Call) -> Prepared:

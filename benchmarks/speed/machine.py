@@ -11,20 +11,34 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.speed.clock import Positive
+from benchmarks.speed.clock import Positive, loop_of, side_by_side
 
 READ: dict[str, Any] = {"BLOCK": 8192, "num_warps": 8}
 REPEATS = 20
-BURST_CALLS = 10
+CALLS = 50
+"""Products between two looks at the clock."""
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes and FLOPs per second; a copy's bytes are those read and those written."""
+    """Bytes and FLOPs per second; a copy's bytes are those read and those written.
+
+    Attributes:
+        matmul: of products of matrices that follow each other for seconds.
+        launch: milliseconds of a kernel that does nothing, in a graph of such kernels.
+    """
 
     read: Positive
     copy: Positive
-    matmul_burst: Positive
-    matmul_sustained: Positive
+    matmul: Positive
+    launch: Positive
+
+    def floor_ms(self, flops: float, bytes: float) -> float:
+        """A launch, and the longer of moving the bytes and computing the FLOPs."""
+        return self.launch + 1e3 * max(bytes / self.copy, flops / self.matmul)
+
+    def sum_ms(self, flops: float, bytes: float) -> float:
+        """A launch, moving the bytes, and computing the FLOPs, none beside another."""
+        return self.launch + 1e3 * (bytes / self.copy + flops / self.matmul)
 
 
 @triton.jit
@@ -35,12 +49,22 @@ def read_kernel(sum_ptr, data_ptr, BLOCK: tl.constexpr):
     tl.store(sum_ptr + block, tl.sum(data, axis=0))
 
 
+@triton.jit
+def empty_kernel(data_ptr):
+    pass
+
+
 def rates(device: torch.device, *, tiny: bool) -> Rates:
-    """Rates of reading and copying 4 GiB, and of products of bfloat16 matrices of 8192 x 8192, after a pause and after work."""
+    """Rates of reading and copying 4 GiB, and of products of bfloat16 matrices of 8192 x 8192."""
     num_blocks, size, seconds = (8, 64, 0.05) if tiny else (2**17, 8192, 2.0)
     read, copy = _bandwidths(device, num_blocks)
-    burst, sustained = _matmul_rates(device, size, seconds)
-    return Rates(read=read, copy=copy, matmul_burst=burst, matmul_sustained=sustained)
+    return Rates(read=read, copy=copy, matmul=_matmul_rate(device, size, seconds), launch=_launch_ms(device))
+
+
+def _launch_ms(device: torch.device) -> float:
+    data = torch.zeros(1, dtype=torch.int32, device=device)
+    loop = loop_of(device, [lambda: empty_kernel[(1,)](data)])
+    return side_by_side([loop], seconds=0.5, rounds=REPEATS)[0].ms
 
 
 def _bandwidths(device: torch.device, num_blocks: int) -> tuple[float, float]:
@@ -51,21 +75,17 @@ def _bandwidths(device: torch.device, num_blocks: int) -> tuple[float, float]:
     return data.nbytes / reading, 2 * data.nbytes / _median(device, lambda: copied.copy_(data))
 
 
-def _matmul_rates(device: torch.device, size: int, seconds: float) -> tuple[float, float]:
+def _matmul_rate(device: torch.device, size: int, seconds: float) -> float:
     a, b = torch.randn((2, size, size), device=device).bfloat16()
     product = torch.empty_like(a)
 
     def multiply() -> None:
         torch.mm(a, b, out=product)
 
-    _median(device, multiply)
-    time.sleep(seconds / 2)
-    burst = statistics.median(_seconds(device, multiply, BURST_CALLS))
-    started, times = time.monotonic(), [burst]
+    started, times = time.monotonic(), [_median(device, multiply)]
     while time.monotonic() - started < seconds:
-        times = _seconds(device, multiply, 5 * BURST_CALLS)
-    flops = 2.0 * size**3
-    return flops / burst, flops / statistics.median(times)
+        times = _seconds(device, multiply, CALLS)
+    return 2.0 * size**3 / statistics.median(times)
 
 
 def _median(device: torch.device, run: Callable[[], object]) -> float:

@@ -8,7 +8,8 @@ from attn_lab.written import table
 from benchmarks import PAGES
 from benchmarks.host.results import HostRun
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.participants import AITER, OURS, PEERS, VLLM
+from benchmarks.speed.clock import Spread
+from benchmarks.speed.participants import FA3, OURS, PAGED, PEERS, SDPA, TRITON
 from benchmarks.speed.performance import Performance, StoredRun, case_of
 from benchmarks.speed.reach import standing, time_of
 from benchmarks.speed.results import CaseResult, Head
@@ -28,14 +29,18 @@ PREFACE = """\
 `python -m benchmarks page` writes this page from performance.json beside it, and `python -m benchmarks page FILE...` adds runs
 of `speed --json FILE` and `host --json FILE` to both. Commands of old runs name options as they were.
 
-- The *floor* of a case is a time that no kernel can beat. It is the longer one of two times. The first is the bytes of q, of
-  the output and of all keys and values that some query sees, once for each KV head, divided by the bandwidth of a copy. The
-  second is the FLOPs of all visible pairs divided by the burst matmul rate. The bandwidth and the rate are measured in the
-  same run. Reading alone is faster than copying, so a little more than 100 % of the floor's speed is possible.
+- The *floor* of a case is a launch and the longer one of two times. The first is the bytes of q, of the output and of all keys
+  and values that some query sees, once for each KV head, divided by the bandwidth of a copy. The second is the FLOPs of all
+  visible pairs divided by the rate of products of large matrices that follow each other for seconds. A launch is an empty
+  kernel in a graph. All three are measured in the same run. Reading alone is faster than copying, and a short product is
+  faster than a long one, so a little more than 100 % of the floor's speed is possible. The *sum* adds both times: a step whose
+  decodes move bytes while its prompts compute comes between the two.
 - Times are medians of CUDA graph replays. The participants take turns. The spread is from the 10th to the 90th percentile.
-- Each participant's output is compared with float64 on sampled rows before it is timed.
+- Each participant's output is compared with float64 on sampled rows before it is timed and after it.
 - vLLM and AITER are the Triton kernels of their packages on PyPI. AITER's kernels run with AITER's choices for gfx942: their
   times say nothing about AITER on ROCm.
+- FlashAttention-3 and FlashMLA are those of vLLM's wheel, compiled for Hopper. Their schedules are computed beforehand, as vLLM
+  does once for a step. An *engine* is one of these two, vLLM or AITER.
 - SDPA is PyTorch's dense attention. Its keys and values were gathered beforehand, so it pays nothing for paging.
 - All cases are bfloat16. Unless a case says otherwise, H/HK is 32/8, D is 128, and blocks of 16 are in random order. Cases
   named MLA are of latent attention in DeepSeek-V3's sizes (512 + 64), where N is the number of query heads. vLLM's kernel for
@@ -64,8 +69,8 @@ def text(stored: Performance) -> str:
         cases = [case_of(run, case) for case in run.cases]
         drawn = any(case.traffic for case in cases)
         lines += _heading("on drawn shapes" if drawn else "", run)
-        lines += [] if drawn else _rates(run)
-        lines += _of_drawn(cases) if drawn else _of_chosen(run, cases)
+        lines += _rates(run)
+        lines += _of_drawn(run, cases) if drawn else _of_chosen(run, cases)
         lines += _notes(cases, run.unmeasured)
     for run in stored.host:
         lines += [*_heading("what a step costs the host", run), *_HOST.splitlines(), *_of_host(run)]
@@ -80,9 +85,9 @@ def _heading(what: str, run: Head) -> list[str]:
 
 
 def _rates(run: StoredRun) -> list[str]:
-    rates, columns = run.rates, ("read", "copy, read and written", "matmul, burst", "matmul, sustained")
+    rates, columns = run.rates, ("read", "copy, read and written", "matmul", "an empty launch")
     cells = [f"{rate / 1e12:.3g} TB/s" for rate in (rates.read, rates.copy)]
-    cells += [f"{rate / 1e12:.4g} TFLOP/s" for rate in (rates.matmul_burst, rates.matmul_sustained)]
+    cells += [f"{rates.matmul / 1e12:.4g} TFLOP/s", f"{1e3 * rates.launch:.2g} us"]
     return ["", *table(columns, [cells], columns)]
 
 
@@ -121,7 +126,7 @@ def _row(run: StoredRun, case: CaseResult) -> list[str]:
     cells, matmul = [_missing(case, OURS), ""], ""
     if ours is not None:
         cells = [f"{ours.ms:.3g} ({case.floor_ms / ours.ms:.0%})", f"{ours.p10:.3g}-{ours.p90:.3g}"]
-        matmul = f"{case.flops / (ours.ms / 1e3) / run.rates.matmul_sustained:.0%}" if case.flops else ""
+        matmul = f"{case.flops / (ours.ms / 1e3) / run.rates.matmul:.0%}" if case.flops else ""
     word = {True: "reached", False: "short", None: ""}[is_reached]
     told = ": ".join(part for part in (word, goal) if part)
     return [case.name, f"{case.floor_ms:.3g}", *cells, matmul, *(_peer(case, peer) for peer in PEERS), told]
@@ -162,52 +167,72 @@ def share(case: CaseResult, name: str = OURS) -> float | None:
     return None if time is None else case.floor_ms / time.ms
 
 
+def best(case: CaseResult, names: Sequence[str]) -> tuple[str, Spread] | None:
+    """The fastest of some participants, and its time."""
+    times = [(name, time) for name in names if (time := time_of(case, name)) is not None]
+    return min(times, key=lambda pair: pair[1].ms, default=None)
+
+
+def ratio(case: CaseResult, names: Sequence[str]) -> float | None:
+    """The time of the fastest of some participants over ours: below 1 it is faster."""
+    ours, found = _ours(case), best(case, names)
+    return None if ours is None or found is None else found[1].ms / ours.ms
+
+
 def slower_than_a_peer(case: CaseResult) -> float | None:
-    """How many times as fast the best paged peer is, where it is faster by more than the spread of both."""
-    if (ours := _ours(case)) is None:
-        return None
-    faster = [time for peer in (VLLM, AITER) if (time := time_of(case, peer)) is not None and time.p90 < ours.p10]
-    return max((ours.ms / time.ms for time in faster), default=None)
+    """How many times as fast the best Triton peer is, where it is faster by more than the spread of both."""
+    ours, found = _ours(case), best(case, TRITON)
+    return ours.ms / found[1].ms if ours is not None and found is not None and found[1].p90 < ours.p10 else None
 
 
-def _of_drawn(cases: Sequence[CaseResult]) -> Iterator[str]:
+def _of_drawn(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[str]:
     yield from _DRAWN.splitlines()
-    figures = ("cases", "median share of the floor", "tenth percentile", "least", "a paged peer is faster", "by at most")
-    columns = ("class", *figures, *(f"{peer}, times as long" for peer in PEERS))
-    yield from ("", *table(columns, _classes(cases), columns[1:]))
-    large = [(found, case) for case in cases if case.floor_ms >= LAUNCH_MS and (found := share(case)) is not None]
-    timed = sorted(large, key=lambda pair: pair[0])
-    rows = [[case.name, f"{found:.0%}", *(_percent(share(case, peer)) for peer in PEERS)] for found, case in timed[:WORST]]
-    yield from ("", f"The {WORST} furthest from the floor, by shares of its speed:", "")
-    yield from table(("case", "ours", *PEERS), rows, ("ours", *PEERS))
+    engine = ("best engine / ours, least", "tenth percentile", "median", "ninetieth percentile")
+    columns = ("class", "cases", *engine, "best Triton / ours, least", "median", f"{FA3} / ours, least", "median")
+    columns = (*columns, *(f"{name} / ours, median" for name in SDPA), "share of the floor, median", "of the sum, median")
+    yield from ("", *table(columns, _classes(run, cases), columns[1:]))
+    found = sorted((times, case) for case in cases if case.floor_ms >= LAUNCH_MS and (times := ratio(case, PAGED)) is not None)
+    yield from ("", f"The {WORST} furthest behind the best engine:", "")
+    columns = ("case", "best engine", "its time / ours", "share of the floor")
+    yield from table(columns, (_behind(times, case) for times, case in found[:WORST]), columns[2:])
     behind = sorted(((times, case.name) for case in cases if (times := slower_than_a_peer(case))), reverse=True)
     if behind:
-        yield from ("", "Where a paged peer is faster:", "", *(f"* {name}: {times:.2f}x" for times, name in behind))
+        yield from ("", "Where a Triton peer is faster beyond the spread of both:", "")
+        yield from (f"* {name}: {times:.2f}x" for times, name in behind)
 
 
-def _percent(found: float | None) -> str:
-    return "" if found is None else f"{found:.0%}"
+def _behind(times: float, case: CaseResult) -> list[str]:
+    engine, of_floor = best(case, PAGED), share(case)
+    assert engine is not None
+    assert of_floor is not None
+    return [case.name, engine[0], f"{times:.2f}", f"{of_floor:.0%}"]
 
 
-def _classes(cases: Sequence[CaseResult]) -> Iterator[list[object]]:
+def _classes(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[list[object]]:
     large = [case for case in cases if case.floor_ms >= LAUNCH_MS]
     packed = [case for case in large if any(f", {layout} " in case.name for layout in PACKED)]
     classes = {traffic: [case for case in large if case.traffic == traffic] for traffic in TRAFFIC}
     classes |= {"in rows": [case for case in large if case not in packed], "packed": packed}
     classes |= {"small": [case for case in cases if case.floor_ms < LAUNCH_MS], "all": list(cases)}
     for name, members in classes.items():
-        shares = sorted(found for case in members if (found := share(case)) is not None)
-        if shares:
-            slower = [times for case in members if (times := slower_than_a_peer(case)) is not None]
-            figures = (f"{figure:.0%}" for figure in (statistics.median(shares), shares[len(shares) // 10], shares[0]))
-            most = f"{max(slower):.2f}x" if slower else ""
-            yield [name, len(shares), *figures, len(slower), most, *(_ratio(members, peer) for peer in PEERS)]
+        timed = [(case, ours) for case in members if (ours := _ours(case)) is not None]
+        if timed:
+            cells = [
+                *_quantiles(members, PAGED, (0, 10, 50, 90)),
+                *_quantiles(members, TRITON, (0, 50)),
+                *_quantiles(members, (FA3,), (0, 50)),
+                *(cell for peer in SDPA for cell in _quantiles(members, (peer,), (50,))),
+            ]
+            floor = statistics.median(case.floor_ms / ours.ms for case, ours in timed)
+            of_sum = statistics.median(run.rates.sum_ms(case.flops, case.bytes) / ours.ms for case, ours in timed)
+            yield [name, len(timed), *cells, f"{floor:.0%}", f"{of_sum:.0%}"]
 
 
-def _ratio(cases: Sequence[CaseResult], peer: str) -> str:
-    """The median of a peer's time over ours, and of how many cases."""
-    times = [theirs.ms / ours.ms for case in cases if (ours := _ours(case)) and (theirs := time_of(case, peer)) is not None]
-    return f"{statistics.median(times):.2f} ({len(times)})" if times else ""
+def _quantiles(cases: Sequence[CaseResult], names: Sequence[str], percents: Sequence[int]) -> list[str]:
+    """Of the ratios of cases to the best of some participants, percentiles, and at the first of how many cases they are."""
+    found = sorted(times for case in cases if (times := ratio(case, names)) is not None)
+    cells = [f"{found[round(percent / 100 * (len(found) - 1))]:.2f}" if found else "" for percent in percents]
+    return [f"{cells[0]} ({len(found)})", *cells[1:]] if found else cells
 
 
 def _of_host(run: HostRun) -> Iterator[str]:

@@ -50,9 +50,10 @@ def _has_rows(case: object) -> bool:
 
 
 OURS, BEFORE, WITHOUT_CASCADE, VLLM, AITER = "ours", "ours before", "ours without cascade", "vLLM Triton", "AITER Triton"
-CUDNN = "SDPA cuDNN"
+CUDNN, FA3, FLASHMLA = "SDPA cuDNN", "FlashAttention-3", "FlashMLA"
 SDPA = {"SDPA flash": SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
-PEERS = (VLLM, AITER, *SDPA)
+TRITON, PAGED = (VLLM, AITER), (VLLM, AITER, FA3, FLASHMLA)
+PEERS = (*PAGED, *SDPA)
 
 
 def participants(
@@ -103,7 +104,7 @@ def sdpa(name: str, call: Call) -> Prepared:
     """
     case, layer = call.case, call.layer
     query_len, seq_len = case.query_lens[0], case.seq_lens[0]
-    _refuse(
+    refuse(
         name,
         (not case.is_uniform, "requests of different lengths"),
         (case.causal and query_len not in (1, seq_len), "a causal step on a context"),
@@ -142,7 +143,7 @@ def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
     For encoders, as there, its `context_attention_fwd`.
     """
     case, layer, batch, out = call.case, call.layer, call.batch, poisoned(call)
-    _refuse(VLLM, (case.chunked_local is not None, "chunks"), (case.selection is not None, "a selection"))
+    refuse(VLLM, (case.chunked_local is not None, "chunks"), (case.selection is not None, "a selection"))
     if call.kv_cache is None:
         run = functools.partial(
             module.context_attention_fwd,
@@ -159,7 +160,7 @@ def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
             sliding_window_k=0,
         )
         return Prepared(run, lambda _: out)
-    k, v = _rows(VLLM, call)
+    k, v = paged_rows(VLLM, call)
     threshold = min(CAPTURE_SIZES, key=lambda size: abs(size - VLLM_PROGRAMS // layer.num_kv_heads))
     state = (threshold * module.MAX_3D_QUERY_LEN, layer.num_heads, VLLM_SEGMENTS)
     padded = 1 << (layer.head_size - 1).bit_length()
@@ -189,7 +190,7 @@ def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
 def aiter_triton(module: SimpleNamespace, call: Call) -> Prepared:
     """AITER's Triton `unified_attention`, called as its adapter in `attn_optimized` does, without that one's checks."""
     case, layer = call.case, call.layer
-    _refuse(
+    refuse(
         AITER,
         (call.kv_cache is None, "attention without a cache"),
         (case.chunked_local is not None, "chunks"),
@@ -198,7 +199,7 @@ def aiter_triton(module: SimpleNamespace, call: Call) -> Prepared:
         (not case.causal and max(case.query_lens) > 1, "non-causal attention"),
         (case.block_size & (case.block_size - 1) > 0, f"blocks of {case.block_size}: one is a tile, a power of two"),
     )
-    k, v = _rows(AITER, call)
+    k, v = paged_rows(AITER, call)
     out = poisoned(call)
     run = functools.partial(
         module.unified_attention,
@@ -231,14 +232,14 @@ def _unified_arguments(call: Call, k: torch.Tensor, v: torch.Tensor, out: torch.
     }
 
 
-def _rows(name: str, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+def paged_rows(name: str, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V [NB, BS, HK, D]."""
     if call.layer.layout is not Layout.BLOCKS_FIRST_NHD or call.kv_cache is None:
         raise UnsupportedError(name, f"layout {call.layer.layout}", "it reads rows of dims by their strides")
     return call.kv_cache[:, K], call.kv_cache[:, V]
 
 
-def _refuse(name: str, *features: tuple[bool, str]) -> None:
+def refuse(name: str, *features: tuple[bool, str]) -> None:
     for is_asked, feature in features:
         if is_asked:
             raise UnsupportedError(name, feature, "it has no way to say so")

@@ -25,6 +25,8 @@ from attn_fuzz.interpreted import aiter as aiter_sources
 from attn_fuzz.targets.packages import aiter_package, vllm_package
 from attn_parity.binaries.architectures import ARCHITECTURES
 
+FA3_FILE, FLASHMLA_FILE = "vllm_flash_attn/_vllm_fa3_C.abi3.so", "_flashmla_C.abi3.so"
+
 
 class MissingPeerError(RuntimeError):
     """The package is not there, or has other functions than expected."""
@@ -109,6 +111,24 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
     return SimpleNamespace(version=_version("amd-aiter", root), unified_attention=module.unified_attention)
 
 
+def load_compiled(folder: Path | None, file: str) -> Any:
+    """torch's ops of a compiled library of the package `vllm`, see `load_vllm`.
+
+    Raises:
+        MissingPeerError: it is not there, or is not for this GPU and this torch.
+    """
+    path = _package("vllm", folder) / file
+    if (gpu := _gpu()) != "sm90":
+        raise MissingPeerError(f"{path.name} is left out: it is compiled for sm90, and this is {gpu or 'a CPU'}")
+    if not path.is_file():
+        raise MissingPeerError(f"{path.name} is left out: {path} is no file")
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:  # of another torch
+        raise MissingPeerError(f"{path.name} does not load: {error}") from error
+    return getattr(torch.ops, path.name.partition(".")[0])
+
+
 def _loaded(
     package: str, root: Path, files: Sequence[str], folders: Sequence[str], stubs: Mapping[str, Mapping[str, Any]]
 ) -> list[ModuleType]:
@@ -124,10 +144,17 @@ def _loaded(
 
 
 class Kernels(NamedTuple):
-    """The modules that were loaded; None: not there."""
+    """The modules that were loaded; None: not there.
+
+    Attributes:
+        fa3: torch's ops of FlashAttention-3, as vLLM's wheel brings it.
+        flashmla: torch's ops of FlashMLA, likewise.
+    """
 
     vllm: SimpleNamespace | None
     aiter: SimpleNamespace | None
+    fa3: Any | None
+    flashmla: Any | None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -141,7 +168,9 @@ def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None])
     Raises:
         MissingPeerError: as `load_if_there`.
     """
-    return Kernels(load_if_there(load_vllm, vllm, tell), load_if_there(load_aiter, aiter, tell))
+    # vLLM's folder may well lack them: they are told, and nothing ends
+    hopper = [load_if_there(lambda _, file=file: load_compiled(vllm, file), None, tell) for file in (FA3_FILE, FLASHMLA_FILE)]
+    return Kernels(load_if_there(load_vllm, vllm, tell), load_if_there(load_aiter, aiter, tell), *hopper)
 
 
 def load_if_there(

@@ -9,12 +9,11 @@ from attn_fuzz import inputs
 from benchmarks.host.results import SCHEMA as OF_HOST
 from benchmarks.host.results import HostRun
 from benchmarks.speed import results
-from benchmarks.speed.cases import floor_ms
 from benchmarks.speed.clock import Positive, Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.results import CaseResult, Head, Result, Run
 
-SCHEMA = "attn-parity.performance/1"
+SCHEMA = "attn-parity.performance/2"
 
 
 class StoredCase(msgspec.Struct, frozen=True, array_like=True):
@@ -106,8 +105,7 @@ def case_of(run: StoredRun, case: StoredCase) -> CaseResult:
     """A case with the results of its participants."""
     found = {name: _result(cell) for name, cell in zip(run.participants, case.found, strict=True) if cell is not None}
     head = {name: getattr(case, name) for name in ("name", "traffic", "flops", "bytes")}
-    floor = floor_ms(case.flops, case.bytes, copy_bandwidth=run.rates.copy, matmul_rate=run.rates.matmul_burst)
-    return CaseResult(**head, floor_ms=floor, results=found)
+    return CaseResult(**head, floor_ms=run.rates.floor_ms(case.flops, case.bytes), results=found)
 
 
 def _result(cell: tuple[float, float, float] | str) -> Result:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from benchmarks.speed.cases import Reach
 from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
-from benchmarks.speed.participants import AITER, OURS, SDPA, VLLM
+from benchmarks.speed.participants import AITER, OURS, SDPA, TRITON
 from benchmarks.speed.results import CaseResult
 
 _UNITS = {
@@ -31,12 +31,12 @@ def standing(reach: Reach | None, case: CaseResult, rates: Rates) -> Standing:
         return Standing(None, "not measured")
     slower = [
         f"{peer} is {ours.ms / theirs.ms:.2f}x as fast"
-        for peer in (VLLM, AITER)
+        for peer in TRITON
         # beyond the spread: the intervals have nothing in common
         if (theirs := time_of(case, peer)) is not None and ours.p10 > theirs.p90
     ]
     if reach is None:
-        has_peer = any(time_of(case, peer) is not None for peer in (VLLM, AITER))
+        has_peer = any(time_of(case, peer) is not None for peer in TRITON)
         return Standing(not slower if has_peer else None, "; ".join(slower))
     got = _figure(reach, case, rates, ours)
     if got is None:
@@ -56,10 +56,10 @@ def _figure(reach: Reach, case: CaseResult, rates: Rates, ours: Spread) -> float
         case "bandwidth":
             return case.bytes / seconds / rates.copy
         case "matmul":
-            return case.flops / seconds / rates.matmul_sustained
+            return case.flops / seconds / rates.matmul
         case "floor":
-            return case.floor_ms / ours.ms
-    names = {"peers": (VLLM, AITER), "AITER": (AITER,), "SDPA": tuple(SDPA)}[reach.of]
+            return rates.floor_ms(case.flops, case.bytes) / ours.ms
+    names = {"peers": TRITON, "AITER": (AITER,), "SDPA": tuple(SDPA)}[reach.of]
     times = [time.ms for name in names if (time := time_of(case, name)) is not None]
     return min(times) / ours.ms if times else None
 

@@ -1,4 +1,4 @@
-"""The JSON file that a run writes: schema `attn-parity.speed/1`."""
+"""The JSON file that a run writes: schema `attn-parity.speed/2`."""
 
 import subprocess
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.speed.machine import Rates
 
 T = TypeVar("T")
 
-SCHEMA = "attn-parity.speed/1"
+SCHEMA = "attn-parity.speed/2"
 MAX_BYTES = 16 << 20
 """The most bytes of a file that is read: a run of 1000 drawn cases has 1.2 MB."""
 

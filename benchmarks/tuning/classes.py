@@ -13,7 +13,8 @@ from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload, phase_of
 
 from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import Attention, floor_ms
+from benchmarks.speed.cases import Attention
+from benchmarks.speed.machine import Rates
 
 META = torch.device("meta")
 HEAD_SIZES = (64, 128, 256, 512)
@@ -37,7 +38,7 @@ CHECKED_HEADS, CHECKED_WIDE_HEADS = (8, 2), (64, 2)
 """Query and KV heads of those, and of those of a wide decode: one query has 32 rows."""
 MOST_CASES = 12
 """The most cases of a class: more of them cost time and tell little."""
-H100_RATES = {"copy_bandwidth": 3e12, "matmul_rate": 7e14}
+H100_RATES = Rates(read=3e12, copy=3e12, matmul=7e14, launch=1e-3)
 """The rates by which cases are ordered, whatever GPU they are for."""
 
 
@@ -147,4 +148,4 @@ def _from_the_middle(cases: list[Attention]) -> list[Attention]:
 
 
 def _work(case: Attention) -> float:
-    return floor_ms(case.flops, case.bytes, **H100_RATES)
+    return H100_RATES.floor_ms(case.flops, case.bytes)

@@ -1,7 +1,6 @@
 """`python -m benchmarks tune`: better launch parameters, for the GPU that is here or from binaries for one that is not."""
 
 import functools
-import importlib.metadata
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import click
 from attn_parity.cpus import usable_cpus
 from rich.console import Console
 
-from benchmarks.timed import check_options, command_line, in_words, interpret, interruptible
+from benchmarks.timed import check_options, head_of_run, interpret, interruptible
 
 if TYPE_CHECKING:
     import torch
@@ -99,12 +98,6 @@ class _Gpu(NamedTuple):
     compute_units: int
     is_here: bool
 
-    @property
-    def machine(self) -> str:
-        import torch
-
-        return torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-
 
 def _check_options(arch: str | None, budget: float, path: Path | None, *, write: bool, tiny: bool) -> None:
     import torch
@@ -172,24 +165,17 @@ def _cases(
 
 def _head(gpu: _Gpu, refused: dict[str, str], options: str, of_commit: str | None, *, tiny: bool) -> "Tuning":
     """The head of a run's results, which is printed, too."""
-    import torch
-
-    from benchmarks.speed.results import commit
     from benchmarks.tuning.results import Tuning
 
-    versions = {"torch": str(torch.__version__), "triton": importlib.metadata.version("triton")}
-    of_machine = f"measured: {gpu.machine}, torch {versions['torch']}, " if gpu.is_here else ""
-    date = time.strftime("%Y-%m-%d")
-    console.print(f"{gpu.architecture}, {gpu.machine}, {in_words(versions)}")
+    head = head_of_run(gpu.device, {}, of_commit, console, tiny=tiny)
+    head["of_value"] = not tiny  # what is derived from binaries has a value without a GPU
+    versions, date = head["versions"], time.strftime("%Y-%m-%d")
+    of_machine = f"measured: {head['machine']}, torch {versions['torch']}, " if gpu.is_here else ""
     for name, why in refused.items():
         console.print(f"left out: {name}: {why}", soft_wrap=True)
     return Tuning(
-        of_value=not tiny,
+        **head,
         architecture=TABLE_OF_TINY if tiny else gpu.architecture,
-        machine=gpu.machine,
-        versions=versions,
-        command=command_line(),
-        commit=of_commit or commit(),
         source=f"{of_machine}Triton {versions['triton']}, {date}, python -m benchmarks tune{options}",
         refused=refused,
     )

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 from attn_optimized.launch.table import Parameters
 
+from benchmarks.speed import results
 from benchmarks.speed.clock import Spread
 from benchmarks.tuning.facts import Facts
 
@@ -49,22 +50,16 @@ class Search(msgspec.Struct, kw_only=True):
     candidates: list[Candidate] = msgspec.field(default_factory=list)
 
 
-class Tuning(msgspec.Struct, kw_only=True):
+class Tuning(results.Head, kw_only=True):
     """One run for one architecture.
 
     Attributes:
-        of_value: whether what was found means anything: all but `--tiny`.
         refused: drawn steps that our kernels do not serve, and why; they are in no class.
         unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
     """
 
     schema: str = SCHEMA
-    of_value: bool
     architecture: str
-    machine: str
-    versions: dict[str, str]
-    command: str
-    commit: str
     source: str
     refused: dict[str, str] = msgspec.field(default_factory=dict)
     classes: list[Search] = msgspec.field(default_factory=list)

@@ -1,17 +1,9 @@
 """Choosing keys: the terms of the layer that selects what sparse attention attends to.
 
 A model that attends to few of its keys scores all of them first, with a small layer of its own: the indexer (DeepSeek-V3.2,
-arXiv:2512.02556). The best units of tokens are `Batch.selected` of the attention layer behind it. There are three calls:
-
-    write_index_cache   store this step's index keys, rows of `head_size` numbers, in the index cache
-    index_logits        score what each query sees: one logit for each unit
-    select              name the `top_k` units of the greatest logits
-
-`attn_reference.indexer` defines what they compute, and `Indexer` has the sizes and rules. Three terms say how families differ:
-
-    selection_unit  tokens of a unit, as in `Layer`: what is chosen
-    key_unit        tokens that share one index key: 1, or selection_unit. A shared key exists once all its tokens do
-    score           from the products of one key with the index queries to one number: SUM_RELU or MAX
+arXiv:2512.02556). `write_index_cache` stores index keys, `index_logits` scores units of tokens, and `select` names the best
+ones, which are `Batch.selected` of the attention layer behind it. `attn_reference.indexer` defines what the three compute.
+Models differ in the terms of `Indexer`:
 
     model                        selection_unit  key_unit  score     top_k  first, last units
     DeepSeek-V3.2, GLM-5         1               1         SUM_RELU  2048   0, 0
@@ -34,7 +26,7 @@ from enum import StrEnum
 
 import torch
 
-from attn_contract.arguments import check_int, check_tensor, check_type, named, shown
+from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, named, shown
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES
 
@@ -92,8 +84,8 @@ class Indexer:
         head_size: D, the width of index queries and keys.
         top_k: how many units a query selects. It selects all that have a logit if they are not more.
         num_selections: HS: heads form so many groups of neighbours, and each group selects by itself: 1, or one per KV head.
-        selection_unit: tokens of a unit.
-        key_unit: tokens that share an index key: 1 or selection_unit.
+        selection_unit: tokens of a unit, as in `Layer`.
+        key_unit: tokens that share an index key: 1 or selection_unit. A shared key exists once all its tokens do.
         score: how a key's logit is made of products.
         first_units, last_units: of the units that have a logit, so many of the first and of the last are always selected, and
             count among the top_k.
@@ -129,11 +121,9 @@ class Indexer:
         for name, kind in (("score", IndexScore), ("layout", IndexLayout), ("scale_format", ScaleFormat)):
             check_type(name, getattr(self, name), kind, f"one of {kind.__name__}: {', '.join(kind)}")
         if self.num_heads % self.num_selections:
-            expected = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
-            raise ContractError("num_heads", self.num_heads, expected)
+            raise ContractError("num_heads", self.num_heads, f"a multiple of num_selections ({self.num_selections}): groups")
         if self.key_unit not in (1, self.selection_unit):
-            expected = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
-            raise ContractError("key_unit", self.key_unit, expected)
+            raise ContractError("key_unit", self.key_unit, f"1, or selection_unit ({self.selection_unit}): all of a unit")
         if self.first_units + self.last_units > self.top_k:
             given = f"{self.last_units} beside first_units {self.first_units}"
             raise ContractError("last_units", given, f"both together at most top_k ({self.top_k})")
@@ -165,51 +155,47 @@ class Indexer:
             ContractError: the cache has another shape or dtype, or strides that its layout cannot have.
         """
         check_tensor("index_cache", index_cache)
-        shape, sizes = tuple(index_cache.shape), self.row_size
-        if len(shape) != 3 or shape[2] != sizes or not shape[1]:
-            expected = f"shape (NB, BS, {sizes}), BS at least 1" + (": keys and a float32 each" * self.layout.has_scales)
+        shape, strides, row = tuple(index_cache.shape), tuple(index_cache.stride()), self.row_size
+        if len(shape) != 3 or shape[2] != row or not shape[1]:
+            expected = f"shape (NB, BS, {row}), BS at least 1" + (": keys and a float32 each" * self.layout.has_scales)
             raise ContractError("index_cache", f"shape {shape}", expected)
         dtypes = (torch.uint8,) if self.layout.has_scales else (self.cache_dtype,) if self.cache_dtype else FLOAT_DTYPES
         if index_cache.dtype not in dtypes:
             raise ContractError("index_cache", index_cache.dtype, f"{' or '.join(map(named, dtypes))} in {self.layout}")
-        self._check_strides(index_cache)
-        return IndexCacheView(self.layout, shape[0], shape[1], self.head_size, index_cache.stride(0), index_cache.stride(1))
+        check_dense_last("index_cache", index_cache)
+        if self.layout.has_scales:
+            self._check_pages(shape, strides, int(index_cache.storage_offset()))
+        return IndexCacheView(self.layout, *shape[:2], self.head_size, *strides[:2])
 
-    def _check_strides(self, index_cache: torch.Tensor) -> None:
-        block_size, row = index_cache.shape[1:]
-        strides = tuple(index_cache.stride())
-        if strides[2] != 1:
-            raise ContractError("index_cache", f"stride {strides[2]} in the last dimension", "1: it must be dense")
-        if not self.layout.has_scales:
-            return
+    def _check_pages(self, shape: tuple[int, ...], strides: tuple[int, ...], first: int) -> None:
+        blocks, block_size, row = shape
         if block_size > 1 and strides[1] != row:
             raise ContractError("index_cache", f"stride {strides[1]} of slots", f"{row}: pages of {self.layout} are dense")
-        if index_cache.shape[0] > 1 and strides[0] < block_size * row:
+        if blocks > 1 and strides[0] < block_size * row:
             raise ContractError("index_cache", f"stride {strides[0]} of blocks", f"at least {block_size * row}: a page each")
-        at = (index_cache.storage_offset(), strides[0] * (index_cache.shape[0] > 1), block_size * self.head_size)
-        if any(offset % BYTES_OF_SCALE for offset in at):
-            raise ContractError("index_cache", f"pages at {at[0]}, strides {strides}", "float32 scales at multiples of 4 bytes")
+        if any(offset % BYTES_OF_SCALE for offset in (first, strides[0] * (blocks > 1), block_size * self.head_size)):
+            raise ContractError("index_cache", f"pages at {first}, strides {strides}", "float32 scales at multiples of 4 bytes")
         if self.layout is IndexLayout.TILED and block_size % TILE:
             raise ContractError("index_cache", f"{block_size} slots in a block", f"a multiple of {TILE} in {self.layout}")
 
     def _check_cache(self) -> None:
+        scaled, without = self.layout.has_scales, f"keys in {self.layout} have no scale"
         if self.cache_dtype is not None and self.cache_dtype not in FLOAT8_DTYPES:
             expected = f"None, {' or '.join(map(named, FLOAT8_DTYPES))}"
             raise ContractError("cache_dtype", named(shown(self.cache_dtype)), expected)
-        if self.layout.has_scales and self.cache_dtype is None:
+        if scaled and self.cache_dtype is None:
             raise ContractError("cache_dtype", None, f"a float8 dtype: keys in {self.layout} have scales")
-        if self.scale_format is not ScaleFormat.FLOAT32 and not self.layout.has_scales:
-            raise ContractError(
-                "scale_format", self.scale_format, f"{ScaleFormat.FLOAT32}: keys in {self.layout} have no scale"
-            )
+        if self.scale_format is not ScaleFormat.FLOAT32 and not scaled:
+            raise ContractError("scale_format", self.scale_format, f"{ScaleFormat.FLOAT32}: {without}")
         if self.layout is IndexLayout.TILED and self.head_size % TILE:
             raise ContractError("head_size", self.head_size, f"a multiple of {TILE} in {self.layout}")
-        if self.largest is not None:
-            if not self.layout.has_scales:
-                raise ContractError("largest", shown(self.largest), f"None: keys in {self.layout} have no scale")
-            most = torch.finfo(self.cache_dtype).max if self.cache_dtype else 0.0
-            if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
-                raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
+        if self.largest is None:
+            return
+        if self.cache_dtype is None or not scaled:
+            raise ContractError("largest", shown(self.largest), f"None: {without}")
+        most = torch.finfo(self.cache_dtype).max
+        if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
+            raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
 
 
 @dataclass(frozen=True)

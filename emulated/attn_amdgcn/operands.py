@@ -25,11 +25,13 @@ class Kind(NamedTuple):
         bits: 16, 32 or 64.
         dtype: of numpy.
         mask: the bits that are kept, where others are dropped.
+        is_bfloat: whether a float in the text stands for the bits of its bfloat16.
     """
 
     bits: int
     dtype: type
     mask: int = -1
+    is_bfloat: bool = False
 
 
 KINDS = {
@@ -37,6 +39,8 @@ KINDS = {
     "u16": Kind(16, np.uint16),
     "i16": Kind(16, np.int16),
     "f16": Kind(16, np.float16),
+    "bf16": Kind(16, np.uint16, is_bfloat=True),
+    "2bf16": Kind(32, np.uint32, is_bfloat=True),
     "b32": Kind(32, np.uint32),
     "u32": Kind(32, np.uint32),
     "i32": Kind(32, np.int32),
@@ -48,8 +52,8 @@ KINDS = {
     "i64": Kind(64, np.int64),
     "f64": Kind(64, np.float64),
 }
-"""By the names that the mnemonics use; u5 and i5 are the counts of shifts. A `mask` is a bit for each lane in scalar registers,
-read as bool."""
+"""By the names that the mnemonics use; u5 and i5 are the counts of shifts, and 2bf16 are two bfloat16. A `mask` is a bit for
+each lane in scalar registers, read as bool."""
 
 _SPECIAL = {"vcc": VCC, "vcc_lo": VCC, "vcc_hi": VCC + 1, "exec": EXEC, "exec_lo": EXEC, "exec_hi": EXEC + 1, "m0": M0}
 
@@ -63,11 +67,13 @@ def vector_row(register: Register, kernel: Kernel) -> int | None:
     return None
 
 
-def row_of(operand: Operand, instruction: Instruction, kernel: Kernel) -> int:
-    """The row of an operand that must be a vector or accumulation register."""
-    row = vector_row(operand.of, kernel) if isinstance(operand.of, Register) else None
-    if row is None:
-        raise unknown(instruction)
+def row_of(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:
+    """The first row of an operand that must be so many vector or accumulation registers, without a sign."""
+    register = operand.of
+    row = vector_row(register, kernel) if isinstance(register, Register) and not register.half else None
+    is_plain = not (operand.neg or operand.abs or operand.sext)
+    if row is None or not isinstance(register, Register) or register.count != count or not is_plain:
+        raise unknown(instruction, f"{count} vector registers are expected")
     return row
 
 
@@ -86,6 +92,8 @@ def scalar_index(register: Register) -> int | None:
 
 def bits_of(number: float, kind: Kind) -> int:
     """The bits of a literal. An integer is its own bits, and a float has the operand's width."""
+    if isinstance(number, float) and kind.is_bfloat:
+        return int(np.float32(number).view(np.uint32)) >> 16
     if isinstance(number, float):
         dtype, bits = {16: (np.float16, np.uint16), 32: (np.float32, np.uint32), 64: (np.float64, np.uint64)}[kind.bits]
         return int(dtype(number).view(bits))
@@ -225,11 +233,6 @@ def vector_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
     return piece("({} >> {}).astype({}).view({})", bits_value(operand, kernel), shift, np.uint16, kind.dtype)
 
 
-def reads_vector(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
-    """Reads a value of a kind for each lane, without the operand's modifiers."""
-    return value_of(vector_value(operand, kind, kernel))
-
-
 def mask_value(operand: Operand, kernel: Kernel) -> Piece:
     """A bit for each lane."""
     if isinstance(operand.of, Literal):
@@ -327,6 +330,22 @@ def halves(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def unknown(instruction: Instruction, why: str = "") -> UnknownInstructionError:
     return UnknownInstructionError(f"line {instruction.line}: `{instruction.text}`{f': {why}' if why else ''}")
+
+
+def number(instruction: Instruction, modifier: str, default: int = 0) -> int:
+    """A modifier that is a number, such as `offset:16`; the default if the instruction has none."""
+    value = instruction.modifiers.get(modifier, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise unknown(instruction, f"{modifier} is no number")
+    return value
+
+
+def numbers(instruction: Instruction, modifier: str, count: int, default: int = 0) -> tuple[int, ...]:
+    """A modifier that is so many numbers, such as `op_sel:[0,1]`; all of them the default if the instruction has none."""
+    value = instruction.modifiers.get(modifier, (default,) * count)
+    if not isinstance(value, tuple) or len(value) != count:
+        raise unknown(instruction, f"{modifier}: {count} numbers are expected")
+    return value
 
 
 def label_of(instruction: Instruction) -> str:

@@ -8,7 +8,8 @@ import torch
 from attn_contract import AttentionType
 
 from benchmarks.speed.calls import attention_call, requests_of
-from benchmarks.speed.cases import CASES, Attention, RowOp, floor_ms
+from benchmarks.speed.cases import CASES, Attention, RowOp
+from benchmarks.speed.machine import Rates
 from benchmarks.speed.rows import row_op
 
 CPU = torch.device("cpu")
@@ -25,9 +26,11 @@ def test_names_are_unique():
     [("decode, fp8 cache, 64 x 8k", 0.251), ("prefill, 1 x 16k", 2.85), ("prefill, window 1k, 2 x 8k", 0.334)],
 )
 def test_floors_are_those_of_other_arithmetic(name, expected):
-    """Milliseconds at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
+    """Milliseconds behind a launch at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
     (case,) = (case for case in CASES if case.name == name)
-    assert floor_ms(case.flops, case.bytes, copy_bandwidth=4.29e12, matmul_rate=772e12) == pytest.approx(expected, rel=0.015)
+    rates = Rates(read=5e12, copy=4.29e12, matmul=772e12, launch=2.0)
+    assert rates.floor_ms(case.flops, case.bytes) - 2.0 == pytest.approx(expected, rel=0.015)
+    assert rates.sum_ms(case.flops, case.bytes) == pytest.approx(2.0 + case.bytes / 4.29e9 + case.flops / 772e9)
 
 
 @pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)

@@ -13,12 +13,12 @@ from benchmarks.speed.cases import Reach
 from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.page import DATA, PAGE
-from benchmarks.speed.participants import AITER, OURS, VLLM
+from benchmarks.speed.participants import AITER, FA3, OURS, VLLM
 from benchmarks.speed.performance import Performance
 from benchmarks.speed.reach import standing
 from benchmarks.speed.results import CaseResult, Result, Run
 
-RATES = Rates(read=4.5e12, copy=4e12, matmul_burst=8e14, matmul_sustained=6e14)
+RATES = Rates(read=4.5e12, copy=4e12, matmul=6e14, launch=1e-3)
 
 
 def time(ms: float) -> Result:
@@ -76,6 +76,26 @@ def test_a_run_takes_the_place_of_those_alike(folder):
         ("a GPU", "0 decode: near", 1.0),
     ]
     assert len(performance.read(DATA).host) == 1
+
+
+def test_drawn_cases_are_compared_with_the_best_engine_of_each(folder):
+    times = [{VLLM: time(2.0), FA3: time(0.8)}, {VLLM: time(0.9), AITER: time(4.0)}, {"SDPA flash": time(0.1)}]
+    cases = [
+        msgspec.structs.replace(case(f"{i} decode: drawn", **theirs, **{OURS: time(1.0)}), flops=6e8, traffic="decode")
+        for i, theirs in enumerate(times)
+    ]
+    lines = added(run_of(*cases)).splitlines()
+    (row,) = (line for line in lines if line.startswith("| decode |"))
+    # the floor is 0.5 + 0.001 ms, and the sum has 0.001 ms of products more
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        *("3", "0.80 (2)", "0.80", "0.80", "0.90"),
+        *("0.90 (2)", "0.90", "0.80 (1)", "0.80", "0.10 (1)", "", "50%", "50%"),
+    ]
+    assert [line for line in lines if line.startswith(("| 0", "| 1", "| 2", "* "))] == [
+        "| 0 decode: drawn | FlashAttention-3 | 0.80 | 50% |",
+        "| 1 decode: drawn | vLLM Triton | 0.90 | 50% |",
+        "* 1 decode: drawn: 1.11x",
+    ]
 
 
 @pytest.mark.parametrize(

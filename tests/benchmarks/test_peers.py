@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.speed.peers import MissingPeerError, load_aiter, load_vllm
+from benchmarks.speed.peers import FA3_FILE, MissingPeerError, load_aiter, load_compiled, load_vllm
 
 AITER_KERNEL = """
 from aiter.ops.triton.utils._triton.arch_info import get_arch
@@ -113,3 +113,9 @@ def test_what_is_missing_is_named(folder):
         load_aiter(folder)
     with pytest.raises(MissingPeerError, match=r"--aiter: got .*, expected a folder that holds the package `aiter`"):
         load_aiter(folder / "aiter")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU has not")
+def test_a_compiled_peer_is_for_hopper_alone(folder):
+    with pytest.raises(MissingPeerError, match=r"_vllm_fa3_C\.abi3\.so is left out: .*for sm90, and this is a CPU"):
+        load_compiled(folder, FA3_FILE)

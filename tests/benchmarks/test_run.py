@@ -17,7 +17,7 @@ from benchmarks.speed.participants import OURS, Participant, Prepared, sdpa
 from benchmarks.speed.results import Run
 
 CPU = torch.device("cpu")
-RATES = Rates(read=4e12, copy=4e12, matmul_burst=7e14, matmul_sustained=6e14)
+RATES = Rates(read=4e12, copy=4e12, matmul=6e14, launch=1e-3)
 BY_NAME = {case.name: case.tiny() for case in CASES}
 DECODE = BY_NAME["decode, 64 x 8k"]
 # a cap bends the largest of many logits, and few have none that are large
@@ -100,6 +100,22 @@ def test_a_row_left_out_is_wrong_even_if_it_is_not_sampled():
 
     result = measured(many, Participant(OURS, prepare))[OURS]
     assert (result.verdict, result.error) == ("wrong", None)
+
+
+def test_a_participant_that_writes_in_its_first_calls_alone_is_wrong():
+    """A kernel may leave behind the counter by which it deals out its work."""
+
+    def prepare(call):
+        right, made = reference().prepare(call), []
+
+        def run() -> object:
+            made.append(None)
+            return right.run() if len(made) < 2 else right.output(None)
+
+        return Prepared(run, right.output)
+
+    result = measured(DECODE, Participant(OURS, prepare))[OURS]
+    assert (result.verdict, result.time) == ("wrong", None)
 
 
 def test_one_participants_error_is_not_the_others():

@@ -38,7 +38,7 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
     link.symlink_to(path)
     for each in (device, link):
         check_options(1.0, each)
-        results.write(Rates(read=1.0, copy=1.0, matmul_burst=1.0, matmul_sustained=1.0), each)
+        results.write(Rates(read=1.0, copy=1.0, matmul=1.0, launch=1.0), each)
         assert each.is_symlink()
     assert Path(os.devnull).is_char_device()
     assert path.read_text().startswith("{")

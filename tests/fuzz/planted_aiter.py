@@ -31,6 +31,8 @@ MOST_CHUNKS = 3
 """Chunks into which the context of an extend is cut."""
 RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
 FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
+OWN_FLOAT8 = FLOAT8[1:]
+"""What the double's unified_attention takes on gfx942, and under the interpreter."""
 
 
 @functools.cache
@@ -139,8 +141,7 @@ def _support(**fields) -> Support:
 
 def _unified_support(device: str) -> Support:
     support = AITER_UNIFIED_ATTENTION.support("cpu")
-    # the double has no instructions of a GPU, and reads both types of float8 on all
-    own = {"rules": (*RULES, "qq_bias"), "cache_dtypes": FLOAT8, "unused_slots": "NaN", "max_seq_len": 512}
+    own = {"rules": (*RULES, "qq_bias"), "cache_dtypes": OWN_FLOAT8, "unused_slots": "NaN", "max_seq_len": 512}
     return dataclasses.replace(support, **own)
 
 
@@ -233,7 +234,7 @@ def _tokens_as_cached(q, kv_cache, layer, batch) -> tuple[torch.Tensor, torch.Te
 
 
 def _fa_support(device: str) -> Support:
-    sizes = {"head_sizes": (64, 128, 256), "block_sizes": (16, 32), "cache_dtypes": FLOAT8, "scales": ("tensor",)}
+    sizes = {"head_sizes": (64, 128, 256), "block_sizes": (16, 32), "cache_dtypes": OWN_FLOAT8, "scales": ("tensor",)}
     engine = Engine(more_queries_than_keys=False, writes=(True,), unwritten=False)
     exclude = functools.partial(_excluded, _beyond_fa)
     return _support(**sizes, rules=("window", "logits_soft_cap", "sinks"), engine=engine, exclude=exclude)

@@ -74,61 +74,28 @@ def rows(device: torch.device, num_heads: int = NUM_KV_HEADS) -> torch.Tensor:
     return torch.randn(NUM_ROWS, num_heads, HEAD_SIZE, device=device)
 
 
-def write_arguments(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Layer, torch.Tensor]:
-    layer = Layer(
-        num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=1.0, layout=Layout.BLOCKS_FIRST_HND
-    )
-    cache = torch.zeros(2, 2, NUM_KV_HEADS, 16, HEAD_SIZE, device=device)
-    return rows(device), rows(device), cache, layer, torch.arange(NUM_ROWS, device=device)
+Made = tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]
+"""A function that makes calls, its arguments, and the outputs by name."""
+KINDS = ("paged", "flat out", "varlen", "write", "rope", "latent", "merge", "merge parts")
 
 
-@pytest.fixture(params=[*PAGED, "varlen", "cascade", "write", "latent", "rope", "merge"])
-def make(request, paged_call, varlen_call, device) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]:
-    """A function that makes calls, its arguments, and the outputs by name."""
-    if request.param == "varlen":
-        arguments = varlen_call([5, 9], output_scale=torch.tensor([2.0]))
-        plan = attn_optimized.plan_of(arguments.q, arguments.layer, arguments.batch)
-        return varlen_attention_calls, (*arguments, plan), outputs(arguments.q, arguments.layer)
-    if request.param == "cascade":
-        arguments = paged_call([2, 3], [40, 50])
-        return cascade_attention_calls, (*arguments, 16), outputs(arguments.q, arguments.layer)
-    if request.param == "write":
-        return write_kv_cache_call, write_arguments(device), {}
-    if request.param == "latent":
-        sizes = {"num_heads": NUM_HEADS, "num_kv_heads": 1, "head_size": HEAD_SIZE, "head_size_v": 24}
-        row, cache = torch.randn(NUM_ROWS, HEAD_SIZE, device=device), torch.zeros(2, 16, HEAD_SIZE, device=device)
-        layer, slots = Layer(**sizes, scale=1.0, layout=Layout.LATENT), torch.arange(NUM_ROWS, device=device)
-        return write_latent_cache_call, (row[:, :24], row[:, 24:], cache, layer, slots), {}
-    if request.param == "rope":
-        k, v, cache, layer, slots = write_arguments(device)
-        q, cos_sin_cache = rows(device, NUM_HEADS), torch.randn(50, HEAD_SIZE, device=device)
-        arguments = (q, k, v, torch.arange(NUM_ROWS, device=device), cos_sin_cache, cache, layer, slots)
-        return partial(rope_and_write_kv_cache_call, is_neox=True), arguments, {}
-    if request.param == "merge":
-        a, b = rows(device), rows(device)
-        lse = torch.randn(NUM_KV_HEADS, NUM_ROWS, device=device)
-        return merge_attn_states_call, (a, lse, b, lse), {"out": torch.empty_like(a)}
-    arguments = paged_call(**PAGED[request.param])
-    plan = attn_optimized.plan_of(arguments.q, arguments.layer, arguments.batch)
-    return paged_attention_calls, (*arguments, plan), outputs(arguments.q, arguments.layer)
+def made_of(kind: str, device: torch.device, *, sizes: tuple[int, int, int, int], dtype: torch.dtype) -> Made:
+    """A call of a kind, of one request, with so many rows, query heads, KV heads and blocks of 16 slots."""
+    count, heads, kv_heads, blocks = sizes
 
-
-@pytest.fixture(params=["paged", "flat out", "varlen", "write", "rope", "latent", "merge", "merge parts"])
-def make_of_one(request, device) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, torch.Tensor]]:
-    """As `make`, of one row, one head and one block."""
-
-    def of_one(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    def of(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, HEAD_SIZE, device=device).to(dtype)
 
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=HEAD_SIZE, scale=0.5, layout=Layout.KV_FIRST_HND)
-    slots, lse = torch.zeros(1, dtype=torch.int64, device=device), torch.randn(1, 1, device=device)
-    ints = {"query_start_loc": [0, 1], "seq_lens": [1], "block_table": [[0]]}
+    layer = Layer(num_heads=heads, num_kv_heads=kv_heads, head_size=HEAD_SIZE, scale=0.5, layout=Layout.KV_FIRST_HND)
+    slots, lses = torch.arange(count, device=device), torch.randn(2, heads, count, device=device)
+    ints = {"query_start_loc": [0, count], "seq_lens": [count], "block_table": [[*range(blocks)]]}
     step = {name: torch.tensor(values, dtype=torch.int32, device=device) for name, values in ints.items()}
-    batch = Batch(**step, max_query_len=1, max_seq_len=1, num_actual_tokens=1, causal=True)
-    q, k, v, cache, out = of_one(1, 1), of_one(1, 1), of_one(1, 1), of_one(2, 1, 1, 16), of_one(1, 1)
-    match request.param:
+    batch = Batch(**step, max_query_len=count, max_seq_len=count, num_actual_tokens=count, causal=True)
+    q, k, v, out = of(count, heads), of(count, kv_heads), of(count, kv_heads), of(count, heads)
+    cache = of(2, blocks, kv_heads, 16)
+    match kind:
         case "paged" | "flat out":
-            out = out if request.param == "paged" else out.flatten(1)
+            out = out if kind == "paged" else out.flatten(1)
             return paged_attention_calls, (q, cache, layer, batch, attn_optimized.plan_of(q, layer, batch)), {"out": out}
         case "varlen":
             layer = replace(layer, attn_type=AttentionType.ENCODER, layout=None)
@@ -137,14 +104,33 @@ def make_of_one(request, device) -> tuple[Callable[..., Any], tuple[Any, ...], d
         case "write":
             return write_kv_cache_call, (k, v, cache, layer, slots), {}
         case "rope":
-            arguments = (q, k, v, torch.zeros_like(slots), of_one(1), cache, layer, slots)
+            arguments = (q, k, v, torch.zeros_like(slots), of(count), cache, layer, slots)
             return partial(rope_and_write_kv_cache_call, is_neox=True), arguments, {}
         case "latent":
-            layer, cache = replace(layer, head_size_v=24, layout=Layout.LATENT), of_one(1, 16)
-            return write_latent_cache_call, (k[0, :, :24], k[0, :, 24:], cache, layer, slots), {}
+            layer, cache = replace(layer, num_kv_heads=1, head_size_v=24, layout=Layout.LATENT), of(blocks, 16)
+            return write_latent_cache_call, (q[:, 0, :24], q[:, 0, 24:], cache, layer, slots), {}
         case "merge":
-            return merge_attn_states_call, (k, lse, v, lse), {"out": out}
-    return merge_attn_parts_call, (of_one(1, 1, 1), lse[None]), {"out": out}
+            return merge_attn_states_call, (q, lses[0], of(count, heads), lses[1]), {"out": out}
+    parts = min(heads, 2)
+    return merge_attn_parts_call, (of(parts, count, heads), lses[:parts]), {"out": out}
+
+
+@pytest.fixture(params=[*PAGED, "cascade", *KINDS])
+def make(request, paged_call, device) -> Made:
+    if request.param in KINDS:
+        return made_of(request.param, device, sizes=(NUM_ROWS, NUM_HEADS, NUM_KV_HEADS, 2), dtype=torch.float32)
+    if request.param == "cascade":
+        arguments = paged_call([2, 3], [40, 50])
+        return cascade_attention_calls, (*arguments, 16), outputs(arguments.q, arguments.layer)
+    arguments = paged_call(**PAGED[request.param])
+    plan = attn_optimized.plan_of(arguments.q, arguments.layer, arguments.batch)
+    return paged_attention_calls, (*arguments, plan), outputs(arguments.q, arguments.layer)
+
+
+@pytest.fixture(params=KINDS)
+def make_of_one(request, device) -> Made:
+    """As `make`, of one row, one head, one block and one part."""
+    return made_of(request.param, device, sizes=(1, 1, 1, 1), dtype=torch.float16)
 
 
 def calls(made: Any) -> list[KernelCall]:
@@ -418,22 +404,23 @@ def test_keys_that_are_compared_one_by_one_have_tiles_of_their_own(rule, phase, 
         assert plan.tiles.parameters == expected
 
 
-@pytest.mark.parametrize(("given", "missing"), [("architecture", "compute_units"), ("compute_units", "architecture")])
-def test_a_gpu_has_both_an_architecture_and_compute_units(given, missing, paged_call):
-    call = paged_call([1], [5])
-    with pytest.raises(ContractError, match=f"{missing}: got None"):
-        attn_optimized.plan_of(
-            call.q, call.layer, call.batch, **{given: {"architecture": "gfx942", "compute_units": 304}[given]}
-        )
+GPU = {"architecture": "gfx942", "compute_units": 304}
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("compute_units", 0), ("compute_units", "304"), ("parameters", {"block_m": 16}), ("architecture", "zz")]
+    ("given", "message"),
+    [
+        ({"architecture": "gfx942"}, "compute_units: got None"),
+        ({"compute_units": 304}, "architecture: got None"),
+        (GPU | {"compute_units": 0}, "compute_units: got 0"),
+        (GPU | {"compute_units": "304"}, "compute_units: got '304'"),
+        (GPU | {"architecture": "zz"}, "architecture: got 'zz'"),
+        (GPU | {"parameters": {"block_m": 16}}, "parameters: got "),
+    ],
 )
-def test_a_plan_is_for_what_can_be(name, value, paged_call):
+def test_a_plan_is_for_a_gpu_that_can_be(given, message, paged_call):
     call = paged_call([1], [5])
-    given = {"architecture": "gfx942", "compute_units": 304} | {name: value}
-    with pytest.raises(ContractError, match=f"{name}: got "):
+    with pytest.raises(ContractError, match=f"^{message}"):
         attn_optimized.plan_of(call.q, call.layer, call.batch, **given)
 
 

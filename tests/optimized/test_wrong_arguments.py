@@ -11,7 +11,7 @@ import torch
 from attn_contract import KVCacheView, Layer, Layout
 from attn_fuzz.cases.wrong_arguments import dims_of
 from attn_optimized.attention import forget_launches
-from attn_optimized.context_parallel import Dealing, local_layer, local_step, weighted_part
+from attn_optimized.context_parallel import Dealing, LocalStep, attend_over_ranks, local_layer, local_step, weighted_part
 
 from tests.calls import PagedCall
 from tests.wrong_arguments import not_refused, wrong_calls
@@ -196,9 +196,12 @@ def test_parts_of_ranks(paged_call, device):
     dealing = Dealing(num_ranks=3, rank=1, interleave=2)
     RightCall(function=Dealing, arguments={"num_ranks": 3, "rank": 1, "interleave": 2}).check()
     RightCall(function=local_step, arguments={"batch": call.batch, "dealing": dealing}).check()
+    RightCall(function=LocalStep, arguments={"whole": call.batch, "batch": call.batch, "dealing": dealing}).check()
     RightCall(function=local_layer, arguments={"layer": call.layer, "dealing": dealing}).check()
     part = {"out": torch.zeros(5, 2, 16, device=device), "lses": torch.zeros(3, 2, 5, device=device), "rank": 1}
     free = {"out": (2,), "lses": (0,)}
     # torch takes any strides
     gaps = ("out with gaps", "lses with gaps")
     RightCall(function=weighted_part, arguments=part, free=free, legal=gaps).check()
+    no_group = partial(attend_over_ranks, "no such thing", *[None] * 4)
+    assert not_refused(iter([("group='no such thing'", no_group)])) == []

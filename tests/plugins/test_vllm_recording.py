@@ -174,11 +174,17 @@ def test_aiters_backends_are_right(name, steps, recorded, monkeypatch):
     assert watching.current().calls == {name: len(steps)}
 
 
-@pytest.mark.parametrize("name", ["PARITY_TRITON", "PARITY_REFERENCE"])
+of_ours = pytest.mark.parametrize("name", ["PARITY_TRITON", "PARITY_REFERENCE"])
+
+
+@of_ours
 def test_our_backends_are_right(name, recorded):
+    """And attend to the keys to which vLLM's own does."""
     attn_vllm.register()
     served(name, kv_cache_dtype="fp8")
     assert_right(recorded)
+    ours, theirs = (served(one, per_layer_sliding_window=4) for one in (name, "TRITON_ATTN"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
 def test_a_float8_output_is_right_as_vllms_engine_calls(recorded):
@@ -258,35 +264,54 @@ def test_ranges_of_images(clamped, recorded):
     assert backends._ranges(metadata).tolist() == [[[1, 6], [0, -1]], [[0, 1], [3, 6]]]
 
 
-def test_an_encoder_layer(recorded):
-    backend = create_encoder_only_attention_backend(triton_attn.TritonAttentionBackend)
+def encoded(name: str) -> torch.Tensor:
+    """The output of an encoder's layer. vLLM's wrapper says causal=False, and no cache is read or written."""
+    backend = create_encoder_only_attention_backend(AttentionBackendEnum[name].get_class())
     spec = EncoderOnlyAttentionSpec(block_size=16, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, dtype=torch.float32)
     model = Model(backend, spec, attn_type="encoder_only", per_layer_sliding_window=3)
     common = common_of([5, 9], [5, 9], torch.zeros(2, 1, dtype=torch.int32), model.device, block_size=16)
     generator = torch.Generator().manual_seed(0)
-    model.step(*(rows(generator, 14, heads, model.device) for heads in (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)), common)
-    assert_right(recorded, 1)
+    out = model.step(*(rows(generator, 14, heads, model.device) for heads in (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)), common)
+    assert model.attention.kv_cache.isnan().all()
+    return out
 
 
-def test_a_cross_attention_layer(recorded):
-    """vLLM writes the encoder's keys inside the call: the cache is copied after it."""
-    backend = create_cross_attention_backend(triton_attn.TritonAttentionBackend)
+def crossed(name: str) -> torch.Tensor:
+    """The outputs of cross-attention, whose keys come once, inside the call: the recording copies the cache after it.
+
+    Steps of a prompt, of a token, of a request that joins, and of several tokens. A prompt of three tokens sees all of the
+    encoder's: with a causal mask the first two would not (vLLM #38450, #39119).
+    """
+    backend = create_cross_attention_backend(AttentionBackendEnum[name].get_class())
     spec, kv_cache = spec_and_cache(backend)
     model = Model(backend, spec, kv_cache=kv_cache, attn_type="encoder_decoder")
-    generator = torch.Generator().manual_seed(0)
-    k, v = (rows(generator, 12, NUM_KV_HEADS, model.device) for _ in range(2))
-    for query_lens, seq_lens, written in (([3, 1], [3, 1], (k, v)), ([1, 1], [4, 2], (None, None))):
+    generator, encoder_lens = torch.Generator().manual_seed(0), torch.tensor([7, 5], dtype=torch.int32)
+    keys, values = (rows(generator, 12, NUM_KV_HEADS, model.device).split([7, 5]) for _ in range(2))
+    outputs = []
+    for query_lens, seq_lens, written in (([3], [3], 0), ([1], [4], None), ([1, 2], [5, 2], 1), ([3, 1], [8, 3], None)):
+        present = len(query_lens)
         common = common_of(
             query_lens,
             seq_lens,
-            torch.tensor([[5], [3]], dtype=torch.int32),
+            torch.tensor([[5], [3]], dtype=torch.int32)[:present],
             model.device,
             block_size=16,
-            encoder_seq_lens=torch.tensor([7, 5], dtype=torch.int32, device=model.device),
-            encoder_seq_lens_cpu=torch.tensor([7, 5], dtype=torch.int32).numpy(),
+            encoder_seq_lens=encoder_lens[:present].to(model.device),
+            encoder_seq_lens_cpu=encoder_lens[:present].numpy(),
         )
-        model.step(rows(generator, sum(query_lens), NUM_HEADS, model.device), *written, common)
-    assert_right(recorded, 2)
+        new = (None, None) if written is None else (keys[written], values[written])
+        outputs.append(model.step(rows(generator, sum(query_lens), NUM_HEADS, model.device), *new, common))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize(("attended", "calls"), [(encoded, 1), (crossed, 4)])
+@of_ours
+def test_encoders_and_cross_attention(name, attended, calls, recorded):
+    attn_vllm.register()
+    theirs = attended("TRITON_ATTN")
+    assert_right(recorded, calls)
+    torch.testing.assert_close(attended(name), theirs, rtol=0, atol=2e-5)
+    assert_right(recorded, 2 * calls)
 
 
 class Own(triton_attn.TritonAttentionBackend):
@@ -337,7 +362,7 @@ def test_a_step_that_cannot_be_judged(changes, reason, recorded, monkeypatch):
     model = model_of(backend)
     metadata = model.builder.build(0, step_of_a_block(model, [2, 3]))
     vars(metadata).update(changes)
-    assert attended(model, torch.zeros(5, NUM_HEADS, HEAD_SIZE), metadata) == "result"
+    assert returned(model, torch.zeros(5, NUM_HEADS, HEAD_SIZE), metadata) == "result"
     ((counted, count),) = recorded.not_judged.items()
     assert reason in counted
     assert (recorded.calls, recorded.judged, count) == (1, 0, 1)
@@ -362,10 +387,10 @@ def test_a_quantized_query_of_another_cache_and_context_parallelism_are_not_judg
     model = model_of(triton_attn.TritonAttentionBackend)
     metadata = model.builder.build(0, step_of_a_block(model, [2, 3]))
     q = torch.zeros(5, NUM_HEADS, HEAD_SIZE)
-    attended(model, q.to(torch.float8_e4m3fn), metadata)
+    returned(model, q.to(torch.float8_e4m3fn), metadata)
     model.attention.impl.total_cp_world_size = 2
-    attended(model, q, metadata)
-    attended(model, q, None)  # vLLM measures memory: no attention is computed
+    returned(model, q, metadata)
+    returned(model, q, None)  # vLLM measures memory: no attention is computed
     assert [reason.split(":")[0] for reason in recorded.not_judged] == ["q_scale", "context parallelism"]
     assert recorded.calls == 2
 
@@ -532,6 +557,6 @@ def step_of_a_block(model: Model, lengths: list[int]):
     return common_of(lengths, lengths, blocks, model.device, block_size=16)
 
 
-def attended(model: Model, q: torch.Tensor, metadata):
+def returned(model: Model, q: torch.Tensor, metadata):
     layer = model.attention
     return layer.impl.forward(layer, q, None, None, layer.kv_cache, metadata, output=torch.zeros(q.shape))

@@ -1,16 +1,19 @@
 """The three calls of an index layer: logits of units, the selection of units, and the write of index keys.
 
-The values in tensors are checked, too, where `values` says so.
+Arguments have the shapes and dtypes that `attn_reference.indexer` says. Where `values` says so, lengths, blocks and slots are
+checked, too. Each check raises ContractError, naming the first argument that is wrong.
 """
+
+from collections.abc import Collection
 
 import torch
 
-from attn_contract.arguments import check_dense_last, check_dims, check_type, check_vector
+from attn_contract.arguments import check_dense_last, check_type, check_vector
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.indexer import IndexCacheView, Indexer, IndexScore
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES
-from attn_contract.validation.shapes import check_float, given
+from attn_contract.validation.shapes import given
 from attn_contract.validation.tensors import check_tensors
 from attn_contract.validation.values import check_block_table, check_lengths, check_slots
 
@@ -26,39 +29,24 @@ def check_index_logits(
     values: bool,
     dtype: torch.dtype = torch.float32,
 ) -> IndexCacheView:
-    """Check a call that scores units.
-
-    Args:
-        q: [T, Hi, D] of a float dtype or float8.
-        weights: [T, Hi] float32, or None where the score is MAX.
-        index_cache: shaped as the layout says.
-        batch: causal, with a block table.
-        out: [HS, T, at least `indexer.num_units(batch.max_seq_len)`] of `dtype`, or None.
-        values: whether to check lengths and blocks, too.
-
-    Returns:
-        The addresses of the cache's elements.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
-    """
+    """Check a call that scores units, in a result of `dtype`, and return the addresses of the cache's elements."""
     _check_call(indexer, batch, values)
     check_tensors({"q": q, **given(weights=weights), "index_cache": index_cache}, given(out=out), step=batch)
-    if tuple(q.shape[1:]) != (indexer.num_heads, indexer.head_size) or q.dim() != 3:
-        expected = f"shape (T, {indexer.num_heads}, {indexer.head_size})"
-        raise ContractError("q", f"shape {tuple(q.shape)}", expected)
-    if q.dtype not in (*FLOAT_DTYPES, *FLOAT8_DTYPES):
-        raise ContractError("q", q.dtype, "float32, float16, bfloat16 or float8")
-    check_dense_last("q", q)
+    _check_tensor("q", q, ("T", indexer.num_heads, indexer.head_size), (*FLOAT_DTYPES, *FLOAT8_DTYPES))
     if batch.num_actual_tokens > len(q):
         raise ContractError("num_actual_tokens", batch.num_actual_tokens, f"at most the {len(q)} rows of q")
-    _check_weights(weights, indexer, len(q))
+    if (weights is None) != (indexer.score is IndexScore.MAX):
+        got = None if weights is None else "a tensor"
+        expected = "None: products are compared, not summed" if weights is not None else "a tensor, one weight per head"
+        raise ContractError("weights", got, f"{expected}, for the score {indexer.score}")
+    if weights is not None:
+        _check_tensor("weights", weights, (len(q), indexer.num_heads), (torch.float32,))
     if batch.block_table is None:
         raise ContractError("block_table", None, "a tensor: index keys are read from their cache")
     view = indexer.view_of(index_cache)
-    units = indexer.num_units(batch.max_seq_len)
     if out is not None:
-        _check_out(out, (indexer.num_selections, len(q), units), dtype, may_be_wider=True)
+        units = _AtLeast(indexer.num_units(batch.max_seq_len))
+        _check_tensor("out", out, (indexer.num_selections, len(q), units), (dtype,))
     if values:
         check_lengths(batch)
         check_block_table(batch.block_table, batch.seq_lens.cpu() // indexer.key_unit, view)
@@ -68,70 +56,26 @@ def check_index_logits(
 def check_select(
     logits: torch.Tensor, indexer: Indexer, batch: Batch, out: torch.Tensor | None = None, *, values: bool
 ) -> None:
-    """Check a call that selects units.
-
-    Args:
-        logits: [HS, T, units] float32 or float64, of at least `indexer.num_units(batch.max_seq_len)` units.
-        batch: causal.
-        out: [HS, T, indexer.selected_width] int32, or None.
-        values: whether to check lengths, too.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
-    """
+    """Check a call that selects units."""
     _check_call(indexer, batch, values)
     check_tensors({"logits": logits}, given(out=out), step=batch)
-    check_dims("logits", logits, ("num_selections", "T", "units"))
-    if logits.dtype not in (torch.float32, torch.float64):
-        raise ContractError("logits", logits.dtype, "torch.float32 or torch.float64")
-    units = indexer.num_units(batch.max_seq_len)
-    heads, rows, columns = logits.shape
-    if heads != indexer.num_selections or rows < batch.num_actual_tokens or columns < units:
-        expected = f"shape ({indexer.num_selections}, at least {batch.num_actual_tokens}, at least {units})"
-        raise ContractError("logits", f"shape {tuple(logits.shape)}", expected)
-    check_dense_last("logits", logits)
+    rows, units = _AtLeast(batch.num_actual_tokens), _AtLeast(indexer.num_units(batch.max_seq_len))
+    _check_tensor("logits", logits, (indexer.num_selections, rows, units), (torch.float32, torch.float64))
     if out is not None:
-        _check_out(out, (heads, rows, indexer.selected_width), torch.int32, may_be_wider=False)
+        _check_tensor("out", out, (*logits.shape[:2], indexer.selected_width), (torch.int32,))
     if values:
         check_lengths(batch)
-
-
-def _check_out(out: torch.Tensor, shape: tuple[int, int, int], dtype: torch.dtype, *, may_be_wider: bool) -> None:
-    check_dims("out", out, ("num_selections", "T", "columns"))
-    *rows, columns = shape
-    if list(out.shape[:2]) != rows or out.shape[2] < columns or (out.shape[2] > columns and not may_be_wider):
-        expected = f"shape ({rows[0]}, {rows[1]}, {'at least ' if may_be_wider else ''}{columns})"
-        raise ContractError("out", f"shape {tuple(out.shape)}", expected)
-    if out.dtype != dtype:
-        raise ContractError("out", out.dtype, str(dtype))
-    check_dense_last("out", out)
 
 
 def check_write_index_cache(
     k: torch.Tensor, index_cache: torch.Tensor, indexer: Indexer, slot_mapping: torch.Tensor, *, values: bool
 ) -> IndexCacheView:
-    """Check a write of index keys.
-
-    Args:
-        k: [T_k, D] float32, float16 or bfloat16; rows from len(slot_mapping) on are not read.
-        index_cache: shaped as the layout says.
-        slot_mapping: [S] int64, S at most T_k.
-        values: whether to check the slots, too.
-
-    Returns:
-        The addresses of the cache's elements.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
-    """
+    """Check a write of index keys, and return the addresses of the cache's elements."""
     check_type("indexer", indexer, Indexer, "an Indexer")
     check_type("validate", values, bool, "a bool")
     check_tensors({"k": k, "slot_mapping": slot_mapping}, {"index_cache": index_cache})
     check_vector("slot_mapping", slot_mapping, torch.int64)
-    check_float("k", k)
-    if k.dim() != 2 or k.shape[1] != indexer.head_size:
-        raise ContractError("k", f"shape {tuple(k.shape)}", f"shape (T_k, {indexer.head_size})")
-    check_dense_last("k", k)
+    _check_tensor("k", k, ("T_k", indexer.head_size), FLOAT_DTYPES)
     if len(slot_mapping) > len(k):
         raise ContractError("slot_mapping", f"{len(slot_mapping)} slots", f"at most the {len(k)} rows of k")
     view = indexer.view_of(index_cache)
@@ -151,14 +95,21 @@ def _check_call(indexer: Indexer, batch: Batch, values: bool) -> None:
         raise ContractError("causal", got, "True: a query chooses among units up to its own position")
 
 
-def _check_weights(weights: torch.Tensor | None, indexer: Indexer, rows: int) -> None:
-    if (weights is None) != (indexer.score is IndexScore.MAX):
-        got = None if weights is None else "a tensor"
-        expected = "None: products are compared, not summed" if weights is not None else "a tensor, one weight per head"
-        raise ContractError("weights", got, f"{expected}, for the score {indexer.score}")
-    if weights is None:
-        return
-    if weights.dtype != torch.float32 or tuple(weights.shape) != (rows, indexer.num_heads):
-        expected = f"torch.float32 ({rows}, {indexer.num_heads}): rows of q, index heads"
-        raise ContractError("weights", f"{weights.dtype} {tuple(weights.shape)}", expected)
-    check_dense_last("weights", weights)
+class _AtLeast(int):
+    """The least size of a dimension."""
+
+    def __str__(self) -> str:
+        return f"at least {int(self)}"
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | str, ...], dtypes: Collection[torch.dtype]) -> None:
+    """Check a tensor's shape, its dtype, and that rows are dense. A word in the shape is a dimension of any size."""
+
+    def fits(has: int, size: int | str) -> bool:
+        return isinstance(size, str) or has == size or (isinstance(size, _AtLeast) and has > size)
+
+    if tensor.dim() != len(shape) or not all(map(fits, tensor.shape, shape)):
+        raise ContractError(name, f"shape {tuple(tensor.shape)}", f"shape ({', '.join(map(str, shape))})")
+    if tensor.dtype not in dtypes:
+        raise ContractError(name, tensor.dtype, " or ".join(map(str, dtypes)))
+    check_dense_last(name, tensor)

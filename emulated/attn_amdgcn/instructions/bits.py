@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions.forms import made_vector, vector
+from attn_amdgcn.operands import number
 
-U16, U32, U64 = np.uint16, np.uint32, np.uint64
+U32 = np.uint32
 
 
 for _name, _function in (("and", np.bitwise_and), ("or", np.bitwise_or), ("xor", np.bitwise_xor)):
@@ -19,84 +20,43 @@ for _name, _function in (("and", np.bitwise_and), ("or", np.bitwise_or), ("xor",
         vector(f"v_{_name}_{_kind}", f"{_kind} = {_kind} {_kind}")(_function)
 
 
-@vector("v_xnor_b32", "b32 = b32 b32")
-def xnor(a, b):
-    return ~(a ^ b)
-
-
 vector("v_not_b16", "b16 = b16")(np.invert)
 vector("v_not_b32", "b32 = b32")(np.invert)
+vector("v_xnor_b32", "b32 = b32 b32")(lambda a, b: ~(a ^ b))
+vector("v_and_or_b32", "b32 = b32 b32 b32")(lambda a, b, c: a & b | c)
+vector("v_or3_b32", "b32 = b32 b32 b32")(lambda a, b, c: a | b | c)
+vector("v_xor3_b32", "b32 = b32 b32 b32")(lambda a, b, c: a ^ b ^ c)
+vector("v_lshl_or_b32", "b32 = b32 u5 b32")(lambda a, count, b: a << count | b)
 
 
-@vector("v_and_or_b32", "b32 = b32 b32 b32")
-def and_or(a, b, c):
-    return a & b | c
+def shift_left(a, count):
+    """The count is modulo the width."""
+    return a << (count & U32(8 * a.dtype.itemsize - 1)).astype(a.dtype)
 
 
-@vector("v_or3_b32", "b32 = b32 b32 b32")
-def or3(a, b, c):
-    return a | b | c
+def shift_right(a, count):
+    """The same. A signed number brings its sign."""
+    return a >> (count & U32(8 * a.dtype.itemsize - 1)).astype(a.dtype)
 
 
-@vector("v_xor3_b32", "b32 = b32 b32 b32")
-def xor3(a, b, c):
-    return a ^ b ^ c
-
-
-@vector("v_lshl_or_b32", "b32 = b32 u5 b32")
-def lshl_or(a, count, b):
-    return a << count | b
-
-
-@vector("v_lshlrev_b16", "b16 = u16 b16")
-def lshlrev_short(count, a):
-    return a << (count & U16(15))
-
-
-@vector("v_lshlrev_b32", "b32 = u5 b32")
-def lshlrev(count, a):
-    return a << count
-
-
-@vector("v_lshlrev_b64", "b64 = u32 b64")
-def lshlrev_wide(count, a):
-    return a << (count & U32(63)).astype(U64)
-
-
-@vector("v_lshrrev_b16", "b16 = u16 b16")
-@vector("v_ashrrev_i16", "i16 = u16 i16")
-def shift_right_short(count, a):
-    return a >> (count & U16(15)).view(a.dtype)
-
-
-@vector("v_lshrrev_b32", "b32 = u5 b32")
-@vector("v_ashrrev_i32", "i32 = i5 i32")
-def shift_right(count, a):
-    return a >> count
-
-
-@vector("v_lshrrev_b64", "b64 = u32 b64")
-@vector("v_ashrrev_i64", "i64 = u32 i64")
-def shift_right_wide(count, a):
-    return a >> (count & U32(63)).astype(a.dtype)
-
-
-@vector("v_bfe_u32", "u32 = u32 u5 u5")
-def bit_field(a, first, count):
-    """So many bits from the first one on."""
-    return a >> first & (U32(1) << count) - U32(1)
+vector("v_lshlrev_b32", "b32 = u5 b32")(lambda count, a: a << count)
+vector("v_lshrrev_b32", "b32 = u5 b32")(lambda count, a: a >> count)
+vector("v_ashrrev_i32", "i32 = i5 i32")(lambda count, a: a >> count)
+for _bits, _count in ((16, "u16"), (64, "u32")):
+    vector(f"v_lshlrev_b{_bits}", f"b{_bits} = {_count} b{_bits}")(lambda count, a: shift_left(a, count))
+    vector(f"v_lshrrev_b{_bits}", f"b{_bits} = {_count} b{_bits}")(lambda count, a: shift_right(a, count))
+    vector(f"v_ashrrev_i{_bits}", f"i{_bits} = {_count} i{_bits}")(lambda count, a: shift_right(a, count))
+vector("v_bfe_u32", "u32 = u32 u5 u5")(lambda a, first, count: a >> first & (U32(1) << count) - U32(1))
 
 
 @vector("v_bfe_i32", "i32 = i32 i5 i5")
 def signed_bit_field(a, first, count):
-    """The same, extended by their sign."""
+    """So many bits from the first one on, extended by their sign."""
     unused = -count & np.int32(31)
     return np.where(count == 0, np.int32(0), a >> first << unused >> unused)
 
 
-@vector("v_bfi_b32", "b32 = b32 b32 b32")
-def bit_field_insert(mask, a, b):
-    return b ^ mask & (a ^ b)
+vector("v_bfi_b32", "b32 = b32 b32 b32")(lambda mask, a, b: b ^ mask & (a ^ b))
 
 
 @vector("v_bfm_b32", "b32 = u32 u32")
@@ -112,9 +72,7 @@ def reverse(a):
     return _REVERSED.take(np.ascontiguousarray(a).view(np.uint8)).view(U32).byteswap()
 
 
-@vector("v_bcnt_u32_b32", "u32 = b32 u32")
-def count_ones(a, b):
-    return np.bitwise_count(a) + b
+vector("v_bcnt_u32_b32", "u32 = b32 u32")(lambda a, b: np.bitwise_count(a) + b)
 
 
 def _bit_length(a):
@@ -146,9 +104,7 @@ def align_bits(high, low, count):
     return low >> count | high << U32(1) << (U32(31) - count)
 
 
-@vector("v_alignbyte_b32", "b32 = b32 b32 u32")
-def align_bytes(high, low, count):
-    return align_bits(high, low, (count & U32(3)) * U32(8))
+vector("v_alignbyte_b32", "b32 = b32 b32 u32")(lambda high, low, count: align_bits(high, low, (count & U32(3)) * U32(8)))
 
 
 @vector("v_perm_b32", "b32 = b32 b32 b32")
@@ -237,7 +193,7 @@ def bitop3(instruction: Instruction, kernel: Kernel):
 
     The table is computed as the exclusive or of some products of the sources (its algebraic normal form).
     """
-    table = int(instruction.modifiers.get("bitop3", 0))  # type: ignore[arg-type]
+    table = number(instruction, "bitop3")
     products = [factors for factors in range(1, 8) if _is_summand(table, factors)]
     constant = _is_summand(table, 0)
 

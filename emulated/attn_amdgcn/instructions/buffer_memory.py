@@ -29,16 +29,14 @@ from attn_amdgcn.instructions.formats import (
     LOADS,
     STORES,
     Format,
-    data_row,
     data_target,
-    number,
     reads_data,
     writes_data,
 )
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_statements, own_step
 from attn_amdgcn.instructions.global_memory import CACHE, store_at, values_at
 from attn_amdgcn.memory import BASE
-from attn_amdgcn.operands import KINDS, put_statement, scalar_index, scalar_value, unknown
+from attn_amdgcn.operands import KINDS, number, put_statement, row_of, scalar_index, scalar_value, unknown
 from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.waves import Waves
 
@@ -176,7 +174,7 @@ def _offset(instruction: Instruction, operand: Operand, kernel: Kernel) -> Piece
     """[waves, lanes] int64: vaddr, or 0 without `offen`, plus the instruction's `offset`."""
     constant = np.array([[number(instruction, "offset")]])
     if "offen" in instruction.modifiers:
-        return piece("waves.vector{} + {}", SourceRow(data_row(instruction, operand, 1, kernel)), constant)
+        return piece("waves.vector{} + {}", SourceRow(row_of(instruction, operand, 1, kernel)), constant)
     if not isinstance(operand.of, Named) or operand.of.text != "off":
         raise unknown(instruction, "a vaddr without offen")
     return piece("{}(waves.shape, {}) + {}", np.zeros, np.int64, constant)

@@ -63,27 +63,12 @@ def f32_to_f16(a):
     return _quieted(a.astype(F16), a)
 
 
-@vector("v_cvt_f16_u16", "f16 = u16", takes=("clamp", "op_sel"))
-@vector("v_cvt_f16_i16", "f16 = i16", takes=("clamp", "op_sel"))
-def to_f16(a):
-    return a.astype(F16)
-
-
-@vector("v_cvt_f64_u32", "f64 = u32", takes=("clamp",))
-@vector("v_cvt_f64_i32", "f64 = i32", takes=("clamp",))
-@vector("v_cvt_f64_f32", "f64 = f32", takes=("clamp",))
-def to_f64(a):
-    return a.astype(F64)
-
-
-@vector("v_cvt_u32_u16", "u32 = u16")
-def u16_to_u32(a):
-    return a.astype(np.uint32)
-
-
-@vector("v_cvt_i32_i16", "i32 = i16")
-def i16_to_i32(a):
-    return a.astype(np.int32)
+for _kind in ("u16", "i16"):
+    vector(f"v_cvt_f16_{_kind}", f"f16 = {_kind}", takes=("clamp", "op_sel"))(lambda a: a.astype(F16))
+for _kind in ("u32", "i32", "f32"):
+    vector(f"v_cvt_f64_{_kind}", f"f64 = {_kind}", takes=("clamp",))(lambda a: a.astype(F64))
+vector("v_cvt_u32_u16", "u32 = u16")(lambda a: a.astype(np.uint32))
+vector("v_cvt_i32_i16", "i32 = i16")(lambda a: a.astype(np.int32))
 
 
 def _byte_to_f32(byte: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -127,11 +112,6 @@ def pk_bf16(a, b):
     return _rounded_to_bf16(a) >> np.uint32(16) | _rounded_to_bf16(b) & np.uint32(0xFFFF0000)
 
 
-@vector("v_cvt_pk_f16_f32", "b32 = f32 f32")
-def pk_f16(a, b):
-    return packed16(f32_to_f16(a), f32_to_f16(b))
-
-
 def f32_to_f16_rtz(a: np.ndarray) -> np.ndarray:
     """Towards zero: the nearest float16, or the one before where that is larger. A large number becomes the largest float16."""
     nearest = f32_to_f16(a)
@@ -139,28 +119,18 @@ def f32_to_f16_rtz(a: np.ndarray) -> np.ndarray:
     return (nearest.view(np.uint16) - beyond).astype(np.uint16).view(F16)
 
 
-@vector("v_cvt_pkrtz_f16_f32 v_cvt_pk_rtz_f16_f32", "b32 = f32 f32")
-def pkrtz(a, b):
-    return packed16(f32_to_f16_rtz(a), f32_to_f16_rtz(b))
+def _packs(convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda a, b: packed16(convert(a), convert(b))
 
 
-@vector("v_pack_b32_f16", "b32 = f16 f16", takes=("op_sel",))
-def pack(a, b):
-    return packed16(a, b)
-
-
-@vector("v_cvt_pk_u16_u32", "b32 = u32 u32")
-def pk_u16(a, b):
-    return packed16(*(np.minimum(value, 0xFFFF).astype(np.uint16) for value in (a, b)))
-
-
-@vector("v_cvt_pk_i16_i32", "b32 = i32 i32")
-def pk_i16(a, b):
-    return packed16(*(np.clip(value, -0x8000, 0x7FFF).astype(np.int16) for value in (a, b)))
-
-
-vector("v_cvt_pk_u16_f32", "b32 = f32 f32")(lambda a, b: packed16(*map(to_integer(np.uint16), (a, b))))
-vector("v_cvt_pk_i16_f32", "b32 = f32 f32")(lambda a, b: packed16(*map(to_integer(np.int16), (a, b))))
+pkrtz = _packs(f32_to_f16_rtz)
+vector("v_pack_b32_f16", "b32 = f16 f16", takes=("op_sel",))(packed16)
+vector("v_cvt_pk_f16_f32", "b32 = f32 f32")(_packs(f32_to_f16))
+vector("v_cvt_pkrtz_f16_f32 v_cvt_pk_rtz_f16_f32", "b32 = f32 f32")(pkrtz)
+vector("v_cvt_pk_u16_u32", "b32 = u32 u32")(_packs(lambda a: np.minimum(a, 0xFFFF).astype(np.uint16)))
+vector("v_cvt_pk_i16_i32", "b32 = i32 i32")(_packs(lambda a: np.clip(a, -0x8000, 0x7FFF).astype(np.int16)))
+vector("v_cvt_pk_u16_f32", "b32 = f32 f32")(_packs(to_integer(np.uint16)))
+vector("v_cvt_pk_i16_f32", "b32 = f32 f32")(_packs(to_integer(np.int16)))
 
 
 @vector("v_cvt_pk_u8_f32", "u32 = f32 u32 u32")

@@ -14,6 +14,7 @@ from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, m
 from attn_amdgcn.operands import (
     KINDS,
     bits_value,
+    number,
     put,
     put_statement,
     reads_bits,
@@ -73,7 +74,7 @@ def writelane(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 3)
     check_modifiers(instruction)
     target, source, lane = instruction.operands
-    row, value = row_of(target, instruction, kernel), scalar_value(source, KINDS["b32"], kernel)
+    row, value = row_of(instruction, target, 1, kernel), scalar_value(source, KINDS["b32"], kernel)
     return function_of(piece("waves.vector[{}][{}] = {}", row, _lane_index(lane, kernel), value))
 
 
@@ -97,7 +98,7 @@ def permlane16(instruction: Instruction, kernel: Kernel) -> Step:
     if instruction.modifiers.get("op_sel") not in ((1, 0), (1, 1)):
         raise unknown(instruction, "a source that is off is not fetched")
     target, source, *selectors = instruction.operands
-    row, read = row_of(target, instruction, kernel), reads_bits(source, kernel)
+    row, read = row_of(instruction, target, 1, kernel), reads_bits(source, kernel)
     reads_low, reads_high = (reads_scalar(operand, KINDS["u32"], kernel) for operand in selectors)
     lane = np.arange(kernel.wave_size)
     first_lane = (lane ^ 16 if instruction.name == "v_permlanex16_b32" else lane) & ~15
@@ -118,7 +119,7 @@ def permlane_swap(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 2)
     check_modifiers(instruction)
     width = 16 if instruction.name == "v_permlane16_swap_b32" else 32
-    first, second = (row_of(operand, instruction, kernel) for operand in instruction.operands)
+    first, second = (row_of(instruction, operand, 1, kernel) for operand in instruction.operands)
     if first == second or kernel.wave_size < 2 * width:
         raise unknown(instruction)
 
@@ -135,10 +136,7 @@ def permlane_swap(instruction: Instruction, kernel: Kernel) -> Step:
 
 def _offset(instruction: Instruction) -> np.ndarray:
     check_modifiers(instruction, "offset")
-    offset = instruction.modifiers.get("offset", 0)
-    if not isinstance(offset, int):
-        raise unknown(instruction)
-    return np.array([[offset]], np.uint32)
+    return np.array([[number(instruction, "offset")]], np.uint32)
 
 
 def _lane_of(address: np.ndarray, offset: np.ndarray, waves: Waves) -> np.ndarray:
@@ -151,7 +149,7 @@ def bpermute(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     """Each lane reads from the lane that its address names; a lane that is off gives 0. LDS is not touched."""
     check_count(instruction, 3)
     target, address, data = instruction.operands
-    result = piece("waves.vector[{}]", Row(row_of(target, instruction, kernel)))
+    result = piece("waves.vector[{}]", Row(row_of(instruction, target, 1, kernel)))
     bits, place = bits_value(data, kernel), bits_value(address, kernel)
     value = piece("{}(waves, {}, {}, {})", _fetched, bits, place, _offset(instruction))
     return piece("on = waves.lanes"), put_statement(result, value)
@@ -175,7 +173,7 @@ def permute(instruction: Instruction, kernel: Kernel) -> Step:
     """
     check_count(instruction, 3)
     target, address, data = instruction.operands
-    row, read_address, read = row_of(target, instruction, kernel), reads_bits(address, kernel), reads_bits(data, kernel)
+    row, read_address, read = row_of(instruction, target, 1, kernel), reads_bits(address, kernel), reads_bits(data, kernel)
     offset = _offset(instruction)
 
     def step(waves: Waves) -> None:
@@ -204,7 +202,7 @@ def swizzle(instruction: Instruction, kernel: Kernel) -> Step:
         lane = lane & ~31 | (lane & pattern & 31 | pattern >> 5 & 31) ^ pattern >> 10 & 31
     else:
         raise unknown(instruction, "a rotation or an FFT")
-    row, read = row_of(instruction.operands[0], instruction, kernel), reads_bits(instruction.operands[1], kernel)
+    row, read = row_of(instruction, instruction.operands[0], 1, kernel), reads_bits(instruction.operands[1], kernel)
 
     def step(waves: Waves) -> None:
         bits = np.broadcast_to(read(waves), waves.shape)

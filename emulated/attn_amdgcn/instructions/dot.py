@@ -17,50 +17,12 @@ denormals.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, vector
+from attn_amdgcn.instructions.forms import vector
 from attn_amdgcn.instructions.fused import F16, F32, dot2_to_odd, fma32
-from attn_amdgcn.operands import KINDS, reads_bits, reads_vector, unknown, writes_vector
-from attn_amdgcn.waves import Waves
-
-
-@own_step("v_dot2_bf16_bf16")
-def dot2_bf16(instruction: Instruction, kernel: Kernel) -> Step:
-    check_count(instruction, 4)
-    check_modifiers(instruction, "op_sel")
-    if any(operand.neg or operand.abs or operand.sext for operand in instruction.operands):
-        raise unknown(instruction, "the sign of an operand")
-    halves = instruction.modifiers.get("op_sel", (0, 0, 0, 0))
-    if not isinstance(halves, tuple) or len(halves) != 4:
-        raise unknown(instruction, "op_sel names 4 halves")
-    target, first, second, third = (_without_floats(operand) for operand in instruction.operands)
-    read_a, read_b = reads_bits(first, kernel), reads_bits(second, kernel)
-    read_c = reads_vector(_half(third, halves[2]), KINDS["b16"], kernel)
-    write = writes_vector(_half(target, halves[3]), KINDS["b16"], kernel, keeps_half=True)
-
-    def step(waves: Waves) -> None:
-        a, b = read_a(waves), read_b(waves)
-        of_low, of_high = ((bf16_to_f32(part(a)), bf16_to_f32(part(b))) for part in (_low, _high))
-        write(waves, f32_to_bf16(dot2_to_odd(*of_low, *of_high, bf16_to_f32(read_c(waves)))))
-
-    return step
-
-
-def _without_floats(operand: Operand) -> Operand:
-    """The operand, a float constant as the bits of its bfloat16."""
-    if isinstance(operand.of, Literal) and isinstance(operand.of.number, float):
-        return replace(operand, of=Literal(int(np.float32(operand.of.number).view(np.uint32)) >> 16))
-    return operand
-
-
-def _half(operand: Operand, is_high: int) -> Operand:
-    if is_high and isinstance(operand.of, Register):
-        return replace(operand, of=replace(operand.of, half="h"))
-    return operand
+from attn_amdgcn.instructions.modes import flushed
 
 
 def _low(bits: np.ndarray) -> np.ndarray:
@@ -71,24 +33,23 @@ def _high(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint32(16)).astype(np.uint16)
 
 
-@vector("v_dot2_f32_f16", "f32 = b32 b32 f32")
-@vector("v_dot2c_f32_f16", "f32 = b32 b32 *f32")
-def dot2_f16(a, b, c):
-    return _sum(a, b, c, lambda bits: bits.view(F16).astype(F32))
+@vector("v_dot2_bf16_bf16", "bf16 = 2bf16 2bf16 bf16", takes=("op_sel",), keeps_half=True)
+def dot2_bf16(a, b, c):
+    low, high = ((bf16_to_f32(part(a)), bf16_to_f32(part(b))) for part in (_low, _high))
+    return f32_to_bf16(dot2_to_odd(*low, *high, bf16_to_f32(c)))
 
 
-@vector("v_dot2_f32_bf16", "f32 = b32 b32 f32")
-@vector("v_dot2c_f32_bf16", "f32 = b32 b32 *f32")
-def dot2_f32_bf16(a, b, c):
-    return _sum(a, b, c, bf16_to_f32)
+def _sum(in_float32: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """The sum of a float32 and of two products, whose factors a function makes float32 of 16 bits."""
 
+    def total(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        for part in (_low, _high):
+            c = flushed(fma32(in_float32(part(a)), in_float32(part(b)), flushed(c)))
+        return c
 
-def _sum(a: np.ndarray, b: np.ndarray, c: np.ndarray, in_float32: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    total = _flushed(c)
-    for part in (_low, _high):
-        total = _flushed(fma32(in_float32(part(a)), in_float32(part(b)), total))
     return total
 
 
-def _flushed(a: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(a) < np.finfo(F32).tiny, np.copysign(F32(0), a), a)
+for _kind, _in_float32 in (("f16", lambda bits: bits.view(F16).astype(F32)), ("bf16", bf16_to_f32)):
+    vector(f"v_dot2_f32_{_kind}", "f32 = b32 b32 f32")(_sum(_in_float32))
+    vector(f"v_dot2c_f32_{_kind}", "f32 = b32 b32 *f32")(_sum(_in_float32))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
-from attn_amdgcn.operands import Read, unknown
+from attn_amdgcn.operands import Read, number, unknown
 from attn_amdgcn.waves import Waves
 
 ROW = 16
@@ -104,9 +104,9 @@ def writes_lanes(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], 
 
     None if all of them do.
     """
-    number = np.arange(kernel.wave_size)
-    rows, banks = (int(instruction.modifiers.get(name, 0xF)) for name in ("row_mask", "bank_mask"))  # type: ignore[arg-type]
-    chosen = (rows >> number // ROW & 1).astype(bool) & (banks >> number % ROW // 4 & 1).astype(bool)
+    lane = np.arange(kernel.wave_size)
+    rows, banks = (number(instruction, name, 0xF) for name in ("row_mask", "bank_mask"))
+    chosen = (rows >> lane // ROW & 1).astype(bool) & (banks >> lane % ROW // 4 & 1).astype(bool)
     before_gfx11 = kernel.architecture.startswith(("gfx9", "gfx10"))  # there bound_ctrl:0 stands for the bit 1
     bounded = instruction.modifiers.get("bound_ctrl", 0) == 1 or (before_gfx11 and "bound_ctrl" in instruction.modifiers)
     if bounded and chosen.all():

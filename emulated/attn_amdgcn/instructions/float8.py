@@ -18,11 +18,11 @@ from functools import cache
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
 from attn_amdgcn.instructions import modes
-from attn_amdgcn.instructions.formats import LOADS, data_row, writes_data
+from attn_amdgcn.instructions.formats import writes_rows
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, signed_value
 from attn_amdgcn.instructions.fused import F64
 from attn_amdgcn.instructions.matrix.elements import small_floats
-from attn_amdgcn.operands import KINDS, put, reads_bits, row_of, unknown, writes_vector
+from attn_amdgcn.operands import KINDS, number, numbers, reads_bits, row_of, unknown, writes_vector
 from attn_amdgcn.pieces import value_of
 from attn_amdgcn.waves import Waves
 
@@ -62,8 +62,7 @@ _WITHOUT_NEGATIVE_ZERO = ("gfx940", "gfx941", "gfx942")
 
 def format_of(instruction: Instruction, kernel: Kernel) -> Format:
     word = "bf8" if "bf8" in instruction.name else "fp8"
-    found = FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]
-    return replace(found, beyond=found.largest) if modes.sets_overflow(kernel) else found
+    return FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]
 
 
 def encoded(a: np.ndarray, to: Format) -> np.ndarray:
@@ -80,7 +79,7 @@ def encoded(a: np.ndarray, to: Format) -> np.ndarray:
 
 
 @cache
-def numbers(of: Format) -> np.ndarray:
+def values_of(of: Format) -> np.ndarray:
     """[256] float32: the number of each code."""
     special = "fnuz" if not of.has_negative_zero else "ocp" if of.beyond == of.nan else "ieee"
     return small_floats(7 - of.mantissa, of.mantissa, of.bias, special)
@@ -98,159 +97,86 @@ def part(instruction: Instruction, bits: int) -> int:
     if selected:
         raise unknown(instruction)
     halves = instruction.modifiers.get("op_sel", ())
-    if bits == 8 and halves:
-        raise unknown(instruction, "op_sel of bytes")
-    if (isinstance(source, Register) and source.half == "h") or (isinstance(halves, tuple) and halves[:1] == (1,)):
+    if not isinstance(halves, tuple) or any(halves[1:]) or (bits == 8 and halves):
+        raise unknown(instruction, f"op_sel:{halves}")
+    if (isinstance(source, Register) and source.half == "h") or halves[:1] == (1,):
         return 16
-    return 8 * int(instruction.modifiers.get("byte_sel", 0))  # type: ignore[arg-type]
+    return 8 * number(instruction, "byte_sel")
 
 
-def _reads_codes(instruction: Instruction, kernel: Kernel, bits: int) -> Callable[[Waves], np.ndarray]:
+def _of_both(*names: str) -> str:
+    """The mnemonics of two formats: `{}` stands for "fp8" and "bf8"."""
+    return " ".join(name.format(word) for name in names for word in ("fp8", "bf8"))
+
+
+@own_step(
+    _of_both(
+        *("v_cvt_f32_{}", "v_cvt_pk_f32_{}", "v_cvt_scalef32_pk_f32_{}", "v_cvt_scalef32_pk_bf16_{}"),
+        *("v_cvt_scale_pk8_bf16_{}", "v_cvt_scale_pk8_f32_{}"),
+    )
+)
+def decode(instruction: Instruction, kernel: Kernel) -> Step:
+    """The numbers of one byte, of the two bytes of one half of a register, or of eight bytes.
+
+    A float32 has a register. A bf16 has one half of a register, and all bits that it needs.
+    """
+    name = instruction.name
+    count = 8 if "_pk8_" in name else 2 if "_pk_" in name else 1
+    _check_factor(instruction, 2)
+    target, source = instruction.operands[:2]
+    if count == 1:
+        check_modifiers(instruction, "src0_sel", "byte_sel", *_whole_result(instruction))
+    elif count == 8:
+        check_modifiers(instruction)
+    else:
+        check_modifiers(instruction, "op_sel", *(() if "bf16" in name else ("src0_sel", *_whole_result(instruction))))
+    codes, table = _reads_codes(instruction, source, count, kernel), values_of(format_of(instruction, kernel)).view(np.uint32)
+    registers = count // 2 if "bf16" in name else count
+    write = writes_rows(row_of(instruction, target, registers, kernel), registers)
+    if "bf16" not in name:
+        return lambda waves: write(waves, table.take(codes(waves)))
+
+    def step(waves: Waves) -> None:
+        upper = table.take(codes(waves)) >> np.uint32(16)
+        write(waves, upper[0::2] | upper[1::2] << np.uint32(16))
+
+    return step
+
+
+def _reads_codes(instruction: Instruction, source: Operand, count: int, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
+    """Reads [count, waves, lanes] of bytes."""
     if instruction.encoding.endswith("dpp"):
         raise unknown(instruction, "DPP")
-    word = instruction.operands[1]
-    if word.neg or word.abs or word.sext:
+    if source.neg or source.abs or source.sext:
         raise unknown(instruction, "the sign of a code")
-    read, first = reads_bits(word, kernel), np.uint32(part(instruction, bits))
-    return lambda waves: read(waves) >> first
+    row = row_of(instruction, source, 2, kernel) if count == 8 else None
+    read, first = reads_bits(source, kernel), 0 if count == 8 else part(instruction, 8 * count)
+    shifts = np.array([first + 8 * i for i in range(min(count, 4))], np.uint32)[:, None, None]
+
+    def codes(waves: Waves) -> np.ndarray:
+        words = read(waves)[None] if row is None else waves.vector[row : row + 2]
+        found = words[:, None] >> shifts & np.uint32(0xFF)
+        return found.reshape(count, *found.shape[2:])
+
+    return codes
 
 
-@own_step("v_cvt_f32_fp8 v_cvt_f32_bf8")
-def to_f32(instruction: Instruction, kernel: Kernel) -> Step:
-    """The float32 of one byte."""
-    check_count(instruction, 2)
-    check_modifiers(instruction, "src0_sel", "byte_sel", *_whole_result(instruction))
-    codes, row, table = (
-        _reads_codes(instruction, kernel, 8),
-        row_of(instruction.operands[0], instruction, kernel),
-        numbers(format_of(instruction, kernel)),
-    )
-    return lambda waves: put(waves, row, table.take(codes(waves) & np.uint32(0xFF)))
+def _check_factor(instruction: Instruction, others: int) -> None:
+    """Check the number of operands, and refuse a factor, the operand behind the others, of other than 1.
 
-
-@own_step("v_cvt_pk_f32_fp8 v_cvt_pk_f32_bf8")
-def pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
-    """Two float32 of the two bytes of one half of a register."""
-    check_count(instruction, 2)
-    return _pk_to_f32(instruction, kernel)
-
-
-@own_step("v_cvt_scalef32_pk_f32_fp8 v_cvt_scalef32_pk_f32_bf8")
-def scaled_pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
-    """The same, times a power of two, which is the last operand's exponent. A factor of other than 1 is refused."""
-    check_count(instruction, 3)
-    _check_factor(instruction)
-    _check_first_half(instruction)
-    return _pk_to_f32(instruction, kernel)
-
-
-def _check_factor(instruction: Instruction) -> None:
-    """Refuse a factor, the last operand, of other than 1.0."""
+    A mnemonic with `scalef32` has a float32, of which the exponent counts, and one with `scale` an exponent.
+    """
+    scale = instruction.name.split("_")[2]
+    known = {"scalef32": (1.0, "a factor of other than 1.0"), "scale": (0x7F, "an exponent of other than 0x7f")}.get(scale)
+    check_count(instruction, others + (known is not None))
+    if known is None:
+        return
+    one, what = known
     factor = instruction.operands[-1]
     # an integer in the text stands for the factor's bits
-    is_float = isinstance(factor.of, Literal) and isinstance(factor.of.number, float)
-    if not is_float or factor != Operand(Literal(1.0)):
-        raise unknown(instruction, "a factor of other than 1.0")
-
-
-def _check_first_half(instruction: Instruction) -> None:
-    """Refuse op_sel of another operand than the first one."""
-    halves = instruction.modifiers.get("op_sel", (0,))
-    if not isinstance(halves, tuple) or any(halves[1:]):
-        raise unknown(instruction, f"op_sel:{halves}")
-
-
-@own_step("v_cvt_scalef32_pk_bf16_fp8 v_cvt_scalef32_pk_bf16_bf8")
-def scaled_pk_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
-    """Two bf16 of the two bytes of one half of a register, times a factor, of which 1.0 is known."""
-    check_count(instruction, 3)
-    check_modifiers(instruction, "op_sel")
-    _check_factor(instruction)
-    _check_first_half(instruction)
-    codes, row, table = (
-        _reads_codes(instruction, kernel, 16),
-        row_of(instruction.operands[0], instruction, kernel),
-        _bf16(instruction, kernel),
-    )
-    return lambda waves: put(waves, row, _pair_of_bf16(codes(waves), table))
-
-
-@own_step("v_cvt_scale_pk8_bf16_fp8 v_cvt_scale_pk8_bf16_bf8")
-def scaled_pk8_to_bf16(instruction: Instruction, kernel: Kernel) -> Step:
-    """Eight bf16 of eight bytes, times a power of two."""
-    target, source = _eight(instruction, Operand(Literal(0x7F)), "an exponent of other than 0x7f")
-    write = writes_data(instruction, target, LOADS["b128"], kernel)
-    row, table = data_row(instruction, source, 2, kernel), _bf16(instruction, kernel)
-
-    def step(waves: Waves) -> None:
-        words = waves.vector[row], waves.vector[row + 1]
-        write(waves, np.stack([_pair_of_bf16(word >> np.uint32(first), table) for word in words for first in (0, 16)]))
-
-    return step
-
-
-@own_step("v_cvt_scale_pk8_f32_fp8 v_cvt_scale_pk8_f32_bf8")
-def scaled_pk8_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
-    """Eight float32 of eight bytes, times a power of two."""
-    target, source = _eight(instruction, Operand(Literal(0x7F)), "an exponent of other than 0x7f")
-    first, table = data_row(instruction, target, 8, kernel), numbers(format_of(instruction, kernel))
-    row = data_row(instruction, source, 2, kernel)
-
-    def step(waves: Waves) -> None:
-        words = waves.vector[row].copy(), waves.vector[row + 1].copy()
-        for i in range(8):
-            put(waves, first + i, table.take(words[i // 4] >> np.uint32(8 * (i % 4)) & np.uint32(0xFF)))
-
-    return step
-
-
-@own_step("v_cvt_scalef32_pk8_fp8_f32 v_cvt_scalef32_pk8_bf8_f32")
-def scaled_pk8_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
-    """Eight codes of eight float32, divided by a factor."""
-    target, source = _eight(instruction, Operand(Literal(1.0)), "a factor of other than 1.0")
-    to, write = format_of(instruction, kernel), writes_data(instruction, target, LOADS["b64"], kernel)
-    row = data_row(instruction, source, 8, kernel)
-
-    def step(waves: Waves) -> None:
-        codes = encoded(waves.vector_f32[row : row + 8], to).astype(np.uint32)
-        write(waves, np.stack([sum(codes[4 * word + i] << np.uint32(8 * i) for i in range(4)) for word in range(2)]))
-
-    return step
-
-
-def _eight(instruction: Instruction, one: Operand, what: str) -> tuple[Operand, Operand]:
-    """The result and the source of a conversion of eight numbers, whose factor, the last operand, is known to be 1."""
-    check_count(instruction, 3)
-    check_modifiers(instruction)
-    target, source, factor = instruction.operands
-    if factor != one or type(factor.of.number) is not type(one.of.number):  # type: ignore[union-attr]
+    is_alike = isinstance(factor.of, Literal) and type(factor.of.number) is type(one)
+    if not is_alike or factor != Operand(Literal(one)):
         raise unknown(instruction, what)
-    return target, source
-
-
-def _bf16(instruction: Instruction, kernel: Kernel) -> np.ndarray:
-    """[256] uint32: the bits of each code's number as a bf16, which has the bits that it needs."""
-    word = "bf8" if instruction.name.endswith("bf8") else "fp8"
-    return numbers(FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]).view(np.uint32) >> np.uint32(16)
-
-
-def _pair_of_bf16(pair: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The bf16 of the two lowest bytes, the first one in the lower half."""
-    return table.take(pair & np.uint32(0xFF)) | table.take(pair >> np.uint32(8) & np.uint32(0xFF)) << np.uint32(16)
-
-
-def _pk_to_f32(instruction: Instruction, kernel: Kernel) -> Step:
-    check_modifiers(instruction, "src0_sel", "op_sel", *_whole_result(instruction))
-    codes, table = _reads_codes(instruction, kernel, 16), numbers(format_of(instruction, kernel))
-    row = row_of(instruction.operands[0], instruction, kernel)
-
-    def step(waves: Waves) -> None:
-        pair = codes(waves)
-        low, high = table.take(pair & np.uint32(0xFF)), table.take(pair >> np.uint32(8) & np.uint32(0xFF))
-        put(waves, row, low)
-        put(waves, row + 1, high)
-
-    return step
 
 
 def _whole_result(instruction: Instruction) -> tuple[str, ...]:
@@ -258,36 +184,46 @@ def _whole_result(instruction: Instruction) -> tuple[str, ...]:
     return ("dst_sel", "dst_unused") if instruction.modifiers.get("dst_sel", "DWORD") == "DWORD" else ()
 
 
-@own_step("v_cvt_pk_fp8_f32 v_cvt_pk_bf8_f32")
-def pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
+def _encodes(instruction: Instruction, kernel: Kernel) -> Callable[[np.ndarray], np.ndarray]:
+    """`encoded` in the mode that the kernel sets for numbers beyond the largest one."""
+    to = format_of(instruction, kernel)
+    to = replace(to, beyond=to.largest) if modes.sets_overflow(kernel) else to
+    return lambda values: encoded(values, to)
+
+
+@own_step(_of_both("v_cvt_pk_{}_f32", "v_cvt_scalef32_pk_{}_f32"))
+def encode_two(instruction: Instruction, kernel: Kernel) -> Step:
     """Two codes, the first one in the lower byte, in one half of a register; the other half stays."""
-    check_count(instruction, 3)
-    return _two_codes(instruction, kernel)
-
-
-@own_step("v_cvt_scalef32_pk_fp8_f32 v_cvt_scalef32_pk_bf8_f32")
-def scaled_pk_to_float8(instruction: Instruction, kernel: Kernel) -> Step:
-    """The same, of numbers that are divided by a factor, of which 1.0 is known."""
-    check_count(instruction, 4)
-    _check_factor(instruction)
-    return _two_codes(instruction, kernel)
-
-
-def _two_codes(instruction: Instruction, kernel: Kernel) -> Step:
+    _check_factor(instruction, 3)
     check_modifiers(instruction, "op_sel")
     if instruction.encoding.endswith("dpp"):
         raise unknown(instruction, "DPP")
-    halves = instruction.modifiers.get("op_sel", (0, 0, 0))
-    if not isinstance(halves, tuple) or any(halves[:-1]) or len(halves) not in (3, 4):
+    halves = numbers(instruction, "op_sel", len(instruction.operands))
+    if any(halves[:-1]):
         raise unknown(instruction, f"op_sel:{halves}")
     target, *sources = instruction.operands[:3]
     if halves[-1]:
         target = replace(target, of=replace(target.of, half="h"))
-    to, write = format_of(instruction, kernel), writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
+    encode, write = _encodes(instruction, kernel), writes_vector(target, KINDS["u16"], kernel, keeps_half=True)
     reads = [value_of(signed_value(operand, KINDS["f32"], kernel)) for operand in sources]
 
     def step(waves: Waves) -> None:
-        low, high = (encoded(read(waves), to) for read in reads)
+        low, high = (encode(read(waves)) for read in reads)
         write(waves, low | high << np.uint16(8))
+
+    return step
+
+
+@own_step(_of_both("v_cvt_scalef32_pk8_{}_f32"))
+def encode_eight(instruction: Instruction, kernel: Kernel) -> Step:
+    _check_factor(instruction, 2)
+    check_modifiers(instruction)
+    target, source = instruction.operands[:2]
+    encode, write = _encodes(instruction, kernel), writes_rows(row_of(instruction, target, 2, kernel), 2)
+    row = row_of(instruction, source, 8, kernel)
+
+    def step(waves: Waves) -> None:
+        codes = encode(waves.vector_f32[row : row + 8]).astype(np.uint32)
+        write(waves, codes[0::4] | codes[1::4] << np.uint32(8) | codes[2::4] << np.uint32(16) | codes[3::4] << np.uint32(24))
 
     return step

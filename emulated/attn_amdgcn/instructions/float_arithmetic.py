@@ -28,7 +28,7 @@ from attn_amdgcn.instructions.forms import (
 )
 from attn_amdgcn.instructions.fused import F16, F32, fma16, fma32, fma64
 from attn_amdgcn.instructions.modes import flushed, overflowing
-from attn_amdgcn.operands import KINDS, Read, bits_value, unknown, vector_value, writes_vector
+from attn_amdgcn.operands import KINDS, Read, bits_value, numbers, unknown, vector_value, writes_vector
 from attn_amdgcn.pieces import piece, value_of
 from attn_amdgcn.waves import Waves
 
@@ -95,38 +95,24 @@ def mad(a, b, c):
 
 
 @vector("v_ldexp_f32", "f32 = f32 i32", takes=("clamp",))
-def ldexp32(a, exponent):
-    return np.ldexp(a.astype(np.float64), np.clip(exponent, -400, 400)).astype(F32)
-
-
 @vector("v_ldexp_f16", "f16 = f16 i16", takes=("clamp", "op_sel"))
-def ldexp16(a, exponent):
-    return np.ldexp(a.astype(np.float64), np.clip(exponent, -100, 100).astype(np.int32)).astype(F16)
-
-
 @vector("v_ldexp_f64", "f64 = f64 i32", takes=("clamp",))
-def ldexp64(a, exponent):
-    return np.ldexp(a, exponent)
+def ldexp(a, exponent):
+    """By way of a float64, which is rounded once: no exponent beyond 2500 makes another result of any float64."""
+    return np.ldexp(a.astype(np.float64), np.clip(exponent, -2500, 2500).astype(np.int32)).astype(a.dtype)
 
 
-@vector("v_frexp_mant_f32", "f32 = f32")
-@vector("v_frexp_mant_f16", "f16 = f16")
-@vector("v_frexp_mant_f64", "f64 = f64")
-def frexp_mant(a):
-    """In [0.5, 1); infinities and NaN as they are: some C libraries' frexp sets the quiet bit of a NaN."""
-    return np.where(np.isfinite(a), np.frexp(a)[0], a)
+for _kind in ("f16", "f32", "f64"):
+    # in [0.5, 1); infinities and NaN as they are: some C libraries' frexp sets the quiet bit of a NaN
+    vector(f"v_frexp_mant_{_kind}", f"{_kind} = {_kind}")(lambda a: np.where(np.isfinite(a), np.frexp(a)[0], a))
 
 
 @vector("v_frexp_exp_i32_f32", "i32 = f32")
 @vector("v_frexp_exp_i32_f64", "i32 = f64")
+@vector("v_frexp_exp_i16_f16", "i16 = f16")
 def frexp_exp(a):
     """0 for infinities and NaN."""
-    return np.where(np.isfinite(a), np.frexp(a)[1], 0).astype(np.int32)
-
-
-@vector("v_frexp_exp_i16_f16", "i16 = f16")
-def frexp_exp16(a):
-    return frexp_exp(a).astype(np.int16)
+    return np.where(np.isfinite(a), np.frexp(a)[1], 0).astype(np.int16 if a.dtype == F16 else np.int32)
 
 
 _CONSTANTS = (0.0, *(sign * number for number in (0.5, 1.0, 2.0, 4.0) for sign in (1, -1)))
@@ -140,9 +126,7 @@ def mix_source(instruction: Instruction, kernel: Kernel, i: int) -> Read:
     1.0 is a float16 in the lower half of a source, and of v_fma_mix_f32_bf16 a float32 (LLVM pull request 183487).
     """
     operand = instruction.operands[1 + i]
-    halves, wide = (instruction.modifiers.get(name, (0, 0, 0)) for name in ("op_sel", "op_sel_hi"))
-    assert isinstance(halves, tuple)
-    assert isinstance(wide, tuple)
+    halves, wide = (numbers(instruction, name, 3) for name in ("op_sel", "op_sel_hi"))
     if not wide[i]:
         return value_of(signed_value(operand, KINDS["f32"], kernel))
     short = not instruction.name.endswith("bf16")

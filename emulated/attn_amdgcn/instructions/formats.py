@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
-from attn_amdgcn.operands import put, unknown, vector_row
+from attn_amdgcn.assembly import Instruction, Kernel, Operand
+from attn_amdgcn.operands import put, row_of, unknown
 from attn_amdgcn.pieces import Piece, Row, SourceRow, piece, value_of
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
@@ -80,7 +80,7 @@ def writes_data(
     instruction: Instruction, operand: Operand, form: Format, kernel: Kernel
 ) -> Callable[[Waves, np.ndarray], None]:
     """Writes what `loaded` returns into an operand's registers, in the lanes that are on."""
-    row = data_row(instruction, operand, form.registers, kernel)
+    row = row_of(instruction, operand, form.registers, kernel)
     if not form.half:
         return writes_rows(row, form.registers)
     if kernel.architecture.startswith("gfx9"):
@@ -95,7 +95,7 @@ def writes_data(
 
 def data_target(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Piece:
     """The registers that a load of whole registers writes."""
-    return rows_target(data_row(instruction, operand, form.registers, kernel), form.registers)
+    return rows_target(row_of(instruction, operand, form.registers, kernel), form.registers)
 
 
 def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
@@ -123,31 +123,7 @@ def reads_data(instruction: Instruction, operand: Operand, form: Format, kernel:
 
 def data_value(instruction: Instruction, operands: Sequence[Operand], form: Format, kernel: Kernel) -> Piece:
     """[registers, waves, lanes]: what `stored` writes from an operand's registers; [operands, ...] of several."""
-    first = [data_row(instruction, operand, form.registers, kernel) for operand in operands]
+    first = [row_of(instruction, operand, form.registers, kernel) for operand in operands]
     rows = [tuple(range(row, row + form.registers)) for row in first]
     words = piece("waves.vector{}", SourceRow(rows[0] if len(rows) == 1 else tuple(rows)))
     return piece("({} >> {})", words, np.uint32(16)) if form.half == "high" else words
-
-
-def number(instruction: Instruction, modifier: str) -> int:
-    """A modifier that is a number, such as `offset:16`; 0 if the instruction has none."""
-    value = instruction.modifiers.get(modifier, 0)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise unknown(instruction, f"{modifier} is no number")
-    return value
-
-
-def data_row(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:
-    """The first row of an operand that is so many vector or accumulation registers."""
-    register = operand.of
-    row = vector_row(register, kernel) if isinstance(register, Register) and not register.half else None
-    if (
-        row is None
-        or not isinstance(register, Register)
-        or register.count != count
-        or operand.neg
-        or operand.abs
-        or operand.sext
-    ):
-        raise unknown(instruction, f"{count} vector registers are expected")
-    return row

@@ -130,7 +130,8 @@ def scalar(
 
     Args:
         names: the mnemonics.
-        signature: kinds of KINDS, and `scc`: as a source it is read, as the last result it is written.
+        signature: kinds of KINDS, and `scc`: as a source it is read, as the last result it is written. A star at a source says
+            that it is the result's register: "i32 = *i32 i16".
         scc: where SCC is written beside a result, what it becomes, of the result and of the sources.
     """
     results, sources = (tuple(side.split()) for side in signature.split("="))
@@ -152,13 +153,17 @@ def scalar_step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool =
     """
     meaning = SCALAR[instruction.name]
     operands, results = list(instruction.operands), meaning.results
-    check_count(instruction, sum(kind != "scc" for kind in results + meaning.sources))
+    check_count(instruction, sum(kind != "scc" and not kind.startswith("*") for kind in results + meaning.sources))
     check_modifiers(instruction)
     if any(operand.neg or operand.abs for operand in operands):
         raise unknown(instruction, "the sign of a scalar operand")
-    write = scalar_result(operands.pop(0), KINDS[results[0]]) if results[0] != "scc" else None
+    target = operands.pop(0) if results[0] != "scc" else operands[0]
+    write = scalar_result(target, KINDS[results[0]]) if results[0] != "scc" else None
     values = [
-        piece("waves.scc") if kind == "scc" else scalar_value(operands.pop(0), KINDS[kind], kernel) for kind in meaning.sources
+        piece("waves.scc")
+        if kind == "scc"
+        else scalar_value(target if kind.startswith("*") else operands.pop(0), KINDS[kind.lstrip("*")], kernel)
+        for kind in meaning.sources
     ]
     if "scc" not in results or not scc_matters:
         return function_of(write(call(meaning.function, values))) if write else function_of(piece("pass"))
@@ -320,6 +325,8 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
     destinations = instruction.operands[: len(results)]
     operands = [*instruction.operands[len(results) :], *(destinations[0] for _ in read_again)]
     op_sel: Any = instruction.modifiers.get("op_sel", ())
+    if op_sel and len(op_sel) != len(instruction.operands):
+        raise unknown(instruction, f"op_sel names {len(op_sel)} halves")
     values = []
     for i, (operand, kind) in enumerate(zip(operands, sources, strict=True)):
         name = kind.lstrip("*")

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
-from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
+from attn_amdgcn.operands import KINDS, number, reads_scalar, row_of, scalar_index, unknown
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
@@ -81,7 +81,7 @@ def places_of(
     if isinstance(base.of, Named) and base.of.text == "off":
         if "scale_offset" in instruction.modifiers:
             raise unknown(instruction, "scale_offset without a scalar address")
-        row = data_row(instruction, address, 2, kernel)
+        row = row_of(instruction, address, 2, kernel)
 
         def places(waves: Waves) -> np.ndarray:
             pair = np.empty((*waves.shape, 2), np.uint32)
@@ -93,7 +93,7 @@ def places_of(
         return places
     if not isinstance(base.of, Register) or base.of.count != 2 or scalar_index(base.of) is None:
         raise unknown(instruction, "a scalar address is 2 registers")
-    read_base, row = reads_scalar(base, KINDS["u64"], kernel), data_row(instruction, address, 1, kernel)
+    read_base, row = reads_scalar(base, KINDS["u64"], kernel), row_of(instruction, address, 1, kernel)
     newest = kernel.architecture == "gfx1250"
     dtype = np.int32 if newest else np.uint32
     scale = form.size if "scale_offset" in instruction.modifiers else 1

@@ -17,17 +17,15 @@ from attn_amdgcn.instructions.formats import (
     LOADS,
     STORES,
     Format,
-    data_row,
     data_target,
     data_value,
     loaded,
-    number,
     rows_target,
     stored,
     writes_data,
 )
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_statements, own_step
-from attn_amdgcn.operands import put_statement, unknown
+from attn_amdgcn.operands import number, put_statement, row_of, unknown
 from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
@@ -105,7 +103,7 @@ def store(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     address, source = instruction.operands
     if kernel.architecture != "gfx1250":
         return _store(instruction, address, _offset(instruction), [source], form, kernel)
-    row, values = SourceRow(data_row(instruction, address, 1, kernel)), data_value(instruction, [source], form, kernel)
+    row, values = SourceRow(row_of(instruction, address, 1, kernel)), data_value(instruction, [source], form, kernel)
     named = piece("waves.vector{}", row), _offset(instruction), values, form, Alone(instruction)
     return (piece("{}(waves, {}, {}, {}, {}, {})", _writes_but_nowhere, *named),)
 
@@ -148,7 +146,7 @@ def load_two(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     place = _place(instruction, address, np.array(offsets)[:, None, None], form, kernel)
     value = piece("{}({}(waves, {}, {}, {}))", _side_by_side, reads, place, form, Alone(instruction))
     count = 2 * form.registers
-    return piece("on = waves.lanes"), put_statement(rows_target(data_row(instruction, target, count, kernel), count), value)
+    return piece("on = waves.lanes"), put_statement(rows_target(row_of(instruction, target, count, kernel), count), value)
 
 
 def _side_by_side(values: np.ndarray) -> np.ndarray:
@@ -222,7 +220,7 @@ def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form:
     """Where an access begins in the LDS of all workgroups, for each offset [waves, lanes]."""
     if "gds" in instruction.modifiers:
         raise unknown(instruction)
-    address = piece("waves.vector{}", SourceRow(data_row(instruction, operand, 1, kernel)))
+    address = piece("waves.vector{}", SourceRow(row_of(instruction, operand, 1, kernel)))
     if offset.ndim > 2:
         address = piece("{}[..., None, :, :]", address)
     return piece("{}(waves, {}, {}, {})", _place_at, address, offset, form.size)

@@ -29,7 +29,7 @@ def swap(instruction: Instruction, kernel: Kernel) -> Step:
     """Two registers change places."""
     check_count(instruction, 2)
     check_modifiers(instruction)
-    first, second = (row_of(operand, instruction, kernel) for operand in instruction.operands)
+    first, second = (row_of(instruction, operand, 1, kernel) for operand in instruction.operands)
 
     def step(waves: Waves) -> None:
         kept = waves.vector[first].copy()

@@ -11,7 +11,6 @@ Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA;
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
@@ -21,25 +20,33 @@ from attn_amdgcn.instructions.extremes import max_ieee, max_num, maximum, min_ie
 from attn_amdgcn.instructions.float_arithmetic import in_float32
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, finishes, own_step, register, register_statements
 from attn_amdgcn.instructions.fused import fma16, fma32, fma32_to_odd
-from attn_amdgcn.operands import KINDS, Read, bits_of, put, put_statement, reads_bits, row_of, scalar_index, unknown, vector_row
+from attn_amdgcn.operands import (
+    KINDS,
+    Read,
+    bits_of,
+    numbers,
+    put,
+    put_statement,
+    reads_bits,
+    row_of,
+    scalar_index,
+    unknown,
+    vector_row,
+)
 from attn_amdgcn.pieces import Piece, Row, SourceRow, call, piece
 from attn_amdgcn.waves import Waves
 
 
 def _halves(instruction: Instruction, i: int) -> tuple[int, int]:
     """Which half of a source the lower and the upper operation read."""
-    low, high = (instruction.modifiers.get(name) for name in ("op_sel", "op_sel_hi"))
-    assert low is None or isinstance(low, tuple)
-    assert high is None or isinstance(high, tuple)
-    return (low[i] if low else 0), (high[i] if high else 1)
+    sources = len(instruction.operands) - 1
+    return numbers(instruction, "op_sel", sources)[i], numbers(instruction, "op_sel_hi", sources, 1)[i]
 
 
 def _signs(instruction: Instruction, i: int, bits: int) -> np.ndarray | None:
     """The sign bits that change in the lower and in the upper operation."""
-    flags: list[Any] = [instruction.modifiers.get(name) for name in ("neg_lo", "neg_hi")]
-    if not any(flag and flag[i] for flag in flags):
-        return None
-    return np.array([(flag[i] if flag else 0) << bits - 1 for flag in flags], f"u{bits // 8}")
+    flags = [numbers(instruction, name, len(instruction.operands) - 1)[i] for name in ("neg_lo", "neg_hi")]
+    return np.array([flag << bits - 1 for flag in flags], f"u{bits // 8}") if any(flags) else None
 
 
 def _constant(instruction: Instruction, number: float, kind: str, halves: tuple[int, int]) -> list[int]:
@@ -90,7 +97,7 @@ def _pair_statements(
     check_count(instruction, 1 + sources)
     check_modifiers(instruction, "op_sel", "op_sel_hi", "neg_lo", "neg_hi", "clamp")
     values = [pair_value(instruction, operand, i, kernel) for i, operand in enumerate(instruction.operands[1:])]
-    row, end = row_of(instruction.operands[0], instruction, kernel), finishes(instruction, KINDS["f32"])
+    row, end = row_of(instruction, instruction.operands[0], 2, kernel), finishes(instruction, KINDS["f32"])
     function = modes.flushing(instruction, kernel, function, (("f32",), ("f32",) * sources))
     result, target = call(function, values), piece("waves.vector_f32[{}]", Row((row, row + 1)))
     return piece("on = waves.lanes"), put_statement(target, piece("{}({})", end, result) if end else result)
@@ -105,12 +112,10 @@ def pk_mov(instruction: Instruction, kernel: Kernel) -> Step:
     """The lower result is the half of the first source that op_sel names first, the upper one that of the second source."""
     check_count(instruction, 3)
     check_modifiers(instruction, "op_sel", "op_sel_hi")
-    chosen = instruction.modifiers.get("op_sel", (0, 0))
-    assert isinstance(chosen, tuple)
-    low, high = chosen
+    low, high = numbers(instruction, "op_sel", 2)
     _, first, second = instruction.operands
     half = _whole(instruction, first, low, kernel), _whole(instruction, second, high, kernel)
-    row = row_of(instruction.operands[0], instruction, kernel)
+    row = row_of(instruction, instruction.operands[0], 2, kernel)
 
     def step(waves: Waves) -> None:
         value = np.empty((2, *waves.shape), np.uint32)
@@ -137,7 +142,7 @@ def _short_step(function: Callable[..., np.ndarray], kind: str, sources: int, in
         instruction, "op_sel", "op_sel_hi", *(("neg_lo", "neg_hi") if is_float else ()), *(("clamp",) if kind == "f16" else ())
     )
     reads = [_short_pair(instruction, operand, i, kind, kernel) for i, operand in enumerate(instruction.operands[1:])]
-    row = row_of(instruction.operands[0], instruction, kernel)
+    row = row_of(instruction, instruction.operands[0], 1, kernel)
     end = finishes(instruction, KINDS["f16"]) if kind == "f16" else None
     function = modes.overflowing(instruction, kernel, function)
 
@@ -154,15 +159,13 @@ def _short_pair(instruction: Instruction, operand: Operand, i: int, kind: str, k
     if operand.neg or operand.abs:
         raise unknown(instruction, "the sign of a packed operand")
     halves, signs = _halves(instruction, i), _signs(instruction, i, 16)
-    dtype = np.uint16 if kind == "bf16" else KINDS[kind].dtype
+    dtype = KINDS[kind].dtype
     if isinstance(operand.of, Literal):
         number = operand.of.number
-        if isinstance(number, float) and kind == "bf16":
-            number = int(np.float32(number).view(np.uint32)) >> 16
         if isinstance(number, int) and not -16 <= number <= 64:  # a literal of 32 bits has two halves
             bits = [number >> 16 * half & 0xFFFF for half in halves]
         else:
-            bits = _constant(instruction, number, "u16" if kind == "bf16" else kind, halves)
+            bits = _constant(instruction, number, kind, halves)
         constant = np.array([[bits]], np.uint16)
         constant = (constant if signs is None else constant ^ signs).view(dtype)
         return lambda waves: constant

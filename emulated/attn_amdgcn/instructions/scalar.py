@@ -5,12 +5,13 @@ Source: "SOP2", "SOPK", "SOP1" and "SOPC Instructions" in AMD's Instinct MI300 I
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions import moves
-from attn_amdgcn.instructions.bits import bit_field_mask
-from attn_amdgcn.instructions.forms import Step, check_count, own_step, scalar
+from attn_amdgcn.instructions.bits import bit_field_mask, shift_left, shift_right
+from attn_amdgcn.instructions.forms import Step, check_count, register, scalar
 from attn_amdgcn.instructions.integer_arithmetic import mul_hi_i32, mul_hi_u32
 from attn_amdgcn.operands import KINDS, reads_scalar, writes_scalar
 from attn_amdgcn.waves import Waves
@@ -18,21 +19,8 @@ from attn_amdgcn.waves import Waves
 U64 = np.uint64
 
 
-scalar("s_mov_b32", "b32 = b32")(moves.mov)
-scalar("s_mov_b64", "b64 = b64")(moves.mov)
-
-
-@scalar("s_movk_i32", "i32 = i32")
-def movk(a):
-    """The literal is 16 signed bits, which the text writes without a sign: 0xfe20 is -480."""
-    return a.astype(np.int16).astype(np.int32)
-
-
 def _wraps(total, a, b):
     return total < a
-
-
-scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32", scc=_wraps)(np.add)
 
 
 def _carries(total, a, b, carry):
@@ -40,16 +28,8 @@ def _carries(total, a, b, carry):
     return (partial < a) | (total < partial)
 
 
-@scalar("s_addc_u32 s_add_co_ci_u32", "u32 scc = u32 u32 scc", scc=_carries)
-def addc_u32(a, b, carry):
-    return a + b + carry
-
-
 def _is_less(value, a, b):
     return a < b
-
-
-scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32", scc=_is_less)(np.subtract)
 
 
 def _borrows(difference, a, b, borrow):
@@ -57,17 +37,9 @@ def _borrows(difference, a, b, borrow):
     return (a < b) | (partial < borrow)
 
 
-@scalar("s_subb_u32 s_sub_co_ci_u32", "u32 scc = u32 u32 scc", scc=_borrows)
-def subb_u32(a, b, borrow):
-    return a - b - borrow
-
-
 def _sum_overflows(total, a, b):
     """A sum whose sign is neither that of one nor that of the other does not fit."""
     return (total ^ a) & (total ^ b) < 0
-
-
-scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32", scc=_sum_overflows)(np.add)
 
 
 def _difference_overflows(difference, a, b):
@@ -75,29 +47,17 @@ def _difference_overflows(difference, a, b):
     return (a ^ b) & (a ^ difference) < 0
 
 
+scalar("s_mov_b32", "b32 = b32")(moves.mov)
+scalar("s_mov_b64", "b64 = b64")(moves.mov)
+scalar("s_movk_i32", "i32 = i16")(lambda a: a.astype(np.int32))  # the text writes a literal without a sign: 0xfe20 is -480
+scalar("s_add_u32 s_add_co_u32", "u32 scc = u32 u32", scc=_wraps)(np.add)
+scalar("s_addc_u32 s_add_co_ci_u32", "u32 scc = u32 u32 scc", scc=_carries)(lambda a, b, carry: a + b + carry)
+scalar("s_sub_u32 s_sub_co_u32", "u32 scc = u32 u32", scc=_is_less)(np.subtract)
+scalar("s_subb_u32 s_sub_co_ci_u32", "u32 scc = u32 u32 scc", scc=_borrows)(lambda a, b, borrow: a - b - borrow)
+scalar("s_add_i32 s_add_co_i32", "i32 scc = i32 i32", scc=_sum_overflows)(np.add)
 scalar("s_sub_i32 s_sub_co_i32", "i32 scc = i32 i32", scc=_difference_overflows)(np.subtract)
-
-
-@own_step("s_addk_i32 s_addk_co_i32 s_mulk_i32")
-def with_short_literal(instruction: Instruction, kernel: Kernel) -> Step:
-    """The register is the first source, and the second one a literal of 16 signed bits. A product leaves SCC as it is."""
-    check_count(instruction, 2)
-    register, literal = instruction.operands
-    read, write = reads_scalar(register, KINDS["i32"], kernel), writes_scalar(register, KINDS["i32"])
-    constant = reads_scalar(literal, KINDS["i32"], kernel)
-    adds = instruction.name != "s_mulk_i32"
-
-    def step(waves: Waves) -> None:
-        second = constant(waves).astype(np.int16).astype(np.int32)
-        first = read(waves)
-        value = first + second if adds else first * second
-        if adds:
-            waves.scc = _sum_overflows(value, first, second)
-        write(waves, value)
-
-    return step
-
-
+scalar("s_addk_i32 s_addk_co_i32", "i32 scc = *i32 i16", scc=_sum_overflows)(np.add)
+scalar("s_mulk_i32", "i32 = *i32 i16")(np.multiply)
 scalar("s_add_nc_u64", "u64 = u64 u64")(np.add)
 scalar("s_sub_nc_u64", "u64 = u64 u64")(np.subtract)
 scalar("s_mul_i32", "u32 = u32 u32")(np.multiply)
@@ -128,44 +88,21 @@ for _name, _combine in _LOGIC.items():
         scalar(f"s_{_name}_{_bits}", f"{_bits} scc = {_bits} {_bits}")(_combine)
 
 
-scalar("s_not_b32", "b32 scc = b32")(np.invert)
-scalar("s_not_b64", "b64 scc = b64")(np.invert)
+for _bits in (32, 64):
+    scalar(f"s_not_b{_bits}", f"b{_bits} scc = b{_bits}")(np.invert)
+    scalar(f"s_lshl_b{_bits}", f"b{_bits} scc = b{_bits} u32")(shift_left)
+    scalar(f"s_lshr_b{_bits}", f"b{_bits} scc = b{_bits} u32")(shift_right)
+    scalar(f"s_ashr_i{_bits}", f"i{_bits} scc = i{_bits} u32")(shift_right)
 
 
-@scalar("s_lshl_b32", "b32 scc = b32 u32")
-def shift_left(a, count):
-    return a << (count & np.uint32(31))
-
-
-@scalar("s_lshl_b64", "b64 scc = b64 u32")
-def shift_left_wide(a, count):
-    return a << (count & np.uint32(63)).astype(U64)
-
-
-@scalar("s_lshr_b32", "b32 scc = b32 u32")
-@scalar("s_ashr_i32", "i32 scc = i32 u32")
-def shift_right(a, count):
-    return a >> (count & np.uint32(31)).astype(a.dtype)
-
-
-@scalar("s_lshr_b64", "b64 scc = b64 u32")
-@scalar("s_ashr_i64", "i64 scc = i64 u32")
-def shift_right_wide(a, count):
-    return a >> (count & np.uint32(63)).astype(a.dtype)
-
-
-def _shift_left_and_add(count: int):
+def _shift_left_and_add(count: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """The sum has 64 bits; the register gets the lower 32."""
-
-    def shifted(a, b):
-        return (a.astype(U64) << U64(count)) + b
-
-    return shifted
+    return lambda a, b: (a.astype(U64) << U64(count)) + b
 
 
 for _count in range(1, 5):
-    _shifted = _shift_left_and_add(_count)
-    scalar(f"s_lshl{_count}_add_u32", "u32 scc = u32 u32", scc=lambda wide, a, b: wide > 0xFFFFFFFF)(_shifted)
+    _with_overflow = scalar(f"s_lshl{_count}_add_u32", "u32 scc = u32 u32", scc=lambda wide, a, b: wide > 0xFFFFFFFF)
+    _with_overflow(_shift_left_and_add(_count))
 
 
 @scalar("s_bfe_u32", "u32 scc = u32 u32")
@@ -185,38 +122,12 @@ def bit_field(a, place):
 scalar("s_bfm_b32", "b32 = u32 u32")(bit_field_mask)
 scalar("s_sext_i32_i8", "i32 = i32")(lambda a: a.astype(np.int8).astype(np.int32))
 scalar("s_sext_i32_i16", "i32 = i32")(lambda a: a.astype(np.int16).astype(np.int32))
-
-
-@scalar("s_bitcmp0_b32", "scc = b32 u32")
-def bit_is_clear(a, place):
-    return a >> (place & np.uint32(31)) & np.uint32(1) == 0
-
-
-@scalar("s_bitcmp1_b32", "scc = b32 u32")
-def bit_is_set(a, place):
-    return a >> (place & np.uint32(31)) & np.uint32(1) == 1
-
-
-@own_step("s_bitset0_b32 s_bitset1_b32")
-def bitset(instruction: Instruction, kernel: Kernel) -> Step:
-    """One bit of the result's register is changed; SCC is not."""
-    check_count(instruction, 2)
-    register, place = instruction.operands
-    read, write = reads_scalar(register, KINDS["b32"], kernel), writes_scalar(register, KINDS["b32"])
-    which = reads_scalar(place, KINDS["u32"], kernel)
-    sets = instruction.name == "s_bitset1_b32"
-
-    def step(waves: Waves) -> None:
-        bit = np.uint32(1) << (which(waves) & np.uint32(31))
-        write(waves, read(waves) | bit if sets else read(waves) & ~bit)
-
-    return step
-
-
-@scalar("s_cselect_b32", "b32 = b32 b32 scc")
-@scalar("s_cselect_b64", "b64 = b64 b64 scc")
-def cselect(a, b, scc):
-    return np.where(scc, a, b)
+scalar("s_bitcmp0_b32", "scc = b32 u32")(lambda a, place: shift_right(a, place) & np.uint32(1) == 0)
+scalar("s_bitcmp1_b32", "scc = b32 u32")(lambda a, place: shift_right(a, place) & np.uint32(1) == 1)
+scalar("s_bitset0_b32", "b32 = *b32 u32")(lambda a, place: a & ~shift_left(np.uint32(1), place))
+scalar("s_bitset1_b32", "b32 = *b32 u32")(lambda a, place: a | shift_left(np.uint32(1), place))
+for _kind in ("b32", "b64"):
+    scalar(f"s_cselect_{_kind}", f"{_kind} = {_kind} {_kind} scc")(lambda a, b, scc: np.where(scc, a, b))
 
 
 def _packed(of_low: int, of_high: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -229,16 +140,9 @@ for _of_low, _of_high in itertools.product((0, 1), repeat=2):
     scalar(f"s_pack_{'lh'[_of_low]}{'lh'[_of_high]}_b32_b16", "b32 = b32 b32")(_packed(_of_low, _of_high))
 
 
-@scalar("s_bcnt1_i32_b32", "i32 scc = b32")
-@scalar("s_bcnt1_i32_b64", "i32 scc = b64")
-def count_ones(a):
-    return np.bitwise_count(a).astype(np.int32)
-
-
-@scalar("s_bcnt0_i32_b32", "i32 scc = b32")
-@scalar("s_bcnt0_i32_b64", "i32 scc = b64")
-def count_zeros(a):
-    return count_ones(~a)
+for _kind in ("b32", "b64"):
+    scalar(f"s_bcnt1_i32_{_kind}", f"i32 scc = {_kind}")(lambda a: np.bitwise_count(a).astype(np.int32))
+    scalar(f"s_bcnt0_i32_{_kind}", f"i32 scc = {_kind}")(lambda a: np.bitwise_count(~a).astype(np.int32))
 
 
 @scalar("s_brev_b32", "b32 = b32")
@@ -259,67 +163,37 @@ _COMPARISONS = {
 for _name, _compare in _COMPARISONS.items():
     for _kind in ("i32", "u32", "u64"):
         scalar(f"s_cmp_{_name}_{_kind}", f"scc = {_kind} {_kind}")(_compare)
+    scalar(f"s_cmpk_{_name}_i32", "scc = i32 i16")(_compare)
+    scalar(f"s_cmpk_{_name}_u32", "scc = u32 u16")(_compare)
 
-
-def _compare_short(instruction: Instruction, kernel: Kernel) -> Step:
-    """s_cmpk: the literal is 16 bits, signed or unsigned as the comparison is."""
-    check_count(instruction, 2)
-    kind = KINDS[instruction.name[-3:]]
-    compare = _COMPARISONS[instruction.name.split("_")[2]]
-    read, constant = (reads_scalar(operand, kind, kernel) for operand in instruction.operands)
-    short = np.int16 if kind.dtype is np.int32 else np.uint16
-
-    def step(waves: Waves) -> None:
-        waves.scc = compare(read(waves), constant(waves).astype(short).astype(kind.dtype))
-
-    return step
-
-
-own_step(" ".join(f"s_cmpk_{name}_{kind}" for name in _COMPARISONS for kind in ("i32", "u32")))(_compare_short)
 
 _EXEC = {32: Operand(Register("exec_lo", 0, 1)), 64: Operand(Register("exec", 0, 2))}
 """By the number of lanes."""
 
 
-def _save(instruction: Instruction, kernel: Kernel) -> Step:
-    """The result is EXEC as it was; EXEC becomes its combination with the source, and SCC whether a lane is on."""
+def _switch_lanes(combine: Callable[..., np.ndarray], saves: bool, instruction: Instruction, kernel: Kernel) -> Step:
+    """EXEC becomes its combination with the source, and SCC says whether a lane is on.
+
+    Args:
+        saves: whether the result is EXEC as it was, or else as it becomes.
+    """
     check_count(instruction, 2)
-    name, _, kind = instruction.name.rpartition("_")
-    read, write = (
-        reads_scalar(instruction.operands[1], KINDS[kind], kernel),
-        writes_scalar(instruction.operands[0], KINDS[kind]),
-    )
-    lanes_of = _EXEC[KINDS[kind].bits]
-    read_lanes, write_lanes = reads_scalar(lanes_of, KINDS[kind], kernel), writes_scalar(lanes_of, KINDS[kind])
-    combine = _LOGIC[name.removeprefix("s_").removesuffix("_saveexec")]
+    kind = KINDS[instruction.name[-3:]]
+    target, source = instruction.operands
+    read, write = reads_scalar(source, kind, kernel), writes_scalar(target, kind)
+    read_lanes, write_lanes = reads_scalar(_EXEC[kind.bits], kind, kernel), writes_scalar(_EXEC[kind.bits], kind)
 
     def step(waves: Waves) -> None:
         lanes = read_lanes(waves).copy()
         value = combine(read(waves), lanes)
-        write(waves, lanes)
+        write(waves, lanes if saves else value)
         write_lanes(waves, value)
         waves.scc = value != 0
 
     return step
 
 
-own_step(" ".join(f"s_{name}_saveexec_{kind}" for name in _LOGIC for kind in ("b32", "b64")))(_save)
-
-
-@own_step("s_andn1_wrexec_b64 s_andn2_wrexec_b64 s_and_not0_wrexec_b32 s_and_not1_wrexec_b32")
-def wrexec(instruction: Instruction, kernel: Kernel) -> Step:
-    """EXEC becomes its combination with the source, and so does the result; SCC says whether a lane is on."""
-    check_count(instruction, 2)
-    kind = KINDS[instruction.name[-3:]]
-    read, write = reads_scalar(instruction.operands[1], kind, kernel), writes_scalar(instruction.operands[0], kind)
-    read_lanes, write_lanes = reads_scalar(_EXEC[kind.bits], kind, kernel), writes_scalar(_EXEC[kind.bits], kind)
-    clears_source = instruction.name.startswith(("s_andn1", "s_and_not0"))
-
-    def step(waves: Waves) -> None:
-        mask, lanes = read(waves), read_lanes(waves)
-        value = ~mask & lanes if clears_source else mask & ~lanes
-        write_lanes(waves, value)
-        write(waves, value)
-        waves.scc = value != 0
-
-    return step
+for _name, _combine in _LOGIC.items():
+    register(f"s_{_name}_saveexec_b32 s_{_name}_saveexec_b64", partial(_switch_lanes, _combine, True))
+register("s_andn2_wrexec_b64 s_and_not1_wrexec_b32", partial(_switch_lanes, _LOGIC["andn2"], False))
+register("s_andn1_wrexec_b64 s_and_not0_wrexec_b32", partial(_switch_lanes, lambda mask, lanes: ~mask & lanes, False))

@@ -10,16 +10,13 @@ Source: "SOP2", "SOP1" and "SOPC Instructions" in AMD's RDNA4 ISA; V_S_EXP_F32 a
 from collections.abc import Callable
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import transcendental
 from attn_amdgcn.instructions.compare import FLOATS
 from attn_amdgcn.instructions.convert import f16_to_f32, f32_to_f16, f32_to_i32, f32_to_u32, pkrtz, to_f32
 from attn_amdgcn.instructions.extremes import max_num, maximum, min_num, minimum
 from attn_amdgcn.instructions.float_arithmetic import in_float32
-from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step, scalar
+from attn_amdgcn.instructions.forms import scalar
 from attn_amdgcn.instructions.fused import fma32
-from attn_amdgcn.operands import KINDS, reads_scalar, writes_scalar
-from attn_amdgcn.waves import Waves
 
 
 def in_lower_half(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -40,6 +37,7 @@ for _name in ("exp", "log", "rcp", "sqrt", "rsq"):
     scalar(f"v_s_{_name}_f32", "f32 = f32")(getattr(transcendental, _name))
 
 scalar("s_fmaak_f32 s_fmamk_f32", "f32 = f32 f32 f32")(fma32)
+scalar("s_fmac_f32", "f32 = f32 f32 *f32")(fma32)
 scalar("s_cvt_f32_i32", "f32 = i32")(to_f32)
 scalar("s_cvt_f32_u32", "f32 = u32")(to_f32)
 scalar("s_cvt_i32_f32", "i32 = f32")(f32_to_i32)
@@ -49,24 +47,7 @@ scalar("s_cvt_f16_f32", "b32 = f32")(in_lower_half(f32_to_f16))
 scalar("s_cvt_pk_rtz_f16_f32", "b32 = f32 f32")(pkrtz)
 
 
-@scalar("s_cvt_hi_f32_f16", "f32 = b32")
-def upper_half_to_f32(a):
-    return f16_to_f32((a >> np.uint32(16)).astype(np.uint16).view(np.float16))
-
-
-@own_step("s_fmac_f32")
-def fmac(instruction: Instruction, kernel: Kernel) -> Step:
-    """The register of the result is the third source."""
-    check_count(instruction, 3)
-    check_modifiers(instruction)
-    target, first, second = instruction.operands
-    kind = KINDS["f32"]
-    reads, write = [reads_scalar(operand, kind, kernel) for operand in (first, second, target)], writes_scalar(target, kind)
-
-    def step(waves: Waves) -> None:
-        write(waves, fma32(*[read(waves) for read in reads]))
-
-    return step
+scalar("s_cvt_hi_f32_f16", "f32 = b32")(lambda a: f16_to_f32((a >> np.uint32(16)).astype(np.uint16).view(np.float16)))
 
 
 for _name, _function in FLOATS.items():

@@ -5,10 +5,9 @@ Source: "Scalar Memory Operations" in AMD's Instinct MI300 ISA and in RDNA4 ISA,
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Register
-from attn_amdgcn.instructions.formats import number
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
-from attn_amdgcn.operands import KINDS, reads_scalar, scalar_index, unknown
+from attn_amdgcn.operands import KINDS, number, reads_scalar, scalar_index, unknown
 from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import EXEC, Waves
 

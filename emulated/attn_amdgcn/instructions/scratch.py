@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand
 from attn_amdgcn.errors import Fault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, data_row, loaded, number, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
-from attn_amdgcn.operands import KINDS, reads_scalar
+from attn_amdgcn.operands import KINDS, number, reads_scalar, row_of
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -108,7 +108,7 @@ def _pieces(form: Format) -> list[tuple[int, Format]]:
 
 def _addresses(instruction: Instruction, address: Operand, base: Operand, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
     """[waves, lanes] int64: the byte of each lane's scratch at which the access begins."""
-    row = None if _is_off(address) else data_row(instruction, address, 1, kernel)
+    row = None if _is_off(address) else row_of(instruction, address, 1, kernel)
     read_base = None if _is_off(base) else reads_scalar(base, KINDS["u32"], kernel)
     offset = number(instruction, "offset")
 

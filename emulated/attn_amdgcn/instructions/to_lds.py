@@ -21,10 +21,10 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import lds
-from attn_amdgcn.instructions.formats import LOADS, Format, data_row, number
+from attn_amdgcn.instructions.formats import LOADS, Format
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE, places_of, values_at
-from attn_amdgcn.operands import unknown
+from attn_amdgcn.operands import number, row_of, unknown
 from attn_amdgcn.waves import M0, Waves
 
 SIZES = {"gfx942": ("dword",), "gfx950": ("dword", "dwordx3", "dwordx4")}
@@ -69,7 +69,7 @@ def global_load_async(instruction: Instruction, kernel: Kernel) -> Step:
         raise unknown(instruction, f"a load into LDS on {kernel.architecture}")
     form = LOADS[instruction.name.rpartition("_")[2].replace("b8", "u8")]
     into, address, base = instruction.operands
-    places, row = places_of(instruction, address, base, form, kernel), data_row(instruction, into, 1, kernel)
+    places, row = places_of(instruction, address, base, form, kernel), row_of(instruction, into, 1, kernel)
     offset = np.int64(number(instruction, "offset"))
 
     def step(waves: Waves) -> None:

@@ -9,6 +9,8 @@ Source: "VOP1 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. 
 no document says how exact it is.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from attn_amdgcn.instructions.float_arithmetic import in_float32
 from attn_amdgcn.instructions.forms import vector
@@ -43,47 +45,34 @@ def rcp(a):
     return flushed(np.reciprocal(flushed(a)))
 
 
-@vector("v_sqrt_f32", "f32 = f32", takes=("clamp",))
-def sqrt(a):
-    return np.sqrt(flushed(a))
+def _in_float64(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of float32 that is computed in float64, with denormals flushed before it and behind."""
+    return lambda a: flushed(function(flushed(a).astype(F64)).astype(F32))
 
 
-@vector("v_rsq_f32", "f32 = f32", takes=("clamp",))
-def rsq(a):
-    return (1 / np.sqrt(flushed(a).astype(F64))).astype(F32)
+def _reciprocal_root(a: np.ndarray) -> np.ndarray:
+    return np.reciprocal(np.sqrt(a))
 
 
-@vector("v_sin_f32", "f32 = f32", takes=("clamp",))
-def sin(a):
-    """Of an angle in turns."""
-    turns = flushed(a).astype(F64)
-    return flushed(np.sin(2 * np.pi * np.fmod(turns, 1)).astype(F32))
+def _turned(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of an angle in turns."""
+    return _in_float64(lambda turns: function(2 * np.pi * np.fmod(turns, 1)))
 
 
-@vector("v_cos_f32", "f32 = f32", takes=("clamp",))
-def cos(a):
-    """Of an angle in turns."""
-    turns = flushed(a).astype(F64)
-    return flushed(np.cos(2 * np.pi * np.fmod(turns, 1)).astype(F32))
-
-
-@vector("v_tanh_f32", "f32 = f32", takes=("clamp",))
-def tanh(a):
-    return flushed(np.tanh(flushed(a).astype(F64)).astype(F32))
-
-
-_HALF = {
+sqrt, rsq, sin, cos = _in_float64(np.sqrt), _in_float64(_reciprocal_root), _turned(np.sin), _turned(np.cos)
+for _name, _function in {"sqrt": sqrt, "rsq": rsq, "sin": sin, "cos": cos, "tanh": _in_float64(np.tanh)}.items():
+    vector(f"v_{_name}_f32", "f32 = f32", takes=("clamp",))(_function)
+_OF_OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp": np.exp2,
     "log": np.log2,
     "rcp": np.reciprocal,
     "sqrt": np.sqrt,
-    "rsq": lambda a: np.reciprocal(np.sqrt(a)),
+    "rsq": _reciprocal_root,
     "sin": sin,
     "cos": cos,
     "tanh": np.tanh,
 }
-for _name, _function in _HALF.items():
+for _name, _function in _OF_OTHERS.items():
     vector(f"v_{_name}_f16", "f16 = f16", takes=("clamp", "op_sel"))(in_float32(_function))
-vector("v_rcp_f64", "f64 = f64", takes=("clamp",))(np.reciprocal)
-vector("v_sqrt_f64", "f64 = f64", takes=("clamp",))(np.sqrt)
-vector("v_rsq_f64", "f64 = f64", takes=("clamp",))(lambda a: np.reciprocal(np.sqrt(a)))
+for _name in ("rcp", "sqrt", "rsq"):
+    vector(f"v_{_name}_f64", "f64 = f64", takes=("clamp",))(_OF_OTHERS[_name])

@@ -10,6 +10,7 @@ Value kinds (Case.values.kind), simplest first:
     random      everything normal; in half of the rows of q some blocks of dims are far smaller than the others
     extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties; odd seeds have values up
                 to LARGEST_VALUES, unless a dtype or a scale for all tokens is too narrow for them
+    below       all logits around -FAR_BELOW, before rotations and rules of logits: a maximum of 0 loses their weights
 """
 
 import math
@@ -25,6 +26,8 @@ TILES = 32
 SMALLEST_SCALE = 2.0**-20
 """The scale of logits below which finite keys no longer bring one key above the others."""
 EXTREME_QUERY, EXTREME_LOGIT = 16, 100
+FAR_BELOW = 150
+"""exp(-FAR_BELOW) is 0 in float32, whose smallest number is exp(-103)."""
 # one row or element in this many, of those that a neighbour writes, is special
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 # one element of k and v in this many is infinite where infinities saturate
@@ -52,6 +55,8 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
         return direction + noise / 8, direction
     if case.values.kind == "extreme":
         return noise.sign() * EXTREME_QUERY, direction
+    if case.values.kind == "below":
+        return (direction + noise / 8) * EXTREME_QUERY, direction
     if case.values.kind == "random" and case.values.choice("magnitudes of q", 4):
         noise *= _magnitudes(case, shape)
     return noise, direction
@@ -124,6 +129,9 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
             longest = max(map(case.num_keys, case.requests), default=0)
             # a number of the normal distribution is below 8, and bfloat16 may round up
             values *= LARGEST_VALUES / 16 / max(longest, 1)
+    elif kind == "below":
+        size = FAR_BELOW / EXTREME_QUERY / max(abs(case.scale), 1e-3) / case.head_size
+        keys = (direction + keys / 8) * math.copysign(size, -case.scale)
     elif kind == "one_hot":
         values = torch.zeros(shape_of_v)
         for r, request in enumerate(case.requests):

@@ -200,11 +200,15 @@ def restrided(tensor: torch.Tensor, unit: int = 1) -> torch.Tensor:
     return other
 
 
-def restrided_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
-    """A cache of the same numbers whose blocks have another stride: a view, and its allocation."""
-    kv_cache = restrided(view.tensor(raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
+def _cache_strides(step: Step) -> Step | None:
+    """A cache of the same numbers whose blocks have another stride."""
+    if step.raw is None or step.view is None:
+        return None
+    view = step.view
+    kv_cache = restrided(view.tensor(step.raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
-    return KVCacheView.of(kv_cache, view.layout, **sizes), kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
+    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
+    return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
 
 
 def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:
@@ -214,18 +218,6 @@ def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None])
         tensor = getattr(step, name)
         other = None if tensor is None or (name in ("k", "v") and step.raw is not None) else change(tensor)
         return None if other is None else dataclasses.replace(step, **{name: other})
-
-    return changed
-
-
-def _of_cache(
-    change: Callable[[KVCacheView, torch.Tensor], tuple[KVCacheView, torch.Tensor]],
-) -> Callable[[Step], Step | None]:
-    def changed(step: Step) -> Step | None:
-        if step.raw is None or step.view is None:
-            return None
-        view, raw = change(step.view, step.raw)
-        return dataclasses.replace(step, raw=raw, view=view)
 
     return changed
 
@@ -257,42 +249,36 @@ def converted_cache(view: KVCacheView, raw: torch.Tensor, dtype: torch.dtype) ->
     return dataclasses.replace(view, itemsize=dtype.itemsize), raw.to(dtype)
 
 
-def with_other_cache(layer: Layer, view: KVCacheView, raw: torch.Tensor) -> tuple[Layer, KVCacheView, torch.Tensor] | None:
-    """A layer whose cache is float8 where it is not quantized, and else of the other type of float8."""
-    own, layout = layer.kv_cache_dtype, view.layout
-    if own not in _OTHER_FLOAT8 or layout.has_inline_scales or layer.q_scale is not None:
+def _cache_dtype(step: Step) -> Step | None:
+    """A cache in float8 where it is not quantized, and else in the other type of float8."""
+    if step.raw is None or step.view is None:
+        return None
+    own, layout = step.layer.kv_cache_dtype, step.view.layout
+    if own not in _OTHER_FLOAT8 or layout.has_inline_scales or step.layer.q_scale is not None:
         return None
     other = _OTHER_FLOAT8[own]
     if own is not None:
-        return dataclasses.replace(layer, kv_cache_dtype=other), view, raw.view(other)
-    converted = converted_cache(view, raw, other)
+        return dataclasses.replace(step, layer=dataclasses.replace(step.layer, kv_cache_dtype=other), raw=step.raw.view(other))
+    converted = converted_cache(step.view, step.raw, other)
     if converted is None:
         return None
+    view, raw = converted
     one = torch.ones((), device=raw.device)
     scales = {"k_scale": one, "v_scale": None if layout.has_latent_value else one}
-    return dataclasses.replace(layer, kv_cache_dtype=other, **scales), *converted
+    return dataclasses.replace(step, layer=dataclasses.replace(step.layer, kv_cache_dtype=other, **scales), view=view, raw=raw)
 
 
-def swapped(layer: Layer, view: KVCacheView) -> tuple[Layer, KVCacheView] | None:
+def _layout(step: Step) -> Step | None:
     """The same tensor in a layout with slots and heads the other way round, which as many heads as slots allow."""
+    view = step.view
+    if view is None:
+        return None
     prefix, _, order = view.layout.name.rpartition("_")
     if order not in _SWAPPED or view.block_size != view.num_kv_heads:
         return None
     layout = type(view.layout)[f"{prefix}_{_SWAPPED[order]}"]
     view = dataclasses.replace(view, layout=layout, slot_stride=view.head_stride, head_stride=view.slot_stride)
-    return dataclasses.replace(layer, layout=layout), view
-
-
-def _cache_dtype(step: Step) -> Step | None:
-    if step.raw is None or step.view is None:
-        return None
-    other = with_other_cache(step.layer, step.view, step.raw)
-    return None if other is None else dataclasses.replace(step, **dict(zip(("layer", "view", "raw"), other, strict=True)))
-
-
-def _layout(step: Step) -> Step | None:
-    other = None if step.view is None else swapped(step.layer, step.view)
-    return None if other is None else dataclasses.replace(step, layer=other[0], view=other[1])
+    return dataclasses.replace(step, layer=dataclasses.replace(step.layer, layout=layout), view=view)
 
 
 def _dtype(step: Step) -> Step | None:
@@ -326,12 +312,14 @@ def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
     return other
 
 
-def realigned_cache(view: KVCacheView, raw: torch.Tensor) -> tuple[KVCacheView, torch.Tensor]:
+def _cache_alignment(step: Step) -> Step | None:
     """A cache of the same numbers that begins one element later, or as many as its layout's strides are multiples of."""
-    later = view.layout.unit_of_strides
-    memory = raw.new_empty(len(raw) + later)
-    bits(memory)[later:].copy_(bits(raw))
-    return dataclasses.replace(view, offset=view.offset + later), memory
+    if step.raw is None or step.view is None:
+        return None
+    later = step.view.layout.unit_of_strides
+    raw = step.raw.new_empty(len(step.raw) + later)
+    bits(raw)[later:].copy_(bits(step.raw))
+    return dataclasses.replace(step, raw=raw, view=dataclasses.replace(step.view, offset=step.view.offset + later))
 
 
 def _rows(step: Step) -> Step | None:
@@ -423,20 +411,14 @@ def _head_size(step: Step) -> Step | None:
     )
 
 
-def with_other_scales(layer: Layer) -> Layer | None:
-    """The layer with a scale of q or the cache for each head where there was one, or with one where each head had its own."""
+def _scales(step: Step) -> Step | None:
+    """A scale of q or the cache for each head where there was one, or one where each head had its own."""
+    layer = step.layer
     scales = {name: scale for name in ("q_scale", "k_scale", "v_scale") if (scale := getattr(layer, name)) is not None}
     if not scales or layer.num_kv_heads == 1 or layer.v_scale is None:
         return None
     heads = {name: layer.num_kv_heads if scale.numel() == 1 else 1 for name, scale in scales.items()}
-    return dataclasses.replace(
-        layer, **{name: scale.reshape(-1)[:1].expand(heads[name]).clone() for name, scale in scales.items()}
-    )
-
-
-def _scales(step: Step) -> Step | None:
-    layer = with_other_scales(step.layer)
-    return None if layer is None else dataclasses.replace(step, layer=layer)
+    return _of_layer(**{name: scale.reshape(-1)[:1].expand(heads[name]).clone() for name, scale in scales.items()})(step)
 
 
 def _causal(step: Step) -> Step | None:
@@ -594,8 +576,17 @@ def _q_scale(step: Step) -> Step | None:
     return dataclasses.replace(step, layer=changed, q=q)
 
 
+OF_CACHE: dict[str, Callable[[Step], Step | None]] = {
+    "cache strides": _cache_strides,
+    "cache alignment": _cache_alignment,
+    "cache dtype": _cache_dtype,
+    "layout": _layout,
+    "scales": _scales,
+}
+"""Changes of a layer and its cache, which come before writes as well."""
 _HELD = (*held_rules(Layer), *held_rules(Batch))
 _CHANGES: dict[str, Callable[[Step], Step | None]] = {
+    **OF_CACHE,
     "same": _same,
     "output strides": _of_tensor("out", restrided),
     "output dtype": _output_dtype,
@@ -604,22 +595,17 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     "q strides": _of_tensor("q", restrided),
     "k strides": _of_tensor("k", restrided),
     "v strides": _of_tensor("v", restrided),
-    "cache strides": _of_cache(restrided_cache),
     "table strides": _table_strides,
     "dtype": _dtype,
-    "cache dtype": _cache_dtype,
-    "layout": _layout,
     "alignment": _of_tensor("q", realigned),
     "k alignment": _of_tensor("k", realigned),
     "v alignment": _of_tensor("v", realigned),
     "output alignment": _of_tensor("out", realigned),
-    "cache alignment": _of_cache(realigned_cache),
     "rows": _rows,
     "heads": _heads,
     "kv_heads": _kv_heads,
     "head_size": _head_size,
     "scale": _scale,
-    "scales": _scales,
     "causal": _causal,
     "per_request_causal": _per_request_causal,
     "requests": _requests,

@@ -10,20 +10,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import torch
-from attn_contract import ContractError, KVCacheView
+from attn_contract import ContractError
 from attn_fuzz.cases.case import Case, Values
-from attn_fuzz.cases.earlier import (
-    OTHER_DTYPE,
-    converted_cache,
-    realigned,
-    realigned_cache,
-    restored,
-    restrided,
-    restrided_cache,
-    swapped,
-    with_other_cache,
-    with_other_scales,
-)
+from attn_fuzz.cases.earlier import OF_CACHE, OTHER_DTYPE, converted_cache, realigned, restored, restrided
 from attn_fuzz.cases.tensors import Rotation, Step, Write
 
 _Changed = tuple[Write, Step]
@@ -79,13 +68,14 @@ def _of_rows(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -
     return changed
 
 
-def _of_cache(
-    change: Callable[[KVCacheView, torch.Tensor], tuple[KVCacheView, torch.Tensor]],
-) -> Callable[[Write, Step], _Changed | None]:
+def _of_cache(name: str) -> Callable[[Write, Step], _Changed | None]:
+    """The change of this name that `earlier` makes of a step."""
+
     def changed(write: Write, step: Step) -> _Changed | None:
-        assert step.raw is not None
-        view, raw = change(write.view, step.raw)
-        return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
+        other = OF_CACHE[name](dataclasses.replace(step, layer=write.layer, view=write.view))
+        if other is None or other.view is None:
+            return None
+        return dataclasses.replace(write, layer=other.layer, view=other.view), dataclasses.replace(step, raw=other.raw)
 
     return changed
 
@@ -122,25 +112,6 @@ def _dtype(write: Write, step: Step) -> _Changed | None:
     return dataclasses.replace(write, view=view), dataclasses.replace(step, raw=raw)
 
 
-def _scales(write: Write, step: Step) -> _Changed | None:
-    layer = with_other_scales(write.layer)
-    return None if layer is None else (dataclasses.replace(write, layer=layer), step)
-
-
-def _layout(write: Write, step: Step) -> _Changed | None:
-    other = swapped(write.layer, write.view)
-    return None if other is None else (dataclasses.replace(write, layer=other[0], view=other[1]), step)
-
-
-def _cache_dtype(write: Write, step: Step) -> _Changed | None:
-    assert step.raw is not None
-    other = with_other_cache(write.layer, write.view, step.raw)
-    if other is None:
-        return None
-    layer, view, raw = other
-    return dataclasses.replace(write, layer=layer, view=view), dataclasses.replace(step, raw=raw)
-
-
 def _rotation(write: Write, step: Step) -> _Changed | None:
     """A rotation of other pairs, or one where there was none: by no angle, of no query."""
     if write.layer.layout is not None and write.layer.layout.has_latent_value:
@@ -167,16 +138,16 @@ CHANGES: dict[str, Callable[[Write, Step], _Changed | None]] = {
     "slots": _fewer_slots,
     "k strides": _of_rows("k", restrided),
     "v strides": _of_rows("v", restrided),
-    "cache strides": _of_cache(restrided_cache),
+    "cache strides": _of_cache("cache strides"),
     "k alignment": _of_rows("k", realigned),
     "v alignment": _of_rows("v", realigned),
-    "cache alignment": _of_cache(realigned_cache),
+    "cache alignment": _of_cache("cache alignment"),
     "q strides": _query_strides,
     "angle strides": _angle_strides,
     "dtype": _dtype,
-    "cache dtype": _cache_dtype,
-    "scales": _scales,
-    "layout": _layout,
+    "cache dtype": _of_cache("cache dtype"),
+    "scales": _of_cache("scales"),
+    "layout": _of_cache("layout"),
     "rotation": _rotation,
     "no rotation": _no_rotation,
 }

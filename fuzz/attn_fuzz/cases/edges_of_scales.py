@@ -6,9 +6,10 @@ The contract's writer writes no byte below 27. But a byte is any power of two fr
 
 from typing import NamedTuple
 
+import msgspec
 import torch
 from attn_fuzz.cases import allocations
-from attn_fuzz.cases.case import Cache, Case
+from attn_fuzz.cases.case import Cache, Case, Values
 from attn_fuzz.cases.contents import MEANING_VALUES
 from attn_fuzz.cases.poison import DTYPES
 
@@ -38,6 +39,13 @@ def of(case: Case) -> Edge | None:
     groups = form.quantized_size(case.head_size, case.head_size_v) // form.scale_dims
     group = case.values.choice("group with such a byte", groups)
     return Edge(group, slice(group * form.scale_dims, (group + 1) * form.scale_dims), (LEAST, LARGEST)[choice - 2])
+
+
+def without_least(values: Values) -> Values:
+    """Values that differ in the seed at most, and with which no byte is LEAST."""
+    while values.choice("scale bytes", 4) == 2:
+        values = msgspec.structs.replace(values, seed=values.seed - 1)  # 0 is the simplest form
+    return values
 
 
 def write(case: Case, cache: Cache, edge: Edge, raw: torch.Tensor, slots: torch.Tensor) -> None:

@@ -1,18 +1,34 @@
 """Bugs that the fuzzer has found in AITER's Triton kernel unified_attention, and the backends that launch it."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig, AttentionType, Layout
-from attn_fuzz.findings.finding import Finding, is_nan, is_nan_before_windows, is_of_tf32
+from attn_fuzz.findings.finding import (
+    NUMBERS,
+    WRONG,
+    Finding,
+    has_hidden_keys,
+    has_idle_requests,
+    has_queries_without_keys,
+    has_several_queries,
+    is_nan,
+    is_nan_before_windows,
+    is_of_tf32,
+    of,
+)
 
 if TYPE_CHECKING:
-    from attn_fuzz.cases.case import Case, Request
+    from attn_fuzz.cases.case import Case
     from attn_fuzz.verdict.verdict import Verdict
 
 KERNELS = "aiter/ops/triton/_triton_kernels/unified_attention.py"
 SEEN_IN = "amd-aiter 0.1.7.post2.dev18"
-_MAIN = "ROCm/aiter e4048607a5 (main)"
+_in_wheel = functools.partial(Finding, seen_in=SEEN_IN)
+_in_main = functools.partial(Finding, seen_in="ROCm/aiter e4048607a5 (main)")
+_in_both = functools.partial(Finding, seen_in=f"{SEEN_IN}, and main at e4048607")
 MHA_TILE_ROWS = 128
 """Rows of q in one program of _attn_fwd."""
 SPLIT_KEYS = 512
@@ -30,8 +46,12 @@ def _hides_tiles(case: "Case") -> bool:
     return (is_windowed or _may_split(case)) and any(request.query_len > 1 for request in case.requests)
 
 
-def _has_no_keys(case: "Case") -> bool:
-    return any(request.query_len > request.seq_len == 0 for request in case.requests)
+def _has_3_queries(case: "Case") -> bool:
+    return any(request.query_len > 2 for request in case.requests)
+
+
+def _cache_dtype(case: "Case") -> str | None:
+    return case.cache and case.cache.dtype
 
 
 def _has_decodes(case: "Case") -> bool:
@@ -43,13 +63,18 @@ def _overflows(case: "Case", verdict: "Verdict") -> bool:
     return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind == "extreme"
 
 
-def _sees_no_tile(case: "Case", request: "Request") -> bool:
+def _sees_no_tile(case: "Case") -> bool:
     """Whether _attn_fwd has a tile of queries that sees no tile of keys, in a causal call or in one before it.
 
     An earlier call with other contents has half of the keys, and none of a single key that has no query.
     """
-    has_no_key = request.seq_len == 0 or ("contents" in case.earlier and request.query_len == 0 and request.seq_len == 1)
-    return has_no_key or request.query_len - request.seq_len >= MHA_TILE_ROWS
+    least = 1 if "contents" in case.earlier else 0
+    return (bool(case.earlier) or any(request.causal for request in case.requests)) and any(
+        request.seq_len == 0
+        or request.query_len < request.seq_len <= least
+        or request.query_len - request.seq_len >= MHA_TILE_ROWS
+        for request in case.requests
+    )
 
 
 def _reads_unused_slots(case: "Case", verdict: "Verdict") -> bool:
@@ -75,72 +100,65 @@ def _has_window(config: AttentionConfig) -> bool:
 
 
 UNIFIED_ATTENTION = (
-    Finding(
+    _in_wheel(
         name="aiter-unused-slots",
         what="NaN in a slot that no query sees, past the end of a sequence or outside its window, makes the output NaN.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: where a tile is a block, K and V are loaded without a mask, "
         "and nowhere is V masked by what a query sees; its weight is 0, and 0 * NaN is NaN.",
-        seen_in=SEEN_IN,
         meets=_is_decoder,
         explains=_reads_unused_slots,
     ),
-    Finding(
+    _in_wheel(
         name="aiter-rows-without-keys",
         what="In a request with more query tokens than keys, rows that see no key are NaN where the kernel visits a tile for "
         "their neighbours. They should be 0.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: a tile without a visible key leaves the denominator at 0, and "
         "the epilogue of the first divides by it.",
-        seen_in=SEEN_IN,
         meets=_is_decoder,
         explains=lambda case, verdict: is_nan(case, verdict) and any(0 < r.seq_len < r.query_len for r in case.requests),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-hidden-tile",
         what="Where a row sees nothing of a tile, as a window or a split makes them, and its logits are negative, its weights "
         "underflow: in float16 to 0 below about -17.3, and to a row of NaN below about -88.4. Without a split, a finite "
         "sink prevents it.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
-        seen_in=SEEN_IN,
         meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "exact") and _hides_tiles(case),
+        explains=of(("nan", "value", "exact"), _hides_tiles),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-soft-cap-overflow",
         what="A logit of more than about 88 times the soft cap, in either direction, makes the output NaN.",
         cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows; infinity over itself is NaN.",
-        seen_in=SEEN_IN,
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
         meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
         explains=lambda case, verdict: is_nan(case, verdict) and case.logits_soft_cap is not None,
     ),
-    Finding(
+    _in_wheel(
         name="aiter-split-writes-unowned-rows",
         what="Where keys are split, rows of the output that no request owns are written, as padding for a graph has them.",
         cause=f"{KERNELS}, reduce_segments: one program for each row of q, and none asks whether a request owns it.",
-        seen_in=SEEN_IN,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
-        explains=lambda case, verdict: verdict.kind == "guard" and case.unowned_rows > 0 and _may_split(case),
+        explains=of(("guard",), _may_split, lambda case: case.unowned_rows > 0),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-split-without-keys",
         what="Where keys are split, a request with query tokens and no keys gets NaN (interpreted; on a GPU an integer "
         "division by 0 is undefined). It should get 0.",
         cause=f"{KERNELS}, reduce_segments: it divides by tiles_per_segment, which is 0.",
-        seen_in=SEEN_IN,
         meets=lambda config: _is_decoder(config) and not _has_window(config),
-        explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and _has_no_keys(case),
+        explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and has_queries_without_keys(case),
     ),
 )
 
 PREFILL = (
-    Finding(
+    _in_wheel(
         name="aiter-prefill-float32-as-tf32",
         what="Attention in float32 multiplies in TF32 on NVIDIA GPUs that have it (sm80 and later), and is compiled for XF32 "
         "on MI300X (gfx942): of both operands of a dot 10 bits behind the leading one are left.",
         cause="aiter/ops/triton/_triton_kernels/prefill_attention.py:124 and 163, _fwd_kernel: tl.dot has no input_precision, "
         'and Triton then takes "tf32" where the GPU has it.',
-        seen_in=SEEN_IN,
         needs_gpu=True,
         explains=lambda case, verdict: (
             verdict.kind == "value" and case.dtype == "float32" and all(is_of_tf32(each) for each in verdict.differences)
@@ -148,69 +166,60 @@ PREFILL = (
     ),
 )
 PAGED_DECODE = (
-    Finding(
+    _in_wheel(
         name="aiter-decode-one-head",
         what="A decode with one query head for each KV head does not compile (Triton 3.9, for gfx942 and sm90 alike).",
         cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel and its v2: `alpha[:, "
         "None]` of a scalar.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: verdict.kind == "raised" and case.group_size == 1,
+        explains=of(("raised",), lambda case: case.group_size == 1),
     ),
 )
 EXTEND = (
-    Finding(
+    _in_both(
         name="aiter-fractional-soft-cap",
         what="A soft cap that is no whole number, such as 0.5, does not compile (Triton 3.6 to 3.9, for each GPU).",
         cause="aiter/ops/triton/utils/_triton/kernel_repr.py:11, _sanitize_constexpr_value: the dot of the number stands in "
         "the kernel's name, which is then no identifier.",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
-        explains=lambda case, verdict: verdict.kind == "raised" and (case.logits_soft_cap or 0.0) % 1.0 != 0.0,
+        explains=of(("raised",), lambda case: (case.logits_soft_cap or 0.0) % 1.0 != 0.0),
     ),
 )
 PAGED_PREFILL = (
-    Finding(
+    _in_wheel(
         name="aiter-prefill-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
         cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
         "and 0 * NaN is NaN.",
-        seen_in=SEEN_IN,
         explains=is_nan_before_windows,
     ),
 )
 
 
 CHUNKED_PREFILL = (
-    Finding(
+    _in_wheel(
         name="aiter-chunked-outside-window",
         what="NaN in a slot before the window of a decode makes its output NaN.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:131-173, _kernel_paged_attention_2d: V is not masked by "
         "the window, its weight is 0, and 0 * NaN is NaN. A mask of pa_prefill's V does not reach decodes.",
-        seen_in=SEEN_IN,
         explains=lambda case, verdict: is_nan_before_windows(case, verdict) and _is_of_decodes(case, verdict),
     ),
     *PAGED_PREFILL,
-    Finding(
+    _in_wheel(
         name="aiter-chunked-unused-slots",
         what="In a step with decodes, NaN in a slot past the end of a sequence makes the output NaN.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:122-147, _kernel_paged_attention_2d: K and V of the last "
         "block are loaded without a mask; a score of -inf plus NaN is NaN, and so is a weight of 0 times NaN. vLLM's kernel of "
         "this name masks both.",
-        seen_in=SEEN_IN,
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots and _has_decodes(case),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-chunked-empty-request",
         what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
         "row, or the memory behind the last row.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:60-65, _kernel_paged_attention_2d: with "
         "filter_by_query_len it returns for more than one query, and not for none.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise", "nan", "guard", "crashed", "sanitizer")
-            and any(request.query_len == 0 for request in case.requests)
-        ),
+        explains=of((*WRONG, "guard", "crashed", "sanitizer"), has_idle_requests),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-chunked-rounded-products",
         what="A decode rounds each product of an element of q and one of k to 16 bits before the products are summed, and in "
         "float16 their sums as well. A logit is off by up to 2^-8 (bfloat16) or 2^-11 (float16) of the sum of the products' "
@@ -218,51 +227,43 @@ CHUNKED_PREFILL = (
         "products in float32.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
         "axis=0)` multiplies in the dtype of q, and tl.sum adds float16 in float16.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            _is_of_decodes(case, verdict) and (verdict.kind in ("value", "bitwise") or _overflows(case, verdict))
-        ),
+        explains=lambda case, verdict: _is_of_decodes(case, verdict) and (verdict.kind in NUMBERS or _overflows(case, verdict)),
     ),
 )
 _PA = "aiter_meta/csrc/cpp_itfs/pa"
-_UNUSED_SLOTS = Finding(
+_UNUSED_SLOTS = _in_wheel(
     name="aiter-hip-unused-slots",
     what="NaN in a slot of V past the end of a sequence or before its window makes the output NaN.",
     cause=f"{_PA}/pa_kernels.cuh:313 and pa.cuh:331-360: V of the last block is loaded whole, and nowhere masked; its weight "
     "is 0, and 0 * NaN is NaN.",
-    seen_in=SEEN_IN,
     explains=_reads_unused_slots,
 )
-_LARGE_GROUPS = Finding(
+_LARGE_GROUPS = _in_wheel(
     name="aiter-hip-large-groups",
     what="With more than 16 query heads for each KV head, heads of the second KV head and of later ones are computed at the "
     "place of other heads, and where the group is no multiple of its parts of at most 16 heads, its last heads are nowhere.",
     cause=f"{_PA}/pa_kernels.cuh:62 and 94, pa.cuh:115 and 149: a group has DIVIDE_ROUND_UP(GQA_RATIO, 16) parts of "
     "GQA_RATIO / parts heads each, and the first head of a KV head is its number times the size of a part, not of the group.",
-    seen_in=SEEN_IN,
-    explains=lambda case, verdict: (
-        verdict.kind in ("nan", "value", "bitwise", "unwritten", "sanitizer")
-        and case.group_size > 16
-        and (case.num_kv_heads > 1 or case.group_size % -(-case.group_size // 16) > 0)
+    explains=of(
+        (*WRONG, "unwritten", "sanitizer"),
+        lambda case: case.group_size > 16 and (case.num_kv_heads > 1 or case.group_size % -(-case.group_size // 16) > 0),
     ),
 )
-_MAXIMUM_FROM_ZERO = Finding(
+_MAXIMUM_FROM_ZERO = _in_wheel(
     name="aiter-hip-maximum-from-zero",
     what="With more than 16 query heads for each KV head, heads behind the first part of a group take 0 as a logit of each "
     "partition's maximum. Where all logits are negative, their weights lose to the 1e-6 in the divisors, and vanish.",
     cause=f"{_PA}/pa_kernels.cuh:487 and 556, pa.cuh:509 and 589: the initializers of qk_max and partition_qk_max set the "
     "first element to -FLT_MAX, and C++ sets the others to 0.",
-    seen_in=SEEN_IN,
-    explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and case.group_size > 16,
+    explains=of(NUMBERS, lambda case: case.group_size > 16),
 )
-_HEAD_SIZES = Finding(
+_HEAD_SIZES = _in_wheel(
     name="aiter-hip-head-sizes",
     what="Heads whose size is no multiple of 64: dims behind the last multiple are never computed, and the scores lack those "
     "behind the last multiple of 32.",
     cause=f"{_PA}/pa_kernels.cuh:79 and 269, pa.cuh:132 and 303: QKHELOOP and VHELOOP are quotients that are rounded down. "
     "aiter/paged_attn.py:171-172 names 80, 96, 112 and 120 as supported.",
-    seen_in=SEEN_IN,
-    explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.head_size % 64 > 0,
+    explains=of(WRONG, lambda case: case.head_size % 64 > 0),
 )
 HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES)
 HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
@@ -271,28 +272,26 @@ HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
 def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
     """Whether all requests that are wrong have 241 to 255 keys: 16 blocks of 16 slots, of which the last is not full."""
     wrong = [case.requests[each.request] for each in verdict.differences]
-    return verdict.kind in ("nan", "value", "bitwise") and bool(wrong) and all(240 < each.seq_len < 256 for each in wrong)
+    return verdict.kind in WRONG and bool(wrong) and all(240 < each.seq_len < 256 for each in wrong)
 
 
 PA_ASSEMBLY = (
-    Finding(
+    _in_both(
         name="aiter-pa-assembly-short-tail",
         what="A request of 241 to 255 keys attends the slots behind its last key, too, with about half the weight of a key "
         "whose logit is the same. The output is NaN if V is NaN there.",
         cause="hsa/gfx942/pa and hsa/gfx950/pa, all files of blocks of 16 without mtp: `s_cmp_lt_u32 s73, 16` enters the loop "
         "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
         "lengths.",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
         link="ROCm/aiter#5654, which repairs one file",
         meets=_is_decoder,
         explains=_has_short_tail,
     ),
-    Finding(
+    _in_both(
         name="aiter-pa-assembly-unused-slots",
         what="NaN in a slot of V past the end of a sequence, or in block 0 of the cache, makes the output NaN.",
         cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN. Blocks "
         "behind the end of a block table's row have the number 0.",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
         meets=_is_decoder,
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
@@ -314,24 +313,22 @@ def _made_of_registers(case: "Case", verdict: "Verdict") -> list[int]:
 _GQA16_MTP = "hsa/gfx942/pa and hsa/gfx950/pa, pa_*_pertoken*_gqa16_1tg_4w_mtp_msk1.co"
 PA_MTP_ASSEMBLY = (
     *PA_ASSEMBLY,
-    Finding(
+    _in_wheel(
         name="aiter-pa-assembly-third-query",
         what="Requests of 3 or 4 queries with 9 to 16 heads per KV head and a quantized cache of blocks of 16: outputs of the "
         "third and the fourth query depend on what registers held before the kernel.",
         cause=f"{_GQA16_MTP}, and the same files of main (e4048607): the code for 3 queries, and that for 4, sets the running "
         "maxima v11 and v12 to -inf, and not v13 and v14, which `v_max_f32 v15, v48, v13` reads.",
-        seen_in=SEEN_IN,
         meets=_is_decoder,
         explains=lambda case, verdict: any(length > 2 for length in _made_of_registers(case, verdict)),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-pa-assembly-one-of-several",
         what="A request of one query beside requests of more, with 9 to 16 heads per KV head and a quantized cache of blocks "
         "of 16: whether the slots behind its keys are masked depends on what a register held before the kernel.",
         cause=f"{_GQA16_MTP}: the code for one query compares s90 with the number of keys (`s_cmp_le_i32 s90, s89`, at 0x2d3c "
         "of pa_fp16_pertokenInt8) and masks a tile by it. `s_mov_b32 s90, 0xff` stands in the code for 2 to 4 queries alone. "
         "The files for 8 heads set it.",
-        seen_in=SEEN_IN,
         meets=_is_decoder,
         explains=lambda case, verdict: set(_made_of_registers(case, verdict)) == {1},
     ),
@@ -340,43 +337,30 @@ HIP_PA_V1 = (
     _LARGE_GROUPS,
     _MAXIMUM_FROM_ZERO,
     _UNUSED_SLOTS,
-    Finding(
+    _in_wheel(
         name="aiter-hip-alibi-under-soft-cap",
         what="With a soft cap, the cap is applied to the sum of score and ALiBi, and not to the score alone.",
         cause=f"{_PA}/pa_kernels.cuh:419-482: ALiBi is added first. AITER's Triton unified_attention, which vLLM calls for the "
         "same layer's steps of several queries, adds it behind the cap.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise") and case.logits_soft_cap is not None and case.alibi_slopes
-        ),
+        explains=of(NUMBERS, lambda case: case.logits_soft_cap is not None and case.alibi_slopes),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-hip-window-under-soft-cap",
         what="With a soft cap c, keys before a window are not hidden: each has the logit -c.",
         cause=f"{_PA}/pa_kernels.cuh:443-482: a key before the window gets the logit -FLT_MAX, and the cap is applied behind "
         "that. vLLM 0.33 trims the block table to the window's blocks, so that the keys are those of the first block alone.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise")
-            and case.logits_soft_cap is not None
-            and any(0 <= case.window[0] < request.seq_len - 1 for request in case.requests)
-        ),
+        explains=of(NUMBERS, has_hidden_keys, lambda case: case.logits_soft_cap is not None),
     ),
 )
 MHA_VARLEN = (
-    Finding(
+    _in_wheel(
         name="aiter-mha-lse-of-empty-requests",
         what="A causal call with a request without a key, or with 128 or more queries that see none, writes 0 as the LSE of "
         "rows behind this request: of later requests, or in the memory behind the last row.",
         cause="aiter/ops/triton/_triton_kernels/mha.py:512, _attn_fwd: where no tile of keys is left, the store of the LSE is "
         "masked by the longest request's queries, SEQLEN_Q, and not by this request's. `start_m * BLOCK_M > seqlen_q` (457) "
         "lets a request without a query get there, too.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("lse", "sanitizer")
-            and any(request.causal for request in case.requests) | bool(case.earlier)  # earlier calls may be causal
-            and any(_sees_no_tile(case, request) for request in case.requests)
-        ),
+        explains=of(("lse", "sanitizer"), _sees_no_tile),
     ),
 )
 
@@ -397,11 +381,6 @@ BACKENDS = {
 _SPARSE_MLA = "aiter/ops/triton/_triton_kernels/unified_attention_sparse_mla.py, _kernel_unified_attention_sparse_mla_2d"
 
 
-def _are_zero(verdict: "Verdict") -> bool:
-    """Whether all wrong numbers are 0."""
-    return bool(verdict.differences) and all(difference.got == 0 for difference in verdict.differences)
-
-
 def _has_holes(case: "Case") -> bool:
     """Whether a tile of entries may name no token, and a later one may name some."""
     return case.selection_unit is not None and case.selected in ("holes", "ahead")
@@ -412,13 +391,12 @@ def _is_latent(config: AttentionConfig) -> bool:
 
 
 MLA_DECODE_ROPE = (
-    Finding(
+    _in_wheel(
         name="aiter-mla-rope-past-row",
         what="Where the number of rotated dims is no power of two, dims behind the row of a request's last key are read, and a "
         "NaN in them makes the output NaN.",
         cause="aiter/ops/triton/_triton_kernels/mla_decode_rope.py, _fwd_grouped_kernel_stage1_rope: k_pe_last_token is loaded "
         "without a mask, BLOCK_R dims of it; q is 0 in those behind the row, and 0 * NaN is NaN.",
-        seen_in=SEEN_IN,
         meets=_is_latent,
         explains=lambda case, verdict: (
             (is_nan(case, verdict) or verdict.kind == "sanitizer")
@@ -428,24 +406,22 @@ MLA_DECODE_ROPE = (
     ),
 )
 SPARSE_MLA = (
-    Finding(
+    _in_wheel(
         name="aiter-sparse-mla-heads",
         what="Query heads behind the last multiple of 16 are never computed; with fewer than 16 no head is.",
         cause="aiter/ops/triton/unified_attention_sparse_mla.py, unified_attention_sparse_mla: the grid has "
         "num_query_heads // 16 programs for each row of q, and no check refuses what is left over.",
-        seen_in=SEEN_IN,
         meets=lambda config: _is_latent(config) and config.num_heads % 16 != 0,
-        explains=lambda case, verdict: verdict.kind == "unwritten" and case.group_size % 16 != 0,
+        explains=of(("unwritten",), lambda case: case.group_size % 16 != 0),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-sparse-mla-hidden-tile",
         what="A row whose first tile of chosen indices is all -1 loses its weights where its logits are negative: it is 0, "
         "less exact or NaN.",
         cause=f"{_SPARSE_MLA}: after a tile without a key the running maximum is 0 instead of -inf, and weights are taken "
         "relative to it.",
-        seen_in=SEEN_IN,
         meets=_is_latent,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_holes(case),
+        explains=of(WRONG, _has_holes),
     ),
 )
 
@@ -471,25 +447,23 @@ def _is_far_before_keys(case: "Case", verdict: "Verdict") -> bool:
 
 
 FMHA_ASSEMBLY = (
-    Finding(
+    _in_wheel(
         name="aiter-fmha-no-keys",
         what="In a call without a causal mask, a request without a key gets NaN or what lay in registers, and so does its LSE. "
         "They should be 0 and minus infinity. vLLM's extends make such calls, where a context ends before the last chunk.",
         cause="hsa/gfx942/fmha_v3_fwd/*/fwd_hd128_bf16_*_group.co: the number of keys is taken as it is (s_mov_b32 s38, s7), "
         "and the last of 0 tiles is looked for in registers that no tile has written. The causal files take at least 32 keys. "
         "gfx950's file for heads of 128 does it, too. The files of main (e4048607) do not.",
-        seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which repairs the files",
         meets=_is_decoder,
         explains=_is_of_no_keys,
     ),
-    Finding(
+    _in_wheel(
         name="aiter-fmha-lse-before-keys",
         what="On MI300X and gfx950, where a causal request has 512 or more queries more than keys, the LSE of some rows "
         "without keys may be the logarithm of a number from 1 to 32. It should be minus infinity.",
         cause="fwd_hd128_bf16_causal_*.co of gfx942, MI300, and of gfx950: a tile of keys is visited before the first key, "
         "and the mask leaves some of them, which read as 0. The files of main (e4048607) do not.",
-        seen_in=SEEN_IN,
         link="ROCm/aiter#1442, which repairs the files",
         meets=_is_decoder,
         explains=_is_far_before_keys,
@@ -519,140 +493,120 @@ def _has_junk_in_slot_0(case: "Case") -> bool:
     return not any(0 in request.blocks[: -(-request.seq_len // size)] for request in case.requests)
 
 
-_SLOT_0 = Finding(
+_SLOT_0 = _in_both(
     name="aiter-mla-slot-0",
     what="NaN in slot 0 of the cache makes the output NaN, also of requests that have no key there.",
     cause="All files below hsa/gfx942/mla: indices of keys behind the end of a sequence are loaded as 0, so a tile that is not "
     "full reads slot 0, and nothing masks V: its weight is 0, and 0 * NaN is NaN.",
-    seen_in=f"{SEEN_IN}, and main at e4048607",
     explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
 )
 MLA_PREFILL_ASSEMBLY = (_SLOT_0,)
 MLA_ASSEMBLY = (
     _SLOT_0,
-    Finding(
+    _in_both(
         name="aiter-mla-128-heads-not-causal",
         what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
         cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
         "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
-        explains=lambda case, verdict: (
-            verdict.kind in ("nan", "value", "bitwise")
-            and case.group_size == 128
-            and not case.is_quantized
-            and any(request.query_len > 1 for request in case.requests)
-        ),
+        explains=of(WRONG, has_several_queries, lambda case: case.group_size == 128 and not case.is_quantized),
     ),
-    Finding(
+    _in_both(
         name="aiter-mla-large-scales",
         what="A scale above 1 / log2(e) = 0.69, and several queries of a request: a query that sees no key of a split is NaN.",
         cause="hsa/gfx942/mla/mla_a16w16_qh16_m16x4_n16x1_coex0_mask1.co and others hide a key by the logit -3.4e38, which the "
         "scale makes -inf, and the maximum of such logits is subtracted from them. Scales of models are smaller.",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
-        explains=lambda case, verdict: (
-            is_nan(case, verdict) and case.scale > 0.69 and any(request.query_len > 1 for request in case.requests)
-        ),
+        explains=lambda case, verdict: is_nan(case, verdict) and case.scale > 0.69 and has_several_queries(case),
     ),
-    Finding(
+    _in_both(
         name="aiter-mla-splits-at-one-place",
         what="gfx950, float8, 16 heads, 3 or 4 queries of a request, and more than one split of the keys: all splits store "
         "their parts at one place, and the output is made of memory that nobody has written.",
         cause="hsa/gfx950/mla/mla_a8w8_qh16_qseqlen4_gqaratio16.co: v_lshlrev_b32 at 0x91f8 overwrites the register that has "
         "the split's offset (0x8ec8 to 0x8ecc) before the stores from 0x9218 on. gfx942's file of this name is right. "
         "Main has mla_a8w8_qh64_qseqlen4_gqaratio16.co in its place, which stores at one place, too.",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
         explains=lambda case, verdict: (
-            (verdict.kind in ("nan", "value", "bitwise") or (verdict.kind, verdict.about) == ("sanitizer", "access"))
-            and case.group_size == 16
-            and case.cache is not None
-            and case.cache.dtype == "fp8_e4m3fn"
+            (verdict.kind in WRONG or (verdict.kind, verdict.about) == ("sanitizer", "access"))
+            and (case.group_size, _cache_dtype(case)) == (16, "fp8_e4m3fn")
             and max((request.query_len for request in case.requests), default=0) in (3, 4)
         ),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-mla-empty-splits",
         what="float8, requests of different lengths, and 128 heads or several queries of a request: the output of shorter "
         "requests is made of memory that nobody has written.",
         cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
         "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and still "
         "16 for 16 heads and several queries.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_empty_split(case),
+        explains=of(WRONG, _has_empty_split),
     ),
 )
 
 
-def _is_access_by(case: "Case", verdict: "Verdict", instruction: str) -> bool:
-    return (verdict.kind, verdict.about) == ("sanitizer", "access") and instruction in verdict.message
+UNWRITTEN = (*WRONG, "unwritten")
 
 
-def _is_wrong_in_16_bits(case: "Case", verdict: "Verdict", *group_sizes: int) -> bool:
-    is_number = verdict.kind in ("nan", "value", "bitwise", "unwritten")
-    return is_number and not case.is_quantized and case.group_size in group_sizes
+def _of_accesses(instruction: str, *holds: "Callable[[Case], object]") -> "Callable[[Case, Verdict], bool]":
+    """As `of`, of accesses by an instruction that are forbidden."""
+
+    def explains(case: "Case", verdict: "Verdict") -> bool:
+        is_access = (verdict.kind, verdict.about) == ("sanitizer", "access") and instruction in verdict.message
+        return is_access and all(hold(case) for hold in holds)
+
+    return explains
+
+
+def _in_16_bits(*group_sizes: int) -> "Callable[[Case], bool]":
+    return lambda case: not case.is_quantized and case.group_size in group_sizes
+
+
+def _of_8_heads(case: "Case") -> bool:
+    return case.group_size == 8
 
 
 _OF_32_AND_64_HEADS = "hsa/gfx942/mla/MLA_A16W16_1TG_4W_32mx1_16nx1_Coex0_Msk1_QH16.co, and 64mx1 there and of gfx950"
 MLA_ASSEMBLY_OF_MAIN = (
-    Finding(
+    _in_main(
         name="aiter-mla-output-pointer",
         what="bfloat16, without metadata, 32 heads (gfx942) or 64 heads and several queries of a request: where keys are in "
         "one split, the output is stored at a null pointer.",
         cause=f"{_OF_32_AND_64_HEADS}: with one split (s_cmp_le_u32 s67, 1 at 0x67e4 and 0x69bc) they store 16-bit outputs at "
         "ptr_RP (0xf0; from 0x6d88 and 0x6f58 on), which csrc/py_itfs_cu/asm_mla.cu:782 sets to null without metadata. "
         "op_tests/test_mla.py:627 leaves out 64 heads and several queries, because they fault.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            _is_access_by(case, verdict, "buffer_store") and case.group_size in (32, 64) and not case.is_quantized
-        ),
+        explains=_of_accesses("buffer_store", _in_16_bits(32, 64)),
     ),
-    Finding(
+    _in_main(
         name="aiter-mla-32-heads-empty-splits",
         what="gfx950, bfloat16, 32 heads, without metadata: the output of a request of more than 16 keys may be made of memory "
         "that nobody has written. 17 keys in two splits are enough.",
         cause="aiter/mla.py:598-617: the reduction reads up to one split for each 16 keys (mgc), and "
         "hsa/gfx950/mla/MLA_A16W16_1TG_4W_16mx4_32nx1_Coex0_Msk1_QH16.co writes one for each 32.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            _is_wrong_in_16_bits(case, verdict, 32) and any(each.seq_len > 16 for each in case.requests)
-        ),
+        explains=of(UNWRITTEN, _in_16_bits(32), lambda case: any(each.seq_len > 16 for each in case.requests)),
     ),
-    Finding(
+    _in_main(
         name="aiter-mla-64-heads-not-causal",
         what="bfloat16, without metadata, 32 heads (gfx942) or 64 heads, and several queries of a request: each query but the "
         "last one sees the keys behind it, too. Of 32 heads the second half of the queries has no output.",
         cause=f"{_OF_32_AND_64_HEADS}, have no causal mask, and asm_mla.cu:911-943 takes them for any max_seqlen_q. A "
         "workgroup of 32mx1 has 32 rows (s_mov_b32 s65, 32 at 0x23bc), and the grid is made for 64 (:915).",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            _is_wrong_in_16_bits(case, verdict, 32, 64) and any(request.query_len > 1 for request in case.requests)
-        ),
+        explains=of(UNWRITTEN, _in_16_bits(32, 64), has_several_queries),
     ),
-    Finding(
+    _in_main(
         name="aiter-mla-8-heads-unscaled-values",
         what="gfx942, float8, 8 heads: with a scale of the cache that is not 1 the output lacks it.",
         cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co multiplies by kv_scale once, at 0x2268, for the logits. "
         "The file for 16 heads multiplies the output by it, too (0x65d8).",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise")
-            and case.group_size == 8
-            and case.cache is not None
-            and case.cache.dtype == "fp8_e4m3fnuz"
-        ),
+        explains=of(NUMBERS, _of_8_heads, lambda case: _cache_dtype(case) == "fp8_e4m3fnuz"),
     ),
-    Finding(
+    _in_main(
         name="aiter-mla-8-heads-float32",
         what="bfloat16, 8 heads and one query, keys in one split: float32 numbers are stored into the output of 16 "
         "bits, which is wrong, and as many bytes behind it are overwritten.",
         cause="aiter/mla.py:623-645 gives the output itself as the place of the only split, and "
         "mla_a16w16_qh8_qseqlen1_gqaratio8_v3.co of gfx942 (0x7104 to 0x7174) and of gfx950 stores float32: it does not read "
         "out_16_nosplit (0x120), which asm_mla.cu:781 sets.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            _is_access_by(case, verdict, "buffer_store") and case.group_size == 8 and not case.is_quantized
-        ),
+        explains=_of_accesses("buffer_store", _in_16_bits(8)),
     ),
-    Finding(
+    _in_main(
         name="aiter-mla-8-heads-two-queries",
         what="gfx950, bfloat16, 8 heads and 2 queries of a request: bytes behind the last row of q are read, and the first "
         "query may see the key of the second one.",
@@ -660,22 +614,17 @@ MLA_ASSEMBLY_OF_MAIN = (
         "rows (lines 216 and 219). Only the second has a causal mask, and mla_asm.csv has both in rows that differ in their "
         "files alone: get_heuristic_kernel_mla (asm_mla.cu:142-178) finds the first in the order of a std::unordered_map. With "
         "libstdc++ that is the one without a mask if the map has gfx950's rows, and the other if it has gfx942's, too.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: (
-            (_is_access_by(case, verdict, "buffer_load") or _is_wrong_in_16_bits(case, verdict, 8))
-            and case.group_size == 8
-            and any(request.query_len > 1 for request in case.requests)
+            _of_accesses("buffer_load", _of_8_heads, has_several_queries)(case, verdict)
+            or of(UNWRITTEN, _in_16_bits(8), has_several_queries)(case, verdict)
         ),
     ),
-    Finding(
+    _in_main(
         name="aiter-mla-8-heads-past-end",
         what="gfx942, float8, 8 heads: bytes behind the last slot of the cache are read.",
         cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co, 0x244c: lanes behind the 576 dims of a row load, too, and "
         "the buffer has no bound.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            _is_access_by(case, verdict, "buffer_load") and case.group_size == 8 and case.is_quantized
-        ),
+        explains=_of_accesses("buffer_load", _of_8_heads, lambda case: case.is_quantized),
     ),
 )
 """Of files that the wheel has not: with the wheel no case meets them."""
@@ -692,48 +641,36 @@ _SHORT_END = (
 )
 MLA_PERSISTENT = (
     *MLA_PREFILL_ASSEMBLY,
-    Finding(
+    _in_wheel(
         name="aiter-mla-empty-works",
         what=f"float8, 128 heads, {_SHORT_END} Rows of the output are made of memory that nobody has written.",
         cause="csrc/kernels/mla/metadata/v1_2_device.cuh:138-140 subtracts the queries behind a tile from the end of its keys, "
         "so a part can have none. hsa/gfx942/mla/mla_a8w8_qh128_m32x4_n16x2_msk0_ps.co ends the workgroup at such a work "
         "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work. "
         "AITER's main (e4048607) makes no such part.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("nan", "value", "bitwise") and case.group_size == 128 and _has_short_end(case)
-        ),
+        explains=of(WRONG, _has_short_end, lambda case: case.group_size == 128),
     ),
-    Finding(
+    _in_both(
         name="aiter-mla-unscaled-values",
         what="float8, 16 heads and 3 or 4 queries of a request: with a scale of the cache that is not 1 the output lacks it.",
         cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
         "The file for 2 queries multiplies the output by it, too (0x85ec). Main has mla_a8w8_qh64_qseqlen4_gqaratio16_ps.co in "
         "its place, which does not either.",
-        seen_in=f"{SEEN_IN}, and main at e4048607",
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise")
-            and case.group_size == 16
-            and any(request.query_len > 2 for request in case.requests)
-            and case.is_quantized
-        ),
+        explains=of(NUMBERS, _has_3_queries, lambda case: case.group_size == 16 and case.is_quantized),
     ),
-    Finding(
+    _in_wheel(
         name="aiter-mla-unmasked-parts",
         what=f"16 heads, {_SHORT_END} A query that sees no key of the last part gets the weights of all of them.",
         cause="The _ps files of hsa/gfx942/mla for 16 heads mask nothing of a part of which a query sees nothing: its LSE "
         "should be minus infinity, and is that of the whole part. AITER's main (e4048607) makes no such part: "
         "tail_done_threshold, v1_2_device.cuh:485-490. Issue 3013 tells of errors for 2 queries of float8.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("nan", "value", "bitwise") and case.group_size == 16 and _has_short_end(case)
-        ),
+        explains=of(WRONG, _has_short_end, lambda case: case.group_size == 16),
     ),
 )
 
 
 _GLUON = "aiter/ops/triton/_gluon_kernels/gfx1250/attention"
-_WRONG = ("nan", "value", "bitwise", "sanitizer")
+_CHECKED = (*WRONG, "sanitizer")
 
 
 def takes_gluon_2d(case: "Case") -> bool:
@@ -749,179 +686,158 @@ def _is_no_power_of_two(case: "Case") -> bool:
     return case.group_size.bit_count() > 1 or (case.num_kv_heads * case.group_size).bit_count() > 1
 
 
-_GLUON_UNUSED_SLOTS = Finding(
+_GLUON_UNUSED_SLOTS = _in_main(
     name="aiter-gluon-unused-slots",
     what="NaN in a slot of V past the end of a sequence makes the output NaN.",
     cause=f"{_GLUON}/unified_attention_2d.py, unified_attention_3d.py and mla.py, and gluon/pa_decode_gluon.py: V of the last "
     "tile is loaded whole, and nowhere masked; its weight is 0, and 0 * NaN is NaN.",
-    seen_in=_MAIN,
     explains=_reads_unused_slots,
 )
 GLUON_DECODE = (
     _GLUON_UNUSED_SLOTS,
-    Finding(
+    _in_main(
         name="aiter-gluon-negative-scales",
         what="float8 with a scale for each token: where the scales of all values of a tile are negative, as another writer may "
         "have them, the output of a tile that is not full is 0.",
         cause="aiter/ops/triton/gluon/pa_decode_gluon.py:926-941, and so in the file's other kernels: weights are multiplied "
         "by scale / (max + 1e-8) and the output by max, the largest scale of the tile. It is taken with its sign, and slots "
         "behind the last key have 0. AITER's own writers make positive scales.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in _WRONG
-            and case.cache is not None
-            and case.cache.scales == "token"
-            and case.values.seed % 4 == 1  # attn_fuzz.cases.tensors: of another writer, with the other sign
-        ),
+        # attn_fuzz.cases.tensors: every fourth seed is of another writer, with the other sign
+        explains=of(_CHECKED, lambda case: case.cache and case.cache.scales == "token" and case.values.seed % 4 == 1),
     ),
 )
 GLUON_UNIFIED = (
     _GLUON_UNUSED_SLOTS,
-    Finding(
+    _in_main(
         name="aiter-gluon-stride-of-blocks",
         what="Blocks of the cache that do not follow one another, as with K and V side by side in each block or with padding "
         "behind it, are looked for where they would be if they did.",
         cause=f"{_GLUON}/unified_attention_2d.py:328-349 and unified_attention_3d.py: descriptors of the cache have the stride "
         "of a row, and a block's first row is its number times the rows of a block. The stride of blocks is not used.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in _WRONG
-            and _has_gaps_between_blocks(case)
-            and (takes_gluon_2d(case) or (case.cache is not None and case.cache.layout is Layout.SHUFFLED))
+        explains=of(
+            _CHECKED,
+            _has_gaps_between_blocks,
+            lambda case: takes_gluon_2d(case) or (case.cache and case.cache.layout is Layout.SHUFFLED),
         ),
     ),
-    Finding(
+    _in_main(
         name="aiter-gluon-power-of-two-heads",
         what="A prefill, or a window, with a number of query heads for each KV head that is no power of two does not compile, "
         "and the host code has no other kernel for it.",
         cause=f"{_GLUON}/unified_attention_2d.py and unified_attention_reduce.py:57: layouts of Gluon have powers of two.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind == "raised" and _is_no_power_of_two(case),
+        explains=of(("raised",), _is_no_power_of_two),
     ),
-    Finding(
+    _in_main(
         name="aiter-gluon-infinite-sink",
         what="A sink above 3.4e38 times the scale makes the output NaN in a prefill or with a window. It should be 0.",
         cause=f"{_GLUON}/unified_attention_2d.py:2080: the sink is divided by the scale, and becomes infinite.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("nan", "value") and case.sinks == "above" and abs(case.scale) < 1 and takes_gluon_2d(case)
-        ),
+        explains=of(("nan", "value"), takes_gluon_2d, lambda case: case.sinks == "above" and abs(case.scale) < 1),
     ),
 )
 GLUON_SPARSE = (
-    Finding(
+    _in_main(
         name="aiter-gluon-tile-without-keys",
         what="A row whose logits are all below -87, and which has a tile, or a part, of indices of -1 alone, is NaN: its "
         "weights underflow. One key and -1 behind it are enough.",
         cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:238 and 374: after a tile without a key "
         "the running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are "
         "in the reduction of parts (:981).",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and case.values.kind == "extreme",
+        explains=of(WRONG, lambda case: case.values.kind == "extreme"),
     ),
 )
 GLUON_SPARSE_GFX1250 = (
-    Finding(
+    _in_main(
         name="aiter-gluon-hidden-tile",
         what="A row that has a tile of 16 indices of -1 in front of a part's first key is NaN.",
         cause=f"{_GLUON}/pa_decode_sparse.py:372-381: after a tile without a key the running maximum is -inf, and -inf minus "
         "-inf is NaN.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in ("nan", "value", "bitwise") and _has_holes(case),
+        explains=of(WRONG, _has_holes),
     ),
-    Finding(
+    _in_main(
         name="aiter-gluon-sparse-no-sink",
         what="With one split, heads whose sink is -inf, which has no weight, are NaN.",
         cause=f"{_GLUON}/pa_decode_sparse.py:219-221: the sum of weights begins as exp2(sink - sink), which is NaN.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
     ),
-    Finding(
+    _in_main(
         name="aiter-gluon-slot-0",
         what="NaN in slot 0 of the cache makes the output of rows with an index of -1 NaN.",
         cause=f"{_GLUON}/pa_decode_sparse.py:348-352: slot 0 is read in the place of -1, and V is nowhere masked: its weight "
         "is 0, and 0 * NaN is NaN.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: is_nan(case, verdict) and _has_junk_in_slot_0(case),
     ),
 )
 _PREFILL_SPARSE = "aiter/ops/triton/attention/pa_prefill_sparse.py"
 GLUON_PREFILL_SPARSE = (
-    Finding(
+    _in_main(
         name="aiter-gluon-prefill-sink-per-part",
         what="On gfx950 pa_prefill_sparse adds a sink to each part of a row's keys, so it counts as often as there are parts. "
         "In a step of up to 128 rows of 16 heads, a row of more than 64 keys has several.",
         cause="aiter/ops/triton/gluon/mla_gluon.py:678-689, _mla_gluon: the sum and the LSE of each part hold the sink, and "
         "_mla_softmax_reducev_kernel merges parts by these.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise") and bool(case.sinks) and any(one.seq_len > 64 for one in case.requests)
-        ),
+        explains=of(NUMBERS, lambda case: case.sinks and any(one.seq_len > 64 for one in case.requests)),
     ),
-    Finding(
+    _in_main(
         name="aiter-gluon-prefill-holes",
         what="On gfx950 pa_prefill_sparse takes an index of -1, which it says it skips, for a key: the row in front of the "
         "pool.",
         cause=f"{_PREFILL_SPARSE}:171-190 hands the indices to mla_gluon (aiter/ops/triton/gluon/mla_gluon.py), which does not "
         "look for -1.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in _WRONG and _has_holes(case),
+        explains=of(_CHECKED, _has_holes),
     ),
 )
 GLUON_PREFILL_SPARSE_GFX1250 = (
-    Finding(
+    _in_main(
         name="aiter-gluon-prefill-short-holes",
         what="On gfx1250 pa_prefill_sparse takes an index of -1, of the pool and of the step's own rows, for a key, if the "
         "rows of a step have up to 16 indices of the pool on average.",
         cause=f"{_PREFILL_SPARSE}:90-91: without has_invalid, such lists pass for lists without -1.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in _WRONG and _has_holes(case),
+        explains=of(_CHECKED, _has_holes),
     ),
-    Finding(
+    _in_main(
         name="aiter-gluon-prefill-no-sink",
         what="In pa_prefill_sparse on gfx1250, heads whose sink is -inf, which has no weight, are NaN.",
         cause=f"{_GLUON}/pa_prefill_sparse.py:186: the sum of weights begins as exp2(sink - sink), which is NaN.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
     ),
 )
+
+
+def _decodes_one_block(case: "Case") -> bool:
+    size = case.cache.block_size if case.cache else 0
+    return all(request.query_len <= 1 and request.seq_len <= size for request in case.requests)
+
+
 GLUON_MLA = (
     _GLUON_UNUSED_SLOTS,
-    Finding(
+    _in_main(
         name="aiter-gluon-mla-one-part",
         what="mla_decode_fwd of requests that all have at most one block of keys: outputs are overwritten by the sum of "
         "weights and the maximum.",
         cause=f"{_GLUON}/mla.py:2886-2892: segm_output is the output where there is one part, and segm_expsum and segm_max are "
         "stored as if they were not (aiter/ops/triton/attention/mla.py).",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in _WRONG
-            and case.cache is not None
-            and all(request.query_len <= 1 and request.seq_len <= case.cache.block_size for request in case.requests)
-        ),
+        explains=of(_CHECKED, _decodes_one_block),
     ),
 )
 
 DECODE_SPARSE = (
-    Finding(
+    _in_main(
         name="aiter-decode-sparse-no-sink",
         what="With one split, heads whose sink is -inf, which has no weight, are 0.",
         cause="aiter/ops/triton/_triton_kernels/attention/pa_decode_sparse.py:157-159, _pa_decode_sparse: the sum of weights "
         "begins as exp2(sink - sink), which is NaN.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise") and case.sinks in ("off", "some") and _are_zero(verdict)
+            verdict.kind in NUMBERS and case.sinks in ("off", "some") and {each.got for each in verdict.differences} == {0}
         ),
     ),
 )
 MQA_LOGITS = (
-    Finding(
+    _in_main(
         name="aiter-mqa-logits-strided",
         what="On gfx942, float8_e4m3fn queries or index keys that are a part of longer rows are read at wrong places, and "
         "behind the last one.",
         cause="aiter/ops/triton/attention/fp8_mqa_logits.py:131-132 and 157-165, fp8_mqa_logits: the strides are taken "
         "before Q and KV are converted to float8_e4m3fnuz, and what is converted is dense.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: (
             (verdict.kind in ("value", "nan") or (verdict.kind == "sanitizer" and "memory of Q_ptr" in verdict.message))
             # keys are dense here
@@ -930,28 +846,24 @@ MQA_LOGITS = (
     ),
 )
 MQA_LOGITS_STAGE1 = (
-    Finding(
+    _in_main(
         name="aiter-mqa-logits-stage1-stores",
         what="Where max_model_len is no multiple of 256, up to 255 columns behind a row are written: the beginning of the rows "
         "that follow, and the memory behind the last one.",
         cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:304-311, _deepgemm_fp8_paged_mqa_logits_stage1: the "
         "store of a chunk of 256 columns has no mask. max_model_len is given, and not used.",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: verdict.kind in ("guard", "sanitizer") and case.slack > 0,
+        explains=of(("guard", "sanitizer"), lambda case: case.slack > 0),
     ),
 )
 MQA_LOGITS_RAGGED = (
-    Finding(
+    _in_main(
         name="aiter-mqa-logits-ragged-drafts",
         what="Query n of the N queries of a request sees the keys of query N - n: the first one sees a column behind the last "
         "key, and from three queries on the last one does not see its own key.",
         cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:191, _deepgemm_fp8_paged_mqa_logits_ragged_k: of L "
         "keys, query n sees i <= L - n. It should be i <= L - N + n, as in the kernels beside it (:300 and :455). "
         "_deepgemm_fp8_paged_mqa_logits_stage1_ragged_k has the same line (:96).",
-        seen_in=_MAIN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "nan") and any(request.query_len > 2 for request in case.requests)
-        ),
+        explains=of(("value", "nan"), _has_3_queries),
     ),
 )
 OF_MAIN = (
@@ -964,13 +876,12 @@ OF_MAIN = (
         seen_in="amd-aiter's main at e4048607",
         explains=lambda case, verdict: False,
     ),
-    Finding(
+    _in_main(
         name="aiter-prefill-sparse-sinks",
         what="On GPUs other than gfx950 and gfx1250, a step of pa_prefill_sparse with sinks raises, and one without sinks gets "
         "those of memory that nobody wrote.",
         cause=f"{_PREFILL_SPARSE}:202-203: `attn_sink or torch.empty(1)` asks whether a tensor of several numbers is true, and "
         "has_attn_sink is what follows from the result.",
-        seen_in=_MAIN,
         explains=lambda case, verdict: False,
     ),
 )

@@ -7,7 +7,7 @@ Each finding also has a stored case, which must fail: `attn_fuzz.run.ledger` say
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from attn_fuzz.verdict.verdict import Verdict
 
 CASES = Path(__file__).parent
+NUMBERS, WRONG = ("value", "bitwise"), ("nan", "value", "bitwise")
+"""Kinds of verdicts about numbers of an output, without NaN and with it."""
 
 
 def _every_layer(config: AttentionConfig) -> bool:
@@ -64,6 +66,30 @@ def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -
     if not verdict.failed:
         return None
     return next((finding for finding in findings if finding.explains(case, verdict)), None)
+
+
+def of(kinds: Collection[str], *holds: Callable[["Case"], object]) -> Callable[["Case", "Verdict"], bool]:
+    """A predicate for `Finding.explains`: a failure of one of these kinds, in a case of which all of `holds` hold."""
+    return lambda case, verdict: verdict.kind in kinds and all(hold(case) for hold in holds)
+
+
+def has_several_queries(case: "Case") -> bool:
+    return any(request.query_len > 1 for request in case.requests)
+
+
+def has_idle_requests(case: "Case") -> bool:
+    """Whether a request has no query."""
+    return any(request.query_len == 0 for request in case.requests)
+
+
+def has_queries_without_keys(case: "Case") -> bool:
+    """Whether a request has a query and no key."""
+    return any(request.query_len > request.seq_len == 0 for request in case.requests)
+
+
+def has_hidden_keys(case: "Case") -> bool:
+    """Whether a window ends before the first key of a request."""
+    return any(0 <= case.window[0] < request.seq_len - 1 for request in case.requests)
 
 
 def is_nan(case: "Case", verdict: "Verdict") -> bool:

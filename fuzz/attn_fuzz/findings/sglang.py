@@ -1,18 +1,19 @@
 """Bugs that the fuzzer has found in SGLang's Triton attention."""
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings import vllm
-from attn_fuzz.findings.finding import Finding
+from attn_fuzz.findings.finding import Finding, of
 
 if TYPE_CHECKING:
     import torch
     from attn_fuzz.cases.case import Case
     from attn_fuzz.verdict.verdict import Verdict
 
-SEEN_IN = "sglang 0.5.23"
+_in_release = functools.partial(Finding, seen_in="sglang 0.5.23")
 
 
 VERIFY_SPLITS, VERIFY_TILE = 4, 32
@@ -57,37 +58,33 @@ def _of_rounded_products(case: "Case") -> "torch.Tensor":
 
 
 DECODE = (
-    Finding(
+    _in_release(
         name="sglang-decode-rounded-products",
         what="In a decode of a model with one query head for each KV head, each product of an element of q and one of k is "
         "rounded to 16 bits before the products are summed. A logit is off by up to 2^-8 (bfloat16) or 2^-11 (float16) of the "
         "sum of the products' magnitudes. Decodes of grouped heads, and extends, sum exact products.",
         cause="sglang/kernels/ops/attention/decode_attention.py:352, _fwd_kernel_stage1: `(q[None, :] * k).to(tl.float32)` "
         "multiplies in 16 bits. The comment above says that it is so on purpose, to save a tile of float32.",
-        seen_in=SEEN_IN,
         explains=_has_rounded_products,
     ),
 )
 TRITON = (
-    Finding(
+    _in_release(
         name="sglang-decode-window",
         what="A decode of a layer with a window of W tokens sees W - 1 keys. An extend sees W.",
         cause="sglang/srt/layers/attention/triton_backend.py:2869-2872, update_sliding_window_buffer: a decode gets the "
         "last `sliding_window_size` keys, its own included. This number is W - 1 (models/gemma2.py:53, "
         "models/gpt_oss.py:132). flashinfer_backend.py:1688 takes `sliding_window_size + 1`, and so does the mask of "
         "extend_attention.py:566-568.",
-        seen_in=SEEN_IN,
         link="sgl-project/sglang#32087 and #34354, both closed",
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise", "exact")
-            and _is_decode(case)
-            and any(0 <= case.window[0] < request.seq_len for request in case.requests)
+        explains=of(
+            vllm.VALUES, _is_decode, lambda case: any(0 <= case.window[0] < request.seq_len for request in case.requests)
         ),
     ),
     *DECODE,
 )
 VERIFY = (
-    Finding(
+    _in_release(
         name="sglang-verify-unwritten-parts",
         what="A prefix of too few keys for all parts into which verify_splitkv_fwd splits it, as each of up to 96 tokens "
         "is, gives NaN if the memory of the parts holds NaN or infinity. The memory is new at first and then kept, so what "
@@ -95,21 +92,17 @@ VERIFY = (
         cause="sglang/kernels/ops/attention/verify_splitkv.py: _verify_prefix_stage1 writes -inf as the LSE of a part without "
         "keys and leaves its output unwritten; _verify_combine_stage2 loads the output and multiplies it by a weight of 0, "
         "and 0 * NaN is NaN. VerifySplitKV._alloc takes the memory from torch.empty and _VK_CACHE keeps it.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind == "nan" and any(_leaves_parts(request.context_len) for request in case.requests)
-        ),
+        explains=of(("nan",), lambda case: any(_leaves_parts(request.context_len) for request in case.requests)),
     ),
 )
 
 MERGE = (
-    Finding(
+    _in_release(
         name="sglang-merge-of-empty-parts",
         what="Two parts without a key, as context parallelism may leave them to a rank, merge to NaN. They should merge to "
         "0, with an LSE of -inf.",
         cause="sglang/kernels/ops/attention/merge_state.py:30-32, merge_state_kernel: -inf - (-inf) is NaN. vLLM's copy of "
         "the kernel guards this case (triton_merge_attn_states.py:178 and :209).",
-        seen_in=SEEN_IN,
         explains=lambda case, verdict: (
             verdict.kind in ("nan", "lse")
             and bool(verdict.differences)
@@ -119,36 +112,33 @@ MERGE = (
 )
 
 UNIFIED_KV = (
-    Finding(
+    _in_release(
         name="sglang-unified-kv-far-rows",
         what="In a pool of more than 2^31 elements, 4 GiB of a layer, keys in rows from 2^22 on are read 2^32 elements before "
         "their place: in rows of other requests, or in front of the pool.",
         cause="sglang/kernels/ops/attention/dsv4/unified_kv_kernels/paged_decode.py:345 and 511, and paged_prefill.py:135: the "
         "int32 number of a row is multiplied by the 512 elements of a row in 32 bits.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: verdict.kind in ("value", "nan", "bitwise", "exact") and case.target.endswith("@far"),
+        explains=of((*vllm.VALUES, "nan"), lambda case: case.target.endswith("@far")),
     ),
 )
 DCP_REDUCE_SCATTER = (
-    Finding(
+    _in_release(
         name="sglang-dcp-large-lse",
         what="The weights of ranks do not add up to 1 where LSEs are large: the merged output is multiplied by exp of the "
         "rounding of the merged LSE, which is up to 1.5e-5 for LSEs from 256 to 512. vLLM's kernel has it, too.",
         cause="sglang/kernels/ops/attention/dcp_kernels.py:297-309, _correct_attn_cp_out_kernel: a weight is exp(lse - merged "
         "lse), and the merged LSE was rounded to float32. _dcp_lse_combine_kernel divides by the sum of the weights.",
-        seen_in=SEEN_IN,
         explains=vllm.LARGE_LSE.explains,
     ),
 )
 
 HOST = (
-    Finding(
+    _in_release(
         name="sglang-aiter-decode-window",
         what="On AMD GPUs with the aiter backend, a decode or a verification of a layer with a window of W tokens sees W - 1 "
         "keys. An extend sees W.",
         cause="sglang/srt/layers/attention/aiter_backend.py:4793, 4150, 4302 and 1230 hand AITER's unified_attention "
         "`sliding_window_size - 1` keys behind a query's own. The field is W - 1 already (models/gemma2.py:53).",
-        seen_in=SEEN_IN,
         explains=lambda case, verdict: False,
     ),
 )

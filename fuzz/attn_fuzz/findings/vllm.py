@@ -1,32 +1,51 @@
 """Bugs that the fuzzer has found in vLLM's Triton kernels."""
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
 import msgspec
-from attn_fuzz.findings.finding import Finding, explanation, is_nan_before_windows, is_of_tf32
+from attn_fuzz.findings.finding import (
+    NUMBERS,
+    Finding,
+    explanation,
+    has_idle_requests,
+    has_queries_without_keys,
+    has_several_queries,
+    is_nan_before_windows,
+    is_of_tf32,
+    of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from attn_fuzz.cases.case import Case, Request
     from attn_fuzz.verdict.judge import Difference
     from attn_fuzz.verdict.verdict import Verdict
 
-SEEN_IN = "vllm 0.33.0, and 0.29.0"
+_in_33, _since_29, _since_32 = (
+    functools.partial(Finding, seen_in=f"vllm 0.33.0{others}") for others in ("", ", and 0.29.0", ", and 0.32.0")
+)
 UNIFIED = "vllm/v1/attention/ops/triton_unified_attention.py"
 _INDEXER = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 OF_TWO_WIDTHS = "vllm/v1/attention/ops/triton_unified_attention_diffkv.py"
 
 
-def _is_value(verdict: "Verdict") -> bool:
-    return verdict.kind in ("value", "bitwise", "exact")
+VALUES = ("value", "bitwise", "exact")
 
 
-def _all(case: "Case", verdict: "Verdict", holds: "Callable[[Case, Request, Difference], bool]") -> bool:
-    """Whether something holds for each request that is wrong, and for its worst element."""
-    found = [holds(case, case.requests[each.request], each) for each in verdict.differences]
-    return bool(found) and all(found)
+def _each(
+    kinds: "Collection[str]", holds: "Callable[[Case, Request, Difference], bool]", *others: "Callable[[Case], object]"
+) -> "Callable[[Case, Verdict], bool]":
+    """As `of`, where something also holds for each request that is wrong, and for its worst element."""
+    explains = of(kinds, *others)
+
+    def explains_each(case: "Case", verdict: "Verdict") -> bool:
+        found = [holds(case, case.requests[each.request], each) for each in verdict.differences]
+        return explains(case, verdict) and bool(found) and all(found)
+
+    return explains_each
 
 
 def _is_denormal(case: "Case", request: "Request", worst: "Difference") -> bool:
@@ -53,6 +72,13 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
         if query <= last and (is_ahead or is_behind):
             return True
     return False
+
+
+def _sees_a_range_beyond_its_window(case: "Case", request: "Request", worst: "Difference") -> bool:
+    """Whether the wrong query is in a bidirectional range that begins before the query's window."""
+    position = request.context_len + worst.row - case.query_start_loc[worst.request]
+    begin = position - case.window[0]
+    return case.window[0] >= 0 and any(first < begin <= position <= last for first, last in request.bidirectional_ranges)
 
 
 def _splits_two_widths(case: "Case") -> bool:
@@ -83,9 +109,17 @@ def _has_a_hidden_tile(case: "Case", request: "Request", worst: "Difference") ->
     return left >= 0 and begin // 32 * 32 + 32 <= request.context_len + query - left
 
 
-def _has_wrong_logits(case: "Case", verdict: "Verdict") -> bool:
-    """Whether index logits are wrong that were read in a cache whose blocks have several slots."""
-    return verdict.kind in ("value", "nan") and case.cache is not None and case.cache.block_size > 1
+def _has_blocks(case: "Case") -> bool:
+    """Whether blocks of the cache have several slots."""
+    return case.cache is not None and case.cache.block_size > 1
+
+
+def _has_ranges(case: "Case", request: "Request", worst: "Difference") -> bool:
+    return bool(request.bidirectional_ranges)
+
+
+def _scales_tokens(case: "Case") -> bool:
+    return case.cache is not None and case.cache.scales_tokens
 
 
 def _is_of_bfloat16(case: "Case", verdict: "Verdict") -> bool:
@@ -108,7 +142,7 @@ def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
         beside = msgspec.structs.replace(verdict, kind=kind, differences=rest)
         return not rest or explanation(others, case, beside) is not None
 
-    return Finding(
+    return _in_33(
         name="vllm-float32-as-tf32",
         what="On NVIDIA GPUs that have TF32 (sm80 and later), attention in float32 multiplies in TF32: of both operands of a "
         "dot 10 bits behind the leading one are left. A logit is off by up to 2^-9 of the sum of its products' magnitudes, and "
@@ -116,125 +150,97 @@ def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
         cause=f"{UNIFIED}:547-549, 589 and 599, kernel_unified_attention, and triton_prefill_attention.py:178 and 199, "
         '_fwd_kernel: tl.dot has no input_precision, and Triton then takes "tf32". VLLM_FLOAT32_MATMUL_PRECISION, which is '
         '"highest" by default, does not reach the kernels.',
-        seen_in="vllm 0.33.0",
         needs_gpu=True,
         explains=explains,
     )
 
 
 _UNIFIED_ATTENTION = (
-    Finding(
+    _since_29(
         name="vllm-window-ahead",
         what="In a step that is not causal, with a window to each side, the values of the last keys that a query sees ahead "
         "count as 0, though their weights count: all queries of a tile but its first lose up to as many keys as they "
         "are behind the first.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist > -SLIDING_WINDOW`, the distance from the "
         "first query of the tile. A later query of the tile sees keys that are farther ahead of the first.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
+        explains=of(VALUES, _sees_ahead),
     ),
-    Finding(
+    _since_29(
         name="vllm-range-beyond-window",
         what="In a layer with a window, a query sees all keys of its bidirectional range, also keys before its window. The "
         "values of these keys count as 0, though their weights count.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist < SLIDING_WINDOW`, which holds for the "
         "window alone and not for ranges (mm_prefix_range) that win over it.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            _is_value(verdict) and case.window[0] >= 0 and case.bidirectional_ranges and not case.ranges_clamped
-        ),
+        explains=_each(VALUES, _sees_a_range_beyond_its_window, lambda case: not case.ranges_clamped),
     ),
-    Finding(
+    _since_29(
         name="vllm-scales-outside-window",
         what="In a layer with a window and a cache that has a scale for each token and head, a scale of NaN or infinity in "
         "a slot that no query sees, before the window, makes the output NaN.",
         cause=f"{UNIFIED}:586-589, kernel_unified_attention: the weights are multiplied by the scales of all keys of a tile, "
         "and 0 * NaN is NaN. V alone is masked by the window (571-585).",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            is_nan_before_windows(case, verdict) and case.cache is not None and case.cache.scales_tokens
-        ),
+        explains=lambda case, verdict: is_nan_before_windows(case, verdict) and _scales_tokens(case),
     ),
-    Finding(
+    _since_29(
         name="vllm-narrow-scaled-weights",
         what="In float16 with a cache that has a scale for each token and head, weights lose digits where the scale of V is "
         "small: the product of a weight and a scale is rounded to float16, whose numbers below 6e-5 are denormal.",
         cause=f"{UNIFIED}:588, kernel_unified_attention: the weights times the scales are rounded to the dtype of V, as small "
         "as the scales are. A factor for each tile would keep them normal.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("value", "bitwise")
-            and case.dtype == "float16"
-            and case.cache is not None
-            and case.cache.scales_tokens
-            and _all(case, verdict, _is_denormal)
-        ),
+        explains=_each(NUMBERS, _is_denormal, _scales_tokens, lambda case: case.dtype == "float16"),
     ),
-    Finding(
+    _since_29(
         name="vllm-split-without-keys",
         what="Where keys are split (the 3D kernel), a request with query tokens and no keys, as cross-attention may have, "
         "leaves its rows of the output unwritten. Where they are not split, the rows are 0.",
         cause=f"{UNIFIED}:736-737, reduce_segments: it returns where seq_len is 0, before anything is written.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            verdict.kind in ("unwritten", "nan") and any(request.query_len > request.seq_len == 0 for request in case.requests)
-        ),
+        explains=of(("unwritten", "nan"), has_queries_without_keys),
     ),
 )
 UNIFIED_ATTENTION = (*_UNIFIED_ATTENTION, _float32_as_tf32(_UNIFIED_ATTENTION))
 
 DIFFKV = (
-    Finding(
+    _in_33(
         name="vllm-diffkv-writes-unowned-rows",
         what="Where keys are split (the 3D kernel of layers with K and V of two widths), rows of the output that no request "
         "owns are written, as padding for a graph has them.",
         cause=f"{OF_TWO_WIDTHS}:354-360 and :401-406, kernel_reduce_segments_diffkv: one program for each row of q, and none "
         "asks whether a request owns it. reduce_segments of triton_unified_attention.py:726-728 does.",
-        seen_in="vllm 0.33.0",
         link="vllm-project/vllm#58141 (a reducer that skips such rows)",
-        explains=lambda case, verdict: (
-            verdict.kind in ("guard", "sanitizer") and case.unowned_rows > 0 and _splits_two_widths(case)
-        ),
+        explains=of(("guard", "sanitizer"), _splits_two_widths, lambda case: case.unowned_rows > 0),
     ),
 )
 
-_EMPTY_REQUEST = Finding(
+_EMPTY_REQUEST = _since_29(
     name="vllm-rocm-empty-request",
     what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
     "row, or the memory behind the last row.",
     cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py, kernel_paged_attention_2d: with filter_by_query_len it "
     "returns for more than one query, and not for none.",
-    seen_in=SEEN_IN,
-    explains=lambda case, verdict: (
-        verdict.kind in ("value", "bitwise", "exact", "nan", "guard", "crashed", "sanitizer")
-        and any(request.query_len == 0 for request in case.requests)
-    ),
+    explains=of((*VALUES, "nan", "guard", "crashed", "sanitizer"), has_idle_requests),
 )
 ROCM_ATTN = (
-    Finding(
+    _since_29(
         name="vllm-rocm-soft-cap",
         what="ROCM_ATTN ignores the soft cap of logits, and says nothing. Gemma 2 has one (models/gemma2.py:165).",
         cause="vllm/v1/attention/backends/rocm_attn.py:288-291 and :444-468, RocmAttentionImpl: the soft cap is kept and "
         "not handed to chunked_prefill_paged_decode, which has no argument for it. platforms/rocm.py:557 offers "
         "ROCM_ATTN to such layers.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: _is_value(verdict) and case.logits_soft_cap is not None,
+        explains=of(VALUES, lambda case: case.logits_soft_cap is not None),
     ),
-    Finding(
+    _since_29(
         name="vllm-rocm-window-ahead",
         what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. TRITON_ATTN and the "
         "contract take the window to both sides.",
         cause="vllm/v1/attention/ops/prefix_prefill.py: _fwd_kernel: SLIDING_WINDOW bounds `query - key` alone, also where "
         "CAUSAL is false.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
+        explains=of(VALUES, _sees_ahead),
     ),
-    Finding(
+    _since_29(
         name="vllm-rocm-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
         cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
         "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
-        seen_in=SEEN_IN,
         link="vllm-project/vllm#53323, and the pull requests #53628 and #49588",
         explains=is_nan_before_windows,
     ),
@@ -245,156 +251,138 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
         "behind the last block, and the load of its entries has no mask.",
         seen_in="vllm 0.33.0, and the line in 0.20.0",
-        explains=lambda case, verdict: verdict.kind in ("sanitizer", "crashed") and _has_a_tile_past_its_blocks(case),
+        explains=of(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
     ),
     _EMPTY_REQUEST,
 )
 ROCM_ALIBI = (_EMPTY_REQUEST,)
 SEGMENTED = (
-    Finding(
+    _since_32(
         name="vllm-segmented-hidden-tile",
         what="In a layer with a window, a query takes 0 for the largest of its logits if the first tile of keys of its tile of "
         "queries is hidden from it. If all its logits are far below 0, its weights are too small for numbers of 16 bits, and "
         "its output is rounded, or 0.",
         cause="vllm/v1/attention/ops/segmented_attention.py:228-230 and 280, _segmented_attention_stage: a maximum of -inf is "
         "replaced by 0 for the exponents of its tile, and kept as 0 for the tiles that follow.",
-        seen_in="vllm 0.33.0, and 0.32.0",
-        explains=lambda case, verdict: _is_value(verdict) and _all(case, verdict, _has_a_hidden_tile),
+        explains=_each(VALUES, _has_a_hidden_tile),
     ),
-    Finding(
+    _since_32(
         name="vllm-segmented-window-ahead",
         what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. unified_attention, to "
         "which the same backend hands longer queries and soft caps, takes the window to both sides, as the contract does.",
         cause="vllm/v1/attention/ops/segmented_attention.py:222-225, _segmented_attention_stage: WINDOW bounds a key from "
         "below alone, also where CAUSAL is false.",
-        seen_in="vllm 0.33.0, and 0.32.0",
-        explains=lambda case, verdict: _is_value(verdict) and _sees_ahead(case),
+        explains=of(VALUES, _sees_ahead),
     ),
-    Finding(
+    _since_32(
         name="vllm-segmented-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
         cause="vllm/v1/attention/ops/segmented_attention.py:233-282, _segmented_attention_stage: the first tile of keys begins "
         "at a multiple of its size before the window, V is not masked there, its weight is 0, and 0 * NaN is NaN.",
-        seen_in="vllm 0.33.0, and 0.32.0",
         explains=is_nan_before_windows,
     ),
 )
 ENCODER = (
-    Finding(
+    _since_29(
         name="vllm-encoder-narrow-sinks",
         what="Sinks of 16 bits are multiplied by log2(e) in 16 bits: a sink of 10 is off by up to 0.02, and all weights of "
         "its head by up to 2 %.",
         cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the product has the dtype of Sinks. "
         "init_softmax_M of unified attention makes it float32 first.",
-        seen_in=SEEN_IN,
-        explains=lambda case, verdict: (
-            _is_value(verdict) and case.sinks is not None and case.narrow_sinks and case.dtype != "float32"
-        ),
+        explains=of(VALUES, lambda case: case.sinks is not None and case.narrow_sinks and case.dtype != "float32"),
     ),
     _float32_as_tf32(()),
 )
-WRITE: tuple[Finding, ...] = ()
-MERGE: tuple[Finding, ...] = ()
-LARGE_LSE = Finding(
+LARGE_LSE = _in_33(
     name="vllm-dcp-large-lse",
     what="The weights of ranks do not add up to 1 where LSEs are large: the merged output is multiplied by exp of the rounding "
     "of the merged LSE, which is up to 1.5e-5 for LSEs from 256 to 512, and up to 6e-5 from 1024 to 2048.",
     cause="vllm/v1/attention/ops/dcp.py:188 and :207-213, CorrectAttnCPOutKernel.kernel, and :802-831, "
     "_dcp_a2a_unpack_combine_kernel: a weight is exp(lse - merged lse), and the merged LSE was rounded to float32. "
     "_lse_weighted_combine (576-587), their reference, divides by the sum of the weights.",
-    seen_in="vllm 0.33.0",
-    explains=lambda case, verdict: _is_value(verdict) and case.dtype == "float32" and _all(case, verdict, _is_scaled),
+    explains=_each(VALUES, _is_scaled, lambda case: case.dtype == "float32"),
 )
 DCP_REDUCE_SCATTER = (LARGE_LSE,)
 TRITON_MLA = (
-    Finding(
+    _in_33(
         name="vllm-mla-narrow-lse",
         what="The LSE has the dtype of q. Decode context parallelism merges ranks by it: from an LSE of 32 on, bfloat16 rounds "
         "it by up to 0.125, and the rank's weight by up to 13 %.",
         cause="vllm/v1/attention/backends/mla/triton_mla.py:265, TritonMLAImpl.forward_mqa: torch.zeros(..., dtype=q.dtype). "
         "The kernel computes the LSE in float32, and stores it there.",
-        seen_in="vllm 0.33.0",
-        explains=lambda case, verdict: verdict.kind == "lse" and case.dtype != "float32",
+        explains=of(("lse",), lambda case: case.dtype != "float32"),
     ),
 )
 DCP_ALL_TO_ALL = (
-    Finding(
+    _in_33(
         name="vllm-dcp-pack-no-request",
         what="A rank that has no local sequence in a step, as while graphs are warmed up, reads in front of an empty tensor, "
         "which is an illegal access.",
         cause="vllm/v1/attention/ops/dcp.py:677-679, _dcp_a2a_pack_send_kernel: the index of a row's request is at most "
         "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:82-86) returns before that.",
-        seen_in="vllm 0.33.0",
-        explains=lambda case, verdict: verdict.kind == "crashed" and not case.requests,
+        explains=of(("crashed",), lambda case: not case.requests),
     ),
     LARGE_LSE,
 )
 FLEX = (
-    Finding(
+    _in_33(
         name="vllm-flex-range-ahead",
         what="In a causal step, a query does not see the keys of its bidirectional range that lie in later blocks than the "
         "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either.",
         cause="vllm/v1/attention/backends/flex_attention.py:739-751, _build_block_mask_direct: blocks ahead of a query, and "
         "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
         "visible. The compiled kernel visits the blocks of the mask alone.",
-        seen_in="vllm 0.33.0",
-        explains=lambda case, verdict: _is_value(verdict) and _all(case, verdict, _leaves_out_blocks),
+        explains=_each(VALUES, _leaves_out_blocks),
     ),
-    Finding(
+    _in_33(
         name="vllm-flex-range-clamped",
         what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees the keys of its bidirectional "
         "range that lie before its window.",
         cause="vllm/v1/attention/backends/flex_attention.py:628-631, get_mask_mod adds ranges to what the window shows, and "
         "nothing in the file reads the layer's mm_prefix_clamp_sliding_window, as triton_attn.py:731 does.",
-        seen_in="vllm 0.33.0",
         explains=lambda case, verdict: (
-            (_is_value(verdict) or (verdict.kind == "nan" and case.recycled))  # NaN lies in keys that no query should see
-            and case.ranges_clamped
-            and _all(case, verdict, lambda case, request, worst: bool(request.bidirectional_ranges))
+            (verdict.kind != "nan" or case.recycled)  # NaN lies in keys that no query should see
+            and _each((*VALUES, "nan"), _has_ranges, lambda case: case.ranges_clamped)(case, verdict)
         ),
     ),
 )
 SPARSE_MLA = (
-    Finding(
+    _in_33(
         name="vllm-sparse-decode-dims",
         what="The decode in parts over chosen rows, whose number of dims is no power of two, raises.",
         cause="vllm/v1/attention/ops/rocm_aiter_mla_sparse.py:3407, _sparse_attn_decode_reduce_kernel: tl.arange(0, COMB_DIM), "
         "where COMB_DIM is the width of a row, 576 of a model with a rotation (3938).",
-        seen_in="vllm 0.33.0",
         meets=lambda config: config.has_latent_cache and config.head_size.bit_count() > 1,
-        explains=lambda case, verdict: verdict.kind == "raised" and case.head_size.bit_count() > 1,
+        explains=of(("raised",), lambda case: case.head_size.bit_count() > 1),
     ),
 )
-_ROWS_OF_DRAFTS = Finding(
+_ROWS_OF_DRAFTS = _in_33(
     name="vllm-index-decode-drafts",
     what="Where requests have several queries, as when drafts are verified, index keys are read in blocks of several slots as "
     "rows of D numbers and a scale. All writers put the scales of a block behind its numbers. With one query it is read so.",
     cause=f"{_INDEXER}:489-490, fp8_paged_mqa_logits_torch: kv_cache[..., :dim] and kv_cache[..., dim:].",
-    seen_in="vllm 0.33.0",
-    explains=lambda case, verdict: _has_wrong_logits(case, verdict) and any(r.query_len > 1 for r in case.requests),
+    explains=of(("value", "nan"), _has_blocks, has_several_queries),
 )
 PAGED_MQA_LOGITS_TORCH = (_ROWS_OF_DRAFTS,)
 INDEX_DECODE = (
-    Finding(
+    _in_33(
         name="vllm-index-decode-tiles",
         what="On ROCm without AITER, a decode scores wrong numbers: index keys are written in tiles of 16 slots and 16 dims "
         "where blocks have 16 slots or more, and are read one slot after the other.",
         cause=f"{_INDEXER}:196, indexer_k_quant_and_cache_triton, writes tiles. rocm_fp8_paged_mqa_logits (:859-868) hands the "
         "cache to fp8_paged_mqa_logits_torch (:458-482), which knows none. Neither does AITER's "
         "deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs with AITER (:840-858).",
-        seen_in="vllm 0.33.0",
-        explains=_has_wrong_logits,
+        explains=of(("value", "nan"), _has_blocks),
     ),
     _ROWS_OF_DRAFTS,
 )
 MQA_LOGITS_TORCH = (
-    Finding(
+    _in_33(
         name="vllm-mqa-logits-bfloat16",
         what="In prefills on ROCm without AITER, the product of a query and an index key is rounded to bfloat16 for each head "
         "before heads are summed: 257 is 256. AITER's kernels and vLLM's function for decodes keep float32.",
         cause=f"{_INDEXER}:899-900 and 917, fp8_mqa_logits_torch: q and k become bfloat16, which holds float8 exactly, and the "
         "result of torch.einsum has the dtype of its operands.",
-        seen_in="vllm 0.33.0",
         explains=_is_of_bfloat16,
     ),
 )

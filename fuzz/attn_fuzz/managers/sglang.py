@@ -186,9 +186,5 @@ class RadixManager:
         return self.pool.available_size() + self.tree.evictable_size()
 
 
-def tokens() -> RadixManager:
-    return RadixManager()
-
-
-def pages() -> RadixManager:
-    return RadixManager(16)
+tokens = RadixManager
+pages = functools.partial(RadixManager, 16)

@@ -5,6 +5,7 @@ The lines that are cited are those of transformers 5.24.0.
 """
 
 import copy
+import functools
 import itertools
 import unittest.mock
 from collections.abc import Callable, Sequence
@@ -112,10 +113,6 @@ class GenerateCache:
         self.caches.pop(request).reset()
 
 
-def dynamic() -> GenerateCache:
-    return GenerateCache(lambda config: DynamicCache(), (FULL, FULL))
-
-
 def _recording(config: LlamaConfig) -> DynamicCache:
     """As assisted generation has it: a sliding layer keeps what a roll-back needs."""
     cache = DynamicCache(config=config)
@@ -132,20 +129,15 @@ class _Assisted(GenerateCache):
         self.caches[request].crop(0)
 
 
-def dynamic_hybrid() -> GenerateCache:
-    return GenerateCache(lambda config: DynamicCache(config=config), (SLIDING, FULL), croppable=False)
+def _static(config: LlamaConfig) -> StaticCache:
+    return StaticCache(config, max_cache_len=MAX_TOKENS)
 
 
-def assisted() -> GenerateCache:
-    return _Assisted(_recording, (SLIDING, FULL))
-
-
-def static() -> GenerateCache:
-    return GenerateCache(lambda config: StaticCache(config, max_cache_len=MAX_TOKENS), (FULL, FULL))
-
-
-def static_hybrid() -> GenerateCache:
-    return GenerateCache(lambda config: StaticCache(config, max_cache_len=MAX_TOKENS), (SLIDING, FULL), croppable=False)
+dynamic = functools.partial(GenerateCache, lambda config: DynamicCache(), (FULL, FULL))
+dynamic_hybrid = functools.partial(GenerateCache, lambda config: DynamicCache(config=config), (SLIDING, FULL), croppable=False)
+assisted = functools.partial(_Assisted, _recording, (SLIDING, FULL))
+static = functools.partial(GenerateCache, _static, (FULL, FULL))
+static_hybrid = functools.partial(GenerateCache, _static, (SLIDING, FULL), croppable=False)
 
 
 class BatchingCache:
@@ -247,9 +239,5 @@ class BatchingCache:
         return free
 
 
-def batching() -> BatchingCache:
-    return BatchingCache((FULL, FULL))
-
-
-def batching_hybrid() -> BatchingCache:
-    return BatchingCache((SLIDING, FULL, SLIDING, SLIDING))
+batching = functools.partial(BatchingCache, (FULL, FULL))
+batching_hybrid = functools.partial(BatchingCache, (SLIDING, FULL, SLIDING, SLIDING))

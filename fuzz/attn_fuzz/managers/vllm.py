@@ -186,47 +186,18 @@ class VllmManager:
 
 WINDOW, CHUNK = Group("window", window=19), Group("chunk", chunk=32)
 
-
-def full() -> VllmManager:
-    return VllmManager()
-
-
-def sliding() -> VllmManager:
-    return VllmManager((WINDOW,))
-
-
-def chunked() -> VllmManager:
-    return VllmManager((CHUNK,))
-
-
-def hybrid() -> VllmManager:
-    """A full group and two sliding ones, as Gemma 3 has them."""
-    return VllmManager((Group(), WINDOW, Group("second window", window=19)), (BLOCK_SIZE,) * 3, 22)
-
-
-def hybrid_sizes() -> VllmManager:
-    """A full group of larger blocks than the sliding one."""
-    return VllmManager((Group(), WINDOW), (2 * BLOCK_SIZE, BLOCK_SIZE), 14)
-
-
-def hybrid_chunked() -> VllmManager:
-    """As Llama 4 has them."""
-    return VllmManager((Group(), CHUNK), (BLOCK_SIZE,) * 2, 16)
-
-
-def eagle() -> VllmManager:
-    """A draft model takes the last block of a hit again."""
-    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, use_eagle=True)
-
-
-def sparse() -> VllmManager:
-    """Of the windows, those at the ends of prompts alone are kept."""
-    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, retention=0)
-
-
-def priority() -> VllmManager:
-    return VllmManager(num_blocks=8, by_priority=True)
-
-
-def uncached() -> VllmManager:
-    return VllmManager((Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, enable_caching=False)
+full = VllmManager
+sliding = functools.partial(VllmManager, (WINDOW,))
+chunked = functools.partial(VllmManager, (CHUNK,))
+hybrid = functools.partial(VllmManager, (Group(), WINDOW, Group("second window", window=19)), (BLOCK_SIZE,) * 3, 22)
+"""A full group and two sliding ones, as Gemma 3 has them."""
+hybrid_sizes = functools.partial(VllmManager, (Group(), WINDOW), (2 * BLOCK_SIZE, BLOCK_SIZE), 14)
+"""A full group of larger blocks than the sliding one."""
+hybrid_chunked = functools.partial(VllmManager, (Group(), CHUNK), (BLOCK_SIZE,) * 2, 16)
+"""As Llama 4 has them."""
+eagle = functools.partial(VllmManager, (Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, use_eagle=True)
+"""A draft model takes the last block of a hit again."""
+sparse = functools.partial(VllmManager, (Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, retention=0)
+"""Of the windows, those at the ends of prompts alone are kept."""
+priority = functools.partial(VllmManager, num_blocks=8, by_priority=True)
+uncached = functools.partial(VllmManager, (Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, enable_caching=False)

@@ -13,89 +13,66 @@ from attn_fuzz.properties.relation import (
     Comparison,
     ErrorBound,
     Outputs,
-    Property,
     again,
     causal_flags,
-    compared,
+    relation,
     request_rows,
     same_bits,
     variant,
 )
 
 
-def repetition() -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        return same_bits(Outputs.of(step), Outputs.of(again(step, call_target)))
-
-    return Property(name="repetition", says="The same call gives the same outputs.", compared=compared(None), holds=holds)
+@relation("repetition", says="The same call gives the same outputs.")
+def repetition(step: Step, call_target: CallTarget) -> str | None:
+    return same_bits(Outputs.of(step), Outputs.of(again(step, call_target)))
 
 
-def request_order(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.batch.num_requests < 2:
-            return None
-        owned = int(step.batch.query_start_loc[-1])
-        order, unowned = list(reversed(range(step.batch.num_requests))), range(owned, len(step.q))
-        changes, rows = _rearranged(step, order, unowned, step.batch.num_actual_tokens)
-        return Comparison(step, error).differs(variant(step, call_target, **changes), rows)
-
-    return Property(
-        name="request order",
-        says="The order of the requests does not matter.",
-        applies="two requests or more",
-        compared=compared(error),
-        holds=holds,
-    )
-
-
-def batch_composition(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        compare = Comparison(step, error)
-        for r, (start, end) in enumerate(request_rows(step.batch)):
-            if start < end and (message := compare.differs(_run(step, r, start, end, end, call_target), slice(start, end))):
-                return f"request {r} alone: {message}"
-        everyone = list(range(step.batch.num_requests))
-        num_rows = int(step.batch.query_start_loc[-1])
-        changes, rows = _rearranged(step, [*reversed(everyone), *everyone], (), 2 * num_rows)
-        if num_rows and (message := compare.differs(variant(step, call_target, **changes), rows)):
-            return f"in a batch with each request twice: {message}"
+@relation("request order", says="The order of the requests does not matter.", applies="two requests or more")
+def request_order(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+    if step.batch.num_requests < 2:
         return None
-
-    return Property(
-        name="batch composition",
-        says="A request gives alone, and in a larger batch, what it gives in its batch.",
-        compared=compared(error),
-        holds=holds,
-    )
+    owned = int(step.batch.query_start_loc[-1])
+    order, unowned = list(reversed(range(step.batch.num_requests))), range(owned, len(step.q))
+    changes, rows = _rearranged(step, order, unowned, step.batch.num_actual_tokens)
+    return Comparison(step, error).differs(variant(step, call_target, **changes), rows)
 
 
-def neighbours_rules(error: ErrorBound | None = None) -> Property:
+@relation("batch composition", says="A request gives alone, and in a larger batch, what it gives in its batch.")
+def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+    compare = Comparison(step, error)
+    for r, (start, end) in enumerate(request_rows(step.batch)):
+        if start < end and (message := compare.differs(_run(step, r, start, end, end, call_target), slice(start, end))):
+            return f"request {r} alone: {message}"
+    everyone = list(range(step.batch.num_requests))
+    num_rows = int(step.batch.query_start_loc[-1])
+    changes, rows = _rearranged(step, [*reversed(everyone), *everyone], (), 2 * num_rows)
+    if num_rows and (message := compare.differs(variant(step, call_target, **changes), rows)):
+        return f"in a batch with each request twice: {message}"
+    return None
+
+
+@relation(
+    "neighbour's rules",
+    says="A request gives beside one that has a range and the other causal flag what it gives in its batch.",
+    applies="decoders",
+)
+def neighbours_rules(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     """For targets that take ranges and a causal flag of each request."""
-
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        lengths = [end - start for start, end in request_rows(step.batch)]
-        if step.layer.attn_type is not AttentionType.DECODER or not any(lengths):
-            return None
-        neighbour = min((r for r, length in enumerate(lengths) if length), key=lengths.__getitem__)
-        num_rows = int(step.batch.query_start_loc[-1])
-        order = [*range(step.batch.num_requests), neighbour]
-        changes, _ = _rearranged(step, order, (), num_rows + lengths[neighbour])
-        own = _ranges(step.batch)
-        changes["batch"] = dataclasses.replace(
-            changes["batch"],
-            causal=torch.tensor([*(flags := causal_flags(step.batch)), not flags[neighbour]], device=step.q.device),
-            # one range over all of its keys
-            bidirectional_ranges=torch.cat([own, own.new_tensor([0, INT32_MAX]).expand(1, *own.shape[1:])]),
-        )
-        return Comparison(step, error).differs(variant(step, call_target, **changes), part_rows=slice(num_rows))
-
-    return Property(
-        name="neighbour's rules",
-        says="A request gives beside one that has a range and the other causal flag what it gives in its batch.",
-        applies="decoders",
-        compared=compared(error),
-        holds=holds,
+    lengths = [end - start for start, end in request_rows(step.batch)]
+    if step.layer.attn_type is not AttentionType.DECODER or not any(lengths):
+        return None
+    neighbour = min((r for r, length in enumerate(lengths) if length), key=lengths.__getitem__)
+    num_rows = int(step.batch.query_start_loc[-1])
+    order = [*range(step.batch.num_requests), neighbour]
+    changes, _ = _rearranged(step, order, (), num_rows + lengths[neighbour])
+    own = _ranges(step.batch)
+    changes["batch"] = dataclasses.replace(
+        changes["batch"],
+        causal=torch.tensor([*(flags := causal_flags(step.batch)), not flags[neighbour]], device=step.q.device),
+        # one range over all of its keys
+        bidirectional_ranges=torch.cat([own, own.new_tensor([0, INT32_MAX]).expand(1, *own.shape[1:])]),
     )
+    return Comparison(step, error).differs(variant(step, call_target, **changes), part_rows=slice(num_rows))
 
 
 def _ranges(batch: Batch) -> torch.Tensor:
@@ -105,66 +82,57 @@ def _ranges(batch: Batch) -> torch.Tensor:
     return batch.seq_lens.new_tensor([0, -1]).repeat(batch.num_requests, 1, 1)
 
 
-def chunked_prefill(queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None) -> Property:
+@relation(
+    "chunked prefill",
+    says="A causal request gives in several steps what it gives in one.",
+    applies="causal requests longer than a chunk, without ranges and qq_bias",
+)
+def chunked_prefill(
+    step: Step, call_target: CallTarget, queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None
+) -> str | None:
     """
     Args:
         queries_per_chunk: returns the size of a chunk for a step. A kernel that promises equal bits promises them for whole
             tiles of queries. Within a bound, a chunk should end inside a tile.
         error: bounds the error of the kernel; None if the kernel promises equal bits.
     """
+    if step.batch.bidirectional_ranges is not None or step.batch.qq_bias is not None:
+        return None  # queries of an earlier step would see less
+    chunk, compare = queries_per_chunk(step), Comparison(step, error)
+    for r, start, end in _causal_requests(step):
+        for first in range(start, end, chunk) if end - start > chunk else ():
+            last = min(first + chunk, end)
+            if int(step.batch.seq_lens[r]) < end - last:
+                continue  # these rows come before the sequence
+            if message := compare.differs(_run(step, r, first, last, end, call_target), slice(first, last)):
+                return f"rows {first} to {last - 1} of request {r} in a step of their own: {message}"
+    return None
 
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.batch.bidirectional_ranges is not None or step.batch.qq_bias is not None:
-            return None  # queries of an earlier step would see less
-        chunk, compare = queries_per_chunk(step), Comparison(step, error)
-        for r, start, end in _causal_requests(step):
-            for first in range(start, end, chunk) if end - start > chunk else ():
-                last = min(first + chunk, end)
-                if int(step.batch.seq_lens[r]) < end - last:
-                    continue  # these rows come before the sequence
-                if message := compare.differs(_run(step, r, first, last, end, call_target), slice(first, last)):
-                    return f"rows {first} to {last - 1} of request {r} in a step of their own: {message}"
-        return None
 
-    return Property(
-        name="chunked prefill",
-        says="A causal request gives in several steps what it gives in one.",
-        applies="causal requests longer than a chunk, without ranges and qq_bias",
-        compared=compared(error),
-        holds=holds,
+@relation(
+    "padded batch",
+    says="More rows that no request owns, a request without queries and looser upper bounds of lengths change nothing.",
+)
+def padded_batch(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+    batch, device = step.batch, step.q.device
+    none = torch.zeros(1, dtype=torch.int32, device=device)
+    more = {name: torch.cat([tensor, tensor.new_zeros((1, *tensor.shape[1:]))]) for name, tensor in _per_request(step).items()}
+    if batch.block_table is not None:
+        more["block_table"][-1] = GARBAGE_BLOCKS[-1]
+    padded = dataclasses.replace(
+        batch,
+        query_start_loc=torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none]),
+        # qq_bias has at least max_query_len rows: the bound cannot be looser then
+        max_query_len=batch.max_query_len + (batch.qq_bias is None),
+        max_seq_len=2 * batch.max_seq_len + 1,
+        num_actual_tokens=len(step.q) + 1,
+        selected=None if batch.selected is None else torch.nn.functional.pad(batch.selected, (0, 0, 0, 1)),
+        **more,
     )
-
-
-def padded_batch(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        batch, device = step.batch, step.q.device
-        none = torch.zeros(1, dtype=torch.int32, device=device)
-        more = {
-            name: torch.cat([tensor, tensor.new_zeros((1, *tensor.shape[1:]))]) for name, tensor in _per_request(step).items()
-        }
-        if batch.block_table is not None:
-            more["block_table"][-1] = GARBAGE_BLOCKS[-1]
-        padded = dataclasses.replace(
-            batch,
-            query_start_loc=torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none]),
-            # qq_bias has at least max_query_len rows: the bound cannot be looser then
-            max_query_len=batch.max_query_len + (batch.qq_bias is None),
-            max_seq_len=2 * batch.max_seq_len + 1,
-            num_actual_tokens=len(step.q) + 1,
-            selected=None if batch.selected is None else torch.nn.functional.pad(batch.selected, (0, 0, 0, 1)),
-            **more,
-        )
-        changes = {"batch": padded, "q": _one_row_more(step.q)}
-        if step.kv_cache is None and step.k is not None and step.v is not None:
-            changes |= {"k": _one_row_more(step.k), "v": _one_row_more(step.v)}
-        return Comparison(step, error).differs(variant(step, call_target, **changes))
-
-    return Property(
-        name="padded batch",
-        says="More rows that no request owns, a request without queries and looser upper bounds of lengths change nothing.",
-        compared=compared(error),
-        holds=holds,
-    )
+    changes = {"batch": padded, "q": _one_row_more(step.q)}
+    if step.kv_cache is None and step.k is not None and step.v is not None:
+        changes |= {"k": _one_row_more(step.k), "v": _one_row_more(step.v)}
+    return Comparison(step, error).differs(variant(step, call_target, **changes))
 
 
 def _one_row_more(rows: torch.Tensor) -> torch.Tensor:

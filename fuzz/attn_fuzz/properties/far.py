@@ -13,7 +13,7 @@ import torch
 from attn_contract import AttentionType, Batch
 from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Outputs, Property, compared, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
 
 _BEYOND_INT16, _TILES_BEYOND_INT16 = 1 << 15, 1 << 22
 """Keys that come before: with the latter, tiles of 128 keys are too many for 16 bits, too."""
@@ -23,42 +23,37 @@ _MOST_BLOCKS = 1 << 19
 ONE_IN = 8
 
 
-def far_keys(one_in: int = ONE_IN) -> Property:
+@relation(
+    "far keys",
+    says="What a window shows gives the same wherever in a sequence it stands.",
+    applies="decoders with a context, of which some have so many keys put before them",
+)
+def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str | None:
     """For targets that are batch-invariant, and take every rule of positions.
 
     Args:
         one_in: of so many steps one is looked at, by its keys: a table of so many blocks takes a while.
     """
-
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        batch, layer = step.batch, step.layer
-        query_lens = batch.query_start_loc.diff()
-        contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
-        # a query before its sequence would come to see keys
-        if layer.attn_type is not AttentionType.DECODER or not contexts or min(contexts) < 0 or step.view is None:
-            return None
-        if layer.selection_unit is not None or layer.key_unit is not None:
-            return None  # the one names positions, the other has no window
-        if step.view.layout.has_inline_scales or int(batch.seq_lens.sum()) % one_in:
-            return None
-        unit = math.lcm(step.view.block_size, _WHOLE_TILES, layer.chunked_local or 1)
-        before = -(-_TILES_BEYOND_INT16 // unit) * unit
-        if before // step.view.block_size * batch.num_requests > _MOST_BLOCKS:
-            before = -(-_BEYOND_INT16 // unit) * unit
-        changed = _with_a_poisoned_block(step, (min(contexts), layer.window[1]))
-        blocks = (1, 1 + before // step.view.block_size)
-        near, far = (variant(step, call_target, **changed, batch=_behind(step, count)) for count in blocks)
-        if message := same_bits(Outputs.of(near), Outputs.of(far)):
-            return f"through a window of {min(contexts)} keys behind {before} keys: {message}"
+    batch, layer = step.batch, step.layer
+    query_lens = batch.query_start_loc.diff()
+    contexts = (batch.seq_lens - query_lens)[query_lens > 0].tolist()
+    # a query before its sequence would come to see keys
+    if layer.attn_type is not AttentionType.DECODER or not contexts or min(contexts) < 0 or step.view is None:
         return None
-
-    return Property(
-        name="far keys",
-        says="What a window shows gives the same wherever in a sequence it stands.",
-        applies="decoders with a context, of which some have so many keys put before them",
-        compared=compared(None),
-        holds=holds,
-    )
+    if layer.selection_unit is not None or layer.key_unit is not None:
+        return None  # the one names positions, the other has no window
+    if step.view.layout.has_inline_scales or int(batch.seq_lens.sum()) % one_in:
+        return None
+    unit = math.lcm(step.view.block_size, _WHOLE_TILES, layer.chunked_local or 1)
+    before = -(-_TILES_BEYOND_INT16 // unit) * unit
+    if before // step.view.block_size * batch.num_requests > _MOST_BLOCKS:
+        before = -(-_BEYOND_INT16 // unit) * unit
+    changed = _with_a_poisoned_block(step, (min(contexts), layer.window[1]))
+    blocks = (1, 1 + before // step.view.block_size)
+    near, far = (variant(step, call_target, **changed, batch=_behind(step, count)) for count in blocks)
+    if message := same_bits(Outputs.of(near), Outputs.of(far)):
+        return f"through a window of {min(contexts)} keys behind {before} keys: {message}"
+    return None
 
 
 def _with_a_poisoned_block(step: Step, window: tuple[int, int]) -> dict[str, Any]:

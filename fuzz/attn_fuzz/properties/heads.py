@@ -6,59 +6,51 @@ from typing import Any
 import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, Property, compared, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, relation, same_bits, variant
 from attn_fuzz.properties.slots import elements, has_latent_value, rows_of_slots, with_rows
 
 
-def head_permutation() -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        layer, device = step.layer, step.q.device
-        if layer.num_kv_heads < 2:
-            return None
-        kv_heads = torch.arange(layer.num_kv_heads, device=device).flip(0)
-        heads = torch.arange(layer.num_heads, device=device).view(layer.num_kv_heads, -1)[kv_heads].flatten()
-        changes: dict[str, Any] = {"q": step.q[:, heads]}
-        if step.raw is not None and step.view is not None:
-            changes["raw"] = step.raw.clone()
-            for places in elements(step.view, device):
-                bits(changes["raw"])[places] = bits(step.raw)[places[..., kv_heads, :]]
-        elif step.k is not None and step.v is not None:
-            changes |= {"k": step.k[:, kv_heads], "v": step.v[:, kv_heads]}
-        moved = {name: layer.tensors[name][heads] for name in ("sinks", "alibi_slopes") if name in layer.tensors}
-        for name in ("q_scale", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache"):
-            scale = layer.tensors.get(name)
-            if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
-                moved[name] = scale[..., kv_heads]
-        selected = step.batch.selected
-        if selected is not None and len(selected) > 1:
-            changes["batch"] = dataclasses.replace(step.batch, selected=selected[kv_heads])
-        part = Outputs.of(variant(step, call_target, layer=dataclasses.replace(layer, **moved), **changes))
-        back = heads.argsort()
-        return same_bits(Outputs.of(step), Outputs(part.out[:, back], None if part.lse is None else part.lse[:, back]))
-
-    return Property(
-        name="head permutation",
-        says="KV heads, each with its group of query heads, give the same in another order.",
-        applies="two KV heads or more",
-        compared=compared(None),
-        holds=holds,
-    )
+@relation(
+    "head permutation",
+    says="KV heads, each with its group of query heads, give the same in another order.",
+    applies="two KV heads or more",
+)
+def head_permutation(step: Step, call_target: CallTarget) -> str | None:
+    layer, device = step.layer, step.q.device
+    if layer.num_kv_heads < 2:
+        return None
+    kv_heads = torch.arange(layer.num_kv_heads, device=device).flip(0)
+    heads = torch.arange(layer.num_heads, device=device).view(layer.num_kv_heads, -1)[kv_heads].flatten()
+    changes: dict[str, Any] = {"q": step.q[:, heads]}
+    if step.raw is not None and step.view is not None:
+        changes["raw"] = step.raw.clone()
+        for places in elements(step.view, device):
+            bits(changes["raw"])[places] = bits(step.raw)[places[..., kv_heads, :]]
+    elif step.k is not None and step.v is not None:
+        changes |= {"k": step.k[:, kv_heads], "v": step.v[:, kv_heads]}
+    moved = {name: layer.tensors[name][heads] for name in ("sinks", "alibi_slopes") if name in layer.tensors}
+    for name in ("q_scale", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache"):
+        scale = layer.tensors.get(name)
+        if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
+            moved[name] = scale[..., kv_heads]
+    selected = step.batch.selected
+    if selected is not None and len(selected) > 1:
+        changes["batch"] = dataclasses.replace(step.batch, selected=selected[kv_heads])
+    part = Outputs.of(variant(step, call_target, layer=dataclasses.replace(layer, **moved), **changes))
+    back = heads.argsort()
+    return same_bits(Outputs.of(step), Outputs(part.out[:, back], None if part.lse is None else part.lse[:, back]))
 
 
-def channel_permutation(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        if has_latent_value(step):
-            return None
-        channels = torch.arange(step.layer.value_size, device=step.q.device).flip(0)
-        part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
-        # the channels back in their first order
-        back = part.out.unflatten(-1, (-1, step.layer.value_size))[..., channels].reshape(part.out.shape)
-        return Comparison(step, error).differs(dataclasses.replace(part, out=back))
-
-    return Property(
-        name="channel permutation",
-        says="The channels of V in another order give those of the output in that order.",
-        applies="all but latent caches",
-        compared=compared(error),
-        holds=holds,
-    )
+@relation(
+    "channel permutation",
+    says="The channels of V in another order give those of the output in that order.",
+    applies="all but latent caches",
+)
+def channel_permutation(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+    if has_latent_value(step):
+        return None
+    channels = torch.arange(step.layer.value_size, device=step.q.device).flip(0)
+    part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
+    # the channels back in their first order
+    back = part.out.unflatten(-1, (-1, step.layer.value_size))[..., channels].reshape(part.out.shape)
+    return Comparison(step, error).differs(dataclasses.replace(part, out=back))

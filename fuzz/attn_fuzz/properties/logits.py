@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, Property, close, compared, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, close, relation, same_bits, variant
 from attn_fuzz.properties.slots import has_latent_value, rows_of_slots, slots_of_keys, with_rows
 
 # Keys are rounded to multiples of a power of two divided by LEVELS. Then rounded and shifted keys have six significant bits,
@@ -12,55 +12,46 @@ from attn_fuzz.properties.slots import has_latent_value, rows_of_slots, slots_of
 LEVELS = 32
 
 
-def shifted_keys(error: ErrorBound) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        layer = step.layer
-        if layer.kv_cache_dtype is not None or layer.logits_soft_cap is not None or layer.sinks is not None:
-            return None
-        if has_latent_value(step):
-            return None
-        k, is_key = rows_of_slots(step)[0], slots_of_keys(step)[:, None, None]
-        magnitudes = torch.where(is_key & k.isfinite(), k, 0).abs()
-        if not magnitudes.any():
-            return None
-        spacing = torch.exp2(torch.ceil(torch.log2(magnitudes.max().double()))) / LEVELS
-        heads, channels = (torch.arange(size, device=k.device) for size in k.shape[1:])
-        shift = spacing * (1 + (heads[:, None] * 3 + channels * 5) % (LEVELS // 2))
-        coarse = torch.round(k.double() / spacing) * spacing
-        here, there = (
-            variant(step, call_target, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
-            for keys in (coarse, coarse + shift)
+@relation(
+    "shifted keys",
+    says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
+    applies="all but quantized and latent caches, soft caps and sinks",
+)
+def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
+    layer = step.layer
+    if layer.kv_cache_dtype is not None or layer.logits_soft_cap is not None or layer.sinks is not None:
+        return None
+    if has_latent_value(step):
+        return None
+    k, is_key = rows_of_slots(step)[0], slots_of_keys(step)[:, None, None]
+    magnitudes = torch.where(is_key & k.isfinite(), k, 0).abs()
+    if not magnitudes.any():
+        return None
+    spacing = torch.exp2(torch.ceil(torch.log2(magnitudes.max().double()))) / LEVELS
+    heads, channels = (torch.arange(size, device=k.device) for size in k.shape[1:])
+    shift = spacing * (1 + (heads[:, None] * 3 + channels * 5) % (LEVELS // 2))
+    coarse = torch.round(k.double() / spacing) * spacing
+    here, there = (
+        variant(step, call_target, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
+        for keys in (coarse, coarse + shift)
+    )
+    allowed = error(here) + error(there)
+    expected = Outputs.read(here)
+    if expected.lse is not None:
+        q = step.q[: len(expected.lse)].double().unflatten(1, (layer.num_kv_heads, -1))
+        expected = dataclasses.replace(
+            expected, lse=expected.lse + layer.scale * torch.einsum("qngd,nd->qng", q, shift).flatten(1)
         )
-        allowed = error(here) + error(there)
-        expected = Outputs.read(here)
-        if expected.lse is not None:
-            q = step.q[: len(expected.lse)].double().unflatten(1, (layer.num_kv_heads, -1))
-            expected = dataclasses.replace(
-                expected, lse=expected.lse + layer.scale * torch.einsum("qngd,nd->qng", q, shift).flatten(1)
-            )
-        return close(expected, Outputs.read(there), allowed)
-
-    return Property(
-        name="shifted keys",
-        says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
-        applies="all but quantized and latent caches, soft caps and sinks",
-        compared=compared(error),
-        holds=holds,
-    )
+    return close(expected, Outputs.read(there), allowed)
 
 
-def scale_in_query() -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        layer = dataclasses.replace(step.layer, scale=step.layer.scale / 4)
-        if layer.q_scale is None:
-            moved = variant(step, call_target, q=4 * step.q, layer=layer)
-        else:
-            moved = variant(step, call_target, layer=dataclasses.replace(layer, q_scale=4 * layer.q_scale))
-        return same_bits(Outputs.of(step), Outputs.of(moved))
-
-    return Property(
-        name="scale in q",
-        says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same.",
-        compared=compared(None),
-        holds=holds,
-    )
+@relation(
+    "scale in q", says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same."
+)
+def scale_in_query(step: Step, call_target: CallTarget) -> str | None:
+    layer = dataclasses.replace(step.layer, scale=step.layer.scale / 4)
+    if layer.q_scale is None:
+        moved = variant(step, call_target, q=4 * step.q, layer=layer)
+    else:
+        moved = variant(step, call_target, layer=dataclasses.replace(layer, q_scale=4 * layer.q_scale))
+    return same_bits(Outputs.of(step), Outputs.of(moved))

@@ -6,58 +6,43 @@ import torch
 from attn_contract import AttentionType
 from attn_contract.rules import active_rules
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import (
-    CallTarget,
-    Comparison,
-    ErrorBound,
-    Launch,
-    Property,
-    compared,
-    request_rows,
-    variant,
-)
+from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Launch, relation, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
 
 
-def wide_window(error: ErrorBound | None = None, launch: Launch | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        has_window = step.layer.attn_type is not AttentionType.ENCODER_DECODER and step.layer.key_unit is None
-        if not has_window or -1 not in step.layer.window:
-            return None
-        longest = max(step.batch.max_seq_len, step.batch.max_query_len)
-        left, right = (longest if edge == -1 else edge for edge in step.layer.window)
-        layer = dataclasses.replace(step.layer, window=(left, right))
-        return Comparison(step, error, launch).differs(variant(step, call_target, layer=layer))
-
-    return Property(
-        name="wide window",
-        says="A window that is wider than every sequence gives what none gives.",
-        applies="layers whose window is unlimited on a side, or that have none, without key_unit",
-        compared=compared(error, launch),
-        holds=holds,
-    )
+@relation(
+    "wide window",
+    says="A window that is wider than every sequence gives what none gives.",
+    applies="layers whose window is unlimited on a side, or that have none, without key_unit",
+)
+def wide_window(
+    step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
+) -> str | None:
+    has_window = step.layer.attn_type is not AttentionType.ENCODER_DECODER and step.layer.key_unit is None
+    if not has_window or -1 not in step.layer.window:
+        return None
+    longest = max(step.batch.max_seq_len, step.batch.max_query_len)
+    left, right = (longest if edge == -1 else edge for edge in step.layer.window)
+    layer = dataclasses.replace(step.layer, window=(left, right))
+    return Comparison(step, error, launch).differs(variant(step, call_target, layer=layer))
 
 
-def last_row(error: ErrorBound | None = None, launch: Launch | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.layer.attn_type is not AttentionType.DECODER or step.layer.key_unit is not None:
-            return None
-        if step.batch.qq_bias is not None:
-            return None  # a qq_bias hides keys from the last query, which other queries see where they are not causal
-        rows = torch.tensor([end - 1 for start, end in request_rows(step.batch) if start < end], device=step.q.device).long()
-        if not len(rows):
-            return None
-        causal = step.batch.causal
-        batch = dataclasses.replace(step.batch, causal=~causal if isinstance(causal, torch.Tensor) else not causal)
-        return Comparison(step, error, launch).differs(variant(step, call_target, batch=batch), rows, rows)
-
-    return Property(
-        name="last row",
-        says="The last query of a request, which sees all keys either way, gives the same causal and not.",
-        applies="decoders without qq_bias and key_unit",
-        compared=compared(error, launch),
-        holds=holds,
-    )
+@relation(
+    "last row",
+    says="The last query of a request, which sees all keys either way, gives the same causal and not.",
+    applies="decoders without qq_bias and key_unit",
+)
+def last_row(step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None) -> str | None:
+    if step.layer.attn_type is not AttentionType.DECODER or step.layer.key_unit is not None:
+        return None
+    if step.batch.qq_bias is not None:
+        return None  # a qq_bias hides keys from the last query, which other queries see where they are not causal
+    rows = torch.tensor([end - 1 for start, end in request_rows(step.batch) if start < end], device=step.q.device).long()
+    if not len(rows):
+        return None
+    causal = step.batch.causal
+    batch = dataclasses.replace(step.batch, causal=~causal if isinstance(causal, torch.Tensor) else not causal)
+    return Comparison(step, error, launch).differs(variant(step, call_target, batch=batch), rows, rows)
 
 
 _OF_DISTANCES = {
@@ -66,22 +51,18 @@ _OF_DISTANCES = {
 """Rules of distances, which hold as before if all positions become less. Any other rule may depend on positions."""
 
 
-def forgotten_keys(error: ErrorBound | None = None) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        layer, left = step.layer, step.layer.window[0]
-        has_positions = not _OF_DISTANCES.issuperset(active_rules(layer, step.batch))
-        if layer.attn_type is not AttentionType.DECODER or left < 0 or has_positions or step.view is None:
-            return None
-        contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()
-        blocks = [max(0, context - left) // step.view.block_size for context in contexts]
-        if not any(blocks):
-            return None
-        return Comparison(step, error).differs(variant(step, call_target, batch=without_first_blocks(step, blocks)))
-
-    return Property(
-        name="forgotten keys",
-        says="Keys that have left every query's window might never have been: without their blocks, all positions are less.",
-        applies="decoders with a window that is limited to the left, without sink_tokens, chunks and ranges; long contexts",
-        compared=compared(error),
-        holds=holds,
-    )
+@relation(
+    "forgotten keys",
+    says="Keys that have left every query's window might never have been: without their blocks, all positions are less.",
+    applies="decoders with a window that is limited to the left, without sink_tokens, chunks and ranges; long contexts",
+)
+def forgotten_keys(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+    layer, left = step.layer, step.layer.window[0]
+    has_positions = not _OF_DISTANCES.issuperset(active_rules(layer, step.batch))
+    if layer.attn_type is not AttentionType.DECODER or left < 0 or has_positions or step.view is None:
+        return None
+    contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()
+    blocks = [max(0, context - left) // step.view.block_size for context in contexts]
+    if not any(blocks):
+        return None
+    return Comparison(step, error).differs(variant(step, call_target, batch=without_first_blocks(step, blocks)))

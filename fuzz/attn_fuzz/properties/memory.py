@@ -5,70 +5,62 @@ import dataclasses
 import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Outputs, Property, compared, same_bits, variant
+from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
 
 # A finite number that changes outputs if it is used. The unused memory of a case holds NaN, or another finite number.
 GARBAGE = -7.0
 
 
-def block_permutation() -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        if step.raw is None or step.view is None or step.batch.block_table is None or step.view.num_blocks < 2:
-            return None
-        device = step.q.device
-        moved = torch.arange(step.view.num_blocks, device=device).flip(0)
-        raw = step.raw.clone()
-        for places in elements(step.view, device):
-            bits(raw)[places[moved]] = bits(step.raw)[places]
-        scales = {}
-        for name in ("k_scale_cache", "v_scale_cache"):
-            if name in step.layer.tensors:
-                scales[name] = torch.empty_like(step.layer.tensors[name])
-                scales[name][moved] = step.layer.tensors[name]
-        table = step.batch.block_table
-        inside = table.long().clamp(0, step.view.num_blocks - 1)
-        table = torch.where(used_entries(step), moved[inside].int(), table)
-        batch = dataclasses.replace(step.batch, block_table=table)
-        layer = dataclasses.replace(step.layer, **scales)
-        return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, raw=raw, batch=batch, layer=layer)))
-
-    return Property(
-        name="block permutation",
-        says="Where the blocks of the cache lie does not matter, as long as the block table says so.",
-        applies="caches of two blocks or more",
-        compared=compared(None),
-        holds=holds,
-    )
+@relation(
+    "block permutation",
+    says="Where the blocks of the cache lie does not matter, as long as the block table says so.",
+    applies="caches of two blocks or more",
+)
+def block_permutation(step: Step, call_target: CallTarget) -> str | None:
+    if step.raw is None or step.view is None or step.batch.block_table is None or step.view.num_blocks < 2:
+        return None
+    device = step.q.device
+    moved = torch.arange(step.view.num_blocks, device=device).flip(0)
+    raw = step.raw.clone()
+    for places in elements(step.view, device):
+        bits(raw)[places[moved]] = bits(step.raw)[places]
+    scales = {}
+    for name in ("k_scale_cache", "v_scale_cache"):
+        if name in step.layer.tensors:
+            scales[name] = torch.empty_like(step.layer.tensors[name])
+            scales[name][moved] = step.layer.tensors[name]
+    table = step.batch.block_table
+    inside = table.long().clamp(0, step.view.num_blocks - 1)
+    table = torch.where(used_entries(step), moved[inside].int(), table)
+    batch = dataclasses.replace(step.batch, block_table=table)
+    layer = dataclasses.replace(step.layer, **scales)
+    return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, raw=raw, batch=batch, layer=layer)))
 
 
-def garbage() -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        owned = int(step.batch.query_start_loc[-1])
-        q = step.q.clone()
-        q[owned:] = GARBAGE
-        unused = ~slots_of_keys(step)
-        k, v = (rows.clone() for rows in rows_of_slots(step))
-        for rows in (k, v):
-            bits(rows)[unused] = bits(torch.tensor(GARBAGE, device=q.device).to(rows.dtype).reshape(1))
-        changes = {"q": q, **with_rows(step, k, v)}
-        if step.batch.block_table is not None and step.view is not None:
-            scales = {
-                name: torch.where(unused.view(scale.shape[:2])[..., None], GARBAGE, scale)
-                for name, scale in step.layer.tensors.items()
-                if name.endswith("_scale_cache")
-            }
-            table = torch.where(used_entries(step), step.batch.block_table, step.view.num_blocks + 1)
-            wider = torch.cat([table, table.new_full((len(table), 1), -2)], dim=1)
-            changes |= {
-                "batch": dataclasses.replace(step.batch, block_table=wider),
-                "layer": dataclasses.replace(step.layer, **scales),
-            }
-        return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, **changes)))
-
-    return Property(
-        name="garbage",
-        says="What unused slots, unused entries of a wider block table and rows that no request owns hold does not matter.",
-        compared=compared(None),
-        holds=holds,
-    )
+@relation(
+    "garbage",
+    says="What unused slots, unused entries of a wider block table and rows that no request owns hold does not matter.",
+)
+def garbage(step: Step, call_target: CallTarget) -> str | None:
+    owned = int(step.batch.query_start_loc[-1])
+    q = step.q.clone()
+    q[owned:] = GARBAGE
+    unused = ~slots_of_keys(step)
+    k, v = (rows.clone() for rows in rows_of_slots(step))
+    for rows in (k, v):
+        bits(rows)[unused] = bits(torch.tensor(GARBAGE, device=q.device).to(rows.dtype).reshape(1))
+    changes = {"q": q, **with_rows(step, k, v)}
+    if step.batch.block_table is not None and step.view is not None:
+        scales = {
+            name: torch.where(unused.view(scale.shape[:2])[..., None], GARBAGE, scale)
+            for name, scale in step.layer.tensors.items()
+            if name.endswith("_scale_cache")
+        }
+        table = torch.where(used_entries(step), step.batch.block_table, step.view.num_blocks + 1)
+        wider = torch.cat([table, table.new_full((len(table), 1), -2)], dim=1)
+        changes |= {
+            "batch": dataclasses.replace(step.batch, block_table=wider),
+            "layer": dataclasses.replace(step.layer, **scales),
+        }
+    return same_bits(Outputs.of(step), Outputs.of(variant(step, call_target, **changes)))

@@ -6,47 +6,33 @@ import torch
 from attn_contract import AttentionType
 from attn_contract.rules import active_rules
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import (
-    CallTarget,
-    ErrorBound,
-    Outputs,
-    Property,
-    causal_flags,
-    close,
-    compared,
-    request_rows,
-    variant,
-)
+from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, causal_flags, close, relation, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
 
 
-def split_keys(error: ErrorBound) -> Property:
-    def holds(step: Step, call_target: CallTarget) -> str | None:
-        blocks = _blocks_of_first_part(step)
-        if step.lse is None or step.layer.output_scale is not None or _has_positions(step) or not any(blocks):
-            return None
-        second = variant(step, call_target, batch=without_first_blocks(step, blocks))
-        a, b = Outputs.read(_first_part(step, blocks, call_target)), Outputs.read(second)
-        # a bound of the parts too, because they see fewer keys
-        bound = error(step)
-        assert a.lse is not None
-        assert b.lse is not None
-        assert bound.lse is not None
-        lse = torch.logaddexp(a.lse, b.lse)
-        at = lse.masked_fill(lse.isinf(), 0.0)
-        share_a, share_b = (torch.exp(part - at)[..., None] for part in (a.lse, b.lse))
-        merged = Outputs(share_a * a.out + share_b * b.out, lse)
-        # a share is a logistic function of the LSEs' difference, whose slope is at most 1/4
-        shift = bound.lse[..., None] / 2 * (a.out - b.out).abs()
-        return close(Outputs.read(step), merged, Outputs(2 * bound.out + shift, 2 * bound.lse))
-
-    return Property(
-        name="split keys",
-        says="Attention to two parts of the keys, merged by their LSEs, is attention to all; the sinks join one of them.",
-        applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
-        compared=compared(error),
-        holds=holds,
-    )
+@relation(
+    "split keys",
+    says="Attention to two parts of the keys, merged by their LSEs, is attention to all; the sinks join one of them.",
+    applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
+)
+def split_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
+    blocks = _blocks_of_first_part(step)
+    if step.lse is None or step.layer.output_scale is not None or _has_positions(step) or not any(blocks):
+        return None
+    second = variant(step, call_target, batch=without_first_blocks(step, blocks))
+    a, b = Outputs.read(_first_part(step, blocks, call_target)), Outputs.read(second)
+    # a bound of the parts too, because they see fewer keys
+    bound = error(step)
+    assert a.lse is not None
+    assert b.lse is not None
+    assert bound.lse is not None
+    lse = torch.logaddexp(a.lse, b.lse)
+    at = lse.masked_fill(lse.isinf(), 0.0)
+    share_a, share_b = (torch.exp(part - at)[..., None] for part in (a.lse, b.lse))
+    merged = Outputs(share_a * a.out + share_b * b.out, lse)
+    # a share is a logistic function of the LSEs' difference, whose slope is at most 1/4
+    shift = bound.lse[..., None] / 2 * (a.out - b.out).abs()
+    return close(Outputs.read(step), merged, Outputs(2 * bound.out + shift, 2 * bound.lse))
 
 
 _WITHOUT_POSITIONS = {"sink_tokens", "ranges_clamped", "logits_soft_cap", "q_scale", "sinks", "head_size_v"}

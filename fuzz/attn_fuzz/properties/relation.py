@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from attn_contract import Batch
@@ -15,6 +16,7 @@ from attn_reference import dequantize
 
 CallTarget = Callable[[Step], None]
 """Calls the target's attention on a step, which writes the step's outputs."""
+P = ParamSpec("P")
 Rows = slice | torch.Tensor
 ALL = slice(None)
 
@@ -92,6 +94,32 @@ def compared(error: ErrorBound | None, launch: Launch | None = None) -> str:
     if error is None:
         return "bit by bit"
     return "within the bound" if launch is None else "bit by bit if the launch is the same, else within the bound"
+
+
+def relation(
+    name: str, *, says: str, applies: str = "all"
+) -> Callable[[Callable[Concatenate[Step, CallTarget, P], str | None]], Callable[P, Property]]:
+    """Turn a relation into a function that takes the arguments after the step and the call, and returns the Property.
+
+    Args:
+        name, says, applies: as of Property. How outputs are compared follows from the relation's `error` and `launch`.
+    """
+
+    def made(holds: Callable[Concatenate[Step, CallTarget, P], str | None]) -> Callable[P, Property]:
+        @functools.wraps(holds)
+        def factory(*args: P.args, **kwargs: P.kwargs) -> Property:
+            given = inspect.signature(holds).bind_partial(None, None, *args, **kwargs).arguments
+            return Property(
+                name=name,
+                says=says,
+                applies=applies,
+                compared=compared(given.get("error"), given.get("launch")),
+                holds=lambda step, call_target: holds(step, call_target, *args, **kwargs),
+            )
+
+        return factory
+
+    return made
 
 
 def again(step: Step, call_target: CallTarget) -> Step:

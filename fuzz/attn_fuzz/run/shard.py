@@ -242,7 +242,7 @@ def in_flight(plan: FuzzPlan, pid: int) -> Path:
 
 def dense(case: Case) -> Case:
     """The case with random numbers, instead of numbers most of which are 0 or alike: exact mode needs no easy sums."""
-    if case.values.kind in ("random", "extreme", "captured"):
+    if case.values.kind in ("random", "extreme", "below", "captured"):
         return case
     return msgspec.structs.replace(case, values=Values("random", case.values.seed))
 

@@ -280,7 +280,7 @@ class ManagedEngine:
         """Judge the keys that the chunk's queries see; in a group that reads first, those from before the step."""
         request, start, end, *_ = scheduled
         group = self.groups[index]
-        first, last = group.first_visible(start), start if group.reads_first else end
+        first, last = self.shadow.first_seen(group.name, start), start if group.reads_first else end
         held = [p for p in range(max(first, end - len(slots)), last) if slots[len(slots) - end + p] is not None]
         slots = [slots[len(slots) - end + p] for p in held]
         faults: list[Fault] = []

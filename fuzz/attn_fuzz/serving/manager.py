@@ -23,11 +23,6 @@ class Group(NamedTuple):
     chunk: int | None = None
     reads_first: bool = False
 
-    def first_visible(self, position: int) -> int:
-        """The first position whose key a query at `position` sees."""
-        first = 0 if self.window is None else max(0, position - self.window + 1)
-        return first if self.chunk is None else max(first, position // self.chunk * self.chunk)
-
 
 Slots = Sequence[int | None]
 

@@ -27,7 +27,8 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
     Some batches mix them.
 
     - With drafts (qq_bias), a few queries are drawn most often, or one: a bias of one draft has strides that say nothing.
-    - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins.
+    - With ranges, lengths beyond a tile are drawn more often: a range may end a tile later than it begins. Decodes split
+      their keys, and with ranges a kernel may not leave out the parts that a window hides.
     - With chunks, single queries are drawn less often: chunks are easily miscounted before the sequence begins. So they are
       where tokens share a key, or are selected as a unit: one may end between two queries.
     """
@@ -37,7 +38,7 @@ def query_lens(draw: st.DrawFn, support: Support, rules: set[str]) -> tuple[Sequ
         return kinds[pick(draw, ("few", "few", "decode", "decode", "mixed", "tiles"))]
     if "bidirectional_ranges" in rules:
         several = [n for n in tiles if n > max(support.tile_sizes)] or [support.max_tokens]
-        return {**kinds, "several": (several,)}[pick(draw, ("few", "mixed", "tiles", "several", "several"))]
+        return {**kinds, "several": (several,)}[pick(draw, ("few", "decode", "mixed", "tiles", "several", "several"))]
     if not {"key_unit", "selection_unit"}.isdisjoint(rules):
         return kinds[pick(draw, ("few", "few", "mixed", "tiles", "decode"))]
     if "chunked_local" in rules:

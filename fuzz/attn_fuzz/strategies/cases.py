@@ -4,6 +4,7 @@ import dataclasses
 
 import msgspec
 from attn_contract import AttentionType
+from attn_fuzz.cases import edges_of_scales
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope, Values
 from attn_fuzz.strategies.batches import allowed, batches
 from attn_fuzz.strategies.caches import caches
@@ -11,13 +12,13 @@ from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.earlier import with_earlier
 from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
-from attn_fuzz.targets.engine import window_by_causality
+from attn_fuzz.targets.engine import Engine, window_by_causality
 from attn_fuzz.targets.target import Support
 from hypothesis import reject
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace
-VALUES = ("exact", "one_hot", "signature", "random", "extreme")
+VALUES = ("exact", "one_hot", "signature", "random", "extreme", "below")
 CANDIDATES = 4
 """Layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
 STEPS = 2
@@ -139,7 +140,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
         flat_out=pick(draw, engine.flat_out[:num_forms]),
         dense_out=pick(draw, engine.dense_out[:num_forms]),
         lse="lse" in support.rules and pick(draw, (False, True)),
-        values=values(draw, rules),
+        values=values(draw, rules, engine),
         program_order=pick(draw, PROGRAM_ORDERS),
     )
     if "window" in rules and drawn.window_kind == "by causality":
@@ -198,10 +199,11 @@ def _is_per_request(
     return possible and pick(draw, (False,) * 7 + (True,))
 
 
-def values(draw: st.DrawFn, rules: set[str]) -> Values:
+def values(draw: st.DrawFn, rules: set[str], engine: Engine) -> Values:
     """A kind of values. Large logits are drawn twice as often with a cap, because a cap changes large logits most."""
-    kind = pick(draw, VALUES + VALUES[-1:] * ("logits_soft_cap" in rules))
-    return Values(kind=kind, seed=draw(st.integers(0, 2**32 - 1)))
+    kind = pick(draw, VALUES + ("extreme",) * ("logits_soft_cap" in rules))
+    drawn = Values(kind=kind, seed=draw(st.integers(0, 2**32 - 1)))
+    return drawn if engine.least_scales else edges_of_scales.without_least(drawn)
 
 
 def _with_cache(draw: st.DrawFn, support: Support, case: Case, drawn: DrawnLayer) -> Case:

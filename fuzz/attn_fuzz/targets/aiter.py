@@ -6,12 +6,13 @@
 import functools
 from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from attn_contract import AttentionType, Layout, UnsupportedError
 from attn_fuzz import foreign
-from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.case import Case, Float8
+from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
@@ -65,13 +66,28 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     aiter_adapter.unified_attention(usable_aiter(q.device.type), q, kv_cache, layer, batch, out=out, lse=lse, validate=True)
 
 
-def _native_float8(device: str) -> str:
-    """The kernel's own, as the adapter has it."""
-    architecture = ARCHITECTURE if device == "cpu" else getattr(torch.cuda.get_device_properties(), "gcnArchName", "")
-    return "fp8_e4m3fn" if architecture.startswith("gfx950") else "fp8_e4m3fnuz"
+def _float8(device: str) -> tuple[Float8, tuple[Float8, ...]]:
+    """The device's own float8 type, and the types of caches that are drawn: each that the AITER takes, and on a GPU its own."""
+    from attn_optimized.aiter_adapter import is_foreign_cache, native_float8
+
+    aiter = _declared(device)
+    name = ARCHITECTURE if device == "cpu" else getattr(torch.cuda.get_device_properties(), "gcnArchName", "")
+    architecture = name.partition(":")[0]
+    own: Float8 = "fp8_e4m3fn" if native_float8(aiter, architecture) == torch.float8_e4m3fn else "fp8_e4m3fnuz"
+    taken = tuple(each for each in get_args(Float8) if not is_foreign_cache(aiter, architecture, DTYPES[each]))
+    return own, taken if device == "cpu" else (own,)
+
+
+def _declared(device: str) -> "Aiter":
+    """The AITER of a device; without one, the newest that is recorded."""
+    from attn_optimized.aiter_adapter import find_aiter
+    from attn_optimized.backends.declaring import declared_aiter
+
+    return declared_aiter(readable_aiter() if device == "cpu" else find_aiter())
 
 
 def _support(device: str) -> Support:
+    own_float8, taken_float8 = _float8(device)
     return Support(
         attn_types=(AttentionType.DECODER,),
         dtypes=("float16", "bfloat16"),
@@ -79,9 +95,9 @@ def _support(device: str) -> Support:
         head_sizes=(32, 16, 64, 128),
         block_sizes=(16, 32, 64, 128, 48, 80, 528),
         rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", *(("qq_bias",) if device != "cpu" else ())),
-        cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz") if device == "cpu" else (_native_float8(device),),
+        cache_dtypes=taken_float8,
         scales=("tensor",),
-        output_dtypes=(_native_float8(device),),
+        output_dtypes=(own_float8,),
         unused_slots="mostly finite",
         max_tokens=128,
         exclude=_beyond,
@@ -98,9 +114,8 @@ def _beyond(case: Case) -> str | None:
 def _takes_block(size: int) -> bool:
     """Whether the AITER takes a block size that is no power of two; without one, whether the newest does."""
     from attn_optimized.aiter_adapter import is_beside_tiles, unified_block_sizes
-    from attn_optimized.backends.declaring import declared_aiter
 
-    aiter = declared_aiter(readable_aiter())
+    aiter = _declared("cpu")
     return size in unified_block_sizes(aiter) and not is_beside_tiles(aiter, size)
 
 
@@ -143,10 +158,11 @@ def _missing(device: str) -> str | None:
     return features_of(readable_aiter() if device == "cpu" else import_aiter()).unified
 
 
+@functools.cache
 def _modules() -> list[ModuleType]:
     from attn_fuzz.targets.packages import aiter_package
 
-    return aiter_package.load("unified_attention")
+    return aiter_package.ops("unified_attention").load()
 
 
 AITER_UNIFIED_ATTENTION = Target(

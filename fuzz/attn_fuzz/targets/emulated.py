@@ -54,6 +54,9 @@ def with_architecture(
     """
     needed = f"name an architecture, as in --target {name}@{architectures[0]}"
 
+    def drawn(architecture: str) -> Support:
+        return dataclasses.replace(support(architecture), steps_per_layer=STEPS_PER_LAYER, own_numbers=True)
+
     def on(architecture: str) -> Target:
         def unavailable(device: str) -> str | None:
             if architecture not in architectures:
@@ -65,7 +68,7 @@ def with_architecture(
             name=f"{name}@{architecture}",
             description=f"{description}: for {architecture}, emulated",
             attention=functools.partial(attention, architecture),
-            support=lambda device: support(architecture),
+            support=lambda device: drawn(architecture),
             rounding=lambda device: rounding(architecture),
             unavailable=unavailable,
             events=functools.partial(events, architecture),
@@ -79,7 +82,7 @@ def with_architecture(
         name=name,
         description=description,
         attention=needs_architecture,
-        support=lambda device: support(architectures[0]),
+        support=lambda device: drawn(architectures[0]),
         refuses=False,
         rounding=lambda device: rounding(architectures[0]),
         unavailable=lambda device: "; ".join(filter(None, (missing(architectures[0], device), needed))),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from attn_contract import AttentionType, PhysicalOrder
+from attn_fuzz.cases import edges_of_scales
 from attn_fuzz.cases.case import Cache, Case, SelectionKind
 
 WindowKind = Literal["any", "left", "symmetric", "by causality"]
@@ -58,6 +59,7 @@ class Engine:
         unwritten: query tokens that have slot -1, since an earlier step wrote their keys.
         ordinary_writes: whether a second layer that shares the allocation writes no special numbers such as NaN.
         saturated: infinite elements of k and v, which a quantized cache saturates.
+        least_scales: scales of 2^-127 in caches of ue8m0 ones. The contract's writer writes none, nor does an engine's.
         recycled: NaN in keys outside all windows.
         fused_qkv, unlike_strides, flat_out, dense_out: forms of q, k, v, the scale caches and out; see Case.
         unowned_rows, rows_past, kv_rows_past: rows that no request owns; see Case.
@@ -95,6 +97,7 @@ class Engine:
     unwritten: bool = True
     ordinary_writes: tuple[bool, ...] = (False, True)
     saturated: bool = True
+    least_scales: bool = True
     recycled: bool = True
     fused_qkv: tuple[bool, ...] = (False, True)
     unlike_strides: tuple[bool, ...] = (False, True)
@@ -179,6 +182,11 @@ def _has_prompt(case: Case) -> bool:
     return case.attn_type is AttentionType.DECODER and any(request.context_len <= 0 for request in case.requests)
 
 
+def _has_least_scale(case: Case) -> bool:
+    edge = edges_of_scales.of(case)
+    return edge is not None and edge.byte == edges_of_scales.LEAST
+
+
 def _mixes_alibi(case: Case) -> bool:
     is_causal = case.attn_type is AttentionType.DECODER and all(request.causal for request in case.requests)
     return case.alibi_slopes and (case.sinks is not None or case.bidirectional_ranges or not is_causal)
@@ -207,6 +215,7 @@ _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     "padding": _of_cache(lambda cache: cache.padding),
     "other_views": _of_cache(lambda cache: not {cache.writer, cache.neighbour} <= {None, cache.layout}),
     "unwritten": lambda case: bool(case.unwritten),
+    "least_scales": _has_least_scale,
     "ordinary_writes": lambda case: case.ordinary_writes if case.cache is not None and case.cache.neighbour else None,
     **{
         name: lambda case, name=name: getattr(case, name)

@@ -438,6 +438,17 @@ def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields
     Args:
         name: of the target.
         stages, terms: see `attention_by`.
+        fields: for `judged_target`.
+    """
+    return judged_target(name, attention_by(stages, terms), **fields)
+
+
+def judged_target(name: str, attention: AttentionFunction, **fields: Any) -> Target:
+    """A target whose function judges what it calls, for a step of attention over a selection.
+
+    Args:
+        name: of the target.
+        attention: sets the output to 0, or raises FailedCheckError.
         fields: other fields of Target, and those of its Support beside the ones that all such targets have.
     """
     support = {
@@ -457,7 +468,7 @@ def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields
     support |= {field: fields.pop(field) for field in [*fields] if field in of_support}
     return Target(
         name=name,
-        attention=attention_by(stages, terms),
+        attention=attention,
         support=lambda device: Support(**support),
         rounding=lambda device: Rounding(keys_per_tile=1),
         refuses=False,

@@ -6,6 +6,7 @@ from its source, never from a version. Nothing here imports it before one of its
 
 from attn_optimized.aiter_adapter.features import (
     BLOCKS_BESIDE_TILES,
+    FOREIGN_CACHE,
     GROUP_SIZES,
     PAGED_ATTENTION_BLOCK_SIZES,
     PAGED_ATTENTION_HEAD_SIZES,
@@ -15,8 +16,10 @@ from attn_optimized.aiter_adapter.features import (
     Features,
     features_of,
     is_beside_tiles,
+    is_foreign_cache,
     is_no_tile_of,
     may_run_assembly,
+    native_float8,
     unified_block_sizes,
 )
 from attn_optimized.aiter_adapter.flash_attn_varlen import flash_attn_varlen
@@ -24,10 +27,11 @@ from attn_optimized.aiter_adapter.installation import RECORDED, Aiter, find_aite
 from attn_optimized.aiter_adapter.pa_fwd_asm import pa_fwd_asm
 from attn_optimized.aiter_adapter.paged_attention_v1 import paged_attention_v1
 from attn_optimized.aiter_adapter.signatures import Signature
-from attn_optimized.aiter_adapter.unified_attention import native_float8, unified_attention
+from attn_optimized.aiter_adapter.unified_attention import unified_attention
 
 __all__ = [
     "BLOCKS_BESIDE_TILES",
+    "FOREIGN_CACHE",
     "GROUP_SIZES",
     "PAGED_ATTENTION_BLOCK_SIZES",
     "PAGED_ATTENTION_HEAD_SIZES",
@@ -43,6 +47,7 @@ __all__ = [
     "flash_attn_varlen",
     "import_aiter",
     "is_beside_tiles",
+    "is_foreign_cache",
     "is_no_tile_of",
     "may_run_assembly",
     "native_float8",

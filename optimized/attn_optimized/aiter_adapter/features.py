@@ -22,6 +22,9 @@ BLOCKS_BESIDE_TILES = (
     "unified_attention asserts, if it splits keys, that a tile of 64 holds whole blocks (seen from 0.1.16 to e404860)"
 )
 TILES_OF_GFX1250 = "unified_attention takes a block for a tile of keys there, a power of two (seen in e404860)"
+FOREIGN_CACHE = (
+    "unified_attention asserts, if it splits keys, that a float8 cache is of the device's own type (seen in e404860)"
+)
 PAGED_ATTENTION_HEAD_SIZES = Multiples(
     64, "paged_attention_v1 gives each of its 4 waves 16 dims of V at a time (vLLM #34570)", at_most=256
 )
@@ -89,7 +92,7 @@ _ARGUMENTS = {
 
 def unified_block_sizes(aiter: Aiter) -> Values:
     """Block sizes that unified_attention of an AITER takes. See `is_beside_tiles` and `is_no_tile_of` for two exceptions."""
-    if "rounded" in aiter.unified_tiles:
+    if "rounded tiles" in aiter.unified_traits:
         return Multiples(16, "unified_attention was compared with the reference in vLLM's blocks alone")
     return Only(
         (16, 32, 64, 128, 256),
@@ -99,12 +102,24 @@ def unified_block_sizes(aiter: Aiter) -> Values:
 
 def is_beside_tiles(aiter: Aiter, block_size: int) -> bool:
     """True for a block size that BLOCKS_BESIDE_TILES keeps from an AITER: 48."""
-    return "of whole blocks" in aiter.unified_tiles and block_size < 64 and 64 % block_size != 0
+    return "tiles of whole blocks" in aiter.unified_traits and block_size < 64 and 64 % block_size != 0
 
 
 def is_no_tile_of(architecture: str | None, block_size: int) -> bool:
     """True for a block size that TILES_OF_GFX1250 keeps from an architecture."""
     return architecture == "gfx1250" and block_size.bit_count() > 1
+
+
+def native_float8(aiter: Aiter, architecture: str | None) -> torch.dtype:
+    """The float8 type that an AITER takes for an architecture's own. It clamps quantized outputs to the range of that type."""
+    return torch.float8_e4m3fn if architecture in aiter.fn_architectures else torch.float8_e4m3fnuz
+
+
+def is_foreign_cache(aiter: Aiter, architecture: str | None, kv_cache_dtype: torch.dtype | None) -> bool:
+    """True for the float8 type of a cache that FOREIGN_CACHE keeps from an AITER on an architecture."""
+    is_float8 = kv_cache_dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+    asserts = "the device's own float8" in aiter.unified_traits
+    return is_float8 and asserts and kv_cache_dtype != native_float8(aiter, architecture)
 
 
 def features_of(aiter: Aiter) -> Features:

@@ -13,7 +13,15 @@ from typing import Any
 
 from attn_contract import UnsupportedError
 
-from attn_optimized.aiter_adapter.signatures import FUNCTIONS, Signature, of_callable, read_source, read_unified_tiles
+from attn_optimized.aiter_adapter.signatures import (
+    FLOAT8,
+    FUNCTIONS,
+    Signature,
+    of_callable,
+    read_fn_architectures,
+    read_source,
+    read_unified_traits,
+)
 
 RECORDED = ("0.1.7", "2026-08")
 """Versions whose signatures are recorded here, oldest first, so that any machine can use them."""
@@ -30,7 +38,8 @@ class Aiter:
         version: as its package says; None for a checkout.
         location: folder of the package; None of a recorded one.
         signatures: by the function's name; those that it has not are absent.
-        unified_tiles: those of `signatures.UNIFIED_TILES` that are true of it.
+        unified_traits: those of `signatures.UNIFIED_TRAITS` that are true of it.
+        fn_architectures: those whose own float8 type it takes to be e4m3fn; that of the others is e4m3fnuz.
         functions: those that are loaded already. The others are imported when they are first called.
     """
 
@@ -38,7 +47,8 @@ class Aiter:
     version: str | None = None
     location: Path | None = None
     signatures: Mapping[str, Signature] = field(default_factory=dict)
-    unified_tiles: frozenset[str] = frozenset()
+    unified_traits: frozenset[str] = frozenset()
+    fn_architectures: frozenset[str] = frozenset()
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -112,8 +122,13 @@ def find_aiter() -> Aiter:
     if not signatures:
         return Aiter(missing=f"the AITER at {folder} has none of {', '.join(FUNCTIONS)}: it is built without attention")
     unified = signatures.get("unified_attention")
-    tiles = frozenset() if unified is None else read_unified_tiles(_file(folder, unified.module))
-    return Aiter(version=_version(folder), location=folder, signatures=signatures, unified_tiles=tiles)
+    return Aiter(
+        version=_version(folder),
+        location=folder,
+        signatures=signatures,
+        unified_traits=frozenset() if unified is None else read_unified_traits(_file(folder, unified.module)),
+        fn_architectures=read_fn_architectures(_file(folder, FLOAT8)),
+    )
 
 
 def import_aiter() -> Aiter:
@@ -142,7 +157,8 @@ def recorded(version: str) -> Aiter:
             entry["function"]: Signature(entry["function"], entry["module"], tuple(entry["arguments"]), entry["defaults"])
             for entry in record["signatures"]
         },
-        unified_tiles=frozenset(record["unified_tiles"]),
+        unified_traits=frozenset(record["unified_traits"]),
+        fn_architectures=frozenset(record["fn_architectures"]),
     )
 
 

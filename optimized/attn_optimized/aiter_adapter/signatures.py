@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,18 @@ FUNCTIONS = {
     "pa_fwd_asm": ("aiter.ops.attention",),
 }
 """The functions that are called here, and the modules that hold or held them, the newest first."""
-UNIFIED_TILES = {"rounded": "next_power_of_2(block_size)", "of whole blocks": "TILE_SIZE % block_size == 0"}
-"""What no signature tells of unified_attention's tiles, and the text of its source that does.
+UNIFIED_TRAITS = {
+    "rounded tiles": "next_power_of_2(block_size)",
+    "tiles of whole blocks": "TILE_SIZE % block_size == 0",
+    "the device's own float8": "assert kv_cache_dtype in (",
+}
+"""What no signature tells of unified_attention, and the text of its source that does.
 
-A tile is a block, rounded up to a power of two (ROCm/aiter#2393). A tile of keys that are split must hold whole blocks.
+A tile is a block, rounded up to a power of two (ROCm/aiter#2393). Where keys are split, a tile must hold whole blocks, and a
+float8 cache must be of the type that AITER takes for the device's own.
 """
+FLOAT8 = "aiter.ops.triton.utils.types"
+"""The module that names the architectures whose own float8 is e4m3fn."""
 
 
 class _Unknown:
@@ -67,13 +75,22 @@ def read_source(path: Path, module: str, function: str) -> Signature | None:
     return None
 
 
-def read_unified_tiles(path: Path) -> frozenset[str]:
-    """Those of UNIFIED_TILES that a source file of unified_attention has; none if it cannot be read."""
+def read_unified_traits(path: Path) -> frozenset[str]:
+    """Those of UNIFIED_TRAITS that a source file of unified_attention has; none if it cannot be read."""
+    source = _text(path)
+    return frozenset(name for name, text in UNIFIED_TRAITS.items() if text in source)
+
+
+def read_fn_architectures(path: Path) -> frozenset[str]:
+    """The architectures that the source file of FLOAT8 names."""
+    return frozenset(re.findall(r"gfx\w+", _text(path)))
+
+
+def _text(path: Path) -> str:
     try:
-        source = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return frozenset()
-    return frozenset(name for name, text in UNIFIED_TILES.items() if text in source)
+        return ""
 
 
 def of_callable(function: Callable[..., Any], module: str, name: str) -> Signature | None:

@@ -4,14 +4,18 @@ import math
 
 import torch
 from attn_contract import YES, AttentionType, Batch, Layer, No
+from attn_contract.arguments import named
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.aiter_adapter.features import (
     BLOCKS_BESIDE_TILES,
+    FOREIGN_CACHE,
     TILES_OF_GFX1250,
     UNIFIED_HEAD_SIZES,
     is_beside_tiles,
+    is_foreign_cache,
     is_no_tile_of,
+    native_float8,
     unified_block_sizes,
 )
 from attn_optimized.aiter_adapter.installation import Aiter
@@ -59,7 +63,7 @@ def unified_attention(
         aiter: what is called; see find_aiter.
         q: [T, H, D] float16 or bfloat16.
         kv_cache: rows in any layout but X_PACKED, SHUFFLED and CONTENT_PACKED_SCALED; of q's dtype, or float8 with one k_scale
-            and one v_scale.
+            and one v_scale, of a type that the AITER takes on the device.
         layer, batch: DECODER with `causal=True`.
         out: [T, H, D] or [T, H * D], written in the rows that a request owns.
         lse: must be None.
@@ -75,7 +79,7 @@ def unified_attention(
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     causal = batch.causal is True or batch.num_requests == 0
     architecture = architecture_of(q.device, q.dtype)
-    native = None if layer.output_scale is None else native_float8(architecture)
+    native = native_float8(aiter, architecture)
     block = f"block size {view.block_size}"
     refuse(
         _NAME,
@@ -90,12 +94,17 @@ def unified_attention(
         ),
         dtype(q.dtype),
         cache(layer, (None, "tensor"), "it reads float8 with one k_scale and one v_scale"),
+        (
+            is_foreign_cache(aiter, architecture, layer.kv_cache_dtype),
+            f"a cache of {named(layer.kv_cache_dtype)} on {architecture}",
+            f"{FOREIGN_CACHE}, here {named(native)}",
+        ),
         size("head size", layer.head_size, UNIFIED_HEAD_SIZES),
         size("block size", view.block_size, unified_block_sizes(aiter)),
         (is_beside_tiles(aiter, view.block_size), block, BLOCKS_BESIDE_TILES),
         (is_no_tile_of(architecture, view.block_size), f"{block} on gfx1250", TILES_OF_GFX1250),
         (
-            native is not None and out.dtype != native,
+            layer.output_scale is not None and out.dtype != native,
             f"an output of {out.dtype}",
             f"its kernel clamps to the range of {native}, the device's own",
         ),
@@ -131,11 +140,6 @@ def unified_attention(
         **{name: value for name, value in options.items() if value is not None},
     )
     return out
-
-
-def native_float8(architecture: str) -> torch.dtype:
-    """The float8 type whose range the kernel clamps a quantized output to."""
-    return torch.float8_e4m3fn if architecture == "gfx950" else torch.float8_e4m3fnuz
 
 
 def _dense(qq_bias: torch.Tensor) -> torch.Tensor:

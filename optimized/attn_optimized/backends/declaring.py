@@ -18,7 +18,7 @@ from attn_contract import (
 )
 from attn_contract.attention_config import Scales
 
-from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
+from attn_optimized.aiter_adapter import FOREIGN_CACHE, RECORDED, Aiter, is_foreign_cache, recorded
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
@@ -120,6 +120,19 @@ FLOAT8_BEFORE_SM89 = Combination(
 def declared_aiter(aiter: Aiter) -> Aiter:
     """The AITER; for a missing one, the newest record: missing is one reason, and not ten."""
     return aiter if aiter.missing is None else recorded(RECORDED[-1])
+
+
+def own_float8_caches(aiter: Aiter) -> Combination:
+    """That a decoder's float8 cache is of a type which the AITER's unified_attention takes."""
+
+    def is_of_another(config: AttentionConfig, architecture: str | None) -> bool:
+        is_asked = architecture is not None and config.attn_type is AttentionType.DECODER
+        return is_asked and is_foreign_cache(aiter, architecture, config.kv_cache_dtype)
+
+    reason = FOREIGN_CACHE
+    return Combination(
+        property="a float8 cache that is not of the architecture's own type", applies=is_of_another, reason=reason
+    )
 
 
 def answer(why_not: str | None) -> Answer:

@@ -4,6 +4,8 @@ AITER's kernel is causal and nothing else, which decoders are and no other type 
 nothing is handed to another kernel silently.
 """
 
+import functools
+
 import torch
 from attn_contract import (
     FLOAT8_DTYPES,
@@ -32,7 +34,14 @@ from attn_optimized.aiter_adapter import (
     unified_block_sizes,
 )
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
-from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_aiter, triton_capabilities
+from attn_optimized.backends.declaring import (
+    LAYOUTS_OF_ROWS,
+    NOT_OVER_RANKS,
+    answer,
+    declared_aiter,
+    own_float8_caches,
+    triton_capabilities,
+)
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 _CAUSAL_ONLY = No("AITER's unified_attention asserts causal (vLLM #40176)")
@@ -129,9 +138,10 @@ class RocmAiterUnifiedAttentionBackend(AttentionBackend):
                 ),
                 Combination(
                     property="a float8 output that is not of the architecture's own type",
-                    applies=_has_foreign_output,
-                    reason="AITER's unified_attention clamps to float8_e4m3fn on gfx950, and to float8_e4m3fnuz elsewhere",
+                    applies=functools.partial(_has_foreign_output, declared),
+                    reason="AITER's unified_attention clamps to the range of that type",
                 ),
+                own_float8_caches(declared),
                 Combination(
                     property="blocks of 48",
                     applies=lambda config, _: is_beside_tiles(declared, _block_size(config)),
@@ -160,10 +170,10 @@ def _has_alibi_and_sinks(config: AttentionConfig) -> bool:
     return config.asks("alibi_slopes") and config.asks("sinks") and config.attn_type is AttentionType.DECODER
 
 
-def _has_foreign_output(config: AttentionConfig, architecture: str | None) -> bool:
+def _has_foreign_output(aiter: Aiter, config: AttentionConfig, architecture: str | None) -> bool:
     if architecture is None or config.output_dtype is None or config.attn_type is not AttentionType.DECODER:
         return False
-    return config.output_dtype != native_float8(architecture)
+    return config.output_dtype != native_float8(aiter, architecture)
 
 
 RocmAiterUnifiedAttentionImpl.backend = RocmAiterUnifiedAttentionBackend

@@ -1,12 +1,14 @@
-"""The number of tiles of keys that a compiler for NVIDIA's GPUs can keep in shared memory."""
+"""The rows of a tile of queries, and the number of tiles of keys, that a compiler can keep in shared memory (LDS)."""
 
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.widths import Widths
-from attn_optimized.launch.workload import Workload
+from attn_optimized.launch.workload import MAX_GROUP, Workload
 
 ROWS_OF_ASYNC_DOT = 64
 """Dots of so many rows of 16 bits run beside what follows them (wgmma)."""
 _KIB = 1024
+# of a workgroup, by AMD's instruction sets; others have 64 KiB
+_LDS_BYTES = {"gfx950": 160 * _KIB, "gfx1250": 320 * _KIB}
 # CUDA C++ Programming Guide, technical specifications per compute capability: shared memory of a thread block at most
 _MOST_BYTES = {
     "sm70": 96 * _KIB,
@@ -22,6 +24,19 @@ _MOST_BYTES = {
     "sm120": 99 * _KIB,
     "sm121": 99 * _KIB,
 }
+
+
+def rows_that_fit(architecture: str, workload: Workload, widths: Widths) -> int:
+    """The most rows of a tile of queries that shared memory holds, a power of two.
+
+    Triton brings the tile there whole, so that it gets the layout that dots take.
+    """
+    row_bytes = widths.block_d * workload.itemsize
+    if architecture.startswith("gfx"):
+        most_bytes = _LDS_BYTES.get(architecture, 64 * _KIB)
+    else:
+        most_bytes = _MOST_BYTES.get(architecture, MAX_GROUP * row_bytes)
+    return 1 << (most_bytes // row_bytes).bit_length() - 1
 
 
 def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block_m: int, parameters: Parameters) -> int:

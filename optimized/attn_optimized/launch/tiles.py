@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
-from attn_optimized.launch.shared_memory import stages_that_fit
+from attn_optimized.launch.shared_memory import rows_that_fit, stages_that_fit
 from attn_optimized.launch.table import Entry, Parameters, entry_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, group_of, phase_of
@@ -92,9 +92,10 @@ def attention_tiles(
         parameters = replace(_INTERPRETED, block_m=MIN_DOT) if phase in _FEW_ROWS else _INTERPRETED
     elif parameters is None:
         parameters = entry_of(workload, architecture, compute_units).parameters
-    group = group_of(heads, parameters.block_m if workload.is_latent else workload.most_heads)
+    most_rows = rows_that_fit(architecture, workload, widths)
+    group = group_of(heads, parameters.block_m if workload.is_latent else min(workload.most_heads, most_rows))
     # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
-    rows = DECODE_TILE_ROWS if phase == "wide_decode" else group
+    rows = min(DECODE_TILE_ROWS, most_rows) if phase == "wide_decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))
     small_block_m = padded(group) if phase == "mixed" else 0
     num_stages = stages_that_fit(architecture, workload, widths, block_m, parameters)

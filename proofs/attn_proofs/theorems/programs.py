@@ -50,8 +50,9 @@ def cut_groups(sources: Sources) -> Iterator[tuple[int, int]]:
 
 
 def _most_heads(sources: Sources, heads: int) -> Iterator[int]:
-    """The values of `Workload.most_heads` for layers with so many heads of a KV head."""
+    """The most heads of a group, for layers with so many heads of a KV head: `Workload.most_heads`, or `rows_that_fit`."""
     yield max_group(sources)
+    yield max_group(sources) // 2  # 512 dims of float32, of which 64 KiB hold 32 rows
     rows, queries, groups = (_literal(sources, name) for name in ("DECODE_TILE_ROWS", "MOST_SPECULATED", "MOST_GROUPS"))
     yield from (rows // n for n in range(1, queries + 1) if rows // n * groups >= heads)
 

@@ -14,6 +14,7 @@ TYPES = {
     ("gfx950", "fp8"): torch.float8_e4m3fn,
     ("gfx950", "bf8"): torch.float8_e5m2,
 }
+OVERFLOW = "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\n"
 CODES = np.arange(256, dtype=np.uint32).reshape(4, 64)
 
 
@@ -33,7 +34,8 @@ def test_numbers_of_all_codes(architecture, word):
     for byte in range(4):
         text = f"v_cvt_f32_{word}_sdwa v9, v0 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_{byte}"
         v = {0: CODES << np.uint32(8 * byte) | np.uint32(0x21212121 & ~(0xFF << 8 * byte))}
-        assert same(floats(ran(text, architecture, v=v, num_waves=4).vector[9]), expected)
+        for mode in ("", OVERFLOW):
+            assert same(floats(ran(mode + text, architecture, v=v, num_waves=4).vector[9]), expected)
     pairs = CODES | np.uint32(0x3800)
     low = ran(f"v_cvt_pk_f32_{word}_e32 v[8:9], v0", architecture, v={0: pairs}, num_waves=4).vector
     high = ran(
@@ -128,10 +130,9 @@ def test_codes_beyond_the_largest_number_in_the_mode_that_saturates(architecture
     dtype, values = TYPES[architecture, word], values_around(TYPES[architecture, word])
     most = torch.finfo(dtype).max
     expected = values.clamp(-most, most).to(dtype).float()
-    mode = "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\n"
-    check_codes(f"{mode}v_cvt_pk_{word}_f32", "", architecture, values, expected, dtype)
+    check_codes(f"{OVERFLOW}v_cvt_pk_{word}_f32", "", architecture, values, expected, dtype)
     if architecture == "gfx950":
-        check_codes(f"{mode}v_cvt_scalef32_pk_{word}_f32", ", 1.0", architecture, values, expected, dtype)
+        check_codes(f"{OVERFLOW}v_cvt_scalef32_pk_{word}_f32", ", 1.0", architecture, values, expected, dtype)
 
 
 def values_around(dtype: torch.dtype) -> torch.Tensor:

@@ -27,17 +27,29 @@ def is_poison(tensor: torch.Tensor) -> torch.Tensor:
     return bits(tensor) == bits(poison((1,), tensor.dtype, "cpu"))
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, -0.25])
-@pytest.mark.parametrize("head_size", [16, 128])
-def test_extreme_logits_lie_beyond_100_on_both_sides(head_size, scale, step_case):
-    """Whatever the head size and scale; under a cap of 1 they are more than 100 times the cap."""
-    case = replace(step_case, head_size=head_size, scale=scale, values=Values(kind="extreme"))
+def logits_of(case: Case) -> torch.Tensor:
+    """[rows, slots], where there is one head."""
     generator = torch.Generator().manual_seed(case.values.seed)
     queries, direction = contents.queries(case, generator)
     keys, _ = contents.keys_and_values(case, direction, generator)
-    logits = scale * torch.einsum("qhd,khd->qk", queries, keys)
-    assert logits.max() > 100
-    assert logits.min() < -100
+    return case.scale * torch.einsum("qhd,khd->qk", queries, keys)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, -0.25])
+@pytest.mark.parametrize("head_size", [16, 128])
+class TestFarLogits:
+    def test_extreme_ones_lie_beyond_100_on_both_sides(self, head_size, scale, step_case):
+        """Whatever the head size and scale; under a cap of 1 they are more than 100 times the cap."""
+        logits = logits_of(replace(step_case, head_size=head_size, scale=scale, values=Values("extreme")))
+        assert logits.max() > 100
+        assert logits.min() < -100
+
+    def test_those_below_have_no_weight_beside_a_logit_of_0_and_are_not_alike(self, head_size, scale, step_case):
+        logits = logits_of(replace(step_case, head_size=head_size, scale=scale, values=Values("below")))
+        assert (logits.exp() == 0).all()
+        assert logits.softmax(1).max() < 0.99999
+        assert (logits.std(0) > 0.5).all()
+        assert (logits.std(1) > 0.5).all()
 
 
 def seed_of(what: str, count: int, form: int) -> int:

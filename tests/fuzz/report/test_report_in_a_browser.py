@@ -8,7 +8,6 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,11 +16,11 @@ from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.features import count
 from attn_fuzz.report import grid, markup, page, svg
 from attn_fuzz.report.grid import Cell, Picture
-from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run.shard import Failure, Progress
+from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.targets.target import EVERYTHING
 from planted import NAN
+
+from tests.fuzz.reported import failure_of, run_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: tox run -e browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: tox run -e browser")
@@ -84,16 +83,8 @@ def large_case(step_case: Case) -> Case:
 @pytest.fixture
 def run_page(step_case, large_case) -> bytes:
     """The page of a run with a failure and all other parts of a page."""
-    verdict = try_case(step_case, NAN, "cpu")
-    failure = Failure(
-        case=step_case,
-        verdict=verdict,
-        first=large_case,
-        first_verdict=try_case(large_case, NAN, "cpu"),
-        found_after=17,
-        found_seconds=1.5,
-        minimal=True,
-    )
+    first = {"first": large_case, "first_verdict": try_case(large_case, NAN, "cpu")}
+    failure = failure_of(step_case, try_case(step_case, NAN, "cpu"), **first)
     progress = Progress(
         examples=3,
         seconds=2.0,
@@ -101,20 +92,7 @@ def run_page(step_case, large_case) -> bytes:
         together=count(step_case, count(large_case, [])),
         ratios={"out float32 decode": [5] + [0] * 78 + [1] + [0] * 4 + [2, 3], "lse float32 decode": [1] * 86},
     )
-    run = Run(
-        target="a-target",
-        device="CPU",
-        support=EVERYTHING,
-        versions={"torch": "2.13.0"},
-        command=["attn-parity", "fuzz", "--target", "a-target"],
-        seed=9,
-        workers=1,
-        planned=300,
-        seconds=4.0,
-        progress=[progress],
-        failures=[Found(failure, Path("f.json"), Path("f.py"))],
-    )
-    return page.of_run(run)
+    return page.of_run(run_of(failure, progress=[progress]))
 
 
 def every_kind() -> bytes:

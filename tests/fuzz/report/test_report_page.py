@@ -1,5 +1,6 @@
 """The page about a run: what it holds, whatever became of the run, and that nothing of a stranger's case runs in it."""
 
+import functools
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.features import count
 from attn_fuzz.report import page
-from attn_fuzz.report.run import Found, Run
+from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, Progress, Size
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.verdict import Verdict
 from planted import FLASH, NAN
+
+from tests.fuzz import reported
 
 replace = msgspec.structs.replace
 
@@ -45,50 +47,24 @@ def holds_all_it_needs(source: str) -> bool:
 
 @pytest.fixture
 def run_of(step_case):
-    def make(*failures: Failure, **changes) -> Run:
-        progress = [
-            Progress(
-                examples=3,
-                seconds=2.0,
-                ratio=0.5,
-                spent={"build": 0.1, "target": 1.0, "judge": 0.4},
-                events={"split": 2},
-                together=count(step_case, []),
-                ratios={"out float32 decode": [5] + [0] * 78 + [1] + [0] * 6},
-            )
-        ]
-        fields = {
-            "target": "a-target",
-            "device": "CPU",
-            "support": EVERYTHING,
-            "versions": {"torch": "2.13.0"},
-            "command": ["attn-parity", "fuzz", "--target", "a-target", "--seed", "9"],
-            "seed": 9,
-            "workers": 1,
-            "planned": 300,
-            "seconds": 4.0,
-            "progress": progress,
-            "failures": [Found(failure, Path("runs/f.json"), Path("runs/f.py")) for failure in failures],
-        }
-        return Run(**{**fields, **changes})
-
-    return make
+    progress = Progress(
+        examples=3,
+        seconds=2.0,
+        ratio=0.5,
+        spent={"build": 0.1, "target": 1.0, "judge": 0.4},
+        events={"split": 2},
+        together=count(step_case, []),
+        ratios={"out float32 decode": [5] + [0] * 78 + [1] + [0] * 6},
+    )
+    return functools.partial(reported.run_of, progress=[progress])
 
 
 @pytest.fixture
 def failure(step_case) -> Failure:
     steps = [(0, 99), (7, 44), (8, 44), (31, 10)]
     sizes = [Size(tried=tried, requests=2, query_rows=5, keys=keys, blocks=4, fields=3) for tried, keys in steps]
-    return Failure(
-        case=step_case,
-        verdict=try_case(step_case, NAN, "cpu"),
-        first=replace(step_case, window=(3, 0)),
-        first_verdict=try_case(step_case, NAN, "cpu"),
-        found_after=17,
-        found_seconds=1.5,
-        minimal=True,
-        path=tuple(sizes),
-    )
+    found = {"first": replace(step_case, window=(3, 0)), "found_after": 17, "found_seconds": 1.5, "path": tuple(sizes)}
+    return reported.failure_of(step_case, try_case(step_case, NAN, "cpu"), **found)
 
 
 def test_the_page_of_a_failure(run_of, failure):

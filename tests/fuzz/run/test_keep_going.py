@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from tests import processes
 from tests.fuzz.report.test_json_schemas import check
+from tests.fuzz.reported import failure_of
 
 THREE, HIDING = "planted_hunt:THREE", "planted_hunt:HIDING"
 CAP_AND_SINKS = {"logits_soft_cap", "sinks"}
@@ -107,18 +108,8 @@ def test_shards_that_end_in_another_order_lead_to_the_same_entries(seed, run_of)
 
 
 def entry_of(case: Case, verdict: Verdict, **fields) -> Entry:
-    failure = Failure(
-        case=case,
-        verdict=verdict,
-        first=case,
-        first_verdict=verdict,
-        found_after=1,
-        found_seconds=0.0,
-        minimal=True,
-        kinds=frozenset({verdict.kind}),
-        needed_parts=frozenset({"sinks"}),
-        **{"needs": frozenset({"sinks", "decode"}), **fields},
-    )
+    needed = {"needed_parts": frozenset({"sinks"}), "needs": frozenset({"sinks", "decode"})}
+    failure = failure_of(case, verdict, kinds=frozenset({verdict.kind}), **{**needed, **fields})
     return Entry("a target", what_failed(verdict), 1, 1, failure)
 
 

@@ -17,10 +17,11 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.corpus import files
 from attn_fuzz.run.distinct import Entry
-from attn_fuzz.run.shard import Failure
 from attn_fuzz.verdict.verdict import Verdict
 from attn_parity import keep_going, prove
 from attn_parity.failing import EarlyFiles
+
+from tests.fuzz.reported import failure_of
 
 replace = msgspec.structs.replace
 WRONG = Verdict(kind="value", message="wrong")
@@ -141,15 +142,7 @@ def test_of_two_processes_one_creates_a_file(tmp_path):
 
 def test_a_run_that_keeps_going_deletes_no_file_of_an_earlier_one(step_case, tmp_path):
     """The earlier run of this seed found the same case first, and what it shrinks to had a cause of its own then."""
-    failure = Failure(
-        case=step_case,
-        verdict=WRONG,
-        first=step_case,
-        first_verdict=WRONG,
-        found_after=1,
-        found_seconds=0.0,
-        minimal=False,
-    )
+    failure = failure_of(step_case, WRONG, minimal=False)
 
     def dropped_after(folder: Path) -> set[str]:
         entry = Entry("mine", ("value", ""), 1, 1, failure, is_open=True)

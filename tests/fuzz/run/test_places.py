@@ -19,11 +19,10 @@ from attn_fuzz.run import checks
 from attn_fuzz.run.attempt import Attempt
 from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge, judge_finite
 from attn_optimized.backends.triton_attn import TritonAttentionBackend
 
-from tests.fuzz.verdict.test_properties import ALL
+from tests.fuzz.verdict.test_properties import ALL, written
 from tests.mostly_nightly import mostly_nightly
 
 replace = msgspec.structs.replace
@@ -69,19 +68,12 @@ def attempt_with(fault: Fault) -> Attempt:
 
         return function
 
-    target = dataclasses.replace(
-        Target(
-            name="planted",
-            description="planted",
-            attention=then(REFERENCE_FP32.attention, fault.attend),
-            write_kv_cache=then(REFERENCE_FP32.write_kv_cache, fault.write),
-            rope_and_write_kv_cache=then(REFERENCE_FP32.rope_and_write_kv_cache, fault.rotate),
-            support=REFERENCE_FP32.support,
-            rounding=REFERENCE_FP32.rounding,
-        ),
-        **fault.declares,
-    )
-    return Attempt(fault.case, target, "cpu")
+    functions = {
+        "attention": then(REFERENCE_FP32.attention, fault.attend),
+        "write_kv_cache": then(REFERENCE_FP32.write_kv_cache, fault.write),
+        "rope_and_write_kv_cache": then(REFERENCE_FP32.rope_and_write_kv_cache, fault.rotate),
+    }
+    return Attempt(fault.case, dataclasses.replace(REFERENCE_FP32, **functions, **fault.declares), "cpu")
 
 
 def at(tensor: torch.Tensor, offset: int) -> torch.Tensor:
@@ -281,11 +273,7 @@ def step_for(name: str) -> Step:
     case = case_of(2, **changes)
     if name == "chunked prefill":
         case = replace(case, requests=(Request(2, 3, (0, 1), True),))
-    step = tensors.build(case)
-    for write in step.writes:
-        assert REFERENCE_FP32.write_kv_cache is not None
-        assert step.raw is not None
-        REFERENCE_FP32.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+    step = written(case)
     call_reference(step)
     return step
 

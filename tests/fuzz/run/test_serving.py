@@ -16,7 +16,7 @@ from attn_fuzz.serving.models import LayerGroup, ServedModel, rocm, served, trit
 from attn_fuzz.serving.uncached import WrongOutputError
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized.backends import CommonAttentionMetadata, base
-from hypothesis import Phase, settings
+from hypothesis import Phase
 
 from tests.optimized.aiter_adapter.documented_aiter import stand_in
 
@@ -28,10 +28,8 @@ def play_briefly(model: ServedModel) -> None:
     scheduler.play(model, DEVICE, seed=1, sequences=SEQUENCES, actions=ACTIONS, phases=[Phase.generate])
 
 
-def play_until_found(
-    model: ServedModel, engine: type[ServingEngine] = ServingEngine, phases: Sequence[Phase] = (Phase.generate,)
-):
-    scheduler.play(model, DEVICE, seed=1, sequences=100, actions=ACTIONS, engine=engine, phases=phases)
+def play_until_found(model: ServedModel, engine: type[ServingEngine] = ServingEngine):
+    scheduler.play(model, DEVICE, seed=1, sequences=100, actions=ACTIONS, engine=engine, phases=[Phase.generate])
 
 
 def backends_of(model: ServedModel) -> dict[str, str]:
@@ -198,20 +196,6 @@ class LosesLastBlock(ServingEngine):
         pass
 
 
-@pytest.fixture(params=["default", "ci"])
-def profile(request):
-    """Which settings Hypothesis found for this machine: those of a CI service add to what it says of a failure."""
-    before = settings.get_current_profile_name()
-    settings.load_profile(request.param)
-    yield
-    settings.load_profile(before)
-
-
-@pytest.mark.usefixtures("profile")
-def test_a_failure_is_told_in_the_fewest_actions():
-    with pytest.raises(AssertionError) as failure:
-        play_until_found(triton(DEVICE), LosesLastBlock, [Phase.generate, Phase.shrink])
-    first, second, third = failure.value.__notes__[2:-1]
-    assert first == "state.add_request(encoder_len=1, prompt_len=1)"
-    assert second.startswith(("state.decode(", "state.step("))
-    assert third in ("state.preempt(request=0)", "state.finish(request=0)")
+def test_a_block_that_stays_counted_is_found():
+    with pytest.raises(AssertionError):
+        play_until_found(triton(DEVICE), LosesLastBlock)

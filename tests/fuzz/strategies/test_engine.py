@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
-from attn_fuzz.cases import contradictions
+from attn_fuzz.cases import contradictions, edges_of_scales
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.corpus import files
@@ -17,7 +17,7 @@ from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.tally import SUPPORTED, Tally
 from attn_fuzz.targets.engine import RESTRICTIONS, VLLM, Engine
-from attn_fuzz.targets.target import EVERYTHING, Support
+from attn_fuzz.targets.target import EVERYTHING, LatentSizes, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.mostly_nightly import mostly_nightly
@@ -50,6 +50,7 @@ PLAIN = Engine(
     unwritten=False,
     ordinary_writes=(True,),
     saturated=False,
+    least_scales=False,
     recycled=False,
     fused_qkv=(False,),
     unlike_strides=(False,),
@@ -60,6 +61,16 @@ PLAIN = Engine(
     kv_rows_past=(0,),
     table_padding=(0,),
     slack=(0,),
+)
+SCALES_OF_POWERS = Support(
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("bfloat16",),
+    layouts=(Layout.LATENT_E8M0_PLANES,),
+    rules=("head_size_v",),
+    required_rules=("head_size_v",),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    latent=LatentSizes(widths=((512, 0),)),
 )
 DRAFTS = replace(VLLM, prompts=False, query_lens=("equal",), mixed_alibi=False)
 
@@ -81,7 +92,7 @@ def draw(support: Support, examples: int = 150, refuses: bool = False) -> tuple[
 
 @pytest.fixture(scope="module")
 def anything() -> list[Case]:
-    return draw(EVERYTHING, 250)[0]
+    return draw(EVERYTHING, 250)[0] + draw(SCALES_OF_POWERS, 40)[0]
 
 
 @pytest.mark.parametrize("engine", mostly_nightly([VLLM, PLAIN, DRAFTS], [VLLM]), ids=["VLLM", "PLAIN", "DRAFTS"])
@@ -99,6 +110,13 @@ def test_finite_slots_are_drawn_directly():
     found, tally = draw(replace(EVERYTHING, unused_slots="finite"), examples=40)
     assert all(case.finite_slots for case in found if case.cache is not None)
     assert not tally.rejected
+
+
+def test_bytes_of_scales_are_drawn_directly():
+    found, tally = draw(replace(SCALES_OF_POWERS, engine=Engine(least_scales=False)), examples=60)
+    assert not tally.rejected
+    edges = [edge.byte for case in found if (edge := edges_of_scales.of(case))]
+    assert {*edges} == {edges_of_scales.LARGEST}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Engine)])

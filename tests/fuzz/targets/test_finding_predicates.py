@@ -196,3 +196,15 @@ def test_keys_that_are_dense_are_read_where_they_lie(tensor, explained):
     finding, case = known("aiter-mqa-logits-strided")
     message = f"load at fp8_mqa_logits.py:96, program (3, 0, 0): 0 bytes behind the memory of {tensor}"
     assert finding.explains(case, wrong_logits(kind="sanitizer", message=message)) == explained
+
+
+@pytest.mark.parametrize(
+    ("window", "ranges", "is_explained"),
+    [(0, ((0, 1),), True), (1, ((0, 1),), False), (0, ((0, 0),), False), (0, ((1, 5),), False), (0, (), False)],
+    ids=["before the window", "inside it", "of earlier queries", "begins at the query", "no range"],
+)
+def test_a_range_is_beyond_the_window_of_a_query_that_it_holds(window, ranges, is_explained):
+    finding, case = known("vllm-range-beyond-window", window=(window, 0))
+    [request] = case.requests
+    case = msgspec.structs.replace(case, requests=(msgspec.structs.replace(request, bidirectional_ranges=ranges),))
+    assert finding.explains(case, wrong(2.0)) == is_explained

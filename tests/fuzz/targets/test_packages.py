@@ -58,7 +58,7 @@ def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkey
         monkeypatch.delenv(f"ATTN_PARITY_{package}", raising=False)
     run = attn_parity("fuzz", "--target", name, "--examples", 1, "--device", "cpu")
     assert run.code == 2
-    needs_main = name.startswith(("aiter-gluon", "aiter-decode-sparse", "aiter-prefill-sparse"))
+    needs_main = name.startswith(("aiter-gluon", "aiter-decode-sparse", "aiter-prefill-sparse", "aiter-combined-lists"))
     needed = "a checkout of github.com/ROCm/aiter" if needs_main else "pip install --no-deps "
     assert needed in run.err
 
@@ -224,14 +224,14 @@ def test_what_is_known_hides_nothing_else(name, repaired, attn_parity, monkeypat
 def test_pod_attention_imports_nowhere():
     needs(TARGETS["aiter-paged-decode"])
     with pytest.raises(ImportError, match="cannot import name 'read_realtime' from 'aiter"):
-        aiter_package.load("pod_attention")
+        aiter_package.ops("pod_attention").load()
 
 
 @pytest.mark.skipif(TRITON < (3, 9), reason="an older Triton has block pointers, and its interpreter would wait forever")
 def test_lean_attention_of_blocks_makes_pointers_that_triton_does_not_have():
     """One head of 16 queries and 32 keys, whose two tiles two programs share."""
     needs(TARGETS["aiter-paged-decode"])
-    [module] = aiter_package.load("lean_atten_paged")
+    [module] = aiter_package.ops("lean_atten_paged").load()
     q, k = torch.ones(1, 16, 16, dtype=torch.float16), torch.ones(1, 32, 16, dtype=torch.float16)
     maxima, sums, outputs, locks = torch.zeros(2, 16), torch.zeros(2, 16), torch.zeros(2, 16, 16), torch.zeros(2).int()
     tables, blocks = torch.arange(2, dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
@@ -270,7 +270,7 @@ def test_a_row_with_scales_is_off_at_ties_alone(steps, factor, kind, monkeypatch
 
     def write(k, v, kv_cache, layer, slot_mapping):
         sibling = _Sibling(layer, kv_cache, steps, factor)
-        monkeypatch.setattr("attn_fuzz.targets.packages.vllm_package.load", lambda *names, **options: [sibling])
+        monkeypatch.setattr(vllm_write, "_module", lambda device: sibling)
         write_kv_cache(k, v, kv_cache, layer, slot_mapping)
 
     case = Case(
@@ -335,7 +335,7 @@ WITH_TIES = Case(
 def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, monkeypatch):
     target = TARGETS[WITH_TIES.target]
     module = _Dividing(units, steps)
-    monkeypatch.setattr("attn_fuzz.targets.packages.vllm_package.load", lambda *names, **options: [module])
+    monkeypatch.setattr(vllm_write, "_module", lambda device: module)
     if on_gpu:
         on_cuda = vllm_write.division_error(torch.device("cuda"))
         monkeypatch.setattr(vllm_write, "division_error", lambda device: on_cuda)

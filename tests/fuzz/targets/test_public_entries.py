@@ -82,7 +82,7 @@ REASONS = {
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     **{
         f"attn_optimized.aiter_adapter.{name}": "a part of unified_attention"
-        for name in ("native_float8", "unified_block_sizes", "is_beside_tiles", "is_no_tile_of")
+        for name in ("native_float8", "unified_block_sizes", "is_beside_tiles", "is_foreign_cache", "is_no_tile_of")
     },
     "attn_optimized.aiter_adapter.may_run_assembly": "a part of flash_attn_varlen",
     "attn_optimized.selector.select": "no kernel: tests/optimized/selector draws layers, architectures and AITERs",

@@ -6,19 +6,28 @@ import math
 import planted_coarse
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import Call
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.rounding import CallRounding, Rounding
 
+from tests.calls import one_request
 from tests.mostly_nightly import mostly_nightly
 
 NAMES = [name for name, value in vars(planted_coarse).items() if value in planted_coarse.KERNELS]
 LAYER = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=0.25, attn_type=AttentionType.ENCODER_ONLY)
 
 
-def of_call(dtype: torch.dtype = torch.bfloat16, keys_per_tile: int = 16, **does) -> CallRounding:
-    return CallRounding(rounding=Rounding(keys_per_tile=keys_per_tile, **does), layer=LAYER, dtype=dtype, out_dtype=dtype)
+def of_call(dtype: torch.dtype = torch.bfloat16, cache: torch.dtype | None = None, **does) -> CallRounding:
+    """What a kernel may do in a call with q of a dtype. A cache is quantized: beside q in float8, in q's dtype."""
+    layer, scales = LAYER, ("k_scale", "v_scale", "q_scale") if dtype.itemsize == 1 else ("k_scale", "v_scale")
+    if cache is not None:
+        held = {f"{name}_cache": torch.ones(1, 16, 1) for name in scales} if cache is torch.int8 else {}
+        held = held or {name: torch.ones(1) for name in scales}
+        decoder = {"attn_type": AttentionType.DECODER, "layout": Layout.BLOCKS_FIRST_NHD, "kv_cache_dtype": cache}
+        layer = dataclasses.replace(LAYER, **decoder, **held)
+    out_dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    return CallRounding(rounding=Rounding(**{"keys_per_tile": 16, **does}), layer=layer, dtype=dtype, out_dtype=out_dtype)
 
 
 @pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.nightly)])
@@ -67,6 +76,46 @@ def test_sums_round_in_each_tile_that_a_row_sees_and_in_each_part():
         assert found == pytest.approx(math.expm1((u * steps + u) / (1 - u)))
 
 
+FLOAT8 = torch.float8_e4m3fn
+LITTLE = {"operands": 0, "underflown_queries": 0}
+ALLOWED = {
+    "float16 weights beside a float8 query": (
+        of_call(FLOAT8, FLOAT8),
+        {"weights": pytest.approx(2.0**-11, rel=1e-3), **LITTLE},
+    ),
+    "float8 weights beside a float8 query": (
+        of_call(FLOAT8, FLOAT8, float8_weights=True, rounds_dequantized=True),
+        {"weights": pytest.approx(2.0**-4, rel=1e-3), **LITTLE},
+    ),
+    "all parts but one in the output's dtype": (of_call(FLOAT8, FLOAT8, merged_parts=3), {"parts": 2 * 2.0**-8}),
+    "scaled float8 weights": (
+        of_call(FLOAT8, FLOAT8, float8_weights=True, weight_scale=256),
+        {"lost_weights": 2.0**-10 / 256},
+    ),
+    "weights of 16 bits, which are not scaled": (
+        of_call(torch.float16, FLOAT8, float8_weights=True, weight_scale=256),
+        {"lost_weights": 2.0**-25},
+    ),
+    "nothing declared": (of_call(), {"weights": 2.0**-8, "operands": 0, "cut_weights": 0, "output": 2.0**-8}),
+    "six more roundings of each weight": (of_call(narrow_sums=6), {"weights": 7 * 2.0**-8}),
+    "six more roundings in float16": (of_call(torch.float16, narrow_sums=6), {"weights": 7 * 2.0**-11}),
+    "a scaled query that is rounded again": (of_call(rounds_scaled_query=True), {"operands": 2.0**-8}),
+    "truncation, which costs twice a rounding": (
+        of_call(truncates_weights=True, truncates_output=True),
+        {"weights": 2.0**-8, "cut_weights": 2.0**-8, "output": 2 * 2.0**-8},
+    ),
+    "float16 dots of bfloat16": (of_call(cache=FLOAT8, float16_dots=True), {"lost_weights": 2.0**-39}),
+    "float16 dots of float16": (of_call(torch.float16, FLOAT8, float16_dots=True), {"lost_weights": 2.0**-25}),
+    "no float16 dots beside int8": (of_call(cache=torch.int8, float16_dots=True), {"lost_weights": 2.0**-126}),
+    "no float16 dots without quantization": (of_call(float16_dots=True), {"lost_weights": 2.0**-126}),
+}
+
+
+@pytest.mark.parametrize(("call", "expected"), ALLOWED.values(), ids=ALLOWED)
+def test_what_a_call_is_allowed(call, expected):
+    assert {name: getattr(call, f"of_{name}") for name in expected} == expected
+
+
 @pytest.mark.parametrize(
     ("does", "u", "eta", "cut"),
     [
@@ -113,17 +162,9 @@ def test_a_declaration_that_says_nothing_sound_is_refused(wrong, expected):
 def test_a_weight_that_is_flushed(flushes):
     """exp(-10) is below 2^-14: matrix units of gfx90a multiply 0 by the value 2000."""
     layer = Layer(num_heads=1, num_kv_heads=1, head_size=1, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
-    batch = Batch(
-        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([2], dtype=torch.int32),
-        max_query_len=2,
-        max_seq_len=2,
-        num_actual_tokens=2,
-        causal=False,
-    )
     q, k, v = (torch.tensor(numbers, dtype=torch.float16).view(2, 1, 1) for numbers in ([1, 1], [0, -10], [0, 2000]))
     judgement = judge_call(
-        Call(q=q, k=k, v=v, layer=layer, batch=batch),
+        Call(q=q, k=k, v=v, layer=layer, batch=one_request(2, 2)),
         torch.zeros_like(q),
         None,
         Rounding(keys_per_tile=16, flushes_float16=flushes),
@@ -135,15 +176,9 @@ def test_a_rounding_may_exchange_logits_however_far_apart():
     """114141 and 113963 are one number of bfloat16, and the weight of the second is exp(-178)."""
     layer = dataclasses.replace(LAYER, scale=1.0, head_size=1)
     q, k, v = (torch.tensor(numbers).view(2, 1, 1) for numbers in ([0.0, 1.0], [114141.0, 113963.0], [1.0, -1.0]))
-    batch = Batch(
-        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([2], dtype=torch.int32),
-        max_query_len=2,
-        max_seq_len=2,
-        num_actual_tokens=2,
-        causal=False,
-    )
     out = torch.zeros_like(q)
     for does in ({}, {"logits": "bfloat16"}):
-        judgement = judge_call(Call(q=q, k=k, v=v, layer=layer, batch=batch), out, None, Rounding(keys_per_tile=16, **does))
+        judgement = judge_call(
+            Call(q=q, k=k, v=v, layer=layer, batch=one_request(2, 2)), out, None, Rounding(keys_per_tile=16, **does)
+        )
         assert judgement.agrees is bool(does)

@@ -9,6 +9,8 @@ from attn_contract import Batch, Indexer, IndexScore
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_reference import index_logits, select
 
+from tests.calls import one_request
+
 INF = torch.inf
 
 
@@ -17,15 +19,7 @@ def indexer(**fields: Any) -> Indexer:
 
 
 def step(q_len: int, seq_len: int) -> Batch:
-    return Batch(
-        query_start_loc=torch.tensor([0, q_len], dtype=torch.int32),
-        seq_lens=torch.tensor([seq_len], dtype=torch.int32),
-        max_query_len=q_len,
-        max_seq_len=seq_len,
-        num_actual_tokens=q_len,
-        causal=True,
-        block_table=torch.tensor([[0]], dtype=torch.int32),
-    )
+    return one_request(q_len, seq_len, causal=True, block_table=torch.tensor([[0]], dtype=torch.int32))
 
 
 def verdict(selected: list[int], logits: list[float], bound: list[float] | None = None, /, **fields: Any) -> str | None:

@@ -9,7 +9,7 @@ import msgspec
 import planted
 import pytest
 import torch
-from attn_contract import RULES, AttentionType, Batch, Layer, Layout
+from attn_contract import RULES, AttentionType, Layer, Layout
 from attn_contract.rules import LOGITS
 from attn_contract.validation.values import LARGEST_LOGIT
 from attn_fuzz.cases import tensors
@@ -24,11 +24,11 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.verdict import judge, oracle
-from attn_fuzz.verdict.rounding import UNIT_ROUNDOFF, CallRounding, Rounding
+from attn_fuzz.verdict.rounding import Rounding
 from attn_reference.logits import logit_bias
 from hypothesis import given, settings
 
-from tests.calls import joined, paged_call
+from tests.calls import joined, one_request, paged_call
 from tests.pairwise import parametrize_pairwise
 
 replace = msgspec.structs.replace
@@ -124,30 +124,6 @@ def test_a_cache_that_is_rounded_when_it_is_dequantized_agrees_with_who_declares
             target = rounding_as(dataclasses.replace(ROUNDING, rounds_dequantized=declared), rounding_attention)
             kinds[declared].add(try_case(case, target, "cpu").kind)
     assert kinds == {False: {"agree", "value"}, True: {"agree"}}
-
-
-@pytest.mark.parametrize(("declares", "u_of_weights"), [(False, 2.0**-11), (True, 2.0**-4)])
-def test_weights_beside_a_float8_query_are_float16_or_what_is_declared(declares, u_of_weights):
-    """q itself was float8 before, and nothing is dequantized: no factor of a score is rounded."""
-    cache = {"layout": Layout.BLOCKS_FIRST_NHD, "kv_cache_dtype": torch.float8_e4m3fn, "k_scale": torch.ones(1)}
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=8, scale=1.0, v_scale=torch.ones(1), q_scale=torch.ones(1), **cache)
-    rounding = dataclasses.replace(ROUNDING, float8_weights=declares, rounds_dequantized=declares)
-    of_call = CallRounding(rounding=rounding, layer=layer, dtype=torch.float8_e4m3fn, out_dtype=torch.float32)
-    assert of_call.of_operands == of_call.of_underflown_queries == 0
-    assert of_call.of_weights == pytest.approx(u_of_weights, rel=1e-3)
-    parts = dataclasses.replace(of_call, rounding=Rounding(keys_per_tile=64, merged_parts=3), out_dtype=torch.bfloat16)
-    assert parts.of_parts == 2 * 2.0**-8, "each part but one is rounded to the output's dtype"
-
-
-def test_scaled_float8_weights_lose_less_and_weights_of_16_bits_are_not_scaled():
-    cache = {"layout": Layout.BLOCKS_FIRST_NHD, "kv_cache_dtype": torch.float8_e4m3fn, "k_scale": torch.ones(1)}
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=8, scale=1.0, v_scale=torch.ones(1), q_scale=torch.ones(1), **cache)
-    rounding = dataclasses.replace(ROUNDING, float8_weights=True, weight_scale=256)
-    of_call = CallRounding(rounding=rounding, layer=layer, dtype=torch.float8_e4m3fn, out_dtype=torch.float32)
-    assert of_call.of_lost_weights == 2.0**-10 / 256
-    beside = dataclasses.replace(of_call, layer=dataclasses.replace(layer, q_scale=None), dtype=torch.float16)
-    unscaled = dataclasses.replace(beside, rounding=ROUNDING)
-    assert beside.of_lost_weights == unscaled.of_lost_weights
 
 
 def _in_int8(numbers: torch.Tensor) -> torch.Tensor:
@@ -335,14 +311,7 @@ def test_the_hard_bound_holds_for_logits_whose_roundings_all_add_up(exponent):
     k[:, 0, 1:] = largest * 2.0**-24 * (1 + 2.0**-9) * torch.tensor([[1.0], [-1.0]])
     v = torch.tensor([1.0, -1.0])[:, None, None].expand(2, 1, head_size).contiguous()
     layer = Layer(num_heads=1, num_kv_heads=1, head_size=head_size, scale=2.0**-4, attn_type=AttentionType.ENCODER_ONLY)
-    batch = Batch(
-        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([2], dtype=torch.int32),
-        max_query_len=2,
-        max_seq_len=2,
-        num_actual_tokens=2,
-        causal=False,
-    )
+    batch = one_request(2, 2)
     logits = torch.zeros(2)
     for product in k[:, 0].T:
         logits = logits + product
@@ -366,14 +335,7 @@ def sunk(sink):
         attn_type=AttentionType.ENCODER_ONLY,
         sinks=torch.tensor([sink, -torch.inf]),
     )
-    batch = Batch(
-        query_start_loc=torch.tensor([0, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([2], dtype=torch.int32),
-        max_query_len=2,
-        max_seq_len=2,
-        num_actual_tokens=2,
-        causal=False,
-    )
+    batch = one_request(2, 2)
     call = Call(q=q, k=k, v=v, layer=layer, batch=batch)
     out, lse = torch.empty_like(q), torch.empty(2, 2)
     attn_reference.varlen_attention(q, k, v, layer, batch, out=out, lse=lse)
@@ -419,31 +381,6 @@ def test_a_sink_of_no_weight_loosens_nothing(sink):
     assert judge.judge_call(call, out, lse, ROUNDING).agrees
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_each_rounding_of_a_narrow_sum_of_weights_is_one_more_of_each_weight(dtype):
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
-    for sums, roundings in ((0, 1), (6, 7)):
-        rounding = Rounding(keys_per_tile=64, narrow_sums=sums)
-        call = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype)
-        assert call.of_weights == roundings * UNIT_ROUNDOFF[dtype]
-
-
-def test_a_scaled_query_that_is_rounded_again_counts_once_in_each_logit():
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
-    for rounds in (False, True):
-        rounding = Rounding(keys_per_tile=64, rounds_scaled_query=rounds)
-        call = CallRounding(rounding=rounding, layer=layer, dtype=torch.bfloat16, out_dtype=torch.bfloat16)
-        assert call.of_operands == rounds * UNIT_ROUNDOFF[torch.bfloat16]
-
-
-@pytest.mark.parametrize(("truncates", "cut", "out"), [(False, 0, 1), (True, 1, 2)])
-def test_truncation_costs_twice_a_rounding(truncates, cut, out):
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, attn_type=AttentionType.ENCODER_ONLY)
-    rounding = Rounding(keys_per_tile=64, truncates_weights=truncates, truncates_output=truncates)
-    call = CallRounding(rounding=rounding, layer=layer, dtype=torch.bfloat16, out_dtype=torch.bfloat16)
-    assert (call.of_weights, call.of_cut_weights, call.of_output) == (2.0**-8, cut * 2.0**-8, out * 2.0**-8)
-
-
 def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
     """q of 1 and 2^-44: the small element alone meets a key, and float16 has lost it."""
     query, key = torch.zeros(1, 1, 16), torch.zeros(2, 1, 16)
@@ -464,25 +401,6 @@ def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
     for float16_dots in (False, True):
         bound = error_bound(lambda device, dots=float16_dots: Rounding(keys_per_tile=64, float16_dots=dots))(step)
         assert bool((error <= bound.out[0]).all()) == float16_dots, "without an oracle, too"
-
-
-@pytest.mark.parametrize(
-    ("cache", "dtype", "expected"),
-    [
-        (torch.float8_e4m3fn, torch.bfloat16, 2.0**-39),
-        (torch.float8_e4m3fn, torch.float16, 2.0**-25),
-        (torch.int8, torch.bfloat16, 2.0**-126),
-        (None, torch.bfloat16, 2.0**-126),
-    ],
-)
-def test_weights_lose_more_in_float16_only_where_they_are_float16(cache, dtype, expected):
-    scales = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}
-    if cache is torch.int8:
-        scales = {f"{name}_cache": scale.expand(1, 16, 1) for name, scale in scales.items()}
-    rules = {} if cache is None else {"kv_cache_dtype": cache, **scales}
-    layer = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=1.0, layout=Layout.BLOCKS_FIRST_NHD, **rules)
-    rounding = Rounding(keys_per_tile=64, float16_dots=True)
-    assert CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=dtype).of_lost_weights == expected
 
 
 def sum_of_biases(step: tensors.Step, request: attn_reference.attention.Request) -> torch.Tensor:

@@ -93,6 +93,11 @@ def on_any_cpu(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     owned.copy_((owned.double() * 2.0**30).round() / 2.0**30 + 0.0)
 
 
+def kernel(attention, **fields) -> Target:
+    support, rounding = REFERENCE_FP32.support, REFERENCE_FP32.rounding
+    return Target(name="planted", description="planted", attention=attention, support=support, rounding=rounding, **fields)
+
+
 def planted(rows: Rows, *names: str, attend=on_any_cpu) -> Target:
     """The reference, and then one unit in the last place more in some rows of the named outputs."""
 
@@ -102,14 +107,7 @@ def planted(rows: Rows, *names: str, attend=on_any_cpu) -> Target:
         for output in (outputs[name] for name in names):
             output[rows(batch)] = torch.nextafter(output[rows(batch)], torch.tensor(torch.inf))
 
-    return Target(
-        name="planted",
-        description="planted",
-        attention=attention,
-        support=REFERENCE_FP32.support,
-        rounding=REFERENCE_FP32.rounding,
-        properties=(batch_composition(), chunked_prefill(lambda step: TILE)),
-    )
+    return kernel(attention, properties=(batch_composition(), chunked_prefill(lambda step: TILE)))
 
 
 def nowhere(batch: Batch) -> torch.Tensor:
@@ -376,15 +374,7 @@ def test_no_property_is_broken_by_the_reference(name, kind):
 
 
 def judged_without_an_oracle(attention, asked: tuple[Property, ...] = ()) -> Target:
-    return Target(
-        name="planted",
-        description="planted",
-        attention=attention,
-        support=REFERENCE_FP32.support,
-        rounding=REFERENCE_FP32.rounding,
-        properties=asked,
-        oracle=False,
-    )
+    return kernel(attention, properties=asked, oracle=False)
 
 
 def wrong(change: Callable[[Step], object]) -> Callable[..., None]:
@@ -459,9 +449,7 @@ def test_only_an_oracle_limits_the_number_of_scores():
 @pytest.mark.parametrize("rules", [{}, {"alibi_slopes": True, "sinks": "above"}, {"logits_soft_cap": 5.0, "qq_bias": "random"}])
 def test_the_bound_holds_for_what_is_right_and_not_for_much_more(rules, kind, dtype):
     case = replace(SEEN, dtype=dtype, values=Values(kind, 11), **rules)
-    step = tensors.build(replace(case, requests=requests((1, 5), (2, 7), (5, 11))))
-    for write in step.writes:
-        attn_reference.write_kv_cache(write.k, write.v, write.view.tensor(step.raw), write.layer, write.slot_mapping)
+    step = written(case)
     arguments = (step.q, step.kv_cache, step.layer, step.batch)
     attn_reference.paged_attention(*arguments, out=step.out, lse=step.lse)
     exact, exact_lse = torch.zeros_like(step.out, dtype=torch.float32), torch.zeros_like(step.lse)
@@ -607,32 +595,26 @@ def test_another_launch_may_change_a_bit_and_no_more(same_launch):
     assert wide_window(step, writes(1.0)) is not None
 
 
-def in_other_batches(part: str) -> Callable[[Call], object]:
-    """A fault that needs something that a request alone has not, or a batch of more than its requests."""
-    return {
-        "a wide table": lambda c: c.scale_out(1.5, c.batch.block_table.shape[1] == 1),
-        "no ranges": lambda c: c.scale_out(1.5, c.batch.bidirectional_ranges is None),
-        "a small tree": lambda c: c.scale_out(1.5, len(c.batch.qq_bias) < 3),
-        "many requests": lambda c: c.scale_out(1.5, c.batch.num_requests > 4),
-        "a flag": lambda c: c.scale_out(1.5, isinstance(c.batch.causal, bool)),
-    }[part]
+IN_OTHER_BATCHES: dict[str, tuple[dict[str, object], Callable[[Call], object]]] = {
+    "a wide table": (
+        {"requests": requests((1, 3), (5, 11))},
+        lambda c: c.scale_out(1.5, c.batch.block_table.shape[1] == 1),
+    ),
+    "no ranges": (
+        {"requests": (requests((1, 5))[0], replace(requests((1, 5), (5, 11))[1], bidirectional_ranges=((0, 3),)))},
+        lambda c: c.scale_out(1.5, c.batch.bidirectional_ranges is None),
+    ),
+    "a small tree": ({"qq_bias": "tree"}, lambda c: c.scale_out(1.5, len(c.batch.qq_bias) < 3)),
+    "many requests": ({}, lambda c: c.scale_out(1.5, c.batch.num_requests > 4)),
+    "a flag": ({"per_request_causal": True}, lambda c: c.scale_out(1.5, isinstance(c.batch.causal, bool))),
+}
+"""Faults that need something that a request alone has not, or a batch of more than its requests."""
 
 
-@pytest.mark.parametrize(
-    ("part", "changes"),
-    [
-        ("a wide table", {"requests": requests((1, 3), (5, 11))}),
-        (
-            "no ranges",
-            {"requests": (requests((1, 5))[0], replace(requests((1, 5), (5, 11))[1], bidirectional_ranges=((0, 3),)))},
-        ),
-        ("a small tree", {"qq_bias": "tree"}),
-        ("many requests", {}),
-        ("a flag", {"per_request_causal": True}),
-    ],
-)
-def test_a_request_alone_has_only_what_it_needs_and_a_larger_batch_is_asked_too(part, changes):
-    assert "batch composition" in seen_by(replace(SEEN, **changes), in_other_batches(part))
+@pytest.mark.parametrize("part", IN_OTHER_BATCHES)
+def test_a_request_alone_has_only_what_it_needs_and_a_larger_batch_is_asked_too(part):
+    changes, fault = IN_OTHER_BATCHES[part]
+    assert "batch composition" in seen_by(replace(SEEN, **changes), fault)
 
 
 def test_a_batch_with_each_request_twice_may_have_more_rows_than_lie_between_the_heads_of_the_lse():

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
+from attn_contract.arguments import named
 from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
-from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, recorded
+from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, native_float8, recorded
 from attn_optimized.aiter_adapter.key_values import key_value_rows
 
 from tests.agreement import assert_within_bound
@@ -108,19 +109,28 @@ class TestFinding:
         assert find_aiter().signatures["unified_attention"].module == f"aiter.{folder.replace('__in__', '.')}.unified_attention"
 
     @pytest.mark.parametrize(
-        ("lines", "tiles"),
+        ("lines", "traits"),
         [
             ("TILE_SIZE = block_size", set()),
-            ("TILE_SIZE = min(64, triton.next_power_of_2(block_size))", {"rounded"}),
+            ("TILE_SIZE = min(64, triton.next_power_of_2(block_size))", {"rounded tiles"}),
             (
                 "TILE_SIZE = min(64, triton.next_power_of_2(block_size))\n    assert TILE_SIZE % block_size == 0",
-                {"rounded", "of whole blocks"},
+                {"rounded tiles", "tiles of whole blocks"},
             ),
+            ("assert kv_cache_dtype in (torch.bfloat16, e4m3_dtype)", {"the device's own float8"}),
         ],
     )
-    def test_how_unified_attention_makes_tiles_of_blocks_is_read(self, lines, tiles, install):
+    def test_what_no_signature_tells_of_unified_attention_is_read(self, lines, traits, install):
         install(ops__in__triton__in__unified_attention=f"def unified_attention(block_size):\n    {lines}\n")
-        assert find_aiter().unified_tiles == tiles
+        assert find_aiter().unified_traits == traits
+
+    @pytest.mark.parametrize("architectures", ['("gfx950")', '("gfx950", "gfx1250", "gfx1201")'])
+    def test_architectures_whose_own_float8_is_e4m3fn_are_read(self, architectures, install):
+        source = f"e4m3_dtype = torch.float8_e4m3fn if arch_info.get_arch() in {architectures} else torch.float8_e4m3fnuz\n"
+        install(ops__in__mha="def flash_attn_varlen_func(q): ...", ops__in__triton__in__utils__in__types=source)
+        own = {name: native_float8(find_aiter(), name) for name in ("gfx942", "gfx950", "gfx1201", "gfx1100")}
+        fn = {name for name, dtype in own.items() if dtype == torch.float8_e4m3fn}
+        assert fn == {name for name in own if name in architectures}
 
     def test_source_that_cannot_be_parsed_has_no_signature(self, install):
         install(ops__in__mha="def flash_attn_varlen_func(:", ops__in__attention="def pa_fwd_asm(Q): ...")
@@ -230,15 +240,40 @@ class TestUnifiedAttention:
         table = call.batch.block_table[:, :2].contiguous()
         assert_agrees(call, self.attend(aiter, call._replace(batch=replace(call.batch, block_table=table))))
 
-    @pytest.mark.parametrize("tiles", [{"rounded"}, {}], ids=["rounded", "blocks"])
+    @pytest.mark.parametrize("tiles", [{"rounded tiles"}, {}], ids=["rounded", "blocks"])
     def test_blocks_of_48_are_served_where_tiles_are_rounded_alone(self, tiles, paged_call, aiter):
-        aiter = replace(aiter, unified_tiles=frozenset(tiles))
+        aiter = replace(aiter, unified_traits=frozenset(tiles))
         call = paged_call([18, 3], [96, 33], dtype=torch.float16, block_size=48)
         if tiles:
             assert_agrees(call, self.attend(aiter, call))
         else:
             with pytest.raises(UnsupportedError, match=r"block size 48 .* power of two .*#2393"):
                 self.attend(aiter, call)
+
+    @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+    @pytest.mark.parametrize("asserts", [False, True])
+    @pytest.mark.parametrize("architecture", ["gfx942", "gfx950", "gfx1100", "gfx1201"])
+    def test_a_float8_cache_is_of_the_type_that_the_aiter_asserts(
+        self, architecture, asserts, cache_dtype, paged_call, aiter, calls, monkeypatch
+    ):
+        """Which type that is depends on the architecture. An AITER that does not assert takes both."""
+        module = sys.modules["attn_optimized.aiter_adapter.unified_attention"]
+        monkeypatch.setattr(module, "architecture_of", lambda *of: architecture)
+        traits = aiter.unified_traits if asserts else aiter.unified_traits - {"the device's own float8"}
+        call = paged_call([2, 1], [20, 33], dtype=torch.float16, kv_cache_dtype=cache_dtype, **ONE_SCALE)
+        is_own = (cache_dtype == torch.float8_e4m3fn) == (architecture in ("gfx950", "gfx1201"))
+        out = torch.full(call.q.shape, 7.0, dtype=call.q.dtype)
+        attend = partial(aiter_adapter.unified_attention, replace(aiter, unified_traits=traits), *call, out=out)
+        if is_own or not asserts:
+            attend()
+            assert calls[-1].arguments["k"].dtype == cache_dtype
+            return
+        with pytest.raises(
+            UnsupportedError, match=f"^AITER's unified_attention: a cache of {named(cache_dtype)} on {architecture}"
+        ):
+            attend()
+        assert calls == []
+        assert (out == 7).all()
 
     def test_only_rows_that_count_are_handed_over(self, paged_call, aiter, calls):
         call = paged_call([2, 1], [20, 33], dtype=torch.float16)

@@ -2,23 +2,24 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.interpreted.aiter import interpreted
+from attn_fuzz.targets.backends import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
 from attn_optimized.backends import AttentionBackend, CommonAttentionMetadata
 
 from tests.agreement import assert_within_bound
 from tests.calls import (
-    SLACK,
     PagedCall,
     VarlenCall,
     forget,
+    is_new,
     padded_rows,
     paged_call,
     random_tokens,
@@ -96,31 +97,22 @@ def make_step(device: torch.device) -> Callable[..., BackendStep]:
         tokens = random_tokens(query_lens, seq_lens, dtype=dtype, **sizes)
         blocks = shuffled_blocks(seq_lens, block_size)
         is_cross = attn_type is AttentionType.ENCODER_DECODER
-        context_lens = [0 if is_cross else seq_len - q_len for q_len, seq_len in zip(query_lens, seq_lens, strict=True)]
-        is_new = torch.cat([torch.arange(n) >= context for n, context in zip(seq_lens, context_lens, strict=True)])
+        new = is_new(seq_lens if is_cross else query_lens, seq_lens)
         if attn_type.reads_cache:
             seen = causal if attn_type is AttentionType.DECODER else False
             options = {"layout": layout, "block_size": block_size, "gap": 0, "causal": seen, **rules}
             call = paged_call(tokens, attn_type=attn_type, device=device, **options)
-            kv_cache = forget(call, blocks.slots[is_new]).kv_cache
+            kv_cache = forget(call, blocks.slots[new]).kv_cache
         else:
             call, kv_cache = varlen_call(tokens, attn_type=attn_type, device=device, **rules), None
-        key, value = padded_rows(tokens.key[is_new], tokens.value[is_new], device=device)
+        key, value = padded_rows(tokens.key[new], tokens.value[new], device=device)
         value = value[..., : call.layer.value_size]
-        own_lens = torch.tensor(query_lens if is_cross else seq_lens, dtype=torch.int32)
-        common = CommonAttentionMetadata(
-            query_start_loc=call.batch.query_start_loc,
-            query_start_loc_cpu=call.batch.query_start_loc.cpu(),
-            seq_lens=own_lens.to(device),
-            seq_lens_cpu=own_lens if host_lens else None,
-            num_actual_tokens=call.batch.num_actual_tokens,
-            max_query_len=max(query_lens),
-            max_seq_len=int(own_lens.max()) + SLACK,
+        common = common_metadata(call.batch, attn_type)
+        common = replace(
+            common,
+            seq_lens_cpu=common.seq_lens_cpu if host_lens else None,
             block_table_tensor=blocks.table.to(device),
-            slot_mapping=blocks.slots[is_new].to(device),
-            causal=causal.to(device) if isinstance(causal, torch.Tensor) else causal,
-            encoder_seq_lens=call.batch.seq_lens if is_cross else None,
-            max_encoder_seq_len=call.batch.max_seq_len if is_cross else None,
+            slot_mapping=blocks.slots[new].to(device),
         )
         return BackendStep(
             query=call.q,

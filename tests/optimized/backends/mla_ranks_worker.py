@@ -7,12 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attn_contract import AttentionType, Layout
-from attn_fuzz.targets.backend_mla import Weights, own_rows, weights
+from attn_fuzz.targets.backend_mla import MlaStep, Weights, attend_phases, own_rows, weights
+from attn_fuzz.targets.backends import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, over_ranks
-from attn_optimized.backends.triton_mla.over_ranks import RankMlaMetadataBuilder
 from attn_optimized.context_parallel import Dealing
-from attn_optimized.context_parallel import dealing as optimized_dealing
 from attn_reference import context_parallel
 
 from tests import calls
@@ -83,24 +82,13 @@ def rank_step(case: Case, rank: int, num_ranks: int, device: str = "cpu") -> Ran
     slot_mapping = torch.cat(slots)
     after = calls.paged_call(local, **make)
     before = calls.forget(calls.paged_call(local, **make), slot_mapping[slot_mapping >= 0])
-    batch = whole.batch
-    common = CommonAttentionMetadata(
-        query_start_loc=batch.query_start_loc,
-        query_start_loc_cpu=batch.query_start_loc.cpu(),
-        seq_lens=batch.seq_lens,
-        seq_lens_cpu=batch.seq_lens.cpu(),
-        num_actual_tokens=batch.num_actual_tokens,
-        max_query_len=batch.max_query_len,
-        max_seq_len=batch.max_seq_len,
-        block_table_tensor=blocks.table.to(device),
-        slot_mapping=slot_mapping.to(device),
-        causal=case.causal,
-    )
+    common = common_metadata(whole.batch, AttentionType.DECODER)
+    common = replace(common, block_table_tensor=blocks.table.to(device), slot_mapping=slot_mapping.to(device))
     all_weights, heads = weights(HEADS, LATENT, torch.float16, torch.device(device)), HEADS // num_ranks
     chosen = slice(rank * heads, (rank + 1) * heads)
     return RankStep(
         q=whole.q[:, chosen],
-        new=own_rows(whole.q, whole.kv_cache, whole.layer, batch),
+        new=own_rows(whole.q, whole.kv_cache, whole.layer, whole.batch),
         before=before.kv_cache,
         after=after.kv_cache,
         common=common,
@@ -137,43 +125,22 @@ def metadata_of(group: dist.ProcessGroup, case: Case, common: CommonAttentionMet
     return BACKENDS["TRITON_MLA"].over_ranks().builder(AttentionType.DECODER, **options).build(common)
 
 
-def attends(
-    group: dist.ProcessGroup, case: Case, breaks: Callable[[], None] | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The output [T, N, Lkv] and the LSE [N, T] of this rank's heads, absorbed; and whether the cache is right.
-
-    Args:
-        breaks: breaks this process for the step. It is the last one of the process.
-    """
-    if breaks is not None:
-        breaks()
+def attends(group: dist.ProcessGroup, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The output [T, N, Lkv] and the LSE [N, T] of this rank's heads, absorbed; and whether the cache is right."""
     step = rank_step(case, group.rank(), group.size(), device_of(group))
     metadata = metadata_of(group, case, step.common)
     impl = impl_of(group, case, step)
-    kv_cache = step.before
-    kv_c, k_pe = step.new[:, :LATENT], step.new[:, LATENT:]
-    impl.do_kv_cache_update(kv_c, k_pe, kv_cache, step.common.slot_mapping)
-    out, lse = _attended(impl, metadata, step, kv_cache)
-    as_bytes = (cache.contiguous().view(torch.uint8) for cache in (kv_cache, step.after))
+    impl.do_kv_cache_update(step.new[:, :LATENT], step.new[:, LATENT:], step.before, step.common.slot_mapping)
+    out, lse = _attended(impl, metadata, step, step.before)
+    as_bytes = (cache.contiguous().view(torch.uint8) for cache in (step.before, step.after))
     return out, lse, torch.tensor(torch.equal(*as_bytes))
 
 
 def _attended(impl: Any, metadata: Any, step: RankStep, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The output and the LSE of this rank's heads; NaN in rows of no request."""
-    kv_c, k_pe = step.new[:, :LATENT], step.new[:, LATENT:]
     out = torch.full((*step.q.shape[:2], LATENT), torch.nan, dtype=torch.float16, device=step.q.device)
     lse = torch.full((step.q.shape[1], len(step.q)), torch.nan, device=step.q.device)
-    if (prefill := metadata.prefill) is not None:
-        rows = prefill.rows
-        own_out, own_lse = out[rows].clone(), lse[:, rows].clone()
-        q = step.weights.unfolded(step.q[rows])
-        impl.forward_mha(q, kv_c[rows], k_pe[rows], kv_cache, metadata, output=own_out.flatten(1), lse=own_lse)
-        out[rows], lse[:, rows] = step.weights.folded(own_out), own_lse
-    if (decode := metadata.decode) is not None:
-        rows = decode.rows
-        own_out, own_lse = out[rows].clone(), lse[:, rows].clone()
-        impl.forward_mqa(step.q[rows], kv_cache, metadata, output=own_out.flatten(1), lse=own_lse)
-        out[rows], lse[:, rows] = own_out, own_lse
+    attend_phases(impl, MlaStep(metadata, step.weights, step.q, step.new, kv_cache, out, lse))
     return out, lse
 
 
@@ -193,55 +160,6 @@ def attends_to_the_first(group: dist.ProcessGroup, case: Case, count: int) -> tu
     )
     out, lse = _attended(impl_of(group, case, step), metadata_of(group, case, first), step, step.after)
     return out[:rows], lse[:, :rows]
-
-
-def gathers_in_the_order_of_ranks() -> None:
-    """Rows of a chunk stay as they came: rank by rank, with the rows of all requests of a rank."""
-    make = RankMlaMetadataBuilder._gathered_from
-
-    def gathered_from(*arguments: Any) -> Any:
-        chunk = make(*arguments)
-        return replace(chunk, order=chunk.order.sort().values)
-
-    RankMlaMetadataBuilder._gathered_from = gathered_from
-
-
-def gathers_its_own_rows_alone() -> None:
-    over_ranks.impl.gathered = lambda what, group, rows, timeout: rows.expand(group.size(), *rows.shape)
-
-
-def divides_lengths_and_rounds_up() -> None:
-    """Every rank has as many keys as the one with the most (lightseekorg/tokenspeed #364)."""
-    optimized_dealing.local_lengths = lambda lengths, dealing: -(-lengths // dealing.num_ranks)
-
-
-def gives_rows_of_a_draft_one_length() -> None:
-    make = optimized_dealing.local_step
-    over_ranks.metadata.local_step = lambda batch, dealing: make(replace(batch, causal=False), dealing)
-
-
-def writes_tokens_of_another_rank() -> None:
-    """An engine's mistake."""
-    slots = context_parallel.local_slots
-
-    def of_the_next_rank(positions: torch.Tensor, table: torch.Tensor, size: int, rank: int, num_ranks: int, *more: int) -> Any:
-        return slots(positions, table, size, (rank + 1) % num_ranks, num_ranks, *more)
-
-    context_parallel.local_slots = of_the_next_rank
-
-
-def keeps_what_it_merged_in_rows_of_no_request() -> None:
-    over_ranks.impl.torch = _Torch()
-
-
-class _Torch:
-    """torch, whose `where` knows no row to keep."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def where(self, condition: torch.Tensor, new: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        return new
 
 
 def calls_of(

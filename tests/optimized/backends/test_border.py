@@ -25,39 +25,17 @@ every_backend = pytest.mark.parametrize("name", PLAIN)
 
 
 @every_backend
-@pytest.mark.parametrize("wrong", ["another backend's", "the common one", "none"])
-def test_metadata_of_another_kind(name, wrong, make_step, refuses):
+def test_metadata_of_another_backend(name, make_step, refuses):
     step = make_step(**MIXED, **FORMS[name])
     other = BACKENDS["TRITON_ATTN" if name == "ROCM_AITER_FA" else "ROCM_AITER_FA"]
-    metadata = {
-        "another backend's": other.builder(AttentionType.DECODER).build(step.common),
-        "the common one": step.common,
-        "none": None,
-    }[wrong]
-    match = f"attn_metadata: got {type(metadata).__name__}, expected .* as {name}'s builder makes it"
-    refuses(BACKENDS[name], step, ContractError, match, {"attn_metadata": metadata})
-
-
-@every_backend
-def test_a_cache_in_blocks_of_another_size(name, make_step, refuses, aiter, device):
-    step = make_step(**MIXED, **FORMS[name], block_size=64)
-    match = "kv_cache: got blocks of 64 slots, expected 16, the layer's block_size"
-    refuses(BACKENDS[name], step, ContractError, match, block_size=16)
-
-    impl = BACKENDS[name].impl(step.layer, aiter=aiter, dtype=step.query.dtype, block_size=16)
-    before, slots = step.kv_cache.clone(), step.common.slot_mapping
-    with pytest.raises(ContractError, match=match):
-        impl.do_kv_cache_update(step.key, step.value, step.kv_cache, slots)
-    if name in ROTATING:
-        positions, cos_sin_cache = torch.zeros_like(slots), torch.randn(4, 64, device=device)
-        rope = step.query, step.key, step.value, positions, cos_sin_cache, step.kv_cache, slots
-        with pytest.raises(ContractError, match=match):
-            impl.do_rope_and_kv_cache_update(*rope, is_neox=True)
-    assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
+    for metadata in (other.builder(AttentionType.DECODER).build(step.common), step.common):
+        match = f"attn_metadata: got {type(metadata).__name__}, expected .* as {name}'s builder makes it"
+        refuses(BACKENDS[name], step, ContractError, match, {"attn_metadata": metadata})
 
 
 @every_backend
 def test_a_step_of_another_dtype(name, make_step, refuses, aiter):
+    """Whose tensors agree with each other, and not with the layer's config."""
     step = make_step(**MIXED, **FORMS[name], dtype=torch.bfloat16)
     match = "got torch.bfloat16, expected torch.float16, the layer's dtype"
     refuses(BACKENDS[name], step, ContractError, f"query: {match}", dtype=torch.float16)
@@ -134,12 +112,6 @@ def test_a_sink_that_is_no_logit_is_refused_by_the_constructor_without_validate(
     else:
         with pytest.raises(UnsupportedError, match="sinks"):
             BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor)
-
-
-def test_an_encoder_shares_no_allocation(make_step, aiter):
-    step = make_step([3], [3], attn_type=AttentionType.ENCODER)
-    with pytest.raises(ContractError, match="allocation_layout: got X_PACKED, expected None"):
-        TRITON.impl(step.layer, aiter=aiter, allocation_layout=Layout.X_PACKED, **step.constructor)
 
 
 @every_backend

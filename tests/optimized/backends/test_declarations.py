@@ -41,17 +41,22 @@ def beyond_rocm_attn(config: AttentionConfig, architecture: str | None) -> bool:
 
 
 def beyond_unified(config: AttentionConfig, architecture: str | None) -> bool:
-    """Decoders are AITER's. It clamps outputs to the one type of float8 or to the other. A tile holds no blocks of 48."""
-    own = E4M3FN if architecture == "gfx950" else E4M3FNUZ
+    """Decoders are AITER's. It takes the device's own float8, for outputs and caches. A tile holds no blocks of 48."""
     has_bare_window = config.dtype == torch.float16 and config.value_of("window")[0] >= 0 and not config.asks("sinks")
-    is_foreign = architecture is not None and config.output_dtype not in (None, own)
+    is_foreign = has_foreign(config.output_dtype, architecture) or has_foreign(config.kv_cache_dtype, architecture)
     both = config.asks("alibi_slopes") and config.asks("sinks")
     return config.attn_type is AttentionType.DECODER and (both or has_bare_window or is_foreign or config.block_size == 48)
 
 
+def has_foreign(dtype: torch.dtype | None, architecture: str | None) -> bool:
+    own = E4M3FN if architecture in ("gfx950", "gfx1201") else E4M3FNUZ
+    return architecture is not None and dtype in FLOAT8 and dtype != own
+
+
 def beyond_fa(config: AttentionConfig, architecture: str | None) -> bool:
     is_lossy = config.asks("sinks") or config.asks("logits_soft_cap")
-    return is_lossy and config.dtype == torch.bfloat16 and config.head_size == 128
+    is_assembled = is_lossy and config.dtype == torch.bfloat16 and config.head_size == 128
+    return is_assembled or has_foreign(config.kv_cache_dtype, architecture)
 
 
 def before_sm89(config: AttentionConfig, architecture: str | None) -> bool:
@@ -344,7 +349,7 @@ LACKING = [*OPTIONAL, *((function, None) for function in OF_FUNCTION), (None, No
     [
         (AITER, "gfx942", {24, 48}),
         (AITER, "gfx1250", {24, 48, 80, 544}),
-        (replace(AITER, unified_tiles=frozenset({"rounded"})), "gfx942", {24}),
+        (replace(AITER, unified_traits=frozenset({"rounded tiles"})), "gfx942", {24}),
         (recorded("0.1.7"), "gfx942", {24, 48, 80, 544}),
     ],
     ids=["2026-08", "2026-08 on gfx1250", "0.1.12", "0.1.7"],

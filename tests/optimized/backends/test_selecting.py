@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
+from attn_fuzz.targets.backends import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 
 from tests.agreement import assert_within_bound
-from tests.calls import PagedCall, forget, padded_rows, paged_call, random_tokens, shuffled_blocks
+from tests.calls import PagedCall, forget, is_new, padded_rows, paged_call, random_tokens, shuffled_blocks
 from tests.wrong_arguments import not_refused, wrong_calls
 
 MLA, BLOCKS = "ROCM_AITER_MLA_SPARSE", "MINIMAX_M3_SPARSE"
@@ -80,23 +81,13 @@ def step_of(name: str, device: torch.device, **layer: Any) -> Step:
     options = {"block_size": BLOCK_SIZE[name], "gap": 0, "device": device, "selected": buffer.clone().to(device)}
     call = paged_call(tokens, **options, **form)
     blocks = shuffled_blocks(seq_lens, BLOCK_SIZE[name])
-    lens, starts = torch.tensor(seq_lens, dtype=torch.int32), call.batch.query_start_loc
-    is_new = torch.cat([torch.arange(n) >= n - q_len for n, q_len in zip(seq_lens, query_lens, strict=True)])
+    new = is_new(query_lens, seq_lens)
+    common = common_metadata(replace(call.batch, selected=None), AttentionType.DECODER)
     return Step(
         name=name,
-        call=forget(call, blocks.slots[is_new]),
-        new=padded_rows(tokens.key[is_new], tokens.value[is_new], device=device),
-        common=CommonAttentionMetadata(
-            query_start_loc=starts,
-            query_start_loc_cpu=starts.cpu(),
-            seq_lens=lens.to(device),
-            seq_lens_cpu=lens,
-            num_actual_tokens=call.batch.num_actual_tokens,
-            max_query_len=max(query_lens),
-            max_seq_len=max(seq_lens),
-            block_table_tensor=blocks.table.to(device),
-            slot_mapping=blocks.slots[is_new].to(device),
-        ),
+        call=forget(call, blocks.slots[new]),
+        new=padded_rows(tokens.key[new], tokens.value[new], device=device),
+        common=replace(common, slot_mapping=blocks.slots[new].to(device)),
         buffer=(buffer[0] if name == MLA else buffer).to(device),
     )
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, UnsupportedError
+from attn_fuzz.targets.backends import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder, TritonMlaImpl
 from attn_reference.latent import absorbed, expanded, up_projected
 
+from tests.calls import forget, is_new, paged_call, random_tokens, shuffled_blocks
 from tests.wrong_arguments import not_refused, wrong_calls
 
 MLA = BACKENDS["TRITON_MLA"]
@@ -48,38 +50,20 @@ def layer_of(**changed: Any) -> Layer:
 
 
 def step_of(query_lens: Sequence[int], seq_lens: Sequence[int], device: torch.device, **changed: Any) -> Step:
+    sizes = {"num_heads": HEADS, "num_kv_heads": 1, "head_size": LATENT + ROPE, "dtype": torch.float16}
+    rows = random_tokens(query_lens, seq_lens, **sizes)
+    form = {"layout": Layout.LATENT, "head_size_v": LATENT, "block_size": BLOCK_SIZE, "gap": 0}
+    call, new = paged_call(rows, device=device, **form), is_new(query_lens, seq_lens)
+    slots, num_tokens = shuffled_blocks(seq_lens, BLOCK_SIZE).slots[new].to(device), sum(query_lens)
+    common = common_metadata(call.batch, AttentionType.DECODER)
+    common = replace(common, num_actual_tokens=num_tokens, slot_mapping=slots, **changed)
     draw = torch.Generator().manual_seed(1)
-    num_tokens = sum(query_lens)
-    tokens = [torch.randn(n, LATENT + ROPE, generator=draw).half() for n in seq_lens]
-    blocks = [-(-n // BLOCK_SIZE) for n in seq_lens]
-    ids = torch.randperm(sum(blocks) + 3, generator=draw).int().split([*blocks, 3])[:-1]
-    table = torch.stack([torch.cat([own, own.new_full((max(blocks) + 1 - len(own),), -1)]) for own in ids])
-    cache = torch.full((sum(blocks) + 3, BLOCK_SIZE, LATENT + ROPE), torch.nan, dtype=torch.float16)
-    slots, starts = [], torch.tensor([0, *query_lens]).cumsum(0).int()
-    for r, rows in enumerate(tokens):
-        at = torch.arange(len(rows))
-        of_rows = table[r, at // BLOCK_SIZE].long() * BLOCK_SIZE + at % BLOCK_SIZE
-        context = len(rows) - query_lens[r]
-        cache.view(-1, LATENT + ROPE)[of_rows[:context]] = rows[:context]
-        slots.append(of_rows[context:])
-    lens = torch.tensor(seq_lens, dtype=torch.int32)
-    fields: dict[str, Any] = {
-        "query_start_loc": starts.to(device),
-        "query_start_loc_cpu": starts,
-        "seq_lens": lens.to(device),
-        "seq_lens_cpu": lens,
-        "num_actual_tokens": num_tokens,
-        "max_query_len": max(query_lens),
-        "max_seq_len": max(seq_lens) + 5,
-        "block_table_tensor": table.to(device),
-        "slot_mapping": torch.cat(slots).to(device),
-    }
     return Step(
         q=torch.randn(num_tokens, HEADS, NOPE + ROPE, generator=draw).half().to(device),
-        new=torch.cat([rows[len(rows) - n :] for rows, n in zip(tokens, query_lens, strict=True)]).to(device),
-        tokens=[rows.to(device) for rows in tokens],
-        kv_cache=cache.to(device),
-        common=CommonAttentionMetadata(**{**fields, **changed}),
+        new=rows.key[new, 0].to(device),
+        tokens=list(rows.key[:, 0].to(device).split(list(seq_lens))),
+        kv_cache=forget(call, slots).kv_cache,
+        common=common,
         weight=(torch.randn(HEADS * (NOPE + VALUE), LATENT, generator=draw) * 0.2).half().to(device),
     )
 

@@ -82,26 +82,6 @@ def test_over_nccl_it_is_the_undivided_attention(dealing, tmp_path):
         judge(case, [result[name] for result in results], "cuda")
 
 
-@pytest.mark.parametrize(
-    ("breaks", "case"),
-    [
-        (mla_ranks_worker.gathers_in_the_order_of_ranks, MIXED),
-        (mla_ranks_worker.gathers_its_own_rows_alone, MIXED),
-        (mla_ranks_worker.divides_lengths_and_rounds_up, STEPS["decodes of a few keys"]),
-        (mla_ranks_worker.gives_rows_of_a_draft_one_length, STEPS["drafts"]),
-        (mla_ranks_worker.writes_tokens_of_another_rank, Case(query_lens=[2, 3], seq_lens=[20, 31])),
-        (mla_ranks_worker.keeps_what_it_merged_in_rows_of_no_request, STEPS["decodes of a few keys"]),
-    ],
-)
-def test_a_broken_rank_is_found(breaks, case, tmp_path):
-    """Each of these breaks all ranks, and returns numbers that are wrong or are where none should be."""
-    case = replace(case, validate=False)
-    results = over_ranks(2, tmp_path, {"step": partial(mla_ranks_worker.attends, case=case, breaks=breaks)})
-    assert all(isinstance(result["step"][0], torch.Tensor) for result in results), results
-    with pytest.raises(AssertionError):
-        judge(case, [result["step"] for result in results])
-
-
 DECODES, PREFILLS = STEPS["decodes of a few keys"], Case(query_lens=[5, 3], seq_lens=[20, 30])
 unlike = partial(partial, mla_ranks_worker.disagrees)
 

@@ -21,11 +21,11 @@ from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 
 from tests.optimized.launch.test_launch import CALL, COMPUTE_UNITS, PHASES
 
-ARCHITECTURES = ("sm90", "gfx942", "gfx1100", "gfx1201")
-"""One of each table of parameters: others have a table of these, and tiles that differ from theirs in stages alone."""
+SHARED_KIB = {"sm90": 227, "gfx942": 64, "gfx950": 160, "gfx1100": 64, "gfx1201": 64}
+"""Shared memory of a program at most, on an architecture of each table of parameters. Others have a table of these."""
 MOST_OF_ATTENTION, MOST_REDUCED, MOST_OF_ROWS = 8192, 4096, 1024
 """Elements of one tile for each warp."""
-each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+each_architecture = pytest.mark.parametrize("architecture", SHARED_KIB)
 
 
 def borders(least: int, most: int, unit: int = 1) -> list[int]:
@@ -135,6 +135,8 @@ def test_tiles_of_attention(architecture):
         sides = (kind["block_m"], dims), (kind["block_n"], dims), (kind["block_m"], kind["block_n"])
         most = max(map(math.prod, sides)) / tiles.options["num_warps"]
         assert most <= MOST_OF_ATTENTION, workload
+        queries = kind["block_m"] * max(kind["block_d"], kind["block_rest"]) * workload.itemsize
+        assert queries <= SHARED_KIB[architecture] << 10, workload
 
 
 @each_architecture

@@ -17,7 +17,7 @@ Calculator.
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
@@ -33,7 +33,7 @@ from attn_amdgcn.instructions.matrix.product import (
     multiplies,
     words_of,
 )
-from attn_amdgcn.operands import unknown
+from attn_amdgcn.operands import number, numbers, unknown
 from attn_amdgcn.pieces import Piece, call
 
 LANES = 64
@@ -118,7 +118,7 @@ def _mfma(shape: Shape, accumulators: str, kinds: tuple[str, str], instruction: 
     check_count(instruction, 4)
     is_gfx90a, is_f64 = kernel.architecture == "gfx90a", accumulators == "f64"
     broadcasts = _broadcasts(shape, kinds[0], instruction, is_gfx90a)
-    neg: Any = instruction.modifiers.get("neg", (0, 0, 0))
+    neg = numbers(instruction, "neg", 3)
     flush = is_gfx90a and kinds[0] in ("f16", "bf16")
     is_fnuz = kernel.architecture in ("gfx940", "gfx941", "gfx942")
     forms = tuple(f"{kind}_fnuz" if is_fnuz and kind in ("fp8", "bf8") else kind for kind in kinds)
@@ -130,12 +130,12 @@ def _mfma(shape: Shape, accumulators: str, kinds: tuple[str, str], instruction: 
         accumulate = accumulates_integers(instruction, kernel, shape.results, clamp=False)
     else:
         accumulate = accumulates_floats(instruction, kernel, shape.results, flush=flush)
-    return (accumulate(call(_multiply(shape, forms, broadcasts, tuple(neg[:2]), flush), [a, b])),)
+    return (accumulate(call(_multiply(shape, forms, broadcasts, neg[:2], flush), [a, b])),)
 
 
 @cache
 def _multiply(
-    shape: Shape, forms: tuple[str, ...], broadcasts: tuple[int, int, int], neg: tuple[int, int], flush: bool
+    shape: Shape, forms: tuple[str, ...], broadcasts: tuple[int, int, int], neg: tuple[int, ...], flush: bool
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """The product of two formats: the same for all instructions that have it, which may run together by that."""
     cbsz, abid, blgp = broadcasts
@@ -155,17 +155,10 @@ def _broadcasts(shape: Shape, kind: str, instruction: Instruction, is_gfx90a: bo
         return 0, 0, 0
     has_blgp = is_gfx90a or shape.blocks > 1 or kind == "f32"
     check_modifiers(instruction, *(("cbsz", "abid") if shape.blocks > 1 else ()), *(("blgp",) if has_blgp else ()))
-    cbsz, abid, blgp = (_number(instruction, name) for name in ("cbsz", "abid", "blgp"))
+    cbsz, abid, blgp = (number(instruction, name) for name in ("cbsz", "abid", "blgp"))
     if 1 << cbsz > shape.blocks or abid >= 1 << cbsz or blgp > 7:
         raise unknown(instruction, f"cbsz {cbsz}, abid {abid} and blgp {blgp} with {shape.blocks} blocks")
     return cbsz, abid, blgp
-
-
-def _number(instruction: Instruction, name: str) -> int:
-    value = instruction.modifiers.get(name, 0)
-    if not isinstance(value, int):
-        raise unknown(instruction, f"{name} without a number")
-    return value
 
 
 def _check_wave(instruction: Instruction, kernel: Kernel) -> None:
@@ -178,11 +171,10 @@ def _f8f6f4(shape: Shape, has_scales: bool, instruction: Instruction, kernel: Ke
     _check_wave(instruction, kernel)
     check_count(instruction, 6 if has_scales else 4)
     check_modifiers(instruction, "cbsz", "blgp", *(("op_sel", "op_sel_hi") if has_scales else ()))
-    numbers = [_number(instruction, name) for name in ("cbsz", "blgp")]
-    for name, number in zip(("cbsz", "blgp"), numbers, strict=True):
-        if number >= len(F8F6F4):
-            raise unknown(instruction, f"{name} {number} is no format")
-    forms = tuple(F8F6F4[number] for number in numbers)
+    formats = [number(instruction, name) for name in ("cbsz", "blgp")]
+    if max(formats) >= len(F8F6F4):
+        raise unknown(instruction, f"formats {formats}")
+    forms = tuple(F8F6F4[each] for each in formats)
     sources = [words_of(instruction.operands[1 + i], FORMATS[form].bits, instruction, kernel) for i, form in enumerate(forms)]
     multiply = _multiply(shape, forms, (0, 0, 0), (0, 0), False)
     if has_scales:
@@ -196,7 +188,7 @@ def _shift(which: int, instruction: Instruction) -> int:
     """Where in its register the byte of A's or B's scale lies."""
     if "op_sel_hi" not in instruction.modifiers:
         raise unknown(instruction, "scales without op_sel_hi")
-    low, high = (_three(instruction, name)[which] for name in ("op_sel", "op_sel_hi"))
+    low, high = (numbers(instruction, name, 3)[which] for name in ("op_sel", "op_sel_hi"))
     return 8 * (low + 2 * high)
 
 
@@ -225,13 +217,6 @@ def _multiply_scaled(shape: Shape, forms: tuple[str, ...], shifts: tuple[int, ..
         return multiplies(scaled(0, scales_a), scaled(1, scales_b), places, shape.results)(a, b)
 
     return multiply
-
-
-def _three(instruction: Instruction, name: str) -> tuple[int, int, int]:
-    value = instruction.modifiers.get(name, (0, 0, 0))
-    if not isinstance(value, tuple) or len(value) != 3:
-        raise unknown(instruction, f"{name} without three numbers")
-    return value
 
 
 def _register_all() -> None:

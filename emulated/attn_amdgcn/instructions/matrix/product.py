@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
+from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
 from attn_amdgcn.instructions.formats import rows_target
 from attn_amdgcn.instructions.matrix.elements import Format, flushed
-from attn_amdgcn.operands import KINDS, bits_of, unknown, vector_row
+from attn_amdgcn.operands import KINDS, bits_of, row_of
 from attn_amdgcn.pieces import Piece, SourceRow, piece
 
 _UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32}
@@ -93,18 +93,8 @@ def _gathers_whole(words: int, table: np.ndarray, kind: Format, signs: np.ndarra
 
 def words_of(operand: Operand, count: int, instruction: Instruction, kernel: Kernel, attribute: str = "vector") -> Piece:
     """So many registers of an operand, as an attribute of `Waves` has them."""
-    row = registers_of(operand, count, instruction, kernel)
+    row = row_of(instruction, operand, count, kernel)
     return piece(f"waves.{attribute}{{}}", SourceRow(tuple(range(row, row + count))))
-
-
-def registers_of(operand: Operand, count: int, instruction: Instruction, kernel: Kernel) -> int:
-    """The first row of an operand that must be so many vector registers."""
-    register = operand.of
-    if not isinstance(register, Register) or (row := vector_row(register, kernel)) is None or register.count != count:
-        raise unknown(instruction, f"an operand that is not {count} vector registers")
-    if operand.neg or operand.abs:
-        raise unknown(instruction, "a sign at an operand")
-    return row
 
 
 def accumulates_floats(
@@ -205,7 +195,7 @@ def accumulates_halves(
         into[...] = _narrowed(c + product.reshape(into.shape), kind)
         return found
 
-    target = rows_target(registers_of(instruction.operands[0], registers, instruction, kernel), registers)
+    target = rows_target(row_of(instruction, instruction.operands[0], registers, kernel), registers)
     return lambda product: piece("{} = {}({}, {}, {})", target, add, c, product, before)
 
 
@@ -218,7 +208,7 @@ def _writes_d(
     instruction: Instruction, kernel: Kernel, count: int, c: Piece, add: Callable[..., np.ndarray], attribute: str = "vector"
 ) -> Accumulate:
     """The statement that writes `add` of C and of a product."""
-    row = registers_of(instruction.operands[0], count, instruction, kernel)
+    row = row_of(instruction, instruction.operands[0], count, kernel)
     target = rows_target(row, count, attribute)
     return lambda product: piece("{} = {}({}, {})", target, add, c, product)
 
@@ -232,10 +222,7 @@ def _c(instruction: Instruction, kernel: Kernel, kind: str, count: int, attribut
 
 
 def _constant(number: float, kind: str) -> np.ndarray:
-    if kind == "bf16":  # a constant with a point has the upper half of its float32
-        bits = bits_of(number, KINDS["f32"]) >> 16 if isinstance(number, float) else bits_of(number, KINDS["b16"])
-        return _widened(np.array(bits, np.uint16), kind)
-    if kind == "f16":
+    if kind in ("f16", "bf16"):
         return _widened(np.array(bits_of(number, KINDS[kind]), np.uint16), kind)
     unsigned = np.uint64 if kind == "f64" else np.uint32
     return np.array(bits_of(number, KINDS[kind]), unsigned).view(KINDS[kind].dtype)

@@ -14,7 +14,6 @@ them (`layouts.gfx12_input`), f32 and i32 results only.
 """
 
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
@@ -30,7 +29,7 @@ from attn_amdgcn.instructions.matrix.product import (
     multiplies,
     words_of,
 )
-from attn_amdgcn.operands import unknown
+from attn_amdgcn.operands import numbers, unknown
 from attn_amdgcn.pieces import call, function_of, piece
 from attn_amdgcn.waves import Waves
 
@@ -81,7 +80,7 @@ def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
     a, _, b = kinds.partition("_")
     k, is_gfx11 = int(shape.split("x")[2]), generation == "gfx11"
     check_modifiers(instruction, *_modifiers(accumulators, a, is_gfx11))
-    low, high = (_three(instruction, modifier) for modifier in ("neg_lo", "neg_hi"))
+    low, high = (numbers(instruction, modifier, 3) for modifier in ("neg_lo", "neg_hi"))
     if accumulators == "i32" and low[2]:
         raise unknown(instruction, "neg_lo of an integer C")
     bits = int(a.lstrip("fpbiu"))
@@ -101,7 +100,9 @@ def _wmma(name: str, instruction: Instruction, kernel: Kernel) -> Step:
     elif accumulators == "i32":
         accumulate = accumulates_integers(instruction, kernel, RESULTS, clamp="clamp" in instruction.modifiers)
     else:
-        half = _three(instruction, "op_sel")[2] if is_gfx11 else None
+        *sources_halves, half = numbers(instruction, "op_sel", 3) if is_gfx11 else (0, 0, None)
+        if any(sources_halves):
+            raise unknown(instruction, "op_sel of A or B")
         accumulate = accumulates_halves(
             instruction, kernel, accumulators, RESULTS, half=half, neg=bool(low[2]), absolute=bool(high[2])
         )
@@ -116,13 +117,6 @@ def _modifiers(accumulators: str, kind: str, is_gfx11: bool) -> tuple[str, ...]:
     if kind not in ("f16", "bf16"):
         return ()
     return ("neg_lo", "neg_hi", "op_sel") if is_gfx11 and accumulators != "f32" else ("neg_lo", "neg_hi")
-
-
-def _three(instruction: Instruction, name: str) -> Any:
-    value = instruction.modifiers.get(name, (0, 0, 0))
-    if not isinstance(value, tuple) or len(value) != 3 or (name == "op_sel" and any(value[:2])):
-        raise unknown(instruction, f"{name}:{value}")
-    return value
 
 
 def _check_lanes(waves: Waves) -> None:

@@ -214,7 +214,8 @@ CALL = (
     ),
     dimension("values", "values", "values.kind values.seed values.file values.sha256", left_out="a scope has random ones")(
         aspect("unequal logits", lambda case: case.values.kind != "exact"),
-        aspect("large logits", lambda case: case.values.kind == "extreme"),
+        aspect("large logits", lambda case: case.values.kind in ("extreme", "below")),
+        region("all logits far below 0", lambda case: case.values.kind == "below"),
     ),
     _form("program_order", left_out=_TOGETHER)(),
     _form("target", left_out="a run names it")(),

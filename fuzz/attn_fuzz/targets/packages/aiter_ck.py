@@ -132,8 +132,6 @@ def _support(architecture: str) -> Support:
         tile_sizes=(64, 128),
         max_tokens=140,
         max_seq_len=200,
-        steps_per_layer=emulated.STEPS_PER_LAYER,
-        own_numbers=True,
     )
 
 

@@ -23,13 +23,13 @@ from attn_fuzz.targets.packages import aiter_package
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-PREFILL, EXTEND, MHA = ("prefill_attention",), ("extend_attention",), ("mha",)
+PREFILL, EXTEND, MHA = (aiter_package.ops(name) for name in ("prefill_attention", "extend_attention", "mha"))
 _ENGINE = Engine(scale_signs=(1,), more_queries_than_keys=False, empty_batches=False)
 _GIVES_KEYS = dataclasses.replace(_ENGINE, writes=(True,), unwritten=False, saturated=False)
 
 
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = aiter_package.load(*PREFILL)
+    [module] = PREFILL.load()
     rows = int(batch.query_start_loc[-1])
     module.context_attention_fwd(
         q[:rows],
@@ -44,7 +44,7 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = aiter_package.load(*EXTEND)
+    [module] = EXTEND.load()
     rows = int(batch.query_start_loc[-1])
     prefixes = batch.seq_lens - batch.query_start_loc.diff()
     k_rows, v_rows, indptr = gathered(kv_cache, layer, batch, prefixes)
@@ -68,7 +68,7 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _mha(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = aiter_package.load(*MHA)
+    [module] = MHA.load()
     rows, starts = int(batch.query_start_loc[-1]), batch.query_start_loc
     if kv_cache is not None:
         k, v, starts = gathered(kv_cache, layer, batch, batch.seq_lens)
@@ -112,8 +112,7 @@ _SUPPORT = Support(
     max_tokens=144,
     max_seq_len=256,
 )
-AITER_PREFILL_ATTENTION = aiter_package.target(
-    *PREFILL,
+AITER_PREFILL_ATTENTION = PREFILL.target(
     name="aiter-prefill-attention",
     description="AITER's Triton prefill_attention, for steps without a context",
     attention=_prefill,
@@ -122,9 +121,8 @@ AITER_PREFILL_ATTENTION = aiter_package.target(
     findings=PREFILL_FINDINGS,
     dense_keys=lambda case: [True] * len(case.requests),
 )
-AITER_EXTEND_ATTENTION = aiter_package.target(
-    *EXTEND,
-    unavailable=aiter_package.needs_rocm(*EXTEND),
+AITER_EXTEND_ATTENTION = EXTEND.target(
+    unavailable=aiter_package.needs_rocm(EXTEND),
     name="aiter-extend-attention",
     description="AITER's Triton extend_attention, which reads this step's keys from k and v",
     attention=_extend,
@@ -139,9 +137,8 @@ AITER_EXTEND_ATTENTION = aiter_package.target(
     findings=EXTEND_FINDINGS,
     dense_keys=lambda case: [True] * len(case.requests),
 )
-AITER_MHA_VARLEN = aiter_package.target(
-    *MHA,
-    unavailable=aiter_package.needs_rocm(*MHA),
+AITER_MHA_VARLEN = MHA.target(
+    unavailable=aiter_package.needs_rocm(MHA),
     name="aiter-mha-varlen",
     description="AITER's Triton flash_attn_varlen_func, the forward pass: keys as rows, outputs and LSE",
     attention=_mha,

@@ -210,8 +210,6 @@ def _support(architecture: str, head_size: int) -> Support:
         tile_sizes=(32, 128, 256),
         max_tokens=280,
         max_seq_len=300,
-        steps_per_layer=emulated.STEPS_PER_LAYER,
-        own_numbers=True,
         **widths,
     )
 

@@ -282,8 +282,6 @@ def _support(architecture: str, **fields: Any) -> Support:
         "max_tokens": 4,
         "max_seq_len": MOST_KEYS,
         "long_seq_len": LONG,
-        "steps_per_layer": emulated.STEPS_PER_LAYER,
-        "own_numbers": True,
     }
     return Support(**(drawn | fields))
 

@@ -25,14 +25,14 @@ from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
-DECODE, SPARSE = ("mla_decode_rope",), ("unified_attention_sparse_mla",)
+DECODE, SPARSE = aiter_package.ops("mla_decode_rope"), aiter_package.ops("unified_attention_sparse_mla")
 SPLITS = (1, 4, 8)
 COSINES, SINES = (1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, -1.0)
 """Cosines and sines of turns by 0, 90, 180 and 270 degrees."""
 
 
 def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None:
-    [module] = aiter_package.load(*DECODE)
+    [module] = DECODE.load()
     request, seq_lens = decoded_rows(batch)
     rows, block_size = len(request), kv_cache.shape[1]
     if not rows:
@@ -104,7 +104,7 @@ class _Rotation:
 
 
 def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = aiter_package.load(*SPARSE)
+    [module] = SPARSE.load()
     rows = int(batch.query_start_loc[-1])
     if rows:
         module.unified_attention_sparse_mla(
@@ -126,9 +126,8 @@ _RULES = ("non_causal", "per_request_causal", "head_size_v")
 _DECODE_SIZES = LatentSizes(widths=((512, 64), (256, 32), (96, 48)), group_sizes=(16, 12, 24), block_sizes=(16, 1, 64))
 _SPARSE_ENGINE = dataclasses.replace(SPARSE_TOKENS, empty_selections=False)
 _SPARSE_SIZES = LatentSizes(widths=((512, 64), (256, 32)), group_sizes=(16, 32, 12), block_sizes=(16, 64))
-AITER_MLA_DECODE = aiter_package.target(
-    *DECODE,
-    unavailable=aiter_package.needs_rocm(*DECODE),
+AITER_MLA_DECODE = DECODE.target(
+    unavailable=aiter_package.needs_rocm(DECODE),
     name="aiter-mla-decode",
     description="AITER's Triton decode of latent attention, mla_decode_rope without its rotation",
     attention=functools.partial(_decode, rotates=False),
@@ -143,8 +142,7 @@ AITER_MLA_DECODE_ROPE = dataclasses.replace(
     findings=MLA_DECODE_ROPE,
     races="Each program that has the last keys of a request writes its rotated key: one for each group of heads.",
 )
-AITER_SPARSE_MLA = aiter_package.target(
-    *SPARSE,
+AITER_SPARSE_MLA = SPARSE.target(
     name="aiter-sparse-mla",
     description="AITER's Triton unified_attention_sparse_mla, over the tokens that each row selects",
     attention=_sparse,

@@ -346,8 +346,6 @@ def _support(architecture: str, group_sizes: tuple[int, ...], **fields: Any) -> 
         required_rules=("head_size_v",),
         latent=LatentSizes(widths=((VALUE_SIZE, HEAD_SIZE - VALUE_SIZE),), group_sizes=group_sizes, block_sizes=(1, 16)),
         unused_slots="mostly finite",
-        steps_per_layer=emulated.STEPS_PER_LAYER,
-        own_numbers=True,
         **fields,
     )
 

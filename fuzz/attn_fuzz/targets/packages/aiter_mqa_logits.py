@@ -37,13 +37,14 @@ from attn_fuzz.targets.triton import missing_triton
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 HOST = "ops/triton/attention/pa_mqa_logits.py"
 KERNELS = "ops/triton/_triton_kernels/attention/pa_mqa_logits.py"
+GATHERED = aiter_package.ops("fp8_mqa_logits")
 CHUNK = 256
 TERMS = {"layout": (IndexLayout.FLAT,), "cache_dtype": (FNUZ, FN)}
 
 
 def _logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     keys = gathered_keys(index_cache, indexer, batch, len(q))
-    [module] = aiter_package.load("fp8_mqa_logits")
+    [module] = GATHERED.load()
     # the arguments of vLLM 0.33.0, rocm_aiter_mla_sparse.py:991-993
     logits = foreign.call(
         module.fp8_mqa_logits, q, keys.codes, keys.scales, weights, keys.starts, keys.ends, hints={"clean_logits": False}
@@ -158,8 +159,8 @@ AITER_MQA_LOGITS = index_target(
     TERMS,
     description="AITER's fp8_mqa_logits in Triton, of the keys of an index cache",
     engine=index_engine(**_SIZES),
-    unavailable=aiter_package.missing("fp8_mqa_logits"),
-    modules=lambda: aiter_package.load("fp8_mqa_logits"),
+    unavailable=GATHERED.missing,
+    modules=GATHERED.load,
     findings=aiter.MQA_LOGITS,
     **_FIELDS,
 )

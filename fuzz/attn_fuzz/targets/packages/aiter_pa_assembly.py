@@ -166,8 +166,6 @@ def _support(architecture: str) -> Support:
         max_tokens=4,
         max_seq_len=600,
         long_seq_len=2000,
-        steps_per_layer=emulated.STEPS_PER_LAYER,
-        own_numbers=True,
     )
 
 

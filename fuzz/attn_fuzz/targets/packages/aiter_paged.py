@@ -15,7 +15,6 @@ pa_decode sums the weights of a tile after it has rounded them to the dtype of q
 
 import dataclasses
 import functools
-from typing import Any
 
 import torch
 from attn_contract import AttentionType, Layout
@@ -27,7 +26,8 @@ from attn_fuzz.targets.packages.latent_rows import decoded_rows
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
-DECODE, PREFILL, CHUNKED = ("pa_decode",), ("pa_prefill",), ("chunked_pa_prefill",)
+DECODE, PREFILL = aiter_package.ops("pa_decode"), aiter_package.ops("pa_prefill")
+CHUNKED = aiter_package.ops("chunked_pa_prefill", "pa_prefill")
 _ENGINE = dataclasses.replace(
     VLLM, signed_slopes=False, empty_requests=False, writes=(True,), unwritten=False, unowned_rows=(0,)
 )
@@ -41,7 +41,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rows = len(request)
     k_cache, v_cache = (x.transpose(1, 2) for x in foreign.keys_and_values(kv_cache, layer))
     one = torch.ones((), device=q.device)
-    [module] = aiter_package.load(*DECODE)
+    [module] = DECODE.load()
     module.paged_attention_decode(
         output=out.view(q.shape)[:rows],
         query=q[:rows],
@@ -60,7 +60,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     k_cache, v_cache = foreign.packed_keys_and_values(kv_cache, layer)
-    [module] = aiter_package.load(*PREFILL)
+    [module] = PREFILL.load()
     module.context_attention_fwd(
         q=q,
         k=k,
@@ -77,24 +77,21 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _chunked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = aiter_package.load(*CHUNKED)
+    module, _ = CHUNKED.load()
     rows = int(batch.query_start_loc[-1])
     module.chunked_prefill_paged_decode(**chunked_prefill.arguments(rows, q, k, v, kv_cache, layer, batch, out))
 
 
-def _support(**fields: Any) -> Support:
-    drawn: dict[str, Any] = {
-        "attn_types": (AttentionType.DECODER,),
-        "dtypes": ("float16", "bfloat16"),
-        "cache_dtypes": ("fp8_e4m3fn",),
-        "scales": ("tensor",),
-        "max_tokens": 96,
-        "max_seq_len": 256,
-        "engine": _ENGINE,
-    }
-    return Support(**{**drawn, **fields})
-
-
+_support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    max_tokens=96,
+    max_seq_len=256,
+    engine=_ENGINE,
+)
 _DECODE_SUPPORT = _support(
     layouts=(Layout.KV_FIRST_HND, Layout.KV_FIRST_NHD),
     rules=("alibi_slopes",),
@@ -132,12 +129,11 @@ AITER_PAGED_DECODE = Target(
         narrow_sums=6 if device == "cpu" else 63,
     ),
     refuses=False,
-    unavailable=aiter_package.missing(*DECODE),
-    modules=functools.partial(aiter_package.load, *DECODE),
+    unavailable=DECODE.missing,
+    modules=DECODE.load,
     findings=PAGED_DECODE,
 )
-AITER_PAGED_PREFILL = aiter_package.target(
-    *PREFILL,
+AITER_PAGED_PREFILL = PREFILL.target(
     name="aiter-paged-prefill",
     description="AITER's Triton pa_prefill, which reads this step's keys from k and v",
     attention=_prefill,
@@ -152,8 +148,8 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     description="AITER's Triton chunked_pa_prefill: pa_prefill for requests of several queries, and a decode for the others",
     attention=_chunked,
     support=lambda device: _CHUNKED_SUPPORT,
-    unavailable=aiter_package.missing(*CHUNKED),
-    modules=functools.partial(aiter_package.load, *CHUNKED, *PREFILL),
+    unavailable=CHUNKED.missing,
+    modules=CHUNKED.load,
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     findings=CHUNKED_PREFILL,
 )

@@ -39,7 +39,7 @@ PREFILL = (
 
 
 @functools.cache
-def _triton() -> list[ModuleType]:
+def loaded_triton() -> list[ModuleType]:
     modules = aiter_gluon.loaded((TRITON,), ARCHITECTURE)
     choose_config(modules, 0)
     return modules
@@ -47,7 +47,7 @@ def _triton() -> list[ModuleType]:
 
 def _by_triton(q, slots, kv_cache, layer, out, rng) -> None:
     (indices, indptr), rows, found = ragged(slots, rng), kv_cache.flatten(0, 1), torch.empty_like(q)
-    [module], (queries, heads, width) = _triton(), q.shape
+    [module], (queries, heads, width) = loaded_triton(), q.shape
     module._sparse_attn_prefill_kernel[lambda meta: (queries, -(-heads // meta["BLOCK_H"]))](
         q,
         rows,
@@ -75,7 +75,7 @@ AITER_PREFILL_SPARSE = dataclasses.replace(
     attention=over_slots(_by_triton),
     rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu"),
     unavailable=aiter_gluon.missing((TRITON,)),
-    modules=_triton,
+    modules=loaded_triton,
     findings=(),
 )
 
@@ -141,5 +141,5 @@ AITER_GLUON_TWO_CACHES = sparse_target(
     files=DECODE,
     rounding=Rounding(keys_per_tile=64, splits=16, dot_is_chained=True),
     findings=aiter.GLUON_SPARSE,
-    **{name: ENTRIES[name] for name in ("layouts", "cache_dtypes", "scales", "exclude")},
+    **{name: ENTRIES[name] for name in ("layouts", "cache_dtypes", "scales")},
 )

@@ -1,11 +1,17 @@
-"""What targets of other packages' Triton kernels declare alike."""
+"""What targets of other packages' Triton kernels declare alike, and how their modules are loaded."""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
+from attn_fuzz.targets.registry import Package
 from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 SHARES_A_QUERY = "Where the heads of a group do not divide the 16 rows of a tile, its last query is the first of the next tile."
@@ -26,6 +32,61 @@ def triton_target(*, support: Support, rounding: Rounding, **declared: Any) -> T
         refuses=False,
         **declared,
     )
+
+
+def _as_they_are(modules: list[ModuleType]) -> None:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Modules of a package that are loaded without the package.
+
+    Args:
+        package: whose modules they are.
+        names: of their files, without suffix.
+        stubs: returns what stands in for all else of the package that they import.
+        places: the folders of the package in which releases have the files, that of `package.requirement` first.
+        folders: whose files are executed, too, where a module imports them, if the release has these folders.
+        change: makes changes in the modules, once they are loaded.
+    """
+
+    package: Package
+    names: tuple[str, ...]
+    stubs: Callable[[], Stubs]
+    places: tuple[str, ...] = ("",)
+    folders: tuple[str, ...] = ()
+    change: Callable[[list[ModuleType]], object] = _as_they_are
+
+    def load(self) -> list[ModuleType]:
+        """The modules, in the order of their names. They are loaded once."""
+        return _loaded(self)
+
+    def missing(self, device: str) -> str | None:
+        """`Target.unavailable` of a target that loads these modules."""
+        return missing_triton(device) or foreign.missing(self.package.name, self.files(), self.package.requirement)
+
+    def files(self) -> tuple[str, ...]:
+        """The modules' files in the sources that are here; where there are none, those of `package.requirement`."""
+        try:
+            folder = foreign.sources(self.package.name)
+        except foreign.MissingSourcesError:
+            return tuple(f"{self.places[0]}{name}.py" for name in self.names)
+        found = ([f"{place}{name}.py" for place in self.places] for name in self.names)
+        return tuple(next((file for file in files if (folder / file).is_file()), files[0]) for files in found)
+
+    def target(self, **declared: Any) -> Target:
+        """A target of these modules, by `triton_target`."""
+        return triton_target(**{"unavailable": self.missing, "modules": self.load, **declared})
+
+
+@functools.cache
+def _loaded(sources: Sources) -> list[ModuleType]:
+    package = sources.package.name
+    folders = [each for each in sources.folders if (foreign.sources(package) / each).is_dir()]
+    modules = foreign.load(package, (*sources.files(), *folders), stubs=sources.stubs())
+    sources.change(modules)
+    return modules
 
 
 def choose_config(modules: Iterable[ModuleType], which: int) -> None:

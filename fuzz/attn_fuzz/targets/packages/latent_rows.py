@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_fuzz.cases import edges_of_scales
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
@@ -16,7 +15,7 @@ from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
 
 SPARSE_TOKENS = dataclasses.replace(
-    VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,)
+    VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,), least_scales=False
 )
 """Selections of tokens that all heads share, and none of which causality hides: kernels know no causality beside them. An
 engine puts -1 behind the tokens of a row, and where a token is another rank's."""
@@ -142,19 +141,12 @@ def selection_target(attend: Callable[..., object], *, support: dict[str, Any], 
     return triton_target(attention=over_slots(attend), support=drawn, **declared)
 
 
-def _not_an_entry(case: Case) -> str | None:
-    """Why a case of ENTRIES is left out: no engine writes a scale of 2^-127, which exp2 of an AMD GPU gives as 0."""
-    edge = edges_of_scales.of(case)
-    return "a scale of 2^-127" if edge and edge.byte == edges_of_scales.LEAST else has_row_without_keys(case)
-
-
 ENTRIES: dict[str, Any] = {
     "dtypes": ("bfloat16",),
     "layouts": (Layout.LATENT_E8M0_PLANES,),
     "cache_dtypes": ("fp8_e4m3fn",),
     "scales": ("tensor",),
     "rules": ("sinks",),
-    "exclude": _not_an_entry,
     "latent": LatentSizes(widths=((512, 0),), group_sizes=(16, 12, 64), block_sizes=(16, 4, 64)),
 }
 """What a target of DeepSeek-V4's caches of 584 bytes a slot supports, for `selection_target`."""

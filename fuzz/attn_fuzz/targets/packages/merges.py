@@ -10,19 +10,17 @@ Their suffix is the step itself, and has keys.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from attn_fuzz.findings import sglang, vllm
+from attn_fuzz.findings import sglang
 from attn_fuzz.targets.merge import TWO_STATES, MergeFunction, Merges, merge_target
 from attn_fuzz.targets.packages import sglang_package, vllm_package
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Target
 
-VLLM_MODULES = ("triton_merge_attn_states",)
-SGLANG_MODULES = ("merge_state",)
+OF_VLLM, OF_SGLANG = vllm_package.ops("triton_merge_attn_states"), sglang_package.ops("merge_state")
 BYTES = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -50,7 +48,7 @@ def _without_infinities(lse: torch.Tensor, bound: int | None) -> torch.Tensor:
 
 
 def _of_vllm() -> MergeFunction:
-    [module] = vllm_package.load(*VLLM_MODULES)
+    [module] = OF_VLLM.load()
 
     def merge(out_a, lse_a, out_b, lse_b, out, lse, **options) -> None:
         rng = rng_of((out.shape, sorted(options)))
@@ -63,7 +61,7 @@ def _of_vllm() -> MergeFunction:
 
 
 def _of_sglang() -> MergeFunction:
-    [module] = sglang_package.load(*SGLANG_MODULES)
+    [module] = OF_SGLANG.load()
 
     def merge(out_a, lse_a, out_b, lse_b, out, lse) -> None:
         by_row = [x.T.contiguous() for x in (lse_a, lse_b)]
@@ -90,16 +88,15 @@ VLLM_MERGE = _target(
     _of_vllm,
     Merges(empty_lses=(-torch.inf, torch.inf), has_prefix_bound=True, has_output_scale=True),
     description="the Triton merge_attn_states of vLLM 0.33.0: parts of the keys by the reference, merged",
-    unavailable=vllm_package.missing(*VLLM_MODULES),
-    modules=functools.partial(vllm_package.load, *VLLM_MODULES),
-    findings=vllm.MERGE,
+    unavailable=OF_VLLM.missing,
+    modules=OF_VLLM.load,
 )
 SGLANG_MERGE = _target(
     "sglang-merge-state",
     _of_sglang,
     TWO_STATES,
     description="the Triton merge_state of SGLang 0.5.23: parts of the keys by the reference, merged",
-    unavailable=sglang_package.missing(*SGLANG_MODULES),
-    modules=functools.partial(sglang_package.load, *SGLANG_MODULES),
+    unavailable=OF_SGLANG.missing,
+    modules=OF_SGLANG.load,
     findings=sglang.MERGE,
 )

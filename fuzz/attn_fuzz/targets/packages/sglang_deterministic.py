@@ -12,14 +12,14 @@ row in another way at another place of its tile, so the steps are whole tiles.
 import dataclasses
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import slots, window_slots
 from attn_fuzz.verdict.rounding import Rounding
 
-DECODE, EXTEND = ("decode_attention",), ("extend_attention",)
+DECODE, EXTEND = sglang_package.ops("decode_attention"), sglang_package.ops("extend_attention")
 SPLIT_TILE_SIZE = 256
 MAX_CONTEXT_LEN = 2048
 MAX_KV_SPLITS = MAX_CONTEXT_LEN // SPLIT_TILE_SIZE
@@ -28,7 +28,7 @@ CHUNK = 64
 
 
 def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
-    [module] = sglang_package.load(*EXTEND)
+    [module] = EXTEND.load()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
     rows, page, size = int(batch.query_start_loc[-1]), k_cache.shape[1], layer.window[0]
     query_lens = batch.query_start_loc.diff()
@@ -68,19 +68,17 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
 
 def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     """Each request has one query."""
-    [module] = sglang_package.load(*DECODE)
+    [module] = DECODE.load()
     caches, splits = foreign.keys_and_values(kv_cache, layer), (batch.seq_lens + SPLIT_TILE_SIZE - 1) // SPLIT_TILE_SIZE
     parts = {"splits": splits, "max_splits": MAX_KV_SPLITS, "uneven": batch.seq_lens.new_zeros(1)}
     sglang_package.decode(module, q, caches, layer, batch, out.view(q.shape), window=-1, **parts)
 
 
-SGLANG_EXTEND_DETERMINISTIC = sglang_package.target(
-    *EXTEND,
+SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
     name="sglang-extend-deterministic",
     description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
     attention=_extend,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         rules=("window", "logits_soft_cap", "sinks"),
         tile_sizes=(64, 128),
         max_tokens=160,
@@ -88,13 +86,11 @@ SGLANG_EXTEND_DETERMINISTIC = sglang_package.target(
     rounding=Rounding(keys_per_tile=64),
     properties=(properties.batch_composition(), properties.chunked_prefill(lambda step: CHUNK)),
 )
-SGLANG_DECODE_DETERMINISTIC = sglang_package.target(
-    *DECODE,
+SGLANG_DECODE_DETERMINISTIC = DECODE.target(
     name="sglang-decode-deterministic",
     description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
     attention=_decode,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         rules=("logits_soft_cap", "sinks"),
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("one",)),
         tile_sizes=(64, SPLIT_TILE_SIZE),

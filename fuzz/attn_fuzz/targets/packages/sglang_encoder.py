@@ -13,11 +13,11 @@ from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-EXTEND, PREFILL = ("extend_attention",), ("prefill_attention",)
+EXTEND, PREFILL = sglang_package.ops("extend_attention"), sglang_package.ops("prefill_attention")
 
 
 def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = sglang_package.load(*EXTEND)
+    [module] = EXTEND.load()
     rows = int(batch.query_start_loc[-1])
     nothing = k.new_full((1, layer.num_kv_heads, layer.head_size), torch.nan)
     foreign.call(
@@ -44,7 +44,7 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _vision(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = sglang_package.load(*PREFILL)
+    [module] = PREFILL.load()
     rows = int(batch.query_start_loc[-1])
     foreign.call(
         module.context_attention_fwd,
@@ -69,16 +69,14 @@ _SUPPORT = Support(
     tile_sizes=(32, 64),
     max_seq_len=256,
 )
-SGLANG_ENCODER_ATTENTION = sglang_package.target(
-    *EXTEND,
+SGLANG_ENCODER_ATTENTION = EXTEND.target(
     name="sglang-encoder-attention",
     description="the Triton extend attention of SGLang 0.5.23, as its triton backend calls it for encoder-only models",
     attention=_extend,
     support=_SUPPORT,
     rounding=Rounding(keys_per_tile=64),
 )
-SGLANG_VISION_ATTENTION = sglang_package.target(
-    *PREFILL,
+SGLANG_VISION_ATTENTION = PREFILL.target(
     name="sglang-vision-attention",
     description="the Triton prefill attention of SGLang 0.5.23, as its vision models call it",
     attention=_vision,

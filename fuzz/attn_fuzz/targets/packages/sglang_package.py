@@ -6,21 +6,18 @@ srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the so
 
 import functools
 import logging
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from attn_contract import Batch, Layer, Layout
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
-from attn_fuzz.targets.packages.declaring import triton_target
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.packages.declaring import Sources
+from attn_fuzz.targets.target import Support
 
-REQUIREMENT = SGLANG.requirement
 HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
@@ -51,6 +48,8 @@ ENGINE = Engine(
 A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090).
 """
 
+logging.getLogger("sglang").setLevel(logging.WARNING)
+
 
 def stubs() -> dict[str, dict[str, Any]]:
     flag = SimpleNamespace(get=lambda: False)
@@ -61,32 +60,9 @@ def stubs() -> dict[str, dict[str, Any]]:
     }
 
 
-def _place() -> str:
-    try:
-        folder = foreign.sources("sglang")
-    except foreign.MissingSourcesError:
-        return PLACES[0]
-    return next((place for place in PLACES if (folder / place / "decode_attention.py").is_file()), PLACES[0])
-
-
-def _files(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{_place()}{name}.py" for name in names)
-
-
-@functools.cache
-def load(*names: str) -> list[ModuleType]:
+def ops(*names: str) -> Sources:
     """Modules of sglang/kernels/ops/attention. One that another imports comes with it."""
-    logging.getLogger("sglang").setLevel(logging.WARNING)
-    return foreign.load("sglang", (*_files(names), _place()), stubs=stubs())
-
-
-def missing(*names: str) -> Callable[[str], str | None]:
-    """`Target.unavailable` of a target that loads these modules."""
-
-    def unavailable(device: str) -> str | None:
-        return missing_triton(device) or foreign.missing("sglang", _files(names), REQUIREMENT)
-
-    return unavailable
+    return Sources(SGLANG, names, stubs, PLACES, PLACES)
 
 
 def window_slots(batch: Batch, end: torch.Tensor, size: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,20 +148,15 @@ def decode(
     )
 
 
-def support(**fields: Any) -> Support:
-    """Sizes and dtypes of the pool that are drawn, with more fields."""
-    drawn: dict[str, Any] = {
-        "dtypes": ("float16", "bfloat16"),
-        "layouts": (LAYOUT,),
-        "head_sizes": HEAD_SIZES,
-        "engine": ENGINE,
-        "tile_sizes": (32, 64),
-        "max_tokens": 96,
-        "max_seq_len": 320,
-    }
-    return Support(**{**drawn, **fields})
-
-
-def target(*names: str, **declared: Any) -> Target:
-    """A target of these modules; `declared` is for `triton_target`."""
-    return triton_target(unavailable=missing(*names), modules=functools.partial(load, *names), **declared)
+support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    layouts=(LAYOUT,),
+    head_sizes=HEAD_SIZES,
+    engine=ENGINE,
+    tile_sizes=(32, 64),
+    max_tokens=96,
+    max_seq_len=320,
+)
+"""Sizes and dtypes of the pool that are drawn, with more fields."""

@@ -9,7 +9,6 @@ first are powers of two (`tl.arange(0, N_ROUNDED)`). `ATTN_PARITY_SGLANG=FOLDER`
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from attn_fuzz.targets.packages import rank_merges, sglang_package
 from attn_fuzz.targets.target import AttentionFunction, Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("dcp_kernels",)
+SOURCES = sglang_package.ops("dcp_kernels")
 
 
 def _held(outs: torch.Tensor) -> torch.Tensor:
@@ -27,7 +26,7 @@ def _held(outs: torch.Tensor) -> torch.Tensor:
 
 
 def _corrected(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool) -> Any:
-    [module] = sglang_package.load(*MODULES)
+    [module] = SOURCES.load()
     _, num_tokens, num_heads, head_size = outs.shape
     total, lse = torch.zeros(outs.shape[1:], dtype=torch.float64, device=outs.device), None
     for rank, out in enumerate(_held(outs)):
@@ -41,7 +40,7 @@ def _corrected(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool) -> An
 
 def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool) -> Any:
     """Each rank packs for all, and merges what all have packed for it."""
-    [module] = sglang_package.load(*MODULES)
+    [module] = SOURCES.load()
     num_ranks, num_tokens, num_heads, head_size = outs.shape
     pack = module._lse_pack_dim(outs.dtype)
     shape = (num_ranks, num_ranks, num_tokens, num_heads // num_ranks, head_size + pack)
@@ -68,8 +67,8 @@ def _target(name: str, attention: AttentionFunction, **fields: Any) -> Target:
         attention=attention,
         refuses=False,
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=2),
-        unavailable=sglang_package.missing(*MODULES),
-        modules=functools.partial(sglang_package.load, *MODULES),
+        unavailable=SOURCES.missing,
+        modules=SOURCES.load,
         **fields,
     )
 

@@ -11,14 +11,13 @@ Outputs are bfloat16, and rows of the cache are dense. Entries are slots; -1 may
 import dataclasses
 import functools
 from types import ModuleType
-from typing import Any
 
 import torch
-from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.packages import SGLANG, sglang_package
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, selection_target
 from attn_fuzz.targets.target import LatentSizes
-from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsa/"
@@ -30,17 +29,17 @@ ENGINE = dataclasses.replace(
 )
 
 
-@functools.cache
-def _load(name: str) -> list[ModuleType]:
-    """The module, with what it asks of a GPU. Triton's interpreter adds no constexpr to a tensor, but a number."""
-    from triton import knobs
-
-    stubs = sglang_package.stubs() | {
+def _stubs() -> Stubs:
+    return sglang_package.stubs() | {
         "sglang.kernels.ops.attention.metadata": {"q8kv8_topk_length_from_indices": None},
         "sglang.kernels.ops.quantization.fp8_kernel": {"is_fp8_fnuz": lambda: True},
     }
-    names = dict.fromkeys((name, "triton_sparse_mla"))
-    modules = foreign.load("sglang", tuple(f"{FOLDER}{each}.py" for each in names), stubs=stubs)
+
+
+def _answer(modules: list[ModuleType]) -> None:
+    """What they ask of a GPU. Triton's interpreter adds no constexpr to a tensor, but a number."""
+    from triton import knobs
+
     known = {
         "_sparse_mla_block_k": lambda kv: TILE,
         "_cu_count": lambda device=None: sglang_package.COMPUTE_UNITS,
@@ -49,7 +48,12 @@ def _load(name: str) -> list[ModuleType]:
     }
     for module in modules:
         vars(module).update({name: value for name, value in known.items() if name in vars(module)})
-    return modules
+
+
+SPARSE, PREFILL = (
+    Sources(SGLANG, names, _stubs, (FOLDER,), change=_answer)
+    for names in (("triton_sparse_mla", "triton_sparse_mla_decode"), ("triton_sparse_mla_prefill", "triton_sparse_mla"))
+)
 
 
 def _padded(slots: torch.Tensor) -> torch.Tensor:
@@ -62,15 +66,16 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     latent, rotated = q.split([layer.value_size, layer.head_size - layer.value_size], dim=2)
     cache, indices, splits = kv_cache.flatten(0, 1).unsqueeze(1), _padded(slots).unsqueeze(1), rng.choice(SPLITS)
     call = (latent, rotated, cache, indices, layer.scale, layer.value_size)
+    fused, decode = SPARSE.load()
     if rng.choice((False, True)):
-        found = _load("triton_sparse_mla_decode")[0].triton_sparse_mla_decode_splitk(*call, kv_splits=splits, workspace=[])
+        found = decode.triton_sparse_mla_decode_splitk(*call, kv_splits=splits, workspace=[])
     else:
-        found = _load("triton_sparse_mla")[0]._triton_sparse_mla_fwd_splitk(*call, splits)
+        found = fused._triton_sparse_mla_fwd_splitk(*call, splits)
     out[:] = found[0]
 
 
 def _prefill(q, slots, kv_cache, layer, out, rng) -> None:
-    out[:] = _load("triton_sparse_mla_prefill")[0].sparse_mla_prefill(
+    out[:] = PREFILL.load()[0].sparse_mla_prefill(
         q,
         kv_cache.flatten(0, 1),
         _padded(slots),
@@ -80,11 +85,6 @@ def _prefill(q, slots, kv_cache, layer, out, rng) -> None:
         union_config=TILES_OF_PREFILL,
         int64_indexing=rng.choice((False, True)),
     )
-
-
-def _missing(*names: str) -> Any:
-    files = tuple(f"{FOLDER}{name}.py" for name in names)
-    return lambda device: missing_triton(device) or foreign.missing("sglang", files, SGLANG.requirement)
 
 
 _target = functools.partial(
@@ -101,14 +101,14 @@ SGLANG_SPARSE_MLA = _target(
     name="sglang-sparse-mla",
     description="the fused and the split Triton sparse MLA of SGLang 0.5.23",
     rounding=Rounding(keys_per_tile=TILE, splits=max(SPLITS), merged_parts=2),
-    unavailable=_missing("triton_sparse_mla", "triton_sparse_mla_decode"),
-    modules=functools.partial(_load, "triton_sparse_mla"),
+    unavailable=SPARSE.missing,
+    modules=SPARSE.load,
 )
 SGLANG_SPARSE_MLA_PREFILL = _target(
     _prefill,
     name="sglang-sparse-mla-prefill",
     description="sparse_mla_prefill of SGLang 0.5.23, also over the union of adjacent rows",
     rounding=Rounding(keys_per_tile=TILE),
-    unavailable=_missing("triton_sparse_mla_prefill"),
-    modules=functools.partial(_load, "triton_sparse_mla_prefill"),
+    unavailable=PREFILL.missing,
+    modules=PREFILL.load,
 )

@@ -7,17 +7,17 @@ biases also hand over relative_bias_score_mod, and a bias for each draft, head a
 import dataclasses
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import extend_arguments, slots
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("extend_attention", "score_mod")
+SOURCES = sglang_package.ops("extend_attention", "score_mod")
 
 
 def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
-    module, score_mods = sglang_package.load(*MODULES)
+    module, score_mods = SOURCES.load()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
     drafts = int(batch.query_start_loc[-1]) // batch.num_requests
     prefixes = batch.seq_lens - drafts
@@ -52,19 +52,16 @@ def _by_distance(bias: torch.Tensor) -> torch.Tensor:
     return torch.where(other < 0, 0.0, bias.gather(1, other.clamp(min=0)))
 
 
-_TARGET = sglang_package.target(
-    *MODULES,
+SGLANG_VERIFY_TREE = SOURCES.target(
     name="sglang-verify-tree",
     description="the Triton extend attention of SGLang 0.5.23, as its triton backend verifies a tree of drafts",
     attention=_attention,
     support=sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
         rules=("qq_bias", "logits_soft_cap", "sinks"),
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),
         max_tokens=48,
     ),
     rounding=Rounding(keys_per_tile=64),
     dense_keys=lambda case: [True] * len(case.requests),
+    modules=None,  # what is to be compiled for the emulator carries no function as an argument, as score_mod is one
 )
-# what is to be compiled for the emulator carries no function as an argument, as score_mod is one
-SGLANG_VERIFY_TREE = dataclasses.replace(_TARGET, modules=None)

@@ -15,7 +15,7 @@ reads this step's keys from k and v. The lines that are cited are those of the w
 from collections.abc import Iterable
 
 import torch
-from attn_contract import AttentionType, Batch, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
@@ -24,7 +24,7 @@ from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import COMPUTE_UNITS, extend_arguments, is_decode, window_slots
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("decode_attention", "extend_attention", "metadata")
+SOURCES = sglang_package.ops("decode_attention", "extend_attention", "metadata")
 MAX_KV_SPLITS = 8
 
 
@@ -38,7 +38,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
-    module, _, metadata = sglang_package.load(*MODULES)
+    module, _, metadata = SOURCES.load()
     requests = batch.num_requests
     splits, uneven = torch.empty(requests, dtype=torch.int32, device=q.device), batch.seq_lens.new_zeros(1)
     metadata.get_num_kv_splits_triton[(1,)](
@@ -51,7 +51,7 @@ def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
 
 
 def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
-    _, module, _ = sglang_package.load(*MODULES)
+    _, module, _ = SOURCES.load()
     prefixes = batch.seq_lens - batch.query_start_loc.diff()
     indptr, indices = window_slots(batch, prefixes, layer.window[0], k_cache.shape[1])
     foreign.call(
@@ -76,12 +76,11 @@ def _events(step: Step) -> Iterable[str]:
     return ["decode" if is_decode(step.batch.query_start_loc.diff().tolist()) else "extend"]
 
 
-SGLANG_TRITON = sglang_package.target(
-    *MODULES,
+SGLANG_TRITON = SOURCES.target(
     name="sglang-triton",
     description="the Triton decode and extend attention of SGLang 0.5.23, as its triton backend calls them",
     attention=_attention,
-    support=sglang_package.support(attn_types=(AttentionType.DECODER,), rules=("window", "logits_soft_cap", "sinks")),
+    support=sglang_package.support(rules=("window", "logits_soft_cap", "sinks")),
     rounding=Rounding(keys_per_tile=64, splits=MAX_KV_SPLITS),
     dense_keys=_dense_keys,
     events=_events,

@@ -8,30 +8,33 @@ there are few rows (:71). The LSE has no sink in it, and +inf stands for no key,
 
 import functools
 import random
-from types import ModuleType
 
 import torch
-from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.packages import SGLANG, sglang_package
-from attn_fuzz.targets.packages.declaring import choose_config
+from attn_fuzz.targets.packages.declaring import Sources, choose_config
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, selection_target, two_caches
 from attn_fuzz.targets.target import LatentSizes
-from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/triton_sparse_decode/"
-FILES = tuple(f"{FOLDER}{name}.py" for name in ("__init__", "triton_mla_kernels_decode_fused"))
 UNREAD = 1 << 30
 MORE = (0, 1, 64, 512, 1024)
 """Entries behind those of a row: engines have 512 of compressed tokens, and more."""
 
 
-@functools.cache
-def _load() -> list[ModuleType]:
-    own = {"sglang.srt.utils.common": {"is_gfx942_supported": lambda: False}}
-    modules = foreign.load("sglang", (*FILES, FOLDER), stubs=sglang_package.stubs() | own)
-    choose_config(modules, 0)
-    return modules
+def _stubs() -> Stubs:
+    return sglang_package.stubs() | {"sglang.srt.utils.common": {"is_gfx942_supported": lambda: False}}
+
+
+SOURCES = Sources(
+    SGLANG,
+    ("__init__", "triton_mla_kernels_decode_fused"),
+    _stubs,
+    (FOLDER,),
+    (FOLDER,),
+    change=functools.partial(choose_config, which=0),
+)
 
 
 def _attend(q, slots, kv_cache, layer, out, rng) -> None:
@@ -40,7 +43,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     second = (None, None, None)
     if bool((entries >= 0).any()) or rng.choice((False, True)):
         second = (moved.unsqueeze(2), *_padded(entries, rng))
-    found, _ = _load()[0].triton_fp8_attention_fwd(
+    found, _ = SOURCES.load()[0].triton_fp8_attention_fwd(
         q=q.unsqueeze(1),
         k_cache=rows.unsqueeze(2),
         head_dim_v=layer.value_size,
@@ -73,6 +76,6 @@ SGLANG_TWO_CACHES = selection_target(
     description="triton_fp8_attention_fwd of SGLang 0.5.23, over two caches of 584 bytes a slot",
     support={**ENTRIES, "latent": LatentSizes(widths=((512, 0),), group_sizes=(16, 128, 12, 64), block_sizes=(16, 4, 64))},
     rounding=Rounding(keys_per_tile=32, splits=8),
-    unavailable=lambda device: missing_triton(device) or foreign.missing("sglang", FILES, SGLANG.requirement),
-    modules=_load,
+    unavailable=SOURCES.missing,
+    modules=SOURCES.load,
 )

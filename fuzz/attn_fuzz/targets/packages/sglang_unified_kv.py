@@ -11,29 +11,27 @@ SGLang's own functions list the rows. The Triton decode takes no -1. On gfx950 a
 import dataclasses
 import functools
 import random
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 from attn_contract import Batch
 from attn_fuzz import foreign
 from attn_fuzz.findings.sglang import UNIFIED_KV
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG, sglang_package
-from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, latent_support
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import LatentSizes
-from attn_fuzz.targets.triton import missing_triton
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/unified_kv_kernels/"
-FILES = tuple(f"{FOLDER}{name}.py" for name in ("runtime", "paged_decode", "paged_decode_indices", "paged_prefill"))
 WINDOWS, SPLITS = (16, 1, 5, 128), (None, 1, 2, 4)
 
 
-@functools.cache
-def _load() -> list[ModuleType]:
+def _stubs() -> Stubs:
     stubs = sglang_package.stubs()
     common = stubs["sglang.srt.utils"] | {"is_hip": lambda: True}
     own = {
@@ -43,7 +41,10 @@ def _load() -> list[ModuleType]:
         "sglang.kernels.ops.quantization.fp8_kernel": {"is_fp8_fnuz": lambda: True},
         "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: sglang_package.COMPUTE_UNITS},
     }
-    return foreign.load("sglang", (*FILES, FOLDER), stubs=stubs | own)
+    return stubs | own
+
+
+SOURCES = Sources(SGLANG, ("runtime", "paged_decode", "paged_decode_indices", "paged_prefill"), _stubs, (FOLDER,), (FOLDER,))
 
 
 def _tokens(kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -80,7 +81,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, attend) -> None:
         before = torch.zeros_like(seen) if has_window else (seen - win).clamp(min=0)
         call = {"q": q[:rows], "attn_sink": layer.sinks, "softmax_scale": layer.scale}
         with foreign.as_on_a_gpu():
-            rows_of(out, layer, rows)[:] = attend(_load()[0], _tokens(kv_cache, batch), batch, win, before, rng, call)
+            rows_of(out, layer, rows)[:] = attend(SOURCES.load()[0], _tokens(kv_cache, batch), batch, win, before, rng, call)
 
 
 def _decode(runtime, tokens, batch, win, before, rng, call) -> torch.Tensor:
@@ -137,7 +138,7 @@ def _entries(pool: _Pool, request: torch.Tensor, before: torch.Tensor, rng: rand
     return torch.where(torch.arange(width, device=before.device) < before[:, None], padded, -1)
 
 
-SGLANG_UNIFIED_DECODE = triton_target(
+SGLANG_UNIFIED_DECODE = SOURCES.target(
     name="sglang-unified-decode",
     description="the Triton decode of SGLang 0.5.23 over one pool of a window and entries",
     attention=functools.partial(_attention, attend=_decode),
@@ -149,8 +150,6 @@ SGLANG_UNIFIED_DECODE = triton_target(
         engine=dataclasses.replace(sglang_package.ENGINE, planes=(False,), fused_qkv=(False,)),
     ),
     rounding=Rounding(keys_per_tile=16, splits=16),
-    unavailable=lambda device: missing_triton(device) or foreign.missing("sglang", FILES, SGLANG.requirement),
-    modules=_load,
     findings=UNIFIED_KV,
 )
 SGLANG_UNIFIED_PREFILL = dataclasses.replace(

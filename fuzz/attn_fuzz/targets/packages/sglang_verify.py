@@ -6,24 +6,20 @@ prefix from the cache and the drafts from k and v. Its parts are memory of torch
 """
 
 import dataclasses
-import functools
 
 import torch
-from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.sglang import VERIFY
 from attn_fuzz.targets.packages import sglang_package
 from attn_fuzz.targets.packages.sglang_package import extend_arguments, slots
-from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("verify_splitkv",)
-missing = sglang_package.missing(*MODULES)
+SOURCES = sglang_package.ops("verify_splitkv")
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = sglang_package.load(*MODULES)
+    [module] = SOURCES.load()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
     rows = int(batch.query_start_loc[-1])
     drafts = rows // batch.num_requests
@@ -45,29 +41,21 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _forget() -> None:
     """Drop the parts that are kept between steps."""
-    if missing("cpu") is None:
-        [module] = sglang_package.load(*MODULES)
+    if SOURCES.missing("cpu") is None:
+        [module] = SOURCES.load()
         module._VK_CACHE.clear()
 
 
-def _support(device: str) -> Support:
-    return sglang_package.support(
-        attn_types=(AttentionType.DECODER,),
-        engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),
-        max_tokens=48,
-        max_seq_len=600,
-    )
-
-
-SGLANG_VERIFY_SPLITKV = Target(
+SGLANG_VERIFY_SPLITKV = SOURCES.target(
     name="sglang-verify-splitkv",
     description="the Triton verify_splitkv_fwd of SGLang 0.5.23, as its triton backend calls it for drafts on gfx950",
     attention=_attention,
-    support=_support,
-    rounding=lambda device: Rounding(keys_per_tile=64, dot_is_chained=device != "cpu", splits=17),
-    refuses=False,
-    unavailable=missing,
-    modules=functools.partial(sglang_package.load, *MODULES),
+    support=sglang_package.support(
+        engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),
+        max_tokens=48,
+        max_seq_len=600,
+    ),
+    rounding=Rounding(keys_per_tile=64, splits=17),
     dense_keys=lambda case: [True] * len(case.requests),
     forget=_forget,
     findings=VERIFY,

@@ -8,25 +8,28 @@ the kernel (207 says causal=True). Those are not drawn.
 vLLM's model of MiMo-V2 alone chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
 """
 
-import functools
 from collections.abc import Iterable
 
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import DIFFKV
 from attn_fuzz.targets.packages import vllm_package, vllm_unified, vllm_write
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
-from attn_fuzz.targets.target import Support, Target
 
-MODULES = ("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash")
+SOURCES, ON_ROCM = (
+    vllm_package.ops(
+        *("triton_unified_attention_diffkv", "triton_attention_helpers", "triton_reshape_and_cache_flash"), is_rocm=is_rocm
+    )
+    for is_rocm in (False, True)
+)
 SPEC_3D_MAX_Q = 16
 """ops/triton_unified_attention_diffkv.py:54: the most queries of a request whose keys are split, without a window."""
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module, *_] = _modules()
+    [module, *_] = SOURCES.load()
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
     foreign.call(
         module.unified_attention_diffkv,
@@ -40,7 +43,8 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
-    [*_, module] = _modules(is_rocm=k.device.type == "cpu")  # on CUDA the module of writes asks the device for its capability
+    # on CUDA the module of writes asks the device for its capability
+    [*_, module] = (ON_ROCM if k.device.type == "cpu" else SOURCES).load()
 
     def write(dtype: str, *scales: torch.Tensor) -> None:
         rows = kv_cache.transpose(1, 2)
@@ -49,43 +53,28 @@ def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, la
     vllm_write.written(write, k, v, kv_cache, layer, slot_mapping)
 
 
-_modules = functools.partial(vllm_package.load, *MODULES)
-
-
-def _support(device: str) -> Support:
-    return Support(
-        attn_types=(AttentionType.DECODER,),
-        dtypes=("float32", "float16", "bfloat16"),
-        layouts=(Layout.CONTENT_PACKED,),
-        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
-        required_rules=("head_size_v",),
-        cache_dtypes=("fp8_e4m3fn",),
-        scales=("tensor",),
-        head_sizes=(32, 64, 80, 96, 128, 192),
-        block_sizes=(16, 32, 48, 80, 544),
-        engine=vllm_unified.ENGINE,
-        tile_sizes=(16, 32),
-        max_tokens=64,
-        max_seq_len=256,
-    )
-
-
 def _events(step: Step) -> Iterable[str]:
     longest, windowed = step.batch.max_query_len, step.layer.window[0] >= 0
     return ["3D"] if longest <= 1 or (longest <= SPEC_3D_MAX_Q and not windowed) else ["2D"]
 
 
-VLLM_DIFFKV = Target(
+VLLM_DIFFKV = ON_ROCM.target(
     name="vllm-diffkv",
     description="unified_attention_diffkv of vLLM 0.33.0 and its cache write, as TRITON_ATTN_DIFFKV calls them",
     attention=_attention,
     write_kv_cache=_write_kv_cache,
-    support=_support,
-    rounding=vllm_unified.rounding,
-    refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
+    support=vllm_package.support(
+        dtypes=("float32", "float16", "bfloat16"),
+        layouts=(Layout.CONTENT_PACKED,),
+        rules=("head_size_v", "window", "logits_soft_cap", "alibi_slopes", "sinks"),
+        required_rules=("head_size_v",),
+        head_sizes=(32, 64, 80, 96, 128, 192),
+        engine=vllm_unified.ENGINE,
+        tile_sizes=(16, 32),
+        max_tokens=64,
+    ),
+    rounding=vllm_unified.ROUNDING,
     events=_events,
     findings=DIFFKV,
     races=SHARES_A_QUERY,
-    modules=functools.partial(_modules, is_rocm=True),
 )

@@ -10,11 +10,11 @@ from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("triton_prefill_attention",)
+SOURCES = vllm_package.ops("triton_prefill_attention")
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = vllm_package.load(*MODULES)
+    [module] = SOURCES.load()
     rows = batch.num_actual_tokens
     module.context_attention_fwd(
         q=q[:rows],
@@ -32,8 +32,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     )
 
 
-VLLM_ENCODER_ATTENTION = vllm_package.target(
-    *MODULES,
+VLLM_ENCODER_ATTENTION = SOURCES.target(
     name="vllm-encoder-attention",
     description="the triton_prefill_attention of vLLM 0.33.0, as its TRITON_ATTN calls it for encoders",
     attention=_attention,

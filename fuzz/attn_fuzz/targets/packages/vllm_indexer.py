@@ -20,7 +20,7 @@ from attn_contract import IndexLayout, ScaleFormat
 from attn_fuzz import foreign
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.indexer import Stages, drafts_of, gathered_keys, guarded, index_engine, index_target, of_ranges
-from attn_fuzz.targets.packages import vllm_package, vllm_sparse_mla
+from attn_fuzz.targets.packages import vllm_sparse_mla
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 FLAT, TILED = IndexLayout.FLAT, IndexLayout.TILED
@@ -36,7 +36,7 @@ def load(dtype: torch.dtype) -> ModuleType:
     platform = stubs["vllm.platforms"]["current_platform"]
     stubs["vllm.platforms"] = {"current_platform": SimpleNamespace(**(vars(platform) | {"fp8_dtype": lambda: dtype}))}
     stubs["vllm.utils.math_utils"] |= {"cdiv": lambda a, b: -(-a // b)}
-    [module] = foreign.load("vllm", vllm_sparse_mla.FILES, stubs=stubs)
+    [module] = foreign.load("vllm", vllm_sparse_mla.SOURCES.files(), stubs=stubs)
     return module
 
 
@@ -96,7 +96,7 @@ _SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)
 _FIELDS: dict[str, Any] = {
     "group_sizes": (16, 64, 32),
     "head_sizes": (128, 64, 32),
-    "unavailable": vllm_package.missing_files(*vllm_sparse_mla.FILES),
+    "unavailable": vllm_sparse_mla.SOURCES.missing,
 }
 VLLM_INDEXER = index_target(
     "vllm-indexer",

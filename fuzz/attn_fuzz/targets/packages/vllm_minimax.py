@@ -13,21 +13,18 @@ Parts of the decode are rounded to the dtype of q before they are merged (common
 import dataclasses
 import functools
 import itertools
-from types import ModuleType
 
 from attn_contract import Layout
-from attn_fuzz import foreign
-from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets import engine
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.packages import VLLM, vllm_package
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.verdict.rounding import Rounding
 
-COMMON = "models/minimax_m3/common/ops/sparse_attn.py"
-ROCM = "models/minimax_m3/amd/ops/sparse_attn.py"
+COMMON, ROCM = (f"models/minimax_m3/{side}/ops/sparse_attn" for side in ("common", "amd"))
 BLOCK, MOST_DRAFTS, SUB_BLOCK = 128, 3, 32
 ENGINE = dataclasses.replace(
-    VLLM,
+    engine.VLLM,
     selection_units=(BLOCK,),
     selections=("top",),
     empty_selections=False,
@@ -38,12 +35,11 @@ ENGINE = dataclasses.replace(
 )
 
 
-@functools.cache
-def _load(*files: str) -> list[ModuleType]:
-    return foreign.load("vllm", files, stubs=vllm_package.stubs(is_rocm=ROCM in files))
+OF_COMMON = Sources(VLLM, (COMMON,), functools.partial(vllm_package.stubs, is_rocm=False))
+OF_ROCM = Sources(VLLM, (ROCM, COMMON), functools.partial(vllm_package.stubs, is_rocm=True))
 
 
-def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, files: tuple[str, ...]) -> None:
+def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, sources: Sources) -> None:
     query_lens = batch.query_start_loc.diff().tolist()
     rows, drafts = sum(query_lens), query_lens[0]
     decodes = len(list(itertools.takewhile(lambda length: length == drafts <= MOST_DRAFTS, query_lens)))
@@ -58,7 +54,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, files: tuple[str, .
         "v_scale": layer.v_scale,
     }
     if decodes:
-        _load(COMMON)[0].minimax_m3_sparse_attn_decode(
+        OF_COMMON.load()[0].minimax_m3_sparse_attn_decode(
             q=q[:first],
             topk_idx=selected[:, :first],
             block_table=batch.block_table[:decodes],
@@ -69,7 +65,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, files: tuple[str, .
         )
     if decodes < len(query_lens):
         starts = batch.query_start_loc[decodes:] - first
-        _load(*files)[0].minimax_m3_sparse_attn(
+        sources.load()[0].minimax_m3_sparse_attn(
             q=q[first:rows],
             topk_idx=selected[:, first:rows],
             block_table=batch.block_table[decodes:],
@@ -82,10 +78,10 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, files: tuple[str, .
         )
 
 
-VLLM_MINIMAX_M3 = triton_target(
+VLLM_MINIMAX_M3 = OF_COMMON.target(
     name="vllm-minimax-m3",
     description="minimax_m3_sparse_attn and minimax_m3_sparse_attn_decode of vLLM 0.33.0",
-    attention=functools.partial(_attention, files=(COMMON,)),
+    attention=functools.partial(_attention, sources=OF_COMMON),
     support=vllm_package.support(
         dtypes=("bfloat16",),
         layouts=(Layout.CONTENT_PACKED,),
@@ -99,15 +95,13 @@ VLLM_MINIMAX_M3 = triton_target(
         max_seq_len=700,
     ),
     rounding=Rounding(keys_per_tile=BLOCK, splits=8, merged_parts=2, rounds_dequantized=True),
-    unavailable=vllm_package.missing_files(COMMON),
-    modules=functools.partial(_load, COMMON),
 )
 VLLM_MINIMAX_M3_ROCM = dataclasses.replace(
     VLLM_MINIMAX_M3,
     name="vllm-minimax-m3-rocm",
     description="minimax_m3_sparse_attn of vLLM 0.33.0 for ROCm, and minimax_m3_sparse_attn_decode",
-    attention=functools.partial(_attention, files=(ROCM, COMMON)),
+    attention=functools.partial(_attention, sources=OF_ROCM),
     rounding=lambda device: dataclasses.replace(VLLM_MINIMAX_M3.rounding(device), keys_per_tile=SUB_BLOCK),
-    unavailable=vllm_package.missing_files(COMMON, ROCM),
-    modules=functools.partial(_load, ROCM, COMMON),
+    unavailable=OF_ROCM.missing,
+    modules=OF_ROCM.load,
 )

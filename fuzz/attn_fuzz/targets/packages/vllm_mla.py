@@ -5,7 +5,6 @@ LSE are zeros before the call, and the LSE has the dtype of q. Widths are those 
 """
 
 import dataclasses
-import functools
 
 import torch
 from attn_fuzz.findings import vllm
@@ -18,12 +17,12 @@ from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import LatentSizes, Target
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("triton_decode_attention",)
+SOURCES = vllm_package.ops("triton_decode_attention")
 SPLITS = (1, 4, 8)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    [module] = vllm_package.load(*MODULES)
+    [module] = SOURCES.load()
     request, seq_lens = decoded_rows(batch)
     rows = len(request)
     splits = rng_of((q.shape, batch.seq_lens)).choice(SPLITS)
@@ -66,7 +65,7 @@ VLLM_TRITON_MLA = Target(
     support=lambda device: _SUPPORT,
     refuses=False,
     rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),
-    unavailable=vllm_package.missing(*MODULES),
-    modules=functools.partial(vllm_package.load, *MODULES),
+    unavailable=SOURCES.missing,
+    modules=SOURCES.load,
     findings=vllm.TRITON_MLA,
 )

@@ -3,6 +3,7 @@
 The lines that are cited are those of the wheel of vLLM 0.33.0. `ATTN_PARITY_VLLM=FOLDER` takes the sources of another release.
 """
 
+import ast
 import enum
 import functools
 from types import ModuleType, SimpleNamespace
@@ -13,9 +14,8 @@ from attn_contract import AttentionType, Layer
 from attn_fuzz import foreign
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
-from attn_fuzz.targets.packages.declaring import triton_target
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.packages.declaring import Sources
+from attn_fuzz.targets.target import Support
 
 REQUIREMENT = VLLM.requirement
 FP8 = torch.float8_e4m3fn
@@ -80,6 +80,47 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+LAUNCHER = ("model_executor/warmup/jit_warmup.py", "model_executor/warmup/jit_warmup_triton_helper.py")
+
+
+class _Attributes(type):
+    def __getattr__(cls, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Anything(metaclass=_Attributes):
+    """What a file imports for its classes and its host code, and a kernel's launch does not need."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+    def __call__(self, *arguments: object, **options: object) -> "_Anything":
+        return self
+
+    def __class_getitem__(cls, parameters: object) -> "type[_Anything]":
+        return cls
+
+
+def load_amid_anything(file: str, beside: tuple[str, ...] = ()) -> ModuleType:
+    """A file of the package, and files that it imports. Else they find Triton, the platform, two functions, and anything."""
+    imports = {
+        node.module or ""
+        for each in (file, *beside)
+        for node in ast.parse((foreign.sources("vllm") / each).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm")
+    }
+    anything = {"__getattr__": lambda name: type(name, (_Anything,), {})}
+    known = {name: stubs(is_rocm=True)[name] for name in ("vllm.platforms", "vllm.triton_utils")}
+    known["vllm.triton_utils"]["HAS_TRITON"] = True
+    known["vllm.utils.math_utils"] = {
+        "next_power_of_2": lambda number: 1 << max(number - 1, 0).bit_length(),
+        "cdiv": lambda a, b: -(-a // b),
+    }
+    module, *_ = foreign.load("vllm", (file, *beside), stubs=dict.fromkeys(imports, anything) | known)
+    return module
+
+
 def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, ...]:
     """K and V [NB, BS, HK, D + 4] and their scales [NB, BS, HK] float32 of a CONTENT_PACKED_SCALED cache.
 
@@ -91,42 +132,20 @@ def keys_values_and_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.
     return k, v, scales[..., 0], scales[..., 1]
 
 
-@functools.cache
-def load(*names: str, is_rocm: bool = False) -> list[ModuleType]:
+def ops(*names: str, is_rocm: bool = False) -> Sources:
     """Modules of vllm/v1/attention/ops."""
-    return foreign.load("vllm", tuple(f"{OPS}{name}.py" for name in names), stubs=stubs(is_rocm))
+    return Sources(VLLM, names, functools.partial(stubs, is_rocm), (OPS,))
 
 
-def missing(*names: str) -> Any:
-    """`Target.unavailable` of a target that loads these modules of vllm/v1/attention/ops."""
-    return missing_files(*(f"{OPS}{name}.py" for name in names))
-
-
-def missing_files(*files: str) -> Any:
-    """`Target.unavailable` of a target that loads these files of the package."""
-
-    def unavailable(device: str) -> str | None:
-        return missing_triton(device) or foreign.missing("vllm", files, REQUIREMENT)
-
-    return unavailable
-
-
-def target(*names: str, is_rocm: bool = False, **declared: Any) -> Target:
-    """A target of these modules of vllm/v1/attention/ops; `declared` is for `triton_target`."""
-    modules = functools.partial(load, *names, is_rocm=is_rocm)
-    return triton_target(unavailable=missing(*names), modules=modules, **declared)
-
-
-def support(**fields: Any) -> Support:
-    """Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""
-    drawn: dict[str, Any] = {
-        "attn_types": (AttentionType.DECODER,),
-        "dtypes": ("float16", "bfloat16"),
-        "cache_dtypes": ("fp8_e4m3fn",),
-        "scales": ("tensor",),
-        "head_sizes": (32, 64, 80, 96, 128),
-        "block_sizes": (16, 32, 48, 80, 544),
-        "engine": engine.VLLM,
-        "max_seq_len": 256,
-    }
-    return Support(**{**drawn, **fields})
+support = functools.partial(
+    Support,
+    attn_types=(AttentionType.DECODER,),
+    dtypes=("float16", "bfloat16"),
+    cache_dtypes=("fp8_e4m3fn",),
+    scales=("tensor",),
+    head_sizes=(32, 64, 80, 96, 128),
+    block_sizes=(16, 32, 48, 80, 544),
+    engine=engine.VLLM,
+    max_seq_len=256,
+)
+"""Sizes and dtypes of a cache of vLLM's that are drawn, with more fields."""

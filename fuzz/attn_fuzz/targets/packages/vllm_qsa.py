@@ -6,28 +6,28 @@ beside V.
 """
 
 import dataclasses
-import functools
-from types import ModuleType
 
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.packages import vllm_package
-from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.packages import VLLM, vllm_package
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, selected_tokens
 from attn_fuzz.targets.target import Support
 from attn_fuzz.verdict.rounding import Rounding
 
-FILES = ("models/qwen4_exp/amd/ops/qsa.py",)
 GROUP = 4
 
 
-@functools.cache
-def _load() -> list[ModuleType]:
+def _stubs() -> Stubs:
     stubs = vllm_package.stubs(is_rocm=True)
     stubs["vllm.triton_utils"] |= {"HAS_TRITON": True}
-    return foreign.load("vllm", FILES, stubs=stubs)
+    return stubs
+
+
+SOURCES = Sources(VLLM, ("models/qwen4_exp/amd/ops/qsa",), _stubs)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -38,12 +38,12 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     tokens = torch.nn.functional.pad(tokens, (0, GROUP - 1), value=-1)
     k_cache, v_cache = kv_cache.transpose(1, 2).split(layer.head_size, dim=-1)
     with foreign.as_on_a_gpu():
-        _load()[0].qsa_sparse_paged_attention(
+        SOURCES.load()[0].qsa_sparse_paged_attention(
             q[:rows], k_cache, v_cache, tokens, batch.block_table, request.int(), rows_of(out, layer, rows)
         )
 
 
-VLLM_QSA = triton_target(
+VLLM_QSA = SOURCES.target(
     name="vllm-qsa",
     description="qsa_sparse_paged_attention of vLLM 0.33.0 for ROCm",
     attention=_attention,
@@ -60,6 +60,4 @@ VLLM_QSA = triton_target(
         max_seq_len=300,
     ),
     rounding=Rounding(keys_per_tile=16, splits=64),
-    unavailable=vllm_package.missing_files(*FILES),
-    modules=_load,
 )

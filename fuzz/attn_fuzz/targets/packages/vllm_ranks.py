@@ -11,7 +11,6 @@ An LSE is float32, or has the dtype of the output, as TRITON_MLA's has (v1/atten
 over ranks passes sinks (v1/attention/backends/flash_attn.py:1574).
 """
 
-import functools
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,13 +19,11 @@ from unittest import mock
 import torch
 from attn_fuzz import foreign
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.packages import rank_merges, vllm_package
+from attn_fuzz.foreign.loading import Stubs
+from attn_fuzz.targets.packages import VLLM, rank_merges, vllm_package
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.verdict.rounding import Rounding
-
-FILES = ("v1/attention/ops/dcp.py",)
-EARLIER_FILES = ("v1/attention/ops/common.py", "v1/attention/ops/dcp_alltoall.py")
-"""Before 0.29."""
 
 
 class _Kernel:
@@ -56,12 +53,12 @@ def _launched(spec_of: Callable[..., Any]) -> Callable[..., None]:
     return launch
 
 
-@functools.cache
-def _modules() -> list[ModuleType]:
+def _stubs() -> Stubs:
     nothing = SimpleNamespace()
     names = {
         "vllm.config": {"VllmConfig": nothing},
         "vllm.distributed": {"get_dcp_group": nothing},
+        "vllm.distributed.parallel_state": {"GroupCoordinator": nothing},
         "vllm.model_executor.warmup.jit_warmup": {"WarmupIntRange": nothing, "kernel_launcher": _launched},
         "vllm.model_executor.warmup.jit_warmup_triton_helper": {
             "LaunchSpec": Any,
@@ -77,19 +74,24 @@ def _modules() -> list[ModuleType]:
         },
         "vllm.v1.worker.ubatching": {"dbo_current_ubatch_id": nothing},
     }
-    stubs = vllm_package.stubs(is_rocm=False) | names
-    if foreign.missing("vllm", FILES, ""):
-        stubs["vllm.distributed.parallel_state"] = {"GroupCoordinator": nothing}
-        return foreign.load("vllm", EARLIER_FILES, stubs=stubs)
-    [module] = foreign.load("vllm", FILES, stubs=stubs)
-    kernel = module.CorrectAttnCPOutKernel.kernel
-    kernel.constexprs = getattr(kernel, "constexprs", ())  # counted for a launcher of theirs; an interpreted kernel has none
-    return [module]
+    return vllm_package.stubs(is_rocm=False) | names
+
+
+def _count_constants(modules: list[ModuleType]) -> None:
+    """For a launcher of theirs; an interpreted kernel has no such list."""
+    kernel = modules[0].CorrectAttnCPOutKernel.kernel
+    kernel.constexprs = getattr(kernel, "constexprs", ())
+
+
+SOURCES = Sources(VLLM, ("dcp",), _stubs, (vllm_package.OPS,), change=_count_constants)
+EARLIER = Sources(VLLM, ("common", "dcp_alltoall"), _stubs, (vllm_package.OPS,))
+"""Before 0.29."""
 
 
 def _module() -> SimpleNamespace:
     """What the modules define."""
-    return SimpleNamespace(**{name: value for module in _modules() for name, value in vars(module).items()})
+    modules = (EARLIER if SOURCES.missing("cpu") else SOURCES).load()
+    return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})
 
 
 def _corrected(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool, **lengths: torch.Tensor) -> Any:
@@ -134,9 +136,7 @@ def _target(name: str, attention: AttentionFunction, merged_parts: int, **fields
         support=rank_merges.support,
         refuses=False,
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=merged_parts),
-        unavailable=lambda device: (
-            vllm_package.missing_files(*FILES)(device) and vllm_package.missing_files(*EARLIER_FILES)(device)
-        ),
+        unavailable=lambda device: SOURCES.missing(device) and EARLIER.missing(device),
         **fields,
     )
 

@@ -17,12 +17,12 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import chunked_prefill, vllm_package
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("chunked_prefill_paged_decode", "prefix_prefill")
+SOURCES = vllm_package.ops("chunked_prefill_paged_decode", "prefix_prefill", is_rocm=True)
 _ENGINE = dataclasses.replace(VLLM, writes=(True,), unwritten=False)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    module, _ = vllm_package.load(*MODULES, is_rocm=True)
+    module, _ = SOURCES.load()
     module.chunked_prefill_paged_decode(
         **chunked_prefill.arguments(batch.num_actual_tokens, q, k, v, kv_cache, layer, batch, out),
         max_seq_len=batch.max_seq_len,
@@ -49,9 +49,7 @@ def _events(step: Step) -> Iterable[str]:
     return {"decode" if length == 1 else "prefill" for length in step.batch.query_start_loc.diff().tolist() if length}
 
 
-VLLM_ROCM_ATTENTION = vllm_package.target(
-    *MODULES,
-    is_rocm=True,
+VLLM_ROCM_ATTENTION = SOURCES.target(
     name="vllm-rocm-attention",
     description="the Triton chunked_prefill_paged_decode of vLLM 0.33.0, as its ROCM_ATTN calls it",
     attention=_attention,

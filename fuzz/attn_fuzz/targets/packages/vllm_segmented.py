@@ -18,11 +18,11 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("segmented_attention", "triton_unified_attention", "triton_attention_helpers")
+SOURCES = vllm_package.ops("segmented_attention", "triton_unified_attention", "triton_attention_helpers", is_rocm=True)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    module, *_ = vllm_package.load(*MODULES, is_rocm=True)
+    module, *_ = SOURCES.load()
     rows = batch.num_actual_tokens
     key_cache, value_cache = foreign.keys_and_values(kv_cache, layer)
     one = q.new_ones((), dtype=q.dtype).float()
@@ -49,9 +49,7 @@ def _events(step: Step) -> Iterable[str]:
     return ["two queries or fewer" if step.batch.max_query_len <= 2 else "more queries"]
 
 
-VLLM_SEGMENTED_ATTENTION = vllm_package.target(
-    *MODULES,
-    is_rocm=True,
+VLLM_SEGMENTED_ATTENTION = SOURCES.target(
     name="vllm-segmented-attention",
     description="the Triton segmented attention of vLLM 0.33.0, as its ROCM_SEGMENTED_ATTN calls it on RDNA",
     attention=_attention,

@@ -5,18 +5,17 @@ heads with sinks: a decode in parts, whose number follows from sizes, or else a 
 other; -1 may stand anywhere (:230-244). A row of padding has none, and its output is 0.
 """
 
-import functools
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import SPARSE_MLA
-from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages import VLLM, vllm_package
+from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import ragged, selection_target
 from attn_fuzz.targets.target import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
-FILES = (f"{vllm_package.OPS}rocm_aiter_mla_sparse.py",)
 SPLITS = (1, 2, 3, 8)
 
 
@@ -38,15 +37,13 @@ def stubs() -> dict[str, dict[str, Any]]:
     }
 
 
-@functools.cache
-def _load() -> list[ModuleType]:
-    return foreign.load("vllm", FILES, stubs=stubs())
+SOURCES = Sources(VLLM, ("rocm_aiter_mla_sparse",), stubs, (vllm_package.OPS,))
 
 
 def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     indices, indptr = ragged(slots, rng)
     splits = rng.choice(SPLITS)
-    [module] = _load()
+    [module] = SOURCES.load()
     call = {
         "q": q,
         "kv": kv_cache.flatten(0, 1).unsqueeze(1),
@@ -75,7 +72,7 @@ VLLM_SPARSE_MLA = selection_target(
         "latent": LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
     },
     rounding=Rounding(keys_per_tile=16, splits=max(SPLITS)),
-    unavailable=vllm_package.missing_files(*FILES),
-    modules=_load,
+    unavailable=SOURCES.missing,
+    modules=SOURCES.load,
     findings=SPARSE_MLA,
 )

@@ -5,22 +5,13 @@ the kernel a key is a key. So what a row selects is dealt onto two caches, of wh
 another order, and the call is judged as attention over the selection. The GPUs that are tuned split the keys into parts.
 """
 
-import functools
-from types import ModuleType
-
 from attn_fuzz import foreign
-from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, ragged, selection_target, two_caches
-from attn_fuzz.targets.packages.vllm_sparse_mla import FILES, stubs
+from attn_fuzz.targets.packages.vllm_sparse_mla import SOURCES
 from attn_fuzz.verdict.rounding import Rounding
 
 ROTATED = 64
 """Dims of a row that are bfloat16."""
-
-
-@functools.cache
-def _load() -> list[ModuleType]:
-    return foreign.load("vllm", FILES, stubs=stubs())
 
 
 def _attend(q, slots, kv_cache, layer, out, rng) -> None:
@@ -28,7 +19,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     of_tokens, tokens_indptr = ragged(tokens, rng)
     of_entries, entries_indptr = ragged(entries, rng)
     swa_only = not bool((entries >= 0).any())
-    [module] = _load()
+    [module] = SOURCES.load()
     with foreign.as_on_a_gpu():
         module.rocm_sparse_attn_decode(
             q=q,
@@ -58,6 +49,6 @@ VLLM_TWO_CACHES = selection_target(
     description="rocm_sparse_attn_decode of vLLM 0.33.0, over two caches of 584 bytes a slot",
     support=ENTRIES,
     rounding=Rounding(keys_per_tile=32, splits=16),
-    unavailable=vllm_package.missing_files(*FILES),
-    modules=_load,
+    unavailable=SOURCES.missing,
+    modules=SOURCES.load,
 )

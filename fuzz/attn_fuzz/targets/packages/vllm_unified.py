@@ -35,7 +35,7 @@ from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("triton_unified_attention", "triton_attention_helpers")
+SOURCES = vllm_package.ops("triton_unified_attention", "triton_attention_helpers")
 MIN_LAUNCH_GRID_SIZE_2D = 128
 NUM_PAR_SOFTMAX_SEGMENTS = 16
 MAX_3D_QUERY_LEN = 8
@@ -43,7 +43,7 @@ ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    module, _ = vllm_package.load(*MODULES)
+    module, _ = SOURCES.load()
     foreign.call(
         module.unified_attention,
         max_seqlen_k=batch.max_seq_len,
@@ -134,20 +134,16 @@ def _events(step: Step) -> Iterable[str]:
     return ["3D"] if batch.max_query_len <= 1 or (batch.max_query_len <= MAX_3D_QUERY_LEN and is_causal) else ["2D"]
 
 
-def rounding(device: str) -> Rounding:
-    splits = NUM_PAR_SOFTMAX_SEGMENTS
-    return Rounding(
-        keys_per_tile=32,
-        dot_is_chained=device != "cpu",
-        splits=splits,
-        rounds_dequantized=True,
-        float8_weights=True,
-        weight_scale=256,  # triton_unified_attention.py:592-599
-    )
+ROUNDING = Rounding(
+    keys_per_tile=32,
+    splits=NUM_PAR_SOFTMAX_SEGMENTS,
+    rounds_dequantized=True,
+    float8_weights=True,
+    weight_scale=256,  # triton_unified_attention.py:592-599
+)
 
 
-VLLM_UNIFIED_ATTENTION = vllm_package.target(
-    *MODULES,
+VLLM_UNIFIED_ATTENTION = SOURCES.target(
     name="vllm-unified-attention",
     description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
     attention=_attention,
@@ -166,7 +162,7 @@ VLLM_UNIFIED_ATTENTION = vllm_package.target(
         max_tokens=64,
         exclude=_beyond,
     ),
-    rounding=rounding("cpu"),
+    rounding=ROUNDING,
     events=_events,
     findings=UNIFIED_ATTENTION,
     races=SHARES_A_QUERY,

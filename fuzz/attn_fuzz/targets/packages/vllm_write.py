@@ -14,20 +14,19 @@ On a GPU such a number is replaced by the contract's. Triton's interpreter divid
 judged.
 """
 
-import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
-from attn_fuzz.findings.vllm import WRITE
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.vllm_package import KVQuantMode
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
-MODULES = ("triton_reshape_and_cache_flash",)
+SOURCES, ON_ROCM = (vllm_package.ops("triton_reshape_and_cache_flash", is_rocm=is_rocm) for is_rocm in (False, True))
 SMALLEST_SCALE = 1e-6
 PRODUCT_ERROR = 6
 """Units in the last place of float32 by which a product with 1 / scale may be off, with the roundings of the scale."""
@@ -38,8 +37,13 @@ def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, la
     write(k, v, kv_cache, layer, slot_mapping)
 
 
+def _module(device: torch.device) -> ModuleType:
+    """On CUDA it asks the device for its capability."""
+    return (ON_ROCM if device.type == "cpu" else SOURCES).load()[0]
+
+
 def _write_rows(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
-    [module] = vllm_package.load(*MODULES, is_rocm=k.device.type == "cpu")  # on CUDA it asks the device for its capability
+    module = _module(k.device)
     caches = foreign.keys_and_values(kv_cache, layer)
 
     def write(dtype: str, *scales: torch.Tensor) -> None:
@@ -101,7 +105,7 @@ def _write_scaled_rows(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
 ) -> None:
     """Write by the sibling, and then replace rows that differ from the contract's as they may."""
-    [module] = vllm_package.load(*MODULES, is_rocm=k.device.type == "cpu")
+    module = _module(k.device)
     k_cache, v_cache, k_scales, v_scales = vllm_package.keys_values_and_scales(kv_cache, layer)
     mode = KVQuantMode.INT8_PER_TOKEN_HEAD if kv_cache.dtype == torch.int8 else KVQuantMode.FP8_PER_TOKEN_HEAD
     k, v = k[: len(slot_mapping)], v[: len(slot_mapping)]  # as the engine sends them: v1/worker/gpu_model_runner.py:4038
@@ -159,7 +163,6 @@ VLLM_WRITE = Target(
     support=lambda device: _SUPPORT,
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,
-    unavailable=vllm_package.missing(*MODULES),
-    modules=functools.partial(vllm_package.load, *MODULES, is_rocm=True),
-    findings=WRITE,
+    unavailable=ON_ROCM.missing,
+    modules=ON_ROCM.load,
 )

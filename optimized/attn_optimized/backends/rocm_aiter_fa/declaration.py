@@ -12,7 +12,14 @@ from attn_optimized.aiter_adapter import (
     may_run_assembly,
 )
 from attn_optimized.backends.base import AttentionBackend
-from attn_optimized.backends.declaring import LAYOUTS_OF_ROWS, NOT_OVER_RANKS, answer, declared_aiter, triton_capabilities
+from attn_optimized.backends.declaring import (
+    LAYOUTS_OF_ROWS,
+    NOT_OVER_RANKS,
+    answer,
+    declared_aiter,
+    own_float8_caches,
+    triton_capabilities,
+)
 from attn_optimized.backends.rocm_aiter_fa.impl import AiterFlashAttentionImpl
 from attn_optimized.backends.rocm_aiter_fa.metadata import DECODER_PHASES, NAME, AiterFlashAttentionMetadataBuilder
 
@@ -24,7 +31,8 @@ class AiterFlashAttentionBackend(AttentionBackend):
 
     @classmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        features = features_of(declared_aiter(aiter))
+        declared = declared_aiter(aiter)
+        features = features_of(declared)
         needed = (features.prefill, features.prefill_lse, features.unified, features.decode)
         no_encoder = No(DECODER_PHASES)
         no_such_mask = No("AITER's flash_attn_varlen_func knows causality and a window, and no other mask")
@@ -87,6 +95,7 @@ class AiterFlashAttentionBackend(AttentionBackend):
                     applies=lambda config, _: config.asks("logits_soft_cap") and _may_run_assembly(config),
                     reason="AITER's prefill may take assembly kernels for them, which have not been shown to cap",
                 ),
+                own_float8_caches(declared),
             ),
         )
 

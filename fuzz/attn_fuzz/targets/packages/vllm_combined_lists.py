@@ -1,0 +1,60 @@
+"""vLLM's combine_topk_swa_indices: which rows of a gathered workspace a prefill of DeepSeek-V4 attends to.
+
+There are three below models/. deepseek_v4/common/ops/cache_utils.py:752 is for CUDA (deepseek_v4/nvidia/flashmla.py:361), and
+takes chosen entries as they are. deepseek_v4/amd/rocm.py:280 is for ROCm (:1693), and leaves out what is no entry, as does that
+of V4.1, deepseek_v41/common/ops/cache_utils.py:917, for both (deepseek_v41/amd/rocm.py:1340). Layers of a window alone have a
+top_k of 0. Spans of images, in which queries see keys that come later, are not here.
+"""
+
+import functools
+from types import ModuleType
+from typing import Any
+
+from attn_fuzz.targets.packages import vllm_package
+from attn_fuzz.targets.packages.combined_lists import Prefill, Terms, lists_target
+
+OPS = "common/ops/cache_utils"
+COMMON, ROCM, V41 = (f"models/{file}.py" for file in (f"deepseek_v4/{OPS}", "deepseek_v4/amd/rocm", f"deepseek_v41/{OPS}"))
+
+
+@functools.cache
+def _load(file: str) -> list[ModuleType]:
+    if file == ROCM:
+        return [vllm_package.load_amid_anything(file)]
+    module = vllm_package.load_amid_anything(file, vllm_package.LAUNCHER)
+    vars(module)["kernel"] = module.CombineTopkSwaIndicesKernel.kernel  # where a kernel of this name is looked up to compile it
+    return [module]
+
+
+def _combine(step: Prefill, lists, lengths, *, file: str) -> None:
+    [module] = _load(file)
+    into = {} if file == ROCM else {"out": (lists, lengths)}
+    found, of_lists = module.combine_topk_swa_indices(
+        step.chosen,
+        step.query_start_loc,
+        step.seq_lens,
+        step.gather_lens,
+        step.window,
+        step.ratio,
+        step.top_k,
+        step.rows_of_a_request,
+        step.entries_of_a_request,
+        **into,
+    )
+    lists[:], lengths[:] = found, of_lists
+
+
+def _target(name: str, file: str, terms: Terms) -> Any:
+    return lists_target(
+        name,
+        functools.partial(_combine, file=file),
+        terms,
+        description=f"combine_topk_swa_indices of vLLM 0.33.0 ({file})",
+        unavailable=vllm_package.missing_files(file),
+        modules=functools.partial(_load, file),
+    )
+
+
+VLLM_COMBINED_LISTS = _target("vllm-combined-lists", COMMON, Terms())
+VLLM_COMBINED_LISTS_ROCM = _target("vllm-combined-lists-rocm", ROCM, Terms(holes=True, short=True))
+VLLM_COMBINED_LISTS_V41 = _target("vllm-combined-lists-v41", V41, Terms(holes=True, short=True))
