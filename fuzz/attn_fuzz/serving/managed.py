@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from attn_fuzz.errors import InputError, LimitError
-from attn_fuzz.serving.engine import Work
 from attn_fuzz.serving.manager import OPTIONAL, Group, Manager, Slots
 from attn_fuzz.shadow import Fault, Shadow
 
@@ -27,6 +26,14 @@ REQUIRED = {
 
 class ProtocolError(InputError):
     """A manager lacks a method of the protocol, or a method returns what the protocol does not know."""
+
+
+class Work(NamedTuple):
+    """The work of a step for one request: a chunk of its tokens. Drafts follow if the chunk ends with the last token."""
+
+    num_tokens: int
+    num_drafts: int = 0
+    num_accepted: int = 0
 
 
 class Action(NamedTuple):

@@ -1,22 +1,17 @@
-"""A scheduler that Hypothesis plays. It looks for actions after which a backend is wrong, and then for fewer actions."""
+"""A scheduler that Hypothesis plays. It looks for actions after which a manager is wrong, and then for fewer actions."""
 
 from collections.abc import Callable
 from typing import Any
 
 import hypothesis
-from attn_fuzz.serving.engine import ServingEngine, Work
-from attn_fuzz.serving.managed import ManagedEngine
-from attn_fuzz.serving.models import ServedModel
-from attn_fuzz.serving.uncached import MAX_MODEL_LEN
+from attn_fuzz.serving.managed import MAX_TOKENS, ManagedEngine, ManagedRequest, Work
 from attn_fuzz.strategies.independent import INDEPENDENT
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-NUM_BLOCKS = 18
 MAX_REQUESTS = 5
 # lengths around the ends of blocks and of a kernel's tiles
-LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33])
 PROMPTS = st.sampled_from([1, 2, 15, 16, 17, 33, 64])
 SHARED = st.sampled_from([1, 15, 16, 17, 31, 32, 33, 48, 64, 80])
 NEW = st.sampled_from([1, 0, 2, 15, 16, 17, 33])
@@ -26,17 +21,20 @@ WORK = st.builds(Work, num_tokens=st.sampled_from([1, 3, 16, 64]), num_drafts=DR
 REQUEST = st.integers(0, MAX_REQUESTS - 1)
 
 
-class Scheduler(RuleBasedStateMachine):
-    """The actions of a scheduler, as rules that Hypothesis applies in any order."""
+class Traffic(RuleBasedStateMachine):
+    """The actions of a scheduler against a cache manager, as rules that Hypothesis applies in any order.
 
-    def __init__(self, engine: Any) -> None:
+    Requests begin like any earlier one, and beams are those of the manager.
+    """
+
+    def __init__(self, engine: ManagedEngine) -> None:
         super().__init__()
         self.engine = engine
 
     @precondition(lambda self: len(self.engine.requests) < MAX_REQUESTS)
-    @rule(prompt_len=LENGTHS, encoder_len=LENGTHS)
-    def add_request(self, prompt_len: int, encoder_len: int) -> None:
-        self.engine.add_request(prompt_len, encoder_len)
+    @rule(prompt_len=PROMPTS, salt=st.integers(0, 1))
+    def add_request(self, prompt_len: int, salt: int) -> None:
+        self.engine.add_request(prompt_len, salt)
 
     @precondition(lambda self: self.engine.requests)
     @rule(batch=st.lists(st.tuples(REQUEST, WORK), min_size=1, max_size=MAX_REQUESTS))
@@ -48,14 +46,15 @@ class Scheduler(RuleBasedStateMachine):
     @rule(num_drafts=DRAFTS, num_accepted=DRAFTS)
     def decode(self, num_drafts: int, num_accepted: int) -> None:
         """Run one token of every request and the drafts after it, or all that waits of a prompt. Most steps are like this."""
-        self.engine.step(dict.fromkeys(self.engine.requests, Work(MAX_MODEL_LEN, num_drafts, num_accepted)))
+        self.engine.step(dict.fromkeys(self.engine.requests, Work(MAX_TOKENS, num_drafts, num_accepted)))
 
-    @precondition(lambda self: 0 < len(self.engine.requests) < MAX_REQUESTS)
-    @rule(request=REQUEST, num_shared_tokens=LENGTHS, num_new_tokens=LENGTHS)
-    def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int) -> None:
-        self.engine.fork(self._request(request).id, num_shared_tokens, num_new_tokens)
+    @precondition(lambda self: self.engine.seen and len(self.engine.requests) < MAX_REQUESTS)
+    @rule(request=st.integers(0, 9), num_shared_tokens=SHARED, num_new_tokens=NEW, salt=st.integers(0, 1))
+    def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int, salt: int) -> None:
+        like = len(self.engine.seen) - 1 - request % len(self.engine.seen)
+        self.engine.add_request(num_new_tokens, salt, like, num_shared_tokens)
 
-    @precondition(lambda self: 0 < len(self.engine.requests) < MAX_REQUESTS)
+    @precondition(lambda self: "fork" in self.engine.has and 0 < len(self.engine.requests) < MAX_REQUESTS)
     @rule(request=REQUEST)
     def fork_a_beam(self, request: int) -> None:
         parent = self._request(request)
@@ -71,74 +70,28 @@ class Scheduler(RuleBasedStateMachine):
     def finish(self, request: int) -> None:
         self.engine.finish(self._request(request).id)
 
-    def _request(self, number: int) -> Any:
-        return list(self.engine.requests.values())[number % len(self.engine.requests)]
-
-
-class Traffic(Scheduler):
-    """The actions against a cache manager: requests begin like any earlier one, and beams are those of the manager."""
-
-    def __init__(self, engine: ManagedEngine) -> None:
-        super().__init__(engine)
-
-    @precondition(lambda self: len(self.engine.requests) < MAX_REQUESTS)
-    @rule(prompt_len=PROMPTS, salt=st.integers(0, 1))
-    def add_request(self, prompt_len: int, salt: int) -> None:
-        self.engine.add_request(prompt_len, salt)
-
-    @precondition(lambda self: self.engine.seen and len(self.engine.requests) < MAX_REQUESTS)
-    @rule(request=st.integers(0, 9), num_shared_tokens=SHARED, num_new_tokens=NEW, salt=st.integers(0, 1))
-    def share_a_prefix(self, request: int, num_shared_tokens: int, num_new_tokens: int, salt: int) -> None:
-        like = len(self.engine.seen) - 1 - request % len(self.engine.seen)
-        self.engine.add_request(num_new_tokens, salt, like, num_shared_tokens)
-
-    @precondition(lambda self: "fork" in self.engine.has and 0 < len(self.engine.requests) < MAX_REQUESTS)
-    @rule(request=REQUEST)
-    def fork_a_beam(self, request: int) -> None:
-        super().fork_a_beam(request)
-
     def teardown(self) -> None:
         self.engine.end()
 
+    def _request(self, number: int) -> ManagedRequest:
+        return list(self.engine.requests.values())[number % len(self.engine.requests)]
 
-def play(
-    model: ServedModel,
-    device: str,
-    *,
-    seed: int,
-    sequences: int,
-    actions: int,
-    engine: type[ServingEngine] = ServingEngine,
-    **options: Any,
-) -> None:
-    """Serve a model under sequences of actions that a seed determines.
+
+def explore(scheduler: Callable[[], Traffic], *, seed: int, sequences: int, actions: int, **options: Any) -> None:
+    """Have Hypothesis draw sequences of actions, and make a failing one short.
 
     Args:
-        model: the model to serve.
-        device: "cpu" or "cuda".
+        scheduler: makes what plays a sequence.
         seed: the same one plays the same sequences.
-        sequences: number of sequences. Each starts a new engine.
+        sequences: number of sequences.
         actions: the most actions of a sequence.
-        engine: class of the engine.
         options: further settings of Hypothesis.
 
     Raises:
-        WrongOutputError: a backend is wrong. The notes of the error list the shortest sequence that Hypothesis found.
+        ManagerFaultError: the manager is wrong.
     """
 
-    explore(
-        lambda: Scheduler(engine(model, num_blocks=NUM_BLOCKS, device=device)),
-        seed=seed,
-        sequences=sequences,
-        actions=actions,
-        **options,
-    )
-
-
-def explore(scheduler: Callable[[], Scheduler], *, seed: int, sequences: int, actions: int, **options: Any) -> None:
-    """Have Hypothesis draw sequences of actions, and make a failing one short. Arguments as for `play`."""
-
-    def made() -> Scheduler:
+    def made() -> Traffic:
         return scheduler()
 
     run_state_machine_as_test(
