@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from attn_amdgcn import Schedule, load, prepare
@@ -11,7 +11,6 @@ from attn_contract import Layer, Layout
 from attn_fuzz.emulated.compilation import compiled_kernel, launchable
 from attn_fuzz.emulated.compiler import Ready
 from attn_fuzz.emulated.emulation import run_ready
-from attn_optimized.attention import paged_attention_calls, plan_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kv_cache import write_kv_cache_call
 from attn_parity.console import results
@@ -20,6 +19,7 @@ from attn_parity.options import plain_table
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention
 from benchmarks.speed.latent import latent_case
+from benchmarks.speed.launches import launches
 
 ARCHITECTURES = ("gfx942", "gfx1201")
 COMPUTE_UNITS, SEED, TIMES = 8, 1, 3
@@ -61,13 +61,11 @@ def _fastest(ready: Ready, call: KernelCall, schedule: Schedule) -> tuple[int, f
 
 def _launches(architecture: str) -> Iterator[_Named]:
     cpu = torch.device("cpu")
-    gpu = {"architecture": architecture, "compute_units": COMPUTE_UNITS}
+    gpu: dict[str, Any] = {"architecture": architecture, "compute_units": COMPUTE_UNITS}
     for case in (DECODE, PREFILL, LATENT):
         call = attention_call(case, cpu, SEED)
         out = call.q.new_empty(*call.q.shape[:2], case.value_size)
-        plan = plan_of(call.q, call.layer, call.batch, **gpu)
-        calls = paged_attention_calls(call.q, call.cache, call.layer, call.batch, plan, out=out)
-        yield from map(_Named, (case.name, f"{case.name}, reduction"), calls)
+        yield from map(_Named, (case.name, f"{case.name}, reduction"), launches(call, out=out, **gpu))
     yield _Named("write", _write(architecture))
 
 

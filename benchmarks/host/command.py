@@ -44,7 +44,7 @@ def host(
 
     chosen = cases_named(TINY if tiny else CASES, only)
     try:
-        kernels = peers.load_all(vllm, aiter, console.print, writes=True)
+        kernels = peers.load_all(vllm, aiter, console.print)
     except peers.MissingPeerError as error:
         raise click.ClickException(str(error)) from error
     head = head_of_run(device, kernels.versions, commit, console, tiny=tiny)

@@ -78,11 +78,11 @@ def _of_latent(
 ) -> Iterator[tuple[str, Parts | str]]:
     made = [latent.whole_step(case, device) for _ in range(num_layers)]
     yield "TRITON_MLA", _or_why(functools.partial(_latent_backend, BACKENDS["TRITON_MLA"], case, made))
-    if peers.vllm_latent is not None:
+    if peers.vllm is not None:
         sizes = {"num_heads": case.num_heads, "latent": case.latent_size, "rope": case.rope_size}
         same = latent_case(case.name, case.query_lens, case.seq_lens, **sizes)
         calls = [attention_call(same, device, seed=0) for _ in range(num_layers)]
-        prepare = functools.partial(vllm_latent, peers.vllm_latent)
+        prepare = functools.partial(vllm_latent, peers.vllm)
         yield VLLM, _or_why(functools.partial(_functions, prepare, calls, None))
 
 

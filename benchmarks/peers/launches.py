@@ -18,8 +18,6 @@ from attn_contract import UnsupportedError
 from attn_fuzz.emulated.compilation import compiled_kernel, launchable
 from attn_fuzz.emulated.compiler import Ready
 from attn_fuzz.emulated.emulation import run_ready
-from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
-from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.facts import facts_of
@@ -30,6 +28,7 @@ from benchmarks.peers.results import Row
 from benchmarks.speed.calls import FLOAT8, FLOAT8_OF, Call, attention_call
 from benchmarks.speed.cases import Attention
 from benchmarks.speed.check import LIMIT, expected_rows, relative_error, sampled_rows
+from benchmarks.speed.launches import launches
 from benchmarks.speed.participants import AITER, OURS, VLLM, aiter_triton, vllm_triton
 from benchmarks.speed.peers import load_aiter, load_vllm
 
@@ -68,17 +67,8 @@ def launches_of(call: Call, architecture: str, whose: str, folder: Path | None) 
 
 def ours(call: Call, architecture: str) -> Launches:
     """This project's launches: the attention kernel, and the kernels that follow it."""
-    layer, batch, out = call.layer, call.batch, torch.empty_like(call.q)
-    gpu: dict[str, Any] = {"architecture": architecture, "compute_units": ARCHITECTURES[architecture].compute_units}
-    if call.kv_cache is not None and call.case.common_prefix_len:
-        calls = cascade_attention_calls(call.q, call.kv_cache, layer, batch, call.case.common_prefix_len, out=out, **gpu)
-    elif call.kv_cache is not None:
-        calls = paged_attention_calls(call.q, call.kv_cache, layer, batch, plan_of(call.q, layer, batch, **gpu), out=out)
-    else:
-        assert call.k is not None
-        assert call.v is not None
-        calls = varlen_attention_calls(call.q, call.k, call.v, layer, batch, plan_of(call.q, layer, batch, **gpu), out=out)
-    return Launches([_launch(each) for each in calls], out)
+    out, units = torch.empty_like(call.q), ARCHITECTURES[architecture].compute_units
+    return Launches([_launch(each) for each in launches(call, out=out, architecture=architecture, compute_units=units)], out)
 
 
 def _launch(call: KernelCall) -> Launch:
@@ -93,9 +83,9 @@ def theirs(call: Call, whose: str, module: SimpleNamespace) -> Launches:
         UnsupportedError: it cannot express the case.
     """
     prepared = _PEERS[whose][1](module, call)
-    with _recorded() as launches:
+    with _recorded() as found:
         returned = prepared.run()
-    return Launches(launches, prepared.output(returned))
+    return Launches(found, prepared.output(returned))
 
 
 @functools.lru_cache
@@ -106,15 +96,15 @@ def _loaded(whose: str, folder: Path | None, architecture: str) -> SimpleNamespa
 @contextmanager
 def _recorded() -> Iterator[list[Launch]]:
     """While it lasts, launches of Triton's kernels are kept, and none happens."""
-    launches: list[Launch] = []
+    kept: list[Launch] = []
 
     def keep(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        launches.append(Launch(kernel, grid, arguments, named))
+        kept.append(Launch(kernel, grid, arguments, named))
 
     run = JITFunction.run
     JITFunction.run = keep
     try:
-        yield launches
+        yield kept
     finally:
         JITFunction.run = run
 
@@ -129,13 +119,13 @@ def rows_of(kind: str, cases: dict[str, Attention], architecture: str, name: str
     device = CPU if kind == "counts" else META
     call = attention_call(cases[name], device, SEED, FLOAT8_OF.get(architecture, FLOAT8))
     try:
-        launches = launches_of(call, architecture, whose, folder)
+        found = launches_of(call, architecture, whose, folder)
     except UnsupportedError:
         return []
-    rows = [_row(FACTS[kind], Row(architecture, name, whose, launch.kernel.fn.__name__), launch) for launch in launches.all]
+    rows = [_row(FACTS[kind], Row(architecture, name, whose, launch.kernel.fn.__name__), launch) for launch in found.all]
     if kind == "counts":
         needed = {"needed": round(call.case.flops / 2)}
-        return [row._replace(facts=row.facts | needed, why=row.why or _wrong(call, launches.out)) for row in rows]
+        return [row._replace(facts=row.facts | needed, why=row.why or _wrong(call, found.out)) for row in rows]
     if kind == "bounds":  # the reductions of parts have no matrix instruction
         return [row for row in rows if row.facts.get("matrix")] or rows[:1]
     return rows

@@ -1,10 +1,10 @@
 """The process of a rank: it makes its part of each case, checks the ranks' output against one device's, and times both."""
 
-import os
+import json
+import math
 import signal
 import statistics
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -28,10 +28,11 @@ ONE = "one GPU"
 
 @dataclass
 class Found:
-    """A rank's report on a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
+    """The report on a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
 
     Args:
-        error: the largest difference of a row from the output of one device, as a share of `allowed`.
+        error: the largest difference of a row of any rank from the output of one device, as a share of `allowed`; infinite if
+            it is not finite.
         eager, graph: the median over calls, and over replays of a CUDA graph that holds a call.
         build: the median of the process's own time to build a step's metadata, which is done once for all layers.
     """
@@ -42,15 +43,18 @@ class Found:
     eager: dict[str, float] = field(default_factory=dict)
     graph: dict[str, float] = field(default_factory=dict)
     build: dict[str, float] = field(default_factory=dict)
-    problem: str | None = None
 
 
 def main(
-    rank: int, num_ranks: int, folder: Path, device_type: str, checks: list[Case | StepCase], timed: list[Case | StepCase]
+    rank: int,
+    num_ranks: int,
+    folder: Path,
+    file: Path,
+    device_type: str,
+    checks: list[Case | StepCase],
+    timed: list[Case | StepCase],
 ) -> None:
-    """Run the cases, and write a JSON line after each."""
-    import json
-
+    """Run the cases. Rank 0 adds a JSON line to a file after each. `folder` is where the ranks meet."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all ranks; the process that started this one ends it
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
     if device_type == "cuda":
@@ -62,17 +66,11 @@ def main(
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks, timeout=TIMEOUT)
     group = dist.group.WORLD
     assert group is not None
-    with (folder / f"{rank}.jsonl").open("w") as lines:
-        for case in (*checks, *timed):
-            found = Found(case.name, case.cache_bytes / 1e9)
-            try:
-                _run(case, group, device, found, is_timed=case in timed)
-            except Exception:
-                found.problem = traceback.format_exc()
-            lines.write(json.dumps(asdict(found)) + "\n")
-            lines.flush()
-            if found.problem:
-                os._exit(1)  # the other ranks may wait for this one: their timeout ends them
+    for case in (*checks, *timed):
+        found = _found(case, group, device, is_timed=case in timed)
+        if rank == 0:
+            with file.open("a") as lines:
+                lines.write(json.dumps(asdict(found)) + "\n")
     dist.destroy_process_group()
 
 
@@ -90,19 +88,21 @@ class Way(NamedTuple):
     captures: bool = True
 
 
-def _run(case: Case | StepCase, group: dist.ProcessGroup, device: torch.device, found: Found, *, is_timed: bool) -> None:
-    """Add to `found` as it is found."""
+def _found(case: Case | StepCase, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> Found:
+    found = Found(case.name, case.cache_bytes / 1e9)
     ways_of = partial(_ways_of_step, case) if isinstance(case, StepCase) else partial(_ways_of_attention, case)
     expected, ways = ways_of(group, device)
     for name, way in ways.items():
-        found.error[name] = difference_of_rows(way.run(True), expected) / allowed(case)
+        error = difference_of_rows(way.run(True), expected) / allowed(case)
+        found.error[name] = _largest(error if math.isfinite(error) else math.inf, group, device)
         if is_timed:
             run = partial(way.run, False)
-            found.eager[name] = _slowest(_eager_ms(run, device), group, device)
+            found.eager[name] = _largest(_eager_ms(run, device), group, device)
             if way.captures and device.type == "cuda":
-                found.graph[name] = _slowest(_graph_ms(run), group, device)
+                found.graph[name] = _largest(_graph_ms(run), group, device)
             if way.build is not None:
-                found.build[name] = _slowest(_host_ms(way.build), group, device)
+                found.build[name] = _largest(_host_ms(way.build), group, device)
+    return found
 
 
 def _ways_of_attention(case: Case, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, dict[str, Way]]:
@@ -236,7 +236,8 @@ def _event_ms(run: Callable[[], Any]) -> float:
     return statistics.median(start.elapsed_time(end) for start, end in events)
 
 
-def _slowest(ms: float, group: dist.ProcessGroup, device: torch.device) -> float:
-    slowest = torch.tensor(ms, device=device)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)
-    return float(slowest)
+def _largest(number: float, group: dist.ProcessGroup, device: torch.device) -> float:
+    """The largest number of all ranks."""
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    return float(largest)

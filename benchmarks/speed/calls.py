@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
-from attn_contract.layouts import K, V
 from torch.nn.functional import pad
 
 from benchmarks.speed.cases import Attention, RowOp
@@ -154,32 +155,13 @@ def row_layer(case: RowOp, device: torch.device) -> Layer:
     )
 
 
-def raw_and_view(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, KVCacheView]:
-    """The allocation of a cache, one-dimensional, and where its elements lie."""
-    view = layer.view_of(kv_cache)
-    return kv_cache.as_strided((view.end,), (1,), 0), view
-
-
-def gathered(kv: int, call: Call, request: int, num_keys: int) -> torch.Tensor:
-    """[num_keys, HK, D]: K (0) or V (1) of a request's first keys, as they are stored, by the layout's formula."""
-    if kv == V and call.case.is_latent:
-        return gathered(K, call, request, num_keys)[..., : call.case.value_size]
-    if call.kv_cache is None:
-        start = sum(call.case.query_lens[:request])
-        rows = (call.k, call.v)[kv]
-        assert rows is not None
-        return rows[start : start + num_keys]
-    assert call.batch.block_table is not None
-    raw, view = raw_and_view(call.kv_cache, call.layer)
-    device = raw.device
-    key = torch.arange(num_keys, device=device)
-    block = call.batch.block_table[request].long()[key // view.block_size]
-    head = torch.arange(view.num_kv_heads, device=device).view(-1, 1)
-    dim = torch.arange(view.head_size, device=device)
-    element = view.element(kv, block.view(-1, 1, 1), (key % view.block_size).view(-1, 1, 1), head, dim)
-    if raw.dtype.itemsize == 1:  # not every device indexes float8
-        return raw.view(torch.uint8)[element].view(raw.dtype)
-    return raw[element]
+def requests_of(call: Call) -> Iterator[attn_reference.Request]:
+    """The requests of a step as the reference attends to them, in float64: queries, keys and values, and who sees which."""
+    if call.kv_cache is not None:
+        return attn_reference.paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float64)
+    assert call.k is not None
+    assert call.v is not None
+    return attn_reference.varlen_requests(call.q, call.k, call.v, call.layer, call.batch, torch.float64)
 
 
 def _num_blocks(case: Attention, blocks: list[int]) -> int:

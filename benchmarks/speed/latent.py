@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from attn_contract import AttentionType, Layout
-from attn_optimized import plan_of
-from attn_optimized.attention import paged_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import attention_tiles
@@ -18,6 +16,7 @@ from attn_optimized.launch.workload import Workload
 
 from benchmarks.speed.calls import Call
 from benchmarks.speed.cases import KI, Attention, ragged
+from benchmarks.speed.launches import launches
 from benchmarks.speed.participants import VLLM, Participant, Prepared, poisoned
 
 VLLM_WORK_PER_SPLIT, VLLM_PROGRAMS_PER_UNIT = 512, 2
@@ -88,10 +87,10 @@ def ours_with(changed: Mapping[str, int], call: Call) -> Prepared:
     """With some launch parameters other than those of the table."""
     out, gpu = poisoned(call), (architecture_of(call.q.device, call.q.dtype), compute_units_of(call.q.device))
     today: Parameters = attention_tiles(Workload.of(call.q, call.layer, call.batch), *gpu).parameters
-    plan = plan_of(call.q, call.layer, call.batch, parameters=dataclasses.replace(today, **changed))
+    parameters = dataclasses.replace(today, **changed)
 
     def run() -> None:
-        for launch in paged_attention_calls(call.q, call.cache, call.layer, call.batch, plan, out=out):
+        for launch in launches(call, parameters, out=out):
             launch.run(call.q.device)
 
     return Prepared(run, lambda _: out)

@@ -16,7 +16,7 @@ from attn_contract.layouts import K, V
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from benchmarks.speed.calls import Call, gathered
+from benchmarks.speed.calls import Call, requests_of
 from benchmarks.speed.cases import Attention
 
 CAPTURE_SIZES = (1, 2, 4, *range(8, 513, 8))
@@ -118,10 +118,9 @@ def sdpa(name: str, call: Call) -> Prepared:
     requests = len(case.seq_lens)
     shape = (requests, layer.num_kv_heads, seq_len, layer.head_size)
     k, v = (torch.empty(shape, dtype=call.q.dtype, device=call.q.device) for _ in (K, V))
-    for request in range(requests):
-        for kv, dense in ((K, k), (V, v)):
-            rows = gathered(kv, call, request, seq_len).transpose(0, 1)
-            dense[request] = pad(rows, (0, layer.head_size - rows.shape[-1]))
+    for request in requests_of(call):
+        for dense, rows in ((k, request.key), (v, request.value)):
+            dense[request.index] = pad(rows.transpose(0, 1), (0, layer.head_size - rows.shape[-1]))
     if name == CUDNN:
         v = v[..., : case.value_size].contiguous()
     q = call.q.view(requests, query_len, layer.num_heads, layer.head_size).transpose(1, 2).contiguous()

@@ -41,37 +41,18 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
     """
-    root, gpu = _package("vllm", folder), architecture or _gpu()
-    unified, prefill = _of_vllm(root, gpu, "triton_unified_attention", "triton_prefill_attention")
+    root = _package("vllm", folder)
+    names = ("unified_attention", "prefill_attention", "decode_attention", "reshape_and_cache_flash")
+    unified, prefill, latent, writes = _of_vllm(root, architecture or _gpu(), *(f"triton_{name}" for name in names))
     return SimpleNamespace(
         version=_version("vllm", root),
         unified_attention=unified.unified_attention,
         MAX_3D_QUERY_LEN=unified.MAX_3D_QUERY_LEN,
         KVQuantMode=vllm_package.KVQuantMode,
         context_attention_fwd=prefill.context_attention_fwd,
+        decode_attention_fwd=latent.decode_attention_fwd,
+        triton_reshape_and_cache_flash=writes.triton_reshape_and_cache_flash,
     )
-
-
-def load_vllm_with_writes(folder: Path | None) -> SimpleNamespace:
-    """`load_vllm`, and vLLM's kernel that writes a cache, `triton_reshape_and_cache_flash`.
-
-    Raises:
-        MissingPeerError: there is none, or its modules import what is not there.
-    """
-    kernels, root = load_vllm(folder), _package("vllm", folder)
-    [module] = _of_vllm(root, _gpu(), "triton_reshape_and_cache_flash")
-    return SimpleNamespace(**vars(kernels), triton_reshape_and_cache_flash=module.triton_reshape_and_cache_flash)
-
-
-def load_vllm_latent(folder: Path | None) -> SimpleNamespace:
-    """vLLM's kernel of absorbed latent attention, `decode_attention_fwd`; see `load_vllm`.
-
-    Raises:
-        MissingPeerError: there is none, or its module imports what is not there.
-    """
-    root = _package("vllm", folder)
-    [module] = _of_vllm(root, _gpu(), "triton_decode_attention")
-    return SimpleNamespace(version=_version("vllm", root), decode_attention_fwd=module.decode_attention_fwd)
 
 
 def _of_vllm(root: Path, gpu: str, *names: str) -> list[ModuleType]:
@@ -171,7 +152,6 @@ class Kernels(NamedTuple):
     """
 
     vllm: SimpleNamespace | None
-    vllm_latent: SimpleNamespace | None
     aiter: SimpleNamespace | None
     fa3: Any | None
     flashmla: Any | None
@@ -182,17 +162,15 @@ class Kernels(NamedTuple):
         return {name: module.version for name, module in there.items() if module is not None}
 
 
-def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None], *, writes: bool = False) -> Kernels:
-    """Load vLLM's and AITER's kernels, and with `writes` vLLM's cache writes, as far as they are there.
+def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None]) -> Kernels:
+    """Load vLLM's and AITER's kernels, as far as they are there.
 
     Raises:
         MissingPeerError: as `load_if_there`.
     """
-    dense = load_if_there(load_vllm_with_writes if writes else load_vllm, vllm, tell)
-    latent = None if dense is None else load_if_there(load_vllm_latent, vllm, tell)
     # vLLM's folder may well lack them: they are told, and nothing ends
     hopper = [load_if_there(lambda _, file=file: load_compiled(vllm, file), None, tell) for file in (FA3_FILE, FLASHMLA_FILE)]
-    return Kernels(dense, latent, load_if_there(load_aiter, aiter, tell), *hopper)
+    return Kernels(load_if_there(load_vllm, vllm, tell), load_if_there(load_aiter, aiter, tell), *hopper)
 
 
 def load_if_there(

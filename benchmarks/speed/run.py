@@ -129,7 +129,7 @@ def measured(
 def problem_of(case: Bounded, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
     if isinstance(case, RowOp):
         made = [row_op(case, device, seed) for seed in range(count)]
-        return Problem({OURS: lambda: [prepared for prepared, _ in made]}, list(range(case.num_tokens)), made[0][1])
+        return Problem({OURS: lambda: [prepared for prepared, _ in made]}, [0], made[0][1])
     assert isinstance(case, Attention)
     calls = [attention_call(case, device, seed) for seed in range(count)]
     rows = check.sampled_rows(calls[0])
@@ -163,7 +163,7 @@ def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[s
     """
     return [
         *participants(kernels.vllm, kernels.aiter, before),
-        *latent.participants(kernels.vllm_latent, tries),
+        *latent.participants(kernels.vllm, tries),
         *compiled.participants(kernels.fa3, kernels.flashmla),
     ]
 

@@ -3,8 +3,11 @@
 import functools
 from collections.abc import Callable, Sequence
 
-import attn_optimized
+import attn_fuzz.cases.call
 import torch
+from attn_fuzz.verdict.judge import Judgement, judge_call
+from attn_fuzz.verdict.rounding import Rounding
+from attn_optimized import plan_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch.table import Parameters
 
@@ -12,9 +15,7 @@ from benchmarks.speed import check
 from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention, copies
 from benchmarks.speed.clock import Loop, Spread, loop_of, side_by_side
-from benchmarks.speed.machine import Rates
-from benchmarks.tuning.launches import launches
-from benchmarks.tuning.results import Kernel, Step, TimedCase
+from benchmarks.speed.launches import launches
 
 SECONDS, LAST_SECONDS = 0.3, 1.0
 """About the seconds for the replays of one call, and for all those of the last stage together."""
@@ -34,38 +35,19 @@ class Bench:
         self._out = torch.empty_like(self._calls[0].q)
         self._rows, self._expected = expected_of(case, self._calls[0])
 
-    def loop(self, parameters: Parameters | None) -> Loop:
+    def loop(self, parameters: Parameters) -> Loop:
         """The launches with these parameters, of which the first copy's output is checked.
 
         Raises:
             WrongError: a row of it is wrong.
         """
-        runs = [self._run(call, parameters) for call in self._calls]
+        of_calls = [list(launches(call, parameters, out=self._out)) for call in self._calls]
+        runs = [functools.partial(_launch, each, self._device) for each in of_calls]
         self._check(runs[0])
         return loop_of(self._device, runs)
 
-    def time(self, parameters: Parameters | None, replays: int) -> Spread:
+    def time(self, parameters: Parameters, replays: int) -> Spread:
         return side_by_side([self.loop(parameters)], seconds=SECONDS, rounds=replays)[0]
-
-    def kernels(self, parameters: Parameters | None, replays: int) -> tuple[Kernel, ...]:
-        """Each launch of a call alone, in its copies' memory in turn."""
-        of_calls = [list(launches(call, parameters, out=self._out)) for call in self._calls]
-        found = []
-        for same in zip(*of_calls, strict=True):
-            for each in same:  # the next kernel reads what this one writes
-                each.run(self._device)
-            loop = loop_of(self._device, [functools.partial(each.run, self._device) for each in same])
-            ms = side_by_side([loop], seconds=SECONDS, rounds=replays)[0].ms
-            launch = same[0].launch
-            found.append(Kernel(name=launch.kernel.fn.__name__, grid=launch.grid, ms=ms))
-        return tuple(found)
-
-    def _run(self, call: Call, parameters: Parameters | None) -> Callable[[], object]:
-        if parameters is None and call.case.common_prefix_len:
-            # it cuts the batch in two on the device every time
-            arguments = (call.q, call.kv_cache, call.layer, call.batch, call.case.common_prefix_len)
-            return functools.partial(attn_optimized.cascade_attention, *arguments, out=self._out)
-        return functools.partial(_launch, list(launches(call, parameters, out=self._out)), self._device)
 
     def _check(self, run: Callable[[], object]) -> None:
         self._out.fill_(torch.nan)
@@ -77,18 +59,6 @@ class Bench:
             raise WrongError(f"relative error {error:.2g}, at most {check.LIMIT:.2g} is allowed")
 
 
-def step_of(bench: Bench, rates: Rates, replays: int) -> Step:
-    """A drawn step as it is launched today."""
-    case, spread = bench.case, bench.time(None, replays)
-    kernels = bench.kernels(None, replays)
-    return Step(name=case.name, traffic=case.traffic, floor_ms=timed_case(case, rates).floor_ms, ms=spread.ms, kernels=kernels)
-
-
-@functools.cache
-def timed_case(case: Attention, rates: Rates) -> TimedCase:
-    return TimedCase(name=case.name, floor_ms=rates.floor_ms(case.flops, case.bytes))
-
-
 _EXPECTED: dict[Attention, tuple[list[int], torch.Tensor]] = {}
 
 
@@ -98,6 +68,19 @@ def expected_of(case: Attention, call: Call) -> tuple[list[int], torch.Tensor]:
         rows = check.sampled_rows(call)
         _EXPECTED[case] = rows, check.expected_rows(call, rows)
     return _EXPECTED[case]
+
+
+def judged(case: Attention, parameters: Parameters, device: torch.device) -> Judgement:
+    """A case run with these parameters, beside the reference."""
+    call = attention_call(case, device, seed=1)
+    out = torch.full_like(call.q, torch.nan)
+    lse = torch.full(call.q.shape[1::-1], torch.nan, device=device)
+    for launch in launches(call, parameters, out=out, lse=lse):
+        launch.run(device)
+    splits = plan_of(call.q, call.layer, call.batch, parameters=parameters).splits
+    rounding = Rounding(keys_per_tile=parameters.block_n, dot_is_chained=device.type != "cpu", splits=splits)
+    given = attn_fuzz.cases.call.Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache)
+    return judge_call(given, out, lse, rounding, generic=True)
 
 
 def _launch(calls: Sequence[KernelCall], device: torch.device) -> None:

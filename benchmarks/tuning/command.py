@@ -1,8 +1,6 @@
 """`python -m benchmarks tune`: better launch parameters, for the GPU that is here or from binaries for one that is not."""
 
-import contextlib
 import functools
-import importlib.metadata
 import os
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ import click
 from attn_parity.cpus import usable_cpus
 from rich.console import Console
 
-from benchmarks.timed import check_options, command_line, in_words, interpret, interruptible
+from benchmarks.timed import check_options, head_of_run, interpret, interruptible
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +72,7 @@ def tune(
 
     gpu = _gpu(arch, tiny=tiny)
     _check_table(arch, write=write)
-    drawn, by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
+    by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
     run = _head(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", of_commit, tiny=tiny)
     saved = _Saved(run, path, gpu.architecture if write else None)
 
@@ -82,7 +80,7 @@ def tune(
         return f"{len(by_class) - len(run.unfinished)} classes searched, {len(run.unfinished)} not"
 
     with interruptible(saved, so_far, console):
-        _search(run, gpu, drawn, by_class, workers, tiny=tiny, budget=budget, started=started, save=saved)
+        _search(run, gpu, by_class, workers, tiny=tiny, budget=budget, started=started, save=saved)
     if run.unfinished:
         console.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more")
     console.print(f"{len(saved.entries)} of {len(run.classes)} classes have better parameters")
@@ -99,12 +97,6 @@ class _Gpu(NamedTuple):
     architecture: str
     compute_units: int
     is_here: bool
-
-    @property
-    def machine(self) -> str:
-        import torch
-
-        return torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
 
 
 def _check_options(arch: str | None, budget: float, path: Path | None, *, write: bool, tiny: bool) -> None:
@@ -148,8 +140,8 @@ def _check_table(arch: str | None, *, write: bool) -> None:
 
 def _cases(
     number: int, seed: int, only: tuple[str, ...], gpu: _Gpu, *, of_all_classes: bool
-) -> tuple[list["Attention"], dict["CallClass", list["Attention"]], dict[str, str]]:
-    """Drawn steps that our kernels serve, their calls by class, and by name why other steps are refused.
+) -> tuple[dict["CallClass", list["Attention"]], dict[str, str]]:
+    """The calls, by class, of drawn steps that our kernels serve, and by name why other steps are refused.
 
     Args:
         of_all_classes: whether a class that no model has gets cases, too.
@@ -168,29 +160,22 @@ def _cases(
             f"{classes.CLASSES[0].name!r}",
             param_hint="--only",
         )
-    return drawn, by_class, refused
+    return by_class, refused
 
 
 def _head(gpu: _Gpu, refused: dict[str, str], options: str, of_commit: str | None, *, tiny: bool) -> "Tuning":
     """The head of a run's results, which is printed, too."""
-    import torch
-
-    from benchmarks.speed.results import commit
     from benchmarks.tuning.results import Tuning
 
-    versions = {"torch": str(torch.__version__), "triton": importlib.metadata.version("triton")}
-    of_machine = f"measured: {gpu.machine}, torch {versions['torch']}, " if gpu.is_here else ""
-    date = time.strftime("%Y-%m-%d")
-    console.print(f"{gpu.architecture}, {gpu.machine}, {in_words(versions)}")
+    head = head_of_run(gpu.device, {}, of_commit, console, tiny=tiny)
+    head["of_value"] = not tiny  # what is derived from binaries has a value without a GPU
+    versions, date = head["versions"], time.strftime("%Y-%m-%d")
+    of_machine = f"measured: {head['machine']}, torch {versions['torch']}, " if gpu.is_here else ""
     for name, why in refused.items():
         console.print(f"left out: {name}: {why}", soft_wrap=True)
     return Tuning(
-        of_value=not tiny,
+        **head,
         architecture=TABLE_OF_TINY if tiny else gpu.architecture,
-        machine=gpu.machine,
-        versions=versions,
-        command=command_line(),
-        commit=of_commit or commit(),
         source=f"{of_machine}Triton {versions['triton']}, {date}, python -m benchmarks tune{options}",
         refused=refused,
     )
@@ -231,7 +216,6 @@ class _Saved:
 def _search(
     run: "Tuning",
     gpu: _Gpu,
-    drawn: list["Attention"],
     by_class: dict["CallClass", list["Attention"]],
     workers: int,
     *,
@@ -245,20 +229,19 @@ def _search(
     """
     from attn_parity.binaries import shipped_calls
 
-    from benchmarks.speed import machine
-    from benchmarks.tuning.compilers import Compilers, compiled
-    from benchmarks.tuning.tune import NothingToCompile, derive, measure
+    from benchmarks.tuning.compilers import compiled, in_parallel
+    from benchmarks.tuning.facts import Facts
+    from benchmarks.tuning.tune import derive, measure
 
     # engines' caches are large; on a GPU, what is compiled is what is timed
     cache_bytes = 0 if gpu.is_here else shipped_calls.CACHE_BYTES
     compiler = functools.partial(
         compiled, architecture=gpu.architecture, compute_units=gpu.compute_units, cache_bytes=cache_bytes
     )
-    processes = contextlib.nullcontext(NothingToCompile()) if tiny else Compilers(compiler, workers)
-    with processes as compilers:
-        if not gpu.is_here:
-            derive(run, by_class, compilers, console=console, **common)
-            return
-        run.rates = machine.rates(gpu.device, tiny=tiny)
-        most = TINY if tiny else None
-        measure(run, drawn, by_class, gpu.device, compilers, run.rates, most=most, console=console, **common)
+    # what is interpreted is not compiled
+    compile_all = (lambda jobs, *_: {job: Facts() for job in jobs}) if tiny else in_parallel(compiler, workers)
+    if not gpu.is_here:
+        derive(run, by_class, compile_all, console=console, **common)
+        return
+    most = TINY if tiny else None
+    measure(run, by_class, gpu.device, compile_all, most=most, console=console, **common)

@@ -1,15 +1,15 @@
-"""The JSON file that a search writes: schema `attn-parity.tune/2`."""
+"""The JSON file that a search writes: schema `attn-parity.tune/3`."""
 
 from typing import Literal
 
 import msgspec
 from attn_optimized.launch.table import Parameters
 
+from benchmarks.speed import results
 from benchmarks.speed.clock import Spread
-from benchmarks.speed.machine import Rates
 from benchmarks.tuning.facts import Facts
 
-SCHEMA = "attn-parity.tune/2"
+SCHEMA = "attn-parity.tune/3"
 
 
 class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -31,29 +31,6 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     times: dict[str, Spread] = msgspec.field(default_factory=dict)
 
 
-class Kernel(msgspec.Struct, frozen=True, kw_only=True):
-    """One launch of a step. `grid`: its programs."""
-
-    name: str
-    grid: tuple[int, ...]
-    ms: float
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A drawn step as it is launched today: milliseconds of the whole, and of each of its kernels alone."""
-
-    name: str
-    traffic: str | None
-    floor_ms: float
-    ms: float
-    kernels: tuple[Kernel, ...]
-
-
-class TimedCase(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    floor_ms: float
-
-
 class Search(msgspec.Struct, kw_only=True):
     """The search for one class of calls.
 
@@ -61,7 +38,7 @@ class Search(msgspec.Struct, kw_only=True):
         chosen: in place of today's parameters; None: they stay.
         why: one line.
         gain: today's time over that of the chosen ones, the geometric mean over the cases.
-        cases: what is timed; those that a search begins with are the first.
+        cases: the names of what is timed; those that a search begins with are the first.
         candidates: today's first.
     """
 
@@ -69,30 +46,21 @@ class Search(msgspec.Struct, kw_only=True):
     chosen: Parameters | None = None
     why: str = "not finished"
     gain: float | None = None
-    cases: list[TimedCase] = msgspec.field(default_factory=list)
+    cases: list[str] = msgspec.field(default_factory=list)
     candidates: list[Candidate] = msgspec.field(default_factory=list)
 
 
-class Tuning(msgspec.Struct, kw_only=True):
+class Tuning(results.Head, kw_only=True):
     """One run for one architecture.
 
     Attributes:
-        of_value: whether what was found means anything: all but `--tiny`.
         refused: drawn steps that our kernels do not serve, and why; they are in no class.
-        rates: of the GPU, which floors are made of; None if nothing was timed.
         unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
     """
 
     schema: str = SCHEMA
-    of_value: bool
     architecture: str
-    machine: str
-    versions: dict[str, str]
-    command: str
-    commit: str
     source: str
     refused: dict[str, str] = msgspec.field(default_factory=dict)
-    rates: Rates | None = None
-    steps: list[Step] = msgspec.field(default_factory=list)
     classes: list[Search] = msgspec.field(default_factory=list)
     unfinished: list[str] = msgspec.field(default_factory=list)

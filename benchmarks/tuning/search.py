@@ -21,9 +21,8 @@ from attn_optimized.launch.table import Entry
 from benchmarks.speed.cases import Attention
 from benchmarks.speed.clock import Loop, side_by_side
 from benchmarks.speed.run import check_device, free
-from benchmarks.tuning.bench import LAST_SECONDS, Bench, WrongError
+from benchmarks.tuning.bench import LAST_SECONDS, Bench, WrongError, judged
 from benchmarks.tuning.classes import CallClass
-from benchmarks.tuning.launches import judged
 from benchmarks.tuning.results import Candidate, Search
 from benchmarks.tuning.space import OPTIONS, SPLITS, TILE, variants
 

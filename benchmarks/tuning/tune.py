@@ -3,57 +3,33 @@
 import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from dataclasses import fields
 
 import torch
 from attn_optimized.launch.table import Parameters
 from rich.console import Console
 
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.machine import Rates
-from benchmarks.speed.run import free
-from benchmarks.tuning import report
-from benchmarks.tuning.bench import Bench, step_of, timed_case
 from benchmarks.tuning.classes import CallClass
-from benchmarks.tuning.compilers import Job
+from benchmarks.tuning.compilers import Compile, Job
 from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
-from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, REPLAYS, STAGES, ClassSearch, decide, failure, judge, time_stage
+from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, decide, gain, judge, time_stage
 from benchmarks.tuning.space import TILE, TOLD, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
-END_OF = {"steps": 0.22, "tiles": 0.44, "options": 0.59, "splits": 0.75, "all": 0.94, "judge": 1.0}
+END_OF = {"tiles": 0.3, "options": 0.5, "splits": 0.7, "all": 0.93, "judge": 1.0}
 """The share of the budget by which a stage ends."""
 
 Save = Callable[[CallClass | None], None]
 
 
-class Compiling(Protocol):
-    """See `Compilers`."""
-
-    def begin(self, jobs: Collection[Job]) -> None: ...
-
-    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> Mapping[Job, Facts | str]: ...
-
-
-class NothingToCompile:
-    """In place of compilers where kernels are interpreted."""
-
-    def begin(self, jobs: Collection[Job]) -> None:
-        pass
-
-    def finish(self, jobs: Collection[Job], *, deadline: float, step: Callable[[int], None]) -> Mapping[Job, Facts | str]:
-        return {job: Facts() for job in jobs}
-
-
 def measure(
     run: Tuning,
-    drawn: Sequence[Attention],
     by_class: Mapping[CallClass, list[Attention]],
     device: torch.device,
-    compilers: Compiling,
-    rates: Rates,
+    compile_all: Compile,
     *,
     budget: float,
     started: float,
@@ -61,73 +37,39 @@ def measure(
     console: Console,
     most: int | None = None,
 ) -> None:
-    """Time drawn steps as they are launched today, and search class after class, stage by stage, into `run`.
+    """Search class after class, stage by stage, into `run`.
 
     Args:
-        by_class: the calls of these steps.
+        by_class: the calls of drawn steps.
         most: candidates of a stage at most; tiny cases, if given.
     """
     is_tiny = most is not None
-    deadlines = {stage: started + share * budget for stage, share in END_OF.items()}
-    searches = [_begun(run, call_class, cases, rates, most) for call_class, cases in by_class.items()]
-    steps = [Job(case, None) for case in drawn]
-    compilers.begin(steps)
-    jobs = {search: _begin(compilers, search, "tiles") for search in searches}
-    ready = _finished(compilers, steps, deadlines["steps"], console, "the drawn steps")
-    time_steps(run, [job.case for job in ready], device, rates, deadlines["steps"], is_tiny=is_tiny, console=console)
-    save(None)
-    for stage, next_stage in zip(STAGES, (*STAGES[1:], None), strict=True):
+    searches = [_begun(run, call_class, cases, most) for call_class, cases in by_class.items()]
+    for stage in STAGES:
+        compiled_by, deadline = _times_of(stage, started, budget)
+        contenders = _compiled(compile_all, searches, stage, compiled_by, console)
         for search in searches:
-            contenders = _compiled(compilers, search, stage, jobs[search], deadlines[stage], console)
-            time_stage(search, stage, contenders, device, deadline=deadlines[stage], is_tiny=is_tiny)
-            console.print(f"{stage}: {report.best_line(search.found)}", soft_wrap=True)
-            if next_stage is not None:
-                jobs[search] = _begin(compilers, search, next_stage)
-            else:
+            time_stage(search, stage, contenders[search], device, deadline=deadline, is_tiny=is_tiny)
+            console.print(f"{stage}: {_best(search.found)}", soft_wrap=True)
+            if stage == STAGES[-1]:
                 decide(search.found)
-                if search.found.chosen is not None:
-                    compilers.begin(_judge_jobs(search))
             save(None)
+    chosen = {search: parameters for search in searches if (parameters := search.found.chosen) is not None}
+    to_judge = [Job(case, parameters) for search, parameters in chosen.items() for case in search.call_class.checked]
+    _finished(compile_all, to_judge, _times_of("judge", started, budget)[0], console, "what is chosen")
     for search in searches:
-        if search.found.chosen is not None:
-            _finished(compilers, _judge_jobs(search), deadlines["judge"], console, search.found.name)
+        if search in chosen:
             judge(search, device)
         if search.today.verdict == "final":
             run.unfinished.remove(search.found.name)
         save(search.call_class)
-    report.print_all(run, console)
-
-
-def time_steps(
-    run: Tuning,
-    cases: Sequence[Attention],
-    device: torch.device,
-    rates: Rates,
-    deadline: float,
-    *,
-    is_tiny: bool,
-    console: Console,
-) -> None:
-    """Time drawn steps as they are launched today, until a deadline. A step that does not run is printed, and left out."""
-    for case in cases:
-        if time.monotonic() >= deadline:
-            console.print(f"no time for {len(cases) - len(run.steps)} of {len(cases)} drawn steps")
-            return
-        try:
-            bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
-            run.steps.append(step_of(bench, rates, REPLAYS))
-            console.print(report.step_line(run.steps[-1]), soft_wrap=True)
-            del bench
-        except Exception as error:  # compilers and drivers raise anything
-            verdict, why = failure(error)
-            console.print(f"{case.name}: {verdict}: {why}")
-        free()
+        console.print(f"{search.found.name}: {search.found.why}", soft_wrap=True)
 
 
 def derive(
     run: Tuning,
     by_class: Mapping[CallClass, list[Attention]],
-    compilers: Compiling,
+    compile_all: Compile,
     *,
     budget: float,
     started: float,
@@ -158,7 +100,7 @@ def derive(
                 if each.facts is None and each.verdict == "waiting"
             }
             every = list(itertools.chain.from_iterable(jobs.values()))
-            facts = _finished(compilers, every, deadline, console, call_class.name)
+            facts = _finished(compile_all, every, deadline, console, call_class.name)
             for each in found.candidates:
                 if each.parameters in jobs:
                     _record(each, [facts.get(job) for job in jobs[each.parameters]])
@@ -171,11 +113,11 @@ def derive(
         console.print(f"{found.name}: {found.why}{no_time}")
 
 
-def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], rates: Rates, most: int | None) -> ClassSearch:
+def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], most: int | None) -> ClassSearch:
     today = entry_of(run.architecture, call_class).parameters
     found = Search(
         name=call_class.name,
-        cases=[timed_case(case, rates) for case in cases],
+        cases=[case.name for case in cases],
         candidates=[Candidate(parameters=today)],
     )
     run.classes.append(found)
@@ -183,29 +125,44 @@ def _begun(run: Tuning, call_class: CallClass, cases: list[Attention], rates: Ra
     return ClassSearch(call_class, cases, run.architecture, found, most)
 
 
-def _begin(compilers: Compiling, search: ClassSearch, stage: str) -> dict[Parameters, list[Job]]:
-    """The jobs of a stage's contenders, today's among them."""
-    cases = search.cases_of(stage)
-    contenders = [search.today, *search.contenders(stage)]
-    jobs = {each.parameters: [Job(case, each.parameters) for case in cases] for each in contenders}
-    compilers.begin(list(itertools.chain.from_iterable(jobs.values())))
-    return jobs
+def _best(found: Search) -> str:
+    """The best candidate of a class so far, and how it differs from today's parameters."""
+    today, *others = found.candidates
+    timed = [each for each in others if each.times]
+    if not timed or not today.times:
+        return f"{found.name}: nothing timed"
+    best = max(timed, key=lambda each: (len(each.times), gain(each, today)))
+    changed = [
+        f"{field.name} {old} -> {new}"
+        for field in fields(Parameters)
+        if (old := getattr(today.parameters, field.name)) != (new := getattr(best.parameters, field.name))
+    ]
+    of_all = f"{len(timed)} of {len(others)} candidates"
+    return f"{found.name}: {gain(best, today):.3f} in {len(best.times)} cases, {of_all}: {', '.join(changed)}"
+
+
+def _times_of(stage: str, started: float, budget: float) -> tuple[float, float]:
+    """When a stage's binaries are to be there, and when it is to end: half of its time is the compilers'."""
+    begins = dict(zip(END_OF, (0.0, *END_OF.values()), strict=False))
+    return started + budget * (begins[stage] + END_OF[stage]) / 2, started + budget * END_OF[stage]
 
 
 def _compiled(
-    compilers: Compiling,
-    search: ClassSearch,
-    stage: str,
-    jobs: Mapping[Parameters, list[Job]],
-    deadline: float,
-    console: Console,
-) -> list[Candidate]:
-    """Contenders of a stage whose binaries are there."""
-    every = list(itertools.chain.from_iterable(jobs.values()))
-    facts = _finished(compilers, every, deadline, console, f"{stage}: {search.found.name}")
-    contenders = [each for each in search.found.candidates if each.parameters in jobs]
-    ready = [each for each in contenders if _record(each, [facts.get(job) for job in jobs[each.parameters]])]
-    return [each for each in ready if each is not search.today]
+    compile_all: Compile, searches: Sequence[ClassSearch], stage: str, deadline: float, console: Console
+) -> dict[ClassSearch, list[Candidate]]:
+    """Each search's contenders of a stage, without today's, whose binaries are there."""
+    contenders = {search: [search.today, *search.contenders(stage)] for search in searches}
+    jobs = {
+        (search, each.parameters): [Job(case, each.parameters) for case in search.cases_of(stage)]
+        for search, some in contenders.items()
+        for each in some
+    }
+    facts = _finished(compile_all, list(itertools.chain.from_iterable(jobs.values())), deadline, console, stage)
+    ready = {
+        search: [each for each in some if _record(each, [facts.get(job) for job in jobs[search, each.parameters]])]
+        for search, some in contenders.items()
+    }
+    return {search: [each for each in some if each is not search.today] for search, some in ready.items()}
 
 
 def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
@@ -220,17 +177,15 @@ def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
     return len(facts) == len(found)
 
 
-def _judge_jobs(search: ClassSearch) -> list[Job]:
-    return [Job(case, search.found.chosen) for case in search.call_class.checked]
-
-
 def _finished(
-    compilers: Compiling, jobs: Collection[Job], deadline: float, console: Console, of_what: str
+    compile_all: Compile, jobs: Collection[Job], deadline: float, console: Console, of_what: str
 ) -> Mapping[Job, Facts | str]:
     with console.status("") as status:
-        facts = compilers.finish(
-            jobs, deadline=deadline, step=lambda done: status.update(f"{of_what}: {done} of {len(jobs)} compiled")
-        )
+
+        def step(done: int) -> None:
+            status.update(f"{of_what}: {done} of {len(jobs)} compiled")
+
+        facts = compile_all(jobs, deadline, step)
     if len(facts) < len(jobs):
         console.print(f"{of_what}: {len(facts)} of {len(jobs)} compiled in time")
     return facts

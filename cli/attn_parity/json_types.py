@@ -5,13 +5,14 @@ A number that JSON does not have, such as the error over the bound of an output 
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import Kind
 from attn_optimized.selector import Assignment
-from attn_parity.binaries.facts import Facts
+from attn_parity.binaries.rows import Row
 from attn_parity.drift.changes import Change
 from attn_parity.drift.sides import Side
+from attn_parity.model_config import Group
+from attn_parity.vllm_arguments import VllmArguments
 
 
 class AsFound(TypedDict):
@@ -202,41 +203,14 @@ class Exhaust(TypedDict):
     failures: list[str]
 
 
-class Binary(TypedDict):
-    """A launch on an architecture, its kernel, its facts, the first digits of the digest of its assembly, and the number of
-    instructions of its hot loop."""
-
-    architecture: str
-    call: str
-    kernel: str
-    num_warps: int
-    facts: Facts
-    code: str
-    loop: int | None
-
-
 class Compile(TypedDict):
     """The result of `attn-parity compile`: launches, faults of binaries, and the launches that do not compile."""
 
     schema: Literal["attn-parity.compile/1"]
     triton: str
-    binaries: list[Binary]
+    binaries: list[Row]
     over: list[str]
     errors: list[str]
-
-
-class Group(TypedDict):
-    """Layers of a model config that attend alike, by their numbers."""
-
-    layers: list[int]
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    scale: float
-    attn_type: AttentionType
-    rules: dict[str, Any]
-    top_k: int | None
-    layout: str | None
 
 
 class Filled(TypedDict):
@@ -244,14 +218,6 @@ class Filled(TypedDict):
 
     by: str
     fields: dict[str, Any]
-
-
-class Vllm(TypedDict):
-    """A command line of vLLM with its backend, or null; and why not by each backend before it, or by all."""
-
-    line: str | None
-    backend: str | None
-    why_not: dict[str, list[str]]
 
 
 class Select(TypedDict):
@@ -269,7 +235,7 @@ class Select(TypedDict):
     left_out: NotRequired[list[str]]
     unknown: NotRequired[list[str]]
     not_answered: NotRequired[dict[str, list[int]]]
-    vllm: NotRequired[Vllm]
+    vllm: NotRequired[VllmArguments]
 
 
 class Doctor(TypedDict):

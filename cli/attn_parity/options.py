@@ -69,15 +69,7 @@ workers_option = click.option(
 
 
 def seconds_option(name: str, default: float, words: str) -> Callable[[Callable], Callable]:
-    """An option for seconds, whose name was --limit: that name is refused with this one."""
-
-    def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            raise click.UsageError(f"--limit is {name}", context)
-
-    was = click.option("--limit", hidden=True, expose_value=False, callback=refuse)
-    option = click.option(name, type=Duration, default=default, show_default=True, help=words)
-    return lambda command: option(was(command))
+    return click.option(name, type=Duration, default=default, show_default=True, help=words)
 
 
 case_seconds_option = seconds_option("--case-seconds", 60.0, "Seconds that a case may take, compilation included.")
@@ -256,18 +248,6 @@ def interrupts_end_the_process() -> Iterator[None]:
 def ignore_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def check_page_writable(path: Path, data: str = ".json") -> None:
-    """Fail before the work if a page, or the file of its facts beside it, cannot be written.
-
-    Args:
-        data: the suffix of that file.
-    """
-    if path.suffix == data:
-        raise click.UsageError(f"--page: {path} is where the facts go, beside a page such as {path.with_suffix('.md')}")
-    check_writable(path, "--page")
-    check_writable(path.with_suffix(data), "--page")
 
 
 def check_writable(path: Path | None, option: str = "--json", made: Path | None = None) -> None:

@@ -1,10 +1,10 @@
 """Options of several commands of the laboratory."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
-from attn_parity.options import Seed
+from attn_parity.options import Seed, check_writable
 
 first_seed_option = click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
 seeds_option = click.option(
@@ -13,7 +13,7 @@ seeds_option = click.option(
 check_option = click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")
 
 
-def page_option(default: Path) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """The option `--page` of a command whose results are beside its page."""
-    kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--page", type=kind, default=default, show_default=True, help="The page.")
+def check_pages_writable(paths: Iterable[Path]) -> None:
+    """Fail before the work if a page, or the file that it is made of, cannot be written."""
+    for path in paths:
+        check_writable(path, "--write")

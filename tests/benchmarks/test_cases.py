@@ -7,7 +7,7 @@ import pytest
 import torch
 from attn_contract import AttentionType
 
-from benchmarks.speed.calls import attention_call, gathered
+from benchmarks.speed.calls import attention_call, requests_of
 from benchmarks.speed.cases import CASES, Attention, RowOp
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.rows import row_op
@@ -96,7 +96,7 @@ def test_a_tiny_case_keeps_what_makes_it_special(case):
 def test_requests_of_a_cascade_share_the_blocks_of_their_prefix_alone():
     (case,) = (case.tiny() for case in ATTENTION if case.common_prefix_len)
     call = attention_call(case, CPU, seed=0)
-    first, second = (gathered(0, call, r, case.seq_lens[r]) for r in (0, 1))
+    first, second, *_ = (request.key for request in requests_of(call))
     prefix = case.common_prefix_len
     assert torch.equal(first[:prefix], second[:prefix])
     assert not torch.equal(first[prefix:], second[prefix:])

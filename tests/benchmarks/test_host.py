@@ -14,7 +14,7 @@ from benchmarks.host.steps import FUNCTIONS, TINY, Parts, participants
 from benchmarks.speed import results
 from benchmarks.speed.peers import Kernels
 
-NOBODY = Kernels(None, None, None, None, None)
+NOBODY = Kernels(None, None, None, None)
 CPU = torch.device("cpu")
 DECODES, LATENT = TINY
 

@@ -57,6 +57,8 @@ def folder(tmp_path):
         "vllm/__init__.py": "raise RuntimeError('no CUDA')",
         "vllm/v1/attention/ops/triton_unified_attention.py": VLLM_KERNEL,
         "vllm/v1/attention/ops/triton_prefill_attention.py": VLLM_PREFILL,
+        "vllm/v1/attention/ops/triton_decode_attention.py": "def decode_attention_fwd(): ...",
+        "vllm/v1/attention/ops/triton_reshape_and_cache_flash.py": "def triton_reshape_and_cache_flash(): ...",
     }
     for name, text in files.items():
         path = tmp_path / name

@@ -83,6 +83,8 @@ def folder(tmp_path) -> Path:
     files = {
         f"{ops}/triton_unified_attention.py": VLLM,
         f"{ops}/triton_prefill_attention.py": VLLM_PREFILL,
+        f"{ops}/triton_decode_attention.py": "def decode_attention_fwd(): ...",
+        f"{ops}/triton_reshape_and_cache_flash.py": "def triton_reshape_and_cache_flash(): ...",
         "aiter/ops/triton/unified_attention.py": AITER,
     }
     for name, text in files.items():

@@ -161,7 +161,7 @@ def test_bad_input_is_named(attn_lab, options, words):
 
 
 KEPT = replace(GOOD, **dict.fromkeys(results.NOT_KEPT, 0))
-ROWS = {("gfx942", name): Row("gfx942", name, "", 4, KEPT, "01234567") for name in ("a", "b, split")}
+ROWS = {("gfx942", name): Row("gfx942", name, "", 0, KEPT, "01234567") for name in ("a", "b, split")}
 RAN = {
     ("gfx942", "a"): Execution("agree", 0.5, code="01234567"),
     ("gfx942", "b, split"): Execution("value", 2.5, 'out: "wrong", by far', "89abcdef"),
@@ -169,7 +169,7 @@ RAN = {
 
 
 def test_launches_are_kept_with_what_came_of_them(tmp_path):
-    on_sm90 = {("sm90", "a"): Row("sm90", "a", "merge", 4, replace(KEPT, vgpr_spills=None, waves=2.5))}
+    on_sm90 = {("sm90", "a"): Row("sm90", "a", "merge", 0, replace(KEPT, vgpr_spills=None, waves=2.5))}
     kept = Results("3.9.0", ROWS | on_sm90, RAN)
     kept.save(tmp_path / "file.csv")
     found = load(tmp_path / "file.csv")

@@ -80,10 +80,12 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp
     (tmp_path / "animals").mkdir()
     for mutant in [*(mutant for mutant, _ in BROKEN), SOUND, RAISES]:
         (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
-    (tmp_path / "zoo.md").write_text("as it was")
+    page = tmp_path / "docs" / "generated" / "zoo.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("as it was")
     run = attn_lab(
         *("zoo", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
-        *("--write", "--page", "zoo.md"),
+        "--write",
     )
     assert run.code == 2, run.err
     result = results_file.load(Path("zoo.json"), Results)
@@ -99,7 +101,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp
     assert "2 of 2 found" in run.out
     assert rows["sound"].by in ("value", "bitwise")
     assert rows["raises"].by == "raised"
-    assert (tmp_path / "zoo.md").read_text() == "as it was"
+    assert page.read_text() == "as it was"
 
 
 OF_THE_FUZZER = Patch(place="attn_fuzz.cases.poison.bits", find="tensor.dtype in POISON", replace="True")

@@ -75,10 +75,6 @@ def test_what_agrees_says_how_closely():
     found = execute.execute(shipped, "gfx942", digests)["merge, fp32"]
     assert found.agrees
     assert 0 < found.error < 1
-    counts = found.counts
-    assert counts["vector"] > counts["global memory"] >= counts["global accesses"] > 0
-    assert counts["matrix"] == counts["multiply-adds"] == 0
-    assert counts["lines of 128"] >= counts["least lines of 128"]
 
 
 @functools.cache
@@ -171,7 +167,7 @@ def test_a_second_run_goes_on(attn_lab, tmp_path, monkeypatch):
     first, second = (attn_lab(*MERGE, "--workers", "1", "--write") for _ in range(2))
     assert (first.code, second.code) == (0, 0), first.out + second.out
     assert "1 of 1 launches agree" in first.out
-    assert re.search(r"^merge, fp32 +agree +0\.\d\d +\d+ +0 +\d\.\d\d", first.out, re.MULTILINE), first.out
+    assert re.search(r"^merge, fp32 +agree +0\.\d\d", first.out, re.MULTILINE), first.out
     assert "1 calls agreed before" in second.err
     assert "0 of 0 launches agree" in second.out
 

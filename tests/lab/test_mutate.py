@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.patches.source import patched_sources
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
@@ -97,14 +97,14 @@ PLAN = FuzzPlan(target="", device="cpu", examples=300, seed=0, folder=Path("unus
 
 @pytest.fixture
 def log(tmp_path):
-    made = Log(tmp_path / "mutants.jsonl", "cpu", generate.PACKAGE)
+    made = Log(tmp_path / "mutants.jsonl", generate.PACKAGE)
     for name, seconds in (("slow", 1.0), ("quick", 0.1)):
         made.add(Reach(name, seconds, LINES))
     return made
 
 
 class Ran(NamedTuple):
-    """A plan's work: its mutants, its target, and "cases" of a shard alone, a whole "shard", or the "case" of a failure."""
+    """A plan's work: its mutants, its target, and "cases" of a shard alone, or a whole "shard"."""
 
     mutants: set[str]
     target: str
@@ -124,7 +124,7 @@ def ran(monkeypatch):
                 outcome.interrupted = True
                 return outcome
             names = {each.name for each in (MUTANT, OTHER) if each.patch in plan.mutant.patches}
-            ran.append(Ran(names, plan.target, "cases" if plan.first else "case" if plan.past else "shard"))
+            ran.append(Ran(names, plan.target, "cases" if plan.first else "shard"))
             endings = [answers[name] for name in sorted(names) if name in answers]
             ended(index, endings[0] if endings and not plan.first else Progress(examples=plan.first or plan.examples))
         return outcome
@@ -170,7 +170,7 @@ def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     assert done == [*alone, Ran(BOTH, "quick", "shard")]
     row = mutants_page.row(OTHER, log, [0], 300, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
-    again = Log(log.path, "cpu", generate.PACKAGE)
+    again = Log(log.path, generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
     assert done[4:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
@@ -199,9 +199,8 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     answers[guilty.name] = failing(step_case)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     (innocent,) = BOTH - {guilty.name}
-    of_quick = [(run.mutants, run.part) for run in done if run.target == "quick" and run.part != "cases"]
-    halves = [({MUTANT.name}, "case"), ({guilty.name}, "case")]
-    assert of_quick == [(BOTH, "shard"), *halves, *(({name}, "shard") for name in (guilty.name, innocent, innocent))]
+    of_quick = [run.mutants for run in done if run.target == "quick" and run.part == "shard"]
+    assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}, {innocent}]
     assert [run.mutants for run in done if (run.target, run.part) == ("slow", "shard")] == [{innocent}] * 2
     assert mutants_page.row(guilty, log, [0], 300, {}).examples == (20 + 20 + 7,)
     assert [row.examples for row in [mutants_page.row(each, log, [0], 300, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
@@ -220,13 +219,11 @@ def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monk
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert all(trial.by is None and trial.together == 1 for trial in log.trials.values())
     assert len(log.trials) == 2 * 2 * 3
-    of_quick = [(run.mutants, run.part) for run in ran[0] if run.target == "quick" and run.part != "cases"][:5]
-    halves = [({MUTANT.name}, "case"), ({OTHER.name}, "case")]
-    assert of_quick == [(BOTH, "shard"), *halves, ({MUTANT.name}, "shard"), ({OTHER.name}, "shard")]
+    of_quick = [run.mutants for run in ran[0] if run.target == "quick" and run.part == "shard"][:3]
+    assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}]
 
 
-def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran, monkeypatch, step_case):
-    monkeypatch.setattr(shard, "drawn", lambda plan: [replace(step_case, requests=()), step_case])
+def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
     done, answers = ran
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
@@ -251,8 +248,8 @@ def test_an_exception_in_every_case_is_a_kill_unless_the_kernel_does_not_compile
 
 
 def test_a_log_of_other_sources_is_an_error(tmp_path, log):
-    with pytest.raises(ValueError, match="of other sources or of another device"):
-        Log(log.path, "cuda", generate.PACKAGE)
+    with pytest.raises(ValueError, match="it is of other sources"):
+        Log(log.path, "attn_reference")
 
 
 @pytest.mark.parametrize("content", ["\n", "\xff", "[" * 100_000, '{"schema": 3}'])
@@ -270,11 +267,11 @@ def test_a_line_that_was_cut_off_is_run_again(log):
     key = Key(MUTANT.name, 0, "quick", 0)
     log.add(Trial(key, 150, 1.0))
     log.path.write_bytes(log.path.read_bytes()[:-5])
-    again = Log(log.path, "cpu", generate.PACKAGE)
+    again = Log(log.path, generate.PACKAGE)
     assert key not in again.trials
     with again.alone():
         again.add(Trial(key, 150, 1.0))
-    assert key in Log(log.path, "cpu", generate.PACKAGE).trials
+    assert key in Log(log.path, generate.PACKAGE).trials
 
 
 @pytest.mark.usefixtures("generated")
@@ -406,7 +403,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     assert rows[strides]["examples"][0] <= 25
     assert rows[units]["tests"] is True, "a test asserts what the mutant changes"
     assert rows[strides]["tests"] is False, "no test runs it"
-    log = Log(Path("log.jsonl"), "cpu", generate.PACKAGE)
+    log = Log(Path("log.jsonl"), generate.PACKAGE)
     assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
     (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
     assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"

@@ -5,6 +5,7 @@ import importlib
 import importlib.resources
 import inspect
 import re
+import shutil
 import statistics
 import sys
 from collections import Counter
@@ -36,8 +37,8 @@ from tests.mostly_nightly import mostly_nightly
 from tests.pages import ROOT
 
 SHIPPED = [mutants.read(path) for path in sorted(mutants.FOLDER.glob("*.toml"))]
-PAGE = Path(__file__).parents[2] / "docs" / "generated" / "zoo.md"
-KEPT = results_file.load(PAGE.with_suffix(".json"), Results)
+PAGE = zoo_command.PAGE
+KEPT = results_file.load(ROOT / PAGE.with_suffix(".json"), Results)
 
 
 def mutant(*patches: Patch) -> KnownBug:
@@ -228,24 +229,13 @@ def test_every_kind_of_failure_is_of_one_judge():
     assert set(counted.values()) == {1}
 
 
-TF32 = next(animal for animal in SHIPPED if animal.name == "tf32")
-
-
-@pytest.fixture
-def small_page(attn_lab, tmp_path):
-    """A page of one mutant, which nobody ran."""
+def test_results_of_other_mutants_are_noticed():
     results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
-    (tmp_path / "zoo.json").write_bytes(results_file.dumps(results))
-    (tmp_path / "zoo.md").write_text(zoo_page.text([(results, {})], [TF32]))
-    assert attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "tf32").code == 0
-    return tmp_path / "zoo.md"
-
-
-def test_results_of_other_mutants_are_noticed(attn_lab, small_page):
-    run = attn_lab("zoo", "--check", "--page", "zoo.md", "--only", "seed-43817")
-    assert run.code == 1
-    assert "seed-43817: a mutant without results" in run.out
-    assert "tf32: results without a mutant" in run.out
+    (bug,) = (animal for animal in SHIPPED if animal.name == "seed-43817")
+    assert zoo_page.differences(results, [bug]) == [
+        "seed-43817: a mutant without results",
+        "tf32: results without a mutant",
+    ]
 
 
 def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
@@ -314,7 +304,9 @@ def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
 
 
 def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab):
-    run = attn_lab("zoo", "--only", "tf32", "--write", "--examples", "7", "--page", ROOT / "docs" / "generated" / "zoo.md")
+    PAGE.parent.mkdir(parents=True)
+    shutil.copy(ROOT / PAGE.with_suffix(".json"), PAGE.parent)
+    run = attn_lab("zoo", "--only", "tf32", "--write", "--examples", "7")
     assert run.code == 2
     assert "--write: the other mutants ran with" in run.err
 
@@ -347,25 +339,27 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
 
 
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):
-    options = ("--target", "triton@gfx942", "--no-shrink", "--page", "here.md", "--write")
+    PAGE.parent.mkdir(parents=True)
+    options = ("--target", "triton@gfx942", "--no-shrink", "--write")
     run = attn_lab("zoo", *options, "--only", "diagonal", "--examples", "60", "--workers", "1")
     assert run.code == 0, run.out + run.err
-    kept = results_file.load(tmp_path / "here-triton-gfx942.json", Results)
+    kept = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results)
     assert kept.target == "triton@gfx942"
     assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
-    assert "ran the mutants on `triton@gfx942`" in (tmp_path / "here.md").read_text()
+    assert "ran the mutants on `triton@gfx942`" in PAGE.read_text()
     with pytest.raises(MutantError, match="the other mutants ran with triton@gfx942 on CPU"):
         zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
 
 
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
-    page = tmp_path / "zoo.md"
+    monkeypatch.chdir(tmp_path)
+    PAGE.parent.mkdir(parents=True)
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
     monkeypatch.setattr(zoo_command, "_run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
-    arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write", "--page", str(page)]
+    arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write"]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)
     assert result.return_value == 130
-    (row,) = results_file.load(tmp_path / "zoo-triton-gfx942.json", Results).mutants
+    (row,) = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results).mutants
     assert (row.name, row.found) == ("diagonal", (None,))
     assert "without a result: --only scale-of-zero" in result.output

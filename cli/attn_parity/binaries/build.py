@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import importlib
+import math
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -86,6 +88,7 @@ def in_processes(
     report: Callable[[Mapping[Work, Result | str]], None] = lambda found: None,
     *,
     interpreter: bool = False,
+    seconds: float = math.inf,
 ) -> tuple[dict[Work, Result | str], bool]:
     """Call work(*job) for each job: the results or the errors in words, and whether an interrupt left jobs out.
 
@@ -96,12 +99,14 @@ def in_processes(
         workers: the number of processes.
         report: called after each job, with the results so far.
         interpreter: whether these processes have Triton's interpreter. Without it they can compile.
+        seconds: after which the jobs that are left are given up.
     """
     found: dict[Work, Result | str] = {}
+    until = time.monotonic() + seconds
     others, at_once, interrupted, suspect = set(active_children()), workers, False, None
     try:
         while left := [job for job in jobs if job not in found]:
-            _pass(work, left, at_once, found, report, interpreter)
+            _pass(work, left, at_once, found, report, interpreter, until)
             left = [job for job in left if job not in found]
             if left and at_once == 1 and left[0] == suspect:
                 found[left[0]] = "the process died"
@@ -109,6 +114,8 @@ def in_processes(
             # a single process begins jobs in their order, so it died at the first of the rest: of the job, or from outside
             suspect = left[0] if left and at_once == 1 and left[0] not in found else None
             at_once = 1 if left and (at_once > 1 or suspect) else workers
+    except TimeoutError:
+        pass
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -125,8 +132,13 @@ def _pass(
     found: dict[Work, Result | str],
     report: Callable[[Mapping[Work, Result | str]], None],
     interpreter: bool,
+    until: float,
 ) -> None:
-    """Do jobs until a process dies. The process was at one or more of the jobs that are left then."""
+    """Do jobs until a process dies. The process was at one or more of the jobs that are left then.
+
+    Raises:
+        TimeoutError: some are not done until then.
+    """
     pool = ProcessPoolExecutor(
         workers, mp_context=_context(interpreter), initializer=_begin, initargs=(current_folder.folders,)
     )
@@ -136,7 +148,7 @@ def _pass(
         with _compiling(), prepared.interrupts_later(), contextlib.suppress(BrokenProcessPool):
             for job in jobs:
                 futures[pool.submit(_tried, work, job)] = job
-        for future in as_completed(futures):
+        for future in as_completed(futures, None if until == math.inf else until - time.monotonic()):
             with contextlib.suppress(BrokenProcessPool):
                 found[futures[future]] = future.result()
                 report(found)

@@ -1,6 +1,6 @@
 """Results of launches that were compiled, and of launches that ran on the emulator; and the table that shows them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Row:
     """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts.
 
     Attributes:
-        kernel: empty in a row of a file.
+        kernel, num_warps: empty and 0 in a row of a file.
         code: the first digits of the digest of its assembly; empty if nobody noted it.
         loop: how many instructions its hot loop has (`attn_amdgcn.hot_loop`); None without one, and for NVIDIA.
     """
@@ -42,14 +42,12 @@ class Execution(NamedTuple):
         error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
         why: why it does not agree, or did not run; empty if it agrees.
         code: the first digits of the digest of the launch's assembly; empty if nobody noted it.
-        counts: what it executed in all of them, by the names of COUNTED in `attn_amdgcn.counts`. A file does not keep it.
     """
 
     verdict: str
     error: float
     why: str = ""
     code: str = ""
-    counts: Mapping[str, int] = {}
 
     @property
     def agrees(self) -> bool:

@@ -22,7 +22,7 @@ NOT_KEPT = (*FAULTS, "agprs", "sgprs", "sgpr_spills", "widest_load")
 """Facts that the page and the budgets do not read of a file: 0 of a row that was read."""
 FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name not in (*NOT_KEPT, "lds_limit"))
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""
-COLUMNS = ("launch", "architecture", "warps", *FACTS, "code", "emulated", "emulated code")
+COLUMNS = ("launch", "architecture", *FACTS, "code", "emulated", "emulated code")
 """A launch tells its kernel. `emulated` is the largest error / bound of a launch that agrees, or what came of another one.
 `emulated code` is the code that ran, if it is another one."""
 
@@ -43,7 +43,7 @@ class Results:
         """Write the file, the lines of a launch together. Of those that ran it has the code, and what came of it."""
         numbers = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in self.rows))}
         lines = (
-            [name, architecture, row.num_warps, *fact_cells(row.facts), row.code, *self._emulated((architecture, name))]
+            [name, architecture, *fact_cells(row.facts), row.code, *self._emulated((architecture, name))]
             for (architecture, name), row in sorted(self.rows.items(), key=lambda each: numbers[each[0][1]])
         )
         csv_file.save(path, COLUMNS, lines, {"Triton": self.triton})
@@ -71,7 +71,7 @@ def load(path: Path) -> Results:
     results = Results(versions["Triton"])
     for record in records:
         job = record["architecture"], record["launch"]
-        row = Row(*job, "", int(record["warps"]), facts_from(record, path), record["code"])
+        row = Row(*job, "", 0, facts_from(record, path), record["code"])
         results.rows[job] = row
         if came := record["emulated"]:
             verdict, _, why = came.partition(": ")

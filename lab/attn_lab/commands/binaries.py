@@ -11,7 +11,7 @@ from attn_lab import results_file, written
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
-from attn_lab.options import check_option
+from attn_lab.options import check_option, check_pages_writable
 from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
@@ -28,7 +28,6 @@ from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
     Seed,
-    check_page_writable,
     default_workers,
     plain_table,
     progress_bar,
@@ -38,9 +37,6 @@ from attn_parity.versions import version
 
 if TYPE_CHECKING:
     from attn_parity.compile import Calls
-
-EXECUTED = ("error / bound", "instructions", "matrix", "lines / least", "conflicts / phases")
-"""Columns of what launches did on the emulator."""
 
 
 @click.command("binaries")
@@ -112,7 +108,7 @@ def _kept(writes: bool, partly: bool) -> Results:
     """The stored results of launches that do not run now. They are read before Triton is imported, which takes seconds."""
     if not writes:
         return Results("")
-    check_page_writable(page.PAGE, DATA.suffix)
+    check_pages_writable((page.PAGE, DATA))
     kept = load(DATA) if partly or DATA.is_file() else Results("")
     if partly and kept.triton != version("triton"):
         here = f"Triton {kept.triton}, and here is {version('triton')}"
@@ -190,10 +186,10 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: st
 
         found, interrupted = executions.run(calls, workers or default_workers("cpu"), report, option)
     for architecture in dict.fromkeys(architecture for architecture, _ in found):
-        table = plain_table("launch", "run", *EXECUTED, right=EXECUTED)
+        table = plain_table("launch", "run", "error / bound", right=("error / bound",))
         for (one, name), execution in found.items():
             if one == architecture:
-                table.add_row(name, execution.verdict, f"{execution.error:.2f}", *_executed(execution.counts))
+                table.add_row(name, execution.verdict, f"{execution.error:.2f}")
         results.print(f"\n{architecture}, emulated", style="bold")
         results.print(table)
     for line in (
@@ -207,19 +203,6 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: st
         notes.print(f"{before} calls agreed before, and were not run again: {DATA}", soft_wrap=True)
     results.print(f"{begun}{agree} of {len(found)} launches agree, in {time.monotonic() - started:.0f} s")
     return found, interrupted
-
-
-def _executed(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The cells of what a launch executed: counts, and no times (docs/reference/emulator.md)."""
-    if not counts:
-        return ("", "", "", "")
-    from attn_amdgcn.counts import CLASSES
-
-    lines, least, conflicts, phases = (
-        counts[name] for name in ("lines of 128", "least lines of 128", "LDS conflicts", "LDS phases")
-    )
-    ratios = (f"{part / whole:.2f}" if whole else "" for part, whole in ((lines, least), (conflicts, phases)))
-    return (str(sum(counts[name] for name in CLASSES)), str(counts["matrix"]), *ratios)
 
 
 def _check(*, rewrites: bool = False) -> int:

@@ -21,7 +21,7 @@ from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
-from attn_lab.options import check_option, first_seed_option, seeds_option
+from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
 from attn_parity.console import notes, results
 from attn_parity.fuzz import FOLDER, PROFILES
 from attn_parity.options import (
@@ -30,15 +30,11 @@ from attn_parity.options import (
     Positive,
     Seed,
     case_seconds_option,
-    check_page_writable,
     check_writable,
     default_workers,
-    device_name,
-    device_option,
     json_option,
     say_half,
     say_what_runs_kernels,
-    use_device,
     workers_option,
     write_json,
 )
@@ -102,7 +98,6 @@ PAGE = PAGES / "mutants.md"
 @check_option
 @workers_option
 @case_seconds_option
-@device_option
 @json_option
 def command(
     sample: int,
@@ -124,10 +119,9 @@ def command(
     check: bool,
     workers: int | None,
     case_seconds: float,
-    device: str,
     json_file: Path | None,
 ) -> int:
-    """Make mutants by operators, and count those that the fuzzer finds.
+    """Make mutants by operators, and count those that the fuzzer finds on a CPU.
 
     Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
     """
@@ -136,9 +130,8 @@ def command(
     equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     check_writable(json_file)
     if writes or rewrites:
-        check_page_writable(PAGE)
-    device = use_device(device)
-    log = None if lists else Log(path, device, PACKAGE)
+        check_pages_writable((PAGE, results_file.data_of(PAGE)))
+    log = None if lists else Log(path, PACKAGE)
     if of_page and log:
         data = results_file.data_of(PAGE)
         tests = None if rewrites else tests
@@ -152,18 +145,18 @@ def command(
         raise click.ClickException(f"--log: {path} does not exist, so there is nothing to write a page of")
     if chosen:
         log.use_only(chosen)
-    say_what_runs_kernels(device, [registry.load(name) for name in chosen])
+    say_what_runs_kernels("cpu", [registry.load(name) for name in chosen])
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
     numbers = range(seed, seed + seeds)
     at_most = examples or PROFILES[profile]
-    plan = FuzzPlan(target="", device=device, examples=at_most, seed=seed, folder=path.parent, case_seconds=case_seconds)
-    workers = workers or default_workers(device)
+    plan = FuzzPlan(target="", device="cpu", examples=at_most, seed=seed, folder=path.parent, case_seconds=case_seconds)
+    workers = workers or default_workers("cpu")
     interrupted = False
     try:
         if not rewrites:
             with log.alone() as lines:
                 say_half(lines)
-                _record_targets(log, _usable(chosen, device), recorded, plan, workers)
+                _record_targets(log, _usable(chosen), recorded, plan, workers)
                 interrupted = _run(running, numbers, plan, log, workers)
                 if tests and not interrupted:
                     _run_tests(running, tests, log, workers, tests_seconds)
@@ -171,7 +164,7 @@ def command(
         interrupted = True
     rows = [mutants_page.row(mutant, log, numbers, at_most, equivalent) for mutant in mutants]
     rows = [mutants_page.explained(row, causes) for row in rows]
-    where, of_sample = (device_name(device), hypothesis.__version__), (len(mutants), sample_seed)
+    where, of_sample = ("CPU", hypothesis.__version__), (len(mutants), sample_seed)
     found = Results(*where, *of_sample, tuple(numbers), at_most, mutants_page.suite_of(log), tuple(rows))
     return _tell(found, interrupted, writes or rewrites, json_file)
 
@@ -244,12 +237,11 @@ def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, w
     return outcome.interrupted
 
 
-def _usable(chosen: tuple[str, ...], device: str) -> list[str]:
-    """The targets that can run here, on the CPU as well, where their lines are recorded. None compiles unless it is named."""
+def _usable(chosen: tuple[str, ...]) -> list[str]:
+    """The targets that can run here. None compiles unless it is named."""
     found = []
     for name in chosen or [name for name in registry.battery() if not registry.load(name).compiles]:
         try:
-            registry.usable(name, device)
             registry.usable(name, "cpu")
         except UnknownTargetError as error:
             if chosen:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 import msgspec
-from attn_fuzz import inputs, outputs
+from attn_fuzz import outputs
 from attn_fuzz.corpus import files
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import MutantError
@@ -18,7 +18,7 @@ from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_lab import results_file, written
-from attn_lab.options import check_option, first_seed_option, page_option, seeds_option
+from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -30,7 +30,6 @@ from attn_parity.options import (
     Positive,
     case_seconds_option,
     check_exact,
-    check_page_writable,
     check_writable,
     default_workers,
     device_name,
@@ -82,7 +81,6 @@ PAGE = PAGES / "zoo.md"
     help="Run nothing; write the page again from its JSON and the bugs.",
 )
 @check_option
-@page_option(PAGE)
 @click.option(
     "--corpus",
     type=click.Path(file_okay=False, path_type=Path),
@@ -105,7 +103,6 @@ def command(
     writes: bool,
     rewrites: bool,
     check: bool,
-    page: Path,
     corpus: Path | None,
     workers: int | None,
     case_seconds: float,
@@ -120,16 +117,18 @@ def command(
     results of the other bugs stay. An interrupted run writes the results of those that have ended, and names the others.
     """
     # before the bugs, whose reading takes a second
-    stored = results_file.kept(page, Results, "zoo") if check or rewrites else None
+    stored = results_file.kept(PAGE, Results, "zoo") if check or rewrites else None
     all_bugs = known_bugs.load_all(folder) if folder else known_bugs.load_all()
     if stored is not None:
-        return _check(page, stored, all_bugs, only, rewrites=rewrites)
+        return _check(stored, all_bugs, rewrites=rewrites)
     on_target, left_out = _on_target(all_bugs, target) if target else (all_bugs, {})
     for name, why in left_out.items():
         notes.print(f"{name} is left out: {why}", soft_wrap=True)
     bugs = _chosen(on_target, only)
-    data = results_file.data_of(page, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
-    _check_files(json_file, page if writes else None)
+    data = results_file.data_of(PAGE, re.sub(r"[^\w.-]", "-", (target or "").removeprefix("@")))
+    check_writable(json_file)
+    if writes:
+        check_pages_writable((PAGE, data))
     device = use_device(device)
     check_exact(exactly, device)
     found = zoo_page.results(device_name(device), range(seed, seed + seeds), examples, (), target or "")
@@ -162,7 +161,7 @@ def command(
         ended = tuple(row for row in rows if row.found or not outcome.interrupted)
         whole = zoo_page.updated(before, msgspec.structs.replace(found, mutants=ended), [bug.name for bug in on_target])
         outputs.write(data, results_file.dumps(whole))
-        _check(page, results_file.kept(page, Results, "zoo"), all_bugs, (), rewrites=True)
+        _check(results_file.kept(PAGE, Results, "zoo"), all_bugs, rewrites=True)
     return _exit_code(rows, interrupted=outcome.interrupted)
 
 
@@ -238,16 +237,6 @@ def _on_target(bugs: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[
     return chosen, left_out
 
 
-def _check_files(json_file: Path | None, page: Path | None) -> None:
-    """Fail before the work if a file cannot be written."""
-    check_writable(json_file)
-    if page is None:
-        return
-    if not page.suffix:
-        raise click.UsageError(f"--page: got {page}, expected a name such as {PAGE}: its JSON is to lie beside it")
-    check_page_writable(page)
-
-
 def _plans(plan: FuzzPlan, running: list[KnownBug], seeds: range, *, sanitize: bool | None, shrinks: bool) -> list[FuzzPlan]:
     """A plan for each bug and seed; the failing case of the first seed is shrunk if `shrinks`."""
     return [
@@ -309,19 +298,17 @@ def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
     results.print(zoo_page.summary(rows, bugs), soft_wrap=True)
 
 
-def _check(page: Path, found: Mapping[Path, Results], all_bugs: list[KnownBug], only: Sequence[str], *, rewrites: bool) -> int:
+def _check(found: Mapping[Path, Results], all_bugs: list[KnownBug], *, rewrites: bool) -> int:
     """The exit code: 0 if the page follows from its JSON and the bugs, and every bug has results; else 1.
 
     Args:
         all_bugs: on their own targets.
-        only: names of bugs, if the page is of some.
     """
     of_runs = [(each, _on_target(all_bugs, each.target) if each.target else (all_bugs, {})) for each in found.values()]
-    text = zoo_page.text([(each, left_out) for each, (_, left_out) in of_runs], _chosen(all_bugs, only))
+    texts = {PAGE: zoo_page.text([(each, left_out) for each, (_, left_out) in of_runs], all_bugs)}
+    code = written.settle(texts, "python -m attn_lab zoo --rewrite", checks=not rewrites)
     if rewrites:
-        return written.settle({page: text}, "", checks=False)
-    chosen = [(each, [bug for bug in bugs if not only or bug.name in only]) for each, (bugs, _) in of_runs]
-    wrong = [line for each, bugs in chosen for line in zoo_page.differences(each, bugs)]
-    if not page.is_file() or inputs.read_text(page) != text:
-        wrong.append(f"{page} is not what {next(iter(found))} and the bugs make: run `python -m attn_lab zoo --rewrite`")
-    return results_file.checked(wrong, "; ".join(zoo_page.summary(each.mutants, bugs) for each, bugs in chosen))
+        return code
+    wrong = [line for each, (bugs, _) in of_runs for line in zoo_page.differences(each, bugs)]
+    summary = "; ".join(zoo_page.summary(each.mutants, bugs) for each, (bugs, _) in of_runs)
+    return max(code, results_file.checked(wrong, summary))

@@ -1,11 +1,10 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
 Each mutant first runs PROBED cases of its quickest targets alone, which find most mutants. The others run in groups: up to
-GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, halves of
-the group run it again, until one mutant is left that fails this case. This mutant runs the shard alone, and then the others run
-it without this mutant. So a mutant is found only by a run of its own. If no mutant of the group fails the case by itself, its
-halves run the shard. A mutant that hides another one's failure after its first PROBED cases makes the other one survive. As
-many groups run at once as there are workers, and none waits for another.
+GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, each half
+of the group runs the shard, until one mutant is left. So a mutant is found only by a run of its own. A mutant that hides
+another one's failure after its first PROBED cases makes the other one survive. As many groups run at once as there are workers,
+and none waits for another.
 
 Each shard's result is written into the log when the shard ends. A second call goes on from there.
 """
@@ -20,12 +19,11 @@ from typing import NamedTuple
 
 import msgspec
 from attn_fuzz import inputs, outputs
-from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
 from attn_fuzz.outputs import Lines
 from attn_fuzz.patches.mutant import Mutant
 from attn_fuzz.patches.source import PatchError, modules_of, patched_sources, text_of
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.text import one_line
@@ -38,7 +36,7 @@ STARTS = f'{{"schema":"{SCHEMA}"'.encode()
 PROBE = -1
 """In place of a shard's number: the first PROBED cases of the first shard, which a mutant runs alone."""
 PROBED, PROBED_TARGETS = 20, 3
-"""Cases of a target that a mutant runs alone on a CPU before it joins a group, and of how many targets."""
+"""Cases of a target that a mutant runs alone before it joins a group, and of how many targets."""
 MAX_LOG_BYTES = 1 << 28
 GROUP = 64
 """The most mutants that are installed together."""
@@ -51,19 +49,18 @@ class Log:
 
     Args:
         path: of the file. Without one the first entry makes it.
-        device: "cpu" or "cuda".
         package: whose mutants these are.
 
     Raises:
-        InputError: the file is of another device or of other sources, or it is no log.
+        InputError: the file is of other sources, or it is no log.
     """
 
-    def __init__(self, path: Path, device: str, package: str) -> None:
+    def __init__(self, path: Path, package: str) -> None:
         self.path = path
         self.trials: dict[Key, Trial] = {}
         self.reaches: dict[str, Reach] = {}
         self.tests: dict[tuple[str, int], RecordedTests] = {}
-        self._header = Header(schema=SCHEMA, device=device, sources=digest(package))
+        self._header = Header(schema=SCHEMA, sources=digest(package))
         self._lines: Lines | None = None
         if os.path.lexists(path):
             *lines, half = inputs.read_bytes(path, MAX_LOG_BYTES).split(b"\n")
@@ -73,7 +70,7 @@ class Log:
         """Take in the lines of the file. Without any it is to be begun."""
         try:
             if lines and msgspec.json.decode(lines[0], type=Header) != self._header:
-                raise InputError(f"{self.path}: it is of other sources or of another device; give another file")
+                raise InputError(f"{self.path}: it is of other sources; give another file")
             for line in lines[1:]:
                 self._keep(msgspec.json.decode(line, type=Trial | Reach | RecordedTests))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -97,11 +94,6 @@ class Log:
             finally:
                 self._lines = None
 
-    @property
-    def probed(self) -> int:
-        """How many targets a mutant runs alone before it joins a group. A process on a GPU starts longer than its cases run."""
-        return PROBED_TARGETS if self._header.device == "cpu" else 0
-
     def use_only(self, targets: Collection[str]) -> None:
         """Leave out what other targets run, which another call has recorded."""
         self.reaches = {name: each for name, each in self.reaches.items() if name in targets}
@@ -122,7 +114,6 @@ class Log:
 
 class Header(msgspec.Struct, frozen=True):
     schema: str
-    device: str
     sources: str
 
 
@@ -180,7 +171,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         return self.by is not None or self.broken
 
 
-def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int, probed: int = PROBED_TARGETS) -> list[Key]:
+def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -> list[Key]:
     """A mutant's shards in the order in which they run: the probes, the first shard of each target, and so on.
 
     A profile with more examples begins with the shards of one with less.
@@ -188,10 +179,9 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int, p
     Args:
         targets: those that run the mutant, the quickest first.
         examples: for each target.
-        probed: how many targets a mutant runs alone first: `Log.probed`.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))
-    shards = [(PROBE, target) for target in targets[:probed]]
+    shards = [(PROBE, target) for target in targets[:PROBED_TARGETS]]
     shards += [(i, target) for i in range(count) for target in targets]
     return [Key(mutant.name, seed, target, i) for i, target in shards]
 
@@ -217,7 +207,7 @@ def run(
     probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
-        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples, log.probed)
+        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
         probes.append([key for key in keys if key.shard == PROBE])
         for key in keys[len(probes[-1]) :]:
             turns.setdefault((key.shard, key.target), []).append(key)
@@ -244,8 +234,10 @@ class _Campaign:
         self.mutants, self.plan, self.log, self.workers, self.report = mutants, plan, log, workers, report
         self.outcome = Outcome([])
         self._groups: Iterator[Group] = iter(())
+        self._halves: list[Group] = []
         self._plans: list[FuzzPlan] = []
-        self._then: list[Callable[[Progress], None]] = []
+        self._group_of: list[Group] = []
+        self._open = 0
         self.ended = {trial.key[:2] for trial in log.trials.values() if trial.is_last}
 
     def waiting(self, keys: Sequence[Key]) -> list[Key]:
@@ -259,71 +251,34 @@ class _Campaign:
     def together(self, turns: Sequence[Sequence[Key]]) -> None:
         """Run the shards of each turn with groups of mutants, until no shard waits that a group can run."""
         self._groups = (group for turn in turns for group in self._grouped(self.waiting(turn)))
-        self._plans, self._then = [], []
-        for _ in range(self.workers):
-            self._begin_next()
-        self._run(self._plans, lambda index, progress: self._then[index](progress))
+        self._plans, self._group_of = [], []
+        self._begin()
+        self._run(self._plans, lambda index, progress: self._end(self._group_of[index], progress))
 
-    def _begin_next(self) -> None:
-        """Begin with the next group that still waits."""
-        for group in self._groups:
-            if self._begin(group):
+    def _begin(self) -> None:
+        """Have as many groups run as there are workers. Halves of a group that failed come before other groups."""
+        while self._open < self.workers:
+            group = self._halves.pop(0) if self._halves else next(self._groups, None)
+            if group is None:
                 return
-
-    def _begin(self, group: Sequence[Key]) -> bool:
-        """Whether shards of a group still wait, which then run together."""
-        waiting = tuple(self.waiting(group))
-        if waiting:
-            self._plan_then(self._plan(waiting), lambda progress: self._end(waiting, progress))
-        return bool(waiting)
-
-    def _plan_then(self, plan: FuzzPlan, then: Callable[[Progress], None]) -> None:
-        """Have a plan run, behind the one that runs next, and call `then` when it has ended."""
-        self._plans.append(plan)
-        self._then.append(then)
+            if waiting := tuple(self.waiting(group)):
+                self._plans.append(self._plan(waiting))
+                self._group_of.append(waiting)
+                self._open += 1
 
     def _end(self, group: Group, progress: Progress) -> None:
         """Take in what became of a group's shard. The group that failed a case is cut until one mutant is left."""
+        self._open -= 1
         if len(group) == 1:
             self._add(Trial.of(group[0], progress))
-        elif progress.failure:
-            return self._halve(group, group, progress.failure.case)
-        elif progress.broken:  # such as a group that raises in every case
-            return self._halve(group, group, next(case for case in shard.drawn(self._plan(group)) if case.has_work))
+        elif progress.failure or progress.broken:  # such as a group that raises in every case
+            half = len(group) // 2
+            self._halves += [group[:half], group[half:]]
         else:
             seconds = round(progress.seconds / len(group), 2)
             for key in group:
                 self._add(Trial(key, progress.examples, seconds, together=len(group)))
-        return self._begin_next()
-
-    def _halve(self, group: Group, left: Sequence[Key], case: Case) -> None:
-        """Run a case of a group with the first half of its mutants that are left, and then look among those that fail it."""
-        first, second = left[: len(left) // 2], left[len(left) // 2 :]
-
-        def then(progress: Progress) -> None:
-            fails = bool(progress.failure or progress.broken)
-            if len(left) > 1:
-                self._halve(group, first if fails else second, case)
-            elif fails:
-                self._alone_then_others(group, left[0])
-            else:
-                half = len(group) // 2
-                begun = [self._begin(each) for each in (group[:half], group[half:])]
-                if not any(begun):
-                    self._begin_next()
-
-        plan = msgspec.structs.replace(self._plan(tuple(first or left)), past=(case,), examples=0)
-        self._plan_then(plan, then)
-
-    def _alone_then_others(self, group: Group, suspect: Key) -> None:
-        """Run the shard with a mutant that fails a case of it by itself, and then with the others of its group."""
-
-        def then(progress: Progress) -> None:
-            self._add(Trial.of(suspect, progress))
-            if not self._begin([key for key in group if key != suspect]):
-                self._begin_next()
-
-        self._plan_then(self._plan((suspect,)), then)
+        self._begin()
 
     def _grouped(self, keys: Sequence[Key]) -> list[Group]:
         """Groups of the same shard, for mutants whose patches do not overlap."""

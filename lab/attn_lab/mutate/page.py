@@ -127,7 +127,7 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], examples: int, equiva
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
     targets = reach.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
-    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, examples, log.probed)] for seed in seeds]
+    by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, examples)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
         return msgspec.structs.replace(found, state=BROKEN, why=broken.message)

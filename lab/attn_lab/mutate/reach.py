@@ -67,30 +67,15 @@ class RecordedTests(msgspec.Struct, frozen=True, omit_defaults=True, tag="tests"
 
 
 def record(plan: FuzzPlan, package: str) -> Reach:
-    """Run the cases of a plan, and record what they run of a package.
-
-    A compiled kernel cannot say which of its statements run. So a plan for a GPU also runs on the CPU, where Triton's kernels
-    are Python.
+    """Run the cases of a plan on a CPU, where Triton's kernels are Python, and record what they run of a package.
 
     Raises:
-        UnknownTargetError: the target cannot run on the plan's device, or not on a CPU.
+        UnknownTargetError: the target cannot run on a CPU.
         ExecutorError: its process ended before it had run all cases.
     """
-    found = _recorded(msgspec.structs.replace(plan, device="cpu"), package)
-    if plan.device == "cpu":
-        return found
-    on_gpu = _recorded(plan, package)
-    most = {
-        module: dict(Counter(found.cases.get(module)) | Counter(on_gpu.cases.get(module)))
-        for module in {**found.cases, **on_gpu.cases}
-    }
-    return msgspec.structs.replace(on_gpu, cases=most)
-
-
-def _recorded(plan: FuzzPlan, package: str) -> Reach:
-    registry.usable(plan.target, plan.device)
+    registry.usable(plan.target, "cpu")
     try:
-        return prepared.answer(plan.device, None, _record, plan, package)
+        return prepared.answer("cpu", None, _record, plan, package)
     except EOFError:
         raise ExecutorError(f"target {plan.target}: its process ended while its lines were recorded") from None
 
@@ -102,20 +87,19 @@ def targets_of(module: str, line: int, reaches: list[Reach]) -> list[str]:
 
 
 def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:
-    use_interpreter(plan.device)
-    reached.install(package, kernels=plan.device == "cpu")
+    use_interpreter("cpu")
+    reached.install(package)
     import torch
     from attn_fuzz.run.trial import try_case
 
     torch.set_num_threads(1)
-    if plan.device == "cpu":
-        interpreter.install()
+    interpreter.install()
     target = registry.load(plan.target)
     cases = [case for part in runner.shards(plan) for case in shard.drawn(part)]
     count: Counter[tuple[str, int]] = Counter()
     started = time.perf_counter()
     for case in cases:
-        try_case(case, target, plan.device)
+        try_case(case, target, "cpu")
         count.update((module, line) for module, lines in reached.take().items() for line in lines)
     seconds = (time.perf_counter() - started) / len(cases)
     lines: dict[str, dict[int, int]] = {}

@@ -13,19 +13,17 @@ from attn_fuzz.patches.source import modules_of, text_of
 LINES: dict[str, set[int]] = {}
 """The lines of the statements of each module that have run in this process since the sets were cleared."""
 _NOTE = "_note_line"
-KERNEL_DECORATORS = {"triton.jit", "compiled_once"}
 
 
-def install(package: str, *, kernels: bool = True) -> None:
+def install(package: str) -> None:
     """Have this process import a package's modules so that their statements note their lines in `LINES`.
 
-    Args:
-        kernels: whether statements of Triton's kernels do, too, which must be interpreted then.
+    Statements of Triton's kernels do, too, where kernels are interpreted.
 
     Raises:
         MutantError: a module is imported already.
     """
-    sources = {module: _noting(module, kernels=kernels) for module in modules_of(package)}
+    sources = {module: _noting(module) for module in modules_of(package)}
     LINES.update({module: set() for module in sources})
     installation.import_from(sources, "reached")
 
@@ -51,29 +49,23 @@ def _lines_outside_functions(node: ast.AST) -> Iterator[int]:
             yield from _lines_outside_functions(child)
 
 
-def _noting(module: str, *, kernels: bool) -> str:
+def _noting(module: str) -> str:
     """A module's source with a call before each statement."""
     tree = ast.parse(text_of(module))
-    _add_notes(tree, kernels=kernels)
+    _add_notes(tree)
     header = ast.parse(f"from {__name__} import LINES\n{_NOTE} = LINES[{module!r}].add").body
     docstring = tree.body[:1] if ast.get_docstring(tree) else []
     tree.body = [*docstring, *header, *tree.body[len(docstring) :]]
     return ast.unparse(tree)
 
 
-def _add_notes(node: ast.AST, *, kernels: bool) -> None:
-    if not kernels and isinstance(node, ast.FunctionDef) and any(map(_makes_kernel, node.decorator_list)):
-        return
+def _add_notes(node: ast.AST) -> None:
     for child in ast.iter_child_nodes(node):
-        _add_notes(child, kernels=kernels)
+        _add_notes(child)
     for field in ("body", "orelse", "finalbody"):
         statements = getattr(node, field, None)
         if isinstance(statements, list) and statements and isinstance(statements[0], ast.stmt):
             setattr(node, field, [each for statement in statements for each in _with_note(statement)])
-
-
-def _makes_kernel(decorator: ast.expr) -> bool:
-    return ast.unparse(decorator).split("(")[0] in KERNEL_DECORATORS
 
 
 def _with_note(statement: ast.stmt) -> list[ast.stmt]:

@@ -20,8 +20,7 @@ leaves open, such as a layout, is the theorem's own. Cases of the theorems on nu
 solver: their target spreads rows 2^32 units apart.
 
 `attn-parity prove --show` prints the formulas of a theorem, and the lines of source that they come from; `--json FILE` writes
-the seconds of each theorem. `python -m attn_lab proofs --mutants --json
-FILE` runs all cases, states all theorems about each mutant, and writes which of them are false.
+the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mutant in, and runs the case of its counterexample.
 
 ## What the statements are about
 

@@ -54,8 +54,6 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
     assert ended.returncode == 0, ended.stderr
     found = read(path)
     assert (found.schema, found.of_value, found.machine, found.unfinished) == (SCHEMA, False, "CPU", [])
-    assert len(found.steps) == 1
-    assert all(step.kernels and step.ms for step in found.steps)
     assert list(found.refused) == [refused]
     assert f"left out: {refused}: attn_optimized: head size 528" in ended.stdout
     assert found.classes
@@ -64,7 +62,7 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
         today, *others = searched.candidates
         assert today.verdict == "final"
         assert "final" in {each.verdict for each in others} <= {"final", "slower"}
-        assert {case.name for case in searched.cases} == today.times.keys()
+        assert {*searched.cases} == today.times.keys()
 
 
 @pytest.mark.nightly
@@ -90,7 +88,6 @@ def test_binaries_for_a_gpu_that_is_not_here_are_ranked(tmp_path):
     assert today.facts.shared_bytes
     assert today.facts.waves
     assert today.facts.instructions
-    assert {each.parameters.num_stages for each in searched.candidates} == {today.parameters.num_stages}
     assert not any(each.times for each in searched.candidates), "nothing is timed"
 
 
@@ -102,6 +99,5 @@ def test_an_interrupt_keeps_what_was_found(tmp_path):
     ended = processes.signalled(arguments, lambda _: path.is_file(), signal.SIGINT, cwd=tmp_path, env=env)
     assert ended.returncode == 130, ended.stderr
     found = read(path)
-    assert len(found.steps) == 5
     assert len(found.unfinished) == len(found.classes) > 1
     assert f"interrupted: 0 classes searched, {len(found.unfinished)} not" in " ".join(ended.stdout.split())

@@ -9,9 +9,9 @@ import torch
 from attn_optimized.launch.table import Parameters
 from rich.console import Console
 
+from benchmarks.speed import launches
 from benchmarks.speed.clock import Spread
-from benchmarks.speed.machine import Rates
-from benchmarks.tuning import launches, search, tune
+from benchmarks.tuning import search, tune
 from benchmarks.tuning.bench import Bench
 from benchmarks.tuning.classes import CLASSES
 from benchmarks.tuning.facts import Facts
@@ -22,7 +22,6 @@ from benchmarks.tuning.space import OPTIONS, SPACES, SPLITS, TILE
 CPU = torch.device("cpu")
 NEVER = float("inf")
 TODAY = Parameters(block_m=16, block_n=64, num_warps=4, num_stages=2, keys_per_split=512, programs_per_unit=2)
-RATES = Rates(read=3e12, copy=3e12, matmul=6e14, launch=1e-3)
 DECODE = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("decode", 4, 64))
 PREFILL = next(each for each in CLASSES if (each.phase, each.itemsize, each.most_block_d) == ("prefill", 4, 64))
 
@@ -112,10 +111,10 @@ class PlantedBench:
 def searched(monkeypatch, milliseconds, *, call_class=DECODE, facts=lambda job: Facts(), budget=600.0):
     """A class of three cases, timed as planted from TODAY on; what is compiled has planted facts, an error or none."""
     cases = [dataclasses.replace(DECODE.checked[0], name=name) for name in "abc"]
-    compilers = tune.NothingToCompile()
-    monkeypatch.setattr(
-        compilers, "finish", lambda jobs, **_: {job: found for job in jobs if (found := facts(job)) is not None}
-    )
+
+    def compile_all(jobs, *_):
+        return {job: found for job in jobs if (found := facts(job)) is not None}
+
     monkeypatch.setattr(search, "Bench", lambda *given, **named: PlantedBench(milliseconds, *given, **named))
     monkeypatch.setattr(search, "side_by_side", lambda loops, **_: list(map(spread, loops)))
     monkeypatch.setattr(tune, "entry_of", lambda *_: type("Entry", (), {"parameters": TODAY}))
@@ -123,7 +122,7 @@ def searched(monkeypatch, milliseconds, *, call_class=DECODE, facts=lambda job: 
     run = Tuning(of_value=False, architecture="sm90", machine="", versions={}, command="", commit="", source="")
     saved, console = [], Console(file=io.StringIO())
     arguments = {"budget": budget, "started": time.monotonic(), "save": saved.append, "console": console}
-    tune.measure(run, [], {call_class: cases}, CPU, compilers, RATES, **arguments)
+    tune.measure(run, {call_class: cases}, CPU, compile_all, **arguments)
     assert saved[-1] == call_class
     return run
 

@@ -372,8 +372,7 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     refused("zoo", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "--examples", 0, names="--examples")
     refused("zoo", "--check", names="docs/generated/zoo.json")
-    refused("zoo", "--write", "--page", "nowhere/zoo.md", names="nowhere")
-    refused("zoo", "--write", "--page", "zoo", names="--page")
+    refused("zoo", "--write", names="docs/generated")
     refused("zoo", "--json", "missing/zoo.json", names="missing")
 
 

@@ -58,7 +58,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "TOML": inputs.read_toml,
     "a case": case_file.load,
     "a ledger": read_ledger,
-    "a log of mutants": lambda path: campaign.Log(path, "cpu", generate.PACKAGE),
+    "a log of mutants": lambda path: campaign.Log(path, generate.PACKAGE),
     "mutants": mutants.load,
     "launches.json": saved.read,
     "launch.json": lambda path: run_folder.read(path.parent),

@@ -58,7 +58,7 @@ JSON_READERS = (
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("select {}", ROOT / "tests/fuzz/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
-    Reader("zoo --check --page zoo.md", PAGES / "zoo.json", "zoo.json"),
+    Reader("zoo --check", PAGES / "zoo.json", "docs/generated/zoo.json"),
     Reader("mutate --check", PAGES / "mutants.json", "docs/generated/mutants.json"),
 )
 TOML_READERS = (Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),)

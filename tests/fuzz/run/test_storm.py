@@ -34,7 +34,7 @@ COMMANDS = {
     "exhaust": "exhaust --target planted:SLOW --shard 1/200 --workers 2 --folder runs --device cpu",
     "replay": "replay case.json case.json case.json case.json case.json case.json --target planted:SLOW --device cpu",
     "zoo": "zoo --only diagonal --examples 100 --workers 2 --device cpu",
-    "mutate": "mutate --only {mutant} --target triton-varlen --recorded 10 --examples 25 --workers 1 --log log --device cpu",
+    "mutate": "mutate --only {mutant} --target triton-varlen --recorded 10 --examples 25 --workers 1 --log log",
     "emulated": f"{FUZZ} --target planted_emulated:SMALL_TRITON@gfx942 --examples 5 --no-sanitize",
     "compile": "compile --arch gfx942 --only merge --workers 1",
     "prove": "prove --cases proved",
